@@ -1,0 +1,40 @@
+# make demo and make test are all a new user needs: Python 3.11+ and nothing else.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+TARGET ?= 2x
+SEED ?= 0
+OUT ?= runs/demo-$(TARGET)-s$(SEED)
+
+.PHONY: install demo test test-fast check format clean
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -c constraints.txt torch torchvision
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[compress,dev]'
+	touch $@
+
+demo: install
+	$(BIN)/mmcompress run pipelines/clip_captioner.yaml --target $(TARGET) --seed $(SEED) --out $(OUT)
+
+test: install
+	$(BIN)/python -m pytest -q
+
+test-fast: install
+	$(BIN)/python -m pytest -q -m "not slow"
+
+check: install
+	$(BIN)/ruff format --check mmcompress tests
+	$(BIN)/ruff check mmcompress tests
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not slow"
+
+format: install
+	$(BIN)/ruff format mmcompress tests
+	$(BIN)/ruff check --fix mmcompress tests
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

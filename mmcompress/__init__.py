@@ -1,0 +1,35 @@
+"""mmcompress compresses multi-model multimodal pipelines to one end-to-end latency target.
+
+    import mmcompress
+    summary = mmcompress.run("pipelines/clip_captioner.yaml", out="runs/a", overrides={"target": "2x"})
+    pipeline = mmcompress.load_bundle("runs/a/bundle")
+    pipeline(image="photo.png")["caption"]
+
+Names are imported when used: `load_bundle` needs only onnxruntime, numpy, pillow and tokenizers.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_NAMES = {
+    "load_spec": "mmcompress.spec.loader:load",
+    "run": "mmcompress.workflow:run",
+    "open_run": "mmcompress.workflow:open_run",
+    "profile": "mmcompress.workflow:profile",
+    "load_summary": "mmcompress.report:load_summary",
+    "write_report": "mmcompress.report:write_report",
+    "load_bundle": "mmcompress.runtime.pipeline:load",
+    "MmcompressError": "mmcompress.errors:MmcompressError",
+}
+__all__ = ["__version__", *_NAMES]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NAMES:
+        raise AttributeError(f"module 'mmcompress' has no attribute '{name}'")
+    module, attribute = _NAMES[name].split(":")
+    return getattr(importlib.import_module(module), attribute)

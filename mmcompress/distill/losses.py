@@ -1,0 +1,58 @@
+"""Distillation losses, each by the name of its weight in the spec's `distill` section."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmcompress.graph.pipeline import SCALE, Batch, Outputs, TorchPipeline
+
+
+def embedding(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared distance of unit embeddings [b, d] (feature distillation, CLIP-KD, Yang et al. 2024)."""
+    return (student - teacher).square().sum(-1).mean()
+
+
+def tokens(student: Tensor, teacher: Tensor) -> Tensor:
+    """Squared error of token states [b, n, w] relative to their variance over the batch."""
+    return F.mse_loss(student, teacher) / teacher.var().clamp(min=1e-6)
+
+
+def affinity(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+    """KL of the similarity rows and columns of two joined embeddings (TinyCLIP, Wu et al. 2023)."""
+    s, t = (SCALE * q @ k.T for q, k in (student, teacher))
+    rows = F.kl_div(s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean")
+    columns = F.kl_div(s.log_softmax(0), t.log_softmax(0), log_target=True, reduction="sum") / s.shape[1]
+    return (rows + columns) / 2
+
+
+def logits(student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+    """KL of next-token distributions [b, t, v] at the positions `keep` [b, t] (Hinton et al. 2015)."""
+    return F.kl_div(
+        student[keep].log_softmax(-1), teacher[keep].log_softmax(-1), log_target=True, reduction="batchmean"
+    )
+
+
+def combined(
+    pipeline: TorchPipeline, student: Outputs, teacher: Outputs, batch: Batch, weights: Mapping[str, float]
+) -> dict[str, Tensor]:
+    """Every weighted part of the distillation loss of one batch, over all models of the pipeline."""
+    parts: dict[str, Tensor] = {}
+    for node, out in student.items():
+        if "embedding" in out:
+            parts[f"embedding.{node}"] = weights["embedding"] * embedding(out["embedding"], teacher[node]["embedding"])
+        if "tokens" in out:
+            parts[f"tokens.{node}"] = weights["tokens"] * tokens(out["tokens"], teacher[node]["tokens"])
+        if "logits" in out:
+            keep = batch.inputs[node][:, 1:] != pipeline.pad(node)
+            parts[f"logits.{node}"] = weights["logits"] * logits(out["logits"], teacher[node]["logits"], keep)
+    for query, keys in pipeline.joins:
+        pair = (student[query]["embedding"], student[keys]["embedding"])
+        parts[f"affinity.{query}"] = weights["affinity"] * affinity(
+            pair, (teacher[query]["embedding"], teacher[keys]["embedding"])
+        )
+    for name, loss in pipeline.losses(student, batch).items():
+        parts[name] = weights["contrast" if name.startswith("contrast") else "caption"] * loss
+    return parts

@@ -1,0 +1,142 @@
+"""Checks that an artifact computes what it should; run on every artifact and kept in its record."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcompress.errors import ProofFailed
+from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
+from mmcompress.models.base import Model
+from mmcompress.prune.masks import masked
+from mmcompress.prune.surgery import sliced
+from mmcompress.records import Proof
+from mmcompress.runtime.sessions import session
+
+SURGERY, EXPORT = 1e-5, 1e-4
+
+
+def require(proofs: list[Proof]) -> list[Proof]:
+    """The proofs, or `ProofFailed` naming the first that does not hold."""
+    for p in proofs:
+        if not p.passed:
+            raise ProofFailed(f"{p.node}: {p.name}: difference {p.difference:.2e}, bound {p.bound:.0e} {p.detail}")
+    return proofs
+
+
+def _proof(name: str, node: str, difference: float, bound: float, detail: str = "") -> Proof:
+    return Proof(name, node, float(difference), bound, bool(difference <= bound), detail)
+
+
+def difference(a: Tensor, b: Tensor) -> float:
+    """Largest absolute difference, relative to the scale of `a` where that exceeds one."""
+    if a.shape != b.shape:
+        return float("inf")
+    return float((a - b).abs().max() / a.abs().max().clamp(min=1.0))
+
+
+@torch.inference_mode()
+def surgery(pipeline: TorchPipeline, dense: Models, units: dict[str, dict[str, Tensor]], batch: Batch) -> list[Proof]:
+    """Dense models with units masked == the same models with those units removed, node by node."""
+    known = pipeline.run(dense, batch)
+    proofs = []
+    for node, model in dense.items():
+        masks = {}
+        for name, kept in units.get(node, {}).items():
+            masks[name] = torch.zeros(model.block(name).units)
+            masks[name][kept] = 1
+        others = {n: o for n, o in known.items() if n != node}
+        with masked(model, masks):
+            want = pipeline.forward(dense, batch, others)[node]
+        got = pipeline.forward({node: sliced(model, units.get(node, {}))}, batch, others)[node]
+        worst = max(difference(want[k], got[k]) for k in want)
+        proofs.append(_proof("masked == sliced", node, worst, SURGERY))
+    return proofs
+
+
+def _feeds(model: Model, name: str, inputs: tuple[Tensor, ...], batch: int, seed: int) -> tuple[Tensor, ...]:
+    """Random inputs like the traced ones, at another batch size (and, for ids, other ids)."""
+    g = torch.Generator().manual_seed(seed)
+    out = []
+    for x in inputs:
+        shape = (batch, *x.shape[1:]) if x.ndim > 1 else x.shape
+        if x.is_floating_point():
+            out.append(torch.randn(shape, generator=g))
+        elif x.ndim > 1:
+            ids = torch.randint(3, _vocabulary(model), shape, generator=g)
+            if "eos" in model.config:
+                ids[:, -1] = model.config["eos"]
+            out.append(ids)
+        else:
+            out.append(x)
+    return tuple(out)
+
+
+def _vocabulary(model: Model) -> int:
+    return min((m.num_embeddings for n, m in model.named_modules() if n.endswith(("token_embedding", "embed_tokens"))), default=4)
+
+
+@torch.inference_mode()
+def export(node: str, model: Model, files: dict[str, Path]) -> list[Proof]:
+    """torch == ONNX at batch 1, 2 and 5, and optimized == unoptimized graph, for every graph of a node."""
+    proofs = []
+    for name, graph in model.graphs().items():
+        fused, plain = session(files[name], 1), session(files[name], 1, optimize=False)
+        used = {i.name for i in fused.get_inputs()}
+        worst = {"torch == onnx": 0.0, "fused == unfused": 0.0}
+        for batch in (1, 2, 5):
+            example = _feeds(model, name, graph.example, batch, batch)
+            want = graph.module(*example)
+            want = want if isinstance(want, tuple) else (want,)
+            feed = {k: v.numpy() for k, v in zip(graph.inputs, example, strict=True) if k in used}
+            got = fused.run(list(graph.outputs), feed)
+            raw = plain.run(list(graph.outputs), feed)
+            for w, a, b in zip(want, got, raw, strict=True):
+                worst["torch == onnx"] = max(worst["torch == onnx"], difference(w, torch.from_numpy(a)))
+                worst["fused == unfused"] = max(
+                    worst["fused == unfused"], difference(torch.from_numpy(b), torch.from_numpy(a))
+                )
+        proofs += [_proof(k, node, v, EXPORT, f"({name}, batch 1, 2, 5)") for k, v in worst.items()]
+    return proofs
+
+
+@torch.inference_mode()
+def generation(node: str, model: Model, files: dict[str, Path], folder: Path, contexts: Tensor) -> list[Proof]:
+    """Deployed beam search on ONNX Runtime == the library's own `generate`, token for token.
+
+    `contexts` [n, t, w]. Only for a structure the library can still run with its cache (its first attention kept).
+    """
+    from mmcompress.runtime.nodes import TextDecoder
+    from mmcompress.runtime.sessions import Timed
+
+    deployed = TextDecoder({k: Timed(f, 1) for k, f in files.items()}, model.config, folder)
+    g = deployed.generation
+    wrong = 0
+    for context in contexts:
+        mine = [ids for _, ids in deployed.generate(context[None].numpy())]
+        theirs = model.lm.generate(
+            input_ids=torch.full((1, 1), g.bos), encoder_hidden_states=context[None],
+            num_beams=g.beams, num_return_sequences=g.beams, max_length=g.max_tokens, early_stopping=True,
+            do_sample=False, length_penalty=1.0, use_cache=False,
+        )  # fmt: skip
+        rows = [list(itertools.takewhile(lambda t: t != g.pad, r)) for r in theirs.tolist()]
+        wrong += mine != rows
+    return [_proof("cached generation == library", node, wrong / len(contexts), 0.01, f"({len(contexts)} inputs)")]
+
+
+def int8_drift(node: str, files: dict[str, Path], quantized: dict[str, Path], model: Model) -> list[Proof]:
+    """fp32 against int8: one minus the mean cosine of each graph's first output. A record, with a wide bound."""
+    proofs = []
+    for name, graph in model.graphs().items():
+        a, b = session(files[name], 1), session(quantized[name], 1)
+        used = {i.name for i in a.get_inputs()}
+        example = _feeds(model, name, graph.example, 5, 9)
+        feed = {k: v.numpy() for k, v in zip(graph.inputs, example, strict=True) if k in used}
+        x, y = (s.run([graph.outputs[0]], feed)[0].reshape(5, -1) for s in (a, b))
+        cosine = (x * y).sum(1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12)
+        proofs.append(_proof("int8 drift (1 - cosine)", node, 1 - float(cosine.mean()), 0.2, f"({name})"))
+    return proofs

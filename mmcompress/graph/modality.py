@@ -1,0 +1,79 @@
+"""Which layers are cross-modal, and why: modality tags passed along the graph and through each model's blocks.
+
+A layer is cross-modal when values of two modalities meet in it (cross-attention), or when it carries one modality
+into a space that is compared with another (the projection behind an embedding that a `nearest` node joins).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mmcompress.graph.topology import KINDS, order, split
+from mmcompress.records import Block
+from mmcompress.spec.schema import Spec
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer of one node: the modalities that meet in it, whether that makes it cross-modal, and the reason."""
+
+    node: str
+    name: str
+    modalities: tuple[str, ...]
+    cross_modal: bool
+    reason: str
+
+
+def outputs(spec: Spec) -> dict[str, frozenset[str]]:
+    """The modality tags of every node's outputs (one set a node) and of the pipeline inputs."""
+    tags = {name: frozenset({modality}) for name, modality in spec.inputs.items()}
+    for name in order(spec):
+        node = spec.nodes[name]
+        own = frozenset({KINDS[node.kind].modality} - {""})
+        tags[name] = own.union(*(tags[split(r)[0]] for r in node.inputs.values()))
+    return tags
+
+
+def layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[Layer, ...]:
+    """Every prunable block and every joined projection of the pipeline, in order, with the verdict on each."""
+    tags, found = outputs(spec), []
+    for name in order(spec):
+        node, kind = spec.nodes[name], KINDS[spec.nodes[name].kind]
+        if not kind.model:
+            continue
+        # A text tower reads text whatever wrote it; a generator's own stream starts from the words it writes.
+        stream = frozenset({kind.stream or kind.modality})
+        for block in blocks.get(name, ()):
+            ports = {r: tags[split(node.inputs[r])[0]] for r in block.reads if r != "stream"}
+            reads = {"stream": stream, **ports} if "stream" in block.reads else ports
+            met = frozenset().union(*reads.values())
+            meets = len(reads) > 1 and len(met) > 1
+            if meets:
+                what = " and ".join(f"{'+'.join(sorted(t))} from '{r}'" for r, t in reads.items())
+                reason = f"values meet: {what}"
+            else:
+                reason = f"only the {'+'.join(sorted(met))} stream passes through it"
+            found.append(Layer(name, block.name, tuple(sorted(met)), meets, reason))
+            stream = stream | met
+        for join, spec_join in spec.nodes.items():
+            ports = {p: split(r) for p, r in spec_join.inputs.items()}
+            here = [p for p, r in ports.items() if r == (name, "embedding")]
+            if KINDS[spec_join.kind].model or not here:
+                continue
+            mine = frozenset({kind.stream})
+            others = {split(r)[0] for p, r in spec_join.inputs.items() if r.endswith(".embedding") and p not in here}
+            against = frozenset(KINDS[spec.nodes[o].kind].stream for o in others)
+            cross = bool(against - mine)
+            reason = f"carries {'+'.join(mine)} into the space where '{join}' compares it with {'+'.join(against)}"
+            found.append(Layer(name, "projection", tuple(sorted(mine | against)), cross, reason))
+    return tuple(found)
+
+
+def cross_modal(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> dict[str, dict[str, str]]:
+    """node -> block name -> reason, for the cross-modal blocks only."""
+    found: dict[str, dict[str, str]] = {n: {} for n in blocks}
+    for layer in layers(spec, blocks):
+        if layer.cross_modal:
+            found[layer.node][layer.name] = layer.reason
+    return found

@@ -1,0 +1,88 @@
+"""The pipeline as a graph: the ports of each kind of node, the order of execution, and what is wrong with a spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
+
+from mmcompress.errors import SpecError
+from mmcompress.registry import nearest
+from mmcompress.spec.schema import Spec
+
+MakeError = Callable[[tuple[str, ...], str], SpecError]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Ports of a kind of node and their value types. `stream` is the port (or modality) its own layers carry."""
+
+    inputs: dict[str, str]
+    outputs: dict[str, str]
+    stream: str = ""
+    modality: str = ""
+    """Of what the node generates itself, beside what it reads."""
+    model: bool = True
+
+
+KINDS = {
+    "image_encoder": Kind({"image": "image"}, {"embedding": "vector", "tokens": "sequence"}, stream="image"),
+    "text_encoder": Kind({"text": "text"}, {"embedding": "vector"}, stream="text"),
+    "text_decoder": Kind({"context": "sequence"}, {"texts": "text"}, modality="text"),
+    "nearest": Kind({"query": "vector", "keys": "vector", "values": "text"}, {"best": "text"}, model=False),
+}
+
+
+def split(reference: str) -> tuple[str, str]:
+    """`vision.tokens` -> ("vision", "tokens"); a pipeline input has no port: ("image", "")."""
+    node, _, port = reference.partition(".")
+    return node, port
+
+
+def order(spec: Spec) -> tuple[str, ...]:
+    """Nodes in an order in which every input is there. Raises `graphlib.CycleError`."""
+    needs = {n: {split(r)[0] for r in node.inputs.values()} & set(spec.nodes) for n, node in spec.nodes.items()}
+    return tuple(TopologicalSorter(needs).static_order())
+
+
+def value_type(spec: Spec, reference: str) -> str | None:
+    """The value type behind a reference, None where there is nothing."""
+    node, port = split(reference)
+    if not port:
+        return spec.inputs.get(node)
+    return KINDS[spec.nodes[node].kind].outputs.get(port) if node in spec.nodes else None
+
+
+def check(spec: Spec, error: MakeError) -> None:
+    """Raise the `SpecError` of the first thing wrong with the graph."""
+    if both := set(spec.inputs) & set(spec.nodes):
+        raise error(("nodes", min(both)), f"'{min(both)}' is also the name of a pipeline input")
+    sources = [*spec.inputs, *(f"{n}.{p}" for n, node in spec.nodes.items() for p in KINDS[node.kind].outputs)]
+    for name, node in spec.nodes.items():
+        kind, at = KINDS[node.kind], ("nodes", name)
+        if kind.model and not node.source:
+            raise error(at, "'source' is missing: a model needs weights (embedded:, open_clip:, transformers: or a folder)")
+        for port in kind.inputs:
+            if port not in node.inputs:
+                raise error((*at, "inputs"), f"the port '{port}' of a {node.kind} is not connected")
+        for port, reference in node.inputs.items():
+            here = (*at, "inputs", port)
+            if port not in kind.inputs:
+                raise error(here, f"a {node.kind} has no port '{port}'; {nearest(port, kind.inputs)}")
+            found = value_type(spec, reference)
+            if found is None:
+                raise error(here, f"nothing is named '{reference}'; {nearest(reference, sources)}")
+            if found != kind.inputs[port]:
+                fits = [s for s in sources if value_type(spec, s) == kind.inputs[port]]
+                raise error(here, f"'{reference}' is a {found}, the port takes a {kind.inputs[port]} "
+                            f"(these fit: {', '.join(fits) or 'none'})")  # fmt: skip
+    try:
+        order(spec)
+    except CycleError as e:
+        ring = list(reversed(e.args[1]))
+        raise error(("nodes", ring[0], "inputs"), f"the nodes form a cycle: {' -> '.join(ring)}") from None
+    for name, reference in spec.outputs.items():
+        if value_type(spec, reference) is None:
+            raise error(("outputs", name), f"nothing is named '{reference}'; {nearest(reference, sources)}")
+    if not spec.models():
+        raise error(("nodes",), "no node is a model: there is nothing to compress")

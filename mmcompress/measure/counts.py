@@ -1,0 +1,50 @@
+"""Parameters and multiply-accumulates of a node, as one request uses it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from mmcompress.models.base import Model
+
+
+def params(model: nn.Module) -> int:
+    """Parameters, tied ones once."""
+    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+
+
+def block_params(model: Model) -> dict[str, int]:
+    """Parameters of the linear layers of every block."""
+    found = {}
+    for b in model.blocks:
+        linears = [model.linear(p) for p in (b.out, *(w for w, _ in b.writers))]
+        found[b.name] = sum(p.numel() for m in linears for p in m.parameters())
+    return found
+
+
+@torch.no_grad()
+def count(model: Model, steps: float, beams: int) -> tuple[int, int]:
+    """(parameters, MACs per request): linear and convolution layers by hooks, attention products by shape."""
+    total = 0.0
+    repeats = model.repeats(steps, beams)
+    for name, graph in model.graphs().items():
+        macs = 0.0
+
+        def hook(m: nn.Module, args: tuple, out: torch.Tensor) -> None:
+            nonlocal macs
+            if isinstance(m, nn.Linear):
+                macs += out.numel() * m.in_features
+            elif isinstance(m, nn.Conv2d):
+                macs += out.numel() * m.weight[0].numel()
+
+        handles = [m.register_forward_hook(hook) for m in graph.module.modules()]
+        graph.module(*graph.example)
+        for h in handles:
+            h.remove()
+        total += macs * repeats[name]
+    shapes = model.shapes(steps, beams)
+    for b in model.blocks:
+        if b.group == "heads":
+            s = shapes[b.name]
+            total += 2 * b.units * b.width * s.positions * s.keys * s.batch * s.calls
+    return params(model), round(total)

@@ -1,0 +1,79 @@
+"""Latency as a user would feel it: wall time, interleaved between what is compared, medians with spread."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from mmcompress.records import Latency
+from mmcompress.runtime.pipeline import Pipeline
+
+
+def summarize(ms: Sequence[float]) -> Latency:
+    p25, p50, p75, p95 = np.percentile(ms, (25, 50, 75, 95))
+    return Latency(float(p50), float(p95), len(ms), float(p75 - p25))
+
+
+def clock(call: Callable[[], Any], warmup: int, rounds: int, limit: float = 1e9) -> Latency:
+    """Time one call in milliseconds; stops after `limit` seconds with what it has (at least five samples)."""
+    for _ in range(warmup):
+        call()
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) < rounds and (len(times) < 5 or time.perf_counter() - began < limit):
+        start = time.perf_counter()
+        call()
+        times.append((time.perf_counter() - start) * 1e3)
+    return summarize(times)
+
+
+@dataclass(frozen=True)
+class EndToEnd:
+    """One pipeline's figures: whole requests, nodes, and the share of the time spent inside model sessions."""
+
+    latency: Latency
+    nodes: dict[str, Latency]
+    model_share: float
+    calls: dict[str, float]
+    """Session calls per request by `node/graph`: 1, or the mean number of decode steps."""
+
+
+def end_to_end(
+    pipelines: Mapping[str, Pipeline], requests: Sequence[dict[str, Any]], warmup: int, rounds: int
+) -> dict[str, EndToEnd]:
+    """Send the same requests to every pipeline in turn, the order alternating from round to round."""
+    names = list(pipelines)
+    total: dict[str, list[float]] = {n: [] for n in names}
+    nodes: dict[str, dict[str, list[float]]] = {n: {k: [] for k in pipelines[n].nodes} for n in names}
+    inside: dict[str, list[float]] = {n: [] for n in names}
+    before: dict[str, dict[str, int]] = {}
+    for i in range(-warmup, rounds):
+        if i == 0:
+            before = {n: _calls(pipelines[n]) for n in names}
+        for name in names if i % 2 else reversed(names):
+            pipeline = pipelines[name]
+            start = time.perf_counter()
+            pipeline(**requests[i % len(requests)])
+            seconds = time.perf_counter() - start
+            if i >= 0:
+                total[name].append(seconds * 1e3)
+                inside[name].append(sum(pipeline.model_seconds.values()) / seconds)
+                for k, s in pipeline.node_seconds.items():
+                    nodes[name][k].append(s * 1e3)
+    return {
+        n: EndToEnd(
+            summarize(total[n]),
+            {k: summarize(v) for k, v in nodes[n].items()},
+            float(np.median(inside[n])),
+            {k: (c - before[n][k]) / rounds for k, c in _calls(pipelines[n]).items()},
+        )
+        for n in names
+    }
+
+
+def _calls(pipeline: Pipeline) -> dict[str, int]:
+    return {f"{n}/{g}": s.calls for n, graphs in pipeline.sessions.items() for g, s in graphs.items()}

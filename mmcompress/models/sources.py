@@ -1,0 +1,72 @@
+"""Where weights come from: the source string of a node -> its `Model`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmcompress.errors import ModelError
+from mmcompress.models.base import LoadContext, Model
+from mmcompress.registry import FAMILIES
+from mmcompress.spec.schema import Node, Spec
+
+EMBEDDED = Path(__file__).parent / "embedded"
+CONFIGS = {"open_clip_config.json": "open_clip", "config.json": "transformers"}
+
+
+def locate(source: str) -> tuple[str, Path | None, str, str | None]:
+    """A source string as (library, folder or None, name, pretrained tag). Raises `ModelError`.
+
+    `embedded:NAME`, a folder, `open_clip:NAME[@PRETRAINED]` or `transformers:HUB_ID_OR_FOLDER`.
+    """
+    scheme, colon, rest = source.partition(":")
+    if colon and scheme == "embedded":
+        folder = EMBEDDED / rest
+        if not folder.is_dir():
+            known = sorted(p.parent.relative_to(EMBEDDED).as_posix() for p in EMBEDDED.glob("*/*/tokenizer.json"))
+            raise ModelError(f"source '{source}': nothing embedded under that name (known: {', '.join(known)})")
+    elif colon and scheme in ("open_clip", "transformers"):
+        folder = Path(rest)
+        if not folder.is_dir():
+            name, _, pretrained = rest.partition("@")
+            return scheme, None, name, pretrained or None
+    else:
+        folder = Path(source)
+        if not folder.is_dir():
+            raise ModelError(f"source '{source}': no such folder (or use embedded:, open_clip: or transformers:)")
+    for file, library in CONFIGS.items():
+        if (folder / file).is_file():
+            return library, folder, "", None
+    raise ModelError(f"source '{source}': {folder} holds neither of {', '.join(CONFIGS)}")
+
+
+def load_model(node: Node) -> Model:
+    """The model of one node, float32, in evaluation mode. Raises `ModelError`."""
+    library, folder, name, pretrained = locate(node.source)
+    family = f"{library}/{node.kind}"
+    if problem := FAMILIES.problem(family):
+        raise ModelError(f"source '{node.source}' as a {node.kind}: {problem}")
+    context = LoadContext(node.kind, folder, name, pretrained, node.candidates, node.max_tokens)
+    return FAMILIES.get(family)(context).eval()
+
+
+def load_models(spec: Spec) -> dict[str, Model]:
+    """Every model of the pipeline, widths checked across the edges. Raises `ModelError`."""
+    models = {}
+    for name, node in spec.models().items():
+        try:
+            models[name] = load_model(node)
+        except ModelError as e:
+            raise ModelError(f"nodes.{name}: {e}") from e
+    for name, node in spec.nodes.items():
+        if node.kind == "text_decoder":
+            at = node.inputs["context"].split(".")[0]
+            have, want = models[at].dims["tokens"], models[name].dims["context"]
+            if have != want:
+                raise ModelError(f"nodes.{name}.inputs.context: '{at}.tokens' is {have} wide, '{name}' takes {want}")
+            models[name].context_tokens = getattr(models[at], "patches", 64)
+        if node.kind == "nearest":
+            ends = [node.inputs[p].split(".")[0] for p in ("query", "keys")]
+            a, b = (models[e].dims["embedding"] for e in ends)
+            if a != b:
+                raise ModelError(f"nodes.{name}: embeddings of '{ends[0]}' ({a}) and '{ends[1]}' ({b}) can't be compared")
+    return models

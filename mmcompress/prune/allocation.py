@@ -1,0 +1,152 @@
+"""How many units each block keeps, given the pruning ratios of a spec: one function a policy.
+
+Ratios speak of the units of one node and group (`heads`, `ffn`); cross-modal blocks form a part of their own whose
+ratio is divided by the protection factor. Every policy removes the same share; they differ in where.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmcompress.records import Block, Candidate, Kept
+from mmcompress.spec.schema import NodePrune, Spec
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Measured damage (rise of the pipeline's loss after refit) of one block against the units it keeps."""
+
+    kept: tuple[int, ...]
+    damage: tuple[float, ...]
+
+    def at(self, kept: float | np.ndarray) -> np.ndarray:
+        """Linear between the measured points."""
+        return np.interp(kept, self.kept, self.damage)
+
+
+Curves = Mapping[str, Curve]
+Policy = Callable[[Sequence[Block], int, Curves, Mapping[str, Tensor]], Kept]
+"""(blocks of one part, steps to remove, curves, scores) -> units kept."""
+
+
+def steps(block: Block) -> int:
+    """How many cuts of `step` units a block allows."""
+    return -(-block.units // block.step)
+
+
+def after(block: Block, removed: int | np.ndarray) -> int | np.ndarray:
+    """Units left when `removed` steps are cut."""
+    return np.maximum(block.units - np.asarray(removed) * block.step, 0)
+
+
+def knapsack(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping[str, Tensor]) -> Kept:
+    """Least total damage at the given number of cuts, by dynamic programming over the blocks."""
+    best = np.full(remove + 1, np.inf)
+    best[0] = 0.0
+    choices = []
+    for block in blocks:
+        cost = curves[block.name].at(after(block, np.arange(steps(block) + 1)))
+        options = np.full((remove + 1, len(cost)), np.inf)
+        for cut in range(min(len(cost), remove + 1)):
+            options[cut:, cut] = best[: remove + 1 - cut] + cost[cut]
+        choices.append(options.argmin(1))
+        best = options.min(1)
+    kept, left = {}, remove
+    for block, choice in zip(reversed(blocks), reversed(choices), strict=True):
+        kept[block.name] = int(after(block, choice[left]))
+        left -= int(choice[left])
+    return kept
+
+
+def ranked(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping[str, Tensor]) -> Kept:
+    """The least important steps of the whole part, each the sum of its units taken from the bottom of its block."""
+    costs = []
+    for i, block in enumerate(blocks):
+        low = scores[block.name].sort().values
+        costs += [(float(s.sum()), i) for s in low.split(block.step)]
+    cuts = [0] * len(blocks)
+    for _, i in sorted(costs)[:remove]:
+        cuts[i] += 1
+    return {b.name: int(after(b, c)) for b, c in zip(blocks, cuts, strict=True)}
+
+
+def uniform(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping[str, Tensor]) -> Kept:
+    """The same share of every block; the remainder goes to the first ones."""
+    total = sum(steps(b) for b in blocks)
+    ideal = [remove * steps(b) / total for b in blocks]
+    cuts = [int(x) for x in ideal]
+    for i in sorted(range(len(blocks)), key=lambda i: cuts[i] - ideal[i])[: remove - sum(cuts)]:
+        cuts[i] += 1
+    return {b.name: int(after(b, c)) for b, c in zip(blocks, cuts, strict=True)}
+
+
+def allocate_node(
+    blocks: Sequence[Block], prune: NodePrune, cross: Mapping[str, str], protection: float, policy: Policy,
+    curves: Curves, scores: Mapping[str, Tensor],
+) -> Kept:  # fmt: skip
+    """Units kept in every block of one node."""
+    kept = {b.name: b.units for b in blocks}
+    fixed = {b.name for b in blocks if b.name in prune.blocks}
+    for b in blocks:
+        if b.name in prune.blocks:
+            kept[b.name] = int(after(b, round(prune.blocks[b.name] * steps(b))))
+    free = [b for b in blocks if b.name not in fixed]
+    weight = {b.name: protection if b.name in cross else 1.0 for b in free}
+    by_damage = sorted(free, key=lambda b: float(curves[b.name].at(0)) * weight[b.name])
+    dropped = {b.name for b in by_damage[: prune.drop]}
+    kept |= dict.fromkeys(dropped, 0)
+    for group, ratio in (("heads", prune.heads), ("ffn", prune.ffn)):
+        for crossing in (False, True):
+            part = [b for b in free if b.group == group and (b.name in cross) == crossing]
+            total = sum(steps(b) for b in part)
+            share = ratio / protection if crossing else ratio
+            wanted = int(share * total + (0 if crossing else 0.5))
+            part = [b for b in part if b.name not in dropped]
+            remove = wanted - (total - sum(steps(b) for b in part))
+            if part and remove > 0:
+                kept |= policy(part, remove, curves, scores)
+    return kept
+
+
+def allocate(
+    spec: Spec, blocks: Mapping[str, Sequence[Block]], cross: Mapping[str, Mapping[str, str]],
+    curves: Mapping[str, Curves], scores: Mapping[str, Mapping[str, Tensor]], policy: Policy,
+) -> Candidate:  # fmt: skip
+    """The candidate a spec (with a trial's overrides) describes."""
+    models = spec.models()
+    kept = {
+        n: allocate_node(blocks[n], node.prune, cross[n], spec.prune.protection, policy, curves[n], scores[n])
+        for n, node in models.items()
+    }
+    return Candidate(kept, {n: "fp32" if node.precision == "auto" else node.precision for n, node in models.items()})
+
+
+def choose_units(kept: Kept, blocks: Sequence[Block], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The most important units of each block, sorted; whole blocks are left out."""
+    return {
+        b.name: torch.sort(scores[b.name].topk(kept[b.name]).indices).values
+        for b in blocks
+        if kept.get(b.name, b.units) < b.units
+    }
+
+
+def ratios(kept: Mapping[str, Kept], blocks: Mapping[str, Sequence[Block]], cross: Mapping[str, Mapping[str, str]],
+           crossing: bool) -> float | None:  # fmt: skip
+    """Share of unit features removed in the cross-modal (or unimodal) blocks of the given nodes, by weight.
+
+    Every unit counts with the parameters it carries: rows of its writers and columns of its reader.
+    """
+    whole = cut = 0.0
+    for node, units in kept.items():
+        for b in blocks[node]:
+            if (b.name in cross[node]) != crossing:
+                continue
+            weight = b.width * (sum(parts for _, parts in b.writers) + 1)
+            whole += b.units * weight
+            cut += (b.units - units.get(b.name, b.units)) * weight
+    return cut / whole if whole else None

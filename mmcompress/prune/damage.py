@@ -1,0 +1,54 @@
+"""Damage of every (block, level): how much the pipeline's loss rises when one block alone is cut and refitted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
+from mmcompress.prune.allocation import Curve, after, choose_units, steps
+from mmcompress.prune.refit import Grams, refit_from_gram_
+from mmcompress.prune.surgery import sliced
+from mmcompress.records import Block
+
+SHARES = (0.25, 0.5, 0.75, 1.0)
+
+
+@torch.inference_mode()
+def measure(
+    pipeline: TorchPipeline, models: Models, batch: Batch, scores: Mapping[str, Mapping[str, Tensor]],
+    grams: Mapping[str, Grams], ridge: float, progress: Callable[[str, float], None] = lambda what, share: None,
+) -> dict[str, dict[str, Curve]]:  # fmt: skip
+    """Curves per node and block. Only the nodes downstream of the cut are run again."""
+    dense = pipeline.run(models, batch)
+    base = float(sum(pipeline.losses(dense, batch).values()))
+    found: dict[str, dict[str, Curve]] = {}
+    total = sum(len(m.blocks) for m in models.values())
+    done = 0
+    for node, model in models.items():
+        again = pipeline.downstream(node)
+        known = {n: o for n, o in dense.items() if n not in again}
+        found[node] = {}
+        for block in model.blocks:
+            progress(f"{node}.{block.name}", done / total)
+            done += 1
+            points = {block.units: 0.0}
+            for share in SHARES:
+                kept = int(after(block, round(share * steps(block))))
+                if kept in points:
+                    continue
+                cut = _cut(model, block, kept, scores[node], grams[node], ridge)
+                loss, _ = pipeline.evaluate({**models, node: cut}, batch, known)
+                points[kept] = max(loss - base, 0.0)
+            order = sorted(points)
+            found[node][block.name] = Curve(tuple(order), tuple(points[k] for k in order))
+    return found
+
+
+def _cut(model, block: Block, kept: int, scores: Mapping[str, Tensor], grams: Grams, ridge: float):  # type: ignore[no-untyped-def]
+    units = choose_units({block.name: kept}, [block], scores)
+    cut = sliced(model, units)
+    refit_from_gram_(cut, model, units, grams, ridge)
+    return cut.eval()

@@ -1,0 +1,77 @@
+"""Everything the search stands on, measured once per run on training pairs and kept in the run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from mmcompress.data.base import Dataset
+from mmcompress.graph.pipeline import TorchPipeline
+from mmcompress.models.base import Model
+from mmcompress.prune import damage
+from mmcompress.prune.allocation import Curve
+from mmcompress.prune.importance import Material, Scores
+from mmcompress.prune.refit import Gram, Grams, measure_grams
+from mmcompress.quantize.dynamic import simulated
+from mmcompress.records import build, plain, write
+from mmcompress.registry import IMPORTANCE
+from mmcompress.spec.schema import Spec
+
+DAMAGE_PAIRS = 128
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Importance, input moments, damage curves, damage of int8 by node, and the dense loss they are relative to."""
+
+    scores: Scores
+    grams: dict[str, Grams]
+    curves: dict[str, dict[str, Curve]]
+    int8_damage: dict[str, float]
+    base_loss: float
+
+
+def gather(
+    spec: Spec, pipeline: TorchPipeline, models: Mapping[str, Model], data: Dataset, folder: Path,
+    progress: Callable[[str, float], None],
+) -> Evidence:  # fmt: skip
+    """Input moments, importance, damage of every (block, level), damage of int8 per node."""
+    record, tensors = folder / "evidence.json", folder / "evidence.safetensors"
+    if record.exists() and tensors.exists():
+        return _read(models, record, tensors)
+    progress("input statistics", 0.0)
+    batch = pipeline.batch(data.load("train", spec.data.calibration))
+    grams = measure_grams(pipeline, models, batch)
+    progress(spec.prune.importance, 0.1)
+    scores = IMPORTANCE.get(spec.prune.importance)(Material(pipeline, models, batch, grams, spec.seed))
+    some = batch[slice(0, DAMAGE_PAIRS)]
+    curves = damage.measure(pipeline, models, some, scores, grams, spec.prune.ridge,
+                            lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share))  # fmt: skip
+    base, _ = pipeline.evaluate(models, some)
+    int8 = {}
+    for n, m in models.items():
+        with simulated(m):
+            int8[n] = max(pipeline.evaluate(models, some)[0] - base, 0.0)
+    flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
+    for n, by in grams.items():
+        for b, g in by.items():
+            flat |= {f"xx/{n}/{b}": g.xx, f"x/{n}/{b}": g.x, f"n/{n}/{b}": torch.tensor(g.n)}
+    save_file(flat, tensors)
+    write(record, {"curves": plain(curves), "int8_damage": int8, "base_loss": base})
+    return Evidence(scores, grams, curves, int8, base)
+
+
+def _read(models: Mapping[str, Model], record: Path, tensors: Path) -> Evidence:
+    data, flat = json.loads(record.read_text()), load_file(tensors)
+    scores = {n: {b.name: flat[f"score/{n}/{b.name}"] for b in m.blocks} for n, m in models.items()}
+    grams = {
+        n: {b.name: Gram(flat[f"xx/{n}/{b.name}"], flat[f"x/{n}/{b.name}"], float(flat[f"n/{n}/{b.name}"])) for b in m.blocks}
+        for n, m in models.items()
+    }
+    curves = {n: {b: build(Curve, c) for b, c in by.items()} for n, by in data["curves"].items()}
+    return Evidence(scores, grams, curves, data["int8_damage"], data["base_loss"])

@@ -1,0 +1,173 @@
+"""Closed-form repair: the output projection of a cut block, fitted to what the dense block put out.
+
+Ridge least squares with a bias, from second moments alone: W' = C (G + r I)^-1, where G is the covariance of the kept
+inputs and C their cross-covariance with the dense outputs. See Kwon et al. 2022, ZipLM (Kurtic et al. 2023), OSSCAR.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
+from mmcompress.models.base import Constant, Model
+from mmcompress.prune.masks import features, hooked
+from mmcompress.records import Block
+
+
+@dataclass
+class Gram:
+    """Running sums over n rows of inputs x [f] of one output projection."""
+
+    xx: Tensor
+    x: Tensor
+    n: float = 0.0
+
+    @classmethod
+    def empty(cls, size: int) -> Gram:
+        return cls(torch.zeros(size, size), torch.zeros(size))
+
+    def add_(self, rows: Tensor) -> None:
+        self.xx += rows.T @ rows
+        self.x += rows.sum(0)
+        self.n += len(rows)
+
+    def second(self) -> Tensor:
+        return self.xx / self.n
+
+    def mean(self) -> Tensor:
+        return self.x / self.n
+
+    def covariance(self) -> Tensor:
+        return self.second() - torch.outer(self.mean(), self.mean())
+
+
+Grams = dict[str, Gram]
+
+
+def valid(pipeline: TorchPipeline, node: str, batch: Batch) -> Tensor | None:
+    """Which positions of a text node hold words [b, t]; None where all count."""
+    kind = pipeline.kinds[node]
+    if kind == "image_encoder":
+        return None
+    ids = batch.inputs[node] if kind == "text_encoder" else batch.inputs[node][:, :-1]
+    return ids != pipeline.pad(node)
+
+
+def _rows(x: Tensor, keep: Tensor | None) -> Tensor:
+    return (x if keep is None else x[keep]).reshape(-1, x.shape[-1])
+
+
+@torch.inference_mode()
+def measure_grams(pipeline: TorchPipeline, models: Models, batch: Batch, size: int = 64) -> dict[str, Grams]:
+    """Second moments of the inputs of every block's output projection in the dense pipeline."""
+    found = {n: {b.name: Gram.empty(b.units * b.width) for b in m.blocks} for n, m in models.items()}
+    for piece in batch.chunks(size):
+        with ExitStack() as stack:
+            for n, m in models.items():
+                keep = valid(pipeline, n, piece)
+                for b in m.blocks:
+
+                    def record(x: Tensor, gram: Gram = found[n][b.name], keep: Tensor | None = keep) -> Tensor:
+                        gram.add_(_rows(x, keep))
+                        return x
+
+                    stack.enter_context(hooked(m, b, record))
+            pipeline.forward(models, piece)
+    return found
+
+
+def solve(cross: Tensor, covariance: Tensor, ridge: float) -> Tensor:
+    """cross (covariance + r I)^-1 with r = ridge times the mean of the diagonal; cross is [o, k]."""
+    r = ridge * covariance.diag().mean().clamp(min=1e-8)
+    a = covariance.double() + r.double() * torch.eye(len(covariance), dtype=torch.double)
+    return torch.linalg.solve(a, cross.double().T).T.float()
+
+
+@torch.no_grad()
+def refit_from_gram_(model: Model, dense: Model, units: dict[str, Tensor], grams: Grams, ridge: float) -> None:
+    """Refit every cut block of `model` (already sliced to `units`) as if only that block had been cut.
+
+    Needs no forward pass: the inputs' moments are those of the dense model. This is what a trial uses.
+    """
+    for block in dense.blocks:
+        kept = units.get(block.name)
+        if kept is None or len(kept) == block.units:
+            continue
+        gram, out = grams[block.name], dense.linear(block.out)
+        mean, k = gram.mean(), features(block, kept)
+        bias = out.bias if out.bias is not None else torch.zeros(out.out_features)
+        if len(k) == 0:
+            _constant(model, block).bias.copy_(bias + out.weight @ mean)
+            continue
+        covariance = gram.covariance()
+        w = solve(out.weight @ covariance[:, k], covariance[k][:, k], ridge)
+        new = model.linear(block.out)
+        new.weight.copy_(w)
+        if new.bias is not None:
+            new.bias.copy_(bias + out.weight @ mean - w @ mean[k])
+
+
+def _constant(model: Model, block: Block) -> Constant:
+    path = next(p for p, mode in block.drop if mode != "skip")
+    found = model.get_submodule(path)
+    assert isinstance(found, Constant)
+    return found
+
+
+@torch.inference_mode()
+def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, batch: Batch, ridge: float) -> None:
+    """Refit every cut block in order, each on the inputs that the pruned pipeline before it really gives."""
+    teacher = pipeline.run(dense, batch)
+    upstream: dict[str, dict[str, Tensor]] = {}
+    for node in pipeline.order:
+        small, big = models[node], dense[node]
+        now = {b.name: b for b in small.blocks}
+        cut = [b for b in big.blocks if b.name not in now or now[b.name].units < b.units]
+        targets = _record(pipeline, node, dense, batch, teacher, {b.name: b.out for b in cut}, inputs=False)
+        for block in cut:
+            y = targets.pop(block.name)
+            if block.name not in now:
+                _constant(small, block).bias.data.copy_(y.mean(0))
+                continue
+            x = _record(pipeline, node, models, batch, upstream, {block.name: block.out}, inputs=True)[block.name]
+            mx, my = x.mean(0), y.mean(0)
+            xc = x - mx
+            w = solve((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge)
+            out = small.linear(block.out)
+            out.weight.data.copy_(w)
+            if out.bias is not None:
+                out.bias.data.copy_(my - w @ mx)
+        upstream[node] = pipeline.run({node: small}, batch, dict(upstream) | _others(teacher, upstream, node))[node]
+
+
+def _others(teacher: dict, upstream: dict, node: str) -> dict:
+    return {n: o for n, o in teacher.items() if n != node and n not in upstream}
+
+
+def _record(
+    pipeline: TorchPipeline, node: str, models: Models, batch: Batch, known: dict, paths: dict[str, str], inputs: bool
+) -> dict[str, Tensor]:
+    """Inputs or outputs [rows, f] of the linear layers `paths` of one node, over the whole batch."""
+    found: dict[str, list[Tensor]] = {name: [] for name in paths}
+    if not paths:
+        return {}
+    for i in range(0, len(batch), 64):
+        piece = batch[slice(i, i + 64)]
+        keep = valid(pipeline, node, piece)
+        handles = []
+        for name, path in paths.items():
+
+            def hook(m: object, args: tuple, out: Tensor, name: str = name, keep: Tensor | None = keep) -> None:
+                found[name].append(_rows(args[0] if inputs else out, keep))
+
+            handles.append(models[node].get_submodule(path).register_forward_hook(hook))
+        part = {n: {k: v[i : i + 64] for k, v in o.items()} for n, o in known.items() if n != node}
+        missing = {n: {} for n in pipeline.order if n != node and n not in part}
+        pipeline.forward(models, piece, part | missing)
+        for h in handles:
+            h.remove()
+    return {name: torch.cat(rows) for name, rows in found.items()}

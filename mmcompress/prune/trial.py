@@ -1,0 +1,102 @@
+"""One trial on a worker: cut, refit, simulate int8, judge. Plain data in, plain data out."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from mmcompress.graph.pipeline import Batch, TorchPipeline
+from mmcompress.models.base import Model
+from mmcompress.models.sources import load_models
+from mmcompress.prune.allocation import choose_units
+from mmcompress.prune.refit import Gram, Grams, refit_from_gram_
+from mmcompress.prune.surgery import sliced
+from mmcompress.quantize.dynamic import simulated
+from mmcompress.records import Candidate, Kept, build, plain
+from mmcompress.spec.schema import Spec
+
+Context = dict[str, Any]
+"""What a worker needs: the spec as JSON and arrays; see `pack`."""
+
+
+@dataclass
+class _Loaded:
+    spec: Spec
+    models: dict[str, Model]
+    pipeline: TorchPipeline
+    scores: dict[str, dict[str, torch.Tensor]]
+    grams: dict[str, Grams]
+    batch: Batch
+
+
+_cache: dict[str, _Loaded] = {}
+
+
+def pack(
+    spec: Spec, scores: Mapping[str, Mapping[str, torch.Tensor]], grams: Mapping[str, Grams], batch: Batch, key: str,
+    threads: int,
+) -> Context:  # fmt: skip
+    """Everything a trial needs but the weights, which every worker loads from the spec's sources."""
+    return {
+        "key": key,
+        "threads": threads,
+        "spec": plain(spec),
+        "scores": {n: {b: s.numpy() for b, s in by.items()} for n, by in scores.items()},
+        "grams": {n: {b: (g.xx.numpy(), g.x.numpy(), g.n) for b, g in by.items()} for n, by in grams.items()},
+        "batch": {n: x.numpy() for n, x in batch.inputs.items()},
+    }
+
+
+def _tensor(a: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.array(a))
+
+
+def _load(context: Context) -> _Loaded:
+    if context["key"] not in _cache:
+        _cache.clear()
+        spec = build(Spec, context["spec"])
+        models = load_models(spec)
+        _cache[context["key"]] = _Loaded(
+            spec,
+            models,
+            TorchPipeline(spec, models),
+            {n: {b: _tensor(s) for b, s in by.items()} for n, by in context["scores"].items()},
+            {n: {b: Gram(_tensor(xx), _tensor(x), c) for b, (xx, x, c) in by.items()} for n, by in context["grams"].items()},
+            Batch({n: _tensor(x) for n, x in context["batch"].items()}),
+        )
+    return _cache[context["key"]]
+
+
+def prune_node(
+    model: Model, kept: Kept, scores: Mapping[str, torch.Tensor], grams: Grams | None, ridge: float
+) -> Model:
+    """A pruned copy of one model, refitted from the dense moments when `grams` are given."""
+    units = choose_units(kept, model.blocks, scores)
+    cut = sliced(model, units)
+    if grams is not None:
+        refit_from_gram_(cut, model, units, grams, ridge)
+    return cut.eval()
+
+
+def evaluate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
+    """Loss and quality of a candidate on the choosing pairs: {loss, quality, seconds}."""
+    start = time.perf_counter()
+    torch.set_num_threads(context["threads"])
+    loaded = _load(context)
+    c, prune = build(Candidate, candidate), loaded.spec.prune
+    models = {
+        n: prune_node(m, c.kept[n], loaded.scores[n], loaded.grams[n] if prune.refit else None, prune.ridge)
+        for n, m in loaded.models.items()
+    }
+    with ExitStack() as stack:
+        for n, m in models.items():
+            if c.precision[n] == "int8":
+                stack.enter_context(simulated(m))
+        loss, quality = loaded.pipeline.evaluate(models, loaded.batch)
+    return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}

@@ -1,0 +1,274 @@
+"""What passes between stages: frozen dataclasses that survive a JSON round trip, and the one builder that makes them.
+
+`build` is also what turns a YAML spec into its records, so there is one schema of every option: its dataclass.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mmcompress.registry import Registry, nearest
+
+T = TypeVar("T")
+Kept = dict[str, int]
+"""Units kept per block of one node."""
+
+
+class Invalid(Exception):
+    """A value that does not fit its type. `path` leads to it from the root."""
+
+    def __init__(self, path: tuple[str, ...], message: str):
+        super().__init__(f"{'.'.join(path)}: {message}")
+        self.path, self.message = path, message
+
+
+def build(cls: type[T], data: Any, path: tuple[str, ...] = ()) -> T:
+    """Make a dataclass from plain data, checking names and types on the way. Raises `Invalid`."""
+    if not isinstance(data, dict):
+        raise Invalid(path, f"expected a mapping, got {data!r}")
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
+    hints = typing.get_type_hints(cls)
+    for key in data:
+        if key not in fields:
+            raise Invalid((*path, str(key)), f"unknown key '{key}'; {nearest(key, fields)}")
+    values = {}
+    for name, f in fields.items():
+        if name in data:
+            values[name] = _value(hints[name], data[name], (*path, name))
+            registry: Registry | None = f.metadata.get("registry")
+            if registry and isinstance(values[name], str) and (problem := registry.problem(values[name])):
+                raise Invalid((*path, name), problem)
+            check = f.metadata.get("check")
+            if check and values[name] is not None and (problem := check(values[name])):
+                raise Invalid((*path, name), f"{problem}, got {values[name]!r}")
+        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
+            raise Invalid(path, f"'{name}' is missing")
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, path: tuple[str, ...]) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        options = [a for a in args if a is not type(None)]
+        for option in options[:-1]:
+            try:
+                return _value(option, value, path)
+            except Invalid:
+                continue
+        return _value(options[-1], value, path)
+    if origin is typing.Literal:
+        if value not in args:
+            raise Invalid(path, f"unknown value '{value}'; {nearest(value, args)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple):
+            raise Invalid(path, f"expected a list, got {value!r}")
+        if args[-1] is not Ellipsis and len(args) != len(value):
+            raise Invalid(path, f"expected {len(args)} values, got {value!r}")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_value(k, v, (*path, str(i))) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise Invalid(path, f"expected a mapping, got {value!r}")
+        return {str(k): _value(args[1], v, (*path, str(k))) for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return build(hint, value, path)  # type: ignore[arg-type]
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise Invalid(path, f"expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def plain(obj: Any) -> Any:
+    """A record as JSON-ready data."""
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return {f.name: plain(getattr(obj, f.name)) for f in dataclasses.fields(obj) if f.init}
+    if isinstance(obj, dict):
+        return {str(k): plain(v) for k, v in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [plain(v) for v in obj]
+    return obj
+
+
+def write(path: Path, obj: Any) -> Path:
+    """Write a record as JSON, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(path.name + ".new")
+    new.write_text(json.dumps(plain(obj), indent=1) + "\n")
+    new.replace(path)
+    return path
+
+
+def read(cls: type[T], path: Path) -> T:
+    return build(cls, json.loads(path.read_text()))
+
+
+@dataclass(frozen=True)
+class Block:
+    """A prunable sub-layer: `units` units of `width` features each, read by the linear layer `out`.
+
+    Every unit kind fits this form: a unit's features are rows of the `writers` (each holding them `parts` times
+    over, as a fused q, k, v does) and columns of `out`. `step` is the granularity of a cut, `reads` the streams whose
+    values meet in the block, `drop` the modules replaced by a constant when no unit is left: (path, mode).
+    """
+
+    name: str
+    kind: str
+    out: str
+    writers: tuple[tuple[str, int], ...]
+    units: int
+    width: int
+    step: int
+    module: str
+    reads: tuple[str, ...]
+    drop: tuple[tuple[str, str], ...]
+
+    @property
+    def group(self) -> str:
+        """`heads` or `ffn`: what a pruning ratio in the spec speaks of."""
+        return "ffn" if self.kind == "ffn" else "heads"
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds of `n` samples."""
+
+    p50: float
+    p95: float
+    n: int
+    spread: float = 0.0
+    """Interquartile range."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A metric with its 95 % interval over `n` samples."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Proof:
+    """One check of an artifact: the largest difference seen, and the bound it had to stay under."""
+
+    name: str
+    node: str
+    difference: float
+    bound: float
+    passed: bool
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A structure and the precision of each node: all that a trial decides."""
+
+    kept: dict[str, Kept]
+    precision: dict[str, str]
+
+    def key(self) -> str:
+        return json.dumps(plain(self), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One evaluated candidate. `loss` is the pipeline's own loss on the choosing split: lower is better."""
+
+    number: int
+    origin: str
+    overrides: dict[str, Any]
+    candidate: Candidate
+    latency_ms: float
+    loss: float
+    quality: dict[str, float]
+    seconds: float
+    worker: str = ""
+
+
+@dataclass(frozen=True)
+class NodeResult:
+    """One model of the pipeline as deployed."""
+
+    latency_ms_p50: float
+    params: int
+    macs: int
+    size_mb: float
+    precision: str
+    unimodal_ratio: float | None
+    cross_modal_ratio: float | None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the comparison: the dense baseline, or what was made of it."""
+
+    latency_ms: Latency
+    quality: dict[str, Quality]
+    size_mb: float
+    params: int
+    nodes: dict[str, NodeResult]
+    model_share: float
+    """Share of the end-to-end time spent inside model sessions."""
+
+
+@dataclass(frozen=True)
+class Target:
+    latency_ms_p50: float
+    speedup: float
+    met: bool
+    asked: str = ""
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    trials: int
+    feasible: int
+    failed: int
+    seconds: float
+    workers: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """`summary.json`: everything the report shows."""
+
+    pipeline: str
+    target: Target
+    baseline: Side
+    compressed: Side
+    speedup: float
+    quality_retained: float
+    predicted_latency_ms_p50: float
+    unimodal_ratio: float
+    cross_modal_ratio: float | None
+    kept: dict[str, Kept]
+    blocks: dict[str, tuple[Block, ...]]
+    modality: dict[str, dict[str, str]]
+    proofs: tuple[Proof, ...]
+    search: SearchResult
+    trials: tuple[Trial, ...]
+    warnings: tuple[str, ...]
+    timings: dict[str, float]
+    settings: dict[str, Any]
+    versions: dict[str, str]
+    cpu: dict[str, Any]
+    seed: int
+    commit: str
+    command: str
+    samples: tuple[dict[str, str], ...] = ()
+    quality_extra: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
+    """Further splits, reported apart: split -> side -> metric."""

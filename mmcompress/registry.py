@@ -1,0 +1,102 @@
+"""The plug points: names a spec may use, each resolved to code only when it is used.
+
+An entry is `"module:attribute"` or the object itself. Code outside the project joins with `plugins: [my.module]` in
+the spec; that module calls, say, `IMPORTANCE.add("mine", score)` when it is imported.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import Any
+
+
+def nearest(name: str, known: object) -> str:
+    """A tail for an error message: the nearest of the known names, then all of them."""
+    names = sorted(str(k) for k in known)  # type: ignore[attr-defined]
+    close = difflib.get_close_matches(str(name), names, 1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}(known: {', '.join(names)})"
+
+
+class Registry:
+    """Names at one plug point. `what` is the word error messages and `mmcompress list` use."""
+
+    def __init__(self, what: str, entries: dict[str, tuple[Any, str]]):
+        self.what = what
+        self._entries = dict(entries)
+
+    def add(self, name: str, target: Any, about: str = "") -> None:
+        self._entries[name] = (target, about)
+
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._entries)
+
+    def about(self, name: str) -> str:
+        return self._entries[name][1]
+
+    def problem(self, name: str) -> str | None:
+        """What is wrong with `name`, or None."""
+        return None if name in self._entries else f"unknown {self.what} '{name}'; {nearest(name, self._entries)}"
+
+    def get(self, name: str) -> Any:
+        """The entry. Raises `KeyError` with the nearest name when there is none."""
+        if problem := self.problem(name):
+            raise KeyError(problem)
+        target = self._entries[name][0]
+        if isinstance(target, str):
+            module, attribute = target.split(":")
+            target = getattr(importlib.import_module(module), attribute)
+        return target
+
+
+IMPORTANCE = Registry(
+    "importance",
+    {
+        "fisher": ("mmcompress.prune.importance:fisher", "sum over pairs of the squared gradient of a unit's mask"),
+        "taylor": ("mmcompress.prune.importance:taylor", "absolute mean gradient of a unit's mask"),
+        "magnitude": ("mmcompress.prune.importance:magnitude", "L2 norm of the weights a unit writes through"),
+        "activation": ("mmcompress.prune.importance:activation", "weight norm times input norm (Wanda)"),
+        "fluctuation": ("mmcompress.prune.importance:fluctuation", "weight norm times input variance (FLAP)"),
+        "random": ("mmcompress.prune.importance:random", "the control"),
+    },
+)
+ALLOCATION = Registry(
+    "allocation",
+    {
+        "knapsack": ("mmcompress.prune.allocation:knapsack", "least measured damage at the ratio of the group"),
+        "ranked": ("mmcompress.prune.allocation:ranked", "least important units of the group, over all its layers"),
+        "uniform": ("mmcompress.prune.allocation:uniform", "the same ratio in every layer"),
+    },
+)
+DATA = Registry(
+    "data kind",
+    {
+        "emoji_scenes": ("mmcompress.data.emoji_scenes:EmojiScenes", "captioned scenes drawn at run time"),
+        "folder": ("mmcompress.data.folder:Folder", "the user's own images and captions (JSONL or CSV)"),
+    },
+)
+METRICS = Registry(
+    "metric",
+    {
+        "retrieval": ("mmcompress.metrics.pairs:retrieval", "R@1 image to text and text to image"),
+        "caption": ("mmcompress.metrics.pairs:caption", "exact match of the pipeline's caption"),
+    },
+)
+FAMILIES = Registry(
+    "model family",
+    {
+        "open_clip/image_encoder": ("mmcompress.models.open_clip:load_image_encoder", "open_clip ViT image tower"),
+        "open_clip/text_encoder": ("mmcompress.models.open_clip:load_text_encoder", "open_clip text tower"),
+        "transformers/text_decoder": ("mmcompress.models.bart:load_text_decoder", "BART-style decoder (mBART, Donut's)"),
+    },
+)
+EXECUTORS = Registry(
+    "executor",
+    {
+        "ray": ("mmcompress.search.executors:RayExecutor", "Ray workers, on this machine or a cluster"),
+        "process": ("mmcompress.search.executors:process_executor", "processes of this machine, without Ray"),
+        "inline": ("mmcompress.search.executors:InlineExecutor", "this process, one trial after the other"),
+    },
+)
+ALL = {r.what: r for r in (FAMILIES, IMPORTANCE, ALLOCATION, DATA, METRICS, EXECUTORS)}

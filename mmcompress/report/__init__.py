@@ -1,0 +1,59 @@
+"""Records -> one self-contained HTML file, a Markdown file and `summary.json`. No torch, no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmcompress.records import Quality, Summary, read
+
+__all__ = ["load_summary", "write_report"]
+
+
+def load_summary(folder: str | Path) -> Summary:
+    """The summary of a run folder. Raises `DataError` when the run has not got that far."""
+    from mmcompress.errors import DataError
+
+    path = Path(folder) / "summary.json"
+    if not path.is_file():
+        raise DataError(f"{folder}: no summary.json in it: not a finished run")
+    return read(Summary, path)
+
+
+def write_report(summary: Summary, folder: str | Path) -> Path:
+    """Write `report.html` and `report.md` into a folder; returns the HTML file."""
+    import jinja2
+
+    from mmcompress.report import charts
+
+    here = jinja2.FileSystemLoader(Path(__file__).parent)
+    env = jinja2.Environment(loader=here, autoescape=jinja2.select_autoescape(["html"]), trim_blocks=True,
+                             lstrip_blocks=True)  # fmt: skip
+    env.filters |= {"percent": percent, "quality": quality, "count": count}
+    drawings = {
+        "nodes": charts.node_bars(summary),
+        "structure": charts.structure_map(summary),
+        "search": charts.scatter(summary),
+        "quality": charts.quality_bars(summary.baseline.quality, summary.compressed.quality),
+    }
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("report.html", "report.md"):
+        text = env.get_template(name).render(s=summary, charts=drawings)
+        (out / name).write_text(text)
+    return out / "report.html"
+
+
+def percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def quality(q: Quality) -> str:
+    return f"{100 * q.value:.1f} % ({100 * q.low:.1f} – {100 * q.high:.1f})"
+
+
+def count(value: float) -> str:
+    """1234567 -> 1.23 M."""
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.2f} {letter}"
+    return f"{value:.0f}"

@@ -1,0 +1,83 @@
+"""Measurements -> the parts of the summary, and the warnings the tool owes its user. No torch."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial
+from mmcompress.runtime.bundle import read_manifest
+from mmcompress.spec.schema import Spec
+
+MB = 1e6
+
+
+def side(
+    spec: Spec, bundle: Path, measured: Any, quality: dict[str, Quality], counts: Mapping[str, tuple[int, int]],
+    ratio: Mapping[str, tuple[float | None, float | None]],
+) -> Side:  # fmt: skip
+    """One side of the comparison from its bundle, its measurement, its counts and its ratios."""
+    manifest = read_manifest(bundle)
+    nodes = {}
+    for name in spec.models():
+        node = manifest["graph"]["nodes"][name]
+        size = sum(e["bytes"] for f, e in manifest["files"].items() if f.startswith(f"{name}/"))
+        unimodal, crossing = ratio[name]
+        nodes[name] = NodeResult(measured.nodes[name].p50, counts[name][0], counts[name][1], size / MB,
+                                 node["precision"], unimodal, crossing)  # fmt: skip
+    total = sum(e["bytes"] for e in manifest["files"].values()) / MB
+    params = sum(c[0] for c in counts.values())
+    return Side(measured.latency, quality, total, params, nodes, measured.model_share)
+
+
+def search_result(trials: Sequence[Trial], failed: int, target_ms: float, seconds: float) -> SearchResult:
+    feasible = sum(t.latency_ms <= target_ms for t in trials)
+    return SearchResult(len(trials), feasible, failed, seconds, dict(Counter(t.worker for t in trials if t.worker)))
+
+
+def _group_ratios(s: Summary) -> dict[tuple[str, str], list[float]]:
+    found: dict[tuple[str, str], list[float]] = {}
+    for node, blocks in s.blocks.items():
+        for b in blocks:
+            share = 1 - s.kept[node].get(b.name, b.units) / b.units
+            found.setdefault((node, b.kind), []).append(share)
+    return found
+
+
+def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+    """What the reader should know before trusting or deploying the result, each with its reason."""
+    out = []
+    for name, q in s.compressed.quality.items():
+        if q.high - q.low > 0.06:
+            out.append(f"{name}: the 95 % interval is {100 * (q.high - q.low):.1f} points wide at n = {q.n}; "
+                       "differences smaller than that can't be told on this test split")  # fmt: skip
+    for (node, kind), shares in _group_ratios(s).items():
+        mean = sum(shares) / len(shares)
+        if mean > 0.6:
+            out.append(f"{node}: {mean:.0%} of {kind} units were cut in one step; beyond about half, two rounds of "
+                       "pruning and distillation usually keep more quality")  # fmt: skip
+    for node, r in s.compressed.nodes.items():
+        b = s.baseline.nodes[node]
+        if r.latency_ms_p50 > 0.98 * b.latency_ms_p50 and (r.precision == "int8" or r.params < 0.95 * b.params):
+            out.append(f"{node}: {r.precision}, {r.params / b.params:.0%} of its parameters, yet no faster on this machine")
+    if s.baseline.model_share < 0.85:
+        out.append(f"only {s.baseline.model_share:.0%} of the dense request is spent inside models; compressing them "
+                   "can't shorten the rest")  # fmt: skip
+    if attempts and abs(attempts[-1]["predicted_ms"] / attempts[-1]["measured_ms"] - 1) > 0.1:
+        out.append("predicted and measured latency differ by more than 10 %: the device table may be stale or the "
+                   "machine busy")  # fmt: skip
+    if s.cross_modal_ratio is not None and s.cross_modal_ratio >= s.unimodal_ratio > 0:
+        out.append("cross-modal layers were not pruned less than the others: the search found protection too costly")
+    if not s.target.met:
+        slow = max(s.compressed.nodes.items(), key=lambda n: n[1].latency_ms_p50)
+        out.append(f"the target of {s.target.latency_ms_p50:.2f} ms is not met; the bottleneck is '{slow[0]}' "
+                   f"({slow[1].latency_ms_p50:.2f} ms), the lowest latency predicted in the search "
+                   f"{min((t.latency_ms for t in s.trials), default=0):.2f} ms")  # fmt: skip
+    return tuple(out)
+
+
+def structure(blocks: Mapping[str, tuple[Block, ...]], kept: Mapping[str, Kept]) -> dict[str, list[tuple[Block, int]]]:
+    """(block, units kept) by node, for drawing."""
+    return {n: [(b, kept.get(n, {}).get(b.name, b.units)) for b in bs] for n, bs in blocks.items()}

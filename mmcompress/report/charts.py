@@ -1,0 +1,128 @@
+"""Charts as inline SVG: small functions from numbers to markup."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from mmcompress.records import Quality, Summary, Trial
+from mmcompress.report.assemble import structure
+
+PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
+
+
+def _svg(width: float, height: float, body: Sequence[str], label: str) -> str:
+    return (f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
+            f"{''.join(body)}</svg>")  # fmt: skip
+
+
+def _text(x: float, y: float, text: str, cls: str = "", anchor: str = "start") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{cls}">{escape(text)}</text>'
+
+
+def node_bars(s: Summary) -> str:
+    """Where the time of a request goes, before and after, to one scale."""
+    width, left, bar = 760.0, 96.0, 34.0
+    scale = (width - left - 90) / s.baseline.latency_ms.p50
+    body = []
+    for row, (label, side) in enumerate((("before", s.baseline), ("after", s.compressed))):
+        x, y = left, 10 + row * (bar + 14)
+        body.append(_text(left - 10, y + bar / 2 + 4, label, anchor="end"))
+        rest = side.latency_ms.p50
+        for i, (name, node) in enumerate(side.nodes.items()):
+            w = node.latency_ms_p50 * scale
+            rest -= node.latency_ms_p50
+            title = f"{name}: {node.latency_ms_p50:.2f} ms"
+            body.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{bar}" fill="{PALETTE[i % 6]}">'
+                        f"<title>{escape(title)}</title></rect>")  # fmt: skip
+            if w > 60:
+                body.append(_text(x + w / 2, y + bar / 2 + 4, f"{name} {node.latency_ms_p50:.1f}", "on", "middle"))
+            x += w
+        if rest > 0:
+            body.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{rest * scale:.1f}" height="{bar}" class="rest">'
+                        f"<title>around the models: {rest:.2f} ms</title></rect>")  # fmt: skip
+            x += rest * scale
+        body.append(_text(x + 8, y + bar / 2 + 4, f"{side.latency_ms.p50:.2f} ms", "strong"))
+    x = left + s.target.latency_ms_p50 * scale
+    body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{2 * bar + 34:.0f}" class="target"/>')
+    body.append(_text(x + 4, 2 * bar + 46, f"target {s.target.latency_ms_p50:.2f} ms", "small"))
+    return _svg(width, 2 * bar + 54, body, "latency by node before and after")
+
+
+def structure_map(s: Summary) -> str:
+    """Every block of every model: what was kept (filled) of what there was; cross-modal blocks outlined."""
+    rows = structure(s.blocks, s.kept)
+    cell, gap, left = 74.0, 6.0, 96.0
+    width = left + max(len(r) for r in rows.values()) * (cell + gap)
+    body, y = [], 18.0
+    for i, (node, blocks) in enumerate(rows.items()):
+        body.append(_text(left - 10, y + 24, node, "strong", "end"))
+        for j, (b, kept) in enumerate(blocks):
+            x, share = left + j * (cell + gap), kept / b.units
+            crossing = b.name in s.modality.get(node, {})
+            title = f"{node}.{b.name}: {kept} of {b.units} kept" + (" (cross-modal)" if crossing else "")
+            body.append(f'<g><title>{escape(title)}</title><rect x="{x}" y="{y}" width="{cell}" height="40" class="slot"/>'
+                        f'<rect x="{x}" y="{y + 40 * (1 - share):.1f}" width="{cell}" height="{40 * share:.1f}" '
+                        f'fill="{PALETTE[i % 6]}"/>')  # fmt: skip
+            if crossing:
+                body.append(f'<rect x="{x}" y="{y}" width="{cell}" height="40" class="crossing"/>')
+            body.append(_text(x + cell / 2, y + 24, f"{kept}/{b.units}", "on" if share > 0.45 else "", "middle"))
+            short = b.name.replace("attention", "attn").replace("cross_attn", "cross")
+            body.append(_text(x + cell / 2, y + 53, short, "small", "middle") + "</g>")
+        y += 74
+    return _svg(width, y, body, "units kept in every block")
+
+
+def scatter(s: Summary) -> str:
+    """Every trial: predicted latency against the loss it was judged on."""
+    if not s.trials:
+        return ""
+    width, height, left, bottom = 760.0, 280.0, 60.0, 40.0
+    xs = [t.latency_ms for t in s.trials] + [s.target.latency_ms_p50]
+    low, high = min(xs) * 0.98, max(xs) * 1.02
+    losses = sorted(t.loss for t in s.trials)
+    cap = losses[min(len(losses) - 1, int(len(losses) * 0.95))] * 1.05
+    floor = losses[0] * 0.95
+
+    def at(t: Trial) -> tuple[float, float]:
+        x = left + (t.latency_ms - low) / (high - low) * (width - left - 16)
+        share = (min(t.loss, cap) - floor) / max(cap - floor, 1e-9)
+        return x, 12 + (1 - share) * (height - bottom - 12)
+
+    body = []
+    for k in range(5):
+        value = floor + (cap - floor) * k / 4
+        y = 12 + (1 - k / 4) * (height - bottom - 12)
+        body.append(f'<line x1="{left}" x2="{width - 16}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
+        body.append(_text(left - 8, y + 4, f"{value:.2f}", "small", "end"))
+        ms = low + (high - low) * k / 4
+        body.append(_text(left + (width - left - 16) * k / 4, height - 20, f"{ms:.2f}", "small", "middle"))
+    x = left + (s.target.latency_ms_p50 - low) / (high - low) * (width - left - 16)
+    body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{height - bottom}" class="target"/>')
+    chosen = next((t for t in s.trials if t.candidate.kept == s.kept), None)
+    for t in s.trials:
+        px, py = at(t)
+        cls = "trial mutation" if t.origin == "mutation" else "trial"
+        body.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" class="{cls}"><title>trial {t.number} ({t.origin}): '
+                    f"{t.latency_ms:.2f} ms, loss {t.loss:.3f}</title></circle>")  # fmt: skip
+    if chosen:
+        px, py = at(chosen)
+        body.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="8" class="chosen"/>')
+    body.append(_text((left + width) / 2, height - 4, "predicted latency, ms", "small", "middle"))
+    body.append(_text(12, 12, "loss", "small"))
+    return _svg(width, height, body, "trials of the search")
+
+
+def quality_bars(before: dict[str, Quality], after: dict[str, Quality]) -> str:
+    """Each metric before and after with its 95 % interval."""
+    width, left, step = 760.0, 170.0, 46.0
+    body: list[str] = []
+    for i, (name, b) in enumerate(before.items()):
+        for k, (q, cls) in enumerate(((b, "dense"), (after[name], "compressed"))):
+            y = 8 + i * step + k * 17
+            x = [left + v * (width - left - 80) for v in (q.low, q.value, q.high)]
+            body.append(f'<rect x="{left}" y="{y}" width="{x[1] - left:.1f}" height="13" class="{cls}"/>')
+            body.append(f'<line x1="{x[0]:.1f}" x2="{x[2]:.1f}" y1="{y + 6.5}" y2="{y + 6.5}" class="interval"/>')
+            body.append(_text(x[2] + 8, y + 11, f"{q.value:.1%}", "small"))
+        body.append(_text(left - 10, 28 + i * step, name, anchor="end"))
+    return _svg(width, len(before) * step + 4, body, "quality before and after")

@@ -1,0 +1,51 @@
+"""The bundle on disk: `manifest.json` names every file with its SHA-256; anything else is refused by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from mmcompress.errors import BundleError
+
+FORMAT = 1
+Manifest = dict[str, Any]
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while chunk := f.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_manifest(folder: str | Path) -> Manifest:
+    """The manifest of a bundle. Raises `BundleError`."""
+    path = Path(folder) / "manifest.json"
+    if not path.is_file():
+        raise BundleError(f"{folder}: not a bundle: it holds no manifest.json")
+    try:
+        manifest = json.loads(path.read_text())
+        version, files = manifest["format"], manifest["files"]
+        entries = [(str(n), str(f["sha256"])) for n, f in files.items()]
+        manifest["graph"]["nodes"], manifest["graph"]["outputs"], manifest["graph"]["inputs"]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise BundleError(f"{path}: damaged: {type(e).__name__}: {e}") from e
+    if version != FORMAT:
+        raise BundleError(f"{path}: format {version}, this runtime reads format {FORMAT}")
+    for name, _ in entries:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise BundleError(f"{path}: the file name '{name}' leaves the bundle")
+    return manifest
+
+
+def verify(folder: str | Path, manifest: Manifest) -> None:
+    """Check every file against its SHA-256. Raises `BundleError` naming the missing or altered file."""
+    for name, entry in manifest["files"].items():
+        path = Path(folder) / name
+        if not path.is_file():
+            raise BundleError(f"{folder}: the file '{name}' is missing")
+        if sha256(path) != entry["sha256"]:
+            raise BundleError(f"{folder}: the file '{name}' was altered: its SHA-256 is not the manifest's")

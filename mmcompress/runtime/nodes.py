@@ -1,0 +1,104 @@
+"""Each kind of node as deployed: named inputs -> named outputs, one request (or a list of texts) at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from mmcompress.errors import BundleError
+from mmcompress.runtime.decode import Generation, beam_search
+from mmcompress.runtime.images import preprocess
+from mmcompress.runtime.sessions import Timed
+
+Values = dict[str, Any]
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as e:  # tokenizers raises plain Exception
+        raise BundleError(f"{path}: not a tokenizer: {e}") from e
+
+
+def pad_ids(ids: list[list[int]], length: int, pad: int, eos: int) -> np.ndarray:
+    """int64 [n, length]; what is too long loses its middle words, never its end token."""
+    rows = [r if len(r) <= length else [*r[: length - 1], eos] for r in ids]
+    return np.array([[*r, *[pad] * (length - len(r))] for r in rows], np.int64)
+
+
+class ImageEncoder:
+    """image -> embedding float32 [1, d] of length 1, tokens float32 [1, n, w]."""
+
+    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+        self.model, self.config = sessions["model"], config["preprocess"]
+
+    def __call__(self, image: Any) -> Values:
+        pixels = image if isinstance(image, np.ndarray) and image.ndim == 4 else preprocess(image, self.config)[None]
+        return dict(zip(self.model.outputs, self.model({"pixels": pixels}), strict=True))
+
+
+class TextEncoder:
+    """text (one or several) -> embedding float32 [n, d] of length 1."""
+
+    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+        self.model, self.config = sessions["model"], config
+        self.tokenizer = load_tokenizer(folder / config["tokenizer"])
+
+    def __call__(self, text: str | list[str]) -> Values:
+        texts = [text] if isinstance(text, str) else text
+        ids = [e.ids for e in self.tokenizer.encode_batch(texts)]
+        ids = pad_ids(ids, self.config["context_length"], self.config["pad"], self.config["eos"])
+        return {"embedding": self.model({"ids": ids})[0]}
+
+
+class TextDecoder:
+    """context float32 [1, n, w] -> texts, the best first. Cross-attention K and V are computed once a request."""
+
+    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+        self.context, self.step = sessions.get("context"), sessions["step"]
+        self.tokenizer = load_tokenizer(folder / config["tokenizer"])
+        self.generation = Generation(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["generation"].items()})
+        self.past = [(int(h), int(d)) for h, d in config["past"]]
+
+    def generate(self, context: np.ndarray) -> list[tuple[float, list[int]]]:
+        """Scored token sequences of one item, the best first."""
+        cross = dict(zip(self.context.outputs, self.context({"context": context}), strict=True)) if self.context else {}
+        names = [n for n in self.step.inputs if n.startswith("past")]
+        positions = np.arange(self.generation.max_tokens + 1, dtype=np.int64)
+        wanted = set(self.step.inputs)
+        cross = {k: v for k, v in cross.items() if k in wanted}
+
+        def step(ids: np.ndarray, position: int, past: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+            feed = {"ids": ids, "position": positions[position : position + ids.shape[1]], **cross}
+            feed.update(zip(names, past, strict=True))
+            logits, *new = self.step(feed)
+            return logits, new
+
+        empty = [np.zeros((self.generation.beams, h, 0, d), np.float32) for h, d in self.past]
+        return beam_search(step, empty, self.generation)
+
+    def __call__(self, context: np.ndarray) -> Values:
+        found = self.generate(context)
+        return {"texts": [self.tokenizer.decode(ids) for _, ids in found], "tokens": [ids for _, ids in found]}
+
+
+class Nearest:
+    """The value whose key is nearest to the query (cosine)."""
+
+    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+        pass
+
+    def __call__(self, query: np.ndarray, keys: np.ndarray, values: list[str]) -> Values:
+        return {"best": values[int((keys @ query[0]).argmax())]}
+
+
+KINDS: dict[str, Callable[[dict[str, Timed], Values, Path], Any]] = {
+    "image_encoder": ImageEncoder,
+    "text_encoder": TextEncoder,
+    "text_decoder": TextDecoder,
+    "nearest": Nearest,
+}

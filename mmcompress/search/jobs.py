@@ -1,0 +1,63 @@
+"""A run as a Ray job: the same command, on a cluster. The package travels with it, so the cluster needs only its dependencies."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mmcompress.errors import MissingPackage, MmcompressError
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def submit_run(
+    spec: str, address: str, folder: str, space: str | None, changes: dict[str, Any], resume: bool,
+    echo: Callable[[str], None],
+) -> int:  # fmt: skip
+    """Submit, follow the log, and return the exit code of the run. Raises `MmcompressError` when the server is away.
+
+    The spec and the search space are uploaded; the run folder is a path on storage that the cluster sees.
+    """
+    try:
+        from ray.job_submission import JobStatus, JobSubmissionClient
+    except ImportError as e:
+        raise MissingPackage("ray[default]", "compress") from e
+    try:
+        client = JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError) as e:
+        raise MmcompressError(f"no job server answers at {address}: {e}") from e
+    target = Path(folder).resolve()
+    code_file = target.with_name(target.name + ".exit")
+    with tempfile.TemporaryDirectory() as work:
+        shutil.copy(spec, Path(work) / "spec.yaml")
+        command = ["run", "spec.yaml", "--out", str(target)]
+        from mmcompress.workflow import default_space
+
+        shutil.copy(space or default_space(), Path(work) / "space.yaml")
+        command += ["--space", "space.yaml", *(["--resume"] if resume else [])]
+        for key, value in changes.items():
+            command += ["--set", f"{key}={json.dumps(value)}"]
+        line = f"python -m mmcompress.cli {shlex.join(command)}; code=$?; echo $code > {shlex.quote(str(code_file))}; exit $code"
+        job = client.submit_job(
+            entrypoint=line,
+            runtime_env={"working_dir": work, "py_modules": [str(PACKAGE)]},
+        )
+        echo(f"job {job}\n")
+        shown = 0
+        while True:
+            status = client.get_job_status(job)
+            logs = client.get_job_logs(job)
+            echo(logs[shown:])
+            shown = len(logs)
+            if status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
+                break
+            time.sleep(1.0)
+    if code_file.is_file():
+        return int(code_file.read_text().strip() or 1)
+    return 0 if status == JobStatus.SUCCEEDED else 1

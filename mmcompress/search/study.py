@@ -1,0 +1,293 @@
+"""The search: Optuna proposes, workers judge, the driver alone writes. No torch here.
+
+Proposals are directions: the pruning ratios of each are scaled together until the predicted latency just meets the
+budget, so no trial is spent far from it. The study is a journal file in the run folder; every finished trial survives.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmcompress.records import Block, Candidate, Trial, build, plain
+from mmcompress.spec.schema import Dimension, Space
+
+Overrides = dict[str, Any]
+Resolve = Callable[[Overrides], Candidate]
+Predict = Callable[[Candidate], float]
+Progress = Callable[[str, float], None]
+MARGIN = 0.995
+"""Proposals are scaled to this share of the budget."""
+
+
+@dataclass
+class Problem:
+    """What is searched: dimensions, how overrides become a candidate, its predicted latency and the budget in ms."""
+
+    space: Space
+    blocks: dict[str, tuple[Block, ...]]
+    resolve: Resolve
+    predict: Predict
+    budget_ms: float
+    precisions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+def is_ratio(path: str) -> bool:
+    return path.endswith((".prune.heads", ".prune.ffn"))
+
+
+def fit_to_budget(problem: Problem, overrides: Overrides) -> tuple[Overrides, Candidate]:
+    """Scale the ratios of `overrides` together to the largest pipeline within the budget, by bisection."""
+
+    def scaled(share: float) -> Overrides:
+        out = dict(overrides)
+        for path, value in overrides.items():
+            if is_ratio(path):
+                high = problem.space.dimensions[path].high if path in problem.space.dimensions else 1.0
+                out[path] = round(min(float(value) * share, high or 0.0), 4)
+        return out
+
+    low, high = 0.0, 8.0
+    if problem.predict(problem.resolve(scaled(high))) > problem.budget_ms * MARGIN:
+        best = scaled(high)
+        return best, problem.resolve(best)
+    for _ in range(12):
+        middle = (low + high) / 2
+        if problem.predict(problem.resolve(scaled(middle))) > problem.budget_ms * MARGIN:
+            low = middle
+        else:
+            high = middle
+    best = scaled(high)
+    return best, problem.resolve(best)
+
+
+def explicit(problem: Problem, candidate: Candidate) -> Overrides:
+    """Overrides that name every block: they give back exactly this candidate."""
+    out: Overrides = {}
+    for node, blocks in problem.blocks.items():
+        for b in blocks:
+            total = -(-b.units // b.step)
+            cuts = round((b.units - candidate.kept[node].get(b.name, b.units)) / b.step)
+            out[f"nodes.{node}.prune.blocks.{b.name}"] = round(cuts / total, 5)
+        out[f"nodes.{node}.precision"] = candidate.precision[node]
+    return out
+
+
+def implied(problem: Problem, candidate: Candidate) -> dict[str, Any]:
+    """The point of the search space nearest to a candidate: group ratios, dropped sub-layers, precisions."""
+    point: dict[str, Any] = {}
+    for path, d in problem.space.dimensions.items():
+        keys = path.split(".")
+        if keys[0] != "nodes":
+            point[path] = _clip(d, 2.0)
+            continue
+        node, blocks = keys[1], problem.blocks[keys[1]]
+        kept = candidate.kept[node]
+        if keys[-1] == "precision":
+            point[path] = candidate.precision[node] if candidate.precision[node] in d.choices else d.choices[0]
+        elif keys[-1] == "drop":
+            point[path] = _clip(d, sum(kept.get(b.name, b.units) == 0 for b in blocks))
+        else:
+            part = [b for b in blocks if b.group == keys[-1]]
+            whole = sum(b.units for b in part)
+            point[path] = _clip(d, 1 - sum(kept.get(b.name, b.units) for b in part) / max(whole, 1))
+    return point
+
+
+def _clip(d: Dimension, value: float) -> Any:
+    value = min(max(value, d.low or 0.0), d.high if d.high is not None else value)
+    return round(value) if d.step and d.step >= 1 else value
+
+
+def _suggest(trial: Any, space: Space) -> Overrides:
+    out: Overrides = {}
+    for path, d in space.dimensions.items():
+        if d.choices:
+            out[path] = trial.suggest_categorical(path, list(d.choices))
+        elif d.step and d.step >= 1:
+            out[path] = trial.suggest_int(path, int(d.low or 0), int(d.high or 0), step=int(d.step))
+        else:
+            out[path] = trial.suggest_float(path, d.low, d.high, step=d.step)
+    return out
+
+
+def open_study(path: Path, seed: int) -> Any:
+    """The study in a journal file, made when missing. Trials a dead driver left running are failed and asked again."""
+    import optuna
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+    from optuna.trial import TrialState
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("optuna").setLevel(logging.ERROR)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = 0
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    names = [s.study_name for s in optuna.get_all_study_summaries(storage)]
+    if "mmcompress" in names:
+        done = len(optuna.load_study(study_name="mmcompress", storage=storage).trials)
+    sampler = optuna.samplers.TPESampler(seed=seed + done, multivariate=True, group=True, constant_liar=True,
+                                         n_startup_trials=8)  # fmt: skip
+    study = optuna.create_study(study_name="mmcompress", storage=storage, sampler=sampler, load_if_exists=True)
+    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+        study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params:
+            study.enqueue_trial(trial.params, skip_if_exists=False)
+    return study
+
+
+def finished(study: Any) -> list[Trial]:
+    """Every trial whose result stands in the study."""
+    rows = (t.user_attrs.get("trial") for t in study.get_trials(deepcopy=False))
+    return [build(Trial, r) for r in rows if r]
+
+
+def failures(study: Any) -> int:
+    """Trials that raised an error (those a dead driver left behind are asked again, not counted)."""
+    return sum("error" in t.user_attrs for t in study.get_trials(deepcopy=False))
+
+
+@dataclass
+class _Pending:
+    optuna_trial: Any
+    origin: str
+    overrides: Overrides
+    candidate: Candidate
+    latency_ms: float
+    tries: int = 1
+
+
+class _Book:
+    """The driver's hand: asks, records, tells; one writer."""
+
+    def __init__(self, study: Any, problem: Problem, base_loss: float):
+        self.study, self.problem = study, problem
+        self.by_key = {t.candidate.key(): t for t in finished(study)}
+        self.base_loss = base_loss
+
+    def record(self, p: _Pending, result: dict[str, Any]) -> Trial:
+        from optuna.trial import TrialState, create_trial
+
+        over = p.latency_ms - self.problem.budget_ms
+        number = p.optuna_trial.number if p.optuna_trial else len(self.study.get_trials(deepcopy=False))
+        trial = Trial(number, p.origin, p.overrides, p.candidate, p.latency_ms, result["loss"], result["quality"],
+                      result["seconds"], result["worker"])  # fmt: skip
+        self.by_key.setdefault(p.candidate.key(), trial)
+        if p.optuna_trial:
+            p.optuna_trial.set_user_attr("trial", plain(trial))
+            p.optuna_trial.set_constraint("latency", over)
+            self.study.tell(p.optuna_trial, result["loss"])
+        else:
+            self.study.add_trial(
+                create_trial(state=TrialState.COMPLETE, value=result["loss"], user_attrs={"trial": plain(trial)},
+                             constraints={"latency": over})
+            )  # fmt: skip
+        return trial
+
+    def fail(self, p: _Pending, error: BaseException) -> None:
+        from optuna.trial import TrialState, create_trial
+
+        text = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
+        if p.optuna_trial:
+            p.optuna_trial.set_user_attr("error", text)
+            self.study.tell(p.optuna_trial, state=TrialState.FAIL)
+        else:
+            self.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"error": text}))
+
+
+def run(
+    study: Any, problem: Problem, executor: Executor, evaluate: Callable[..., dict[str, Any]], starts: list[Overrides],
+    trials: int, mutations: int, workers: int, retries: int, seed: int, progress: Progress = lambda what, share: None,
+) -> list[Trial]:  # fmt: skip
+    """Search until `trials` proposals and `mutations` of the best have been judged; earlier ones of the study count.
+
+    `starts` are points of the space asked first. A candidate seen before is not evaluated again.
+    """
+    book = _Book(study, problem, 0.0)
+    if not study.get_trials(deepcopy=False):
+        for point in starts:
+            study.enqueue_trial(point, skip_if_exists=True)
+    pending: dict[Future, _Pending] = {}
+    rng = random.Random(seed)
+    total = max(1, trials + mutations)
+    asked = len(finished(study)) + failures(study)
+    repeats = 0
+
+    def propose() -> _Pending | None:
+        nonlocal repeats
+        if asked < trials:
+            t = study.ask()
+            overrides, candidate = fit_to_budget(problem, _suggest(t, problem.space))
+            return _Pending(t, "sampler", overrides, candidate, problem.predict(candidate))
+        candidate = mutate(problem, best(list(book.by_key.values()), problem.budget_ms), book.by_key, rng)
+        if candidate is None:
+            return None
+        return _Pending(None, "mutation", explicit(problem, candidate), candidate, problem.predict(candidate))
+
+    while True:
+        while asked < total and len(pending) < workers:
+            if asked >= trials and any(p.origin == "sampler" for p in pending.values()):
+                break
+            p = propose()
+            if p is None:
+                asked = total
+                break
+            asked += 1
+            known = book.by_key.get(p.candidate.key())
+            if known and repeats < 4 * total:  # the space is small: tell the known result, ask for another
+                repeats += 1
+                asked -= 1
+                book.record(p, {"loss": known.loss, "quality": known.quality, "seconds": 0.0, "worker": known.worker})
+                continue
+            pending[executor.submit(evaluate, plain(p.candidate))] = p
+        if not pending:
+            break
+        for future in wait(pending, return_when=FIRST_COMPLETED).done:
+            p = pending.pop(future)
+            error = future.exception()
+            if error is None:
+                book.record(p, future.result())
+            elif p.tries <= retries:
+                p.tries += 1
+                pending[executor.submit(evaluate, plain(p.candidate))] = p
+                continue
+            else:
+                book.fail(p, error)
+            top = best(list(book.by_key.values()), problem.budget_ms)
+            shown = f"best loss {top.loss:.3f} at {top.latency_ms:.2f} ms" if top else "nothing within the budget yet"
+            progress(f"trial {min(asked, total)}/{total}: {shown}", min(asked, total) / total)
+    return list(book.by_key.values())
+
+
+def best(trials: list[Trial], budget_ms: float) -> Trial | None:
+    """The feasible trial of least loss, None when nothing meets the budget."""
+    return min((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss, default=None)
+
+
+def mutate(problem: Problem, top: Trial | None, seen: dict[str, Trial], rng: random.Random) -> Candidate | None:
+    """A level switch (EvoPress, Sieberling et al. 2025): units given to some blocks, taken from others, within the budget."""
+    if top is None:
+        return None
+    places = [(n, b) for n, blocks in problem.blocks.items() for b in blocks]
+    for _ in range(400):
+        kept = {n: dict(k) for n, k in top.candidate.kept.items()}
+        precision = dict(top.candidate.precision)
+        if rng.random() < 0.15:
+            node = rng.choice(list(precision))
+            precision[node] = rng.choice(problem.precisions.get(node, ("fp32",)))
+        for sign in (1, -1):
+            for node, b in rng.sample(places, rng.choice((1, 1, 2))):
+                size = b.step * (1 if b.group == "heads" else rng.choice((2, 4, 8)))
+                now = kept[node].get(b.name, b.units)
+                kept[node][b.name] = min(max(now + sign * size, 0), b.units)
+        candidate = Candidate(kept, precision)
+        latency = problem.predict(candidate)
+        if candidate.key() not in seen and 0.93 * problem.budget_ms <= latency <= problem.budget_ms:
+            return candidate
+    return None

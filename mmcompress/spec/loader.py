@@ -1,0 +1,160 @@
+"""YAML file -> `Spec` or `Space`; an error names file, line, value, choices and the nearest name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import re
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from mmcompress.errors import SpecError
+from mmcompress.records import Invalid, build
+from mmcompress.registry import METRICS, nearest
+from mmcompress.spec.schema import Space, Spec, keys_of
+
+T = TypeVar("T")
+Lines = dict[tuple[str, ...], int]
+
+
+class Source:
+    """Plain data of a YAML file with the line of every path in it."""
+
+    def __init__(self, path: str | Path, overrides: dict[str, Any] | None = None):
+        self.path = Path(path)
+        try:
+            text = self.path.read_text()
+        except OSError as e:
+            raise SpecError(f"{path}: can't be read: {e.strerror}") from e
+        self.lines: Lines = {}
+        try:
+            root = yaml.compose(text, Loader=yaml.SafeLoader)
+        except yaml.YAMLError as e:
+            mark = getattr(e, "problem_mark", None)
+            where = f"{path}:{mark.line + 1}" if mark else str(path)
+            raise SpecError(f"{where}: not valid YAML: {getattr(e, 'problem', e)}") from e
+        if root is None:
+            raise SpecError(f"{path}: the file is empty")
+        self.data = self._plain(root, ())
+        for dotted, value in (overrides or {}).items():
+            self._override(dotted, value)
+
+    def _plain(self, node: yaml.Node, path: tuple[str, ...]) -> Any:
+        self.lines[path] = node.start_mark.line + 1
+        if isinstance(node, yaml.MappingNode):
+            out: dict[str, Any] = {}
+            for key, value in node.value:
+                name = str(key.value)
+                if name in out:
+                    raise SpecError(f"{self.path}:{key.start_mark.line + 1}: '{name}' stands twice in one mapping")
+                out[name] = self._plain(value, (*path, name))
+                self.lines[(*path, name)] = key.start_mark.line + 1
+            return out
+        if isinstance(node, yaml.SequenceNode):
+            return [self._plain(v, (*path, str(i))) for i, v in enumerate(node.value)]
+        value = yaml.SafeLoader("").construct_object(node, deep=True)
+        return self._environment(value, path) if isinstance(value, str) else value
+
+    def _environment(self, text: str, path: tuple[str, ...]) -> str:
+        def lookup(m: re.Match[str]) -> str:
+            name, default = m.group(1), m.group(3)
+            value = os.environ.get(name, default)
+            if value is None:
+                raise self.error(path, f"the environment variable {name} is not set")
+            return value
+
+        return re.sub(r"\$\{(\w+)(:-([^}]*))?\}", lookup, text)
+
+    def _override(self, dotted: str, value: Any) -> None:
+        keys = keys_of(dotted)
+        at = self.data
+        for key in keys[:-1]:
+            if not isinstance(at, dict):
+                break
+            at = at.setdefault(key, {})
+        if not isinstance(at, dict):
+            raise SpecError(f"{self.path}: --set {dotted}: '{keys[-2]}' is not a mapping")
+        at[keys[-1]] = value
+        self.lines[keys] = 0
+
+    def error(self, path: tuple[str, ...], message: str) -> SpecError:
+        """The error at the nearest known line of `path`."""
+        near = path
+        while near and near not in self.lines:
+            near = near[:-1]
+        line = self.lines.get(near, 1)
+        where = f"{self.path}:{line}" if line else f"{self.path} (--set {'.'.join(near)})"
+        return SpecError(f"{where}: {'.'.join(path) + ': ' if path else ''}{message}")
+
+    def build(self, cls: type[T]) -> T:
+        try:
+            return build(cls, self.data)
+        except Invalid as e:
+            raise self.error(e.path, e.message) from None
+
+
+def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
+    """Read, override and validate a pipeline spec, its graph included. Raises `SpecError`.
+
+    Relative file names in `source` and in `data.options` (`path`, `images`) are taken from the spec's folder.
+    """
+    from mmcompress.graph.topology import check
+
+    source = Source(path, overrides)
+    plugins = source.data.get("plugins") if isinstance(source.data, dict) else None
+    for i, name in enumerate(plugins or ()):
+        try:
+            importlib.import_module(str(name))
+        except ImportError as e:
+            raise source.error(("plugins", str(i)), f"can't import '{name}': {e}") from e
+    folder = Path(path).resolve().parent
+    _resolve(source, folder)
+    spec = source.build(Spec)
+    for i, metric in enumerate(spec.metrics):
+        if problem := METRICS.problem(metric):
+            raise source.error(("metrics", str(i)), problem)
+    parse_target(spec.target, source.error(("target",), ""))
+    check(spec, source.error)
+    return spec
+
+
+def _resolve(source: Source, folder: Path) -> None:
+    """Make local file names absolute, so that the spec means the same on every worker."""
+    data = source.data if isinstance(source.data, dict) else {}
+    nodes = data.get("nodes") if isinstance(data.get("nodes"), dict) else {}
+    for node in nodes.values():
+        text = node.get("source") if isinstance(node, dict) else None
+        if isinstance(text, str) and text.startswith("."):
+            node["source"] = str((folder / text).resolve())
+    section = data.get("data") if isinstance(data.get("data"), dict) else {}
+    options = section.get("options")
+    if isinstance(options, dict) and isinstance(options.get("path"), str):
+        options["path"] = str((folder / options["path"]).resolve())
+
+
+def load_space(path: str | Path, spec: Spec) -> Space:
+    """Read a search space and spell out `*` for the models of `spec`. Raises `SpecError`."""
+    source = Source(path)
+    space = source.build(Space)
+    dimensions = {}
+    for dotted, d in space.dimensions.items():
+        at = ("dimensions", dotted)
+        if not d.choices and (d.low is None or d.high is None or d.low > d.high):
+            raise source.error(at, "needs 'choices', or 'low' and 'high' with low <= high")
+        keys = dotted.split(".")
+        known = list(spec.models())
+        if keys[0] == "nodes" and keys[1:2] != ["*"] and keys[1] not in known:
+            raise source.error(at, f"unknown node '{keys[1]}'; {nearest(keys[1], known)}")
+        for name in known if keys[1:2] == ["*"] else [keys[1] if len(keys) > 1 else ""]:
+            dimensions[dotted.replace("*", name)] = d
+    return Space(space.name, dimensions)
+
+
+def parse_target(text: str, error: Exception | None = None) -> tuple[str, float]:
+    """`2x` -> ("speedup", 2.0), `12ms` -> ("latency", 12.0). Raises `SpecError`."""
+    m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(x|ms)\s*", str(text))
+    if not m or float(m.group(1)) <= 0 or (m.group(2) == "x" and float(m.group(1)) < 1):
+        raise SpecError(f"{error or 'target: '}expected a target like 2x (at least 1x) or 12ms, got '{text}'")
+    return ("speedup" if m.group(2) == "x" else "latency"), float(m.group(1))

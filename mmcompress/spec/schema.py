@@ -1,0 +1,141 @@
+"""The spec as frozen records. Each section's options are the fields below, with their defaults and bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from mmcompress.registry import ALLOCATION, DATA, EXECUTORS, IMPORTANCE
+
+
+def _within(low: float, high: float) -> dict[str, Callable[[float], str | None]]:
+    return {"check": lambda v: None if low <= v <= high else f"must lie in {low:g} .. {high:g}"}
+
+
+@dataclass(frozen=True)
+class NodePrune:
+    """Pruning ratios of one node: the share of its units removed. What is not given is searched."""
+
+    heads: float = field(default=0.0, metadata=_within(0, 1))
+    ffn: float = field(default=0.0, metadata=_within(0, 1))
+    drop: int = field(default=0, metadata=_within(0, 1000))
+    """Whole sub-layers removed, the least damaging first."""
+    blocks: dict[str, float] = field(default_factory=dict)
+    """Ratios of single blocks by name; they override the rest."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One model (or one joining step) of the pipeline. `inputs` maps ports to `node.port` or a pipeline input."""
+
+    kind: Literal["image_encoder", "text_encoder", "text_decoder", "nearest"]
+    inputs: dict[str, str]
+    source: str = ""
+    candidates: int = field(default=1, metadata=_within(1, 64))
+    max_tokens: int = field(default=20, metadata=_within(1, 4096))
+    precision: Literal["auto", "fp32", "int8"] = "auto"
+    prune: NodePrune = field(default_factory=NodePrune)
+
+
+@dataclass(frozen=True)
+class Data:
+    kind: str = field(metadata={"registry": DATA})
+    options: dict[str, Any] = field(default_factory=dict)
+    calibration: int = field(default=256, metadata=_within(8, 1_000_000))
+    """Training pairs for importance, damage, refit and device calibration."""
+    choosing: int = field(default=256, metadata=_within(8, 1_000_000))
+    """Pairs of the choosing split (`val`) each trial is judged on. The test split is never used to choose."""
+    report: tuple[str, ...] = ()
+    """Further splits, measured and reported apart."""
+
+
+@dataclass(frozen=True)
+class Prune:
+    importance: str = field(default="fisher", metadata={"registry": IMPORTANCE})
+    allocation: str = field(default="knapsack", metadata={"registry": ALLOCATION})
+    protection: float = field(default=2.0, metadata=_within(1, 100))
+    """Cross-modal units are pruned this many times less."""
+    refit: bool = True
+    ridge: float = field(default=0.01, metadata=_within(0, 10))
+    """Of the refit, relative to the mean of the Gram diagonal."""
+
+
+@dataclass(frozen=True)
+class Distill:
+    steps: int = field(default=220, metadata=_within(0, 1_000_000))
+    minutes: float = field(default=4.0, metadata=_within(0, 100_000))
+    """A budget of wall time; the schedule ends with whichever comes first."""
+    batch: int = field(default=48, metadata=_within(2, 65_536))
+    rate: float = field(default=1e-3, metadata=_within(0, 1))
+    embedding: float = 1.0
+    tokens: float = 1.0
+    affinity: float = 1.0
+    contrast: float = 0.2
+    caption: float = 1.0
+    logits: float = 1.0
+    pairs: int = 0
+    """Distinct training pairs (0: fresh ones for every step, where the data has them)."""
+
+
+@dataclass(frozen=True)
+class Search:
+    trials: int = field(default=40, metadata=_within(0, 100_000))
+    mutations: int = field(default=16, metadata=_within(0, 100_000))
+    executor: str = field(default="ray", metadata={"registry": EXECUTORS})
+    workers: int = field(default=2, metadata=_within(1, 4096))
+    ray_address: str | None = None
+    retries: int = field(default=1, metadata=_within(0, 10))
+
+
+@dataclass(frozen=True)
+class Measure:
+    threads: int = field(default=2, metadata=_within(1, 1024))
+    warmup: int = field(default=10, metadata=_within(0, 10_000))
+    rounds: int = field(default=200, metadata=_within(2, 100_000))
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A pipeline and how to compress it."""
+
+    name: str
+    inputs: dict[str, Literal["image", "text"]]
+    nodes: dict[str, Node]
+    outputs: dict[str, str]
+    data: Data
+    metrics: tuple[str, ...] = ("retrieval", "caption")
+    target: str = "2x"
+    prune: Prune = field(default_factory=Prune)
+    distill: Distill = field(default_factory=Distill)
+    search: Search = field(default_factory=Search)
+    measure: Measure = field(default_factory=Measure)
+    plugins: tuple[str, ...] = ()
+    seed: int = 0
+
+    def models(self) -> dict[str, Node]:
+        return {k: n for k, n in self.nodes.items() if n.kind != "nearest"}
+
+
+def keys_of(dotted: str) -> tuple[str, ...]:
+    """`nodes.vision.prune.blocks.0.ffn` -> its keys; a block's own name keeps its dot."""
+    head, marker, block = dotted.partition(".prune.blocks.")
+    return (*head.split("."), "prune", "blocks", block) if marker else tuple(dotted.split("."))
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One dimension of a search space: a range (whole numbers with `step: 1`) or a list of choices."""
+
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Space:
+    """Search space: dotted paths into the spec, `*` standing for each model of the pipeline."""
+
+    name: str
+    dimensions: dict[str, Dimension]

@@ -1,0 +1,143 @@
+"""Tiny real models (milliseconds) in the native folder formats of their libraries, and a spec over them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+ROOT = Path(__file__).resolve().parents[1]
+WIDTH, CONTEXT = 32, 20
+
+
+def write_tiny(folder: Path, seed: int = 0) -> None:
+    """`clip/` and `captioner/` with random weights, width 32, two layers of four heads."""
+    import torch
+    from open_clip.model import CLIP
+    from safetensors.torch import save_file
+    from transformers import MBartConfig, MBartForCausalLM
+
+    from mmcompress.models.embedded.train_clip_captioner import build_tokenizer
+
+    torch.manual_seed(seed)
+    tok = build_tokenizer()
+    vocab = tok.get_vocab_size()
+    config = {
+        "embed_dim": WIDTH,
+        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": WIDTH, "layers": 2, "head_width": 8, "output_tokens": True},
+        "text_cfg": {"context_length": CONTEXT, "vocab_size": vocab, "width": WIDTH, "heads": 4, "layers": 2,
+                     "pad_id": 1, "eos_id": 2, "pool_type": "eos"},
+    }  # fmt: skip
+    clip = CLIP(**config)
+    for p in clip.parameters():  # random weights that do something: biases and projections away from zero
+        p.data += 0.05 * torch.randn_like(p)
+    captioner = MBartForCausalLM(
+        MBartConfig(vocab_size=vocab, d_model=WIDTH, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64,
+                    encoder_layers=0, max_position_embeddings=CONTEXT, is_decoder=True, is_encoder_decoder=False,
+                    scale_embedding=False, bos_token_id=0, pad_token_id=1, eos_token_id=2, forced_eos_token_id=None,
+                    init_std=0.3)
+    )  # fmt: skip
+    for name in ("clip", "captioner"):
+        (folder / name).mkdir(parents=True)
+        tok.save(str(folder / name / "tokenizer.json"))
+    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, folder / "clip" / "open_clip_model.safetensors")
+    pre = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
+    text = json.dumps({"model_cfg": config, "preprocess_cfg": pre})
+    (folder / "clip" / "open_clip_config.json").write_text(text)
+    captioner.save_pretrained(folder / "captioner")
+
+
+SPEC = """\
+name: tiny
+inputs: {image: image}
+nodes:
+  vision:
+    kind: image_encoder
+    source: ./clip
+    inputs: {image: image}
+  captioner:
+    kind: text_decoder
+    source: ./captioner
+    inputs: {context: vision.tokens}
+    candidates: 2
+    max_tokens: 12
+  text:
+    kind: text_encoder
+    source: ./clip
+    inputs: {text: captioner.texts}
+    candidates: 2
+  choose:
+    kind: nearest
+    inputs: {query: vision.embedding, keys: text.embedding, values: captioner.texts}
+outputs: {caption: choose.best, embedding: vision.embedding}
+data:
+  kind: emoji_scenes
+  options: {image_size: 32, test: 24, val: 16}
+  calibration: 16
+  choosing: 16
+target: 1.2x
+distill: {steps: 4, minutes: 1, batch: 4}
+search: {trials: 4, mutations: 2, executor: inline, workers: 1}
+measure: {threads: 1, warmup: 1, rounds: 8}
+"""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quiet_torch():
+    import torch
+
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> Path:
+    """A folder with the tiny models and `spec.yaml`."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_tiny(folder)
+    (folder / "spec.yaml").write_text(SPEC)
+    os.environ["MMCOMPRESS_CACHE"] = str(folder / "cache")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def spec(tiny):
+    from mmcompress.spec.loader import load
+
+    return load(tiny / "spec.yaml")
+
+
+@pytest.fixture()
+def models(spec):
+    from mmcompress.models import open_clip
+    from mmcompress.models.sources import load_models
+
+    open_clip._clip.cache_clear()
+    return load_models(spec)
+
+
+@pytest.fixture()
+def pipeline(spec, models):
+    from mmcompress.graph.pipeline import TorchPipeline
+
+    return TorchPipeline(spec, models)
+
+
+@pytest.fixture()
+def batch(spec, pipeline):
+    from mmcompress.data import open_dataset
+
+    return pipeline.batch(open_dataset(spec.data).load("train", 12))
+
+
+@pytest.fixture(scope="session")
+def run_folder(tiny) -> Path:
+    """A whole finished run of the tiny pipeline."""
+    from mmcompress import workflow
+
+    workflow.run(tiny / "spec.yaml", tiny / "run")
+    return tiny / "run"
