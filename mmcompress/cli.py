@@ -321,10 +321,11 @@ def submit(spec: str, address: str, folder: str, resume: bool, space: str | None
     """Run the same command as a job on a Ray cluster; follows its log until it ends."""
     from mmcompress.search.jobs import submit_run
     from mmcompress.spec.loader import load
+    from mmcompress.workflow import default_space
 
     changes = overrides(**options) | {"search.ray_address": "auto"}
     load(spec, changes)
-    code = submit_run(spec, address, folder, space, changes, resume, lambda text: click.echo(text, nl=False))
+    code = submit_run(spec, address, folder, space or default_space(), changes, resume, lambda text: click.echo(text, nl=False))
     if code:
         sys.exit(code)
 

@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def submit_run(
-    spec: str, address: str, folder: str, space: str | None, changes: dict[str, Any], resume: bool,
+    spec: str, address: str, folder: str, space: str | Path, changes: dict[str, Any], resume: bool,
     echo: Callable[[str], None],
 ) -> int:  # fmt: skip
     """Submit, follow the log, and return the exit code of the run. Raises `MmcompressError` when the server is away.
@@ -37,9 +37,7 @@ def submit_run(
     with tempfile.TemporaryDirectory() as work:
         shutil.copy(spec, Path(work) / "spec.yaml")
         command = ["run", "spec.yaml", "--out", str(target)]
-        from mmcompress.workflow import default_space
-
-        shutil.copy(space or default_space(), Path(work) / "space.yaml")
+        shutil.copy(space, Path(work) / "space.yaml")
         command += ["--space", "space.yaml", *(["--resume"] if resume else [])]
         for key, value in changes.items():
             command += ["--set", f"{key}={json.dumps(value)}"]

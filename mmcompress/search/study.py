@@ -288,6 +288,6 @@ def mutate(problem: Problem, top: Trial | None, seen: dict[str, Trial], rng: ran
                 kept[node][b.name] = min(max(now + sign * size, 0), b.units)
         candidate = Candidate(kept, precision)
         latency = problem.predict(candidate)
-        if candidate.key() not in seen and 0.93 * problem.budget_ms <= latency <= problem.budget_ms:
+        if candidate.key() not in seen and 0.8 * problem.budget_ms <= latency <= problem.budget_ms:
             return candidate
     return None

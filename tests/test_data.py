@@ -1,0 +1,142 @@
+"""Datasets: deterministic, honest splits; clear errors for odd files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mmcompress.data import open_dataset
+from mmcompress.data.emoji_scenes import NAMES, VENDORS, EmojiScenes, drawing
+from mmcompress.data.folder import Folder
+from mmcompress.errors import DataError
+from mmcompress.runtime.images import open_image, preprocess
+from mmcompress.spec.schema import Data
+
+DATA = EmojiScenes(image_size=32)
+
+
+def scenes(split, count=300, seed=0):
+    return list(itertools.islice(DATA.scenes(split, seed), count))
+
+
+def test_every_emoji_is_drawn_by_both_vendors():
+    assert len(NAMES) >= 96 and len(set(NAMES)) == len(NAMES)
+    for i, v in itertools.product(range(len(NAMES)), range(len(VENDORS))):
+        assert drawing(i, v, 12)[..., 3].max() > 0.5
+
+
+def test_scenes_are_a_function_of_split_and_seed():
+    a, b, c = DATA.load("test", 6), DATA.load("test", 6), DATA.load("train", 6, seed=1)
+    assert a.captions == b.captions and all(np.array_equal(x, y) for x, y in zip(a.images, b.images, strict=True))
+    assert a.captions != c.captions
+
+
+def test_no_combination_is_shared_between_splits():
+    sets = {s: {tuple(sorted(x.emoji)) for x in scenes(s, 400)} for s in ("train", "val", "test")}
+    for a, b in itertools.combinations(sets, 2):
+        assert not sets[a] & sets[b]
+
+
+def test_held_out_drawings_are_seen_only_in_their_split():
+    held = DATA.held_pairs()
+    assert len(held) >= 4
+    for split in ("train", "val", "test"):
+        assert not any(p in held for s in scenes(split) for p in zip(s.emoji, s.vendor, strict=True))
+    assert all(any(p in held for p in zip(s.emoji, s.vendor, strict=True)) for s in scenes("test_style", 60))
+    crowds = itertools.islice(DATA.crowds(), 100)
+    assert not any(p in held for s in crowds for p in zip(s.emoji, s.vendor, strict=True))
+
+
+def test_captions_say_what_is_where():
+    for s in scenes("train", 200):
+        if len(s.emoji) < 2:
+            continue
+        a, b = s.boxes[0], s.boxes[1]
+        first = s.caption.split(",")[0]
+        assert (a[0] < b[0]) if "left of" in first else (a[1] < b[1])
+        if len(s.emoji) == 3:
+            axis = 0 if "left of" in s.caption.split(",")[1] else 1
+            assert s.boxes[1][axis] < s.boxes[2][axis]
+
+
+def test_test_captions_are_distinct():
+    captions = DATA.load("test", 200).captions
+    assert len(set(captions)) == 200
+
+
+def test_unknown_split_and_option():
+    with pytest.raises(DataError, match="no split 'tst'"):
+        DATA.load("tst", 1)
+    with pytest.raises(DataError, match="unknown key 'sise'"):
+        open_dataset(Data("emoji_scenes", {"sise": 3}))
+
+
+@pytest.fixture()
+def photos(tmp_path):
+    rows = []
+    for i in range(30):
+        Image.new("RGB", (20 + i, 16), (i * 8, 0, 0)).save(tmp_path / f"{i}.png")
+        rows.append({"image": f"{i}.png", "caption": f"shade {i}", "split": ("train", "val", "test")[i % 3]})
+    return tmp_path, rows
+
+
+def listing(folder, rows):
+    (folder / "captions.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
+    return Folder(str(folder))
+
+
+def test_folder_reads_jsonl_and_csv(photos):
+    folder, rows = photos
+    pairs = listing(folder, rows).load("test")
+    assert len(pairs) == 10 and pairs.captions[0] == "shade 2" and pairs.images[0].shape == (16, 22, 3)
+    (folder / "captions.jsonl").unlink()
+    (folder / "captions.csv").write_text("file_name,text,split\n" + "\n".join(f"{r['image']},{r['caption']},{r['split']}" for r in rows))
+    assert Folder(str(folder), seed=1).load("test").captions == pairs.captions
+
+
+def test_folder_tells_every_missing_and_broken_image(photos):
+    folder, rows = photos
+    (folder / "3.png").unlink()
+    (folder / "4.png").write_bytes(b"")
+    (folder / "5.png").write_text("not an image")
+    with pytest.raises(DataError, match=r"3 images can't be used:(.|\n)*:4: .*3.png: no such image(.|\n)*4.png.*0 bytes"):
+        listing(folder, rows).load("train")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image": "0.png"}', r"captions.jsonl:1: no 'caption'"),
+        ('{"image": "0.png", "caption": "a"', r"captions.jsonl:1: not a JSON object"),
+        ('["0.png"]', r"expected a JSON object"),
+        ('{"image": "0.png", "caption": "a", "split": "dev"}', r"unknown split 'dev'"),
+        ('{"image": "0.png", "caption": "a", "split": "test"}', r"no pair in split train, val"),
+    ],
+)
+def test_folder_tells_what_is_odd_in_the_listing(photos, text, message):
+    folder, _ = photos
+    (folder / "captions.jsonl").write_text(text)
+    with pytest.raises(DataError, match=message):
+        Folder(str(folder), seed=hash(text) % 1000).load("train")
+
+
+def test_folder_without_a_listing_or_without_itself(tmp_path):
+    with pytest.raises(DataError, match="none of captions.jsonl"):
+        Folder(str(tmp_path)).load("train")
+    with pytest.raises(DataError, match="no such folder"):
+        Folder(str(tmp_path / "no")).load("train")
+
+
+def test_preprocessing_takes_any_kind_of_image(tmp_path):
+    config = {"size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
+    for mode in ("RGB", "L", "RGBA", "P", "1", "I;16"):
+        for resize in ("shortest", "longest", "squash"):
+            x = preprocess(Image.new(mode, (13, 30)), {**config, "resize_mode": resize})
+            assert x.shape == (3, 8, 8) and x.dtype == np.float32
+    assert np.asarray(open_image(Image.new("RGBA", (2, 2), (0, 0, 0, 0)))).min() == 255
+    with pytest.raises(DataError, match="not a readable image"):
+        open_image(b"\x89PNG broken")

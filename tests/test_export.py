@@ -1,0 +1,160 @@
+"""Artifacts: the same answers as torch and as the libraries, at any batch, and refused when they were touched."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mmcompress.errors import BundleError, DataError
+from mmcompress.export.bundle import load_weights, save_weights, write_bundle
+from mmcompress.export.proofs import generation
+from mmcompress.prune.surgery import reshape_, sliced
+from mmcompress.quantize.dynamic import fake_activation, fake_weight, quantize, simulated
+from mmcompress.runtime import load
+from mmcompress.runtime.sessions import session
+
+
+def cut(model, first_too):
+    g = torch.Generator().manual_seed(1)
+    units = {b.name: torch.sort(torch.randperm(b.units, generator=g)[: b.units // 2]).values for b in model.blocks}
+    units[model.blocks[0 if first_too else -1].name] = torch.arange(0)
+    return sliced(model, units)
+
+
+@pytest.mark.parametrize("structure", ["dense", "pruned", "first attention dropped"])
+def test_every_proof_holds_and_generation_is_the_librarys(spec, models, pipeline, batch, tmp_path, structure):
+    if structure != "dense":
+        models = {n: cut(m, structure.startswith("first")) for n, m in models.items()}
+    proofs = write_bundle(spec, models, {}, {}, tmp_path / "b")
+    tokens = pipeline.run(models, batch)["vision"]["tokens"]
+    files = {f.stem: f for f in (tmp_path / "b" / "captioner").glob("*.onnx")}
+    proofs += generation("captioner", models["captioner"], files, tmp_path / "b" / "captioner", tokens)
+    assert all(p.passed for p in proofs), [p for p in proofs if not p.passed]
+    assert {p.name for p in proofs} == {"torch == onnx", "fused == unfused", "cached generation == library"}
+
+
+@pytest.mark.parametrize("beams", [1, 3, 5])
+@pytest.mark.parametrize("seed", range(3))
+def test_beam_search_is_that_of_transformers(models, batch, tmp_path, beams, seed):
+    from mmcompress.export.onnx import export_node
+
+    model = models["captioner"]
+    model.generation |= {"beams": beams}
+    g = torch.Generator().manual_seed(seed)
+    model.lm.model.decoder.embed_tokens.weight.data += 0.3 * torch.randn(
+        model.lm.model.decoder.embed_tokens.weight.shape, generator=g
+    )
+    files = export_node(model, tmp_path)
+    (tmp_path / "tokenizer.json").write_text(model.tokenizer_json)
+    found = generation("captioner", model, files, tmp_path, torch.randn(4, 16, 32, generator=g))
+    assert found[0].passed, found
+
+
+@pytest.fixture(scope="module")
+def bundle(run_folder, tmp_path_factory):
+    return run_folder / "baseline"
+
+
+@pytest.fixture()
+def copy(bundle, tmp_path):
+    shutil.copytree(bundle, tmp_path / "b")
+    return tmp_path / "b"
+
+
+def test_a_bundle_answers_where_torch_cannot_be_imported(bundle, tmp_path):
+    Image.new("RGB", (50, 40), "teal").save(tmp_path / "new.png")
+    code = (
+        "import sys, json\n"
+        "for m in ('torch', 'transformers', 'open_clip', 'ray', 'optuna', 'onnx', 'safetensors'): sys.modules[m] = None\n"
+        "from mmcompress.runtime import load\n"
+        f"out = load({str(bundle)!r})(image={str(tmp_path / 'new.png')!r})\n"
+        "print(json.dumps({'caption': out['caption'], 'norm': float((out['embedding'] ** 2).sum())}))\n"
+    )
+    got = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout)
+    assert isinstance(got["caption"], str) and got["norm"] == pytest.approx(1, abs=1e-4)
+    assert got["caption"] == load(bundle)(image=tmp_path / "new.png")["caption"]
+
+
+def test_the_bundle_and_the_torch_pipeline_agree(bundle, pipeline, models, batch):
+    deployed = load(bundle)
+    out = pipeline.run(models, batch)
+    for i in range(4):
+        values = deployed.run(image=batch.inputs["vision"][i : i + 1].numpy())
+        assert np.allclose(values["vision"]["embedding"][0], out["vision"]["embedding"][i].numpy(), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "vision/model.onnx", "captioner/step.onnx", "text/tokenizer.json"])
+def test_a_missing_file_is_named(copy, name):
+    (copy / name).unlink()
+    with pytest.raises(BundleError, match=name.split("/")[-1]):
+        load(copy)
+
+
+def test_an_altered_file_is_named(copy):
+    path = copy / "captioner" / "step.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BundleError, match=r"captioner/step.onnx' was altered"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("{", "damaged"), ("[]", "damaged"), ('{"format": 1}', "damaged"),
+     ('{"format": 99, "files": {}, "graph": {"nodes": {}, "outputs": {}, "inputs": {}}}', "format 99"),
+     ('{"format": 1, "files": {"../x": {"sha256": ""}}, "graph": {"nodes": {}, "outputs": {}, "inputs": {}}}', "leaves the bundle")],
+)  # fmt: skip
+def test_a_damaged_manifest_is_refused(copy, text, message):
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(BundleError, match=message):
+        load(copy)
+
+
+def test_wrong_inputs_are_told(bundle, tmp_path):
+    deployed = load(bundle)
+    with pytest.raises(DataError, match="takes image; got picture"):
+        deployed(picture="x.png")
+    with pytest.raises(DataError, match="no such image"):
+        deployed(image=tmp_path / "none.png")
+    (tmp_path / "zero.png").touch()
+    with pytest.raises(DataError, match="0 bytes"):
+        deployed(image=tmp_path / "zero.png")
+
+
+def test_weights_survive_a_round_trip(models, tmp_path):
+    small = {n: cut(m, False) for n, m in models.items()}
+    save_weights(small, tmp_path)
+    for n, m in small.items():
+        counts = {b.name: 0 for b in models[n].blocks} | {b.name: b.units for b in m.blocks}
+        again = load_weights(reshape_(sliced(models[n], {}), counts), tmp_path / f"{n}.safetensors")
+        assert all(torch.equal(a, b) for a, b in zip(m.state_dict().values(), again.state_dict().values(), strict=True))
+
+
+def test_int8_does_not_saturate_and_is_what_was_simulated(tmp_path):
+    """Largest weights against largest activations: on AVX2 full-range S8 products overflow 16 bits."""
+    layer = torch.nn.Linear(64, 16, bias=False)
+    layer.weight.data = torch.where(torch.rand(16, 64) > 0.5, 1.0, -1.0)
+    x = torch.ones(3, 5, 64)
+    x[0, 0, 0] = -0.5
+    torch.onnx.export(layer, (x,), str(tmp_path / "a.onnx"), dynamo=False, input_names=["x"])
+    quantize(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    got = session(tmp_path / "b.onnx", 1).run(None, {"x": x.numpy()})[0]
+    with simulated(layer):
+        expected = layer(x).detach().numpy()
+    assert np.allclose(got, layer(x).detach().numpy(), atol=0.6)
+    assert np.allclose(got, expected, atol=0.3)
+
+
+def test_fake_rounding_has_the_stated_number_of_levels():
+    w = torch.randn(4, 1000)
+    assert max(len(torch.unique(row)) for row in fake_weight(w)) <= 127
+    assert len(torch.unique(fake_activation(torch.randn(1000)))) <= 256
+    assert torch.equal(fake_activation(torch.zeros(5)), torch.zeros(5))

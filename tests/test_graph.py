@@ -1,0 +1,32 @@
+"""Modality tags find the cross-modal layers, and say why."""
+
+from __future__ import annotations
+
+from mmcompress.graph.modality import cross_modal, layers, outputs
+from mmcompress.graph.topology import order
+
+
+def test_order_follows_the_edges(spec):
+    place = {n: i for i, n in enumerate(order(spec))}
+    assert place["vision"] < place["captioner"] < place["text"] < place["choose"]
+
+
+def test_tags_flow_along_the_edges(spec):
+    tags = outputs(spec)
+    assert tags["vision"] == {"image"} and tags["captioner"] == {"image", "text"}
+
+
+def test_only_cross_attention_is_cross_modal_among_the_blocks(spec, models):
+    found = cross_modal(spec, {n: m.blocks for n, m in models.items()})
+    assert set(found["captioner"]) == {"0.cross_attention", "1.cross_attention"}
+    assert set(found["vision"]) == {"projection"} and set(found["text"]) == {"projection"}
+    assert "image from 'context'" in found["captioner"]["0.cross_attention"]
+
+
+def test_modality_is_derived_not_read_from_names(spec, models):
+    """The same blocks fed from a text node would not be cross-modal: the rule looks at tags."""
+    import dataclasses
+
+    blocks = {n: m.blocks for n, m in models.items()}
+    renamed = {n: tuple(dataclasses.replace(b, name=f"b{i}", kind="attention") for i, b in enumerate(bs)) for n, bs in blocks.items()}
+    assert len([x for x in layers(spec, renamed) if x.node == "captioner" and x.cross_modal]) == 2

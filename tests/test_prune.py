@@ -1,0 +1,204 @@
+"""Surgery equals masking, refit repairs, importance follows its definition, every policy removes the same share."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from mmcompress.export.proofs import SURGERY, surgery
+from mmcompress.prune.allocation import Curve, after, allocate_node, choose_units, ratios, steps
+from mmcompress.prune.importance import Material, mask_gradients
+from mmcompress.prune.masks import masked
+from mmcompress.prune.refit import measure_grams, refit_, refit_from_gram_, solve
+from mmcompress.prune.surgery import reshape_, sliced
+from mmcompress.registry import ALLOCATION, IMPORTANCE
+from mmcompress.spec.schema import NodePrune
+
+
+def cut(model, kind, share):
+    """Keep the first part of every block of one kind."""
+    return {b.name: torch.arange(max(0, round(b.units * (1 - share)))) for b in model.blocks if b.kind == kind}
+
+
+@pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("kind", ["attention", "cross_attention", "ffn"])
+def test_masked_equals_sliced_for_every_unit_kind(pipeline, models, batch, kind, share):
+    proofs = surgery(pipeline, models, {n: cut(m, kind, share) for n, m in models.items()}, batch)
+    assert all(p.passed for p in proofs), proofs
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_masked_equals_sliced_for_random_mixtures(pipeline, models, batch, seed):
+    g = torch.Generator().manual_seed(seed)
+    units = {
+        n: {b.name: torch.sort(torch.randperm(b.units, generator=g)[: int(torch.randint(0, b.units + 1, (1,), generator=g))]).values
+            for b in m.blocks}
+        for n, m in models.items()
+    }  # fmt: skip
+    proofs = surgery(pipeline, models, units, batch)
+    assert max(p.difference for p in proofs) <= SURGERY
+
+
+def test_the_proof_can_fail(pipeline, models, batch, monkeypatch):
+    """Slicing the wrong heads is noticed."""
+    from mmcompress.export import proofs
+
+    wrong = lambda m, kept: sliced(m, {k: (v + 1) % m.block(k).units for k, v in kept.items()})  # noqa: E731
+    monkeypatch.setattr(proofs, "sliced", wrong)
+    found = surgery(pipeline, models, {n: cut(m, "attention", 0.5) for n, m in models.items()}, batch)
+    assert not all(p.passed for p in found)
+
+
+def test_parameters_fall_as_computed(models):
+    for model in models.values():
+        units = cut(model, "ffn", 0.5)
+        small = sliced(model, units)
+        expected = 0
+        for b in model.blocks:
+            if b.name in units:
+                gone = (b.units - len(units[b.name])) * b.width
+                for path, parts in b.writers:
+                    expected += gone * parts * (model.linear(path).in_features + 1)
+                expected += gone * model.linear(b.out).out_features
+        count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+        assert count(model) - count(small) == expected > 0
+
+
+def test_a_structure_is_rebuilt_from_its_counts(models):
+    for model in models.values():
+        units = {b.name: torch.arange(b.units // 2) for b in model.blocks[:-1]} | {model.blocks[-1].name: torch.arange(0)}
+        small = sliced(model, units)
+        again = reshape_(sliced(model, {}), {k: len(v) for k, v in units.items()})
+        again.load_state_dict(small.state_dict())
+        assert [b.units for b in again.blocks] == [b.units for b in small.blocks]
+
+
+def test_the_solver_is_ridge_least_squares():
+    x = np.random.default_rng(0).standard_normal((200, 6))
+    y = x @ np.arange(12.0).reshape(6, 2)
+    w = solve(torch.tensor(y.T @ x / 200).float(), torch.tensor(x.T @ x / 200).float(), 1e-6)
+    assert np.allclose(w.numpy(), np.arange(12.0).reshape(6, 2).T, atol=1e-3)
+
+
+@pytest.mark.parametrize("how", ["from moments", "in order"])
+def test_refit_brings_the_output_closer(pipeline, models, batch, how):
+    grams = measure_grams(pipeline, models, batch)
+    want = pipeline.run(models, batch)["vision"]["tokens"]
+    units = {b.name: torch.arange(0, b.units, 2) for b in models["vision"].blocks}
+    plain = sliced(models["vision"], units)
+    fitted = sliced(models["vision"], units)
+    if how == "from moments":
+        refit_from_gram_(fitted, models["vision"], units, grams["vision"], 0.01)
+    else:
+        refit_(pipeline, {**models, "vision": fitted}, models, batch, 0.01)
+    error = lambda m: float((m(batch.inputs["vision"])[1] - want).square().mean())  # noqa: E731
+    assert error(fitted) < 0.9 * error(plain)
+
+
+def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
+    name = models["vision"].blocks[1].name
+    units = {name: torch.arange(0)}
+    small = sliced(models["vision"], units)
+    grams = measure_grams(pipeline, models, batch)
+    refit_from_gram_(small, models["vision"], units, grams["vision"], 0.01)
+    seen = []
+    handle = models["vision"].linear(models["vision"].blocks[1].out).register_forward_hook(lambda m, a, o: seen.append(o))
+    models["vision"](batch.inputs["vision"])
+    handle.remove()
+    bias = next(p for n, p in small.named_parameters() if n.endswith("mlp.c_proj.bias") and "resblocks.0" in n)
+    assert torch.allclose(bias, seen[0].flatten(0, 1).mean(0), atol=1e-4)
+
+
+@pytest.fixture()
+def material(pipeline, models, batch):
+    return Material(pipeline, models, batch, measure_grams(pipeline, models, batch), 3)
+
+
+@pytest.mark.parametrize("name", IMPORTANCE.names())
+def test_every_importance_scores_every_unit(material, models, name):
+    scores = IMPORTANCE.get(name)(material)
+    for n, m in models.items():
+        for b in m.blocks:
+            s = scores[n][b.name]
+            assert s.shape == (b.units,) and torch.isfinite(s).all() and (s >= 0).all() and s.std() > 0
+
+
+def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, models, batch):
+    gradients = mask_gradients(material)
+    block = models["captioner"].blocks[1]
+
+    def loss(value):
+        mask = torch.ones(block.units)
+        mask[0] = value
+        with masked(models["captioner"], {block.name: mask}):
+            return float(sum(pipeline.losses(pipeline.forward(models, batch), batch).values()))
+
+    numeric = (loss(1.01) - loss(0.99)) / 0.02
+    assert float(gradients["captioner"][block.name][:, 0].mean()) == pytest.approx(numeric, rel=0.05, abs=1e-4)
+
+
+def test_magnitude_is_the_norm_of_the_units_weights(material, models):
+    scores = IMPORTANCE.get("magnitude")(material)
+    m, b = models["text"], models["text"].blocks[1]
+    fc, proj = m.linear(b.writers[0][0]).weight, m.linear(b.out).weight
+    assert torch.allclose(scores["text"][b.name], (fc.square().sum(1) + proj.square().sum(0)).sqrt(), rtol=1e-4)
+
+
+def curves(blocks, rng):
+    return {b.name: Curve((0, b.units // 2, b.units), tuple(sorted(rng.random(2), reverse=True)) + (0.0,)) for b in blocks}
+
+
+@pytest.mark.parametrize("name", ALLOCATION.names())
+def test_every_policy_removes_the_same_share(models, name):
+    rng = np.random.default_rng(0)
+    for n, m in models.items():
+        scores = {b.name: torch.rand(b.units) for b in m.blocks}
+        kept = allocate_node(m.blocks, NodePrune(heads=0.5, ffn=0.5), {}, 1.0, ALLOCATION.get(name), curves(m.blocks, rng), scores)
+        for group in ("heads", "ffn"):
+            part = [b for b in m.blocks if b.group == group]
+            kinds = {b.kind for b in part}
+            cut = sum((b.units - kept[b.name]) / b.step for b in part)
+            assert cut == pytest.approx(0.5 * sum(steps(b) for b in part), abs=len(kinds)), n
+
+
+def test_the_knapsack_is_optimal(models):
+    rng = np.random.default_rng(1)
+    blocks = [b for b in models["captioner"].blocks if b.group == "heads"]
+    c, scores = curves(blocks, rng), {b.name: torch.rand(b.units) for b in blocks}
+    kept = ALLOCATION.get("knapsack")(blocks, 7, c, scores)
+    mine = sum(float(c[b.name].at(kept[b.name])) for b in blocks)
+    options = itertools.product(*(range(steps(b) + 1) for b in blocks))
+    best = min(
+        sum(float(c[b.name].at(after(b, k))) for b, k in zip(blocks, cuts, strict=True)) for cuts in options if sum(cuts) == 7
+    )
+    assert mine == pytest.approx(best)
+
+
+def test_protection_cuts_cross_modal_units_less(models, spec):
+    m = models["captioner"]
+    cross = {b.name: "" for b in m.blocks if b.kind == "cross_attention"}
+    rng = np.random.default_rng(2)
+    scores = {b.name: torch.rand(b.units) for b in m.blocks}
+    for protection, expected in ((1.0, 0.5), (2.0, 0.25), (4.0, 0.125)):
+        kept = allocate_node(m.blocks, NodePrune(heads=0.5, ffn=0.5), cross, protection, ALLOCATION.get("uniform"), curves(m.blocks, rng), scores)
+        assert ratios({"c": kept}, {"c": m.blocks}, {"c": cross}, True) == pytest.approx(expected)
+        assert ratios({"c": kept}, {"c": m.blocks}, {"c": cross}, False) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_most_important_units_stay():
+    from mmcompress.records import Block
+
+    b = Block("x", "ffn", "o", (("w", 1),), 6, 1, 1, "m", ("stream",), ())
+    units = choose_units({"x": 3}, [b], {"x": torch.tensor([5.0, 1, 9, 2, 7, 0])})
+    assert units["x"].tolist() == [0, 2, 4]
+
+
+def test_drop_removes_the_least_damaging_blocks(models):
+    m = models["vision"]
+    c = {b.name: Curve((0, b.units), (float(i), 0.0)) for i, b in enumerate(m.blocks)}
+    scores = {b.name: torch.rand(b.units) for b in m.blocks}
+    kept = allocate_node(m.blocks, NodePrune(drop=2), {}, 2.0, ALLOCATION.get("knapsack"), c, scores)
+    assert [k for k, v in kept.items() if v == 0] == [b.name for b in m.blocks[:2]]

@@ -1,0 +1,105 @@
+"""A spec that is wrong says where, what and what would be right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from mmcompress.errors import SpecError
+from mmcompress.spec.loader import load, load_space, parse_target
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("pipelines/*.yaml")), ids=lambda p: p.name)
+def test_every_pipeline_loads(path):
+    assert load(path).models()
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("search_spaces/*.yaml")), ids=lambda p: p.name)
+def test_every_search_space_loads(path):
+    space = load_space(path, load(ROOT / "pipelines/clip_captioner.yaml"))
+    assert "nodes.vision.prune.ffn" in space.dimensions and not any("*" in d for d in space.dimensions)
+
+
+def edited(tiny, tmp_path, old, new):
+    text = (tiny / "spec.yaml").read_text()
+    assert old in text
+    path = tmp_path / "spec.yaml"
+    path.write_text(text.replace(old, new, 1))
+    return path
+
+
+WRONG = [
+    ("candidates: 2", "candidats: 2", r"spec.yaml:12: nodes.captioner.candidats: unknown key .*did you mean 'candidates'"),
+    ("candidates: 2", "candidates: two", r":12: nodes.captioner.candidates: expected int, got 'two'"),
+    ("candidates: 2", "candidates: 0", r":12: nodes.captioner.candidates: must lie in 1 .. 64, got 0"),
+    ("kind: text_decoder", "kind: text_decodr", r":9: .*did you mean 'text_decoder'"),
+    ("context: vision.tokens", "context: vision.token", r":11: .*nothing is named 'vision.token'; did you mean 'vision.tokens'"),
+    ("context: vision.tokens", "context: vision.embedding", r":11: .*is a vector, the port takes a sequence .*vision.tokens"),
+    ("context: vision.tokens", "contxt: vision.tokens", r":11: .*'context' of a text_decoder is not connected"),
+    ("image: image}\n  captioner", "image: captioner.texts}\n  captioner", r":7: .*is a text, the port takes a image"),
+    ("caption: choose.best", "caption: chose.best", r"nothing is named 'chose.best'; did you mean 'choose.best'"),
+    ("kind: emoji_scenes", "kind: emoji_scene", r"unknown data kind 'emoji_scene'; did you mean 'emoji_scenes'"),
+    ("target: 1.2x", "target: fast", r"spec.yaml:\d+: target: expected a target like 2x"),
+    ("target: 1.2x", "target: 1.2x\ntarget: 2x", r"'target' stands twice"),
+    ("target: 1.2x", "prune: {importance: tailor}", r"unknown importance 'tailor'; did you mean 'taylor'"),
+    ("target: 1.2x", "metrics: [recall]", r"unknown metric 'recall'"),
+    ("target: 1.2x", "plugins: [no_such_module]", r"can't import 'no_such_module'"),
+    ("    source: ./clip\n", "", r":4: nodes.vision: 'source' is missing"),
+    ("name: tiny", "name: ${NO_SUCH_VARIABLE}", r"the environment variable NO_SUCH_VARIABLE is not set"),
+    ("name: tiny", "name: [tiny", r"not valid YAML"),
+]
+
+
+@pytest.mark.parametrize(("old", "new", "message"), WRONG)
+def test_a_wrong_spec_is_told_with_its_line(tiny, tmp_path, old, new, message):
+    with pytest.raises(SpecError, match=message):
+        load(edited(tiny, tmp_path, old, new))
+
+
+def test_a_cycle_is_named(tiny, tmp_path):
+    text = (tiny / "spec.yaml").read_text()
+    text = text.replace("inputs: {text: captioner.texts}", "inputs: {text: choose.best}")
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(SpecError, match=r"the nodes form a cycle: .*choose.*text"):
+        load(tmp_path / "spec.yaml")
+
+
+def test_a_missing_and_an_empty_file(tmp_path):
+    with pytest.raises(SpecError, match="can't be read"):
+        load(tmp_path / "none.yaml")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(SpecError, match="empty"):
+        load(tmp_path / "empty.yaml")
+
+
+def test_overrides_reach_any_key_and_are_checked(tiny):
+    spec = load(tiny / "spec.yaml", {"nodes.vision.prune.ffn": 0.5, "nodes.vision.prune.blocks.0.ffn": 0.25})
+    assert spec.nodes["vision"].prune.ffn == 0.5 and spec.nodes["vision"].prune.blocks == {"0.ffn": 0.25}
+    with pytest.raises(SpecError, match=r"--set nodes.vision.prune.fnn.*did you mean 'ffn'"):
+        load(tiny / "spec.yaml", {"nodes.vision.prune.fnn": 0.5})
+
+
+def test_environment_variables_and_their_defaults(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("NAME_OF_IT", "chosen")
+    path = edited(tiny, tmp_path, "name: tiny", "name: ${NAME_OF_IT}-${OTHER:-default}")
+    assert load(path).name == "chosen-default"
+
+
+def test_targets():
+    assert parse_target("2x") == ("speedup", 2.0) and parse_target("12.5ms") == ("latency", 12.5)
+    for wrong in ("0.5x", "0ms", "x", "-2x", "2"):
+        with pytest.raises(SpecError):
+            parse_target(wrong)
+
+
+def test_a_space_with_an_unknown_node_or_an_empty_range(tiny, tmp_path):
+    spec = load(tiny / "spec.yaml")
+    (tmp_path / "s.yaml").write_text("name: s\ndimensions:\n  nodes.visio.prune.ffn: {low: 0, high: 1}\n")
+    with pytest.raises(SpecError, match=r"s.yaml:3: .*unknown node 'visio'; did you mean 'vision'"):
+        load_space(tmp_path / "s.yaml", spec)
+    (tmp_path / "s.yaml").write_text("name: s\ndimensions:\n  nodes.*.prune.ffn: {low: 1, high: 0}\n")
+    with pytest.raises(SpecError, match="low <= high"):
+        load_space(tmp_path / "s.yaml", spec)
