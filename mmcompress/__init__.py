@@ -25,7 +25,7 @@ _NAMES = {
     "load_bundle": "mmcompress.runtime.pipeline:load",
     "MmcompressError": "mmcompress.errors:MmcompressError",
 }
-__all__ = ["__version__", *_NAMES]  # noqa: PLE0604
+__all__ = ["__version__", *_NAMES]
 
 
 def __getattr__(name: str) -> Any:

@@ -142,7 +142,9 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
 
     say = Progress()
     try:
-        r = workflow.open_run(spec, folder or f"runs/{Path(spec).stem}-profile", None, settings(sets), resume or not folder, say)
+        r = workflow.open_run(
+            spec, folder or f"runs/{Path(spec).stem}-profile", None, settings(sets), resume or not folder, say
+        )
         dense = workflow.profile(r)
         predict = workflow.predictor(r, dense)
     finally:
@@ -153,7 +155,9 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
         nodes.add_row(n, f"{dense.params[n] / 1e6:.2f} M", f"{dense.macs[n] / 1e6:.0f} M", f"{dense.nodes[n].p50:.2f} ms",
                       f"{dense.nodes[n].p50 / total:.0%}")  # fmt: skip
     out.print(nodes)
-    out.print(f"end to end p50 {total:.2f} ms, p95 {dense.latency_ms.p95:.2f} ms, {dense.model_share:.0%} inside models\n")
+    out.print(
+        f"end to end p50 {total:.2f} ms, p95 {dense.latency_ms.p95:.2f} ms, {dense.model_share:.0%} inside models\n"
+    )
     reasons = {(m["node"], m["name"]): m for m in dense.modality}
     blocks = Table("block", "units", "parameters", "fp32", "int8", "share", "modality", box=None)
     rows = predict.table.lookup()
@@ -189,7 +193,10 @@ def run(spec: str, space: str | None, folder: str | None, resume: bool, **option
     finally:
         say.stop()
     show_summary(summary)
-    out.print(f"\nreport  {escape(str(Path(folder) / 'report.html'))}\nbundle  {escape(str(Path(folder) / 'bundle'))}", soft_wrap=True)
+    out.print(
+        f"\nreport  {escape(str(Path(folder) / 'report.html'))}\nbundle  {escape(str(Path(folder) / 'bundle'))}",
+        soft_wrap=True,
+    )
     if not summary.target.met:
         raise TargetNotMet(f"{summary.compressed.latency_ms.p50:.2f} ms measured, the target is "
                            f"{summary.target.latency_ms_p50:.2f} ms; the best found was written")  # fmt: skip
@@ -291,7 +298,9 @@ def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int
             table.add_row(f"  {node}", f"{latency.p50:.2f} ms", f"{latency.p95:.2f} ms")
     out.print(table)
     if against:
-        out.print(f"[bold]{found['against'].latency.p50 / found['bundle'].latency.p50:.2f}x[/bold] as fast as {escape(against)}")
+        out.print(
+            f"[bold]{found['against'].latency.p50 / found['bundle'].latency.p50:.2f}x[/bold] as fast as {escape(against)}"
+        )
 
 
 @main.command("list")
@@ -325,7 +334,9 @@ def submit(spec: str, address: str, folder: str, resume: bool, space: str | None
 
     changes = overrides(**options) | {"search.ray_address": "auto"}
     load(spec, changes)
-    code = submit_run(spec, address, folder, space or default_space(), changes, resume, lambda text: click.echo(text, nl=False))
+    code = submit_run(
+        spec, address, folder, space or default_space(), changes, resume, lambda text: click.echo(text, nl=False)
+    )
     if code:
         sys.exit(code)
 

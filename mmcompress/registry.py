@@ -88,7 +88,10 @@ FAMILIES = Registry(
     {
         "open_clip/image_encoder": ("mmcompress.models.open_clip:load_image_encoder", "open_clip ViT image tower"),
         "open_clip/text_encoder": ("mmcompress.models.open_clip:load_text_encoder", "open_clip text tower"),
-        "transformers/text_decoder": ("mmcompress.models.bart:load_text_decoder", "BART-style decoder (mBART, Donut's)"),
+        "transformers/text_decoder": (
+            "mmcompress.models.bart:load_text_decoder",
+            "BART-style decoder (mBART, Donut's)",
+        ),
     },
 )
 EXECUTORS = Registry(

@@ -1,8 +1,8 @@
 """The order of the stages, and nothing else: each is a function of another room, each leaves a record in the run folder.
 
-    profile -> evidence -> search -> fit -> compress -> measure -> summary
-                             ^        |
-                             +--------+  a measured miss corrects the prediction and the search goes on
+profile -> evidence -> search -> fit -> compress -> measure -> summary
+                         ^        |
+                         +--------+  a measured miss corrects the prediction and the search goes on
 """
 
 from __future__ import annotations
@@ -127,7 +127,9 @@ def _claim(folder: Path, spec: Spec, resume: bool) -> None:
 
 def _decisive(spec: Spec) -> Any:
     """The part of a spec that must not change between a run and its resumption: not where or how long it searches."""
-    return plain(replace(spec, search=replace(spec.search, workers=1, trials=0, mutations=0, ray_address=None, executor="ray")))
+    return plain(
+        replace(spec, search=replace(spec.search, workers=1, trials=0, mutations=0, ray_address=None, executor="ray"))
+    )
 
 
 def profile(run: Run) -> Profile:
@@ -250,9 +252,9 @@ def _override(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
 
 def search(run: Run, ev: Any, predict: Any, budget_ms: float, extra: int = 0) -> list[Trial]:
     """Run (or go on with) the study of this run folder."""
+    from mmcompress.prune.trial import evaluate, pack
     from mmcompress.registry import EXECUTORS
     from mmcompress.search import knapsack, study
-    from mmcompress.prune.trial import evaluate, pack
 
     p = problem(run, ev, predict, budget_ms)
     with run.timed("search"):
@@ -493,7 +495,9 @@ def summarize(
     for key, bundle in bundles.items():
         kept = c.kept if key == "compressed" else {n: {} for n in r.models}
         now = models if key == "compressed" else r.models
-        counts = {n: count(m, measured[key].calls.get(f"{n}/step", 1.0), spec.nodes[n].candidates) for n, m in now.items()}
+        counts = {
+            n: count(m, measured[key].calls.get(f"{n}/step", 1.0), spec.nodes[n].candidates) for n, m in now.items()
+        }
         share = {n: tuple(ratios({n: kept[n]}, r.blocks, r.cross, x) for x in (False, True)) for n in r.models}
         sides[key] = side(spec, bundle, measured[key], quality[key], counts, share)
     target_ms = budget(spec, measured["baseline"].latency.p50)

@@ -45,7 +45,9 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
     for name in ("clip", "captioner"):
         (folder / name).mkdir(parents=True)
         tok.save(str(folder / name / "tokenizer.json"))
-    save_file({k: v.contiguous() for k, v in clip.state_dict().items()}, folder / "clip" / "open_clip_model.safetensors")
+    save_file(
+        {k: v.contiguous() for k, v in clip.state_dict().items()}, folder / "clip" / "open_clip_model.safetensors"
+    )
     pre = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
     text = json.dumps({"model_cfg": config, "preprocess_cfg": pre})
     (folder / "clip" / "open_clip_config.json").write_text(text)

@@ -94,7 +94,9 @@ def test_folder_reads_jsonl_and_csv(photos):
     pairs = listing(folder, rows).load("test")
     assert len(pairs) == 10 and pairs.captions[0] == "shade 2" and pairs.images[0].shape == (16, 22, 3)
     (folder / "captions.jsonl").unlink()
-    (folder / "captions.csv").write_text("file_name,text,split\n" + "\n".join(f"{r['image']},{r['caption']},{r['split']}" for r in rows))
+    (folder / "captions.csv").write_text(
+        "file_name,text,split\n" + "\n".join(f"{r['image']},{r['caption']},{r['split']}" for r in rows)
+    )
     assert Folder(str(folder), seed=1).load("test").captions == pairs.captions
 
 
@@ -103,7 +105,9 @@ def test_folder_tells_every_missing_and_broken_image(photos):
     (folder / "3.png").unlink()
     (folder / "4.png").write_bytes(b"")
     (folder / "5.png").write_text("not an image")
-    with pytest.raises(DataError, match=r"3 images can't be used:(.|\n)*:4: .*3.png: no such image(.|\n)*4.png.*0 bytes"):
+    with pytest.raises(
+        DataError, match=r"3 images can't be used:(.|\n)*:4: .*3.png: no such image(.|\n)*4.png.*0 bytes"
+    ):
         listing(folder, rows).load("train")
 
 

@@ -77,7 +77,9 @@ def test_a_bundle_answers_where_torch_cannot_be_imported(bundle, tmp_path):
         f"out = load({str(bundle)!r})(image={str(tmp_path / 'new.png')!r})\n"
         "print(json.dumps({'caption': out['caption'], 'norm': float((out['embedding'] ** 2).sum())}))\n"
     )
-    got = json.loads(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout)
+    got = json.loads(
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout
+    )
     assert isinstance(got["caption"], str) and got["norm"] == pytest.approx(1, abs=1e-4)
     assert got["caption"] == load(bundle)(image=tmp_path / "new.png")["caption"]
 

@@ -28,5 +28,8 @@ def test_modality_is_derived_not_read_from_names(spec, models):
     import dataclasses
 
     blocks = {n: m.blocks for n, m in models.items()}
-    renamed = {n: tuple(dataclasses.replace(b, name=f"b{i}", kind="attention") for i, b in enumerate(bs)) for n, bs in blocks.items()}
+    renamed = {
+        n: tuple(dataclasses.replace(b, name=f"b{i}", kind="attention") for i, b in enumerate(bs))
+        for n, bs in blocks.items()
+    }
     assert len([x for x in layers(spec, renamed) if x.node == "captioner" and x.cross_modal]) == 2

@@ -45,7 +45,9 @@ def imports(path: Path) -> set[str]:
 
 
 def files() -> list[tuple[str, Path]]:
-    return [(p.relative_to(PACKAGE).as_posix(), p) for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"]
+    return [
+        (p.relative_to(PACKAGE).as_posix(), p) for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"
+    ]
 
 
 @pytest.mark.parametrize(("name", "path"), files())

@@ -46,7 +46,7 @@ def test_the_proof_can_fail(pipeline, models, batch, monkeypatch):
     """Slicing the wrong heads is noticed."""
     from mmcompress.export import proofs
 
-    wrong = lambda m, kept: sliced(m, {k: (v + 1) % m.block(k).units for k, v in kept.items()})  # noqa: E731
+    wrong = lambda m, kept: sliced(m, {k: (v + 1) % m.block(k).units for k, v in kept.items()})
     monkeypatch.setattr(proofs, "sliced", wrong)
     found = surgery(pipeline, models, {n: cut(m, "attention", 0.5) for n, m in models.items()}, batch)
     assert not all(p.passed for p in found)
@@ -63,13 +63,15 @@ def test_parameters_fall_as_computed(models):
                 for path, parts in b.writers:
                     expected += gone * parts * (model.linear(path).in_features + 1)
                 expected += gone * model.linear(b.out).out_features
-        count = lambda m: sum(p.numel() for p in m.parameters())  # noqa: E731
+        count = lambda m: sum(p.numel() for p in m.parameters())
         assert count(model) - count(small) == expected > 0
 
 
 def test_a_structure_is_rebuilt_from_its_counts(models):
     for model in models.values():
-        units = {b.name: torch.arange(b.units // 2) for b in model.blocks[:-1]} | {model.blocks[-1].name: torch.arange(0)}
+        units = {b.name: torch.arange(b.units // 2) for b in model.blocks[:-1]} | {
+            model.blocks[-1].name: torch.arange(0)
+        }
         small = sliced(model, units)
         again = reshape_(sliced(model, {}), {k: len(v) for k, v in units.items()})
         again.load_state_dict(small.state_dict())
@@ -94,7 +96,7 @@ def test_refit_brings_the_output_closer(pipeline, models, batch, how):
         refit_from_gram_(fitted, models["vision"], units, grams["vision"], 0.01)
     else:
         refit_(pipeline, {**models, "vision": fitted}, models, batch, 0.01)
-    error = lambda m: float((m(batch.inputs["vision"])[1] - want).square().mean())  # noqa: E731
+    error = lambda m: float((m(batch.inputs["vision"])[1] - want).square().mean())
     assert error(fitted) < 0.9 * error(plain)
 
 
@@ -105,7 +107,9 @@ def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
     grams = measure_grams(pipeline, models, batch)
     refit_from_gram_(small, models["vision"], units, grams["vision"], 0.01)
     seen = []
-    handle = models["vision"].linear(models["vision"].blocks[1].out).register_forward_hook(lambda m, a, o: seen.append(o))
+    handle = (
+        models["vision"].linear(models["vision"].blocks[1].out).register_forward_hook(lambda m, a, o: seen.append(o))
+    )
     models["vision"](batch.inputs["vision"])
     handle.remove()
     bias = next(p for n, p in small.named_parameters() if n.endswith("mlp.c_proj.bias") and "resblocks.0" in n)
@@ -148,7 +152,9 @@ def test_magnitude_is_the_norm_of_the_units_weights(material, models):
 
 
 def curves(blocks, rng):
-    return {b.name: Curve((0, b.units // 2, b.units), tuple(sorted(rng.random(2), reverse=True)) + (0.0,)) for b in blocks}
+    return {
+        b.name: Curve((0, b.units // 2, b.units), tuple(sorted(rng.random(2), reverse=True)) + (0.0,)) for b in blocks
+    }
 
 
 @pytest.mark.parametrize("name", ALLOCATION.names())
@@ -156,7 +162,9 @@ def test_every_policy_removes_the_same_share(models, name):
     rng = np.random.default_rng(0)
     for n, m in models.items():
         scores = {b.name: torch.rand(b.units) for b in m.blocks}
-        kept = allocate_node(m.blocks, NodePrune(heads=0.5, ffn=0.5), {}, 1.0, ALLOCATION.get(name), curves(m.blocks, rng), scores)
+        kept = allocate_node(
+            m.blocks, NodePrune(heads=0.5, ffn=0.5), {}, 1.0, ALLOCATION.get(name), curves(m.blocks, rng), scores
+        )
         for group in ("heads", "ffn"):
             part = [b for b in m.blocks if b.group == group]
             kinds = {b.kind for b in part}
@@ -172,7 +180,9 @@ def test_the_knapsack_is_optimal(models):
     mine = sum(float(c[b.name].at(kept[b.name])) for b in blocks)
     options = itertools.product(*(range(steps(b) + 1) for b in blocks))
     best = min(
-        sum(float(c[b.name].at(after(b, k))) for b, k in zip(blocks, cuts, strict=True)) for cuts in options if sum(cuts) == 7
+        sum(float(c[b.name].at(after(b, k))) for b, k in zip(blocks, cuts, strict=True))
+        for cuts in options
+        if sum(cuts) == 7
     )
     assert mine == pytest.approx(best)
 
@@ -183,7 +193,15 @@ def test_protection_cuts_cross_modal_units_less(models, spec):
     rng = np.random.default_rng(2)
     scores = {b.name: torch.rand(b.units) for b in m.blocks}
     for protection, expected in ((1.0, 0.5), (2.0, 0.25), (4.0, 0.125)):
-        kept = allocate_node(m.blocks, NodePrune(heads=0.5, ffn=0.5), cross, protection, ALLOCATION.get("uniform"), curves(m.blocks, rng), scores)
+        kept = allocate_node(
+            m.blocks,
+            NodePrune(heads=0.5, ffn=0.5),
+            cross,
+            protection,
+            ALLOCATION.get("uniform"),
+            curves(m.blocks, rng),
+            scores,
+        )
         assert ratios({"c": kept}, {"c": m.blocks}, {"c": cross}, True) == pytest.approx(expected)
         assert ratios({"c": kept}, {"c": m.blocks}, {"c": cross}, False) == pytest.approx(0.5, abs=0.05)
 

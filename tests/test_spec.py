@@ -32,12 +32,24 @@ def edited(tiny, tmp_path, old, new):
 
 
 WRONG = [
-    ("candidates: 2", "candidats: 2", r"spec.yaml:12: nodes.captioner.candidats: unknown key .*did you mean 'candidates'"),
+    (
+        "candidates: 2",
+        "candidats: 2",
+        r"spec.yaml:12: nodes.captioner.candidats: unknown key .*did you mean 'candidates'",
+    ),
     ("candidates: 2", "candidates: two", r":12: nodes.captioner.candidates: expected int, got 'two'"),
     ("candidates: 2", "candidates: 0", r":12: nodes.captioner.candidates: must lie in 1 .. 64, got 0"),
     ("kind: text_decoder", "kind: text_decodr", r":9: .*did you mean 'text_decoder'"),
-    ("context: vision.tokens", "context: vision.token", r":11: .*nothing is named 'vision.token'; did you mean 'vision.tokens'"),
-    ("context: vision.tokens", "context: vision.embedding", r":11: .*is a vector, the port takes a sequence .*vision.tokens"),
+    (
+        "context: vision.tokens",
+        "context: vision.token",
+        r":11: .*nothing is named 'vision.token'; did you mean 'vision.tokens'",
+    ),
+    (
+        "context: vision.tokens",
+        "context: vision.embedding",
+        r":11: .*is a vector, the port takes a sequence .*vision.tokens",
+    ),
     ("context: vision.tokens", "contxt: vision.tokens", r":11: .*'context' of a text_decoder is not connected"),
     ("image: image}\n  captioner", "image: captioner.texts}\n  captioner", r":7: .*is a text, the port takes a image"),
     ("caption: choose.best", "caption: chose.best", r"nothing is named 'chose.best'; did you mean 'choose.best'"),

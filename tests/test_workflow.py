@@ -13,7 +13,9 @@ from mmcompress.records import Summary, read
 
 def test_a_run_leaves_a_summary_a_report_and_a_bundle(run_folder):
     s = read(Summary, run_folder / "summary.json")
-    assert {"bundle", "baseline", "report.html", "report.md", "study.journal", "weights"} <= {p.name for p in run_folder.iterdir()}
+    assert {"bundle", "baseline", "report.html", "report.md", "study.journal", "weights"} <= {
+        p.name for p in run_folder.iterdir()
+    }
     assert all(p.passed for p in s.proofs) and len(s.proofs) > 10
     assert s.search.trials >= 4 and s.search.failed == 0
     assert set(s.compressed.quality) == {"image_to_text_r1", "text_to_image_r1", "caption_exact_match"}

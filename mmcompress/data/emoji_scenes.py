@@ -31,7 +31,9 @@ NAMES = tuple(
     |tractor|helicopter|anchor|guitar|trumpet|violin|drum|soccer ball|basketball|alarm clock|umbrella|balloon
     |wrapped gift|key|hammer|light bulb|camera|television|laptop|scissors|pencil|crown|top hat|red heart|glowing star
     |crescent moon|rainbow|snowman|christmas tree|cactus|sunflower|rose|tulip|maple leaf|palm tree|sleeping face
-    |ghost|alien|robot|skull|fire|droplet|trophy|bell|magnet|jeans|dress|teapot|castle|tent|volcano|gem stone""".replace("\n", "")
+    |ghost|alien|robot|skull|fire|droplet|trophy|bell|magnet|jeans|dress|teapot|castle|tent|volcano|gem stone""".replace(
+        "\n", ""
+    )
     .replace("    ", "")
     .split("|")
 )
@@ -181,7 +183,9 @@ class EmojiScenes:
             vendor = tuple(int(v) for v in rng.integers(0, 2, 9))
             vendor = tuple(1 - v if (e, v) in held else v for e, v in zip(emoji, vendor, strict=True))
             side = rng.uniform(0.26, 0.40, 9) * self.image_size
-            centre = (np.stack(np.divmod(np.arange(9), 3), 1)[:, ::-1] + 0.5) * cell + rng.uniform(-0.16, 0.16, (9, 2)) * cell
+            centre = (np.stack(np.divmod(np.arange(9), 3), 1)[:, ::-1] + 0.5) * cell + rng.uniform(
+                -0.16, 0.16, (9, 2)
+            ) * cell
             boxes = np.concatenate([centre, side[:, None]], 1).round()
             yield Scene(emoji, vendor, boxes, "", rng.uniform(0.5, 1.0, (2, 3)))
 

@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-
 from mmcompress.export.onnx import export_node
 from mmcompress.export.proofs import export as export_proofs
 from mmcompress.export.proofs import int8_drift

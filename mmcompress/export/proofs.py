@@ -77,7 +77,10 @@ def _feeds(model: Model, name: str, inputs: tuple[Tensor, ...], batch: int, seed
 
 
 def _vocabulary(model: Model) -> int:
-    return min((m.num_embeddings for n, m in model.named_modules() if n.endswith(("token_embedding", "embed_tokens"))), default=4)
+    return min(
+        (m.num_embeddings for n, m in model.named_modules() if n.endswith(("token_embedding", "embed_tokens"))),
+        default=4,
+    )
 
 
 @torch.inference_mode()

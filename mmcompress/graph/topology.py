@@ -61,7 +61,9 @@ def check(spec: Spec, error: MakeError) -> None:
     for name, node in spec.nodes.items():
         kind, at = KINDS[node.kind], ("nodes", name)
         if kind.model and not node.source:
-            raise error(at, "'source' is missing: a model needs weights (embedded:, open_clip:, transformers: or a folder)")
+            raise error(
+                at, "'source' is missing: a model needs weights (embedded:, open_clip:, transformers: or a folder)"
+            )
         for port in kind.inputs:
             if port not in node.inputs:
                 raise error((*at, "inputs"), f"the port '{port}' of a {node.kind} is not connected")

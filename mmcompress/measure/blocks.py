@@ -57,8 +57,9 @@ class _Builder:
         self.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
         return name
 
-    def output(self, name: str) -> None:
-        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    def output(self, name: str, rank: int) -> None:
+        shape = [f"{name}_{i}" for i in range(rank)]
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
     def split_heads(self, x: str, cell: Cell, perm: tuple[int, ...]) -> str:
         shape = self.const(np.array([cell.batch, -1, cell.units, cell.head], np.int64))
@@ -93,8 +94,8 @@ def _attention(b: _Builder, x: str, cell: Cell, i: int) -> str:
     past = (cell.batch, cell.units, cell.keys - cell.positions, cell.head)
     [k] = b.op("Concat", b.input(f"past_k{i}", past), k, axis=2)
     [v] = b.op("Concat", b.input(f"past_v{i}", past), v, axis=2)
-    b.output(k)
-    b.output(v)
+    b.output(k, 4)
+    b.output(v, 4)
     [kt] = b.op("Transpose", k, perm=(0, 1, 3, 2))
     return b.attention(q, kt, v, cell)
 
@@ -118,7 +119,7 @@ def _context(b: _Builder, x: str, cell: Cell, i: int) -> str:
     """K and V of one cross-attention, computed once a request; the residual stream passes unchanged."""
     for _ in "kv":
         y = b.split_heads(b.linear(x, cell.width, cell.units * cell.head), cell, (0, 2, 1, 3))
-        b.output(y)
+        b.output(y, 4)
     return ""
 
 
@@ -136,7 +137,7 @@ def stack(cell: Cell, copies: int) -> onnx.ModelProto:
             [x] = b.op("Add", x, y)
     if x == start:
         [x] = b.op("Identity", x)
-    b.output(x)
+    b.output(x, 3)
     graph = helper.make_graph(b.nodes, "stack", b.inputs, b.outputs, b.weights)
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
 

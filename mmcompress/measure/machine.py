@@ -59,7 +59,7 @@ def commit() -> str:
     if not (here / ".git").exists():
         return ""
     try:
-        run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10).stdout  # noqa: E731
+        run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10).stdout
         return run("rev-parse", "HEAD").strip() + ("-dirty" if run("status", "--porcelain", "-uno").strip() else "")
     except (OSError, subprocess.SubprocessError):
         return ""

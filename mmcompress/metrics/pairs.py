@@ -63,9 +63,7 @@ def ask(pipeline: Pipeline, pairs: Pairs, progress: Callable[[float], None] = la
         images.append(values[query]["embedding"][0])
         if i % 50 == 0:
             progress(i / len(pairs))
-    texts = [
-        pipeline.nodes[keys](list(pairs.captions[i : i + 100]))["embedding"] for i in range(0, len(pairs), 100)
-    ]
+    texts = [pipeline.nodes[keys](list(pairs.captions[i : i + 100]))["embedding"] for i in range(0, len(pairs), 100)]
     return Answers(tuple(captions), pairs.captions, np.stack(images), np.concatenate(texts))
 
 

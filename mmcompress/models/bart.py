@@ -69,7 +69,7 @@ class TextDecoder(Model):
 
     def attentions(self) -> list[tuple[nn.Module, nn.Module]]:
         """(self, cross) attention modules whose K and V are cached, layer by layer; removed ones left out as None."""
-        keep = lambda m: None if isinstance(m, Constant) else m  # noqa: E731
+        keep = lambda m: None if isinstance(m, Constant) else m
         return [(keep(x.self_attn), keep(x.encoder_attn)) for x in self.decoder.layers]
 
     def graphs(self) -> dict[str, Graph]:

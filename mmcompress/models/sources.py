@@ -68,5 +68,7 @@ def load_models(spec: Spec) -> dict[str, Model]:
             ends = [node.inputs[p].split(".")[0] for p in ("query", "keys")]
             a, b = (models[e].dims["embedding"] for e in ends)
             if a != b:
-                raise ModelError(f"nodes.{name}: embeddings of '{ends[0]}' ({a}) and '{ends[1]}' ({b}) can't be compared")
+                raise ModelError(
+                    f"nodes.{name}: embeddings of '{ends[0]}' ({a}) and '{ends[1]}' ({b}) can't be compared"
+                )
     return models

@@ -70,7 +70,10 @@ def _read(models: Mapping[str, Model], record: Path, tensors: Path) -> Evidence:
     data, flat = json.loads(record.read_text()), load_file(tensors)
     scores = {n: {b.name: flat[f"score/{n}/{b.name}"] for b in m.blocks} for n, m in models.items()}
     grams = {
-        n: {b.name: Gram(flat[f"xx/{n}/{b.name}"], flat[f"x/{n}/{b.name}"], float(flat[f"n/{n}/{b.name}"])) for b in m.blocks}
+        n: {
+            b.name: Gram(flat[f"xx/{n}/{b.name}"], flat[f"x/{n}/{b.name}"], float(flat[f"n/{n}/{b.name}"]))
+            for b in m.blocks
+        }
         for n, m in models.items()
     }
     curves = {n: {b: build(Curve, c) for b, c in by.items()} for n, by in data["curves"].items()}

@@ -97,7 +97,9 @@ def fluctuation(e: Material) -> Scores:
     """Norm of the reading weights times the variance of their input: what a bias can't repair (FLAP, An et al. 2024)."""
     return {
         n: {
-            b.name: _per_unit(b, out_linear(m, b).weight.detach().square().sum(0) * e.grams[n][b.name].covariance().diag())
+            b.name: _per_unit(
+                b, out_linear(m, b).weight.detach().square().sum(0) * e.grams[n][b.name].covariance().diag()
+            )
             for b in m.blocks
         }
         for n, m in e.models.items()

@@ -67,7 +67,10 @@ def _load(context: Context) -> _Loaded:
             models,
             TorchPipeline(spec, models),
             {n: {b: _tensor(s) for b, s in by.items()} for n, by in context["scores"].items()},
-            {n: {b: Gram(_tensor(xx), _tensor(x), c) for b, (xx, x, c) in by.items()} for n, by in context["grams"].items()},
+            {
+                n: {b: Gram(_tensor(xx), _tensor(x), c) for b, (xx, x, c) in by.items()}
+                for n, by in context["grams"].items()
+            },
             Batch({n: _tensor(x) for n, x in context["batch"].items()}),
         )
     return _cache[context["key"]]

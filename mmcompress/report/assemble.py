@@ -61,7 +61,9 @@ def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, 
     for node, r in s.compressed.nodes.items():
         b = s.baseline.nodes[node]
         if r.latency_ms_p50 > 0.98 * b.latency_ms_p50 and (r.precision == "int8" or r.params < 0.95 * b.params):
-            out.append(f"{node}: {r.precision}, {r.params / b.params:.0%} of its parameters, yet no faster on this machine")
+            out.append(
+                f"{node}: {r.precision}, {r.params / b.params:.0%} of its parameters, yet no faster on this machine"
+            )
     if s.baseline.model_share < 0.85:
         out.append(f"only {s.baseline.model_share:.0%} of the dense request is spent inside models; compressing them "
                    "can't shorten the rest")  # fmt: skip

@@ -28,7 +28,11 @@ def open_image(source: ImageLike) -> Image.Image:
         raise DataError(f"{source}: no such image") from e
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as e:
         name = "the given bytes" if isinstance(source, bytes) else f"{source}"[:200]
-        size = f" ({Path(source).stat().st_size} bytes)" if isinstance(source, str | Path) and Path(source).exists() else ""
+        size = (
+            f" ({Path(source).stat().st_size} bytes)"
+            if isinstance(source, str | Path) and Path(source).exists()
+            else ""
+        )
         raise DataError(f"{name}: not a readable image{size}") from e
     if im.mode in ("RGBA", "LA", "PA") or "transparency" in im.info:
         rgba = im.convert("RGBA")

@@ -61,7 +61,9 @@ class TextDecoder:
     def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
         self.context, self.step = sessions.get("context"), sessions["step"]
         self.tokenizer = load_tokenizer(folder / config["tokenizer"])
-        self.generation = Generation(**{k: tuple(v) if isinstance(v, list) else v for k, v in config["generation"].items()})
+        self.generation = Generation(
+            **{k: tuple(v) if isinstance(v, list) else v for k, v in config["generation"].items()}
+        )
         self.past = [(int(h), int(d)) for h, d in config["past"]]
 
     def generate(self, context: np.ndarray) -> list[tuple[float, list[int]]]:

@@ -29,7 +29,9 @@ class Pipeline:
         self.sessions: dict[str, dict[str, Timed]] = {}
         for name, node in graph["nodes"].items():
             if node["kind"] not in KINDS:
-                raise BundleError(f"{folder}: node '{name}' is of kind '{node['kind']}', which this runtime doesn't know")
+                raise BundleError(
+                    f"{folder}: node '{name}' is of kind '{node['kind']}', which this runtime doesn't know"
+                )
             self.sessions[name] = {k: Timed(folder / f, threads) for k, f in node.get("files", {}).items()}
             self.nodes[name] = KINDS[node["kind"]](self.sessions[name], node.get("config", {}), folder)
             self.wiring[name] = node["inputs"]

@@ -27,7 +27,7 @@ WIDTH, EMBED, CONTEXT, PATCH = 256, 256, 20, 10
 BOS, PAD, EOS = 0, 1, 2
 
 
-def build_tokenizer() -> "object":
+def build_tokenizer() -> object:
     """A word-level tokenizer over every word a caption can hold, `<s> ... </s>` around it."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 
@@ -210,7 +210,7 @@ def evaluate(model: Trainee, data: EmojiScenes, tok, split: str, count: int) -> 
 
 def save(model: Trainee, tok, image_size: int, out: Path) -> None:
     """The two folders, as open_clip and transformers themselves load them."""
-    half = lambda m: {k: v.half().contiguous().clone() for k, v in m.state_dict().items()}  # noqa: E731
+    half = lambda m: {k: v.half().contiguous().clone() for k, v in m.state_dict().items()}
     for name in ("clip", "captioner"):
         (out / name).mkdir(parents=True, exist_ok=True)
         tok.save(str(out / name / "tokenizer.json"))
@@ -236,7 +236,7 @@ def checkpoint(path: Path, model: Trainee, optimizer: Optimizer, step: int, seco
 
 def restore(path: Path, model: Trainee, optimizer: Optimizer) -> tuple[int, float]:
     tensors = load_file(path)
-    part = lambda p: {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}  # noqa: E731
+    part = lambda p: {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}
     model.load_state_dict(part("model."), strict=False)
     optimizer.momentum = part("muon.")
     state: dict[int, dict] = {}

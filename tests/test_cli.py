@@ -1,0 +1,117 @@
+"""Commands as a user types them: output, errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+from mmcompress.cli import main
+
+
+def call(*args):
+    return CliRunner().invoke(main, [str(a) for a in args], catch_exceptions=True)
+
+
+def test_validate(tiny):
+    done = call("validate", tiny / "spec.yaml")
+    assert done.exit_code == 0 and "is valid" in done.output and "captioner" in done.output
+
+
+def test_a_wrong_spec_is_exit_2_and_one_line(tiny):
+    done = call("run", tiny / "spec.yaml", "--set", "nodes.vision.prune.fnn=1")
+    assert done.exit_code == 2 and "did you mean 'ffn'" in done.output and "Traceback" not in done.output
+
+
+@pytest.mark.parametrize(
+    "arguments", [("--target", "soon"), ("--set", "x"), ("--space", "none.yaml"), ("--set", "data.report=[tset]")]
+)
+def test_bad_options_are_exit_2(tiny, tmp_path, arguments):
+    done = call("run", tiny / "spec.yaml", "--out", tmp_path / "r", *arguments)
+    assert done.exit_code == 2, done.output
+    assert not (tmp_path / "r").exists()
+
+
+def test_missing_weights_are_exit_2(tiny, tmp_path):
+    (tmp_path / "spec.yaml").write_text((tiny / "spec.yaml").read_text())
+    done = call("run", tmp_path / "spec.yaml", "--out", tmp_path / "r")
+    assert done.exit_code == 2 and "no such folder" in done.output
+
+
+def test_weights_of_another_shape_and_pickles_are_refused(tiny, tmp_path):
+    import shutil
+
+    shutil.copytree(tiny, tmp_path / "t", ignore=shutil.ignore_patterns("run*", "cache"))
+    config = json.loads((tmp_path / "t/captioner/config.json").read_text())
+    (tmp_path / "t/captioner/config.json").write_text(json.dumps(config | {"decoder_ffn_dim": 128}))
+    done = call("run", tmp_path / "t/spec.yaml", "--out", tmp_path / "r")
+    assert done.exit_code == 2 and "nodes.captioner" in done.output
+    (tmp_path / "t/captioner/model.safetensors").rename(tmp_path / "t/captioner/pytorch_model.bin")
+    done = call("run", tmp_path / "t/spec.yaml", "--out", tmp_path / "r")
+    assert done.exit_code == 2 and "no .safetensors file" in done.output
+
+
+def test_show_and_report(run_folder):
+    done = call("show", run_folder)
+    assert done.exit_code == 0 and "end to end, p50" in done.output
+    s = json.loads(call("show", run_folder, "--json").output)
+    assert {"target", "baseline", "compressed", "speedup", "quality_retained", "predicted_latency_ms_p50", "proofs", "search",
+            "versions", "cpu", "seed", "commit"} <= set(s)  # fmt: skip
+    assert {"p50", "p95", "n"} <= set(s["baseline"]["latency_ms"]) and {"met", "speedup", "latency_ms_p50"} <= set(
+        s["target"]
+    )
+    node = s["compressed"]["nodes"]["captioner"]
+    assert {"latency_ms_p50", "params", "precision", "unimodal_ratio", "cross_modal_ratio"} <= set(node)
+    assert call("report", run_folder).exit_code == 0
+    assert call("show", run_folder / "nothing").exit_code == 2
+
+
+def test_the_report_is_self_contained(run_folder):
+    html = (run_folder / "report.html").read_text()
+    assert (
+        html.count("<svg") == 4
+        and "src=" not in html
+        and "http" not in html.split("</style>")[1].replace("http://www.w3.org", "")
+    )
+    assert "passed" in html and "Where the time goes" in html
+    assert (run_folder / "report.md").read_text().startswith("# tiny")
+
+
+def test_predict_and_bench(run_folder, tmp_path):
+    Image.new("RGB", (64, 48), "orange").save(tmp_path / "a.png")
+    done = call("predict", run_folder / "bundle", "--input", f"image={tmp_path / 'a.png'}")
+    assert done.exit_code == 0
+    answer = json.loads(done.output)
+    assert isinstance(answer["caption"], str) and len(answer["embedding"][0]) == 32
+    done = call("bench", run_folder / "bundle", "--against", run_folder / "baseline", "--rounds", 5)
+    assert done.exit_code == 0 and "as fast as" in done.output
+    assert call("predict", run_folder / "bundle", "--input", "image=none.png").exit_code == 2
+    assert call("predict", tmp_path, "--input", "image=none.png").exit_code == 2
+
+
+def test_list(tiny):
+    done = call("list")
+    assert done.exit_code == 0 and "fisher" in done.output and "open_clip/image_encoder" in done.output
+    assert call("list", "importance").exit_code == 0
+    bad = call("list", "importanc")
+    assert bad.exit_code == 2 and "did you mean 'importance'" in bad.output
+
+
+def test_a_target_that_cannot_be_met_is_exit_3_with_the_best_found(tiny, tmp_path):
+    done = call("run", tiny / "spec.yaml", "--out", tmp_path / "r", "--target", "0.01ms", "--trials", 2, "--set", "search.mutations=0",
+                "--set", "distill.steps=1")  # fmt: skip
+    assert done.exit_code == 3, done.output
+    assert (tmp_path / "r/bundle/manifest.json").exists() and "bottleneck" in " ".join(done.output.split())
+
+
+def test_profile_tells_why_a_layer_is_cross_modal(tiny, tmp_path):
+    done = call("profile", tiny / "spec.yaml", "--out", tmp_path / "p")
+    text = " ".join(done.output.split())
+    assert done.exit_code == 0 and "cross-modal" in text and "inside models" in text
+
+
+def test_submit_without_a_server_is_an_error(tiny, tmp_path):
+    done = call("submit", tiny / "spec.yaml", "--address", "http://127.0.0.1:9", "--out", tmp_path / "r")
+    assert done.exit_code == 1 and "no job server answers" in done.output

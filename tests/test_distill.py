@@ -1,0 +1,57 @@
+"""Distillation: losses vanish for the teacher itself, and training lowers them for a pruned student."""
+
+from __future__ import annotations
+
+import torch
+
+from mmcompress.data import open_dataset
+from mmcompress.distill import losses
+from mmcompress.distill.trainer import distill_
+from mmcompress.prune.surgery import sliced
+from mmcompress.spec.schema import Distill
+
+
+def test_losses_vanish_when_student_is_teacher(pipeline, models, batch):
+    out = pipeline.forward(models, batch)
+    weights = {"embedding": 1.0, "tokens": 1.0, "affinity": 1.0, "logits": 1.0, "contrast": 0.0, "caption": 0.0}
+    parts = losses.combined(pipeline, out, out, batch, weights)
+    assert {p.split(".")[0] for p in parts} == {"embedding", "tokens", "affinity", "logits", "contrast", "caption"}
+    assert all(abs(float(v)) < 1e-5 for v in parts.values())
+
+
+def test_affinity_is_a_divergence():
+    g = torch.Generator().manual_seed(0)
+    unit = lambda: torch.nn.functional.normalize(torch.randn(6, 8, generator=g), dim=-1)
+    a, b = (unit(), unit()), (unit(), unit())
+    assert float(losses.affinity(a, b)) > 0.1 > abs(float(losses.affinity(a, a)))
+
+
+def test_logits_ignore_padding():
+    s, t = torch.randn(2, 3, 5), torch.randn(2, 3, 5)
+    keep = torch.tensor([[True, True, False], [True, False, False]])
+    changed = s.clone()
+    changed[~keep] += 100
+    assert torch.equal(losses.logits(s, t, keep), losses.logits(changed, t, keep))
+
+
+def test_a_pruned_student_learns(spec, pipeline, models, batch, tmp_path):
+    student = {n: sliced(m, {b.name: torch.arange(0, b.units, 2) for b in m.blocks}) for n, m in models.items()}
+    teacher = pipeline.run(models, batch)
+
+    def total():
+        weights = {"embedding": 1.0, "tokens": 1.0, "affinity": 1.0, "logits": 1.0, "contrast": 0.2, "caption": 1.0}
+        with torch.no_grad():
+            return float(
+                sum(losses.combined(pipeline, pipeline.forward(student, batch), teacher, batch, weights).values())
+            )
+
+    before = total()
+    curve = distill_(pipeline, student, models, open_dataset(spec.data), Distill(steps=25, minutes=2, batch=8, rate=3e-3), 0,
+                     history=tmp_path / "d.json")  # fmt: skip
+    assert total() < 0.9 * before
+    assert (tmp_path / "d.json").exists() and curve[0]["step"] == 1
+    assert not any(m.training for m in student.values())
+
+
+def test_no_steps_is_no_training(spec, pipeline, models):
+    assert distill_(pipeline, {}, models, None, Distill(steps=0), 0) == []

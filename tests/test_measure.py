@@ -1,0 +1,84 @@
+"""Latency and counts."""
+
+from __future__ import annotations
+
+import time
+
+import onnx
+import pytest
+
+from mmcompress.measure import table
+from mmcompress.measure.blocks import KINDS, Cell, feed, stack
+from mmcompress.measure.counts import block_params, count
+from mmcompress.measure.latency import clock, end_to_end
+from mmcompress.measure.machine import cpu, fingerprint, versions
+from mmcompress.runtime import load
+from mmcompress.runtime.sessions import session
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("copies", [0, 3])
+def test_stacks_are_valid_and_run(kind, copies):
+    cell = Cell(kind, 32, 2, 8, 1 if kind == "cross_attention" else 5, 5, 2)
+    model = stack(cell, copies)
+    onnx.checker.check_model(model)
+    out = session(model.SerializeToString(), 1).run(None, feed(cell, model))
+    assert out[-1].shape == (2, cell.positions, 32)
+
+
+def test_a_cached_step_appends_to_its_past():
+    cell = Cell("attention", 32, 2, 8, 1, 7, 3)
+    out = session(stack(cell, 1).SerializeToString(), 1).run(None, feed(cell, stack(cell, 1)))
+    assert out[0].shape == (3, 2, 7, 8)
+
+
+def test_the_table_measures_only_what_is_missing():
+    need = [(("ffn", 32, 1, 4, 4, 1), 64, 16)]
+    first = table.measure(need, 1)
+    assert len(first.rows) == 2 and first.device == fingerprint(1)
+    assert all(list(r.ms) == sorted(r.ms) and r.units == (16, 32, 48, 64) for r in first.rows)
+    start = time.perf_counter()
+    again = table.measure(need, 1, first)
+    assert again == first and time.perf_counter() - start < 0.5
+
+
+def test_a_table_of_another_device_is_not_used():
+    need = [(("ffn", 32, 1, 4, 4, 1), 16, 16)]
+    foreign = table.Table("another", 1, tuple(table.Row(*need[0][0], p, (16,), (99.0,)) for p in table.PRECISIONS))
+    assert all(r.ms[0] < 99 for r in table.measure(need, 1, foreign).rows)
+
+
+def test_clock_measures_sleep():
+    found = clock(lambda: time.sleep(0.003), 1, 8)
+    assert 3.0 <= found.p50 < 8 and found.n == 8 and found.p95 >= found.p50
+
+
+def test_end_to_end_counts_nodes_and_calls(run_folder):
+    import numpy as np
+
+    image = np.zeros((32, 32, 3), np.uint8)
+    pair = {"a": load(run_folder / "baseline"), "b": load(run_folder / "bundle")}
+    found = end_to_end(pair, [{"image": image}], 1, 6)
+    for m in found.values():
+        assert m.latency.n == 6 and 0 < m.model_share < 1
+        assert m.calls["vision/model"] == 1 and m.calls["captioner/step"] >= 1 and m.calls["captioner/context"] <= 1
+        assert sum(n.p50 for n in m.nodes.values()) < 1.5 * m.latency.p50
+
+
+def test_counts_are_those_of_the_modules(models):
+    m = models["vision"]
+    params, macs = count(m, 1, 1)
+    assert params == sum(p.numel() for p in m.parameters())
+    tokens = 17
+    linear = sum(
+        p.numel() for n, p in m.named_parameters() if n.endswith("weight") and p.ndim == 2 and "resblocks" in n
+    )
+    patches = m.tower.conv1.weight.numel() * 16
+    attention = 2 * tokens * tokens * 32 * 2
+    assert macs == linear * tokens + patches + attention
+    assert sum(block_params(m).values()) < params
+
+
+def test_the_machine_is_described():
+    facts = cpu()
+    assert facts["cores"] >= 1 and facts["name"] and "onnxruntime" in versions()

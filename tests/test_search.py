@@ -1,0 +1,228 @@
+"""The search: within budget, crash-safe, honest about failures."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from mmcompress.measure.predict import Affine, Placed, Predictor
+from mmcompress.measure.table import Row, Table
+from mmcompress.prune.allocation import Curve, after
+from mmcompress.records import Block, Candidate
+from mmcompress.search import knapsack, study
+from mmcompress.search.executors import InlineExecutor, RayExecutor, process_executor
+from mmcompress.spec.schema import Dimension, Space
+
+
+def block(name, units=64, step=16):
+    return Block(name, "ffn", name, ((name, 1),), units, 1, step, name, ("stream",), ())
+
+
+BLOCKS = {"a": (block("0"), block("1")), "b": (block("0"), block("1"))}
+KEY = ("ffn", 8, 1, 1, 1, 1)
+TABLE = Table("here", 1, tuple(Row(*KEY, p, (16, 64), (0.25 * f, 1.0 * f)) for p, f in (("fp32", 1.0), ("int8", 0.5))))
+PLACED = {n: tuple(Placed(b.name, b.units, b.step, KEY, 1.0) for b in bs) for n, bs in BLOCKS.items()}
+PREDICT = Predictor(TABLE, PLACED, {n: {p: Affine(0.1, 1.0) for p in ("fp32", "int8")} for n in BLOCKS}, 0.2)
+SPACE = Space(
+    "s",
+    {f"nodes.{n}.prune.ffn": Dimension(0.0, 0.9) for n in BLOCKS}
+    | {f"nodes.{n}.precision": Dimension(choices=("fp32", "int8")) for n in BLOCKS},
+)
+
+
+def resolve(overrides):
+    kept = {
+        n: {b.name: int(after(b, round(overrides.get(f"nodes.{n}.prune.ffn", 0) * 4))) for b in bs}
+        for n, bs in BLOCKS.items()
+    }
+    return Candidate(kept, {n: overrides.get(f"nodes.{n}.precision", "fp32") for n in BLOCKS})
+
+
+def problem(budget=2.5):
+    return study.Problem(SPACE, BLOCKS, resolve, PREDICT, budget, dict.fromkeys(BLOCKS, ("fp32", "int8")))
+
+
+def judge(context, candidate):
+    """Loss: a's units are worth three times b's."""
+    lost = {n: sum(64 - k for k in kept.values()) for n, kept in candidate["kept"].items()}
+    return {"loss": 3 * lost["a"] + lost["b"], "quality": {}, "seconds": 0.0}
+
+
+def failing(context, candidate):
+    if sum(candidate["kept"]["a"].values()) < 96:
+        raise ValueError("this one breaks")
+    return judge(context, candidate)
+
+
+def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, retries=0):
+    return study.run(study.open_study(path, 0), problem(), executor or InlineExecutor(None), evaluate, [], trials, mutations,
+                     workers, retries, 0)  # fmt: skip
+
+
+def test_prediction_is_the_sum_along_the_pipeline():
+    dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
+    assert PREDICT(dense) == pytest.approx(0.2 + 2 * (0.1 + 2 * 1.0))
+    half = Candidate({"a": {"0": 0}, "b": {"0": 40}}, {"a": "fp32", "b": "int8"})
+    assert PREDICT(half) == pytest.approx(0.2 + 0.1 + 1.0 + 0.1 + 0.5 * (np.interp(40, (16, 64), (0.25, 1)) + 1.0))
+
+
+def test_affine_fit_recovers_base_and_scale():
+    fit = Affine.fit([1.0, 2.0, 4.0], [0.5 + 2 * x for x in (1.0, 2.0, 4.0)])
+    assert fit.base == pytest.approx(0.5) and fit.scale == pytest.approx(2.0)
+
+
+def test_proposals_meet_the_budget_as_closely_as_units_allow():
+    p = problem()
+    for ratio in (0.1, 0.5, 0.9):
+        _, c = study.fit_to_budget(p, {"nodes.a.prune.ffn": ratio, "nodes.b.prune.ffn": ratio / 2})
+        assert p.predict(c) <= p.budget_ms
+
+
+def test_the_search_stays_within_budget_and_prefers_the_cheap_units(tmp_path):
+    trials = go(tmp_path / "j")
+    top = study.best(trials, 2.5)
+    assert top and top.latency_ms <= 2.5
+    assert any(t.origin == "mutation" for t in trials)
+    assert sum(top.candidate.kept["a"].values()) >= sum(top.candidate.kept["b"].values())
+
+
+def test_candidates_are_judged_once(tmp_path):
+    seen = []
+
+    def count(context, candidate):
+        seen.append(str(candidate))
+        return judge(context, candidate)
+
+    go(tmp_path / "j", count)
+    assert len(seen) == len(set(seen))
+
+
+def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path):
+    trials = go(tmp_path / "j", failing, trials=14, mutations=0)
+    book = study.open_study(tmp_path / "j", 0)
+    assert study.failures(book) > 0 and len(trials) > 0
+    assert any("this one breaks" in t.user_attrs.get("error", "") for t in book.trials)
+
+
+def test_retries_are_ours(tmp_path):
+    calls = []
+
+    def flaky(context, candidate):
+        calls.append(1)
+        if len(calls) % 2:
+            raise OSError("once")
+        return judge(context, candidate)
+
+    go(tmp_path / "j", flaky, trials=3, mutations=0, retries=1)
+    assert study.failures(study.open_study(tmp_path / "j", 0)) == 0
+
+
+def test_every_trial_is_given_back_by_its_overrides(tmp_path):
+    for t in go(tmp_path / "j"):
+        if t.origin == "mutation":
+            blocks = {
+                k.split(".prune.blocks.")[1]: v for k, v in t.overrides.items() if k.startswith("nodes.a.prune.blocks")
+            }
+            for b in BLOCKS["a"]:
+                assert int(after(b, round(blocks[b.name] * 4))) == t.candidate.kept["a"].get(b.name, 64)
+        else:
+            assert resolve(t.overrides) == t.candidate
+
+
+def test_going_on_keeps_what_was_finished(tmp_path):
+    first = go(tmp_path / "j", trials=5, mutations=0)
+    book = study.open_study(tmp_path / "j", 0)
+    left = book.ask()  # a driver that died here
+    left.suggest_float("nodes.a.prune.ffn", 0.0, 0.9)
+    second = go(tmp_path / "j", trials=9, mutations=0)
+    assert {t.candidate.key() for t in first} <= {t.candidate.key() for t in second}
+    states = [t.state.name for t in study.open_study(tmp_path / "j", 0).trials]
+    assert "RUNNING" not in states and states.count("FAIL") == 1
+
+
+SLOW = """
+import sys, time
+sys.path.insert(0, {tests!r})
+from test_search import *
+def slow(context, candidate):
+    time.sleep(0.25)
+    return judge(context, candidate)
+from pathlib import Path
+go(Path({path!r}), slow, trials=40, mutations=0)
+"""
+
+
+def test_a_killed_driver_loses_no_finished_trial(tmp_path):
+    path = tmp_path / "j"
+    code = SLOW.format(tests=os.path.dirname(__file__), path=str(path))
+    driver = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and (not path.exists() or path.read_text().count('"trial"') < 3):
+            time.sleep(0.1)
+    finally:
+        driver.send_signal(signal.SIGKILL)
+        driver.wait()
+    import shutil
+
+    shutil.copy(path, tmp_path / "before")
+    before = {t.candidate.key() for t in study.finished(study.open_study(tmp_path / "before", 0))}
+    after_kill = go(path, trials=12, mutations=0)
+    assert len(before) >= 3 and before <= {t.candidate.key() for t in after_kill}
+
+
+def test_knapsack_is_optimal_within_its_grid():
+    rng = np.random.default_rng(0)
+    costs = [np.array([0.0, 1.0, 2.0, 3.0])] * 4
+    damages = [np.sort(rng.random(4))[::-1] for _ in range(4)]
+    picked = knapsack.solve(costs, damages, 6.05)
+    mine = sum(d[i] for d, i in zip(damages, picked, strict=True))
+    options = itertools.product(range(4), repeat=4)
+    assert mine == pytest.approx(
+        min(sum(d[i] for d, i in zip(damages, o, strict=True)) for o in options if sum(o) <= 6)
+    )
+    assert knapsack.solve(costs, damages, -1.0) is None
+    assert knapsack.solve([np.array([5.0])], [np.array([0.0])], 1.0) is None
+
+
+def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
+    curves = {
+        "a": {b.name: Curve((0, 64), (9.0, 0.0)) for b in BLOCKS["a"]},
+        "b": {b.name: Curve((0, 64), (1.0, 0.0)) for b in BLOCKS["b"]},
+    }
+    found = knapsack.candidates(BLOCKS, {n: {} for n in BLOCKS}, curves, PREDICT, 2.5, 2.0, dict.fromkeys(BLOCKS, ("fp32",)),
+                                dict.fromkeys(BLOCKS, 0.0))  # fmt: skip
+    damage, c = found[0]
+    assert PREDICT(c) <= 2.5 and sum(c.kept["a"].values()) > sum(c.kept["b"].values())
+    point = study.implied(problem(), c)
+    assert point["nodes.b.prune.ffn"] > point["nodes.a.prune.ffn"]
+
+
+def test_processes_give_what_inline_gives(tmp_path):
+    with process_executor(None, 1) as executor:
+        one = go(tmp_path / "a", trials=4, mutations=0, executor=executor)
+    two = go(tmp_path / "b", trials=4, mutations=0)
+    assert {t.candidate.key(): t.loss for t in one} == {t.candidate.key(): t.loss for t in two}
+    assert all(t.worker for t in one)
+
+
+def test_ray_gives_what_inline_gives(tmp_path):
+    def by_value(context, candidate):  # workers can't import a test module
+        lost = {n: sum(64 - k for k in kept.values()) for n, kept in candidate["kept"].items()}
+        return {"loss": 3 * lost["a"] + lost["b"], "quality": {}, "seconds": 0.0}
+
+    executor = RayExecutor(None, 2)
+    try:
+        one = go(tmp_path / "a", by_value, trials=6, mutations=2, executor=executor, workers=2)
+    finally:
+        executor.shutdown()
+    assert len(one) >= 4 and all("/" in t.worker for t in one)
+    for t in one:
+        assert t.loss == judge(None, {"kept": t.candidate.kept})["loss"]
