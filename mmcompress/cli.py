@@ -108,8 +108,9 @@ def run_options(f: Callable) -> Callable:
 
 
 def overrides(target: Any, trials: Any, workers: Any, ray_address: Any, seed: Any, sets: tuple[str, ...]) -> dict:
-    return settings(sets, target=target, search__trials=trials, search__workers=workers,
-                    search__ray_address=ray_address, seed=seed)  # fmt: skip
+    return settings(
+        sets, target=target, search__trials=trials, search__workers=workers, search__ray_address=ray_address, seed=seed
+    )
 
 
 @main.command()
@@ -152,8 +153,13 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
     total = dense.latency_ms.p50
     nodes = Table("node", "parameters", "MACs", "p50", "share", box=None)
     for n in dense.params:
-        nodes.add_row(n, f"{dense.params[n] / 1e6:.2f} M", f"{dense.macs[n] / 1e6:.0f} M", f"{dense.nodes[n].p50:.2f} ms",
-                      f"{dense.nodes[n].p50 / total:.0%}")  # fmt: skip
+        nodes.add_row(
+            n,
+            f"{dense.params[n] / 1e6:.2f} M",
+            f"{dense.macs[n] / 1e6:.0f} M",
+            f"{dense.nodes[n].p50:.2f} ms",
+            f"{dense.nodes[n].p50 / total:.0%}",
+        )
     out.print(nodes)
     out.print(
         f"end to end p50 {total:.2f} ms, p95 {dense.latency_ms.p95:.2f} ms, {dense.model_share:.0%} inside models\n"
@@ -166,8 +172,15 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
             m = reasons[(n, p.name)]
             ms = [predict.affine[n][x].scale * predict.block(rows, p, p.units, x) for x in ("fp32", "int8")]
             kind = f"[bold]cross-modal[/bold]: {m['reason']}" if m["cross_modal"] else "unimodal"
-            blocks.add_row(f"{n}.{p.name}", str(p.units), f"{dense.block_params[n][p.name] / 1e3:.0f} k",
-                           f"{ms[0]:.3f} ms", f"{ms[1]:.3f} ms", f"{ms[0] / total:.1%}", kind)  # fmt: skip
+            blocks.add_row(
+                f"{n}.{p.name}",
+                str(p.units),
+                f"{dense.block_params[n][p.name] / 1e3:.0f} k",
+                f"{ms[0]:.3f} ms",
+                f"{ms[1]:.3f} ms",
+                f"{ms[0] / total:.1%}",
+                kind,
+            )
     for m in dense.modality:
         if m["name"] == "projection":
             blocks.add_row(f"{m['node']}.projection", "", "", "", "", "", f"[bold]cross-modal[/bold]: {m['reason']}")
@@ -198,8 +211,10 @@ def run(spec: str, space: str | None, folder: str | None, resume: bool, **option
         soft_wrap=True,
     )
     if not summary.target.met:
-        raise TargetNotMet(f"{summary.compressed.latency_ms.p50:.2f} ms measured, the target is "
-                           f"{summary.target.latency_ms_p50:.2f} ms; the best found was written")  # fmt: skip
+        raise TargetNotMet(
+            f"{summary.compressed.latency_ms.p50:.2f} ms measured, the target is "
+            f"{summary.target.latency_ms_p50:.2f} ms; the best found was written"
+        )
 
 
 def show_summary(s: Any) -> None:
@@ -209,8 +224,11 @@ def show_summary(s: Any) -> None:
     table = Table("", "before", "after", box=None, title=f"{s.pipeline}, target {s.target.asked}")
     b, c = s.baseline, s.compressed
     for name in b.nodes:
-        table.add_row(f"{name}, p50", f"{b.nodes[name].latency_ms_p50:.2f} ms",
-                      f"{c.nodes[name].latency_ms_p50:.2f} ms  ({c.nodes[name].precision})")  # fmt: skip
+        table.add_row(
+            f"{name}, p50",
+            f"{b.nodes[name].latency_ms_p50:.2f} ms",
+            f"{c.nodes[name].latency_ms_p50:.2f} ms  ({c.nodes[name].precision})",
+        )
     table.add_row("end to end, p50", f"{b.latency_ms.p50:.2f} ms", f"[bold]{c.latency_ms.p50:.2f} ms[/bold]")
     table.add_row("end to end, p95", f"{b.latency_ms.p95:.2f} ms", f"{c.latency_ms.p95:.2f} ms")
     for name, q in b.quality.items():
@@ -221,8 +239,10 @@ def show_summary(s: Any) -> None:
     verdict = "[green]target met[/green]" if s.target.met else "[red]target not met[/red]"
     cross = "" if s.cross_modal_ratio is None else f", cross-modal {s.cross_modal_ratio:.0%}"
     passed = sum(p.passed for p in s.proofs)
-    out.print(f"[bold]{s.speedup:.2f}x[/bold], {verdict}; {s.quality_retained:.1%} of the quality retained; "
-              f"pruned: unimodal {s.unimodal_ratio:.0%}{cross}; {passed} of {len(s.proofs)} proofs passed")  # fmt: skip
+    out.print(
+        f"[bold]{s.speedup:.2f}x[/bold], {verdict}; {s.quality_retained:.1%} of the quality retained; "
+        f"pruned: unimodal {s.unimodal_ratio:.0%}{cross}; {passed} of {len(s.proofs)} proofs passed"
+    )
     for w in s.warnings:
         out.print(f"[yellow]warning:[/yellow] {escape(w)}")
 
@@ -292,15 +312,20 @@ def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int
     found = end_to_end(pipelines, requests, 10, rounds)
     table = Table("", "p50", "p95", "IQR", "n", "inside models", box=None)
     for key, m in found.items():
-        table.add_row(escape(names[key]), f"{m.latency.p50:.2f} ms", f"{m.latency.p95:.2f} ms", f"{m.latency.spread:.2f} ms",
-                      str(m.latency.n), f"{m.model_share:.0%}")  # fmt: skip
+        table.add_row(
+            escape(names[key]),
+            f"{m.latency.p50:.2f} ms",
+            f"{m.latency.p95:.2f} ms",
+            f"{m.latency.spread:.2f} ms",
+            str(m.latency.n),
+            f"{m.model_share:.0%}",
+        )
         for node, latency in m.nodes.items():
             table.add_row(f"  {node}", f"{latency.p50:.2f} ms", f"{latency.p95:.2f} ms")
     out.print(table)
     if against:
-        out.print(
-            f"[bold]{found['against'].latency.p50 / found['bundle'].latency.p50:.2f}x[/bold] as fast as {escape(against)}"
-        )
+        ratio = found["against"].latency.p50 / found["bundle"].latency.p50
+        out.print(f"[bold]{ratio:.2f}x[/bold] as fast as {escape(against)}")
 
 
 @main.command("list")

@@ -29,19 +29,47 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
     vocab = tok.get_vocab_size()
     config = {
         "embed_dim": WIDTH,
-        "vision_cfg": {"image_size": 32, "patch_size": 8, "width": WIDTH, "layers": 2, "head_width": 8, "output_tokens": True},
-        "text_cfg": {"context_length": CONTEXT, "vocab_size": vocab, "width": WIDTH, "heads": 4, "layers": 2,
-                     "pad_id": 1, "eos_id": 2, "pool_type": "eos"},
-    }  # fmt: skip
+        "vision_cfg": {
+            "image_size": 32,
+            "patch_size": 8,
+            "width": WIDTH,
+            "layers": 2,
+            "head_width": 8,
+            "output_tokens": True,
+        },
+        "text_cfg": {
+            "context_length": CONTEXT,
+            "vocab_size": vocab,
+            "width": WIDTH,
+            "heads": 4,
+            "layers": 2,
+            "pad_id": 1,
+            "eos_id": 2,
+            "pool_type": "eos",
+        },
+    }
     clip = CLIP(**config)
     for p in clip.parameters():  # random weights that do something: biases and projections away from zero
         p.data += 0.05 * torch.randn_like(p)
     captioner = MBartForCausalLM(
-        MBartConfig(vocab_size=vocab, d_model=WIDTH, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=64,
-                    encoder_layers=0, max_position_embeddings=CONTEXT, is_decoder=True, is_encoder_decoder=False,
-                    scale_embedding=False, bos_token_id=0, pad_token_id=1, eos_token_id=2, forced_eos_token_id=None,
-                    init_std=0.3)
-    )  # fmt: skip
+        MBartConfig(
+            vocab_size=vocab,
+            d_model=WIDTH,
+            decoder_layers=2,
+            decoder_attention_heads=4,
+            decoder_ffn_dim=64,
+            encoder_layers=0,
+            max_position_embeddings=CONTEXT,
+            is_decoder=True,
+            is_encoder_decoder=False,
+            scale_embedding=False,
+            bos_token_id=0,
+            pad_token_id=1,
+            eos_token_id=2,
+            forced_eos_token_id=None,
+            init_std=0.3,
+        )
+    )
     for name in ("clip", "captioner"):
         (folder / name).mkdir(parents=True)
         tok.save(str(folder / name / "tokenizer.json"))

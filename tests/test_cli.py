@@ -57,8 +57,20 @@ def test_show_and_report(run_folder):
     done = call("show", run_folder)
     assert done.exit_code == 0 and "end to end, p50" in done.output
     s = json.loads(call("show", run_folder, "--json").output)
-    assert {"target", "baseline", "compressed", "speedup", "quality_retained", "predicted_latency_ms_p50", "proofs", "search",
-            "versions", "cpu", "seed", "commit"} <= set(s)  # fmt: skip
+    assert {
+        "target",
+        "baseline",
+        "compressed",
+        "speedup",
+        "quality_retained",
+        "predicted_latency_ms_p50",
+        "proofs",
+        "search",
+        "versions",
+        "cpu",
+        "seed",
+        "commit",
+    } <= set(s)
     assert {"p50", "p95", "n"} <= set(s["baseline"]["latency_ms"]) and {"met", "speedup", "latency_ms_p50"} <= set(
         s["target"]
     )
@@ -100,8 +112,20 @@ def test_list(tiny):
 
 
 def test_a_target_that_cannot_be_met_is_exit_3_with_the_best_found(tiny, tmp_path):
-    done = call("run", tiny / "spec.yaml", "--out", tmp_path / "r", "--target", "0.01ms", "--trials", 2, "--set", "search.mutations=0",
-                "--set", "distill.steps=1")  # fmt: skip
+    done = call(
+        "run",
+        tiny / "spec.yaml",
+        "--out",
+        tmp_path / "r",
+        "--target",
+        "0.01ms",
+        "--trials",
+        2,
+        "--set",
+        "search.mutations=0",
+        "--set",
+        "distill.steps=1",
+    )
     assert done.exit_code == 3, done.output
     assert (tmp_path / "r/bundle/manifest.json").exists() and "bottleneck" in " ".join(done.output.split())
 

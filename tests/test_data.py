@@ -129,7 +129,7 @@ def test_folder_tells_what_is_odd_in_the_listing(photos, text, message):
 
 
 def test_folder_without_a_listing_or_without_itself(tmp_path):
-    with pytest.raises(DataError, match="none of captions.jsonl"):
+    with pytest.raises(DataError, match=r"none of captions\.jsonl"):
         Folder(str(tmp_path)).load("train")
     with pytest.raises(DataError, match="no such folder"):
         Folder(str(tmp_path / "no")).load("train")

@@ -46,8 +46,15 @@ def test_a_pruned_student_learns(spec, pipeline, models, batch, tmp_path):
             )
 
     before = total()
-    curve = distill_(pipeline, student, models, open_dataset(spec.data), Distill(steps=25, minutes=2, batch=8, rate=3e-3), 0,
-                     history=tmp_path / "d.json")  # fmt: skip
+    curve = distill_(
+        pipeline,
+        student,
+        models,
+        open_dataset(spec.data),
+        Distill(steps=25, minutes=2, batch=8, rate=3e-3),
+        0,
+        history=tmp_path / "d.json",
+    )
     assert total() < 0.9 * before
     assert (tmp_path / "d.json").exists() and curve[0]["step"] == 1
     assert not any(m.training for m in student.values())

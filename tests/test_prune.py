@@ -34,10 +34,14 @@ def test_masked_equals_sliced_for_every_unit_kind(pipeline, models, batch, kind,
 def test_masked_equals_sliced_for_random_mixtures(pipeline, models, batch, seed):
     g = torch.Generator().manual_seed(seed)
     units = {
-        n: {b.name: torch.sort(torch.randperm(b.units, generator=g)[: int(torch.randint(0, b.units + 1, (1,), generator=g))]).values
-            for b in m.blocks}
+        n: {
+            b.name: torch.sort(
+                torch.randperm(b.units, generator=g)[: int(torch.randint(0, b.units + 1, (1,), generator=g))]
+            ).values
+            for b in m.blocks
+        }
         for n, m in models.items()
-    }  # fmt: skip
+    }
     proofs = surgery(pipeline, models, units, batch)
     assert max(p.difference for p in proofs) <= SURGERY
 
@@ -153,7 +157,7 @@ def test_magnitude_is_the_norm_of_the_units_weights(material, models):
 
 def curves(blocks, rng):
     return {
-        b.name: Curve((0, b.units // 2, b.units), tuple(sorted(rng.random(2), reverse=True)) + (0.0,)) for b in blocks
+        b.name: Curve((0, b.units // 2, b.units), (*tuple(sorted(rng.random(2), reverse=True)), 0.0)) for b in blocks
     }
 
 

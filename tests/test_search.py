@@ -62,8 +62,18 @@ def failing(context, candidate):
 
 
 def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, retries=0):
-    return study.run(study.open_study(path, 0), problem(), executor or InlineExecutor(None), evaluate, [], trials, mutations,
-                     workers, retries, 0)  # fmt: skip
+    return study.run(
+        study.open_study(path, 0),
+        problem(),
+        executor or InlineExecutor(None),
+        evaluate,
+        [],
+        trials,
+        mutations,
+        workers,
+        retries,
+        0,
+    )
 
 
 def test_prediction_is_the_sum_along_the_pipeline():
@@ -197,9 +207,17 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
         "a": {b.name: Curve((0, 64), (9.0, 0.0)) for b in BLOCKS["a"]},
         "b": {b.name: Curve((0, 64), (1.0, 0.0)) for b in BLOCKS["b"]},
     }
-    found = knapsack.candidates(BLOCKS, {n: {} for n in BLOCKS}, curves, PREDICT, 2.5, 2.0, dict.fromkeys(BLOCKS, ("fp32",)),
-                                dict.fromkeys(BLOCKS, 0.0))  # fmt: skip
-    damage, c = found[0]
+    found = knapsack.candidates(
+        BLOCKS,
+        {n: {} for n in BLOCKS},
+        curves,
+        PREDICT,
+        2.5,
+        2.0,
+        dict.fromkeys(BLOCKS, ("fp32",)),
+        dict.fromkeys(BLOCKS, 0.0),
+    )
+    _, c = found[0]
     assert PREDICT(c) <= 2.5 and sum(c.kept["a"].values()) > sum(c.kept["b"].values())
     point = study.implied(problem(), c)
     assert point["nodes.b.prune.ffn"] > point["nodes.a.prune.ffn"]

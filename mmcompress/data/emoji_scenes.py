@@ -23,20 +23,22 @@ from mmcompress.errors import DataError, MissingPackage
 
 VENDORS = ("Twtr", "Goog")
 RELATIONS = ("left of", "above")
-NAMES = tuple(
-    """red apple|pear|banana|grapes|watermelon|strawberry|pineapple|cherries|lemon|carrot|avocado|mushroom|broccoli
-    |pizza|hamburger|doughnut|ice cream|birthday cake|pretzel|dog face|cat face|panda|lion|frog|pig face
-    |monkey face|fox|koala|tiger face|unicorn|octopus|crab|tropical fish|whale|turtle|butterfly|honeybee|lady beetle
-    |snail|penguin|owl|flamingo|peacock|parrot|elephant|zebra|giraffe|bicycle|automobile|bus|airplane|rocket|sailboat
-    |tractor|helicopter|anchor|guitar|trumpet|violin|drum|soccer ball|basketball|alarm clock|umbrella|balloon
-    |wrapped gift|key|hammer|light bulb|camera|television|laptop|scissors|pencil|crown|top hat|red heart|glowing star
-    |crescent moon|rainbow|snowman|christmas tree|cactus|sunflower|rose|tulip|maple leaf|palm tree|sleeping face
-    |ghost|alien|robot|skull|fire|droplet|trophy|bell|magnet|jeans|dress|teapot|castle|tent|volcano|gem stone""".replace(
-        "\n", ""
-    )
-    .replace("    ", "")
-    .split("|")
+# fmt: off
+NAMES = (
+    "red apple", "pear", "banana", "grapes", "watermelon", "strawberry", "pineapple", "cherries", "lemon",
+    "carrot", "avocado", "mushroom", "broccoli", "pizza", "hamburger", "doughnut", "ice cream",
+    "birthday cake", "pretzel", "dog face", "cat face", "panda", "lion", "frog", "pig face", "monkey face",
+    "fox", "koala", "tiger face", "unicorn", "octopus", "crab", "tropical fish", "whale", "turtle",
+    "butterfly", "honeybee", "lady beetle", "snail", "penguin", "owl", "flamingo", "peacock", "parrot",
+    "elephant", "zebra", "giraffe", "bicycle", "automobile", "bus", "airplane", "rocket", "sailboat",
+    "tractor", "helicopter", "anchor", "guitar", "trumpet", "violin", "drum", "soccer ball", "basketball",
+    "alarm clock", "umbrella", "balloon", "wrapped gift", "key", "hammer", "light bulb", "camera",
+    "television", "laptop", "scissors", "pencil", "crown", "top hat", "red heart", "glowing star",
+    "crescent moon", "rainbow", "snowman", "christmas tree", "cactus", "sunflower", "rose", "tulip",
+    "maple leaf", "palm tree", "sleeping face", "ghost", "alien", "robot", "skull", "fire", "droplet",
+    "trophy", "bell", "magnet", "jeans", "dress", "teapot", "castle", "tent", "volcano", "gem stone",
 )
+# fmt: on
 """English names of the emoji in use, at most two words each, drawn by both vendors."""
 
 

@@ -29,9 +29,15 @@ def parameters(models: Models) -> list[dict]:
 
 
 def distill_(
-    pipeline: TorchPipeline, student: Models, teacher: Models, data: Dataset, options: Distill, seed: int,
-    progress: Progress = lambda what, share: None, history: Path | None = None,
-) -> list[dict[str, float]]:  # fmt: skip
+    pipeline: TorchPipeline,
+    student: Models,
+    teacher: Models,
+    data: Dataset,
+    options: Distill,
+    seed: int,
+    progress: Progress = lambda what, share: None,
+    history: Path | None = None,
+) -> list[dict[str, float]]:
     """Train `student` in place; returns its loss curve. Ends after `steps` or `minutes`, the rate following both.
 
     The generator reads the student's own tokens, so it learns to live with what the pruned encoder gives it.

@@ -20,9 +20,14 @@ from mmcompress.spec.schema import Spec
 
 
 def write_bundle(
-    spec: Spec, models: Mapping[str, Model], precision: Mapping[str, str], kept: Mapping[str, Kept], folder: Path,
-    prove: bool = True, extra: dict[str, Any] | None = None,
-) -> list[Proof]:  # fmt: skip
+    spec: Spec,
+    models: Mapping[str, Model],
+    precision: Mapping[str, str],
+    kept: Mapping[str, Kept],
+    folder: Path,
+    prove: bool = True,
+    extra: dict[str, Any] | None = None,
+) -> list[Proof]:
     """Export, quantize where asked, prove, and write the manifest last. Returns the proofs, failed ones included."""
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)

@@ -21,9 +21,15 @@ def export_graph(graph: Graph, path: Path) -> Path:
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # the tracer warns of every Python branch
             torch.onnx.export(
-                graph.module.eval(), graph.example, str(path), input_names=list(graph.inputs),
-                output_names=list(graph.outputs), dynamic_axes=graph.dynamic, opset_version=OPSET, dynamo=False,
-            )  # fmt: skip
+                graph.module.eval(),
+                graph.example,
+                str(path),
+                input_names=list(graph.inputs),
+                output_names=list(graph.outputs),
+                dynamic_axes=graph.dynamic,
+                opset_version=OPSET,
+                dynamo=False,
+            )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     return path

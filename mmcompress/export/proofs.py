@@ -122,10 +122,16 @@ def generation(node: str, model: Model, files: dict[str, Path], folder: Path, co
     for context in contexts:
         mine = [ids for _, ids in deployed.generate(context[None].numpy())]
         theirs = model.lm.generate(
-            input_ids=torch.full((1, 1), g.bos), encoder_hidden_states=context[None],
-            num_beams=g.beams, num_return_sequences=g.beams, max_length=g.max_tokens, early_stopping=True,
-            do_sample=False, length_penalty=1.0, use_cache=False,
-        )  # fmt: skip
+            input_ids=torch.full((1, 1), g.bos),
+            encoder_hidden_states=context[None],
+            num_beams=g.beams,
+            num_return_sequences=g.beams,
+            max_length=g.max_tokens,
+            early_stopping=True,
+            do_sample=False,
+            length_penalty=1.0,
+            use_cache=False,
+        )
         rows = [list(itertools.takewhile(lambda t: t != g.pad, r)) for r in theirs.tolist()]
         wrong += mine != rows
     return [_proof("cached generation == library", node, wrong / len(contexts), 0.01, f"({len(contexts)} inputs)")]

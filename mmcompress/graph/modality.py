@@ -27,7 +27,7 @@ class Layer:
 
 def outputs(spec: Spec) -> dict[str, frozenset[str]]:
     """The modality tags of every node's outputs (one set a node) and of the pipeline inputs."""
-    tags = {name: frozenset({modality}) for name, modality in spec.inputs.items()}
+    tags: dict[str, frozenset[str]] = {name: frozenset({str(m)}) for name, m in spec.inputs.items()}
     for name in order(spec):
         node = spec.nodes[name]
         own = frozenset({KINDS[node.kind].modality} - {""})
@@ -57,8 +57,7 @@ def layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[Layer, ..
             found.append(Layer(name, block.name, tuple(sorted(met)), meets, reason))
             stream = stream | met
         for join, spec_join in spec.nodes.items():
-            ports = {p: split(r) for p, r in spec_join.inputs.items()}
-            here = [p for p, r in ports.items() if r == (name, "embedding")]
+            here = [p for p, r in spec_join.inputs.items() if split(r) == (name, "embedding")]
             if KINDS[spec_join.kind].model or not here:
                 continue
             mine = frozenset({kind.stream})

@@ -76,8 +76,11 @@ def check(spec: Spec, error: MakeError) -> None:
                 raise error(here, f"nothing is named '{reference}'; {nearest(reference, sources)}")
             if found != kind.inputs[port]:
                 fits = [s for s in sources if value_type(spec, s) == kind.inputs[port]]
-                raise error(here, f"'{reference}' is a {found}, the port takes a {kind.inputs[port]} "
-                            f"(these fit: {', '.join(fits) or 'none'})")  # fmt: skip
+                raise error(
+                    here,
+                    f"'{reference}' is a {found}, the port takes a {kind.inputs[port]} "
+                    f"(these fit: {', '.join(fits) or 'none'})",
+                )
     try:
         order(spec)
     except CycleError as e:

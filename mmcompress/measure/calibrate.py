@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,7 +41,7 @@ def node_ms(model: Model, files: Mapping[str, Path], threads: int, decode_steps:
         run = session(files[name], threads)
         used = {i.name for i in run.get_inputs()}
         feed = {k: v.numpy() for k, v in zip(graphs[name].inputs, inputs, strict=True) if k in used}
-        total += calls * clock(lambda r=run, f=feed: r.run(None, f), 5, 100, 0.4).p50
+        total += calls * clock(partial(run.run, None, feed), 5, 100, 0.4).p50
     return total
 
 
@@ -49,10 +50,14 @@ def uniform(model: Model, share: float) -> Kept:
 
 
 def calibrated(
-    spec: Spec, models: Mapping[str, Model], calls: Mapping[str, float], dense_ms: float, folder: Path,
+    spec: Spec,
+    models: Mapping[str, Model],
+    calls: Mapping[str, float],
+    dense_ms: float,
+    folder: Path,
     progress: Callable[[str, float], None] = lambda what, share: None,
-) -> Predictor:  # fmt: skip
-    """Measure what the table lacks, then fit base and scale per node and precision. `calls`: session calls a request."""
+) -> Predictor:
+    """Measure what the table lacks, then fit base and scale per node and precision. `calls`: session calls each."""
     threads = spec.measure.threads
     placed: dict[str, tuple[Placed, ...]] = {}
     decode = {n: calls.get(f"{n}/step", 1.0) for n in models}

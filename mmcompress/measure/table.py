@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -64,9 +65,11 @@ def levels(units: int, step: int) -> tuple[int, ...]:
 
 
 def measure(
-    needs: Iterable[tuple[Key, int, int]], threads: int, cached: Table | None = None,
+    needs: Iterable[tuple[Key, int, int]],
+    threads: int,
+    cached: Table | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
-) -> Table:  # fmt: skip
+) -> Table:
     """Measure what `needs` asks for and `cached` lacks: (key, units, step) of every block of the pipeline."""
     from mmcompress.measure.blocks import Cell, feed, stack
     from mmcompress.quantize.dynamic import quantize
@@ -91,7 +94,7 @@ def measure(
                         run = session((Path(scratch) / "q.onnx").read_bytes(), threads)
                     else:
                         run = session(model.SerializeToString(), threads)
-                    times.append(clock(lambda r=run, i=inputs: r.run(None, i), 5, 60, 0.12).p50)
+                    times.append(clock(partial(run.run, None, inputs), 5, 60, 0.12).p50)
                 ms.append(max(times[1] - times[0], 1e-4) / COPIES)
             rows.append(Row(*key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist())))
     return Table(device, threads, tuple(rows))

@@ -36,22 +36,52 @@ class TextDecoder(Model):
         self.tokenizer_json = tokenizer_json
         found = []
         for i in range(len(self.decoder.layers)):
-            for name, module, reads in (("attention", "self_attn", ("stream",)),
-                                        ("cross_attention", "encoder_attn", ("stream", "context"))):  # fmt: skip
+            for name, module, reads in (
+                ("attention", "self_attn", ("stream",)),
+                ("cross_attention", "encoder_attn", ("stream", "context")),
+            ):
                 at = f"lm.model.decoder.layers.{i}.{module}"
                 a = self.get_submodule(at)
                 writers = tuple((f"{at}.{p}_proj", 1) for p in "qkv")
-                found.append(Block(f"{i}.{name}", name, f"{at}.out_proj", writers, a.num_heads, a.head_dim, 1, at,
-                                   reads, ((at, "pair"),)))  # fmt: skip
+                found.append(
+                    Block(
+                        f"{i}.{name}",
+                        name,
+                        f"{at}.out_proj",
+                        writers,
+                        a.num_heads,
+                        a.head_dim,
+                        1,
+                        at,
+                        reads,
+                        ((at, "pair"),),
+                    )
+                )
             at = f"lm.model.decoder.layers.{i}"
-            found.append(Block(f"{i}.ffn", "ffn", f"{at}.fc2", ((f"{at}.fc1", 1),), int(c.decoder_ffn_dim), 1, 16, at,
-                               ("stream",), ((f"{at}.fc1", "skip"), (f"{at}.fc2", "plain"))))  # fmt: skip
+            found.append(
+                Block(
+                    f"{i}.ffn",
+                    "ffn",
+                    f"{at}.fc2",
+                    ((f"{at}.fc1", 1),),
+                    int(c.decoder_ffn_dim),
+                    1,
+                    16,
+                    at,
+                    ("stream",),
+                    ((f"{at}.fc1", "skip"), (f"{at}.fc2", "plain")),
+                )
+            )
         self.blocks = tuple(found)
         self.dims = {"context": self.width}
-        self.generation = {
-            "bos": c.bos_token_id, "eos": c.eos_token_id, "pad": c.pad_token_id, "beams": candidates,
-            "max_tokens": max_tokens, "prompt": [],
-        }  # fmt: skip
+        self.generation: dict[str, Any] = {
+            "bos": c.bos_token_id,
+            "eos": c.eos_token_id,
+            "pad": c.pad_token_id,
+            "beams": candidates,
+            "max_tokens": max_tokens,
+            "prompt": [],
+        }
 
     @property
     def config(self) -> dict[str, Any]:  # type: ignore[override]
@@ -67,13 +97,13 @@ class TextDecoder(Model):
     def forward(self, ids: Tensor, context: Tensor) -> Tensor:
         return self.lm(input_ids=ids, encoder_hidden_states=context, use_cache=False).logits
 
-    def attentions(self) -> list[tuple[nn.Module, nn.Module]]:
+    def attentions(self) -> list[tuple[Any, Any]]:
         """(self, cross) attention modules whose K and V are cached, layer by layer; removed ones left out as None."""
         keep = lambda m: None if isinstance(m, Constant) else m
         return [(keep(x.self_attn), keep(x.encoder_attn)) for x in self.decoder.layers]
 
     def graphs(self) -> dict[str, Graph]:
-        """`context`: cross-attention K and V of all layers, once a request; `step`: one or more tokens, with a cache."""
+        """`context`: cross-attention K and V of all layers, once a request; `step`: new tokens, with a cache."""
         pairs = self.attentions()
         own = [(i, a) for i, (a, _) in enumerate(pairs) if a is not None]
         cross = [(i, a) for i, (_, a) in enumerate(pairs) if a is not None]
@@ -92,9 +122,12 @@ class TextDecoder(Model):
         dynamic |= {n: {0: "images", 2: "tokens"} for n in cross_names}
         ids = torch.zeros(2, 2, dtype=torch.long)
         graphs["step"] = Graph(
-            Step(self), (ids, torch.arange(3, 5), *past, *memory), ("ids", "position", *past_names, *cross_names),
-            ("logits", *new_names), dynamic,
-        )  # fmt: skip
+            Step(self),
+            (ids, torch.arange(3, 5), *past, *memory),
+            ("ids", "position", *past_names, *cross_names),
+            ("logits", *new_names),
+            dynamic,
+        )
         return graphs
 
     def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
@@ -189,9 +222,13 @@ def load_text_decoder(context: LoadContext) -> Model:
         raise ModelError(f"{source}: scale_embedding is not supported")
     try:
         lm, info = AutoModelForCausalLM.from_pretrained(
-            source, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            source,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
             output_loading_info=True,
-        )  # fmt: skip
+        )
     except (OSError, ValueError, RuntimeError, json.JSONDecodeError) as e:
         raise ModelError(f"transformers can't load '{source}': {e}") from e
     if info["missing_keys"] or info.get("mismatched_keys"):

@@ -26,13 +26,33 @@ def transformer_blocks(prefix: str, transformer: nn.Module) -> tuple[Block, ...]
         at, attention = f"{prefix}.{i}", layer.attn
         width = attention.out_proj.in_features // attention.num_heads
         found.append(
-            Block(f"{i}.attention", "attention", f"{at}.attn.out_proj", ((f"{at}.attn.qkv", 3),), attention.num_heads,
-                  width, 1, f"{at}.attn", ("stream",), ((f"{at}.attn", "pair"),))
-        )  # fmt: skip
+            Block(
+                f"{i}.attention",
+                "attention",
+                f"{at}.attn.out_proj",
+                ((f"{at}.attn.qkv", 3),),
+                attention.num_heads,
+                width,
+                1,
+                f"{at}.attn",
+                ("stream",),
+                ((f"{at}.attn", "pair"),),
+            )
+        )
         found.append(
-            Block(f"{i}.ffn", "ffn", f"{at}.mlp.c_proj", ((f"{at}.mlp.c_fc", 1),), layer.mlp.c_fc.out_features, 1, 16,
-                  f"{at}.mlp", ("stream",), ((f"{at}.mlp.c_fc", "skip"), (f"{at}.mlp.c_proj", "plain")))
-        )  # fmt: skip
+            Block(
+                f"{i}.ffn",
+                "ffn",
+                f"{at}.mlp.c_proj",
+                ((f"{at}.mlp.c_fc", 1),),
+                layer.mlp.c_fc.out_features,
+                1,
+                16,
+                f"{at}.mlp",
+                ("stream",),
+                ((f"{at}.mlp.c_fc", "skip"), (f"{at}.mlp.c_proj", "plain")),
+            )
+        )
     return tuple(found)
 
 
@@ -44,7 +64,7 @@ class ImageEncoder(Model):
     def __init__(self, tower: nn.Module, preprocess: dict[str, Any]):
         super().__init__()
         self.tower = tower
-        tower.output_tokens = True
+        tower.output_tokens = True  # type: ignore[assignment]
         self.blocks = transformer_blocks("tower.transformer.resblocks", tower.transformer)
         size = tower.image_size
         self.size = int(size[0] if isinstance(size, tuple | list) else size)
@@ -82,7 +102,7 @@ class TextEncoder(Model):
     def __init__(self, tower: nn.Module, tokenizer_json: str, candidates: int):
         super().__init__()
         self.tower = tower
-        tower.output_tokens = False
+        tower.output_tokens = False  # type: ignore[assignment]
         self.blocks = transformer_blocks("tower.transformer.resblocks", tower.transformer)
         self.context = int(tower.context_length)
         self.config = {

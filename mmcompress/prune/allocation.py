@@ -26,7 +26,7 @@ class Curve:
 
     def at(self, kept: float | np.ndarray) -> np.ndarray:
         """Linear between the measured points."""
-        return np.interp(kept, self.kept, self.damage)
+        return np.asarray(np.interp(kept, self.kept, self.damage))
 
 
 Curves = Mapping[str, Curve]
@@ -86,9 +86,14 @@ def uniform(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mappin
 
 
 def allocate_node(
-    blocks: Sequence[Block], prune: NodePrune, cross: Mapping[str, str], protection: float, policy: Policy,
-    curves: Curves, scores: Mapping[str, Tensor],
-) -> Kept:  # fmt: skip
+    blocks: Sequence[Block],
+    prune: NodePrune,
+    cross: Mapping[str, str],
+    protection: float,
+    policy: Policy,
+    curves: Curves,
+    scores: Mapping[str, Tensor],
+) -> Kept:
     """Units kept in every block of one node."""
     kept = {b.name: b.units for b in blocks}
     fixed = {b.name for b in blocks if b.name in prune.blocks}
@@ -114,9 +119,13 @@ def allocate_node(
 
 
 def allocate(
-    spec: Spec, blocks: Mapping[str, Sequence[Block]], cross: Mapping[str, Mapping[str, str]],
-    curves: Mapping[str, Curves], scores: Mapping[str, Mapping[str, Tensor]], policy: Policy,
-) -> Candidate:  # fmt: skip
+    spec: Spec,
+    blocks: Mapping[str, Sequence[Block]],
+    cross: Mapping[str, Mapping[str, str]],
+    curves: Mapping[str, Curves],
+    scores: Mapping[str, Mapping[str, Tensor]],
+    policy: Policy,
+) -> Candidate:
     """The candidate a spec (with a trial's overrides) describes."""
     models = spec.models()
     kept = {
@@ -135,8 +144,12 @@ def choose_units(kept: Kept, blocks: Sequence[Block], scores: Mapping[str, Tenso
     }
 
 
-def ratios(kept: Mapping[str, Kept], blocks: Mapping[str, Sequence[Block]], cross: Mapping[str, Mapping[str, str]],
-           crossing: bool) -> float | None:  # fmt: skip
+def ratios(
+    kept: Mapping[str, Kept],
+    blocks: Mapping[str, Sequence[Block]],
+    cross: Mapping[str, Mapping[str, str]],
+    crossing: bool,
+) -> float | None:
     """Share of unit features removed in the cross-modal (or unimodal) blocks of the given nodes, by weight.
 
     Every unit counts with the parameters it carries: rows of its writers and columns of its reader.

@@ -18,9 +18,14 @@ SHARES = (0.25, 0.5, 0.75, 1.0)
 
 @torch.inference_mode()
 def measure(
-    pipeline: TorchPipeline, models: Models, batch: Batch, scores: Mapping[str, Mapping[str, Tensor]],
-    grams: Mapping[str, Grams], ridge: float, progress: Callable[[str, float], None] = lambda what, share: None,
-) -> dict[str, dict[str, Curve]]:  # fmt: skip
+    pipeline: TorchPipeline,
+    models: Models,
+    batch: Batch,
+    scores: Mapping[str, Mapping[str, Tensor]],
+    grams: Mapping[str, Grams],
+    ridge: float,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+) -> dict[str, dict[str, Curve]]:
     """Curves per node and block. Only the nodes downstream of the cut are run again."""
     dense = pipeline.run(models, batch)
     base = float(sum(pipeline.losses(dense, batch).values()))

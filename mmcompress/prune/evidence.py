@@ -37,9 +37,13 @@ class Evidence:
 
 
 def gather(
-    spec: Spec, pipeline: TorchPipeline, models: Mapping[str, Model], data: Dataset, folder: Path,
+    spec: Spec,
+    pipeline: TorchPipeline,
+    models: Mapping[str, Model],
+    data: Dataset,
+    folder: Path,
     progress: Callable[[str, float], None],
-) -> Evidence:  # fmt: skip
+) -> Evidence:
     """Input moments, importance, damage of every (block, level), damage of int8 per node."""
     record, tensors = folder / "evidence.json", folder / "evidence.safetensors"
     if record.exists() and tensors.exists():
@@ -50,8 +54,15 @@ def gather(
     progress(spec.prune.importance, 0.1)
     scores = IMPORTANCE.get(spec.prune.importance)(Material(pipeline, models, batch, grams, spec.seed))
     some = batch[slice(0, DAMAGE_PAIRS)]
-    curves = damage.measure(pipeline, models, some, scores, grams, spec.prune.ridge,
-                            lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share))  # fmt: skip
+    curves = damage.measure(
+        pipeline,
+        models,
+        some,
+        scores,
+        grams,
+        spec.prune.ridge,
+        lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share),
+    )
     base, _ = pipeline.evaluate(models, some)
     int8 = {}
     for n, m in models.items():

@@ -94,7 +94,7 @@ def activation(e: Material) -> Scores:
 
 
 def fluctuation(e: Material) -> Scores:
-    """Norm of the reading weights times the variance of their input: what a bias can't repair (FLAP, An et al. 2024)."""
+    """Norm of the reading weights times the variance of their input, which no bias repairs (FLAP, An et al. 2024)."""
     return {
         n: {
             b.name: _per_unit(

@@ -166,7 +166,7 @@ def _record(
 
             handles.append(models[node].get_submodule(path).register_forward_hook(hook))
         part = {n: {k: v[i : i + 64] for k, v in o.items()} for n, o in known.items() if n != node}
-        missing = {n: {} for n in pipeline.order if n != node and n not in part}
+        missing: dict[str, dict[str, Tensor]] = {n: {} for n in pipeline.order if n != node and n not in part}
         pipeline.forward(models, piece, part | missing)
         for h in handles:
             h.remove()

@@ -39,9 +39,13 @@ _cache: dict[str, _Loaded] = {}
 
 
 def pack(
-    spec: Spec, scores: Mapping[str, Mapping[str, torch.Tensor]], grams: Mapping[str, Grams], batch: Batch, key: str,
+    spec: Spec,
+    scores: Mapping[str, Mapping[str, torch.Tensor]],
+    grams: Mapping[str, Grams],
+    batch: Batch,
+    key: str,
     threads: int,
-) -> Context:  # fmt: skip
+) -> Context:
     """Everything a trial needs but the weights, which every worker loads from the spec's sources."""
     return {
         "key": key,

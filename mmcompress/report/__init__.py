@@ -26,8 +26,9 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
     from mmcompress.report import charts
 
     here = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(loader=here, autoescape=jinja2.select_autoescape(["html"]), trim_blocks=True,
-                             lstrip_blocks=True)  # fmt: skip
+    env = jinja2.Environment(
+        loader=here, autoescape=jinja2.select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True
+    )
     env.filters |= {"percent": percent, "quality": quality, "count": count}
     drawings = {
         "nodes": charts.node_bars(summary),

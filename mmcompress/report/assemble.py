@@ -15,9 +15,13 @@ MB = 1e6
 
 
 def side(
-    spec: Spec, bundle: Path, measured: Any, quality: dict[str, Quality], counts: Mapping[str, tuple[int, int]],
+    spec: Spec,
+    bundle: Path,
+    measured: Any,
+    quality: dict[str, Quality],
+    counts: Mapping[str, tuple[int, int]],
     ratio: Mapping[str, tuple[float | None, float | None]],
-) -> Side:  # fmt: skip
+) -> Side:
     """One side of the comparison from its bundle, its measurement, its counts and its ratios."""
     manifest = read_manifest(bundle)
     nodes = {}
@@ -25,8 +29,9 @@ def side(
         node = manifest["graph"]["nodes"][name]
         size = sum(e["bytes"] for f, e in manifest["files"].items() if f.startswith(f"{name}/"))
         unimodal, crossing = ratio[name]
-        nodes[name] = NodeResult(measured.nodes[name].p50, counts[name][0], counts[name][1], size / MB,
-                                 node["precision"], unimodal, crossing)  # fmt: skip
+        nodes[name] = NodeResult(
+            measured.nodes[name].p50, counts[name][0], counts[name][1], size / MB, node["precision"], unimodal, crossing
+        )
     total = sum(e["bytes"] for e in manifest["files"].values()) / MB
     params = sum(c[0] for c in counts.values())
     return Side(measured.latency, quality, total, params, nodes, measured.model_share)
@@ -51,13 +56,17 @@ def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, 
     out = []
     for name, q in s.compressed.quality.items():
         if q.high - q.low > 0.06:
-            out.append(f"{name}: the 95 % interval is {100 * (q.high - q.low):.1f} points wide at n = {q.n}; "
-                       "differences smaller than that can't be told on this test split")  # fmt: skip
+            out.append(
+                f"{name}: the 95 % interval is {100 * (q.high - q.low):.1f} points wide at n = {q.n}; "
+                "differences smaller than that can't be told on this test split"
+            )
     for (node, kind), shares in _group_ratios(s).items():
         mean = sum(shares) / len(shares)
         if mean > 0.6:
-            out.append(f"{node}: {mean:.0%} of {kind} units were cut in one step; beyond about half, two rounds of "
-                       "pruning and distillation usually keep more quality")  # fmt: skip
+            out.append(
+                f"{node}: {mean:.0%} of {kind} units were cut in one step; beyond about half, two rounds of "
+                "pruning and distillation usually keep more quality"
+            )
     for node, r in s.compressed.nodes.items():
         b = s.baseline.nodes[node]
         if r.latency_ms_p50 > 0.98 * b.latency_ms_p50 and (r.precision == "int8" or r.params < 0.95 * b.params):
@@ -65,18 +74,23 @@ def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, 
                 f"{node}: {r.precision}, {r.params / b.params:.0%} of its parameters, yet no faster on this machine"
             )
     if s.baseline.model_share < 0.85:
-        out.append(f"only {s.baseline.model_share:.0%} of the dense request is spent inside models; compressing them "
-                   "can't shorten the rest")  # fmt: skip
+        out.append(
+            f"only {s.baseline.model_share:.0%} of the dense request is spent inside models; compressing them "
+            "can't shorten the rest"
+        )
     if attempts and abs(attempts[-1]["predicted_ms"] / attempts[-1]["measured_ms"] - 1) > 0.1:
-        out.append("predicted and measured latency differ by more than 10 %: the device table may be stale or the "
-                   "machine busy")  # fmt: skip
+        out.append(
+            "predicted and measured latency differ by more than 10 %: the device table may be stale or the machine busy"
+        )
     if s.cross_modal_ratio is not None and s.cross_modal_ratio >= s.unimodal_ratio > 0:
         out.append("cross-modal layers were not pruned less than the others: the search found protection too costly")
     if not s.target.met:
         slow = max(s.compressed.nodes.items(), key=lambda n: n[1].latency_ms_p50)
-        out.append(f"the target of {s.target.latency_ms_p50:.2f} ms is not met; the bottleneck is '{slow[0]}' "
-                   f"({slow[1].latency_ms_p50:.2f} ms), the lowest latency predicted in the search "
-                   f"{min((t.latency_ms for t in s.trials), default=0):.2f} ms")  # fmt: skip
+        out.append(
+            f"the target of {s.target.latency_ms_p50:.2f} ms is not met; the bottleneck is '{slow[0]}' "
+            f"({slow[1].latency_ms_p50:.2f} ms), the lowest latency predicted in the search "
+            f"{min((t.latency_ms for t in s.trials), default=0):.2f} ms"
+        )
     return tuple(out)
 
 

@@ -12,8 +12,7 @@ PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
 
 
 def _svg(width: float, height: float, body: Sequence[str], label: str) -> str:
-    return (f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">'
-            f"{''.join(body)}</svg>")  # fmt: skip
+    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{"".join(body)}</svg>'
 
 
 def _text(x: float, y: float, text: str, cls: str = "", anchor: str = "start") -> str:
@@ -33,14 +32,18 @@ def node_bars(s: Summary) -> str:
             w = node.latency_ms_p50 * scale
             rest -= node.latency_ms_p50
             title = f"{name}: {node.latency_ms_p50:.2f} ms"
-            body.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{bar}" fill="{PALETTE[i % 6]}">'
-                        f"<title>{escape(title)}</title></rect>")  # fmt: skip
+            body.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{bar}" fill="{PALETTE[i % 6]}">'
+                f"<title>{escape(title)}</title></rect>"
+            )
             if w > 60:
                 body.append(_text(x + w / 2, y + bar / 2 + 4, f"{name} {node.latency_ms_p50:.1f}", "on", "middle"))
             x += w
         if rest > 0:
-            body.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="{rest * scale:.1f}" height="{bar}" class="rest">'
-                        f"<title>around the models: {rest:.2f} ms</title></rect>")  # fmt: skip
+            body.append(
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{rest * scale:.1f}" height="{bar}" class="rest">'
+                f"<title>around the models: {rest:.2f} ms</title></rect>"
+            )
             x += rest * scale
         body.append(_text(x + 8, y + bar / 2 + 4, f"{side.latency_ms.p50:.2f} ms", "strong"))
     x = left + s.target.latency_ms_p50 * scale
@@ -61,9 +64,11 @@ def structure_map(s: Summary) -> str:
             x, share = left + j * (cell + gap), kept / b.units
             crossing = b.name in s.modality.get(node, {})
             title = f"{node}.{b.name}: {kept} of {b.units} kept" + (" (cross-modal)" if crossing else "")
-            body.append(f'<g><title>{escape(title)}</title><rect x="{x}" y="{y}" width="{cell}" height="40" class="slot"/>'
-                        f'<rect x="{x}" y="{y + 40 * (1 - share):.1f}" width="{cell}" height="{40 * share:.1f}" '
-                        f'fill="{PALETTE[i % 6]}"/>')  # fmt: skip
+            body.append(
+                f'<g><title>{escape(title)}</title><rect x="{x}" y="{y}" width="{cell}" height="40" class="slot"/>'
+                f'<rect x="{x}" y="{y + 40 * (1 - share):.1f}" width="{cell}" height="{40 * share:.1f}" '
+                f'fill="{PALETTE[i % 6]}"/>'
+            )
             if crossing:
                 body.append(f'<rect x="{x}" y="{y}" width="{cell}" height="40" class="crossing"/>')
             body.append(_text(x + cell / 2, y + 24, f"{kept}/{b.units}", "on" if share > 0.45 else "", "middle"))
@@ -103,8 +108,10 @@ def scatter(s: Summary) -> str:
     for t in s.trials:
         px, py = at(t)
         cls = "trial mutation" if t.origin == "mutation" else "trial"
-        body.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" class="{cls}"><title>trial {t.number} ({t.origin}): '
-                    f"{t.latency_ms:.2f} ms, loss {t.loss:.3f}</title></circle>")  # fmt: skip
+        body.append(
+            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" class="{cls}"><title>trial {t.number} ({t.origin}): '
+            f"{t.latency_ms:.2f} ms, loss {t.loss:.3f}</title></circle>"
+        )
     if chosen:
         px, py = at(chosen)
         body.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="8" class="chosen"/>')

@@ -25,9 +25,9 @@ def open_image(source: ImageLike) -> Image.Image:
             im = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
             im.load()
     except FileNotFoundError as e:
-        raise DataError(f"{source}: no such image") from e
+        raise DataError(f"{source!s}: no such image") from e
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as e:
-        name = "the given bytes" if isinstance(source, bytes) else f"{source}"[:200]
+        name = str(source)[:200] if not isinstance(source, bytes | np.ndarray | Image.Image) else "the given image"
         size = (
             f" ({Path(source).stat().st_size} bytes)"
             if isinstance(source, str | Path) and Path(source).exists()

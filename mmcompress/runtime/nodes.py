@@ -51,8 +51,8 @@ class TextEncoder:
     def __call__(self, text: str | list[str]) -> Values:
         texts = [text] if isinstance(text, str) else text
         ids = [e.ids for e in self.tokenizer.encode_batch(texts)]
-        ids = pad_ids(ids, self.config["context_length"], self.config["pad"], self.config["eos"])
-        return {"embedding": self.model({"ids": ids})[0]}
+        padded = pad_ids(ids, self.config["context_length"], self.config["pad"], self.config["eos"])
+        return {"embedding": self.model({"ids": padded})[0]}
 
 
 class TextDecoder:
@@ -61,9 +61,8 @@ class TextDecoder:
     def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
         self.context, self.step = sessions.get("context"), sessions["step"]
         self.tokenizer = load_tokenizer(folder / config["tokenizer"])
-        self.generation = Generation(
-            **{k: tuple(v) if isinstance(v, list) else v for k, v in config["generation"].items()}
-        )
+        g = dict(config["generation"])
+        self.generation = Generation(**(g | {"prompt": tuple(g.get("prompt", ()))}))
         self.past = [(int(h), int(d)) for h, d in config["past"]]
 
     def generate(self, context: np.ndarray) -> list[tuple[float, list[int]]]:

@@ -1,4 +1,7 @@
-"""A run as a Ray job: the same command, on a cluster. The package travels with it, so the cluster needs only its dependencies."""
+"""A run as a Ray job: the same command, on a cluster.
+
+The package travels with the job, so the cluster needs only its dependencies.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +20,14 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def submit_run(
-    spec: str, address: str, folder: str, space: str | Path, changes: dict[str, Any], resume: bool,
+    spec: str,
+    address: str,
+    folder: str,
+    space: str | Path,
+    changes: dict[str, Any],
+    resume: bool,
     echo: Callable[[str], None],
-) -> int:  # fmt: skip
+) -> int:
     """Submit, follow the log, and return the exit code of the run. Raises `MmcompressError` when the server is away.
 
     The spec and the search space are uploaded; the run folder is a path on storage that the cluster sees.
@@ -41,7 +49,8 @@ def submit_run(
         command += ["--space", "space.yaml", *(["--resume"] if resume else [])]
         for key, value in changes.items():
             command += ["--set", f"{key}={json.dumps(value)}"]
-        line = f"python -m mmcompress.cli {shlex.join(command)}; code=$?; echo $code > {shlex.quote(str(code_file))}; exit $code"
+        line = f"python -m mmcompress.cli {shlex.join(command)}; code=$?; "
+        line += f"echo $code > {shlex.quote(str(code_file))}; exit $code"
         job = client.submit_job(
             entrypoint=line,
             runtime_env={"working_dir": work, "py_modules": [str(PACKAGE)]},

@@ -51,10 +51,15 @@ def levels(block: Block) -> list[int]:
 
 
 def candidates(
-    blocks: Mapping[str, tuple[Block, ...]], cross: Mapping[str, Mapping[str, str]], curves: Mapping[str, Curves],
-    predictor: Predictor, budget_ms: float, protection: float, precisions: Mapping[str, tuple[str, ...]],
+    blocks: Mapping[str, tuple[Block, ...]],
+    cross: Mapping[str, Mapping[str, str]],
+    curves: Mapping[str, Curves],
+    predictor: Predictor,
+    budget_ms: float,
+    protection: float,
+    precisions: Mapping[str, tuple[str, ...]],
     int8_damage: Mapping[str, float],
-) -> list[tuple[float, Candidate]]:  # fmt: skip
+) -> list[tuple[float, Candidate]]:
     """(estimated damage, candidate) of the best split for every choice of precisions, least damage first."""
     rows, found = predictor.table.lookup(), []
     nodes = list(blocks)

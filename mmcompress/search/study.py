@@ -131,8 +131,9 @@ def open_study(path: Path, seed: int) -> Any:
     names = [s.study_name for s in optuna.get_all_study_summaries(storage)]
     if "mmcompress" in names:
         done = len(optuna.load_study(study_name="mmcompress", storage=storage).trials)
-    sampler = optuna.samplers.TPESampler(seed=seed + done, multivariate=True, group=True, constant_liar=True,
-                                         n_startup_trials=8)  # fmt: skip
+    sampler = optuna.samplers.TPESampler(
+        seed=seed + done, multivariate=True, group=True, constant_liar=True, n_startup_trials=8
+    )
     study = optuna.create_study(study_name="mmcompress", storage=storage, sampler=sampler, load_if_exists=True)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
@@ -165,18 +166,26 @@ class _Pending:
 class _Book:
     """The driver's hand: asks, records, tells; one writer."""
 
-    def __init__(self, study: Any, problem: Problem, base_loss: float):
+    def __init__(self, study: Any, problem: Problem):
         self.study, self.problem = study, problem
         self.by_key = {t.candidate.key(): t for t in finished(study)}
-        self.base_loss = base_loss
 
     def record(self, p: _Pending, result: dict[str, Any]) -> Trial:
         from optuna.trial import TrialState, create_trial
 
         over = p.latency_ms - self.problem.budget_ms
         number = p.optuna_trial.number if p.optuna_trial else len(self.study.get_trials(deepcopy=False))
-        trial = Trial(number, p.origin, p.overrides, p.candidate, p.latency_ms, result["loss"], result["quality"],
-                      result["seconds"], result["worker"])  # fmt: skip
+        trial = Trial(
+            number,
+            p.origin,
+            p.overrides,
+            p.candidate,
+            p.latency_ms,
+            result["loss"],
+            result["quality"],
+            result["seconds"],
+            result["worker"],
+        )
         self.by_key.setdefault(p.candidate.key(), trial)
         if p.optuna_trial:
             p.optuna_trial.set_user_attr("trial", plain(trial))
@@ -184,9 +193,13 @@ class _Book:
             self.study.tell(p.optuna_trial, result["loss"])
         else:
             self.study.add_trial(
-                create_trial(state=TrialState.COMPLETE, value=result["loss"], user_attrs={"trial": plain(trial)},
-                             constraints={"latency": over})
-            )  # fmt: skip
+                create_trial(
+                    state=TrialState.COMPLETE,
+                    value=result["loss"],
+                    user_attrs={"trial": plain(trial)},
+                    constraints={"latency": over},
+                )
+            )
         return trial
 
     def fail(self, p: _Pending, error: BaseException) -> None:
@@ -201,14 +214,23 @@ class _Book:
 
 
 def run(
-    study: Any, problem: Problem, executor: Executor, evaluate: Callable[..., dict[str, Any]], starts: list[Overrides],
-    trials: int, mutations: int, workers: int, retries: int, seed: int, progress: Progress = lambda what, share: None,
-) -> list[Trial]:  # fmt: skip
+    study: Any,
+    problem: Problem,
+    executor: Executor,
+    evaluate: Callable[..., dict[str, Any]],
+    starts: list[Overrides],
+    trials: int,
+    mutations: int,
+    workers: int,
+    retries: int,
+    seed: int,
+    progress: Progress = lambda what, share: None,
+) -> list[Trial]:
     """Search until `trials` proposals and `mutations` of the best have been judged; earlier ones of the study count.
 
     `starts` are points of the space asked first. A candidate seen before is not evaluated again.
     """
-    book = _Book(study, problem, 0.0)
+    book = _Book(study, problem)
     if not study.get_trials(deepcopy=False):
         for point in starts:
             study.enqueue_trial(point, skip_if_exists=True)
@@ -224,10 +246,10 @@ def run(
             t = study.ask()
             overrides, candidate = fit_to_budget(problem, _suggest(t, problem.space))
             return _Pending(t, "sampler", overrides, candidate, problem.predict(candidate))
-        candidate = mutate(problem, best(list(book.by_key.values()), problem.budget_ms), book.by_key, rng)
-        if candidate is None:
+        new = mutate(problem, best(list(book.by_key.values()), problem.budget_ms), book.by_key, rng)
+        if new is None:
             return None
-        return _Pending(None, "mutation", explicit(problem, candidate), candidate, problem.predict(candidate))
+        return _Pending(None, "mutation", explicit(problem, new), new, problem.predict(new))
 
     while True:
         while asked < total and len(pending) < workers:
@@ -270,7 +292,7 @@ def best(trials: list[Trial], budget_ms: float) -> Trial | None:
 
 
 def mutate(problem: Problem, top: Trial | None, seen: dict[str, Trial], rng: random.Random) -> Candidate | None:
-    """A level switch (EvoPress, Sieberling et al. 2025): units given to some blocks, taken from others, within the budget."""
+    """A level switch (EvoPress, Sieberling et al. 2025): units given to some blocks, taken from others, in budget."""
     if top is None:
         return None
     places = [(n, b) for n, blocks in problem.blocks.items() for b in blocks]

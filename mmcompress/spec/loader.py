@@ -123,13 +123,13 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
 def _resolve(source: Source, folder: Path) -> None:
     """Make local file names absolute, so that the spec means the same on every worker."""
     data = source.data if isinstance(source.data, dict) else {}
-    nodes = data.get("nodes") if isinstance(data.get("nodes"), dict) else {}
-    for node in nodes.values():
+    nodes = data.get("nodes")
+    for node in nodes.values() if isinstance(nodes, dict) else ():
         text = node.get("source") if isinstance(node, dict) else None
         if isinstance(text, str) and text.startswith("."):
             node["source"] = str((folder / text).resolve())
-    section = data.get("data") if isinstance(data.get("data"), dict) else {}
-    options = section.get("options")
+    section = data.get("data")
+    options = section.get("options") if isinstance(section, dict) else None
     if isinstance(options, dict) and isinstance(options.get("path"), str):
         options["path"] = str((folder / options["path"]).resolve())
 

@@ -1,6 +1,6 @@
 """Train the reference weights of `pipelines/clip_captioner.yaml` on `emoji_scenes`; resumable.
 
-    python -m mmcompress.models.embedded.train_clip_captioner --out OUT --minutes 80
+    python -m mmcompress.models.embedded.train_clip_captioner --out OUT --minutes 50
 
 Writes `clip/` (open_clip's folder format: both towers) and `captioner/` (a transformers folder), float16 safetensors,
 and `card.json` with the figures of the model card. Three auxiliary heads, thrown away at the end, make an hour on two
@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
 from mmcompress.data.emoji_scenes import NAMES, RELATIONS, EmojiScenes, Scene
@@ -29,8 +30,6 @@ BOS, PAD, EOS = 0, 1, 2
 
 def build_tokenizer() -> object:
     """A word-level tokenizer over every word a caption can hold, `<s> ... </s>` around it."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-
     words = sorted({w for n in (*NAMES, *RELATIONS) for w in n.split()} | {"a", "an", ","})
     vocab = {w: i for i, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
     tok = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
@@ -49,16 +48,26 @@ def model_config(vocab: int, image_size: int) -> dict:
         "model_cfg": {
             "embed_dim": EMBED,
             "vision_cfg": {
-                "image_size": image_size, "patch_size": PATCH, "width": WIDTH, "layers": 4, "head_width": 32,
+                "image_size": image_size,
+                "patch_size": PATCH,
+                "width": WIDTH,
+                "layers": 4,
+                "head_width": 32,
                 "output_tokens": True,
             },
             "text_cfg": {
-                "context_length": CONTEXT, "vocab_size": vocab, "width": WIDTH, "heads": 8, "layers": 3,
-                "pad_id": PAD, "eos_id": EOS, "pool_type": "eos",
+                "context_length": CONTEXT,
+                "vocab_size": vocab,
+                "width": WIDTH,
+                "heads": 8,
+                "layers": 3,
+                "pad_id": PAD,
+                "eos_id": EOS,
+                "pool_type": "eos",
             },
         },
         "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"},
-    }  # fmt: skip
+    }
 
 
 class Trainee(nn.Module):
@@ -72,12 +81,23 @@ class Trainee(nn.Module):
         self.clip = CLIP(**model_config(vocab, image_size)["model_cfg"])
         self.captioner = MBartForCausalLM(
             MBartConfig(
-                vocab_size=vocab, d_model=WIDTH, decoder_layers=3, decoder_attention_heads=8,
-                decoder_ffn_dim=4 * WIDTH, encoder_layers=0, max_position_embeddings=CONTEXT, dropout=0.0,
-                is_decoder=True, is_encoder_decoder=False, scale_embedding=False,
-                bos_token_id=BOS, pad_token_id=PAD, eos_token_id=EOS, forced_eos_token_id=None,
+                vocab_size=vocab,
+                d_model=WIDTH,
+                decoder_layers=3,
+                decoder_attention_heads=8,
+                decoder_ffn_dim=4 * WIDTH,
+                encoder_layers=0,
+                max_position_embeddings=CONTEXT,
+                dropout=0.0,
+                is_decoder=True,
+                is_encoder_decoder=False,
+                scale_embedding=False,
+                bos_token_id=BOS,
+                pad_token_id=PAD,
+                eos_token_id=EOS,
+                forced_eos_token_id=None,
             )
-        )  # fmt: skip
+        )
         self.patch_head = nn.Linear(WIDTH, len(NAMES) + 1)
         self.set_head = nn.Linear(EMBED, len(NAMES))
         self.place_head = nn.Linear(WIDTH, 2)
@@ -100,14 +120,15 @@ class Trainee(nn.Module):
         scale = self.clip.logit_scale.exp().clamp(max=100)
         sim = scale * F.normalize(embedding, dim=-1) @ F.normalize(text, dim=-1).T
         own = torch.arange(len(sim))
+        named = torch.stack(
+            [F.binary_cross_entropy_with_logits(self.set_head(e), present) for e in (embedding, text)]
+        ).sum()
         return {
             "caption": F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD),
             **self.patch_losses(tokens, under),
             "contrast": (F.cross_entropy(sim, own) + F.cross_entropy(sim.T, own)) / 2,
-            "set": 20 * sum(
-                F.binary_cross_entropy_with_logits(self.set_head(e), present) for e in (embedding, text)
-            ) / 2,
-        }  # fmt: skip
+            "set": 10 * named,
+        }
 
 
 def orthogonal(update: Tensor, steps: int = 5) -> Tensor:
@@ -122,7 +143,7 @@ def orthogonal(update: Tensor, steps: int = 5) -> Tensor:
 
 
 class Optimizer:
-    """Muon for the matrices inside the blocks, AdamW for the rest. State is named tensors, so safetensors can hold it."""
+    """Muon for the matrices inside the blocks, AdamW for the rest; all state is tensors, so safetensors can hold it."""
 
     def __init__(self, model: nn.Module):
         inner = ("resblocks", "layers")
@@ -170,14 +191,14 @@ def images(data: EmojiScenes, scenes: list[Scene]) -> Tensor:
     return torch.from_numpy(np.stack([data.render(s) for s in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def words(tok, scenes: list[Scene]) -> Tensor:
+def words(tok: Tokenizer, scenes: list[Scene]) -> Tensor:
     ids = [tok.encode(s.caption).ids for s in scenes]
     longest = max(map(len, ids))
     return torch.tensor([i + [PAD] * (longest - len(i)) for i in ids])
 
 
 @torch.no_grad()
-def evaluate(model: Trainee, data: EmojiScenes, tok, split: str, count: int) -> dict[str, float]:
+def evaluate(model: Trainee, data: EmojiScenes, tok: Tokenizer, split: str, count: int) -> dict[str, float]:
     """Retrieval R@1 both ways among `count` scenes of distinct captions; exact match of greedy captions.
 
     Under greedy decoding a caption is right exactly when every teacher-forced argmax is, so no decoding is needed.
@@ -208,7 +229,7 @@ def evaluate(model: Trainee, data: EmojiScenes, tok, split: str, count: int) -> 
     }
 
 
-def save(model: Trainee, tok, image_size: int, out: Path) -> None:
+def save(model: Trainee, tok: Tokenizer, image_size: int, out: Path) -> None:
     """The two folders, as open_clip and transformers themselves load them."""
     half = lambda m: {k: v.half().contiguous().clone() for k, v in m.state_dict().items()}
     for name in ("clip", "captioner"):
@@ -293,7 +314,7 @@ def train(out: Path, minutes: float, size: int, threads: int, seed: int) -> None
 if __name__ == "__main__":
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--out", type=Path, default=Path(__file__).parent / "clip_captioner")
-    p.add_argument("--minutes", type=float, default=80)
+    p.add_argument("--minutes", type=float, default=50)
     p.add_argument("--batch", type=int, default=64)
     p.add_argument("--threads", type=int, default=2)
     p.add_argument("--seed", type=int, default=0)

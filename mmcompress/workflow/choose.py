@@ -1,0 +1,195 @@
+"""Stage: search under the budget, then measure the chosen structure before anything is trained."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmcompress.errors import DataError
+from mmcompress.records import Candidate, Trial, build, plain, read, write
+from mmcompress.spec.schema import Spec, keys_of
+from mmcompress.workflow.dense import Profile
+from mmcompress.workflow.state import Run, budget
+
+AIM = 0.97
+"""A structure is accepted when it measures at most this share of the target, before distillation."""
+ATTEMPTS = 5
+
+
+def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
+    """The search problem: how overrides become a candidate."""
+    from mmcompress.prune.allocation import allocate
+    from mmcompress.registry import ALLOCATION
+    from mmcompress.search.study import Problem
+
+    base = plain(run.spec)
+    policy = ALLOCATION.get(run.spec.prune.allocation)
+
+    def resolve(overrides: dict[str, Any]) -> Candidate:
+        data = _override(base, overrides)
+        return allocate(build(Spec, data), run.blocks, run.cross, ev.curves, ev.scores, policy)
+
+    allowed = {}
+    for n in run.models:
+        d = run.space.dimensions.get(f"nodes.{n}.precision")
+        allowed[n] = tuple(d.choices) if d else ("fp32",)
+    return Problem(run.space, run.blocks, resolve, predict, budget_ms, allowed)
+
+
+def _override(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    data = json.loads(json.dumps(base))
+    for dotted, value in overrides.items():
+        keys = keys_of(dotted)
+        at = data
+        for key in keys[:-1]:
+            at = at.setdefault(key, {})
+        at[keys[-1]] = value
+    return data
+
+
+def search(run: Run, ev: Any, predict: Any, budget_ms: float, extra: int = 0) -> list[Trial]:
+    """Run (or go on with) the study of this run folder."""
+    from mmcompress.prune.trial import evaluate, pack
+    from mmcompress.registry import EXECUTORS
+    from mmcompress.search import knapsack, study
+
+    p = problem(run, ev, predict, budget_ms)
+    with run.timed("search"):
+        book = study.open_study(run.folder / "study.journal", run.spec.seed)
+        splits = knapsack.candidates(
+            run.blocks,
+            run.cross,
+            ev.curves,
+            predict,
+            budget_ms * 0.995,
+            run.spec.prune.protection,
+            p.precisions,
+            ev.int8_damage,
+        )
+        starts = [study.implied(p, c) for _, c in splits[:3]] + _plain_starts(p)
+        batch = run.pipeline.batch(run.data.load("val", run.spec.data.choosing))
+        s = run.spec.search
+        threads = run.spec.measure.threads if s.executor == "inline" else 1
+        context = pack(run.spec, ev.scores, ev.grams, batch, f"{run.folder.resolve()}:{run.spec.seed}", threads)
+        executor = EXECUTORS.get(s.executor)(context, s.workers, s.ray_address)
+        workers = 1 if s.executor == "inline" else s.workers
+        try:
+            return study.run(
+                book,
+                p,
+                executor,
+                evaluate,
+                starts,
+                s.trials + extra,
+                s.mutations,
+                workers,
+                s.retries,
+                run.spec.seed,
+                lambda what, share: run.say("search", what, share),
+            )
+        finally:
+            executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _plain_starts(p: Any) -> list[dict[str, Any]]:
+    """A uniform split and a text-heavy one, both with int8 where it is allowed."""
+    starts = []
+    for heavy in (False, True):
+        point: dict[str, Any] = {}
+        for path, d in p.space.dimensions.items():
+            if d.choices:
+                point[path] = "int8" if "int8" in d.choices else d.choices[0]
+            elif path.endswith(".drop"):
+                point[path] = 0
+            elif path.startswith("nodes."):
+                high = d.high or 0.0
+                point[path] = min(high, 0.5 if not heavy else 0.2 if path.split(".")[1].startswith("v") else 0.7)
+            else:
+                point[path] = min(max(2.0, d.low or 0.0), d.high or 2.0)
+        starts.append(point)
+    return starts
+
+
+def pruned(run: Run, ev: Any, candidate: Candidate, refit: bool) -> dict[str, Any]:
+    """Fresh pruned models of a candidate, refitted in order on calibration pairs when asked."""
+    from mmcompress.prune.refit import refit_
+    from mmcompress.prune.trial import prune_node
+
+    models = {n: prune_node(m, candidate.kept[n], ev.scores[n], None, 0.0) for n, m in run.models.items()}
+    if refit:
+        batch = run.pipeline.batch(run.data.load("train", run.spec.data.calibration))
+        refit_(run.pipeline, models, run.models, batch, run.spec.prune.ridge)
+    return models
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The structure that will be distilled, with what was predicted and measured of it."""
+
+    candidate: Candidate
+    predicted_ms: float
+    measured_ms: float
+    target_ms: float
+    reachable: bool
+    attempts: tuple[dict[str, float], ...] = ()
+
+
+def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
+    """Search, then measure the best structure before anything is trained; a miss corrects the prediction.
+
+    Latency does not depend on the weights, so no time is lost on distilling what would miss the target.
+    """
+    from mmcompress.search.study import best
+
+    record = run.folder / "fitted.json"
+    if record.exists():
+        return read(Fitted, record)
+    attempts: list[dict[str, float]] = []
+    nearest: tuple[float, Candidate, float, float] | None = None
+    for attempt in range(ATTEMPTS):
+        target_ms = budget(run.spec, dense.latency_ms.p50)
+        trials = search(run, ev, predict, target_ms * AIM, extra=0 if attempt == 0 else 6 * attempt)
+        trials = [replace(t, latency_ms=predict(t.candidate)) for t in trials]
+        top = best(trials, target_ms * AIM)
+        chosen = top or min(trials, key=lambda t: t.latency_ms, default=None)
+        if chosen is None:
+            break
+        with run.timed("fit"):
+            run.say("fit", f"measuring the best structure (predicted {chosen.latency_ms:.2f} ms)", None)
+            measured, dense_ms = _measure_structure(run, ev, chosen.candidate)
+        target_ms = budget(run.spec, dense_ms)
+        attempts.append({"predicted_ms": chosen.latency_ms, "measured_ms": measured, "target_ms": target_ms})
+        run.say("fit", f"measured {measured:.2f} ms, target {target_ms:.2f} ms", None)
+        ratio = measured / target_ms
+        if nearest is None or ratio < nearest[0] / nearest[3]:
+            nearest = (measured, chosen.candidate, chosen.latency_ms, target_ms)
+        if ratio <= AIM + 0.015:
+            break
+        if top is None and attempt > 0:
+            break
+        dense = replace(dense, latency_ms=replace(dense.latency_ms, p50=dense_ms))
+        predict = replace(predict, correction=predict.correction * measured / chosen.latency_ms)
+    if nearest is None:
+        raise DataError("the search has no trial to choose from: every one failed (see study.journal)")
+    measured, candidate, predicted, target_ms = nearest
+    found = Fitted(candidate, predicted, measured, target_ms, measured <= target_ms, tuple(attempts))
+    write(record, found)
+    return found
+
+
+def _measure_structure(run: Run, ev: Any, candidate: Candidate) -> tuple[float, float]:
+    """(candidate, dense) p50 in ms of whole exports, interleaved."""
+    from mmcompress.export.bundle import write_bundle
+    from mmcompress.measure.latency import end_to_end
+    from mmcompress.runtime import load as load_bundle
+
+    folder = run.folder / "scratch"
+    write_bundle(run.spec, pruned(run, ev, candidate, True), candidate.precision, candidate.kept, folder, prove=False)
+    threads = run.spec.measure.threads
+    pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.folder / "baseline", threads)}
+    requests = [{"image": i} for i in run.data.load("val", 32, seed=1).images]
+    found = end_to_end(pair, requests, run.spec.measure.warmup, 80)
+    shutil.rmtree(folder, ignore_errors=True)
+    return found["new"].latency.p50, found["dense"].latency.p50

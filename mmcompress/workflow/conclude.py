@@ -1,0 +1,95 @@
+"""Stage: measure and judge both bundles, and put everything in one record."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+from mmcompress.records import Proof, Summary, plain, write
+from mmcompress.workflow.choose import Fitted
+from mmcompress.workflow.state import Run, budget
+
+
+def summarize(r: Run, fitted: Fitted, models: dict[str, Any], proofs: list[Proof]) -> Summary:
+    """Measure both bundles interleaved, judge both on the full test split, and put everything in one record."""
+    from mmcompress.measure.counts import count
+    from mmcompress.measure.latency import end_to_end
+    from mmcompress.measure.machine import commit, cpu, versions
+    from mmcompress.metrics.pairs import retained
+    from mmcompress.prune.allocation import ratios
+    from mmcompress.records import Target
+    from mmcompress.report.assemble import search_result, side, warnings
+    from mmcompress.runtime import load as load_bundle
+    from mmcompress.search.study import failures, finished, open_study
+
+    spec, c = r.spec, fitted.candidate
+    bundles = {"baseline": r.folder / "baseline", "compressed": r.folder / "bundle"}
+    pipelines = {k: load_bundle(f, spec.measure.threads) for k, f in bundles.items()}
+    with r.timed("measure"):
+        r.say("measure", "baseline and compressed, interleaved", None)
+        requests = [{"image": i} for i in r.data.load("val", 64, seed=1).images]
+        measured = end_to_end(pipelines, requests, spec.measure.warmup, spec.measure.rounds)
+    with r.timed("judge"):
+        quality, samples = _judge(r, pipelines, "test")
+        extra = {split: _judge(r, pipelines, split)[0] for split in spec.data.report}
+    sides = {}
+    for key, bundle in bundles.items():
+        kept = c.kept if key == "compressed" else {n: {} for n in r.models}
+        now = models if key == "compressed" else r.models
+        one = lambda n, crossing, k=kept: ratios({n: k[n]}, r.blocks, r.cross, crossing)  # type: ignore[misc]
+        counts = {
+            n: count(m, measured[key].calls.get(f"{n}/step", 1.0), spec.nodes[n].candidates) for n, m in now.items()
+        }
+        share = {n: (one(n, False), one(n, True)) for n in r.models}
+        sides[key] = side(spec, bundle, measured[key], quality[key], counts, share)
+    target_ms = budget(spec, measured["baseline"].latency.p50)
+    p50 = measured["compressed"].latency.p50
+    study = open_study(r.folder / "study.journal", spec.seed)
+    trials = finished(study)
+    result = search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
+    r.timings["total"] = sum(v for k, v in r.timings.items() if k != "total")
+    summary = Summary(
+        spec.name,
+        Target(target_ms, measured["baseline"].latency.p50 / target_ms, p50 <= target_ms, spec.target),
+        sides["baseline"],
+        sides["compressed"],
+        measured["baseline"].latency.p50 / p50,
+        retained(quality["baseline"], quality["compressed"]),
+        fitted.predicted_ms,
+        ratios(c.kept, r.blocks, r.cross, False) or 0.0,
+        ratios(c.kept, r.blocks, r.cross, True),
+        c.kept,
+        r.blocks,
+        r.cross,
+        tuple(proofs),
+        result,
+        tuple(trials),
+        (),
+        dict(r.timings),
+        plain(spec),
+        versions(),
+        cpu(),
+        spec.seed,
+        commit(),
+        "mmcompress " + " ".join(sys.argv[1:]),
+        tuple(samples),
+        extra,
+    )
+    summary = replace(summary, warnings=warnings(summary, fitted.attempts))
+    write(r.folder / "summary.json", summary)
+    return summary
+
+
+def _judge(r: Run, pipelines: dict[str, Any], split: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """Quality of each bundle over a whole split, and a few captions of both for the eye."""
+    from mmcompress.metrics.pairs import ask, judge
+
+    pairs, found, said = r.data.load(split), {}, {}
+    for key, pipeline in pipelines.items():
+        answers = ask(pipeline, pairs, lambda share, k=key: r.say("judge", f"{k} on {split}", share))  # type: ignore[misc]
+        found[key], said[key] = judge(answers, r.spec.metrics), answers.captions
+    samples = [
+        {"reference": pairs.captions[i], **{k: v[i] for k, v in said.items()}} for i in range(min(8, len(pairs)))
+    ]
+    return found, samples
