@@ -358,10 +358,8 @@ def submit(spec: str, address: str, folder: str, resume: bool, space: str | None
     from mmcompress.workflow import default_space
 
     changes = overrides(**options) | {"search.ray_address": "auto"}
-    load(spec, changes)
-    code = submit_run(
-        spec, address, folder, space or default_space(), changes, resume, lambda text: click.echo(text, nl=False)
-    )
+    echo = lambda text: click.echo(text, nl=False)
+    code = submit_run(load(spec, changes), address, folder, space or default_space(), resume, echo)
     if code:
         sys.exit(code)
 

@@ -11,7 +11,9 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("mmcompress", "torch", "open_clip_torch", "transformers", "ray", "optuna", "onnx", "onnxruntime", "numpy")
+from mmcompress import __version__
+
+PACKAGES = ("torch", "open_clip_torch", "transformers", "ray", "optuna", "onnx", "onnxruntime", "numpy")
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 
 
@@ -38,7 +40,7 @@ def cpu() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "mmcompress": __version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -71,7 +71,7 @@ def structure_map(s: Summary) -> str:
             )
             if crossing:
                 body.append(f'<rect x="{x}" y="{y}" width="{cell}" height="40" class="crossing"/>')
-            body.append(_text(x + cell / 2, y + 24, f"{kept}/{b.units}", "on" if share > 0.45 else "", "middle"))
+            body.append(_text(x + cell / 2, y + 24, f"{kept}/{b.units}", "on" if share > 0.6 else "", "middle"))
             short = b.name.replace("attention", "attn").replace("cross_attn", "cross")
             body.append(_text(x + cell / 2, y + 53, short, "small", "middle") + "</g>")
         y += 74
@@ -116,7 +116,7 @@ def scatter(s: Summary) -> str:
         px, py = at(chosen)
         body.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="8" class="chosen"/>')
     body.append(_text((left + width) / 2, height - 4, "predicted latency, ms", "small", "middle"))
-    body.append(_text(12, 12, "loss", "small"))
+    body.append(_text(4, height / 2, "loss", "small"))
     return _svg(width, height, body, "trials of the search")
 
 

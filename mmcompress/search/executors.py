@@ -8,11 +8,13 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import MissingPackage
 
 Task = Callable[..., Any]
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def call(fn: Task, context: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -78,6 +80,8 @@ class RayExecutor(Executor):
             options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
             if address:
                 options["address"] = address
+                if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job brings the package along itself
+                    options["runtime_env"] = {"py_modules": [str(PACKAGE)]}
             else:
                 options |= {"num_cpus": workers, "include_dashboard": False, "address": "local"}
             ray.init(**options)

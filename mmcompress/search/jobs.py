@@ -5,32 +5,29 @@ The package travels with the job, so the cluster needs only its dependencies.
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from mmcompress.errors import MissingPackage, MmcompressError
+from mmcompress.records import plain
+from mmcompress.spec.schema import Spec
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def submit_run(
-    spec: str,
-    address: str,
-    folder: str,
-    space: str | Path,
-    changes: dict[str, Any],
-    resume: bool,
-    echo: Callable[[str], None],
+    spec: Spec, address: str, folder: str, space: str | Path, resume: bool, echo: Callable[[str], None]
 ) -> int:
     """Submit, follow the log, and return the exit code of the run. Raises `MmcompressError` when the server is away.
 
-    The spec and the search space are uploaded; the run folder is a path on storage that the cluster sees.
+    The spec (overrides applied, local names made absolute) and the search space are uploaded; the run folder is a path
+    on storage that the cluster sees.
     """
     try:
         from ray.job_submission import JobStatus, JobSubmissionClient
@@ -43,13 +40,12 @@ def submit_run(
     target = Path(folder).resolve()
     code_file = target.with_name(target.name + ".exit")
     with tempfile.TemporaryDirectory() as work:
-        shutil.copy(spec, Path(work) / "spec.yaml")
+        (Path(work) / "spec.yaml").write_text(yaml.safe_dump(plain(spec), sort_keys=False))
         command = ["run", "spec.yaml", "--out", str(target)]
         shutil.copy(space, Path(work) / "space.yaml")
         command += ["--space", "space.yaml", *(["--resume"] if resume else [])]
-        for key, value in changes.items():
-            command += ["--set", f"{key}={json.dumps(value)}"]
-        line = f"python -m mmcompress.cli {shlex.join(command)}; code=$?; "
+        code_file.unlink(missing_ok=True)
+        line = f"mkdir -p {shlex.quote(str(target.parent))}; python -m mmcompress.cli {shlex.join(command)}; code=$?; "
         line += f"echo $code > {shlex.quote(str(code_file))}; exit $code"
         job = client.submit_job(
             entrypoint=line,

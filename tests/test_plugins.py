@@ -1,0 +1,42 @@
+"""Outside code joins by `plugins:`; the README's example is run as it stands."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from mmcompress.prune.importance import Material
+from mmcompress.registry import IMPORTANCE
+from mmcompress.spec.loader import load
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+
+
+def test_the_readmes_criterion_works(tiny, tmp_path, monkeypatch, pipeline, models, batch):
+    [code] = [c for c in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "IMPORTANCE.add" in c]
+    (tmp_path / "mine_from_readme.py").write_text(code)
+    text = (tiny / "spec.yaml").read_text().replace("source: ./", f"source: {tiny}/")
+    (tmp_path / "spec.yaml").write_text(text + "plugins: [mine_from_readme]\nprune: {importance: smallest_bias}\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        assert load(tmp_path / "spec.yaml").prune.importance == "smallest_bias"
+        scores = IMPORTANCE.get("smallest_bias")(Material(pipeline, models, batch, {}, 0))
+    finally:
+        IMPORTANCE._entries.pop("smallest_bias", None)
+        sys.modules.pop("mine_from_readme", None)
+    for n, m in models.items():
+        assert all(scores[n][b.name].shape == (b.units,) and torch.isfinite(scores[n][b.name]).all() for b in m.blocks)
+
+
+def test_the_readme_names_every_folder_and_command():
+    from mmcompress.cli import main
+
+    text = README.read_text()
+    package = README.parent / "mmcompress"
+    for folder in (p.name for p in package.iterdir() if (p / "__init__.py").exists()):
+        assert f"  {folder}/" in text, folder
+    for command in main.commands:
+        assert f"`{command} " in text, command
