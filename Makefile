@@ -18,7 +18,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install
-	$(BIN)/mmcompress run pipelines/clip_captioner.yaml --target $(TARGET) --seed $(SEED) --out $(OUT)
+	$(BIN)/mmcompress run pipelines/clip_captioner.yaml --target $(TARGET) --seed $(SEED) --out $(OUT) --resume
 
 test: install
 	$(BIN)/python -m pytest -q

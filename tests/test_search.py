@@ -61,19 +61,10 @@ def failing(context, candidate):
     return judge(context, candidate)
 
 
-def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, retries=0):
-    return study.run(
-        study.open_study(path, 0),
-        problem(),
-        executor or InlineExecutor(None),
-        evaluate,
-        [],
-        trials,
-        mutations,
-        workers,
-        retries,
-        0,
-    )
+def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, retries=0, seeds=()):
+    book = study.open_study(path, 0)
+    executor = executor or InlineExecutor(None)
+    return study.run(book, problem(), executor, evaluate, [], list(seeds), trials, mutations, workers, retries, 0)
 
 
 def test_prediction_is_the_sum_along_the_pipeline():
@@ -135,8 +126,11 @@ def test_retries_are_ours(tmp_path):
 
 
 def test_every_trial_is_given_back_by_its_overrides(tmp_path):
-    for t in go(tmp_path / "j"):
-        if t.origin == "mutation":
+    seed = Candidate({"a": {"0": 32}, "b": {"1": 16}}, dict.fromkeys(BLOCKS, "int8"))
+    trials = go(tmp_path / "j", seeds=[seed])
+    assert trials[0].candidate == seed and trials[0].origin == "knapsack"
+    for t in trials:
+        if t.origin != "sampler":
             blocks = {
                 k.split(".prune.blocks.")[1]: v for k, v in t.overrides.items() if k.startswith("nodes.a.prune.blocks")
             }

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,8 @@ class _Book:
 
     def __init__(self, study: Any, problem: Problem):
         self.study, self.problem = study, problem
-        self.by_key = {t.candidate.key(): t for t in finished(study)}
+        found = (replace(t, latency_ms=problem.predict(t.candidate)) for t in finished(study))
+        self.by_key = {t.candidate.key(): t for t in found}
 
     def record(self, p: _Pending, result: dict[str, Any]) -> Trial:
         from optuna.trial import TrialState, create_trial
@@ -219,6 +220,7 @@ def run(
     executor: Executor,
     evaluate: Callable[..., dict[str, Any]],
     starts: list[Overrides],
+    seeds: list[Candidate],
     trials: int,
     mutations: int,
     workers: int,
@@ -228,61 +230,69 @@ def run(
 ) -> list[Trial]:
     """Search until `trials` proposals and `mutations` of the best have been judged; earlier ones of the study count.
 
-    `starts` are points of the space asked first. A candidate seen before is not evaluated again.
+    `seeds` are candidates judged first as they are, `starts` points of the space the sampler is given first. A
+    candidate seen before is not evaluated again. Latencies of earlier trials are predicted anew.
     """
     book = _Book(study, problem)
-    if not study.get_trials(deepcopy=False):
-        for point in starts:
-            study.enqueue_trial(point, skip_if_exists=True)
+    for point in starts:
+        study.enqueue_trial(point, skip_if_exists=True)
+    before = finished(study)
+    sampled = sum(t.origin == "sampler" for t in before) + failures(study)
+    mutated = sum(t.origin == "mutation" for t in before)
+    fixed = [c for c in seeds if c.key() not in book.by_key]
+    total = max(1, len(fixed) + max(trials - sampled, 0) + max(mutations - mutated, 0))
     pending: dict[Future, _Pending] = {}
-    rng = random.Random(seed)
-    total = max(1, trials + mutations)
-    asked = len(finished(study)) + failures(study)
-    repeats = 0
+    rng = random.Random(f"{seed}:{len(before)}")
+    judged = repeats = 0
+
+    def given(origin: str, c: Candidate) -> _Pending:
+        return _Pending(None, origin, explicit(problem, c), c, problem.predict(c))
 
     def propose() -> _Pending | None:
-        nonlocal repeats
-        if asked < trials:
+        """The next candidate; None while the sampler's last are still running, or at the end."""
+        nonlocal sampled, mutated, repeats
+        if fixed:
+            return given("knapsack", fixed.pop(0))
+        while sampled < trials:
             t = study.ask()
             overrides, candidate = fit_to_budget(problem, _suggest(t, problem.space))
-            return _Pending(t, "sampler", overrides, candidate, problem.predict(candidate))
-        new = mutate(problem, best(list(book.by_key.values()), problem.budget_ms), book.by_key, rng)
-        if new is None:
+            p = _Pending(t, "sampler", overrides, candidate, problem.predict(candidate))
+            known = book.by_key.get(candidate.key())
+            if known is None or repeats >= 4 * total:
+                sampled += 1
+                return p
+            repeats += 1  # the space is small: tell what is known, ask for another
+            book.record(p, {"loss": known.loss, "quality": known.quality, "seconds": 0.0, "worker": known.worker})
+        if mutated >= mutations or any(p.origin == "sampler" for p in pending.values()):
             return None
-        return _Pending(None, "mutation", explicit(problem, new), new, problem.predict(new))
+        running = {p.candidate.key() for p in pending.values()}
+        new = mutate(problem, best(list(book.by_key.values()), problem.budget_ms), book.by_key.keys() | running, rng)
+        if new is None:
+            mutated = mutations
+            return None
+        mutated += 1
+        return given("mutation", new)
 
     while True:
-        while asked < total and len(pending) < workers:
-            if asked >= trials and any(p.origin == "sampler" for p in pending.values()):
-                break
-            p = propose()
-            if p is None:
-                asked = total
-                break
-            asked += 1
-            known = book.by_key.get(p.candidate.key())
-            if known and repeats < 4 * total:  # the space is small: tell the known result, ask for another
-                repeats += 1
-                asked -= 1
-                book.record(p, {"loss": known.loss, "quality": known.quality, "seconds": 0.0, "worker": known.worker})
-                continue
+        while len(pending) < workers and (p := propose()) is not None:
             pending[executor.submit(evaluate, plain(p.candidate))] = p
         if not pending:
             break
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
             p = pending.pop(future)
             error = future.exception()
-            if error is None:
-                book.record(p, future.result())
-            elif p.tries <= retries:
+            if error is not None and p.tries <= retries:
                 p.tries += 1
                 pending[executor.submit(evaluate, plain(p.candidate))] = p
                 continue
+            judged += 1
+            if error is None:
+                book.record(p, future.result())
             else:
                 book.fail(p, error)
             top = best(list(book.by_key.values()), problem.budget_ms)
             shown = f"best loss {top.loss:.3f} at {top.latency_ms:.2f} ms" if top else "nothing within the budget yet"
-            progress(f"trial {min(asked, total)}/{total}: {shown}", min(asked, total) / total)
+            progress(f"trial {judged} of {total}: {shown}", min(judged / total, 1.0))
     return list(book.by_key.values())
 
 
@@ -291,7 +301,7 @@ def best(trials: list[Trial], budget_ms: float) -> Trial | None:
     return min((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss, default=None)
 
 
-def mutate(problem: Problem, top: Trial | None, seen: dict[str, Trial], rng: random.Random) -> Candidate | None:
+def mutate(problem: Problem, top: Trial | None, seen: Collection[str], rng: random.Random) -> Candidate | None:
     """A level switch (EvoPress, Sieberling et al. 2025): units given to some blocks, taken from others, in budget."""
     if top is None:
         return None

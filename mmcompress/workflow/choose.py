@@ -49,7 +49,7 @@ def _override(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
     return data
 
 
-def search(run: Run, ev: Any, predict: Any, budget_ms: float, extra: int = 0) -> list[Trial]:
+def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) -> list[Trial]:
     """Run (or go on with) the study of this run folder."""
     from mmcompress.prune.trial import evaluate, pack
     from mmcompress.registry import EXECUTORS
@@ -68,7 +68,12 @@ def search(run: Run, ev: Any, predict: Any, budget_ms: float, extra: int = 0) ->
             p.precisions,
             ev.int8_damage,
         )
-        starts = [study.implied(p, c) for _, c in splits[:3]] + _plain_starts(p)
+        seeds = [c for _, c in splits[:4]]
+        if attempt == 0:
+            starts = [study.implied(p, c) for c in seeds[:3]] + _plain_starts(p)
+        else:  # the best direction so far, to be scaled to the corrected budget
+            known = sorted(study.finished(book), key=lambda t: t.loss)[:3]
+            starts = [study.implied(p, t.candidate) for t in known]
         batch = run.pipeline.batch(run.data.load("val", run.spec.data.choosing))
         s = run.spec.search
         threads = run.spec.measure.threads if s.executor == "inline" else 1
@@ -82,8 +87,9 @@ def search(run: Run, ev: Any, predict: Any, budget_ms: float, extra: int = 0) ->
                 executor,
                 evaluate,
                 starts,
-                s.trials + extra,
-                s.mutations,
+                seeds,
+                s.trials + 6 * attempt,
+                s.mutations + 4 * attempt,
                 workers,
                 s.retries,
                 run.spec.seed,
@@ -150,7 +156,7 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
     nearest: tuple[float, Candidate, float, float] | None = None
     for attempt in range(ATTEMPTS):
         target_ms = budget(run.spec, dense.latency_ms.p50)
-        trials = search(run, ev, predict, target_ms * AIM, extra=0 if attempt == 0 else 6 * attempt)
+        trials = search(run, ev, predict, target_ms * AIM, attempt)
         trials = [replace(t, latency_ms=predict(t.candidate)) for t in trials]
         top = best(trials, target_ms * AIM)
         chosen = top or min(trials, key=lambda t: t.latency_ms, default=None)
