@@ -293,7 +293,7 @@ def predict(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
 @click.argument("bundle", type=click.Path())
 @click.option("--against", type=click.Path(), help="A second bundle, measured interleaved.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="Requests (default: a grey test card).")
-@click.option("--rounds", type=int, default=200, show_default=True)
+@click.option("--rounds", type=click.IntRange(2), default=200, show_default=True)
 @click.option("--threads", type=int)
 def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int, threads: int | None) -> None:
     """Measure a bundle end to end, alone or against another."""

@@ -6,6 +6,7 @@ MmcompressError
 ├── ModelError       weights or a model that can't be used            exit code 2
 ├── BundleError      a bundle that is damaged, altered or too new     exit code 2
 ├── MissingPackage   an optional package is not installed             exit code 2
+├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
 ├── TargetNotMet     the best found was written, but is too slow      exit code 3
 └── ProofFailed      an artifact does not compute what it should      exit code 1
 """
@@ -40,6 +41,14 @@ class MissingPackage(MmcompressError):
 
     def __init__(self, package: str, extra: str):
         super().__init__(f"the package '{package}' is needed here: pip install 'mmcompress[{extra}]'")
+        self.arguments = (package, extra)
+
+    def __reduce__(self) -> tuple:  # crosses process borders
+        return type(self), self.arguments
+
+
+class ClusterError(MmcompressError):
+    exit_code = 2
 
 
 class TargetNotMet(MmcompressError):

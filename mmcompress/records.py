@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from mmcompress.errors import DataError
 from mmcompress.registry import Registry, nearest
 
 T = TypeVar("T")
@@ -26,6 +27,9 @@ class Invalid(Exception):
     def __init__(self, path: tuple[str, ...], message: str):
         super().__init__(f"{'.'.join(path)}: {message}")
         self.path, self.message = path, message
+
+    def __reduce__(self) -> tuple:  # crosses process borders
+        return type(self), (self.path, self.message)
 
 
 def build(cls: type[T], data: Any, path: tuple[str, ...] = ()) -> T:
@@ -111,7 +115,13 @@ def write(path: Path, obj: Any) -> Path:
 
 
 def read(cls: type[T], path: Path) -> T:
-    return build(cls, json.loads(path.read_text()))
+    """A record written before. Raises `DataError` when the file is missing, damaged or of another version."""
+    try:
+        return build(cls, json.loads(path.read_text()))
+    except (OSError, ValueError) as e:
+        raise DataError(f"{path}: can't be read: {e}") from e
+    except Invalid as e:
+        raise DataError(f"{path}: damaged, or written by another version: {e}") from e
 
 
 @dataclass(frozen=True)

@@ -138,4 +138,4 @@ def test_profile_tells_why_a_layer_is_cross_modal(tiny, tmp_path):
 
 def test_submit_without_a_server_is_an_error(tiny, tmp_path):
     done = call("submit", tiny / "spec.yaml", "--address", "http://127.0.0.1:9", "--out", tmp_path / "r")
-    assert done.exit_code == 1 and "no job server answers" in done.output
+    assert done.exit_code == 2 and "no job server answers" in done.output

@@ -119,6 +119,15 @@ def test_an_altered_file_is_named(copy):
             '{"format": 1, "files": {"../x": {"sha256": ""}}, "graph": {"nodes": {}, "outputs": {}, "inputs": {}}}',
             "leaves the bundle",
         ),
+        (
+            '{"format": 1, "files": {}, "graph": {"outputs": {}, "inputs": {}, '
+            '"nodes": {"a": {"files": {"model": "x.onnx"}}}}}',
+            "'x.onnx', which is not among",
+        ),
+        (
+            '{"format": 1, "files": {}, "graph": {"outputs": {}, "inputs": {}, "nodes": {"a": {"kind": "image_encoder"}}}}',
+            "damaged",
+        ),
     ],
 )
 def test_a_damaged_manifest_is_refused(copy, text, message):

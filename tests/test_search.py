@@ -210,6 +210,7 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
         2.0,
         dict.fromkeys(BLOCKS, ("fp32",)),
         dict.fromkeys(BLOCKS, 0.0),
+        {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()},
     )
     _, c = found[0]
     assert PREDICT(c) <= 2.5 and sum(c.kept["a"].values()) > sum(c.kept["b"].values())

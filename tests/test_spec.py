@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmcompress.errors import SpecError
-from mmcompress.spec.loader import load, load_space, parse_target
+from mmcompress.spec.loader import given, load, load_space, parse_target
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -61,6 +61,7 @@ WRONG = [
     ("target: 1.2x", "plugins: [no_such_module]", r"can't import 'no_such_module'"),
     ("    source: ./clip\n", "", r":4: nodes.vision: 'source' is missing"),
     ("name: tiny", "name: ${NO_SUCH_VARIABLE}", r"the environment variable NO_SUCH_VARIABLE is not set"),
+    ("inputs: {image: image}", "inputs: {image: image, other: text}", "exactly one input, an image"),
     ("name: tiny", "name: [tiny", r"not valid YAML"),
 ]
 
@@ -115,3 +116,46 @@ def test_a_space_with_an_unknown_node_or_an_empty_range(tiny, tmp_path):
     (tmp_path / "s.yaml").write_text("name: s\ndimensions:\n  nodes.*.prune.ffn: {low: 1, high: 0}\n")
     with pytest.raises(SpecError, match="low <= high"):
         load_space(tmp_path / "s.yaml", spec)
+
+
+def space_file(tmp_path, line):
+    (tmp_path / "s.yaml").write_text(f"name: s\ndimensions:\n  {line}\n")
+    return tmp_path / "s.yaml"
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("prune.protecton: {low: 1, high: 2}", r"s.yaml:3: .*did you mean 'prune.protection'"),
+        ("nodes: {low: 1, high: 2}", "can't be searched"),
+        ("nodes.*.prune.ffn: {choices: [a]}", "a precision takes 'choices'"),
+        ("nodes.*.precision: {choices: [int3]}", "out of fp32 and int8"),
+        ("nodes.*.prune.ffn: {low: 0, high: 3}", r"must lie in 0 .. 1"),
+        ("prune.protection: {low: 0.5, high: 3}", r"must lie in 1 .. 100"),
+    ],
+)
+def test_a_space_is_held_to_what_can_be_searched(tiny, tmp_path, line, message):
+    with pytest.raises(SpecError, match=message):
+        load_space(space_file(tmp_path, line), load(tiny / "spec.yaml"))
+
+
+def test_what_is_given_is_not_searched(tiny):
+    overrides = {"nodes.vision.precision": "fp32", "nodes.text.prune.ffn": 0.5, "nodes.captioner.precision": "auto"}
+    spec = load(tiny / "spec.yaml", overrides)
+    space = load_space(ROOT / "search_spaces/joint.yaml", spec, given(tiny / "spec.yaml", overrides))
+    gone = {"nodes.vision.precision", "nodes.text.prune.ffn"}
+    whole = load_space(ROOT / "search_spaces/joint.yaml", spec)
+    assert set(whole.dimensions) - set(space.dimensions) == gone
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("- a\n- b\n", "expected a mapping at the top"), ("seed: !foo 3\n", "could not determine a constructor")],
+)
+def test_odd_yaml(tmp_path, text, message):
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(SpecError, match=message):
+        load(tmp_path / "s.yaml", {"seed": 1})
+    (tmp_path / "s.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(SpecError, match="can't be read"):
+        load(tmp_path / "s.yaml")

@@ -91,3 +91,9 @@ def check(spec: Spec, error: MakeError) -> None:
             raise error(("outputs", name), f"nothing is named '{reference}'; {nearest(reference, sources)}")
     if not spec.models():
         raise error(("nodes",), "no node is a model: there is nothing to compress")
+    if list(spec.inputs.values()) != ["image"]:
+        raise error(("inputs",), "a pipeline takes exactly one input, an image")
+    if not any(node.kind == "nearest" for node in spec.nodes.values()):
+        raise error(
+            ("nodes",), f"the metrics ({', '.join(spec.metrics)}) need a 'nearest' node to judge the pipeline by"
+        )

@@ -26,8 +26,9 @@ def block_params(model: Model) -> dict[str, int]:
 def count(model: Model, steps: float, beams: int) -> tuple[int, int]:
     """(parameters, MACs per request): linear and convolution layers by hooks, attention products by shape."""
     total = 0.0
-    repeats = model.repeats(steps, beams)
-    for name, graph in model.graphs().items():
+    graphs = model.graphs()
+    for name, (inputs, calls) in model.requests(steps, beams).items():
+        module = graphs[name].module
         macs = 0.0
 
         def hook(m: nn.Module, args: tuple, out: torch.Tensor) -> None:
@@ -37,11 +38,11 @@ def count(model: Model, steps: float, beams: int) -> tuple[int, int]:
             elif isinstance(m, nn.Conv2d):
                 macs += out.numel() * m.weight[0].numel()
 
-        handles = [m.register_forward_hook(hook) for m in graph.module.modules()]
-        graph.module(*graph.example)
+        handles = [m.register_forward_hook(hook) for m in module.modules()]
+        module(*inputs)
         for h in handles:
             h.remove()
-        total += macs * repeats[name]
+        total += macs * calls
     shapes = model.shapes(steps, beams)
     for b in model.blocks:
         if b.group == "heads":

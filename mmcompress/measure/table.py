@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmcompress.errors import DataError
 from mmcompress.measure.latency import clock
 from mmcompress.measure.machine import fingerprint
 from mmcompress.records import read, write
@@ -77,8 +78,16 @@ def measure(
 
     device = fingerprint(threads)
     old = cached.lookup() if cached and cached.device == device else {}
-    rows = list(old.values())
-    todo = [(k, u, s, p) for k, u, s in sorted(set(needs)) for p in PRECISIONS if (*k, p) not in old]
+    rows = dict(old)
+    largest: dict[Key, tuple[int, int]] = {}
+    for k, u, s in needs:
+        largest[k] = max(largest.get(k, (0, 1)), (u, s))
+    todo = [
+        (k, u, s, p)
+        for k, (u, s) in sorted(largest.items())
+        for p in PRECISIONS
+        if (*k, p) not in old or old[(*k, p)].units[-1] < u
+    ]
     with tempfile.TemporaryDirectory() as scratch:
         for done, (key, units, step, precision) in enumerate(todo):
             sizes, ms = levels(units, step), []
@@ -96,15 +105,15 @@ def measure(
                         run = session(model.SerializeToString(), threads)
                     times.append(clock(partial(run.run, None, inputs), 5, 60, 0.12).p50)
                 ms.append(max(times[1] - times[0], 1e-4) / COPIES)
-            rows.append(Row(*key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist())))
-    return Table(device, threads, tuple(rows))
+            rows[(*key, precision)] = Row(*key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist()))
+    return Table(device, threads, tuple(rows.values()))
 
 
 def load_cached(path: Path) -> Table | None:
     """A table written before; None when there is none that can be read."""
     try:
         return read(Table, path)
-    except (OSError, ValueError, KeyError):
+    except DataError:
         return None
 
 

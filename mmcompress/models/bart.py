@@ -135,9 +135,6 @@ class TextDecoder(Model):
         keys = {"attention": mean, "cross_attention": self.context_tokens, "ffn": 1}
         return {b.name: Shape(self.width, 1, keys[b.kind], beams, steps) for b in self.blocks}
 
-    def repeats(self, steps: float, beams: int) -> dict[str, float]:
-        return {"context": self.context_tokens / 10, "step": steps * beams / 4}
-
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         past = max(1, round((steps - 1) / 2))
         cross = [a for _, a in self.attentions() if a is not None]

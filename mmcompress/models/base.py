@@ -60,10 +60,6 @@ class Model(nn.Module):
         """The shape every block runs at in deployment, given the decode steps of a request and its beams."""
         raise NotImplementedError
 
-    def repeats(self, steps: float, beams: int) -> dict[str, float]:
-        """How often a request does the work of each graph's example call."""
-        raise NotImplementedError
-
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         """Inputs of each graph as in deployment (one image, all beams, mid-sentence) and calls per request."""
         raise NotImplementedError

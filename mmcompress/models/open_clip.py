@@ -87,9 +87,6 @@ class ImageEncoder(Model):
         n = self.patches + 1
         return {b.name: Shape(self.width, n, n, 1) for b in self.blocks}
 
-    def repeats(self, steps: float, beams: int) -> dict[str, float]:
-        return {"model": 0.5}
-
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.randn(1, 3, self.size, self.size),), 1.0)}
 
@@ -126,9 +123,6 @@ class TextEncoder(Model):
 
     def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
         return {b.name: Shape(self.width, self.context, self.context, beams) for b in self.blocks}
-
-    def repeats(self, steps: float, beams: int) -> dict[str, float]:
-        return {"model": beams / 2}
 
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.full((beams, self.context), self.config["eos"]),), 1.0)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -63,6 +64,8 @@ def _tensor(a: np.ndarray) -> torch.Tensor:
 
 def _load(context: Context) -> _Loaded:
     if context["key"] not in _cache:
+        for plugin in context["spec"]["plugins"]:
+            importlib.import_module(plugin)
         _cache.clear()
         spec = build(Spec, context["spec"])
         models = load_models(spec)

@@ -59,4 +59,9 @@ def simulated(model: nn.Module) -> Iterator[None]:
                 stack.callback(setattr, module.weight, "data", weight)
                 handle = module.register_forward_pre_hook(lambda m, args: (fake_activation(args[0]), *args[1:]))
                 stack.callback(handle.remove)
+        for name, matrix in model.named_parameters():  # open_clip's projections: x @ p, not a linear layer
+            if matrix.ndim == 2 and name.rsplit(".", 1)[-1] in ("proj", "text_projection"):
+                whole = matrix.data
+                matrix.data = fake_weight(whole.T).T
+                stack.callback(setattr, matrix, "data", whole)
         yield

@@ -30,11 +30,17 @@ def read_manifest(folder: str | Path) -> Manifest:
         manifest = json.loads(path.read_text())
         version, files = manifest["format"], manifest["files"]
         entries = [(str(n), str(f["sha256"])) for n, f in files.items()]
-        manifest["graph"]["nodes"], manifest["graph"]["outputs"], manifest["graph"]["inputs"]
+        used = {f for node in manifest["graph"]["nodes"].values() for f in node.get("files", {}).values()}
+        used |= {
+            n["config"]["tokenizer"] for n in manifest["graph"]["nodes"].values() if "tokenizer" in n.get("config", {})
+        }
+        manifest["graph"]["outputs"], manifest["graph"]["inputs"]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BundleError(f"{path}: damaged: {type(e).__name__}: {e}") from e
     if version != FORMAT:
         raise BundleError(f"{path}: format {version}, this runtime reads format {FORMAT}")
+    if unlisted := used - {name for name, _ in entries}:
+        raise BundleError(f"{path}: the graph uses '{min(unlisted)}', which is not among the bundle's files")
     for name, _ in entries:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{path}: the file name '{name}' leaves the bundle")

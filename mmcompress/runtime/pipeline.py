@@ -70,4 +70,7 @@ def load(bundle: str | Path, threads: int | None = None) -> Pipeline:
     folder = Path(bundle)
     manifest = read_manifest(folder)
     verify(folder, manifest)
-    return Pipeline(folder, manifest, threads or int(manifest.get("threads", 1)))
+    try:
+        return Pipeline(folder, manifest, threads or int(manifest.get("threads", 1)))
+    except (KeyError, TypeError, ValueError, AttributeError) as e:
+        raise BundleError(f"{folder}/manifest.json: damaged: {type(e).__name__}: {e}") from e

@@ -11,7 +11,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import MissingPackage
+from mmcompress.errors import ClusterError, MissingPackage
 
 Task = Callable[..., Any]
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -84,7 +84,10 @@ class RayExecutor(Executor):
                     options["runtime_env"] = {"py_modules": [str(PACKAGE)]}
             else:
                 options |= {"num_cpus": workers, "include_dashboard": False, "address": "local"}
-            ray.init(**options)
+            try:
+                ray.init(**options)
+            except (ConnectionError, RuntimeError, ValueError) as e:
+                raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {e}") from e
         self.context = ray.put(context)
         self.remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(call)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mmcompress.measure.predict import Predictor
-from mmcompress.prune.allocation import Curves, after, steps
+from mmcompress.prune.allocation import Curves
 from mmcompress.records import Block, Candidate
 
 BINS = 1000
@@ -43,11 +43,11 @@ def solve(costs: list[np.ndarray], damages: list[np.ndarray], budget: float) -> 
     return list(reversed(chosen))
 
 
-def levels(block: Block) -> list[int]:
-    """The kept counts offered to the knapsack: every head, every 1/16 of an FFN, and nothing."""
-    count = steps(block)
-    cuts = sorted({round(count * i / 16) for i in range(17)}) if count > 16 else range(count + 1)
-    return [int(after(block, c)) for c in cuts]
+def levels(choices: Sequence[int]) -> list[int]:
+    """The kept counts offered to the knapsack: all of a few, about sixteen of many, the ends always."""
+    if len(choices) <= 17:
+        return list(choices)
+    return sorted({choices[round((len(choices) - 1) * i / 16)] for i in range(17)} | {choices[0]})
 
 
 def candidates(
@@ -59,6 +59,7 @@ def candidates(
     protection: float,
     precisions: Mapping[str, tuple[str, ...]],
     int8_damage: Mapping[str, float],
+    choices: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> list[tuple[float, Candidate]]:
     """(estimated damage, candidate) of the best split for every choice of precisions, least damage first."""
     rows, found = predictor.table.lookup(), []
@@ -70,7 +71,7 @@ def candidates(
         for n in nodes:
             scale = predictor.affine[n][precision[n]].scale
             for block, placed in zip(blocks[n], predictor.placed[n], strict=True):
-                options = levels(block)
+                options = levels(choices[n][block.name])
                 weight = protection if block.name in cross[n] else 1.0
                 costs.append(np.array([scale * predictor.block(rows, placed, k, precision[n]) for k in options]))
                 damages.append(curves[n][block.name].at(np.array(options)) * weight)

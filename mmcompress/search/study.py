@@ -9,11 +9,12 @@ from __future__ import annotations
 import logging
 import random
 from collections.abc import Callable, Collection
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from mmcompress.errors import ClusterError
 from mmcompress.records import Block, Candidate, Trial, build, plain
 from mmcompress.spec.schema import Dimension, Space
 
@@ -35,6 +36,12 @@ class Problem:
     predict: Predict
     budget_ms: float
     precisions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    choices: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
+    """Kept counts each block may have, ascending; a block not listed is free."""
+
+    def nearest_choice(self, node: str, name: str, kept: int) -> int:
+        options = self.choices.get(node, {}).get(name)
+        return min(options, key=lambda k: abs(k - kept)) if options else kept
 
 
 def is_ratio(path: str) -> bool:
@@ -148,9 +155,10 @@ def finished(study: Any) -> list[Trial]:
     return [build(Trial, r) for r in rows if r]
 
 
-def failures(study: Any) -> int:
+def failures(study: Any, origin: str | None = None) -> int:
     """Trials that raised an error (those a dead driver left behind are asked again, not counted)."""
-    return sum("error" in t.user_attrs for t in study.get_trials(deepcopy=False))
+    rows = [t.user_attrs for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
+    return sum(origin in (None, r.get("origin")) for r in rows)
 
 
 @dataclass
@@ -209,9 +217,10 @@ class _Book:
         text = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
         if p.optuna_trial:
             p.optuna_trial.set_user_attr("error", text)
+            p.optuna_trial.set_user_attr("origin", p.origin)
             self.study.tell(p.optuna_trial, state=TrialState.FAIL)
         else:
-            self.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"error": text}))
+            self.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"error": text, "origin": p.origin}))
 
 
 def run(
@@ -237,8 +246,8 @@ def run(
     for point in starts:
         study.enqueue_trial(point, skip_if_exists=True)
     before = finished(study)
-    sampled = sum(t.origin == "sampler" for t in before) + failures(study)
-    mutated = sum(t.origin == "mutation" for t in before)
+    sampled = len({t.candidate.key() for t in before if t.origin == "sampler"}) + failures(study, "sampler")
+    mutated = len({t.candidate.key() for t in before if t.origin == "mutation"}) + failures(study, "mutation")
     fixed = [c for c in seeds if c.key() not in book.by_key]
     total = max(1, len(fixed) + max(trials - sampled, 0) + max(mutations - mutated, 0))
     pending: dict[Future, _Pending] = {}
@@ -247,6 +256,12 @@ def run(
 
     def given(origin: str, c: Candidate) -> _Pending:
         return _Pending(None, origin, explicit(problem, c), c, problem.predict(c))
+
+    def start(p: _Pending) -> None:
+        try:
+            pending[executor.submit(evaluate, plain(p.candidate))] = p
+        except BrokenExecutor as e:
+            raise ClusterError("a worker process died (out of memory?); finished trials are kept: use --resume") from e
 
     def propose() -> _Pending | None:
         """The next candidate; None while the sampler's last are still running, or at the end."""
@@ -263,7 +278,7 @@ def run(
                 return p
             repeats += 1  # the space is small: tell what is known, ask for another
             book.record(p, {"loss": known.loss, "quality": known.quality, "seconds": 0.0, "worker": known.worker})
-        if mutated >= mutations or any(p.origin == "sampler" for p in pending.values()):
+        if mutated >= mutations or any(p.origin != "mutation" for p in pending.values()):
             return None
         running = {p.candidate.key() for p in pending.values()}
         new = mutate(problem, best(list(book.by_key.values()), problem.budget_ms), book.by_key.keys() | running, rng)
@@ -275,7 +290,7 @@ def run(
 
     while True:
         while len(pending) < workers and (p := propose()) is not None:
-            pending[executor.submit(evaluate, plain(p.candidate))] = p
+            start(p)
         if not pending:
             break
         for future in wait(pending, return_when=FIRST_COMPLETED).done:
@@ -283,7 +298,7 @@ def run(
             error = future.exception()
             if error is not None and p.tries <= retries:
                 p.tries += 1
-                pending[executor.submit(evaluate, plain(p.candidate))] = p
+                start(p)
                 continue
             judged += 1
             if error is None:
@@ -316,7 +331,7 @@ def mutate(problem: Problem, top: Trial | None, seen: Collection[str], rng: rand
             for node, b in rng.sample(places, rng.choice((1, 1, 2))):
                 size = b.step * (1 if b.group == "heads" else rng.choice((2, 4, 8)))
                 now = kept[node].get(b.name, b.units)
-                kept[node][b.name] = min(max(now + sign * size, 0), b.units)
+                kept[node][b.name] = problem.nearest_choice(node, b.name, min(max(now + sign * size, 0), b.units))
         candidate = Candidate(kept, precision)
         latency = problem.predict(candidate)
         if candidate.key() not in seen and 0.8 * problem.budget_ms <= latency <= problem.budget_ms:

@@ -26,8 +26,8 @@ class Source:
         self.path = Path(path)
         try:
             text = self.path.read_text()
-        except OSError as e:
-            raise SpecError(f"{path}: can't be read: {e.strerror}") from e
+        except (OSError, UnicodeDecodeError) as e:
+            raise SpecError(f"{path}: can't be read: {getattr(e, 'strerror', None) or e}") from e
         self.lines: Lines = {}
         try:
             root = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -35,8 +35,8 @@ class Source:
             mark = getattr(e, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else str(path)
             raise SpecError(f"{where}: not valid YAML: {getattr(e, 'problem', e)}") from e
-        if root is None:
-            raise SpecError(f"{path}: the file is empty")
+        if not isinstance(root, yaml.MappingNode):
+            raise SpecError(f"{path}: {'the file is empty' if root is None else 'expected a mapping at the top'}")
         self.data = self._plain(root, ())
         for dotted, value in (overrides or {}).items():
             self._override(dotted, value)
@@ -54,7 +54,10 @@ class Source:
             return out
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(v, (*path, str(i))) for i, v in enumerate(node.value)]
-        value = yaml.SafeLoader("").construct_object(node, deep=True)
+        try:
+            value = yaml.SafeLoader("").construct_object(node, deep=True)
+        except yaml.YAMLError as e:
+            raise SpecError(f"{self.path}:{node.start_mark.line + 1}: {getattr(e, 'problem', e)}") from e
         return self._environment(value, path) if isinstance(value, str) else value
 
     def _environment(self, text: str, path: tuple[str, ...]) -> str:
@@ -126,16 +129,39 @@ def _resolve(source: Source, folder: Path) -> None:
     nodes = data.get("nodes")
     for node in nodes.values() if isinstance(nodes, dict) else ():
         text = node.get("source") if isinstance(node, dict) else None
-        if isinstance(text, str) and text.startswith("."):
-            node["source"] = str((folder / text).resolve())
+        if isinstance(text, str):
+            scheme, colon, rest = text.partition(":")
+            local, head = (rest, "transformers:") if scheme == "transformers" and colon else (text, "")
+            if local.startswith(".") or (folder / local).is_dir():
+                node["source"] = head + str((folder / local).resolve())
     section = data.get("data")
     options = section.get("options") if isinstance(section, dict) else None
     if isinstance(options, dict) and isinstance(options.get("path"), str):
         options["path"] = str((folder / options["path"]).resolve())
 
 
-def load_space(path: str | Path, spec: Spec) -> Space:
-    """Read a search space and spell out `*` for the models of `spec`. Raises `SpecError`."""
+SEARCHABLE = (
+    r"nodes\.[^.]+\.prune\.(heads|ffn|drop)",
+    r"nodes\.[^.]+\.precision",
+    r"prune\.protection",
+)
+
+
+def given(path: str | Path, overrides: dict[str, Any] | None = None) -> frozenset[str]:
+    """Dotted paths a spec or its overrides set: they are not searched. `precision: auto` leaves it to the search."""
+    source = Source(path, overrides)
+    found = set()
+    for keys in source.lines:
+        at: Any = source.data
+        for key in keys:
+            at = at[int(key)] if isinstance(at, list) else at.get(key) if isinstance(at, dict) else None
+        if at != "auto" and not isinstance(at, dict):
+            found.add(".".join(keys))
+    return frozenset(found)
+
+
+def load_space(path: str | Path, spec: Spec, fixed: frozenset[str] = frozenset()) -> Space:
+    """Read a search space, spell out `*` for the models of `spec`, leave out what is `fixed`. Raises `SpecError`."""
     source = Source(path)
     space = source.build(Space)
     dimensions = {}
@@ -143,12 +169,26 @@ def load_space(path: str | Path, spec: Spec) -> Space:
         at = ("dimensions", dotted)
         if not d.choices and (d.low is None or d.high is None or d.low > d.high):
             raise source.error(at, "needs 'choices', or 'low' and 'high' with low <= high")
-        keys = dotted.split(".")
-        known = list(spec.models())
-        if keys[0] == "nodes" and keys[1:2] != ["*"] and keys[1] not in known:
+        keys, known = dotted.split("."), list(spec.models())
+        if keys[0] == "nodes" and len(keys) > 1 and keys[1] != "*" and keys[1] not in known:
             raise source.error(at, f"unknown node '{keys[1]}'; {nearest(keys[1], known)}")
-        for name in known if keys[1:2] == ["*"] else [keys[1] if len(keys) > 1 else ""]:
-            dimensions[dotted.replace("*", name)] = d
+        if not any(re.fullmatch(p, dotted) for p in SEARCHABLE):
+            kinds = [
+                "nodes.*.prune.heads",
+                "nodes.*.prune.ffn",
+                "nodes.*.prune.drop",
+                "nodes.*.precision",
+                "prune.protection",
+            ]
+            raise source.error(at, f"'{dotted}' can't be searched; {nearest(dotted, kinds)}")
+        if dotted.endswith("precision") != bool(d.choices) or set(d.choices) - {"fp32", "int8"}:
+            raise source.error(at, "a precision takes 'choices' out of fp32 and int8, everything else 'low' and 'high'")
+        low, high = (1.0, 100.0) if dotted.endswith("protection") else (0.0, 1000.0 if dotted.endswith("drop") else 1.0)
+        if not d.choices and not (low <= (d.low or 0.0) and (d.high or 0.0) <= high):
+            raise source.error(at, f"must lie in {low:g} .. {high:g}")
+        for name in known if keys[1] == "*" else [keys[1]]:
+            if (full := dotted.replace("*", name)) not in fixed:
+                dimensions[full] = d
     return Space(space.name, dimensions)
 
 

@@ -57,7 +57,7 @@ class Prune:
     protection: float = field(default=2.0, metadata=_within(1, 100))
     """Cross-modal units are pruned this many times less."""
     refit: bool = True
-    ridge: float = field(default=0.01, metadata=_within(0, 10))
+    ridge: float = field(default=0.01, metadata=_within(1e-6, 10))
     """Of the refit, relative to the mean of the Gram diagonal."""
 
 
@@ -111,7 +111,7 @@ class Spec:
     search: Search = field(default_factory=Search)
     measure: Measure = field(default_factory=Measure)
     plugins: tuple[str, ...] = ()
-    seed: int = 0
+    seed: int = field(default=0, metadata=_within(0, 2**31))
 
     def models(self) -> dict[str, Node]:
         return {k: n for k, n in self.nodes.items() if n.kind != "nearest"}

@@ -31,11 +31,30 @@ def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
         data = _override(base, overrides)
         return allocate(build(Spec, data), run.blocks, run.cross, ev.curves, ev.scores, policy)
 
-    allowed = {}
+    fixed, precisions = resolve({}), {}
     for n in run.models:
         d = run.space.dimensions.get(f"nodes.{n}.precision")
-        allowed[n] = tuple(d.choices) if d else ("fp32",)
-    return Problem(run.space, run.blocks, resolve, predict, budget_ms, allowed)
+        precisions[n] = tuple(d.choices) if d else (fixed.precision[n],)
+    return Problem(run.space, run.blocks, resolve, predict, budget_ms, precisions, _choices(run, fixed))
+
+
+def _choices(run: Run, fixed: Candidate) -> dict[str, dict[str, tuple[int, ...]]]:
+    """Kept counts each block may have: one where the spec fixes it, else what the space's ratio and drop allow."""
+    from mmcompress.prune.allocation import after, steps
+
+    found: dict[str, dict[str, tuple[int, ...]]] = {}
+    for n, blocks in run.blocks.items():
+        found[n] = {}
+        drop = run.space.dimensions.get(f"nodes.{n}.prune.drop")
+        for b in blocks:
+            ratio = run.space.dimensions.get(f"nodes.{n}.prune.{b.group}")
+            if ratio is None or b.name in run.spec.nodes[n].prune.blocks:
+                found[n][b.name] = (fixed.kept[n][b.name],)
+                continue
+            cuts = range(int((ratio.high or 0.0) * steps(b)) + 1)
+            options = {int(after(b, c)) for c in cuts} | ({0} if drop and (drop.high or 0) >= 1 else set())
+            found[n][b.name] = tuple(sorted(options))
+    return found
 
 
 def _override(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
@@ -67,6 +86,7 @@ def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) 
             run.spec.prune.protection,
             p.precisions,
             ev.int8_damage,
+            p.choices,
         )
         seeds = [c for _, c in splits[:4]]
         if attempt == 0:
@@ -138,7 +158,10 @@ class Fitted:
     predicted_ms: float
     measured_ms: float
     target_ms: float
-    reachable: bool
+    asked: int
+    """Trials and mutations of the search behind it: a resumed run that asks for more searches again."""
+    correction: float
+    """Measured over predicted latency, as fed back to the predictor."""
     attempts: tuple[dict[str, float], ...] = ()
 
 
@@ -150,8 +173,13 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
     from mmcompress.search.study import best
 
     record = run.folder / "fitted.json"
+    asked = run.spec.search.trials + run.spec.search.mutations
     if record.exists():
-        return read(Fitted, record)
+        found = read(Fitted, record)
+        if found.asked >= asked:
+            return found
+        record.unlink()
+        shutil.rmtree(run.folder / "weights", ignore_errors=True)
     attempts: list[dict[str, float]] = []
     nearest: tuple[float, Candidate, float, float] | None = None
     for attempt in range(ATTEMPTS):
@@ -180,7 +208,7 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
     if nearest is None:
         raise DataError("the search has no trial to choose from: every one failed (see study.journal)")
     measured, candidate, predicted, target_ms = nearest
-    found = Fitted(candidate, predicted, measured, target_ms, measured <= target_ms, tuple(attempts))
+    found = Fitted(candidate, predicted, measured, target_ms, asked, predict.correction, tuple(attempts))
     write(record, found)
     return found
 
@@ -198,7 +226,7 @@ def _measure_structure(run: Run, ev: Any, candidate: Candidate) -> tuple[float, 
     write_bundle(run.spec, pruned(run, ev, candidate, True), candidate.precision, candidate.kept, folder, prove=False)
     threads = run.spec.measure.threads
     pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.folder / "baseline", threads)}
-    requests = [{"image": i} for i in run.data.load("val", 32, seed=1).images]
+    requests = [{next(iter(run.spec.inputs)): i} for i in run.data.load("val", 32, seed=1).images]
     found = end_to_end(pair, requests, run.spec.measure.warmup, 96)
     shutil.rmtree(folder, ignore_errors=True)
     new, dense = found["new"], found["dense"]

@@ -6,7 +6,7 @@ import sys
 from dataclasses import replace
 from typing import Any
 
-from mmcompress.records import Proof, Summary, plain, write
+from mmcompress.records import Proof, Summary, plain, read, write
 from mmcompress.workflow.choose import Fitted
 from mmcompress.workflow.state import Run, budget
 
@@ -16,6 +16,7 @@ def summarize(r: Run, fitted: Fitted, models: dict[str, Any], proofs: list[Proof
     from mmcompress.measure.counts import count
     from mmcompress.measure.latency import end_to_end
     from mmcompress.measure.machine import commit, cpu, versions
+    from mmcompress.measure.predict import Predictor
     from mmcompress.metrics.pairs import retained
     from mmcompress.prune.allocation import ratios
     from mmcompress.records import Target
@@ -28,7 +29,7 @@ def summarize(r: Run, fitted: Fitted, models: dict[str, Any], proofs: list[Proof
     pipelines = {k: load_bundle(f, spec.measure.threads) for k, f in bundles.items()}
     with r.timed("measure"):
         r.say("measure", "baseline and compressed, interleaved", None)
-        requests = [{"image": i} for i in r.data.load("val", 64, seed=1).images]
+        requests = [{next(iter(spec.inputs)): i} for i in r.data.load("val", 64, seed=1).images]
         measured = end_to_end(pipelines, requests, spec.measure.warmup, spec.measure.rounds)
     with r.timed("judge"):
         quality, samples = _judge(r, pipelines, "test")
@@ -46,7 +47,9 @@ def summarize(r: Run, fitted: Fitted, models: dict[str, Any], proofs: list[Proof
     target_ms = budget(spec, measured["baseline"].latency.p50)
     p50 = measured["compressed"].latency.p50
     study = open_study(r.folder / "study.journal", spec.seed)
-    trials = finished(study)
+    predict = replace(read(Predictor, r.folder / "predictor.json"), correction=fitted.correction)
+    unique = {t.candidate.key(): t for t in reversed(finished(study))}
+    trials = [replace(t, latency_ms=predict(t.candidate)) for t in reversed(unique.values())]
     result = search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
     r.timings["total"] = sum(v for k, v in r.timings.items() if k != "total")
     summary = Summary(

@@ -52,7 +52,7 @@ def _profile(run: Run) -> Profile:
     proofs += generation_proofs(run, run.models, run.folder / "baseline")
     require(proofs)
     say("profile", "measuring it end to end", 0.6)
-    requests = [{"image": i} for i in run.data.load("val", 32, seed=1).images]
+    requests = [{next(iter(run.spec.inputs)): i} for i in run.data.load("val", 32, seed=1).images]
     dense = load_bundle(run.folder / "baseline", spec.measure.threads)
     m = end_to_end({"dense": dense}, requests, spec.measure.warmup, 64)["dense"]
     steps = {n: m.calls.get(f"{n}/step", 1.0) for n in run.models}

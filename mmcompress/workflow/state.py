@@ -11,7 +11,7 @@ from typing import Any
 
 from mmcompress.errors import DataError
 from mmcompress.records import Block, plain, read, write
-from mmcompress.spec.loader import load, load_space, parse_target
+from mmcompress.spec.loader import given, load, load_space, parse_target
 from mmcompress.spec.schema import Space, Spec
 
 Say = Callable[[str, str, float | None], None]
@@ -72,7 +72,7 @@ def open_run(
     Raises `SpecError`, `DataError` or `ModelError`; nothing is written before all of it is checked.
     """
     spec = load(spec_path, overrides)
-    space = load_space(space_path or default_space(), spec)
+    space = load_space(space_path or default_space(), spec, given(spec_path, overrides))
     folder = Path(out)
     say("load", f"{spec.name}: {len(spec.models())} models", None)
     from mmcompress.data import open_dataset
@@ -87,19 +87,22 @@ def open_run(
         data.load(split, 1)
     models = load_models(spec)
     cross = cross_modal(spec, {n: m.blocks for n, m in models.items()})
-    _claim(folder, spec, resume)
+    _claim(folder, spec, space, resume)
     timings = json.loads((folder / "timings.json").read_text()) if (folder / "timings.json").exists() else {}
     return Run(spec, space, folder, say, models, TorchPipeline(spec, models), data, cross, timings)
 
 
-def _claim(folder: Path, spec: Spec, resume: bool) -> None:
+def _claim(folder: Path, spec: Spec, space: Space, resume: bool) -> None:
     record = folder / "spec.json"
     if record.exists() and resume:
         if _decisive(read(Spec, record)) != _decisive(spec):
             raise DataError(f"{folder}: --resume, but the spec (or an override) has changed since; use a new --out")
+        if read(Space, folder / "space.json") != space:
+            raise DataError(f"{folder}: --resume, but the search space has changed since; use a new --out")
         return
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: not empty; add --resume to go on with the run in it, or choose another --out")
+    write(folder / "space.json", space)
     write(record, spec)
 
 
