@@ -117,7 +117,7 @@ class TextDecoder(Model):
             dynamic = {"context": {0: "images", 1: "tokens"}} | {n: {0: "images", 2: "tokens"} for n in cross_names}
             module = CrossKeys([a for _, a in cross])
             graphs["context"] = Graph(module, (torch.zeros(2, 5, self.width),), ("context",), cross_names, dynamic)
-        dynamic = {"ids": {0: "batch", 1: "step"}, "position": {0: "step"}, "logits": {0: "batch"}}
+        dynamic = {"ids": {0: "batch", 1: "step"}, "position": {0: "step"}, "scores": {0: "batch"}}
         dynamic |= {n: {0: "batch", 2: "past"} for n in past_names} | {n: {0: "batch", 2: "total"} for n in new_names}
         dynamic |= {n: {0: "images", 2: "tokens"} for n in cross_names}
         ids = torch.zeros(2, 2, dtype=torch.long)
@@ -125,7 +125,7 @@ class TextDecoder(Model):
             Step(self),
             (ids, torch.arange(3, 5), *past, *memory),
             ("ids", "position", *past_names, *cross_names),
-            ("logits", *new_names),
+            ("scores", *new_names),
             dynamic,
         )
         return graphs
@@ -160,7 +160,7 @@ class CrossKeys(nn.Module):
 
 
 class Step(nn.Module):
-    """ids [b, t], position [t], past K and V, cross K and V -> logits [b, v] after the last token, new K and V.
+    """ids [b, t], position [t], past K and V, cross K and V -> log-probabilities [b, v] after the last, new K and V.
 
     Cross K and V may have batch 1: all beams of one image share them.
     """
@@ -197,7 +197,7 @@ class Step(nn.Module):
             else:
                 x = x + layer.encoder_attn.bias
             x = x + layer.fc2(layer.activation_fn(layer.fc1(layer.final_layer_norm(x))))
-        return (m.lm.lm_head(d.layer_norm(x[:, -1])), *new)
+        return (torch.log_softmax(m.lm.lm_head(d.layer_norm(x[:, -1])), -1), *new)
 
 
 def load_text_decoder(context: LoadContext) -> Model:

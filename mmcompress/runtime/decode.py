@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 Step = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.ndarray]]]
-"""(ids [b, t], position of the first, past) -> (logits [b, v] after the last token, new past)."""
+"""(ids [b, t], position of the first, past) -> (log-probabilities [b, v] after the last token, new past)."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,6 @@ class Generation:
     prompt: tuple[int, ...] = ()
 
 
-def log_softmax(x: np.ndarray) -> np.ndarray:
-    x = x - x.max(-1, keepdims=True)
-    return x - np.log(np.exp(x).sum(-1, keepdims=True))
-
-
 def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple[float, list[int]]]:
     """The `g.beams` best sequences of one item, best first, as (score per token, ids with prompt and end).
 
@@ -40,14 +35,13 @@ def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple
     finished: list[tuple[float, list[int]]] = []
     feed, position = np.array([start] * g.beams, np.int64), 0
     while True:
-        logits, past = step(feed, position, past)
+        scored, past = step(feed, position, past)
         position += feed.shape[1]
-        total = log_softmax(logits) + scores[:, None]
-        flat = total.ravel()
+        flat = (scored + scores[:, None]).ravel()
         keep = min(2 * g.beams, flat.size)
-        top = np.argpartition(-flat, keep - 1)[:keep]
-        top = top[np.argsort(-flat[top], kind="stable")]
-        beam, token = np.divmod(top, total.shape[1])
+        top = flat.argpartition(-keep)[-keep:]
+        top = top[flat[top].argsort()[::-1]]
+        beam, token = np.divmod(top, scored.shape[1])
         last = position + 1 >= g.max_tokens
         ends = (token == g.eos) | last
         length = position + 1 - len(start)

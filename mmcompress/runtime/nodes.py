@@ -50,7 +50,9 @@ class TextEncoder:
 
     def __call__(self, text: str | list[str]) -> Values:
         texts = [text] if isinstance(text, str) else text
-        ids = [e.ids for e in self.tokenizer.encode_batch(texts)]
+        # a thread pool costs more than a few short texts
+        many = len(texts) > 16
+        ids = [e.ids for e in (self.tokenizer.encode_batch(texts) if many else map(self.tokenizer.encode, texts))]
         padded = pad_ids(ids, self.config["context_length"], self.config["pad"], self.config["eos"])
         return {"embedding": self.model({"ids": padded})[0]}
 
@@ -76,8 +78,8 @@ class TextDecoder:
         def step(ids: np.ndarray, position: int, past: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
             feed = {"ids": ids, "position": positions[position : position + ids.shape[1]], **cross}
             feed.update(zip(names, past, strict=True))
-            logits, *new = self.step(feed)
-            return logits, new
+            scores, *new = self.step(feed)
+            return scores, new
 
         empty = [np.zeros((self.generation.beams, h, 0, d), np.float32) for h, d in self.past]
         return beam_search(step, empty, self.generation)

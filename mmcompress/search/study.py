@@ -316,6 +316,31 @@ def best(trials: list[Trial], budget_ms: float) -> Trial | None:
     return min((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss, default=None)
 
 
+def trim(problem: Problem, candidate: Candidate, damage: Callable[[str, str, int], float]) -> Candidate | None:
+    """The candidate cut down to the budget, always where the least estimated damage is paid per millisecond."""
+    kept = {n: {b.name: candidate.kept[n].get(b.name, b.units) for b in bs} for n, bs in problem.blocks.items()}
+    now = Candidate(kept, candidate.precision)
+    latency = problem.predict(now)
+    while latency > problem.budget_ms:
+        best_price, pick = float("inf"), None
+        for n, bs in problem.blocks.items():
+            for b in bs:
+                options = problem.choices.get(n, {}).get(b.name, ())
+                lower = [k for k in options if k <= now.kept[n][b.name] - max(b.step, b.units // 16)]
+                if not lower:
+                    continue
+                cut = {**now.kept, n: {**now.kept[n], b.name: lower[-1]}}
+                new = Candidate(cut, now.precision)
+                saved = latency - problem.predict(new)
+                paid = damage(n, b.name, lower[-1]) - damage(n, b.name, now.kept[n][b.name])
+                if saved > 1e-6 and max(paid, 1e-6) / saved < best_price:
+                    best_price, pick = max(paid, 1e-6) / saved, new
+        if pick is None:
+            return None
+        now, latency = pick, problem.predict(pick)
+    return now
+
+
 def mutate(problem: Problem, top: Trial | None, seen: Collection[str], rng: random.Random) -> Candidate | None:
     """A level switch (EvoPress, Sieberling et al. 2025): units given to some blocks, taken from others, in budget."""
     if top is None:

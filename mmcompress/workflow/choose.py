@@ -9,13 +9,16 @@ from typing import Any
 
 from mmcompress.errors import DataError
 from mmcompress.records import Candidate, Trial, build, plain, read, write
+from mmcompress.spec.loader import parse_target
 from mmcompress.spec.schema import Spec, keys_of
 from mmcompress.workflow.dense import Profile
 from mmcompress.workflow.state import Run, budget
 
 AIM = 0.97
 """A structure is accepted when it measures at most this share of the target, before distillation."""
-ATTEMPTS = 5
+ENOUGH = 0.92
+"""Below this share of the target more was cut than needed: the search goes on with the corrected prediction."""
+ATTEMPTS = 4
 
 
 def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
@@ -92,8 +95,10 @@ def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) 
         if attempt == 0:
             starts = [study.implied(p, c) for c in seeds[:3]] + _plain_starts(p)
         else:  # the best direction so far, to be scaled to the corrected budget
-            known = sorted(study.finished(book), key=lambda t: t.loss)[:3]
-            starts = [study.implied(p, t.candidate) for t in known]
+            known = sorted(study.finished(book), key=lambda t: t.loss)[:6]
+            starts = [study.implied(p, t.candidate) for t in known[:2]]
+            damage = lambda n, b, k: float(ev.curves[n][b].at(k))
+            seeds = [c for t in known if (c := study.trim(p, t.candidate, damage))] + seeds[:1]
         batch = run.pipeline.batch(run.data.load("val", run.spec.data.choosing))
         s = run.spec.search
         threads = run.spec.measure.threads if s.executor == "inline" else 1
@@ -108,8 +113,8 @@ def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) 
                 evaluate,
                 starts,
                 seeds,
-                s.trials + 6 * attempt,
-                s.mutations + 4 * attempt,
+                s.trials + 10 * attempt,
+                s.mutations + 8 * attempt,
                 workers,
                 s.retries,
                 run.spec.seed,
@@ -181,34 +186,31 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
         record.unlink()
         shutil.rmtree(run.folder / "weights", ignore_errors=True)
     attempts: list[dict[str, float]] = []
-    nearest: tuple[float, Candidate, float, float] | None = None
+    measured_trials: list[tuple[float, Trial]] = []
+    target_ms = budget(run.spec, dense.latency_ms.p50)
+    relative = parse_target(run.spec.target)[0] == "speedup"
     for attempt in range(ATTEMPTS):
-        target_ms = budget(run.spec, dense.latency_ms.p50)
         trials = search(run, ev, predict, target_ms * AIM, attempt)
-        trials = [replace(t, latency_ms=predict(t.candidate)) for t in trials]
         top = best(trials, target_ms * AIM)
         chosen = top or min(trials, key=lambda t: t.latency_ms, default=None)
-        if chosen is None:
+        if chosen is None or any(chosen.candidate == t.candidate for _, t in measured_trials):
             break
         with run.timed("fit"):
             run.say("fit", f"measuring the best structure (predicted {chosen.latency_ms:.2f} ms)", None)
-            measured, dense_ms = _measure_structure(run, ev, chosen.candidate)
-        target_ms = budget(run.spec, dense_ms)
+            measured, now = _measure_structure(run, ev, chosen.candidate)
+        if relative:  # a machine that is slower now is slower for both
+            measured *= dense.latency_ms.p50 / now
         attempts.append({"predicted_ms": chosen.latency_ms, "measured_ms": measured, "target_ms": target_ms})
+        measured_trials.append((measured, chosen))
         run.say("fit", f"measured {measured:.2f} ms, target {target_ms:.2f} ms", None)
-        ratio = measured / target_ms
-        if nearest is None or ratio < nearest[0] / nearest[3]:
-            nearest = (measured, chosen.candidate, chosen.latency_ms, target_ms)
-        if ratio <= AIM + 0.015:
+        if ENOUGH <= measured / target_ms <= AIM + 0.015 or (top is None and attempt > 0):
             break
-        if top is None and attempt > 0:
-            break
-        dense = replace(dense, latency_ms=replace(dense.latency_ms, p50=dense_ms))
         predict = replace(predict, correction=predict.correction * measured / chosen.latency_ms)
-    if nearest is None:
+    if not measured_trials:
         raise DataError("the search has no trial to choose from: every one failed (see study.journal)")
-    measured, candidate, predicted, target_ms = nearest
-    found = Fitted(candidate, predicted, measured, target_ms, asked, predict.correction, tuple(attempts))
+    within = [m for m in measured_trials if m[0] <= target_ms * (AIM + 0.015)]
+    measured, chosen = min(within, key=lambda m: m[1].loss) if within else min(measured_trials, key=lambda m: m[0])
+    found = Fitted(chosen.candidate, chosen.latency_ms, measured, target_ms, asked, predict.correction, tuple(attempts))
     write(record, found)
     return found
 

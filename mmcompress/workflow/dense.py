@@ -54,7 +54,7 @@ def _profile(run: Run) -> Profile:
     say("profile", "measuring it end to end", 0.6)
     requests = [{next(iter(run.spec.inputs)): i} for i in run.data.load("val", 32, seed=1).images]
     dense = load_bundle(run.folder / "baseline", spec.measure.threads)
-    m = end_to_end({"dense": dense}, requests, spec.measure.warmup, 64)["dense"]
+    m = end_to_end({"dense": dense}, requests, spec.measure.warmup, max(64, spec.measure.rounds))["dense"]
     steps = {n: m.calls.get(f"{n}/step", 1.0) for n in run.models}
     counted = {n: count(model, steps[n], run.spec.nodes[n].candidates) for n, model in run.models.items()}
     modality = tuple({**asdict(x), "modalities": list(x.modalities)} for x in layers(spec, run.blocks))
