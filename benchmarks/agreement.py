@@ -34,16 +34,24 @@ def torch_captions(pipeline: TorchPipeline, models: dict, batch) -> list[str]:
     found = []
     for pixels in batch.inputs["vision"]:
         embedding, tokens = models["vision"](pixels[None])
-        ids = captioner.lm.generate(
-            input_ids=torch.full((1, 1), g["bos"]), encoder_hidden_states=tokens, num_beams=g["beams"],
-            num_return_sequences=g["beams"], max_length=g["max_tokens"], early_stopping=True, do_sample=False,
+        out = captioner.lm.generate(
+            input_ids=torch.full((1, 1), g["bos"]),
+            encoder_hidden_states=tokens,
+            num_beams=g["beams"],
+            num_return_sequences=g["beams"],
+            max_length=g["max_tokens"],
+            early_stopping=True,
+            do_sample=False,
             use_cache=False,
-        )  # fmt: skip
-        said = [tok.decode(row) for row in ids.tolist()]
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        said = [tok.decode(row) for row in out.sequences.tolist()]
         encoded = [e.ids for e in pipeline.tokenizers["text"].encode_batch(said)]
         c = text.config
         keys = text(torch.from_numpy(pad_ids(encoded, c["context_length"], c["pad"], c["eos"])))
-        found.append(said[int((keys @ embedding[0]).argmax())])
+        rank = keys @ embedding[0] + pipeline.spec.nodes["choose"].prior * out.sequences_scores
+        found.append(said[int(rank.argmax())])
     return found
 
 

@@ -103,7 +103,8 @@ nodes:
     candidates: 2
   choose:
     kind: nearest
-    inputs: {query: vision.embedding, keys: text.embedding, values: captioner.texts}
+    inputs: {query: vision.embedding, keys: text.embedding, values: captioner.texts, scores: captioner.scores}
+    prior: 0.1
 outputs: {caption: choose.best, embedding: vision.embedding}
 data:
   kind: emoji_scenes

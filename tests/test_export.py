@@ -68,6 +68,14 @@ def copy(bundle, tmp_path):
     return tmp_path / "b"
 
 
+def test_nearest_weighs_similarity_and_score():
+    from mmcompress.runtime.nodes import Nearest
+
+    query, keys = np.array([[1.0, 0.0]]), np.array([[0.9, 0.0], [0.8, 0.0]])
+    pick = lambda prior, scores: Nearest({}, {"prior": prior}, None)(query, keys, ["a", "b"], scores)["best"]
+    assert pick(0.0, [-9.0, 0.0]) == "a" and pick(0.1, [-9.0, 0.0]) == "b" and pick(0.1, None) == "a"
+
+
 def test_a_bundle_answers_where_torch_cannot_be_imported(bundle, tmp_path):
     Image.new("RGB", (50, 40), "teal").save(tmp_path / "new.png")
     code = (
@@ -125,7 +133,8 @@ def test_an_altered_file_is_named(copy):
             "'x.onnx', which is not among",
         ),
         (
-            '{"format": 1, "files": {}, "graph": {"outputs": {}, "inputs": {}, "nodes": {"a": {"kind": "image_encoder"}}}}',
+            '{"format": 1, "files": {}, "graph": {"outputs": {}, "inputs": {}, '
+            '"nodes": {"a": {"kind": "image_encoder"}}}}',
             "damaged",
         ),
     ],

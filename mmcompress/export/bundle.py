@@ -38,6 +38,7 @@ def write_bundle(
         node = spec.nodes[name]
         nodes[name] = {"kind": node.kind, "inputs": dict(node.inputs)}
         if name not in models:
+            nodes[name]["config"] = {"prior": node.prior}
             continue
         model = models[name]
         files = export_node(model, new / name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 
 from mmcompress.errors import SpecError
@@ -23,13 +23,20 @@ class Kind:
     modality: str = ""
     """Of what the node generates itself, beside what it reads."""
     model: bool = True
+    optional: dict[str, str] = field(default_factory=dict)
+    """Further input ports that may stay open."""
 
 
 KINDS = {
     "image_encoder": Kind({"image": "image"}, {"embedding": "vector", "tokens": "sequence"}, stream="image"),
     "text_encoder": Kind({"text": "text"}, {"embedding": "vector"}, stream="text"),
-    "text_decoder": Kind({"context": "sequence"}, {"texts": "text"}, modality="text"),
-    "nearest": Kind({"query": "vector", "keys": "vector", "values": "text"}, {"best": "text"}, model=False),
+    "text_decoder": Kind({"context": "sequence"}, {"texts": "text", "scores": "scores"}, modality="text"),
+    "nearest": Kind(
+        {"query": "vector", "keys": "vector", "values": "text"},
+        {"best": "text"},
+        model=False,
+        optional={"scores": "scores"},
+    ),
 }
 
 
@@ -69,16 +76,17 @@ def check(spec: Spec, error: MakeError) -> None:
                 raise error((*at, "inputs"), f"the port '{port}' of a {node.kind} is not connected")
         for port, reference in node.inputs.items():
             here = (*at, "inputs", port)
-            if port not in kind.inputs:
-                raise error(here, f"a {node.kind} has no port '{port}'; {nearest(port, kind.inputs)}")
+            ports = kind.inputs | kind.optional
+            if port not in ports:
+                raise error(here, f"a {node.kind} has no port '{port}'; {nearest(port, ports)}")
             found = value_type(spec, reference)
             if found is None:
                 raise error(here, f"nothing is named '{reference}'; {nearest(reference, sources)}")
-            if found != kind.inputs[port]:
-                fits = [s for s in sources if value_type(spec, s) == kind.inputs[port]]
+            if found != ports[port]:
+                fits = [s for s in sources if value_type(spec, s) == ports[port]]
                 raise error(
                     here,
-                    f"'{reference}' is a {found}, the port takes a {kind.inputs[port]} "
+                    f"'{reference}' is a {found}, the port takes a {ports[port]} "
                     f"(these fit: {', '.join(fits) or 'none'})",
                 )
     try:

@@ -86,17 +86,21 @@ class TextDecoder:
 
     def __call__(self, context: np.ndarray) -> Values:
         found = self.generate(context)
-        return {"texts": [self.tokenizer.decode(ids) for _, ids in found], "tokens": [ids for _, ids in found]}
+        texts = [self.tokenizer.decode(ids) for _, ids in found]
+        return {"texts": texts, "scores": [score for score, _ in found]}
 
 
 class Nearest:
-    """The value whose key is nearest to the query (cosine)."""
+    """The value whose key is nearest to the query (cosine), plus `prior` times its score where scores are given."""
 
     def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
-        pass
+        self.prior = float(config.get("prior", 0.0))
 
-    def __call__(self, query: np.ndarray, keys: np.ndarray, values: list[str]) -> Values:
-        return {"best": values[int((keys @ query[0]).argmax())]}
+    def __call__(self, query: np.ndarray, keys: np.ndarray, values: list[str], scores: Any = None) -> Values:
+        rank = keys @ query[0]
+        if scores is not None:
+            rank = rank + self.prior * np.asarray(scores)
+        return {"best": values[int(rank.argmax())]}
 
 
 KINDS: dict[str, Callable[[dict[str, Timed], Values, Path], Any]] = {

@@ -34,6 +34,8 @@ class Node:
     source: str = ""
     candidates: int = field(default=1, metadata=_within(1, 64))
     max_tokens: int = field(default=20, metadata=_within(1, 4096))
+    prior: float = field(default=0.0, metadata=_within(0, 1000))
+    """Of a `nearest` node with `scores`: how much the generator's own score counts beside the similarity."""
     precision: Literal["auto", "fp32", "int8"] = "auto"
     prune: NodePrune = field(default_factory=NodePrune)
 
