@@ -61,7 +61,9 @@ def test_end_to_end_counts_nodes_and_calls(run_folder):
     found = end_to_end(pair, [{"image": image}], 1, 6)
     for m in found.values():
         assert m.latency.n == 6 and 0 < m.model_share < 1
-        assert m.calls["vision/model"] == 1 and m.calls["captioner/step"] >= 1 and m.calls["captioner/context"] <= 1
+        assert (
+            m.calls["vision/model"] == 1 and m.calls["captioner/step"] >= 1 and m.calls.get("captioner/context", 0) <= 1
+        )
         assert sum(n.p50 for n in m.nodes.values()) < 1.5 * m.latency.p50
 
 
@@ -82,3 +84,15 @@ def test_counts_are_those_of_the_modules(models):
 def test_the_machine_is_described():
     facts = cpu()
     assert facts["cores"] >= 1 and facts["name"] and "onnxruntime" in versions()
+
+
+def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
+    """And what it predicts of the chosen structure is recorded beside what was measured."""
+    from mmcompress.measure.predict import Predictor
+    from mmcompress.records import Candidate, Summary, read
+    from mmcompress.workflow.dense import Profile
+
+    predict, dense = read(Predictor, run_folder / "predictor.json"), read(Profile, run_folder / "profile.json")
+    nothing_cut = Candidate({n: {} for n in dense.blocks}, dict.fromkeys(dense.blocks, "fp32"))
+    assert predict(nothing_cut) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
+    assert read(Summary, run_folder / "summary.json").predicted_latency_ms_p50 > 0

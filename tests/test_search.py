@@ -16,7 +16,7 @@ from mmcompress.measure.predict import Affine, Placed, Predictor
 from mmcompress.measure.table import Row, Table
 from mmcompress.prune.allocation import Curve, after
 from mmcompress.records import Block, Candidate
-from mmcompress.search import knapsack, study
+from mmcompress.search import knapsack, moves, study
 from mmcompress.search.executors import InlineExecutor, RayExecutor, process_executor
 from mmcompress.spec.schema import Dimension, Space
 
@@ -46,7 +46,7 @@ def resolve(overrides):
 
 
 def problem(budget=2.5):
-    return study.Problem(SPACE, BLOCKS, resolve, PREDICT, budget, dict.fromkeys(BLOCKS, ("fp32", "int8")))
+    return moves.Problem(SPACE, BLOCKS, resolve, PREDICT, budget, dict.fromkeys(BLOCKS, ("fp32", "int8")))
 
 
 def judge(context, candidate):
@@ -64,7 +64,8 @@ def failing(context, candidate):
 def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, retries=0, seeds=()):
     book = study.open_study(path, 0)
     executor = executor or InlineExecutor(None)
-    return study.run(book, problem(), executor, evaluate, [], list(seeds), trials, mutations, workers, retries, 0)
+    effort = study.Effort(trials, mutations, workers, retries)
+    return study.run(book, problem(), executor, evaluate, [], list(seeds), effort, 0)
 
 
 def test_prediction_is_the_sum_along_the_pipeline():
@@ -82,13 +83,13 @@ def test_affine_fit_recovers_base_and_scale():
 def test_proposals_meet_the_budget_as_closely_as_units_allow():
     p = problem()
     for ratio in (0.1, 0.5, 0.9):
-        _, c = study.fit_to_budget(p, {"nodes.a.prune.ffn": ratio, "nodes.b.prune.ffn": ratio / 2})
+        _, c = moves.fit_to_budget(p, {"nodes.a.prune.ffn": ratio, "nodes.b.prune.ffn": ratio / 2})
         assert p.predict(c) <= p.budget_ms
 
 
 def test_the_search_stays_within_budget_and_prefers_the_cheap_units(tmp_path):
     trials = go(tmp_path / "j")
-    top = study.best(trials, 2.5)
+    top = moves.best(trials, 2.5)
     assert top and top.latency_ms <= 2.5
     assert any(t.origin == "mutation" for t in trials)
     assert sum(top.candidate.kept["a"].values()) >= sum(top.candidate.kept["b"].values())
@@ -214,7 +215,7 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
     )
     _, c = found[0]
     assert PREDICT(c) <= 2.5 and sum(c.kept["a"].values()) > sum(c.kept["b"].values())
-    point = study.implied(problem(), c)
+    point = moves.implied(problem(), c)
     assert point["nodes.b.prune.ffn"] > point["nodes.a.prune.ffn"]
 
 
@@ -245,7 +246,7 @@ def test_trim_cuts_to_the_budget_where_it_costs_least():
     p = problem(2.5)
     p.choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
-    cheap = study.trim(p, dense, lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k))
+    cheap = moves.trim(p, dense, lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k))
     assert cheap and p.predict(cheap) <= 2.5
     assert sum(cheap.kept["b"].values()) < sum(cheap.kept["a"].values()) == 128
-    assert study.trim(problem(0.1), dense, lambda n, b, k: 1.0) is None
+    assert moves.trim(problem(0.1), dense, lambda n, b, k: 1.0) is None

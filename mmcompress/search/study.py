@@ -8,107 +8,20 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import ClusterError
-from mmcompress.records import Block, Candidate, Trial, build, plain
-from mmcompress.spec.schema import Dimension, Space
+from mmcompress.records import Candidate, Trial, build, plain
+from mmcompress.search.moves import Overrides, Problem, best, explicit, fit_to_budget, mutate
+from mmcompress.spec.schema import Space
 
-Overrides = dict[str, Any]
-Resolve = Callable[[Overrides], Candidate]
-Predict = Callable[[Candidate], float]
 Progress = Callable[[str, float], None]
-MARGIN = 0.995
-"""Proposals are scaled to this share of the budget."""
-
-
-@dataclass
-class Problem:
-    """What is searched: dimensions, how overrides become a candidate, its predicted latency and the budget in ms."""
-
-    space: Space
-    blocks: dict[str, tuple[Block, ...]]
-    resolve: Resolve
-    predict: Predict
-    budget_ms: float
-    precisions: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    choices: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
-    """Kept counts each block may have, ascending; a block not listed is free."""
-
-    def nearest_choice(self, node: str, name: str, kept: int) -> int:
-        options = self.choices.get(node, {}).get(name)
-        return min(options, key=lambda k: abs(k - kept)) if options else kept
-
-
-def is_ratio(path: str) -> bool:
-    return path.endswith((".prune.heads", ".prune.ffn"))
-
-
-def fit_to_budget(problem: Problem, overrides: Overrides) -> tuple[Overrides, Candidate]:
-    """Scale the ratios of `overrides` together to the largest pipeline within the budget, by bisection."""
-
-    def scaled(share: float) -> Overrides:
-        out = dict(overrides)
-        for path, value in overrides.items():
-            if is_ratio(path):
-                high = problem.space.dimensions[path].high if path in problem.space.dimensions else 1.0
-                out[path] = round(min(float(value) * share, high or 0.0), 4)
-        return out
-
-    low, high = 0.0, 8.0
-    if problem.predict(problem.resolve(scaled(high))) > problem.budget_ms * MARGIN:
-        best = scaled(high)
-        return best, problem.resolve(best)
-    for _ in range(12):
-        middle = (low + high) / 2
-        if problem.predict(problem.resolve(scaled(middle))) > problem.budget_ms * MARGIN:
-            low = middle
-        else:
-            high = middle
-    best = scaled(high)
-    return best, problem.resolve(best)
-
-
-def explicit(problem: Problem, candidate: Candidate) -> Overrides:
-    """Overrides that name every block: they give back exactly this candidate."""
-    out: Overrides = {}
-    for node, blocks in problem.blocks.items():
-        for b in blocks:
-            total = -(-b.units // b.step)
-            cuts = round((b.units - candidate.kept[node].get(b.name, b.units)) / b.step)
-            out[f"nodes.{node}.prune.blocks.{b.name}"] = round(cuts / total, 5)
-        out[f"nodes.{node}.precision"] = candidate.precision[node]
-    return out
-
-
-def implied(problem: Problem, candidate: Candidate) -> dict[str, Any]:
-    """The point of the search space nearest to a candidate: group ratios, dropped sub-layers, precisions."""
-    point: dict[str, Any] = {}
-    for path, d in problem.space.dimensions.items():
-        keys = path.split(".")
-        if keys[0] != "nodes":
-            point[path] = _clip(d, 2.0)
-            continue
-        node, blocks = keys[1], problem.blocks[keys[1]]
-        kept = candidate.kept[node]
-        if keys[-1] == "precision":
-            point[path] = candidate.precision[node] if candidate.precision[node] in d.choices else d.choices[0]
-        elif keys[-1] == "drop":
-            point[path] = _clip(d, sum(kept.get(b.name, b.units) == 0 for b in blocks))
-        else:
-            part = [b for b in blocks if b.group == keys[-1]]
-            whole = sum(b.units for b in part)
-            point[path] = _clip(d, 1 - sum(kept.get(b.name, b.units) for b in part) / max(whole, 1))
-    return point
-
-
-def _clip(d: Dimension, value: float) -> Any:
-    value = min(max(value, d.low or 0.0), d.high if d.high is not None else value)
-    return round(value) if d.step and d.step >= 1 else value
+Evaluate = Callable[..., dict[str, Any]]
+"""(context, candidate as plain data) -> {loss, quality, seconds, worker}; the executor supplies the context."""
 
 
 def _suggest(trial: Any, space: Space) -> Overrides:
@@ -223,142 +136,122 @@ class _Book:
             self.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"error": text, "origin": p.origin}))
 
 
+@dataclass(frozen=True)
+class Effort:
+    """How much to search: sampler proposals and mutations in all, at how many a time, and retries of a failed one."""
+
+    trials: int
+    mutations: int
+    workers: int = 1
+    retries: int = 0
+
+
+class _Search:
+    """One session of a search: proposes while there is room, settles what comes back."""
+
+    def __init__(
+        self,
+        book: _Book,
+        executor: Executor,
+        evaluate: Evaluate,
+        seeds: list[Candidate],
+        effort: Effort,
+        seed: int,
+        progress: Progress,
+    ):
+        self.book, self.problem, self.effort, self.progress = book, book.problem, effort, progress
+        self.executor, self.evaluate = executor, evaluate
+        before = finished(book.study)
+        unique = lambda origin: len({t.candidate.key() for t in before if t.origin == origin})
+        self.sampled = unique("sampler") + failures(book.study, "sampler")
+        self.mutated = unique("mutation") + failures(book.study, "mutation")
+        self.fixed = [c for c in seeds if c.key() not in book.by_key]
+        left = max(effort.trials - self.sampled, 0) + max(effort.mutations - self.mutated, 0)
+        self.total = max(1, len(self.fixed) + left)
+        self.rng = random.Random(f"{seed}:{len(before)}")
+        self.pending: dict[Future, _Pending] = {}
+        self.judged = self.repeats = 0
+
+    def run(self) -> None:
+        while True:
+            while len(self.pending) < self.effort.workers and (p := self.propose()) is not None:
+                self.start(p)
+            if not self.pending:
+                return
+            for future in wait(self.pending, return_when=FIRST_COMPLETED).done:
+                self.settle(future)
+
+    def start(self, p: _Pending) -> None:
+        try:
+            self.pending[self.executor.submit(self.evaluate, plain(p.candidate))] = p
+        except BrokenExecutor as e:
+            raise ClusterError("a worker process died (out of memory?); finished trials are kept: use --resume") from e
+
+    def propose(self) -> _Pending | None:
+        """Seeds first, then the sampler, then mutations; None while those wait for what is running, or at the end."""
+        if self.fixed:
+            return self.given("knapsack", self.fixed.pop(0))
+        if self.sampled < self.effort.trials:
+            self.sampled += 1
+            return self.sample()
+        if self.mutated >= self.effort.mutations or any(p.origin != "mutation" for p in self.pending.values()):
+            return None
+        taken = self.book.by_key.keys() | {p.candidate.key() for p in self.pending.values()}
+        new = mutate(self.problem, self.best(), taken, self.rng)
+        self.mutated = self.mutated + 1 if new else self.effort.mutations
+        return self.given("mutation", new) if new else None
+
+    def given(self, origin: str, c: Candidate) -> _Pending:
+        return _Pending(None, origin, explicit(self.problem, c), c, self.problem.predict(c))
+
+    def sample(self) -> _Pending:
+        """What the sampler proposes next that is not known; of a known one the sampler is told, and asked again."""
+        while True:
+            t = self.book.study.ask()
+            overrides, candidate = fit_to_budget(self.problem, _suggest(t, self.problem.space))
+            p = _Pending(t, "sampler", overrides, candidate, self.problem.predict(candidate))
+            known = self.book.by_key.get(candidate.key())
+            if known is None or self.repeats >= 4 * self.total:
+                return p
+            self.repeats += 1
+            self.book.record(p, {"loss": known.loss, "quality": known.quality, "seconds": 0.0, "worker": known.worker})
+
+    def settle(self, future: Future) -> None:
+        p, error = self.pending.pop(future), future.exception()
+        if error is not None and p.tries <= self.effort.retries:
+            p.tries += 1
+            return self.start(p)
+        if error is None:
+            self.book.record(p, future.result())
+        else:
+            self.book.fail(p, error)
+        self.judged += 1
+        top = self.best()
+        shown = f"best loss {top.loss:.3f} at {top.latency_ms:.2f} ms" if top else "nothing within the budget yet"
+        self.progress(f"trial {self.judged} of {self.total}: {shown}", min(self.judged / self.total, 1.0))
+
+    def best(self) -> Trial | None:
+        return best(list(self.book.by_key.values()), self.problem.budget_ms)
+
+
 def run(
     study: Any,
     problem: Problem,
     executor: Executor,
-    evaluate: Callable[..., dict[str, Any]],
+    evaluate: Evaluate,
     starts: list[Overrides],
     seeds: list[Candidate],
-    trials: int,
-    mutations: int,
-    workers: int,
-    retries: int,
+    effort: Effort,
     seed: int,
     progress: Progress = lambda what, share: None,
 ) -> list[Trial]:
-    """Search until `trials` proposals and `mutations` of the best have been judged; earlier ones of the study count.
+    """Search until the trials and mutations of `effort` have been judged; earlier ones of the study count.
 
     `seeds` are candidates judged first as they are, `starts` points of the space the sampler is given first. A
     candidate seen before is not evaluated again. Latencies of earlier trials are predicted anew.
     """
-    book = _Book(study, problem)
     for point in starts:
         study.enqueue_trial(point, skip_if_exists=True)
-    before = finished(study)
-    sampled = len({t.candidate.key() for t in before if t.origin == "sampler"}) + failures(study, "sampler")
-    mutated = len({t.candidate.key() for t in before if t.origin == "mutation"}) + failures(study, "mutation")
-    fixed = [c for c in seeds if c.key() not in book.by_key]
-    total = max(1, len(fixed) + max(trials - sampled, 0) + max(mutations - mutated, 0))
-    pending: dict[Future, _Pending] = {}
-    rng = random.Random(f"{seed}:{len(before)}")
-    judged = repeats = 0
-
-    def given(origin: str, c: Candidate) -> _Pending:
-        return _Pending(None, origin, explicit(problem, c), c, problem.predict(c))
-
-    def start(p: _Pending) -> None:
-        try:
-            pending[executor.submit(evaluate, plain(p.candidate))] = p
-        except BrokenExecutor as e:
-            raise ClusterError("a worker process died (out of memory?); finished trials are kept: use --resume") from e
-
-    def propose() -> _Pending | None:
-        """The next candidate; None while the sampler's last are still running, or at the end."""
-        nonlocal sampled, mutated, repeats
-        if fixed:
-            return given("knapsack", fixed.pop(0))
-        while sampled < trials:
-            t = study.ask()
-            overrides, candidate = fit_to_budget(problem, _suggest(t, problem.space))
-            p = _Pending(t, "sampler", overrides, candidate, problem.predict(candidate))
-            known = book.by_key.get(candidate.key())
-            if known is None or repeats >= 4 * total:
-                sampled += 1
-                return p
-            repeats += 1  # the space is small: tell what is known, ask for another
-            book.record(p, {"loss": known.loss, "quality": known.quality, "seconds": 0.0, "worker": known.worker})
-        if mutated >= mutations or any(p.origin != "mutation" for p in pending.values()):
-            return None
-        running = {p.candidate.key() for p in pending.values()}
-        new = mutate(problem, best(list(book.by_key.values()), problem.budget_ms), book.by_key.keys() | running, rng)
-        if new is None:
-            mutated = mutations
-            return None
-        mutated += 1
-        return given("mutation", new)
-
-    while True:
-        while len(pending) < workers and (p := propose()) is not None:
-            start(p)
-        if not pending:
-            break
-        for future in wait(pending, return_when=FIRST_COMPLETED).done:
-            p = pending.pop(future)
-            error = future.exception()
-            if error is not None and p.tries <= retries:
-                p.tries += 1
-                start(p)
-                continue
-            judged += 1
-            if error is None:
-                book.record(p, future.result())
-            else:
-                book.fail(p, error)
-            top = best(list(book.by_key.values()), problem.budget_ms)
-            shown = f"best loss {top.loss:.3f} at {top.latency_ms:.2f} ms" if top else "nothing within the budget yet"
-            progress(f"trial {judged} of {total}: {shown}", min(judged / total, 1.0))
+    book = _Book(study, problem)
+    _Search(book, executor, evaluate, seeds, effort, seed, progress).run()
     return list(book.by_key.values())
-
-
-def best(trials: list[Trial], budget_ms: float) -> Trial | None:
-    """The feasible trial of least loss, None when nothing meets the budget."""
-    return min((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss, default=None)
-
-
-def trim(problem: Problem, candidate: Candidate, damage: Callable[[str, str, int], float]) -> Candidate | None:
-    """The candidate cut down to the budget, always where the least estimated damage is paid per millisecond."""
-    kept = {n: {b.name: candidate.kept[n].get(b.name, b.units) for b in bs} for n, bs in problem.blocks.items()}
-    now = Candidate(kept, candidate.precision)
-    latency = problem.predict(now)
-    while latency > problem.budget_ms:
-        best_price, pick = float("inf"), None
-        for n, bs in problem.blocks.items():
-            for b in bs:
-                options = problem.choices.get(n, {}).get(b.name, ())
-                lower = [k for k in options if k <= now.kept[n][b.name] - max(b.step, b.units // 16)]
-                if not lower:
-                    continue
-                cut = {**now.kept, n: {**now.kept[n], b.name: lower[-1]}}
-                new = Candidate(cut, now.precision)
-                saved = latency - problem.predict(new)
-                paid = damage(n, b.name, lower[-1]) - damage(n, b.name, now.kept[n][b.name])
-                if saved > 1e-6 and max(paid, 1e-6) / saved < best_price:
-                    best_price, pick = max(paid, 1e-6) / saved, new
-        if pick is None:
-            return None
-        now, latency = pick, problem.predict(pick)
-    return now
-
-
-def mutate(problem: Problem, top: Trial | None, seen: Collection[str], rng: random.Random) -> Candidate | None:
-    """A level switch (EvoPress, Sieberling et al. 2025): units given to some blocks, taken from others, in budget."""
-    if top is None:
-        return None
-    places = [(n, b) for n, blocks in problem.blocks.items() for b in blocks]
-    for _ in range(400):
-        kept = {n: dict(k) for n, k in top.candidate.kept.items()}
-        precision = dict(top.candidate.precision)
-        if rng.random() < 0.15:
-            node = rng.choice(list(precision))
-            precision[node] = rng.choice(problem.precisions.get(node, ("fp32",)))
-        for sign in (1, -1):
-            for node, b in rng.sample(places, rng.choice((1, 1, 2))):
-                size = b.step * (1 if b.group == "heads" else rng.choice((2, 4, 8)))
-                now = kept[node].get(b.name, b.units)
-                kept[node][b.name] = problem.nearest_choice(node, b.name, min(max(now + sign * size, 0), b.units))
-        candidate = Candidate(kept, precision)
-        latency = problem.predict(candidate)
-        if candidate.key() not in seen and 0.8 * problem.budget_ms <= latency <= problem.budget_ms:
-            return candidate
-    return None

@@ -25,7 +25,7 @@ def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
     """The search problem: how overrides become a candidate."""
     from mmcompress.prune.allocation import allocate
     from mmcompress.registry import ALLOCATION
-    from mmcompress.search.study import Problem
+    from mmcompress.search.moves import Problem
 
     base = plain(run.spec)
     policy = ALLOCATION.get(run.spec.prune.allocation)
@@ -75,7 +75,7 @@ def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) 
     """Run (or go on with) the study of this run folder."""
     from mmcompress.prune.trial import evaluate, pack
     from mmcompress.registry import EXECUTORS
-    from mmcompress.search import knapsack, study
+    from mmcompress.search import knapsack, moves, study
 
     p = problem(run, ev, predict, budget_ms)
     with run.timed("search"):
@@ -93,12 +93,12 @@ def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) 
         )
         seeds = [c for _, c in splits[:4]]
         if attempt == 0:
-            starts = [study.implied(p, c) for c in seeds[:3]] + _plain_starts(p)
+            starts = [moves.implied(p, c) for c in seeds[:3]] + _plain_starts(p)
         else:  # the best direction so far, to be scaled to the corrected budget
             known = sorted(study.finished(book), key=lambda t: t.loss)[:6]
-            starts = [study.implied(p, t.candidate) for t in known[:2]]
+            starts = [moves.implied(p, t.candidate) for t in known[:2]]
             damage = lambda n, b, k: float(ev.curves[n][b].at(k))
-            seeds = [c for t in known if (c := study.trim(p, t.candidate, damage))] + seeds[:1]
+            seeds = [c for t in known if (c := moves.trim(p, t.candidate, damage))] + seeds[:1]
         batch = run.pipeline.batch(run.data.load("val", run.spec.data.choosing))
         s = run.spec.search
         threads = run.spec.measure.threads if s.executor == "inline" else 1
@@ -106,20 +106,9 @@ def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) 
         executor = EXECUTORS.get(s.executor)(context, s.workers, s.ray_address)
         workers = 1 if s.executor == "inline" else s.workers
         try:
-            return study.run(
-                book,
-                p,
-                executor,
-                evaluate,
-                starts,
-                seeds,
-                s.trials + 10 * attempt,
-                s.mutations + 8 * attempt,
-                workers,
-                s.retries,
-                run.spec.seed,
-                lambda what, share: run.say("search", what, share),
-            )
+            more = study.Effort(s.trials + 10 * attempt, s.mutations + 8 * attempt, workers, s.retries)
+            say = lambda what, share: run.say("search", what, share)
+            return study.run(book, p, executor, evaluate, starts, seeds, more, run.spec.seed, say)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
 
@@ -175,7 +164,7 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
 
     Latency does not depend on the weights, so no time is lost on distilling what would miss the target.
     """
-    from mmcompress.search.study import best
+    from mmcompress.search.moves import best
 
     record = run.folder / "fitted.json"
     asked = run.spec.search.trials + run.spec.search.mutations

@@ -101,6 +101,7 @@ def predictor(run: Run, dense: Profile) -> Any:
             run.models,
             dense.calls,
             dense.latency_ms.p50,
+            dense.model_share,
             run.folder,
             lambda what, share: run.say("device table", what, share),
         )

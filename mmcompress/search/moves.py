@@ -1,0 +1,155 @@
+"""Moves in the space of candidates: to the budget, back to the space, from a good one to its neighbours; all pure."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from mmcompress.records import Block, Candidate, Trial
+from mmcompress.spec.schema import Dimension, Space
+
+Overrides = dict[str, Any]
+Resolve = Callable[[Overrides], Candidate]
+Predict = Callable[[Candidate], float]
+MARGIN = 0.995
+"""Proposals are scaled to this share of the budget."""
+
+
+@dataclass
+class Problem:
+    """What is searched: dimensions, how overrides become a candidate, its predicted latency and the budget in ms."""
+
+    space: Space
+    blocks: dict[str, tuple[Block, ...]]
+    resolve: Resolve
+    predict: Predict
+    budget_ms: float
+    precisions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    choices: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
+    """Kept counts each block may have, ascending; a block not listed is free."""
+
+    def nearest_choice(self, node: str, name: str, kept: int) -> int:
+        options = self.choices.get(node, {}).get(name)
+        return min(options, key=lambda k: abs(k - kept)) if options else kept
+
+
+def is_ratio(path: str) -> bool:
+    return path.endswith((".prune.heads", ".prune.ffn"))
+
+
+def fit_to_budget(problem: Problem, overrides: Overrides) -> tuple[Overrides, Candidate]:
+    """Scale the ratios of `overrides` together to the largest pipeline within the budget, by bisection."""
+
+    def scaled(share: float) -> Overrides:
+        out = dict(overrides)
+        for path, value in overrides.items():
+            if is_ratio(path):
+                high = problem.space.dimensions[path].high if path in problem.space.dimensions else 1.0
+                out[path] = round(min(float(value) * share, high or 0.0), 4)
+        return out
+
+    low, high = 0.0, 8.0
+    if problem.predict(problem.resolve(scaled(high))) > problem.budget_ms * MARGIN:
+        best = scaled(high)
+        return best, problem.resolve(best)
+    for _ in range(12):
+        middle = (low + high) / 2
+        if problem.predict(problem.resolve(scaled(middle))) > problem.budget_ms * MARGIN:
+            low = middle
+        else:
+            high = middle
+    best = scaled(high)
+    return best, problem.resolve(best)
+
+
+def explicit(problem: Problem, candidate: Candidate) -> Overrides:
+    """Overrides that name every block: they give back exactly this candidate."""
+    out: Overrides = {}
+    for node, blocks in problem.blocks.items():
+        for b in blocks:
+            total = -(-b.units // b.step)
+            cuts = round((b.units - candidate.kept[node].get(b.name, b.units)) / b.step)
+            out[f"nodes.{node}.prune.blocks.{b.name}"] = round(cuts / total, 5)
+        out[f"nodes.{node}.precision"] = candidate.precision[node]
+    return out
+
+
+def implied(problem: Problem, candidate: Candidate) -> dict[str, Any]:
+    """The point of the search space nearest to a candidate: group ratios, dropped sub-layers, precisions."""
+    point: dict[str, Any] = {}
+    for path, d in problem.space.dimensions.items():
+        keys = path.split(".")
+        if keys[0] != "nodes":
+            point[path] = _clip(d, 2.0)
+            continue
+        node, blocks = keys[1], problem.blocks[keys[1]]
+        kept = candidate.kept[node]
+        if keys[-1] == "precision":
+            point[path] = candidate.precision[node] if candidate.precision[node] in d.choices else d.choices[0]
+        elif keys[-1] == "drop":
+            point[path] = _clip(d, sum(kept.get(b.name, b.units) == 0 for b in blocks))
+        else:
+            part = [b for b in blocks if b.group == keys[-1]]
+            whole = sum(b.units for b in part)
+            point[path] = _clip(d, 1 - sum(kept.get(b.name, b.units) for b in part) / max(whole, 1))
+    return point
+
+
+def _clip(d: Dimension, value: float) -> Any:
+    value = min(max(value, d.low or 0.0), d.high if d.high is not None else value)
+    return round(value) if d.step and d.step >= 1 else value
+
+
+def best(trials: list[Trial], budget_ms: float) -> Trial | None:
+    """The feasible trial of least loss, None when nothing meets the budget."""
+    return min((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss, default=None)
+
+
+def trim(problem: Problem, candidate: Candidate, damage: Callable[[str, str, int], float]) -> Candidate | None:
+    """The candidate cut down to the budget, always where the least estimated damage is paid per millisecond."""
+    kept = {n: {b.name: candidate.kept[n].get(b.name, b.units) for b in bs} for n, bs in problem.blocks.items()}
+    now = Candidate(kept, candidate.precision)
+    latency = problem.predict(now)
+    while latency > problem.budget_ms:
+        best_price, pick = float("inf"), None
+        for n, bs in problem.blocks.items():
+            for b in bs:
+                options = problem.choices.get(n, {}).get(b.name, ())
+                lower = [k for k in options if k <= now.kept[n][b.name] - max(b.step, b.units // 16)]
+                if not lower:
+                    continue
+                cut = {**now.kept, n: {**now.kept[n], b.name: lower[-1]}}
+                new = Candidate(cut, now.precision)
+                saved = latency - problem.predict(new)
+                paid = damage(n, b.name, lower[-1]) - damage(n, b.name, now.kept[n][b.name])
+                if saved > 1e-6 and max(paid, 1e-6) / saved < best_price:
+                    best_price, pick = max(paid, 1e-6) / saved, new
+        if pick is None:
+            return None
+        now, latency = pick, problem.predict(pick)
+    return now
+
+
+def mutate(problem: Problem, top: Trial | None, seen: Collection[str], rng: random.Random) -> Candidate | None:
+    """A level switch (EvoPress, Sieberling et al. 2025): units given to some blocks, taken from others, in budget."""
+    if top is None:
+        return None
+    places = [(n, b) for n, blocks in problem.blocks.items() for b in blocks]
+    for _ in range(400):
+        kept = {n: dict(k) for n, k in top.candidate.kept.items()}
+        precision = dict(top.candidate.precision)
+        if rng.random() < 0.15:
+            node = rng.choice(list(precision))
+            precision[node] = rng.choice(problem.precisions.get(node, ("fp32",)))
+        for sign in (1, -1):
+            for node, b in rng.sample(places, rng.choice((1, 1, 2))):
+                size = b.step * (1 if b.group == "heads" else rng.choice((2, 4, 8)))
+                now = kept[node].get(b.name, b.units)
+                kept[node][b.name] = problem.nearest_choice(node, b.name, min(max(now + sign * size, 0), b.units))
+        candidate = Candidate(kept, precision)
+        latency = problem.predict(candidate)
+        if candidate.key() not in seen and 0.8 * problem.budget_ms <= latency <= problem.budget_ms:
+            return candidate
+    return None
