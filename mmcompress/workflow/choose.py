@@ -16,8 +16,8 @@ from mmcompress.workflow.state import Run, budget
 
 AIM = 0.97
 """A structure is accepted when it measures at most this share of the target, before distillation."""
-ENOUGH = 0.92
-"""Below this share of the target more was cut than needed: the search goes on with the corrected prediction."""
+ENOUGH = 0.9
+"""Below this share of the target more was cut than needed: once, the search goes on with the corrected prediction."""
 ATTEMPTS = 4
 
 
@@ -192,7 +192,10 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
         attempts.append({"predicted_ms": chosen.latency_ms, "measured_ms": measured, "target_ms": target_ms})
         measured_trials.append((measured, chosen))
         run.say("fit", f"measured {measured:.2f} ms, target {target_ms:.2f} ms", None)
-        if ENOUGH <= measured / target_ms <= AIM + 0.015 or (top is None and attempt > 0):
+        met = measured <= target_ms * (AIM + 0.015)
+        if met and (measured >= ENOUGH * target_ms or attempt > 0):
+            break
+        if top is None and attempt > 0:  # nothing in the space is predicted to be fast enough
             break
         predict = replace(predict, correction=predict.correction * measured / chosen.latency_ms)
     if not measured_trials:
