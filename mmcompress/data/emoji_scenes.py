@@ -208,7 +208,7 @@ class EmojiScenes:
 
     def load(self, split: str, count: int | None = None, seed: int = 0) -> Pairs:
         """`count` pairs of a split (default: its size). Captions of `val` and the tests are all distinct."""
-        count = count or {"val": self.val, "train": 2048}.get(split, self.test)
+        count = count or {"val": self.val, "train": 2048, "test_style": min(self.test, 400)}.get(split, self.test)
         images, captions, seen = [], [], set()
         for scene in self.scenes(split, seed):
             if split != "train" and scene.caption in seen:

@@ -68,14 +68,14 @@ class Distill:
     steps: int = field(default=220, metadata=_within(0, 1_000_000))
     minutes: float = field(default=4.0, metadata=_within(0, 100_000))
     """A budget of wall time; the schedule ends with whichever comes first."""
-    batch: int = field(default=48, metadata=_within(2, 65_536))
-    rate: float = field(default=1e-3, metadata=_within(0, 1))
+    batch: int = field(default=24, metadata=_within(2, 65_536))
+    rate: float = field(default=7e-4, metadata=_within(0, 1))
     embedding: float = 1.0
     tokens: float = 1.0
     affinity: float = 1.0
     contrast: float = 0.2
     caption: float = 1.0
-    logits: float = 1.0
+    logits: float = 2.0
     pairs: int = 0
     """Distinct training pairs (0: fresh ones for every step, where the data has them)."""
 

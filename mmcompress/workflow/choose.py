@@ -14,8 +14,9 @@ from mmcompress.spec.schema import Spec, keys_of
 from mmcompress.workflow.dense import Profile
 from mmcompress.workflow.state import Run, budget
 
-AIM = 0.97
-"""A structure is accepted when it measures at most this share of the target, before distillation."""
+AIM = 0.98
+"""The share of the target that structures are searched for; what measures up to `SLACK` more is accepted."""
+SLACK = 0.01
 ENOUGH = 0.9
 """Below this share of the target more was cut than needed: once, the search goes on with the corrected prediction."""
 ATTEMPTS = 4
@@ -192,7 +193,7 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
         attempts.append({"predicted_ms": chosen.latency_ms, "measured_ms": measured, "target_ms": target_ms})
         measured_trials.append((measured, chosen))
         run.say("fit", f"measured {measured:.2f} ms, target {target_ms:.2f} ms", None)
-        met = measured <= target_ms * (AIM + 0.015)
+        met = measured <= target_ms * (AIM + SLACK)
         if met and (measured >= ENOUGH * target_ms or attempt > 0):
             break
         if top is None and attempt > 0:  # nothing in the space is predicted to be fast enough
@@ -200,7 +201,7 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
         predict = replace(predict, correction=predict.correction * measured / chosen.latency_ms)
     if not measured_trials:
         raise DataError("the search has no trial to choose from: every one failed (see study.journal)")
-    within = [m for m in measured_trials if m[0] <= target_ms * (AIM + 0.015)]
+    within = [m for m in measured_trials if m[0] <= target_ms * (AIM + SLACK)]
     measured, chosen = min(within, key=lambda m: m[1].loss) if within else min(measured_trials, key=lambda m: m[0])
     found = Fitted(chosen.candidate, chosen.latency_ms, measured, target_ms, asked, predict.correction, tuple(attempts))
     write(record, found)
