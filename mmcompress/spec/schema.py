@@ -75,7 +75,7 @@ class Distill:
     affinity: float = 1.0
     contrast: float = 0.2
     caption: float = 1.0
-    logits: float = 2.0
+    logits: float = 4.0
     pairs: int = 0
     """Distinct training pairs (0: fresh ones for every step, where the data has them)."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import dataclass, replace
 from typing import Any
@@ -177,6 +178,7 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
         shutil.rmtree(run.folder / "weights", ignore_errors=True)
     attempts: list[dict[str, float]] = []
     measured_trials: list[tuple[float, Trial]] = []
+    residuals: list[float] = []
     target_ms = budget(run.spec, dense.latency_ms.p50)
     relative = parse_target(run.spec.target)[0] == "speedup"
     for attempt in range(ATTEMPTS):
@@ -198,7 +200,9 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
             break
         if top is None and attempt > 0:  # nothing in the space is predicted to be fast enough
             break
-        predict = replace(predict, correction=predict.correction * measured / chosen.latency_ms)
+        residuals.append(predict.correction * measured / chosen.latency_ms)
+        # the mean over the attempts: one measurement on a busy machine must not swing the search
+        predict = replace(predict, correction=math.exp(sum(map(math.log, residuals)) / len(residuals)))
     if not measured_trials:
         raise DataError("the search has no trial to choose from: every one failed (see study.journal)")
     within = [m for m in measured_trials if m[0] <= target_ms * (AIM + SLACK)]
