@@ -86,7 +86,7 @@ class RayExecutor(Executor):
                 options |= {"num_cpus": workers, "include_dashboard": False, "address": "local"}
             try:
                 ray.init(**options)
-            except (ConnectionError, RuntimeError, ValueError) as e:
+            except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
                 raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {e}") from e
         self.context = ray.put(context)
         self.remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(call)

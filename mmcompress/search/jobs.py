@@ -30,13 +30,14 @@ def submit_run(
     on storage that the cluster sees.
     """
     try:
+        from ray.exceptions import RayError
         from ray.job_submission import JobStatus, JobSubmissionClient
     except ImportError as e:
         raise MissingPackage("ray[default]", "compress") from e
     try:
         client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError) as e:
-        raise ClusterError(f"no job server answers at {address}: {e}") from e
+    except (ConnectionError, RuntimeError, RayError) as e:
+        raise ClusterError(f"no job server answers at {address}: {str(e).splitlines()[0]}") from e
     target = Path(folder).resolve()
     if not Path(space).is_file():
         raise SpecError(f"{space}: no such search space")
