@@ -10,7 +10,7 @@ import pytest
 from mmcompress.measure import table
 from mmcompress.measure.blocks import KINDS, Cell, feed, stack
 from mmcompress.measure.counts import block_params, count
-from mmcompress.measure.latency import clock, end_to_end
+from mmcompress.measure.latency import clock, end_to_end, quiet
 from mmcompress.measure.machine import cpu, fingerprint, versions
 from mmcompress.runtime import load
 from mmcompress.runtime.sessions import session
@@ -96,3 +96,8 @@ def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
     nothing_cut = Candidate({n: {} for n in dense.blocks}, dict.fromkeys(dense.blocks, "fp32"))
     assert predict(nothing_cut) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
     assert read(Summary, run_folder / "summary.json").predicted_latency_ms_p50 > 0
+
+
+def test_quiet_ignores_what_only_adds_time():
+    calls = iter([0.02] * 6 + [0.002] * 100)
+    assert 2.0 <= quiet(lambda: time.sleep(next(calls)), 1, 5, 0.3) < 8

@@ -12,7 +12,7 @@ import torch
 
 from mmcompress.export.onnx import export_node
 from mmcompress.measure import table
-from mmcompress.measure.latency import clock
+from mmcompress.measure.latency import quiet
 from mmcompress.measure.machine import fingerprint
 from mmcompress.measure.predict import Affine, Placed, Predictor, needs, place
 from mmcompress.models.base import Model
@@ -41,7 +41,7 @@ def node_ms(model: Model, files: Mapping[str, Path], threads: int, decode_steps:
         run = session(files[name], threads)
         used = {i.name for i in run.get_inputs()}
         feed = {k: v.numpy() for k, v in zip(graphs[name].inputs, inputs, strict=True) if k in used}
-        total += calls * clock(partial(run.run, None, feed), 5, 100, 0.4).p50
+        total += calls * quiet(partial(run.run, None, feed), 5, 100, 0.4)
     return total
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.errors import DataError
-from mmcompress.measure.latency import clock
+from mmcompress.measure.latency import quiet
 from mmcompress.measure.machine import fingerprint
 from mmcompress.records import read, write
 
@@ -103,7 +103,7 @@ def measure(
                         run = session((Path(scratch) / "q.onnx").read_bytes(), threads)
                     else:
                         run = session(model.SerializeToString(), threads)
-                    times.append(clock(partial(run.run, None, inputs), 5, 60, 0.12).p50)
+                    times.append(quiet(partial(run.run, None, inputs), 5, 60, 0.12))
                 ms.append(max(times[1] - times[0], 1e-4) / COPIES)
             rows[(*key, precision)] = Row(*key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist()))
     return Table(device, threads, tuple(rows.values()))
