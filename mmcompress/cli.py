@@ -354,12 +354,13 @@ def list_(what: str | None) -> None:
 def submit(spec: str, address: str, folder: str, resume: bool, space: str | None, **options: Any) -> None:
     """Run the same command as a job on a Ray cluster; follows its log until it ends."""
     from mmcompress.search.jobs import submit_run
-    from mmcompress.spec.loader import load
+    from mmcompress.spec.loader import document, load
     from mmcompress.workflow import default_space
 
     changes = overrides(**options) | {"search.ray_address": "auto"}
     echo = lambda text: click.echo(text, nl=False)
-    code = submit_run(load(spec, changes), address, folder, space or default_space(), resume, echo)
+    load(spec, changes)
+    code = submit_run(document(spec, changes), address, folder, space or default_space(), resume, echo)
     if code:
         sys.exit(code)
 

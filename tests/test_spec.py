@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmcompress.errors import SpecError
-from mmcompress.spec.loader import given, load, load_space, parse_target
+from mmcompress.spec.loader import document, given, load, load_space, parse_target
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -159,3 +159,15 @@ def test_odd_yaml(tmp_path, text, message):
     (tmp_path / "s.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match="can't be read"):
         load(tmp_path / "s.yaml")
+
+
+def test_a_document_travels_without_closing_what_was_open(tiny, tmp_path):
+    import yaml
+
+    (tmp_path / "sent.yaml").write_text(
+        yaml.safe_dump(document(tiny / "spec.yaml", {"seed": 3, "search.ray_address": "auto"}))
+    )
+    sent = load(tmp_path / "sent.yaml")
+    assert sent.seed == 3 and sent.nodes["vision"].source == str(tiny / "clip")
+    space = load_space(ROOT / "search_spaces/joint.yaml", sent, given(tmp_path / "sent.yaml"))
+    assert space == load_space(ROOT / "search_spaces/joint.yaml", load(tiny / "spec.yaml"))

@@ -11,22 +11,21 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from mmcompress.errors import ClusterError, MissingPackage, SpecError
-from mmcompress.records import plain
-from mmcompress.spec.schema import Spec
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def submit_run(
-    spec: Spec, address: str, folder: str, space: str | Path, resume: bool, echo: Callable[[str], None]
+    spec: dict[str, Any], address: str, folder: str, space: str | Path, resume: bool, echo: Callable[[str], None]
 ) -> int:
     """Submit, follow the log, and return the exit code of the run. Raises `ClusterError` when the server is away.
 
-    The spec (overrides applied, local names made absolute) and the search space are uploaded; the run folder is a path
+    The spec (`spec.loader.document`) and the search space are uploaded; the run folder is a path
     on storage that the cluster sees.
     """
     try:
@@ -42,7 +41,7 @@ def submit_run(
     if not Path(space).is_file():
         raise SpecError(f"{space}: no such search space")
     with tempfile.TemporaryDirectory() as work:
-        (Path(work) / "spec.yaml").write_text(yaml.safe_dump(plain(spec), sort_keys=False))
+        (Path(work) / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
         command = ["run", "spec.yaml", "--out", str(target)]
         shutil.copy(space, Path(work) / "space.yaml")
         command += ["--space", "space.yaml", *(["--resume"] if resume else [])]

@@ -123,6 +123,13 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
     return spec
 
 
+def document(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A spec's own text as plain data, overrides applied and local names absolute; what it leaves open stays open."""
+    source = Source(path, overrides)
+    _resolve(source, Path(path).resolve().parent)
+    return dict(source.data)
+
+
 def _resolve(source: Source, folder: Path) -> None:
     """Make local file names absolute, so that the spec means the same on every worker."""
     data = source.data if isinstance(source.data, dict) else {}
