@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,7 +37,7 @@ class Shape:
     """Calls per request: 1, or the steps of a decode loop."""
 
 
-class Model(nn.Module):
+class Model(nn.Module, ABC):
     """Interface of one node's model. Inputs and outputs of `forward` depend on the kind:
 
     - image_encoder: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w]
@@ -52,17 +53,17 @@ class Model(nn.Module):
     dims: dict[str, int]
     """`embedding`, `tokens`, `context`: widths that must agree across an edge."""
 
+    @abstractmethod
     def graphs(self) -> dict[str, Graph]:
         """The ONNX graphs of this node, traced at batch 2."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
         """The shape every block runs at in deployment, given the decode steps of a request and its beams."""
-        raise NotImplementedError
 
+    @abstractmethod
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         """Inputs of each graph as in deployment (one image, all beams, mid-sentence) and calls per request."""
-        raise NotImplementedError
 
     def linear(self, path: str) -> nn.Linear:
         module = self.get_submodule(path)
