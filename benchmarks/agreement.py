@@ -40,7 +40,7 @@ def torch_captions(pipeline: TorchPipeline, models: dict, batch) -> list[str]:
             num_beams=g["beams"],
             num_return_sequences=g["beams"],
             max_length=g["max_tokens"],
-            early_stopping=True,
+            early_stopping=g["early_stopping"],
             do_sample=False,
             use_cache=False,
             return_dict_in_generate=True,

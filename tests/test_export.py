@@ -41,12 +41,13 @@ def test_every_proof_holds_and_generation_is_the_librarys(spec, models, pipeline
 
 
 @pytest.mark.parametrize("beams", [1, 3, 5])
+@pytest.mark.parametrize("early_stopping", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_beam_search_is_that_of_transformers(models, batch, tmp_path, beams, seed):
+def test_beam_search_is_that_of_transformers(models, batch, tmp_path, beams, early_stopping, seed):
     from mmcompress.export.onnx import export_node
 
     model = models["captioner"]
-    model.generation |= {"beams": beams}
+    model.generation |= {"beams": beams, "early_stopping": early_stopping}
     g = torch.Generator().manual_seed(seed)
     model.lm.model.decoder.embed_tokens.weight.data += 0.3 * torch.randn(
         model.lm.model.decoder.embed_tokens.weight.shape, generator=g

@@ -224,3 +224,25 @@ def test_drop_removes_the_least_damaging_blocks(models):
     scores = {b.name: torch.rand(b.units) for b in m.blocks}
     kept = allocate_node(m.blocks, NodePrune(drop=2), {}, 2.0, ALLOCATION.get("knapsack"), c, scores)
     assert [k for k, v in kept.items() if v == 0] == [b.name for b in m.blocks[:2]]
+
+
+def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, batch):
+    from mmcompress.prune.trial import Known, _load, evaluate, pack
+    from mmcompress.records import Candidate, plain
+
+    scores = {n: {b.name: torch.rand(b.units) for b in m.blocks} for n, m in models.items()}
+    context = pack(spec, scores, measure_grams(pipeline, models, batch), batch, "trial test", 1)
+    full = {n: {b.name: b.units for b in m.blocks} for n, m in models.items()}
+    halved = lambda n: {**full, n: {b.name: int(after(b, steps(b) // 2)) for b in models[n].blocks}}
+    fp32 = dict.fromkeys(models, "fp32")
+    trials = [Candidate(full, fp32), *(Candidate(halved(n), fp32) for n in models)]
+    trials += [Candidate(full, {**fp32, "vision": "int8"})]
+    said = [evaluate(context, plain(c)) for c in trials]
+    for c, first in zip(trials, said, strict=True):
+        _load(context).known = Known()
+        again = evaluate(context, plain(c))
+        assert (again["loss"], again["quality"]) == (first["loss"], first["quality"])
+    assert len({s["loss"] for s in said}) == len(said)
+    small = Known(limit=1)
+    small.put("a", {"x": torch.zeros(8)})
+    assert small.get("a") is None and small.size == 0

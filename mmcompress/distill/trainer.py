@@ -46,7 +46,7 @@ def distill_(
         return []
     torch.manual_seed(seed)
     groups = parameters(student)
-    optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98), fused=True)
     flat = [p for g in groups for p in g["params"]]
     for m in student.values():
         m.train()

@@ -127,7 +127,7 @@ def generation(node: str, model: Model, files: dict[str, Path], folder: Path, co
             num_beams=g.beams,
             num_return_sequences=g.beams,
             max_length=g.max_tokens,
-            early_stopping=True,
+            early_stopping=g.early_stopping,
             do_sample=False,
             length_penalty=1.0,
             use_cache=False,

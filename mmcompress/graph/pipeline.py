@@ -94,17 +94,20 @@ class TorchPipeline:
             elif kind == "text_encoder":
                 out[node] = {"embedding": models[node](x)}
             else:
-                source = self.spec.nodes[node].inputs["context"].split(".")[0]
+                (source,) = self.reads(node)
                 out[node] = {"logits": models[node](x[:, :-1], out[source]["tokens"])}
         return out
+
+    def reads(self, node: str) -> tuple[str, ...]:
+        """The models whose outputs `forward` gives to `node`. A text tower reads the reference text here, not what
+        was generated."""
+        return (self.spec.nodes[node].inputs["context"].split(".")[0],) if self.kinds[node] == "text_decoder" else ()
 
     def downstream(self, node: str) -> set[str]:
         """`node` and every model that reads from it."""
         found = {node}
         for n in self.order:
-            if {r.split(".")[0] for r in self.spec.nodes[n].inputs.values()} & found:
-                if self.kinds[n] == "text_encoder":
-                    continue  # in training it reads the reference text, not what was generated
+            if found & set(self.reads(n)):
                 found.add(n)
         return found
 
@@ -142,7 +145,11 @@ class TorchPipeline:
     @torch.inference_mode()
     def evaluate(self, models: Models, batch: Batch, known: Outputs | None = None) -> tuple[float, dict[str, float]]:
         """(loss, quality) over a whole batch, run in pieces, scored together."""
-        out = self.run(models, batch, known)
+        return self.judge(self.run(models, batch, known), batch)
+
+    @torch.inference_mode()
+    def judge(self, out: Outputs, batch: Batch) -> tuple[float, dict[str, float]]:
+        """(loss, quality) of given outputs."""
         return float(sum(self.losses(out, batch).values())), self.quality(out, batch)
 
     @torch.inference_mode()

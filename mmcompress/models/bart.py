@@ -81,6 +81,7 @@ class TextDecoder(Model):
             "beams": candidates,
             "max_tokens": max_tokens,
             "prompt": [],
+            "early_stopping": False,
         }
 
     @property

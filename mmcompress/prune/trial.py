@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import importlib
 import time
+from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 
-from mmcompress.graph.pipeline import Batch, TorchPipeline
+from mmcompress.graph.pipeline import Batch, Outputs, TorchPipeline
 from mmcompress.models.base import Model
 from mmcompress.models.sources import load_models
 from mmcompress.prune.allocation import choose_units
@@ -34,6 +35,34 @@ class _Loaded:
     scores: dict[str, dict[str, torch.Tensor]]
     grams: dict[str, Grams]
     batch: Batch
+    known: Known = field(default_factory=lambda: Known())
+
+
+@dataclass
+class Known:
+    """Outputs of node variants seen before, the oldest forgotten first: most trials change one or two nodes."""
+
+    limit: int = 1 << 28
+    """Bytes kept."""
+    entries: OrderedDict[Any, dict[str, torch.Tensor]] = field(default_factory=OrderedDict)
+    size: int = 0
+
+    def get(self, key: Any) -> dict[str, torch.Tensor] | None:
+        if key in self.entries:
+            self.entries.move_to_end(key)
+        return self.entries.get(key)
+
+    def put(self, key: Any, outputs: dict[str, torch.Tensor]) -> None:
+        if key in self.entries:
+            return
+        self.entries[key] = outputs
+        self.size += _bytes(outputs)
+        while self.size > self.limit:
+            self.size -= _bytes(self.entries.popitem(last=False)[1])
+
+
+def _bytes(outputs: dict[str, torch.Tensor]) -> int:
+    return sum(x.numel() * x.element_size() for x in outputs.values())
 
 
 _cache: dict[str, _Loaded] = {}
@@ -99,14 +128,28 @@ def evaluate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
     start = time.perf_counter()
     torch.set_num_threads(context["threads"])
     loaded = _load(context)
-    c, prune = build(Candidate, candidate), loaded.spec.prune
-    models = {
-        n: prune_node(m, c.kept[n], loaded.scores[n], loaded.grams[n] if prune.refit else None, prune.ridge)
-        for n, m in loaded.models.items()
-    }
-    with ExitStack() as stack:
-        for n, m in models.items():
-            if c.precision[n] == "int8":
-                stack.enter_context(simulated(m))
-        loss, quality = loaded.pipeline.evaluate(models, loaded.batch)
+    c, p = build(Candidate, candidate), loaded.pipeline
+    keys: dict[str, Any] = {}
+    for n in p.order:
+        keys[n] = (n, tuple(sorted(c.kept[n].items())), c.precision[n], *(keys[source] for source in p.reads(n)))
+    found = {n: loaded.known.get(k) for n, k in keys.items()}
+    known: Outputs = {n: o for n, o in found.items() if o is not None}
+    outputs = _run(loaded, c, known)
+    for n, o in outputs.items():
+        loaded.known.put(keys[n], o)
+    loss, quality = p.judge(outputs, loaded.batch)
     return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}
+
+
+def _run(loaded: _Loaded, c: Candidate, known: Outputs) -> Outputs:
+    """Outputs of every node on the choosing pairs; only nodes not in `known` are pruned, refitted and run."""
+    prune, models = loaded.spec.prune, {}
+    with ExitStack() as stack:
+        for n, m in loaded.models.items():
+            if n in known:
+                continue
+            grams = loaded.grams[n] if prune.refit else None
+            models[n] = prune_node(m, c.kept[n], loaded.scores[n], grams, prune.ridge)
+            if c.precision[n] == "int8":
+                stack.enter_context(simulated(models[n]))
+        return loaded.pipeline.run(models, loaded.batch, known)

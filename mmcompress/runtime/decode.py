@@ -1,4 +1,4 @@
-"""Beam search with a KV cache, step for step that of transformers' `generate(early_stopping=True)`."""
+"""Beam search with a KV cache, step for step that of transformers' `generate`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,12 @@ Step = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.n
 
 @dataclass(frozen=True)
 class Generation:
-    """How to generate: special ids, beams (all of them are returned), the longest sequence in tokens, prompt."""
+    """How to generate: special ids, beams (all of them are returned), the longest sequence in tokens, prompt.
+
+    `early_stopping`: end with the first `beams` finished sequences; otherwise (transformers' default) only when no
+    running one can still beat the worst of them. The first saves steps, but where an end token is the only other
+    choice, ends that nobody believes in fill the list before the right sequence is complete.
+    """
 
     bos: int
     eos: int
@@ -21,6 +26,7 @@ class Generation:
     beams: int
     max_tokens: int
     prompt: tuple[int, ...] = ()
+    early_stopping: bool = False
 
 
 def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple[float, list[int]]]:
@@ -30,30 +36,35 @@ def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple
     """
     start = list(g.prompt or (g.bos,))
     running = [start] * g.beams
-    scores = np.full(g.beams, -1e9, np.float32)
-    scores[0] = 0
+    scores = [0.0] + [-1e9] * (g.beams - 1)
+    unmoved = list(range(g.beams))
     finished: list[tuple[float, list[int]]] = []
     feed, position = np.array([start] * g.beams, np.int64), 0
     while True:
         scored, past = step(feed, position, past)
         position += feed.shape[1]
-        flat = (scored + scores[:, None]).ravel()
+        flat = (scored + np.array(scores, np.float32)[:, None]).ravel()
+        vocabulary = scored.shape[1]
         keep = min(2 * g.beams, flat.size)
         top = flat.argpartition(-keep)[-keep:]
-        top = top[flat[top].argsort()[::-1]]
-        beam, token = np.divmod(top, scored.shape[1])
+        # a handful of numbers from here on: plain Python is quicker than arrays
+        ranked = sorted(zip(flat[top].tolist(), top.tolist(), strict=True), key=lambda r: -r[0])
+        options = [(score, *divmod(index, vocabulary)) for score, index in ranked]
         last = position + 1 >= g.max_tokens
-        ends = (token == g.eos) | last
         length = position + 1 - len(start)
-        for rank in np.flatnonzero(ends[: g.beams]):
-            finished.append((float(flat[top[rank]]) / length, [*running[beam[rank]], int(token[rank])]))
+        for score, beam, token in options[: g.beams]:
+            if last or token == g.eos:
+                finished.append((score / length, [*running[beam], token]))
         finished = sorted(finished, key=lambda f: -f[0])[: g.beams]
-        if len(finished) == g.beams or last:
+        if last:
             break
-        alive = np.flatnonzero(~ends)[: g.beams]
-        running = [[*running[beam[i]], int(token[i])] for i in alive]
-        scores = flat[top[alive]]
-        if not np.array_equal(beam[alive], np.arange(g.beams)):
-            past = [p[beam[alive]] for p in past]
-        feed = token[alive][:, None].astype(np.int64)
+        alive = [o for o in options if o[2] != g.eos][: g.beams]
+        if len(finished) == g.beams and (g.early_stopping or alive[0][0] / length <= finished[-1][0]):
+            break
+        scores = [score for score, _, _ in alive]
+        beams = [beam for _, beam, _ in alive]
+        running = [[*running[beam], token] for _, beam, token in alive]
+        if beams != unmoved:
+            past = [p[beams] for p in past]
+        feed = np.array([[token] for _, _, token in alive], np.int64)
     return finished
