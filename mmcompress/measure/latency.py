@@ -45,6 +45,8 @@ class EndToEnd:
     model_share: float
     calls: dict[str, float]
     """Session calls per request by `node/graph`: 1, or the mean number of decode steps."""
+    samples: tuple[float, ...] = ()
+    """Milliseconds of every request, in the order they were sent."""
 
 
 def end_to_end(
@@ -75,6 +77,7 @@ def end_to_end(
             {k: summarize(v) for k, v in nodes[n].items()},
             float(np.median(inside[n])),
             {k: (c - before[n][k]) / rounds for k, c in _calls(pipelines[n]).items()},
+            tuple(total[n]),
         )
         for n in names
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import statistics
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -189,9 +190,9 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
             break
         with run.timed("fit"):
             run.say("fit", f"measuring the best structure (predicted {chosen.latency_ms:.2f} ms)", None)
-            measured, now = _measure_structure(run, ev, chosen.candidate)
+            measured, share = _measure_structure(run, ev, chosen.candidate)
         if relative:  # a machine that is slower now is slower for both
-            measured *= dense.latency_ms.p50 / now
+            measured = share * dense.latency_ms.p50
         attempts.append({"predicted_ms": chosen.latency_ms, "measured_ms": measured, "target_ms": target_ms})
         measured_trials.append((measured, chosen))
         run.say("fit", f"measured {measured:.2f} ms, target {target_ms:.2f} ms", None)
@@ -213,7 +214,7 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
 
 
 def _measure_structure(run: Run, ev: Any, candidate: Candidate) -> tuple[float, float]:
-    """(candidate, dense) p50 in ms of whole exports, interleaved, at the caption lengths of the dense pipeline.
+    """(p50 in ms of a whole export, median share of the dense request sent beside it) at the dense caption lengths.
 
     Before distillation a generator may ramble; longer captions are not a slower structure (nor shorter ones a faster).
     """
@@ -234,4 +235,5 @@ def _measure_structure(run: Run, ev: Any, candidate: Candidate) -> tuple[float, 
         node, _, name = graph.partition("/")
         if name == "step":
             extra += (steps - dense.calls[graph]) * new.nodes[node].p50 / max(steps, 1.0)
-    return new.latency.p50 - extra, dense.latency.p50
+    shares = [(a - extra) / b for a, b in zip(new.samples, dense.samples, strict=True)]
+    return new.latency.p50 - extra, statistics.median(shares)
