@@ -125,18 +125,28 @@ def read(cls: type[T], path: Path) -> T:
 
 
 @dataclass(frozen=True)
+class Writer:
+    """A linear layer that writes `width` rows for each unit of a block, `parts` times over (a fused q, k, v: 3)."""
+
+    path: str
+    parts: int
+    width: int
+
+
+@dataclass(frozen=True)
 class Block:
     """A prunable sub-layer: `units` units of `width` features each, read by the linear layer `out`.
 
-    Every unit kind fits this form: a unit's features are rows of the `writers` (each holding them `parts` times
-    over, as a fused q, k, v does) and columns of `out`. `step` is the granularity of a cut, `reads` the streams whose
-    values meet in the block, `drop` the modules replaced by a constant when no unit is left: (path, mode).
+    Every unit kind fits this form: a unit's features are columns of `out`, and rows of the `writers` bring them about
+    (a group of query heads has more of them than the key head it shares). `step` is the granularity of a cut, `reads`
+    the streams whose values meet in the block, `drop` the modules replaced by a constant when no unit is left: (path,
+    mode); where it is empty, the block can't be removed whole.
     """
 
     name: str
     kind: str
     out: str
-    writers: tuple[tuple[str, int], ...]
+    writers: tuple[Writer, ...]
     units: int
     width: int
     step: int
@@ -145,9 +155,14 @@ class Block:
     drop: tuple[tuple[str, str], ...]
 
     @property
+    def least(self) -> int:
+        """The fewest units that may be left."""
+        return 0 if self.drop else min(self.step, self.units)
+
+    @property
     def group(self) -> str:
         """`heads` or `ffn`: what a pruning ratio in the spec speaks of."""
-        return "ffn" if self.kind == "ffn" else "heads"
+        return "ffn" if self.kind.endswith("ffn") else "heads"
 
 
 @dataclass(frozen=True)

@@ -88,9 +88,18 @@ FAMILIES = Registry(
     {
         "open_clip/image_encoder": ("mmcompress.models.open_clip:load_image_encoder", "open_clip ViT image tower"),
         "open_clip/text_encoder": ("mmcompress.models.open_clip:load_text_encoder", "open_clip text tower"),
+        "transformers/image_encoder": (
+            "mmcompress.models.encoders:load_image_encoder",
+            "CLIP, SigLIP, ViT, DINOv2, BLIP, GIT, LLaVA image towers",
+        ),
+        "transformers/text_encoder": (
+            "mmcompress.models.encoders:load_text_encoder",
+            "CLIP and SigLIP text towers; BERT, RoBERTa, MiniLM sentence encoders",
+        ),
+        "transformers/audio_encoder": ("mmcompress.models.encoders:load_audio_encoder", "Whisper's encoder"),
         "transformers/text_decoder": (
-            "mmcompress.models.bart:load_text_decoder",
-            "BART-style decoder (mBART, Donut's)",
+            "mmcompress.models.generators:load_text_decoder",
+            "cross-attending (mBART, GPT-2, BERT, BLIP, Whisper, T5) or reading a prefix (GIT, LLaVA)",
         ),
     },
 )

@@ -28,9 +28,15 @@ def cut(model, first_too):
     return sliced(model, units)
 
 
-@pytest.mark.parametrize("structure", ["dense", "pruned", "first attention dropped"])
+STRUCTURES = ["dense", "pruned", "first attention dropped", "no self-attention left"]
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
 def test_every_proof_holds_and_generation_is_the_librarys(spec, models, pipeline, batch, tmp_path, structure):
-    if structure != "dense":
+    if structure.startswith("no"):
+        gone = {b.name: torch.arange(0) for b in models["captioner"].blocks if b.kind == "attention"}
+        models = {**models, "captioner": sliced(models["captioner"], gone)}
+    elif structure != "dense":
         models = {n: cut(m, structure.startswith("first")) for n, m in models.items()}
     proofs = write_bundle(spec, models, {}, {}, tmp_path / "b")
     tokens = pipeline.run(models, batch)["vision"]["tokens"]

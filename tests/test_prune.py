@@ -63,10 +63,10 @@ def test_parameters_fall_as_computed(models):
         expected = 0
         for b in model.blocks:
             if b.name in units:
-                gone = (b.units - len(units[b.name])) * b.width
-                for path, parts in b.writers:
-                    expected += gone * parts * (model.linear(path).in_features + 1)
-                expected += gone * model.linear(b.out).out_features
+                gone = b.units - len(units[b.name])
+                for w in b.writers:
+                    expected += gone * w.width * w.parts * (model.linear(w.path).in_features + 1)
+                expected += gone * b.width * model.linear(b.out).out_features
         count = lambda m: sum(p.numel() for p in m.parameters())
         assert count(model) - count(small) == expected > 0
 
@@ -151,7 +151,7 @@ def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, model
 def test_magnitude_is_the_norm_of_the_units_weights(material, models):
     scores = IMPORTANCE.get("magnitude")(material)
     m, b = models["text"], models["text"].blocks[1]
-    fc, proj = m.linear(b.writers[0][0]).weight, m.linear(b.out).weight
+    fc, proj = m.linear(b.writers[0].path).weight, m.linear(b.out).weight
     assert torch.allclose(scores["text"][b.name], (fc.square().sum(1) + proj.square().sum(0)).sqrt(), rtol=1e-4)
 
 
@@ -213,7 +213,7 @@ def test_protection_cuts_cross_modal_units_less(models, spec):
 def test_the_most_important_units_stay():
     from mmcompress.records import Block
 
-    b = Block("x", "ffn", "o", (("w", 1),), 6, 1, 1, "m", ("stream",), ())
+    b = Block("x", "ffn", "o", (), 6, 1, 1, "m", ("stream",), (("m", "plain"),))
     units = choose_units({"x": 3}, [b], {"x": torch.tensor([5.0, 1, 9, 2, 7, 0])})
     assert units["x"].tolist() == [0, 2, 4]
 

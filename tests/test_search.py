@@ -22,7 +22,7 @@ from mmcompress.spec.schema import Dimension, Space
 
 
 def block(name, units=64, step=16):
-    return Block(name, "ffn", name, ((name, 1),), units, 1, step, name, ("stream",), ())
+    return Block(name, "ffn", name, (), units, 1, step, name, ("stream",), ((name, "plain"),))
 
 
 BLOCKS = {"a": (block("0"), block("1")), "b": (block("0"), block("1"))}

@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("pipelines/*.yaml")), ids=lambda p: p.name)
-def test_every_pipeline_loads(path):
+def test_every_pipeline_loads(path, monkeypatch, tmp_path):
+    monkeypatch.setenv("CAPTIONS_DIR", str(tmp_path))
     assert load(path).models()
 
 
@@ -171,3 +172,9 @@ def test_a_document_travels_without_closing_what_was_open(tiny, tmp_path):
     assert sent.seed == 3 and sent.nodes["vision"].source == str(tiny / "clip")
     space = load_space(ROOT / "search_spaces/joint.yaml", sent, given(tmp_path / "sent.yaml"))
     assert space == load_space(ROOT / "search_spaces/joint.yaml", load(tiny / "spec.yaml"))
+
+
+def test_a_number_without_a_point_is_a_number(tmp_path):
+    text = (ROOT / "pipelines/clip_captioner.yaml").read_text()
+    (tmp_path / "a.yaml").write_text(text.replace("minutes: 3.8", "rate: 1e-4, minutes: 3.8"))
+    assert load(tmp_path / "a.yaml").distill.rate == 1e-4

@@ -49,7 +49,7 @@ def distill_(
     optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98), fused=True)
     flat = [p for g in groups for p in g["params"]]
     for m in student.values():
-        m.train()
+        m.eval()  # what is trained is what is deployed: no dropout, statistics of batch norms as they are
     weights, curve = asdict(options), []
     began, step, share = time.monotonic(), 0, 0.0
     while share < 1:
@@ -71,8 +71,6 @@ def distill_(
         if step % 5 == 1:
             curve.append({"step": step, "loss": float(loss), **{k: float(v) for k, v in parts.items()}})  # type: ignore[arg-type]
             progress(f"step {step}, loss {float(loss):.3f}", min(share, 1.0))  # type: ignore[arg-type]
-    for m in student.values():
-        m.eval()
     if history:
         write(history, plain(curve))
     return curve

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import numpy as np
@@ -67,20 +66,13 @@ def _feeds(model: Model, name: str, inputs: tuple[Tensor, ...], batch: int, seed
         if x.is_floating_point():
             out.append(torch.randn(shape, generator=g))
         elif x.ndim > 1:
-            ids = torch.randint(3, _vocabulary(model), shape, generator=g)
+            ids = torch.randint(3, max(model.vocabulary, 4), shape, generator=g)
             if "eos" in model.config:
                 ids[:, -1] = model.config["eos"]
             out.append(ids)
         else:
             out.append(x)
     return tuple(out)
-
-
-def _vocabulary(model: Model) -> int:
-    return min(
-        (m.num_embeddings for n, m in model.named_modules() if n.endswith(("token_embedding", "embed_tokens"))),
-        default=4,
-    )
 
 
 @torch.inference_mode()
@@ -121,20 +113,15 @@ def generation(node: str, model: Model, files: dict[str, Path], folder: Path, co
     wrong = 0
     for context in contexts:
         mine = [ids for _, ids in deployed.generate(context[None].numpy())]
-        theirs = model.lm.generate(
-            input_ids=torch.full((1, 1), g.bos),
-            encoder_hidden_states=context[None],
-            num_beams=g.beams,
-            num_return_sequences=g.beams,
-            max_length=g.max_tokens,
-            early_stopping=g.early_stopping,
-            do_sample=False,
-            length_penalty=1.0,
-            use_cache=False,
-        )
-        rows = [list(itertools.takewhile(lambda t: t != g.pad, r)) for r in theirs.tolist()]
+        theirs = model.library_generate(context[None])  # type: ignore[operator]
+        rows = [_trimmed(r, g.eos) for r in theirs]
         wrong += mine != rows
     return [_proof("cached generation == library", node, wrong / len(contexts), 0.01, f"({len(contexts)} inputs)")]
+
+
+def _trimmed(ids: list[int], eos: int) -> list[int]:
+    """A row up to its end token; without one it was cut off at the longest length."""
+    return ids[: ids.index(eos, 1) + 1] if eos in ids[1:] else ids
 
 
 def int8_drift(node: str, files: dict[str, Path], quantized: dict[str, Path], model: Model) -> list[Proof]:

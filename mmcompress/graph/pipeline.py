@@ -49,7 +49,7 @@ class TorchPipeline:
     def __init__(self, spec: Spec, models: Models):
         from tokenizers import Tokenizer
 
-        self.spec = spec
+        self.spec, self.size = spec, spec.data.batch
         self.order = [n for n in order(spec) if KINDS[spec.nodes[n].kind].model]
         self.kinds = {n: spec.nodes[n].kind for n in self.order}
         self.config = {n: m.config for n, m in models.items()}
@@ -153,9 +153,9 @@ class TorchPipeline:
         return float(sum(self.losses(out, batch).values())), self.quality(out, batch)
 
     @torch.inference_mode()
-    def run(self, models: Models, batch: Batch, known: Outputs | None = None, size: int = 64) -> Outputs:
-        """`forward` in pieces of `size`."""
-        pieces = []
+    def run(self, models: Models, batch: Batch, known: Outputs | None = None) -> Outputs:
+        """`forward` in pieces of the spec's `data.batch`."""
+        pieces, size = [], self.size
         for i in range(0, len(batch), size):
             part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in (known or {}).items()}
             pieces.append(self.forward(models, batch[slice(i, i + size)], part))

@@ -69,7 +69,9 @@ def check(spec: Spec, error: MakeError) -> None:
         kind, at = KINDS[node.kind], ("nodes", name)
         if kind.model and not node.source:
             raise error(
-                at, "'source' is missing: a model needs weights (embedded:, open_clip:, transformers: or a folder)"
+                at,
+                "'source' is missing: a model needs weights "
+                "(embedded:, open_clip:, transformers:, python: or a folder)",
             )
         for port in kind.inputs:
             if port not in node.inputs:

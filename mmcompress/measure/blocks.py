@@ -116,6 +116,13 @@ def _ffn(b: _Builder, x: str, cell: Cell, i: int) -> str:
     return b.linear(g, cell.units, cell.width)
 
 
+def _gated_ffn(b: _Builder, x: str, cell: Cell, i: int) -> str:
+    h = b.norm(x, cell.width)
+    gate, up = b.linear(h, cell.width, cell.units), b.linear(h, cell.width, cell.units)
+    [g] = b.op("Mul", gate, b.op("Sigmoid", gate)[0])
+    return b.linear(b.op("Mul", g, up)[0], cell.units, cell.width)
+
+
 def _context(b: _Builder, x: str, cell: Cell, i: int) -> str:
     """K and V of one cross-attention, computed once a request; the residual stream passes unchanged."""
     for _ in "kv":
@@ -124,7 +131,13 @@ def _context(b: _Builder, x: str, cell: Cell, i: int) -> str:
     return ""
 
 
-KINDS = {"attention": _attention, "cross_attention": _cross_attention, "ffn": _ffn, "context": _context}
+KINDS = {
+    "attention": _attention,
+    "cross_attention": _cross_attention,
+    "ffn": _ffn,
+    "gated_ffn": _gated_ffn,
+    "context": _context,
+}
 
 
 def stack(cell: Cell, copies: int) -> onnx.ModelProto:

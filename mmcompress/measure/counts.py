@@ -17,7 +17,7 @@ def block_params(model: Model) -> dict[str, int]:
     """Parameters of the linear layers of every block."""
     found = {}
     for b in model.blocks:
-        linears = [model.linear(p) for p in (b.out, *(w for w, _ in b.writers))]
+        linears = [model.linear(p) for p in (b.out, *(w.path for w in b.writers))]
         found[b.name] = sum(p.numel() for m in linears for p in m.parameters())
     return found
 

@@ -19,12 +19,15 @@ def summarize(ms: Sequence[float]) -> Latency:
 
 
 def clock(call: Callable[[], Any], warmup: int, rounds: int, limit: float = 1e9) -> Latency:
-    """Time one call in milliseconds; stops after `limit` seconds with what it has (at least five samples)."""
+    """Time one call in milliseconds; stops after `limit` seconds with what it has (at least three samples)."""
+    began = time.perf_counter()
     for _ in range(warmup):
         call()
+        if time.perf_counter() - began > limit:
+            break
     times: list[float] = []
     began = time.perf_counter()
-    while len(times) < rounds and (len(times) < 5 or time.perf_counter() - began < limit):
+    while len(times) < rounds and (len(times) < 3 or time.perf_counter() - began < limit):
         start = time.perf_counter()
         call()
         times.append((time.perf_counter() - start) * 1e3)

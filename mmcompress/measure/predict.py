@@ -21,7 +21,7 @@ class Placed:
     key: Key
     calls: float
     context: Key | None = None
-    """For a cross-attention: the key of its K and V, computed once a request."""
+    """What runs once a request beside the loop: K and V of a cross-attention, or the block over a prefix."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,11 @@ def place(blocks: Sequence[Block], shapes: Mapping[str, object]) -> tuple[Placed
     for b in blocks:
         s = shapes[b.name]
         key = (b.kind, s.width, b.width, s.positions, s.keys, s.batch)  # type: ignore[attr-defined]
-        context = ("context", s.width, b.width, s.keys, s.keys, 1) if b.kind == "cross_attention" else None  # type: ignore[attr-defined]
+        context: Key | None = None
+        if s.prefill:  # type: ignore[attr-defined]
+            context = (b.kind, s.width, b.width, s.prefill, s.prefill, 1)  # type: ignore[attr-defined]
+        elif b.kind == "cross_attention":
+            context = ("context", s.width, b.width, s.keys, s.keys, 1)  # type: ignore[attr-defined]
         found.append(Placed(b.name, b.units, b.step, key, s.calls, context))  # type: ignore[attr-defined]
     return tuple(found)
 

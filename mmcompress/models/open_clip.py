@@ -2,130 +2,50 @@
 
 from __future__ import annotations
 
-import json
 from functools import lru_cache
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcompress.errors import MissingPackage, ModelError
-from mmcompress.models.base import Graph, LoadContext, Model, SelfAttention, Shape
-from mmcompress.records import Block
+from mmcompress.models.adapters import find, normalize_
+from mmcompress.models.base import ImageModel, LoadContext, Model, TextModel
+from mmcompress.models.hub import tokenizer_of
 
 
-def transformer_blocks(prefix: str, transformer: nn.Module) -> tuple[Block, ...]:
-    """The blocks of an open_clip `Transformer`, its packed attention replaced on the way."""
-    found = []
-    for i, layer in enumerate(transformer.resblocks):
-        if not isinstance(layer.attn, SelfAttention):
-            if not isinstance(layer.attn, nn.MultiheadAttention):
-                raise ModelError(f"{prefix}.{i}: attention of type {type(layer.attn).__name__} is not supported")
-            layer.attn = SelfAttention.of(layer.attn)
-        at, attention = f"{prefix}.{i}", layer.attn
-        width = attention.out_proj.in_features // attention.num_heads
-        found.append(
-            Block(
-                f"{i}.attention",
-                "attention",
-                f"{at}.attn.out_proj",
-                ((f"{at}.attn.qkv", 3),),
-                attention.num_heads,
-                width,
-                1,
-                f"{at}.attn",
-                ("stream",),
-                ((f"{at}.attn", "pair"),),
-            )
-        )
-        found.append(
-            Block(
-                f"{i}.ffn",
-                "ffn",
-                f"{at}.mlp.c_proj",
-                ((f"{at}.mlp.c_fc", 1),),
-                layer.mlp.c_fc.out_features,
-                1,
-                16,
-                f"{at}.mlp",
-                ("stream",),
-                ((f"{at}.mlp.c_fc", "skip"), (f"{at}.mlp.c_proj", "plain")),
-            )
-        )
-    return tuple(found)
-
-
-class ImageEncoder(Model):
+class ImageEncoder(ImageModel):
     """pixels [b, 3, s, s] -> embedding [b, d] of length 1, patch tokens [b, n, w]."""
 
-    kind = "image_encoder"
-
-    def __init__(self, tower: nn.Module, preprocess: dict[str, Any]):
+    def __init__(self, tower: Any, preprocess: dict[str, Any]):
         super().__init__()
         self.tower = tower
-        tower.output_tokens = True  # type: ignore[assignment]
-        self.blocks = transformer_blocks("tower.transformer.resblocks", tower.transformer)
-        size = tower.image_size
-        self.size = int(size[0] if isinstance(size, tuple | list) else size)
-        self.config = {"preprocess": {**preprocess, "size": self.size}}
-        self.width = int(tower.conv1.out_channels)
-        self.patches = int(tower.positional_embedding.shape[0]) - 1
-        self.dims = {"embedding": int(tower.output_dim), "tokens": self.width}
+        tower.output_tokens = True
+        normalize_(tower.transformer)
+        self.blocks = find(self, "tower.transformer")
+        size, width = tower.image_size, int(tower.conv1.out_channels)
+        self.settle(int(size[0] if isinstance(size, tuple | list) else size), width, preprocess, hidden=1)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         embedding, tokens = self.tower(pixels)
         return F.normalize(embedding, dim=-1), tokens
 
-    def graphs(self) -> dict[str, Graph]:
-        example = torch.zeros(2, 3, self.size, self.size)
-        names = ("embedding", "tokens")
-        dynamic = {n: {0: "batch"} for n in ("pixels", *names)}
-        return {"model": Graph(self, (example,), ("pixels",), names, dynamic)}
 
-    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
-        n = self.patches + 1
-        return {b.name: Shape(self.width, n, n, 1) for b in self.blocks}
-
-    def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
-        return {"model": ((torch.randn(1, 3, self.size, self.size),), 1.0)}
-
-
-class TextEncoder(Model):
+class TextEncoder(TextModel):
     """ids [b, t] -> embedding [b, d] of length 1; t is the tower's context length."""
 
-    kind = "text_encoder"
-
-    def __init__(self, tower: nn.Module, tokenizer_json: str, candidates: int):
+    def __init__(self, tower: Any, tokenizer_json: str):
         super().__init__()
         self.tower = tower
-        tower.output_tokens = False  # type: ignore[assignment]
-        self.blocks = transformer_blocks("tower.transformer.resblocks", tower.transformer)
-        self.context = int(tower.context_length)
-        self.config = {
-            "tokenizer": "tokenizer.json",
-            "context_length": self.context,
-            "pad": int(tower.pad_id),
-            "eos": int(tower.eos_id),
-        }
+        tower.output_tokens = False
+        normalize_(tower.transformer)
+        self.blocks = find(self, "tower.transformer")
         self.tokenizer_json = tokenizer_json
-        self.width = int(tower.width)
-        self.dims = {"embedding": int(tower.output_dim or tower.width)}
+        eos = tower.eos_id if tower.pool_type == "eos" else tower.vocab_size - 1  # the highest id marks the end
+        self.settle(int(tower.context_length), int(tower.width), int(tower.vocab_size), int(tower.pad_id), int(eos))
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.normalize(self.tower(ids), dim=-1)
-
-    def graphs(self) -> dict[str, Graph]:
-        example = torch.full((2, self.context), self.config["pad"], dtype=torch.long)
-        example[:, 0] = self.config["eos"]
-        dynamic = {"ids": {0: "batch"}, "embedding": {0: "batch"}}
-        return {"model": Graph(self, (example,), ("ids",), ("embedding",), dynamic)}
-
-    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
-        return {b.name: Shape(self.width, self.context, self.context, beams) for b in self.blocks}
-
-    def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
-        return {"model": ((torch.full((beams, self.context), self.config["eos"]),), 1.0)}
 
 
 @lru_cache(maxsize=2)
@@ -144,6 +64,27 @@ def _clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any]]
     return model.float().eval(), {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k in keep}
 
 
+def simple_tokenizer() -> str:
+    """CLIP's tokenizer as JSON, from the vocabulary that open_clip brings (OpenAI CLIP's, MIT licence)."""
+    from open_clip.tokenizer import SimpleTokenizer
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+
+    given = SimpleTokenizer()
+    start, end = "<start_of_text>", "<end_of_text>"
+    merges = sorted(given.bpe_ranks, key=given.bpe_ranks.__getitem__)
+    tok = Tokenizer(models.BPE(given.encoder, merges, end_of_word_suffix="</w>", unk_token=end))
+    spaces = normalizers.Replace(Regex(r"\s+"), " ")
+    tok.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
+    pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    split = pre_tokenizers.Split(pattern, "removed", invert=True)
+    tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    ids = [(start, given.encoder[start]), (end, given.encoder[end])]
+    tok.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ids)
+    tok.decoder = decoders.ByteLevel()
+    tok.add_special_tokens([start, end])
+    return str(tok.to_str())
+
+
 def _source(context: LoadContext) -> str:
     return f"local-dir:{context.path}" if context.path else context.name
 
@@ -159,17 +100,6 @@ def load_text_encoder(context: LoadContext) -> Model:
     clip, _ = _clip(_source(context), context.pretrained)
     if not hasattr(clip.text, "transformer") or not hasattr(clip.text, "token_embedding"):
         raise ModelError(f"{_source(context)}: text tower {type(clip.text).__name__} is not supported")
-    return TextEncoder(clip.text, tokenizer_of(context), context.candidates)
-
-
-def tokenizer_of(context: LoadContext) -> str:
-    """`tokenizer.json` beside the weights. Raises `ModelError` when there is none."""
-    path = context.path / "tokenizer.json" if context.path else None
-    if path is None or not path.is_file():
-        raise ModelError(f"{_source(context)}: tokenizer.json is missing beside the weights")
-    text = path.read_text()
-    try:
-        json.loads(text)
-    except ValueError as e:
-        raise ModelError(f"{path}: not JSON: {e}") from e
-    return text
+    own = context.path is not None and (context.path / "tokenizer.json").is_file()
+    standard = not own and clip.text.vocab_size == 49408
+    return TextEncoder(clip.text, simple_tokenizer() if standard else tokenizer_of(context))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from mmcompress.errors import ModelError
@@ -16,9 +17,12 @@ CONFIGS = {"open_clip_config.json": "open_clip", "config.json": "transformers"}
 def locate(source: str) -> tuple[str, Path | None, str, str | None]:
     """A source string as (library, folder or None, name, pretrained tag). Raises `ModelError`.
 
-    `embedded:NAME`, a folder, `open_clip:NAME[@PRETRAINED]` or `transformers:HUB_ID_OR_FOLDER`.
+    `embedded:NAME`, a folder, `open_clip:NAME[@PRETRAINED]`, `transformers:HUB_ID_OR_FOLDER` or
+    `python:package.module:build`.
     """
     scheme, colon, rest = source.partition(":")
+    if colon and scheme == "python":
+        return scheme, None, rest, None
     if colon and scheme == "embedded":
         folder = EMBEDDED / rest
         if not folder.is_dir():
@@ -32,7 +36,9 @@ def locate(source: str) -> tuple[str, Path | None, str, str | None]:
     else:
         folder = Path(source)
         if not folder.is_dir():
-            raise ModelError(f"source '{source}': no such folder (or use embedded:, open_clip: or transformers:)")
+            raise ModelError(
+                f"source '{source}': no such folder (or use embedded:, open_clip:, transformers: or python:)"
+            )
     for file, library in CONFIGS.items():
         if (folder / file).is_file():
             return library, folder, "", None
@@ -42,11 +48,31 @@ def locate(source: str) -> tuple[str, Path | None, str, str | None]:
 def load_model(node: Node) -> Model:
     """The model of one node, float32, in evaluation mode. Raises `ModelError`."""
     library, folder, name, pretrained = locate(node.source)
+    if library == "python":
+        return _own(node, name).eval()
     family = f"{library}/{node.kind}"
     if problem := FAMILIES.problem(family):
         raise ModelError(f"source '{node.source}' as a {node.kind}: {problem}")
     context = LoadContext(node.kind, folder, name, pretrained, node.candidates, node.max_tokens)
     return FAMILIES.get(family)(context).eval()
+
+
+def _own(node: Node, name: str) -> Model:
+    """The user's own model: `build(context)` of their module."""
+    module, colon, attribute = name.partition(":")
+    if not colon:
+        raise ModelError(f"source '{node.source}': expected python:package.module:build")
+    try:
+        build = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as e:
+        raise ModelError(f"source '{node.source}': {e}") from e
+    model = build(LoadContext(node.kind, None, name, None, node.candidates, node.max_tokens))
+    if not isinstance(model, Model) or model.kind != node.kind:
+        what = f"a {model.kind}" if isinstance(model, Model) else type(model).__name__
+        raise ModelError(
+            f"source '{node.source}': {attribute}() gave {what}, not a {node.kind} (mmcompress.models.base)"
+        )
+    return model
 
 
 def load_models(spec: Spec) -> dict[str, Model]:

@@ -41,7 +41,7 @@ def steps(block: Block) -> int:
 
 def after(block: Block, removed: int | np.ndarray) -> int | np.ndarray:
     """Units left when `removed` steps are cut."""
-    return np.maximum(block.units - np.asarray(removed) * block.step, 0)
+    return np.maximum(block.units - np.asarray(removed) * block.step, block.least)
 
 
 def knapsack(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping[str, Tensor]) -> Kept:
@@ -103,7 +103,7 @@ def allocate_node(
     free = [b for b in blocks if b.name not in fixed]
     weight = {b.name: protection if b.name in cross else 1.0 for b in free}
     by_damage = sorted(free, key=lambda b: float(curves[b.name].at(0)) * weight[b.name])
-    dropped = {b.name for b in by_damage[: prune.drop]}
+    dropped = {b.name for b in [b for b in by_damage if b.drop][: prune.drop]}
     kept |= dict.fromkeys(dropped, 0)
     for group, ratio in (("heads", prune.heads), ("ffn", prune.ffn)):
         for crossing in (False, True):
@@ -159,7 +159,7 @@ def ratios(
         for b in blocks[node]:
             if (b.name in cross[node]) != crossing:
                 continue
-            weight = b.width * (sum(parts for _, parts in b.writers) + 1)
+            weight = b.width + sum(w.parts * w.width for w in b.writers)
             whole += b.units * weight
             cut += (b.units - units.get(b.name, b.units)) * weight
     return cut / whole if whole else None

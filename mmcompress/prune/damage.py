@@ -52,6 +52,19 @@ def measure(
     return found
 
 
+def estimate(models: Models, scores: Mapping[str, Mapping[str, Tensor]], pairs: int) -> dict[str, dict[str, Curve]]:
+    """Curves without running anything: half the mask Fisher information that is cut, per pair (Kwon et al. 2022)."""
+    found: dict[str, dict[str, Curve]] = {}
+    for node, model in models.items():
+        found[node] = {}
+        for block in model.blocks:
+            lost = scores[node][block.name].sort().values.cumsum(0) / (2 * pairs)
+            kept = sorted({block.units, *(int(after(block, round(s * steps(block)))) for s in SHARES)})
+            points = tuple(float(lost[block.units - k - 1]) if k < block.units else 0.0 for k in kept)
+            found[node][block.name] = Curve(tuple(kept), points)
+    return found
+
+
 def _cut(model, block: Block, kept: int, scores: Mapping[str, Tensor], grams: Grams, ridge: float):  # type: ignore[no-untyped-def]
     units = choose_units({block.name: kept}, [block], scores)
     cut = sliced(model, units)

@@ -50,24 +50,25 @@ def gather(
         return _read(models, record, tensors)
     progress("input statistics", 0.0)
     batch = pipeline.batch(data.load("train", spec.data.calibration))
-    grams = measure_grams(pipeline, models, batch)
+    measured = spec.prune.damage == "measured"
+    trials_run = spec.search.judge == "measured" and spec.prune.refit
+    if measured or trials_run or spec.prune.importance in ("activation", "fluctuation"):
+        grams = measure_grams(pipeline, models, batch)
+    else:  # of a large model they are larger than its weights
+        grams = {n: {} for n in models}
     progress(spec.prune.importance, 0.1)
     scores = IMPORTANCE.get(spec.prune.importance)(Material(pipeline, models, batch, grams, spec.seed))
     some = batch[slice(0, DAMAGE_PAIRS)]
-    curves = damage.measure(
-        pipeline,
-        models,
-        some,
-        scores,
-        grams,
-        spec.prune.ridge,
-        lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share),
-    )
     base, _ = pipeline.evaluate(models, some)
-    int8 = {}
-    for n, m in models.items():
-        with simulated(m):
-            int8[n] = max(pipeline.evaluate(models, some)[0] - base, 0.0)
+    int8 = dict.fromkeys(models, 0.0)
+    if measured:
+        say = lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share)
+        curves = damage.measure(pipeline, models, some, scores, grams, spec.prune.ridge, say)
+        for n, m in models.items():
+            with simulated(m):
+                int8[n] = max(pipeline.evaluate(models, some)[0] - base, 0.0)
+    else:
+        curves = damage.estimate(models, scores, len(batch))
     flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
     for n, by in grams.items():
         for b, g in by.items():
@@ -84,6 +85,7 @@ def _read(models: Mapping[str, Model], record: Path, tensors: Path) -> Evidence:
         n: {
             b.name: Gram(flat[f"xx/{n}/{b.name}"], flat[f"x/{n}/{b.name}"], float(flat[f"n/{n}/{b.name}"]))
             for b in m.blocks
+            if f"xx/{n}/{b.name}" in flat
         }
         for n, m in models.items()
     }

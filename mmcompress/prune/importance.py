@@ -31,12 +31,13 @@ class Material:
     seed: int
 
 
-def mask_gradients(e: Material, size: int = 32) -> Scores:
+def mask_gradients(e: Material) -> Scores:
     """d loss / d mask of every unit for each calibration pair: [pairs, units].
 
     The loss is the pipeline's own against the reference captions; a self-distillation loss would have no gradient at
-    mask = 1. Masks hold one row a pair, so one backward pass gives the gradients of `size` pairs.
+    mask = 1. Masks hold one row a pair, so one backward pass gives the gradients of many pairs.
     """
+    size = max(1, e.pipeline.size // 2)
     rows: dict[str, dict[str, list[Tensor]]] = {n: {b.name: [] for b in m.blocks} for n, m in e.models.items()}
     for piece in e.batch.chunks(size):
         masks = {
@@ -74,9 +75,9 @@ def magnitude(e: Material) -> Scores:
         found[n] = {}
         for b in model.blocks:
             total = _per_unit(b, out_linear(model, b).weight.detach().square().sum(0))
-            for path, parts in b.writers:
-                norms = model.linear(path).weight.detach().square().sum(1)
-                rows = writer_rows(b, parts, torch.arange(b.units)).view(parts, b.units, b.width)
+            for w in b.writers:
+                norms = model.linear(w.path).weight.detach().square().sum(1)
+                rows = writer_rows(b, w, torch.arange(b.units)).view(w.parts, b.units, w.width)
                 total = total + norms[rows].sum((0, 2))
             found[n][b.name] = total.sqrt()
     return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.models.base import Model
-from mmcompress.records import Block
+from mmcompress.records import Block, Writer
 
 
 @contextmanager
@@ -38,16 +38,19 @@ def masked(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
         yield
 
 
+def _spans(units: Tensor, width: int) -> Tensor:
+    return (units[:, None] * width + torch.arange(width)).flatten()
+
+
 def features(block: Block, units: Tensor) -> Tensor:
     """Feature indices of the given units."""
-    return (units[:, None] * block.width + torch.arange(block.width)).flatten()
+    return _spans(units, block.width)
 
 
-def writer_rows(block: Block, parts: int, units: Tensor) -> Tensor:
-    """Rows of a writer that holds the block's features `parts` times over."""
-    kept = features(block, units)
-    total = block.units * block.width
-    return torch.cat([kept + p * total for p in range(parts)])
+def writer_rows(block: Block, writer: Writer, units: Tensor) -> Tensor:
+    """Rows of a writer that belong to the given units."""
+    kept = _spans(units, writer.width)
+    return torch.cat([kept + p * block.units * writer.width for p in range(writer.parts)])
 
 
 def out_linear(model: Model, block: Block) -> nn.Linear:

@@ -62,10 +62,10 @@ def _rows(x: Tensor, keep: Tensor | None) -> Tensor:
 
 
 @torch.inference_mode()
-def measure_grams(pipeline: TorchPipeline, models: Models, batch: Batch, size: int = 64) -> dict[str, Grams]:
+def measure_grams(pipeline: TorchPipeline, models: Models, batch: Batch) -> dict[str, Grams]:
     """Second moments of the inputs of every block's output projection in the dense pipeline."""
     found = {n: {b.name: Gram.empty(b.units * b.width) for b in m.blocks} for n, m in models.items()}
-    for piece in batch.chunks(size):
+    for piece in batch.chunks(pipeline.size):
         with ExitStack() as stack:
             for n, m in models.items():
                 keep = valid(pipeline, n, piece)
@@ -155,8 +155,9 @@ def _record(
     found: dict[str, list[Tensor]] = {name: [] for name in paths}
     if not paths:
         return {}
-    for i in range(0, len(batch), 64):
-        piece = batch[slice(i, i + 64)]
+    size = pipeline.size
+    for i in range(0, len(batch), size):
+        piece = batch[slice(i, i + size)]
         keep = valid(pipeline, node, piece)
         handles = []
         for name, path in paths.items():
@@ -165,7 +166,7 @@ def _record(
                 found[name].append(_rows(args[0] if inputs else out, keep))
 
             handles.append(models[node].get_submodule(path).register_forward_hook(hook))
-        part = {n: {k: v[i : i + 64] for k, v in o.items()} for n, o in known.items() if n != node}
+        part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in known.items() if n != node}
         missing: dict[str, dict[str, Tensor]] = {n: {} for n in pipeline.order if n != node and n not in part}
         pipeline.forward(models, piece, part | missing)
         for h in handles:

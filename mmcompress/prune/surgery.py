@@ -9,7 +9,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mmcompress.models.base import Constant, Model, Skip
+from mmcompress.models.adapters import refresh_
+from mmcompress.models.base import STANDINS, Model
 from mmcompress.prune.masks import features, writer_rows
 from mmcompress.records import Block, Kept
 
@@ -34,22 +35,21 @@ def _columns(linear: nn.Linear, index: Tensor) -> nn.Linear:
 
 
 def _slice_block_(model: Model, block: Block, units: Tensor) -> Block | None:
+    if len(units) < block.least:
+        raise ValueError(f"{block.name} can't be removed whole")
     if len(units) == 0:
         out = model.linear(block.out)
         bias = out.bias if out.bias is not None else torch.zeros(out.out_features)
         for path, mode in block.drop:
-            new = Skip() if mode == "skip" else Constant(bias, 2 if mode == "pair" else 1)
-            model.set_submodule(path, new)
+            model.set_submodule(path, STANDINS[mode](bias))
         return None
     if len(units) == block.units:
         return block
-    for path, parts in block.writers:
-        model.set_submodule(path, _rows(model.linear(path), writer_rows(block, parts, units)))
+    for w in block.writers:
+        model.set_submodule(w.path, _rows(model.linear(w.path), writer_rows(block, w, units)))
     model.set_submodule(block.out, _columns(model.linear(block.out), features(block, units)))
-    module = model.get_submodule(block.module)
-    for attribute in ("num_heads", "embed_dim") if block.group == "heads" else ():
-        if hasattr(module, attribute):
-            setattr(module, attribute, len(units) * (block.width if attribute == "embed_dim" else 1))
+    if block.group == "heads":
+        refresh_(model.get_submodule(block.module), len(units), block.width)
     return dataclasses.replace(block, units=len(units))
 
 

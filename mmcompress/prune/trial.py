@@ -16,7 +16,7 @@ import torch
 from mmcompress.graph.pipeline import Batch, Outputs, TorchPipeline
 from mmcompress.models.base import Model
 from mmcompress.models.sources import load_models
-from mmcompress.prune.allocation import choose_units
+from mmcompress.prune.allocation import Curve, Curves, choose_units
 from mmcompress.prune.refit import Gram, Grams, refit_from_gram_
 from mmcompress.prune.surgery import sliced
 from mmcompress.quantize.dynamic import simulated
@@ -85,6 +85,22 @@ def pack(
         "grams": {n: {b: (g.xx.numpy(), g.x.numpy(), g.n) for b, g in by.items()} for n, by in grams.items()},
         "batch": {n: x.numpy() for n, x in batch.inputs.items()},
     }
+
+
+def pack_estimate(curves: Mapping[str, Curves], int8_damage: Mapping[str, float], base: float) -> Context:
+    """What `estimate` needs: no weights, no pairs."""
+    return {"curves": plain(curves), "int8": dict(int8_damage), "base": base}
+
+
+def estimate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
+    """Loss of a candidate as the sum of its blocks' damage, nothing run: {loss, quality, seconds}."""
+    start = time.perf_counter()
+    c = build(Candidate, candidate)
+    loss = float(context["base"])
+    for n, kept in c.kept.items():
+        loss += sum(float(build(Curve, context["curves"][n][b]).at(k)) for b, k in kept.items())
+        loss += context["int8"][n] if c.precision[n] == "int8" else 0.0
+    return {"loss": loss, "quality": {}, "seconds": time.perf_counter() - start}
 
 
 def _tensor(a: np.ndarray) -> torch.Tensor:

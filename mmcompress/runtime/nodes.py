@@ -69,20 +69,25 @@ class TextDecoder:
 
     def generate(self, context: np.ndarray) -> list[tuple[float, list[int]]]:
         """Scored token sequences of one item, the best first."""
-        cross = dict(zip(self.context.outputs, self.context({"context": context}), strict=True)) if self.context else {}
+        given = dict(zip(self.context.outputs, self.context({"context": context}), strict=True)) if self.context else {}
         names = [n for n in self.step.inputs if n.startswith("past")]
         positions = np.arange(self.generation.max_tokens + 1, dtype=np.int64)
         wanted = set(self.step.inputs)
-        cross = {k: v for k, v in cross.items() if k in wanted}
+        cross = {k: v for k, v in given.items() if k in wanted and k not in names}
 
         def step(ids: np.ndarray, position: int, past: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
-            feed = {"ids": ids, "position": positions[position : position + ids.shape[1]], **cross}
+            feed = {"ids": ids, **cross}
+            if "position" in wanted:  # rotary embeddings count the cache
+                feed["position"] = positions[position : position + ids.shape[1]]
             feed.update(zip(names, past, strict=True))
             scores, *new = self.step(feed)
             return scores, new
 
-        empty = [np.zeros((self.generation.beams, h, 0, d), np.float32) for h, d in self.past]
-        return beam_search(step, empty, self.generation)
+        beams = self.generation.beams
+        start = [np.zeros((beams, h, 0, d), np.float32) for h, d in self.past]
+        if names and names[0] in given:  # the context is a prefix: every beam starts from its K and V
+            start = [np.repeat(given[n], beams, 0) for n in names]
+        return beam_search(step, start, self.generation)
 
     def __call__(self, context: np.ndarray) -> Values:
         found = self.generate(context)

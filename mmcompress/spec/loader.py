@@ -58,6 +58,8 @@ class Source:
             value = yaml.SafeLoader("").construct_object(node, deep=True)
         except yaml.YAMLError as e:
             raise SpecError(f"{self.path}:{node.start_mark.line + 1}: {getattr(e, 'problem', e)}") from e
+        if isinstance(value, str) and node.style is None and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+            return float(value)  # YAML 1.1 takes 1e-4 for text
         return self._environment(value, path) if isinstance(value, str) else value
 
     def _environment(self, text: str, path: tuple[str, ...]) -> str:
@@ -119,6 +121,10 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
         if problem := METRICS.problem(metric):
             raise source.error(("metrics", str(i)), problem)
     parse_target(spec.target, source.error(("target",), ""))
+    if spec.prune.damage == "estimated" and spec.prune.importance != "fisher":
+        raise source.error(
+            ("prune", "damage"), f"can be estimated from fisher scores, not from {spec.prune.importance}"
+        )
     check(spec, source.error)
     return spec
 

@@ -33,7 +33,8 @@ class Node:
     inputs: dict[str, str]
     source: str = ""
     candidates: int = field(default=1, metadata=_within(1, 64))
-    max_tokens: int = field(default=20, metadata=_within(1, 4096))
+    max_tokens: int = field(default=0, metadata=_within(0, 4096))
+    """The longest text in tokens, written or read; 0: 20 for a generator, the tower's own length for a text tower."""
     prior: float = field(default=0.0, metadata=_within(0, 1000))
     """Of a `nearest` node with `scores`: how much the generator's own score counts beside the similarity."""
     precision: Literal["auto", "fp32", "int8"] = "auto"
@@ -48,6 +49,8 @@ class Data:
     """Training pairs for importance, damage, refit and device calibration."""
     choosing: int = field(default=256, metadata=_within(8, 1_000_000))
     """Pairs of the choosing split (`val`) each trial is judged on. The test split is never used to choose."""
+    batch: int = field(default=64, metadata=_within(1, 65_536))
+    """Pairs run through the models at once; large models on large images need few."""
     report: tuple[str, ...] = ()
     """Further splits, measured and reported apart."""
 
@@ -58,6 +61,8 @@ class Prune:
     allocation: str = field(default="knapsack", metadata={"registry": ALLOCATION})
     protection: float = field(default=2.0, metadata=_within(1, 100))
     """Cross-modal units are pruned this many times less."""
+    damage: Literal["measured", "estimated"] = "measured"
+    """Of cutting a block: by running the pipeline with it cut, or as half the importance lost (fisher alone)."""
     refit: bool = True
     ridge: float = field(default=0.01, metadata=_within(1e-6, 10))
     """Of the refit, relative to the mean of the Gram diagonal."""
@@ -87,6 +92,8 @@ class Search:
     executor: str = field(default="ray", metadata={"registry": EXECUTORS})
     workers: int = field(default=2, metadata=_within(1, 4096))
     ray_address: str | None = None
+    judge: Literal["measured", "estimated"] = "measured"
+    """A trial's loss: by running the cut pipeline, or the sum of its blocks' damage: no model is run."""
     retries: int = field(default=1, metadata=_within(0, 10))
 
 

@@ -58,7 +58,7 @@ def _choices(run: Run, fixed: Candidate) -> dict[str, dict[str, tuple[int, ...]]
                 found[n][b.name] = (fixed.kept[n][b.name],)
                 continue
             cuts = range(int((ratio.high or 0.0) * steps(b)) + 1)
-            options = {int(after(b, c)) for c in cuts} | ({0} if drop and (drop.high or 0) >= 1 else set())
+            options = {int(after(b, c)) for c in cuts} | ({0} if b.drop and drop and (drop.high or 0) >= 1 else set())
             found[n][b.name] = tuple(sorted(options))
     return found
 
@@ -76,7 +76,7 @@ def _override(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
 
 def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) -> list[Trial]:
     """Run (or go on with) the study of this run folder."""
-    from mmcompress.prune.trial import evaluate, pack
+    from mmcompress.prune.trial import estimate, evaluate, pack, pack_estimate
     from mmcompress.registry import EXECUTORS
     from mmcompress.search import knapsack, moves, study
 
@@ -102,16 +102,20 @@ def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) 
             starts = [moves.implied(p, t.candidate) for t in known[:2]]
             damage = lambda n, b, k: float(ev.curves[n][b].at(k))
             seeds = [c for t in known if (c := moves.trim(p, t.candidate, damage))] + seeds[:1]
-        batch = run.pipeline.batch(run.data.load("val", run.spec.data.choosing))
         s = run.spec.search
-        threads = run.spec.measure.threads if s.executor == "inline" else 1
-        context = pack(run.spec, ev.scores, ev.grams, batch, f"{run.folder.resolve()}:{run.spec.seed}", threads)
+        if s.judge == "estimated":
+            judge, context = estimate, pack_estimate(ev.curves, ev.int8_damage, ev.base_loss)
+        else:
+            batch = run.pipeline.batch(run.data.load("val", run.spec.data.choosing))
+            threads = run.spec.measure.threads if s.executor == "inline" else 1
+            key = f"{run.folder.resolve()}:{run.spec.seed}"
+            judge, context = evaluate, pack(run.spec, ev.scores, ev.grams, batch, key, threads)
         executor = EXECUTORS.get(s.executor)(context, s.workers, s.ray_address)
         workers = 1 if s.executor == "inline" else s.workers
         try:
             more = study.Effort(s.trials + 10 * attempt, s.mutations + 8 * attempt, workers, s.retries)
             say = lambda what, share: run.say("search", what, share)
-            return study.run(book, p, executor, evaluate, starts, seeds, more, run.spec.seed, say)
+            return study.run(book, p, executor, judge, starts, seeds, more, run.spec.seed, say)
         finally:
             executor.shutdown(wait=False, cancel_futures=True)
 
@@ -227,7 +231,7 @@ def _measure_structure(run: Run, ev: Any, candidate: Candidate) -> tuple[float, 
     threads = run.spec.measure.threads
     pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.folder / "baseline", threads)}
     requests = [{next(iter(run.spec.inputs)): i} for i in run.data.load("val", 32, seed=1).images]
-    found = end_to_end(pair, requests, run.spec.measure.warmup, 96)
+    found = end_to_end(pair, requests, run.spec.measure.warmup, min(96, run.spec.measure.rounds))
     shutil.rmtree(folder, ignore_errors=True)
     new, dense = found["new"], found["dense"]
     extra = 0.0

@@ -54,7 +54,7 @@ def _profile(run: Run) -> Profile:
     say("profile", "measuring it end to end", 0.6)
     requests = [{next(iter(run.spec.inputs)): i} for i in run.data.load("val", 32, seed=1).images]
     dense = load_bundle(run.folder / "baseline", spec.measure.threads)
-    m = end_to_end({"dense": dense}, requests, spec.measure.warmup, max(64, spec.measure.rounds))["dense"]
+    m = end_to_end({"dense": dense}, requests, spec.measure.warmup, spec.measure.rounds)["dense"]
     steps = {n: m.calls.get(f"{n}/step", 1.0) for n in run.models}
     counted = {n: count(model, steps[n], run.spec.nodes[n].candidates) for n, model in run.models.items()}
     modality = tuple({**asdict(x), "modalities": list(x.modalities)} for x in layers(spec, run.blocks))
@@ -72,12 +72,12 @@ def _profile(run: Run) -> Profile:
     )
 
 
-def generation_proofs(run: Run, models: dict[str, Any], bundle: Path, count: int = 12) -> list[Proof]:
+def generation_proofs(run: Run, models: dict[str, Any], bundle: Path) -> list[Proof]:
     """Deployed generation against the library's own, for every generator, on real contexts."""
     from mmcompress.export.proofs import generation
 
     found: list[Proof] = []
-    batch = run.pipeline.batch(run.data.load("val", count, seed=2))
+    batch = run.pipeline.batch(run.data.load("val", min(12, run.spec.data.batch), seed=2))
     out = run.pipeline.run(models, batch)
     for node, kind in run.pipeline.kinds.items():
         if kind == "text_decoder":

@@ -79,6 +79,6 @@ def _random_units(run: Run) -> dict[str, dict[str, Any]]:
         out[n] = {}
         for b in m.blocks:
             share = float(torch.rand(1, generator=g))
-            keep = 0 if share < 0.15 else max(b.step, int(share * b.units) // b.step * b.step)
+            keep = b.least if share < 0.15 else max(b.step, int(share * b.units) // b.step * b.step)
             out[n][b.name] = torch.sort(torch.randperm(b.units, generator=g)[:keep]).values
     return out

@@ -1,0 +1,151 @@
+"""The contract every model family keeps: proofs on one model alone, whatever its weights.
+
+    proofs = prove(model, folder)
+
+Cuts of every unit kind, alone and mixed, leave what masking leaves; the exported graphs compute what torch does; cached
+generation is the library's own; parameters and multiply-accumulates fall as computed; a pruned student learns.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mmcompress.export.onnx import export_node
+from mmcompress.export.proofs import EXPORT, SURGERY, _proof, difference, export, generation
+from mmcompress.measure.counts import count, params
+from mmcompress.models.base import Model
+from mmcompress.prune.masks import masked
+from mmcompress.prune.surgery import sliced
+from mmcompress.records import Block, Proof
+
+Units = dict[str, Tensor]
+
+
+def inputs(model: Model, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+    """Random inputs of a model's `forward`."""
+    g = torch.Generator().manual_seed(seed)
+    if model.kind == "image_encoder":
+        return (torch.randn(batch, 3, model.size, model.size, generator=g),)  # type: ignore[arg-type]
+    if model.kind == "audio_encoder":
+        features = model.config["features"]
+        return (torch.randn(batch, features["mels"], features["frames"], generator=g),)
+    if model.kind == "text_encoder":
+        ids = torch.randint(3, model.vocabulary, (batch, model.config["context_length"]), generator=g)
+        ids[:, -1] = model.config["eos"]
+        return (ids,)
+    ids = torch.randint(3, model.vocabulary, (batch, 7), generator=g)
+    return ids, torch.randn(batch, 9, model.dims["context"], generator=g)
+
+
+def outputs(model: Model, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    out = model(*given)
+    return out if isinstance(out, tuple) else (out,)
+
+
+def kinds(model: Model) -> dict[str, list[Block]]:
+    """The unit kinds a model can lose, with the blocks that hold them."""
+    found: dict[str, list[Block]] = {}
+    for b in model.blocks:
+        found.setdefault(b.kind, []).append(b)
+    return found
+
+
+def _some(blocks: list[Block], share: float, seed: int) -> Units:
+    g = torch.Generator().manual_seed(seed)
+    keep = lambda b: max(b.step, int(b.units * share) // b.step * b.step) if share else b.least
+    return {b.name: torch.sort(torch.randperm(b.units, generator=g)[: keep(b)]).values for b in blocks}
+
+
+def cuts(model: Model, seed: int = 0) -> dict[str, Units]:
+    """Named cuts: half of each unit kind, whole sub-layers, and a random mixture of everything."""
+    found = {kind: _some(blocks, 0.5, seed) for kind, blocks in kinds(model).items()}
+    found |= {
+        f"{kind} dropped": _some([b for b in blocks if b.drop][:1], 0.0, seed) for kind, blocks in kinds(model).items()
+    }
+    mixture: Units = {}
+    for i, b in enumerate(model.blocks):
+        mixture |= _some([b], (0.25, 0.5, 0.75, 0.0)[(i * 7 + seed) % 4], seed + i)
+    return {**found, "mixture": mixture}
+
+
+@torch.no_grad()
+def surgery(node: str, model: Model, batch: int = 3) -> list[Proof]:
+    """masked == sliced for every cut of `cuts`."""
+    proofs, given = [], inputs(model, batch)
+    for name, units in cuts(model).items():
+        masks = {}
+        for block, kept in units.items():
+            masks[block] = torch.zeros(model.block(block).units)
+            masks[block][kept] = 1
+        with masked(model, masks):
+            want = outputs(model, given)
+        got = outputs(sliced(model, units), given)
+        worst = max(difference(a, b) for a, b in zip(want, got, strict=True))
+        proofs.append(_proof(f"masked == sliced: {name}", node, worst, SURGERY))
+    return proofs
+
+
+def removed(model: Model, units: Units) -> int:
+    """Parameters that a cut takes away, computed from the blocks alone; whole sub-layers are not among the cuts."""
+    total = 0
+    for name, kept in units.items():
+        b = model.block(name)
+        gone = b.units - len(kept)
+        total += gone * b.width * model.linear(b.out).out_features
+        for w in b.writers:
+            linear = model.linear(w.path)
+            total += gone * w.parts * w.width * (linear.in_features + (linear.bias is not None))
+    return total
+
+
+def counts(node: str, model: Model) -> list[Proof]:
+    """Parameters fall exactly as computed, multiply-accumulates fall."""
+    proofs, whole = [], count(model, 4.0, 1)[1]
+    for kind, blocks in kinds(model).items():
+        units = _some(blocks, 0.5, 1)
+        small = sliced(model, units)
+        off = abs(params(model) - params(small) - removed(model, units))
+        proofs.append(_proof(f"parameters fall as computed: {kind}", node, off, 0))
+        proofs.append(_proof(f"MACs fall: {kind}", node, count(small, 4.0, 1)[1] / whole, 0.9999))
+    return proofs
+
+
+def learning(node: str, model: Model) -> list[Proof]:
+    """A backward pass reaches every part, and one step of distillation lowers the loss; `difference` is the ratio."""
+    given = inputs(model, 4)
+    with torch.no_grad():
+        target = [x.clone() for x in outputs(model, given)]
+    student = sliced(model, {k: v for c in [_some(list(model.blocks), 0.5, 2)] for k, v in c.items()})
+    loss = lambda: sum((a - b).square().mean() for a, b in zip(outputs(student, given), target, strict=True))
+    before = loss()
+    before.backward()  # type: ignore[union-attr]
+    with torch.no_grad():
+        norm = sum(float(p.grad.square().sum()) for p in student.parameters() if p.grad is not None) ** 0.5
+        for p in student.parameters():
+            if p.grad is not None:
+                p -= 1e-3 * p.grad / max(norm, 1e-12)
+        ratio = float(loss()) / float(before)  # type: ignore[arg-type]
+    return [_proof("one step of distillation lowers the loss", node, ratio, 0.999999)]
+
+
+def prove(model: Model, folder: Path, node: str = "node") -> list[Proof]:
+    """All proofs of the contract, on the dense model and on a random mixture of cuts."""
+    proofs = surgery(node, model) + counts(node, model) + learning(node, model)
+    for name, m in (("dense", model), ("mixture", sliced(model, cuts(model)["mixture"]).eval())):
+        files = export_node(m, folder / name)
+        proofs += [_named(p, name) for p in export(node, m, files)]
+        if model.kind == "text_decoder":
+            (folder / name / "tokenizer.json").write_text(m.tokenizer_json or "")
+            context = torch.randn(4, 9, model.dims["context"], generator=torch.Generator().manual_seed(5))
+            proofs += [_named(p, name) for p in generation(node, m, files, folder / name, context)]
+    return proofs
+
+
+def _named(p: Proof, name: str) -> Proof:
+    return Proof(f"{p.name}: {name}", p.node, p.difference, p.bound, p.passed, p.detail)
+
+
+__all__ = ["EXPORT", "SURGERY", "cuts", "inputs", "prove"]

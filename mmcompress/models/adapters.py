@@ -1,0 +1,161 @@
+"""Block kinds as the libraries lay them out, found by the shape of a module, never by the name of a model.
+
+A `Form` says which linear layers write a block's units, which one reads them and what stands in for the block when no
+unit is left. Adding a layout is adding a row to `FORMS`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from torch import nn
+
+from mmcompress.errors import ModelError
+from mmcompress.models.base import Model, SelfAttention
+from mmcompress.records import Block, Writer
+
+STEP = 16
+"""FFN channels are cut in multiples of this: unrounded sizes are slow."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """One layout of one block kind; paths are relative to the module that holds the whole block.
+
+    `writers`: (path, how many times over it holds the block's features). The first one counts for queries, the second
+    for keys: where keys are fewer, their heads are shared by a group of query heads. `inner`: where the sizes are kept.
+    """
+
+    kind: str
+    writers: tuple[tuple[str, int], ...]
+    out: str
+    drop: tuple[tuple[str, str], ...]
+    inner: str = ""
+
+
+WHOLE = (("", "pair"),)
+FORMS = (
+    Form("attention", (("q_proj", 1), ("k_proj", 1), ("v_proj", 1)), "out_proj", WHOLE),  # CLIP, Whisper, BART
+    Form("attention", (("q_proj", 1), ("k_proj", 1), ("v_proj", 1)), "o_proj", WHOLE),  # ViT, DINOv2, Llama
+    Form("attention", (("qkv", 3),), "out_proj", WHOLE),  # ours, in place of packed and fused ones
+    Form("attention", (("q_attn", 1), ("c_attn", 2)), "c_proj", WHOLE),  # GPT-2, cross
+    Form("attention", (("c_attn", 3),), "c_proj", WHOLE),  # GPT-2
+    Form("attention", (("q", 1), ("k", 1), ("v", 1)), "o", (("", "biased"),)),  # T5
+    Form(
+        "attention",
+        (("self.query", 1), ("self.key", 1), ("self.value", 1)),
+        "output.dense",
+        (("self", "skip pair"), ("output.dense", "plain")),
+        "self",
+    ),  # BERT and its line
+    Form("ffn", (("fc1", 1),), "fc2", (("fc1", "skip"), ("fc2", "plain"))),
+    Form("ffn", (("c_fc", 1),), "c_proj", (("c_fc", "skip"), ("c_proj", "plain"))),
+    Form("ffn", (("wi", 1),), "wo", (("wi", "skip"), ("wo", "plain"))),
+    Form(
+        "ffn", (("intermediate.dense", 1),), "output.dense", (("intermediate.dense", "skip"), ("output.dense", "plain"))
+    ),
+    Form(
+        "gated_ffn",
+        (("gate_proj", 1), ("up_proj", 1)),
+        "down_proj",
+        (("gate_proj", "skip"), ("up_proj", "skip"), ("down_proj", "plain")),
+    ),
+    Form("gated_ffn", (("wi_0", 1), ("wi_1", 1)), "wo", (("wi_0", "skip"), ("wi_1", "skip"), ("wo", "plain"))),
+)
+ORDER = ("attention", "cross_attention", "ffn", "gated_ffn")
+"""Of the blocks within a layer."""
+CROSS = ("encoder_attn", "crossattention", "EncDecAttention")
+"""Names of the modules that attend to another node's output."""
+HEAD_WIDTHS = ("head_dim", "attention_head_size", "key_value_proj_dim")
+HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
+SIZES = ("embed_dim", "all_head_size", "inner_dim", "split_size")
+"""Attributes that repeat a size of the block and are set anew after a cut."""
+
+
+def normalize_(model: nn.Module) -> nn.Module:
+    """Replace, in place, layers that can't lose units as they are: packed or reshaped attention, transposed linears."""
+    for path, module in list(model.named_modules()):
+        new: nn.Module | None = None
+        if isinstance(module, nn.MultiheadAttention):
+            new = SelfAttention.of(module)
+        elif _linears(module, ("qkv", "projection")) and hasattr(module, "num_heads"):  # BLIP: width fixed in reshapes
+            qkv, projection = module.get_submodule("qkv"), module.get_submodule("projection")
+            new = SelfAttention(qkv, projection, int(module.num_heads))  # type: ignore[arg-type]
+        elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2: x @ w
+            rows, columns = module.weight.shape
+            new = nn.Linear(rows, columns)
+            new.weight = nn.Parameter(module.weight.detach().T.contiguous())
+            new.bias = nn.Parameter(module.bias.detach().clone())
+        if new is not None:
+            model.set_submodule(path, new)
+    return model
+
+
+def _linears(module: nn.Module, paths: tuple[str, ...]) -> bool:
+    for path in paths:
+        at: nn.Module | None = module
+        for name in path.split("."):
+            at = getattr(at, "_modules", {}).get(name)
+        if not isinstance(at, nn.Linear):
+            return False
+    return True
+
+
+def find(model: nn.Module, root: str = "", prefix: str = "", context: str = "context") -> tuple[Block, ...]:
+    """Every prunable block under `root`, in the order of execution; names as `3.attention`.
+
+    `context` is the port a cross-attention reads from. Raises `ModelError` when nothing is found.
+    """
+    found: list[Block] = []
+    start = model.get_submodule(root) if root else model
+    for path, module in start.named_modules():
+        form = next((f for f in FORMS if _linears(module, (*(w for w, _ in f.writers), f.out))), None)
+        if form is None:
+            continue
+        at = ".".join(p for p in (root, path) if p)
+        crossing = form.kind == "attention" and path.rpartition(".")[2] in CROSS
+        kind = "cross_attention" if crossing else form.kind
+        layer = re.search(r"\d+", path)
+        name = f"{prefix}{layer.group() if layer else 0}.{'ffn' if kind == 'gated_ffn' else kind}"
+        if any(b.name == name for b in found):
+            raise ModelError(f"{at}: a second block is named '{name}'; give its tower a prefix of its own")
+        found.append(_block(module, form, name, kind, at, context))
+    if not found:
+        raise ModelError(f"{type(start).__name__}: no attention or feed-forward block of a known layout is in it")
+    place = lambda b: (int(b.name.removeprefix(prefix).partition(".")[0]), ORDER.index(b.kind))
+    return tuple(sorted(found, key=place))
+
+
+def _block(module: nn.Module, form: Form, name: str, kind: str, at: str, context: str) -> Block:
+    join = lambda path: ".".join(p for p in (at, path) if p)
+    size = lambda p: int(module.get_submodule(p).out_features)  # type: ignore[arg-type]
+    rows = [size(p) // parts for p, parts in form.writers]
+    drop = tuple((join(p), mode) for p, mode in form.drop)
+    reads = ("stream", context) if kind == "cross_attention" else ("stream",)
+    if form.kind != "attention":
+        writers = tuple(Writer(join(p), parts, 1) for p, parts in form.writers)
+        return Block(name, kind, join(form.out), writers, rows[0], 1, STEP, join(form.inner), reads, drop)
+    inner = module.get_submodule(form.inner) if form.inner else module
+    width = next((int(getattr(inner, a)) for a in HEAD_WIDTHS if hasattr(inner, a)), 0)
+    width = width or rows[0] // next(int(getattr(inner, a)) for a in HEAD_COUNTS if hasattr(inner, a))
+    units = min(rows) // width
+    writers = tuple(Writer(join(p), parts, r // units) for (p, parts), r in zip(form.writers, rows, strict=True))
+    return Block(name, kind, join(form.out), writers, units, rows[0] // units, 1, join(form.inner), reads, drop)
+
+
+def refresh_(module: nn.Module, units: int, width: int) -> None:
+    """Set the sizes a block's module repeats as attributes to those that are left."""
+    head = next((int(getattr(module, a)) for a in HEAD_WIDTHS if hasattr(module, a)), width)
+    for attribute in HEAD_COUNTS:
+        if hasattr(module, attribute):
+            setattr(module, attribute, units * width // head)
+    for attribute in SIZES:
+        if hasattr(module, attribute):
+            setattr(module, attribute, units * width)
+
+
+def without(model: Model, names: dict[str, str]) -> None:
+    """Take blocks off the list of what can be pruned, with the reason shown to whoever asks for them."""
+    model.refused = {**model.refused, **names}
+    model.blocks = tuple(b for b in model.blocks if b.name not in names)

@@ -1,0 +1,337 @@
+"""Text decoders of transformers that cross-attend to another node's output, whatever their line.
+
+Training and teacher forcing run the library's own forward. The deployed step runs it too, with every cached tensor as
+an explicit input and output; cross-attention K and V are computed once a request by a graph of their own. A `Line`
+says where a library keeps the parts; adding a line is adding a row to `LINES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmcompress.errors import ModelError
+from mmcompress.models.adapters import find, normalize_, without
+from mmcompress.models.base import Graph, LoadContext, Model, Shape, heads
+from mmcompress.models.hub import config_of, known, load, tokenizer_of
+from mmcompress.records import Block
+
+FAR = -1e9
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of decoders in transformers.
+
+    `stack` holds the layers, `call` runs the library's forward; `width` names the hidden size in
+    the config, `positions` whether the forward takes position ids (else it counts the cache).
+    """
+
+    load: str
+    stack: str
+    call: Callable[..., Tensor]
+    width: str = "hidden_size"
+    positions: bool = True
+    part: str = ""
+    """Where a composite model keeps the decoder."""
+    refused: tuple[tuple[str, str], ...] = ()
+    """(suffix of a block name, why it can't be pruned)."""
+
+
+def _causal(lm: nn.Module, ids: Tensor, context: Tensor, **cached: Any) -> Tensor:
+    return lm(input_ids=ids, encoder_hidden_states=context, **cached).logits
+
+
+def _whisper(lm: Any, ids: Tensor, context: Tensor, **cached: Any) -> Tensor:
+    return lm.proj_out(lm.model.decoder(input_ids=ids, encoder_hidden_states=context, **cached).last_hidden_state)
+
+
+def _t5(lm: Any, ids: Tensor, context: Tensor, **cached: Any) -> Tensor:
+    x = lm.decoder(input_ids=ids, encoder_hidden_states=context, **cached).last_hidden_state
+    return lm.lm_head(x * lm.model_dim**-0.5 if lm.config.scale_decoder_outputs else x)
+
+
+SHARED_BIAS = "its relative position bias is shared by the heads of all layers"
+LINES = {
+    "mbart": Line("AutoModelForCausalLM", "model.decoder", _causal, "d_model", positions=False),
+    "gpt2": Line("AutoModelForCausalLM", "transformer", _causal),
+    "bert": Line("AutoModelForCausalLM", "bert", _causal),
+    "blip_text_model": Line("BlipTextLMHeadModel", "bert", _causal),
+    "blip": Line("BlipForConditionalGeneration", "bert", _causal, part="text_decoder"),
+    "vision-encoder-decoder": Line("VisionEncoderDecoderModel", "", _causal, part="decoder"),
+    "whisper": Line("WhisperForConditionalGeneration", "model.decoder", _whisper, "d_model"),
+    "t5": Line(
+        "T5ForConditionalGeneration",
+        "decoder",
+        _t5,
+        "d_model",
+        positions=False,
+        refused=((".attention", SHARED_BIAS), (".cross_attention", SHARED_BIAS)),
+    ),
+}
+
+
+class TextDecoder(Model):
+    """ids [b, t], context [b, n, w] -> logits [b, t, v], given the tokens before (teacher forcing)."""
+
+    kind = "text_decoder"
+    context_tokens = 64
+    """Length of the context, set by the pipeline that feeds this decoder."""
+
+    def __init__(self, lm: nn.Module, line: Line, tokenizer_json: str, generation: dict[str, Any], project: nn.Module):
+        super().__init__()
+        self.lm, self.line, self.project = normalize_(lm), line, project
+        self.tokenizer_json, self.generation = tokenizer_json, generation
+        self.blocks = find(self, f"lm.{line.stack}")
+        self.layers = 1 + max(int(b.name.partition(".")[0]) for b in self.blocks)
+        for suffix, reason in line.refused:
+            without(self, {b.name: reason for b in self.blocks if b.name.endswith(suffix)})
+        config: Any = lm.config
+        self.vocabulary = int(config.vocab_size)
+        self.width = int(getattr(config, line.width))
+        self.attention = {b.name: b for b in find(self, f"lm.{line.stack}") if b.group == "heads"}
+        self.reads = project.in_features if isinstance(project, nn.Linear) else _context_width(self)
+        self.dims = {"context": self.reads}
+
+    def cached(self, kind: str) -> list[tuple[int, Block]]:
+        """(layer, block) of every attention of a kind that is left; a block's unit is one head of keys."""
+        now = {b.name: b for b in self.blocks}
+        found = []
+        for layer in range(self.layers):
+            name = f"{layer}.{kind}"
+            block = now.get(name) or (self.attention[name] if name in self.refused else None)
+            if block is not None:
+                found.append((layer, block))
+        return found
+
+    @property
+    def config(self) -> dict[str, Any]:  # type: ignore[override]
+        """For the runtime node; `past` holds (heads, head width) of every cached tensor that is left."""
+        past = [[b.units, head(b)] for _, b in self.cached("attention") for _ in "kv"]
+        return {"tokenizer": "tokenizer.json", "generation": self.generation, "past": past}
+
+    def forward(self, ids: Tensor, context: Tensor) -> Tensor:
+        return self.line.call(self.lm, ids, self.project(context), use_cache=False)
+
+    def graphs(self) -> dict[str, Graph]:
+        """`context`: cross-attention K and V of all layers, once a request; `step`: new tokens, with a cache."""
+        own, cross = self.cached("attention"), self.cached("cross_attention")
+        past = tuple(torch.zeros(2, b.units, 3, head(b)) for _, b in own for _ in "kv")
+        memory = tuple(torch.zeros(2, b.units, 5, head(b)) for _, b in cross for _ in "kv")
+        names = lambda what, kind: tuple(f"{what}.{i}.{p}" for i, _ in kind for p in "kv")
+        past_names, new_names, cross_names = names("past", own), names("new", own), names("cross", cross)
+        graphs = {}
+        if cross:
+            dynamic = {"context": {0: "images", 1: "tokens"}} | {n: {0: "images", 2: "tokens"} for n in cross_names}
+            example = torch.zeros(2, 5, self.reads)
+            graphs["context"] = Graph(CrossKeys(self), (example,), ("context",), cross_names, dynamic)
+        dynamic = {"ids": {0: "batch", 1: "step"}, "position": {0: "step"}, "scores": {0: "batch"}}
+        dynamic |= {n: {0: "batch", 2: "past"} for n in past_names} | {n: {0: "batch", 2: "total"} for n in new_names}
+        dynamic |= {n: {0: "images", 2: "tokens"} for n in cross_names}
+        graphs["step"] = Graph(
+            Step(self),
+            (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), *past, *memory),
+            ("ids", "position", *past_names, *cross_names),
+            ("scores", *new_names),
+            dynamic,
+        )
+        return graphs
+
+    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
+        keys = {"attention": round((steps + 1) / 2), "cross_attention": self.context_tokens}
+        return {b.name: Shape(self.width, 1, keys.get(b.kind, 1), beams, steps) for b in self.blocks}
+
+    def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+        past = max(1, round((steps - 1) / 2))
+        cross = [b for _, b in self.cached("cross_attention")]
+        feeds = [torch.full((beams, 1), 3), torch.tensor([past])]
+        feeds += [torch.randn(beams, h, past, d) for h, d in self.config["past"]]
+        feeds += [torch.randn(1, b.units, self.context_tokens, head(b)) for b in cross for _ in "kv"]
+        context = {"context": ((torch.randn(1, self.context_tokens, self.reads),), 1.0)} if cross else {}
+        return {**context, "step": (tuple(feeds), steps)}
+
+    @torch.inference_mode()
+    def library_generate(self, context: Tensor) -> list[list[int]]:
+        """All beams of one item [1, n, w] by the library's own `generate`, the best first."""
+        from transformers.modeling_outputs import BaseModelOutput
+
+        g, lm = self.generation, self.lm
+        options: dict[str, Any] = {"num_beams": g["beams"], "num_return_sequences": g["beams"], "do_sample": False}
+        options |= {"max_length": g["max_tokens"], "eos_token_id": g["eos"], "pad_token_id": g["pad"]}
+        if g["beams"] > 1:
+            options |= {"early_stopping": g["early_stopping"], "length_penalty": 1.0}
+        prompt = torch.tensor([g["prompt"] or [g["bos"]]])
+        if lm.config.is_encoder_decoder:
+            options |= {"encoder_outputs": BaseModelOutput(self.project(context)), "decoder_input_ids": prompt}
+        else:
+            options |= {"encoder_hidden_states": self.project(context), "input_ids": prompt}
+        generate = type(lm).__mro__[[k.__name__ for k in type(lm).__mro__].index("GenerationMixin")].generate  # type: ignore[attr-defined]
+        return generate(lm, **options, use_cache=False).tolist()
+
+
+def head(block: Block) -> int:
+    """Width of one head of keys."""
+    return block.writers[min(1, len(block.writers) - 1)].width
+
+
+def _context_width(model: TextDecoder) -> int:
+    cross = next((b for b in model.attention.values() if b.kind == "cross_attention"), None)
+    if cross is None:
+        raise ModelError("this decoder has no cross-attention: it can't read another node's output")
+    return model.linear(cross.writers[min(1, len(cross.writers) - 1)].path).in_features
+
+
+class CrossKeys(nn.Module):
+    """context [b, n, w] -> K and V [b, h, n, d] of every cross-attention."""
+
+    def __init__(self, model: TextDecoder):
+        super().__init__()
+        self.project = model.project
+        blocks = [b for _, b in model.cached("cross_attention")]
+        self.units = [b.units for b in blocks]
+        self.linears = nn.ModuleList(nn.ModuleList([model.linear(w.path) for w in b.writers[1:]]) for b in blocks)
+
+    def forward(self, context: Tensor) -> tuple[Tensor, ...]:
+        x, out = self.project(context), []
+        for count, linears in zip(self.units, self.linears, strict=True):
+            pair = [f(x) for f in linears] if len(linears) == 2 else linears[0](x).chunk(2, -1)  # type: ignore[arg-type]
+            out += [heads(p, count) for p in pair]
+        return tuple(out)
+
+
+class Step(nn.Module):
+    """ids [b, t], position [t], past K and V, cross K and V -> log-probabilities [b, v] after the last, new K and V.
+
+    Cross K and V may have batch 1: all beams of one image share them.
+    """
+
+    def __init__(self, model: TextDecoder):
+        super().__init__()
+        self.model = model
+        self.own = [i for i, _ in model.cached("attention")]
+        self.cross = [i for i, _ in model.cached("cross_attention")]
+
+    def forward(self, ids: Tensor, position: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+        from transformers.cache_utils import EncoderDecoderCache
+
+        m, split = self.model, 2 * len(self.own)
+        # a removed attention leaves its place in the cache: some libraries count past tokens on the first layer
+        empty = torch.zeros(ids.shape[0], 1, position[0], 1)
+        past = layers_of(m.layers, self.own, cache[:split], (empty, empty))
+        memory = layers_of(m.layers, self.cross, cache[split:])
+        both = EncoderDecoderCache(cache_of(past), cache_of(memory))
+        both.is_updated = dict.fromkeys(range(m.layers), True)
+        total = position[-1] + 1
+        mask = (torch.arange(total)[None] > position[:, None])[None, None] * FAR
+        mask = mask.expand(ids.shape[0], 1, -1, -1)
+        options: dict[str, Any] = {"past_key_values": both, "attention_mask": mask, "use_cache": True}
+        if m.line.positions:
+            options["position_ids"] = position[None].expand(ids.shape[0], -1)
+        # what the layers would project is in the cache; only its presence is asked for
+        context = torch.zeros(ids.shape[0], 1, m.width)
+        logits = m.line.call(m.lm, ids, context, **options)
+        scores = torch.log_softmax(logits[:, -1].float(), -1)
+        kept = [both.self_attention_cache.layers[i] for i in self.own]
+        return (scores, *(x for layer in kept for x in (layer.keys, layer.values)))
+
+
+Cached = list[tuple[Tensor, Tensor] | None]
+
+
+def layers_of(
+    count: int, here: list[int], tensors: tuple[Tensor, ...], other: tuple[Tensor, Tensor] | None = None
+) -> Cached:
+    """K and V by layer: those given for the layers `here`, `other` elsewhere."""
+    pairs = dict(zip(here, zip(tensors[::2], tensors[1::2], strict=True), strict=True))
+    return [pairs.get(i, other) for i in range(count)]
+
+
+def cache_of(layers: Cached) -> Any:
+    """A library cache that holds exactly these tensors."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache()
+    for pair in layers:
+        layer = DynamicLayer()
+        if pair is not None:
+            layer.lazy_initialization(*pair)
+            layer.keys, layer.values = pair
+        cache.layers.append(layer)
+    return cache
+
+
+class Absent(nn.Module):
+    """In place of an encoder that is a node of its own; says what it was given to say."""
+
+    main_input_name = "input_ids"
+    says: Tensor | None = None
+
+    def forward(self, *_: Any, **__: Any) -> SimpleNamespace:
+        return SimpleNamespace(last_hidden_state=self.says)
+
+
+def load_text_decoder(context: LoadContext) -> Model:
+    """The decoder of a transformers folder or hub id. Raises `ModelError`."""
+    from mmcompress.models import prefix
+
+    config = config_of(context)
+    if config.model_type in prefix.LINES:
+        return prefix.load_prefix_decoder(context, config)
+    line = known("text_decoder", config.model_type, {**LINES, **prefix.LINES}, context)
+    whole = load(context, line.load, config)
+    return assemble(whole, config.model_type, tokenizer_of(context), context.candidates, context.max_tokens or 20)
+
+
+def assemble(whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int) -> TextDecoder:
+    """The decoder node of a loaded library model; what only its encoder needs is let go."""
+    line, lm, project = LINES[model_type], whole, nn.Identity()
+    if line.part:
+        lm = getattr(whole, line.part)
+        project = getattr(whole, "enc_to_dec_proj", project)
+        if not line.stack:
+            inner = LINES.get(lm.config.model_type)
+            if inner is None:
+                raise ModelError(
+                    f"a decoder of type '{lm.config.model_type}' is not supported (known: {', '.join(LINES)})"
+                )
+            line = replace(inner, part=line.part)
+    if getattr(lm.config, "scale_embedding", False) and model_type == "mbart":
+        raise ModelError("scale_embedding is not supported")
+    if hasattr(lm, "encoder"):
+        lm.encoder = Absent()
+    elif hasattr(lm, "model") and hasattr(lm.model, "encoder"):
+        lm.model.encoder = Absent()
+    generation = settings(whole, lm, candidates, max_tokens)
+    limit = getattr(lm.config, "max_position_embeddings", None) or getattr(lm.config, "max_target_positions", None)
+    if limit and max_tokens > limit:
+        raise ModelError(f"max_tokens {max_tokens} exceeds the decoder's {limit} positions")
+    lm.config._attn_implementation = "eager"
+    return TextDecoder(lm.eval(), line, tokenizer_json, generation, project)
+
+
+def settings(whole: Any, lm: Any, candidates: int, max_tokens: int) -> dict[str, Any]:
+    """Special ids and limits for the decode loop, from the library's own configuration."""
+    sources = [x for m in (whole, lm) for x in (getattr(m, "generation_config", None), m.config) if x is not None]
+    text = getattr(whole.config, "text_config", None)
+    sources += [text] if text is not None else []
+    first = lambda *keys: next((v for k in keys for s in sources if (v := getattr(s, k, None)) is not None), None)
+    eos = first("sep_token_id") if whole.config.model_type == "blip" else first("eos_token_id")
+    bos, pad = first("decoder_start_token_id", "bos_token_id"), first("pad_token_id")
+    if isinstance(eos, list):
+        eos = eos[0]
+    if bos is None or eos is None:
+        raise ModelError("its configuration names no start and end token (bos_token_id, eos_token_id)")
+    return {
+        "bos": int(bos),
+        "eos": int(eos),
+        "pad": int(eos if pad is None else pad),
+        "beams": candidates,
+        "max_tokens": max_tokens,
+        "prompt": [],
+        "early_stopping": False,
+    }

@@ -1,0 +1,113 @@
+"""Models of transformers from a local folder or a hub id: safetensors only, no code of theirs, clear errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mmcompress.errors import MissingPackage, ModelError
+from mmcompress.models.base import LoadContext
+
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+def library() -> Any:
+    try:
+        import transformers
+    except ImportError as e:
+        raise MissingPackage("transformers", "compress") from e
+    return transformers
+
+
+def source(context: LoadContext) -> str:
+    return str(context.path or context.name)
+
+
+def _refusal(context: LoadContext, e: Exception) -> ModelError:
+    text = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+    if context.path is None and any(w in text.lower() for w in ("connect", "offline", "cached", "resolve")):
+        return ModelError(
+            f"hub model '{context.name}': the hub can't be reached and no copy is cached; give a local folder instead"
+        )
+    return ModelError(f"transformers can't load '{source(context)}': {text}")
+
+
+def config_of(context: LoadContext) -> Any:
+    """The configuration behind a source. Raises `ModelError`."""
+    try:
+        return library().AutoConfig.from_pretrained(source(context), trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as e:
+        raise _refusal(context, e) from e
+
+
+def load(context: LoadContext, name: str, config: Any) -> Any:
+    """The library's class `name` with its weights, float32, eager attention. Raises `ModelError`."""
+    if context.path and not any(context.path.glob("*.safetensors")):
+        others = sorted(f.name for p in PICKLES for f in context.path.glob(p))
+        found = f" (only {', '.join(others)}: formats that can run code are not loaded)" if others else ""
+        raise ModelError(f"{context.path}: no .safetensors file{found}")
+    config._attn_implementation = "eager"
+    try:
+        model, info = getattr(library(), name).from_pretrained(
+            source(context),
+            config=config,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as e:
+        raise _refusal(context, e) from e
+    wrong = [*info["missing_keys"], *(str(k[0]) for k in info.get("mismatched_keys", ()))]
+    if wrong:
+        raise ModelError(f"{source(context)}: weights are missing or of another shape: {', '.join(sorted(wrong)[:4])}")
+    return model.eval()
+
+
+def known(kind: str, model_type: str, table: dict[str, Any], context: LoadContext) -> Any:
+    """The row of a table of families. Raises `ModelError` with the known ones."""
+    if model_type not in table:
+        raise ModelError(
+            f"{source(context)}: a {kind} of type '{model_type}' is not supported (known: {', '.join(sorted(table))})"
+        )
+    return table[model_type]
+
+
+def tokenizer_of(context: LoadContext) -> str:
+    """The fast tokenizer as JSON: `tokenizer.json` of the folder, or of the hub. Raises `ModelError`."""
+    if context.path is None:
+        try:
+            found = library().AutoTokenizer.from_pretrained(context.name, trust_remote_code=False)
+            return str(found.backend_tokenizer.to_str())
+        except (OSError, ValueError, AttributeError) as e:
+            raise _refusal(context, e) from e
+    path = context.path / "tokenizer.json"
+    if not path.is_file():
+        raise ModelError(f"{context.path}: tokenizer.json is missing beside the weights")
+    text = path.read_text()
+    try:
+        json.loads(text)
+    except ValueError as e:
+        raise ModelError(f"{path}: not JSON: {e}") from e
+    return text
+
+
+def json_of(context: LoadContext, name: str) -> dict[str, Any]:
+    """A JSON file beside the weights, empty when there is none."""
+    path: Path | None = context.path / name if context.path else None
+    if path is None:
+        try:
+            from huggingface_hub import hf_hub_download
+
+            path = Path(hf_hub_download(context.name, name))
+        except OSError:  # not there, or no hub: the file is optional
+            return {}
+    try:
+        return dict(json.loads(path.read_text())) if path.is_file() else {}
+    except ValueError as e:
+        raise ModelError(f"{path}: not JSON: {e}") from e

@@ -1,0 +1,237 @@
+"""Text decoders that read another node's output as a prefix of their own sequence: GIT, LLaVA and its kind.
+
+K and V of the prefix are computed once a request by the `context` graph; the `step` graph goes on from there. Image and
+text meet in every self-attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmcompress.models.adapters import find, normalize_
+from mmcompress.models.base import Graph, LoadContext, Model, Shape
+from mmcompress.models.generators import FAR, Absent, cache_of, head, layers_of, settings
+from mmcompress.models.hub import load, tokenizer_of
+from mmcompress.records import Block
+
+
+@dataclass(frozen=True)
+class PrefixLine:
+    """One line of prefix decoders: how it embeds words and the prefix, runs its layers and names its parts.
+
+    `embed(lm, ids, text positions)`, `prefix(lm, context)` -> [b, t, w]; `run(lm, x, positions in the whole sequence,
+    mask, cache or None)` -> [b, t, w]; `score(lm, x)` -> logits. `open_prefix`: the prefix sees itself both ways.
+    """
+
+    load: str
+    stack: str
+    embed: Callable[[Any, Tensor, Tensor], Tensor]
+    prefix: Callable[[Any, Tensor], Tensor]
+    run: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor]
+    score: Callable[[Any, Tensor], Tensor]
+    reads: Callable[[Any], int]
+    open_prefix: bool
+    encoder: str
+    """The library's own encoder, which is a node of its own here."""
+    generate: Callable[..., Tensor]
+    """(lm, context, start ids, options) -> whole sequences, by the library's `generate`."""
+
+
+def _git_run(lm: Any, x: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    return lm.git.encoder(x, attention_mask=mask, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+
+
+def _llava_run(lm: Any, x: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
+    return lm.model.language_model(
+        inputs_embeds=x,
+        attention_mask=mask,
+        position_ids=positions[None].expand(x.shape[0], -1),
+        past_key_values=cache,
+        use_cache=cache is not None,
+    ).last_hidden_state
+
+
+def _git_generate(lm: Any, context: Tensor, ids: Tensor, **options: Any) -> Tensor:
+    lm.git.image_encoder.says = context  # stands in for the encoder, whatever the pixels
+    return lm.generate(pixel_values=torch.zeros(1, 3, 1, 1), input_ids=ids, **options)
+
+
+def _llava_generate(lm: Any, context: Tensor, ids: Tensor, **options: Any) -> Tensor:
+    words = lm.model.language_model.embed_tokens(ids)
+    x = torch.cat([lm.model.multi_modal_projector(context), words], 1)
+    new = lm.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), **options)
+    return torch.cat([ids.expand(len(new), -1), new], 1)
+
+
+LINES = {
+    "git": PrefixLine(
+        "GitForCausalLM",
+        "git.encoder",
+        lambda lm, ids, at: lm.git.embeddings(input_ids=ids, position_ids=at[None].expand(ids.shape[0], -1)),
+        lambda lm, context: lm.git.visual_projection(context),
+        _git_run,
+        lambda lm, x: lm.output(x),
+        lambda lm: int(lm.config.vision_config.hidden_size),
+        True,
+        "git.image_encoder",
+        _git_generate,
+    ),
+    "llava": PrefixLine(
+        "LlavaForConditionalGeneration",
+        "model.language_model",
+        lambda lm, ids, at: lm.model.language_model.embed_tokens(ids),
+        lambda lm, context: lm.model.multi_modal_projector(context),
+        _llava_run,
+        lambda lm, x: lm.lm_head(x),
+        lambda lm: int(lm.model.multi_modal_projector.linear_1.in_features),
+        False,
+        "model.vision_tower",
+        _llava_generate,
+    ),
+}
+
+
+class PrefixDecoder(Model):
+    """ids [b, t], context [b, n, w] -> logits [b, t, v], given the context and the tokens before (teacher forcing)."""
+
+    kind = "text_decoder"
+    context_tokens = 64
+    """Length of the context, set by the pipeline that feeds this decoder."""
+
+    def __init__(self, lm: nn.Module, line: PrefixLine, tokenizer_json: str, generation: dict[str, Any]):
+        super().__init__()
+        self.lm, self.line, self.tokenizer_json, self.generation = lm, line, tokenizer_json, generation
+        normalize_(lm.get_submodule(line.stack))
+        self.blocks = tuple(_meeting(b) for b in find(self, f"lm.{line.stack}"))
+        self.layers = 1 + max(int(b.name.partition(".")[0]) for b in self.blocks)
+        text: Any = lm.config.get_text_config()  # type: ignore[operator, union-attr]
+        self.vocabulary, self.width = int(text.vocab_size), int(text.hidden_size)
+        self.dims = {"context": line.reads(lm)}
+
+    def cached(self) -> list[tuple[int, Block]]:
+        """(layer, block) of every attention that is left; a block's unit is one head of keys."""
+        return [(int(b.name.partition(".")[0]), b) for b in self.blocks if b.kind == "attention"]
+
+    @property
+    def config(self) -> dict[str, Any]:  # type: ignore[override]
+        past = [[b.units, head(b)] for _, b in self.cached() for _ in "kv"]
+        return {"tokenizer": "tokenizer.json", "generation": self.generation, "past": past}
+
+    def forward(self, ids: Tensor, context: Tensor) -> Tensor:
+        prefix = self.line.prefix(self.lm, context)
+        n, t = prefix.shape[1], ids.shape[1]
+        words = self.line.embed(self.lm, ids, torch.arange(t))
+        x = self.line.run(self.lm, torch.cat([prefix, words], 1), torch.arange(n + t), self._mask(ids, n, n + t), None)
+        return self.line.score(self.lm, x[:, n:])
+
+    def _mask(self, like: Tensor, prefix: int, total: int) -> Tensor:
+        at = torch.arange(total)
+        hidden = at[None] > at[:, None]
+        if self.line.open_prefix:
+            hidden = hidden & (at[None] >= prefix)
+        return (hidden[None, None] * FAR).expand(like.shape[0], 1, -1, -1)
+
+    def graphs(self) -> dict[str, Graph]:
+        """`context`: K and V of the prefix, once a request; `step`: new tokens, with a cache that starts there."""
+        own = self.cached()
+        names = lambda what: tuple(f"{what}.{i}.{p}" for i, _ in own for p in "kv")
+        past = tuple(torch.zeros(2, b.units, 8, head(b)) for _, b in own for _ in "kv")
+        dynamic = {"context": {0: "images", 1: "tokens"}} | {n: {0: "images", 2: "tokens"} for n in names("past")}
+        example = torch.zeros(2, 5, self.dims["context"])
+        context = Graph(Prefill(self), (example,), ("context",), names("past"), dynamic)
+        dynamic = {"ids": {0: "batch", 1: "step"}, "position": {0: "step"}, "scores": {0: "batch"}}
+        dynamic |= {n: {0: "batch", 2: "past"} for n in names("past")}
+        dynamic |= {n: {0: "batch", 2: "total"} for n in names("new")}
+        inputs = (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), *past)
+        step = Graph(Step(self), inputs, ("ids", "position", *names("past")), ("scores", *names("new")), dynamic)
+        return {"context": context, "step": step}
+
+    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
+        keys = self.context_tokens + round((steps + 1) / 2)
+        return {
+            b.name: Shape(self.width, 1, keys if b.group == "heads" else 1, beams, steps, self.context_tokens)
+            for b in self.blocks
+        }
+
+    def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+        text = max(1, round((steps - 1) / 2))
+        feeds = [torch.full((beams, 1), 3), torch.tensor([text])]
+        feeds += [torch.randn(beams, h, self.context_tokens + text, d) for h, d in self.config["past"]]
+        context = {"context": ((torch.randn(1, self.context_tokens, self.dims["context"]),), 1.0)}
+        return {**context, "step": (tuple(feeds), steps)}
+
+    @torch.inference_mode()
+    def library_generate(self, context: Tensor) -> list[list[int]]:
+        """All beams of one item [1, n, w] by the library's own `generate`, its encoder's output given."""
+        g = self.generation
+        start = g["prompt"] or [g["bos"]]
+        options: dict[str, Any] = {"num_beams": g["beams"], "num_return_sequences": g["beams"], "do_sample": False}
+        options |= {"eos_token_id": g["eos"], "pad_token_id": g["pad"], "use_cache": False}
+        options |= {"max_new_tokens": g["max_tokens"] - len(start)}
+        if g["beams"] > 1:
+            options |= {"early_stopping": g["early_stopping"], "length_penalty": 1.0}
+        return self.line.generate(self.lm, context, torch.tensor([start]), **options).tolist()
+
+
+def _meeting(block: Block) -> Block:
+    """Both modalities meet in every attention; the first one always stays, for the prefix is read by nothing else."""
+    if block.group != "heads":
+        return block
+    drop = () if block.name.startswith("0.") else block.drop
+    return dataclasses.replace(block, reads=("stream", "context"), drop=drop)
+
+
+class Prefill(nn.Module):
+    """context [b, n, w] -> K and V [b, h, n, d] of every attention over the prefix."""
+
+    def __init__(self, model: PrefixDecoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, context: Tensor) -> tuple[Tensor, ...]:
+        m = self.model
+        x = m.line.prefix(m.lm, context)
+        cache = cache_of([None] * m.layers)
+        n = x.shape[1]
+        m.line.run(m.lm, x, torch.arange(n), m._mask(x, n, n), cache)
+        return tuple(t for i, _ in m.cached() for t in (cache.layers[i].keys, cache.layers[i].values))
+
+
+class Step(nn.Module):
+    """ids [b, t], position [t] in the text, past K and V -> log-probabilities [b, v] after the last, new K and V."""
+
+    def __init__(self, model: PrefixDecoder):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        m = self.model
+        own = [i for i, _ in m.cached()]
+        before = past[0].shape[2]
+        empty = torch.zeros(ids.shape[0], 1, before, 1)
+        cache = cache_of(layers_of(m.layers, own, past, (empty, empty)))
+        at = torch.arange(ids.shape[1]) + before
+        total = at[-1] + 1
+        mask = ((torch.arange(total)[None] > at[:, None])[None, None] * FAR).expand(ids.shape[0], 1, -1, -1)
+        x = m.line.run(m.lm, m.line.embed(m.lm, ids, position), at, mask, cache)
+        scores = torch.log_softmax(m.line.score(m.lm, x[:, -1]).float(), -1)
+        return (scores, *(t for i in own for t in (cache.layers[i].keys, cache.layers[i].values)))
+
+
+def assemble(whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int) -> PrefixDecoder:
+    """The decoder node of a loaded library model; its encoder is let go."""
+    line = LINES[model_type]
+    whole.set_submodule(line.encoder, Absent())
+    return PrefixDecoder(whole.eval(), line, tokenizer_json, settings(whole, whole, candidates, max_tokens))
+
+
+def load_prefix_decoder(context: LoadContext, config: Any) -> Model:
+    """The decoder of a transformers folder or hub id. Raises `ModelError`."""
+    whole = load(context, LINES[config.model_type].load, config)
+    return assemble(whole, config.model_type, tokenizer_of(context), context.candidates, context.max_tokens or 20)

@@ -1,0 +1,55 @@
+"""A user's own image encoder for tests: patches, one self-attention, one cross-attention of a few learned queries."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcompress.models.adapters import find
+from mmcompress.models.base import ImageModel, LoadContext
+
+
+class Attention(nn.Module):
+    """Heads of a fixed width, however many are left."""
+
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.num_heads, self.head_dim = heads, width // heads
+
+    def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, None]:
+        split = lambda y: y.view(y.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
+        q, k, v = split(self.q_proj(x)), split(self.k_proj(context)), split(self.v_proj(context))
+        p = torch.softmax(q @ k.transpose(-1, -2) * self.head_dim**-0.5, -1)
+        return self.out_proj((p @ v).transpose(1, 2).flatten(2)), None
+
+
+class Reader(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.attention, self.encoder_attn = Attention(width, heads), Attention(width, heads)
+        self.queries = nn.Parameter(torch.randn(1, 4, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x)[0]
+        queries = self.queries.expand(x.shape[0], -1, -1)
+        return queries + self.encoder_attn(queries, x)[0]
+
+
+class Tower(ImageModel):
+    def __init__(self, width: int = 32, heads: int = 4, size: int = 32):
+        super().__init__()
+        self.patch = nn.Conv2d(3, width, 8, 8)
+        self.layers = nn.ModuleList([Reader(width, heads)])
+        self.blocks = find(self, "layers", context="stream")
+        self.settle(size, width, {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}, hidden=12)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        tokens = self.layers[0](self.patch(pixels).flatten(2).transpose(1, 2))
+        return F.normalize(tokens.mean(1), dim=-1), tokens
+
+
+def build(context: LoadContext) -> Tower:
+    torch.manual_seed(3)
+    return Tower()
