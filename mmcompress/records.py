@@ -126,7 +126,7 @@ def read(cls: type[T], path: Path) -> T:
 
 @dataclass(frozen=True)
 class Writer:
-    """A linear layer that writes `width` rows for each unit of a block, `parts` times over (a fused q, k, v: 3)."""
+    """A linear layer or convolution that writes `width` rows for each unit of a block, `parts` times over (a fused q, k, v: 3)."""
 
     path: str
     parts: int
@@ -140,7 +140,8 @@ class Block:
     Every unit kind fits this form: a unit's features are columns of `out`, and rows of the `writers` bring them about
     (a group of query heads has more of them than the key head it shares). `step` is the granularity of a cut, `reads`
     the streams whose values meet in the block, `drop` the modules replaced by a constant when no unit is left: (path,
-    mode); where it is empty, the block can't be removed whole.
+    mode); where it is empty, the block can't be removed whole. Between writers and `out`, features may pass `through`
+    modules that treat each alone (batch norms, depthwise convolutions) and be read by others `also` (a squeeze).
     """
 
     name: str
@@ -153,6 +154,8 @@ class Block:
     module: str
     reads: tuple[str, ...]
     drop: tuple[tuple[str, str], ...]
+    through: tuple[str, ...] = ()
+    also: tuple[str, ...] = ()
 
     @property
     def least(self) -> int:
@@ -161,8 +164,8 @@ class Block:
 
     @property
     def group(self) -> str:
-        """`heads` or `ffn`: what a pruning ratio in the spec speaks of."""
-        return "ffn" if self.kind.endswith("ffn") else "heads"
+        """`heads` or `ffn` (channels, of convolutions too): what a pruning ratio in the spec speaks of."""
+        return "ffn" if self.kind.endswith("ffn") or self.kind == "conv" else "heads"
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,56 @@ def _llava() -> Model:
     return assemble(_stirred(LlavaForConditionalGeneration(c)), "llava", TOKENIZER(), 3, 14)
 
 
+def _open_clip(vision: dict[str, object], kind: str = "image") -> Model:
+    from open_clip.model import CLIP
+
+    from mmcompress.models import open_clip
+
+    text = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2, "pad_id": 1, "eos_id": 2}
+    clip = _stirred(CLIP(16, {"image_size": 64, **vision}, {**text, "pool_type": "eos"}))
+    if kind == "text":
+        return open_clip.TextEncoder(_stirred(_text_tower(text)), TOKENIZER())
+    build = open_clip.ImageEncoder if hasattr(clip.visual, "transformer") else open_clip.ConvEncoder
+    return build(clip.visual, {})  # type: ignore[arg-type]
+
+
+def _text_tower(text: dict[str, object]) -> torch.nn.Module:
+    from open_clip.transformer import TextTransformer
+
+    return TextTransformer(**text, pool_type="eos", output_dim=16)  # type: ignore[arg-type]
+
+
+def _coca() -> Model:
+    from open_clip.transformer import VisionTransformer
+
+    from mmcompress.models import open_clip
+
+    tower = VisionTransformer(
+        image_size=32,
+        patch_size=8,
+        width=32,
+        layers=2,
+        heads=4,
+        mlp_ratio=2.0,
+        output_dim=16,
+        attentional_pool=True,
+        attn_pooler_queries=6,
+        attn_pooler_heads=4,
+        output_tokens=True,
+    )
+    return open_clip.ImageEncoder(_stirred(tower), {})
+
+
+VIT = {"width": 32, "layers": 2, "head_width": 8, "patch_size": 16}
+TIMM = {"timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear"}
 FAMILIES: dict[str, Callable[[], Model]] = {
+    "open_clip ViT": lambda: _open_clip(VIT),
+    "open_clip text tower": lambda: _open_clip(VIT, "text"),
+    "open_clip CoCa image tower": _coca,
+    "open_clip ModifiedResNet": lambda: _open_clip({"layers": [1, 1, 1, 1], "width": 32, "head_width": 64}),
+    "open_clip timm ResNet": lambda: _open_clip({**TIMM, "timm_model_name": "resnet18"}),
+    "open_clip timm ResNet bottleneck": lambda: _open_clip({**TIMM, "timm_model_name": "resnet26"}),
+    "open_clip timm EfficientNet": lambda: _open_clip({**TIMM, "timm_model_name": "efficientnet_b0"}),
     "transformers CLIP image": lambda: _image("CLIPVisionConfig", "CLIPVisionModelWithProjection", "clip"),
     "transformers SigLIP image": lambda: _image("SiglipVisionConfig", "SiglipVisionModel", "siglip"),
     "transformers ViT": lambda: _image("ViTConfig", "ViTModel", "vit"),

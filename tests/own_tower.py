@@ -53,3 +53,13 @@ class Tower(ImageModel):
 def build(context: LoadContext) -> Tower:
     torch.manual_seed(3)
     return Tower()
+
+
+def build_convolutional(context: LoadContext) -> ImageModel:
+    from open_clip.modified_resnet import ModifiedResNet
+
+    from mmcompress.models.open_clip import ConvEncoder
+
+    torch.manual_seed(4)
+    tower = ModifiedResNet([1, 1, 1, 1], output_dim=32, heads=4, image_size=32, width=16)
+    return ConvEncoder(tower.eval(), {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"})

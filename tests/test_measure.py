@@ -20,10 +20,14 @@ from mmcompress.runtime.sessions import session
 @pytest.mark.parametrize("copies", [0, 3])
 def test_stacks_are_valid_and_run(kind, copies):
     cell = Cell(kind, 32, 2, 8, 1 if kind == "cross_attention" else 5, 5, 2)
+    if kind == "conv":  # 16 places, kernels 3 and 1, stride 2, a depthwise kernel of 3
+        cell = Cell(kind, 32, 16, 24, 16, 3123, 2)
     model = stack(cell, copies)
     onnx.checker.check_model(model)
     out = session(model.SerializeToString(), 1).run(None, feed(cell, model))
     assert out[-1].shape == (2, cell.positions, 32)
+    if kind == "conv":
+        assert [o.shape for o in out[:-1]] == [(2, 24, 2, 2)] * copies
 
 
 def test_a_cached_step_appends_to_its_past():

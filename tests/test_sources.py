@@ -125,6 +125,17 @@ def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
     assert all(p.passed for p in summary.proofs) and summary.compressed.nodes["vision"].params > 0
 
 
+def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
+    from mmcompress import workflow
+
+    node = "  look:\n    kind: image_encoder\n    source: python:own_tower:build_convolutional\n    inputs: {image: image}\n"
+    text = (tiny / "spec.yaml").read_text().replace("  choose:", node + "  choose:").replace("./", f"{tiny}/")
+    (tmp_path / "conv.yaml").write_text(text.replace("query: vision.embedding", "query: look.embedding"))
+    summary = workflow.run(tmp_path / "conv.yaml", tmp_path / "run")
+    assert len(summary.kept["look"]) == 10 and all(k >= 8 for k in summary.kept["look"].values())
+    assert all(p.passed for p in summary.proofs)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [

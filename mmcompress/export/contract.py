@@ -9,6 +9,7 @@ generation is the library's own; parameters and multiply-accumulates fall as com
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,14 +91,25 @@ def surgery(node: str, model: Model, batch: int = 3) -> list[Proof]:
 
 def removed(model: Model, units: Units) -> int:
     """Parameters that a cut takes away, computed from the blocks alone; whole sub-layers are not among the cuts."""
-    total = 0
+    rows: dict[str, int] = {}
+    columns: dict[str, int] = {}
     for name, kept in units.items():
         b = model.block(name)
         gone = b.units - len(kept)
-        total += gone * b.width * model.linear(b.out).out_features
         for w in b.writers:
-            linear = model.linear(w.path)
-            total += gone * w.parts * w.width * (linear.in_features + (linear.bias is not None))
+            rows[w.path] = gone * w.parts * w.width
+        for path in b.through:
+            rows[path] = gone * b.width
+        for path in (b.out, *b.also):
+            columns[path] = gone * b.width
+    total = 0
+    for path in {*rows, *columns}:
+        module: Any = model.get_submodule(path)
+        height = module.weight.shape[0]
+        width = module.weight.shape[1] if module.weight.ndim > 1 else 1
+        cell = module.weight.numel() // (height * width)
+        cut, narrowed = rows.get(path, 0), columns.get(path, 0)
+        total += (height * width - (height - cut) * (width - narrowed)) * cell + cut * (module.bias is not None)
     return total
 
 

@@ -123,6 +123,28 @@ def _gated_ffn(b: _Builder, x: str, cell: Cell, i: int) -> str:
     return b.linear(b.op("Mul", g, up)[0], cell.units, cell.width)
 
 
+def _conv(b: _Builder, x: str, cell: Cell, i: int) -> str:
+    """width -> units -> head channels over a square of `positions` places; nothing is added up, as shapes differ.
+
+    `keys` holds, as four digits, the kernel of each, the stride and the kernel of a depthwise one between them (or 0).
+    """
+    first, second, stride, depthwise = (cell.keys // 10**k % 10 for k in (3, 2, 1, 0))
+    side = round(cell.positions**0.5)
+    [y] = b.op("Reshape", x, b.const(np.array([cell.batch, cell.width, side, side], np.int64)))
+
+    def conv(y: str, inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> str:
+        shape = (outputs, inputs // groups, kernel, kernel)
+        w = b.const((b.rng.standard_normal(shape) * (inputs / groups * kernel**2) ** -0.5).astype(np.float32))
+        bias, pad = b.const(np.zeros(outputs, np.float32)), kernel // 2
+        return b.op("Conv", y, w, bias, group=groups, strides=[stride] * 2, pads=[pad] * 4)[0]
+
+    [y] = b.op("Relu", conv(y, cell.width, cell.units, first, 1 if depthwise else stride))
+    if depthwise:
+        [y] = b.op("Relu", conv(y, cell.units, cell.units, depthwise, stride, cell.units))
+    b.output(conv(y, cell.units, cell.head, second, 1), 4)
+    return ""
+
+
 def _context(b: _Builder, x: str, cell: Cell, i: int) -> str:
     """K and V of one cross-attention, computed once a request; the residual stream passes unchanged."""
     for _ in "kv":
@@ -136,6 +158,7 @@ KINDS = {
     "cross_attention": _cross_attention,
     "ffn": _ffn,
     "gated_ffn": _gated_ffn,
+    "conv": _conv,
     "context": _context,
 }
 

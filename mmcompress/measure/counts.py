@@ -17,8 +17,8 @@ def block_params(model: Model) -> dict[str, int]:
     """Parameters of the linear layers of every block."""
     found = {}
     for b in model.blocks:
-        linears = [model.linear(p) for p in (b.out, *(w.path for w in b.writers))]
-        found[b.name] = sum(p.numel() for m in linears for p in m.parameters())
+        paths = (b.out, *b.through, *b.also, *(w.path for w in b.writers))
+        found[b.name] = sum(p.numel() for path in paths for p in model.get_submodule(path).parameters())
     return found
 
 

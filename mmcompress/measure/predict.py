@@ -90,7 +90,7 @@ def place(blocks: Sequence[Block], shapes: Mapping[str, object]) -> tuple[Placed
     found = []
     for b in blocks:
         s = shapes[b.name]
-        key = (b.kind, s.width, b.width, s.positions, s.keys, s.batch)  # type: ignore[attr-defined]
+        key = (b.kind, s.width, s.head or b.width, s.positions, s.keys, s.batch)  # type: ignore[attr-defined]
         context: Key | None = None
         if s.prefill:  # type: ignore[attr-defined]
             context = (b.kind, s.width, b.width, s.prefill, s.prefill, 1)  # type: ignore[attr-defined]

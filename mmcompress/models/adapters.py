@@ -63,6 +63,28 @@ FORMS = (
     ),
     Form("gated_ffn", (("wi_0", 1), ("wi_1", 1)), "wo", (("wi_0", "skip"), ("wi_1", "skip"), ("wo", "plain"))),
 )
+
+
+@dataclass(frozen=True)
+class ConvForm:
+    """One layout of a pair of convolutions whose inner channels can be cut.
+
+    `through` treats each channel alone, `squeeze` and `excite` (optional) weigh the channels by what all of them hold.
+    """
+
+    writer: str
+    through: tuple[str, ...]
+    out: str
+    squeeze: str = ""
+    excite: str = ""
+
+
+CONV_FORMS = (
+    ConvForm("conv_pw", ("bn1", "conv_dw", "bn2"), "conv_pwl", "se.conv_reduce", "se.conv_expand"),  # EfficientNet
+    ConvForm("conv1", ("bn1",), "conv2"),  # ResNet, basic and bottleneck
+    ConvForm("conv2", ("bn2",), "conv3"),
+)
+CONV_STEP = 8
 ORDER = ("attention", "cross_attention", "ffn", "gated_ffn")
 """Of the blocks within a layer."""
 CROSS = ("encoder_attn", "crossattention", "EncDecAttention")
@@ -125,6 +147,49 @@ def find(model: nn.Module, root: str = "", prefix: str = "", context: str = "con
         raise ModelError(f"{type(start).__name__}: no attention or feed-forward block of a known layout is in it")
     place = lambda b: (int(b.name.removeprefix(prefix).partition(".")[0]), ORDER.index(b.kind))
     return tuple(sorted(found, key=place))
+
+
+def find_convolutions(model: nn.Module, root: str) -> tuple[Block, ...]:
+    """Every pair of convolutions under `root` whose inner channels can be cut, numbered in order of execution.
+
+    Raises `ModelError` when nothing is found.
+    """
+    found: list[Block] = []
+    for path, module in model.get_submodule(root).named_modules():
+        at = ".".join(p for p in (root, path) if p)
+        for form in CONV_FORMS:
+            if not (_plain_conv(module, form.writer) and _plain_conv(module, form.out)):
+                continue
+            squeezed = bool(form.squeeze) and _plain_conv(module, form.squeeze)
+            paths = (form.writer, *((form.excite,) if squeezed else ()))
+            units = int(module.get_submodule(form.writer).out_channels)  # type: ignore[arg-type]
+            found.append(
+                Block(
+                    f"{len(found)}.conv",
+                    "conv",
+                    f"{at}.{form.out}",
+                    tuple(Writer(f"{at}.{p}", 1, 1) for p in paths),
+                    units,
+                    1,
+                    CONV_STEP,
+                    at,
+                    ("stream",),
+                    (),
+                    tuple(f"{at}.{p}" for p in form.through if p in dict(module.named_children())),
+                    (f"{at}.{form.squeeze}",) if squeezed else (),
+                )
+            )
+    if not found:
+        raise ModelError(f"{type(model).__name__}: no pair of convolutions of a known layout is in it")
+    return tuple(found)
+
+
+def _plain_conv(module: nn.Module, path: str) -> bool:
+    try:
+        found = module.get_submodule(path)
+    except AttributeError:
+        return False
+    return isinstance(found, nn.Conv2d) and found.groups == 1
 
 
 def _block(module: nn.Module, form: Form, name: str, kind: str, at: str, context: str) -> Block:

@@ -38,6 +38,8 @@ class Shape:
     """Calls per request: 1, or the steps of a decode loop."""
     prefill: int = 0
     """Positions of one more call a request: a prefix read before the decode loop."""
+    head: int = 0
+    """In place of the block's own unit width, where that says nothing (the outputs of a convolution)."""
 
 
 class Model(nn.Module, ABC):

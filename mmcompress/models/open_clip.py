@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
 
@@ -9,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcompress.errors import MissingPackage, ModelError
-from mmcompress.models.adapters import find, normalize_
-from mmcompress.models.base import ImageModel, LoadContext, Model, TextModel
+from mmcompress.models.adapters import find, find_convolutions, normalize_
+from mmcompress.models.base import ImageModel, LoadContext, Model, Shape, TextModel
 from mmcompress.models.hub import tokenizer_of
 
 
@@ -29,6 +30,47 @@ class ImageEncoder(ImageModel):
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         embedding, tokens = self.tower(pixels)
         return F.normalize(embedding, dim=-1), tokens
+
+
+class ConvEncoder(ImageModel):
+    """pixels [b, 3, s, s] -> embedding [b, d] of length 1, tokens [b, n, w]: the places of the last feature map."""
+
+    def __init__(self, tower: Any, preprocess: dict[str, Any]):
+        super().__init__()
+        self.tower = tower
+        self.blocks = find_convolutions(self, "tower")
+        size = tower.image_size
+        size = int(size[0] if isinstance(size, tuple | list) else size)
+        places: dict[str, int] = {}
+        with ExitStack() as stack:
+            for b in self.blocks:
+                record = lambda m, args, name=b.name: places.update({name: args[0].shape[2] * args[0].shape[3]})
+                handle = self.get_submodule(b.writers[0].path).register_forward_pre_hook(record)
+                stack.callback(handle.remove)
+            self.settle(size, 0, preprocess)
+        self.places = places
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        t = self.tower
+        if hasattr(t, "trunk"):  # timm
+            features = t.trunk.forward_features(pixels)
+            embedding = t.head(t.trunk.forward_head(features))
+        else:  # ModifiedResNet
+            features = t.layer4(t.layer3(t.layer2(t.layer1(t.stem(pixels)))))
+            embedding = t.attnpool(features)
+        return F.normalize(embedding, dim=-1), features.flatten(2).transpose(1, 2)
+
+    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
+        found = {}
+        for b in self.blocks:
+            first: Any = self.get_submodule(b.writers[0].path)
+            last: Any = self.get_submodule(b.out)
+            depthwise: Any = next((m for p in b.through if isinstance(m := self.get_submodule(p), nn.Conv2d)), None)
+            stride = max(m.stride[0] for m in (first, last, depthwise) if m is not None)
+            kernels = (first.kernel_size[0], last.kernel_size[0], stride, depthwise.kernel_size[0] if depthwise else 0)
+            code = int("".join(map(str, kernels)))
+            found[b.name] = Shape(first.in_channels, self.places[b.name], code, 1, head=last.out_channels)
+        return found
 
 
 class TextEncoder(TextModel):
@@ -91,9 +133,11 @@ def _source(context: LoadContext) -> str:
 
 def load_image_encoder(context: LoadContext) -> Model:
     clip, preprocess = _clip(_source(context), context.pretrained)
-    if not hasattr(clip.visual, "transformer"):
-        raise ModelError(f"{_source(context)}: image tower {type(clip.visual).__name__} is not supported (ViT only)")
-    return ImageEncoder(clip.visual, preprocess)
+    if hasattr(clip.visual, "transformer"):
+        return ImageEncoder(clip.visual, preprocess)
+    if hasattr(clip.visual, "trunk") or hasattr(clip.visual, "layer4"):
+        return ConvEncoder(clip.visual, preprocess)
+    raise ModelError(f"{_source(context)}: image tower {type(clip.visual).__name__} is not supported")
 
 
 def load_text_encoder(context: LoadContext) -> Model:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
-from mmcompress.prune.masks import masked, out_linear, writer_rows
+from mmcompress.prune.masks import masked, reader, writer_rows
 from mmcompress.prune.refit import Grams
 from mmcompress.records import Block
 
@@ -74,9 +74,9 @@ def magnitude(e: Material) -> Scores:
     for n, model in e.models.items():
         found[n] = {}
         for b in model.blocks:
-            total = _per_unit(b, out_linear(model, b).weight.detach().square().sum(0))
+            total = _per_unit(b, reader(model, b))
             for w in b.writers:
-                norms = model.linear(w.path).weight.detach().square().sum(1)
+                norms = model.get_submodule(w.path).weight.detach().square().flatten(1).sum(1)  # type: ignore[operator, union-attr]
                 rows = writer_rows(b, w, torch.arange(b.units)).view(w.parts, b.units, w.width)
                 total = total + norms[rows].sum((0, 2))
             found[n][b.name] = total.sqrt()
@@ -86,10 +86,7 @@ def magnitude(e: Material) -> Scores:
 def activation(e: Material) -> Scores:
     """Norm of the reading weights times the norm of their input, per unit (Wanda, Sun et al. 2024)."""
     return {
-        n: {
-            b.name: _per_unit(b, out_linear(m, b).weight.detach().square().sum(0) * e.grams[n][b.name].second().diag())
-            for b in m.blocks
-        }
+        n: {b.name: _per_unit(b, reader(m, b) * e.grams[n][b.name].second().diag()) for b in m.blocks}
         for n, m in e.models.items()
     }
 
@@ -97,12 +94,7 @@ def activation(e: Material) -> Scores:
 def fluctuation(e: Material) -> Scores:
     """Norm of the reading weights times the variance of their input, which no bias repairs (FLAP, An et al. 2024)."""
     return {
-        n: {
-            b.name: _per_unit(
-                b, out_linear(m, b).weight.detach().square().sum(0) * e.grams[n][b.name].covariance().diag()
-            )
-            for b in m.blocks
-        }
+        n: {b.name: _per_unit(b, reader(m, b) * e.grams[n][b.name].covariance().diag()) for b in m.blocks}
         for n, m in e.models.items()
     }
 

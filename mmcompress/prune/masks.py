@@ -2,30 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmcompress.models.base import Model
 from mmcompress.records import Block, Writer
 
 
 @contextmanager
-def hooked(model: Model, block: Block, hook: object) -> Iterator[None]:
-    """`hook(x) -> x` on the features a block's output projection reads."""
-    handle = model.get_submodule(block.out).register_forward_pre_hook(lambda m, args: (hook(args[0]), *args[1:]))  # type: ignore[operator]
-    try:
+def hooked(model: Model, paths: Iterable[str], hook: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """`hook(x) -> x` on the input of some modules."""
+    with ExitStack() as stack:
+        for path in paths:
+            module = model.get_submodule(path)
+            handle = module.register_forward_pre_hook(lambda m, args: (hook(args[0]), *args[1:]))
+            stack.callback(handle.remove)
         yield
-    finally:
-        handle.remove()
 
 
-def spread(mask: Tensor, block: Block) -> Tensor:
-    """A mask per unit as one per feature; [units] -> [features], [b, units] -> [b, 1, features]."""
+def spread(mask: Tensor, block: Block, like: Tensor) -> Tensor:
+    """A mask per unit, [units] or [b, units], as one per feature that multiplies `like`: [b, .., f] or [b, f, h, w]."""
     features = mask.repeat_interleave(block.width, -1)
-    return features if mask.ndim == 1 else features[:, None]
+    if like.ndim == 4:
+        return features[..., None, None]
+    return features if mask.ndim == 1 else features.view(len(features), *[1] * (like.ndim - 2), -1)
 
 
 @contextmanager
@@ -34,7 +37,8 @@ def masked(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
     with ExitStack() as stack:
         for name, mask in masks.items():
             block = model.block(name)
-            stack.enter_context(hooked(model, block, lambda x, m=mask, b=block: x * spread(m, b)))
+            paths = (block.out, *block.also)
+            stack.enter_context(hooked(model, paths, lambda x, m=mask, b=block: x * spread(m, b, x)))  # type: ignore[misc]
         yield
 
 
@@ -53,5 +57,7 @@ def writer_rows(block: Block, writer: Writer, units: Tensor) -> Tensor:
     return torch.cat([kept + p * block.units * writer.width for p in range(writer.parts)])
 
 
-def out_linear(model: Model, block: Block) -> nn.Linear:
-    return model.linear(block.out)
+def reader(model: Model, block: Block) -> Tensor:
+    """Squared norm of the weights that read each feature of a block [f]."""
+    weight = model.get_submodule(block.out).weight.detach()  # type: ignore[operator, union-attr]
+    return weight.square().transpose(0, 1).flatten(1).sum(1)

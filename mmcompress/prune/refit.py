@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
 from mmcompress.models.base import Constant, Model
@@ -58,6 +58,8 @@ def valid(pipeline: TorchPipeline, node: str, batch: Batch) -> Tensor | None:
 
 
 def _rows(x: Tensor, keep: Tensor | None) -> Tensor:
+    if x.ndim == 4:  # [b, f, h, w] of a convolution
+        x = x.permute(0, 2, 3, 1)
     return (x if keep is None else x[keep]).reshape(-1, x.shape[-1])
 
 
@@ -75,7 +77,7 @@ def measure_grams(pipeline: TorchPipeline, models: Models, batch: Batch) -> dict
                         gram.add_(_rows(x, keep))
                         return x
 
-                    stack.enter_context(hooked(m, b, record))
+                    stack.enter_context(hooked(m, (b.out,), record))
             pipeline.forward(models, piece)
     return found
 
@@ -95,7 +97,7 @@ def refit_from_gram_(model: Model, dense: Model, units: dict[str, Tensor], grams
     """
     for block in dense.blocks:
         kept = units.get(block.name)
-        if kept is None or len(kept) == block.units:
+        if kept is None or len(kept) == block.units or not refits(dense, block):
             continue
         gram, out = grams[block.name], dense.linear(block.out)
         mean, k = gram.mean(), features(block, kept)
@@ -109,6 +111,11 @@ def refit_from_gram_(model: Model, dense: Model, units: dict[str, Tensor], grams
         new.weight.copy_(w)
         if new.bias is not None:
             new.bias.copy_(bias + out.weight @ mean - w @ mean[k])
+
+
+def refits(model: Model, block: Block) -> bool:
+    """A block read by a linear layer can be refitted; what a convolution reads is mixed over places."""
+    return isinstance(model.get_submodule(block.out), nn.Linear)
 
 
 def _constant(model: Model, block: Block) -> Constant:
@@ -126,7 +133,7 @@ def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, bat
     for node in pipeline.order:
         small, big = models[node], dense[node]
         now = {b.name: b for b in small.blocks}
-        cut = [b for b in big.blocks if b.name not in now or now[b.name].units < b.units]
+        cut = [b for b in big.blocks if refits(big, b) and (b.name not in now or now[b.name].units < b.units)]
         targets = _record(pipeline, node, dense, batch, teacher, {b.name: b.out for b in cut}, inputs=False)
         for block in cut:
             y = targets.pop(block.name)

@@ -18,20 +18,35 @@ Units = Mapping[str, Tensor]
 """Sorted unit indices to keep, by block."""
 
 
-def _rows(linear: nn.Linear, index: Tensor) -> nn.Linear:
-    new = nn.Linear(linear.in_features, len(index), bias=linear.bias is not None)
-    new.weight = nn.Parameter(linear.weight.detach()[index].clone())
-    if linear.bias is not None:
-        new.bias = nn.Parameter(linear.bias.detach()[index].clone())
-    return new
+def _keep_(module: nn.Module, names: tuple[str, ...], index: Tensor) -> None:
+    for name in names:
+        value = getattr(module, name)
+        if isinstance(value, nn.Parameter):
+            setattr(module, name, nn.Parameter(value.detach()[index].clone()))
+        elif value is not None:
+            setattr(module, name, value[index].clone())
 
 
-def _columns(linear: nn.Linear, index: Tensor) -> nn.Linear:
-    new = nn.Linear(len(index), linear.out_features, bias=linear.bias is not None)
-    new.weight = nn.Parameter(linear.weight.detach()[:, index].clone())
-    if linear.bias is not None:
-        new.bias = nn.Parameter(linear.bias.detach().clone())
-    return new
+def rows_(module: nn.Module, index: Tensor) -> None:
+    """Keep some outputs of a linear layer or convolution, in place."""
+    _keep_(module, ("weight", "bias"), index)
+    setattr(module, "out_features" if isinstance(module, nn.Linear) else "out_channels", len(index))
+
+
+def columns_(module: nn.Module, index: Tensor) -> None:
+    """Keep some inputs of a linear layer or convolution, in place."""
+    module.weight = nn.Parameter(module.weight.detach()[:, index].clone())  # type: ignore[operator, index, union-attr]
+    setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", len(index))
+
+
+def through_(module: nn.Module, index: Tensor) -> None:
+    """Keep some features of a batch norm or depthwise convolution, in place."""
+    if isinstance(module, nn.Conv2d):
+        rows_(module, index)
+        module.in_channels = module.groups = len(index)
+        return
+    _keep_(module, ("weight", "bias", "running_mean", "running_var"), index)
+    module.num_features = len(index)  # type: ignore[assignment]
 
 
 def _slice_block_(model: Model, block: Block, units: Tensor) -> Block | None:
@@ -46,15 +61,21 @@ def _slice_block_(model: Model, block: Block, units: Tensor) -> Block | None:
     if len(units) == block.units:
         return block
     for w in block.writers:
-        model.set_submodule(w.path, _rows(model.linear(w.path), writer_rows(block, w, units)))
-    model.set_submodule(block.out, _columns(model.linear(block.out), features(block, units)))
+        rows_(model.get_submodule(w.path), writer_rows(block, w, units))
+    for path in block.through:
+        through_(model.get_submodule(path), features(block, units))
+    for path in (block.out, *block.also):
+        columns_(model.get_submodule(path), features(block, units))
     if block.group == "heads":
         refresh_(model.get_submodule(block.module), len(units), block.width)
     return dataclasses.replace(block, units=len(units))
 
 
 def slice_(model: Model, kept: Units) -> Model:
-    """Remove in place every unit not named in `kept` (blocks not named stay whole). Returns `model`."""
+    """Remove in place every unit not named in `kept` (blocks not named stay whole). Returns `model`.
+
+    Weights that other modules share (a tied embedding) are replaced, never changed.
+    """
     blocks = []
     for block in model.blocks:
         new = _slice_block_(model, block, kept[block.name].long()) if block.name in kept else block

@@ -58,7 +58,11 @@ class Source:
             value = yaml.SafeLoader("").construct_object(node, deep=True)
         except yaml.YAMLError as e:
             raise SpecError(f"{self.path}:{node.start_mark.line + 1}: {getattr(e, 'problem', e)}") from e
-        if isinstance(value, str) and node.style is None and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value):
+        if (
+            isinstance(value, str)
+            and getattr(node, "style", "") is None
+            and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+        ):
             return float(value)  # YAML 1.1 takes 1e-4 for text
         return self._environment(value, path) if isinstance(value, str) else value
 
