@@ -126,7 +126,7 @@ def read(cls: type[T], path: Path) -> T:
 
 @dataclass(frozen=True)
 class Writer:
-    """A linear layer or convolution that writes `width` rows for each unit of a block, `parts` times over (a fused q, k, v: 3)."""
+    """A linear layer or convolution that writes `width` rows for each unit, `parts` times over (a fused q, k, v: 3)."""
 
     path: str
     parts: int

@@ -139,7 +139,11 @@ def _vision_encoder_decoder() -> Model:
 def _whisper() -> Model:
     from transformers import WhisperForConditionalGeneration
 
-    return _decoder(WhisperForConditionalGeneration(_whisper_config()), "whisper", beams=1)
+    whole = WhisperForConditionalGeneration(_whisper_config())
+    whole.generation_config.no_timestamps_token_id = 5
+    whole.generation_config.suppress_tokens = [7, 8, 9, 20, 21, 22, 30]
+    whole.generation_config.begin_suppress_tokens = [2, 11, 12]
+    return _decoder(whole, "whisper", beams=1)
 
 
 def _t5(gated: bool) -> Model:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from families import FAMILIES
+from safetensors.torch import save_file
 
 from mmcompress.export import contract
+from mmcompress.export.bundle import save_weights
+from mmcompress.prune.surgery import sliced
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -19,3 +27,70 @@ def test_contract(family, tmp_path):
     assert {f"masked == sliced: {k}" for k in (*contract.kinds(model), "mixture")} <= names
     if model.kind == "text_decoder":
         assert {"cached generation == library: dense", "cached generation == library: mixture"} <= names
+
+
+def test_a_wrong_cut_breaks_the_contract(tmp_path, monkeypatch):
+    model = FAMILIES["transformers LLaVA, grouped-query, gated"]().eval()
+    right = contract.sliced
+
+    def wrong(m, units):
+        cut = right(m, units)
+        for p in cut.parameters():
+            p.data[..., :1] += 0.01
+        return cut
+
+    monkeypatch.setattr(contract, "sliced", wrong)
+    assert not any(p.passed for p in contract.surgery("node", model))
+
+
+def test_what_cannot_be_cut_is_refused_with_a_reason():
+    model = FAMILIES["transformers T5"]()
+    assert "position bias" in model.refused["0.attention"] and "0.attention" not in {b.name for b in model.blocks}
+    prefix = FAMILIES["transformers GIT"]()
+    with pytest.raises(ValueError, match="can't be removed whole"):
+        sliced(prefix, {"0.attention": torch.arange(0)})
+
+
+def test_saved_and_loaded_in_a_new_process_it_answers_the_same(tmp_path):
+    kept = {}
+    for name, make in FAMILIES.items():
+        torch.manual_seed(0)
+        model = make()
+        units = contract.cuts(model)["mixture"]
+        cut = sliced(model, units).eval()
+        kept[name] = {b: len(k) for b, k in units.items()}
+        save_weights({name.replace("/", "-"): cut}, tmp_path)
+        with torch.no_grad():
+            out = contract.outputs(cut, contract.inputs(cut, 2))
+        save_file({str(i): x.contiguous() for i, x in enumerate(out)}, tmp_path / f"{name.replace('/', '-')}.answers")
+    (tmp_path / "kept.json").write_text(json.dumps(kept))
+    here = Path(__file__).parent
+    run = subprocess.run(
+        [sys.executable, here / "reload.py", tmp_path],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=here,
+        timeout=300,
+    )
+    worst = json.loads(run.stdout.splitlines()[-1])
+    assert set(worst) == set(FAMILIES) and max(worst.values()) < 1e-5, worst
+
+
+def test_the_readmes_new_line_is_one_row(tmp_path, monkeypatch):
+    """The worked example of the README: a decoder this project does not list."""
+    from transformers import MarianConfig, MarianForCausalLM
+
+    from mmcompress.models import generators
+
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    row = next(line for line in readme.splitlines() if line.startswith('LINES["opus"]'))
+    lines = dict(generators.LINES)
+    exec(row, {"LINES": lines, "Line": generators.Line, "_causal": generators._causal})
+    monkeypatch.setattr(generators, "LINES", {**lines, "marian": lines["opus"]})
+    special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "attn_implementation": "eager"}
+    sizes = {"vocab_size": 60, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
+    c = MarianConfig(**sizes, **special, max_position_embeddings=24, is_decoder=True, is_encoder_decoder=False)
+    torch.manual_seed(0)
+    model = generators.assemble(MarianForCausalLM(c).eval(), "marian", '{"version": "1.0"}', 1, 14)
+    assert not [p for p in contract.surgery("opus", model) + contract.learning("opus", model) if not p.passed]

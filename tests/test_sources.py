@@ -125,10 +125,12 @@ def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
     assert all(p.passed for p in summary.proofs) and summary.compressed.nodes["vision"].params > 0
 
 
+@pytest.mark.slow
 def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
     from mmcompress import workflow
 
-    node = "  look:\n    kind: image_encoder\n    source: python:own_tower:build_convolutional\n    inputs: {image: image}\n"
+    source = "python:own_tower:build_convolutional"
+    node = f"  look:\n    kind: image_encoder\n    source: {source}\n    inputs: {{image: image}}\n"
     text = (tiny / "spec.yaml").read_text().replace("  choose:", node + "  choose:").replace("./", f"{tiny}/")
     (tmp_path / "conv.yaml").write_text(text.replace("query: vision.embedding", "query: look.embedding"))
     summary = workflow.run(tmp_path / "conv.yaml", tmp_path / "run")

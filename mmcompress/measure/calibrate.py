@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,6 +15,7 @@ from mmcompress.measure.latency import quiet
 from mmcompress.measure.machine import fingerprint
 from mmcompress.measure.predict import Affine, Placed, Predictor, needs, place
 from mmcompress.models.base import Model
+from mmcompress.models.packaged import cache_folder
 from mmcompress.prune.allocation import after, steps
 from mmcompress.prune.surgery import sliced
 from mmcompress.quantize.dynamic import quantize
@@ -25,12 +25,6 @@ from mmcompress.spec.schema import Spec
 
 SHARES = (1.0, 0.6, 0.3)
 """Structures exported whole to calibrate a node: the share of units kept in every block."""
-
-
-def cache_folder() -> Path:
-    """Where device tables are kept: `$MMCOMPRESS_CACHE`, or the user's cache folder."""
-    home = os.environ.get("MMCOMPRESS_CACHE") or os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-    return Path(home) / "mmcompress"
 
 
 def node_ms(model: Model, files: Mapping[str, Path], threads: int, decode_steps: float, beams: int) -> float:

@@ -28,8 +28,8 @@ FAR = -1e9
 class Line:
     """One line of decoders in transformers.
 
-    `stack` holds the layers, `call` runs the library's forward; `width` names the hidden size in
-    the config, `positions` whether the forward takes position ids (else it counts the cache).
+    `stack` holds the layers, `call` runs the library's forward; `width` names the hidden size in the config,
+    `positions` whether the forward takes position ids (else it counts the cache).
     """
 
     load: str
@@ -158,6 +158,7 @@ class TextDecoder(Model):
     @torch.inference_mode()
     def library_generate(self, context: Tensor) -> list[list[int]]:
         """All beams of one item [1, n, w] by the library's own `generate`, the best first."""
+        from transformers import GenerationMixin
         from transformers.modeling_outputs import BaseModelOutput
 
         g, lm = self.generation, self.lm
@@ -165,13 +166,14 @@ class TextDecoder(Model):
         options |= {"max_length": g["max_tokens"], "eos_token_id": g["eos"], "pad_token_id": g["pad"]}
         if g["beams"] > 1:
             options |= {"early_stopping": g["early_stopping"], "length_penalty": 1.0}
+        options |= {"suppress_tokens": g["suppress"] or None, "begin_suppress_tokens": g["begin_suppress"] or None}
         prompt = torch.tensor([g["prompt"] or [g["bos"]]])
         if lm.config.is_encoder_decoder:
             options |= {"encoder_outputs": BaseModelOutput(self.project(context)), "decoder_input_ids": prompt}
         else:
             options |= {"encoder_hidden_states": self.project(context), "input_ids": prompt}
-        generate = type(lm).__mro__[[k.__name__ for k in type(lm).__mro__].index("GenerationMixin")].generate  # type: ignore[attr-defined]
-        return generate(lm, **options, use_cache=False).tolist()
+        # Whisper and BLIP wrap it in loops of their own, over windows of sound and over pixels
+        return GenerationMixin.generate(lm, **options, use_cache=False).tolist()  # type: ignore[arg-type]
 
 
 def head(block: Block) -> int:
@@ -300,8 +302,6 @@ def assemble(whole: Any, model_type: str, tokenizer_json: str, candidates: int, 
                     f"a decoder of type '{lm.config.model_type}' is not supported (known: {', '.join(LINES)})"
                 )
             line = replace(inner, part=line.part)
-    if getattr(lm.config, "scale_embedding", False) and model_type == "mbart":
-        raise ModelError("scale_embedding is not supported")
     if hasattr(lm, "encoder"):
         lm.encoder = Absent()
     elif hasattr(lm, "model") and hasattr(lm.model, "encoder"):
@@ -326,12 +326,16 @@ def settings(whole: Any, lm: Any, candidates: int, max_tokens: int) -> dict[str,
         eos = eos[0]
     if bos is None or eos is None:
         raise ModelError("its configuration names no start and end token (bos_token_id, eos_token_id)")
+    own = getattr(whole, "generation_config", None)
+    silent = getattr(own, "no_timestamps_token_id", None)  # Whisper: words only, no times
     return {
         "bos": int(bos),
         "eos": int(eos),
         "pad": int(eos if pad is None else pad),
         "beams": candidates,
         "max_tokens": max_tokens,
-        "prompt": [],
+        "prompt": [] if silent is None else [int(bos), int(silent)],
         "early_stopping": False,
+        "suppress": [int(t) for t in getattr(own, "suppress_tokens", None) or ()],
+        "begin_suppress": [int(t) for t in getattr(own, "begin_suppress_tokens", None) or ()],
     }

@@ -176,6 +176,7 @@ class PrefixDecoder(Model):
         options |= {"max_new_tokens": g["max_tokens"] - len(start)}
         if g["beams"] > 1:
             options |= {"early_stopping": g["early_stopping"], "length_penalty": 1.0}
+        options |= {"suppress_tokens": g["suppress"] or None, "begin_suppress_tokens": g["begin_suppress"] or None}
         return self.line.generate(self.lm, context, torch.tensor([start]), **options).tolist()
 
 

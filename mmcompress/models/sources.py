@@ -6,6 +6,7 @@ import importlib
 from pathlib import Path
 
 from mmcompress.errors import ModelError
+from mmcompress.models import packaged
 from mmcompress.models.base import LoadContext, Model
 from mmcompress.registry import FAMILIES
 from mmcompress.spec.schema import Node, Spec
@@ -17,13 +18,15 @@ CONFIGS = {"open_clip_config.json": "open_clip", "config.json": "transformers"}
 def locate(source: str) -> tuple[str, Path | None, str, str | None]:
     """A source string as (library, folder or None, name, pretrained tag). Raises `ModelError`.
 
-    `embedded:NAME`, a folder, `open_clip:NAME[@PRETRAINED]`, `transformers:HUB_ID_OR_FOLDER` or
-    `python:package.module:build`.
+    `embedded:NAME`, a folder, `open_clip:NAME[@PRETRAINED]`, `transformers:HUB_ID_OR_FOLDER`, `pip:NAME` (weights that
+    an installed package brings) or `python:package.module:build`.
     """
     scheme, colon, rest = source.partition(":")
     if colon and scheme == "python":
         return scheme, None, rest, None
-    if colon and scheme == "embedded":
+    if colon and scheme == "pip":
+        folder = packaged.folder(rest)
+    elif colon and scheme == "embedded":
         folder = EMBEDDED / rest
         if not folder.is_dir():
             known = sorted(p.parent.relative_to(EMBEDDED).as_posix() for p in EMBEDDED.glob("*/*/tokenizer.json"))

@@ -27,6 +27,9 @@ class Generation:
     max_tokens: int
     prompt: tuple[int, ...] = ()
     early_stopping: bool = False
+    suppress: tuple[int, ...] = ()
+    """Tokens never written; `begin_suppress`: never as the first one after the prompt."""
+    begin_suppress: tuple[int, ...] = ()
 
 
 def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple[float, list[int]]]:
@@ -43,6 +46,10 @@ def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple
     while True:
         scored, past = step(feed, position, past)
         position += feed.shape[1]
+        if g.suppress:
+            scored[:, g.suppress] = -np.inf
+        if g.begin_suppress and position == len(start):
+            scored[:, g.begin_suppress] = -np.inf
         flat = (scored + np.array(scores, np.float32)[:, None]).ravel()
         vocabulary = scored.shape[1]
         keep = min(2 * g.beams, flat.size)

@@ -64,7 +64,8 @@ class TextDecoder:
         self.context, self.step = sessions.get("context"), sessions["step"]
         self.tokenizer = load_tokenizer(folder / config["tokenizer"])
         g = dict(config["generation"])
-        self.generation = Generation(**(g | {"prompt": tuple(g.get("prompt", ()))}))
+        options: Values = {k: tuple(v) if isinstance(v, list) else v for k, v in g.items()}
+        self.generation = Generation(**options)
         self.past = [(int(h), int(d)) for h, d in config["past"]]
 
     def generate(self, context: np.ndarray) -> list[tuple[float, list[int]]]:

