@@ -80,7 +80,7 @@ def export(node: str, model: Model, files: dict[str, Path]) -> list[Proof]:
     """torch == ONNX at batch 1, 2 and 5, and optimized == unoptimized graph, for every graph of a node."""
     proofs = []
     for name, graph in model.graphs().items():
-        fused, plain = session(files[name], 1), session(files[name], 1, optimize=False)
+        fused, plain = session(files[name], 0), session(files[name], 0, optimize=False)
         used = {i.name for i in fused.get_inputs()}
         worst = {"torch == onnx": 0.0, "fused == unfused": 0.0}
         for batch in (1, 2, 5):
@@ -108,7 +108,7 @@ def generation(node: str, model: Model, files: dict[str, Path], folder: Path, co
     from mmcompress.runtime.nodes import TextDecoder
     from mmcompress.runtime.sessions import Timed
 
-    deployed = TextDecoder({k: Timed(f, 1) for k, f in files.items()}, model.config, folder)
+    deployed = TextDecoder({k: Timed(f, 0) for k, f in files.items()}, model.config, folder)
     g = deployed.generation
     wrong = 0
     for context in contexts:
@@ -128,7 +128,7 @@ def int8_drift(node: str, files: dict[str, Path], quantized: dict[str, Path], mo
     """fp32 against int8: one minus the mean cosine of each graph's first output. A record, with a wide bound."""
     proofs = []
     for name, graph in model.graphs().items():
-        a, b = session(files[name], 1), session(quantized[name], 1)
+        a, b = session(files[name], 0), session(quantized[name], 0)
         used = {i.name for i in a.get_inputs()}
         example = _feeds(model, name, graph.example, 5, 9)
         feed = {k: v.numpy() for k, v in zip(graph.inputs, example, strict=True) if k in used}

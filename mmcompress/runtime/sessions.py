@@ -12,7 +12,7 @@ from mmcompress.errors import BundleError
 
 
 def session(model: str | Path | bytes, threads: int, optimize: bool = True) -> ort.InferenceSession:
-    """An inference session on the CPU.
+    """An inference session on the CPU; `threads` 0: one for each core.
 
     Threads don't spin: several sessions of one pipeline would otherwise fight for the cores and the dense baseline
     would look slower than it is.

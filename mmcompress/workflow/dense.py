@@ -77,7 +77,7 @@ def generation_proofs(run: Run, models: dict[str, Any], bundle: Path) -> list[Pr
     from mmcompress.export.proofs import generation
 
     found: list[Proof] = []
-    batch = run.pipeline.batch(run.data.load("val", min(12, run.spec.data.batch), seed=2))
+    batch = run.pipeline.batch(run.data.load("val", max(1, min(12, run.spec.data.batch // 4)), seed=2))
     out = run.pipeline.run(models, batch)
     for node, kind in run.pipeline.kinds.items():
         if kind == "text_decoder":
