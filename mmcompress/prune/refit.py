@@ -6,7 +6,7 @@ inputs and C their cross-covariance with the dense outputs. See Kwon et al. 2022
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 
 import torch
@@ -155,6 +155,10 @@ def _others(teacher: dict, upstream: dict, node: str) -> dict:
     return {n: o for n, o in teacher.items() if n != node and n not in upstream}
 
 
+class _Seen(Exception):
+    """All that was to be recorded of a forward pass has been."""
+
+
 def _record(
     pipeline: TorchPipeline, node: str, models: Models, batch: Batch, known: dict, paths: dict[str, str], inputs: bool
 ) -> dict[str, Tensor]:
@@ -171,11 +175,14 @@ def _record(
 
             def hook(m: object, args: tuple, out: Tensor, name: str = name, keep: Tensor | None = keep) -> None:
                 found[name].append(_rows(args[0] if inputs else out, keep))
+                if len(paths) == 1:
+                    raise _Seen  # what lies behind is not needed
 
             handles.append(models[node].get_submodule(path).register_forward_hook(hook))
         part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in known.items() if n != node}
         missing: dict[str, dict[str, Tensor]] = {n: {} for n in pipeline.order if n != node and n not in part}
-        pipeline.forward(models, piece, part | missing)
+        with suppress(_Seen):
+            pipeline.forward(models, piece, part | missing)
         for h in handles:
             h.remove()
     return {name: torch.cat(rows) for name, rows in found.items()}

@@ -247,7 +247,8 @@ def _measure_structure(run: Run, ev: Any, candidate: Candidate) -> tuple[float, 
     from mmcompress.runtime import load as load_bundle
 
     folder = run.folder / "scratch"
-    write_bundle(run.spec, pruned(run, ev, candidate, True), candidate.precision, candidate.kept, folder, prove=False)
+    refit = run.spec.search.judge == "measured"  # latency needs none; it only keeps captions at their usual length
+    write_bundle(run.spec, pruned(run, ev, candidate, refit), candidate.precision, candidate.kept, folder, prove=False)
     threads = run.spec.measure.threads
     pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.folder / "baseline", threads)}
     requests = [{next(iter(run.spec.inputs)): i} for i in run.data.load("val", 32, seed=1).images]
