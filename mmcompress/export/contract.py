@@ -63,9 +63,9 @@ def _some(blocks: list[Block], share: float, seed: int) -> Units:
 def cuts(model: Model, seed: int = 0) -> dict[str, Units]:
     """Named cuts: half of each unit kind, whole sub-layers, and a random mixture of everything."""
     found = {kind: _some(blocks, 0.5, seed) for kind, blocks in kinds(model).items()}
-    found |= {
-        f"{kind} dropped": _some([b for b in blocks if b.drop][:1], 0.0, seed) for kind, blocks in kinds(model).items()
-    }
+    for kind, blocks in kinds(model).items():
+        if whole := [b for b in blocks if b.drop][:1]:
+            found[f"{kind} dropped"] = _some(whole, 0.0, seed)
     mixture: Units = {}
     for i, b in enumerate(model.blocks):
         mixture |= _some([b], (0.25, 0.5, 0.75, 0.0)[(i * 7 + seed) % 4], seed + i)
