@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from mmcompress.export.onnx import export_node
-from mmcompress.export.proofs import EXPORT, SURGERY, _proof, difference, export, generation
+from mmcompress.export.proofs import SURGERY, _proof, difference, export, generation
 from mmcompress.measure.counts import count, params
 from mmcompress.models.base import Model
 from mmcompress.prune.masks import masked
@@ -130,7 +130,7 @@ def learning(node: str, model: Model) -> list[Proof]:
     given = inputs(model, 4)
     with torch.no_grad():
         target = [x.clone() for x in outputs(model, given)]
-    student = sliced(model, {k: v for c in [_some(list(model.blocks), 0.5, 2)] for k, v in c.items()})
+    student = sliced(model, _some(list(model.blocks), 0.5, 2))
     loss = lambda: sum((a - b).square().mean() for a, b in zip(outputs(student, given), target, strict=True))
     before = loss()
     before.backward()  # type: ignore[union-attr]
@@ -158,6 +158,3 @@ def prove(model: Model, folder: Path, node: str = "node") -> list[Proof]:
 
 def _named(p: Proof, name: str) -> Proof:
     return Proof(f"{p.name}: {name}", p.node, p.difference, p.bound, p.passed, p.detail)
-
-
-__all__ = ["EXPORT", "SURGERY", "cuts", "inputs", "prove"]

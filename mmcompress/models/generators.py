@@ -162,18 +162,23 @@ class TextDecoder(Model):
         from transformers.modeling_outputs import BaseModelOutput
 
         g, lm = self.generation, self.lm
-        options: dict[str, Any] = {"num_beams": g["beams"], "num_return_sequences": g["beams"], "do_sample": False}
-        options |= {"max_length": g["max_tokens"], "eos_token_id": g["eos"], "pad_token_id": g["pad"]}
-        if g["beams"] > 1:
-            options |= {"early_stopping": g["early_stopping"], "length_penalty": 1.0}
-        options |= {"suppress_tokens": g["suppress"] or None, "begin_suppress_tokens": g["begin_suppress"] or None}
+        options = {**library_options(g), "max_length": g["max_tokens"]}
         prompt = torch.tensor([g["prompt"] or [g["bos"]]])
         if lm.config.is_encoder_decoder:
             options |= {"encoder_outputs": BaseModelOutput(self.project(context)), "decoder_input_ids": prompt}
         else:
             options |= {"encoder_hidden_states": self.project(context), "input_ids": prompt}
         # Whisper and BLIP wrap it in loops of their own, over windows of sound and over pixels
-        return GenerationMixin.generate(lm, **options, use_cache=False).tolist()  # type: ignore[arg-type]
+        return GenerationMixin.generate(lm, **options).tolist()  # type: ignore[arg-type]
+
+
+def library_options(g: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a generation as the library's `generate` takes them, but for the length."""
+    options: dict[str, Any] = {"num_beams": g["beams"], "num_return_sequences": g["beams"], "do_sample": False}
+    options |= {"eos_token_id": g["eos"], "pad_token_id": g["pad"], "use_cache": False}
+    options |= {"suppress_tokens": g["suppress"] or None, "begin_suppress_tokens": g["begin_suppress"] or None}
+    beams = {"early_stopping": g["early_stopping"], "length_penalty": 1.0}  # greedy search warns of them
+    return options | beams if g["beams"] > 1 else options
 
 
 def head(block: Block) -> int:

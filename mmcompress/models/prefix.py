@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmcompress.models.adapters import find, normalize_
 from mmcompress.models.base import Graph, LoadContext, Model, Shape
-from mmcompress.models.generators import FAR, Absent, cache_of, head, layers_of, settings
+from mmcompress.models.generators import FAR, Absent, cache_of, head, layers_of, library_options, settings
 from mmcompress.models.hub import load, tokenizer_of
 from mmcompress.records import Block
 
@@ -171,12 +171,7 @@ class PrefixDecoder(Model):
         """All beams of one item [1, n, w] by the library's own `generate`, its encoder's output given."""
         g = self.generation
         start = g["prompt"] or [g["bos"]]
-        options: dict[str, Any] = {"num_beams": g["beams"], "num_return_sequences": g["beams"], "do_sample": False}
-        options |= {"eos_token_id": g["eos"], "pad_token_id": g["pad"], "use_cache": False}
-        options |= {"max_new_tokens": g["max_tokens"] - len(start)}
-        if g["beams"] > 1:
-            options |= {"early_stopping": g["early_stopping"], "length_penalty": 1.0}
-        options |= {"suppress_tokens": g["suppress"] or None, "begin_suppress_tokens": g["begin_suppress"] or None}
+        options = {**library_options(g), "max_new_tokens": g["max_tokens"] - len(start)}
         return self.line.generate(self.lm, context, torch.tensor([start]), **options).tolist()
 
 
