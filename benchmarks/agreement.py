@@ -77,7 +77,7 @@ def main() -> None:
         said = {id(m): torch_captions(pipeline, m, batch) for m in (dense, small)}
         for name, models, bundle in sides:
             deployed = load(bundle)
-            mine = [deployed(image=image)["caption"] for image in pairs.images]
+            mine = [deployed(image=image)["caption"] for image in pairs.inputs]
             same = sum(x == y for x, y in zip(mine, said[id(models)], strict=True))
             print(f"{name}: same caption as torch on {same} of {a.n} ({same / a.n:.1%})", flush=True)
 

@@ -53,7 +53,7 @@ def write_images(folder: Path, count: int) -> None:
     data, rows = EmojiScenes(image_size=320), []
     for split, size in (("train", count), ("val", count), ("test", count // 2)):
         pairs = data.load(split, size)
-        for i, (image, caption) in enumerate(zip(pairs.images, pairs.captions, strict=True)):
+        for i, (image, caption) in enumerate(zip(pairs.inputs, pairs.texts, strict=True)):
             Image.fromarray(image).save(folder / f"{split}{i}.png")
             rows.append({"image": f"{split}{i}.png", "caption": caption, "split": split})
     (folder / "captions.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
@@ -104,13 +104,14 @@ def main() -> int:
     command += ["--target", a.target, "--out", str(a.out / "run"), "--resume"]
     for s in settings:
         command += ["--set", s]
-    start, peak, done = time.time(), 0, threading.Event()
+    start, peak, at, done = time.time(), 0, 0.0, threading.Event()
     process = subprocess.Popen(command, env={**os.environ, "CAPTIONS_DIR": str(images.resolve())})
 
     def watch() -> None:
-        nonlocal peak
+        nonlocal peak, at
         while not done.wait(0.5):
-            peak = max(peak, resident(process.pid))
+            if (now := resident(process.pid)) > peak:
+                peak, at = now, time.time() - start
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -119,7 +120,10 @@ def main() -> int:
     watcher.join()
     summary = json.loads((a.out / "run" / "summary.json").read_text()) if code in (0, 3) else None
     dense = 4 * summary["baseline"]["params"] / 2**30 if summary else float("nan")
-    print(f"exit {code}; {(time.time() - start) / 60:.1f} min; peak memory {peak / 2**30:.2f} GiB", end="; ")
+    print(
+        f"exit {code}; {(time.time() - start) / 60:.1f} min; peak memory {peak / 2**30:.2f} GiB after {at:.0f} s",
+        end="; ",
+    )
     print(f"dense weights {dense:.2f} GiB, bound 3x + 2 GiB = {3 * dense + 2:.2f} GiB")
     return code
 

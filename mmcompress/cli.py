@@ -48,7 +48,10 @@ class Progress:
             self.last = now
             err.print(line)
 
-    def stop(self) -> None:
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
         if self.status:
             self.status.stop()
 
@@ -95,7 +98,7 @@ def run_options(f: Callable) -> Callable:
     for option in reversed(
         [
             click.option("--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml)."),
-            click.option("--target", help="2x, or a latency such as 12ms."),
+            click.option("--target", help="2x, 12ms or '12ms p95'; several with commas between them."),
             click.option("--trials", type=int, help="Trials of the search."),
             click.option("--workers", type=int, help="Trials at a time."),
             click.option("--ray-address", help="A Ray cluster: 'auto' or HOST:PORT (default: a local Ray)."),
@@ -105,6 +108,14 @@ def run_options(f: Callable) -> Callable:
     ):
         f = option(f)
     return f
+
+
+def default_folder(spec: str, changes: dict[str, Any], kind: str = "") -> str:
+    """`runs/NAME-TARGET-sSEED`, or with what else it holds in place of the seed."""
+    from mmcompress.spec.loader import load
+
+    loaded = load(spec, changes)
+    return f"runs/{loaded.name}-{loaded.target.replace(' ', '')}-{kind or f's{loaded.seed}'}"
 
 
 def overrides(target: Any, trials: Any, workers: Any, ray_address: Any, seed: Any, sets: tuple[str, ...]) -> dict:
@@ -141,15 +152,12 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
     """Measure the dense pipeline: per node and block, with the modality of every layer."""
     from mmcompress import workflow
 
-    say = Progress()
-    try:
+    with Progress() as say:
         r = workflow.open_run(
             spec, folder or f"runs/{Path(spec).stem}-profile", None, settings(sets), resume or not folder, say
         )
         dense = workflow.profile(r)
         predict = workflow.predictor(r, dense)
-    finally:
-        say.stop()
     total = dense.latency_ms.p50
     nodes = Table("node", "parameters", "MACs", "p50", "share", box=None)
     for n in dense.params:
@@ -165,25 +173,35 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
         f"end to end p50 {total:.2f} ms, p95 {dense.latency_ms.p95:.2f} ms, {dense.model_share:.0%} inside models\n"
     )
     reasons = {(m["node"], m["name"]): m for m in dense.modality}
-    blocks = Table("block", "units", "parameters", "fp32", "int8", "share", "modality", box=None)
+    precisions = tuple(dict.fromkeys(p for by in predict.affine.values() for p in by))
+    blocks = Table("block", "units", "parameters", *precisions, "share", "modality", box=None)
     rows = predict.table.lookup()
     for n, placed in predict.placed.items():
+        for b in dense.blocks[n]:
+            if b.group == "tokens":
+                blocks.add_row(f"{n}.{b.name}", str(b.units), "", *("" for _ in precisions), "", "unimodal")
         for p in placed:
             m = reasons[(n, p.name)]
-            ms = [predict.affine[n][x].scale * predict.block(rows, p, p.units, x) for x in ("fp32", "int8")]
+            ms = {x: a.scale * predict.block(rows, p, p.units, x) for x, a in predict.affine[n].items()}
             kind = f"[bold]cross-modal[/bold]: {m['reason']}" if m["cross_modal"] else "unimodal"
             blocks.add_row(
                 f"{n}.{p.name}",
                 str(p.units),
                 f"{dense.block_params[n][p.name] / 1e3:.0f} k",
-                f"{ms[0]:.3f} ms",
-                f"{ms[1]:.3f} ms",
-                f"{ms[0] / total:.1%}",
+                *(f"{ms[x]:.3f} ms" if x in ms else "" for x in precisions),
+                f"{ms['fp32'] / total:.1%}",
                 kind,
             )
     for m in dense.modality:
         if m["name"] == "projection":
-            blocks.add_row(f"{m['node']}.projection", "", "", "", "", "", f"[bold]cross-modal[/bold]: {m['reason']}")
+            blocks.add_row(
+                f"{m['node']}.projection",
+                "",
+                "",
+                *("" for _ in precisions),
+                "",
+                f"[bold]cross-modal[/bold]: {m['reason']}",
+            )
     out.print(blocks)
 
 
@@ -195,25 +213,20 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
 def run(spec: str, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
     """Compress a pipeline to its target: profile, search, prune, distill, quantize, export, measure, report."""
     from mmcompress import workflow
-    from mmcompress.spec.loader import load
 
     changes = overrides(**options)
-    loaded = load(spec, changes)
-    folder = folder or f"runs/{loaded.name}-{loaded.target}-s{loaded.seed}"
-    say = Progress()
-    try:
-        summary = workflow.run(spec, folder, space, changes, resume, say)
-    finally:
-        say.stop()
-    show_summary(summary)
-    out.print(
-        f"\nreport  {escape(str(Path(folder) / 'report.html'))}\nbundle  {escape(str(Path(folder) / 'bundle'))}",
-        soft_wrap=True,
-    )
-    if not summary.target.met:
+    folder = folder or default_folder(spec, changes)
+    with Progress() as say:
+        found = workflow.run_targets(spec, folder, space, changes, resume, say)
+    for s in found:
+        at = Path(folder) if len(found) == 1 else Path(folder) / s.target.asked.replace(" ", "-")
+        show_summary(s)
+        out.print(f"\nreport  {escape(str(at / 'report.html'))}\nbundle  {escape(str(at / 'bundle'))}", soft_wrap=True)
+    if len(found) > 1:
+        out.print(f"front   {escape(str(Path(folder) / 'front.html'))}", soft_wrap=True)
+    if missed := [s for s in found if not s.target.met]:
         raise TargetNotMet(
-            f"{summary.compressed.latency_ms.p50:.2f} ms measured, the target is "
-            f"{summary.target.latency_ms_p50:.2f} ms; the best found was written"
+            "; ".join(f"{s.target.asked}: {', '.join(s.target.unmet)}" for s in missed) + "; the best found was written"
         )
 
 
@@ -245,6 +258,58 @@ def show_summary(s: Any) -> None:
     )
     for w in s.warnings:
         out.print(f"[yellow]warning:[/yellow] {escape(w)}")
+
+
+@main.command()
+@click.argument("spec", type=click.Path())
+@run_options
+@click.option("--methods", help="Which, with commas between them (default: all).")
+@click.option("--out", "folder", type=click.Path(), default=None, help="Folder (default: runs/NAME-TARGET-compare).")
+@click.option("--resume", is_flag=True, help="Go on; methods that are done are kept.")
+def compare(
+    spec: str, methods: str | None, space: str | None, folder: str | None, resume: bool, **options: Any
+) -> None:
+    """The search beside other methods: same evidence, training budget and measured latency."""
+    from mmcompress.report import percent, quality
+    from mmcompress.workflow.compare import METHODS
+    from mmcompress.workflow.compare import compare as run_all
+
+    changes = overrides(**options)
+    folder = folder or default_folder(spec, changes, "compare")
+    wanted = tuple(m.strip() for m in methods.split(",")) if methods else tuple(METHODS)
+    with Progress() as say:
+        found = run_all(spec, folder, wanted, space, changes, resume, say)
+    one = next(iter(found.values()))
+    table = Table(
+        "method", "speed-up", "retained", *one.baseline.quality, box=None, title=f"{one.pipeline} at {one.target.asked}"
+    )
+    table.add_row("dense", "1.00x", "100.0 %", *(quality(q) for q in one.baseline.quality.values()))
+    for name, s in found.items():
+        row = (f"{s.speedup:.2f}x", percent(s.quality_retained), *(quality(q) for q in s.compressed.quality.values()))
+        table.add_row(name, *row)
+    out.print(table)
+    out.print(f"report  {escape(str(Path(folder) / 'compare.html'))}", soft_wrap=True)
+
+
+@main.command()
+@click.argument("spec", type=click.Path())
+@run_options
+@click.option("--tables", help="Which, with commas between them (default: all).")
+@click.option("--out", "folder", type=click.Path(), default=None, help="Folder (default: runs/NAME-TARGET-ablation).")
+@click.option("--resume", is_flag=True, help="Go on; cells that are done are kept.")
+def ablate(spec: str, tables: str | None, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
+    """What each part of the recipe brings: cells that differ in one thing, and a sentence for each claim."""
+    from mmcompress.workflow.ablate import ablate as run_all
+
+    changes = overrides(**options)
+    folder = folder or default_folder(spec, changes, "ablation")
+    wanted = tuple(t.strip() for t in tables.split(",")) if tables else ()
+    with Progress() as say:
+        run_all(spec, folder, space, changes, resume, say, wanted)
+    for c in json.loads((Path(folder) / "claims.json").read_text()):
+        points = f"{100 * c['gap']:+.1f} ± {100 * c['half']:.1f} points"
+        out.print(f"{c['claim']}: [bold]{c['verdict']}[/bold] ({points})", soft_wrap=True)
+    out.print(f"report  {escape(str(Path(folder) / 'ablation.html'))}", soft_wrap=True)
 
 
 @main.command()
@@ -336,7 +401,9 @@ def list_(what: str | None) -> None:
 
     short = {w.split()[-1] if w != "model family" else "models": r for w, r in ALL.items()}
     short |= {"data": ALL["data kind"], "metrics": ALL["metric"], "executors": ALL["executor"]}
-    short = {k: v for k, v in short.items() if k not in ("kind", "metric", "executor")}
+    short |= {"samplers": ALL["sampler"]}
+    short |= {"precisions": ALL["precision"]}
+    short = {k: v for k, v in short.items() if k not in ("kind", "metric", "executor", "sampler", "precision")}
     if what and what not in short:
         raise SpecError(f"list: unknown '{what}'; {nearest(what, short)}")
     for name in [what] if what else short:

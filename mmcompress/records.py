@@ -142,6 +142,8 @@ class Block:
     the streams whose values meet in the block, `drop` the modules replaced by a constant when no unit is left: (path,
     mode); where it is empty, the block can't be removed whole. Between writers and `out`, features may pass `through`
     modules that treat each alone (batch norms, depthwise convolutions) and be read by others `also` (a squeeze).
+
+    Positions of a sequence are units too (`kind` tokens): `out` is the `models.base.Tokens` that passes on those kept.
     """
 
     name: str
@@ -156,6 +158,8 @@ class Block:
     drop: tuple[tuple[str, str], ...]
     through: tuple[str, ...] = ()
     also: tuple[str, ...] = ()
+    ordered: bool = False
+    """Units go from the end alone (the window of an audio encoder)."""
 
     @property
     def least(self) -> int:
@@ -164,7 +168,9 @@ class Block:
 
     @property
     def group(self) -> str:
-        """`heads` or `ffn` (channels, of convolutions too): what a pruning ratio in the spec speaks of."""
+        """`heads`, `ffn` (channels, of convolutions too) or `tokens`: what a pruning ratio in the spec speaks of."""
+        if self.kind == "tokens":
+            return "tokens"
         return "ffn" if self.kind.endswith("ffn") or self.kind == "conv" else "heads"
 
 
@@ -187,6 +193,8 @@ class Quality:
     low: float
     high: float
     n: int
+    error: bool = False
+    """An error rate: lower is better."""
 
 
 @dataclass(frozen=True)
@@ -251,14 +259,25 @@ class Side:
     nodes: dict[str, NodeResult]
     model_share: float
     """Share of the end-to-end time spent inside model sessions."""
+    memory_mb: float = 0.0
+    """Peak resident memory of a process that loads the bundle and answers once."""
 
 
 @dataclass(frozen=True)
 class Target:
-    latency_ms_p50: float
+    """What was asked; `floor_ms`: the lowest latency predicted of anything in the search space, `fixed_ms`: the part of
+    it that no prunable block accounts for; `unmet`: every bound that the result exceeds."""
+
+    latency_ms: float
     speedup: float
     met: bool
     asked: str = ""
+    statistic: str = "p50"
+    floor_ms: float = 0.0
+    fixed_ms: float = 0.0
+    latency_ms_p50: float | None = None
+    """The same as `latency_ms` where the target is a median."""
+    unmet: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

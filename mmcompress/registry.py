@@ -58,6 +58,8 @@ IMPORTANCE = Registry(
         "magnitude": ("mmcompress.prune.importance:magnitude", "L2 norm of the weights a unit writes through"),
         "activation": ("mmcompress.prune.importance:activation", "weight norm times input norm (Wanda)"),
         "fluctuation": ("mmcompress.prune.importance:fluctuation", "weight norm times input variance (FLAP)"),
+        "magnitude_l1": ("mmcompress.prune.importance:magnitude_l1", "L1 norm of the same weights"),
+        "movement": ("mmcompress.prune.importance:movement", "how far fine-tuning moves a unit away from zero"),
         "random": ("mmcompress.prune.importance:random", "the control"),
     },
 )
@@ -74,6 +76,10 @@ DATA = Registry(
     {
         "emoji_scenes": ("mmcompress.data.emoji_scenes:EmojiScenes", "captioned scenes drawn at run time"),
         "folder": ("mmcompress.data.folder:Folder", "the user's own images and captions (JSONL or CSV)"),
+        "speech_folder": (
+            "mmcompress.data.speech_folder:SpeechFolder",
+            "the user's own recordings and transcripts, as LJSpeech lays them out",
+        ),
     },
 )
 METRICS = Registry(
@@ -81,12 +87,16 @@ METRICS = Registry(
     {
         "retrieval": ("mmcompress.metrics.pairs:retrieval", "R@1 image to text and text to image"),
         "caption": ("mmcompress.metrics.pairs:caption", "exact match of the pipeline's caption"),
+        "wer": ("mmcompress.metrics.speech:wer", "word error rate of what was heard"),
+        "endings": ("mmcompress.metrics.pairs:endings", "share of texts that end by themselves"),
+        "agreement": ("mmcompress.metrics.pairs:agreement", "share of answers that are those of the dense pipeline"),
     },
 )
 FAMILIES = Registry(
     "model family",
     {
         "open_clip/image_encoder": ("mmcompress.models.open_clip:load_image_encoder", "open_clip ViT image tower"),
+        "open_clip/text_decoder": ("mmcompress.models.open_clip:load_text_decoder", "CoCa's caption decoder"),
         "open_clip/text_encoder": ("mmcompress.models.open_clip:load_text_encoder", "open_clip text tower"),
         "transformers/image_encoder": (
             "mmcompress.models.encoders:load_image_encoder",
@@ -111,4 +121,26 @@ EXECUTORS = Registry(
         "inline": ("mmcompress.search.executors:InlineExecutor", "this process, one trial after the other"),
     },
 )
-ALL = {r.what: r for r in (FAMILIES, IMPORTANCE, ALLOCATION, DATA, METRICS, EXECUTORS)}
+PRECISIONS = Registry(
+    "precision",
+    {
+        "fp32": ("mmcompress.quantize:NONE", "as trained"),
+        "int8": ("mmcompress.quantize.precision:INT8", "dynamic, 7-bit weights per channel: right on any CPU"),
+        "int8_full": ("mmcompress.quantize.precision:INT8_FULL", "dynamic, 8-bit weights: for CPUs with VNNI alone"),
+        "uint8": ("mmcompress.quantize.precision:UINT8", "dynamic, asymmetric 8-bit weights"),
+        "int8_static": ("mmcompress.quantize.precision:INT8_STATIC", "ranges of activations from calibration data"),
+        "w8": ("mmcompress.quantize.precision:W8", "weights alone, 8 bits in groups of 32"),
+        "w4": ("mmcompress.quantize.precision:W4", "weights alone, 4 bits in groups of 32"),
+    },
+)
+SAMPLERS = Registry(
+    "sampler",
+    {
+        "tpe": ("mmcompress.search.samplers:tpe", "tree-structured Parzen estimator, multivariate"),
+        "gp": ("mmcompress.search.samplers:gp", "Gaussian process"),
+        "nsga2": ("mmcompress.search.samplers:nsga2", "the genetic algorithm NSGA-II"),
+        "cmaes": ("mmcompress.search.samplers:cmaes", "CMA-ES over the ranges, choices at random"),
+        "random": ("mmcompress.search.samplers:random", "the control"),
+    },
+)
+ALL = {r.what: r for r in (FAMILIES, IMPORTANCE, ALLOCATION, DATA, METRICS, EXECUTORS, SAMPLERS, PRECISIONS)}

@@ -113,16 +113,20 @@ data:
   choosing: 16
 target: 1.2x
 distill: {steps: 4, minutes: 1, batch: 4}
-search: {trials: 4, mutations: 2, executor: inline, workers: 1}
-measure: {threads: 1, warmup: 1, rounds: 8}
+search: {trials: 4, mutations: 2, executor: inline, workers: 1, rounds: 1}
+measure: {threads: 1, warmup: 1, rounds: 8, memory: false}
 """
 
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_torch():
+    """One thread; and two attempts at a target: models of a tenth of a millisecond jump about it."""
     import torch
 
+    from mmcompress.workflow import fit
+
     torch.set_num_threads(1)
+    fit.ATTEMPTS = 2
 
 
 @pytest.fixture(scope="session")

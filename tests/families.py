@@ -228,12 +228,32 @@ def _coca() -> Model:
     return open_clip.ImageEncoder(_stirred(tower), {})
 
 
+def coca_model() -> torch.nn.Module:
+    """A small CoCa of open_clip."""
+    from open_clip.coca_model import CoCa
+
+    text = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2, "embed_cls": True}
+    multimodal = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2}
+    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 8, "output_tokens": True}
+    vision |= {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 6}
+    coca = CoCa(32, multimodal, {**text, "output_tokens": True, "pad_id": 0}, vision)
+    torch.nn.init.normal_(coca.text_decoder.text_projection, std=0.2)  # the library leaves it as memory was
+    return _stirred(coca)
+
+
+def _coca_decoder() -> Model:
+    from mmcompress.models import open_clip
+
+    return open_clip.caption_decoder(coca_model(), TOKENIZER(), 3, 14)
+
+
 VIT = {"width": 32, "layers": 2, "head_width": 8, "patch_size": 16}
 TIMM = {"timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear"}
 FAMILIES: dict[str, Callable[[], Model]] = {
     "open_clip ViT": lambda: _open_clip(VIT),
     "open_clip text tower": lambda: _open_clip(VIT, "text"),
     "open_clip CoCa image tower": _coca,
+    "open_clip CoCa caption decoder": _coca_decoder,
     "open_clip ModifiedResNet": lambda: _open_clip({"layers": [1, 1, 1, 1], "width": 32, "head_width": 64}),
     "open_clip timm ResNet": lambda: _open_clip({**TIMM, "timm_model_name": "resnet18"}),
     "open_clip timm ResNet bottleneck": lambda: _open_clip({**TIMM, "timm_model_name": "resnet26"}),

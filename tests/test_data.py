@@ -31,8 +31,8 @@ def test_every_emoji_is_drawn_by_both_vendors():
 
 def test_scenes_are_a_function_of_split_and_seed():
     a, b, c = DATA.load("test", 6), DATA.load("test", 6), DATA.load("train", 6, seed=1)
-    assert a.captions == b.captions and all(np.array_equal(x, y) for x, y in zip(a.images, b.images, strict=True))
-    assert a.captions != c.captions
+    assert a.texts == b.texts and all(np.array_equal(x, y) for x, y in zip(a.inputs, b.inputs, strict=True))
+    assert a.texts != c.texts
 
 
 def test_no_combination_is_shared_between_splits():
@@ -64,7 +64,7 @@ def test_captions_say_what_is_where():
 
 
 def test_test_captions_are_distinct():
-    captions = DATA.load("test", 200).captions
+    captions = DATA.load("test", 200).texts
     assert len(set(captions)) == 200
 
 
@@ -92,12 +92,12 @@ def listing(folder, rows):
 def test_folder_reads_jsonl_and_csv(photos):
     folder, rows = photos
     pairs = listing(folder, rows).load("test")
-    assert len(pairs) == 10 and pairs.captions[0] == "shade 2" and pairs.images[0].shape == (16, 22, 3)
+    assert len(pairs) == 10 and pairs.texts[0] == "shade 2" and pairs.inputs[0].shape == (16, 22, 3)
     (folder / "captions.jsonl").unlink()
     (folder / "captions.csv").write_text(
         "file_name,text,split\n" + "\n".join(f"{r['image']},{r['caption']},{r['split']}" for r in rows)
     )
-    assert Folder(str(folder), seed=1).load("test").captions == pairs.captions
+    assert Folder(str(folder), seed=1).load("test").texts == pairs.texts
 
 
 def test_folder_tells_every_missing_and_broken_image(photos):

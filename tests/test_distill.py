@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mmcompress.data import open_dataset
-from mmcompress.distill import losses
+from mmcompress.distill import losses, trainer
 from mmcompress.distill.trainer import distill_
 from mmcompress.prune.surgery import sliced
 from mmcompress.spec.schema import Distill
@@ -36,7 +37,7 @@ def test_logits_ignore_padding():
 
 def test_a_pruned_student_learns(spec, pipeline, models, batch, tmp_path):
     student = {n: sliced(m, {b.name: torch.arange(0, b.units, 2) for b in m.blocks}) for n, m in models.items()}
-    teacher = pipeline.run(models, batch)
+    teacher = losses.alongside(pipeline.run(models, batch), student)
 
     def total():
         weights = {"embedding": 1.0, "tokens": 1.0, "affinity": 1.0, "logits": 1.0, "contrast": 0.2, "caption": 1.0}
@@ -62,3 +63,33 @@ def test_a_pruned_student_learns(spec, pipeline, models, batch, tmp_path):
 
 def test_no_steps_is_no_training(spec, pipeline, models):
     assert distill_(pipeline, {}, models, None, Distill(steps=0), 0) == []
+
+
+@pytest.mark.parametrize("harm", [0.0, 3.0])
+def test_training_that_does_harm_is_taken_back(pipeline, models, batch, harm):
+    student = {n: sliced(m, {}) for n, m in models.items()}
+    loss = lambda: pipeline.evaluate(student, batch)[0]
+    before, best = loss(), trainer._Best(pipeline, student, models, batch, 2)
+    best.look(0.0, 0)
+    g = torch.Generator().manual_seed(0)
+    for p in (p for m in student.values() for p in m.parameters()):
+        p.data += harm * torch.randn(p.shape, generator=g)
+    best.look(0.6, 1)
+    after = loss()
+    assert [s["choosing"] for s in best.seen] == pytest.approx([before, after]) and (after > 1.05 * before) == bool(
+        harm
+    )
+    best.restore_()
+    assert loss() == pytest.approx(before, rel=1e-5)
+
+
+def test_weights_that_are_hardly_worse_stay(pipeline, models, batch):
+    student = {n: sliced(m, {}) for n, m in models.items()}
+    best = trainer._Best(pipeline, student, models, batch, 2)
+    best.look(0.0, 0)
+    weight = next(student["text"].parameters())
+    weight.data *= 1 + 1e-4
+    changed = weight.detach().clone()
+    best.seen.append({"step": 1, "choosing": best.seen[0]["choosing"] * 1.04})
+    best.restore_()
+    assert torch.equal(weight, changed)

@@ -15,8 +15,11 @@ from PIL import Image
 from mmcompress.errors import BundleError, DataError
 from mmcompress.export.bundle import load_weights, save_weights, write_bundle
 from mmcompress.export.proofs import generation
+from mmcompress.measure.machine import cpu
 from mmcompress.prune.surgery import reshape_, sliced
-from mmcompress.quantize.dynamic import fake_activation, fake_weight, quantize, simulated
+from mmcompress.quantize.precision import quantize
+from mmcompress.quantize.simulated import fake_activation, fake_weight, simulated
+from mmcompress.registry import PRECISIONS
 from mmcompress.runtime import load
 from mmcompress.runtime.sessions import session
 
@@ -24,7 +27,7 @@ from mmcompress.runtime.sessions import session
 def cut(model, first_too):
     g = torch.Generator().manual_seed(1)
     units = {b.name: torch.sort(torch.randperm(b.units, generator=g)[: b.units // 2]).values for b in model.blocks}
-    units[model.blocks[0 if first_too else -1].name] = torch.arange(0)
+    units[model.weighted[0 if first_too else -1].name] = torch.arange(0)
     return sliced(model, units)
 
 
@@ -179,7 +182,7 @@ def test_int8_does_not_saturate_and_is_what_was_simulated(tmp_path):
     x = torch.ones(3, 5, 64)
     x[0, 0, 0] = -0.5
     torch.onnx.export(layer, (x,), str(tmp_path / "a.onnx"), dynamo=False, input_names=["x"])
-    quantize(tmp_path / "a.onnx", tmp_path / "b.onnx")
+    quantize("int8", tmp_path / "a.onnx", tmp_path / "b.onnx")
     got = session(tmp_path / "b.onnx", 1).run(None, {"x": x.numpy()})[0]
     with simulated(layer):
         expected = layer(x).detach().numpy()
@@ -189,6 +192,51 @@ def test_int8_does_not_saturate_and_is_what_was_simulated(tmp_path):
 
 def test_fake_rounding_has_the_stated_number_of_levels():
     w = torch.randn(4, 1000)
-    assert max(len(torch.unique(row)) for row in fake_weight(w)) <= 127
+    assert max(len(torch.unique(row)) for row in fake_weight(w)) <= 129
     assert len(torch.unique(fake_activation(torch.randn(1000)))) <= 256
     assert torch.equal(fake_activation(torch.zeros(5)), torch.zeros(5))
+
+
+ROUNDED = [p for p in PRECISIONS.names() if p != "fp32"]
+
+
+@pytest.mark.parametrize("precision", ROUNDED)
+def test_every_precision_is_deployed_as_it_is_simulated(tmp_path, precision):
+    needed = PRECISIONS.get(precision).flags
+    if needed and not set(needed) & set(cpu()["flags"]):
+        pytest.skip("this CPU has none of the instructions it needs")
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(96, 48)
+    x = torch.randn(4, 7, 96)
+    options = {"dynamo": False, "input_names": ["x"], "dynamic_axes": {"x": {0: "b", 1: "t"}}}
+    torch.onnx.export(layer, (x,), str(tmp_path / "a.onnx"), **options)
+    quantize(precision, tmp_path / "a.onnx", tmp_path / "b.onnx", [{"x": x.numpy()}])
+    got = torch.from_numpy(session(tmp_path / "b.onnx", 1).run(None, {"x": x.numpy()})[0])
+    with torch.no_grad():
+        plain = layer(x)
+        with simulated(layer, precision):
+            expected = layer(x)
+    away = lambda a, b: float((a - b).norm() / plain.norm())
+    assert 0 < away(plain, expected) < (0.15 if precision == "w4" else 0.03)
+    assert away(got, expected) < 0.6 * away(got, plain) or away(got, expected) < 0.01
+    assert torch.equal(layer(x), plain)  # nothing stays rounded
+
+
+@pytest.mark.parametrize("precision", [p for p in ROUNDED if p not in ("int8", "int8_full")])
+def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
+    from mmcompress.data import open_dataset
+
+    given = open_dataset(spec.data).load("train", 4).inputs
+    proofs = write_bundle(spec, models, dict.fromkeys(models, precision), {}, tmp_path / "b", calibration=given)
+    drifts = [p for p in proofs if p.name == f"{precision} drift (1 - cosine)"]
+    assert {p.node for p in drifts} == set(models) and all(p.passed for p in proofs)
+    assert isinstance(load(tmp_path / "b")(image=given[0])["caption"], str)
+
+
+def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path, monkeypatch):
+    from mmcompress.runtime import pipeline
+
+    write_bundle(spec, models, {"vision": "int8_full"}, {}, tmp_path / "b", prove=False)
+    monkeypatch.setattr(pipeline, "cpu", lambda: {"flags": ["avx2"]})
+    with pytest.raises(BundleError, match="node 'vision' is in int8_full, which needs a CPU with one of"):
+        load(tmp_path / "b")

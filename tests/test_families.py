@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -44,11 +45,46 @@ def test_a_wrong_cut_breaks_the_contract(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_cut_is_refused_with_a_reason():
-    model = FAMILIES["transformers T5"]()
-    assert "position bias" in model.refused["0.attention"] and "0.attention" not in {b.name for b in model.blocks}
     prefix = FAMILIES["transformers GIT"]()
     with pytest.raises(ValueError, match="can't be removed whole"):
         sliced(prefix, {"0.attention": torch.arange(0)})
+
+
+def test_cocas_decoder_says_what_the_library_says():
+    from families import TOKENIZER, coca_model
+
+    from mmcompress.models.open_clip import caption_decoder
+
+    torch.manual_seed(0)
+    library = coca_model()
+    decoder = caption_decoder(copy.deepcopy(library), TOKENIZER(), 1, 14)
+    image, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 60, (2, 9))
+    with torch.no_grad():
+        tokens = library._encode_image(image)[1]
+        want = library(image, ids, output_labels=False)["logits"]
+        assert torch.allclose(decoder(ids, tokens), want, atol=1e-4)
+
+
+def test_patches_left_out_are_patches_nobody_attends_to():
+    """Against the library's own encoder with the other patches masked out of every attention."""
+    torch.manual_seed(0)
+    model = FAMILIES["transformers CLIP image"]()
+    vision, pixels, kept = model.tower.vision_model, torch.randn(2, 3, 32, 32), torch.tensor([0, 3, 4, 9, 15])
+    with torch.no_grad():
+        hidden = torch.full((1, 1, 1, 17), -1e9)
+        hidden[..., torch.cat([torch.zeros(1, dtype=torch.long), kept + 1])] = 0
+        x = vision.pre_layrnorm(vision.embeddings(pixels))
+        x = vision.encoder(inputs_embeds=x, attention_mask=hidden.expand(2, 1, 17, 17)).last_hidden_state
+        want = torch.nn.functional.normalize(model.tower.visual_projection(vision.post_layernorm(x[:, 0])), dim=-1)
+        embedding, tokens = sliced(model, {"tokens": kept})(pixels)
+    assert torch.allclose(embedding, want, atol=1e-5) and tokens.shape[1] == 6
+
+
+def test_t5_layers_lose_heads_of_their_own():
+    model = FAMILIES["transformers T5"]()
+    cut = sliced(model, {"0.attention": torch.tensor([1, 3]), "1.attention": torch.tensor([0])})
+    bias = lambda m, i: m.lm.decoder.block[i].layer[0].SelfAttention.relative_attention_bias.weight
+    assert torch.equal(bias(cut, 0), bias(model, 0)[[1, 3]]) and torch.equal(bias(cut, 1), bias(model, 1)[[0]])
 
 
 def test_saved_and_loaded_in_a_new_process_it_answers_the_same(tmp_path):

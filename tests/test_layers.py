@@ -27,8 +27,8 @@ RANK = {room: i for i, floor in enumerate(FLOORS) for room in floor}
 LIFTS = {("spec", "graph.topology")}
 DOORS = {
     "ray": {"search/executors.py", "search/jobs.py"},
-    "onnxruntime": {"runtime/sessions.py", "quantize/dynamic.py"},
-    "optuna": {"search/study.py"},
+    "onnxruntime": {"runtime/sessions.py", "quantize/precision.py"},
+    "optuna": {"search/study.py", "search/samplers.py"},
     "open_clip": {"models/open_clip.py", "models/embedded/train_clip_captioner.py"},
 }
 NO_TORCH = ("spec", "search", "report", "runtime", "records", "registry", "errors", "metrics", "data")

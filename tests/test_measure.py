@@ -48,7 +48,7 @@ def test_the_table_measures_only_what_is_missing():
 
 def test_a_table_of_another_device_is_not_used():
     need = [(("ffn", 32, 1, 4, 4, 1), 16, 16)]
-    foreign = table.Table("another", 1, tuple(table.Row(*need[0][0], p, (16,), (99.0,)) for p in table.PRECISIONS))
+    foreign = table.Table("another", 1, tuple(table.Row(*need[0][0], p, (16,), (99.0,)) for p in ("fp32", "int8")))
     assert all(r.ms[0] < 99 for r in table.measure(need, 1, foreign).rows)
 
 
@@ -105,3 +105,20 @@ def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
 def test_quiet_ignores_what_only_adds_time():
     calls = iter([0.02] * 6 + [0.002] * 100)
     assert 2.0 <= quiet(lambda: time.sleep(next(calls)), 1, 5, 0.3) < 8
+
+
+def test_a_pace_makes_generators_write_so_long(run_folder):
+    import numpy as np
+
+    from mmcompress.measure.latency import paces
+
+    images = [np.full((32, 32, 3), v, np.uint8) for v in (0, 90, 255)]
+    requests = [{"image": i} for i in images]
+    pair = {"a": load(run_folder / "baseline"), "b": load(run_folder / "bundle")}
+    pace = paces(pair["a"], requests)
+    assert [set(p) for p in pace] == [{"captioner"}] * 3
+    found = end_to_end(pair, requests, 0, 6, pace)
+    mean = sum(p["captioner"] for p in pace) / 3
+    assert found["a"].calls["captioner/step"] == found["b"].calls["captioner/step"] == pytest.approx(mean)
+    longer = end_to_end(pair, requests, 0, 3, [{"captioner": 5}] * 3)
+    assert longer["b"].calls["captioner/step"] == 5

@@ -28,7 +28,9 @@ def test_the_readmes_criterion_works(tiny, tmp_path, monkeypatch, pipeline, mode
         IMPORTANCE._entries.pop("smallest_bias", None)
         sys.modules.pop("mine_from_readme", None)
     for n, m in models.items():
-        assert all(scores[n][b.name].shape == (b.units,) and torch.isfinite(scores[n][b.name]).all() for b in m.blocks)
+        assert all(
+            scores[n][b.name].shape == (b.units,) and torch.isfinite(scores[n][b.name]).all() for b in m.weighted
+        )
 
 
 def test_the_readme_names_every_folder_and_command():

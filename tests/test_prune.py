@@ -10,7 +10,7 @@ import torch
 
 from mmcompress.export.proofs import SURGERY, surgery
 from mmcompress.prune.allocation import Curve, after, allocate_node, choose_units, ratios, steps
-from mmcompress.prune.importance import Material, mask_gradients
+from mmcompress.prune.importance import Material, mask_gradients, scored
 from mmcompress.prune.masks import masked
 from mmcompress.prune.refit import measure_grams, refit_, refit_from_gram_, solve
 from mmcompress.prune.surgery import reshape_, sliced
@@ -38,7 +38,7 @@ def test_masked_equals_sliced_for_random_mixtures(pipeline, models, batch, seed)
             b.name: torch.sort(
                 torch.randperm(b.units, generator=g)[: int(torch.randint(0, b.units + 1, (1,), generator=g))]
             ).values
-            for b in m.blocks
+            for b in m.weighted
         }
         for n, m in models.items()
     }
@@ -93,7 +93,7 @@ def test_the_solver_is_ridge_least_squares():
 def test_refit_brings_the_output_closer(pipeline, models, batch, how):
     grams = measure_grams(pipeline, models, batch)
     want = pipeline.run(models, batch)["vision"]["tokens"]
-    units = {b.name: torch.arange(0, b.units, 2) for b in models["vision"].blocks}
+    units = {b.name: torch.arange(0, b.units, 2) for b in models["vision"].weighted}
     plain = sliced(models["vision"], units)
     fitted = sliced(models["vision"], units)
     if how == "from moments":
@@ -105,14 +105,14 @@ def test_refit_brings_the_output_closer(pipeline, models, batch, how):
 
 
 def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
-    name = models["vision"].blocks[1].name
+    name = models["vision"].weighted[1].name
     units = {name: torch.arange(0)}
     small = sliced(models["vision"], units)
     grams = measure_grams(pipeline, models, batch)
     refit_from_gram_(small, models["vision"], units, grams["vision"], 0.01)
     seen = []
     handle = (
-        models["vision"].linear(models["vision"].blocks[1].out).register_forward_hook(lambda m, a, o: seen.append(o))
+        models["vision"].linear(models["vision"].weighted[1].out).register_forward_hook(lambda m, a, o: seen.append(o))
     )
     models["vision"](batch.inputs["vision"])
     handle.remove()
@@ -127,11 +127,12 @@ def material(pipeline, models, batch):
 
 @pytest.mark.parametrize("name", IMPORTANCE.names())
 def test_every_importance_scores_every_unit(material, models, name):
-    scores = IMPORTANCE.get(name)(material)
+    scores = scored(IMPORTANCE.get(name), material)
     for n, m in models.items():
         for b in m.blocks:
             s = scores[n][b.name]
-            assert s.shape == (b.units,) and torch.isfinite(s).all() and (s >= 0).all() and s.std() > 0
+            assert s.shape == (b.units,) and torch.isfinite(s).all() and s.std() > 0
+            assert (s >= 0).all() or b.group == "tokens" or name == "movement"
 
 
 def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, models, batch):
@@ -150,7 +151,7 @@ def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, model
 
 def test_magnitude_is_the_norm_of_the_units_weights(material, models):
     scores = IMPORTANCE.get("magnitude")(material)
-    m, b = models["text"], models["text"].blocks[1]
+    m, b = models["text"], models["text"].weighted[1]
     fc, proj = m.linear(b.writers[0].path).weight, m.linear(b.out).weight
     assert torch.allclose(scores["text"][b.name], (fc.square().sum(1) + proj.square().sum(0)).sqrt(), rtol=1e-4)
 
@@ -223,7 +224,7 @@ def test_drop_removes_the_least_damaging_blocks(models):
     c = {b.name: Curve((0, b.units), (float(i), 0.0)) for i, b in enumerate(m.blocks)}
     scores = {b.name: torch.rand(b.units) for b in m.blocks}
     kept = allocate_node(m.blocks, NodePrune(drop=2), {}, 2.0, ALLOCATION.get("knapsack"), c, scores)
-    assert [k for k, v in kept.items() if v == 0] == [b.name for b in m.blocks[:2]]
+    assert [k for k, v in kept.items() if v == 0] == [b.name for b in m.weighted[:2]]
 
 
 def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, batch):
@@ -246,3 +247,59 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
     small = Known(limit=1)
     small.put("a", {"x": torch.zeros(8)})
     assert small.get("a") is None and small.size == 0
+
+
+def test_the_gradual_plan_is_cubic_and_ends_where_it_should(models):
+    from mmcompress.prune.schedule import plan
+
+    blocks = {n: m.blocks for n, m in models.items()}
+    final = {n: {b.name: int(after(b, steps(b) // 2)) for b in bs} for n, bs in blocks.items()}
+    final["captioner"]["0.ffn"] = 0
+    rounds = plan(blocks, final, 3)
+    assert rounds[-1] == final
+    for n, bs in blocks.items():
+        for b in bs:
+            kept = [b.units, *(r[n][b.name] for r in rounds)]
+            assert kept == sorted(kept, reverse=True) and all(kept[:-1])
+            for i in (1, 2):
+                wanted = (1 - (1 - i / 3) ** 3) * (b.units - final[n][b.name])
+                assert 0 <= wanted - (b.units - kept[i]) < 2 * b.step
+
+
+def test_rounds_leave_a_part_of_the_dense_units(pipeline, models, batch):
+    from mmcompress.prune.schedule import narrowed, plan, whole
+
+    blocks = {n: m.blocks for n, m in models.items()}
+    final = {n: {b.name: int(after(b, steps(b) // 2)) for b in bs} for n, bs in blocks.items()}
+    now, survivors, g = models, whole(blocks), torch.Generator().manual_seed(0)
+    for kept in plan(blocks, final, 3):
+        scores = {n: {b.name: torch.rand(b.units, generator=g) for b in m.blocks} for n, m in now.items()}
+        before = survivors
+        now, survivors = narrowed(now, survivors, kept, scores)
+        for n, by in survivors.items():
+            assert all(set(u.tolist()) <= set(before[n][b].tolist()) for b, u in by.items())
+    direct = {n: sliced(m, survivors[n]) for n, m in models.items()}
+    want, got = pipeline.run(direct, batch), pipeline.run(now, batch)
+    assert all(torch.equal(want[n][k], got[n][k]) for n in want for k in want[n])
+
+
+def test_l1_and_l2_magnitude_are_those_norms(material, models):
+    m, b = models["captioner"], models["captioner"].block("0.ffn")
+    w, r = m.linear(b.writers[0].path).weight, m.linear(b.out).weight
+    l1, l2 = (IMPORTANCE.get(k)(material)["captioner"]["0.ffn"] for k in ("magnitude_l1", "magnitude"))
+    assert torch.allclose(l1[3], w[3].abs().sum() + r[:, 3].abs().sum())
+    assert torch.allclose(l2[3], (w[3].square().sum() + r[:, 3].square().sum()).sqrt())
+
+
+def test_movement_is_the_sum_of_weight_times_gradient_at_the_start(material, models, pipeline, batch, monkeypatch):
+    from mmcompress.prune import importance
+
+    monkeypatch.setattr(importance, "MOVEMENT_STEPS", 1)
+    monkeypatch.setattr(pipeline, "size", 10**6)
+    scores = importance.movement(material)
+    m, b = models["captioner"], models["captioner"].block("1.ffn")
+    piece = batch.chunks(10**6)[0]
+    sum(pipeline.losses(pipeline.forward(models, piece), piece).values()).backward()
+    out = m.linear(b.out)
+    want = -(out.weight * out.weight.grad).sum(0)
+    assert torch.allclose(scores["captioner"]["1.ffn"], want, atol=1e-5)

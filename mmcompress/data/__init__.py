@@ -1,6 +1,8 @@
-"""Datasets by kind: named splits of (image, caption) pairs."""
+"""Datasets by kind: named splits of (input, text) pairs."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 from mmcompress.data.base import Dataset, Pairs
 from mmcompress.errors import DataError
@@ -8,7 +10,7 @@ from mmcompress.records import Invalid, build
 from mmcompress.registry import DATA
 from mmcompress.spec.schema import Data
 
-__all__ = ["Dataset", "Pairs", "open_dataset"]
+__all__ = ["Dataset", "Pairs", "listed_texts", "open_dataset"]
 
 
 def open_dataset(data: Data) -> Dataset:
@@ -17,3 +19,20 @@ def open_dataset(data: Data) -> Dataset:
         return build(DATA.get(data.kind), data.options, ("data", "options"))
     except Invalid as e:
         raise DataError(str(e)) from None
+
+
+def listed_texts(data: Dataset, file: str = "") -> tuple[str, ...]:
+    """The list a lookup searches: the lines of a file, else all reference texts of the data, each once.
+
+    Raises `DataError` when the file can't be read or holds nothing.
+    """
+    if not file:
+        texts = [t for split in ("train", "val", "test") for t in data.load(split).texts]
+    else:
+        try:
+            texts = [t for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if (t := line.strip())]
+        except (OSError, UnicodeDecodeError) as e:
+            raise DataError(f"{file}: can't be read: {getattr(e, 'strerror', None) or e}") from e
+    if not texts:
+        raise DataError(f"{file}: holds no text")
+    return tuple(dict.fromkeys(texts))

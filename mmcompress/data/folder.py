@@ -5,31 +5,18 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from mmcompress.data.base import Pairs
+from mmcompress.data.base import Lazy, Pairs, drawn, refuse
 from mmcompress.errors import DataError
 from mmcompress.runtime.images import open_image
 
 NAMES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
 IMAGE_KEYS, CAPTION_KEYS = ("image", "file_name", "file", "path"), ("caption", "text")
-
-
-class _Images(Sequence):
-    """Images read from disk when asked for."""
-
-    def __init__(self, paths: Sequence[Path]):
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, i):  # type: ignore[no-untyped-def]
-        return np.asarray(open_image(self.paths[i]))
 
 
 def _rows(path: Path) -> list[tuple[int, dict]]:
@@ -77,6 +64,7 @@ class Folder:
     file: str | None = None
     seed: int = 0
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
+    gives: Literal["image"] = field(default="image", init=False)
 
     def pairs(self) -> dict[str, list[tuple[Path, str]]]:
         """(image, caption) by split. Raises `DataError` listing what is missing or broken."""
@@ -101,9 +89,7 @@ class Folder:
                 problems.append(f"{where}: {e}")
                 continue
             found[split].append((image, text))
-        if problems:
-            more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-            raise DataError(f"{len(problems)} images can't be used:\n  " + "\n  ".join(problems[:10]) + more)
+        refuse(problems, "images")
         if empty := [s for s, rows in found.items() if not rows]:
             raise DataError(f"{listing}: no pair in split {', '.join(empty)}; each of {', '.join(found)} needs some")
         return found
@@ -118,9 +104,12 @@ class Folder:
         rows = _cached(self)[split] if split in self.splits else None
         if rows is None:
             raise DataError(f"folder: no split '{split}' (known: {', '.join(self.splits)})")
-        if count is not None and count < len(rows):
-            rows = [rows[i] for i in np.random.default_rng([self.seed, seed]).permutation(len(rows))[:count]]
-        return Pairs(_Images([p for p, _ in rows]), tuple(c for _, c in rows))
+        rows = drawn(rows, count, [self.seed, seed])
+        return Pairs(Lazy([p for p, _ in rows], _pixels), tuple(c for _, c in rows), tuple(p.name for p, _ in rows))
+
+
+def _pixels(path: Path) -> np.ndarray:
+    return np.asarray(open_image(path))
 
 
 _memory: dict[Folder, dict[str, list[tuple[Path, str]]]] = {}

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcompress.graph.pipeline import SCALE, Batch, Outputs, TorchPipeline
+from mmcompress.graph.pipeline import SCALE, Batch, Models, Outputs, TorchPipeline
 
 
 def embedding(student: Tensor, teacher: Tensor) -> Tensor:
@@ -35,24 +35,32 @@ def logits(student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
     )
 
 
+def alongside(teacher: Outputs, student: Models) -> Outputs:
+    """The teacher's outputs without the positions the student has left out."""
+    found = {n: dict(o) for n, o in teacher.items()}
+    for node, model in student.items():
+        at = model.positions_kept
+        if at is not None and at.left < at.count and found[node]["tokens"].shape[1] >= at.count:
+            found[node]["tokens"] = at.select(found[node]["tokens"], at.index)
+    return found
+
+
 def combined(
     pipeline: TorchPipeline, student: Outputs, teacher: Outputs, batch: Batch, weights: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """Every weighted part of the distillation loss of one batch, over all models of the pipeline."""
     parts: dict[str, Tensor] = {}
     for node, out in student.items():
-        if "embedding" in out:
-            parts[f"embedding.{node}"] = weights["embedding"] * embedding(out["embedding"], teacher[node]["embedding"])
+        for name in out.keys() & {"embedding", "keys"}:
+            parts[f"{name}.{node}"] = weights["embedding"] * embedding(out[name], teacher[node][name])
         if "tokens" in out:
             parts[f"tokens.{node}"] = weights["tokens"] * tokens(out["tokens"], teacher[node]["tokens"])
         if "logits" in out:
-            keep = batch.inputs[node][:, 1:] != pipeline.pad(node)
-            parts[f"logits.{node}"] = weights["logits"] * logits(out["logits"], teacher[node]["logits"], keep)
-    for query, keys in pipeline.joins:
-        pair = (student[query]["embedding"], student[keys]["embedding"])
-        parts[f"affinity.{query}"] = weights["affinity"] * affinity(
-            pair, (teacher[query]["embedding"], teacher[keys]["embedding"])
-        )
+            parts[f"logits.{node}"] = weights["logits"] * logits(
+                out["logits"], teacher[node]["logits"], pipeline.judged(batch, node)
+            )
+    for join in pipeline.joins:
+        parts[f"affinity.{join.query[0]}"] = weights["affinity"] * affinity(join.pair(student), join.pair(teacher))
     for name, loss in pipeline.losses(student, batch).items():
         parts[name] = weights["contrast" if name.startswith("contrast") else "caption"] * loss
     return parts

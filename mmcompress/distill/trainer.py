@@ -12,12 +12,14 @@ import torch
 from torch import nn
 
 from mmcompress.data.base import Dataset
-from mmcompress.distill.losses import combined
-from mmcompress.graph.pipeline import Models, TorchPipeline
+from mmcompress.distill.losses import alongside, combined
+from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
 from mmcompress.records import plain, write
 from mmcompress.spec.schema import Distill
 
 Progress = Callable[[str, float], None]
+HARM = 1.05
+"""A loss on choosing pairs this many times the best one seen is harm done."""
 
 
 def parameters(models: Models) -> list[dict]:
@@ -37,10 +39,13 @@ def distill_(
     seed: int,
     progress: Progress = lambda what, share: None,
     history: Path | None = None,
+    choosing: Batch | None = None,
 ) -> list[dict[str, float]]:
     """Train `student` in place; returns its loss curve. Ends after `steps` or `minutes`, the rate following both.
 
-    The generator reads the student's own tokens, so it learns to live with what the pruned encoder gives it.
+    The generator reads the student's own tokens, so it learns to live with what the pruned encoder gives it. On the
+    pairs `choosing` the pipeline's own loss is taken at the start and `checks` times on the way: when it was clearly
+    lower before the end, the student is left as it was then, for little data can do harm.
     """
     if options.steps == 0 or options.minutes == 0:
         return []
@@ -51,11 +56,13 @@ def distill_(
     for m in student.values():
         m.eval()  # what is trained is what is deployed: no dropout, statistics of batch norms as they are
     weights, curve = asdict(options), []
+    best = _Best(pipeline, student, teacher, choosing, options.checks)
     began, step, share = time.monotonic(), 0, 0.0
     while share < 1:
+        best.look(share, step)
         batch = pipeline.batch(data.load("train", options.batch, seed=_draw(options, seed, step)))
         with torch.inference_mode():
-            target = pipeline.forward(teacher, batch)
+            target = alongside(pipeline.forward(teacher, batch), student)
         target = {n: {k: v.clone() for k, v in o.items()} for n, o in target.items()}
         parts = combined(pipeline, pipeline.forward(student, batch), target, batch, weights)
         loss = sum(parts.values())
@@ -71,9 +78,40 @@ def distill_(
         if step % 5 == 1:
             curve.append({"step": step, "loss": float(loss), **{k: float(v) for k, v in parts.items()}})  # type: ignore[arg-type]
             progress(f"step {step}, loss {float(loss):.3f}", min(share, 1.0))  # type: ignore[arg-type]
+    best.look(1.0, step)
+    best.restore_()
     if history:
-        write(history, plain(curve))
+        write(history, plain(curve + best.seen))
     return curve
+
+
+class _Best:
+    """The weights that did best on the choosing pairs so far."""
+
+    def __init__(self, pipeline: TorchPipeline, student: Models, teacher: Models, choosing: Batch | None, checks: int):
+        self.pipeline, self.student, self.choosing, self.checks = pipeline, student, choosing, checks
+        self.anchors = pipeline.anchors(teacher, choosing) if choosing is not None and checks else {}
+        self.seen: list[dict[str, float]] = []
+        self.kept: list[torch.Tensor] = []
+        self.at = 0.0
+
+    def look(self, share: float, step: int) -> None:
+        """Take the loss when the next check is due."""
+        if self.choosing is None or not self.checks or share < self.at:
+            return
+        self.at += 1 / self.checks
+        loss, _ = self.pipeline.evaluate(self.student, self.choosing, dense=self.anchors)
+        if not self.seen or loss < min(s["choosing"] for s in self.seen):
+            self.kept = [p.detach().clone() for m in self.student.values() for p in m.parameters()]
+        self.seen.append({"step": step, "choosing": loss})
+
+    def restore_(self) -> None:
+        """Go back to the best weights, if the last ones are worse by more than such a loss can tell."""
+        if not self.seen or self.seen[-1]["choosing"] <= HARM * min(s["choosing"] for s in self.seen):
+            return
+        with torch.no_grad():
+            for p, best in zip((p for m in self.student.values() for p in m.parameters()), self.kept, strict=False):
+                p.copy_(best)
 
 
 def _draw(options: Distill, seed: int, step: int) -> int:

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 from mmcompress.export.onnx import export_node
+from mmcompress.export.proofs import drift
 from mmcompress.export.proofs import export as export_proofs
-from mmcompress.export.proofs import int8_drift
 from mmcompress.graph.topology import order
 from mmcompress.measure.machine import cpu, versions
 from mmcompress.models.base import Model
-from mmcompress.quantize.dynamic import quantize
+from mmcompress.quantize.precision import quantize
 from mmcompress.records import Kept, Proof, plain, write
+from mmcompress.registry import PRECISIONS
 from mmcompress.runtime.bundle import FORMAT, sha256
+from mmcompress.runtime.nodes import TextEncoder
+from mmcompress.runtime.pipeline import Pipeline
+from mmcompress.runtime.sessions import Timed
 from mmcompress.spec.schema import Spec
+
+FEEDS = 48
+"""Calls of a graph at most that static ranges are taken from."""
 
 
 def write_bundle(
@@ -26,9 +37,14 @@ def write_bundle(
     kept: Mapping[str, Kept],
     folder: Path,
     prove: bool = True,
-    extra: dict[str, Any] | None = None,
+    listed: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    calibration: Sequence[Any] = (),
 ) -> list[Proof]:
-    """Export, quantize where asked, prove, and write the manifest last. Returns the proofs, failed ones included."""
+    """Export, quantize where asked, prove, and write the manifest last. Returns the proofs, failed ones included.
+
+    `listed`: the texts of every lookup; they are embedded by the text encoder as it will be deployed. `calibration`:
+    inputs of the pipeline for static quantization; they pass through the compressed nodes before.
+    """
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
     new.mkdir(parents=True)
@@ -37,6 +53,9 @@ def write_bundle(
     for name in order(spec):
         node = spec.nodes[name]
         nodes[name] = {"kind": node.kind, "inputs": dict(node.inputs)}
+        if node.kind == "lookup":
+            nodes[name]["config"] = _write_list(new, name, nodes[node.inputs["query"].split(".")[0]], listed[name])
+            continue
         if name not in models:
             nodes[name]["config"] = {"prior": node.prior}
             continue
@@ -44,10 +63,13 @@ def write_bundle(
         files = export_node(model, new / name)
         if prove:
             proofs += export_proofs(name, model, files)
-        if precision.get(name) == "int8":
-            small = {g: quantize(f, f.with_suffix(".int8.onnx")) for g, f in files.items()}
+        chosen = precision.get(name, "fp32")
+        if chosen != "fp32":
+            static = PRECISIONS.get(chosen).activations == "static"
+            feeds = _feeds(new, spec, nodes, name, files, model, calibration) if static else {}
+            small = {g: quantize(chosen, f, f.with_suffix(".small.onnx"), feeds.get(g, ())) for g, f in files.items()}
             if prove:
-                proofs += int8_drift(name, files, small, model)
+                proofs += drift(name, chosen, files, small, model)
             for g, f in small.items():
                 f.replace(files[g])
         config = dict(model.config)
@@ -57,26 +79,66 @@ def write_bundle(
         nodes[name] |= {
             "files": {g: f.relative_to(new).as_posix() for g, f in files.items()},
             "config": config,
-            "precision": precision.get(name, "fp32"),
+            "precision": chosen,
+            "cpu_flags": list(PRECISIONS.get(chosen).flags) if chosen != "fp32" else [],
             "params": sum(p.numel() for p in {id(p): p for p in model.parameters()}.values()),
             "structure": dict(kept.get(name, {})),
         }
-    listed = sorted(p for p in new.rglob("*") if p.is_file())
+    files_in = sorted(p for p in new.rglob("*") if p.is_file())
     manifest = {
         "format": FORMAT,
         "name": spec.name,
         "threads": spec.measure.threads,
         "graph": {"inputs": dict(spec.inputs), "outputs": dict(spec.outputs), "nodes": nodes},
-        "files": {p.relative_to(new).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in listed},
+        "files": {p.relative_to(new).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files_in},
         "proofs": plain(proofs),
         "versions": versions(),
         "cpu": cpu(),
-        **(extra or {}),
     }
     write(new / "manifest.json", manifest)
     shutil.rmtree(folder, ignore_errors=True)
     new.replace(folder)
     return proofs
+
+
+def _feeds(
+    folder: Path,
+    spec: Spec,
+    nodes: Mapping[str, Any],
+    name: str,
+    files: Mapping[str, Path],
+    model: Model,
+    calibration: Sequence[Any],
+) -> dict[str, list[dict[str, np.ndarray]]]:
+    """What reaches each graph of a node when calibration inputs pass through the nodes already written, and it."""
+    if not calibration:
+        raise ValueError(f"{name}: static quantization needs calibration inputs")
+    config = dict(model.config)
+    if model.tokenizer_json is not None:
+        (folder / name / "tokenizer.json").write_text(model.tokenizer_json)
+        config["tokenizer"] = f"{name}/tokenizer.json"
+    here = {"files": {g: f.relative_to(folder).as_posix() for g, f in files.items()}, "config": config}
+    part = {**{n: nodes[n] for n in nodes if n != name}, name: {**nodes[name], **here}}
+    graph = {"inputs": dict(spec.inputs), "outputs": {}, "nodes": part}
+    pipeline = Pipeline(folder, {"graph": graph}, 0)
+    for session in pipeline.sessions[name].values():
+        session.feeds = []
+    for given in calibration:
+        pipeline.run(**{next(iter(spec.inputs)): given})
+    found = {g: s.feeds or [] for g, s in pipeline.sessions[name].items()}
+    return {g: rows[:: max(1, len(rows) // FEEDS)] for g, rows in found.items()}
+
+
+def _write_list(folder: Path, name: str, encoder: Mapping[str, Any], texts: Sequence[str]) -> dict[str, str]:
+    """Texts and embeddings of a lookup, by the exported text encoder; returns the names of the files."""
+    sessions = {g: Timed(folder / f, 0) for g, f in encoder["files"].items()}
+    embed = TextEncoder(sessions, encoder["config"], folder)
+    bank = [embed(list(texts[i : i + 64]))["embedding"] for i in range(0, len(texts), 64)]
+    found = {"texts": f"{name}/texts.json", "bank": f"{name}/bank.npy"}
+    (folder / name).mkdir()
+    (folder / found["texts"]).write_text(json.dumps(list(texts)))
+    np.save(folder / found["bank"], np.concatenate(bank), allow_pickle=False)
+    return found
 
 
 def save_weights(models: Mapping[str, Model], folder: Path) -> None:

@@ -18,7 +18,7 @@ from mmcompress.export.onnx import export_node
 from mmcompress.export.proofs import SURGERY, _proof, difference, export, generation
 from mmcompress.measure.counts import count, params
 from mmcompress.models.base import Model
-from mmcompress.prune.masks import masked
+from mmcompress.prune.masks import masked, some
 from mmcompress.prune.surgery import sliced
 from mmcompress.records import Block, Proof
 
@@ -57,7 +57,7 @@ def kinds(model: Model) -> dict[str, list[Block]]:
 def _some(blocks: list[Block], share: float, seed: int) -> Units:
     g = torch.Generator().manual_seed(seed)
     keep = lambda b: max(b.step, int(b.units * share) // b.step * b.step) if share else b.least
-    return {b.name: torch.sort(torch.randperm(b.units, generator=g)[: keep(b)]).values for b in blocks}
+    return {b.name: some(b, keep(b), g) for b in blocks}
 
 
 def cuts(model: Model, seed: int = 0) -> dict[str, Units]:
@@ -95,6 +95,8 @@ def removed(model: Model, units: Units) -> int:
     columns: dict[str, int] = {}
     for name, kept in units.items():
         b = model.block(name)
+        if b.group == "tokens":
+            continue
         gone = b.units - len(kept)
         for w in b.writers:
             rows[w.path] = gone * w.parts * w.width
@@ -130,7 +132,7 @@ def learning(node: str, model: Model) -> list[Proof]:
     given = inputs(model, 4)
     with torch.no_grad():
         target = [x.clone() for x in outputs(model, given)]
-    student = sliced(model, _some(list(model.blocks), 0.5, 2))
+    student = sliced(model, _some([b for b in model.blocks if b.group != "tokens"], 0.5, 2))
     loss = lambda: sum((a - b).square().mean() for a, b in zip(outputs(student, given), target, strict=True))
     before = loss()
     before.backward()  # type: ignore[union-attr]

@@ -49,7 +49,9 @@ def layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[Layer, ..
             reads = {"stream": stream, **ports} if "stream" in block.reads else ports
             met = frozenset().union(*reads.values())
             meets = len(reads) > 1 and len(met) > 1
-            if meets:
+            if "stream" not in block.reads and not met <= stream:
+                meets, reason = True, f"carries {'+'.join(sorted(met))} into the {'+'.join(sorted(stream))} stream"
+            elif meets:
                 what = " and ".join(f"{'+'.join(sorted(t))} from '{r}'" for r, t in reads.items())
                 reason = f"values meet: {what}"
             else:
@@ -58,7 +60,7 @@ def layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[Layer, ..
             stream = stream | met
         for join, spec_join in spec.nodes.items():
             here = [p for p, r in spec_join.inputs.items() if split(r) == (name, "embedding")]
-            if KINDS[spec_join.kind].model or not here:
+            if spec_join.kind != "nearest" or not here:
                 continue
             mine = frozenset({kind.stream})
             others = {split(r)[0] for p, r in spec_join.inputs.items() if r.endswith(".embedding") and p not in here}

@@ -6,8 +6,10 @@ argmax is, so exact match costs one forward pass.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,30 +19,61 @@ from torch import Tensor
 from mmcompress.data.base import Pairs
 from mmcompress.graph.topology import KINDS, order
 from mmcompress.models.base import Model
+from mmcompress.runtime.audio import RATE, log_mel
 from mmcompress.runtime.images import preprocess
-from mmcompress.runtime.nodes import pad_ids
+from mmcompress.runtime.nodes import pad_ids, text_length
 from mmcompress.spec.schema import Spec
 
 Outputs = dict[str, dict[str, Tensor]]
 Models = Mapping[str, Model]
 SCALE = 30.0
 """Inverse temperature of the contrastive loss and of the affinities."""
+MISHEARD = 0.15
+"""Share of words lost in the text that queries a lookup: what a recognizer makes of them."""
+LIKELY = 32
+"""Next tokens of the dense generator that another one is compared on."""
+TOKENS_A_SECOND, ECHO = 50, 50
+"""Of an audio encoder; positions that count beyond the end of the sound."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of every model for b pairs: `inputs[node]` pixels [b, 3, s, s] or ids [b, t]."""
+    """Inputs of every model for b pairs: `inputs[node]` pixels [b, 3, s, s], features [b, m, f] or ids [b, t].
+
+    The tower behind a lookup reads two texts each, ids [b, 2, t]: the query and what it should find.
+    `keep[node]` [b, p]: which positions hold something, where not all do; of a generator those with a next token.
+    """
 
     inputs: dict[str, Tensor]
+    keep: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     def __getitem__(self, index: slice) -> Batch:
-        return Batch({k: v[index] for k, v in self.inputs.items()})
+        return Batch({k: v[index] for k, v in self.inputs.items()}, {k: v[index] for k, v in self.keep.items()})
 
     def chunks(self, size: int) -> list[Batch]:
         return [self[i : i + size] for i in range(0, len(self), size)]
+
+
+@dataclass(frozen=True)
+class Join:
+    """Two embeddings that are compared: outputs (node, name) of the query and of what it should find."""
+
+    query: tuple[str, str]
+    keys: tuple[str, str]
+    lookup: bool = False
+
+    def pair(self, out: Outputs) -> tuple[Tensor, Tensor]:
+        (q, a), (k, b) = self.query, self.keys
+        return out[q][a], out[k][b]
+
+
+def misheard(text: str) -> str:
+    """A text some of whose words are lost, the same ones every time."""
+    dice, words = random.Random(text), text.split()
+    return " ".join([w for w in words if dice.random() > MISHEARD] or words[:1])
 
 
 class TorchPipeline:
@@ -54,49 +87,82 @@ class TorchPipeline:
         self.kinds = {n: spec.nodes[n].kind for n in self.order}
         self.config = {n: m.config for n, m in models.items()}
         self.tokenizers = {n: Tokenizer.from_str(m.tokenizer_json) for n, m in models.items() if m.tokenizer_json}
-        self.joins = [
-            (node.inputs["query"].split(".")[0], node.inputs["keys"].split(".")[0])
-            for node in spec.nodes.values()
-            if node.kind == "nearest"
-        ]
-
-    def pad(self, node: str) -> int:
-        config = self.config[node]
-        return int(config["pad"] if "pad" in config else config["generation"]["pad"])
+        self.joins: list[Join] = []
+        for node in spec.nodes.values():
+            if not KINDS[node.kind].model:
+                query = node.inputs["query"].split(".")[0]
+                keys = (node.inputs["keys"].split(".")[0], "embedding") if "keys" in node.inputs else (query, "keys")
+                self.joins.append(Join((query, "embedding"), keys, "keys" not in node.inputs))
 
     def batch(self, pairs: Pairs) -> Batch:
         """Preprocess and tokenize pairs for every model that reads them."""
         inputs: dict[str, Tensor] = {}
+        keep: dict[str, Tensor] = {}
+        read = {j.query[0] for j in self.joins if j.lookup}
         for node, kind in self.kinds.items():
             config = self.config[node]
             if kind == "image_encoder":
-                inputs[node] = torch.from_numpy(np.stack([preprocess(i, config["preprocess"]) for i in pairs.images]))
-                continue
-            ids = [e.ids for e in self.tokenizers[node].encode_batch(list(pairs.captions))]
-            if kind == "text_encoder":
-                padded = pad_ids(ids, config["context_length"], config["pad"], config["eos"])
+                inputs[node] = torch.from_numpy(np.stack([preprocess(i, config["preprocess"]) for i in pairs.inputs]))
+            elif kind == "audio_encoder":
+                inputs[node], keep[node] = _features(pairs.inputs, config["features"])
+            elif kind == "text_decoder":
+                inputs[node], keep[node] = self._targets(node, pairs.written or pairs.texts)
             else:
-                g = config["generation"]
-                padded = pad_ids(ids, min(max(map(len, ids)), g["max_tokens"]), g["pad"], g["eos"])
-            inputs[node] = torch.from_numpy(padded)
-        return Batch(inputs)
+                texts = pairs.texts
+                if node in read:
+                    heard = pairs.written or tuple(misheard(t) for t in texts)
+                    texts = tuple(x for pair in zip(heard, texts, strict=True) for x in pair)
+                inputs[node] = self._ids(node, texts)
+                if node in read:
+                    inputs[node] = inputs[node].unflatten(0, (-1, 2))
+                keep[node] = inputs[node] != config["pad"]
+        return Batch(inputs, keep)
+
+    def _ids(self, node: str, texts: Sequence[str]) -> Tensor:
+        config = self.config[node]
+        ids = [e.ids for e in self.tokenizers[node].encode_batch(list(texts))]
+        return torch.from_numpy(pad_ids(ids, text_length(ids, config), config["pad"], config["eos"]))
+
+    def _targets(self, node: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(ids [b, t] with start and end, which positions [b, t - 1] have a next token)."""
+        config, tokenizer = self.config[node], self.tokenizers[node]
+        g = config["generation"]
+        if start := list(g["prompt"]):
+            words = tokenizer.encode_batch([config.get("lead", "") + t for t in texts], add_special_tokens=False)
+            ids = [[*start, *e.ids, g["eos"]] for e in words]
+        else:
+            ids = [e.ids for e in tokenizer.encode_batch(list(texts))]
+        length = min(max(map(len, ids)), g["max_tokens"])
+        padded = torch.from_numpy(pad_ids(ids, length, g["pad"], g["eos"]))
+        ends = torch.tensor([min(len(r), length) for r in ids])
+        return padded, torch.arange(1, length) < ends[:, None]
+
+    def judged(self, batch: Batch, node: str) -> Tensor:
+        """Positions of a generator whose next token it has to find [b, t - 1]: all but those within the prompt."""
+        given = max(len(self.config[node]["generation"]["prompt"]), 1) - 1
+        keep = batch.keep[node]
+        return keep & (torch.arange(keep.shape[1]) >= given)
 
     def forward(self, models: Models, batch: Batch, known: Outputs | None = None) -> Outputs:
         """Outputs of every model; nodes found in `known` are not run again."""
         out: Outputs = dict(known or {})
         for node in self.order:
-            if node in out:
-                continue
-            kind, x = self.kinds[node], batch.inputs[node]
-            if kind == "image_encoder":
-                embedding, tokens = models[node](x)
-                out[node] = {"embedding": embedding, "tokens": tokens}
-            elif kind == "text_encoder":
-                out[node] = {"embedding": models[node](x)}
-            else:
-                (source,) = self.reads(node)
-                out[node] = {"logits": models[node](x[:, :-1], out[source]["tokens"])}
+            if node not in out:
+                out[node] = self._run_node(models[node], node, batch, out)
         return out
+
+    def _run_node(self, model: Model, node: str, batch: Batch, out: Outputs) -> dict[str, Tensor]:
+        kind, x = self.kinds[node], batch.inputs[node]
+        if kind == "text_decoder":
+            (source,) = self.reads(node)
+            return {"logits": model(x[:, :-1], out[source]["tokens"])}
+        if kind != "text_encoder":
+            embedding, tokens = model(x)
+            return {"embedding": embedding, "tokens": tokens}
+        if x.ndim == 2:
+            return {"embedding": model(x)}
+        query, keys = model(x.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+        return {"embedding": query, "keys": keys}
 
     def reads(self, node: str) -> tuple[str, ...]:
         """The models whose outputs `forward` gives to `node`. A text tower reads the reference text here, not what
@@ -111,46 +177,83 @@ class TorchPipeline:
                 found.add(n)
         return found
 
-    def losses(self, out: Outputs, batch: Batch) -> dict[str, Tensor]:
-        """The pipeline's own loss by part: contrastive at every join, cross-entropy of every generator."""
+    def losses(self, out: Outputs, batch: Batch, dense: Outputs | None = None) -> dict[str, Tensor]:
+        """The pipeline's own loss by part: contrastive at every join, cross-entropy of every generator.
+
+        A list of texts may hold anything, so the tower behind a lookup must stay what it was: given the `dense`
+        anchors, the squared distance of its embeddings to those counts too. A generator that is judged by what the
+        dense one writes is then judged by all it might write: cross-entropy on few texts falls as often as it rises
+        with a small cut, the divergence from the dense distribution can't.
+        """
         parts: dict[str, Tensor] = {}
-        for query, keys in self.joins:
-            sim = SCALE * out[query]["embedding"] @ out[keys]["embedding"].T
-            own = torch.arange(len(sim))
-            parts[f"contrast.{query}"] = (F.cross_entropy(sim, own) + F.cross_entropy(sim.T, own)) / 2
+        for join in self.joins:
+            q, k = join.pair(out)
+            sim, own = SCALE * q @ k.T, torch.arange(len(q))
+            parts[f"contrast.{join.query[0]}"] = (F.cross_entropy(sim, own) + F.cross_entropy(sim.T, own)) / 2
+            if join.lookup and dense is not None:
+                apart = [(a - b).square().sum(-1).mean() for a, b in zip((q, k), join.pair(dense), strict=True)]
+                parts[f"drift.{join.query[0]}"] = (apart[0] + apart[1]) / 2
         for node, kind in self.kinds.items():
             if kind == "text_decoder":
-                target = batch.inputs[node][:, 1:]
-                logits = out[node]["logits"]
-                parts[f"caption.{node}"] = F.cross_entropy(
-                    logits.flatten(0, 1), target.flatten(), ignore_index=self.pad(node)
-                )
+                keep = self.judged(batch, node)
+                logits, target = out[node]["logits"][keep], batch.inputs[node][:, 1:][keep]
+                if dense is not None and "likely" in dense.get(node, {}):
+                    parts[f"caption.{node}"] = _divergence(
+                        logits, dense[node]["likely"][keep], dense[node]["share"][keep]
+                    )
+                else:
+                    parts[f"caption.{node}"] = F.cross_entropy(logits, target)
         return parts
 
     def quality(self, out: Outputs, batch: Batch) -> dict[str, float]:
-        """R@1 both ways among the batch, and the share of captions every token of which is right."""
+        """R@1 at every join, both ways, among the batch; the share of tokens, and of whole texts, that are right."""
         found: dict[str, float] = {}
-        for query, keys in self.joins:
-            sim = out[query]["embedding"] @ out[keys]["embedding"].T
-            own = torch.arange(len(sim))
-            found["image_to_text_r1"] = (sim.argmax(1) == own).float().mean().item()
-            found["text_to_image_r1"] = (sim.argmax(0) == own).float().mean().item()
+        share = lambda right: right.float().mean().item()
+        for join in self.joins:
+            q, k = join.pair(out)
+            sim, own = q @ k.T, torch.arange(len(q))
+            if join.lookup:
+                found["lookup_r1"] = share(sim.argmax(1) == own)
+                continue
+            found["image_to_text_r1"] = share(sim.argmax(1) == own)
+            found["text_to_image_r1"] = share(sim.argmax(0) == own)
         for node, kind in self.kinds.items():
             if kind == "text_decoder":
-                target = batch.inputs[node][:, 1:]
-                right = (out[node]["logits"].argmax(-1) == target) | (target == self.pad(node))
-                found["caption_exact_match"] = right.all(1).float().mean().item()
+                keep = self.judged(batch, node)
+                right = out[node]["logits"].argmax(-1) == batch.inputs[node][:, 1:]
+                found["token_accuracy"] = share(right[keep])
+                found["caption_exact_match"] = share((right | ~keep).all(1))
         return found
 
     @torch.inference_mode()
-    def evaluate(self, models: Models, batch: Batch, known: Outputs | None = None) -> tuple[float, dict[str, float]]:
+    def evaluate(
+        self, models: Models, batch: Batch, known: Outputs | None = None, dense: Outputs | None = None
+    ) -> tuple[float, dict[str, float]]:
         """(loss, quality) over a whole batch, run in pieces, scored together."""
-        return self.judge(self.run(models, batch, known), batch)
+        return self.judge(self.run(models, batch, known), batch, dense)
 
     @torch.inference_mode()
-    def judge(self, out: Outputs, batch: Batch) -> tuple[float, dict[str, float]]:
+    def judge(self, out: Outputs, batch: Batch, dense: Outputs | None = None) -> tuple[float, dict[str, float]]:
         """(loss, quality) of given outputs."""
-        return float(sum(self.losses(out, batch).values())), self.quality(out, batch)
+        return float(sum(self.losses(out, batch, dense).values())), self.quality(out, batch)
+
+    def anchors(self, models: Models, batch: Batch) -> Outputs:
+        """What `losses` measures drift from: outputs of the dense models, as far as it needs them."""
+        read = {j.query[0] for j in self.joins if j.lookup}
+        whole = self.spec.data.labels == "dense"
+        skipped: Outputs = {} if whole else {n: {} for n in self.order if n not in read}
+        return self.anchors_of(self.run(models, batch, skipped))
+
+    def anchors_of(self, dense: Outputs) -> Outputs:
+        """The same, of given outputs: embeddings behind lookups, the likeliest next tokens and their probability."""
+        read = {j.query[0] for j in self.joins if j.lookup}
+        found = {n: dict(dense[n]) for n in read}
+        for node, kind in self.kinds.items():
+            if kind == "text_decoder" and self.spec.data.labels == "dense":
+                share = dense[node]["logits"].softmax(-1)
+                top = share.topk(min(LIKELY, share.shape[-1]), -1)
+                found[node] = {"likely": top.indices, "share": top.values}
+        return found
 
     @torch.inference_mode()
     def run(self, models: Models, batch: Batch, known: Outputs | None = None) -> Outputs:
@@ -160,3 +263,18 @@ class TorchPipeline:
             part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in (known or {}).items()}
             pieces.append(self.forward(models, batch[slice(i, i + size)], part))
         return {n: {k: torch.cat([p[n][k] for p in pieces]) for k in o} for n, o in pieces[0].items()}
+
+
+def _divergence(logits: Tensor, likely: Tensor, share: Tensor) -> Tensor:
+    """KL of next-token distributions [r, v] from the dense one, given its likeliest tokens [r, k]; the rest is one."""
+    mine = logits.log_softmax(-1).gather(-1, likely)
+    rest, others = (1 - share.sum(-1)).clamp(min=1e-6), (1 - mine.exp().sum(-1)).clamp(min=1e-6)
+    parts = (share * (share.clamp(min=1e-9).log() - mine)).sum(-1) + rest * (rest.log() - others.log())
+    return parts.mean()
+
+
+def _features(sounds: Sequence[np.ndarray], config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """(log-mel features [b, m, f], which tokens [b, f / 2] hold sound or its end)."""
+    features = np.stack([log_mel(s, dict(config)) for s in sounds])
+    ends = torch.tensor([len(s) / RATE * TOKENS_A_SECOND + ECHO for s in sounds])
+    return torch.from_numpy(features), torch.arange(features.shape[-1] // 2) < ends[:, None]

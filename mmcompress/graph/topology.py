@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from graphlib import CycleError, TopologicalSorter
 
@@ -29,15 +29,27 @@ class Kind:
 
 KINDS = {
     "image_encoder": Kind({"image": "image"}, {"embedding": "vector", "tokens": "sequence"}, stream="image"),
+    "audio_encoder": Kind({"audio": "audio"}, {"embedding": "vector", "tokens": "sequence"}, stream="audio"),
     "text_encoder": Kind({"text": "text"}, {"embedding": "vector"}, stream="text"),
-    "text_decoder": Kind({"context": "sequence"}, {"texts": "text", "scores": "scores"}, modality="text"),
+    "text_decoder": Kind(
+        {"context": "sequence"}, {"text": "text", "texts": "text", "scores": "scores"}, modality="text"
+    ),
     "nearest": Kind(
         {"query": "vector", "keys": "vector", "values": "text"},
         {"best": "text"},
         model=False,
         optional={"scores": "scores"},
     ),
+    "lookup": Kind({"query": "vector"}, {"best": "text", "score": "number", "place": "number"}, model=False),
 }
+METRIC_NEEDS = {
+    "retrieval": ("nearest",),
+    "caption": ("nearest",),
+    "wer": ("text_decoder",),
+    "endings": ("text_decoder",),
+    "agreement": ("nearest", "lookup"),
+}
+"""A metric -> kinds of node of which it needs one."""
 
 
 def split(reference: str) -> tuple[str, str]:
@@ -58,6 +70,15 @@ def value_type(spec: Spec, reference: str) -> str | None:
     if not port:
         return spec.inputs.get(node)
     return KINDS[spec.nodes[node].kind].outputs.get(port) if node in spec.nodes else None
+
+
+def decode_steps(spec: Spec, calls: Mapping[str, float]) -> dict[str, float]:
+    """Decode steps of a request behind every model: its own or those of the generator whose text it reads.
+
+    `calls`: session calls per request by `node/graph`.
+    """
+    at = lambda name: calls.get(f"{name}/step", 1.0)
+    return {n: at(split(node.inputs.get("text", n))[0]) for n, node in spec.models().items()}
 
 
 def check(spec: Spec, error: MakeError) -> None:
@@ -101,9 +122,18 @@ def check(spec: Spec, error: MakeError) -> None:
             raise error(("outputs", name), f"nothing is named '{reference}'; {nearest(reference, sources)}")
     if not spec.models():
         raise error(("nodes",), "no node is a model: there is nothing to compress")
-    if list(spec.inputs.values()) != ["image"]:
-        raise error(("inputs",), "a pipeline takes exactly one input, an image")
-    if not any(node.kind == "nearest" for node in spec.nodes.values()):
-        raise error(
-            ("nodes",), f"the metrics ({', '.join(spec.metrics)}) need a 'nearest' node to judge the pipeline by"
-        )
+    if list(spec.inputs.values()) not in (["image"], ["audio"]):
+        raise error(("inputs",), "a pipeline takes exactly one input, an image or audio")
+    for name, node in spec.nodes.items():
+        query = spec.nodes.get(split(node.inputs.get("query", ""))[0])
+        if node.kind == "lookup" and (query is None or query.kind != "text_encoder"):
+            raise error(
+                ("nodes", name, "inputs", "query"), "must be the embedding of a text_encoder: it embeds the list too"
+            )
+    for name in spec.limits.node_ms:
+        if name not in spec.models():
+            raise error(("limits", "node_ms", name), f"no model is named '{name}'; {nearest(name, spec.models())}")
+    have = {node.kind for node in spec.nodes.values()}
+    for i, metric in enumerate(spec.metrics):
+        if (needed := METRIC_NEEDS.get(metric)) and not have & set(needed):
+            raise error(("metrics", str(i)), f"'{metric}' needs a node of kind {' or '.join(needed)} to judge by")

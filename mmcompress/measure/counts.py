@@ -17,7 +17,7 @@ def block_params(model: Model) -> dict[str, int]:
     """Parameters of the linear layers of every block."""
     found = {}
     for b in model.blocks:
-        paths = (b.out, *b.through, *b.also, *(w.path for w in b.writers))
+        paths = () if b.group == "tokens" else (b.out, *b.through, *b.also, *(w.path for w in b.writers))
         found[b.name] = sum(p.numel() for path in paths for p in model.get_submodule(path).parameters())
     return found
 
@@ -35,7 +35,7 @@ def count(model: Model, steps: float, beams: int) -> tuple[int, int]:
             nonlocal macs
             if isinstance(m, nn.Linear):
                 macs += out.numel() * m.in_features
-            elif isinstance(m, nn.Conv2d):
+            elif isinstance(m, nn.Conv1d | nn.Conv2d):
                 macs += out.numel() * m.weight[0].numel()
 
         handles = [m.register_forward_hook(hook) for m in module.modules()]

@@ -52,10 +52,33 @@ class EndToEnd:
     """Milliseconds of every request, in the order they were sent."""
 
 
+Pace = Mapping[str, int]
+"""Decode steps of one request, by generator."""
+
+
+def paces(pipeline: Pipeline, requests: Sequence[dict[str, Any]]) -> list[Pace]:
+    """The decode steps that each request takes."""
+    found: list[Pace] = []
+    for request in requests:
+        before = _calls(pipeline)
+        pipeline(**request)
+        steps = {k: c - before[k] for k, c in _calls(pipeline).items() if k.endswith("/step")}
+        found.append({k.partition("/")[0]: c for k, c in steps.items()})
+    return found
+
+
 def end_to_end(
-    pipelines: Mapping[str, Pipeline], requests: Sequence[dict[str, Any]], warmup: int, rounds: int
+    pipelines: Mapping[str, Pipeline],
+    requests: Sequence[dict[str, Any]],
+    warmup: int,
+    rounds: int,
+    pace: Sequence[Pace] = (),
 ) -> dict[str, EndToEnd]:
-    """Send the same requests to every pipeline in turn, the order alternating from round to round."""
+    """Send the same requests to every pipeline in turn, the order alternating from round to round.
+
+    With a `pace` (one a request) every generator writes exactly so long: structures are compared, not what they say.
+    """
+    free = {(n, g): p.nodes[g].generation for n, p in pipelines.items() for g in (pace[0] if pace else ())}
     names = list(pipelines)
     total: dict[str, list[float]] = {n: [] for n in names}
     nodes: dict[str, dict[str, list[float]]] = {n: {k: [] for k in pipelines[n].nodes} for n in names}
@@ -66,6 +89,8 @@ def end_to_end(
             before = {n: _calls(pipelines[n]) for n in names}
         for name in names if i % 2 else reversed(names):
             pipeline = pipelines[name]
+            for g, steps in (pace[i % len(requests)] if pace else {}).items():
+                pipeline.nodes[g].generation = free[name, g].paced(steps)
             start = time.perf_counter()
             pipeline(**requests[i % len(requests)])
             seconds = time.perf_counter() - start
@@ -74,6 +99,8 @@ def end_to_end(
                 inside[name].append(sum(pipeline.model_seconds.values()) / seconds)
                 for k, s in pipeline.node_seconds.items():
                     nodes[name][k].append(s * 1e3)
+    for (name, g), generation in free.items():
+        pipelines[name].nodes[g].generation = generation
     return {
         n: EndToEnd(
             summarize(total[n]),

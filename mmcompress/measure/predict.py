@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import numpy as np
 
 from mmcompress.measure.table import Key, Row, Table, cost
 from mmcompress.records import Block, Candidate, Kept
+
+Rows = Mapping[tuple, Row]
+Cuts = Mapping[str, int]
+NOTHING_CUT: Cuts = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,27 @@ class Placed:
     calls: float
     context: Key | None = None
     """What runs once a request beside the loop: K and V of a cross-attention, or the block over a prefix."""
+    window: str = ""
+    """The node whose positions pass through it, or are its keys: with each one cut there it is one shorter."""
+
+    def shorter(self, cut: int) -> tuple[Key, Key | None]:
+        """Its keys in the table when `cut` positions are gone."""
+        kind, width, head, positions, keys, batch = self.key
+        alone = self.context is None
+        key = (kind, width, head, positions - cut if alone else positions, keys - cut if keys > 1 else keys, batch)
+        if self.context is None:
+            return key, None
+        kind, width, head, positions, keys, batch = self.context
+        return key, (kind, width, head, positions - cut, keys - cut, batch)
+
+
+@dataclass(frozen=True)
+class Window:
+    """Positions of a node that can be cut: how many there are, and the numbers of cut ones the table is measured at."""
+
+    count: int
+    ordered: bool
+    cuts: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -59,36 +85,71 @@ class Predictor:
     affine: dict[str, dict[str, Affine]]
     overhead_ms: float
     correction: float = 1.0
+    windows: dict[str, Window] = field(default_factory=dict)
+    sizes: dict[str, dict[str, Affine]] = field(default_factory=dict)
+    """Megabytes of a node against its parameters in millions, by precision."""
 
-    def raw(self, node: str, kept: Kept, precision: str, rows: Mapping[tuple, Row] | None = None) -> float:
+    def raw(self, node: str, kept: Kept, precision: str, rows: Rows, cuts: Cuts = NOTHING_CUT) -> float:
         """Sum of the table over the blocks of a node, in milliseconds per request."""
-        rows = rows or self.table.lookup()
-        total = 0.0
-        for p in self.placed[node]:
-            units = kept.get(p.name, p.units)
-            total += self.block(rows, p, units, precision)
-        return total
+        return sum(self.block(rows, p, kept.get(p.name, p.units), precision, cuts) for p in self.placed[node])
 
-    @staticmethod
-    def block(rows: Mapping[tuple, Row], p: Placed, units: int, precision: str) -> float:
-        context = cost(rows, p.context, units, precision) if p.context else 0.0
-        return p.calls * cost(rows, p.key, units, precision) + context
+    def block(self, rows: Rows, p: Placed, units: int, precision: str, cuts: Cuts = NOTHING_CUT) -> float:
+        """Milliseconds of one block per request, linear between the measured windows."""
 
-    def node(self, node: str, kept: Kept, precision: str, rows: Mapping[tuple, Row] | None = None) -> float:
+        def at(cut: int) -> float:
+            key, context = p.shorter(cut) if cut else (p.key, p.context)
+            return p.calls * cost(rows, key, units, precision) + (
+                cost(rows, context, units, precision) if context else 0
+            )
+
+        cut = cuts.get(p.window, 0)
+        if not cut:
+            return at(0)
+        known = self.windows[p.window].cuts
+        high = next((c for c in known if c >= cut), known[-1])
+        low = max((c for c in known if c < high), default=0)
+        return at(low) + (at(high) - at(low)) * (cut - low) / (high - low)
+
+    def node(self, node: str, kept: Kept, precision: str, rows: Rows, cuts: Cuts = NOTHING_CUT) -> float:
         a = self.affine[node][precision]
-        return a.base + a.scale * self.raw(node, kept, precision, rows)
+        return self.base(node, precision, cuts) + a.scale * self.raw(node, kept, precision, rows, cuts)
+
+    def fixed(self, candidate: Candidate) -> float:
+        """The part of the prediction that no block accounts for: around the models, and beside their blocks."""
+        cuts = self.cuts(candidate.kept)
+        bases = (self.base(n, candidate.precision[n], cuts) for n in self.placed)
+        return self.correction * (sum(bases) + self.overhead_ms)
+
+    def node_ms(self, node: str, candidate: Candidate) -> float:
+        """Predicted p50 of one node."""
+        rows, cuts = self.table.lookup(), self.cuts(candidate.kept)
+        return self.correction * self.node(node, candidate.kept[node], candidate.precision[node], rows, cuts)
+
+    def base(self, node: str, precision: str, cuts: Cuts) -> float:
+        """What a node takes beside its blocks; where a window ends early, all before the blocks is shorter too."""
+        w = self.windows.get(node)
+        return self.affine[node][precision].base * (1 - cuts.get(node, 0) / w.count if w and w.ordered else 1.0)
+
+    def cuts(self, kept: Mapping[str, Kept]) -> dict[str, int]:
+        """Positions that a structure leaves out, by node."""
+        return {n: w.count - kept.get(n, {}).get("tokens", w.count) for n, w in self.windows.items()}
 
     def __call__(self, candidate: Candidate) -> float:
         """Predicted p50 of a request in milliseconds."""
-        rows = self.table.lookup()
-        parts = (self.node(n, candidate.kept[n], candidate.precision[n], rows) for n in self.placed)
+        rows, cuts = self.table.lookup(), self.cuts(candidate.kept)
+        parts = (self.node(n, candidate.kept[n], candidate.precision[n], rows, cuts) for n in self.placed)
         return self.correction * (sum(parts) + self.overhead_ms)
 
 
-def place(blocks: Sequence[Block], shapes: Mapping[str, object]) -> tuple[Placed, ...]:
-    """Blocks with the shapes (`models.base.Shape`) they run at."""
+def place(blocks: Sequence[Block], shapes: Mapping[str, object], own: str, context_of: str) -> tuple[Placed, ...]:
+    """Blocks with the shapes (`models.base.Shape`) they run at.
+
+    `own`: the node itself where its positions can be cut, `context_of`: the node it reads where those can; else empty.
+    """
     found = []
     for b in blocks:
+        if b.group == "tokens":
+            continue
         s = shapes[b.name]
         key = (b.kind, s.width, s.head or b.width, s.positions, s.keys, s.batch)  # type: ignore[attr-defined]
         context: Key | None = None
@@ -96,15 +157,15 @@ def place(blocks: Sequence[Block], shapes: Mapping[str, object]) -> tuple[Placed
             context = (b.kind, s.width, b.width, s.prefill, s.prefill, 1)  # type: ignore[attr-defined]
         elif b.kind == "cross_attention":
             context = ("context", s.width, b.width, s.keys, s.keys, 1)  # type: ignore[attr-defined]
-        found.append(Placed(b.name, b.units, b.step, key, s.calls, context))  # type: ignore[attr-defined]
+        found.append(Placed(b.name, b.units, b.step, key, s.calls, context, context_of if context else own))  # type: ignore[attr-defined]
     return tuple(found)
 
 
-def needs(placed: Mapping[str, Sequence[Placed]]) -> list[tuple[Key, int, int]]:
-    """What the device table must hold: (key, units, step)."""
+def needs(placed: Mapping[str, Sequence[Placed]], windows: Mapping[str, Window]) -> list[tuple[Key, int, int]]:
+    """What the device table must hold: (key, units, step); fewer sizes of the shorter windows."""
     found = []
     for p in (p for row in placed.values() for p in row):
-        found.append((p.key, p.units, p.step))
-        if p.context:
-            found.append((p.context, p.units, p.step))
+        for cut in (0, *(windows[p.window].cuts if p.window in windows else ())):
+            step = max(p.step, -(-p.units // 4)) if cut else p.step
+            found += [(key, p.units, step) for key in p.shorter(cut) if key]
     return found

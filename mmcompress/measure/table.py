@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,6 @@ from mmcompress.records import read, write
 COPIES = 4
 LARGE = 1 << 26
 """Above this many multiply-accumulates one block is timed, not a stack of them: its cost stands out by itself."""
-PRECISIONS = ("fp32", "int8")
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,11 @@ def measure(
     threads: int,
     cached: Table | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
+    precisions: Sequence[str] = ("fp32", "int8"),
 ) -> Table:
     """Measure what `needs` asks for and `cached` lacks: (key, units, step) of every block of the pipeline."""
     from mmcompress.measure.blocks import Cell, feed, stack
-    from mmcompress.quantize.dynamic import quantize
+    from mmcompress.quantize.precision import quantize
     from mmcompress.runtime.sessions import session
 
     device = fingerprint(threads)
@@ -87,7 +87,7 @@ def measure(
     todo = [
         (k, u, s, p)
         for k, (u, s) in sorted(largest.items())
-        for p in PRECISIONS
+        for p in precisions
         if (*k, p) not in old or old[(*k, p)].units[-1] < u
     ]
     with tempfile.TemporaryDirectory() as scratch:
@@ -101,8 +101,8 @@ def measure(
                 for copies in (0, 1 if large else COPIES):
                     model = stack(cell, copies)
                     inputs = feed(cell, model)
-                    if precision == "int8" and copies:
-                        quantize(model, Path(scratch) / "q.onnx")
+                    if precision != "fp32" and copies:
+                        quantize(precision, model, Path(scratch) / "q.onnx", [inputs])
                         run = session((Path(scratch) / "q.onnx").read_bytes(), threads)
                     else:
                         run = session(model.SerializeToString(), threads)

@@ -1,4 +1,4 @@
-"""Quality of a deployed pipeline over image-caption pairs, with 95 % intervals."""
+"""Quality of a deployed pipeline over input-text pairs, with 95 % intervals."""
 
 from __future__ import annotations
 
@@ -13,29 +13,40 @@ from mmcompress.records import Quality
 from mmcompress.registry import METRICS
 from mmcompress.runtime.pipeline import Pipeline
 
+Z = 1.959964
+
 
 @dataclass(frozen=True)
 class Answers:
-    """What a pipeline said: captions, image embeddings [n, d], embeddings of the reference captions [n, d]."""
+    """What a pipeline said to every input.
 
-    captions: tuple[str, ...]
+    `texts`: its caption, or what it heard; `answers`: the text it found; `ended`: how the generator's best text ended.
+    Where it joins two towers: embeddings of the inputs and of the reference texts, both [n, d].
+    """
+
+    texts: tuple[str, ...]
     references: tuple[str, ...]
-    images: np.ndarray
-    texts: np.ndarray
+    answers: tuple[str, ...] = ()
+    ended: tuple[str, ...] = ()
+    queries: np.ndarray | None = None
+    keys: np.ndarray | None = None
+    dense: Answers | None = None
+    """The same of the dense pipeline; None: this is the dense one."""
 
 
 def proportion(right: np.ndarray) -> Quality:
     """A share of n with Wilson's 95 % interval."""
-    n, p, z = len(right), float(np.mean(right)), 1.959964
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    n, p = len(right), float(np.mean(right))
+    middle = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
+    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
     return Quality(p, max(0.0, middle - half), min(1.0, middle + half), n)
 
 
-def retrieval(answers: Answers) -> dict[str, Quality]:
+def retrieval(a: Answers) -> dict[str, Quality]:
     """R@1 both ways; a caption that occurs twice counts as right for each of its images."""
-    sim = answers.images @ answers.texts.T
-    refs = np.array(answers.references)
+    assert a.queries is not None and a.keys is not None
+    sim = a.queries @ a.keys.T
+    refs = np.array(a.references)
     return {
         "image_to_text_r1": proportion(refs[sim.argmax(1)] == refs),
         "text_to_image_r1": proportion(refs[sim.argmax(0)] == refs),
@@ -46,25 +57,51 @@ def normal(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def caption(answers: Answers) -> dict[str, Quality]:
+def caption(a: Answers) -> dict[str, Quality]:
     """Exact match of the caption the pipeline chose, case and spacing aside."""
-    pairs = zip(answers.captions, answers.references, strict=True)
-    return {"caption_exact_match": proportion(np.array([normal(a) == normal(b) for a, b in pairs]))}
+    pairs = zip(a.texts, a.references, strict=True)
+    return {"caption_exact_match": proportion(np.array([normal(x) == normal(y) for x, y in pairs]))}
 
 
-def ask(pipeline: Pipeline, pairs: Pairs, progress: Callable[[float], None] = lambda share: None) -> Answers:
-    """Every image through the whole pipeline, one request each; the references through its text encoder."""
-    join, wires = next((n, w) for n, w in pipeline.wiring.items() if {"query", "keys"} <= set(w))
-    query, keys = (wires[p].split(".")[0] for p in ("query", "keys"))
-    captions, images = [], []
-    for i, image in enumerate(pairs.images):
-        values = pipeline.run(**{next(iter(pipeline.inputs)): image})
-        captions.append(values[join]["best"])
-        images.append(values[query]["embedding"][0])
+def endings(a: Answers) -> dict[str, Quality]:
+    """Share of texts that end by their end token: not cut off at the longest length, nor for repeating themselves."""
+    return {"ends_by_itself": proportion(np.array([e == "end" for e in a.ended]))}
+
+
+def agreement(a: Answers) -> dict[str, Quality]:
+    """Share of inputs for which the text found is the one the dense pipeline finds."""
+    theirs = (a.dense or a).answers
+    return {"agreement": proportion(np.array([x == y for x, y in zip(a.answers, theirs, strict=True)]))}
+
+
+def ask(
+    pipeline: Pipeline,
+    pairs: Pairs,
+    progress: Callable[[float], None] = lambda share: None,
+    dense: Answers | None = None,
+) -> Answers:
+    """Every input through the whole pipeline, one request each; the references through its text encoder."""
+    kinds = {n: node["kind"] for n, node in pipeline.manifest["graph"]["nodes"].items()}
+    first = lambda *wanted: next((n for n, k in kinds.items() if k in wanted), None)
+    generator, join, compared = first("text_decoder"), first("nearest", "lookup"), first("nearest")
+    wires = pipeline.wiring[compared] if compared else {}
+    texts, found, ended, queries = [], [], [], []
+    for i, given in enumerate(pairs.inputs):
+        values = pipeline.run(**{next(iter(pipeline.inputs)): given})
+        best = values[join]["best"] if join else ""
+        found.append(best)
+        texts.append(best if compared or not generator else values[generator]["text"])
+        ended.append(values[generator]["ended"][0] if generator else "end")
+        if compared:
+            queries.append(values[wires["query"].split(".")[0]]["embedding"][0])
         if i % 50 == 0:
             progress(i / len(pairs))
-    texts = [pipeline.nodes[keys](list(pairs.captions[i : i + 100]))["embedding"] for i in range(0, len(pairs), 100)]
-    return Answers(tuple(captions), pairs.captions, np.stack(images), np.concatenate(texts))
+    common = Answers(tuple(texts), pairs.texts, tuple(found), tuple(ended), dense=dense)
+    if not compared:
+        return common
+    encoder = pipeline.nodes[wires["keys"].split(".")[0]]
+    keys = [encoder(list(pairs.texts[i : i + 100]))["embedding"] for i in range(0, len(pairs), 100)]
+    return Answers(**{**vars(common), "queries": np.stack(queries), "keys": np.concatenate(keys)})
 
 
 def judge(answers: Answers, metrics: Sequence[str]) -> dict[str, Quality]:
@@ -76,5 +113,6 @@ def judge(answers: Answers, metrics: Sequence[str]) -> dict[str, Quality]:
 
 
 def retained(baseline: dict[str, Quality], compressed: dict[str, Quality]) -> float:
-    """The smallest ratio compressed / baseline over the metrics."""
-    return min((compressed[k].value / b.value for k, b in baseline.items() if b.value > 0), default=0.0)
+    """The smallest ratio compressed / baseline over the metrics; of an error rate, the ratio of what is right."""
+    good = lambda q: max(1 - q.value, 0.0) if q.error else q.value
+    return min((good(compressed[k]) / good(b) for k, b in baseline.items() if good(b) > 0), default=0.0)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from mmcompress.errors import ModelError
-from mmcompress.models.base import Model, SelfAttention
+from mmcompress.models.base import SelfAttention
 from mmcompress.records import Block, Writer
 
 STEP = 16
@@ -32,6 +32,8 @@ class Form:
     out: str
     drop: tuple[tuple[str, str], ...]
     inner: str = ""
+    per_head: str = ""
+    """A module with one row a head, where there is one."""
 
 
 WHOLE = (("", "pair"),)
@@ -41,7 +43,7 @@ FORMS = (
     Form("attention", (("qkv", 3),), "out_proj", WHOLE),  # ours, in place of packed and fused ones
     Form("attention", (("q_attn", 1), ("c_attn", 2)), "c_proj", WHOLE),  # GPT-2, cross
     Form("attention", (("c_attn", 3),), "c_proj", WHOLE),  # GPT-2
-    Form("attention", (("q", 1), ("k", 1), ("v", 1)), "o", (("", "biased"),)),  # T5
+    Form("attention", (("q", 1), ("k", 1), ("v", 1)), "o", (("", "biased"),), "", "relative_attention_bias"),  # T5
     Form(
         "attention",
         (("self.query", 1), ("self.key", 1), ("self.value", 1)),
@@ -52,6 +54,7 @@ FORMS = (
     Form("ffn", (("fc1", 1),), "fc2", (("fc1", "skip"), ("fc2", "plain"))),
     Form("ffn", (("c_fc", 1),), "c_proj", (("c_fc", "skip"), ("c_proj", "plain"))),
     Form("ffn", (("wi", 1),), "wo", (("wi", "skip"), ("wo", "plain"))),
+    Form("ffn", (("linear_1", 1),), "linear_2", ()),  # a projector, with no residual stream around it
     Form(
         "ffn", (("intermediate.dense", 1),), "output.dense", (("intermediate.dense", "skip"), ("output.dense", "plain"))
     ),
@@ -87,7 +90,7 @@ CONV_FORMS = (
 CONV_STEP = 8
 ORDER = ("attention", "cross_attention", "ffn", "gated_ffn")
 """Of the blocks within a layer."""
-CROSS = ("encoder_attn", "crossattention", "EncDecAttention")
+CROSS = ("encoder_attn", "crossattention", "EncDecAttention", "cross_attn")
 """Names of the modules that attend to another node's output."""
 HEAD_WIDTHS = ("head_dim", "attention_head_size", "key_value_proj_dim")
 HEAD_COUNTS = ("num_heads", "num_attention_heads", "n_heads")
@@ -136,7 +139,7 @@ def find(model: nn.Module, root: str = "", prefix: str = "", context: str = "con
         if form is None:
             continue
         at = ".".join(p for p in (root, path) if p)
-        crossing = form.kind == "attention" and path.rpartition(".")[2] in CROSS
+        crossing = form.kind == "attention" and not set(CROSS).isdisjoint(path.split("."))
         kind = "cross_attention" if crossing else form.kind
         layer = re.search(r"\d+", path)
         name = f"{prefix}{layer.group() if layer else 0}.{'ffn' if kind == 'gated_ffn' else kind}"
@@ -206,6 +209,8 @@ def _block(module: nn.Module, form: Form, name: str, kind: str, at: str, context
     width = width or rows[0] // next(int(getattr(inner, a)) for a in HEAD_COUNTS if hasattr(inner, a))
     units = min(rows) // width
     writers = tuple(Writer(join(p), parts, r // units) for (p, parts), r in zip(form.writers, rows, strict=True))
+    if form.per_head and hasattr(module, form.per_head):
+        writers += (Writer(join(form.per_head), 1, 1),)
     return Block(name, kind, join(form.out), writers, units, rows[0] // units, 1, join(form.inner), reads, drop)
 
 
@@ -218,9 +223,3 @@ def refresh_(module: nn.Module, units: int, width: int) -> None:
     for attribute in SIZES:
         if hasattr(module, attribute):
             setattr(module, attribute, units * width)
-
-
-def without(model: Model, names: dict[str, str]) -> None:
-    """Take blocks off the list of what can be pruned, with the reason shown to whoever asks for them."""
-    model.refused = {**model.refused, **names}
-    model.blocks = tuple(b for b in model.blocks if b.name not in names)

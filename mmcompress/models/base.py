@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -46,6 +45,7 @@ class Model(nn.Module, ABC):
     """Interface of one node's model. Inputs and outputs of `forward` depend on the kind:
 
     - image_encoder: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w]
+    - audio_encoder: log-mel features [b, m, f] -> embedding [b, d], tokens [b, n, w]
     - text_encoder: ids [b, t] -> embedding [b, d]
     - text_decoder: ids [b, t], context [b, n, w] -> logits [b, t, v] (teacher forcing)
     """
@@ -59,8 +59,6 @@ class Model(nn.Module, ABC):
     """How many token ids there are, of models that read text."""
     dims: dict[str, int]
     """`embedding`, `tokens`, `context`: widths that must agree across an edge."""
-    refused: Mapping[str, str] = MappingProxyType({})
-    """Blocks that can't be pruned here, with the reason."""
 
     @abstractmethod
     def graphs(self) -> dict[str, Graph]:
@@ -68,7 +66,8 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
-        """The shape every block runs at in deployment, given the decode steps of a request and its beams."""
+        """The shape every block runs at in deployment, given the decode steps of a request (of a text encoder: of the
+        generator it reads) and its beams."""
 
     @abstractmethod
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
@@ -81,6 +80,59 @@ class Model(nn.Module, ABC):
 
     def block(self, name: str) -> Block:
         return next(b for b in self.blocks if b.name == name)
+
+    @property
+    def weighted(self) -> tuple[Block, ...]:
+        """The blocks whose units carry weights: all but positions."""
+        return tuple(b for b in self.blocks if b.group != "tokens")
+
+    @property
+    def positions_kept(self) -> Tokens | None:
+        """Where positions of the sequence may be left out, None for models that can't lose any."""
+        return next((m for m in self.modules() if isinstance(m, Tokens)), None)
+
+
+class Tokens(nn.Module):
+    """A module whose output [b, extra + n, w] loses positions for good: those not in `index`. All are kept at first.
+
+    The first `extra` positions (a class token) always stay. What is left out is the same for every input.
+    """
+
+    def __init__(self, inner: nn.Module, extra: int, count: int):
+        super().__init__()
+        self.inner, self.extra, self.count = inner, extra, count
+        self.register_buffer("index", torch.arange(count))
+
+    def __getattr__(self, name: str) -> Any:  # libraries ask an embedding for its parts
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("inner"), name)
+
+    @property
+    def left(self) -> int:
+        return len(self.index)
+
+    def keep_(self, units: Tensor) -> None:
+        """Keep these of the positions that are left."""
+        self.index = self.index[units].clone()
+
+    def select(self, x: Tensor, index: Tensor) -> Tensor:
+        """x [b, e + count, w] without the positions not in `index`, the leading e always kept."""
+        lead = torch.arange(x.shape[1] - self.count)
+        return x[:, torch.cat([lead, len(lead) + index])]
+
+    def forward(self, *args: Any, **options: Any) -> Tensor:
+        x = self.inner(*args, **options)
+        return x if self.left == self.count else x[:, torch.cat([torch.arange(self.extra), self.extra + self.index])]
+
+
+def tokens_block(model: nn.Module, path: str, extra: int, count: int, ordered: bool = False) -> Block:
+    """Wrap the module at `path` so that positions of what it puts out can be cut, in sixteenths or so of all."""
+    inner = model.get_submodule(path)
+    model.set_submodule(path, Tokens(inner.inner if isinstance(inner, Tokens) else inner, extra, count))
+    step = max(1, round(count / (30 if ordered else 16)))
+    return Block("tokens", "tokens", path, (), count, 1, step, path, ("stream",), (), ordered=ordered)
 
 
 class ImageModel(Model):
@@ -100,9 +152,26 @@ class ImageModel(Model):
         self.config = {"preprocess": {**preprocess, "size": size}}
         with torch.no_grad():
             embedding, tokens = self(torch.zeros(1, 3, size, size))
-        self.patches = int(tokens.shape[1])
-        self.positions = self.patches + hidden
+        self.given, self.hidden = int(tokens.shape[1]), hidden
         self.dims = {"embedding": int(embedding.shape[-1]), "tokens": int(tokens.shape[-1])}
+
+    @property
+    def passes(self) -> bool:
+        """The tokens that come out are the positions inside, not a few queries that read them."""
+        at = self.positions_kept
+        return at is None or self.given in (at.count, at.count + at.extra)
+
+    @property
+    def patches(self) -> int:
+        """Tokens that come out."""
+        at = self.positions_kept
+        return self.given - (at.count - at.left if at and self.passes else 0)
+
+    @property
+    def positions(self) -> int:
+        """Positions inside."""
+        at = self.positions_kept
+        return at.extra + at.left if at else self.given + self.hidden
 
     def graphs(self) -> dict[str, Graph]:
         names = ("embedding", "tokens")
@@ -119,15 +188,17 @@ class ImageModel(Model):
 class TextModel(Model):
     """Base of text encoders: `forward(ids [b, t])` gives embedding [b, d] of length 1; t is the context length.
 
-    A subclass sets `blocks`, then calls `settle` with the width of its layers.
+    A subclass sets `blocks`, then calls `settle` with the width of its layers. One that ignores padding takes texts of
+    `any_length` up to its context.
     """
 
     kind = "text_encoder"
 
-    def settle(self, context: int, width: int, vocabulary: int, pad: int, eos: int) -> None:
+    def settle(self, context: int, width: int, vocabulary: int, pad: int, eos: int, any_length: bool = False) -> None:
         """Fix the length of the input and learn what comes out."""
-        self.context, self.width, self.vocabulary = context, width, vocabulary
+        self.context, self.width, self.vocabulary, self.any_length = context, width, vocabulary, any_length
         self.config = {"tokenizer": "tokenizer.json", "context_length": context, "pad": pad, "eos": eos}
+        self.config |= {"any_length": any_length}
         with torch.no_grad():
             self.dims = {"embedding": int(self(self._example(1)).shape[-1])}
 
@@ -138,13 +209,20 @@ class TextModel(Model):
 
     def graphs(self) -> dict[str, Graph]:
         dynamic = {"ids": {0: "batch"}, "embedding": {0: "batch"}}
+        if self.any_length:
+            dynamic["ids"][1] = "length"
         return {"model": Graph(self, (self._example(2),), ("ids",), ("embedding",), dynamic)}
 
     def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
-        return {b.name: Shape(self.width, self.context, self.context, beams) for b in self.blocks}
+        length = self._length(steps)
+        return {b.name: Shape(self.width, length, length, beams) for b in self.blocks}
 
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
-        return {"model": ((torch.full((beams, self.context), self.config["eos"]),), 1.0)}
+        return {"model": ((torch.full((beams, self._length(steps)), self.config["eos"]),), 1.0)}
+
+    def _length(self, steps: float) -> int:
+        """Tokens of a text that took a generator so many steps."""
+        return min(self.context, round(steps) + 1) if self.any_length else self.context
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from mmcompress.errors import ModelError
 from mmcompress.models.adapters import find, normalize_
-from mmcompress.models.base import Graph, ImageModel, LoadContext, Model, Shape, TextModel
+from mmcompress.models.base import Graph, ImageModel, LoadContext, Model, Shape, TextModel, tokens_block
 from mmcompress.models.hub import config_of, json_of, known, load, source, tokenizer_of
 
 
@@ -108,9 +108,14 @@ class ImageEncoder(ImageModel):
         super().__init__()
         self.tower, self.row = tower, row
         normalize_(tower.get_submodule(row.stack) if row.stack else tower)
-        self.blocks = find(self, ".".join(p for p in ("tower", row.stack) if p))
         config: Any = tower.config
-        self.settle(_square(config.image_size), int(config.hidden_size), preprocess)
+        size, places = _square(config.image_size), (_square(config.image_size) // _square(config.patch_size)) ** 2
+        embeddings = ".".join(("tower", *row.stack.split(".")[:-1], "embeddings"))
+        with torch.no_grad():
+            extra = self.get_submodule(embeddings)(torch.zeros(1, 3, size, size)).shape[1] - places
+        blocks = find(self, ".".join(p for p in ("tower", row.stack) if p))
+        self.blocks = (tokens_block(self, embeddings, extra, places), *blocks)
+        self.settle(size, int(config.hidden_size), preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         out = self.tower(pixel_values=pixels)
@@ -129,7 +134,7 @@ class TextEncoder(TextModel):
         pad = config.pad_token_id if config.pad_token_id is not None else 0
         eos = next(v for v in (config.eos_token_id, getattr(config, "sep_token_id", None), pad) if v is not None)
         self.pad = int(pad)
-        self.settle(context, int(config.hidden_size), int(config.vocab_size), self.pad, int(eos))
+        self.settle(context, int(config.hidden_size), int(config.vocab_size), self.pad, int(eos), masked)
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = ids != self.pad
@@ -138,37 +143,56 @@ class TextEncoder(TextModel):
 
 
 class AudioEncoder(Model):
-    """log-mel features [b, m, 2 n] -> tokens [b, n, w] and their mean [b, w] of length 1 (Whisper)."""
+    """log-mel features [b, m, f] -> the mean of the tokens [b, w], of length 1, and tokens [b, n, w] (Whisper).
+
+    Tokens are 20 ms long. A window cut short to n of them looks at the first 2 n + 2 frames: two more than it covers,
+    so that its last token is the one of the whole window.
+    """
 
     kind = "audio_encoder"
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
-        self.tower = encoder
-        self.blocks = find(self, "tower")
+        self.tower, self.window = encoder, nn.Identity()
         config: Any = encoder.config
-        self.width, self.mels, self.patches = (
-            int(config.d_model),
-            int(config.num_mel_bins),
-            int(config.max_source_positions),
-        )
-        self.config = {"features": {"mels": self.mels, "frames": 2 * self.patches}}
+        self.width, self.mels = int(config.d_model), int(config.num_mel_bins)
+        window = tokens_block(self, "window", 0, int(config.max_source_positions), ordered=True)
+        self.blocks = (window, *find(self, "tower"))
         self.dims = {"tokens": self.width, "embedding": self.width}
 
+    @property
+    def patches(self) -> int:
+        return int(self.window.left)
+
+    @property
+    def frames(self) -> int:
+        """Frames of 10 ms that it looks at."""
+        return 2 * min(int(self.window.count), self.patches + 1)
+
+    @property
+    def config(self) -> dict[str, Any]:  # type: ignore[override]
+        """For the runtime node; `seconds` of sound are heard at once."""
+        return {"features": {"mels": self.mels, "frames": self.frames, "seconds": self.patches / 50}}
+
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        tokens = self.tower(features).last_hidden_state
+        t = self.tower
+        x = F.gelu(t.conv2(F.gelu(t.conv1(features[..., : self.frames])))).transpose(1, 2)
+        x = self.window(x + t.embed_positions.weight[: x.shape[1]])
+        for layer in t.layers:
+            x = layer(x, None)
+        tokens = t.layer_norm(x)
         return F.normalize(tokens.mean(1), dim=-1), tokens
 
     def graphs(self) -> dict[str, Graph]:
         names = ("embedding", "tokens")
         dynamic = {n: {0: "batch"} for n in ("features", *names)}
-        return {"model": Graph(self, (torch.zeros(2, self.mels, 2 * self.patches),), ("features",), names, dynamic)}
+        return {"model": Graph(self, (torch.zeros(2, self.mels, self.frames),), ("features",), names, dynamic)}
 
     def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
         return {b.name: Shape(self.width, self.patches, self.patches, 1) for b in self.blocks}
 
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
-        return {"model": ((torch.randn(1, self.mels, 2 * self.patches),), 1.0)}
+        return {"model": ((torch.randn(1, self.mels, self.frames),), 1.0)}
 
 
 def preprocessing(context: LoadContext) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.errors import ModelError
-from mmcompress.models.adapters import find, normalize_, without
+from mmcompress.models.adapters import find, normalize_
 from mmcompress.models.base import Graph, LoadContext, Model, Shape, heads
 from mmcompress.models.hub import config_of, known, load, tokenizer_of
 from mmcompress.records import Block
@@ -37,10 +37,12 @@ class Line:
     call: Callable[..., Tensor]
     width: str = "hidden_size"
     positions: bool = True
+    lead: str = ""
+    """What a text begins with."""
     part: str = ""
     """Where a composite model keeps the decoder."""
-    refused: tuple[tuple[str, str], ...] = ()
-    """(suffix of a block name, why it can't be pruned)."""
+    prepare: Callable[[Any], None] = lambda lm: None
+    """Changes made to the library's model before its blocks are found."""
 
 
 def _causal(lm: nn.Module, ids: Tensor, context: Tensor, **cached: Any) -> Tensor:
@@ -56,7 +58,33 @@ def _t5(lm: Any, ids: Tensor, context: Tensor, **cached: Any) -> Tensor:
     return lm.lm_head(x * lm.model_dim**-0.5 if lm.config.scale_decoder_outputs else x)
 
 
-SHARED_BIAS = "its relative position bias is shared by the heads of all layers"
+class HeadBias(nn.Module):
+    """An embedding stored by head: buckets [..] -> [.., heads]."""
+
+    def __init__(self, table: Tensor):
+        super().__init__()
+        self.weight = nn.Parameter(table.detach().T.clone())
+        self.bias = None
+
+    def forward(self, buckets: Tensor) -> Tensor:
+        return torch.nn.functional.embedding(buckets, self.weight.T)
+
+
+def _own_bias(module: nn.Module, args: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+    return args, {**options, "position_bias": None}
+
+
+def _t5_prepare(lm: Any) -> None:
+    """Give every layer of T5 a copy of the first one's relative position bias, so that it can lose heads alone."""
+    table = lm.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+    for path, module in lm.decoder.named_modules():
+        if path.endswith(("SelfAttention", "EncDecAttention")):
+            module.register_forward_pre_hook(_own_bias, with_kwargs=True)
+        if path.endswith("SelfAttention"):
+            module.has_relative_attention_bias = True
+            module.relative_attention_bias = HeadBias(table)
+
+
 LINES = {
     "mbart": Line("AutoModelForCausalLM", "model.decoder", _causal, "d_model", positions=False),
     "gpt2": Line("AutoModelForCausalLM", "transformer", _causal),
@@ -64,14 +92,15 @@ LINES = {
     "blip_text_model": Line("BlipTextLMHeadModel", "bert", _causal),
     "blip": Line("BlipForConditionalGeneration", "bert", _causal, part="text_decoder"),
     "vision-encoder-decoder": Line("VisionEncoderDecoderModel", "", _causal, part="decoder"),
-    "whisper": Line("WhisperForConditionalGeneration", "model.decoder", _whisper, "d_model"),
+    "whisper": Line("WhisperForConditionalGeneration", "model.decoder", _whisper, "d_model", lead=" "),
+    "coca": Line("", "layers", _causal),
     "t5": Line(
         "T5ForConditionalGeneration",
         "decoder",
         _t5,
         "d_model",
         positions=False,
-        refused=((".attention", SHARED_BIAS), (".cross_attention", SHARED_BIAS)),
+        prepare=_t5_prepare,
     ),
 }
 
@@ -85,35 +114,27 @@ class TextDecoder(Model):
 
     def __init__(self, lm: nn.Module, line: Line, tokenizer_json: str, generation: dict[str, Any], project: nn.Module):
         super().__init__()
+        line.prepare(lm)
         self.lm, self.line, self.project = normalize_(lm), line, project
         self.tokenizer_json, self.generation = tokenizer_json, generation
         self.blocks = find(self, f"lm.{line.stack}")
         self.layers = 1 + max(int(b.name.partition(".")[0]) for b in self.blocks)
-        for suffix, reason in line.refused:
-            without(self, {b.name: reason for b in self.blocks if b.name.endswith(suffix)})
         config: Any = lm.config
         self.vocabulary = int(config.vocab_size)
         self.width = int(getattr(config, line.width))
-        self.attention = {b.name: b for b in find(self, f"lm.{line.stack}") if b.group == "heads"}
         self.reads = project.in_features if isinstance(project, nn.Linear) else _context_width(self)
         self.dims = {"context": self.reads}
 
     def cached(self, kind: str) -> list[tuple[int, Block]]:
         """(layer, block) of every attention of a kind that is left; a block's unit is one head of keys."""
-        now = {b.name: b for b in self.blocks}
-        found = []
-        for layer in range(self.layers):
-            name = f"{layer}.{kind}"
-            block = now.get(name) or (self.attention[name] if name in self.refused else None)
-            if block is not None:
-                found.append((layer, block))
-        return found
+        return [(int(b.name.partition(".")[0]), b) for b in self.blocks if b.kind == kind]
 
     @property
     def config(self) -> dict[str, Any]:  # type: ignore[override]
         """For the runtime node; `past` holds (heads, head width) of every cached tensor that is left."""
         past = [[b.units, head(b)] for _, b in self.cached("attention") for _ in "kv"]
-        return {"tokenizer": "tokenizer.json", "generation": self.generation, "past": past}
+        generation = {"generation": self.generation, "lead": self.line.lead}
+        return {"tokenizer": "tokenizer.json", "past": past, **generation}
 
     def forward(self, ids: Tensor, context: Tensor) -> Tensor:
         return self.line.call(self.lm, ids, self.project(context), use_cache=False)
@@ -187,7 +208,7 @@ def head(block: Block) -> int:
 
 
 def _context_width(model: TextDecoder) -> int:
-    cross = next((b for b in model.attention.values() if b.kind == "cross_attention"), None)
+    cross = next((b for b in model.blocks if b.kind == "cross_attention"), None)
     if cross is None:
         raise ModelError("this decoder has no cross-attention: it can't read another node's output")
     return model.linear(cross.writers[min(1, len(cross.writers) - 1)].path).in_features
@@ -289,7 +310,7 @@ def load_text_decoder(context: LoadContext) -> Model:
     config = config_of(context)
     if config.model_type in prefix.LINES:
         return prefix.load_prefix_decoder(context, config)
-    line = known("text_decoder", config.model_type, {**LINES, **prefix.LINES}, context)
+    line = known("text_decoder", config.model_type, {k: v for k, v in LINES.items() if v.load} | prefix.LINES, context)
     whole = load(context, line.load, config)
     return assemble(whole, config.model_type, tokenizer_of(context), context.candidates, context.max_tokens or 20)
 
@@ -341,6 +362,7 @@ def settings(whole: Any, lm: Any, candidates: int, max_tokens: int) -> dict[str,
         "max_tokens": max_tokens,
         "prompt": [] if silent is None else [int(bos), int(silent)],
         "early_stopping": False,
+        "guard": silent is not None,
         "suppress": [int(t) for t in getattr(own, "suppress_tokens", None) or ()],
         "begin_suppress": [int(t) for t in getattr(own, "begin_suppress_tokens", None) or ()],
     }

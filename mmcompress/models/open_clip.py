@@ -1,7 +1,8 @@
-"""open_clip's ViT image towers and text towers."""
+"""open_clip's image towers, text towers, and CoCa's caption decoder."""
 
 from __future__ import annotations
 
+import copy
 from contextlib import ExitStack
 from functools import lru_cache
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from mmcompress.errors import MissingPackage, ModelError
 from mmcompress.models.adapters import find, find_convolutions, normalize_
-from mmcompress.models.base import ImageModel, LoadContext, Model, Shape, TextModel
+from mmcompress.models.base import ImageModel, LoadContext, Model, Shape, TextModel, tokens_block
 from mmcompress.models.hub import tokenizer_of
 
 
@@ -23,9 +24,10 @@ class ImageEncoder(ImageModel):
         self.tower = tower
         tower.output_tokens = True
         normalize_(tower.transformer)
-        self.blocks = find(self, "tower.transformer")
         size, width = tower.image_size, int(tower.conv1.out_channels)
-        self.settle(int(size[0] if isinstance(size, tuple | list) else size), width, preprocess, hidden=1)
+        places = int(tower.grid_size[0] * tower.grid_size[1])
+        self.blocks = (tokens_block(self, "tower.ln_pre", 1, places), *find(self, "tower.transformer"))
+        self.settle(int(size[0] if isinstance(size, tuple | list) else size), width, preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         embedding, tokens = self.tower(pixels)
@@ -140,10 +142,36 @@ def load_image_encoder(context: LoadContext) -> Model:
     raise ModelError(f"{_source(context)}: image tower {type(clip.visual).__name__} is not supported")
 
 
+def caption_decoder(clip: Any, tokenizer_json: str, candidates: int, max_tokens: int) -> Model:
+    """The caption decoder of a CoCa model; it reads the tokens of its image tower, a node of its own."""
+    from mmcompress.models import coca
+    from mmcompress.models.generators import LINES, TextDecoder, settings
+
+    lm = coca.CaptionDecoder(clip).eval()
+    width = int(clip.text.token_embedding.embedding_dim)
+    norm = nn.LayerNorm(width, clip.text_decoder.ln_final.eps, elementwise_affine=False)
+    return TextDecoder(lm, LINES["coca"], tokenizer_json, settings(lm, lm, candidates, max_tokens), norm)
+
+
+def load_text_decoder(context: LoadContext) -> Model:
+    """CoCa's caption decoder. Raises `ModelError`."""
+    clip, _ = _clip(_source(context), context.pretrained)
+    if not hasattr(clip, "text_decoder"):
+        raise ModelError(f"{_source(context)}: only CoCa models have a caption decoder in open_clip")
+    if not hasattr(clip.text, "token_embedding"):
+        raise ModelError(f"{_source(context)}: text tower {type(clip.text).__name__} is not supported")
+    # a copy: the text encoder of the same checkpoint shares the first layers
+    return caption_decoder(copy.deepcopy(clip), _tokenizer(clip, context), context.candidates, context.max_tokens or 20)
+
+
+def _tokenizer(clip: Any, context: LoadContext) -> str:
+    own = context.path is not None and (context.path / "tokenizer.json").is_file()
+    standard = not own and clip.text.vocab_size == 49408
+    return simple_tokenizer() if standard else tokenizer_of(context)
+
+
 def load_text_encoder(context: LoadContext) -> Model:
     clip, _ = _clip(_source(context), context.pretrained)
     if not hasattr(clip.text, "transformer") or not hasattr(clip.text, "token_embedding"):
         raise ModelError(f"{_source(context)}: text tower {type(clip.text).__name__} is not supported")
-    own = context.path is not None and (context.path / "tokenizer.json").is_file()
-    standard = not own and clip.text.vocab_size == 49408
-    return TextEncoder(clip.text, simple_tokenizer() if standard else tokenizer_of(context))
+    return TextEncoder(clip.text, _tokenizer(clip, context))

@@ -20,6 +20,8 @@ from mmcompress.models.generators import FAR, Absent, cache_of, head, layers_of,
 from mmcompress.models.hub import load, tokenizer_of
 from mmcompress.records import Block
 
+BRIDGE = "bridge."
+
 
 @dataclass(frozen=True)
 class PrefixLine:
@@ -41,6 +43,8 @@ class PrefixLine:
     """The library's own encoder, which is a node of its own here."""
     generate: Callable[..., Tensor]
     """(lm, context, start ids, options) -> whole sequences, by the library's `generate`."""
+    bridge: str = ""
+    """The projector between the two, where it has units of its own."""
 
 
 def _git_run(lm: Any, x: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
@@ -93,6 +97,7 @@ LINES = {
         False,
         "model.vision_tower",
         _llava_generate,
+        "model.multi_modal_projector",
     ),
 }
 
@@ -108,8 +113,10 @@ class PrefixDecoder(Model):
         super().__init__()
         self.lm, self.line, self.tokenizer_json, self.generation = lm, line, tokenizer_json, generation
         normalize_(lm.get_submodule(line.stack))
-        self.blocks = tuple(_meeting(b) for b in find(self, f"lm.{line.stack}"))
-        self.layers = 1 + max(int(b.name.partition(".")[0]) for b in self.blocks)
+        stack = tuple(_meeting(b) for b in find(self, f"lm.{line.stack}"))
+        self.layers = 1 + max(int(b.name.partition(".")[0]) for b in stack)
+        bridge = find(self, f"lm.{line.bridge}", BRIDGE) if line.bridge else ()
+        self.blocks = (*(dataclasses.replace(b, reads=("context",)) for b in bridge), *stack)
         text: Any = lm.config.get_text_config()  # type: ignore[operator, union-attr]
         self.vocabulary, self.width = int(text.vocab_size), int(text.hidden_size)
         self.dims = {"context": line.reads(lm)}
@@ -153,11 +160,9 @@ class PrefixDecoder(Model):
         return {"context": context, "step": step}
 
     def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
-        keys = self.context_tokens + round((steps + 1) / 2)
-        return {
-            b.name: Shape(self.width, 1, keys if b.group == "heads" else 1, beams, steps, self.context_tokens)
-            for b in self.blocks
-        }
+        keys, n = self.context_tokens + round((steps + 1) / 2), self.context_tokens
+        loop = lambda b: Shape(self.width, 1, keys if b.group == "heads" else 1, beams, steps, n)
+        return {b.name: Shape(self.width, n, n, 1) if b.name.startswith(BRIDGE) else loop(b) for b in self.blocks}
 
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         text = max(1, round((steps - 1) / 2))

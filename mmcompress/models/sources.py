@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from mmcompress.errors import ModelError
@@ -78,6 +79,13 @@ def _own(node: Node, name: str) -> Model:
     return model
 
 
+def connect(spec: Spec, models: Mapping[str, Model]) -> None:
+    """Tell every generator how long its context is."""
+    for name, node in spec.nodes.items():
+        if node.kind == "text_decoder":
+            models[name].context_tokens = getattr(models[node.inputs["context"].split(".")[0]], "patches", 64)
+
+
 def load_models(spec: Spec) -> dict[str, Model]:
     """Every model of the pipeline, widths checked across the edges. Raises `ModelError`."""
     models = {}
@@ -92,7 +100,6 @@ def load_models(spec: Spec) -> dict[str, Model]:
             have, want = models[at].dims["tokens"], models[name].dims["context"]
             if have != want:
                 raise ModelError(f"nodes.{name}.inputs.context: '{at}.tokens' is {have} wide, '{name}' takes {want}")
-            models[name].context_tokens = getattr(models[at], "patches", 64)
         if node.kind == "nearest":
             ends = [node.inputs[p].split(".")[0] for p in ("query", "keys")]
             a, b = (models[e].dims["embedding"] for e in ends)
@@ -100,4 +107,5 @@ def load_models(spec: Spec) -> dict[str, Model]:
                 raise ModelError(
                     f"nodes.{name}: embeddings of '{ends[0]}' ({a}) and '{ends[1]}' ({b}) can't be compared"
                 )
+    connect(spec, models)
     return models

@@ -1,7 +1,7 @@
 """How many units each block keeps, given the pruning ratios of a spec: one function a policy.
 
-Ratios speak of the units of one node and group (`heads`, `ffn`); cross-modal blocks form a part of their own whose
-ratio is divided by the protection factor. Every policy removes the same share; they differ in where.
+Ratios speak of the units of one node and group (`heads`, `ffn`, `tokens`); cross-modal blocks form a part of their own
+whose ratio is divided by the protection factor. Every policy removes the same share; they differ in where.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def allocate_node(
     by_damage = sorted(free, key=lambda b: float(curves[b.name].at(0)) * weight[b.name])
     dropped = {b.name for b in [b for b in by_damage if b.drop][: prune.drop]}
     kept |= dict.fromkeys(dropped, 0)
-    for group, ratio in (("heads", prune.heads), ("ffn", prune.ffn)):
+    for group, ratio in (("heads", prune.heads), ("ffn", prune.ffn), ("tokens", prune.tokens)):
         for crossing in (False, True):
             part = [b for b in free if b.group == group and (b.name in cross) == crossing]
             total = sum(steps(b) for b in part)
@@ -136,9 +136,10 @@ def allocate(
 
 
 def choose_units(kept: Kept, blocks: Sequence[Block], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The most important units of each block, sorted; whole blocks are left out."""
+    """The most important units of each block (of an ordered one the first), sorted; whole blocks are left out."""
+    best = lambda b: torch.sort(scores[b.name].topk(kept[b.name]).indices).values
     return {
-        b.name: torch.sort(scores[b.name].topk(kept[b.name]).indices).values
+        b.name: torch.arange(kept[b.name]) if b.ordered else best(b)
         for b in blocks
         if kept.get(b.name, b.units) < b.units
     }
@@ -157,7 +158,7 @@ def ratios(
     whole = cut = 0.0
     for node, units in kept.items():
         for b in blocks[node]:
-            if (b.name in cross[node]) != crossing:
+            if (b.name in cross[node]) != crossing or b.group == "tokens":  # positions carry no parameters
                 continue
             weight = b.width + sum(w.parts * w.width for w in b.writers)
             whole += b.units * weight

@@ -28,7 +28,8 @@ def measure(
 ) -> dict[str, dict[str, Curve]]:
     """Curves per node and block. Only the nodes downstream of the cut are run again."""
     dense = pipeline.run(models, batch)
-    base = float(sum(pipeline.losses(dense, batch).values()))
+    anchors = pipeline.anchors_of(dense)
+    base, _ = pipeline.judge(dense, batch, anchors)
     found: dict[str, dict[str, Curve]] = {}
     total = sum(len(m.blocks) for m in models.values())
     done = 0
@@ -45,7 +46,7 @@ def measure(
                 if kept in points:
                     continue
                 cut = _cut(model, block, kept, scores[node], grams[node], ridge)
-                loss, _ = pipeline.evaluate({**models, node: cut}, batch, known)
+                loss, _ = pipeline.evaluate({**models, node: cut}, batch, known, anchors)
                 points[kept] = max(loss - base, 0.0)
             order = sorted(points)
             found[node][block.name] = Curve(tuple(order), tuple(points[k] for k in order))
@@ -58,7 +59,8 @@ def estimate(models: Models, scores: Mapping[str, Mapping[str, Tensor]], pairs: 
     for node, model in models.items():
         found[node] = {}
         for block in model.blocks:
-            lost = scores[node][block.name].sort().values.cumsum(0) / (2 * pairs)
+            given = scores[node][block.name]
+            lost = (given.flip(0) if block.ordered else given.sort().values).cumsum(0) / (2 * pairs)
             kept = sorted({block.units, *(int(after(block, round(s * steps(block)))) for s in SHARES)})
             points = tuple(float(lost[block.units - k - 1]) if k < block.units else 0.0 for k in kept)
             found[node][block.name] = Curve(tuple(kept), points)

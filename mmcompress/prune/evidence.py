@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -15,24 +16,22 @@ from mmcompress.graph.pipeline import TorchPipeline
 from mmcompress.models.base import Model
 from mmcompress.prune import damage
 from mmcompress.prune.allocation import Curve
-from mmcompress.prune.importance import Material, Scores
+from mmcompress.prune.importance import Material, Scores, scored
 from mmcompress.prune.refit import Gram, Grams, measure_grams
-from mmcompress.quantize.dynamic import simulated
+from mmcompress.quantize.simulated import simulated
 from mmcompress.records import build, plain, write
 from mmcompress.registry import IMPORTANCE
 from mmcompress.spec.schema import Spec
 
-DAMAGE_PAIRS = 128
-
 
 @dataclass(frozen=True)
 class Evidence:
-    """Importance, input moments, damage curves, damage of int8 by node, and the dense loss they are relative to."""
+    """Importance, input moments, damage curves, damage of rounding by node and precision, and the dense loss."""
 
     scores: Scores
     grams: dict[str, Grams]
     curves: dict[str, dict[str, Curve]]
-    int8_damage: dict[str, float]
+    rounding: dict[str, dict[str, float]]
     base_loss: float
 
 
@@ -43,8 +42,9 @@ def gather(
     data: Dataset,
     folder: Path,
     progress: Callable[[str, float], None],
+    precisions: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> Evidence:
-    """Input moments, importance, damage of every (block, level), damage of int8 per node."""
+    """Input moments, importance, damage of every (block, level), damage of the `precisions` of each node."""
     record, tensors = folder / "evidence.json", folder / "evidence.safetensors"
     if record.exists() and tensors.exists():
         return _read(models, record, tensors)
@@ -57,16 +57,19 @@ def gather(
     else:  # of a large model they are larger than its weights
         grams = {n: {} for n in models}
     progress(spec.prune.importance, 0.1)
-    scores = IMPORTANCE.get(spec.prune.importance)(Material(pipeline, models, batch, grams, spec.seed))
-    some = batch[slice(0, DAMAGE_PAIRS)]
-    base, _ = pipeline.evaluate(models, some)
-    int8 = dict.fromkeys(models, 0.0)
+    criterion = IMPORTANCE.get(spec.prune.importance)
+    scores = scored(criterion, Material(pipeline, models, batch, grams, spec.seed))
+    some = batch[slice(0, spec.data.damage)]
+    anchors = pipeline.anchors(models, some)
+    base, _ = pipeline.evaluate(models, some, dense=anchors)
+    rounding = {n: dict.fromkeys(precisions.get(n, ("fp32", "int8")), 0.0) for n in models}
     if measured:
         say = lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share)
         curves = damage.measure(pipeline, models, some, scores, grams, spec.prune.ridge, say)
         for n, m in models.items():
-            with simulated(m):
-                int8[n] = max(pipeline.evaluate(models, some)[0] - base, 0.0)
+            for p in (p for p in rounding[n] if p != "fp32"):
+                with simulated(m, p):
+                    rounding[n][p] = max(pipeline.evaluate(models, some, dense=anchors)[0] - base, 0.0)
     else:
         curves = damage.estimate(models, scores, len(batch))
     flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
@@ -74,8 +77,8 @@ def gather(
         for b, g in by.items():
             flat |= {f"xx/{n}/{b}": g.xx, f"x/{n}/{b}": g.x, f"n/{n}/{b}": torch.tensor(g.n)}
     save_file(flat, tensors)
-    write(record, {"curves": plain(curves), "int8_damage": int8, "base_loss": base})
-    return Evidence(scores, grams, curves, int8, base)
+    write(record, {"curves": plain(curves), "rounding": rounding, "base_loss": base})
+    return Evidence(scores, grams, curves, rounding, base)
 
 
 def _read(models: Mapping[str, Model], record: Path, tensors: Path) -> Evidence:
@@ -90,4 +93,4 @@ def _read(models: Mapping[str, Model], record: Path, tensors: Path) -> Evidence:
         for n, m in models.items()
     }
     curves = {n: {b: build(Curve, c) for b, c in by.items()} for n, by in data["curves"].items()}
-    return Evidence(scores, grams, curves, data["int8_damage"], data["base_loss"])
+    return Evidence(scores, grams, curves, data["rounding"], data["base_loss"])

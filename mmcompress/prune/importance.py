@@ -1,11 +1,13 @@
 """Importance of every unit: one function a criterion, each higher for what should stay.
 
-A criterion takes a `Material` and gives scores [units] per node and block. They are compared only within one node
-and unit kind.
+A criterion takes a `Material` and gives scores [units] per node and block, of `model.weighted` at least. They are
+compared only within one node and unit kind.
 """
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,10 +16,11 @@ from torch import Tensor
 
 from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
 from mmcompress.prune.masks import masked, reader, writer_rows
-from mmcompress.prune.refit import Grams
+from mmcompress.prune.refit import Gram, Grams
 from mmcompress.records import Block
 
 Scores = dict[str, dict[str, Tensor]]
+MOVEMENT_RATE, MOVEMENT_STEPS = 1e-4, 16
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,19 @@ class Material:
     batch: Batch
     grams: dict[str, Grams]
     seed: int
+
+
+def scored(criterion: Callable[[Material], Scores], e: Material) -> Scores:
+    """What a criterion says, and evenly spread positions where it says nothing of them."""
+    found = criterion(e)
+    return {n: {b.name: found[n].get(b.name, spread_evenly(b)) for b in m.blocks} for n, m in e.models.items()}
+
+
+def spread_evenly(block: Block) -> Tensor:
+    """Scores of positions, which have no weights of their own: whatever is kept lies evenly (van der Corput)."""
+    count = max(1, (block.units - 1).bit_length())
+    turned = torch.tensor([int(f"{i:0{count}b}"[::-1], 2) for i in range(block.units)], dtype=torch.float)
+    return -turned
 
 
 def mask_gradients(e: Material) -> Scores:
@@ -70,33 +86,69 @@ def _per_unit(block: Block, per_feature: Tensor) -> Tensor:
 
 def magnitude(e: Material) -> Scores:
     """L2 norm of all weights of a unit, those that write it and those that read it (Li et al. 2017)."""
+    return {n: {b: s.sqrt() for b, s in by.items()} for n, by in _norms(e, Tensor.square).items()}
+
+
+def magnitude_l1(e: Material) -> Scores:
+    """L1 norm of the same weights."""
+    return _norms(e, Tensor.abs)
+
+
+def _norms(e: Material, size: Callable[[Tensor], Tensor]) -> Scores:
     found: Scores = {}
     for n, model in e.models.items():
         found[n] = {}
-        for b in model.blocks:
-            total = _per_unit(b, reader(model, b))
+        for b in model.weighted:
+            read = size(model.get_submodule(b.out).weight.detach()).transpose(0, 1).flatten(1).sum(1)  # type: ignore[operator, union-attr]
+            total = _per_unit(b, read)
             for w in b.writers:
-                norms = model.get_submodule(w.path).weight.detach().square().flatten(1).sum(1)  # type: ignore[operator, union-attr]
+                norms = size(model.get_submodule(w.path).weight.detach()).flatten(1).sum(1)  # type: ignore[operator, union-attr, arg-type]
                 rows = writer_rows(b, w, torch.arange(b.units)).view(w.parts, b.units, w.width)
                 total = total + norms[rows].sum((0, 2))
-            found[n][b.name] = total.sqrt()
+            found[n][b.name] = total
     return found
+
+
+def movement(e: Material) -> Scores:
+    """-sum over steps of fine-tuning of d loss / d mask: weights that grow count for, those that shrink against a unit.
+
+    Movement pruning (Sanh et al. 2020) scores a weight by -sum w dL/dw; the mask's gradient is that sum over the unit.
+    """
+    models = {n: copy.deepcopy(m) for n, m in e.models.items()}
+    parameters = [p for m in models.values() for p in m.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr=MOVEMENT_RATE)
+    total: Scores = {n: {b.name: torch.zeros(b.units) for b in m.blocks} for n, m in models.items()}
+    pieces = e.batch.chunks(max(1, e.pipeline.size // 2))
+    for step in range(max(MOVEMENT_STEPS, len(pieces))):
+        piece = pieces[step % len(pieces)]
+        masks = {n: {b.name: torch.ones(b.units, requires_grad=True) for b in m.weighted} for n, m in models.items()}
+        with ExitStack() as stack:
+            for n, m in models.items():
+                stack.enter_context(masked(m, masks[n]))
+            loss = sum(e.pipeline.losses(e.pipeline.forward(models, piece), piece).values())
+        loss.backward()  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
+        for n, by in masks.items():
+            for b, mask in by.items():
+                if mask.grad is not None:
+                    total[n][b] -= mask.grad
+    return {n: {b.name: total[n][b.name] for b in m.weighted} for n, m in e.models.items()}
 
 
 def activation(e: Material) -> Scores:
     """Norm of the reading weights times the norm of their input, per unit (Wanda, Sun et al. 2024)."""
-    return {
-        n: {b.name: _per_unit(b, reader(m, b) * e.grams[n][b.name].second().diag()) for b in m.blocks}
-        for n, m in e.models.items()
-    }
+    return _weighed(e, lambda gram: gram.second().diag())
 
 
 def fluctuation(e: Material) -> Scores:
     """Norm of the reading weights times the variance of their input, which no bias repairs (FLAP, An et al. 2024)."""
-    return {
-        n: {b.name: _per_unit(b, reader(m, b) * e.grams[n][b.name].covariance().diag()) for b in m.blocks}
-        for n, m in e.models.items()
-    }
+    return _weighed(e, lambda gram: gram.covariance().diag())
+
+
+def _weighed(e: Material, moment: Callable[[Gram], Tensor]) -> Scores:
+    score = lambda n, m, b: _per_unit(b, reader(m, b) * moment(e.grams[n][b.name]))
+    return {n: {b.name: score(n, m, b) for b in m.weighted} for n, m in e.models.items()}
 
 
 def random(e: Material) -> Scores:

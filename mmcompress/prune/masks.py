@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from mmcompress.models.base import Model
+from mmcompress.models.base import Model, Tokens
 from mmcompress.records import Block, Writer
 
 
@@ -26,6 +26,8 @@ def hooked(model: Model, paths: Iterable[str], hook: Callable[[Tensor], Tensor])
 def spread(mask: Tensor, block: Block, like: Tensor) -> Tensor:
     """A mask per unit, [units] or [b, units], as one per feature that multiplies `like`: [b, .., f] or [b, f, h, w]."""
     features = mask.repeat_interleave(block.width, -1)
+    if mask.ndim == 2 and len(like) != len(mask):  # several texts a sample
+        features = features.repeat_interleave(len(like) // len(mask), 0)
     if like.ndim == 4:
         return features[..., None, None]
     return features if mask.ndim == 1 else features.view(len(features), *[1] * (like.ndim - 2), -1)
@@ -37,9 +39,35 @@ def masked(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
     with ExitStack() as stack:
         for name, mask in masks.items():
             block = model.block(name)
+            if block.group == "tokens":
+                stack.enter_context(_thinned(model, block, mask))
+                continue
             paths = (block.out, *block.also)
             stack.enter_context(hooked(model, paths, lambda x, m=mask, b=block: x * spread(m, b, x)))  # type: ignore[misc]
         yield
+
+
+@contextmanager
+def _thinned(model: Model, block: Block, mask: Tensor) -> Iterator[None]:
+    """Positions left out where a mask [units] is zero; faded, all of them there, by one row a sample [b, units]."""
+    at = model.get_submodule(block.out)
+    assert isinstance(at, Tokens)
+
+    def hook(m: object, args: tuple, x: Tensor) -> Tensor:
+        if mask.ndim == 1:
+            return at.select(x[:, : at.extra + at.count], mask.nonzero().flatten())
+        return x * torch.cat([mask.new_ones(len(mask), x.shape[1] - mask.shape[1]), mask], 1)[..., None]
+
+    handle = at.register_forward_hook(hook)
+    yield
+    handle.remove()
+
+
+def some(block: Block, keep: int, generator: torch.Generator) -> Tensor:
+    """`keep` units of a block at random, sorted; of an ordered one the first."""
+    if block.ordered:
+        return torch.arange(keep)
+    return torch.sort(torch.randperm(block.units, generator=generator)[:keep]).values
 
 
 def _spans(units: Tensor, width: int) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
 from mmcompress.models.base import Constant, Model
 from mmcompress.prune.masks import features, hooked
+from mmcompress.prune.surgery import sliced
 from mmcompress.records import Block
 
 
@@ -48,33 +49,30 @@ class Gram:
 Grams = dict[str, Gram]
 
 
-def valid(pipeline: TorchPipeline, node: str, batch: Batch) -> Tensor | None:
-    """Which positions of a text node hold words [b, t]; None where all count."""
-    kind = pipeline.kinds[node]
-    if kind == "image_encoder":
-        return None
-    ids = batch.inputs[node] if kind == "text_encoder" else batch.inputs[node][:, :-1]
-    return ids != pipeline.pad(node)
-
-
-def _rows(x: Tensor, keep: Tensor | None) -> Tensor:
+def _rows(x: Tensor, block: Block, batch: Batch, node: str) -> Tensor:
+    """The positions that count as rows [r, f]; of a prefix before the text all of them."""
     if x.ndim == 4:  # [b, f, h, w] of a convolution
         x = x.permute(0, 2, 3, 1)
-    return (x if keep is None else x[keep]).reshape(-1, x.shape[-1])
+    keep = batch.keep.get(node)
+    if keep is not None and "stream" in block.reads:
+        keep = keep.flatten(0, -2)
+        before = x.shape[1] - keep.shape[1]
+        keep = torch.cat([keep.new_ones(len(keep), before), keep], 1) if before > 0 else keep[:, : x.shape[1]]
+        x = x[keep]
+    return x.reshape(-1, x.shape[-1])
 
 
 @torch.inference_mode()
 def measure_grams(pipeline: TorchPipeline, models: Models, batch: Batch) -> dict[str, Grams]:
     """Second moments of the inputs of every block's output projection in the dense pipeline."""
-    found = {n: {b.name: Gram.empty(b.units * b.width) for b in m.blocks} for n, m in models.items()}
+    found = {n: {b.name: Gram.empty(b.units * b.width) for b in m.weighted} for n, m in models.items()}
     for piece in batch.chunks(pipeline.size):
         with ExitStack() as stack:
             for n, m in models.items():
-                keep = valid(pipeline, n, piece)
-                for b in m.blocks:
+                for b in m.weighted:
 
-                    def record(x: Tensor, gram: Gram = found[n][b.name], keep: Tensor | None = keep) -> Tensor:
-                        gram.add_(_rows(x, keep))
+                    def record(x: Tensor, b: Block = b, n: str = n, piece: Batch = piece) -> Tensor:
+                        found[n][b.name].add_(_rows(x, b, piece, n))
                         return x
 
                     stack.enter_context(hooked(m, (b.out,), record))
@@ -119,7 +117,7 @@ def refits(model: Model, block: Block) -> bool:
 
 
 def _constant(model: Model, block: Block) -> Constant:
-    path = next(p for p, mode in block.drop if mode != "skip")
+    path = next(p for p, mode in block.drop if not mode.startswith("skip"))
     found = model.get_submodule(path)
     assert isinstance(found, Constant)
     return found
@@ -127,20 +125,24 @@ def _constant(model: Model, block: Block) -> Constant:
 
 @torch.inference_mode()
 def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, batch: Batch, ridge: float) -> None:
-    """Refit every cut block in order, each on the inputs that the pruned pipeline before it really gives."""
+    """Refit every cut block in order, each on the inputs that the pruned pipeline before it really gives.
+
+    Positions that were cut are cut of the dense side too: they have no counterpart.
+    """
+    dense = {n: _as_long(m, models[n]) for n, m in dense.items()}
     teacher = pipeline.run(dense, batch)
     upstream: dict[str, dict[str, Tensor]] = {}
     for node in pipeline.order:
         small, big = models[node], dense[node]
         now = {b.name: b for b in small.blocks}
-        cut = [b for b in big.blocks if refits(big, b) and (b.name not in now or now[b.name].units < b.units)]
-        targets = _record(pipeline, node, dense, batch, teacher, {b.name: b.out for b in cut}, inputs=False)
+        cut = [b for b in big.weighted if refits(big, b) and (b.name not in now or now[b.name].units < b.units)]
+        targets = _record(pipeline, node, dense, batch, teacher, cut, inputs=False)
         for block in cut:
             y = targets.pop(block.name)
             if block.name not in now:
                 _constant(small, block).bias.data.copy_(y.mean(0))
                 continue
-            x = _record(pipeline, node, models, batch, upstream, {block.name: block.out}, inputs=True)[block.name]
+            x = _record(pipeline, node, models, batch, upstream, [block], inputs=True)[block.name]
             mx, my = x.mean(0), y.mean(0)
             xc = x - mx
             w = solve((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge)
@@ -149,6 +151,11 @@ def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, bat
             if out.bias is not None:
                 out.bias.data.copy_(my - w @ mx)
         upstream[node] = pipeline.run({node: small}, batch, dict(upstream) | _others(teacher, upstream, node))[node]
+
+
+def _as_long(dense: Model, small: Model) -> Model:
+    at = small.positions_kept
+    return dense if at is None or at.left == at.count else sliced(dense, {"tokens": at.index})
 
 
 def _others(teacher: dict, upstream: dict, node: str) -> dict:
@@ -160,25 +167,24 @@ class _Seen(Exception):
 
 
 def _record(
-    pipeline: TorchPipeline, node: str, models: Models, batch: Batch, known: dict, paths: dict[str, str], inputs: bool
+    pipeline: TorchPipeline, node: str, models: Models, batch: Batch, known: dict, blocks: list[Block], inputs: bool
 ) -> dict[str, Tensor]:
-    """Inputs or outputs [rows, f] of the linear layers `paths` of one node, over the whole batch."""
-    found: dict[str, list[Tensor]] = {name: [] for name in paths}
-    if not paths:
+    """Inputs or outputs [rows, f] of the output projections of some blocks of one node, over the whole batch."""
+    found: dict[str, list[Tensor]] = {b.name: [] for b in blocks}
+    if not blocks:
         return {}
     size = pipeline.size
     for i in range(0, len(batch), size):
         piece = batch[slice(i, i + size)]
-        keep = valid(pipeline, node, piece)
         handles = []
-        for name, path in paths.items():
+        for b in blocks:
 
-            def hook(m: object, args: tuple, out: Tensor, name: str = name, keep: Tensor | None = keep) -> None:
-                found[name].append(_rows(args[0] if inputs else out, keep))
-                if len(paths) == 1:
+            def hook(m: object, args: tuple, out: Tensor, b: Block = b, piece: Batch = piece) -> None:
+                found[b.name].append(_rows(args[0] if inputs else out, b, piece, node))
+                if len(blocks) == 1:
                     raise _Seen  # what lies behind is not needed
 
-            handles.append(models[node].get_submodule(path).register_forward_hook(hook))
+            handles.append(models[node].get_submodule(b.out).register_forward_hook(hook))
         part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in known.items() if n != node}
         missing: dict[str, dict[str, Tensor]] = {n: {} for n in pipeline.order if n != node and n not in part}
         with suppress(_Seen):

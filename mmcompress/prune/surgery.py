@@ -52,6 +52,8 @@ def through_(module: nn.Module, index: Tensor) -> None:
 def _slice_block_(model: Model, block: Block, units: Tensor) -> Block | None:
     if len(units) < block.least:
         raise ValueError(f"{block.name} can't be removed whole")
+    if block.ordered and len(units) and int(units[-1]) != len(units) - 1:
+        raise ValueError(f"{block.name} loses units from its end alone")
     if len(units) == 0:
         out = model.linear(block.out)
         bias = out.bias if out.bias is not None else torch.zeros(out.out_features)
@@ -60,6 +62,9 @@ def _slice_block_(model: Model, block: Block, units: Tensor) -> Block | None:
         return None
     if len(units) == block.units:
         return block
+    if block.group == "tokens":
+        model.get_submodule(block.out).keep_(units)  # type: ignore[operator]
+        return dataclasses.replace(block, units=len(units))
     for w in block.writers:
         rows_(model.get_submodule(w.path), writer_rows(block, w, units))
     for path in block.through:

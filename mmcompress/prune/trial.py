@@ -1,4 +1,4 @@
-"""One trial on a worker: cut, refit, simulate int8, judge. Plain data in, plain data out."""
+"""One trial on a worker: cut, refit, simulate the rounding, judge. Plain data in, plain data out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mmcompress.models.sources import load_models
 from mmcompress.prune.allocation import Curve, Curves, choose_units
 from mmcompress.prune.refit import Gram, Grams, refit_from_gram_
 from mmcompress.prune.surgery import sliced
-from mmcompress.quantize.dynamic import simulated
+from mmcompress.quantize.simulated import simulated
 from mmcompress.records import Candidate, Kept, build, plain
 from mmcompress.spec.schema import Spec
 
@@ -35,6 +35,7 @@ class _Loaded:
     scores: dict[str, dict[str, torch.Tensor]]
     grams: dict[str, Grams]
     batch: Batch
+    anchors: Outputs = field(default_factory=dict)
     known: Known = field(default_factory=lambda: Known())
 
 
@@ -84,12 +85,13 @@ def pack(
         "scores": {n: {b: s.numpy() for b, s in by.items()} for n, by in scores.items()},
         "grams": {n: {b: (g.xx.numpy(), g.x.numpy(), g.n) for b, g in by.items()} for n, by in grams.items()},
         "batch": {n: x.numpy() for n, x in batch.inputs.items()},
+        "keep": {n: x.numpy() for n, x in batch.keep.items()},
     }
 
 
-def pack_estimate(curves: Mapping[str, Curves], int8_damage: Mapping[str, float], base: float) -> Context:
+def pack_estimate(curves: Mapping[str, Curves], rounding: Mapping[str, Mapping[str, float]], base: float) -> Context:
     """What `estimate` needs: no weights, no pairs."""
-    return {"curves": plain(curves), "int8": dict(int8_damage), "base": base}
+    return {"curves": plain(curves), "rounding": plain(rounding), "base": base}
 
 
 def estimate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def estimate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
     loss = float(context["base"])
     for n, kept in c.kept.items():
         loss += sum(float(build(Curve, context["curves"][n][b]).at(k)) for b, k in kept.items())
-        loss += context["int8"][n] if c.precision[n] == "int8" else 0.0
+        loss += context["rounding"][n][c.precision[n]]
     return {"loss": loss, "quality": {}, "seconds": time.perf_counter() - start}
 
 
@@ -123,8 +125,10 @@ def _load(context: Context) -> _Loaded:
                 n: {b: Gram(_tensor(xx), _tensor(x), c) for b, (xx, x, c) in by.items()}
                 for n, by in context["grams"].items()
             },
-            Batch({n: _tensor(x) for n, x in context["batch"].items()}),
+            Batch(*({n: _tensor(x) for n, x in context[part].items()} for part in ("batch", "keep"))),
         )
+        loaded = _cache[context["key"]]
+        loaded.anchors = loaded.pipeline.anchors(models, loaded.batch)
     return _cache[context["key"]]
 
 
@@ -153,7 +157,7 @@ def evaluate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
     outputs = _run(loaded, c, known)
     for n, o in outputs.items():
         loaded.known.put(keys[n], o)
-    loss, quality = p.judge(outputs, loaded.batch)
+    loss, quality = p.judge(outputs, loaded.batch, loaded.anchors)
     return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}
 
 
@@ -166,6 +170,5 @@ def _run(loaded: _Loaded, c: Candidate, known: Outputs) -> Outputs:
                 continue
             grams = loaded.grams[n] if prune.refit else None
             models[n] = prune_node(m, c.kept[n], loaded.scores[n], grams, prune.ridge)
-            if c.precision[n] == "int8":
-                stack.enter_context(simulated(models[n]))
+            stack.enter_context(simulated(models[n], c.precision[n]))
         return loaded.pipeline.run(models, loaded.batch, known)

@@ -1,1 +1,4 @@
-"""Int8 for a node: of its ONNX graphs (deployed), and simulated in torch (what a trial sees)."""
+"""Quantization: precisions as deployed and as simulated."""
+
+NONE = None
+"""fp32: nothing is rounded."""

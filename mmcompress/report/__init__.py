@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from mmcompress.records import Quality, Summary, read
 
@@ -19,17 +20,22 @@ def load_summary(folder: str | Path) -> Summary:
     return read(Summary, path)
 
 
-def write_report(summary: Summary, folder: str | Path) -> Path:
-    """Write `report.html` and `report.md` into a folder; returns the HTML file."""
+def environment() -> Any:
+    """The templates of this folder."""
     import jinja2
 
+    here = jinja2.FileSystemLoader(Path(__file__).parent)
+    escape = jinja2.select_autoescape(["html"])
+    env = jinja2.Environment(loader=here, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
+    env.filters |= {"percent": percent, "quality": quality, "count": count}
+    return env
+
+
+def write_report(summary: Summary, folder: str | Path) -> Path:
+    """Write `report.html` and `report.md` into a folder; returns the HTML file."""
     from mmcompress.report import charts
 
-    here = jinja2.FileSystemLoader(Path(__file__).parent)
-    env = jinja2.Environment(
-        loader=here, autoescape=jinja2.select_autoescape(["html"]), trim_blocks=True, lstrip_blocks=True
-    )
-    env.filters |= {"percent": percent, "quality": quality, "count": count}
+    env = environment()
     drawings = {
         "nodes": charts.node_bars(summary),
         "structure": charts.structure_map(summary),

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial
 from mmcompress.runtime.bundle import read_manifest
+from mmcompress.spec.loader import Goal
 from mmcompress.spec.schema import Spec
 
 MB = 1e6
@@ -21,6 +22,7 @@ def side(
     quality: dict[str, Quality],
     counts: Mapping[str, tuple[int, int]],
     ratio: Mapping[str, tuple[float | None, float | None]],
+    memory_mb: float,
 ) -> Side:
     """One side of the comparison from its bundle, its measurement, its counts and its ratios."""
     manifest = read_manifest(bundle)
@@ -34,7 +36,24 @@ def side(
         )
     total = sum(e["bytes"] for e in manifest["files"].values()) / MB
     params = sum(c[0] for c in counts.values())
-    return Side(measured.latency, quality, total, params, nodes, measured.model_share)
+    return Side(measured.latency, quality, total, params, nodes, measured.model_share, memory_mb)
+
+
+def unmet(spec: Spec, goal: Goal, target_ms: float, s: Side) -> tuple[str, ...]:
+    """Every bound of a spec that a measured side exceeds, in words."""
+    value, limits = getattr(s.latency_ms, goal.statistic), spec.limits
+    pairs = [(f"{goal.statistic} end to end", value, target_ms, "ms")]
+    pairs += [(f"p50 of '{n}'", s.nodes[n].latency_ms_p50, ms, "ms") for n, ms in limits.node_ms.items()]
+    for what, have, bound, unit in (
+        ("parameters", s.params / 1e6, limits.params_m, "M"),
+        ("size", s.size_mb, limits.size_mb, "MB"),
+        ("memory", s.memory_mb, limits.memory_mb, "MB"),
+    ):
+        if bound is not None:
+            pairs.append((what, have, bound, unit))
+    return tuple(
+        f"{what}: {have:.2f} {unit}, asked for {bound:.2f}" for what, have, bound, unit in pairs if have > bound
+    )
 
 
 def search_result(trials: Sequence[Trial], failed: int, target_ms: float, seconds: float) -> SearchResult:
@@ -46,6 +65,8 @@ def _group_ratios(s: Summary) -> dict[tuple[str, str], list[float]]:
     found: dict[tuple[str, str], list[float]] = {}
     for node, blocks in s.blocks.items():
         for b in blocks:
+            if b.group == "tokens":
+                continue
             share = 1 - s.kept[node].get(b.name, b.units) / b.units
             found.setdefault((node, b.kind), []).append(share)
     return found
@@ -69,7 +90,7 @@ def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, 
             )
     for node, r in s.compressed.nodes.items():
         b = s.baseline.nodes[node]
-        if r.latency_ms_p50 > 0.98 * b.latency_ms_p50 and (r.precision == "int8" or r.params < 0.95 * b.params):
+        if r.latency_ms_p50 > 0.98 * b.latency_ms_p50 and (r.precision != "fp32" or r.params < 0.95 * b.params):
             out.append(
                 f"{node}: {r.precision}, {r.params / b.params:.0%} of its parameters, yet no faster on this machine"
             )
@@ -87,9 +108,10 @@ def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, 
     if not s.target.met:
         slow = max(s.compressed.nodes.items(), key=lambda n: n[1].latency_ms_p50)
         out.append(
-            f"the target of {s.target.latency_ms_p50:.2f} ms is not met; the bottleneck is '{slow[0]}' "
-            f"({slow[1].latency_ms_p50:.2f} ms), the lowest latency predicted in the search "
-            f"{min((t.latency_ms for t in s.trials), default=0):.2f} ms"
+            f"{'; '.join(s.target.unmet)}: the target is not met. The bottleneck is '{slow[0]}' "
+            f"({slow[1].latency_ms_p50:.2f} ms). The lowest latency this search space can reach is predicted at "
+            f"{s.target.floor_ms:.2f} ms; {s.target.fixed_ms:.2f} ms of it are no prunable block: pre-processing, the "
+            "decode loop, embeddings and heads of the models"
         )
     return tuple(out)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 
 from mmcompress.records import Quality, Summary, Trial
@@ -46,9 +46,9 @@ def node_bars(s: Summary) -> str:
             )
             x += rest * scale
         body.append(_text(x + 8, y + bar / 2 + 4, f"{side.latency_ms.p50:.2f} ms", "strong"))
-    x = left + s.target.latency_ms_p50 * scale
+    x = left + s.target.latency_ms * scale
     body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{2 * bar + 34:.0f}" class="target"/>')
-    body.append(_text(x + 4, 2 * bar + 46, f"target {s.target.latency_ms_p50:.2f} ms", "small"))
+    body.append(_text(x + 4, 2 * bar + 46, f"target {s.target.latency_ms:.2f} ms", "small"))
     return _svg(width, 2 * bar + 54, body, "latency by node before and after")
 
 
@@ -83,7 +83,7 @@ def scatter(s: Summary) -> str:
     if not s.trials:
         return ""
     width, height, left, bottom = 760.0, 280.0, 60.0, 40.0
-    xs = [t.latency_ms for t in s.trials] + [s.target.latency_ms_p50]
+    xs = [t.latency_ms for t in s.trials] + [s.target.latency_ms]
     low, high = min(xs) * 0.98, max(xs) * 1.02
     losses = sorted(t.loss for t in s.trials)
     cap = losses[min(len(losses) - 1, int(len(losses) * 0.95))] * 1.05
@@ -102,7 +102,7 @@ def scatter(s: Summary) -> str:
         body.append(_text(left - 8, y + 4, f"{value:.2f}", "small", "end"))
         ms = low + (high - low) * k / 4
         body.append(_text(left + (width - left - 16) * k / 4, height - 20, f"{ms:.2f}", "small", "middle"))
-    x = left + (s.target.latency_ms_p50 - low) / (high - low) * (width - left - 16)
+    x = left + (s.target.latency_ms - low) / (high - low) * (width - left - 16)
     body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{height - bottom}" class="target"/>')
     chosen = next((t for t in s.trials if t.candidate.kept == s.kept), None)
     for t in s.trials:
@@ -120,6 +120,74 @@ def scatter(s: Summary) -> str:
     return _svg(width, height, body, "trials of the search")
 
 
+def front(summaries: Mapping[str, Summary]) -> str:
+    """Speed-up against the quality that was kept, one point a target."""
+    width, height, left, bottom = 760.0, 260.0, 60.0, 40.0
+    runs = list(summaries.values())
+    fastest = max([s.speedup for s in runs] + [s.target.speedup for s in runs]) * 1.08
+    least = min(0.9, *(s.quality_retained for s in runs)) - 0.02
+    x = lambda v: left + (v - 1) / max(fastest - 1, 1e-9) * (width - left - 40)
+    y = lambda v: 12 + (1.01 - v) / (1.01 - least) * (height - bottom - 12)
+    body = []
+    for k in range(5):
+        v = least + (1 - least) * k / 4
+        body.append(f'<line x1="{left}" x2="{width - 16}" y1="{y(v):.1f}" y2="{y(v):.1f}" class="grid"/>')
+        body.append(_text(left - 8, y(v) + 4, f"{v:.0%}", "small", "end"))
+    points = [(1.0, 1.0), *sorted((s.speedup, s.quality_retained) for s in runs)]
+    path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
+    body.append(f'<polyline points="{path}" fill="none" stroke="{PALETTE[0]}" stroke-width="1.5"/>')
+    for s in runs:
+        at = x(s.target.speedup)
+        body.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="8" y2="{height - bottom}" class="target"/>')
+        body.append(_text(at, height - 20, s.target.asked, "small", "middle"))
+        body.append(f'<circle cx="{x(s.speedup):.1f}" cy="{y(s.quality_retained):.1f}" r="5" fill="{PALETTE[0]}"/>')
+        body.append(_text(x(s.speedup) + 8, y(s.quality_retained) - 8, f"{s.speedup:.2f}×, {s.quality_retained:.1%}"))
+    body.append(_text((left + width) / 2, height - 4, "speed-up", "small", "middle"))
+    return _svg(width, height, body, "quality kept against speed-up")
+
+
+def comparison(summaries: Mapping[str, Summary]) -> str:
+    """Each metric of each method with its interval, the dense pipeline first."""
+    one = next(iter(summaries.values()))
+    rows = [("dense", 1.0, one.baseline.quality), *((n, s.speedup, s.compressed.quality) for n, s in summaries.items())]
+    width, left, step = 760.0, 150.0, 24.0
+    panel = (width - left - 20) / len(one.baseline.quality)
+    body: list[str] = []
+    for k, metric in enumerate(one.baseline.quality):
+        values = [v for _, _, q in rows for v in (q[metric].low, q[metric].high)]
+        low, high = min(values), max(max(values), min(values) + 1e-6)
+        start = left + k * panel
+        x = lambda v, start=start, low=low, high=high: start + (v - low) / (high - low) * (panel - 30)  # type: ignore[misc]
+        body.append(_text(start, 14, metric + (" (less is better)" if rows[0][2][metric].error else ""), "small"))
+        for i, (_, _, quality) in enumerate(rows):
+            q, y = quality[metric], 34 + i * step
+            body.append(f'<line x1="{x(q.low):.1f}" x2="{x(q.high):.1f}" y1="{y}" y2="{y}" class="interval"/>')
+            dot = f'<circle cx="{x(q.value):.1f}" cy="{y}" r="5" fill="{PALETTE[k % 6]}">'
+            body.append(f"{dot}<title>{q.value:.1%}</title></circle>")
+    for i, (name, speedup, _) in enumerate(rows):
+        body.append(_text(left - 14, 38 + i * step, f"{name} {speedup:.2f}×", anchor="end"))
+    return _svg(width, 44 + len(rows) * step, body, "methods compared")
+
+
+def predicted_measured(predicted: Sequence[float], measured: Sequence[float]) -> str:
+    """Predicted against measured milliseconds, on one scale; a file of its own."""
+    size, left = 420.0, 54.0
+    low, high = 0.95 * min(*predicted, *measured), 1.05 * max(*predicted, *measured)
+    at = lambda v: (v - low) / (high - low) * (size - left - 16)
+    x, y = (lambda v: left + at(v)), (lambda v: size - 46 - at(v))
+    style = 'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="12"'
+    body = [f'<line x1="{x(low)}" y1="{y(low)}" x2="{x(high)}" y2="{y(high)}" stroke="#999" stroke-dasharray="5 4"/>']
+    for k in range(5):
+        v = low + (high - low) * k / 4
+        body.append(
+            _text(x(v), size - 26, f"{v:.0f}", anchor="middle") + _text(left - 8, y(v) + 4, f"{v:.0f}", anchor="end")
+        )
+    for a, b in zip(predicted, measured, strict=True):
+        body.append(f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="4" fill="{PALETTE[0]}" opacity=".8"/>')
+    body.append(_text(size / 2, size - 6, "predicted, ms", anchor="middle") + _text(6, 14, "measured, ms"))
+    return _svg(size, size, body, "predicted against measured latency").replace("<svg ", f"<svg {style} ", 1)
+
+
 def quality_bars(before: dict[str, Quality], after: dict[str, Quality]) -> str:
     """Each metric before and after with its 95 % interval."""
     width, left, step = 760.0, 170.0, 46.0
@@ -131,5 +199,6 @@ def quality_bars(before: dict[str, Quality], after: dict[str, Quality]) -> str:
             body.append(f'<rect x="{left}" y="{y}" width="{x[1] - left:.1f}" height="13" class="{cls}"/>')
             body.append(f'<line x1="{x[0]:.1f}" x2="{x[2]:.1f}" y1="{y + 6.5}" y2="{y + 6.5}" class="interval"/>')
             body.append(_text(x[2] + 8, y + 11, f"{q.value:.1%}", "small"))
-        body.append(_text(left - 10, 28 + i * step, name, anchor="end"))
+        label = f"{name} (less is better)" if b.error else name
+        body.append(_text(left - 10, 28 + i * step, label, anchor="end"))
     return _svg(width, len(before) * step + 4, body, "quality before and after")

@@ -40,6 +40,34 @@ def open_audio(source: AudioLike) -> np.ndarray:
     return mono if rate == RATE else soxr.resample(mono, rate, RATE).astype(np.float32)
 
 
+def check_audio(path: Path) -> None:
+    """Read the header alone. Raises `DataError` as `open_audio` would."""
+    try:
+        import soundfile
+    except ImportError as e:
+        raise MissingPackage("soundfile", "audio") from e
+    if not path.is_file():
+        raise DataError(f"{path}: no such sound file")
+    try:
+        found = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, RuntimeError) as e:
+        raise DataError(f"{path}: not readable sound ({path.stat().st_size} bytes): {e}") from e
+    if not found.frames:
+        raise DataError(f"{path}: holds no sound")
+
+
+def segments(samples: np.ndarray, seconds: float) -> list[np.ndarray]:
+    """Pieces of at most `seconds`, in order, nothing left out; a cut falls on the quietest spot near the limit."""
+    limit, pieces = int(seconds * RATE), []
+    while len(samples) > limit:
+        tail = np.abs(samples[limit - limit // 5 : limit])
+        heard = np.convolve(tail, np.ones(RATE // 10), mode="valid") if len(tail) >= RATE // 10 else tail
+        at = max(1, limit - limit // 5 + int(heard.argmin()) + RATE // 20)
+        pieces.append(samples[:at])
+        samples = samples[at:]
+    return [*pieces, samples]
+
+
 @lru_cache(maxsize=4)
 def mel_filters(mels: int) -> np.ndarray:
     """Triangles on Slaney's mel scale, each of unit area, [bins, mels]: 0 to 8 kHz over 201 frequency bins."""

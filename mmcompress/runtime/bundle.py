@@ -31,9 +31,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         version, files = manifest["format"], manifest["files"]
         entries = [(str(n), str(f["sha256"])) for n, f in files.items()]
         used = {f for node in manifest["graph"]["nodes"].values() for f in node.get("files", {}).values()}
-        used |= {
-            n["config"]["tokenizer"] for n in manifest["graph"]["nodes"].values() if "tokenizer" in n.get("config", {})
-        }
+        configs = [n.get("config", {}) for n in manifest["graph"]["nodes"].values()]
+        used |= {c[k] for c in configs for k in ("tokenizer", "texts", "bank") if k in c}
         manifest["graph"]["outputs"], manifest["graph"]["inputs"]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BundleError(f"{path}: damaged: {type(e).__name__}: {e}") from e

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 Step = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.ndarray]]]
 """(ids [b, t], position of the first, past) -> (log-probabilities [b, v] after the last token, new past)."""
+LONGEST_SPAN, COPIES, TOKENS = 16, 4, 16
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,26 @@ class Generation:
     suppress: tuple[int, ...] = ()
     """Tokens never written; `begin_suppress`: never as the first one after the prompt."""
     begin_suppress: tuple[int, ...] = ()
+    guard: bool = False
+    """End as soon as the best sequence does nothing but repeat itself; of the copies one stays."""
+
+    def paced(self, steps: int) -> Generation:
+        """The same, writing exactly as long as `steps` calls of the model take, whatever it says."""
+        longest = len(self.prompt or (self.bos,)) + steps
+        return replace(self, max_tokens=longest, suppress=(*self.suppress, self.eos), guard=False)
+
+    def ending(self, ids: Sequence[int]) -> str:
+        """How a sequence ended: by its `end` token, at the longest `length`, or by the guard against `repetition`."""
+        return "end" if ids[-1] == self.eos else "length" if len(ids) >= self.max_tokens else "repetition"
+
+
+def repeated(ids: Sequence[int]) -> int:
+    """Tokens at the end that only repeat those before them: a span said four times or more, over 16 tokens or more."""
+    for span in range(1, LONGEST_SPAN + 1):
+        copies = max(COPIES, -(-TOKENS // span))
+        if len(ids) >= span * copies and all(ids[-i] == ids[-i - span] for i in range(1, span * (copies - 1) + 1)):
+            return span * (copies - 1)
+    return 0
 
 
 def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple[float, list[int]]]:
@@ -71,6 +92,10 @@ def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple
         scores = [score for score, _, _ in alive]
         beams = [beam for _, beam, _ in alive]
         running = [[*running[beam], token] for _, beam, token in alive]
+        if g.guard and (copies := repeated(running[0][len(start) :])):
+            cut = [(s / length, r) for s, r in zip(scores, running, strict=True)]
+            cut[0] = (cut[0][0], running[0][:-copies])
+            return sorted([*finished, *cut], key=lambda f: -f[0])[: g.beams]
         if beams != unmoved:
             past = [p[beams] for p in past]
         feed = np.array([[token] for _, _, token in alive], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mmcompress.errors import BundleError
+from mmcompress.runtime.audio import AudioLike, log_mel, open_audio, segments
 from mmcompress.runtime.decode import Generation, beam_search
 from mmcompress.runtime.images import preprocess
 from mmcompress.runtime.sessions import Timed
@@ -30,6 +32,12 @@ def pad_ids(ids: list[list[int]], length: int, pad: int, eos: int) -> np.ndarray
     return np.array([[*r, *[pad] * (length - len(r))] for r in rows], np.int64)
 
 
+def text_length(ids: list[list[int]], config: Values) -> int:
+    """To what length texts are padded: the longest of them where the tower ignores padding, else its whole context."""
+    whole = int(config["context_length"])
+    return min(max(1, *map(len, ids)), whole) if config.get("any_length") else whole
+
+
 class ImageEncoder:
     """image -> embedding float32 [1, d] of length 1, tokens float32 [1, n, w]."""
 
@@ -39,6 +47,18 @@ class ImageEncoder:
     def __call__(self, image: Any) -> Values:
         pixels = image if isinstance(image, np.ndarray) and image.ndim == 4 else preprocess(image, self.config)[None]
         return dict(zip(self.model.outputs, self.model({"pixels": pixels}), strict=True))
+
+
+class AudioEncoder:
+    """audio -> embedding float32 [k, d], tokens float32 [k, n, w]; sound longer than the window makes k windows."""
+
+    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+        self.model, self.config = sessions["model"], config["features"]
+
+    def __call__(self, audio: AudioLike) -> Values:
+        pieces = segments(open_audio(audio), float(self.config["seconds"]))
+        features = np.stack([log_mel(p, self.config) for p in pieces])
+        return dict(zip(self.model.outputs, self.model({"features": features}), strict=True))
 
 
 class TextEncoder:
@@ -53,12 +73,15 @@ class TextEncoder:
         # a thread pool costs more than a few short texts
         many = len(texts) > 16
         ids = [e.ids for e in (self.tokenizer.encode_batch(texts) if many else map(self.tokenizer.encode, texts))]
-        padded = pad_ids(ids, self.config["context_length"], self.config["pad"], self.config["eos"])
+        padded = pad_ids(ids, text_length(ids, self.config), self.config["pad"], self.config["eos"])
         return {"embedding": self.model({"ids": padded})[0]}
 
 
 class TextDecoder:
-    """context float32 [1, n, w] -> texts, the best first. Cross-attention K and V are computed once a request."""
+    """context float32 [k, n, w] -> texts, the best first. Cross-attention K and V are computed once a request.
+
+    Several contexts are windows of one thing: their best texts are joined. `ended`: see `Generation.ending`.
+    """
 
     def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
         self.context, self.step = sessions.get("context"), sessions["step"]
@@ -91,9 +114,14 @@ class TextDecoder:
         return beam_search(step, start, self.generation)
 
     def __call__(self, context: np.ndarray) -> Values:
-        found = self.generate(context)
-        texts = [self.tokenizer.decode(ids) for _, ids in found]
-        return {"texts": texts, "scores": [score for score, _ in found]}
+        windows = [self.generate(context[i : i + 1]) for i in range(len(context))]
+        found = windows[0] if len(windows) == 1 else [w[0] for w in windows]
+        texts = [self.tokenizer.decode(ids).strip() for _, ids in found]
+        ended = [self.generation.ending(ids) for _, ids in found]
+        scores = [score for score, _ in found]
+        if len(windows) > 1:
+            texts, scores, ended = [" ".join(texts)], [min(scores)], [next((e for e in ended if e != "end"), "end")]
+        return {"text": texts[0], "texts": texts, "scores": scores, "ended": ended}
 
 
 class Nearest:
@@ -109,9 +137,27 @@ class Nearest:
         return {"best": values[int(rank.argmax())]}
 
 
+class Lookup:
+    """The text of a list whose embedding is nearest to the query (cosine), with its similarity and its place."""
+
+    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+        try:
+            self.texts = json.loads((folder / config["texts"]).read_text())
+            self.bank = np.load(folder / config["bank"], allow_pickle=False)
+        except (OSError, ValueError) as e:
+            raise BundleError(f"{folder}: the list of a lookup can't be read: {e}") from e
+
+    def __call__(self, query: np.ndarray) -> Values:
+        rank = self.bank @ query[0]
+        at = int(rank.argmax())
+        return {"best": self.texts[at], "score": float(rank[at]), "place": at}
+
+
 KINDS: dict[str, Callable[[dict[str, Timed], Values, Path], Any]] = {
     "image_encoder": ImageEncoder,
+    "audio_encoder": AudioEncoder,
     "text_encoder": TextEncoder,
     "text_decoder": TextDecoder,
     "nearest": Nearest,
+    "lookup": Lookup,
 }

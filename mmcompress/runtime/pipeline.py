@@ -8,6 +8,7 @@ from typing import Any
 
 from mmcompress.errors import BundleError, DataError
 from mmcompress.runtime.bundle import Manifest, read_manifest, verify
+from mmcompress.runtime.cpu import cpu
 from mmcompress.runtime.nodes import KINDS
 from mmcompress.runtime.sessions import Timed
 
@@ -31,6 +32,11 @@ class Pipeline:
             if node["kind"] not in KINDS:
                 raise BundleError(
                     f"{folder}: node '{name}' is of kind '{node['kind']}', which this runtime doesn't know"
+                )
+            if (needed := set(node.get("cpu_flags", ()))) and not needed & set(cpu()["flags"]):
+                raise BundleError(
+                    f"{folder}: node '{name}' is in {node['precision']}, which needs a CPU with one of "
+                    f"{', '.join(sorted(needed))}: without, its results would be wrong"
                 )
             self.sessions[name] = {k: Timed(folder / f, threads) for k, f in node.get("files", {}).items()}
             self.nodes[name] = KINDS[node["kind"]](self.sessions[name], node.get("config", {}), folder)

@@ -41,8 +41,12 @@ class Timed:
         self.outputs = [o.name for o in self.inner.get_outputs()]
         self.inputs = [i.name for i in self.inner.get_inputs()]
         self.seconds, self.calls = 0.0, 0
+        self.feeds: list[dict[str, np.ndarray]] | None = None
+        """Inputs of every call, where somebody asks for them."""
 
     def __call__(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        if self.feeds is not None:
+            self.feeds.append(feed)
         start = time.perf_counter()
         out = self.inner.run(self.outputs, feed)
         self.seconds += time.perf_counter() - start

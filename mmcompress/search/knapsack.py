@@ -12,6 +12,8 @@ from mmcompress.prune.allocation import Curves
 from mmcompress.records import Block, Candidate
 
 BINS = 1000
+WINDOWS = 7
+"""Lengths of a node's window that are tried, each with every choice of precisions."""
 
 
 def solve(costs: list[np.ndarray], damages: list[np.ndarray], budget: float) -> list[int] | None:
@@ -43,11 +45,11 @@ def solve(costs: list[np.ndarray], damages: list[np.ndarray], budget: float) -> 
     return list(reversed(chosen))
 
 
-def levels(choices: Sequence[int]) -> list[int]:
-    """The kept counts offered to the knapsack: all of a few, about sixteen of many, the ends always."""
-    if len(choices) <= 17:
+def levels(choices: Sequence[int], most: int = 17) -> list[int]:
+    """The kept counts offered to the knapsack: all of a few, `most` of many, the ends always."""
+    if len(choices) <= most:
         return list(choices)
-    return sorted({choices[round((len(choices) - 1) * i / 16)] for i in range(17)} | {choices[0]})
+    return sorted({choices[round((len(choices) - 1) * i / (most - 1))] for i in range(most)})
 
 
 def candidates(
@@ -58,31 +60,42 @@ def candidates(
     budget_ms: float,
     protection: float,
     precisions: Mapping[str, tuple[str, ...]],
-    int8_damage: Mapping[str, float],
+    rounding: Mapping[str, Mapping[str, float]],
     choices: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> list[tuple[float, Candidate]]:
     """(estimated damage, candidate) of the best split for every choice of precisions, least damage first."""
     rows, found = predictor.table.lookup(), []
-    nodes = list(blocks)
-    for choice in itertools.product(*(precisions[n] for n in nodes)):
-        precision = dict(zip(nodes, choice, strict=True))
-        fixed = predictor.overhead_ms + sum(predictor.affine[n][precision[n]].base for n in nodes)
-        costs, damages, names = [], [], []
+    nodes, windowed = list(blocks), [n for n in blocks if "tokens" in choices[n]]
+    options = {n: {b.name: levels(choices[n][b.name]) for b in blocks[n] if b.group != "tokens"} for n in nodes}
+    damages = {
+        (n, b): curves[n][b].at(np.array(o)) * (protection if b in cross[n] else 1.0)
+        for n in nodes
+        for b, o in options[n].items()
+    }
+    order = [(n, b) for n in nodes for b in options[n]]
+    lengths = [levels(choices[n]["tokens"], WINDOWS) for n in windowed]
+    for window in itertools.product(*lengths):
+        left = {n: {"tokens": k} for n, k in zip(windowed, window, strict=True)}
+        cuts, costs = predictor.cuts(left), {}
+        paid = sum(float(curves[n]["tokens"].at(kept["tokens"])) for n, kept in left.items())
         for n in nodes:
-            scale = predictor.affine[n][precision[n]].scale
-            for block, placed in zip(blocks[n], predictor.placed[n], strict=True):
-                options = levels(choices[n][block.name])
-                weight = protection if block.name in cross[n] else 1.0
-                costs.append(np.array([scale * predictor.block(rows, placed, k, precision[n]) for k in options]))
-                damages.append(curves[n][block.name].at(np.array(options)) * weight)
-                names.append((n, block.name, options))
-        picked = solve(costs, damages, budget_ms / predictor.correction - fixed)
-        if picked is None:
-            continue
-        kept: dict[str, dict[str, int]] = {n: {} for n in nodes}
-        for (n, b, options), i in zip(names, picked, strict=True):
-            kept[n][b] = options[i]
-        damage = sum(float(d[i]) for d, i in zip(damages, picked, strict=True))
-        damage += sum(int8_damage[n] for n in nodes if precision[n] == "int8")
-        found.append((damage, Candidate(kept, precision)))
+            for p, placed in itertools.product(precisions[n], predictor.placed[n]):
+                ms = [predictor.block(rows, placed, k, p, cuts) for k in options[n][placed.name]]
+                costs[n, placed.name, p] = predictor.affine[n][p].scale * np.array(ms)
+        for choice in itertools.product(*(precisions[n] for n in nodes)):
+            precision = dict(zip(nodes, choice, strict=True))
+            fixed = predictor.overhead_ms + sum(predictor.base(n, precision[n], cuts) for n in nodes)
+            picked = solve(
+                [costs[n, b, precision[n]] for n, b in order],
+                [damages[at] for at in order],
+                budget_ms / predictor.correction - fixed,
+            )
+            if picked is None:
+                continue
+            kept = {n: dict(left.get(n, {})) for n in nodes}
+            for (n, b), i in zip(order, picked, strict=True):
+                kept[n][b] = options[n][b][i]
+            damage = paid + sum(float(damages[at][i]) for at, i in zip(order, picked, strict=True))
+            damage += sum(rounding[n][precision[n]] for n in nodes)
+            found.append((damage, Candidate(kept, precision)))
     return sorted(found, key=lambda f: f[0])

@@ -36,7 +36,7 @@ class Problem:
 
 
 def is_ratio(path: str) -> bool:
-    return path.endswith((".prune.heads", ".prune.ffn"))
+    return path.endswith((".prune.heads", ".prune.ffn", ".prune.tokens"))
 
 
 def fit_to_budget(problem: Problem, overrides: Overrides) -> tuple[Overrides, Candidate]:
@@ -145,7 +145,7 @@ def mutate(problem: Problem, top: Trial | None, seen: Collection[str], rng: rand
             precision[node] = rng.choice(problem.precisions.get(node, ("fp32",)))
         for sign in (1, -1):
             for node, b in rng.sample(places, rng.choice((1, 1, 2))):
-                size = b.step * (1 if b.group == "heads" else rng.choice((2, 4, 8)))
+                size = b.step * (rng.choice((2, 4, 8)) if b.group == "ffn" else 1)
                 now = kept[node].get(b.name, b.units)
                 kept[node][b.name] = problem.nearest_choice(node, b.name, min(max(now + sign * size, 0), b.units))
         candidate = Candidate(kept, precision)

@@ -16,6 +16,7 @@ from typing import Any
 
 from mmcompress.errors import ClusterError
 from mmcompress.records import Candidate, Trial, build, plain
+from mmcompress.registry import SAMPLERS
 from mmcompress.search.moves import Overrides, Problem, best, explicit, fit_to_budget, mutate
 from mmcompress.spec.schema import Space
 
@@ -36,7 +37,7 @@ def _suggest(trial: Any, space: Space) -> Overrides:
     return out
 
 
-def open_study(path: Path, seed: int) -> Any:
+def open_study(path: Path, seed: int, sampler: str = "tpe") -> Any:
     """The study in a journal file, made when missing. Trials a dead driver left running are failed and asked again."""
     import optuna
     from optuna.storages import JournalStorage
@@ -51,10 +52,8 @@ def open_study(path: Path, seed: int) -> Any:
     names = [s.study_name for s in optuna.get_all_study_summaries(storage)]
     if "mmcompress" in names:
         done = len(optuna.load_study(study_name="mmcompress", storage=storage).trials)
-    sampler = optuna.samplers.TPESampler(
-        seed=seed + done, multivariate=True, group=True, constant_liar=True, n_startup_trials=8
-    )
-    study = optuna.create_study(study_name="mmcompress", storage=storage, sampler=sampler, load_if_exists=True)
+    made = SAMPLERS.get(sampler)(seed + done)
+    study = optuna.create_study(study_name="mmcompress", storage=storage, sampler=made, load_if_exists=True)
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from mmcompress.errors import SpecError
-from mmcompress.records import Invalid, build
-from mmcompress.registry import METRICS, nearest
+from mmcompress.records import Invalid, Latency, build
+from mmcompress.registry import METRICS, PRECISIONS, nearest
 from mmcompress.spec.schema import Space, Spec, keys_of
 
 T = TypeVar("T")
@@ -124,7 +125,8 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
     for i, metric in enumerate(spec.metrics):
         if problem := METRICS.problem(metric):
             raise source.error(("metrics", str(i)), problem)
-    parse_target(spec.target, source.error(("target",), ""))
+    for one in targets(spec):
+        parse_target(one, source.error(("target",), ""))
     if spec.prune.damage == "estimated" and spec.prune.importance != "fisher":
         raise source.error(
             ("prune", "damage"), f"can be estimated from fisher scores, not from {spec.prune.importance}"
@@ -151,6 +153,8 @@ def _resolve(source: Source, folder: Path) -> None:
             local, head = (rest, "transformers:") if scheme == "transformers" and colon else (text, "")
             if local.startswith(".") or (folder / local).is_dir():
                 node["source"] = head + str((folder / local).resolve())
+        if isinstance(node, dict) and isinstance(node.get("texts"), str):
+            node["texts"] = str((folder / node["texts"]).resolve())
     section = data.get("data")
     options = section.get("options") if isinstance(section, dict) else None
     if isinstance(options, dict) and isinstance(options.get("path"), str):
@@ -158,7 +162,7 @@ def _resolve(source: Source, folder: Path) -> None:
 
 
 SEARCHABLE = (
-    r"nodes\.[^.]+\.prune\.(heads|ffn|drop)",
+    r"nodes\.[^.]+\.prune\.(heads|ffn|tokens|drop)",
     r"nodes\.[^.]+\.precision",
     r"prune\.protection",
 )
@@ -193,13 +197,16 @@ def load_space(path: str | Path, spec: Spec, fixed: frozenset[str] = frozenset()
             kinds = [
                 "nodes.*.prune.heads",
                 "nodes.*.prune.ffn",
+                "nodes.*.prune.tokens",
                 "nodes.*.prune.drop",
                 "nodes.*.precision",
                 "prune.protection",
             ]
             raise source.error(at, f"'{dotted}' can't be searched; {nearest(dotted, kinds)}")
-        if dotted.endswith("precision") != bool(d.choices) or set(d.choices) - {"fp32", "int8"}:
-            raise source.error(at, "a precision takes 'choices' out of fp32 and int8, everything else 'low' and 'high'")
+        if dotted.endswith("precision") != bool(d.choices):
+            raise source.error(at, "a precision takes 'choices', everything else 'low' and 'high'")
+        if problem := next((p for c in d.choices if (p := PRECISIONS.problem(c))), None):
+            raise source.error(at, problem)
         low, high = (1.0, 100.0) if dotted.endswith("protection") else (0.0, 1000.0 if dotted.endswith("drop") else 1.0)
         if not d.choices and not (low <= (d.low or 0.0) and (d.high or 0.0) <= high):
             raise source.error(at, f"must lie in {low:g} .. {high:g}")
@@ -209,9 +216,27 @@ def load_space(path: str | Path, spec: Spec, fixed: frozenset[str] = frozenset()
     return Space(space.name, dimensions)
 
 
-def parse_target(text: str, error: Exception | None = None) -> tuple[str, float]:
-    """`2x` -> ("speedup", 2.0), `12ms` -> ("latency", 12.0). Raises `SpecError`."""
-    m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(x|ms)\s*", str(text))
+def targets(spec: Spec) -> tuple[str, ...]:
+    """The targets of a spec: `1.5x,2x` are two."""
+    return tuple(dict.fromkeys(part.strip() for part in str(spec.target).split(",")))
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be reached: a `speedup` over the dense pipeline or a `latency` in ms, of the p50 or the p95."""
+
+    kind: str
+    value: float
+    statistic: str = "p50"
+
+    def milliseconds(self, dense: Latency) -> float:
+        """The budget, given what the dense pipeline takes."""
+        return getattr(dense, self.statistic) / self.value if self.kind == "speedup" else self.value
+
+
+def parse_target(text: str, error: Exception | None = None) -> Goal:
+    """`2x`, `12ms`, `12ms p95`. Raises `SpecError`."""
+    m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(x|ms)(\s+(p50|p95))?\s*", str(text))
     if not m or float(m.group(1)) <= 0 or (m.group(2) == "x" and float(m.group(1)) < 1):
-        raise SpecError(f"{error or 'target: '}expected a target like 2x (at least 1x) or 12ms, got '{text}'")
-    return ("speedup" if m.group(2) == "x" else "latency"), float(m.group(1))
+        raise SpecError(f"{error or 'target: '}expected a target like 2x (at least 1x), 12ms or 12ms p95, got '{text}'")
+    return Goal("speedup" if m.group(2) == "x" else "latency", float(m.group(1)), m.group(4) or "p50")

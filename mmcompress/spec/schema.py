@@ -6,11 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmcompress.registry import ALLOCATION, DATA, EXECUTORS, IMPORTANCE
+from mmcompress.registry import ALLOCATION, DATA, EXECUTORS, IMPORTANCE, PRECISIONS, SAMPLERS
 
 
 def _within(low: float, high: float) -> dict[str, Callable[[float], str | None]]:
     return {"check": lambda v: None if low <= v <= high else f"must lie in {low:g} .. {high:g}"}
+
+
+def _precision(name: str) -> str | None:
+    return None if name == "auto" else PRECISIONS.problem(name)
+
+
+JOINS = ("nearest", "lookup")
+"""Kinds of node that are no models."""
 
 
 @dataclass(frozen=True)
@@ -19,6 +27,8 @@ class NodePrune:
 
     heads: float = field(default=0.0, metadata=_within(0, 1))
     ffn: float = field(default=0.0, metadata=_within(0, 1))
+    tokens: float = field(default=0.0, metadata=_within(0, 1))
+    """Positions left out for every input: image patches, or the end of an audio encoder's window."""
     drop: int = field(default=0, metadata=_within(0, 1000))
     """Whole sub-layers removed, the least damaging first."""
     blocks: dict[str, float] = field(default_factory=dict)
@@ -29,7 +39,7 @@ class NodePrune:
 class Node:
     """One model (or one joining step) of the pipeline. `inputs` maps ports to `node.port` or a pipeline input."""
 
-    kind: Literal["image_encoder", "text_encoder", "text_decoder", "nearest"]
+    kind: Literal["image_encoder", "audio_encoder", "text_encoder", "text_decoder", "nearest", "lookup"]
     inputs: dict[str, str]
     source: str = ""
     candidates: int = field(default=1, metadata=_within(1, 64))
@@ -37,7 +47,10 @@ class Node:
     """The longest text in tokens, written or read; 0: 20 for a generator, the tower's own length for a text tower."""
     prior: float = field(default=0.0, metadata=_within(0, 1000))
     """Of a `nearest` node with `scores`: how much the generator's own score counts beside the similarity."""
-    precision: Literal["auto", "fp32", "int8"] = "auto"
+    texts: str = ""
+    """Of a `lookup`: a file with one text a line; without it, all reference texts of the data."""
+    precision: str = field(default="auto", metadata={"check": _precision})
+    """`auto` leaves it to the search."""
     prune: NodePrune = field(default_factory=NodePrune)
 
 
@@ -47,8 +60,13 @@ class Data:
     options: dict[str, Any] = field(default_factory=dict)
     calibration: int = field(default=256, metadata=_within(8, 1_000_000))
     """Training pairs for importance, damage, refit and device calibration."""
+    damage: int = field(default=128, metadata=_within(8, 1_000_000))
+    """Training pairs that the damage of every single cut is measured on."""
     choosing: int = field(default=256, metadata=_within(8, 1_000_000))
     """Pairs of the choosing split (`val`) each trial is judged on. The test split is never used to choose."""
+    labels: Literal["reference", "dense"] = "reference"
+    """What generators learn and are chosen by: the texts of the data, or what the dense pipeline itself writes. A text
+    of another style than the model's own tells little of what a cut does."""
     batch: int = field(default=64, metadata=_within(1, 65_536))
     """Pairs run through the models at once; large models on large images need few."""
     report: tuple[str, ...] = ()
@@ -61,6 +79,10 @@ class Prune:
     allocation: str = field(default="knapsack", metadata={"registry": ALLOCATION})
     protection: float = field(default=2.0, metadata=_within(1, 100))
     """Cross-modal units are pruned this many times less."""
+    schedule: Literal["one_shot", "gradual", "rewind"] = "one_shot"
+    """All cuts at once; over `rounds` of pruning and training, units scored anew in each; or so, and then the survivors
+    trained once more from the weights they had at first. The training budget is shared among the rounds."""
+    rounds: int = field(default=3, metadata=_within(2, 100))
     damage: Literal["measured", "estimated"] = "measured"
     """Of cutting a block: by running the pipeline with it cut, or as half the importance lost (fisher alone)."""
     refit: bool = True
@@ -81,6 +103,9 @@ class Distill:
     contrast: float = 0.2
     caption: float = 1.0
     logits: float = 4.0
+    checks: int = field(default=4, metadata=_within(0, 1000))
+    """How often the loss on choosing pairs is looked at; where the last weights are clearly worse than others seen,
+    those are kept (0: always the last)."""
     pairs: int = 0
     """Distinct training pairs (0: fresh ones for every step, where the data has them)."""
 
@@ -89,17 +114,36 @@ class Distill:
 class Search:
     trials: int = field(default=40, metadata=_within(0, 100_000))
     mutations: int = field(default=16, metadata=_within(0, 100_000))
+    sampler: str = field(default="tpe", metadata={"registry": SAMPLERS})
     executor: str = field(default="ray", metadata={"registry": EXECUTORS})
     workers: int = field(default=2, metadata=_within(1, 4096))
     ray_address: str | None = None
     judge: Literal["measured", "estimated"] = "measured"
     """A trial's loss: by running the cut pipeline, or the sum of its blocks' damage: no model is run."""
     retries: int = field(default=1, metadata=_within(0, 10))
+    rounds: int = field(default=2, metadata=_within(1, 10))
+    """How often at most a structure is made: again when the finished artifact misses, or lies 5 % under the target."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Upper bounds beside the latency target; what is not given is not bound."""
+
+    params_m: float | None = field(default=None, metadata=_within(0, 1e6))
+    """Parameters of all models, in millions."""
+    size_mb: float | None = field(default=None, metadata=_within(0, 1e9))
+    """Of the bundle."""
+    memory_mb: float | None = field(default=None, metadata=_within(0, 1e9))
+    """Peak resident memory of a process that loads the bundle and answers once."""
+    node_ms: dict[str, float] = field(default_factory=dict)
+    """p50 of single nodes."""
 
 
 @dataclass(frozen=True)
 class Measure:
     threads: int = field(default=2, metadata=_within(1, 1024))
+    memory: bool = True
+    """Whether the peak memory of both bundles is measured, each in a process of its own."""
     warmup: int = field(default=10, metadata=_within(0, 10_000))
     rounds: int = field(default=200, metadata=_within(2, 100_000))
 
@@ -109,12 +153,14 @@ class Spec:
     """A pipeline and how to compress it."""
 
     name: str
-    inputs: dict[str, Literal["image", "text"]]
+    inputs: dict[str, Literal["image", "audio", "text"]]
     nodes: dict[str, Node]
     outputs: dict[str, str]
     data: Data
     metrics: tuple[str, ...] = ("retrieval", "caption")
     target: str = "2x"
+    """End to end: `2x`, `12ms`, `12ms p95`; several with commas between them share all but search and training."""
+    limits: Limits = field(default_factory=Limits)
     prune: Prune = field(default_factory=Prune)
     distill: Distill = field(default_factory=Distill)
     search: Search = field(default_factory=Search)
@@ -123,7 +169,7 @@ class Spec:
     seed: int = field(default=0, metadata=_within(0, 2**31))
 
     def models(self) -> dict[str, Node]:
-        return {k: n for k, n in self.nodes.items() if n.kind != "nearest"}
+        return {k: n for k, n in self.nodes.items() if n.kind not in JOINS}
 
 
 def keys_of(dotted: str) -> tuple[str, ...]:

@@ -7,54 +7,64 @@ from dataclasses import replace
 from typing import Any
 
 from mmcompress.records import Proof, Summary, plain, read, write
-from mmcompress.workflow.choose import Fitted
-from mmcompress.workflow.state import Run, budget
+from mmcompress.workflow.dense import Profile
+from mmcompress.workflow.fit import Fitted
+from mmcompress.workflow.make import Counts
+from mmcompress.workflow.state import Run
 
 
-def summarize(r: Run, fitted: Fitted, models: dict[str, Any], proofs: list[Proof]) -> Summary:
+def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: list[Proof]) -> Summary:
     """Measure both bundles interleaved, judge both on the full test split, and put everything in one record."""
-    from mmcompress.measure.counts import count
+    from mmcompress.measure.footprint import memory_mb
     from mmcompress.measure.latency import end_to_end
     from mmcompress.measure.machine import commit, cpu, versions
     from mmcompress.measure.predict import Predictor
     from mmcompress.metrics.pairs import retained
     from mmcompress.prune.allocation import ratios
     from mmcompress.records import Target
-    from mmcompress.report.assemble import search_result, side, warnings
+    from mmcompress.report.assemble import search_result, side, unmet, warnings
     from mmcompress.runtime import load as load_bundle
     from mmcompress.search.study import failures, finished, open_study
 
     spec, c = r.spec, fitted.candidate
-    bundles = {"baseline": r.folder / "baseline", "compressed": r.folder / "bundle"}
+    bundles = {"baseline": r.shared / "baseline", "compressed": r.folder / "bundle"}
     pipelines = {k: load_bundle(f, spec.measure.threads) for k, f in bundles.items()}
     with r.timed("measure"):
         r.say("measure", "baseline and compressed, interleaved", None)
-        requests = [{next(iter(spec.inputs)): i} for i in r.data.load("val", 64, seed=1).images]
-        measured = end_to_end(pipelines, requests, spec.measure.warmup, spec.measure.rounds)
+        measured = end_to_end(pipelines, r.requests(64), spec.measure.warmup, spec.measure.rounds)
     with r.timed("judge"):
         quality, samples = _judge(r, pipelines, "test")
         extra = {split: _judge(r, pipelines, split)[0] for split in spec.data.report}
+    memory = lambda b: memory_mb(b) if spec.measure.memory or spec.limits.memory_mb is not None else 0.0
     sides = {}
     for key, bundle in bundles.items():
         kept = c.kept if key == "compressed" else {n: {} for n in r.models}
-        now = models if key == "compressed" else r.models
+        sizes = counts if key == "compressed" else {n: (dense.params[n], dense.macs[n]) for n in dense.params}
         one = lambda n, crossing, k=kept: ratios({n: k[n]}, r.blocks, r.cross, crossing)  # type: ignore[misc]
-        counts = {
-            n: count(m, measured[key].calls.get(f"{n}/step", 1.0), spec.nodes[n].candidates) for n, m in now.items()
-        }
         share = {n: (one(n, False), one(n, True)) for n in r.models}
-        sides[key] = side(spec, bundle, measured[key], quality[key], counts, share)
-    target_ms = budget(spec, measured["baseline"].latency.p50)
-    p50 = measured["compressed"].latency.p50
+        sides[key] = side(spec, bundle, measured[key], quality[key], sizes, share, memory(bundle))
+    goal, p50 = r.goal, measured["compressed"].latency.p50
+    target_ms = goal.milliseconds(measured["baseline"].latency)
+    over = unmet(spec, goal, target_ms, sides["compressed"])
     study = open_study(r.folder / "study.journal", spec.seed)
-    predict = replace(read(Predictor, r.folder / "predictor.json"), correction=fitted.correction)
+    predict = replace(read(Predictor, r.shared / "predictor.json"), correction=fitted.correction)
     unique = {t.candidate.key(): t for t in reversed(finished(study))}
     trials = [replace(t, latency_ms=predict(t.candidate)) for t in reversed(unique.values())]
     result = search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
     r.timings["total"] = sum(v for k, v in r.timings.items() if k != "total")
     summary = Summary(
         spec.name,
-        Target(target_ms, measured["baseline"].latency.p50 / target_ms, p50 <= target_ms, spec.target),
+        Target(
+            target_ms,
+            getattr(measured["baseline"].latency, goal.statistic) / target_ms,
+            not over,
+            spec.target,
+            goal.statistic,
+            fitted.floor_ms,
+            fitted.fixed_ms,
+            target_ms if goal.statistic == "p50" else None,
+            over,
+        ),
         sides["baseline"],
         sides["compressed"],
         measured["baseline"].latency.p50 / p50,
@@ -89,10 +99,10 @@ def _judge(r: Run, pipelines: dict[str, Any], split: str) -> tuple[dict[str, Any
     from mmcompress.metrics.pairs import ask, judge
 
     pairs, found, said = r.data.load(split), {}, {}
-    for key, pipeline in pipelines.items():
-        answers = ask(pipeline, pairs, lambda share, k=key: r.say("judge", f"{k} on {split}", share))  # type: ignore[misc]
-        found[key], said[key] = judge(answers, r.spec.metrics), answers.captions
-    samples = [
-        {"reference": pairs.captions[i], **{k: v[i] for k, v in said.items()}} for i in range(min(8, len(pairs)))
-    ]
+    dense = None
+    for key, pipeline in pipelines.items():  # the baseline first
+        answers = ask(pipeline, pairs, lambda share, k=key: r.say("judge", f"{k} on {split}", share), dense)  # type: ignore[misc]
+        found[key], said[key] = judge(answers, r.spec.metrics), answers.texts
+        dense = dense or answers
+    samples = [{"reference": pairs.texts[i], **{k: v[i] for k, v in said.items()}} for i in range(min(8, len(pairs)))]
     return found, samples

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import json
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from mmcompress.data.base import Pairs
+from mmcompress.errors import DataError, SpecError
 from mmcompress.records import Block, Latency, Proof, read, write
-from mmcompress.workflow.state import Run
+from mmcompress.spec.loader import targets
+from mmcompress.workflow.state import Run, precisions_of
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,8 @@ class Profile:
 
 def profile(run: Run) -> Profile:
     """Export the dense pipeline with its proofs, measure it, and measure the device table. Cached in the run folder."""
-    record = run.folder / "profile.json"
-    if record.exists() and (run.folder / "baseline" / "manifest.json").exists():
+    record = run.shared / "profile.json"
+    if record.exists() and (run.shared / "baseline" / "manifest.json").exists():
         return read(Profile, record)
     with run.timed("profile"):
         found = _profile(run)
@@ -38,9 +43,9 @@ def profile(run: Run) -> Profile:
 
 
 def _profile(run: Run) -> Profile:
-    from mmcompress.export.bundle import write_bundle
     from mmcompress.export.proofs import require
     from mmcompress.graph.modality import layers
+    from mmcompress.graph.topology import decode_steps
     from mmcompress.measure.counts import block_params, count
     from mmcompress.measure.latency import end_to_end
     from mmcompress.runtime import load as load_bundle
@@ -48,14 +53,13 @@ def _profile(run: Run) -> Profile:
     say, spec = run.say, run.spec
     say("profile", "exporting the dense pipeline", 0.0)
     fp32 = dict.fromkeys(run.models, "fp32")
-    proofs = write_bundle(spec, run.models, fp32, {}, run.folder / "baseline")
-    proofs += generation_proofs(run, run.models, run.folder / "baseline")
+    proofs = run.bundle(run.models, fp32, {}, run.shared / "baseline")
+    proofs += generation_proofs(run, run.models, run.shared / "baseline")
     require(proofs)
     say("profile", "measuring it end to end", 0.6)
-    requests = [{next(iter(run.spec.inputs)): i} for i in run.data.load("val", 32, seed=1).images]
-    dense = load_bundle(run.folder / "baseline", spec.measure.threads)
-    m = end_to_end({"dense": dense}, requests, spec.measure.warmup, spec.measure.rounds)["dense"]
-    steps = {n: m.calls.get(f"{n}/step", 1.0) for n in run.models}
+    dense = load_bundle(run.shared / "baseline", spec.measure.threads)
+    m = end_to_end({"dense": dense}, run.requests(32), spec.measure.warmup, spec.measure.rounds)["dense"]
+    steps = decode_steps(spec, m.calls)
     counted = {n: count(model, steps[n], run.spec.nodes[n].candidates) for n, model in run.models.items()}
     modality = tuple({**asdict(x), "modalities": list(x.modalities)} for x in layers(spec, run.blocks))
     return Profile(
@@ -92,7 +96,7 @@ def predictor(run: Run, dense: Profile) -> Any:
     from mmcompress.measure.calibrate import calibrated
     from mmcompress.measure.predict import Predictor
 
-    record = run.folder / "predictor.json"
+    record = run.shared / "predictor.json"
     if record.exists():
         return read(Predictor, record)
     with run.timed("device table"):
@@ -102,11 +106,85 @@ def predictor(run: Run, dense: Profile) -> Any:
             dense.calls,
             dense.latency_ms.p50,
             dense.model_share,
-            run.folder,
+            run.shared,
+            {n: _shortest(run, n) for n in run.models},
+            precisions_of(run),
             lambda what, share: run.say("device table", what, share),
         )
     write(record, found)
     return found
+
+
+@dataclass(frozen=True)
+class Written:
+    """A dataset with what the dense pipeline writes for its inputs, found out when asked for and kept in a file."""
+
+    data: Any
+    bundle: Path
+    record: Path
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(self.data.splits)
+
+    @property
+    def gives(self) -> str:
+        return str(self.data.gives)
+
+    def load(self, split: str, count: int | None = None, seed: int = 0) -> Pairs:
+        pairs = self.data.load(split, count, seed)
+        if split not in ("train", "val"):
+            return pairs
+        known = json.loads(self.record.read_text()) if self.record.exists() else {}
+        missing = [i for i, name in enumerate(pairs.names) if name not in known]
+        if missing:
+            pipeline = _loaded(self.bundle)
+            kinds = {n: node["kind"] for n, node in pipeline.manifest["graph"]["nodes"].items()}
+            generator = next(n for n, k in kinds.items() if k == "text_decoder")
+            port = next(iter(pipeline.inputs))
+            for i in missing:
+                known[pairs.names[i]] = pipeline.run(**{port: pairs.inputs[i]})[generator]["text"]
+            write(self.record, known)
+        return replace(pairs, written=tuple(known[name] for name in pairs.names))
+
+
+@lru_cache(maxsize=1)
+def _loaded(bundle: Path) -> Any:
+    from mmcompress.runtime import load as load_bundle
+
+    return load_bundle(bundle)
+
+
+def label(run: Run) -> None:
+    """Where the spec says so, let generators learn from and be chosen by what the dense pipeline writes."""
+    if run.spec.data.labels == "reference":
+        return
+    if "text_decoder" not in run.pipeline.kinds.values():
+        raise DataError("data.labels: 'dense' needs a node of kind text_decoder")
+    if not run.data.load("val", 1).names:
+        raise DataError(f"data.labels: 'dense' needs a data kind of files, not '{run.spec.data.kind}'")
+    run.data = Written(run.data, run.shared / "baseline", run.shared / "written.json")
+
+
+def prepared(run: Run) -> tuple[Profile, Any, Any]:
+    """Profile, latency predictor and evidence: all that does not depend on a target."""
+    dense = profile(run)
+    label(run)
+    return dense, predictor(run, dense), evidence(run)
+
+
+def one_target(run: Run) -> Run:
+    """The run, if it has one target. Raises `SpecError`."""
+    if len(targets(run.spec)) > 1:
+        raise SpecError(f"target: one target, please, got '{run.spec.target}'")
+    return run
+
+
+def _shortest(run: Run, node: str) -> float:
+    """The largest share of its positions that a node may lose: as the spec fixes it, or as far as the space goes."""
+    prune, d = run.spec.nodes[node].prune, run.space.dimensions.get(f"nodes.{node}.prune.tokens")
+    fixed = max(prune.tokens, prune.blocks.get("tokens", 0.0))
+    return max(fixed, (d.high or 0.0) if d else 0.0)
 
 
 def evidence(run: Run) -> Any:
@@ -119,6 +197,7 @@ def evidence(run: Run) -> Any:
             run.pipeline,
             run.models,
             run.data,
-            run.folder,
+            run.shared,
             lambda what, share: run.say("importance", what, share),
+            precisions_of(run),
         )

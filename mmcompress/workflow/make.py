@@ -3,56 +3,143 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from mmcompress.records import Proof
-from mmcompress.workflow.choose import Fitted, pruned
-from mmcompress.workflow.dense import generation_proofs
+from mmcompress.records import Candidate, Proof
+from mmcompress.workflow.choose import pruned
+from mmcompress.workflow.dense import Profile, generation_proofs
+from mmcompress.workflow.fit import Fitted
 from mmcompress.workflow.state import Run
 
+CHECKED = 256
+"""Choosing pairs at most that the best weights of a distillation are picked by."""
+Counts = dict[str, tuple[int, int]]
+"""Parameters and multiply-accumulates a request, by node."""
 
-def compress(run: Run, ev: Any, fitted: Fitted) -> tuple[dict[str, Any], list[Proof]]:
-    """Prune with proof, refit, distill, write the bundle. Weights are kept: a resumed run does not train again."""
-    from mmcompress.distill.trainer import distill_
-    from mmcompress.export.bundle import load_weights, save_weights, write_bundle
+
+def compress(run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = False) -> tuple[Counts, list[Proof]]:
+    """Prune with proof, refit, distill, write the bundle. Weights are kept: a resumed run does not train again.
+
+    Gives the size of what was made, and the proofs of both sides; the models themselves are let go. `scratch`: the
+    structure starts from random weights, as a control.
+    """
     from mmcompress.export.proofs import require, surgery
-    from mmcompress.prune.allocation import choose_units
+    from mmcompress.graph.topology import decode_steps
+    from mmcompress.measure.counts import count
 
-    weights, c = run.folder / "weights", fitted.candidate
+    c = fitted.candidate
+    models, survivors = _made(run, ev, c, scratch)
     with run.timed("prune"):
-        units = {n: choose_units(c.kept[n], m.blocks, ev.scores[n]) for n, m in run.models.items()}
         batch = run.pipeline.batch(run.data.load("train", min(16, run.spec.data.batch), seed=3))
-        proofs = surgery(run.pipeline, run.models, units, batch)
-        proofs += surgery(run.pipeline, run.models, _random_units(run), batch)
+        proofs = surgery(run.pipeline, run.models, survivors, batch)
+        proofs += require(surgery(run.pipeline, run.models, _random_units(run), batch))
         require(proofs)
-        run.say("prune", "masked == sliced proved; refitting", None)
-        models = pruned(run, ev, c, run.spec.prune.refit and not (weights / "done").exists())
-    with run.timed("distill"):
-        if (weights / "done").exists():
-            for n, m in models.items():
-                load_weights(m, weights / f"{n}.safetensors")
-        else:
-            distill_(
-                run.pipeline,
-                models,
-                run.models,
-                run.data,
-                run.spec.distill,
-                run.spec.seed,
-                lambda what, share: run.say("distill", what, share),
-                run.folder / "distill.json",
-            )
-            save_weights(models, weights)
-            (weights / "done").touch()
     with run.timed("export"):
-        run.say("export", "ONNX, int8, proofs", None)
-        found = write_bundle(run.spec, models, c.precision, c.kept, run.folder / "bundle")
+        run.say("export", "ONNX, rounding, proofs", None)
+        found = run.bundle(models, c.precision, c.kept, run.folder / "bundle")
         if all(p == "fp32" for p in c.precision.values()):
             found += generation_proofs(run, models, run.folder / "bundle")
         else:
             found += _fp32_generation(run, models)
         proofs += require(found)
-    return models, proofs
+    steps = decode_steps(run.spec, dense.calls)
+    counts = {n: count(m, steps[n], run.spec.nodes[n].candidates) for n, m in models.items()}
+    return counts, [*dense.proofs, *proofs]
+
+
+def _made(run: Run, ev: Any, c: Candidate, scratch: bool) -> tuple[dict[str, Any], Any]:
+    """(trained models of a candidate, the units of the dense models that are left in them)."""
+    from safetensors.torch import load_file, save_file
+
+    from mmcompress.export.bundle import load_weights, save_weights
+
+    weights = run.folder / "weights"
+    if (weights / "units.safetensors").exists():
+        models = pruned(run, ev, c, refit=False)
+        for n, m in models.items():
+            load_weights(m, weights / f"{n}.safetensors")
+        flat = load_file(weights / "units.safetensors")
+        return models, {n: {b.name: flat[f"{n}/{b.name}"] for b in m.blocks} for n, m in run.models.items()}
+    one_shot = scratch or run.spec.prune.schedule == "one_shot"
+    models, survivors = _at_once(run, ev, c, scratch) if one_shot else _by_rounds(run, ev, c)
+    save_weights(models, weights)
+    save_file({f"{n}/{b}": u for n, by in survivors.items() for b, u in by.items()}, weights / "units.safetensors")
+    return models, survivors
+
+
+def _at_once(run: Run, ev: Any, c: Candidate, scratch: bool) -> tuple[dict[str, Any], Any]:
+    from mmcompress.prune.allocation import choose_units
+    from mmcompress.prune.schedule import whole
+
+    with run.timed("prune"):
+        run.say("prune", "cutting and refitting", None)
+        models = pruned(run, ev, c, run.spec.prune.refit and not scratch)
+        if scratch:
+            _forget_(models, run.spec.seed)
+        units = {n: choose_units(c.kept[n], m.blocks, ev.scores[n]) for n, m in run.models.items()}
+        survivors = {n: {**by, **units[n]} for n, by in whole(run.blocks).items()}
+    _distill_(run, models, 1.0, run.folder / "distill.json")
+    return models, survivors
+
+
+def _by_rounds(run: Run, ev: Any, c: Candidate) -> tuple[dict[str, Any], Any]:
+    """Prune and train in turn, units scored anew in each round; to rewind, the survivors start again as they were."""
+    from mmcompress.models.sources import connect
+    from mmcompress.prune.importance import Material, scored
+    from mmcompress.prune.refit import measure_grams, refit_
+    from mmcompress.prune.schedule import narrowed, plan, whole
+    from mmcompress.prune.surgery import sliced
+    from mmcompress.registry import IMPORTANCE
+
+    p, rewind = run.spec.prune, run.spec.prune.schedule == "rewind"
+    criterion, calibration = IMPORTANCE.get(p.importance), run.data.load("train", run.spec.data.calibration)
+    batch, models, survivors, scores = run.pipeline.batch(calibration), run.models, whole(run.blocks), ev.scores
+    share = 1 / (p.rounds + rewind)
+    for i, kept in enumerate(plan(run.blocks, c.kept, p.rounds)):
+        with run.timed("prune"):
+            run.say("prune", f"round {i + 1} of {p.rounds}", None)
+            if i:
+                grams = measure_grams(run.pipeline, models, batch)
+                scores = scored(criterion, Material(run.pipeline, models, batch, grams, run.spec.seed))
+            models, survivors = narrowed(models, survivors, kept, scores)
+            connect(run.spec, models)
+            if p.refit:
+                refit_(run.pipeline, models, run.models, batch, p.ridge)
+        _distill_(run, models, share, run.folder / f"distill-{i + 1}.json")
+    if rewind:
+        with run.timed("prune"):
+            models = {n: sliced(m, survivors[n]).eval() for n, m in run.models.items()}
+            connect(run.spec, models)
+            if p.refit:
+                refit_(run.pipeline, models, run.models, batch, p.ridge)
+        _distill_(run, models, share, run.folder / "distill.json")
+    return models, survivors
+
+
+def _distill_(run: Run, models: dict[str, Any], share: float, history: Path) -> None:
+    """Train for a share of the spec's budget."""
+    from mmcompress.distill.trainer import distill_
+
+    d = run.spec.distill
+    options = replace(d, steps=round(d.steps * share), minutes=d.minutes * share)
+    with run.timed("distill"):
+        choosing = run.pipeline.batch(run.data.load("val", min(run.spec.data.choosing, CHECKED)))
+        say = lambda what, done: run.say("distill", what, done)
+        distill_(run.pipeline, models, run.models, run.data, options, run.spec.seed, say, history, choosing)
+
+
+def _forget_(models: dict[str, Any], seed: int) -> None:
+    """Random weights in place of all that was learnt: matrices of unit gain, norms of one, biases of zero."""
+    import torch
+
+    g = torch.Generator().manual_seed(seed)
+    for p, name in ((p, n) for m in models.values() for n, p in m.named_parameters()):
+        if p.ndim > 1:
+            p.data = torch.randn(p.shape, generator=g) * p[0].numel() ** -0.5
+        else:
+            p.data.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
 def _fp32_generation(run: Run, models: dict[str, Any]) -> list[Proof]:
@@ -73,6 +160,8 @@ def _random_units(run: Run) -> dict[str, dict[str, Any]]:
     """A random mixture of cuts, dropped sub-layers among them: surgery must be right for any structure."""
     import torch
 
+    from mmcompress.prune.masks import some
+
     g = torch.Generator().manual_seed(run.spec.seed + 17)
     out: dict[str, dict[str, Any]] = {}
     for n, m in run.models.items():
@@ -80,5 +169,5 @@ def _random_units(run: Run) -> dict[str, dict[str, Any]]:
         for b in m.blocks:
             share = float(torch.rand(1, generator=g))
             keep = b.least if share < 0.15 else max(b.step, int(share * b.units) // b.step * b.step)
-            out[n][b.name] = torch.sort(torch.randperm(b.units, generator=g)[:keep]).values
+            out[n][b.name] = some(b, keep, g)
     return out

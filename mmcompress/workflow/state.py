@@ -6,17 +6,21 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import DataError
-from mmcompress.records import Block, plain, read, write
-from mmcompress.spec.loader import given, load, load_space, parse_target
+from mmcompress.errors import DataError, ModelError
+from mmcompress.records import Block, Kept, Proof, plain, read, write
+from mmcompress.registry import nearest
+from mmcompress.spec.loader import Goal, given, load, load_space, parse_target
 from mmcompress.spec.schema import Space, Spec
 
 Say = Callable[[str, str, float | None], None]
 """(stage, what, share done or None): progress for a person."""
 SILENT: Say = lambda stage, what, share: None
+STATIC = 32
+"""Training inputs that static ranges are taken from."""
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -33,10 +37,54 @@ class Run:
     data: Any
     cross: dict[str, dict[str, str]]
     timings: dict[str, float]
+    listed: dict[str, tuple[str, ...]]
+    """The texts of every lookup."""
+    shared: Path
+    """The folder of what does not depend on the target; `folder` itself where there is one target."""
+
+    @property
+    def goal(self) -> Goal:
+        return parse_target(self.spec.target)
+
+    def aimed_at(self, target: str) -> Run:
+        """The same run for one of its targets, in a folder of its own."""
+        spec = replace(self.spec, target=target)
+        folder = self.folder / target.replace(" ", "-")
+        record = folder / "timings.json"
+        timings = json.loads(record.read_text()) if record.exists() else {}
+        return replace(self, spec=spec, folder=folder, timings=timings)
+
+    def requests(self, count: int) -> list[dict[str, Any]]:
+        """Inputs to measure latency with, from the choosing split."""
+        return [{next(iter(self.spec.inputs)): x} for x in self.data.load("val", count, seed=1).inputs]
+
+    def bundle(
+        self, models: dict[str, Any], precision: dict[str, str], kept: dict[str, Kept], folder: Path, prove: bool = True
+    ) -> list[Proof]:
+        """Write a bundle of given models; returns its proofs."""
+        from mmcompress.export.bundle import write_bundle
+
+        static = any(p == "int8_static" for p in precision.values())
+        given = self.data.load("train", min(self.spec.data.calibration, STATIC)).inputs if static else ()
+        return write_bundle(self.spec, models, precision, kept, folder, prove, self.listed, given)
 
     @property
     def blocks(self) -> dict[str, tuple[Block, ...]]:
         return {n: m.blocks for n, m in self.models.items()}
+
+    @cached_property
+    def footprint(self) -> Any:
+        """What structures weigh. Measured once per run folder, when a limit asks for it."""
+        from mmcompress.measure.counts import params
+        from mmcompress.measure.footprint import Footprint, footprint
+        from mmcompress.measure.predict import Predictor
+
+        record = self.shared / "footprint.json"
+        if not record.exists():
+            sizes = read(Predictor, self.shared / "predictor.json").sizes
+            dense = {n: params(m) for n, m in self.models.items()}
+            write(record, footprint(self.models, sizes, dense, self.shared / "baseline"))
+        return read(Footprint, record)
 
     def timed(self, stage: str) -> Any:
         return _Clock(self, stage)
@@ -75,7 +123,7 @@ def open_run(
     space = load_space(space_path or default_space(), spec, given(spec_path, overrides))
     folder = Path(out)
     say("load", f"{spec.name}: {len(spec.models())} models", None)
-    from mmcompress.data import open_dataset
+    from mmcompress.data import listed_texts, open_dataset
     from mmcompress.graph.modality import cross_modal
     from mmcompress.graph.pipeline import TorchPipeline
     from mmcompress.models.sources import load_models
@@ -85,11 +133,40 @@ def open_run(
         if split not in data.splits:
             raise DataError(f"data.report: '{spec.data.kind}' has no split '{split}' (known: {', '.join(data.splits)})")
         data.load(split, 1)
+    kind = getattr(data, "gives", "image")
+    if kind != next(iter(spec.inputs.values())):
+        raise DataError(f"data: '{spec.data.kind}' gives {kind}, the pipeline takes {next(iter(spec.inputs.values()))}")
+    listed = {n: listed_texts(data, node.texts) for n, node in spec.nodes.items() if node.kind == "lookup"}
     models = load_models(spec)
+    _check_asked(spec, models)
+    space = _possible(space, models)
     cross = cross_modal(spec, {n: m.blocks for n, m in models.items()})
     _claim(folder, spec, space, resume)
     timings = json.loads((folder / "timings.json").read_text()) if (folder / "timings.json").exists() else {}
-    return Run(spec, space, folder, say, models, TorchPipeline(spec, models), data, cross, timings)
+    return Run(spec, space, folder, say, models, TorchPipeline(spec, models), data, cross, timings, listed, folder)
+
+
+def _check_asked(spec: Spec, models: dict[str, Any]) -> None:
+    """Raise `ModelError` when a spec cuts what a model does not have."""
+    for n, node in spec.models().items():
+        blocks, at = models[n].blocks, f"nodes.{n}.prune"
+        has = sorted({b.group for b in blocks})
+        for group in ("heads", "ffn", "tokens"):
+            if getattr(node.prune, group) > 0 and group not in has:
+                raise ModelError(f"{at}.{group}: this model has no {group} to cut (it has: {', '.join(has)})")
+        if node.prune.drop > sum(bool(b.drop) for b in blocks):
+            raise ModelError(f"{at}.drop: only {sum(bool(b.drop) for b in blocks)} of its blocks can be removed whole")
+        names = [b.name for b in blocks]
+        if unknown := [name for name in node.prune.blocks if name not in names]:
+            raise ModelError(f"{at}.blocks: no block is named '{unknown[0]}'; {nearest(unknown[0], names)}")
+
+
+def _possible(space: Space, models: dict[str, Any]) -> Space:
+    """The space without ratios of unit kinds that a model does not have."""
+    has = {f"nodes.{n}.prune.{b.group}" for n, m in models.items() for b in m.blocks}
+    kinds = ("heads", "ffn", "tokens")
+    keep = {p: d for p, d in space.dimensions.items() if p.rpartition(".")[2] not in kinds or p in has}
+    return replace(space, dimensions=keep)
 
 
 def _claim(folder: Path, spec: Spec, space: Space, resume: bool) -> None:
@@ -113,6 +190,10 @@ def _decisive(spec: Spec) -> Any:
     )
 
 
-def budget(spec: Spec, dense_ms: float) -> float:
-    kind, value = parse_target(spec.target)
-    return dense_ms / value if kind == "speedup" else value
+def precisions_of(run: Run) -> dict[str, tuple[str, ...]]:
+    """The precisions each node may have."""
+    found = {}
+    for n, node in run.spec.models().items():
+        d = run.space.dimensions.get(f"nodes.{n}.precision")
+        found[n] = tuple(d.choices) if d else ("fp32" if node.precision == "auto" else node.precision,)
+    return found

@@ -1,0 +1,96 @@
+"""Predicted against measured latency of random structures of one pipeline, each exported whole.
+
+    python benchmarks/prediction.py pipelines/clip_captioner.yaml --run runs/demo-2x-s0 --out reports/prediction
+
+Every structure and the dense pipeline answer the same requests in turn, both writing as long as the dense one does; the
+median share of the dense request, times the dense p50 the predictor was calibrated on, is what was measured. Writes
+OUT-NAME.json and OUT-NAME.svg, prints the mean absolute error and Spearman's rank correlation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from mmcompress import workflow
+from mmcompress.measure.latency import end_to_end, paces
+from mmcompress.measure.machine import cpu
+from mmcompress.models.sources import connect
+from mmcompress.prune.allocation import after, steps
+from mmcompress.prune.surgery import sliced
+from mmcompress.records import Candidate, write
+from mmcompress.report.charts import predicted_measured
+from mmcompress.runtime import load
+
+
+def drawn(run, rng: np.random.Generator) -> Candidate:
+    """A random structure of the search space: how much is cut differs from one to the next, and from block to block."""
+    kept, much = {}, rng.uniform(0, 0.8)
+    for n, blocks in run.blocks.items():
+        kept[n] = {}
+        for b in blocks:
+            high = getattr(run.space.dimensions.get(f"nodes.{n}.prune.{b.group}"), "high", 0) or 0
+            share = float(np.clip(rng.normal(much, 0.2), 0, high))
+            kept[n][b.name] = int(after(b, round(share * steps(b))))
+    return Candidate(kept, {n: str(rng.choice(["fp32", "int8"])) for n in run.blocks})
+
+
+def ranks(values: list[float]) -> np.ndarray:
+    return np.argsort(np.argsort(values)).astype(float)
+
+
+def main() -> int:
+    import torch
+
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("spec")
+    p.add_argument("--run", type=Path, required=True, help="a run folder of it: its profile and predictor are used")
+    p.add_argument("--out", default="reports/prediction")
+    p.add_argument("--count", type=int, default=30)
+    p.add_argument("--rounds", type=int, default=40)
+    p.add_argument("--seed", type=int, default=0)
+    a = p.parse_args()
+    run = workflow.open_run(a.spec, a.run, resume=True)
+    dense = workflow.profile(run)
+    predict = workflow.predictor(run, dense)
+    requests = run.requests(16)
+    base = load(a.run / "baseline", run.spec.measure.threads)
+    pace, rng, rows = paces(base, requests), np.random.default_rng(a.seed), []
+    for i in range(a.count):
+        c = drawn(run, rng)
+        units = {n: {b: torch.arange(k) for b, k in by.items()} for n, by in c.kept.items()}
+        models = {n: sliced(m, units[n]).eval() for n, m in run.models.items()}
+        connect(run.spec, models)
+        run.bundle(models, c.precision, c.kept, a.run / "scratch", prove=False)
+        new = load(a.run / "scratch", run.spec.measure.threads)
+        found = end_to_end({"new": new, "dense": base}, requests, 3, a.rounds, pace)
+        share = statistics.median(x / y for x, y in zip(found["new"].samples, found["dense"].samples, strict=True))
+        rows.append({"predicted_ms": predict(c), "measured_ms": share * dense.latency_ms.p50})
+        print(
+            f"{i + 1:3d}  predicted {rows[-1]['predicted_ms']:8.2f} ms, measured {rows[-1]['measured_ms']:8.2f} ms",
+            flush=True,
+        )
+    shutil.rmtree(a.run / "scratch", ignore_errors=True)
+    x, y = ([r[k] for r in rows] for k in ("predicted_ms", "measured_ms"))
+    error = float(np.mean(np.abs(np.array(x) / np.array(y) - 1)))
+    rank = float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+    found_in = {
+        "pipeline": run.spec.name,
+        "mean_absolute_error": error,
+        "spearman": rank,
+        "structures": rows,
+        "cpu": cpu(),
+    }
+    write(Path(f"{a.out}-{run.spec.name}.json"), found_in)
+    Path(f"{a.out}-{run.spec.name}.svg").write_text(predicted_measured(x, y))
+    print(f"{run.spec.name}: mean absolute error {error:.1%}, Spearman {rank:.3f} over {len(rows)} structures")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

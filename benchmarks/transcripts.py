@@ -1,0 +1,68 @@
+"""The deployed dense recognizer against the library's own: the same tokens for every clip, the same word error rate.
+
+    LJSPEECH_DIR=... python benchmarks/transcripts.py runs/speech_search-1.5x-s0
+
+The library's side is all its own: feature extractor, encoder, greedy `generate` of `WhisperForConditionalGeneration`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from mmcompress.data import open_dataset
+from mmcompress.metrics.pairs import Answers, judge
+from mmcompress.models.sources import locate
+from mmcompress.records import read
+from mmcompress.runtime import load
+from mmcompress.spec.schema import Spec
+
+
+def main() -> int:
+    from tokenizers import Tokenizer
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("run", type=Path, help="a finished run of pipelines/speech_search.yaml")
+    a = p.parse_args()
+    spec = read(Spec, a.run / "spec.json")
+    generator, node = next((n, x) for n, x in spec.nodes.items() if x.kind == "text_decoder")
+    encoder = node.inputs["context"].split(".")[0]
+    _, folder, name, _ = locate(node.source)
+    library = WhisperForConditionalGeneration.from_pretrained(folder or name).eval()
+    features = WhisperFeatureExtractor(feature_size=library.config.num_mel_bins)
+    bundle = load(a.run / "baseline")
+    writer = bundle.nodes[generator]
+    tokenizer: Tokenizer = writer.tokenizer
+    writer.generation = replace(writer.generation, guard=False)  # the library has none
+    end = int(writer.generation.eos)
+    words = lambda ids: [i for i in ids if i < end]
+    data, same, texts, said, total = open_dataset(spec.data), 0, ([], []), [], 0
+    for split in data.splits:
+        pairs = data.load(split)
+        for sound, text in zip(pairs.inputs, pairs.texts, strict=True):
+            x = features(sound, sampling_rate=16000, return_tensors="pt").input_features
+            with torch.inference_mode():
+                theirs = words(
+                    library.generate(x, max_length=node.max_tokens, num_beams=1, do_sample=False)[0].tolist()
+                )
+            context = bundle.nodes[encoder](sound)["tokens"]
+            mine = words(writer.generate(context)[0][1])
+            total, same = total + 1, same + (mine == theirs)
+            if split == "test":
+                said.append(text)
+                for kept, ids in zip(texts, (mine, theirs), strict=True):
+                    kept.append(tokenizer.decode(ids))
+    print(f"{same} of {total} clips: the library's tokens exactly")
+    for who, kept in zip(("deployed", "library"), texts, strict=True):
+        q = judge(Answers(tuple(kept), tuple(said)), ["wer"])["wer"]
+        print(f"{who}: WER {q.value:.2%} ({q.low:.2%} - {q.high:.2%}) on {q.n} test clips")
+    return int(same != total)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""What a structure weighs: parameters from its blocks, size and memory calibrated on whole exports."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mmcompress.measure.predict import Affine
+from mmcompress.records import Block, Candidate
+
+MB = 1e6
+PROBE = """\
+import pathlib, resource, sys
+from mmcompress.runtime import load
+import numpy
+if len(sys.argv) > 1:
+    pipeline = load(sys.argv[1])
+    given = numpy.zeros((64, 64, 3), "uint8") if "image" in pipeline.inputs.values() else numpy.zeros(16000, "float32")
+    pipeline(**{next(iter(pipeline.inputs)): given})
+status = pathlib.Path("/proc/self/status")  # where there is one: the other figure counts the parent before the start
+lines = status.read_text().splitlines() if status.exists() else []
+peak = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
+print(peak[0] if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def memory_mb(bundle: Path | None = None) -> float:
+    """Peak resident memory of a process that loads a bundle and answers once; without one, of the bare runtime."""
+    command = [sys.executable, "-c", PROBE, *([str(bundle)] if bundle else [])]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
+    return int(done.stdout.split()[-1]) / MB
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Parameters, size and memory of any structure of one pipeline.
+
+    `params`: of the dense nodes; `unit`: parameters that go with each unit of a block; `size`: megabytes of a node
+    against its parameters in millions, by precision; `rest_mb`: files that are no models; `empty_mb`: the memory of the
+    bare runtime, `per_mb`: what a megabyte of bundle takes beside it.
+    """
+
+    params: dict[str, int]
+    unit: dict[str, dict[str, float]]
+    size: dict[str, dict[str, Affine]]
+    rest_mb: float = 0.0
+    empty_mb: float = 0.0
+    per_mb: float = 1.0
+    units: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def node_params(self, node: str, candidate: Candidate) -> float:
+        kept = candidate.kept.get(node, {})
+        return self.params[node] - sum(
+            each * (self.units[node][b] - kept.get(b, self.units[node][b])) for b, each in self.unit[node].items()
+        )
+
+    def total_params(self, candidate: Candidate) -> float:
+        return sum(self.node_params(n, candidate) for n in self.params)
+
+    def size_mb(self, candidate: Candidate) -> float:
+        total = self.rest_mb
+        for n in self.params:
+            a = self.size[n][candidate.precision[n]]
+            total += a.base + a.scale * self.node_params(n, candidate) / 1e6
+        return total
+
+    def memory_mb(self, candidate: Candidate) -> float:
+        return self.empty_mb + self.per_mb * self.size_mb(candidate)
+
+
+def per_unit(model: Any, block: Block) -> float:
+    """Parameters that go with one unit of a block: rows of its writers, columns of its readers, all it passes."""
+    if block.group == "tokens":
+        return 0.0
+    total = 0.0
+    for w in block.writers:
+        module = model.get_submodule(w.path)
+        row = module.weight[0].numel() + (module.bias is not None)
+        total += w.parts * w.width * row
+    for path in block.through:
+        total += block.width * sum(p[0].numel() for p in model.get_submodule(path).parameters())
+    for path in (block.out, *block.also):
+        total += block.width * model.get_submodule(path).weight[:, 0].numel()
+    return total
+
+
+def footprint(
+    models: Mapping[str, Any],
+    size: dict[str, dict[str, Affine]],
+    params: Mapping[str, int],
+    bundle: Path,
+) -> Footprint:
+    """The footprint of a pipeline from its models, calibrated sizes, and its dense bundle."""
+    whole = sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) / MB
+    in_nodes = sum(f.stat().st_size for n in models for f in (bundle / n).glob("*.onnx")) / MB
+    empty = memory_mb()
+    return Footprint(
+        dict(params),
+        {n: {b.name: per_unit(m, b) for b in m.blocks} for n, m in models.items()},
+        size,
+        whole - in_nodes,
+        empty,
+        max(memory_mb(bundle) - empty, 0.0) / whole,
+        {n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
+    )

@@ -1,0 +1,57 @@
+"""When units go: all at once, or over rounds of pruning and training; and back to the first weights at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from mmcompress.models.base import Model
+from mmcompress.prune.allocation import after, choose_units
+from mmcompress.prune.surgery import sliced
+from mmcompress.records import Block, Kept
+
+Survivors = dict[str, dict[str, Tensor]]
+"""Units of the dense model that are left, by node and block."""
+
+
+def plan(blocks: Mapping[str, Sequence[Block]], final: Mapping[str, Kept], rounds: int) -> list[dict[str, Kept]]:
+    """Units kept after each of `rounds`, the last being `final`; much at first, less and less (Zhu and Gupta 2017).
+
+    The share of all cuts made by the end of round i of n is 1 - (1 - i / n)^3. What is dropped whole goes in the last.
+    """
+    found = []
+    for i in range(1, rounds + 1):
+        done = 1 - (1 - i / rounds) ** 3
+        kept: dict[str, Kept] = {}
+        for n, bs in blocks.items():
+            kept[n] = {}
+            for b in bs:
+                end = final[n].get(b.name, b.units)
+                now = end if i == rounds else int(after(b, int(done * (b.units - end) / b.step)))
+                kept[n][b.name] = max(now, end, 0 if i == rounds else b.step)
+        found.append(kept)
+    return found
+
+
+def whole(blocks: Mapping[str, Sequence[Block]]) -> Survivors:
+    return {n: {b.name: torch.arange(b.units) for b in bs} for n, bs in blocks.items()}
+
+
+def narrowed(
+    models: Mapping[str, Model],
+    survivors: Survivors,
+    kept: Mapping[str, Kept],
+    scores: Mapping[str, Mapping[str, Tensor]],
+) -> tuple[dict[str, Model], Survivors]:
+    """Models cut down to `kept`, the least important of their own units gone, and what that leaves of the dense ones.
+
+    `scores`: of the units the models have now.
+    """
+    cut, left = {}, {}
+    for n, m in models.items():
+        units = choose_units(kept[n], m.blocks, scores[n])
+        cut[n] = sliced(m, units).eval()
+        left[n] = {b: s[units[b]] if b in units else s for b, s in survivors[n].items()}
+    return cut, left

@@ -1,0 +1,63 @@
+"""The rounding of each precision in torch, so that a trial is judged on what would be deployed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcompress.quantize.precision import INT8, Precision
+from mmcompress.registry import PRECISIONS
+
+
+def fake_weight(w: Tensor, p: Precision = INT8) -> Tensor:
+    """A weight [o, i] rounded as it is stored."""
+    if p.group:
+        rows, columns = w.shape
+        padded = F.pad(w, (0, -columns % p.group)).view(rows, -1, p.group)
+        # a group's largest weight, sign and all, becomes the lowest level, of which there is one more
+        top = padded.gather(2, padded.abs().argmax(2, keepdim=True))
+        scale = torch.where(top == 0, torch.ones_like(top), -top / (p.levels + 1))
+        return ((padded / scale).round().clamp(-p.levels - 1, p.levels) * scale).view(rows, -1)[:, :columns]
+    if p.levels:
+        scale = w.abs().amax(1, keepdim=True).clamp(min=1e-12) / p.levels
+        return (w / scale).round() * scale
+    low, high = w.amin(1, keepdim=True).clamp(max=0), w.amax(1, keepdim=True).clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=1e-12)
+    zero = (-low / scale).round()
+    return ((w / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+
+
+def fake_activation(x: Tensor) -> Tensor:
+    """x rounded to 8 asymmetric bits over its range, as DynamicQuantizeLinear does."""
+    low, high = x.min().clamp(max=0), x.max().clamp(min=0)
+    scale = ((high - low) / 255).clamp(min=1e-12)
+    zero = (-low / scale).round()
+    return ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
+
+
+@contextmanager
+def simulated(model: nn.Module, precision: str = "int8") -> Iterator[None]:
+    """Run `model` as if its linear layers were of a precision; a static range is taken to be that of the batch."""
+    p: Precision | None = PRECISIONS.get(precision)
+    if p is None:
+        yield
+        return
+    with ExitStack() as stack, torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                weight = module.weight.data
+                module.weight.data = fake_weight(weight, p)
+                stack.callback(setattr, module.weight, "data", weight)
+                if p.activations != "none":
+                    handle = module.register_forward_pre_hook(lambda m, args: (fake_activation(args[0]), *args[1:]))
+                    stack.callback(handle.remove)
+        for name, matrix in model.named_parameters():  # open_clip's projections: x @ p, no linear layer
+            if matrix.ndim == 2 and name.rsplit(".", 1)[-1] in ("proj", "text_projection"):
+                whole = matrix.data
+                matrix.data = fake_weight(whole.T, p).T
+                stack.callback(setattr, matrix, "data", whole)
+        yield

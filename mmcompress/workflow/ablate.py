@@ -1,0 +1,213 @@
+"""What each part of the recipe brings: cells that differ in one thing, tables of them, and a sentence for each claim.
+
+Cells share profile, predictor and evidence. Each is fitted to the same measured latency where its structure is free;
+only cells whose claim is about training are trained. A done cell is not done again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmcompress.errors import SpecError
+from mmcompress.records import Quality, Summary, build, plain, read, write
+from mmcompress.spec.schema import Spec, keys_of
+from mmcompress.workflow.compare import make
+from mmcompress.workflow.dense import Profile, one_target, predictor, prepared
+from mmcompress.workflow.fit import Propose
+from mmcompress.workflow.methods import METHODS, Method, knapsack
+from mmcompress.workflow.state import SILENT, Run, Say, open_run
+
+UNTRAINED = {"distill.steps": 0}
+CRITERIA = ("fisher", "taylor", "magnitude", "activation", "fluctuation", "movement", "random")
+DRAWS = 3
+"""Random sets of blocks that are protected in place of the cross-modal ones."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a table: a method, with a few keys of the spec changed; `like`: the cell whose structure it takes."""
+
+    table: str
+    name: str
+    method: Method
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    like: str = ""
+
+    @property
+    def folder(self) -> str:
+        return f"{self.table}-{self.name}".replace(" ", "_").replace("+", "").replace("/", "_")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`better` keeps more than `worse` (cells by folder; several are averaged)."""
+
+    says: str
+    better: tuple[str, ...]
+    worse: tuple[str, ...]
+
+
+def placebo(seed: int) -> Method:
+    """The knapsack with as much latency protected as the cross-modal blocks have, but of unimodal blocks by lot."""
+
+    @contextmanager
+    def propose(run: Run, ev: Any) -> Iterator[Propose]:
+        predict = predictor(run, read(Profile, run.shared / "profile.json"))
+        rows = predict.table.lookup()
+        ms = {(n, p.name): predict.block(rows, p, p.units, "fp32") for n, row in predict.placed.items() for p in row}
+        mass = sum(v for (n, b), v in ms.items() if b in run.cross[n])
+        free = [at for at in ms if at[1] not in run.cross[at[0]]]
+        cross: dict[str, dict[str, str]] = {n: {} for n in run.blocks}
+        for i in np.random.default_rng([run.spec.seed, seed]).permutation(len(free)):
+            n, b = free[i]
+            if mass <= 0:
+                break
+            cross[n][b], mass = "by lot", mass - ms[n, b]
+        with knapsack(dataclasses.replace(run, cross=cross), ev) as inner:
+            yield inner
+
+    return Method(f"as much latency protected, by lot (draw {seed})", propose)
+
+
+def cells(spec: Spec) -> list[Cell]:
+    """Every cell, those first that others take their structure from."""
+    m, found = METHODS, []
+    add: Callable[..., None] = lambda *a, **k: found.append(Cell(*a, **k))
+    add("training", "searched", m["searched"])
+    for name in ("uniform", "ranking", "knapsack", "searched", "random", "separate"):
+        add("allocation", name, m[name], UNTRAINED, "training-searched" if name == "searched" else "")
+    knap = m["knapsack"]
+    add("protection", "protected", knap, {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)})
+    add("protection", "unprotected", knap, {**UNTRAINED, "prune.protection": 1.0})
+    for draw in range(DRAWS):
+        changes = {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)}
+        add("protection", f"placebo {draw}", placebo(draw), changes)
+    for criterion in CRITERIA:
+        for refit in (True, False):
+            method = replace(m["uniform"], importance="" if criterion == spec.prune.importance else criterion)
+            changes = {**UNTRAINED, "prune.refit": refit}
+            add("importance", criterion + (" + refit" if refit else ""), method, changes, "allocation-uniform")
+    like = "training-searched"
+    for refit, train in ((False, False), (True, False), (False, True)):
+        name = "prune" + (" + refit" if refit else "") + (" + distil" if train else "")
+        changes = {"prune.refit": refit, **({} if train else UNTRAINED)}
+        add("order", name, m["searched"], changes, like)
+    plain_int = {f"nodes.{n}.precision": "fp32" for n in spec.models()}
+    add("order", "prune + refit + distil, no rounding", m["searched"], plain_int, like)
+    add("schedule", "gradual", m["searched"], {"prune.schedule": "gradual"}, like)
+    add("schedule", "rewind", m["searched"], {"prune.schedule": "rewind"}, like)
+    losses = {"no task loss": ("contrast", "caption"), "no logits": ("logits",)}
+    losses |= {"no features": ("embedding", "tokens"), "no affinity": ("affinity",)}
+    losses |= {"task loss alone": ("embedding", "tokens", "affinity", "logits")}
+    for name, off in losses.items():
+        add("losses", name, m["searched"], {f"distill.{k}": 0.0 for k in off}, like)
+    return found
+
+
+CLAIMS = (
+    Claim("Searching finds better structures than a uniform ratio", ("allocation-searched",), ("allocation-uniform",)),
+    Claim(
+        "Searching finds better structures than the knapsack alone", ("allocation-searched",), ("allocation-knapsack",)
+    ),
+    Claim("Guided search beats as many random trials", ("allocation-searched",), ("allocation-random",)),
+    Claim("One joint budget beats a budget for each model", ("allocation-knapsack",), ("allocation-separate",)),
+    Claim(
+        "Protecting cross-modal layers helps at equal latency", ("protection-protected",), ("protection-unprotected",)
+    ),
+    Claim(
+        "Protecting them helps more than protecting as much by lot",
+        ("protection-protected",),
+        tuple(f"protection-placebo_{i}" for i in range(DRAWS)),
+    ),
+    Claim("Fisher scores beat the norms of weights", ("importance-fisher__refit",), ("importance-magnitude__refit",)),
+    Claim("Fisher scores beat chance", ("importance-fisher__refit",), ("importance-random__refit",)),
+    Claim("Refit helps without training", ("order-prune__refit",), ("order-prune",)),
+    Claim("Refit helps with training", ("training-searched",), ("order-prune__distil",)),
+    Claim("Distillation helps after refit", ("training-searched",), ("order-prune__refit",)),
+    Claim("Rounding to int8 costs nothing", ("training-searched",), ("order-prune__refit__distil,_no_rounding",)),
+    Claim("Gradual pruning beats one shot at the same budget", ("schedule-gradual",), ("training-searched",)),
+    Claim("Rewinding the survivors beats one shot", ("schedule-rewind",), ("training-searched",)),
+    Claim("Distilling adds to the task loss", ("training-searched",), ("losses-task_loss_alone",)),
+)
+
+
+def verdict(better: list[Summary], worse: list[Summary]) -> tuple[str, float, float]:
+    """(supported, not supported or undecided; mean difference over the metrics; its 95 % half width).
+
+    Differences are of what is right (one minus an error rate), intervals those of independent samples: cautious, as
+    both sides answered the same inputs.
+    """
+    good = lambda q: 1 - q.value if q.error else q.value
+    error = lambda q: (q.high - q.low) / (2 * 1.959964)
+    names = list(better[0].compressed.quality)
+    gaps, variance = [], 0.0
+    for name in names:
+        a, b = ([s.compressed.quality[name] for s in side] for side in (better, worse))
+        mean: Callable[[list[Quality]], float] = lambda qs: sum(map(good, qs)) / len(qs)
+        gaps.append(mean(a) - mean(b))
+        variance += sum(error(q) ** 2 for q in a) / len(a) ** 2 + sum(error(q) ** 2 for q in b) / len(b) ** 2
+    gap, half = sum(gaps) / len(gaps), 1.959964 * math.sqrt(variance) / len(names)
+    return ("supported" if gap > half else "not supported" if gap < -half else "undecided at this n"), gap, half
+
+
+def ablate(
+    spec_path: str | Path,
+    out: str | Path,
+    space: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    resume: bool = False,
+    say: Say = SILENT,
+    tables: tuple[str, ...] = (),
+) -> dict[str, Summary]:
+    """Every cell's summary by its folder in `out`, and `ablation.html` beside them; of some `tables` or of all.
+
+    Raises `SpecError` for an unknown table.
+    """
+    r = one_target(open_run(spec_path, out, space, overrides, resume, say))
+    every = cells(r.spec)
+    known = list(dict.fromkeys(c.table for c in every))
+    if unknown := [t for t in tables if t not in known]:
+        raise SpecError(f"ablate: unknown table '{unknown[0]}' (known: {', '.join(known)})")
+    wanted = [c for c in every if not tables or c.table in tables]
+    needed = {c.like for c in wanted}
+    wanted = [c for c in every if c in wanted or c.folder in needed]
+    dense, predict, ev = prepared(r)
+    found = {}
+    for i, c in enumerate(wanted):
+        record = r.folder / c.folder / "summary.json"
+        if not record.exists():
+            say("ablate", f"{c.table}: {c.name} ({i + 1} of {len(wanted)})", None)
+            run = replace(r, spec=_changed(r.spec, c.changes))
+            make(run, c.folder, replace(c.method, like=c.like), predict, ev, dense)
+        found[c.folder] = read(Summary, record)
+    from mmcompress.report.several import write_ablation
+
+    rows = {t: {c.name: found[c.folder] for c in wanted if c.table == t} for t in known}
+    claims = []
+    for claim in CLAIMS:
+        if all(f in found for f in (*claim.better, *claim.worse)):
+            sides = ([found[f] for f in side] for side in (claim.better, claim.worse))
+            claims.append((claim.says, *verdict(*sides)))
+    write(r.folder / "claims.json", [dict(zip(("claim", "verdict", "gap", "half"), c, strict=True)) for c in claims])
+    write_ablation({t: by for t, by in rows.items() if by}, claims, r.folder)
+    return found
+
+
+def _changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:
+    data = json.loads(json.dumps(plain(spec)))
+    for dotted, value in changes.items():
+        at = data
+        *keys, last = keys_of(dotted)
+        for key in keys:
+            at = at[key]
+        at[last] = value
+    return build(Spec, data)

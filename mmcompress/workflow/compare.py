@@ -1,0 +1,92 @@
+"""Methods side by side on one pipeline and target: the same evidence, evaluations, training and measurement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmcompress.errors import SpecError
+from mmcompress.records import Candidate, Summary, read, write
+from mmcompress.registry import nearest
+from mmcompress.workflow.conclude import summarize
+from mmcompress.workflow.dense import Profile, one_target, prepared
+from mmcompress.workflow.fit import Fitted, fit
+from mmcompress.workflow.make import compress
+from mmcompress.workflow.methods import METHODS, Method
+from mmcompress.workflow.state import SILENT, Run, Say, open_run
+
+
+def compare(
+    spec_path: str | Path,
+    out: str | Path,
+    methods: Sequence[str] = tuple(METHODS),
+    space: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    resume: bool = False,
+    say: Say = SILENT,
+) -> dict[str, Summary]:
+    """Every method's summary, in a folder of its own in `out`, and `compare.html` beside them.
+
+    A method that is done is not done again when resumed. Raises `SpecError` for an unknown method.
+    """
+    for name in methods:
+        if name not in METHODS:
+            raise SpecError(f"compare: unknown method '{name}'; {nearest(name, METHODS)}")
+    r = one_target(open_run(spec_path, out, space, overrides, resume, say))
+    dense, predict, ev = prepared(r)
+    wanted = list(dict.fromkeys(m for name in methods for m in (METHODS[name].like, name) if m))
+    found: dict[str, Summary] = {}
+    for name in wanted:
+        record = r.folder / name / "summary.json"
+        if not record.exists():
+            say("compare", name, None)
+            make(r, name, METHODS[name], predict, ev, dense)
+        found[name] = read(Summary, record)
+    from mmcompress.report.several import write_comparison
+
+    write_comparison(found, {n: METHODS[n].about for n in found}, r.folder)
+    return found
+
+
+def make(r: Run, name: str, method: Method, predict: Any, ev: Any, dense: Profile) -> None:
+    """One method the whole way, in the folder `name`; it leaves a summary."""
+    folder = r.folder / name
+    record = folder / "timings.json"
+    timings = json.loads(record.read_text()) if record.exists() else {}
+    spec = r.spec
+    if not method.train:
+        spec = replace(spec, distill=replace(spec.distill, steps=0))
+    if method.importance:
+        ev = _rescored(r, ev, method.importance)
+    run = replace(r, folder=folder, spec=spec, timings=timings)
+    if method.fixed is not None:
+        fitted = _as_is(run, method.fixed(run), predict, dense)
+    elif method.like:
+        fitted = read(Fitted, r.folder / method.like / "fitted.json")
+        fixed = {n: node.precision for n, node in spec.models().items() if node.precision != "auto"}
+        fitted = replace(fitted, candidate=replace(fitted.candidate, precision=fitted.candidate.precision | fixed))
+        write(folder / "fitted.json", fitted)
+    else:
+        assert method.propose is not None
+        fitted = fit(run, ev, predict, dense, method=method.propose)
+    summarize(run, fitted, dense, *compress(run, ev, fitted, dense, method.scratch))
+
+
+def _as_is(run: Run, candidate: Candidate, predict: Any, dense: Profile) -> Fitted:
+    ms = predict(candidate)
+    fitted = Fitted(candidate, ms, ms, run.goal.milliseconds(dense.latency_ms), 0, predict.correction)
+    write(run.folder / "fitted.json", fitted)
+    return fitted
+
+
+def _rescored(r: Run, ev: Any, importance: str) -> Any:
+    """The evidence with the scores of another criterion."""
+    from mmcompress.prune.importance import Material, scored
+    from mmcompress.registry import IMPORTANCE
+
+    batch = r.pipeline.batch(r.data.load("train", r.spec.data.calibration))
+    material = Material(r.pipeline, r.models, batch, ev.grams, r.spec.seed)
+    return replace(ev, scores=scored(IMPORTANCE.get(importance), material))

@@ -1,0 +1,162 @@
+"""Stage: search, then measure the best structure before anything is trained, until one lies just under the target."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmcompress.errors import DataError
+from mmcompress.records import Candidate, Trial, read, write
+from mmcompress.workflow.choose import AIM, floor, jury, problem, pruned, search
+from mmcompress.workflow.dense import Profile
+from mmcompress.workflow.state import Run
+
+LOW, HIGH = 0.965, 0.993
+"""What measures between these shares of the target is accepted: faster, more was cut than needed."""
+ATTEMPTS = 5
+Propose = Callable[[Any, float, int], Trial | None]
+"""(predictor, budget in ms, attempt) -> the structure to measure; over the budget where nothing lies within."""
+
+
+@contextmanager
+def searching(run: Run, ev: Any) -> Iterator[Propose]:
+    """Proposals of the search: the best trial within the budget, the fastest one where none is."""
+    from mmcompress.search.moves import best
+
+    with jury(run, ev) as who:
+
+        def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
+            trials = search(run, ev, predict, budget_ms, who, attempt)
+            return best(trials, budget_ms) or min(trials, key=lambda t: t.latency_ms, default=None)
+
+        yield propose
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """The structure that will be distilled, with what was predicted and measured of it."""
+
+    candidate: Candidate
+    predicted_ms: float
+    measured_ms: float
+    target_ms: float
+    asked: int
+    """Trials and mutations of the search behind it: a resumed run that asks for more searches again."""
+    correction: float
+    """Measured over predicted latency, as fed back to the predictor."""
+    floor_ms: float = 0.0
+    """The lowest latency predicted of anything in the space; `fixed_ms`: the part of it that no block accounts for."""
+    fixed_ms: float = 0.0
+    attempts: tuple[dict[str, float], ...] = ()
+
+
+def fit(
+    run: Run, ev: Any, predict: Any, dense: Profile, bias: float = 1.0, method: Callable[..., Any] = searching
+) -> Fitted:
+    """Choose a structure, measure it before anything is trained; a miss corrects the prediction, and again.
+
+    Latency does not depend on the weights, so no time is lost on distilling what would miss the target. `bias`: final
+    over fitted latency of an artifact made before; `method(run, evidence)`: a context that gives a `Propose`.
+    """
+    record = run.folder / "fitted.json"
+    asked = run.spec.search.trials + run.spec.search.mutations
+    if record.exists():
+        found = read(Fitted, record)
+        if found.asked >= asked and bias == 1.0:
+            return found
+        record.unlink()
+        shutil.rmtree(run.folder / "weights", ignore_errors=True)
+    goal, latency = run.goal, dense.latency_ms
+    target_ms = goal.milliseconds(latency)
+    # the predictor knows medians: a p95 is first taken to lie as far from its median as the dense one
+    predict = replace(predict, correction=predict.correction * bias * getattr(latency, goal.statistic) / latency.p50)
+    with method(run, ev) as propose:
+        measured, predict = _approach(run, ev, propose, predict, dense, target_ms, bias)
+    if not measured:
+        raise DataError("the search has no trial to choose from: every one failed (see study.journal)")
+    within = [m for m in measured if m.measured_ms <= target_ms * HIGH]
+    near = [m for m in within if m.measured_ms >= target_ms * LOW]
+    top = min(near or within, key=lambda m: m.trial.loss, default=min(measured, key=lambda m: m.measured_ms))
+    p = problem(run, ev, predict, target_ms)
+    attempts = tuple(
+        {"predicted_ms": m.predicted_ms, "measured_ms": m.measured_ms, "target_ms": target_ms} for m in measured
+    )
+    lowest, ms = floor(p, predict), (top.predicted_ms, top.measured_ms, target_ms)
+    ends = (predict(lowest), predict.fixed(lowest))
+    found = Fitted(top.trial.candidate, *ms, asked, predict.correction, *ends, attempts)
+    write(record, found)
+    return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A structure measured whole, beside what was predicted of it."""
+
+    trial: Trial
+    predicted_ms: float
+    measured_ms: float
+
+
+def _approach(
+    run: Run, ev: Any, propose: Propose, predict: Any, dense: Profile, target_ms: float, bias: float
+) -> tuple[list[Measured], Any]:
+    """Propose and measure in turn until a structure lies just under the target; (what was measured, the predictor)."""
+    found: list[Measured] = []
+    residuals: list[float] = []
+    for attempt in range(ATTEMPTS):
+        chosen = propose(predict, target_ms * AIM, attempt)
+        if chosen is None or any(chosen.candidate == m.trial.candidate for m in found):
+            break
+        predicted = predict(chosen.candidate)
+        with run.timed("fit"):
+            run.say("fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None)
+            measured = bias * _measure_structure(run, ev, chosen.candidate, dense, target_ms)
+        found.append(Measured(chosen, predicted, measured))
+        run.say("fit", f"measured {measured:.2f} ms, target {target_ms:.2f} ms", None)
+        if LOW * target_ms <= measured <= HIGH * target_ms:
+            break
+        if max(measured, predicted) < LOW * target_ms:  # meant to be that fast: nothing slower is better
+            break
+        if chosen.latency_ms > target_ms * AIM and attempt > 0:  # nothing is predicted to be fast enough
+            break
+        residuals.append(predict.correction * measured / predicted)
+        # a mean: one measurement on a busy machine must not swing the search; the last ones are nearest to the target
+        weights = [2.0**i for i in range(len(residuals))]
+        mean = sum(w * math.log(r) for w, r in zip(weights, residuals, strict=True)) / sum(weights)
+        predict = replace(predict, correction=math.exp(mean))
+    return found, predict
+
+
+def _measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile, target_ms: float) -> float:
+    """Milliseconds of a whole export, to compare with the target; it and the dense pipeline are sent the same requests.
+
+    Both write as long as the dense pipeline does: before distillation a generator may ramble, and that is not a slower
+    structure. A node over a limit of its own counts as a pipeline over its target by as much.
+    """
+    from mmcompress.measure.latency import end_to_end, paces
+    from mmcompress.runtime import load as load_bundle
+
+    folder = run.folder / "scratch"
+    models = pruned(run, ev, candidate, refit=False)
+    run.bundle(models, candidate.precision, candidate.kept, folder, prove=False)
+    del models  # of a large pipeline: its sessions need the memory
+    threads = run.spec.measure.threads
+    pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.shared / "baseline", threads)}
+    requests = run.requests(32)
+    pace = paces(pair["dense"], requests)
+    found = end_to_end(pair, requests, run.spec.measure.warmup, min(96, run.spec.measure.rounds), pace)
+    shutil.rmtree(folder, ignore_errors=True)
+    new, old, statistic = found["new"], found["dense"], run.goal.statistic
+    ms = float(getattr(new.latency, statistic))
+    if run.goal.kind == "speedup":  # a machine that is slower now is slower for both
+        share = ms / getattr(old.latency, statistic)
+        if statistic == "p50":
+            share = statistics.median(a / b for a, b in zip(new.samples, old.samples, strict=True))
+        ms = share * getattr(dense.latency_ms, statistic)
+    over = [new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()]
+    return max([ms, *(target_ms * o for o in over)])

@@ -1,0 +1,103 @@
+"""Methods side by side: each fitted to the target by its own rule, everything else the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mmcompress.errors import SpecError
+from mmcompress.prune.allocation import steps
+from mmcompress.records import Quality
+from mmcompress.workflow.ablate import CLAIMS, ablate, cells, verdict
+from mmcompress.workflow.compare import compare
+from mmcompress.workflow.methods import METHODS
+
+QUICK = {"target": "1.2x", "search.trials": 2, "search.mutations": 1, "distill.steps": 1}
+
+
+@pytest.fixture(scope="module")
+def compared(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    return folder, compare(tiny / "spec.yaml", folder, ("student", "uniform", "int8"), overrides=QUICK)
+
+
+@pytest.mark.slow
+def test_every_method_goes_the_whole_way(tiny, tmp_path):
+    found = compare(tiny / "spec.yaml", tmp_path / "all", overrides=QUICK)
+    assert set(found) == set(METHODS)
+    assert found["longer"].compressed.nodes["vision"].precision == "fp32" and found["longer"].unimodal_ratio == 0
+
+
+def test_every_method_leaves_a_summary_and_a_row(compared):
+    folder, found = compared
+    assert list(found) == ["searched", "student", "uniform", "int8"]
+    rows = json.loads((folder / "compare.json").read_text())
+    assert set(rows) == set(found) and all(r["speedup"] > 0 for r in rows.values())
+    for name in found:
+        assert all(p.passed for p in found[name].proofs) and name in (folder / "compare.html").read_text()
+        assert f"| {name} |" in (folder / "compare.md").read_text()
+
+
+def test_methods_are_what_they_say(compared):
+    _, found = compared
+    blocks = {(n, b.name): b for n, bs in found["uniform"].blocks.items() for b in bs if b.group != "tokens"}
+    cuts = lambda s: {
+        at: (b.units - s.kept[at[0]].get(b.name, b.units)) / b.step / steps(b) for at, b in blocks.items()
+    }
+    shares = list(cuts(found["uniform"]).values())
+    assert max(shares) - min(shares) <= 0.5  # blocks of four heads can be cut by quarters only
+    assert set(cuts(found["int8"]).values()) == {0.0}
+    assert found["int8"].compressed.nodes["text"].precision == "int8"
+    assert found["student"].kept == found["searched"].kept
+    assert found["student"].samples != found["searched"].samples
+
+
+def test_a_done_method_is_not_done_again(compared, tiny):
+    folder, _ = compared
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("*/summary.json")}
+    compare(tiny / "spec.yaml", folder, ("uniform", "int8"), overrides=QUICK, resume=True)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_an_unknown_method_is_refused(tiny, tmp_path):
+    with pytest.raises(SpecError, match="unknown method 'unifrom'; did you mean 'uniform'"):
+        compare(tiny / "spec.yaml", tmp_path / "c", ("unifrom",))
+
+
+@pytest.mark.slow
+def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path):
+    changes = {**QUICK, "prune.rounds": 2}
+    found = ablate(tiny / "spec.yaml", tmp_path / "a", overrides=changes, tables=("order", "schedule"))
+    assert {"training-searched", "order-prune", "order-prune__refit", "schedule-gradual"} <= set(found)
+    assert found["order-prune"].kept == found["training-searched"].kept
+    whole = found["order-prune__refit__distil,_no_rounding"]
+    assert {n.precision for n in whole.compressed.nodes.values()} == {"fp32"}
+    claims = json.loads((tmp_path / "a" / "claims.json").read_text())
+    assert "Refit helps without training" in {c["claim"] for c in claims}
+    assert {c["verdict"] for c in claims} <= {"supported", "not supported", "undecided at this n"}
+    page = (tmp_path / "a" / "ablation.html").read_text()
+    assert all(c["claim"] in page for c in claims) and "<h2>order</h2>" in page
+    with pytest.raises(SpecError, match="unknown table 'odrer'"):
+        ablate(tiny / "spec.yaml", tmp_path / "b", overrides=QUICK, tables=("odrer",))
+
+
+def test_every_claim_names_cells_that_are_made(spec):
+    made = {c.folder for c in cells(spec)}
+    assert all({*c.better, *c.worse} <= made for c in CLAIMS)
+    assert all(c.like in made or not c.like for c in cells(spec))
+    order = [c.folder for c in cells(spec)]
+    assert all(order.index(c.like) < order.index(c.folder) for c in cells(spec) if c.like)
+
+
+def test_a_verdict_needs_more_than_its_interval(compared):
+    _, found = compared
+    s = found["searched"]
+    at = lambda v, half, error=False: replace(
+        s, compressed=replace(s.compressed, quality={"m": Quality(v, v - half, v + half, 100, error)})
+    )
+    assert verdict([at(0.9, 0.02)], [at(0.8, 0.02)])[0] == "supported"
+    assert verdict([at(0.8, 0.02)], [at(0.9, 0.02)])[0] == "not supported"
+    assert verdict([at(0.81, 0.02)], [at(0.8, 0.02)])[0] == "undecided at this n"
+    assert verdict([at(0.1, 0.02, True)], [at(0.2, 0.02, True)])[0] == "supported"
