@@ -102,6 +102,7 @@ def run_options(f: Callable) -> Callable:
             click.option("--trials", type=int, help="Trials of the search."),
             click.option("--workers", type=int, help="Trials at a time."),
             click.option("--ray-address", help="A Ray cluster: 'auto' or HOST:PORT (default: a local Ray)."),
+            click.option("--device", type=click.Path(), help="Readings of another device: the target is for that one."),
             click.option("--seed", type=int, help="Seed of data, search and training."),
             click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override any key of the spec."),
         ]
@@ -118,10 +119,11 @@ def default_folder(spec: str, changes: dict[str, Any], kind: str = "") -> str:
     return f"runs/{loaded.name}-{loaded.target.replace(' ', '')}-{kind or f's{loaded.seed}'}"
 
 
-def overrides(target: Any, trials: Any, workers: Any, ray_address: Any, seed: Any, sets: tuple[str, ...]) -> dict:
-    return settings(
-        sets, target=target, search__trials=trials, search__workers=workers, search__ray_address=ray_address, seed=seed
-    )
+def overrides(
+    target: Any, trials: Any, workers: Any, ray_address: Any, device: Any, seed: Any, sets: tuple[str, ...]
+) -> dict[str, Any]:
+    named = {"search__trials": trials, "search__workers": workers, "search__ray_address": ray_address}
+    return settings(sets, target=target, measure__device=device, seed=seed, **named)
 
 
 @main.command()
@@ -250,6 +252,7 @@ def show_summary(s: Any) -> None:
     table.add_row("bundle", f"{b.size_mb:.1f} MB", f"{c.size_mb:.1f} MB")
     out.print(table)
     verdict = "[green]target met[/green]" if s.target.met else "[red]target not met[/red]"
+    verdict += "" if c.latency_ms.n else ", as predicted"
     cross = "" if s.cross_modal_ratio is None else f", cross-modal {s.cross_modal_ratio:.0%}"
     passed = sum(p.passed for p in s.proofs)
     out.print(
@@ -312,12 +315,73 @@ def ablate(spec: str, tables: str | None, space: str | None, folder: str | None,
     out.print(f"report  {escape(str(Path(folder) / 'ablation.html'))}", soft_wrap=True)
 
 
+@main.group()
+def device() -> None:
+    """Search for a device that is not this machine: make a kit here, measure it there, search here or on a cluster."""
+
+
+@device.command()
+@click.argument("spec", type=click.Path())
+@click.option("--out", "folder", required=True, type=click.Path(), help="Folder of the kit, to be carried over.")
+@click.option("--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml).")
+@click.option("--set", "sets", multiple=True, metavar="A.B=C")
+def kit(spec: str, folder: str, space: str | None, sets: tuple[str, ...]) -> None:
+    """Write what a device needs to measure this pipeline: dense bundle, requests, whole exports."""
+    import tempfile
+
+    from mmcompress import workflow
+
+    with Progress() as say, tempfile.TemporaryDirectory() as scratch:
+        r = workflow.open_run(spec, Path(scratch) / "run", space, settings(sets), False, say)
+        workflow.write_kit(r, Path(folder))
+    out.print(f"{folder}: on the device, run\n  mmcompress device measure {folder} --out readings.json", soft_wrap=True)
+
+
+@device.command()
+@click.argument("kit", type=click.Path())
+@click.option("--out", "file", required=True, type=click.Path(), help="The readings (JSON).")
+def measure(kit: str, file: str) -> None:
+    """Measure a kit on this device; neither torch nor the models' libraries are needed."""
+    from mmcompress.measure.readings import measure_kit, save
+
+    with Progress() as say:
+        found = measure_kit(Path(kit), lambda what, share: say("measure", what, share))
+    save(found, Path(file))
+    p50 = found.baseline.latency.p50
+    out.print(
+        f"{found.pipeline} on {found.cpu['name']}, {found.threads} threads: p50 {p50:.2f} ms\n{file}", soft_wrap=True
+    )
+
+
+@device.command()
+@click.argument("kit", type=click.Path())
+@click.argument("bundle", type=click.Path())
+@click.option("--out", "file", required=True, type=click.Path(), help="The figures (JSON).")
+def check(kit: str, bundle: str, file: str) -> None:
+    """Measure a bundle beside the dense one of its kit on this device; `report --measured` takes the figures."""
+    from mmcompress.measure.readings import check_bundle, save
+
+    found = check_bundle(Path(kit), Path(bundle))
+    save(found, Path(file))
+    a, b = found.baseline.latency.p50, found.compressed.latency.p50
+    out.print(f"p50 {a:.2f} -> {b:.2f} ms, [bold]{a / b:.2f}x[/bold]\n{file}", soft_wrap=True)
+
+
 @main.command()
 @click.argument("folder", type=click.Path())
-def report(folder: str) -> None:
+@click.option("--measured", type=click.Path(), help="Figures of `device check`: they take the place of predicted ones.")
+def report(folder: str, measured: str | None) -> None:
     """Write the report of a finished run again."""
+    from mmcompress.measure.readings import Check
+    from mmcompress.records import read, write
     from mmcompress.report import load_summary, write_report
+    from mmcompress.report.assemble import remeasured
+    from mmcompress.runtime.bundle import sha256
 
+    if measured:
+        at = Path(folder)
+        new = remeasured(load_summary(at), read(Check, Path(measured)), sha256(at / "bundle" / "manifest.json"))
+        write(at / "summary.json", new)
     out.print(str(write_report(load_summary(folder), folder)), soft_wrap=True)
 
 

@@ -246,6 +246,8 @@ class NodeResult:
     precision: str
     unimodal_ratio: float | None
     cross_modal_ratio: float | None
+    sparsity: float = 0.0
+    """Share of zeros among the weights of its blocks."""
 
 
 @dataclass(frozen=True)
@@ -316,6 +318,10 @@ class Summary:
     seed: int
     commit: str
     command: str
+    device: str = ""
+    """Fingerprint of the device that the latencies are of; those of no samples (n = 0) are predicted, not measured."""
+    losses: tuple[float, ...] = ()
+    """The pipeline's own loss on choosing pairs: dense, cut and refitted, and on the way through training."""
     samples: tuple[dict[str, str], ...] = ()
     quality_extra: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
     """Further splits, reported apart: split -> side -> metric."""

@@ -19,6 +19,12 @@ def nearest(name: str, known: object) -> str:
     return f"{hint}(known: {', '.join(names)})"
 
 
+def resolve(target: str) -> Any:
+    """The attribute behind `module:attribute`."""
+    module, attribute = target.split(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
 class Registry:
     """Names at one plug point. `what` is the word error messages and `mmcompress list` use."""
 
@@ -44,14 +50,41 @@ class Registry:
         if problem := self.problem(name):
             raise KeyError(problem)
         target = self._entries[name][0]
-        if isinstance(target, str):
-            module, attribute = target.split(":")
-            target = getattr(importlib.import_module(module), attribute)
-        return target
+        return resolve(target) if isinstance(target, str) else target
 
 
-IMPORTANCE = Registry(
+class Mixtures(Registry):
+    """A registry whose entries can be added up: `fisher + 0.5 * magnitude`. `mix` makes one of (weight, entry)."""
+
+    def __init__(self, what: str, mix: str, entries: dict[str, tuple[Any, str]]):
+        super().__init__(what, entries)
+        self.mix = mix
+
+    def _parts(self, name: str) -> list[tuple[str, str]]:
+        """(weight, entry) as written."""
+        terms = [term.strip() for term in str(name).split("+")]
+        return [tuple(map(str.strip, t.rsplit("*", 1))) if "*" in t else ("1", t) for t in terms]  # type: ignore[misc]
+
+    def problem(self, name: str) -> str | None:
+        for weight, entry in self._parts(name):
+            if found := super().problem(entry):
+                return found
+            if not weight.replace(".", "", 1).isdigit() or float(weight) <= 0:
+                return f"'{weight}' is not a positive weight; expected, say, fisher + 0.5 * magnitude"
+        return None
+
+    def get(self, name: str) -> Any:
+        if problem := self.problem(name):
+            raise KeyError(problem)
+        parts = self._parts(name)
+        if len(parts) == 1:
+            return super().get(parts[0][1])
+        return resolve(self.mix)([(float(w), super(Mixtures, self).get(entry)) for w, entry in parts])
+
+
+IMPORTANCE = Mixtures(
     "importance",
+    "mmcompress.prune.importance:mixture",
     {
         "fisher": ("mmcompress.prune.importance:fisher", "sum over pairs of the squared gradient of a unit's mask"),
         "taylor": ("mmcompress.prune.importance:taylor", "absolute mean gradient of a unit's mask"),
@@ -131,6 +164,7 @@ PRECISIONS = Registry(
         "int8_static": ("mmcompress.quantize.precision:INT8_STATIC", "ranges of activations from calibration data"),
         "w8": ("mmcompress.quantize.precision:W8", "weights alone, 8 bits in groups of 32"),
         "w4": ("mmcompress.quantize.precision:W4", "weights alone, 4 bits in groups of 32"),
+        "fp16": ("mmcompress.quantize.precision:FP16", "half precision: half the size, faster where a device has it"),
     },
 )
 SAMPLERS = Registry(

@@ -93,3 +93,41 @@ def test_weights_that_are_hardly_worse_stay(pipeline, models, batch):
     best.seen.append({"step": 1, "choosing": best.seen[0]["choosing"] * 1.04})
     best.restore_()
     assert torch.equal(weight, changed)
+
+
+@pytest.mark.parametrize("part", ["hidden", "cross"])
+def test_what_blocks_add_to_their_streams_is_distilled(pipeline, models, batch, part):
+    """Nothing is lost by the teacher itself; what is left of a pruned student's blocks counts, those gone do not."""
+    weights = {**dict.fromkeys(("embedding", "tokens", "affinity", "logits", "contrast", "caption"), 0.0)}
+    weights |= {"hidden": 0.0, "cross": 0.0, part: 1.0}
+    same = trainer._losses(pipeline, models, models, batch, weights)
+    mine = {k: float(v) for k, v in same.items() if k.startswith(part)}
+    assert set(mine) == ({"cross.captioner"} if part == "cross" else {f"hidden.{n}" for n in models})
+    assert all(v < 1e-10 for v in mine.values())
+    cut = {n: {b.name: torch.arange(0, b.units, 2) for b in m.blocks} for n, m in models.items()}
+    cut["captioner"]["0.ffn"] = torch.arange(0)
+    student = {n: sliced(m, cut[n]) for n, m in models.items()}
+    parts = trainer._losses(pipeline, student, models, batch, weights)
+    assert all(float(parts[k]) > 1e-3 for k in mine)
+    sum(parts[k] for k in mine).backward()
+    block = student["captioner"].block("1.cross_attention" if part == "cross" else "1.ffn")
+    assert student["captioner"].linear(block.out).weight.grad.abs().sum() > 0
+
+
+def test_training_ends_when_it_stops_helping(spec, pipeline, models, batch):
+    student = {n: sliced(m, {}) for n, m in models.items()}
+    options = Distill(steps=40, minutes=2, batch=4, rate=0.05, checks=20, patience=2)
+    distill_(pipeline, student, models, open_dataset(spec.data), options, 0, choosing=batch, progress=lambda *a: None)
+    best = trainer._Best(pipeline, student, models, batch, 20)
+    best.look(0.0, 0)
+    curve = distill_(pipeline, student, models, open_dataset(spec.data), options, 0, choosing=batch)
+    assert curve[-1]["step"] < 36
+
+
+def test_weights_held_at_zero_stay_there(spec, pipeline, models):
+    from mmcompress.prune.sparse import sparsity, thin_
+
+    student = {n: sliced(m, {}) for n, m in models.items()}
+    hold_ = thin_(student, "2:4", 0.5)
+    distill_(pipeline, student, models, open_dataset(spec.data), Distill(steps=3, batch=4), 0, hold_=hold_)
+    assert sparsity(student["text"]) >= 0.5

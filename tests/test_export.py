@@ -240,3 +240,32 @@ def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path,
     monkeypatch.setattr(pipeline, "cpu", lambda: {"flags": ["avx2"]})
     with pytest.raises(BundleError, match="node 'vision' is in int8_full, which needs a CPU with one of"):
         load(tmp_path / "b")
+
+
+def test_layers_that_are_spared_stay_in_fp32(spec, models, tmp_path):
+    import onnx
+
+    kept, precision = {n: {} for n in models}, {**dict.fromkeys(models, "fp32"), "vision": "int8"}
+    counts = {}
+    for name, spared in (("all", {}), ("some", {"vision": ("0.ffn", "1.attention")})):
+        write_bundle(spec, models, precision, kept, tmp_path / name, spared=spared)
+        graph = onnx.load(tmp_path / name / "vision" / "model.onnx").graph
+        counts[name] = sum(n.op_type == "MatMulInteger" for n in graph.node)
+        manifest = json.loads((tmp_path / name / "manifest.json").read_text())
+        assert manifest["graph"]["nodes"]["vision"]["spared"] == sorted(spared.get("vision", ()))
+    assert counts["all"] - counts["some"] == 4
+
+
+def test_simulated_rounding_spares_and_singles_out(models):
+    from mmcompress.quantize.simulated import linear, simulated
+
+    m = models["vision"]
+    before = {n: p.detach().clone() for n, p in m.named_parameters()}
+    changed = lambda: {n for n, p in m.named_parameters() if not torch.equal(p, before[n])}
+    with simulated(m, "int8"):
+        every = changed()
+    with simulated(m, "int8", linear(m, ("0.ffn",))):
+        most = changed()
+    with simulated(m, "int8", only=linear(m, ("0.ffn",))):
+        one = changed()
+    assert not changed() and most | one == every and not most & one and len(one) == 2

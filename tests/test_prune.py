@@ -232,7 +232,7 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
     from mmcompress.records import Candidate, plain
 
     scores = {n: {b.name: torch.rand(b.units) for b in m.blocks} for n, m in models.items()}
-    context = pack(spec, scores, measure_grams(pipeline, models, batch), batch, "trial test", 1)
+    context = pack(spec, scores, measure_grams(pipeline, models, batch), batch, None, "trial test", 1)
     full = {n: {b.name: b.units for b in m.blocks} for n, m in models.items()}
     halved = lambda n: {**full, n: {b.name: int(after(b, steps(b) // 2)) for b in models[n].blocks}}
     fp32 = dict.fromkeys(models, "fp32")
@@ -303,3 +303,74 @@ def test_movement_is_the_sum_of_weight_times_gradient_at_the_start(material, mod
     out = m.linear(b.out)
     want = -(out.weight * out.weight.grad).sum(0)
     assert torch.allclose(scores["captioner"]["1.ffn"], want, atol=1e-5)
+
+
+def test_wanda_and_flap_are_their_definitions(material, models):
+    m, b = models["vision"], models["vision"].block("0.ffn")
+    gram, w = material.grams["vision"]["0.ffn"], m.linear(b.out).weight
+    mean, second = gram.mean(), gram.second().diag()
+    assert torch.allclose(IMPORTANCE.get("activation")(material)["vision"]["0.ffn"], w.square().sum(0) * second)
+    want = w.square().sum(0) * (second - mean.square())
+    assert torch.allclose(IMPORTANCE.get("fluctuation")(material)["vision"]["0.ffn"], want, atol=1e-6)
+
+
+def test_a_mixture_is_the_sum_of_scores_normalized_within_a_kind(material, models):
+    mixed = IMPORTANCE.get("magnitude + 0.5 * activation")(material)
+    parts = [IMPORTANCE.get(k)(material) for k in ("magnitude", "activation")]
+    for n, m in models.items():
+        for b in m.weighted:
+            same = [x.name for x in m.weighted if x.kind == b.kind]
+            a, c = (p[n][b.name] / torch.cat([p[n][x] for x in same]).mean() for p in parts)
+            assert torch.allclose(mixed[n][b.name], a + 0.5 * c, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("fisher + tailor", "did you mean 'taylor'"), ("-1 * fisher", "not a positive weight"), ("x*fisher", "'x'")],
+)
+def test_a_wrong_mixture_is_told(name, message):
+    assert message in (IMPORTANCE.problem(name) or "")
+
+
+@pytest.mark.parametrize(("pattern", "share"), [("unstructured", 0.7), ("2:4", 0.5)])
+def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern, share):
+    from mmcompress.prune.sparse import layers, sparsity, thin_
+
+    before = [m.weight.detach().clone() for model in models.values() for m in layers(model)]
+    embedding = next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n).detach().clone()
+    hold_ = thin_(models, pattern, share)
+    after = [m.weight for model in models.values() for m in layers(model)]
+    for old, new in zip(before, after, strict=True):
+        gone = new == 0
+        if pattern == "2:4":
+            assert gone.view(len(new), -1, 4).sum(2).eq(2).all()
+            kept = (~gone).view(len(new), -1, 4)
+            low = torch.where(kept, old.abs().view_as(kept), torch.inf).amin(2)
+            assert (low >= torch.where(kept, 0.0, old.abs().view_as(kept)).amax(2)).all()
+        else:
+            assert gone.sum(1).eq(round(share * new.shape[1])).all()
+        assert torch.equal(new[~gone], old[~gone])
+        new.data += 1.0
+    hold_()
+    assert sparsity(models["vision"]) == pytest.approx(share, abs=0.02)
+    now = next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n)
+    assert torch.equal(now, embedding)
+
+
+def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, models):
+    from mmcompress.data import open_dataset
+    from mmcompress.prune.trial import evaluate, evaluate_again, pack
+    from mmcompress.records import Candidate, plain
+
+    every = pipeline.batch(open_dataset(spec.data).load("val", 12))
+    few, more = every[slice(0, 4)], every[slice(4, 12)]
+    scores = {n: {b.name: torch.rand(b.units) for b in m.blocks} for n, m in models.items()}
+    grams = measure_grams(pipeline, models, few)
+    context = pack(spec, scores, grams, few, more, "finals test", 1)
+    c = plain(
+        Candidate({n: {b.name: b.units for b in m.blocks} for n, m in models.items()}, dict.fromkeys(models, "fp32"))
+    )
+    losses = []
+    for piece in more.chunks(4):
+        losses.append(evaluate(pack(spec, scores, grams, piece, None, f"piece {len(losses)}", 1), c)["loss"])
+    assert evaluate_again(context, c)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)

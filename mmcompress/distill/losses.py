@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,6 +35,41 @@ def logits(student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
     return F.kl_div(
         student[keep].log_softmax(-1), teacher[keep].log_softmax(-1), log_target=True, reduction="batchmean"
     )
+
+
+@contextmanager
+def recorded(models: Models, blocks: Models) -> Iterator[dict[str, dict[str, Tensor]]]:
+    """What the blocks of `blocks` add to their streams while `models` run: node -> block -> [b, t, w]."""
+    found: dict[str, dict[str, Tensor]] = {n: {} for n in models}
+    with ExitStack() as stack:
+        for n, small in blocks.items():
+            for b in small.weighted:
+
+                def keep(m: object, args: tuple, out: Tensor, n: str = n, name: str = b.name) -> None:
+                    found[n][name] = out
+
+                handle = models[n].get_submodule(b.out).register_forward_hook(keep)
+                stack.callback(handle.remove)
+        yield found
+
+
+def streams(
+    student: Models, added: Mapping[str, Mapping[str, Tensor]], teacher: Mapping[str, Mapping[str, Tensor]]
+) -> dict[str, Tensor]:
+    """`hidden.node` and `cross.node`: mean over blocks of the squared error relative to the teacher's variance."""
+    parts: dict[str, list[Tensor]] = {}
+    for n, m in student.items():
+        at = m.positions_kept
+        for b in m.weighted:
+            have, want = added[n].get(b.name), teacher[n].get(b.name)
+            if have is None or want is None:
+                continue
+            if at is not None and have.ndim == 3 and have.shape != want.shape and want.shape[1] >= at.count:
+                want = at.select(want, at.index)
+            if have.shape == want.shape:
+                kind = "cross" if b.kind == "cross_attention" else "hidden"
+                parts.setdefault(f"{kind}.{n}", []).append(tokens(have, want))
+    return {name: torch.stack(values).mean() for name, values in parts.items()}
 
 
 def alongside(teacher: Outputs, student: Models) -> Outputs:

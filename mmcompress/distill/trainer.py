@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from mmcompress.data.base import Dataset
-from mmcompress.distill.losses import alongside, combined
-from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
+from mmcompress.distill.losses import alongside, combined, recorded, streams
+from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
 from mmcompress.records import plain, write
 from mmcompress.spec.schema import Distill
 
@@ -40,12 +40,14 @@ def distill_(
     progress: Progress = lambda what, share: None,
     history: Path | None = None,
     choosing: Batch | None = None,
+    hold_: Callable[[], None] = lambda: None,
 ) -> list[dict[str, float]]:
     """Train `student` in place; returns its loss curve. Ends after `steps` or `minutes`, the rate following both.
 
     The generator reads the student's own tokens, so it learns to live with what the pruned encoder gives it. On the
     pairs `choosing` the pipeline's own loss is taken at the start and `checks` times on the way: when it was clearly
-    lower before the end, the student is left as it was then, for little data can do harm.
+    lower before the end, the student is left as it was then, for little data can do harm. `hold_` is called after
+    every step (weights that must stay zero).
     """
     if options.steps == 0 or options.minutes == 0:
         return []
@@ -60,11 +62,10 @@ def distill_(
     began, step, share = time.monotonic(), 0, 0.0
     while share < 1:
         best.look(share, step)
+        if options.patience and best.waited >= options.patience:
+            break
         batch = pipeline.batch(data.load("train", options.batch, seed=_draw(options, seed, step)))
-        with torch.inference_mode():
-            target = alongside(pipeline.forward(teacher, batch), student)
-        target = {n: {k: v.clone() for k, v in o.items()} for n, o in target.items()}
-        parts = combined(pipeline, pipeline.forward(student, batch), target, batch, weights)
+        parts = _losses(pipeline, student, teacher, batch, weights)
         loss = sum(parts.values())
         loss.backward()  # type: ignore[union-attr]
         nn.utils.clip_grad_norm_(flat, 1.0)
@@ -73,6 +74,7 @@ def distill_(
             g["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
+        hold_()
         step += 1
         share = max(step / options.steps, (time.monotonic() - began) / (options.minutes * 60))
         if step % 5 == 1:
@@ -85,15 +87,38 @@ def distill_(
     return curve
 
 
+def _losses(
+    pipeline: TorchPipeline, student: Models, teacher: Models, batch: Batch, weights: Mapping[str, float]
+) -> dict[str, torch.Tensor]:
+    """The weighted parts of the loss of one batch."""
+    inside = weights["hidden"] or weights["cross"]
+    watched: Models = student if inside else {}
+    with torch.inference_mode(), recorded(teacher, watched) as theirs:
+        target = alongside(pipeline.forward(teacher, batch), student)
+    target = {n: {k: v.clone() for k, v in o.items()} for n, o in target.items()}
+    with recorded(student, watched) as ours:
+        parts = combined(pipeline, pipeline.forward(student, batch), target, batch, weights)
+    if inside:
+        wanted = {n: {b: v.clone() for b, v in by.items()} for n, by in theirs.items()}
+        for name, loss in streams(student, ours, wanted).items():
+            if weight := weights[name.split(".")[0]]:
+                parts[name] = weight * loss
+    return parts
+
+
 class _Best:
     """The weights that did best on the choosing pairs so far."""
 
     def __init__(self, pipeline: TorchPipeline, student: Models, teacher: Models, choosing: Batch | None, checks: int):
         self.pipeline, self.student, self.choosing, self.checks = pipeline, student, choosing, checks
-        self.anchors = pipeline.anchors(teacher, choosing) if choosing is not None and checks else {}
+        self.anchors: Outputs = {}
+        self.dense = 0.0
+        if choosing is not None and checks:
+            self.anchors = pipeline.anchors(teacher, choosing)
+            self.dense, _ = pipeline.evaluate(teacher, choosing, dense=self.anchors)
         self.seen: list[dict[str, float]] = []
         self.kept: list[torch.Tensor] = []
-        self.at = 0.0
+        self.at, self.waited = 0.0, 0
 
     def look(self, share: float, step: int) -> None:
         """Take the loss when the next check is due."""
@@ -101,9 +126,11 @@ class _Best:
             return
         self.at += 1 / self.checks
         loss, _ = self.pipeline.evaluate(self.student, self.choosing, dense=self.anchors)
-        if not self.seen or loss < min(s["choosing"] for s in self.seen):
+        lower = not self.seen or loss < min(s["choosing"] for s in self.seen)
+        self.waited = 0 if lower else self.waited + 1
+        if lower:
             self.kept = [p.detach().clone() for m in self.student.values() for p in m.parameters()]
-        self.seen.append({"step": step, "choosing": loss})
+        self.seen.append({"step": step, "choosing": loss, "dense": self.dense})
 
     def restore_(self) -> None:
         """Go back to the best weights, if the last ones are worse by more than such a loss can tell."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from torch import nn
 
+from mmcompress.errors import ModelError
 from mmcompress.export.onnx import export_node
 from mmcompress.export.proofs import drift
 from mmcompress.export.proofs import export as export_proofs
@@ -39,11 +41,13 @@ def write_bundle(
     prove: bool = True,
     listed: Mapping[str, Sequence[str]] = MappingProxyType({}),
     calibration: Sequence[Any] = (),
+    spared: Mapping[str, Collection[str]] = MappingProxyType({}),
 ) -> list[Proof]:
     """Export, quantize where asked, prove, and write the manifest last. Returns the proofs, failed ones included.
 
     `listed`: the texts of every lookup; they are embedded by the text encoder as it will be deployed. `calibration`:
-    inputs of the pipeline for static quantization; they pass through the compressed nodes before.
+    inputs of the pipeline for static quantization; they pass through the compressed nodes before. `spared`: blocks by
+    node that stay in fp32.
     """
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
@@ -67,7 +71,7 @@ def write_bundle(
         if chosen != "fp32":
             static = PRECISIONS.get(chosen).activations == "static"
             feeds = _feeds(new, spec, nodes, name, files, model, calibration) if static else {}
-            small = {g: quantize(chosen, f, f.with_suffix(".small.onnx"), feeds.get(g, ())) for g, f in files.items()}
+            small = _quantized(chosen, files, feeds, _weights_of(model, spared.get(name, ())))
             if prove:
                 proofs += drift(name, chosen, files, small, model)
             for g, f in small.items():
@@ -80,6 +84,7 @@ def write_bundle(
             "files": {g: f.relative_to(new).as_posix() for g, f in files.items()},
             "config": config,
             "precision": chosen,
+            "spared": sorted(spared.get(name, ())) if chosen != "fp32" else [],
             "cpu_flags": list(PRECISIONS.get(chosen).flags) if chosen != "fp32" else [],
             "params": sum(p.numel() for p in {id(p): p for p in model.parameters()}.values()),
             "structure": dict(kept.get(name, {})),
@@ -99,6 +104,26 @@ def write_bundle(
     shutil.rmtree(folder, ignore_errors=True)
     new.replace(folder)
     return proofs
+
+
+def _quantized(
+    precision: str, files: Mapping[str, Path], feeds: Mapping[str, Any], weights: list[np.ndarray]
+) -> dict[str, Path]:
+    """Every graph of a node rounded, but for products with some weights. Raises `ModelError` if none has them."""
+    small, found = {}, 0
+    for g, f in files.items():
+        small[g], count = quantize(precision, f, f.with_suffix(".small.onnx"), feeds.get(g, ()), weights)
+        found += count
+    if found < len(weights):
+        raise ModelError(f"{min(files.values()).parent.name}: {len(weights)} layers are to stay in fp32, {found} found")
+    return small
+
+
+def _weights_of(model: Model, blocks: Collection[str]) -> list[np.ndarray]:
+    """Weights of the linear layers of some blocks, each once; of those that are gone, none."""
+    paths = (p for b in model.weighted if b.name in blocks for p in (*(w.path for w in b.writers), b.out))
+    found = [model.get_submodule(p) for p in dict.fromkeys(paths)]
+    return [m.weight.detach().numpy() for m in found if isinstance(m, nn.Linear)]
 
 
 def _feeds(

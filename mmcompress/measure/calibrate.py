@@ -1,58 +1,34 @@
-"""Device table + whole exports -> the latency predictor of one pipeline on this machine."""
+"""Whole exports of a pipeline's models, and the latency predictor that they and the device table make."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 
 from mmcompress.export.onnx import export_node
 from mmcompress.graph.topology import decode_steps, split
 from mmcompress.measure import table
 from mmcompress.measure.counts import params
-from mmcompress.measure.latency import quiet
 from mmcompress.measure.machine import fingerprint
-from mmcompress.measure.predict import Affine, Placed, Predictor, Window, needs, place
+from mmcompress.measure.predict import Predictor, Window, needs, place
+from mmcompress.measure.readings import Call, Export, Plan, export_ms, fitted
 from mmcompress.models.base import Model
 from mmcompress.models.packaged import cache_folder
 from mmcompress.prune.allocation import after, steps
 from mmcompress.prune.surgery import sliced
 from mmcompress.quantize.precision import quantize
 from mmcompress.records import Kept
+from mmcompress.registry import PRECISIONS
 from mmcompress.runtime.sessions import session
 from mmcompress.spec.schema import Spec
 
 SHARES = (1.0, 0.6, 0.3)
 """Structures exported whole to calibrate a node: the share of units kept in every block."""
-
-
-def node_ms(model: Model, files: Mapping[str, Path], threads: int, decode_steps: float, beams: int) -> float:
-    """Milliseconds one request spends in the sessions of a node."""
-    total = 0.0
-    graphs = model.graphs()
-    for name, (inputs, calls) in model.requests(decode_steps, beams).items():
-        run = session(files[name], threads)
-        used = {i.name for i in run.get_inputs()}
-        feed = {k: v.numpy() for k, v in zip(graphs[name].inputs, inputs, strict=True) if k in used}
-        total += calls * quiet(partial(run.run, None, feed), 5, 100, 0.4)
-    return total
-
-
-def _rounded(
-    model: Model, files: Mapping[str, Path], precision: str, decode_steps: float, beams: int
-) -> dict[str, Path]:
-    """The graphs of a node in another precision, calibrated on inputs of the right shape: only speed and size count."""
-    graphs, out = model.graphs(), {}
-    for g, (inputs, _) in model.requests(decode_steps, beams).items():
-        feed = {k: v.numpy() for k, v in zip(graphs[g].inputs, inputs, strict=True)}
-        used = {i.name for i in session(files[g], 0).get_inputs()}
-        feeds = [{k: v for k, v in feed.items() if k in used}]
-        out[g] = quantize(precision, files[g], files[g].with_suffix(f".{precision}.onnx"), feeds)
-    return out
 
 
 def uniform(model: Model, share: float, cut: int = 0) -> Kept:
@@ -71,62 +47,84 @@ def windows_of(models: Mapping[str, Model], shortest: Mapping[str, float]) -> di
     return found
 
 
-def calibrated(
+def planned(
     spec: Spec,
     models: Mapping[str, Model],
     calls: Mapping[str, float],
-    dense_ms: float,
-    model_share: float,
-    folder: Path,
     shortest: Mapping[str, float] = MappingProxyType({}),
     precisions: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    progress: Callable[[str, float], None] = lambda what, share: None,
-) -> Predictor:
-    """Measure what the table lacks, then fit base and scale per node and precision.
-
-    `shortest`: the largest share of its positions that a node may lose; `calls`: session calls per request;
-    `dense_ms`, `model_share`: p50 of the dense pipeline and the part of it spent in sessions. The prediction for the
-    dense pipeline is exactly what was measured.
-    """
-    threads = spec.measure.threads
-    placed: dict[str, tuple[Placed, ...]] = {}
+) -> Plan:
+    """Blocks at the shapes they run at. `calls`: session calls per request; `shortest`: see `windows_of`."""
     decode, windows = decode_steps(spec, calls), windows_of(models, shortest)
+    placed = {}
     for n, m in models.items():
         source = split(spec.nodes[n].inputs.get("context", ""))[0]
         read = source if source in windows and getattr(models[source], "passes", True) else ""
         shapes = m.shapes(decode[n], spec.nodes[n].candidates)
         placed[n] = place(m.blocks, shapes, n if n in windows else "", read)
-    path = cache_folder() / f"device-{fingerprint(threads)}.json"
     used = {n: tuple(dict.fromkeys(("fp32", *precisions.get(n, ("int8",))))) for n in models}
-    every = tuple(dict.fromkeys(p for by in used.values() for p in by))
-    say = lambda what, share: progress(what, share * 0.7)
-    found = table.measure(needs(placed, windows), threads, table.load_cached(path), say, every)
-    table.store(path, found)
-    draft = Predictor(found, placed, {}, 0.0, windows=windows)
-    rows, affine, sizes, inside = found.lookup(), {}, {}, 0.0
-    scratch = folder / "calibration"
-    for i, (n, m) in enumerate(models.items()):
-        raw: dict[str, list[float]] = {p: [] for p in used[n]}
-        real: dict[str, list[float]] = {p: [] for p in used[n]}
-        heavy: dict[str, list[float]] = {p: [] for p in used[n]}
-        carried = []
-        middle = ((1.0, windows[n].cuts[len(windows[n].cuts) // 2]),) if n in windows else ()
-        for share, cut in (*((s, 0) for s in SHARES), *middle):
-            progress(f"whole export of {n} at {share:.0%}", 0.7 + 0.3 * i / len(models))
+    return Plan(placed, windows, used)
+
+
+def exports(
+    spec: Spec, models: Mapping[str, Model], plan: Plan, calls: Mapping[str, float], folder: Path, keep: bool = True
+) -> Iterator[Export]:
+    """Write every node at a few structures, whole first, in each of its precisions.
+
+    Without `keep` the files of one structure are gone when the next is asked for.
+    """
+    decode = decode_steps(spec, calls)
+    for n, m in models.items():
+        cuts = plan.windows[n].cuts if n in plan.windows else ()
+        middle = ((1.0, cuts[len(cuts) // 2]),) if cuts else ()
+        for i, (share, cut) in enumerate((*((s, 0) for s in SHARES), *middle)):
             kept = uniform(m, share, cut)
             small = sliced(m, {b: torch.arange(k) for b, k in kept.items()})
-            whole = export_node(small, scratch / n)
-            carried.append(params(small) / 1e6)
-            for p in used[n]:
-                files = _rounded(small, whole, p, decode[n], spec.nodes[n].candidates) if p != "fp32" else whole
-                raw[p].append(draft.raw(n, kept, p, rows, {n: cut}))
-                real[p].append(node_ms(small, files, threads, decode[n], spec.nodes[n].candidates))
-                heavy[p].append(sum(f.stat().st_size for f in files.values()) / 1e6)
-        affine[n] = {p: Affine.fit(raw[p], real[p]) for p in used[n]}
-        sizes[n] = {p: Affine.fit(carried, heavy[p]) for p in used[n]}
-        inside += affine[n]["fp32"].base + affine[n]["fp32"].scale * raw["fp32"][0]  # the whole one
+            at = folder / f"{n}-{i}"
+            whole, requests, graphs = export_node(small, at), small.requests(decode[n], spec.nodes[n].candidates), {}
+            for g, graph in small.graphs().items():
+                feed = {k: v.numpy() for k, v in zip(graph.inputs, requests[g][0], strict=True)}
+                np.savez(at / f"{g}.npz", **feed)  # type: ignore[arg-type]
+                graphs[g] = (f"{at.name}/{g}.npz", requests[g][1], feed)
+            for p in plan.precisions[n]:
+                files = whole if p == "fp32" else {g: _rounded(f, p, graphs[g][2]) for g, f in whole.items()}
+                size = sum(f.stat().st_size for f in files.values()) / 1e6
+                found = {g: Call(f"{at.name}/{f.name}", *graphs[g][:2]) for g, f in files.items()}
+                yield Export(n, p, kept, cut, params(small) / 1e6, size, found)
+            if not keep:
+                shutil.rmtree(at)
+
+
+def _rounded(file: Path, precision: str, feed: Mapping[str, np.ndarray]) -> Path:
+    """A graph in another precision; a static one sees inputs of the right shape: only speed and size count."""
+    feeds = []
+    if getattr(PRECISIONS.get(precision), "activations", "") == "static":
+        used = {i.name for i in session(file, 0).get_inputs()}
+        feeds = [{k: v for k, v in feed.items() if k in used}]
+    return quantize(precision, file, file.with_suffix(f".{precision}.onnx"), feeds)[0]
+
+
+def calibrated(
+    spec: Spec,
+    models: Mapping[str, Model],
+    plan: Plan,
+    calls: Mapping[str, float],
+    dense: tuple[float, float],
+    folder: Path,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+) -> Predictor:
+    """Measure on this machine what the table lacks and the exports, and fit. `dense`: see `readings.fitted`."""
+    threads = spec.measure.threads
+    path = cache_folder() / f"device-{fingerprint(threads)}.json"
+    say = lambda what, share: progress(what, share * 0.7)
+    wanted = needs(plan.placed, plan.windows)
+    found = table.measure(wanted, threads, table.load_cached(path), say, plan.every_precision)
+    table.store(path, found)
+    scratch, whole, ms = folder / "calibration", [], []
+    for e in exports(spec, models, plan, calls, scratch, keep=False):
+        share = list(models).index(e.node) / len(models)
+        progress(f"whole export of {e.node}, {e.precision}, {e.params_m:.2f} M parameters", 0.7 + 0.3 * share)
+        whole.append(e)
+        ms.append(export_ms(e, scratch, threads))
     shutil.rmtree(scratch, ignore_errors=True)
-    # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both show as
-    # one factor between the dense pipeline's time in models and the sum of its sessions alone.
-    slower = dense_ms * model_share / inside
-    return Predictor(found, placed, affine, dense_ms * (1 - model_share) / slower, slower, windows, sizes)
+    return fitted(plan, found, whole, ms, *dense)

@@ -88,10 +88,17 @@ class Predictor:
     windows: dict[str, Window] = field(default_factory=dict)
     sizes: dict[str, dict[str, Affine]] = field(default_factory=dict)
     """Megabytes of a node against its parameters in millions, by precision."""
+    spared: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Blocks that stay in fp32, by node and precision."""
+
+    def rounded(self, node: str, block: str, precision: str) -> str:
+        """The precision a block of a node is really in."""
+        return "fp32" if block in self.spared.get(node, {}).get(precision, ()) else precision
 
     def raw(self, node: str, kept: Kept, precision: str, rows: Rows, cuts: Cuts = NOTHING_CUT) -> float:
         """Sum of the table over the blocks of a node, in milliseconds per request."""
-        return sum(self.block(rows, p, kept.get(p.name, p.units), precision, cuts) for p in self.placed[node])
+        of = lambda p: self.rounded(node, p.name, precision)
+        return sum(self.block(rows, p, kept.get(p.name, p.units), of(p), cuts) for p in self.placed[node])
 
     def block(self, rows: Rows, p: Placed, units: int, precision: str, cuts: Cuts = NOTHING_CUT) -> float:
         """Milliseconds of one block per request, linear between the measured windows."""

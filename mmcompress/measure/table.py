@@ -102,8 +102,8 @@ def measure(
                     model = stack(cell, copies)
                     inputs = feed(cell, model)
                     if precision != "fp32" and copies:
-                        quantize(precision, model, Path(scratch) / "q.onnx", [inputs])
-                        run = session((Path(scratch) / "q.onnx").read_bytes(), threads)
+                        rounded, _ = quantize(precision, model, Path(scratch) / "q.onnx", [inputs])
+                        run = session(rounded.read_bytes(), threads)
                     else:
                         run = session(model.SerializeToString(), threads)
                     times.append(quiet(partial(run.run, None, inputs), 5, 60, 0.12))

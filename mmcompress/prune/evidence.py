@@ -18,10 +18,12 @@ from mmcompress.prune import damage
 from mmcompress.prune.allocation import Curve
 from mmcompress.prune.importance import Material, Scores, scored
 from mmcompress.prune.refit import Gram, Grams, measure_grams
-from mmcompress.quantize.simulated import simulated
+from mmcompress.quantize.simulated import linear, simulated
 from mmcompress.records import build, plain, write
 from mmcompress.registry import IMPORTANCE
 from mmcompress.spec.schema import Spec
+
+Spared = dict[str, dict[str, tuple[str, ...]]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Evidence:
     curves: dict[str, dict[str, Curve]]
     rounding: dict[str, dict[str, float]]
     base_loss: float
+    spared: Spared
+    """Blocks that stay in fp32, by node and precision."""
 
 
 def gather(
@@ -62,14 +66,19 @@ def gather(
     some = batch[slice(0, spec.data.damage)]
     anchors = pipeline.anchors(models, some)
     base, _ = pipeline.evaluate(models, some, dense=anchors)
+    spared: Spared = {n: {} for n in models}
     rounding = {n: dict.fromkeys(precisions.get(n, ("fp32", "int8")), 0.0) for n in models}
     if measured:
         say = lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share)
         curves = damage.measure(pipeline, models, some, scores, grams, spec.prune.ridge, say)
+        loss = lambda: max(pipeline.evaluate(models, some, dense=anchors)[0] - base, 0.0)
         for n, m in models.items():
             for p in (p for p in rounding[n] if p != "fp32"):
-                with simulated(m, p):
-                    rounding[n][p] = max(pipeline.evaluate(models, some, dense=anchors)[0] - base, 0.0)
+                if spec.quantize.sensitive:
+                    progress(f"sensitivity of {n} to {p}", 1.0)
+                    spared[n][p] = sensitive(m, p, loss, spec.quantize.sensitive)
+                with simulated(m, p, linear(m, spared[n].get(p, ()))):
+                    rounding[n][p] = loss()
     else:
         curves = damage.estimate(models, scores, len(batch))
     flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
@@ -77,8 +86,18 @@ def gather(
         for b, g in by.items():
             flat |= {f"xx/{n}/{b}": g.xx, f"x/{n}/{b}": g.x, f"n/{n}/{b}": torch.tensor(g.n)}
     save_file(flat, tensors)
-    write(record, {"curves": plain(curves), "rounding": rounding, "base_loss": base})
-    return Evidence(scores, grams, curves, rounding, base)
+    write(record, {"curves": plain(curves), "rounding": rounding, "base_loss": base, "spared": spared})
+    return Evidence(scores, grams, curves, rounding, base, spared)
+
+
+def sensitive(model: Model, precision: str, loss: Callable[[], float], bound: float) -> tuple[str, ...]:
+    """The blocks whose rounding alone raises the loss by more than `bound`."""
+    found = []
+    for b in model.weighted:
+        with simulated(model, precision, only=linear(model, (b.name,))):
+            if loss() > bound:
+                found.append(b.name)
+    return tuple(found)
 
 
 def _read(models: Mapping[str, Model], record: Path, tensors: Path) -> Evidence:
@@ -93,4 +112,5 @@ def _read(models: Mapping[str, Model], record: Path, tensors: Path) -> Evidence:
         for n, m in models.items()
     }
     curves = {n: {b: build(Curve, c) for b, c in by.items()} for n, by in data["curves"].items()}
-    return Evidence(scores, grams, curves, data["rounding"], data["base_loss"])
+    spared = {n: {p: tuple(bs) for p, bs in by.items()} for n, by in data["spared"].items()}
+    return Evidence(scores, grams, curves, data["rounding"], data["base_loss"], spared)

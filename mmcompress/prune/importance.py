@@ -7,7 +7,7 @@ compared only within one node and unit kind.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -34,7 +34,28 @@ class Material:
     seed: int
 
 
-def scored(criterion: Callable[[Material], Scores], e: Material) -> Scores:
+Criterion = Callable[[Material], Scores]
+
+
+def mixture(parts: Sequence[tuple[float, Criterion]]) -> Criterion:
+    """A weighted sum of criteria, each divided by its mean over the units of one node and kind."""
+
+    def score(e: Material) -> Scores:
+        total: Scores = {n: {} for n in e.models}
+        for weight, criterion in parts:
+            found = scored(criterion, e)
+            for n, m in e.models.items():
+                for kind in {b.kind for b in m.weighted}:
+                    same = [b.name for b in m.weighted if b.kind == kind]
+                    mean = torch.cat([found[n][b] for b in same]).abs().mean().clamp(min=1e-12)
+                    for b in same:
+                        total[n][b] = total[n].get(b, 0) + weight * found[n][b] / mean
+        return total
+
+    return score
+
+
+def scored(criterion: Criterion, e: Material) -> Scores:
     """What a criterion says, and evenly spread positions where it says nothing of them."""
     found = criterion(e)
     return {n: {b.name: found[n].get(b.name, spread_evenly(b)) for b in m.blocks} for n, m in e.models.items()}

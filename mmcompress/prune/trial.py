@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import time
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from mmcompress.models.sources import load_models
 from mmcompress.prune.allocation import Curve, Curves, choose_units
 from mmcompress.prune.refit import Gram, Grams, refit_from_gram_
 from mmcompress.prune.surgery import sliced
-from mmcompress.quantize.simulated import simulated
+from mmcompress.quantize.simulated import linear, simulated
 from mmcompress.records import Candidate, Kept, build, plain
 from mmcompress.spec.schema import Spec
 
@@ -37,6 +38,9 @@ class _Loaded:
     batch: Batch
     anchors: Outputs = field(default_factory=dict)
     known: Known = field(default_factory=lambda: Known())
+    spared: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
+    more: list[Batch] = field(default_factory=list)
+    more_anchors: list[Outputs] = field(default_factory=list)
 
 
 @dataclass
@@ -74,18 +78,25 @@ def pack(
     scores: Mapping[str, Mapping[str, torch.Tensor]],
     grams: Mapping[str, Grams],
     batch: Batch,
+    more: Batch | None,
     key: str,
     threads: int,
+    spared: Mapping[str, Mapping[str, Sequence[str]]] = MappingProxyType({}),
 ) -> Context:
-    """Everything a trial needs but the weights, which every worker loads from the spec's sources."""
+    """Everything a trial needs but the weights, which every worker loads from the spec's sources.
+
+    `batch`: pairs that every candidate is judged on; `more`: those that the best few are judged on besides.
+    """
+    flat = lambda b: {part: {n: x.numpy() for n, x in getattr(b, part).items()} for part in ("inputs", "keep")}
     return {
         "key": key,
         "threads": threads,
         "spec": plain(spec),
+        "spared": plain(dict(spared)),
         "scores": {n: {b: s.numpy() for b, s in by.items()} for n, by in scores.items()},
         "grams": {n: {b: (g.xx.numpy(), g.x.numpy(), g.n) for b, g in by.items()} for n, by in grams.items()},
-        "batch": {n: x.numpy() for n, x in batch.inputs.items()},
-        "keep": {n: x.numpy() for n, x in batch.keep.items()},
+        "batch": flat(batch),
+        "more": flat(more) if more is not None else None,
     }
 
 
@@ -109,6 +120,10 @@ def _tensor(a: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.array(a))
 
 
+def _batch(flat: Mapping[str, Mapping[str, np.ndarray]]) -> Batch:
+    return Batch(*({n: _tensor(x) for n, x in flat[part].items()} for part in ("inputs", "keep")))
+
+
 def _load(context: Context) -> _Loaded:
     if context["key"] not in _cache:
         for plugin in context["spec"]["plugins"]:
@@ -125,7 +140,8 @@ def _load(context: Context) -> _Loaded:
                 n: {b: Gram(_tensor(xx), _tensor(x), c) for b, (xx, x, c) in by.items()}
                 for n, by in context["grams"].items()
             },
-            Batch(*({n: _tensor(x) for n, x in context[part].items()} for part in ("batch", "keep"))),
+            _batch(context["batch"]),
+            spared=context["spared"],
         )
         loaded = _cache[context["key"]]
         loaded.anchors = loaded.pipeline.anchors(models, loaded.batch)
@@ -161,8 +177,21 @@ def evaluate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
     return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}
 
 
-def _run(loaded: _Loaded, c: Candidate, known: Outputs) -> Outputs:
-    """Outputs of every node on the choosing pairs; only nodes not in `known` are pruned, refitted and run."""
+def evaluate_again(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
+    """Mean loss of a candidate over further pairs, as many at a time as it was judged on before: {loss, seconds}."""
+    start = time.perf_counter()
+    torch.set_num_threads(context["threads"])
+    loaded, c, losses = _load(context), build(Candidate, candidate), []
+    if not loaded.more:
+        loaded.more = _batch(context["more"]).chunks(len(loaded.batch))
+        loaded.more_anchors = [loaded.pipeline.anchors(loaded.models, b) for b in loaded.more]
+    for batch, anchors in zip(loaded.more, loaded.more_anchors, strict=True):
+        losses.append(loaded.pipeline.judge(_run(loaded, c, {}, batch), batch, anchors)[0])
+    return {"loss": sum(losses) / len(losses), "seconds": time.perf_counter() - start}
+
+
+def _run(loaded: _Loaded, c: Candidate, known: Outputs, batch: Batch | None = None) -> Outputs:
+    """Outputs of every node on choosing pairs; only nodes not in `known` are pruned, refitted and run."""
     prune, models = loaded.spec.prune, {}
     with ExitStack() as stack:
         for n, m in loaded.models.items():
@@ -170,5 +199,6 @@ def _run(loaded: _Loaded, c: Candidate, known: Outputs) -> Outputs:
                 continue
             grams = loaded.grams[n] if prune.refit else None
             models[n] = prune_node(m, c.kept[n], loaded.scores[n], grams, prune.ridge)
-            stack.enter_context(simulated(models[n], c.precision[n]))
-        return loaded.pipeline.run(models, loaded.batch, known)
+            spared = loaded.spared.get(n, {}).get(c.precision[n], ())
+            stack.enter_context(simulated(models[n], c.precision[n], linear(models[n], spared)))
+        return loaded.pipeline.run(models, loaded.batch if batch is None else batch, known)

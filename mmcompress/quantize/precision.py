@@ -22,8 +22,8 @@ class Precision:
 
     `levels`: largest magnitude of a symmetric weight, 0 for an asymmetric byte; one scale for each output channel, or
     for every `group` inputs of one. `activations`: rounded to 8 bits over the range they have at run time ("dynamic"),
-    over the range seen on calibration data ("static"), or left as they are. `flags`: CPU instructions one of which it
-    needs to be right.
+    over the range seen on calibration data ("static"), or left as they are. Of 16 `bits` is everything: weights,
+    activations and products. `flags`: CPU instructions one of which it needs to be right.
     """
 
     levels: int
@@ -40,6 +40,7 @@ UINT8 = Precision(0, "dynamic")
 INT8_STATIC = Precision(64, "static")
 W8 = Precision(127, "none", group=32)
 W4 = Precision(7, "none", group=32, bits=4)
+FP16 = Precision(0, "none", bits=16)
 
 
 class _Reader:
@@ -52,8 +53,12 @@ class _Reader:
         return next(self.feeds, None)
 
 
-def quantize(precision: str, model: Any, target: Path, feeds: Feeds = ()) -> Path:
-    """Write an ONNX model (a path or a `ModelProto`) in a precision other than fp32. `feeds`: for a static one.
+def quantize(
+    precision: str, model: Any, target: Path, feeds: Feeds = (), spared: Sequence[np.ndarray] = ()
+) -> tuple[Path, int]:
+    """Write an ONNX model (a path or a `ModelProto`) in a precision other than fp32; (the file, products spared).
+
+    `feeds`: for a static one; `spared`: weights [o, i] whose products stay in fp32.
 
     https://onnxruntime.ai/docs/performance/model-optimizations/quantization.html
     """
@@ -68,8 +73,15 @@ def quantize(precision: str, model: Any, target: Path, feeds: Feeds = ()) -> Pat
     p: Precision = PRECISIONS.get(precision)
     logging.getLogger().setLevel(logging.ERROR)  # it asks for pre-processing that changes nothing here
     given = str(model) if isinstance(model, Path) else model
+    left = _products_of(given, spared) if spared else []
+    if p.bits == 16:
+        return _half(given, target, left), len(left)
     common: dict[str, Any] = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
-    common |= {"reduce_range": p.levels == 64, "weight_type": QuantType.QInt8 if p.levels else QuantType.QUInt8}
+    common |= {
+        "nodes_to_exclude": left,
+        "reduce_range": p.levels == 64,
+        "weight_type": QuantType.QInt8 if p.levels else QuantType.QUInt8,
+    }
     if p.activations == "dynamic":
         quantize_dynamic(given, str(target), **common)
     elif p.activations == "static":
@@ -79,15 +91,38 @@ def quantize(precision: str, model: Any, target: Path, feeds: Feeds = ()) -> Pat
         extra = {"MatMulConstBOnly": True, "WeightSymmetric": True, "ActivationSymmetric": False}
         quantize_static(given, str(target), _Reader(feeds), **common, **types, extra_options=extra)  # type: ignore[arg-type]
     else:
-        _weights_only(given, target, p)
+        _weights_only(given, target, p, left)
+    return target, len(left)
+
+
+def _products_of(model: Any, weights: Sequence[np.ndarray]) -> list[str]:
+    """Names of the matrix products with one of the given weights, known by its very numbers."""
+    import onnx
+    from onnx import numpy_helper
+
+    loaded = onnx.load(model) if isinstance(model, str) else model
+    wanted = {(w.shape, w.tobytes()) for w in weights} | {(w.T.shape, w.T.tobytes()) for w in weights}
+    same = {t.name for t in loaded.graph.initializer if ((a := numpy_helper.to_array(t)).shape, a.tobytes()) in wanted}
+    return [n.name for n in loaded.graph.node if n.op_type in ("MatMul", "Gemm") and same & set(n.input)]
+
+
+def _half(model: Any, target: Path, left: Sequence[str]) -> Path:
+    """Everything in 16 bits but inputs and outputs; a CPU without such kernels converts back and forth."""
+    import onnx
+    from onnxruntime.transformers.float16 import convert_float_to_float16
+
+    loaded = onnx.load(model) if isinstance(model, str) else model
+    onnx.save(convert_float_to_float16(loaded, keep_io_types=True, node_block_list=list(left)), str(target))
     return target
 
 
-def _weights_only(model: Any, target: Path, p: Precision) -> None:
+def _weights_only(model: Any, target: Path, p: Precision, left: Sequence[str]) -> None:
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     loaded = onnx.load(model) if isinstance(model, str) else model
-    quantizer = MatMulNBitsQuantizer(loaded, bits=p.bits, block_size=p.group, is_symmetric=True, accuracy_level=4)
+    quantizer = MatMulNBitsQuantizer(
+        loaded, bits=p.bits, block_size=p.group, is_symmetric=True, accuracy_level=4, nodes_to_exclude=list(left)
+    )
     quantizer.process()
     quantizer.model.save_model_to_file(str(target), False)

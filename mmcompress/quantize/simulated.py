@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Container, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcompress.models.base import Model
 from mmcompress.quantize.precision import INT8, Precision
 from mmcompress.registry import PRECISIONS
 
 
 def fake_weight(w: Tensor, p: Precision = INT8) -> Tensor:
     """A weight [o, i] rounded as it is stored."""
+    if p.bits == 16:
+        return w.half().float()
     if p.group:
         rows, columns = w.shape
         padded = F.pad(w, (0, -columns % p.group)).view(rows, -1, p.group)
@@ -39,23 +42,39 @@ def fake_activation(x: Tensor) -> Tensor:
     return ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
 
 
+def linear(model: Model, blocks: Collection[str]) -> set[nn.Module]:
+    """Linear layers of some blocks."""
+    some = [b for b in model.weighted if b.name in blocks]
+    return {model.get_submodule(p) for b in some for p in (*(w.path for w in b.writers), b.out)}
+
+
 @contextmanager
-def simulated(model: nn.Module, precision: str = "int8") -> Iterator[None]:
-    """Run `model` as if its linear layers were of a precision; a static range is taken to be that of the batch."""
+def simulated(
+    model: nn.Module,
+    precision: str = "int8",
+    spared: Container[nn.Module] = (),
+    only: Container[nn.Module] | None = None,
+) -> Iterator[None]:
+    """Run `model` as if its linear layers were of a precision; a static range is taken to be that of the batch.
+
+    `spared`: layers that are not rounded; `only`: if given, nothing but these is.
+    """
     p: Precision | None = PRECISIONS.get(precision)
     if p is None:
         yield
         return
     with ExitStack() as stack, torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module not in spared and (only is None or module in only):
                 weight = module.weight.data
                 module.weight.data = fake_weight(weight, p)
                 stack.callback(setattr, module.weight, "data", weight)
                 if p.activations != "none":
                     handle = module.register_forward_pre_hook(lambda m, args: (fake_activation(args[0]), *args[1:]))
                     stack.callback(handle.remove)
-        for name, matrix in model.named_parameters():  # open_clip's projections: x @ p, no linear layer
+        for name, matrix in (
+            model.named_parameters() if only is None else ()
+        ):  # open_clip's projections: x @ p, no linear layer
             if matrix.ndim == 2 and name.rsplit(".", 1)[-1] in ("proj", "text_projection"):
                 whole = matrix.data
                 matrix.data = fake_weight(whole.T, p).T

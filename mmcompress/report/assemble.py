@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial
+from mmcompress.errors import DataError
+from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial, build
 from mmcompress.runtime.bundle import read_manifest
-from mmcompress.spec.loader import Goal
+from mmcompress.spec.loader import Goal, parse_target
 from mmcompress.spec.schema import Spec
 
 MB = 1e6
+STEEP = 0.6
+"""A larger share of one kind of unit, cut at once, is warned about."""
 
 
 def side(
@@ -20,7 +24,7 @@ def side(
     bundle: Path,
     measured: Any,
     quality: dict[str, Quality],
-    counts: Mapping[str, tuple[int, int]],
+    counts: Mapping[str, tuple[int, int, float]],
     ratio: Mapping[str, tuple[float | None, float | None]],
     memory_mb: float,
 ) -> Side:
@@ -31,12 +35,12 @@ def side(
         node = manifest["graph"]["nodes"][name]
         size = sum(e["bytes"] for f, e in manifest["files"].items() if f.startswith(f"{name}/"))
         unimodal, crossing = ratio[name]
-        nodes[name] = NodeResult(
-            measured.nodes[name].p50, counts[name][0], counts[name][1], size / MB, node["precision"], unimodal, crossing
-        )
+        params, macs, zeros = counts[name]
+        ms = measured.nodes[name].p50
+        nodes[name] = NodeResult(ms, params, macs, size / MB, node["precision"], unimodal, crossing, zeros)
     total = sum(e["bytes"] for e in manifest["files"].values()) / MB
-    params = sum(c[0] for c in counts.values())
-    return Side(measured.latency, quality, total, params, nodes, measured.model_share, memory_mb)
+    whole = sum(c[0] for c in counts.values())
+    return Side(measured.latency, quality, total, whole, nodes, measured.model_share, memory_mb)
 
 
 def unmet(spec: Spec, goal: Goal, target_ms: float, s: Side) -> tuple[str, ...]:
@@ -54,6 +58,37 @@ def unmet(spec: Spec, goal: Goal, target_ms: float, s: Side) -> tuple[str, ...]:
     return tuple(
         f"{what}: {have:.2f} {unit}, asked for {bound:.2f}" for what, have, bound, unit in pairs if have > bound
     )
+
+
+def remeasured(s: Summary, check: Any, bundle: str) -> Summary:
+    """A summary with the latencies that a device measured of its bundles (`readings.Check`).
+
+    `bundle`: SHA-256 of the manifest of the summary's own bundle. Raises `DataError` for figures of another device or
+    another bundle.
+    """
+    if check.device != s.device:
+        raise DataError(f"these figures are of another device ({check.device}) than the run is for ({s.device})")
+    if check.bundle != bundle:
+        raise DataError("these figures are of another bundle than this run's")
+    spec = build(Spec, s.settings)
+    goal = parse_target(s.target.asked)
+    target_ms = goal.milliseconds(check.baseline.latency)
+    sides = []
+    for have, m in ((s.baseline, check.baseline), (s.compressed, check.compressed)):
+        nodes = {n: replace(r, latency_ms_p50=m.nodes[n].p50) for n, r in have.nodes.items()}
+        sides.append(replace(have, latency_ms=m.latency, nodes=nodes, model_share=m.model_share))
+    over = unmet(spec, goal, target_ms, sides[1])
+    target = replace(
+        s.target,
+        latency_ms=target_ms,
+        speedup=getattr(check.baseline.latency, goal.statistic) / target_ms,
+        met=not over,
+        unmet=over,
+        latency_ms_p50=target_ms if goal.statistic == "p50" else None,
+    )
+    speedup = check.baseline.latency.p50 / check.compressed.latency.p50
+    new = replace(s, target=target, baseline=sides[0], compressed=sides[1], speedup=speedup, cpu=check.cpu)
+    return replace(new, warnings=warnings(new, ()))
 
 
 def search_result(trials: Sequence[Trial], failed: int, target_ms: float, seconds: float) -> SearchResult:
@@ -83,10 +118,16 @@ def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, 
             )
     for (node, kind), shares in _group_ratios(s).items():
         mean = sum(shares) / len(shares)
-        if mean > 0.6:
+        if mean > STEEP and s.settings.get("prune", {}).get("schedule") == "one_shot":
             out.append(
-                f"{node}: {mean:.0%} of {kind} units were cut in one step; beyond about half, two rounds of "
-                "pruning and distillation usually keep more quality"
+                f"{node}: {mean:.0%} of {kind} units were cut in one step{_damage(s)}; rounds of pruning and "
+                "distillation (prune.schedule: gradual) may keep more quality"
+            )
+    for node, r in s.compressed.nodes.items():
+        if r.sparsity > 0.1:
+            out.append(
+                f"{node}: {r.sparsity:.0%} of the weights of its blocks are zero; it takes {r.latency_ms_p50:.2f} ms: "
+                "ONNX Runtime multiplies zeros like other numbers, so this brings no speed"
             )
     for node, r in s.compressed.nodes.items():
         b = s.baseline.nodes[node]
@@ -105,6 +146,11 @@ def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, 
         )
     if s.cross_modal_ratio is not None and s.cross_modal_ratio >= s.unimodal_ratio > 0:
         out.append("cross-modal layers were not pruned less than the others: the search found protection too costly")
+    if s.compressed.latency_ms.n == 0:
+        out.append(
+            f"the latency of the compressed pipeline is predicted for {s.cpu.get('name')}, not measured there: "
+            "run `mmcompress device check KIT BUNDLE` on it, then `mmcompress report RUN --measured FILE` here"
+        )
     if not s.target.met:
         slow = max(s.compressed.nodes.items(), key=lambda n: n[1].latency_ms_p50)
         out.append(
@@ -114,6 +160,14 @@ def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, 
             "decode loop, embeddings and heads of the models"
         )
     return tuple(out)
+
+
+def _damage(s: Summary) -> str:
+    """The loss on choosing pairs before the cut, after it, and after training, in words."""
+    if len(s.losses) < 2:
+        return ""
+    told = f": the loss on choosing pairs rose from {s.losses[0]:.3f} to {s.losses[1]:.3f}"
+    return told + (f" and training took it to {s.losses[-1]:.3f}" if len(s.losses) > 2 else "")
 
 
 def structure(blocks: Mapping[str, tuple[Block, ...]], kept: Mapping[str, Kept]) -> dict[str, list[tuple[Block, int]]]:

@@ -80,7 +80,8 @@ def candidates(
         paid = sum(float(curves[n]["tokens"].at(kept["tokens"])) for n, kept in left.items())
         for n in nodes:
             for p, placed in itertools.product(precisions[n], predictor.placed[n]):
-                ms = [predictor.block(rows, placed, k, p, cuts) for k in options[n][placed.name]]
+                of = predictor.rounded(n, placed.name, p)
+                ms = [predictor.block(rows, placed, k, of, cuts) for k in options[n][placed.name]]
                 costs[n, placed.name, p] = predictor.affine[n][p].scale * np.array(ms)
         for choice in itertools.product(*(precisions[n] for n in nodes)):
             precision = dict(zip(nodes, choice, strict=True))

@@ -64,6 +64,8 @@ class Data:
     """Training pairs that the damage of every single cut is measured on."""
     choosing: int = field(default=256, metadata=_within(8, 1_000_000))
     """Pairs of the choosing split (`val`) each trial is judged on. The test split is never used to choose."""
+    finals: int = field(default=768, metadata=_within(0, 1_000_000))
+    """Pairs of it that the best few trials are judged on once more, where there are so many (0: never)."""
     labels: Literal["reference", "dense"] = "reference"
     """What generators learn and are chosen by: the texts of the data, or what the dense pipeline itself writes. A text
     of another style than the model's own tells little of what a cut does."""
@@ -79,15 +81,26 @@ class Prune:
     allocation: str = field(default="knapsack", metadata={"registry": ALLOCATION})
     protection: float = field(default=2.0, metadata=_within(1, 100))
     """Cross-modal units are pruned this many times less."""
-    schedule: Literal["one_shot", "gradual", "rewind"] = "one_shot"
+    schedule: Literal["one_shot", "gradual", "rewind", "late"] = "one_shot"
     """All cuts at once; over `rounds` of pruning and training, units scored anew in each; or so, and then the survivors
-    trained once more from the weights they had at first. The training budget is shared among the rounds."""
+    trained once more from the weights they had at first. The training budget is shared among the rounds. `late`: the
+    dense models are trained, then cut and refitted: the wrong way round, to compare with."""
     rounds: int = field(default=3, metadata=_within(2, 100))
+    sparsity: float = field(default=0.0, metadata=_within(0, 0.99))
+    """Share of single weights set to zero in what is left, smallest first; brings no speed on ONNX Runtime."""
+    pattern: Literal["unstructured", "2:4"] = "unstructured"
+    """Where those lie; 2:4 sets half of them to zero, whatever positive `sparsity` says."""
     damage: Literal["measured", "estimated"] = "measured"
     """Of cutting a block: by running the pipeline with it cut, or as half the importance lost (fisher alone)."""
     refit: bool = True
     ridge: float = field(default=0.01, metadata=_within(1e-6, 10))
     """Of the refit, relative to the mean of the Gram diagonal."""
+
+
+@dataclass(frozen=True)
+class Quantize:
+    sensitive: float = field(default=0.0, metadata=_within(0, 1000))
+    """A block whose rounding alone raises the pipeline's loss by more than this stays in fp32 (0: none is asked)."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +116,15 @@ class Distill:
     contrast: float = 0.2
     caption: float = 1.0
     logits: float = 4.0
+    hidden: float = 0.0
+    """What every block adds to its stream, against the teacher's, relative to its variance; `cross`: of
+    cross-attention alone."""
+    cross: float = 0.0
     checks: int = field(default=4, metadata=_within(0, 1000))
     """How often the loss on choosing pairs is looked at; where the last weights are clearly worse than others seen,
     those are kept (0: always the last)."""
+    patience: int = field(default=0, metadata=_within(0, 1000))
+    """Checks in a row without a lower loss after which training ends early (0: it never does)."""
     pairs: int = 0
     """Distinct training pairs (0: fresh ones for every step, where the data has them)."""
 
@@ -120,6 +139,8 @@ class Search:
     ray_address: str | None = None
     judge: Literal["measured", "estimated"] = "measured"
     """A trial's loss: by running the cut pipeline, or the sum of its blocks' damage: no model is run."""
+    finalists: int = field(default=3, metadata=_within(1, 1000))
+    """Trials within the budget that are judged once more, on `data.finals` pairs, before one is chosen."""
     retries: int = field(default=1, metadata=_within(0, 10))
     rounds: int = field(default=2, metadata=_within(1, 10))
     """How often at most a structure is made: again when the finished artifact misses, or lies 5 % under the target."""
@@ -144,6 +165,8 @@ class Measure:
     threads: int = field(default=2, metadata=_within(1, 1024))
     memory: bool = True
     """Whether the peak memory of both bundles is measured, each in a process of its own."""
+    device: str = ""
+    """Readings of another device (a JSON of `mmcompress device measure`): the target is then for that one."""
     warmup: int = field(default=10, metadata=_within(0, 10_000))
     rounds: int = field(default=200, metadata=_within(2, 100_000))
 
@@ -162,6 +185,7 @@ class Spec:
     """End to end: `2x`, `12ms`, `12ms p95`; several with commas between them share all but search and training."""
     limits: Limits = field(default_factory=Limits)
     prune: Prune = field(default_factory=Prune)
+    quantize: Quantize = field(default_factory=Quantize)
     distill: Distill = field(default_factory=Distill)
     search: Search = field(default_factory=Search)
     measure: Measure = field(default_factory=Measure)

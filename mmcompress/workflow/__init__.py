@@ -17,12 +17,12 @@ from mmcompress.errors import SpecError
 from mmcompress.records import Summary, read
 from mmcompress.spec.loader import targets
 from mmcompress.workflow.conclude import summarize
-from mmcompress.workflow.dense import Profile, predictor, prepared, profile
+from mmcompress.workflow.dense import Profile, predictor, prepared, profile, write_kit
 from mmcompress.workflow.fit import fit
 from mmcompress.workflow.make import compress
 from mmcompress.workflow.state import SILENT, Run, Say, default_space, open_run
 
-__all__ = ["default_space", "open_run", "predictor", "profile", "run", "run_targets"]
+__all__ = ["default_space", "open_run", "predictor", "profile", "run", "run_targets", "write_kit"]
 NEAR = 0.95
 """A finished artifact faster than this share of its target has lost more than it needed, unless it was meant to be:
 nothing slower within the target was better."""

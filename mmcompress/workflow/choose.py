@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmcompress.records import Candidate, Trial, build, plain
@@ -14,6 +15,11 @@ from mmcompress.workflow.state import Run, precisions_of
 
 AIM = 0.98
 """The share of the target that structures are searched for."""
+
+
+def spared(ev: Any, c: Candidate) -> dict[str, tuple[str, ...]]:
+    """Blocks of a candidate that stay in fp32, by node."""
+    return {n: ev.spared.get(n, {}).get(p, ()) for n, p in c.precision.items()}
 
 
 def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
@@ -95,28 +101,70 @@ class Jury:
     judge: Any
     executor: Any
     workers: int
+    again: Any = None
+    """The same on more pairs, for the best few; None where there are no more."""
+    share: float = 0.0
+    """Of all pairs behind a final loss, those that every trial is judged on."""
+    final: dict[str, float] = field(default_factory=dict)
+    """Losses of finalists by candidate."""
 
 
 @contextmanager
 def jury(run: Run, ev: Any) -> Iterator[Jury]:
     """Start the workers of the search, with all that a trial needs; stop them at the end."""
-    from mmcompress.prune.trial import estimate, evaluate, pack, pack_estimate
+    from mmcompress.prune.trial import estimate, evaluate, evaluate_again, pack, pack_estimate
     from mmcompress.registry import EXECUTORS
 
-    s = run.spec.search
+    s, again, share = run.spec.search, None, 0.0
     with run.timed("search"):
         if s.judge == "estimated":
             judge, context = estimate, pack_estimate(ev.curves, ev.rounding, ev.base_loss)
         else:
-            batch = run.pipeline.batch(run.data.load("val", run.spec.data.choosing))
+            batch, more = _choosing(run)
+            if more is not None:
+                again, share = evaluate_again, len(batch) / (len(batch) + len(more))
             threads = run.spec.measure.threads if s.executor == "inline" else 1
             key = f"{run.folder.resolve()}:{run.spec.seed}"
-            judge, context = evaluate, pack(run.spec, ev.scores, ev.grams, batch, key, threads)
+            judge, context = evaluate, pack(run.spec, ev.scores, ev.grams, batch, more, key, threads, ev.spared)
         executor = EXECUTORS.get(s.executor)(context, s.workers, s.ray_address)
     try:
-        yield Jury(judge, executor, 1 if s.executor == "inline" else s.workers)
+        yield Jury(judge, executor, 1 if s.executor == "inline" else s.workers, again, share)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _choosing(run: Run) -> tuple[Any, Any]:
+    """(pairs that every trial is judged on, further ones for finalists or None)."""
+    d = run.spec.data
+    every = run.pipeline.batch(run.data.load("val", max(d.choosing, d.finals)))
+    few = every[slice(0, d.choosing)]
+    rest = (len(every) - len(few)) // len(few) * len(few)
+    return few, every[slice(len(few), len(few) + rest)] if rest else None
+
+
+def chosen(run: Run, who: Jury, trials: Sequence[Trial], budget_ms: float) -> Trial | None:
+    """The trial within the budget that stands best on all pairs: the first few are judged on more of them.
+
+    Where none is within the budget, the fastest.
+    """
+    within = sorted((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss)[: run.spec.search.finalists]
+    if not within:
+        return min(trials, key=lambda t: t.latency_ms, default=None)
+    if who.again is None or len(within) == 1:
+        return within[0]
+    with run.timed("search"):
+        run.say("search", f"the best {len(within)} on more pairs", None)
+        waiting = {}
+        for t in within:
+            if t.candidate.key() not in who.final:
+                waiting[t.candidate.key()] = who.executor.submit(who.again, plain(t.candidate))
+        for key, future in waiting.items():
+            try:
+                who.final[key] = future.result()["loss"]
+            except Exception:  # as with a trial that fails: the search goes on without it
+                who.final[key] = math.inf
+    whole = lambda t: who.share * t.loss + (1 - who.share) * who.final[t.candidate.key()]
+    return min(within, key=whole)
 
 
 def search(
@@ -182,15 +230,19 @@ def _plain_starts(run: Run, p: Any) -> list[dict[str, Any]]:
     return starts
 
 
-def pruned(run: Run, ev: Any, candidate: Candidate, refit: bool) -> dict[str, Any]:
-    """Fresh pruned models of a candidate, refitted in order on calibration pairs when asked."""
+def pruned(run: Run, ev: Any, candidate: Candidate, refit: bool, dense: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Fresh pruned models of a candidate, refitted in order on calibration pairs when asked.
+
+    `dense`: the models to cut, those of the run by default.
+    """
     from mmcompress.models.sources import connect
     from mmcompress.prune.refit import refit_
     from mmcompress.prune.trial import prune_node
 
-    models = {n: prune_node(m, candidate.kept[n], ev.scores[n], None, 0.0) for n, m in run.models.items()}
+    dense = dense or run.models
+    models = {n: prune_node(m, candidate.kept[n], ev.scores[n], None, 0.0) for n, m in dense.items()}
     connect(run.spec, models)
     if refit:
         batch = run.pipeline.batch(run.data.load("train", run.spec.data.calibration))
-        refit_(run.pipeline, models, run.models, batch, run.spec.prune.ridge)
+        refit_(run.pipeline, models, dense, batch, run.spec.prune.ridge)
     return models

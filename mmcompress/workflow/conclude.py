@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from dataclasses import replace
 from typing import Any
 
-from mmcompress.records import Proof, Summary, plain, read, write
-from mmcompress.workflow.dense import Profile
+from mmcompress.records import Candidate, Latency, Proof, Summary, plain, read, write
+from mmcompress.workflow.dense import Profile, spared_blocks
 from mmcompress.workflow.fit import Fitted
 from mmcompress.workflow.make import Counts
 from mmcompress.workflow.state import Run
@@ -19,6 +20,7 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
     from mmcompress.measure.latency import end_to_end
     from mmcompress.measure.machine import commit, cpu, versions
     from mmcompress.measure.predict import Predictor
+    from mmcompress.measure.readings import Measured
     from mmcompress.metrics.pairs import retained
     from mmcompress.prune.allocation import ratios
     from mmcompress.records import Target
@@ -29,9 +31,16 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
     spec, c = r.spec, fitted.candidate
     bundles = {"baseline": r.shared / "baseline", "compressed": r.folder / "bundle"}
     pipelines = {k: load_bundle(f, spec.measure.threads) for k, f in bundles.items()}
+    predict = replace(
+        read(Predictor, r.shared / "predictor.json"), correction=fitted.correction, spared=spared_blocks(r)
+    )
     with r.timed("measure"):
-        r.say("measure", "baseline and compressed, interleaved", None)
-        measured = end_to_end(pipelines, r.requests(64), spec.measure.warmup, spec.measure.rounds)
+        if r.away:
+            measured = {"baseline": r.away.baseline, "compressed": _expected(predict, c, r.away.baseline)}
+        else:
+            r.say("measure", "baseline and compressed, interleaved", None)
+            found = end_to_end(pipelines, r.requests(64), spec.measure.warmup, spec.measure.rounds)
+            measured = {k: Measured.of(m) for k, m in found.items()}
     with r.timed("judge"):
         quality, samples = _judge(r, pipelines, "test")
         extra = {split: _judge(r, pipelines, split)[0] for split in spec.data.report}
@@ -39,7 +48,7 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
     sides = {}
     for key, bundle in bundles.items():
         kept = c.kept if key == "compressed" else {n: {} for n in r.models}
-        sizes = counts if key == "compressed" else {n: (dense.params[n], dense.macs[n]) for n in dense.params}
+        sizes = counts if key == "compressed" else {n: (dense.params[n], dense.macs[n], 0.0) for n in dense.params}
         one = lambda n, crossing, k=kept: ratios({n: k[n]}, r.blocks, r.cross, crossing)  # type: ignore[misc]
         share = {n: (one(n, False), one(n, True)) for n in r.models}
         sides[key] = side(spec, bundle, measured[key], quality[key], sizes, share, memory(bundle))
@@ -47,7 +56,6 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
     target_ms = goal.milliseconds(measured["baseline"].latency)
     over = unmet(spec, goal, target_ms, sides["compressed"])
     study = open_study(r.folder / "study.journal", spec.seed)
-    predict = replace(read(Predictor, r.shared / "predictor.json"), correction=fitted.correction)
     unique = {t.candidate.key(): t for t in reversed(finished(study))}
     trials = [replace(t, latency_ms=predict(t.candidate)) for t in reversed(unique.values())]
     result = search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
@@ -82,16 +90,36 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
         dict(r.timings),
         plain(spec),
         versions(),
-        cpu(),
+        r.away.cpu if r.away else cpu(),
         spec.seed,
         commit(),
         "mmcompress " + " ".join(sys.argv[1:]),
+        r.device,
+        losses(r),
         tuple(samples),
         extra,
     )
     summary = replace(summary, warnings=warnings(summary, fitted.attempts))
     write(r.folder / "summary.json", summary)
     return summary
+
+
+def losses(r: Run) -> tuple[float, ...]:
+    """What training recorded of the loss on choosing pairs, the dense pipeline's first."""
+    found: list[float] = []
+    for record in sorted(r.folder.glob("distill*.json"), key=lambda p: (p.stem == "distill", p.stem)):
+        rows = [row for row in json.loads(record.read_text()) if "choosing" in row]
+        found += [row["dense"] for row in rows[:1] if not found] + [row["choosing"] for row in rows]
+    return tuple(found)
+
+
+def _expected(predict: Any, c: Candidate, dense: Any) -> Any:
+    """What is predicted of a candidate on another device, in the form of a measurement of no samples."""
+    p50, wide = predict(c), dense.latency.p95 / dense.latency.p50
+    nodes = {n: predict.node_ms(n, c) for n in predict.placed}
+    share = 1 - predict.correction * predict.overhead_ms / p50
+    latency = {n: Latency(ms, ms * wide, 0) for n, ms in nodes.items()}
+    return replace(dense, latency=Latency(p50, p50 * wide, 0), nodes=latency, model_share=share)
 
 
 def _judge(r: Run, pipelines: dict[str, Any], split: str) -> tuple[dict[str, Any], list[dict[str, str]]]:

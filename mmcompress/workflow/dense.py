@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,9 @@ from mmcompress.errors import DataError, SpecError
 from mmcompress.records import Block, Latency, Proof, read, write
 from mmcompress.spec.loader import targets
 from mmcompress.workflow.state import Run, precisions_of
+
+REQUESTS = 32
+"""Requests that the dense pipeline is profiled with."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,20 @@ class Profile:
     blocks: dict[str, tuple[Block, ...]]
     modality: tuple[dict[str, Any], ...]
     proofs: tuple[Proof, ...]
+    device: str
+    """Fingerprint of the device that the latencies are of."""
 
 
 def profile(run: Run) -> Profile:
     """Export the dense pipeline with its proofs, measure it, and measure the device table. Cached in the run folder."""
     record = run.shared / "profile.json"
     if record.exists() and (run.shared / "baseline" / "manifest.json").exists():
-        return read(Profile, record)
+        found = read(Profile, record)
+        if found.device != run.device:
+            raise DataError(
+                f"{run.shared}: profiled on another device ({found.device}, this is {run.device}); use a new --out"
+            )
+        return found
     with run.timed("profile"):
         found = _profile(run)
     write(record, found)
@@ -48,6 +59,7 @@ def _profile(run: Run) -> Profile:
     from mmcompress.graph.topology import decode_steps
     from mmcompress.measure.counts import block_params, count
     from mmcompress.measure.latency import end_to_end
+    from mmcompress.measure.readings import Measured
     from mmcompress.runtime import load as load_bundle
 
     say, spec = run.say, run.spec
@@ -56,9 +68,13 @@ def _profile(run: Run) -> Profile:
     proofs = run.bundle(run.models, fp32, {}, run.shared / "baseline")
     proofs += generation_proofs(run, run.models, run.shared / "baseline")
     require(proofs)
-    say("profile", "measuring it end to end", 0.6)
-    dense = load_bundle(run.shared / "baseline", spec.measure.threads)
-    m = end_to_end({"dense": dense}, run.requests(32), spec.measure.warmup, spec.measure.rounds)["dense"]
+    if run.away:
+        m = run.away.baseline
+    else:
+        say("profile", "measuring it end to end", 0.6)
+        dense = load_bundle(run.shared / "baseline", spec.measure.threads)
+        found = end_to_end({"dense": dense}, run.requests(REQUESTS), spec.measure.warmup, spec.measure.rounds)
+        m = Measured.of(found["dense"])
     steps = decode_steps(spec, m.calls)
     counted = {n: count(model, steps[n], run.spec.nodes[n].candidates) for n, model in run.models.items()}
     modality = tuple({**asdict(x), "modalities": list(x.modalities)} for x in layers(spec, run.blocks))
@@ -73,6 +89,7 @@ def _profile(run: Run) -> Profile:
         run.blocks,
         modality,
         tuple(proofs),
+        run.device,
     )
 
 
@@ -92,27 +109,67 @@ def generation_proofs(run: Run, models: dict[str, Any], bundle: Path) -> list[Pr
 
 
 def predictor(run: Run, dense: Profile) -> Any:
-    """The latency predictor: device table, calibrated node by node on whole exports. Cached in the run folder."""
+    """The latency predictor: device table, calibrated node by node on whole exports. Cached in the run folder.
+
+    Of another device it is made from that one's readings.
+    """
     from mmcompress.measure.calibrate import calibrated
     from mmcompress.measure.predict import Predictor
 
     record = run.shared / "predictor.json"
     if record.exists():
         return read(Predictor, record)
+    plan = plan_of(run, dense)
     with run.timed("device table"):
-        found = calibrated(
-            run.spec,
-            run.models,
-            dense.calls,
-            dense.latency_ms.p50,
-            dense.model_share,
-            run.shared,
-            {n: _shortest(run, n) for n in run.models},
-            precisions_of(run),
-            lambda what, share: run.say("device table", what, share),
-        )
+        if run.away:
+            found = _read_away(run.away, plan)
+        else:
+            say = lambda what, share: run.say("device table", what, share)
+            whole = (dense.latency_ms.p50, dense.model_share)
+            found = calibrated(run.spec, run.models, plan, dense.calls, whole, run.shared, say)
     write(record, found)
     return found
+
+
+def plan_of(run: Run, dense: Profile) -> Any:
+    """What has to be known of a device to search on it."""
+    from mmcompress.measure.calibrate import planned
+
+    shortest = {n: _shortest(run, n) for n in run.models}
+    return planned(run.spec, run.models, dense.calls, shortest, precisions_of(run))
+
+
+def _read_away(readings: Any, plan: Any) -> Any:
+    """The predictor of another device. Raises `DataError` when its readings lack what this run searches."""
+    if readings.plan.blocks() != plan.blocks():
+        raise DataError("measure.device: these readings are of a pipeline with other models or blocks")
+    for n, wanted in plan.precisions.items():
+        if lacking := [p for p in wanted if p not in readings.plan.precisions[n]]:
+            raise DataError(f"measure.device: '{n}' may be {lacking[0]}, which was not measured there")
+    measured = {n: max(w.cuts) for n, w in readings.plan.windows.items()}
+    if short := [n for n, w in plan.windows.items() if max(w.cuts) > measured.get(n, 0)]:
+        raise DataError(f"measure.device: the space cuts more positions of '{short[0]}' than were measured there")
+    return readings.predictor()
+
+
+def write_kit(run: Run, folder: Path) -> Path:
+    """A folder that another device measures: dense bundle, requests, whole exports, and what the table must hold."""
+    from mmcompress.measure.calibrate import exports
+    from mmcompress.measure.readings import Kit, save_requests
+
+    if folder.exists() and any(folder.iterdir()):
+        raise DataError(f"{folder}: not empty; choose another --out")
+    dense, m = profile(run), run.spec.measure
+    plan = plan_of(run, dense)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(run.shared / "baseline", folder / "baseline")
+    save_requests(folder, run.requests(REQUESTS))
+    found = []
+    for e in exports(run.spec, run.models, plan, dense.calls, folder):
+        run.say("kit", f"{e.node}, {e.precision}, {e.params_m:.2f} M parameters", None)
+        found.append(e)
+    write(folder / "kit.json", Kit(run.spec.name, m.threads, m.warmup, m.rounds, plan, tuple(found)))
+    return folder
 
 
 @dataclass(frozen=True)
@@ -170,7 +227,14 @@ def prepared(run: Run) -> tuple[Profile, Any, Any]:
     """Profile, latency predictor and evidence: all that does not depend on a target."""
     dense = profile(run)
     label(run)
-    return dense, predictor(run, dense), evidence(run)
+    predict, ev = predictor(run, dense), evidence(run)
+    return dense, replace(predict, spared=ev.spared), ev
+
+
+def spared_blocks(run: Run) -> dict[str, dict[str, tuple[str, ...]]]:
+    """Blocks that stay in fp32, by node and precision, as the evidence has them."""
+    found = json.loads((run.shared / "evidence.json").read_text())["spared"]
+    return {n: {p: tuple(blocks) for p, blocks in by.items()} for n, by in found.items()}
 
 
 def one_target(run: Run) -> Run:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmcompress.errors import DataError
 from mmcompress.records import Candidate, Trial, read, write
-from mmcompress.workflow.choose import AIM, floor, jury, problem, pruned, search
+from mmcompress.workflow.choose import AIM, chosen, floor, jury, problem, pruned, search, spared
 from mmcompress.workflow.dense import Profile
 from mmcompress.workflow.state import Run
 
@@ -26,13 +26,10 @@ Propose = Callable[[Any, float, int], Trial | None]
 @contextmanager
 def searching(run: Run, ev: Any) -> Iterator[Propose]:
     """Proposals of the search: the best trial within the budget, the fastest one where none is."""
-    from mmcompress.search.moves import best
-
     with jury(run, ev) as who:
 
         def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
-            trials = search(run, ev, predict, budget_ms, who, attempt)
-            return best(trials, budget_ms) or min(trials, key=lambda t: t.latency_ms, default=None)
+            return chosen(run, who, search(run, ev, predict, budget_ms, who, attempt), budget_ms)
 
         yield propose
 
@@ -113,6 +110,8 @@ def _approach(
         if chosen is None or any(chosen.candidate == m.trial.candidate for m in found):
             break
         predicted = predict(chosen.candidate)
+        if run.away:  # this is not the device that the target is for
+            return [Measured(chosen, predicted, predicted)], predict
         with run.timed("fit"):
             run.say("fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None)
             measured = bias * _measure_structure(run, ev, chosen.candidate, dense, target_ms)
@@ -143,7 +142,7 @@ def _measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile, 
 
     folder = run.folder / "scratch"
     models = pruned(run, ev, candidate, refit=False)
-    run.bundle(models, candidate.precision, candidate.kept, folder, prove=False)
+    run.bundle(models, candidate.precision, candidate.kept, folder, prove=False, spared=spared(ev, candidate))
     del models  # of a large pipeline: its sessions need the memory
     threads = run.spec.measure.threads
     pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.shared / "baseline", threads)}

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.records import Candidate, Proof
-from mmcompress.workflow.choose import pruned
+from mmcompress.workflow.choose import pruned, spared
 from mmcompress.workflow.dense import Profile, generation_proofs
 from mmcompress.workflow.fit import Fitted
 from mmcompress.workflow.state import Run
 
 CHECKED = 256
 """Choosing pairs at most that the best weights of a distillation are picked by."""
-Counts = dict[str, tuple[int, int]]
-"""Parameters and multiply-accumulates a request, by node."""
+Counts = dict[str, tuple[int, int, float]]
+"""Parameters, multiply-accumulates a request, and share of zeros among the weights of the blocks, by node."""
 
 
 def compress(run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = False) -> tuple[Counts, list[Proof]]:
@@ -28,6 +28,7 @@ def compress(run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = 
     from mmcompress.export.proofs import require, surgery
     from mmcompress.graph.topology import decode_steps
     from mmcompress.measure.counts import count
+    from mmcompress.prune.sparse import sparsity
 
     c = fitted.candidate
     models, survivors = _made(run, ev, c, scratch)
@@ -38,14 +39,14 @@ def compress(run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = 
         require(proofs)
     with run.timed("export"):
         run.say("export", "ONNX, rounding, proofs", None)
-        found = run.bundle(models, c.precision, c.kept, run.folder / "bundle")
+        found = run.bundle(models, c.precision, c.kept, run.folder / "bundle", spared=spared(ev, c))
         if all(p == "fp32" for p in c.precision.values()):
             found += generation_proofs(run, models, run.folder / "bundle")
         else:
             found += _fp32_generation(run, models)
         proofs += require(found)
     steps = decode_steps(run.spec, dense.calls)
-    counts = {n: count(m, steps[n], run.spec.nodes[n].candidates) for n, m in models.items()}
+    counts = {n: (*count(m, steps[n], run.spec.nodes[n].candidates), sparsity(m)) for n, m in models.items()}
     return counts, [*dense.proofs, *proofs]
 
 
@@ -62,8 +63,8 @@ def _made(run: Run, ev: Any, c: Candidate, scratch: bool) -> tuple[dict[str, Any
             load_weights(m, weights / f"{n}.safetensors")
         flat = load_file(weights / "units.safetensors")
         return models, {n: {b.name: flat[f"{n}/{b.name}"] for b in m.blocks} for n, m in run.models.items()}
-    one_shot = scratch or run.spec.prune.schedule == "one_shot"
-    models, survivors = _at_once(run, ev, c, scratch) if one_shot else _by_rounds(run, ev, c)
+    at_once = scratch or run.spec.prune.schedule in ("one_shot", "late")
+    models, survivors = _at_once(run, ev, c, scratch) if at_once else _by_rounds(run, ev, c)
     save_weights(models, weights)
     save_file({f"{n}/{b}": u for n, by in survivors.items() for b, u in by.items()}, weights / "units.safetensors")
     return models, survivors
@@ -73,15 +74,29 @@ def _at_once(run: Run, ev: Any, c: Candidate, scratch: bool) -> tuple[dict[str, 
     from mmcompress.prune.allocation import choose_units
     from mmcompress.prune.schedule import whole
 
+    dense = _trained_first(run) if run.spec.prune.schedule == "late" and not scratch else run.models
     with run.timed("prune"):
         run.say("prune", "cutting and refitting", None)
-        models = pruned(run, ev, c, run.spec.prune.refit and not scratch)
+        models = pruned(run, ev, c, run.spec.prune.refit and not scratch, dense)
         if scratch:
             _forget_(models, run.spec.seed)
         units = {n: choose_units(c.kept[n], m.blocks, ev.scores[n]) for n, m in run.models.items()}
         survivors = {n: {**by, **units[n]} for n, by in whole(run.blocks).items()}
-    _distill_(run, models, 1.0, run.folder / "distill.json")
+    if dense is run.models:
+        _distill_(run, models, 1.0, run.folder / "distill.json")
     return models, survivors
+
+
+def _trained_first(run: Run) -> dict[str, Any]:
+    """The dense models after the training that the pruned ones would have got."""
+    import copy
+
+    from mmcompress.models.sources import connect
+
+    models = {n: copy.deepcopy(m) for n, m in run.models.items()}
+    connect(run.spec, models)
+    _distill_(run, models, 1.0, run.folder / "distill.json")
+    return models
 
 
 def _by_rounds(run: Run, ev: Any, c: Candidate) -> tuple[dict[str, Any], Any]:
@@ -119,15 +134,17 @@ def _by_rounds(run: Run, ev: Any, c: Candidate) -> tuple[dict[str, Any], Any]:
 
 
 def _distill_(run: Run, models: dict[str, Any], share: float, history: Path) -> None:
-    """Train for a share of the spec's budget."""
+    """Train for a share of the spec's budget, after single weights were set to zero where the spec asks for it."""
     from mmcompress.distill.trainer import distill_
+    from mmcompress.prune.sparse import thin_
 
-    d = run.spec.distill
+    d, p = run.spec.distill, run.spec.prune
+    hold_ = thin_(models, p.pattern, p.sparsity) if p.sparsity else lambda: None
     options = replace(d, steps=round(d.steps * share), minutes=d.minutes * share)
     with run.timed("distill"):
         choosing = run.pipeline.batch(run.data.load("val", min(run.spec.data.choosing, CHECKED)))
         say = lambda what, done: run.say("distill", what, done)
-        distill_(run.pipeline, models, run.models, run.data, options, run.spec.seed, say, history, choosing)
+        distill_(run.pipeline, models, run.models, run.data, options, run.spec.seed, say, history, choosing, hold_)
 
 
 def _forget_(models: dict[str, Any], seed: int) -> None:

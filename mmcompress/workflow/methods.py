@@ -14,7 +14,7 @@ from typing import Any
 
 from mmcompress.prune.allocation import after, steps
 from mmcompress.records import Candidate, Trial
-from mmcompress.workflow.choose import jury, problem, search, splits
+from mmcompress.workflow.choose import chosen, jury, problem, search, splits
 from mmcompress.workflow.fit import Propose, searching
 from mmcompress.workflow.state import Run, precisions_of
 
@@ -133,8 +133,6 @@ def separate(run: Run, ev: Any) -> Iterator[Propose]:
 @contextmanager
 def random(run: Run, ev: Any) -> Iterator[Propose]:
     """As many evaluations as the search has, none of them guided."""
-    from mmcompress.search.moves import best
-
     s = run.spec.search
     blind = replace(s, sampler="random", trials=s.trials + s.mutations, mutations=0)
     run = dataclasses.replace(run, spec=replace(run.spec, search=blind))
@@ -142,7 +140,7 @@ def random(run: Run, ev: Any) -> Iterator[Propose]:
 
         def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
             trials = search(run, ev, predict, budget_ms, who, attempt, blind=True)
-            return best(trials, budget_ms) or min(trials, key=lambda t: t.latency_ms, default=None)
+            return chosen(run, who, trials, budget_ms)
 
         yield propose
 

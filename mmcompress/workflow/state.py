@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mmcompress.errors import DataError, ModelError
@@ -59,14 +60,43 @@ class Run:
         return [{next(iter(self.spec.inputs)): x} for x in self.data.load("val", count, seed=1).inputs]
 
     def bundle(
-        self, models: dict[str, Any], precision: dict[str, str], kept: dict[str, Kept], folder: Path, prove: bool = True
+        self,
+        models: dict[str, Any],
+        precision: dict[str, str],
+        kept: dict[str, Kept],
+        folder: Path,
+        prove: bool = True,
+        spared: Mapping[str, Collection[str]] = MappingProxyType({}),
     ) -> list[Proof]:
-        """Write a bundle of given models; returns its proofs."""
+        """Write a bundle of given models; returns its proofs. `spared`: blocks that stay in fp32."""
         from mmcompress.export.bundle import write_bundle
 
         static = any(p == "int8_static" for p in precision.values())
         given = self.data.load("train", min(self.spec.data.calibration, STATIC)).inputs if static else ()
-        return write_bundle(self.spec, models, precision, kept, folder, prove, self.listed, given)
+        return write_bundle(self.spec, models, precision, kept, folder, prove, self.listed, given, spared)
+
+    @cached_property
+    def away(self) -> Any:
+        """What another device measured, where the spec names its readings; latencies are then that device's."""
+        from mmcompress.measure.readings import Readings
+
+        m = self.spec.measure
+        if not m.device:
+            return None
+        found = read(Readings, Path(m.device))
+        if found.pipeline != self.spec.name or found.threads != m.threads:
+            raise DataError(
+                f"measure.device: {m.device} is of '{found.pipeline}' with {found.threads} threads, "
+                f"this is '{self.spec.name}' with {m.threads}"
+            )
+        return found
+
+    @cached_property
+    def device(self) -> str:
+        """Fingerprint of the device the target is for. Figures of two devices are never put side by side."""
+        from mmcompress.measure.machine import fingerprint
+
+        return str(self.away.device) if self.away else fingerprint(self.spec.measure.threads)
 
     @property
     def blocks(self) -> dict[str, tuple[Block, ...]]:
@@ -141,9 +171,12 @@ def open_run(
     _check_asked(spec, models)
     space = _possible(space, models)
     cross = cross_modal(spec, {n: m.blocks for n, m in models.items()})
+    run = Run(spec, space, folder, say, models, TorchPipeline(spec, models), data, cross, {}, listed, folder)
+    _ = run.away  # readings that don't fit are refused before anything is written
     _claim(folder, spec, space, resume)
-    timings = json.loads((folder / "timings.json").read_text()) if (folder / "timings.json").exists() else {}
-    return Run(spec, space, folder, say, models, TorchPipeline(spec, models), data, cross, timings, listed, folder)
+    if (folder / "timings.json").exists():
+        run.timings |= json.loads((folder / "timings.json").read_text())
+    return run
 
 
 def _check_asked(spec: Spec, models: dict[str, Any]) -> None:

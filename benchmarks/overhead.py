@@ -1,0 +1,115 @@
+"""Where the wall time of a whole run goes: inside models, or around them.
+
+    python benchmarks/overhead.py pipelines/clip_captioner.yaml --target 2x --seed 2 --out runs/overhead
+
+The stack of the main thread is sampled twenty times a second. A sample counts as model work when it lies inside torch,
+ONNX Runtime, a model library, or the closed-form repair; while the driver waits for trials, the share that the workers
+spent on them does. Everything else (data, the search itself, files, start-up) is what the tool costs. Writes
+reports/overhead-NAME.md and prints it; the second figure compares trials with exporting and measuring each structure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+MODEL = ("/torch/", "/onnxruntime/", "/transformers/", "/open_clip/", "/timm/", "/onnx/", "/safetensors/")
+REPAIR = {"solve", "add_", "refit_from_gram_", "covariance"}
+EVERY = 0.05
+
+
+def kind(frame: object) -> str:
+    """What a stack is busy with: model, waiting (for trials), data, search, or other."""
+    files, names = [], set()
+    while frame is not None:
+        code = frame.f_code  # type: ignore[attr-defined]
+        files.append(code.co_filename)
+        names.add(code.co_name)
+        frame = frame.f_back  # type: ignore[attr-defined]
+    inside = lambda part: any(part in f for f in files)
+    if any(m in files[0] or inside(f"site-packages{m}") for m in MODEL) or names & REPAIR:
+        return "start-up" if "<module>" in names and inside("importlib") else "model"
+    if "settle" in names or (inside("concurrent/futures") and inside("search/study")):
+        return "waiting"
+    if inside("mmcompress/data/") or inside("runtime/images") or inside("runtime/audio"):
+        return "data"
+    if inside("mmcompress/search/") or inside("optuna"):
+        return "search"
+    return "start-up" if inside("importlib") else "other"
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("spec")
+    p.add_argument("--target", default="2x")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--out", type=Path, required=True)
+    a = p.parse_args()
+    began = time.perf_counter()
+    from mmcompress import workflow
+    from mmcompress.measure.machine import cpu
+    from mmcompress.records import read
+    from mmcompress.workflow.fit import Fitted
+
+    imported, main_thread = time.perf_counter() - began, threading.main_thread().ident
+    found: Counter[tuple[str, str]] = Counter()
+    stage, done = ["load"], threading.Event()
+
+    def say(name: str, what: str, share: float | None) -> None:
+        stage[0] = name
+
+    def sample() -> None:
+        while not done.wait(EVERY):
+            found[stage[0], kind(sys._current_frames().get(main_thread))] += 1
+
+    sampler = threading.Thread(target=sample, daemon=True)
+    sampler.start()
+    s = workflow.run(a.spec, a.out, overrides={"target": a.target, "seed": a.seed}, say=say)
+    done.set()
+    sampler.join()
+    wall = time.perf_counter() - began
+    seconds = Counter({k: n * (wall - imported) / sum(found.values()) for k, n in found.items()})
+    workers = s.settings["search"]["workers"]
+    waited = sum(v for (_, k), v in seconds.items() if k == "waiting")
+    judged = min(waited, sum(t.seconds for t in s.trials) / workers)
+    by = Counter({"start-up": imported})
+    for (_, k), v in seconds.items():
+        by[k] += v
+    by["model"] += judged
+    by["waiting"] -= judged
+    attempts = len(read(Fitted, a.out / "fitted.json").attempts)
+    trials, each = s.search.trials / s.timings["search"] * 60, s.timings["fit"] / attempts
+    lines = [
+        f"# Wall time of one whole run: {s.pipeline} at {a.target}",
+        "",
+        f"{wall:.0f} s on {cpu()['name']}, {cpu()['cores']} cores; {s.speedup:.2f}x measured.",
+        "",
+        "| | seconds | share |",
+        "|---|---:|---:|",
+        *(f"| {k} | {v:.1f} | {v / wall:.1%} |" for k, v in by.most_common()),
+        "",
+        f"Outside model work: **{1 - by['model'] / wall:.1%}**. `waiting`: for trials, beyond what the workers spent on "
+        "them; `data`: drawing and preparing pairs; `start-up`: importing packages.",
+        "",
+        f"Trials: {trials:.0f} a minute ({s.search.trials} in {s.timings['search']:.0f} s). Exporting and measuring a "
+        f"structure took {each:.1f} s, {60 / each:.1f} a minute: **{trials * each / 60:.0f}x** as many.",
+        "",
+        "| stage | " + " | ".join(sorted({k for _, k in seconds})) + " |",
+        "|---" * (1 + len({k for _, k in seconds})) + "|",
+    ]
+    kinds = sorted({k for _, k in seconds})
+    for name in dict.fromkeys(st for st, _ in seconds):
+        lines.append(f"| {name} | " + " | ".join(f"{seconds[name, k]:.1f}" for k in kinds) + " |")
+    text = "\n".join([*lines, "", "Made by `python benchmarks/overhead.py`."]) + "\n"
+    (ROOT / "reports" / f"overhead-{s.pipeline}.md").write_text(text)
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

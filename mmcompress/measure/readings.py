@@ -1,0 +1,229 @@
+"""What the latency predictor is made of, on whatever device it was measured: whole exports timed, the table, the fit.
+
+A `Kit` is a folder that another device measures (it needs neither torch nor the models' libraries), `Readings` are the
+JSON it gives back. No torch here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmcompress.errors import DataError
+from mmcompress.measure import table
+from mmcompress.measure.latency import EndToEnd, end_to_end, quiet
+from mmcompress.measure.machine import fingerprint, versions
+from mmcompress.measure.predict import Affine, Placed, Predictor, Window, needs
+from mmcompress.measure.table import Table
+from mmcompress.records import Latency, plain, read, write
+from mmcompress.runtime import load
+from mmcompress.runtime.bundle import sha256
+from mmcompress.runtime.cpu import cpu
+from mmcompress.runtime.sessions import session
+
+Progress = Callable[[str, float], None]
+SILENT: Progress = lambda what, share: None
+
+
+@dataclass(frozen=True)
+class Call:
+    """One graph of an export: its file, the inputs it gets in deployment (.npz), and its calls per request."""
+
+    file: str
+    feed: str
+    calls: float
+
+
+@dataclass(frozen=True)
+class Export:
+    """A node exported whole. `kept`: its units; `cut`: positions gone; `graphs`: what a request runs."""
+
+    node: str
+    precision: str
+    kept: dict[str, int]
+    cut: int
+    params_m: float
+    size_mb: float
+    graphs: dict[str, Call]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be known of a device: blocks with their shapes, windows, precisions by node."""
+
+    placed: dict[str, tuple[Placed, ...]]
+    windows: dict[str, Window]
+    precisions: dict[str, tuple[str, ...]]
+
+    @property
+    def every_precision(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(p for by in self.precisions.values() for p in by))
+
+    def blocks(self) -> dict[str, list[tuple[str, int]]]:
+        """(name, units) of every block by node."""
+        return {n: [(p.name, p.units) for p in row] for n, row in self.placed.items()}
+
+
+def export_ms(e: Export, folder: Path, threads: int) -> float:
+    """Milliseconds one request spends in the sessions of an export."""
+    total = 0.0
+    for call in e.graphs.values():
+        run = session(folder / call.file, threads)
+        used = {i.name for i in run.get_inputs()}
+        with np.load(folder / call.feed, allow_pickle=False) as given:
+            feed = {k: given[k] for k in given.files if k in used}
+        total += call.calls * quiet(partial(run.run, None, feed), 5, 100, 0.4)
+    return total
+
+
+def fitted(
+    plan: Plan, found: Table, exports: Sequence[Export], ms: Sequence[float], dense_ms: float, model_share: float
+) -> Predictor:
+    """Base and scale of every node and precision, from the table and whole exports of `ms` milliseconds each.
+
+    `dense_ms`, `model_share`: p50 of the dense pipeline and the part of it spent in sessions. The prediction for the
+    dense pipeline is exactly what was measured.
+    """
+    draft, rows = Predictor(found, plan.placed, {}, 0.0, windows=plan.windows), found.lookup()
+    affine: dict[str, dict[str, Affine]] = {}
+    sizes: dict[str, dict[str, Affine]] = {}
+    inside = 0.0
+    for n in plan.placed:
+        affine[n], sizes[n] = {}, {}
+        for p in plan.precisions[n]:
+            mine = [(e, t) for e, t in zip(exports, ms, strict=True) if e.node == n and e.precision == p]
+            raw = [draft.raw(n, e.kept, p, rows, {n: e.cut}) for e, _ in mine]
+            a = affine[n][p] = Affine.fit(raw, [t for _, t in mine])
+            sizes[n][p] = Affine.fit([e.params_m for e, _ in mine], [e.size_mb for e, _ in mine])
+            inside += a.base + a.scale * raw[0] if p == "fp32" else 0.0  # the first is the whole one
+    # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both show as
+    # one factor between the dense pipeline's time in models and the sum of its sessions alone.
+    slower = dense_ms * model_share / inside
+    around = dense_ms * (1 - model_share) / slower
+    return Predictor(found, plan.placed, affine, around, slower, dict(plan.windows), sizes)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A pipeline end to end: latency, its nodes, the share spent inside models, session calls per request."""
+
+    latency: Latency
+    nodes: dict[str, Latency]
+    model_share: float
+    calls: dict[str, float]
+
+    @classmethod
+    def of(cls, m: EndToEnd) -> Measured:
+        return cls(m.latency, m.nodes, m.model_share, m.calls)
+
+
+@dataclass(frozen=True)
+class Kit:
+    """`kit.json`: beside it lie `baseline/`, `exports/` and `requests.npz`."""
+
+    pipeline: str
+    threads: int
+    warmup: int
+    rounds: int
+    plan: Plan
+    exports: tuple[Export, ...]
+
+    @property
+    def id(self) -> str:
+        return hashlib.sha256(json.dumps(plain(self), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What a device measured of a kit: all that a search for it needs, wherever that runs."""
+
+    device: str
+    cpu: dict[str, Any]
+    versions: dict[str, str]
+    threads: int
+    pipeline: str
+    kit: str
+    plan: Plan
+    exports: tuple[Export, ...]
+    export_ms: tuple[float, ...]
+    baseline: Measured
+    table: Table
+
+    def predictor(self) -> Predictor:
+        b = self.baseline
+        return fitted(self.plan, self.table, self.exports, self.export_ms, b.latency.p50, b.model_share)
+
+
+@dataclass(frozen=True)
+class Check:
+    """Two bundles measured on a device, the same requests in turn; `bundle`: SHA-256 of the second one's manifest."""
+
+    device: str
+    cpu: dict[str, Any]
+    versions: dict[str, str]
+    threads: int
+    bundle: str
+    baseline: Measured
+    compressed: Measured
+
+
+def open_kit(folder: Path) -> Kit:
+    """Raises `DataError` for what is no kit."""
+    if not (folder / "kit.json").is_file():
+        raise DataError(
+            f"{folder}: not a kit: it holds no kit.json (mmcompress device kit SPEC --out FOLDER makes one)"
+        )
+    return read(Kit, folder / "kit.json")
+
+
+def save_requests(folder: Path, requests: Sequence[dict[str, Any]]) -> None:
+    np.savez(folder / "requests.npz", **{f"{i}/{k}": v for i, r in enumerate(requests) for k, v in r.items()})
+
+
+def _requests(folder: Path) -> list[dict[str, Any]]:
+    try:
+        with np.load(folder / "requests.npz", allow_pickle=False) as given:
+            rows: dict[int, dict[str, Any]] = {}
+            for key in given.files:
+                i, _, port = key.partition("/")
+                rows.setdefault(int(i), {})[port] = given[key]
+    except (OSError, ValueError) as e:
+        raise DataError(f"{folder}: the kit's requests can't be read: {e}") from e
+    return [rows[i] for i in sorted(rows)]
+
+
+def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
+    """Measure a kit on this device: the dense pipeline, the device table, every export. Raises `DataError`."""
+    kit = open_kit(folder)
+    progress("the dense pipeline", 0.0)
+    dense = load(folder / "baseline", kit.threads)
+    whole = end_to_end({"dense": dense}, _requests(folder), kit.warmup, kit.rounds)["dense"]
+    say = lambda what, share: progress(what, 0.1 + 0.6 * share)
+    wanted = needs(kit.plan.placed, kit.plan.windows)
+    found = table.measure(wanted, kit.threads, None, say, kit.plan.every_precision)
+    ms = []
+    for i, e in enumerate(kit.exports):
+        progress(f"whole export of {e.node}, {e.precision}", 0.7 + 0.3 * i / len(kit.exports))
+        ms.append(export_ms(e, folder, kit.threads))
+    facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads)
+    return Readings(*facts, kit.pipeline, kit.id, kit.plan, kit.exports, tuple(ms), Measured.of(whole), found)
+
+
+def check_bundle(folder: Path, bundle: Path) -> Check:
+    """Measure a bundle beside the dense one of a kit, on this device."""
+    kit = open_kit(folder)
+    pair = {"dense": load(folder / "baseline", kit.threads), "new": load(bundle, kit.threads)}
+    found = end_to_end(pair, _requests(folder), kit.warmup, kit.rounds)
+    facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads, sha256(bundle / "manifest.json"))
+    return Check(*facts, *(Measured.of(found[k]) for k in ("dense", "new")))
+
+
+def save(record: Readings | Check, path: Path) -> Path:
+    return write(path, record)

@@ -1,0 +1,60 @@
+"""Single weights set to zero inside the layers that are left: scattered, or two of every four. No structure goes.
+
+ONNX Runtime multiplies zeros like any other number, so this makes nothing faster there; the tool measures and says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmcompress.models.base import Model
+
+
+def layers(model: Model) -> list[nn.Linear]:
+    """The linear layers of a model's blocks, each once; embeddings and heads stay whole."""
+    paths = dict.fromkeys(p for b in model.weighted for p in (*(w.path for w in b.writers), b.out))
+    found = [model.get_submodule(p) for p in paths]
+    return [m for m in found if isinstance(m, nn.Linear)]
+
+
+def unstructured(weight: Tensor, share: float) -> Tensor:
+    """Mask [o, i] without the `share` of smallest magnitude in every row (Han et al. 2015; rows as Wanda compares)."""
+    gone = round(share * weight.shape[1])
+    order = weight.abs().argsort(1)
+    return torch.ones_like(weight).scatter(1, order[:, :gone], 0.0)
+
+
+def two_of_four(weight: Tensor, share: float = 0.5) -> Tensor:
+    """Mask [o, i] that keeps the two largest of every four inputs in a row (Mishra et al. 2021); `share` is fixed."""
+    rows, columns = weight.shape
+    groups = F.pad(weight.abs(), (0, -columns % 4), value=-1.0).view(rows, -1, 4)
+    kept = torch.zeros_like(groups).scatter(2, groups.topk(2, 2).indices, 1.0)
+    return kept.view(rows, -1)[:, :columns]
+
+
+PATTERNS: dict[str, Callable[[Tensor, float], Tensor]] = {"unstructured": unstructured, "2:4": two_of_four}
+
+
+@torch.no_grad()
+def thin_(models: Mapping[str, Model], pattern: str, share: float) -> Callable[[], None]:
+    """Set weights to zero in place; the function returned sets them to zero again after a step of training."""
+    held = [(m.weight, PATTERNS[pattern](m.weight, share)) for model in models.values() for m in layers(model)]
+
+    @torch.no_grad()
+    def hold_() -> None:
+        for weight, mask in held:
+            weight.mul_(mask)
+
+    hold_()
+    return hold_
+
+
+def sparsity(model: Model) -> float:
+    """Share of the weights of a model's blocks that are zero."""
+    found = layers(model)
+    total = sum(m.weight.numel() for m in found)
+    return sum(int((m.weight == 0).sum()) for m in found) / total if total else 0.0

@@ -1,0 +1,132 @@
+"""A search for a device that is not this machine: kit, readings, run, check."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from mmcompress import workflow
+from mmcompress.cli import main
+from mmcompress.errors import DataError
+from mmcompress.measure.predict import Predictor
+from mmcompress.measure.readings import Check, Kit, Readings, open_kit
+from mmcompress.records import Summary, read, write
+from mmcompress.report.assemble import remeasured
+
+LIGHT = """\
+import sys
+for m in ("torch", "transformers", "open_clip", "ray", "optuna", "safetensors", "scipy"): sys.modules[m] = None
+from mmcompress.cli import main
+main(sys.argv[1:])
+"""
+QUICK = {"search.trials": 2, "search.mutations": 0, "distill.steps": 1}
+
+
+def on_device(*arguments):
+    """The command where none of the training packages can be imported."""
+    command = [sys.executable, "-c", LIGHT, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def kit(tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("device") / "kit"
+    r = workflow.open_run(tiny / "spec.yaml", folder.with_name("host"))
+    return workflow.write_kit(r, folder)
+
+
+@pytest.fixture(scope="module")
+def readings(kit):
+    done = on_device("device", "measure", kit, "--out", kit.parent / "readings.json")
+    assert done.returncode == 0, done.stderr
+    return kit.parent / "readings.json"
+
+
+@pytest.fixture(scope="module")
+def elsewhere(readings):
+    """The readings as if they came from another machine, three times as slow."""
+    data = json.loads(readings.read_text())
+    data["device"], data["cpu"]["name"] = "another", "Slow One"
+    for latency in (data["baseline"]["latency"], *data["baseline"]["nodes"].values()):
+        for k in ("p50", "p95"):
+            latency[k] *= 3
+    path = readings.with_name("elsewhere.json")
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_the_readings_make_the_predictor_that_this_machine_would_make(readings):
+    found = read(Readings, readings)
+    p = found.predictor()
+    whole = {n: dict(row) for n, row in found.plan.blocks().items()}
+    from mmcompress.records import Candidate
+
+    assert p(Candidate(whole, dict.fromkeys(whole, "fp32"))) == pytest.approx(found.baseline.latency.p50, rel=1e-3)
+    assert read(Predictor, write(readings.with_name("predictor.json"), p)) == p
+    assert {e.precision for e in found.exports} == {"fp32", "int8"} and min(found.export_ms) > 0
+
+
+def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, elsewhere, tmp_path):
+    changes = {**QUICK, "measure.device": str(elsewhere)}
+    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    theirs = read(Readings, elsewhere)
+    assert s.device == "another" and s.cpu["name"] == "Slow One"
+    assert s.baseline.latency_ms == theirs.baseline.latency
+    assert s.compressed.latency_ms.n == 0 and s.compressed.latency_ms.p50 == pytest.approx(s.predicted_latency_ms_p50)
+    assert any("device check" in w for w in s.warnings)
+    assert "predicted" in (tmp_path / "r" / "report.html").read_text()
+
+    done = on_device("device", "check", kit, tmp_path / "r" / "bundle", "--out", tmp_path / "check.json")
+    assert done.returncode == 0, done.stderr
+    here = read(Check, tmp_path / "check.json")
+    with pytest.raises(DataError, match="another device"):
+        remeasured(s, here, here.bundle)
+    there = dataclasses.replace(here, device="another")
+    with pytest.raises(DataError, match="another bundle"):
+        remeasured(s, there, "0" * 64)
+    write(tmp_path / "check.json", there)
+    told = CliRunner().invoke(main, ["report", str(tmp_path / "r"), "--measured", str(tmp_path / "check.json")])
+    assert told.exit_code == 0, told.output
+    new = read(Summary, tmp_path / "r" / "summary.json")
+    assert new.compressed.latency_ms == there.compressed.latency and new.compressed.latency_ms.n == 8
+    assert new.target.met == (there.compressed.latency.p50 <= there.baseline.latency.p50 / 1.2)
+    assert not any("device check" in w for w in new.warnings)
+
+
+def test_a_run_profiled_on_another_device_is_not_gone_on_with(run_folder, tiny, tmp_path):
+    shutil.copytree(run_folder, tmp_path / "r")
+    data = json.loads((tmp_path / "r" / "profile.json").read_text())
+    (tmp_path / "r" / "profile.json").write_text(json.dumps({**data, "device": "another"}))
+    with pytest.raises(DataError, match="profiled on another device"):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", resume=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"measure.threads": 2}, "with 1 threads, this is 'tiny' with 2"),
+        ({"name": "other"}, "is of 'tiny'"),
+        ({"nodes.text.precision": "w8"}, "'text' may be w8, which was not measured there"),
+    ],
+)
+def test_readings_of_something_else_are_refused(tiny, readings, tmp_path, change, message):
+    with pytest.raises(DataError, match=message):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**QUICK, "measure.device": str(readings), **change})
+
+
+def test_what_is_no_kit_or_no_readings_is_told(tmp_path, tiny, kit):
+    with pytest.raises(DataError, match="not a kit"):
+        open_kit(tmp_path)
+    (tmp_path / "kit.json").write_text("{}")
+    with pytest.raises(DataError, match="damaged"):
+        open_kit(tmp_path)
+    assert read(Kit, kit / "kit.json").pipeline == "tiny"
+    with pytest.raises(DataError, match="can't be read"):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.device": str(tmp_path / "none.json")})
+    assert not (tmp_path / "r").exists()
