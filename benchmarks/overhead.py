@@ -93,7 +93,7 @@ def main() -> int:
         "|---|---:|---:|",
         *(f"| {k} | {v:.1f} | {v / wall:.1%} |" for k, v in by.most_common()),
         "",
-        f"Outside model work: **{1 - by['model'] / wall:.1%}**. `waiting`: for trials, beyond what the workers spent on "
+        f"Outside model work: **{1 - by['model'] / wall:.1%}**. `waiting`: for trials, beyond what workers spent on "
         "them; `data`: drawing and preparing pairs; `start-up`: importing packages.",
         "",
         f"Trials: {trials:.0f} a minute ({s.search.trials} in {s.timings['search']:.0f} s). Exporting and measuring a "

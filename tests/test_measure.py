@@ -122,3 +122,51 @@ def test_a_pace_makes_generators_write_so_long(run_folder):
     assert found["a"].calls["captioner/step"] == found["b"].calls["captioner/step"] == pytest.approx(mean)
     longer = end_to_end(pair, requests, 0, 3, [{"captioner": 5}] * 3)
     assert longer["b"].calls["captioner/step"] == 5
+
+
+def test_the_critical_path_is_the_longest_way():
+    from mmcompress.runtime.pipeline import critical
+
+    reads = {"eye": (), "ear": (), "writer": ("eye",), "choose": ("writer", "ear")}
+    assert critical({"eye": 1.0, "ear": 5.0, "writer": 3.0}, reads) == 5.0
+    assert critical({"eye": 3.0, "ear": 5.0, "writer": 3.0}, reads) == 6.0
+    assert critical({}, {}) == 0.0
+
+
+def test_branches_run_at_the_same_time_and_say_the_same(run_folder, tmp_path):
+    import json
+    import shutil
+
+    import numpy as np
+
+    shutil.copytree(run_folder / "bundle", tmp_path / "b")
+    manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
+    assert manifest["parallel"] is False
+    (tmp_path / "b" / "manifest.json").write_text(json.dumps({**manifest, "parallel": True}))
+    one, many = load(run_folder / "bundle"), load(tmp_path / "b")
+    rng = np.random.default_rng(0)
+    for image in rng.integers(0, 255, (4, 32, 32, 3), np.uint8):
+        a, b = one(image=image), many(image=image)
+        assert a["caption"] == b["caption"] and np.array_equal(a["embedding"], b["embedding"])
+    assert many.reads["choose"] == {"vision", "text", "captioner"} and 0 < many.inside <= sum(
+        many.model_seconds.values()
+    )
+    slow = {"vision": 0.05, "text": 0.05}
+    for name, seconds in slow.items():
+        many.nodes[name] = lambda s=seconds, **_: time.sleep(s) or {}
+    many.wiring = {"vision": {}, "text": {}}
+    many.reads, start = {"vision": set(), "text": set()}, time.perf_counter()
+    many.run(image=image)
+    assert time.perf_counter() - start < 0.09
+
+
+def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_path):
+    from mmcompress import workflow
+    from mmcompress.records import Candidate
+
+    r = workflow.open_run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.parallel": True})
+    dense = workflow.profile(r)
+    predict = workflow.predictor(r, dense)
+    assert predict.reads["choose"] == ("captioner", "text", "vision")
+    whole = Candidate({n: {} for n in r.models}, dict.fromkeys(r.models, "fp32"))
+    assert predict(whole) == pytest.approx(dense.latency_ms.p50, rel=1e-3)

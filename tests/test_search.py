@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import signal
@@ -262,3 +263,11 @@ def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler)
     assert len(study.open_study(tmp_path / "s.journal", 0).trials) >= 12
     again = go(tmp_path / "s.journal", trials=16, mutations=0, sampler=sampler)
     assert {t.candidate.key() for t in trials} <= {t.candidate.key() for t in again}
+
+
+def test_parallel_branches_take_as_long_as_the_longest():
+    both = dataclasses.replace(PREDICT, reads=dict.fromkeys(BLOCKS, ()))
+    whole = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
+    parts = {n: PREDICT.node_ms(n, whole) for n in BLOCKS}
+    assert both(whole) == pytest.approx(max(parts.values()) + 0.2)
+    assert PREDICT(whole) == pytest.approx(sum(parts.values()) + 0.2)

@@ -94,6 +94,7 @@ def write_bundle(
         "format": FORMAT,
         "name": spec.name,
         "threads": spec.measure.threads,
+        "parallel": spec.measure.parallel,
         "graph": {"inputs": dict(spec.inputs), "outputs": dict(spec.outputs), "nodes": nodes},
         "files": {p.relative_to(new).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files_in},
         "proofs": plain(proofs),

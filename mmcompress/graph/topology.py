@@ -60,8 +60,12 @@ def split(reference: str) -> tuple[str, str]:
 
 def order(spec: Spec) -> tuple[str, ...]:
     """Nodes in an order in which every input is there. Raises `graphlib.CycleError`."""
-    needs = {n: {split(r)[0] for r in node.inputs.values()} & set(spec.nodes) for n, node in spec.nodes.items()}
-    return tuple(TopologicalSorter(needs).static_order())
+    return tuple(TopologicalSorter({n: sources(spec, n) for n in spec.nodes}).static_order())
+
+
+def sources(spec: Spec, node: str) -> set[str]:
+    """The nodes that a node reads."""
+    return {split(r)[0] for r in spec.nodes[node].inputs.values()} & set(spec.nodes)
 
 
 def value_type(spec: Spec, reference: str) -> str | None:

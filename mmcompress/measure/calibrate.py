@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from mmcompress.export.onnx import export_node
-from mmcompress.graph.topology import decode_steps, split
+from mmcompress.graph.topology import decode_steps, sources, split
 from mmcompress.measure import table
 from mmcompress.measure.counts import params
 from mmcompress.measure.machine import fingerprint
@@ -63,7 +63,8 @@ def planned(
         shapes = m.shapes(decode[n], spec.nodes[n].candidates)
         placed[n] = place(m.blocks, shapes, n if n in windows else "", read)
     used = {n: tuple(dict.fromkeys(("fp32", *precisions.get(n, ("int8",))))) for n in models}
-    return Plan(placed, windows, used)
+    reads = {n: tuple(sorted(sources(spec, n))) for n in spec.nodes} if spec.measure.parallel else {}
+    return Plan(placed, windows, used, reads)
 
 
 def exports(

@@ -96,7 +96,7 @@ def end_to_end(
             seconds = time.perf_counter() - start
             if i >= 0:
                 total[name].append(seconds * 1e3)
-                inside[name].append(sum(pipeline.model_seconds.values()) / seconds)
+                inside[name].append(pipeline.inside / seconds)
                 for k, s in pipeline.node_seconds.items():
                     nodes[name][k].append(s * 1e3)
     for (name, g), generation in free.items():

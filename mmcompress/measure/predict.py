@@ -10,6 +10,7 @@ import numpy as np
 
 from mmcompress.measure.table import Key, Row, Table, cost
 from mmcompress.records import Block, Candidate, Kept
+from mmcompress.runtime.pipeline import critical
 
 Rows = Mapping[tuple, Row]
 Cuts = Mapping[str, int]
@@ -74,10 +75,10 @@ class Affine:
 
 @dataclass(frozen=True)
 class Predictor:
-    """Latency of a pipeline whose nodes run one after the other on the same cores.
+    """Latency of a pipeline whose nodes run one after the other on the same cores, or along its critical path.
 
     `affine[node][precision]` calibrates a node, `overhead_ms` is what is spent around the models, `correction` the
-    residual fed back after a measured miss.
+    residual fed back after a measured miss, `reads` the nodes that each waits for where branches run in parallel.
     """
 
     table: Table
@@ -90,6 +91,11 @@ class Predictor:
     """Megabytes of a node against its parameters in millions, by precision."""
     spared: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     """Blocks that stay in fp32, by node and precision."""
+    reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def along(self, ms: Mapping[str, float]) -> float:
+        """What nodes of so many milliseconds take together."""
+        return critical(ms, self.reads) if self.reads else sum(ms.values())
 
     def rounded(self, node: str, block: str, precision: str) -> str:
         """The precision a block of a node is really in."""
@@ -124,8 +130,8 @@ class Predictor:
     def fixed(self, candidate: Candidate) -> float:
         """The part of the prediction that no block accounts for: around the models, and beside their blocks."""
         cuts = self.cuts(candidate.kept)
-        bases = (self.base(n, candidate.precision[n], cuts) for n in self.placed)
-        return self.correction * (sum(bases) + self.overhead_ms)
+        bases = {n: self.base(n, candidate.precision[n], cuts) for n in self.placed}
+        return self.correction * (self.along(bases) + self.overhead_ms)
 
     def node_ms(self, node: str, candidate: Candidate) -> float:
         """Predicted p50 of one node."""
@@ -144,8 +150,8 @@ class Predictor:
     def __call__(self, candidate: Candidate) -> float:
         """Predicted p50 of a request in milliseconds."""
         rows, cuts = self.table.lookup(), self.cuts(candidate.kept)
-        parts = (self.node(n, candidate.kept[n], candidate.precision[n], rows, cuts) for n in self.placed)
-        return self.correction * (sum(parts) + self.overhead_ms)
+        parts = {n: self.node(n, candidate.kept[n], candidate.precision[n], rows, cuts) for n in self.placed}
+        return self.correction * (self.along(parts) + self.overhead_ms)
 
 
 def place(blocks: Sequence[Block], shapes: Mapping[str, object], own: str, context_of: str) -> tuple[Placed, ...]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,8 @@ class Plan:
     placed: dict[str, tuple[Placed, ...]]
     windows: dict[str, Window]
     precisions: dict[str, tuple[str, ...]]
+    reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Where branches run in parallel, the nodes that each waits for."""
 
     @property
     def every_precision(self) -> tuple[str, ...]:
@@ -91,10 +93,10 @@ def fitted(
     `dense_ms`, `model_share`: p50 of the dense pipeline and the part of it spent in sessions. The prediction for the
     dense pipeline is exactly what was measured.
     """
-    draft, rows = Predictor(found, plan.placed, {}, 0.0, windows=plan.windows), found.lookup()
+    draft, rows = Predictor(found, plan.placed, {}, 0.0, windows=plan.windows, reads=plan.reads), found.lookup()
     affine: dict[str, dict[str, Affine]] = {}
     sizes: dict[str, dict[str, Affine]] = {}
-    inside = 0.0
+    whole: dict[str, float] = {}
     for n in plan.placed:
         affine[n], sizes[n] = {}, {}
         for p in plan.precisions[n]:
@@ -102,12 +104,13 @@ def fitted(
             raw = [draft.raw(n, e.kept, p, rows, {n: e.cut}) for e, _ in mine]
             a = affine[n][p] = Affine.fit(raw, [t for _, t in mine])
             sizes[n][p] = Affine.fit([e.params_m for e, _ in mine], [e.size_mb for e, _ in mine])
-            inside += a.base + a.scale * raw[0] if p == "fp32" else 0.0  # the first is the whole one
+            if p == "fp32":
+                whole[n] = a.base + a.scale * raw[0]  # the first is the whole one
     # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both show as
     # one factor between the dense pipeline's time in models and the sum of its sessions alone.
-    slower = dense_ms * model_share / inside
+    slower = dense_ms * model_share / draft.along(whole)
     around = dense_ms * (1 - model_share) / slower
-    return Predictor(found, plan.placed, affine, around, slower, dict(plan.windows), sizes)
+    return replace(draft, affine=affine, overhead_ms=around, correction=slower, sizes=sizes)
 
 
 @dataclass(frozen=True)

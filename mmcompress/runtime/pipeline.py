@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection, Mapping
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,24 @@ from mmcompress.runtime.nodes import KINDS
 from mmcompress.runtime.sessions import Timed
 
 
+def critical(seconds: Mapping[str, float], reads: Mapping[str, Collection[str]]) -> float:
+    """The longest way through a graph whose nodes take so long each; `reads`: the nodes that each waits for."""
+    ends: dict[str, float] = {}
+
+    def end(node: str) -> float:
+        if node not in ends:
+            ends[node] = seconds.get(node, 0.0) + max((end(n) for n in reads[node]), default=0.0)
+        return ends[node]
+
+    return max(map(end, reads), default=0.0)
+
+
 class Pipeline:
     """Callable with the pipeline's inputs by name; gives its outputs by name.
 
     After each call `node_seconds` holds the wall time of every node and `model_seconds` the part of each spent inside
-    its model sessions. Not safe for concurrent calls: load one per thread.
+    its model sessions, `inside` what of the whole was: their sum, or where branches run in parallel the longest way.
+    Not safe for concurrent calls: load one per thread.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, threads: int):
@@ -43,6 +58,13 @@ class Pipeline:
             self.wiring[name] = node["inputs"]
         self.node_seconds: dict[str, float] = {}
         self.model_seconds: dict[str, float] = {}
+        sources = lambda wires: {r.partition(".")[0] for r in wires.values()} & set(self.nodes)
+        self.reads = {n: sources(wires) for n, wires in self.wiring.items()}
+        self.pool = ThreadPoolExecutor(len(self.nodes)) if manifest.get("parallel") else None
+
+    @property
+    def inside(self) -> float:
+        return critical(self.model_seconds, self.reads) if self.pool else sum(self.model_seconds.values())
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         values = self.run(**inputs)
@@ -53,14 +75,27 @@ class Pipeline:
         if set(inputs) != set(self.inputs):
             raise DataError(f"this pipeline takes {', '.join(self.inputs)}; got {', '.join(inputs) or 'nothing'}")
         values: dict[str, dict[str, Any]] = {name: {"": v} for name, v in inputs.items()}
-        for name, node in self.nodes.items():
-            feed = {port: self.value(values, reference) for port, reference in self.wiring[name].items()}
-            before = sum(s.seconds for s in self.sessions[name].values())
-            start = time.perf_counter()
-            values[name] = node(**feed)
-            self.node_seconds[name] = time.perf_counter() - start
-            self.model_seconds[name] = sum(s.seconds for s in self.sessions[name].values()) - before
+        if self.pool is None:
+            for name in self.nodes:
+                self._answer(name, values)
+            return values
+        waiting, done, running = dict(self.reads), set(inputs), {}
+        while waiting or running:
+            for name in [n for n, needed in waiting.items() if needed <= done]:
+                del waiting[name]
+                running[self.pool.submit(self._answer, name, values)] = name
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                done.add(running.pop(future))
+                future.result()
         return values
+
+    def _answer(self, name: str, values: dict[str, dict[str, Any]]) -> None:
+        feed = {port: self.value(values, reference) for port, reference in self.wiring[name].items()}
+        before = sum(s.seconds for s in self.sessions[name].values())
+        start = time.perf_counter()
+        values[name] = self.nodes[name](**feed)
+        self.node_seconds[name] = time.perf_counter() - start
+        self.model_seconds[name] = sum(s.seconds for s in self.sessions[name].values()) - before
 
     @staticmethod
     def value(values: dict[str, dict[str, Any]], reference: str) -> Any:

@@ -163,6 +163,8 @@ class Limits:
 @dataclass(frozen=True)
 class Measure:
     threads: int = field(default=2, metadata=_within(1, 1024))
+    parallel: bool = False
+    """Whether nodes that don't read each other run at the same time, each on its own threads."""
     memory: bool = True
     """Whether the peak memory of both bundles is measured, each in a process of its own."""
     device: str = ""

@@ -103,6 +103,10 @@ def cells(spec: Spec) -> list[Cell]:
         add("order", name, m["searched"], changes, like)
     plain_int = {f"nodes.{n}.precision": "fp32" for n in spec.models()}
     add("order", "prune + refit + distil, no rounding", m["searched"], plain_int, like)
+    add("order", "distil + prune + refit", m["searched"], {"prune.schedule": "late"}, like)
+    for pattern in ("unstructured", "2:4"):
+        zeros = {**UNTRAINED, "prune.sparsity": 0.5, "prune.pattern": pattern}
+        add("zeros", pattern.replace(":", " of "), m["searched"], zeros, like)
     add("schedule", "gradual", m["searched"], {"prune.schedule": "gradual"}, like)
     add("schedule", "rewind", m["searched"], {"prune.schedule": "rewind"}, like)
     losses = {"no task loss": ("contrast", "caption"), "no logits": ("logits",)}
@@ -133,6 +137,9 @@ CLAIMS = (
     Claim("Refit helps without training", ("order-prune__refit",), ("order-prune",)),
     Claim("Refit helps with training", ("training-searched",), ("order-prune__distil",)),
     Claim("Distillation helps after refit", ("training-searched",), ("order-prune__refit",)),
+    Claim(
+        "Pruning before training beats training before pruning", ("training-searched",), ("order-distil__prune__refit",)
+    ),
     Claim("Rounding to int8 costs nothing", ("training-searched",), ("order-prune__refit__distil,_no_rounding",)),
     Claim("Gradual pruning beats one shot at the same budget", ("schedule-gradual",), ("training-searched",)),
     Claim("Rewinding the survivors beats one shot", ("schedule-rewind",), ("training-searched",)),

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mmcompress.records import Candidate, Trial, build, plain
@@ -193,21 +193,25 @@ def search(
 def splits(
     run: Run, ev: Any, predict: Any, budget_ms: float, p: Any, nodes: Sequence[str] = ()
 ) -> list[tuple[float, Candidate]]:
-    """The knapsack's splits of a budget over some of the nodes (default: all), least estimated damage first."""
+    """The knapsack's splits of a budget over some of the nodes (default: all), least estimated damage first.
+
+    It adds up what the nodes take. Where branches run in parallel it is given more than the budget, as much as leaves
+    the critical path within.
+    """
     from mmcompress.search.knapsack import candidates
 
     part = lambda by: {n: by[n] for n in nodes or run.blocks}
-    return candidates(
-        part(run.blocks),
-        part(run.cross),
-        part(ev.curves),
-        predict,
-        budget_ms,
-        run.spec.prune.protection,
-        part(p.precisions),
-        part(ev.rounding),
-        part(p.choices),
-    )
+    given = (part(run.blocks), part(run.cross), part(ev.curves))
+    rest = (run.spec.prune.protection, part(p.precisions), part(ev.rounding), part(p.choices))
+    one_by_one = replace(predict, reads={})
+    found = candidates(*given, one_by_one, budget_ms, *rest)
+    low, high = 1.0, float(len(run.blocks)) if predict.reads and not nodes else 1.0
+    for _ in range(6 if high > low else 0):
+        middle = (low + high) / 2
+        within = [f for f in candidates(*given, one_by_one, middle * budget_ms, *rest) if predict(f[1]) <= budget_ms]
+        low, high = (middle, high) if within else (low, middle)
+        found = within or found
+    return found
 
 
 def _plain_starts(run: Run, p: Any) -> list[dict[str, Any]]:
