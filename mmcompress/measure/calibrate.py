@@ -16,7 +16,7 @@ from mmcompress.measure import table
 from mmcompress.measure.counts import params
 from mmcompress.measure.machine import fingerprint
 from mmcompress.measure.predict import Predictor, Window, needs, place
-from mmcompress.measure.readings import Call, Export, Plan, export_ms, fitted
+from mmcompress.measure.readings import Call, Export, Measured, Plan, export_ms, fitted
 from mmcompress.models.base import Model
 from mmcompress.models.packaged import cache_folder
 from mmcompress.prune.allocation import after, steps
@@ -110,7 +110,7 @@ def calibrated(
     models: Mapping[str, Model],
     plan: Plan,
     calls: Mapping[str, float],
-    dense: tuple[float, float],
+    dense: Measured,
     folder: Path,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Predictor:
@@ -128,4 +128,4 @@ def calibrated(
         whole.append(e)
         ms.append(export_ms(e, scratch, threads))
     shutil.rmtree(scratch, ignore_errors=True)
-    return fitted(plan, found, whole, ms, *dense)
+    return fitted(plan, found, whole, ms, dense)

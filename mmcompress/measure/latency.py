@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,11 @@ class EndToEnd:
     """Session calls per request by `node/graph`: 1, or the mean number of decode steps."""
     samples: tuple[float, ...] = ()
     """Milliseconds of every request, in the order they were sent."""
+    inside: dict[str, float] = field(default_factory=dict)
+    """p50 of the milliseconds spent in the sessions of each node."""
 
 
+LEAST = 24
 Pace = Mapping[str, int]
 """Decode steps of one request, by generator."""
 
@@ -73,8 +76,11 @@ def end_to_end(
     warmup: int,
     rounds: int,
     pace: Sequence[Pace] = (),
+    seconds: float = float("inf"),
 ) -> dict[str, EndToEnd]:
     """Send the same requests to every pipeline in turn, the order alternating from round to round.
+
+    After so many `seconds` it ends with the rounds it has, 24 at least.
 
     With a `pace` (one a request) every generator writes exactly so long: structures are compared, not what they say.
     """
@@ -82,32 +88,38 @@ def end_to_end(
     names = list(pipelines)
     total: dict[str, list[float]] = {n: [] for n in names}
     nodes: dict[str, dict[str, list[float]]] = {n: {k: [] for k in pipelines[n].nodes} for n in names}
-    inside: dict[str, list[float]] = {n: [] for n in names}
+    share: dict[str, list[float]] = {n: [] for n in names}
+    inside: dict[str, dict[str, list[float]]] = {n: {k: [] for k in pipelines[n].nodes} for n in names}
     before: dict[str, dict[str, int]] = {}
+    began = time.perf_counter()
     for i in range(-warmup, rounds):
         if i == 0:
             before = {n: _calls(pipelines[n]) for n in names}
+        if i >= LEAST and time.perf_counter() - began > seconds:
+            break
         for name in names if i % 2 else reversed(names):
             pipeline = pipelines[name]
             for g, steps in (pace[i % len(requests)] if pace else {}).items():
                 pipeline.nodes[g].generation = free[name, g].paced(steps)
             start = time.perf_counter()
             pipeline(**requests[i % len(requests)])
-            seconds = time.perf_counter() - start
+            spent = time.perf_counter() - start
             if i >= 0:
-                total[name].append(seconds * 1e3)
-                inside[name].append(pipeline.inside / seconds)
+                total[name].append(spent * 1e3)
+                share[name].append(pipeline.inside / spent)
                 for k, s in pipeline.node_seconds.items():
                     nodes[name][k].append(s * 1e3)
+                    inside[name][k].append(pipeline.model_seconds[k] * 1e3)
     for (name, g), generation in free.items():
         pipelines[name].nodes[g].generation = generation
     return {
         n: EndToEnd(
             summarize(total[n]),
             {k: summarize(v) for k, v in nodes[n].items()},
-            float(np.median(inside[n])),
-            {k: (c - before[n][k]) / rounds for k, c in _calls(pipelines[n]).items()},
+            float(np.median(share[n])),
+            {k: (c - before[n][k]) / len(total[n]) for k, c in _calls(pipelines[n]).items()},
             tuple(total[n]),
+            {k: float(np.median(v)) for k, v in inside[n].items()},
         )
         for n in names
     }

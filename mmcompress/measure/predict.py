@@ -58,16 +58,20 @@ class Affine:
     base: float
     scale: float
 
+    def times(self, factor: float) -> Affine:
+        return Affine(self.base * factor, self.scale * factor)
+
     @classmethod
-    def fit(cls, predicted: Sequence[float], measured: Sequence[float]) -> Affine:
-        """Least squares in relative error, both terms kept from going negative."""
+    def fit(cls, predicted: Sequence[float], measured: Sequence[float], left: Sequence[float] = ()) -> Affine:
+        """Least squares in relative error, no term negative. `left`: the share of the base that is there."""
         x, y = np.asarray(predicted), np.asarray(measured)
+        there = np.asarray(left) if len(left) else np.ones(len(x))
         if len(x) == 1 or np.ptp(x) < 1e-6:
             return cls(0.0, float(np.mean(y / x))) if len(x) else cls(0.0, 1.0)
-        a = np.stack([1 / y, x / y], 1)
+        a = np.stack([there / y, x / y], 1)
         (base, scale), *_ = np.linalg.lstsq(a, np.ones(len(x)), rcond=None)
         if scale <= 0:
-            return cls(float(np.mean(y)), 0.0)
+            return cls(float(np.mean(y / there)), 0.0)
         if base < 0:
             return cls(0.0, float(1 / np.mean(x / y)))
         return cls(float(base), float(scale))
@@ -77,8 +81,9 @@ class Affine:
 class Predictor:
     """Latency of a pipeline whose nodes run one after the other on the same cores, or along its critical path.
 
-    `affine[node][precision]` calibrates a node, `overhead_ms` is what is spent around the models, `correction` the
-    residual fed back after a measured miss, `reads` the nodes that each waits for where branches run in parallel.
+    `affine[node][precision]` calibrates the sessions of a node, `around[node]` is what it spends beside them (the
+    preparation of inputs, the decode loop), `overhead_ms` what is spent beside all nodes; `correction`: the residual
+    fed back after a measured miss; `reads`: the nodes that each waits for where branches run in parallel.
     """
 
     table: Table
@@ -92,6 +97,7 @@ class Predictor:
     spared: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     """Blocks that stay in fp32, by node and precision."""
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    around: dict[str, float] = field(default_factory=dict)
 
     def along(self, ms: Mapping[str, float]) -> float:
         """What nodes of so many milliseconds take together."""
@@ -139,9 +145,14 @@ class Predictor:
         return self.correction * self.node(node, candidate.kept[node], candidate.precision[node], rows, cuts)
 
     def base(self, node: str, precision: str, cuts: Cuts) -> float:
-        """What a node takes beside its blocks; where a window ends early, all before the blocks is shorter too."""
+        """What a node takes beside its blocks."""
+        inside = self.affine[node][precision].base * self.left(node, cuts.get(node, 0))
+        return self.around.get(node, 0.0) + inside
+
+    def left(self, node: str, cut: int) -> float:
+        """The share of a node's base that is left: where a window ends early, all before the blocks is shorter too."""
         w = self.windows.get(node)
-        return self.affine[node][precision].base * (1 - cuts.get(node, 0) / w.count if w and w.ordered else 1.0)
+        return 1 - cut / w.count if w and w.ordered else 1.0
 
     def cuts(self, kept: Mapping[str, Kept]) -> dict[str, int]:
         """Positions that a structure leaves out, by node."""

@@ -73,6 +73,22 @@ class Plan:
         return {n: [(p.name, p.units) for p in row] for n, row in self.placed.items()}
 
 
+@dataclass(frozen=True)
+class Measured:
+    """A pipeline end to end: latency, its nodes, the share spent inside models, session calls per request, and the p50
+    of the milliseconds inside the sessions of each node."""
+
+    latency: Latency
+    nodes: dict[str, Latency]
+    model_share: float
+    calls: dict[str, float]
+    inside: dict[str, float]
+
+    @classmethod
+    def of(cls, m: EndToEnd) -> Measured:
+        return cls(m.latency, m.nodes, m.model_share, m.calls, m.inside)
+
+
 def export_ms(e: Export, folder: Path, threads: int) -> float:
     """Milliseconds one request spends in the sessions of an export."""
     total = 0.0
@@ -85,46 +101,30 @@ def export_ms(e: Export, folder: Path, threads: int) -> float:
     return total
 
 
-def fitted(
-    plan: Plan, found: Table, exports: Sequence[Export], ms: Sequence[float], dense_ms: float, model_share: float
-) -> Predictor:
+def fitted(plan: Plan, found: Table, exports: Sequence[Export], ms: Sequence[float], dense: Measured) -> Predictor:
     """Base and scale of every node and precision, from the table and whole exports of `ms` milliseconds each.
 
-    `dense_ms`, `model_share`: p50 of the dense pipeline and the part of it spent in sessions. The prediction for the
-    dense pipeline is exactly what was measured.
+    The prediction for the `dense` pipeline is exactly what was measured, as a whole and node by node.
     """
     draft, rows = Predictor(found, plan.placed, {}, 0.0, windows=plan.windows, reads=plan.reads), found.lookup()
     affine: dict[str, dict[str, Affine]] = {}
     sizes: dict[str, dict[str, Affine]] = {}
-    whole: dict[str, float] = {}
     for n in plan.placed:
-        affine[n], sizes[n] = {}, {}
+        sizes[n], alone = {}, 0.0
+        fits: dict[str, Affine] = {}
         for p in plan.precisions[n]:
             mine = [(e, t) for e, t in zip(exports, ms, strict=True) if e.node == n and e.precision == p]
             raw = [draft.raw(n, e.kept, p, rows, {n: e.cut}) for e, _ in mine]
-            a = affine[n][p] = Affine.fit(raw, [t for _, t in mine])
+            a = fits[p] = Affine.fit(raw, [t for _, t in mine], [draft.left(n, e.cut) for e, _ in mine])
             sizes[n][p] = Affine.fit([e.params_m for e, _ in mine], [e.size_mb for e, _ in mine])
             if p == "fp32":
-                whole[n] = a.base + a.scale * raw[0]  # the first is the whole one
-    # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both show as
-    # one factor between the dense pipeline's time in models and the sum of its sessions alone.
-    slower = dense_ms * model_share / draft.along(whole)
-    around = dense_ms * (1 - model_share) / slower
-    return replace(draft, affine=affine, overhead_ms=around, correction=slower, sizes=sizes)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A pipeline end to end: latency, its nodes, the share spent inside models, session calls per request."""
-
-    latency: Latency
-    nodes: dict[str, Latency]
-    model_share: float
-    calls: dict[str, float]
-
-    @classmethod
-    def of(cls, m: EndToEnd) -> Measured:
-        return cls(m.latency, m.nodes, m.model_share, m.calls)
+                alone = a.base + a.scale * raw[0]  # the first is the whole one
+        # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both show
+        # as a factor between the time in a node's sessions there and alone.
+        affine[n] = {p: a.times(dense.inside[n] / alone) for p, a in fits.items()}
+    around = {n: max(dense.nodes[n].p50 - dense.inside[n], 0.0) for n in plan.placed}
+    spent = draft.along({n: dense.inside[n] + around[n] for n in around})
+    return replace(draft, affine=affine, overhead_ms=dense.latency.p50 - spent, sizes=sizes, around=around)
 
 
 @dataclass(frozen=True)
@@ -160,8 +160,7 @@ class Readings:
     table: Table
 
     def predictor(self) -> Predictor:
-        b = self.baseline
-        return fitted(self.plan, self.table, self.exports, self.export_ms, b.latency.p50, b.model_share)
+        return fitted(self.plan, self.table, self.exports, self.export_ms, self.baseline)
 
 
 @dataclass(frozen=True)

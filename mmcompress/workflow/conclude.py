@@ -117,7 +117,7 @@ def _expected(predict: Any, c: Candidate, dense: Any) -> Any:
     """What is predicted of a candidate on another device, in the form of a measurement of no samples."""
     p50, wide = predict(c), dense.latency.p95 / dense.latency.p50
     nodes = {n: predict.node_ms(n, c) for n in predict.placed}
-    share = 1 - predict.correction * predict.overhead_ms / p50
+    share = 1 - predict.correction * (predict.overhead_ms + sum(predict.around.values())) / p50
     latency = {n: Latency(ms, ms * wide, 0) for n, ms in nodes.items()}
     return replace(dense, latency=Latency(p50, p50 * wide, 0), nodes=latency, model_share=share)
 

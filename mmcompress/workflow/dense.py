@@ -27,6 +27,8 @@ class Profile:
     nodes: dict[str, Latency]
     model_share: float
     calls: dict[str, float]
+    inside: dict[str, float]
+    """p50 of the milliseconds in the sessions of each node."""
     params: dict[str, int]
     macs: dict[str, int]
     block_params: dict[str, dict[str, int]]
@@ -83,6 +85,7 @@ def _profile(run: Run) -> Profile:
         m.nodes,
         m.model_share,
         m.calls,
+        m.inside,
         {n: c[0] for n, c in counted.items()},
         {n: c[1] for n, c in counted.items()},
         {n: block_params(model) for n, model in run.models.items()},
@@ -115,6 +118,7 @@ def predictor(run: Run, dense: Profile) -> Any:
     """
     from mmcompress.measure.calibrate import calibrated
     from mmcompress.measure.predict import Predictor
+    from mmcompress.measure.readings import Measured
 
     record = run.shared / "predictor.json"
     if record.exists():
@@ -125,7 +129,7 @@ def predictor(run: Run, dense: Profile) -> Any:
             found = _read_away(run.away, plan)
         else:
             say = lambda what, share: run.say("device table", what, share)
-            whole = (dense.latency_ms.p50, dense.model_share)
+            whole = Measured(dense.latency_ms, dense.nodes, dense.model_share, dense.calls, dense.inside)
             found = calibrated(run.spec, run.models, plan, dense.calls, whole, run.shared, say)
     write(record, found)
     return found

@@ -19,6 +19,8 @@ from mmcompress.workflow.state import Run
 LOW, HIGH = 0.965, 0.993
 """What measures between these shares of the target is accepted: faster, more was cut than needed."""
 ATTEMPTS = 5
+SECONDS = 30.0
+"""How long a structure is measured, if that is enough for 24 requests."""
 Propose = Callable[[Any, float, int], Trial | None]
 """(predictor, budget in ms, attempt) -> the structure to measure; over the budget where nothing lies within."""
 
@@ -148,7 +150,8 @@ def _measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile, 
     pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.shared / "baseline", threads)}
     requests = run.requests(32)
     pace = paces(pair["dense"], requests)
-    found = end_to_end(pair, requests, run.spec.measure.warmup, min(96, run.spec.measure.rounds), pace)
+    rounds = min(96, run.spec.measure.rounds)
+    found = end_to_end(pair, requests, run.spec.measure.warmup, rounds, pace, SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
     new, old, statistic = found["new"], found["dense"], run.goal.statistic
     ms = float(getattr(new.latency, statistic))

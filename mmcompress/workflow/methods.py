@@ -115,8 +115,8 @@ def separate(run: Run, ev: Any) -> Iterator[Propose]:
     def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
         p = problem(run, ev, predict, budget_ms)
         whole = Candidate({n: {} for n in run.blocks}, dict.fromkeys(run.blocks, "fp32"))
-        around = predict.correction * predict.overhead_ms
-        share = (budget_ms - around) / (predict(whole) - around)
+        beside = predict.correction * predict.overhead_ms
+        share = (budget_ms - beside) / (predict(whole) - beside)
         kept, precision = {}, {}
         for n in run.blocks:
             alone = replace(predict, overhead_ms=0.0)
