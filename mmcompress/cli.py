@@ -376,12 +376,13 @@ def report(folder: str, measured: str | None) -> None:
     from mmcompress.records import read, write
     from mmcompress.report import load_summary, write_report
     from mmcompress.report.assemble import remeasured
-    from mmcompress.runtime.bundle import sha256
+    from mmcompress.runtime.bundle import identity
 
     if measured:
         at = Path(folder)
-        new = remeasured(load_summary(at), read(Check, Path(measured)), sha256(at / "bundle" / "manifest.json"))
-        write(at / "summary.json", new)
+        dense = next((p for p in (at / "baseline", at.parent / "baseline") if p.exists()), at)
+        found = read(Check, Path(measured))
+        write(at / "summary.json", remeasured(load_summary(at), found, identity(dense), identity(at / "bundle")))
     out.print(str(write_report(load_summary(folder), folder)), soft_wrap=True)
 
 

@@ -321,7 +321,7 @@ class Summary:
     device: str = ""
     """Fingerprint of the device that the latencies are of; those of no samples (n = 0) are predicted, not measured."""
     losses: tuple[float, ...] = ()
-    """The pipeline's own loss on choosing pairs: dense, cut and refitted, and on the way through training."""
+    """The pipeline's own loss on choosing pairs: dense, before training, on the way through it, and at the end."""
     samples: tuple[dict[str, str], ...] = ()
     quality_extra: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
     """Further splits, reported apart: split -> side -> metric."""

@@ -1,11 +1,17 @@
-"""Small random models of every family, as their libraries make them."""
+"""Small random models of every family, as their libraries make them.
+
+`library_says` of each is what the library's own untouched copy puts out for the inputs of the contract.
+"""
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 
 from mmcompress.models.base import Model
 
@@ -33,6 +39,23 @@ def _stirred(module: torch.nn.Module) -> torch.nn.Module:
     return module.eval()
 
 
+def _with(model: Model, says: Callable[..., object]) -> Model:
+    """The model, with what its library says."""
+    model.library_says = lambda *given: out if isinstance(out := says(*given), tuple) else (out,)  # type: ignore[assignment]
+    return model
+
+
+class Says(torch.nn.Module):
+    """In place of a library's encoder, puts out a given context."""
+
+    main_input_name = "pixel_values"
+
+    def forward(self, *_: object, **__: object) -> object:
+        first = torch.zeros(len(self.context), 1, self.context.shape[2])
+        layers = (None, torch.cat([first, self.context], 1), None)
+        return SimpleNamespace(last_hidden_state=self.context, hidden_states=layers)
+
+
 def _image(config: str, tower: str, model_type: str, **extra: object) -> Model:
     import transformers
 
@@ -40,7 +63,27 @@ def _image(config: str, tower: str, model_type: str, **extra: object) -> Model:
 
     c = getattr(transformers, config)(**VISION, **extra)
     c._attn_implementation = "eager"
-    return encoders.ImageEncoder(_stirred(getattr(transformers, tower)(c)), encoders.IMAGE[model_type], {})
+    return _tower(_stirred(getattr(transformers, tower)(c)), encoders.IMAGE[model_type])
+
+
+def _tower(raw: torch.nn.Module, row: object) -> Model:
+    from mmcompress.models import encoders
+
+    whole = copy.deepcopy(raw)
+
+    def says(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        out = whole(pixel_values=pixels)
+        return F.normalize(row.embed(out, pixels), dim=-1), row.tokens(out)  # type: ignore[attr-defined]
+
+    return _with(encoders.ImageEncoder(raw, row, {}), says)  # type: ignore[arg-type]
+
+
+def _part_of(model_type: str, whole: torch.nn.Module) -> Model:
+    """The image tower in a model that is loaded whole."""
+    from mmcompress.models import encoders
+
+    row = encoders.IMAGE[model_type]
+    return _tower(row.part(_stirred(whole)), row)
 
 
 def _text(config: str, tower: str, model_type: str, masked: bool, **extra: object) -> Model:
@@ -50,8 +93,15 @@ def _text(config: str, tower: str, model_type: str, masked: bool, **extra: objec
 
     c = getattr(transformers, config)(**TEXT, **extra)
     c._attn_implementation = "eager"
-    tower_ = _stirred(getattr(transformers, tower)(c))
-    return encoders.TextEncoder(tower_, encoders.TEXT[model_type], TOKENIZER(), 16, masked)
+    tower_, row = _stirred(getattr(transformers, tower)(c)), encoders.TEXT[model_type]
+    whole = copy.deepcopy(tower_)
+
+    def says(ids: torch.Tensor) -> torch.Tensor:
+        mask = ids != 1
+        out = whole(input_ids=ids, **({"attention_mask": mask.long()} if masked else {}))
+        return F.normalize(row.embed(out, mask), dim=-1)
+
+    return _with(encoders.TextEncoder(tower_, row, TOKENIZER(), 16, masked), says)
 
 
 def _whisper_config():  # type: ignore[no-untyped-def]
@@ -82,13 +132,30 @@ def _audio() -> Model:
 
     from mmcompress.models.encoders import AudioEncoder
 
-    return AudioEncoder(_stirred(WhisperModel(_whisper_config()).encoder))
+    raw = _stirred(WhisperModel(_whisper_config()).encoder)
+    whole = copy.deepcopy(raw)
+
+    def says(features: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        tokens = whole(features).last_hidden_state
+        return F.normalize(tokens.mean(1), dim=-1), tokens
+
+    return _with(AudioEncoder(raw), says)
 
 
 def _decoder(whole: torch.nn.Module, model_type: str, beams: int = 3) -> Model:
     from mmcompress.models.generators import assemble
 
-    return assemble(_stirred(whole), model_type, TOKENIZER(), beams, 14)
+    raw = copy.deepcopy(_stirred(whole))
+
+    def says(ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        from transformers.modeling_outputs import BaseModelOutput
+
+        if raw.config.is_encoder_decoder:
+            given = BaseModelOutput(context)
+            return raw(encoder_outputs=given, decoder_input_ids=ids).logits
+        return raw(input_ids=ids, encoder_hidden_states=context).logits
+
+    return _with(assemble(whole, model_type, TOKENIZER(), beams, 14), says)
 
 
 def _mbart() -> Model:
@@ -126,10 +193,11 @@ def _blip() -> Model:
     return _decoder(BlipTextLMHeadModel(c), "blip_text_model")
 
 
-def _vision_encoder_decoder() -> Model:
-    from transformers import GPT2Config, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
+def _vision_encoder_decoder(inner: str) -> Model:
+    import transformers
+    from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
 
-    text = GPT2Config(**TEXT, is_decoder=True, add_cross_attention=True)
+    text = getattr(transformers, inner)(**TEXT, is_decoder=True, add_cross_attention=True)
     image = ViTConfig(**{**VISION, "hidden_size": 48})
     c = VisionEncoderDecoderConfig.from_encoder_decoder_configs(image, text)
     c.decoder_start_token_id = 0
@@ -166,26 +234,51 @@ def _t5(gated: bool) -> Model:
 
 
 def _git() -> Model:
+    from mmcompress.models.prefix import assemble
+
+    raw = copy.deepcopy(whole := _stirred(_git_whole()))
+    raw.git.image_encoder = Says()
+
+    def says(ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        raw.git.image_encoder.context = context
+        return raw(pixel_values=torch.zeros(len(ids), 3, 32, 32), input_ids=ids).logits[:, -ids.shape[1] :]
+
+    return _with(assemble(whole, "git", TOKENIZER(), 3, 14), says)
+
+
+def _git_whole() -> torch.nn.Module:
     from transformers import GitConfig, GitForCausalLM
 
+    return GitForCausalLM(GitConfig(vision_config={**VISION, "hidden_size": 48}, **TEXT, **EAGER))
+
+
+def _llava(prompt: str = "") -> Model:
     from mmcompress.models.prefix import assemble
 
-    c = GitConfig(vision_config={**VISION, "hidden_size": 48}, **TEXT, **EAGER)
-    return assemble(_stirred(GitForCausalLM(c)), "git", TOKENIZER(), 3, 14)
+    raw = copy.deepcopy(whole := _stirred(_llava_whole(260 if prompt else 60)))
+    raw.model.vision_tower = Says()
+    model = assemble(whole, "llava", TOKENIZER(), 3, 14, prompt)
+
+    def says(ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        raw.model.vision_tower.context = context
+        image = torch.full((len(ids), context.shape[1]), raw.config.image_token_id)
+        every = torch.cat([model.before.expand(len(ids), -1), image, ids], 1)
+        found = raw(pixel_values=torch.zeros(len(ids), 3, 32, 32), input_ids=every)
+        return found.logits[:, -ids.shape[1] :]
+
+    return _with(model, says)
 
 
-def _llava() -> Model:
+def _llava_whole(vocabulary: int = 60) -> torch.nn.Module:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
-
-    from mmcompress.models.prefix import assemble
 
     c = LlavaConfig(
         vision_config=CLIPVisionConfig(**{**VISION, "hidden_size": 48}),
-        text_config=LlamaConfig(**TEXT, num_key_value_heads=2),
-        image_token_index=59,
+        text_config=LlamaConfig(**{**TEXT, "vocab_size": vocabulary}, num_key_value_heads=2),
+        image_token_index=1,  # which no input of the contract holds
     )
     c._attn_implementation = "eager"
-    return assemble(_stirred(LlavaForConditionalGeneration(c)), "llava", TOKENIZER(), 3, 14)
+    return LlavaForConditionalGeneration(c)
 
 
 def _open_clip(vision: dict[str, object], kind: str = "image") -> Model:
@@ -196,9 +289,25 @@ def _open_clip(vision: dict[str, object], kind: str = "image") -> Model:
     text = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2, "pad_id": 1, "eos_id": 2}
     clip = _stirred(CLIP(16, {"image_size": 64, **vision}, {**text, "pool_type": "eos"}))
     if kind == "text":
-        return open_clip.TextEncoder(_stirred(_text_tower(text)), TOKENIZER())
-    build = open_clip.ImageEncoder if hasattr(clip.visual, "transformer") else open_clip.ConvEncoder
-    return build(clip.visual, {})  # type: ignore[arg-type]
+        tower = _stirred(_text_tower(text))
+        whole = copy.deepcopy(tower)
+        return _with(open_clip.TextEncoder(tower, TOKENIZER()), lambda ids: F.normalize(whole(ids), dim=-1))
+    return _visual(clip.visual)
+
+
+def _visual(tower: torch.nn.Module) -> Model:
+    from mmcompress.models import open_clip
+
+    whole, attends = copy.deepcopy(tower), hasattr(tower, "transformer")
+
+    def says(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        if attends:
+            whole.output_tokens = True
+            embedding, tokens = whole(pixels)
+            return F.normalize(embedding, dim=-1), tokens
+        return (F.normalize(whole(pixels), dim=-1),)
+
+    return _with((open_clip.ImageEncoder if attends else open_clip.ConvEncoder)(tower, {}), says)  # type: ignore[arg-type]
 
 
 def _text_tower(text: dict[str, object]) -> torch.nn.Module:
@@ -209,8 +318,6 @@ def _text_tower(text: dict[str, object]) -> torch.nn.Module:
 
 def _coca() -> Model:
     from open_clip.transformer import VisionTransformer
-
-    from mmcompress.models import open_clip
 
     tower = VisionTransformer(
         image_size=32,
@@ -225,7 +332,7 @@ def _coca() -> Model:
         attn_pooler_heads=4,
         output_tokens=True,
     )
-    return open_clip.ImageEncoder(_stirred(tower), {})
+    return _visual(_stirred(tower))
 
 
 def coca_model() -> torch.nn.Module:
@@ -244,7 +351,14 @@ def coca_model() -> torch.nn.Module:
 def _coca_decoder() -> Model:
     from mmcompress.models import open_clip
 
-    return open_clip.caption_decoder(coca_model(), TOKENIZER(), 3, 14)
+    raw = coca_model()
+    whole = copy.deepcopy(raw)
+
+    def says(ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        words = whole._encode_text(ids)[1]
+        return whole.text_decoder(context, words)
+
+    return _with(open_clip.caption_decoder(raw, TOKENIZER(), 3, 14), says)
 
 
 VIT = {"width": 32, "layers": 2, "head_width": 8, "patch_size": 16}
@@ -273,10 +387,14 @@ FAMILIES: dict[str, Callable[[], Model]] = {
     "transformers GPT-2, cross-attending": lambda: _causal("GPT2Config", "GPT2LMHeadModel", "gpt2"),
     "transformers BERT, cross-attending": lambda: _causal("BertConfig", "BertLMHeadModel", "bert"),
     "transformers BLIP captioner": _blip,
-    "transformers VisionEncoderDecoder, GPT-2": _vision_encoder_decoder,
+    "transformers VisionEncoderDecoder, GPT-2": lambda: _vision_encoder_decoder("GPT2Config"),
+    "transformers VisionEncoderDecoder, BERT": lambda: _vision_encoder_decoder("BertConfig"),
     "transformers Whisper decoder": _whisper,
     "transformers GIT": _git,
+    "transformers GIT image": lambda: _part_of("git", _git_whole()),
+    "transformers LLaVA image": lambda: _part_of("llava", _llava_whole()),
     "transformers LLaVA, grouped-query, gated": _llava,
+    "transformers LLaVA, with a prompt": lambda: _llava("a cat <image> left of"),
     "transformers T5": lambda: _t5(False),
     "transformers T5 gated": lambda: _t5(True),
 }

@@ -16,7 +16,7 @@ from mmcompress.cli import main
 from mmcompress.errors import DataError
 from mmcompress.measure.predict import Predictor
 from mmcompress.measure.readings import Check, Kit, Readings, open_kit
-from mmcompress.records import Summary, read, write
+from mmcompress.records import Candidate, Summary, read, write
 from mmcompress.report.assemble import remeasured
 
 LIGHT = """\
@@ -64,9 +64,7 @@ def elsewhere(readings):
 def test_the_readings_make_the_predictor_that_this_machine_would_make(readings):
     found = read(Readings, readings)
     p = found.predictor()
-    whole = {n: dict(row) for n, row in found.plan.blocks().items()}
-    from mmcompress.records import Candidate
-
+    whole = {n: {} for n in found.plan.placed}
     assert p(Candidate(whole, dict.fromkeys(whole, "fp32"))) == pytest.approx(found.baseline.latency.p50, rel=1e-3)
     assert read(Predictor, write(readings.with_name("predictor.json"), p)) == p
     assert {e.precision for e in found.exports} == {"fp32", "int8"} and min(found.export_ms) > 0
@@ -86,10 +84,11 @@ def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, els
     assert done.returncode == 0, done.stderr
     here = read(Check, tmp_path / "check.json")
     with pytest.raises(DataError, match="another device"):
-        remeasured(s, here, here.bundle)
+        remeasured(s, here, here.dense, here.bundle)
     there = dataclasses.replace(here, device="another")
-    with pytest.raises(DataError, match="another bundle"):
-        remeasured(s, there, "0" * 64)
+    for wrong in ((here.dense, "0"), ("0", here.bundle)):
+        with pytest.raises(DataError, match="other bundles"):
+            remeasured(s, there, *wrong)
     write(tmp_path / "check.json", there)
     told = CliRunner().invoke(main, ["report", str(tmp_path / "r"), "--measured", str(tmp_path / "check.json")])
     assert told.exit_code == 0, told.output
@@ -107,12 +106,29 @@ def test_a_run_profiled_on_another_device_is_not_gone_on_with(run_folder, tiny, 
         workflow.run(tiny / "spec.yaml", tmp_path / "r", resume=True)
 
 
+def test_a_target_of_a_percentile_is_predicted_as_one(tiny, elsewhere, tmp_path):
+    changes = {**QUICK, "measure.device": str(elsewhere), "target": "1.1x p95"}
+    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    latency, dense = s.compressed.latency_ms, s.baseline.latency_ms
+    assert latency.p95 == pytest.approx(s.predicted_latency_ms_p50) and s.target.met
+    assert latency.p95 / latency.p50 == pytest.approx(dense.p95 / dense.p50)
+
+
+def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_path, monkeypatch):
+    from mmcompress.quantize import precision
+
+    monkeypatch.setattr(precision, "INT8", dataclasses.replace(precision.INT8, flags=("no_such_flag",)))
+    with pytest.raises(DataError, match="that device lacks no_such_flag"):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**QUICK, "measure.device": str(readings)})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"measure.threads": 2}, "with 1 threads, this is 'tiny' with 2"),
         ({"name": "other"}, "is of 'tiny'"),
         ({"nodes.text.precision": "w8"}, "'text' may be w8, which was not measured there"),
+        ({"measure.parallel": True}, "or wired otherwise"),
     ],
 )
 def test_readings_of_something_else_are_refused(tiny, readings, tmp_path, change, message):

@@ -10,19 +10,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES
+from families import FAMILIES, TOKENIZER, _stirred
 from safetensors.torch import save_file
 
 from mmcompress.export import contract
 from mmcompress.export.bundle import save_weights
+from mmcompress.models.sources import load_model
 from mmcompress.prune.surgery import sliced
+from mmcompress.spec.schema import Node
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_contract(family, tmp_path):
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
-    proofs = contract.prove(model, tmp_path)
+    proofs = contract.library("node", model, model.library_says) + contract.prove(model, tmp_path)
     assert not [p for p in proofs if not p.passed]
     names = {p.name for p in proofs}
     assert {f"masked == sliced: {k}" for k in (*contract.kinds(model), "mixture")} <= names
@@ -120,13 +122,19 @@ def test_the_readmes_new_line_is_one_row(tmp_path, monkeypatch):
     from mmcompress.models import generators
 
     readme = (Path(__file__).parents[1] / "README.md").read_text()
-    row = next(line for line in readme.splitlines() if line.startswith('LINES["opus"]'))
+    row = next(line for line in readme.splitlines() if line.startswith('LINES["marian"]'))
     lines = dict(generators.LINES)
     exec(row, {"LINES": lines, "Line": generators.Line, "_causal": generators._causal})
-    monkeypatch.setattr(generators, "LINES", {**lines, "marian": lines["opus"]})
-    special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "attn_implementation": "eager"}
+    monkeypatch.setattr(generators, "LINES", lines)
+    special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
+    special |= {"attn_implementation": "eager", "forced_eos_token_id": None}
     sizes = {"vocab_size": 60, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
     c = MarianConfig(**sizes, **special, max_position_embeddings=24, is_decoder=True, is_encoder_decoder=False)
     torch.manual_seed(0)
-    model = generators.assemble(MarianForCausalLM(c).eval(), "marian", '{"version": "1.0"}', 1, 14)
-    assert not [p for p in contract.surgery("opus", model) + contract.learning("opus", model) if not p.passed]
+    whole = _stirred(MarianForCausalLM(c))
+    whole.save_pretrained(tmp_path / "marian")
+    (tmp_path / "marian" / "tokenizer.json").write_text(TOKENIZER())
+    model = load_model(Node("text_decoder", {}, f"transformers:{tmp_path / 'marian'}", candidates=2, max_tokens=12))
+    says = lambda ids, context: (whole(input_ids=ids, encoder_hidden_states=context).logits,)
+    proofs = contract.library("node", model, says) + contract.prove(model, tmp_path / "proofs")
+    assert len(proofs) > 12 and not [p for p in proofs if not p.passed]

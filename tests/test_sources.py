@@ -83,6 +83,18 @@ def _llava():
     return LlavaForConditionalGeneration(LlavaConfig(vision_config=image, text_config=text, image_token_index=59))
 
 
+def _vit_classifier():
+    from transformers import ViTConfig, ViTForImageClassification
+
+    return ViTForImageClassification(ViTConfig(**VISION))
+
+
+def _roberta_masked():
+    from transformers import RobertaConfig, RobertaForMaskedLM
+
+    return RobertaForMaskedLM(RobertaConfig(**TEXT))
+
+
 CASES = [
     (_clip, "image_encoder"),
     (_clip, "text_encoder"),
@@ -96,6 +108,9 @@ CASES = [
     (_whisper, "text_decoder"),
     (_t5, "text_decoder"),
     (_ved, "text_decoder"),
+    (_ved, "image_encoder"),
+    (_vit_classifier, "image_encoder"),
+    (_roberta_masked, "text_encoder"),
     (_git, "image_encoder"),
     (_git, "text_decoder"),
     (_llava, "image_encoder"),
@@ -113,13 +128,102 @@ def test_a_family_loads_from_the_folder_its_library_writes(make, kind, tmp_path)
     assert sum(v in values for v in mine) > 0.7 * len(mine), "its weights are not those of the checkpoint"
 
 
+def test_a_text_as_long_as_the_tower_takes_has_a_place_for_every_token(tmp_path):
+    """RoBERTa counts positions from the padding token on: two of its table are never taken."""
+    import torch
+
+    model = load_model(Node("text_encoder", {}, f"transformers:{_write(tmp_path, _roberta_masked())}"))
+    assert model.config["context_length"] == TEXT["max_position_embeddings"] - 2
+    ids = torch.full((1, model.config["context_length"]), 7)
+    assert model(ids).isfinite().all()
+
+
+def test_the_tokenizer_made_for_open_clip_is_open_clips():
+    from open_clip import get_tokenizer
+    from tokenizers import Tokenizer
+
+    from mmcompress.models.open_clip import simple_tokenizer
+
+    mine, theirs = Tokenizer.from_str(simple_tokenizer()), get_tokenizer("ViT-B-32")
+    for text in (
+        "a fox left of a robot",
+        "It's 42 caf\u00e9s, isn't it?",
+        "  MANY   spaces\n",
+        "\u4f60\u597d \U0001f98a!",
+    ):
+        want = theirs([text])[0].tolist()
+        assert mine.encode(text).ids == want[: want.index(49407) + 1], text
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("ViT-B-32", r"names no weights: add @TAG \(known: .*openai"),
+        ("ViT-B-32@openai", "hub can't be reached"),
+        ("ViT-B-32@{tmp}/weights.pt", "is a pickle, a format that can run code"),
+        ("ViT-X-99@random", "can't load 'open_clip:ViT-X-99@random'"),
+    ],
+)
+def test_an_open_clip_source_that_cannot_be_used_is_told(tmp_path, monkeypatch, name, message):
+    import torch
+
+    from mmcompress.models import open_clip
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    torch.save({"w": torch.zeros(1)}, tmp_path / "weights.pt")
+    open_clip._clip.cache_clear()
+    load = torch.load
+    with pytest.raises(ModelError, match=message):
+        load_model(Node("image_encoder", {}, "open_clip:" + name.format(tmp=tmp_path)))
+    assert torch.load is load
+
+
+def test_packed_attention_that_is_no_plain_self_attention_is_refused():
+    import torch
+
+    from mmcompress.models.adapters import normalize_
+
+    whole = torch.nn.MultiheadAttention(32, 4, batch_first=True, bias=False).eval()
+    x, mask = torch.randn(2, 5, 32), torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
+    want = whole(x, x, x, attn_mask=mask)[0]
+    box = torch.nn.Sequential(whole)
+    normalize_(box)
+    assert torch.allclose(box[0](x, x, x, attn_mask=mask)[0], want, atol=1e-6)
+    with pytest.raises(ValueError, match="not plain self-attention"):
+        box[0](x, torch.randn(2, 3, 32), torch.randn(2, 3, 32))
+    with pytest.raises(ValueError, match="not plain self-attention"):
+        box[0](x, x, x, key_padding_mask=torch.zeros(2, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match="another width"):
+        normalize_(torch.nn.Sequential(torch.nn.MultiheadAttention(32, 4, kdim=16, vdim=16, batch_first=True)))
+
+
+def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
+    from families import TOKENIZER as words
+    from tokenizers import Tokenizer
+
+    tok, source = Tokenizer.from_str(words()), f"transformers:{_write(tmp_path / 'a', _stirred(_blip()))}"
+    node = Node("text_decoder", {}, source, max_tokens=12, prompt="a cat")
+    g = load_model(node).config["generation"]
+    assert g["prompt"] == [g["bos"], *tok.encode("a cat", add_special_tokens=False).ids]
+    llava = f"transformers:{_write(tmp_path / 'b', _stirred(_llava()))}"
+    model = load_model(Node("text_decoder", {}, llava, max_tokens=12, prompt="a cat <image> left of"))
+    ids = lambda text: tok.encode(text, add_special_tokens=False).ids
+    assert model.before.tolist() == [0, *ids("a cat ")] and model.config["generation"]["prompt"] == ids(" left of")
+    with pytest.raises(ModelError, match="leave nothing of max_tokens 4"):
+        load_model(Node("text_decoder", {}, source, max_tokens=4, prompt="a cat left of a cat"))
+    git = f"transformers:{_write(tmp_path / 'c', _stirred(_git()))}"
+    with pytest.raises(ModelError, match="reads the image before all words"):
+        load_model(Node("text_decoder", {}, git, max_tokens=12, prompt="a cat <image>"))
+
+
 def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
     from mmcompress import workflow
 
     text = (tiny / "spec.yaml").read_text().replace("source: ./clip", "source: python:own_tower:build", 1)
     text = text.replace("./", f"{tiny}/")
     (tmp_path / "own.yaml").write_text(text)
-    summary = workflow.run(tmp_path / "own.yaml", tmp_path / "run")
+    summary = workflow.run(tmp_path / "own.yaml", tmp_path / "run", overrides={"search.executor": "process"})
+    assert summary.search.failed == 0
     kept = summary.kept["vision"]
     assert set(kept) == {"0.attention", "0.cross_attention"}
     assert all(p.passed for p in summary.proofs) and summary.compressed.nodes["vision"].params > 0
@@ -144,6 +248,7 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
         ("python:own_tower", "expected python:package.module:build"),
         ("python:no_such_module:build", "no_such_module"),
         ("python:own_tower:nothing", "nothing"),
+        ("open_clip:./nowhere", "no such folder"),
         ("python:torch:zeros", "gave|must be"),
         ("transformers:nobody/no-such-model", "hub can't be reached"),
         ("nowhere/at/all", "no such folder"),

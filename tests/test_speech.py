@@ -420,3 +420,38 @@ def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monk
     want = float((p.exp() * (p - q)).sum(-1).mean())
     found = float(pipeline.losses(cut, batch, anchors)["caption.writer"])
     assert 0 < found == pytest.approx(want, rel=0.01)
+
+
+@weights
+def test_the_real_whisper_writes_what_its_library_writes(tmp_path):
+    """Dense, fp32, on ONNX Runtime with a cache, against the library's features, encoder and greedy `generate`."""
+    from dataclasses import replace
+
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    from mmcompress.export.onnx import export_node
+    from mmcompress.models.packaged import folder
+    from mmcompress.models.sources import load_model
+    from mmcompress.runtime.nodes import AudioEncoder, TextDecoder
+    from mmcompress.runtime.sessions import Timed
+    from mmcompress.spec.schema import Node
+
+    deployed = {}
+    for kind, node in (("audio_encoder", AudioEncoder), ("text_decoder", TextDecoder)):
+        model = load_model(Node(kind, {}, "pip:whisper-tiny.en", max_tokens=48))
+        files = export_node(model, tmp_path / kind)
+        if model.tokenizer_json:
+            (tmp_path / kind / "tokenizer.json").write_text(model.tokenizer_json)
+        sessions = {g: Timed(f, 2) for g, f in files.items()}
+        deployed[kind] = node(sessions, model.config, tmp_path / kind)
+    ears, writer = deployed.values()
+    writer.generation = replace(writer.generation, guard=False)  # the library has none
+    library = WhisperForConditionalGeneration.from_pretrained(folder("whisper-tiny.en")).eval()
+    features = WhisperFeatureExtractor(feature_size=library.config.num_mel_bins)
+    noise = 0.05 * np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32)
+    for sound in (tone(1.5), noise, np.concatenate([tone(0.4), 0 * noise, tone(0.6)])):
+        x = features(sound, sampling_rate=RATE, return_tensors="pt").input_features
+        theirs = library.generate(x, max_length=48, num_beams=1, do_sample=False)[0].tolist()
+        mine = writer.generate(ears(sound)["tokens"])[0][1]
+        said = lambda ids: [i for i in ids if i < writer.generation.eos]
+        assert said(mine) == said(theirs)

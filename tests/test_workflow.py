@@ -130,6 +130,38 @@ def test_a_target_out_of_reach_says_what_limits_it(tiny, tmp_path):
     assert f"{s.target.floor_ms:.2f} ms" in told
 
 
+def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path):
+    """As `clip_blip_base.yaml` does: damage from Fisher scores, trials as sums, no input moments, no model run."""
+    changes = {"prune.damage": "estimated", "search.judge": "estimated", "search.trials": 6, "search.mutations": 2}
+    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**changes, "distill.steps": 1})
+    assert s.search.failed == 0 and s.search.trials >= 6 and all(p.passed for p in s.proofs)
+    assert all(t.quality == {} for t in s.trials)
+    again = {"prune.damage": "estimated", "quantize.sensitive": 0.1}
+    with pytest.raises(SpecError, match=r"quantize.sensitive: is found by running the pipeline"):
+        workflow.run(tiny / "spec.yaml", tmp_path / "q", overrides=again)
+
+
+def test_zeros_within_layers_are_counted_and_warned_about(tiny, tmp_path):
+    changes = {"search.trials": 1, "search.mutations": 0, "distill.steps": 2, "target": "1.05x"}
+    s = workflow.run(
+        tiny / "spec.yaml", tmp_path / "r", overrides={**changes, "prune.sparsity": 0.5, "prune.pattern": "2:4"}
+    )
+    assert all(n.sparsity == pytest.approx(0.5, abs=0.03) for n in s.compressed.nodes.values())
+    assert all(n.sparsity == 0 for n in s.baseline.nodes.values())
+    assert sum("brings no speed" in w for w in s.warnings) == 3
+
+
+def test_blocks_that_rounding_harms_stay_in_fp32(tiny, tmp_path):
+    changes = {"search.trials": 1, "search.mutations": 0, "distill.steps": 1, "target": "1.05x"}
+    changes |= {"quantize.sensitive": 1e-9, "nodes.vision.precision": "int8", "nodes.text.precision": "int8"}
+    workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    spared = json.loads((tmp_path / "r" / "evidence.json").read_text())["spared"]
+    manifest = json.loads((tmp_path / "r" / "bundle" / "manifest.json").read_text())["graph"]["nodes"]
+    assert spared["vision"]["int8"] or spared["text"]["int8"]
+    for n in ("vision", "text"):
+        assert manifest[n]["spared"] == sorted(spared[n]["int8"])
+
+
 @pytest.mark.slow
 def test_limits_bind_the_search_and_are_checked_on_what_was_made(tiny, tmp_path):
     changes = {"search.trials": 4, "distill.steps": 1, "target": "1.01x"}

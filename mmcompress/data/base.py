@@ -56,8 +56,8 @@ class Lazy(Sequence):
 
 
 def drawn(rows: list[tuple[Path, str]], count: int | None, seeds: list[int]) -> list[tuple[Path, str]]:
-    """`count` rows drawn by seed; all of them in order without a count."""
-    if count is None or count >= len(rows):
+    """`count` rows drawn by seed, the first ones of any larger draw; all of them in order without a count."""
+    if count is None:
         return rows
     return [rows[i] for i in np.random.default_rng(seeds).permutation(len(rows))[:count]]
 

@@ -134,8 +134,12 @@ class _Best:
 
     def restore_(self) -> None:
         """Go back to the best weights, if the last ones are worse by more than such a loss can tell."""
-        if not self.seen or self.seen[-1]["choosing"] <= HARM * min(s["choosing"] for s in self.seen):
+        if not self.seen:
             return
+        least = min(self.seen, key=lambda s: s["choosing"])
+        if self.seen[-1]["choosing"] <= HARM * least["choosing"]:
+            return
+        self.seen.append({**least, "step": self.seen[-1]["step"], "restored": least["step"]})
         with torch.no_grad():
             for p, best in zip((p for m in self.student.values() for p in m.parameters()), self.kept, strict=False):
                 p.copy_(best)

@@ -51,6 +51,8 @@ class Footprint:
     empty_mb: float = 0.0
     per_mb: float = 1.0
     units: dict[str, dict[str, int]] = field(default_factory=dict)
+    spared: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    """Blocks that stay in fp32, by node and precision."""
 
     def node_params(self, node: str, candidate: Candidate) -> float:
         kept = candidate.kept.get(node, {})
@@ -66,6 +68,9 @@ class Footprint:
         for n in self.params:
             a = self.size[n][candidate.precision[n]]
             total += a.base + a.scale * self.node_params(n, candidate) / 1e6
+            whole = self.size[n].get("fp32", a).scale - a.scale
+            for b in self.spared.get(n, {}).get(candidate.precision[n], ()):
+                total += whole * self.unit[n][b] * candidate.kept.get(n, {}).get(b, self.units[n][b]) / 1e6
         return total
 
     def memory_mb(self, candidate: Candidate) -> float:

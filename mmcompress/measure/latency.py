@@ -54,7 +54,7 @@ class EndToEnd:
     """p50 of the milliseconds spent in the sessions of each node."""
 
 
-LEAST = 24
+LEAST = 16
 Pace = Mapping[str, int]
 """Decode steps of one request, by generator."""
 
@@ -80,7 +80,7 @@ def end_to_end(
 ) -> dict[str, EndToEnd]:
     """Send the same requests to every pipeline in turn, the order alternating from round to round.
 
-    After so many `seconds` it ends with the rounds it has, 24 at least.
+    After so many `seconds` it ends with the rounds it has, 16 at least.
 
     With a `pace` (one a request) every generator writes exactly so long: structures are compared, not what they say.
     """

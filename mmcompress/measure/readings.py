@@ -6,8 +6,6 @@ JSON it gives back. No torch here.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -22,9 +20,9 @@ from mmcompress.measure.latency import EndToEnd, end_to_end, quiet
 from mmcompress.measure.machine import fingerprint, versions
 from mmcompress.measure.predict import Affine, Placed, Predictor, Window, needs
 from mmcompress.measure.table import Table
-from mmcompress.records import Latency, plain, read, write
+from mmcompress.records import Latency, read, write
 from mmcompress.runtime import load
-from mmcompress.runtime.bundle import sha256
+from mmcompress.runtime.bundle import identity
 from mmcompress.runtime.cpu import cpu
 from mmcompress.runtime.sessions import session
 
@@ -68,9 +66,11 @@ class Plan:
     def every_precision(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(p for by in self.precisions.values() for p in by))
 
-    def blocks(self) -> dict[str, list[tuple[str, int]]]:
-        """(name, units) of every block by node."""
-        return {n: [(p.name, p.units) for p in row] for n, row in self.placed.items()}
+    def blocks(self) -> dict[str, list[tuple[Any, ...]]]:
+        """Name, units, kind, widths and batch of every block by node, and its positions where those do not depend on
+        how much a generator writes."""
+        shape = lambda p: (*p.key[:3], p.key[5], p.key[3] if p.calls == 1 and not p.window else 0)
+        return {n: [(p.name, p.units, *shape(p)) for p in row] for n, row in self.placed.items()}
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def fitted(plan: Plan, found: Table, exports: Sequence[Export], ms: Sequence[flo
 
 @dataclass(frozen=True)
 class Kit:
-    """`kit.json`: beside it lie `baseline/`, `exports/` and `requests.npz`."""
+    """`kit.json`: beside it lie `baseline/`, `requests.npz` and a folder for every structure that was exported."""
 
     pipeline: str
     threads: int
@@ -137,10 +137,6 @@ class Kit:
     rounds: int
     plan: Plan
     exports: tuple[Export, ...]
-
-    @property
-    def id(self) -> str:
-        return hashlib.sha256(json.dumps(plain(self), sort_keys=True).encode()).hexdigest()[:16]
 
 
 @dataclass(frozen=True)
@@ -152,7 +148,8 @@ class Readings:
     versions: dict[str, str]
     threads: int
     pipeline: str
-    kit: str
+    dense: str
+    """Hash of the models of the dense bundle."""
     plan: Plan
     exports: tuple[Export, ...]
     export_ms: tuple[float, ...]
@@ -165,12 +162,13 @@ class Readings:
 
 @dataclass(frozen=True)
 class Check:
-    """Two bundles measured on a device, the same requests in turn; `bundle`: SHA-256 of the second one's manifest."""
+    """Two bundles measured on a device, the same requests in turn. `dense` and `bundle`: hashes of their models."""
 
     device: str
     cpu: dict[str, Any]
     versions: dict[str, str]
     threads: int
+    dense: str
     bundle: str
     baseline: Measured
     compressed: Measured
@@ -215,7 +213,8 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
         progress(f"whole export of {e.node}, {e.precision}", 0.7 + 0.3 * i / len(kit.exports))
         ms.append(export_ms(e, folder, kit.threads))
     facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads)
-    return Readings(*facts, kit.pipeline, kit.id, kit.plan, kit.exports, tuple(ms), Measured.of(whole), found)
+    of = (kit.pipeline, identity(folder / "baseline"))
+    return Readings(*facts, *of, kit.plan, kit.exports, tuple(ms), Measured.of(whole), found)
 
 
 def check_bundle(folder: Path, bundle: Path) -> Check:
@@ -223,8 +222,8 @@ def check_bundle(folder: Path, bundle: Path) -> Check:
     kit = open_kit(folder)
     pair = {"dense": load(folder / "baseline", kit.threads), "new": load(bundle, kit.threads)}
     found = end_to_end(pair, _requests(folder), kit.warmup, kit.rounds)
-    facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads, sha256(bundle / "manifest.json"))
-    return Check(*facts, *(Measured.of(found[k]) for k in ("dense", "new")))
+    facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads)
+    return Check(*facts, identity(folder / "baseline"), identity(bundle), *map(Measured.of, found.values()))
 
 
 def save(record: Readings | Check, path: Path) -> Path:

@@ -235,6 +235,7 @@ class LoadContext:
     pretrained: str | None = None
     candidates: int = 1
     max_tokens: int = 0
+    prompt: str = ""
 
 
 Loader = Callable[[LoadContext], Model]
@@ -308,24 +309,43 @@ class SelfAttention(nn.Module):
 
     @classmethod
     def of(cls, attention: nn.MultiheadAttention) -> SelfAttention:
+        if attention.in_proj_weight is None or attention.bias_k is not None or not attention.batch_first:
+            raise ValueError(
+                "an nn.MultiheadAttention with keys of another width, bias_k or batch_first=False can't be taken apart"
+            )
         rows, width = attention.in_proj_weight.shape
-        qkv = nn.Linear(width, rows)
+        has = attention.in_proj_bias is not None
+        qkv = nn.Linear(width, rows, bias=has)
         with torch.no_grad():
             qkv.weight.copy_(attention.in_proj_weight)
-            qkv.bias.copy_(attention.in_proj_bias)
-        out = nn.Linear(attention.out_proj.in_features, attention.out_proj.out_features)
-        out.load_state_dict(attention.out_proj.state_dict())
+            if has:
+                qkv.bias.copy_(attention.in_proj_bias)
+        inner = attention.out_proj
+        out = nn.Linear(inner.in_features, inner.out_features, bias=inner.bias is not None)
+        out.load_state_dict(inner.state_dict())
         return cls(qkv, out, attention.num_heads)
 
     def forward(
         self,
         x: Tensor | None = None,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
         *_: Any,
         attn_mask: Tensor | None = None,
         hidden_states: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        is_causal: bool = False,
         **__: Any,
     ) -> tuple[Tensor, None]:
         x = hidden_states if x is None else x
         assert x is not None
+        other = [y for y in (key, value) if isinstance(y, Tensor) and y.ndim == 3 and y is not x]
+        if other or key_padding_mask is not None or (is_causal and attn_mask is None):
+            raise ValueError(
+                "an nn.MultiheadAttention that is not plain self-attention (another key or value, a padding mask, "
+                "is_causal without a mask) can't be taken apart: write it with q_proj, k_proj, v_proj and out_proj"
+            )
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask, float("-inf"))
         q, k, v = (heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
         return self.out_proj(merge(attend(q, k, v, attn_mask))), None

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mmcompress.errors import ModelError
 from mmcompress.models.adapters import find, normalize_
 from mmcompress.models.base import Graph, ImageModel, LoadContext, Model, Shape, TextModel, tokens_block
-from mmcompress.models.hub import config_of, json_of, known, load, source, tokenizer_of
+from mmcompress.models.hub import POOLER, config_of, json_of, known, load, source, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,13 @@ class Tower:
     part: Callable[[Any], nn.Module] = lambda whole: whole
     """The tower in a model that has to be loaded whole."""
     tokens: Callable[[Any], Tensor] = lambda out: out.last_hidden_state
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Given to the class when it is loaded."""
+    unused: int = 0
+    """Positions of its embedding table that no token takes."""
+
+
+NO_POOLER = {"add_pooling_layer": False}
 
 
 def _first(out: Any, mask: Tensor) -> Tensor:
@@ -77,7 +84,7 @@ IMAGE = {
     "clip_vision_model": Tower("CLIPVisionModelWithProjection", "vision_model.encoder", lambda o, m: o.image_embeds),
     "siglip": Tower("SiglipVisionModel", "encoder", _pooled, "vision_config"),
     "siglip_vision_model": Tower("SiglipVisionModel", "encoder", _pooled),
-    "vit": Tower("ViTModel", "", _first),
+    "vit": Tower("ViTModel", "", _first, options=NO_POOLER),
     "dinov2": Tower("Dinov2Model", "", _first),
     "blip": Tower("BlipForConditionalGeneration", "encoder", _pooled, part=lambda whole: whole.vision_model),
     "blip_vision_model": Tower("BlipVisionModel", "encoder", _pooled),
@@ -89,8 +96,8 @@ TEXT = {
     "clip_text_model": Tower("CLIPTextModelWithProjection", "text_model.encoder", lambda o, m: o.text_embeds),
     "siglip": Tower("SiglipTextModel", "encoder", _pooled, "text_config"),
     "siglip_text_model": Tower("SiglipTextModel", "encoder", _pooled),
-    "bert": Tower("BertModel", "encoder", _mean),
-    "roberta": Tower("RobertaModel", "encoder", _mean),
+    "bert": Tower("BertModel", "encoder", _mean, options=NO_POOLER),
+    "roberta": Tower("RobertaModel", "encoder", _mean, options=NO_POOLER, unused=2),
 }
 AUDIO = {"whisper": Tower("WhisperModel", "layers", _first)}
 UNMASKED = ("clip", "siglip")
@@ -221,8 +228,12 @@ def _own(config: Any, row: Tower) -> Any:
 def load_image_encoder(context: LoadContext) -> Model:
     """The image tower of a transformers folder or hub id. Raises `ModelError`."""
     config = config_of(context)
-    row = known("image_encoder", config.model_type, IMAGE, context)
-    whole = load(context, row.load, _own(config, row))
+    if config.model_type == "vision-encoder-decoder":
+        inner = known("image_encoder", config.encoder.model_type, IMAGE, context)
+        row = replace(inner, load="VisionEncoderDecoderModel", config="", part=lambda whole: whole.encoder, options={})
+    else:
+        row = known("image_encoder", config.model_type, IMAGE, context)
+    whole = load(context, row.load, _own(config, row), unread=() if row.embed is _pooled else POOLER, **row.options)
     return ImageEncoder(row.part(whole), row, preprocessing(context))
 
 
@@ -232,9 +243,11 @@ def load_text_encoder(context: LoadContext) -> Model:
     row = known("text_encoder", config.model_type, TEXT, context)
     own = _own(config, row)
     given = json_of(context, "sentence_bert_config.json").get("max_seq_length")
-    length = min(int(given or own.max_position_embeddings), context.max_tokens or 10**6)
+    longest = int(own.max_position_embeddings) - row.unused
+    length = min(int(given or longest), longest, context.max_tokens or 10**6)
     masked = not config.model_type.startswith(UNMASKED)
-    return TextEncoder(load(context, row.load, own), row, tokenizer_of(context), length, masked)
+    tower = load(context, row.load, own, **row.options)
+    return TextEncoder(tower, row, tokenizer_of(context), length, masked)
 
 
 def load_audio_encoder(context: LoadContext) -> Model:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mmcompress.errors import ModelError
 from mmcompress.models.adapters import find, normalize_
 from mmcompress.models.base import Graph, LoadContext, Model, Shape, heads
-from mmcompress.models.hub import config_of, known, load, tokenizer_of
+from mmcompress.models.hub import POOLER, config_of, known, load, tokenizer_of
 from mmcompress.records import Block
 
 FAR = -1e9
@@ -311,8 +311,23 @@ def load_text_decoder(context: LoadContext) -> Model:
     if config.model_type in prefix.LINES:
         return prefix.load_prefix_decoder(context, config)
     line = known("text_decoder", config.model_type, {k: v for k, v in LINES.items() if v.load} | prefix.LINES, context)
-    whole = load(context, line.load, config)
-    return assemble(whole, config.model_type, tokenizer_of(context), context.candidates, context.max_tokens or 20)
+    whole = load(context, line.load, config, POOLER)
+    words = tokenizer_of(context)
+    model = assemble(whole, config.model_type, words, context.candidates, context.max_tokens or 20)
+    if context.prompt:
+        g = model.generation
+        g["prompt"] = [*(g["prompt"] or [g["bos"]]), *prompt_ids(words, context.prompt, g["max_tokens"])]
+    return model
+
+
+def prompt_ids(tokenizer_json: str, prompt: str, most: int) -> list[int]:
+    """Token ids of a prompt, fewer than `most`. Raises `ModelError`."""
+    from tokenizers import Tokenizer
+
+    found = list(Tokenizer.from_str(tokenizer_json).encode(prompt, add_special_tokens=False).ids) if prompt else []
+    if len(found) + 1 >= most:
+        raise ModelError(f"prompt: {len(found)} tokens leave nothing of max_tokens {most} to write")
+    return found
 
 
 def assemble(whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int) -> TextDecoder:

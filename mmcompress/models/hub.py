@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from mmcompress.errors import MissingPackage, ModelError
 from mmcompress.models.base import LoadContext
 
+POOLER = ("pooler.",)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
@@ -22,17 +25,40 @@ def library() -> Any:
     return transformers
 
 
+@contextmanager
+def no_pickles(what: str) -> Iterator[None]:
+    """Nothing is unpickled inside, whatever a library tries: safetensors alone. Raises `ModelError` where it does."""
+
+    def refuse(file: Any, *_: Any, **__: Any) -> None:
+        raise ModelError(f"{what}: {file} is a pickle, a format that can run code; convert it to .safetensors")
+
+    given = torch.load
+    torch.load = refuse
+    try:
+        yield
+    finally:
+        torch.load = given
+
+
 def source(context: LoadContext) -> str:
     return str(context.path or context.name)
 
 
 def _refusal(context: LoadContext, e: Exception) -> ModelError:
-    text = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-    if context.path is None and any(w in text.lower() for w in ("connect", "offline", "cached", "resolve")):
+    if context.path is None and unreachable(e):
         return ModelError(
             f"hub model '{context.name}': the hub can't be reached and no copy is cached; give a local folder instead"
         )
-    return ModelError(f"transformers can't load '{source(context)}': {text}")
+    return ModelError(f"transformers can't load '{source(context)}': {first_line(e)}")
+
+
+def first_line(e: Exception) -> str:
+    return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+
+
+def unreachable(e: Exception) -> bool:
+    """Whether an error of a library means that a hub can't be reached."""
+    return any(w in str(e).lower() for w in ("connect", "offline", "cached", "resolve", "urlopen"))
 
 
 def config_of(context: LoadContext) -> Any:
@@ -43,8 +69,11 @@ def config_of(context: LoadContext) -> Any:
         raise _refusal(context, e) from e
 
 
-def load(context: LoadContext, name: str, config: Any) -> Any:
-    """The library's class `name` with its weights, float32, eager attention. Raises `ModelError`."""
+def load(context: LoadContext, name: str, config: Any, unread: tuple[str, ...] = (), **options: Any) -> Any:
+    """The library's class `name` with its weights, float32, eager attention. Raises `ModelError`.
+
+    `unread`: parts of names of weights that may be missing, as nothing here reads them; `options`: for the class.
+    """
     if context.path and not any(context.path.glob("*.safetensors")):
         others = sorted(f.name for p in PICKLES for f in context.path.glob(p))
         found = f" (only {', '.join(others)}: formats that can run code are not loaded)" if others else ""
@@ -59,11 +88,13 @@ def load(context: LoadContext, name: str, config: Any) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **options,
             ignore_mismatched_sizes=True,  # told below, by name
         )
     except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as e:
         raise _refusal(context, e) from e
-    wrong = [*info["missing_keys"], *(str(k[0]) for k in info.get("mismatched_keys", ()))]
+    missing = [k for k in info["missing_keys"] if not any(part in k for part in unread)]
+    wrong = [*missing, *(str(k[0]) for k in info.get("mismatched_keys", ()))]
     if wrong:
         raise ModelError(f"{source(context)}: weights are missing or of another shape: {', '.join(sorted(wrong)[:4])}")
     return model.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from contextlib import ExitStack
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mmcompress.errors import MissingPackage, ModelError
 from mmcompress.models.adapters import find, find_convolutions, normalize_
 from mmcompress.models.base import ImageModel, LoadContext, Model, Shape, TextModel, tokens_block
-from mmcompress.models.hub import tokenizer_of
+from mmcompress.models.hub import first_line, no_pickles, tokenizer_of, unreachable
 
 
 class ImageEncoder(ImageModel):
@@ -92,6 +93,10 @@ class TextEncoder(TextModel):
         return F.normalize(self.tower(ids), dim=-1)
 
 
+RANDOM = "random"
+"""In place of a tag: weights as they are before training."""
+
+
 @lru_cache(maxsize=2)
 def _clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any]]:
     """An open_clip model with both towers, weights from safetensors only, and its preprocessing."""
@@ -99,11 +104,21 @@ def _clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any]]
         import open_clip
     except ImportError as e:
         raise MissingPackage("open_clip_torch", "compress") from e
+    what = f"open_clip:{name}" + (f"@{pretrained}" if pretrained else "")
+    if pretrained is None and not name.startswith("local-dir:"):
+        tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
+        raise ModelError(f"{what}: names no weights: add @TAG (known: {tags}), @FILE.safetensors, or @random to try it")
+    tag = None if pretrained == RANDOM else pretrained
     try:
-        model = open_clip.create_model(name, pretrained=pretrained, force_custom_text=True, weights_only=True)
+        with no_pickles(what):
+            model = open_clip.create_model(name, pretrained=tag, force_custom_text=True, weights_only=True)
         config = open_clip.get_model_preprocess_cfg(model)
+    except ModelError:
+        raise
     except Exception as e:  # open_clip raises RuntimeError, FileNotFoundError, hub errors
-        raise ModelError(f"open_clip can't load '{name}'{f' ({pretrained})' if pretrained else ''}: {e}") from e
+        if tag and not Path(tag).exists() and unreachable(e):
+            raise ModelError(f"{what}: the hub can't be reached and no copy is cached; give a local folder") from e
+        raise ModelError(f"open_clip can't load '{what}': {first_line(e)}") from e
     keep = ("mean", "std", "interpolation", "resize_mode")
     return model.float().eval(), {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k in keep}
 

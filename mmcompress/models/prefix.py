@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mmcompress.errors import ModelError
 from mmcompress.models.adapters import find, normalize_
 from mmcompress.models.base import Graph, LoadContext, Model, Shape
-from mmcompress.models.generators import FAR, Absent, cache_of, head, layers_of, library_options, settings
-from mmcompress.models.hub import load, tokenizer_of
+from mmcompress.models.generators import FAR, Absent, cache_of, head, layers_of, library_options, prompt_ids, settings
+from mmcompress.models.hub import POOLER, load, tokenizer_of
 from mmcompress.records import Block
 
 BRIDGE = "bridge."
@@ -42,7 +43,7 @@ class PrefixLine:
     encoder: str
     """The library's own encoder, which is a node of its own here."""
     generate: Callable[..., Tensor]
-    """(lm, context, start ids, options) -> whole sequences, by the library's `generate`."""
+    """(lm, context, prefix, start ids, options) -> whole sequences, by the library's `generate`."""
     bridge: str = ""
     """The projector between the two, where it has units of its own."""
 
@@ -61,14 +62,13 @@ def _llava_run(lm: Any, x: Tensor, positions: Tensor, mask: Tensor, cache: Any) 
     ).last_hidden_state
 
 
-def _git_generate(lm: Any, context: Tensor, ids: Tensor, **options: Any) -> Tensor:
+def _git_generate(lm: Any, context: Tensor, prefix: Tensor, ids: Tensor, **options: Any) -> Tensor:
     lm.git.image_encoder.says = context  # stands in for the encoder, whatever the pixels
     return lm.generate(pixel_values=torch.zeros(1, 3, 1, 1), input_ids=ids, **options)
 
 
-def _llava_generate(lm: Any, context: Tensor, ids: Tensor, **options: Any) -> Tensor:
-    words = lm.model.language_model.embed_tokens(ids)
-    x = torch.cat([lm.model.multi_modal_projector(context), words], 1)
+def _llava_generate(lm: Any, context: Tensor, prefix: Tensor, ids: Tensor, **options: Any) -> Tensor:
+    x = torch.cat([prefix, lm.model.language_model.embed_tokens(ids)], 1)
     new = lm.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), **options)
     return torch.cat([ids.expand(len(new), -1), new], 1)
 
@@ -109,8 +109,11 @@ class PrefixDecoder(Model):
     context_tokens = 64
     """Length of the context, set by the pipeline that feeds this decoder."""
 
-    def __init__(self, lm: nn.Module, line: PrefixLine, tokenizer_json: str, generation: dict[str, Any]):
+    def __init__(
+        self, lm: nn.Module, line: PrefixLine, tokenizer_json: str, generation: dict[str, Any], before: list[int]
+    ):
         super().__init__()
+        self.register_buffer("before", torch.tensor(before, dtype=torch.long), persistent=False)
         self.lm, self.line, self.tokenizer_json, self.generation = lm, line, tokenizer_json, generation
         normalize_(lm.get_submodule(line.stack))
         stack = tuple(_meeting(b) for b in find(self, f"lm.{line.stack}"))
@@ -130,8 +133,16 @@ class PrefixDecoder(Model):
         past = [[b.units, head(b)] for _, b in self.cached() for _ in "kv"]
         return {"tokenizer": "tokenizer.json", "generation": self.generation, "past": past}
 
+    def prefix(self, context: Tensor) -> Tensor:
+        """What comes ahead of the text [b, t + n, w]: the prompt's words before the image, and the image."""
+        x = self.line.prefix(self.lm, context)
+        if not len(self.before):
+            return x
+        words = self.line.embed(self.lm, self.before[None], torch.arange(len(self.before)))
+        return torch.cat([words.expand(x.shape[0], -1, -1), x], 1)
+
     def forward(self, ids: Tensor, context: Tensor) -> Tensor:
-        prefix = self.line.prefix(self.lm, context)
+        prefix = self.prefix(context)
         n, t = prefix.shape[1], ids.shape[1]
         words = self.line.embed(self.lm, ids, torch.arange(t))
         x = self.line.run(self.lm, torch.cat([prefix, words], 1), torch.arange(n + t), self._mask(ids, n, n + t), None)
@@ -160,14 +171,16 @@ class PrefixDecoder(Model):
         return {"context": context, "step": step}
 
     def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
-        keys, n = self.context_tokens + round((steps + 1) / 2), self.context_tokens
+        n = self.context_tokens + len(self.before)
+        keys = n + round((steps + 1) / 2)
         loop = lambda b: Shape(self.width, 1, keys if b.group == "heads" else 1, beams, steps, n)
         return {b.name: Shape(self.width, n, n, 1) if b.name.startswith(BRIDGE) else loop(b) for b in self.blocks}
 
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         text = max(1, round((steps - 1) / 2))
         feeds = [torch.full((beams, 1), 3), torch.tensor([text])]
-        feeds += [torch.randn(beams, h, self.context_tokens + text, d) for h, d in self.config["past"]]
+        ahead = self.context_tokens + len(self.before)
+        feeds += [torch.randn(beams, h, ahead + text, d) for h, d in self.config["past"]]
         context = {"context": ((torch.randn(1, self.context_tokens, self.dims["context"]),), 1.0)}
         return {**context, "step": (tuple(feeds), steps)}
 
@@ -177,7 +190,8 @@ class PrefixDecoder(Model):
         g = self.generation
         start = g["prompt"] or [g["bos"]]
         options = {**library_options(g), "max_new_tokens": g["max_tokens"] - len(start)}
-        return self.line.generate(self.lm, context, torch.tensor([start]), **options).tolist()
+        given = (context, self.prefix(context), torch.tensor([start]))
+        return self.line.generate(self.lm, *given, **options).tolist()
 
 
 def _meeting(block: Block) -> Block:
@@ -197,7 +211,7 @@ class Prefill(nn.Module):
 
     def forward(self, context: Tensor) -> tuple[Tensor, ...]:
         m = self.model
-        x = m.line.prefix(m.lm, context)
+        x = m.prefix(context)
         cache = cache_of([None] * m.layers)
         n = x.shape[1]
         m.line.run(m.lm, x, torch.arange(n), m._mask(x, n, n), cache)
@@ -225,14 +239,30 @@ class Step(nn.Module):
         return (scores, *(t for i in own for t in (cache.layers[i].keys, cache.layers[i].values)))
 
 
-def assemble(whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int) -> PrefixDecoder:
-    """The decoder node of a loaded library model; its encoder is let go."""
-    line = LINES[model_type]
+IMAGE = "<image>"
+"""Where the image stands in a prompt."""
+
+
+def assemble(
+    whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int, prompt: str = ""
+) -> PrefixDecoder:
+    """The decoder node of a loaded library model; its encoder is let go. Raises `ModelError`."""
+    line, g = LINES[model_type], settings(whole, whole, candidates, max_tokens)
+    words = lambda text: prompt_ids(tokenizer_json, text, max_tokens)
+    ahead, image, behind = prompt.partition(IMAGE)
+    if not image:
+        ahead, behind = "", prompt
+    if ahead and line.open_prefix:
+        raise ModelError(f"prompt: a model of type '{model_type}' reads the image before all words")
+    before = [g["bos"], *words(ahead)] if image and not line.open_prefix else []
+    after = words(behind)
+    g["prompt"] = after if before else [g["bos"], *after] if after else []
     whole.set_submodule(line.encoder, Absent())
-    return PrefixDecoder(whole.eval(), line, tokenizer_json, settings(whole, whole, candidates, max_tokens))
+    return PrefixDecoder(whole.eval(), line, tokenizer_json, g, before)
 
 
 def load_prefix_decoder(context: LoadContext, config: Any) -> Model:
     """The decoder of a transformers folder or hub id. Raises `ModelError`."""
-    whole = load(context, LINES[config.model_type].load, config)
-    return assemble(whole, config.model_type, tokenizer_of(context), context.candidates, context.max_tokens or 20)
+    whole = load(context, LINES[config.model_type].load, config, POOLER)
+    limits = (context.candidates, context.max_tokens or 20, context.prompt)
+    return assemble(whole, config.model_type, tokenizer_of(context), *limits)

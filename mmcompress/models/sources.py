@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +36,8 @@ def locate(source: str) -> tuple[str, Path | None, str, str | None]:
     elif colon and scheme in ("open_clip", "transformers"):
         folder = Path(rest)
         if not folder.is_dir():
+            if rest.startswith((".", "/")) and "@" not in rest:
+                raise ModelError(f"source '{source}': no such folder")
             name, _, pretrained = rest.partition("@")
             return scheme, None, name, pretrained or None
     else:
@@ -57,7 +60,7 @@ def load_model(node: Node) -> Model:
     family = f"{library}/{node.kind}"
     if problem := FAMILIES.problem(family):
         raise ModelError(f"source '{node.source}' as a {node.kind}: {problem}")
-    context = LoadContext(node.kind, folder, name, pretrained, node.candidates, node.max_tokens)
+    context = LoadContext(node.kind, folder, name, pretrained, node.candidates, node.max_tokens, node.prompt)
     return FAMILIES.get(family)(context).eval()
 
 
@@ -66,11 +69,13 @@ def _own(node: Node, name: str) -> Model:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ModelError(f"source '{node.source}': expected python:package.module:build")
+    if (here := str(Path.cwd())) not in sys.path:  # a console script does not look in the working directory
+        sys.path.append(here)
     try:
         build = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as e:
         raise ModelError(f"source '{node.source}': {e}") from e
-    model = build(LoadContext(node.kind, None, name, None, node.candidates, node.max_tokens))
+    model = build(LoadContext(node.kind, None, name, None, node.candidates, node.max_tokens, node.prompt))
     if not isinstance(model, Model) or model.kind != node.kind:
         what = f"a {model.kind}" if isinstance(model, Model) else type(model).__name__
         raise ModelError(

@@ -43,10 +43,12 @@ def mixture(parts: Sequence[tuple[float, Criterion]]) -> Criterion:
     def score(e: Material) -> Scores:
         total: Scores = {n: {} for n in e.models}
         for weight, criterion in parts:
-            found = scored(criterion, e)
+            found = criterion(e)
             for n, m in e.models.items():
-                for kind in {b.kind for b in m.weighted}:
-                    same = [b.name for b in m.weighted if b.kind == kind]
+                for kind in {b.kind for b in m.blocks}:
+                    same = [b.name for b in m.blocks if b.kind == kind and b.name in found[n]]
+                    if not same:  # positions, of which most criteria say nothing
+                        continue
                     mean = torch.cat([found[n][b] for b in same]).abs().mean().clamp(min=1e-12)
                     for b in same:
                         total[n][b] = total[n].get(b, 0) + weight * found[n][b] / mean

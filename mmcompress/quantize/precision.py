@@ -78,7 +78,7 @@ def quantize(
         return _half(given, target, left), len(left)
     common: dict[str, Any] = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
     common |= {
-        "nodes_to_exclude": left,
+        "nodes_to_exclude": _excluded(left),
         "reduce_range": p.levels == 64,
         "weight_type": QuantType.QInt8 if p.levels else QuantType.QUInt8,
     }
@@ -104,6 +104,11 @@ def _products_of(model: Any, weights: Sequence[np.ndarray]) -> list[str]:
     wanted = {(w.shape, w.tobytes()) for w in weights} | {(w.T.shape, w.T.tobytes()) for w in weights}
     same = {t.name for t in loaded.graph.initializer if ((a := numpy_helper.to_array(t)).shape, a.tobytes()) in wanted}
     return [n.name for n in loaded.graph.node if n.op_type in ("MatMul", "Gemm") and same & set(n.input)]
+
+
+def _excluded(names: Sequence[str]) -> list[str]:
+    """Those, and as the dynamic quantizer calls a Gemm once it has become a MatMul."""
+    return [*names, *(f"{name}_MatMul" for name in names)]
 
 
 def _half(model: Any, target: Path, left: Sequence[str]) -> Path:

@@ -60,16 +60,16 @@ def unmet(spec: Spec, goal: Goal, target_ms: float, s: Side) -> tuple[str, ...]:
     )
 
 
-def remeasured(s: Summary, check: Any, bundle: str) -> Summary:
+def remeasured(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
     """A summary with the latencies that a device measured of its bundles (`readings.Check`).
 
-    `bundle`: SHA-256 of the manifest of the summary's own bundle. Raises `DataError` for figures of another device or
-    another bundle.
+    `dense`, `bundle`: identities of the summary's own bundles. Raises `DataError` for figures of another device or of
+    other bundles.
     """
     if check.device != s.device:
         raise DataError(f"these figures are of another device ({check.device}) than the run is for ({s.device})")
-    if check.bundle != bundle:
-        raise DataError("these figures are of another bundle than this run's")
+    if (check.dense, check.bundle) != (dense, bundle):
+        raise DataError("these figures are of other bundles than this run's")
     spec = build(Spec, s.settings)
     goal = parse_target(s.target.asked)
     target_ms = goal.milliseconds(check.baseline.latency)
@@ -163,11 +163,11 @@ def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, 
 
 
 def _damage(s: Summary) -> str:
-    """The loss on choosing pairs before the cut, after it, and after training, in words."""
+    """The loss on choosing pairs before the cut, after it, and with the weights that training left, in words."""
     if len(s.losses) < 2:
         return ""
-    told = f": the loss on choosing pairs rose from {s.losses[0]:.3f} to {s.losses[1]:.3f}"
-    return told + (f" and training took it to {s.losses[-1]:.3f}" if len(s.losses) > 2 else "")
+    told = f": the loss on choosing pairs went from {s.losses[0]:.3f} to {s.losses[1]:.3f}"
+    return told + (f", after training it was {s.losses[-1]:.3f}" if len(s.losses) > 2 else "")
 
 
 def structure(blocks: Mapping[str, tuple[Block, ...]], kept: Mapping[str, Kept]) -> dict[str, list[tuple[Block, int]]]:

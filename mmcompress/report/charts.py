@@ -22,7 +22,8 @@ def _text(x: float, y: float, text: str, cls: str = "", anchor: str = "start") -
 def node_bars(s: Summary) -> str:
     """Where the time of a request goes, before and after, to one scale."""
     width, left, bar = 760.0, 96.0, 34.0
-    scale = (width - left - 90) / s.baseline.latency_ms.p50
+    longest = max(sum(n.latency_ms_p50 for n in side.nodes.values()) for side in (s.baseline, s.compressed))
+    scale = (width - left - 90) / max(longest, s.baseline.latency_ms.p50)  # branches in parallel add up to more
     body = []
     for row, (label, side) in enumerate((("before", s.baseline), ("after", s.compressed))):
         x, y = left, 10 + row * (bar + 14)

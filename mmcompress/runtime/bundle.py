@@ -21,6 +21,13 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def identity(folder: str | Path) -> str:
+    """One hash of all models of a bundle, whenever and wherever it was written."""
+    files = read_manifest(folder)["files"]
+    models = sorted(f"{name} {entry['sha256']}" for name, entry in files.items() if name.endswith(".onnx"))
+    return hashlib.sha256("\n".join(models).encode()).hexdigest()
+
+
 def read_manifest(folder: str | Path) -> Manifest:
     """The manifest of a bundle. Raises `BundleError`."""
     path = Path(folder) / "manifest.json"

@@ -116,7 +116,8 @@ class TextDecoder:
     def __call__(self, context: np.ndarray) -> Values:
         windows = [self.generate(context[i : i + 1]) for i in range(len(context))]
         found = windows[0] if len(windows) == 1 else [w[0] for w in windows]
-        texts = [self.tokenizer.decode(ids).strip() for _, ids in found]
+        given = len(self.generation.prompt)
+        texts = [self.tokenizer.decode(ids[given:]).strip() for _, ids in found]
         ended = [self.generation.ending(ids) for _, ids in found]
         scores = [score for score, _ in found]
         if len(windows) > 1:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Collection, Mapping
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ class Pipeline:
             for name in self.nodes:
                 self._answer(name, values)
             return values
-        waiting, done, running = dict(self.reads), set(inputs), {}
+        waiting, done = dict(self.reads), set(inputs)
+        running: dict[Future, str] = {}
         while waiting or running:
             for name in [n for n, needed in waiting.items() if needed <= done]:
                 del waiting[name]

@@ -42,6 +42,13 @@ def submit_run(
         raise SpecError(f"{space}: no such search space")
     with tempfile.TemporaryDirectory() as work:
         (Path(work) / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+        measure = spec.get("measure") or {}
+        if readings := measure.get("device"):
+            if not Path(readings).is_file():
+                raise SpecError(f"measure.device: {readings}: no such file")
+            shutil.copy(readings, Path(work) / "device.json")
+            spec = {**spec, "measure": {**measure, "device": "device.json"}}
+            (Path(work) / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
         command = ["run", "spec.yaml", "--out", str(target)]
         shutil.copy(space, Path(work) / "space.yaml")
         command += ["--space", "space.yaml", *(["--resume"] if resume else [])]

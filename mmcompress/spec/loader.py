@@ -131,6 +131,8 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
         raise source.error(
             ("prune", "damage"), f"can be estimated from fisher scores, not from {spec.prune.importance}"
         )
+    if spec.prune.damage == "estimated" and spec.quantize.sensitive:
+        raise source.error(("quantize", "sensitive"), "is found by running the pipeline; prune.damage says estimated")
     check(spec, source.error)
     return spec
 
@@ -150,11 +152,16 @@ def _resolve(source: Source, folder: Path) -> None:
         text = node.get("source") if isinstance(node, dict) else None
         if isinstance(text, str):
             scheme, colon, rest = text.partition(":")
-            local, head = (rest, "transformers:") if scheme == "transformers" and colon else (text, "")
+            library = colon and scheme in ("transformers", "open_clip")
+            local, head = (rest, f"{scheme}:") if library else (text, "")
             if local.startswith(".") or (folder / local).is_dir():
                 node["source"] = head + str((folder / local).resolve())
         if isinstance(node, dict) and isinstance(node.get("texts"), str):
             node["texts"] = str((folder / node["texts"]).resolve())
+    measure = data.get("measure")
+    if isinstance(measure, dict) and isinstance(measure.get("device"), str) and measure["device"]:
+        beside = folder / measure["device"]
+        measure["device"] = str((beside if beside.exists() else Path(measure["device"])).resolve())
     section = data.get("data")
     options = section.get("options") if isinstance(section, dict) else None
     if isinstance(options, dict) and isinstance(options.get("path"), str):

@@ -45,6 +45,8 @@ class Node:
     candidates: int = field(default=1, metadata=_within(1, 64))
     max_tokens: int = field(default=0, metadata=_within(0, 4096))
     """The longest text in tokens, written or read; 0: 20 for a generator, the tower's own length for a text tower."""
+    prompt: str = ""
+    """What a generator reads before it writes; of one with an image among its words, `USER: <image> ASSISTANT:`."""
     prior: float = field(default=0.0, metadata=_within(0, 1000))
     """Of a `nearest` node with `scores`: how much the generator's own score counts beside the similarity."""
     texts: str = ""
@@ -64,8 +66,8 @@ class Data:
     """Training pairs that the damage of every single cut is measured on."""
     choosing: int = field(default=256, metadata=_within(8, 1_000_000))
     """Pairs of the choosing split (`val`) each trial is judged on. The test split is never used to choose."""
-    finals: int = field(default=768, metadata=_within(0, 1_000_000))
-    """Pairs of it that the best few trials are judged on once more, where there are so many (0: never)."""
+    finals: int = field(default=3, metadata=_within(1, 1000))
+    """How many times as many the best few trials are judged on, where there are so many (1: no more than the rest)."""
     labels: Literal["reference", "dense"] = "reference"
     """What generators learn and are chosen by: the texts of the data, or what the dense pipeline itself writes. A text
     of another style than the model's own tells little of what a cut does."""
@@ -140,7 +142,7 @@ class Search:
     judge: Literal["measured", "estimated"] = "measured"
     """A trial's loss: by running the cut pipeline, or the sum of its blocks' damage: no model is run."""
     finalists: int = field(default=3, metadata=_within(1, 1000))
-    """Trials within the budget that are judged once more, on `data.finals` pairs, before one is chosen."""
+    """Trials within the budget that are judged on more pairs (`data.finals`) before one is chosen."""
     retries: int = field(default=1, metadata=_within(0, 10))
     rounds: int = field(default=2, metadata=_within(1, 10))
     """How often at most a structure is made: again when the finished artifact misses, or lies 5 % under the target."""

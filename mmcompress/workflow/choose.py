@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from mmcompress.errors import ClusterError
 from mmcompress.records import Candidate, Trial, build, plain
 from mmcompress.spec.schema import Spec, keys_of
 from mmcompress.workflow.state import Run, precisions_of
@@ -136,16 +138,16 @@ def jury(run: Run, ev: Any) -> Iterator[Jury]:
 def _choosing(run: Run) -> tuple[Any, Any]:
     """(pairs that every trial is judged on, further ones for finalists or None)."""
     d = run.spec.data
-    every = run.pipeline.batch(run.data.load("val", max(d.choosing, d.finals)))
+    every = run.pipeline.batch(run.data.load("val", d.choosing * d.finals))
     few = every[slice(0, d.choosing)]
     rest = (len(every) - len(few)) // len(few) * len(few)
     return few, every[slice(len(few), len(few) + rest)] if rest else None
 
 
 def chosen(run: Run, who: Jury, trials: Sequence[Trial], budget_ms: float) -> Trial | None:
-    """The trial within the budget that stands best on all pairs: the first few are judged on more of them.
+    """The trial within the budget that stands best on all pairs, with that loss: the first few are judged on more.
 
-    Where none is within the budget, the fastest.
+    Where none is within the budget, the fastest. Raises `ClusterError` when a worker is gone.
     """
     within = sorted((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss)[: run.spec.search.finalists]
     if not within:
@@ -154,17 +156,19 @@ def chosen(run: Run, who: Jury, trials: Sequence[Trial], budget_ms: float) -> Tr
         return within[0]
     with run.timed("search"):
         run.say("search", f"the best {len(within)} on more pairs", None)
-        waiting = {}
-        for t in within:
-            if t.candidate.key() not in who.final:
-                waiting[t.candidate.key()] = who.executor.submit(who.again, plain(t.candidate))
+        new = {t.candidate.key(): t for t in within if t.candidate.key() not in who.final}
+        try:
+            waiting = {key: who.executor.submit(who.again, plain(t.candidate)) for key, t in new.items()}
+        except BrokenExecutor as e:
+            raise ClusterError("a worker process died (out of memory?); finished trials are kept: use --resume") from e
         for key, future in waiting.items():
             try:
                 who.final[key] = future.result()["loss"]
-            except Exception:  # as with a trial that fails: the search goes on without it
+            except Exception as e:  # as with a trial that fails: the search goes on without it
+                run.say("search", f"a finalist could not be judged again: {type(e).__name__}: {e}", None)
                 who.final[key] = math.inf
-    whole = lambda t: who.share * t.loss + (1 - who.share) * who.final[t.candidate.key()]
-    return min(within, key=whole)
+    whole = [replace(t, loss=who.share * t.loss + (1 - who.share) * who.final[t.candidate.key()]) for t in within]
+    return min(whole, key=lambda t: t.loss)
 
 
 def search(
@@ -201,14 +205,14 @@ def splits(
     from mmcompress.search.knapsack import candidates
 
     part = lambda by: {n: by[n] for n in nodes or run.blocks}
-    given = (part(run.blocks), part(run.cross), part(ev.curves))
+    given = (part(run.blocks), part(run.cross), part(ev.curves), replace(predict, reads={}))
     rest = (run.spec.prune.protection, part(p.precisions), part(ev.rounding), part(p.choices))
-    one_by_one = replace(predict, reads={})
-    found = candidates(*given, one_by_one, budget_ms, *rest)
+    solved = lambda ms: candidates(*given, ms, *rest)  # type: ignore[arg-type]
+    found = solved(budget_ms)
     low, high = 1.0, float(len(run.blocks)) if predict.reads and not nodes else 1.0
     for _ in range(6 if high > low else 0):
         middle = (low + high) / 2
-        within = [f for f in candidates(*given, one_by_one, middle * budget_ms, *rest) if predict(f[1]) <= budget_ms]
+        within = [f for f in solved(middle * budget_ms) if predict(f[1]) <= budget_ms]
         low, high = (middle, high) if within else (low, middle)
         found = within or found
     return found

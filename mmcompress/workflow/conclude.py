@@ -36,7 +36,10 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
     )
     with r.timed("measure"):
         if r.away:
-            measured = {"baseline": r.away.baseline, "compressed": _expected(predict, c, r.away.baseline)}
+            theirs = r.away.baseline  # the correction of a fit to a p95 makes one of every prediction
+            factor = theirs.latency.p50 / getattr(theirs.latency, r.goal.statistic)
+            medians = replace(predict, correction=predict.correction * factor)
+            measured = {"baseline": theirs, "compressed": _expected(medians, c, theirs)}
         else:
             r.say("measure", "baseline and compressed, interleaved", None)
             found = end_to_end(pipelines, r.requests(64), spec.measure.warmup, spec.measure.rounds)
@@ -117,7 +120,7 @@ def _expected(predict: Any, c: Candidate, dense: Any) -> Any:
     """What is predicted of a candidate on another device, in the form of a measurement of no samples."""
     p50, wide = predict(c), dense.latency.p95 / dense.latency.p50
     nodes = {n: predict.node_ms(n, c) for n in predict.placed}
-    share = 1 - predict.correction * (predict.overhead_ms + sum(predict.around.values())) / p50
+    share = 1 - predict.correction * (predict.overhead_ms + predict.along(predict.around)) / p50
     latency = {n: Latency(ms, ms * wide, 0) for n, ms in nodes.items()}
     return replace(dense, latency=Latency(p50, p50 * wide, 0), nodes=latency, model_share=share)
 

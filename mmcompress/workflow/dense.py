@@ -12,6 +12,8 @@ from typing import Any
 from mmcompress.data.base import Pairs
 from mmcompress.errors import DataError, SpecError
 from mmcompress.records import Block, Latency, Proof, read, write
+from mmcompress.registry import PRECISIONS
+from mmcompress.runtime.cpu import cpu
 from mmcompress.spec.loader import targets
 from mmcompress.workflow.state import Run, precisions_of
 
@@ -145,9 +147,21 @@ def plan_of(run: Run, dense: Profile) -> Any:
 
 def _read_away(readings: Any, plan: Any) -> Any:
     """The predictor of another device. Raises `DataError` when its readings lack what this run searches."""
-    if readings.plan.blocks() != plan.blocks():
-        raise DataError("measure.device: these readings are of a pipeline with other models or blocks")
+    if readings.plan.blocks() != plan.blocks() or readings.plan.reads != plan.reads:
+        raise DataError(
+            "measure.device: these readings are of a pipeline with other models or blocks, or wired otherwise"
+        )
     for n, wanted in plan.precisions.items():
+        for p in wanted:
+            flags = set(getattr(PRECISIONS.get(p), "flags", ()))
+            for whose, have in (
+                ("that device", readings.cpu["flags"]),
+                ("this machine, which judges,", cpu()["flags"]),
+            ):
+                if flags and not flags & set(have):
+                    raise DataError(
+                        f"measure.device: '{n}' may be {p}, for which {whose} lacks {' or '.join(sorted(flags))}"
+                    )
         if lacking := [p for p in wanted if p not in readings.plan.precisions[n]]:
             raise DataError(f"measure.device: '{n}' may be {lacking[0]}, which was not measured there")
     measured = {n: max(w.cuts) for n, w in readings.plan.windows.items()}

@@ -20,7 +20,7 @@ LOW, HIGH = 0.965, 0.993
 """What measures between these shares of the target is accepted: faster, more was cut than needed."""
 ATTEMPTS = 5
 SECONDS = 30.0
-"""How long a structure is measured, if that is enough for 24 requests."""
+"""How long a structure is measured, if that is enough for 16 requests."""
 Propose = Callable[[Any, float, int], Trial | None]
 """(predictor, budget in ms, attempt) -> the structure to measure; over the budget where nothing lies within."""
 

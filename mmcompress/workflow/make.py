@@ -73,6 +73,7 @@ def _made(run: Run, ev: Any, c: Candidate, scratch: bool) -> tuple[dict[str, Any
 def _at_once(run: Run, ev: Any, c: Candidate, scratch: bool) -> tuple[dict[str, Any], Any]:
     from mmcompress.prune.allocation import choose_units
     from mmcompress.prune.schedule import whole
+    from mmcompress.prune.sparse import thin_
 
     dense = _trained_first(run) if run.spec.prune.schedule == "late" and not scratch else run.models
     with run.timed("prune"):
@@ -84,6 +85,8 @@ def _at_once(run: Run, ev: Any, c: Candidate, scratch: bool) -> tuple[dict[str, 
         survivors = {n: {**by, **units[n]} for n, by in whole(run.blocks).items()}
     if dense is run.models:
         _distill_(run, models, 1.0, run.folder / "distill.json")
+    elif run.spec.prune.sparsity:
+        thin_(models, run.spec.prune.pattern, run.spec.prune.sparsity)
     return models, survivors
 
 

@@ -114,7 +114,9 @@ class Run:
             sizes = read(Predictor, self.shared / "predictor.json").sizes
             dense = {n: params(m) for n, m in self.models.items()}
             write(record, footprint(self.models, sizes, dense, self.shared / "baseline"))
-        return read(Footprint, record)
+        evidence = self.shared / "evidence.json"
+        spared = json.loads(evidence.read_text())["spared"] if evidence.exists() else {}
+        return replace(read(Footprint, record), spared=spared)
 
     def timed(self, stage: str) -> Any:
         return _Clock(self, stage)
