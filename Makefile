@@ -26,16 +26,16 @@ $(VENV)/.speech: $(VENV)/.installed
 	touch $@
 
 test: $(VENV)/.speech
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 test-fast: install
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 check: install
 	$(BIN)/ruff format --check mmcompress tests
 	$(BIN)/ruff check mmcompress tests
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 format: install
 	$(BIN)/ruff format mmcompress tests

@@ -320,6 +320,8 @@ class Summary:
     command: str
     device: str = ""
     """Fingerprint of the device that the latencies are of; those of no samples (n = 0) are predicted, not measured."""
+    peak_mb: float = 0.0
+    """Peak resident memory of the process that drove the run; workers come on top."""
     losses: tuple[float, ...] = ()
     """The pipeline's own loss on choosing pairs: dense, before training, on the way through it, and at the end."""
     samples: tuple[dict[str, str], ...] = ()

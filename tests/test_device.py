@@ -106,6 +106,7 @@ def test_a_run_profiled_on_another_device_is_not_gone_on_with(run_folder, tiny, 
         workflow.run(tiny / "spec.yaml", tmp_path / "r", resume=True)
 
 
+@pytest.mark.slow
 def test_a_target_of_a_percentile_is_predicted_as_one(tiny, elsewhere, tmp_path):
     changes = {**QUICK, "measure.device": str(elsewhere), "target": "1.1x p95"}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)

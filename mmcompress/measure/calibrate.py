@@ -16,7 +16,7 @@ from mmcompress.measure import table
 from mmcompress.measure.counts import params
 from mmcompress.measure.machine import fingerprint
 from mmcompress.measure.predict import Predictor, Window, needs, place
-from mmcompress.measure.readings import Call, Export, Measured, Plan, export_ms, fitted
+from mmcompress.measure.readings import Call, Export, Measured, Plan, Shares, export_ms, fitted
 from mmcompress.models.base import Model
 from mmcompress.models.packaged import cache_folder
 from mmcompress.prune.allocation import after, steps
@@ -111,10 +111,11 @@ def calibrated(
     plan: Plan,
     calls: Mapping[str, float],
     dense: Measured,
+    beside: Shares,
     folder: Path,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Predictor:
-    """Measure on this machine what the table lacks and the exports, and fit. `dense`: see `readings.fitted`."""
+    """Measure on this machine what the table lacks and the exports, and fit (`readings.fitted`)."""
     threads = spec.measure.threads
     path = cache_folder() / f"device-{fingerprint(threads)}.json"
     say = lambda what, share: progress(what, share * 0.7)
@@ -128,4 +129,4 @@ def calibrated(
         whole.append(e)
         ms.append(export_ms(e, scratch, threads))
     shutil.rmtree(scratch, ignore_errors=True)
-    return fitted(plan, found, whole, ms, dense)
+    return fitted(plan, found, whole, ms, dense, beside)

@@ -28,6 +28,13 @@ print(peak[0] if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
 
+def peak_mb() -> float:
+    """Peak resident memory of this process so far; 0 where the system does not say."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("VmHWM")), 0.0)
+
+
 def memory_mb(bundle: Path | None = None) -> float:
     """Peak resident memory of a process that loads a bundle and answers once; without one, of the bare runtime."""
     command = [sys.executable, "-c", PROBE, *([str(bundle)] if bundle else [])]

@@ -6,7 +6,7 @@ JSON it gives back. No torch here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from mmcompress.errors import DataError
 from mmcompress.measure import table
-from mmcompress.measure.latency import EndToEnd, end_to_end, quiet
+from mmcompress.measure.latency import SECONDS, EndToEnd, end_to_end, paces, quiet
 from mmcompress.measure.machine import fingerprint, versions
 from mmcompress.measure.predict import Affine, Placed, Predictor, Window, needs
 from mmcompress.measure.table import Table
@@ -24,6 +24,7 @@ from mmcompress.records import Latency, read, write
 from mmcompress.runtime import load
 from mmcompress.runtime.bundle import identity
 from mmcompress.runtime.cpu import cpu
+from mmcompress.runtime.pipeline import Pipeline
 from mmcompress.runtime.sessions import session
 
 Progress = Callable[[str, float], None]
@@ -101,27 +102,47 @@ def export_ms(e: Export, folder: Path, threads: int) -> float:
     return total
 
 
-def fitted(plan: Plan, found: Table, exports: Sequence[Export], ms: Sequence[float], dense: Measured) -> Predictor:
+Shares = Mapping[str, Mapping[str, float]]
+"""Precision -> node: the time in its sessions, rounded but whole, over that of the dense one beside it."""
+
+
+def shares(
+    dense: Pipeline, rounded: Mapping[str, Pipeline], requests: Sequence[dict[str, Any]], warmup: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Measure whole pipelines in other precisions beside the dense one, all writing as long as it does."""
+    pace = paces(dense, requests)
+    found = end_to_end({"fp32": dense, **rounded}, requests, warmup, rounds, pace, SECONDS)
+    of = lambda p, n: found[p].inside[n] / found["fp32"].inside[n]
+    return {p: {n: of(p, n) for n, ms in found["fp32"].inside.items() if ms > 0} for p in rounded}
+
+
+def few(requests: Sequence[dict[str, Any]], dense_ms: float) -> list[dict[str, Any]]:
+    """As many of the requests as half a minute has room for, eight at least."""
+    return list(requests[: max(8, int(SECONDS * 1e3 / dense_ms))])
+
+
+def fitted(
+    plan: Plan, found: Table, exports: Sequence[Export], ms: Sequence[float], dense: Measured, beside: Shares
+) -> Predictor:
     """Base and scale of every node and precision, from the table and whole exports of `ms` milliseconds each.
 
-    The prediction for the `dense` pipeline is exactly what was measured, as a whole and node by node.
+    The prediction for the `dense` pipeline is exactly what was measured, as a whole and node by node; `beside` holds
+    every other precision to what was measured of it inside a pipeline.
     """
     draft, rows = Predictor(found, plan.placed, {}, 0.0, windows=plan.windows, reads=plan.reads), found.lookup()
     affine: dict[str, dict[str, Affine]] = {}
     sizes: dict[str, dict[str, Affine]] = {}
     for n in plan.placed:
-        sizes[n], alone = {}, 0.0
-        fits: dict[str, Affine] = {}
+        sizes[n], affine[n] = {}, {}
         for p in plan.precisions[n]:
             mine = [(e, t) for e, t in zip(exports, ms, strict=True) if e.node == n and e.precision == p]
             raw = [draft.raw(n, e.kept, p, rows, {n: e.cut}) for e, _ in mine]
-            a = fits[p] = Affine.fit(raw, [t for _, t in mine], [draft.left(n, e.cut) for e, _ in mine])
+            a = Affine.fit(raw, [t for _, t in mine], [draft.left(n, e.cut) for e, _ in mine])
             sizes[n][p] = Affine.fit([e.params_m for e, _ in mine], [e.size_mb for e, _ in mine])
-            if p == "fp32":
-                alone = a.base + a.scale * raw[0]  # the first is the whole one
-        # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both show
-        # as a factor between the time in a node's sessions there and alone.
-        affine[n] = {p: a.times(dense.inside[n] / alone) for p, a in fits.items()}
+            # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both
+            # show as a factor between the time in a node's sessions there and alone. The first export is the whole one.
+            share = beside[p][n] if p != "fp32" else 1.0
+            affine[n][p] = a.times(share * dense.inside[n] / (a.base + a.scale * raw[0]))
     around = {n: max(dense.nodes[n].p50 - dense.inside[n], 0.0) for n in plan.placed}
     spent = draft.along({n: dense.inside[n] + around[n] for n in around})
     return replace(draft, affine=affine, overhead_ms=dense.latency.p50 - spent, sizes=sizes, around=around)
@@ -129,7 +150,8 @@ def fitted(plan: Plan, found: Table, exports: Sequence[Export], ms: Sequence[flo
 
 @dataclass(frozen=True)
 class Kit:
-    """`kit.json`: beside it lie `baseline/`, `requests.npz` and a folder for every structure that was exported."""
+    """`kit.json`: beside it lie `baseline/`, the same in every other precision, `requests.npz`, and a folder for every
+    structure that was exported."""
 
     pipeline: str
     threads: int
@@ -153,11 +175,13 @@ class Readings:
     plan: Plan
     exports: tuple[Export, ...]
     export_ms: tuple[float, ...]
+    beside: dict[str, dict[str, float]]
+    """See `Shares`."""
     baseline: Measured
     table: Table
 
     def predictor(self) -> Predictor:
-        return fitted(self.plan, self.table, self.exports, self.export_ms, self.baseline)
+        return fitted(self.plan, self.table, self.exports, self.export_ms, self.baseline, self.beside)
 
 
 @dataclass(frozen=True)
@@ -203,8 +227,11 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     """Measure a kit on this device: the dense pipeline, the device table, every export. Raises `DataError`."""
     kit = open_kit(folder)
     progress("the dense pipeline", 0.0)
-    dense = load(folder / "baseline", kit.threads)
-    whole = end_to_end({"dense": dense}, _requests(folder), kit.warmup, kit.rounds)["dense"]
+    dense, requests = load(folder / "baseline", kit.threads), _requests(folder)
+    whole = end_to_end({"dense": dense}, requests, kit.warmup, kit.rounds)["dense"]
+    rounded = {p: load(folder / p, kit.threads) for p in kit.plan.every_precision if p != "fp32"}
+    beside = shares(dense, rounded, few(requests, whole.latency.p50), kit.warmup, kit.rounds)
+    del dense, rounded
     say = lambda what, share: progress(what, 0.1 + 0.6 * share)
     wanted = needs(kit.plan.placed, kit.plan.windows)
     found = table.measure(wanted, kit.threads, None, say, kit.plan.every_precision)
@@ -214,7 +241,7 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
         ms.append(export_ms(e, folder, kit.threads))
     facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads)
     of = (kit.pipeline, identity(folder / "baseline"))
-    return Readings(*facts, *of, kit.plan, kit.exports, tuple(ms), Measured.of(whole), found)
+    return Readings(*facts, *of, kit.plan, kit.exports, tuple(ms), beside, Measured.of(whole), found)
 
 
 def check_bundle(folder: Path, bundle: Path) -> Check:

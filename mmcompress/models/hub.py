@@ -33,7 +33,7 @@ def no_pickles(what: str) -> Iterator[None]:
         raise ModelError(f"{what}: {file} is a pickle, a format that can run code; convert it to .safetensors")
 
     given = torch.load
-    torch.load = refuse
+    torch.load = refuse  # type: ignore[assignment]
     try:
         yield
     finally:

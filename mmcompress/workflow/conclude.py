@@ -16,7 +16,7 @@ from mmcompress.workflow.state import Run
 
 def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: list[Proof]) -> Summary:
     """Measure both bundles interleaved, judge both on the full test split, and put everything in one record."""
-    from mmcompress.measure.footprint import memory_mb
+    from mmcompress.measure.footprint import memory_mb, peak_mb
     from mmcompress.measure.latency import end_to_end
     from mmcompress.measure.machine import commit, cpu, versions
     from mmcompress.measure.predict import Predictor
@@ -98,6 +98,7 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
         commit(),
         "mmcompress " + " ".join(sys.argv[1:]),
         r.device,
+        peak_mb(),
         losses(r),
         tuple(samples),
         extra,

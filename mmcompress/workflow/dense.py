@@ -132,9 +132,37 @@ def predictor(run: Run, dense: Profile) -> Any:
         else:
             say = lambda what, share: run.say("device table", what, share)
             whole = Measured(dense.latency_ms, dense.nodes, dense.model_share, dense.calls, dense.inside)
-            found = calibrated(run.spec, run.models, plan, dense.calls, whole, run.shared, say)
+            beside = _rounded_shares(run, plan, dense)
+            found = calibrated(run.spec, run.models, plan, dense.calls, whole, beside, run.shared, say)
     write(record, found)
     return found
+
+
+def _rounded_shares(run: Run, plan: Any, dense: Profile) -> Any:
+    """What the whole pipeline takes in every other precision that is searched, beside the dense one."""
+    from mmcompress.measure.readings import few, shares
+    from mmcompress.runtime import load as load_bundle
+
+    m, scratch = run.spec.measure, run.shared / "rounded"
+    run.say("device table", "the whole pipeline in other precisions", 0.0)
+    rounded = {p: load_bundle(_write_rounded(run, plan, p, scratch / p), m.threads) for p in _others(plan)}
+    if not rounded:
+        return {}
+    requests = few(run.requests(REQUESTS), dense.latency_ms.p50)
+    found = shares(load_bundle(run.shared / "baseline", m.threads), rounded, requests, m.warmup, m.rounds)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return found
+
+
+def _others(plan: Any) -> list[str]:
+    return [p for p in plan.every_precision if p != "fp32"]
+
+
+def _write_rounded(run: Run, plan: Any, precision: str, folder: Path) -> Path:
+    """The dense pipeline with every node that may be of a precision in it."""
+    of = {n: precision if precision in known else "fp32" for n, known in plan.precisions.items()}
+    run.bundle(run.models, of, {}, folder, prove=False)
+    return folder
 
 
 def plan_of(run: Run, dense: Profile) -> Any:
@@ -182,6 +210,8 @@ def write_kit(run: Run, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(run.shared / "baseline", folder / "baseline")
     save_requests(folder, run.requests(REQUESTS))
+    for p in _others(plan):
+        _write_rounded(run, plan, p, folder / p)
     found = []
     for e in exports(run.spec, run.models, plan, dense.calls, folder):
         run.say("kit", f"{e.node}, {e.precision}, {e.params_m:.2f} M parameters", None)

@@ -19,8 +19,6 @@ from mmcompress.workflow.state import Run
 LOW, HIGH = 0.965, 0.993
 """What measures between these shares of the target is accepted: faster, more was cut than needed."""
 ATTEMPTS = 5
-SECONDS = 30.0
-"""How long a structure is measured, if that is enough for 16 requests."""
 Propose = Callable[[Any, float, int], Trial | None]
 """(predictor, budget in ms, attempt) -> the structure to measure; over the budget where nothing lies within."""
 
@@ -139,7 +137,8 @@ def _measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile, 
     Both write as long as the dense pipeline does: before distillation a generator may ramble, and that is not a slower
     structure. A node over a limit of its own counts as a pipeline over its target by as much.
     """
-    from mmcompress.measure.latency import end_to_end, paces
+    from mmcompress.measure.latency import SECONDS, end_to_end, paces
+    from mmcompress.measure.readings import few
     from mmcompress.runtime import load as load_bundle
 
     folder = run.folder / "scratch"
@@ -148,7 +147,7 @@ def _measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile, 
     del models  # of a large pipeline: its sessions need the memory
     threads = run.spec.measure.threads
     pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.shared / "baseline", threads)}
-    requests = run.requests(32)
+    requests = few(run.requests(32), dense.latency_ms.p50)
     pace = paces(pair["dense"], requests)
     rounds = min(96, run.spec.measure.rounds)
     found = end_to_end(pair, requests, run.spec.measure.warmup, rounds, pace, SECONDS)
