@@ -19,8 +19,26 @@ from mmcompress.models.sources import load_model
 from mmcompress.prune.surgery import sliced
 from mmcompress.spec.schema import Node
 
+FAST = (
+    "open_clip ViT",
+    "open_clip text tower",
+    "open_clip CoCa caption decoder",
+    "open_clip ModifiedResNet",
+    "open_clip timm EfficientNet",
+    "transformers CLIP image",
+    "transformers DINOv2 gated",
+    "transformers BERT / MiniLM",
+    "transformers Whisper encoder",
+    "transformers mBART",
+    "transformers GPT-2, cross-attending",
+    "transformers BLIP captioner",
+    "transformers LLaVA, with a prompt",
+    "transformers T5 gated",
+)
+"""One of each layout; the rest are not part of the fast suite."""
 
-@pytest.mark.parametrize("family", FAMILIES)
+
+@pytest.mark.parametrize("family", [pytest.param(f, marks=[] if f in FAST else pytest.mark.slow) for f in FAMILIES])
 def test_contract(family, tmp_path):
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()

@@ -216,6 +216,7 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
         load_model(Node("text_decoder", {}, git, max_tokens=12, prompt="a cat <image>"))
 
 
+@pytest.mark.slow
 def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
     from mmcompress import workflow
 

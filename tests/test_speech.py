@@ -422,6 +422,7 @@ def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monk
     assert 0 < found == pytest.approx(want, rel=0.01)
 
 
+@pytest.mark.slow
 @weights
 def test_the_real_whisper_writes_what_its_library_writes(tmp_path):
     """Dense, fp32, on ONNX Runtime with a cache, against the library's features, encoder and greedy `generate`."""

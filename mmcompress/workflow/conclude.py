@@ -60,7 +60,8 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
     over = unmet(spec, goal, target_ms, sides["compressed"])
     study = open_study(r.folder / "study.journal", spec.seed)
     unique = {t.candidate.key(): t for t in reversed(finished(study))}
-    trials = [replace(t, latency_ms=predict(t.candidate)) for t in reversed(unique.values())]
+    pace = target_ms / fitted.target_ms  # the machine may be slower or faster now than when it was profiled
+    trials = [replace(t, latency_ms=pace * predict(t.candidate)) for t in reversed(unique.values())]
     result = search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
     r.timings["total"] = sum(v for k, v in r.timings.items() if k != "total")
     summary = Summary(
@@ -71,8 +72,8 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
             not over,
             spec.target,
             goal.statistic,
-            fitted.floor_ms,
-            fitted.fixed_ms,
+            pace * fitted.floor_ms,
+            pace * fitted.fixed_ms,
             target_ms if goal.statistic == "p50" else None,
             over,
         ),
@@ -80,7 +81,7 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
         sides["compressed"],
         measured["baseline"].latency.p50 / p50,
         retained(quality["baseline"], quality["compressed"]),
-        fitted.predicted_ms,
+        pace * fitted.predicted_ms,
         ratios(c.kept, r.blocks, r.cross, False) or 0.0,
         ratios(c.kept, r.blocks, r.cross, True),
         c.kept,
