@@ -18,14 +18,14 @@ from mmcompress.export.proofs import drift
 from mmcompress.export.proofs import export as export_proofs
 from mmcompress.graph.topology import order
 from mmcompress.measure.machine import cpu, versions
-from mmcompress.models.base import Model
+from mmcompress.models.base import Graph, Model
 from mmcompress.quantize.precision import quantize
 from mmcompress.records import Kept, Proof, plain, write
 from mmcompress.registry import PRECISIONS
-from mmcompress.runtime.bundle import FORMAT, sha256
+from mmcompress.runtime.bundle import FORMAT, read_manifest, sha256
 from mmcompress.runtime.nodes import TextEncoder
 from mmcompress.runtime.pipeline import Pipeline
-from mmcompress.runtime.sessions import Timed
+from mmcompress.runtime.sessions import Timed, session
 from mmcompress.spec.schema import Spec
 
 FEEDS = 48
@@ -107,6 +107,35 @@ def write_bundle(
     return proofs
 
 
+def round_bundle(source: Path, models: Mapping[str, Model], precision: Mapping[str, str], folder: Path) -> Path:
+    """A copy of an fp32 bundle with nodes in other precisions, unproved: only its speed and size count.
+
+    A static range is taken from inputs of the right shape.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    shutil.copytree(source, folder)
+    manifest = read_manifest(folder)
+    for name, node in manifest["graph"]["nodes"].items():
+        if (chosen := precision.get(name, "fp32")) == "fp32":
+            continue
+        static = PRECISIONS.get(chosen).activations == "static"
+        graphs = models[name].graphs() if static else {}
+        for g, file in node["files"].items():
+            path = folder / file
+            feeds = [_example(graphs[g], path)] if static else ()
+            small, _ = quantize(chosen, path, path.with_suffix(".small.onnx"), feeds)
+            small.replace(path)
+            manifest["files"][file] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+        node |= {"precision": chosen, "cpu_flags": list(PRECISIONS.get(chosen).flags)}
+    write(folder / "manifest.json", manifest)
+    return folder
+
+
+def _example(graph: Graph, path: Path) -> dict[str, np.ndarray]:
+    used = {i.name for i in session(path, 0).get_inputs()}
+    return {k: v.numpy() for k, v in zip(graph.inputs, graph.example, strict=True) if k in used}
+
+
 def _quantized(
     precision: str, files: Mapping[str, Path], feeds: Mapping[str, Any], weights: list[np.ndarray]
 ) -> dict[str, Path]:
@@ -147,8 +176,8 @@ def _feeds(
     part = {**{n: nodes[n] for n in nodes if n != name}, name: {**nodes[name], **here}}
     graph = {"inputs": dict(spec.inputs), "outputs": {}, "nodes": part}
     pipeline = Pipeline(folder, {"graph": graph}, 0)
-    for session in pipeline.sessions[name].values():
-        session.feeds = []
+    for one in pipeline.sessions[name].values():
+        one.feeds = []
     for given in calibration:
         pipeline.run(**{next(iter(spec.inputs)): given})
     found = {g: s.feeds or [] for g, s in pipeline.sessions[name].items()}

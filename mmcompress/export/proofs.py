@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mmcompress.errors import ProofFailed
-from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
+from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
 from mmcompress.models.base import Graph, Model
 from mmcompress.prune.masks import masked
 from mmcompress.prune.surgery import sliced
@@ -40,9 +40,18 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 @torch.inference_mode()
-def surgery(pipeline: TorchPipeline, dense: Models, units: dict[str, dict[str, Tensor]], batch: Batch) -> list[Proof]:
-    """Dense models with units masked == the same models with those units removed, node by node."""
-    known = pipeline.run(dense, batch)
+def surgery(
+    pipeline: TorchPipeline,
+    dense: Models,
+    units: dict[str, dict[str, Tensor]],
+    batch: Batch,
+    known: Outputs | None = None,
+) -> list[Proof]:
+    """Dense models with units masked == the same models with those units removed, node by node.
+
+    `known`: outputs of the dense models for the batch, where they are known.
+    """
+    known = known or pipeline.run(dense, batch)
     proofs = []
     for node, model in dense.items():
         masks = {}

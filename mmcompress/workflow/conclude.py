@@ -47,6 +47,7 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
     with r.timed("judge"):
         quality, samples = _judge(r, pipelines, "test")
         extra = {split: _judge(r, pipelines, split)[0] for split in spec.data.report}
+    del pipelines  # of large models: another process is about to load them again
     memory = lambda b: memory_mb(b) if spec.measure.memory or spec.limits.memory_mb is not None else 0.0
     sides = {}
     for key, bundle in bundles.items():

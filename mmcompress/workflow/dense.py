@@ -160,9 +160,10 @@ def _others(plan: Any) -> list[str]:
 
 def _write_rounded(run: Run, plan: Any, precision: str, folder: Path) -> Path:
     """The dense pipeline with every node that may be of a precision in it."""
+    from mmcompress.export.bundle import round_bundle
+
     of = {n: precision if precision in known else "fp32" for n, known in plan.precisions.items()}
-    run.bundle(run.models, of, {}, folder, prove=False)
-    return folder
+    return round_bundle(run.shared / "baseline", run.models, of, folder)
 
 
 def plan_of(run: Run, dense: Profile) -> Any:

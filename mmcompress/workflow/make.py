@@ -34,8 +34,9 @@ def compress(run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = 
     models, survivors = _made(run, ev, c, scratch)
     with run.timed("prune"):
         batch = run.pipeline.batch(run.data.load("train", min(16, run.spec.data.batch), seed=3))
-        proofs = surgery(run.pipeline, run.models, survivors, batch)
-        proofs += require(surgery(run.pipeline, run.models, _random_units(run), batch))
+        known = run.pipeline.run(run.models, batch)
+        proofs = surgery(run.pipeline, run.models, survivors, batch, known)
+        proofs += require(surgery(run.pipeline, run.models, _random_units(run), batch, known))
         require(proofs)
     with run.timed("export"):
         run.say("export", "ONNX, rounding, proofs", None)
