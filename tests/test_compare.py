@@ -101,3 +101,16 @@ def test_a_verdict_needs_more_than_its_interval(compared):
     assert verdict([at(0.8, 0.02)], [at(0.9, 0.02)])[0] == "not supported"
     assert verdict([at(0.81, 0.02)], [at(0.8, 0.02)])[0] == "undecided at this n"
     assert verdict([at(0.1, 0.02, True)], [at(0.2, 0.02, True)])[0] == "supported"
+
+
+@pytest.mark.parametrize("name", ["knapsack", "separate"])
+def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tiny):
+    from mmcompress import workflow
+    from mmcompress.workflow.choose import floor, problem
+    from mmcompress.workflow.dense import prepared
+
+    r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
+    _, predict, ev = prepared(r)
+    with METHODS[name].propose(r, ev) as propose:
+        found = propose(predict, 1e-6, 0)
+    assert found.candidate == floor(problem(r, ev, predict, 1e-6), predict) and found.latency_ms > 1e-6

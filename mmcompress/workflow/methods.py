@@ -14,7 +14,7 @@ from typing import Any
 
 from mmcompress.prune.allocation import after, steps
 from mmcompress.records import Candidate, Trial
-from mmcompress.workflow.choose import chosen, jury, problem, search, splits
+from mmcompress.workflow.choose import chosen, floor, jury, problem, search, splits
 from mmcompress.workflow.fit import Propose, searching
 from mmcompress.workflow.state import Run, precisions_of
 
@@ -100,30 +100,33 @@ def ranking(run: Run, ev: Any) -> Iterator[Propose]:
 
 @contextmanager
 def knapsack(run: Run, ev: Any) -> Iterator[Propose]:
-    def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
+    def propose(predict: Any, budget_ms: float, attempt: int) -> Trial:
         p = problem(run, ev, predict, budget_ms)
         found = splits(run, ev, predict, budget_ms, p)
-        return _trial("knapsack", found[0][1], predict(found[0][1])) if found else None
+        best = found[0][1] if found else floor(p, predict)
+        return _trial("knapsack", best, predict(best))
 
     yield propose
 
 
 @contextmanager
 def separate(run: Run, ev: Any) -> Iterator[Propose]:
-    """Every model alone must become as much faster as the pipeline: no budget moves from one to another."""
+    """Every model alone must become as much faster as the pipeline: no budget moves from one to another.
 
-    def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
+    One that can't is as fast as it gets.
+    """
+
+    def propose(predict: Any, budget_ms: float, attempt: int) -> Trial:
         p = problem(run, ev, predict, budget_ms)
         whole = Candidate({n: {} for n in run.blocks}, dict.fromkeys(run.blocks, "fp32"))
         beside = predict.correction * predict.overhead_ms
         share = (budget_ms - beside) / (predict(whole) - beside)
-        kept, precision = {}, {}
+        kept, precision, fastest = {}, {}, floor(p, predict)
         for n in run.blocks:
             alone = replace(predict, overhead_ms=0.0)
             found = splits(run, ev, alone, share * predict.node_ms(n, whole), p, [n])
-            if not found:
-                return None
-            kept[n], precision[n] = found[0][1].kept[n], found[0][1].precision[n]
+            best = found[0][1] if found else fastest
+            kept[n], precision[n] = best.kept[n], best.precision[n]
         candidate = Candidate(kept, precision)
         return _trial("separate", candidate, predict(candidate))
 
