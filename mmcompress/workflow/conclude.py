@@ -17,10 +17,8 @@ from mmcompress.workflow.state import Run
 def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: list[Proof]) -> Summary:
     """Measure both bundles interleaved, judge both on the full test split, and put everything in one record."""
     from mmcompress.measure.footprint import memory_mb, peak_mb
-    from mmcompress.measure.latency import end_to_end
     from mmcompress.measure.machine import commit, cpu, versions
     from mmcompress.measure.predict import Predictor
-    from mmcompress.measure.readings import Measured
     from mmcompress.metrics.pairs import retained
     from mmcompress.prune.allocation import ratios
     from mmcompress.records import Target
@@ -35,15 +33,7 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
         read(Predictor, r.shared / "predictor.json"), correction=fitted.correction, spared=spared_blocks(r)
     )
     with r.timed("measure"):
-        if r.away:
-            theirs = r.away.baseline  # the correction of a fit to a p95 makes one of every prediction
-            factor = theirs.latency.p50 / getattr(theirs.latency, r.goal.statistic)
-            medians = replace(predict, correction=predict.correction * factor)
-            measured = {"baseline": theirs, "compressed": _expected(medians, c, theirs)}
-        else:
-            r.say("measure", "baseline and compressed, interleaved", None)
-            found = end_to_end(pipelines, r.requests(64), spec.measure.warmup, spec.measure.rounds)
-            measured = {k: Measured.of(m) for k, m in found.items()}
+        measured = _latencies(r, pipelines, predict, c)
     with r.timed("judge"):
         quality, samples = _judge(r, pipelines, "test")
         extra = {split: _judge(r, pipelines, split)[0] for split in spec.data.report}
@@ -108,6 +98,21 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
     summary = replace(summary, warnings=warnings(summary, fitted.attempts))
     write(r.folder / "summary.json", summary)
     return summary
+
+
+def _latencies(r: Run, pipelines: dict[str, Any], predict: Any, c: Candidate) -> dict[str, Any]:
+    """Both sides measured in turn; for another device, what it measured and what is predicted for it."""
+    from mmcompress.measure.latency import end_to_end
+    from mmcompress.measure.readings import Measured
+
+    if r.away:
+        theirs = r.away.baseline  # the correction of a fit to a p95 makes one of every prediction
+        factor = theirs.latency.p50 / getattr(theirs.latency, r.goal.statistic)
+        medians = replace(predict, correction=predict.correction * factor)
+        return {"baseline": theirs, "compressed": _expected(medians, c, theirs)}
+    r.say("measure", "baseline and compressed, interleaved", None)
+    found = end_to_end(pipelines, r.requests(64), r.spec.measure.warmup, r.spec.measure.rounds)
+    return {k: Measured.of(m) for k, m in found.items()}
 
 
 def losses(r: Run) -> tuple[float, ...]:
