@@ -2,7 +2,7 @@
 
     python benchmarks/prediction.py pipelines/clip_captioner.yaml --run runs/demo-2x-s0 --out reports/prediction
 
-Every structure and the dense pipeline answer the same requests in turn, both writing as long as the dense one does; the
+Every structure and the dense pipeline answer the same requests in turn, both writing what the dense one does; the
 median share of the dense request, times the dense p50 the predictor was calibrated on, is what was measured. Writes
 OUT-NAME.json and OUT-NAME.svg, prints the mean absolute error and Spearman's rank correlation.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress import workflow
-from mmcompress.measure.latency import end_to_end, paces
+from mmcompress.measure.latency import end_to_end
 from mmcompress.measure.machine import cpu
 from mmcompress.models.sources import connect
 from mmcompress.prune.allocation import after, steps
@@ -26,6 +26,7 @@ from mmcompress.prune.surgery import sliced
 from mmcompress.records import Candidate, write
 from mmcompress.report.charts import predicted_measured
 from mmcompress.runtime import load
+from mmcompress.workflow.dense import REQUESTS
 
 
 def drawn(run, rng: np.random.Generator) -> Candidate:
@@ -58,9 +59,9 @@ def main() -> int:
     run = workflow.open_run(a.spec, a.run, resume=True)
     dense = workflow.profile(run)
     predict = workflow.predictor(run, dense)
-    requests = run.requests(16)
+    requests = run.requests(REQUESTS)[: len(dense.said)]
     base = load(a.run / "baseline", run.spec.measure.threads)
-    pace, rng, rows = paces(base, requests), np.random.default_rng(a.seed), []
+    rng, rows = np.random.default_rng(a.seed), []
     for i in range(a.count):
         c = drawn(run, rng)
         units = {n: {b: torch.arange(k) for b, k in by.items()} for n, by in c.kept.items()}
@@ -68,7 +69,7 @@ def main() -> int:
         connect(run.spec, models)
         run.bundle(models, c.precision, c.kept, a.run / "scratch", prove=False)
         new = load(a.run / "scratch", run.spec.measure.threads)
-        found = end_to_end({"new": new, "dense": base}, requests, 3, a.rounds, pace)
+        found = end_to_end({"new": new, "dense": base}, requests, 3, a.rounds, dense.said)
         share = statistics.median(x / y for x, y in zip(found["new"].samples, found["dense"].samples, strict=True))
         rows.append({"predicted_ms": predict(c), "measured_ms": share * dense.latency_ms.p50})
         print(

@@ -107,21 +107,34 @@ def test_quiet_ignores_what_only_adds_time():
     assert 2.0 <= quiet(lambda: time.sleep(next(calls)), 1, 5, 0.3) < 8
 
 
-def test_a_pace_makes_generators_write_so_long(run_folder):
+def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(run_folder):
     import numpy as np
 
-    from mmcompress.measure.latency import paces
+    from mmcompress.runtime.nodes import Written
 
     images = [np.full((32, 32, 3), v, np.uint8) for v in (0, 90, 255)]
     requests = [{"image": i} for i in images]
     pair = {"a": load(run_folder / "baseline"), "b": load(run_folder / "bundle")}
-    pace = paces(pair["a"], requests)
-    assert [set(p) for p in pace] == [{"captioner"}] * 3
-    found = end_to_end(pair, requests, 0, 6, pace)
-    mean = sum(p["captioner"] for p in pace) / 3
+    said = end_to_end({"a": pair["a"]}, requests, 0, 5)["a"].said
+    assert [set(s) for s in said] == [{"captioner"}] * 3
+    found = end_to_end(pair, requests, 0, 6, said)
+    mean = sum(w.steps for s in said for w in s["captioner"]) / 3
     assert found["a"].calls["captioner/step"] == found["b"].calls["captioner/step"] == pytest.approx(mean)
-    longer = end_to_end(pair, requests, 0, 3, [{"captioner": 5}] * 3)
+    line = Written(5, ((-0.5, (1, 7, 2)),) * pair["b"].nodes["captioner"].generation.beams)
+    longer = end_to_end(pair, requests, 0, 3, [{"captioner": (line,)}] * 3)
     assert longer["b"].calls["captioner/step"] == 5
+
+    writer, eye = pair["b"].nodes["captioner"], pair["b"].nodes["vision"](images[0])["tokens"]
+    free = writer(eye)
+    writer.dictated = (line,)
+    assert writer(eye)["scores"] == [-0.5] * len(line.sequences)
+    before = writer.step.calls
+    assert writer(np.concatenate([eye, eye]))["scores"] == [-0.5] * len(
+        line.sequences
+    )  # windows share what was written of one
+    assert writer.step.calls - before == 5
+    writer.dictated = ()
+    assert writer(eye) == free
 
 
 def test_the_critical_path_is_the_longest_way():

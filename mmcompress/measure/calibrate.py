@@ -16,7 +16,7 @@ from mmcompress.measure import table
 from mmcompress.measure.counts import params
 from mmcompress.measure.machine import fingerprint
 from mmcompress.measure.predict import Predictor, Window, needs, place
-from mmcompress.measure.readings import Call, Export, Measured, Plan, Shares, export_ms, fitted
+from mmcompress.measure.readings import ROUNDED, Call, Export, Measured, Plan, Shares, export_ms, fitted
 from mmcompress.models.base import Model
 from mmcompress.models.packaged import cache_folder
 from mmcompress.prune.allocation import after, steps
@@ -24,6 +24,7 @@ from mmcompress.prune.surgery import sliced
 from mmcompress.quantize.precision import quantize
 from mmcompress.records import Kept
 from mmcompress.registry import PRECISIONS
+from mmcompress.runtime.bundle import read_manifest
 from mmcompress.runtime.sessions import session
 from mmcompress.spec.schema import Spec
 
@@ -70,10 +71,12 @@ def planned(
 def exports(
     spec: Spec, models: Mapping[str, Model], plan: Plan, calls: Mapping[str, float], folder: Path, keep: bool = True
 ) -> Iterator[Export]:
-    """Write every node at a few structures, whole first, in each of its precisions.
+    """Write every node at a few structures, in each of its precisions; whole it lies in the dense bundles of `folder`.
 
     Without `keep` the files of one structure are gone when the next is asked for.
     """
+    bundles = {p: folder / ("baseline" if p == "fp32" else f"{ROUNDED}/{p}") for p in plan.every_precision}
+    nodes = {p: read_manifest(b)["graph"]["nodes"] for p, b in bundles.items()}
     decode = decode_steps(spec, calls)
     for n, m in models.items():
         cuts = plan.windows[n].cuts if n in plan.windows else ()
@@ -81,16 +84,19 @@ def exports(
         for i, (share, cut) in enumerate((*((s, 0) for s in SHARES), *middle)):
             kept = uniform(m, share, cut)
             small = sliced(m, {b: torch.arange(k) for b, k in kept.items()})
-            at = folder / f"{n}-{i}"
-            whole, requests, graphs = export_node(small, at), small.requests(decode[n], spec.nodes[n].candidates), {}
+            at, graphs = folder / "structures" / f"{n}-{i}", {}
+            at.mkdir(parents=True)
+            written = export_node(small, at) if i else {}
+            requests = small.requests(decode[n], spec.nodes[n].candidates)
             for g, graph in small.graphs().items():
                 feed = {k: v.numpy() for k, v in zip(graph.inputs, requests[g][0], strict=True)}
                 np.savez(at / f"{g}.npz", **feed)  # type: ignore[arg-type]
-                graphs[g] = (f"{at.name}/{g}.npz", requests[g][1], feed)
+                graphs[g] = (str((at / f"{g}.npz").relative_to(folder)), requests[g][1], feed)
             for p in plan.precisions[n]:
-                files = whole if p == "fp32" else {g: _rounded(f, p, graphs[g][2]) for g, f in whole.items()}
+                files = written if p == "fp32" else {g: _rounded(f, p, graphs[g][2]) for g, f in written.items()}
+                files = files or {g: bundles[p] / f for g, f in nodes[p][n]["files"].items()}
                 size = sum(f.stat().st_size for f in files.values()) / 1e6
-                found = {g: Call(f"{at.name}/{f.name}", *graphs[g][:2]) for g, f in files.items()}
+                found = {g: Call(str(f.relative_to(folder)), *graphs[g][:2]) for g, f in files.items()}
                 yield Export(n, p, kept, cut, params(small) / 1e6, size, found)
             if not keep:
                 shutil.rmtree(at)
@@ -115,18 +121,22 @@ def calibrated(
     folder: Path,
     progress: Callable[[str, float], None] = lambda what, share: None,
 ) -> Predictor:
-    """Measure on this machine what the table lacks and the exports, and fit (`readings.fitted`)."""
+    """Measure on this machine what the table lacks and the exports, and fit (`readings.fitted`).
+
+    `folder` holds the dense bundles: `baseline/`, and `rounded/` with one for every other precision.
+    """
     threads = spec.measure.threads
     path = cache_folder() / f"device-{fingerprint(threads)}.json"
     say = lambda what, share: progress(what, share * 0.7)
     wanted = needs(plan.placed, plan.windows)
     found = table.measure(wanted, threads, table.load_cached(path), say, plan.every_precision)
     table.store(path, found)
-    scratch, whole, ms = folder / "calibration", [], []
-    for e in exports(spec, models, plan, calls, scratch, keep=False):
+    whole, ms = [], []
+    shutil.rmtree(folder / "structures", ignore_errors=True)  # of a run that was cut off
+    for e in exports(spec, models, plan, calls, folder, keep=False):
         share = list(models).index(e.node) / len(models)
         progress(f"whole export of {e.node}, {e.precision}, {e.params_m:.2f} M parameters", 0.7 + 0.3 * share)
         whole.append(e)
-        ms.append(export_ms(e, scratch, threads))
-    shutil.rmtree(scratch, ignore_errors=True)
+        ms.append(export_ms(e, folder, threads))
+    shutil.rmtree(folder / "structures", ignore_errors=True)
     return fitted(plan, found, whole, ms, dense, beside)

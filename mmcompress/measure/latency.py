@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mmcompress.records import Latency
+from mmcompress.runtime.nodes import TextDecoder, Written
 from mmcompress.runtime.pipeline import Pipeline
 
 
@@ -47,6 +48,10 @@ def quiet(call: Callable[[], Any], warmup: int, rounds: int, limit: float, tries
     return found
 
 
+Script = dict[str, tuple[Written, ...]]
+"""What every generator writes of one request, window by window."""
+
+
 @dataclass(frozen=True)
 class EndToEnd:
     """One pipeline's figures: whole requests, nodes, and the share of the time spent inside model sessions."""
@@ -60,23 +65,16 @@ class EndToEnd:
     """Milliseconds of every request, in the order they were sent."""
     inside: dict[str, float] = field(default_factory=dict)
     """p50 of the milliseconds spent in the sessions of each node."""
+    said: tuple[Script, ...] = ()
+    """What was written of each request, as far as all of them were sent."""
 
 
 SECONDS, LEAST = 30.0, 12
 """How long a structure is measured, if that is enough for a dozen requests."""
-Pace = Mapping[str, int]
-"""Decode steps of one request, by generator."""
 
 
-def paces(pipeline: Pipeline, requests: Sequence[dict[str, Any]]) -> list[Pace]:
-    """The decode steps that each request takes."""
-    found: list[Pace] = []
-    for request in requests:
-        before = _calls(pipeline)
-        pipeline(**request)
-        steps = {k: c - before[k] for k, c in _calls(pipeline).items() if k.endswith("/step")}
-        found.append({k.partition("/")[0]: c for k, c in steps.items()})
-    return found
+def _generators(pipeline: Pipeline) -> dict[str, TextDecoder]:
+    return {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
 
 
 def end_to_end(
@@ -84,22 +82,24 @@ def end_to_end(
     requests: Sequence[dict[str, Any]],
     warmup: int,
     rounds: int,
-    pace: Sequence[Pace] = (),
+    said: Sequence[Script] = (),
     seconds: float = float("inf"),
 ) -> dict[str, EndToEnd]:
     """Send the same requests to every pipeline in turn, the order alternating from round to round.
 
     After so many `seconds` it ends with the rounds it has, 12 at least.
 
-    With a `pace` (one a request) every generator writes exactly so long: structures are compared, not what they say.
+    With what is `said` (a script a request) every generator takes exactly so many steps, and what follows it reads just
+    that: structures are compared, not what they say.
     """
-    free = {(n, g): p.nodes[g].generation for n, p in pipelines.items() for g in (pace[0] if pace else ())}
+    generators = {n: _generators(p) for n, p in pipelines.items()}
     names = list(pipelines)
     total: dict[str, list[float]] = {n: [] for n in names}
     nodes: dict[str, dict[str, list[float]]] = {n: {k: [] for k in pipelines[n].nodes} for n in names}
     share: dict[str, list[float]] = {n: [] for n in names}
     inside: dict[str, dict[str, list[float]]] = {n: {k: [] for k in pipelines[n].nodes} for n in names}
     before: dict[str, dict[str, int]] = {}
+    scripts: dict[str, list[Script]] = {n: [] for n in names}
     began = time.perf_counter()
     for i in range(-warmup, rounds):
         if i == 0:
@@ -108,19 +108,21 @@ def end_to_end(
             break
         for name in names if i % 2 else reversed(names):
             pipeline = pipelines[name]
-            for g, steps in (pace[i % len(requests)] if pace else {}).items():
-                pipeline.nodes[g].generation = free[name, g].paced(steps)
+            for g, node in generators[name].items():
+                node.dictated = said[i % len(requests)][g] if said else ()
             start = time.perf_counter()
             pipeline(**requests[i % len(requests)])
             spent = time.perf_counter() - start
             if i >= 0:
                 total[name].append(spent * 1e3)
                 share[name].append(pipeline.inside / spent)
+                if i < len(requests):
+                    scripts[name].append({g: tuple(node.written) for g, node in generators[name].items()})
                 for k, s in pipeline.node_seconds.items():
                     nodes[name][k].append(s * 1e3)
                     inside[name][k].append(pipeline.model_seconds[k] * 1e3)
-    for (name, g), generation in free.items():
-        pipelines[name].nodes[g].generation = generation
+    for node in (node for by in generators.values() for node in by.values()):
+        node.dictated = ()
     return {
         n: EndToEnd(
             summarize(total[n]),
@@ -129,6 +131,7 @@ def end_to_end(
             {k: (c - before[n][k]) / len(total[n]) for k, c in _calls(pipelines[n]).items()},
             tuple(total[n]),
             {k: float(np.median(v)) for k, v in inside[n].items()},
+            tuple(scripts[n]),
         )
         for n in names
     }

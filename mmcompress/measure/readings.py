@@ -16,7 +16,7 @@ import numpy as np
 
 from mmcompress.errors import DataError
 from mmcompress.measure import table
-from mmcompress.measure.latency import SECONDS, EndToEnd, end_to_end, paces, quiet
+from mmcompress.measure.latency import SECONDS, EndToEnd, Script, end_to_end, quiet
 from mmcompress.measure.machine import fingerprint, versions
 from mmcompress.measure.predict import Affine, Placed, Predictor, Window, needs
 from mmcompress.measure.table import Table
@@ -27,6 +27,7 @@ from mmcompress.runtime.cpu import cpu
 from mmcompress.runtime.pipeline import Pipeline
 from mmcompress.runtime.sessions import session
 
+ROUNDED = "rounded"
 Progress = Callable[[str, float], None]
 SILENT: Progress = lambda what, share: None
 
@@ -107,18 +108,22 @@ Shares = Mapping[str, Mapping[str, float]]
 
 
 def shares(
-    dense: Pipeline, rounded: Mapping[str, Pipeline], requests: Sequence[dict[str, Any]], warmup: int, rounds: int
+    dense: Pipeline,
+    rounded: Mapping[str, Pipeline],
+    requests: Sequence[dict[str, Any]],
+    said: Sequence[Script],
+    warmup: int,
+    rounds: int,
 ) -> dict[str, dict[str, float]]:
-    """Measure whole pipelines in other precisions beside the dense one, all writing as long as it does."""
-    pace = paces(dense, requests)
-    found = end_to_end({"fp32": dense, **rounded}, requests, warmup, rounds, pace, SECONDS)
+    """Measure whole pipelines in other precisions beside the dense one, all writing what it `said`."""
+    found = end_to_end({"fp32": dense, **rounded}, requests, warmup, rounds, said, SECONDS)
     of = lambda p, n: found[p].inside[n] / found["fp32"].inside[n]
     return {p: {n: of(p, n) for n, ms in found["fp32"].inside.items() if ms > 0} for p in rounded}
 
 
-def few(requests: Sequence[dict[str, Any]], dense_ms: float) -> list[dict[str, Any]]:
-    """As many of the requests as half a minute has room for, eight at least."""
-    return list(requests[: max(8, int(SECONDS * 1e3 / dense_ms))])
+def few(requests: Sequence[dict[str, Any]], said: Sequence[Script], dense_ms: float) -> list[dict[str, Any]]:
+    """As many of the requests as half a minute has room for, eight at least; of those whose answers are known."""
+    return list(requests[: min(len(said), max(8, int(SECONDS * 1e3 / dense_ms)))])
 
 
 def fitted(
@@ -150,8 +155,8 @@ def fitted(
 
 @dataclass(frozen=True)
 class Kit:
-    """`kit.json`: beside it lie `baseline/`, the same in every other precision, `requests.npz`, and a folder for every
-    structure that was exported."""
+    """`kit.json`: beside it lie `baseline/`, the same in every other precision in `rounded/`, `requests.npz`, and a
+    folder for every structure that was exported."""
 
     pipeline: str
     threads: int
@@ -229,8 +234,9 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     progress("the dense pipeline", 0.0)
     dense, requests = load(folder / "baseline", kit.threads), _requests(folder)
     whole = end_to_end({"dense": dense}, requests, kit.warmup, kit.rounds)["dense"]
-    rounded = {p: load(folder / p, kit.threads) for p in kit.plan.every_precision if p != "fp32"}
-    beside = shares(dense, rounded, few(requests, whole.latency.p50), kit.warmup, kit.rounds)
+    rounded = {p: load(folder / ROUNDED / p, kit.threads) for p in kit.plan.every_precision if p != "fp32"}
+    some = few(requests, whole.said, whole.latency.p50)
+    beside = shares(dense, rounded, some, whole.said, kit.warmup, kit.rounds)
     del dense, rounded
     say = lambda what, share: progress(what, 0.1 + 0.6 * share)
     wanted = needs(kit.plan.placed, kit.plan.windows)

@@ -17,7 +17,9 @@ from mmcompress.records import read, write
 
 COPIES = 4
 LARGE = 1 << 26
-"""Above this many multiply-accumulates one block is timed, not a stack of them: its cost stands out by itself."""
+"""Above this many multiply-accumulates one block is timed, not a stack of them, and at fewer sizes: its cost stands out
+by itself and grows evenly."""
+EVERY, FEW = tuple(range(1, 9)), (1, 2, 4, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,16 @@ def cost(rows: Mapping[tuple, Row], key: Key, units: int, precision: str) -> flo
     if units == 0:
         return 0.0
     row = rows[(*key, precision)]
+    if units < row.units[0] and len(row.units) > 1:  # below what was measured: on along the first line
+        slope = (row.ms[1] - row.ms[0]) / (row.units[1] - row.units[0])
+        return max(row.ms[0] - slope * (row.units[0] - units), 0.0)
     return float(np.interp(units, row.units, row.ms))
 
 
-def levels(units: int, step: int) -> tuple[int, ...]:
-    """Sizes a table row is measured at: every size of a small block, eight of a large one."""
+def levels(units: int, step: int, eighths: Sequence[int] = EVERY) -> tuple[int, ...]:
+    """Sizes a table row is measured at: every size of a small block, some eighths of one of many steps."""
     count = -(-units // step)
-    picks = sorted({max(1, round(count * i / 8)) for i in range(1, 9)})
+    picks = sorted({max(1, round(count * i / 8)) for i in eighths})
     return tuple(min(p * step, units) for p in picks)
 
 
@@ -90,24 +95,30 @@ def measure(
         for p in precisions
         if (*k, p) not in old or old[(*k, p)].units[-1] < u
     ]
+    bare: dict[tuple[int, int, int], float] = {}
     with tempfile.TemporaryDirectory() as scratch:
+
+        def clocked(cell: Cell, copies: int, precision: str) -> float:
+            model = stack(cell, copies)
+            inputs = feed(cell, model)
+            if precision == "fp32":
+                run = session(model.SerializeToString(), threads)
+            else:
+                rounded, _ = quantize(precision, model, Path(scratch) / "q.onnx", [inputs])
+                run = session(rounded.read_bytes(), threads)
+            return quiet(partial(run.run, None, inputs), 5, 60, 0.12)
+
         for done, (key, units, step, precision) in enumerate(todo):
-            sizes, ms = levels(units, step), []
-            progress(f"{key[0]} {precision}", done / len(todo))
+            kind, width, head, positions, keys, batch = key
+            heavy = lambda size, k=key: k[3] * k[1] * max(size, k[4]) > LARGE
+            sizes, ms = levels(units, step, FEW if heavy(units) else EVERY), []
+            progress(f"{kind} {precision}", done / len(todo))
             for size in sizes:
-                kind, width, head, positions, keys, batch = key
-                cell, times = Cell(kind, width, size, head, positions, keys, batch), []
-                large = positions * width * max(size, keys) > LARGE
-                for copies in (0, 1 if large else COPIES):
-                    model = stack(cell, copies)
-                    inputs = feed(cell, model)
-                    if precision != "fp32" and copies:
-                        rounded, _ = quantize(precision, model, Path(scratch) / "q.onnx", [inputs])
-                        run = session(rounded.read_bytes(), threads)
-                    else:
-                        run = session(model.SerializeToString(), threads)
-                    times.append(quiet(partial(run.run, None, inputs), 5, 60, 0.12))
-                ms.append(max(times[1] - times[0], 1e-4) / (1 if large else COPIES))
+                cell, copies = Cell(kind, width, size, head, positions, keys, batch), 1 if heavy(size) else COPIES
+                call = (width, positions, batch)  # all that the bare cost of a call depends on
+                if call not in bare:
+                    bare[call] = clocked(cell, 0, "fp32")
+                ms.append(max(clocked(cell, copies, precision) - bare[call], 1e-4) / copies)
             rows[(*key, precision)] = Row(*key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist()))
     return Table(device, threads, tuple(rows.values()))
 

@@ -6,7 +6,7 @@ inputs and C their cross-covariance with the dense outputs. See Kwon et al. 2022
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
@@ -127,7 +127,8 @@ def _constant(model: Model, block: Block) -> Constant:
 def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, batch: Batch, ridge: float) -> None:
     """Refit every cut block in order, each on the inputs that the pruned pipeline before it really gives.
 
-    Positions that were cut are cut of the dense side too: they have no counterpart.
+    One pass over the whole batch for each node: a block is refitted as the pass comes to it, which goes on from what it
+    then puts out. Positions that were cut are cut of the dense side too: they have no counterpart.
     """
     dense = {n: _as_long(m, models[n]) for n, m in dense.items()}
     teacher = pipeline.run(dense, batch)
@@ -136,21 +137,31 @@ def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, bat
         small, big = models[node], dense[node]
         now = {b.name: b for b in small.blocks}
         cut = [b for b in big.weighted if refits(big, b) and (b.name not in now or now[b.name].units < b.units)]
-        targets = _record(pipeline, node, dense, batch, teacher, cut, inputs=False)
-        for block in cut:
-            y = targets.pop(block.name)
-            if block.name not in now:
-                _constant(small, block).bias.data.copy_(y.mean(0))
-                continue
-            x = _record(pipeline, node, models, batch, upstream, [block], inputs=True)[block.name]
-            mx, my = x.mean(0), y.mean(0)
-            xc = x - mx
-            w = solve((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge)
-            out = small.linear(block.out)
-            out.weight.data.copy_(w)
-            if out.bias is not None:
-                out.bias.data.copy_(my - w @ mx)
-        upstream[node] = pipeline.run({node: small}, batch, dict(upstream) | _others(teacher, upstream, node))[node]
+        targets = _record(pipeline, node, dense, batch, teacher, cut)
+        with ExitStack() as stack:
+            for block in cut:
+                if block.name not in now:
+                    _constant(small, block).bias.data.copy_(targets.pop(block.name).mean(0))
+                    continue
+
+                def repair(out: nn.Linear, args: tuple, _: Tensor, b: Block = block, node: str = node) -> Tensor:
+                    _regress_(out, _rows(args[0], b, batch, node), targets.pop(b.name), ridge)  # noqa: B023
+                    return out.forward(args[0])
+
+                handle = small.linear(block.out).register_forward_hook(repair)
+                stack.callback(handle.remove)
+            known = dict(upstream) | _others(teacher, upstream, node)
+            upstream[node] = pipeline.forward({node: small}, batch, known)[node]
+
+
+def _regress_(out: nn.Linear, x: Tensor, y: Tensor, ridge: float) -> None:
+    """Make a linear layer give y [r, o] for inputs x [r, f], as nearly as it can."""
+    mx, my = x.mean(0), y.mean(0)
+    xc = x - mx
+    w = solve((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge)
+    out.weight.data.copy_(w)
+    if out.bias is not None:
+        out.bias.data.copy_(my - w @ mx)
 
 
 def _as_long(dense: Model, small: Model) -> Model:
@@ -162,14 +173,10 @@ def _others(teacher: dict, upstream: dict, node: str) -> dict:
     return {n: o for n, o in teacher.items() if n != node and n not in upstream}
 
 
-class _Seen(Exception):
-    """All that was to be recorded of a forward pass has been."""
-
-
 def _record(
-    pipeline: TorchPipeline, node: str, models: Models, batch: Batch, known: dict, blocks: list[Block], inputs: bool
+    pipeline: TorchPipeline, node: str, models: Models, batch: Batch, known: dict, blocks: list[Block]
 ) -> dict[str, Tensor]:
-    """Inputs or outputs [rows, f] of the output projections of some blocks of one node, over the whole batch."""
+    """Outputs [rows, f] of the output projections of some blocks of one node, over the whole batch."""
     found: dict[str, list[Tensor]] = {b.name: [] for b in blocks}
     if not blocks:
         return {}
@@ -180,15 +187,12 @@ def _record(
         for b in blocks:
 
             def hook(m: object, args: tuple, out: Tensor, b: Block = b, piece: Batch = piece) -> None:
-                found[b.name].append(_rows(args[0] if inputs else out, b, piece, node))
-                if len(blocks) == 1:
-                    raise _Seen  # what lies behind is not needed
+                found[b.name].append(_rows(out, b, piece, node))
 
             handles.append(models[node].get_submodule(b.out).register_forward_hook(hook))
         part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in known.items() if n != node}
         missing: dict[str, dict[str, Tensor]] = {n: {} for n in pipeline.order if n != node and n not in part}
-        with suppress(_Seen):
-            pipeline.forward(models, piece, part | missing)
+        pipeline.forward(models, piece, part | missing)
         for h in handles:
             h.remove()
     return {name: torch.cat(rows) for name, rows in found.items()}

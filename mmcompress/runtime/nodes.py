@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -77,10 +78,20 @@ class TextEncoder:
         return {"embedding": self.model({"ids": padded})[0]}
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a generator wrote of one window: scored token sequences, best first, and the calls of its model it took."""
+
+    steps: int
+    sequences: tuple[tuple[float, tuple[int, ...]], ...]
+
+
 class TextDecoder:
     """context float32 [k, n, w] -> texts, the best first. Cross-attention K and V are computed once a request.
 
-    Several contexts are windows of one thing: their best texts are joined. `ended`: see `Generation.ending`.
+    Several contexts are windows of one thing: their best texts are joined. `ended`: see `Generation.ending`. After a
+    call `written` holds what was written of each window; what is `dictated` is given back in its place, after as many
+    calls of the model as that took: structures are then timed for the same work, whatever they would say.
     """
 
     def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
@@ -90,12 +101,15 @@ class TextDecoder:
         options: Values = {k: tuple(v) if isinstance(v, list) else v for k, v in g.items()}
         self.generation = Generation(**options)
         self.past = [(int(h), int(d)) for h, d in config["past"]]
+        self.written: list[Written] = []
+        self.dictated: Sequence[Written] = ()
 
-    def generate(self, context: np.ndarray) -> list[tuple[float, list[int]]]:
-        """Scored token sequences of one item, the best first."""
+    def generate(self, context: np.ndarray, steps: int | None = None) -> list[tuple[float, list[int]]]:
+        """Scored token sequences of one item, the best first; of exactly as many `steps` where they are given."""
+        generation = self.generation if steps is None else self.generation.paced(steps)
         given = dict(zip(self.context.outputs, self.context({"context": context}), strict=True)) if self.context else {}
         names = [n for n in self.step.inputs if n.startswith("past")]
-        positions = np.arange(self.generation.max_tokens + 1, dtype=np.int64)
+        positions = np.arange(generation.max_tokens + 1, dtype=np.int64)
         wanted = set(self.step.inputs)
         cross = {k: v for k, v in given.items() if k in wanted and k not in names}
 
@@ -107,17 +121,33 @@ class TextDecoder:
             scores, *new = self.step(feed)
             return scores, new
 
-        beams = self.generation.beams
+        beams = generation.beams
         start = [np.zeros((beams, h, 0, d), np.float32) for h, d in self.past]
         if names and names[0] in given:  # the context is a prefix: every beam starts from its K and V
             start = [np.repeat(given[n], beams, 0) for n in names]
-        return beam_search(step, start, self.generation)
+        return beam_search(step, start, generation)
+
+    def _write(self, context: np.ndarray) -> Written:
+        before = self.step.calls
+        found = self.generate(context)
+        return Written(self.step.calls - before, tuple((score, tuple(ids)) for score, ids in found))
+
+    def _take(self, contexts: list[np.ndarray]) -> list[Written]:
+        """What is dictated, after the steps it took; where windows are shorter than they were, they share them."""
+        steps = [w.steps for w in self.dictated]
+        if len(steps) != len(contexts):
+            steps = [max(1, len(part)) for part in np.array_split(range(sum(steps)), len(contexts))]
+        for context, count in zip(contexts, steps, strict=True):
+            self.generate(context, count)
+        return list(self.dictated)
 
     def __call__(self, context: np.ndarray) -> Values:
-        windows = [self.generate(context[i : i + 1]) for i in range(len(context))]
+        contexts = [context[i : i + 1] for i in range(len(context))]
+        self.written = self._take(contexts) if self.dictated else [self._write(c) for c in contexts]
+        windows = [w.sequences for w in self.written]
         found = windows[0] if len(windows) == 1 else [w[0] for w in windows]
         given = len(self.generation.prompt)
-        texts = [self.tokenizer.decode(ids[given:]).strip() for _, ids in found]
+        texts = [self.tokenizer.decode(list(ids[given:])).strip() for _, ids in found]
         ended = [self.generation.ending(ids) for _, ids in found]
         scores = [score for score, _ in found]
         if len(windows) > 1:

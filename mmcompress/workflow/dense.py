@@ -11,6 +11,8 @@ from typing import Any
 
 from mmcompress.data.base import Pairs
 from mmcompress.errors import DataError, SpecError
+from mmcompress.measure.latency import Script
+from mmcompress.measure.readings import ROUNDED
 from mmcompress.records import Block, Latency, Proof, read, write
 from mmcompress.registry import PRECISIONS
 from mmcompress.runtime.cpu import cpu
@@ -39,6 +41,8 @@ class Profile:
     proofs: tuple[Proof, ...]
     device: str
     """Fingerprint of the device that the latencies are of."""
+    said: tuple[Script, ...] = ()
+    """What it writes of the requests it was measured with."""
 
 
 def profile(run: Run) -> Profile:
@@ -72,13 +76,14 @@ def _profile(run: Run) -> Profile:
     proofs = run.bundle(run.models, fp32, {}, run.shared / "baseline")
     proofs += generation_proofs(run, run.models, run.shared / "baseline")
     require(proofs)
+    said: tuple[Script, ...] = ()
     if run.away:
         m = run.away.baseline
     else:
         say("profile", "measuring it end to end", 0.6)
         dense = load_bundle(run.shared / "baseline", spec.measure.threads)
         found = end_to_end({"dense": dense}, run.requests(REQUESTS), spec.measure.warmup, spec.measure.rounds)
-        m = Measured.of(found["dense"])
+        m, said = Measured.of(found["dense"]), found["dense"].said
     steps = decode_steps(spec, m.calls)
     counted = {n: count(model, steps[n], run.spec.nodes[n].candidates) for n, model in run.models.items()}
     modality = tuple({**asdict(x), "modalities": list(x.modalities)} for x in layers(spec, run.blocks))
@@ -95,6 +100,7 @@ def _profile(run: Run) -> Profile:
         modality,
         tuple(proofs),
         run.device,
+        said,
     )
 
 
@@ -134,6 +140,7 @@ def predictor(run: Run, dense: Profile) -> Any:
             whole = Measured(dense.latency_ms, dense.nodes, dense.model_share, dense.calls, dense.inside)
             beside = _rounded_shares(run, plan, dense)
             found = calibrated(run.spec, run.models, plan, dense.calls, whole, beside, run.shared, say)
+            shutil.rmtree(run.shared / ROUNDED, ignore_errors=True)
     write(record, found)
     return found
 
@@ -143,15 +150,13 @@ def _rounded_shares(run: Run, plan: Any, dense: Profile) -> Any:
     from mmcompress.measure.readings import few, shares
     from mmcompress.runtime import load as load_bundle
 
-    m, scratch = run.spec.measure, run.shared / "rounded"
+    m = run.spec.measure
     run.say("device table", "the whole pipeline in other precisions", 0.0)
-    rounded = {p: load_bundle(_write_rounded(run, plan, p, scratch / p), m.threads) for p in _others(plan)}
+    rounded = {p: load_bundle(_write_rounded(run, plan, p, run.shared), m.threads) for p in _others(plan)}
     if not rounded:
         return {}
-    requests = few(run.requests(REQUESTS), dense.latency_ms.p50)
-    found = shares(load_bundle(run.shared / "baseline", m.threads), rounded, requests, m.warmup, m.rounds)
-    shutil.rmtree(scratch, ignore_errors=True)
-    return found
+    requests = few(run.requests(REQUESTS), dense.said, dense.latency_ms.p50)
+    return shares(load_bundle(run.shared / "baseline", m.threads), rounded, requests, dense.said, m.warmup, m.rounds)
 
 
 def _others(plan: Any) -> list[str]:
@@ -163,7 +168,7 @@ def _write_rounded(run: Run, plan: Any, precision: str, folder: Path) -> Path:
     from mmcompress.export.bundle import round_bundle
 
     of = {n: precision if precision in known else "fp32" for n, known in plan.precisions.items()}
-    return round_bundle(run.shared / "baseline", run.models, of, folder)
+    return round_bundle(run.shared / "baseline", run.models, of, folder / ROUNDED / precision)
 
 
 def plan_of(run: Run, dense: Profile) -> Any:
@@ -212,7 +217,7 @@ def write_kit(run: Run, folder: Path) -> Path:
     shutil.copytree(run.shared / "baseline", folder / "baseline")
     save_requests(folder, run.requests(REQUESTS))
     for p in _others(plan):
-        _write_rounded(run, plan, p, folder / p)
+        _write_rounded(run, plan, p, folder)
     found = []
     for e in exports(run.spec, run.models, plan, dense.calls, folder):
         run.say("kit", f"{e.node}, {e.precision}, {e.params_m:.2f} M parameters", None)

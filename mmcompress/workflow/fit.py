@@ -13,7 +13,7 @@ from typing import Any
 from mmcompress.errors import DataError
 from mmcompress.records import Candidate, Trial, read, write
 from mmcompress.workflow.choose import AIM, chosen, floor, jury, problem, pruned, search, spared
-from mmcompress.workflow.dense import Profile
+from mmcompress.workflow.dense import REQUESTS, Profile
 from mmcompress.workflow.state import Run
 
 LOW, HIGH = 0.965, 0.993
@@ -134,10 +134,10 @@ def _approach(
 def _measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile, target_ms: float) -> float:
     """Milliseconds of a whole export, to compare with the target; it and the dense pipeline are sent the same requests.
 
-    Both write as long as the dense pipeline does: before distillation a generator may ramble, and that is not a slower
+    Both write what the dense pipeline does: before distillation a generator may ramble, and that is not a slower
     structure. A node over a limit of its own counts as a pipeline over its target by as much.
     """
-    from mmcompress.measure.latency import SECONDS, end_to_end, paces
+    from mmcompress.measure.latency import SECONDS, end_to_end
     from mmcompress.measure.readings import few
     from mmcompress.runtime import load as load_bundle
 
@@ -147,10 +147,9 @@ def _measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile, 
     del models  # of a large pipeline: its sessions need the memory
     threads = run.spec.measure.threads
     pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.shared / "baseline", threads)}
-    requests = few(run.requests(32), dense.latency_ms.p50)
-    pace = paces(pair["dense"], requests)
+    requests = few(run.requests(REQUESTS), dense.said, dense.latency_ms.p50)
     rounds = min(96, run.spec.measure.rounds)
-    found = end_to_end(pair, requests, run.spec.measure.warmup, rounds, pace, SECONDS)
+    found = end_to_end(pair, requests, run.spec.measure.warmup, rounds, dense.said, SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
     new, old, statistic = found["new"], found["dense"], run.goal.statistic
     ms = float(getattr(new.latency, statistic))
