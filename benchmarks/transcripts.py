@@ -54,6 +54,7 @@ def main() -> int:
     tokenizer: Tokenizer = writer.tokenizer
     writer.generation = replace(writer.generation, guard=False)  # the library has none
     end = int(writer.generation.eos)
+    most = node.max_tokens - len(writer.generation.prompt)  # here the prompt counts; to the library's `max_length` not
     words = lambda ids: [i for i in ids if i < end]
     data, same, texts, said, total, wrong = open_dataset(spec.data), 0, ([], []), [], 0, 0
     for split in data.splits:
@@ -61,7 +62,7 @@ def main() -> int:
         for name, sound, text in zip(pairs.names, pairs.inputs, pairs.texts, strict=True):
             x = features(sound, sampling_rate=16000, return_tensors="pt").input_features
             with torch.inference_mode():
-                whole = library.generate(x, max_length=node.max_tokens, num_beams=1, do_sample=False)[0].tolist()
+                whole = library.generate(x, max_new_tokens=most, num_beams=1, do_sample=False)[0].tolist()
             theirs, context = words(whole), bundle.nodes[encoder](sound)["tokens"]
             mine = words(writer.generate(context)[0][1])
             total, same = total + 1, same + (mine == theirs)

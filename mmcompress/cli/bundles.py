@@ -1,0 +1,70 @@
+"""Commands that run a bundle: predict, bench."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from mmcompress.cli.shared import out
+from mmcompress.errors import SpecError
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", required=True)
+@click.option("--threads", type=int)
+def predict(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
+    """Run a bundle on one request; prints its outputs as JSON."""
+    from mmcompress.runtime import load
+
+    request = {}
+    for pair in inputs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise SpecError(f"--input {pair}: expected name=file, e.g. image=photo.png")
+        request[name] = value
+    found = load(bundle, threads)(**request)
+    click.echo(json.dumps({k: v.tolist() if hasattr(v, "tolist") else v for k, v in found.items()}))
+
+
+@click.command()
+@click.argument("bundle", type=click.Path())
+@click.option("--against", type=click.Path(), help="A second bundle, measured interleaved.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="Requests (default: a grey test card).")
+@click.option("--rounds", type=click.IntRange(2), default=200, show_default=True)
+@click.option("--threads", type=int)
+def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int, threads: int | None) -> None:
+    """Measure a bundle end to end, alone or against another."""
+    import numpy as np
+
+    from mmcompress.measure.latency import end_to_end
+    from mmcompress.runtime import load
+
+    names = {"bundle": bundle, **({"against": against} if against else {})}
+    pipelines = {k: load(v, threads) for k, v in names.items()}
+    first = next(iter(pipelines.values()))
+    requests: list[dict[str, Any]] = [{k: v} for k, _, v in (p.partition("=") for p in inputs)]
+    if not requests:
+        card = np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8)
+        requests = [{next(iter(first.inputs)): card}]
+    found = end_to_end(pipelines, requests, 10, rounds)
+    table = Table("", "p50", "p95", "IQR", "n", "inside models", box=None)
+    for key, m in found.items():
+        table.add_row(
+            escape(names[key]),
+            f"{m.latency.p50:.2f} ms",
+            f"{m.latency.p95:.2f} ms",
+            f"{m.latency.spread:.2f} ms",
+            str(m.latency.n),
+            f"{m.model_share:.0%}",
+        )
+        for node, latency in m.nodes.items():
+            table.add_row(f"  {node}", f"{latency.p50:.2f} ms", f"{latency.p95:.2f} ms")
+    out.print(table)
+    if against:
+        ratio = found["against"].latency.p50 / found["bundle"].latency.p50
+        out.print(f"[bold]{ratio:.2f}x[/bold] as fast as {escape(against)}")

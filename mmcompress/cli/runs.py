@@ -1,0 +1,177 @@
+"""Commands that make or show a run: run, compare, ablate, submit, report, show."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from mmcompress.cli.shared import Progress, default_folder, out, overrides, run_options
+from mmcompress.errors import TargetNotMet
+
+
+@click.command()
+@click.argument("spec", type=click.Path())
+@run_options
+@click.option("--out", "folder", type=click.Path(), default=None, help="Run folder (default: runs/NAME-TARGET-sSEED).")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder; no finished trial is lost.")
+def run(spec: str, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
+    """Compress a pipeline to its target: profile, search, prune, distill, quantize, export, measure, report."""
+    from mmcompress import workflow
+
+    changes = overrides(**options)
+    folder = folder or default_folder(spec, changes)
+    with Progress() as say:
+        found = workflow.run_targets(spec, folder, space, changes, resume, say)
+    for s in found:
+        at = Path(folder) if len(found) == 1 else Path(folder) / s.target.asked.replace(" ", "-")
+        show_summary(s)
+        out.print(f"\nreport  {escape(str(at / 'report.html'))}\nbundle  {escape(str(at / 'bundle'))}", soft_wrap=True)
+    if len(found) > 1:
+        out.print(f"front   {escape(str(Path(folder) / 'front.html'))}", soft_wrap=True)
+    if missed := [s for s in found if not s.target.met]:
+        raise TargetNotMet(
+            "; ".join(f"{s.target.asked}: {', '.join(s.target.unmet)}" for s in missed) + "; the best found was written"
+        )
+
+
+def show_summary(s: Any) -> None:
+    """The table a run ends with."""
+    from mmcompress.report import quality
+
+    table = Table("", "before", "after", box=None, title=f"{s.pipeline}, target {s.target.asked}")
+    b, c = s.baseline, s.compressed
+    for name in b.nodes:
+        table.add_row(
+            f"{name}, p50",
+            f"{b.nodes[name].latency_ms_p50:.2f} ms",
+            f"{c.nodes[name].latency_ms_p50:.2f} ms  ({c.nodes[name].precision})",
+        )
+    table.add_row("end to end, p50", f"{b.latency_ms.p50:.2f} ms", f"[bold]{c.latency_ms.p50:.2f} ms[/bold]")
+    table.add_row("end to end, p95", f"{b.latency_ms.p95:.2f} ms", f"{c.latency_ms.p95:.2f} ms")
+    for name, q in b.quality.items():
+        table.add_row(name, quality(q), quality(c.quality[name]))
+    table.add_row("parameters", f"{b.params / 1e6:.2f} M", f"{c.params / 1e6:.2f} M")
+    table.add_row("bundle", f"{b.size_mb:.1f} MB", f"{c.size_mb:.1f} MB")
+    out.print(table)
+    verdict = "[green]target met[/green]" if s.target.met else "[red]target not met[/red]"
+    verdict += "" if c.latency_ms.n else ", as predicted"
+    cross = "" if s.cross_modal_ratio is None else f", cross-modal {s.cross_modal_ratio:.0%}"
+    passed = sum(p.passed for p in s.proofs)
+    out.print(
+        f"[bold]{s.speedup:.2f}x[/bold], {verdict}; {s.quality_retained:.1%} of the quality retained; "
+        f"pruned: unimodal {s.unimodal_ratio:.0%}{cross}; {passed} of {len(s.proofs)} proofs passed"
+    )
+    for w in s.warnings:
+        out.print(f"[yellow]warning:[/yellow] {escape(w)}")
+
+
+@click.command()
+@click.argument("spec", type=click.Path())
+@run_options
+@click.option("--methods", help="Which, with commas between them (default: all).")
+@click.option("--out", "folder", type=click.Path(), default=None, help="Folder (default: runs/NAME-TARGET-compare).")
+@click.option("--resume", is_flag=True, help="Go on; methods that are done are kept.")
+def compare(
+    spec: str, methods: str | None, space: str | None, folder: str | None, resume: bool, **options: Any
+) -> None:
+    """The search beside other methods: same evidence, training budget and measured latency."""
+    from mmcompress.report import percent, quality
+    from mmcompress.workflow.compare import METHODS
+    from mmcompress.workflow.compare import compare as run_all
+
+    changes = overrides(**options)
+    folder = folder or default_folder(spec, changes, "compare")
+    wanted = tuple(m.strip() for m in methods.split(",")) if methods else tuple(METHODS)
+    with Progress() as say:
+        found = run_all(spec, folder, wanted, space, changes, resume, say)
+    one = next(iter(found.values()))
+    table = Table(
+        "method", "speed-up", "retained", *one.baseline.quality, box=None, title=f"{one.pipeline} at {one.target.asked}"
+    )
+    table.add_row("dense", "1.00x", "100.0 %", *(quality(q) for q in one.baseline.quality.values()))
+    for name, s in found.items():
+        row = (f"{s.speedup:.2f}x", percent(s.quality_retained), *(quality(q) for q in s.compressed.quality.values()))
+        table.add_row(name, *row)
+    out.print(table)
+    out.print(f"report  {escape(str(Path(folder) / 'compare.html'))}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("spec", type=click.Path())
+@run_options
+@click.option("--tables", help="Which, with commas between them (default: all).")
+@click.option("--out", "folder", type=click.Path(), default=None, help="Folder (default: runs/NAME-TARGET-ablation).")
+@click.option("--resume", is_flag=True, help="Go on; cells that are done are kept.")
+def ablate(spec: str, tables: str | None, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
+    """What each part of the recipe brings: cells that differ in one thing, and a sentence for each claim."""
+    from mmcompress.workflow.ablate import ablate as run_all
+
+    changes = overrides(**options)
+    folder = folder or default_folder(spec, changes, "ablation")
+    wanted = tuple(t.strip() for t in tables.split(",")) if tables else ()
+    with Progress() as say:
+        run_all(spec, folder, space, changes, resume, say, wanted)
+    for c in json.loads((Path(folder) / "claims.json").read_text()):
+        points = f"{100 * c['gap']:+.1f} ± {100 * c['half']:.1f} points"
+        out.print(f"{c['claim']}: [bold]{c['verdict']}[/bold] ({points})", soft_wrap=True)
+    out.print(f"report  {escape(str(Path(folder) / 'ablation.html'))}", soft_wrap=True)
+
+
+@click.command()
+@click.argument("spec", type=click.Path())
+@click.option("--address", required=True, metavar="http://HOST:8265", help="The cluster's job server.")
+@click.option("--out", "folder", required=True, type=click.Path(), help="Run folder, on storage the cluster sees.")
+@click.option("--resume", is_flag=True)
+@run_options
+def submit(spec: str, address: str, folder: str, resume: bool, space: str | None, **options: Any) -> None:
+    """Run the same command as a job on a Ray cluster; follows its log until it ends."""
+    from mmcompress.search.jobs import submit_run
+    from mmcompress.spec.loader import document, load
+    from mmcompress.workflow import default_space
+
+    changes = overrides(**options) | {"search.ray_address": "auto"}
+    echo = lambda text: click.echo(text, nl=False)
+    load(spec, changes)
+    code = submit_run(document(spec, changes), address, folder, space or default_space(), resume, echo)
+    if code:
+        sys.exit(code)
+
+
+@click.command()
+@click.argument("folder", type=click.Path())
+@click.option("--measured", type=click.Path(), help="Figures of `device check`: they take the place of predicted ones.")
+def report(folder: str, measured: str | None) -> None:
+    """Write the report of a finished run again."""
+    from mmcompress.measure.readings import Check
+    from mmcompress.records import read, write
+    from mmcompress.report import load_summary, write_report
+    from mmcompress.report.assemble import remeasured
+    from mmcompress.runtime.bundle import identity
+
+    if measured:
+        at = Path(folder)
+        dense = next((p for p in (at / "baseline", at.parent / "baseline") if p.exists()), at)
+        found = read(Check, Path(measured))
+        write(at / "summary.json", remeasured(load_summary(at), found, identity(dense), identity(at / "bundle")))
+    out.print(str(write_report(load_summary(folder), folder)), soft_wrap=True)
+
+
+@click.command()
+@click.argument("folder", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="The whole summary as JSON.")
+def show(folder: str, as_json: bool) -> None:
+    """Show the result of a finished run."""
+    from mmcompress.records import plain
+    from mmcompress.report import load_summary
+
+    summary = load_summary(folder)
+    if as_json:
+        click.echo(json.dumps(plain(summary), indent=1))
+    else:
+        show_summary(summary)

@@ -1,0 +1,112 @@
+"""Commands that look at a spec: validate, profile, list."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from mmcompress.cli.shared import Progress, out, settings
+from mmcompress.errors import SpecError
+
+
+@click.command()
+@click.argument("spec", type=click.Path())
+@click.option("--set", "sets", multiple=True, metavar="A.B=C")
+def validate(spec: str, sets: tuple[str, ...]) -> None:
+    """Check a spec and its graph; says what each node reads."""
+    from mmcompress.graph.modality import outputs
+    from mmcompress.graph.topology import order
+    from mmcompress.spec.loader import load
+
+    loaded = load(spec, settings(sets))
+    tags, table = outputs(loaded), Table("node", "kind", "reads", "modalities", box=None)
+    for name in order(loaded):
+        node = loaded.nodes[name]
+        reads = ", ".join(f"{p}: {r}" for p, r in node.inputs.items())
+        table.add_row(name, node.kind, reads, "+".join(sorted(tags[name])))
+    out.print(table)
+    out.print(f"[green]{escape(spec)} is valid[/green]")
+
+
+@click.command()
+@click.argument("spec", type=click.Path())
+@click.option("--out", "folder", type=click.Path(), default=None, help="Where to keep it (default: runs/NAME-profile).")
+@click.option("--resume", is_flag=True)
+@click.option("--set", "sets", multiple=True, metavar="A.B=C")
+def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) -> None:
+    """Measure the dense pipeline: per node and block, with the modality of every layer."""
+    from mmcompress import workflow
+
+    with Progress() as say:
+        r = workflow.open_run(
+            spec, folder or f"runs/{Path(spec).stem}-profile", None, settings(sets), resume or not folder, say
+        )
+        dense = workflow.profile(r)
+        predict = workflow.predictor(r, dense)
+    total = dense.latency_ms.p50
+    nodes = Table("node", "parameters", "MACs", "p50", "share", box=None)
+    for n in dense.params:
+        nodes.add_row(
+            n,
+            f"{dense.params[n] / 1e6:.2f} M",
+            f"{dense.macs[n] / 1e6:.0f} M",
+            f"{dense.nodes[n].p50:.2f} ms",
+            f"{dense.nodes[n].p50 / total:.0%}",
+        )
+    out.print(nodes)
+    out.print(
+        f"end to end p50 {total:.2f} ms, p95 {dense.latency_ms.p95:.2f} ms, {dense.model_share:.0%} inside models\n"
+    )
+    reasons = {(m["node"], m["name"]): m for m in dense.modality}
+    precisions = tuple(dict.fromkeys(p for by in predict.affine.values() for p in by))
+    blocks = Table("block", "units", "parameters", *precisions, "share", "modality", box=None)
+    rows = predict.table.lookup()
+    for n, placed in predict.placed.items():
+        for b in dense.blocks[n]:
+            if b.group == "tokens":
+                blocks.add_row(f"{n}.{b.name}", str(b.units), "", *("" for _ in precisions), "", "unimodal")
+        for p in placed:
+            m = reasons[(n, p.name)]
+            ms = {x: a.scale * predict.block(rows, p, p.units, x) for x, a in predict.affine[n].items()}
+            kind = f"[bold]cross-modal[/bold]: {m['reason']}" if m["cross_modal"] else "unimodal"
+            blocks.add_row(
+                f"{n}.{p.name}",
+                str(p.units),
+                f"{dense.block_params[n][p.name] / 1e3:.0f} k",
+                *(f"{ms[x]:.3f} ms" if x in ms else "" for x in precisions),
+                f"{ms['fp32'] / total:.1%}",
+                kind,
+            )
+    for m in dense.modality:
+        if m["name"] == "projection":
+            blocks.add_row(
+                f"{m['node']}.projection",
+                "",
+                "",
+                *("" for _ in precisions),
+                "",
+                f"[bold]cross-modal[/bold]: {m['reason']}",
+            )
+    out.print(blocks)
+
+
+@click.command("list")
+@click.argument("what", required=False)
+def list_(what: str | None) -> None:
+    """List what a spec may name: models, importance, allocation, metrics, data, executors."""
+    from mmcompress.registry import ALL, nearest
+
+    short = {w.split()[-1] if w != "model family" else "models": r for w, r in ALL.items()}
+    short |= {"data": ALL["data kind"], "metrics": ALL["metric"], "executors": ALL["executor"]}
+    short |= {"samplers": ALL["sampler"]}
+    short |= {"precisions": ALL["precision"]}
+    short = {k: v for k, v in short.items() if k not in ("kind", "metric", "executor", "sampler", "precision")}
+    if what and what not in short:
+        raise SpecError(f"list: unknown '{what}'; {nearest(what, short)}")
+    for name in [what] if what else short:
+        out.print(f"[bold]{name}[/bold]")
+        for entry in short[name].names():
+            out.print(f"  {entry:<28}{escape(short[name].about(entry))}")
