@@ -136,6 +136,24 @@ def test_profile_tells_why_a_layer_is_cross_modal(tiny, tmp_path):
     assert done.exit_code == 0 and "cross-modal" in text and "inside models" in text
 
 
+def test_own_modules_go_along_with_a_job(tmp_path, monkeypatch):
+    from mmcompress.errors import SpecError
+    from mmcompress.search.jobs import own_modules
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "towers").mkdir()
+    (tmp_path / "towers" / "__init__.py").touch()
+    (tmp_path / "alone.py").touch()
+    of = lambda *sources: own_modules({"nodes": {str(i): {"source": s} for i, s in enumerate(sources)}})
+    assert of("python:towers.eye:build", "python:alone:build", "python:towers:other", "open_clip:ViT-B-32") == [
+        tmp_path / "towers",
+        tmp_path / "alone.py",
+    ]
+    assert of("python:numpy.linalg:build") == []  # installed: the cluster has it too
+    with pytest.raises(SpecError, match="no module 'nowhere'"):
+        of("python:nowhere:build")
+
+
 def test_submit_without_a_server_is_an_error(tiny, tmp_path):
     done = call("submit", tiny / "spec.yaml", "--address", "http://127.0.0.1:9", "--out", tmp_path / "r")
     assert done.exit_code == 2 and "no job server answers" in done.output

@@ -96,6 +96,8 @@ def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, els
     assert new.compressed.latency_ms == there.compressed.latency and new.compressed.latency_ms.n == 8
     assert new.target.met == (there.compressed.latency.p50 <= there.baseline.latency.p50 / 1.2)
     assert not any("device check" in w for w in new.warnings)
+    again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
+    assert again.compressed.latency_ms == there.compressed.latency  # going on with it keeps them
 
 
 def test_a_run_profiled_on_another_device_is_not_gone_on_with(run_folder, tiny, tmp_path):

@@ -148,18 +148,15 @@ def submit(spec: str, address: str, folder: str, resume: bool, space: str | None
 @click.option("--measured", type=click.Path(), help="Figures of `device check`: they take the place of predicted ones.")
 def report(folder: str, measured: str | None) -> None:
     """Write the report of a finished run again."""
-    from mmcompress.measure.readings import Check
-    from mmcompress.records import read, write
     from mmcompress.report import load_summary, write_report
-    from mmcompress.report.assemble import remeasured
-    from mmcompress.runtime.bundle import identity
 
     if measured:
-        at = Path(folder)
-        dense = next((p for p in (at / "baseline", at.parent / "baseline") if p.exists()), at)
-        found = read(Check, Path(measured))
-        write(at / "summary.json", remeasured(load_summary(at), found, identity(dense), identity(at / "bundle")))
-    out.print(str(write_report(load_summary(folder), folder)), soft_wrap=True)
+        from mmcompress.report.measured import adopt
+
+        page = adopt(Path(folder), Path(measured))
+    else:
+        page = write_report(load_summary(folder), folder)
+    out.print(str(page), soft_wrap=True)
 
 
 @click.command()

@@ -1,12 +1,15 @@
 """A run as a Ray job: the same command, on a cluster.
 
-The package travels with the job, so the cluster needs only its dependencies.
+The package travels with the job, and so do modules that models of the user's own come from; the cluster needs only what
+they depend on.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import shlex
 import shutil
+import sysconfig
 import tempfile
 import time
 from collections.abc import Callable
@@ -18,6 +21,30 @@ import yaml
 from mmcompress.errors import ClusterError, MissingPackage, SpecError
 
 PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def own_modules(spec: dict[str, Any]) -> list[Path]:
+    """Files and folders of the modules that `python:` sources name, but for installed ones. Raises `SpecError`."""
+    installed = [Path(sysconfig.get_path(k)).resolve() for k in ("purelib", "platlib")]
+    found: dict[str, Path] = {}
+    for node in spec["nodes"].values():
+        kind, _, name = str(node.get("source", "")).partition(":")
+        if kind != "python":
+            continue
+        top = name.partition(":")[0].partition(".")[0]
+        here = Path.cwd() / top
+        place = next((p for p in (here, here.with_suffix(".py")) if p.exists()), None)
+        if place is None:
+            try:
+                known = importlib.util.find_spec(top)
+            except ValueError:
+                known = None
+            if known is None or not known.origin:
+                raise SpecError(f"source '{node['source']}': no module '{top}' here to send along")
+            place = Path(known.origin).parent if known.submodule_search_locations else Path(known.origin)
+        if not any(place.resolve().is_relative_to(at) for at in installed):
+            found[top] = place
+    return list(found.values())
 
 
 def submit_run(
@@ -49,6 +76,11 @@ def submit_run(
             shutil.copy(readings, Path(work) / "device.json")
             spec = {**spec, "measure": {**measure, "device": "device.json"}}
             (Path(work) / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+        for place in own_modules(spec):
+            if place.is_dir():
+                shutil.copytree(place, Path(work) / place.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+            else:
+                shutil.copy(place, work)
         command = ["run", "spec.yaml", "--out", str(target)]
         shutil.copy(space, Path(work) / "space.yaml")
         command += ["--space", "space.yaml", *(["--resume"] if resume else [])]

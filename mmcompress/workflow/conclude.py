@@ -5,9 +5,23 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from mmcompress.records import Candidate, Latency, Proof, Summary, plain, read, write
+from mmcompress.records import (
+    Candidate,
+    Kept,
+    Latency,
+    Proof,
+    SearchResult,
+    Side,
+    Summary,
+    Target,
+    Trial,
+    plain,
+    read,
+    write,
+)
 from mmcompress.workflow.dense import Profile, spared_blocks
 from mmcompress.workflow.fit import Fitted
 from mmcompress.workflow.make import Counts
@@ -16,19 +30,17 @@ from mmcompress.workflow.state import Run
 
 def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: list[Proof]) -> Summary:
     """Measure both bundles interleaved, judge both on the full test split, and put everything in one record."""
-    from mmcompress.measure.footprint import memory_mb, peak_mb
+    from mmcompress.measure.footprint import peak_mb
     from mmcompress.measure.machine import commit, cpu, versions
     from mmcompress.measure.predict import Predictor
     from mmcompress.metrics.pairs import retained
     from mmcompress.prune.allocation import ratios
-    from mmcompress.records import Target
-    from mmcompress.report.assemble import search_result, side, unmet, warnings
+    from mmcompress.report.assemble import warnings
+    from mmcompress.report.measured import kept
     from mmcompress.runtime import load as load_bundle
-    from mmcompress.search.study import failures, finished, open_study
 
     spec, c = r.spec, fitted.candidate
-    bundles = {"baseline": r.shared / "baseline", "compressed": r.folder / "bundle"}
-    pipelines = {k: load_bundle(f, spec.measure.threads) for k, f in bundles.items()}
+    pipelines = {k: load_bundle(f, spec.measure.threads) for k, f in _bundles(r).items()}
     predict = replace(
         read(Predictor, r.shared / "predictor.json"), correction=fitted.correction, spared=spared_blocks(r)
     )
@@ -38,66 +50,96 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
         quality, samples = _judge(r, pipelines, "test")
         extra = {split: _judge(r, pipelines, split)[0] for split in spec.data.report}
     del pipelines  # of large models: another process is about to load them again
-    memory = lambda b: memory_mb(b) if spec.measure.memory or spec.limits.memory_mb is not None else 0.0
-    sides = {}
-    for key, bundle in bundles.items():
-        kept = c.kept if key == "compressed" else {n: {} for n in r.models}
-        sizes = counts if key == "compressed" else {n: (dense.params[n], dense.macs[n], 0.0) for n in dense.params}
-        one = lambda n, crossing, k=kept: ratios({n: k[n]}, r.blocks, r.cross, crossing)  # type: ignore[misc]
-        share = {n: (one(n, False), one(n, True)) for n in r.models}
-        sides[key] = side(spec, bundle, measured[key], quality[key], sizes, share, memory(bundle))
-    goal, p50 = r.goal, measured["compressed"].latency.p50
-    target_ms = goal.milliseconds(measured["baseline"].latency)
-    over = unmet(spec, goal, target_ms, sides["compressed"])
-    study = open_study(r.folder / "study.journal", spec.seed)
-    unique = {t.candidate.key(): t for t in reversed(finished(study))}
+    sides = _sides(r, c, dense, counts, measured, quality)
+    target_ms = r.goal.milliseconds(measured["baseline"].latency)
     pace = target_ms / fitted.target_ms  # the machine may be slower or faster now than when it was profiled
-    trials = [replace(t, latency_ms=pace * predict(t.candidate)) for t in reversed(unique.values())]
-    result = search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
+    trials, result = _trials(r, predict, target_ms, pace)
     r.timings["total"] = sum(v for k, v in r.timings.items() if k != "total")
     summary = Summary(
-        spec.name,
-        Target(
-            target_ms,
-            getattr(measured["baseline"].latency, goal.statistic) / target_ms,
-            not over,
-            spec.target,
-            goal.statistic,
-            pace * fitted.floor_ms,
-            pace * fitted.fixed_ms,
-            target_ms if goal.statistic == "p50" else None,
-            over,
-        ),
-        sides["baseline"],
-        sides["compressed"],
-        measured["baseline"].latency.p50 / p50,
-        retained(quality["baseline"], quality["compressed"]),
-        pace * fitted.predicted_ms,
-        ratios(c.kept, r.blocks, r.cross, False) or 0.0,
-        ratios(c.kept, r.blocks, r.cross, True),
-        c.kept,
-        r.blocks,
-        r.cross,
-        tuple(proofs),
-        result,
-        tuple(trials),
-        (),
-        dict(r.timings),
-        plain(spec),
-        versions(),
-        r.away.cpu if r.away else cpu(),
-        spec.seed,
-        commit(),
-        "mmcompress " + " ".join(sys.argv[1:]),
-        r.device,
-        peak_mb(),
-        losses(r),
-        tuple(samples),
-        extra,
+        pipeline=spec.name,
+        target=_target(r, fitted, measured["baseline"].latency, sides["compressed"], target_ms, pace),
+        baseline=sides["baseline"],
+        compressed=sides["compressed"],
+        speedup=measured["baseline"].latency.p50 / measured["compressed"].latency.p50,
+        quality_retained=retained(quality["baseline"], quality["compressed"]),
+        predicted_latency_ms_p50=pace * fitted.predicted_ms,
+        unimodal_ratio=ratios(c.kept, r.blocks, r.cross, False) or 0.0,
+        cross_modal_ratio=ratios(c.kept, r.blocks, r.cross, True),
+        kept=c.kept,
+        blocks=r.blocks,
+        modality=r.cross,
+        proofs=tuple(proofs),
+        search=result,
+        trials=trials,
+        warnings=(),
+        timings=dict(r.timings),
+        settings=plain(spec),
+        versions=versions(),
+        cpu=r.away.cpu if r.away else cpu(),
+        seed=spec.seed,
+        commit=commit(),
+        command="mmcompress " + " ".join(sys.argv[1:]),
+        device=r.device,
+        peak_mb=peak_mb(),
+        losses=losses(r),
+        samples=tuple(samples),
+        quality_extra=extra,
     )
-    summary = replace(summary, warnings=warnings(summary, fitted.attempts))
+    summary = kept(replace(summary, warnings=warnings(summary, fitted.attempts)), r.folder)
     write(r.folder / "summary.json", summary)
     return summary
+
+
+def _bundles(r: Run) -> dict[str, Path]:
+    return {"baseline": r.shared / "baseline", "compressed": r.folder / "bundle"}
+
+
+def _sides(
+    r: Run, c: Candidate, dense: Profile, counts: Counts, measured: dict[str, Any], quality: dict[str, Any]
+) -> dict[str, Side]:
+    """Each bundle with its latency, quality, sizes and memory."""
+    from mmcompress.measure.footprint import memory_mb
+    from mmcompress.prune.allocation import ratios
+    from mmcompress.report.assemble import side
+
+    sizes = {"baseline": {n: (dense.params[n], dense.macs[n], 0.0) for n in dense.params}, "compressed": counts}
+    kept: dict[str, dict[str, Kept]] = {"baseline": {n: {} for n in r.models}, "compressed": c.kept}
+    of = lambda k, n, crossing: ratios({n: kept[k][n]}, r.blocks, r.cross, crossing)
+    asked = r.spec.measure.memory or r.spec.limits.memory_mb is not None
+    found = {}
+    for k, bundle in _bundles(r).items():
+        shares = {n: (of(k, n, False), of(k, n, True)) for n in r.models}
+        memory = memory_mb(bundle) if asked else 0.0
+        found[k] = side(r.spec, bundle, measured[k], quality[k], sizes[k], shares, memory)
+    return found
+
+
+def _target(r: Run, fitted: Fitted, dense: Latency, compressed: Side, target_ms: float, pace: float) -> Target:
+    from mmcompress.report.assemble import unmet
+
+    over = unmet(r.spec, r.goal, target_ms, compressed)
+    return Target(
+        latency_ms=target_ms,
+        speedup=getattr(dense, r.goal.statistic) / target_ms,
+        met=not over,
+        asked=r.spec.target,
+        statistic=r.goal.statistic,
+        floor_ms=pace * fitted.floor_ms,
+        fixed_ms=pace * fitted.fixed_ms,
+        latency_ms_p50=target_ms if r.goal.statistic == "p50" else None,
+        unmet=over,
+    )
+
+
+def _trials(r: Run, predict: Any, target_ms: float, pace: float) -> tuple[tuple[Trial, ...], SearchResult]:
+    """Every architecture that was tried, once, at the predictor's last word on it."""
+    from mmcompress.report.assemble import search_result
+    from mmcompress.search.study import failures, finished, open_study
+
+    study = open_study(r.folder / "study.journal", r.spec.seed)
+    unique = {t.candidate.key(): t for t in reversed(finished(study))}
+    trials = tuple(replace(t, latency_ms=pace * predict(t.candidate)) for t in reversed(unique.values()))
+    return trials, search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
 
 
 def _latencies(r: Run, pipelines: dict[str, Any], predict: Any, c: Candidate) -> dict[str, Any]:

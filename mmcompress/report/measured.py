@@ -1,0 +1,48 @@
+"""Figures that another device measured of a finished run, in the place of predicted ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mmcompress.errors import DataError
+from mmcompress.measure.readings import Check
+from mmcompress.records import Summary, read, write
+from mmcompress.report import load_summary, write_report
+from mmcompress.report.assemble import remeasured
+from mmcompress.report.several import write_front
+from mmcompress.runtime.bundle import identity
+
+RECORD = "measured.json"
+
+
+def adopt(folder: Path, figures: Path) -> Path:
+    """Put the figures of a `device check` into a run folder: its summary, its report, and the front it is part of.
+
+    A copy stays there, so that going on with the run keeps them. Raises `DataError` for figures of another device or
+    of other bundles. Returns the report.
+    """
+    check = read(Check, figures)
+    summary = _with(load_summary(folder), check, folder)
+    write(folder / RECORD, check)
+    write(folder / "summary.json", summary)
+    front = folder.parent / "front.json"
+    if front.exists():
+        names = json.loads(front.read_text())
+        write_front({n: load_summary(folder.parent / n) for n in names}, folder.parent)
+    return write_report(summary, folder)
+
+
+def kept(summary: Summary, folder: Path) -> Summary:
+    """A summary with what was measured of these very bundles before, if anything was."""
+    if not (folder / RECORD).exists():
+        return summary
+    try:
+        return _with(summary, read(Check, folder / RECORD), folder)
+    except DataError:  # of the bundle that lay here before
+        return summary
+
+
+def _with(summary: Summary, check: Check, folder: Path) -> Summary:
+    dense = next((p for p in (folder / "baseline", folder.parent / "baseline") if p.exists()), folder)
+    return remeasured(summary, check, identity(dense), identity(folder / "bundle"))
