@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from mmcompress import workflow
@@ -190,3 +191,14 @@ def test_a_schedule_goes_by_rounds_and_is_proved_at_the_end(tiny, tmp_path, sche
     assert (tmp_path / "r" / "distill.json").exists() == (schedule == "rewind")
     again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     assert again.kept == s.kept and again.samples == s.samples
+
+
+def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
+    from mmcompress.workflow.fit import LEAST, MOST, margin
+
+    rng = np.random.default_rng(0)
+    assert margin([0.5] * 20) == LEAST
+    assert margin(list(rng.uniform(0.1, 0.9, 12))) == MOST
+    draws = rng.normal(0.5, 0.02, (2000, 50))
+    off = np.std(np.median(draws[::2], 1) / np.median(draws[1::2], 1))  # two measurements of fifty, one over the other
+    assert np.mean([margin(list(d)) for d in draws]) == pytest.approx(off, rel=0.15)

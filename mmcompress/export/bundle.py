@@ -42,12 +42,13 @@ def write_bundle(
     listed: Mapping[str, Sequence[str]] = MappingProxyType({}),
     calibration: Sequence[Any] = (),
     spared: Mapping[str, Collection[str]] = MappingProxyType({}),
+    aside: Path | None = None,
 ) -> list[Proof]:
     """Export, quantize where asked, prove, and write the manifest last. Returns the proofs, failed ones included.
 
     `listed`: the texts of every lookup; they are embedded by the text encoder as it will be deployed. `calibration`:
     inputs of the pipeline for static quantization; they pass through the compressed nodes before. `spared`: blocks by
-    node that stay in fp32.
+    node that stay in fp32. `aside`: a folder for the fp32 files of generators that are rounded.
     """
     new = folder.with_name(folder.name + ".new")
     shutil.rmtree(new, ignore_errors=True)
@@ -75,6 +76,9 @@ def write_bundle(
             if prove:
                 proofs += drift(name, chosen, files, small, model)
             for g, f in small.items():
+                if aside and node.kind == "text_decoder":
+                    (aside / name).mkdir(parents=True, exist_ok=True)
+                    files[g].replace(aside / name / files[g].name)
                 f.replace(files[g])
         config = dict(model.config)
         if model.tokenizer_json is not None:

@@ -28,8 +28,9 @@ from mmcompress.runtime.bundle import read_manifest
 from mmcompress.runtime.sessions import session
 from mmcompress.spec.schema import Spec
 
-SHARES = (1.0, 0.6, 0.3)
-"""Structures exported whole to calibrate a node: the share of units kept in every block."""
+SHARES, LARGE = (1.0, 0.6, 0.3), 20e6
+"""Structures exported whole to calibrate a node: the share of units kept in every block. The first and the last will do
+for a node of so many parameters, of which one export says as much as several of a small one."""
 
 
 def uniform(model: Model, share: float, cut: int = 0) -> Kept:
@@ -81,7 +82,8 @@ def exports(
     for n, m in models.items():
         cuts = plan.windows[n].cuts if n in plan.windows else ()
         middle = ((1.0, cuts[len(cuts) // 2]),) if cuts else ()
-        for i, (share, cut) in enumerate((*((s, 0) for s in SHARES), *middle)):
+        some = SHARES if params(m) < LARGE else (SHARES[0], SHARES[-1])
+        for i, (share, cut) in enumerate((*((s, 0) for s in some), *middle)):
             kept = uniform(m, share, cut)
             small = sliced(m, {b: torch.arange(k) for b, k in kept.items()})
             at, graphs = folder / "structures" / f"{n}-{i}", {}

@@ -15,7 +15,7 @@ from mmcompress.records import Candidate, Trial, build, plain
 from mmcompress.spec.schema import Spec, keys_of
 from mmcompress.workflow.state import Run, precisions_of
 
-AIM = 0.98
+AIM = 0.975
 """The share of the target that structures are searched for."""
 
 

@@ -104,8 +104,11 @@ def _profile(run: Run) -> Profile:
     )
 
 
-def generation_proofs(run: Run, models: dict[str, Any], bundle: Path) -> list[Proof]:
-    """Deployed generation against the library's own, for every generator, on real contexts."""
+def generation_proofs(run: Run, models: dict[str, Any], bundle: Path, aside: Path | None = None) -> list[Proof]:
+    """Deployed generation against the library's own, for every generator, on real contexts.
+
+    `aside`: fp32 files of what is rounded in the bundle. Rounding aside, the loop must be exact.
+    """
     from mmcompress.export.proofs import generation
 
     found: list[Proof] = []
@@ -114,7 +117,8 @@ def generation_proofs(run: Run, models: dict[str, Any], bundle: Path) -> list[Pr
     for node, kind in run.pipeline.kinds.items():
         if kind == "text_decoder":
             source = run.spec.nodes[node].inputs["context"].split(".")[0]
-            files = {f.stem: f for f in (bundle / node).glob("*.onnx")}
+            fp32 = aside / node if aside and (aside / node).exists() else bundle / node
+            files = {f.stem: f for f in fp32.glob("*.onnx")}
             found += generation(node, models[node], files, bundle / node, out[source]["tokens"])
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,8 +16,9 @@ from mmcompress.workflow.choose import AIM, chosen, floor, jury, problem, pruned
 from mmcompress.workflow.dense import REQUESTS, Profile
 from mmcompress.workflow.state import Run
 
-LOW, HIGH = 0.965, 0.993
-"""What measures between these shares of the target is accepted: faster, more was cut than needed."""
+WIDTH, LEAST, MOST = 0.03, 0.007, 0.03
+"""A structure is accepted that measures under its target by a margin, and not by more than `WIDTH` again: faster, more
+was cut than needed. The margin is what a measurement of so many samples may be off by, within these bounds."""
 ATTEMPTS = 5
 Propose = Callable[[Any, float, int], Trial | None]
 """(predictor, budget in ms, attempt) -> the structure to measure; over the budget where nothing lies within."""
@@ -76,8 +77,8 @@ def fit(
         measured, predict = _approach(run, ev, propose, predict, dense, target_ms, bias)
     if not measured:
         raise DataError("the search has no trial to choose from: every one failed (see study.journal)")
-    within = [m for m in measured if m.measured_ms <= target_ms * HIGH]
-    near = [m for m in within if m.measured_ms >= target_ms * LOW]
+    within = [m for m in measured if m.share(target_ms) <= m.high]
+    near = [m for m in within if m.share(target_ms) >= m.low]
     top = min(near or within, key=lambda m: m.trial.loss, default=min(measured, key=lambda m: m.measured_ms))
     p = problem(run, ev, predict, target_ms)
     attempts = tuple(
@@ -97,6 +98,19 @@ class Measured:
     trial: Trial
     predicted_ms: float
     measured_ms: float
+    margin: float
+    """See `WIDTH`."""
+
+    @property
+    def high(self) -> float:
+        return 1 - self.margin
+
+    @property
+    def low(self) -> float:
+        return self.high - WIDTH
+
+    def share(self, target_ms: float) -> float:
+        return self.measured_ms / target_ms
 
 
 def _approach(
@@ -111,19 +125,20 @@ def _approach(
             break
         predicted = predict(chosen.candidate)
         if run.away:  # this is not the device that the target is for
-            return [Measured(chosen, predicted, predicted)], predict
+            return [Measured(chosen, predicted, predicted, 0.0)], predict
         with run.timed("fit"):
             run.say("fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None)
-            measured = bias * _measure_structure(run, ev, chosen.candidate, dense, target_ms)
-        found.append(Measured(chosen, predicted, measured))
-        run.say("fit", f"measured {measured:.2f} ms, target {target_ms:.2f} ms", None)
-        if LOW * target_ms <= measured <= HIGH * target_ms:
+            ms, margin = _measure_structure(run, ev, chosen.candidate, dense, target_ms)
+        m = Measured(chosen, predicted, bias * ms, margin)
+        found.append(m)
+        run.say("fit", f"measured {m.measured_ms:.2f} ms, target {target_ms:.2f} ms, give or take {margin:.1%}", None)
+        if m.low <= m.share(target_ms) <= m.high:
             break
-        if max(measured, predicted) < LOW * target_ms:  # meant to be that fast: nothing slower is better
+        if max(m.measured_ms, predicted) < m.low * target_ms:  # meant to be that fast: nothing slower is better
             break
         if chosen.latency_ms > target_ms * AIM and attempt > 0:  # nothing is predicted to be fast enough
             break
-        residuals.append(predict.correction * measured / predicted)
+        residuals.append(predict.correction * m.measured_ms / predicted)
         # a mean: one measurement on a busy machine must not swing the search; the last ones are nearest to the target
         weights = [2.0**i for i in range(len(residuals))]
         mean = sum(w * math.log(r) for w, r in zip(weights, residuals, strict=True)) / sum(weights)
@@ -131,8 +146,12 @@ def _approach(
     return found, predict
 
 
-def _measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile, target_ms: float) -> float:
-    """Milliseconds of a whole export, to compare with the target; it and the dense pipeline are sent the same requests.
+def _measure_structure(
+    run: Run, ev: Any, candidate: Candidate, dense: Profile, target_ms: float
+) -> tuple[float, float]:
+    """Milliseconds of a whole export, to compare with the target, and the margin it needs (see `WIDTH`).
+
+    It and the dense pipeline are sent the same requests.
 
     Both write what the dense pipeline does: before distillation a generator may ramble, and that is not a slower
     structure. A node over a limit of its own counts as a pipeline over its target by as much.
@@ -152,11 +171,20 @@ def _measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile, 
     found = end_to_end(pair, requests, run.spec.measure.warmup, rounds, dense.said, SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
     new, old, statistic = found["new"], found["dense"], run.goal.statistic
+    shares = [a / b for a, b in zip(new.samples, old.samples, strict=True)]
     ms = float(getattr(new.latency, statistic))
     if run.goal.kind == "speedup":  # a machine that is slower now is slower for both
         share = ms / getattr(old.latency, statistic)
         if statistic == "p50":
-            share = statistics.median(a / b for a, b in zip(new.samples, old.samples, strict=True))
+            share = statistics.median(shares)
         ms = share * getattr(dense.latency_ms, statistic)
     over = [new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()]
-    return max([ms, *(target_ms * o for o in over)])
+    return max([ms, *(target_ms * o for o in over)]), margin(shares)
+
+
+def margin(shares: Sequence[float]) -> float:
+    """What the median of so many ratios may be off by from that of as many others: sqrt(2) standard errors, from their
+    interquartile range."""
+    low, _, high = statistics.quantiles(shares, n=4)
+    error = 1.253 * (high - low) / 1.349 / math.sqrt(len(shares)) / statistics.median(shares)
+    return min(max(math.sqrt(2) * error, LEAST), MOST)

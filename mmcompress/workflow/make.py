@@ -40,11 +40,10 @@ def compress(run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = 
         require(proofs)
     with run.timed("export"):
         run.say("export", "ONNX, rounding, proofs", None)
-        found = run.bundle(models, c.precision, c.kept, run.folder / "bundle", spared=spared(ev, c))
-        if all(p == "fp32" for p in c.precision.values()):
-            found += generation_proofs(run, models, run.folder / "bundle")
-        else:
-            found += _fp32_generation(run, models)
+        bundle, aside = run.folder / "bundle", run.folder / "scratch"
+        found = run.bundle(models, c.precision, c.kept, bundle, spared=spared(ev, c), aside=aside)
+        found += generation_proofs(run, models, bundle, aside)
+        shutil.rmtree(aside, ignore_errors=True)
         proofs += require(found)
     steps = decode_steps(run.spec, dense.calls)
     counts = {n: (*count(m, steps[n], run.spec.nodes[n].candidates), sparsity(m)) for n, m in models.items()}
@@ -161,20 +160,6 @@ def _forget_(models: dict[str, Any], seed: int) -> None:
             p.data = torch.randn(p.shape, generator=g) * p[0].numel() ** -0.5
         else:
             p.data.fill_(1.0 if name.endswith("weight") else 0.0)
-
-
-def _fp32_generation(run: Run, models: dict[str, Any]) -> list[Proof]:
-    """Generation of the compressed structure at fp32: int8 rounding aside, the loop must be exact."""
-    from mmcompress.export.onnx import export_node
-
-    folder = run.folder / "scratch"
-    for node, kind in run.pipeline.kinds.items():
-        if kind == "text_decoder":
-            export_node(models[node], folder / node)
-            (folder / node / "tokenizer.json").write_text(models[node].tokenizer_json)
-    found = generation_proofs(run, models, folder)
-    shutil.rmtree(folder, ignore_errors=True)
-    return found
 
 
 def _random_units(run: Run) -> dict[str, dict[str, Any]]:

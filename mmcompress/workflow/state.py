@@ -67,13 +67,14 @@ class Run:
         folder: Path,
         prove: bool = True,
         spared: Mapping[str, Collection[str]] = MappingProxyType({}),
+        aside: Path | None = None,
     ) -> list[Proof]:
-        """Write a bundle of given models; returns its proofs. `spared`: blocks that stay in fp32."""
+        """Write a bundle of given models; returns its proofs. `spared`, `aside`: see `write_bundle`."""
         from mmcompress.export.bundle import write_bundle
 
         static = any(p == "int8_static" for p in precision.values())
         given = self.data.load("train", min(self.spec.data.calibration, STATIC)).inputs if static else ()
-        return write_bundle(self.spec, models, precision, kept, folder, prove, self.listed, given, spared)
+        return write_bundle(self.spec, models, precision, kept, folder, prove, self.listed, given, spared, aside)
 
     @cached_property
     def away(self) -> Any:
