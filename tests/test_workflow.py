@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -202,3 +203,23 @@ def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
     draws = rng.normal(0.5, 0.02, (2000, 50))
     off = np.std(np.median(draws[::2], 1) / np.median(draws[1::2], 1))  # two measurements of fifty, one over the other
     assert np.mean([margin(list(d)) for d in draws]) == pytest.approx(off, rel=0.15)
+
+
+@pytest.mark.parametrize(("shares", "made"), [((1.02, 0.98), 2), ((1.02, 1.01, 0.9), 2), ((0.9, 0.98), 1), ((1.0,), 1)])
+def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monkeypatch, shares, made):
+    ns, found = SimpleNamespace, []
+
+    def summarize(*_):
+        share = shares[len(found)]
+        target = ns(latency_ms=1.0, statistic="p50", floor_ms=0.1, met=share <= 1)
+        found.append(ns(target=target, compressed=ns(latency_ms=ns(p50=share)), quality_retained=1.0))
+        return found[-1]
+
+    fitted = ns(predicted_ms=0.97, measured_ms=0.97, target_ms=1.0)
+    for name, stub in (("fit", lambda *_: fitted), ("compress", lambda *_: ()), ("summarize", summarize)):
+        monkeypatch.setattr(workflow, name, stub)
+    monkeypatch.setattr(workflow, "read", lambda *_: found[0])
+    monkeypatch.setattr("mmcompress.report.write_report", lambda *_: None)
+    run = ns(folder=tmp_path, spec=ns(search=ns(rounds=1)), say=lambda *_: None)
+    best = workflow._reach(run, None, None, None)
+    assert len(found) == made and best is min(found, key=lambda s: s.compressed.latency_ms.p50)

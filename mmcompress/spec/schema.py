@@ -145,7 +145,8 @@ class Search:
     """Trials within the budget that are judged on more pairs (`data.finals`) before one is chosen."""
     retries: int = field(default=1, metadata=_within(0, 10))
     rounds: int = field(default=2, metadata=_within(1, 10))
-    """How often at most a structure is made: again when the finished artifact misses, or lies 5 % under the target."""
+    """How often at most a structure is made: again when the finished artifact lies 5 % under the target, or misses it;
+    a miss is tried again once even where this is 1."""
 
 
 @dataclass(frozen=True)
