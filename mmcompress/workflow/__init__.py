@@ -10,6 +10,7 @@ Several targets share profile, predictor and evidence; the rest has a folder for
 from __future__ import annotations
 
 import shutil
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -75,14 +76,13 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     bias, kept = 1.0, r.folder / "earlier"
     finished = (r.folder / "summary.json").exists() and not kept.exists()
     rounds = r.spec.search.rounds
-    for done in range(1, 2 if finished else max(rounds, 2) + 1):
+    for done in count(1):
         fitted = fit(r, ev, predict, dense, bias)
         summary = summarize(r, fitted, dense, *compress(r, ev, fitted, dense))
         reached, meant = _share(summary), fitted.predicted_ms / fitted.target_ms
         out_of_reach = reached > 1 and summary.target.floor_ms > summary.target.latency_ms
-        if NEAR <= reached <= 1 or max(reached, meant) < NEAR or out_of_reach:
-            break
-        if done >= (rounds if reached <= 1 else max(rounds, 2)) or finished:  # a miss is always tried once more
+        tries = 1 if finished else rounds if reached <= 1 else max(rounds, 2)  # a miss is always tried once more
+        if NEAR <= reached <= 1 or max(reached, meant) < NEAR or out_of_reach or done >= tries:
             break
         bias *= reached / (fitted.measured_ms / fitted.target_ms)
         r.say("fit", f"the finished artifact lies at {reached:.1%} of its target: once more", None)

@@ -41,7 +41,7 @@ class Profile:
     proofs: tuple[Proof, ...]
     device: str
     """Fingerprint of the device that the latencies are of."""
-    said: tuple[Script, ...] = ()
+    said: tuple[Script, ...]
     """What it writes of the requests it was measured with."""
 
 

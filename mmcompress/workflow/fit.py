@@ -151,10 +151,9 @@ def _measure_structure(
 ) -> tuple[float, float]:
     """Milliseconds of a whole export, to compare with the target, and the margin it needs (see `WIDTH`).
 
-    It and the dense pipeline are sent the same requests.
-
-    Both write what the dense pipeline does: before distillation a generator may ramble, and that is not a slower
-    structure. A node over a limit of its own counts as a pipeline over its target by as much.
+    It and the dense pipeline are sent the same requests, and both write what the dense one does: before distillation a
+    generator may ramble, and that is not a slower structure. A node over a limit of its own counts as a pipeline over
+    its target by as much.
     """
     from mmcompress.measure.latency import SECONDS, end_to_end
     from mmcompress.measure.readings import few
