@@ -18,6 +18,7 @@ import torch
 
 from mmcompress.data import open_dataset
 from mmcompress.metrics.pairs import Answers, judge
+from mmcompress.metrics.tally import quality
 from mmcompress.models.sources import locate
 from mmcompress.records import read
 from mmcompress.runtime import load
@@ -83,7 +84,7 @@ def main() -> int:
                     kept.append(tokenizer.decode(ids))
     print(f"{same} of {total} clips: the library's tokens exactly")
     for who, kept in zip(("deployed", "library"), texts, strict=True):
-        q = judge(Answers(tuple(kept), tuple(said)), ["wer"])["wer"]
+        q = quality(judge(Answers(tuple(kept), tuple(said)), ["wer"])["wer"])
         print(f"{who}: WER {q.value:.2%} ({q.low:.2%} - {q.high:.2%}) on {q.n} test clips")
     return int(wrong > 0)
 

@@ -105,11 +105,11 @@ def plain(obj: Any) -> Any:
     return obj
 
 
-def write(path: Path, obj: Any) -> Path:
+def write(path: Path, obj: Any, indent: int | None = 1) -> Path:
     """Write a record as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(plain(obj), indent=1) + "\n")
+    new.write_text(json.dumps(plain(obj), indent=indent) + "\n")
     new.replace(path)
     return path
 
@@ -233,6 +233,19 @@ class Trial:
     quality: dict[str, float]
     seconds: float
     worker: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A structure that was exported and measured before anything was trained."""
+
+    predicted_ms: float
+    measured_ms: float
+    target_ms: float
+    margin: float = 0.0
+    """What the measurement may be off by."""
+    nodes: dict[str, float] = field(default_factory=dict)
+    """p50 of each node over that of the dense one beside it."""
 
 
 @dataclass(frozen=True)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from mmcompress.errors import SpecError
+from mmcompress.metrics.tally import Tally, gap, verdict
 from mmcompress.prune.allocation import steps
-from mmcompress.records import Quality
-from mmcompress.workflow.ablate import CLAIMS, ablate, cells, verdict
+from mmcompress.workflow.ablate import CLAIMS, ablate, cells
 from mmcompress.workflow.compare import compare
 from mmcompress.workflow.methods import METHODS
 
@@ -38,6 +38,11 @@ def test_every_method_leaves_a_summary_and_a_row(compared):
     for name in found:
         assert all(p.passed for p in found[name].proofs) and name in (folder / "compare.html").read_text()
         assert f"| {name} |" in (folder / "compare.md").read_text()
+    said = json.loads((folder / "uniform" / "outcomes.json").read_text())
+    for side in ("baseline", "compressed"):
+        for metric, q in getattr(found["uniform"], side).quality.items():
+            assert sum(said[side][metric]["hits"]) / q.n == pytest.approx(q.value)
+    assert "The search keeps more than 'uniform': **" in (folder / "compare.md").read_text()
 
 
 def test_methods_are_what_they_say(compared):
@@ -91,16 +96,30 @@ def test_every_claim_names_cells_that_are_made(spec):
     assert all(order.index(c.like) < order.index(c.folder) for c in cells(spec) if c.like)
 
 
-def test_a_verdict_needs_more_than_its_interval(compared):
-    _, found = compared
-    s = found["searched"]
-    at = lambda v, half, error=False: replace(
-        s, compressed=replace(s.compressed, quality={"m": Quality(v, v - half, v + half, 100, error)})
-    )
-    assert verdict([at(0.9, 0.02)], [at(0.8, 0.02)])[0] == "supported"
-    assert verdict([at(0.8, 0.02)], [at(0.9, 0.02)])[0] == "not supported"
-    assert verdict([at(0.81, 0.02)], [at(0.8, 0.02)])[0] == "undecided at this n"
-    assert verdict([at(0.1, 0.02, True)], [at(0.2, 0.02, True)])[0] == "supported"
+def test_a_verdict_needs_more_than_its_interval():
+    right = lambda share, error=False: [{"m": Tally(tuple(float(i < 100 * share) for i in range(100)), error=error)}]
+    assert verdict(right(0.9), right(0.8))[0] == "supported"
+    assert verdict(right(0.8), right(0.9))[0] == "not supported"
+    assert verdict(right(0.81), right(0.8))[0] == "undecided at this n"
+    assert verdict(right(0.8), right(0.8)) == ("undecided at this n", 0.0, 0.0)
+    assert verdict(right(0.1, True), right(0.2, True))[0] == "supported"
+
+
+def test_a_gap_is_paired_and_metrics_are_drawn_together():
+    rng = np.random.default_rng(1)
+    base = rng.random(1000) < 0.9
+    other = base.copy()
+    other[rng.choice(np.flatnonzero(base), 15, replace=False)] = False
+    tally = lambda x: Tally(tuple(map(float, x)))
+    one, two = [{"a": tally(base)}], [{"a": tally(other)}]
+    found, half = gap(one, two)
+    assert found == pytest.approx(0.015) and half == pytest.approx(1.96 * np.sqrt(0.015 * 0.985 / 1000), rel=0.1)
+    twice = gap([{"a": tally(base), "b": tally(base)}], [{"a": tally(other), "b": tally(other)}])
+    assert twice == pytest.approx((found, half))  # the same metric twice tells nothing more
+    mean = gap([{"a": tally(base)}, {"a": tally(other)}], two)
+    assert mean[0] == pytest.approx(found / 2)
+    words = [{"wer": Tally((1.0, 0.0), (10.0, 10.0), error=True)}]
+    assert gap(words, [{"wer": Tally((3.0, 0.0), (10.0, 10.0), error=True)}])[0] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("name", ["knapsack", "separate"])

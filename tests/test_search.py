@@ -67,7 +67,7 @@ def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, r
     book = study.open_study(path, 0, sampler)
     executor = executor or InlineExecutor(None)
     effort = study.Effort(trials, mutations, workers, retries)
-    return study.run(book, problem(), executor, evaluate, [], list(seeds), effort, 0)
+    return study.run(book, problem(), executor, evaluate, [], [("knapsack", c) for c in seeds], effort, 0)
 
 
 def test_prediction_is_the_sum_along_the_pipeline():
@@ -252,6 +252,20 @@ def test_trim_cuts_to_the_budget_where_it_costs_least():
     assert cheap and p.predict(cheap) <= 2.5
     assert sum(cheap.kept["b"].values()) < sum(cheap.kept["a"].values()) == 128
     assert moves.trim(problem(0.1), dense, lambda n, b, k: 1.0) is None
+
+
+def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():
+    p = problem(2.5)
+    p.choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
+    small = Candidate({n: dict.fromkeys(("0", "1"), 16) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
+    worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
+    rounding = {n: {"fp32": 0.0, "int8": 1e-6} for n in BLOCKS}
+    grown = moves.fill(p, small, worth, rounding)
+    assert 0.9 * 2.5 <= p.predict(grown) <= 2.5
+    assert grown.kept["a"] == {"0": 64, "1": 64} and all(k >= 16 for k in grown.kept["b"].values())
+    assert moves.fill(p, grown, worth, rounding) == grown
+    dear = {n: {"fp32": 0.0, "int8": 1e6} for n in BLOCKS}  # so much that it is undone first
+    assert set(moves.fill(p, small, worth, dear).precision.values()) == {"fp32"}
 
 
 @pytest.mark.parametrize(

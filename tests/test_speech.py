@@ -16,6 +16,7 @@ from mmcompress.data.speech_folder import SpeechFolder
 from mmcompress.errors import BundleError, DataError, ModelError, SpecError
 from mmcompress.metrics.pairs import Answers, retained
 from mmcompress.metrics.speech import normal, wer
+from mmcompress.metrics.tally import quality
 from mmcompress.records import Quality
 from mmcompress.runtime import load
 from mmcompress.runtime.audio import RATE, log_mel, open_audio, segments
@@ -192,7 +193,7 @@ def test_the_guard_ends_a_loop_and_says_so(beams):
 def test_word_errors_are_counted_over_all_clips():
     heard = ("It was 1455, don't you see?", "in the only sense")
     said = ("it was fourteen fifty-five do not you see", "In the only sense, with which")
-    found = wer(Answers(heard, said))["wer"]
+    found = quality(wer(Answers(heard, said))["wer"])
     assert found.error and found.n == 2
     assert found.value == pytest.approx(2 / (len(normal(said[0]).split()) + 6))
     assert normal(heard[0]) == normal(said[0])

@@ -22,7 +22,7 @@ def test_a_run_leaves_a_summary_a_report_and_a_bundle(run_folder):
     assert s.search.trials >= 4 and s.search.failed == 0
     assert set(s.compressed.quality) == {"image_to_text_r1", "text_to_image_r1", "caption_exact_match"}
     assert all(q.n == 24 for q in s.compressed.quality.values())
-    assert s.compressed.latency_ms.n == 8
+    assert 8 <= s.compressed.latency_ms.n <= 80
     assert s.speedup == pytest.approx(s.baseline.latency_ms.p50 / s.compressed.latency_ms.p50)
     assert s.target.met == (s.compressed.latency_ms.p50 <= s.target.latency_ms)
 

@@ -69,8 +69,10 @@ class EndToEnd:
     """What was written of each request, as far as all of them were sent."""
 
 
-SECONDS, LEAST = 30.0, 12
-"""How long a structure is measured, if that is enough for a dozen requests."""
+SECONDS, LEAST, MOST = 20.0, 12, 10
+"""How long two pipelines are compared, if that is enough for a dozen requests, or as many as the spec asks for; and no
+more than so many times as many. A busy machine slows a small model down more than a large one, for seconds at a time:
+many requests in a short while are no better than few."""
 
 
 def _generators(pipeline: Pipeline) -> dict[str, TextDecoder]:
@@ -84,10 +86,11 @@ def end_to_end(
     rounds: int,
     said: Sequence[Script] = (),
     seconds: float = float("inf"),
+    least: int = LEAST,
 ) -> dict[str, EndToEnd]:
     """Send the same requests to every pipeline in turn, the order alternating from round to round.
 
-    After so many `seconds` it ends with the rounds it has, 12 at least.
+    After so many `seconds` it ends with the rounds it has, `least` of them or more.
 
     With what is `said` (a script a request) every generator takes exactly so many steps, and what follows it reads just
     that: structures are compared, not what they say.
@@ -104,7 +107,7 @@ def end_to_end(
     for i in range(-warmup, rounds):
         if i == 0:
             before = {n: _calls(pipelines[n]) for n in names}
-        if i >= LEAST and time.perf_counter() - began > seconds:
+        if i >= least and time.perf_counter() - began > seconds:
             break
         for name in names if i % 2 else reversed(names):
             pipeline = pipelines[name]

@@ -122,7 +122,7 @@ def shares(
 
 
 def few(requests: Sequence[dict[str, Any]], said: Sequence[Script], dense_ms: float) -> list[dict[str, Any]]:
-    """As many of the requests as half a minute has room for, eight at least; of those whose answers are known."""
+    """As many of the requests as there is time for, eight at least; of those whose answers are known."""
     return list(requests[: min(len(said), max(8, int(SECONDS * 1e3 / dense_ms)))])
 
 

@@ -1,19 +1,17 @@
-"""Quality of a deployed pipeline over input-text pairs, with 95 % intervals."""
+"""Quality of a deployed pipeline over input-text pairs."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mmcompress.data.base import Pairs
+from mmcompress.metrics.tally import Tally
 from mmcompress.records import Quality
 from mmcompress.registry import METRICS
 from mmcompress.runtime.pipeline import Pipeline
-
-Z = 1.959964
 
 
 @dataclass(frozen=True)
@@ -34,22 +32,19 @@ class Answers:
     """The same of the dense pipeline; None: this is the dense one."""
 
 
-def proportion(right: np.ndarray) -> Quality:
-    """A share of n with Wilson's 95 % interval."""
-    n, p = len(right), float(np.mean(right))
-    middle = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-    half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-    return Quality(p, max(0.0, middle - half), min(1.0, middle + half), n)
+def share(right: np.ndarray | Sequence[bool]) -> Tally:
+    """A share of the inputs."""
+    return Tally(tuple(np.asarray(right, dtype=float).tolist()))
 
 
-def retrieval(a: Answers) -> dict[str, Quality]:
+def retrieval(a: Answers) -> dict[str, Tally]:
     """R@1 both ways; a caption that occurs twice counts as right for each of its images."""
     assert a.queries is not None and a.keys is not None
     sim = a.queries @ a.keys.T
     refs = np.array(a.references)
     return {
-        "image_to_text_r1": proportion(refs[sim.argmax(1)] == refs),
-        "text_to_image_r1": proportion(refs[sim.argmax(0)] == refs),
+        "image_to_text_r1": share(refs[sim.argmax(1)] == refs),
+        "text_to_image_r1": share(refs[sim.argmax(0)] == refs),
     }
 
 
@@ -57,29 +52,24 @@ def normal(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def caption(a: Answers) -> dict[str, Quality]:
+def caption(a: Answers) -> dict[str, Tally]:
     """Exact match of the caption the pipeline chose, case and spacing aside."""
     pairs = zip(a.texts, a.references, strict=True)
-    return {"caption_exact_match": proportion(np.array([normal(x) == normal(y) for x, y in pairs]))}
+    return {"caption_exact_match": share([normal(x) == normal(y) for x, y in pairs])}
 
 
-def endings(a: Answers) -> dict[str, Quality]:
+def endings(a: Answers) -> dict[str, Tally]:
     """Share of texts that end by their end token: not cut off at the longest length, nor for repeating themselves."""
-    return {"ends_by_itself": proportion(np.array([e == "end" for e in a.ended]))}
+    return {"ends_by_itself": share([e == "end" for e in a.ended])}
 
 
-def agreement(a: Answers) -> dict[str, Quality]:
+def agreement(a: Answers) -> dict[str, Tally]:
     """Share of inputs for which the text found is the one the dense pipeline finds."""
     theirs = (a.dense or a).answers
-    return {"agreement": proportion(np.array([x == y for x, y in zip(a.answers, theirs, strict=True)]))}
+    return {"agreement": share([x == y for x, y in zip(a.answers, theirs, strict=True)])}
 
 
-def ask(
-    pipeline: Pipeline,
-    pairs: Pairs,
-    progress: Callable[[float], None] = lambda share: None,
-    dense: Answers | None = None,
-) -> Answers:
+def ask(pipeline: Pipeline, pairs: Pairs, progress: Callable[[float], None] = lambda share: None) -> Answers:
     """Every input through the whole pipeline, one request each; the references through its text encoder."""
     kinds = {n: node["kind"] for n, node in pipeline.manifest["graph"]["nodes"].items()}
     first = lambda *wanted: next((n for n, k in kinds.items() if k in wanted), None)
@@ -96,7 +86,7 @@ def ask(
             queries.append(values[wires["query"].split(".")[0]]["embedding"][0])
         if i % 50 == 0:
             progress(i / len(pairs))
-    common = Answers(tuple(texts), pairs.texts, tuple(found), tuple(ended), dense=dense)
+    common = Answers(tuple(texts), pairs.texts, tuple(found), tuple(ended))
     if not compared:
         return common
     encoder = pipeline.nodes[wires["keys"].split(".")[0]]
@@ -104,9 +94,9 @@ def ask(
     return Answers(**{**vars(common), "queries": np.stack(queries), "keys": np.concatenate(keys)})
 
 
-def judge(answers: Answers, metrics: Sequence[str]) -> dict[str, Quality]:
+def judge(answers: Answers, metrics: Sequence[str]) -> dict[str, Tally]:
     """All metrics of a spec, by name of their figures."""
-    found: dict[str, Quality] = {}
+    found: dict[str, Tally] = {}
     for name in metrics:
         found |= METRICS.get(name)(answers)
     return found

@@ -5,13 +5,9 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-import numpy as np
-
 from mmcompress.errors import MissingPackage
 from mmcompress.metrics.pairs import Answers
-from mmcompress.records import Quality
-
-DRAWS = 2000
+from mmcompress.metrics.tally import Tally
 
 
 @lru_cache(maxsize=1)
@@ -41,10 +37,7 @@ def errors(heard: str, reference: str) -> tuple[int, int]:
     return found.substitutions + found.deletions + found.insertions, len(a.split())
 
 
-def wer(a: Answers) -> dict[str, Quality]:
-    """Errors over words of all clips together; 95 % interval by bootstrap over clips."""
-    wrong, words = np.array([errors(h, r) for h, r in zip(a.texts, a.references, strict=True)]).T
-    rate = lambda w, n: w.sum(-1) / np.maximum(n.sum(-1), 1)
-    draws = np.random.default_rng(0).integers(0, len(words), (DRAWS, len(words)))
-    low, high = np.percentile(rate(wrong[draws], words[draws]), (2.5, 97.5))
-    return {"wer": Quality(float(rate(wrong, words)), float(low), float(high), len(words), error=True)}
+def wer(a: Answers) -> dict[str, Tally]:
+    """Errors over words of all clips together."""
+    found = [errors(h, r) for h, r in zip(a.texts, a.references, strict=True)]
+    return {"wer": Tally(tuple(float(w) for w, _ in found), tuple(float(n) for _, n in found), error=True)}

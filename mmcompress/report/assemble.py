@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import DataError
-from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial, build
+from mmcompress.records import Attempt, Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial, build
 from mmcompress.runtime.bundle import read_manifest
 from mmcompress.spec.loader import Goal, parse_target
 from mmcompress.spec.schema import Spec
@@ -107,7 +107,7 @@ def _group_ratios(s: Summary) -> dict[tuple[str, str], list[float]]:
     return found
 
 
-def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, ...]:
+def warnings(s: Summary, attempts: Sequence[Attempt]) -> tuple[str, ...]:
     """What the reader should know before trusting or deploying the result, each with its reason."""
     out = []
     for name, q in s.compressed.quality.items():
@@ -140,7 +140,7 @@ def warnings(s: Summary, attempts: Sequence[Mapping[str, float]]) -> tuple[str, 
             f"only {s.baseline.model_share:.0%} of the dense request is spent inside models; compressing them "
             "can't shorten the rest"
         )
-    if attempts and abs(attempts[-1]["predicted_ms"] / attempts[-1]["measured_ms"] - 1) > 0.1:
+    if attempts and abs(attempts[-1].predicted_ms / attempts[-1].measured_ms - 1) > 0.1:
         out.append(
             "predicted and measured latency differ by more than 10 %: the device table may be stale or the machine busy"
         )

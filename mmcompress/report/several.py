@@ -31,19 +31,21 @@ def _pages(name: str, folder: Path, **values: Any) -> Path:
     return folder / f"{name}.html"
 
 
-def write_comparison(summaries: Mapping[str, Summary], about: Mapping[str, str], folder: Path) -> Path:
+Claims = Sequence[tuple[str, str, float, float]]
+"""(claim, verdict, gap, half its 95 % interval)."""
+
+
+def write_comparison(summaries: Mapping[str, Summary], about: Mapping[str, str], claims: Claims, folder: Path) -> Path:
     """Write `compare.json`, `.md` and `.html`; `summaries` and what they are, by method. Returns the page."""
     from mmcompress.report.charts import comparison
 
     write(folder / "compare.json", {name: row(s) for name, s in summaries.items()})
     one, chart = next(iter(summaries.values())), comparison(summaries)
-    return _pages("compare", folder, s=one, summaries=summaries, about=about, chart=chart)
+    return _pages("compare", folder, s=one, summaries=summaries, about=about, claims=claims, chart=chart)
 
 
-def write_ablation(
-    tables: Mapping[str, Mapping[str, Summary]], claims: Sequence[tuple[str, str, float, float]], folder: Path
-) -> Path:
-    """Write `ablation.json`, `.md` and `.html`: cells by table, and (claim, verdict, gap, half width)."""
+def write_ablation(tables: Mapping[str, Mapping[str, Summary]], claims: Claims, folder: Path) -> Path:
+    """Write `ablation.json`, `.md` and `.html`: cells by table, and what they say of each claim."""
     from mmcompress.report.charts import comparison
 
     write(folder / "ablation.json", {t: {name: row(s) for name, s in by.items()} for t, by in tables.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ from mmcompress.spec.schema import Dimension, Space
 Overrides = dict[str, Any]
 Resolve = Callable[[Overrides], Candidate]
 Predict = Callable[[Candidate], float]
+Damage = Callable[[str, str, int], float]
+"""(node, block, units kept) -> estimated damage."""
 MARGIN = 0.995
 """Proposals are scaled to this share of the budget."""
 
@@ -107,10 +109,9 @@ def best(trials: list[Trial], budget_ms: float) -> Trial | None:
     return min((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss, default=None)
 
 
-def trim(problem: Problem, candidate: Candidate, damage: Callable[[str, str, int], float]) -> Candidate | None:
+def trim(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate | None:
     """The candidate cut down to the budget, always where the least estimated damage is paid per millisecond."""
-    kept = {n: {b.name: candidate.kept[n].get(b.name, b.units) for b in bs} for n, bs in problem.blocks.items()}
-    now = Candidate(kept, candidate.precision)
+    now = _spelled(problem, candidate)
     latency = problem.predict(now)
     while latency > problem.budget_ms:
         best_price, pick = float("inf"), None
@@ -120,8 +121,7 @@ def trim(problem: Problem, candidate: Candidate, damage: Callable[[str, str, int
                 lower = [k for k in options if k <= now.kept[n][b.name] - max(b.step, b.units // 16)]
                 if not lower:
                     continue
-                cut = {**now.kept, n: {**now.kept[n], b.name: lower[-1]}}
-                new = Candidate(cut, now.precision)
+                new = _with(now, n, b.name, lower[-1])
                 saved = latency - problem.predict(new)
                 paid = damage(n, b.name, lower[-1]) - damage(n, b.name, now.kept[n][b.name])
                 if saved > 1e-6 and max(paid, 1e-6) / saved < best_price:
@@ -130,6 +130,55 @@ def trim(problem: Problem, candidate: Candidate, damage: Callable[[str, str, int
             return None
         now, latency = pick, problem.predict(pick)
     return now
+
+
+def fill(
+    problem: Problem, candidate: Candidate, damage: Damage, rounding: Mapping[str, Mapping[str, float]]
+) -> Candidate:
+    """The candidate grown up to the budget, always where the most estimated damage is undone per millisecond.
+
+    Units are given back, in large steps and then in small ones, or a node is left in a finer precision (`rounding`:
+    damage by node and precision).
+    """
+    now = _spelled(problem, candidate)
+    for share in (16, 0):
+        while (new := _grown(problem, now, damage, rounding, share)) is not None:
+            now = new
+    return now
+
+
+def _grown(
+    problem: Problem, now: Candidate, damage: Damage, rounding: Mapping[str, Mapping[str, float]], share: int
+) -> Candidate | None:
+    """The best next step up within the budget, of at least a `share`-th of a block's units; None: there is none."""
+    latency, worth, pick = problem.predict(now), 0.0, None
+    steps: list[tuple[float, Candidate]] = []
+    for n, bs in problem.blocks.items():
+        for b in bs:
+            have, least = now.kept[n][b.name], max(1, b.units // share if share else 1)
+            higher = [k for k in problem.choices.get(n, {}).get(b.name, ()) if k >= have + least]
+            if higher:
+                steps.append((damage(n, b.name, have) - damage(n, b.name, higher[0]), _with(now, n, b.name, higher[0])))
+        for p in problem.precisions.get(n, ()):
+            undone = rounding[n][now.precision[n]] - rounding[n][p]
+            if undone > 0:
+                steps.append((undone, Candidate(now.kept, {**now.precision, n: p})))
+    for undone, new in steps:
+        added = problem.predict(new) - latency
+        price = max(undone, 1e-9) / max(added, 1e-6)
+        if latency + added <= problem.budget_ms and price > worth:
+            worth, pick = price, new
+    return pick
+
+
+def _spelled(problem: Problem, c: Candidate) -> Candidate:
+    """The candidate with every block named."""
+    kept = {n: {b.name: c.kept[n].get(b.name, b.units) for b in bs} for n, bs in problem.blocks.items()}
+    return Candidate(kept, c.precision)
+
+
+def _with(c: Candidate, node: str, block: str, kept: int) -> Candidate:
+    return Candidate({**c.kept, node: {**c.kept[node], block: kept}}, c.precision)
 
 
 def mutate(problem: Problem, top: Trial | None, seen: Collection[str], rng: random.Random) -> Candidate | None:

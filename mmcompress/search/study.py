@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +23,8 @@ from mmcompress.spec.schema import Space
 Progress = Callable[[str, float], None]
 Evaluate = Callable[..., dict[str, Any]]
 """(context, candidate as plain data) -> {loss, quality, seconds, worker}; the executor supplies the context."""
+Seeds = Sequence[tuple[str, Candidate]]
+"""Candidates to judge as they are, each with where it comes from."""
 
 
 def _suggest(trial: Any, space: Space) -> Overrides:
@@ -153,7 +155,7 @@ class _Search:
         book: _Book,
         executor: Executor,
         evaluate: Evaluate,
-        seeds: list[Candidate],
+        seeds: Seeds,
         effort: Effort,
         seed: int,
         progress: Progress,
@@ -164,7 +166,7 @@ class _Search:
         unique = lambda origin: len({t.candidate.key() for t in before if t.origin == origin})
         self.sampled = unique("sampler") + failures(book.study, "sampler")
         self.mutated = unique("mutation") + failures(book.study, "mutation")
-        self.fixed = [c for c in seeds if c.key() not in book.by_key]
+        self.fixed = [(origin, c) for origin, c in seeds if c.key() not in book.by_key]
         left = max(effort.trials - self.sampled, 0) + max(effort.mutations - self.mutated, 0)
         self.total = max(1, len(self.fixed) + left)
         self.rng = random.Random(f"{seed}:{len(before)}")
@@ -189,7 +191,7 @@ class _Search:
     def propose(self) -> _Pending | None:
         """Seeds first, then the sampler, then mutations; None while those wait for what is running, or at the end."""
         if self.fixed:
-            return self.given("knapsack", self.fixed.pop(0))
+            return self.given(*self.fixed.pop(0))
         if self.sampled < self.effort.trials:
             self.sampled += 1
             return self.sample()
@@ -239,7 +241,7 @@ def run(
     executor: Executor,
     evaluate: Evaluate,
     starts: list[Overrides],
-    seeds: list[Candidate],
+    seeds: Seeds,
     effort: Effort,
     seed: int,
     progress: Progress = lambda what, share: None,

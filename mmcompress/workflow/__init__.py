@@ -27,7 +27,7 @@ __all__ = ["default_space", "open_run", "predictor", "profile", "run", "run_targ
 NEAR = 0.95
 """A finished artifact faster than this share of its target has lost more than it needed, unless it was meant to be:
 nothing slower within the target was better."""
-ARTIFACTS = ("bundle", "weights", "fitted.json", "distill.json", "summary.json")
+ARTIFACTS = ("bundle", "weights", "fitted.json", "distill.json", "outcomes.json", "summary.json")
 
 
 def run(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from mmcompress.errors import SpecError
-from mmcompress.records import Quality, Summary, build, plain, read, write
+from mmcompress.metrics.tally import Outcomes, verdict
+from mmcompress.records import Summary, build, plain, read, write
 from mmcompress.spec.schema import Spec, keys_of
 from mmcompress.workflow.compare import make
 from mmcompress.workflow.dense import Profile, one_target, predictor, prepared
@@ -147,25 +147,6 @@ CLAIMS = (
 )
 
 
-def verdict(better: list[Summary], worse: list[Summary]) -> tuple[str, float, float]:
-    """(supported, not supported or undecided; mean difference over the metrics; its 95 % half width).
-
-    Differences are of what is right (one minus an error rate), intervals those of independent samples: cautious, as
-    both sides answered the same inputs.
-    """
-    good = lambda q: 1 - q.value if q.error else q.value
-    error = lambda q: (q.high - q.low) / (2 * 1.959964)
-    names = list(better[0].compressed.quality)
-    gaps, variance = [], 0.0
-    for name in names:
-        a, b = ([s.compressed.quality[name] for s in side] for side in (better, worse))
-        mean: Callable[[list[Quality]], float] = lambda qs: sum(map(good, qs)) / len(qs)
-        gaps.append(mean(a) - mean(b))
-        variance += sum(error(q) ** 2 for q in a) / len(a) ** 2 + sum(error(q) ** 2 for q in b) / len(b) ** 2
-    gap, half = sum(gaps) / len(gaps), 1.959964 * math.sqrt(variance) / len(names)
-    return ("supported" if gap > half else "not supported" if gap < -half else "undecided at this n"), gap, half
-
-
 def ablate(
     spec_path: str | Path,
     out: str | Path,
@@ -188,7 +169,7 @@ def ablate(
     needed = {c.like for c in wanted}
     wanted = [c for c in every if c in wanted or c.folder in needed]
     dense, predict, ev = prepared(r)
-    found = {}
+    found: dict[str, Summary] = {}
     for i, c in enumerate(wanted):
         record = r.folder / c.folder / "summary.json"
         if not record.exists():
@@ -196,17 +177,26 @@ def ablate(
             run = replace(r, spec=_changed(r.spec, c.changes))
             make(run, c.folder, replace(c.method, like=c.like), predict, ev, dense)
         found[c.folder] = read(Summary, record)
+        _tell(r.folder, wanted, found)
+    return found
+
+
+def _tell(folder: Path, wanted: Sequence[Cell], found: Mapping[str, Summary]) -> None:
+    """Write the report of the cells that are done."""
     from mmcompress.report.several import write_ablation
 
-    rows = {t: {c.name: found[c.folder] for c in wanted if c.table == t} for t in known}
+    rows: dict[str, dict[str, Summary]] = {}
+    for c in wanted:
+        if c.folder in found:
+            rows.setdefault(c.table, {})[c.name] = found[c.folder]
+    said = {f: read(Outcomes, folder / f / "outcomes.json").compressed for f in found}
     claims = []
     for claim in CLAIMS:
         if all(f in found for f in (*claim.better, *claim.worse)):
-            sides = ([found[f] for f in side] for side in (claim.better, claim.worse))
+            sides = ([said[f] for f in side] for side in (claim.better, claim.worse))
             claims.append((claim.says, *verdict(*sides)))
-    write(r.folder / "claims.json", [dict(zip(("claim", "verdict", "gap", "half"), c, strict=True)) for c in claims])
-    write_ablation({t: by for t, by in rows.items() if by}, claims, r.folder)
-    return found
+    write(folder / "claims.json", [dict(zip(("claim", "verdict", "gap", "half"), c, strict=True)) for c in claims])
+    write_ablation(rows, claims, folder)
 
 
 def _changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:

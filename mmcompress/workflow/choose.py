@@ -17,6 +17,8 @@ from mmcompress.workflow.state import Run, precisions_of
 
 AIM = 0.975
 """The share of the target that structures are searched for."""
+FULL = 0.985
+"""A structure that takes less than this share of the budget is given units back until it does not."""
 
 
 def spared(ev: Any, c: Candidate) -> dict[str, tuple[str, ...]]:
@@ -147,9 +149,10 @@ def _choosing(run: Run) -> tuple[Any, Any]:
 def chosen(run: Run, who: Jury, trials: Sequence[Trial], budget_ms: float) -> Trial | None:
     """The trial within the budget that stands best on all pairs, with that loss: the first few are judged on more.
 
-    Where none is within the budget, the fastest. Raises `ClusterError` when a worker is gone.
+    Those that leave some of the budget unused are passed over: what was grown out of them is there. Where none is
+    within the budget, the fastest. Raises `ClusterError` when a worker is gone.
     """
-    within = sorted((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss)[: run.spec.search.finalists]
+    within = _finalists(run, trials, budget_ms, FULL) or _finalists(run, trials, budget_ms)
     if not within:
         return min(trials, key=lambda t: t.latency_ms, default=None)
     if who.again is None or len(within) == 1:
@@ -171,6 +174,12 @@ def chosen(run: Run, who: Jury, trials: Sequence[Trial], budget_ms: float) -> Tr
     return min(whole, key=lambda t: t.loss)
 
 
+def _finalists(run: Run, trials: Sequence[Trial], budget_ms: float, least: float = 0.0) -> list[Trial]:
+    """The best few that take at most the budget, and at least a share of it."""
+    within = (t for t in trials if least * budget_ms <= t.latency_ms <= budget_ms)
+    return sorted(within, key=lambda t: t.loss)[: run.spec.search.finalists]
+
+
 def search(
     run: Run, ev: Any, predict: Any, budget_ms: float, who: Jury, attempt: int = 0, blind: bool = False
 ) -> list[Trial]:
@@ -180,18 +189,25 @@ def search(
     p = problem(run, ev, predict, budget_ms)
     with run.timed("search"):
         book = study.open_study(run.folder / "study.journal", run.spec.seed, run.spec.search.sampler)
-        seeds = [] if blind else [c for _, c in splits(run, ev, predict, budget_ms * 0.995, p)[:4]]
-        seeds = seeds if blind or seeds else [floor(p, predict)]
-        starts = [moves.implied(p, c) for c in seeds[:3]] + ([] if blind else _plain_starts(run, p))
+        best = [] if blind else [c for _, c in splits(run, ev, predict, budget_ms * 0.995, p)[:4]]
+        best = best if blind or best else [floor(p, predict)]
+        starts = [moves.implied(p, c) for c in best[:3]] + ([] if blind else _plain_starts(run, p))
+        seeds = [("knapsack", c) for c in best]
+        damage = lambda n, b, k: float(ev.curves[n][b].at(k))
         if attempt and not blind:  # the best direction so far, to be scaled to the corrected budget
             known = sorted(study.finished(book), key=lambda t: t.loss)[:6]
             starts = [moves.implied(p, t.candidate) for t in known[:2]]
-            damage = lambda n, b, k: float(ev.curves[n][b].at(k))
-            seeds = [c for t in known if (c := moves.trim(p, t.candidate, damage))] + seeds[:1]
+            cut = [c for t in known if (c := moves.trim(p, t.candidate, damage))]
+            seeds = [("trimmed", c) for c in cut] + seeds[:1]
         s = run.spec.search
         more = study.Effort(s.trials + 10 * attempt, s.mutations + 8 * attempt, who.workers, s.retries)
         say = lambda what, share: run.say("search", what, share)
-        return study.run(book, p, who.executor, who.judge, starts, seeds, more, run.spec.seed, say)
+        trials = study.run(book, p, who.executor, who.judge, starts, seeds, more, run.spec.seed, say)
+        if blind:
+            return trials
+        wanting = [t.candidate for t in _finalists(run, trials, budget_ms) if t.latency_ms < FULL * budget_ms]
+        grown = [("filled", moves.fill(p, c, damage, ev.rounding)) for c in wanting]
+        return study.run(book, p, who.executor, who.judge, [], grown, more, run.spec.seed, say) if grown else trials
 
 
 def splits(

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import SpecError
+from mmcompress.metrics.tally import Outcomes, verdict
 from mmcompress.records import Candidate, Summary, read, write
 from mmcompress.registry import nearest
 from mmcompress.workflow.conclude import summarize
@@ -47,8 +48,15 @@ def compare(
         found[name] = read(Summary, record)
     from mmcompress.report.several import write_comparison
 
-    write_comparison(found, {n: METHODS[n].about for n in found}, r.folder)
+    write_comparison(found, {n: METHODS[n].about for n in found}, _claims(r, list(found)), r.folder)
     return found
+
+
+def _claims(r: Run, methods: Sequence[str]) -> list[tuple[str, str, float, float]]:
+    """Of every other method, whether the search keeps more: (claim, verdict, gap, half width)."""
+    said = {name: [read(Outcomes, r.folder / name / "outcomes.json").compressed] for name in methods}
+    others = [name for name in methods if name != "searched" and "searched" in said]
+    return [(f"The search keeps more than '{name}'", *verdict(said["searched"], said[name])) for name in others]
 
 
 def make(r: Run, name: str, method: Method, predict: Any, ev: Any, dense: Profile) -> None:
@@ -56,7 +64,7 @@ def make(r: Run, name: str, method: Method, predict: Any, ev: Any, dense: Profil
     folder = r.folder / name
     record = folder / "timings.json"
     timings = json.loads(record.read_text()) if record.exists() else {}
-    spec = r.spec
+    spec = replace(r.spec, data=replace(r.spec.data, report=()))
     if not method.train:
         spec = replace(spec, distill=replace(spec.distill, steps=0))
     if method.importance:

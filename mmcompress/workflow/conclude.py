@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from mmcompress.metrics.tally import Tally, quality
 from mmcompress.records import (
     Candidate,
     Kept,
     Latency,
     Proof,
+    Quality,
     SearchResult,
     Side,
     Summary,
@@ -22,7 +25,7 @@ from mmcompress.records import (
     read,
     write,
 )
-from mmcompress.workflow.dense import Profile, spared_blocks
+from mmcompress.workflow.dense import REQUESTS, Profile, spared_blocks
 from mmcompress.workflow.fit import Fitted
 from mmcompress.workflow.make import Counts
 from mmcompress.workflow.state import Run
@@ -47,10 +50,11 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
     with r.timed("measure"):
         measured = _latencies(r, pipelines, predict, c)
     with r.timed("judge"):
-        quality, samples = _judge(r, pipelines, "test")
-        extra = {split: _judge(r, pipelines, split)[0] for split in spec.data.report}
+        said = _judge(r, pipelines, "test")
+        figures = _figures(said)
+        extra = {split: _figures(_judge(r, pipelines, split)) for split in spec.data.report}
     del pipelines  # of large models: another process is about to load them again
-    sides = _sides(r, c, dense, counts, measured, quality)
+    sides = _sides(r, c, dense, counts, measured, figures)
     target_ms = r.goal.milliseconds(measured["baseline"].latency)
     pace = target_ms / fitted.target_ms  # the machine may be slower or faster now than when it was profiled
     trials, result = _trials(r, predict, target_ms, pace)
@@ -61,7 +65,7 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
         baseline=sides["baseline"],
         compressed=sides["compressed"],
         speedup=measured["baseline"].latency.p50 / measured["compressed"].latency.p50,
-        quality_retained=retained(quality["baseline"], quality["compressed"]),
+        quality_retained=retained(figures["baseline"], figures["compressed"]),
         predicted_latency_ms_p50=pace * fitted.predicted_ms,
         unimodal_ratio=ratios(c.kept, r.blocks, r.cross, False) or 0.0,
         cross_modal_ratio=ratios(c.kept, r.blocks, r.cross, True),
@@ -82,9 +86,10 @@ def summarize(r: Run, fitted: Fitted, dense: Profile, counts: Counts, proofs: li
         device=r.device,
         peak_mb=peak_mb(),
         losses=losses(r),
-        samples=tuple(samples),
+        samples=_samples(r, said, "test"),
         quality_extra=extra,
     )
+    write(r.folder / "outcomes.json", {k: s.tallies for k, s in said.items()}, indent=None)
     summary = kept(replace(summary, warnings=warnings(summary, fitted.attempts)), r.folder)
     write(r.folder / "summary.json", summary)
     return summary
@@ -144,7 +149,7 @@ def _trials(r: Run, predict: Any, target_ms: float, pace: float) -> tuple[tuple[
 
 def _latencies(r: Run, pipelines: dict[str, Any], predict: Any, c: Candidate) -> dict[str, Any]:
     """Both sides measured in turn; for another device, what it measured and what is predicted for it."""
-    from mmcompress.measure.latency import end_to_end
+    from mmcompress.measure.latency import MOST, SECONDS, end_to_end
     from mmcompress.measure.readings import Measured
 
     if r.away:
@@ -153,7 +158,8 @@ def _latencies(r: Run, pipelines: dict[str, Any], predict: Any, c: Candidate) ->
         medians = replace(predict, correction=predict.correction * factor)
         return {"baseline": theirs, "compressed": _expected(medians, c, theirs)}
     r.say("measure", "baseline and compressed, interleaved", None)
-    found = end_to_end(pipelines, r.requests(64), r.spec.measure.warmup, r.spec.measure.rounds)
+    m = r.spec.measure
+    found = end_to_end(pipelines, r.requests(REQUESTS), m.warmup, MOST * m.rounds, (), SECONDS, m.rounds)
     return {k: Measured.of(m) for k, m in found.items()}
 
 
@@ -175,15 +181,39 @@ def _expected(predict: Any, c: Candidate, dense: Any) -> Any:
     return replace(dense, latency=Latency(p50, p50 * wide, 0), nodes=latency, model_share=share)
 
 
-def _judge(r: Run, pipelines: dict[str, Any], split: str) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """Quality of each bundle over a whole split, and a few captions of both for the eye."""
-    from mmcompress.metrics.pairs import ask, judge
+@dataclass(frozen=True)
+class Said:
+    """What one side said to a split, and what the metrics count of it."""
 
-    pairs, found, said = r.data.load(split), {}, {}
-    dense = None
-    for key, pipeline in pipelines.items():  # the baseline first
-        answers = ask(pipeline, pairs, lambda share, k=key: r.say("judge", f"{k} on {split}", share), dense)  # type: ignore[misc]
-        found[key], said[key] = judge(answers, r.spec.metrics), answers.texts
-        dense = dense or answers
-    samples = [{"reference": pairs.texts[i], **{k: v[i] for k, v in said.items()}} for i in range(min(8, len(pairs)))]
-    return found, samples
+    tallies: dict[str, Tally]
+    texts: tuple[str, ...]
+    answers: tuple[str, ...]
+
+
+def _judge(r: Run, pipelines: dict[str, Any], split: str) -> dict[str, Said]:
+    """Ask each bundle a whole split, both at once. The dense one answers once for all that is compared to it."""
+    from mmcompress.metrics.pairs import Answers, ask, judge
+
+    pairs, record = r.data.load(split), r.shared / f"dense-{split}.json"
+    found = {"baseline": read(Said, record)} if record.exists() else {}
+    with ThreadPoolExecutor() as pool:
+        tell = lambda key: lambda share: r.say("judge", f"{key} on {split}", share)
+        waiting = {k: pool.submit(ask, p, pairs, tell(k)) for k, p in pipelines.items() if k not in found}
+        asked = {k: w.result() for k, w in waiting.items()}
+    if "baseline" not in found:
+        theirs = asked["baseline"]
+        found["baseline"] = Said(judge(theirs, r.spec.metrics), theirs.texts, theirs.answers)
+        write(record, found["baseline"], indent=None)
+    dense = found["baseline"]
+    mine = replace(asked["compressed"], dense=Answers(dense.texts, pairs.texts, dense.answers))
+    return {**found, "compressed": Said(judge(mine, r.spec.metrics), mine.texts, mine.answers)}
+
+
+def _samples(r: Run, said: dict[str, Said], split: str) -> tuple[dict[str, str], ...]:
+    """A few texts of both sides for the eye."""
+    references = r.data.load(split).texts[:8]
+    return tuple({"reference": t, **{k: s.texts[i] for k, s in said.items()}} for i, t in enumerate(references))
+
+
+def _figures(said: dict[str, Said]) -> dict[str, dict[str, Quality]]:
+    return {side: {name: quality(t) for name, t in s.tallies.items()} for side, s in said.items()}

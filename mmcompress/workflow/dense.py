@@ -19,8 +19,8 @@ from mmcompress.runtime.cpu import cpu
 from mmcompress.spec.loader import targets
 from mmcompress.workflow.state import Run, precisions_of
 
-REQUESTS = 32
-"""Requests that the dense pipeline is profiled with."""
+REQUESTS = 64
+"""Requests that pipelines are measured with."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmcompress.errors import DataError
-from mmcompress.records import Candidate, Trial, read, write
+from mmcompress.records import Attempt, Candidate, Trial, read, write
 from mmcompress.workflow.choose import AIM, chosen, floor, jury, problem, pruned, search, spared
 from mmcompress.workflow.dense import REQUESTS, Profile
 from mmcompress.workflow.state import Run
@@ -50,7 +50,7 @@ class Fitted:
     floor_ms: float = 0.0
     """The lowest latency predicted of anything in the space; `fixed_ms`: the part of it that no block accounts for."""
     fixed_ms: float = 0.0
-    attempts: tuple[dict[str, float], ...] = ()
+    attempts: tuple[Attempt, ...] = ()
 
 
 def fit(
@@ -81,9 +81,7 @@ def fit(
     near = [m for m in within if m.share(target_ms) >= m.low]
     top = min(near or within, key=lambda m: m.trial.loss, default=min(measured, key=lambda m: m.measured_ms))
     p = problem(run, ev, predict, target_ms)
-    attempts = tuple(
-        {"predicted_ms": m.predicted_ms, "measured_ms": m.measured_ms, "target_ms": target_ms} for m in measured
-    )
+    attempts = tuple(Attempt(m.predicted_ms, m.measured_ms, target_ms, m.margin, m.nodes) for m in measured)
     lowest, ms = floor(p, predict), (top.predicted_ms, top.measured_ms, target_ms)
     ends = (predict(lowest), predict.fixed(lowest))
     found = Fitted(top.trial.candidate, *ms, asked, predict.correction, *ends, attempts)
@@ -100,6 +98,7 @@ class Measured:
     measured_ms: float
     margin: float
     """See `WIDTH`."""
+    nodes: dict[str, float]
 
     @property
     def high(self) -> float:
@@ -125,11 +124,11 @@ def _approach(
             break
         predicted = predict(chosen.candidate)
         if run.away:  # this is not the device that the target is for
-            return [Measured(chosen, predicted, predicted, 0.0)], predict
+            return [Measured(chosen, predicted, predicted, 0.0, {})], predict
         with run.timed("fit"):
             run.say("fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None)
-            ms, margin = _measure_structure(run, ev, chosen.candidate, dense, target_ms)
-        m = Measured(chosen, predicted, bias * ms, margin)
+            ms, margin, nodes = _measure_structure(run, ev, chosen.candidate, dense, target_ms)
+        m = Measured(chosen, predicted, bias * ms, margin, nodes)
         found.append(m)
         run.say("fit", f"measured {m.measured_ms:.2f} ms, target {target_ms:.2f} ms, give or take {margin:.1%}", None)
         if m.low <= m.share(target_ms) <= m.high:
@@ -148,14 +147,16 @@ def _approach(
 
 def _measure_structure(
     run: Run, ev: Any, candidate: Candidate, dense: Profile, target_ms: float
-) -> tuple[float, float]:
-    """Milliseconds of a whole export, to compare with the target, and the margin it needs (see `WIDTH`).
+) -> tuple[float, float, dict[str, float]]:
+    """Milliseconds of a whole export, to compare with the target, the margin it needs (see `WIDTH`), and each node's
+    share of the dense one.
 
     It and the dense pipeline are sent the same requests, and both write what the dense one does: before distillation a
     generator may ramble, and that is not a slower structure. A node over a limit of its own counts as a pipeline over
     its target by as much.
     """
-    from mmcompress.measure.latency import SECONDS, end_to_end
+    from mmcompress.measure import latency
+    from mmcompress.measure.latency import end_to_end
     from mmcompress.measure.readings import few
     from mmcompress.runtime import load as load_bundle
 
@@ -166,19 +167,17 @@ def _measure_structure(
     threads = run.spec.measure.threads
     pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.shared / "baseline", threads)}
     requests = few(run.requests(REQUESTS), dense.said, dense.latency_ms.p50)
-    rounds = min(96, run.spec.measure.rounds)
-    found = end_to_end(pair, requests, run.spec.measure.warmup, rounds, dense.said, SECONDS)
+    m = run.spec.measure
+    found = end_to_end(pair, requests, m.warmup, latency.MOST * m.rounds, dense.said, latency.SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
     new, old, statistic = found["new"], found["dense"], run.goal.statistic
     shares = [a / b for a, b in zip(new.samples, old.samples, strict=True)]
     ms = float(getattr(new.latency, statistic))
     if run.goal.kind == "speedup":  # a machine that is slower now is slower for both
-        share = ms / getattr(old.latency, statistic)
-        if statistic == "p50":
-            share = statistics.median(shares)
-        ms = share * getattr(dense.latency_ms, statistic)
+        ms *= getattr(dense.latency_ms, statistic) / getattr(old.latency, statistic)
     over = [new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()]
-    return max([ms, *(target_ms * o for o in over)]), margin(shares)
+    nodes = {n: m.p50 / old.nodes[n].p50 for n, m in new.nodes.items() if old.nodes[n].p50 > 0}
+    return max([ms, *(target_ms * o for o in over)]), margin(shares), nodes
 
 
 def margin(shares: Sequence[float]) -> float:
