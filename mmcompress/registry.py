@@ -165,6 +165,7 @@ PRECISIONS = Registry(
         "w8": ("mmcompress.quantize.precision:W8", "weights alone, 8 bits in groups of 32"),
         "w4": ("mmcompress.quantize.precision:W4", "weights alone, 4 bits in groups of 32"),
         "fp16": ("mmcompress.quantize.precision:FP16", "half precision: half the size, faster where a device has it"),
+        "bf16": ("mmcompress.quantize.precision:BF16", "weights alone, as bfloat16: half the size, no faster"),
     },
 )
 SAMPLERS = Registry(

@@ -22,14 +22,16 @@ class Precision:
 
     `levels`: largest magnitude of a symmetric weight, 0 for an asymmetric byte; one scale for each output channel, or
     for every `group` inputs of one. `activations`: rounded to 8 bits over the range they have at run time ("dynamic"),
-    over the range seen on calibration data ("static"), or left as they are. Of 16 `bits` is everything: weights,
-    activations and products. `flags`: CPU instructions one of which it needs to be right.
+    over the range seen on calibration data ("static"), or left as they are. `exponent`: bits of it in a float of 16
+    `bits`; with 5 everything is such a float (weights, activations, products), with 8 the weights are, all else being
+    float. `flags`: CPU instructions one of which it needs to be right.
     """
 
     levels: int
     activations: Literal["dynamic", "static", "none"]
     group: int = 0
     bits: int = 8
+    exponent: int = 0
     flags: tuple[str, ...] = ()
 
 
@@ -40,7 +42,8 @@ UINT8 = Precision(0, "dynamic")
 INT8_STATIC = Precision(64, "static")
 W8 = Precision(127, "none", group=32)
 W4 = Precision(7, "none", group=32, bits=4)
-FP16 = Precision(0, "none", bits=16)
+FP16 = Precision(0, "none", bits=16, exponent=5)
+BF16 = Precision(0, "none", bits=16, exponent=8)
 
 
 class _Reader:
@@ -75,7 +78,7 @@ def quantize(
     given = str(model) if isinstance(model, Path) else model
     left = _products_of(given, spared) if spared else []
     if p.bits == 16:
-        return _half(given, target, left), len(left)
+        return (_half if p.exponent == 5 else _brain)(given, target, left), len(left)
     common: dict[str, Any] = {"op_types_to_quantize": ["MatMul", "Gemm"], "per_channel": True}
     common |= {
         "nodes_to_exclude": _excluded(left),
@@ -118,6 +121,32 @@ def _half(model: Any, target: Path, left: Sequence[str]) -> Path:
 
     loaded = onnx.load(model) if isinstance(model, str) else model
     onnx.save(convert_float_to_float16(loaded, keep_io_types=True, node_block_list=list(left)), str(target))
+    return target
+
+
+def _brain(model: Any, target: Path, left: Sequence[str]) -> Path:
+    """Matrices as bfloat16, cast to float where they are read, once at load: ONNX Runtime has no bfloat16 products on a
+    CPU (microsoft/onnxruntime#28768)."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    loaded = onnx.load(model) if isinstance(model, str) else model
+    graph, casts = loaded.graph, []
+    spared = {i for n in graph.node if n.name in left for i in n.input}
+    for t in list(graph.initializer):
+        if t.data_type != TensorProto.FLOAT or len(t.dims) < 2 or t.name in spared:
+            continue
+        bits = numpy_helper.to_array(t).view(np.uint32)
+        nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # ties to even, as torch rounds
+        name = f"{t.name}_bf16"
+        stored = helper.make_tensor(name, TensorProto.BFLOAT16, t.dims, nearest.astype(np.uint16).tobytes(), raw=True)
+        casts.append(helper.make_node("Cast", [name], [t.name], f"{name}_cast", to=TensorProto.FLOAT))
+        graph.initializer.remove(t)
+        graph.initializer.append(stored)
+    rest = list(graph.node)
+    del graph.node[:]
+    graph.node.extend([*casts, *rest])
+    onnx.save(loaded, str(target))
     return target
 
 

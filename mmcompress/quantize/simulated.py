@@ -17,7 +17,7 @@ from mmcompress.registry import PRECISIONS
 def fake_weight(w: Tensor, p: Precision = INT8) -> Tensor:
     """A weight [o, i] rounded as it is stored."""
     if p.bits == 16:
-        return w.half().float()
+        return w.to(torch.float16 if p.exponent == 5 else torch.bfloat16).float()
     if p.group:
         rows, columns = w.shape
         padded = F.pad(w, (0, -columns % p.group)).view(rows, -1, p.group)

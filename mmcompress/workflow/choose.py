@@ -17,6 +17,8 @@ from mmcompress.workflow.state import Run, precisions_of
 
 AIM = 0.975
 """The share of the target that structures are searched for."""
+MORE = 5
+"""Proposals and mutations by which the search goes on when a measured miss has moved the budget."""
 FULL = 0.985
 """A structure that takes less than this share of the budget is given units back until it does not."""
 
@@ -200,7 +202,7 @@ def search(
             cut = [c for t in known if (c := moves.trim(p, t.candidate, damage))]
             seeds = [("trimmed", c) for c in cut] + seeds[:1]
         s = run.spec.search
-        more = study.Effort(s.trials + 10 * attempt, s.mutations + 8 * attempt, who.workers, s.retries)
+        more = study.Effort(s.trials + MORE * attempt, s.mutations + MORE * attempt, who.workers, s.retries)
         say = lambda what, share: run.say("search", what, share)
         trials = study.run(book, p, who.executor, who.judge, starts, seeds, more, run.spec.seed, say)
         if blind:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmcompress.errors import DataError
 from mmcompress.records import Attempt, Candidate, Trial, read, write
-from mmcompress.workflow.choose import AIM, chosen, floor, jury, problem, pruned, search, spared
+from mmcompress.workflow.choose import AIM, FULL, chosen, floor, jury, problem, pruned, search, spared
 from mmcompress.workflow.dense import REQUESTS, Profile
 from mmcompress.workflow.state import Run
 
@@ -78,8 +78,8 @@ def fit(
     if not measured:
         raise DataError("the search has no trial to choose from: every one failed (see study.journal)")
     within = [m for m in measured if m.share(target_ms) <= m.high]
-    near = [m for m in within if m.share(target_ms) >= m.low]
-    top = min(near or within, key=lambda m: m.trial.loss, default=min(measured, key=lambda m: m.measured_ms))
+    near = lambda m: (max(m.low - m.share(target_ms), 0.0), m.trial.loss)
+    top = min(within, key=near, default=min(measured, key=lambda m: m.measured_ms))
     p = problem(run, ev, predict, target_ms)
     attempts = tuple(Attempt(m.predicted_ms, m.measured_ms, target_ms, m.margin, m.nodes) for m in measured)
     lowest, ms = floor(p, predict), (top.predicted_ms, top.measured_ms, target_ms)
@@ -133,7 +133,7 @@ def _approach(
         run.say("fit", f"measured {m.measured_ms:.2f} ms, target {target_ms:.2f} ms, give or take {margin:.1%}", None)
         if m.low <= m.share(target_ms) <= m.high:
             break
-        if max(m.measured_ms, predicted) < m.low * target_ms:  # meant to be that fast: nothing slower is better
+        if m.share(target_ms) < m.low and predicted < FULL * AIM * target_ms:  # as large as it may be
             break
         if chosen.latency_ms > target_ms * AIM and attempt > 0:  # nothing is predicted to be fast enough
             break
