@@ -120,13 +120,13 @@ measure: {threads: 1, warmup: 1, rounds: 8, memory: false}
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_torch():
-    """One thread; and two attempts at a target: models of a tenth of a millisecond jump about it."""
+    """One thread; two attempts at a target, and no patience: models of a tenth of a millisecond jump about it."""
     import torch
 
-    from mmcompress.workflow import fit
+    from mmcompress.workflow import conclude, fit
 
     torch.set_num_threads(1)
-    fit.ATTEMPTS = 2
+    fit.ATTEMPTS, conclude.MORE = 2, 0
 
 
 @pytest.fixture(scope="session")

@@ -81,7 +81,8 @@ def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path):
     assert {n.precision for n in whole.compressed.nodes.values()} == {"fp32"}
     claims = json.loads((tmp_path / "a" / "claims.json").read_text())
     assert "Refit helps without training" in {c["claim"] for c in claims}
-    assert {c["verdict"] for c in claims} <= {"supported", "not supported", "undecided at this n"}
+    told = ("supported", "not supported", "undecided at this n", "not at equal latency (")
+    assert all(c["verdict"].startswith(told) for c in claims)
     page = (tmp_path / "a" / "ablation.html").read_text()
     assert all(c["claim"] in page for c in claims) and "<h2>order</h2>" in page
     with pytest.raises(SpecError, match="unknown table 'odrer'"):

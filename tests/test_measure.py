@@ -7,11 +7,12 @@ import time
 import onnx
 import pytest
 
-from mmcompress.measure import table
+from mmcompress.measure import anchors, table
 from mmcompress.measure.blocks import KINDS, Cell, feed, stack
 from mmcompress.measure.counts import block_params, count
-from mmcompress.measure.latency import clock, end_to_end, quiet
+from mmcompress.measure.latency import EndToEnd, Samples, clock, end_to_end, observe, quiet
 from mmcompress.measure.machine import cpu, fingerprint, versions
+from mmcompress.records import Latency
 from mmcompress.runtime import load
 from mmcompress.runtime.sessions import session
 
@@ -69,6 +70,41 @@ def test_end_to_end_counts_nodes_and_calls(run_folder):
             m.calls["vision/model"] == 1 and m.calls["captioner/step"] >= 1 and m.calls.get("captioner/context", 0) <= 1
         )
         assert sum(n.p50 for n in m.nodes.values()) < 1.5 * m.latency.p50
+
+
+def seen(**ms):
+    """A measurement of a pipeline, milliseconds by node."""
+    of = lambda v: Latency(v, v, 9)
+    return EndToEnd(of(sum(ms.values())), {n: of(v) for n, v in ms.items()}, 0.9, {})
+
+
+def test_a_structure_is_held_against_what_feels_the_same(tmp_path):
+    record, precision = tmp_path / "w.json", {"a": "int8", "b": "fp32"}
+    anchors.add(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
+    usual = anchors.add(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
+    quiet_ms = seen(a=4.0, b=8.0, c=1.0)
+    assert anchors.steadied(quiet_ms, precision, usual) == pytest.approx(1.0)
+    # what is rounded takes a fifth longer for a while; three quiet measurements are known beside it
+    now = {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=6.0, b=6.0, c=1.0)}
+    anchors.add(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
+    busy, disturbed = anchors.add(record, now), seen(a=4.8, b=8.0, c=1.0)
+    factor = anchors.steadied(disturbed, precision, busy)
+    assert factor * disturbed.latency.p50 == pytest.approx(4.8 * 5.25 / 6 + 8 + 1)
+    assert anchors.steadied(seen(a=9.0, b=8.0), {"a": "fp32", "b": "fp32"}, busy) == pytest.approx(1.0)
+    assert anchors.steadied(seen(a=9.0), {"a": "w4"}, busy) == pytest.approx(
+        1.0
+    )  # not measured whole: as the dense one
+
+
+def test_sittings_add_up(run_folder):
+    import numpy as np
+
+    pair, request = {"a": load(run_folder / "baseline")}, [{"image": np.zeros((32, 32, 3), np.uint8)}]
+    one, two = observe(pair, request, 0, 3)["a"], observe(pair, request, 1, 5)["a"]
+    both = (Samples() + one + two).summary()
+    assert both.latency.n == 8 and both.samples == tuple(one.ms + two.ms) and len(both.said) == 1
+    assert both.calls == pytest.approx(one.summary().calls) and both.nodes["vision"].n == 8
+    assert min(one.summary().latency.p50, two.summary().latency.p50) <= both.latency.p50
 
 
 def test_counts_are_those_of_the_modules(models):

@@ -11,9 +11,9 @@ import torch
 from mmcompress.export.proofs import SURGERY, surgery
 from mmcompress.prune.allocation import Curve, after, allocate_node, choose_units, ratios, steps
 from mmcompress.prune.importance import Material, mask_gradients, scored
-from mmcompress.prune.masks import masked
+from mmcompress.prune.masks import masked, some
 from mmcompress.prune.refit import measure_grams, refit_, refit_from_gram_, solve
-from mmcompress.prune.surgery import reshape_, sliced
+from mmcompress.prune.surgery import reshape_, restored, sliced
 from mmcompress.registry import ALLOCATION, IMPORTANCE
 from mmcompress.spec.schema import NodePrune
 
@@ -80,6 +80,37 @@ def test_a_structure_is_rebuilt_from_its_counts(models):
         again = reshape_(sliced(model, {}), {k: len(v) for k, v in units.items()})
         again.load_state_dict(small.state_dict())
         assert [b.units for b in again.blocks] == [b.units for b in small.blocks]
+
+
+def test_what_stands_in_for_a_removed_block_does_not_go_back(models):
+    for m in models.values():
+        for b in (b for b in m.blocks if b.drop):
+            small = sliced(m, {b.name: torch.arange(0)})
+            with torch.no_grad():
+                for p in small.parameters():
+                    p.add_(1.0)
+            whole, before = restored(m, small, {b.name: torch.arange(0)}), dict(m.named_parameters())
+            parts = [*(w.path for w in b.writers), b.out]
+            mine = [n for n in before if any(n.startswith(f"{part}.") for part in parts)]
+            assert mine and all(torch.equal(dict(whole.named_parameters())[n], before[n]) for n in mine)
+
+
+def test_what_a_cut_model_learnt_goes_back_to_its_place(models):
+    g = torch.Generator().manual_seed(3)
+    for m in models.values():
+        units = {b.name: some(b, max(b.least, b.units // 2 // b.step * b.step), g) for b in m.blocks}
+        small = sliced(m, units)
+        with torch.no_grad():
+            for p in small.parameters():
+                p.add_(1.0)
+        whole = restored(m, small, units)
+        again, untouched = dict(sliced(whole, units).named_parameters()), dict(m.named_parameters())
+        assert all(torch.equal(p, again[name]) for name, p in small.named_parameters())
+        for name, p in whole.named_parameters():
+            new = p != untouched[name]
+            assert torch.equal(p[~new], untouched[name][~new])
+            if name in again:
+                assert int(new.sum()) == again[name].numel()  # nothing else has moved
 
 
 def test_the_solver_is_ridge_least_squares():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -37,6 +38,9 @@ SPACE = Space(
     {f"nodes.{n}.prune.ffn": Dimension(0.0, 0.9) for n in BLOCKS}
     | {f"nodes.{n}.precision": Dimension(choices=("fp32", "int8")) for n in BLOCKS},
 )
+
+
+KEPT = {n: dict.fromkeys(("0", "1"), 32) for n in BLOCKS}
 
 
 def resolve(overrides):
@@ -252,6 +256,35 @@ def test_trim_cuts_to_the_budget_where_it_costs_least():
     assert cheap and p.predict(cheap) <= 2.5
     assert sum(cheap.kept["b"].values()) < sum(cheap.kept["a"].values()) == 128
     assert moves.trim(problem(0.1), dense, lambda n, b, k: 1.0) is None
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS.names())
+def test_samplers_know_the_space_from_what_others_proposed(tmp_path, sampler):
+    from optuna.search_space import IntersectionSearchSpace
+
+    go(tmp_path / "j", trials=1, mutations=2, seeds=[Candidate(KEPT, dict.fromkeys(BLOCKS, "int8"))], sampler=sampler)
+    book = study.open_study(tmp_path / "j", 0, sampler)
+    assert set(IntersectionSearchSpace().calculate(book)) == set(SPACE.dimensions)
+    told = [t.params for t in book.trials if t.user_attrs["trial"]["origin"] == "knapsack"]
+    assert told == [
+        {**{f"nodes.{n}.prune.ffn": 0.5 for n in BLOCKS}, **{f"nodes.{n}.precision": "int8" for n in BLOCKS}}
+    ]
+
+
+def test_no_more_blocks_are_dropped_than_the_space_allows():
+    p = problem(1.2)
+    p.choices, p.drops = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}, {"a": 1, "b": 0}
+    none = Candidate({n: dict.fromkeys(("0", "1"), 0) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
+    assert not p.allows(none)
+    worth = lambda n, b, k: (2.0 if b == "1" else 1.0) * (64 - k)
+    alive = moves.revive(p, none, worth)
+    assert alive.kept == {"a": {"0": 0, "1": 16}, "b": {"0": 16, "1": 16}} and p.allows(alive)
+    dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
+    cut = moves.trim(p, dense, worth)
+    assert cut and p.allows(cut) and p.predict(cut) <= 1.2
+    top = study.Trial(0, "s", {}, alive, 1.0, 0.0, {}, 0.0)
+    rng = random.Random(0)
+    assert all(p.allows(c) for _ in range(40) if (c := moves.mutate(p, top, (), rng)))
 
 
 def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():

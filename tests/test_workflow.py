@@ -78,6 +78,7 @@ def test_a_criterion_from_a_plugin_reaches_the_workers(tiny, tmp_path, monkeypat
     assert s.search.failed == 0 and s.search.trials >= 1
 
 
+@pytest.mark.slow
 def test_asking_for_more_trials_on_resume_searches_again(tiny, tmp_path):
     few = {"search.trials": 1, "search.mutations": 0, "distill.steps": 1, "target": "1.1x"}
     first = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few)
@@ -209,17 +210,58 @@ def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
 def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monkeypatch, shares, made):
     ns, found = SimpleNamespace, []
 
-    def summarize(*_):
+    def summarize(*_, patient):
         share = shares[len(found)]
         target = ns(latency_ms=1.0, statistic="p50", floor_ms=0.1, met=share <= 1)
-        found.append(ns(target=target, compressed=ns(latency_ms=ns(p50=share)), quality_retained=1.0))
+        found.append(ns(target=target, compressed=ns(latency_ms=ns(p50=share)), losses=()))
         return found[-1]
 
-    fitted = ns(predicted_ms=0.97, measured_ms=0.97, target_ms=1.0)
-    for name, stub in (("fit", lambda *_: fitted), ("compress", lambda *_: ()), ("summarize", summarize)):
+    fitted = ns(meant=0.97, bias=1.0, learnt=lambda reached: reached / 0.97)
+    for name, stub in (("fit", lambda *_: fitted), ("compress", lambda *_, earlier: ()), ("summarize", summarize)):
         monkeypatch.setattr(workflow, name, stub)
     monkeypatch.setattr(workflow, "read", lambda *_: found[0])
     monkeypatch.setattr("mmcompress.report.write_report", lambda *_: None)
     run = ns(folder=tmp_path, spec=ns(search=ns(rounds=1)), say=lambda *_: None)
     best = workflow._reach(run, None, None, None)
     assert len(found) == made and best is min(found, key=lambda s: s.compressed.latency_ms.p50)
+
+
+def test_a_move_that_was_cut_off_is_ended(tmp_path):
+    (tmp_path / "weights").mkdir()
+    for name in ("fitted.json", "distill.json", "distill-0.json", "summary.json", "weights/a"):
+        (tmp_path / name).write_text("new")
+    (tmp_path / "earlier").mkdir()
+    (tmp_path / "earlier" / "summary.json").write_text("old")
+    (tmp_path / "earlier.new").mkdir()
+    (tmp_path / "weights").rename(tmp_path / "earlier.new" / "weights")  # here it was killed
+    workflow._recover(tmp_path)
+    there = {p.relative_to(tmp_path / "earlier").as_posix() for p in (tmp_path / "earlier").rglob("*") if p.is_file()}
+    assert there == {"fitted.json", "distill.json", "distill-0.json", "summary.json", "weights/a"}
+    assert [p.name for p in tmp_path.iterdir()] == ["earlier"]
+    (tmp_path / "earlier").rename(tmp_path / "earlier.back")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "b").write_text("worse")
+    workflow._recover(tmp_path)
+    assert not (tmp_path / "earlier.back").exists() and not (tmp_path / "weights" / "b").exists()
+    assert (tmp_path / "weights" / "a").read_text() == "new"
+
+
+@pytest.mark.slow
+def test_a_second_round_goes_on_from_what_the_first_learnt(tiny, tmp_path, monkeypatch):
+    from mmcompress.workflow import make
+
+    seen = []
+
+    def loss(run, models):
+        seen.append(models)
+        return -len(seen)
+
+    monkeypatch.setattr(workflow, "_share", lambda s: 1.02)  # as if it missed, every time
+    monkeypatch.setattr(make, "_loss", loss)
+    changes = {"target": "1.2x", "search.trials": 2, "search.mutations": 0, "search.rounds": 2, "distill.steps": 6}
+    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    assert len(seen) == 3 and all(p.passed for p in s.proofs)  # fresh, learnt, and learnt and mended
+    assert not (tmp_path / "r" / "earlier").exists() and read(Summary, tmp_path / "r" / "summary.json") == s
+    history = json.loads((tmp_path / "r" / "distill.json").read_text())
+    first = tmp_path / "r" / "distill-0.json"
+    assert max(row["step"] for row in history) == (2 if first.exists() else 6)

@@ -79,7 +79,45 @@ def _generators(pipeline: Pipeline) -> dict[str, TextDecoder]:
     return {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
 
 
-def end_to_end(
+@dataclass
+class Samples:
+    """What was observed of one pipeline, request by request; those of several sittings add up."""
+
+    ms: list[float] = field(default_factory=list)
+    share: list[float] = field(default_factory=list)
+    nodes: dict[str, list[float]] = field(default_factory=dict)
+    inside: dict[str, list[float]] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    said: list[Script] = field(default_factory=list)
+
+    def __add__(self, other: Samples) -> Samples:
+        both = lambda a, b: {k: a.get(k, []) + v for k, v in b.items()}
+        calls = {k: self.calls.get(k, 0) + c for k, c in other.calls.items()}
+        nodes, inside = both(self.nodes, other.nodes), both(self.inside, other.inside)
+        return Samples(
+            self.ms + other.ms, self.share + other.share, nodes, inside, calls, max(self.said, other.said, key=len)
+        )
+
+    def take(self, pipeline: Pipeline, seconds: float) -> None:
+        self.ms.append(seconds * 1e3)
+        self.share.append(pipeline.inside / seconds)
+        for k, s in pipeline.node_seconds.items():
+            self.nodes.setdefault(k, []).append(s * 1e3)
+            self.inside.setdefault(k, []).append(pipeline.model_seconds[k] * 1e3)
+
+    def summary(self) -> EndToEnd:
+        return EndToEnd(
+            summarize(self.ms),
+            {k: summarize(v) for k, v in self.nodes.items()},
+            float(np.median(self.share)),
+            {k: c / len(self.ms) for k, c in self.calls.items()},
+            tuple(self.ms),
+            {k: float(np.median(v)) for k, v in self.inside.items()},
+            tuple(self.said),
+        )
+
+
+def observe(
     pipelines: Mapping[str, Pipeline],
     requests: Sequence[dict[str, Any]],
     warmup: int,
@@ -87,8 +125,9 @@ def end_to_end(
     said: Sequence[Script] = (),
     seconds: float = float("inf"),
     least: int = LEAST,
-) -> dict[str, EndToEnd]:
-    """Send the same requests to every pipeline in turn, the order alternating from round to round.
+    first: int = 0,
+) -> dict[str, Samples]:
+    """Send the same requests to every pipeline in turn, from the `first` on, the order alternating from round to round.
 
     After so many `seconds` it ends with the rounds it has, `least` of them or more.
 
@@ -96,48 +135,38 @@ def end_to_end(
     that: structures are compared, not what they say.
     """
     generators = {n: _generators(p) for n, p in pipelines.items()}
-    names = list(pipelines)
-    total: dict[str, list[float]] = {n: [] for n in names}
-    nodes: dict[str, dict[str, list[float]]] = {n: {k: [] for k in pipelines[n].nodes} for n in names}
-    share: dict[str, list[float]] = {n: [] for n in names}
-    inside: dict[str, dict[str, list[float]]] = {n: {k: [] for k in pipelines[n].nodes} for n in names}
+    names, found = list(pipelines), {n: Samples() for n in pipelines}
     before: dict[str, dict[str, int]] = {}
-    scripts: dict[str, list[Script]] = {n: [] for n in names}
     began = time.perf_counter()
     for i in range(-warmup, rounds):
         if i == 0:
-            before = {n: _calls(pipelines[n]) for n in names}
+            before, began = {n: _calls(pipelines[n]) for n in names}, time.perf_counter()
         if i >= least and time.perf_counter() - began > seconds:
             break
+        at = (first + i) % len(requests)
         for name in names if i % 2 else reversed(names):
             pipeline = pipelines[name]
             for g, node in generators[name].items():
-                node.dictated = said[i % len(requests)][g] if said else ()
+                node.dictated = said[at][g] if said else ()
             start = time.perf_counter()
-            pipeline(**requests[i % len(requests)])
+            pipeline(**requests[at])
             spent = time.perf_counter() - start
             if i >= 0:
-                total[name].append(spent * 1e3)
-                share[name].append(pipeline.inside / spent)
-                if i < len(requests):
-                    scripts[name].append({g: tuple(node.written) for g, node in generators[name].items()})
-                for k, s in pipeline.node_seconds.items():
-                    nodes[name][k].append(s * 1e3)
-                    inside[name][k].append(pipeline.model_seconds[k] * 1e3)
+                found[name].take(pipeline, spent)
+                if at == i:
+                    found[name].said.append({g: tuple(node.written) for g, node in generators[name].items()})
     for node in (node for by in generators.values() for node in by.values()):
         node.dictated = ()
-    return {
-        n: EndToEnd(
-            summarize(total[n]),
-            {k: summarize(v) for k, v in nodes[n].items()},
-            float(np.median(share[n])),
-            {k: (c - before[n][k]) / len(total[n]) for k, c in _calls(pipelines[n]).items()},
-            tuple(total[n]),
-            {k: float(np.median(v)) for k, v in inside[n].items()},
-            tuple(scripts[n]),
-        )
-        for n in names
-    }
+    for n in names:
+        found[n].calls = {k: c - before[n][k] for k, c in _calls(pipelines[n]).items()}
+    return found
+
+
+def end_to_end(
+    pipelines: Mapping[str, Pipeline], requests: Sequence[dict[str, Any]], warmup: int, rounds: int, *how: Any
+) -> dict[str, EndToEnd]:
+    """What `observe` sees in one sitting, summed up."""
+    return {n: s.summary() for n, s in observe(pipelines, requests, warmup, rounds, *how).items()}
 
 
 def _calls(pipeline: Pipeline) -> dict[str, int]:

@@ -107,18 +107,22 @@ Shares = Mapping[str, Mapping[str, float]]
 """Precision -> node: the time in its sessions, rounded but whole, over that of the dense one beside it."""
 
 
-def shares(
+def beside(
     dense: Pipeline,
     rounded: Mapping[str, Pipeline],
     requests: Sequence[dict[str, Any]],
     said: Sequence[Script],
     warmup: int,
     rounds: int,
-) -> dict[str, dict[str, float]]:
-    """Measure whole pipelines in other precisions beside the dense one, all writing what it `said`."""
-    found = end_to_end({"fp32": dense, **rounded}, requests, warmup, rounds, said, SECONDS)
+) -> dict[str, EndToEnd]:
+    """Measure whole pipelines in other precisions and the dense one in turn, all writing what it `said`."""
+    return end_to_end({"fp32": dense, **rounded}, requests, warmup, rounds, said, SECONDS)
+
+
+def shares(found: Mapping[str, EndToEnd]) -> dict[str, dict[str, float]]:
+    """Of pipelines measured in turn, what each node takes over the same in fp32, by precision."""
     of = lambda p, n: found[p].inside[n] / found["fp32"].inside[n]
-    return {p: {n: of(p, n) for n, ms in found["fp32"].inside.items() if ms > 0} for p in rounded}
+    return {p: {n: of(p, n) for n, ms in found["fp32"].inside.items() if ms > 0} for p in found if p != "fp32"}
 
 
 def few(requests: Sequence[dict[str, Any]], said: Sequence[Script], dense_ms: float) -> list[dict[str, Any]]:
@@ -236,7 +240,7 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     whole = end_to_end({"dense": dense}, requests, kit.warmup, kit.rounds)["dense"]
     rounded = {p: load(folder / ROUNDED / p, kit.threads) for p in kit.plan.every_precision if p != "fp32"}
     some = few(requests, whole.said, whole.latency.p50)
-    beside = shares(dense, rounded, some, whole.said, kit.warmup, kit.rounds)
+    rates = shares(beside(dense, rounded, some, whole.said, kit.warmup, kit.rounds))
     del dense, rounded
     say = lambda what, share: progress(what, 0.1 + 0.6 * share)
     wanted = needs(kit.plan.placed, kit.plan.windows)
@@ -247,7 +251,7 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
         ms.append(export_ms(e, folder, kit.threads))
     facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads)
     of = (kit.pipeline, identity(folder / "baseline"))
-    return Readings(*facts, *of, kit.plan, kit.exports, tuple(ms), beside, Measured.of(whole), found)
+    return Readings(*facts, *of, kit.plan, kit.exports, tuple(ms), rates, Measured.of(whole), found)
 
 
 def check_bundle(folder: Path, bundle: Path) -> Check:

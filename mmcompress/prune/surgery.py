@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.models.adapters import refresh_
-from mmcompress.models.base import STANDINS, Model
+from mmcompress.models.base import STANDINS, Constant, Model
 from mmcompress.prune.masks import features, writer_rows
 from mmcompress.records import Block, Kept
 
@@ -93,6 +93,25 @@ def slice_(model: Model, kept: Units) -> Model:
 def sliced(model: Model, kept: Units) -> Model:
     """A copy of `model` without the removed units."""
     return slice_(copy.deepcopy(model), kept)
+
+
+def restored(model: Model, small: Model, kept: Units) -> Model:
+    """A copy of `model` with the weights of `small`, which was cut out of it and trained since, each in its place.
+
+    What stands in for a removed sub-layer has none.
+    """
+    places, whole = copy.deepcopy(model), copy.deepcopy(model)
+    for p in places.parameters():
+        p.data = torch.arange(p.numel(), dtype=torch.float64).view(p.shape)  # cut as the weights were
+    slice_(places, kept)
+    standing = {f"{at}.bias" for at, m in places.named_modules() if isinstance(m, Constant)}
+    trained, of = dict(small.named_parameters()), dict(places.named_parameters())
+    for name, p in whole.named_parameters():
+        if name in trained and name in of and name not in standing:
+            flat = p.detach().flatten().clone()
+            flat[of[name].detach().flatten().long()] = trained[name].detach().flatten()
+            p.data = flat.view(p.shape)
+    return whole
 
 
 def reshape_(model: Model, kept: Kept) -> Model:

@@ -27,7 +27,7 @@ def environment() -> Any:
     here = jinja2.FileSystemLoader(Path(__file__).parent)
     escape = jinja2.select_autoescape(["html"])
     env = jinja2.Environment(loader=here, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {"percent": percent, "quality": quality, "count": count}
+    env.filters |= {"percent": percent, "quality": quality, "count": count, "of_target": of_target}
     return env
 
 
@@ -48,6 +48,11 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
         text = env.get_template(name).render(s=summary, charts=drawings)
         (out / name).write_text(text)
     return out / "report.html"
+
+
+def of_target(s: Summary) -> float:
+    """What a pipeline took of what it may take."""
+    return float(getattr(s.compressed.latency_ms, s.target.statistic)) / s.target.latency_ms
 
 
 def percent(value: float | None) -> str:

@@ -31,6 +31,15 @@ class Problem:
     precisions: dict[str, tuple[str, ...]] = field(default_factory=dict)
     choices: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
     """Kept counts each block may have, ascending; a block not listed is free."""
+    drops: dict[str, int] = field(default_factory=dict)
+    """How many blocks of a node may be gone whole; a node not listed is free."""
+
+    def allows(self, candidate: Candidate) -> bool:
+        """Whether no node has lost more blocks than it may."""
+        return all(self._gone(candidate, n) <= most for n, most in self.drops.items())
+
+    def _gone(self, candidate: Candidate, node: str) -> int:
+        return sum(k == 0 for k in candidate.kept.get(node, {}).values())
 
     def nearest_choice(self, node: str, name: str, kept: int) -> int:
         options = self.choices.get(node, {}).get(name)
@@ -83,6 +92,9 @@ def implied(problem: Problem, candidate: Candidate) -> dict[str, Any]:
     point: dict[str, Any] = {}
     for path, d in problem.space.dimensions.items():
         keys = path.split(".")
+        if keys[0] != "nodes" and d.choices:
+            point[path] = d.choices[0]
+            continue
         if keys[0] != "nodes":
             point[path] = _clip(d, 2.0)
             continue
@@ -100,8 +112,11 @@ def implied(problem: Problem, candidate: Candidate) -> dict[str, Any]:
 
 
 def _clip(d: Dimension, value: float) -> Any:
-    value = min(max(value, d.low or 0.0), d.high if d.high is not None else value)
-    return round(value) if d.step and d.step >= 1 else value
+    low = d.low or 0.0
+    value = min(max(value, low), d.high if d.high is not None else value)
+    if d.step and d.step < 1:
+        return low + d.step * round((value - low) / d.step)
+    return int(low + d.step * ((value - low) // d.step)) if d.step else value
 
 
 def best(trials: list[Trial], budget_ms: float) -> Trial | None:
@@ -122,6 +137,8 @@ def trim(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate | 
                 if not lower:
                     continue
                 new = _with(now, n, b.name, lower[-1])
+                if not problem.allows(new):
+                    continue
                 saved = latency - problem.predict(new)
                 paid = damage(n, b.name, lower[-1]) - damage(n, b.name, now.kept[n][b.name])
                 if saved > 1e-6 and max(paid, 1e-6) / saved < best_price:
@@ -129,6 +146,17 @@ def trim(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate | 
         if pick is None:
             return None
         now, latency = pick, problem.predict(pick)
+    return now
+
+
+def revive(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate:
+    """The candidate with no more blocks gone than may be: those come back, at their smallest, whose loss hurts most."""
+    now = _spelled(problem, candidate)
+    for n, most in problem.drops.items():
+        gone = {b: min((k for k in problem.choices[n][b] if k), default=0) for b, k in now.kept[n].items() if k == 0}
+        gain = lambda b, n=n, gone=gone: damage(n, b, 0) - damage(n, b, gone[b])
+        for b in sorted((b for b, least in gone.items() if least), key=gain, reverse=True)[: max(len(gone) - most, 0)]:
+            now = _with(now, n, b, gone[b])
     return now
 
 
@@ -199,6 +227,10 @@ def mutate(problem: Problem, top: Trial | None, seen: Collection[str], rng: rand
                 kept[node][b.name] = problem.nearest_choice(node, b.name, min(max(now + sign * size, 0), b.units))
         candidate = Candidate(kept, precision)
         latency = problem.predict(candidate)
-        if candidate.key() not in seen and 0.8 * problem.budget_ms <= latency <= problem.budget_ms:
+        if (
+            candidate.key() not in seen
+            and problem.allows(candidate)
+            and 0.8 * problem.budget_ms <= latency <= problem.budget_ms
+        ):
             return candidate
     return None

@@ -17,7 +17,7 @@ from typing import Any
 from mmcompress.errors import ClusterError
 from mmcompress.records import Candidate, Trial, build, plain
 from mmcompress.registry import SAMPLERS
-from mmcompress.search.moves import Overrides, Problem, best, explicit, fit_to_budget, mutate
+from mmcompress.search.moves import Overrides, Problem, best, explicit, fit_to_budget, implied, mutate
 from mmcompress.spec.schema import Space
 
 Progress = Callable[[str, float], None]
@@ -27,16 +27,19 @@ Seeds = Sequence[tuple[str, Candidate]]
 """Candidates to judge as they are, each with where it comes from."""
 
 
-def _suggest(trial: Any, space: Space) -> Overrides:
-    out: Overrides = {}
+def _distributions(space: Space) -> dict[str, Any]:
+    """The dimensions of a space as Optuna has them."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    found: dict[str, Any] = {}
     for path, d in space.dimensions.items():
         if d.choices:
-            out[path] = trial.suggest_categorical(path, list(d.choices))
+            found[path] = CategoricalDistribution(list(d.choices))
         elif d.step and d.step >= 1:
-            out[path] = trial.suggest_int(path, int(d.low or 0), int(d.high or 0), step=int(d.step))
+            found[path] = IntDistribution(int(d.low or 0), int(d.high or 0), step=int(d.step))
         else:
-            out[path] = trial.suggest_float(path, d.low, d.high, step=d.step)
-    return out
+            found[path] = FloatDistribution(d.low or 0.0, d.high or 0.0, step=d.step)
+    return found
 
 
 def open_study(path: Path, seed: int, sampler: str = "tpe") -> Any:
@@ -90,6 +93,7 @@ class _Book:
 
     def __init__(self, study: Any, problem: Problem):
         self.study, self.problem = study, problem
+        self.distributions = _distributions(problem.space)
         found = (replace(t, latency_ms=problem.predict(t.candidate)) for t in finished(study))
         self.by_key = {t.candidate.key(): t for t in found}
 
@@ -116,8 +120,10 @@ class _Book:
             self.study.tell(p.optuna_trial, result["loss"])
         else:
             self.study.add_trial(
-                create_trial(
+                create_trial(  # without parameters the samplers would take the space for an empty one
                     state=TrialState.COMPLETE,
+                    params=implied(self.problem, p.candidate),
+                    distributions=self.distributions,
                     value=result["loss"],
                     user_attrs={"trial": plain(trial)},
                     constraints={"latency": over},
@@ -208,8 +214,8 @@ class _Search:
     def sample(self) -> _Pending:
         """What the sampler proposes next that is not known; of a known one the sampler is told, and asked again."""
         while True:
-            t = self.book.study.ask()
-            overrides, candidate = fit_to_budget(self.problem, _suggest(t, self.problem.space))
+            t = self.book.study.ask(self.book.distributions)
+            overrides, candidate = fit_to_budget(self.problem, dict(t.params))
             p = _Pending(t, "sampler", overrides, candidate, self.problem.predict(candidate))
             known = self.book.by_key.get(candidate.key())
             if known is None or self.repeats >= 4 * self.total:

@@ -19,15 +19,12 @@ from mmcompress.records import Summary, read
 from mmcompress.spec.loader import targets
 from mmcompress.workflow.conclude import summarize
 from mmcompress.workflow.dense import Profile, predictor, prepared, profile, write_kit
-from mmcompress.workflow.fit import fit
+from mmcompress.workflow.fit import NEAR, Fitted, fit
 from mmcompress.workflow.make import compress
 from mmcompress.workflow.state import SILENT, Run, Say, default_space, open_run
 
 __all__ = ["default_space", "open_run", "predictor", "profile", "run", "run_targets", "write_kit"]
-NEAR = 0.95
-"""A finished artifact faster than this share of its target has lost more than it needed, unless it was meant to be:
-nothing slower within the target was better."""
-ARTIFACTS = ("bundle", "weights", "fitted.json", "distill.json", "outcomes.json", "summary.json")
+ARTIFACTS = ("bundle", "weights", "fitted.json", "distill*.json", "outcomes.json", "summary.json")
 
 
 def run(
@@ -70,29 +67,42 @@ def run_targets(
 
 
 def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
-    """One target: search, make, measure; when the finished artifact misses, once more with what was learnt."""
+    """One target: search, make, measure; when the finished artifact misses, once more with what was learnt.
+
+    The best so far waits in `earlier/`.
+    """
     from mmcompress.report import write_report
 
-    bias, kept = 1.0, r.folder / "earlier"
+    kept, record = r.folder / "earlier", r.folder / "fitted.json"
+    _recover(r.folder)
+    known = read(Fitted, record) if record.exists() else None
     finished = (r.folder / "summary.json").exists() and not kept.exists()
-    rounds = r.spec.search.rounds
+    rounds, bias = r.spec.search.rounds, known.bias if known else 1.0
+    if kept.exists() and not known:
+        bias = read(Fitted, kept / "fitted.json").learnt(_share(read(Summary, kept / "summary.json")))
     for done in count(1):
         fitted = fit(r, ev, predict, dense, bias)
-        summary = summarize(r, fitted, dense, *compress(r, ev, fitted, dense))
-        reached, meant = _share(summary), fitted.predicted_ms / fitted.target_ms
+        made = compress(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
+        summary = summarize(r, fitted, dense, *made, patient=True)
+        reached = _share(summary)
         out_of_reach = reached > 1 and summary.target.floor_ms > summary.target.latency_ms
-        tries = 1 if finished else rounds if reached <= 1 else max(rounds, 2)  # a miss is always tried once more
-        if NEAR <= reached <= 1 or max(reached, meant) < NEAR or out_of_reach or done >= tries:
+        # a miss is always tried once more; what was finished before stays, unless more of a search was asked for
+        tries = 1 if finished and fitted == known else rounds if reached <= 1 else max(rounds, 2)
+        if NEAR <= reached <= 1 or max(reached, fitted.meant) < NEAR or out_of_reach or done >= tries:
             break
-        bias *= reached / (fitted.measured_ms / fitted.target_ms)
+        bias = fitted.learnt(reached)
         r.say("fit", f"the finished artifact lies at {reached:.1%} of its target: once more", None)
-        _move(r.folder, kept)
+        if kept.exists() and _worth(read(Summary, kept / "summary.json")) > _worth(summary):
+            _clear(r.folder)
+        else:
+            _move(r.folder, kept)
     if kept.exists():
         earlier = read(Summary, kept / "summary.json")
         if _worth(earlier) > _worth(summary):
-            _move(kept, r.folder)
+            kept.rename(r.folder / BACK)
+            _recover(r.folder)
             summary = earlier
-        shutil.rmtree(kept)
+        shutil.rmtree(kept, ignore_errors=True)
     write_report(summary, r.folder)
     return summary
 
@@ -102,14 +112,42 @@ def _share(s: Summary) -> float:
 
 
 def _worth(s: Summary) -> tuple[bool, bool, float]:
-    """Met, and not much faster than asked, first; then what was kept, or how near it came."""
-    return s.target.met, _share(s) >= NEAR, s.quality_retained if s.target.met else -_share(s)
+    """Met, and not much faster than asked, first; then the loss on choosing pairs, or how near it came."""
+    loss = s.losses[-1] if s.losses else 0.0
+    return s.target.met, _share(s) >= NEAR, -loss if s.target.met else -_share(s)
+
+
+AHEAD, BACK = "earlier.new", "earlier.back"
+"""Folders of a move under way: `_recover` ends it, whenever it was cut off."""
 
 
 def _move(source: Path, target: Path) -> None:
-    target.mkdir(exist_ok=True)
-    for name in ARTIFACTS:
-        if (target / name).is_dir():
-            shutil.rmtree(target / name)
-        if (source / name).exists():
-            (source / name).replace(target / name)
+    """Set an artifact aside in a folder of its own, in place of what was there."""
+    ahead = target.parent / AHEAD
+    ahead.mkdir(exist_ok=True)
+    for pattern in ARTIFACTS:
+        for found in source.glob(pattern):
+            found.rename(ahead / found.name)
+    shutil.rmtree(target, ignore_errors=True)
+    ahead.rename(target)
+
+
+def _recover(folder: Path) -> None:
+    """Go on with a move that was cut off."""
+    if (folder / AHEAD).exists():
+        _move(folder, folder / "earlier")
+    if (back := folder / BACK).exists():
+        for found in back.iterdir():
+            _remove(folder / found.name)
+            found.rename(folder / found.name)
+        back.rmdir()
+
+
+def _clear(folder: Path) -> None:
+    for pattern in ARTIFACTS:
+        for found in folder.glob(pattern):
+            _remove(found)
+
+
+def _remove(path: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)

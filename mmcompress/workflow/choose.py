@@ -12,6 +12,7 @@ from typing import Any
 
 from mmcompress.errors import ClusterError
 from mmcompress.records import Candidate, Trial, build, plain
+from mmcompress.search import moves
 from mmcompress.spec.schema import Spec, keys_of
 from mmcompress.workflow.state import Run, precisions_of
 
@@ -42,7 +43,8 @@ def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
         return allocate(build(Spec, data), run.blocks, run.cross, ev.curves, ev.scores, policy)
 
     fixed, limit = resolve({}), _limit(run, predict, budget_ms)
-    return Problem(run.space, run.blocks, resolve, limit, budget_ms, precisions_of(run), _choices(run, fixed))
+    free = (precisions_of(run), _choices(run, fixed), _drops(run, fixed))
+    return Problem(run.space, run.blocks, resolve, limit, budget_ms, *free)
 
 
 def _limit(run: Run, predict: Any, budget_ms: float) -> Any:
@@ -63,8 +65,10 @@ def _limit(run: Run, predict: Any, budget_ms: float) -> Any:
 
 def floor(p: Any, predict: Any) -> Candidate:
     """The fastest candidate of the space, as predicted: blocks as small as they may be, precisions the faster ones."""
-    kept = {n: {b: min(options) for b, options in by.items()} for n, by in p.choices.items()}
     precision = {n: options[0] for n, options in p.precisions.items()}
+    kept = {n: {b: min(options) for b, options in by.items()} for n, by in p.choices.items()}
+    cost = lambda n, b, k: predict(Candidate({**kept, n: {**kept[n], b: k}}, precision))
+    kept = moves.revive(p, Candidate(kept, precision), cost).kept  # those come back that cost least
     for n, options in p.precisions.items():
         precision[n] = min(options, key=lambda o, n=n: predict(Candidate(kept, {**precision, n: o})))  # type: ignore[misc]
     return Candidate(kept, precision)
@@ -86,6 +90,16 @@ def _choices(run: Run, fixed: Candidate) -> dict[str, dict[str, tuple[int, ...]]
             cuts = range(int((ratio.high or 0.0) * steps(b)) + 1)
             options = {int(after(b, c)) for c in cuts} | ({0} if b.drop and drop and (drop.high or 0) >= 1 else set())
             found[n][b.name] = tuple(sorted(options))
+    return found
+
+
+def _drops(run: Run, fixed: Candidate) -> dict[str, int]:
+    """How many blocks of each node may be gone whole: what the space allows, or the spec asks for."""
+    found = {}
+    for n in run.blocks:
+        drop = run.space.dimensions.get(f"nodes.{n}.prune.drop")
+        asked = sum(k == 0 for k in fixed.kept[n].values())
+        found[n] = max(asked, int(drop.high or 0) if drop else 0)
     return found
 
 
@@ -186,7 +200,7 @@ def search(
     run: Run, ev: Any, predict: Any, budget_ms: float, who: Jury, attempt: int = 0, blind: bool = False
 ) -> list[Trial]:
     """Run (or go on with) the study of this run folder; `blind`: without a head start."""
-    from mmcompress.search import moves, study
+    from mmcompress.search import study
 
     p = problem(run, ev, predict, budget_ms)
     with run.timed("search"):
@@ -203,6 +217,9 @@ def search(
             seeds = [("trimmed", c) for c in cut] + seeds[:1]
         s = run.spec.search
         more = study.Effort(s.trials + MORE * attempt, s.mutations + MORE * attempt, who.workers, s.retries)
+        if blind:  # as many as the others can come to, with seeds and what is grown
+            seeded = (1 + attempt) * s.finalists + 4 + 7 * attempt
+            more = replace(more, trials=more.trials + more.mutations + seeded, mutations=0)
         say = lambda what, share: run.say("search", what, share)
         trials = study.run(book, p, who.executor, who.judge, starts, seeds, more, run.spec.seed, say)
         if blind:
@@ -225,7 +242,21 @@ def splits(
     part = lambda by: {n: by[n] for n in nodes or run.blocks}
     given = (part(run.blocks), part(run.cross), part(ev.curves), replace(predict, reads={}))
     rest = (run.spec.prune.protection, part(p.precisions), part(ev.rounding), part(p.choices))
-    solved = lambda ms: candidates(*given, ms, *rest)  # type: ignore[arg-type]
+    damage = lambda n, b, k: float(ev.curves[n][b].at(k))
+
+    def solved(ms: float) -> list[tuple[float, Candidate]]:
+        rows = candidates(*given, ms, *rest)  # type: ignore[arg-type]
+        if nodes:  # of a part of the pipeline the rest is not known
+            return rows
+        mended = (moves.trim(p, moves.revive(p, c, damage), damage) for _, c in rows if not p.allows(c))
+        held = [(d, c) for d, c in rows if p.allows(c)] + [(estimated(c), c) for c in mended if c]
+        return sorted(held, key=lambda f: f[0])
+
+    def estimated(c: Candidate) -> float:
+        weight = lambda n, b: run.spec.prune.protection if b in run.cross[n] else 1.0
+        cuts = sum(weight(n, b) * damage(n, b, k) for n, by in c.kept.items() for b, k in by.items())
+        return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
+
     found = solved(budget_ms)
     low, high = 1.0, float(len(run.blocks)) if predict.reads and not nodes else 1.0
     for _ in range(6 if high > low else 0):

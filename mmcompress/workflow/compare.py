@@ -21,6 +21,11 @@ from mmcompress.workflow.make import compress
 from mmcompress.workflow.methods import METHODS, Method
 from mmcompress.workflow.state import SILENT, Run, Say, open_run
 
+Judged = tuple[str, str, float, float]
+"""Claim, verdict, gap, half its 95 % interval."""
+EQUAL = 1.05
+"""Latencies of which one is at most so many times the other are equal."""
+
 
 def compare(
     spec_path: str | Path,
@@ -54,11 +59,26 @@ def compare(
     return found
 
 
-def _claims(r: Run, methods: Sequence[str]) -> list[tuple[str, str, float, float]]:
-    """Of every other method, whether the search keeps more: (claim, verdict, gap, half width)."""
-    said = {name: [read(Outcomes, r.folder / name / "outcomes.json").compressed] for name in methods}
-    others = [name for name in methods if name != "searched" and "searched" in said]
-    return [(f"The search keeps more than '{name}'", *verdict(said["searched"], said[name])) for name in others]
+def _claims(r: Run, methods: Sequence[str]) -> list[Judged]:
+    """Of every other method, whether the search keeps more."""
+    others = [name for name in methods if name != "searched" and "searched" in methods]
+    return [judged(r.folder, f"The search keeps more than '{name}'", ("searched",), (name,)) for name in others]
+
+
+def judged(folder: Path, says: str, better: Sequence[str], worse: Sequence[str], apart: bool = False) -> Judged:
+    """A claim that some cells keep more than others, with its verdict; `apart`: at whatever latency.
+
+    Latencies are equal when those of the fitted structures are: finished artifacts are measured minutes apart.
+    """
+    tallies = [
+        [read(Outcomes, folder / name / "outcomes.json").compressed for name in side] for side in (better, worse)
+    ]
+    said, gap, half = verdict(*tallies)
+    fits = [read(Fitted, folder / name / "fitted.json") for name in (*better, *worse)]
+    shares = sorted(f.measured_ms / f.target_ms for f in fits)
+    if not apart and shares[-1] > EQUAL * shares[0]:
+        said = f"not at equal latency ({shares[0]:.0%} and {shares[-1]:.0%} of the target)"
+    return says, said, gap, half
 
 
 def make(r: Run, name: str, method: Method, predict: Any, ev: Any, dense: Profile) -> None:
@@ -104,8 +124,11 @@ def _as_is(run: Run, candidate: Candidate, predict: Any, dense: Profile) -> Fitt
 def _rescored(r: Run, ev: Any, importance: str) -> Any:
     """The evidence with the scores of another criterion."""
     from mmcompress.prune.importance import Material, scored
+    from mmcompress.prune.refit import measure_grams
     from mmcompress.registry import IMPORTANCE
 
     batch = r.pipeline.batch(r.data.load("train", r.spec.data.calibration))
+    if not all(ev.grams.values()):  # they were not needed for the search
+        ev = replace(ev, grams=measure_grams(r.pipeline, r.models, batch))
     material = Material(r.pipeline, r.models, batch, ev.grams, r.spec.seed)
     return replace(ev, scores=scored(IMPORTANCE.get(importance), material))

@@ -21,6 +21,7 @@ from mmcompress.workflow.state import Run, precisions_of
 
 REQUESTS = 64
 """Requests that pipelines are measured with."""
+WINDOWS = "windows.json"
 
 
 @dataclass(frozen=True)
@@ -144,14 +145,14 @@ def predictor(run: Run, dense: Profile) -> Any:
             whole = Measured(dense.latency_ms, dense.nodes, dense.model_share, dense.calls, dense.inside)
             beside = _rounded_shares(run, plan, dense)
             found = calibrated(run.spec, run.models, plan, dense.calls, whole, beside, run.shared, say)
-            shutil.rmtree(run.shared / ROUNDED, ignore_errors=True)
     write(record, found)
     return found
 
 
 def _rounded_shares(run: Run, plan: Any, dense: Profile) -> Any:
     """What the whole pipeline takes in every other precision that is searched, beside the dense one."""
-    from mmcompress.measure.readings import few, shares
+    from mmcompress.measure import anchors
+    from mmcompress.measure.readings import beside, few, shares
     from mmcompress.runtime import load as load_bundle
 
     m = run.spec.measure
@@ -160,7 +161,10 @@ def _rounded_shares(run: Run, plan: Any, dense: Profile) -> Any:
     if not rounded:
         return {}
     requests = few(run.requests(REQUESTS), dense.said, dense.latency_ms.p50)
-    return shares(load_bundle(run.shared / "baseline", m.threads), rounded, requests, dense.said, m.warmup, m.rounds)
+    whole = load_bundle(run.shared / "baseline", m.threads)
+    found = beside(whole, rounded, requests, dense.said, m.warmup, m.rounds)
+    anchors.add(run.shared / WINDOWS, found)
+    return shares(found)
 
 
 def _others(plan: Any) -> list[str]:

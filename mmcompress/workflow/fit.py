@@ -13,12 +13,13 @@ from typing import Any
 from mmcompress.errors import DataError
 from mmcompress.records import Attempt, Candidate, Trial, read, write
 from mmcompress.workflow.choose import AIM, FULL, chosen, floor, jury, problem, pruned, search, spared
-from mmcompress.workflow.dense import REQUESTS, Profile
+from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile
 from mmcompress.workflow.state import Run
 
-WIDTH, LEAST, MOST = 0.03, 0.007, 0.03
-"""A structure is accepted that measures under its target by a margin, and not by more than `WIDTH` again: faster, more
-was cut than needed. The margin is what a measurement of so many samples may be off by, within these bounds."""
+WIDTH, LEAST, MOST, NEAR = 0.03, 0.007, 0.02, 0.95
+"""A structure is accepted that measures under its target by a margin, and not by more than `WIDTH` again, nor under
+`NEAR` of it: more was cut than needed. The margin is what a measurement of so many samples may be off by, in bounds.
+Of a finished artifact `NEAR` says the same, unless it was meant to be faster: nothing slower was within the target."""
 ATTEMPTS = 5
 Propose = Callable[[Any, float, int], Trial | None]
 """(predictor, budget in ms, attempt) -> the structure to measure; over the budget where nothing lies within."""
@@ -51,6 +52,17 @@ class Fitted:
     """The lowest latency predicted of anything in the space; `fixed_ms`: the part of it that no block accounts for."""
     fixed_ms: float = 0.0
     attempts: tuple[Attempt, ...] = ()
+    bias: float = 1.0
+    """See `fit`."""
+
+    @property
+    def meant(self) -> float:
+        """The share of the target that was aimed at."""
+        return self.predicted_ms / self.target_ms
+
+    def learnt(self, reached: float) -> float:
+        """The bias for what is made after an artifact of this structure that takes such a share of its target."""
+        return self.bias * reached / (self.measured_ms / self.target_ms)
 
 
 def fit(
@@ -65,7 +77,7 @@ def fit(
     asked = run.spec.search.trials + run.spec.search.mutations
     if record.exists():
         found = read(Fitted, record)
-        if found.asked >= asked and bias == 1.0:
+        if found.asked >= asked and found.bias == bias:
             return found
         record.unlink()
         shutil.rmtree(run.folder / "weights", ignore_errors=True)
@@ -84,7 +96,7 @@ def fit(
     attempts = tuple(Attempt(m.predicted_ms, m.measured_ms, target_ms, m.margin, m.nodes) for m in measured)
     lowest, ms = floor(p, predict), (top.predicted_ms, top.measured_ms, target_ms)
     ends = (predict(lowest), predict.fixed(lowest))
-    found = Fitted(top.trial.candidate, *ms, asked, predict.correction, *ends, attempts)
+    found = Fitted(top.trial.candidate, *ms, asked, predict.correction, *ends, attempts, bias)
     write(record, found)
     return found
 
@@ -106,7 +118,7 @@ class Measured:
 
     @property
     def low(self) -> float:
-        return self.high - WIDTH
+        return max(self.high - WIDTH, NEAR)
 
     def share(self, target_ms: float) -> float:
         return self.measured_ms / target_ms
@@ -155,28 +167,32 @@ def _measure_structure(
     generator may ramble, and that is not a slower structure. A node over a limit of its own counts as a pipeline over
     its target by as much.
     """
-    from mmcompress.measure import latency
-    from mmcompress.measure.latency import end_to_end
-    from mmcompress.measure.readings import few
+    from mmcompress.measure import anchors, latency
+    from mmcompress.measure.readings import ROUNDED, few
     from mmcompress.runtime import load as load_bundle
 
-    folder = run.folder / "scratch"
+    folder, m = run.folder / "scratch", run.spec.measure
     models = pruned(run, ev, candidate, refit=False)
     run.bundle(models, candidate.precision, candidate.kept, folder, prove=False, spared=spared(ev, candidate))
     del models  # of a large pipeline: its sessions need the memory
-    threads = run.spec.measure.threads
-    pair = {"new": load_bundle(folder, threads), "dense": load_bundle(run.shared / "baseline", threads)}
+    bundles = {"new": folder, anchors.DENSE: run.shared / "baseline"}
+    if 3 * latency.LEAST * dense.latency_ms.p50 < 1e3 * latency.SECONDS:  # there is time for a third
+        whole = {p: run.shared / ROUNDED / p for p in sorted(set(candidate.precision.values()))}
+        bundles |= {p: at for p, at in whole.items() if at.exists()}
+    pipelines = {k: load_bundle(at, m.threads) for k, at in bundles.items()}
     requests = few(run.requests(REQUESTS), dense.said, dense.latency_ms.p50)
-    m = run.spec.measure
-    found = end_to_end(pair, requests, m.warmup, latency.MOST * m.rounds, dense.said, latency.SECONDS)
+    rounds = latency.MOST * m.rounds
+    found = latency.end_to_end(pipelines, requests, m.warmup, rounds, dense.said, latency.SECONDS)
     shutil.rmtree(folder, ignore_errors=True)
-    new, old, statistic = found["new"], found["dense"], run.goal.statistic
-    shares = [a / b for a, b in zip(new.samples, old.samples, strict=True)]
+    new, old, statistic = found.pop("new"), found[anchors.DENSE], run.goal.statistic
     ms = float(getattr(new.latency, statistic))
-    if run.goal.kind == "speedup":  # a machine that is slower now is slower for both
-        ms *= getattr(dense.latency_ms, statistic) / getattr(old.latency, statistic)
+    if run.goal.kind == "speedup":  # a machine that is slower now is slower for both, if not equally
+        windows = anchors.add(run.shared / WINDOWS, found)
+        usual = anchors.steadied(new, candidate.precision, windows)
+        ms *= usual * getattr(dense.latency_ms, statistic) / getattr(old.latency, statistic)
     over = [new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()]
-    nodes = {n: m.p50 / old.nodes[n].p50 for n, m in new.nodes.items() if old.nodes[n].p50 > 0}
+    nodes = {n: x.p50 / old.nodes[n].p50 for n, x in new.nodes.items() if old.nodes[n].p50 > 0}
+    shares = [a / b for a, b in zip(new.samples, old.samples, strict=True)]
     return max([ms, *(target_ms * o for o in over)]), margin(shares), nodes
 
 

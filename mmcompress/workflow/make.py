@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmcompress.records import Candidate, Proof
+from mmcompress.records import Candidate, Proof, read
 from mmcompress.workflow.choose import pruned, spared
 from mmcompress.workflow.dense import Profile, generation_proofs
 from mmcompress.workflow.fit import Fitted
@@ -19,11 +19,17 @@ Counts = dict[str, tuple[int, int, float]]
 """Parameters, multiply-accumulates a request, and share of zeros among the weights of the blocks, by node."""
 
 
-def compress(run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = False) -> tuple[Counts, list[Proof]]:
+AGAIN = 1 / 3
+"""The share of the training budget of what is made once more, out of what was made before."""
+
+
+def compress(
+    run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = False, earlier: Path | None = None
+) -> tuple[Counts, list[Proof]]:
     """Prune with proof, refit, distill, write the bundle. Weights are kept: a resumed run does not train again.
 
     Gives the size of what was made, and the proofs of both sides; the models themselves are let go. `scratch`: the
-    structure starts from random weights, as a control.
+    structure starts from random weights, as a control; `earlier`: from those of an artifact in that folder.
     """
     from mmcompress.export.proofs import require, surgery
     from mmcompress.graph.topology import decode_steps
@@ -31,7 +37,7 @@ def compress(run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = 
     from mmcompress.prune.sparse import sparsity
 
     c = fitted.candidate
-    models, survivors = _made(run, ev, c, scratch)
+    models, survivors = _made(run, ev, c, scratch, earlier)
     with run.timed("prune"):
         batch = run.pipeline.batch(run.data.load("train", min(16, run.spec.data.batch), seed=3))
         known = run.pipeline.run(run.models, batch)
@@ -50,44 +56,92 @@ def compress(run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = 
     return counts, [*dense.proofs, *proofs]
 
 
-def _made(run: Run, ev: Any, c: Candidate, scratch: bool) -> tuple[dict[str, Any], Any]:
+def _made(run: Run, ev: Any, c: Candidate, scratch: bool, earlier: Path | None) -> tuple[dict[str, Any], Any]:
     """(trained models of a candidate, the units of the dense models that are left in them)."""
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
-    from mmcompress.export.bundle import load_weights, save_weights
+    from mmcompress.export.bundle import save_weights
 
     weights = run.folder / "weights"
     if (weights / "units.safetensors").exists():
-        models = pruned(run, ev, c, refit=False)
-        for n, m in models.items():
-            load_weights(m, weights / f"{n}.safetensors")
-        flat = load_file(weights / "units.safetensors")
-        return models, {n: {b.name: flat[f"{n}/{b.name}"] for b in m.blocks} for n, m in run.models.items()}
+        return _saved(run, ev, c, run.folder)
     at_once = scratch or run.spec.prune.schedule in ("one_shot", "late")
-    models, survivors = _at_once(run, ev, c, scratch) if at_once else _by_rounds(run, ev, c)
+    earlier = earlier if run.spec.prune.schedule == "one_shot" and run.spec.distill.steps else None
+    models, survivors = _at_once(run, ev, c, scratch, earlier) if at_once else _by_rounds(run, ev, c)
     save_weights(models, weights)
     save_file({f"{n}/{b}": u for n, by in survivors.items() for b, u in by.items()}, weights / "units.safetensors")
     return models, survivors
 
 
-def _at_once(run: Run, ev: Any, c: Candidate, scratch: bool) -> tuple[dict[str, Any], Any]:
+def _saved(run: Run, ev: Any, c: Candidate, folder: Path) -> tuple[dict[str, Any], Any]:
+    """The same, as it was kept in a folder."""
+    from safetensors.torch import load_file
+
+    from mmcompress.export.bundle import load_weights
+
+    models = pruned(run, ev, c, refit=False)
+    for n, m in models.items():
+        load_weights(m, folder / "weights" / f"{n}.safetensors")
+    flat = load_file(folder / "weights" / "units.safetensors")
+    return models, {n: {b.name: flat[f"{n}/{b.name}"] for b in m.blocks} for n, m in run.models.items()}
+
+
+def _at_once(run: Run, ev: Any, c: Candidate, scratch: bool, earlier: Path | None) -> tuple[dict[str, Any], Any]:
     from mmcompress.prune.allocation import choose_units
     from mmcompress.prune.schedule import whole
     from mmcompress.prune.sparse import thin_
 
-    dense = _trained_first(run) if run.spec.prune.schedule == "late" and not scratch else run.models
+    late = run.spec.prune.schedule == "late" and not scratch
+    dense = _trained_first(run) if late else run.models
     with run.timed("prune"):
         run.say("prune", "cutting and refitting", None)
-        models = pruned(run, ev, c, run.spec.prune.refit and not scratch, dense)
+        models, share = pruned(run, ev, c, run.spec.prune.refit and not scratch, dense), 1.0
         if scratch:
             _forget_(models, run.spec.seed)
+        if earlier:
+            models, share = _better_start(run, ev, c, models, earlier)
         units = {n: choose_units(c.kept[n], m.blocks, ev.scores[n]) for n, m in run.models.items()}
         survivors = {n: {**by, **units[n]} for n, by in whole(run.blocks).items()}
-    if dense is run.models:
-        _distill_(run, models, 1.0, run.folder / "distill.json")
+    if not late:
+        _distill_(run, models, share, run.folder / "distill.json")
     elif run.spec.prune.sparsity:
         thin_(models, run.spec.prune.pattern, run.spec.prune.sparsity)
     return models, survivors
+
+
+def _better_start(
+    run: Run, ev: Any, c: Candidate, fresh: dict[str, Any], earlier: Path
+) -> tuple[dict[str, Any], float]:
+    """Of fresh models and those with what the earlier artifact learnt (refitted or not) the ones of least loss, and the
+    share of the training budget that they need."""
+    from mmcompress.prune.refit import refit_
+
+    inherited = _inherited(run, ev, earlier)
+    learnt, mended = (pruned(run, ev, c, False, inherited) for _ in range(2))
+    batch = run.pipeline.batch(run.data.load("train", run.spec.data.calibration))
+    refit_(run.pipeline, mended, run.models, batch, run.spec.prune.ridge)
+    starts = [(fresh, 1.0), (learnt, AGAIN), (mended, AGAIN)]
+    best = min(starts, key=lambda start: _loss(run, start[0]))
+    if best[0] is not fresh:  # what the cut did is told of the first time
+        shutil.copyfile(earlier / "distill.json", run.folder / "distill-0.json")
+    return best
+
+
+def _loss(run: Run, models: dict[str, Any]) -> float:
+    """The pipeline's own loss on choosing pairs."""
+    pairs = run.pipeline.batch(run.data.load("val", min(run.spec.data.choosing, CHECKED)))
+    return float(run.pipeline.evaluate(models, pairs, dense=run.pipeline.anchors(run.models, pairs))[0])
+
+
+def _inherited(run: Run, ev: Any, earlier: Path) -> dict[str, Any]:
+    """The dense models with what an earlier artifact learnt: its weights in their places, the rest as it was."""
+    from mmcompress.models.sources import connect
+    from mmcompress.prune.surgery import restored
+
+    small, survivors = _saved(run, ev, read(Fitted, earlier / "fitted.json").candidate, earlier)
+    models = {n: restored(m, small[n], survivors[n]) for n, m in run.models.items()}
+    connect(run.spec, models)
+    return models
 
 
 def _trained_first(run: Run) -> dict[str, Any]:
