@@ -301,6 +301,19 @@ def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():
     assert set(moves.fill(p, small, worth, dear).precision.values()) == {"fp32"}
 
 
+def test_an_exchange_pays_for_a_finer_precision_with_units():
+    p = problem(3.6)
+    p.choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
+    whole = Candidate({n: dict.fromkeys(("0", "1"), 64) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
+    worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
+    rounding = {n: {"fp32": 0.0, "int8": 1.0} for n in BLOCKS}
+    tight = dataclasses.replace(p, budget_ms=3.0)
+    assert moves.fill(tight, whole, worth, rounding) == whole  # either node in fp32 takes 3.4 ms
+    found = moves.exchange(tight, whole, worth, rounding)
+    assert [c.precision for c in found] == [{"a": "fp32", "b": "int8"}, {"a": "int8", "b": "fp32"}]
+    assert all(p.predict(whole) < p.predict(c) <= 3.0 for c in found)
+
+
 @pytest.mark.parametrize(
     "sampler", [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS.names()]
 )

@@ -175,6 +175,18 @@ def fill(
     return now
 
 
+def exchange(
+    problem: Problem, candidate: Candidate, damage: Damage, rounding: Mapping[str, Mapping[str, float]]
+) -> list[Candidate]:
+    """The candidate with one node in a finer precision that is too slow as it is, cut until it fits the budget."""
+    found = []
+    for n, p in ((n, p) for n, ps in problem.precisions.items() for p in ps):
+        if rounding[n][p] < rounding[n][candidate.precision[n]]:
+            finer = trim(problem, Candidate(candidate.kept, {**candidate.precision, n: p}), damage)
+            found += [fill(problem, finer, damage, rounding)] if finer else []
+    return found
+
+
 def _grown(
     problem: Problem, now: Candidate, damage: Damage, rounding: Mapping[str, Mapping[str, float]], share: int
 ) -> Candidate | None:

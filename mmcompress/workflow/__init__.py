@@ -99,6 +99,7 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     if kept.exists():
         earlier = read(Summary, kept / "summary.json")
         if _worth(earlier) > _worth(summary):
+            _clear(r.folder)
             kept.rename(r.folder / BACK)
             _recover(r.folder)
             summary = earlier

@@ -218,7 +218,7 @@ def search(
         s = run.spec.search
         more = study.Effort(s.trials + MORE * attempt, s.mutations + MORE * attempt, who.workers, s.retries)
         if blind:  # as many as the others can come to, with seeds and what is grown
-            seeded = (1 + attempt) * s.finalists + 4 + 7 * attempt
+            seeded = (1 + attempt) * (s.finalists + len(run.blocks)) + 4 + 7 * attempt
             more = replace(more, trials=more.trials + more.mutations + seeded, mutations=0)
         say = lambda what, share: run.say("search", what, share)
         trials = study.run(book, p, who.executor, who.judge, starts, seeds, more, run.spec.seed, say)
@@ -226,6 +226,8 @@ def search(
             return trials
         wanting = [t.candidate for t in _finalists(run, trials, budget_ms) if t.latency_ms < FULL * budget_ms]
         grown = [("filled", moves.fill(p, c, damage, ev.rounding)) for c in wanting]
+        small = [c for _, c in grown if p.predict(c) < FULL * budget_ms]  # the next step up is too large
+        grown += [("exchanged", c) for c in (moves.exchange(p, small[0], damage, ev.rounding) if small else ())]
         return study.run(book, p, who.executor, who.judge, [], grown, more, run.spec.seed, say) if grown else trials
 
 
