@@ -75,6 +75,11 @@ more than so many times as many. A busy machine slows a small model down more th
 time: on one such, ratios of medians had a spread (one sigma) of 2.8 % over 10 s, 2.6 % over 20 s, 0.5 % over 30 s."""
 
 
+def spare(dense_ms: float) -> bool:
+    """Whether a pipeline is quick enough to be measured for more than one comparison needs."""
+    return 3 * LEAST * dense_ms < 1e3 * SECONDS
+
+
 def _generators(pipeline: Pipeline) -> dict[str, TextDecoder]:
     return {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
 

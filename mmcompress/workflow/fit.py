@@ -176,7 +176,7 @@ def _measure_structure(
     run.bundle(models, candidate.precision, candidate.kept, folder, prove=False, spared=spared(ev, candidate))
     del models  # of a large pipeline: its sessions need the memory
     bundles = {"new": folder, anchors.DENSE: run.shared / "baseline"}
-    if 3 * latency.LEAST * dense.latency_ms.p50 < 1e3 * latency.SECONDS:  # there is time for a third
+    if latency.spare(dense.latency_ms.p50):
         whole = {p: run.shared / ROUNDED / p for p in sorted(set(candidate.precision.values()))}
         bundles |= {p: at for p, at in whole.items() if at.exists()}
     pipelines = {k: load_bundle(at, m.threads) for k, at in bundles.items()}
