@@ -227,6 +227,8 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
 
 
 def test_a_move_that_was_cut_off_is_ended(tmp_path):
+    from mmcompress.workflow import aside
+
     (tmp_path / "weights").mkdir()
     for name in ("fitted.json", "distill.json", "distill-0.json", "summary.json", "weights/a"):
         (tmp_path / name).write_text("new")
@@ -234,14 +236,14 @@ def test_a_move_that_was_cut_off_is_ended(tmp_path):
     (tmp_path / "earlier" / "summary.json").write_text("old")
     (tmp_path / "earlier.new").mkdir()
     (tmp_path / "weights").rename(tmp_path / "earlier.new" / "weights")  # here it was killed
-    workflow._recover(tmp_path)
+    aside.recover(tmp_path)
     there = {p.relative_to(tmp_path / "earlier").as_posix() for p in (tmp_path / "earlier").rglob("*") if p.is_file()}
     assert there == {"fitted.json", "distill.json", "distill-0.json", "summary.json", "weights/a"}
     assert [p.name for p in tmp_path.iterdir()] == ["earlier"]
     (tmp_path / "earlier").rename(tmp_path / "earlier.back")
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "b").write_text("worse")
-    workflow._recover(tmp_path)
+    aside.recover(tmp_path)
     assert not (tmp_path / "earlier.back").exists() and not (tmp_path / "weights" / "b").exists()
     assert (tmp_path / "weights" / "a").read_text() == "new"
 
@@ -256,7 +258,7 @@ def test_a_second_round_goes_on_from_what_the_first_learnt(tiny, tmp_path, monke
         seen.append(models)
         return -len(seen)
 
-    monkeypatch.setattr(workflow, "_share", lambda s: 1.02)  # as if it missed, every time
+    monkeypatch.setattr(workflow, "of_target", lambda s: 1.02)  # as if it missed, every time
     monkeypatch.setattr(make, "_loss", loss)
     changes = {"target": "1.2x", "search.trials": 2, "search.mutations": 0, "search.rounds": 2, "distill.steps": 6}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)

@@ -33,11 +33,13 @@ def _pages(name: str, folder: Path, **values: Any) -> Path:
     return folder / f"{name}.html"
 
 
-Claims = Sequence[tuple[str, str, float, float]]
-"""(claim, verdict, gap, half its 95 % interval)."""
+Judged = tuple[str, str, float, float]
+"""A claim, its verdict, the gap and half its 95 % interval."""
 
 
-def write_comparison(summaries: Mapping[str, Summary], about: Mapping[str, str], claims: Claims, folder: Path) -> Path:
+def write_comparison(
+    summaries: Mapping[str, Summary], about: Mapping[str, str], claims: Sequence[Judged], folder: Path
+) -> Path:
     """Write `compare.json`, `.md` and `.html`; `summaries` and what they are, by method. Returns the page."""
     from mmcompress.report.charts import comparison
 
@@ -46,7 +48,7 @@ def write_comparison(summaries: Mapping[str, Summary], about: Mapping[str, str],
     return _pages("compare", folder, s=one, summaries=summaries, about=about, claims=claims, chart=chart)
 
 
-def write_ablation(tables: Mapping[str, Mapping[str, Summary]], claims: Claims, folder: Path) -> Path:
+def write_ablation(tables: Mapping[str, Mapping[str, Summary]], claims: Sequence[Judged], folder: Path) -> Path:
     """Write `ablation.json`, `.md` and `.html`: cells by table, and what they say of each claim."""
     from mmcompress.report.charts import comparison
 

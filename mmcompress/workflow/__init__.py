@@ -16,7 +16,9 @@ from typing import Any
 
 from mmcompress.errors import SpecError
 from mmcompress.records import Summary, read
+from mmcompress.report import of_target
 from mmcompress.spec.loader import targets
+from mmcompress.workflow import aside
 from mmcompress.workflow.conclude import summarize
 from mmcompress.workflow.dense import Profile, predictor, prepared, profile, write_kit
 from mmcompress.workflow.fit import NEAR, Fitted, fit
@@ -24,7 +26,6 @@ from mmcompress.workflow.make import compress
 from mmcompress.workflow.state import SILENT, Run, Say, default_space, open_run
 
 __all__ = ["default_space", "open_run", "predictor", "profile", "run", "run_targets", "write_kit"]
-ARTIFACTS = ("bundle", "weights", "fitted.json", "distill*.json", "outcomes.json", "summary.json")
 
 
 def run(
@@ -73,18 +74,18 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     """
     from mmcompress.report import write_report
 
-    kept, record = r.folder / "earlier", r.folder / "fitted.json"
-    _recover(r.folder)
+    kept, record = r.folder / aside.EARLIER, r.folder / "fitted.json"
+    aside.recover(r.folder)
     known = read(Fitted, record) if record.exists() else None
     finished = (r.folder / "summary.json").exists() and not kept.exists()
     rounds, bias = r.spec.search.rounds, known.bias if known else 1.0
     if kept.exists() and not known:
-        bias = read(Fitted, kept / "fitted.json").learnt(_share(read(Summary, kept / "summary.json")))
+        bias = read(Fitted, kept / "fitted.json").learnt(of_target(read(Summary, kept / "summary.json")))
     for done in count(1):
         fitted = fit(r, ev, predict, dense, bias)
         made = compress(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
         summary = summarize(r, fitted, dense, *made, patient=True)
-        reached = _share(summary)
+        reached = of_target(summary)
         out_of_reach = reached > 1 and summary.target.floor_ms > summary.target.latency_ms
         # a miss is always tried once more; what was finished before stays, unless more of a search was asked for
         tries = 1 if finished and fitted == known else rounds if reached <= 1 else max(rounds, 2)
@@ -93,62 +94,20 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
         bias = fitted.learnt(reached)
         r.say("fit", f"the finished artifact lies at {reached:.1%} of its target: once more", None)
         if kept.exists() and _worth(read(Summary, kept / "summary.json")) > _worth(summary):
-            _clear(r.folder)
+            aside.clear(r.folder)
         else:
-            _move(r.folder, kept)
+            aside.put(r.folder)
     if kept.exists():
         earlier = read(Summary, kept / "summary.json")
         if _worth(earlier) > _worth(summary):
-            _clear(r.folder)
-            kept.rename(r.folder / BACK)
-            _recover(r.folder)
+            aside.take_back(r.folder)
             summary = earlier
         shutil.rmtree(kept, ignore_errors=True)
     write_report(summary, r.folder)
     return summary
 
 
-def _share(s: Summary) -> float:
-    return float(getattr(s.compressed.latency_ms, s.target.statistic)) / s.target.latency_ms
-
-
 def _worth(s: Summary) -> tuple[bool, bool, float]:
     """Met, and not much faster than asked, first; then the loss on choosing pairs, or how near it came."""
     loss = s.losses[-1] if s.losses else 0.0
-    return s.target.met, _share(s) >= NEAR, -loss if s.target.met else -_share(s)
-
-
-AHEAD, BACK = "earlier.new", "earlier.back"
-"""Folders of a move under way: `_recover` ends it, whenever it was cut off."""
-
-
-def _move(source: Path, target: Path) -> None:
-    """Set an artifact aside in a folder of its own, in place of what was there."""
-    ahead = target.parent / AHEAD
-    ahead.mkdir(exist_ok=True)
-    for pattern in ARTIFACTS:
-        for found in source.glob(pattern):
-            found.rename(ahead / found.name)
-    shutil.rmtree(target, ignore_errors=True)
-    ahead.rename(target)
-
-
-def _recover(folder: Path) -> None:
-    """Go on with a move that was cut off."""
-    if (folder / AHEAD).exists():
-        _move(folder, folder / "earlier")
-    if (back := folder / BACK).exists():
-        for found in back.iterdir():
-            _remove(folder / found.name)
-            found.rename(folder / found.name)
-        back.rmdir()
-
-
-def _clear(folder: Path) -> None:
-    for pattern in ARTIFACTS:
-        for found in folder.glob(pattern):
-            _remove(found)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+    return s.target.met, of_target(s) >= NEAR, -loss if s.target.met else -of_target(s)

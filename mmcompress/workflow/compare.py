@@ -13,6 +13,7 @@ from mmcompress.measure.latency import LEAST, MOST
 from mmcompress.metrics.tally import Outcomes, verdict
 from mmcompress.records import Candidate, Summary, read, write
 from mmcompress.registry import nearest
+from mmcompress.report.several import Judged
 from mmcompress.spec.schema import Spec
 from mmcompress.workflow.conclude import summarize
 from mmcompress.workflow.dense import Profile, one_target, prepared
@@ -21,8 +22,6 @@ from mmcompress.workflow.make import compress
 from mmcompress.workflow.methods import METHODS, Method
 from mmcompress.workflow.state import SILENT, Run, Say, open_run
 
-Judged = tuple[str, str, float, float]
-"""Claim, verdict, gap, half its 95 % interval."""
 EQUAL = 1.05
 """Latencies of which one is at most so many times the other are equal."""
 
