@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "load_spec": "mmcompress.spec.loader:load",
     "run": "mmcompress.workflow:run",
+    "run_targets": "mmcompress.workflow:run_targets",
     "open_run": "mmcompress.workflow:open_run",
     "profile": "mmcompress.workflow:profile",
     "load_summary": "mmcompress.report:load_summary",

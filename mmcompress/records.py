@@ -340,3 +340,7 @@ class Summary:
     samples: tuple[dict[str, str], ...] = ()
     quality_extra: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
     """Further splits, reported apart: split -> side -> metric."""
+    attempts: tuple[Attempt, ...] = ()
+    """Structures measured whole on the way to this one, in order."""
+    sittings: int = 0
+    """In how many parts the latency of both sides was measured."""

@@ -83,7 +83,7 @@ def test_show_and_report(run_folder):
 def test_the_report_is_self_contained(run_folder):
     html = (run_folder / "report.html").read_text()
     assert (
-        html.count("<svg") == 4
+        html.count("<svg") == 5
         and "src=" not in html
         and "http" not in html.split("</style>")[1].replace("http://www.w3.org", "")
     )

@@ -336,15 +336,6 @@ def test_movement_is_the_sum_of_weight_times_gradient_at_the_start(material, mod
     assert torch.allclose(scores["captioner"]["1.ffn"], want, atol=1e-5)
 
 
-def test_wanda_and_flap_are_their_definitions(material, models):
-    m, b = models["vision"], models["vision"].block("0.ffn")
-    gram, w = material.grams["vision"]["0.ffn"], m.linear(b.out).weight
-    mean, second = gram.mean(), gram.second().diag()
-    assert torch.allclose(IMPORTANCE.get("activation")(material)["vision"]["0.ffn"], w.square().sum(0) * second)
-    want = w.square().sum(0) * (second - mean.square())
-    assert torch.allclose(IMPORTANCE.get("fluctuation")(material)["vision"]["0.ffn"], want, atol=1e-6)
-
-
 def test_a_mixture_is_the_sum_of_scores_normalized_within_a_kind(material, models):
     mixed = IMPORTANCE.get("magnitude + 0.5 * activation")(material)
     parts = [IMPORTANCE.get(k)(material) for k in ("magnitude", "activation")]

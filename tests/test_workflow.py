@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
+from dataclasses import dataclass
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from mmcompress import workflow
 from mmcompress.errors import DataError, ModelError, SpecError
+from mmcompress.prune.allocation import ratios
 from mmcompress.records import Summary, read
 
 
@@ -63,6 +67,9 @@ def test_what_a_spec_pins_is_kept_by_every_trial(tiny, tmp_path):
         assert t.candidate.kept["captioner"]["0.ffn"] == 48
     text = s.kept["text"]
     assert sum(text.get(f"{i}.ffn", 128) for i in (0, 1)) <= 144
+    for t in s.trials:  # a protection that is given holds for every structure, wherever it comes from
+        cross, rest = (ratios(t.candidate.kept, s.blocks, s.modality, c) for c in (True, False))
+        assert 3.0 * cross <= rest + 1e-6, t.origin
 
 
 def test_a_criterion_from_a_plugin_reaches_the_workers(tiny, tmp_path, monkeypatch):
@@ -199,11 +206,16 @@ def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
     from mmcompress.workflow.fit import LEAST, MOST, margin
 
     rng = np.random.default_rng(0)
-    assert margin([0.5] * 20) == LEAST
-    assert margin(list(rng.uniform(0.1, 0.9, 12))) == MOST
+    assert margin([0.5] * 20, [1.0] * 20) == LEAST
+    assert margin(list(rng.uniform(0.1, 0.9, 12)), [1.0] * 12) == MOST
     draws = rng.normal(0.5, 0.02, (2000, 50))
     off = np.std(np.median(draws[::2], 1) / np.median(draws[1::2], 1))  # two measurements of fifty, one over the other
-    assert np.mean([margin(list(d)) for d in draws]) == pytest.approx(off, rel=0.15)
+    assert np.mean([margin(list(d), [1.0] * 50) for d in draws]) == pytest.approx(off, rel=0.15)
+    heavy = rng.lognormal(0, 0.3, (100, 400))
+    tail = np.percentile(heavy, 95, axis=1)
+    off = np.std(tail[::2] / tail[1::2])
+    found = np.mean([margin(list(d), [1.0] * 400, "p95") for d in heavy])  # the tail is less sure than the middle
+    assert found == pytest.approx(min(off, 2 * MOST), rel=0.3) and found > margin(list(heavy[0]), [1.0] * 400)
 
 
 @pytest.mark.parametrize(("shares", "made"), [((1.02, 0.98), 2), ((1.02, 1.01, 0.9), 2), ((0.9, 0.98), 1), ((1.0,), 1)])
@@ -216,14 +228,86 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
         found.append(ns(target=target, compressed=ns(latency_ms=ns(p50=share)), losses=()))
         return found[-1]
 
-    fitted = ns(meant=0.97, bias=1.0, learnt=lambda reached: reached / 0.97)
-    for name, stub in (("fit", lambda *_: fitted), ("compress", lambda *_, earlier: ()), ("summarize", summarize)):
+    fitted = ns(meant=0.97, bias=1.0, learnt=lambda reached: reached / 0.97, attempts=(0, 0))
+    asked = []
+
+    def fit(*_, before):
+        asked.append(before)
+        return fitted
+
+    for name, stub in (("fit", fit), ("compress", lambda *_, earlier: ()), ("summarize", summarize)):
         monkeypatch.setattr(workflow, name, stub)
     monkeypatch.setattr(workflow, "read", lambda *_: found[0])
     monkeypatch.setattr("mmcompress.report.write_report", lambda *_: None)
     run = ns(folder=tmp_path, spec=ns(search=ns(rounds=1)), say=lambda *_: None)
     best = workflow._reach(run, None, None, None)
     assert len(found) == made and best is min(found, key=lambda s: s.compressed.latency_ms.p50)
+    assert asked == [0, 2][:made]  # the second search goes on from what the first measured
+
+
+@pytest.mark.parametrize("slower", [1.0, 1.2, 0.85])
+def test_a_fit_learns_what_the_predictor_gets_wrong(monkeypatch, slower):
+    from mmcompress.records import Candidate, Trial
+
+    fit = import_module("mmcompress.workflow.fit")  # the package has a function of this name
+    target, asked = 10.0, []
+
+    @dataclass(frozen=True)
+    class Line:  # milliseconds are the units kept, as far as it knows
+        correction: float = 1.0
+
+        def __call__(self, c):
+            return self.correction * c.kept["n"]["b"] / 100
+
+    def propose(predict, budget_ms, attempt):
+        asked.append(attempt)
+        c = Candidate({"n": {"b": int(100 * budget_ms / predict.correction)}}, {"n": "fp32"})
+        return Trial(0, "seed", {}, c, predict(c), 0.0, {}, 0.0)
+
+    real = lambda run, ev, c, dense, target_ms: (slower * c.kept["n"]["b"] / 100, fit.LEAST, {})
+    monkeypatch.setattr(fit, "measure_structure", real)
+    run = SimpleNamespace(away=None, timed=lambda what: nullcontext(), say=lambda *_: None)
+    found, predict = fit._approach(run, None, propose, Line(), None, target, 1.0, 3)
+    assert asked == list(range(3, 3 + len(found)))
+    assert found[-1].low <= found[-1].share(target) <= found[-1].high
+    assert len(found) == (1 if slower == 1.0 else 2) and predict.correction == pytest.approx(
+        1.0 if slower == 1.0 else slower, rel=0.01
+    )
+
+
+@pytest.mark.slow
+def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, monkeypatch):
+    """Everything that is chosen is chosen on other pairs; one pair is loaded at the start to see that it is there."""
+    import mmcompress.data
+    from mmcompress.workflow import conclude
+
+    seen, real, judge = [], mmcompress.data.open_dataset, conclude._judge
+
+    def recording(options):
+        data = real(options)
+        load = data.load
+
+        def noted(split, count=None, seed=0):
+            seen.append((split, count))
+            return load(split, count, seed)
+
+        object.__setattr__(data, "load", noted)
+        return data
+
+    def judged(*a):
+        assert not [s for s in seen if s[0] == "test" and s[1] != 1]
+        before = len(seen)
+        found = judge(*a)
+        assert ("test", None) in seen[before:]
+        del seen[before:]
+        return found
+
+    monkeypatch.setattr(mmcompress.data, "open_dataset", recording)
+    monkeypatch.setattr(conclude, "_judge", judged)
+    monkeypatch.setattr(conclude, "_samples", lambda *a: ())  # a few answers, shown after all is done
+    changes = {"search.trials": 2, "search.mutations": 1, "distill.steps": 3, "search.executor": "inline"}
+    workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**changes, "data.report": []})
+    assert {s for s, _ in seen} >= {"train", "val"}
 
 
 def test_a_move_that_was_cut_off_is_ended(tmp_path):

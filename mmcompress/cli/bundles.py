@@ -13,6 +13,14 @@ from mmcompress.cli.shared import out
 from mmcompress.errors import SpecError
 
 
+def named(pair: str) -> tuple[str, str]:
+    """NAME=FILE in its parts. Raises `SpecError`."""
+    name, equals, value = pair.partition("=")
+    if not equals:
+        raise SpecError(f"--input {pair}: expected name=file, e.g. image=photo.png")
+    return name, value
+
+
 @click.command()
 @click.argument("bundle", type=click.Path())
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", required=True)
@@ -21,36 +29,25 @@ def predict(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
     """Run a bundle on one request; prints its outputs as JSON."""
     from mmcompress.runtime import load
 
-    request = {}
-    for pair in inputs:
-        name, equals, value = pair.partition("=")
-        if not equals:
-            raise SpecError(f"--input {pair}: expected name=file, e.g. image=photo.png")
-        request[name] = value
-    found = load(bundle, threads)(**request)
+    found = load(bundle, threads)(**dict(named(pair) for pair in inputs))
     click.echo(json.dumps({k: v.tolist() if hasattr(v, "tolist") else v for k, v in found.items()}))
 
 
 @click.command()
 @click.argument("bundle", type=click.Path())
 @click.option("--against", type=click.Path(), help="A second bundle, measured interleaved.")
-@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="Requests (default: a grey test card).")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="Requests (default: noise).")
 @click.option("--rounds", type=click.IntRange(2), default=200, show_default=True)
 @click.option("--threads", type=int)
 def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int, threads: int | None) -> None:
     """Measure a bundle end to end, alone or against another."""
-    import numpy as np
-
     from mmcompress.measure.latency import end_to_end
     from mmcompress.runtime import load
 
     names = {"bundle": bundle, **({"against": against} if against else {})}
     pipelines = {k: load(v, threads) for k, v in names.items()}
     first = next(iter(pipelines.values()))
-    requests: list[dict[str, Any]] = [{k: v} for k, _, v in (p.partition("=") for p in inputs)]
-    if not requests:
-        card = np.random.default_rng(0).integers(0, 255, (224, 224, 3), np.uint8)
-        requests = [{next(iter(first.inputs)): card}]
+    requests: list[dict[str, Any]] = [dict([named(pair)]) for pair in inputs] or [first.noise()]
     found = end_to_end(pipelines, requests, 10, rounds)
     table = Table("", "p50", "p95", "IQR", "n", "inside models", box=None)
     for key, m in found.items():

@@ -80,7 +80,7 @@ def show_summary(s: Any) -> None:
 def compare(
     spec: str, methods: str | None, space: str | None, folder: str | None, resume: bool, **options: Any
 ) -> None:
-    """The search beside other methods: same evidence, training budget and measured latency."""
+    """The search beside other methods: same evidence, training and measured latency."""
     from mmcompress.report import percent, quality
     from mmcompress.workflow.compare import METHODS
     from mmcompress.workflow.compare import compare as run_all

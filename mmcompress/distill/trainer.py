@@ -118,13 +118,14 @@ class _Best:
             self.dense, _ = pipeline.evaluate(teacher, choosing, dense=self.anchors)
         self.seen: list[dict[str, float]] = []
         self.kept: list[torch.Tensor] = []
-        self.at, self.waited = 0.0, 0
+        self.at, self.looked, self.waited = 0.0, 0, 0
 
     def look(self, share: float, step: int) -> None:
         """Take the loss when the next check is due."""
         if self.choosing is None or not self.checks or share < self.at:
             return
-        self.at += 1 / self.checks
+        self.looked += 1
+        self.at = self.looked / self.checks
         loss, _ = self.pipeline.evaluate(self.student, self.choosing, dense=self.anchors)
         lower = not self.seen or loss < min(s["choosing"] for s in self.seen)
         self.waited = 0 if lower else self.waited + 1

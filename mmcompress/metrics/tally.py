@@ -57,19 +57,22 @@ def gap(better: Sequence[Mapping[str, Tally]], worse: Sequence[Mapping[str, Tall
     95 % interval).
 
     The interval is paired: inputs are drawn anew with all answers to them (bootstrap), so what both sides get right or
-    wrong together does not widen it, and metrics that hang together do not narrow it.
+    wrong together does not widen it, and metrics that hang together do not narrow it. Where a side is several runs,
+    they are drawn anew as well.
     """
     n = len(next(iter(better[0].values())).hits)
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), DRAWS)
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(n, np.full(n, 1 / n), DRAWS)
     point, drawn = 0.0, np.zeros(DRAWS)
     for sign, side in ((1, better), (-1, worse)):
-        for run in side:
+        often = rng.multinomial(len(side), np.full(len(side), 1 / len(side)), DRAWS)
+        for run, times in zip(side, often.T, strict=True):
             for t in run.values():
                 share = sign / len(side) / len(run)
                 of = np.array(t.of) if t.of else np.ones(n)
                 rate = weights @ np.array(t.hits) / np.maximum(weights @ of, 1)
                 point += share * t.good
-                drawn += share * (1 - rate if t.error else rate)
+                drawn += share * times * (1 - rate if t.error else rate)
     return point, Z * float(drawn.std())
 
 

@@ -16,7 +16,9 @@ def load_summary(folder: str | Path) -> Summary:
 
     path = Path(folder) / "summary.json"
     if not path.is_file():
-        raise DataError(f"{folder}: no summary.json in it: not a finished run")
+        several = sorted(p.parent.name for p in Path(folder).glob("*/summary.json"))
+        told = f"; it has several runs in it: {', '.join(several)}" if several else ": not a finished run"
+        raise DataError(f"{folder}: no summary.json in it{told}")
     return read(Summary, path)
 
 
@@ -42,6 +44,9 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
         "search": charts.scatter(summary),
         "quality": charts.quality_bars(summary.baseline.quality, summary.compressed.quality),
     }
+    if tried := summary.attempts:
+        points = [a.predicted_ms for a in tried], [a.measured_ms for a in tried]
+        drawings["prediction"] = charts.predicted_measured(*points)
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("report.html", "report.md"):

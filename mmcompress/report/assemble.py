@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import DataError
-from mmcompress.records import Attempt, Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial, build
+from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial, build
 from mmcompress.runtime.bundle import read_manifest
 from mmcompress.spec.loader import Goal, parse_target
 from mmcompress.spec.schema import Spec
@@ -17,6 +18,8 @@ from mmcompress.spec.schema import Spec
 MB = 1e6
 STEEP = 0.6
 """A larger share of one kind of unit, cut at once, is warned about."""
+UNUSED = 0.95
+"""So is an artifact that takes less than this share of its target."""
 
 
 def side(
@@ -70,6 +73,8 @@ def remeasured(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
         raise DataError(f"these figures are of another device ({check.device}) than the run is for ({s.device})")
     if (check.dense, check.bundle) != (dense, bundle):
         raise DataError("these figures are of other bundles than this run's")
+    for plugin in s.settings.get("plugins", ()):
+        importlib.import_module(plugin)
     spec = build(Spec, s.settings)
     goal = parse_target(s.target.asked)
     target_ms = goal.milliseconds(check.baseline.latency)
@@ -88,7 +93,7 @@ def remeasured(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
     )
     speedup = check.baseline.latency.p50 / check.compressed.latency.p50
     new = replace(s, target=target, baseline=sides[0], compressed=sides[1], speedup=speedup, cpu=check.cpu)
-    return replace(new, warnings=warnings(new, ()))
+    return replace(new, warnings=warnings(new))
 
 
 def search_result(trials: Sequence[Trial], failed: int, target_ms: float, seconds: float) -> SearchResult:
@@ -107,8 +112,11 @@ def _group_ratios(s: Summary) -> dict[tuple[str, str], list[float]]:
     return found
 
 
-def warnings(s: Summary, attempts: Sequence[Attempt]) -> tuple[str, ...]:
-    """What the reader should know before trusting or deploying the result, each with its reason."""
+def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
+    """What the reader should know before trusting or deploying the result, each with its reason.
+
+    `searched`: the dimensions of the search, by path.
+    """
     out = []
     for name, q in s.compressed.quality.items():
         if q.high - q.low > 0.06:
@@ -140,12 +148,20 @@ def warnings(s: Summary, attempts: Sequence[Attempt]) -> tuple[str, ...]:
             f"only {s.baseline.model_share:.0%} of the dense request is spent inside models; compressing them "
             "can't shorten the rest"
         )
-    if attempts and abs(attempts[-1].predicted_ms / attempts[-1].measured_ms - 1) > 0.1:
+    if s.attempts and abs(s.attempts[-1].predicted_ms / s.attempts[-1].measured_ms - 1) > 0.1:
         out.append(
-            "predicted and measured latency differ by more than 10 %: the device table may be stale or the machine busy"
+            "predicted and measured latency differ by more than 10 %: the device table may be stale or the machine "
+            "busy; a new --out with an empty table cache (MMCOMPRESS_CACHE) measures the device anew"
         )
     if s.cross_modal_ratio is not None and s.cross_modal_ratio >= s.unimodal_ratio > 0:
-        out.append("cross-modal layers were not pruned less than the others: the search found protection too costly")
+        why = "the search found protection too costly" if "prune.protection" in searched else "the spec asks for it"
+        out.append(f"cross-modal layers were not pruned less than the others: {why}")
+    reached = float(getattr(s.compressed.latency_ms, s.target.statistic)) / s.target.latency_ms
+    if s.target.met and reached < UNUSED:
+        out.append(
+            f"the pipeline takes {reached:.1%} of its target: more was cut than needed. Another round may use the rest "
+            "(search.rounds), or no structure of the space lies between"
+        )
     if s.compressed.latency_ms.n == 0:
         out.append(
             f"the latency of the compressed pipeline is predicted for {s.cpu.get('name')}, not measured there: "
@@ -153,12 +169,19 @@ def warnings(s: Summary, attempts: Sequence[Attempt]) -> tuple[str, ...]:
         )
     if not s.target.met:
         slow = max(s.compressed.nodes.items(), key=lambda n: n[1].latency_ms_p50)
-        out.append(
-            f"{'; '.join(s.target.unmet)}: the target is not met. The bottleneck is '{slow[0]}' "
-            f"({slow[1].latency_ms_p50:.2f} ms). The lowest latency this search space can reach is predicted at "
-            f"{s.target.floor_ms:.2f} ms; {s.target.fixed_ms:.2f} ms of it are no prunable block: pre-processing, the "
-            "decode loop, embeddings and heads of the models"
-        )
+        big = max(s.compressed.nodes.items(), key=lambda n: n[1].params)
+        said = f"{'; '.join(s.target.unmet)}: the target is not met"
+        if any(" ms, asked" in bound for bound in s.target.unmet):
+            said += (
+                f". The bottleneck is '{slow[0]}' ({slow[1].latency_ms_p50:.2f} ms). The lowest latency this search "
+                f"space can reach is predicted at {s.target.floor_ms:.2f} ms; {s.target.fixed_ms:.2f} ms of it are no "
+                "prunable block: pre-processing, the decode loop, embeddings and heads of the models"
+            )
+        else:
+            said += (
+                f". The largest model is '{big[0]}' ({big[1].params / 1e6:.2f} M parameters, {big[1].size_mb:.1f} MB)"
+            )
+        out.append(said)
     return tuple(out)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from mmcompress.records import Quality, Summary, Trial
+from mmcompress.records import Candidate, Quality, Summary, Trial
 from mmcompress.report.assemble import structure
 
 PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
@@ -105,7 +105,8 @@ def scatter(s: Summary) -> str:
         body.append(_text(left + (width - left - 16) * k / 4, height - 20, f"{ms:.2f}", "small", "middle"))
     x = left + (s.target.latency_ms - low) / (high - low) * (width - left - 16)
     body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{height - bottom}" class="target"/>')
-    chosen = next((t for t in s.trials if t.candidate.kept == s.kept), None)
+    precision = {n: r.precision for n, r in s.compressed.nodes.items()}
+    chosen = next((t for t in s.trials if t.candidate == Candidate(s.kept, precision)), None)
     for t in s.trials:
         px, py = at(t)
         cls = "trial mutation" if t.origin == "mutation" else "trial"
@@ -171,17 +172,19 @@ def comparison(summaries: Mapping[str, Summary]) -> str:
 
 
 def predicted_measured(predicted: Sequence[float], measured: Sequence[float]) -> str:
-    """Predicted against measured milliseconds, on one scale; a file of its own."""
+    """Predicted against measured milliseconds, on one scale; it can stand in a file of its own."""
     size, left = 420.0, 54.0
     low, high = 0.95 * min(*predicted, *measured), 1.05 * max(*predicted, *measured)
     at = lambda v: (v - low) / (high - low) * (size - left - 16)
     x, y = (lambda v: left + at(v)), (lambda v: size - 46 - at(v))
-    style = 'xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="12"'
+    style = (
+        'style="max-width: 420px" xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="12"'
+    )
     body = [f'<line x1="{x(low)}" y1="{y(low)}" x2="{x(high)}" y2="{y(high)}" stroke="#999" stroke-dasharray="5 4"/>']
     for k in range(5):
         v = low + (high - low) * k / 4
         body.append(
-            _text(x(v), size - 26, f"{v:.0f}", anchor="middle") + _text(left - 8, y(v) + 4, f"{v:.0f}", anchor="end")
+            _text(x(v), size - 26, f"{v:.3g}", anchor="middle") + _text(left - 8, y(v) + 4, f"{v:.3g}", anchor="end")
         )
     for a, b in zip(predicted, measured, strict=True):
         body.append(f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="4" fill="{PALETTE[0]}" opacity=".8"/>')

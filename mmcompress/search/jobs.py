@@ -24,14 +24,17 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def own_modules(spec: dict[str, Any]) -> list[Path]:
-    """Files and folders of the modules that `python:` sources name, but for installed ones. Raises `SpecError`."""
+    """Files and folders of the modules that `python:` sources and `plugins` name, but for installed ones.
+
+    Raises `SpecError`.
+    """
     installed = [Path(sysconfig.get_path(k)).resolve() for k in ("purelib", "platlib")]
     found: dict[str, Path] = {}
-    for node in spec["nodes"].values():
-        kind, _, name = str(node.get("source", "")).partition(":")
-        if kind != "python":
-            continue
-        top = name.partition(":")[0].partition(".")[0]
+    parts = [str(node.get("source", "")).partition(":") for node in spec["nodes"].values()]
+    named = [(f"source '{kind}:{name}'", name.partition(":")[0]) for kind, _, name in parts if kind == "python"]
+    named += [(f"plugin '{name}'", str(name)) for name in spec.get("plugins") or ()]
+    for what, name in named:
+        top = name.partition(".")[0]
         here = Path.cwd() / top
         place = next((p for p in (here, here.with_suffix(".py")) if p.exists()), None)
         if place is None:
@@ -40,7 +43,7 @@ def own_modules(spec: dict[str, Any]) -> list[Path]:
             except ValueError:
                 known = None
             if known is None or not known.origin:
-                raise SpecError(f"source '{node['source']}': no module '{top}' here to send along")
+                raise SpecError(f"{what}: no module '{top}' here to send along")
             place = Path(known.origin).parent if known.submodule_search_locations else Path(known.origin)
         if not any(place.resolve().is_relative_to(at) for at in installed):
             found[top] = place

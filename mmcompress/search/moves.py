@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,10 +34,13 @@ class Problem:
     """Kept counts each block may have, ascending; a block not listed is free."""
     drops: dict[str, int] = field(default_factory=dict)
     """How many blocks of a node may be gone whole; a node not listed is free."""
+    excess: Callable[[Candidate], float] = lambda c: 0.0
+    """By how much more is cut of what is protected than a fixed protection allows; at most 0: it holds."""
 
     def allows(self, candidate: Candidate) -> bool:
-        """Whether no node has lost more blocks than it may."""
-        return all(self._gone(candidate, n) <= most for n, most in self.drops.items())
+        """Whether no node has lost more blocks than it may, and a fixed protection holds."""
+        gone = all(self._gone(candidate, n) <= most for n, most in self.drops.items())
+        return gone and self.excess(candidate) <= 0
 
     def _gone(self, candidate: Candidate, node: str) -> int:
         return sum(k == 0 for k in candidate.kept.get(node, {}).values())
@@ -57,8 +61,9 @@ def fit_to_budget(problem: Problem, overrides: Overrides) -> tuple[Overrides, Ca
         out = dict(overrides)
         for path, value in overrides.items():
             if is_ratio(path):
-                high = problem.space.dimensions[path].high if path in problem.space.dimensions else 1.0
-                out[path] = round(min(float(value) * share, high or 0.0), 4)
+                d = problem.space.dimensions.get(path)
+                low, high = (d.low or 0.0, d.high or 0.0) if d else (0.0, 1.0)
+                out[path] = round(min(max(float(value) * share, low), high), 4)
         return out
 
     low, high = 0.0, 8.0
@@ -112,10 +117,11 @@ def implied(problem: Problem, candidate: Candidate) -> dict[str, Any]:
 
 
 def _clip(d: Dimension, value: float) -> Any:
-    low = d.low or 0.0
-    value = min(max(value, low), d.high if d.high is not None else value)
-    if d.step and d.step < 1:
-        return low + d.step * round((value - low) / d.step)
+    low, high = d.low or 0.0, d.high if d.high is not None else value
+    value = min(max(value, low), high)
+    if d.step and d.step < 1:  # the last step may end under `high`, and rounding must not lift it over
+        most = math.floor((high - low) / d.step + 1e-9)
+        return min(low + d.step * min(round((value - low) / d.step), most), high)
     return int(low + d.step * ((value - low) // d.step)) if d.step else value
 
 
@@ -150,14 +156,44 @@ def trim(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate | 
 
 
 def revive(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate:
-    """The candidate with no more blocks gone than may be: those come back, at their smallest, whose loss hurts most."""
+    """The candidate with no more blocks gone than may be: those come back, at their smallest, whose loss hurts most.
+
+    Where a fixed protection does not hold, units of what it protects come back as well.
+    """
     now = _spelled(problem, candidate)
     for n, most in problem.drops.items():
         gone = {b: min((k for k in problem.choices[n][b] if k), default=0) for b, k in now.kept[n].items() if k == 0}
         gain = lambda b, n=n, gone=gone: damage(n, b, 0) - damage(n, b, gone[b])
         for b in sorted((b for b, least in gone.items() if least), key=gain, reverse=True)[: max(len(gone) - most, 0)]:
             now = _with(now, n, b, gone[b])
+    return shield(problem, now, damage)
+
+
+def shield(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate:
+    """The candidate with units given back until a fixed protection holds, where most damage is undone for it."""
+    now = _spelled(problem, candidate)
+    while (excess := problem.excess(now)) > 0:
+        best_price, pick = -1.0, None
+        for n, b, k in _larger(problem, now, 16):
+            new = _with(now, n, b, k)
+            if (less := excess - problem.excess(new)) > 1e-12:
+                price = max(damage(n, b, now.kept[n][b]) - damage(n, b, k), 1e-9) / less
+                best_price, pick = (price, new) if price > best_price else (best_price, pick)
+        if pick is None:
+            break
+        now = pick
     return now
+
+
+def _larger(problem: Problem, now: Candidate, share: int) -> Iterator[tuple[str, str, int]]:
+    """(node, block, units kept) of the next step up of every block, of at least a `share`-th of its units, or to its
+    most."""
+    for n, bs in problem.blocks.items():
+        for b in bs:
+            have, least = now.kept[n][b.name], max(1, b.units // share if share else 1)
+            more = [k for k in problem.choices.get(n, {}).get(b.name, ()) if k > have]
+            if more:
+                yield n, b.name, next((k for k in more if k >= have + least), more[-1])
 
 
 def fill(
@@ -193,12 +229,9 @@ def _grown(
     """The best next step up within the budget, of at least a `share`-th of a block's units; None: there is none."""
     latency, worth, pick = problem.predict(now), 0.0, None
     steps: list[tuple[float, Candidate]] = []
-    for n, bs in problem.blocks.items():
-        for b in bs:
-            have, least = now.kept[n][b.name], max(1, b.units // share if share else 1)
-            higher = [k for k in problem.choices.get(n, {}).get(b.name, ()) if k >= have + least]
-            if higher:
-                steps.append((damage(n, b.name, have) - damage(n, b.name, higher[0]), _with(now, n, b.name, higher[0])))
+    for n, b, k in _larger(problem, now, share):
+        steps.append((damage(n, b, now.kept[n][b]) - damage(n, b, k), _with(now, n, b, k)))
+    for n in problem.blocks:
         for p in problem.precisions.get(n, ()):
             undone = rounding[n][now.precision[n]] - rounding[n][p]
             if undone > 0:
@@ -206,7 +239,7 @@ def _grown(
     for undone, new in steps:
         added = problem.predict(new) - latency
         price = max(undone, 1e-9) / max(added, 1e-6)
-        if latency + added <= problem.budget_ms and price > worth:
+        if latency + added <= problem.budget_ms and price > worth and problem.allows(new):
             worth, pick = price, new
     return pick
 

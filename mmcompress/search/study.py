@@ -7,6 +7,7 @@ budget, so no trial is spent far from it. The study is a journal file in the run
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
@@ -70,6 +71,12 @@ def finished(study: Any) -> list[Trial]:
     """Every trial whose result stands in the study."""
     rows = (t.user_attrs.get("trial") for t in study.get_trials(deepcopy=False))
     return [build(Trial, r) for r in rows if r]
+
+
+def first_error(study: Any) -> str:
+    """What the first trial that failed said; empty where none did."""
+    rows = (t.user_attrs for t in study.get_trials(deepcopy=False))
+    return next((r["error"] for r in rows if "error" in r), "")
 
 
 def failures(study: Any, origin: str | None = None) -> int:
@@ -228,6 +235,9 @@ class _Search:
         if error is not None and p.tries <= self.effort.retries:
             p.tries += 1
             return self.start(p)
+        loss = future.result()["loss"] if error is None else math.nan
+        if error is None and not math.isfinite(loss):
+            error = ArithmeticError(f"the loss is {loss}")
         if error is None:
             self.book.record(p, future.result())
         else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -114,6 +115,8 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
 
     source = Source(path, overrides)
     plugins = source.data.get("plugins") if isinstance(source.data, dict) else None
+    if plugins and (here := str(Path.cwd())) not in sys.path:  # a console script does not look where it is started
+        sys.path.append(here)
     for i, name in enumerate(plugins or ()):
         try:
             importlib.import_module(str(name))

@@ -17,7 +17,7 @@ from typing import Any
 from mmcompress.errors import SpecError
 from mmcompress.records import Summary, read
 from mmcompress.report import of_target
-from mmcompress.spec.loader import targets
+from mmcompress.spec.loader import load, targets
 from mmcompress.workflow import aside
 from mmcompress.workflow.conclude import summarize
 from mmcompress.workflow.dense import Profile, predictor, prepared, profile, write_kit
@@ -41,10 +41,9 @@ def run(
     Raises `SpecError`, `DataError`, `ModelError` for bad input and `ProofFailed` when an artifact is wrong. A target
     that is not met is no exception: `summary.target.met` says so.
     """
-    found = run_targets(spec_path, out, space, overrides, resume, say)
-    if len(found) > 1:
-        raise SpecError("several targets: use run_targets")
-    return found[0]
+    if len(wanted := targets(load(spec_path, overrides))) > 1:
+        raise SpecError(f"run makes one artifact, the spec asks for {len(wanted)}: use mmcompress.run_targets")
+    return run_targets(spec_path, out, space, overrides, resume, say)[0]
 
 
 def run_targets(
@@ -79,10 +78,11 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     known = read(Fitted, record) if record.exists() else None
     finished = (r.folder / "summary.json").exists() and not kept.exists()
     rounds, bias = r.spec.search.rounds, known.bias if known else 1.0
+    before = len(read(Fitted, kept / "fitted.json").attempts) if kept.exists() else 0
     if kept.exists() and not known:
         bias = read(Fitted, kept / "fitted.json").learnt(of_target(read(Summary, kept / "summary.json")))
     for done in count(1):
-        fitted = fit(r, ev, predict, dense, bias)
+        fitted = fit(r, ev, predict, dense, bias, before=before)
         made = compress(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
         summary = summarize(r, fitted, dense, *made, patient=True)
         reached = of_target(summary)
@@ -91,7 +91,7 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
         tries = 1 if finished and fitted == known else rounds if reached <= 1 else max(rounds, 2)
         if NEAR <= reached <= 1 or max(reached, fitted.meant) < NEAR or out_of_reach or done >= tries:
             break
-        bias = fitted.learnt(reached)
+        bias, before = fitted.learnt(reached), before + len(fitted.attempts)
         r.say("fit", f"the finished artifact lies at {reached:.1%} of its target: once more", None)
         if kept.exists() and _worth(read(Summary, kept / "summary.json")) > _worth(summary):
             aside.clear(r.folder)

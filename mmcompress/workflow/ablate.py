@@ -19,13 +19,15 @@ import numpy as np
 from mmcompress.errors import SpecError
 from mmcompress.records import Summary, build, plain, read, write
 from mmcompress.spec.schema import Spec, keys_of
-from mmcompress.workflow.compare import judged, make
+from mmcompress.workflow.compare import TEACHER, judged, make, same_effort, trained
 from mmcompress.workflow.dense import Profile, one_target, predictor, prepared
 from mmcompress.workflow.fit import Propose
 from mmcompress.workflow.methods import METHODS, Method, knapsack
 from mmcompress.workflow.state import SILENT, Run, Say, open_run
 
 UNTRAINED = {"distill.steps": 0}
+PLAIN = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
+"""What the cells differ from."""
 CRITERIA = ("fisher", "taylor", "magnitude", "activation", "fluctuation", "movement", "random")
 DRAWS = 3
 """Random sets of blocks that are protected in place of the cross-modal ones."""
@@ -109,11 +111,13 @@ def cells(spec: Spec) -> list[Cell]:
         add("zeros", pattern.replace(":", " of "), m["searched"], zeros, like)
     add("schedule", "gradual", m["searched"], {"prune.schedule": "gradual"}, like)
     add("schedule", "rewind", m["searched"], {"prune.schedule": "rewind"}, like)
-    losses = {"no task loss": ("contrast", "caption"), "no logits": ("logits",)}
-    losses |= {"no features": ("embedding", "tokens"), "no affinity": ("affinity",)}
-    losses |= {"task loss alone": ("embedding", "tokens", "affinity", "logits")}
+    task = ("contrast", "caption")
+    losses = {"no task loss": task, "no logits": ("logits",), "no features": ("embedding", "tokens")}
+    losses |= {"no affinity": ("affinity",), "task loss alone": TEACHER}
     for name, off in losses.items():
-        add("losses", name, m["searched"], {f"distill.{k}": 0.0 for k in off}, like)
+        rest = any(getattr(spec.distill, k) for k in (*TEACHER, *task) if k not in off)
+        if rest and any(getattr(spec.distill, k) for k in off):  # else it is the reference, or nothing is learnt
+            add("losses", name, m["searched"], {f"distill.{k}": 0.0 for k in off}, like)
     return found
 
 
@@ -166,6 +170,7 @@ def ablate(
     Raises `SpecError` for an unknown table.
     """
     r = one_target(open_run(spec_path, out, space, overrides, resume, say))
+    r = replace(r, spec=_changed(r.spec, PLAIN))
     every = cells(r.spec)
     known = list(dict.fromkeys(c.table for c in every))
     if unknown := [t for t in tables if t not in known]:
@@ -173,15 +178,18 @@ def ablate(
     wanted = [c for c in every if not tables or c.table in tables]
     needed = {c.like for c in wanted}
     wanted = [c for c in every if c in wanted or c.folder in needed]
+    same_effort(r)
     dense, predict, ev = prepared(r)
     found: dict[str, Summary] = {}
+    steps = 0
     for i, c in enumerate(wanted):
         record = r.folder / c.folder / "summary.json"
         if not record.exists():
             say("ablate", f"{c.table}: {c.name} ({i + 1} of {len(wanted)})", None)
             run = replace(r, spec=_changed(r.spec, c.changes))
-            make(run, c.folder, replace(c.method, like=c.like), predict, ev, dense)
+            make(run, c.folder, replace(c.method, like=c.like), predict, ev, dense, steps)
         found[c.folder] = read(Summary, record)
+        steps = steps or trained(record.parent)
         _tell(r.folder, wanted, found)
     return found
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,13 +38,37 @@ def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
     base = plain(run.spec)
     policy = ALLOCATION.get(run.spec.prune.allocation)
 
-    def resolve(overrides: dict[str, Any]) -> Candidate:
+    def allocated(overrides: dict[str, Any]) -> Candidate:
         data = _override(base, overrides)
         return allocate(build(Spec, data), run.blocks, run.cross, ev.curves, ev.scores, policy)
 
-    fixed, limit = resolve({}), _limit(run, predict, budget_ms)
+    def resolve(overrides: dict[str, Any]) -> Candidate:
+        c = allocated(overrides)
+        return c if p.excess(c) <= 0 else moves.shield(p, c, lambda n, b, k: float(ev.curves[n][b].at(k)))
+
+    fixed, limit = allocated({}), _limit(run, predict, budget_ms)
     free = (precisions_of(run), _choices(run, fixed), _drops(run, fixed))
-    return Problem(run.space, run.blocks, resolve, limit, budget_ms, *free)
+    p = Problem(run.space, run.blocks, resolve, limit, budget_ms, *free)
+    excess = _excess(run)
+    largest = {n: {b: max(options) for b, options in by.items()} for n, by in p.choices.items()}
+    if excess(Candidate(largest, fixed.precision)) <= 0:  # cuts that the spec itself asks for come first
+        p.excess = excess
+    return p
+
+
+def _excess(run: Run) -> Callable[[Candidate], float]:
+    """See `Problem.excess`: of a protection that the spec fixes; what is searched may be as low as the space says."""
+    from mmcompress.prune.allocation import ratios
+
+    protection = run.spec.prune.protection
+    if "prune.protection" in run.space.dimensions or protection <= 1:
+        return lambda c: 0.0
+
+    def excess(c: Candidate) -> float:
+        shares = [ratios(c.kept, run.blocks, run.cross, crossing) for crossing in (True, False)]
+        return 0.0 if None in shares else shares[0] * protection - shares[1] - 1e-9  # type: ignore[operator]
+
+    return excess
 
 
 def _limit(run: Run, predict: Any, budget_ms: float) -> Any:
@@ -84,10 +108,11 @@ def _choices(run: Run, fixed: Candidate) -> dict[str, dict[str, tuple[int, ...]]
         drop = run.space.dimensions.get(f"nodes.{n}.prune.drop")
         for b in blocks:
             ratio = run.space.dimensions.get(f"nodes.{n}.prune.{b.group}")
-            if ratio is None or b.name in run.spec.nodes[n].prune.blocks:
+            gone = drop is None and fixed.kept[n][b.name] == 0  # the spec says how many are
+            if ratio is None or gone or b.name in run.spec.nodes[n].prune.blocks:
                 found[n][b.name] = (fixed.kept[n][b.name],)
                 continue
-            cuts = range(int((ratio.high or 0.0) * steps(b)) + 1)
+            cuts = range(math.ceil((ratio.low or 0.0) * steps(b) - 1e-9), int((ratio.high or 0.0) * steps(b)) + 1)
             options = {int(after(b, c)) for c in cuts} | ({0} if b.drop and drop and (drop.high or 0) >= 1 else set())
             found[n][b.name] = tuple(sorted(options))
     return found

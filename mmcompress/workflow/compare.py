@@ -8,22 +8,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import SpecError
+from mmcompress.errors import DataError, SpecError
 from mmcompress.measure.latency import LEAST, MOST
 from mmcompress.metrics.tally import Outcomes, verdict
 from mmcompress.records import Candidate, Summary, read, write
 from mmcompress.registry import nearest
 from mmcompress.report.several import Judged
-from mmcompress.spec.schema import Spec
+from mmcompress.spec.schema import Distill, Spec
 from mmcompress.workflow.conclude import summarize
 from mmcompress.workflow.dense import Profile, one_target, prepared
-from mmcompress.workflow.fit import Fitted, fit
+from mmcompress.workflow.fit import Fitted, fit, measure_structure
 from mmcompress.workflow.make import compress
 from mmcompress.workflow.methods import METHODS, Method
 from mmcompress.workflow.state import SILENT, Run, Say, open_run
 
 EQUAL = 1.05
 """Latencies of which one is at most so many times the other are equal."""
+FOREVER = 1e5
+"""Minutes."""
+TEACHER = ("embedding", "tokens", "affinity", "logits", "hidden", "cross")
+"""Losses that a teacher is needed for."""
 
 
 def compare(
@@ -43,15 +47,18 @@ def compare(
         if name not in METHODS:
             raise SpecError(f"compare: unknown method '{name}'; {nearest(name, METHODS)}")
     r = one_target(open_run(spec_path, out, space, overrides, resume, say))
+    same_effort(r)
     dense, predict, ev = prepared(r)
     wanted = list(dict.fromkeys(m for name in methods for m in (METHODS[name].like, name) if m))
     found: dict[str, Summary] = {}
+    steps = 0
     for name in wanted:
         record = r.folder / name / "summary.json"
         if not record.exists():
             say("compare", name, None)
-            make(r, name, METHODS[name], predict, ev, dense)
+            make(r, name, METHODS[name], predict, ev, dense, steps)
         found[name] = read(Summary, record)
+        steps = steps or trained(record.parent)
     from mmcompress.report.several import write_comparison
 
     write_comparison(found, {n: METHODS[n].about for n in found}, _claims(r, list(found)), r.folder)
@@ -80,19 +87,38 @@ def judged(folder: Path, says: str, better: Sequence[str], worse: Sequence[str],
     return says, said, gap, half
 
 
-def make(r: Run, name: str, method: Method, predict: Any, ev: Any, dense: Profile) -> None:
-    """One method the whole way, in the folder `name`; it leaves a summary."""
+def same_effort(r: Run) -> None:
+    """Raise `DataError` where a comparison is to go on with more or fewer trials than it was begun with."""
+    effort = lambda spec: (spec.search.trials, spec.search.mutations)
+    begun = effort(read(Spec, r.folder / "spec.json"))
+    if effort(r.spec) != begun:
+        raise DataError(
+            f"{r.folder}: begun with {begun[0]} trials and {begun[1]} mutations; with others rows would not be equal"
+        )
+
+
+def trained(folder: Path) -> int:
+    """The steps of all training that left a record in a folder."""
+    curves = (json.loads(p.read_text()) for p in folder.glob("distill*.json"))
+    return sum(max((int(row["step"]) for row in rows), default=0) for rows in curves)
+
+
+def make(r: Run, name: str, method: Method, predict: Any, ev: Any, dense: Profile, steps: int = 0) -> None:
+    """One method the whole way, in the folder `name`; it leaves a summary.
+
+    `steps`: so many steps of training, however long they take; 0: as long as the spec says.
+    """
     folder = r.folder / name
     record = folder / "timings.json"
     timings = json.loads(record.read_text()) if record.exists() else {}
     spec = _brief(r.spec, known=bool(method.like))
-    if not method.train:
-        spec = replace(spec, distill=replace(spec.distill, steps=0))
+    spec = replace(spec, distill=_training(spec.distill, method, steps))
     if method.importance:
         ev = _rescored(r, ev, method.importance)
+        spec = replace(spec, prune=replace(spec.prune, importance=method.importance))
     run = replace(r, folder=folder, spec=spec, timings=timings)
     if method.fixed is not None:
-        fitted = _as_is(run, method.fixed(run), predict, dense)
+        fitted = _as_is(run, ev, method.fixed(run), predict, dense)
     elif method.like:
         fitted = read(Fitted, r.folder / method.like / "fitted.json")
         fixed = {n: node.precision for n, node in spec.models().items() if node.precision != "auto"}
@@ -113,9 +139,19 @@ def _brief(spec: Spec, known: bool) -> Spec:
     )
 
 
-def _as_is(run: Run, candidate: Candidate, predict: Any, dense: Profile) -> Fitted:
-    ms = predict(candidate)
-    fitted = Fitted(candidate, ms, ms, run.goal.milliseconds(dense.latency_ms), 0, predict.correction)
+def _training(d: Distill, method: Method, steps: int) -> Distill:
+    """How a method is trained: for as many steps as the others, with its losses."""
+    if not method.train or not d.steps:
+        return replace(d, steps=0)
+    if method.alone and (d.contrast or d.caption):
+        d = replace(d, **dict.fromkeys(TEACHER, 0.0))  # type: ignore[arg-type]
+    return replace(d, steps=steps, minutes=FOREVER) if steps else d
+
+
+def _as_is(run: Run, ev: Any, candidate: Candidate, predict: Any, dense: Profile) -> Fitted:
+    ms, target_ms = predict(candidate), run.goal.milliseconds(dense.latency_ms)
+    measured = ms if run.away else measure_structure(run, ev, candidate, dense, target_ms)[0]
+    fitted = Fitted(candidate, ms, measured, target_ms, 0, predict.correction)
     write(run.folder / "fitted.json", fitted)
     return fitted
 

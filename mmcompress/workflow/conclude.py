@@ -105,9 +105,11 @@ def summarize(
         losses=losses(r),
         samples=_samples(r, said["test"], "test"),
         quality_extra=extra,
+        attempts=fitted.attempts,
+        sittings=len(sittings),
     )
     write(r.folder / "outcomes.json", {k: s.tallies for k, s in said["test"].items()}, indent=None)
-    summary = kept(replace(summary, warnings=warnings(summary, fitted.attempts)), r.folder)
+    summary = kept(replace(summary, warnings=warnings(summary, r.space.dimensions)), r.folder)
     write(r.folder / "summary.json", summary)
     return summary
 
@@ -207,7 +209,8 @@ def _share(r: Run, sittings: list[dict[str, Samples]]) -> float:
 def losses(r: Run) -> tuple[float, ...]:
     """What training recorded of the loss on choosing pairs, the dense pipeline's first."""
     found: list[float] = []
-    for record in sorted(r.folder.glob("distill*.json"), key=lambda p: (p.stem == "distill", p.stem)):
+    number = lambda p: int(p.stem.partition("-")[2] or sys.maxsize)
+    for record in sorted(r.folder.glob("distill*.json"), key=number):
         rows = [row for row in json.loads(record.read_text()) if "choosing" in row]
         found += [row["dense"] for row in rows[:1] if not found] + [row["choosing"] for row in rows]
     return tuple(found)

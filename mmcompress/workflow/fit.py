@@ -10,8 +10,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from mmcompress.errors import DataError
 from mmcompress.records import Attempt, Candidate, Trial, read, write
+from mmcompress.search.study import first_error, open_study
 from mmcompress.workflow.choose import AIM, FULL, chosen, floor, jury, problem, pruned, search, spared
 from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile
 from mmcompress.workflow.state import Run
@@ -20,7 +23,7 @@ WIDTH, LEAST, MOST, NEAR = 0.03, 0.007, 0.02, 0.95
 """A structure is accepted that measures under its target by a margin, and not by more than `WIDTH` again, nor under
 `NEAR` of it: more was cut than needed. The margin is what a measurement of so many samples may be off by, in bounds.
 Of a finished artifact `NEAR` says the same, unless it was meant to be faster: nothing slower was within the target."""
-ATTEMPTS = 5
+ATTEMPTS, DRAWS = 5, 500
 Propose = Callable[[Any, float, int], Trial | None]
 """(predictor, budget in ms, attempt) -> the structure to measure; over the budget where nothing lies within."""
 
@@ -66,12 +69,19 @@ class Fitted:
 
 
 def fit(
-    run: Run, ev: Any, predict: Any, dense: Profile, bias: float = 1.0, method: Callable[..., Any] = searching
+    run: Run,
+    ev: Any,
+    predict: Any,
+    dense: Profile,
+    bias: float = 1.0,
+    method: Callable[..., Any] = searching,
+    before: int = 0,
 ) -> Fitted:
     """Choose a structure, measure it before anything is trained; a miss corrects the prediction, and again.
 
     Latency does not depend on the weights, so no time is lost on distilling what would miss the target. `bias`: final
-    over fitted latency of an artifact made before; `method(run, evidence)`: a context that gives a `Propose`.
+    over fitted latency of an artifact made before; `method(run, evidence)`: a context that gives a `Propose`;
+    `before`: structures measured for earlier artifacts, so that the search goes on from them.
     """
     record = run.folder / "fitted.json"
     asked = run.spec.search.trials + run.spec.search.mutations
@@ -79,16 +89,19 @@ def fit(
         found = read(Fitted, record)
         if found.asked >= asked and found.bias == bias:
             return found
+        shutil.rmtree(run.folder / "weights", ignore_errors=True)  # first: they are of the structure on record
+        for curve in run.folder.glob("distill*.json"):
+            curve.unlink()
         record.unlink()
-        shutil.rmtree(run.folder / "weights", ignore_errors=True)
     goal, latency = run.goal, dense.latency_ms
     target_ms = goal.milliseconds(latency)
     # the predictor knows medians: a p95 is first taken to lie as far from its median as the dense one
     predict = replace(predict, correction=predict.correction * bias * getattr(latency, goal.statistic) / latency.p50)
     with method(run, ev) as propose:
-        measured, predict = _approach(run, ev, propose, predict, dense, target_ms, bias)
+        measured, predict = _approach(run, ev, propose, predict, dense, target_ms, bias, before)
     if not measured:
-        raise DataError("the search has no trial to choose from: every one failed (see study.journal)")
+        first = first_error(open_study(run.folder / "study.journal", run.spec.seed))
+        raise DataError(f"the search has no trial to choose from: every one failed, the first with {first or '?'}")
     within = [m for m in measured if m.share(target_ms) <= m.high]
     near = lambda m: (max(m.low - m.share(target_ms), 0.0), m.trial.loss)
     top = min(within, key=near, default=min(measured, key=lambda m: m.measured_ms))
@@ -125,13 +138,13 @@ class Measured:
 
 
 def _approach(
-    run: Run, ev: Any, propose: Propose, predict: Any, dense: Profile, target_ms: float, bias: float
+    run: Run, ev: Any, propose: Propose, predict: Any, dense: Profile, target_ms: float, bias: float, before: int
 ) -> tuple[list[Measured], Any]:
     """Propose and measure in turn until a structure lies just under the target; (what was measured, the predictor)."""
     found: list[Measured] = []
     residuals: list[float] = []
     for attempt in range(ATTEMPTS):
-        chosen = propose(predict, target_ms * AIM, attempt)
+        chosen = propose(predict, target_ms * AIM, before + attempt)
         if chosen is None or any(chosen.candidate == m.trial.candidate for m in found):
             break
         predicted = predict(chosen.candidate)
@@ -139,7 +152,7 @@ def _approach(
             return [Measured(chosen, predicted, predicted, 0.0, {})], predict
         with run.timed("fit"):
             run.say("fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None)
-            ms, margin, nodes = _measure_structure(run, ev, chosen.candidate, dense, target_ms)
+            ms, margin, nodes = measure_structure(run, ev, chosen.candidate, dense, target_ms)
         m = Measured(chosen, predicted, bias * ms, margin, nodes)
         found.append(m)
         run.say("fit", f"measured {m.measured_ms:.2f} ms, target {target_ms:.2f} ms, give or take {margin:.1%}", None)
@@ -157,7 +170,7 @@ def _approach(
     return found, predict
 
 
-def _measure_structure(
+def measure_structure(
     run: Run, ev: Any, candidate: Candidate, dense: Profile, target_ms: float
 ) -> tuple[float, float, dict[str, float]]:
     """Milliseconds of a whole export, to compare with the target, the margin it needs (see `WIDTH`), and each node's
@@ -192,13 +205,21 @@ def _measure_structure(
         ms *= usual * getattr(dense.latency_ms, statistic) / getattr(old.latency, statistic)
     over = [new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()]
     nodes = {n: x.p50 / old.nodes[n].p50 for n, x in new.nodes.items() if old.nodes[n].p50 > 0}
-    shares = [a / b for a, b in zip(new.samples, old.samples, strict=True)]
-    return max([ms, *(target_ms * o for o in over)]), margin(shares), nodes
+    return max([ms, *(target_ms * o for o in over)]), margin(new.samples, old.samples, statistic), nodes
 
 
-def margin(shares: Sequence[float]) -> float:
-    """What the median of so many ratios may be off by from that of as many others: sqrt(2) standard errors, from their
-    interquartile range."""
-    low, _, high = statistics.quantiles(shares, n=4)
-    error = 1.253 * (high - low) / 1.349 / math.sqrt(len(shares)) / statistics.median(shares)
-    return min(max(math.sqrt(2) * error, LEAST), MOST)
+def margin(new: Sequence[float], old: Sequence[float], statistic: str = "p50") -> float:
+    """What the ratio of two pipelines may be off by from that of as many other samples: sqrt(2) standard errors.
+
+    Of medians it follows from the interquartile range of the ratios of pairs; of p95s it is bootstrapped, and they are
+    less sure.
+    """
+    if statistic == "p50":
+        shares = [a / b for a, b in zip(new, old, strict=True)]
+        low, _, high = statistics.quantiles(shares, n=4)
+        error = 1.253 * (high - low) / 1.349 / math.sqrt(len(shares)) / statistics.median(shares)
+        return min(max(math.sqrt(2) * error, LEAST), MOST)
+    rows = np.random.default_rng(0).integers(0, len(new), (DRAWS, len(new)))
+    tails = [np.percentile(np.asarray(x)[rows], 95, axis=1) for x in (new, old)]
+    ratios = tails[0] / tails[1]
+    return min(max(math.sqrt(2) * float(ratios.std() / ratios.mean()), LEAST), 2 * MOST)

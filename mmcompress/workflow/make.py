@@ -66,10 +66,13 @@ def _made(run: Run, ev: Any, c: Candidate, scratch: bool, earlier: Path | None) 
     if (weights / "units.safetensors").exists():
         return _saved(run, ev, c, run.folder)
     at_once = scratch or run.spec.prune.schedule in ("one_shot", "late")
-    earlier = earlier if run.spec.prune.schedule == "one_shot" and run.spec.distill.steps else None
+    if earlier and not (run.spec.prune.schedule == "one_shot" and (earlier / "distill.json").exists()):
+        earlier = None
     models, survivors = _at_once(run, ev, c, scratch, earlier) if at_once else _by_rounds(run, ev, c)
     save_weights(models, weights)
-    save_file({f"{n}/{b}": u for n, by in survivors.items() for b, u in by.items()}, weights / "units.safetensors")
+    ahead = weights / "units.new"  # what says that all of it is there comes last, and at once
+    save_file({f"{n}/{b}": u for n, by in survivors.items() for b, u in by.items()}, ahead)
+    ahead.rename(weights / "units.safetensors")
     return models, survivors
 
 
@@ -205,15 +208,23 @@ def _distill_(run: Run, models: dict[str, Any], share: float, history: Path) -> 
 
 
 def _forget_(models: dict[str, Any], seed: int) -> None:
-    """Random weights in place of all that was learnt: matrices of unit gain, norms of one, biases of zero."""
+    """Random weights in place of all that was learnt: matrices of unit gain, norms and scales of one, biases of zero.
+
+    What no training changes (fixed positions of an audio encoder) stays.
+    """
     import torch
 
     g = torch.Generator().manual_seed(seed)
-    for p, name in ((p, n) for m in models.values() for n, p in m.named_parameters()):
+    for p, name in ((p, n) for m in models.values() for n, p in m.named_parameters() if p.requires_grad):
         if p.ndim > 1:
             p.data = torch.randn(p.shape, generator=g) * p[0].numel() ** -0.5
         else:
-            p.data.fill_(1.0 if name.endswith("weight") else 0.0)
+            last = name.rpartition(".")[2]
+            p.data.fill_(1.0 if any(k in last for k in ("weight", "scale", "gamma", "lambda")) else 0.0)
+    for m in models.values():
+        for layer in m.modules():
+            if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):
+                layer.reset_running_stats()
 
 
 def _random_units(run: Run) -> dict[str, dict[str, Any]]:

@@ -12,14 +12,16 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+from mmcompress.errors import SpecError
 from mmcompress.prune.allocation import after, steps
 from mmcompress.records import Candidate, Trial
+from mmcompress.search import moves
 from mmcompress.workflow.choose import chosen, floor, jury, problem, search, splits
 from mmcompress.workflow.fit import Propose, searching
 from mmcompress.workflow.state import Run, precisions_of
 
-Build = Callable[[float], Candidate]
-"""Share removed, 0 .. 1 -> candidate."""
+Build = Callable[[float, dict[str, str]], Candidate]
+"""(share removed, 0 .. 1, precision of each node) -> candidate."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class Method:
     """How a structure is chosen, and what is special beside it.
 
     `fixed`: a candidate that is not fitted to the target; `importance`: another criterion than the spec's; `scratch`:
-    its weights are thrown away before training; `like`: the method whose structure it takes.
+    its weights are thrown away before training; `like`: the method whose structure it takes; `train`: whether it is
+    trained at all; `alone`: by the pipeline's own loss, not by that of a teacher.
     """
 
     about: str
@@ -37,65 +40,78 @@ class Method:
     scratch: bool = False
     like: str = ""
     train: bool = True
+    alone: bool = False
 
 
 def _trial(name: str, candidate: Candidate, ms: float) -> Trial:
     return Trial(0, name, {}, candidate, ms, 0.0, {}, 0.0)
 
 
-def _quick(run: Run) -> dict[str, str]:
-    """int8 wherever it may be chosen."""
-    return {n: "int8" if "int8" in options else options[0] for n, options in precisions_of(run).items()}
+def _quickest(run: Run, predict: Any) -> dict[str, str]:
+    """The precision of each node in which it is fastest whole, of those it may have."""
+    whole = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
+    options = precisions_of(run)
+    first = {n: of[0] for n, of in options.items()}
+    taking = lambda n, p: predict(Candidate(whole, {**first, n: p}))
+    return {n: min(of, key=lambda p, n=n: taking(n, p)) for n, of in options.items()}  # type: ignore[misc]
 
 
-def _scaled(run: Run, build: Build, name: str) -> Propose:
-    """The least share removed at which a build meets the budget, by bisection."""
+def _scaled(run: Run, ev: Any, build: Build, name: str) -> Propose:
+    """The least share removed at which a build meets the budget and every other limit, by bisection.
+
+    What the spec fixes stays, and no block is cut further than the space allows.
+    """
 
     def propose(predict: Any, budget_ms: float, attempt: int) -> Trial:
+        p, precision = problem(run, ev, predict, budget_ms), _quickest(run, predict)
+
+        def allowed(share: float) -> Candidate:
+            c = build(share, precision)
+            kept = {n: {b: p.nearest_choice(n, b, k) for b, k in by.items()} for n, by in c.kept.items()}
+            return moves.revive(p, Candidate(kept, precision), lambda n, b, k: float(ev.curves[n][b].at(k)))
+
         low, high = 0.0, 1.0
         for _ in range(14):
             middle = (low + high) / 2
-            low, high = (middle, high) if predict(build(middle)) > budget_ms else (low, middle)
-        candidate = build(high)
-        return _trial(name, candidate, predict(candidate))
+            low, high = (middle, high) if p.predict(allowed(middle)) > budget_ms else (low, middle)
+        candidate = allowed(high)
+        return _trial(name, candidate, p.predict(candidate))
 
     return propose
 
 
 @contextmanager
 def uniform(run: Run, ev: Any) -> Iterator[Propose]:
-    precision = _quick(run)
-
-    def build(share: float) -> Candidate:
+    def build(share: float, precision: dict[str, str]) -> Candidate:
         kept = {
             n: {b.name: b.units if b.group == "tokens" else int(after(b, round(share * steps(b)))) for b in blocks}
             for n, blocks in run.blocks.items()
         }
         return Candidate(kept, precision)
 
-    yield _scaled(run, build, "uniform")
+    yield _scaled(run, ev, build, "uniform")
 
 
 @contextmanager
 def ranking(run: Run, ev: Any) -> Iterator[Propose]:
     """One threshold over all groups of all models, scores divided by the mean of their block (Torch-Pruning)."""
-    precision, order = _quick(run), []
+    order = []
     for n, blocks in run.blocks.items():
         for b in blocks:
             if b.group != "tokens":
                 low = ev.scores[n][b.name].sort().values
-                mean = float(low.mean()) or 1.0
+                mean = float(low.abs().mean()) or 1.0  # scores of movement have a sign
                 order += [(float(piece.mean()) / mean, n, b.name) for piece in low.split(b.step)]
     order.sort(key=lambda row: row[0])
 
-    def build(share: float) -> Candidate:
+    def build(share: float, precision: dict[str, str]) -> Candidate:
         cuts: dict[tuple[str, str], int] = {}
         for _, n, name in order[: round(share * len(order))]:
             cuts[n, name] = cuts.get((n, name), 0) + 1
         kept = {n: {b.name: int(after(b, cuts.get((n, b.name), 0))) for b in bs} for n, bs in run.blocks.items()}
         return Candidate(kept, precision)
 
-    yield _scaled(run, build, "ranking")
+    yield _scaled(run, ev, build, "ranking")
 
 
 @contextmanager
@@ -103,8 +119,8 @@ def knapsack(run: Run, ev: Any) -> Iterator[Propose]:
     def propose(predict: Any, budget_ms: float, attempt: int) -> Trial:
         p = problem(run, ev, predict, budget_ms)
         found = splits(run, ev, predict, budget_ms, p)
-        best = found[0][1] if found else floor(p, predict)
-        return _trial("knapsack", best, predict(best))
+        best = next((c for _, c in found if p.predict(c) <= budget_ms), None) or floor(p, predict)
+        return _trial("knapsack", best, p.predict(best))
 
     yield propose
 
@@ -127,8 +143,8 @@ def separate(run: Run, ev: Any) -> Iterator[Propose]:
             found = splits(run, ev, alone, share * predict.node_ms(n, whole), p, [n])
             best = found[0][1] if found else fastest
             kept[n], precision[n] = best.kept[n], best.precision[n]
-        candidate = Candidate(kept, precision)
-        return _trial("separate", candidate, predict(candidate))
+        candidate = moves.revive(p, Candidate(kept, precision), lambda n, b, k: float(ev.curves[n][b].at(k)))
+        return _trial("separate", candidate, p.predict(candidate))
 
     yield propose
 
@@ -151,7 +167,12 @@ def random(run: Run, ev: Any) -> Iterator[Propose]:
 def _whole(precision: str) -> Callable[[Run], Candidate]:
     def candidate(run: Run) -> Candidate:
         kept = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
-        return Candidate(kept, dict.fromkeys(run.blocks, "fp32") if precision == "fp32" else _quick(run))
+        use = {
+            n: precision if precision == "fp32" or precision in of else of[0] for n, of in precisions_of(run).items()
+        }
+        if precision != "fp32" and precision not in use.values():
+            raise SpecError(f"compare: no node may be {precision} in this search space; leave '{precision}' out")
+        return Candidate(kept, use)
 
     return candidate
 
@@ -168,5 +189,9 @@ METHODS = {
     "random": Method("as many evaluations as the search, none guided", random),
     "student": Method("the searched structure trained from scratch", scratch=True, like="searched"),
     "int8": Method("int8 alone, nothing cut or trained", fixed=_whole("int8"), train=False),
-    "longer": Method("the dense pipeline trained as long: what training alone brings", fixed=_whole("fp32")),
+    "longer": Method(
+        "the dense pipeline trained for as many steps, by its own loss: what training alone brings",
+        fixed=_whole("fp32"),
+        alone=True,
+    ),
 }

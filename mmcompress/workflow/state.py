@@ -22,7 +22,7 @@ Say = Callable[[str, str, float | None], None]
 SILENT: Say = lambda stage, what, share: None
 STATIC = 32
 """Training inputs that static ranges are taken from."""
-ROOT = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass
@@ -137,7 +137,9 @@ class _Clock:
 
 
 def default_space() -> Path:
-    return ROOT / "search_spaces" / "joint.yaml"
+    """In a checkout it lies beside the package, in an installed copy within."""
+    beside, within = (at / "search_spaces" / "joint.yaml" for at in (PACKAGE.parent, PACKAGE))
+    return beside if beside.exists() else within
 
 
 def open_run(

@@ -1,0 +1,155 @@
+"""Criteria, repairs and losses against their definitions, computed here a second time by other means."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from mmcompress.distill import losses
+from mmcompress.prune import damage
+from mmcompress.prune.importance import Material
+from mmcompress.prune.masks import masked
+from mmcompress.prune.refit import measure_grams, refit_from_gram_
+from mmcompress.prune.surgery import sliced
+from mmcompress.registry import IMPORTANCE
+
+BLOCKS = [("vision", "0.ffn"), ("vision", "1.attention"), ("captioner", "1.cross_attention"), ("text", "0.attention")]
+
+
+@pytest.fixture()
+def few(batch):
+    return batch[slice(0, 3)]
+
+
+@pytest.fixture()
+def material(pipeline, models, few, monkeypatch):
+    monkeypatch.setattr(pipeline, "size", 10**6)  # one piece: a contrastive loss is of the pairs beside each other
+    return Material(pipeline, models, few, measure_grams(pipeline, models, few), 3)
+
+
+@pytest.mark.parametrize(("node", "name"), [("vision", "0.ffn"), ("captioner", "0.attention"), ("text", "1.ffn")])
+def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(material, pipeline, models, few, node, name):
+    """Fisher: the sum over pairs of squared derivatives; Taylor: the size of their mean."""
+    block, step = models[node].block(name), 0.01
+
+    def slope(pair: int, unit: int) -> float:
+        values = []
+        for sign in (1, -1):
+            mask = torch.ones(len(few), block.units)
+            mask[pair, unit] += sign * step
+            with torch.no_grad(), masked(models[node], {name: mask}):
+                values.append(float(sum(pipeline.losses(pipeline.forward(models, few), few).values())))
+        return len(few) * (values[0] - values[1]) / (2 * step)
+
+    fisher, taylor = (IMPORTANCE.get(k)(material)[node][name] for k in ("fisher", "taylor"))
+    strong = fisher.argsort(descending=True)[:3].tolist()
+    for unit in strong:
+        slopes = np.array([slope(pair, unit) for pair in range(len(few))])
+        assert float(fisher[unit]) == pytest.approx(float((slopes**2).sum()), rel=0.05)
+        assert float(taylor[unit]) == pytest.approx(abs(float(slopes.mean())), rel=0.08, abs=0.02 * abs(slopes).max())
+
+
+@pytest.mark.parametrize(("node", "name"), BLOCKS[:2])
+def test_wanda_and_flap_from_the_activations_themselves(material, pipeline, models, few, node, name):
+    """Squared weights times mean squares (Wanda) or variances (FLAP) of what they read, over a unit's features."""
+    m, b, seen = models[node], models[node].block(name), []
+    handle = m.get_submodule(b.out).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    with torch.no_grad():
+        pipeline.forward(models, few)
+    handle.remove()
+    x = seen[0].reshape(-1, b.units * b.width).double().numpy()
+    w = m.linear(b.out).weight.detach().double().numpy()
+    for criterion, moment in (("activation", (x**2).mean(0)), ("fluctuation", x.var(0))):
+        want = np.zeros(b.units)
+        for unit in range(b.units):
+            for feature in range(unit * b.width, (unit + 1) * b.width):
+                want[unit] += sum(w[o, feature] ** 2 for o in range(len(w))) * moment[feature]
+        found = IMPORTANCE.get(criterion)(material)[node][name].numpy()
+        np.testing.assert_allclose(found, want, rtol=2e-3)
+
+
+def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few):
+    """Least squares on centred inputs, the ridge a share of the mean variance, the constant not held small."""
+    ridge, name = 0.3, "0.ffn"
+    m, b, seen = models["vision"], models["vision"].block("0.ffn"), []
+    handle = m.get_submodule(b.out).register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    with torch.no_grad():
+        pipeline.forward(models, few)
+    handle.remove()
+    x, y = (t.reshape(-1, t.shape[-1]).double().numpy() for t in seen[0])
+    keep = np.arange(0, b.units, 3)
+    k = x[:, keep] - x[:, keep].mean(0)
+    r = ridge * (k**2).sum(0).mean()
+    rows = np.vstack([k, np.sqrt(r) * np.eye(len(keep))])  # the ridge as rows of its own
+    target = np.vstack([y - y.mean(0), np.zeros((len(keep), y.shape[1]))])
+    w = np.linalg.lstsq(rows, target, rcond=None)[0].T
+    units = {name: torch.from_numpy(keep)}
+    small = sliced(m, units)
+    refit_from_gram_(small, m, units, measure_grams(pipeline, models, few)["vision"], ridge)
+    new = small.linear(b.out)
+    np.testing.assert_allclose(new.weight.detach().numpy(), w, atol=2e-4)
+    np.testing.assert_allclose(new.bias.detach().numpy(), y.mean(0) - w @ x[:, keep].mean(0), atol=2e-4)
+
+
+def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
+    grams = measure_grams(pipeline, models, few)
+    scores = {n: {b.name: torch.arange(b.units).float() for b in m.blocks} for n, m in models.items()}
+    curves = damage.measure(pipeline, models, few, scores, grams, 0.01)
+    anchors = pipeline.anchors(models, few)
+    base = pipeline.evaluate(models, few, dense=anchors)[0]
+    for node, name in BLOCKS:
+        b = models[node].block(name)
+        assert curves[node][name].at(b.units) == 0
+        units = {name: torch.arange(b.units // 2, b.units)}  # the upper half scores higher
+        cut = sliced(models[node], units)
+        refit_from_gram_(cut, models[node], units, grams[node], 0.01)
+        rise = pipeline.evaluate({**models, node: cut.eval()}, few, dense=anchors)[0] - base
+        assert float(curves[node][name].at(b.units // 2)) == pytest.approx(max(rise, 0.0), abs=1e-4)
+
+
+def softmax(x: np.ndarray, axis: int) -> np.ndarray:
+    e = np.exp(x - x.max(axis, keepdims=True))
+    return e / e.sum(axis, keepdims=True)
+
+
+def kl(p: np.ndarray, q: np.ndarray) -> float:
+    """From the teacher p to the student q."""
+    return float((p * (np.log(p) - np.log(q))).sum())
+
+
+def test_logits_are_the_mean_divergence_from_the_teacher_over_judged_places():
+    g = torch.Generator().manual_seed(1)
+    s, t = (torch.randn(2, 3, 5, generator=g) for _ in range(2))
+    keep = torch.tensor([[True, True, False], [True, False, False]])
+    places = [(0, 0), (0, 1), (1, 0)]
+    want = np.mean([kl(softmax(t[i, j].numpy(), 0), softmax(s[i, j].numpy(), 0)) for i, j in places])
+    assert float(losses.logits(s, t, keep)) == pytest.approx(want, rel=1e-5)
+
+
+def test_affinity_is_the_divergence_of_similarities_both_ways():
+    g = torch.Generator().manual_seed(2)
+    unit = lambda: torch.nn.functional.normalize(torch.randn(4, 3, generator=g), dim=-1)
+    student, teacher = (unit(), unit()), (unit(), unit())
+    s, t = (losses.SCALE * (q @ k.T).double().numpy() for q, k in (student, teacher))
+    rows = np.mean([kl(softmax(t, 1)[i], softmax(s, 1)[i]) for i in range(4)])
+    columns = np.mean([kl(softmax(t, 0)[:, j], softmax(s, 0)[:, j]) for j in range(4)])
+    assert float(losses.affinity(student, teacher)) == pytest.approx((rows + columns) / 2, rel=1e-4)
+
+
+def test_features_are_squared_distances():
+    g = torch.Generator().manual_seed(3)
+    s, t = (torch.randn(3, 4, 6, generator=g) for _ in range(2))
+    a, b = s.double().numpy(), t.double().numpy()
+    assert float(losses.embedding(s[:, 0], t[:, 0])) == pytest.approx(((a - b)[:, 0] ** 2).sum(1).mean(), rel=1e-5)
+    assert float(losses.tokens(s, t)) == pytest.approx(((a - b) ** 2).mean() / b.var(ddof=1), rel=1e-5)
+
+
+def test_unstructured_zeros_are_the_smallest_weights_of_each_row(models):
+    from mmcompress.prune.sparse import layers, thin_
+
+    before = [m.weight.detach().clone().abs() for model in models.values() for m in layers(model)]
+    thin_(models, "unstructured", 0.5)
+    for old, m in zip(before, (m for model in models.values() for m in layers(model)), strict=True):
+        gone = m.weight == 0
+        assert (torch.where(gone, old, 0.0).amax(1) <= torch.where(gone, torch.inf, old).amin(1)).all()
