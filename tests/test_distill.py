@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -131,3 +133,34 @@ def test_weights_held_at_zero_stay_there(spec, pipeline, models):
     hold_ = thin_(student, "2:4", 0.5)
     distill_(pipeline, student, models, open_dataset(spec.data), Distill(steps=3, batch=4), 0, hold_=hold_)
     assert sparsity(student["text"]) >= 0.5
+
+
+def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(spec, pipeline, models, batch, tmp_path):
+    from mmcompress.distill.checkpoint import Checkpoint
+
+    made = lambda: {n: sliced(m, {b.name: torch.arange(0, b.units, 2) for b in m.blocks}) for n, m in models.items()}
+    data, options = open_dataset(spec.data), Distill(steps=12, minutes=5, batch=4, rate=3e-3, checks=3)
+
+    def train(student, history, kept=None, progress=lambda *_: None):
+        distill_(pipeline, student, models, data, options, 0, progress, tmp_path / history, batch, checkpoint=kept)
+
+    class Killed(Exception):
+        pass
+
+    def killed(what, share):
+        if what.startswith("step 6,"):
+            raise Killed
+
+    whole, first, second = made(), made(), made()
+    train(whole, "whole.json")
+    kept = Checkpoint(tmp_path / "state.safetensors", 0.0)
+    with pytest.raises(Killed):
+        train(first, "cut.json", kept, killed)
+    assert (tmp_path / "state.safetensors").exists() and not (tmp_path / "cut.json").exists()
+    train(second, "cut.json", Checkpoint(tmp_path / "state.safetensors", 0.0))
+    for n in models:
+        for a, b in zip(whole[n].parameters(), second[n].parameters(), strict=True):
+            assert torch.allclose(a, b, atol=1e-6)
+    steps = lambda name: [row["step"] for row in json.loads((tmp_path / name).read_text())]
+    assert steps("whole.json") == steps("cut.json")
+    assert not (tmp_path / "state.safetensors").exists()

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from mmcompress.data.base import Dataset
+from mmcompress.distill.checkpoint import Checkpoint
 from mmcompress.distill.losses import alongside, combined, recorded, streams
 from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
 from mmcompress.records import plain, write
@@ -41,13 +43,14 @@ def distill_(
     history: Path | None = None,
     choosing: Batch | None = None,
     hold_: Callable[[], None] = lambda: None,
+    checkpoint: Checkpoint | None = None,
 ) -> list[dict[str, float]]:
     """Train `student` in place; returns its loss curve. Ends after `steps` or `minutes`, the rate following both.
 
     The generator reads the student's own tokens, so it learns to live with what the pruned encoder gives it. On the
     pairs `choosing` the pipeline's own loss is taken at the start and `checks` times on the way: when it was clearly
     lower before the end, the student is left as it was then, for little data can do harm. `hold_` is called after
-    every step (weights that must stay zero).
+    every step (weights that must stay zero). With a `checkpoint` a training that was cut off goes on from it.
     """
     if options.steps == 0 or options.minutes == 0:
         return []
@@ -60,6 +63,11 @@ def distill_(
     weights, curve = asdict(options), []
     best = _Best(pipeline, student, teacher, choosing, options.checks)
     began, step, share = time.monotonic(), 0, 0.0
+    if checkpoint and (found := checkpoint.load_(flat, optimizer)):
+        state, best.kept = found
+        step, share, curve, began = state["step"], state["share"], state["curve"], began - state["elapsed"]
+        best.seen, best.looked, best.waited = state["seen"], state["looked"], state["waited"]
+        best.at = best.looked / best.checks if best.checks else 0.0
     while share < 1:
         best.look(share, step)
         if options.patience and best.waited >= options.patience:
@@ -76,14 +84,20 @@ def distill_(
         optimizer.zero_grad()
         hold_()
         step += 1
-        share = max(step / options.steps, (time.monotonic() - began) / (options.minutes * 60))
+        elapsed = time.monotonic() - began
+        share = max(step / options.steps, elapsed / (options.minutes * 60))
         if step % 5 == 1:
             curve.append({"step": step, "loss": float(loss), **{k: float(v) for k, v in parts.items()}})  # type: ignore[arg-type]
             progress(f"step {step}, loss {float(loss):.3f}", min(share, 1.0))  # type: ignore[arg-type]
+        if checkpoint and checkpoint.due(elapsed):
+            state = {"step": step, "share": share, "curve": curve, **best.record()}
+            checkpoint.save(elapsed, flat, optimizer, best.kept, state)
     best.look(1.0, step)
     best.restore_()
     if history:
         write(history, plain(curve + best.seen))
+    if checkpoint:
+        checkpoint.done()
     return curve
 
 
@@ -132,6 +146,9 @@ class _Best:
         if lower:
             self.kept = [p.detach().clone() for m in self.student.values() for p in m.parameters()]
         self.seen.append({"step": step, "choosing": loss, "dense": self.dense})
+
+    def record(self) -> dict[str, Any]:
+        return {"seen": self.seen, "looked": self.looked, "waited": self.waited}
 
     def restore_(self) -> None:
         """Go back to the best weights, if the last ones are worse by more than such a loss can tell."""

@@ -97,6 +97,7 @@ def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple
             cut[0] = (cut[0][0], running[0][:-copies])
             return sorted([*finished, *cut], key=lambda f: -f[0])[: g.beams]
         if beams != unmoved:
-            past = [p[beams] for p in past]
+            order = np.array(beams)
+            past = [p.take(order, 0) for p in past]
         feed = np.array([[token] for _, _, token in alive], np.int64)
     return finished

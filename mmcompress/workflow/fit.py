@@ -90,8 +90,8 @@ def fit(
         if found.asked >= asked and found.bias == bias:
             return found
         shutil.rmtree(run.folder / "weights", ignore_errors=True)  # first: they are of the structure on record
-        for curve in run.folder.glob("distill*.json"):
-            curve.unlink()
+        for left in (*run.folder.glob("distill*.json"), *run.folder.glob("training.*")):
+            left.unlink()
         record.unlink()
     goal, latency = run.goal, dense.latency_ms
     target_ms = goal.milliseconds(latency)

@@ -19,6 +19,10 @@ Counts = dict[str, tuple[int, int, float]]
 """Parameters, multiply-accumulates a request, and share of zeros among the weights of the blocks, by node."""
 
 
+AT_ONCE = ("one_shot", "late")
+"""Schedules that train once."""
+EVERY, STATE = 300.0, "training.safetensors"
+"""Seconds of training between two checkpoints, and their file."""
 AGAIN = 1 / 3
 """The share of the training budget of what is made once more, out of what was made before."""
 
@@ -65,7 +69,7 @@ def _made(run: Run, ev: Any, c: Candidate, scratch: bool, earlier: Path | None) 
     weights = run.folder / "weights"
     if (weights / "units.safetensors").exists():
         return _saved(run, ev, c, run.folder)
-    at_once = scratch or run.spec.prune.schedule in ("one_shot", "late")
+    at_once = scratch or run.spec.prune.schedule in AT_ONCE
     if earlier and not (run.spec.prune.schedule == "one_shot" and (earlier / "distill.json").exists()):
         earlier = None
     models, survivors = _at_once(run, ev, c, scratch, earlier) if at_once else _by_rounds(run, ev, c)
@@ -195,6 +199,7 @@ def _by_rounds(run: Run, ev: Any, c: Candidate) -> tuple[dict[str, Any], Any]:
 
 def _distill_(run: Run, models: dict[str, Any], share: float, history: Path) -> None:
     """Train for a share of the spec's budget, after single weights were set to zero where the spec asks for it."""
+    from mmcompress.distill.checkpoint import Checkpoint
     from mmcompress.distill.trainer import distill_
     from mmcompress.prune.sparse import thin_
 
@@ -204,7 +209,10 @@ def _distill_(run: Run, models: dict[str, Any], share: float, history: Path) -> 
     with run.timed("distill"):
         choosing = run.pipeline.batch(run.data.load("val", min(run.spec.data.choosing, CHECKED)))
         say = lambda what, done: run.say("distill", what, done)
-        distill_(run.pipeline, models, run.models, run.data, options, run.spec.seed, say, history, choosing, hold_)
+        given = (options, run.spec.seed, say, history, choosing, hold_)
+        # of training in rounds the rounds before would have to be kept as well
+        kept = Checkpoint(run.folder / STATE, EVERY) if p.schedule in AT_ONCE else None
+        distill_(run.pipeline, models, run.models, run.data, *given, kept)
 
 
 def _forget_(models: dict[str, Any], seed: int) -> None:
