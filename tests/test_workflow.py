@@ -343,7 +343,7 @@ def test_a_second_round_goes_on_from_what_the_first_learnt(tiny, tmp_path, monke
         return -len(seen)
 
     monkeypatch.setattr(workflow, "of_target", lambda s: 1.02)  # as if it missed, every time
-    monkeypatch.setattr(make, "_loss", loss)
+    monkeypatch.setattr(make, "choosing_loss", loss)
     changes = {"target": "1.2x", "search.trials": 2, "search.mutations": 0, "search.rounds": 2, "distill.steps": 6}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert len(seen) == 3 and all(p.passed for p in s.proofs)  # fresh, learnt, and learnt and mended
@@ -351,3 +351,23 @@ def test_a_second_round_goes_on_from_what_the_first_learnt(tiny, tmp_path, monke
     history = json.loads((tmp_path / "r" / "distill.json").read_text())
     first = tmp_path / "r" / "distill-0.json"
     assert max(row["step"] for row in history) == (2 if first.exists() else 6)
+
+
+@pytest.mark.slow
+def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_taken(tiny, tmp_path, monkeypatch):
+    from mmcompress.records import Candidate
+    from mmcompress.workflow import tryout
+
+    monkeypatch.setattr(tryout, "STEEP", 0.0)
+    losses = iter([3.0, 1.0, 2.0, 4.0])
+    monkeypatch.setattr(tryout, "choosing_loss", lambda run, models: next(losses))
+    told = []
+    changes = {"target": "1.3x", "search.trials": 4, "search.mutations": 2, "distill.steps": 10, "search.tryouts": 3}
+    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, say=lambda *a: told.append(a))
+    tried = json.loads((tmp_path / "r" / "tryouts.json").read_text())["tried"]
+    assert [t["loss"] for t in tried] == [3.0, 1.0, 2.0]  # once, however often the budget was corrected
+    assert len({json.dumps(t["candidate"], sort_keys=True) for t in tried}) == 3
+    winner = Candidate(**tried[1]["candidate"])
+    moved = [abs(k - s.kept[n][b]) for n, by in winner.kept.items() for b, k in by.items()]
+    assert sum(m == 0 for m in moved) >= len(moved) // 2  # the winner, fitted to the budget
+    assert any(stage == "tryout" for stage, *_ in told) and s.timings["tryouts"] > 0

@@ -143,6 +143,9 @@ class Search:
     """A trial's loss: by running the cut pipeline, or the sum of its blocks' damage: no model is run."""
     finalists: int = field(default=3, metadata=_within(1, 1000))
     """Trials within the budget that are judged on more pairs (`data.finals`) before one is chosen."""
+    tryouts: int = field(default=5, metadata=_within(0, 100))
+    """Structures trained for a tenth of the training budget each, where the best loss before training is so high that
+    it says little (0: none)."""
     retries: int = field(default=1, metadata=_within(0, 10))
     rounds: int = field(default=2, metadata=_within(1, 10))
     """How often at most a structure is made: again when the finished artifact lies 5 % under the target, or misses it;

@@ -232,7 +232,7 @@ def search(
         book = study.open_study(run.folder / "study.journal", run.spec.seed, run.spec.search.sampler)
         best = [] if blind else [c for _, c in splits(run, ev, predict, budget_ms * 0.995, p)[:4]]
         best = best if blind or best else [floor(p, predict)]
-        starts = [moves.implied(p, c) for c in best[:3]] + ([] if blind else _plain_starts(run, p))
+        starts = [moves.implied(p, c) for c in best[:3]] + ([] if blind else plain_starts(run, p))
         seeds = [("knapsack", c) for c in best]
         damage = lambda n, b, k: float(ev.curves[n][b].at(k))
         if attempt and not blind:  # the best direction so far, to be scaled to the corrected budget
@@ -294,7 +294,7 @@ def splits(
     return found
 
 
-def _plain_starts(run: Run, p: Any) -> list[dict[str, Any]]:
+def plain_starts(run: Run, p: Any) -> list[dict[str, Any]]:
     """A uniform split and one that spares what sees and hears, both with int8 where it is allowed."""
     starts, kinds = [], {n: node.kind for n, node in run.spec.models().items()}
     for heavy in (False, True):

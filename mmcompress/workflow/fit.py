@@ -18,6 +18,7 @@ from mmcompress.search.study import first_error, open_study
 from mmcompress.workflow.choose import AIM, FULL, chosen, floor, jury, problem, pruned, search, spared
 from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile
 from mmcompress.workflow.state import Run
+from mmcompress.workflow.tryout import settled
 
 WIDTH, LEAST, MOST, NEAR = 0.03, 0.007, 0.02, 0.95
 """A structure is accepted that measures under its target by a margin, and not by more than `WIDTH` again, nor under
@@ -34,7 +35,8 @@ def searching(run: Run, ev: Any) -> Iterator[Propose]:
     with jury(run, ev) as who:
 
         def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
-            return chosen(run, who, search(run, ev, predict, budget_ms, who, attempt), budget_ms)
+            trials = search(run, ev, predict, budget_ms, who, attempt)
+            return settled(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
 
         yield propose
 
@@ -90,7 +92,8 @@ def fit(
         if found.asked >= asked and found.bias == bias:
             return found
         shutil.rmtree(run.folder / "weights", ignore_errors=True)  # first: they are of the structure on record
-        for left in (*run.folder.glob("distill*.json"), *run.folder.glob("training.*")):
+        stale = [*run.folder.glob("distill*.json"), *run.folder.glob("training.*")]
+        for left in (*stale, *(run.folder.glob("tryouts.json") if found.asked < asked else ())):
             left.unlink()
         record.unlink()
     goal, latency = run.goal, dense.latency_ms

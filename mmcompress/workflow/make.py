@@ -12,9 +12,8 @@ from mmcompress.workflow.choose import pruned, spared
 from mmcompress.workflow.dense import Profile, generation_proofs
 from mmcompress.workflow.fit import Fitted
 from mmcompress.workflow.state import Run
+from mmcompress.workflow.tryout import CHECKED, choosing_loss
 
-CHECKED = 256
-"""Choosing pairs at most that the best weights of a distillation are picked by."""
 Counts = dict[str, tuple[int, int, float]]
 """Parameters, multiply-accumulates a request, and share of zeros among the weights of the blocks, by node."""
 
@@ -128,16 +127,10 @@ def _better_start(
     batch = run.pipeline.batch(run.data.load("train", run.spec.data.calibration))
     refit_(run.pipeline, mended, run.models, batch, run.spec.prune.ridge)
     starts = [(fresh, 1.0), (learnt, AGAIN), (mended, AGAIN)]
-    best = min(starts, key=lambda start: _loss(run, start[0]))
+    best = min(starts, key=lambda start: choosing_loss(run, start[0]))
     if best[0] is not fresh:  # what the cut did is told of the first time
         shutil.copyfile(earlier / "distill.json", run.folder / "distill-0.json")
     return best
-
-
-def _loss(run: Run, models: dict[str, Any]) -> float:
-    """The pipeline's own loss on choosing pairs."""
-    pairs = run.pipeline.batch(run.data.load("val", min(run.spec.data.choosing, CHECKED)))
-    return float(run.pipeline.evaluate(models, pairs, dense=run.pipeline.anchors(run.models, pairs))[0])
 
 
 def _inherited(run: Run, ev: Any, earlier: Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from mmcompress.search import moves
 from mmcompress.workflow.choose import chosen, floor, jury, problem, search, splits
 from mmcompress.workflow.fit import Propose, searching
 from mmcompress.workflow.state import Run, precisions_of
+from mmcompress.workflow.tryout import settled
 
 Build = Callable[[float, dict[str, str]], Candidate]
 """(share removed, 0 .. 1, precision of each node) -> candidate."""
@@ -65,16 +66,19 @@ def _scaled(run: Run, ev: Any, build: Build, name: str) -> Propose:
     def propose(predict: Any, budget_ms: float, attempt: int) -> Trial:
         p, precision = problem(run, ev, predict, budget_ms), _quickest(run, predict)
 
-        def allowed(share: float) -> Candidate:
-            c = build(share, precision)
-            kept = {n: {b: p.nearest_choice(n, b, k) for b, k in by.items()} for n, by in c.kept.items()}
-            return moves.revive(p, Candidate(kept, precision), lambda n, b, k: float(ev.curves[n][b].at(k)))
+        def cut(share: float, whole: bool = False) -> Candidate:
+            c, kept = build(share, precision), {}
+            for n, by in c.kept.items():
+                options = {b: [k for k in p.choices[n][b] if k or whole] or [0] for b in by}
+                kept[n] = {b: min(options[b], key=lambda o, k=k: abs(o - k)) for b, k in by.items()}  # type: ignore[misc]
+            return Candidate(kept, precision)
 
+        gone = p.predict(cut(1.0)) > budget_ms  # units alone are not enough: whole blocks go as well
         low, high = 0.0, 1.0
         for _ in range(14):
             middle = (low + high) / 2
-            low, high = (middle, high) if p.predict(allowed(middle)) > budget_ms else (low, middle)
-        candidate = allowed(high)
+            low, high = (middle, high) if p.predict(cut(middle, gone)) > budget_ms else (low, middle)
+        candidate = cut(high, gone)
         return _trial(name, candidate, p.predict(candidate))
 
     return propose
@@ -159,7 +163,7 @@ def random(run: Run, ev: Any) -> Iterator[Propose]:
 
         def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
             trials = search(run, ev, predict, budget_ms, who, attempt, blind=True)
-            return chosen(run, who, trials, budget_ms)
+            return settled(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
 
         yield propose
 

@@ -1,0 +1,104 @@
+"""Where cutting alone destroys a pipeline, losses before training say little: a few structures are trained for a while.
+
+What the search ranks first then competes with what damage measured block by block adds up least for, and with plain
+splits of the budget: successive halving by training (Jamieson and Talwalkar 2016), with one rung.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from mmcompress.records import Candidate, Trial, read, write
+from mmcompress.search import moves
+from mmcompress.workflow.choose import FULL, plain_starts, problem, pruned
+from mmcompress.workflow.state import Run
+
+STEEP = 3.0
+"""Structures are tried where the best loss before training is more than so many times the dense one."""
+SHARE = 0.1
+"""The share of the training budget that each gets."""
+CHECKED = 256
+"""Choosing pairs at most that a training is judged on."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A structure and its loss on choosing pairs after a short training."""
+
+    candidate: Candidate
+    origin: str
+    loss: float
+
+
+def settled(
+    run: Run, ev: Any, predict: Any, budget_ms: float, trials: Sequence[Trial], best: Trial | None
+) -> Trial | None:
+    """The best trial, or where its loss is `STEEP` the structure that a short training serves best.
+
+    What was tried is kept in the run folder: when the budget is corrected, the winner is fitted to it.
+    """
+    d, s = run.spec.distill, run.spec.search
+    if best is None or best.latency_ms > budget_ms or best.loss <= STEEP * ev.base_loss:
+        return best
+    if not (s.tryouts and d.steps and d.minutes) or s.judge == "estimated":
+        return best
+    p, record = problem(run, ev, predict, budget_ms), run.folder / "tryouts.json"
+    damage = lambda n, b, k: float(ev.curves[n][b].at(k))
+    if not record.exists():
+        pool = _pool(run, ev, p, trials)[: s.tryouts]
+        with run.timed("tryouts"):
+            write(record, {"tried": [_try(run, ev, c, origin, i, len(pool)) for i, (origin, c) in enumerate(pool)]})
+    winner = min(read(_Record, record).tried, key=lambda t: t.loss)
+    fits = moves.trim(p, winner.candidate, damage)
+    if fits is None:
+        return best
+    c = moves.fill(p, fits, damage, ev.rounding)
+    return Trial(best.number, winner.origin, {}, c, p.predict(c), winner.loss, {}, 0.0)
+
+
+@dataclass(frozen=True)
+class _Record:
+    tried: tuple[Tried, ...]
+
+
+def _pool(run: Run, ev: Any, p: Any, trials: Sequence[Trial]) -> list[tuple[str, Candidate]]:
+    """Structures that use up the budget, the best of every kind first: by loss, by damage, plain ones."""
+    full = [t for t in trials if FULL * p.budget_ms <= t.latency_ms <= p.budget_ms]
+    within = full or [t for t in trials if t.latency_ms <= p.budget_ms]
+    by_loss = [(f"{t.origin}, least loss", t.candidate) for t in sorted(within, key=lambda t: t.loss)[:2]]
+    whole = sorted(within, key=lambda t: added(ev, t.candidate))[:2]
+    by_damage = [(f"{t.origin}, least damage", t.candidate) for t in whole]
+    damage = lambda n, b, k: float(ev.curves[n][b].at(k))
+    fitted = (moves.fit_to_budget(p, point)[1] for point in plain_starts(run, p))
+    plain = [("plain split", moves.fill(p, c, damage, ev.rounding)) for c in fitted if p.predict(c) <= p.budget_ms]
+    found: dict[str, tuple[str, Candidate]] = {}
+    for row in (*by_loss[:1], *by_damage[:1], *plain, *by_loss[1:], *by_damage[1:]):
+        found.setdefault(row[1].key(), row)
+    return list(found.values())
+
+
+def added(ev: Any, c: Candidate) -> float:
+    """The damage of every cut and rounding of a candidate, added up."""
+    cuts = sum(float(ev.curves[n][b].at(k)) for n, by in c.kept.items() for b, k in by.items())
+    return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
+
+
+def _try(run: Run, ev: Any, c: Candidate, origin: str, number: int, count: int) -> Tried:
+    from mmcompress.distill.trainer import distill_
+
+    d = run.spec.distill
+    options = replace(d, steps=max(1, round(SHARE * d.steps)), minutes=SHARE * d.minutes, checks=0, patience=0)
+    models = pruned(run, ev, c, run.spec.prune.refit)
+    say = lambda what, share: run.say("tryout", f"{number + 1} of {count} ({origin}): {what}", share)
+    distill_(run.pipeline, models, run.models, run.data, options, run.spec.seed, say)
+    loss = choosing_loss(run, models)
+    run.say("tryout", f"{number + 1} of {count} ({origin}): loss {loss:.3f} after training", None)
+    return Tried(c, origin, loss)
+
+
+def choosing_loss(run: Run, models: dict[str, Any]) -> float:
+    """The pipeline's own loss on choosing pairs."""
+    pairs = run.pipeline.batch(run.data.load("val", min(run.spec.data.choosing, CHECKED)))
+    return float(run.pipeline.evaluate(models, pairs, dense=run.pipeline.anchors(run.models, pairs))[0])
