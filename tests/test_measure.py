@@ -219,3 +219,16 @@ def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_p
     assert predict.reads["choose"] == ("captioner", "text", "vision")
     whole = Candidate({n: {} for n in r.models}, dict.fromkeys(r.models, "fp32"))
     assert predict(whole) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
+
+
+def test_a_node_is_fitted_from_pipelines_whole_small_and_without_some_blocks():
+    """Base, scale and what every block costs beside its units are told apart; the whole is exact; none is negative."""
+    from mmcompress.measure.predict import Affine
+
+    sums, blocks, real = [4.0, 1.0, 1.2], [8, 8, 4], Affine(0.5, 1.4, 0.05)
+    ms = [real.base + real.scale * s + real.each * b for s, b in zip(sums, blocks, strict=True)]
+    found = Affine.within(sums, blocks, ms)
+    assert (found.base, found.scale, found.each) == pytest.approx((0.5, 1.4, 0.05))
+    odd = Affine.within(sums, blocks, [4.0, 0.9, 1.4])  # less than proportional: no negative base makes up for it
+    assert min(odd.base, odd.scale, odd.each) >= 0
+    assert odd.base + odd.scale * 4.0 + odd.each * 8 == pytest.approx(4.0)

@@ -70,7 +70,7 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
                 blocks.add_row(f"{n}.{b.name}", str(b.units), "", *("" for _ in precisions), "", "unimodal")
         for p in placed:
             m = reasons[(n, p.name)]
-            ms = {x: a.scale * predict.block(rows, p, p.units, x) for x, a in predict.affine[n].items()}
+            ms = {x: predict.inside(n, p, p.units, x, rows) for x in predict.affine[n]}
             kind = f"[bold]cross-modal[/bold]: {m['reason']}" if m["cross_modal"] else "unimodal"
             blocks.add_row(
                 f"{n}.{p.name}",

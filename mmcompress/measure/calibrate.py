@@ -39,6 +39,12 @@ def uniform(model: Model, share: float, cut: int = 0) -> Kept:
     return {b.name: b.units - cut if b.group == "tokens" else some(b) for b in model.blocks}
 
 
+def thin(model: Model, share: float) -> Kept:
+    """The same share of every block, and every other one that may go is gone."""
+    kept = uniform(model, share)
+    return kept | dict.fromkeys([b.name for b in model.blocks if b.drop][::2], 0)
+
+
 def windows_of(models: Mapping[str, Model], shortest: Mapping[str, float]) -> dict[str, Window]:
     """Positions that may be cut: `shortest` is the largest share of them, by node."""
     found = {}
@@ -55,8 +61,10 @@ def planned(
     calls: Mapping[str, float],
     shortest: Mapping[str, float] = MappingProxyType({}),
     precisions: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    small: bool = False,
 ) -> Plan:
-    """Blocks at the shapes they run at. `calls`: session calls per request; `shortest`: see `windows_of`."""
+    """Blocks at the shapes they run at. `calls`: session calls per request; `shortest`: see `windows_of`; `small`:
+    whether smaller pipelines are measured as well."""
     decode, windows = decode_steps(spec, calls), windows_of(models, shortest)
     placed = {}
     for n, m in models.items():
@@ -66,7 +74,9 @@ def planned(
         placed[n] = place(m.blocks, shapes, n if n in windows else "", read)
     used = {n: tuple(dict.fromkeys(("fp32", *precisions.get(n, ("int8",))))) for n in models}
     reads = {n: tuple(sorted(sources(spec, n))) for n in spec.nodes} if spec.measure.parallel else {}
-    return Plan(placed, windows, used, reads)
+    little = {"small": {n: uniform(m, 0.25) for n, m in models.items()}}
+    little["thin"] = {n: thin(m, 0.6) for n, m in models.items()}
+    return Plan(placed, windows, used, reads, little if small else {})
 
 
 def exports(

@@ -53,13 +53,30 @@ class Window:
 
 @dataclass(frozen=True)
 class Affine:
-    """Measured node latency = base + scale * sum over blocks of the table."""
+    """Measured node latency = base + scale * sum over blocks of the table + each * blocks that are not gone."""
 
     base: float
     scale: float
+    each: float = 0.0
 
     def times(self, factor: float) -> Affine:
-        return Affine(self.base * factor, self.scale * factor)
+        return Affine(self.base * factor, self.scale * factor, self.each * factor)
+
+    @classmethod
+    def within(cls, sums: Sequence[float], blocks: Sequence[int], measured: Sequence[float]) -> Affine | None:
+        """Least squares in relative error of all three terms, none negative, exact for the first; None: impossible."""
+        y = np.asarray(measured)
+        a = np.stack([1 / y, np.asarray(sums) / y, np.asarray(blocks) / y], 1)
+        found: list[tuple[float, np.ndarray]] = []
+        for some in ([0, 1, 2], [0, 1], [1, 2], [1]):
+            x = np.zeros(3)
+            x[some] = np.linalg.lstsq(a[:, some], np.ones(len(y)), rcond=None)[0]
+            if (x >= 0).all() and x[1] > 0:
+                found.append((float(np.square(a @ x - 1).sum()), x))
+        if not found:
+            return None
+        x = min(found, key=lambda f: f[0])[1]
+        return cls(*map(float, x / (a[0] @ x)))
 
     @classmethod
     def fit(cls, predicted: Sequence[float], measured: Sequence[float], left: Sequence[float] = ()) -> Affine:
@@ -130,8 +147,14 @@ class Predictor:
         return at(low) + (at(high) - at(low)) * (cut - low) / (high - low)
 
     def node(self, node: str, kept: Kept, precision: str, rows: Rows, cuts: Cuts = NOTHING_CUT) -> float:
-        a = self.affine[node][precision]
-        return self.base(node, precision, cuts) + a.scale * self.raw(node, kept, precision, rows, cuts)
+        units = lambda p: kept.get(p.name, p.units)
+        each = (self.inside(node, p, units(p), precision, rows, cuts) for p in self.placed[node])
+        return self.base(node, precision, cuts) + sum(each)
+
+    def inside(self, node: str, p: Placed, units: int, precision: str, rows: Rows, cuts: Cuts = NOTHING_CUT) -> float:
+        """Milliseconds of one block per request as it runs in its node."""
+        a, of = self.affine[node][precision], self.rounded(node, p.name, precision)
+        return a.scale * self.block(rows, p, units, of, cuts) + (a.each if units else 0.0)
 
     def fixed(self, candidate: Candidate) -> float:
         """The part of the prediction that no block accounts for: around the models, and beside their blocks."""

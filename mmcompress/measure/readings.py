@@ -28,6 +28,7 @@ from mmcompress.runtime.pipeline import Pipeline
 from mmcompress.runtime.sessions import session
 
 ROUNDED = "rounded"
+"""The folder of pipelines that the dense one is measured beside: in other precisions, and smaller ones."""
 Progress = Callable[[str, float], None]
 SILENT: Progress = lambda what, share: None
 
@@ -63,6 +64,14 @@ class Plan:
     precisions: dict[str, tuple[str, ...]]
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Where branches run in parallel, the nodes that each waits for."""
+    little: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    """Units of the smaller pipelines by name and node: with a share of all blocks, and without some of them."""
+
+    @property
+    def aside(self) -> tuple[str, ...]:
+        """The pipelines measured beside the dense one, by folder."""
+        other = tuple(p for p in self.every_precision if p != "fp32")
+        return other + tuple(small(name, p) for name in self.little for p in self.every_precision)
 
     @property
     def every_precision(self) -> tuple[str, ...]:
@@ -73,6 +82,11 @@ class Plan:
         how much a generator writes."""
         shape = lambda p: (*p.key[:3], p.key[5], p.key[3] if p.calls == 1 and not p.window else 0)
         return {n: [(p.name, p.units, *shape(p)) for p in row] for n, row in self.placed.items()}
+
+
+def small(name: str, precision: str) -> str:
+    """The folder of a smaller pipeline in a precision."""
+    return f"{name}-{precision}"
 
 
 @dataclass(frozen=True)
@@ -104,7 +118,7 @@ def export_ms(e: Export, folder: Path, threads: int) -> float:
 
 
 Shares = Mapping[str, Mapping[str, float]]
-"""Precision -> node: the time in its sessions, rounded but whole, over that of the dense one beside it."""
+"""Pipeline (a precision, or a smaller one in it) -> node: its time over that of the dense one beside it."""
 
 
 def beside(
@@ -121,7 +135,7 @@ def beside(
 
 def shares(found: Mapping[str, EndToEnd]) -> dict[str, dict[str, float]]:
     """Of pipelines measured in turn, what each node takes over the same in fp32, by precision."""
-    of = lambda p, n: found[p].inside[n] / found["fp32"].inside[n]
+    of = lambda p, n: found[p].nodes[n].p50 / found["fp32"].nodes[n].p50
     return {p: {n: of(p, n) for n, ms in found["fp32"].inside.items() if ms > 0} for p in found if p != "fp32"}
 
 
@@ -136,11 +150,16 @@ def fitted(
     """Base and scale of every node and precision, from the table and whole exports of `ms` milliseconds each.
 
     The prediction for the `dense` pipeline is exactly what was measured, as a whole and node by node; `beside` holds
-    every other precision to what was measured of it inside a pipeline.
+    every other precision, and small nodes, to what was measured of them inside a pipeline.
     """
     draft, rows = Predictor(found, plan.placed, {}, 0.0, windows=plan.windows, reads=plan.reads), found.lookup()
     affine: dict[str, dict[str, Affine]] = {}
     sizes: dict[str, dict[str, Affine]] = {}
+    whole = {n: dense.nodes[n].p50 for n in plan.placed}
+    # A decode loop moves a cache about that is as large as the structure: where smaller pipelines were measured, what
+    # is spent around the sessions of a node is part of its fit; but the features of a sound do not shrink.
+    apart = lambda n: not plan.little or (n in plan.windows and plan.windows[n].ordered)
+    around = {n: max(whole[n] - dense.inside[n], 0.0) if apart(n) else 0.0 for n in plan.placed}
     for n in plan.placed:
         sizes[n], affine[n] = {}, {}
         for p in plan.precisions[n]:
@@ -151,10 +170,15 @@ def fitted(
             # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both
             # show as a factor between the time in a node's sessions there and alone. The first export is the whole one.
             share = beside[p][n] if p != "fp32" else 1.0
-            affine[n][p] = a.times(share * dense.inside[n] / (a.base + a.scale * raw[0]))
-    around = {n: max(dense.nodes[n].p50 - dense.inside[n], 0.0) for n in plan.placed}
-    spent = draft.along({n: dense.inside[n] + around[n] for n in around})
-    return replace(draft, affine=affine, overhead_ms=dense.latency.p50 - spent, sizes=sizes, around=around)
+            spent = lambda rate, n=n: rate * dense.nodes[n].p50 - around[n]  # type: ignore[misc]
+            affine[n][p] = a.times(max(spent(share), 1e-3) / (a.base + a.scale * raw[0]))
+            less = [(by[n], beside[k][n]) for name, by in plan.little.items() if (k := small(name, p)) in beside]
+            if less:  # points from inside a pipeline beat those from alone
+                sums = [raw[0], *(draft.raw(n, kept, p, rows) for kept, _ in less)]
+                left = [len(plan.placed[n]), *(sum(kept[x.name] > 0 for x in plan.placed[n]) for kept, _ in less)]
+                rates = (share, *(rate for _, rate in less))
+                affine[n][p] = Affine.within(sums, left, [max(spent(rate), 1e-3) for rate in rates]) or affine[n][p]
+    return replace(draft, affine=affine, overhead_ms=dense.latency.p50 - draft.along(whole), sizes=sizes, around=around)
 
 
 @dataclass(frozen=True)
@@ -238,7 +262,7 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     progress("the dense pipeline", 0.0)
     dense, requests = load(folder / "baseline", kit.threads), _requests(folder)
     whole = end_to_end({"dense": dense}, requests, kit.warmup, kit.rounds)["dense"]
-    rounded = {p: load(folder / ROUNDED / p, kit.threads) for p in kit.plan.every_precision if p != "fp32"}
+    rounded = {p: load(folder / ROUNDED / p, kit.threads) for p in kit.plan.aside}
     some = few(requests, whole.said, whole.latency.p50)
     rates = shares(beside(dense, rounded, some, whole.said, kit.warmup, kit.rounds))
     del dense, rounded

@@ -80,9 +80,8 @@ def candidates(
         paid = sum(float(curves[n]["tokens"].at(kept["tokens"])) for n, kept in left.items())
         for n in nodes:
             for p, placed in itertools.product(precisions[n], predictor.placed[n]):
-                of = predictor.rounded(n, placed.name, p)
-                ms = [predictor.block(rows, placed, k, of, cuts) for k in options[n][placed.name]]
-                costs[n, placed.name, p] = predictor.affine[n][p].scale * np.array(ms)
+                ms = [predictor.inside(n, placed, k, p, rows, cuts) for k in options[n][placed.name]]
+                costs[n, placed.name, p] = np.array(ms)
         for choice in itertools.product(*(precisions[n] for n in nodes)):
             precision = dict(zip(nodes, choice, strict=True))
             fixed = predictor.overhead_ms + sum(predictor.base(n, precision[n], cuts) for n in nodes)

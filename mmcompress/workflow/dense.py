@@ -157,34 +157,48 @@ def _rounded_shares(run: Run, plan: Any, dense: Profile) -> Any:
 
     m = run.spec.measure
     run.say("device table", "the whole pipeline in other precisions", 0.0)
-    rounded = {p: load_bundle(_write_rounded(run, plan, p, run.shared), m.threads) for p in _others(plan)}
+    _write_aside(run, plan, run.shared)
+    rounded = {name: load_bundle(run.shared / ROUNDED / name, m.threads) for name in plan.aside}
     if not rounded:
         return {}
     requests = few(run.requests(REQUESTS), dense.said, dense.latency_ms.p50)
     whole = load_bundle(run.shared / "baseline", m.threads)
     found = beside(whole, rounded, requests, dense.said, m.warmup, m.rounds)
-    anchors.add(run.shared / WINDOWS, found)
+    anchors.add(run.shared / WINDOWS, {p: found[p] for p in plan.every_precision})
     return shares(found)
 
 
-def _others(plan: Any) -> list[str]:
-    return [p for p in plan.every_precision if p != "fp32"]
+def _write_aside(run: Run, plan: Any, folder: Path) -> None:
+    """The dense pipeline with every node that may be of a precision in it, and smaller ones in each."""
+    import torch
 
-
-def _write_rounded(run: Run, plan: Any, precision: str, folder: Path) -> Path:
-    """The dense pipeline with every node that may be of a precision in it."""
     from mmcompress.export.bundle import round_bundle
+    from mmcompress.measure.readings import small
+    from mmcompress.models.sources import connect
+    from mmcompress.prune.surgery import sliced
 
-    of = {n: precision if precision in known else "fp32" for n, known in plan.precisions.items()}
-    return round_bundle(run.shared / "baseline", run.models, of, folder / ROUNDED / precision)
+    of = lambda p: {n: p if p in known else "fp32" for n, known in plan.precisions.items()}
+    others = [p for p in plan.every_precision if p != "fp32"]
+    for p in others:
+        round_bundle(run.shared / "baseline", run.models, of(p), folder / ROUNDED / p)
+    for name, kept in plan.little.items():
+        units = {n: {b: torch.arange(k) for b, k in by.items()} for n, by in kept.items()}
+        models = {n: sliced(m, units[n]).eval() for n, m in run.models.items()}
+        connect(run.spec, models)
+        source = folder / ROUNDED / small(name, "fp32")
+        run.bundle(models, dict.fromkeys(models, "fp32"), kept, source, prove=False)
+        for p in others:
+            round_bundle(source, models, of(p), folder / ROUNDED / small(name, p))
 
 
 def plan_of(run: Run, dense: Profile) -> Any:
     """What has to be known of a device to search on it."""
     from mmcompress.measure.calibrate import planned
+    from mmcompress.measure.latency import spare
 
     shortest = {n: _shortest(run, n) for n in run.models}
-    return planned(run.spec, run.models, dense.calls, shortest, precisions_of(run))
+    room = spare(dense.latency_ms.p50)
+    return planned(run.spec, run.models, dense.calls, shortest, precisions_of(run), room)
 
 
 def _read_away(readings: Any, plan: Any) -> Any:
@@ -224,8 +238,7 @@ def write_kit(run: Run, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(run.shared / "baseline", folder / "baseline")
     save_requests(folder, run.requests(REQUESTS))
-    for p in _others(plan):
-        _write_rounded(run, plan, p, folder)
+    _write_aside(run, plan, folder)
     found = []
     for e in exports(run.spec, run.models, plan, dense.calls, folder):
         run.say("kit", f"{e.node}, {e.precision}, {e.params_m:.2f} M parameters", None)
