@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sysconfig
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
@@ -137,9 +138,9 @@ class _Clock:
 
 
 def default_space() -> Path:
-    """In a checkout it lies beside the package, in an installed copy within."""
-    beside, within = (at / "search_spaces" / "joint.yaml" for at in (PACKAGE.parent, PACKAGE))
-    return beside if beside.exists() else within
+    """In a checkout it lies beside the package, in an installed copy among the data of its environment."""
+    beside = PACKAGE.parent / "search_spaces" / "joint.yaml"
+    return beside if beside.exists() else Path(sysconfig.get_path("data"), "share", "mmcompress", *beside.parts[-2:])
 
 
 def open_run(
