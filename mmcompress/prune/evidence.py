@@ -38,6 +38,10 @@ class Evidence:
     spared: Spared
     """Blocks that stay in fp32, by node and precision."""
 
+    def damage(self, node: str, block: str, kept: int) -> float:
+        """What keeping so many units of one block does to the loss, measured with all else whole."""
+        return float(self.curves[node][block].at(kept))
+
 
 def gather(
     spec: Spec,

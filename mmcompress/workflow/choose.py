@@ -44,7 +44,7 @@ def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
 
     def resolve(overrides: dict[str, Any]) -> Candidate:
         c = allocated(overrides)
-        return c if p.excess(c) <= 0 else moves.shield(p, c, lambda n, b, k: float(ev.curves[n][b].at(k)))
+        return c if p.excess(c) <= 0 else moves.shield(p, c, ev.damage)
 
     fixed, limit = allocated({}), _limit(run, predict, budget_ms)
     free = (precisions_of(run), _choices(run, fixed), _drops(run, fixed))
@@ -234,11 +234,10 @@ def search(
         best = best if blind or best else [floor(p, predict)]
         starts = [moves.implied(p, c) for c in best[:3]] + ([] if blind else plain_starts(run, p))
         seeds = [("knapsack", c) for c in best]
-        damage = lambda n, b, k: float(ev.curves[n][b].at(k))
         if attempt and not blind:  # the best direction so far, to be scaled to the corrected budget
             known = sorted(study.finished(book), key=lambda t: t.loss)[:6]
             starts = [moves.implied(p, t.candidate) for t in known[:2]]
-            cut = [c for t in known if (c := moves.trim(p, t.candidate, damage))]
+            cut = [c for t in known if (c := moves.trim(p, t.candidate, ev.damage))]
             seeds = [("trimmed", c) for c in cut] + seeds[:1]
         s = run.spec.search
         more = study.Effort(s.trials + MORE * attempt, s.mutations + MORE * attempt, who.workers, s.retries)
@@ -250,9 +249,9 @@ def search(
         if blind:
             return trials
         wanting = [t.candidate for t in _finalists(run, trials, budget_ms) if t.latency_ms < FULL * budget_ms]
-        grown = [("filled", moves.fill(p, c, damage, ev.rounding)) for c in wanting]
+        grown = [("filled", moves.fill(p, c, ev.damage, ev.rounding)) for c in wanting]
         small = [c for _, c in grown if p.predict(c) < FULL * budget_ms]  # the next step up is too large
-        grown += [("exchanged", c) for c in (moves.exchange(p, small[0], damage, ev.rounding) if small else ())]
+        grown += [("exchanged", c) for c in (moves.exchange(p, small[0], ev.damage, ev.rounding) if small else ())]
         return study.run(book, p, who.executor, who.judge, [], grown, more, run.spec.seed, say) if grown else trials
 
 
@@ -269,19 +268,18 @@ def splits(
     part = lambda by: {n: by[n] for n in nodes or run.blocks}
     given = (part(run.blocks), part(run.cross), part(ev.curves), replace(predict, reads={}))
     rest = (run.spec.prune.protection, part(p.precisions), part(ev.rounding), part(p.choices))
-    damage = lambda n, b, k: float(ev.curves[n][b].at(k))
 
     def solved(ms: float) -> list[tuple[float, Candidate]]:
         rows = candidates(*given, ms, *rest)  # type: ignore[arg-type]
         if nodes:  # of a part of the pipeline the rest is not known
             return rows
-        mended = (moves.trim(p, moves.revive(p, c, damage), damage) for _, c in rows if not p.allows(c))
+        mended = (moves.trim(p, moves.revive(p, c, ev.damage), ev.damage) for _, c in rows if not p.allows(c))
         held = [(d, c) for d, c in rows if p.allows(c)] + [(estimated(c), c) for c in mended if c]
         return sorted(held, key=lambda f: f[0])
 
     def estimated(c: Candidate) -> float:
         weight = lambda n, b: run.spec.prune.protection if b in run.cross[n] else 1.0
-        cuts = sum(weight(n, b) * damage(n, b, k) for n, by in c.kept.items() for b, k in by.items())
+        cuts = sum(weight(n, b) * ev.damage(n, b, k) for n, by in c.kept.items() for b, k in by.items())
         return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
 
     found = solved(budget_ms)

@@ -147,7 +147,7 @@ def separate(run: Run, ev: Any) -> Iterator[Propose]:
             found = splits(run, ev, alone, share * predict.node_ms(n, whole), p, [n])
             best = found[0][1] if found else fastest
             kept[n], precision[n] = best.kept[n], best.precision[n]
-        candidate = moves.revive(p, Candidate(kept, precision), lambda n, b, k: float(ev.curves[n][b].at(k)))
+        candidate = moves.revive(p, Candidate(kept, precision), ev.damage)
         return _trial("separate", candidate, p.predict(candidate))
 
     yield propose

@@ -45,16 +45,15 @@ def settled(
     if not (s.tryouts and d.steps and d.minutes) or s.judge == "estimated":
         return best
     p, record = problem(run, ev, predict, budget_ms), run.folder / "tryouts.json"
-    damage = lambda n, b, k: float(ev.curves[n][b].at(k))
     if not record.exists():
         pool = _pool(run, ev, p, trials)[: s.tryouts]
         with run.timed("tryouts"):
             write(record, {"tried": [_try(run, ev, c, origin, i, len(pool)) for i, (origin, c) in enumerate(pool)]})
     winner = min(read(_Record, record).tried, key=lambda t: t.loss)
-    fits = moves.trim(p, winner.candidate, damage)
+    fits = moves.trim(p, winner.candidate, ev.damage)
     if fits is None:
         return best
-    c = moves.fill(p, fits, damage, ev.rounding)
+    c = moves.fill(p, fits, ev.damage, ev.rounding)
     return Trial(best.number, winner.origin, {}, c, p.predict(c), winner.loss, {}, 0.0)
 
 
@@ -70,9 +69,8 @@ def _pool(run: Run, ev: Any, p: Any, trials: Sequence[Trial]) -> list[tuple[str,
     by_loss = [(f"{t.origin}, least loss", t.candidate) for t in sorted(within, key=lambda t: t.loss)[:2]]
     whole = sorted(within, key=lambda t: added(ev, t.candidate))[:2]
     by_damage = [(f"{t.origin}, least damage", t.candidate) for t in whole]
-    damage = lambda n, b, k: float(ev.curves[n][b].at(k))
     fitted = (moves.fit_to_budget(p, point)[1] for point in plain_starts(run, p))
-    plain = [("plain split", moves.fill(p, c, damage, ev.rounding)) for c in fitted if p.predict(c) <= p.budget_ms]
+    plain = [("plain split", moves.fill(p, c, ev.damage, ev.rounding)) for c in fitted if p.predict(c) <= p.budget_ms]
     found: dict[str, tuple[str, Candidate]] = {}
     for row in (*by_loss[:1], *by_damage[:1], *plain, *by_loss[1:], *by_damage[1:]):
         found.setdefault(row[1].key(), row)
@@ -81,7 +79,7 @@ def _pool(run: Run, ev: Any, p: Any, trials: Sequence[Trial]) -> list[tuple[str,
 
 def added(ev: Any, c: Candidate) -> float:
     """The damage of every cut and rounding of a candidate, added up."""
-    cuts = sum(float(ev.curves[n][b].at(k)) for n, by in c.kept.items() for b, k in by.items())
+    cuts = sum(ev.damage(n, b, k) for n, by in c.kept.items() for b, k in by.items())
     return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
 
 
