@@ -4,8 +4,10 @@
 
 The stack of the main thread is sampled twenty times a second. A sample counts as model work when it lies inside torch,
 ONNX Runtime, a model library, or the closed-form repair; while the driver waits for trials, the share that the workers
-spent on them does. Everything else (data, the search itself, files, start-up) is what the tool costs. Writes
-reports/overhead-NAME.md and prints it; the second figure compares trials with exporting and measuring each structure.
+spent on them does. A bundle that answers requests, to be measured or judged, is model work too, and shown apart where
+it is not inside a session: its own decoding loop, pre-processing and tokenizers are part of what is compressed.
+Everything else (data, the search itself, files, start-up) is what the tool costs. Writes reports/overhead-NAME.md and
+prints it; the second figure compares trials with exporting and measuring each structure.
 """
 
 from __future__ import annotations
@@ -19,12 +21,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ("/torch/", "/onnxruntime/", "/transformers/", "/open_clip/", "/timm/", "/onnx/", "/safetensors/")
-REPAIR = "mmcompress/prune/refit.py"
+REPAIR, BUNDLE = "mmcompress/prune/refit.py", "mmcompress/runtime/pipeline.py"
+WORK = ("model", "bundle")
 EVERY = 0.05
 
 
 def kind(frame: object) -> str:
-    """What a stack is busy with: model, waiting (for trials), data, search, or other."""
+    """What a stack is busy with: model, bundle, waiting (for trials), data, search, or other."""
     files, names = [], set()
     while frame is not None:
         code = frame.f_code  # type: ignore[attr-defined]
@@ -34,6 +37,8 @@ def kind(frame: object) -> str:
     inside = lambda part: any(part in f for f in files)
     if any(m in files[0] or inside(f"site-packages{m}") for m in MODEL) or inside(REPAIR):
         return "start-up" if "<module>" in names and inside("importlib") else "model"
+    if inside(BUNDLE) or ("_judge" in names and inside("concurrent/futures")):  # bundles answer in threads
+        return "bundle"
     if "settle" in names or (inside("concurrent/futures") and (inside("search/study") or "chosen" in names)):
         return "waiting"
     if inside("mmcompress/data/") or inside("runtime/images") or inside("runtime/audio"):
@@ -93,8 +98,9 @@ def main() -> int:
         "|---|---:|---:|",
         *(f"| {k} | {v:.1f} | {v / wall:.1%} |" for k, v in by.most_common()),
         "",
-        f"Outside model work: **{1 - by['model'] / wall:.1%}**. `waiting`: for trials, beyond what workers spent on "
-        "them; `data`: drawing and preparing pairs; `start-up`: importing packages.",
+        f"Outside model work: **{1 - sum(by[k] for k in WORK) / wall:.1%}**. `bundle`: bundles that answer requests, "
+        "outside their sessions; `waiting`: for trials, beyond what workers spent on them; `data`: drawing and "
+        "preparing pairs; `start-up`: importing packages.",
         "",
         f"Trials: {trials:.0f} a minute ({s.search.trials} in {s.timings['search']:.0f} s). Exporting and measuring a "
         f"structure took {each:.1f} s, {60 / each:.1f} a minute: **{trials * each / 60:.0f}x** as many.",

@@ -116,6 +116,21 @@ def test_what_blocks_add_to_their_streams_is_distilled(pipeline, models, batch, 
     assert student["captioner"].linear(block.out).weight.grad.abs().sum() > 0
 
 
+def test_products_in_bfloat16_teach_the_same(spec, pipeline, models, batch):
+    """Weights stay fp32, and after some steps the loss is that of fp32 within what rounding does."""
+    cut = {n: {b.name: torch.arange(0, b.units, 2) for b in m.blocks} for n, m in models.items()}
+    found = {}
+    for precision in ("fp32", "bf16"):
+        student = {n: sliced(m, cut[n]) for n, m in models.items()}
+        before, _ = pipeline.evaluate(student, batch)
+        options = Distill(steps=20, minutes=5, batch=8, checks=0, precision=precision)
+        distill_(pipeline, student, models, open_dataset(spec.data), options, 0)
+        assert all(p.dtype == torch.float32 for m in student.values() for p in m.parameters())
+        found[precision], _ = pipeline.evaluate(student, batch)
+        assert found[precision] < before
+    assert found["bf16"] == pytest.approx(found["fp32"], rel=0.1)
+
+
 def test_training_ends_when_it_stops_helping(spec, pipeline, models, batch):
     student = {n: sliced(m, {}) for n, m in models.items()}
     options = Distill(steps=40, minutes=2, batch=4, rate=0.05, checks=20, patience=2)

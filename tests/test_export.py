@@ -49,6 +49,43 @@ def test_every_proof_holds_and_generation_is_the_librarys(spec, models, pipeline
     assert {p.name for p in proofs} == {"torch == onnx", "fused == unfused", "cached generation == library"}
 
 
+class Shapely(torch.nn.Module):
+    """Reads sizes as library code does."""
+
+    def forward(self, x, y):
+        b, t, w = x.shape
+        heads = x.view(b, t, 4, w // 4).transpose(1, 2)
+        flat = (heads * heads.shape[-1] ** -0.5).transpose(1, 2).reshape(b, t, -1)
+        return flat.chunk(2, -1)[1], y.reshape(y.shape[1], y.shape[0])
+
+
+def test_what_is_known_of_shapes_is_written_down_and_nothing_more(tmp_path):
+    """Axes that stay where they are and sizes that are numbers; two axes that change places can't be known."""
+    import onnx
+
+    from mmcompress.export.onnx import export_graph
+    from mmcompress.models.base import Graph
+
+    dynamic = {"x": {0: "batch", 1: "length"}, "y": {0: "rows", 1: "columns"}}
+    example = (torch.randn(2, 5, 16), torch.randn(3, 4))
+    path = export_graph(Graph(Shapely(), example, ("x", "y"), ("flat", "turned"), dynamic), tmp_path / "g.onnx")
+    nodes = [n.op_type for n in onnx.load(path).graph.node]
+    assert nodes.count("Reshape") == 3 and nodes.count("Shape") == 2
+    model = session(path, 1)
+    for b, t, r, c in ((1, 1, 1, 1), (3, 7, 2, 6)):
+        x, y = torch.randn(b, t, 16), torch.randn(r, c)
+        for want, got in zip(Shapely()(x, y), model.run(None, {"x": x.numpy(), "y": y.numpy()}), strict=True):
+            np.testing.assert_allclose(want.numpy(), got, rtol=1e-6)
+
+
+def test_a_new_token_sees_all_before_it_and_none_after():
+    from mmcompress.runtime.decode import FAR, causal
+
+    assert causal(1, 4).shape == (1, 1, 1, 5) and not causal(1, 4).any()
+    far = causal(3, 2)[0, 0] == FAR
+    assert far.astype(int).tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
+
+
 @pytest.mark.parametrize("beams", [1, 3, 5])
 @pytest.mark.parametrize("early_stopping", [False, True])
 @pytest.mark.parametrize("seed", range(3))

@@ -27,7 +27,7 @@ RANK = {room: i for i, floor in enumerate(FLOORS) for room in floor}
 LIFTS = {("spec", "graph.topology")}
 DOORS = {
     "ray": {"search/executors.py", "search/jobs.py"},
-    "onnxruntime": {"runtime/sessions.py", "quantize/precision.py"},
+    "onnxruntime": {"runtime/sessions.py", "quantize/precision.py", "export/shapes.py"},
     "optuna": {"search/study.py", "search/samplers.py"},
     "open_clip": {"models/open_clip.py", "models/embedded/train_clip_captioner.py"},
 }

@@ -46,7 +46,7 @@ def recorded(models: Models, blocks: Models) -> Iterator[dict[str, dict[str, Ten
             for b in small.weighted:
 
                 def keep(m: object, args: tuple, out: Tensor, n: str = n, name: str = b.name) -> None:
-                    found[n][name] = out
+                    found[n][name] = out.float()
 
                 handle = models[n].get_submodule(b.out).register_forward_hook(keep)
                 stack.callback(handle.remove)

@@ -17,6 +17,7 @@ from mmcompress.distill.checkpoint import Checkpoint
 from mmcompress.distill.losses import alongside, combined, recorded, streams
 from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
 from mmcompress.records import plain, write
+from mmcompress.runtime.cpu import multiplies_bf16
 from mmcompress.spec.schema import Distill
 
 Progress = Callable[[str, float], None]
@@ -61,6 +62,7 @@ def distill_(
     for m in student.values():
         m.eval()  # what is trained is what is deployed: no dropout, statistics of batch norms as they are
     weights, curve = asdict(options), []
+    half = options.precision == "bf16" or (options.precision == "auto" and multiplies_bf16())
     best = _Best(pipeline, student, teacher, choosing, options.checks)
     began, step, share = time.monotonic(), 0, 0.0
     if checkpoint and (found := checkpoint.load_(flat, optimizer)):
@@ -73,7 +75,7 @@ def distill_(
         if options.patience and best.waited >= options.patience:
             break
         batch = pipeline.batch(data.load("train", options.batch, seed=_draw(options, seed, step)))
-        parts = _losses(pipeline, student, teacher, batch, weights)
+        parts = _losses(pipeline, student, teacher, batch, weights, half)
         loss = sum(parts.values())
         loss.backward()  # type: ignore[union-attr]
         nn.utils.clip_grad_norm_(flat, 1.0)
@@ -102,16 +104,24 @@ def distill_(
 
 
 def _losses(
-    pipeline: TorchPipeline, student: Models, teacher: Models, batch: Batch, weights: Mapping[str, float]
+    pipeline: TorchPipeline,
+    student: Models,
+    teacher: Models,
+    batch: Batch,
+    weights: Mapping[str, float],
+    half: bool = False,
 ) -> dict[str, torch.Tensor]:
-    """The weighted parts of the loss of one batch."""
+    """The weighted parts of the loss of one batch; with `half` the models multiply in bfloat16."""
     inside = weights["hidden"] or weights["cross"]
     watched: Models = student if inside else {}
-    with torch.inference_mode(), recorded(teacher, watched) as theirs:
+    with torch.inference_mode(), recorded(teacher, watched) as theirs, torch.autocast("cpu", enabled=half):
         target = alongside(pipeline.forward(teacher, batch), student)
-    target = {n: {k: v.clone() for k, v in o.items()} for n, o in target.items()}
+    target = {n: {k: v.clone().float() for k, v in o.items()} for n, o in target.items()}
     with recorded(student, watched) as ours:
-        parts = combined(pipeline, pipeline.forward(student, batch), target, batch, weights)
+        with torch.autocast("cpu", enabled=half):
+            out = pipeline.forward(student, batch)
+        out = {n: {k: v.float() for k, v in o.items()} for n, o in out.items()}
+        parts = combined(pipeline, out, target, batch, weights)
     if inside:
         wanted = {n: {b: v.clone() for b, v in by.items()} for n, by in theirs.items()}
         for name, loss in streams(student, ours, wanted).items():

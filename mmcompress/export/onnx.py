@@ -5,8 +5,10 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import onnx
 import torch
 
+from mmcompress.export.shapes import settle_
 from mmcompress.models.base import Graph, Model
 
 OPSET = 17
@@ -32,6 +34,9 @@ def export_graph(graph: Graph, path: Path) -> Path:
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
+    model = onnx.load(path, load_external_data=False)
+    settle_(model)
+    onnx.save(model, path)
     return path
 
 

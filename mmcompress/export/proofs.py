@@ -72,7 +72,8 @@ def _feeds(model: Model, graph: Graph, batch: int, seed: int) -> tuple[Tensor, .
     g = torch.Generator().manual_seed(seed)
     out = []
     for key, x in zip(graph.inputs, graph.example, strict=True):
-        shape = (batch, *x.shape[1:]) if x.ndim > 1 else x.shape
+        many = x.ndim > 1 and 0 in graph.dynamic.get(key, {})
+        shape = (batch, *x.shape[1:]) if many else x.shape
         if graph.dynamic.get(key, {}).get(1) == "length":
             shape = (batch, max(2, x.shape[1] // batch))
         if x.is_floating_point():

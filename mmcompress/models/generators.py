@@ -21,8 +21,6 @@ from mmcompress.models.base import Graph, LoadContext, Model, Shape, heads
 from mmcompress.models.hub import POOLER, config_of, known, load, tokenizer_of
 from mmcompress.records import Block
 
-FAR = -1e9
-
 
 @dataclass(frozen=True)
 class Line:
@@ -144,23 +142,19 @@ class TextDecoder(Model):
         own, cross = self.cached("attention"), self.cached("cross_attention")
         past = tuple(torch.zeros(2, b.units, 3, head(b)) for _, b in own for _ in "kv")
         memory = tuple(torch.zeros(2, b.units, 5, head(b)) for _, b in cross for _ in "kv")
-        names = lambda what, kind: tuple(f"{what}.{i}.{p}" for i, _ in kind for p in "kv")
-        past_names, new_names, cross_names = names("past", own), names("new", own), names("cross", cross)
+        named = lambda what, kind: tuple(f"{what}.{i}.{p}" for i, _ in kind for p in "kv")
+        past_names, new_names, cross_names = named("past", own), named("new", own), named("cross", cross)
         graphs = {}
         if cross:
             dynamic = {"context": {0: "images", 1: "tokens"}} | {n: {0: "images", 2: "tokens"} for n in cross_names}
             example = torch.zeros(2, 5, self.reads)
             graphs["context"] = Graph(CrossKeys(self), (example,), ("context",), cross_names, dynamic)
-        dynamic = {"ids": {0: "batch", 1: "step"}, "position": {0: "step"}, "scores": {0: "batch"}}
-        dynamic |= {n: {0: "batch", 2: "past"} for n in past_names} | {n: {0: "batch", 2: "total"} for n in new_names}
+        dynamic = STEP | {n: {0: "batch", 2: "past"} for n in past_names}
+        dynamic |= {n: {0: "batch", 2: "total"} for n in new_names}
         dynamic |= {n: {0: "images", 2: "tokens"} for n in cross_names}
-        graphs["step"] = Graph(
-            Step(self),
-            (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), *past, *memory),
-            ("ids", "position", *past_names, *cross_names),
-            ("scores", *new_names),
-            dynamic,
-        )
+        given = (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), torch.zeros(1, 1, 2, 5))
+        names = ("ids", "position", "mask", *past_names, *cross_names)
+        graphs["step"] = Graph(Step(self), (*given, *past, *memory), names, ("scores", *new_names), dynamic)
         return graphs
 
     def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
@@ -170,7 +164,7 @@ class TextDecoder(Model):
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         past = max(1, round((steps - 1) / 2))
         cross = [b for _, b in self.cached("cross_attention")]
-        feeds = [torch.full((beams, 1), 3), torch.tensor([past])]
+        feeds = [torch.full((beams, 1), 3), torch.tensor([past]), torch.zeros(1, 1, 1, past + 1)]
         feeds += [torch.randn(beams, h, past, d) for h, d in self.config["past"]]
         feeds += [torch.randn(1, b.units, self.context_tokens, head(b)) for b in cross for _ in "kv"]
         context = {"context": ((torch.randn(1, self.context_tokens, self.reads),), 1.0)} if cross else {}
@@ -232,10 +226,21 @@ class CrossKeys(nn.Module):
         return tuple(out)
 
 
-class Step(nn.Module):
-    """ids [b, t], position [t], past K and V, cross K and V -> log-probabilities [b, v] after the last, new K and V.
+STEP = {
+    "ids": {0: "batch", 1: "step"},
+    "position": {0: "step"},
+    "mask": {2: "step", 3: "total"},
+    "scores": {0: "batch"},
+}
+"""Dynamic axes of a decode step."""
 
-    Cross K and V may have batch 1: all beams of one image share them.
+
+class Step(nn.Module):
+    """ids [b, t], position [t], mask [1, 1, t, total], past K and V, cross K and V -> log-probabilities [b, v] after
+    the last, new K and V.
+
+    The mask is added to the scores of self-attention. Cross K and V may have batch 1: all beams of one image share
+    them.
     """
 
     def __init__(self, model: TextDecoder):
@@ -244,19 +249,16 @@ class Step(nn.Module):
         self.own = [i for i, _ in model.cached("attention")]
         self.cross = [i for i, _ in model.cached("cross_attention")]
 
-    def forward(self, ids: Tensor, position: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, ids: Tensor, position: Tensor, mask: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
         from transformers.cache_utils import EncoderDecoderCache
 
         m, split = self.model, 2 * len(self.own)
-        # a removed attention leaves its place in the cache: some libraries count past tokens on the first layer
-        empty = torch.zeros(ids.shape[0], 1, position[0], 1)
-        past = layers_of(m.layers, self.own, cache[:split], (empty, empty))
+        past = layers_of(m.layers, self.own, cache[:split])
         memory = layers_of(m.layers, self.cross, cache[split:])
         both = EncoderDecoderCache(cache_of(past), cache_of(memory))
         both.is_updated = dict.fromkeys(range(m.layers), True)
-        total = position[-1] + 1
-        mask = (torch.arange(total)[None] > position[:, None])[None, None] * FAR
-        mask = mask.expand(ids.shape[0], 1, -1, -1)
+        # some libraries count past tokens on the first layer, whose attention may be gone
+        both.get_seq_length = lambda *_: position[0]  # type: ignore[method-assign, assignment]
         options: dict[str, Any] = {"past_key_values": both, "attention_mask": mask, "use_cache": True}
         if m.line.positions:
             options["position_ids"] = position[None].expand(ids.shape[0], -1)

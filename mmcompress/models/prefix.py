@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from mmcompress.errors import ModelError
 from mmcompress.models.adapters import find, normalize_
 from mmcompress.models.base import Graph, LoadContext, Model, Shape
-from mmcompress.models.generators import FAR, Absent, cache_of, head, layers_of, library_options, prompt_ids, settings
+from mmcompress.models.generators import STEP, Absent, cache_of, head, layers_of, library_options, prompt_ids, settings
 from mmcompress.models.hub import POOLER, load, tokenizer_of
 from mmcompress.records import Block
+from mmcompress.runtime.decode import FAR
 
 BRIDGE = "bridge."
 
@@ -163,11 +164,11 @@ class PrefixDecoder(Model):
         dynamic = {"context": {0: "images", 1: "tokens"}} | {n: {0: "images", 2: "tokens"} for n in names("past")}
         example = torch.zeros(2, 5, self.dims["context"])
         context = Graph(Prefill(self), (example,), ("context",), names("past"), dynamic)
-        dynamic = {"ids": {0: "batch", 1: "step"}, "position": {0: "step"}, "scores": {0: "batch"}}
-        dynamic |= {n: {0: "batch", 2: "past"} for n in names("past")}
+        dynamic = STEP | {n: {0: "batch", 2: "past"} for n in names("past")}
         dynamic |= {n: {0: "batch", 2: "total"} for n in names("new")}
-        inputs = (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), *past)
-        step = Graph(Step(self), inputs, ("ids", "position", *names("past")), ("scores", *names("new")), dynamic)
+        inputs = (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), torch.zeros(1, 1, 2, 10), *past)
+        given = ("ids", "position", "mask", *names("past"))
+        step = Graph(Step(self), inputs, given, ("scores", *names("new")), dynamic)
         return {"context": context, "step": step}
 
     def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
@@ -178,8 +179,8 @@ class PrefixDecoder(Model):
 
     def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         text = max(1, round((steps - 1) / 2))
-        feeds = [torch.full((beams, 1), 3), torch.tensor([text])]
         ahead = self.context_tokens + len(self.before)
+        feeds = [torch.full((beams, 1), 3), torch.tensor([text]), torch.zeros(1, 1, 1, ahead + text + 1)]
         feeds += [torch.randn(beams, h, ahead + text, d) for h, d in self.config["past"]]
         context = {"context": ((torch.randn(1, self.context_tokens, self.dims["context"]),), 1.0)}
         return {**context, "step": (tuple(feeds), steps)}
@@ -219,21 +220,20 @@ class Prefill(nn.Module):
 
 
 class Step(nn.Module):
-    """ids [b, t], position [t] in the text, past K and V -> log-probabilities [b, v] after the last, new K and V."""
+    """ids [b, t], position [t] in the text, mask [1, 1, t, total], past K and V -> log-probabilities [b, v] after the
+    last, new K and V."""
 
     def __init__(self, model: PrefixDecoder):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, position: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, ids: Tensor, position: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
         m = self.model
         own = [i for i, _ in m.cached()]
         before = past[0].shape[2]
-        empty = torch.zeros(ids.shape[0], 1, before, 1)
-        cache = cache_of(layers_of(m.layers, own, past, (empty, empty)))
+        cache = cache_of(layers_of(m.layers, own, past))
+        cache.get_seq_length = lambda *_: before
         at = torch.arange(ids.shape[1]) + before
-        total = at[-1] + 1
-        mask = ((torch.arange(total)[None] > at[:, None])[None, None] * FAR).expand(ids.shape[0], 1, -1, -1)
         x = m.line.run(m.lm, m.line.embed(m.lm, ids, position), at, mask, cache)
         scores = torch.log_softmax(m.line.score(m.lm, x[:, -1]).float(), -1)
         return (scores, *(t for i in own for t in (cache.layers[i].keys, cache.layers[i].values)))

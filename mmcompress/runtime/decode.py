@@ -10,6 +10,8 @@ import numpy as np
 Step = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.ndarray]]]
 """(ids [b, t], position of the first, past) -> (log-probabilities [b, v] after the last token, new past)."""
 LONGEST_SPAN, COPIES, TOKENS = 16, 4, 16
+FAR = -1e9
+"""What is added to the score of a position that must not be seen."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,14 @@ class Generation:
     def ending(self, ids: Sequence[int]) -> str:
         """How a sequence ended: by its `end` token, at the longest `length`, or by the guard against `repetition`."""
         return "end" if ids[-1] == self.eos else "length" if len(ids) >= self.max_tokens else "repetition"
+
+
+def causal(new: int, past: int) -> np.ndarray:
+    """float32 [1, 1, new, past + new], added to attention scores: none of the new tokens sees those after it."""
+    mask = np.zeros((new, past + new), np.float32)
+    if new > 1:
+        mask[:, past:] = np.triu(np.full((new, new), FAR, np.float32), 1)
+    return mask[None, None]
 
 
 def repeated(ids: Sequence[int]) -> int:

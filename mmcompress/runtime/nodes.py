@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from mmcompress.errors import BundleError
 from mmcompress.runtime.audio import AudioLike, log_mel, open_audio, segments
-from mmcompress.runtime.decode import Generation, beam_search
+from mmcompress.runtime.decode import Generation, beam_search, causal
 from mmcompress.runtime.images import preprocess
 from mmcompress.runtime.sessions import Timed
 
@@ -117,6 +117,8 @@ class TextDecoder:
             feed = {"ids": ids, **cross}
             if "position" in wanted:  # rotary embeddings count the cache
                 feed["position"] = positions[position : position + ids.shape[1]]
+            if "mask" in wanted:
+                feed["mask"] = causal(ids.shape[1], past[0].shape[2])
             feed.update(zip(names, past, strict=True))
             scores, *new = self.step(feed)
             return scores, new
