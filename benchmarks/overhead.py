@@ -28,16 +28,18 @@ EVERY = 0.05
 
 def kind(frame: object) -> str:
     """What a stack is busy with: model, bundle, waiting (for trials), data, search, or other."""
-    files, names = [], set()
+    files, called = [], []
     while frame is not None:
         code = frame.f_code  # type: ignore[attr-defined]
         files.append(code.co_filename)
-        names.add(code.co_name)
+        called.append(code.co_name)
         frame = frame.f_back  # type: ignore[attr-defined]
     inside = lambda part: any(part in f for f in files)
+    names = set(called)
+    answering = any(name == "run" and BUNDLE in f for f, name in zip(files, called, strict=True))
     if any(m in files[0] or inside(f"site-packages{m}") for m in MODEL) or inside(REPAIR):
         return "start-up" if "<module>" in names and inside("importlib") else "model"
-    if inside(BUNDLE) or ("_judge" in names and inside("concurrent/futures")):  # bundles answer in threads
+    if answering or ("_judge" in names and inside("concurrent/futures")):  # bundles answer in threads
         return "bundle"
     if "settle" in names or (inside("concurrent/futures") and (inside("search/study") or "chosen" in names)):
         return "waiting"

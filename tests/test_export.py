@@ -78,6 +78,37 @@ def test_what_is_known_of_shapes_is_written_down_and_nothing_more(tmp_path):
             np.testing.assert_allclose(want.numpy(), got, rtol=1e-6)
 
 
+class Summed(torch.nn.Module):
+    """A residual stream with constants where sub-layers were; one of them is read in between."""
+
+    def __init__(self):
+        super().__init__()
+        g = torch.Generator().manual_seed(0)
+        self.c = torch.nn.ParameterList(torch.randn(8, generator=g) for _ in range(4))
+        self.norm, self.a, self.b = torch.nn.LayerNorm(8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+
+    def forward(self, x):
+        x = self.norm(x) + self.c[0]
+        x = x + self.a(x) + self.c[1] + self.c[2]
+        return x + self.b(x.relu()), x + self.c[3]
+
+
+def test_constants_on_a_stream_go_into_the_bias_before(tmp_path):
+    """The norm takes the first, a linear layer two more; one on a value that others read, too, must stay."""
+    import onnx
+
+    from mmcompress.export.onnx import export_graph
+    from mmcompress.models.base import Graph
+
+    model = Summed()
+    names = (("x",), ("y", "z"), {"x": {0: "batch", 1: "length"}})
+    path = export_graph(Graph(model, (torch.randn(2, 3, 8),), *names), tmp_path / "g.onnx")
+    assert [n.op_type for n in onnx.load(path).graph.node].count("Add") == 5  # two biases, two sums, one constant
+    x = torch.randn(4, 5, 8)
+    for want, got in zip(model(x), session(path, 1).run(None, {"x": x.numpy()}), strict=True):
+        np.testing.assert_allclose(want.detach().numpy(), got, atol=1e-5)
+
+
 def test_a_new_token_sees_all_before_it_and_none_after():
     from mmcompress.runtime.decode import FAR, causal
 

@@ -7,7 +7,7 @@ import time
 import onnx
 import pytest
 
-from mmcompress.measure import anchors, table
+from mmcompress.measure import anchors, latency, table
 from mmcompress.measure.blocks import KINDS, Cell, feed, stack
 from mmcompress.measure.counts import block_params, count
 from mmcompress.measure.latency import EndToEnd, Samples, clock, end_to_end, observe, quiet
@@ -105,6 +105,37 @@ def test_sittings_add_up(run_folder):
     assert both.latency.n == 8 and both.samples == tuple(one.ms + two.ms) and len(both.said) == 1
     assert both.calls == pytest.approx(one.summary().calls) and both.nodes["vision"].n == 8
     assert min(one.summary().latency.p50, two.summary().latency.p50) <= both.latency.p50
+
+
+def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(run_folder, monkeypatch):
+    """Who answers after another finds its weights out of the caches; of one alone, or slow, every request counts."""
+    import numpy as np
+
+    class Recorded:
+        def __init__(self, name):
+            self.name, self.inner = name, load(run_folder / "baseline")
+
+        def __getattr__(self, key):
+            return getattr(self.inner, key)
+
+        def __call__(self, **given):
+            sent.append((self.name, int(given["image"][0, 0, 0])))
+            return self.inner(**given)
+
+    requests = [{"image": np.full((32, 32, 3), i, np.uint8)} for i in range(40)]
+    pair, sent = {n: Recorded(n) for n in "ab"}, []
+    monkeypatch.setattr(latency, "TURN", 1e9)
+    found = observe(pair, requests, 1, 6)
+    assert sent[2:] == [(n, i) for n in "ba" for i in (39, *range(6))]
+    assert all(len(found[n].ms) == 6 and found[n].calls["vision/model"] == 6 for n in "ab")
+    sent.clear()
+    monkeypatch.setattr(latency, "TURN", 0.0)
+    observe(pair, requests, 1, 3)
+    assert sent[2:] == [(n, i) for i, names in enumerate(("ba", "ab", "ba")) for n in names]
+    sent.clear()
+    monkeypatch.setattr(latency, "TURN", 1e9)
+    observe({"a": pair["a"]}, requests, 1, 4)
+    assert sent[1:] == [("a", i) for i in range(4)]
 
 
 def test_counts_are_those_of_the_modules(models):

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import torch
 
+from mmcompress.export.folding import fold_constants_
 from mmcompress.export.shapes import settle_
 from mmcompress.models.base import Graph, Model
 
@@ -35,7 +36,7 @@ def export_graph(graph: Graph, path: Path) -> Path:
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
     model = onnx.load(path, load_external_data=False)
-    settle_(model)
+    fold_constants_(settle_(model))
     onnx.save(model, path)
     return path
 

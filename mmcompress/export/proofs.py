@@ -68,14 +68,24 @@ def surgery(
 
 
 def _feeds(model: Model, graph: Graph, batch: int, seed: int) -> tuple[Tensor, ...]:
-    """Random inputs like the traced ones, at another batch size (and, for ids, other ids and another length)."""
+    """Random inputs like the traced ones, at another batch size (and, for ids, other ids and another length).
+
+    A decode step gets a longer past with each, and one image for all of a batch.
+    """
     g = torch.Generator().manual_seed(seed)
+    axes = [graph.dynamic.get(key, {}) for key in graph.inputs]
+    shared, later = any(a.get(0) == "batch" for a in axes), batch - 1
     out = []
-    for key, x in zip(graph.inputs, graph.example, strict=True):
-        many = x.ndim > 1 and 0 in graph.dynamic.get(key, {})
-        shape = (batch, *x.shape[1:]) if many else x.shape
-        if graph.dynamic.get(key, {}).get(1) == "length":
-            shape = (batch, max(2, x.shape[1] // batch))
+    for named, x in zip(axes, graph.example, strict=True):
+        sizes = list(x.shape)
+        for i, name in named.items():
+            if x.ndim > 1 and i == 0:
+                sizes[0] = 1 if shared and name == "images" else batch
+            elif name == "length":
+                sizes[i] = max(2, x.shape[1] // batch)
+            elif name in ("past", "total"):
+                sizes[i] += later
+        shape = tuple(sizes)
         if x.is_floating_point():
             out.append(torch.randn(shape, generator=g))
         elif x.ndim > 1:
@@ -84,7 +94,7 @@ def _feeds(model: Model, graph: Graph, batch: int, seed: int) -> tuple[Tensor, .
                 ids[:, -1] = model.config["eos"]
             out.append(ids)
         else:
-            out.append(x)
+            out.append(x + later)
     return tuple(out)
 
 

@@ -30,7 +30,7 @@ def settle_(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph, shapes = model.graph, _shapes(model)
     numbers = {t.name: numpy_helper.to_array(t) for t in graph.initializer if not _heavy(t)}
-    numbers |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in graph.node if _is_tensor(n)}
+    numbers |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in graph.node if _is_number(n)}
     measured = {n.output[0]: shapes.get(n.input[0], [""]) for n in graph.node if n.op_type == "Shape" and _plain(n)}
     left: list[onnx.NodeProto] = []
     for n in graph.node:
@@ -88,21 +88,31 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     rest = [t for t in graph.initializer if not _heavy(t)]
     light = helper.make_graph(graph.node, graph.name, [*graph.input, *values], graph.output, rest)
     plain = helper.make_model(light, opset_imports=model.opset_import)
-    try:
-        found = SymbolicShapeInference.infer_shapes(plain, auto_merge=True).graph
-    except Exception:  # its checks are assertions of every kind
-        found = infer_shapes(plain, data_prop=True).graph
+    found = (_symbolic(plain) or infer_shapes(plain, data_prop=True)).graph
     size = lambda d: int(d.dim_value) if d.HasField("dim_value") else str(d.dim_param)
     known = [v for v in (*found.value_info, *found.input, *found.output) if v.type.tensor_type.HasField("shape")]
     return {v.name: [size(d) for d in v.type.tensor_type.shape.dim] for v in known}
+
+
+def _symbolic(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """`SymbolicShapeInference.infer_shapes`, which leaves a file in the working directory where it fails."""
+    inference, whole = SymbolicShapeInference(2**31 - 1, True, False, 0), False
+    try:
+        inference._preprocess(model)
+        while inference.run_:
+            whole = inference._infer_impl()
+        inference._update_output_from_vi()
+    except Exception:  # its checks are assertions of every kind
+        return None
+    return inference.out_mp_ if whole else None
 
 
 def _heavy(tensor: onnx.TensorProto) -> bool:
     return tensor.data_location == tensor.EXTERNAL or int(np.prod(tensor.dims)) * 8 > SMALL
 
 
-def _is_tensor(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Constant" and node.attribute[0].name == "value"
+def _is_number(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Constant" and node.attribute[0].name == "value" and not _heavy(node.attribute[0].t)
 
 
 def _plain(node: onnx.NodeProto) -> bool:

@@ -78,7 +78,7 @@ class CaptionDecoder(PreTrainedModel, GenerationMixin):
         use_cache: bool = False,
         **_: Any,
     ) -> CausalLMOutput:
-        """`attention_mask`: additive [b, 1, t, total], for a cached call; without one the text sees what is before."""
+        """`attention_mask`: additive [1, 1, t, total], for a cached call; without one the text sees what is before."""
         t = input_ids.shape[1]
         at = torch.arange(t) if position_ids is None else position_ids[0]
         x = self.token_embedding(input_ids) + self.positions[at]

@@ -273,12 +273,10 @@ class Step(nn.Module):
 Cached = list[tuple[Tensor, Tensor] | None]
 
 
-def layers_of(
-    count: int, here: list[int], tensors: tuple[Tensor, ...], other: tuple[Tensor, Tensor] | None = None
-) -> Cached:
-    """K and V by layer: those given for the layers `here`, `other` elsewhere."""
+def layers_of(count: int, here: list[int], tensors: tuple[Tensor, ...]) -> Cached:
+    """K and V by layer: those given for the layers `here`, none elsewhere."""
     pairs = dict(zip(here, zip(tensors[::2], tensors[1::2], strict=True), strict=True))
-    return [pairs.get(i, other) for i in range(count)]
+    return [pairs.get(i) for i in range(count)]
 
 
 def cache_of(layers: Cached) -> Any:

@@ -9,7 +9,8 @@ from typing import Any
 
 from mmcompress.errors import BundleError
 
-FORMAT = 1
+FORMAT, READABLE = 2, (1, 2)
+"""2: a decode step takes its mask as an input."""
 Manifest = dict[str, Any]
 
 
@@ -43,8 +44,8 @@ def read_manifest(folder: str | Path) -> Manifest:
         manifest["graph"]["outputs"], manifest["graph"]["inputs"]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BundleError(f"{path}: damaged: {type(e).__name__}: {e}") from e
-    if version != FORMAT:
-        raise BundleError(f"{path}: format {version}, this runtime reads format {FORMAT}")
+    if version not in READABLE:
+        raise BundleError(f"{path}: format {version}, this runtime reads formats {READABLE[0]} to {FORMAT}")
     if unlisted := used - {name for name, _ in entries}:
         raise BundleError(f"{path}: the graph uses '{min(unlisted)}', which is not among the bundle's files")
     for name, _ in entries:

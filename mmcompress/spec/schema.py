@@ -112,8 +112,8 @@ class Distill:
     """A budget of wall time; the schedule ends with whichever comes first."""
     batch: int = field(default=24, metadata=_within(2, 65_536))
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of products while training, weights and losses being fp32; auto: bf16 where the processor multiplies it itself,
-    which about doubles the steps a minute."""
+    """Of products and what they give while training, weights and losses being fp32; auto: bf16 where the processor
+    multiplies it itself, which about doubles the steps a minute."""
     rate: float = field(default=7e-4, metadata=_within(0, 1))
     embedding: float = 1.0
     tokens: float = 1.0

@@ -15,6 +15,7 @@ from mmcompress.measure.latency import Script
 from mmcompress.measure.readings import ROUNDED
 from mmcompress.records import Block, Latency, Proof, read, write
 from mmcompress.registry import PRECISIONS
+from mmcompress.runtime.bundle import FORMAT, read_manifest
 from mmcompress.runtime.cpu import cpu
 from mmcompress.spec.loader import targets
 from mmcompress.workflow.state import Run, precisions_of
@@ -55,6 +56,8 @@ def profile(run: Run) -> Profile:
             raise DataError(
                 f"{run.shared}: profiled on another device ({found.device}, this is {run.device}); use a new --out"
             )
+        if read_manifest(run.shared / "baseline")["format"] != FORMAT:
+            raise DataError(f"{run.shared}: profiled by an older mmcompress, which exported otherwise; use a new --out")
         return found
     with run.timed("profile"):
         found = _profile(run)
