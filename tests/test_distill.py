@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -114,6 +115,35 @@ def test_what_blocks_add_to_their_streams_is_distilled(pipeline, models, batch, 
     sum(parts[k] for k in mine).backward()
     block = student["captioner"].block("1.cross_attention" if part == "cross" else "1.ffn")
     assert student["captioner"].linear(block.out).weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("much", [True, False])
+def test_the_rate_is_one_that_a_structure_can_bear(spec, pipeline, models, much):
+    """What lost half of its units keeps the rate; what lost nothing gets a lower one, and starts where it was."""
+    cut = {n: {b.name: torch.arange(0, b.units, 2) for b in m.blocks} if much else {} for n, m in models.items()}
+    student = {n: sliced(m, cut[n]) for n, m in models.items()}
+    first = [p.detach().clone() for m in student.values() for p in m.parameters()]
+    said = []
+    options = Distill(steps=160, minutes=5, batch=4, rate=2e-3, checks=0, contrast=0, caption=0)
+    tell = lambda what, done: said.append(what)
+    with contextlib.suppress(StopIteration):
+        distill_(pipeline, student, models, open_dataset(spec.data), options, 0, tell, hold_=_Enough(said))
+    rate = float(said[0].removeprefix("rate "))
+    assert rate == 2e-3 if much else 2e-3 / 2**trainer.HALVINGS <= rate < 2e-3
+    now = [p for m in student.values() for p in m.parameters()]
+    moved = max(float((p - q).abs().max()) for p, q in zip(now, first, strict=True))
+    assert 0 < moved <= rate / trainer.WARM * 1.1  # one step of the warm-up
+
+
+class _Enough:
+    """Ends a training with its first step after the rate was found."""
+
+    def __init__(self, said):
+        self.said = said
+
+    def __call__(self):
+        if self.said:
+            raise StopIteration
 
 
 def test_products_in_bfloat16_teach_the_same(spec, pipeline, models, batch):

@@ -23,6 +23,9 @@ from mmcompress.spec.schema import Distill
 Progress = Callable[[str, float], None]
 HARM = 1.05
 """A loss on choosing pairs this many times the best one seen is harm done."""
+WARM, TRIED, WORSE, HALVINGS, PART = 10, 16, 1.25, 4, 0.1
+"""Steps over which the rate rises; steps that a rate is tried for, and how many times the loss before any of them the
+last of those may give; how often it is halved at most, and the share of the budget that may be spent on finding it."""
 
 
 def parameters(models: Models) -> list[dict]:
@@ -65,34 +68,51 @@ def distill_(
     half = options.precision == "bf16" or (options.precision == "auto" and multiplies_bf16())
     best = _Best(pipeline, student, teacher, choosing, options.checks)
     began, step, share = time.monotonic(), 0, 0.0
-    if checkpoint and (found := checkpoint.load_(flat, optimizer)):
-        state, best.kept = found
-        step, share, curve, began = state["step"], state["share"], state["curve"], began - state["elapsed"]
-        best.seen, best.looked, best.waited = state["seen"], state["looked"], state["waited"]
-        best.at = best.looked / best.checks if best.checks else 0.0
-    while share < 1:
-        best.look(share, step)
-        if options.patience and best.waited >= options.patience:
-            break
-        batch = pipeline.batch(data.load("train", options.batch, seed=_draw(options, seed, step)))
-        parts = _losses(pipeline, student, teacher, batch, weights, half)
-        loss = sum(parts.values())
-        loss.backward()  # type: ignore[union-attr]
+
+    def loss_of(batch: Batch) -> dict[str, torch.Tensor]:
+        return _losses(pipeline, student, teacher, batch, weights, half)
+
+    def advance_(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
+        loss.backward()
         nn.utils.clip_grad_norm_(flat, 1.0)
-        rate = options.rate * min(1.0, (step + 1) / 10) * (0.5 * (1 + math.cos(math.pi * share)) * 0.98 + 0.02)
         for g in optimizer.param_groups:
             g["lr"] = rate
         optimizer.step()
         optimizer.zero_grad()
         hold_()
+
+    def drawn(step: int) -> Batch:
+        return pipeline.batch(data.load("train", options.batch, seed=_draw(options, seed, step)))
+
+    highest = options.rate
+    if checkpoint and (found := checkpoint.load_(flat, optimizer)):
+        state, best.kept = found
+        step, share, curve, began = state["step"], state["share"], state["curve"], began - state["elapsed"]
+        best.seen, best.looked, best.waited = state["seen"], state["looked"], state["waited"]
+        best.at = best.looked / best.checks if best.checks else 0.0
+        highest = state["rate"]
+    elif options.steps >= 10 * TRIED and options.gentle:
+        limit = began + PART * options.minutes * 60
+        highest = _bearable(options.rate, flat, [drawn(i) for i in range(TRIED)], loss_of, advance_, limit)
+        progress(f"rate {highest:.2g}", 0.0)
+    while share < 1:
+        best.look(share, step)
+        if options.patience and best.waited >= options.patience:
+            break
+        parts = loss_of(drawn(step))
+        loss: Any = sum(parts.values())
+        rate = highest * min(1.0, (step + 1) / WARM) * (0.5 * (1 + math.cos(math.pi * share)) * 0.98 + 0.02)
+        advance_(optimizer, loss, rate)
         step += 1
         elapsed = time.monotonic() - began
         share = max(step / options.steps, elapsed / (options.minutes * 60))
         if step % 5 == 1:
-            curve.append({"step": step, "loss": float(loss), **{k: float(v) for k, v in parts.items()}})  # type: ignore[arg-type]
-            progress(f"step {step}, loss {float(loss):.3f}", min(share, 1.0))  # type: ignore[arg-type]
+            curve.append(
+                {"step": step, "loss": float(loss.detach()), **{k: float(v.detach()) for k, v in parts.items()}}
+            )
+            progress(f"step {step}, loss {float(loss.detach()):.3f}", min(share, 1.0))
         if checkpoint and checkpoint.due(elapsed):
-            state = {"step": step, "share": share, "curve": curve, **best.record()}
+            state = {"step": step, "share": share, "curve": curve, "rate": highest, **best.record()}
             checkpoint.save(elapsed, flat, optimizer, best.kept, state)
     best.look(1.0, step)
     best.restore_()
@@ -101,6 +121,39 @@ def distill_(
     if checkpoint:
         checkpoint.done()
     return curve
+
+
+def _bearable(
+    rate: float,
+    flat: list[nn.Parameter],
+    batches: list[Batch],
+    loss_of: Callable[[Batch], dict[str, torch.Tensor]],
+    advance_: Callable[[torch.optim.Optimizer, torch.Tensor, float], None],
+    limit: float,
+) -> float:
+    """`rate`, halved until a few steps of it no longer make the loss `WORSE`; weights are left as they were.
+
+    A structure that lost much learns fastest at a rate that throws one which lost little far from where it was.
+    `limit`: when it has to be found, on the monotonic clock.
+    """
+    start, judged = [p.detach().clone() for p in flat], batches[WARM:]
+    with torch.no_grad():
+        before = sum(float(sum(loss_of(b).values())) for b in judged)  # type: ignore[arg-type]
+    for _ in range(HALVINGS):
+        optimizer, seen = torch.optim.AdamW(flat, betas=(0.9, 0.98), weight_decay=0.0, fused=True), 0.0
+        for i, batch in enumerate(batches):
+            loss: Any = sum(loss_of(batch).values())
+            seen += float(loss.detach()) if i >= WARM else 0.0
+            advance_(optimizer, loss, rate * min(1.0, (i + 1) / WARM))
+        with torch.no_grad():
+            for p, first in zip(flat, start, strict=True):
+                p.copy_(first)
+        if seen <= WORSE * before:
+            break
+        rate /= 2
+        if time.monotonic() > limit:
+            break
+    return rate
 
 
 def _losses(

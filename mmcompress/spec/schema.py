@@ -115,6 +115,8 @@ class Distill:
     """Of products and what they give while training, weights and losses being fp32; auto: bf16 where the processor
     multiplies it itself, which about doubles the steps a minute."""
     rate: float = field(default=7e-4, metadata=_within(0, 1))
+    gentle: bool = True
+    """Halve the rate while a few steps of it would make matters worse: structures that lost little are easily lost."""
     embedding: float = 1.0
     tokens: float = 1.0
     affinity: float = 1.0

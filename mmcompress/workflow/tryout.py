@@ -87,7 +87,9 @@ def _try(run: Run, ev: Any, c: Candidate, origin: str, number: int, count: int) 
     from mmcompress.distill.trainer import distill_
 
     d = run.spec.distill
-    options = replace(d, steps=max(1, round(SHARE * d.steps)), minutes=SHARE * d.minutes, checks=0, patience=0)
+    options = replace(
+        d, steps=max(1, round(SHARE * d.steps)), minutes=SHARE * d.minutes, checks=0, patience=0, gentle=False
+    )
     models = pruned(run, ev, c, run.spec.prune.refit)
     say = lambda what, share: run.say("tryout", f"{number + 1} of {count} ({origin}): {what}", share)
     distill_(run.pipeline, models, run.models, run.data, options, run.spec.seed, say)
