@@ -90,7 +90,7 @@ def distill_(
         step, share, curve, began = state["step"], state["share"], state["curve"], began - state["elapsed"]
         best.seen, best.looked, best.waited = state["seen"], state["looked"], state["waited"]
         best.at = best.looked / best.checks if best.checks else 0.0
-        highest = state["rate"]
+        highest = state.get("rate", highest)
     elif options.steps >= 10 * TRIED and options.gentle:
         limit = began + PART * options.minutes * 60
         highest = _bearable(options.rate, flat, [drawn(i) for i in range(TRIED)], loss_of, advance_, limit)
@@ -117,7 +117,7 @@ def distill_(
     best.look(1.0, step)
     best.restore_()
     if history:
-        write(history, plain(curve + best.seen))
+        write(history, plain([{"step": 0, "rate": highest, "bf16": float(half)}, *curve, *best.seen]))
     if checkpoint:
         checkpoint.done()
     return curve
