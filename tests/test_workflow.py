@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from types import SimpleNamespace
 
@@ -372,3 +372,13 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     moved = [abs(k - s.kept[n][b]) for n, by in winner.kept.items() for b, k in by.items()]
     assert sum(m == 0 for m in moved) >= len(moved) // 2  # the winner, fitted to the budget
     assert any(stage == "tryout" for stage, *_ in told) and s.timings["tryouts"] > 0
+
+
+def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
+    from mmcompress.report.assemble import warnings
+
+    s = read(Summary, run_folder / "summary.json")
+    kept = {n: {b.name: 0 for b in blocks} for n, blocks in s.blocks.items()}
+    steep = replace(s, kept=kept, settings={**s.settings, "prune": {"schedule": "one_shot"}})
+    told = lambda *losses: any("in one step" in w for w in warnings(replace(steep, losses=losses)))
+    assert told() and told(0.1, 0.2, 0.12) and not told(0.1, 0.105, 0.1)

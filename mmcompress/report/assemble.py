@@ -16,8 +16,8 @@ from mmcompress.spec.loader import Goal, parse_target
 from mmcompress.spec.schema import Spec
 
 MB = 1e6
-STEEP = 0.6
-"""A larger share of one kind of unit, cut at once, is warned about."""
+STEEP, HARM = 0.6, 1.1
+"""A larger share of one kind of unit, cut at once, is warned about where it made the loss so many times what it was."""
 UNUSED = 0.95
 """So is an artifact that takes less than this share of its target."""
 
@@ -126,7 +126,7 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
             )
     for (node, kind), shares in _group_ratios(s).items():
         mean = sum(shares) / len(shares)
-        if mean > STEEP and s.settings.get("prune", {}).get("schedule") == "one_shot":
+        if mean > STEEP and s.settings.get("prune", {}).get("schedule") == "one_shot" and _harmed(s):
             out.append(
                 f"{node}: {mean:.0%} of {kind} units were cut in one step{_damage(s)}; rounds of pruning and "
                 "distillation (prune.schedule: gradual) may keep more quality"
@@ -183,6 +183,11 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
             )
         out.append(said)
     return tuple(out)
+
+
+def _harmed(s: Summary) -> bool:
+    """Whether the cut raised the loss on choosing pairs by more than a little, as far as it is known."""
+    return len(s.losses) < 2 or s.losses[1] > HARM * s.losses[0]
 
 
 def _damage(s: Summary) -> str:
