@@ -59,33 +59,13 @@ def distill_(
     if options.steps == 0 or options.minutes == 0:
         return []
     torch.manual_seed(seed)
-    groups = parameters(student)
-    optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98), fused=True)
-    flat = [p for g in groups for p in g["params"]]
     for m in student.values():
         m.eval()  # what is trained is what is deployed: no dropout, statistics of batch norms as they are
-    weights, curve = asdict(options), []
-    half = options.precision == "bf16" or (options.precision == "auto" and multiplies_bf16())
+    training, curve = _Training(pipeline, student, teacher, data, options, seed, hold_), []
+    optimizer = torch.optim.AdamW(parameters(student), lr=options.rate, betas=(0.9, 0.98), fused=True)
     best = _Best(pipeline, student, teacher, choosing, options.checks)
-    began, step, share = time.monotonic(), 0, 0.0
-
-    def loss_of(batch: Batch) -> dict[str, torch.Tensor]:
-        return _losses(pipeline, student, teacher, batch, weights, half)
-
-    def advance_(optimizer: torch.optim.Optimizer, loss: torch.Tensor, rate: float) -> None:
-        loss.backward()
-        nn.utils.clip_grad_norm_(flat, 1.0)
-        for g in optimizer.param_groups:
-            g["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad()
-        hold_()
-
-    def drawn(step: int) -> Batch:
-        return pipeline.batch(data.load("train", options.batch, seed=_draw(options, seed, step)))
-
-    highest = options.rate
-    if checkpoint and (found := checkpoint.load_(flat, optimizer)):
+    began, step, share, highest = time.monotonic(), 0, 0.0, options.rate
+    if checkpoint and (found := checkpoint.load_(training.flat, optimizer)):
         state, best.kept = found
         step, share, curve, began = state["step"], state["share"], state["curve"], began - state["elapsed"]
         best.seen, best.looked, best.waited = state["seen"], state["looked"], state["waited"]
@@ -93,67 +73,95 @@ def distill_(
         highest = state.get("rate", highest)
     elif options.steps >= 10 * TRIED and options.gentle:
         limit = began + PART * options.minutes * 60
-        highest = _bearable(options.rate, flat, [drawn(i) for i in range(TRIED)], loss_of, advance_, limit)
+        highest = training.bearable(limit)
         progress(f"rate {highest:.2g}", 0.0)
     while share < 1:
         best.look(share, step)
         if options.patience and best.waited >= options.patience:
             break
-        parts = loss_of(drawn(step))
-        loss: Any = sum(parts.values())
         rate = highest * min(1.0, (step + 1) / WARM) * (0.5 * (1 + math.cos(math.pi * share)) * 0.98 + 0.02)
-        advance_(optimizer, loss, rate)
+        parts = training.advance_(optimizer, training.drawn(step), rate)
         step += 1
         elapsed = time.monotonic() - began
         share = max(step / options.steps, elapsed / (options.minutes * 60))
         if step % 5 == 1:
-            curve.append(
-                {"step": step, "loss": float(loss.detach()), **{k: float(v.detach()) for k, v in parts.items()}}
-            )
-            progress(f"step {step}, loss {float(loss.detach()):.3f}", min(share, 1.0))
+            curve.append({"step": step, "loss": sum(parts.values()), **parts})
+            progress(f"step {step}, loss {curve[-1]['loss']:.3f}", min(share, 1.0))
         if checkpoint and checkpoint.due(elapsed):
             state = {"step": step, "share": share, "curve": curve, "rate": highest, **best.record()}
-            checkpoint.save(elapsed, flat, optimizer, best.kept, state)
+            checkpoint.save(elapsed, training.flat, optimizer, best.kept, state)
     best.look(1.0, step)
     best.restore_()
     if history:
-        write(history, plain([{"step": 0, "rate": highest, "bf16": float(half)}, *curve, *best.seen]))
+        write(history, plain([{"step": 0, "rate": highest, "bf16": float(training.half)}, *curve, *best.seen]))
     if checkpoint:
         checkpoint.done()
     return curve
 
 
-def _bearable(
-    rate: float,
-    flat: list[nn.Parameter],
-    batches: list[Batch],
-    loss_of: Callable[[Batch], dict[str, torch.Tensor]],
-    advance_: Callable[[torch.optim.Optimizer, torch.Tensor, float], None],
-    limit: float,
-) -> float:
-    """`rate`, halved until a few steps of it no longer make the loss `WORSE`; weights are left as they were.
+class _Training:
+    """The steps of one training: what is drawn, what it loses, and how weights follow."""
 
-    A structure that lost much learns fastest at a rate that throws one which lost little far from where it was.
-    `limit`: when it has to be found, on the monotonic clock.
-    """
-    start, judged = [p.detach().clone() for p in flat], batches[WARM:]
-    with torch.no_grad():
-        before = sum(float(sum(loss_of(b).values())) for b in judged)  # type: ignore[arg-type]
-    for _ in range(HALVINGS):
-        optimizer, seen = torch.optim.AdamW(flat, betas=(0.9, 0.98), weight_decay=0.0, fused=True), 0.0
-        for i, batch in enumerate(batches):
-            loss: Any = sum(loss_of(batch).values())
-            seen += float(loss.detach()) if i >= WARM else 0.0
-            advance_(optimizer, loss, rate * min(1.0, (i + 1) / WARM))
+    def __init__(
+        self,
+        pipeline: TorchPipeline,
+        student: Models,
+        teacher: Models,
+        data: Dataset,
+        options: Distill,
+        seed: int,
+        hold_: Callable[[], None],
+    ):
+        self.pipeline, self.student, self.teacher, self.data = pipeline, student, teacher, data
+        self.options, self.seed, self.hold_ = options, seed, hold_
+        self.weights = asdict(options)
+        self.half = options.precision == "bf16" or (options.precision == "auto" and multiplies_bf16())
+        self.flat = [p for g in parameters(student) for p in g["params"]]
+
+    def drawn(self, step: int) -> Batch:
+        """The pairs of a step: fresh ones, or a cycle through `pairs` distinct ones."""
+        o = self.options
+        cycle = max(1, o.pairs // o.batch) if o.pairs else None
+        seed = 1_000_003 * (self.seed + 1) + (step % cycle if cycle else step)
+        return self.pipeline.batch(self.data.load("train", o.batch, seed=seed))
+
+    def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        return _losses(self.pipeline, self.student, self.teacher, batch, self.weights, self.half)
+
+    def advance_(self, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> dict[str, float]:
+        """One step; returns the weighted parts of the loss before it."""
+        parts = self.losses(batch)
+        torch.stack(list(parts.values())).sum().backward()
+        nn.utils.clip_grad_norm_(self.flat, 1.0)
+        for g in optimizer.param_groups:
+            g["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        self.hold_()
+        return {k: float(v.detach()) for k, v in parts.items()}
+
+    def bearable(self, limit: float) -> float:
+        """The rate, halved until a few steps of it no longer make the loss `WORSE`; weights are left as they were.
+
+        A structure that lost much learns fastest at a rate that throws one which lost little far from where it was.
+        `limit`: when it has to be found, on the monotonic clock.
+        """
+        rate, batches = self.options.rate, [self.drawn(i) for i in range(TRIED)]
+        start = [p.detach().clone() for p in self.flat]
         with torch.no_grad():
-            for p, first in zip(flat, start, strict=True):
-                p.copy_(first)
-        if seen <= WORSE * before:
-            break
-        rate /= 2
-        if time.monotonic() > limit:
-            break
-    return rate
+            before = sum(float(v) for b in batches[WARM:] for v in self.losses(b).values())
+        for _ in range(HALVINGS):
+            optimizer = torch.optim.AdamW(self.flat, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+            told = [self.advance_(optimizer, b, rate * min(1.0, (i + 1) / WARM)) for i, b in enumerate(batches)]
+            with torch.no_grad():
+                for p, first in zip(self.flat, start, strict=True):
+                    p.copy_(first)
+            if sum(sum(parts.values()) for parts in told[WARM:]) <= WORSE * before:
+                break
+            rate /= 2
+            if time.monotonic() > limit:
+                break
+        return rate
 
 
 def _losses(
@@ -224,9 +232,3 @@ class _Best:
         with torch.no_grad():
             for p, best in zip((p for m in self.student.values() for p in m.parameters()), self.kept, strict=False):
                 p.copy_(best)
-
-
-def _draw(options: Distill, seed: int, step: int) -> int:
-    """The seed of a step's pairs: fresh ones, or a cycle through `pairs` distinct ones."""
-    cycle = max(1, options.pairs // options.batch) if options.pairs else None
-    return 1_000_003 * (seed + 1) + (step % cycle if cycle else step)

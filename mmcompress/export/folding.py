@@ -10,6 +10,8 @@ from collections import Counter
 import onnx
 from onnx import numpy_helper
 
+from mmcompress.export.shapes import nested
+
 
 class _Folding:
     def __init__(self, graph: onnx.GraphProto):
@@ -62,7 +64,7 @@ def fold_constants_(model: onnx.ModelProto) -> onnx.ModelProto:
 
     A model whose nodes hold graphs of their own, which may read any value, stays as it is.
     """
-    if any(a.HasField("g") or a.graphs for n in model.graph.node for a in n.attribute):
+    if nested(model.graph.node):
         return model
     graph, folding = model.graph, _Folding(model.graph)
     renamed: dict[str, str] = {}

@@ -6,6 +6,7 @@ nothing to a large model, and a fifth of the time of a small, pruned one.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -66,9 +67,14 @@ def _numbers(shape: Shape, places: np.ndarray) -> np.ndarray | None:
     return np.array(sizes, np.int64).reshape(places.shape) if all(isinstance(s, int) for s in sizes) else None
 
 
+def nested(nodes: Iterable[onnx.NodeProto]) -> bool:
+    """Whether a node holds a graph of its own."""
+    return any(a.HasField("g") or a.graphs for n in nodes for a in n.attribute)
+
+
 def _read(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes that lead to an output. Where nodes hold graphs of their own, which may read any value: all."""
-    if any(a.HasField("g") or a.graphs for n in nodes for a in n.attribute):
+    if nested(nodes):
         return nodes
     read, kept = {o.name for o in graph.output}, []
     for n in reversed(nodes):
