@@ -18,14 +18,13 @@ import numpy as np
 
 from mmcompress import workflow
 from mmcompress.cli.shared import settings
-from mmcompress.measure.latency import end_to_end
+from mmcompress.measure.latency import reloaded
 from mmcompress.measure.machine import cpu
 from mmcompress.models.sources import connect
 from mmcompress.prune.allocation import after, steps
 from mmcompress.prune.surgery import sliced
 from mmcompress.records import Candidate, write
 from mmcompress.report.charts import predicted_measured
-from mmcompress.runtime import load
 from mmcompress.workflow.dense import REQUESTS
 
 
@@ -61,7 +60,7 @@ def main() -> int:
     dense = workflow.profile(run)
     predict = workflow.predictor(run, dense)
     requests = run.requests(REQUESTS)[: len(dense.said)]
-    base = load(a.run / "baseline", run.spec.measure.threads)
+    bundles, threads = {"new": a.run / "scratch", "dense": a.run / "baseline"}, run.spec.measure.threads
     rng, rows = np.random.default_rng(a.seed), []
     for i in range(a.count):
         c = drawn(run, rng)
@@ -69,10 +68,9 @@ def main() -> int:
         models = {n: sliced(m, units[n]).eval() for n, m in run.models.items()}
         connect(run.spec, models)
         run.bundle(models, c.precision, c.kept, a.run / "scratch", prove=False)
-        new = load(a.run / "scratch", run.spec.measure.threads)
-        found = end_to_end({"new": new, "dense": base}, requests, 3, 10_000, dense.said, a.seconds)
-        share = found["new"].latency.p50 / found["dense"].latency.p50
-        rows.append({"predicted_ms": predict(c), "measured_ms": share * dense.latency_ms.p50})
+        found = reloaded(bundles, threads, requests, 3, 10_000, dense.said, a.seconds)
+        share = np.median(found["new"].ms) / np.median(found["dense"].ms)
+        rows.append({"predicted_ms": predict(c), "measured_ms": float(share) * dense.latency_ms.p50})
         print(
             f"{i + 1:3d}  predicted {rows[-1]['predicted_ms']:8.2f} ms, measured {rows[-1]['measured_ms']:8.2f} ms",
             flush=True,

@@ -10,7 +10,7 @@ import pytest
 from mmcompress.measure import anchors, latency, table
 from mmcompress.measure.blocks import KINDS, Cell, feed, stack
 from mmcompress.measure.counts import block_params, count
-from mmcompress.measure.latency import EndToEnd, Samples, clock, end_to_end, observe, quiet
+from mmcompress.measure.latency import EndToEnd, Samples, clock, end_to_end, observe, quiet, reloaded
 from mmcompress.measure.machine import cpu, fingerprint, versions
 from mmcompress.records import Latency
 from mmcompress.runtime import load
@@ -105,6 +105,21 @@ def test_sittings_add_up(run_folder):
     assert both.latency.n == 8 and both.samples == tuple(one.ms + two.ms) and len(both.said) == 1
     assert both.calls == pytest.approx(one.summary().calls) and both.nodes["vision"].n == 8
     assert min(one.summary().latency.p50, two.summary().latency.p50) <= both.latency.p50
+
+
+def test_bundles_are_loaded_anew_in_every_sitting(run_folder, monkeypatch):
+    import numpy as np
+
+    made, given = [], []
+    monkeypatch.setattr(latency, "load", lambda at, threads: made.append(load(at, threads)) or made[-1])
+    real = latency.observe
+    monkeypatch.setattr(latency, "observe", lambda p, *a: given.append((dict(p), a[2], a[-1])) or real(p, *a))
+    requests = [{"image": np.full((32, 32, 3), i, np.uint8)} for i in range(5)]
+    bundles = {"a": run_folder / "baseline", "b": run_folder / "bundle"}
+    found = reloaded(bundles, None, requests, 1, 9, first=3, sittings=3)
+    assert len({id(p) for p in made}) == 6 and [list(p) for p, *_ in given] == [["a", "b"]] * 3
+    assert [rest for _, *rest in given] == [[3, 3], [3, 1], [3, 4]]  # each goes on where the last one ended
+    assert all(len(s.ms) == len(s.nodes["vision"]) == 9 for s in found.values())
 
 
 def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(run_folder, monkeypatch):

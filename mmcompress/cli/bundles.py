@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import click
@@ -41,14 +42,13 @@ def predict(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
 @click.option("--threads", type=int)
 def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int, threads: int | None) -> None:
     """Measure a bundle end to end, alone or against another."""
-    from mmcompress.measure.latency import end_to_end
+    from mmcompress.measure.latency import reloaded
     from mmcompress.runtime import load
 
     names = {"bundle": bundle, **({"against": against} if against else {})}
-    pipelines = {k: load(v, threads) for k, v in names.items()}
-    first = next(iter(pipelines.values()))
-    requests: list[dict[str, Any]] = [dict([named(pair)]) for pair in inputs] or [first.noise()]
-    found = end_to_end(pipelines, requests, 10, rounds)
+    requests: list[dict[str, Any]] = [dict([named(pair)]) for pair in inputs] or [load(bundle, threads).noise()]
+    bundles = {k: Path(v) for k, v in names.items()}
+    found = {k: s.summary() for k, s in reloaded(bundles, threads, requests, 10, rounds).items()}
     table = Table("", "p50", "p95", "IQR", "n", "inside models", box=None)
     for key, m in found.items():
         table.add_row(

@@ -16,7 +16,7 @@ import numpy as np
 
 from mmcompress.errors import DataError
 from mmcompress.measure import table
-from mmcompress.measure.latency import SECONDS, EndToEnd, Script, end_to_end, quiet
+from mmcompress.measure.latency import SECONDS, EndToEnd, Script, end_to_end, loads, quiet, reloaded
 from mmcompress.measure.machine import fingerprint, versions
 from mmcompress.measure.predict import Affine, Placed, Predictor, Window, needs
 from mmcompress.measure.table import Table
@@ -24,7 +24,6 @@ from mmcompress.records import Latency, read, write
 from mmcompress.runtime import load
 from mmcompress.runtime.bundle import identity
 from mmcompress.runtime.cpu import cpu
-from mmcompress.runtime.pipeline import Pipeline
 from mmcompress.runtime.sessions import session
 
 ROUNDED = "rounded"
@@ -121,16 +120,24 @@ Shares = Mapping[str, Mapping[str, float]]
 """Pipeline (a precision, or a smaller one in it) -> node: its time over that of the dense one beside it."""
 
 
+def aside(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+    """The dense bundle and those measured beside it, by name."""
+    return {"fp32": folder / "baseline", **{n: folder / ROUNDED / n for n in names}}
+
+
 def beside(
-    dense: Pipeline,
-    rounded: Mapping[str, Pipeline],
+    bundles: Mapping[str, Path],
     requests: Sequence[dict[str, Any]],
     said: Sequence[Script],
+    dense_ms: float,
+    threads: int | None,
     warmup: int,
     rounds: int,
 ) -> dict[str, EndToEnd]:
-    """Measure whole pipelines in other precisions and the dense one in turn, all writing what it `said`."""
-    return end_to_end({"fp32": dense, **rounded}, requests, warmup, rounds, said, SECONDS)
+    """Measure bundles in turn, all writing what the dense one `said` of the first requests."""
+    some = few(requests, said, dense_ms)
+    found = reloaded(bundles, threads, some, warmup, rounds, said, SECONDS, sittings=loads(dense_ms))
+    return {n: s.summary() for n, s in found.items()}
 
 
 def shares(found: Mapping[str, EndToEnd]) -> dict[str, dict[str, float]]:
@@ -262,10 +269,9 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     progress("the dense pipeline", 0.0)
     dense, requests = load(folder / "baseline", kit.threads), _requests(folder)
     whole = end_to_end({"dense": dense}, requests, kit.warmup, kit.rounds)["dense"]
-    rounded = {p: load(folder / ROUNDED / p, kit.threads) for p in kit.plan.aside}
-    some = few(requests, whole.said, whole.latency.p50)
-    rates = shares(beside(dense, rounded, some, whole.said, kit.warmup, kit.rounds))
-    del dense, rounded
+    del dense
+    how = (kit.threads, kit.warmup, kit.rounds)
+    rates = shares(beside(aside(folder, kit.plan.aside), requests, whole.said, whole.latency.p50, *how))
     say = lambda what, share: progress(what, 0.1 + 0.6 * share)
     wanted = needs(kit.plan.placed, kit.plan.windows)
     found = table.measure(wanted, kit.threads, None, say, kit.plan.every_precision)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Samples, observe, spare
+from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Samples, loads, reloaded, spare
 from mmcompress.metrics.tally import Tally, quality
 from mmcompress.records import (
     Candidate,
@@ -50,27 +50,25 @@ def summarize(
     from mmcompress.prune.allocation import ratios
     from mmcompress.report.assemble import warnings
     from mmcompress.report.measured import kept
-    from mmcompress.runtime import load as load_bundle
 
     spec, c = r.spec, fitted.candidate
-    pipelines = {k: load_bundle(f, spec.measure.threads) for k, f in _bundles(r).items()}
     predict = replace(
         read(Predictor, r.shared / "predictor.json"), correction=fitted.correction, spared=spared_blocks(r)
     )
-    splits, said, sittings = ("test", *spec.data.report), {}, [_sitting(r, pipelines, [])]
+    sitting = lambda before: _sitting(r, dense.latency_ms.p50, before)
+    splits, said, sittings = ("test", *spec.data.report), {}, [sitting([])]
     for split in splits:
         with r.timed("judge"):
-            said[split] = _judge(r, pipelines, split)
-        sittings.append(_sitting(r, pipelines, sittings))
+            said[split] = _judge(r, split)
+        sittings.append(sitting(sittings))
     for _ in range(MORE if patient and not r.away and spare(dense.latency_ms.p50) else 0):
         if NEAR <= _share(r, sittings) <= 1:
             break
         time.sleep(PAUSE)
-        sittings.append(_sitting(r, pipelines, sittings))
+        sittings.append(sitting(sittings))
     measured = _latencies(r, sittings, predict, c)
     figures = _figures(said["test"])
     extra = {split: _figures(said[split]) for split in spec.data.report}
-    del pipelines  # of large models: another process is about to load them again
     sides = _sides(r, c, dense, counts, measured, figures)
     target_ms = r.goal.milliseconds(measured["baseline"].latency)
     pace = target_ms / fitted.target_ms  # the machine may be slower or faster now than when it was profiled
@@ -166,7 +164,7 @@ def _trials(r: Run, predict: Any, target_ms: float, pace: float) -> tuple[tuple[
     return trials, search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
 
 
-def _sitting(r: Run, pipelines: dict[str, Any], before: list[dict[str, Samples]]) -> dict[str, Samples]:
+def _sitting(r: Run, dense_ms: float, before: list[dict[str, Samples]]) -> dict[str, Samples]:
     """Both sides measured in turn for a while, going on where those before ended; nothing for another device.
 
     There is one before and one after every split that is judged: a machine that others use is faster and slower by the
@@ -179,7 +177,8 @@ def _sitting(r: Run, pipelines: dict[str, Any], before: list[dict[str, Samples]]
     with r.timed("measure"):
         least = -(-m.rounds // part)
         sent = sum(len(s["baseline"].ms) for s in before)
-        return observe(pipelines, r.requests(REQUESTS), m.warmup, MOST * least, (), SECONDS / part, least, sent)
+        how = (m.warmup, MOST * least, (), SECONDS / part, least, sent, loads(dense_ms))
+        return reloaded(_bundles(r), m.threads, r.requests(REQUESTS), *how)
 
 
 def _latencies(r: Run, sittings: list[dict[str, Samples]], predict: Any, c: Candidate) -> dict[str, Any]:
@@ -234,15 +233,17 @@ class Said:
     answers: tuple[str, ...]
 
 
-def _judge(r: Run, pipelines: dict[str, Any], split: str) -> dict[str, Said]:
+def _judge(r: Run, split: str) -> dict[str, Said]:
     """Ask each bundle a whole split, both at once. The dense one answers once for all that is compared to it."""
     from mmcompress.metrics.pairs import Answers, ask, judge
+    from mmcompress.runtime import load
 
     pairs, record = r.data.load(split), r.shared / f"dense-{split}.json"
     found = {"baseline": read(Said, record)} if record.exists() else {}
     with ThreadPoolExecutor() as pool:
         tell = lambda key: lambda share: r.say("judge", f"{key} on {split}", share)
-        waiting = {k: pool.submit(ask, p, pairs, tell(k)) for k, p in pipelines.items() if k not in found}
+        pipelines = {k: load(at, r.spec.measure.threads) for k, at in _bundles(r).items() if k not in found}
+        waiting = {k: pool.submit(ask, p, pairs, tell(k)) for k, p in pipelines.items()}
         asked = {k: w.result() for k, w in waiting.items()}
     if "baseline" not in found:
         theirs = asked["baseline"]

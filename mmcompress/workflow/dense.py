@@ -155,18 +155,15 @@ def predictor(run: Run, dense: Profile) -> Any:
 def _rounded_shares(run: Run, plan: Any, dense: Profile) -> Any:
     """What the whole pipeline takes in every other precision that is searched, beside the dense one."""
     from mmcompress.measure import anchors
-    from mmcompress.measure.readings import beside, few, shares
-    from mmcompress.runtime import load as load_bundle
+    from mmcompress.measure.readings import aside, beside, shares
 
     m = run.spec.measure
     run.say("device table", "the whole pipeline in other precisions", 0.0)
     _write_aside(run, plan, run.shared)
-    rounded = {name: load_bundle(run.shared / ROUNDED / name, m.threads) for name in plan.aside}
-    if not rounded:
+    if not plan.aside:
         return {}
-    requests = few(run.requests(REQUESTS), dense.said, dense.latency_ms.p50)
-    whole = load_bundle(run.shared / "baseline", m.threads)
-    found = beside(whole, rounded, requests, dense.said, m.warmup, m.rounds)
+    how = (dense.said, dense.latency_ms.p50, m.threads, m.warmup, m.rounds)
+    found = beside(aside(run.shared, plan.aside), run.requests(REQUESTS), *how)
     anchors.add(run.shared / WINDOWS, {p: found[p] for p in plan.every_precision})
     return shares(found)
 

@@ -20,9 +20,10 @@ from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile
 from mmcompress.workflow.state import Run
 from mmcompress.workflow.tryout import settled
 
-WIDTH, LEAST, MOST, NEAR = 0.03, 0.007, 0.02, 0.95
+WIDTH, LEAST, MOST, NEAR = 0.03, 0.01, 0.02, 0.95
 """A structure is accepted that measures under its target by a margin, and not by more than `WIDTH` again, nor under
-`NEAR` of it: more was cut than needed. The margin is what a measurement of so many samples may be off by, in bounds.
+`NEAR` of it: more was cut than needed. The margin is what a measurement of so many samples may be off by, in bounds:
+no less than what the loads of `measure.latency.LOADS` leave open.
 Of a finished artifact `NEAR` says the same, unless it was meant to be faster: nothing slower was within the target."""
 ATTEMPTS, DRAWS = 5, 500
 Propose = Callable[[Any, float, int], Trial | None]
@@ -184,8 +185,7 @@ def measure_structure(
     its target by as much.
     """
     from mmcompress.measure import anchors, latency
-    from mmcompress.measure.readings import ROUNDED, few
-    from mmcompress.runtime import load as load_bundle
+    from mmcompress.measure.readings import ROUNDED, beside
 
     folder, m = run.folder / "scratch", run.spec.measure
     models = pruned(run, ev, candidate, refit=False)
@@ -195,10 +195,8 @@ def measure_structure(
     if latency.spare(dense.latency_ms.p50):
         whole = {p: run.shared / ROUNDED / p for p in sorted(set(candidate.precision.values()))}
         bundles |= {p: at for p, at in whole.items() if at.exists()}
-    pipelines = {k: load_bundle(at, m.threads) for k, at in bundles.items()}
-    requests = few(run.requests(REQUESTS), dense.said, dense.latency_ms.p50)
-    rounds = latency.MOST * m.rounds
-    found = latency.end_to_end(pipelines, requests, m.warmup, rounds, dense.said, latency.SECONDS)
+    how = (dense.said, dense.latency_ms.p50, m.threads, m.warmup, latency.MOST * m.rounds)
+    found = beside(bundles, run.requests(REQUESTS), *how)
     shutil.rmtree(folder, ignore_errors=True)
     new, old, statistic = found.pop("new"), found[anchors.DENSE], run.goal.statistic
     ms = float(getattr(new.latency, statistic))
