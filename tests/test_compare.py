@@ -134,3 +134,67 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
     with METHODS[name].propose(r, ev) as propose:
         found = propose(predict, 1e-6, 0)
     assert found.candidate == floor(problem(r, ev, predict, 1e-6), predict) and found.latency_ms > 1e-6
+
+
+def test_uniform_cuts_come_block_by_block(run_folder, tiny):
+    """Blocks of one size that all lose a unit together would jump over the target."""
+    from mmcompress import workflow
+    from mmcompress.prune.allocation import apportioned
+    from mmcompress.workflow.dense import prepared
+
+    assert [sum(apportioned([4, 4, 4, 16], k)) for k in range(29)] == list(range(29))
+    assert apportioned([4, 4, 4, 16], 7) == [1, 1, 1, 4] and apportioned([4, 4, 4], 2) == [1, 1, 0]
+    r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
+    _, predict, ev = prepared(r)
+    with METHODS["uniform"].propose(r, ev) as propose:
+        slow, quick = (propose(predict, share * predict(_whole(r)), 0) for share in (0.97, 0.95))
+    removed = lambda t: sum(b.units - t.candidate.kept[n][b.name] for n, bs in r.blocks.items() for b in bs)
+    assert removed(slow) <= removed(quick) and slow.latency_ms >= quick.latency_ms
+
+
+def _whole(r):
+    from mmcompress.records import Candidate
+
+    return Candidate({n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}, dict.fromkeys(r.blocks, "fp32"))
+
+
+def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
+    from mmcompress import workflow
+    from mmcompress.measure import readings
+    from mmcompress.workflow.compare import judged, side_by_side
+    from mmcompress.workflow.dense import profile
+
+    folder, _ = compared
+    r = workflow.open_run(tiny / "spec.yaml", folder, overrides=QUICK, resume=True)
+    dense, asked, real = profile(r), [], readings.beside
+    monkeypatch.setattr(readings, "beside", lambda b, *a: asked.append(list(b)) or real(b, *a))
+    (folder / "beside.json").unlink(missing_ok=True)
+    found = side_by_side(r, dense, ("searched", "int8"))
+    assert asked == [["fp32", "searched", "int8"]] and all(0 < x < 3 for x in found.values())
+    assert side_by_side(r, dense, ("searched", "int8")) == found and len(asked) == 1
+    assert len(set(side_by_side(r, dense, ("searched", "student")).values())) == 1 and len(asked) == 1  # one structure
+    record = {"searched int8": {"searched": 0.5, "int8": 0.54}}
+    (folder / "beside.json").write_text(json.dumps(record))
+    _, said, *_ = judged(r, dense, "it is so", ("searched",), ("int8",))
+    assert said == "not at equal latency (50.0% and 54.0% of the dense pipeline's)"
+
+
+def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path):
+    told = []
+    with pytest.raises(SpecError, match="no node may be int8"):
+        compare(
+            tiny / "spec.yaml", tmp_path / "c", ("searched", "int8"), "search_spaces/prune_only.yaml", QUICK,
+            say=lambda stage, *a: told.append(stage),
+        )  # fmt: skip
+    assert "search" not in told
+
+
+def test_the_task_loss_alone_teaches_the_generator(spec):
+    from dataclasses import replace
+
+    from mmcompress.workflow.compare import _training
+
+    quiet = replace(spec, distill=replace(spec.distill, caption=0.0))
+    (cell,) = [c for c in cells(quiet) if c.name == "task loss alone"]
+    assert cell.changes["distill.caption"] == 1.0 and cell.changes["distill.logits"] == 0.0
+    assert _training(quiet.distill, METHODS["longer"], 5).caption == 1.0

@@ -331,3 +331,8 @@ def test_parallel_branches_take_as_long_as_the_longest():
     parts = {n: PREDICT.node_ms(n, whole) for n in BLOCKS}
     assert both(whole) == pytest.approx(max(parts.values()) + 0.2)
     assert PREDICT(whole) == pytest.approx(sum(parts.values()) + 0.2)
+
+
+def test_of_splits_that_do_no_harm_the_knapsack_takes_the_largest():
+    costs, none = [np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 2.0])], [np.zeros(3), np.zeros(3)]
+    assert sum(knapsack.solve(costs, none, 3.1)) == 3 and knapsack.solve(costs, none, 9.0) == [2, 2]

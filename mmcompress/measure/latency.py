@@ -213,13 +213,13 @@ def reloaded(
     first: int = 0,
     sittings: int = LOADS,
 ) -> dict[str, Samples]:
-    """What `observe` sees of bundles in several sittings that share the time, everything loaded anew for each."""
+    """What `observe` sees of bundles in sittings that share time and requests, everything loaded anew for each."""
     total, part = {n: Samples() for n in bundles}, lambda count: -(-count // sittings)
     for _ in range(sittings):
         pipelines = {n: load(at, threads) for n, at in bundles.items()}
         sent = first + len(next(iter(total.values())).ms)
         found = observe(
-            pipelines, requests, warmup, part(rounds), said, seconds / sittings, part(least), sent % len(requests)
+            pipelines, requests, part(warmup), part(rounds), said, seconds / sittings, part(least), sent % len(requests)
         )
         total = {n: s + found[n] for n, s in total.items()}
         del pipelines  # before the next are loaded: large ones would not fit twice

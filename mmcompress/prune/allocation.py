@@ -77,12 +77,17 @@ def ranked(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping
 
 def uniform(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping[str, Tensor]) -> Kept:
     """The same share of every block; the remainder goes to the first ones."""
-    total = sum(steps(b) for b in blocks)
-    ideal = [remove * steps(b) / total for b in blocks]
-    cuts = [int(x) for x in ideal]
-    for i in sorted(range(len(blocks)), key=lambda i: cuts[i] - ideal[i])[: remove - sum(cuts)]:
-        cuts[i] += 1
+    cuts = apportioned([steps(b) for b in blocks], remove)
     return {b.name: int(after(b, c)) for b, c in zip(blocks, cuts, strict=True)}
+
+
+def apportioned(sizes: Sequence[int], remove: int) -> list[int]:
+    """So many cuts in proportion to sizes, by the largest remainder: the first of equal ones."""
+    ideal = [remove * size / sum(sizes) for size in sizes]
+    cuts = [int(x) for x in ideal]
+    for i in sorted(range(len(sizes)), key=lambda i: cuts[i] - ideal[i])[: remove - sum(cuts)]:
+        cuts[i] += 1
+    return cuts
 
 
 def allocate_node(

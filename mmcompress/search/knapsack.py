@@ -11,7 +11,7 @@ from mmcompress.measure.predict import Predictor
 from mmcompress.prune.allocation import Curves
 from mmcompress.records import Block, Candidate
 
-BINS = 1000
+BINS = 4000
 WINDOWS = 7
 """Lengths of a node's window that are tried, each with every choice of precisions."""
 
@@ -19,7 +19,8 @@ WINDOWS = 7
 def solve(costs: list[np.ndarray], damages: list[np.ndarray], budget: float) -> list[int] | None:
     """Multiple-choice knapsack: one option per row, least damage with total cost within budget; None if impossible.
 
-    Costs are rounded up to a thousandth of the budget, so a solution never exceeds it.
+    Costs are rounded up to a `BINS`-th of the budget, so a solution never exceeds it. Of solutions that do equal damage
+    it is the one that costs most: what is not cut can't hurt.
     """
     if budget <= 0:
         return None
@@ -36,7 +37,7 @@ def solve(costs: list[np.ndarray], damages: list[np.ndarray], budget: float) -> 
         best = options.min(0)
     if not np.isfinite(best).any():
         return None
-    at = int(best.argmin())
+    at = BINS - int(best[::-1].argmin())
     chosen = []
     for cost, pick in zip(reversed(costs), reversed(picks), strict=True):
         i = int(pick[at])

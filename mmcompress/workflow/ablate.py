@@ -117,7 +117,10 @@ def cells(spec: Spec) -> list[Cell]:
     for name, off in losses.items():
         rest = any(getattr(spec.distill, k) for k in (*TEACHER, *task) if k not in off)
         if rest and any(getattr(spec.distill, k) for k in off):  # else it is the reference, or nothing is learnt
-            add("losses", name, m["searched"], {f"distill.{k}": 0.0 for k in off}, like)
+            changes = {f"distill.{k}": 0.0 for k in off}
+            if off == TEACHER:  # a generator needs a loss of its own then
+                changes["distill.caption"] = spec.distill.caption or 1.0
+            add("losses", name, m["searched"], changes, like)
     return found
 
 
@@ -187,14 +190,16 @@ def ablate(
         if not record.exists():
             say("ablate", f"{c.table}: {c.name} ({i + 1} of {len(wanted)})", None)
             run = replace(r, spec=_changed(r.spec, c.changes))
-            make(run, c.folder, replace(c.method, like=c.like), predict, ev, dense, steps)
+            tried = c.table == "allocation" and c.like and (r.folder / c.like / "tryouts.json").exists()
+            # a structure that was chosen by what training makes of it is none to be compared untrained
+            make(run, c.folder, replace(c.method, like="" if tried else c.like), predict, ev, dense, steps)
         found[c.folder] = read(Summary, record)
         steps = steps or trained(record.parent)
-        _tell(r.folder, wanted, found)
+        _tell(r, dense, wanted, found)
     return found
 
 
-def _tell(folder: Path, wanted: Sequence[Cell], found: Mapping[str, Summary]) -> None:
+def _tell(r: Run, dense: Profile, wanted: Sequence[Cell], found: Mapping[str, Summary]) -> None:
     """Write the report of the cells that are done."""
     from mmcompress.report.several import write_ablation
 
@@ -203,9 +208,9 @@ def _tell(folder: Path, wanted: Sequence[Cell], found: Mapping[str, Summary]) ->
         if c.folder in found:
             rows.setdefault(c.table, {})[c.name] = found[c.folder]
     known = (c for c in CLAIMS if all(f in found for f in (*c.better, *c.worse)))
-    claims = [judged(folder, c.says, c.better, c.worse, c.apart) for c in known]
-    write(folder / "claims.json", [dict(zip(("claim", "verdict", "gap", "half"), c, strict=True)) for c in claims])
-    write_ablation(rows, claims, folder)
+    claims = [judged(r, dense, c.says, c.better, c.worse, c.apart) for c in known]
+    write(r.folder / "claims.json", [dict(zip(("claim", "verdict", "gap", "half"), c, strict=True)) for c in claims])
+    write_ablation(rows, claims, r.folder)
 
 
 def _changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:

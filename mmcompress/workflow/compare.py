@@ -13,10 +13,10 @@ from mmcompress.measure.latency import LEAST, MOST
 from mmcompress.metrics.tally import Outcomes, verdict
 from mmcompress.records import Candidate, Summary, read, write
 from mmcompress.registry import nearest
-from mmcompress.report.several import Judged
+from mmcompress.report.several import Judged, write_comparison
 from mmcompress.spec.schema import Distill, Spec
 from mmcompress.workflow.conclude import summarize
-from mmcompress.workflow.dense import Profile, one_target, prepared
+from mmcompress.workflow.dense import REQUESTS, Profile, one_target, prepared
 from mmcompress.workflow.fit import Fitted, fit, measure_structure
 from mmcompress.workflow.make import compress
 from mmcompress.workflow.methods import METHODS, Method
@@ -48,6 +48,9 @@ def compare(
             raise SpecError(f"compare: unknown method '{name}'; {nearest(name, METHODS)}")
     r = one_target(open_run(spec_path, out, space, overrides, resume, say))
     same_effort(r)
+    for name in methods:
+        if fixed := METHODS[name].fixed:
+            fixed(r)  # what can't be made in this search space is told before hours of work
     dense, predict, ev = prepared(r)
     wanted = list(dict.fromkeys(m for name in methods for m in (METHODS[name].like, name) if m))
     found: dict[str, Summary] = {}
@@ -59,32 +62,51 @@ def compare(
             make(r, name, METHODS[name], predict, ev, dense, steps)
         found[name] = read(Summary, record)
         steps = steps or trained(record.parent)
-    from mmcompress.report.several import write_comparison
-
-    write_comparison(found, {n: METHODS[n].about for n in found}, _claims(r, list(found)), r.folder)
+        write_comparison(found, {n: METHODS[n].about for n in found}, _claims(r, dense, list(found)), r.folder)
     return found
 
 
-def _claims(r: Run, methods: Sequence[str]) -> list[Judged]:
+def _claims(r: Run, dense: Profile, methods: Sequence[str]) -> list[Judged]:
     """Of every other method, whether the search keeps more."""
     others = [name for name in methods if name != "searched" and "searched" in methods]
-    return [judged(r.folder, f"The search keeps more than '{name}'", ("searched",), (name,)) for name in others]
+    return [judged(r, dense, f"The search keeps more than '{name}'", ("searched",), (name,)) for name in others]
 
 
-def judged(folder: Path, says: str, better: Sequence[str], worse: Sequence[str], apart: bool = False) -> Judged:
-    """A claim that some cells keep more than others, with its verdict; `apart`: at whatever latency.
-
-    Latencies are equal when those of the fitted structures are: finished artifacts are measured minutes apart.
-    """
+def judged(
+    r: Run, dense: Profile, says: str, better: Sequence[str], worse: Sequence[str], apart: bool = False
+) -> Judged:
+    """A claim that some cells keep more than others, with its verdict; `apart`: at whatever latency."""
     tallies = [
-        [read(Outcomes, folder / name / "outcomes.json").compressed for name in side] for side in (better, worse)
+        [read(Outcomes, r.folder / name / "outcomes.json").compressed for name in side] for side in (better, worse)
     ]
     said, gap, half = verdict(*tallies)
-    fits = [read(Fitted, folder / name / "fitted.json") for name in (*better, *worse)]
-    shares = sorted(f.measured_ms / f.target_ms for f in fits)
-    if not apart and shares[-1] > EQUAL * shares[0]:
-        said = f"not at equal latency ({shares[0]:.0%} and {shares[-1]:.0%} of the target)"
+    shares = [] if apart else sorted(side_by_side(r, dense, (*better, *worse)).values())
+    if shares and shares[-1] > EQUAL * shares[0]:
+        said = f"not at equal latency ({shares[0]:.1%} and {shares[-1]:.1%} of the dense pipeline's)"
     return says, said, gap, half
+
+
+def side_by_side(r: Run, dense: Profile, names: Sequence[str]) -> dict[str, float]:
+    """What the artifacts of some cells take, over the dense pipeline, all of them measured in turn; measured once.
+
+    Their summaries were measured minutes apart, and a machine that others use changes its pace meanwhile, by as much
+    as is to be told. On another device it is what was predicted; one structure takes what it takes.
+    """
+    from mmcompress.measure.readings import beside
+
+    fits = {n: read(Fitted, r.folder / n / "fitted.json") for n in names}
+    if r.away or len({f.candidate.key() for f in fits.values()}) == 1:
+        return {n: f.measured_ms / dense.latency_ms.p50 for n, f in fits.items()}
+    record, key, m = r.folder / "beside.json", " ".join(names), r.spec.measure
+    known: dict[str, dict[str, float]] = json.loads(record.read_text()) if record.exists() else {}
+    if key not in known:
+        r.say("measure", f"{', '.join(names)} and the dense pipeline, in turn", None)
+        bundles = {"fp32": r.shared / "baseline", **{n: r.folder / n / "bundle" for n in names}}
+        how = (dense.said, dense.latency_ms.p50, m.threads, m.warmup, MOST * m.rounds)
+        found = beside(bundles, r.requests(REQUESTS), *how)
+        known[key] = {n: found[n].latency.p50 / found["fp32"].latency.p50 for n in names}
+        write(record, known)
+    return known[key]
 
 
 def same_effort(r: Run) -> None:
@@ -144,7 +166,7 @@ def _training(d: Distill, method: Method, steps: int) -> Distill:
     if not method.train or not d.steps:
         return replace(d, steps=0)
     if method.alone and (d.contrast or d.caption):
-        d = replace(d, **dict.fromkeys(TEACHER, 0.0))  # type: ignore[arg-type]
+        d = replace(d, **dict.fromkeys(TEACHER, 0.0), caption=d.caption or 1.0)  # type: ignore[arg-type]
     return replace(d, steps=steps, minutes=FOREVER) if steps else d
 
 

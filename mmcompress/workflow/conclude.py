@@ -33,7 +33,8 @@ from mmcompress.workflow.make import Counts
 from mmcompress.workflow.state import Run
 
 MORE, PAUSE = 3, 15.0
-"""Sittings at most, and seconds before each, that are added where an artifact seems to lie elsewhere."""
+"""Sittings, and seconds before each, that are added where an artifact seems to lie elsewhere: all of them, for to stop
+as soon as it seems to hit would make it more likely to."""
 
 
 def summarize(
@@ -61,9 +62,8 @@ def summarize(
         with r.timed("judge"):
             said[split] = _judge(r, split)
         sittings.append(sitting(sittings))
-    for _ in range(MORE if patient and not r.away and spare(dense.latency_ms.p50) else 0):
-        if NEAR <= _share(r, sittings) <= 1:
-            break
+    elsewhere = patient and not r.away and spare(dense.latency_ms.p50) and not NEAR <= _share(r, sittings) <= 1
+    for _ in range(MORE if elsewhere else 0):
         time.sleep(PAUSE)
         sittings.append(sitting(sittings))
     measured = _latencies(r, sittings, predict, c)

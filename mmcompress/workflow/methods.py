@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmcompress.errors import SpecError
-from mmcompress.prune.allocation import after, steps
+from mmcompress.prune.allocation import after, apportioned, steps
 from mmcompress.records import Candidate, Trial
 from mmcompress.search import moves
 from mmcompress.workflow.choose import chosen, floor, jury, problem, search, splits
@@ -86,11 +86,14 @@ def _scaled(run: Run, ev: Any, build: Build, name: str) -> Propose:
 
 @contextmanager
 def uniform(run: Run, ev: Any) -> Iterator[Propose]:
+    cut = [(n, b) for n, blocks in run.blocks.items() for b in blocks if b.group != "tokens"]
+    sizes = [steps(b) for _, b in cut]
+
     def build(share: float, precision: dict[str, str]) -> Candidate:
-        kept = {
-            n: {b.name: b.units if b.group == "tokens" else int(after(b, round(share * steps(b)))) for b in blocks}
-            for n, blocks in run.blocks.items()
-        }
+        # the remainder block by block: blocks of one size all losing a head together would jump over the target
+        kept = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
+        for (n, b), cuts in zip(cut, apportioned(sizes, round(share * sum(sizes))), strict=True):
+            kept[n][b.name] = int(after(b, cuts))
         return Candidate(kept, precision)
 
     yield _scaled(run, ev, build, "uniform")
@@ -123,7 +126,9 @@ def knapsack(run: Run, ev: Any) -> Iterator[Propose]:
     def propose(predict: Any, budget_ms: float, attempt: int) -> Trial:
         p = problem(run, ev, predict, budget_ms)
         found = splits(run, ev, predict, budget_ms, p)
-        best = next((c for _, c in found if p.predict(c) <= budget_ms), None) or floor(p, predict)
+        best = next((c for _, c in found if p.predict(c) <= budget_ms), None)
+        # as the search, it uses up its budget: levels and costs of the knapsack are rounded
+        best = moves.fill(p, best, ev.damage, ev.rounding) if best else floor(p, predict)
         return _trial("knapsack", best, p.predict(best))
 
     yield propose

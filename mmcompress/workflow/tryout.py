@@ -40,9 +40,11 @@ def settled(
     What was tried is kept in the run folder: when the budget is corrected, the winner is fitted to it.
     """
     d, s = run.spec.distill, run.spec.search
-    if best is None or best.latency_ms > budget_ms or best.loss <= STEEP * ev.base_loss:
+    if best is None or best.latency_ms > budget_ms:
         return best
     if not (s.tryouts and d.steps and d.minutes) or s.judge == "estimated":
+        return best
+    if best.loss <= STEEP * choosing_loss(run, run.models):
         return best
     p, record = problem(run, ev, predict, budget_ms), run.folder / "tryouts.json"
     if not record.exists():
