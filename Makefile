@@ -32,14 +32,14 @@ test-fast: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 check: install
-	$(BIN)/ruff format --check mmcompress tests
-	$(BIN)/ruff check mmcompress tests
+	$(BIN)/ruff format --check mmcompress tests benchmarks
+	$(BIN)/ruff check mmcompress tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 format: install
-	$(BIN)/ruff format mmcompress tests
-	$(BIN)/ruff check --fix mmcompress tests
+	$(BIN)/ruff format mmcompress tests benchmarks
+	$(BIN)/ruff check --fix mmcompress tests benchmarks
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

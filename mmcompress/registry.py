@@ -91,6 +91,10 @@ IMPORTANCE = Mixtures(
         "magnitude": ("mmcompress.prune.importance:magnitude", "L2 norm of the weights a unit writes through"),
         "activation": ("mmcompress.prune.importance:activation", "weight norm times input norm (Wanda)"),
         "fluctuation": ("mmcompress.prune.importance:fluctuation", "weight norm times input variance (FLAP)"),
+        "reconstruction": (
+            "mmcompress.prune.importance:reconstruction",
+            "error of the block's output when the rest is refitted (ZipLM)",
+        ),
         "magnitude_l1": ("mmcompress.prune.importance:magnitude_l1", "L1 norm of the same weights"),
         "movement": ("mmcompress.prune.importance:movement", "how far fine-tuning moves a unit away from zero"),
         "random": ("mmcompress.prune.importance:random", "the control"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,7 @@ from mmcompress.distill import losses
 from mmcompress.prune import damage
 from mmcompress.prune.importance import Material
 from mmcompress.prune.masks import masked
-from mmcompress.prune.refit import measure_grams, refit_from_gram_
+from mmcompress.prune.refit import _regress_, measure_grams, refit_from_gram_
 from mmcompress.prune.surgery import sliced
 from mmcompress.registry import IMPORTANCE
 
@@ -50,6 +53,41 @@ def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(material, p
         assert float(taylor[unit]) == pytest.approx(abs(float(slopes.mean())), rel=0.08, abs=0.02 * abs(slopes).max())
 
 
+@pytest.mark.parametrize(("node", "name"), [("vision", "0.ffn"), ("vision", "1.attention")])
+@pytest.mark.parametrize("bias", [True, False])
+def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name, bias):
+    """Units go one by one, always the one whose loss leaves the least ridge error; computed by least squares anew."""
+    from mmcompress.prune.importance import RIDGE, _eliminated
+    from mmcompress.prune.refit import Gram
+
+    block, rng = models[node].block(name), np.random.default_rng(0)
+    units, width, rows = 6, block.width, 400
+    block = dataclasses.replace(block, units=units)
+    mixed = rng.normal(size=(units * width, units * width)) * rng.uniform(0.1, 2, units * width)
+    x = rng.normal(size=(rows, units * width)) @ mixed + rng.normal(size=units * width)
+    out = torch.nn.Linear(units * width, 5, bias=bias)
+    w = out.weight.detach().double().numpy()
+    gram = Gram.empty(units * width)
+    gram.add_(torch.from_numpy(x).float())
+    c = x - x.mean(0) if bias else x
+    moments = c.T @ c / rows
+    a = moments + RIDGE * np.diag(moments).mean() * np.eye(len(moments))
+
+    def error(kept):  # of the best weights on what is kept, for the dense ones: min (W - V) A (W - V)'
+        k = np.array([u * width + i for u in kept for i in range(width)], int)
+        v = np.zeros_like(w)
+        if len(k):
+            v[:, k] = np.linalg.solve(a[np.ix_(k, k)], a[k] @ w.T).T
+        return float(np.trace((w - v) @ a @ (w - v).T))
+
+    left, want = list(range(units)), np.zeros(units)
+    while left:
+        least = min(left, key=lambda u: error([v for v in left if v != u]))
+        left.remove(least)
+        want[least] = error(left)
+    np.testing.assert_allclose(_eliminated(out, block, gram).numpy(), want, rtol=2e-3)
+
+
 @pytest.mark.parametrize(("node", "name"), BLOCKS[:2])
 def test_wanda_and_flap_from_the_activations_themselves(material, pipeline, models, few, node, name):
     """Squared weights times mean squares (Wanda) or variances (FLAP) of what they read, over a unit's features."""
@@ -69,27 +107,39 @@ def test_wanda_and_flap_from_the_activations_themselves(material, pipeline, mode
         np.testing.assert_allclose(found, want, rtol=2e-3)
 
 
-def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few):
-    """Least squares on centred inputs, the ridge a share of the mean variance, the constant not held small."""
+@pytest.mark.parametrize("bias", [True, False])
+def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, bias):
+    """Least squares on centred inputs, the ridge a share of the mean variance, the constant not held small.
+
+    Without a bias there is no constant: the same about the origin.
+    """
     ridge, name = 0.3, "0.ffn"
-    m, b, seen = models["vision"], models["vision"].block("0.ffn"), []
+    m, seen = copy.deepcopy(models["vision"]), []
+    b = m.block(name)
+    if not bias:
+        m.linear(b.out).bias = None
+    models = {**models, "vision": m}
     handle = m.get_submodule(b.out).register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
     with torch.no_grad():
         pipeline.forward(models, few)
     handle.remove()
     x, y = (t.reshape(-1, t.shape[-1]).double().numpy() for t in seen[0])
     keep = np.arange(0, b.units, 3)
-    k = x[:, keep] - x[:, keep].mean(0)
+    mx, my = (x[:, keep].mean(0), y.mean(0)) if bias else (0.0, 0.0)
+    k = x[:, keep] - mx
     r = ridge * (k**2).sum(0).mean()
     rows = np.vstack([k, np.sqrt(r) * np.eye(len(keep))])  # the ridge as rows of its own
-    target = np.vstack([y - y.mean(0), np.zeros((len(keep), y.shape[1]))])
+    target = np.vstack([y - my, np.zeros((len(keep), y.shape[1]))])
     w = np.linalg.lstsq(rows, target, rcond=None)[0].T
     units = {name: torch.from_numpy(keep)}
     small = sliced(m, units)
     refit_from_gram_(small, m, units, measure_grams(pipeline, models, few)["vision"], ridge)
-    new = small.linear(b.out)
-    np.testing.assert_allclose(new.weight.detach().numpy(), w, atol=2e-4)
-    np.testing.assert_allclose(new.bias.detach().numpy(), y.mean(0) - w @ x[:, keep].mean(0), atol=2e-4)
+    new, again = small.linear(b.out), torch.nn.Linear(len(keep), y.shape[1], bias=bias)
+    _regress_(again, torch.from_numpy(x[:, keep]).float(), torch.from_numpy(y).float(), ridge)
+    for found in (new, again):
+        np.testing.assert_allclose(found.weight.detach().numpy(), w, atol=2e-4)
+        if bias:
+            np.testing.assert_allclose(found.bias.detach().numpy(), my - w @ mx, atol=2e-4)
 
 
 def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):

@@ -15,6 +15,7 @@ from mmcompress import workflow
 from mmcompress.errors import DataError, ModelError, SpecError
 from mmcompress.prune.allocation import ratios
 from mmcompress.records import Summary, read
+from mmcompress.spec.schema import Limits
 
 
 def test_a_run_leaves_a_summary_a_report_and_a_bundle(run_folder):
@@ -142,11 +143,12 @@ def test_a_target_out_of_reach_says_what_limits_it(tiny, tmp_path):
 
 def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path):
     """As `clip_blip_base.yaml` does: damage from Fisher scores, trials as sums, no input moments, no model run."""
-    changes = {"prune.damage": "estimated", "search.judge": "estimated", "search.trials": 6, "search.mutations": 2}
+    scores = {"prune.importance": "fisher", "prune.damage": "estimated"}
+    changes = {**scores, "search.judge": "estimated", "search.trials": 6, "search.mutations": 2}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**changes, "distill.steps": 1})
     assert s.search.failed == 0 and s.search.trials >= 6 and all(p.passed for p in s.proofs)
     assert all(t.quality == {} for t in s.trials)
-    again = {"prune.damage": "estimated", "quantize.sensitive": 0.1}
+    again = {**scores, "quantize.sensitive": 0.1}
     with pytest.raises(SpecError, match=r"quantize.sensitive: is found by running the pipeline"):
         workflow.run(tiny / "spec.yaml", tmp_path / "q", overrides=again)
 
@@ -225,7 +227,8 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
     def summarize(*_, patient):
         share = shares[len(found)]
         target = ns(latency_ms=1.0, statistic="p50", floor_ms=0.1, met=share <= 1)
-        found.append(ns(target=target, compressed=ns(latency_ms=ns(p50=share)), losses=()))
+        made = ns(latency_ms=ns(p50=share), nodes={}, params=1e6, size_mb=0.0, memory_mb=0.0)
+        found.append(ns(target=target, compressed=made, losses=()))
         return found[-1]
 
     fitted = ns(meant=0.97, bias=1.0, learnt=lambda reached: reached / 0.97, attempts=(0, 0))
@@ -239,7 +242,8 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
         monkeypatch.setattr(workflow, name, stub)
     monkeypatch.setattr(workflow, "read", lambda *_: found[0])
     monkeypatch.setattr("mmcompress.report.write_report", lambda *_: None)
-    run = ns(folder=tmp_path, spec=ns(search=ns(rounds=1)), say=lambda *_: None)
+    asking = ns(search=ns(rounds=1), limits=Limits(params_m=2.0))
+    run = ns(folder=tmp_path, spec=asking, say=lambda *_: None, away=None)
     best = workflow._reach(run, None, None, None)
     assert len(found) == made and best is min(found, key=lambda s: s.compressed.latency_ms.p50)
     assert asked == [0, 2][:made]  # the second search goes on from what the first measured
@@ -264,15 +268,64 @@ def test_a_fit_learns_what_the_predictor_gets_wrong(monkeypatch, slower):
         c = Candidate({"n": {"b": int(100 * budget_ms / predict.correction)}}, {"n": "fp32"})
         return Trial(0, "seed", {}, c, predict(c), 0.0, {}, 0.0)
 
-    real = lambda run, ev, c, dense, target_ms: (slower * c.kept["n"]["b"] / 100, fit.LEAST, {})
+    real = lambda run, ev, c, dense: (slower * c.kept["n"]["b"] / 100, 0.0, fit.LEAST, {})
     monkeypatch.setattr(fit, "measure_structure", real)
-    run = SimpleNamespace(away=None, timed=lambda what: nullcontext(), say=lambda *_: None)
+    run = _fitting({})
     found, predict = fit._approach(run, None, propose, Line(), None, target, 1.0, 3)
     assert asked == list(range(3, 3 + len(found)))
     assert found[-1].low <= found[-1].share(target) <= found[-1].high
     assert len(found) == (1 if slower == 1.0 else 2) and predict.correction == pytest.approx(
         1.0 if slower == 1.0 else slower, rel=0.01
     )
+
+
+def test_limits_that_were_exceeded_are_lowered_by_as_much():
+    from mmcompress.report.assemble import excess, tightened
+
+    ns = SimpleNamespace
+    side = ns(params=3e6, size_mb=22.0, memory_mb=90.0, nodes={"a": ns(latency_ms_p50=2.2), "b": ns(latency_ms_p50=1)})
+    asked = Limits(params_m=4.0, size_mb=20.0, node_ms={"a": 2.0, "b": 3.0})
+    assert excess(asked, side) == pytest.approx(1.1) and excess(Limits(), side) == 0
+    found = tightened(asked, asked, side)
+    assert found.params_m == 4.0 and found.size_mb == pytest.approx(20 * 20 / 22) and found.memory_mb is None
+    assert found.node_ms == {"a": pytest.approx(2 * 2 / 2.2), "b": 3.0}
+    assert tightened(found, asked, side).size_mb == pytest.approx(20 * (20 / 22) ** 2)  # once more, from there
+
+
+def _fitting(limits):
+    spec = SimpleNamespace(limits=SimpleNamespace(node_ms=limits))
+    return SimpleNamespace(away=None, spec=spec, timed=lambda what: nullcontext(), say=lambda *_: None)
+
+
+def test_a_node_over_its_limit_is_cut_by_what_it_is_over(monkeypatch):
+    """How far the pipeline then lies from its own target is another matter."""
+    from mmcompress.records import Candidate, Trial
+
+    fit = import_module("mmcompress.workflow.fit")
+    limit, target, wrong = 2.0, 20.0, 1.05
+
+    @dataclass(frozen=True)
+    class Line:
+        correction: float = 1.0
+
+        def __call__(self, c):
+            return 3 * self.node_ms("n", c)
+
+        def node_ms(self, n, c):
+            return self.correction * c.kept["n"]["b"] / 1000
+
+    def propose(predict, budget_ms, attempt):
+        c = Candidate({"n": {"b": int(1000 * fit.AIM * limit / predict.correction)}}, {"n": "fp32"})
+        return Trial(0, "seed", {}, c, predict(c), 0.0, {}, 0.0)
+
+    def real(run, ev, c, dense):
+        ms = c.kept["n"]["b"] / 1000
+        return 3 * ms, wrong * ms / limit, fit.LEAST, {}
+
+    monkeypatch.setattr(fit, "measure_structure", real)
+    found, predict = fit._approach(_fitting({"n": limit}), None, propose, Line(), None, target, 1.0, 0)
+    assert [m.share(target) <= m.high for m in found] == [False, True] and len(found) == 2
+    assert predict.correction == pytest.approx(wrong, rel=0.01)
 
 
 @pytest.mark.slow

@@ -147,16 +147,17 @@ def submit(spec: str, address: str, folder: str, resume: bool, space: str | None
 @click.argument("folder", type=click.Path())
 @click.option("--measured", type=click.Path(), help="Figures of `device check`: they take the place of predicted ones.")
 def report(folder: str, measured: str | None) -> None:
-    """Write the report of a finished run again."""
+    """Write the report of a finished run again; figures that miss its target end with exit code 3."""
     from mmcompress.report import load_summary, write_report
 
-    if measured:
-        from mmcompress.report.measured import adopt
+    if not measured:
+        out.print(str(write_report(load_summary(folder), folder)), soft_wrap=True)
+        return
+    from mmcompress.report.measured import adopt
 
-        page = adopt(Path(folder), Path(measured))
-    else:
-        page = write_report(load_summary(folder), folder)
-    out.print(str(page), soft_wrap=True)
+    out.print(str(adopt(Path(folder), Path(measured))), soft_wrap=True)
+    if missed := load_summary(folder).target.unmet:
+        raise TargetNotMet(f"{', '.join(missed)}; the same run with --resume goes on from what was measured")
 
 
 @click.command()

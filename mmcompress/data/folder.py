@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -105,7 +106,8 @@ class Folder:
         if rows is None:
             raise DataError(f"folder: no split '{split}' (known: {', '.join(self.splits)})")
         rows = drawn(rows, count, [self.seed, seed])
-        return Pairs(Lazy([p for p, _ in rows], _pixels), tuple(c for _, c in rows), tuple(p.name for p, _ in rows))
+        names = tuple(os.path.relpath(p, self.path) for p, _ in rows)  # two folders may each hold a 1.jpg
+        return Pairs(Lazy([p for p, _ in rows], _pixels), tuple(c for _, c in rows), names)
 
 
 def _pixels(path: Path) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -39,7 +40,8 @@ class SpeechFolder:
         if split not in self.splits:
             raise DataError(f"speech_folder: no split '{split}' (known: {', '.join(self.splits)})")
         rows = drawn(_rows(self)[split], count, [self.seed, seed])
-        return Pairs(Lazy([p for p, _ in rows], open_audio), tuple(t for _, t in rows), tuple(p.name for p, _ in rows))
+        names = tuple(os.path.relpath(p, Path(self.path) / "wavs") for p, _ in rows)
+        return Pairs(Lazy([p for p, _ in rows], open_audio), tuple(t for _, t in rows), names)
 
 
 @lru_cache(maxsize=4)

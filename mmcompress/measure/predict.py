@@ -100,7 +100,8 @@ class Predictor:
 
     `affine[node][precision]` calibrates the sessions of a node, `around[node]` is what it spends beside them (the
     preparation of inputs, the decode loop), `overhead_ms` what is spent beside all nodes; `correction`: the residual
-    fed back after a measured miss; `reads`: the nodes that each waits for where branches run in parallel.
+    fed back after a measured miss; `tail`: what is predicted of a request over its p50, where the target is a p95;
+    `reads`: the nodes that each waits for where branches run in parallel.
     """
 
     table: Table
@@ -115,6 +116,12 @@ class Predictor:
     """Blocks that stay in fp32, by node and precision."""
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
     around: dict[str, float] = field(default_factory=dict)
+    tail: float = 1.0
+
+    @property
+    def factor(self) -> float:
+        """From what nodes add up to, to what is predicted of a request."""
+        return self.correction * self.tail
 
     def along(self, ms: Mapping[str, float]) -> float:
         """What nodes of so many milliseconds take together."""
@@ -160,7 +167,7 @@ class Predictor:
         """The part of the prediction that no block accounts for: around the models, and beside their blocks."""
         cuts = self.cuts(candidate.kept)
         bases = {n: self.base(n, candidate.precision[n], cuts) for n in self.placed}
-        return self.correction * (self.along(bases) + self.overhead_ms)
+        return self.factor * (self.along(bases) + self.overhead_ms)
 
     def node_ms(self, node: str, candidate: Candidate) -> float:
         """Predicted p50 of one node."""
@@ -182,10 +189,10 @@ class Predictor:
         return {n: w.count - kept.get(n, {}).get("tokens", w.count) for n, w in self.windows.items()}
 
     def __call__(self, candidate: Candidate) -> float:
-        """Predicted p50 of a request in milliseconds."""
+        """Predicted milliseconds of a request: the p50, or what `tail` makes of it."""
         rows, cuts = self.table.lookup(), self.cuts(candidate.kept)
         parts = {n: self.node(n, candidate.kept[n], candidate.precision[n], rows, cuts) for n in self.placed}
-        return self.correction * (self.along(parts) + self.overhead_ms)
+        return self.factor * (self.along(parts) + self.overhead_ms)
 
 
 def place(blocks: Sequence[Block], shapes: Mapping[str, object], own: str, context_of: str) -> tuple[Placed, ...]:

@@ -60,10 +60,8 @@ def gather(
     batch = pipeline.batch(data.load("train", spec.data.calibration))
     measured = spec.prune.damage == "measured"
     trials_run = spec.search.judge == "measured" and spec.prune.refit
-    if measured or trials_run or spec.prune.importance in ("activation", "fluctuation"):
-        grams = measure_grams(pipeline, models, batch)
-    else:  # of a large model they are larger than its weights
-        grams = {n: {} for n in models}
+    # of a large model they are larger than its weights
+    grams = measure_grams(pipeline, models, batch) if measured or trials_run else {n: {} for n in models}
     progress(spec.prune.importance, 0.1)
     criterion = IMPORTANCE.get(spec.prune.importance)
     scores = scored(criterion, Material(pipeline, models, batch, grams, spec.seed))

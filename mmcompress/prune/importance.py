@@ -12,15 +12,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
 from mmcompress.prune.masks import masked, reader, writer_rows
-from mmcompress.prune.refit import Gram, Grams
+from mmcompress.prune.refit import Gram, Grams, refits
 from mmcompress.records import Block
 
 Scores = dict[str, dict[str, Tensor]]
 MOVEMENT_RATE, MOVEMENT_STEPS = 1e-4, 16
+RIDGE, ROUNDS = 0.01, 64
+"""Share of the mean variance on the diagonal when a block is refitted; rounds at most in which its units go."""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,41 @@ def activation(e: Material) -> Scores:
 def fluctuation(e: Material) -> Scores:
     """Norm of the reading weights times the variance of their input, which no bias repairs (FLAP, An et al. 2024)."""
     return _weighed(e, lambda gram: gram.covariance().diag())
+
+
+def reconstruction(e: Material) -> Scores:
+    """The error of a block's output when a unit goes and what is left is refitted, units going one after the other.
+
+    Structured optimal brain surgery (ZipLM, Kurtic et al. 2023): a unit that others can stand in for is worth little,
+    however large. Of large blocks several units go at once. What can't be refitted is scored by `fluctuation`.
+    """
+    flow = fluctuation(e)
+    score = lambda n, m, b: _eliminated(m.linear(b.out), b, e.grams[n][b.name]) if refits(m, b) else flow[n][b.name]
+    return {n: {b.name: score(n, m, b) for b in m.weighted} for n, m in e.models.items()}
+
+
+def _eliminated(out: nn.Linear, block: Block, gram: Gram) -> Tensor:
+    """What is lost of the output of a linear layer by the time that a unit is gone: [units]."""
+    moments, width = (gram.second() if out.bias is None else gram.covariance()).double(), block.width
+    ridge = RIDGE * moments.diag().mean().clamp(min=1e-8)
+    inverse = torch.linalg.inv(moments + ridge * torch.eye(len(moments), dtype=torch.double))
+    weight, lost = out.weight.detach().double(), 0.0
+    left, scores = torch.arange(block.units), torch.zeros(block.units, dtype=torch.double)
+    while (n := len(left)) > 0:
+        own = inverse.view(n, width, n, width).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        read = weight.view(-1, n, width).permute(1, 2, 0)
+        cost = (read * torch.linalg.solve(own, read)).sum((1, 2))
+        going = cost.argsort()[: max(1, block.units // ROUNDS)]
+        scores[left[going]] = lost + cost[going].cumsum(0)
+        lost += float(cost[going].sum())
+        stays = torch.ones(n, dtype=torch.bool)
+        stays[going] = False
+        kept = stays.repeat_interleave(width)
+        by = torch.linalg.solve(inverse[~kept][:, ~kept], inverse[~kept][:, kept])
+        weight = weight[:, kept] - weight[:, ~kept] @ by
+        inverse = inverse[kept][:, kept] - inverse[kept][:, ~kept] @ by
+        left = left[stays]
+    return scores.float()
 
 
 def _weighed(e: Material, moment: Callable[[Gram], Tensor]) -> Scores:

@@ -1,7 +1,8 @@
 """Closed-form repair: the output projection of a cut block, fitted to what the dense block put out.
 
-Ridge least squares with a bias, from second moments alone: W' = C (G + r I)^-1, where G is the covariance of the kept
-inputs and C their cross-covariance with the dense outputs. See Kwon et al. 2022, ZipLM (Kurtic et al. 2023), OSSCAR.
+Ridge least squares from second moments alone: W' = C (G + r I)^-1, where G is the covariance of the kept inputs and C
+their cross-covariance with the dense outputs; of a layer without a bias, which can't make up for means, both about the
+origin. See Kwon et al. 2022, ZipLM (Kurtic et al. 2023), OSSCAR.
 """
 
 from __future__ import annotations
@@ -103,9 +104,9 @@ def refit_from_gram_(model: Model, dense: Model, units: dict[str, Tensor], grams
         if len(k) == 0:
             _constant(model, block).bias.copy_(bias + out.weight @ mean)
             continue
-        covariance = gram.covariance()
-        w = solve(out.weight @ covariance[:, k], covariance[k][:, k], ridge)
         new = model.linear(block.out)
+        moments = gram.second() if new.bias is None else gram.covariance()
+        w = solve(out.weight @ moments[:, k], moments[k][:, k], ridge)
         new.weight.copy_(w)
         if new.bias is not None:
             new.bias.copy_(bias + out.weight @ mean - w @ mean[k])
@@ -156,7 +157,7 @@ def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, bat
 
 def _regress_(out: nn.Linear, x: Tensor, y: Tensor, ridge: float) -> None:
     """Make a linear layer give y [r, o] for inputs x [r, f], as nearly as it can."""
-    mx, my = x.mean(0), y.mean(0)
+    mx, my = (x.mean(0), y.mean(0)) if out.bias is not None else (x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
     xc = x - mx
     w = solve((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge)
     out.weight.data.copy_(w)

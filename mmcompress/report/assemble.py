@@ -13,7 +13,7 @@ from mmcompress.errors import DataError
 from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial, build
 from mmcompress.runtime.bundle import read_manifest
 from mmcompress.spec.loader import Goal, parse_target
-from mmcompress.spec.schema import Spec
+from mmcompress.spec.schema import Limits, Spec
 
 MB = 1e6
 STEEP, HARM = 0.6, 1.1
@@ -48,26 +48,50 @@ def side(
 
 def unmet(spec: Spec, goal: Goal, target_ms: float, s: Side) -> tuple[str, ...]:
     """Every bound of a spec that a measured side exceeds, in words."""
-    value, limits = getattr(s.latency_ms, goal.statistic), spec.limits
-    pairs = [(f"{goal.statistic} end to end", value, target_ms, "ms")]
-    pairs += [(f"p50 of '{n}'", s.nodes[n].latency_ms_p50, ms, "ms") for n, ms in limits.node_ms.items()]
-    for what, have, bound, unit in (
-        ("parameters", s.params / 1e6, limits.params_m, "M"),
-        ("size", s.size_mb, limits.size_mb, "MB"),
-        ("memory", s.memory_mb, limits.memory_mb, "MB"),
-    ):
-        if bound is not None:
-            pairs.append((what, have, bound, unit))
+    whole = (f"{goal.statistic} end to end", getattr(s.latency_ms, goal.statistic), target_ms, "ms")
     return tuple(
-        f"{what}: {have:.2f} {unit}, asked for {bound:.2f}" for what, have, bound, unit in pairs if have > bound
+        f"{what}: {have:.2f} {unit}, asked for {bound:.2f}"
+        for what, have, bound, unit in (whole, *_bounds(spec.limits, s))
+        if have > bound
     )
 
 
-def remeasured(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
+def _bounds(limits: Limits, s: Side) -> list[tuple[str, float, float, str]]:
+    """(what, what a side has of it, its bound, unit) of every limit."""
+    nodes = [(f"p50 of '{n}'", s.nodes[n].latency_ms_p50, ms, "ms") for n, ms in limits.node_ms.items()]
+    sizes = (
+        ("parameters", s.params / 1e6, limits.params_m, "M"),
+        ("size", s.size_mb, limits.size_mb, "MB"),
+        ("memory", s.memory_mb, limits.memory_mb, "MB"),
+    )
+    return nodes + [(what, have, bound, unit) for what, have, bound, unit in sizes if bound is not None]
+
+
+def excess(limits: Limits, s: Side) -> float:
+    """The most that a side takes of a limit; 0 where there is none."""
+    return max((have / bound for _, have, bound, _ in _bounds(limits, s)), default=0.0)
+
+
+def tightened(now: Limits, asked: Limits, s: Side) -> Limits:
+    """Limits to search with after a side exceeded some of those that were asked for: lowered by as much."""
+
+    def less(at: float | None, bound: float | None, have: float) -> float | None:
+        return at if at is None or bound is None or have <= bound else at * bound / have
+
+    node_ms = {n: less(now.node_ms[n], ms, s.nodes[n].latency_ms_p50) for n, ms in asked.node_ms.items()}
+    return Limits(
+        less(now.params_m, asked.params_m, s.params / 1e6),
+        less(now.size_mb, asked.size_mb, s.size_mb),
+        less(now.memory_mb, asked.memory_mb, s.memory_mb),
+        node_ms,  # type: ignore[arg-type]
+    )
+
+
+def remeasured(s: Summary, check: Any, dense: str, bundle: str, searched: Collection[str] = ()) -> Summary:
     """A summary with the latencies that a device measured of its bundles (`readings.Check`).
 
-    `dense`, `bundle`: identities of the summary's own bundles. Raises `DataError` for figures of another device or of
-    other bundles.
+    `dense`, `bundle`: identities of the summary's own bundles; `searched`: see `warnings`. Raises `DataError` for
+    figures of another device or of other bundles.
     """
     if check.device != s.device:
         raise DataError(f"these figures are of another device ({check.device}) than the run is for ({s.device})")
@@ -83,8 +107,11 @@ def remeasured(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
         nodes = {n: replace(r, latency_ms_p50=m.nodes[n].p50) for n, r in have.nodes.items()}
         sides.append(replace(have, latency_ms=m.latency, nodes=nodes, model_share=m.model_share))
     over = unmet(spec, goal, target_ms, sides[1])
+    pace = target_ms / s.target.latency_ms  # it may be slower or faster now than when its readings were taken
     target = replace(
         s.target,
+        floor_ms=pace * s.target.floor_ms,
+        fixed_ms=pace * s.target.fixed_ms,
         latency_ms=target_ms,
         speedup=getattr(check.baseline.latency, goal.statistic) / target_ms,
         met=not over,
@@ -92,8 +119,10 @@ def remeasured(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
         latency_ms_p50=target_ms if goal.statistic == "p50" else None,
     )
     speedup = check.baseline.latency.p50 / check.compressed.latency.p50
+    predicted = pace * s.predicted_latency_ms_p50
     new = replace(s, target=target, baseline=sides[0], compressed=sides[1], speedup=speedup, cpu=check.cpu)
-    return replace(new, warnings=warnings(new))
+    new = replace(new, predicted_latency_ms_p50=predicted)
+    return replace(new, warnings=warnings(new, searched))
 
 
 def search_result(trials: Sequence[Trial], failed: int, target_ms: float, seconds: float) -> SearchResult:

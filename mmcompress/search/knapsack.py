@@ -89,7 +89,7 @@ def candidates(
             picked = solve(
                 [costs[n, b, precision[n]] for n, b in order],
                 [damages[at] for at in order],
-                budget_ms / predictor.correction - fixed,
+                budget_ms / predictor.factor - fixed,
             )
             if picked is None:
                 continue

@@ -132,7 +132,8 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
         parse_target(one, source.error(("target",), ""))
     if spec.prune.damage == "estimated" and spec.prune.importance != "fisher":
         raise source.error(
-            ("prune", "damage"), f"can be estimated from fisher scores, not from {spec.prune.importance}"
+            ("prune", "damage"),
+            f"can be estimated from fisher scores, not from {spec.prune.importance}: add importance: fisher",
         )
     if spec.prune.damage == "estimated" and spec.quantize.sensitive:
         raise source.error(("quantize", "sensitive"), "is found by running the pipeline; prune.damage says estimated")

@@ -79,7 +79,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Prune:
-    importance: str = field(default="fisher", metadata={"registry": IMPORTANCE})
+    importance: str = field(default="reconstruction", metadata={"registry": IMPORTANCE})
     allocation: str = field(default="knapsack", metadata={"registry": ALLOCATION})
     protection: float = field(default=2.0, metadata=_within(1, 100))
     """Cross-modal units are pruned this many times less."""

@@ -10,6 +10,7 @@ Several targets share profile, predictor and evidence; the rest has a folder for
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ from typing import Any
 from mmcompress.errors import SpecError
 from mmcompress.records import Summary, read
 from mmcompress.report import of_target
+from mmcompress.report.assemble import excess, tightened
 from mmcompress.spec.loader import load, targets
+from mmcompress.spec.schema import Limits
 from mmcompress.workflow import aside
 from mmcompress.workflow.conclude import summarize
 from mmcompress.workflow.dense import Profile, predictor, prepared, profile, write_kit
@@ -26,6 +29,9 @@ from mmcompress.workflow.make import compress
 from mmcompress.workflow.state import SILENT, Run, Say, default_space, open_run
 
 __all__ = ["default_space", "open_run", "predictor", "profile", "run", "run_targets", "write_kit"]
+
+BEYOND = 1.1
+"""A limit that is exceeded by more is one that nothing in the space meets: what structures weigh is well predicted."""
 
 
 def run(
@@ -69,7 +75,7 @@ def run_targets(
 def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     """One target: search, make, measure; when the finished artifact misses, once more with what was learnt.
 
-    The best so far waits in `earlier/`.
+    A limit that it exceeded is searched with lowered by as much. The best so far waits in `earlier/`.
     """
     from mmcompress.report import write_report
 
@@ -77,20 +83,24 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     aside.recover(r.folder)
     known = read(Fitted, record) if record.exists() else None
     finished = (r.folder / "summary.json").exists() and not kept.exists()
-    rounds, bias = r.spec.search.rounds, known.bias if known else 1.0
+    rounds, bias, limits = r.spec.search.rounds, known.bias if known else 1.0, r.spec.limits
     before = len(read(Fitted, kept / "fitted.json").attempts) if kept.exists() else 0
     if kept.exists() and not known:
         bias = read(Fitted, kept / "fitted.json").learnt(of_target(read(Summary, kept / "summary.json")))
     for done in count(1):
-        fitted = fit(r, ev, predict, dense, bias, before=before)
+        fitted = fit(_within(r, limits), ev, predict, dense, bias, before=before)
         made = compress(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
         summary = summarize(r, fitted, dense, *made, patient=True)
-        reached = of_target(summary)
-        out_of_reach = reached > 1 and summary.target.floor_ms > summary.target.latency_ms
-        # a miss is always tried once more; what was finished before stays, unless more of a search was asked for
-        tries = 1 if finished and fitted == known else rounds if reached <= 1 else max(rounds, 2)
-        if NEAR <= reached <= 1 or max(reached, fitted.meant) < NEAR or out_of_reach or done >= tries:
+        reached, over = of_target(summary), excess(r.spec.limits, summary.compressed)
+        out_of_reach = over > BEYOND or (reached > 1 and summary.target.floor_ms > summary.target.latency_ms)
+        # a miss is always tried once more; what was finished before stays, unless more of a search was asked for, or
+        # another device has measured it since
+        bound, told = max(reached, over) <= 1, r.away is not None and summary.compressed.latency_ms.n > 0
+        tries = 1 if finished and fitted == known and not told else rounds if bound else max(rounds, 2)
+        near = bound and (reached >= NEAR or fitted.meant < NEAR)
+        if near or out_of_reach or done >= tries:
             break
+        limits = tightened(limits, r.spec.limits, summary.compressed)
         bias, before = fitted.learnt(reached), before + len(fitted.attempts)
         r.say("fit", f"the finished artifact lies at {reached:.1%} of its target: once more", None)
         if kept.exists() and _worth(read(Summary, kept / "summary.json")) > _worth(summary):
@@ -105,6 +115,11 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
         shutil.rmtree(kept, ignore_errors=True)
     write_report(summary, r.folder)
     return summary
+
+
+def _within(r: Run, limits: Limits) -> Run:
+    """The run under lower limits than it was asked for."""
+    return r if limits == r.spec.limits else replace(r, spec=replace(r.spec, limits=limits))
 
 
 def _worth(s: Summary) -> tuple[bool, bool, float]:

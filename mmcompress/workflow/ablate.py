@@ -28,7 +28,7 @@ from mmcompress.workflow.state import SILENT, Run, Say, open_run
 UNTRAINED = {"distill.steps": 0}
 PLAIN = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
 """What the cells differ from."""
-CRITERIA = ("fisher", "taylor", "magnitude", "activation", "fluctuation", "movement", "random")
+CRITERIA = ("fisher", "reconstruction", "taylor", "magnitude", "activation", "fluctuation", "movement", "random")
 DRAWS = 3
 """Random sets of blocks that are protected in place of the cross-modal ones."""
 
@@ -139,8 +139,10 @@ CLAIMS = (
         ("protection-protected",),
         tuple(f"protection-placebo_{i}" for i in range(DRAWS)),
     ),
-    Claim("Fisher scores beat the norms of weights", ("importance-fisher__refit",), ("importance-magnitude__refit",)),
-    Claim("Fisher scores beat chance", ("importance-fisher__refit",), ("importance-random__refit",)),
+    *(
+        Claim(f"Reconstruction scores beat {what}", ("importance-reconstruction__refit",), (f"importance-{of}__refit",))
+        for of, what in (("fisher", "Fisher scores"), ("magnitude", "the norms of weights"), ("random", "chance"))
+    ),
     Claim("Refit helps without training", ("order-prune__refit",), ("order-prune",)),
     Claim("Refit helps with training", ("training-searched",), ("order-prune__distil",)),
     Claim("Distillation helps after refit", ("training-searched",), ("order-prune__refit",)),

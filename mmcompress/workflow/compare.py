@@ -172,7 +172,7 @@ def _training(d: Distill, method: Method, steps: int) -> Distill:
 
 def _as_is(run: Run, ev: Any, candidate: Candidate, predict: Any, dense: Profile) -> Fitted:
     ms, target_ms = predict(candidate), run.goal.milliseconds(dense.latency_ms)
-    measured = ms if run.away else measure_structure(run, ev, candidate, dense, target_ms)[0]
+    measured = ms if run.away else measure_structure(run, ev, candidate, dense)[0]
     fitted = Fitted(candidate, ms, measured, target_ms, 0, predict.correction)
     write(run.folder / "fitted.json", fitted)
     return fitted

@@ -53,9 +53,9 @@ def summarize(
     from mmcompress.report.measured import kept
 
     spec, c = r.spec, fitted.candidate
-    predict = replace(
-        read(Predictor, r.shared / "predictor.json"), correction=fitted.correction, spared=spared_blocks(r)
-    )
+    tail = getattr(dense.latency_ms, r.goal.statistic) / dense.latency_ms.p50
+    made = read(Predictor, r.shared / "predictor.json")
+    predict = replace(made, correction=fitted.correction, tail=tail, spared=spared_blocks(r))
     sitting = lambda before: _sitting(r, dense.latency_ms.p50, before)
     splits, said, sittings = ("test", *spec.data.report), {}, [sitting([])]
     for split in splits:
@@ -186,10 +186,8 @@ def _latencies(r: Run, sittings: list[dict[str, Samples]], predict: Any, c: Cand
     from mmcompress.measure.readings import Measured
 
     if r.away:
-        theirs = r.away.baseline  # the correction of a fit to a p95 makes one of every prediction
-        factor = theirs.latency.p50 / getattr(theirs.latency, r.goal.statistic)
-        medians = replace(predict, correction=predict.correction * factor)
-        return {"baseline": theirs, "compressed": _expected(medians, c, theirs)}
+        theirs = r.away.baseline
+        return {"baseline": theirs, "compressed": _expected(replace(predict, tail=1.0), c, theirs)}
     return {k: Measured.of(m) for k, m in _together(r, sittings).items()}
 
 

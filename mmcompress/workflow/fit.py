@@ -100,7 +100,8 @@ def fit(
     goal, latency = run.goal, dense.latency_ms
     target_ms = goal.milliseconds(latency)
     # the predictor knows medians: a p95 is first taken to lie as far from its median as the dense one
-    predict = replace(predict, correction=predict.correction * bias * getattr(latency, goal.statistic) / latency.p50)
+    tail = getattr(latency, goal.statistic) / latency.p50
+    predict = replace(predict, correction=predict.correction * bias, tail=tail)
     with method(run, ev) as propose:
         measured, predict = _approach(run, ev, propose, predict, dense, target_ms, bias, before)
     if not measured:
@@ -147,6 +148,7 @@ def _approach(
     """Propose and measure in turn until a structure lies just under the target; (what was measured, the predictor)."""
     found: list[Measured] = []
     residuals: list[float] = []
+    limits = run.spec.limits.node_ms
     for attempt in range(ATTEMPTS):
         chosen = propose(predict, target_ms * AIM, before + attempt)
         if chosen is None or any(chosen.candidate == m.trial.candidate for m in found):
@@ -156,8 +158,8 @@ def _approach(
             return [Measured(chosen, predicted, predicted, 0.0, {})], predict
         with run.timed("fit"):
             run.say("fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None)
-            ms, margin, nodes = measure_structure(run, ev, chosen.candidate, dense, target_ms)
-        m = Measured(chosen, predicted, bias * ms, margin, nodes)
+            ms, over, margin, nodes = measure_structure(run, ev, chosen.candidate, dense)
+        m = Measured(chosen, predicted, max(bias * ms, over * target_ms), margin, nodes)
         found.append(m)
         run.say("fit", f"measured {m.measured_ms:.2f} ms, target {target_ms:.2f} ms, give or take {margin:.1%}", None)
         if m.low <= m.share(target_ms) <= m.high:
@@ -166,7 +168,10 @@ def _approach(
             break
         if chosen.latency_ms > target_ms * AIM and attempt > 0:  # nothing is predicted to be fast enough
             break
-        residuals.append(predict.correction * m.measured_ms / predicted)
+        off = [bias * ms / predicted]
+        if over > 1:  # by as much as brings the node within its limit, were it as far off
+            off.append(over / max(predict.node_ms(n, chosen.candidate) / limit for n, limit in limits.items()))
+        residuals.append(predict.correction * max(off))
         # a mean: one measurement on a busy machine must not swing the search; the last ones are nearest to the target
         weights = [2.0**i for i in range(len(residuals))]
         mean = sum(w * math.log(r) for w, r in zip(weights, residuals, strict=True)) / sum(weights)
@@ -175,14 +180,13 @@ def _approach(
 
 
 def measure_structure(
-    run: Run, ev: Any, candidate: Candidate, dense: Profile, target_ms: float
-) -> tuple[float, float, dict[str, float]]:
-    """Milliseconds of a whole export, to compare with the target, the margin it needs (see `WIDTH`), and each node's
-    share of the dense one.
+    run: Run, ev: Any, candidate: Candidate, dense: Profile
+) -> tuple[float, float, float, dict[str, float]]:
+    """Milliseconds of a whole export, to compare with the target, the most that a node takes of a limit of its own, the
+    margin that measuring needs (see `WIDTH`), and each node's share of the dense one.
 
     It and the dense pipeline are sent the same requests, and both write what the dense one does: before distillation a
-    generator may ramble, and that is not a slower structure. A node over a limit of its own counts as a pipeline over
-    its target by as much.
+    generator may ramble, and that is not a slower structure.
     """
     from mmcompress.measure import anchors, latency
     from mmcompress.measure.readings import ROUNDED, beside
@@ -204,9 +208,9 @@ def measure_structure(
         windows = anchors.add(run.shared / WINDOWS, found)
         usual = anchors.steadied(new, candidate.precision, windows)
         ms *= usual * getattr(dense.latency_ms, statistic) / getattr(old.latency, statistic)
-    over = [new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()]
+    over = max((new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()), default=0.0)
     nodes = {n: x.p50 / old.nodes[n].p50 for n, x in new.nodes.items() if old.nodes[n].p50 > 0}
-    return max([ms, *(target_ms * o for o in over)]), margin(new.samples, old.samples, statistic), nodes
+    return ms, over, margin(new.samples, old.samples, statistic), nodes
 
 
 def margin(new: Sequence[float], old: Sequence[float], statistic: str = "p50") -> float:

@@ -144,12 +144,12 @@ def separate(run: Run, ev: Any) -> Iterator[Propose]:
     def propose(predict: Any, budget_ms: float, attempt: int) -> Trial:
         p = problem(run, ev, predict, budget_ms)
         whole = Candidate({n: {} for n in run.blocks}, dict.fromkeys(run.blocks, "fp32"))
-        beside = predict.correction * predict.overhead_ms
+        beside = predict.factor * predict.overhead_ms
         share = (budget_ms - beside) / (predict(whole) - beside)
         kept, precision, fastest = {}, {}, floor(p, predict)
         for n in run.blocks:
             alone = replace(predict, overhead_ms=0.0)
-            found = splits(run, ev, alone, share * predict.node_ms(n, whole), p, [n])
+            found = splits(run, ev, alone, share * predict.tail * predict.node_ms(n, whole), p, [n])
             best = found[0][1] if found else fastest
             kept[n], precision[n] = best.kept[n], best.precision[n]
         candidate = moves.revive(p, Candidate(kept, precision), ev.damage)

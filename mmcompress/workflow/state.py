@@ -180,6 +180,7 @@ def open_run(
     run = Run(spec, space, folder, say, models, TorchPipeline(spec, models), data, cross, {}, listed, folder)
     _ = run.away  # readings that don't fit are refused before anything is written
     _claim(folder, spec, space, resume)
+    _keep_readings(run)
     if (folder / "timings.json").exists():
         run.timings |= json.loads((folder / "timings.json").read_text())
     return run
@@ -220,6 +221,20 @@ def _claim(folder: Path, spec: Spec, space: Space, resume: bool) -> None:
         raise DataError(f"{folder}: not empty; add --resume to go on with the run in it, or choose another --out")
     write(folder / "space.json", space)
     write(record, spec)
+
+
+def _keep_readings(run: Run) -> None:
+    """A copy in the run folder: what is measured anew under the same name would be mixed with what was.
+
+    Raises `DataError` where it differs.
+    """
+    if run.away:
+        from mmcompress.measure.readings import Readings
+
+        record = run.folder / "readings.json"
+        if record.exists() and read(Readings, record) != run.away:
+            raise DataError(f"measure.device: {run.spec.measure.device} has changed since this run; use a new --out")
+        write(record, run.away, indent=None)
 
 
 def _decisive(spec: Spec) -> Any:
