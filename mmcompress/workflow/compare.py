@@ -136,7 +136,7 @@ def make(r: Run, name: str, method: Method, predict: Any, ev: Any, dense: Profil
     spec = _brief(r.spec, known=bool(method.like))
     spec = replace(spec, distill=_training(spec.distill, method, steps))
     if method.importance:
-        ev = _rescored(r, ev, method.importance)
+        ev = rescored(r, ev, method.importance)
         spec = replace(spec, prune=replace(spec.prune, importance=method.importance))
     run = replace(r, folder=folder, spec=spec, timings=timings)
     if method.fixed is not None:
@@ -178,7 +178,7 @@ def _as_is(run: Run, ev: Any, candidate: Candidate, predict: Any, dense: Profile
     return fitted
 
 
-def _rescored(r: Run, ev: Any, importance: str) -> Any:
+def rescored(r: Run, ev: Any, importance: str) -> Any:
     """The evidence with the scores of another criterion."""
     from mmcompress.prune.importance import Material, scored
     from mmcompress.prune.refit import measure_grams

@@ -1,0 +1,79 @@
+"""Which criterion leaves a pipeline most: uniform cuts at several depths, refitted and untrained, on choosing pairs.
+
+Damage and search choose how much of each block goes; a criterion chooses which units. Depths are shares of all units, in
+fp32. Nothing here reads the test split, so a default may be chosen by it.
+
+    python benchmarks/criteria.py pipelines/clip_captioner.yaml --run RUN
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from mmcompress import workflow
+from mmcompress.cli.shared import settings
+from mmcompress.measure.machine import cpu
+from mmcompress.prune.allocation import after, apportioned, steps
+from mmcompress.records import Candidate
+from mmcompress.workflow.ablate import CRITERIA
+from mmcompress.workflow.choose import pruned
+from mmcompress.workflow.compare import rescored
+from mmcompress.workflow.dense import prepared
+from mmcompress.workflow.state import Run
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def uniform(run: Run, share: float) -> Candidate:
+    """A share of the units of every block gone."""
+    kept = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
+    cut = [(n, b) for n, blocks in run.blocks.items() for b in blocks if b.group != "tokens"]
+    sizes = [steps(b) for _, b in cut]
+    for (n, b), cuts in zip(cut, apportioned(sizes, round(share * sum(sizes))), strict=True):
+        kept[n][b.name] = int(after(b, cuts))
+    return Candidate(kept, dict.fromkeys(kept, "fp32"))
+
+
+def main() -> int:
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument("spec")
+    p.add_argument("--run", type=Path, required=True, help="a run folder: gone on with where there is one")
+    p.add_argument("--depths", default="0.2,0.4,0.6")
+    p.add_argument("--pairs", type=int, default=512)
+    p.add_argument("--set", action="append", default=[], help="as the run was started with")
+    a = p.parse_args()
+    run = workflow.open_run(a.spec, a.run, overrides=settings(tuple(a.set)), resume=True)
+    _, _, ev = prepared(run)
+    pairs = run.pipeline.batch(run.data.load("val", a.pairs))
+    anchors = run.pipeline.anchors(run.models, pairs)
+    dense, _ = run.pipeline.evaluate(run.models, pairs, dense=anchors)
+    depths = [float(d) for d in a.depths.split(",")]
+    lines = [
+        f"# Which units go: {run.spec.name}",
+        "",
+        f"Loss of the pipeline on {len(pairs)} choosing pairs above the dense one's {dense:.3f}, a share of every block "
+        f"cut and refitted, nothing trained, fp32; {cpu()['name']}.",
+        "",
+        "| criterion | seconds | " + " | ".join(f"{d:.0%} cut" for d in depths) + " |",
+        "|---|---:" + "|---:" * len(depths) + "|",
+    ]
+    print("\n".join(lines), flush=True)
+    for name in CRITERIA:
+        began = time.perf_counter()
+        scored = rescored(run, ev, name)
+        took, row = time.perf_counter() - began, []
+        for depth in depths:
+            models = pruned(run, scored, uniform(run, depth), refit=True)
+            row.append(run.pipeline.evaluate(models, pairs, dense=anchors)[0] - dense)
+        lines.append(f"| {name} | {took:.1f} | " + " | ".join(f"{x:.3f}" for x in row) + " |")
+        print(lines[-1], flush=True)
+    text = "\n".join([*lines, "", "Made by `python benchmarks/criteria.py`."]) + "\n"
+    (ROOT / "reports" / f"criteria-{run.spec.name}.md").write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
