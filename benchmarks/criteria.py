@@ -1,7 +1,7 @@
 """Which criterion leaves a pipeline most: uniform cuts at several depths, refitted and untrained, on choosing pairs.
 
-Damage and search choose how much of each block goes; a criterion chooses which units. Depths are shares of all units, in
-fp32. Nothing here reads the test split, so a default may be chosen by it.
+Damage and search choose how much of each block goes; a criterion chooses which units. Depths are shares of all units,
+in fp32. Nothing here reads the test split, so a default may be chosen by it.
 
     python benchmarks/criteria.py pipelines/clip_captioner.yaml --run RUN
 """
@@ -54,7 +54,7 @@ def main() -> int:
     lines = [
         f"# Which units go: {run.spec.name}",
         "",
-        f"Loss of the pipeline on {len(pairs)} choosing pairs above the dense one's {dense:.3f}, a share of every block "
+        f"Loss of the pipeline on {len(pairs)} choosing pairs above the dense one's {dense:.3f}, a share of each block "
         f"cut and refitted, nothing trained, fp32; {cpu()['name']}.",
         "",
         "| criterion | seconds | " + " | ".join(f"{d:.0%} cut" for d in depths) + " |",
