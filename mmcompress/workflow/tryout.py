@@ -15,8 +15,9 @@ from mmcompress.search import moves
 from mmcompress.workflow.choose import FULL, plain_starts, problem, pruned
 from mmcompress.workflow.state import Run
 
-STEEP = 3.0
-"""Structures are tried where the best loss before training is more than so many times the dense one."""
+STEEP, SMALL = 3.0, 0.05
+"""Structures are tried where the best loss before training is more than so many times the dense one; a dense loss below
+that counts as that: what is judged by its distance from the dense pipeline would be compared to nothing."""
 SHARE = 0.1
 """The share of the training budget that each gets."""
 CHECKED = 256
@@ -44,7 +45,7 @@ def settled(
         return best
     if not (s.tryouts and d.steps and d.minutes) or s.judge == "estimated":
         return best
-    if best.loss <= STEEP * choosing_loss(run, run.models):
+    if best.loss <= STEEP * max(choosing_loss(run, run.models), SMALL):
         return best
     p, record = problem(run, ev, predict, budget_ms), run.folder / "tryouts.json"
     if not record.exists():
