@@ -344,3 +344,6 @@ class Summary:
     """Structures measured whole on the way to this one, in order."""
     sittings: int = 0
     """In how many parts the latency of both sides was measured."""
+    usual: float = 1.0
+    """The factor from what the result took of the dense pipeline to what it takes on this machine usually, as whole
+    pipelines of its precisions show, measured now and all through the run; 1 where none was."""

@@ -78,22 +78,27 @@ def seen(**ms):
     return EndToEnd(of(sum(ms.values())), {n: of(v) for n, v in ms.items()}, 0.9, {})
 
 
+def p50s(m):
+    return {n: ms.p50 for n, ms in m.nodes.items()}
+
+
 def test_a_structure_is_held_against_what_feels_the_same(tmp_path):
     record, precision = tmp_path / "w.json", {"a": "int8", "b": "fp32"}
     anchors.add(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
     usual = anchors.add(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
     quiet_ms = seen(a=4.0, b=8.0, c=1.0)
-    assert anchors.steadied(quiet_ms, precision, usual) == pytest.approx(1.0)
+    assert anchors.steadied(p50s(quiet_ms), precision, usual) == pytest.approx(1.0)
     # what is rounded takes a fifth longer for a while; three quiet measurements are known beside it
     now = {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=6.0, b=6.0, c=1.0)}
     anchors.add(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
     busy, disturbed = anchors.add(record, now), seen(a=4.8, b=8.0, c=1.0)
-    factor = anchors.steadied(disturbed, precision, busy)
+    factor = anchors.steadied(p50s(disturbed), precision, busy)
     assert factor * disturbed.latency.p50 == pytest.approx(4.8 * 5.25 / 6 + 8 + 1)
-    assert anchors.steadied(seen(a=9.0, b=8.0), {"a": "fp32", "b": "fp32"}, busy) == pytest.approx(1.0)
-    assert anchors.steadied(seen(a=9.0), {"a": "w4"}, busy) == pytest.approx(
-        1.0
-    )  # not measured whole: as the dense one
+    assert anchors.steadied({"a": 9.0, "b": 8.0}, {"a": "fp32", "b": "fp32"}, busy) == pytest.approx(1.0)
+    # not measured whole: as the dense one
+    assert anchors.steadied({"a": 9.0}, {"a": "w4"}, busy) == pytest.approx(1.0)
+    # of what was measured in a quiet window before, that is said too, as soon as more is known of what is usual
+    assert anchors.steadied(p50s(quiet_ms), precision, busy, 0) * 13.0 == pytest.approx(4.0 * 5.25 / 5 + 8 + 1)
 
 
 def test_sittings_add_up(run_folder):

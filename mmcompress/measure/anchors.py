@@ -37,16 +37,18 @@ def add(record: Path, found: Mapping[str, EndToEnd]) -> Windows:
     return windows
 
 
-def steadied(new: EndToEnd, precision: Mapping[str, str], windows: Windows) -> float:
-    """The factor from what a structure took in the last window to what it takes usually, over the dense pipeline.
+def steadied(nodes: Mapping[str, float], precision: Mapping[str, str], windows: Windows, at: int = -1) -> float:
+    """The factor from what a structure took in one window to what it takes usually, over the dense pipeline.
+
+    `nodes`: the milliseconds of each of its nodes in that window, the last one or the one `at` an index.
 
     A busy machine slows a rounded model down otherwise than a large one in fp32, by up to a tenth and for minutes. A
     node of a structure feels what the whole node of its precision feels right beside it: what that one takes now and
     usually is known.
     """
-    now, then = windows.seen[-1], 0.0
+    now, then = windows.seen[at], 0.0
     of = lambda n: p if (p := precision.get(n, DENSE)) in now else DENSE
-    for n, ms in new.nodes.items():
+    for n, ms in nodes.items():
         here = now[of(n)][n]
-        then += ms.p50 * (windows.usual(n, of(n)) / here if here else 1.0)
-    return then / sum(ms.p50 for ms in new.nodes.values())
+        then += ms * (windows.usual(n, of(n)) / here if here else 1.0)
+    return then / sum(nodes.values())

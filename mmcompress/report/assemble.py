@@ -121,7 +121,7 @@ def remeasured(s: Summary, check: Any, dense: str, bundle: str, searched: Collec
     speedup = check.baseline.latency.p50 / check.compressed.latency.p50
     predicted = pace * s.predicted_latency_ms_p50
     new = replace(s, target=target, baseline=sides[0], compressed=sides[1], speedup=speedup, cpu=check.cpu)
-    new = replace(new, predicted_latency_ms_p50=predicted)
+    new = replace(new, predicted_latency_ms_p50=predicted, usual=1.0)
     return replace(new, warnings=warnings(new, searched))
 
 
@@ -186,7 +186,7 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
         why = "the search found protection too costly" if "prune.protection" in searched else "the spec asks for it"
         out.append(f"cross-modal layers were not pruned less than the others: {why}")
     reached = float(getattr(s.compressed.latency_ms, s.target.statistic)) / s.target.latency_ms
-    if s.target.met and reached < UNUSED:
+    if s.target.met and max(reached, reached * s.usual) < UNUSED:
         out.append(
             f"the pipeline takes {reached:.1%} of its target: more was cut than needed. Another round may use the rest "
             "(search.rounds), or no structure of the space lies between"

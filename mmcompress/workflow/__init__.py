@@ -17,7 +17,7 @@ from typing import Any
 
 from mmcompress.errors import SpecError
 from mmcompress.records import Summary, read
-from mmcompress.report import of_target
+from mmcompress.report import of_target, settled
 from mmcompress.report.assemble import excess, tightened
 from mmcompress.spec.loader import load, targets
 from mmcompress.spec.schema import Limits
@@ -86,12 +86,12 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     rounds, bias, limits = r.spec.search.rounds, known.bias if known else 1.0, r.spec.limits
     before = len(read(Fitted, kept / "fitted.json").attempts) if kept.exists() else 0
     if kept.exists() and not known:
-        bias = read(Fitted, kept / "fitted.json").learnt(of_target(read(Summary, kept / "summary.json")))
+        bias = read(Fitted, kept / "fitted.json").learnt(settled(read(Summary, kept / "summary.json")))
     for done in count(1):
         fitted = fit(_within(r, limits), ev, predict, dense, bias, before=before)
         made = compress(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
         summary = summarize(r, fitted, dense, *made, patient=True)
-        reached, over = of_target(summary), excess(r.spec.limits, summary.compressed)
+        reached, over = settled(summary), excess(r.spec.limits, summary.compressed)
         out_of_reach = over > BEYOND or (reached > 1 and summary.target.floor_ms > summary.target.latency_ms)
         # a miss is always tried once more; what was finished before stays, unless more of a search was asked for, or
         # another device has measured it since
@@ -125,4 +125,4 @@ def _within(r: Run, limits: Limits) -> Run:
 def _worth(s: Summary) -> tuple[bool, bool, float]:
     """Met, and not much faster than asked, first; then the loss on choosing pairs, or how near it came."""
     loss = s.losses[-1] if s.losses else 0.0
-    return s.target.met, of_target(s) >= NEAR, -loss if s.target.met else -of_target(s)
+    return s.target.met, settled(s) >= NEAR, -loss if s.target.met else -of_target(s)

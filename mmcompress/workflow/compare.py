@@ -16,7 +16,7 @@ from mmcompress.registry import nearest
 from mmcompress.report.several import Judged, write_comparison
 from mmcompress.spec.schema import Distill, Spec
 from mmcompress.workflow.conclude import summarize
-from mmcompress.workflow.dense import REQUESTS, Profile, one_target, prepared
+from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile, one_target, prepared
 from mmcompress.workflow.fit import Fitted, fit, measure_structure
 from mmcompress.workflow.make import compress
 from mmcompress.workflow.methods import METHODS, Method
@@ -172,10 +172,14 @@ def _training(d: Distill, method: Method, steps: int) -> Distill:
 
 def _as_is(run: Run, ev: Any, candidate: Candidate, predict: Any, dense: Profile) -> Fitted:
     ms, target_ms = predict(candidate), run.goal.milliseconds(dense.latency_ms)
-    measured = ms if run.away else measure_structure(run, ev, candidate, dense)[0]
+    measured = ms if run.away else _measured(run, ev, candidate, dense)
     fitted = Fitted(candidate, ms, measured, target_ms, 0, predict.correction)
     write(run.folder / "fitted.json", fitted)
     return fitted
+
+
+def _measured(run: Run, ev: Any, candidate: Candidate, dense: Profile) -> float:
+    return measure_structure(run, ev, candidate, dense).usual_ms(candidate.precision, run.shared / WINDOWS)
 
 
 def rescored(r: Run, ev: Any, importance: str) -> Any:

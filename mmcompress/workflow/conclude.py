@@ -27,8 +27,8 @@ from mmcompress.records import (
     read,
     write,
 )
-from mmcompress.workflow.dense import REQUESTS, Profile, spared_blocks
-from mmcompress.workflow.fit import NEAR, Fitted
+from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile, spared_blocks
+from mmcompress.workflow.fit import NEAR, Fitted, whole
 from mmcompress.workflow.make import Counts
 from mmcompress.workflow.state import Run
 
@@ -56,7 +56,8 @@ def summarize(
     tail = getattr(dense.latency_ms, r.goal.statistic) / dense.latency_ms.p50
     made = read(Predictor, r.shared / "predictor.json")
     predict = replace(made, correction=fitted.correction, tail=tail, spared=spared_blocks(r))
-    sitting = lambda before: _sitting(r, dense.latency_ms.p50, before)
+    beside = {} if r.away else whole(r, c, dense)
+    sitting = lambda before: _sitting(r, dense.latency_ms.p50, beside, before)
     splits, said, sittings = ("test", *spec.data.report), {}, [sitting([])]
     for split in splits:
         with r.timed("judge"):
@@ -67,6 +68,7 @@ def summarize(
         time.sleep(PAUSE)
         sittings.append(sitting(sittings))
     measured = _latencies(r, sittings, predict, c)
+    usual = _usual(r, sittings, c) if beside and r.goal.kind == "speedup" else 1.0
     figures = _figures(said["test"])
     extra = {split: _figures(said[split]) for split in spec.data.report}
     sides = _sides(r, c, dense, counts, measured, figures)
@@ -105,6 +107,7 @@ def summarize(
         quality_extra=extra,
         attempts=fitted.attempts,
         sittings=len(sittings),
+        usual=usual,
     )
     write(r.folder / "outcomes.json", {k: s.tallies for k, s in said["test"].items()}, indent=None)
     summary = kept(replace(summary, warnings=warnings(summary, r.space.dimensions)), r.folder)
@@ -164,8 +167,9 @@ def _trials(r: Run, predict: Any, target_ms: float, pace: float) -> tuple[tuple[
     return trials, search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
 
 
-def _sitting(r: Run, dense_ms: float, before: list[dict[str, Samples]]) -> dict[str, Samples]:
-    """Both sides measured in turn for a while, going on where those before ended; nothing for another device.
+def _sitting(r: Run, dense_ms: float, beside: dict[str, Path], before: list[dict[str, Samples]]) -> dict[str, Samples]:
+    """Both sides measured in turn for a while, and what is to be measured `beside` them, going on where the sittings
+    before ended; nothing for another device.
 
     There is one before and one after every split that is judged: a machine that others use is faster and slower by the
     minute, and not equally so for a large model and a small one.
@@ -177,8 +181,8 @@ def _sitting(r: Run, dense_ms: float, before: list[dict[str, Samples]]) -> dict[
     with r.timed("measure"):
         least = -(-m.rounds // part)
         sent = sum(len(s["baseline"].ms) for s in before)
-        how = (m.warmup, MOST * least, (), SECONDS / part, least, sent, loads(dense_ms))
-        return reloaded(_bundles(r), m.threads, r.requests(REQUESTS), *how)
+        how = (m.warmup, MOST * least, (), SECONDS / part * (1 + len(beside) / 2), least, sent, loads(dense_ms))
+        return reloaded({**_bundles(r), **beside}, m.threads, r.requests(REQUESTS), *how)
 
 
 def _latencies(r: Run, sittings: list[dict[str, Samples]], predict: Any, c: Candidate) -> dict[str, Any]:
@@ -188,16 +192,27 @@ def _latencies(r: Run, sittings: list[dict[str, Samples]], predict: Any, c: Cand
     if r.away:
         theirs = r.away.baseline
         return {"baseline": theirs, "compressed": _expected(replace(predict, tail=1.0), c, theirs)}
-    return {k: Measured.of(m) for k, m in _together(r, sittings).items()}
+    return {k: Measured.of(m) for k, m in _together(sittings).items()}
 
 
-def _together(r: Run, sittings: list[dict[str, Samples]]) -> dict[str, EndToEnd]:
-    return {k: sum((s[k] for s in sittings), Samples()).summary() for k in _bundles(r)}
+def _together(sittings: list[dict[str, Samples]]) -> dict[str, EndToEnd]:
+    return {k: sum((s[k] for s in sittings), Samples()).summary() for k in sittings[0]}
+
+
+def _usual(r: Run, sittings: list[dict[str, Samples]], c: Candidate) -> float:
+    """The factor from what the artifact took in all sittings to what it takes usually: see `measure.anchors`."""
+    from mmcompress.measure import anchors
+
+    found = _together(sittings)
+    new = {n: ms.p50 for n, ms in found.pop("compressed").nodes.items()}
+    dense = found.pop("baseline")
+    windows = anchors.add(r.shared / WINDOWS, {anchors.DENSE: dense, **found})
+    return anchors.steadied(new, c.precision, windows)
 
 
 def _share(r: Run, sittings: list[dict[str, Samples]]) -> float:
     """What the artifact took so far, over what it may take."""
-    found = _together(r, sittings)
+    found = _together(sittings)
     return float(
         getattr(found["compressed"].latency, r.goal.statistic) / r.goal.milliseconds(found["baseline"].latency)
     )

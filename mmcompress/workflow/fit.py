@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import shutil
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -109,10 +110,10 @@ def fit(
         raise DataError(f"the search has no trial to choose from: every one failed, the first with {first or '?'}")
     within = [m for m in measured if m.share(target_ms) <= m.high]
     near = lambda m: (max(m.low - m.share(target_ms), 0.0), m.trial.loss)
-    top = min(within, key=near, default=min(measured, key=lambda m: m.measured_ms))
+    top = min(within, key=near, default=min(measured, key=lambda m: m.ends_ms))
     p = problem(run, ev, predict, target_ms)
-    attempts = tuple(Attempt(m.predicted_ms, m.measured_ms, target_ms, m.margin, m.nodes) for m in measured)
-    lowest, ms = floor(p, predict), (top.predicted_ms, top.measured_ms, target_ms)
+    attempts = tuple(Attempt(m.predicted_ms, m.ends_ms, target_ms, m.seen.margin, m.seen.nodes) for m in measured)
+    lowest, ms = floor(p, predict), (top.predicted_ms, top.ends_ms, target_ms)
     ends = (predict(lowest), predict.fixed(lowest))
     found = Fitted(top.trial.candidate, *ms, asked, predict.correction, *ends, attempts, bias)
     write(record, found)
@@ -120,26 +121,54 @@ def fit(
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A structure measured whole, beside what was predicted of it."""
+class Seen:
+    """A structure as it was measured beside the dense pipeline.
 
-    trial: Trial
-    predicted_ms: float
-    measured_ms: float
+    `ms`: to compare with the target; `over`: the most that a node took of a limit of its own; `nodes`: what each took
+    over the same of the dense pipeline, `nodes_ms` in milliseconds; `window`: which of those in `measure.anchors` it
+    was, None where the target has nothing to do with the dense pipeline.
+    """
+
+    ms: float
+    over: float
     margin: float
     """See `WIDTH`."""
     nodes: dict[str, float]
+    nodes_ms: dict[str, float] = field(default_factory=dict)
+    window: int | None = None
+
+    def usual_ms(self, precision: Mapping[str, str], record: Path) -> float:
+        """`ms` as all windows on record have it: moods of the machine come and go, and all structures are to be held
+        against the same."""
+        from mmcompress.measure.anchors import recall, steadied
+
+        if self.window is None:
+            return self.ms
+        return self.ms * steadied(self.nodes_ms, precision, recall(record), self.window)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A structure measured whole, beside what was predicted of it, by a predictor of that correction."""
+
+    trial: Trial
+    predicted_ms: float
+    correction: float
+    seen: Seen
+    measured_ms: float
+    ends_ms: float
+    """`measured_ms`, or if a node was over its limit, the target exceeded by as much."""
 
     @property
     def high(self) -> float:
-        return 1 - self.margin
+        return 1 - self.seen.margin
 
     @property
     def low(self) -> float:
         return max(self.high - WIDTH, NEAR)
 
     def share(self, target_ms: float) -> float:
-        return self.measured_ms / target_ms
+        return self.ends_ms / target_ms
 
 
 def _approach(
@@ -147,70 +176,84 @@ def _approach(
 ) -> tuple[list[Measured], Any]:
     """Propose and measure in turn until a structure lies just under the target; (what was measured, the predictor)."""
     found: list[Measured] = []
-    residuals: list[float] = []
-    limits = run.spec.limits.node_ms
+    record = run.shared / WINDOWS
     for attempt in range(ATTEMPTS):
         chosen = propose(predict, target_ms * AIM, before + attempt)
         if chosen is None or any(chosen.candidate == m.trial.candidate for m in found):
             break
         predicted = predict(chosen.candidate)
         if run.away:  # this is not the device that the target is for
-            return [Measured(chosen, predicted, predicted, 0.0, {})], predict
+            return [Measured(chosen, predicted, 1.0, Seen(predicted, 0.0, 0.0, {}), predicted, predicted)], predict
         with run.timed("fit"):
             run.say("fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None)
-            ms, over, margin, nodes = measure_structure(run, ev, chosen.candidate, dense)
-        m = Measured(chosen, predicted, max(bias * ms, over * target_ms), margin, nodes)
-        found.append(m)
-        run.say("fit", f"measured {m.measured_ms:.2f} ms, target {target_ms:.2f} ms, give or take {margin:.1%}", None)
+            seen = measure_structure(run, ev, chosen.candidate, dense)
+        found.append(Measured(chosen, predicted, predict.correction, seen, 0.0, 0.0))
+        for i, m in enumerate(found):
+            ms = bias * m.seen.usual_ms(m.trial.candidate.precision, record)
+            found[i] = replace(m, measured_ms=ms, ends_ms=max(ms, m.seen.over * target_ms))
+        m = found[-1]
+        told = f"measured {m.ends_ms:.2f} ms, target {target_ms:.2f} ms, give or take {seen.margin:.1%}"
+        run.say("fit", told, None)
         if m.low <= m.share(target_ms) <= m.high:
             break
         if m.share(target_ms) < m.low and predicted < FULL * AIM * target_ms:  # as large as it may be
             break
         if chosen.latency_ms > target_ms * AIM and attempt > 0:  # nothing is predicted to be fast enough
             break
-        off = [bias * ms / predicted]
-        if over > 1:  # by as much as brings the node within its limit, were it as far off
-            off.append(over / max(predict.node_ms(n, chosen.candidate) / limit for n, limit in limits.items()))
-        residuals.append(predict.correction * max(off))
         # a mean: one measurement on a busy machine must not swing the search; the last ones are nearest to the target
-        weights = [2.0**i for i in range(len(residuals))]
+        weights = [2.0**i for i in range(len(found))]
+        residuals = [_residual(run, predict, m) for m in found]
         mean = sum(w * math.log(r) for w, r in zip(weights, residuals, strict=True)) / sum(weights)
         predict = replace(predict, correction=math.exp(mean))
     return found, predict
 
 
-def measure_structure(
-    run: Run, ev: Any, candidate: Candidate, dense: Profile
-) -> tuple[float, float, float, dict[str, float]]:
-    """Milliseconds of a whole export, to compare with the target, the most that a node takes of a limit of its own, the
-    margin that measuring needs (see `WIDTH`), and each node's share of the dense one.
+def _residual(run: Run, predict: Any, m: Measured) -> float:
+    """The correction of the predictor that would have been right about a structure."""
+    off, limits = [m.measured_ms / m.predicted_ms], run.spec.limits.node_ms
+    if m.seen.over > 1:  # by as much as brings the node within its limit, were it as far off
+        asked = replace(predict, correction=m.correction)
+        off.append(m.seen.over / max(asked.node_ms(n, m.trial.candidate) / limit for n, limit in limits.items()))
+    return m.correction * max(off)
+
+
+def measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile) -> Seen:
+    """Measure a structure as a whole export.
 
     It and the dense pipeline are sent the same requests, and both write what the dense one does: before distillation a
     generator may ramble, and that is not a slower structure.
     """
     from mmcompress.measure import anchors, latency
-    from mmcompress.measure.readings import ROUNDED, beside
+    from mmcompress.measure.readings import beside
 
     folder, m = run.folder / "scratch", run.spec.measure
     models = pruned(run, ev, candidate, refit=False)
     run.bundle(models, candidate.precision, candidate.kept, folder, prove=False, spared=spared(ev, candidate))
     del models  # of a large pipeline: its sessions need the memory
-    bundles = {"new": folder, anchors.DENSE: run.shared / "baseline"}
-    if latency.spare(dense.latency_ms.p50):
-        whole = {p: run.shared / ROUNDED / p for p in sorted(set(candidate.precision.values()))}
-        bundles |= {p: at for p, at in whole.items() if at.exists()}
+    bundles = {"new": folder, anchors.DENSE: run.shared / "baseline", **whole(run, candidate, dense)}
     how = (dense.said, dense.latency_ms.p50, m.threads, m.warmup, latency.MOST * m.rounds)
     found = beside(bundles, run.requests(REQUESTS), *how)
     shutil.rmtree(folder, ignore_errors=True)
     new, old, statistic = found.pop("new"), found[anchors.DENSE], run.goal.statistic
-    ms = float(getattr(new.latency, statistic))
+    ms, window = float(getattr(new.latency, statistic)), None
     if run.goal.kind == "speedup":  # a machine that is slower now is slower for both, if not equally
-        windows = anchors.add(run.shared / WINDOWS, found)
-        usual = anchors.steadied(new, candidate.precision, windows)
-        ms *= usual * getattr(dense.latency_ms, statistic) / getattr(old.latency, statistic)
+        window = len(anchors.add(run.shared / WINDOWS, found).seen) - 1
+        ms *= getattr(dense.latency_ms, statistic) / getattr(old.latency, statistic)
     over = max((new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()), default=0.0)
     nodes = {n: x.p50 / old.nodes[n].p50 for n, x in new.nodes.items() if old.nodes[n].p50 > 0}
-    return ms, over, margin(new.samples, old.samples, statistic), nodes
+    nodes_ms = {n: x.p50 for n, x in new.nodes.items()}
+    return Seen(ms, over, margin(new.samples, old.samples, statistic), nodes, nodes_ms, window)
+
+
+def whole(run: Run, candidate: Candidate, dense: Profile) -> dict[str, Path]:
+    """The dense pipeline in every precision that a structure has, to be measured beside it where there is time."""
+    from mmcompress.measure.latency import spare
+    from mmcompress.measure.readings import ROUNDED
+
+    if not spare(dense.latency_ms.p50):
+        return {}
+    found = {p: run.shared / ROUNDED / p for p in sorted(set(candidate.precision.values()))}
+    return {p: at for p, at in found.items() if at.exists()}
 
 
 def margin(new: Sequence[float], old: Sequence[float], statistic: str = "p50") -> float:
