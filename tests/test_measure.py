@@ -224,6 +224,31 @@ def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(r
     assert writer(eye) == free
 
 
+def test_what_follows_the_moves_of_beams_is_fed_the_same_and_moves_its_cache_alike():
+    import numpy as np
+
+    from mmcompress.runtime.decode import Generation, beam_search
+
+    g, width = Generation(bos=0, eos=1, pad=2, beams=3, max_tokens=12), 20
+
+    def run(seed, g, **how):
+        rng, fed = np.random.default_rng(seed), []
+
+        def step(ids, position, past):
+            trail = np.concatenate([past[0], ids.astype(np.float32)], 1)
+            fed.append((ids.tolist(), past[0].tolist()))
+            return rng.normal(size=(len(ids), width)).astype(np.float32), [trail]
+
+        return beam_search(step, [np.zeros((3, 0), np.float32)], g, **how), fed
+
+    made = []
+    _, free = run(0, g, made=made)
+    assert len(made) == len(free) - 1 and any(beams != (0, 1, 2) for beams, _ in made)
+    _, followed = run(1, g.paced(len(free)), follow=made)
+    assert followed == free
+    assert run(1, g.paced(len(free)))[1] != free
+
+
 def test_the_critical_path_is_the_longest_way():
     from mmcompress.runtime.pipeline import critical
 

@@ -466,3 +466,26 @@ def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
     steep = replace(s, kept=kept, settings={**s.settings, "prune": {"schedule": "one_shot"}})
     told = lambda *losses: any("in one step" in w for w in warnings(replace(steep, losses=losses)))
     assert told() and told(0.1, 0.2, 0.12) and not told(0.1, 0.105, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("reached", "usual", "predicted", "measured", "told"),
+    [
+        (0.97, 1.0, 0.97, 0.97, ""),
+        (0.90, 1.08, 0.97, 0.97, ""),  # it only seems to be: the machine is in a mood
+        (0.90, 1.0, 0.97, 0.97, "another round may use the rest"),
+        (0.87, 1.0, 0.88, 0.87, "no structure"),
+        (0.87, 1.0, 0.97, 0.88, "no structure"),  # the search had nothing slower to offer
+    ],
+)
+def test_a_target_that_is_not_used_up_is_told_with_its_reason(run_folder, reached, usual, predicted, measured, told):
+    from mmcompress.records import Attempt
+    from mmcompress.report.assemble import warnings
+
+    s = read(Summary, run_folder / "summary.json")
+    ms = s.compressed.latency_ms.p50 / reached
+    target = replace(s.target, latency_ms=ms, statistic="p50", met=True)
+    tries = (Attempt(predicted * ms, 1.2 * ms, ms), Attempt(predicted * ms, measured * ms, ms))
+    s = replace(s, target=target, usual=usual, predicted_latency_ms_p50=predicted * ms, attempts=tries)
+    found = [w for w in warnings(s) if "of its target" in w]
+    assert bool(found) == bool(told) and all(told in w for w in found)

@@ -9,6 +9,8 @@ import numpy as np
 
 Step = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.ndarray]]]
 """(ids [b, t], position of the first, past) -> (log-probabilities [b, v] after the last token, new past)."""
+Move = tuple[tuple[int, ...], tuple[int, ...]]
+"""From one step to the next: which running sequence each of the next ones goes on with, and the token it gets."""
 LONGEST_SPAN, COPIES, TOKENS = 16, 4, 16
 FAR = -1e9
 """What is added to the score of a position that must not be seen."""
@@ -63,15 +65,18 @@ def repeated(ids: Sequence[int]) -> int:
     return 0
 
 
-def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple[float, list[int]]]:
+def beam_search(
+    step: Step, past: list[np.ndarray], g: Generation, made: list[Move] | None = None, follow: Sequence[Move] = ()
+) -> list[tuple[float, list[int]]]:
     """The `g.beams` best sequences of one item, best first, as (score per token, ids with prompt and end).
 
-    `past` is the empty cache, batch axis first: beams are gathered along it.
+    `past` is the empty cache, batch axis first: beams are gathered along it. The moves are added to `made`; those to
+    `follow` are made in place of what the scores say, of which there must be one for every step but the last.
     """
     start = list(g.prompt or (g.bos,))
     running = [start] * g.beams
     scores = [0.0] + [-1e9] * (g.beams - 1)
-    unmoved = list(range(g.beams))
+    unmoved = tuple(range(g.beams))
     finished: list[tuple[float, list[int]]] = []
     feed, position = np.array([start] * g.beams, np.int64), 0
     while True:
@@ -100,14 +105,18 @@ def beam_search(step: Step, past: list[np.ndarray], g: Generation) -> list[tuple
         if len(finished) == g.beams and (g.early_stopping or alive[0][0] / length <= finished[-1][0]):
             break
         scores = [score for score, _, _ in alive]
-        beams = [beam for _, beam, _ in alive]
-        running = [[*running[beam], token] for _, beam, token in alive]
+        beams, tokens = zip(*((beam, token) for _, beam, token in alive), strict=True)
+        if follow:
+            beams, tokens = follow[length - 1]
+        running = [[*running[beam], token] for beam, token in zip(beams, tokens, strict=True)]
         if g.guard and (copies := repeated(running[0][len(start) :])):
             cut = [(s / length, r) for s, r in zip(scores, running, strict=True)]
             cut[0] = (cut[0][0], running[0][:-copies])
             return sorted([*finished, *cut], key=lambda f: -f[0])[: g.beams]
+        if made is not None:
+            made.append((beams, tokens))
         if beams != unmoved:
             order = np.array(beams)
             past = [p.take(order, 0) for p in past]
-        feed = np.array([[token] for _, _, token in alive], np.int64)
+        feed = np.array(tokens, np.int64)[:, None]
     return finished

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 
 from mmcompress.errors import BundleError
 from mmcompress.runtime.audio import AudioLike, log_mel, open_audio, segments
-from mmcompress.runtime.decode import Generation, beam_search, causal
+from mmcompress.runtime.decode import Generation, Move, beam_search, causal
 from mmcompress.runtime.images import preprocess
 from mmcompress.runtime.sessions import Timed
 
@@ -80,10 +80,12 @@ class TextEncoder:
 
 @dataclass(frozen=True)
 class Written:
-    """What a generator wrote of one window: scored token sequences, best first, and the calls of its model it took."""
+    """What a generator wrote of one window: scored token sequences, best first, the calls of its model it took, and the
+    moves of its beams between them."""
 
     steps: int
     sequences: tuple[tuple[float, tuple[int, ...]], ...]
+    moves: tuple[Move, ...] = ()
 
 
 class TextDecoder:
@@ -91,7 +93,8 @@ class TextDecoder:
 
     Several contexts are windows of one thing: their best texts are joined. `ended`: see `Generation.ending`. After a
     call `written` holds what was written of each window; what is `dictated` is given back in its place, after as many
-    calls of the model as that took: structures are then timed for the same work, whatever they would say.
+    calls of the model as that took, and the same moves of its cache: structures are then timed for the same work,
+    whatever they would say. (Beams of one that was cut and not trained yet never settle.)
     """
 
     def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
@@ -104,8 +107,17 @@ class TextDecoder:
         self.written: list[Written] = []
         self.dictated: Sequence[Written] = ()
 
-    def generate(self, context: np.ndarray, steps: int | None = None) -> list[tuple[float, list[int]]]:
-        """Scored token sequences of one item, the best first; of exactly as many `steps` where they are given."""
+    def generate(
+        self,
+        context: np.ndarray,
+        steps: int | None = None,
+        made: list[Move] | None = None,
+        follow: Sequence[Move] = (),
+    ) -> list[tuple[float, list[int]]]:
+        """Scored token sequences of one item, the best first; of exactly as many `steps` where they are given.
+
+        `made`, `follow`: see `beam_search`.
+        """
         generation = self.generation if steps is None else self.generation.paced(steps)
         given = dict(zip(self.context.outputs, self.context({"context": context}), strict=True)) if self.context else {}
         names = [n for n in self.step.inputs if n.startswith("past")]
@@ -127,20 +139,21 @@ class TextDecoder:
         start = [np.zeros((beams, h, 0, d), np.float32) for h, d in self.past]
         if names and names[0] in given:  # the context is a prefix: every beam starts from its K and V
             start = [np.repeat(given[n], beams, 0) for n in names]
-        return beam_search(step, start, generation)
+        return beam_search(step, start, generation, made, follow)
 
     def _write(self, context: np.ndarray) -> Written:
-        before = self.step.calls
-        found = self.generate(context)
-        return Written(self.step.calls - before, tuple((score, tuple(ids)) for score, ids in found))
+        before, made = self.step.calls, list[Move]()
+        found = self.generate(context, made=made)
+        return Written(self.step.calls - before, tuple((score, tuple(ids)) for score, ids in found), tuple(made))
 
     def _take(self, contexts: list[np.ndarray]) -> list[Written]:
         """What is dictated, after the steps it took; where windows are shorter than they were, they share them."""
-        steps = [w.steps for w in self.dictated]
-        if len(steps) != len(contexts):
-            steps = [max(1, len(part)) for part in np.array_split(range(sum(steps)), len(contexts))]
-        for context, count in zip(contexts, steps, strict=True):
-            self.generate(context, count)
+        work: list[tuple[int, tuple[Move, ...]]] = [(w.steps, w.moves) for w in self.dictated]
+        if len(work) != len(contexts):
+            shares = np.array_split(range(sum(steps for steps, _ in work)), len(contexts))
+            work = [(max(1, len(part)), ()) for part in shares]
+        for context, (steps, moves) in zip(contexts, work, strict=True):
+            self.generate(context, steps, follow=moves)
         return list(self.dictated)
 
     def __call__(self, context: np.ndarray) -> Values:

@@ -244,6 +244,10 @@ class Goal:
         """The budget, given what the dense pipeline takes."""
         return getattr(dense, self.statistic) / self.value if self.kind == "speedup" else self.value
 
+    def tail(self, dense: Latency) -> float:
+        """How far the statistic lies from the median: of the dense pipeline, for predictors know medians alone."""
+        return getattr(dense, self.statistic) / dense.p50
+
 
 def parse_target(text: str, error: Exception | None = None) -> Goal:
     """`2x`, `12ms`, `12ms p95`. Raises `SpecError`."""

@@ -53,9 +53,8 @@ def summarize(
     from mmcompress.report.measured import kept
 
     spec, c = r.spec, fitted.candidate
-    tail = getattr(dense.latency_ms, r.goal.statistic) / dense.latency_ms.p50
     made = read(Predictor, r.shared / "predictor.json")
-    predict = replace(made, correction=fitted.correction, tail=tail, spared=spared_blocks(r))
+    predict = replace(made, correction=fitted.correction, tail=r.goal.tail(dense.latency_ms), spared=spared_blocks(r))
     beside = {} if r.away else whole(r, c, dense)
     sitting = lambda before: _sitting(r, dense.latency_ms.p50, beside, before)
     splits, said, sittings = ("test", *spec.data.report), {}, [sitting([])]

@@ -64,8 +64,8 @@ class Fitted:
 
     @property
     def meant(self) -> float:
-        """The share of the target that was aimed at."""
-        return self.predicted_ms / self.target_ms
+        """The share of the target that was aimed at; less, if all that the search had was measured to be faster."""
+        return min(self.predicted_ms, self.measured_ms) / self.target_ms
 
     def learnt(self, reached: float) -> float:
         """The bias for what is made after an artifact of this structure that takes such a share of its target."""
@@ -100,9 +100,7 @@ def fit(
         record.unlink()
     goal, latency = run.goal, dense.latency_ms
     target_ms = goal.milliseconds(latency)
-    # the predictor knows medians: a p95 is first taken to lie as far from its median as the dense one
-    tail = getattr(latency, goal.statistic) / latency.p50
-    predict = replace(predict, correction=predict.correction * bias, tail=tail)
+    predict = replace(predict, correction=predict.correction * bias, tail=goal.tail(latency))
     with method(run, ev) as propose:
         measured, predict = _approach(run, ev, propose, predict, dense, target_ms, bias, before)
     if not measured:
