@@ -153,6 +153,10 @@ def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(run
     observe(pair, requests, 1, 3)
     assert sent[2:] == [(n, i) for i, names in enumerate(("ba", "ab", "ba")) for n in names]
     sent.clear()
+    observe({**pair, "c": Recorded("c")}, requests, 1, 60)
+    turns = ["".join(n for n, _ in sent[i : i + 3]) for i in range(3, len(sent), 3)]
+    assert all(sorted(t) == list("abc") for t in turns) and len(set(turns)) == 6  # no place is anyone's own
+    sent.clear()
     monkeypatch.setattr(latency, "TURN", 1e9)
     observe({"a": pair["a"]}, requests, 1, 4)
     assert sent[1:] == [("a", i) for i in range(4)]
