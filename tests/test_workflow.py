@@ -43,6 +43,15 @@ def test_a_finished_run_resumes_to_the_same_structure_without_new_trials(run_fol
     before = json.loads((run_folder / "summary.json").read_text())
     again = workflow.run(tiny / "spec.yaml", run_folder, resume=True)
     assert again.kept == before["kept"] and again.search.trials == before["search"]["trials"]
+    assert again.compressed.latency_ms.p50 == before["compressed"]["latency_ms"]["p50"]  # nor measured again
+
+
+def test_a_run_that_was_cut_off_before_its_summary_measures_what_was_made(run_folder, tiny):
+    before = read(Summary, run_folder / "summary.json")
+    (run_folder / "summary.json").unlink()
+    again = workflow.run(tiny / "spec.yaml", run_folder, resume=True)
+    assert again.kept == before.kept and again.samples == before.samples
+    assert again.compressed.latency_ms.p50 != before.compressed.latency_ms.p50
 
 
 def test_an_occupied_folder_is_refused_without_resume(run_folder, tiny):
@@ -201,6 +210,7 @@ def test_a_schedule_goes_by_rounds_and_is_proved_at_the_end(tiny, tmp_path, sche
     assert all(p.passed for p in s.proofs) and any(p.name == "masked == sliced" for p in s.proofs)
     assert {"distill-1.json", "distill-2.json"} <= {p.name for p in (tmp_path / "r").iterdir()}
     assert (tmp_path / "r" / "distill.json").exists() == (schedule == "rewind")
+    (tmp_path / "r" / "summary.json").unlink()
     again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     assert again.kept == s.kept and again.samples == s.samples
 

@@ -75,7 +75,8 @@ def run_targets(
 def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     """One target: search, make, measure; when the finished artifact misses, once more with what was learnt.
 
-    A limit that it exceeded is searched with lowered by as much. The best so far waits in `earlier/`.
+    A limit that it exceeded is searched with lowered by as much. The best so far waits in `earlier/`. What is finished
+    is not made or measured again, unless more of a search is asked for, or another device has measured it since.
     """
     from mmcompress.report import write_report
 
@@ -87,14 +88,16 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     before = len(read(Fitted, kept / "fitted.json").attempts) if kept.exists() else 0
     if kept.exists() and not known:
         bias = read(Fitted, kept / "fitted.json").learnt(settled(read(Summary, kept / "summary.json")))
-    for done in count(1):
+    for done in count(2 if kept.exists() else 1):
         fitted = fit(_within(r, limits), ev, predict, dense, bias, before=before)
+        if finished and fitted == known and not r.away and (r.folder / "bundle" / "manifest.json").exists():
+            summary = read(Summary, r.folder / "summary.json")
+            break
         made = compress(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
         summary = summarize(r, fitted, dense, *made, patient=True)
         reached, over = settled(summary), excess(r.spec.limits, summary.compressed)
         out_of_reach = over > BEYOND or (reached > 1 and summary.target.floor_ms > summary.target.latency_ms)
-        # a miss is always tried once more; what was finished before stays, unless more of a search was asked for, or
-        # another device has measured it since
+        # a miss is always tried once more
         bound, told = max(reached, over) <= 1, r.away is not None and summary.compressed.latency_ms.n > 0
         tries = 1 if finished and fitted == known and not told else rounds if bound else max(rounds, 2)
         near = bound and (reached >= NEAR or fitted.meant < NEAR)
