@@ -11,6 +11,7 @@ from typing import Any
 
 from mmcompress.errors import DataError
 from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial, build
+from mmcompress.report import of_target, settled
 from mmcompress.runtime.bundle import read_manifest
 from mmcompress.spec.loader import Goal, parse_target
 from mmcompress.spec.schema import Limits, Spec
@@ -185,8 +186,7 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
     if s.cross_modal_ratio is not None and s.cross_modal_ratio >= s.unimodal_ratio > 0:
         why = "the search found protection too costly" if "prune.protection" in searched else "the spec asks for it"
         out.append(f"cross-modal layers were not pruned less than the others: {why}")
-    reached = float(getattr(s.compressed.latency_ms, s.target.statistic)) / s.target.latency_ms
-    if s.target.met and max(reached, reached * s.usual) < UNUSED:
+    if s.target.met and settled(s) < UNUSED:
         shares = [a.measured_ms / a.target_ms for a in s.attempts]
         offered = max((share for share in shares if share <= 1), default=1.0)
         between = min(offered, s.predicted_latency_ms_p50 / s.target.latency_ms)
@@ -195,7 +195,7 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
             if between < UNUSED
             else "more was cut than needed, and another round may use the rest (search.rounds)"
         )
-        out.append(f"the pipeline takes {reached:.1%} of its target: {why}")
+        out.append(f"the pipeline takes {of_target(s):.1%} of its target: {why}")
     if s.compressed.latency_ms.n == 0:
         out.append(
             f"the latency of the compressed pipeline is predicted for {s.cpu.get('name')}, not measured there: "
