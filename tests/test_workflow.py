@@ -435,7 +435,7 @@ def test_a_second_round_goes_on_from_what_the_first_learnt(tiny, tmp_path, monke
         seen.append(models)
         return -len(seen)
 
-    monkeypatch.setattr(workflow, "of_target", lambda s: 1.02)  # as if it missed, every time
+    monkeypatch.setattr(workflow, "settled", lambda s: 1.02)  # as if it missed, every time
     monkeypatch.setattr(make, "choosing_loss", loss)
     changes = {"target": "1.2x", "search.trials": 2, "search.mutations": 0, "search.rounds": 2, "distill.steps": 6}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
