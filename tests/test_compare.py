@@ -152,6 +152,28 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     assert removed(slow) <= removed(quick) and slow.latency_ms >= quick.latency_ms
 
 
+def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for_anew(run_folder, tiny):
+    from dataclasses import replace
+
+    from mmcompress import workflow
+    from mmcompress.workflow.dense import prepared
+
+    r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
+    _, predict, ev = prepared(r)
+    slower = lambda factor: replace(predict, correction=factor * predict.correction)
+    budget = 0.75 * predict(_whole(r))
+    with METHODS["searched"].propose(r, ev) as propose:
+        first = propose(predict, budget, 0)
+        near = propose(slower(1.05), budget, 1)
+        far = propose(slower(1.05 * 1.2), budget, 2)
+    assert near.origin == "adjusted" and near.candidate.precision == first.candidate.precision
+    assert 0.985 * budget <= slower(1.05)(near.candidate) <= budget
+    kept = lambda t: [t.candidate.kept[n][b.name] for n, bs in r.blocks.items() for b in bs]
+    moved = [a - b for a, b in zip(kept(first), kept(near), strict=True)]
+    assert 0 < sum(m != 0 for m in moved) <= len(moved) // 2
+    assert far.origin != "adjusted" and slower(1.05 * 1.2)(far.candidate) <= budget
+
+
 def _whole(r):
     from mmcompress.records import Candidate
 

@@ -255,6 +255,27 @@ def search(
         return study.run(book, p, who.executor, who.judge, [], grown, more, run.spec.seed, say) if grown else trials
 
 
+def adjusted(run: Run, ev: Any, predict: Any, budget_ms: float, who: Jury, structure: Candidate) -> Trial | None:
+    """A structure fitted to a budget that has moved a little, judged; None where no unit is small enough for that.
+
+    Of many structures the search finds those that the predictor underrates (the winner's curse); of this one it is
+    known by how much.
+    """
+    from mmcompress.search import study
+
+    p = replace(problem(run, ev, predict, budget_ms), precisions={})  # in another precision it is another structure
+    small = moves.trim(p, structure, ev.damage)
+    c = moves.fill(p, small, ev.damage, ev.rounding) if small else structure
+    if c == structure or not FULL * budget_ms <= p.predict(c) <= budget_ms:
+        return None
+    with run.timed("search"):
+        book = study.open_study(run.folder / "study.journal", run.spec.seed, run.spec.search.sampler)
+        effort = study.Effort(0, 0, who.workers, run.spec.search.retries)
+        say = lambda what, share: run.say("search", what, share)
+        trials = study.run(book, p, who.executor, who.judge, [], [("adjusted", c)], effort, run.spec.seed, say)
+    return next((t for t in trials if t.candidate.key() == c.key()), None)
+
+
 def splits(
     run: Run, ev: Any, predict: Any, budget_ms: float, p: Any, nodes: Sequence[str] = ()
 ) -> list[tuple[float, Candidate]]:

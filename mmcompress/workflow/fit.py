@@ -16,7 +16,7 @@ import numpy as np
 from mmcompress.errors import DataError
 from mmcompress.records import Attempt, Candidate, Trial, read, write
 from mmcompress.search.study import first_error, open_study
-from mmcompress.workflow.choose import AIM, FULL, chosen, floor, jury, problem, pruned, search, spared
+from mmcompress.workflow.choose import AIM, FULL, adjusted, chosen, floor, jury, problem, pruned, search, spared
 from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile
 from mmcompress.workflow.state import Run
 from mmcompress.workflow.tryout import settled
@@ -26,6 +26,8 @@ WIDTH, LEAST, MOST, NEAR = 0.03, 0.01, 0.02, 0.95
 `NEAR` of it: more was cut than needed. The margin is what a measurement of so many samples may be off by, in bounds:
 no less than what the loads of `measure.latency.LOADS` leave open.
 Of a finished artifact `NEAR` says the same, unless it was meant to be faster: nothing slower was within the target."""
+SLIGHT = 0.08
+"""The share of a budget by which it may have moved for a structure to be fitted to it instead of searched for anew."""
 ATTEMPTS, DRAWS = 5, 500
 Propose = Callable[[Any, float, int], Trial | None]
 """(predictor, budget in ms, attempt) -> the structure to measure; over the budget where nothing lies within."""
@@ -33,12 +35,22 @@ Propose = Callable[[Any, float, int], Trial | None]
 
 @contextmanager
 def searching(run: Run, ev: Any) -> Iterator[Propose]:
-    """Proposals of the search: the best trial within the budget, the fastest one where none is."""
+    """Proposals of the search: the best trial within the budget, the fastest one where none is.
+
+    What misses by little is fitted to the budget, what misses by more is searched for anew.
+    """
+    last: Trial | None = None
     with jury(run, ev) as who:
 
         def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
-            trials = search(run, ev, predict, budget_ms, who, attempt)
-            return settled(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
+            nonlocal last
+            near = last is not None and abs(predict(last.candidate) / budget_ms - 1) <= SLIGHT
+            found = adjusted(run, ev, predict, budget_ms, who, last.candidate) if last and near else None
+            if found is None:
+                trials = search(run, ev, predict, budget_ms, who, attempt)
+                found = settled(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
+            last = found
+            return found
 
         yield propose
 
