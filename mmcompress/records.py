@@ -347,3 +347,5 @@ class Summary:
     usual: float = 1.0
     """The factor from what the result took of the dense pipeline to what it takes on this machine usually, as whole
     pipelines of its precisions show, measured now and all through the run; 1 where none was."""
+    meant: float = 1.0
+    """The share of the target that its structure was chosen for."""

@@ -20,6 +20,25 @@ def test_validate(tiny):
     assert done.exit_code == 0 and "is valid" in done.output and "captioner" in done.output
 
 
+def test_validate_looks_whether_sources_and_data_are_there(tiny, tmp_path):
+    (tmp_path / "spec.yaml").write_text((tiny / "spec.yaml").read_text())
+    done = call("validate", tmp_path / "spec.yaml")
+    assert done.exit_code == 2 and "nodes." in done.output and "no such folder" in done.output
+    hub = ("--set", "nodes.vision.source=transformers:some/vit")
+    done = call("validate", tiny / "spec.yaml", *hub)
+    assert done.exit_code == 0 and "not looked up at a hub: vision" in done.output
+    for i in range(9):
+        Image.new("RGB", (20, 16), (i * 20, 0, 0)).save(tmp_path / f"{i}.png")
+    rows = [{"image": f"{i}.png", "caption": f"{i}", "split": ("train", "val", "test")[i % 3]} for i in range(9)]
+    (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    own = ("--set", "data.kind=folder", "--set", f"data.options={{path: {tmp_path}}}")
+    done = call("validate", tiny / "spec.yaml", *own)
+    assert done.exit_code == 0 and "3 in test" in done.output and "in train" in done.output
+    (tmp_path / "empty").mkdir()
+    done = call("validate", tiny / "spec.yaml", *own[:3], f"data.options={{path: {tmp_path / 'empty'}}}")
+    assert done.exit_code == 2 and "captions.jsonl" in done.output
+
+
 def test_a_wrong_spec_is_exit_2_and_one_line(tiny):
     done = call("run", tiny / "spec.yaml", "--set", "nodes.vision.prune.fnn=1")
     assert done.exit_code == 2 and "did you mean 'ffn'" in done.output and "Traceback" not in done.output

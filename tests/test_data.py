@@ -117,8 +117,12 @@ def test_folder_tells_every_missing_and_broken_image(photos):
         ('{"image": "0.png"}', r"captions.jsonl:1: no 'caption'"),
         ('{"image": "0.png", "caption": "a"', r"captions.jsonl:1: not a JSON object"),
         ('["0.png"]', r"expected a JSON object"),
+        ('{"image": "0.png", "caption": ["a", "b"]}', r"'caption' is a list; one caption a row"),
         ('{"image": "0.png", "caption": "a", "split": "dev"}', r"unknown split 'dev'"),
-        ('{"image": "0.png", "caption": "a", "split": "test"}', r"no pair in split train, val"),
+        (
+            '{"image": "0.png", "caption": "a", "split": "test"}',
+            r"no pair in split train, val \(0 in train, 0 in val, 1 in test\)",
+        ),
     ],
 )
 def test_folder_tells_what_is_odd_in_the_listing(photos, text, message):
@@ -126,6 +130,15 @@ def test_folder_tells_what_is_odd_in_the_listing(photos, text, message):
     (folder / "captions.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
         Folder(str(folder), seed=hash(text) % 1000).load("train")
+
+
+def test_an_image_with_several_captions_is_refused_or_its_first_one_read(photos):
+    folder, rows = photos
+    again = [*rows, {"image": "0.png", "caption": "another", "split": "test"}]
+    with pytest.raises(DataError, match=r"1 images can't be used:(.|\n)*:31: 0.png stands in line 1 already"):
+        listing(folder, again).load("train")
+    first = Folder(str(folder), repeats="first")
+    assert first.counts() == {"train": 10, "val": 10, "test": 10} and "another" not in first.load("test").texts
 
 
 def test_folder_without_a_listing_or_without_itself(tmp_path):

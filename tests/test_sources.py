@@ -161,7 +161,8 @@ def test_the_tokenizer_made_for_open_clip_is_open_clips():
         ("ViT-B-32", r"names no weights: add @TAG \(known: .*openai"),
         ("ViT-B-32@openai", "hub can't be reached"),
         ("ViT-B-32@{tmp}/weights.pt", "is a pickle, a format that can run code"),
-        ("ViT-X-99@random", "can't load 'open_clip:ViT-X-99@random'"),
+        ("ViT-B32@openai", "no model of this name; did you mean ViT-B-32 or"),
+        ("no such thing@random", "no model of this name$"),
     ],
 )
 def test_an_open_clip_source_that_cannot_be_used_is_told(tmp_path, monkeypatch, name, message):
@@ -252,7 +253,8 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
         ("open_clip:./nowhere", "no such folder"),
         ("python:torch:zeros", "gave|must be"),
         ("transformers:nobody/no-such-model", "hub can't be reached"),
-        ("nowhere/at/all", "no such folder"),
+        ("nowhere/at/all", r"no such folder \(or use embedded:, open_clip:, transformers:, pip:, python:\)"),
+        ("openclip:ViT-B-32@openai", "unknown kind 'openclip'; did you mean 'open_clip:'"),
     ],
 )
 def test_a_source_that_cannot_be_used_is_named(source, message):

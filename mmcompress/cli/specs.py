@@ -9,14 +9,15 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmcompress.cli.shared import Progress, out, settings
-from mmcompress.errors import SpecError
+from mmcompress.errors import MissingPackage, ModelError, SpecError
+from mmcompress.spec.schema import Spec
 
 
 @click.command()
 @click.argument("spec", type=click.Path())
 @click.option("--set", "sets", multiple=True, metavar="A.B=C")
 def validate(spec: str, sets: tuple[str, ...]) -> None:
-    """Check a spec and its graph; says what each node reads."""
+    """Check a spec and its graph, that sources and data are there; says what each node reads."""
     from mmcompress.graph.modality import outputs
     from mmcompress.graph.topology import order
     from mmcompress.spec.loader import load
@@ -28,7 +29,31 @@ def validate(spec: str, sets: tuple[str, ...]) -> None:
         reads = ", ".join(f"{p}: {r}" for p, r in node.inputs.items())
         table.add_row(name, node.kind, reads, "+".join(sorted(tags[name])))
     out.print(table)
-    out.print(f"[green]{escape(spec)} is valid[/green]")
+    try:
+        few, looked = _present(loaded)
+    except (MissingPackage, ImportError) as e:
+        few, looked = "", f" (weights and data were not looked at: {e})"
+    if few:
+        out.print(f"[yellow]{escape(few)}[/yellow]")
+    out.print(f"[green]{escape(spec)} is valid[/green]{escape(looked)}", soft_wrap=True)
+
+
+def _present(spec: Spec) -> tuple[str, str]:
+    """(what there is too little of, what was not looked at); no weights are read and no hub is asked.
+
+    Raises `ModelError` or `DataError` for what is not there.
+    """
+    from mmcompress.models.sources import located
+    from mmcompress.workflow.state import opened, scarce
+
+    hub = []
+    for n, node in spec.models().items():
+        try:
+            library, folder, *_ = located(node)
+        except ModelError as e:
+            raise ModelError(f"nodes.{n}: {e}") from e
+        hub += [n] if folder is None and library != "python" else []
+    return scarce(spec, opened(spec)), f" (not looked up at a hub: {', '.join(hub)})" if hub else ""
 
 
 @click.command()

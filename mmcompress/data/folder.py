@@ -48,6 +48,8 @@ def _field(row: dict, keys: tuple[str, ...], where: str) -> str:
         value = row.get(key)
         if isinstance(value, str) and value.strip():
             return value.strip()
+        if isinstance(value, list):
+            raise DataError(f"{where}: '{key}' is a list; one {keys[0]} a row is what is read")
     raise DataError(f"{where}: no '{keys[0]}' (accepted names: {', '.join(keys)}; found: {', '.join(map(str, row))})")
 
 
@@ -58,12 +60,14 @@ class Folder:
     `file` (default: the first of captions.jsonl, metadata.jsonl, captions.csv, metadata.csv) has one row per image
     with `image` (relative to the folder) and `caption`, and optionally `split`. Rows without a split are dealt by a
     hash of the image name: 80 % train, 10 % val, 10 % test. Every image is opened once when the folder is loaded, so
-    a missing or broken one is told at once, all of them together.
+    a missing or broken one is told at once, all of them together. An image with several captions would be several
+    images to whatever counts what is right: it is refused, or with `repeats: first` its first caption alone is read.
     """
 
     path: str
     file: str | None = None
     seed: int = 0
+    repeats: Literal["refuse", "first"] = "refuse"
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
     gives: Literal["image"] = field(default="image", init=False)
 
@@ -77,10 +81,17 @@ class Folder:
         if listing is None:
             raise DataError(f"data folder '{root}': none of {', '.join(names)} is in it")
         found: dict[str, list[tuple[Path, str]]] = {s: [] for s in self.splits}
+        seen: dict[Path, int] = {}
         problems = []
         for line, row in _rows(listing):
             where = f"{listing}:{line}"
             image, text = root / _field(row, IMAGE_KEYS, where), _field(row, CAPTION_KEYS, where)
+            if (first := seen.setdefault(image, line)) != line:
+                if self.repeats == "refuse":
+                    problems.append(
+                        f"{where}: {image.name} stands in line {first} already (repeats: first reads that one)"
+                    )
+                continue
             split = row.get("split") or self.deal(image.name)
             if split not in found:
                 raise DataError(f"{where}: unknown split '{split}' (known: {', '.join(found)})")
@@ -92,13 +103,20 @@ class Folder:
             found[split].append((image, text))
         refuse(problems, "images")
         if empty := [s for s, rows in found.items() if not rows]:
-            raise DataError(f"{listing}: no pair in split {', '.join(empty)}; each of {', '.join(found)} needs some")
+            have = ", ".join(f"{len(rows)} in {s}" for s, rows in found.items())
+            raise DataError(
+                f"{listing}: no pair in split {', '.join(empty)} ({have}); add images, or name the split of each row"
+            )
         return found
 
     def deal(self, name: str) -> str:
         share = hashlib.blake2b(f"{self.seed}:{name}".encode(), digest_size=2).digest()
         place = int.from_bytes(share, "big") / 65536
         return "train" if place < 0.8 else "val" if place < 0.9 else "test"
+
+    def counts(self) -> dict[str, int]:
+        """Pairs in each split."""
+        return {s: len(rows) for s, rows in _cached(self).items()}
 
     def load(self, split: str, count: int | None = None, seed: int = 0) -> Pairs:
         """Up to `count` pairs of a split, drawn by seed; all of them in file order without a count."""

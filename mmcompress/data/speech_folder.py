@@ -35,6 +35,10 @@ class SpeechFolder:
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
     gives: Literal["audio"] = field(default="audio", init=False)
 
+    def counts(self) -> dict[str, int]:
+        """Clips in each split."""
+        return {s: len(rows) for s, rows in _rows(self).items()}
+
     def load(self, split: str, count: int | None = None, seed: int = 0) -> Pairs:
         """Up to `count` clips of a split, drawn by seed; all of them in file order without a count."""
         if split not in self.splits:

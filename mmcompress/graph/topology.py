@@ -96,7 +96,7 @@ def check(spec: Spec, error: MakeError) -> None:
             raise error(
                 at,
                 "'source' is missing: a model needs weights "
-                "(embedded:, open_clip:, transformers:, python: or a folder)",
+                "(embedded:, open_clip:, transformers:, pip:, python: or a folder)",
             )
         for port in kind.inputs:
             if port not in node.inputs:

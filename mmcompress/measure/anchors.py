@@ -28,11 +28,16 @@ def recall(record: Path) -> Windows:
     return read(Windows, record) if record.exists() else Windows()
 
 
-def add(record: Path, found: Mapping[str, EndToEnd]) -> Windows:
-    """Note what whole pipelines took, by precision; (all that was noted so far)."""
+def together(record: Path, found: Mapping[str, EndToEnd]) -> Windows:
+    """What is on record, and last what whole pipelines took now, by precision."""
     whole = found[DENSE].latency.p50
     window = {p: {n: ms.p50 / whole for n, ms in m.nodes.items()} for p, m in found.items()}
-    windows = Windows((*recall(record).seen, window))
+    return Windows((*recall(record).seen, window))
+
+
+def add(record: Path, found: Mapping[str, EndToEnd]) -> Windows:
+    """`together`, put on record."""
+    windows = together(record, found)
     write(record, windows, indent=None)
     return windows
 

@@ -45,6 +45,10 @@ def source(context: LoadContext) -> str:
 
 
 def _refusal(context: LoadContext, e: Exception) -> ModelError:
+    if context.path is None and gated(e):
+        return ModelError(
+            f"hub model '{context.name}': its owners ask for consent first; accept on its page and log in"
+        )
     if context.path is None and unreachable(e):
         return ModelError(
             f"hub model '{context.name}': the hub can't be reached and no copy is cached; give a local folder instead"
@@ -56,9 +60,16 @@ def first_line(e: Exception) -> str:
     return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
 
 
+def gated(e: Exception) -> bool:
+    """Whether an error of a library means that a hub wants a login first."""
+    return any(w in str(e).lower() for w in ("gated repo", "access to model", "restricted"))
+
+
 def unreachable(e: Exception) -> bool:
     """Whether an error of a library means that a hub can't be reached."""
-    return any(w in str(e).lower() for w in ("connect", "offline", "cached", "resolve", "urlopen"))
+    return any(
+        w in str(e).lower() for w in ("connect", "offline", "cached", "failed to resolve", "name resolution", "urlopen")
+    )
 
 
 def config_of(context: LoadContext) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -105,6 +106,11 @@ def _clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any]]
     except ImportError as e:
         raise MissingPackage("open_clip_torch", "compress") from e
     what = f"open_clip:{name}" + (f"@{pretrained}" if pretrained else "")
+    known = open_clip.list_models()
+    if not name.startswith(("local-dir:", "hf-hub:")) and name.replace("/", "-") not in known:
+        close = difflib.get_close_matches(name, known, 3)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ModelError(f"{what}: open_clip has no model of this name{hint}")
     if pretrained is None and not name.startswith("local-dir:"):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ModelError(f"{what}: names no weights: add @TAG (known: {tags}), @FILE.safetensors, or @random to try it")

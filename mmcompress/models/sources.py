@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import sys
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from mmcompress.registry import FAMILIES
 from mmcompress.spec.schema import Node, Spec
 
 EMBEDDED = Path(__file__).parent / "embedded"
+SCHEMES = ("embedded", "open_clip", "transformers", "pip", "python")
 CONFIGS = {"open_clip_config.json": "open_clip", "config.json": "transformers"}
 
 
@@ -43,23 +45,29 @@ def locate(source: str) -> tuple[str, Path | None, str, str | None]:
     else:
         folder = Path(source)
         if not folder.is_dir():
-            raise ModelError(
-                f"source '{source}': no such folder (or use embedded:, open_clip:, transformers: or python:)"
-            )
+            if colon and (close := difflib.get_close_matches(scheme, SCHEMES, 1)):
+                raise ModelError(f"source '{source}': unknown kind '{scheme}'; did you mean '{close[0]}:'?")
+            raise ModelError(f"source '{source}': no such folder (or use {', '.join(f'{s}:' for s in SCHEMES)})")
     for file, library in CONFIGS.items():
         if (folder / file).is_file():
             return library, folder, "", None
     raise ModelError(f"source '{source}': {folder} holds neither of {', '.join(CONFIGS)}")
 
 
+def located(node: Node) -> tuple[str, Path | None, str, str | None]:
+    """`locate` the source of a node; no weights are read. Raises `ModelError` also where no model of that kind is."""
+    found = locate(node.source)
+    if found[0] != "python" and (problem := FAMILIES.problem(f"{found[0]}/{node.kind}")):
+        raise ModelError(f"source '{node.source}' as a {node.kind}: {problem}")
+    return found
+
+
 def load_model(node: Node) -> Model:
     """The model of one node, float32, in evaluation mode. Raises `ModelError`."""
-    library, folder, name, pretrained = locate(node.source)
+    library, folder, name, pretrained = located(node)
     if library == "python":
         return _own(node, name).eval()
     family = f"{library}/{node.kind}"
-    if problem := FAMILIES.problem(family):
-        raise ModelError(f"source '{node.source}' as a {node.kind}: {problem}")
     context = LoadContext(node.kind, folder, name, pretrained, node.candidates, node.max_tokens, node.prompt)
     return FAMILIES.get(family)(context).eval()
 

@@ -60,11 +60,16 @@ def of_target(s: Summary) -> float:
     return float(getattr(s.compressed.latency_ms, s.target.statistic)) / s.target.latency_ms
 
 
+def usually(s: Summary) -> float:
+    """`of_target` as it is usually on this machine: see `Summary.usual`."""
+    return of_target(s) * s.usual
+
+
 def settled(s: Summary) -> float:
     """`of_target`, a result that only seems too fast while the machine is in a mood taken at what it takes usually; a
     miss stays one."""
     reached = of_target(s)
-    return reached if reached > 1 else min(max(reached, reached * s.usual), 1.0)
+    return reached if reached > 1 else min(max(reached, usually(s)), 1.0)
 
 
 def percent(value: float | None) -> str:

@@ -19,6 +19,8 @@ from mmcompress.spec.schema import Limits, Spec
 MB = 1e6
 STEEP, HARM = 0.6, 1.1
 """A larger share of one kind of unit, cut at once, is warned about where it made the loss so many times what it was."""
+SAYING = 0.05
+"""So is a metric by which the dense pipeline itself is right less often."""
 UNUSED = 0.95
 """So is an artifact that takes less than this share of its target."""
 
@@ -154,12 +156,19 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
                 f"{name}: the 95 % interval is {100 * (q.high - q.low):.1f} points wide at n = {q.n}; "
                 "differences smaller than that can't be told on this test split"
             )
+    for name, q in s.baseline.quality.items():
+        if (right := 1 - q.value if q.error else q.value) < SAYING:
+            left_out = ", and it is left out of what is retained" if right <= 0 else ""
+            out.append(
+                f"{name}: the dense pipeline itself is right only {max(right, 0):.1%} of the time: this says little of "
+                f"what was lost{left_out}; 'agreement' with the dense pipeline may say more (metrics)"
+            )
     for (node, kind), shares in _group_ratios(s).items():
         mean = sum(shares) / len(shares)
         if mean > STEEP and s.settings.get("prune", {}).get("schedule") == "one_shot" and _harmed(s):
             out.append(
-                f"{node}: {mean:.0%} of {kind} units were cut in one step{_damage(s)}; rounds of pruning and "
-                "distillation (prune.schedule: gradual) may keep more quality"
+                f"{node}: {mean:.0%} of {kind} units were cut in one step{_damage(s)}; more training "
+                "(distill.minutes), or rounds of pruning and training (prune.schedule: gradual), may keep more"
             )
     for node, r in s.compressed.nodes.items():
         if r.sparsity > 0.1:
@@ -187,12 +196,9 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
         why = "the search found protection too costly" if "prune.protection" in searched else "the spec asks for it"
         out.append(f"cross-modal layers were not pruned less than the others: {why}")
     if s.target.met and settled(s) < UNUSED:
-        shares = [a.measured_ms / a.target_ms for a in s.attempts]
-        offered = max((share for share in shares if share <= 1), default=1.0)
-        between = min(offered, s.predicted_latency_ms_p50 / s.target.latency_ms)
         why = (
-            f"it was meant to take {between:.1%}, for no structure that the search found between loses less"
-            if between < UNUSED
+            f"it was meant to take {s.meant:.1%}, for no structure that the search found between loses less"
+            if s.meant < UNUSED
             else "more was cut than needed, and another round may use the rest (search.rounds)"
         )
         out.append(f"the pipeline takes {of_target(s):.1%} of its target: {why}")
@@ -208,8 +214,8 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
         if any(" ms, asked" in bound for bound in s.target.unmet):
             said += (
                 f". The bottleneck is '{slow[0]}' ({slow[1].latency_ms_p50:.2f} ms). The lowest latency this search "
-                f"space can reach is predicted at {s.target.floor_ms:.2f} ms; {s.target.fixed_ms:.2f} ms of it are no "
-                "prunable block: pre-processing, the decode loop, embeddings and heads of the models"
+                f"space can reach is predicted at {s.target.floor_ms:.2f} ms; {s.target.fixed_ms:.2f} ms of it "
+                "can't be pruned: pre-processing, the decode loop, embeddings and heads of the models"
             )
         else:
             said += (

@@ -109,7 +109,7 @@ class Source:
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
     """Read, override and validate a pipeline spec, its graph included. Raises `SpecError`.
 
-    Relative file names in `source` and in `data.options` (`path`, `images`) are taken from the spec's folder.
+    Relative file names in `source` and in `data.options` (`path`) are taken from the spec's folder.
     """
     from mmcompress.graph.topology import check
 

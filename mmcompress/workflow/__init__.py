@@ -17,7 +17,7 @@ from typing import Any
 
 from mmcompress.errors import SpecError
 from mmcompress.records import Summary, read
-from mmcompress.report import of_target, settled
+from mmcompress.report import of_target, settled, usually
 from mmcompress.report.assemble import excess, tightened
 from mmcompress.spec.loader import load, targets
 from mmcompress.spec.schema import Limits
@@ -86,8 +86,10 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     finished = (r.folder / "summary.json").exists() and not kept.exists()
     rounds, bias, limits = r.spec.search.rounds, known.bias if known else 1.0, r.spec.limits
     before = len(read(Fitted, kept / "fitted.json").attempts) if kept.exists() else 0
-    if kept.exists() and not known:
-        bias = read(Fitted, kept / "fitted.json").learnt(settled(read(Summary, kept / "summary.json")))
+    if kept.exists():
+        missed = read(Summary, kept / "summary.json")
+        bias = bias if known else read(Fitted, kept / "fitted.json").learnt(usually(missed))
+        limits = tightened(limits, limits, missed.compressed)
     for done in count(2 if kept.exists() else 1):
         fitted = fit(_within(r, limits), ev, predict, dense, bias, before=before)
         if finished and fitted == known and not r.away and (r.folder / "bundle" / "manifest.json").exists():
@@ -104,7 +106,7 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
         if near or out_of_reach or done >= tries:
             break
         limits = tightened(limits, r.spec.limits, summary.compressed)
-        bias, before = fitted.learnt(reached), before + len(fitted.attempts)
+        bias, before = fitted.learnt(usually(summary)), before + len(fitted.attempts)
         r.say("fit", f"the finished artifact lies at {reached:.1%} of its target: once more", None)
         if kept.exists() and _worth(read(Summary, kept / "summary.json")) > _worth(summary):
             aside.clear(r.folder)

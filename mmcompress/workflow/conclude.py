@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Samples, reloaded, spare
+from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Samples, loads, reloaded, spare
 from mmcompress.metrics.tally import Tally, quality
 from mmcompress.records import (
     Candidate,
@@ -56,7 +56,7 @@ def summarize(
     made = read(Predictor, r.shared / "predictor.json")
     predict = replace(made, correction=fitted.correction, tail=r.goal.tail(dense.latency_ms), spared=spared_blocks(r))
     beside = {} if r.away else whole(r, c, dense)
-    sitting = lambda before: _sitting(r, beside, before)
+    sitting = lambda before: _sitting(r, dense.latency_ms.p50, beside, before)
     splits, said, sittings = ("test", *spec.data.report), {}, [sitting([])]
     for split in splits:
         with r.timed("judge"):
@@ -107,6 +107,7 @@ def summarize(
         attempts=fitted.attempts,
         sittings=len(sittings),
         usual=usual,
+        meant=fitted.meant,
     )
     write(r.folder / "outcomes.json", {k: s.tallies for k, s in said["test"].items()}, indent=None)
     summary = kept(replace(summary, warnings=warnings(summary, r.space.dimensions)), r.folder)
@@ -166,22 +167,24 @@ def _trials(r: Run, predict: Any, target_ms: float, pace: float) -> tuple[tuple[
     return trials, search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
 
 
-def _sitting(r: Run, beside: dict[str, Path], before: list[dict[str, Samples]]) -> dict[str, Samples]:
+def _sitting(r: Run, dense_ms: float, beside: dict[str, Path], before: list[dict[str, Samples]]) -> dict[str, Samples]:
     """Both sides measured in turn for a while, and what is to be measured `beside` them, going on where the sittings
     before ended; nothing for another device.
 
-    Each loads them anew, once: where a load lasts but three seconds, and not eight as in a fit, a small pipeline seems
-    1 to 2 % quicker beside a large one. There is one sitting before and one after every split that is judged: a machine
+    Loads last as long as those of a fit: in one of three seconds a small pipeline seems 1 to 2 % quicker beside a large
+    one than in one of eight. There is one sitting before and one after every split that is judged: a machine
     that others use is faster and slower by the minute, and not equally so for a large model and a small one.
     """
     m, part = r.spec.measure, 2 + len(r.spec.data.report)
     if r.away:
         return {}
+    seconds = SECONDS / part * (1 + len(beside) / 2)
+    loaded = max(1, round(loads(dense_ms) * seconds / SECONDS))
     r.say("measure", "baseline and compressed, interleaved", None)
     with r.timed("measure"):
         least = -(-m.rounds // part)
         sent = sum(len(s["baseline"].ms) for s in before)
-        how = (m.warmup, MOST * least, (), SECONDS / part * (1 + len(beside) / 2), least, sent, 1)
+        how = (m.warmup, MOST * least, (), seconds, least, sent, loaded)
         return reloaded({**_bundles(r), **beside}, m.threads, r.requests(REQUESTS), *how)
 
 
@@ -206,8 +209,8 @@ def _usual(r: Run, sittings: list[dict[str, Samples]], c: Candidate) -> float:
     found = _together(sittings)
     new = {n: ms.p50 for n, ms in found.pop("compressed").nodes.items()}
     dense = found.pop("baseline")
-    windows = anchors.add(r.shared / WINDOWS, {anchors.DENSE: dense, **found})
-    return anchors.steadied(new, c.precision, windows)
+    # not put on record: there everything is dictated, here it writes freely
+    return anchors.steadied(new, c.precision, anchors.together(r.shared / WINDOWS, {anchors.DENSE: dense, **found}))
 
 
 def _share(r: Run, sittings: list[dict[str, Samples]]) -> float:

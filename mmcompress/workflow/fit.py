@@ -40,16 +40,18 @@ def searching(run: Run, ev: Any) -> Iterator[Propose]:
     What misses by little is fitted to the budget, what misses by more is searched for anew.
     """
     last: Trial | None = None
+    known: set[str] = set()
     with jury(run, ev) as who:
 
         def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
             nonlocal last
             near = last is not None and abs(predict(last.candidate) / budget_ms - 1) <= SLIGHT
             found = adjusted(run, ev, predict, budget_ms, who, last.candidate) if last and near else None
-            if found is None:
+            if found is None or found.candidate.key() in known:
                 trials = search(run, ev, predict, budget_ms, who, attempt)
                 found = settled(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
             last = found
+            known.update([found.candidate.key()] if found else ())
             return found
 
         yield propose
@@ -73,11 +75,14 @@ class Fitted:
     attempts: tuple[Attempt, ...] = ()
     bias: float = 1.0
     """See `fit`."""
+    spent: bool = False
+    """Whether it is the largest structure that the search has within the target."""
 
     @property
     def meant(self) -> float:
-        """The share of the target that was aimed at; less, if all that the search had was measured to be faster."""
-        return min(self.predicted_ms, self.measured_ms) / self.target_ms
+        """The share of the target that was aimed at; less, if it was measured to be faster and nothing is larger."""
+        least = min(self.predicted_ms, self.measured_ms) if self.spent else self.predicted_ms
+        return least / self.target_ms
 
     def learnt(self, reached: float) -> float:
         """The bias for what is made after an artifact of this structure that takes such a share of its target."""
@@ -107,14 +112,19 @@ def fit(
             return found
         shutil.rmtree(run.folder / "weights", ignore_errors=True)  # first: they are of the structure on record
         stale = [*run.folder.glob("distill*.json"), *run.folder.glob("training.*")]
+        stale += [at for name in ("summary.json", "outcomes.json") if (at := run.folder / name).exists()]
         for left in (*stale, *(run.folder.glob("tryouts.json") if found.asked < asked else ())):
             left.unlink()
         record.unlink()
     goal, latency = run.goal, dense.latency_ms
     target_ms = goal.milliseconds(latency)
     predict = replace(predict, correction=predict.correction * bias, tail=goal.tail(latency))
+    p = problem(run, ev, predict, target_ms)
+    if (least := predict(floor(p, predict))) > target_ms:
+        told = f"nothing in the search space is predicted to take less than {least:.2f} ms"
+        run.say("search", f"{told}, the target is {target_ms:.2f} ms: the nearest miss will be made", None)
     with method(run, ev) as propose:
-        measured, predict = _approach(run, ev, propose, predict, dense, target_ms, bias, before)
+        measured, predict, spent = _approach(run, ev, propose, predict, dense, target_ms, bias, before)
     if not measured:
         first = first_error(open_study(run.folder / "study.journal", run.spec.seed))
         raise DataError(f"the search has no trial to choose from: every one failed, the first with {first or '?'}")
@@ -125,7 +135,7 @@ def fit(
     attempts = tuple(Attempt(m.predicted_ms, m.ends_ms, target_ms, m.seen.margin, m.seen.nodes) for m in measured)
     lowest, ms = floor(p, predict), (top.predicted_ms, top.ends_ms, target_ms)
     ends = (predict(lowest), predict.fixed(lowest))
-    found = Fitted(top.trial.candidate, *ms, asked, predict.correction, *ends, attempts, bias)
+    found = Fitted(top.trial.candidate, *ms, asked, predict.correction, *ends, attempts, bias, spent)
     write(record, found)
     return found
 
@@ -183,9 +193,11 @@ class Measured:
 
 def _approach(
     run: Run, ev: Any, propose: Propose, predict: Any, dense: Profile, target_ms: float, bias: float, before: int
-) -> tuple[list[Measured], Any]:
-    """Propose and measure in turn until a structure lies just under the target; (what was measured, the predictor)."""
+) -> tuple[list[Measured], Any, bool]:
+    """Propose and measure in turn until a structure lies just under the target; (what was measured, the predictor,
+    whether the last is as large as it may be)."""
     found: list[Measured] = []
+    spent = False
     record = run.shared / WINDOWS
     for attempt in range(ATTEMPTS):
         chosen = propose(predict, target_ms * AIM, before + attempt)
@@ -193,7 +205,8 @@ def _approach(
             break
         predicted = predict(chosen.candidate)
         if run.away:  # this is not the device that the target is for
-            return [Measured(chosen, predicted, 1.0, Seen(predicted, 0.0, 0.0, {}), predicted, predicted)], predict
+            seen = Seen(predicted, 0.0, 0.0, {})
+            return [Measured(chosen, predicted, 1.0, seen, predicted, predicted)], predict, False
         with run.timed("fit"):
             run.say("fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None)
             seen = measure_structure(run, ev, chosen.candidate, dense)
@@ -206,7 +219,7 @@ def _approach(
         run.say("fit", told, None)
         if m.low <= m.share(target_ms) <= m.high:
             break
-        if m.share(target_ms) < m.low and predicted < FULL * AIM * target_ms:  # as large as it may be
+        if spent := m.share(target_ms) < m.low and predicted < FULL * AIM * target_ms:
             break
         if chosen.latency_ms > target_ms * AIM and attempt > 0:  # nothing is predicted to be fast enough
             break
@@ -215,7 +228,7 @@ def _approach(
         residuals = [_residual(run, predict, m) for m in found]
         mean = sum(w * math.log(r) for w, r in zip(weights, residuals, strict=True)) / sum(weights)
         predict = replace(predict, correction=math.exp(mean))
-    return found, predict
+    return found, predict, spent
 
 
 def _residual(run: Run, predict: Any, m: Measured) -> float:
@@ -260,7 +273,7 @@ def whole(run: Run, candidate: Candidate, dense: Profile) -> dict[str, Path]:
     from mmcompress.measure.latency import spare
     from mmcompress.measure.readings import ROUNDED
 
-    if not spare(dense.latency_ms.p50):
+    if run.goal.kind != "speedup" or not spare(dense.latency_ms.p50):
         return {}
     found = {p: run.shared / ROUNDED / p for p in sorted(set(candidate.precision.values()))}
     return {p: at for p, at in found.items() if at.exists()}

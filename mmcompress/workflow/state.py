@@ -159,19 +159,14 @@ def open_run(
     space = load_space(space_path or default_space(), spec, given(spec_path, overrides))
     folder = Path(out)
     say("load", f"{spec.name}: {len(spec.models())} models", None)
-    from mmcompress.data import listed_texts, open_dataset
+    from mmcompress.data import listed_texts
     from mmcompress.graph.modality import cross_modal
     from mmcompress.graph.pipeline import TorchPipeline
     from mmcompress.models.sources import load_models
 
-    data = open_dataset(spec.data)
-    for split in ("train", "val", "test", *spec.data.report):
-        if split not in data.splits:
-            raise DataError(f"data.report: '{spec.data.kind}' has no split '{split}' (known: {', '.join(data.splits)})")
-        data.load(split, 1)
-    kind = getattr(data, "gives", "image")
-    if kind != next(iter(spec.inputs.values())):
-        raise DataError(f"data: '{spec.data.kind}' gives {kind}, the pipeline takes {next(iter(spec.inputs.values()))}")
+    data = opened(spec)
+    if few := scarce(spec, data):
+        say("load", few, None)
     listed = {n: listed_texts(data, node.texts) for n, node in spec.nodes.items() if node.kind == "lookup"}
     models = load_models(spec)
     _check_asked(spec, models)
@@ -184,6 +179,31 @@ def open_run(
     if (folder / "timings.json").exists():
         run.timings |= json.loads((folder / "timings.json").read_text())
     return run
+
+
+def opened(spec: Spec) -> Any:
+    """The data of a spec, a pair of every split looked at. Raises `DataError`."""
+    from mmcompress.data import open_dataset
+
+    data = open_dataset(spec.data)
+    for split in ("train", "val", "test", *spec.data.report):
+        if split not in data.splits:
+            raise DataError(f"data.report: '{spec.data.kind}' has no split '{split}' (known: {', '.join(data.splits)})")
+        data.load(split, 1)
+    kind = getattr(data, "gives", "image")
+    if kind != next(iter(spec.inputs.values())):
+        raise DataError(f"data: '{spec.data.kind}' gives {kind}, the pipeline takes {next(iter(spec.inputs.values()))}")
+    return data
+
+
+def scarce(spec: Spec, data: Any) -> str:
+    """What there is less of than the spec asks for, in words; empty: nothing, or data without an end."""
+    if not hasattr(data, "counts"):
+        return ""
+    have, d = data.counts(), spec.data
+    asked = {"train": max(d.calibration, d.damage), "val": d.choosing}
+    short = [f"{have[split]} of {n} in {split}" for split, n in asked.items() if have[split] < n]
+    return f"fewer pairs than asked for: {', '.join(short)}; {have['test']} in test" if short else ""
 
 
 def _check_asked(spec: Spec, models: dict[str, Any]) -> None:
