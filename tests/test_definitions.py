@@ -15,6 +15,7 @@ from mmcompress.prune.importance import Material
 from mmcompress.prune.masks import masked
 from mmcompress.prune.refit import _regress_, measure_grams, refit_from_gram_
 from mmcompress.prune.surgery import sliced
+from mmcompress.records import Block
 from mmcompress.registry import IMPORTANCE
 
 BLOCKS = [("vision", "0.ffn"), ("vision", "1.attention"), ("captioner", "1.cross_attention"), ("text", "0.attention")]
@@ -156,6 +157,14 @@ def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
         refit_from_gram_(cut, models[node], units, grams[node], 0.01)
         rise = pipeline.evaluate({**models, node: cut.eval()}, few, dense=anchors)[0] - base
         assert float(curves[node][name].at(b.units // 2)) == pytest.approx(max(rise, 0.0), abs=1e-4)
+
+
+def test_damage_of_positions_is_measured_as_far_as_they_may_be_cut():
+    """What hears the end of a window only reads silence there, until a sound is cut short."""
+    tokens = Block("tokens", "tokens", "kept", (), 1500, 1, 50, "", ("audio",), (), ordered=True)
+    ffn = Block("0.ffn", "ffn", "out", (), 64, 1, 16, "", ("audio",), (("mlp", "zero"),))
+    assert damage._levels(tokens, 0.6) == [1300, 1050, 800, 600] and damage._levels(tokens, 0.0)[-1] <= 50
+    assert damage._levels(ffn, 0.6) == [48, 32, 16, 0]
 
 
 def softmax(x: np.ndarray, axis: int) -> np.ndarray:

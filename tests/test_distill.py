@@ -10,6 +10,7 @@ import torch
 
 from mmcompress.data import open_dataset
 from mmcompress.distill import losses, trainer
+from mmcompress.distill.teacher import Teacher
 from mmcompress.distill.trainer import distill_
 from mmcompress.prune.surgery import sliced
 from mmcompress.spec.schema import Distill
@@ -103,14 +104,15 @@ def test_what_blocks_add_to_their_streams_is_distilled(pipeline, models, batch, 
     """Nothing is lost by the teacher itself; what is left of a pruned student's blocks counts, those gone do not."""
     weights = {**dict.fromkeys(("embedding", "tokens", "affinity", "logits", "contrast", "caption"), 0.0)}
     weights |= {"hidden": 0.0, "cross": 0.0, part: 1.0}
-    same = trainer._losses(pipeline, models, models, batch, weights)
+    teacher = Teacher(pipeline, models)
+    same = trainer._losses(pipeline, models, teacher, batch, weights)
     mine = {k: float(v) for k, v in same.items() if k.startswith(part)}
     assert set(mine) == ({"cross.captioner"} if part == "cross" else {f"hidden.{n}" for n in models})
     assert all(v < 1e-10 for v in mine.values())
     cut = {n: {b.name: torch.arange(0, b.units, 2) for b in m.blocks} for n, m in models.items()}
     cut["captioner"]["0.ffn"] = torch.arange(0)
     student = {n: sliced(m, cut[n]) for n, m in models.items()}
-    parts = trainer._losses(pipeline, student, models, batch, weights)
+    parts = trainer._losses(pipeline, student, teacher, batch, weights)
     assert all(float(parts[k]) > 1e-3 for k in mine)
     sum(parts[k] for k in mine).backward()
     block = student["captioner"].block("1.cross_attention" if part == "cross" else "1.ffn")
@@ -209,3 +211,33 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(spec, pipeline, 
     steps = lambda name: [row["step"] for row in json.loads((tmp_path / name).read_text())]
     assert steps("whole.json") == steps("cut.json")
     assert not (tmp_path / "state.safetensors").exists()
+
+
+def test_the_teacher_answers_pairs_that_come_again_from_memory(pipeline, models, batch, monkeypatch):
+    from dataclasses import replace
+
+    asked, forward = [], pipeline.forward
+    monkeypatch.setattr(pipeline, "forward", lambda m, b, *a: asked.append(len(b)) or forward(m, b, *a))
+    named = replace(batch, names=tuple(f"{i}.png" for i in range(len(batch))))
+    size = sum(v[0].nbytes for by in forward(models, batch).values() for v in by.values())
+    teacher = Teacher(pipeline, models, room=int(2.5 * size))
+    teacher(named[slice(0, 1)])
+    mixed, judged = teacher(named[slice(0, 4)]), pipeline.judged(batch[slice(0, 4)], "captioner")
+    again = teacher(named[slice(0, 4)])
+    assert asked[0] == 1 and asked[1] == 3 and 1 <= asked[2] <= 2 and len(asked) == 3  # there is room for two or three
+    want = forward(models, batch[slice(0, 4)])
+    for found in (mixed, again):
+        for n, by in want.items():
+            for k, v in by.items():
+                a, b = (x[judged] if k == "logits" else x for x in (found[n][k], v))
+                assert torch.allclose(a, b, atol=1e-5), (n, k)
+    teacher(batch)
+    assert asked[-1] == len(batch)  # without names nothing is taken for known
+
+
+def test_a_rate_is_not_looked_for_where_steps_are_too_slow(spec, pipeline, models):
+    student = {n: sliced(m, {}) for n, m in models.items()}
+    data, options = open_dataset(spec.data), Distill(steps=160, minutes=1, batch=4, rate=2e-3, checks=0)
+    training = trainer._Training(pipeline, student, models, data, options, 0, lambda: None)
+    training.advance_ = None  # type: ignore[method-assign]
+    assert training.bearable(limit=0.0) == 2e-3

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,17 @@ from torch import nn
 from mmcompress.data.base import Dataset
 from mmcompress.distill.checkpoint import Checkpoint
 from mmcompress.distill.losses import alongside, combined, recorded, streams
+from mmcompress.distill.teacher import Teacher
 from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
+from mmcompress.measure.latency import quiet
 from mmcompress.records import plain, write
-from mmcompress.runtime.cpu import multiplies_bf16
 from mmcompress.spec.schema import Distill
 
 Progress = Callable[[str, float], None]
 HARM = 1.05
 """A loss on choosing pairs this many times the best one seen is harm done."""
+CLEARLY = 0.8
+"""The share of the time of an fp32 product that one of bfloat16 takes at most to be used."""
 WARM, TRIED, WORSE, HALVINGS, PART = 10, 16, 1.25, 4, 0.1
 """Steps over which the rate rises; steps that a rate is tried for, and how many times the loss before any of them the
 last of those may give; how often it is halved at most, and the share of the budget that may be spent on finding it."""
@@ -112,10 +116,10 @@ class _Training:
         seed: int,
         hold_: Callable[[], None],
     ):
-        self.pipeline, self.student, self.teacher, self.data = pipeline, student, teacher, data
+        self.pipeline, self.student, self.teacher, self.data = pipeline, student, Teacher(pipeline, teacher), data
         self.options, self.seed, self.hold_ = options, seed, hold_
         self.weights = asdict(options)
-        self.half = options.precision == "bf16" or (options.precision == "auto" and multiplies_bf16())
+        self.half = options.precision == "bf16" or (options.precision == "auto" and quicker_in_bf16())
         self.flat = [p for g in parameters(student) for p in g["params"]]
 
     def drawn(self, step: int) -> Batch:
@@ -140,12 +144,21 @@ class _Training:
         self.hold_()
         return {k: float(v.detach()) for k, v in parts.items()}
 
+    def _forward_seconds(self, step: int) -> float:
+        batch, began = self.drawn(step), time.monotonic()
+        with torch.no_grad():
+            self.losses(batch)
+        return time.monotonic() - began
+
     def bearable(self, limit: float) -> float:
         """The rate, halved until a few steps of it no longer make the loss `WORSE`; weights are left as they were.
 
         A structure that lost much learns fastest at a rate that throws one which lost little far from where it was.
-        `limit`: when it has to be found, on the monotonic clock.
+        `limit`: when it has to be found, on the monotonic clock; it is not looked for where steps are too slow.
         """
+        forward = min(self._forward_seconds(i) for i in range(2))  # the first one is slow
+        if time.monotonic() + 4 * TRIED * forward > limit:
+            return self.options.rate
         rate, batches = self.options.rate, [self.drawn(i) for i in range(TRIED)]
         start = [p.detach().clone() for p in self.flat]
         with torch.no_grad():
@@ -164,10 +177,23 @@ class _Training:
         return rate
 
 
+@cache
+def quicker_in_bf16() -> bool:
+    """Whether this processor multiplies bfloat16 in clearly less time than fp32, by trying: flags do not say.
+
+    Of two with avx512_bf16, one is twice as quick with it and one half as quick.
+    """
+    took = {}
+    for kind in (torch.float32, torch.bfloat16):
+        x, w = torch.zeros(512, 384, dtype=kind), torch.zeros(1536, 384, dtype=kind)
+        took[kind] = quiet(lambda x=x, w=w: nn.functional.linear(x, w), 3, 20, 0.3)  # type: ignore[misc]
+    return took[torch.bfloat16] < CLEARLY * took[torch.float32]
+
+
 def _losses(
     pipeline: TorchPipeline,
     student: Models,
-    teacher: Models,
+    teacher: Teacher,
     batch: Batch,
     weights: Mapping[str, float],
     half: bool = False,
@@ -175,8 +201,9 @@ def _losses(
     """The weighted parts of the loss of one batch; with `half` the models multiply in bfloat16."""
     inside = weights["hidden"] or weights["cross"]
     watched: Models = student if inside else {}
-    with torch.inference_mode(), recorded(teacher, watched) as theirs, torch.autocast("cpu", enabled=half):
-        target = alongside(pipeline.forward(teacher, batch), student)
+    with torch.inference_mode(), recorded(teacher.models, watched) as theirs, torch.autocast("cpu", enabled=half):
+        # what its blocks add is seen only while they run
+        target = alongside(pipeline.forward(teacher.models, batch) if inside else teacher(batch), student)
     target = {n: {k: v.clone().float() for k, v in o.items()} for n, o in target.items()}
     with recorded(student, watched) as ours:
         with torch.autocast("cpu", enabled=half):

@@ -42,16 +42,24 @@ class Batch:
 
     The tower behind a lookup reads two texts each, ids [b, 2, t]: the query and what it should find.
     `keep[node]` [b, p]: which positions hold something, where not all do; of a generator those with a next token.
+    `names`: of the pairs, where they have any.
     """
 
     inputs: dict[str, Tensor]
     keep: dict[str, Tensor] = field(default_factory=dict)
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(next(iter(self.inputs.values())))
 
     def __getitem__(self, index: slice) -> Batch:
-        return Batch({k: v[index] for k, v in self.inputs.items()}, {k: v[index] for k, v in self.keep.items()})
+        of = lambda by: {k: v[index] for k, v in by.items()}
+        return Batch(of(self.inputs), of(self.keep), self.names[index])
+
+    def pick(self, places: Sequence[int]) -> Batch:
+        """The pairs at some places."""
+        of = lambda by: {k: v[list(places)] for k, v in by.items()}
+        return Batch(of(self.inputs), of(self.keep), tuple(self.names[i] for i in places) if self.names else ())
 
     def chunks(self, size: int) -> list[Batch]:
         return [self[i : i + size] for i in range(0, len(self), size)]
@@ -116,7 +124,7 @@ class TorchPipeline:
                 if node in read:
                     inputs[node] = inputs[node].unflatten(0, (-1, 2))
                 keep[node] = inputs[node] != config["pad"]
-        return Batch(inputs, keep)
+        return Batch(inputs, keep, pairs.names)
 
     def _ids(self, node: str, texts: Sequence[str]) -> Tensor:
         config = self.config[node]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from mmcompress.prune.surgery import sliced
 from mmcompress.records import Block
 
 SHARES = (0.25, 0.5, 0.75, 1.0)
+NO_LIMIT: Mapping[str, float] = MappingProxyType({})
 
 
 @torch.inference_mode()
@@ -25,8 +27,13 @@ def measure(
     grams: Mapping[str, Grams],
     ridge: float,
     progress: Callable[[str, float], None] = lambda what, share: None,
+    shortest: Mapping[str, float] = NO_LIMIT,
 ) -> dict[str, dict[str, Curve]]:
-    """Curves per node and block. Only the nodes downstream of the cut are run again."""
+    """Curves per node and block. Only the nodes downstream of the cut are run again.
+
+    `shortest`: the largest share of its positions that a node may lose. Damage rises steeply where the end of what is
+    seen or heard begins: levels beyond would say too much of those within.
+    """
     dense = pipeline.run(models, batch)
     anchors = pipeline.anchors_of(dense)
     base, _ = pipeline.judge(dense, batch, anchors)
@@ -41,10 +48,7 @@ def measure(
             progress(f"{node}.{block.name}", done / total)
             done += 1
             points = {block.units: 0.0}
-            for share in SHARES:
-                kept = int(after(block, round(share * steps(block))))
-                if kept in points:
-                    continue
+            for kept in _levels(block, shortest.get(node, 0.0)):
                 cut = _cut(model, block, kept, scores[node], grams[node], ridge)
                 loss, _ = pipeline.evaluate({**models, node: cut}, batch, known, anchors)
                 points[kept] = max(loss - base, 0.0)
@@ -53,7 +57,15 @@ def measure(
     return found
 
 
-def estimate(models: Models, scores: Mapping[str, Mapping[str, Tensor]], pairs: int) -> dict[str, dict[str, Curve]]:
+def _levels(block: Block, shortest: float) -> list[int]:
+    """Units kept at which damage is measured, all of them aside."""
+    most = shortest if block.group == "tokens" and shortest else 1.0
+    return sorted({int(after(block, round(s * most * steps(block)))) for s in SHARES} - {block.units}, reverse=True)
+
+
+def estimate(
+    models: Models, scores: Mapping[str, Mapping[str, Tensor]], pairs: int, shortest: Mapping[str, float] = NO_LIMIT
+) -> dict[str, dict[str, Curve]]:
     """Curves without running anything: half the mask Fisher information that is cut, per pair (Kwon et al. 2022)."""
     found: dict[str, dict[str, Curve]] = {}
     for node, model in models.items():
@@ -61,7 +73,7 @@ def estimate(models: Models, scores: Mapping[str, Mapping[str, Tensor]], pairs: 
         for block in model.blocks:
             given = scores[node][block.name]
             lost = (given.flip(0) if block.ordered else given.sort().values).cumsum(0) / (2 * pairs)
-            kept = sorted({block.units, *(int(after(block, round(s * steps(block)))) for s in SHARES)})
+            kept = sorted({block.units, *_levels(block, shortest.get(node, 0.0))})
             points = tuple(float(lost[block.units - k - 1]) if k < block.units else 0.0 for k in kept)
             found[node][block.name] = Curve(tuple(kept), points)
     return found

@@ -51,8 +51,12 @@ def gather(
     folder: Path,
     progress: Callable[[str, float], None],
     precisions: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    shortest: Mapping[str, float] = damage.NO_LIMIT,
 ) -> Evidence:
-    """Input moments, importance, damage of every (block, level), damage of the `precisions` of each node."""
+    """Input moments, importance, damage of every (block, level), damage of the `precisions` of each node.
+
+    `shortest`: see `damage.measure`.
+    """
     record, tensors = folder / "evidence.json", folder / "evidence.safetensors"
     if record.exists() and tensors.exists():
         return _read(models, record, tensors)
@@ -72,7 +76,7 @@ def gather(
     rounding = {n: dict.fromkeys(precisions.get(n, ("fp32", "int8")), 0.0) for n in models}
     if measured:
         say = lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share)
-        curves = damage.measure(pipeline, models, some, scores, grams, spec.prune.ridge, say)
+        curves = damage.measure(pipeline, models, some, scores, grams, spec.prune.ridge, say, shortest)
         loss = lambda: max(pipeline.evaluate(models, some, dense=anchors)[0] - base, 0.0)
         for n, m in models.items():
             for p in (p for p in rounding[n] if p != "fp32"):
@@ -82,7 +86,7 @@ def gather(
                 with simulated(m, p, linear(m, spared[n].get(p, ()))):
                     rounding[n][p] = loss()
     else:
-        curves = damage.estimate(models, scores, len(batch))
+        curves = damage.estimate(models, scores, len(batch), shortest)
     flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
     for n, by in grams.items():
         for b, g in by.items():

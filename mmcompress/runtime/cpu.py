@@ -10,8 +10,6 @@ from typing import Any
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
 IDENTITY = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU revision")
 """What tells processors of one name, or of none, apart."""
-BF16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
-"""Instruction sets with products of bfloat16, of use in training."""
 
 
 def cpu() -> dict[str, Any]:
@@ -37,12 +35,3 @@ def cpu() -> dict[str, Any]:
         "flags": [f for f in FLAGS if f in flags],
         "identity": [identity[k] for k in IDENTITY if k in identity],
     }
-
-
-def multiplies_bf16() -> bool:
-    """Whether this processor multiplies bfloat16 itself; not known of others than Linux's."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return False
-    return any(BF16 & set(line.split()) for line in lines if line.startswith(("flags", "Features")))

@@ -112,8 +112,8 @@ class Distill:
     """A budget of wall time; the schedule ends with whichever comes first."""
     batch: int = field(default=24, metadata=_within(2, 65_536))
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of products and what they give while training, weights and losses being fp32; auto: bf16 where the processor
-    multiplies it itself, which about doubles the steps a minute."""
+    """Of products and what they give while training, weights and losses being fp32; auto: bf16 where a product is
+    measured to be quicker in it, which may double the steps a minute."""
     rate: float = field(default=7e-4, metadata=_within(0, 1))
     gentle: bool = True
     """Halve the rate while a few steps of it would make matters worse: structures that lost little are easily lost."""

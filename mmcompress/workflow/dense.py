@@ -339,4 +339,5 @@ def evidence(run: Run) -> Any:
             run.shared,
             lambda what, share: run.say("importance", what, share),
             precisions_of(run),
+            {n: _shortest(run, n) for n in run.models},
         )
