@@ -238,6 +238,6 @@ def test_the_teacher_answers_pairs_that_come_again_from_memory(pipeline, models,
 def test_a_rate_is_not_looked_for_where_steps_are_too_slow(spec, pipeline, models):
     student = {n: sliced(m, {}) for n, m in models.items()}
     data, options = open_dataset(spec.data), Distill(steps=160, minutes=1, batch=4, rate=2e-3, checks=0)
-    training = trainer._Training(pipeline, student, models, data, options, 0, lambda: None)
+    training = trainer._Training(pipeline, student, Teacher(pipeline, models), data, options, 0, lambda: None)
     training.advance_ = None  # type: ignore[method-assign]
     assert training.bearable(limit=0.0) == 2e-3

@@ -43,7 +43,7 @@ def parameters(models: Models) -> list[dict]:
 def distill_(
     pipeline: TorchPipeline,
     student: Models,
-    teacher: Models,
+    teacher: Models | Teacher,
     data: Dataset,
     options: Distill,
     seed: int,
@@ -58,16 +58,18 @@ def distill_(
     The generator reads the student's own tokens, so it learns to live with what the pruned encoder gives it. On the
     pairs `choosing` the pipeline's own loss is taken at the start and `checks` times on the way: when it was clearly
     lower before the end, the student is left as it was then, for little data can do harm. `hold_` is called after
-    every step (weights that must stay zero). With a `checkpoint` a training that was cut off goes on from it.
+    every step (weights that must stay zero). With a `checkpoint` a training that was cut off goes on from it. A
+    `Teacher` that has taught others before knows its answers to what comes again.
     """
     if options.steps == 0 or options.minutes == 0:
         return []
     torch.manual_seed(seed)
     for m in student.values():
         m.eval()  # what is trained is what is deployed: no dropout, statistics of batch norms as they are
-    training, curve = _Training(pipeline, student, teacher, data, options, seed, hold_), []
+    known = teacher if isinstance(teacher, Teacher) else Teacher(pipeline, teacher)
+    training, curve = _Training(pipeline, student, known, data, options, seed, hold_), []
     optimizer = torch.optim.AdamW(parameters(student), lr=options.rate, betas=(0.9, 0.98), fused=True)
-    best = _Best(pipeline, student, teacher, choosing, options.checks)
+    best = _Best(pipeline, student, known.models, choosing, options.checks)
     began, step, share, highest = time.monotonic(), 0, 0.0, options.rate
     if checkpoint and (found := checkpoint.load_(training.flat, optimizer)):
         state, best.kept = found
@@ -110,13 +112,13 @@ class _Training:
         self,
         pipeline: TorchPipeline,
         student: Models,
-        teacher: Models,
+        teacher: Teacher,
         data: Dataset,
         options: Distill,
         seed: int,
         hold_: Callable[[], None],
     ):
-        self.pipeline, self.student, self.teacher, self.data = pipeline, student, Teacher(pipeline, teacher), data
+        self.pipeline, self.student, self.teacher, self.data = pipeline, student, teacher, data
         self.options, self.seed, self.hold_ = options, seed, hold_
         self.weights = asdict(options)
         self.half = options.precision == "bf16" or (options.precision == "auto" and quicker_in_bf16())

@@ -49,9 +49,12 @@ def settled(
         return best
     p, record = problem(run, ev, predict, budget_ms), run.folder / "tryouts.json"
     if not record.exists():
-        pool = _pool(run, ev, p, trials)[: s.tryouts]
+        from mmcompress.distill.teacher import Teacher
+
+        pool, teacher = _pool(run, ev, p, trials)[: s.tryouts], Teacher(run.pipeline, run.models)
         with run.timed("tryouts"):
-            write(record, {"tried": [_try(run, ev, c, origin, i, len(pool)) for i, (origin, c) in enumerate(pool)]})
+            tried = [_try(run, ev, teacher, c, origin, (i, len(pool))) for i, (origin, c) in enumerate(pool)]
+        write(record, {"tried": tried})
     winner = min(read(_Record, record).tried, key=lambda t: t.loss)
     fits = moves.trim(p, winner.candidate, ev.damage)
     if fits is None:
@@ -86,18 +89,18 @@ def added(ev: Any, c: Candidate) -> float:
     return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
 
 
-def _try(run: Run, ev: Any, c: Candidate, origin: str, number: int, count: int) -> Tried:
+def _try(run: Run, ev: Any, teacher: Any, c: Candidate, origin: str, place: tuple[int, int]) -> Tried:
     from mmcompress.distill.trainer import distill_
 
-    d = run.spec.distill
+    d, number = run.spec.distill, f"{place[0] + 1} of {place[1]}"
     options = replace(
         d, steps=max(1, round(SHARE * d.steps)), minutes=SHARE * d.minutes, checks=0, patience=0, gentle=False
     )
     models = pruned(run, ev, c, run.spec.prune.refit)
-    say = lambda what, share: run.say("tryout", f"{number + 1} of {count} ({origin}): {what}", share)
-    distill_(run.pipeline, models, run.models, run.data, options, run.spec.seed, say)
+    say = lambda what, share: run.say("tryout", f"{number} ({origin}): {what}", share)
+    distill_(run.pipeline, models, teacher, run.data, options, run.spec.seed, say)
     loss = choosing_loss(run, models)
-    run.say("tryout", f"{number + 1} of {count} ({origin}): loss {loss:.3f} after training", None)
+    run.say("tryout", f"{number} ({origin}): loss {loss:.3f} after training", None)
     return Tried(c, origin, loss)
 
 
