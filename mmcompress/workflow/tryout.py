@@ -53,7 +53,7 @@ def settled(
 
         pool, teacher = _pool(run, ev, p, trials)[: s.tryouts], Teacher(run.pipeline, run.models)
         with run.timed("tryouts"):
-            tried = [_try(run, ev, teacher, c, origin, (i, len(pool))) for i, (origin, c) in enumerate(pool)]
+            tried = [_try(run, ev, teacher, c, origin, f"{i + 1} of {len(pool)}") for i, (origin, c) in enumerate(pool)]
         write(record, {"tried": tried})
     winner = min(read(_Record, record).tried, key=lambda t: t.loss)
     fits = moves.trim(p, winner.candidate, ev.damage)
@@ -89,10 +89,10 @@ def added(ev: Any, c: Candidate) -> float:
     return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
 
 
-def _try(run: Run, ev: Any, teacher: Any, c: Candidate, origin: str, place: tuple[int, int]) -> Tried:
+def _try(run: Run, ev: Any, teacher: Any, c: Candidate, origin: str, number: str) -> Tried:
     from mmcompress.distill.trainer import distill_
 
-    d, number = run.spec.distill, f"{place[0] + 1} of {place[1]}"
+    d = run.spec.distill
     options = replace(
         d, steps=max(1, round(SHARE * d.steps)), minutes=SHARE * d.minutes, checks=0, patience=0, gentle=False
     )
