@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -152,26 +153,48 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     assert removed(slow) <= removed(quick) and slow.latency_ms >= quick.latency_ms
 
 
-def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for_anew(run_folder, tiny):
-    from dataclasses import replace
+def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for_anew(run_folder, tiny, monkeypatch):
+    from importlib import import_module
 
     from mmcompress import workflow
+    from mmcompress.records import Trial
+    from mmcompress.search import moves
+    from mmcompress.workflow import choose
     from mmcompress.workflow.dense import prepared
 
+    fit = import_module("mmcompress.workflow.fit")
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, predict, ev = prepared(r)
-    slower = lambda factor: replace(predict, correction=factor * predict.correction)
-    budget = 0.75 * predict(_whole(r))
-    with METHODS["searched"].propose(r, ev) as propose:
-        first = propose(predict, budget, 0)
-        near = propose(slower(1.05), budget, 1)
-        far = propose(slower(1.05 * 1.2), budget, 2)
-    assert near.origin == "adjusted" and near.candidate.precision == first.candidate.precision
-    assert 0.985 * budget <= slower(1.05)(near.candidate) <= budget
-    kept = lambda t: [t.candidate.kept[n][b.name] for n, bs in r.blocks.items() for b in bs]
-    moved = [a - b for a, b in zip(kept(first), kept(near), strict=True)]
-    assert 0 < sum(m != 0 for m in moved) <= len(moved) // 2
-    assert far.origin != "adjusted" and slower(1.05 * 1.2)(far.candidate) <= budget
+    _, _, ev = prepared(r)
+
+    @dataclasses.dataclass(frozen=True)
+    class Line:  # a step of any block takes about as long
+        correction: float = 1.0
+
+        def __call__(self, c):
+            weighed = (c.kept[n][b.name] / b.step for n, bs in r.blocks.items() for b in bs)
+            return self.correction * sum(weighed)
+
+    whole, searches = _whole(r), []
+    budget = 0.75 * Line()(whole)
+    p = choose.problem(r, ev, Line(), budget)
+    first = moves.trim(p, whole, ev.damage)
+
+    def search(run, ev, predict, budget_ms, who, attempt):
+        searches.append(attempt)
+        return [Trial(0, "seed", {}, first, predict(first), 0.0, {}, 0.0)]
+
+    monkeypatch.setattr(fit, "search", search)
+    monkeypatch.setattr(fit, "chosen", lambda run, who, trials, budget_ms: trials[0])
+    monkeypatch.setattr(fit, "settled", lambda *a: a[-1])
+    with fit.searching(r, ev) as propose:
+        assert propose(Line(), budget, 0).candidate == first and searches == [0]
+        near = propose(Line(1.05), budget, 1)
+        assert searches == [0] and near.origin == "adjusted" and np.isfinite(near.loss)
+        p = dataclasses.replace(choose.problem(r, ev, Line(1.05), budget), precisions={})
+        assert near.candidate == moves.fill(p, moves.trim(p, first, ev.damage), ev.damage, ev.rounding)
+        assert choose.FULL * budget <= Line(1.05)(near.candidate) <= budget
+        propose(Line(1.05 * 1.2), budget, 2)
+    assert searches == [0, 2]
 
 
 def _whole(r):

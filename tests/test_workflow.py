@@ -495,7 +495,10 @@ def test_what_was_made_before_more_was_asked_for_is_not_taken_for_the_result(tin
 @pytest.mark.slow
 def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_taken(tiny, tmp_path, monkeypatch):
     from mmcompress.records import Candidate
+    from mmcompress.search import moves
     from mmcompress.workflow import tryout
+    from mmcompress.workflow.choose import AIM, problem
+    from mmcompress.workflow.dense import prepared
 
     hit = lambda run, ev, c, dense: fit.Seen(0.975 * run.goal.milliseconds(dense.latency_ms), 0.0, fit.LEAST, {})
     fit = import_module("mmcompress.workflow.fit")
@@ -512,8 +515,12 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     assert found and found == [3.0, 1.0, 2.0][: len(found)]  # once, however often the budget was corrected
     assert len({json.dumps(t["candidate"], sort_keys=True) for t in tried}) == len(tried)
     winner = Candidate(**min(tried, key=lambda t: t["loss"])["candidate"])
-    moved = [abs(k - s.kept[n][b]) for n, by in winner.kept.items() for b, k in by.items()]
-    assert sum(m == 0 for m in moved) >= len(moved) // 2  # the winner, fitted to the budget
+    r = workflow.open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
+    dense, predict, ev = prepared(r)
+    ms, tail = r.goal.milliseconds(dense.latency_ms), r.goal.tail(dense.latency_ms)
+    p = problem(r, ev, replace(predict, tail=tail), AIM * ms)
+    fitted = moves.fill(p, moves.trim(p, winner, ev.damage), ev.damage, ev.rounding)
+    assert s.kept == fitted.kept  # the winner, fitted to the budget
     assert any(stage == "tryout" for stage, *_ in told) and s.timings["tryouts"] > 0
 
 
