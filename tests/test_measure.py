@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -251,6 +252,23 @@ def test_what_follows_the_moves_of_beams_is_fed_the_same_and_moves_its_cache_ali
     _, followed = run(1, g.paced(len(free)), follow=made)
     assert followed == free
     assert run(1, g.paced(len(free)))[1] != free
+
+
+def test_a_paced_generator_takes_its_steps_though_every_token_would_end_it():
+    import numpy as np
+
+    from mmcompress.runtime.decode import Generation, beam_search
+
+    g, calls = Generation(bos=0, eos=1, pad=2, beams=2, max_tokens=12), []
+
+    def step(ids, position, past):
+        calls.append(position)
+        return np.log(np.tile(np.array([[1e-6, 1.0, 1e-6, 1e-6]], np.float32), (len(ids), 1))), past
+
+    for how, steps in ((g, 1), (g.paced(7), 7), (replace(g, early_stopping=True).paced(30), 30)):
+        calls.clear()
+        beam_search(step, [np.zeros((2, 0), np.float32)], how)
+        assert len(calls) == steps or (how is g and len(calls) < 12)
 
 
 def test_the_critical_path_is_the_longest_way():

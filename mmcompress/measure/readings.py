@@ -16,7 +16,7 @@ import numpy as np
 
 from mmcompress.errors import DataError
 from mmcompress.measure import table
-from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Script, end_to_end, loads, quiet, reloaded
+from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Script, end_to_end, lasting, loads, quiet, reloaded
 from mmcompress.measure.machine import fingerprint, versions
 from mmcompress.measure.predict import Affine, Placed, Predictor, Window, needs
 from mmcompress.measure.table import Table
@@ -136,7 +136,7 @@ def beside(
 ) -> dict[str, EndToEnd]:
     """Measure bundles in turn, all writing what the dense one `said` of the first requests."""
     some = few(requests, said, dense_ms)
-    found = reloaded(bundles, threads, some, warmup, rounds, said, SECONDS, sittings=loads(dense_ms))
+    found = reloaded(bundles, threads, some, warmup, rounds, said, lasting(dense_ms), sittings=loads(dense_ms))
     return {n: s.summary() for n, s in found.items()}
 
 
@@ -148,7 +148,7 @@ def shares(found: Mapping[str, EndToEnd]) -> dict[str, dict[str, float]]:
 
 def few(requests: Sequence[dict[str, Any]], said: Sequence[Script], dense_ms: float) -> list[dict[str, Any]]:
     """As many of the requests as there is time for, eight at least; of those whose answers are known."""
-    return list(requests[: min(len(said), max(8, int(SECONDS * 1e3 / dense_ms)))])
+    return list(requests[: min(len(said), max(8, int(lasting(dense_ms) * 1e3 / dense_ms)))])
 
 
 def fitted(
@@ -288,7 +288,7 @@ def check_bundle(folder: Path, bundle: Path) -> Check:
     """Measure a bundle beside the dense one of a kit, on this device, as a run here measures its own."""
     kit = open_kit(folder)
     pair = {"dense": folder / "baseline", "new": bundle}
-    how = (kit.warmup, MOST * kit.rounds, (), SECONDS, kit.rounds)
+    how = (kit.warmup, MOST * kit.rounds, (), 2 * SECONDS, kit.rounds)
     found = [Measured.of(s.summary()) for s in reloaded(pair, kit.threads, _requests(folder), *how).values()]
     facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads)
     return Check(*facts, identity(folder / "baseline"), identity(bundle), *found)

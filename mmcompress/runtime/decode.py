@@ -12,6 +12,8 @@ Step = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.n
 Move = tuple[tuple[int, ...], tuple[int, ...]]
 """From one step to the next: which running sequence each of the next ones goes on with, and the token it gets."""
 LONGEST_SPAN, COPIES, TOKENS = 16, 4, 16
+NONE = -1
+"""No token."""
 FAR = -1e9
 """What is added to the score of a position that must not be seen."""
 
@@ -39,9 +41,12 @@ class Generation:
     """End as soon as the best sequence does nothing but repeat itself; of the copies one stays."""
 
     def paced(self, steps: int) -> Generation:
-        """The same, writing exactly as long as `steps` calls of the model take, whatever it says."""
+        """The same, writing exactly as long as `steps` calls of the model take, whatever it says.
+
+        No token ends it: to suppress the one that does would take time at every step, which is not to be measured.
+        """
         longest = len(self.prompt or (self.bos,)) + steps
-        return replace(self, max_tokens=longest, suppress=(*self.suppress, self.eos), guard=False)
+        return replace(self, max_tokens=longest, eos=NONE, guard=False)
 
     def ending(self, ids: Sequence[int]) -> str:
         """How a sequence ended: by its `end` token, at the longest `length`, or by the guard against `repetition`."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Samples, loads, reloaded, spare
+from mmcompress.measure.latency import MOST, EndToEnd, Samples, lasting, loads, reloaded, spare
 from mmcompress.metrics.tally import Tally, quality
 from mmcompress.records import (
     Candidate,
@@ -178,8 +178,8 @@ def _sitting(r: Run, dense_ms: float, beside: dict[str, Path], before: list[dict
     m, part = r.spec.measure, 2 + len(r.spec.data.report)
     if r.away:
         return {}
-    seconds = SECONDS / part * (1 + len(beside) / 2)
-    loaded = max(1, round(loads(dense_ms) * seconds / SECONDS))
+    share = (1 + len(beside) / 2) / part
+    seconds, loaded = share * lasting(dense_ms), max(1, round(share * loads(dense_ms)))
     r.say("measure", "baseline and compressed, interleaved", None)
     with r.timed("measure"):
         least = -(-m.rounds // part)
