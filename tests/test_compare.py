@@ -151,6 +151,11 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
         slow, quick = (propose(predict, share * predict(_whole(r)), 0) for share in (0.97, 0.95))
     removed = lambda t: sum(b.units - t.candidate.kept[n][b.name] for n, bs in r.blocks.items() for b in bs)
     assert removed(slow) <= removed(quick) and slow.latency_ms >= quick.latency_ms
+    left = lambda t: t.candidate.kept["vision"]["tokens"]
+    [window] = [b for b in r.blocks["vision"] if b.group == "tokens"]
+    with METHODS["shortened"].propose(r, ev) as propose:
+        short = propose(predict, 0.9 * predict(_whole(r)), 0)
+    assert left(quick) == window.units > left(short) and short.latency_ms <= 0.9 * predict(_whole(r))
 
 
 def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for_anew(run_folder, tiny, monkeypatch):

@@ -287,6 +287,23 @@ def test_no_more_blocks_are_dropped_than_the_space_allows():
     assert all(p.allows(c) for _ in range(40) if (c := moves.mutate(p, top, (), rng)))
 
 
+def test_protection_holds_for_moves_and_is_told_to_the_sampler():
+    space = Space("s", SPACE.dimensions | {"prune.protection": Dimension(1.0, 4.0)})
+    lost = lambda c, n: 1 - sum(c.kept[n].values()) / 128
+    options = {n: dict.fromkeys("01", (16, 32, 48, 64)) for n in BLOCKS}
+    shares = lambda c: (lost(c, "b"), lost(c, "a"))
+    p = dataclasses.replace(problem(1.2), space=space, choices=options, shares=shares, protection=1.0)
+    of = lambda a, b: Candidate({"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)}, dict.fromkeys("ab", "int8"))
+    assert p.allows(of(48, 32)) and p.allows(of(32, 32)) and not p.allows(of(16, 32))
+    assert moves.implied(p, of(48, 32))["prune.protection"] == pytest.approx(2.0)
+    assert moves.implied(p, of(64, 32))["prune.protection"] == 4.0
+    free = lambda n, b, k: (64 - k) * (1e-3 if n == "a" else 1.0)  # what is protected seems to be worth nothing
+    unbound = moves.trim(dataclasses.replace(p, protection=0.0), of(64, 64), free)
+    held = moves.trim(p, of(64, 64), free)
+    assert lost(unbound, "a") > lost(unbound, "b") and lost(held, "a") <= lost(held, "b")
+    assert PREDICT(held) <= 1.2 and lost(moves.shield(p, unbound, free), "a") <= lost(unbound, "b") + 1e-9
+
+
 def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():
     p = problem(2.5)
     p.choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}

@@ -83,6 +83,15 @@ def test_what_a_spec_pins_is_kept_by_every_trial(tiny, tmp_path):
         assert 3.0 * cross <= rest + 1e-6, t.origin
 
 
+def test_a_protection_that_is_searched_holds_at_its_lower_end(run_folder, tiny):
+    """Cross-modal layers lose no larger share than the rest, whatever the knapsack, moves and mutations think."""
+    s = read(Summary, run_folder / "summary.json")
+    assert s.trials
+    for t in s.trials:
+        cross, rest = (ratios(t.candidate.kept, s.blocks, s.modality, c) for c in (True, False))
+        assert cross <= rest + 1e-6, t.origin
+
+
 def test_a_criterion_from_a_plugin_reaches_the_workers(tiny, tmp_path, monkeypatch):
     code = "import torch\nfrom mmcompress.registry import IMPORTANCE\n"
     code += "up = lambda b: torch.arange(b.units).float() + 1\n"
@@ -158,6 +167,8 @@ def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path):
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**changes, "distill.steps": 1})
     assert s.search.failed == 0 and s.search.trials >= 6 and all(p.passed for p in s.proofs)
     assert all(t.quality == {} for t in s.trials)
+    rounding = json.loads((tmp_path / "r" / "evidence.json").read_text())["rounding"]  # of that there is no estimate
+    assert all(by["fp32"] == 0 for by in rounding.values()) and any(by["int8"] > 0 for by in rounding.values())
     again = {**scores, "quantize.sensitive": 0.1}
     with pytest.raises(SpecError, match=r"quantize.sensitive: is found by running the pipeline"):
         workflow.run(tiny / "spec.yaml", tmp_path / "q", overrides=again)

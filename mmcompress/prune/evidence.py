@@ -77,16 +77,16 @@ def gather(
     if measured:
         say = lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share)
         curves = damage.measure(pipeline, models, some, scores, grams, spec.prune.ridge, say, shortest)
-        loss = lambda: max(pipeline.evaluate(models, some, dense=anchors)[0] - base, 0.0)
-        for n, m in models.items():
-            for p in (p for p in rounding[n] if p != "fp32"):
-                if spec.quantize.sensitive:
-                    progress(f"sensitivity of {n} to {p}", 1.0)
-                    spared[n][p] = sensitive(m, p, loss, spec.quantize.sensitive)
-                with simulated(m, p, linear(m, spared[n].get(p, ()))):
-                    rounding[n][p] = loss()
     else:
         curves = damage.estimate(models, scores, len(batch), shortest)
+    loss = lambda: max(pipeline.evaluate(models, some, dense=anchors)[0] - base, 0.0)
+    for n, m in models.items():
+        for p in (p for p in rounding[n] if p != "fp32"):
+            if spec.quantize.sensitive:
+                progress(f"sensitivity of {n} to {p}", 1.0)
+                spared[n][p] = sensitive(m, p, loss, spec.quantize.sensitive)
+            with simulated(m, p, linear(m, spared[n].get(p, ()))):
+                rounding[n][p] = loss()
     flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
     for n, by in grams.items():
         for b, g in by.items():

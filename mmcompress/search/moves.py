@@ -34,11 +34,18 @@ class Problem:
     """Kept counts each block may have, ascending; a block not listed is free."""
     drops: dict[str, int] = field(default_factory=dict)
     """How many blocks of a node may be gone whole; a node not listed is free."""
-    excess: Callable[[Candidate], float] = lambda c: 0.0
-    """By how much more is cut of what is protected than a fixed protection allows; at most 0: it holds."""
+    shares: Callable[[Candidate], tuple[float, float]] = lambda c: (0.0, 0.0)
+    """What a candidate has lost of its unimodal units, and of its cross-modal ones."""
+    protection: float = 0.0
+    """How many times less every structure loses of its cross-modal units than of the others."""
+
+    def excess(self, candidate: Candidate) -> float:
+        """By how much more is cut of what is protected than the protection allows; at most 0: it holds."""
+        unimodal, cross_modal = self.shares(candidate)
+        return cross_modal * self.protection - unimodal - 1e-9
 
     def allows(self, candidate: Candidate) -> bool:
-        """Whether no node has lost more blocks than it may, and a fixed protection holds."""
+        """Whether no node has lost more blocks than it may, and the protection holds."""
         gone = all(self._gone(candidate, n) <= most for n, most in self.drops.items())
         return gone and self.excess(candidate) <= 0
 
@@ -101,7 +108,8 @@ def implied(problem: Problem, candidate: Candidate) -> dict[str, Any]:
             point[path] = d.choices[0]
             continue
         if keys[0] != "nodes":
-            point[path] = _clip(d, 2.0)
+            unimodal, cross_modal = problem.shares(candidate)
+            point[path] = _clip(d, unimodal / cross_modal if cross_modal else d.high or 2.0)
             continue
         node, blocks = keys[1], problem.blocks[keys[1]]
         kept = candidate.kept[node]
@@ -158,7 +166,7 @@ def trim(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate | 
 def revive(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate:
     """The candidate with no more blocks gone than may be: those come back, at their smallest, whose loss hurts most.
 
-    Where a fixed protection does not hold, units of what it protects come back as well.
+    Where the protection does not hold, units of what it protects come back as well.
     """
     now = _spelled(problem, candidate)
     for n, most in problem.drops.items():
@@ -170,7 +178,7 @@ def revive(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate:
 
 
 def shield(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate:
-    """The candidate with units given back until a fixed protection holds, where most damage is undone for it."""
+    """The candidate with units given back until the protection holds, where most damage is undone for it."""
     now = _spelled(problem, candidate)
     while (excess := problem.excess(now)) > 0:
         best_price, pick = -1.0, None

@@ -18,7 +18,7 @@ import numpy as np
 
 from mmcompress.errors import SpecError
 from mmcompress.records import Summary, build, plain, read, write
-from mmcompress.spec.schema import Spec, keys_of
+from mmcompress.spec.schema import Space, Spec, keys_of
 from mmcompress.workflow.compare import TEACHER, judged, make, same_effort, trained
 from mmcompress.workflow.dense import Profile, one_target, predictor, prepared
 from mmcompress.workflow.fit import Propose
@@ -191,7 +191,7 @@ def ablate(
         record = r.folder / c.folder / "summary.json"
         if not record.exists():
             say("ablate", f"{c.table}: {c.name} ({i + 1} of {len(wanted)})", None)
-            run = replace(r, spec=_changed(r.spec, c.changes))
+            run = replace(r, spec=_changed(r.spec, c.changes), space=_pinned(r.space, c.changes))
             tried = c.table == "allocation" and c.like and (r.folder / c.like / "tryouts.json").exists()
             # a structure that was chosen by what training makes of it is none to be compared untrained
             make(run, c.folder, replace(c.method, like="" if tried else c.like), predict, ev, dense, steps)
@@ -213,6 +213,11 @@ def _tell(r: Run, dense: Profile, wanted: Sequence[Cell], found: Mapping[str, Su
     claims = [judged(r, dense, c.says, c.better, c.worse, c.apart) for c in known]
     write(r.folder / "claims.json", [dict(zip(("claim", "verdict", "gap", "half"), c, strict=True)) for c in claims])
     write_ablation(rows, claims, r.folder)
+
+
+def _pinned(space: Space, changes: Mapping[str, Any]) -> Space:
+    """The space without what a cell fixes."""
+    return replace(space, dimensions={path: d for path, d in space.dimensions.items() if path not in changes})
 
 
 def _changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:

@@ -48,27 +48,29 @@ def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
 
     fixed, limit = allocated({}), _limit(run, predict, budget_ms)
     free = (precisions_of(run), _choices(run, fixed), _drops(run, fixed))
-    p = Problem(run.space, run.blocks, resolve, limit, budget_ms, *free)
-    excess = _excess(run)
+    p = Problem(run.space, run.blocks, resolve, limit, budget_ms, *free, _shares(run), _protection(run))
     largest = {n: {b: max(options) for b, options in by.items()} for n, by in p.choices.items()}
-    if excess(Candidate(largest, fixed.precision)) <= 0:  # cuts that the spec itself asks for come first
-        p.excess = excess
+    if p.excess(Candidate(largest, fixed.precision)) > 0:  # cuts that the spec itself asks for come first
+        p.protection = 0.0
     return p
 
 
-def _excess(run: Run) -> Callable[[Candidate], float]:
-    """See `Problem.excess`: of a protection that the spec fixes; what is searched may be as low as the space says."""
+def _protection(run: Run) -> float:
+    """What holds for every structure: what the spec fixes (1: nothing), or the least that is searched."""
+    searched = run.space.dimensions.get("prune.protection")
+    if searched:
+        return searched.low or 1.0
+    return run.spec.prune.protection if run.spec.prune.protection > 1 else 0.0
+
+
+def _shares(run: Run) -> Callable[[Candidate], tuple[float, float]]:
     from mmcompress.prune.allocation import ratios
 
-    protection = run.spec.prune.protection
-    if "prune.protection" in run.space.dimensions or protection <= 1:
-        return lambda c: 0.0
+    def shares(c: Candidate) -> tuple[float, float]:
+        cut = [ratios(c.kept, run.blocks, run.cross, crossing) for crossing in (False, True)]
+        return (0.0, 0.0) if None in cut else (cut[0], cut[1])  # type: ignore[return-value]
 
-    def excess(c: Candidate) -> float:
-        shares = [ratios(c.kept, run.blocks, run.cross, crossing) for crossing in (True, False)]
-        return 0.0 if None in shares else shares[0] * protection - shares[1] - 1e-9  # type: ignore[operator]
-
-    return excess
+    return shares
 
 
 def _limit(run: Run, predict: Any, budget_ms: float) -> Any:

@@ -10,6 +10,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from mmcompress.errors import SpecError
@@ -85,8 +86,9 @@ def _scaled(run: Run, ev: Any, build: Build, name: str) -> Propose:
 
 
 @contextmanager
-def uniform(run: Run, ev: Any) -> Iterator[Propose]:
-    cut = [(n, b) for n, blocks in run.blocks.items() for b in blocks if b.group != "tokens"]
+def uniform(run: Run, ev: Any, positions: bool = False) -> Iterator[Propose]:
+    """`positions`: image patches and the end of an audio window are cut by the same share."""
+    cut = [(n, b) for n, blocks in run.blocks.items() for b in blocks if positions or b.group != "tokens"]
     sizes = [steps(b) for _, b in cut]
 
     def build(share: float, precision: dict[str, str]) -> Candidate:
@@ -191,6 +193,7 @@ METHODS = {
     "knapsack": Method("the best split of the budget by measured damage alone, nothing searched", knapsack),
     "separate": Method("a budget for each model instead of one for all", separate),
     "uniform": Method("the same share of every block", uniform),
+    "shortened": Method("the same share of every block and of the positions", partial(uniform, positions=True)),
     "magnitude": Method(
         "the same share of every block, units by the norm of their weights", uniform, importance="magnitude"
     ),
