@@ -4,7 +4,8 @@
 
 Every structure and the dense pipeline answer the same requests in turn, both writing what the dense one does; the
 ratio of their medians, times the dense p50 the predictor was calibrated on, is what was measured. Writes OUT-NAME.json
-and OUT-NAME.svg, prints the mean absolute error and Spearman's rank correlation.
+and OUT-NAME.svg, prints the mean absolute error and Spearman's rank correlation; what lies in the run folder as
+prediction.json is drawn by `mmcompress report RUN`.
 """
 
 from __future__ import annotations
@@ -18,18 +19,20 @@ import numpy as np
 
 from mmcompress import workflow
 from mmcompress.cli.shared import settings
-from mmcompress.measure.latency import reloaded
-from mmcompress.measure.machine import cpu
+from mmcompress.measure.apart import reloaded
+from mmcompress.measure.machine import commit, cpu, versions
 from mmcompress.models.sources import connect
 from mmcompress.prune.allocation import after, steps
 from mmcompress.prune.surgery import sliced
-from mmcompress.records import Candidate, write
+from mmcompress.records import Candidate, Prediction, write
+from mmcompress.report import PREDICTION
 from mmcompress.report.charts import predicted_measured
 from mmcompress.workflow.dense import REQUESTS
 
 
 def drawn(run, rng: np.random.Generator) -> Candidate:
-    """A random structure of the search space: how much is cut differs from one to the next, and from block to block."""
+    """A random structure of the search space: how much is cut differs from one to the next, and from block to block;
+    of every other node some sub-layers are gone, as many as the space allows or fewer."""
     kept, much = {}, rng.uniform(0, 0.8)
     for n, blocks in run.blocks.items():
         kept[n] = {}
@@ -37,6 +40,9 @@ def drawn(run, rng: np.random.Generator) -> Candidate:
             high = getattr(run.space.dimensions.get(f"nodes.{n}.prune.{b.group}"), "high", 0) or 0
             share = float(np.clip(rng.normal(much, 0.2), 0, high))
             kept[n][b.name] = int(after(b, round(share * steps(b))))
+        drop = getattr(run.space.dimensions.get(f"nodes.{n}.prune.drop"), "high", 0) or 0
+        some, most = [b.name for b in blocks if b.drop], int(rng.integers(0, int(drop) + 1))
+        kept[n] |= dict.fromkeys(rng.permutation(some)[: most * int(rng.integers(0, 2))].tolist(), 0)
     return Candidate(kept, {n: str(rng.choice(["fp32", "int8"])) for n in run.blocks})
 
 
@@ -76,17 +82,12 @@ def main() -> int:
             flush=True,
         )
     shutil.rmtree(a.run / "scratch", ignore_errors=True)
-    x, y = ([r[k] for r in rows] for k in ("predicted_ms", "measured_ms"))
+    x, y = ([float(r[k]) for r in rows] for k in ("predicted_ms", "measured_ms"))
     error = float(np.mean(np.abs(np.array(x) / np.array(y) - 1)))
     rank = float(np.corrcoef(ranks(x), ranks(y))[0, 1])
-    found_in = {
-        "pipeline": run.spec.name,
-        "mean_absolute_error": error,
-        "spearman": rank,
-        "structures": rows,
-        "cpu": cpu(),
-    }
-    write(Path(f"{a.out}-{run.spec.name}.json"), found_in)
+    found = Prediction(run.spec.name, error, rank, tuple(x), tuple(y), cpu(), commit(), versions())
+    write(Path(f"{a.out}-{run.spec.name}.json"), found)
+    write(a.run / PREDICTION, found)
     Path(f"{a.out}-{run.spec.name}.svg").write_text(predicted_measured(x, y))
     print(f"{run.spec.name}: mean absolute error {error:.1%}, Spearman {rank:.3f} over {len(rows)} structures")
     return 0

@@ -40,7 +40,9 @@ class MissingPackage(MmcompressError):
     exit_code = 2
 
     def __init__(self, package: str, extra: str):
-        super().__init__(f"the package '{package}' is needed here: pip install 'mmcompress[{extra}]'")
+        super().__init__(
+            f"the package '{package}' is needed here: pip install -e '.[{extra}]' in a checkout of mmcompress"
+        )
         self.arguments = (package, extra)
 
     def __reduce__(self) -> tuple:  # crosses process borders

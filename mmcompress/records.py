@@ -81,6 +81,10 @@ def _value(hint: Any, value: Any, path: tuple[str, ...]) -> Any:
             raise Invalid(path, f"expected {len(args)} values, got {value!r}")
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
         return tuple(_value(k, v, (*path, str(i))) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    if origin is list:
+        if not isinstance(value, list):
+            raise Invalid(path, f"expected a list, got {value!r}")
+        return [_value(args[0], v, (*path, str(i))) for i, v in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
             raise Invalid(path, f"expected a mapping, got {value!r}")
@@ -162,6 +166,11 @@ class Block:
     """Units go from the end alone (the window of an audio encoder)."""
 
     @property
+    def weight(self) -> int:
+        """What a unit counts where shares of several blocks are added up: its rows of writers and columns of `out`."""
+        return self.width + sum(w.parts * w.width for w in self.writers)
+
+    @property
     def least(self) -> int:
         """The fewest units that may be left."""
         return 0 if self.drop else min(self.step, self.units)
@@ -236,6 +245,20 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class Prediction:
+    """Random structures of a pipeline, predicted and measured whole; milliseconds of a request each."""
+
+    pipeline: str
+    mean_absolute_error: float
+    spearman: float
+    predicted_ms: tuple[float, ...]
+    measured_ms: tuple[float, ...]
+    cpu: dict[str, Any]
+    commit: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Attempt:
     """A structure that was exported and measured before anything was trained."""
 
@@ -281,7 +304,8 @@ class Side:
 @dataclass(frozen=True)
 class Target:
     """What was asked; `floor_ms`: the lowest latency predicted of anything in the search space, `fixed_ms`: the part of
-    it that no prunable block accounts for; `unmet`: every bound that the result exceeds."""
+    it that no prunable block accounts for, `fixed` what the nodes have of that; `lowest`: the least predicted of what
+    has a limit (nodes in ms, parameters in M, size and memory in MB); `unmet`: every bound that the result exceeds."""
 
     latency_ms: float
     speedup: float
@@ -293,6 +317,8 @@ class Target:
     latency_ms_p50: float | None = None
     """The same as `latency_ms` where the target is a median."""
     unmet: tuple[str, ...] = ()
+    fixed: dict[str, float] = field(default_factory=dict)
+    lowest: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -121,14 +121,16 @@ measure: {threads: 1, warmup: 1, rounds: 8, memory: false}
 
 @pytest.fixture(scope="session", autouse=True)
 def quiet_torch():
-    """One thread; two attempts at a target, and no patience: models of a tenth of a millisecond jump about it."""
+    """One thread; two attempts at a target, and no patience: models of a tenth of a millisecond jump about it. What is
+    measured is so in this process: to start others takes longer than to measure those."""
     import torch
 
+    from mmcompress.measure import apart
     from mmcompress.workflow import conclude
 
     fit = import_module("mmcompress.workflow.fit")  # the package has a function of this name
     torch.set_num_threads(1)
-    fit.ATTEMPTS, conclude.MORE = 2, 0
+    fit.ATTEMPTS, conclude.MORE, apart.apart = 2, 0, apart.here
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import pytest
 from mmcompress.errors import SpecError
 from mmcompress.metrics.tally import Tally, gap, verdict
 from mmcompress.prune.allocation import steps
-from mmcompress.workflow.ablate import CLAIMS, ablate, cells
+from mmcompress.workflow.ablate import CLAIMS, WHOLE, _pinned, ablate, cells
 from mmcompress.workflow.compare import compare
 from mmcompress.workflow.methods import METHODS
 
@@ -44,6 +44,8 @@ def test_every_method_leaves_a_summary_and_a_row(compared):
         for metric, q in getattr(found["uniform"], side).quality.items():
             assert sum(said[side][metric]["hits"]) / q.n == pytest.approx(q.value)
     assert "The search keeps more than 'uniform': **" in (folder / "compare.md").read_text()
+    told = json.loads((folder / "claims.json").read_text())
+    assert {c["claim"] for c in told} >= {"The search keeps more than 'uniform'", "The search keeps more than 'int8'"}
 
 
 def test_methods_are_what_they_say(compared):
@@ -76,10 +78,11 @@ def test_an_unknown_method_is_refused(tiny, tmp_path):
 def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path):
     changes = {**QUICK, "prune.rounds": 2}
     found = ablate(tiny / "spec.yaml", tmp_path / "a", overrides=changes, tables=("order", "schedule"))
-    assert {"training-searched", "order-prune", "order-prune__refit", "schedule-gradual"} <= set(found)
-    assert found["order-prune"].kept == found["training-searched"].kept
-    whole = found["order-prune__refit__distil,_no_rounding"]
-    assert {n.precision for n in whole.compressed.nodes.values()} == {"fp32"}
+    assert {WHOLE, "order-prune", "order-prune__refit", "schedule-gradual"} <= set(found)
+    assert found["order-prune"].kept == found[WHOLE].kept
+    precisions = lambda name: {n.precision for n in found[name].compressed.nodes.values()}
+    assert all(precisions(f"order-{name}") == {"fp32"} for name in ("prune", "prune__refit", "prune__refit__distil"))
+    assert precisions("order-prune__refit__int8") == precisions(WHOLE)
     claims = json.loads((tmp_path / "a" / "claims.json").read_text())
     assert "Refit helps without training" in {c["claim"] for c in claims}
     told = ("supported", "not supported", "undecided at this n", "not at equal latency (")
@@ -88,6 +91,13 @@ def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path):
     assert all(c["claim"] in page for c in claims) and "<h2>order</h2>" in page
     with pytest.raises(SpecError, match="unknown table 'odrer'"):
         ablate(tiny / "spec.yaml", tmp_path / "b", overrides=QUICK, tables=("odrer",))
+
+
+def test_what_a_cell_fixes_is_not_searched():
+    from mmcompress.spec.schema import Dimension, Space
+
+    space = Space("s", {"prune.protection": Dimension(1.0, 4.0), "nodes.a.prune.ffn": Dimension(0.0, 0.5)})
+    assert set(_pinned(space, {"prune.protection": 1.0, "distill.steps": 0}).dimensions) == {"nodes.a.prune.ffn"}
 
 
 def test_every_claim_names_cells_that_are_made(spec):

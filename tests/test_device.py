@@ -53,7 +53,8 @@ def readings(kit):
 def elsewhere(readings):
     """The readings as if they came from another machine, three times as slow."""
     data = json.loads(readings.read_text())
-    data["device"], data["cpu"]["name"] = "another", "Slow One"
+    data["device"] = data["table"]["device"] = "another"
+    data["cpu"]["name"] = "Slow One"
     for latency in (data["baseline"]["latency"], *data["baseline"]["nodes"].values()):
         for k in ("p50", "p95"):
             latency[k] *= 3
@@ -69,6 +70,25 @@ def test_the_readings_make_the_predictor_that_this_machine_would_make(readings):
     assert p(Candidate(whole, dict.fromkeys(whole, "fp32"))) == pytest.approx(found.baseline.latency.p50, rel=1e-3)
     assert read(Predictor, write(readings.with_name("predictor.json"), p)) == p
     assert {e.precision for e in found.exports} == {"fp32", "int8"} and min(found.export_ms) > 0
+
+
+def test_a_second_kit_of_a_device_finds_its_table_measured(kit, readings, monkeypatch):
+    from mmcompress.measure import readings as of
+    from mmcompress.measure import table
+    from mmcompress.measure.blocks import stack
+
+    stacked = []
+    monkeypatch.setattr("mmcompress.measure.blocks.stack", lambda *a: stacked.append(a) or stack(*a))
+    assert of.measure_kit(kit).table.lookup().keys() >= read(Readings, readings).table.lookup().keys()
+    assert not stacked and table.completed([], 1).device == read(Readings, readings).device
+
+
+def test_readings_put_together_from_two_devices_are_refused(tiny, readings, tmp_path):
+    data = json.loads(readings.read_text())
+    data["device"] = "another"
+    (tmp_path / "mixed.json").write_text(json.dumps(data))
+    with pytest.raises(DataError, match="the pipelines of another and the table of"):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.device": str(tmp_path / "mixed.json")})
 
 
 def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, elsewhere, tmp_path):

@@ -80,6 +80,6 @@ def test_the_runtime_runs_where_torch_cannot_be_imported():
         "import sys\n"
         "for m in ('torch', 'transformers', 'open_clip', 'ray', 'optuna', 'onnx'): sys.modules[m] = None\n"
         "import mmcompress, mmcompress.runtime, mmcompress.report, mmcompress.cli, mmcompress.spec.loader\n"
-        "from mmcompress.measure.latency import end_to_end\n"
+        "from mmcompress.measure.apart import reloaded\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

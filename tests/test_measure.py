@@ -8,14 +8,17 @@ from dataclasses import replace
 import onnx
 import pytest
 
-from mmcompress.measure import anchors, latency, table
+from mmcompress.errors import BundleError
+from mmcompress.measure import anchors, apart, latency, table
 from mmcompress.measure.blocks import KINDS, Cell, feed, stack
 from mmcompress.measure.counts import block_params, count
-from mmcompress.measure.latency import EndToEnd, Samples, clock, end_to_end, observe, quiet, reloaded
+from mmcompress.measure.latency import EndToEnd, Samples, clock, end_to_end, observe, quiet
 from mmcompress.measure.machine import cpu, fingerprint, versions
 from mmcompress.records import Latency
 from mmcompress.runtime import load
 from mmcompress.runtime.sessions import session
+
+ALONE = apart.apart  # as it is; tests measure in their own process
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,15 +120,31 @@ def test_bundles_are_loaded_anew_in_every_sitting(run_folder, monkeypatch):
     import numpy as np
 
     made, given = [], []
-    monkeypatch.setattr(latency, "load", lambda at, threads: made.append(load(at, threads)) or made[-1])
-    real = latency.observe
-    monkeypatch.setattr(latency, "observe", lambda p, *a: given.append((dict(p), a[2], a[-1])) or real(p, *a))
+    monkeypatch.setattr(apart, "load", lambda at, threads: made.append(load(at, threads)) or made[-1])
+    monkeypatch.setattr(apart, "observe", lambda p, *a: given.append((dict(p), a[2], a[-1])) or observe(p, *a))
     requests = [{"image": np.full((32, 32, 3), i, np.uint8)} for i in range(5)]
     bundles = {"a": run_folder / "baseline", "b": run_folder / "bundle"}
-    found = reloaded(bundles, None, requests, 1, 9, first=3, sittings=3)
+    found = apart.reloaded(bundles, None, requests, 1, 9, first=3, sittings=3)
     assert len({id(p) for p in made}) == 6 and [list(p) for p, *_ in given] == [["a", "b"]] * 3
     assert [rest for _, *rest in given] == [[3, 3], [3, 1], [3, 4]]  # each goes on where the last one ended
     assert all(len(s.ms) == len(s.nodes["vision"]) == 9 for s in found.values())
+
+
+def test_bundles_are_measured_in_a_process_of_their_own(run_folder, tmp_path):
+    """It answers the same to the same, and hands on what goes wrong."""
+    import numpy as np
+    from PIL import Image
+
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "red.png")
+    requests = [{"image": np.full((32, 32, 3), 9, np.uint8)}, {"image": tmp_path / "red.png"}]
+    left = apart.save_requests(tmp_path, requests)
+    where = {"a": str(run_folder / "baseline")}
+    job = apart.Job(where, 1, left, 0, 2, (), float("inf"), 2, 0)
+    alone = ALONE(job, tmp_path)["a"]
+    assert alone.said == apart.here(job, tmp_path)["a"].said and len(alone.said) == 2
+    assert len(alone.ms) == len(alone.nodes["vision"]) == 2 and min(alone.ms) > 0
+    with pytest.raises(BundleError, match="nowhere"):
+        ALONE(replace(job, bundles={"a": str(tmp_path / "nowhere")}), tmp_path)
 
 
 def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(run_folder, monkeypatch):

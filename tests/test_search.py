@@ -291,8 +291,7 @@ def test_protection_holds_for_moves_and_is_told_to_the_sampler():
     space = Space("s", SPACE.dimensions | {"prune.protection": Dimension(1.0, 4.0)})
     lost = lambda c, n: 1 - sum(c.kept[n].values()) / 128
     options = {n: dict.fromkeys("01", (16, 32, 48, 64)) for n in BLOCKS}
-    shares = lambda c: (lost(c, "b"), lost(c, "a"))
-    p = dataclasses.replace(problem(1.2), space=space, choices=options, shares=shares, protection=1.0)
+    p = dataclasses.replace(problem(1.2), space=space, choices=options, cross={"a": "01"}, protection=1.0)
     of = lambda a, b: Candidate({"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)}, dict.fromkeys("ab", "int8"))
     assert p.allows(of(48, 32)) and p.allows(of(32, 32)) and not p.allows(of(16, 32))
     assert moves.implied(p, of(48, 32))["prune.protection"] == pytest.approx(2.0)
@@ -348,6 +347,25 @@ def test_parallel_branches_take_as_long_as_the_longest():
     parts = {n: PREDICT.node_ms(n, whole) for n in BLOCKS}
     assert both(whole) == pytest.approx(max(parts.values()) + 0.2)
     assert PREDICT(whole) == pytest.approx(sum(parts.values()) + 0.2)
+
+
+def test_a_rich_space_is_split_in_as_many_ways_as_can_be_solved():
+    from math import prod
+
+    every = ("fp32", "int8", "w8", "w4")
+    harm = {n: {"fp32": 0.0, "int8": 0.1, "w8": 0.2, "w4": 0.3} for n in "abcd"}
+    ms = {"fp32": 4.0, "int8": 1.0, "w8": 3.0, "w4": 2.0}
+    window = [100, 200, 300, 400, 500, 600, 700]
+    left, windows = knapsack.few(dict.fromkeys("abcd", every), harm, [window] * 2, lambda n, p: ms[p])
+    assert prod(map(len, left.values())) * prod(map(len, windows)) <= knapsack.SPLITS
+    assert all(left[n] in (["fp32", "int8"], list(every)) for n in "abcd")
+    assert all(w[0] == 100 and w[-1] == 700 for w in windows)
+    some = {"a": ("fp32", "int8"), "b": ("fp32", "int8")}
+    assert knapsack.few(some, harm, [window], lambda n, p: ms[p]) == ({n: list(ps) for n, ps in some.items()}, [window])
+    many = dict.fromkeys("abcdefghijkl", ("fp32", "int8"))
+    alike = {n: {"fp32": 0.0, "int8": 0.1} for n in many}
+    left, _ = knapsack.few(many, alike, [], lambda n, p: ms[p])
+    assert prod(map(len, left.values())) <= knapsack.SPLITS and ["int8"] in left.values()
 
 
 def test_of_splits_that_do_no_harm_the_knapsack_takes_the_largest():

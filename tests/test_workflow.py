@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from mmcompress import workflow
-from mmcompress.errors import DataError, ModelError, SpecError
+from mmcompress.errors import DataError, ModelError, ProofFailed, SpecError
 from mmcompress.prune.allocation import ratios
 from mmcompress.records import Summary, read
 from mmcompress.spec.schema import Limits
@@ -151,6 +151,42 @@ def test_several_targets_share_what_does_not_depend_on_them(tiny, tmp_path):
         workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
 
 
+def test_one_target_that_goes_wrong_costs_the_others_nothing(run_folder, tiny, tmp_path, monkeypatch):
+    summary = read(Summary, run_folder / "summary.json")
+
+    def reach(r, *_):
+        if r.spec.target == "1.2x":
+            raise ProofFailed("masked is not sliced")
+        return summary
+
+    monkeypatch.setattr(workflow, "prepared", lambda r: (None, None, None))
+    monkeypatch.setattr(workflow, "_reach", reach)
+    told = []
+    with pytest.raises(ProofFailed, match="masked is not sliced"):
+        workflow.run_targets(
+            tiny / "spec.yaml", tmp_path / "r", None, {"target": "1.1x,1.2x,1.3x"}, say=lambda *a: told.append(a[1])
+        )
+    assert set(json.loads((tmp_path / "r" / "front.json").read_text())) == {"1.1x", "1.3x"}
+    assert "target 1.2x: masked is not sliced" in told
+
+
+def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_path):
+    from mmcompress.records import Prediction, write
+    from mmcompress.report import PREDICTION, write_report
+
+    summary, page = read(Summary, run_folder / "summary.json"), tmp_path / "run" / "2x" / "report.html"
+    write_report(summary, page.parent)
+    assert "random structures" not in page.read_text()
+    write(tmp_path / "run" / PREDICTION, Prediction(summary.pipeline, 0.0321, 0.987, (1.0, 2.0), (1.1, 1.9), {}))
+    write_report(summary, page.parent)  # what several targets share lies a folder above
+    write(page.parent / PREDICTION, Prediction("another", 0.0, 1.0, (1.0,), (1.0,), {}))
+    write_report(summary, page.parent)
+    assert "1 structures" not in page.read_text()
+    (page.parent / PREDICTION).write_text("{")  # nor does a report fail for what somebody broke
+    write_report(summary, page.parent)
+    assert "2 structures drawn at random" in page.read_text() and "3.2 %, Spearman 0.987" in page.read_text()
+
+
 def test_a_target_out_of_reach_says_what_limits_it(tiny, tmp_path):
     changes = {"target": "0.01ms", "search.trials": 2, "search.mutations": 0, "distill.steps": 1}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
@@ -158,6 +194,8 @@ def test_a_target_out_of_reach_says_what_limits_it(tiny, tmp_path):
     assert 0 < s.target.fixed_ms <= s.target.floor_ms and s.target.unmet[0].startswith("p50 end to end: ")
     [told] = [w for w in s.warnings if "bottleneck" in w]
     assert f"{s.target.floor_ms:.2f} ms" in told
+    assert set(s.target.fixed) == set(s.compressed.nodes) and min(s.target.fixed.values()) >= 0
+    assert all(f"{n} {ms:.2f} ms" in told for n, ms in s.target.fixed.items())
 
 
 def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path):
@@ -210,6 +248,8 @@ def test_limits_bind_the_search_and_are_checked_on_what_was_made(tiny, tmp_path)
     assert s.compressed.memory_mb > 20
     tight = workflow.run(tiny / "spec.yaml", tmp_path / "t", overrides={**changes, "limits": {"size_mb": 0.001}})
     assert not tight.target.met and any(u.startswith("size: ") for u in tight.target.unmet)
+    assert list(tight.target.lowest) == ["size"] and 0.001 < tight.target.lowest["size"] < tight.baseline.size_mb
+    assert any(f"predicted at {tight.target.lowest['size']:.2f} MB" in w for w in tight.warnings)
 
 
 @pytest.mark.slow
@@ -224,6 +264,36 @@ def test_a_schedule_goes_by_rounds_and_is_proved_at_the_end(tiny, tmp_path, sche
     (tmp_path / "r" / "summary.json").unlink()
     again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     assert again.kept == s.kept and again.samples == s.samples
+
+
+@pytest.mark.slow
+def test_survivors_are_rewound_to_an_earlier_checkpoint(tiny, tmp_path):
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+    from transformers import MBartConfig, MBartForCausalLM
+
+    [weights] = (tiny / "clip").glob("*.safetensors")
+    shutil.copytree(tiny / "clip", tmp_path / "early")
+    save_file({k: 0.5 * t for k, t in load_file(weights).items()}, tmp_path / "early" / weights.name)
+    changes = {"search.trials": 2, "search.mutations": 0, "distill.steps": 0, "target": "1.2x", "prune.refit": False}
+    changes |= {"prune.schedule": "rewind", "prune.rounds": 2, "nodes.text.rewind": str(tmp_path / "early")}
+    with pytest.raises(SpecError, match=r"nodes.text.rewind: prune.schedule is one_shot"):
+        workflow.run(tiny / "spec.yaml", tmp_path / "q", overrides=changes | {"prune.schedule": "one_shot"})
+    config = MBartConfig.from_pretrained(tiny / "captioner", decoder_layers=1)
+    MBartForCausalLM(config).save_pretrained(tmp_path / "short")
+    shutil.copy(tiny / "captioner" / "tokenizer.json", tmp_path / "short")
+    with pytest.raises(ModelError, match=r"nodes.captioner.rewind: .* is not the model of"):
+        other = changes | {"nodes.captioner.rewind": str(tmp_path / "short")}
+        workflow.open_run(tiny / "spec.yaml", tmp_path / "q", overrides=other)
+    workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    dense = workflow.open_run(tiny / "spec.yaml", tmp_path / "d").models
+    for node, factor in (("text", 0.5), ("vision", 1.0)):
+        made = load_file(tmp_path / "r" / "weights" / f"{node}.safetensors")
+        whole = dict(dense[node].named_parameters())
+        alike = [k for k, t in made.items() if k in whole and t.shape == whole[k].shape and t.ndim > 1]
+        assert alike and all(torch.allclose(made[k], factor * whole[k], atol=1e-6) for k in alike)
 
 
 def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
@@ -259,7 +329,7 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
 
     def summarize(*_, patient):
         share = shares[len(found)]
-        target = ns(latency_ms=1.0, statistic="p50", floor_ms=0.1, met=share <= 1)
+        target = ns(latency_ms=1.0, statistic="p50", floor_ms=0.1, met=share <= 1, lowest={})
         made = ns(latency_ms=ns(p50=share), nodes={}, params=1e6, size_mb=0.0, memory_mb=0.0)
         found.append(ns(target=target, compressed=made, losses=(), usual=usual))
         return found[-1]
@@ -338,7 +408,7 @@ def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_t
 
 
 def test_limits_that_were_exceeded_are_lowered_by_as_much():
-    from mmcompress.report.assemble import excess, tightened
+    from mmcompress.report.assemble import excess, out_of_reach, tightened
 
     ns = SimpleNamespace
     side = ns(params=3e6, size_mb=22.0, memory_mb=90.0, nodes={"a": ns(latency_ms_p50=2.2), "b": ns(latency_ms_p50=1)})
@@ -346,6 +416,8 @@ def test_limits_that_were_exceeded_are_lowered_by_as_much():
     assert excess(asked, side) == pytest.approx(1.1) and excess(Limits(), side) == 0
     found = tightened(asked, asked, side)
     assert found.params_m == 4.0 and found.size_mb == pytest.approx(20 * 20 / 22) and found.memory_mb is None
+    assert out_of_reach(asked, side, {"size": 20.1}) and out_of_reach(asked, side, {"p50 of 'a'": 2.1})
+    assert not out_of_reach(asked, side, {"size": 19.9, "parameters": 3.9, "p50 of 'a'": 1.0})
     assert found.node_ms == {"a": pytest.approx(2 * 2 / 2.2), "b": 3.0}
     assert tightened(found, asked, side).size_mb == pytest.approx(20 * (20 / 22) ** 2)  # once more, from there
 

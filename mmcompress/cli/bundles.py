@@ -42,7 +42,7 @@ def predict(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
 @click.option("--threads", type=int)
 def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int, threads: int | None) -> None:
     """Measure a bundle end to end, alone or against another."""
-    from mmcompress.measure.latency import reloaded
+    from mmcompress.measure.apart import reloaded
     from mmcompress.runtime import load
 
     names = {"bundle": bundle, **({"against": against} if against else {})}

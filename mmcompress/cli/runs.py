@@ -81,7 +81,7 @@ def compare(
     spec: str, methods: str | None, space: str | None, folder: str | None, resume: bool, **options: Any
 ) -> None:
     """The search beside other methods: same evidence, training and measured latency."""
-    from mmcompress.report import percent, quality
+    from mmcompress.report import of_target, percent, quality
     from mmcompress.workflow.compare import METHODS
     from mmcompress.workflow.compare import compare as run_all
 
@@ -92,13 +92,20 @@ def compare(
         found = run_all(spec, folder, wanted, space, changes, resume, say)
     one = next(iter(found.values()))
     table = Table(
-        "method", "speed-up", "retained", *one.baseline.quality, box=None, title=f"{one.pipeline} at {one.target.asked}"
+        "method",
+        "speed-up",
+        "of the target",
+        "retained",
+        *one.baseline.quality,
+        box=None,
+        title=f"{one.pipeline} at {one.target.asked}",
     )
-    table.add_row("dense", "1.00x", "100.0 %", *(quality(q) for q in one.baseline.quality.values()))
+    table.add_row("dense", "1.00x", "", "100.0 %", *(quality(q) for q in one.baseline.quality.values()))
     for name, s in found.items():
-        row = (f"{s.speedup:.2f}x", percent(s.quality_retained), *(quality(q) for q in s.compressed.quality.values()))
-        table.add_row(name, *row)
+        figures = (f"{s.speedup:.2f}x", percent(of_target(s)), percent(s.quality_retained))
+        table.add_row(name, *figures, *(quality(q) for q in s.compressed.quality.values()))
     out.print(table)
+    _say_claims(Path(folder))
     out.print(f"report  {escape(str(Path(folder) / 'compare.html'))}", soft_wrap=True)
 
 
@@ -117,10 +124,14 @@ def ablate(spec: str, tables: str | None, space: str | None, folder: str | None,
     wanted = tuple(t.strip() for t in tables.split(",")) if tables else ()
     with Progress() as say:
         run_all(spec, folder, space, changes, resume, say, wanted)
-    for c in json.loads((Path(folder) / "claims.json").read_text()):
-        points = f"{100 * c['gap']:+.1f} ± {100 * c['half']:.1f} points"
-        out.print(f"{c['claim']}: [bold]{c['verdict']}[/bold] ({points})", soft_wrap=True)
+    _say_claims(Path(folder))
     out.print(f"report  {escape(str(Path(folder) / 'ablation.html'))}", soft_wrap=True)
+
+
+def _say_claims(folder: Path) -> None:
+    for c in json.loads((folder / "claims.json").read_text()):
+        points = f"{100 * c['gap']:+.1f} ± {100 * c['half']:.1f} points"
+        out.print(f"{escape(c['claim'])}: [bold]{escape(c['verdict'])}[/bold] ({points})", soft_wrap=True)
 
 
 @click.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -48,11 +49,12 @@ def _present(spec: Spec) -> tuple[str, str]:
 
     hub = []
     for n, node in spec.models().items():
-        try:
-            library, folder, *_ = located(node)
-        except ModelError as e:
-            raise ModelError(f"nodes.{n}: {e}") from e
-        hub += [n] if folder is None and library != "python" else []
+        for at, one in ((n, node), (f"{n}.rewind", replace(node, source=node.rewind)))[: 1 + bool(node.rewind)]:
+            try:
+                library, folder, *_ = located(one)
+            except ModelError as e:
+                raise ModelError(f"nodes.{at}: {e}") from e
+            hub += [at] if folder is None and library != "python" else []
     return scarce(spec, opened(spec)), f" (not looked up at a hub: {', '.join(hub)})" if hub else ""
 
 

@@ -83,6 +83,8 @@ def distill_(
         progress(f"rate {highest:.2g}", 0.0)
     while share < 1:
         best.look(share, step)
+        if step == 0 and best.seen:
+            progress(f"the loss on choosing pairs is {best.seen[0]['choosing']:.3f}, was {best.dense:.3f}", 0.0)
         if options.patience and best.waited >= options.patience:
             break
         rate = highest * min(1.0, (step + 1) / WARM) * (0.5 * (1 + math.cos(math.pi * share)) * 0.98 + 0.02)

@@ -14,11 +14,9 @@ from mmcompress.export.onnx import export_node
 from mmcompress.graph.topology import decode_steps, sources, split
 from mmcompress.measure import table
 from mmcompress.measure.counts import params
-from mmcompress.measure.machine import fingerprint
 from mmcompress.measure.predict import Predictor, Window, needs, place
 from mmcompress.measure.readings import ROUNDED, Call, Export, Measured, Plan, Shares, export_ms, fitted
 from mmcompress.models.base import Model
-from mmcompress.models.packaged import cache_folder
 from mmcompress.prune.allocation import after, steps
 from mmcompress.prune.surgery import sliced
 from mmcompress.quantize.precision import quantize
@@ -138,11 +136,8 @@ def calibrated(
     `folder` holds the dense bundles: `baseline/`, and `rounded/` with one for every other precision.
     """
     threads = spec.measure.threads
-    path = cache_folder() / f"device-{fingerprint(threads)}.json"
     say = lambda what, share: progress(what, share * 0.7)
-    wanted = needs(plan.placed, plan.windows)
-    found = table.measure(wanted, threads, table.load_cached(path), say, plan.every_precision)
-    table.store(path, found)
+    found = table.completed(needs(plan.placed, plan.windows), threads, say, plan.every_precision)
     whole, ms = [], []
     shutil.rmtree(folder / "structures", ignore_errors=True)  # of a run that was cut off
     for e in exports(spec, models, plan, calls, folder, keep=False):

@@ -6,13 +6,11 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mmcompress.records import Latency
-from mmcompress.runtime import load
 from mmcompress.runtime.nodes import TextDecoder, Written
 from mmcompress.runtime.pipeline import Pipeline
 
@@ -208,31 +206,6 @@ def end_to_end(
 ) -> dict[str, EndToEnd]:
     """What `observe` sees in one sitting, summed up."""
     return {n: s.summary() for n, s in observe(pipelines, requests, warmup, rounds, *how).items()}
-
-
-def reloaded(
-    bundles: Mapping[str, Path],
-    threads: int | None,
-    requests: Sequence[dict[str, Any]],
-    warmup: int,
-    rounds: int,
-    said: Sequence[Script] = (),
-    seconds: float = float("inf"),
-    least: int = LEAST,
-    first: int = 0,
-    sittings: int = LOADS,
-) -> dict[str, Samples]:
-    """What `observe` sees of bundles in sittings that share time and requests, everything loaded anew for each."""
-    total, part = {n: Samples() for n in bundles}, lambda count: -(-count // sittings)
-    for _ in range(sittings):
-        pipelines = {n: load(at, threads) for n, at in bundles.items()}
-        sent = first + len(next(iter(total.values())).ms)
-        found = observe(
-            pipelines, requests, part(warmup), part(rounds), said, seconds / sittings, part(least), sent % len(requests)
-        )
-        total = {n: s + found[n] for n, s in total.items()}
-        del pipelines  # before the next are loaded: large ones would not fit twice
-    return total
 
 
 def _calls(pipeline: Pipeline) -> dict[str, int]:

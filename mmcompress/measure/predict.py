@@ -165,9 +165,15 @@ class Predictor:
 
     def fixed(self, candidate: Candidate) -> float:
         """The part of the prediction that no block accounts for: around the models, and beside their blocks."""
+        return self.factor * (self.along(self._bases(candidate)) + self.overhead_ms)
+
+    def fixed_by_node(self, candidate: Candidate) -> dict[str, float]:
+        """What each node has of that."""
+        return {n: self.factor * ms for n, ms in self._bases(candidate).items()}
+
+    def _bases(self, candidate: Candidate) -> dict[str, float]:
         cuts = self.cuts(candidate.kept)
-        bases = {n: self.base(n, candidate.precision[n], cuts) for n in self.placed}
-        return self.factor * (self.along(bases) + self.overhead_ms)
+        return {n: self.base(n, candidate.precision[n], cuts) for n in self.placed}
 
     def node_ms(self, node: str, candidate: Candidate) -> float:
         """Predicted p50 of one node."""

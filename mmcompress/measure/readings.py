@@ -16,12 +16,12 @@ import numpy as np
 
 from mmcompress.errors import DataError
 from mmcompress.measure import table
-from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Script, end_to_end, lasting, loads, quiet, reloaded
+from mmcompress.measure.apart import load_requests, reloaded
+from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Script, lasting, loads, quiet
 from mmcompress.measure.machine import fingerprint, versions
 from mmcompress.measure.predict import Affine, Placed, Predictor, Window, needs
 from mmcompress.measure.table import Table
 from mmcompress.records import Latency, read, write
-from mmcompress.runtime import load
 from mmcompress.runtime.bundle import identity
 from mmcompress.runtime.cpu import cpu
 from mmcompress.runtime.sessions import session
@@ -247,34 +247,17 @@ def open_kit(folder: Path) -> Kit:
     return read(Kit, folder / "kit.json")
 
 
-def save_requests(folder: Path, requests: Sequence[dict[str, Any]]) -> None:
-    np.savez(folder / "requests.npz", **{f"{i}/{k}": v for i, r in enumerate(requests) for k, v in r.items()})
-
-
-def _requests(folder: Path) -> list[dict[str, Any]]:
-    try:
-        with np.load(folder / "requests.npz", allow_pickle=False) as given:
-            rows: dict[int, dict[str, Any]] = {}
-            for key in given.files:
-                i, _, port = key.partition("/")
-                rows.setdefault(int(i), {})[port] = given[key]
-    except (OSError, ValueError) as e:
-        raise DataError(f"{folder}: the kit's requests can't be read: {e}") from e
-    return [rows[i] for i in sorted(rows)]
-
-
 def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     """Measure a kit on this device: the dense pipeline, the device table, every export. Raises `DataError`."""
     kit = open_kit(folder)
     progress("the dense pipeline", 0.0)
-    dense, requests = load(folder / "baseline", kit.threads), _requests(folder)
-    whole = end_to_end({"dense": dense}, requests, kit.warmup, kit.rounds)["dense"]
-    del dense
+    requests, alone = load_requests(folder), {"dense": folder / "baseline"}
+    whole = reloaded(alone, kit.threads, requests, kit.warmup, kit.rounds, sittings=1)["dense"].summary()
     how = (kit.threads, kit.warmup, kit.rounds)
     rates = shares(beside(aside(folder, kit.plan.aside), requests, whole.said, whole.latency.p50, *how))
     say = lambda what, share: progress(what, 0.1 + 0.6 * share)
     wanted = needs(kit.plan.placed, kit.plan.windows)
-    found = table.measure(wanted, kit.threads, None, say, kit.plan.every_precision)
+    found = table.completed(wanted, kit.threads, say, kit.plan.every_precision)
     ms = []
     for i, e in enumerate(kit.exports):
         progress(f"whole export of {e.node}, {e.precision}", 0.7 + 0.3 * i / len(kit.exports))
@@ -289,7 +272,7 @@ def check_bundle(folder: Path, bundle: Path) -> Check:
     kit = open_kit(folder)
     pair = {"dense": folder / "baseline", "new": bundle}
     how = (kit.warmup, MOST * kit.rounds, (), 2 * SECONDS, kit.rounds)
-    found = [Measured.of(s.summary()) for s in reloaded(pair, kit.threads, _requests(folder), *how).values()]
+    found = [Measured.of(s.summary()) for s in reloaded(pair, kit.threads, load_requests(folder), *how).values()]
     facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads)
     return Check(*facts, identity(folder / "baseline"), identity(bundle), *found)
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mmcompress.errors import DataError
 from mmcompress.measure.latency import quiet
 from mmcompress.measure.machine import fingerprint
 from mmcompress.records import read, write
+from mmcompress.runtime.home import cache_folder
 
 COPIES = 4
 LARGE = 1 << 26
@@ -45,7 +47,11 @@ class Table:
     threads: int
     rows: tuple[Row, ...]
 
-    def lookup(self) -> dict[tuple, Row]:
+    def lookup(self) -> Mapping[tuple, Row]:
+        return self._rows
+
+    @cached_property
+    def _rows(self) -> dict[tuple, Row]:
         return {(r.kind, r.width, r.head, r.positions, r.keys, r.batch, r.precision): r for r in self.rows}
 
 
@@ -85,7 +91,7 @@ def measure(
 
     device = fingerprint(threads)
     old = cached.lookup() if cached and cached.device == device else {}
-    rows = dict(old)
+    rows: dict[tuple, Row] = dict(old)
     largest: dict[Key, tuple[int, int]] = {}
     for k, u, s in needs:
         largest[k] = max(largest.get(k, (0, 1)), (u, s))
@@ -123,13 +129,19 @@ def measure(
     return Table(device, threads, tuple(rows.values()))
 
 
-def load_cached(path: Path) -> Table | None:
-    """A table written before; None when there is none that can be read."""
+def completed(
+    needs: Iterable[tuple[Key, int, int]],
+    threads: int,
+    progress: Callable[[str, float], None] = lambda what, share: None,
+    precisions: Sequence[str] = ("fp32", "int8"),
+) -> Table:
+    """The table of this device, which is kept, with what it lacks measured: once per device, whatever asks for it."""
+    path = cache_folder() / f"device-{fingerprint(threads)}.json"
     try:
-        return read(Table, path)
-    except DataError:
-        return None
-
-
-def store(path: Path, table: Table) -> None:
-    write(path, table)
+        known = read(Table, path)
+    except DataError:  # there is none that can be read
+        known = None
+    found = measure(needs, threads, known, progress, precisions)
+    with suppress(OSError):  # it can't be kept here
+        write(path, found)
+    return found

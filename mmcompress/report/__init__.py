@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from mmcompress.records import Quality, Summary, read
+from mmcompress.errors import DataError
+from mmcompress.records import Prediction, Quality, Summary, read
 
 __all__ = ["load_summary", "write_report"]
+
+PREDICTION = "prediction.json"
+"""In a run folder: random structures, predicted and measured, where somebody asked for it."""
 
 
 def load_summary(folder: str | Path) -> Summary:
     """The summary of a run folder. Raises `DataError` when the run has not got that far."""
-    from mmcompress.errors import DataError
-
     path = Path(folder) / "summary.json"
     if not path.is_file():
         several = sorted(p.parent.name for p in Path(folder).glob("*/summary.json"))
@@ -49,10 +52,21 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
         drawings["prediction"] = charts.predicted_measured(*points)
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
+    if drawn := _drawn(summary, out):
+        drawings["structures"] = charts.predicted_measured(drawn.predicted_ms, drawn.measured_ms)
     for name in ("report.html", "report.md"):
-        text = env.get_template(name).render(s=summary, charts=drawings)
+        text = env.get_template(name).render(s=summary, charts=drawings, drawn=drawn)
         (out / name).write_text(text)
     return out / "report.html"
+
+
+def _drawn(summary: Summary, folder: Path) -> Prediction | None:
+    """What lies of that in the folder of a run, or of several targets together; nothing of another pipeline."""
+    for at in (folder / PREDICTION, folder.parent / PREDICTION):
+        with suppress(DataError):  # a report does not fail for it
+            if at.exists() and (found := read(Prediction, at)).pipeline == summary.pipeline:
+                return found
+    return None
 
 
 def of_target(s: Summary) -> float:

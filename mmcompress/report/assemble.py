@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import DataError
-from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Trial, build
+from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Target, Trial, build
 from mmcompress.report import of_target, settled
 from mmcompress.runtime.bundle import read_manifest
 from mmcompress.spec.loader import Goal, parse_target
@@ -75,6 +75,16 @@ def excess(limits: Limits, s: Side) -> float:
     return max((have / bound for _, have, bound, _ in _bounds(limits, s)), default=0.0)
 
 
+def out_of_reach(limits: Limits, s: Side, lowest: Mapping[str, float]) -> bool:
+    """Whether a limit lies below the least that is predicted of anything in the search space (`Target.lowest`)."""
+    return any(have > bound and lowest.get(what, 0.0) > bound for what, have, bound, _ in _bounds(limits, s))
+
+
+def at_pace(lowest: Mapping[str, float], pace: float) -> dict[str, float]:
+    """The same (`Target.lowest`) where everything takes so many times as long as it was predicted to."""
+    return {what: least * pace if what.startswith("p50 ") else least for what, least in lowest.items()}
+
+
 def tightened(now: Limits, asked: Limits, s: Side) -> Limits:
     """Limits to search with after a side exceeded some of those that were asked for: lowered by as much."""
 
@@ -115,6 +125,8 @@ def remeasured(s: Summary, check: Any, dense: str, bundle: str, searched: Collec
         s.target,
         floor_ms=pace * s.target.floor_ms,
         fixed_ms=pace * s.target.fixed_ms,
+        fixed={n: pace * ms for n, ms in s.target.fixed.items()},
+        lowest=at_pace(s.target.lowest, pace),
         latency_ms=target_ms,
         speedup=getattr(check.baseline.latency, goal.statistic) / target_ms,
         met=not over,
@@ -216,13 +228,24 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
                 f". The bottleneck is '{slow[0]}' ({slow[1].latency_ms_p50:.2f} ms). The lowest latency this search "
                 f"space can reach is predicted at {s.target.floor_ms:.2f} ms; {s.target.fixed_ms:.2f} ms of it "
                 "can't be pruned: pre-processing, the decode loop, embeddings and heads of the models"
+                f"{_shares(s.target)}"
             )
         else:
             said += (
                 f". The largest model is '{big[0]}' ({big[1].params / 1e6:.2f} M parameters, {big[1].size_mb:.1f} MB)"
             )
+        units = {"parameters": "M", "size": "MB", "memory": "MB"}  # else it is the latency of a node
+        for what in (w for w in s.target.lowest if any(bound.startswith(f"{w}: ") for bound in s.target.unmet)):
+            least = f"{s.target.lowest[what]:.2f} {units.get(what, 'ms')}"
+            said += f". The least {what} of this search space is predicted at {least}"
         out.append(said)
     return tuple(out)
+
+
+def _shares(target: Target) -> str:
+    """What the nodes have of the fixed part, the most first."""
+    parts = sorted(target.fixed.items(), key=lambda part: -part[1])
+    return f" (by node: {', '.join(f'{n} {ms:.2f} ms' for n, ms in parts)})" if parts else ""
 
 
 def _harmed(s: Summary) -> bool:

@@ -37,21 +37,29 @@ Judged = tuple[str, str, float, float]
 """A claim, its verdict, the gap and half its 95 % interval."""
 
 
+def write_claims(claims: Sequence[Judged], folder: Path) -> Path:
+    """Write `claims.json`."""
+    keys = ("claim", "verdict", "gap", "half")
+    return write(folder / "claims.json", [dict(zip(keys, c, strict=True)) for c in claims])
+
+
 def write_comparison(
     summaries: Mapping[str, Summary], about: Mapping[str, str], claims: Sequence[Judged], folder: Path
 ) -> Path:
-    """Write `compare.json`, `.md` and `.html`; `summaries` and what they are, by method. Returns the page."""
+    """Write `compare.json`, `.md` and `.html`, and the claims; `summaries` and what they are, by method."""
     from mmcompress.report.charts import comparison
 
+    write_claims(claims, folder)
     write(folder / "compare.json", {name: row(s) for name, s in summaries.items()})
     one, chart = next(iter(summaries.values())), comparison(summaries)
     return _pages("compare", folder, s=one, summaries=summaries, about=about, claims=claims, chart=chart)
 
 
 def write_ablation(tables: Mapping[str, Mapping[str, Summary]], claims: Sequence[Judged], folder: Path) -> Path:
-    """Write `ablation.json`, `.md` and `.html`: cells by table, and what they say of each claim."""
+    """Write `ablation.json`, `.md` and `.html`, and the claims: cells by table, and what they say of each."""
     from mmcompress.report.charts import comparison
 
+    write_claims(claims, folder)
     write(folder / "ablation.json", {t: {name: row(s) for name, s in by.items()} for t, by in tables.items()})
     one, charts = next(iter(next(iter(tables.values())).values())), {t: comparison(by) for t, by in tables.items()}
     return _pages("ablation", folder, s=one, tables=tables, claims=claims, charts=charts)

@@ -30,7 +30,7 @@ def own_modules(spec: dict[str, Any]) -> list[Path]:
     """
     installed = [Path(sysconfig.get_path(k)).resolve() for k in ("purelib", "platlib")]
     found: dict[str, Path] = {}
-    parts = [str(node.get("source", "")).partition(":") for node in spec["nodes"].values()]
+    parts = [str(node.get(key, "")).partition(":") for node in spec["nodes"].values() for key in ("source", "rewind")]
     named = [(f"source '{kind}:{name}'", name.partition(":")[0]) for kind, _, name in parts if kind == "python"]
     named += [(f"plugin '{name}'", str(name)) for name in spec.get("plugins") or ()]
     for what, name in named:

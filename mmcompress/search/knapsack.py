@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from mmcompress.records import Block, Candidate
 BINS = 4000
 WINDOWS = 7
 """Lengths of a node's window that are tried, each with every choice of precisions."""
+SPLITS = 600
+"""Choices of windows and precisions that are solved; of more, some are left out."""
 
 
 def solve(costs: list[np.ndarray], damages: list[np.ndarray], budget: float) -> list[int] | None:
@@ -53,6 +56,30 @@ def levels(choices: Sequence[int], most: int = 17) -> list[int]:
     return sorted({choices[round((len(choices) - 1) * i / (most - 1))] for i in range(most)})
 
 
+def few(
+    precisions: Mapping[str, Sequence[str]],
+    rounding: Mapping[str, Mapping[str, float]],
+    lengths: Sequence[Sequence[int]],
+    whole_ms: Callable[[str, str], float],
+) -> tuple[dict[str, list[str]], list[list[int]]]:
+    """Precisions by node, and lengths by window, of which at most `SPLITS` combinations exist.
+
+    Of precisions the one that does least harm and the quickest stay (`whole_ms`: milliseconds of a whole node in one),
+    of lengths the ends and the middle; where even that is too much, of many nodes only the quickest.
+    """
+    left, windows = {n: list(ps) for n, ps in precisions.items()}, [list(of) for of in lengths]
+    count = lambda: math.prod(map(len, left.values())) * math.prod(map(len, windows))
+    ends = lambda n: [min(left[n], key=lambda p: rounding[n][p]), min(left[n], key=lambda p: whole_ms(n, p))]
+    for most in (2, 1):
+        harm = lambda n: min(rounding[n][p] for p in ends(n)[1:])  # of its quickest precision
+        for n in sorted(left, key=harm):
+            if count() > SPLITS:
+                left[n] = list(dict.fromkeys(ends(n)))[-most:]
+        if most > 1 and count() > SPLITS:
+            windows = [levels(of, 3) for of in windows]
+    return left, windows
+
+
 def candidates(
     blocks: Mapping[str, tuple[Block, ...]],
     cross: Mapping[str, Mapping[str, str]],
@@ -60,11 +87,11 @@ def candidates(
     predictor: Predictor,
     budget_ms: float,
     protection: float,
-    precisions: Mapping[str, tuple[str, ...]],
+    precisions: Mapping[str, Sequence[str]],
     rounding: Mapping[str, Mapping[str, float]],
     choices: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> list[tuple[float, Candidate]]:
-    """(estimated damage, candidate) of the best split for every choice of precisions, least damage first."""
+    """(estimated damage, candidate) of the best split for every choice of precisions in `few`, least damage first."""
     rows, found = predictor.table.lookup(), []
     nodes, windowed = list(blocks), [n for n in blocks if "tokens" in choices[n]]
     options = {n: {b.name: levels(choices[n][b.name]) for b in blocks[n] if b.group != "tokens"} for n in nodes}
@@ -74,7 +101,8 @@ def candidates(
         for b, o in options[n].items()
     }
     order = [(n, b) for n in nodes for b in options[n]]
-    lengths = [levels(choices[n]["tokens"], WINDOWS) for n in windowed]
+    whole = lambda n, p: predictor.node(n, {}, p, rows)
+    precisions, lengths = few(precisions, rounding, [levels(choices[n]["tokens"], WINDOWS) for n in windowed], whole)
     for window in itertools.product(*lengths):
         left = {n: {"tokens": k} for n, k in zip(windowed, window, strict=True)}
         cuts, costs = predictor.cuts(left), {}

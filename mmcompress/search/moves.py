@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from mmcompress.records import Block, Candidate, Trial
@@ -34,10 +35,31 @@ class Problem:
     """Kept counts each block may have, ascending; a block not listed is free."""
     drops: dict[str, int] = field(default_factory=dict)
     """How many blocks of a node may be gone whole; a node not listed is free."""
-    shares: Callable[[Candidate], tuple[float, float]] = lambda c: (0.0, 0.0)
-    """What a candidate has lost of its unimodal units, and of its cross-modal ones."""
+    cross: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """The blocks where modalities meet, by node."""
     protection: float = 0.0
     """How many times less every structure loses of its cross-modal units than of the others."""
+
+    @cached_property
+    def _weights(self) -> list[tuple[str, str, int, float, bool]]:
+        """Node, name and units of every block, its share of all cross-modal or unimodal ones, and which it is."""
+        each = [
+            (n, b, b.name in self.cross.get(n, ()))
+            for n, blocks in self.blocks.items()
+            for b in blocks
+            if b.group != "tokens"
+        ]
+        whole = {k: sum(b.units * b.weight for _, b, crossing in each if crossing == k) for k in (True, False)}
+        if not all(whole.values()):
+            return []
+        return [(n, b.name, b.units, b.weight / whole[crossing], crossing) for n, b, crossing in each]
+
+    def shares(self, candidate: Candidate) -> tuple[float, float]:
+        """What a candidate has lost of its unimodal units, and of its cross-modal ones (`allocation.ratios`)."""
+        lost = [0.0, 0.0]
+        for n, name, units, each, crossing in self._weights:
+            lost[crossing] += (units - candidate.kept[n].get(name, units)) * each
+        return lost[0], lost[1]
 
     def excess(self, candidate: Candidate) -> float:
         """By how much more is cut of what is protected than the protection allows; at most 0: it holds."""
@@ -181,11 +203,13 @@ def shield(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate:
     """The candidate with units given back until the protection holds, where most damage is undone for it."""
     now = _spelled(problem, candidate)
     while (excess := problem.excess(now)) > 0:
-        best_price, pick = -1.0, None
+        best_price, pick = -math.inf, None
         for n, b, k in _larger(problem, now, 16):
+            if b not in problem.cross.get(n, ()):
+                continue
             new = _with(now, n, b, k)
             if (less := excess - problem.excess(new)) > 1e-12:
-                price = max(damage(n, b, now.kept[n][b]) - damage(n, b, k), 1e-9) / less
+                price = (damage(n, b, now.kept[n][b]) - damage(n, b, k)) / less
                 best_price, pick = (price, new) if price > best_price else (best_price, pick)
         if pick is None:
             break

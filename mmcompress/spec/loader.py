@@ -137,6 +137,13 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
         )
     if spec.prune.damage == "estimated" and spec.quantize.sensitive:
         raise source.error(("quantize", "sensitive"), "is found by running the pipeline; prune.damage says estimated")
+    for n, node in spec.nodes.items():
+        if node.rewind and not node.source:
+            raise source.error(("nodes", n, "rewind"), "this node has no model")
+        if node.rewind and spec.prune.schedule != "rewind":
+            raise source.error(
+                ("nodes", n, "rewind"), f"prune.schedule is {spec.prune.schedule}, which rewinds nothing"
+            )
     check(spec, source.error)
     return spec
 
@@ -153,13 +160,15 @@ def _resolve(source: Source, folder: Path) -> None:
     data = source.data if isinstance(source.data, dict) else {}
     nodes = data.get("nodes")
     for node in nodes.values() if isinstance(nodes, dict) else ():
-        text = node.get("source") if isinstance(node, dict) else None
-        if isinstance(text, str):
+        for key in ("source", "rewind") if isinstance(node, dict) else ():
+            text = node.get(key)
+            if not isinstance(text, str) or not text:
+                continue
             scheme, colon, rest = text.partition(":")
             library = colon and scheme in ("transformers", "open_clip")
             local, head = (rest, f"{scheme}:") if library else (text, "")
             if local.startswith(".") or (folder / local).is_dir():
-                node["source"] = head + str((folder / local).resolve())
+                node[key] = head + str((folder / local).resolve())
         if isinstance(node, dict) and isinstance(node.get("texts"), str):
             node["texts"] = str((folder / node["texts"]).resolve())
     measure = data.get("measure")

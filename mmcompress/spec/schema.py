@@ -53,6 +53,9 @@ class Node:
     """Of a `lookup`: a file with one text a line; without it, all reference texts of the data."""
     precision: str = field(default="auto", metadata={"check": _precision})
     """`auto` leaves it to the search."""
+    rewind: str = ""
+    """Where `prune.schedule: rewind` finds the weights of an earlier time of this model's training, as a `source`;
+    without it, survivors start again from those of `source` itself."""
     prune: NodePrune = field(default_factory=NodePrune)
 
 
@@ -85,8 +88,9 @@ class Prune:
     """Cross-modal units are pruned this many times less."""
     schedule: Literal["one_shot", "gradual", "rewind", "late"] = "one_shot"
     """All cuts at once; over `rounds` of pruning and training, units scored anew in each; or so, and then the survivors
-    trained once more from the weights they had at first. The training budget is shared among the rounds. `late`: the
-    dense models are trained, then cut and refitted: the wrong way round, to compare with."""
+    trained once more from the weights they had at first, or earlier still (`nodes.*.rewind`). The training budget is
+    shared among the rounds. `late`: the dense models are trained, then cut and refitted: the wrong way round, to
+    compare with."""
     rounds: int = field(default=3, metadata=_within(2, 100))
     sparsity: float = field(default=0.0, metadata=_within(0, 0.99))
     """Share of single weights set to zero in what is left, smallest first; brings no speed on ONNX Runtime."""

@@ -15,10 +15,10 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import SpecError
+from mmcompress.errors import ClusterError, MmcompressError, SpecError
 from mmcompress.records import Summary, read
 from mmcompress.report import of_target, settled, usually
-from mmcompress.report.assemble import excess, tightened
+from mmcompress.report.assemble import excess, out_of_reach, tightened
 from mmcompress.spec.loader import load, targets
 from mmcompress.spec.schema import Limits
 from mmcompress.workflow import aside
@@ -29,9 +29,6 @@ from mmcompress.workflow.make import compress
 from mmcompress.workflow.state import SILENT, Run, Say, default_space, open_run
 
 __all__ = ["default_space", "open_run", "predictor", "profile", "run", "run_targets", "write_kit"]
-
-BEYOND = 1.1
-"""A limit that is exceeded by more is one that nothing in the space meets: what structures weigh is well predicted."""
 
 
 def run(
@@ -60,16 +57,32 @@ def run_targets(
     resume: bool = False,
     say: Say = SILENT,
 ) -> tuple[Summary, ...]:
-    """`run` for every target of the spec; several have a folder each in `out`, and a front beside them."""
+    """`run` for every target of the spec; several have a folder each in `out`, and a front beside them.
+
+    What goes wrong with one of several is raised when the others are done.
+    """
     r = open_run(spec_path, out, space, overrides, resume, say)
     dense, predict, ev = prepared(r)
     wanted = targets(r.spec)
-    found = tuple(_reach(r.aimed_at(t) if len(wanted) > 1 else r, dense, predict, ev) for t in wanted)
-    if len(found) > 1:
-        from mmcompress.report.several import write_front
+    if len(wanted) == 1:
+        return (_reach(r, dense, predict, ev),)
+    from mmcompress.report.several import write_front
 
-        write_front({t.replace(" ", "-"): s for t, s in zip(wanted, found, strict=True)}, r.folder)
-    return found
+    found: dict[str, Summary] = {}
+    failed: list[MmcompressError] = []
+    for t in wanted:
+        try:
+            found[t.replace(" ", "-")] = _reach(r.aimed_at(t), dense, predict, ev)
+        except MmcompressError as e:
+            say("run", f"target {t}: {e}", None)
+            failed.append(e.with_traceback(None))  # its frames hold models
+            if isinstance(e, ClusterError):  # the others would end the same way
+                break
+    if len(found) > 1:
+        write_front(found, r.folder)
+    if failed:
+        raise failed[0]
+    return tuple(found.values())
 
 
 def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
@@ -98,12 +111,13 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
         made = compress(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
         summary = summarize(r, fitted, dense, *made, patient=True)
         reached, over = settled(summary), excess(r.spec.limits, summary.compressed)
-        out_of_reach = over > BEYOND or (reached > 1 and summary.target.floor_ms > summary.target.latency_ms)
+        hopeless = over > 1 and out_of_reach(r.spec.limits, summary.compressed, summary.target.lowest)
+        hopeless |= reached > 1 and summary.target.floor_ms > summary.target.latency_ms
         # a miss is always tried once more
         bound, told = max(reached, over) <= 1, r.away is not None and summary.compressed.latency_ms.n > 0
         tries = 1 if finished and fitted == known and not told else rounds if bound else max(rounds, 2)
         near = bound and (reached >= NEAR or fitted.meant < NEAR)
-        if near or out_of_reach or done >= tries:
+        if near or hopeless or done >= tries:
             break
         limits = tightened(limits, r.spec.limits, summary.compressed)
         bias, before = fitted.learnt(usually(summary)), before + len(fitted.attempts)

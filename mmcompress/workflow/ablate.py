@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mmcompress.errors import SpecError
+from mmcompress.errors import DataError, SpecError
 from mmcompress.records import Summary, build, plain, read, write
 from mmcompress.spec.schema import Space, Spec, keys_of
 from mmcompress.workflow.compare import TEACHER, judged, make, same_effort, trained
@@ -28,6 +28,8 @@ from mmcompress.workflow.state import SILENT, Run, Say, open_run
 UNTRAINED = {"distill.steps": 0}
 PLAIN = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
 """What the cells differ from."""
+WHOLE = "order-prune__refit__distil__int8"
+"""The folder of the recipe as it is: most cells take their structure from it."""
 CRITERIA = ("fisher", "reconstruction", "taylor", "magnitude", "activation", "fluctuation", "movement", "random")
 DRAWS = 3
 """Random sets of blocks that are protected in place of the cross-modal ones."""
@@ -65,15 +67,15 @@ def placebo(seed: int) -> Method:
     def propose(run: Run, ev: Any) -> Iterator[Propose]:
         predict = predictor(run, read(Profile, run.shared / "profile.json"))
         rows = predict.table.lookup()
-        ms = {(n, p.name): predict.block(rows, p, p.units, "fp32") for n, row in predict.placed.items() for p in row}
+        inside = lambda n, p: predict.inside(n, p, p.units, "fp32", rows)
+        ms = {(n, p.name): inside(n, p) for n, row in predict.placed.items() for p in row}
         mass = sum(v for (n, b), v in ms.items() if b in run.cross[n])
         free = [at for at in ms if at[1] not in run.cross[at[0]]]
         cross: dict[str, dict[str, str]] = {n: {} for n in run.blocks}
         for i in np.random.default_rng([run.spec.seed, seed]).permutation(len(free)):
             n, b = free[i]
-            if mass <= 0:
-                break
-            cross[n][b], mass = "by lot", mass - ms[n, b]
+            if 2 * mass > ms[n, b]:  # what would overshoot by more than is missing is left to a smaller one
+                cross[n][b], mass = "by lot", mass - ms[n, b]
         with knapsack(dataclasses.replace(run, cross=cross), ev) as inner:
             yield inner
 
@@ -84,9 +86,9 @@ def cells(spec: Spec) -> list[Cell]:
     """Every cell, those first that others take their structure from."""
     m, found = METHODS, []
     add: Callable[..., None] = lambda *a, **k: found.append(Cell(*a, **k))
-    add("training", "searched", m["searched"])
+    add("order", "prune + refit + distil + int8", m["searched"])
     for name in ("uniform", "ranking", "knapsack", "searched", "random", "separate"):
-        add("allocation", name, m[name], UNTRAINED, "training-searched" if name == "searched" else "")
+        add("allocation", name, m[name], UNTRAINED, WHOLE if name == "searched" else "")
     knap = m["knapsack"]
     add("protection", "protected", knap, {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)})
     add("protection", "unprotected", knap, {**UNTRAINED, "prune.protection": 1.0})
@@ -98,14 +100,18 @@ def cells(spec: Spec) -> list[Cell]:
             method = replace(m["uniform"], importance="" if criterion == spec.prune.importance else criterion)
             changes = {**UNTRAINED, "prune.refit": refit}
             add("importance", criterion + (" + refit" if refit else ""), method, changes, "allocation-uniform")
-    like = "training-searched"
-    for refit, train in ((False, False), (True, False), (False, True)):
-        name = "prune" + (" + refit" if refit else "") + (" + distil" if train else "")
-        changes = {"prune.refit": refit, **({} if train else UNTRAINED)}
+    like, fp32 = WHOLE, {f"nodes.{n}.precision": "fp32" for n in spec.models()}
+    bare = {"prune.refit": False}
+    orders: dict[str, dict[str, Any]] = {
+        "prune": {**UNTRAINED, **fp32, **bare},
+        "prune + refit": {**UNTRAINED, **fp32},
+        "prune + refit + distil": fp32,
+        "prune + distil + int8": bare,
+        "prune + refit + int8": UNTRAINED,
+        "distil + prune + refit + int8": {"prune.schedule": "late"},
+    }
+    for name, changes in orders.items():
         add("order", name, m["searched"], changes, like)
-    plain_int = {f"nodes.{n}.precision": "fp32" for n in spec.models()}
-    add("order", "prune + refit + distil, no rounding", m["searched"], plain_int, like)
-    add("order", "distil + prune + refit", m["searched"], {"prune.schedule": "late"}, like)
     for pattern in ("unstructured", "2:4"):
         zeros = {**UNTRAINED, "prune.sparsity": 0.5, "prune.pattern": pattern}
         add("zeros", pattern.replace(":", " of "), m["searched"], zeros, like)
@@ -114,6 +120,7 @@ def cells(spec: Spec) -> list[Cell]:
     task = ("contrast", "caption")
     losses = {"no task loss": task, "no logits": ("logits",), "no features": ("embedding", "tokens")}
     losses |= {"no affinity": ("affinity",), "task loss alone": TEACHER}
+    add("losses", "what blocks add too", m["searched"], {"distill.hidden": 1.0, "distill.cross": 1.0}, like)
     for name, off in losses.items():
         rest = any(getattr(spec.distill, k) for k in (*TEACHER, *task) if k not in off)
         if rest and any(getattr(spec.distill, k) for k in off):  # else it is the reference, or nothing is learnt
@@ -144,20 +151,15 @@ CLAIMS = (
         for of, what in (("fisher", "Fisher scores"), ("magnitude", "the norms of weights"), ("random", "chance"))
     ),
     Claim("Refit helps without training", ("order-prune__refit",), ("order-prune",)),
-    Claim("Refit helps with training", ("training-searched",), ("order-prune__distil",)),
-    Claim("Distillation helps after refit", ("training-searched",), ("order-prune__refit",)),
-    Claim(
-        "Pruning before training beats training before pruning", ("training-searched",), ("order-distil__prune__refit",)
-    ),
-    Claim(
-        "The same structure keeps more in fp32 than rounded",
-        ("order-prune__refit__distil,_no_rounding",),
-        ("training-searched",),
-        apart=True,
-    ),
-    Claim("Gradual pruning beats one shot at the same budget", ("schedule-gradual",), ("training-searched",)),
-    Claim("Rewinding the survivors beats one shot", ("schedule-rewind",), ("training-searched",)),
-    Claim("Distilling adds to the task loss", ("training-searched",), ("losses-task_loss_alone",)),
+    Claim("Refit helps with training", (WHOLE,), ("order-prune__distil__int8",)),
+    Claim("Distillation helps after refit", ("order-prune__refit__distil",), ("order-prune__refit",)),
+    Claim("Distillation helps what is rounded as well", (WHOLE,), ("order-prune__refit__int8",)),
+    Claim("Pruning before training beats training before pruning", (WHOLE,), ("order-distil__prune__refit__int8",)),
+    Claim("The same structure keeps more in fp32 than rounded", ("order-prune__refit__distil",), (WHOLE,), apart=True),
+    Claim("Gradual pruning beats one shot at the same budget", ("schedule-gradual",), (WHOLE,)),
+    Claim("Rewinding the survivors beats one shot", ("schedule-rewind",), (WHOLE,)),
+    Claim("Distilling adds to the task loss", (WHOLE,), ("losses-task_loss_alone",)),
+    Claim("Matching what blocks add helps", ("losses-what_blocks_add_too",), (WHOLE,)),
 )
 
 
@@ -188,10 +190,16 @@ def ablate(
     found: dict[str, Summary] = {}
     steps = 0
     for i, c in enumerate(wanted):
-        record = r.folder / c.folder / "summary.json"
+        record, what = r.folder / c.folder / "summary.json", r.folder / c.folder / "cell.json"
+        meant = {"about": c.method.about, "changes": dict(c.changes), "like": c.like}
+        if record.exists() and (not what.exists() or json.loads(what.read_text()) != meant):
+            raise DataError(
+                f"{record.parent}: this cell was made by an mmcompress that made it otherwise; use a new --out"
+            )
         if not record.exists():
             say("ablate", f"{c.table}: {c.name} ({i + 1} of {len(wanted)})", None)
             run = replace(r, spec=_changed(r.spec, c.changes), space=_pinned(r.space, c.changes))
+            write(what, meant)
             tried = c.table == "allocation" and c.like and (r.folder / c.like / "tryouts.json").exists()
             # a structure that was chosen by what training makes of it is none to be compared untrained
             make(run, c.folder, replace(c.method, like="" if tried else c.like), predict, ev, dense, steps)
@@ -211,7 +219,6 @@ def _tell(r: Run, dense: Profile, wanted: Sequence[Cell], found: Mapping[str, Su
             rows.setdefault(c.table, {})[c.name] = found[c.folder]
     known = (c for c in CLAIMS if all(f in found for f in (*c.better, *c.worse)))
     claims = [judged(r, dense, c.says, c.better, c.worse, c.apart) for c in known]
-    write(r.folder / "claims.json", [dict(zip(("claim", "verdict", "gap", "half"), c, strict=True)) for c in claims])
     write_ablation(rows, claims, r.folder)
 
 

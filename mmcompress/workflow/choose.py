@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -20,6 +20,8 @@ AIM = 0.975
 """The share of the target that structures are searched for."""
 MORE = 5
 """Proposals and mutations by which the search goes on when a measured miss has moved the budget."""
+SPLITS = 12
+"""How many of the knapsack's splits are looked at, the best ones."""
 FULL = 0.985
 """A structure that takes less than this share of the budget is given units back until it does not."""
 
@@ -48,9 +50,10 @@ def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
 
     fixed, limit = allocated({}), _limit(run, predict, budget_ms)
     free = (precisions_of(run), _choices(run, fixed), _drops(run, fixed))
-    p = Problem(run.space, run.blocks, resolve, limit, budget_ms, *free, _shares(run), _protection(run))
-    largest = {n: {b: max(options) for b, options in by.items()} for n, by in p.choices.items()}
-    if p.excess(Candidate(largest, fixed.precision)) > 0:  # cuts that the spec itself asks for come first
+    p = Problem(run.space, run.blocks, resolve, limit, budget_ms, *free, run.cross, _protection(run))
+    most = lambda n, b, options: max(options) if b in run.cross[n] else min(options)
+    mildest = {n: {b: most(n, b, options) for b, options in by.items()} for n, by in p.choices.items()}
+    if p.excess(Candidate(mildest, fixed.precision)) > 0:  # cuts that the spec itself asks for come first
         p.protection = 0.0
     return p
 
@@ -61,16 +64,6 @@ def _protection(run: Run) -> float:
     if searched:
         return searched.low or 1.0
     return run.spec.prune.protection if run.spec.prune.protection > 1 else 0.0
-
-
-def _shares(run: Run) -> Callable[[Candidate], tuple[float, float]]:
-    from mmcompress.prune.allocation import ratios
-
-    def shares(c: Candidate) -> tuple[float, float]:
-        cut = [ratios(c.kept, run.blocks, run.cross, crossing) for crossing in (False, True)]
-        return (0.0, 0.0) if None in cut else (cut[0], cut[1])  # type: ignore[return-value]
-
-    return shares
 
 
 def _limit(run: Run, predict: Any, budget_ms: float) -> Any:
@@ -248,13 +241,16 @@ def search(
             more = replace(more, trials=more.trials + more.mutations + seeded, mutations=0)
         say = lambda what, share: run.say("search", what, share)
         trials = study.run(book, p, who.executor, who.judge, starts, seeds, more, run.spec.seed, say)
+        held = lambda found: [t for t in found if p.excess(t.candidate) <= 0] or found  # of an older journal
         if blind:
-            return trials
+            return held(trials)
         wanting = [t.candidate for t in _finalists(run, trials, budget_ms) if t.latency_ms < FULL * budget_ms]
         grown = [("filled", moves.fill(p, c, ev.damage, ev.rounding)) for c in wanting]
         small = [c for _, c in grown if p.predict(c) < FULL * budget_ms]  # the next step up is too large
         grown += [("exchanged", c) for c in (moves.exchange(p, small[0], ev.damage, ev.rounding) if small else ())]
-        return study.run(book, p, who.executor, who.judge, [], grown, more, run.spec.seed, say) if grown else trials
+        if grown:
+            trials = study.run(book, p, who.executor, who.judge, [], grown, more, run.spec.seed, say)
+        return held(trials)
 
 
 def adjusted(run: Run, ev: Any, predict: Any, budget_ms: float, who: Jury, structure: Candidate) -> Trial | None:
@@ -296,8 +292,14 @@ def splits(
         rows = candidates(*given, ms, *rest)  # type: ignore[arg-type]
         if nodes:  # of a part of the pipeline the rest is not known
             return rows
-        mended = (moves.trim(p, moves.revive(p, c, ev.damage), ev.damage) for _, c in rows if not p.allows(c))
-        held = [(d, c) for d, c in rows if p.allows(c)] + [(estimated(c), c) for c in mended if c]
+        held: list[tuple[float, Candidate]] = []
+        for damage, c in rows:  # what is mended does no less harm: those behind are worse
+            if p.allows(c):
+                held.append((damage, c))
+            elif mended := moves.trim(p, moves.revive(p, c, ev.damage), ev.damage):
+                held.append((estimated(mended), mended))
+            if len(held) == SPLITS:
+                break
         return sorted(held, key=lambda f: f[0])
 
     def estimated(c: Candidate) -> float:

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmcompress.measure.latency import MOST, EndToEnd, Samples, lasting, loads, reloaded, spare
+from mmcompress.measure.apart import reloaded
+from mmcompress.measure.latency import MOST, EndToEnd, Samples, lasting, loads, spare
 from mmcompress.metrics.tally import Tally, quality
 from mmcompress.records import (
     Candidate,
@@ -140,7 +141,7 @@ def _sides(
 
 
 def _target(r: Run, fitted: Fitted, dense: Latency, compressed: Side, target_ms: float, pace: float) -> Target:
-    from mmcompress.report.assemble import unmet
+    from mmcompress.report.assemble import at_pace, unmet
 
     over = unmet(r.spec, r.goal, target_ms, compressed)
     return Target(
@@ -151,6 +152,8 @@ def _target(r: Run, fitted: Fitted, dense: Latency, compressed: Side, target_ms:
         statistic=r.goal.statistic,
         floor_ms=pace * fitted.floor_ms,
         fixed_ms=pace * fitted.fixed_ms,
+        fixed={n: pace * ms for n, ms in fitted.fixed.items()},
+        lowest=at_pace(fitted.lowest, pace),
         latency_ms_p50=target_ms if r.goal.statistic == "p50" else None,
         unmet=over,
     )

@@ -69,10 +69,9 @@ def _profile(run: Run) -> Profile:
     from mmcompress.export.proofs import require
     from mmcompress.graph.modality import layers
     from mmcompress.graph.topology import decode_steps
+    from mmcompress.measure.apart import reloaded
     from mmcompress.measure.counts import block_params, count
-    from mmcompress.measure.latency import end_to_end
     from mmcompress.measure.readings import Measured
-    from mmcompress.runtime import load as load_bundle
 
     say, spec = run.say, run.spec
     say("profile", "exporting the dense pipeline", 0.0)
@@ -85,9 +84,9 @@ def _profile(run: Run) -> Profile:
         m = run.away.baseline
     else:
         say("profile", "measuring it end to end", 0.6)
-        dense = load_bundle(run.shared / "baseline", spec.measure.threads)
-        found = end_to_end({"dense": dense}, run.requests(REQUESTS), spec.measure.warmup, spec.measure.rounds)
-        m, said = Measured.of(found["dense"]), found["dense"].said
+        how = (spec.measure.threads, run.requests(REQUESTS), spec.measure.warmup, spec.measure.rounds)
+        found = reloaded({"dense": run.shared / "baseline"}, *how, sittings=1)["dense"].summary()
+        m, said = Measured.of(found), found.said
     steps = decode_steps(spec, m.calls)
     counted = {n: count(model, steps[n], run.spec.nodes[n].candidates) for n, model in run.models.items()}
     modality = tuple({**asdict(x), "modalities": list(x.modalities)} for x in layers(spec, run.blocks))
@@ -228,8 +227,9 @@ def _read_away(readings: Any, plan: Any) -> Any:
 
 def write_kit(run: Run, folder: Path) -> Path:
     """A folder that another device measures: dense bundle, requests, whole exports, and what the table must hold."""
+    from mmcompress.measure.apart import save_requests
     from mmcompress.measure.calibrate import exports
-    from mmcompress.measure.readings import Kit, save_requests
+    from mmcompress.measure.readings import Kit
 
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: not empty; choose another --out")

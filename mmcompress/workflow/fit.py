@@ -72,6 +72,9 @@ class Fitted:
     floor_ms: float = 0.0
     """The lowest latency predicted of anything in the space; `fixed_ms`: the part of it that no block accounts for."""
     fixed_ms: float = 0.0
+    fixed: dict[str, float] = field(default_factory=dict)
+    """`fixed_ms` by node, and `lowest`: see `records.Target`."""
+    lowest: dict[str, float] = field(default_factory=dict)
     attempts: tuple[Attempt, ...] = ()
     bias: float = 1.0
     """See `fit`."""
@@ -133,10 +136,43 @@ def fit(
     top = min(within, key=near, default=min(measured, key=lambda m: m.ends_ms))
     p = problem(run, ev, predict, target_ms)
     attempts = tuple(Attempt(m.predicted_ms, m.ends_ms, target_ms, m.seen.margin, m.seen.nodes) for m in measured)
-    lowest, ms = floor(p, predict), (top.predicted_ms, top.ends_ms, target_ms)
-    ends = (predict(lowest), predict.fixed(lowest))
-    found = Fitted(top.trial.candidate, *ms, asked, predict.correction, *ends, attempts, bias, spent)
+    smallest = floor(p, predict)
+    found = Fitted(
+        top.trial.candidate,
+        top.predicted_ms,
+        top.ends_ms,
+        target_ms,
+        asked,
+        predict.correction,
+        floor_ms=predict(smallest),
+        fixed_ms=predict.fixed(smallest),
+        fixed=predict.fixed_by_node(smallest),
+        lowest=_lowest(run, predict, p, smallest),
+        attempts=attempts,
+        bias=bias,
+        spent=spent,
+    )
     write(record, found)
+    return found
+
+
+def _lowest(run: Run, predict: Any, p: Any, smallest: Candidate) -> dict[str, float]:
+    """What the smallest structure is predicted to have of everything that is limited, in the best precisions for it."""
+    limits = run.spec.limits
+
+    def least(load: Callable[[Candidate], float]) -> float:
+        precision = dict(smallest.precision)
+        for n, options in p.precisions.items():
+            precision[n] = min(options, key=lambda o, n=n: load(Candidate(smallest.kept, {**precision, n: o})))  # type: ignore[misc]
+        return float(load(Candidate(smallest.kept, precision)))
+
+    found = {f"p50 of '{n}'": least(lambda c, n=n: predict.node_ms(n, c)) for n in limits.node_ms}  # type: ignore[misc]
+    if limits.params_m is not None:
+        found["parameters"] = least(run.footprint.total_params) / 1e6
+    if limits.size_mb is not None:
+        found["size"] = least(run.footprint.size_mb)
+    if limits.memory_mb is not None:
+        found["memory"] = least(run.footprint.memory_mb)
     return found
 
 

@@ -158,7 +158,7 @@ def _trained_first(run: Run) -> dict[str, Any]:
 
 def _by_rounds(run: Run, ev: Any, c: Candidate) -> tuple[dict[str, Any], Any]:
     """Prune and train in turn, units scored anew in each round; to rewind, the survivors start again as they were."""
-    from mmcompress.models.sources import connect
+    from mmcompress.models.sources import connect, earlier
     from mmcompress.prune.importance import Material, scored
     from mmcompress.prune.refit import measure_grams, refit_
     from mmcompress.prune.schedule import narrowed, plan, whole
@@ -182,7 +182,7 @@ def _by_rounds(run: Run, ev: Any, c: Candidate) -> tuple[dict[str, Any], Any]:
         _distill_(run, models, share, run.folder / f"distill-{i + 1}.json")
     if rewind:
         with run.timed("prune"):
-            models = {n: sliced(m, survivors[n]).eval() for n, m in run.models.items()}
+            models = {n: sliced(m, survivors[n]).eval() for n, m in earlier(run.spec, run.models).items()}
             connect(run.spec, models)
             if p.refit:
                 refit_(run.pipeline, models, run.models, batch, p.ridge)

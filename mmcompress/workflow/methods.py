@@ -43,6 +43,8 @@ class Method:
     like: str = ""
     train: bool = True
     alone: bool = False
+    positions: bool = False
+    """Of use only where the space cuts positions."""
 
 
 def _trial(name: str, candidate: Candidate, ms: float) -> Trial:
@@ -155,6 +157,7 @@ def separate(run: Run, ev: Any) -> Iterator[Propose]:
             best = found[0][1] if found else fastest
             kept[n], precision[n] = best.kept[n], best.precision[n]
         candidate = moves.revive(p, Candidate(kept, precision), ev.damage)
+        candidate = moves.trim(p, candidate, ev.damage) or candidate  # what came back is paid for
         return _trial("separate", candidate, p.predict(candidate))
 
     yield propose
@@ -193,7 +196,9 @@ METHODS = {
     "knapsack": Method("the best split of the budget by measured damage alone, nothing searched", knapsack),
     "separate": Method("a budget for each model instead of one for all", separate),
     "uniform": Method("the same share of every block", uniform),
-    "shortened": Method("the same share of every block and of the positions", partial(uniform, positions=True)),
+    "shortened": Method(
+        "the same share of every block and of the positions", partial(uniform, positions=True), positions=True
+    ),
     "magnitude": Method(
         "the same share of every block, units by the norm of their weights", uniform, importance="magnitude"
     ),

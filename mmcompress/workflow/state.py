@@ -86,6 +86,10 @@ class Run:
         if not m.device:
             return None
         found = read(Readings, Path(m.device))
+        if found.table.device != found.device:
+            raise DataError(
+                f"measure.device: {m.device} has the pipelines of {found.device} and the table of {found.table.device}"
+            )
         if found.pipeline != self.spec.name or found.threads != m.threads:
             raise DataError(
                 f"measure.device: {m.device} is of '{found.pipeline}' with {found.threads} threads, "
@@ -162,13 +166,14 @@ def open_run(
     from mmcompress.data import listed_texts
     from mmcompress.graph.modality import cross_modal
     from mmcompress.graph.pipeline import TorchPipeline
-    from mmcompress.models.sources import load_models
+    from mmcompress.models.sources import earlier, load_models
 
     data = opened(spec)
     if few := scarce(spec, data):
         say("load", few, None)
     listed = {n: listed_texts(data, node.texts) for n, node in spec.nodes.items() if node.kind == "lookup"}
     models = load_models(spec)
+    earlier(spec, models)  # what can't be rewound to is told before hours of work
     _check_asked(spec, models)
     space = _possible(space, models)
     cross = cross_modal(spec, {n: m.blocks for n, m in models.items()})
