@@ -353,6 +353,21 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
     assert asked == [0, 2][:made]  # the second search goes on from what the first measured
 
 
+def test_of_two_artifacts_the_faster_is_kept_where_it_lost_no_more():
+    def made(share, loss):
+        target = SimpleNamespace(latency_ms=1.0, statistic="p50", met=share <= 1)
+        compressed = SimpleNamespace(latency_ms=SimpleNamespace(p50=share))
+        return SimpleNamespace(target=target, compressed=compressed, losses=(0.08, loss), usual=1.0)
+
+    rows = [made(0.92, 0.11), made(0.96, 0.14), made(0.97, 0.10), made(1.01, 0.05), made(1.2, 0.01)]
+    best = lambda *of: all(
+        workflow.better(rows[of[0]], rows[i]) and not workflow.better(rows[i], rows[of[0]]) for i in of[1:]
+    )
+    assert best(0, 1)  # faster, and it lost less
+    assert best(2, 0)  # what uses its target up, where that is worth something
+    assert best(2, 1) and best(0, 3) and best(1, 3, 4) and best(3, 4)
+
+
 @pytest.mark.parametrize("slower", [1.0, 1.2, 0.85])
 def test_a_fit_learns_what_the_predictor_gets_wrong(monkeypatch, slower):
     from mmcompress.records import Candidate, Trial

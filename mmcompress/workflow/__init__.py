@@ -122,13 +122,13 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
         limits = tightened(limits, r.spec.limits, summary.compressed)
         bias, before = fitted.learnt(usually(summary)), before + len(fitted.attempts)
         r.say("fit", f"the finished artifact lies at {reached:.1%} of its target: once more", None)
-        if kept.exists() and _worth(read(Summary, kept / "summary.json")) > _worth(summary):
+        if kept.exists() and better(read(Summary, kept / "summary.json"), summary):
             aside.clear(r.folder)
         else:
             aside.put(r.folder)
     if kept.exists():
         earlier = read(Summary, kept / "summary.json")
-        if _worth(earlier) > _worth(summary):
+        if better(earlier, summary):
             aside.take_back(r.folder)
             summary = earlier
         shutil.rmtree(kept, ignore_errors=True)
@@ -141,7 +141,17 @@ def _within(r: Run, limits: Limits) -> Run:
     return r if limits == r.spec.limits else replace(r, spec=replace(r.spec, limits=limits))
 
 
-def _worth(s: Summary) -> tuple[bool, bool, float]:
-    """Met, and not much faster than asked, first; then the loss on choosing pairs, or how near it came."""
-    loss = s.losses[-1] if s.losses else 0.0
-    return s.target.met, settled(s) >= NEAR, -loss if s.target.met else -of_target(s)
+def better(one: Summary, other: Summary) -> bool:
+    """Whether one of two artifacts for a target is to be kept.
+
+    What meets it comes first. Of two that do it is the one that is faster and lost no more, if one is both; else the
+    one that uses up its target; then the one that lost less. Of two that don't it is the one that came nearer.
+    """
+    if one.target.met != other.target.met or not one.target.met:
+        return one.target.met or (not other.target.met and of_target(one) < of_target(other))
+    lost = [s.losses[-1] if s.losses else 0.0 for s in (one, other)]
+    quicker, milder = of_target(one) - of_target(other), lost[0] - lost[1]
+    if quicker * milder > 0:  # faster and milder, or neither
+        return quicker < 0
+    near = [settled(s) >= NEAR for s in (one, other)]
+    return near[0] if near[0] != near[1] else milder < 0

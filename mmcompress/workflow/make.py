@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,8 +24,9 @@ AT_ONCE = ("one_shot", "late")
 """Schedules that train once."""
 EVERY, STATE = 300.0, "training.safetensors"
 """Seconds of training between two checkpoints, and their file."""
-AGAIN = 1 / 3
-"""The share of the training budget of what is made once more, out of what was made before."""
+AGAIN, WORSE = 1 / 3, 1.2
+"""The share of the training budget of what is made once more, out of what was made before; where it starts out with so
+many times the loss that that one ended with, it is trained like a new one."""
 
 
 def compress(
@@ -127,7 +130,11 @@ def _better_start(
     batch = run.pipeline.batch(run.data.load("train", run.spec.data.calibration))
     refit_(run.pipeline, mended, run.models, batch, run.spec.prune.ridge)
     starts = [(fresh, 1.0), (learnt, AGAIN), (mended, AGAIN)]
-    best = min(starts, key=lambda start: choosing_loss(run, start[0]))
+    losses = [choosing_loss(run, models) for models, _ in starts]
+    best = starts[losses.index(min(losses))]
+    rows = json.loads((earlier / "distill.json").read_text())
+    if min(losses) > WORSE * min((row["choosing"] for row in rows if "choosing" in row), default=math.inf):
+        best = (best[0], 1.0)
     if best[0] is not fresh:  # what the cut did is told of the first time
         shutil.copyfile(earlier / "distill.json", run.folder / "distill-0.json")
     return best
