@@ -2,12 +2,13 @@
 
     python benchmarks/overhead.py pipelines/clip_captioner.yaml --target 2x --seed 2 --out runs/overhead
 
-The stack of the main thread is sampled twenty times a second. A sample counts as model work when it lies inside torch,
-ONNX Runtime, a model library, or the closed-form repair; while the driver waits for trials, the share that the workers
-spent on them does. A bundle that answers requests, to be measured or judged, is model work too, and shown apart where
-it is not inside a session: its own decoding loop, pre-processing and tokenizers are part of what is compressed.
-Everything else (data, the search itself, files, start-up) is what the tool costs. Writes reports/overhead-NAME.md and
-prints it; the second figure compares trials with exporting and measuring each structure.
+The stack of the main thread is sampled twenty times a second. A sample counts as model work when it lies inside
+torch, ONNX Runtime, a model library, or the closed-form repair; while the driver waits for trials, the share that the
+workers spent on them does. A bundle that answers requests, to be measured or judged, is model work too, and shown by
+itself where it is not inside a session here (what is measured is so in processes of its own): its decoding loop, pre-
+processing and tokenizers are part of what is compressed. Everything else (data, the search itself, files, start-up)
+is what the tool costs. Writes reports/overhead-NAME.md and prints it; the second figure compares trials with
+exporting and measuring each structure.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def kind(frame: object) -> str:
         frame = frame.f_back  # type: ignore[attr-defined]
     inside = lambda part: any(part in f for f in files)
     names = set(called)
+    if "apart" in names and inside("mmcompress/measure/apart.py"):
+        return "apart"
     answering = any(name == "run" and BUNDLE in f for f, name in zip(files, called, strict=True))
     if any(m in files[0] or inside(f"site-packages{m}") for m in MODEL) or inside(REPAIR):
         return "start-up" if "<module>" in names and inside("importlib") else "model"
@@ -61,8 +64,10 @@ def main() -> int:
     a = p.parse_args()
     began = time.perf_counter()
     from mmcompress import workflow
+    from mmcompress.measure import apart
     from mmcompress.measure.latency import SECONDS
     from mmcompress.measure.machine import cpu
+    from mmcompress.records import read
 
     imported, main_thread = time.perf_counter() - began, threading.main_thread().ident
     found: Counter[tuple[str, str]] = Counter()
@@ -71,6 +76,17 @@ def main() -> int:
     def say(name: str, what: str, share: float | None) -> None:
         stage[0] = name
         measured[name == "fit" and what.startswith("measuring")] += 1
+
+    asked, alone = Counter(), apart.apart  # of processes that only measure
+
+    def timed(job: apart.Job, folder: Path) -> object:
+        started = time.perf_counter()
+        seen = alone(job, folder)
+        asked["wall"] += time.perf_counter() - started
+        asked["work"] += read(apart.Outcome, folder / "seen.json").seconds
+        return seen
+
+    apart.apart = timed
 
     def sample() -> None:
         while not done.wait(EVERY):
@@ -91,6 +107,8 @@ def main() -> int:
         by[k] += v
     by["model"] += judged
     by["waiting"] -= judged
+    by["bundle"] += by["apart"] * asked["work"] / max(asked["wall"], 1e-9)
+    by["start-up"] += by.pop("apart", 0.0) * (1 - asked["work"] / max(asked["wall"], 1e-9))
     trials, each = s.search.trials / s.timings["search"] * 60, s.timings["fit"] / measured[True]
     short = max(each - SECONDS, 0.0) + SHORT
     lines = [
@@ -104,7 +122,7 @@ def main() -> int:
         "",
         f"Outside model work: **{1 - sum(by[k] for k in WORK) / wall:.1%}**. `bundle`: bundles that answer requests, "
         "outside their sessions; `waiting`: for trials, beyond what workers spent on them; `data`: drawing and "
-        "preparing pairs; `start-up`: importing packages.",
+        "preparing pairs; `start-up`: importing packages, and starting processes that measure.",
         "",
         f"Trials: {trials:.0f} a minute ({s.search.trials} in {s.timings['search']:.0f} s). Exporting and measuring a "
         f"structure took {each:.1f} s, {60 / each:.1f} a minute: **{trials * each / 60:.0f}x** as many. "

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,10 +45,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was observed of every bundle, or the error (its class, its words) that ended it."""
+    """What was observed of every bundle, or the error (its class, its words) that ended it.
+
+    `seconds`: how long it took to load and to ask them.
+    """
 
     samples: dict[str, Samples]
     error: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 def reloaded(
@@ -122,9 +127,10 @@ def load_requests(folder: Path, rest: Requests = ()) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    folder = Path(sys.argv[1])
+    folder, began = Path(sys.argv[1]), time.perf_counter()
     try:
-        outcome = Outcome(here(read(Job, folder / "job.json"), folder))
+        samples = here(read(Job, folder / "job.json"), folder)
+        outcome = Outcome(samples, seconds=time.perf_counter() - began)
     except MmcompressError as e:
         outcome = Outcome({}, (type(e).__name__, str(e)))
     write(folder / "seen.json", outcome, indent=None)

@@ -17,6 +17,8 @@ from mmcompress.measure.machine import fingerprint
 from mmcompress.records import read, write
 from mmcompress.runtime.home import cache_folder
 
+FORMAT = 2
+"""Of what rows are measured with: it changes with `measure.blocks` and `quantize`; tables of another are not used."""
 COPIES = 4
 LARGE = 1 << 26
 """Above this many multiply-accumulates one block is timed, not a stack of them, and at fewer sizes: its cost stands out
@@ -136,7 +138,7 @@ def completed(
     precisions: Sequence[str] = ("fp32", "int8"),
 ) -> Table:
     """The table of this device, which is kept, with what it lacks measured: once per device, whatever asks for it."""
-    path = cache_folder() / f"device-{fingerprint(threads)}.json"
+    path = cache_folder() / f"device-{fingerprint(threads)}-{FORMAT}.json"
     try:
         known = read(Table, path)
     except DataError:  # there is none that can be read
