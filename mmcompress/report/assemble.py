@@ -175,13 +175,13 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
                 f"{name}: the dense pipeline itself is right only {max(right, 0):.1%} of the time: this says little of "
                 f"what was lost{left_out}; 'agreement' with the dense pipeline may say more (metrics)"
             )
-    for (node, kind), shares in _group_ratios(s).items():
-        mean = sum(shares) / len(shares)
-        if mean > STEEP and s.settings.get("prune", {}).get("schedule") == "one_shot" and _harmed(s):
-            out.append(
-                f"{node}: {mean:.0%} of {kind} units were cut in one step{_damage(s)}; more training "
-                "(distill.minutes), or rounds of pruning and training (prune.schedule: gradual), may keep more"
-            )
+    means = {of: sum(shares) / len(shares) for of, shares in _group_ratios(s).items()}
+    steep = [f"{mean:.0%} of the {kind} units of {node}" for (node, kind), mean in means.items() if mean > STEEP]
+    if steep and s.settings.get("prune", {}).get("schedule") == "one_shot" and _harmed(s):
+        out.append(
+            f"{', '.join(steep)} were cut in one step{_damage(s)}; more training (distill.minutes), or rounds of "
+            "pruning and training (prune.schedule: gradual), may keep more"
+        )
     for node, r in s.compressed.nodes.items():
         if r.sparsity > 0.1:
             out.append(
