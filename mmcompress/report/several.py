@@ -69,5 +69,6 @@ def write_front(summaries: Mapping[str, Summary], folder: Path) -> Path:
     """Write `front.json`, `.md` and `.html`; `summaries` by the name of their folder. Returns the page."""
     from mmcompress.report.charts import front
 
+    summaries = dict(sorted(summaries.items(), key=lambda named: named[1].target.speedup))
     write(folder / "front.json", {name: row(s) for name, s in summaries.items()})
     return _pages("front", folder, s=next(iter(summaries.values())), summaries=summaries, chart=front(summaries))
