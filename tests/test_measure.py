@@ -12,13 +12,17 @@ from mmcompress.errors import BundleError
 from mmcompress.measure import anchors, apart, latency, table
 from mmcompress.measure.blocks import KINDS, Cell, feed, stack
 from mmcompress.measure.counts import block_params, count
-from mmcompress.measure.latency import EndToEnd, Samples, clock, end_to_end, observe, quiet
+from mmcompress.measure.latency import EndToEnd, Samples, clock, observe, quiet
 from mmcompress.measure.machine import cpu, fingerprint, versions
 from mmcompress.records import Latency
 from mmcompress.runtime import load
 from mmcompress.runtime.sessions import session
 
 ALONE = apart.apart  # as it is; tests measure in their own process
+
+
+def end_to_end(pipelines, requests, warmup, rounds, said=()):
+    return {n: s.summary() for n, s in observe(pipelines, requests, warmup, rounds, said).items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)

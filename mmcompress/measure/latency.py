@@ -201,12 +201,5 @@ def observe(
     return found
 
 
-def end_to_end(
-    pipelines: Mapping[str, Pipeline], requests: Sequence[dict[str, Any]], warmup: int, rounds: int, *how: Any
-) -> dict[str, EndToEnd]:
-    """What `observe` sees in one sitting, summed up."""
-    return {n: s.summary() for n, s in observe(pipelines, requests, warmup, rounds, *how).items()}
-
-
 def _calls(pipeline: Pipeline) -> dict[str, int]:
     return {f"{n}/{g}": s.calls for n, graphs in pipeline.sessions.items() for g, s in graphs.items()}

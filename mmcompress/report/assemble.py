@@ -219,27 +219,28 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
             f"the latency of the compressed pipeline is predicted for {s.cpu.get('name')}, not measured there: "
             "run `mmcompress device check KIT BUNDLE` on it, then `mmcompress report RUN --measured FILE` here"
         )
-    if not s.target.met:
-        slow = max(s.compressed.nodes.items(), key=lambda n: n[1].latency_ms_p50)
-        big = max(s.compressed.nodes.items(), key=lambda n: n[1].params)
-        said = f"{'; '.join(s.target.unmet)}: the target is not met"
-        if any(" ms, asked" in bound for bound in s.target.unmet):
-            said += (
-                f". The bottleneck is '{slow[0]}' ({slow[1].latency_ms_p50:.2f} ms). The lowest latency this search "
-                f"space can reach is predicted at {s.target.floor_ms:.2f} ms; {s.target.fixed_ms:.2f} ms of it "
-                "can't be pruned: pre-processing, the decode loop, embeddings and heads of the models"
-                f"{_shares(s.target)}"
-            )
-        else:
-            said += (
-                f". The largest model is '{big[0]}' ({big[1].params / 1e6:.2f} M parameters, {big[1].size_mb:.1f} MB)"
-            )
-        units = {"parameters": "M", "size": "MB", "memory": "MB"}  # else it is the latency of a node
-        for what in (w for w in s.target.lowest if any(bound.startswith(f"{w}: ") for bound in s.target.unmet)):
-            least = f"{s.target.lowest[what]:.2f} {units.get(what, 'ms')}"
-            said += f". The least {what} of this search space is predicted at {least}"
-        out.append(said)
-    return tuple(out)
+    return (*out, _missed(s)) if not s.target.met else tuple(out)
+
+
+def _missed(s: Summary) -> str:
+    """What was exceeded, what stands in the way, and what could be reached."""
+    said = f"{'; '.join(s.target.unmet)}: the target is not met"
+    if any(" ms, asked" in bound for bound in s.target.unmet):
+        name, node = max(s.compressed.nodes.items(), key=lambda n: n[1].latency_ms_p50)
+        said += (
+            f". The bottleneck is '{name}' ({node.latency_ms_p50:.2f} ms). The lowest latency this search "
+            f"space can reach is predicted at {s.target.floor_ms:.2f} ms; {s.target.fixed_ms:.2f} ms of it "
+            "can't be pruned: pre-processing, the decode loop, embeddings and heads of the models"
+            f"{_shares(s.target)}"
+        )
+    else:
+        name, node = max(s.compressed.nodes.items(), key=lambda n: n[1].params)
+        said += f". The largest model is '{name}' ({node.params / 1e6:.2f} M parameters, {node.size_mb:.1f} MB)"
+    units = {"parameters": "M", "size": "MB", "memory": "MB"}  # else it is the latency of a node
+    for what, least in s.target.lowest.items():
+        if any(bound.startswith(f"{what}: ") for bound in s.target.unmet):
+            said += f". The least {what} of this search space is predicted at {least:.2f} {units.get(what, 'ms')}"
+    return said
 
 
 def _shares(target: Target) -> str:
