@@ -32,7 +32,7 @@ def environment() -> Any:
     here = jinja2.FileSystemLoader(Path(__file__).parent)
     escape = jinja2.select_autoescape(["html"])
     env = jinja2.Environment(loader=here, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {"percent": percent, "quality": quality, "count": count, "of_target": of_target}
+    env.filters |= {"percent": percent, "quality": quality, "count": count, "of_target": of_target, "glued": glued}
     return env
 
 
@@ -92,6 +92,12 @@ def percent(value: float | None) -> str:
 
 def quality(q: Quality) -> str:
     return f"{100 * q.value:.1f} % ({100 * q.low:.1f} – {100 * q.high:.1f})"
+
+
+def glued(text: str) -> str:
+    """A figure and its interval, to be broken between the two alone."""
+    one = text.replace(" ", "\N{NO-BREAK SPACE}").replace("–", "–\N{WORD JOINER}")
+    return one.replace("\N{NO-BREAK SPACE}(", " (")
 
 
 def count(value: float) -> str:
