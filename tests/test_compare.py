@@ -233,10 +233,17 @@ def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
     assert asked == [["fp32", "searched", "int8"]] and all(0 < x < 3 for x in found.values())
     assert side_by_side(r, dense, ("searched", "int8")) == found and len(asked) == 1
     assert len(set(side_by_side(r, dense, ("searched", "student")).values())) == 1 and len(asked) == 1  # one structure
-    record = {"searched int8": {"searched": 0.5, "int8": 0.54}}
-    (folder / "beside.json").write_text(json.dumps(record))
-    _, said, *_ = judged(r, dense, "it is so", ("searched",), ("int8",))
-    assert said == "not at equal latency (50.0% and 54.0% of the dense pipeline's)"
+
+    def claimed(ours: float, theirs: float, gap: float) -> str:
+        (folder / "beside.json").write_text(json.dumps({"searched int8": {"searched": ours, "int8": theirs}}))
+        word = "supported" if gap > 0.1 else "not supported" if gap < -0.1 else "undecided at this n"
+        monkeypatch.setattr("mmcompress.workflow.compare.verdict", lambda *sides: (word, gap, 0.1))
+        return judged(r, dense, "it is so", ("searched",), ("int8",))[1]
+
+    unequal = "not at equal latency (50.0% and 54.0% of the dense pipeline's)"
+    assert claimed(0.5, 0.54, 0.0) == claimed(0.54, 0.5, 0.2) == claimed(0.5, 0.54, -0.2) == unequal
+    assert claimed(0.5, 0.54, 0.2) == "supported" and claimed(0.54, 0.5, -0.2) == "not supported"  # and faster
+    assert claimed(0.5, 0.51, 0.0) == "undecided at this n"
 
 
 def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path):
