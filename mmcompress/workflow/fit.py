@@ -22,9 +22,9 @@ from mmcompress.workflow.state import Run
 from mmcompress.workflow.tryout import settled
 
 WIDTH, LEAST, MOST, NEAR = 0.03, 0.01, 0.02, 0.95
-"""A structure is accepted that measures under its target by a margin, and not by more than `WIDTH` again, nor under
-`NEAR` of it: more was cut than needed. The margin is what a measurement of so many samples may be off by, in bounds:
-no less than what the loads of `measure.latency.LOADS` leave open.
+"""A structure is accepted that measures under its target by a margin, and not by more than `WIDTH` again, nor less
+than half the margin over `NEAR` of it: more was cut than needed. The margin is what a measurement of so many samples
+may be off by, in bounds: no less than what the loads of `measure.latency.LOADS` leave open.
 Of a finished artifact `NEAR` says the same, unless it was meant to be faster: nothing slower was within the target."""
 SLIGHT = 0.08
 """The share of a budget by which it may have moved for a structure to be fitted to it instead of searched for anew."""
@@ -221,7 +221,7 @@ class Measured:
 
     @property
     def low(self) -> float:
-        return max(self.high - WIDTH, NEAR)
+        return min(max(self.high - WIDTH, NEAR + self.seen.margin / 2), self.high - LEAST)
 
     def share(self, target_ms: float) -> float:
         return self.ends_ms / target_ms
