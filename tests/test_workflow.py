@@ -399,6 +399,16 @@ def test_a_fit_learns_what_the_predictor_gets_wrong(monkeypatch, slower):
     )
 
 
+@pytest.mark.parametrize("margin", [0.0, 0.01, 0.015, 0.02, 0.04])
+def test_what_a_fit_accepts_leaves_room_for_its_error_at_both_ends(margin):
+    """The finished artifact is to lie 0 to 5 % under the target, and is measured anew."""
+    fit = import_module("mmcompress.workflow.fit")
+    m = fit.Measured(None, 1.0, 1.0, fit.Seen(1.0, 0.0, margin, {}), 1.0, 1.0)
+    assert m.high == 1 - margin and m.low >= fit.NEAR and m.high - m.low >= fit.LEAST - 1e-9
+    if margin <= fit.MOST:  # of medians; tails are less sure than 5 % are wide
+        assert m.low >= fit.NEAR + margin / 2
+
+
 @pytest.mark.parametrize(("factor", "spent"), [(1.22, False), (1.0, True)])
 def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_there(monkeypatch, factor, spent):
     """Else the search just had no other proposal."""
