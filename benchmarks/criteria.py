@@ -49,7 +49,7 @@ def main() -> int:
     _, _, ev = prepared(run)
     pairs = run.pipeline.batch(run.data.load("val", a.pairs))
     anchors = run.pipeline.anchors(run.models, pairs)
-    dense, _ = run.pipeline.evaluate(run.models, pairs, dense=anchors)
+    dense = run.pipeline.evaluate(run.models, pairs, dense=anchors)
     depths = [float(d) for d in a.depths.split(",")]
     lines = [
         f"# Which units go: {run.spec.name}",
@@ -67,7 +67,7 @@ def main() -> int:
         took, row = time.perf_counter() - began, []
         for depth in depths:
             models = pruned(run, scored, uniform(run, depth), refit=True)
-            row.append(run.pipeline.evaluate(models, pairs, dense=anchors)[0] - dense)
+            row.append(run.pipeline.evaluate(models, pairs, dense=anchors) - dense)
         lines.append(f"| {name} | {took:.1f} | " + " | ".join(f"{x:.3f}" for x in row) + " |")
         print(lines[-1], flush=True)
     text = "\n".join([*lines, "", "Made by `python benchmarks/criteria.py`."]) + "\n"

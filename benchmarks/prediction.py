@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from scipy.stats import spearmanr
 
 from mmcompress import workflow
 from mmcompress.cli.shared import settings
@@ -23,7 +24,7 @@ from mmcompress.measure.apart import reloaded
 from mmcompress.measure.machine import commit, cpu, versions
 from mmcompress.models.sources import connect
 from mmcompress.prune.allocation import after, steps
-from mmcompress.prune.surgery import sliced
+from mmcompress.prune.surgery import resized
 from mmcompress.records import Candidate, Prediction, write
 from mmcompress.report import PREDICTION
 from mmcompress.report.charts import predicted_measured
@@ -46,13 +47,7 @@ def drawn(run, rng: np.random.Generator) -> Candidate:
     return Candidate(kept, {n: str(rng.choice(["fp32", "int8"])) for n in run.blocks})
 
 
-def ranks(values: list[float]) -> np.ndarray:
-    return np.argsort(np.argsort(values)).astype(float)
-
-
 def main() -> int:
-    import torch
-
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("spec")
     p.add_argument("--run", type=Path, required=True, help="a run folder of it: its profile and predictor are used")
@@ -70,8 +65,7 @@ def main() -> int:
     rng, rows = np.random.default_rng(a.seed), []
     for i in range(a.count):
         c = drawn(run, rng)
-        units = {n: {b: torch.arange(k) for b, k in by.items()} for n, by in c.kept.items()}
-        models = {n: sliced(m, units[n]).eval() for n, m in run.models.items()}
+        models = {n: resized(m, c.kept[n]) for n, m in run.models.items()}
         connect(run.spec, models)
         run.bundle(models, c.precision, c.kept, a.run / "scratch", prove=False)
         found = reloaded(bundles, threads, requests, 3, 10_000, dense.said, a.seconds)
@@ -84,7 +78,7 @@ def main() -> int:
     shutil.rmtree(a.run / "scratch", ignore_errors=True)
     x, y = ([float(r[k]) for r in rows] for k in ("predicted_ms", "measured_ms"))
     error = float(np.mean(np.abs(np.array(x) / np.array(y) - 1)))
-    rank = float(np.corrcoef(ranks(x), ranks(y))[0, 1])
+    rank = float(spearmanr(x, y).statistic)
     found = Prediction(run.spec.name, error, rank, tuple(x), tuple(y), cpu(), commit(), versions())
     write(Path(f"{a.out}-{run.spec.name}.json"), found)
     write(a.run / PREDICTION, found)

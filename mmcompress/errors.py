@@ -40,13 +40,11 @@ class MissingPackage(MmcompressError):
     exit_code = 2
 
     def __init__(self, package: str, extra: str):
-        super().__init__(
-            f"the package '{package}' is needed here: pip install -e '.[{extra}]' in a checkout of mmcompress"
-        )
-        self.arguments = (package, extra)
+        super().__init__(package, extra)
 
-    def __reduce__(self) -> tuple:  # crosses process borders
-        return type(self), self.arguments
+    def __str__(self) -> str:
+        package, extra = self.args
+        return f"the package '{package}' is needed here: pip install -e '.[{extra}]' in a checkout of mmcompress"
 
 
 class ClusterError(MmcompressError):

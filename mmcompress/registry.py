@@ -26,7 +26,7 @@ def resolve(target: str) -> Any:
 
 
 class Registry:
-    """Names at one plug point. `what` is the word error messages and `mmcompress list` use."""
+    """Names at one plug point. `what` is the word of error messages."""
 
     def __init__(self, what: str, entries: dict[str, tuple[Any, str]]):
         self.what = what
@@ -88,7 +88,7 @@ IMPORTANCE = Mixtures(
     {
         "fisher": ("mmcompress.prune.importance:fisher", "sum over pairs of the squared gradient of a unit's mask"),
         "taylor": ("mmcompress.prune.importance:taylor", "absolute mean gradient of a unit's mask"),
-        "magnitude": ("mmcompress.prune.importance:magnitude", "L2 norm of the weights a unit writes through"),
+        "magnitude": ("mmcompress.prune.importance:magnitude", "L2 norm of all weights of a unit, written and read"),
         "activation": ("mmcompress.prune.importance:activation", "weight norm times input norm (Wanda)"),
         "fluctuation": ("mmcompress.prune.importance:fluctuation", "weight norm times input variance (FLAP)"),
         "reconstruction": (
@@ -182,4 +182,14 @@ SAMPLERS = Registry(
         "random": ("mmcompress.search.samplers:random", "the control"),
     },
 )
-ALL = {r.what: r for r in (FAMILIES, IMPORTANCE, ALLOCATION, DATA, METRICS, EXECUTORS, SAMPLERS, PRECISIONS)}
+ALL = {
+    "models": FAMILIES,
+    "importance": IMPORTANCE,
+    "allocation": ALLOCATION,
+    "data": DATA,
+    "metrics": METRICS,
+    "executors": EXECUTORS,
+    "samplers": SAMPLERS,
+    "precisions": PRECISIONS,
+}
+"""Every plug point, as `mmcompress list` names it."""

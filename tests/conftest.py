@@ -101,7 +101,6 @@ nodes:
     kind: text_encoder
     source: ./clip
     inputs: {text: captioner.texts}
-    candidates: 2
   choose:
     kind: nearest
     inputs: {query: vision.embedding, keys: text.embedding, values: captioner.texts, scores: captioner.scores}
@@ -141,6 +140,15 @@ def tiny(tmp_path_factory) -> Path:
     (folder / "spec.yaml").write_text(SPEC)
     os.environ["MMCOMPRESS_CACHE"] = str(folder / "cache")
     return folder
+
+
+@pytest.fixture()
+def loose(tiny, tmp_path):
+    """(spec, overrides) of the tiny pipeline without its joining node: nothing reads the text tower."""
+    head, _, tail = (tiny / "spec.yaml").read_text().partition("  choose:\n")
+    (tmp_path / "loose.yaml").write_text(head.replace("./", f"{tiny}/") + "outputs:" + tail.partition("outputs:")[2])
+    outputs = {"caption": "captioner.text", "embedding": "text.embedding"}
+    return tmp_path / "loose.yaml", {"metrics": ["endings"], "outputs": outputs}
 
 
 @pytest.fixture(scope="session")

@@ -122,6 +122,42 @@ def test_predict_and_bench(run_folder, tmp_path):
     assert call("predict", tmp_path, "--input", "image=none.png").exit_code == 2
 
 
+def test_help_names_every_method_and_table(spec):
+    from mmcompress.cli.runs import METHODS, TABLES
+    from mmcompress.workflow.ablate import cells
+    from mmcompress.workflow.methods import METHODS as EVERY
+
+    assert METHODS.split(", ") == list(EVERY)
+    assert sorted(TABLES.split(", ")) == sorted({c.table for c in cells(spec)})
+
+
+def test_several_targets_are_refused_before_a_folder_is_made(tiny, tmp_path):
+    for command in ("compare", "ablate"):
+        done = call(command, tiny / "spec.yaml", "--target", "1.5x,2x", "--out", tmp_path / "c")
+        assert done.exit_code == 2 and "one target" in done.output and not (tmp_path / "c").exists()
+
+
+def test_where_torch_is_missing_the_extra_is_named(tiny, tmp_path, monkeypatch):
+    from mmcompress.workflow import state
+
+    def missing(*_):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(state, "load", missing)
+    done = call("run", tiny / "spec.yaml", "--out", tmp_path / "r")
+    assert done.exit_code == 2 and "the package 'torch' is needed here" in done.output and "compress" in done.output
+
+
+def test_numbers_of_yaml_1_1_are_numbers_on_the_command_line(tiny):
+    assert call("validate", tiny / "spec.yaml", "--set", "distill.rate=1e-4").exit_code == 0
+
+
+def test_a_search_space_is_validated(tiny, tmp_path):
+    (tmp_path / "s.yaml").write_text("name: s\ndimensions:\n  nodes.*.prune.fnn: {low: 0, high: 1}\n")
+    done = call("validate", tiny / "spec.yaml", "--space", tmp_path / "s.yaml")
+    assert done.exit_code == 2 and "did you mean 'nodes.*.prune.ffn'" in " ".join(done.output.split())
+
+
 def test_list(tiny):
     done = call("list")
     assert done.exit_code == 0 and "fisher" in done.output and "open_clip/image_encoder" in done.output

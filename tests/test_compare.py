@@ -200,7 +200,7 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
 
     monkeypatch.setattr(fit, "search", search)
     monkeypatch.setattr(fit, "chosen", lambda run, who, trials, budget_ms: trials[0])
-    monkeypatch.setattr(fit, "settled", lambda *a: a[-1])
+    monkeypatch.setattr(fit, "tried_out", lambda *a: a[-1])
     with fit.searching(r, ev) as propose:
         assert propose(Line(), budget, 0).candidate == first and searches == [0]
         near = propose(Line(1.05), budget, 1)

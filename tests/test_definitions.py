@@ -148,14 +148,14 @@ def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
     scores = {n: {b.name: torch.arange(b.units).float() for b in m.blocks} for n, m in models.items()}
     curves = damage.measure(pipeline, models, few, scores, grams, 0.01)
     anchors = pipeline.anchors(models, few)
-    base = pipeline.evaluate(models, few, dense=anchors)[0]
+    base = pipeline.evaluate(models, few, dense=anchors)
     for node, name in BLOCKS:
         b = models[node].block(name)
         assert curves[node][name].at(b.units) == 0
         units = {name: torch.arange(b.units // 2, b.units)}  # the upper half scores higher
         cut = sliced(models[node], units)
         refit_from_gram_(cut, models[node], units, grams[node], 0.01)
-        rise = pipeline.evaluate({**models, node: cut.eval()}, few, dense=anchors)[0] - base
+        rise = pipeline.evaluate({**models, node: cut.eval()}, few, dense=anchors) - base
         assert float(curves[node][name].at(b.units // 2)) == pytest.approx(max(rise, 0.0), abs=1e-4)
 
 
@@ -206,10 +206,10 @@ def test_features_are_squared_distances():
 
 
 def test_unstructured_zeros_are_the_smallest_weights_of_each_row(models):
-    from mmcompress.prune.sparse import layers, thin_
+    from mmcompress.prune.sparse import thin_
 
-    before = [m.weight.detach().clone().abs() for model in models.values() for m in layers(model)]
+    before = [m.weight.detach().clone().abs() for model in models.values() for m in model.linears()]
     thin_(models, "unstructured", 0.5)
-    for old, m in zip(before, (m for model in models.values() for m in layers(model)), strict=True):
+    for old, m in zip(before, (m for model in models.values() for m in model.linears()), strict=True):
         gone = m.weight == 0
         assert (torch.where(gone, old, 0.0).amax(1) <= torch.where(gone, torch.inf, old).amin(1)).all()

@@ -325,15 +325,15 @@ def test_layers_that_are_spared_stay_in_fp32(spec, models, tmp_path):
 
 
 def test_simulated_rounding_spares_and_singles_out(models):
-    from mmcompress.quantize.simulated import linear, simulated
+    from mmcompress.quantize.simulated import simulated
 
     m = models["vision"]
     before = {n: p.detach().clone() for n, p in m.named_parameters()}
     changed = lambda: {n for n, p in m.named_parameters() if not torch.equal(p, before[n])}
     with simulated(m, "int8"):
         every = changed()
-    with simulated(m, "int8", linear(m, ("0.ffn",))):
+    with simulated(m, "int8", m.linears(("0.ffn",))):
         most = changed()
-    with simulated(m, "int8", only=linear(m, ("0.ffn",))):
+    with simulated(m, "int8", only=m.linears(("0.ffn",))):
         one = changed()
     assert not changed() and most | one == every and not most & one and len(one) == 2

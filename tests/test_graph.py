@@ -32,4 +32,6 @@ def test_modality_is_derived_not_read_from_names(spec, models):
         n: tuple(dataclasses.replace(b, name=f"b{i}", kind="attention") for i, b in enumerate(bs))
         for n, bs in blocks.items()
     }
-    assert len([x for x in layers(spec, renamed) if x.node == "captioner" and x.cross_modal]) == 2
+    crossing = lambda of: [x for x in layers(of, renamed) if x.node == "captioner" and x.cross_modal]
+    assert len(crossing(spec)) == 2
+    assert not crossing(dataclasses.replace(spec, inputs={"image": "text"}))

@@ -39,6 +39,8 @@ def imports(path: Path) -> set[str]:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {a.name for a in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module == "mmcompress":
+            found |= {f"mmcompress.{a.name}" for a in node.names if a.name in RANK}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
     return found
@@ -81,5 +83,6 @@ def test_the_runtime_runs_where_torch_cannot_be_imported():
         "for m in ('torch', 'transformers', 'open_clip', 'ray', 'optuna', 'onnx'): sys.modules[m] = None\n"
         "import mmcompress, mmcompress.runtime, mmcompress.report, mmcompress.cli, mmcompress.spec.loader\n"
         "from mmcompress.measure.apart import reloaded\n"
+        "import mmcompress.search.knapsack, mmcompress.search.study, mmcompress.measure.bounds\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

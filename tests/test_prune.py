@@ -13,7 +13,7 @@ from mmcompress.prune.allocation import Curve, after, allocate_node, choose_unit
 from mmcompress.prune.importance import Material, mask_gradients, scored
 from mmcompress.prune.masks import masked, some
 from mmcompress.prune.refit import measure_grams, refit_, refit_from_gram_, solve
-from mmcompress.prune.surgery import reshape_, restored, sliced
+from mmcompress.prune.surgery import reshape_, resized, restored, sliced
 from mmcompress.registry import ALLOCATION, IMPORTANCE
 from mmcompress.spec.schema import NodePrune
 
@@ -242,6 +242,20 @@ def test_protection_cuts_cross_modal_units_less(models, spec):
         assert ratios({"c": kept}, {"c": m.blocks}, {"c": cross}, False) == pytest.approx(0.5, abs=0.05)
 
 
+def test_what_nothing_reads_is_held_to_what_it_was(loose, models):
+    """Else it would be cut for free: no join and no generator says what it is good for."""
+    from mmcompress.data import open_dataset
+    from mmcompress.graph.pipeline import TorchPipeline
+    from mmcompress.spec.loader import load
+
+    spec = load(*loose)
+    p = TorchPipeline(spec, models)
+    batch = p.batch(open_dataset(spec.data).load("train", 8))
+    anchors, cut = p.anchors(models, batch), resized(models["text"], {"0.ffn": 8})
+    assert set(p.losses(p.run(models, batch), batch, anchors)) == {"caption.captioner", "drift.text"}
+    assert p.evaluate({**models, "text": cut}, batch, dense=anchors) > p.evaluate(models, batch, dense=anchors) + 1e-4
+
+
 def test_the_most_important_units_stay():
     from mmcompress.records import Block
 
@@ -274,6 +288,12 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
         _load(context).known = Known()
         again = evaluate(context, plain(c))
         assert (again["loss"], again["quality"]) == (first["loss"], first["quality"])
+    torch.set_num_threads(2)
+    try:
+        assert evaluate(context, plain(trials[0]))["loss"] == pytest.approx(said[0]["loss"])
+        assert torch.get_num_threads() == 2  # in the process that trains, too
+    finally:
+        torch.set_num_threads(1)
     assert len({s["loss"] for s in said}) == len(said)
     small = Known(limit=1)
     small.put("a", {"x": torch.zeros(8)})
@@ -356,12 +376,12 @@ def test_a_wrong_mixture_is_told(name, message):
 
 @pytest.mark.parametrize(("pattern", "share"), [("unstructured", 0.7), ("2:4", 0.5)])
 def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern, share):
-    from mmcompress.prune.sparse import layers, sparsity, thin_
+    from mmcompress.prune.sparse import sparsity, thin_
 
-    before = [m.weight.detach().clone() for model in models.values() for m in layers(model)]
+    before = [m.weight.detach().clone() for model in models.values() for m in model.linears()]
     embedding = next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n).detach().clone()
     hold_ = thin_(models, pattern, share)
-    after = [m.weight for model in models.values() for m in layers(model)]
+    after = [m.weight for model in models.values() for m in model.linears()]
     for old, new in zip(before, after, strict=True):
         gone = new == 0
         if pattern == "2:4":

@@ -225,6 +225,16 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
     assert point["nodes.b.prune.ffn"] > point["nodes.a.prune.ffn"]
 
 
+def test_a_package_that_a_worker_misses_is_named_here():
+    import pickle
+
+    from mmcompress.errors import MissingPackage
+
+    e = MissingPackage("soundfile", "audio")
+    for again in (pickle.loads(pickle.dumps(e)), MissingPackage(*e.args)):
+        assert str(again) == str(e) and "'soundfile'" in str(e) and "[audio]" in str(e)
+
+
 def test_processes_give_what_inline_gives(tmp_path):
     with process_executor(None, 1) as executor:
         one = go(tmp_path / "a", trials=4, mutations=0, executor=executor)

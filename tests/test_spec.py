@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mmcompress.errors import SpecError
+from mmcompress.graph.topology import texts_read, unjudged
 from mmcompress.records import Latency
 from mmcompress.spec.loader import Goal, document, given, load, load_space, parse_target
 
@@ -66,6 +67,13 @@ WRONG = [
     ("name: tiny", "name: ${NO_SUCH_VARIABLE}", r"the environment variable NO_SUCH_VARIABLE is not set"),
     ("inputs: {image: image}", "inputs: {image: image, other: text}", "exactly one input, an image"),
     ("name: tiny", "name: [tiny", r"not valid YAML"),
+    ("target: 1.2x", "metrics: []", r"metrics: name at least one to judge by"),
+    ("prior: 0.1", "prompt: hello", r"choose.prompt: a nearest has no prompt, only text_decoder"),
+    (
+        "inputs: {text: captioner.texts}",
+        "inputs: {text: captioner.texts}\n    candidates: 2",
+        "encoder has no cand",
+    ),
 ]
 
 
@@ -104,6 +112,36 @@ def test_environment_variables_and_their_defaults(tiny, tmp_path, monkeypatch):
     assert load(path).name == "chosen-default"
 
 
+def test_files_lie_beside_the_spec_or_where_it_is_started_from(tiny, tmp_path, monkeypatch):
+    (tmp_path / "here" / "photos").mkdir(parents=True)
+    (tmp_path / "there").mkdir()
+    own = "kind: folder\n  options: {path: photos}\n  # "
+    path = edited(tiny, tmp_path / "there", "kind: emoji_scenes\n  options: {image_size: 32, test: 24, val: 16}", own)
+    where = lambda: load(path).data.options["path"]
+    monkeypatch.chdir(tmp_path / "here")
+    assert where() == str(tmp_path / "here" / "photos")
+    (tmp_path / "there" / "photos").mkdir()
+    assert where() == str(tmp_path / "there" / "photos")
+    monkeypatch.chdir(tmp_path / "there")
+    (tmp_path / "there" / "photos").rmdir()
+    assert where() == str(tmp_path / "there" / "photos")  # it is nowhere: told of as beside the spec
+    monkeypatch.setenv("HOME", str(tmp_path / "here"))
+    assert load(path, {"data.options.path": "~/photos"}).data.options["path"] == str(tmp_path / "here" / "photos")
+
+
+def test_a_tower_reads_all_that_a_generator_writes(tiny):
+    spec = load(tiny / "spec.yaml")
+    assert texts_read(spec) == {"vision": 1, "captioner": 2, "text": 2}
+    assert texts_read(load(tiny / "spec.yaml", {"nodes.text.inputs.text": "captioner.text"}))["text"] == 1
+
+
+def test_gradients_are_not_asked_of_what_no_loss_sees(loose):
+    path, changes = loose
+    assert unjudged(load(path, changes)) == ("text",)
+    with pytest.raises(SpecError, match="taylor says nothing of 'text'"):
+        load(path, changes | {"prune.importance": "magnitude + 0.5 * taylor"})
+
+
 def test_targets():
     assert parse_target("2x") == Goal("speedup", 2.0) and parse_target("12.5ms") == Goal("latency", 12.5)
     assert parse_target("12ms p95") == Goal("latency", 12.0, "p95")
@@ -139,6 +177,8 @@ def space_file(tmp_path, line):
         ("nodes.*.precision: {choices: [int3]}", "unknown precision 'int3'; did you mean 'int8'"),
         ("nodes.*.prune.ffn: {low: 0, high: 3}", r"must lie in 0 .. 1"),
         ("prune.protection: {low: 0.5, high: 3}", r"must lie in 1 .. 100"),
+        ("nodes.*.prune.drop: {low: 0, high: 3, step: 0.5}", "'step' must be a whole number"),
+        ("nodes.*.prune.ffn: {low: 0, high: 1, step: 0}", "'step' must be a number greater than 0"),
     ],
 )
 def test_a_space_is_held_to_what_can_be_searched(tiny, tmp_path, line, message):
@@ -146,7 +186,14 @@ def test_a_space_is_held_to_what_can_be_searched(tiny, tmp_path, line, message):
         load_space(space_file(tmp_path, line), load(tiny / "spec.yaml"))
 
 
+def test_sub_layers_are_counted_whole(tiny, tmp_path):
+    space = load_space(space_file(tmp_path, "nodes.text.prune.drop: {low: 0, high: 3}"), load(tiny / "spec.yaml"))
+    assert space.dimensions["nodes.text.prune.drop"].step == 1
+
+
 def test_what_is_given_is_not_searched(tiny):
+    at_once = {"nodes.vision.prune": {"ffn": 0.5, "heads": 0.25}}
+    assert {"nodes.vision.prune.ffn", "nodes.vision.prune.heads"} <= given(tiny / "spec.yaml", at_once)
     overrides = {"nodes.vision.precision": "fp32", "nodes.text.prune.ffn": 0.5, "nodes.captioner.precision": "auto"}
     spec = load(tiny / "spec.yaml", overrides)
     space = load_space(ROOT / "search_spaces/joint.yaml", spec, given(tiny / "spec.yaml", overrides))

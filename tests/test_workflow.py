@@ -16,6 +16,7 @@ from mmcompress import workflow
 from mmcompress.errors import DataError, ModelError, ProofFailed, SpecError
 from mmcompress.prune.allocation import ratios
 from mmcompress.records import Summary, read
+from mmcompress.search.study import finished, open_study
 from mmcompress.spec.schema import Limits
 
 
@@ -60,7 +61,7 @@ def test_an_occupied_folder_is_refused_without_resume(run_folder, tiny):
 
 
 def test_resume_with_another_spec_is_refused(run_folder, tiny):
-    with pytest.raises(DataError, match="changed"):
+    with pytest.raises(DataError, match="another spec"):
         workflow.run(tiny / "spec.yaml", run_folder, overrides={"seed": 5}, resume=True)
 
 
@@ -111,13 +112,29 @@ def test_asking_for_more_trials_on_resume_searches_again(tiny, tmp_path):
     first = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few)
     asked = {"search.trials": first.search.trials + 12}
     more = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | asked, resume=True)
-    assert more.search.trials > first.search.trials
+    assert len(finished(open_study(tmp_path / "r" / "study.journal", 0))) > first.search.trials
+    assert more.kept == first.kept or workflow.better(more, first) or not workflow.better(first, more)
+    again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | asked, resume=True)
+    assert again == more  # it has been searched, whichever was kept
+
+
+@pytest.mark.slow
+def test_what_is_made_after_more_trials_is_kept_only_if_it_is_better(tiny, tmp_path, monkeypatch):
+    few = {"search.trials": 1, "search.mutations": 0, "distill.steps": 1, "target": "1.1x"}
+    first = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few)
+    monkeypatch.setattr(workflow, "better", lambda one, other: one == first)
+    more = {**few, "search.trials": 4}
+    assert workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=more, resume=True) == first
+    assert (tmp_path / "r" / "bundle" / "manifest.json").exists() and not (tmp_path / "r" / "earlier").exists()
+    made = []
+    monkeypatch.setattr(workflow, "compress", lambda *a, **k: made.append(1))
+    assert workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=more, resume=True) == first and not made
 
 
 def test_another_search_space_is_refused_on_resume(run_folder, tiny):
     from mmcompress.workflow import default_space
 
-    with pytest.raises(DataError, match="search space has changed"):
+    with pytest.raises(DataError, match="another search space"):
         workflow.run(tiny / "spec.yaml", run_folder, space=default_space().with_name("prune_only.yaml"), resume=True)
 
 
@@ -331,7 +348,7 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
         share = shares[len(found)]
         target = ns(latency_ms=1.0, statistic="p50", floor_ms=0.1, met=share <= 1, lowest={})
         made = ns(latency_ms=ns(p50=share), nodes={}, params=1e6, size_mb=0.0, memory_mb=0.0)
-        found.append(ns(target=target, compressed=made, losses=(), usual=usual))
+        found.append(ns(target=target, compressed=made, losses=(), usual=usual, asked=0))
         return found[-1]
 
     fitted = ns(meant=0.97, bias=1.0, learnt=lambda reached: reached / 0.97, attempts=(0, 0))
@@ -345,7 +362,7 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
         monkeypatch.setattr(workflow, name, stub)
     monkeypatch.setattr(workflow, "read", lambda *_: found[0])
     monkeypatch.setattr("mmcompress.report.write_report", lambda *_: None)
-    asking = ns(search=ns(rounds=rounds), limits=Limits(params_m=2.0))
+    asking = ns(search=ns(rounds=rounds, trials=0, mutations=0), limits=Limits(params_m=2.0))
     run = ns(folder=tmp_path, spec=asking, say=lambda *_: None, away=None)
     best = workflow._reach(run, None, None, None)
     took = lambda s: s.compressed.latency_ms.p50
@@ -433,7 +450,7 @@ def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_t
 
 
 def test_limits_that_were_exceeded_are_lowered_by_as_much():
-    from mmcompress.report.assemble import excess, out_of_reach, tightened
+    from mmcompress.measure.bounds import excess, out_of_reach, tightened
 
     ns = SimpleNamespace
     side = ns(params=3e6, size_mb=22.0, memory_mb=90.0, nodes={"a": ns(latency_ms_p50=2.2), "b": ns(latency_ms_p50=1)})
@@ -445,6 +462,32 @@ def test_limits_that_were_exceeded_are_lowered_by_as_much():
     assert not out_of_reach(asked, side, {"size": 19.9, "parameters": 3.9, "p50 of 'a'": 1.0})
     assert found.node_ms == {"a": pytest.approx(2 * 2 / 2.2), "b": 3.0}
     assert tightened(found, asked, side).size_mb == pytest.approx(20 * (20 / 22) ** 2)  # once more, from there
+
+
+def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
+    """Between two steps of a block lies the nearest one; and no more sub-layers go than may."""
+    from mmcompress.workflow.choose import problem
+    from mmcompress.workflow.dense import prepared
+
+    r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
+    _, predict, ev = prepared(r)
+    heads = {p: replace(d, low=0.4, high=0.4) for p, d in r.space.dimensions.items() if p.endswith(".heads")}
+    plain = {p: d for p, d in r.space.dimensions.items() if not p.endswith(".drop")}
+    narrow = replace(r, space=replace(r.space, dimensions=plain | heads))
+    p = problem(narrow, ev, predict, 1.0)
+    assert all(len(p.choices[n][b.name]) == 1 for n, bs in r.blocks.items() for b in bs if b.group == "heads")
+    open_ = problem(replace(r, space=replace(r.space, dimensions=plain)), ev, predict, 1.0)
+    steep = {f"nodes.{n}.prune.{group}": 0.9 for n in r.blocks for group in ("heads", "ffn")}
+    assert open_.allows(open_.resolve(steep)) and not any(
+        k == 0 for by in open_.resolve(steep).kept.values() for k in by.values()
+    )
+
+
+def test_a_device_may_lie_elsewhere_when_a_run_goes_on(spec):
+    from mmcompress.workflow.state import _decisive
+
+    at = lambda device: _decisive(replace(spec, measure=replace(spec.measure, device=device)))
+    assert at("/a/device.json") == at("/b/device.json") != at("")
 
 
 def _fitting(limits):

@@ -14,6 +14,10 @@ from rich.table import Table
 from mmcompress.cli.shared import Progress, default_folder, out, overrides, run_options
 from mmcompress.errors import TargetNotMet
 
+METHODS = "searched, knapsack, separate, uniform, shortened, magnitude, ranking, random, student, int8, longer"
+TABLES = "order, allocation, protection, importance, zeros, schedule, losses"
+"""What `compare` and `ablate` know, for their help: to ask them takes torch."""
+
 
 @click.command()
 @click.argument("spec", type=click.Path())
@@ -74,20 +78,21 @@ def show_summary(s: Any) -> None:
 @click.command()
 @click.argument("spec", type=click.Path())
 @run_options
-@click.option("--methods", help="Which, with commas between them (default: all).")
+@click.option("--methods", help=f"Which, with commas between them (default: all): {METHODS}.")
 @click.option("--out", "folder", type=click.Path(), default=None, help="Folder (default: runs/NAME-TARGET-compare).")
 @click.option("--resume", is_flag=True, help="Go on; methods that are done are kept.")
 def compare(
     spec: str, methods: str | None, space: str | None, folder: str | None, resume: bool, **options: Any
 ) -> None:
     """The search beside other methods: same evidence, training and measured latency."""
-    from mmcompress.report import of_target, percent, quality
-    from mmcompress.workflow.compare import METHODS
+    from mmcompress.measure.bounds import of_target
+    from mmcompress.report import percent, quality
     from mmcompress.workflow.compare import compare as run_all
+    from mmcompress.workflow.methods import METHODS as EVERY
 
     changes = overrides(**options)
     folder = folder or default_folder(spec, changes, "compare")
-    wanted = tuple(m.strip() for m in methods.split(",")) if methods else tuple(METHODS)
+    wanted = tuple(m.strip() for m in methods.split(",")) if methods else tuple(EVERY)
     with Progress() as say:
         found = run_all(spec, folder, wanted, space, changes, resume, say)
     one = next(iter(found.values()))
@@ -112,7 +117,7 @@ def compare(
 @click.command()
 @click.argument("spec", type=click.Path())
 @run_options
-@click.option("--tables", help="Which, with commas between them (default: all).")
+@click.option("--tables", help=f"Which, with commas between them (default: all): {TABLES}.")
 @click.option("--out", "folder", type=click.Path(), default=None, help="Folder (default: runs/NAME-TARGET-ablation).")
 @click.option("--resume", is_flag=True, help="Go on; cells that are done are kept.")
 def ablate(spec: str, tables: str | None, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:

@@ -11,7 +11,8 @@ import yaml
 from rich.console import Console
 from rich.markup import escape
 
-from mmcompress.errors import MmcompressError, SpecError
+from mmcompress.errors import MissingPackage, MmcompressError, SpecError
+from mmcompress.spec.loader import number
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -48,12 +49,21 @@ class Progress:
             self.status.stop()
 
 
+COMPRESS = ("torch", "torchvision", "open_clip", "transformers", "optuna", "safetensors", "scipy")
+"""Packages that the plain install lacks."""
+
+
 class Group(click.Group):
     """Turns the project's errors into one line and their exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            try:
+                return super().invoke(ctx)
+            except ModuleNotFoundError as e:
+                if (package := (e.name or "").partition(".")[0]) in COMPRESS:
+                    raise MissingPackage(package, "compress") from e
+                raise
         except MmcompressError as e:
             err.print(f"[red]error:[/red] {escape(str(e))}", soft_wrap=True)
             ctx.exit(e.exit_code)
@@ -67,7 +77,7 @@ def settings(pairs: tuple[str, ...], **named: Any) -> dict[str, Any]:
         if not equals or not key.strip():
             raise SpecError(f"--set {pair}: expected a.b=value")
         try:
-            found[key.strip()] = yaml.safe_load(value)
+            found[key.strip()] = number(yaml.safe_load(value))
         except yaml.YAMLError as e:
             raise SpecError(f"--set {pair}: '{value}' is not a YAML value") from e
     return found
@@ -80,7 +90,10 @@ def run_options(f: Callable) -> Callable:
             click.option("--target", help="2x, 12ms or '12ms p95'; several with commas between them."),
             click.option("--trials", type=int, help="Trials of the search."),
             click.option("--workers", type=int, help="Trials at a time."),
-            click.option("--ray-address", help="A Ray cluster: 'auto' or HOST:PORT (default: a local Ray)."),
+            click.option(
+                "--ray-address",
+                help="The Ray cluster this machine is part of: 'auto' or HOST:PORT (default: a local Ray).",
+            ),
             click.option("--device", type=click.Path(), help="Readings of another device: the target is for that one."),
             click.option("--seed", type=int, help="Seed of data, search and training."),
             click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override any key of the spec."),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import click
 from rich.markup import escape
@@ -16,14 +15,17 @@ from mmcompress.spec.schema import Spec
 
 @click.command()
 @click.argument("spec", type=click.Path())
-@click.option("--set", "sets", multiple=True, metavar="A.B=C")
-def validate(spec: str, sets: tuple[str, ...]) -> None:
-    """Check a spec and its graph, that sources and data are there; says what each node reads."""
+@click.option("--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml).")
+@click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override any key of the spec.")
+def validate(spec: str, space: str | None, sets: tuple[str, ...]) -> None:
+    """Check a spec, its graph and the search space, that sources and data are there; says what each node reads."""
     from mmcompress.graph.modality import outputs
     from mmcompress.graph.topology import order
-    from mmcompress.spec.loader import load
+    from mmcompress.spec.loader import given, load, load_space
+    from mmcompress.workflow.state import default_space
 
     loaded = load(spec, settings(sets))
+    load_space(space or default_space(), loaded, given(spec, settings(sets)))
     tags, table = outputs(loaded), Table("node", "kind", "reads", "modalities", box=None)
     for name in order(loaded):
         node = loaded.nodes[name]
@@ -61,16 +63,16 @@ def _present(spec: Spec) -> tuple[str, str]:
 @click.command()
 @click.argument("spec", type=click.Path())
 @click.option("--out", "folder", type=click.Path(), default=None, help="Where to keep it (default: runs/NAME-profile).")
-@click.option("--resume", is_flag=True)
-@click.option("--set", "sets", multiple=True, metavar="A.B=C")
+@click.option("--resume", is_flag=True, help="Go on with the profile in the folder.")
+@click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override any key of the spec.")
 def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) -> None:
     """Measure the dense pipeline: per node and block, with the modality of every layer."""
     from mmcompress import workflow
+    from mmcompress.spec.loader import load
 
+    at = folder or f"runs/{load(spec, settings(sets)).name}-profile"
     with Progress() as say:
-        r = workflow.open_run(
-            spec, folder or f"runs/{Path(spec).stem}-profile", None, settings(sets), resume or not folder, say
-        )
+        r = workflow.open_run(spec, at, None, settings(sets), resume or not folder, say)
         dense = workflow.profile(r)
         predict = workflow.predictor(r, dense)
     total = dense.latency_ms.p50
@@ -123,17 +125,12 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
 @click.command("list")
 @click.argument("what", required=False)
 def list_(what: str | None) -> None:
-    """List what a spec may name: models, importance, allocation, metrics, data, executors."""
+    """List what a spec may name: models, importance, allocation, data, metrics, executors, samplers, precisions."""
     from mmcompress.registry import ALL, nearest
 
-    short = {w.split()[-1] if w != "model family" else "models": r for w, r in ALL.items()}
-    short |= {"data": ALL["data kind"], "metrics": ALL["metric"], "executors": ALL["executor"]}
-    short |= {"samplers": ALL["sampler"]}
-    short |= {"precisions": ALL["precision"]}
-    short = {k: v for k, v in short.items() if k not in ("kind", "metric", "executor", "sampler", "precision")}
-    if what and what not in short:
-        raise SpecError(f"list: unknown '{what}'; {nearest(what, short)}")
-    for name in [what] if what else short:
+    if what and what not in ALL:
+        raise SpecError(f"list: unknown '{what}'; {nearest(what, ALL)}")
+    for name in [what] if what else ALL:
         out.print(f"[bold]{name}[/bold]")
-        for entry in short[name].names():
-            out.print(f"  {entry:<28}{escape(short[name].about(entry))}")
+        for entry in ALL[name].names():
+            out.print(f"  {entry:<28}{escape(ALL[name].about(entry))}")

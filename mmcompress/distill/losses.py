@@ -97,7 +97,7 @@ def combined(
                 out["logits"], teacher[node]["logits"], pipeline.judged(batch, node)
             )
     for join in pipeline.joins:
-        parts[f"affinity.{join.query[0]}"] = weights["affinity"] * affinity(join.pair(student), join.pair(teacher))
+        parts[f"affinity.{join.name}"] = weights["affinity"] * affinity(join.pair(student), join.pair(teacher))
     for name, loss in pipeline.losses(student, batch).items():
         parts[name] = weights["contrast" if name.startswith("contrast") else "caption"] * loss
     return parts

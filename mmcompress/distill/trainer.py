@@ -52,6 +52,7 @@ def distill_(
     choosing: Batch | None = None,
     hold_: Callable[[], None] = lambda: None,
     checkpoint: Checkpoint | None = None,
+    first: int = 0,
 ) -> list[dict[str, float]]:
     """Train `student` in place; returns its loss curve. Ends after `steps` or `minutes`, the rate following both.
 
@@ -59,7 +60,8 @@ def distill_(
     pairs `choosing` the pipeline's own loss is taken at the start and `checks` times on the way: when it was clearly
     lower before the end, the student is left as it was then, for little data can do harm. `hold_` is called after
     every step (weights that must stay zero). With a `checkpoint` a training that was cut off goes on from it. A
-    `Teacher` that has taught others before knows its answers to what comes again.
+    `Teacher` that has taught others before knows its answers to what comes again. `first`: steps of trainings before
+    this one, whose pairs are not drawn again.
     """
     if options.steps == 0 or options.minutes == 0:
         return []
@@ -67,7 +69,7 @@ def distill_(
     for m in student.values():
         m.eval()  # what is trained is what is deployed: no dropout, statistics of batch norms as they are
     known = teacher if isinstance(teacher, Teacher) else Teacher(pipeline, teacher)
-    training, curve = _Training(pipeline, student, known, data, options, seed, hold_), []
+    training, curve = _Training(pipeline, student, known, data, options, seed, hold_, first), []
     optimizer = torch.optim.AdamW(parameters(student), lr=options.rate, betas=(0.9, 0.98), fused=True)
     best = _Best(pipeline, student, known.models, choosing, options.checks)
     began, step, share, highest = time.monotonic(), 0, 0.0, options.rate
@@ -119,16 +121,17 @@ class _Training:
         options: Distill,
         seed: int,
         hold_: Callable[[], None],
+        first: int = 0,
     ):
         self.pipeline, self.student, self.teacher, self.data = pipeline, student, teacher, data
-        self.options, self.seed, self.hold_ = options, seed, hold_
+        self.options, self.seed, self.hold_, self.first = options, seed, hold_, first
         self.weights = asdict(options)
         self.half = options.precision == "bf16" or (options.precision == "auto" and quicker_in_bf16())
         self.flat = [p for g in parameters(student) for p in g["params"]]
 
     def drawn(self, step: int) -> Batch:
         """The pairs of a step: fresh ones, or a cycle through `pairs` distinct ones."""
-        o = self.options
+        o, step = self.options, self.first + step
         cycle = max(1, o.pairs // o.batch) if o.pairs else None
         seed = 1_000_003 * (self.seed + 1) + (step % cycle if cycle else step)
         return self.pipeline.batch(self.data.load("train", o.batch, seed=seed))
@@ -231,7 +234,7 @@ class _Best:
         self.dense = 0.0
         if choosing is not None and checks:
             self.anchors = pipeline.anchors(teacher, choosing)
-            self.dense, _ = pipeline.evaluate(teacher, choosing, dense=self.anchors)
+            self.dense = pipeline.evaluate(teacher, choosing, dense=self.anchors)
         self.seen: list[dict[str, float]] = []
         self.kept: list[torch.Tensor] = []
         self.at, self.looked, self.waited = 0.0, 0, 0
@@ -242,7 +245,7 @@ class _Best:
             return
         self.looked += 1
         self.at = self.looked / self.checks
-        loss, _ = self.pipeline.evaluate(self.student, self.choosing, dense=self.anchors)
+        loss = self.pipeline.evaluate(self.student, self.choosing, dense=self.anchors)
         lower = not self.seen or loss < min(s["choosing"] for s in self.seen)
         self.waited = 0 if lower else self.waited + 1
         if lower:

@@ -10,13 +10,13 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from mmcompress.errors import ModelError
 from mmcompress.export.onnx import export_node
 from mmcompress.export.proofs import drift
 from mmcompress.export.proofs import export as export_proofs
 from mmcompress.graph.topology import order
+from mmcompress.measure.counts import params
 from mmcompress.measure.machine import cpu, versions
 from mmcompress.models.base import Graph, Model
 from mmcompress.quantize.precision import quantize
@@ -90,7 +90,7 @@ def write_bundle(
             "precision": chosen,
             "spared": sorted(spared.get(name, ())) if chosen != "fp32" else [],
             "cpu_flags": list(PRECISIONS.get(chosen).flags) if chosen != "fp32" else [],
-            "params": sum(p.numel() for p in {id(p): p for p in model.parameters()}.values()),
+            "params": params(model),
             "structure": dict(kept.get(name, {})),
         }
     files_in = sorted(p for p in new.rglob("*") if p.is_file())
@@ -155,9 +155,7 @@ def _quantized(
 
 def _weights_of(model: Model, blocks: Collection[str]) -> list[np.ndarray]:
     """Weights of the linear layers of some blocks, each once; of those that are gone, none."""
-    paths = (p for b in model.weighted if b.name in blocks for p in (*(w.path for w in b.writers), b.out))
-    found = [model.get_submodule(p) for p in dict.fromkeys(paths)]
-    return [m.weight.detach().numpy() for m in found if isinstance(m, nn.Linear)]
+    return [m.weight.detach().numpy() for m in model.linears(blocks)]
 
 
 def _feeds(

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcompress.data.base import Pairs
-from mmcompress.graph.topology import KINDS, order
+from mmcompress.graph.topology import KINDS, order, unjudged
 from mmcompress.models.base import Model
 from mmcompress.runtime.audio import RATE, log_mel
 from mmcompress.runtime.images import preprocess
@@ -73,6 +73,11 @@ class Join:
     keys: tuple[str, str]
     lookup: bool = False
 
+    @property
+    def name(self) -> str:
+        """Of its two models, or the one of a lookup."""
+        return ".".join(dict.fromkeys((self.query[0], self.keys[0])))
+
     def pair(self, out: Outputs) -> tuple[Tensor, Tensor]:
         (q, a), (k, b) = self.query, self.keys
         return out[q][a], out[k][b]
@@ -101,6 +106,7 @@ class TorchPipeline:
                 query = node.inputs["query"].split(".")[0]
                 keys = (node.inputs["keys"].split(".")[0], "embedding") if "keys" in node.inputs else (query, "keys")
                 self.joins.append(Join((query, "embedding"), keys, "keys" not in node.inputs))
+        self.alone = unjudged(spec)
 
     def batch(self, pairs: Pairs) -> Batch:
         """Preprocess and tokenize pairs for every model that reads them."""
@@ -189,18 +195,21 @@ class TorchPipeline:
         """The pipeline's own loss by part: contrastive at every join, cross-entropy of every generator.
 
         A list of texts may hold anything, so the tower behind a lookup must stay what it was: given the `dense`
-        anchors, the squared distance of its embeddings to those counts too. A generator that is judged by what the
-        dense one writes is then judged by all it might write: cross-entropy on few texts falls as often as it rises
-        with a small cut, the divergence from the dense distribution can't.
+        anchors, the squared distance of its embeddings to those counts too; of a model that nothing reads, that alone
+        does. A generator that is judged by what the dense one writes is then judged by all it might write:
+        cross-entropy on few texts falls as often as it rises with a small cut, the divergence from the dense
+        distribution can't.
         """
         parts: dict[str, Tensor] = {}
         for join in self.joins:
             q, k = join.pair(out)
             sim, own = SCALE * q @ k.T, torch.arange(len(q))
-            parts[f"contrast.{join.query[0]}"] = (F.cross_entropy(sim, own) + F.cross_entropy(sim.T, own)) / 2
+            parts[f"contrast.{join.name}"] = (F.cross_entropy(sim, own) + F.cross_entropy(sim.T, own)) / 2
             if join.lookup and dense is not None:
-                apart = [(a - b).square().sum(-1).mean() for a, b in zip((q, k), join.pair(dense), strict=True)]
-                parts[f"drift.{join.query[0]}"] = (apart[0] + apart[1]) / 2
+                apart = [_distance(a, b) for a, b in zip((q, k), join.pair(dense), strict=True)]
+                parts[f"drift.{join.name}"] = (apart[0] + apart[1]) / 2
+        if dense is not None:
+            parts |= {f"drift.{n}": _distance(out[n]["embedding"], dense[n]["embedding"]) for n in self.alone}
         for node, kind in self.kinds.items():
             if kind == "text_decoder":
                 keep = self.judged(batch, node)
@@ -236,25 +245,26 @@ class TorchPipeline:
     @torch.inference_mode()
     def evaluate(
         self, models: Models, batch: Batch, known: Outputs | None = None, dense: Outputs | None = None
-    ) -> tuple[float, dict[str, float]]:
-        """(loss, quality) over a whole batch, run in pieces, scored together."""
+    ) -> float:
+        """The loss over a whole batch, run in pieces, scored together."""
         return self.judge(self.run(models, batch, known), batch, dense)
 
     @torch.inference_mode()
-    def judge(self, out: Outputs, batch: Batch, dense: Outputs | None = None) -> tuple[float, dict[str, float]]:
-        """(loss, quality) of given outputs."""
-        return float(sum(self.losses(out, batch, dense).values())), self.quality(out, batch)
+    def judge(self, out: Outputs, batch: Batch, dense: Outputs | None = None) -> float:
+        """The loss of given outputs."""
+        return float(sum(self.losses(out, batch, dense).values()))
 
     def anchors(self, models: Models, batch: Batch) -> Outputs:
         """What `losses` measures drift from: outputs of the dense models, as far as it needs them."""
-        read = {j.query[0] for j in self.joins if j.lookup}
+        read = {*self.alone, *(j.query[0] for j in self.joins if j.lookup)}
         whole = self.spec.data.labels == "dense"
         skipped: Outputs = {} if whole else {n: {} for n in self.order if n not in read}
         return self.anchors_of(self.run(models, batch, skipped))
 
     def anchors_of(self, dense: Outputs) -> Outputs:
-        """The same, of given outputs: embeddings behind lookups, the likeliest next tokens and their probability."""
-        read = {j.query[0] for j in self.joins if j.lookup}
+        """The same, of given outputs: embeddings behind lookups and those that nothing reads, the likeliest next tokens
+        and their probability."""
+        read = {*self.alone, *(j.query[0] for j in self.joins if j.lookup)}
         found = {n: dict(dense[n]) for n in read}
         for node, kind in self.kinds.items():
             if kind == "text_decoder" and self.spec.data.labels == "dense":
@@ -271,6 +281,11 @@ class TorchPipeline:
             part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in (known or {}).items()}
             pieces.append(self.forward(models, batch[slice(i, i + size)], part))
         return {n: {k: torch.cat([p[n][k] for p in pieces]) for k in o} for n, o in pieces[0].items()}
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared distance of embeddings [b, d]."""
+    return (a - b).square().sum(-1).mean()
 
 
 def _divergence(logits: Tensor, likely: Tensor, share: Tensor) -> Tensor:

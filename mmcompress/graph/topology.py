@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from graphlib import CycleError, TopologicalSorter
 
 from mmcompress.errors import SpecError
-from mmcompress.registry import nearest
-from mmcompress.spec.schema import Spec
+from mmcompress.registry import METRICS, nearest
+from mmcompress.spec.schema import Node, Spec
 
 MakeError = Callable[[tuple[str, ...], str], SpecError]
 
@@ -52,6 +53,10 @@ METRIC_NEEDS = {
 """A metric -> kinds of node of which it needs one."""
 
 
+GRADIENTS = ("fisher", "taylor", "movement")
+"""Criteria that follow the gradient of the pipeline's own loss."""
+
+
 def split(reference: str) -> tuple[str, str]:
     """`vision.tokens` -> ("vision", "tokens"); a pipeline input has no port: ("image", "")."""
     node, _, port = reference.partition(".")
@@ -85,6 +90,33 @@ def decode_steps(spec: Spec, calls: Mapping[str, float]) -> dict[str, float]:
     return {n: at(split(node.inputs.get("text", n))[0]) for n, node in spec.models().items()}
 
 
+def texts_read(spec: Spec) -> dict[str, int]:
+    """Texts of a request in every model at once: those a generator writes, all of which a tower may read."""
+    found = {}
+    for n, node in spec.models().items():
+        source, port = split(node.inputs.get("text", ""))
+        found[n] = spec.nodes[source].candidates if port == "texts" else node.candidates
+    return found
+
+
+def unjudged(spec: Spec) -> tuple[str, ...]:
+    """Encoders that no generator and no joining node reads: their outputs are the pipeline's, for whatever use."""
+    read = {split(r)[0] for node in spec.nodes.values() for r in node.inputs.values()}
+    return tuple(n for n, node in spec.models().items() if node.kind != "text_decoder" and n not in read)
+
+
+OPTIONS = {
+    "source": ("image_encoder", "audio_encoder", "text_encoder", "text_decoder"),
+    "candidates": ("text_decoder",),
+    "max_tokens": ("text_decoder", "text_encoder"),
+    "prompt": ("text_decoder",),
+    "prior": ("nearest",),
+    "texts": ("lookup",),
+}
+"""An option of a node -> the kinds that have it."""
+UNSET = {f.name: f.default for f in fields(Node)}
+
+
 def check(spec: Spec, error: MakeError) -> None:
     """Raise the `SpecError` of the first thing wrong with the graph."""
     if both := set(spec.inputs) & set(spec.nodes):
@@ -98,6 +130,9 @@ def check(spec: Spec, error: MakeError) -> None:
                 "'source' is missing: a model needs weights "
                 "(embedded:, open_clip:, transformers:, pip:, python: or a folder)",
             )
+        for option, kinds in OPTIONS.items():
+            if node.kind not in kinds and getattr(node, option) != UNSET[option]:
+                raise error((*at, option), f"a {node.kind} has no {option}, only {' and '.join(kinds)}")
         for port in kind.inputs:
             if port not in node.inputs:
                 raise error((*at, "inputs"), f"the port '{port}' of a {node.kind} is not connected")
@@ -137,6 +172,15 @@ def check(spec: Spec, error: MakeError) -> None:
     for name in spec.limits.node_ms:
         if name not in spec.models():
             raise error(("limits", "node_ms", name), f"no model is named '{name}'; {nearest(name, spec.models())}")
+    by_gradient = [c for c in GRADIENTS if c in re.findall(r"\w+", spec.prune.importance)]
+    for name in unjudged(spec) if by_gradient else ():
+        raise error(
+            ("prune", "importance"),
+            f"{by_gradient[0]} says nothing of '{name}', which no generator and no joining node reads; "
+            "reconstruction, the default, does",
+        )
+    if not spec.metrics:
+        raise error(("metrics",), f"name at least one to judge by (known: {', '.join(METRICS.names())})")
     have = {node.kind for node in spec.nodes.values()}
     for i, metric in enumerate(spec.metrics):
         if (needed := METRIC_NEEDS.get(metric)) and not have & set(needed):

@@ -45,7 +45,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What was observed of every bundle, or the error (its class, its words) that ended it.
+    """What was observed of every bundle, or the error (its class, its arguments) that ended it.
 
     `seconds`: how long it took to load and to ask them.
     """
@@ -94,7 +94,7 @@ def apart(job: Job, folder: Path) -> dict[str, Samples]:
         raise MmcompressError(f"measuring failed in its own process: {why[0]}")
     found = read(Outcome, folder / "seen.json")
     if found.error:
-        raise getattr(errors, found.error[0])(found.error[1])
+        raise getattr(errors, found.error[0])(*found.error[1:])
     return found.samples
 
 
@@ -132,5 +132,5 @@ if __name__ == "__main__":
         samples = here(read(Job, folder / "job.json"), folder)
         outcome = Outcome(samples, seconds=time.perf_counter() - began)
     except MmcompressError as e:
-        outcome = Outcome({}, (type(e).__name__, str(e)))
+        outcome = Outcome({}, (type(e).__name__, *map(str, e.args)))
     write(folder / "seen.json", outcome, indent=None)

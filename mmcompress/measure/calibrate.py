@@ -8,17 +8,16 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
-import torch
 
 from mmcompress.export.onnx import export_node
-from mmcompress.graph.topology import decode_steps, sources, split
+from mmcompress.graph.topology import decode_steps, sources, split, texts_read
 from mmcompress.measure import table
 from mmcompress.measure.counts import params
 from mmcompress.measure.predict import Predictor, Window, needs, place
 from mmcompress.measure.readings import ROUNDED, Call, Export, Measured, Plan, Shares, export_ms, fitted
 from mmcompress.models.base import Model
 from mmcompress.prune.allocation import after, steps
-from mmcompress.prune.surgery import sliced
+from mmcompress.prune.surgery import resized
 from mmcompress.quantize.precision import quantize
 from mmcompress.records import Kept
 from mmcompress.registry import PRECISIONS
@@ -63,12 +62,12 @@ def planned(
 ) -> Plan:
     """Blocks at the shapes they run at. `calls`: session calls per request; `shortest`: see `windows_of`; `small`:
     whether smaller pipelines are measured as well."""
-    decode, windows = decode_steps(spec, calls), windows_of(models, shortest)
+    decode, texts, windows = decode_steps(spec, calls), texts_read(spec), windows_of(models, shortest)
     placed = {}
     for n, m in models.items():
         source = split(spec.nodes[n].inputs.get("context", ""))[0]
         read = source if source in windows and getattr(models[source], "passes", True) else ""
-        shapes = m.shapes(decode[n], spec.nodes[n].candidates)
+        shapes = m.shapes(decode[n], texts[n])
         placed[n] = place(m.blocks, shapes, n if n in windows else "", read)
     used = {n: tuple(dict.fromkeys(("fp32", *precisions.get(n, ("int8",))))) for n in models}
     reads = {n: tuple(sorted(sources(spec, n))) for n in spec.nodes} if spec.measure.parallel else {}
@@ -86,18 +85,18 @@ def exports(
     """
     bundles = {p: folder / ("baseline" if p == "fp32" else f"{ROUNDED}/{p}") for p in plan.every_precision}
     nodes = {p: read_manifest(b)["graph"]["nodes"] for p, b in bundles.items()}
-    decode = decode_steps(spec, calls)
+    decode, texts = decode_steps(spec, calls), texts_read(spec)
     for n, m in models.items():
         cuts = plan.windows[n].cuts if n in plan.windows else ()
         middle = ((1.0, cuts[len(cuts) // 2]),) if cuts else ()
         some = SHARES if params(m) < LARGE else (SHARES[0], SHARES[-1])
         for i, (share, cut) in enumerate((*((s, 0) for s in some), *middle)):
             kept = uniform(m, share, cut)
-            small = sliced(m, {b: torch.arange(k) for b, k in kept.items()})
+            small = resized(m, kept)
             at, graphs = folder / "structures" / f"{n}-{i}", {}
             at.mkdir(parents=True)
             written = export_node(small, at) if i else {}
-            requests = small.requests(decode[n], spec.nodes[n].candidates)
+            requests = small.requests(decode[n], texts[n])
             for g, graph in small.graphs().items():
                 feed = {k: v.numpy() for k, v in zip(graph.inputs, requests[g][0], strict=True)}
                 np.savez(at / f"{g}.npz", **feed)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,6 +85,12 @@ class Model(nn.Module, ABC):
     def weighted(self) -> tuple[Block, ...]:
         """The blocks whose units carry weights: all but positions."""
         return tuple(b for b in self.blocks if b.group != "tokens")
+
+    def linears(self, blocks: Collection[str] | None = None) -> list[nn.Linear]:
+        """The linear layers of some blocks (default: all), each once; of blocks that are gone, none."""
+        some = (b for b in self.weighted if blocks is None or b.name in blocks)
+        paths = dict.fromkeys(p for b in some for p in (*(w.path for w in b.writers), b.out))
+        return [m for m in map(self.get_submodule, paths) if isinstance(m, nn.Linear)]
 
     @property
     def positions_kept(self) -> Tokens | None:

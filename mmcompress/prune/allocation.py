@@ -76,7 +76,7 @@ def ranked(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping
 
 
 def uniform(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping[str, Tensor]) -> Kept:
-    """The same share of every block; the remainder goes to the first ones."""
+    """The same share of every block, by the largest remainder."""
     cuts = apportioned([steps(b) for b in blocks], remove)
     return {b.name: int(after(b, c)) for b, c in zip(blocks, cuts, strict=True)}
 

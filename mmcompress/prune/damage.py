@@ -36,7 +36,7 @@ def measure(
     """
     dense = pipeline.run(models, batch)
     anchors = pipeline.anchors_of(dense)
-    base, _ = pipeline.judge(dense, batch, anchors)
+    base = pipeline.judge(dense, batch, anchors)
     found: dict[str, dict[str, Curve]] = {}
     total = sum(len(m.blocks) for m in models.values())
     done = 0
@@ -50,7 +50,7 @@ def measure(
             points = {block.units: 0.0}
             for kept in _levels(block, shortest.get(node, 0.0)):
                 cut = _cut(model, block, kept, scores[node], grams[node], ridge)
-                loss, _ = pipeline.evaluate({**models, node: cut}, batch, known, anchors)
+                loss = pipeline.evaluate({**models, node: cut}, batch, known, anchors)
                 points[kept] = max(loss - base, 0.0)
             order = sorted(points)
             found[node][block.name] = Curve(tuple(order), tuple(points[k] for k in order))

@@ -18,7 +18,7 @@ from mmcompress.prune import damage
 from mmcompress.prune.allocation import Curve
 from mmcompress.prune.importance import Material, Scores, scored
 from mmcompress.prune.refit import Gram, Grams, measure_grams
-from mmcompress.quantize.simulated import linear, simulated
+from mmcompress.quantize.simulated import simulated
 from mmcompress.records import build, plain, write
 from mmcompress.registry import IMPORTANCE
 from mmcompress.spec.schema import Spec
@@ -71,7 +71,7 @@ def gather(
     scores = scored(criterion, Material(pipeline, models, batch, grams, spec.seed))
     some = batch[slice(0, spec.data.damage)]
     anchors = pipeline.anchors(models, some)
-    base, _ = pipeline.evaluate(models, some, dense=anchors)
+    base = pipeline.evaluate(models, some, dense=anchors)
     spared: Spared = {n: {} for n in models}
     rounding = {n: dict.fromkeys(precisions.get(n, ("fp32", "int8")), 0.0) for n in models}
     if measured:
@@ -79,13 +79,13 @@ def gather(
         curves = damage.measure(pipeline, models, some, scores, grams, spec.prune.ridge, say, shortest)
     else:
         curves = damage.estimate(models, scores, len(batch), shortest)
-    loss = lambda: max(pipeline.evaluate(models, some, dense=anchors)[0] - base, 0.0)
+    loss = lambda: max(pipeline.evaluate(models, some, dense=anchors) - base, 0.0)
     for n, m in models.items():
         for p in (p for p in rounding[n] if p != "fp32"):
             if spec.quantize.sensitive:
                 progress(f"sensitivity of {n} to {p}", 1.0)
                 spared[n][p] = sensitive(m, p, loss, spec.quantize.sensitive)
-            with simulated(m, p, linear(m, spared[n].get(p, ()))):
+            with simulated(m, p, m.linears(spared[n].get(p, ()))):
                 rounding[n][p] = loss()
     flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
     for n, by in grams.items():
@@ -100,7 +100,7 @@ def sensitive(model: Model, precision: str, loss: Callable[[], float], bound: fl
     """The blocks whose rounding alone raises the loss by more than `bound`."""
     found = []
     for b in model.weighted:
-        with simulated(model, precision, only=linear(model, (b.name,))):
+        with simulated(model, precision, only=model.linears((b.name,))):
             if loss() > bound:
                 found.append(b.name)
     return tuple(found)

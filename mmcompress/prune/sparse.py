@@ -1,4 +1,4 @@
-"""Single weights set to zero inside the layers that are left: scattered, or two of every four. No structure goes.
+"""Single weights set to zero inside the blocks that are left: scattered, or two of every four. No structure goes.
 
 ONNX Runtime multiplies zeros like any other number, so this makes nothing faster there; the tool measures and says so.
 """
@@ -9,16 +9,9 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mmcompress.models.base import Model
-
-
-def layers(model: Model) -> list[nn.Linear]:
-    """The linear layers of a model's blocks, each once; embeddings and heads stay whole."""
-    paths = dict.fromkeys(p for b in model.weighted for p in (*(w.path for w in b.writers), b.out))
-    found = [model.get_submodule(p) for p in paths]
-    return [m for m in found if isinstance(m, nn.Linear)]
 
 
 def unstructured(weight: Tensor, share: float) -> Tensor:
@@ -42,7 +35,7 @@ PATTERNS: dict[str, Callable[[Tensor, float], Tensor]] = {"unstructured": unstru
 @torch.no_grad()
 def thin_(models: Mapping[str, Model], pattern: str, share: float) -> Callable[[], None]:
     """Set weights to zero in place; the function returned sets them to zero again after a step of training."""
-    held = [(m.weight, PATTERNS[pattern](m.weight, share)) for model in models.values() for m in layers(model)]
+    held = [(m.weight, PATTERNS[pattern](m.weight, share)) for model in models.values() for m in model.linears()]
 
     @torch.no_grad()
     def hold_() -> None:
@@ -55,6 +48,6 @@ def thin_(models: Mapping[str, Model], pattern: str, share: float) -> Callable[[
 
 def sparsity(model: Model) -> float:
     """Share of the weights of a model's blocks that are zero."""
-    found = layers(model)
+    found = model.linears()
     total = sum(m.weight.numel() for m in found)
     return sum(int((m.weight == 0).sum()) for m in found) / total if total else 0.0

@@ -117,3 +117,8 @@ def restored(model: Model, small: Model, kept: Units) -> Model:
 def reshape_(model: Model, kept: Kept) -> Model:
     """Give a freshly loaded dense model the structure of a pruned one, ready for its weights."""
     return slice_(model, {name: torch.arange(count) for name, count in kept.items()})
+
+
+def resized(model: Model, kept: Kept) -> Model:
+    """A copy of that structure, whichever units are left: for what depends on shapes alone."""
+    return reshape_(copy.deepcopy(model), kept).eval()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import time
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import wraps
 from types import MappingProxyType
 from typing import Any
 
@@ -20,7 +21,7 @@ from mmcompress.models.sources import load_models
 from mmcompress.prune.allocation import Curve, Curves, choose_units
 from mmcompress.prune.refit import Gram, Grams, refit_from_gram_
 from mmcompress.prune.surgery import sliced
-from mmcompress.quantize.simulated import linear, simulated
+from mmcompress.quantize.simulated import simulated
 from mmcompress.records import Candidate, Kept, build, plain
 from mmcompress.spec.schema import Spec
 
@@ -159,10 +160,25 @@ def prune_node(
     return cut.eval()
 
 
+def _threads(judge: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """On as many threads as the context says, and as before after that: the process may be the one that trains."""
+
+    @wraps(judge)
+    def within(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(context["threads"])
+        try:
+            return judge(context, candidate)
+        finally:
+            torch.set_num_threads(before)
+
+    return within
+
+
+@_threads
 def evaluate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
     """Loss and quality of a candidate on the choosing pairs: {loss, quality, seconds}."""
     start = time.perf_counter()
-    torch.set_num_threads(context["threads"])
     loaded = _load(context)
     c, p = build(Candidate, candidate), loaded.pipeline
     keys: dict[str, Any] = {}
@@ -173,20 +189,21 @@ def evaluate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
     outputs = _run(loaded, c, known)
     for n, o in outputs.items():
         loaded.known.put(keys[n], o)
-    loss, quality = p.judge(outputs, loaded.batch, loaded.anchors)
+    loss = p.judge(outputs, loaded.batch, loaded.anchors)
+    quality = p.quality(outputs, loaded.batch)
     return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}
 
 
+@_threads
 def evaluate_again(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
     """Mean loss of a candidate over further pairs, as many at a time as it was judged on before: {loss, seconds}."""
     start = time.perf_counter()
-    torch.set_num_threads(context["threads"])
     loaded, c, losses = _load(context), build(Candidate, candidate), []
     if not loaded.more:
         loaded.more = _batch(context["more"]).chunks(len(loaded.batch))
         loaded.more_anchors = [loaded.pipeline.anchors(loaded.models, b) for b in loaded.more]
     for batch, anchors in zip(loaded.more, loaded.more_anchors, strict=True):
-        losses.append(loaded.pipeline.judge(_run(loaded, c, {}, batch), batch, anchors)[0])
+        losses.append(loaded.pipeline.judge(_run(loaded, c, {}, batch), batch, anchors))
     return {"loss": sum(losses) / len(losses), "seconds": time.perf_counter() - start}
 
 
@@ -200,5 +217,5 @@ def _run(loaded: _Loaded, c: Candidate, known: Outputs, batch: Batch | None = No
             grams = loaded.grams[n] if prune.refit else None
             models[n] = prune_node(m, c.kept[n], loaded.scores[n], grams, prune.ridge)
             spared = loaded.spared.get(n, {}).get(c.precision[n], ())
-            stack.enter_context(simulated(models[n], c.precision[n], linear(models[n], spared)))
+            stack.enter_context(simulated(models[n], c.precision[n], models[n].linears(spared)))
         return loaded.pipeline.run(models, loaded.batch if batch is None else batch, known)

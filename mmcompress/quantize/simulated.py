@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Container, Iterator
+from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcompress.models.base import Model
 from mmcompress.quantize.precision import INT8, Precision
 from mmcompress.registry import PRECISIONS
 
@@ -40,12 +39,6 @@ def fake_activation(x: Tensor) -> Tensor:
     scale = ((high - low) / 255).clamp(min=1e-12)
     zero = (-low / scale).round()
     return ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
-
-
-def linear(model: Model, blocks: Collection[str]) -> set[nn.Module]:
-    """Linear layers of some blocks."""
-    some = [b for b in model.weighted if b.name in blocks]
-    return {model.get_submodule(p) for b in some for p in (*(w.path for w in b.writers), b.out)}
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import DataError
+from mmcompress.measure.bounds import of_target
 from mmcompress.records import Prediction, Quality, Summary, read
 
 __all__ = ["load_summary", "write_report"]
@@ -67,23 +68,6 @@ def _drawn(summary: Summary, folder: Path) -> Prediction | None:
             if at.exists() and (found := read(Prediction, at)).pipeline == summary.pipeline:
                 return found
     return None
-
-
-def of_target(s: Summary) -> float:
-    """What a pipeline took of what it may take."""
-    return float(getattr(s.compressed.latency_ms, s.target.statistic)) / s.target.latency_ms
-
-
-def usually(s: Summary) -> float:
-    """`of_target` as it is usually on this machine: see `Summary.usual`."""
-    return of_target(s) * s.usual
-
-
-def settled(s: Summary) -> float:
-    """`of_target`, a result that only seems too fast while the machine is in a mood taken at what it takes usually; a
-    miss stays one."""
-    reached = of_target(s)
-    return reached if reached > 1 else min(max(reached, usually(s)), 1.0)
 
 
 def percent(value: float | None) -> str:

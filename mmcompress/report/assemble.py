@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import DataError
+from mmcompress.measure.bounds import at_pace, of_target, settled, unmet
 from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Target, Trial, build
-from mmcompress.report import of_target, settled
 from mmcompress.runtime.bundle import read_manifest
-from mmcompress.spec.loader import Goal, parse_target
-from mmcompress.spec.schema import Limits, Spec
+from mmcompress.spec.loader import parse_target
+from mmcompress.spec.schema import Spec
 
 MB = 1e6
 STEEP, HARM = 0.6, 1.1
@@ -49,62 +49,11 @@ def side(
     return Side(measured.latency, quality, total, whole, nodes, measured.model_share, memory_mb)
 
 
-def unmet(spec: Spec, goal: Goal, target_ms: float, s: Side) -> tuple[str, ...]:
-    """Every bound of a spec that a measured side exceeds, in words."""
-    whole = (f"{goal.statistic} end to end", getattr(s.latency_ms, goal.statistic), target_ms, "ms")
-    return tuple(
-        f"{what}: {have:.2f} {unit}, asked for {bound:.2f}"
-        for what, have, bound, unit in (whole, *_bounds(spec.limits, s))
-        if have > bound
-    )
-
-
-def _bounds(limits: Limits, s: Side) -> list[tuple[str, float, float, str]]:
-    """(what, what a side has of it, its bound, unit) of every limit."""
-    nodes = [(f"p50 of '{n}'", s.nodes[n].latency_ms_p50, ms, "ms") for n, ms in limits.node_ms.items()]
-    sizes = (
-        ("parameters", s.params / 1e6, limits.params_m, "M"),
-        ("size", s.size_mb, limits.size_mb, "MB"),
-        ("memory", s.memory_mb, limits.memory_mb, "MB"),
-    )
-    return nodes + [(what, have, bound, unit) for what, have, bound, unit in sizes if bound is not None]
-
-
-def excess(limits: Limits, s: Side) -> float:
-    """The most that a side takes of a limit; 0 where there is none."""
-    return max((have / bound for _, have, bound, _ in _bounds(limits, s)), default=0.0)
-
-
-def out_of_reach(limits: Limits, s: Side, lowest: Mapping[str, float]) -> bool:
-    """Whether a limit lies below the least that is predicted of anything in the search space (`Target.lowest`)."""
-    return any(have > bound and lowest.get(what, 0.0) > bound for what, have, bound, _ in _bounds(limits, s))
-
-
-def at_pace(lowest: Mapping[str, float], pace: float) -> dict[str, float]:
-    """The same (`Target.lowest`) where everything takes so many times as long as it was predicted to."""
-    return {what: least * pace if what.startswith("p50 ") else least for what, least in lowest.items()}
-
-
-def tightened(now: Limits, asked: Limits, s: Side) -> Limits:
-    """Limits to search with after a side exceeded some of those that were asked for: lowered by as much."""
-
-    def less(at: float | None, bound: float | None, have: float) -> float | None:
-        return at if at is None or bound is None or have <= bound else at * bound / have
-
-    node_ms = {n: less(now.node_ms[n], ms, s.nodes[n].latency_ms_p50) for n, ms in asked.node_ms.items()}
-    return Limits(
-        less(now.params_m, asked.params_m, s.params / 1e6),
-        less(now.size_mb, asked.size_mb, s.size_mb),
-        less(now.memory_mb, asked.memory_mb, s.memory_mb),
-        node_ms,  # type: ignore[arg-type]
-    )
-
-
-def remeasured(s: Summary, check: Any, dense: str, bundle: str, searched: Collection[str] = ()) -> Summary:
+def remeasured(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
     """A summary with the latencies that a device measured of its bundles (`readings.Check`).
 
-    `dense`, `bundle`: identities of the summary's own bundles; `searched`: see `warnings`. Raises `DataError` for
-    figures of another device or of other bundles.
+    `dense`, `bundle`: identities of the summary's own bundles. Raises `DataError` for figures of another device or of
+    other bundles.
     """
     if check.device != s.device:
         raise DataError(f"these figures are of another device ({check.device}) than the run is for ({s.device})")
@@ -137,7 +86,7 @@ def remeasured(s: Summary, check: Any, dense: str, bundle: str, searched: Collec
     predicted = pace * s.predicted_latency_ms_p50
     new = replace(s, target=target, baseline=sides[0], compressed=sides[1], speedup=speedup, cpu=check.cpu)
     new = replace(new, predicted_latency_ms_p50=predicted, usual=1.0)
-    return replace(new, warnings=warnings(new, searched))
+    return replace(new, warnings=warnings(new))
 
 
 def search_result(trials: Sequence[Trial], failed: int, target_ms: float, seconds: float) -> SearchResult:
@@ -156,11 +105,8 @@ def _group_ratios(s: Summary) -> dict[tuple[str, str], list[float]]:
     return found
 
 
-def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
-    """What the reader should know before trusting or deploying the result, each with its reason.
-
-    `searched`: the dimensions of the search, by path.
-    """
+def warnings(s: Summary) -> tuple[str, ...]:
+    """What the reader should know before trusting or deploying the result, each with its reason."""
     out = []
     for name, q in s.compressed.quality.items():
         if q.high - q.low > 0.06:
@@ -204,9 +150,9 @@ def warnings(s: Summary, searched: Collection[str] = ()) -> tuple[str, ...]:
             "predicted and measured latency differ by more than 10 %: the device table may be stale or the machine "
             "busy; a new --out with an empty table cache (MMCOMPRESS_CACHE) measures the device anew"
         )
-    if s.cross_modal_ratio is not None and s.cross_modal_ratio >= s.unimodal_ratio > 0:
-        why = "the search found protection too costly" if "prune.protection" in searched else "the spec asks for it"
-        out.append(f"cross-modal layers were not pruned less than the others: {why}")
+    if s.cross_modal_ratio is not None and s.cross_modal_ratio > s.unimodal_ratio + 1e-6:
+        ratios = f"{s.cross_modal_ratio:.0%} against {s.unimodal_ratio:.0%} of the units"
+        out.append(f"cross-modal layers were pruned more than the others ({ratios})")
     if s.target.met and settled(s) < UNUSED:
         why = (
             f"it was meant to take {s.meant:.1%}, for no structure that the search found between loses less"

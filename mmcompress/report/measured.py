@@ -12,7 +12,6 @@ from mmcompress.report import load_summary, write_report
 from mmcompress.report.assemble import remeasured
 from mmcompress.report.several import write_front
 from mmcompress.runtime.bundle import identity
-from mmcompress.spec.schema import Space
 
 RECORD = "measured.json"
 
@@ -46,6 +45,4 @@ def kept(summary: Summary, folder: Path) -> Summary:
 
 def _with(summary: Summary, check: Check, folder: Path) -> Summary:
     dense = next((p for p in (folder / "baseline", folder.parent / "baseline") if p.exists()), folder)
-    space = next((p for p in (folder / "space.json", folder.parent / "space.json") if p.exists()), None)
-    searched = read(Space, space).dimensions if space else {}
-    return remeasured(summary, check, identity(dense), identity(folder / "bundle"), searched)
+    return remeasured(summary, check, identity(dense), identity(folder / "bundle"))

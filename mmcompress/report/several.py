@@ -11,7 +11,7 @@ from mmcompress.records import Summary, write
 
 def row(s: Summary) -> dict[str, Any]:
     """The figures of one run."""
-    from mmcompress.report import of_target
+    from mmcompress.measure.bounds import of_target
 
     return {
         "speedup": s.speedup,

@@ -71,14 +71,13 @@ def submit_run(
     if not Path(space).is_file():
         raise SpecError(f"{space}: no such search space")
     with tempfile.TemporaryDirectory() as work:
-        (Path(work) / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
         measure = spec.get("measure") or {}
         if readings := measure.get("device"):
             if not Path(readings).is_file():
                 raise SpecError(f"measure.device: {readings}: no such file")
             shutil.copy(readings, Path(work) / "device.json")
             spec = {**spec, "measure": {**measure, "device": "device.json"}}
-            (Path(work) / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+        (Path(work) / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
         for place in own_modules(spec):
             if place.is_dir():
                 shutil.copytree(place, Path(work) / place.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))

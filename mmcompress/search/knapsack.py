@@ -5,12 +5,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mmcompress.measure.predict import Predictor
-from mmcompress.prune.allocation import Curves
 from mmcompress.records import Block, Candidate
+
+if TYPE_CHECKING:  # it takes torch
+    from mmcompress.prune.allocation import Curves
 
 BINS = 4000
 WINDOWS = 7

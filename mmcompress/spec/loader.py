@@ -6,7 +6,7 @@ import importlib
 import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +15,7 @@ import yaml
 from mmcompress.errors import SpecError
 from mmcompress.records import Invalid, Latency, build
 from mmcompress.registry import METRICS, PRECISIONS, nearest
-from mmcompress.spec.schema import Space, Spec, keys_of
+from mmcompress.spec.schema import Space, Spec, keys_of, overridden
 
 T = TypeVar("T")
 Lines = dict[tuple[str, ...], int]
@@ -60,12 +60,8 @@ class Source:
             value = yaml.SafeLoader("").construct_object(node, deep=True)
         except yaml.YAMLError as e:
             raise SpecError(f"{self.path}:{node.start_mark.line + 1}: {getattr(e, 'problem', e)}") from e
-        if (
-            isinstance(value, str)
-            and getattr(node, "style", "") is None
-            and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
-        ):
-            return float(value)  # YAML 1.1 takes 1e-4 for text
+        if getattr(node, "style", "") is None:
+            value = number(value)
         return self._environment(value, path) if isinstance(value, str) else value
 
     def _environment(self, text: str, path: tuple[str, ...]) -> str:
@@ -79,16 +75,16 @@ class Source:
         return re.sub(r"\$\{(\w+)(:-([^}]*))?\}", lookup, text)
 
     def _override(self, dotted: str, value: Any) -> None:
-        keys = keys_of(dotted)
-        at = self.data
-        for key in keys[:-1]:
-            if not isinstance(at, dict):
-                break
-            at = at.setdefault(key, {})
-        if not isinstance(at, dict):
-            raise SpecError(f"{self.path}: --set {dotted}: '{keys[-2]}' is not a mapping")
-        at[keys[-1]] = value
-        self.lines[keys] = 0
+        try:
+            self.data = overridden(self.data, {dotted: value})
+        except ValueError as e:
+            raise SpecError(f"{self.path}: --set {e}") from e
+        self._mark(keys_of(dotted), value)
+
+    def _mark(self, path: tuple[str, ...], value: Any) -> None:
+        self.lines[path] = 0
+        for key, inner in value.items() if isinstance(value, dict) else ():
+            self._mark((*path, str(key)), inner)
 
     def error(self, path: tuple[str, ...], message: str) -> SpecError:
         """The error at the nearest known line of `path`."""
@@ -106,10 +102,16 @@ class Source:
             raise self.error(e.path, e.message) from None
 
 
+def number(value: Any) -> Any:
+    """What YAML 1.1 takes for text though it is a number: 1e-4."""
+    text = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
+    return float(value) if text else value
+
+
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
     """Read, override and validate a pipeline spec, its graph included. Raises `SpecError`.
 
-    Relative file names in `source` and in `data.options` (`path`) are taken from the spec's folder.
+    File names in it may begin with `~`; relative ones are looked for in the spec's folder, then in the working one.
     """
     from mmcompress.graph.topology import check
 
@@ -167,24 +169,33 @@ def _resolve(source: Source, folder: Path) -> None:
             scheme, colon, rest = text.partition(":")
             library = colon and scheme in ("transformers", "open_clip")
             local, head = (rest, f"{scheme}:") if library else (text, "")
-            if local.startswith(".") or (folder / local).is_dir():
-                node[key] = head + str((folder / local).resolve())
-        if isinstance(node, dict) and isinstance(node.get("texts"), str):
-            node["texts"] = str((folder / node["texts"]).resolve())
-    measure = data.get("measure")
-    if isinstance(measure, dict) and isinstance(measure.get("device"), str) and measure["device"]:
-        beside = folder / measure["device"]
-        measure["device"] = str((beside if beside.exists() else Path(measure["device"])).resolve())
+            if local.startswith((".", "~")) or (folder / local).is_dir():
+                node[key] = head + _local(folder, local)
+        _resolve_key(node, "texts", folder)
+    _resolve_key(data.get("measure"), "device", folder)
     section = data.get("data")
-    options = section.get("options") if isinstance(section, dict) else None
-    if isinstance(options, dict) and isinstance(options.get("path"), str):
-        options["path"] = str((folder / options["path"]).resolve())
+    _resolve_key(section.get("options") if isinstance(section, dict) else None, "path", folder)
+
+
+def _resolve_key(section: Any, key: str, folder: Path) -> None:
+    if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
+        section[key] = _local(folder, section[key])
+
+
+def _local(folder: Path, name: str) -> str:
+    """A file name as an absolute one; what is nowhere is told of as in the spec's folder."""
+    path = Path(name).expanduser()
+    beside = folder / path
+    return str((path if path.exists() and not beside.exists() else beside).resolve())
 
 
 SEARCHABLE = (
-    r"nodes\.[^.]+\.prune\.(heads|ffn|tokens|drop)",
-    r"nodes\.[^.]+\.precision",
-    r"prune\.protection",
+    "nodes.*.prune.heads",
+    "nodes.*.prune.ffn",
+    "nodes.*.prune.tokens",
+    "nodes.*.prune.drop",
+    "nodes.*.precision",
+    "prune.protection",
 )
 
 
@@ -213,32 +224,34 @@ def load_space(path: str | Path, spec: Spec, fixed: frozenset[str] = frozenset()
         keys, known = dotted.split("."), list(spec.models())
         if keys[0] == "nodes" and len(keys) > 1 and keys[1] != "*" and keys[1] not in known:
             raise source.error(at, f"unknown node '{keys[1]}'; {nearest(keys[1], known)}")
-        if not any(re.fullmatch(p, dotted) for p in SEARCHABLE):
-            kinds = [
-                "nodes.*.prune.heads",
-                "nodes.*.prune.ffn",
-                "nodes.*.prune.tokens",
-                "nodes.*.prune.drop",
-                "nodes.*.precision",
-                "prune.protection",
-            ]
-            raise source.error(at, f"'{dotted}' can't be searched; {nearest(dotted, kinds)}")
+        if ".".join((keys[0], "*", *keys[2:]) if keys[0] == "nodes" else keys) not in SEARCHABLE:
+            raise source.error(at, f"'{dotted}' can't be searched; {nearest(dotted, SEARCHABLE)}")
         if dotted.endswith("precision") != bool(d.choices):
             raise source.error(at, "a precision takes 'choices', everything else 'low' and 'high'")
+        whole = dotted.endswith("drop")
+        if d.step is not None and (d.step <= 0 or (whole and d.step % 1)):
+            raise source.error(at, f"'step' must be {'a whole number' if whole else 'a number'} greater than 0")
         if problem := next((p for c in d.choices if (p := PRECISIONS.problem(c))), None):
             raise source.error(at, problem)
-        low, high = (1.0, 100.0) if dotted.endswith("protection") else (0.0, 1000.0 if dotted.endswith("drop") else 1.0)
+        low, high = (1.0, 100.0) if dotted.endswith("protection") else (0.0, 1000.0 if whole else 1.0)
         if not d.choices and not (low <= (d.low or 0.0) and (d.high or 0.0) <= high):
             raise source.error(at, f"must lie in {low:g} .. {high:g}")
         for name in known if keys[1] == "*" else [keys[1]]:
             if (full := dotted.replace("*", name)) not in fixed:
-                dimensions[full] = d
+                dimensions[full] = replace(d, step=d.step or 1.0) if whole else d
     return Space(space.name, dimensions)
 
 
 def targets(spec: Spec) -> tuple[str, ...]:
     """The targets of a spec: `1.5x,2x` are two."""
     return tuple(dict.fromkeys(part.strip() for part in str(spec.target).split(",")))
+
+
+def one_target(spec: Spec) -> Spec:
+    """The spec, if it has one target. Raises `SpecError`."""
+    if len(targets(spec)) > 1:
+        raise SpecError(f"target: one target, please, got '{spec.target}'")
+    return spec
 
 
 @dataclass(frozen=True)

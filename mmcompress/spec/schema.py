@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -43,6 +44,7 @@ class Node:
     inputs: dict[str, str]
     source: str = ""
     candidates: int = field(default=1, metadata=_within(1, 64))
+    """Of a generator: the texts it writes for an input, and the beams it finds them with."""
     max_tokens: int = field(default=0, metadata=_within(0, 4096))
     """The longest text in tokens, written or read; 0: 20 for a generator, the tower's own length for a text tower."""
     prompt: str = ""
@@ -66,7 +68,7 @@ class Data:
     calibration: int = field(default=256, metadata=_within(8, 1_000_000))
     """Training pairs for importance, damage, refit and device calibration."""
     damage: int = field(default=128, metadata=_within(8, 1_000_000))
-    """Training pairs that the damage of every single cut is measured on."""
+    """The first of the calibration pairs, that the damage of every single cut is measured on; at most all of them."""
     choosing: int = field(default=256, metadata=_within(8, 1_000_000))
     """Pairs of the choosing split (`val`) each trial is judged on. The test split is never used to choose."""
     finals: int = field(default=3, metadata=_within(1, 1000))
@@ -119,9 +121,12 @@ class Distill:
     """Of products and what they give while training, weights and losses being fp32; auto: bf16 where a product is
     measured to be quicker in it, which may double the steps a minute."""
     rate: float = field(default=7e-4, metadata=_within(0, 1))
+    """The highest of the schedule."""
     gentle: bool = True
     """Halve the rate while a few steps of it would make matters worse: structures that lost little are easily lost."""
     embedding: float = 1.0
+    """This and what follows: weights of the losses of `distill/losses.py`, 0 turns one off; `contrast` and `caption`
+    are the task's own, the others need the dense models."""
     tokens: float = 1.0
     affinity: float = 1.0
     contrast: float = 0.2
@@ -143,10 +148,13 @@ class Distill:
 @dataclass(frozen=True)
 class Search:
     trials: int = field(default=40, metadata=_within(0, 100_000))
+    """Proposals of the sampler; what the knapsack gives comes on top."""
     mutations: int = field(default=16, metadata=_within(0, 100_000))
+    """Exchanges of units between blocks of the best structures, tried after that."""
     sampler: str = field(default="tpe", metadata={"registry": SAMPLERS})
     executor: str = field(default="ray", metadata={"registry": EXECUTORS})
     workers: int = field(default=2, metadata=_within(1, 4096))
+    """Trials at a time."""
     ray_address: str | None = None
     judge: Literal["measured", "estimated"] = "measured"
     """A trial's loss: by running the cut pipeline, or the sum of its blocks' damage: no model is run."""
@@ -156,6 +164,7 @@ class Search:
     """Structures trained for a tenth of the training budget each, where the best loss before training is so high that
     it says little (0: none)."""
     retries: int = field(default=1, metadata=_within(0, 10))
+    """How often a trial that failed is tried again."""
     rounds: int = field(default=2, metadata=_within(1, 10))
     """How often at most a structure is made: again when the finished artifact lies 5 % under the target, or misses it;
     a miss is tried again once even where this is 1."""
@@ -178,6 +187,7 @@ class Limits:
 @dataclass(frozen=True)
 class Measure:
     threads: int = field(default=2, metadata=_within(1, 1024))
+    """Of every session, as the bundle is to be deployed."""
     parallel: bool = False
     """Whether nodes that don't read each other run at the same time, each on its own threads."""
     memory: bool = True
@@ -185,7 +195,9 @@ class Measure:
     device: str = ""
     """Readings of another device (a JSON of `mmcompress device measure`): the target is then for that one."""
     warmup: int = field(default=10, metadata=_within(0, 10_000))
+    """Requests after loading that are not counted."""
     rounds: int = field(default=200, metadata=_within(2, 100_000))
+    """Requests to each side at least."""
 
 
 @dataclass(frozen=True)
@@ -217,6 +229,23 @@ def keys_of(dotted: str) -> tuple[str, ...]:
     """`nodes.vision.prune.blocks.0.ffn` -> its keys; a block's own name keeps its dot."""
     head, marker, block = dotted.partition(".prune.blocks.")
     return (*head.split("."), "prune", "blocks", block) if marker else tuple(dotted.split("."))
+
+
+def overridden(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A copy of plain data with values put at dotted paths.
+
+    Raises `ValueError` with the path that leads into something else than a mapping.
+    """
+    found = copy.deepcopy(dict(data))
+    for dotted, value in changes.items():
+        at: Any = found
+        *keys, last = keys_of(dotted)
+        for key in keys:
+            at = at.setdefault(key, {})
+            if not isinstance(at, dict):
+                raise ValueError(f"{dotted}: '{key}' is not a mapping")
+        at[last] = value
+    return found
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import ClusterError, MmcompressError, SpecError
-from mmcompress.records import Summary, read
-from mmcompress.report import of_target, settled, usually
-from mmcompress.report.assemble import excess, out_of_reach, tightened
+from mmcompress.measure.bounds import excess, of_target, out_of_reach, settled, tightened, usually
+from mmcompress.records import Summary, read, write
 from mmcompress.spec.loader import load, targets
 from mmcompress.spec.schema import Limits
 from mmcompress.workflow import aside
@@ -97,7 +96,11 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
     aside.recover(r.folder)
     known = read(Fitted, record) if record.exists() else None
     finished = (r.folder / "summary.json").exists() and not kept.exists()
-    rounds, bias, limits = r.spec.search.rounds, known.bias if known else 1.0, r.spec.limits
+    asked = r.spec.search.trials + r.spec.search.mutations
+    if finished and known and known.asked < asked:  # what is there stays until something better is
+        aside.put(r.folder)
+        finished, known = False, None
+    bias, limits = known.bias if known else 1.0, r.spec.limits
     before = len(read(Fitted, kept / "fitted.json").attempts) if kept.exists() else 0
     if kept.exists():
         missed = read(Summary, kept / "summary.json")
@@ -110,18 +113,12 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
             break
         made = compress(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
         summary = summarize(r, fitted, dense, *made, patient=True)
-        reached, over = settled(summary), excess(r.spec.limits, summary.compressed)
-        hopeless = over > 1 and out_of_reach(r.spec.limits, summary.compressed, summary.target.lowest)
-        hopeless |= reached > 1 and summary.target.floor_ms > summary.target.latency_ms
-        # a miss is always tried once more
-        bound, told = max(reached, over) <= 1, r.away is not None and summary.compressed.latency_ms.n > 0
-        tries = 1 if finished and fitted == known and not told else rounds if bound else max(rounds, 2)
-        near = bound and (reached >= NEAR or fitted.meant < NEAR)
-        if near or hopeless or done >= tries:
+        told = r.away is not None and summary.compressed.latency_ms.n > 0  # by another device, since
+        if (finished and fitted == known and not told) or _enough(r, fitted, summary, done):
             break
         limits = tightened(limits, r.spec.limits, summary.compressed)
         bias, before = fitted.learnt(usually(summary)), before + len(fitted.attempts)
-        r.say("fit", f"the finished artifact lies at {reached:.1%} of its target: once more", None)
+        r.say("fit", f"the finished artifact lies at {settled(summary):.1%} of its target: once more", None)
         if kept.exists() and better(read(Summary, kept / "summary.json"), summary):
             aside.clear(r.folder)
         else:
@@ -131,9 +128,21 @@ def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
         if better(earlier, summary):
             aside.take_back(r.folder)
             summary = earlier
+            write(record, replace(read(Fitted, record), asked=asked))  # what was asked for has been tried
         shutil.rmtree(kept, ignore_errors=True)
     write_report(summary, r.folder)
     return summary
+
+
+def _enough(r: Run, fitted: Fitted, summary: Summary, done: int) -> bool:
+    """Whether an artifact ends the rounds, `done` of them: it lies just within its bounds, or as near as it was meant
+    to; nothing in the search space is predicted to meet them; or none is left. A miss is tried again in any case."""
+    limits, side, target = r.spec.limits, summary.compressed, summary.target
+    reached, over = settled(summary), excess(limits, side)
+    if max(reached, over) <= 1:
+        return reached >= NEAR or fitted.meant < NEAR or done >= r.spec.search.rounds
+    hopeless = over > 1 and out_of_reach(limits, side, target.lowest)
+    return hopeless or (reached > 1 and target.floor_ms > target.latency_ms) or done >= max(r.spec.search.rounds, 2)
 
 
 def _within(r: Run, limits: Limits) -> Run:

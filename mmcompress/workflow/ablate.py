@@ -18,10 +18,13 @@ import numpy as np
 
 from mmcompress.errors import DataError, SpecError
 from mmcompress.records import Summary, build, plain, read, write
-from mmcompress.spec.schema import Space, Spec, keys_of
-from mmcompress.workflow.compare import TEACHER, judged, make, same_effort, trained
-from mmcompress.workflow.dense import Profile, one_target, predictor, prepared
+from mmcompress.registry import nearest
+from mmcompress.spec.loader import load, one_target
+from mmcompress.spec.schema import Space, Spec, overridden
+from mmcompress.workflow.compare import TEACHER, judged, make, same_effort
+from mmcompress.workflow.dense import Profile, predictor, prepared
 from mmcompress.workflow.fit import Propose
+from mmcompress.workflow.make import trained
 from mmcompress.workflow.methods import METHODS, Method, knapsack
 from mmcompress.workflow.state import SILENT, Run, Say, open_run
 
@@ -174,14 +177,14 @@ def ablate(
 ) -> dict[str, Summary]:
     """Every cell's summary by its folder in `out`, and `ablation.html` beside them; of some `tables` or of all.
 
-    Raises `SpecError` for an unknown table.
+    Raises `SpecError` for an unknown table or several targets.
     """
-    r = one_target(open_run(spec_path, out, space, overrides, resume, say))
-    r = replace(r, spec=_changed(r.spec, PLAIN))
-    every = cells(r.spec)
+    spec = _changed(one_target(load(spec_path, overrides)), PLAIN)
+    every = cells(spec)
     known = list(dict.fromkeys(c.table for c in every))
     if unknown := [t for t in tables if t not in known]:
-        raise SpecError(f"ablate: unknown table '{unknown[0]}' (known: {', '.join(known)})")
+        raise SpecError(f"ablate: unknown table '{unknown[0]}'; {nearest(unknown[0], known)}")
+    r = replace(open_run(spec_path, out, space, overrides, resume, say), spec=spec)
     wanted = [c for c in every if not tables or c.table in tables]
     needed = {c.like for c in wanted}
     wanted = [c for c in every if c in wanted or c.folder in needed]
@@ -228,11 +231,4 @@ def _pinned(space: Space, changes: Mapping[str, Any]) -> Space:
 
 
 def _changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:
-    data = json.loads(json.dumps(plain(spec)))
-    for dotted, value in changes.items():
-        at = data
-        *keys, last = keys_of(dotted)
-        for key in keys:
-            at = at[key]
-        at[last] = value
-    return build(Spec, data)
+    return build(Spec, overridden(plain(spec), changes))

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
+from uuid import uuid4
 
 from mmcompress.errors import ClusterError
 from mmcompress.records import Candidate, Trial, build, plain
 from mmcompress.search import moves
-from mmcompress.spec.schema import Spec, keys_of
+from mmcompress.spec.schema import Spec, overridden
 from mmcompress.workflow.state import Run, precisions_of
 
 AIM = 0.975
@@ -41,12 +41,11 @@ def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
     policy = ALLOCATION.get(run.spec.prune.allocation)
 
     def allocated(overrides: dict[str, Any]) -> Candidate:
-        data = _override(base, overrides)
-        return allocate(build(Spec, data), run.blocks, run.cross, ev.curves, ev.scores, policy)
+        return allocate(build(Spec, overridden(base, overrides)), run.blocks, run.cross, ev.curves, ev.scores, policy)
 
     def resolve(overrides: dict[str, Any]) -> Candidate:
         c = allocated(overrides)
-        return c if p.excess(c) <= 0 else moves.shield(p, c, ev.damage)
+        return c if p.allows(c) else moves.revive(p, c, ev.damage)
 
     fixed, limit = allocated({}), _limit(run, predict, budget_ms)
     free = (precisions_of(run), _choices(run, fixed), _drops(run, fixed))
@@ -107,7 +106,8 @@ def _choices(run: Run, fixed: Candidate) -> dict[str, dict[str, tuple[int, ...]]
             if ratio is None or gone or b.name in run.spec.nodes[n].prune.blocks:
                 found[n][b.name] = (fixed.kept[n][b.name],)
                 continue
-            cuts = range(math.ceil((ratio.low or 0.0) * steps(b) - 1e-9), int((ratio.high or 0.0) * steps(b)) + 1)
+            low, high = ((x or 0.0) * steps(b) for x in (ratio.low, ratio.high))
+            cuts = range(math.ceil(low - 1e-9), int(high + 1e-9) + 1) or (round(low),)  # no step between: the nearest
             options = {int(after(b, c)) for c in cuts} | ({0} if b.drop and drop and (drop.high or 0) >= 1 else set())
             found[n][b.name] = tuple(sorted(options))
     return found
@@ -121,17 +121,6 @@ def _drops(run: Run, fixed: Candidate) -> dict[str, int]:
         asked = sum(k == 0 for k in fixed.kept[n].values())
         found[n] = max(asked, int(drop.high or 0) if drop else 0)
     return found
-
-
-def _override(base: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    data = json.loads(json.dumps(base))
-    for dotted, value in overrides.items():
-        keys = keys_of(dotted)
-        at = data
-        for key in keys[:-1]:
-            at = at.setdefault(key, {})
-        at[keys[-1]] = value
-    return data
 
 
 @dataclass(frozen=True)
@@ -164,11 +153,11 @@ def jury(run: Run, ev: Any) -> Iterator[Jury]:
             if more is not None:
                 again, share = evaluate_again, len(batch) / (len(batch) + len(more))
             threads = run.spec.measure.threads if s.executor == "inline" else 1
-            key = f"{run.folder.resolve()}:{run.spec.seed}"
-            judge, context = evaluate, pack(run.spec, ev.scores, ev.grams, batch, more, key, threads, ev.spared)
+            given = (ev.scores, ev.grams, batch, more, uuid4().hex, threads, ev.spared)
+            judge, context = evaluate, pack(run.spec, *given)
         executor = EXECUTORS.get(s.executor)(context, s.workers, s.ray_address)
     try:
-        yield Jury(judge, executor, 1 if s.executor == "inline" else s.workers, again, share)
+        yield Jury(judge, executor, getattr(executor, "workers", s.workers), again, share)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
 

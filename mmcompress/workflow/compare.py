@@ -14,11 +14,12 @@ from mmcompress.metrics.tally import Outcomes, verdict
 from mmcompress.records import Candidate, Summary, read, write
 from mmcompress.registry import nearest
 from mmcompress.report.several import Judged, write_comparison
+from mmcompress.spec.loader import load, one_target
 from mmcompress.spec.schema import Distill, Spec
 from mmcompress.workflow.conclude import summarize
-from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile, one_target, prepared
+from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile, prepared
 from mmcompress.workflow.fit import Fitted, fit, measure_structure
-from mmcompress.workflow.make import compress
+from mmcompress.workflow.make import compress, trained
 from mmcompress.workflow.methods import METHODS, Method
 from mmcompress.workflow.state import SILENT, Run, Say, open_run
 
@@ -41,12 +42,13 @@ def compare(
 ) -> dict[str, Summary]:
     """Every method's summary, in a folder of its own in `out`, and `compare.html` beside them.
 
-    A method that is done is not done again when resumed. Raises `SpecError` for an unknown method.
+    A method that is done is not done again when resumed. Raises `SpecError` for an unknown method or several targets.
     """
     for name in methods:
         if name not in METHODS:
             raise SpecError(f"compare: unknown method '{name}'; {nearest(name, METHODS)}")
-    r = one_target(open_run(spec_path, out, space, overrides, resume, say))
+    one_target(load(spec_path, overrides))
+    r = open_run(spec_path, out, space, overrides, resume, say)
     same_effort(r)
     for name in methods:
         if fixed := METHODS[name].fixed:
@@ -125,12 +127,6 @@ def same_effort(r: Run) -> None:
         raise DataError(
             f"{r.folder}: begun with {begun[0]} trials and {begun[1]} mutations; with others rows would not be equal"
         )
-
-
-def trained(folder: Path) -> int:
-    """The steps of all training that left a record in a folder."""
-    curves = (json.loads(p.read_text()) for p in folder.glob("distill*.json"))
-    return sum(max((int(row["step"]) for row in rows), default=0) for rows in curves)
 
 
 def make(r: Run, name: str, method: Method, predict: Any, ev: Any, dense: Profile, steps: int = 0) -> None:

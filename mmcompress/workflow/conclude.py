@@ -28,7 +28,7 @@ from mmcompress.records import (
     read,
     write,
 )
-from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile, spared_blocks
+from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile
 from mmcompress.workflow.fit import NEAR, Fitted, whole
 from mmcompress.workflow.make import Counts
 from mmcompress.workflow.state import Run
@@ -55,7 +55,7 @@ def summarize(
 
     spec, c = r.spec, fitted.candidate
     made = read(Predictor, r.shared / "predictor.json")
-    predict = replace(made, correction=fitted.correction, tail=r.goal.tail(dense.latency_ms), spared=spared_blocks(r))
+    predict = replace(made, correction=fitted.correction, tail=r.goal.tail(dense.latency_ms), spared=r.spared)
     beside = {} if r.away else whole(r, c, dense)
     sitting = lambda before: _sitting(r, dense.latency_ms.p50, beside, before)
     splits, said, sittings = ("test", *spec.data.report), {}, [sitting([])]
@@ -111,7 +111,7 @@ def summarize(
         meant=fitted.meant,
     )
     write(r.folder / "outcomes.json", {k: s.tallies for k, s in said["test"].items()}, indent=None)
-    summary = kept(replace(summary, warnings=warnings(summary, r.space.dimensions)), r.folder)
+    summary = kept(replace(summary, warnings=warnings(summary)), r.folder)
     write(r.folder / "summary.json", summary)
     return summary
 
@@ -141,7 +141,7 @@ def _sides(
 
 
 def _target(r: Run, fitted: Fitted, dense: Latency, compressed: Side, target_ms: float, pace: float) -> Target:
-    from mmcompress.report.assemble import at_pace, unmet
+    from mmcompress.measure.bounds import at_pace, unmet
 
     over = unmet(r.spec, r.goal, target_ms, compressed)
     return Target(

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.data.base import Pairs
-from mmcompress.errors import DataError, SpecError
+from mmcompress.errors import DataError
 from mmcompress.measure.latency import Script
 from mmcompress.measure.readings import ROUNDED
 from mmcompress.records import Block, Latency, Proof, read, write
 from mmcompress.registry import PRECISIONS
 from mmcompress.runtime.bundle import FORMAT, read_manifest
 from mmcompress.runtime.cpu import cpu
-from mmcompress.spec.loader import targets
 from mmcompress.workflow.state import Run, precisions_of
 
 REQUESTS = 64
@@ -68,7 +67,7 @@ def profile(run: Run) -> Profile:
 def _profile(run: Run) -> Profile:
     from mmcompress.export.proofs import require
     from mmcompress.graph.modality import layers
-    from mmcompress.graph.topology import decode_steps
+    from mmcompress.graph.topology import decode_steps, texts_read
     from mmcompress.measure.apart import reloaded
     from mmcompress.measure.counts import block_params, count
     from mmcompress.measure.readings import Measured
@@ -87,8 +86,8 @@ def _profile(run: Run) -> Profile:
         how = (spec.measure.threads, run.requests(REQUESTS), spec.measure.warmup, spec.measure.rounds)
         found = reloaded({"dense": run.shared / "baseline"}, *how, sittings=1)["dense"].summary()
         m, said = Measured.of(found), found.said
-    steps = decode_steps(spec, m.calls)
-    counted = {n: count(model, steps[n], run.spec.nodes[n].candidates) for n, model in run.models.items()}
+    steps, texts = decode_steps(spec, m.calls), texts_read(spec)
+    counted = {n: count(model, steps[n], texts[n]) for n, model in run.models.items()}
     modality = tuple({**asdict(x), "modalities": list(x.modalities)} for x in layers(spec, run.blocks))
     return Profile(
         m.latency,
@@ -169,20 +168,17 @@ def _rounded_shares(run: Run, plan: Any, dense: Profile) -> Any:
 
 def _write_aside(run: Run, plan: Any, folder: Path) -> None:
     """The dense pipeline with every node that may be of a precision in it, and smaller ones in each."""
-    import torch
-
     from mmcompress.export.bundle import round_bundle
     from mmcompress.measure.readings import small
     from mmcompress.models.sources import connect
-    from mmcompress.prune.surgery import sliced
+    from mmcompress.prune.surgery import resized
 
     of = lambda p: {n: p if p in known else "fp32" for n, known in plan.precisions.items()}
     others = [p for p in plan.every_precision if p != "fp32"]
     for p in others:
         round_bundle(run.shared / "baseline", run.models, of(p), folder / ROUNDED / p)
     for name, kept in plan.little.items():
-        units = {n: {b: torch.arange(k) for b, k in by.items()} for n, by in kept.items()}
-        models = {n: sliced(m, units[n]).eval() for n, m in run.models.items()}
+        models = {n: resized(m, kept[n]) for n, m in run.models.items()}
         connect(run.spec, models)
         source = folder / ROUNDED / small(name, "fp32")
         run.bundle(models, dict.fromkeys(models, "fp32"), kept, source, prove=False)
@@ -291,10 +287,6 @@ def label(run: Run) -> None:
     """Where the spec says so, let generators learn from and be chosen by what the dense pipeline writes."""
     if run.spec.data.labels == "reference":
         return
-    if "text_decoder" not in run.pipeline.kinds.values():
-        raise DataError("data.labels: 'dense' needs a node of kind text_decoder")
-    if not run.data.load("val", 1).names:
-        raise DataError(f"data.labels: 'dense' needs a data kind of files, not '{run.spec.data.kind}'")
     run.data = Written(run.data, run.shared / "baseline", run.shared / "written.json")
 
 
@@ -304,19 +296,6 @@ def prepared(run: Run) -> tuple[Profile, Any, Any]:
     label(run)
     predict, ev = predictor(run, dense), evidence(run)
     return dense, replace(predict, spared=ev.spared), ev
-
-
-def spared_blocks(run: Run) -> dict[str, dict[str, tuple[str, ...]]]:
-    """Blocks that stay in fp32, by node and precision, as the evidence has them."""
-    found = json.loads((run.shared / "evidence.json").read_text())["spared"]
-    return {n: {p: tuple(blocks) for p, blocks in by.items()} for n, by in found.items()}
-
-
-def one_target(run: Run) -> Run:
-    """The run, if it has one target. Raises `SpecError`."""
-    if len(targets(run.spec)) > 1:
-        raise SpecError(f"target: one target, please, got '{run.spec.target}'")
-    return run
 
 
 def _shortest(run: Run, node: str) -> float:

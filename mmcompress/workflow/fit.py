@@ -19,7 +19,7 @@ from mmcompress.search.study import first_error, open_study
 from mmcompress.workflow.choose import AIM, FULL, adjusted, chosen, floor, jury, problem, pruned, search, spared
 from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile
 from mmcompress.workflow.state import Run
-from mmcompress.workflow.tryout import settled
+from mmcompress.workflow.tryout import tried_out
 
 WIDTH, LEAST, MOST, NEAR = 0.03, 0.01, 0.02, 0.95
 """A structure is accepted that measures under its target by a margin, and not by more than `WIDTH` again, nor less
@@ -49,7 +49,7 @@ def searching(run: Run, ev: Any) -> Iterator[Propose]:
             found = adjusted(run, ev, predict, budget_ms, who, last.candidate) if last and near else None
             if found is None or found.candidate.key() in known:
                 trials = search(run, ev, predict, budget_ms, who, attempt)
-                found = settled(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
+                found = tried_out(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
             last = found
             known.update([found.candidate.key()] if found else ())
             return found

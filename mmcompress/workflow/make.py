@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def compress(
     structure starts from random weights, as a control; `earlier`: from those of an artifact in that folder.
     """
     from mmcompress.export.proofs import require, surgery
-    from mmcompress.graph.topology import decode_steps
+    from mmcompress.graph.topology import decode_steps, texts_read
     from mmcompress.measure.counts import count
     from mmcompress.prune.sparse import sparsity
 
@@ -57,8 +58,8 @@ def compress(
         found += generation_proofs(run, models, bundle, aside)
         shutil.rmtree(aside, ignore_errors=True)
         proofs += require(found)
-    steps = decode_steps(run.spec, dense.calls)
-    counts = {n: (*count(m, steps[n], run.spec.nodes[n].candidates), sparsity(m)) for n, m in models.items()}
+    steps, texts = decode_steps(run.spec, dense.calls), texts_read(run.spec)
+    counts = {n: (*count(m, steps[n], texts[n]), sparsity(m)) for n, m in models.items()}
     return counts, [*dense.proofs, *proofs]
 
 
@@ -69,16 +70,16 @@ def _made(run: Run, ev: Any, c: Candidate, scratch: bool, earlier: Path | None) 
     from mmcompress.export.bundle import save_weights
 
     weights = run.folder / "weights"
-    if (weights / "units.safetensors").exists():
+    if (weights / ".units.safetensors").exists():
         return _saved(run, ev, c, run.folder)
     at_once = scratch or run.spec.prune.schedule in AT_ONCE
     if earlier and not (run.spec.prune.schedule == "one_shot" and (earlier / "distill.json").exists()):
         earlier = None
     models, survivors = _at_once(run, ev, c, scratch, earlier) if at_once else _by_rounds(run, ev, c)
     save_weights(models, weights)
-    ahead = weights / "units.new"  # what says that all of it is there comes last, and at once
+    ahead = weights / ".units.new"  # what says that all of it is there comes last, and at once
     save_file({f"{n}/{b}": u for n, by in survivors.items() for b, u in by.items()}, ahead)
-    ahead.rename(weights / "units.safetensors")
+    ahead.rename(weights / ".units.safetensors")
     return models, survivors
 
 
@@ -91,7 +92,7 @@ def _saved(run: Run, ev: Any, c: Candidate, folder: Path) -> tuple[dict[str, Any
     models = pruned(run, ev, c, refit=False)
     for n, m in models.items():
         load_weights(m, folder / "weights" / f"{n}.safetensors")
-    flat = load_file(folder / "weights" / "units.safetensors")
+    flat = load_file(folder / "weights" / ".units.safetensors")
     return models, {n: {b.name: flat[f"{n}/{b.name}"] for b in m.blocks} for n, m in run.models.items()}
 
 
@@ -112,7 +113,7 @@ def _at_once(run: Run, ev: Any, c: Candidate, scratch: bool, earlier: Path | Non
         units = {n: choose_units(c.kept[n], m.blocks, ev.scores[n]) for n, m in run.models.items()}
         survivors = {n: {**by, **units[n]} for n, by in whole(run.blocks).items()}
     if not late:
-        _distill_(run, models, share, run.folder / "distill.json")
+        _distill_(run, models, share, run.folder / "distill.json", trained(earlier) if earlier else 0)
     elif run.spec.prune.sparsity:
         thin_(models, run.spec.prune.pattern, run.spec.prune.sparsity)
     return models, survivors
@@ -175,7 +176,7 @@ def _by_rounds(run: Run, ev: Any, c: Candidate) -> tuple[dict[str, Any], Any]:
     p, rewind = run.spec.prune, run.spec.prune.schedule == "rewind"
     criterion, calibration = IMPORTANCE.get(p.importance), run.data.load("train", run.spec.data.calibration)
     batch, models, survivors, scores = run.pipeline.batch(calibration), run.models, whole(run.blocks), ev.scores
-    share = 1 / (p.rounds + rewind)
+    share, done = 1 / (p.rounds + rewind), 0
     for i, kept in enumerate(plan(run.blocks, c.kept, p.rounds)):
         with run.timed("prune"):
             run.say("prune", f"round {i + 1} of {p.rounds}", None)
@@ -186,19 +187,31 @@ def _by_rounds(run: Run, ev: Any, c: Candidate) -> tuple[dict[str, Any], Any]:
             connect(run.spec, models)
             if p.refit:
                 refit_(run.pipeline, models, run.models, batch, p.ridge)
-        _distill_(run, models, share, run.folder / f"distill-{i + 1}.json")
+        done += _distill_(run, models, share, run.folder / f"distill-{i + 1}.json", done)
     if rewind:
         with run.timed("prune"):
             models = {n: sliced(m, survivors[n]).eval() for n, m in earlier(run.spec, run.models).items()}
             connect(run.spec, models)
             if p.refit:
                 refit_(run.pipeline, models, run.models, batch, p.ridge)
-        _distill_(run, models, share, run.folder / "distill.json")
+        _distill_(run, models, share, run.folder / "distill.json", done)
     return models, survivors
 
 
-def _distill_(run: Run, models: dict[str, Any], share: float, history: Path) -> None:
-    """Train for a share of the spec's budget, after single weights were set to zero where the spec asks for it."""
+def trained(folder: Path) -> int:
+    """The steps of all training that left a record in a folder."""
+    return sum(_steps(json.loads(p.read_text())) for p in folder.glob("distill*.json"))
+
+
+def _steps(curve: Sequence[Mapping[str, float]]) -> int:
+    return max((int(row["step"]) for row in curve), default=0)
+
+
+def _distill_(run: Run, models: dict[str, Any], share: float, history: Path, first: int = 0) -> int:
+    """Train for a share of the spec's budget, after single weights were set to zero where the spec asks for it.
+
+    `first`: steps that were trained before, on other pairs. Returns how many these were.
+    """
     from mmcompress.distill.checkpoint import Checkpoint
     from mmcompress.distill.trainer import distill_
     from mmcompress.prune.sparse import thin_
@@ -212,7 +225,7 @@ def _distill_(run: Run, models: dict[str, Any], share: float, history: Path) -> 
         given = (options, run.spec.seed, say, history, choosing, hold_)
         # of training in rounds the rounds before would have to be kept as well
         kept = Checkpoint(run.folder / STATE, EVERY) if p.schedule in AT_ONCE else None
-        distill_(run.pipeline, models, run.models, run.data, *given, kept)
+        return _steps(distill_(run.pipeline, models, run.models, run.data, *given, kept, first))
 
 
 def _forget_(models: dict[str, Any], seed: int) -> None:

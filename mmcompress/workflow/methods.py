@@ -20,7 +20,7 @@ from mmcompress.search import moves
 from mmcompress.workflow.choose import chosen, floor, jury, problem, search, splits
 from mmcompress.workflow.fit import Propose, searching
 from mmcompress.workflow.state import Run, precisions_of
-from mmcompress.workflow.tryout import settled
+from mmcompress.workflow.tryout import tried_out
 
 Build = Callable[[float, dict[str, str]], Candidate]
 """(share removed, 0 .. 1, precision of each node) -> candidate."""
@@ -173,7 +173,7 @@ def random(run: Run, ev: Any) -> Iterator[Propose]:
 
         def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
             trials = search(run, ev, predict, budget_ms, who, attempt, blind=True)
-            return settled(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
+            return tried_out(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
 
         yield propose
 

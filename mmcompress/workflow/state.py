@@ -120,9 +120,14 @@ class Run:
             sizes = read(Predictor, self.shared / "predictor.json").sizes
             dense = {n: params(m) for n, m in self.models.items()}
             write(record, footprint(self.models, sizes, dense, self.shared / "baseline"))
+        return replace(read(Footprint, record), spared=self.spared)
+
+    @property
+    def spared(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Blocks that stay in fp32, by node and precision; none as long as there is no evidence."""
         evidence = self.shared / "evidence.json"
-        spared = json.loads(evidence.read_text())["spared"] if evidence.exists() else {}
-        return replace(read(Footprint, record), spared=spared)
+        found = json.loads(evidence.read_text())["spared"] if evidence.exists() else {}
+        return {n: {p: tuple(blocks) for p, blocks in by.items()} for n, by in found.items()}
 
     def timed(self, stage: str) -> Any:
         return _Clock(self, stage)
@@ -198,6 +203,11 @@ def opened(spec: Spec) -> Any:
     kind = getattr(data, "gives", "image")
     if kind != next(iter(spec.inputs.values())):
         raise DataError(f"data: '{spec.data.kind}' gives {kind}, the pipeline takes {next(iter(spec.inputs.values()))}")
+    if spec.data.labels == "dense":
+        if (writers := sum(node.kind == "text_decoder" for node in spec.nodes.values())) != 1:
+            raise DataError(f"data.labels: 'dense' takes one node of kind text_decoder, here are {writers}")
+        if not data.load("val", 1).names:
+            raise DataError(f"data.labels: 'dense' needs a data kind of files, not '{spec.data.kind}'")
     return data
 
 
@@ -206,7 +216,7 @@ def scarce(spec: Spec, data: Any) -> str:
     if not hasattr(data, "counts"):
         return ""
     have, d = data.counts(), spec.data
-    asked = {"train": max(d.calibration, d.damage), "val": d.choosing}
+    asked = {"train": d.calibration, "val": d.choosing}
     short = [f"{have[split]} of {n} in {split}" for split, n in asked.items() if have[split] < n]
     return f"fewer pairs than asked for: {', '.join(short)}; {have['test']} in test" if short else ""
 
@@ -238,9 +248,9 @@ def _claim(folder: Path, spec: Spec, space: Space, resume: bool) -> None:
     record = folder / "spec.json"
     if record.exists() and resume:
         if _decisive(read(Spec, record)) != _decisive(spec):
-            raise DataError(f"{folder}: --resume, but the spec (or an override) has changed since; use a new --out")
+            raise DataError(f"{folder}: begun with another spec (or other overrides); use a new --out")
         if read(Space, folder / "space.json") != space:
-            raise DataError(f"{folder}: --resume, but the search space has changed since; use a new --out")
+            raise DataError(f"{folder}: begun with another search space; use a new --out")
         return
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: not empty; add --resume to go on with the run in it, or choose another --out")
@@ -263,10 +273,10 @@ def _keep_readings(run: Run) -> None:
 
 
 def _decisive(spec: Spec) -> Any:
-    """The part of a spec that must not change between a run and its resumption: not where or how long it searches."""
-    return plain(
-        replace(spec, search=replace(spec.search, workers=1, trials=0, mutations=0, ray_address=None, executor="ray"))
-    )
+    """The part of a spec that must not change between a run and its resumption: not where or how long it searches, nor
+    where the readings of a device lie (what is in them is compared)."""
+    search = replace(spec.search, workers=1, trials=0, mutations=0, ray_address=None, executor="ray")
+    return plain(replace(spec, search=search, measure=replace(spec.measure, device=spec.measure.device and "given")))
 
 
 def precisions_of(run: Run) -> dict[str, tuple[str, ...]]:

@@ -33,7 +33,7 @@ class Tried:
     loss: float
 
 
-def settled(
+def tried_out(
     run: Run, ev: Any, predict: Any, budget_ms: float, trials: Sequence[Trial], best: Trial | None
 ) -> Trial | None:
     """The best trial, or where its loss is `STEEP` the structure that a short training serves best.
@@ -107,4 +107,4 @@ def _try(run: Run, ev: Any, teacher: Any, c: Candidate, origin: str, number: str
 def choosing_loss(run: Run, models: dict[str, Any]) -> float:
     """The pipeline's own loss on choosing pairs."""
     pairs = run.pipeline.batch(run.data.load("val", min(run.spec.data.choosing, CHECKED)))
-    return float(run.pipeline.evaluate(models, pairs, dense=run.pipeline.anchors(run.models, pairs))[0])
+    return float(run.pipeline.evaluate(models, pairs, dense=run.pipeline.anchors(run.models, pairs)))
