@@ -127,6 +127,10 @@ METRICS = Registry(
         "wer": ("mmcompress.metrics.speech:wer", "word error rate of what was heard"),
         "endings": ("mmcompress.metrics.pairs:endings", "share of texts that end by themselves"),
         "agreement": ("mmcompress.metrics.pairs:agreement", "share of answers that are those of the dense pipeline"),
+        "embedding": (
+            "mmcompress.metrics.pairs:embedding",
+            "R@1 of embeddings that nothing reads among the dense ones",
+        ),
     },
 )
 FAMILIES = Registry(

@@ -148,7 +148,7 @@ def loose(tiny, tmp_path):
     head, _, tail = (tiny / "spec.yaml").read_text().partition("  choose:\n")
     (tmp_path / "loose.yaml").write_text(head.replace("./", f"{tiny}/") + "outputs:" + tail.partition("outputs:")[2])
     outputs = {"caption": "captioner.text", "embedding": "text.embedding"}
-    return tmp_path / "loose.yaml", {"metrics": ["endings"], "outputs": outputs}
+    return tmp_path / "loose.yaml", {"metrics": ["agreement", "embedding"], "outputs": outputs}
 
 
 @pytest.fixture(scope="session")

@@ -67,6 +67,7 @@ WRONG = [
     ("name: tiny", "name: ${NO_SUCH_VARIABLE}", r"the environment variable NO_SUCH_VARIABLE is not set"),
     ("inputs: {image: image}", "inputs: {image: image, other: text}", "exactly one input, an image"),
     ("name: tiny", "name: [tiny", r"not valid YAML"),
+    ("target: 1.2x", "metrics: [embedding]", r"metrics.0: 'embedding' is for an encoder that nothing reads"),
     ("target: 1.2x", "metrics: []", r"metrics: name at least one to judge by"),
     ("prior: 0.1", "prompt: hello", r"choose.prompt: a nearest has no prompt, only text_decoder"),
     (

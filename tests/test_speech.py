@@ -374,7 +374,7 @@ def test_a_speech_folder_that_is_wrong_says_where(tmp_path, text, message):
     ("old", "new", "message"),
     [
         ("query: sentence.embedding", "query: ears.embedding", "must be the embedding of a text_encoder"),
-        ("metrics: [wer", "metrics: [caption", "'caption' needs a node of kind nearest"),
+        ("metrics: [wer", "metrics: [retrieval", "'retrieval' needs a node of kind nearest"),
         ("inputs: {audio: audio}\nnodes", "inputs: {audio: text}\nnodes", "is a text, the port takes a audio"),
     ],
 )

@@ -119,6 +119,18 @@ def test_asking_for_more_trials_on_resume_searches_again(tiny, tmp_path):
 
 
 @pytest.mark.slow
+def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(loose, tmp_path):
+    path, changes = loose
+    quick = {"search.trials": 1, "search.mutations": 0, "distill.steps": 2, "target": "1.3x"}
+    s = workflow.run(path, tmp_path / "r", overrides=changes | quick)
+    assert set(s.baseline.quality) == {"agreement", "embedding_r1"}
+    assert all(q.value == 1 for q in s.baseline.quality.values())
+    assert 0 < s.compressed.quality["embedding_r1"].value <= 1
+    curves = json.loads((tmp_path / "r" / "evidence.json").read_text())["curves"]["text"]
+    assert max(max(c["damage"]) for c in curves.values()) > 0  # not cut for free
+
+
+@pytest.mark.slow
 def test_what_is_made_after_more_trials_is_kept_only_if_it_is_better(tiny, tmp_path, monkeypatch):
     few = {"search.trials": 1, "search.mutations": 0, "distill.steps": 1, "target": "1.1x"}
     first = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few)

@@ -45,10 +45,10 @@ KINDS = {
 }
 METRIC_NEEDS = {
     "retrieval": ("nearest",),
-    "caption": ("nearest",),
+    "caption": ("nearest", "text_decoder"),
     "wer": ("text_decoder",),
     "endings": ("text_decoder",),
-    "agreement": ("nearest", "lookup"),
+    "agreement": ("nearest", "lookup", "text_decoder"),
 }
 """A metric -> kinds of node of which it needs one."""
 
@@ -185,3 +185,5 @@ def check(spec: Spec, error: MakeError) -> None:
     for i, metric in enumerate(spec.metrics):
         if (needed := METRIC_NEEDS.get(metric)) and not have & set(needed):
             raise error(("metrics", str(i)), f"'{metric}' needs a node of kind {' or '.join(needed)} to judge by")
+        if metric == "embedding" and not unjudged(spec):
+            raise error(("metrics", str(i)), "'embedding' is for an encoder that nothing reads: here all are read")

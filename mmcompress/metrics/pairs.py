@@ -18,8 +18,9 @@ from mmcompress.runtime.pipeline import Pipeline
 class Answers:
     """What a pipeline said to every input.
 
-    `texts`: its caption, or what it heard; `answers`: the text it found; `ended`: how the generator's best text ended.
-    Where it joins two towers: embeddings of the inputs and of the reference texts, both [n, d].
+    `texts`: its caption, or what it heard; `answers`: the text it found, or where it looks for none, that it wrote;
+    `ended`: how the generator's best text ended. Where it joins two towers: embeddings of the inputs and of the
+    reference texts, both [n, d]; `vectors` [n, d]: those of encoders that nothing reads, of length 1, side by side.
     """
 
     texts: tuple[str, ...]
@@ -28,6 +29,7 @@ class Answers:
     ended: tuple[str, ...] = ()
     queries: np.ndarray | None = None
     keys: np.ndarray | None = None
+    vectors: np.ndarray | None = None
     dense: Answers | None = None
     """The same of the dense pipeline; None: this is the dense one."""
 
@@ -63,10 +65,24 @@ def endings(a: Answers) -> dict[str, Tally]:
     return {"ends_by_itself": share([e == "end" for e in a.ended])}
 
 
+def embedding(a: Answers) -> dict[str, Tally]:
+    """Share of inputs whose embedding is nearer to the dense pipeline's of the same input than to that of any other."""
+    theirs = (a.dense or a).vectors
+    assert a.vectors is not None and theirs is not None
+    sim = a.vectors @ theirs.T
+    return {"embedding_r1": share(sim.diagonal() >= sim.max(1) - 1e-6)}
+
+
 def agreement(a: Answers) -> dict[str, Tally]:
-    """Share of inputs for which the text found is the one the dense pipeline finds."""
+    """Share of inputs for which the text found (or written) is the dense pipeline's."""
     theirs = (a.dense or a).answers
     return {"agreement": share([x == y for x, y in zip(a.answers, theirs, strict=True)])}
+
+
+def _unit(embedding: np.ndarray) -> np.ndarray:
+    """[d] of [k, d], the windows of one input: their mean, of length 1."""
+    mean = embedding.mean(0)
+    return mean / max(float(np.linalg.norm(mean)), 1e-9)
 
 
 def ask(pipeline: Pipeline, pairs: Pairs, progress: Callable[[float], None] = lambda share: None) -> Answers:
@@ -75,18 +91,25 @@ def ask(pipeline: Pipeline, pairs: Pairs, progress: Callable[[float], None] = la
     first = lambda *wanted: next((n for n, k in kinds.items() if k in wanted), None)
     generator, join, compared = first("text_decoder"), first("nearest", "lookup"), first("nearest")
     wires = pipeline.wiring[compared] if compared else {}
-    texts, found, ended, queries = [], [], [], []
+    read = set().union(*pipeline.reads.values())
+    alone = [n for n, kind in kinds.items() if kind.endswith("_encoder") and n not in read]
+    texts, found, ended, queries, vectors = [], [], [], [], []
     for i, given in enumerate(pairs.inputs):
         values = pipeline.run(**{next(iter(pipeline.inputs)): given})
-        best = values[join]["best"] if join else ""
+        written = values[generator]["text"] if generator else ""
+        best = values[join]["best"] if join else written
         found.append(best)
-        texts.append(best if compared or not generator else values[generator]["text"])
+        texts.append(best if compared or not generator else written)
         ended.append(values[generator]["ended"][0] if generator else "end")
         if compared:
             queries.append(values[wires["query"].split(".")[0]]["embedding"][0])
+        if alone:
+            vectors.append(np.concatenate([_unit(values[n]["embedding"]) for n in alone]))
         if i % 50 == 0:
             progress(i / len(pairs))
-    common = Answers(tuple(texts), pairs.texts, tuple(found), tuple(ended))
+    common = Answers(
+        tuple(texts), pairs.texts, tuple(found), tuple(ended), vectors=np.stack(vectors) if alone else None
+    )
     if not compared:
         return common
     encoder = pipeline.nodes[wires["keys"].split(".")[0]]

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mmcompress.measure.apart import reloaded
 from mmcompress.measure.latency import MOST, EndToEnd, Samples, lasting, loads, spare
 from mmcompress.metrics.tally import Tally, quality
@@ -250,11 +252,19 @@ class Said:
     tallies: dict[str, Tally]
     texts: tuple[str, ...]
     answers: tuple[str, ...]
+    vectors: tuple[tuple[float, ...], ...] = ()
+
+    @classmethod
+    def of(cls, answers: Any, metrics: tuple[str, ...]) -> Said:
+        from mmcompress.metrics.pairs import judge
+
+        vectors = answers.vectors.tolist() if "embedding" in metrics else ()
+        return cls(judge(answers, metrics), answers.texts, answers.answers, vectors)
 
 
 def _judge(r: Run, split: str) -> dict[str, Said]:
     """Ask each bundle a whole split, both at once. The dense one answers once for all that is compared to it."""
-    from mmcompress.metrics.pairs import Answers, ask, judge
+    from mmcompress.metrics.pairs import Answers, ask
     from mmcompress.runtime import load
 
     pairs, record = r.data.load(split), r.shared / f"dense-{split}.json"
@@ -266,11 +276,11 @@ def _judge(r: Run, split: str) -> dict[str, Said]:
         asked = {k: w.result() for k, w in waiting.items()}
     if "baseline" not in found:
         theirs = asked["baseline"]
-        found["baseline"] = Said(judge(theirs, r.spec.metrics), theirs.texts, theirs.answers)
+        found["baseline"] = Said.of(theirs, r.spec.metrics)
         write(record, found["baseline"], indent=None)
     dense = found["baseline"]
-    mine = replace(asked["compressed"], dense=Answers(dense.texts, pairs.texts, dense.answers))
-    return {**found, "compressed": Said(judge(mine, r.spec.metrics), mine.texts, mine.answers)}
+    beside = Answers(dense.texts, pairs.texts, dense.answers, vectors=np.array(dense.vectors))
+    return {**found, "compressed": Said.of(replace(asked["compressed"], dense=beside), r.spec.metrics)}
 
 
 def _samples(r: Run, said: dict[str, Said], split: str) -> tuple[dict[str, str], ...]:
