@@ -193,7 +193,7 @@ def quicker_in_bf16() -> bool:
     took = {}
     for kind in (torch.float32, torch.bfloat16):
         x, w = torch.zeros(512, 384, dtype=kind), torch.zeros(1536, 384, dtype=kind)
-        took[kind] = quiet(lambda x=x, w=w: nn.functional.linear(x, w), 3, 20, 0.3)  # type: ignore[misc]
+        took[kind] = quiet(lambda x=x, w=w: nn.functional.linear(x, w), 3, 20, 0.3)
     return took[torch.bfloat16] < CLEARLY * took[torch.float32]
 
 

@@ -30,7 +30,7 @@ def inputs(model: Model, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
     """Random inputs of a model's `forward`."""
     g = torch.Generator().manual_seed(seed)
     if model.kind == "image_encoder":
-        return (torch.randn(batch, 3, model.size, model.size, generator=g),)  # type: ignore[arg-type]
+        return (torch.randn(batch, 3, model.size, model.size, generator=g),)
     if model.kind == "audio_encoder":
         features = model.config["features"]
         return (torch.randn(batch, features["mels"], features["frames"], generator=g),)
@@ -191,14 +191,14 @@ def learning(node: str, model: Model) -> list[Proof]:
     student = sliced(model, _some([b for b in model.blocks if b.group != "tokens"], 0.5, 2))
     loss = lambda: sum((a - b).square().mean() for a, b in zip(outputs(student, given), target, strict=True))
     before = loss()
-    before.backward()  # type: ignore[union-attr]
+    before.backward()
     reached = [student.get_submodule(w.path).weight.grad is not None for b in student.weighted for w in b.writers]
     with torch.no_grad():
         norm = sum(float(p.grad.square().sum()) for p in student.parameters() if p.grad is not None) ** 0.5
         for p in student.parameters():
             if p.grad is not None:
                 p -= 1e-3 * p.grad / max(norm, 1e-12)
-        ratio = float(loss()) / float(before)  # type: ignore[arg-type]
+        ratio = float(loss()) / float(before)
     proofs = [_proof("the gradient reaches every block", node, reached.count(False), 0)]
     return [*proofs, _proof("one step of distillation lowers the loss", node, ratio, 0.999999)]
 

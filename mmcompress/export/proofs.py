@@ -137,7 +137,7 @@ def generation(node: str, model: Model, files: dict[str, Path], folder: Path, co
     wrong = 0
     for context in contexts:
         mine = [ids for _, ids in deployed.generate(context[None].numpy())]
-        theirs = model.library_generate(context[None])  # type: ignore[operator]
+        theirs = model.library_generate(context[None])
         rows = [_trimmed(r, g.eos) for r in theirs]
         wrong += mine != rows
     return [_proof("cached generation == library", node, wrong / len(contexts), 0.01, f"({len(contexts)} inputs)")]

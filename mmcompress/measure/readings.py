@@ -177,7 +177,7 @@ def fitted(
             # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both
             # show as a factor between the time in a node's sessions there and alone. The first export is the whole one.
             share = beside[p][n] if p != "fp32" else 1.0
-            spent = lambda rate, n=n: rate * dense.nodes[n].p50 - around[n]  # type: ignore[misc]
+            spent = lambda rate, n=n: rate * dense.nodes[n].p50 - around[n]
             affine[n][p] = a.times(max(spent(share), 1e-3) / (a.base + a.scale * raw[0]))
             less = [(by[n], beside[k][n]) for name, by in plan.little.items() if (k := small(name, p)) in beside]
             if less:  # points from inside a pipeline beat those from alone

@@ -106,7 +106,7 @@ def normalize_(model: nn.Module) -> nn.Module:
             new = SelfAttention.of(module)
         elif _linears(module, ("qkv", "projection")) and hasattr(module, "num_heads"):  # BLIP: width fixed in reshapes
             qkv, projection = module.get_submodule("qkv"), module.get_submodule("projection")
-            new = SelfAttention(qkv, projection, int(module.num_heads))  # type: ignore[arg-type]
+            new = SelfAttention(qkv, projection, int(module.num_heads))
         elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2: x @ w
             rows, columns = module.weight.shape
             new = nn.Linear(rows, columns)
@@ -165,7 +165,7 @@ def find_convolutions(model: nn.Module, root: str) -> tuple[Block, ...]:
                 continue
             squeezed = bool(form.squeeze) and _plain_conv(module, form.squeeze)
             paths = (form.writer, *((form.excite,) if squeezed else ()))
-            units = int(module.get_submodule(form.writer).out_channels)  # type: ignore[arg-type]
+            units = int(module.get_submodule(form.writer).out_channels)
             found.append(
                 Block(
                     f"{len(found)}.conv",
@@ -197,7 +197,7 @@ def _plain_conv(module: nn.Module, path: str) -> bool:
 
 def _block(module: nn.Module, form: Form, name: str, kind: str, at: str, context: str) -> Block:
     join = lambda path: ".".join(p for p in (at, path) if p)
-    size = lambda p: int(module.get_submodule(p).out_features)  # type: ignore[arg-type]
+    size = lambda p: int(module.get_submodule(p).out_features)
     rows = [size(p) // parts for p, parts in form.writers]
     drop = tuple((join(p), mode) for p, mode in form.drop)
     reads = ("stream", context) if kind == "cross_attention" else ("stream",)

@@ -184,7 +184,7 @@ class TextDecoder(Model):
         else:
             options |= {"encoder_hidden_states": self.project(context), "input_ids": prompt}
         # Whisper and BLIP wrap it in loops of their own, over windows of sound and over pixels
-        return GenerationMixin.generate(lm, **options).tolist()  # type: ignore[arg-type]
+        return GenerationMixin.generate(lm, **options).tolist()
 
 
 def library_options(g: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +221,7 @@ class CrossKeys(nn.Module):
     def forward(self, context: Tensor) -> tuple[Tensor, ...]:
         x, out = self.project(context), []
         for count, linears in zip(self.units, self.linears, strict=True):
-            pair = [f(x) for f in linears] if len(linears) == 2 else linears[0](x).chunk(2, -1)  # type: ignore[arg-type]
+            pair = [f(x) for f in linears] if len(linears) == 2 else linears[0](x).chunk(2, -1)
             out += [heads(p, count) for p in pair]
         return tuple(out)
 

@@ -121,7 +121,7 @@ class PrefixDecoder(Model):
         self.layers = 1 + max(int(b.name.partition(".")[0]) for b in stack)
         bridge = find(self, f"lm.{line.bridge}", BRIDGE) if line.bridge else ()
         self.blocks = (*(dataclasses.replace(b, reads=("context",)) for b in bridge), *stack)
-        text: Any = lm.config.get_text_config()  # type: ignore[operator, union-attr]
+        text: Any = lm.config.get_text_config()
         self.vocabulary, self.width = int(text.vocab_size), int(text.hidden_size)
         self.dims = {"context": line.reads(lm)}
 

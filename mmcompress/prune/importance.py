@@ -124,10 +124,10 @@ def _norms(e: Material, size: Callable[[Tensor], Tensor]) -> Scores:
     for n, model in e.models.items():
         found[n] = {}
         for b in model.weighted:
-            read = size(model.get_submodule(b.out).weight.detach()).transpose(0, 1).flatten(1).sum(1)  # type: ignore[operator, union-attr]
+            read = size(model.get_submodule(b.out).weight.detach()).transpose(0, 1).flatten(1).sum(1)
             total = _per_unit(b, read)
             for w in b.writers:
-                norms = size(model.get_submodule(w.path).weight.detach()).flatten(1).sum(1)  # type: ignore[operator, union-attr, arg-type]
+                norms = size(model.get_submodule(w.path).weight.detach()).flatten(1).sum(1)
                 rows = writer_rows(b, w, torch.arange(b.units)).view(w.parts, b.units, w.width)
                 total = total + norms[rows].sum((0, 2))
             found[n][b.name] = total
@@ -151,7 +151,7 @@ def movement(e: Material) -> Scores:
             for n, m in models.items():
                 stack.enter_context(masked(m, masks[n]))
             loss = sum(e.pipeline.losses(e.pipeline.forward(models, piece), piece).values())
-        loss.backward()  # type: ignore[union-attr]
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         for n, by in masks.items():

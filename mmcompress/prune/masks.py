@@ -43,7 +43,7 @@ def masked(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
                 stack.enter_context(_thinned(model, block, mask))
                 continue
             paths = (block.out, *block.also)
-            stack.enter_context(hooked(model, paths, lambda x, m=mask, b=block: x * spread(m, b, x)))  # type: ignore[misc]
+            stack.enter_context(hooked(model, paths, lambda x, m=mask, b=block: x * spread(m, b, x)))
         yield
 
 
@@ -87,5 +87,5 @@ def writer_rows(block: Block, writer: Writer, units: Tensor) -> Tensor:
 
 def reader(model: Model, block: Block) -> Tensor:
     """Squared norm of the weights that read each feature of a block [f]."""
-    weight = model.get_submodule(block.out).weight.detach()  # type: ignore[operator, union-attr]
+    weight = model.get_submodule(block.out).weight.detach()
     return weight.square().transpose(0, 1).flatten(1).sum(1)

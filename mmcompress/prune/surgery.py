@@ -35,7 +35,7 @@ def rows_(module: nn.Module, index: Tensor) -> None:
 
 def columns_(module: nn.Module, index: Tensor) -> None:
     """Keep some inputs of a linear layer or convolution, in place."""
-    module.weight = nn.Parameter(module.weight.detach()[:, index].clone())  # type: ignore[operator, index, union-attr]
+    module.weight = nn.Parameter(module.weight.detach()[:, index].clone())
     setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", len(index))
 
 
@@ -63,7 +63,7 @@ def _slice_block_(model: Model, block: Block, units: Tensor) -> Block | None:
     if len(units) == block.units:
         return block
     if block.group == "tokens":
-        model.get_submodule(block.out).keep_(units)  # type: ignore[operator]
+        model.get_submodule(block.out).keep_(units)
         return dataclasses.replace(block, units=len(units))
     for w in block.writers:
         rows_(model.get_submodule(w.path), writer_rows(block, w, units))

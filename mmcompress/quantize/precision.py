@@ -22,13 +22,14 @@ class Precision:
 
     `levels`: largest magnitude of a symmetric weight, 0 for an asymmetric byte; one scale for each output channel, or
     for every `group` inputs of one. `activations`: rounded to 8 bits over the range they have at run time ("dynamic"),
-    over the range seen on calibration data ("static"), or left as they are. `exponent`: bits of it in a float of 16
-    `bits`; with 5 everything is such a float (weights, activations, products), with 8 the weights are, all else being
-    float. `flags`: CPU instructions one of which it needs to be right.
+    over that seen on calibration data ("static"), within a product every `group` over its own ("grouped"), or left as
+    they are. `exponent`: bits of it in a float of 16 `bits`; with 5 everything is such a float (weights, activations,
+    products), with 8 the weights are, all else being float. `flags`: CPU instructions one of which it needs to be
+    right.
     """
 
     levels: int
-    activations: Literal["dynamic", "static", "none"]
+    activations: Literal["dynamic", "static", "grouped", "none"]
     group: int = 0
     bits: int = 8
     exponent: int = 0
@@ -40,8 +41,8 @@ INT8 = Precision(64, "dynamic")
 INT8_FULL = Precision(127, "dynamic", flags=("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"))
 UINT8 = Precision(0, "dynamic")
 INT8_STATIC = Precision(64, "static")
-W8 = Precision(127, "none", group=32)
-W4 = Precision(7, "none", group=32, bits=4)
+W8 = Precision(127, "grouped", group=32)
+W4 = Precision(7, "grouped", group=32, bits=4)
 FP16 = Precision(0, "none", bits=16, exponent=5)
 BF16 = Precision(0, "none", bits=16, exponent=8)
 
@@ -92,7 +93,8 @@ def quantize(
         types = {"activation_type": QuantType.QUInt8, "quant_format": QuantFormat.QDQ}
         # a product of two activations (attention) stays in fp32, as in the dynamic form
         extra = {"MatMulConstBOnly": True, "WeightSymmetric": True, "ActivationSymmetric": False}
-        quantize_static(given, str(target), _Reader(feeds), **common, **types, extra_options=extra)  # type: ignore[arg-type]
+        extra["OpTypesToExcludeOutputQuantization"] = common["op_types_to_quantize"]  # sums are float already
+        quantize_static(given, str(target), _Reader(feeds), **common, **types, extra_options=extra)
     else:
         _weights_only(given, target, p, left)
     return target, len(left)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,13 @@ def fake_activation(x: Tensor) -> Tensor:
     return ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
 
 
+def fake_groups(x: Tensor, size: int) -> Tensor:
+    """x [..., i] rounded to 8 symmetric bits over every `size` inputs, as MatMulNBits does at accuracy level 4."""
+    padded = F.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
+    scale = (padded.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-12)
+    return ((padded / scale).round() * scale).flatten(-2)[..., : x.shape[-1]]
+
+
 @contextmanager
 def simulated(
     model: nn.Module,
@@ -63,7 +71,8 @@ def simulated(
                 module.weight.data = fake_weight(weight, p)
                 stack.callback(setattr, module.weight, "data", weight)
                 if p.activations != "none":
-                    handle = module.register_forward_pre_hook(lambda m, args: (fake_activation(args[0]), *args[1:]))
+                    rounded = partial(fake_groups, size=p.group) if p.activations == "grouped" else fake_activation
+                    handle = module.register_forward_pre_hook(lambda m, args, r=rounded: (r(args[0]), *args[1:]))  # type: ignore[misc]
                     stack.callback(handle.remove)
         for name, matrix in (
             model.named_parameters() if only is None else ()

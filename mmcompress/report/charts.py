@@ -159,7 +159,7 @@ def comparison(summaries: Mapping[str, Summary]) -> str:
         values = [v for _, _, q in rows for v in (q[metric].low, q[metric].high)]
         low, high = min(values), max(max(values), min(values) + 1e-6)
         start = left + k * panel
-        x = lambda v, start=start, low=low, high=high: start + (v - low) / (high - low) * (panel - 30)  # type: ignore[misc]
+        x = lambda v, start=start, low=low, high=high: start + (v - low) / (high - low) * (panel - 30)
         body.append(_text(start, 14, metric + (" (less is better)" if rows[0][2][metric].error else ""), "small"))
         for i, (_, _, quality) in enumerate(rows):
             q, y = quality[metric], 34 + i * step

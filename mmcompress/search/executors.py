@@ -52,7 +52,7 @@ def _with_shared(fn: Task, args: tuple, kwargs: dict) -> Any:
 
 
 class _Processes(ProcessPoolExecutor):
-    def submit(self, fn: Task, /, *args: Any, **kwargs: Any) -> Future:  # type: ignore[override]
+    def submit(self, fn: Task, /, *args: Any, **kwargs: Any) -> Future:
         return super().submit(_with_shared, fn, args, kwargs)
 
 

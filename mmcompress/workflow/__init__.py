@@ -13,10 +13,11 @@ import shutil
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmcompress.errors import ClusterError, MmcompressError, SpecError
 from mmcompress.measure.bounds import excess, of_target, out_of_reach, settled, tightened, usually
+from mmcompress.measure.predict import Predictor
 from mmcompress.records import Summary, read, write
 from mmcompress.spec.loader import load, targets
 from mmcompress.spec.schema import Limits
@@ -26,6 +27,9 @@ from mmcompress.workflow.dense import Profile, predictor, prepared, profile, wri
 from mmcompress.workflow.fit import NEAR, Fitted, fit
 from mmcompress.workflow.make import compress
 from mmcompress.workflow.state import SILENT, Run, Say, default_space, open_run
+
+if TYPE_CHECKING:  # it takes torch
+    from mmcompress.prune.evidence import Evidence
 
 __all__ = ["default_space", "open_run", "predictor", "profile", "run", "run_targets", "write_kit"]
 
@@ -84,7 +88,7 @@ def run_targets(
     return tuple(found.values())
 
 
-def _reach(r: Run, dense: Profile, predict: Any, ev: Any) -> Summary:
+def _reach(r: Run, dense: Profile, predict: Predictor, ev: Evidence) -> Summary:
     """One target: search, make, measure; when the finished artifact misses, once more with what was learnt.
 
     A limit that it exceeded is searched with lowered by as much. The best so far waits in `earlier/`. What is finished

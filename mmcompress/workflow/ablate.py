@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +27,9 @@ from mmcompress.workflow.fit import Propose
 from mmcompress.workflow.make import trained
 from mmcompress.workflow.methods import METHODS, Method, knapsack
 from mmcompress.workflow.state import SILENT, Run, Say, open_run
+
+if TYPE_CHECKING:  # it takes torch
+    from mmcompress.prune.evidence import Evidence
 
 UNTRAINED = {"distill.steps": 0}
 PLAIN = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
@@ -67,7 +70,7 @@ def placebo(seed: int) -> Method:
     """The knapsack with as much latency protected as the cross-modal blocks have, but of unimodal blocks by lot."""
 
     @contextmanager
-    def propose(run: Run, ev: Any) -> Iterator[Propose]:
+    def propose(run: Run, ev: Evidence) -> Iterator[Propose]:
         predict = predictor(run, read(Profile, run.shared / "profile.json"))
         rows = predict.table.lookup()
         inside = lambda n, p: predict.inside(n, p, p.units, "fp32", rows)

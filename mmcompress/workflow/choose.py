@@ -7,14 +7,19 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from mmcompress.errors import ClusterError
+from mmcompress.measure.predict import Predictor
 from mmcompress.records import Candidate, Trial, build, plain
 from mmcompress.search import moves
+from mmcompress.search.moves import Predict, Problem
 from mmcompress.spec.schema import Spec, overridden
 from mmcompress.workflow.state import Run, precisions_of
+
+if TYPE_CHECKING:  # it takes torch
+    from mmcompress.prune.evidence import Evidence
 
 AIM = 0.975
 """The share of the target that structures are searched for."""
@@ -26,12 +31,12 @@ FULL = 0.985
 """A structure that takes less than this share of the budget is given units back until it does not."""
 
 
-def spared(ev: Any, c: Candidate) -> dict[str, tuple[str, ...]]:
+def spared(ev: Evidence, c: Candidate) -> dict[str, tuple[str, ...]]:
     """Blocks of a candidate that stay in fp32, by node."""
     return {n: ev.spared.get(n, {}).get(p, ()) for n, p in c.precision.items()}
 
 
-def problem(run: Run, ev: Any, predict: Any, budget_ms: float) -> Any:
+def problem(run: Run, ev: Evidence, predict: Predictor, budget_ms: float) -> Problem:
     """The search problem: how overrides become a candidate."""
     from mmcompress.prune.allocation import allocate
     from mmcompress.registry import ALLOCATION
@@ -65,7 +70,7 @@ def _protection(run: Run) -> float:
     return run.spec.prune.protection if run.spec.prune.protection > 1 else 0.0
 
 
-def _limit(run: Run, predict: Any, budget_ms: float) -> Any:
+def _limit(run: Run, predict: Predictor, budget_ms: float) -> Predict:
     """Predicted latency; of what exceeds another limit by more than the budget, the budget exceeded by as much."""
     limits = run.spec.limits
     bounds = [(limits.params_m, lambda c: run.footprint.total_params(c) / 1e6)]
@@ -81,7 +86,7 @@ def _limit(run: Run, predict: Any, budget_ms: float) -> Any:
     return ms if held or limits.node_ms else predict
 
 
-def floor(p: Any, predict: Any) -> Candidate:
+def floor(p: Problem, predict: Predictor) -> Candidate:
     """The fastest candidate of the space, as predicted: blocks as small as they may be, precisions the faster ones."""
     precision = {n: options[0] for n, options in p.precisions.items()}
     kept = {n: {b: min(options) for b, options in by.items()} for n, by in p.choices.items()}
@@ -139,7 +144,7 @@ class Jury:
 
 
 @contextmanager
-def jury(run: Run, ev: Any) -> Iterator[Jury]:
+def jury(run: Run, ev: Evidence) -> Iterator[Jury]:
     """Start the workers of the search, with all that a trial needs; stop them at the end."""
     from mmcompress.prune.trial import estimate, evaluate, evaluate_again, pack, pack_estimate
     from mmcompress.registry import EXECUTORS
@@ -206,7 +211,7 @@ def _finalists(run: Run, trials: Sequence[Trial], budget_ms: float, least: float
 
 
 def search(
-    run: Run, ev: Any, predict: Any, budget_ms: float, who: Jury, attempt: int = 0, blind: bool = False
+    run: Run, ev: Evidence, predict: Predictor, budget_ms: float, who: Jury, attempt: int = 0, blind: bool = False
 ) -> list[Trial]:
     """Run (or go on with) the study of this run folder; `blind`: without a head start."""
     from mmcompress.search import study
@@ -242,7 +247,9 @@ def search(
         return held(trials)
 
 
-def adjusted(run: Run, ev: Any, predict: Any, budget_ms: float, who: Jury, structure: Candidate) -> Trial | None:
+def adjusted(
+    run: Run, ev: Evidence, predict: Predictor, budget_ms: float, who: Jury, structure: Candidate
+) -> Trial | None:
     """A structure fitted to a budget that has moved a little, judged; None where no unit is small enough for that.
 
     Of many structures the search finds those that the predictor underrates (the winner's curse); of this one it is
@@ -264,7 +271,7 @@ def adjusted(run: Run, ev: Any, predict: Any, budget_ms: float, who: Jury, struc
 
 
 def splits(
-    run: Run, ev: Any, predict: Any, budget_ms: float, p: Any, nodes: Sequence[str] = ()
+    run: Run, ev: Evidence, predict: Predictor, budget_ms: float, p: Problem, nodes: Sequence[str] = ()
 ) -> list[tuple[float, Candidate]]:
     """The knapsack's splits of a budget over some of the nodes (default: all), least estimated damage first.
 
@@ -278,7 +285,7 @@ def splits(
     rest = (run.spec.prune.protection, part(p.precisions), part(ev.rounding), part(p.choices))
 
     def solved(ms: float) -> list[tuple[float, Candidate]]:
-        rows = candidates(*given, ms, *rest)  # type: ignore[arg-type]
+        rows = candidates(*given, ms, *rest)
         if nodes:  # of a part of the pipeline the rest is not known
             return rows
         held: list[tuple[float, Candidate]] = []
@@ -306,7 +313,7 @@ def splits(
     return found
 
 
-def plain_starts(run: Run, p: Any) -> list[dict[str, Any]]:
+def plain_starts(run: Run, p: Problem) -> list[dict[str, Any]]:
     """A uniform split and one that spares what sees and hears, both with int8 where it is allowed."""
     starts, kinds = [], {n: node.kind for n, node in run.spec.models().items()}
     for heavy in (False, True):
@@ -326,7 +333,9 @@ def plain_starts(run: Run, p: Any) -> list[dict[str, Any]]:
     return starts
 
 
-def pruned(run: Run, ev: Any, candidate: Candidate, refit: bool, dense: dict[str, Any] | None = None) -> dict[str, Any]:
+def pruned(
+    run: Run, ev: Evidence, candidate: Candidate, refit: bool, dense: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Fresh pruned models of a candidate, refitted in order on calibration pairs when asked.
 
     `dense`: the models to cut, those of the run by default.

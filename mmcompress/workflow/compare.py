@@ -6,10 +6,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmcompress.errors import DataError, SpecError
 from mmcompress.measure.latency import LEAST, MOST
+from mmcompress.measure.predict import Predictor
 from mmcompress.metrics.tally import Outcomes, verdict
 from mmcompress.records import Candidate, Summary, read, write
 from mmcompress.registry import nearest
@@ -22,6 +23,9 @@ from mmcompress.workflow.fit import Fitted, fit, measure_structure
 from mmcompress.workflow.make import compress, trained
 from mmcompress.workflow.methods import METHODS, Method
 from mmcompress.workflow.state import SILENT, Run, Say, open_run
+
+if TYPE_CHECKING:  # it takes torch
+    from mmcompress.prune.evidence import Evidence
 
 EQUAL = 1.05
 """Latencies of which one is at most so many times the other are equal."""
@@ -129,7 +133,7 @@ def same_effort(r: Run) -> None:
         )
 
 
-def make(r: Run, name: str, method: Method, predict: Any, ev: Any, dense: Profile, steps: int = 0) -> None:
+def make(r: Run, name: str, method: Method, predict: Predictor, ev: Evidence, dense: Profile, steps: int = 0) -> None:
     """One method the whole way, in the folder `name`; it leaves a summary.
 
     `steps`: so many steps of training, however long they take; 0: as long as the spec says.
@@ -174,7 +178,7 @@ def _training(d: Distill, method: Method, steps: int) -> Distill:
     return replace(d, steps=steps, minutes=FOREVER) if steps else d
 
 
-def _as_is(run: Run, ev: Any, candidate: Candidate, predict: Any, dense: Profile) -> Fitted:
+def _as_is(run: Run, ev: Evidence, candidate: Candidate, predict: Predictor, dense: Profile) -> Fitted:
     ms, target_ms = predict(candidate), run.goal.milliseconds(dense.latency_ms)
     measured = ms if run.away else _measured(run, ev, candidate, dense)
     fitted = Fitted(candidate, ms, measured, target_ms, 0, predict.correction)
@@ -182,11 +186,11 @@ def _as_is(run: Run, ev: Any, candidate: Candidate, predict: Any, dense: Profile
     return fitted
 
 
-def _measured(run: Run, ev: Any, candidate: Candidate, dense: Profile) -> float:
+def _measured(run: Run, ev: Evidence, candidate: Candidate, dense: Profile) -> float:
     return measure_structure(run, ev, candidate, dense).usual_ms(candidate.precision, run.shared / WINDOWS)
 
 
-def rescored(r: Run, ev: Any, importance: str) -> Any:
+def rescored(r: Run, ev: Evidence, importance: str) -> Evidence:
     """The evidence with the scores of another criterion."""
     from mmcompress.prune.importance import Material, scored
     from mmcompress.prune.refit import measure_grams

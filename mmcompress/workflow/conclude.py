@@ -14,6 +14,7 @@ import numpy as np
 
 from mmcompress.measure.apart import reloaded
 from mmcompress.measure.latency import MOST, EndToEnd, Samples, lasting, loads, spare
+from mmcompress.measure.predict import Predictor
 from mmcompress.metrics.tally import Tally, quality
 from mmcompress.records import (
     Candidate,
@@ -161,7 +162,7 @@ def _target(r: Run, fitted: Fitted, dense: Latency, compressed: Side, target_ms:
     )
 
 
-def _trials(r: Run, predict: Any, target_ms: float, pace: float) -> tuple[tuple[Trial, ...], SearchResult]:
+def _trials(r: Run, predict: Predictor, target_ms: float, pace: float) -> tuple[tuple[Trial, ...], SearchResult]:
     """Every architecture that was tried, once, at the predictor's last word on it."""
     from mmcompress.report.assemble import search_result
     from mmcompress.search.study import failures, finished, open_study
@@ -193,7 +194,7 @@ def _sitting(r: Run, dense_ms: float, beside: dict[str, Path], before: list[dict
         return reloaded({**_bundles(r), **beside}, m.threads, r.requests(REQUESTS), *how)
 
 
-def _latencies(r: Run, sittings: list[dict[str, Samples]], predict: Any, c: Candidate) -> dict[str, Any]:
+def _latencies(r: Run, sittings: list[dict[str, Samples]], predict: Predictor, c: Candidate) -> dict[str, Any]:
     """What was measured in all sittings; for another device, what it measured and what is predicted for it."""
     from mmcompress.measure.readings import Measured
 
@@ -236,7 +237,7 @@ def losses(r: Run) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _expected(predict: Any, c: Candidate, dense: Any) -> Any:
+def _expected(predict: Predictor, c: Candidate, dense: Any) -> Any:
     """What is predicted of a candidate on another device, in the form of a measurement of no samples."""
     p50, wide = predict(c), dense.latency.p95 / dense.latency.p50
     nodes = {n: predict.node_ms(n, c) for n in predict.placed}

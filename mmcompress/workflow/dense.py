@@ -7,17 +7,21 @@ import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmcompress.data.base import Pairs
 from mmcompress.errors import DataError
 from mmcompress.measure.latency import Script
-from mmcompress.measure.readings import ROUNDED
+from mmcompress.measure.predict import Predictor
+from mmcompress.measure.readings import ROUNDED, Plan, Readings
 from mmcompress.records import Block, Latency, Proof, read, write
 from mmcompress.registry import PRECISIONS
 from mmcompress.runtime.bundle import FORMAT, read_manifest
 from mmcompress.runtime.cpu import cpu
 from mmcompress.workflow.state import Run, precisions_of
+
+if TYPE_CHECKING:  # it takes torch
+    from mmcompress.prune.evidence import Evidence
 
 REQUESTS = 64
 """Requests that pipelines are measured with."""
@@ -125,7 +129,7 @@ def generation_proofs(run: Run, models: dict[str, Any], bundle: Path, aside: Pat
     return found
 
 
-def predictor(run: Run, dense: Profile) -> Any:
+def predictor(run: Run, dense: Profile) -> Predictor:
     """The latency predictor: device table, calibrated node by node on whole exports. Cached in the run folder.
 
     Of another device it is made from that one's readings.
@@ -150,7 +154,7 @@ def predictor(run: Run, dense: Profile) -> Any:
     return found
 
 
-def _rounded_shares(run: Run, plan: Any, dense: Profile) -> Any:
+def _rounded_shares(run: Run, plan: Plan, dense: Profile) -> Any:
     """What the whole pipeline takes in every other precision that is searched, beside the dense one."""
     from mmcompress.measure import anchors
     from mmcompress.measure.readings import aside, beside, shares
@@ -166,7 +170,7 @@ def _rounded_shares(run: Run, plan: Any, dense: Profile) -> Any:
     return shares(found)
 
 
-def _write_aside(run: Run, plan: Any, folder: Path) -> None:
+def _write_aside(run: Run, plan: Plan, folder: Path) -> None:
     """The dense pipeline with every node that may be of a precision in it, and smaller ones in each."""
     from mmcompress.export.bundle import round_bundle
     from mmcompress.measure.readings import small
@@ -186,7 +190,7 @@ def _write_aside(run: Run, plan: Any, folder: Path) -> None:
             round_bundle(source, models, of(p), folder / ROUNDED / small(name, p))
 
 
-def plan_of(run: Run, dense: Profile) -> Any:
+def plan_of(run: Run, dense: Profile) -> Plan:
     """What has to be known of a device to search on it."""
     from mmcompress.measure.calibrate import planned
     from mmcompress.measure.latency import spare
@@ -196,7 +200,7 @@ def plan_of(run: Run, dense: Profile) -> Any:
     return planned(run.spec, run.models, dense.calls, shortest, precisions_of(run), room)
 
 
-def _read_away(readings: Any, plan: Any) -> Any:
+def _read_away(readings: Readings, plan: Plan) -> Predictor:
     """The predictor of another device. Raises `DataError` when its readings lack what this run searches."""
     if readings.plan.blocks() != plan.blocks() or readings.plan.reads != plan.reads:
         raise DataError(
@@ -290,7 +294,7 @@ def label(run: Run) -> None:
     run.data = Written(run.data, run.shared / "baseline", run.shared / "written.json")
 
 
-def prepared(run: Run) -> tuple[Profile, Any, Any]:
+def prepared(run: Run) -> tuple[Profile, Predictor, Evidence]:
     """Profile, latency predictor and evidence: all that does not depend on a target."""
     dense = profile(run)
     label(run)
@@ -305,7 +309,7 @@ def _shortest(run: Run, node: str) -> float:
     return max(fixed, (d.high or 0.0) if d else 0.0)
 
 
-def evidence(run: Run) -> Any:
+def evidence(run: Run) -> Evidence:
     """Importance of every unit and damage of every block, on training pairs. Cached in the run folder."""
     from mmcompress.prune.evidence import gather
 

@@ -9,17 +9,22 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mmcompress.errors import DataError
+from mmcompress.measure.predict import Predictor
 from mmcompress.records import Attempt, Candidate, Trial, read, write
+from mmcompress.search.moves import Problem
 from mmcompress.search.study import first_error, open_study
 from mmcompress.workflow.choose import AIM, FULL, adjusted, chosen, floor, jury, problem, pruned, search, spared
 from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile
 from mmcompress.workflow.state import Run
 from mmcompress.workflow.tryout import tried_out
+
+if TYPE_CHECKING:  # it takes torch
+    from mmcompress.prune.evidence import Evidence
 
 WIDTH, LEAST, MOST, NEAR = 0.03, 0.01, 0.02, 0.95
 """A structure is accepted that measures under its target by a margin, and not by more than `WIDTH` again, nor less
@@ -29,12 +34,12 @@ Of a finished artifact `NEAR` says the same, unless it was meant to be faster: n
 SLIGHT = 0.08
 """The share of a budget by which it may have moved for a structure to be fitted to it instead of searched for anew."""
 ATTEMPTS, DRAWS = 5, 500
-Propose = Callable[[Any, float, int], Trial | None]
+Propose = Callable[[Predictor, float, int], Trial | None]
 """(predictor, budget in ms, attempt) -> the structure to measure; over the budget where nothing lies within."""
 
 
 @contextmanager
-def searching(run: Run, ev: Any) -> Iterator[Propose]:
+def searching(run: Run, ev: Evidence) -> Iterator[Propose]:
     """Proposals of the search: the best trial within the budget, the fastest one where none is.
 
     What misses by little is fitted to the budget, what misses by more is searched for anew.
@@ -43,7 +48,7 @@ def searching(run: Run, ev: Any) -> Iterator[Propose]:
     known: set[str] = set()
     with jury(run, ev) as who:
 
-        def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
+        def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial | None:
             nonlocal last
             near = last is not None and abs(predict(last.candidate) / budget_ms - 1) <= SLIGHT
             found = adjusted(run, ev, predict, budget_ms, who, last.candidate) if last and near else None
@@ -94,8 +99,8 @@ class Fitted:
 
 def fit(
     run: Run,
-    ev: Any,
-    predict: Any,
+    ev: Evidence,
+    predict: Predictor,
     dense: Profile,
     bias: float = 1.0,
     method: Callable[..., Any] = searching,
@@ -156,7 +161,7 @@ def fit(
     return found
 
 
-def _lowest(run: Run, predict: Any, p: Any, smallest: Candidate) -> dict[str, float]:
+def _lowest(run: Run, predict: Predictor, p: Problem, smallest: Candidate) -> dict[str, float]:
     """What the smallest structure is predicted to have of everything that is limited, in the best precisions for it."""
     limits = run.spec.limits
 
@@ -228,8 +233,15 @@ class Measured:
 
 
 def _approach(
-    run: Run, ev: Any, propose: Propose, predict: Any, dense: Profile, target_ms: float, bias: float, before: int
-) -> tuple[list[Measured], Any, bool]:
+    run: Run,
+    ev: Evidence,
+    propose: Propose,
+    predict: Predictor,
+    dense: Profile,
+    target_ms: float,
+    bias: float,
+    before: int,
+) -> tuple[list[Measured], Predictor, bool]:
     """Propose and measure in turn until a structure lies just under the target; (what was measured, the predictor,
     whether the last is as large as it may be)."""
     found: list[Measured] = []
@@ -267,7 +279,7 @@ def _approach(
     return found, predict, spent
 
 
-def _residual(run: Run, predict: Any, m: Measured) -> float:
+def _residual(run: Run, predict: Predictor, m: Measured) -> float:
     """The correction of the predictor that would have been right about a structure."""
     off, limits = [m.measured_ms / m.predicted_ms], run.spec.limits.node_ms
     if m.seen.over > 1:  # by as much as brings the node within its limit, were it as far off
@@ -276,7 +288,7 @@ def _residual(run: Run, predict: Any, m: Measured) -> float:
     return m.correction * max(off)
 
 
-def measure_structure(run: Run, ev: Any, candidate: Candidate, dense: Profile) -> Seen:
+def measure_structure(run: Run, ev: Evidence, candidate: Candidate, dense: Profile) -> Seen:
     """Measure a structure as a whole export.
 
     It and the dense pipeline are sent the same requests, and both write what the dense one does: before distillation a

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmcompress.records import Candidate, Proof, read
 from mmcompress.workflow.choose import pruned, spared
@@ -16,6 +16,9 @@ from mmcompress.workflow.dense import Profile, generation_proofs
 from mmcompress.workflow.fit import Fitted
 from mmcompress.workflow.state import Run
 from mmcompress.workflow.tryout import CHECKED, choosing_loss
+
+if TYPE_CHECKING:  # it takes torch
+    from mmcompress.prune.evidence import Evidence
 
 Counts = dict[str, tuple[int, int, float]]
 """Parameters, multiply-accumulates a request, and share of zeros among the weights of the blocks, by node."""
@@ -31,7 +34,7 @@ many times the loss that that one ended with, it is trained like a new one."""
 
 
 def compress(
-    run: Run, ev: Any, fitted: Fitted, dense: Profile, scratch: bool = False, earlier: Path | None = None
+    run: Run, ev: Evidence, fitted: Fitted, dense: Profile, scratch: bool = False, earlier: Path | None = None
 ) -> tuple[Counts, list[Proof]]:
     """Prune with proof, refit, distill, write the bundle. Weights are kept: a resumed run does not train again.
 
@@ -63,7 +66,7 @@ def compress(
     return counts, [*dense.proofs, *proofs]
 
 
-def _made(run: Run, ev: Any, c: Candidate, scratch: bool, earlier: Path | None) -> tuple[dict[str, Any], Any]:
+def _made(run: Run, ev: Evidence, c: Candidate, scratch: bool, earlier: Path | None) -> tuple[dict[str, Any], Any]:
     """(trained models of a candidate, the units of the dense models that are left in them)."""
     from safetensors.torch import save_file
 
@@ -83,7 +86,7 @@ def _made(run: Run, ev: Any, c: Candidate, scratch: bool, earlier: Path | None) 
     return models, survivors
 
 
-def _saved(run: Run, ev: Any, c: Candidate, folder: Path) -> tuple[dict[str, Any], Any]:
+def _saved(run: Run, ev: Evidence, c: Candidate, folder: Path) -> tuple[dict[str, Any], Any]:
     """The same, as it was kept in a folder."""
     from safetensors.torch import load_file
 
@@ -96,7 +99,7 @@ def _saved(run: Run, ev: Any, c: Candidate, folder: Path) -> tuple[dict[str, Any
     return models, {n: {b.name: flat[f"{n}/{b.name}"] for b in m.blocks} for n, m in run.models.items()}
 
 
-def _at_once(run: Run, ev: Any, c: Candidate, scratch: bool, earlier: Path | None) -> tuple[dict[str, Any], Any]:
+def _at_once(run: Run, ev: Evidence, c: Candidate, scratch: bool, earlier: Path | None) -> tuple[dict[str, Any], Any]:
     from mmcompress.prune.allocation import choose_units
     from mmcompress.prune.schedule import whole
     from mmcompress.prune.sparse import thin_
@@ -120,7 +123,7 @@ def _at_once(run: Run, ev: Any, c: Candidate, scratch: bool, earlier: Path | Non
 
 
 def _better_start(
-    run: Run, ev: Any, c: Candidate, fresh: dict[str, Any], earlier: Path
+    run: Run, ev: Evidence, c: Candidate, fresh: dict[str, Any], earlier: Path
 ) -> tuple[dict[str, Any], float]:
     """Of fresh models and those with what the earlier artifact learnt (refitted or not) the ones of least loss, and the
     share of the training budget that they need."""
@@ -141,7 +144,7 @@ def _better_start(
     return best
 
 
-def _inherited(run: Run, ev: Any, earlier: Path) -> dict[str, Any]:
+def _inherited(run: Run, ev: Evidence, earlier: Path) -> dict[str, Any]:
     """The dense models with what an earlier artifact learnt: its weights in their places, the rest as it was."""
     from mmcompress.models.sources import connect
     from mmcompress.prune.surgery import restored
@@ -164,7 +167,7 @@ def _trained_first(run: Run) -> dict[str, Any]:
     return models
 
 
-def _by_rounds(run: Run, ev: Any, c: Candidate) -> tuple[dict[str, Any], Any]:
+def _by_rounds(run: Run, ev: Evidence, c: Candidate) -> tuple[dict[str, Any], Any]:
     """Prune and train in turn, units scored anew in each round; to rewind, the survivors start again as they were."""
     from mmcompress.models.sources import connect, earlier
     from mmcompress.prune.importance import Material, scored

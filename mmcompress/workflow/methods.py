@@ -11,9 +11,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmcompress.errors import SpecError
+from mmcompress.measure.predict import Predictor
 from mmcompress.prune.allocation import after, apportioned, steps
 from mmcompress.records import Candidate, Trial
 from mmcompress.search import moves
@@ -21,6 +22,9 @@ from mmcompress.workflow.choose import chosen, floor, jury, problem, search, spl
 from mmcompress.workflow.fit import Propose, searching
 from mmcompress.workflow.state import Run, precisions_of
 from mmcompress.workflow.tryout import tried_out
+
+if TYPE_CHECKING:  # it takes torch
+    from mmcompress.prune.evidence import Evidence
 
 Build = Callable[[float, dict[str, str]], Candidate]
 """(share removed, 0 .. 1, precision of each node) -> candidate."""
@@ -51,7 +55,7 @@ def _trial(name: str, candidate: Candidate, ms: float) -> Trial:
     return Trial(0, name, {}, candidate, ms, 0.0, {}, 0.0)
 
 
-def _quickest(run: Run, predict: Any) -> dict[str, str]:
+def _quickest(run: Run, predict: Predictor) -> dict[str, str]:
     """The precision of each node in which it is fastest whole, of those it may have."""
     whole = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
     options = precisions_of(run)
@@ -60,13 +64,13 @@ def _quickest(run: Run, predict: Any) -> dict[str, str]:
     return {n: min(of, key=lambda p, n=n: taking(n, p)) for n, of in options.items()}  # type: ignore[misc]
 
 
-def _scaled(run: Run, ev: Any, build: Build, name: str) -> Propose:
+def _scaled(run: Run, ev: Evidence, build: Build, name: str) -> Propose:
     """The least share removed at which a build meets the budget and every other limit, by bisection.
 
     What the spec fixes stays, and no block is cut further than the space allows.
     """
 
-    def propose(predict: Any, budget_ms: float, attempt: int) -> Trial:
+    def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
         p, precision = problem(run, ev, predict, budget_ms), _quickest(run, predict)
 
         def cut(share: float, whole: bool = False) -> Candidate:
@@ -88,7 +92,7 @@ def _scaled(run: Run, ev: Any, build: Build, name: str) -> Propose:
 
 
 @contextmanager
-def uniform(run: Run, ev: Any, positions: bool = False) -> Iterator[Propose]:
+def uniform(run: Run, ev: Evidence, positions: bool = False) -> Iterator[Propose]:
     """`positions`: image patches and the end of an audio window are cut by the same share."""
     cut = [(n, b) for n, blocks in run.blocks.items() for b in blocks if positions or b.group != "tokens"]
     sizes = [steps(b) for _, b in cut]
@@ -104,7 +108,7 @@ def uniform(run: Run, ev: Any, positions: bool = False) -> Iterator[Propose]:
 
 
 @contextmanager
-def ranking(run: Run, ev: Any) -> Iterator[Propose]:
+def ranking(run: Run, ev: Evidence) -> Iterator[Propose]:
     """One threshold over all groups of all models, scores divided by the mean of their block (Torch-Pruning)."""
     order = []
     for n, blocks in run.blocks.items():
@@ -126,8 +130,8 @@ def ranking(run: Run, ev: Any) -> Iterator[Propose]:
 
 
 @contextmanager
-def knapsack(run: Run, ev: Any) -> Iterator[Propose]:
-    def propose(predict: Any, budget_ms: float, attempt: int) -> Trial:
+def knapsack(run: Run, ev: Evidence) -> Iterator[Propose]:
+    def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
         p = problem(run, ev, predict, budget_ms)
         found = splits(run, ev, predict, budget_ms, p)
         best = next((c for _, c in found if p.predict(c) <= budget_ms), None)
@@ -139,13 +143,13 @@ def knapsack(run: Run, ev: Any) -> Iterator[Propose]:
 
 
 @contextmanager
-def separate(run: Run, ev: Any) -> Iterator[Propose]:
+def separate(run: Run, ev: Evidence) -> Iterator[Propose]:
     """Every model alone must become as much faster as the pipeline: no budget moves from one to another.
 
     One that can't is as fast as it gets.
     """
 
-    def propose(predict: Any, budget_ms: float, attempt: int) -> Trial:
+    def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
         p = problem(run, ev, predict, budget_ms)
         whole = Candidate({n: {} for n in run.blocks}, dict.fromkeys(run.blocks, "fp32"))
         beside = predict.factor * predict.overhead_ms
@@ -164,14 +168,14 @@ def separate(run: Run, ev: Any) -> Iterator[Propose]:
 
 
 @contextmanager
-def random(run: Run, ev: Any) -> Iterator[Propose]:
+def random(run: Run, ev: Evidence) -> Iterator[Propose]:
     """As many evaluations as the search has, none of them guided."""
     s = run.spec.search
     blind = replace(s, sampler="random", trials=s.trials + s.mutations, mutations=0)
     run = dataclasses.replace(run, spec=replace(run.spec, search=blind))
     with jury(run, ev) as who:
 
-        def propose(predict: Any, budget_ms: float, attempt: int) -> Trial | None:
+        def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial | None:
             trials = search(run, ev, predict, budget_ms, who, attempt, blind=True)
             return tried_out(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
 

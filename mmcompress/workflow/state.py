@@ -10,13 +10,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmcompress.errors import DataError, ModelError
+from mmcompress.measure.predict import Predictor
 from mmcompress.records import Block, Kept, Proof, plain, read, write
 from mmcompress.registry import nearest
 from mmcompress.spec.loader import Goal, given, load, load_space, parse_target
 from mmcompress.spec.schema import Space, Spec
+
+if TYPE_CHECKING:  # to start quickly
+    from mmcompress.measure.footprint import Footprint
+    from mmcompress.measure.readings import Readings
 
 Say = Callable[[str, str, float | None], None]
 """(stage, what, share done or None): progress for a person."""
@@ -78,7 +83,7 @@ class Run:
         return write_bundle(self.spec, models, precision, kept, folder, prove, self.listed, given, spared, aside)
 
     @cached_property
-    def away(self) -> Any:
+    def away(self) -> Readings | None:
         """What another device measured, where the spec names its readings; latencies are then that device's."""
         from mmcompress.measure.readings import Readings
 
@@ -109,11 +114,10 @@ class Run:
         return {n: m.blocks for n, m in self.models.items()}
 
     @cached_property
-    def footprint(self) -> Any:
+    def footprint(self) -> Footprint:
         """What structures weigh. Measured once per run folder, when a limit asks for it."""
         from mmcompress.measure.counts import params
         from mmcompress.measure.footprint import Footprint, footprint
-        from mmcompress.measure.predict import Predictor
 
         record = self.shared / "footprint.json"
         if not record.exists():
@@ -129,7 +133,7 @@ class Run:
         found = json.loads(evidence.read_text())["spared"] if evidence.exists() else {}
         return {n: {p: tuple(blocks) for p, blocks in by.items()} for n, by in found.items()}
 
-    def timed(self, stage: str) -> Any:
+    def timed(self, stage: str) -> _Clock:
         return _Clock(self, stage)
 
 

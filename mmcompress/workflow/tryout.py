@@ -8,12 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from mmcompress.measure.predict import Predictor
 from mmcompress.records import Candidate, Trial, read, write
 from mmcompress.search import moves
+from mmcompress.search.moves import Problem
 from mmcompress.workflow.choose import FULL, plain_starts, problem, pruned
 from mmcompress.workflow.state import Run
+
+if TYPE_CHECKING:  # it takes torch
+    from mmcompress.prune.evidence import Evidence
 
 STEEP, SMALL = 3.0, 0.05
 """Structures are tried where the best loss before training is more than so many times the dense one; a dense loss below
@@ -34,7 +39,7 @@ class Tried:
 
 
 def tried_out(
-    run: Run, ev: Any, predict: Any, budget_ms: float, trials: Sequence[Trial], best: Trial | None
+    run: Run, ev: Evidence, predict: Predictor, budget_ms: float, trials: Sequence[Trial], best: Trial | None
 ) -> Trial | None:
     """The best trial, or where its loss is `STEEP` the structure that a short training serves best.
 
@@ -68,7 +73,7 @@ class _Record:
     tried: tuple[Tried, ...]
 
 
-def _pool(run: Run, ev: Any, p: Any, trials: Sequence[Trial]) -> list[tuple[str, Candidate]]:
+def _pool(run: Run, ev: Evidence, p: Problem, trials: Sequence[Trial]) -> list[tuple[str, Candidate]]:
     """Structures that use up the budget, the best of every kind first: by loss, by damage, plain ones."""
     full = [t for t in trials if FULL * p.budget_ms <= t.latency_ms <= p.budget_ms]
     within = full or [t for t in trials if t.latency_ms <= p.budget_ms]
@@ -83,13 +88,13 @@ def _pool(run: Run, ev: Any, p: Any, trials: Sequence[Trial]) -> list[tuple[str,
     return list(found.values())
 
 
-def added(ev: Any, c: Candidate) -> float:
+def added(ev: Evidence, c: Candidate) -> float:
     """The damage of every cut and rounding of a candidate, added up."""
     cuts = sum(ev.damage(n, b, k) for n, by in c.kept.items() for b, k in by.items())
     return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
 
 
-def _try(run: Run, ev: Any, teacher: Any, c: Candidate, origin: str, number: str) -> Tried:
+def _try(run: Run, ev: Evidence, teacher: Any, c: Candidate, origin: str, number: str) -> Tried:
     from mmcompress.distill.trainer import distill_
 
     d = run.spec.distill
