@@ -72,7 +72,7 @@ def simulated(
                 stack.callback(setattr, module.weight, "data", weight)
                 if p.activations != "none":
                     rounded = partial(fake_groups, size=p.group) if p.activations == "grouped" else fake_activation
-                    handle = module.register_forward_pre_hook(lambda m, args, r=rounded: (r(args[0]), *args[1:]))  # type: ignore[misc]
+                    handle = module.register_forward_pre_hook(lambda m, args, r=rounded: (r(args[0]), *args[1:]))
                     stack.callback(handle.remove)
         for name, matrix in (
             model.named_parameters() if only is None else ()
