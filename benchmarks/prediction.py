@@ -4,8 +4,8 @@
 
 Every structure and the dense pipeline answer the same requests in turn, both writing what the dense one does; the
 ratio of their medians, times the dense p50 the predictor was calibrated on, is what was measured. Writes OUT-NAME.json
-and OUT-NAME.svg, prints the mean absolute error and Spearman's rank correlation; what lies in the run folder as
-prediction.json is drawn by `mmcompress report RUN`.
+and OUT-NAME.svg, prints the mean absolute error and Spearman's rank correlation. The structures so far lie in the run
+folder as prediction.json, which `mmcompress report RUN` draws; `--resume` goes on from there.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmcompress.measure.machine import commit, cpu, versions
 from mmcompress.models.sources import connect
 from mmcompress.prune.allocation import after, steps
 from mmcompress.prune.surgery import resized
-from mmcompress.records import Candidate, Prediction, write
+from mmcompress.records import Candidate, Prediction, read, write
 from mmcompress.report import PREDICTION
 from mmcompress.report.charts import predicted_measured
 from mmcompress.workflow.dense import REQUESTS
@@ -47,6 +47,13 @@ def drawn(run, rng: np.random.Generator) -> Candidate:
     return Candidate(kept, {n: str(rng.choice(["fp32", "int8"])) for n in run.blocks})
 
 
+def result(pipeline: str, x: list[float], y: list[float]) -> Prediction:
+    """Predicted milliseconds x against measured y."""
+    error = float(np.mean(np.abs(np.array(x) / np.array(y) - 1)))
+    rank = float(spearmanr(x, y).statistic) if len(x) > 2 else 0.0
+    return Prediction(pipeline, error, rank, tuple(x), tuple(y), cpu(), commit(), versions())
+
+
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("spec")
@@ -55,6 +62,7 @@ def main() -> int:
     p.add_argument("--count", type=int, default=30)
     p.add_argument("--seconds", type=float, default=15, help="how long each structure is measured")
     p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--resume", action="store_true", help="go on with the structures that the run folder has")
     p.add_argument("--set", action="append", default=[], help="as the run was started with")
     a = p.parse_args()
     run = workflow.open_run(a.spec, a.run, overrides=settings(tuple(a.set)), resume=True)
@@ -62,28 +70,29 @@ def main() -> int:
     predict = workflow.predictor(run, dense)
     requests = run.requests(REQUESTS)[: len(dense.said)]
     bundles, threads = {"new": a.run / "scratch", "dense": a.run / "baseline"}, run.spec.measure.threads
-    rng, rows = np.random.default_rng(a.seed), []
+    known = read(Prediction, a.run / PREDICTION) if a.resume and (a.run / PREDICTION).exists() else None
+    x, y = (list(known.predicted_ms), list(known.measured_ms)) if known else ([], [])
+    rng = np.random.default_rng(a.seed)
     for i in range(a.count):
         c = drawn(run, rng)
+        if i < len(x):
+            continue
         models = {n: resized(m, c.kept[n]) for n, m in run.models.items()}
         connect(run.spec, models)
         run.bundle(models, c.precision, c.kept, a.run / "scratch", prove=False)
         found = reloaded(bundles, threads, requests, 3, 10_000, dense.said, a.seconds)
-        share = np.median(found["new"].ms) / np.median(found["dense"].ms)
-        rows.append({"predicted_ms": predict(c), "measured_ms": float(share) * dense.latency_ms.p50})
-        print(
-            f"{i + 1:3d}  predicted {rows[-1]['predicted_ms']:8.2f} ms, measured {rows[-1]['measured_ms']:8.2f} ms",
-            flush=True,
-        )
+        share = float(np.median(found["new"].ms) / np.median(found["dense"].ms))
+        x.append(predict(c))
+        y.append(share * dense.latency_ms.p50)
+        print(f"{i + 1:3d}  predicted {x[-1]:8.2f} ms, measured {y[-1]:8.2f} ms", flush=True)
+        told = result(run.spec.name, x, y)
+        write(a.run / PREDICTION, told)
     shutil.rmtree(a.run / "scratch", ignore_errors=True)
-    x, y = ([float(r[k]) for r in rows] for k in ("predicted_ms", "measured_ms"))
-    error = float(np.mean(np.abs(np.array(x) / np.array(y) - 1)))
-    rank = float(spearmanr(x, y).statistic)
-    found = Prediction(run.spec.name, error, rank, tuple(x), tuple(y), cpu(), commit(), versions())
-    write(Path(f"{a.out}-{run.spec.name}.json"), found)
-    write(a.run / PREDICTION, found)
+    told = result(run.spec.name, x, y)
+    write(Path(f"{a.out}-{run.spec.name}.json"), told)
     Path(f"{a.out}-{run.spec.name}.svg").write_text(predicted_measured(x, y))
-    print(f"{run.spec.name}: mean absolute error {error:.1%}, Spearman {rank:.3f} over {len(rows)} structures")
+    figures = f"mean absolute error {told.mean_absolute_error:.1%}, Spearman {told.spearman:.3f}"
+    print(f"{told.pipeline}: {figures} over {len(x)} structures")
     return 0
 
 

@@ -129,7 +129,7 @@ METRICS = Registry(
         "agreement": ("mmcompress.metrics.pairs:agreement", "share of answers that are those of the dense pipeline"),
         "embedding": (
             "mmcompress.metrics.pairs:embedding",
-            "R@1 of embeddings that nothing reads among the dense ones",
+            "R@1, among the dense ones, of embeddings that no join compares",
         ),
     },
 )
@@ -170,8 +170,8 @@ PRECISIONS = Registry(
         "int8_full": ("mmcompress.quantize.precision:INT8_FULL", "dynamic, 8-bit weights: for CPUs with VNNI alone"),
         "uint8": ("mmcompress.quantize.precision:UINT8", "dynamic, asymmetric 8-bit weights"),
         "int8_static": ("mmcompress.quantize.precision:INT8_STATIC", "ranges of activations from calibration data"),
-        "w8": ("mmcompress.quantize.precision:W8", "stored weights alone, 8 bits in groups of 32"),
-        "w4": ("mmcompress.quantize.precision:W4", "stored weights alone, 4 bits in groups of 32"),
+        "w8": ("mmcompress.quantize.precision:W8", "weights in 8 bits, in groups of 32; float between products"),
+        "w4": ("mmcompress.quantize.precision:W4", "weights in 4 bits, in groups of 32; float between products"),
         "fp16": ("mmcompress.quantize.precision:FP16", "half precision: half the size, faster where a device has it"),
         "bf16": ("mmcompress.quantize.precision:BF16", "weights alone, as bfloat16: half the size, no faster"),
     },

@@ -149,7 +149,8 @@ def test_where_torch_is_missing_the_extra_is_named(tiny, tmp_path, monkeypatch):
 
 
 def test_numbers_of_yaml_1_1_are_numbers_on_the_command_line(tiny):
-    assert call("validate", tiny / "spec.yaml", "--set", "distill.rate=1e-4").exit_code == 0
+    for change in ("distill.rate=1e-4", "distill={rate: 1e-4}", 'name="1e4"', "data.report=[]"):
+        assert call("validate", tiny / "spec.yaml", "--set", change).exit_code == 0
 
 
 def test_a_search_space_is_validated(tiny, tmp_path):

@@ -67,7 +67,12 @@ WRONG = [
     ("name: tiny", "name: ${NO_SUCH_VARIABLE}", r"the environment variable NO_SUCH_VARIABLE is not set"),
     ("inputs: {image: image}", "inputs: {image: image, other: text}", "exactly one input, an image"),
     ("name: tiny", "name: [tiny", r"not valid YAML"),
-    ("target: 1.2x", "metrics: [embedding]", r"metrics.0: 'embedding' is for an encoder that nothing reads"),
+    (
+        "target: 1.2x",
+        "metrics: [embedding]",
+        r"metrics.0: 'embedding' is for embeddings that no joining",
+    ),
+    ("  choose:\n", "  units:\n", "nodes.units: choose another name"),
     ("target: 1.2x", "metrics: []", r"metrics: name at least one to judge by"),
     ("prior: 0.1", "prompt: hello", r"choose.prompt: a nearest has no prompt, only text_decoder"),
     (
@@ -139,7 +144,10 @@ def test_a_tower_reads_all_that_a_generator_writes(tiny):
 def test_gradients_are_not_asked_of_what_no_loss_sees(loose):
     path, changes = loose
     assert unjudged(load(path, changes)) == ("text",)
-    with pytest.raises(SpecError, match="taylor says nothing of 'text'"):
+    also = {"caption": "captioner.text", "embedding": "vision.embedding"}  # the captioner reads its tokens alone
+    assert unjudged(load(path, changes | {"outputs": also})) == ("vision", "text")
+    assert unjudged(load(path, changes | {"outputs": {"tokens": "vision.tokens"}})) == ("text",)
+    with pytest.raises(SpecError, match="taylor says nothing of the embedding of 'text'"):
         load(path, changes | {"prune.importance": "magnitude + 0.5 * taylor"})
 
 
@@ -193,6 +201,8 @@ def test_sub_layers_are_counted_whole(tiny, tmp_path):
 
 
 def test_what_is_given_is_not_searched(tiny):
+    rest = {"nodes.vision.prune.ffn": 0.5, "nodes.vision.prune": {"heads": 0.25}}
+    assert "nodes.vision.prune.ffn" not in given(tiny / "spec.yaml", rest)
     at_once = {"nodes.vision.prune": {"ffn": 0.5, "heads": 0.25}}
     assert {"nodes.vision.prune.ffn", "nodes.vision.prune.heads"} <= given(tiny / "spec.yaml", at_once)
     overrides = {"nodes.vision.precision": "fp32", "nodes.text.prune.ffn": 0.5, "nodes.captioner.precision": "auto"}

@@ -14,7 +14,7 @@ import pytest
 
 from mmcompress import workflow
 from mmcompress.errors import DataError, ModelError, ProofFailed, SpecError
-from mmcompress.prune.allocation import ratios
+from mmcompress.prune.allocation import after, ratios, steps
 from mmcompress.records import Summary, read
 from mmcompress.search.study import finished, open_study
 from mmcompress.spec.schema import Limits
@@ -128,6 +128,18 @@ def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(loose, tmp_pa
     assert 0 < s.compressed.quality["embedding_r1"].value <= 1
     curves = json.loads((tmp_path / "r" / "evidence.json").read_text())["curves"]["text"]
     assert max(max(c["damage"]) for c in curves.values()) > 0  # not cut for free
+
+
+@pytest.mark.slow
+def test_rounds_of_training_go_on_with_pairs_not_seen_before(tiny, tmp_path, monkeypatch):
+    from mmcompress.distill import trainer
+
+    train, begun = trainer.distill_, []
+    monkeypatch.setattr(trainer, "distill_", lambda *a: begun.append(a[-1]) or train(*a))
+    changes = {"prune.schedule": "gradual", "prune.rounds": 2, "distill.steps": 14, "search.rounds": 1}
+    changes |= {"search.trials": 1, "search.mutations": 0, "target": "1.1x"}
+    workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    assert begun[:2] == [0, 7]
 
 
 @pytest.mark.slow
@@ -487,7 +499,8 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
     plain = {p: d for p, d in r.space.dimensions.items() if not p.endswith(".drop")}
     narrow = replace(r, space=replace(r.space, dimensions=plain | heads))
     p = problem(narrow, ev, predict, 1.0)
-    assert all(len(p.choices[n][b.name]) == 1 for n, bs in r.blocks.items() for b in bs if b.group == "heads")
+    nearest = lambda b: int(after(b, round(0.4 * steps(b))))
+    assert all(p.choices[n][b.name] == (nearest(b),) for n, bs in r.blocks.items() for b in bs if b.group == "heads")
     open_ = problem(replace(r, space=replace(r.space, dimensions=plain)), ev, predict, 1.0)
     steep = {f"nodes.{n}.prune.{group}": 0.9 for n in r.blocks for group in ("heads", "ffn")}
     assert open_.allows(open_.resolve(steep)) and not any(

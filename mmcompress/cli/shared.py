@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mmcompress.errors import MissingPackage, MmcompressError, SpecError
-from mmcompress.spec.loader import number
+from mmcompress.spec.loader import Yaml
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -77,7 +77,7 @@ def settings(pairs: tuple[str, ...], **named: Any) -> dict[str, Any]:
         if not equals or not key.strip():
             raise SpecError(f"--set {pair}: expected a.b=value")
         try:
-            found[key.strip()] = number(yaml.safe_load(value))
+            found[key.strip()] = yaml.load(value, Loader=Yaml)
         except yaml.YAMLError as e:
             raise SpecError(f"--set {pair}: '{value}' is not a YAML value") from e
     return found

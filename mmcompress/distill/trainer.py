@@ -100,6 +100,8 @@ def distill_(
         if checkpoint and checkpoint.due(elapsed):
             state = {"step": step, "share": share, "curve": curve, "rate": highest, **best.record()}
             checkpoint.save(elapsed, training.flat, optimizer, best.kept, state)
+    if curve and curve[-1]["step"] != step:
+        curve.append({"step": step, "loss": sum(parts.values()), **parts})
     best.look(1.0, step)
     best.restore_()
     if history:

@@ -195,8 +195,8 @@ class TorchPipeline:
         """The pipeline's own loss by part: contrastive at every join, cross-entropy of every generator.
 
         A list of texts may hold anything, so the tower behind a lookup must stay what it was: given the `dense`
-        anchors, the squared distance of its embeddings to those counts too; of a model that nothing reads, that alone
-        does. A generator that is judged by what the dense one writes is then judged by all it might write:
+        anchors, the squared distance of its embeddings to those counts too; of an embedding that no join compares, that
+        alone does. A generator that is judged by what the dense one writes is then judged by all it might write:
         cross-entropy on few texts falls as often as it rises with a small cut, the divergence from the dense
         distribution can't.
         """
@@ -262,8 +262,8 @@ class TorchPipeline:
         return self.anchors_of(self.run(models, batch, skipped))
 
     def anchors_of(self, dense: Outputs) -> Outputs:
-        """The same, of given outputs: embeddings behind lookups and those that nothing reads, the likeliest next tokens
-        and their probability."""
+        """The same, of given outputs: embeddings behind lookups and those that no join compares, the likeliest next
+        tokens and their probability."""
         read = {*self.alone, *(j.query[0] for j in self.joins if j.lookup)}
         found = {n: dict(dense[n]) for n in read}
         for node, kind in self.kinds.items():

@@ -100,9 +100,12 @@ def texts_read(spec: Spec) -> dict[str, int]:
 
 
 def unjudged(spec: Spec) -> tuple[str, ...]:
-    """Encoders that no generator and no joining node reads: their outputs are the pipeline's, for whatever use."""
-    read = {split(r)[0] for node in spec.nodes.values() for r in node.inputs.values()}
-    return tuple(n for n, node in spec.models().items() if node.kind != "text_decoder" and n not in read)
+    """Encoders whose embedding is an output of the pipeline, or whose outputs nothing reads, and no joining node reads
+    it: what it is good for is not known."""
+    read = {r for node in spec.nodes.values() for r in node.inputs.values()}
+    nodes, given = {split(r)[0] for r in read}, {*spec.outputs.values()}
+    alone = lambda n: f"{n}.embedding" not in read and (f"{n}.embedding" in given or n not in nodes)
+    return tuple(n for n, node in spec.models().items() if node.kind != "text_decoder" and alone(n))
 
 
 OPTIONS = {
@@ -114,6 +117,8 @@ OPTIONS = {
     "texts": ("lookup",),
 }
 """An option of a node -> the kinds that have it."""
+RESERVED = ("units",)
+"""Beside the weights of each node lies a file of that name."""
 UNSET = {f.name: f.default for f in fields(Node)}
 
 
@@ -124,6 +129,8 @@ def check(spec: Spec, error: MakeError) -> None:
     sources = [*spec.inputs, *(f"{n}.{p}" for n, node in spec.nodes.items() for p in KINDS[node.kind].outputs)]
     for name, node in spec.nodes.items():
         kind, at = KINDS[node.kind], ("nodes", name)
+        if name in RESERVED or not re.fullmatch(r"\w[\w-]*", name):
+            raise error(at, f"choose another name: letters, digits, _ and -, and not {' or '.join(RESERVED)}")
         if kind.model and not node.source:
             raise error(
                 at,
@@ -176,8 +183,8 @@ def check(spec: Spec, error: MakeError) -> None:
     for name in unjudged(spec) if by_gradient else ():
         raise error(
             ("prune", "importance"),
-            f"{by_gradient[0]} says nothing of '{name}', which no generator and no joining node reads; "
-            "reconstruction, the default, does",
+            f"{by_gradient[0]} says nothing of the embedding of '{name}', which no joining node reads; "
+            "reconstruction, the default, does (with prune.damage: measured)",
         )
     if not spec.metrics:
         raise error(("metrics",), f"name at least one to judge by (known: {', '.join(METRICS.names())})")
@@ -186,4 +193,4 @@ def check(spec: Spec, error: MakeError) -> None:
         if (needed := METRIC_NEEDS.get(metric)) and not have & set(needed):
             raise error(("metrics", str(i)), f"'{metric}' needs a node of kind {' or '.join(needed)} to judge by")
         if metric == "embedding" and not unjudged(spec):
-            raise error(("metrics", str(i)), "'embedding' is for an encoder that nothing reads: here all are read")
+            raise error(("metrics", str(i)), "'embedding' is for embeddings that no joining node reads: here is none")

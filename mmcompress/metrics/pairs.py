@@ -20,7 +20,7 @@ class Answers:
 
     `texts`: its caption, or what it heard; `answers`: the text it found, or where it looks for none, that it wrote;
     `ended`: how the generator's best text ended. Where it joins two towers: embeddings of the inputs and of the
-    reference texts, both [n, d]; `vectors` [n, d]: those of encoders that nothing reads, of length 1, side by side.
+    reference texts, both [n, d]; `vectors` [n, d]: those that no join compares, of length 1, side by side.
     """
 
     texts: tuple[str, ...]
@@ -85,14 +85,20 @@ def _unit(embedding: np.ndarray) -> np.ndarray:
     return mean / max(float(np.linalg.norm(mean)), 1e-9)
 
 
-def ask(pipeline: Pipeline, pairs: Pairs, progress: Callable[[float], None] = lambda share: None) -> Answers:
-    """Every input through the whole pipeline, one request each; the references through its text encoder."""
+def ask(
+    pipeline: Pipeline,
+    pairs: Pairs,
+    progress: Callable[[float], None] = lambda share: None,
+    alone: Sequence[str] = (),
+) -> Answers:
+    """Every input through the whole pipeline, one request each; the references through its text encoder.
+
+    `alone`: encoders whose embeddings are `vectors`.
+    """
     kinds = {n: node["kind"] for n, node in pipeline.manifest["graph"]["nodes"].items()}
     first = lambda *wanted: next((n for n, k in kinds.items() if k in wanted), None)
     generator, join, compared = first("text_decoder"), first("nearest", "lookup"), first("nearest")
     wires = pipeline.wiring[compared] if compared else {}
-    read = set().union(*pipeline.reads.values())
-    alone = [n for n, kind in kinds.items() if kind.endswith("_encoder") and n not in read]
     texts, found, ended, queries, vectors = [], [], [], [], []
     for i, given in enumerate(pairs.inputs):
         values = pipeline.run(**{next(iter(pipeline.inputs)): given})

@@ -21,6 +21,15 @@ T = TypeVar("T")
 Lines = dict[tuple[str, ...], int]
 
 
+class Yaml(yaml.SafeLoader):
+    """Takes 1e-4 for a number, as everybody does but YAML 1.1."""
+
+
+Yaml.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
+
+
 class Source:
     """Plain data of a YAML file with the line of every path in it."""
 
@@ -32,7 +41,7 @@ class Source:
             raise SpecError(f"{path}: can't be read: {getattr(e, 'strerror', None) or e}") from e
         self.lines: Lines = {}
         try:
-            root = yaml.compose(text, Loader=yaml.SafeLoader)
+            root = yaml.compose(text, Loader=Yaml)
         except yaml.YAMLError as e:
             mark = getattr(e, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -57,11 +66,9 @@ class Source:
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(v, (*path, str(i))) for i, v in enumerate(node.value)]
         try:
-            value = yaml.SafeLoader("").construct_object(node, deep=True)
+            value = Yaml("").construct_object(node, deep=True)
         except yaml.YAMLError as e:
             raise SpecError(f"{self.path}:{node.start_mark.line + 1}: {getattr(e, 'problem', e)}") from e
-        if getattr(node, "style", "") is None:
-            value = number(value)
         return self._environment(value, path) if isinstance(value, str) else value
 
     def _environment(self, text: str, path: tuple[str, ...]) -> str:
@@ -79,7 +86,9 @@ class Source:
             self.data = overridden(self.data, {dotted: value})
         except ValueError as e:
             raise SpecError(f"{self.path}: --set {e}") from e
-        self._mark(keys_of(dotted), value)
+        keys = keys_of(dotted)
+        self.lines = {path: line for path, line in self.lines.items() if path[: len(keys)] != keys}
+        self._mark(keys, value)
 
     def _mark(self, path: tuple[str, ...], value: Any) -> None:
         self.lines[path] = 0
@@ -100,12 +109,6 @@ class Source:
             return build(cls, self.data)
         except Invalid as e:
             raise self.error(e.path, e.message) from None
-
-
-def number(value: Any) -> Any:
-    """What YAML 1.1 takes for text though it is a number: 1e-4."""
-    text = isinstance(value, str) and re.fullmatch(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+", value)
-    return float(value) if text else value
 
 
 def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
@@ -169,8 +172,9 @@ def _resolve(source: Source, folder: Path) -> None:
             scheme, colon, rest = text.partition(":")
             library = colon and scheme in ("transformers", "open_clip")
             local, head = (rest, f"{scheme}:") if library else (text, "")
-            if local.startswith((".", "~")) or (folder / local).is_dir():
-                node[key] = head + _local(folder, local)
+            name, at, file = local.partition("@") if scheme == "open_clip" else ("", "", local)
+            if file.startswith((".", "~")) or any((place / file).is_dir() for place in (folder, Path.cwd()) if not at):
+                node[key] = head + name + at + _local(folder, file)
         _resolve_key(node, "texts", folder)
     _resolve_key(data.get("measure"), "device", folder)
     section = data.get("data")

@@ -102,15 +102,17 @@ def _reach(r: Run, dense: Profile, predict: Predictor, ev: Evidence) -> Summary:
     finished = (r.folder / "summary.json").exists() and not kept.exists()
     asked = r.spec.search.trials + r.spec.search.mutations
     if finished and known and known.asked < asked:  # what is there stays until something better is
+        (r.folder / "tryouts.json").unlink(missing_ok=True)
         aside.put(r.folder)
         finished, known = False, None
     bias, limits = known.bias if known else 1.0, r.spec.limits
-    before = len(read(Fitted, kept / "fitted.json").attempts) if kept.exists() else 0
+    begun, before = 1, 0
     if kept.exists():
-        missed = read(Summary, kept / "summary.json")
-        bias = bias if known else read(Fitted, kept / "fitted.json").learnt(usually(missed))
+        first, missed = read(Fitted, kept / "fitted.json"), read(Summary, kept / "summary.json")
+        begun, before = 2 if first.asked >= asked else 1, len(first.attempts)
+        bias = bias if known else first.learnt(usually(missed))
         limits = tightened(limits, limits, missed.compressed)
-    for done in count(2 if kept.exists() else 1):
+    for done in count(begun):
         fitted = fit(_within(r, limits), ev, predict, dense, bias, before=before)
         if finished and fitted == known and not r.away and (r.folder / "bundle" / "manifest.json").exists():
             summary = read(Summary, r.folder / "summary.json")

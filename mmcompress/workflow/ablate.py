@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmcompress.errors import DataError, SpecError
+from mmcompress.graph.topology import GRADIENTS, unjudged
 from mmcompress.records import Summary, build, plain, read, write
 from mmcompress.registry import nearest
 from mmcompress.spec.loader import load, one_target
@@ -101,7 +102,8 @@ def cells(spec: Spec) -> list[Cell]:
     for draw in range(DRAWS):
         changes = {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)}
         add("protection", f"placebo {draw}", placebo(draw), changes)
-    for criterion in CRITERIA:
+    alone = unjudged(spec)  # what no loss sees has no gradient
+    for criterion in (c for c in CRITERIA if not (alone and c in GRADIENTS)):
         for refit in (True, False):
             method = replace(m["uniform"], importance="" if criterion == spec.prune.importance else criterion)
             changes = {**UNTRAINED, "prune.refit": refit}
@@ -129,6 +131,8 @@ def cells(spec: Spec) -> list[Cell]:
     add("losses", "what blocks add too", m["searched"], {"distill.hidden": 1.0, "distill.cross": 1.0}, like)
     for name, off in losses.items():
         rest = any(getattr(spec.distill, k) for k in (*TEACHER, *task) if k not in off)
+        if off == TEACHER and alone:
+            continue
         if rest and any(getattr(spec.distill, k) for k in off):  # else it is the reference, or nothing is learnt
             changes = {f"distill.{k}": 0.0 for k in off}
             if off == TEACHER:  # a generator needs a loss of its own then

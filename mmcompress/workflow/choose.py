@@ -40,7 +40,6 @@ def problem(run: Run, ev: Evidence, predict: Predictor, budget_ms: float) -> Pro
     """The search problem: how overrides become a candidate."""
     from mmcompress.prune.allocation import allocate
     from mmcompress.registry import ALLOCATION
-    from mmcompress.search.moves import Problem
 
     base = plain(run.spec)
     policy = ALLOCATION.get(run.spec.prune.allocation)
@@ -235,7 +234,7 @@ def search(
             more = replace(more, trials=more.trials + more.mutations + seeded, mutations=0)
         say = lambda what, share: run.say("search", what, share)
         trials = study.run(book, p, who.executor, who.judge, starts, seeds, more, run.spec.seed, say)
-        held = lambda found: [t for t in found if p.excess(t.candidate) <= 0] or found  # of an older journal
+        held = lambda found: [t for t in found if p.allows(t.candidate)] or found  # of an older journal
         if blind:
             return held(trials)
         wanting = [t.candidate for t in _finalists(run, trials, budget_ms) if t.latency_ms < FULL * budget_ms]

@@ -50,7 +50,6 @@ def summarize(
     """
     from mmcompress.measure.footprint import peak_mb
     from mmcompress.measure.machine import commit, cpu, versions
-    from mmcompress.measure.predict import Predictor
     from mmcompress.metrics.pairs import retained
     from mmcompress.prune.allocation import ratios
     from mmcompress.report.assemble import warnings
@@ -265,6 +264,7 @@ class Said:
 
 def _judge(r: Run, split: str) -> dict[str, Said]:
     """Ask each bundle a whole split, both at once. The dense one answers once for all that is compared to it."""
+    from mmcompress.graph.topology import unjudged
     from mmcompress.metrics.pairs import Answers, ask
     from mmcompress.runtime import load
 
@@ -273,7 +273,7 @@ def _judge(r: Run, split: str) -> dict[str, Said]:
     with ThreadPoolExecutor() as pool:
         tell = lambda key: lambda share: r.say("judge", f"{key} on {split}", share)
         pipelines = {k: load(at, r.spec.measure.threads) for k, at in _bundles(r).items() if k not in found}
-        waiting = {k: pool.submit(ask, p, pairs, tell(k)) for k, p in pipelines.items()}
+        waiting = {k: pool.submit(ask, p, pairs, tell(k), unjudged(r.spec)) for k, p in pipelines.items()}
         asked = {k: w.result() for k, w in waiting.items()}
     if "baseline" not in found:
         theirs = asked["baseline"]

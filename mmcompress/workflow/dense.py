@@ -135,7 +135,6 @@ def predictor(run: Run, dense: Profile) -> Predictor:
     Of another device it is made from that one's readings.
     """
     from mmcompress.measure.calibrate import calibrated
-    from mmcompress.measure.predict import Predictor
     from mmcompress.measure.readings import Measured
 
     record = run.shared / "predictor.json"

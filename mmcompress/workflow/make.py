@@ -73,16 +73,16 @@ def _made(run: Run, ev: Evidence, c: Candidate, scratch: bool, earlier: Path | N
     from mmcompress.export.bundle import save_weights
 
     weights = run.folder / "weights"
-    if (weights / ".units.safetensors").exists():
+    if (weights / "units.safetensors").exists():
         return _saved(run, ev, c, run.folder)
     at_once = scratch or run.spec.prune.schedule in AT_ONCE
     if earlier and not (run.spec.prune.schedule == "one_shot" and (earlier / "distill.json").exists()):
         earlier = None
     models, survivors = _at_once(run, ev, c, scratch, earlier) if at_once else _by_rounds(run, ev, c)
     save_weights(models, weights)
-    ahead = weights / ".units.new"  # what says that all of it is there comes last, and at once
+    ahead = weights / "units.new"  # what says that all of it is there comes last, and at once
     save_file({f"{n}/{b}": u for n, by in survivors.items() for b, u in by.items()}, ahead)
-    ahead.rename(weights / ".units.safetensors")
+    ahead.rename(weights / "units.safetensors")
     return models, survivors
 
 
@@ -95,7 +95,7 @@ def _saved(run: Run, ev: Evidence, c: Candidate, folder: Path) -> tuple[dict[str
     models = pruned(run, ev, c, refit=False)
     for n, m in models.items():
         load_weights(m, folder / "weights" / f"{n}.safetensors")
-    flat = load_file(folder / "weights" / ".units.safetensors")
+    flat = load_file(folder / "weights" / "units.safetensors")
     return models, {n: {b.name: flat[f"{n}/{b.name}"] for b in m.blocks} for n, m in run.models.items()}
 
 
