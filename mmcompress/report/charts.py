@@ -152,7 +152,8 @@ def comparison(summaries: Mapping[str, Summary]) -> str:
     """Each metric of each method with its interval, the dense pipeline first."""
     one = next(iter(summaries.values()))
     rows = [("dense", 1.0, one.baseline.quality), *((n, s.speedup, s.compressed.quality) for n, s in summaries.items())]
-    width, left, step = 760.0, 150.0, 24.0
+    labels = [f"{name} {speedup:.2f}×" for name, speedup, _ in rows]
+    width, left, step = 760.0, max(150.0, 7.0 * max(map(len, labels)) + 20), 24.0
     panel = (width - left - 20) / len(one.baseline.quality)
     body: list[str] = []
     for k, metric in enumerate(one.baseline.quality):
@@ -166,8 +167,8 @@ def comparison(summaries: Mapping[str, Summary]) -> str:
             body.append(f'<line x1="{x(q.low):.1f}" x2="{x(q.high):.1f}" y1="{y}" y2="{y}" class="interval"/>')
             dot = f'<circle cx="{x(q.value):.1f}" cy="{y}" r="5" fill="{PALETTE[k % 6]}">'
             body.append(f"{dot}<title>{q.value:.1%}</title></circle>")
-    for i, (name, speedup, _) in enumerate(rows):
-        body.append(_text(left - 14, 38 + i * step, f"{name} {speedup:.2f}×", anchor="end"))
+    for i, label in enumerate(labels):
+        body.append(_text(left - 14, 38 + i * step, label, anchor="end"))
     return _svg(width, 44 + len(rows) * step, body, "methods compared")
 
 
