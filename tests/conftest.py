@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import random
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 
@@ -118,8 +120,13 @@ measure: {threads: 1, warmup: 1, rounds: 8, memory: false}
 """
 
 
+def pytest_addoption(parser):
+    told = "a seed: every measurement is off by some 15 %, by lot, so that tests that need a calm machine are found"
+    parser.addoption("--moods", type=int, default=None, help=told)
+
+
 @pytest.fixture(scope="session", autouse=True)
-def quiet_torch():
+def quiet_torch(request):
     """One thread; two attempts at a target, and no patience: models of a tenth of a millisecond jump about it. What is
     measured is so in this process: to start others takes longer than to measure those."""
     import torch
@@ -130,6 +137,27 @@ def quiet_torch():
     fit = import_module("mmcompress.workflow.fit")  # the package has a function of this name
     torch.set_num_threads(1)
     fit.ATTEMPTS, conclude.MORE, apart.apart = 2, 0, apart.here
+    if (seed := request.config.getoption("--moods")) is not None:
+        _moody_(random.Random(seed))
+
+
+def _moody_(lot: random.Random) -> None:
+    from mmcompress.measure import apart, latency, readings, table
+
+    off = lambda: lot.lognormvariate(0.0, 0.15)
+    here, quiet = apart.here, latency.quiet
+
+    def moody(job, folder):
+        found = {}
+        for n, s in here(job, folder).items():
+            by = off()
+            times = lambda row, by=by: [by * ms for ms in row]
+            nodes, inside = ({k: times(v) for k, v in rows.items()} for rows in (s.nodes, s.inside))
+            found[n] = replace(s, ms=times(s.ms), nodes=nodes, inside=inside)
+        return found
+
+    apart.apart = moody
+    readings.quiet = table.quiet = lambda *a, **k: off() * quiet(*a, **k)
 
 
 @pytest.fixture(scope="session")
@@ -149,6 +177,14 @@ def loose(tiny, tmp_path):
     (tmp_path / "loose.yaml").write_text(head.replace("./", f"{tiny}/") + "outputs:" + tail.partition("outputs:")[2])
     outputs = {"caption": "captioner.text", "embedding": "text.embedding"}
     return tmp_path / "loose.yaml", {"metrics": ["agreement", "embedding"], "outputs": outputs}
+
+
+@pytest.fixture()
+def one_round(monkeypatch):
+    """Whatever was made ends the rounds, however quick it was measured to be."""
+    from mmcompress import workflow
+
+    monkeypatch.setattr(workflow, "_enough", lambda *a: True)
 
 
 @pytest.fixture(scope="session")

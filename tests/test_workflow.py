@@ -47,7 +47,7 @@ def test_a_finished_run_resumes_to_the_same_structure_without_new_trials(run_fol
     assert again.compressed.latency_ms.p50 == before["compressed"]["latency_ms"]["p50"]  # nor measured again
 
 
-def test_a_run_that_was_cut_off_before_its_summary_measures_what_was_made(run_folder, tiny):
+def test_a_run_that_was_cut_off_before_its_summary_measures_what_was_made(run_folder, tiny, one_round):
     before = read(Summary, run_folder / "summary.json")
     (run_folder / "summary.json").unlink()
     again = workflow.run(tiny / "spec.yaml", run_folder, resume=True)
@@ -295,7 +295,7 @@ def test_limits_bind_the_search_and_are_checked_on_what_was_made(tiny, tmp_path)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["gradual", "rewind"])
-def test_a_schedule_goes_by_rounds_and_is_proved_at_the_end(tiny, tmp_path, schedule):
+def test_a_schedule_goes_by_rounds_and_is_proved_at_the_end(tiny, tmp_path, one_round, schedule):
     changes = {"search.trials": 2, "search.mutations": 0, "distill.steps": 4, "target": "1.3x"}
     changes |= {"prune.schedule": schedule, "prune.rounds": 2}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
@@ -669,7 +669,7 @@ def test_what_was_made_before_more_was_asked_for_is_not_taken_for_the_result(tin
 
 
 @pytest.mark.slow
-def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_taken(tiny, tmp_path, monkeypatch):
+def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_taken(tiny, tmp_path, one_round, monkeypatch):
     from mmcompress.records import Candidate
     from mmcompress.search import moves
     from mmcompress.workflow import tryout
