@@ -47,7 +47,7 @@ def kind(frame: object) -> str:
         return "start-up" if "<module>" in names and inside("importlib") else "model"
     if answering or ("_judge" in names and inside("concurrent/futures")):  # bundles answer in threads
         return "bundle"
-    if "settle" in names or (inside("concurrent/futures") and (inside("search/study") or "chosen" in names)):
+    if "settle" in names or (inside("concurrent/futures") and (inside("search/study") or "losses" in names)):
         return "waiting"
     if inside("mmcompress/data/") or inside("runtime/images") or inside("runtime/audio"):
         return "data"

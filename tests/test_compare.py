@@ -152,20 +152,22 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     from mmcompress import workflow
     from mmcompress.prune.allocation import apportioned
     from mmcompress.workflow.dense import prepared
+    from mmcompress.workflow.methods import _quickest
 
     assert [sum(apportioned([4, 4, 4, 16], k)) for k in range(29)] == list(range(29))
     assert apportioned([4, 4, 4, 16], 7) == [1, 1, 1, 4] and apportioned([4, 4, 4], 2) == [1, 1, 0]
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, predict, ev = prepared(r)
+    ms = predict(dataclasses.replace(_whole(r), precision=_quickest(r, predict)))
     with METHODS["uniform"].propose(r, ev) as propose:
-        slow, quick = (propose(predict, share * predict(_whole(r)), 0) for share in (0.97, 0.95))
+        slow, quick = (propose(predict, share * ms, 0) for share in (0.97, 0.95))
     removed = lambda t: sum(b.units - t.candidate.kept[n][b.name] for n, bs in r.blocks.items() for b in bs)
     assert removed(slow) <= removed(quick) and slow.latency_ms >= quick.latency_ms
     left = lambda t: t.candidate.kept["vision"]["tokens"]
     [window] = [b for b in r.blocks["vision"] if b.group == "tokens"]
     with METHODS["shortened"].propose(r, ev) as propose:
-        short = propose(predict, 0.9 * predict(_whole(r)), 0)
-    assert left(quick) == window.units > left(short) and short.latency_ms <= 0.9 * predict(_whole(r))
+        short = propose(predict, 0.9 * ms, 0)
+    assert left(quick) == window.units > left(short) and short.latency_ms <= 0.9 * ms
 
 
 def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for_anew(run_folder, tiny, monkeypatch):
@@ -194,10 +196,11 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     p = choose.problem(r, ev, Line(), budget)
     first = moves.trim(p, whole, ev.damage)
 
-    def search(run, ev, predict, budget_ms, who, attempt):
+    def search(run, ev, predict, budget_ms, who, attempt, known):
         searches.append(attempt)
         return [Trial(0, "seed", {}, first, predict(first), 0.0, {}, 0.0)]
 
+    monkeypatch.setattr(fit, "relinearized", lambda run, ev, *_: (ev, []))
     monkeypatch.setattr(fit, "search", search)
     monkeypatch.setattr(fit, "chosen", lambda run, who, trials, budget_ms: trials[0])
     monkeypatch.setattr(fit, "tried_out", lambda *a: a[-1])

@@ -125,7 +125,7 @@ def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(loose, tmp_pa
     s = workflow.run(path, tmp_path / "r", overrides=changes | quick)
     assert set(s.baseline.quality) == {"agreement", "embedding_r1"}
     assert all(q.value == 1 for q in s.baseline.quality.values())
-    assert 0 < s.compressed.quality["embedding_r1"].value <= 1
+    assert s.compressed.quality["embedding_r1"].n == 24
     curves = json.loads((tmp_path / "r" / "evidence.json").read_text())["curves"]["text"]
     assert max(max(c["damage"]) for c in curves.values()) > 0  # not cut for free
 
@@ -669,7 +669,9 @@ def test_what_was_made_before_more_was_asked_for_is_not_taken_for_the_result(tin
 
 
 @pytest.mark.slow
-def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_taken(tiny, tmp_path, one_round, monkeypatch):
+def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_taken(
+    tiny, tmp_path, one_round, monkeypatch
+):
     from mmcompress.records import Candidate
     from mmcompress.search import moves
     from mmcompress.workflow import tryout

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -26,6 +26,10 @@ from mmcompress.spec.schema import Spec
 Spared = dict[str, dict[str, tuple[str, ...]]]
 
 
+TRACE = 1e-5
+"""See `Evidence.scaled`."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """Importance, input moments, damage curves, damage of rounding by node and precision, and the dense loss."""
@@ -41,6 +45,21 @@ class Evidence:
     def damage(self, node: str, block: str, kept: int) -> float:
         """What keeping so many units of one block does to the loss, measured with all else whole."""
         return float(self.curves[node][block].at(kept))
+
+    def scaled(self, cuts: Mapping[str, Mapping[str, float]], rounding: Mapping[str, float]) -> Evidence:
+        """The same with damage so many times as high, by node and block; 1 where a factor is missing.
+
+        What did no damage at all gets a trace of it first (cuts in proportion to their units): it may have a factor.
+        """
+        trace = lambda c, k: TRACE * (1 - k / c.kept[-1])
+
+        def curve(c: Curve, by: float) -> Curve:
+            return Curve(c.kept, tuple(by * (d + trace(c, k)) for k, d in zip(c.kept, c.damage, strict=True)))
+
+        curves = {n: {b: curve(c, cuts.get(n, {}).get(b, 1.0)) for b, c in of.items()} for n, of in self.curves.items()}
+        rounded = lambda n, p, d: rounding.get(n, 1.0) * (d + TRACE) if p != "fp32" else d
+        every = {n: {p: rounded(n, p, d) for p, d in of.items()} for n, of in self.rounding.items()}
+        return replace(self, curves=curves, rounding=every)
 
 
 def gather(

@@ -160,9 +160,15 @@ def best(trials: list[Trial], budget_ms: float) -> Trial | None:
     return min((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss, default=None)
 
 
+def spelled(problem: Problem, c: Candidate) -> Candidate:
+    """The candidate with every block named."""
+    kept = {n: {b.name: c.kept[n].get(b.name, b.units) for b in bs} for n, bs in problem.blocks.items()}
+    return Candidate(kept, c.precision)
+
+
 def trim(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate | None:
     """The candidate cut down to the budget, always where the least estimated damage is paid per millisecond."""
-    now = _spelled(problem, candidate)
+    now = spelled(problem, candidate)
     latency = problem.predict(now)
     while latency > problem.budget_ms:
         best_price, pick = float("inf"), None
@@ -190,7 +196,7 @@ def revive(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate:
 
     Where the protection does not hold, units of what it protects come back as well.
     """
-    now = _spelled(problem, candidate)
+    now = spelled(problem, candidate)
     for n, most in problem.drops.items():
         gone = {b: min((k for k in problem.choices[n][b] if k), default=0) for b, k in now.kept[n].items() if k == 0}
         gain = lambda b, n=n, gone=gone: damage(n, b, 0) - damage(n, b, gone[b])
@@ -201,7 +207,7 @@ def revive(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate:
 
 def shield(problem: Problem, candidate: Candidate, damage: Damage) -> Candidate:
     """The candidate with units given back until the protection holds, where most damage is undone for it."""
-    now = _spelled(problem, candidate)
+    now = spelled(problem, candidate)
     while (excess := problem.excess(now)) > 0:
         best_price, pick = -math.inf, None
         for n, b, k in _larger(problem, now, 16):
@@ -236,7 +242,7 @@ def fill(
     Units are given back, in large steps and then in small ones, or a node is left in a finer precision (`rounding`:
     damage by node and precision).
     """
-    now = _spelled(problem, candidate)
+    now = spelled(problem, candidate)
     for share in (16, 0):
         while (new := _grown(problem, now, damage, rounding, share)) is not None:
             now = new
@@ -274,12 +280,6 @@ def _grown(
         if latency + added <= problem.budget_ms and price > worth and problem.allows(new):
             worth, pick = price, new
     return pick
-
-
-def _spelled(problem: Problem, c: Candidate) -> Candidate:
-    """The candidate with every block named."""
-    kept = {n: {b.name: c.kept[n].get(b.name, b.units) for b in bs} for n, bs in problem.blocks.items()}
-    return Candidate(kept, c.precision)
 
 
 def _with(c: Candidate, node: str, block: str, kept: int) -> Candidate:

@@ -151,6 +151,9 @@ class Search:
     """Proposals of the sampler; what the knapsack gives comes on top."""
     mutations: int = field(default=16, metadata=_within(0, 100_000))
     """Exchanges of units between blocks of the best structures, tried after that."""
+    relinearize: int = field(default=4, metadata=_within(0, 100))
+    """Rounds before that in which the damage of every cut is measured anew among the others, and the budget split again
+    (0: damage is taken to add up)."""
     sampler: str = field(default="tpe", metadata={"registry": SAMPLERS})
     executor: str = field(default="ray", metadata={"registry": EXECUTORS})
     workers: int = field(default=2, metadata=_within(1, 4096))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import uuid4
 
 from mmcompress.errors import ClusterError
@@ -16,11 +16,12 @@ from mmcompress.records import Candidate, Trial, build, plain
 from mmcompress.search import moves
 from mmcompress.search.moves import Predict, Problem
 from mmcompress.spec.schema import Spec, overridden
-from mmcompress.workflow.state import Run, precisions_of
+from mmcompress.workflow.state import Run, Say, precisions_of
 
 if TYPE_CHECKING:  # it takes torch
     from mmcompress.prune.evidence import Evidence
 
+K = TypeVar("K", bound=Hashable)
 AIM = 0.975
 """The share of the target that structures are searched for."""
 MORE = 5
@@ -141,6 +142,26 @@ class Jury:
     final: dict[str, float] = field(default_factory=dict)
     """Losses of finalists by candidate."""
 
+    def losses(self, judge: Any, asked: Mapping[K, Candidate], say: Say) -> dict[K, float]:
+        """The loss of each, infinite where it could not be judged: as with a trial that fails the search goes on.
+
+        Raises `ClusterError` when a worker is gone.
+        """
+        found: dict[K, float] = {}
+        try:
+            waiting = {key: self.executor.submit(judge, plain(c)) for key, c in asked.items()}
+            for key, future in waiting.items():
+                try:
+                    found[key] = float(future.result()["loss"])
+                except BrokenExecutor:
+                    raise
+                except Exception as e:
+                    say("search", f"a structure could not be judged: {type(e).__name__}: {e}", None)
+                    found[key] = math.inf
+        except BrokenExecutor as e:
+            raise ClusterError("a worker process died (out of memory?); finished trials are kept: use --resume") from e
+        return {key: loss if math.isfinite(loss) else math.inf for key, loss in found.items()}
+
 
 @contextmanager
 def jury(run: Run, ev: Evidence) -> Iterator[Jury]:
@@ -188,17 +209,8 @@ def chosen(run: Run, who: Jury, trials: Sequence[Trial], budget_ms: float) -> Tr
         return within[0]
     with run.timed("search"):
         run.say("search", f"the best {len(within)} on more pairs", None)
-        new = {t.candidate.key(): t for t in within if t.candidate.key() not in who.final}
-        try:
-            waiting = {key: who.executor.submit(who.again, plain(t.candidate)) for key, t in new.items()}
-        except BrokenExecutor as e:
-            raise ClusterError("a worker process died (out of memory?); finished trials are kept: use --resume") from e
-        for key, future in waiting.items():
-            try:
-                who.final[key] = future.result()["loss"]
-            except Exception as e:  # as with a trial that fails: the search goes on without it
-                run.say("search", f"a finalist could not be judged again: {type(e).__name__}: {e}", None)
-                who.final[key] = math.inf
+        new = {t.candidate.key(): t.candidate for t in within if t.candidate.key() not in who.final}
+        who.final.update(who.losses(who.again, new, run.say))
     whole = [replace(t, loss=who.share * t.loss + (1 - who.share) * who.final[t.candidate.key()]) for t in within]
     return min(whole, key=lambda t: t.loss)
 
@@ -210,32 +222,43 @@ def _finalists(run: Run, trials: Sequence[Trial], budget_ms: float, least: float
 
 
 def search(
-    run: Run, ev: Evidence, predict: Predictor, budget_ms: float, who: Jury, attempt: int = 0, blind: bool = False
+    run: Run,
+    ev: Evidence,
+    predict: Predictor,
+    budget_ms: float,
+    who: Jury,
+    attempt: int = 0,
+    known: Sequence[Candidate] = (),
+    blind: int | None = None,
 ) -> list[Trial]:
-    """Run (or go on with) the study of this run folder; `blind`: without a head start."""
+    """Run (or go on with) the study of this run folder, from the structures that are `known` to be good.
+
+    `blind`: without a head start, and with so many more trials in its place.
+    """
     from mmcompress.search import study
 
     p = problem(run, ev, predict, budget_ms)
     with run.timed("search"):
         book = study.open_study(run.folder / "study.journal", run.spec.seed, run.spec.search.sampler)
-        best = [] if blind else [c for _, c in splits(run, ev, predict, budget_ms * 0.995, p)[:4]]
-        best = best if blind or best else [floor(p, predict)]
-        starts = [moves.implied(p, c) for c in best[:3]] + ([] if blind else plain_starts(run, p))
+        led = blind is None
+        best = list(known) or [c for _, c in splits(run, ev, predict, budget_ms * moves.MARGIN, p)] if led else []
+        best = best[:4] if best or not led else [floor(p, predict)]
+        starts = [moves.implied(p, c) for c in best[:3]] + (plain_starts(run, p) if led else [])
         seeds = [("knapsack", c) for c in best]
-        if attempt and not blind:  # the best direction so far, to be scaled to the corrected budget
-            known = sorted(study.finished(book), key=lambda t: t.loss)[:6]
-            starts = [moves.implied(p, t.candidate) for t in known[:2]]
-            cut = [c for t in known if (c := moves.trim(p, t.candidate, ev.damage))]
+        if attempt and led:  # the best direction so far, to be scaled to the corrected budget
+            judged = sorted(study.finished(book), key=lambda t: t.loss)[:6]
+            starts = [moves.implied(p, t.candidate) for t in judged[:2]]
+            cut = [c for t in judged if (c := moves.trim(p, t.candidate, ev.damage))]
             seeds = [("trimmed", c) for c in cut] + seeds[:1]
         s = run.spec.search
         more = study.Effort(s.trials + MORE * attempt, s.mutations + MORE * attempt, who.workers, s.retries)
-        if blind:  # as many as the others can come to, with seeds and what is grown
-            seeded = (1 + attempt) * (s.finalists + len(run.blocks)) + 4 + 7 * attempt
+        if blind is not None:  # as many as the others can come to, with seeds and what is grown
+            seeded = (1 + attempt) * (s.finalists + len(run.blocks)) + 4 + 7 * attempt + blind
             more = replace(more, trials=more.trials + more.mutations + seeded, mutations=0)
         say = lambda what, share: run.say("search", what, share)
         trials = study.run(book, p, who.executor, who.judge, starts, seeds, more, run.spec.seed, say)
         held = lambda found: [t for t in found if p.allows(t.candidate)] or found  # of an older journal
-        if blind:
+        if not led:
             return held(trials)
         wanting = [t.candidate for t in _finalists(run, trials, budget_ms) if t.latency_ms < FULL * budget_ms]
         grown = [("filled", moves.fill(p, c, ev.damage, ev.rounding)) for c in wanting]

@@ -20,6 +20,7 @@ from mmcompress.search.moves import Problem
 from mmcompress.search.study import first_error, open_study
 from mmcompress.workflow.choose import AIM, FULL, adjusted, chosen, floor, jury, problem, pruned, search, spared
 from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile
+from mmcompress.workflow.relinearize import relinearized
 from mmcompress.workflow.state import Run
 from mmcompress.workflow.tryout import tried_out
 
@@ -50,11 +51,12 @@ def searching(run: Run, ev: Evidence) -> Iterator[Propose]:
 
         def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial | None:
             nonlocal last
+            inside, good = relinearized(run, ev, predict, budget_ms, who)
             near = last is not None and abs(predict(last.candidate) / budget_ms - 1) <= SLIGHT
-            found = adjusted(run, ev, predict, budget_ms, who, last.candidate) if last and near else None
+            found = adjusted(run, inside, predict, budget_ms, who, last.candidate) if last and near else None
             if found is None or found.candidate.key() in known:
-                trials = search(run, ev, predict, budget_ms, who, attempt)
-                found = tried_out(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
+                trials = search(run, inside, predict, budget_ms, who, attempt, good)
+                found = tried_out(run, inside, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
             last = found
             known.update([found.candidate.key()] if found else ())
             return found

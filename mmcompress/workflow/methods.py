@@ -20,6 +20,7 @@ from mmcompress.records import Candidate, Trial
 from mmcompress.search import moves
 from mmcompress.workflow.choose import chosen, floor, jury, problem, search, splits
 from mmcompress.workflow.fit import Propose, searching
+from mmcompress.workflow.relinearize import evaluations
 from mmcompress.workflow.state import Run, precisions_of
 from mmcompress.workflow.tryout import tried_out
 
@@ -176,7 +177,7 @@ def random(run: Run, ev: Evidence) -> Iterator[Propose]:
     with jury(run, ev) as who:
 
         def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial | None:
-            trials = search(run, ev, predict, budget_ms, who, attempt, blind=True)
+            trials = search(run, ev, predict, budget_ms, who, attempt, blind=evaluations(run))
             return tried_out(run, ev, predict, budget_ms, trials, chosen(run, who, trials, budget_ms))
 
         yield propose

@@ -1,0 +1,142 @@
+"""Damage that does not add up, and the split that is found all the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+
+from mmcompress import workflow
+from mmcompress.errors import ClusterError
+from mmcompress.prune.allocation import Curve
+from mmcompress.records import Candidate, read
+from mmcompress.search import moves
+from mmcompress.search.executors import InlineExecutor
+from mmcompress.workflow.choose import Jury
+from mmcompress.workflow.dense import prepared
+from mmcompress.workflow.relinearize import RECORD, Beliefs, evaluations, relinearized
+
+
+def line(run):
+    """Milliseconds: the steps of all blocks that are left, and nothing else."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Line:
+        reads: dict = dataclasses.field(default_factory=dict)
+
+        def __call__(self, c):
+            return sum(c.kept[n].get(b.name, b.units) / b.step for n, bs in run.blocks.items() for b in bs)
+
+    return Line()
+
+
+@pytest.fixture()
+def compounding(run_folder, tiny, tmp_path, monkeypatch):
+    """(run, evidence, predictor, budget, judge, what it was asked): cuts of a text tower harm more the more there are.
+
+    Alone each of its blocks can be cut for next to nothing; those of the other models cost what they cost.
+    """
+    r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
+    _, _, ev = prepared(r)
+    r = dataclasses.replace(r, folder=tmp_path)
+    lost = lambda n, by: {b.name: 1 - by.get(b.name, b.units) / b.units for b in r.blocks[n]}
+    asked = []
+
+    def judge(context, candidate):
+        asked.append(candidate)
+        loss = 0.0
+        for n, by in candidate["kept"].items():
+            gone = sum(lost(n, by).values())
+            loss += 0.02 * gone**4 if n == "text" else 0.3 * gone
+            loss += 0.01 * (candidate["precision"][n] != "fp32")
+        return {"loss": loss, "quality": {}, "seconds": 0.0}
+
+    alone = lambda n, b, k: 0.02 * (1 - k / b.units) ** 4 if n == "text" else 0.3 * (1 - k / b.units)
+    curve = lambda n, b: Curve((0, b.units // 2, b.units), tuple(alone(n, b, k) for k in (0, b.units // 2, b.units)))
+    curves = {n: {b.name: curve(n, b) for b in bs} for n, bs in r.blocks.items()}
+    rounding = {n: {p: 0.01 * (p != "fp32") for p in of} for n, of in ev.rounding.items()}
+    ev = dataclasses.replace(ev, curves=curves, rounding=rounding)
+    predict = line(r)
+    whole = Candidate({n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}, dict.fromkeys(r.blocks, "fp32"))
+    budget = 0.8 * predict(whole)
+
+    def splits(run, now, predict, budget_ms, p, nodes=()):
+        c = moves.trim(dataclasses.replace(p, budget_ms=budget_ms), whole, now.damage)
+        return [(0.0, c)] if c else []
+
+    monkeypatch.setattr("mmcompress.workflow.relinearize.splits", splits)
+    return r, ev, predict, budget, judge, asked
+
+
+def test_damage_is_measured_where_it_is_done_and_the_split_made_again(compounding):
+    r, ev, predict, budget, judge, asked = compounding
+    who = Jury(judge, InlineExecutor(None), 1)
+    inside, good = relinearized(r, ev, predict, budget, who)
+    loss = lambda c: judge(None, dataclasses.asdict(c))["loss"]
+    known = read(Beliefs, r.folder / RECORD)
+    first = known.splits[0]
+    assert loss(good[0]) < 0.9 * first.loss and predict(good[0]) <= budget
+    assert [loss(c) for c in good] == sorted(loss(c) for c in good)
+    cut = [b.name for b in r.blocks["text"] if first.candidate.kept["text"][b.name] < b.units]
+    assert len(cut) > 1 and all(known.cuts["text"][b] > 2 for b in cut)  # they were underrated
+    others = [f for b, f in known.cuts["vision"].items() if first.candidate.kept["vision"][b]]
+    assert others == pytest.approx([1.0] * len(others), rel=0.05)  # these add up
+    assert inside.curves["text"][cut[0]].damage[0] > 2 * ev.curves["text"][cut[0]].damage[0]
+    assert len(asked) <= evaluations(r)
+
+
+def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
+    r, ev, predict, budget, judge, asked = compounding
+    who = Jury(judge, InlineExecutor(None), 1)
+
+    def killed(stage, what, share):
+        if "split 2" in what:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        relinearized(dataclasses.replace(r, say=killed), ev, predict, budget, who)
+    assert read(Beliefs, r.folder / RECORD).rounds == 1
+    before = len(asked)
+    inside, good = relinearized(r, ev, predict, budget, who)
+    known, again = read(Beliefs, r.folder / RECORD), len(asked) - before
+    assert known.rounds == r.spec.search.relinearize + 1 and 0 < again < len(asked)
+    same, found = relinearized(r, ev, predict, budget, who)
+    assert len(asked) == before + again and found == good and same.curves == inside.curves
+    smaller = relinearized(r, ev, predict, 0.95 * budget, who)[1]  # what no longer fits is left out
+    assert all(predict(c) <= 0.95 * budget for c in smaller) and len(asked) == before + again
+
+
+def test_it_is_left_out_where_no_model_is_run(compounding):
+    r, ev, predict, budget, judge, asked = compounding
+    for search in ({"judge": "estimated"}, {"relinearize": 0}):
+        spec = dataclasses.replace(r.spec, search=dataclasses.replace(r.spec.search, **search))
+        off = dataclasses.replace(r, spec=spec)
+        assert relinearized(off, ev, predict, budget, Jury(judge, InlineExecutor(None), 1)) == (ev, [])
+        assert not asked and evaluations(off) == 0
+
+
+def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
+    r, ev, predict, budget, judge, _ = compounding
+    told = []
+
+    def failing(context, candidate):
+        if candidate["precision"]["text"] == "fp32" and sum(candidate["kept"]["text"].values()) % 2:
+            raise ValueError("odd")
+        return judge(context, candidate)
+
+    say = lambda stage, what, share: told.append(what)
+    c = Candidate({"text": {"a": 1}}, {"text": "fp32"})
+    who = Jury(failing, InlineExecutor(None), 1)
+    assert who.losses(failing, {"odd": c}, say) == {"odd": math.inf} and "ValueError: odd" in told[-1]
+    nothing = Jury(lambda *_: {"loss": math.nan}, InlineExecutor(None), 1)
+    assert relinearized(r, ev, predict, budget, nothing)[1] == []
+
+    class Gone(InlineExecutor):
+        def submit(self, *a, **k):
+            from concurrent.futures import BrokenExecutor
+
+            raise BrokenExecutor
+
+    with pytest.raises(ClusterError, match="--resume"):
+        Jury(judge, Gone(None), 1).losses(judge, {"c": c}, say)
