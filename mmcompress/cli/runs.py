@@ -14,7 +14,9 @@ from rich.table import Table
 from mmcompress.cli.shared import Progress, default_folder, out, overrides, run_options
 from mmcompress.errors import TargetNotMet
 
-METHODS = "searched, knapsack, separate, uniform, shortened, magnitude, ranking, random, student, int8, longer"
+METHODS = (
+    "searched, knapsack, relinearized, separate, uniform, shortened, magnitude, ranking, random, student, int8, longer"
+)
 TABLES = "order, allocation, protection, importance, zeros, schedule, losses"
 """What `compare` and `ablate` know, for their help: to ask them takes torch."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -26,8 +27,8 @@ from mmcompress.spec.schema import Spec
 Spared = dict[str, dict[str, tuple[str, ...]]]
 
 
-TRACE = 1e-5
-"""See `Evidence.scaled`."""
+TRACE = 3e-5
+"""See `Evidence._trace`."""
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,24 @@ class Evidence:
     def scaled(self, cuts: Mapping[str, Mapping[str, float]], rounding: Mapping[str, float]) -> Evidence:
         """The same with damage so many times as high, by node and block; 1 where a factor is missing.
 
-        What did no damage at all gets a trace of it first (cuts in proportion to their units): it may have a factor.
+        Curves are made to rise first, the more is cut, and all damage gets a trace on top: a factor of what is next to
+        nothing would be chance.
         """
-        trace = lambda c, k: TRACE * (1 - k / c.kept[-1])
+        every = {n: {b: self._rising(n, c) for b, c in of.items()} for n, of in self.curves.items()}
+        times = lambda c, by: Curve(c.kept, tuple(by * d for d in c.damage))
+        curves = {n: {b: times(c, cuts.get(n, {}).get(b, 1.0)) for b, c in of.items()} for n, of in every.items()}
+        rounded = lambda n, p, d: rounding.get(n, 1.0) * (d + self._trace(n)) if p != "fp32" else d
+        whole = {n: {p: rounded(n, p, d) for p, d in of.items()} for n, of in self.rounding.items()}
+        return replace(self, curves=curves, rounding=whole)
 
-        def curve(c: Curve, by: float) -> Curve:
-            return Curve(c.kept, tuple(by * (d + trace(c, k)) for k, d in zip(c.kept, c.damage, strict=True)))
+    def _trace(self, node: str) -> float:
+        """What is next to nothing in a node: a share of what the block that can least be missed does when gone."""
+        return TRACE * max((max(c.damage) for c in self.curves[node].values()), default=0.0) + 1e-9
 
-        curves = {n: {b: curve(c, cuts.get(n, {}).get(b, 1.0)) for b, c in of.items()} for n, of in self.curves.items()}
-        rounded = lambda n, p, d: rounding.get(n, 1.0) * (d + TRACE) if p != "fp32" else d
-        every = {n: {p: rounded(n, p, d) for p, d in of.items()} for n, of in self.rounding.items()}
-        return replace(self, curves=curves, rounding=every)
+    def _rising(self, node: str, c: Curve) -> Curve:
+        rising = np.maximum.accumulate(c.damage[::-1])[::-1]
+        trace = self._trace(node) * (1 - np.asarray(c.kept) / c.kept[-1])
+        return Curve(c.kept, tuple((rising + trace).tolist()))
 
 
 def gather(

@@ -153,7 +153,7 @@ class Search:
     """Exchanges of units between blocks of the best structures, tried after that."""
     relinearize: int = field(default=4, metadata=_within(0, 100))
     """Rounds before that in which the damage of every cut is measured anew among the others, and the budget split again
-    (0: damage is taken to add up)."""
+    (0: damage is taken to add up). They end early where they would take longer than twice the search."""
     sampler: str = field(default="tpe", metadata={"registry": SAMPLERS})
     executor: str = field(default="ray", metadata={"registry": EXECUTORS})
     workers: int = field(default=2, metadata=_within(1, 4096))

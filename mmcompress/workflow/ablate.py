@@ -94,7 +94,7 @@ def cells(spec: Spec) -> list[Cell]:
     m, found = METHODS, []
     add: Callable[..., None] = lambda *a, **k: found.append(Cell(*a, **k))
     add("order", "prune + refit + distil + int8", m["searched"])
-    for name in ("uniform", "ranking", "knapsack", "searched", "random", "separate"):
+    for name in ("uniform", "ranking", "knapsack", "relinearized", "searched", "random", "separate"):
         add("allocation", name, m[name], UNTRAINED, WHOLE if name == "searched" else "")
     knap = m["knapsack"]
     add("protection", "protected", knap, {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)})
@@ -147,7 +147,21 @@ CLAIMS = (
         "Searching finds better structures than the knapsack alone", ("allocation-searched",), ("allocation-knapsack",)
     ),
     Claim("Guided search beats as many random trials", ("allocation-searched",), ("allocation-random",)),
-    Claim("One joint budget beats a budget for each model", ("allocation-knapsack",), ("allocation-separate",)),
+    Claim(
+        "Damage measured among the other cuts makes a better split",
+        ("allocation-relinearized",),
+        ("allocation-knapsack",),
+    ),
+    Claim(
+        "One joint budget beats a budget for each model, by the same evidence",
+        ("allocation-knapsack",),
+        ("allocation-separate",),
+    ),
+    Claim(
+        "Searching finds better structures than a budget for each model",
+        ("allocation-searched",),
+        ("allocation-separate",),
+    ),
     Claim(
         "Protecting cross-modal layers helps at equal latency", ("protection-protected",), ("protection-unprotected",)
     ),
@@ -192,6 +206,7 @@ def ablate(
     if unknown := [t for t in tables if t not in known]:
         raise SpecError(f"ablate: unknown table '{unknown[0]}'; {nearest(unknown[0], known)}")
     r = replace(open_run(spec_path, out, space, overrides, resume, say), spec=spec)
+    every = [c for c in every if c.method.suits(r)]
     wanted = [c for c in every if not tables or c.table in tables]
     needed = {c.like for c in wanted}
     wanted = [c for c in every if c in wanted or c.folder in needed]

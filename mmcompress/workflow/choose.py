@@ -139,10 +139,12 @@ class Jury:
     """The same on more pairs, for the best few; None where there are no more."""
     share: float = 0.0
     """Of all pairs behind a final loss, those that every trial is judged on."""
+    retries: int = 0
+    """How often what failed is tried again."""
     final: dict[str, float] = field(default_factory=dict)
     """Losses of finalists by candidate."""
 
-    def losses(self, judge: Any, asked: Mapping[K, Candidate], say: Say) -> dict[K, float]:
+    def losses(self, judge: Any, asked: Mapping[K, Candidate], say: Say, what: str) -> dict[K, float]:
         """The loss of each, infinite where it could not be judged: as with a trial that fails the search goes on.
 
         Raises `ClusterError` when a worker is gone.
@@ -150,14 +152,20 @@ class Jury:
         found: dict[K, float] = {}
         try:
             waiting = {key: self.executor.submit(judge, plain(c)) for key, c in asked.items()}
-            for key, future in waiting.items():
-                try:
-                    found[key] = float(future.result()["loss"])
-                except BrokenExecutor:
-                    raise
-                except Exception as e:
-                    say("search", f"a structure could not be judged: {type(e).__name__}: {e}", None)
-                    found[key] = math.inf
+            for i, key in enumerate(asked):
+                say("search", what, i / len(asked))
+                for tries in range(self.retries, -1, -1):
+                    try:
+                        found[key] = float(waiting[key].result()["loss"])
+                        break
+                    except BrokenExecutor:
+                        raise
+                    except Exception as e:
+                        if tries:
+                            waiting[key] = self.executor.submit(judge, plain(asked[key]))
+                            continue
+                        say("search", f"a structure could not be judged: {type(e).__name__}: {e}", None)
+                        found[key] = math.inf
         except BrokenExecutor as e:
             raise ClusterError("a worker process died (out of memory?); finished trials are kept: use --resume") from e
         return {key: loss if math.isfinite(loss) else math.inf for key, loss in found.items()}
@@ -182,7 +190,7 @@ def jury(run: Run, ev: Evidence) -> Iterator[Jury]:
             judge, context = evaluate, pack(run.spec, *given)
         executor = EXECUTORS.get(s.executor)(context, s.workers, s.ray_address)
     try:
-        yield Jury(judge, executor, getattr(executor, "workers", s.workers), again, share)
+        yield Jury(judge, executor, getattr(executor, "workers", s.workers), again, share, s.retries)
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
 
@@ -208,9 +216,8 @@ def chosen(run: Run, who: Jury, trials: Sequence[Trial], budget_ms: float) -> Tr
     if who.again is None or len(within) == 1:
         return within[0]
     with run.timed("search"):
-        run.say("search", f"the best {len(within)} on more pairs", None)
         new = {t.candidate.key(): t.candidate for t in within if t.candidate.key() not in who.final}
-        who.final.update(who.losses(who.again, new, run.say))
+        who.final.update(who.losses(who.again, new, run.say, f"the best {len(within)} on more pairs"))
     whole = [replace(t, loss=who.share * t.loss + (1 - who.share) * who.final[t.candidate.key()]) for t in within]
     return min(whole, key=lambda t: t.loss)
 
@@ -241,15 +248,15 @@ def search(
     with run.timed("search"):
         book = study.open_study(run.folder / "study.journal", run.spec.seed, run.spec.search.sampler)
         led = blind is None
-        best = list(known) or [c for _, c in splits(run, ev, predict, budget_ms * moves.MARGIN, p)] if led else []
-        best = best[:4] if best or not led else [floor(p, predict)]
+        best = list(known) or [c for _, c in splits(run, ev, predict, budget_ms * moves.MARGIN, p)[:4]] if led else []
+        best = best if best or not led else [floor(p, predict)]
         starts = [moves.implied(p, c) for c in best[:3]] + (plain_starts(run, p) if led else [])
         seeds = [("knapsack", c) for c in best]
         if attempt and led:  # the best direction so far, to be scaled to the corrected budget
             judged = sorted(study.finished(book), key=lambda t: t.loss)[:6]
             starts = [moves.implied(p, t.candidate) for t in judged[:2]]
             cut = [c for t in judged if (c := moves.trim(p, t.candidate, ev.damage))]
-            seeds = [("trimmed", c) for c in cut] + seeds[:1]
+            seeds = [("trimmed", c) for c in cut] + (seeds if known else seeds[:1])
         s = run.spec.search
         more = study.Effort(s.trials + MORE * attempt, s.mutations + MORE * attempt, who.workers, s.retries)
         if blind is not None:  # as many as the others can come to, with seeds and what is grown

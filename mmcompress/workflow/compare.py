@@ -57,8 +57,7 @@ def compare(
     for name in methods:
         if fixed := METHODS[name].fixed:
             fixed(r)  # what can't be made in this search space is told before hours of work
-    if not any(path.endswith(".prune.tokens") for path in r.space.dimensions):
-        methods = [name for name in methods if not METHODS[name].positions]
+    methods = [name for name in methods if METHODS[name].suits(r)]
     dense, predict, ev = prepared(r)
     wanted = list(dict.fromkeys(m for name in methods for m in (METHODS[name].like, name) if m))
     found: dict[str, Summary] = {}

@@ -20,7 +20,7 @@ from mmcompress.records import Candidate, Trial
 from mmcompress.search import moves
 from mmcompress.workflow.choose import chosen, floor, jury, problem, search, splits
 from mmcompress.workflow.fit import Propose, searching
-from mmcompress.workflow.relinearize import evaluations
+from mmcompress.workflow.relinearize import evaluations, relinearized
 from mmcompress.workflow.state import Run, precisions_of
 from mmcompress.workflow.tryout import tried_out
 
@@ -50,6 +50,13 @@ class Method:
     alone: bool = False
     positions: bool = False
     """Of use only where the space cuts positions."""
+    judged: bool = False
+    """Of use only where structures are judged by running them."""
+
+    def suits(self, run: Run) -> bool:
+        """Whether it is of use in a run."""
+        cuts = any(path.endswith(".prune.tokens") for path in run.space.dimensions)
+        return (cuts or not self.positions) and (evaluations(run) > 0 or not self.judged)
 
 
 def _trial(name: str, candidate: Candidate, ms: float) -> Trial:
@@ -144,6 +151,19 @@ def knapsack(run: Run, ev: Evidence) -> Iterator[Propose]:
 
 
 @contextmanager
+def among(run: Run, ev: Evidence) -> Iterator[Propose]:
+    """The knapsack after the rounds that the search begins with."""
+    with jury(run, ev) as who:
+
+        def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
+            p, (_, good) = problem(run, ev, predict, budget_ms), relinearized(run, ev, predict, budget_ms, who)
+            best = good[0] if good else floor(p, predict)
+            return _trial("relinearized", best, p.predict(best))
+
+        yield propose
+
+
+@contextmanager
 def separate(run: Run, ev: Evidence) -> Iterator[Propose]:
     """Every model alone must become as much faster as the pipeline: no budget moves from one to another.
 
@@ -199,6 +219,9 @@ def _whole(precision: str) -> Callable[[Run], Candidate]:
 METHODS = {
     "searched": Method("the search of this tool", searching),
     "knapsack": Method("the best split of the budget by measured damage alone, nothing searched", knapsack),
+    "relinearized": Method(
+        "the knapsack with damage measured anew among the other cuts, nothing searched", among, judged=True
+    ),
     "separate": Method("a budget for each model instead of one for all", separate),
     "uniform": Method("the same share of every block", uniform),
     "shortened": Method(

@@ -1,12 +1,13 @@
 """Damage adds up only while little is cut: around a split of the budget it is measured anew, and the split made again.
 
-Successive linearization. In the best structure so far every block that was cut is given back whole, alone: by how much
+Successive linearization. In the best split of a round every block that was cut is given back whole, alone: by how much
 the loss then falls is what its cut does there. Curves keep their shape and are scaled half the way (of logarithms).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,12 @@ if TYPE_CHECKING:  # it takes torch
 RECORD = "relinearized.json"
 HALF = 0.5
 """How far beliefs move in a round: all the way they swing to and fro between two kinds of splits."""
-BEST, TINY = 3, 1e-5
-"""Splits judged in a round; the least that a cut is taken to do."""
+LEAST = 0.1
+"""The share of what was believed that a cut is taken to do at least: to undo one may well lower the loss by chance."""
+BEST, SEEDS = 3, 4
+"""Splits judged in a round, and given to the search."""
+MOST = 2
+"""Rounds end when they have judged so many times as many structures as the search will."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,9 @@ class Beliefs:
     rounding: dict[str, float] = field(default_factory=dict)
     splits: tuple[Split, ...] = ()
     measured: tuple[str, ...] = ()
-    """Keys of the structures that damage was measured in."""
+    """Keys of the splits that damage was measured in."""
+    judged: int = 0
+    """Structures judged for it."""
 
 
 def evaluations(run: Run) -> int:
@@ -52,75 +59,95 @@ def evaluations(run: Run) -> int:
     s = run.spec.search
     if s.judge == "estimated" or not s.relinearize:
         return 0
-    blocks = sum(len(m) for m in run.blocks.values())
-    return s.relinearize * (blocks + len(run.blocks)) + BEST * (s.relinearize + 1)
+    once = BEST + sum(len(m) for m in run.blocks.values()) + len(run.blocks)
+    return min(s.relinearize * once, MOST * (s.trials + s.mutations) + once) + BEST
 
 
 def relinearized(
     run: Run, ev: Evidence, predict: Predictor, budget_ms: float, who: Jury
 ) -> tuple[Evidence, list[Candidate]]:
-    """(evidence with damage as it is in place, the splits that led there, least loss first).
+    """(evidence with damage as it is among other cuts, the best splits found on the way, least loss first).
 
-    What was measured is kept in the run folder, and holds as well for a budget that has moved.
+    What was measured is kept in the run folder. It holds as well for a budget that has moved: the last of the splits is
+    then one by what is known, not judged yet.
     """
-    rounds, record = run.spec.search.relinearize, run.folder / RECORD
+    s, record = run.spec.search, run.folder / RECORD
     if not evaluations(run):
         return ev, []
     p, known = problem(run, ev, predict, budget_ms), read(Beliefs, record) if record.exists() else Beliefs()
     with run.timed("relinearize"):
-        while known.rounds <= rounds:
-            now = ev.scaled(known.cuts, known.rounding)
-            found = _judged(run, now, predict, p, who, known)
-            if not found:
-                break
-            best, told = min(found, key=lambda s: s.loss), f"split {known.rounds + 1} of {rounds + 1}"
-            run.say("search", f"{told}: loss {best.loss:.3f}", known.rounds / (rounds + 1))
-            seen = {s.candidate.key(): s for s in (*known.splits, *found)}
-            again = best.candidate.key() in known.measured  # beliefs have settled
-            last = known.rounds == rounds or again
-            cuts, rounding = (known.cuts, known.rounding) if last else _moved(run, ev, p, who, known, best)
-            done = rounds + 1 if last else known.rounds + 1
-            known = Beliefs(done, cuts, rounding, tuple(seen.values()), (*known.measured, best.candidate.key()))
+        while known.rounds <= s.relinearize:
+            known = _round(run, ev, predict, p, who, known)
             write(record, known)
-    within = [s for s in known.splits if p.predict(s.candidate) <= budget_ms]
-    return ev.scaled(known.cuts, known.rounding), [s.candidate for s in sorted(within, key=lambda s: s.loss)]
+    inside = ev.scaled(known.cuts, known.rounding)
+    judged = sorted((s for s in known.splits if p.predict(s.candidate) <= budget_ms), key=lambda s: s.loss)
+    filled = [moves.fill(p, s.candidate, inside.damage, inside.rounding) for s in judged[:SEEDS]]
+    return inside, list({c.key(): c for c in (*filled, *_splits(run, inside, predict, p)[:1])}.values())
 
 
-def _judged(run: Run, now: Evidence, predict: Predictor, p: Problem, who: Jury, known: Beliefs) -> list[Split]:
-    """The best splits by what is believed now, filled up to the budget, with their losses."""
-    best = [c for _, c in splits(run, now, predict, p.budget_ms * moves.MARGIN, p)[:BEST]]
-    fitted = {c.key(): c for c in (moves.fill(p, c, now.damage, now.rounding) for c in best)}
-    old = {s.candidate.key(): s.loss for s in known.splits}
-    new = who.losses(who.judge, {k: c for k, c in fitted.items() if k not in old}, run.say)
-    losses = {**old, **new}
-    return [Split(c, losses[k]) for k, c in fitted.items() if math.isfinite(losses[k])]
+def _round(run: Run, ev: Evidence, predict: Predictor, p: Problem, who: Jury, known: Beliefs) -> Beliefs:
+    """Splits by what is known, judged, and damage measured in the best one where it was not before.
+
+    There is none left, or nothing can be judged: these were the last ones.
+    """
+    s, old = run.spec.search, {x.candidate.key(): x for x in known.splits}
+    fresh = {c.key(): c for c in _splits(run, ev.scaled(known.cuts, known.rounding), predict, p)}
+    asked = {key: c for key, c in fresh.items() if key not in old}
+    told = f"split {known.rounds + 1} of {s.relinearize + 1}"
+    losses = who.losses(who.judge, asked, run.say, told)
+    new = {key: Split(asked[key], loss) for key, loss in losses.items() if math.isfinite(loss)}
+    every, judged = {**old, **new}, known.judged + len(asked)
+    found = sorted((every[key] for key in fresh if key in every), key=lambda x: x.loss)
+    if found:
+        run.say("search", f"{told}: loss {found[0].loss:.3f}", None)
+    at = next((x for x in found if x.candidate.key() not in known.measured), None)
+    enough = judged >= MOST * (s.trials + s.mutations) or known.rounds == s.relinearize
+    if at is None or enough:
+        return Beliefs(s.relinearize + 1, known.cuts, known.rounding, tuple(every.values()), known.measured, judged)
+    asked_of = _undone(run, p, at.candidate)
+    without = who.losses(who.judge, asked_of, run.say, f"what each cut does in it, round {known.rounds + 1}")
+    cuts, rounding = _moved(ev, known, at, without)
+    measured = (*known.measured, at.candidate.key())
+    return Beliefs(known.rounds + 1, cuts, rounding, tuple(every.values()), measured, judged + len(asked_of))
+
+
+def _splits(run: Run, now: Evidence, predict: Predictor, p: Problem) -> list[Candidate]:
+    """The best splits by what is believed, within every limit, and filled up to them."""
+    found = []
+    for _, c in splits(run, now, predict, p.budget_ms * moves.MARGIN, p)[:BEST]:
+        if fits := moves.trim(p, c, now.damage):
+            found.append(moves.fill(p, fits, now.damage, now.rounding))
+    return found
+
+
+def _undone(run: Run, p: Problem, c: Candidate) -> dict[tuple[str, str], Candidate]:
+    """The structure without one of its cuts, by node and block, or with a node in fp32 (no block), where it is free."""
+    c, found = moves.spelled(p, c), {}
+    for n, blocks in run.blocks.items():
+        for b in blocks:
+            if c.kept[n][b.name] < b.units and len(p.choices.get(n, {}).get(b.name, ())) != 1:
+                found[n, b.name] = Candidate({**c.kept, n: {**c.kept[n], b.name: b.units}}, c.precision)
+        if c.precision[n] != "fp32" and len(p.precisions.get(n, ())) != 1:
+            found[n, ""] = Candidate(c.kept, {**c.precision, n: "fp32"})
+    return found
 
 
 def _moved(
-    run: Run, ev: Evidence, p: Problem, who: Jury, known: Beliefs, at: Split
+    ev: Evidence, known: Beliefs, at: Split, without: Mapping[tuple[str, str], float]
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Beliefs after every cut and rounding of a structure was undone alone."""
-    alone, c = ev.scaled({}, {}), moves.spelled(p, at.candidate)
-    asked: dict[tuple[str, str], Candidate] = {}
-    for n, blocks in run.blocks.items():
-        for b in blocks:
-            if c.kept[n][b.name] < b.units:
-                asked[n, b.name] = Candidate({**c.kept, n: {**c.kept[n], b.name: b.units}}, c.precision)
-        if c.precision[n] != "fp32":
-            asked[n, ""] = Candidate(c.kept, {**c.precision, n: "fp32"})
-    losses = who.losses(who.judge, asked, run.say)
-    cuts = {n: dict(known.cuts.get(n, {})) for n in run.blocks}
-    rounding = dict(known.rounding)
+    """Factors after the losses of a split `without` each of its cuts."""
+    alone, cuts, rounding = ev.scaled({}, {}), {n: dict(by) for n, by in known.cuts.items()}, dict(known.rounding)
 
-    def between(factor: float, before: float, without: float) -> float:
-        if not math.isfinite(without):
-            return factor
-        real = max(at.loss - without, TINY)
+    def moved(factor: float, before: float, loss: float) -> float:
+        real = max(at.loss - loss, LEAST * factor * before)
         return float(factor ** (1 - HALF) * (real / before) ** HALF)
 
-    for (n, name), without in losses.items():
+    for (n, name), loss in without.items():
+        if not math.isfinite(loss):
+            continue
         if name:
-            cuts[n][name] = between(cuts[n].get(name, 1.0), alone.damage(n, name, c.kept[n][name]), without)
+            by = cuts.setdefault(n, {})
+            by[name] = moved(by.get(name, 1.0), alone.damage(n, name, at.candidate.kept[n][name]), loss)
         else:
-            rounding[n] = between(rounding.get(n, 1.0), alone.rounding[n][c.precision[n]], without)
+            rounding[n] = moved(rounding.get(n, 1.0), alone.rounding[n][at.candidate.precision[n]], loss)
     return cuts, rounding
