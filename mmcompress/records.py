@@ -328,6 +328,9 @@ class SearchResult:
     failed: int
     seconds: float
     workers: dict[str, int] = field(default_factory=dict)
+    splits: tuple[float, ...] = ()
+    """Least loss of a split of the budget, round by round: damage was measured anew in between. `judged`: for it."""
+    judged: int = 0
 
 
 @dataclass(frozen=True)

@@ -131,12 +131,14 @@ def quiet_torch(request):
     measured is so in this process: to start others takes longer than to measure those."""
     import torch
 
+    from mmcompress.distill import trainer
     from mmcompress.measure import apart
     from mmcompress.workflow import conclude
 
     fit = import_module("mmcompress.workflow.fit")  # the package has a function of this name
     torch.set_num_threads(1)
     fit.ATTEMPTS, conclude.MORE, apart.apart = 2, 0, apart.here
+    trainer.quicker_in_bf16 = lambda: False  # the answer may change from one process to the next
     if (seed := request.config.getoption("--moods")) is not None:
         _moody_(random.Random(seed))
 
@@ -151,13 +153,20 @@ def _moody_(lot: random.Random) -> None:
         found = {}
         for n, s in here(job, folder).items():
             by = off()
+            torn = lot.uniform(1.0, 4.0) if lot.random() < 0.2 else 1.0  # interrupted at another node every time
             times = lambda row, by=by: [by * ms for ms in row]
             nodes, inside = ({k: times(v) for k, v in rows.items()} for rows in (s.nodes, s.inside))
-            found[n] = replace(s, ms=times(s.ms), nodes=nodes, inside=inside)
+            found[n] = replace(s, ms=[torn * ms for ms in times(s.ms)], nodes=nodes, inside=inside)
         return found
 
     apart.apart = moody
     readings.quiet = table.quiet = lambda *a, **k: off() * quiet(*a, **k)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory):
+    """Device tables of tests are no one else's."""
+    os.environ["MMCOMPRESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -166,7 +175,6 @@ def tiny(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny(folder)
     (folder / "spec.yaml").write_text(SPEC)
-    os.environ["MMCOMPRESS_CACHE"] = str(folder / "cache")
     return folder
 
 

@@ -134,14 +134,15 @@ def test_a_gap_is_paired_and_metrics_are_drawn_together():
     assert gap(words, [{"wer": Tally((3.0, 0.0), (10.0, 10.0), error=True)}])[0] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["knapsack", "separate"])
-def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tiny):
+@pytest.mark.parametrize("name", ["knapsack", "relinearized", "separate"])
+def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tiny, tmp_path):
     from mmcompress import workflow
     from mmcompress.workflow.choose import floor, problem
     from mmcompress.workflow.dense import prepared
 
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, predict, ev = prepared(r)
+    r = dataclasses.replace(r, folder=tmp_path)
     with METHODS[name].propose(r, ev) as propose:
         found = propose(predict, 1e-6, 0)
     assert found.candidate == floor(problem(r, ev, predict, 1e-6), predict) and found.latency_ms > 1e-6
@@ -158,6 +159,7 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     assert apportioned([4, 4, 4, 16], 7) == [1, 1, 1, 4] and apportioned([4, 4, 4], 2) == [1, 1, 0]
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, predict, ev = prepared(r)
+    predict = dataclasses.replace(predict, overhead_ms=0.0)  # all of it may be cut
     ms = predict(dataclasses.replace(_whole(r), precision=_quickest(r, predict)))
     with METHODS["uniform"].propose(r, ev) as propose:
         slow, quick = (propose(predict, share * ms, 0) for share in (0.97, 0.95))
@@ -170,7 +172,9 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     assert left(quick) == window.units > left(short) and short.latency_ms <= 0.9 * ms
 
 
-def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for_anew(run_folder, tiny, monkeypatch):
+def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for_anew(
+    run_folder, tiny, tmp_path, monkeypatch
+):
     from importlib import import_module
 
     from mmcompress import workflow
@@ -182,6 +186,7 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     fit = import_module("mmcompress.workflow.fit")
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, _, ev = prepared(r)
+    r = dataclasses.replace(r, folder=tmp_path)
 
     @dataclasses.dataclass(frozen=True)
     class Line:  # a step of any block takes about as long
@@ -203,7 +208,7 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     monkeypatch.setattr(fit, "relinearized", lambda run, ev, *_: (ev, []))
     monkeypatch.setattr(fit, "search", search)
     monkeypatch.setattr(fit, "chosen", lambda run, who, trials, budget_ms: trials[0])
-    monkeypatch.setattr(fit, "tried_out", lambda *a: a[-1])
+    monkeypatch.setattr(fit, "tried_out", lambda *a: a[5])
     with fit.searching(r, ev) as propose:
         assert propose(Line(), budget, 0).candidate == first and searches == [0]
         near = propose(Line(1.05), budget, 1)
@@ -257,6 +262,9 @@ def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path):
             say=lambda stage, *a: told.append(stage),
         )  # fmt: skip
     assert "search" not in told
+    off = {**QUICK, "search.relinearize": 0}
+    with pytest.raises(SpecError, match="'relinearized' is of no use here"):
+        compare(tiny / "spec.yaml", tmp_path / "d", ("relinearized",), overrides=off)
 
 
 def test_the_task_loss_alone_teaches_the_generator(spec):

@@ -66,6 +66,7 @@ def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name
     block = dataclasses.replace(block, units=units)
     mixed = rng.normal(size=(units * width, units * width)) * rng.uniform(0.1, 2, units * width)
     x = rng.normal(size=(rows, units * width)) @ mixed + rng.normal(size=units * width)
+    torch.manual_seed(0)
     out = torch.nn.Linear(units * width, 5, bias=bias)
     w = out.weight.detach().double().numpy()
     gram = Gram.empty(units * width)

@@ -176,7 +176,7 @@ def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, model
         with masked(models["captioner"], {block.name: mask}):
             return float(sum(pipeline.losses(pipeline.forward(models, batch), batch).values()))
 
-    numeric = (loss(1.01) - loss(0.99)) / 0.02
+    numeric = (loss(1.05) - loss(0.95)) / 0.1
     assert float(gradients["captioner"][block.name][:, 0].mean()) == pytest.approx(numeric, rel=0.05, abs=1e-4)
 
 
@@ -290,7 +290,7 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
         assert (again["loss"], again["quality"]) == (first["loss"], first["quality"])
     torch.set_num_threads(2)
     try:
-        assert evaluate(context, plain(trials[0]))["loss"] == pytest.approx(said[0]["loss"])
+        assert evaluate(context, plain(trials[0]))["loss"] == pytest.approx(said[0]["loss"], rel=1e-4)
         assert torch.get_num_threads() == 2  # in the process that trains, too
     finally:
         torch.set_num_threads(1)

@@ -148,7 +148,7 @@ class Distill:
 @dataclass(frozen=True)
 class Search:
     trials: int = field(default=40, metadata=_within(0, 100_000))
-    """Proposals of the sampler; what the knapsack gives comes on top."""
+    """Proposals of the sampler; splits of the budget, and what is judged for them, come on top."""
     mutations: int = field(default=16, metadata=_within(0, 100_000))
     """Exchanges of units between blocks of the best structures, tried after that."""
     relinearize: int = field(default=4, metadata=_within(0, 100))

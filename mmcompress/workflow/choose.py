@@ -28,8 +28,16 @@ MORE = 5
 """Proposals and mutations by which the search goes on when a measured miss has moved the budget."""
 SPLITS = 12
 """How many of the knapsack's splits are looked at, the best ones."""
+STEEP, SMALL = 3.0, 0.05
+"""A pipeline is destroyed whose loss before training is more than so many times the dense one; a dense loss below that
+counts as that: what is judged by its distance from the dense pipeline would be compared to nothing."""
 FULL = 0.985
 """A structure that takes less than this share of the budget is given units back until it does not."""
+
+
+def destroyed(loss: float, dense: float) -> bool:
+    """Whether a loss before training says little of what training can make of a structure."""
+    return loss > STEEP * max(dense, SMALL)
 
 
 def spared(ev: Evidence, c: Candidate) -> dict[str, tuple[str, ...]]:
@@ -260,7 +268,7 @@ def search(
         s = run.spec.search
         more = study.Effort(s.trials + MORE * attempt, s.mutations + MORE * attempt, who.workers, s.retries)
         if blind is not None:  # as many as the others can come to, with seeds and what is grown
-            seeded = (1 + attempt) * (s.finalists + len(run.blocks)) + 4 + 7 * attempt + blind
+            seeded = (1 + attempt) * (s.finalists + len(run.blocks)) + 5 + 11 * attempt + blind
             more = replace(more, trials=more.trials + more.mutations + seeded, mutations=0)
         say = lambda what, share: run.say("search", what, share)
         trials = study.run(book, p, who.executor, who.judge, starts, seeds, more, run.spec.seed, say)

@@ -57,7 +57,10 @@ def compare(
     for name in methods:
         if fixed := METHODS[name].fixed:
             fixed(r)  # what can't be made in this search space is told before hours of work
-    methods = [name for name in methods if METHODS[name].suits(r)]
+    suited = [name for name in methods if METHODS[name].suits(r)]
+    if methods and not suited:
+        raise SpecError(f"compare: '{methods[0]}' is of no use here: {METHODS[methods[0]].needs}")
+    methods = suited
     dense, predict, ev = prepared(r)
     wanted = list(dict.fromkeys(m for name in methods for m in (METHODS[name].like, name) if m))
     found: dict[str, Summary] = {}

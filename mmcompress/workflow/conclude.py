@@ -34,6 +34,7 @@ from mmcompress.records import (
 from mmcompress.workflow.dense import REQUESTS, WINDOWS, Profile
 from mmcompress.workflow.fit import NEAR, Fitted, whole
 from mmcompress.workflow.make import Counts
+from mmcompress.workflow.relinearize import beliefs
 from mmcompress.workflow.state import Run
 
 MORE, PAUSE = 3, 15.0
@@ -169,7 +170,8 @@ def _trials(r: Run, predict: Predictor, target_ms: float, pace: float) -> tuple[
     study = open_study(r.folder / "study.journal", r.spec.seed)
     unique = {t.candidate.key(): t for t in reversed(finished(study))}
     trials = tuple(replace(t, latency_ms=pace * predict(t.candidate)) for t in reversed(unique.values()))
-    return trials, search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0))
+    found, known = search_result(trials, failures(study), target_ms, r.timings.get("search", 0.0)), beliefs(r.folder)
+    return trials, replace(found, splits=known.losses, judged=known.judged)
 
 
 def _sitting(r: Run, dense_ms: float, beside: dict[str, Path], before: list[dict[str, Samples]]) -> dict[str, Samples]:

@@ -50,13 +50,18 @@ class Method:
     alone: bool = False
     positions: bool = False
     """Of use only where the space cuts positions."""
-    judged: bool = False
-    """Of use only where structures are judged by running them."""
+    judging: bool = False
+    """Of use only where structures are judged by running them, and damage is measured anew."""
+
+    @property
+    def needs(self) -> str:
+        """Why it may be of no use."""
+        return "the search space cuts no positions" if self.positions else "search.relinearize is off"
 
     def suits(self, run: Run) -> bool:
         """Whether it is of use in a run."""
         cuts = any(path.endswith(".prune.tokens") for path in run.space.dimensions)
-        return (cuts or not self.positions) and (evaluations(run) > 0 or not self.judged)
+        return (cuts or not self.positions) and (evaluations(run) > 0 or not self.judging)
 
 
 def _trial(name: str, candidate: Candidate, ms: float) -> Trial:
@@ -139,26 +144,29 @@ def ranking(run: Run, ev: Evidence) -> Iterator[Propose]:
 
 @contextmanager
 def knapsack(run: Run, ev: Evidence) -> Iterator[Propose]:
-    def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
-        p = problem(run, ev, predict, budget_ms)
-        found = splits(run, ev, predict, budget_ms, p)
-        best = next((c for _, c in found if p.predict(c) <= budget_ms), None)
-        # as the search, it uses up its budget: levels and costs of the knapsack are rounded
-        best = moves.fill(p, best, ev.damage, ev.rounding) if best else floor(p, predict)
-        return _trial("knapsack", best, p.predict(best))
+    yield lambda predict, budget_ms, attempt: _split(run, ev, predict, budget_ms)
 
-    yield propose
+
+def _split(run: Run, ev: Evidence, predict: Predictor, budget_ms: float) -> Trial:
+    """The best split of a budget, the fastest structure where there is none."""
+    p = problem(run, ev, predict, budget_ms)
+    found = splits(run, ev, predict, budget_ms, p)
+    best = next((c for _, c in found if p.predict(c) <= budget_ms), None)
+    # as the search, it uses up its budget: levels and costs of the knapsack are rounded
+    best = moves.fill(p, best, ev.damage, ev.rounding) if best else floor(p, predict)
+    return _trial("knapsack", best, p.predict(best))
 
 
 @contextmanager
 def among(run: Run, ev: Evidence) -> Iterator[Propose]:
-    """The knapsack after the rounds that the search begins with."""
+    """The knapsack after the rounds that the search begins with; where they are of no use, before them."""
     with jury(run, ev) as who:
 
         def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
-            p, (_, good) = problem(run, ev, predict, budget_ms), relinearized(run, ev, predict, budget_ms, who)
-            best = good[0] if good else floor(p, predict)
-            return _trial("relinearized", best, p.predict(best))
+            _, good = relinearized(run, ev, predict, budget_ms, who)
+            if not good:
+                return _split(run, ev, predict, budget_ms)
+            return _trial("relinearized", good[0], problem(run, ev, predict, budget_ms).predict(good[0]))
 
         yield propose
 
@@ -220,7 +228,7 @@ METHODS = {
     "searched": Method("the search of this tool", searching),
     "knapsack": Method("the best split of the budget by measured damage alone, nothing searched", knapsack),
     "relinearized": Method(
-        "the knapsack with damage measured anew among the other cuts, nothing searched", among, judged=True
+        "the knapsack with damage measured anew among the other cuts, nothing searched", among, judging=True
     ),
     "separate": Method("a budget for each model instead of one for all", separate),
     "uniform": Method("the same share of every block", uniform),

@@ -6,6 +6,7 @@ splits of the budget: successive halving by training (Jamieson and Talwalkar 201
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -14,17 +15,16 @@ from mmcompress.measure.predict import Predictor
 from mmcompress.records import Candidate, Trial, read, write
 from mmcompress.search import moves
 from mmcompress.search.moves import Problem
-from mmcompress.workflow.choose import FULL, plain_starts, problem, pruned
+from mmcompress.workflow.choose import FULL, destroyed, plain_starts, problem, pruned
 from mmcompress.workflow.state import Run
 
 if TYPE_CHECKING:  # it takes torch
     from mmcompress.prune.evidence import Evidence
 
-STEEP, SMALL = 3.0, 0.05
-"""Structures are tried where the best loss before training is more than so many times the dense one; a dense loss below
-that counts as that: what is judged by its distance from the dense pipeline would be compared to nothing."""
 SHARE = 0.1
 """The share of the training budget that each gets."""
+ALIKE = 0.03
+"""Of structures that differ by no more of the weights one is trained."""
 CHECKED = 256
 """Choosing pairs at most that a training is judged on."""
 
@@ -50,7 +50,7 @@ def tried_out(
         return best
     if not (s.tryouts and d.steps and d.minutes) or s.judge == "estimated":
         return best
-    if best.loss <= STEEP * max(choosing_loss(run, run.models), SMALL):
+    if not destroyed(best.loss, choosing_loss(run, run.models)):
         return best
     p, record = problem(run, ev, predict, budget_ms), run.folder / "tryouts.json"
     if not record.exists():
@@ -74,18 +74,31 @@ class _Record:
 
 
 def _pool(run: Run, ev: Evidence, p: Problem, trials: Sequence[Trial]) -> list[tuple[str, Candidate]]:
-    """Structures that use up the budget, the best of every kind first: by loss, by damage, plain ones."""
+    """Structures that use up the budget and differ, the best of every kind first: by loss, by damage, plain ones."""
     full = [t for t in trials if FULL * p.budget_ms <= t.latency_ms <= p.budget_ms]
     within = full or [t for t in trials if t.latency_ms <= p.budget_ms]
-    by_loss = [(f"{t.origin}, least loss", t.candidate) for t in sorted(within, key=lambda t: t.loss)[:2]]
+    by_loss = [(f"{t.origin}, least loss", t.candidate) for t in sorted(within, key=lambda t: t.loss)]
     whole = sorted(within, key=lambda t: added(ev, t.candidate))[:2]
     by_damage = [(f"{t.origin}, least damage", t.candidate) for t in whole]
     fitted = (moves.fit_to_budget(p, point)[1] for point in plain_starts(run, p))
     plain = [("plain split", moves.fill(p, c, ev.damage, ev.rounding)) for c in fitted if p.predict(c) <= p.budget_ms]
-    found: dict[str, tuple[str, Candidate]] = {}
+    found: list[tuple[str, Candidate]] = []
     for row in (*by_loss[:1], *by_damage[:1], *plain, *by_loss[1:], *by_damage[1:]):
-        found.setdefault(row[1].key(), row)
-    return list(found.values())
+        if all(_apart(p, row[1], c) > ALIKE for _, c in found):
+            found.append(row)
+    return found
+
+
+def _apart(p: Problem, a: Candidate, b: Candidate) -> float:
+    """The share of the weights in blocks that one structure has and the other has not; infinite of other precisions."""
+    if a.precision != b.precision:
+        return math.inf
+    a, b = moves.spelled(p, a), moves.spelled(p, b)
+    of = lambda x, y: x.weight * abs(y) if x.group != "tokens" else 0.0
+    every = [(n, x) for n, blocks in p.blocks.items() for x in blocks]
+    differ = sum(of(x, a.kept[n][x.name] - b.kept[n][x.name]) for n, x in every)
+    moved = sum(abs(a.kept[n][x.name] - b.kept[n][x.name]) / x.units for n, x in every if x.group == "tokens")
+    return float(differ / max(sum(of(x, x.units) for _, x in every), 1.0) + moved)
 
 
 def added(ev: Evidence, c: Candidate) -> float:
