@@ -235,7 +235,7 @@ def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
     folder, _ = compared
     r = workflow.open_run(tiny / "spec.yaml", folder, overrides=QUICK, resume=True)
     dense, asked, real = profile(r), [], readings.beside
-    monkeypatch.setattr(readings, "beside", lambda b, *a: asked.append(list(b)) or real(b, *a))
+    monkeypatch.setattr(readings, "beside", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k))
     (folder / "beside.json").unlink(missing_ok=True)
     found = side_by_side(r, dense, ("searched", "int8"))
     assert asked == [["fp32", "searched", "int8"]] and all(0 < x < 3 for x in found.values())

@@ -13,6 +13,7 @@ from mmcompress.distill import losses, trainer
 from mmcompress.distill.teacher import Teacher
 from mmcompress.distill.trainer import distill_
 from mmcompress.prune.surgery import sliced
+from mmcompress.runtime.timing import SystemClock
 from mmcompress.spec.schema import Distill
 
 
@@ -173,7 +174,7 @@ def test_training_ends_when_it_stops_helping(spec, pipeline, models, batch):
 def test_another_training_goes_on_with_other_pairs(spec, pipeline, models):
     data, options = open_dataset(spec.data), Distill(batch=4)
     drawn = lambda step, first=0, o=options: trainer._Training(
-        pipeline, models, Teacher(pipeline, models), data, o, 0, lambda: None, first
+        pipeline, models, Teacher(pipeline, models), data, o, 0, lambda: None, first, SystemClock()
     ).drawn(step).inputs["vision"]  # fmt: skip
     assert torch.equal(drawn(0, first=7), drawn(7)) and not torch.equal(drawn(0, first=7), drawn(0))
     few = Distill(batch=4, pairs=8)
@@ -245,6 +246,8 @@ def test_the_teacher_answers_pairs_that_come_again_from_memory(pipeline, models,
 def test_a_rate_is_not_looked_for_where_steps_are_too_slow(spec, pipeline, models):
     student = {n: sliced(m, {}) for n, m in models.items()}
     data, options = open_dataset(spec.data), Distill(steps=160, minutes=1, batch=4, rate=2e-3, checks=0)
-    training = trainer._Training(pipeline, student, Teacher(pipeline, models), data, options, 0, lambda: None)
+    training = trainer._Training(
+        pipeline, student, Teacher(pipeline, models), data, options, 0, lambda: None, 0, SystemClock()
+    )
     training.advance_ = None  # type: ignore[method-assign]
     assert training.bearable(limit=0.0) == 2e-3

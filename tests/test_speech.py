@@ -238,11 +238,17 @@ def write_clips(folder: Path, count: int = 24, rate: int = 22050) -> None:
 @pytest.fixture(scope="session")
 def talk(tmp_path_factory) -> Path:
     """A folder with a small Whisper, a small BERT, some clips, and a spec over them."""
+    folder = tmp_path_factory.mktemp("talk")
+    write_talk(folder)
+    return folder
+
+
+def write_talk(folder: Path) -> None:
+    """`whisper/`, `bert/`, clips in `talk/`, and `spec.yaml`."""
     from families import TEXT, _stirred, _whisper_config
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, WhisperForConditionalGeneration
 
-    folder = tmp_path_factory.mktemp("talk")
     special = ["<|startoftranscript|>", "<pad>", "<|endoftext|>", "?", "!", "<|notimestamps|>"]
     tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate([*special, *WORDS])}, "?"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -256,7 +262,6 @@ def talk(tmp_path_factory) -> Path:
         tokenizer.save(str(folder / name / "tokenizer.json"))
     write_clips(folder / "talk")
     (folder / "spec.yaml").write_text(SPEECH)
-    return folder
 
 
 def test_the_encoder_is_the_librarys():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
@@ -20,6 +19,7 @@ from mmcompress.distill.teacher import Teacher
 from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
 from mmcompress.measure.latency import quiet
 from mmcompress.records import plain, write
+from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.schema import Distill
 
 Progress = Callable[[str, float], None]
@@ -53,6 +53,8 @@ def distill_(
     hold_: Callable[[], None] = lambda: None,
     checkpoint: Checkpoint | None = None,
     first: int = 0,
+    *,
+    clock: Clock | None = None,
 ) -> list[dict[str, float]]:
     """Train `student` in place; returns its loss curve. Ends after `steps` or `minutes`, the rate following both.
 
@@ -63,16 +65,17 @@ def distill_(
     `Teacher` that has taught others before knows its answers to what comes again. `first`: steps of trainings before
     this one, whose pairs are not drawn again.
     """
+    clock = clock or SystemClock()
     if options.steps == 0 or options.minutes == 0:
         return []
     torch.manual_seed(seed)
     for m in student.values():
         m.eval()  # what is trained is what is deployed: no dropout, statistics of batch norms as they are
     known = teacher if isinstance(teacher, Teacher) else Teacher(pipeline, teacher)
-    training, curve = _Training(pipeline, student, known, data, options, seed, hold_, first), []
+    training, curve = _Training(pipeline, student, known, data, options, seed, hold_, first, clock), []
     optimizer = torch.optim.AdamW(parameters(student), lr=options.rate, betas=(0.9, 0.98), fused=True)
     best = _Best(pipeline, student, known.models, choosing, options.checks)
-    began, step, share, highest = time.monotonic(), 0, 0.0, options.rate
+    began, step, share, highest = clock.now(), 0, 0.0, options.rate
     if checkpoint and (found := checkpoint.load_(training.flat, optimizer)):
         state, best.kept = found
         step, share, curve, began = state["step"], state["share"], state["curve"], began - state["elapsed"]
@@ -92,7 +95,7 @@ def distill_(
         rate = highest * min(1.0, (step + 1) / WARM) * (0.5 * (1 + math.cos(math.pi * share)) * 0.98 + 0.02)
         parts = training.advance_(optimizer, training.drawn(step), rate)
         step += 1
-        elapsed = time.monotonic() - began
+        elapsed = clock.now() - began
         share = max(step / options.steps, elapsed / (options.minutes * 60))
         if step % 5 == 1:
             curve.append({"step": step, "loss": sum(parts.values()), **parts})
@@ -123,10 +126,12 @@ class _Training:
         options: Distill,
         seed: int,
         hold_: Callable[[], None],
-        first: int = 0,
+        first: int,
+        clock: Clock,
     ):
         self.pipeline, self.student, self.teacher, self.data = pipeline, student, teacher, data
         self.options, self.seed, self.hold_, self.first = options, seed, hold_, first
+        self.clock = clock
         self.weights = asdict(options)
         self.half = options.precision == "bf16" or (options.precision == "auto" and quicker_in_bf16())
         self.flat = [p for g in parameters(student) for p in g["params"]]
@@ -154,10 +159,10 @@ class _Training:
         return {k: float(v.detach()) for k, v in parts.items()}
 
     def _forward_seconds(self, step: int) -> float:
-        batch, began = self.drawn(step), time.monotonic()
+        batch, began = self.drawn(step), self.clock.now()
         with torch.no_grad():
             self.losses(batch)
-        return time.monotonic() - began
+        return self.clock.now() - began
 
     def bearable(self, limit: float) -> float:
         """The rate, halved until a few steps of it no longer make the loss `WORSE`; weights are left as they were.
@@ -166,7 +171,7 @@ class _Training:
         `limit`: when it has to be found, on the monotonic clock; it is not looked for where steps are too slow.
         """
         forward = min(self._forward_seconds(i) for i in range(2))  # the first one is slow
-        if time.monotonic() + 4 * TRIED * forward > limit:
+        if self.clock.now() + 4 * TRIED * forward > limit:
             return self.options.rate
         rate, batches = self.options.rate, [self.drawn(i) for i in range(TRIED)]
         start = [p.detach().clone() for p in self.flat]
@@ -181,7 +186,7 @@ class _Training:
             if sum(sum(parts.values()) for parts in told[WARM:]) <= WORSE * before:
                 break
             rate /= 2
-            if time.monotonic() > limit:
+            if self.clock.now() > limit:
                 break
         return rate
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,11 +66,14 @@ def reloaded(
     least: int = LEAST,
     first: int = 0,
     sittings: int = LOADS,
+    *,
+    benchmark: Callable[[Job, Path], dict[str, Samples]] | None = None,
 ) -> dict[str, Samples]:
     """What `observe` sees of bundles in sittings that share time and requests, each in a process of its own.
 
-    Raises what loading or asking them raises.
+    Raises what loading or asking them raises. `benchmark` does one sitting; by default `apart`.
     """
+    benchmark = benchmark or apart
     total, part = {n: Samples() for n in bundles}, lambda count: -(-count // sittings)
     where = {n: str(Path(at).resolve()) for n, at in bundles.items()}
     with tempfile.TemporaryDirectory() as scratch:
@@ -78,7 +81,7 @@ def reloaded(
         for _ in range(sittings):
             sent = (first + len(next(iter(total.values())).ms)) % len(requests)
             much = (part(warmup), part(rounds), tuple(said), seconds / sittings, part(least), sent)
-            found = apart(Job(where, threads, left, *much), Path(scratch))
+            found = benchmark(Job(where, threads, left, *much), Path(scratch))
             total = {n: s + found[n] for n, s in total.items()}
     return total
 

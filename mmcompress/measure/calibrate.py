@@ -11,10 +11,10 @@ import numpy as np
 
 from mmcompress.export.onnx import export_node
 from mmcompress.graph.topology import decode_steps, sources, split, texts_read
-from mmcompress.measure import table
+from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.counts import params
 from mmcompress.measure.predict import Predictor, Window, needs, place
-from mmcompress.measure.readings import ROUNDED, Call, Export, Measured, Plan, Shares, export_ms, fitted
+from mmcompress.measure.readings import ROUNDED, Call, Export, Measured, Plan, Shares, fitted
 from mmcompress.models.base import Model
 from mmcompress.prune.allocation import after, steps
 from mmcompress.prune.surgery import resized
@@ -129,6 +129,8 @@ def calibrated(
     beside: Shares,
     folder: Path,
     progress: Callable[[str, float], None] = lambda what, share: None,
+    *,
+    bench: Benchmarker,
 ) -> Predictor:
     """Measure on this machine what the table lacks and the exports, and fit (`readings.fitted`).
 
@@ -136,13 +138,14 @@ def calibrated(
     """
     threads = spec.measure.threads
     say = lambda what, share: progress(what, share * 0.7)
-    found = table.completed(needs(plan.placed, plan.windows), threads, say, plan.every_precision)
+    wanted = needs(plan.placed, plan.windows)
+    found = bench.complete_device_table(wanted, threads, precisions=plan.every_precision, progress=say)
     whole, ms = [], []
     shutil.rmtree(folder / "structures", ignore_errors=True)  # of a run that was cut off
     for e in exports(spec, models, plan, calls, folder, keep=False):
         share = list(models).index(e.node) / len(models)
         progress(f"whole export of {e.node}, {e.precision}, {e.params_m:.2f} M parameters", 0.7 + 0.3 * share)
         whole.append(e)
-        ms.append(export_ms(e, folder, threads))
+        ms.append(bench.time_export(e, folder, threads=threads))
     shutil.rmtree(folder / "structures", ignore_errors=True)
     return fitted(plan, found, whole, ms, dense, beside)

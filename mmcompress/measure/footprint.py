@@ -7,7 +7,7 @@ import ctypes
 import gc
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,17 +114,19 @@ def footprint(
     size: dict[str, dict[str, Affine]],
     params: Mapping[str, int],
     bundle: Path,
+    *,
+    memory: Callable[[Path | None], float] = memory_mb,
 ) -> Footprint:
     """The footprint of a pipeline from its models, calibrated sizes, and its dense bundle."""
     whole = sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) / MB
     in_nodes = sum(f.stat().st_size for n in models for f in (bundle / n).glob("*.onnx")) / MB
-    empty = memory_mb()
+    empty = memory(None)
     return Footprint(
         dict(params),
         {n: {b.name: per_unit(m, b) for b in m.blocks} for n, m in models.items()},
         size,
         whole - in_nodes,
         empty,
-        max(memory_mb(bundle) - empty, 0.0) / whole,
+        max(memory(bundle) - empty, 0.0) / whole,
         {n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
     )

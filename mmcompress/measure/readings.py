@@ -16,8 +16,8 @@ import numpy as np
 
 from mmcompress.errors import DataError
 from mmcompress.measure import table
-from mmcompress.measure.apart import load_requests, reloaded
-from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Script, lasting, loads, quiet
+from mmcompress.measure.apart import Job, load_requests, reloaded
+from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Samples, Script, lasting, loads, quiet
 from mmcompress.measure.machine import fingerprint, versions
 from mmcompress.measure.predict import Affine, Placed, Predictor, Window, needs
 from mmcompress.measure.table import Table
@@ -133,10 +133,13 @@ def beside(
     threads: int | None,
     warmup: int,
     rounds: int,
+    *,
+    benchmark: Callable[[Job, Path], dict[str, Samples]] | None = None,
 ) -> dict[str, EndToEnd]:
     """Measure bundles in turn, all writing what the dense one `said` of the first requests."""
     some = few(requests, said, dense_ms)
-    found = reloaded(bundles, threads, some, warmup, rounds, said, lasting(dense_ms), sittings=loads(dense_ms))
+    how = (warmup, rounds, said, lasting(dense_ms))
+    found = reloaded(bundles, threads, some, *how, sittings=loads(dense_ms), benchmark=benchmark)
     return {n: s.summary() for n, s in found.items()}
 
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mmcompress.errors import ClusterError, MmcompressError, SpecError
+from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.bounds import excess, of_target, out_of_reach, settled, tightened, usually
 from mmcompress.measure.predict import Predictor
 from mmcompress.records import Summary, read, write
+from mmcompress.runtime.timing import Clock
 from mmcompress.spec.loader import load, targets
 from mmcompress.spec.schema import Limits
 from mmcompress.workflow import aside
@@ -41,6 +43,9 @@ def run(
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
     say: Say = SILENT,
+    *,
+    bench: Benchmarker | None = None,
+    clock: Clock | None = None,
 ) -> Summary:
     """Compress a pipeline to its one target: the whole way. Returns the summary; the report is in `out`.
 
@@ -49,7 +54,7 @@ def run(
     """
     if len(wanted := targets(load(spec_path, overrides))) > 1:
         raise SpecError(f"run makes one artifact, the spec asks for {len(wanted)}: use mmcompress.run_targets")
-    return run_targets(spec_path, out, space, overrides, resume, say)[0]
+    return run_targets(spec_path, out, space, overrides, resume, say, bench=bench, clock=clock)[0]
 
 
 def run_targets(
@@ -59,12 +64,15 @@ def run_targets(
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
     say: Say = SILENT,
+    *,
+    bench: Benchmarker | None = None,
+    clock: Clock | None = None,
 ) -> tuple[Summary, ...]:
     """`run` for every target of the spec; several have a folder each in `out`, and a front beside them.
 
     What goes wrong with one of several is raised when the others are done.
     """
-    r = open_run(spec_path, out, space, overrides, resume, say)
+    r = open_run(spec_path, out, space, overrides, resume, say, bench=bench, clock=clock)
     dense, predict, ev = prepared(r)
     wanted = targets(r.spec)
     if len(wanted) == 1:

@@ -119,7 +119,7 @@ def side_by_side(r: Run, dense: Profile, names: Sequence[str]) -> dict[str, floa
         r.say("measure", f"{', '.join(names)} and the dense pipeline, in turn", None)
         bundles = {"fp32": r.shared / "baseline", **{n: r.folder / n / "bundle" for n in names}}
         how = (dense.said, dense.latency_ms.p50, m.threads, m.warmup, MOST * m.rounds)
-        found = beside(bundles, r.requests(REQUESTS), *how)
+        found = beside(bundles, r.requests(REQUESTS), *how, benchmark=r.bench.benchmark_bundles)
         known[key] = {n: found[n].latency.p50 / found["fp32"].latency.p50 for n in names}
         write(record, known)
     return known[key]

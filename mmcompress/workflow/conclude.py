@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -68,7 +67,7 @@ def summarize(
         sittings.append(sitting(sittings))
     elsewhere = patient and not r.away and spare(dense.latency_ms.p50) and not NEAR <= _share(r, sittings) <= 1
     for _ in range(MORE if elsewhere else 0):
-        time.sleep(PAUSE)
+        r.clock.sleep(PAUSE)
         sittings.append(sitting(sittings))
     measured = _latencies(r, sittings, predict, c)
     usual = _usual(r, sittings, c) if beside and r.goal.kind == "speedup" else 1.0
@@ -127,7 +126,6 @@ def _sides(
     r: Run, c: Candidate, dense: Profile, counts: Counts, measured: dict[str, Any], quality: dict[str, Any]
 ) -> dict[str, Side]:
     """Each bundle with its latency, quality, sizes and memory."""
-    from mmcompress.measure.footprint import memory_mb
     from mmcompress.prune.allocation import ratios
     from mmcompress.report.assemble import side
 
@@ -138,7 +136,7 @@ def _sides(
     found = {}
     for k, bundle in _bundles(r).items():
         shares = {n: (of(k, n, False), of(k, n, True)) for n in r.models}
-        memory = memory_mb(bundle) if asked else 0.0
+        memory = r.bench.measure_memory_mb(bundle) if asked else 0.0
         found[k] = side(r.spec, bundle, measured[k], quality[k], sizes[k], shares, memory)
     return found
 
@@ -192,7 +190,8 @@ def _sitting(r: Run, dense_ms: float, beside: dict[str, Path], before: list[dict
         least = -(-m.rounds // part)
         sent = sum(len(s["baseline"].ms) for s in before)
         how = (m.warmup, MOST * least, (), seconds, least, sent, loaded)
-        return reloaded({**_bundles(r), **beside}, m.threads, r.requests(REQUESTS), *how)
+        at = {**_bundles(r), **beside}
+        return reloaded(at, m.threads, r.requests(REQUESTS), *how, benchmark=r.bench.benchmark_bundles)
 
 
 def _latencies(r: Run, sittings: list[dict[str, Samples]], predict: Predictor, c: Candidate) -> dict[str, Any]:

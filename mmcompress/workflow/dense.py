@@ -88,7 +88,8 @@ def _profile(run: Run) -> Profile:
     else:
         say("profile", "measuring it end to end", 0.6)
         how = (spec.measure.threads, run.requests(REQUESTS), spec.measure.warmup, spec.measure.rounds)
-        found = reloaded({"dense": run.shared / "baseline"}, *how, sittings=1)["dense"].summary()
+        bundles = {"dense": run.shared / "baseline"}
+        found = reloaded(bundles, *how, sittings=1, benchmark=run.bench.benchmark_bundles)["dense"].summary()
         m, said = Measured.of(found), found.said
     steps, texts = decode_steps(spec, m.calls), texts_read(spec)
     counted = {n: count(model, steps[n], texts[n]) for n, model in run.models.items()}
@@ -148,7 +149,7 @@ def predictor(run: Run, dense: Profile) -> Predictor:
             say = lambda what, share: run.say("device table", what, share)
             whole = Measured(dense.latency_ms, dense.nodes, dense.model_share, dense.calls, dense.inside)
             beside = _rounded_shares(run, plan, dense)
-            found = calibrated(run.spec, run.models, plan, dense.calls, whole, beside, run.shared, say)
+            found = calibrated(run.spec, run.models, plan, dense.calls, whole, beside, run.shared, say, bench=run.bench)
     write(record, found)
     return found
 
@@ -164,7 +165,8 @@ def _rounded_shares(run: Run, plan: Plan, dense: Profile) -> Any:
     if not plan.aside:
         return {}
     how = (dense.said, dense.latency_ms.p50, m.threads, m.warmup, m.rounds)
-    found = beside(aside(run.shared, plan.aside), run.requests(REQUESTS), *how)
+    bundles = aside(run.shared, plan.aside)
+    found = beside(bundles, run.requests(REQUESTS), *how, benchmark=run.bench.benchmark_bundles)
     anchors.add(run.shared / WINDOWS, {p: found[p] for p in plan.every_precision})
     return shares(found)
 

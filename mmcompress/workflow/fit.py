@@ -305,7 +305,7 @@ def measure_structure(run: Run, ev: Evidence, candidate: Candidate, dense: Profi
     del models  # of a large pipeline: its sessions need the memory
     bundles = {"new": folder, anchors.DENSE: run.shared / "baseline", **whole(run, candidate, dense)}
     how = (dense.said, dense.latency_ms.p50, m.threads, m.warmup, latency.MOST * m.rounds)
-    found = beside(bundles, run.requests(REQUESTS), *how)
+    found = beside(bundles, run.requests(REQUESTS), *how, benchmark=run.bench.benchmark_bundles)
     shutil.rmtree(folder, ignore_errors=True)
     new, old, statistic = found.pop("new"), found[anchors.DENSE], run.goal.statistic
     ms, window = float(getattr(new.latency, statistic)), None

@@ -228,7 +228,7 @@ def _distill_(run: Run, models: dict[str, Any], share: float, history: Path, fir
         given = (options, run.spec.seed, say, history, choosing, hold_)
         # of training in rounds the rounds before would have to be kept as well
         kept = Checkpoint(run.folder / STATE, EVERY) if p.schedule in AT_ONCE else None
-        return _steps(distill_(run.pipeline, models, run.models, run.data, *given, kept, first))
+        return _steps(distill_(run.pipeline, models, run.models, run.data, *given, kept, first, clock=run.clock))
 
 
 def _forget_(models: dict[str, Any], seed: int) -> None:

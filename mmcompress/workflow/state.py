@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sysconfig
-import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,10 +12,12 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mmcompress.errors import DataError, ModelError
+from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.predict import Predictor
 from mmcompress.records import Block, Kept, Proof, plain, read, write
 from mmcompress.registry import nearest
 from mmcompress.spec.loader import Goal, given, load, load_space, parse_target
+from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.schema import Space, Spec
 
 if TYPE_CHECKING:  # to start quickly
@@ -48,6 +49,8 @@ class Run:
     """The texts of every lookup."""
     shared: Path
     """The folder of what does not depend on the target; `folder` itself where there is one target."""
+    bench: Benchmarker
+    clock: Clock
 
     @property
     def goal(self) -> Goal:
@@ -123,7 +126,10 @@ class Run:
         if not record.exists():
             sizes = read(Predictor, self.shared / "predictor.json").sizes
             dense = {n: params(m) for n, m in self.models.items()}
-            write(record, footprint(self.models, sizes, dense, self.shared / "baseline"))
+            write(
+                record,
+                footprint(self.models, sizes, dense, self.shared / "baseline", memory=self.bench.measure_memory_mb),
+            )
         return replace(read(Footprint, record), spared=self.spared)
 
     @property
@@ -142,10 +148,10 @@ class _Clock:
         self.run, self.stage = run, stage
 
     def __enter__(self) -> None:
-        self.start = time.perf_counter()
+        self.start = self.run.clock.now()
 
     def __exit__(self, *exc: object) -> None:
-        spent = time.perf_counter() - self.start
+        spent = self.run.clock.now() - self.start
         self.run.timings[self.stage] = self.run.timings.get(self.stage, 0.0) + spent
         write(self.run.folder / "timings.json", self.run.timings)
 
@@ -163,10 +169,14 @@ def open_run(
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
     say: Say = SILENT,
+    *,
+    bench: Benchmarker | None = None,
+    clock: Clock | None = None,
 ) -> Run:
     """Load and check everything a run needs. Without `resume` the folder must be new or empty.
 
-    Raises `SpecError`, `DataError` or `ModelError`; nothing is written before all of it is checked.
+    Raises `SpecError`, `DataError` or `ModelError`; nothing is written before all of it is checked. `bench` and `clock`: what
+    latency is measured with and time is read from; by default those of this machine.
     """
     spec = load(spec_path, overrides)
     space = load_space(space_path or default_space(), spec, given(spec_path, overrides))
@@ -186,7 +196,10 @@ def open_run(
     _check_asked(spec, models)
     space = _possible(space, models)
     cross = cross_modal(spec, {n: m.blocks for n, m in models.items()})
-    run = Run(spec, space, folder, say, models, TorchPipeline(spec, models), data, cross, {}, listed, folder)
+    bench, clock = bench or Benchmarker(), clock or SystemClock()
+    run = Run(
+        spec, space, folder, say, models, TorchPipeline(spec, models), data, cross, {}, listed, folder, bench, clock
+    )
     _ = run.away  # readings that don't fit are refused before anything is written
     _claim(folder, spec, space, resume)
     _keep_readings(run)

@@ -116,7 +116,7 @@ def _try(run: Run, ev: Evidence, teacher: Any, c: Candidate, origin: str, number
     )
     models = pruned(run, ev, c, run.spec.prune.refit)
     say = lambda what, share: run.say("tryout", f"{number} ({origin}): {what}", share)
-    distill_(run.pipeline, models, teacher, run.data, options, run.spec.seed, say)
+    distill_(run.pipeline, models, teacher, run.data, options, run.spec.seed, say, clock=run.clock)
     loss = choosing_loss(run, models)
     run.say("tryout", f"{number} ({origin}): loss {loss:.3f} after training", None)
     return Tried(c, origin, loss)

@@ -1,0 +1,93 @@
+"""A machine made of arithmetic: what a run measures follows from sizes and counts, so every run is the same run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mmcompress.measure.apart import Job, load_requests
+from mmcompress.measure.benchmarker import Benchmarker
+from mmcompress.measure.latency import Samples
+from mmcompress.measure.machine import fingerprint
+from mmcompress.measure.readings import Export
+from mmcompress.measure.table import Row, Table, levels
+from mmcompress.runtime import load
+from mmcompress.runtime.nodes import TextDecoder
+
+CALL_MS = 0.01
+"""What a call of a graph takes whatever its size."""
+MS_PER_MB = 2.0
+REQUESTS_MS = 0.05
+"""What a request takes beside its graphs."""
+SPEED = {"fp32": 1.0, "int8": 0.6, "uint8": 0.7}
+MOST_REQUESTS = 12
+
+
+class StoppedClock:
+    """A clock that stands still: nothing ends because time has passed."""
+
+    def now(self) -> float:
+        return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+
+def graph_ms(file: Path) -> float:
+    return CALL_MS + MS_PER_MB * file.stat().st_size / 1e6
+
+
+class SimulatedBenchmarker(Benchmarker):
+    """Latencies from the sizes of files, and from the shapes of blocks."""
+
+    def complete_device_table(self, needs, threads, *, precisions, progress):
+        largest: dict = {}
+        for key, units, step in needs:
+            have_units, have_step = largest.get(key, (0, 1))
+            largest[key] = (max(have_units, units), max(have_step, step))
+        rows = []
+        for key, (units, step) in sorted(largest.items()):
+            kind, width, head, positions, keys, batch = key
+            sizes = levels(units, step)
+            span = 1 if kind == "conv" else keys
+            for precision in precisions:
+                per_unit = 1e-7 * batch * positions * head * (4 * width + span)
+                ms = tuple(SPEED.get(precision, 0.8) * (1e-3 + per_unit * size) for size in sizes)
+                rows.append(Row(kind, width, head, positions, keys, batch, precision, sizes, ms))
+        return Table(fingerprint(threads), threads, tuple(rows))
+
+    def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
+        return sum(call.calls * graph_ms(folder / call.file) for call in export.graphs.values())
+
+    def benchmark_bundles(self, job: Job, folder: Path) -> dict[str, Samples]:
+        requests = load_requests(folder, job.requests)
+        return {name: self.observe(Path(at), job, requests) for name, at in job.bundles.items()}
+
+    def observe(self, bundle: Path, job: Job, requests: list) -> Samples:
+        pipeline, found = load(bundle, job.threads), Samples()
+        cost = {}
+        for node, entry in pipeline.manifest["graph"]["nodes"].items():
+            cost |= {(node, graph): graph_ms(bundle / file) for graph, file in entry.get("files", {}).items()}
+        writers = {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
+        for i in range(min(job.rounds, MOST_REQUESTS)):
+            at = (job.first + i) % len(requests)
+            for name, node in writers.items():
+                node.dictated = job.said[at][name] if job.said else ()
+            before = {key: pipeline.sessions[key[0]][key[1]].calls for key in cost}
+            pipeline(**requests[at])
+            made = {key: pipeline.sessions[key[0]][key[1]].calls - n for key, n in before.items()}
+            inside = {n: sum(made[k] * cost[k] for k in cost if k[0] == n) for n in pipeline.nodes}
+            total = sum(inside.values()) + REQUESTS_MS
+            found.ms.append(total)
+            found.share.append(sum(inside.values()) / total)
+            for n, ms in inside.items():
+                found.nodes.setdefault(n, []).append(ms)
+                found.inside.setdefault(n, []).append(ms)
+            for (n, graph), calls in made.items():
+                found.calls[f"{n}/{graph}"] = found.calls.get(f"{n}/{graph}", 0) + calls
+            if at == i:
+                found.said.append({n: tuple(node.written) for n, node in writers.items()})
+        return found
+
+    def measure_memory_mb(self, bundle: Path | None = None) -> float:
+        files = bundle.rglob("*") if bundle else ()
+        return 100.0 + sum(f.stat().st_size for f in files if f.is_file()) / 1e6
