@@ -18,10 +18,10 @@ from mmcompress.data import open_dataset
 from mmcompress.export.bundle import load_weights, write_bundle
 from mmcompress.graph.pipeline import TorchPipeline
 from mmcompress.models.sources import load_models
-from mmcompress.prune.surgery import reshape_
-from mmcompress.records import read
+from mmcompress.prune.surgery import resize_
+from mmcompress.records import read_record
 from mmcompress.report import load_summary
-from mmcompress.runtime import load
+from mmcompress.runtime import load_bundle
 from mmcompress.runtime.nodes import pad_ids
 from mmcompress.spec.schema import Spec
 
@@ -60,23 +60,23 @@ def main() -> None:
     p.add_argument("run", type=Path)
     p.add_argument("--n", type=int, default=500)
     a = p.parse_args()
-    spec, summary = read(Spec, a.run / "spec.json"), load_summary(a.run)
+    spec, summary = read_record(Spec, a.run / "spec.json"), load_summary(a.run)
     dense = load_models(spec)
     pipeline = TorchPipeline(spec, dense)
     pairs = open_dataset(spec.data).load("test", a.n)
-    batch = pipeline.batch(pairs)
+    batch = pipeline.collate(pairs)
     small = {}
     for name, model in copy.deepcopy(dense).items():
         small[name] = load_weights(
-            reshape_(model, summary.kept[name]), a.run / "weights" / f"{name}.safetensors"
+            resize_(model, summary.kept_units[name]), a.run / "weights" / f"{name}.safetensors"
         ).eval()
     with tempfile.TemporaryDirectory() as scratch:
-        write_bundle(spec, small, {}, summary.kept, Path(scratch) / "fp32", prove=False)
+        write_bundle(spec, small, {}, summary.kept_units, Path(scratch) / "fp32", prove=False)
         sides = (("dense fp32", dense, a.run / "baseline"), ("compressed fp32", small, Path(scratch) / "fp32"),
                  ("compressed as deployed", small, a.run / "bundle"))  # fmt: skip
         said = {id(m): torch_captions(pipeline, m, batch) for m in (dense, small)}
         for name, models, bundle in sides:
-            deployed = load(bundle)
+            deployed = load_bundle(bundle)
             mine = [deployed(image=image)["caption"] for image in pairs.inputs]
             same = sum(x == y for x, y in zip(mine, said[id(models)], strict=True))
             print(f"{name}: same caption as torch on {same} of {a.n} ({same / a.n:.1%})", flush=True)

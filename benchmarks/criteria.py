@@ -14,26 +14,26 @@ import time
 from pathlib import Path
 
 from mmcompress import workflow
-from mmcompress.cli.shared import settings
-from mmcompress.measure.machine import cpu
-from mmcompress.prune.allocation import after, apportioned, steps
+from mmcompress.cli.shared import parse_settings
+from mmcompress.measure.machine import describe_cpu
+from mmcompress.prune.allocation import apportion_cuts, count_steps, units_after
 from mmcompress.records import Candidate
 from mmcompress.workflow.ablate import CRITERIA
-from mmcompress.workflow.choose import pruned
-from mmcompress.workflow.compare import rescored
-from mmcompress.workflow.dense import prepared
-from mmcompress.workflow.state import Run
+from mmcompress.workflow.choose import build_pruned_models
+from mmcompress.workflow.compare import replace_scores
+from mmcompress.workflow.dense import prepare_run
+from mmcompress.workflow.state import RunContext
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def uniform(run: Run, share: float) -> Candidate:
+def uniform(run: RunContext, share: float) -> Candidate:
     """A share of the units of every block gone."""
     kept = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
     cut = [(n, b) for n, blocks in run.blocks.items() for b in blocks if b.group != "tokens"]
-    sizes = [steps(b) for _, b in cut]
-    for (n, b), cuts in zip(cut, apportioned(sizes, round(share * sum(sizes))), strict=True):
-        kept[n][b.name] = int(after(b, cuts))
+    sizes = [count_steps(b) for _, b in cut]
+    for (n, b), cuts in zip(cut, apportion_cuts(sizes, round(share * sum(sizes))), strict=True):
+        kept[n][b.name] = int(units_after(b, cuts))
     return Candidate(kept, dict.fromkeys(kept, "fp32"))
 
 
@@ -45,17 +45,17 @@ def main() -> int:
     p.add_argument("--pairs", type=int, default=512)
     p.add_argument("--set", action="append", default=[], help="as the run was started with")
     a = p.parse_args()
-    run = workflow.open_run(a.spec, a.run, overrides=settings(tuple(a.set)), resume=True)
-    _, _, ev = prepared(run)
-    pairs = run.pipeline.batch(run.data.load("val", a.pairs))
-    anchors = run.pipeline.anchors(run.models, pairs)
-    dense = run.pipeline.evaluate(run.models, pairs, dense=anchors)
+    run = workflow.open_run(a.spec, a.run, overrides=parse_settings(tuple(a.set)), resume=True)
+    _, _, ev = prepare_run(run)
+    pairs = run.pipeline.collate(run.data.load("val", a.pairs))
+    anchors = run.pipeline.reference_outputs(run.models, pairs)
+    dense = run.pipeline.loss_of_models(run.models, pairs, dense=anchors)
     depths = [float(d) for d in a.depths.split(",")]
     lines = [
         f"# Which units go: {run.spec.name}",
         "",
         f"Loss of the pipeline on {len(pairs)} choosing pairs above the dense one's {dense:.3f}, a share of each block "
-        f"cut and refitted, nothing trained, fp32; {cpu()['name']}.",
+        f"cut and refitted, nothing trained, fp32; {describe_cpu()['name']}.",
         "",
         "| criterion | seconds | " + " | ".join(f"{d:.0%} cut" for d in depths) + " |",
         "|---|---:" + "|---:" * len(depths) + "|",
@@ -63,11 +63,11 @@ def main() -> int:
     print("\n".join(lines), flush=True)
     for name in CRITERIA:
         began = time.perf_counter()
-        scored = rescored(run, ev, name)
+        scored = replace_scores(run, ev, name)
         took, row = time.perf_counter() - began, []
         for depth in depths:
-            models = pruned(run, scored, uniform(run, depth), refit=True)
-            row.append(run.pipeline.evaluate(models, pairs, dense=anchors) - dense)
+            models = build_pruned_models(run, scored, uniform(run, depth), refit=True)
+            row.append(run.pipeline.loss_of_models(models, pairs, dense=anchors) - dense)
         lines.append(f"| {name} | {took:.1f} | " + " | ".join(f"{x:.3f}" for x in row) + " |")
         print(lines[-1], flush=True)
     text = "\n".join([*lines, "", "Made by `python benchmarks/criteria.py`."]) + "\n"

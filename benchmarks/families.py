@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from families import FAMILIES  # noqa: E402
 
 from mmcompress.export import contract  # noqa: E402
-from mmcompress.measure.machine import cpu, versions  # noqa: E402
+from mmcompress.measure.machine import describe_cpu, package_versions  # noqa: E402
 
 COLUMNS = (
     "library",
@@ -58,7 +58,9 @@ def row(family: str) -> tuple[list[str], list[str]]:
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
     with tempfile.TemporaryDirectory() as scratch:
-        proofs = contract.library(family, model, model.library_says) + contract.prove(model, Path(scratch))
+        proofs = contract.prove_library_match(family, model, model.library_says) + contract.prove_contract(
+            model, Path(scratch)
+        )
     worst: dict[str, float] = {}
     for p in proofs:
         if (c := column(p.name)) is not None:
@@ -81,7 +83,7 @@ def main() -> None:
         lines.append(cells)
         notes += more
         print(" | ".join(cells), flush=True)
-    v = versions()
+    v = package_versions()
     text = [
         "# Model families and the proofs they pass",
         "",
@@ -98,7 +100,7 @@ def main() -> None:
         "",
         *(f"- {n}" for n in notes),
         "",
-        f"Made by `python benchmarks/families.py` on {cpu()['name']}, "
+        f"Made by `python benchmarks/families.py` on {describe_cpu()['name']}, "
         + ", ".join(f"{k} {v[k]}" for k in ("torch", "transformers", "open_clip_torch", "onnxruntime") if k in v)
         + ".",
     ]

@@ -66,9 +66,9 @@ def main() -> int:
     began = time.perf_counter()
     from mmcompress import workflow
     from mmcompress.measure import apart
-    from mmcompress.measure.latency import SECONDS
-    from mmcompress.measure.machine import cpu
-    from mmcompress.records import read
+    from mmcompress.measure.latency import COMPARISON_SECONDS
+    from mmcompress.measure.machine import describe_cpu
+    from mmcompress.records import read_record
     from mmcompress.search.executors import RayExecutor
 
     imported, main_thread = time.perf_counter() - began, threading.main_thread().ident
@@ -79,16 +79,16 @@ def main() -> int:
         stage[0] = name
         measured[name == "fit" and what.startswith("measuring")] += 1
 
-    asked, alone = Counter(), apart.apart  # of processes that only measure
+    asked, alone = Counter(), apart.benchmark_in_subprocess  # of processes that only measure
 
-    def timed(job: apart.Job, folder: Path) -> object:
+    def timed(job: apart.BenchmarkJob, folder: Path) -> object:
         started = time.perf_counter()
         seen = alone(job, folder)
         asked["wall"] += time.perf_counter() - started
-        asked["work"] += read(apart.Outcome, folder / "seen.json").seconds
+        asked["work"] += read_record(apart.BenchmarkOutcome, folder / "seen.json").seconds
         return seen
 
-    apart.apart = timed
+    apart.benchmark_in_subprocess = timed
     submit, worked = RayExecutor.submit, Counter()
 
     def counted(self: RayExecutor, *given: object) -> object:
@@ -120,11 +120,11 @@ def main() -> int:
     by["bundle"] += by["apart"] * asked["work"] / max(asked["wall"], 1e-9)
     by["start-up"] += by.pop("apart", 0.0) * (1 - asked["work"] / max(asked["wall"], 1e-9))
     trials, each = s.search.trials / s.timings["search"] * 60, s.timings["fit"] / measured[True]
-    short = max(each - SECONDS, 0.0) + SHORT
+    short = max(each - COMPARISON_SECONDS, 0.0) + SHORT
     lines = [
         f"# Wall time of one whole run: {s.pipeline} at {a.target}",
         "",
-        f"{wall:.0f} s on {cpu()['name']}, {cpu()['cores']} cores; {s.speedup:.2f}x measured.",
+        f"{wall:.0f} s on {describe_cpu()['name']}, {describe_cpu()['cores']} cores; {s.speedup:.2f}x measured.",
         "",
         "| | seconds | share |",
         "|---|---:|---:|",
@@ -136,7 +136,7 @@ def main() -> int:
         "",
         f"Trials: {trials:.0f} a minute ({s.search.trials} in {s.timings['search']:.0f} s). Exporting and measuring a "
         f"structure took {each:.1f} s, {60 / each:.1f} a minute: **{trials * each / 60:.0f}x** as many. "
-        f"With {SHORT:.0f} s of measuring instead of {SECONDS:.0f} it would be {trials * short / 60:.0f}x.",
+        f"With {SHORT:.0f} s of measuring instead of {COMPARISON_SECONDS:.0f} it would be {trials * short / 60:.0f}x.",
         "",
         "| stage | " + " | ".join(sorted({k for _, k in seconds})) + " |",
         "|---" * (1 + len({k for _, k in seconds})) + "|",

@@ -19,16 +19,16 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from mmcompress import workflow
-from mmcompress.cli.shared import settings
-from mmcompress.measure.apart import reloaded
-from mmcompress.measure.machine import commit, cpu, versions
-from mmcompress.models.sources import connect
-from mmcompress.prune.allocation import after, steps
-from mmcompress.prune.surgery import resized
-from mmcompress.records import Candidate, Prediction, read, write
-from mmcompress.report import PREDICTION
-from mmcompress.report.charts import predicted_measured
-from mmcompress.workflow.dense import REQUESTS
+from mmcompress.cli.shared import parse_settings
+from mmcompress.measure.apart import bench_repeated
+from mmcompress.measure.machine import describe_cpu, git_commit, package_versions
+from mmcompress.models.sources import set_context_lengths
+from mmcompress.prune.allocation import count_steps, units_after
+from mmcompress.prune.surgery import copy_resized
+from mmcompress.records import Candidate, Prediction, read_record, write_record
+from mmcompress.report import PREDICTION_FILE
+from mmcompress.report.charts import draw_prediction
+from mmcompress.workflow.dense import BENCH_REQUESTS
 
 
 def drawn(run, rng: np.random.Generator) -> Candidate:
@@ -40,7 +40,7 @@ def drawn(run, rng: np.random.Generator) -> Candidate:
         for b in blocks:
             high = getattr(run.space.dimensions.get(f"nodes.{n}.prune.{b.group}"), "high", 0) or 0
             share = float(np.clip(rng.normal(much, 0.2), 0, high))
-            kept[n][b.name] = int(after(b, round(share * steps(b))))
+            kept[n][b.name] = int(units_after(b, round(share * count_steps(b))))
         drop = getattr(run.space.dimensions.get(f"nodes.{n}.prune.drop"), "high", 0) or 0
         some, most = [b.name for b in blocks if b.drop], int(rng.integers(0, int(drop) + 1))
         kept[n] |= dict.fromkeys(rng.permutation(some)[: most * int(rng.integers(0, 2))].tolist(), 0)
@@ -51,7 +51,7 @@ def result(pipeline: str, x: list[float], y: list[float]) -> Prediction:
     """Predicted milliseconds x against measured y."""
     error = float(np.mean(np.abs(np.array(x) / np.array(y) - 1)))
     rank = float(spearmanr(x, y).statistic) if len(x) > 2 else 0.0
-    return Prediction(pipeline, error, rank, tuple(x), tuple(y), cpu(), commit(), versions())
+    return Prediction(pipeline, error, rank, tuple(x), tuple(y), describe_cpu(), git_commit(), package_versions())
 
 
 def main() -> int:
@@ -65,32 +65,34 @@ def main() -> int:
     p.add_argument("--resume", action="store_true", help="go on with the structures that the run folder has")
     p.add_argument("--set", action="append", default=[], help="as the run was started with")
     a = p.parse_args()
-    run = workflow.open_run(a.spec, a.run, overrides=settings(tuple(a.set)), resume=True)
-    dense = workflow.profile(run)
-    predict = workflow.predictor(run, dense)
-    requests = run.requests(REQUESTS)[: len(dense.said)]
+    run = workflow.open_run(a.spec, a.run, overrides=parse_settings(tuple(a.set)), resume=True)
+    dense = workflow.profile_pipeline(run)
+    predict = workflow.build_predictor(run, dense)
+    requests = run.requests(BENCH_REQUESTS)[: len(dense.traces)]
     bundles, threads = {"new": a.run / "scratch", "dense": a.run / "baseline"}, run.spec.measure.threads
-    known = read(Prediction, a.run / PREDICTION) if a.resume and (a.run / PREDICTION).exists() else None
+    known = (
+        read_record(Prediction, a.run / PREDICTION_FILE) if a.resume and (a.run / PREDICTION_FILE).exists() else None
+    )
     x, y = (list(known.predicted_ms), list(known.measured_ms)) if known else ([], [])
     rng = np.random.default_rng(a.seed)
     for i in range(a.count):
         c = drawn(run, rng)
         if i < len(x):
             continue
-        models = {n: resized(m, c.kept[n]) for n, m in run.models.items()}
-        connect(run.spec, models)
-        run.bundle(models, c.precision, c.kept, a.run / "scratch", prove=False)
-        found = reloaded(bundles, threads, requests, 3, 10_000, dense.said, a.seconds)
+        models = {n: copy_resized(m, c.kept_units[n]) for n, m in run.models.items()}
+        set_context_lengths(run.spec, models)
+        run.write_bundle(models, c.precision, c.kept_units, a.run / "scratch", prove=False)
+        found = bench_repeated(bundles, threads, requests, 3, 10_000, dense.traces, a.seconds)
         share = float(np.median(found["new"].ms) / np.median(found["dense"].ms))
         x.append(predict(c))
         y.append(share * dense.latency_ms.p50)
         print(f"{i + 1:3d}  predicted {x[-1]:8.2f} ms, measured {y[-1]:8.2f} ms", flush=True)
         told = result(run.spec.name, x, y)
-        write(a.run / PREDICTION, told)
+        write_record(a.run / PREDICTION_FILE, told)
     shutil.rmtree(a.run / "scratch", ignore_errors=True)
     told = result(run.spec.name, x, y)
-    write(Path(f"{a.out}-{run.spec.name}.json"), told)
-    Path(f"{a.out}-{run.spec.name}.svg").write_text(predicted_measured(x, y))
+    write_record(Path(f"{a.out}-{run.spec.name}.json"), told)
+    Path(f"{a.out}-{run.spec.name}.svg").write_text(draw_prediction(x, y))
     figures = f"mean absolute error {told.mean_absolute_error:.1%}, Spearman {told.spearman:.3f}"
     print(f"{told.pipeline}: {figures} over {len(x)} structures")
     return 0

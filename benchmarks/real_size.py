@@ -98,7 +98,7 @@ def main() -> int:
         f"nodes.eyes.source=transformers:{weights.resolve()}",
         f"nodes.captioner.source=transformers:{weights.resolve()}",
         f"data.calibration={a.pairs}",
-        f"data.choosing={a.pairs}",
+        f"data.validation_pairs={a.pairs}",
         "distill.steps=0",
     ]
     command = [sys.executable, "-m", "mmcompress.cli", "run", str(ROOT / "pipelines" / "clip_blip_base.yaml")]

@@ -17,12 +17,12 @@ from pathlib import Path
 import torch
 
 from mmcompress.data import open_dataset
-from mmcompress.metrics.pairs import Answers, judge
-from mmcompress.metrics.tally import quality
-from mmcompress.models.sources import locate
-from mmcompress.records import read
-from mmcompress.runtime import load
-from mmcompress.runtime.decode import repeated
+from mmcompress.metrics.pairs import Answers, score_answers
+from mmcompress.metrics.tally import estimate_quality
+from mmcompress.models.sources import locate_source
+from mmcompress.records import read_record
+from mmcompress.runtime import load_bundle
+from mmcompress.runtime.decode import count_repeated_tail
 from mmcompress.spec.schema import Spec
 
 
@@ -34,7 +34,7 @@ def parting(mine: list[int], theirs: list[int]) -> int:
 
 def guarded(ids: list[int]) -> int:
     """The tokens after which the guard would have ended it."""
-    return next((i for i in range(len(ids)) if repeated(ids[:i])), len(ids) + 1)
+    return next((i for i in range(len(ids)) if count_repeated_tail(ids[:i])), len(ids) + 1)
 
 
 def main() -> int:
@@ -44,13 +44,13 @@ def main() -> int:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("run", type=Path, help="a finished run of pipelines/speech_search.yaml")
     a = p.parse_args()
-    spec = read(Spec, a.run / "spec.json")
+    spec = read_record(Spec, a.run / "spec.json")
     generator, node = next((n, x) for n, x in spec.nodes.items() if x.kind == "text_decoder")
     encoder = node.inputs["context"].split(".")[0]
-    _, folder, name, _ = locate(node.source)
+    _, folder, name, _ = locate_source(node.source)
     library = WhisperForConditionalGeneration.from_pretrained(folder or name).eval()
     features = WhisperFeatureExtractor(feature_size=library.config.num_mel_bins)
-    bundle = load(a.run / "baseline")
+    bundle = load_bundle(a.run / "baseline")
     writer = bundle.nodes[generator]
     tokenizer: Tokenizer = writer.tokenizer
     writer.generation = replace(writer.generation, guard=False)  # the library has none
@@ -84,7 +84,7 @@ def main() -> int:
                     kept.append(tokenizer.decode(ids))
     print(f"{same} of {total} clips: the library's tokens exactly")
     for who, kept in zip(("deployed", "library"), texts, strict=True):
-        q = quality(judge(Answers(tuple(kept), tuple(said)), ["wer"])["wer"])
+        q = estimate_quality(score_answers(Answers(tuple(kept), tuple(said)), ["wer"])["wer"])
         print(f"{who}: WER {q.value:.2%} ({q.low:.2%} - {q.high:.2%}) on {q.n} test clips")
     return int(wrong > 0)
 

@@ -16,14 +16,14 @@ from typing import Any
 __version__ = "0.1.0"
 
 _NAMES = {
-    "load_spec": "mmcompress.spec.loader:load",
+    "load_spec": "mmcompress.spec.loader:load_spec",
     "run": "mmcompress.workflow:run",
     "run_targets": "mmcompress.workflow:run_targets",
     "open_run": "mmcompress.workflow:open_run",
     "profile": "mmcompress.workflow:profile",
     "load_summary": "mmcompress.report:load_summary",
     "write_report": "mmcompress.report:write_report",
-    "load_bundle": "mmcompress.runtime.pipeline:load",
+    "load_bundle": "mmcompress.runtime.pipeline:load_bundle",
     "MmcompressError": "mmcompress.errors:MmcompressError",
 }
 __all__ = ["__version__", *_NAMES]

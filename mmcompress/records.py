@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from mmcompress.errors import DataError
-from mmcompress.registry import Registry, nearest
+from mmcompress.registry import Registry, suggest_nearest
 
 T = TypeVar("T")
-Kept = dict[str, int]
+KeptUnits = dict[str, int]
 """Units kept per block of one node."""
 
 
-class Invalid(Exception):
+class InvalidValue(Exception):
     """A value that does not fit its type. `path` leads to it from the root."""
 
     def __init__(self, path: tuple[str, ...], message: str):
@@ -32,27 +32,27 @@ class Invalid(Exception):
         return type(self), (self.path, self.message)
 
 
-def build(cls: type[T], data: Any, path: tuple[str, ...] = ()) -> T:
+def build_record(cls: type[T], data: Any, path: tuple[str, ...] = ()) -> T:
     """Make a dataclass from plain data, checking names and types on the way. Raises `Invalid`."""
     if not isinstance(data, dict):
-        raise Invalid(path, f"expected a mapping, got {data!r}")
+        raise InvalidValue(path, f"expected a mapping, got {data!r}")
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in fields:
-            raise Invalid((*path, str(key)), f"unknown key '{key}'; {nearest(key, fields)}")
+            raise InvalidValue((*path, str(key)), f"unknown key '{key}'; {suggest_nearest(key, fields)}")
     values = {}
     for name, f in fields.items():
         if name in data:
             values[name] = _value(hints[name], data[name], (*path, name))
             registry: Registry | None = f.metadata.get("registry")
             if registry and isinstance(values[name], str) and (problem := registry.problem(values[name])):
-                raise Invalid((*path, name), problem)
+                raise InvalidValue((*path, name), problem)
             check = f.metadata.get("check")
             if check and values[name] is not None and (problem := check(values[name])):
-                raise Invalid((*path, name), f"{problem}, got {values[name]!r}")
+                raise InvalidValue((*path, name), f"{problem}, got {values[name]!r}")
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise Invalid(path, f"'{name}' is missing")
+            raise InvalidValue(path, f"'{name}' is missing")
     return cls(**values)
 
 
@@ -67,64 +67,64 @@ def _value(hint: Any, value: Any, path: tuple[str, ...]) -> Any:
         for option in options[:-1]:
             try:
                 return _value(option, value, path)
-            except Invalid:
+            except InvalidValue:
                 continue
         return _value(options[-1], value, path)
     if origin is typing.Literal:
         if value not in args:
-            raise Invalid(path, f"unknown value '{value}'; {nearest(value, args)}")
+            raise InvalidValue(path, f"unknown value '{value}'; {suggest_nearest(value, args)}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple):
-            raise Invalid(path, f"expected a list, got {value!r}")
+            raise InvalidValue(path, f"expected a list, got {value!r}")
         if args[-1] is not Ellipsis and len(args) != len(value):
-            raise Invalid(path, f"expected {len(args)} values, got {value!r}")
+            raise InvalidValue(path, f"expected {len(args)} values, got {value!r}")
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
         return tuple(_value(k, v, (*path, str(i))) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
     if origin is list:
         if not isinstance(value, list):
-            raise Invalid(path, f"expected a list, got {value!r}")
+            raise InvalidValue(path, f"expected a list, got {value!r}")
         return [_value(args[0], v, (*path, str(i))) for i, v in enumerate(value)]
     if origin is dict:
         if not isinstance(value, dict):
-            raise Invalid(path, f"expected a mapping, got {value!r}")
+            raise InvalidValue(path, f"expected a mapping, got {value!r}")
         return {str(k): _value(args[1], v, (*path, str(k))) for k, v in value.items()}
     if dataclasses.is_dataclass(hint):
-        return build(hint, value, path)  # type: ignore[arg-type]
+        return build_record(hint, value, path)  # type: ignore[arg-type]
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise Invalid(path, f"expected {hint.__name__}, got {value!r}")
+        raise InvalidValue(path, f"expected {hint.__name__}, got {value!r}")
     return value
 
 
-def plain(obj: Any) -> Any:
+def to_plain(obj: Any) -> Any:
     """A record as JSON-ready data."""
     if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return {f.name: plain(getattr(obj, f.name)) for f in dataclasses.fields(obj) if f.init}
+        return {f.name: to_plain(getattr(obj, f.name)) for f in dataclasses.fields(obj) if f.init}
     if isinstance(obj, dict):
-        return {str(k): plain(v) for k, v in obj.items()}
+        return {str(k): to_plain(v) for k, v in obj.items()}
     if isinstance(obj, list | tuple):
-        return [plain(v) for v in obj]
+        return [to_plain(v) for v in obj]
     return obj
 
 
-def write(path: Path, obj: Any, indent: int | None = 1) -> Path:
+def write_record(path: Path, obj: Any, indent: int | None = 1) -> Path:
     """Write a record as JSON, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(plain(obj), indent=indent) + "\n")
+    new.write_text(json.dumps(to_plain(obj), indent=indent) + "\n")
     new.replace(path)
     return path
 
 
-def read(cls: type[T], path: Path) -> T:
+def read_record(cls: type[T], path: Path) -> T:
     """A record written before. Raises `DataError` when the file is missing, damaged or of another version."""
     try:
-        return build(cls, json.loads(path.read_text()))
+        return build_record(cls, json.loads(path.read_text()))
     except (OSError, ValueError) as e:
         raise DataError(f"{path}: can't be read: {e}") from e
-    except Invalid as e:
+    except InvalidValue as e:
         raise DataError(f"{path}: damaged, or written by another version: {e}") from e
 
 
@@ -152,28 +152,28 @@ class Block:
 
     name: str
     kind: str
-    out: str
+    reader: str
     writers: tuple[Writer, ...]
     units: int
     width: int
-    step: int
+    granularity: int
     module: str
     reads: tuple[str, ...]
     drop: tuple[tuple[str, str], ...]
-    through: tuple[str, ...] = ()
-    also: tuple[str, ...] = ()
-    ordered: bool = False
+    per_channel: tuple[str, ...] = ()
+    extra_readers: tuple[str, ...] = ()
+    prefix_only: bool = False
     """Units go from the end alone (the window of an audio encoder)."""
 
     @property
-    def weight(self) -> int:
+    def rows_and_columns_per_unit(self) -> int:
         """What a unit counts where shares of several blocks are added up: its rows of writers and columns of `out`."""
         return self.width + sum(w.parts * w.width for w in self.writers)
 
     @property
-    def least(self) -> int:
+    def min_units(self) -> int:
         """The fewest units that may be left."""
-        return 0 if self.drop else min(self.step, self.units)
+        return 0 if self.drop else min(self.granularity, self.units)
 
     @property
     def group(self) -> str:
@@ -190,7 +190,7 @@ class Latency:
     p50: float
     p95: float
     n: int
-    spread: float = 0.0
+    iqr: float = 0.0
     """Interquartile range."""
 
 
@@ -202,7 +202,7 @@ class Quality:
     low: float
     high: float
     n: int
-    error: bool = False
+    is_error_rate: bool = False
     """An error rate: lower is better."""
 
 
@@ -222,11 +222,11 @@ class Proof:
 class Candidate:
     """A structure and the precision of each node: all that a trial decides."""
 
-    kept: dict[str, Kept]
+    kept_units: dict[str, KeptUnits]
     precision: dict[str, str]
 
     def key(self) -> str:
-        return json.dumps(plain(self), sort_keys=True)
+        return json.dumps(to_plain(self), sort_keys=True)
 
 
 @dataclass(frozen=True)
@@ -240,7 +240,7 @@ class Trial:
     latency_ms: float
     loss: float
     quality: dict[str, float]
-    seconds: float
+    evaluation_seconds: float
     worker: str = ""
 
 
@@ -267,7 +267,7 @@ class Attempt:
     target_ms: float
     margin: float = 0.0
     """What the measurement may be off by."""
-    nodes: dict[str, float] = field(default_factory=dict)
+    node_ratios: dict[str, float] = field(default_factory=dict)
     """p50 of each node over that of the dense one beside it."""
 
 
@@ -316,9 +316,9 @@ class Target:
     fixed_ms: float = 0.0
     latency_ms_p50: float | None = None
     """The same as `latency_ms` where the target is a median."""
-    unmet: tuple[str, ...] = ()
-    fixed: dict[str, float] = field(default_factory=dict)
-    lowest: dict[str, float] = field(default_factory=dict)
+    exceeded_bounds: tuple[str, ...] = ()
+    fixed_ms_by_node: dict[str, float] = field(default_factory=dict)
+    lowest_reachable: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -328,9 +328,9 @@ class SearchResult:
     failed: int
     seconds: float
     workers: dict[str, int] = field(default_factory=dict)
-    splits: tuple[float, ...] = ()
+    split_losses: tuple[float, ...] = ()
     """Least loss of a split of the budget, round by round: damage was measured anew in between. `judged`: for it."""
-    judged: int = 0
+    linearization_evaluations: int = 0
 
 
 @dataclass(frozen=True)
@@ -346,9 +346,9 @@ class Summary:
     predicted_latency_ms_p50: float
     unimodal_ratio: float
     cross_modal_ratio: float | None
-    kept: dict[str, Kept]
+    kept_units: dict[str, KeptUnits]
     blocks: dict[str, tuple[Block, ...]]
-    modality: dict[str, dict[str, str]]
+    cross_modal_reasons: dict[str, dict[str, str]]
     proofs: tuple[Proof, ...]
     search: SearchResult
     trials: tuple[Trial, ...]
@@ -362,19 +362,19 @@ class Summary:
     command: str
     device: str = ""
     """Fingerprint of the device that the latencies are of; those of no samples (n = 0) are predicted, not measured."""
-    peak_mb: float = 0.0
+    peak_memory_mb: float = 0.0
     """Peak resident memory of the process that drove the run; workers come on top."""
-    losses: tuple[float, ...] = ()
+    validation_losses: tuple[float, ...] = ()
     """The pipeline's own loss on choosing pairs: dense, before training, on the way through it, and at the end."""
     samples: tuple[dict[str, str], ...] = ()
-    quality_extra: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
+    extra_splits: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
     """Further splits, reported apart: split -> side -> metric."""
     attempts: tuple[Attempt, ...] = ()
     """Structures measured whole on the way to this one, in order."""
-    sittings: int = 0
+    bench_repeats: int = 0
     """In how many parts the latency of both sides was measured."""
-    usual: float = 1.0
+    machine_speed_factor: float = 1.0
     """The factor from what the result took of the dense pipeline to what it takes on this machine usually, as whole
     pipelines of its precisions show, measured now and all through the run; 1 where none was."""
-    meant: float = 1.0
+    aimed_share: float = 1.0
     """The share of the target that its structure was chosen for."""

@@ -11,7 +11,7 @@ import importlib
 from typing import Any
 
 
-def nearest(name: str, known: object) -> str:
+def suggest_nearest(name: str, known: object) -> str:
     """A tail for an error message: the nearest of the known names, then all of them."""
     names = sorted(str(k) for k in known)  # type: ignore[attr-defined]
     close = difflib.get_close_matches(str(name), names, 1)
@@ -19,7 +19,7 @@ def nearest(name: str, known: object) -> str:
     return f"{hint}(known: {', '.join(names)})"
 
 
-def resolve(target: str) -> Any:
+def resolve_entry(target: str) -> Any:
     """The attribute behind `module:attribute`."""
     module, attribute = target.split(":")
     return getattr(importlib.import_module(module), attribute)
@@ -43,17 +43,19 @@ class Registry:
 
     def problem(self, name: str) -> str | None:
         """What is wrong with `name`, or None."""
-        return None if name in self._entries else f"unknown {self.what} '{name}'; {nearest(name, self._entries)}"
+        return (
+            None if name in self._entries else f"unknown {self.what} '{name}'; {suggest_nearest(name, self._entries)}"
+        )
 
     def get(self, name: str) -> Any:
         """The entry. Raises `KeyError` with the nearest name when there is none."""
         if problem := self.problem(name):
             raise KeyError(problem)
         target = self._entries[name][0]
-        return resolve(target) if isinstance(target, str) else target
+        return resolve_entry(target) if isinstance(target, str) else target
 
 
-class Mixtures(Registry):
+class MixtureRegistry(Registry):
     """A registry whose entries can be added up: `fisher + 0.5 * magnitude`. `mix` makes one of (weight, entry)."""
 
     def __init__(self, what: str, mix: str, entries: dict[str, tuple[Any, str]]):
@@ -79,36 +81,51 @@ class Mixtures(Registry):
         parts = self._parts(name)
         if len(parts) == 1:
             return super().get(parts[0][1])
-        return resolve(self.mix)([(float(w), super(Mixtures, self).get(entry)) for w, entry in parts])
+        return resolve_entry(self.mix)([(float(w), super(MixtureRegistry, self).get(entry)) for w, entry in parts])
 
 
-IMPORTANCE = Mixtures(
+IMPORTANCE = MixtureRegistry(
     "importance",
-    "mmcompress.prune.importance:mixture",
+    "mmcompress.prune.importance:mix_criteria",
     {
-        "fisher": ("mmcompress.prune.importance:fisher", "sum over pairs of the squared gradient of a unit's mask"),
-        "taylor": ("mmcompress.prune.importance:taylor", "absolute mean gradient of a unit's mask"),
-        "magnitude": ("mmcompress.prune.importance:magnitude", "L2 norm of all weights of a unit, written and read"),
-        "activation": ("mmcompress.prune.importance:activation", "weight norm times input norm (Wanda)"),
-        "fluctuation": ("mmcompress.prune.importance:fluctuation", "weight norm times input variance (FLAP)"),
+        "fisher": (
+            "mmcompress.prune.importance:score_by_fisher",
+            "sum over pairs of the squared gradient of a unit's mask",
+        ),
+        "taylor": ("mmcompress.prune.importance:score_by_taylor", "absolute mean gradient of a unit's mask"),
+        "magnitude": (
+            "mmcompress.prune.importance:score_by_magnitude",
+            "L2 norm of all weights of a unit, written and read",
+        ),
+        "activation": ("mmcompress.prune.importance:score_by_activation", "weight norm times input norm (Wanda)"),
+        "fluctuation": ("mmcompress.prune.importance:score_by_fluctuation", "weight norm times input variance (FLAP)"),
         "reconstruction": (
-            "mmcompress.prune.importance:reconstruction",
+            "mmcompress.prune.importance:score_by_reconstruction",
             "error of the block's output when the rest is refitted (ZipLM)",
         ),
-        "magnitude_l1": ("mmcompress.prune.importance:magnitude_l1", "L1 norm of the same weights"),
-        "movement": ("mmcompress.prune.importance:movement", "how far fine-tuning moves a unit away from zero"),
-        "random": ("mmcompress.prune.importance:random", "the control"),
+        "magnitude_l1": ("mmcompress.prune.importance:score_by_magnitude_l1", "L1 norm of the same weights"),
+        "movement": (
+            "mmcompress.prune.importance:score_by_movement",
+            "how far fine-tuning moves a unit away from zero",
+        ),
+        "random": ("mmcompress.prune.importance:score_at_random", "the control"),
     },
 )
-ALLOCATION = Registry(
+ALLOCATIONS = Registry(
     "allocation",
     {
-        "knapsack": ("mmcompress.prune.allocation:knapsack", "least measured damage at the ratio of the group"),
-        "ranked": ("mmcompress.prune.allocation:ranked", "least important units of the group, over all its layers"),
-        "uniform": ("mmcompress.prune.allocation:uniform", "the same ratio in every layer"),
+        "knapsack": (
+            "mmcompress.prune.allocation:allocate_by_knapsack",
+            "least measured damage at the ratio of the group",
+        ),
+        "ranked": (
+            "mmcompress.prune.allocation:allocate_by_rank",
+            "least important units of the group, over all its layers",
+        ),
+        "uniform": ("mmcompress.prune.allocation:allocate_uniformly", "the same ratio in every layer"),
     },
 )
-DATA = Registry(
+DATA_KINDS = Registry(
     "data kind",
     {
         "emoji_scenes": ("mmcompress.data.emoji_scenes:EmojiScenes", "captioned scenes drawn at run time"),
@@ -122,13 +139,16 @@ DATA = Registry(
 METRICS = Registry(
     "metric",
     {
-        "retrieval": ("mmcompress.metrics.pairs:retrieval", "R@1 image to text and text to image"),
-        "caption": ("mmcompress.metrics.pairs:caption", "exact match of the pipeline's caption"),
-        "wer": ("mmcompress.metrics.speech:wer", "word error rate of what was heard"),
-        "endings": ("mmcompress.metrics.pairs:endings", "share of texts that end by themselves"),
-        "agreement": ("mmcompress.metrics.pairs:agreement", "share of answers that are those of the dense pipeline"),
+        "retrieval": ("mmcompress.metrics.pairs:score_retrieval", "R@1 image to text and text to image"),
+        "caption": ("mmcompress.metrics.pairs:score_captions", "exact match of the pipeline's caption"),
+        "wer": ("mmcompress.metrics.speech:score_word_errors", "word error rate of what was heard"),
+        "endings": ("mmcompress.metrics.pairs:score_endings", "share of texts that end by themselves"),
+        "agreement": (
+            "mmcompress.metrics.pairs:score_agreement",
+            "share of answers that are those of the dense pipeline",
+        ),
         "embedding": (
-            "mmcompress.metrics.pairs:embedding",
+            "mmcompress.metrics.pairs:score_embeddings",
             "R@1, among the dense ones, of embeddings that no join compares",
         ),
     },
@@ -158,14 +178,14 @@ EXECUTORS = Registry(
     "executor",
     {
         "ray": ("mmcompress.search.executors:RayExecutor", "Ray workers, on this machine or a cluster"),
-        "process": ("mmcompress.search.executors:process_executor", "processes of this machine, without Ray"),
+        "process": ("mmcompress.search.executors:make_process_executor", "processes of this machine, without Ray"),
         "inline": ("mmcompress.search.executors:InlineExecutor", "this process, one trial after the other"),
     },
 )
 PRECISIONS = Registry(
     "precision",
     {
-        "fp32": ("mmcompress.quantize:NONE", "as trained"),
+        "fp32": ("mmcompress.quantize:FP32", "as trained"),
         "int8": ("mmcompress.quantize.precision:INT8", "dynamic, 7-bit weights per channel: right on any CPU"),
         "int8_full": ("mmcompress.quantize.precision:INT8_FULL", "dynamic, 8-bit weights: for CPUs with VNNI alone"),
         "uint8": ("mmcompress.quantize.precision:UINT8", "dynamic, asymmetric 8-bit weights"),
@@ -179,18 +199,18 @@ PRECISIONS = Registry(
 SAMPLERS = Registry(
     "sampler",
     {
-        "tpe": ("mmcompress.search.samplers:tpe", "tree-structured Parzen estimator, multivariate"),
-        "gp": ("mmcompress.search.samplers:gp", "Gaussian process"),
-        "nsga2": ("mmcompress.search.samplers:nsga2", "the genetic algorithm NSGA-II"),
-        "cmaes": ("mmcompress.search.samplers:cmaes", "CMA-ES over the ranges, choices at random"),
-        "random": ("mmcompress.search.samplers:random", "the control"),
+        "tpe": ("mmcompress.search.samplers:make_tpe", "tree-structured Parzen estimator, multivariate"),
+        "gp": ("mmcompress.search.samplers:make_gp", "Gaussian process"),
+        "nsga2": ("mmcompress.search.samplers:make_nsga2", "the genetic algorithm NSGA-II"),
+        "cmaes": ("mmcompress.search.samplers:make_cmaes", "CMA-ES over the ranges, choices at random"),
+        "random": ("mmcompress.search.samplers:make_random", "the control"),
     },
 )
-ALL = {
+PLUG_POINTS = {
     "models": FAMILIES,
     "importance": IMPORTANCE,
-    "allocation": ALLOCATION,
-    "data": DATA,
+    "allocation": ALLOCATIONS,
+    "data": DATA_KINDS,
     "metrics": METRICS,
     "executors": EXECUTORS,
     "samplers": SAMPLERS,

@@ -112,11 +112,11 @@ data:
   kind: emoji_scenes
   options: {image_size: 32, test: 24, val: 16}
   calibration: 16
-  choosing: 16
+  validation_pairs: 16
 target: 1.2x
 distill: {steps: 4, minutes: 1, batch: 4}
-search: {trials: 4, mutations: 2, executor: inline, workers: 1, rounds: 1}
-measure: {threads: 1, warmup: 1, rounds: 8, memory: false}
+search: {trials: 4, level_switches: 2, executor: inline, workers: 1, max_artifacts: 1}
+measure: {threads: 1, warmup: 1, requests: 8, memory: false}
 """
 
 
@@ -137,8 +137,8 @@ def quiet_torch(request):
 
     fit = import_module("mmcompress.workflow.fit")  # the package has a function of this name
     torch.set_num_threads(1)
-    fit.ATTEMPTS, conclude.MORE, apart.apart = 2, 0, apart.here
-    trainer.quicker_in_bf16 = lambda: False  # the answer may change from one process to the next
+    fit.ATTEMPTS, conclude.EXTRA_BENCH_REPEATS, apart.benchmark_in_subprocess = 2, 0, apart.bench_in_process
+    trainer.is_bf16_faster = lambda: False  # the answer may change from one process to the next
     if (seed := request.config.getoption("--moods")) is not None:
         _moody_(random.Random(seed))
 
@@ -147,7 +147,7 @@ def _moody_(lot: random.Random) -> None:
     from mmcompress.measure import apart, latency, readings, table
 
     off = lambda: lot.lognormvariate(0.0, 0.15)
-    here, quiet = apart.here, latency.quiet
+    here, quiet = apart.bench_in_process, latency.min_of_medians
 
     def moody(job, folder):
         found = {}
@@ -155,12 +155,12 @@ def _moody_(lot: random.Random) -> None:
             by = off()
             torn = lot.uniform(1.0, 4.0) if lot.random() < 0.2 else 1.0  # interrupted at another node every time
             times = lambda row, by=by: [by * ms for ms in row]
-            nodes, inside = ({k: times(v) for k, v in rows.items()} for rows in (s.nodes, s.inside))
+            nodes, inside = ({k: times(v) for k, v in rows.items()} for rows in (s.nodes, s.in_session))
             found[n] = replace(s, ms=[torn * ms for ms in times(s.ms)], nodes=nodes, inside=inside)
         return found
 
-    apart.apart = moody
-    readings.quiet = table.quiet = lambda *a, **k: off() * quiet(*a, **k)
+    apart.benchmark_in_subprocess = moody
+    readings.min_of_medians = table.min_of_medians = lambda *a, **k: off() * quiet(*a, **k)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -197,9 +197,9 @@ def one_round(monkeypatch):
 
 @pytest.fixture(scope="session")
 def spec(tiny):
-    from mmcompress.spec.loader import load
+    from mmcompress.spec.loader import load_spec
 
-    return load(tiny / "spec.yaml")
+    return load_spec(tiny / "spec.yaml")
 
 
 @pytest.fixture()
@@ -222,7 +222,7 @@ def pipeline(spec, models):
 def batch(spec, pipeline):
     from mmcompress.data import open_dataset
 
-    return pipeline.batch(open_dataset(spec.data).load("train", 12))
+    return pipeline.collate(open_dataset(spec.data).load("train", 12))
 
 
 @pytest.fixture(scope="session")

@@ -63,7 +63,7 @@ def _image(config: str, tower: str, model_type: str, **extra: object) -> Model:
 
     c = getattr(transformers, config)(**VISION, **extra)
     c._attn_implementation = "eager"
-    return _tower(_stirred(getattr(transformers, tower)(c)), encoders.IMAGE[model_type])
+    return _tower(_stirred(getattr(transformers, tower)(c)), encoders.IMAGE_FAMILIES[model_type])
 
 
 def _tower(raw: torch.nn.Module, row: object) -> Model:
@@ -82,8 +82,8 @@ def _part_of(model_type: str, whole: torch.nn.Module) -> Model:
     """The image tower in a model that is loaded whole."""
     from mmcompress.models import encoders
 
-    row = encoders.IMAGE[model_type]
-    return _tower(row.part(_stirred(whole)), row)
+    row = encoders.IMAGE_FAMILIES[model_type]
+    return _tower(row.find_tower(_stirred(whole)), row)
 
 
 def _text(config: str, tower: str, model_type: str, masked: bool, **extra: object) -> Model:
@@ -93,7 +93,7 @@ def _text(config: str, tower: str, model_type: str, masked: bool, **extra: objec
 
     c = getattr(transformers, config)(**TEXT, **extra)
     c._attn_implementation = "eager"
-    tower_, row = _stirred(getattr(transformers, tower)(c)), encoders.TEXT[model_type]
+    tower_, row = _stirred(getattr(transformers, tower)(c)), encoders.TEXT_FAMILIES[model_type]
     whole = copy.deepcopy(tower_)
 
     def says(ids: torch.Tensor) -> torch.Tensor:
@@ -143,7 +143,7 @@ def _audio() -> Model:
 
 
 def _decoder(whole: torch.nn.Module, model_type: str, beams: int = 3) -> Model:
-    from mmcompress.models.generators import assemble
+    from mmcompress.models.generators import assemble_decoder
 
     raw = copy.deepcopy(_stirred(whole))
 
@@ -155,7 +155,7 @@ def _decoder(whole: torch.nn.Module, model_type: str, beams: int = 3) -> Model:
             return raw(encoder_outputs=given, decoder_input_ids=ids).logits
         return raw(input_ids=ids, encoder_hidden_states=context).logits
 
-    return _with(assemble(whole, model_type, TOKENIZER(), beams, 14), says)
+    return _with(assemble_decoder(whole, model_type, TOKENIZER(), beams, 14), says)
 
 
 def _mbart() -> Model:
@@ -234,7 +234,7 @@ def _t5(gated: bool) -> Model:
 
 
 def _git() -> Model:
-    from mmcompress.models.prefix import assemble
+    from mmcompress.models.prefix import assemble_prefix_decoder
 
     raw = copy.deepcopy(whole := _stirred(_git_whole()))
     raw.git.image_encoder = Says()
@@ -243,7 +243,7 @@ def _git() -> Model:
         raw.git.image_encoder.context = context
         return raw(pixel_values=torch.zeros(len(ids), 3, 32, 32), input_ids=ids).logits[:, -ids.shape[1] :]
 
-    return _with(assemble(whole, "git", TOKENIZER(), 3, 14), says)
+    return _with(assemble_prefix_decoder(whole, "git", TOKENIZER(), 3, 14), says)
 
 
 def _git_whole() -> torch.nn.Module:
@@ -253,11 +253,11 @@ def _git_whole() -> torch.nn.Module:
 
 
 def _llava(prompt: str = "") -> Model:
-    from mmcompress.models.prefix import assemble
+    from mmcompress.models.prefix import assemble_prefix_decoder
 
     raw = copy.deepcopy(whole := _stirred(_llava_whole(260 if prompt else 60)))
     raw.model.vision_tower = Says()
-    model = assemble(whole, "llava", TOKENIZER(), 3, 14, prompt)
+    model = assemble_prefix_decoder(whole, "llava", TOKENIZER(), 3, 14, prompt)
 
     def says(ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         raw.model.vision_tower.context = context
@@ -358,7 +358,7 @@ def _coca_decoder() -> Model:
         words = whole._encode_text(ids)[1]
         return whole.text_decoder(context, words)
 
-    return _with(open_clip.caption_decoder(raw, TOKENIZER(), 3, 14), says)
+    return _with(open_clip.build_caption_decoder(raw, TOKENIZER(), 3, 14), says)
 
 
 VIT = {"width": 32, "layers": 2, "head_width": 8, "patch_size": 16}

@@ -44,14 +44,14 @@ def spec_folders(folder: Path) -> dict[str, Path]:
 
 
 CHANGES = {
-    "image": {"target": "1.6x", "search.trials": 6, "search.mutations": 4},
-    "speech": {"target": "1.4x", "search.trials": 4, "search.mutations": 3},
+    "image": {"target": "1.6x", "search.trials": 6, "search.level_switches": 4},
+    "speech": {"target": "1.4x", "search.trials": 4, "search.level_switches": 3},
 }
 COMMON = {
     "measure.threads": 1,
     "search.executor": "inline",
     "distill.precision": "fp32",
-    "distill.gentle": False,
+    "distill.find_learning_rate": False,
     "distill.minutes": 100_000,
     "distill.steps": 6,
 }
@@ -85,7 +85,7 @@ def record_of(summary: Any, manifest: dict[str, Any]) -> dict[str, Any]:
             {
                 "origin": t.origin,
                 "overrides": t.overrides,
-                "units": t.candidate.kept,
+                "units": t.candidate.kept_units,
                 "precision": t.candidate.precision,
                 "latency": t.latency_ms,
                 "loss": t.loss,
@@ -99,7 +99,7 @@ def record_of(summary: Any, manifest: dict[str, Any]) -> dict[str, Any]:
         fixed = {k: v for k, v in node.items() if k in ("kind", "inputs", "config", "precision", "params", "structure")}
         nodes[name] = {**fixed, "graphs": sorted(node.get("files", {}))}
     return {
-        "units": summary.kept,
+        "units": summary.kept_units,
         "trials": trials,
         "proofs": proofs,
         "graph": {"inputs": graph["inputs"], "outputs": graph["outputs"], "nodes": nodes},
@@ -114,8 +114,8 @@ def record_of(summary: Any, manifest: dict[str, Any]) -> dict[str, Any]:
             side: {name: [q.value, q.low, q.high, q.n] for name, q in getattr(summary, side).quality.items()}
             for side in ("baseline", "compressed")
         },
-        "losses": list(summary.losses),
-        "splits": list(summary.search.splits),
+        "losses": list(summary.validation_losses),
+        "splits": list(summary.search.split_losses),
     }
 
 
@@ -152,12 +152,12 @@ def weight_differences(want: dict[str, np.ndarray], have: dict[str, np.ndarray])
 
 def machine() -> dict[str, Any]:
     """What rounding depends on."""
-    from mmcompress.measure.machine import versions
-    from mmcompress.runtime.cpu import cpu
+    from mmcompress.measure.machine import package_versions
+    from mmcompress.runtime.cpu import describe_cpu
 
-    known = versions()
+    known = package_versions()
     packages = {p: known.get(p, "") for p in ("torch", "onnxruntime", "numpy", "optuna")}
-    return {"cpu": cpu()["name"], "flags": sorted(cpu()["flags"]), **packages}
+    return {"cpu": describe_cpu()["name"], "flags": sorted(describe_cpu()["flags"]), **packages}
 
 
 def freeze(name: str, record: dict[str, Any], weights: dict[str, np.ndarray]) -> None:

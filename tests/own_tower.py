@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcompress.models.adapters import find
-from mmcompress.models.base import ImageModel, LoadContext
+from mmcompress.models.adapters import find_blocks
+from mmcompress.models.base import ImageEncoderModel, LoadContext
 
 
 class Attention(nn.Module):
@@ -37,13 +37,13 @@ class Reader(nn.Module):
         return queries + self.encoder_attn(queries, x)[0]
 
 
-class Tower(ImageModel):
+class Tower(ImageEncoderModel):
     def __init__(self, width: int = 32, heads: int = 4, size: int = 32):
         super().__init__()
         self.patch = nn.Conv2d(3, width, 8, 8)
         self.layers = nn.ModuleList([Reader(width, heads)])
-        self.blocks = find(self, "layers", context="stream")
-        self.settle(size, width, {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}, hidden=12)
+        self.blocks = find_blocks(self, "layers", context="stream")
+        self.finish_setup(size, width, {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}, hidden=12)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.layers[0](self.patch(pixels).flatten(2).transpose(1, 2))
@@ -55,7 +55,7 @@ def build(context: LoadContext) -> Tower:
     return Tower()
 
 
-def build_convolutional(context: LoadContext) -> ImageModel:
+def build_convolutional(context: LoadContext) -> ImageEncoderModel:
     from open_clip.modified_resnet import ModifiedResNet
 
     from mmcompress.models.open_clip import ConvEncoder

@@ -12,17 +12,17 @@ from safetensors.torch import load_file
 
 from mmcompress.export import contract
 from mmcompress.export.bundle import load_weights
-from mmcompress.prune.surgery import reshape_
+from mmcompress.prune.surgery import resize_
 
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     worst = {}
     for name, kept in json.loads((folder / "kept.json").read_text()).items():
-        model = load_weights(reshape_(FAMILIES[name](), kept), folder / f"{name.replace('/', '-')}.safetensors").eval()
+        model = load_weights(resize_(FAMILIES[name](), kept), folder / f"{name.replace('/', '-')}.safetensors").eval()
         want = load_file(folder / f"{name.replace('/', '-')}.answers")
         with torch.no_grad():
-            got = contract.outputs(model, contract.inputs(model, 2))
+            got = contract.tuple_outputs(model, contract.random_inputs(model, 2))
         worst[name] = max(float((want[str(i)] - x).abs().max()) for i, x in enumerate(got))
     print(json.dumps(worst))
 

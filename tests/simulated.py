@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmcompress.measure.apart import Job, load_requests
+from mmcompress.measure.apart import BenchmarkJob, load_requests
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.latency import Samples
-from mmcompress.measure.machine import fingerprint
+from mmcompress.measure.machine import device_fingerprint
 from mmcompress.measure.readings import Export
-from mmcompress.measure.table import Row, Table, levels
-from mmcompress.runtime import load
+from mmcompress.measure.table import DeviceTable, TableRow, measured_sizes
+from mmcompress.runtime import load_bundle
 from mmcompress.runtime.nodes import TextDecoder
 
 CALL_MS = 0.01
@@ -47,45 +47,45 @@ class SimulatedBenchmarker(Benchmarker):
         rows = []
         for key, (units, step) in sorted(largest.items()):
             kind, width, head, positions, keys, batch = key
-            sizes = levels(units, step)
+            sizes = measured_sizes(units, step)
             span = 1 if kind == "conv" else keys
             for precision in precisions:
                 per_unit = 1e-7 * batch * positions * head * (4 * width + span)
                 ms = tuple(SPEED.get(precision, 0.8) * (1e-3 + per_unit * size) for size in sizes)
-                rows.append(Row(kind, width, head, positions, keys, batch, precision, sizes, ms))
-        return Table(fingerprint(threads), threads, tuple(rows))
+                rows.append(TableRow(kind, width, head, positions, keys, batch, precision, sizes, ms))
+        return DeviceTable(device_fingerprint(threads), threads, tuple(rows))
 
     def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
         return sum(call.calls * graph_ms(folder / call.file) for call in export.graphs.values())
 
-    def benchmark_bundles(self, job: Job, folder: Path) -> dict[str, Samples]:
+    def benchmark_bundles(self, job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
         requests = load_requests(folder, job.requests)
         return {name: self.observe(Path(at), job, requests) for name, at in job.bundles.items()}
 
-    def observe(self, bundle: Path, job: Job, requests: list) -> Samples:
-        pipeline, found = load(bundle, job.threads), Samples()
+    def observe(self, bundle: Path, job: BenchmarkJob, requests: list) -> Samples:
+        pipeline, found = load_bundle(bundle, job.threads), Samples()
         cost = {}
         for node, entry in pipeline.manifest["graph"]["nodes"].items():
             cost |= {(node, graph): graph_ms(bundle / file) for graph, file in entry.get("files", {}).items()}
         writers = {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
-        for i in range(min(job.rounds, MOST_REQUESTS)):
-            at = (job.first + i) % len(requests)
+        for i in range(min(job.requests_per_bundle, MOST_REQUESTS)):
+            at = (job.first_request + i) % len(requests)
             for name, node in writers.items():
-                node.dictated = job.said[at][name] if job.said else ()
+                node.replay = job.traces[at][name] if job.traces else ()
             before = {key: pipeline.sessions[key[0]][key[1]].calls for key in cost}
             pipeline(**requests[at])
             made = {key: pipeline.sessions[key[0]][key[1]].calls - n for key, n in before.items()}
             inside = {n: sum(made[k] * cost[k] for k in cost if k[0] == n) for n in pipeline.nodes}
             total = sum(inside.values()) + REQUESTS_MS
             found.ms.append(total)
-            found.share.append(sum(inside.values()) / total)
+            found.session_shares.append(sum(inside.values()) / total)
             for n, ms in inside.items():
                 found.nodes.setdefault(n, []).append(ms)
-                found.inside.setdefault(n, []).append(ms)
+                found.in_session.setdefault(n, []).append(ms)
             for (n, graph), calls in made.items():
                 found.calls[f"{n}/{graph}"] = found.calls.get(f"{n}/{graph}", 0) + calls
             if at == i:
-                found.said.append({n: tuple(node.written) for n, node in writers.items()})
+                found.traces.append({n: tuple(node.traces) for n, node in writers.items()})
         return found
 
     def measure_memory_mb(self, bundle: Path | None = None) -> float:

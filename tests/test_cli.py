@@ -124,11 +124,11 @@ def test_predict_and_bench(run_folder, tmp_path):
 
 def test_help_names_every_method_and_table(spec):
     from mmcompress.cli.runs import METHODS, TABLES
-    from mmcompress.workflow.ablate import cells
-    from mmcompress.workflow.methods import METHODS as EVERY
+    from mmcompress.workflow.ablate import list_cells
+    from mmcompress.workflow.methods import BASELINES as EVERY
 
     assert METHODS.split(", ") == list(EVERY)
-    assert sorted(TABLES.split(", ")) == sorted({c.table for c in cells(spec)})
+    assert sorted(TABLES.split(", ")) == sorted({c.table for c in list_cells(spec)})
 
 
 def test_several_targets_are_refused_before_a_folder_is_made(tiny, tmp_path):
@@ -149,7 +149,7 @@ def test_where_torch_is_missing_the_extra_is_named(tiny, tmp_path, monkeypatch):
 
 
 def test_numbers_of_yaml_1_1_are_numbers_on_the_command_line(tiny):
-    for change in ("distill.rate=1e-4", "distill={rate: 1e-4}", 'name="1e4"', "data.report=[]"):
+    for change in ("distill.learning_rate=1e-4", "distill={rate: 1e-4}", 'name="1e4"', "data.report=[]"):
         assert call("validate", tiny / "spec.yaml", "--set", change).exit_code == 0
 
 
@@ -178,7 +178,7 @@ def test_a_target_that_cannot_be_met_is_exit_3_with_the_best_found(tiny, tmp_pat
         "--trials",
         2,
         "--set",
-        "search.mutations=0",
+        "search.level_switches=0",
         "--set",
         "distill.steps=1",
     )
@@ -194,13 +194,13 @@ def test_profile_tells_why_a_layer_is_cross_modal(tiny, tmp_path):
 
 def test_own_modules_go_along_with_a_job(tmp_path, monkeypatch):
     from mmcompress.errors import SpecError
-    from mmcompress.search.jobs import own_modules
+    from mmcompress.search.jobs import find_own_modules
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "towers").mkdir()
     (tmp_path / "towers" / "__init__.py").touch()
     (tmp_path / "alone.py").touch()
-    of = lambda *sources: own_modules({"nodes": {str(i): {"source": s} for i, s in enumerate(sources)}})
+    of = lambda *sources: find_own_modules({"nodes": {str(i): {"source": s} for i, s in enumerate(sources)}})
     assert of("python:towers.eye:build", "python:alone:build", "python:towers:other", "open_clip:ViT-B-32") == [
         tmp_path / "towers",
         tmp_path / "alone.py",

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from mmcompress.errors import SpecError
-from mmcompress.metrics.tally import Tally, gap, verdict
-from mmcompress.prune.allocation import steps
-from mmcompress.workflow.ablate import CLAIMS, WHOLE, _pinned, ablate, cells
+from mmcompress.metrics.tally import PerSampleScores, decide_claim, paired_difference
+from mmcompress.prune.allocation import count_steps
+from mmcompress.workflow.ablate import CLAIMS, REFERENCE_CELL, _pinned, ablate, list_cells
 from mmcompress.workflow.compare import compare
-from mmcompress.workflow.methods import METHODS
+from mmcompress.workflow.methods import BASELINES
 
-QUICK = {"target": "1.2x", "search.trials": 2, "search.mutations": 1, "distill.steps": 1}
+QUICK = {"target": "1.2x", "search.trials": 2, "search.level_switches": 1, "distill.steps": 1}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def compared(tiny, tmp_path_factory):
 @pytest.mark.slow
 def test_every_method_goes_the_whole_way(tiny, tmp_path):
     found = compare(tiny / "spec.yaml", tmp_path / "all", overrides=QUICK)
-    assert set(found) == set(METHODS)
+    assert set(found) == set(BASELINES)
     assert found["longer"].compressed.nodes["vision"].precision == "fp32" and found["longer"].unimodal_ratio == 0
 
 
@@ -52,13 +52,14 @@ def test_methods_are_what_they_say(compared):
     _, found = compared
     blocks = {(n, b.name): b for n, bs in found["uniform"].blocks.items() for b in bs if b.group != "tokens"}
     cuts = lambda s: {
-        at: (b.units - s.kept[at[0]].get(b.name, b.units)) / b.step / steps(b) for at, b in blocks.items()
+        at: (b.units - s.kept_units[at[0]].get(b.name, b.units)) / b.granularity / count_steps(b)
+        for at, b in blocks.items()
     }
     shares = list(cuts(found["uniform"]).values())
     assert max(shares) - min(shares) <= 0.5  # blocks of four heads can be cut by quarters only
     assert set(cuts(found["int8"]).values()) == {0.0}
     assert found["int8"].compressed.nodes["text"].precision == "int8"
-    assert found["student"].kept == found["searched"].kept
+    assert found["student"].kept_units == found["searched"].kept_units
     assert found["student"].samples != found["searched"].samples
 
 
@@ -78,11 +79,11 @@ def test_an_unknown_method_is_refused(tiny, tmp_path):
 def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path):
     changes = {**QUICK, "prune.rounds": 2}
     found = ablate(tiny / "spec.yaml", tmp_path / "a", overrides=changes, tables=("order", "schedule"))
-    assert {WHOLE, "order-prune", "order-prune__refit", "schedule-gradual"} <= set(found)
-    assert found["order-prune"].kept == found[WHOLE].kept
+    assert {REFERENCE_CELL, "order-prune", "order-prune__refit", "schedule-gradual"} <= set(found)
+    assert found["order-prune"].kept_units == found[REFERENCE_CELL].kept_units
     precisions = lambda name: {n.precision for n in found[name].compressed.nodes.values()}
     assert all(precisions(f"order-{name}") == {"fp32"} for name in ("prune", "prune__refit", "prune__refit__distil"))
-    assert precisions("order-prune__refit__int8") == precisions(WHOLE)
+    assert precisions("order-prune__refit__int8") == precisions(REFERENCE_CELL)
     claims = json.loads((tmp_path / "a" / "claims.json").read_text())
     assert "Refit helps without training" in {c["claim"] for c in claims}
     told = ("supported", "not supported", "undecided at this n", "not at equal latency (")
@@ -101,20 +102,22 @@ def test_what_a_cell_fixes_is_not_searched():
 
 
 def test_every_claim_names_cells_that_are_made(spec):
-    made = {c.folder for c in cells(spec)}
+    made = {c.folder for c in list_cells(spec)}
     assert all({*c.better, *c.worse} <= made for c in CLAIMS)
-    assert all(c.like in made or not c.like for c in cells(spec))
-    order = [c.folder for c in cells(spec)]
-    assert all(order.index(c.like) < order.index(c.folder) for c in cells(spec) if c.like)
+    assert all(c.like in made or not c.like for c in list_cells(spec))
+    order = [c.folder for c in list_cells(spec)]
+    assert all(order.index(c.like) < order.index(c.folder) for c in list_cells(spec) if c.like)
 
 
 def test_a_verdict_needs_more_than_its_interval():
-    right = lambda share, error=False: [{"m": Tally(tuple(float(i < 100 * share) for i in range(100)), error=error)}]
-    assert verdict(right(0.9), right(0.8))[0] == "supported"
-    assert verdict(right(0.8), right(0.9))[0] == "not supported"
-    assert verdict(right(0.81), right(0.8))[0] == "undecided at this n"
-    assert verdict(right(0.8), right(0.8)) == ("undecided at this n", 0.0, 0.0)
-    assert verdict(right(0.1, True), right(0.2, True))[0] == "supported"
+    right = lambda share, error=False: [
+        {"m": PerSampleScores(tuple(float(i < 100 * share) for i in range(100)), is_error_rate=error)}
+    ]
+    assert decide_claim(right(0.9), right(0.8))[0] == "supported"
+    assert decide_claim(right(0.8), right(0.9))[0] == "not supported"
+    assert decide_claim(right(0.81), right(0.8))[0] == "undecided at this n"
+    assert decide_claim(right(0.8), right(0.8)) == ("undecided at this n", 0.0, 0.0)
+    assert decide_claim(right(0.1, True), right(0.2, True))[0] == "supported"
 
 
 def test_a_gap_is_paired_and_metrics_are_drawn_together():
@@ -122,52 +125,54 @@ def test_a_gap_is_paired_and_metrics_are_drawn_together():
     base = rng.random(1000) < 0.9
     other = base.copy()
     other[rng.choice(np.flatnonzero(base), 15, replace=False)] = False
-    tally = lambda x: Tally(tuple(map(float, x)))
+    tally = lambda x: PerSampleScores(tuple(map(float, x)))
     one, two = [{"a": tally(base)}], [{"a": tally(other)}]
-    found, half = gap(one, two)
+    found, half = paired_difference(one, two)
     assert found == pytest.approx(0.015) and half == pytest.approx(1.96 * np.sqrt(0.015 * 0.985 / 1000), rel=0.1)
-    twice = gap([{"a": tally(base), "b": tally(base)}], [{"a": tally(other), "b": tally(other)}])
+    twice = paired_difference([{"a": tally(base), "b": tally(base)}], [{"a": tally(other), "b": tally(other)}])
     assert twice == pytest.approx((found, half))  # the same metric twice tells nothing more
-    mean = gap([{"a": tally(base)}, {"a": tally(other)}], two)
+    mean = paired_difference([{"a": tally(base)}, {"a": tally(other)}], two)
     assert mean[0] == pytest.approx(found / 2)
-    words = [{"wer": Tally((1.0, 0.0), (10.0, 10.0), error=True)}]
-    assert gap(words, [{"wer": Tally((3.0, 0.0), (10.0, 10.0), error=True)}])[0] == pytest.approx(0.1)
+    words = [{"wer": PerSampleScores((1.0, 0.0), (10.0, 10.0), is_error_rate=True)}]
+    assert paired_difference(words, [{"wer": PerSampleScores((3.0, 0.0), (10.0, 10.0), is_error_rate=True)}])[
+        0
+    ] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("name", ["knapsack", "relinearized", "separate"])
 def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tiny, tmp_path):
     from mmcompress import workflow
-    from mmcompress.workflow.choose import floor, problem
-    from mmcompress.workflow.dense import prepared
+    from mmcompress.workflow.choose import build_problem, find_fastest
+    from mmcompress.workflow.dense import prepare_run
 
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, predict, ev = prepared(r)
+    _, predict, ev = prepare_run(r)
     r = dataclasses.replace(r, folder=tmp_path)
-    with METHODS[name].propose(r, ev) as propose:
+    with BASELINES[name].propose(r, ev) as propose:
         found = propose(predict, 1e-6, 0)
-    assert found.candidate == floor(problem(r, ev, predict, 1e-6), predict) and found.latency_ms > 1e-6
+    assert found.candidate == find_fastest(build_problem(r, ev, predict, 1e-6), predict) and found.latency_ms > 1e-6
 
 
 def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     """Blocks of one size that all lose a unit together would jump over the target."""
     from mmcompress import workflow
-    from mmcompress.prune.allocation import apportioned
-    from mmcompress.workflow.dense import prepared
+    from mmcompress.prune.allocation import apportion_cuts
+    from mmcompress.workflow.dense import prepare_run
     from mmcompress.workflow.methods import _quickest
 
-    assert [sum(apportioned([4, 4, 4, 16], k)) for k in range(29)] == list(range(29))
-    assert apportioned([4, 4, 4, 16], 7) == [1, 1, 1, 4] and apportioned([4, 4, 4], 2) == [1, 1, 0]
+    assert [sum(apportion_cuts([4, 4, 4, 16], k)) for k in range(29)] == list(range(29))
+    assert apportion_cuts([4, 4, 4, 16], 7) == [1, 1, 1, 4] and apportion_cuts([4, 4, 4], 2) == [1, 1, 0]
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, predict, ev = prepared(r)
+    _, predict, ev = prepare_run(r)
     predict = dataclasses.replace(predict, overhead_ms=0.0)  # all of it may be cut
     ms = predict(dataclasses.replace(_whole(r), precision=_quickest(r, predict)))
-    with METHODS["uniform"].propose(r, ev) as propose:
+    with BASELINES["uniform"].propose(r, ev) as propose:
         slow, quick = (propose(predict, share * ms, 0) for share in (0.97, 0.95))
-    removed = lambda t: sum(b.units - t.candidate.kept[n][b.name] for n, bs in r.blocks.items() for b in bs)
+    removed = lambda t: sum(b.units - t.candidate.kept_units[n][b.name] for n, bs in r.blocks.items() for b in bs)
     assert removed(slow) <= removed(quick) and slow.latency_ms >= quick.latency_ms
-    left = lambda t: t.candidate.kept["vision"]["tokens"]
+    left = lambda t: t.candidate.kept_units["vision"]["tokens"]
     [window] = [b for b in r.blocks["vision"] if b.group == "tokens"]
-    with METHODS["shortened"].propose(r, ev) as propose:
+    with BASELINES["shortened"].propose(r, ev) as propose:
         short = propose(predict, 0.9 * ms, 0)
     assert left(quick) == window.units > left(short) and short.latency_ms <= 0.9 * ms
 
@@ -181,11 +186,11 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     from mmcompress.records import Trial
     from mmcompress.search import moves
     from mmcompress.workflow import choose
-    from mmcompress.workflow.dense import prepared
+    from mmcompress.workflow.dense import prepare_run
 
     fit = import_module("mmcompress.workflow.fit")
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, _, ev = prepared(r)
+    _, _, ev = prepare_run(r)
     r = dataclasses.replace(r, folder=tmp_path)
 
     @dataclasses.dataclass(frozen=True)
@@ -193,13 +198,13 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
         correction: float = 1.0
 
         def __call__(self, c):
-            weighed = (c.kept[n][b.name] / b.step for n, bs in r.blocks.items() for b in bs)
+            weighed = (c.kept_units[n][b.name] / b.granularity for n, bs in r.blocks.items() for b in bs)
             return self.correction * sum(weighed)
 
     whole, searches = _whole(r), []
     budget = 0.75 * Line()(whole)
-    p = choose.problem(r, ev, Line(), budget)
-    first = moves.trim(p, whole, ev.damage)
+    p = choose.build_problem(r, ev, Line(), budget)
+    first = moves.cut_to_budget(p, whole, ev.loss_increase)
 
     def search(run, ev, predict, budget_ms, who, attempt, known):
         searches.append(attempt)
@@ -213,9 +218,11 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
         assert propose(Line(), budget, 0).candidate == first and searches == [0]
         near = propose(Line(1.05), budget, 1)
         assert searches == [0] and near.origin == "adjusted" and np.isfinite(near.loss)
-        p = dataclasses.replace(choose.problem(r, ev, Line(1.05), budget), precisions={})
-        assert near.candidate == moves.fill(p, moves.trim(p, first, ev.damage), ev.damage, ev.rounding)
-        assert choose.FULL * budget <= Line(1.05)(near.candidate) <= budget
+        p = dataclasses.replace(choose.build_problem(r, ev, Line(1.05), budget), precisions={})
+        assert near.candidate == moves.grow_to_budget(
+            p, moves.cut_to_budget(p, first, ev.loss_increase), ev.loss_increase, ev.rounding
+        )
+        assert choose.FULL_BUDGET_SHARE * budget <= Line(1.05)(near.candidate) <= budget
         propose(Line(1.05 * 1.2), budget, 2)
     assert searches == [0, 2]
 
@@ -229,24 +236,26 @@ def _whole(r):
 def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
     from mmcompress import workflow
     from mmcompress.measure import readings
-    from mmcompress.workflow.compare import judged, side_by_side
-    from mmcompress.workflow.dense import profile
+    from mmcompress.workflow.compare import judge_claim, measure_side_by_side
+    from mmcompress.workflow.dense import profile_pipeline
 
     folder, _ = compared
     r = workflow.open_run(tiny / "spec.yaml", folder, overrides=QUICK, resume=True)
-    dense, asked, real = profile(r), [], readings.beside
-    monkeypatch.setattr(readings, "beside", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k))
+    dense, asked, real = profile_pipeline(r), [], readings.bench_with_replay
+    monkeypatch.setattr(readings, "bench_with_replay", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k))
     (folder / "beside.json").unlink(missing_ok=True)
-    found = side_by_side(r, dense, ("searched", "int8"))
+    found = measure_side_by_side(r, dense, ("searched", "int8"))
     assert asked == [["fp32", "searched", "int8"]] and all(0 < x < 3 for x in found.values())
-    assert side_by_side(r, dense, ("searched", "int8")) == found and len(asked) == 1
-    assert len(set(side_by_side(r, dense, ("searched", "student")).values())) == 1 and len(asked) == 1  # one structure
+    assert measure_side_by_side(r, dense, ("searched", "int8")) == found and len(asked) == 1
+    assert (
+        len(set(measure_side_by_side(r, dense, ("searched", "student")).values())) == 1 and len(asked) == 1
+    )  # one structure
 
     def claimed(ours: float, theirs: float, gap: float) -> str:
         (folder / "beside.json").write_text(json.dumps({"searched int8": {"searched": ours, "int8": theirs}}))
         word = "supported" if gap > 0.1 else "not supported" if gap < -0.1 else "undecided at this n"
         monkeypatch.setattr("mmcompress.workflow.compare.verdict", lambda *sides: (word, gap, 0.1))
-        return judged(r, dense, "it is so", ("searched",), ("int8",))[1]
+        return judge_claim(r, dense, "it is so", ("searched",), ("int8",))[1]
 
     unequal = "not at equal latency (50.0% and 54.0% of the dense pipeline's)"
     assert claimed(0.5, 0.54, 0.0) == claimed(0.54, 0.5, 0.2) == claimed(0.5, 0.54, -0.2) == unequal
@@ -262,7 +271,7 @@ def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path):
             say=lambda stage, *a: told.append(stage),
         )  # fmt: skip
     assert "search" not in told
-    off = {**QUICK, "search.relinearize": 0}
+    off = {**QUICK, "search.linearization_rounds": 0}
     with pytest.raises(SpecError, match="'relinearized' is of no use here"):
         compare(tiny / "spec.yaml", tmp_path / "d", ("relinearized",), overrides=off)
 
@@ -273,6 +282,6 @@ def test_the_task_loss_alone_teaches_the_generator(spec):
     from mmcompress.workflow.compare import _training
 
     quiet = replace(spec, distill=replace(spec.distill, caption=0.0))
-    (cell,) = [c for c in cells(quiet) if c.name == "task loss alone"]
+    (cell,) = [c for c in list_cells(quiet) if c.name == "task loss alone"]
     assert cell.changes["distill.caption"] == 1.0 and cell.changes["distill.logits"] == 0.0
-    assert _training(quiet.distill, METHODS["longer"], 5).caption == 1.0
+    assert _training(quiet.distill, BASELINES["longer"], 5).caption == 1.0

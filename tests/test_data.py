@@ -10,10 +10,10 @@ import pytest
 from PIL import Image
 
 from mmcompress.data import open_dataset
-from mmcompress.data.emoji_scenes import NAMES, VENDORS, EmojiScenes, drawing
+from mmcompress.data.emoji_scenes import NAMES, VENDORS, EmojiScenes, load_drawing
 from mmcompress.data.folder import Folder
 from mmcompress.errors import DataError
-from mmcompress.runtime.images import open_image, preprocess
+from mmcompress.runtime.images import open_image, preprocess_image
 from mmcompress.spec.schema import Data
 
 DATA = EmojiScenes(image_size=32)
@@ -26,7 +26,7 @@ def scenes(split, count=300, seed=0):
 def test_every_emoji_is_drawn_by_both_vendors():
     assert len(NAMES) >= 96 and len(set(NAMES)) == len(NAMES)
     for i, v in itertools.product(range(len(NAMES)), range(len(VENDORS))):
-        assert drawing(i, v, 12)[..., 3].max() > 0.5
+        assert load_drawing(i, v, 12)[..., 3].max() > 0.5
 
 
 def test_scenes_are_a_function_of_split_and_seed():
@@ -152,7 +152,7 @@ def test_preprocessing_takes_any_kind_of_image(tmp_path):
     config = {"size": 8, "mean": [0.5] * 3, "std": [0.5] * 3}
     for mode in ("RGB", "L", "RGBA", "P", "1", "I;16"):
         for resize in ("shortest", "longest", "squash"):
-            x = preprocess(Image.new(mode, (13, 30)), {**config, "resize_mode": resize})
+            x = preprocess_image(Image.new(mode, (13, 30)), {**config, "resize_mode": resize})
             assert x.shape == (3, 8, 8) and x.dtype == np.float32
     assert np.asarray(open_image(Image.new("RGBA", (2, 2), (0, 0, 0, 0)))).min() == 255
     with pytest.raises(DataError, match="not a readable image"):

@@ -11,10 +11,10 @@ import torch
 
 from mmcompress.distill import losses
 from mmcompress.prune import damage
-from mmcompress.prune.importance import Material
-from mmcompress.prune.masks import masked
+from mmcompress.prune.importance import ImportanceInputs
+from mmcompress.prune.masks import mask_units
 from mmcompress.prune.refit import _regress_, measure_grams, refit_from_gram_
-from mmcompress.prune.surgery import sliced
+from mmcompress.prune.surgery import copy_without_units
 from mmcompress.records import Block
 from mmcompress.registry import IMPORTANCE
 
@@ -28,8 +28,10 @@ def few(batch):
 
 @pytest.fixture()
 def material(pipeline, models, few, monkeypatch):
-    monkeypatch.setattr(pipeline, "size", 10**6)  # one piece: a contrastive loss is of the pairs beside each other
-    return Material(pipeline, models, few, measure_grams(pipeline, models, few), 3)
+    monkeypatch.setattr(
+        pipeline, "batch_size", 10**6
+    )  # one piece: a contrastive loss is of the pairs beside each other
+    return ImportanceInputs(pipeline, models, few, measure_grams(pipeline, models, few), 3)
 
 
 @pytest.mark.parametrize(("node", "name"), [("vision", "0.ffn"), ("captioner", "0.attention"), ("text", "1.ffn")])
@@ -42,7 +44,7 @@ def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(material, p
         for sign in (1, -1):
             mask = torch.ones(len(few), block.units)
             mask[pair, unit] += sign * step
-            with torch.no_grad(), masked(models[node], {name: mask}):
+            with torch.no_grad(), mask_units(models[node], {name: mask}):
                 values.append(float(sum(pipeline.losses(pipeline.forward(models, few), few).values())))
         return len(few) * (values[0] - values[1]) / (2 * step)
 
@@ -58,7 +60,7 @@ def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(material, p
 @pytest.mark.parametrize("bias", [True, False])
 def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name, bias):
     """Units go one by one, always the one whose loss leaves the least ridge error; computed by least squares anew."""
-    from mmcompress.prune.importance import RIDGE, _eliminated
+    from mmcompress.prune.importance import ELIMINATION_RIDGE, _eliminated
     from mmcompress.prune.refit import Gram
 
     block, rng = models[node].block(name), np.random.default_rng(0)
@@ -73,7 +75,7 @@ def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name
     gram.add_(torch.from_numpy(x).float())
     c = x - x.mean(0) if bias else x
     moments = c.T @ c / rows
-    a = moments + RIDGE * np.diag(moments).mean() * np.eye(len(moments))
+    a = moments + ELIMINATION_RIDGE * np.diag(moments).mean() * np.eye(len(moments))
 
     def error(kept):  # of the best weights on what is kept, for the dense ones: min (W - V) A (W - V)'
         k = np.array([u * width + i for u in kept for i in range(width)], int)
@@ -94,12 +96,12 @@ def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name
 def test_wanda_and_flap_from_the_activations_themselves(material, pipeline, models, few, node, name):
     """Squared weights times mean squares (Wanda) or variances (FLAP) of what they read, over a unit's features."""
     m, b, seen = models[node], models[node].block(name), []
-    handle = m.get_submodule(b.out).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = m.get_submodule(b.reader).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
     with torch.no_grad():
         pipeline.forward(models, few)
     handle.remove()
     x = seen[0].reshape(-1, b.units * b.width).double().numpy()
-    w = m.linear(b.out).weight.detach().double().numpy()
+    w = m.linear(b.reader).weight.detach().double().numpy()
     for criterion, moment in (("activation", (x**2).mean(0)), ("fluctuation", x.var(0))):
         want = np.zeros(b.units)
         for unit in range(b.units):
@@ -119,9 +121,9 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
     m, seen = copy.deepcopy(models["vision"]), []
     b = m.block(name)
     if not bias:
-        m.linear(b.out).bias = None
+        m.linear(b.reader).bias = None
     models = {**models, "vision": m}
-    handle = m.get_submodule(b.out).register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    handle = m.get_submodule(b.reader).register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
     with torch.no_grad():
         pipeline.forward(models, few)
     handle.remove()
@@ -134,9 +136,9 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
     target = np.vstack([y - my, np.zeros((len(keep), y.shape[1]))])
     w = np.linalg.lstsq(rows, target, rcond=None)[0].T
     units = {name: torch.from_numpy(keep)}
-    small = sliced(m, units)
+    small = copy_without_units(m, units)
     refit_from_gram_(small, m, units, measure_grams(pipeline, models, few)["vision"], ridge)
-    new, again = small.linear(b.out), torch.nn.Linear(len(keep), y.shape[1], bias=bias)
+    new, again = small.linear(b.reader), torch.nn.Linear(len(keep), y.shape[1], bias=bias)
     _regress_(again, torch.from_numpy(x[:, keep]).float(), torch.from_numpy(y).float(), ridge)
     for found in (new, again):
         np.testing.assert_allclose(found.weight.detach().numpy(), w, atol=2e-4)
@@ -147,22 +149,22 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
 def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
     grams = measure_grams(pipeline, models, few)
     scores = {n: {b.name: torch.arange(b.units).float() for b in m.blocks} for n, m in models.items()}
-    curves = damage.measure(pipeline, models, few, scores, grams, 0.01)
-    anchors = pipeline.anchors(models, few)
-    base = pipeline.evaluate(models, few, dense=anchors)
+    curves = damage.measure_sensitivity(pipeline, models, few, scores, grams, 0.01)
+    anchors = pipeline.reference_outputs(models, few)
+    base = pipeline.loss_of_models(models, few, dense=anchors)
     for node, name in BLOCKS:
         b = models[node].block(name)
-        assert curves[node][name].at(b.units) == 0
+        assert curves[node][name].loss_increase(b.units) == 0
         units = {name: torch.arange(b.units // 2, b.units)}  # the upper half scores higher
-        cut = sliced(models[node], units)
+        cut = copy_without_units(models[node], units)
         refit_from_gram_(cut, models[node], units, grams[node], 0.01)
-        rise = pipeline.evaluate({**models, node: cut.eval()}, few, dense=anchors) - base
-        assert float(curves[node][name].at(b.units // 2)) == pytest.approx(max(rise, 0.0), abs=1e-4)
+        rise = pipeline.loss_of_models({**models, node: cut.eval()}, few, dense=anchors) - base
+        assert float(curves[node][name].loss_increase(b.units // 2)) == pytest.approx(max(rise, 0.0), abs=1e-4)
 
 
 def test_damage_of_positions_is_measured_as_far_as_they_may_be_cut():
     """What hears the end of a window only reads silence there, until a sound is cut short."""
-    tokens = Block("tokens", "tokens", "kept", (), 1500, 1, 50, "", ("audio",), (), ordered=True)
+    tokens = Block("tokens", "tokens", "kept", (), 1500, 1, 50, "", ("audio",), (), prefix_only=True)
     ffn = Block("0.ffn", "ffn", "out", (), 64, 1, 16, "", ("audio",), (("mlp", "zero"),))
     within = damage._levels(tokens, 0.6)
     assert len(within) == 4 and within[-1] == 600 and damage._levels(tokens, 0.0)[-1] <= 50
@@ -185,32 +187,32 @@ def test_logits_are_the_mean_divergence_from_the_teacher_over_judged_places():
     keep = torch.tensor([[True, True, False], [True, False, False]])
     places = [(0, 0), (0, 1), (1, 0)]
     want = np.mean([kl(softmax(t[i, j].numpy(), 0), softmax(s[i, j].numpy(), 0)) for i, j in places])
-    assert float(losses.logits(s, t, keep)) == pytest.approx(want, rel=1e-5)
+    assert float(losses.logit_loss(s, t, keep)) == pytest.approx(want, rel=1e-5)
 
 
 def test_affinity_is_the_divergence_of_similarities_both_ways():
     g = torch.Generator().manual_seed(2)
     unit = lambda: torch.nn.functional.normalize(torch.randn(4, 3, generator=g), dim=-1)
     student, teacher = (unit(), unit()), (unit(), unit())
-    s, t = (losses.SCALE * (q @ k.T).double().numpy() for q, k in (student, teacher))
+    s, t = (losses.SIMILARITY_SCALE * (q @ k.T).double().numpy() for q, k in (student, teacher))
     rows = np.mean([kl(softmax(t, 1)[i], softmax(s, 1)[i]) for i in range(4)])
     columns = np.mean([kl(softmax(t, 0)[:, j], softmax(s, 0)[:, j]) for j in range(4)])
-    assert float(losses.affinity(student, teacher)) == pytest.approx((rows + columns) / 2, rel=1e-4)
+    assert float(losses.affinity_loss(student, teacher)) == pytest.approx((rows + columns) / 2, rel=1e-4)
 
 
 def test_features_are_squared_distances():
     g = torch.Generator().manual_seed(3)
     s, t = (torch.randn(3, 4, 6, generator=g) for _ in range(2))
     a, b = s.double().numpy(), t.double().numpy()
-    assert float(losses.embedding(s[:, 0], t[:, 0])) == pytest.approx(((a - b)[:, 0] ** 2).sum(1).mean(), rel=1e-5)
-    assert float(losses.tokens(s, t)) == pytest.approx(((a - b) ** 2).mean() / b.var(ddof=1), rel=1e-5)
+    assert float(losses.embedding_loss(s[:, 0], t[:, 0])) == pytest.approx(((a - b)[:, 0] ** 2).sum(1).mean(), rel=1e-5)
+    assert float(losses.token_loss(s, t)) == pytest.approx(((a - b) ** 2).mean() / b.var(ddof=1), rel=1e-5)
 
 
 def test_unstructured_zeros_are_the_smallest_weights_of_each_row(models):
-    from mmcompress.prune.sparse import thin_
+    from mmcompress.prune.sparse import zero_weights_
 
-    before = [m.weight.detach().clone().abs() for model in models.values() for m in model.linears()]
-    thin_(models, "unstructured", 0.5)
-    for old, m in zip(before, (m for model in models.values() for m in model.linears()), strict=True):
+    before = [m.weight.detach().clone().abs() for model in models.values() for m in model.linear_layers()]
+    zero_weights_(models, "unstructured", 0.5)
+    for old, m in zip(before, (m for model in models.values() for m in model.linear_layers()), strict=True):
         gone = m.weight == 0
         assert (torch.where(gone, old, 0.0).amax(1) <= torch.where(gone, torch.inf, old).amin(1)).all()

@@ -16,10 +16,10 @@ from mmcompress import workflow
 from mmcompress.cli import main
 from mmcompress.errors import DataError
 from mmcompress.measure.predict import Predictor
-from mmcompress.measure.readings import Check, Kit, Readings, open_kit
-from mmcompress.records import Candidate, Summary, read, write
-from mmcompress.report.assemble import remeasured
-from mmcompress.workflow.fit import Fitted
+from mmcompress.measure.readings import BundleCheck, Kit, Readings, open_kit
+from mmcompress.records import Candidate, Summary, read_record, write_record
+from mmcompress.report.assemble import replace_measurements
+from mmcompress.workflow.fit import FittedStructure
 
 LIGHT = """\
 import sys
@@ -27,7 +27,7 @@ for m in ("torch", "transformers", "open_clip", "ray", "optuna", "safetensors", 
 from mmcompress.cli import main
 main(sys.argv[1:])
 """
-QUICK = {"search.trials": 2, "search.mutations": 0, "distill.steps": 1}
+QUICK = {"search.trials": 2, "search.level_switches": 0, "distill.steps": 1}
 
 
 def on_device(*arguments):
@@ -69,23 +69,23 @@ def elsewhere(readings):
 
 
 def test_the_readings_make_the_predictor_that_this_machine_would_make(readings):
-    found = read(Readings, readings)
-    p = found.predictor()
-    whole = {n: {} for n in found.plan.placed}
+    found = read_record(Readings, readings)
+    p = found.fit_predictor()
+    whole = {n: {} for n in found.plan.deployed}
     assert p(Candidate(whole, dict.fromkeys(whole, "fp32"))) == pytest.approx(found.baseline.latency.p50, rel=1e-3)
-    assert read(Predictor, write(readings.with_name("predictor.json"), p)) == p
+    assert read_record(Predictor, write_record(readings.with_name("predictor.json"), p)) == p
     assert {e.precision for e in found.exports} == {"fp32", "int8"} and min(found.export_ms) > 0
 
 
 def test_a_second_kit_of_a_device_finds_its_table_measured(kit, readings, monkeypatch):
     from mmcompress.measure import readings as of
     from mmcompress.measure import table
-    from mmcompress.measure.blocks import stack
+    from mmcompress.measure.blocks import build_stack
 
     stacked = []
-    monkeypatch.setattr("mmcompress.measure.blocks.stack", lambda *a: stacked.append(a) or stack(*a))
-    assert of.measure_kit(kit).table.lookup().keys() >= read(Readings, readings).table.lookup().keys()
-    assert not stacked and table.completed([], 1).device == read(Readings, readings).device
+    monkeypatch.setattr("mmcompress.measure.blocks.build_stack", lambda *a: stacked.append(a) or build_stack(*a))
+    assert of.measure_kit(kit).table.lookup().keys() >= read_record(Readings, readings).table.lookup().keys()
+    assert not stacked and table.complete_table([], 1).device == read_record(Readings, readings).device
 
 
 def test_readings_put_together_from_two_devices_are_refused(tiny, readings, tmp_path):
@@ -93,14 +93,14 @@ def test_readings_put_together_from_two_devices_are_refused(tiny, readings, tmp_
     data["device"] = "another"
     (tmp_path / "mixed.json").write_text(json.dumps(data))
     with pytest.raises(DataError, match="the pipelines of another and the table of"):
-        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.device": str(tmp_path / "mixed.json")})
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.readings": str(tmp_path / "mixed.json")})
 
 
 def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, elsewhere, tmp_path):
     elsewhere = Path(shutil.copy(elsewhere, tmp_path / "elsewhere.json"))
-    changes = {**QUICK, "measure.device": str(elsewhere)}
+    changes = {**QUICK, "measure.readings": str(elsewhere)}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
-    theirs = read(Readings, elsewhere)
+    theirs = read_record(Readings, elsewhere)
     assert s.device == "another" and s.cpu["name"] == "Slow One"
     assert s.baseline.latency_ms == theirs.baseline.latency
     assert s.compressed.latency_ms.n == 0 and s.compressed.latency_ms.p50 == pytest.approx(s.predicted_latency_ms_p50)
@@ -109,33 +109,35 @@ def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, els
 
     done = on_device("device", "check", kit, tmp_path / "r" / "bundle", "--out", tmp_path / "check.json")
     assert done.returncode == 0, done.stderr
-    here = read(Check, tmp_path / "check.json")
+    here = read_record(BundleCheck, tmp_path / "check.json")
     with pytest.raises(DataError, match="another device"):
-        remeasured(s, here, here.dense, here.bundle)
+        replace_measurements(s, here, here.dense, here.bundle)
     quick = dataclasses.replace(here.compressed.latency, p50=here.baseline.latency.p50 / 2)
     there = dataclasses.replace(here, device="another", compressed=dataclasses.replace(here.compressed, latency=quick))
     for wrong in ((here.dense, "0"), ("0", here.bundle)):
         with pytest.raises(DataError, match="other bundles"):
-            remeasured(s, there, *wrong)
-    write(tmp_path / "check.json", there)
+            replace_measurements(s, there, *wrong)
+    write_record(tmp_path / "check.json", there)
     told = CliRunner().invoke(main, ["report", str(tmp_path / "r"), "--measured", str(tmp_path / "check.json")])
     assert told.exit_code == 0, told.output
-    new = read(Summary, tmp_path / "r" / "summary.json")
+    new = read_record(Summary, tmp_path / "r" / "summary.json")
     assert new.compressed.latency_ms == there.compressed.latency and new.compressed.latency_ms.n >= 8
     assert new.target.met
     assert not any("device check" in w for w in new.warnings)
     again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     assert again.compressed.latency_ms == there.compressed.latency  # going on with it keeps them
     slow = dataclasses.replace(there.compressed, latency=there.baseline.latency)
-    write(tmp_path / "check.json", dataclasses.replace(there, compressed=slow))
+    write_record(tmp_path / "check.json", dataclasses.replace(there, compressed=slow))
     told = CliRunner().invoke(main, ["report", str(tmp_path / "r"), "--measured", str(tmp_path / "check.json")])
     assert told.exit_code == 3 and "--resume" in told.output
-    before = read(Fitted, tmp_path / "r" / "fitted.json")
+    before = read_record(FittedStructure, tmp_path / "r" / "fitted.json")
     more = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
-    after = read(Fitted, tmp_path / "r" / "fitted.json")  # what was measured there corrects the prediction here
-    assert before.bias == 1 and after.bias > 1 and more.compressed.latency_ms.n == 0
+    after = read_record(
+        FittedStructure, tmp_path / "r" / "fitted.json"
+    )  # what was measured there corrects the prediction here
+    assert before.final_to_fitted == 1 and after.final_to_fitted > 1 and more.compressed.latency_ms.n == 0
     data = json.loads(elsewhere.read_text())
-    anew = write(tmp_path / "anew.json", {**data, "export_ms": [2 * x for x in data["export_ms"]]})
+    anew = write_record(tmp_path / "anew.json", {**data, "export_ms": [2 * x for x in data["export_ms"]]})
     shutil.copy(anew, elsewhere)
     with pytest.raises(DataError, match="has changed since this run"):
         workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
@@ -151,7 +153,7 @@ def test_a_run_profiled_on_another_device_is_not_gone_on_with(run_folder, tiny, 
 
 @pytest.mark.slow
 def test_a_target_of_a_percentile_is_predicted_as_one(tiny, elsewhere, tmp_path):
-    changes = {**QUICK, "measure.device": str(elsewhere), "target": "1.1x p95"}
+    changes = {**QUICK, "measure.readings": str(elsewhere), "target": "1.1x p95"}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     latency, dense = s.compressed.latency_ms, s.baseline.latency_ms
     assert latency.p95 == pytest.approx(s.predicted_latency_ms_p50)
@@ -164,7 +166,7 @@ def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_p
 
     monkeypatch.setattr(precision, "INT8", dataclasses.replace(precision.INT8, flags=("no_such_flag",)))
     with pytest.raises(DataError, match="that device lacks no_such_flag"):
-        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**QUICK, "measure.device": str(readings)})
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**QUICK, "measure.readings": str(readings)})
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_p
 )
 def test_readings_of_something_else_are_refused(tiny, readings, tmp_path, change, message):
     with pytest.raises(DataError, match=message):
-        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**QUICK, "measure.device": str(readings), **change})
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**QUICK, "measure.readings": str(readings), **change})
 
 
 def test_what_is_no_kit_or_no_readings_is_told(tmp_path, tiny, kit):
@@ -187,7 +189,7 @@ def test_what_is_no_kit_or_no_readings_is_told(tmp_path, tiny, kit):
     (tmp_path / "kit.json").write_text("{}")
     with pytest.raises(DataError, match="damaged"):
         open_kit(tmp_path)
-    assert read(Kit, kit / "kit.json").pipeline == "tiny"
+    assert read_record(Kit, kit / "kit.json").pipeline == "tiny"
     with pytest.raises(DataError, match="can't be read"):
-        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.device": str(tmp_path / "none.json")})
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.readings": str(tmp_path / "none.json")})
     assert not (tmp_path / "r").exists()

@@ -14,21 +14,21 @@ from PIL import Image
 
 from mmcompress.errors import BundleError, DataError
 from mmcompress.export.bundle import load_weights, save_weights, write_bundle
-from mmcompress.export.proofs import generation
-from mmcompress.measure.machine import cpu
-from mmcompress.prune.surgery import reshape_, sliced
-from mmcompress.quantize.precision import quantize
-from mmcompress.quantize.simulated import fake_activation, fake_weight, simulated
+from mmcompress.export.proofs import prove_generation
+from mmcompress.measure.machine import describe_cpu
+from mmcompress.prune.surgery import copy_without_units, resize_
+from mmcompress.quantize.precision import quantize_model
+from mmcompress.quantize.simulated import round_activation, round_weight, simulate_precision
 from mmcompress.registry import PRECISIONS
-from mmcompress.runtime import load
-from mmcompress.runtime.sessions import session
+from mmcompress.runtime import load_bundle
+from mmcompress.runtime.sessions import open_session
 
 
 def cut(model, first_too):
     g = torch.Generator().manual_seed(1)
     units = {b.name: torch.sort(torch.randperm(b.units, generator=g)[: b.units // 2]).values for b in model.blocks}
-    units[model.weighted[0 if first_too else -1].name] = torch.arange(0)
-    return sliced(model, units)
+    units[model.weighted_blocks[0 if first_too else -1].name] = torch.arange(0)
+    return copy_without_units(model, units)
 
 
 STRUCTURES = ["dense", "pruned", "first attention dropped", "no self-attention left"]
@@ -38,13 +38,13 @@ STRUCTURES = ["dense", "pruned", "first attention dropped", "no self-attention l
 def test_every_proof_holds_and_generation_is_the_librarys(spec, models, pipeline, batch, tmp_path, structure):
     if structure.startswith("no"):
         gone = {b.name: torch.arange(0) for b in models["captioner"].blocks if b.kind == "attention"}
-        models = {**models, "captioner": sliced(models["captioner"], gone)}
+        models = {**models, "captioner": copy_without_units(models["captioner"], gone)}
     elif structure != "dense":
         models = {n: cut(m, structure.startswith("first")) for n, m in models.items()}
     proofs = write_bundle(spec, models, {}, {}, tmp_path / "b")
     tokens = pipeline.run(models, batch)["vision"]["tokens"]
     files = {f.stem: f for f in (tmp_path / "b" / "captioner").glob("*.onnx")}
-    proofs += generation("captioner", models["captioner"], files, tmp_path / "b" / "captioner", tokens)
+    proofs += prove_generation("captioner", models["captioner"], files, tmp_path / "b" / "captioner", tokens)
     assert all(p.passed for p in proofs), [p for p in proofs if not p.passed]
     assert {p.name for p in proofs} == {"torch == onnx", "fused == unfused", "cached generation == library"}
 
@@ -64,14 +64,14 @@ def test_what_is_known_of_shapes_is_written_down_and_nothing_more(tmp_path):
     import onnx
 
     from mmcompress.export.onnx import export_graph
-    from mmcompress.models.base import Graph
+    from mmcompress.models.base import ExportGraph
 
     dynamic = {"x": {0: "batch", 1: "length"}, "y": {0: "rows", 1: "columns"}}
     example = (torch.randn(2, 5, 16), torch.randn(3, 4))
-    path = export_graph(Graph(Shapely(), example, ("x", "y"), ("flat", "turned"), dynamic), tmp_path / "g.onnx")
+    path = export_graph(ExportGraph(Shapely(), example, ("x", "y"), ("flat", "turned"), dynamic), tmp_path / "g.onnx")
     nodes = [n.op_type for n in onnx.load(path).graph.node]
     assert nodes.count("Reshape") == 3 and nodes.count("Shape") == 2
-    model = session(path, 1)
+    model = open_session(path, 1)
     for b, t, r, c in ((1, 1, 1, 1), (3, 7, 2, 6)):
         x, y = torch.randn(b, t, 16), torch.randn(r, c)
         for want, got in zip(Shapely()(x, y), model.run(None, {"x": x.numpy(), "y": y.numpy()}), strict=True):
@@ -98,22 +98,22 @@ def test_constants_on_a_stream_go_into_the_bias_before(tmp_path):
     import onnx
 
     from mmcompress.export.onnx import export_graph
-    from mmcompress.models.base import Graph
+    from mmcompress.models.base import ExportGraph
 
     model = Summed()
     names = (("x",), ("y", "z"), {"x": {0: "batch", 1: "length"}})
-    path = export_graph(Graph(model, (torch.randn(2, 3, 8),), *names), tmp_path / "g.onnx")
+    path = export_graph(ExportGraph(model, (torch.randn(2, 3, 8),), *names), tmp_path / "g.onnx")
     assert [n.op_type for n in onnx.load(path).graph.node].count("Add") == 5  # two biases, two sums, one constant
     x = torch.randn(4, 5, 8)
-    for want, got in zip(model(x), session(path, 1).run(None, {"x": x.numpy()}), strict=True):
+    for want, got in zip(model(x), open_session(path, 1).run(None, {"x": x.numpy()}), strict=True):
         np.testing.assert_allclose(want.detach().numpy(), got, atol=1e-5)
 
 
 def test_a_new_token_sees_all_before_it_and_none_after():
-    from mmcompress.runtime.decode import FAR, causal
+    from mmcompress.runtime.decode import FAR, causal_mask
 
-    assert causal(1, 4).shape == (1, 1, 1, 5) and not causal(1, 4).any()
-    far = causal(3, 2)[0, 0] == FAR
+    assert causal_mask(1, 4).shape == (1, 1, 1, 5) and not causal_mask(1, 4).any()
+    far = causal_mask(3, 2)[0, 0] == FAR
     assert far.astype(int).tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
 
 
@@ -131,7 +131,7 @@ def test_beam_search_is_that_of_transformers(models, batch, tmp_path, beams, ear
     )
     files = export_node(model, tmp_path)
     (tmp_path / "tokenizer.json").write_text(model.tokenizer_json)
-    found = generation("captioner", model, files, tmp_path, torch.randn(4, 16, 32, generator=g))
+    found = prove_generation("captioner", model, files, tmp_path, torch.randn(4, 16, 32, generator=g))
     assert found[0].passed, found
 
 
@@ -167,11 +167,11 @@ def test_a_bundle_answers_where_torch_cannot_be_imported(bundle, tmp_path):
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout
     )
     assert isinstance(got["caption"], str) and got["norm"] == pytest.approx(1, abs=1e-4)
-    assert got["caption"] == load(bundle)(image=tmp_path / "new.png")["caption"]
+    assert got["caption"] == load_bundle(bundle)(image=tmp_path / "new.png")["caption"]
 
 
 def test_the_bundle_and_the_torch_pipeline_agree(bundle, pipeline, models, batch):
-    deployed = load(bundle)
+    deployed = load_bundle(bundle)
     out = pipeline.run(models, batch)
     for i in range(4):
         values = deployed.run(image=batch.inputs["vision"][i : i + 1].numpy())
@@ -182,7 +182,7 @@ def test_the_bundle_and_the_torch_pipeline_agree(bundle, pipeline, models, batch
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
     with pytest.raises(BundleError, match=name.split("/")[-1]):
-        load(copy)
+        load_bundle(copy)
 
 
 def test_an_altered_file_is_named(copy):
@@ -191,7 +191,7 @@ def test_an_altered_file_is_named(copy):
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     with pytest.raises(BundleError, match=r"captioner/step.onnx' was altered"):
-        load(copy)
+        load_bundle(copy)
 
 
 @pytest.mark.parametrize(
@@ -220,11 +220,11 @@ def test_an_altered_file_is_named(copy):
 def test_a_damaged_manifest_is_refused(copy, text, message):
     (copy / "manifest.json").write_text(text)
     with pytest.raises(BundleError, match=message):
-        load(copy)
+        load_bundle(copy)
 
 
 def test_wrong_inputs_are_told(bundle, tmp_path):
-    deployed = load(bundle)
+    deployed = load_bundle(bundle)
     with pytest.raises(DataError, match="takes image; got picture"):
         deployed(picture="x.png")
     with pytest.raises(DataError, match="no such image"):
@@ -239,7 +239,7 @@ def test_weights_survive_a_round_trip(models, tmp_path):
     save_weights(small, tmp_path)
     for n, m in small.items():
         counts = {b.name: 0 for b in models[n].blocks} | {b.name: b.units for b in m.blocks}
-        again = load_weights(reshape_(sliced(models[n], {}), counts), tmp_path / f"{n}.safetensors")
+        again = load_weights(resize_(copy_without_units(models[n], {}), counts), tmp_path / f"{n}.safetensors")
         assert all(torch.equal(a, b) for a, b in zip(m.state_dict().values(), again.state_dict().values(), strict=True))
 
 
@@ -250,9 +250,9 @@ def test_int8_does_not_saturate_and_is_what_was_simulated(tmp_path):
     x = torch.ones(3, 5, 64)
     x[0, 0, 0] = -0.5
     torch.onnx.export(layer, (x,), str(tmp_path / "a.onnx"), dynamo=False, input_names=["x"])
-    quantize("int8", tmp_path / "a.onnx", tmp_path / "b.onnx")
-    got = session(tmp_path / "b.onnx", 1).run(None, {"x": x.numpy()})[0]
-    with simulated(layer):
+    quantize_model("int8", tmp_path / "a.onnx", tmp_path / "b.onnx")
+    got = open_session(tmp_path / "b.onnx", 1).run(None, {"x": x.numpy()})[0]
+    with simulate_precision(layer):
         expected = layer(x).detach().numpy()
     assert np.allclose(got, layer(x).detach().numpy(), atol=0.6)
     assert np.allclose(got, expected, atol=0.3)
@@ -260,9 +260,9 @@ def test_int8_does_not_saturate_and_is_what_was_simulated(tmp_path):
 
 def test_fake_rounding_has_the_stated_number_of_levels():
     w = torch.randn(4, 1000)
-    assert max(len(torch.unique(row)) for row in fake_weight(w)) <= 129
-    assert len(torch.unique(fake_activation(torch.randn(1000)))) <= 256
-    assert torch.equal(fake_activation(torch.zeros(5)), torch.zeros(5))
+    assert max(len(torch.unique(row)) for row in round_weight(w)) <= 129
+    assert len(torch.unique(round_activation(torch.randn(1000)))) <= 256
+    assert torch.equal(round_activation(torch.zeros(5)), torch.zeros(5))
 
 
 ROUNDED = [p for p in PRECISIONS.names() if p != "fp32"]
@@ -271,18 +271,18 @@ ROUNDED = [p for p in PRECISIONS.names() if p != "fp32"]
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_every_precision_is_deployed_as_it_is_simulated(tmp_path, precision):
     needed = PRECISIONS.get(precision).flags
-    if needed and not set(needed) & set(cpu()["flags"]):
+    if needed and not set(needed) & set(describe_cpu()["flags"]):
         pytest.skip("this CPU has none of the instructions it needs")
     torch.manual_seed(0)
     layer = torch.nn.Linear(96, 48)
     x = torch.randn(4, 7, 96)
     options = {"dynamo": False, "input_names": ["x"], "dynamic_axes": {"x": {0: "b", 1: "t"}}}
     torch.onnx.export(layer, (x,), str(tmp_path / "a.onnx"), **options)
-    quantize(precision, tmp_path / "a.onnx", tmp_path / "b.onnx", [{"x": x.numpy()}])
-    got = torch.from_numpy(session(tmp_path / "b.onnx", 1).run(None, {"x": x.numpy()})[0])
+    quantize_model(precision, tmp_path / "a.onnx", tmp_path / "b.onnx", [{"x": x.numpy()}])
+    got = torch.from_numpy(open_session(tmp_path / "b.onnx", 1).run(None, {"x": x.numpy()})[0])
     with torch.no_grad():
         plain = layer(x)
-        with simulated(layer, precision):
+        with simulate_precision(layer, precision):
             expected = layer(x)
     away = lambda a, b: float((a - b).norm() / plain.norm())
     assert 0 < away(plain, expected) < (0.15 if precision == "w4" else 0.03)
@@ -298,7 +298,7 @@ def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
     proofs = write_bundle(spec, models, dict.fromkeys(models, precision), {}, tmp_path / "b", calibration=given)
     drifts = [p for p in proofs if p.name == f"{precision} drift (1 - cosine)"]
     assert {p.node for p in drifts} == set(models) and all(p.passed for p in proofs)
-    assert isinstance(load(tmp_path / "b")(image=given[0])["caption"], str)
+    assert isinstance(load_bundle(tmp_path / "b")(image=given[0])["caption"], str)
 
 
 def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path, monkeypatch):
@@ -307,7 +307,7 @@ def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path,
     write_bundle(spec, models, {"vision": "int8_full"}, {}, tmp_path / "b", prove=False)
     monkeypatch.setattr(pipeline, "cpu", lambda: {"flags": ["avx2"]})
     with pytest.raises(BundleError, match="node 'vision' is in int8_full, which needs a CPU with one of"):
-        load(tmp_path / "b")
+        load_bundle(tmp_path / "b")
 
 
 def test_layers_that_are_spared_stay_in_fp32(spec, models, tmp_path):
@@ -325,15 +325,15 @@ def test_layers_that_are_spared_stay_in_fp32(spec, models, tmp_path):
 
 
 def test_simulated_rounding_spares_and_singles_out(models):
-    from mmcompress.quantize.simulated import simulated
+    from mmcompress.quantize.simulated import simulate_precision
 
     m = models["vision"]
     before = {n: p.detach().clone() for n, p in m.named_parameters()}
     changed = lambda: {n for n, p in m.named_parameters() if not torch.equal(p, before[n])}
-    with simulated(m, "int8"):
+    with simulate_precision(m, "int8"):
         every = changed()
-    with simulated(m, "int8", m.linears(("0.ffn",))):
+    with simulate_precision(m, "int8", m.linear_layers(("0.ffn",))):
         most = changed()
-    with simulated(m, "int8", only=m.linears(("0.ffn",))):
+    with simulate_precision(m, "int8", only=m.linear_layers(("0.ffn",))):
         one = changed()
     assert not changed() and most | one == every and not most & one and len(one) == 2

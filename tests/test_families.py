@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from mmcompress.export import contract
 from mmcompress.export.bundle import save_weights
 from mmcompress.models.sources import load_model
-from mmcompress.prune.surgery import sliced
+from mmcompress.prune.surgery import copy_without_units
 from mmcompress.spec.schema import Node
 
 FAST = (
@@ -42,17 +42,17 @@ FAST = (
 def test_contract(family, tmp_path):
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
-    proofs = contract.library("node", model, model.library_says) + contract.prove(model, tmp_path)
+    proofs = contract.prove_library_match("node", model, model.library_says) + contract.prove_contract(model, tmp_path)
     assert not [p for p in proofs if not p.passed]
     names = {p.name for p in proofs}
-    assert {f"masked == sliced: {k}" for k in (*contract.kinds(model), "mixture")} <= names
+    assert {f"masked == sliced: {k}" for k in (*contract.group_blocks_by_kind(model), "mixture")} <= names
     if model.kind == "text_decoder":
         assert {"cached generation == library: dense", "cached generation == library: mixture"} <= names
 
 
 def test_a_wrong_cut_breaks_the_contract(tmp_path, monkeypatch):
     model = FAMILIES["transformers LLaVA, grouped-query, gated"]().eval()
-    right = contract.sliced
+    right = contract.copy_without_units
 
     def wrong(m, units):
         cut = right(m, units)
@@ -61,23 +61,23 @@ def test_a_wrong_cut_breaks_the_contract(tmp_path, monkeypatch):
         return cut
 
     monkeypatch.setattr(contract, "sliced", wrong)
-    assert not any(p.passed for p in contract.surgery("node", model))
+    assert not any(p.passed for p in contract.prove_cuts("node", model))
 
 
 def test_what_cannot_be_cut_is_refused_with_a_reason():
     prefix = FAMILIES["transformers GIT"]()
     with pytest.raises(ValueError, match="can't be removed whole"):
-        sliced(prefix, {"0.attention": torch.arange(0)})
+        copy_without_units(prefix, {"0.attention": torch.arange(0)})
 
 
 def test_cocas_decoder_says_what_the_library_says():
     from families import TOKENIZER, coca_model
 
-    from mmcompress.models.open_clip import caption_decoder
+    from mmcompress.models.open_clip import build_caption_decoder
 
     torch.manual_seed(0)
     library = coca_model()
-    decoder = caption_decoder(copy.deepcopy(library), TOKENIZER(), 1, 14)
+    decoder = build_caption_decoder(copy.deepcopy(library), TOKENIZER(), 1, 14)
     image, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 60, (2, 9))
     with torch.no_grad():
         tokens = library._encode_image(image)[1]
@@ -96,13 +96,13 @@ def test_patches_left_out_are_patches_nobody_attends_to():
         x = vision.pre_layrnorm(vision.embeddings(pixels))
         x = vision.encoder(inputs_embeds=x, attention_mask=hidden.expand(2, 1, 17, 17)).last_hidden_state
         want = torch.nn.functional.normalize(model.tower.visual_projection(vision.post_layernorm(x[:, 0])), dim=-1)
-        embedding, tokens = sliced(model, {"tokens": kept})(pixels)
+        embedding, tokens = copy_without_units(model, {"tokens": kept})(pixels)
     assert torch.allclose(embedding, want, atol=1e-5) and tokens.shape[1] == 6
 
 
 def test_t5_layers_lose_heads_of_their_own():
     model = FAMILIES["transformers T5"]()
-    cut = sliced(model, {"0.attention": torch.tensor([1, 3]), "1.attention": torch.tensor([0])})
+    cut = copy_without_units(model, {"0.attention": torch.tensor([1, 3]), "1.attention": torch.tensor([0])})
     bias = lambda m, i: m.lm.decoder.block[i].layer[0].SelfAttention.relative_attention_bias.weight
     assert torch.equal(bias(cut, 0), bias(model, 0)[[1, 3]]) and torch.equal(bias(cut, 1), bias(model, 1)[[0]])
 
@@ -112,12 +112,12 @@ def test_saved_and_loaded_in_a_new_process_it_answers_the_same(tmp_path):
     for name, make in FAMILIES.items():
         torch.manual_seed(0)
         model = make()
-        units = contract.cuts(model)["mixture"]
-        cut = sliced(model, units).eval()
+        units = contract.sample_cuts(model)["mixture"]
+        cut = copy_without_units(model, units).eval()
         kept[name] = {b: len(k) for b, k in units.items()}
         save_weights({name.replace("/", "-"): cut}, tmp_path)
         with torch.no_grad():
-            out = contract.outputs(cut, contract.inputs(cut, 2))
+            out = contract.tuple_outputs(cut, contract.random_inputs(cut, 2))
         save_file({str(i): x.contiguous() for i, x in enumerate(out)}, tmp_path / f"{name.replace('/', '-')}.answers")
     (tmp_path / "kept.json").write_text(json.dumps(kept))
     here = Path(__file__).parent
@@ -141,9 +141,9 @@ def test_the_readmes_new_line_is_one_row(tmp_path, monkeypatch):
 
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     row = next(line for line in readme.splitlines() if line.startswith('LINES["marian"]'))
-    lines = dict(generators.LINES)
-    exec(row, {"LINES": lines, "Line": generators.Line, "_causal": generators._causal})
-    monkeypatch.setattr(generators, "LINES", lines)
+    lines = dict(generators.DECODER_FAMILIES)
+    exec(row, {"LINES": lines, "Line": generators.DecoderFamily, "_causal": generators._causal})
+    monkeypatch.setattr(generators, "DECODER_FAMILIES", lines)
     special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
     special |= {"attn_implementation": "eager", "forced_eos_token_id": None}
     sizes = {"vocab_size": 60, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
@@ -154,5 +154,5 @@ def test_the_readmes_new_line_is_one_row(tmp_path, monkeypatch):
     (tmp_path / "marian" / "tokenizer.json").write_text(TOKENIZER())
     model = load_model(Node("text_decoder", {}, f"transformers:{tmp_path / 'marian'}", candidates=2, max_tokens=12))
     says = lambda ids, context: (whole(input_ids=ids, encoder_hidden_states=context).logits,)
-    proofs = contract.library("node", model, says) + contract.prove(model, tmp_path / "proofs")
+    proofs = contract.prove_library_match("node", model, says) + contract.prove_contract(model, tmp_path / "proofs")
     assert len(proofs) > 12 and not [p for p in proofs if not p.passed]

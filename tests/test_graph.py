@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from mmcompress.graph.modality import cross_modal, layers, outputs
-from mmcompress.graph.topology import order
+from mmcompress.graph.modality import classify_layers, find_cross_modal_blocks, propagate_modalities
+from mmcompress.graph.topology import topological_order
 
 
 def test_order_follows_the_edges(spec):
-    place = {n: i for i, n in enumerate(order(spec))}
+    place = {n: i for i, n in enumerate(topological_order(spec))}
     assert place["vision"] < place["captioner"] < place["text"] < place["choose"]
 
 
 def test_tags_flow_along_the_edges(spec):
-    tags = outputs(spec)
+    tags = propagate_modalities(spec)
     assert tags["vision"] == {"image"} and tags["captioner"] == {"image", "text"}
 
 
 def test_only_cross_attention_is_cross_modal_among_the_blocks(spec, models):
-    found = cross_modal(spec, {n: m.blocks for n, m in models.items()})
+    found = find_cross_modal_blocks(spec, {n: m.blocks for n, m in models.items()})
     assert set(found["captioner"]) == {"0.cross_attention", "1.cross_attention"}
     assert set(found["vision"]) == {"projection"} and set(found["text"]) == {"projection"}
     assert "image from 'context'" in found["captioner"]["0.cross_attention"]
@@ -32,6 +32,6 @@ def test_modality_is_derived_not_read_from_names(spec, models):
         n: tuple(dataclasses.replace(b, name=f"b{i}", kind="attention") for i, b in enumerate(bs))
         for n, bs in blocks.items()
     }
-    crossing = lambda of: [x for x in layers(of, renamed) if x.node == "captioner" and x.cross_modal]
+    crossing = lambda of: [x for x in classify_layers(of, renamed) if x.node == "captioner" and x.cross_modal]
     assert len(crossing(spec)) == 2
     assert not crossing(dataclasses.replace(spec, inputs={"image": "text"}))

@@ -11,54 +11,56 @@ import pytest
 
 from mmcompress.errors import BundleError
 from mmcompress.measure import anchors, apart, latency, table
-from mmcompress.measure.blocks import KINDS, Cell, feed, stack
-from mmcompress.measure.counts import block_params, count
-from mmcompress.measure.latency import EndToEnd, Samples, clock, observe, quiet
-from mmcompress.measure.machine import cpu, fingerprint, versions
+from mmcompress.measure.blocks import KINDS, BlockShape, build_stack, random_feed
+from mmcompress.measure.counts import count_block_params, count_params_and_macs
+from mmcompress.measure.latency import PipelineLatency, Samples, bench_pipelines, min_of_medians, time_call
+from mmcompress.measure.machine import describe_cpu, device_fingerprint, package_versions
 from mmcompress.records import Latency
-from mmcompress.runtime import load
-from mmcompress.runtime.sessions import session
+from mmcompress.runtime import load_bundle
+from mmcompress.runtime.sessions import open_session
 
-ALONE = apart.apart  # as it is; tests measure in their own process
+ALONE = apart.benchmark_in_subprocess  # as it is; tests measure in their own process
 
 
 def end_to_end(pipelines, requests, warmup, rounds, said=()):
-    return {n: s.summary() for n, s in observe(pipelines, requests, warmup, rounds, said).items()}
+    return {n: s.summarize() for n, s in bench_pipelines(pipelines, requests, warmup, rounds, said).items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("copies", [0, 3])
 def test_stacks_are_valid_and_run(kind, copies):
-    cell = Cell(kind, 32, 2, 8, 1 if kind == "cross_attention" else 5, 5, 2)
+    cell = BlockShape(kind, 32, 2, 8, 1 if kind == "cross_attention" else 5, 5, 2)
     if kind == "conv":  # 16 places, kernels 3 and 1, stride 2, a depthwise kernel of 3
-        cell = Cell(kind, 32, 16, 24, 16, 3123, 2)
-    model = stack(cell, copies)
+        cell = BlockShape(kind, 32, 16, 24, 16, 3123, 2)
+    model = build_stack(cell, copies)
     onnx.checker.check_model(model)
-    out = session(model.SerializeToString(), 1).run(None, feed(cell, model))
+    out = open_session(model.SerializeToString(), 1).run(None, random_feed(cell, model))
     assert out[-1].shape == (2, cell.positions, 32)
     if kind == "conv":
         assert [o.shape for o in out[:-1]] == [(2, 24, 2, 2)] * copies
 
 
 def test_a_cached_step_appends_to_its_past():
-    cell = Cell("attention", 32, 2, 8, 1, 7, 3)
-    out = session(stack(cell, 1).SerializeToString(), 1).run(None, feed(cell, stack(cell, 1)))
+    cell = BlockShape("attention", 32, 2, 8, 1, 7, 3)
+    out = open_session(build_stack(cell, 1).SerializeToString(), 1).run(None, random_feed(cell, build_stack(cell, 1)))
     assert out[0].shape == (3, 2, 7, 8)
 
 
 def test_the_table_measures_only_what_is_missing(monkeypatch):
     need = [(("ffn", 32, 1, 4, 4, 1), 64, 16)]
-    first = table.measure(need, 1)
-    assert len(first.rows) == 2 and first.device == fingerprint(1)
+    first = table.measure_table(need, 1)
+    assert len(first.rows) == 2 and first.device == device_fingerprint(1)
     assert all(list(r.ms) == sorted(r.ms) and r.units == (16, 32, 48, 64) for r in first.rows)
-    monkeypatch.setattr("mmcompress.measure.blocks.stack", None)  # nothing is built
-    assert table.measure(need, 1, first) == first
+    monkeypatch.setattr("mmcompress.measure.blocks.build_stack", None)  # nothing is built
+    assert table.measure_table(need, 1, first) == first
 
 
 def test_a_table_of_another_device_is_not_used():
     need = [(("ffn", 32, 1, 4, 4, 1), 16, 16)]
-    foreign = table.Table("another", 1, tuple(table.Row(*need[0][0], p, (16,), (99.0,)) for p in ("fp32", "int8")))
-    assert all(r.ms[0] < 99 for r in table.measure(need, 1, foreign).rows)
+    foreign = table.DeviceTable(
+        "another", 1, tuple(table.TableRow(*need[0][0], p, (16,), (99.0,)) for p in ("fp32", "int8"))
+    )
+    assert all(r.ms[0] < 99 for r in table.measure_table(need, 1, foreign).rows)
 
 
 @pytest.fixture()
@@ -74,16 +76,16 @@ def passing(monkeypatch):
 
 
 def test_clock_measures_what_passes(passing):
-    found = clock(lambda: passing(0.003), 1, 8)
+    found = time_call(lambda: passing(0.003), 1, 8)
     assert found.p50 == pytest.approx(3.0) == found.p95 and found.n == 8
-    assert clock(lambda: passing(0.003), 1, 8, limit=0.0).n == 3
+    assert time_call(lambda: passing(0.003), 1, 8, limit=0.0).n == 3
 
 
 def test_end_to_end_counts_nodes_and_calls(run_folder):
     import numpy as np
 
     image = np.zeros((32, 32, 3), np.uint8)
-    pair = {"a": load(run_folder / "baseline"), "b": load(run_folder / "bundle")}
+    pair = {"a": load_bundle(run_folder / "baseline"), "b": load_bundle(run_folder / "bundle")}
     found = end_to_end(pair, [{"image": image}], 1, 6)
     for m in found.values():
         assert m.latency.n == 6 and 0 < m.model_share < 1
@@ -96,7 +98,7 @@ def test_end_to_end_counts_nodes_and_calls(run_folder):
 def seen(**ms):
     """A measurement of a pipeline, milliseconds by node."""
     of = lambda v: Latency(v, v, 9)
-    return EndToEnd(of(sum(ms.values())), {n: of(v) for n, v in ms.items()}, 0.9, {})
+    return PipelineLatency(of(sum(ms.values())), {n: of(v) for n, v in ms.items()}, 0.9, {})
 
 
 def p50s(m):
@@ -105,43 +107,47 @@ def p50s(m):
 
 def test_a_structure_is_held_against_what_feels_the_same(tmp_path):
     record, precision = tmp_path / "w.json", {"a": "int8", "b": "fp32"}
-    anchors.add(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
-    usual = anchors.add(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
+    anchors.append_reference_run(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
+    usual = anchors.append_reference_run(
+        record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)}
+    )
     quiet_ms = seen(a=4.0, b=8.0, c=1.0)
-    assert anchors.steadied(p50s(quiet_ms), precision, usual) == pytest.approx(1.0)
+    assert anchors.machine_speed_factor(p50s(quiet_ms), precision, usual) == pytest.approx(1.0)
     # what is rounded takes a fifth longer for a while; three quiet measurements are known beside it
     now = {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=6.0, b=6.0, c=1.0)}
-    anchors.add(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
-    busy, disturbed = anchors.add(record, now), seen(a=4.8, b=8.0, c=1.0)
-    factor = anchors.steadied(p50s(disturbed), precision, busy)
+    anchors.append_reference_run(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
+    busy, disturbed = anchors.append_reference_run(record, now), seen(a=4.8, b=8.0, c=1.0)
+    factor = anchors.machine_speed_factor(p50s(disturbed), precision, busy)
     assert factor * disturbed.latency.p50 == pytest.approx(4.8 * 5.25 / 6 + 8 + 1)
-    assert anchors.steadied({"a": 9.0, "b": 8.0}, {"a": "fp32", "b": "fp32"}, busy) == pytest.approx(1.0)
+    assert anchors.machine_speed_factor({"a": 9.0, "b": 8.0}, {"a": "fp32", "b": "fp32"}, busy) == pytest.approx(1.0)
     # not measured whole: as the dense one
-    assert anchors.steadied({"a": 9.0}, {"a": "w4"}, busy) == pytest.approx(1.0)
+    assert anchors.machine_speed_factor({"a": 9.0}, {"a": "w4"}, busy) == pytest.approx(1.0)
     # of what was measured in a quiet window before, that is said too, as soon as more is known of what is usual
-    assert anchors.steadied(p50s(quiet_ms), precision, busy, 0) * 13.0 == pytest.approx(4.0 * 5.25 / 5 + 8 + 1)
+    assert anchors.machine_speed_factor(p50s(quiet_ms), precision, busy, 0) * 13.0 == pytest.approx(
+        4.0 * 5.25 / 5 + 8 + 1
+    )
 
 
 def test_sittings_add_up(run_folder):
     import numpy as np
 
-    pair, request = {"a": load(run_folder / "baseline")}, [{"image": np.zeros((32, 32, 3), np.uint8)}]
-    one, two = observe(pair, request, 0, 3)["a"], observe(pair, request, 1, 5)["a"]
-    both = (Samples() + one + two).summary()
-    assert both.latency.n == 8 and both.samples == tuple(one.ms + two.ms) and len(both.said) == 1
-    assert both.calls == pytest.approx(one.summary().calls) and both.nodes["vision"].n == 8
-    assert min(one.summary().latency.p50, two.summary().latency.p50) <= both.latency.p50
+    pair, request = {"a": load_bundle(run_folder / "baseline")}, [{"image": np.zeros((32, 32, 3), np.uint8)}]
+    one, two = bench_pipelines(pair, request, 0, 3)["a"], bench_pipelines(pair, request, 1, 5)["a"]
+    both = (Samples() + one + two).summarize()
+    assert both.latency.n == 8 and both.samples == tuple(one.ms + two.ms) and len(both.traces) == 1
+    assert both.calls == pytest.approx(one.summarize().calls) and both.nodes["vision"].n == 8
+    assert min(one.summarize().latency.p50, two.summarize().latency.p50) <= both.latency.p50
 
 
 def test_bundles_are_loaded_anew_in_every_sitting(run_folder, monkeypatch):
     import numpy as np
 
     made, given = [], []
-    monkeypatch.setattr(apart, "load", lambda at, threads: made.append(load(at, threads)) or made[-1])
-    monkeypatch.setattr(apart, "observe", lambda p, *a: given.append((dict(p), a[2], a[-1])) or observe(p, *a))
+    monkeypatch.setattr(apart, "load", lambda at, threads: made.append(load_bundle(at, threads)) or made[-1])
+    monkeypatch.setattr(apart, "observe", lambda p, *a: given.append((dict(p), a[2], a[-1])) or bench_pipelines(p, *a))
     requests = [{"image": np.full((32, 32, 3), i, np.uint8)} for i in range(5)]
     bundles = {"a": run_folder / "baseline", "b": run_folder / "bundle"}
-    found = apart.reloaded(bundles, None, requests, 1, 9, first=3, sittings=3)
+    found = apart.bench_repeated(bundles, None, requests, 1, 9, first=3, sittings=3)
     assert len({id(p) for p in made}) == 6 and [list(p) for p, *_ in given] == [["a", "b"]] * 3
     assert [rest for _, *rest in given] == [[3, 3], [3, 1], [3, 4]]  # each goes on where the last one ended
     assert all(len(s.ms) == len(s.nodes["vision"]) == 9 for s in found.values())
@@ -156,9 +162,9 @@ def test_bundles_are_measured_in_a_process_of_their_own(run_folder, tmp_path):
     requests = [{"image": np.full((32, 32, 3), 9, np.uint8)}, {"image": tmp_path / "red.png"}]
     left = apart.save_requests(tmp_path, requests)
     where = {"a": str(run_folder / "baseline")}
-    job = apart.Job(where, 1, left, 0, 2, (), float("inf"), 2, 0)
+    job = apart.BenchmarkJob(where, 1, left, 0, 2, (), float("inf"), 2, 0)
     alone = ALONE(job, tmp_path)["a"]
-    assert alone.said == apart.here(job, tmp_path)["a"].said and len(alone.said) == 2
+    assert alone.traces == apart.bench_in_process(job, tmp_path)["a"].traces and len(alone.traces) == 2
     assert len(alone.ms) == len(alone.nodes["vision"]) == 2 and min(alone.ms) > 0
     with pytest.raises(BundleError, match="nowhere"):
         ALONE(replace(job, bundles={"a": str(tmp_path / "nowhere")}), tmp_path)
@@ -170,7 +176,7 @@ def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(run
 
     class Recorded:
         def __init__(self, name):
-            self.name, self.inner = name, load(run_folder / "baseline")
+            self.name, self.inner = name, load_bundle(run_folder / "baseline")
 
         def __getattr__(self, key):
             return getattr(self.inner, key)
@@ -181,27 +187,27 @@ def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(run
 
     requests = [{"image": np.full((32, 32, 3), i, np.uint8)} for i in range(40)]
     pair, sent = {n: Recorded(n) for n in "ab"}, []
-    monkeypatch.setattr(latency, "TURN", 1e9)
-    found = observe(pair, requests, 1, 6)
+    monkeypatch.setattr(latency, "TURN_SECONDS", 1e9)
+    found = bench_pipelines(pair, requests, 1, 6)
     assert sent[2:] == [(n, i) for n in "ba" for i in (39, *range(6))]
     assert all(len(found[n].ms) == 6 and found[n].calls["vision/model"] == 6 for n in "ab")
     sent.clear()
-    monkeypatch.setattr(latency, "TURN", 0.0)
-    observe(pair, requests, 1, 3)
+    monkeypatch.setattr(latency, "TURN_SECONDS", 0.0)
+    bench_pipelines(pair, requests, 1, 3)
     assert sent[2:] == [(n, i) for i, names in enumerate(("ba", "ab", "ba")) for n in names]
     sent.clear()
-    observe({**pair, "c": Recorded("c")}, requests, 1, 60)
+    bench_pipelines({**pair, "c": Recorded("c")}, requests, 1, 60)
     turns = ["".join(n for n, _ in sent[i : i + 3]) for i in range(3, len(sent), 3)]
     assert all(sorted(t) == list("abc") for t in turns) and len(set(turns)) == 6  # no place is anyone's own
     sent.clear()
-    monkeypatch.setattr(latency, "TURN", 1e9)
-    observe({"a": pair["a"]}, requests, 1, 4)
+    monkeypatch.setattr(latency, "TURN_SECONDS", 1e9)
+    bench_pipelines({"a": pair["a"]}, requests, 1, 4)
     assert sent[1:] == [("a", i) for i in range(4)]
 
 
 def test_counts_are_those_of_the_modules(models):
     m = models["vision"]
-    params, macs = count(m, 1, 1)
+    params, macs = count_params_and_macs(m, 1, 1)
     assert params == sum(p.numel() for p in m.parameters())
     tokens = 17
     linear = sum(
@@ -210,45 +216,48 @@ def test_counts_are_those_of_the_modules(models):
     patches = m.tower.conv1.weight.numel() * 16
     attention = 2 * tokens * tokens * 32 * 2
     assert macs == linear * tokens + patches + attention
-    assert sum(block_params(m).values()) < params
+    assert sum(count_block_params(m).values()) < params
 
 
 def test_the_machine_is_described():
-    facts = cpu()
-    assert facts["cores"] >= 1 and facts["name"] and "onnxruntime" in versions()
+    facts = describe_cpu()
+    assert facts["cores"] >= 1 and facts["name"] and "onnxruntime" in package_versions()
 
 
 def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
     """And what it predicts of the chosen structure is recorded beside what was measured."""
     from mmcompress.measure.predict import Predictor
-    from mmcompress.records import Candidate, Summary, read
+    from mmcompress.records import Candidate, Summary, read_record
     from mmcompress.workflow.dense import Profile
 
-    predict, dense = read(Predictor, run_folder / "predictor.json"), read(Profile, run_folder / "profile.json")
+    predict, dense = (
+        read_record(Predictor, run_folder / "predictor.json"),
+        read_record(Profile, run_folder / "profile.json"),
+    )
     nothing_cut = Candidate({n: {} for n in dense.blocks}, dict.fromkeys(dense.blocks, "fp32"))
     assert predict(nothing_cut) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
-    assert read(Summary, run_folder / "summary.json").predicted_latency_ms_p50 > 0
+    assert read_record(Summary, run_folder / "summary.json").predicted_latency_ms_p50 > 0
 
 
 def test_quiet_ignores_what_only_adds_time(passing):
     calls = iter([0.02] * 6 + [0.002] * 100)
-    assert quiet(lambda: passing(next(calls)), 1, 5, 0.3) == pytest.approx(2.0)
+    assert min_of_medians(lambda: passing(next(calls)), 1, 5, 0.3) == pytest.approx(2.0)
 
 
 def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(run_folder):
     import numpy as np
 
-    from mmcompress.runtime.nodes import Written
+    from mmcompress.runtime.nodes import GenerationTrace
 
     images = [np.full((32, 32, 3), v, np.uint8) for v in (0, 90, 255)]
     requests = [{"image": i} for i in images]
-    pair = {"a": load(run_folder / "baseline"), "b": load(run_folder / "bundle")}
-    said = end_to_end({"a": pair["a"]}, requests, 0, 5)["a"].said
+    pair = {"a": load_bundle(run_folder / "baseline"), "b": load_bundle(run_folder / "bundle")}
+    said = end_to_end({"a": pair["a"]}, requests, 0, 5)["a"].traces
     assert [set(s) for s in said] == [{"captioner"}] * 3
     found = end_to_end(pair, requests, 0, 6, said)
     mean = sum(w.steps for s in said for w in s["captioner"]) / 3
     assert found["a"].calls["captioner/step"] == found["b"].calls["captioner/step"] == pytest.approx(mean)
-    line = Written(5, ((-0.5, (1, 7, 2)),) * pair["b"].nodes["captioner"].generation.beams)
+    line = GenerationTrace(5, ((-0.5, (1, 7, 2)),) * pair["b"].nodes["captioner"].generation.beams)
     longer = end_to_end(pair, requests, 0, 3, [{"captioner": (line,)}] * 3)
     assert longer["b"].calls["captioner/step"] == 5
 
@@ -308,12 +317,12 @@ def test_a_paced_generator_takes_its_steps_though_every_token_would_end_it():
 
 
 def test_the_critical_path_is_the_longest_way():
-    from mmcompress.runtime.pipeline import critical
+    from mmcompress.runtime.pipeline import critical_path
 
     reads = {"eye": (), "ear": (), "writer": ("eye",), "choose": ("writer", "ear")}
-    assert critical({"eye": 1.0, "ear": 5.0, "writer": 3.0}, reads) == 5.0
-    assert critical({"eye": 3.0, "ear": 5.0, "writer": 3.0}, reads) == 6.0
-    assert critical({}, {}) == 0.0
+    assert critical_path({"eye": 1.0, "ear": 5.0, "writer": 3.0}, reads) == 5.0
+    assert critical_path({"eye": 3.0, "ear": 5.0, "writer": 3.0}, reads) == 6.0
+    assert critical_path({}, {}) == 0.0
 
 
 def test_branches_run_at_the_same_time_and_say_the_same(run_folder, tmp_path):
@@ -326,12 +335,12 @@ def test_branches_run_at_the_same_time_and_say_the_same(run_folder, tmp_path):
     manifest = json.loads((tmp_path / "b" / "manifest.json").read_text())
     assert manifest["parallel"] is False
     (tmp_path / "b" / "manifest.json").write_text(json.dumps({**manifest, "parallel": True}))
-    one, many = load(run_folder / "bundle"), load(tmp_path / "b")
+    one, many = load_bundle(run_folder / "bundle"), load_bundle(tmp_path / "b")
     rng = np.random.default_rng(0)
     for image in rng.integers(0, 255, (4, 32, 32, 3), np.uint8):
         a, b = one(image=image), many(image=image)
         assert a["caption"] == b["caption"] and np.array_equal(a["embedding"], b["embedding"])
-    assert many.reads["choose"] == {"vision", "text", "captioner"} and 0 < many.inside <= sum(
+    assert many.reads["choose"] == {"vision", "text", "captioner"} and 0 < many.session_seconds <= sum(
         many.model_seconds.values()
     )
     both = threading.Barrier(2)
@@ -351,8 +360,8 @@ def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_p
     from mmcompress.records import Candidate
 
     r = workflow.open_run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.parallel": True})
-    dense = workflow.profile(r)
-    predict = workflow.predictor(r, dense)
+    dense = workflow.profile_pipeline(r)
+    predict = workflow.build_predictor(r, dense)
     assert predict.reads["choose"] == ("captioner", "text", "vision")
     whole = Candidate({n: {} for n in r.models}, dict.fromkeys(r.models, "fp32"))
     assert predict(whole) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
@@ -360,12 +369,14 @@ def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_p
 
 def test_a_node_is_fitted_from_pipelines_whole_small_and_without_some_blocks():
     """Base, scale and what every block costs beside its units are told apart; the whole is exact; none is negative."""
-    from mmcompress.measure.predict import Affine
+    from mmcompress.measure.predict import LinearFit
 
-    sums, blocks, real = [4.0, 1.0, 1.2], [8, 8, 4], Affine(0.5, 1.4, 0.05)
-    ms = [real.base + real.scale * s + real.each * b for s, b in zip(sums, blocks, strict=True)]
-    found = Affine.within(sums, blocks, ms)
-    assert (found.base, found.scale, found.each) == pytest.approx((0.5, 1.4, 0.05))
-    odd = Affine.within(sums, blocks, [4.0, 0.9, 1.4])  # less than proportional: no negative base makes up for it
-    assert min(odd.base, odd.scale, odd.each) >= 0
-    assert odd.base + odd.scale * 4.0 + odd.each * 8 == pytest.approx(4.0)
+    sums, blocks, real = [4.0, 1.0, 1.2], [8, 8, 4], LinearFit(0.5, 1.4, 0.05)
+    ms = [real.base + real.scale * s + real.per_block_ms * b for s, b in zip(sums, blocks, strict=True)]
+    found = LinearFit.fit_in_pipeline(sums, blocks, ms)
+    assert (found.base, found.scale, found.per_block_ms) == pytest.approx((0.5, 1.4, 0.05))
+    odd = LinearFit.fit_in_pipeline(
+        sums, blocks, [4.0, 0.9, 1.4]
+    )  # less than proportional: no negative base makes up for it
+    assert min(odd.base, odd.scale, odd.per_block_ms) >= 0
+    assert odd.base + odd.scale * 4.0 + odd.per_block_ms * 8 == pytest.approx(4.0)

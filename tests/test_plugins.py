@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
-from mmcompress.prune.importance import Material
+from mmcompress.prune.importance import ImportanceInputs
 from mmcompress.registry import IMPORTANCE
-from mmcompress.spec.loader import load
+from mmcompress.spec.loader import load_spec
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -22,14 +22,14 @@ def test_the_readmes_criterion_works(tiny, tmp_path, monkeypatch, pipeline, mode
     (tmp_path / "spec.yaml").write_text(text + "plugins: [mine_from_readme]\nprune: {importance: smallest_bias}\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
-        assert load(tmp_path / "spec.yaml").prune.importance == "smallest_bias"
-        scores = IMPORTANCE.get("smallest_bias")(Material(pipeline, models, batch, {}, 0))
+        assert load_spec(tmp_path / "spec.yaml").prune.importance == "smallest_bias"
+        scores = IMPORTANCE.get("smallest_bias")(ImportanceInputs(pipeline, models, batch, {}, 0))
     finally:
         IMPORTANCE._entries.pop("smallest_bias", None)
         sys.modules.pop("mine_from_readme", None)
     for n, m in models.items():
         assert all(
-            scores[n][b.name].shape == (b.units,) and torch.isfinite(scores[n][b.name]).all() for b in m.weighted
+            scores[n][b.name].shape == (b.units,) and torch.isfinite(scores[n][b.name]).all() for b in m.weighted_blocks
         )
 
 

@@ -8,13 +8,20 @@ import numpy as np
 import pytest
 import torch
 
-from mmcompress.export.proofs import SURGERY, surgery
-from mmcompress.prune.allocation import Curve, after, allocate_node, choose_units, ratios, steps
-from mmcompress.prune.importance import Material, mask_gradients, scored
-from mmcompress.prune.masks import masked, some
-from mmcompress.prune.refit import measure_grams, refit_, refit_from_gram_, solve
-from mmcompress.prune.surgery import reshape_, resized, restored, sliced
-from mmcompress.registry import ALLOCATION, IMPORTANCE
+from mmcompress.export.proofs import SURGERY_BOUND, prove_surgery
+from mmcompress.prune.allocation import (
+    SensitivityCurve,
+    allocate_node,
+    choose_units,
+    count_steps,
+    removed_share,
+    units_after,
+)
+from mmcompress.prune.importance import ImportanceInputs, compute_mask_gradients, score_units
+from mmcompress.prune.masks import mask_units, sample_units
+from mmcompress.prune.refit import measure_grams, refit_, refit_from_gram_, solve_ridge
+from mmcompress.prune.surgery import copy_resized, copy_without_units, resize_, restore_units
+from mmcompress.registry import ALLOCATIONS, IMPORTANCE
 from mmcompress.spec.schema import NodePrune
 
 
@@ -26,7 +33,7 @@ def cut(model, kind, share):
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 @pytest.mark.parametrize("kind", ["attention", "cross_attention", "ffn"])
 def test_masked_equals_sliced_for_every_unit_kind(pipeline, models, batch, kind, share):
-    proofs = surgery(pipeline, models, {n: cut(m, kind, share) for n, m in models.items()}, batch)
+    proofs = prove_surgery(pipeline, models, {n: cut(m, kind, share) for n, m in models.items()}, batch)
     assert all(p.passed for p in proofs), proofs
 
 
@@ -38,35 +45,35 @@ def test_masked_equals_sliced_for_random_mixtures(pipeline, models, batch, seed)
             b.name: torch.sort(
                 torch.randperm(b.units, generator=g)[: int(torch.randint(0, b.units + 1, (1,), generator=g))]
             ).values
-            for b in m.weighted
+            for b in m.weighted_blocks
         }
         for n, m in models.items()
     }
-    proofs = surgery(pipeline, models, units, batch)
-    assert max(p.difference for p in proofs) <= SURGERY
+    proofs = prove_surgery(pipeline, models, units, batch)
+    assert max(p.difference for p in proofs) <= SURGERY_BOUND
 
 
 def test_the_proof_can_fail(pipeline, models, batch, monkeypatch):
     """Slicing the wrong heads is noticed."""
     from mmcompress.export import proofs
 
-    wrong = lambda m, kept: sliced(m, {k: (v + 1) % m.block(k).units for k, v in kept.items()})
+    wrong = lambda m, kept: copy_without_units(m, {k: (v + 1) % m.block(k).units for k, v in kept.items()})
     monkeypatch.setattr(proofs, "sliced", wrong)
-    found = surgery(pipeline, models, {n: cut(m, "attention", 0.5) for n, m in models.items()}, batch)
+    found = prove_surgery(pipeline, models, {n: cut(m, "attention", 0.5) for n, m in models.items()}, batch)
     assert not all(p.passed for p in found)
 
 
 def test_parameters_fall_as_computed(models):
     for model in models.values():
         units = cut(model, "ffn", 0.5)
-        small = sliced(model, units)
+        small = copy_without_units(model, units)
         expected = 0
         for b in model.blocks:
             if b.name in units:
                 gone = b.units - len(units[b.name])
                 for w in b.writers:
                     expected += gone * w.width * w.parts * (model.linear(w.path).in_features + 1)
-                expected += gone * b.width * model.linear(b.out).out_features
+                expected += gone * b.width * model.linear(b.reader).out_features
         count = lambda m: sum(p.numel() for p in m.parameters())
         assert count(model) - count(small) == expected > 0
 
@@ -76,8 +83,8 @@ def test_a_structure_is_rebuilt_from_its_counts(models):
         units = {b.name: torch.arange(b.units // 2) for b in model.blocks[:-1]} | {
             model.blocks[-1].name: torch.arange(0)
         }
-        small = sliced(model, units)
-        again = reshape_(sliced(model, {}), {k: len(v) for k, v in units.items()})
+        small = copy_without_units(model, units)
+        again = resize_(copy_without_units(model, {}), {k: len(v) for k, v in units.items()})
         again.load_state_dict(small.state_dict())
         assert [b.units for b in again.blocks] == [b.units for b in small.blocks]
 
@@ -85,12 +92,12 @@ def test_a_structure_is_rebuilt_from_its_counts(models):
 def test_what_stands_in_for_a_removed_block_does_not_go_back(models):
     for m in models.values():
         for b in (b for b in m.blocks if b.drop):
-            small = sliced(m, {b.name: torch.arange(0)})
+            small = copy_without_units(m, {b.name: torch.arange(0)})
             with torch.no_grad():
                 for p in small.parameters():
                     p.add_(1.0)
-            whole, before = restored(m, small, {b.name: torch.arange(0)}), dict(m.named_parameters())
-            parts = [*(w.path for w in b.writers), b.out]
+            whole, before = restore_units(m, small, {b.name: torch.arange(0)}), dict(m.named_parameters())
+            parts = [*(w.path for w in b.writers), b.reader]
             mine = [n for n in before if any(n.startswith(f"{part}.") for part in parts)]
             assert mine and all(torch.equal(dict(whole.named_parameters())[n], before[n]) for n in mine)
 
@@ -98,13 +105,16 @@ def test_what_stands_in_for_a_removed_block_does_not_go_back(models):
 def test_what_a_cut_model_learnt_goes_back_to_its_place(models):
     g = torch.Generator().manual_seed(3)
     for m in models.values():
-        units = {b.name: some(b, max(b.least, b.units // 2 // b.step * b.step), g) for b in m.blocks}
-        small = sliced(m, units)
+        units = {
+            b.name: sample_units(b, max(b.min_units, b.units // 2 // b.granularity * b.granularity), g)
+            for b in m.blocks
+        }
+        small = copy_without_units(m, units)
         with torch.no_grad():
             for p in small.parameters():
                 p.add_(1.0)
-        whole = restored(m, small, units)
-        again, untouched = dict(sliced(whole, units).named_parameters()), dict(m.named_parameters())
+        whole = restore_units(m, small, units)
+        again, untouched = dict(copy_without_units(whole, units).named_parameters()), dict(m.named_parameters())
         assert all(torch.equal(p, again[name]) for name, p in small.named_parameters())
         for name, p in whole.named_parameters():
             new = p != untouched[name]
@@ -116,7 +126,7 @@ def test_what_a_cut_model_learnt_goes_back_to_its_place(models):
 def test_the_solver_is_ridge_least_squares():
     x = np.random.default_rng(0).standard_normal((200, 6))
     y = x @ np.arange(12.0).reshape(6, 2)
-    w = solve(torch.tensor(y.T @ x / 200).float(), torch.tensor(x.T @ x / 200).float(), 1e-6)
+    w = solve_ridge(torch.tensor(y.T @ x / 200).float(), torch.tensor(x.T @ x / 200).float(), 1e-6)
     assert np.allclose(w.numpy(), np.arange(12.0).reshape(6, 2).T, atol=1e-3)
 
 
@@ -124,9 +134,9 @@ def test_the_solver_is_ridge_least_squares():
 def test_refit_brings_the_output_closer(pipeline, models, batch, how):
     grams = measure_grams(pipeline, models, batch)
     want = pipeline.run(models, batch)["vision"]["tokens"]
-    units = {b.name: torch.arange(0, b.units, 2) for b in models["vision"].weighted}
-    plain = sliced(models["vision"], units)
-    fitted = sliced(models["vision"], units)
+    units = {b.name: torch.arange(0, b.units, 2) for b in models["vision"].weighted_blocks}
+    plain = copy_without_units(models["vision"], units)
+    fitted = copy_without_units(models["vision"], units)
     if how == "from moments":
         refit_from_gram_(fitted, models["vision"], units, grams["vision"], 0.01)
     else:
@@ -136,14 +146,16 @@ def test_refit_brings_the_output_closer(pipeline, models, batch, how):
 
 
 def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
-    name = models["vision"].weighted[1].name
+    name = models["vision"].weighted_blocks[1].name
     units = {name: torch.arange(0)}
-    small = sliced(models["vision"], units)
+    small = copy_without_units(models["vision"], units)
     grams = measure_grams(pipeline, models, batch)
     refit_from_gram_(small, models["vision"], units, grams["vision"], 0.01)
     seen = []
     handle = (
-        models["vision"].linear(models["vision"].weighted[1].out).register_forward_hook(lambda m, a, o: seen.append(o))
+        models["vision"]
+        .linear(models["vision"].weighted_blocks[1].out)
+        .register_forward_hook(lambda m, a, o: seen.append(o))
     )
     models["vision"](batch.inputs["vision"])
     handle.remove()
@@ -153,12 +165,12 @@ def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
 
 @pytest.fixture()
 def material(pipeline, models, batch):
-    return Material(pipeline, models, batch, measure_grams(pipeline, models, batch), 3)
+    return ImportanceInputs(pipeline, models, batch, measure_grams(pipeline, models, batch), 3)
 
 
 @pytest.mark.parametrize("name", IMPORTANCE.names())
 def test_every_importance_scores_every_unit(material, models, name):
-    scores = scored(IMPORTANCE.get(name), material)
+    scores = score_units(IMPORTANCE.get(name), material)
     for n, m in models.items():
         for b in m.blocks:
             s = scores[n][b.name]
@@ -167,13 +179,13 @@ def test_every_importance_scores_every_unit(material, models, name):
 
 
 def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, models, batch):
-    gradients = mask_gradients(material)
+    gradients = compute_mask_gradients(material)
     block = models["captioner"].blocks[1]
 
     def loss(value):
         mask = torch.ones(block.units)
         mask[0] = value
-        with masked(models["captioner"], {block.name: mask}):
+        with mask_units(models["captioner"], {block.name: mask}):
             return float(sum(pipeline.losses(pipeline.forward(models, batch), batch).values()))
 
     numeric = (loss(1.05) - loss(0.95)) / 0.1
@@ -182,41 +194,42 @@ def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, model
 
 def test_magnitude_is_the_norm_of_the_units_weights(material, models):
     scores = IMPORTANCE.get("magnitude")(material)
-    m, b = models["text"], models["text"].weighted[1]
-    fc, proj = m.linear(b.writers[0].path).weight, m.linear(b.out).weight
+    m, b = models["text"], models["text"].weighted_blocks[1]
+    fc, proj = m.linear(b.writers[0].path).weight, m.linear(b.reader).weight
     assert torch.allclose(scores["text"][b.name], (fc.square().sum(1) + proj.square().sum(0)).sqrt(), rtol=1e-4)
 
 
 def curves(blocks, rng):
     return {
-        b.name: Curve((0, b.units // 2, b.units), (*tuple(sorted(rng.random(2), reverse=True)), 0.0)) for b in blocks
+        b.name: SensitivityCurve((0, b.units // 2, b.units), (*tuple(sorted(rng.random(2), reverse=True)), 0.0))
+        for b in blocks
     }
 
 
-@pytest.mark.parametrize("name", ALLOCATION.names())
+@pytest.mark.parametrize("name", ALLOCATIONS.names())
 def test_every_policy_removes_the_same_share(models, name):
     rng = np.random.default_rng(0)
     for n, m in models.items():
         scores = {b.name: torch.rand(b.units) for b in m.blocks}
         kept = allocate_node(
-            m.blocks, NodePrune(heads=0.5, ffn=0.5), {}, 1.0, ALLOCATION.get(name), curves(m.blocks, rng), scores
+            m.blocks, NodePrune(heads=0.5, ffn=0.5), {}, 1.0, ALLOCATIONS.get(name), curves(m.blocks, rng), scores
         )
         for group in ("heads", "ffn"):
             part = [b for b in m.blocks if b.group == group]
             kinds = {b.kind for b in part}
-            cut = sum((b.units - kept[b.name]) / b.step for b in part)
-            assert cut == pytest.approx(0.5 * sum(steps(b) for b in part), abs=len(kinds)), n
+            cut = sum((b.units - kept[b.name]) / b.granularity for b in part)
+            assert cut == pytest.approx(0.5 * sum(count_steps(b) for b in part), abs=len(kinds)), n
 
 
 def test_the_knapsack_is_optimal(models):
     rng = np.random.default_rng(1)
     blocks = [b for b in models["captioner"].blocks if b.group == "heads"]
     c, scores = curves(blocks, rng), {b.name: torch.rand(b.units) for b in blocks}
-    kept = ALLOCATION.get("knapsack")(blocks, 7, c, scores)
-    mine = sum(float(c[b.name].at(kept[b.name])) for b in blocks)
-    options = itertools.product(*(range(steps(b) + 1) for b in blocks))
+    kept = ALLOCATIONS.get("knapsack")(blocks, 7, c, scores)
+    mine = sum(float(c[b.name].loss_increase(kept[b.name])) for b in blocks)
+    options = itertools.product(*(range(count_steps(b) + 1) for b in blocks))
     best = min(
-        sum(float(c[b.name].at(after(b, k))) for b, k in zip(blocks, cuts, strict=True))
+        sum(float(c[b.name].loss_increase(units_after(b, k))) for b, k in zip(blocks, cuts, strict=True))
         for cuts in options
         if sum(cuts) == 7
     )
@@ -234,26 +247,29 @@ def test_protection_cuts_cross_modal_units_less(models, spec):
             NodePrune(heads=0.5, ffn=0.5),
             cross,
             protection,
-            ALLOCATION.get("uniform"),
+            ALLOCATIONS.get("uniform"),
             curves(m.blocks, rng),
             scores,
         )
-        assert ratios({"c": kept}, {"c": m.blocks}, {"c": cross}, True) == pytest.approx(expected)
-        assert ratios({"c": kept}, {"c": m.blocks}, {"c": cross}, False) == pytest.approx(0.5, abs=0.05)
+        assert removed_share({"c": kept}, {"c": m.blocks}, {"c": cross}, True) == pytest.approx(expected)
+        assert removed_share({"c": kept}, {"c": m.blocks}, {"c": cross}, False) == pytest.approx(0.5, abs=0.05)
 
 
 def test_what_nothing_reads_is_held_to_what_it_was(loose, models):
     """Else it would be cut for free: no join and no generator says what it is good for."""
     from mmcompress.data import open_dataset
     from mmcompress.graph.pipeline import TorchPipeline
-    from mmcompress.spec.loader import load
+    from mmcompress.spec.loader import load_spec
 
-    spec = load(*loose)
+    spec = load_spec(*loose)
     p = TorchPipeline(spec, models)
-    batch = p.batch(open_dataset(spec.data).load("train", 8))
-    anchors, cut = p.anchors(models, batch), resized(models["text"], {"0.ffn": 8})
-    assert set(p.losses(p.run(models, batch), batch, anchors)) == {"caption.captioner", "drift.text"}
-    assert p.evaluate({**models, "text": cut}, batch, dense=anchors) > p.evaluate(models, batch, dense=anchors) + 1e-4
+    batch = p.collate(open_dataset(spec.data).load("train", 8))
+    anchors, cut = p.reference_outputs(models, batch), copy_resized(models["text"], {"0.ffn": 8})
+    assert set(p.losses(p.forward_in_pieces(models, batch), batch, anchors)) == {"caption.captioner", "drift.text"}
+    assert (
+        p.loss_of_models({**models, "text": cut}, batch, dense=anchors)
+        > p.loss_of_models(models, batch, dense=anchors) + 1e-4
+    )
 
 
 def test_the_most_important_units_stay():
@@ -266,47 +282,47 @@ def test_the_most_important_units_stay():
 
 def test_drop_removes_the_least_damaging_blocks(models):
     m = models["vision"]
-    c = {b.name: Curve((0, b.units), (float(i), 0.0)) for i, b in enumerate(m.blocks)}
+    c = {b.name: SensitivityCurve((0, b.units), (float(i), 0.0)) for i, b in enumerate(m.blocks)}
     scores = {b.name: torch.rand(b.units) for b in m.blocks}
-    kept = allocate_node(m.blocks, NodePrune(drop=2), {}, 2.0, ALLOCATION.get("knapsack"), c, scores)
-    assert [k for k, v in kept.items() if v == 0] == [b.name for b in m.weighted[:2]]
+    kept = allocate_node(m.blocks, NodePrune(drop=2), {}, 2.0, ALLOCATIONS.get("knapsack"), c, scores)
+    assert [k for k, v in kept.items() if v == 0] == [b.name for b in m.weighted_blocks[:2]]
 
 
 def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, batch):
-    from mmcompress.prune.trial import Known, _load, evaluate, pack
-    from mmcompress.records import Candidate, plain
+    from mmcompress.prune.trial import OutputCache, _load, evaluate_candidate, make_worker_context
+    from mmcompress.records import Candidate, to_plain
 
     scores = {n: {b.name: torch.rand(b.units) for b in m.blocks} for n, m in models.items()}
-    context = pack(spec, scores, measure_grams(pipeline, models, batch), batch, None, "trial test", 1)
+    context = make_worker_context(spec, scores, measure_grams(pipeline, models, batch), batch, None, "trial test", 1)
     full = {n: {b.name: b.units for b in m.blocks} for n, m in models.items()}
-    halved = lambda n: {**full, n: {b.name: int(after(b, steps(b) // 2)) for b in models[n].blocks}}
+    halved = lambda n: {**full, n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in models[n].blocks}}
     fp32 = dict.fromkeys(models, "fp32")
     trials = [Candidate(full, fp32), *(Candidate(halved(n), fp32) for n in models)]
     trials += [Candidate(full, {**fp32, "vision": "int8"})]
-    said = [evaluate(context, plain(c)) for c in trials]
+    said = [evaluate_candidate(context, to_plain(c)) for c in trials]
     for c, first in zip(trials, said, strict=True):
-        _load(context).known = Known()
-        again = evaluate(context, plain(c))
+        _load(context).known = OutputCache()
+        again = evaluate_candidate(context, to_plain(c))
         assert (again["loss"], again["quality"]) == (first["loss"], first["quality"])
     torch.set_num_threads(2)
     try:
-        assert evaluate(context, plain(trials[0]))["loss"] == pytest.approx(said[0]["loss"], rel=1e-4)
+        assert evaluate_candidate(context, to_plain(trials[0]))["loss"] == pytest.approx(said[0]["loss"], rel=1e-4)
         assert torch.get_num_threads() == 2  # in the process that trains, too
     finally:
         torch.set_num_threads(1)
     assert len({s["loss"] for s in said}) == len(said)
-    small = Known(limit=1)
+    small = OutputCache(limit=1)
     small.put("a", {"x": torch.zeros(8)})
     assert small.get("a") is None and small.size == 0
 
 
 def test_the_gradual_plan_is_cubic_and_ends_where_it_should(models):
-    from mmcompress.prune.schedule import plan
+    from mmcompress.prune.schedule import plan_rounds
 
     blocks = {n: m.blocks for n, m in models.items()}
-    final = {n: {b.name: int(after(b, steps(b) // 2)) for b in bs} for n, bs in blocks.items()}
+    final = {n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs} for n, bs in blocks.items()}
     final["captioner"]["0.ffn"] = 0
-    rounds = plan(blocks, final, 3)
+    rounds = plan_rounds(blocks, final, 3)
     assert rounds[-1] == final
     for n, bs in blocks.items():
         for b in bs:
@@ -314,29 +330,29 @@ def test_the_gradual_plan_is_cubic_and_ends_where_it_should(models):
             assert kept == sorted(kept, reverse=True) and all(kept[:-1])
             for i in (1, 2):
                 wanted = (1 - (1 - i / 3) ** 3) * (b.units - final[n][b.name])
-                assert 0 <= wanted - (b.units - kept[i]) < 2 * b.step
+                assert 0 <= wanted - (b.units - kept[i]) < 2 * b.granularity
 
 
 def test_rounds_leave_a_part_of_the_dense_units(pipeline, models, batch):
-    from mmcompress.prune.schedule import narrowed, plan, whole
+    from mmcompress.prune.schedule import all_units, narrow_models, plan_rounds
 
     blocks = {n: m.blocks for n, m in models.items()}
-    final = {n: {b.name: int(after(b, steps(b) // 2)) for b in bs} for n, bs in blocks.items()}
-    now, survivors, g = models, whole(blocks), torch.Generator().manual_seed(0)
-    for kept in plan(blocks, final, 3):
+    final = {n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs} for n, bs in blocks.items()}
+    now, survivors, g = models, all_units(blocks), torch.Generator().manual_seed(0)
+    for kept in plan_rounds(blocks, final, 3):
         scores = {n: {b.name: torch.rand(b.units, generator=g) for b in m.blocks} for n, m in now.items()}
         before = survivors
-        now, survivors = narrowed(now, survivors, kept, scores)
+        now, survivors = narrow_models(now, survivors, kept, scores)
         for n, by in survivors.items():
             assert all(set(u.tolist()) <= set(before[n][b].tolist()) for b, u in by.items())
-    direct = {n: sliced(m, survivors[n]) for n, m in models.items()}
+    direct = {n: copy_without_units(m, survivors[n]) for n, m in models.items()}
     want, got = pipeline.run(direct, batch), pipeline.run(now, batch)
     assert all(torch.equal(want[n][k], got[n][k]) for n in want for k in want[n])
 
 
 def test_l1_and_l2_magnitude_are_those_norms(material, models):
     m, b = models["captioner"], models["captioner"].block("0.ffn")
-    w, r = m.linear(b.writers[0].path).weight, m.linear(b.out).weight
+    w, r = m.linear(b.writers[0].path).weight, m.linear(b.reader).weight
     l1, l2 = (IMPORTANCE.get(k)(material)["captioner"]["0.ffn"] for k in ("magnitude_l1", "magnitude"))
     assert torch.allclose(l1[3], w[3].abs().sum() + r[:, 3].abs().sum())
     assert torch.allclose(l2[3], (w[3].square().sum() + r[:, 3].square().sum()).sqrt())
@@ -346,12 +362,12 @@ def test_movement_is_the_sum_of_weight_times_gradient_at_the_start(material, mod
     from mmcompress.prune import importance
 
     monkeypatch.setattr(importance, "MOVEMENT_STEPS", 1)
-    monkeypatch.setattr(pipeline, "size", 10**6)
-    scores = importance.movement(material)
+    monkeypatch.setattr(pipeline, "batch_size", 10**6)
+    scores = importance.score_by_movement(material)
     m, b = models["captioner"], models["captioner"].block("1.ffn")
     piece = batch.chunks(10**6)[0]
     sum(pipeline.losses(pipeline.forward(models, piece), piece).values()).backward()
-    out = m.linear(b.out)
+    out = m.linear(b.reader)
     want = -(out.weight * out.weight.grad).sum(0)
     assert torch.allclose(scores["captioner"]["1.ffn"], want, atol=1e-5)
 
@@ -360,8 +376,8 @@ def test_a_mixture_is_the_sum_of_scores_normalized_within_a_kind(material, model
     mixed = IMPORTANCE.get("magnitude + 0.5 * activation")(material)
     parts = [IMPORTANCE.get(k)(material) for k in ("magnitude", "activation")]
     for n, m in models.items():
-        for b in m.weighted:
-            same = [x.name for x in m.weighted if x.kind == b.kind]
+        for b in m.weighted_blocks:
+            same = [x.name for x in m.weighted_blocks if x.kind == b.kind]
             a, c = (p[n][b.name] / torch.cat([p[n][x] for x in same]).mean() for p in parts)
             assert torch.allclose(mixed[n][b.name], a + 0.5 * c, rtol=1e-4)
 
@@ -376,12 +392,12 @@ def test_a_wrong_mixture_is_told(name, message):
 
 @pytest.mark.parametrize(("pattern", "share"), [("unstructured", 0.7), ("2:4", 0.5)])
 def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern, share):
-    from mmcompress.prune.sparse import sparsity, thin_
+    from mmcompress.prune.sparse import zero_share, zero_weights_
 
-    before = [m.weight.detach().clone() for model in models.values() for m in model.linears()]
+    before = [m.weight.detach().clone() for model in models.values() for m in model.linear_layers()]
     embedding = next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n).detach().clone()
-    hold_ = thin_(models, pattern, share)
-    after = [m.weight for model in models.values() for m in model.linears()]
+    hold_ = zero_weights_(models, pattern, share)
+    after = [m.weight for model in models.values() for m in model.linear_layers()]
     for old, new in zip(before, after, strict=True):
         gone = new == 0
         if pattern == "2:4":
@@ -394,25 +410,29 @@ def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern
         assert torch.equal(new[~gone], old[~gone])
         new.data += 1.0
     hold_()
-    assert sparsity(models["vision"]) == pytest.approx(share, abs=0.02)
+    assert zero_share(models["vision"]) == pytest.approx(share, abs=0.02)
     now = next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n)
     assert torch.equal(now, embedding)
 
 
 def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, models):
     from mmcompress.data import open_dataset
-    from mmcompress.prune.trial import evaluate, evaluate_again, pack
-    from mmcompress.records import Candidate, plain
+    from mmcompress.prune.trial import evaluate_candidate, evaluate_on_more_pairs, make_worker_context
+    from mmcompress.records import Candidate, to_plain
 
-    every = pipeline.batch(open_dataset(spec.data).load("val", 12))
+    every = pipeline.collate(open_dataset(spec.data).load("val", 12))
     few, more = every[slice(0, 4)], every[slice(4, 12)]
     scores = {n: {b.name: torch.rand(b.units) for b in m.blocks} for n, m in models.items()}
     grams = measure_grams(pipeline, models, few)
-    context = pack(spec, scores, grams, few, more, "finals test", 1)
-    c = plain(
+    context = make_worker_context(spec, scores, grams, few, more, "finals test", 1)
+    c = to_plain(
         Candidate({n: {b.name: b.units for b in m.blocks} for n, m in models.items()}, dict.fromkeys(models, "fp32"))
     )
     losses = []
     for piece in more.chunks(4):
-        losses.append(evaluate(pack(spec, scores, grams, piece, None, f"piece {len(losses)}", 1), c)["loss"])
-    assert evaluate_again(context, c)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+        losses.append(
+            evaluate_candidate(make_worker_context(spec, scores, grams, piece, None, f"piece {len(losses)}", 1), c)[
+                "loss"
+            ]
+        )
+    assert evaluate_on_more_pairs(context, c)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)

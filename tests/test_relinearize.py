@@ -10,22 +10,22 @@ import pytest
 
 from mmcompress import workflow
 from mmcompress.errors import ClusterError
-from mmcompress.prune.allocation import Curve
-from mmcompress.records import Candidate, read
+from mmcompress.prune.allocation import SensitivityCurve
+from mmcompress.records import Candidate, read_record
 from mmcompress.search import moves
 from mmcompress.search.executors import InlineExecutor
-from mmcompress.workflow.choose import Jury, destroyed
-from mmcompress.workflow.dense import prepared
+from mmcompress.workflow.choose import TrialEvaluator, quality_collapsed
+from mmcompress.workflow.dense import prepare_run
 from mmcompress.workflow.relinearize import (
-    HALF,
-    LEAST,
-    RECORD,
-    SEEDS,
-    Beliefs,
-    Split,
+    LINEARIZATION_FILE,
+    MAX_SEED_SPLITS,
+    MIN_REAL_SHARE,
+    STEP_EXPONENT,
+    EvaluatedSplit,
+    InteractionFactors,
     _moved,
-    evaluations,
-    relinearized,
+    linearize_successively,
+    max_evaluations,
 )
 
 
@@ -37,7 +37,7 @@ def line(run):
         reads: dict = dataclasses.field(default_factory=dict)
 
         def __call__(self, c):
-            return sum(c.kept[n].get(b.name, b.units) / b.step for n, bs in run.blocks.items() for b in bs)
+            return sum(c.kept_units[n].get(b.name, b.units) / b.granularity for n, bs in run.blocks.items() for b in bs)
 
     return Line()
 
@@ -49,7 +49,7 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
     Alone each of its blocks can be cut for next to nothing; those of the other models cost what they cost.
     """
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, _, ev = prepared(r)
+    _, _, ev = prepare_run(r)
     r = dataclasses.replace(r, folder=tmp_path)
     lost = lambda n, by: {b.name: 1 - by.get(b.name, b.units) / b.units for b in r.blocks[n]}
     asked = []
@@ -64,7 +64,9 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
         return {"loss": loss, "quality": {}, "seconds": 0.0}
 
     alone = lambda n, b, k: 0.02 * (1 - k / b.units) ** 4 if n == "text" else 0.3 * (1 - k / b.units)
-    curve = lambda n, b: Curve((0, b.units // 2, b.units), tuple(alone(n, b, k) for k in (0, b.units // 2, b.units)))
+    curve = lambda n, b: SensitivityCurve(
+        (0, b.units // 2, b.units), tuple(alone(n, b, k) for k in (0, b.units // 2, b.units))
+    )
     curves = {n: {b.name: curve(n, b) for b in bs} for n, bs in r.blocks.items()}
     rounding = {n: {p: 0.01 * (p != "fp32") for p in of} for n, of in ev.rounding.items()}
     ev = dataclasses.replace(ev, curves=curves, rounding=rounding)
@@ -73,7 +75,7 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
     budget = 0.8 * predict(whole)
 
     def splits(run, now, predict, budget_ms, p, nodes=()):
-        c = moves.trim(dataclasses.replace(p, budget_ms=budget_ms), whole, now.damage)
+        c = moves.cut_to_budget(dataclasses.replace(p, budget_ms=budget_ms), whole, now.damage)
         return [(0.0, c)] if c else []
 
     monkeypatch.setattr("mmcompress.workflow.relinearize.splits", splits)
@@ -82,41 +84,41 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
 
 def test_damage_is_measured_where_it_is_done_and_the_split_made_again(compounding):
     r, ev, predict, budget, judge, asked = compounding
-    who = Jury(judge, InlineExecutor(None), 1)
-    inside, good = relinearized(r, ev, predict, budget, who)
+    who = TrialEvaluator(judge, InlineExecutor(None), 1)
+    inside, good = linearize_successively(r, ev, predict, budget, who)
     loss = lambda c: judge(None, dataclasses.asdict(c))["loss"] - 1.0
-    known = read(Beliefs, r.folder / RECORD)
+    known = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE)
     assert min(known.losses) == min(s.loss for s in known.splits)
-    first, losses = known.splits[0], [loss(c) for c in good[:SEEDS]]
+    first, losses = known.splits[0], [loss(c) for c in good[:MAX_SEED_SPLITS]]
     assert losses[0] < 0.9 * (first.loss - 1.0) and all(predict(c) <= budget for c in good)
     assert losses == sorted(losses)
-    cut = [b.name for b in r.blocks["text"] if first.candidate.kept["text"][b.name] < b.units]
+    cut = [b.name for b in r.blocks["text"] if first.candidate.kept_units["text"][b.name] < b.units]
     assert len(cut) > 1 and all(known.cuts["text"][b] > 2 for b in cut)  # they were underrated
     others = list(known.cuts["vision"].values())
     assert others and others == pytest.approx([1.0] * len(others), rel=0.05)  # these add up
-    assert inside.curves["text"][cut[0]].damage[0] > 2 * ev.curves["text"][cut[0]].damage[0]
-    assert len(asked) - len(losses) == known.judged <= evaluations(r)
+    assert inside.curves["text"][cut[0]].loss_increases[0] > 2 * ev.curves["text"][cut[0]].damage[0]
+    assert len(asked) - len(losses) == known.evaluations <= max_evaluations(r)
 
 
 def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
     r, ev, predict, budget, judge, asked = compounding
-    who = Jury(judge, InlineExecutor(None), 1)
+    who = TrialEvaluator(judge, InlineExecutor(None), 1)
 
     def killed(stage, what, share):
         if "split 2" in what:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        relinearized(dataclasses.replace(r, say=killed), ev, predict, budget, who)
-    assert read(Beliefs, r.folder / RECORD).rounds == 1
+        linearize_successively(dataclasses.replace(r, say=killed), ev, predict, budget, who)
+    assert read_record(InteractionFactors, r.folder / LINEARIZATION_FILE).rounds == 1
     before = len(asked)
-    inside, good = relinearized(r, ev, predict, budget, who)
-    known, again = read(Beliefs, r.folder / RECORD), len(asked) - before
+    inside, good = linearize_successively(r, ev, predict, budget, who)
+    known, again = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE), len(asked) - before
     assert known.rounds == r.spec.search.relinearize + 1 and again > 0
-    same, found = relinearized(r, ev, predict, budget, who)
+    same, found = linearize_successively(r, ev, predict, budget, who)
     assert len(asked) == before + again and found == good and same.curves == inside.curves
     for share in (0.95, 1.05):  # what no longer fits is trimmed, what would be too small filled up
-        ms = [predict(c) for c in relinearized(r, ev, predict, share * budget, who)[1]]
+        ms = [predict(c) for c in linearize_successively(r, ev, predict, share * budget, who)[1]]
         assert ms and all(0.97 * share * budget <= x <= share * budget for x in ms)
     assert len(asked) == before + again
 
@@ -126,8 +128,11 @@ def test_it_is_left_out_where_no_model_is_run(compounding):
     for search in ({"judge": "estimated"}, {"relinearize": 0}):
         spec = dataclasses.replace(r.spec, search=dataclasses.replace(r.spec.search, **search))
         off = dataclasses.replace(r, spec=spec)
-        assert relinearized(off, ev, predict, budget, Jury(judge, InlineExecutor(None), 1)) == (ev, [])
-        assert not asked and evaluations(off) == 0
+        assert linearize_successively(off, ev, predict, budget, TrialEvaluator(judge, InlineExecutor(None), 1)) == (
+            ev,
+            [],
+        )
+        assert not asked and max_evaluations(off) == 0
 
 
 def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
@@ -144,15 +149,15 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
         return judge(context, candidate)
 
     say = lambda stage, what, share: told.append(what)
-    who = Jury(failing, InlineExecutor(None), 1)
-    relinearized(dataclasses.replace(r, say=say), ev, predict, budget, who)
-    known = read(Beliefs, r.folder / RECORD)
+    who = TrialEvaluator(failing, InlineExecutor(None), 1)
+    linearize_successively(dataclasses.replace(r, say=say), ev, predict, budget, who)
+    known = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE)
     assert any("ValueError: odd" in t for t in told)
     assert next(iter(whole["text"])) not in known.cuts["text"] and known.cuts["vision"]
-    (r.folder / RECORD).unlink()
-    nothing = Jury(lambda *_: {"loss": math.nan}, InlineExecutor(None), 1)
-    assert relinearized(r, ev, predict, budget, nothing) == (ev, [])
-    assert not (r.folder / RECORD).exists()  # another time they may be judged
+    (r.folder / LINEARIZATION_FILE).unlink()
+    nothing = TrialEvaluator(lambda *_: {"loss": math.nan}, InlineExecutor(None), 1)
+    assert linearize_successively(r, ev, predict, budget, nothing) == (ev, [])
+    assert not (r.folder / LINEARIZATION_FILE).exists()  # another time they may be judged
 
     class Gone(InlineExecutor):
         def submit(self, *a, **k):
@@ -161,7 +166,7 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
             raise BrokenExecutor
 
     with pytest.raises(ClusterError, match="--resume"):
-        Jury(judge, Gone(None), 1).losses(judge, {"c": Candidate({}, {})}, say, "it")
+        TrialEvaluator(judge, Gone(None), 1).evaluate_all(judge, {"c": Candidate({}, {})}, say, "it")
 
 
 def test_what_fails_by_chance_is_tried_again():
@@ -173,21 +178,27 @@ def test_what_fails_by_chance_is_tried_again():
             raise OSError("lost")
         return {"loss": 2.0}
 
-    who = Jury(once, InlineExecutor(None), 1, retries=1)
-    assert who.losses(once, {"c": Candidate({}, {})}, lambda *a: None, "it") == {"c": 2.0} and len(tries) == 2
+    who = TrialEvaluator(once, InlineExecutor(None), 1, retries=1)
+    assert who.evaluate_all(once, {"c": Candidate({}, {})}, lambda *a: None, "it") == {"c": 2.0} and len(tries) == 2
 
 
 def test_splits_keep_other_limits_as_well(compounding):
     r, ev, predict, budget, judge, _ = compounding
-    weight = lambda c: sum(c.kept["text"].get(b.name, b.units) * b.weight for b in r.blocks["text"])
-    most = 0.4 * sum(b.units * b.weight for b in r.blocks["text"])
+    weight = lambda c: sum(
+        c.kept_units["text"].get(b.name, b.units) * b.rows_and_columns_per_unit for b in r.blocks["text"]
+    )
+    most = 0.4 * sum(b.units * b.rows_and_columns_per_unit for b in r.blocks["text"])
     limits = dataclasses.replace(r.spec.limits, params_m=most / 1e6)
     bound = dataclasses.replace(r, spec=dataclasses.replace(r.spec, limits=limits))
     bound.__dict__["footprint"] = SimpleNamespace(total_params=weight)
-    _, good = relinearized(bound, ev, predict, budget, Jury(judge, InlineExecutor(None), 1))
+    _, good = linearize_successively(bound, ev, predict, budget, TrialEvaluator(judge, InlineExecutor(None), 1))
     assert good and all(weight(c) <= most for c in good)
-    _, free = relinearized(
-        dataclasses.replace(r, folder=r.folder / "free"), ev, predict, budget, Jury(judge, InlineExecutor(None), 1)
+    _, free = linearize_successively(
+        dataclasses.replace(r, folder=r.folder / "free"),
+        ev,
+        predict,
+        budget,
+        TrialEvaluator(judge, InlineExecutor(None), 1),
     )
     assert any(weight(c) > most for c in free)
 
@@ -195,7 +206,10 @@ def test_splits_keep_other_limits_as_well(compounding):
 def test_curves_rise_and_what_is_next_to_nothing_has_a_trace(compounding):
     _, ev, *_ = compounding
     [name, *_] = ev.curves["text"]
-    odd = {**ev.curves, "text": {**ev.curves["text"], name: Curve((0, 2, 4, 6, 8), (1.0, 0.0, 0.2, 0.0, 0.0))}}
+    odd = {
+        **ev.curves,
+        "text": {**ev.curves["text"], name: SensitivityCurve((0, 2, 4, 6, 8), (1.0, 0.0, 0.2, 0.0, 0.0))},
+    }
     now = dataclasses.replace(ev, curves=odd).scaled({"text": {name: 3.0}}, {})
     damage = now.curves["text"][name].damage
     assert damage[0] > damage[1] > damage[2] > damage[3] > damage[4] == 0
@@ -206,29 +220,32 @@ def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
     _, ev, *_ = compounding
     alone = ev.scaled({}, {})
     [name, *_] = ev.curves["text"]
-    at = Split(Candidate({"text": {name: 0}}, {"text": "int8", "vision": "int8"}), 1.0)
+    at = EvaluatedSplit(Candidate({"text": {name: 0}}, {"text": "int8", "vision": "int8"}), 1.0)
     cut, rounding = alone.damage("text", name, 0), alone.rounding["text"]["int8"]
     without = {("text", name): 1.0 - 16 * cut, ("text", ""): 1.0 - 4 * rounding, ("vision", ""): math.inf}
-    cuts, rounded = _moved(ev, Beliefs(), at, without)
+    cuts, rounded = _moved(ev, InteractionFactors(), at, without)
     assert cuts == {"text": {name: pytest.approx(4.0)}} and rounded == {"text": pytest.approx(2.0)}
-    less = _moved(ev, Beliefs(cuts={"text": {name: 4.0}}), at, {("text", name): 1.5})[
+    less = _moved(ev, InteractionFactors(cuts={"text": {name: 4.0}}), at, {("text", name): 1.5})[
         0
     ]  # without it the loss is higher
-    assert less["text"][name] == pytest.approx(4.0 * LEAST**HALF)
+    assert less["text"][name] == pytest.approx(4.0 * MIN_REAL_SHARE**STEP_EXPONENT)
 
 
 def test_a_budget_out_of_reach_does_not_end_the_rounds(compounding):
     r, ev, predict, budget, judge, _ = compounding
-    who = Jury(judge, InlineExecutor(None), 1)
-    assert relinearized(r, ev, predict, 1e-6, who)[1] == [] and not (r.folder / RECORD).exists()
-    assert relinearized(r, ev, predict, budget, who)[1] and read(Beliefs, r.folder / RECORD).losses
+    who = TrialEvaluator(judge, InlineExecutor(None), 1)
+    assert linearize_successively(r, ev, predict, 1e-6, who)[1] == [] and not (r.folder / LINEARIZATION_FILE).exists()
+    assert (
+        linearize_successively(r, ev, predict, budget, who)[1]
+        and read_record(InteractionFactors, r.folder / LINEARIZATION_FILE).losses
+    )
 
 
 def test_what_is_measured_in_wrecks_is_not_believed(compounding, monkeypatch):
     r, ev, predict, budget, judge, asked = compounding
-    who = Jury(judge, InlineExecutor(None), 1)
-    assert relinearized(r, ev, predict, budget, who)[1]
-    known, before = read(Beliefs, r.folder / RECORD), len(asked)
-    assert known.dense == 1.0 and not destroyed(min(known.losses), known.dense)
-    monkeypatch.setattr("mmcompress.workflow.choose.STEEP", 0.99 * min(known.losses))
-    assert relinearized(r, ev, predict, budget, who) == (ev, []) and len(asked) == before
+    who = TrialEvaluator(judge, InlineExecutor(None), 1)
+    assert linearize_successively(r, ev, predict, budget, who)[1]
+    known, before = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE), len(asked)
+    assert known.dense_loss == 1.0 and not quality_collapsed(min(known.losses), known.dense_loss)
+    monkeypatch.setattr("mmcompress.workflow.choose.COLLAPSE_RATIO", 0.99 * min(known.losses))
+    assert linearize_successively(r, ev, predict, budget, who) == (ev, []) and len(asked) == before

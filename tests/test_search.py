@@ -14,13 +14,13 @@ import time
 import numpy as np
 import pytest
 
-from mmcompress.measure.predict import Affine, Placed, Predictor
-from mmcompress.measure.table import Row, Table
-from mmcompress.prune.allocation import Curve, after
+from mmcompress.measure.predict import DeployedBlock, LinearFit, Predictor
+from mmcompress.measure.table import DeviceTable, TableRow
+from mmcompress.prune.allocation import SensitivityCurve, units_after
 from mmcompress.records import Block, Candidate
 from mmcompress.registry import SAMPLERS
 from mmcompress.search import knapsack, moves, study
-from mmcompress.search.executors import InlineExecutor, RayExecutor, process_executor
+from mmcompress.search.executors import InlineExecutor, RayExecutor, make_process_executor
 from mmcompress.spec.schema import Dimension, Space
 
 
@@ -30,9 +30,11 @@ def block(name, units=64, step=16):
 
 BLOCKS = {"a": (block("0"), block("1")), "b": (block("0"), block("1"))}
 KEY = ("ffn", 8, 1, 1, 1, 1)
-TABLE = Table("here", 1, tuple(Row(*KEY, p, (16, 64), (0.25 * f, 1.0 * f)) for p, f in (("fp32", 1.0), ("int8", 0.5))))
-PLACED = {n: tuple(Placed(b.name, b.units, b.step, KEY, 1.0) for b in bs) for n, bs in BLOCKS.items()}
-PREDICT = Predictor(TABLE, PLACED, {n: {p: Affine(0.1, 1.0) for p in ("fp32", "int8")} for n in BLOCKS}, 0.2)
+TABLE = DeviceTable(
+    "here", 1, tuple(TableRow(*KEY, p, (16, 64), (0.25 * f, 1.0 * f)) for p, f in (("fp32", 1.0), ("int8", 0.5)))
+)
+PLACED = {n: tuple(DeployedBlock(b.name, b.units, b.granularity, KEY, 1.0) for b in bs) for n, bs in BLOCKS.items()}
+PREDICT = Predictor(TABLE, PLACED, {n: {p: LinearFit(0.1, 1.0) for p in ("fp32", "int8")} for n in BLOCKS}, 0.2)
 SPACE = Space(
     "s",
     {f"nodes.{n}.prune.ffn": Dimension(0.0, 0.9) for n in BLOCKS}
@@ -45,14 +47,14 @@ KEPT = {n: dict.fromkeys(("0", "1"), 32) for n in BLOCKS}
 
 def resolve(overrides):
     kept = {
-        n: {b.name: int(after(b, round(overrides.get(f"nodes.{n}.prune.ffn", 0) * 4))) for b in bs}
+        n: {b.name: int(units_after(b, round(overrides.get(f"nodes.{n}.prune.ffn", 0) * 4))) for b in bs}
         for n, bs in BLOCKS.items()
     }
     return Candidate(kept, {n: overrides.get(f"nodes.{n}.precision", "fp32") for n in BLOCKS})
 
 
 def problem(budget=2.5):
-    return moves.Problem(SPACE, BLOCKS, resolve, PREDICT, budget, dict.fromkeys(BLOCKS, ("fp32", "int8")))
+    return moves.SearchProblem(SPACE, BLOCKS, resolve, PREDICT, budget, dict.fromkeys(BLOCKS, ("fp32", "int8")))
 
 
 def judge(context, candidate):
@@ -70,8 +72,8 @@ def failing(context, candidate):
 def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, retries=0, seeds=(), sampler="tpe"):
     book = study.open_study(path, 0, sampler)
     executor = executor or InlineExecutor(None)
-    effort = study.Effort(trials, mutations, workers, retries)
-    return study.run(book, problem(), executor, evaluate, [], [("knapsack", c) for c in seeds], effort, 0)
+    effort = study.SearchEffort(trials, mutations, workers, retries)
+    return study.run_study(book, problem(), executor, evaluate, [], [("knapsack", c) for c in seeds], effort, 0)
 
 
 def test_prediction_is_the_sum_along_the_pipeline():
@@ -82,23 +84,23 @@ def test_prediction_is_the_sum_along_the_pipeline():
 
 
 def test_affine_fit_recovers_base_and_scale():
-    fit = Affine.fit([1.0, 2.0, 4.0], [0.5 + 2 * x for x in (1.0, 2.0, 4.0)])
+    fit = LinearFit.fit([1.0, 2.0, 4.0], [0.5 + 2 * x for x in (1.0, 2.0, 4.0)])
     assert fit.base == pytest.approx(0.5) and fit.scale == pytest.approx(2.0)
 
 
 def test_proposals_meet_the_budget_as_closely_as_units_allow():
     p = problem()
     for ratio in (0.1, 0.5, 0.9):
-        _, c = moves.fit_to_budget(p, {"nodes.a.prune.ffn": ratio, "nodes.b.prune.ffn": ratio / 2})
+        _, c = moves.scale_to_budget(p, {"nodes.a.prune.ffn": ratio, "nodes.b.prune.ffn": ratio / 2})
         assert p.predict(c) <= p.budget_ms
 
 
 def test_the_search_stays_within_budget_and_prefers_the_cheap_units(tmp_path):
     trials = go(tmp_path / "j")
-    top = moves.best(trials, 2.5)
+    top = moves.best_within(trials, 2.5)
     assert top and top.latency_ms <= 2.5
     assert any(t.origin == "mutation" for t in trials)
-    assert sum(top.candidate.kept["a"].values()) >= sum(top.candidate.kept["b"].values())
+    assert sum(top.candidate.kept_units["a"].values()) >= sum(top.candidate.kept_units["b"].values())
 
 
 def test_candidates_are_judged_once(tmp_path):
@@ -115,7 +117,7 @@ def test_candidates_are_judged_once(tmp_path):
 def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path):
     trials = go(tmp_path / "j", failing, trials=14, mutations=0)
     book = study.open_study(tmp_path / "j", 0)
-    assert study.failures(book) > 0 and len(trials) > 0
+    assert study.count_failures(book) > 0 and len(trials) > 0
     assert any("this one breaks" in t.user_attrs.get("error", "") for t in book.trials)
 
 
@@ -129,7 +131,7 @@ def test_retries_are_ours(tmp_path):
         return judge(context, candidate)
 
     go(tmp_path / "j", flaky, trials=3, mutations=0, retries=1)
-    assert study.failures(study.open_study(tmp_path / "j", 0)) == 0
+    assert study.count_failures(study.open_study(tmp_path / "j", 0)) == 0
 
 
 def test_every_trial_is_given_back_by_its_overrides(tmp_path):
@@ -142,7 +144,7 @@ def test_every_trial_is_given_back_by_its_overrides(tmp_path):
                 k.split(".prune.blocks.")[1]: v for k, v in t.overrides.items() if k.startswith("nodes.a.prune.blocks")
             }
             for b in BLOCKS["a"]:
-                assert int(after(b, round(blocks[b.name] * 4))) == t.candidate.kept["a"].get(b.name, 64)
+                assert int(units_after(b, round(blocks[b.name] * 4))) == t.candidate.kept_units["a"].get(b.name, 64)
         else:
             assert resolve(t.overrides) == t.candidate
 
@@ -184,7 +186,7 @@ def test_a_killed_driver_loses_no_finished_trial(tmp_path):
     import shutil
 
     shutil.copy(path, tmp_path / "before")
-    before = {t.candidate.key() for t in study.finished(study.open_study(tmp_path / "before", 0))}
+    before = {t.candidate.key() for t in study.finished_trials(study.open_study(tmp_path / "before", 0))}
     after_kill = go(path, trials=12, mutations=0)
     assert len(before) >= 3 and before <= {t.candidate.key() for t in after_kill}
 
@@ -193,22 +195,22 @@ def test_knapsack_is_optimal_within_its_grid():
     rng = np.random.default_rng(0)
     costs = [np.array([0.0, 1.0, 2.0, 3.0])] * 4
     damages = [np.sort(rng.random(4))[::-1] for _ in range(4)]
-    picked = knapsack.solve(costs, damages, 6.05)
+    picked = knapsack.solve_knapsack(costs, damages, 6.05)
     mine = sum(d[i] for d, i in zip(damages, picked, strict=True))
     options = itertools.product(range(4), repeat=4)
     assert mine == pytest.approx(
         min(sum(d[i] for d, i in zip(damages, o, strict=True)) for o in options if sum(o) <= 6)
     )
-    assert knapsack.solve(costs, damages, -1.0) is None
-    assert knapsack.solve([np.array([5.0])], [np.array([0.0])], 1.0) is None
+    assert knapsack.solve_knapsack(costs, damages, -1.0) is None
+    assert knapsack.solve_knapsack([np.array([5.0])], [np.array([0.0])], 1.0) is None
 
 
 def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
     curves = {
-        "a": {b.name: Curve((0, 64), (9.0, 0.0)) for b in BLOCKS["a"]},
-        "b": {b.name: Curve((0, 64), (1.0, 0.0)) for b in BLOCKS["b"]},
+        "a": {b.name: SensitivityCurve((0, 64), (9.0, 0.0)) for b in BLOCKS["a"]},
+        "b": {b.name: SensitivityCurve((0, 64), (1.0, 0.0)) for b in BLOCKS["b"]},
     }
-    found = knapsack.candidates(
+    found = knapsack.split_by_knapsack(
         BLOCKS,
         {n: {} for n in BLOCKS},
         curves,
@@ -220,8 +222,8 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
         {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()},
     )
     _, c = found[0]
-    assert PREDICT(c) <= 2.5 and sum(c.kept["a"].values()) > sum(c.kept["b"].values())
-    point = moves.implied(problem(), c)
+    assert PREDICT(c) <= 2.5 and sum(c.kept_units["a"].values()) > sum(c.kept_units["b"].values())
+    point = moves.to_search_point(problem(), c)
     assert point["nodes.b.prune.ffn"] > point["nodes.a.prune.ffn"]
 
 
@@ -236,7 +238,7 @@ def test_a_package_that_a_worker_misses_is_named_here():
 
 
 def test_processes_give_what_inline_gives(tmp_path):
-    with process_executor(None, 1) as executor:
+    with make_process_executor(None, 1) as executor:
         one = go(tmp_path / "a", trials=4, mutations=0, executor=executor)
     two = go(tmp_path / "b", trials=4, mutations=0)
     assert {t.candidate.key(): t.loss for t in one} == {t.candidate.key(): t.loss for t in two}
@@ -255,17 +257,17 @@ def test_ray_gives_what_inline_gives(tmp_path):
         executor.shutdown()
     assert len(one) >= 4 and all("/" in t.worker for t in one)
     for t in one:
-        assert t.loss == judge(None, {"kept": t.candidate.kept})["loss"]
+        assert t.loss == judge(None, {"kept": t.candidate.kept_units})["loss"]
 
 
 def test_trim_cuts_to_the_budget_where_it_costs_least():
     p = problem(2.5)
-    p.choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
+    p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
-    cheap = moves.trim(p, dense, lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k))
+    cheap = moves.cut_to_budget(p, dense, lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k))
     assert cheap and p.predict(cheap) <= 2.5
-    assert sum(cheap.kept["b"].values()) < sum(cheap.kept["a"].values()) == 128
-    assert moves.trim(problem(0.1), dense, lambda n, b, k: 1.0) is None
+    assert sum(cheap.kept_units["b"].values()) < sum(cheap.kept_units["a"].values()) == 128
+    assert moves.cut_to_budget(problem(0.1), dense, lambda n, b, k: 1.0) is None
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
@@ -283,59 +285,62 @@ def test_samplers_know_the_space_from_what_others_proposed(tmp_path, sampler):
 
 def test_no_more_blocks_are_dropped_than_the_space_allows():
     p = problem(1.2)
-    p.choices, p.drops = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}, {"a": 1, "b": 0}
+    p.unit_choices, p.max_drops = (
+        {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()},
+        {"a": 1, "b": 0},
+    )
     none = Candidate({n: dict.fromkeys(("0", "1"), 0) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
-    assert not p.allows(none)
+    assert not p.is_allowed(none)
     worth = lambda n, b, k: (2.0 if b == "1" else 1.0) * (64 - k)
-    alive = moves.revive(p, none, worth)
-    assert alive.kept == {"a": {"0": 0, "1": 16}, "b": {"0": 16, "1": 16}} and p.allows(alive)
+    alive = moves.restore_dropped(p, none, worth)
+    assert alive.kept_units == {"a": {"0": 0, "1": 16}, "b": {"0": 16, "1": 16}} and p.is_allowed(alive)
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
-    cut = moves.trim(p, dense, worth)
-    assert cut and p.allows(cut) and p.predict(cut) <= 1.2
+    cut = moves.cut_to_budget(p, dense, worth)
+    assert cut and p.is_allowed(cut) and p.predict(cut) <= 1.2
     top = study.Trial(0, "s", {}, alive, 1.0, 0.0, {}, 0.0)
     rng = random.Random(0)
-    assert all(p.allows(c) for _ in range(40) if (c := moves.mutate(p, top, (), rng)))
+    assert all(p.is_allowed(c) for _ in range(40) if (c := moves.switch_levels(p, top, (), rng)))
 
 
 def test_protection_holds_for_moves_and_is_told_to_the_sampler():
     space = Space("s", SPACE.dimensions | {"prune.protection": Dimension(1.0, 4.0)})
-    lost = lambda c, n: 1 - sum(c.kept[n].values()) / 128
+    lost = lambda c, n: 1 - sum(c.kept_units[n].values()) / 128
     options = {n: dict.fromkeys("01", (16, 32, 48, 64)) for n in BLOCKS}
     p = dataclasses.replace(problem(1.2), space=space, choices=options, cross={"a": "01"}, protection=1.0)
     of = lambda a, b: Candidate({"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)}, dict.fromkeys("ab", "int8"))
-    assert p.allows(of(48, 32)) and p.allows(of(32, 32)) and not p.allows(of(16, 32))
-    assert moves.implied(p, of(48, 32))["prune.protection"] == pytest.approx(2.0)
-    assert moves.implied(p, of(64, 32))["prune.protection"] == 4.0
+    assert p.is_allowed(of(48, 32)) and p.is_allowed(of(32, 32)) and not p.is_allowed(of(16, 32))
+    assert moves.to_search_point(p, of(48, 32))["prune.protection"] == pytest.approx(2.0)
+    assert moves.to_search_point(p, of(64, 32))["prune.protection"] == 4.0
     free = lambda n, b, k: (64 - k) * (1e-3 if n == "a" else 1.0)  # what is protected seems to be worth nothing
-    unbound = moves.trim(dataclasses.replace(p, protection=0.0), of(64, 64), free)
-    held = moves.trim(p, of(64, 64), free)
+    unbound = moves.cut_to_budget(dataclasses.replace(p, protection=0.0), of(64, 64), free)
+    held = moves.cut_to_budget(p, of(64, 64), free)
     assert lost(unbound, "a") > lost(unbound, "b") and lost(held, "a") <= lost(held, "b")
-    assert PREDICT(held) <= 1.2 and lost(moves.shield(p, unbound, free), "a") <= lost(unbound, "b") + 1e-9
+    assert PREDICT(held) <= 1.2 and lost(moves.enforce_protection(p, unbound, free), "a") <= lost(unbound, "b") + 1e-9
 
 
 def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():
     p = problem(2.5)
-    p.choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
+    p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     small = Candidate({n: dict.fromkeys(("0", "1"), 16) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
     worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
     rounding = {n: {"fp32": 0.0, "int8": 1e-6} for n in BLOCKS}
-    grown = moves.fill(p, small, worth, rounding)
+    grown = moves.grow_to_budget(p, small, worth, rounding)
     assert 0.9 * 2.5 <= p.predict(grown) <= 2.5
-    assert grown.kept["a"] == {"0": 64, "1": 64} and all(k >= 16 for k in grown.kept["b"].values())
-    assert moves.fill(p, grown, worth, rounding) == grown
+    assert grown.kept_units["a"] == {"0": 64, "1": 64} and all(k >= 16 for k in grown.kept_units["b"].values())
+    assert moves.grow_to_budget(p, grown, worth, rounding) == grown
     dear = {n: {"fp32": 0.0, "int8": 1e6} for n in BLOCKS}  # so much that it is undone first
-    assert set(moves.fill(p, small, worth, dear).precision.values()) == {"fp32"}
+    assert set(moves.grow_to_budget(p, small, worth, dear).precision.values()) == {"fp32"}
 
 
 def test_an_exchange_pays_for_a_finer_precision_with_units():
     p = problem(3.6)
-    p.choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
+    p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     whole = Candidate({n: dict.fromkeys(("0", "1"), 64) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
     worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
     rounding = {n: {"fp32": 0.0, "int8": 1.0} for n in BLOCKS}
     tight = dataclasses.replace(p, budget_ms=3.0)
-    assert moves.fill(tight, whole, worth, rounding) == whole  # either node in fp32 takes 3.4 ms
-    found = moves.exchange(tight, whole, worth, rounding)
+    assert moves.grow_to_budget(tight, whole, worth, rounding) == whole  # either node in fp32 takes 3.4 ms
+    found = moves.trade_for_precision(tight, whole, worth, rounding)
     assert [c.precision for c in found] == [{"a": "fp32", "b": "int8"}, {"a": "int8", "b": "fp32"}]
     assert all(p.predict(whole) < p.predict(c) <= 3.0 for c in found)
 
@@ -345,7 +350,7 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
 )
 def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler):
     trials = go(tmp_path / "s.journal", trials=12, mutations=0, sampler=sampler)
-    assert len(trials) >= 4 and moves.best(trials, 2.5) is not None
+    assert len(trials) >= 4 and moves.best_within(trials, 2.5) is not None
     assert len(study.open_study(tmp_path / "s.journal", 0).trials) >= 12
     again = go(tmp_path / "s.journal", trials=16, mutations=0, sampler=sampler)
     assert {t.candidate.key() for t in trials} <= {t.candidate.key() for t in again}
@@ -366,18 +371,21 @@ def test_a_rich_space_is_split_in_as_many_ways_as_can_be_solved():
     harm = {n: {"fp32": 0.0, "int8": 0.1, "w8": 0.2, "w4": 0.3} for n in "abcd"}
     ms = {"fp32": 4.0, "int8": 1.0, "w8": 3.0, "w4": 2.0}
     window = [100, 200, 300, 400, 500, 600, 700]
-    left, windows = knapsack.few(dict.fromkeys("abcd", every), harm, [window] * 2, lambda n, p: ms[p])
-    assert prod(map(len, left.values())) * prod(map(len, windows)) <= knapsack.SPLITS
+    left, windows = knapsack.limit_combinations(dict.fromkeys("abcd", every), harm, [window] * 2, lambda n, p: ms[p])
+    assert prod(map(len, left.values())) * prod(map(len, windows)) <= knapsack.MAX_COMBINATIONS
     assert all(left[n] in (["fp32", "int8"], list(every)) for n in "abcd")
     assert all(w[0] == 100 and w[-1] == 700 for w in windows)
     some = {"a": ("fp32", "int8"), "b": ("fp32", "int8")}
-    assert knapsack.few(some, harm, [window], lambda n, p: ms[p]) == ({n: list(ps) for n, ps in some.items()}, [window])
+    assert knapsack.limit_combinations(some, harm, [window], lambda n, p: ms[p]) == (
+        {n: list(ps) for n, ps in some.items()},
+        [window],
+    )
     many = dict.fromkeys("abcdefghijkl", ("fp32", "int8"))
     alike = {n: {"fp32": 0.0, "int8": 0.1} for n in many}
-    left, _ = knapsack.few(many, alike, [], lambda n, p: ms[p])
-    assert prod(map(len, left.values())) <= knapsack.SPLITS and ["int8"] in left.values()
+    left, _ = knapsack.limit_combinations(many, alike, [], lambda n, p: ms[p])
+    assert prod(map(len, left.values())) <= knapsack.MAX_COMBINATIONS and ["int8"] in left.values()
 
 
 def test_of_splits_that_do_no_harm_the_knapsack_takes_the_largest():
     costs, none = [np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 2.0])], [np.zeros(3), np.zeros(3)]
-    assert sum(knapsack.solve(costs, none, 3.1)) == 3 and knapsack.solve(costs, none, 9.0) == [2, 2]
+    assert sum(knapsack.solve_knapsack(costs, none, 3.1)) == 3 and knapsack.solve_knapsack(costs, none, 9.0) == [2, 2]

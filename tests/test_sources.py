@@ -142,9 +142,9 @@ def test_the_tokenizer_made_for_open_clip_is_open_clips():
     from open_clip import get_tokenizer
     from tokenizers import Tokenizer
 
-    from mmcompress.models.open_clip import simple_tokenizer
+    from mmcompress.models.open_clip import clip_tokenizer_json
 
-    mine, theirs = Tokenizer.from_str(simple_tokenizer()), get_tokenizer("ViT-B-32")
+    mine, theirs = Tokenizer.from_str(clip_tokenizer_json()), get_tokenizer("ViT-B-32")
     for text in (
         "a fox left of a robot",
         "It's 42 caf\u00e9s, isn't it?",
@@ -226,7 +226,7 @@ def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
     (tmp_path / "own.yaml").write_text(text)
     summary = workflow.run(tmp_path / "own.yaml", tmp_path / "run", overrides={"search.executor": "process"})
     assert summary.search.failed == 0
-    kept = summary.kept["vision"]
+    kept = summary.kept_units["vision"]
     assert set(kept) == {"0.attention", "0.cross_attention"}
     assert all(p.passed for p in summary.proofs) and summary.compressed.nodes["vision"].params > 0
 
@@ -240,7 +240,7 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
     text = (tiny / "spec.yaml").read_text().replace("  choose:", node + "  choose:").replace("./", f"{tiny}/")
     (tmp_path / "conv.yaml").write_text(text.replace("query: vision.embedding", "query: look.embedding"))
     summary = workflow.run(tmp_path / "conv.yaml", tmp_path / "run")
-    assert len(summary.kept["look"]) == 10 and all(k >= 8 for k in summary.kept["look"].values())
+    assert len(summary.kept_units["look"]) == 10 and all(k >= 8 for k in summary.kept_units["look"].values())
     assert all(p.passed for p in summary.proofs)
 
 

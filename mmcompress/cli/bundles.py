@@ -14,7 +14,7 @@ from mmcompress.cli.shared import out
 from mmcompress.errors import SpecError
 
 
-def named(pair: str) -> tuple[str, str]:
+def parse_input(pair: str) -> tuple[str, str]:
     """NAME=FILE in its parts. Raises `SpecError`."""
     name, equals, value = pair.partition("=")
     if not equals:
@@ -28,9 +28,9 @@ def named(pair: str) -> tuple[str, str]:
 @click.option("--threads", type=int)
 def predict(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
     """Run a bundle on one request; prints its outputs as JSON."""
-    from mmcompress.runtime import load
+    from mmcompress.runtime import load_bundle
 
-    found = load(bundle, threads)(**dict(named(pair) for pair in inputs))
+    found = load_bundle(bundle, threads)(**dict(parse_input(pair) for pair in inputs))
     click.echo(json.dumps({k: v.tolist() if hasattr(v, "tolist") else v for k, v in found.items()}))
 
 
@@ -42,20 +42,22 @@ def predict(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
 @click.option("--threads", type=int)
 def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int, threads: int | None) -> None:
     """Measure a bundle end to end, alone or against another."""
-    from mmcompress.measure.apart import reloaded
-    from mmcompress.runtime import load
+    from mmcompress.measure.apart import bench_repeated
+    from mmcompress.runtime import load_bundle
 
     names = {"bundle": bundle, **({"against": against} if against else {})}
-    requests: list[dict[str, Any]] = [dict([named(pair)]) for pair in inputs] or [load(bundle, threads).noise()]
+    requests: list[dict[str, Any]] = [dict([parse_input(pair)]) for pair in inputs] or [
+        load_bundle(bundle, threads).noise_request()
+    ]
     bundles = {k: Path(v) for k, v in names.items()}
-    found = {k: s.summary() for k, s in reloaded(bundles, threads, requests, 10, rounds).items()}
+    found = {k: s.summarize() for k, s in bench_repeated(bundles, threads, requests, 10, rounds).items()}
     table = Table("", "p50", "p95", "IQR", "n", "inside models", box=None)
     for key, m in found.items():
         table.add_row(
             escape(names[key]),
             f"{m.latency.p50:.2f} ms",
             f"{m.latency.p95:.2f} ms",
-            f"{m.latency.spread:.2f} ms",
+            f"{m.latency.iqr:.2f} ms",
             str(m.latency.n),
             f"{m.model_share:.0%}",
         )

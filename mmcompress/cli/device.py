@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from mmcompress.cli.shared import Progress, out, settings
+from mmcompress.cli.shared import Progress, out, parse_settings
 
 
 @click.group()
@@ -26,7 +26,7 @@ def kit(spec: str, folder: str, space: str | None, sets: tuple[str, ...]) -> Non
     from mmcompress import workflow
 
     with Progress() as say, tempfile.TemporaryDirectory() as scratch:
-        r = workflow.open_run(spec, Path(scratch) / "run", space, settings(sets), False, say)
+        r = workflow.open_run(spec, Path(scratch) / "run", space, parse_settings(sets), False, say)
         workflow.write_kit(r, Path(folder))
     out.print(f"{folder}: on the device, run\n  mmcompress device measure {folder} --out readings.json", soft_wrap=True)
 
@@ -36,11 +36,11 @@ def kit(spec: str, folder: str, space: str | None, sets: tuple[str, ...]) -> Non
 @click.option("--out", "file", required=True, type=click.Path(), help="The readings (JSON).")
 def measure(kit: str, file: str) -> None:
     """Measure a kit on this device; neither torch nor the models' libraries are needed."""
-    from mmcompress.measure.readings import measure_kit, save
+    from mmcompress.measure.readings import measure_kit, save_readings
 
     with Progress() as say:
         found = measure_kit(Path(kit), lambda what, share: say("measure", what, share))
-    save(found, Path(file))
+    save_readings(found, Path(file))
     p50 = found.baseline.latency.p50
     out.print(
         f"{found.pipeline} on {found.cpu['name']}, {found.threads} threads: p50 {p50:.2f} ms\n{file}", soft_wrap=True
@@ -53,9 +53,9 @@ def measure(kit: str, file: str) -> None:
 @click.option("--out", "file", required=True, type=click.Path(), help="The figures (JSON).")
 def check(kit: str, bundle: str, file: str) -> None:
     """Measure a bundle beside the dense one of its kit on this device; `report --measured` takes the figures."""
-    from mmcompress.measure.readings import check_bundle, save
+    from mmcompress.measure.readings import check_bundle, save_readings
 
     found = check_bundle(Path(kit), Path(bundle))
-    save(found, Path(file))
+    save_readings(found, Path(file))
     a, b = found.baseline.latency.p50, found.compressed.latency.p50
     out.print(f"p50 {a:.2f} -> {b:.2f} ms, [bold]{a / b:.2f}x[/bold]\n{file}", soft_wrap=True)

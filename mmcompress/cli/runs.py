@@ -11,7 +11,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from mmcompress.cli.shared import Progress, default_folder, out, overrides, run_options
+from mmcompress.cli.shared import Progress, add_run_options, collect_overrides, default_folder, out
 from mmcompress.errors import TargetNotMet
 
 METHODS = (
@@ -23,14 +23,14 @@ TABLES = "order, allocation, protection, importance, zeros, schedule, losses"
 
 @click.command()
 @click.argument("spec", type=click.Path())
-@run_options
+@add_run_options
 @click.option("--out", "folder", type=click.Path(), default=None, help="Run folder (default: runs/NAME-TARGET-sSEED).")
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder; no finished trial is lost.")
 def run(spec: str, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
     """Compress a pipeline to its target: profile, search, prune, distill, quantize, export, measure, report."""
     from mmcompress import workflow
 
-    changes = overrides(**options)
+    changes = collect_overrides(**options)
     folder = folder or default_folder(spec, changes)
     with Progress() as say:
         found = workflow.run_targets(spec, folder, space, changes, resume, say)
@@ -42,13 +42,14 @@ def run(spec: str, space: str | None, folder: str | None, resume: bool, **option
         out.print(f"front   {escape(str(Path(folder) / 'front.html'))}", soft_wrap=True)
     if missed := [s for s in found if not s.target.met]:
         raise TargetNotMet(
-            "; ".join(f"{s.target.asked}: {', '.join(s.target.unmet)}" for s in missed) + "; the best found was written"
+            "; ".join(f"{s.target.asked}: {', '.join(s.target.exceeded_bounds)}" for s in missed)
+            + "; the best found was written"
         )
 
 
 def show_summary(s: Any) -> None:
     """The table a run ends with."""
-    from mmcompress.report import quality
+    from mmcompress.report import format_quality
 
     table = Table("", "before", "after", box=None, title=f"{s.pipeline}, target {s.target.asked}")
     b, c = s.baseline, s.compressed
@@ -61,7 +62,7 @@ def show_summary(s: Any) -> None:
     table.add_row("end to end, p50", f"{b.latency_ms.p50:.2f} ms", f"[bold]{c.latency_ms.p50:.2f} ms[/bold]")
     table.add_row("end to end, p95", f"{b.latency_ms.p95:.2f} ms", f"{c.latency_ms.p95:.2f} ms")
     for name, q in b.quality.items():
-        table.add_row(name, quality(q), quality(c.quality[name]))
+        table.add_row(name, format_quality(q), format_quality(c.quality[name]))
     table.add_row("parameters", f"{b.params / 1e6:.2f} M", f"{c.params / 1e6:.2f} M")
     table.add_row("bundle", f"{b.size_mb:.1f} MB", f"{c.size_mb:.1f} MB")
     out.print(table)
@@ -79,7 +80,7 @@ def show_summary(s: Any) -> None:
 
 @click.command()
 @click.argument("spec", type=click.Path())
-@run_options
+@add_run_options
 @click.option("--methods", help=f"Which, with commas between them (default: all): {METHODS}.")
 @click.option("--out", "folder", type=click.Path(), default=None, help="Folder (default: runs/NAME-TARGET-compare).")
 @click.option("--resume", is_flag=True, help="Go on; methods that are done are kept.")
@@ -87,12 +88,12 @@ def compare(
     spec: str, methods: str | None, space: str | None, folder: str | None, resume: bool, **options: Any
 ) -> None:
     """The search beside other methods: same evidence, training and measured latency."""
-    from mmcompress.measure.bounds import of_target
-    from mmcompress.report import percent, quality
+    from mmcompress.measure.bounds import target_share
+    from mmcompress.report import format_percent, format_quality
     from mmcompress.workflow.compare import compare as run_all
-    from mmcompress.workflow.methods import METHODS as EVERY
+    from mmcompress.workflow.methods import BASELINES as EVERY
 
-    changes = overrides(**options)
+    changes = collect_overrides(**options)
     folder = folder or default_folder(spec, changes, "compare")
     wanted = tuple(m.strip() for m in methods.split(",")) if methods else tuple(EVERY)
     with Progress() as say:
@@ -107,10 +108,10 @@ def compare(
         box=None,
         title=f"{one.pipeline} at {one.target.asked}",
     )
-    table.add_row("dense", "1.00x", "", "100.0 %", *(quality(q) for q in one.baseline.quality.values()))
+    table.add_row("dense", "1.00x", "", "100.0 %", *(format_quality(q) for q in one.baseline.quality.values()))
     for name, s in found.items():
-        figures = (f"{s.speedup:.2f}x", percent(of_target(s)), percent(s.quality_retained))
-        table.add_row(name, *figures, *(quality(q) for q in s.compressed.quality.values()))
+        figures = (f"{s.speedup:.2f}x", format_percent(target_share(s)), format_percent(s.quality_retained))
+        table.add_row(name, *figures, *(format_quality(q) for q in s.compressed.quality.values()))
     out.print(table)
     _say_claims(Path(folder))
     out.print(f"report  {escape(str(Path(folder) / 'compare.html'))}", soft_wrap=True)
@@ -118,7 +119,7 @@ def compare(
 
 @click.command()
 @click.argument("spec", type=click.Path())
-@run_options
+@add_run_options
 @click.option("--tables", help=f"Which, with commas between them (default: all): {TABLES}.")
 @click.option("--out", "folder", type=click.Path(), default=None, help="Folder (default: runs/NAME-TARGET-ablation).")
 @click.option("--resume", is_flag=True, help="Go on; cells that are done are kept.")
@@ -126,7 +127,7 @@ def ablate(spec: str, tables: str | None, space: str | None, folder: str | None,
     """What each part of the recipe brings: cells that differ in one thing, and a sentence for each claim."""
     from mmcompress.workflow.ablate import ablate as run_all
 
-    changes = overrides(**options)
+    changes = collect_overrides(**options)
     folder = folder or default_folder(spec, changes, "ablation")
     wanted = tuple(t.strip() for t in tables.split(",")) if tables else ()
     with Progress() as say:
@@ -146,17 +147,17 @@ def _say_claims(folder: Path) -> None:
 @click.option("--address", required=True, metavar="http://HOST:8265", help="The cluster's job server.")
 @click.option("--out", "folder", required=True, type=click.Path(), help="Run folder, on storage the cluster sees.")
 @click.option("--resume", is_flag=True)
-@run_options
+@add_run_options
 def submit(spec: str, address: str, folder: str, resume: bool, space: str | None, **options: Any) -> None:
     """Run the same command as a job on a Ray cluster; follows its log until it ends."""
     from mmcompress.search.jobs import submit_run
-    from mmcompress.spec.loader import document, load
+    from mmcompress.spec.loader import load_document, load_spec
     from mmcompress.workflow import default_space
 
-    changes = overrides(**options) | {"search.ray_address": "auto"}
+    changes = collect_overrides(**options) | {"search.ray_address": "auto"}
     echo = lambda text: click.echo(text, nl=False)
-    load(spec, changes)
-    code = submit_run(document(spec, changes), address, folder, space or default_space(), resume, echo)
+    load_spec(spec, changes)
+    code = submit_run(load_document(spec, changes), address, folder, space or default_space(), resume, echo)
     if code:
         sys.exit(code)
 
@@ -171,10 +172,10 @@ def report(folder: str, measured: str | None) -> None:
     if not measured:
         out.print(str(write_report(load_summary(folder), folder)), soft_wrap=True)
         return
-    from mmcompress.report.measured import adopt
+    from mmcompress.report.measured import adopt_measurements
 
-    out.print(str(adopt(Path(folder), Path(measured))), soft_wrap=True)
-    if missed := load_summary(folder).target.unmet:
+    out.print(str(adopt_measurements(Path(folder), Path(measured))), soft_wrap=True)
+    if missed := load_summary(folder).target.exceeded_bounds:
         raise TargetNotMet(f"{', '.join(missed)}; the same run with --resume goes on from what was measured")
 
 
@@ -183,11 +184,11 @@ def report(folder: str, measured: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole summary as JSON.")
 def show(folder: str, as_json: bool) -> None:
     """Show the result of a finished run."""
-    from mmcompress.records import plain
+    from mmcompress.records import to_plain
     from mmcompress.report import load_summary
 
     summary = load_summary(folder)
     if as_json:
-        click.echo(json.dumps(plain(summary), indent=1))
+        click.echo(json.dumps(to_plain(summary), indent=1))
     else:
         show_summary(summary)

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from mmcompress.errors import MissingPackage, MmcompressError, SpecError
-from mmcompress.spec.loader import Yaml
+from mmcompress.spec.loader import SpecYaml
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -69,7 +69,7 @@ class Group(click.Group):
             ctx.exit(e.exit_code)
 
 
-def settings(pairs: tuple[str, ...], **named: Any) -> dict[str, Any]:
+def parse_settings(pairs: tuple[str, ...], **named: Any) -> dict[str, Any]:
     """`--set a.b=c` and the options that stand for one."""
     found = {k.replace("__", "."): v for k, v in named.items() if v is not None}
     for pair in pairs:
@@ -77,13 +77,13 @@ def settings(pairs: tuple[str, ...], **named: Any) -> dict[str, Any]:
         if not equals or not key.strip():
             raise SpecError(f"--set {pair}: expected a.b=value")
         try:
-            found[key.strip()] = yaml.load(value, Loader=Yaml)
+            found[key.strip()] = yaml.load(value, Loader=SpecYaml)
         except yaml.YAMLError as e:
             raise SpecError(f"--set {pair}: '{value}' is not a YAML value") from e
     return found
 
 
-def run_options(f: Callable) -> Callable:
+def add_run_options(f: Callable) -> Callable:
     for option in reversed(
         [
             click.option("--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml)."),
@@ -105,14 +105,14 @@ def run_options(f: Callable) -> Callable:
 
 def default_folder(spec: str, changes: dict[str, Any], kind: str = "") -> str:
     """`runs/NAME-TARGET-sSEED`, or with what else it holds in place of the seed."""
-    from mmcompress.spec.loader import load
+    from mmcompress.spec.loader import load_spec
 
-    loaded = load(spec, changes)
+    loaded = load_spec(spec, changes)
     return f"runs/{loaded.name}-{loaded.target.replace(' ', '')}-{kind or f's{loaded.seed}'}"
 
 
-def overrides(
+def collect_overrides(
     target: Any, trials: Any, workers: Any, ray_address: Any, device: Any, seed: Any, sets: tuple[str, ...]
 ) -> dict[str, Any]:
     named = {"search__trials": trials, "search__workers": workers, "search__ray_address": ray_address}
-    return settings(sets, target=target, measure__device=device, seed=seed, **named)
+    return parse_settings(sets, target=target, measure__device=device, seed=seed, **named)

@@ -8,7 +8,7 @@ import click
 from rich.markup import escape
 from rich.table import Table
 
-from mmcompress.cli.shared import Progress, out, settings
+from mmcompress.cli.shared import Progress, out, parse_settings
 from mmcompress.errors import MissingPackage, ModelError, SpecError
 from mmcompress.spec.schema import Spec
 
@@ -19,15 +19,15 @@ from mmcompress.spec.schema import Spec
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override any key of the spec.")
 def validate(spec: str, space: str | None, sets: tuple[str, ...]) -> None:
     """Check a spec, its graph and the search space, that sources and data are there; says what each node reads."""
-    from mmcompress.graph.modality import outputs
-    from mmcompress.graph.topology import order
-    from mmcompress.spec.loader import given, load, load_space
+    from mmcompress.graph.modality import propagate_modalities
+    from mmcompress.graph.topology import topological_order
+    from mmcompress.spec.loader import list_given_keys, load_space, load_spec
     from mmcompress.workflow.state import default_space
 
-    loaded = load(spec, settings(sets))
-    load_space(space or default_space(), loaded, given(spec, settings(sets)))
-    tags, table = outputs(loaded), Table("node", "kind", "reads", "modalities", box=None)
-    for name in order(loaded):
+    loaded = load_spec(spec, parse_settings(sets))
+    load_space(space or default_space(), loaded, list_given_keys(spec, parse_settings(sets)))
+    tags, table = propagate_modalities(loaded), Table("node", "kind", "reads", "modalities", box=None)
+    for name in topological_order(loaded):
         node = loaded.nodes[name]
         reads = ", ".join(f"{p}: {r}" for p, r in node.inputs.items())
         table.add_row(name, node.kind, reads, "+".join(sorted(tags[name])))
@@ -46,18 +46,18 @@ def _present(spec: Spec) -> tuple[str, str]:
 
     Raises `ModelError` or `DataError` for what is not there.
     """
-    from mmcompress.models.sources import located
-    from mmcompress.workflow.state import opened, scarce
+    from mmcompress.models.sources import locate_node_source
+    from mmcompress.workflow.state import describe_shortage, open_data
 
     hub = []
-    for n, node in spec.models().items():
+    for n, node in spec.model_nodes().items():
         for at, one in ((n, node), (f"{n}.rewind", replace(node, source=node.rewind)))[: 1 + bool(node.rewind)]:
             try:
-                library, folder, *_ = located(one)
+                library, folder, *_ = locate_node_source(one)
             except ModelError as e:
                 raise ModelError(f"nodes.{at}: {e}") from e
             hub += [at] if folder is None and library != "python" else []
-    return scarce(spec, opened(spec)), f" (not looked up at a hub: {', '.join(hub)})" if hub else ""
+    return describe_shortage(spec, open_data(spec)), f" (not looked up at a hub: {', '.join(hub)})" if hub else ""
 
 
 @click.command()
@@ -68,13 +68,13 @@ def _present(spec: Spec) -> tuple[str, str]:
 def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) -> None:
     """Measure the dense pipeline: per node and block, with the modality of every layer."""
     from mmcompress import workflow
-    from mmcompress.spec.loader import load
+    from mmcompress.spec.loader import load_spec
 
-    at = folder or f"runs/{load(spec, settings(sets)).name}-profile"
+    at = folder or f"runs/{load_spec(spec, parse_settings(sets)).name}-profile"
     with Progress() as say:
-        r = workflow.open_run(spec, at, None, settings(sets), resume or not folder, say)
-        dense = workflow.profile(r)
-        predict = workflow.predictor(r, dense)
+        r = workflow.open_run(spec, at, None, parse_settings(sets), resume or not folder, say)
+        dense = workflow.profile_pipeline(r)
+        predict = workflow.build_predictor(r, dense)
     total = dense.latency_ms.p50
     nodes = Table("node", "parameters", "MACs", "p50", "share", box=None)
     for n in dense.params:
@@ -90,16 +90,16 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
         f"end to end p50 {total:.2f} ms, p95 {dense.latency_ms.p95:.2f} ms, {dense.model_share:.0%} inside models\n"
     )
     reasons = {(m["node"], m["name"]): m for m in dense.modality}
-    precisions = tuple(dict.fromkeys(p for by in predict.affine.values() for p in by))
+    precisions = tuple(dict.fromkeys(p for by in predict.fits.values() for p in by))
     blocks = Table("block", "units", "parameters", *precisions, "share", "modality", box=None)
     rows = predict.table.lookup()
-    for n, placed in predict.placed.items():
+    for n, placed in predict.deployed.items():
         for b in dense.blocks[n]:
             if b.group == "tokens":
                 blocks.add_row(f"{n}.{b.name}", str(b.units), "", *("" for _ in precisions), "", "unimodal")
         for p in placed:
             m = reasons[(n, p.name)]
-            ms = {x: predict.inside(n, p, p.units, x, rows) for x in predict.affine[n]}
+            ms = {x: predict.block_ms(n, p, p.units, x, rows) for x in predict.fits[n]}
             kind = f"[bold]cross-modal[/bold]: {m['reason']}" if m["cross_modal"] else "unimodal"
             blocks.add_row(
                 f"{n}.{p.name}",
@@ -126,11 +126,11 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
 @click.argument("what", required=False)
 def list_(what: str | None) -> None:
     """List what a spec may name: models, importance, allocation, data, metrics, executors, samplers, precisions."""
-    from mmcompress.registry import ALL, nearest
+    from mmcompress.registry import PLUG_POINTS, suggest_nearest
 
-    if what and what not in ALL:
-        raise SpecError(f"list: unknown '{what}'; {nearest(what, ALL)}")
-    for name in [what] if what else ALL:
+    if what and what not in PLUG_POINTS:
+        raise SpecError(f"list: unknown '{what}'; {suggest_nearest(what, PLUG_POINTS)}")
+    for name in [what] if what else PLUG_POINTS:
         out.print(f"[bold]{name}[/bold]")
-        for entry in ALL[name].names():
-            out.print(f"  {entry:<28}{escape(ALL[name].about(entry))}")
+        for entry in PLUG_POINTS[name].names():
+            out.print(f"  {entry:<28}{escape(PLUG_POINTS[name].about(entry))}")

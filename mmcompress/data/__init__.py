@@ -6,22 +6,22 @@ from pathlib import Path
 
 from mmcompress.data.base import Dataset, Pairs
 from mmcompress.errors import DataError
-from mmcompress.records import Invalid, build
-from mmcompress.registry import DATA
+from mmcompress.records import InvalidValue, build_record
+from mmcompress.registry import DATA_KINDS
 from mmcompress.spec.schema import Data
 
-__all__ = ["Dataset", "Pairs", "listed_texts", "open_dataset"]
+__all__ = ["Dataset", "Pairs", "open_dataset", "read_lookup_texts"]
 
 
 def open_dataset(data: Data) -> Dataset:
     """The dataset a spec names, its options checked. Raises `DataError`."""
     try:
-        return build(DATA.get(data.kind), data.options, ("data", "options"))
-    except Invalid as e:
+        return build_record(DATA_KINDS.get(data.kind), data.options, ("data", "options"))
+    except InvalidValue as e:
         raise DataError(str(e)) from None
 
 
-def listed_texts(data: Dataset, file: str = "") -> tuple[str, ...]:
+def read_lookup_texts(data: Dataset, file: str = "") -> tuple[str, ...]:
     """The list a lookup searches: the lines of a file, else all reference texts of the data, each once.
 
     Raises `DataError` when the file can't be read or holds nothing.

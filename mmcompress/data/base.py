@@ -42,7 +42,7 @@ class Dataset(Protocol):
         ...
 
 
-class Lazy(Sequence):
+class LazySequence(Sequence):
     """Files read when asked for."""
 
     def __init__(self, paths: Sequence[Path], read: Callable[[Path], np.ndarray]):
@@ -55,14 +55,14 @@ class Lazy(Sequence):
         return self.read(self.paths[i])
 
 
-def drawn(rows: list[tuple[Path, str]], count: int | None, seeds: list[int]) -> list[tuple[Path, str]]:
+def draw_rows(rows: list[tuple[Path, str]], count: int | None, seeds: list[int]) -> list[tuple[Path, str]]:
     """`count` rows drawn by seed, the first ones of any larger draw; all of them in order without a count."""
     if count is None:
         return rows
     return [rows[i] for i in np.random.default_rng(seeds).permutation(len(rows))[:count]]
 
 
-def refuse(problems: Sequence[str], what: str) -> None:
+def refuse_rows(problems: Sequence[str], what: str) -> None:
     """Raise `DataError` with the first of the problems, if there are any."""
     if problems:
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""

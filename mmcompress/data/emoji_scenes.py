@@ -84,7 +84,7 @@ def _planes(index: int, vendor: int) -> tuple[Any, ...]:
 
 
 @lru_cache(maxsize=8192)
-def drawing(index: int, vendor: int, side: int) -> np.ndarray:
+def load_drawing(index: int, vendor: int, side: int) -> np.ndarray:
     """The drawing of `NAMES[index]` by `VENDORS[vendor]`: float32 RGBA [side, side, 4] in 0..1, premultiplied."""
     from PIL import Image
 
@@ -95,7 +95,7 @@ def drawing(index: int, vendor: int, side: int) -> np.ndarray:
 PLURAL = frozenset({"grapes", "cherries", "scissors", "jeans"})
 
 
-def article(name: str) -> str:
+def add_article(name: str) -> str:
     """The name as a noun phrase: "a unicorn", "an umbrella", "scissors"."""
     if name in PLURAL:
         return name
@@ -175,7 +175,7 @@ class EmojiScenes:
             if self.bucket(emoji) != wanted or (not style and any(p in held for p in zip(emoji, vendor, strict=True))):
                 continue
             boxes, relations = _place(rng, count, self.image_size)
-            names = [article(NAMES[e]) for e in emoji]
+            names = [add_article(NAMES[e]) for e in emoji]
             caption = names[0]
             for k, relation in enumerate(relations):
                 caption += f"{',' if k else ''} {RELATIONS[relation]} {names[k + 1]}"
@@ -207,7 +207,7 @@ class EmojiScenes:
         low, high = scene.background.astype(np.float32)
         image = np.broadcast_to(low * (1 - ramp) + (0.6 * low + 0.4 * high) * ramp, (s, s, 3)).copy()
         for e, v, (cx, cy, side) in zip(scene.emoji, scene.vendor, scene.boxes, strict=True):
-            d = drawing(e, v, int(side))
+            d = load_drawing(e, v, int(side))
             top = min(max(int(cy - side / 2), 0), s - int(side))
             left = min(max(int(cx - side / 2), 0), s - int(side))
             patch = image[top : top + int(side), left : left + int(side)]

@@ -12,7 +12,7 @@ from typing import Literal
 
 import numpy as np
 
-from mmcompress.data.base import Lazy, Pairs, drawn, refuse
+from mmcompress.data.base import LazySequence, Pairs, draw_rows, refuse_rows
 from mmcompress.errors import DataError
 from mmcompress.runtime.images import open_image
 
@@ -101,7 +101,7 @@ class Folder:
                 problems.append(f"{where}: {e}")
                 continue
             found[split].append((image, text))
-        refuse(problems, "images")
+        refuse_rows(problems, "images")
         if empty := [s for s, rows in found.items() if not rows]:
             have = ", ".join(f"{len(rows)} in {s}" for s, rows in found.items())
             raise DataError(
@@ -123,9 +123,9 @@ class Folder:
         rows = _cached(self)[split] if split in self.splits else None
         if rows is None:
             raise DataError(f"folder: no split '{split}' (known: {', '.join(self.splits)})")
-        rows = drawn(rows, count, [self.seed, seed])
+        rows = draw_rows(rows, count, [self.seed, seed])
         names = tuple(os.path.relpath(p, self.path) for p, _ in rows)  # two folders may each hold a 1.jpg
-        return Pairs(Lazy([p for p, _ in rows], _pixels), tuple(c for _, c in rows), names)
+        return Pairs(LazySequence([p for p, _ in rows], _pixels), tuple(c for _, c in rows), names)
 
 
 def _pixels(path: Path) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from mmcompress.data.base import Lazy, Pairs, drawn, refuse
+from mmcompress.data.base import LazySequence, Pairs, draw_rows, refuse_rows
 from mmcompress.errors import DataError
 from mmcompress.runtime.audio import check_audio, open_audio
 
@@ -43,9 +43,9 @@ class SpeechFolder:
         """Up to `count` clips of a split, drawn by seed; all of them in file order without a count."""
         if split not in self.splits:
             raise DataError(f"speech_folder: no split '{split}' (known: {', '.join(self.splits)})")
-        rows = drawn(_rows(self)[split], count, [self.seed, seed])
+        rows = draw_rows(_rows(self)[split], count, [self.seed, seed])
         names = tuple(os.path.relpath(p, Path(self.path) / "wavs") for p, _ in rows)
-        return Pairs(Lazy([p for p, _ in rows], open_audio), tuple(t for _, t in rows), names)
+        return Pairs(LazySequence([p for p, _ in rows], open_audio), tuple(t for _, t in rows), names)
 
 
 @lru_cache(maxsize=4)
@@ -76,7 +76,7 @@ def _rows(folder: SpeechFolder) -> Rows:
         rows.append((sound, text))
         if len(rows) == folder.count:
             break
-    refuse(problems, "sound files")
+    refuse_rows(problems, "sound files")
     if len(rows) < 8:
         raise DataError(f"{listing}: {len(rows)} clips; at least 8 are needed for three splits")
     order = np.random.default_rng([folder.seed, len(rows)]).permutation(len(rows))

@@ -20,12 +20,12 @@ class Checkpoint:
     """A file that holds the state of one training, replaced as a whole each time it is written."""
 
     path: Path
-    every: float
+    interval_seconds: float
     """Seconds of training between two of them."""
-    last: float = 0.0
+    last_saved_at: float = 0.0
 
-    def due(self, elapsed: float) -> bool:
-        return elapsed - self.last >= self.every
+    def is_due(self, elapsed: float) -> bool:
+        return elapsed - self.last_saved_at >= self.interval_seconds
 
     def save(
         self,
@@ -44,7 +44,7 @@ class Checkpoint:
         own = {k: t.clone().contiguous() for k, t in tensors.items()}  # tied weights share memory, files may not
         save_file(own, ahead, metadata={"state": json.dumps({**state, "elapsed": elapsed})})
         ahead.replace(self.path)
-        self.last = elapsed
+        self.last_saved_at = elapsed
 
     def load_(
         self, weights: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
@@ -60,8 +60,8 @@ class Checkpoint:
                     moments = {k: f.get_tensor(f"{k}/{i}") for k in MOMENTS}
                     optimizer.state[w] = {"step": torch.tensor(float(state["step"])), **moments}
             best = [f.get_tensor(f"best/{i}") for i in range(sum(n.startswith("best/") for n in names))]
-        self.last = float(state["elapsed"])
+        self.last_saved_at = float(state["elapsed"])
         return state, best
 
-    def done(self) -> None:
+    def remove(self) -> None:
         self.path.unlink(missing_ok=True)

@@ -10,18 +10,18 @@ from torch import Tensor
 
 from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
 
-ROOM = 1 << 30
+TEACHER_CACHE_BYTES = 1 << 30
 """Bytes of answers that are kept; pairs that come after those are answered anew each time."""
-Row = Mapping[str, Mapping[str, Tensor]]
+PairOutputs = Mapping[str, Mapping[str, Tensor]]
 """One pair's outputs by node and name."""
 
 
 class Teacher:
     """The models a student learns from. Pairs without a name, such as scenes drawn at run time, never come again."""
 
-    def __init__(self, pipeline: TorchPipeline, models: Models, room: int = ROOM):
+    def __init__(self, pipeline: TorchPipeline, models: Models, room: int = TEACHER_CACHE_BYTES):
         self.pipeline, self.models, self.left = pipeline, models, room
-        self.known: dict[str, Row] = {}
+        self.known: dict[str, PairOutputs] = {}
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Outputs:
@@ -38,7 +38,7 @@ class Teacher:
                 self.left -= size
         return self._together(batch, [rows[n] if n in rows else self.known[n] for n in batch.names])
 
-    def _row(self, batch: Batch, i: int, out: Outputs, at: int) -> Row:
+    def _row(self, batch: Batch, i: int, out: Outputs, at: int) -> PairOutputs:
         """Copies of the outputs of pair `i`, which stand at place `at`; of logits those that are wanted."""
 
         def wanted(node: str, key: str, v: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ class Teacher:
 
         return {n: {k: wanted(n, k, v[at]).clone() for k, v in by.items()} for n, by in out.items()}
 
-    def _together(self, batch: Batch, rows: list[Row]) -> Outputs:
+    def _together(self, batch: Batch, rows: list[PairOutputs]) -> Outputs:
         def joined(node: str, key: str) -> Tensor:
             parts = [row[node][key] for row in rows]
             if key == "logits":

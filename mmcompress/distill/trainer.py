@@ -14,25 +14,25 @@ from torch import nn
 
 from mmcompress.data.base import Dataset
 from mmcompress.distill.checkpoint import Checkpoint
-from mmcompress.distill.losses import alongside, combined, recorded, streams
+from mmcompress.distill.losses import block_output_losses, drop_cut_positions, record_block_outputs, weighted_losses
 from mmcompress.distill.teacher import Teacher
 from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
-from mmcompress.measure.latency import quiet
-from mmcompress.records import plain, write
+from mmcompress.measure.latency import min_of_medians
+from mmcompress.records import to_plain, write_record
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.schema import Distill
 
 Progress = Callable[[str, float], None]
-HARM = 1.05
+HARMFUL_LOSS_RATIO = 1.05
 """A loss on choosing pairs this many times the best one seen is harm done."""
-CLEARLY = 0.8
+BF16_MAX_TIME_SHARE = 0.8
 """The share of the time of an fp32 product that one of bfloat16 takes at most to be used."""
-WARM, TRIED, WORSE, HALVINGS, PART = 10, 16, 1.25, 4, 0.1
+WARMUP_STEPS, RATE_TRIAL_STEPS, RATE_MAX_LOSS_RATIO, MAX_RATE_HALVINGS, RATE_SEARCH_SHARE = 10, 16, 1.25, 4, 0.1
 """Steps over which the rate rises; steps that a rate is tried for, and how many times the loss before any of them the
 last of those may give; how often it is halved at most, and the share of the budget that may be spent on finding it."""
 
 
-def parameters(models: Models) -> list[dict]:
+def group_parameters(models: Models) -> list[dict]:
     """Weight decay for matrices only."""
     unique = {id(p): p for m in models.values() for p in m.parameters() if p.requires_grad}
     matrices = [p for p in unique.values() if p.ndim > 1]
@@ -73,17 +73,17 @@ def distill_(
         m.eval()  # what is trained is what is deployed: no dropout, statistics of batch norms as they are
     known = teacher if isinstance(teacher, Teacher) else Teacher(pipeline, teacher)
     training, curve = _Training(pipeline, student, known, data, options, seed, hold_, first, clock), []
-    optimizer = torch.optim.AdamW(parameters(student), lr=options.rate, betas=(0.9, 0.98), fused=True)
-    best = _Best(pipeline, student, known.models, choosing, options.checks)
-    began, step, share, highest = clock.now(), 0, 0.0, options.rate
+    optimizer = torch.optim.AdamW(group_parameters(student), lr=options.learning_rate, betas=(0.9, 0.98), fused=True)
+    best = _Best(pipeline, student, known.models, choosing, options.validations)
+    began, step, share, highest = clock.now(), 0, 0.0, options.learning_rate
     if checkpoint and (found := checkpoint.load_(training.flat, optimizer)):
         state, best.kept = found
         step, share, curve, began = state["step"], state["share"], state["curve"], began - state["elapsed"]
         best.seen, best.looked, best.waited = state["seen"], state["looked"], state["waited"]
         best.at = best.looked / best.checks if best.checks else 0.0
         highest = state.get("rate", highest)
-    elif options.steps >= 10 * TRIED and options.gentle:
-        limit = began + PART * options.minutes * 60
+    elif options.steps >= 10 * RATE_TRIAL_STEPS and options.find_learning_rate:
+        limit = began + RATE_SEARCH_SHARE * options.minutes * 60
         highest = training.bearable(limit)
         progress(f"rate {highest:.2g}", 0.0)
     while share < 1:
@@ -92,7 +92,7 @@ def distill_(
             progress(f"the loss on choosing pairs is {best.seen[0]['choosing']:.3f}, was {best.dense:.3f}", 0.0)
         if options.patience and best.waited >= options.patience:
             break
-        rate = highest * min(1.0, (step + 1) / WARM) * (0.5 * (1 + math.cos(math.pi * share)) * 0.98 + 0.02)
+        rate = highest * min(1.0, (step + 1) / WARMUP_STEPS) * (0.5 * (1 + math.cos(math.pi * share)) * 0.98 + 0.02)
         parts = training.advance_(optimizer, training.drawn(step), rate)
         step += 1
         elapsed = clock.now() - began
@@ -100,7 +100,7 @@ def distill_(
         if step % 5 == 1:
             curve.append({"step": step, "loss": sum(parts.values()), **parts})
             progress(f"step {step}, loss {curve[-1]['loss']:.3f}", min(share, 1.0))
-        if checkpoint and checkpoint.due(elapsed):
+        if checkpoint and checkpoint.is_due(elapsed):
             state = {"step": step, "share": share, "curve": curve, "rate": highest, **best.record()}
             checkpoint.save(elapsed, training.flat, optimizer, best.kept, state)
     if curve and curve[-1]["step"] != step:
@@ -108,9 +108,11 @@ def distill_(
     best.look(1.0, step)
     best.restore_()
     if history:
-        write(history, plain([{"step": 0, "rate": highest, "bf16": float(training.half)}, *curve, *best.seen]))
+        write_record(
+            history, to_plain([{"step": 0, "rate": highest, "bf16": float(training.half)}, *curve, *best.seen])
+        )
     if checkpoint:
-        checkpoint.done()
+        checkpoint.remove()
     return curve
 
 
@@ -133,15 +135,15 @@ class _Training:
         self.options, self.seed, self.hold_, self.first = options, seed, hold_, first
         self.clock = clock
         self.weights = asdict(options)
-        self.half = options.precision == "bf16" or (options.precision == "auto" and quicker_in_bf16())
-        self.flat = [p for g in parameters(student) for p in g["params"]]
+        self.half = options.precision == "bf16" or (options.precision == "auto" and is_bf16_faster())
+        self.flat = [p for g in group_parameters(student) for p in g["params"]]
 
     def drawn(self, step: int) -> Batch:
         """The pairs of a step: fresh ones, or a cycle through `pairs` distinct ones."""
         o, step = self.options, self.first + step
-        cycle = max(1, o.pairs // o.batch) if o.pairs else None
+        cycle = max(1, o.distinct_pairs // o.batch) if o.distinct_pairs else None
         seed = 1_000_003 * (self.seed + 1) + (step % cycle if cycle else step)
-        return self.pipeline.batch(self.data.load("train", o.batch, seed=seed))
+        return self.pipeline.collate(self.data.load("train", o.batch, seed=seed))
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         return _losses(self.pipeline, self.student, self.teacher, batch, self.weights, self.half)
@@ -171,19 +173,19 @@ class _Training:
         `limit`: when it has to be found, on the monotonic clock; it is not looked for where steps are too slow.
         """
         forward = min(self._forward_seconds(i) for i in range(2))  # the first one is slow
-        if self.clock.now() + 4 * TRIED * forward > limit:
-            return self.options.rate
-        rate, batches = self.options.rate, [self.drawn(i) for i in range(TRIED)]
+        if self.clock.now() + 4 * RATE_TRIAL_STEPS * forward > limit:
+            return self.options.learning_rate
+        rate, batches = self.options.learning_rate, [self.drawn(i) for i in range(RATE_TRIAL_STEPS)]
         start = [p.detach().clone() for p in self.flat]
         with torch.no_grad():
-            before = sum(float(v) for b in batches[WARM:] for v in self.losses(b).values())
-        for _ in range(HALVINGS):
+            before = sum(float(v) for b in batches[WARMUP_STEPS:] for v in self.losses(b).values())
+        for _ in range(MAX_RATE_HALVINGS):
             optimizer = torch.optim.AdamW(self.flat, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-            told = [self.advance_(optimizer, b, rate * min(1.0, (i + 1) / WARM)) for i, b in enumerate(batches)]
+            told = [self.advance_(optimizer, b, rate * min(1.0, (i + 1) / WARMUP_STEPS)) for i, b in enumerate(batches)]
             with torch.no_grad():
                 for p, first in zip(self.flat, start, strict=True):
                     p.copy_(first)
-            if sum(sum(parts.values()) for parts in told[WARM:]) <= WORSE * before:
+            if sum(sum(parts.values()) for parts in told[WARMUP_STEPS:]) <= RATE_MAX_LOSS_RATIO * before:
                 break
             rate /= 2
             if self.clock.now() > limit:
@@ -192,7 +194,7 @@ class _Training:
 
 
 @cache
-def quicker_in_bf16() -> bool:
+def is_bf16_faster() -> bool:
     """Whether this processor multiplies bfloat16 in clearly less time than fp32, by trying: flags do not say.
 
     Of two with avx512_bf16, one is twice as quick with it and one half as quick.
@@ -200,8 +202,8 @@ def quicker_in_bf16() -> bool:
     took = {}
     for kind in (torch.float32, torch.bfloat16):
         x, w = torch.zeros(512, 384, dtype=kind), torch.zeros(1536, 384, dtype=kind)
-        took[kind] = quiet(lambda x=x, w=w: nn.functional.linear(x, w), 3, 20, 0.3)
-    return took[torch.bfloat16] < CLEARLY * took[torch.float32]
+        took[kind] = min_of_medians(lambda x=x, w=w: nn.functional.linear(x, w), 3, 20, 0.3)
+    return took[torch.bfloat16] < BF16_MAX_TIME_SHARE * took[torch.float32]
 
 
 def _losses(
@@ -215,18 +217,22 @@ def _losses(
     """The weighted parts of the loss of one batch; with `half` the models multiply in bfloat16."""
     inside = weights["hidden"] or weights["cross"]
     watched: Models = student if inside else {}
-    with torch.inference_mode(), recorded(teacher.models, watched) as theirs, torch.autocast("cpu", enabled=half):
+    with (
+        torch.inference_mode(),
+        record_block_outputs(teacher.models, watched) as theirs,
+        torch.autocast("cpu", enabled=half),
+    ):
         # what its blocks add is seen only while they run
-        target = alongside(pipeline.forward(teacher.models, batch) if inside else teacher(batch), student)
+        target = drop_cut_positions(pipeline.forward(teacher.models, batch) if inside else teacher(batch), student)
     target = {n: {k: v.clone().float() for k, v in o.items()} for n, o in target.items()}
-    with recorded(student, watched) as ours:
+    with record_block_outputs(student, watched) as ours:
         with torch.autocast("cpu", enabled=half):
             out = pipeline.forward(student, batch)
         out = {n: {k: v.float() for k, v in o.items()} for n, o in out.items()}
-        parts = combined(pipeline, out, target, batch, weights)
+        parts = weighted_losses(pipeline, out, target, batch, weights)
     if inside:
         wanted = {n: {b: v.clone() for b, v in by.items()} for n, by in theirs.items()}
-        for name, loss in streams(student, ours, wanted).items():
+        for name, loss in block_output_losses(student, ours, wanted).items():
             if weight := weights[name.split(".")[0]]:
                 parts[name] = weight * loss
     return parts
@@ -240,8 +246,8 @@ class _Best:
         self.anchors: Outputs = {}
         self.dense = 0.0
         if choosing is not None and checks:
-            self.anchors = pipeline.anchors(teacher, choosing)
-            self.dense = pipeline.evaluate(teacher, choosing, dense=self.anchors)
+            self.anchors = pipeline.reference_outputs(teacher, choosing)
+            self.dense = pipeline.loss_of_models(teacher, choosing, dense=self.anchors)
         self.seen: list[dict[str, float]] = []
         self.kept: list[torch.Tensor] = []
         self.at, self.looked, self.waited = 0.0, 0, 0
@@ -252,7 +258,7 @@ class _Best:
             return
         self.looked += 1
         self.at = self.looked / self.checks
-        loss = self.pipeline.evaluate(self.student, self.choosing, dense=self.anchors)
+        loss = self.pipeline.loss_of_models(self.student, self.choosing, dense=self.anchors)
         lower = not self.seen or loss < min(s["choosing"] for s in self.seen)
         self.waited = 0 if lower else self.waited + 1
         if lower:
@@ -267,7 +273,7 @@ class _Best:
         if not self.seen:
             return
         least = min(self.seen, key=lambda s: s["choosing"])
-        if self.seen[-1]["choosing"] <= HARM * least["choosing"]:
+        if self.seen[-1]["choosing"] <= HARMFUL_LOSS_RATIO * least["choosing"]:
             return
         self.seen.append({**least, "step": self.seen[-1]["step"], "restored": least["step"]})
         with torch.no_grad():

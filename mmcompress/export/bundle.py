@@ -13,22 +13,22 @@ import numpy as np
 
 from mmcompress.errors import ModelError
 from mmcompress.export.onnx import export_node
-from mmcompress.export.proofs import drift
-from mmcompress.export.proofs import export as export_proofs
-from mmcompress.graph.topology import order
-from mmcompress.measure.counts import params
-from mmcompress.measure.machine import cpu, versions
-from mmcompress.models.base import Graph, Model
-from mmcompress.quantize.precision import quantize
-from mmcompress.records import Kept, Proof, plain, write
+from mmcompress.export.proofs import measure_drift
+from mmcompress.export.proofs import prove_export as export_proofs
+from mmcompress.graph.topology import topological_order
+from mmcompress.measure.counts import count_params
+from mmcompress.measure.machine import describe_cpu, package_versions
+from mmcompress.models.base import ExportGraph, Model
+from mmcompress.quantize.precision import quantize_model
+from mmcompress.records import KeptUnits, Proof, to_plain, write_record
 from mmcompress.registry import PRECISIONS
-from mmcompress.runtime.bundle import FORMAT, read_manifest, sha256
+from mmcompress.runtime.bundle import BUNDLE_FORMAT, hash_file, read_manifest
 from mmcompress.runtime.nodes import TextEncoder
 from mmcompress.runtime.pipeline import Pipeline
-from mmcompress.runtime.sessions import Timed, session
+from mmcompress.runtime.sessions import TimedSession, open_session
 from mmcompress.spec.schema import Spec
 
-FEEDS = 48
+MAX_CALIBRATION_CALLS = 48
 """Calls of a graph at most that static ranges are taken from."""
 
 
@@ -36,7 +36,7 @@ def write_bundle(
     spec: Spec,
     models: Mapping[str, Model],
     precision: Mapping[str, str],
-    kept: Mapping[str, Kept],
+    kept: Mapping[str, KeptUnits],
     folder: Path,
     prove: bool = True,
     listed: Mapping[str, Sequence[str]] = MappingProxyType({}),
@@ -55,7 +55,7 @@ def write_bundle(
     new.mkdir(parents=True)
     proofs: list[Proof] = []
     nodes: dict[str, Any] = {}
-    for name in order(spec):
+    for name in topological_order(spec):
         node = spec.nodes[name]
         nodes[name] = {"kind": node.kind, "inputs": dict(node.inputs)}
         if node.kind == "lookup":
@@ -74,7 +74,7 @@ def write_bundle(
             feeds = _feeds(new, spec, nodes, name, files, model, calibration) if static else {}
             small = _quantized(chosen, files, feeds, _weights_of(model, spared.get(name, ())))
             if prove:
-                proofs += drift(name, chosen, files, small, model)
+                proofs += measure_drift(name, chosen, files, small, model)
             for g, f in small.items():
                 if aside and node.kind == "text_decoder":
                     (aside / name).mkdir(parents=True, exist_ok=True)
@@ -90,28 +90,28 @@ def write_bundle(
             "precision": chosen,
             "spared": sorted(spared.get(name, ())) if chosen != "fp32" else [],
             "cpu_flags": list(PRECISIONS.get(chosen).flags) if chosen != "fp32" else [],
-            "params": params(model),
+            "params": count_params(model),
             "structure": dict(kept.get(name, {})),
         }
     files_in = sorted(p for p in new.rglob("*") if p.is_file())
     manifest = {
-        "format": FORMAT,
+        "format": BUNDLE_FORMAT,
         "name": spec.name,
         "threads": spec.measure.threads,
         "parallel": spec.measure.parallel,
         "graph": {"inputs": dict(spec.inputs), "outputs": dict(spec.outputs), "nodes": nodes},
-        "files": {p.relative_to(new).as_posix(): {"sha256": sha256(p), "bytes": p.stat().st_size} for p in files_in},
-        "proofs": plain(proofs),
-        "versions": versions(),
-        "cpu": cpu(),
+        "files": {p.relative_to(new).as_posix(): {"sha256": hash_file(p), "bytes": p.stat().st_size} for p in files_in},
+        "proofs": to_plain(proofs),
+        "versions": package_versions(),
+        "cpu": describe_cpu(),
     }
-    write(new / "manifest.json", manifest)
+    write_record(new / "manifest.json", manifest)
     shutil.rmtree(folder, ignore_errors=True)
     new.replace(folder)
     return proofs
 
 
-def round_bundle(source: Path, models: Mapping[str, Model], precision: Mapping[str, str], folder: Path) -> Path:
+def quantize_bundle(source: Path, models: Mapping[str, Model], precision: Mapping[str, str], folder: Path) -> Path:
     """A copy of an fp32 bundle with nodes in other precisions, unproved: only its speed and size count.
 
     A static range is taken from inputs of the right shape.
@@ -123,20 +123,20 @@ def round_bundle(source: Path, models: Mapping[str, Model], precision: Mapping[s
         if (chosen := precision.get(name, "fp32")) == "fp32":
             continue
         static = PRECISIONS.get(chosen).activations == "static"
-        graphs = models[name].graphs() if static else {}
+        graphs = models[name].export_graphs() if static else {}
         for g, file in node["files"].items():
             path = folder / file
             feeds = [_example(graphs[g], path)] if static else ()
-            small, _ = quantize(chosen, path, path.with_suffix(".small.onnx"), feeds)
+            small, _ = quantize_model(chosen, path, path.with_suffix(".small.onnx"), feeds)
             small.replace(path)
-            manifest["files"][file] = {"sha256": sha256(path), "bytes": path.stat().st_size}
+            manifest["files"][file] = {"sha256": hash_file(path), "bytes": path.stat().st_size}
         node |= {"precision": chosen, "cpu_flags": list(PRECISIONS.get(chosen).flags)}
-    write(folder / "manifest.json", manifest)
+    write_record(folder / "manifest.json", manifest)
     return folder
 
 
-def _example(graph: Graph, path: Path) -> dict[str, np.ndarray]:
-    used = {i.name for i in session(path, 0).get_inputs()}
+def _example(graph: ExportGraph, path: Path) -> dict[str, np.ndarray]:
+    used = {i.name for i in open_session(path, 0).get_inputs()}
     return {k: v.numpy() for k, v in zip(graph.inputs, graph.example, strict=True) if k in used}
 
 
@@ -146,7 +146,7 @@ def _quantized(
     """Every graph of a node rounded, but for products with some weights. Raises `ModelError` if none has them."""
     small, found = {}, 0
     for g, f in files.items():
-        small[g], count = quantize(precision, f, f.with_suffix(".small.onnx"), feeds.get(g, ()), weights)
+        small[g], count = quantize_model(precision, f, f.with_suffix(".small.onnx"), feeds.get(g, ()), weights)
         found += count
     if found < len(weights):
         raise ModelError(f"{min(files.values()).parent.name}: {len(weights)} layers are to stay in fp32, {found} found")
@@ -155,7 +155,7 @@ def _quantized(
 
 def _weights_of(model: Model, blocks: Collection[str]) -> list[np.ndarray]:
     """Weights of the linear layers of some blocks, each once; of those that are gone, none."""
-    return [m.weight.detach().numpy() for m in model.linears(blocks)]
+    return [m.weight.detach().numpy() for m in model.linear_layers(blocks)]
 
 
 def _feeds(
@@ -183,12 +183,12 @@ def _feeds(
     for given in calibration:
         pipeline.run(**{next(iter(spec.inputs)): given})
     found = {g: s.feeds or [] for g, s in pipeline.sessions[name].items()}
-    return {g: rows[:: max(1, len(rows) // FEEDS)] for g, rows in found.items()}
+    return {g: rows[:: max(1, len(rows) // MAX_CALIBRATION_CALLS)] for g, rows in found.items()}
 
 
 def _write_list(folder: Path, name: str, encoder: Mapping[str, Any], texts: Sequence[str]) -> dict[str, str]:
     """Texts and embeddings of a lookup, by the exported text encoder; returns the names of the files."""
-    sessions = {g: Timed(folder / f, 0) for g, f in encoder["files"].items()}
+    sessions = {g: TimedSession(folder / f, 0) for g, f in encoder["files"].items()}
     embed = TextEncoder(sessions, encoder["config"], folder)
     bank = [embed(list(texts[i : i + 64]))["embedding"] for i in range(0, len(texts), 64)]
     found = {"texts": f"{name}/texts.json", "bank": f"{name}/bank.npy"}

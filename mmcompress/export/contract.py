@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from mmcompress.export.onnx import export_node
-from mmcompress.export.proofs import SURGERY, _proof, difference, export, generation
-from mmcompress.measure.counts import count, params
+from mmcompress.export.proofs import SURGERY_BOUND, _proof, prove_export, prove_generation, relative_difference
+from mmcompress.measure.counts import count_params, count_params_and_macs
 from mmcompress.models.base import Model
-from mmcompress.prune.masks import masked, some
-from mmcompress.prune.surgery import sliced
+from mmcompress.prune.masks import mask_units, sample_units
+from mmcompress.prune.surgery import copy_without_units
 from mmcompress.records import Block, Proof
 
 Units = dict[str, Tensor]
 
 
-def inputs(model: Model, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+def random_inputs(model: Model, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
     """Random inputs of a model's `forward`."""
     g = torch.Generator().manual_seed(seed)
     if model.kind == "image_encoder":
@@ -42,12 +42,12 @@ def inputs(model: Model, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
     return ids, torch.randn(batch, 9, model.dims["context"], generator=g)
 
 
-def outputs(model: Model, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def tuple_outputs(model: Model, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     out = model(*given)
     return out if isinstance(out, tuple) else (out,)
 
 
-def kinds(model: Model) -> dict[str, list[Block]]:
+def group_blocks_by_kind(model: Model) -> dict[str, list[Block]]:
     """The unit kinds a model can lose, with the blocks that hold them."""
     found: dict[str, list[Block]] = {}
     for b in model.blocks:
@@ -57,14 +57,14 @@ def kinds(model: Model) -> dict[str, list[Block]]:
 
 def _some(blocks: list[Block], share: float, seed: int) -> Units:
     g = torch.Generator().manual_seed(seed)
-    keep = lambda b: max(b.step, int(b.units * share) // b.step * b.step) if share else b.least
-    return {b.name: some(b, keep(b), g) for b in blocks}
+    keep = lambda b: max(b.granularity, int(b.units * share) // b.granularity * b.granularity) if share else b.min_units
+    return {b.name: sample_units(b, keep(b), g) for b in blocks}
 
 
-def cuts(model: Model, seed: int = 0) -> dict[str, Units]:
+def sample_cuts(model: Model, seed: int = 0) -> dict[str, Units]:
     """Named cuts: half of each unit kind, whole sub-layers, and a random mixture of everything."""
-    found = {kind: _some(blocks, 0.5, seed) for kind, blocks in kinds(model).items()}
-    for kind, blocks in kinds(model).items():
+    found = {kind: _some(blocks, 0.5, seed) for kind, blocks in group_blocks_by_kind(model).items()}
+    for kind, blocks in group_blocks_by_kind(model).items():
         for i, b in enumerate(b for b in blocks if b.drop):
             found[f"{kind} dropped" + (f", {i + 1}" if i else "")] = _some([b], 0.0, seed)
     mixture: Units = {}
@@ -74,31 +74,33 @@ def cuts(model: Model, seed: int = 0) -> dict[str, Units]:
 
 
 @torch.no_grad()
-def surgery(node: str, model: Model, batch: int = 3) -> list[Proof]:
+def prove_cuts(node: str, model: Model, batch: int = 3) -> list[Proof]:
     """masked == sliced for every cut of `cuts`."""
-    proofs, given = [], inputs(model, batch)
-    for name, units in cuts(model).items():
+    proofs, given = [], random_inputs(model, batch)
+    for name, units in sample_cuts(model).items():
         masks = {}
         for block, kept in units.items():
             masks[block] = torch.zeros(model.block(block).units)
             masks[block][kept] = 1
-        with masked(model, masks):
-            want = outputs(model, given)
-        got = outputs(sliced(model, units), given)
-        worst = max(difference(a, b) for a, b in zip(want, got, strict=True))
-        proofs.append(_proof(f"masked == sliced: {name}", node, worst, SURGERY))
+        with mask_units(model, masks):
+            want = tuple_outputs(model, given)
+        got = tuple_outputs(copy_without_units(model, units), given)
+        worst = max(relative_difference(a, b) for a, b in zip(want, got, strict=True))
+        proofs.append(_proof(f"masked == sliced: {name}", node, worst, SURGERY_BOUND))
     return proofs
 
 
 @torch.no_grad()
-def library(node: str, model: Model, says: Callable[..., tuple[Tensor, ...]], batch: int = 3) -> list[Proof]:
+def prove_library_match(
+    node: str, model: Model, says: Callable[..., tuple[Tensor, ...]], batch: int = 3
+) -> list[Proof]:
     """The whole model == `says`, the (first) outputs of its library's own untouched one for the same inputs."""
-    given = inputs(model, batch)
-    worst = max(difference(a, b) for a, b in zip(says(*given), outputs(model, given), strict=False))
-    return [_proof("dense == library", node, worst, SURGERY)]
+    given = random_inputs(model, batch)
+    worst = max(relative_difference(a, b) for a, b in zip(says(*given), tuple_outputs(model, given), strict=False))
+    return [_proof("dense == library", node, worst, SURGERY_BOUND)]
 
 
-def removed(model: Model, units: Units) -> int:
+def count_removed_params(model: Model, units: Units) -> int:
     """Parameters that a cut takes away, computed from the blocks alone; whole sub-layers are not among the cuts."""
     rows, columns = _gone(model, units)
     total = 0
@@ -128,27 +130,27 @@ def _gone(model: Model, units: Units) -> tuple[dict[str, int], dict[str, int]]:
         gone = b.units - len(kept)
         for w in b.writers:
             rows[w.path] = gone * w.parts * w.width
-        for path in b.through:
+        for path in b.per_channel:
             rows[path] = gone * b.width
-        for path in (b.out, *b.also):
+        for path in (b.reader, *b.extra_readers):
             columns[path] = gone * b.width
     return rows, columns
 
 
 @torch.no_grad()
-def spared_macs(model: Model, units: Units, steps: float, beams: int) -> float:
+def count_removed_macs(model: Model, units: Units, steps: float, beams: int) -> float:
     """Multiply-accumulates a request that a cut spares, computed from the whole model: what each weight that goes meets
     there, and the products of attention by shape."""
     rows, columns = _gone(model, units)
     met: dict[str, float] = {}
     paths = {id(model.get_submodule(p)): p for p in {*rows, *columns}}
-    for name, (given, calls) in model.requests(steps, beams).items():
+    for name, (given, calls) in model.example_requests(steps, beams).items():
 
         def hook(m: torch.nn.Module, args: tuple, out: Tensor, calls: float = calls) -> None:
             places = out.numel() / (out.shape[1] if out.ndim == 4 else out.shape[-1])
             met[paths[id(m)]] = met.get(paths[id(m)], 0.0) + places * calls
 
-        module = model.graphs()[name].module
+        module = model.export_graphs()[name].module
         handles = [m.register_forward_hook(hook) for m in module.modules() if id(m) in paths]
         module(*given)
         for h in handles:
@@ -158,7 +160,7 @@ def spared_macs(model: Model, units: Units, steps: float, beams: int) -> float:
         module = model.get_submodule(path)
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             total += places * _weights_gone(module, rows.get(path, 0), columns.get(path, 0))
-    shapes = model.shapes(steps, beams)
+    shapes = model.block_shapes(steps, beams)
     for b in (model.block(name) for name in units):
         if b.group == "heads":
             s, gone = shapes[b.name], b.units - len(units[b.name])
@@ -166,33 +168,35 @@ def spared_macs(model: Model, units: Units, steps: float, beams: int) -> float:
     return total
 
 
-def counts(node: str, model: Model) -> list[Proof]:
+def prove_counts(node: str, model: Model) -> list[Proof]:
     """Parameters and multiply-accumulates fall as computed; with positions gone, the latter just fall."""
-    proofs, whole = [], count(model, 4.0, 1)[1]
-    for kind, blocks in kinds(model).items():
+    proofs, whole = [], count_params_and_macs(model, 4.0, 1)[1]
+    for kind, blocks in group_blocks_by_kind(model).items():
         units = _some(blocks, 0.5, 1)
-        small = sliced(model, units)
-        off = abs(params(model) - params(small) - removed(model, units))
+        small = copy_without_units(model, units)
+        off = abs(count_params(model) - count_params(small) - count_removed_params(model, units))
         proofs.append(_proof(f"parameters fall as computed: {kind}", node, off, 0))
-        fell = whole - count(small, 4.0, 1)[1]
+        fell = whole - count_params_and_macs(small, 4.0, 1)[1]
         if kind == "tokens":
             proofs.append(_proof("MACs fall: tokens", node, 1 - fell / whole, 0.9999))
         else:
-            wanted = spared_macs(model, units, 4.0, 1)
+            wanted = count_removed_macs(model, units, 4.0, 1)
             proofs.append(_proof(f"MACs fall as computed: {kind}", node, abs(fell - wanted) / wanted, 1e-6))
     return proofs
 
 
-def learning(node: str, model: Model) -> list[Proof]:
+def prove_learning(node: str, model: Model) -> list[Proof]:
     """A backward pass reaches every part, and one step of distillation lowers the loss; `difference` is the ratio."""
-    given = inputs(model, 4)
+    given = random_inputs(model, 4)
     with torch.no_grad():
-        target = [x.clone() for x in outputs(model, given)]
-    student = sliced(model, _some([b for b in model.blocks if b.group != "tokens"], 0.5, 2))
-    loss = lambda: sum((a - b).square().mean() for a, b in zip(outputs(student, given), target, strict=True))
+        target = [x.clone() for x in tuple_outputs(model, given)]
+    student = copy_without_units(model, _some([b for b in model.blocks if b.group != "tokens"], 0.5, 2))
+    loss = lambda: sum((a - b).square().mean() for a, b in zip(tuple_outputs(student, given), target, strict=True))
     before = loss()
     before.backward()
-    reached = [student.get_submodule(w.path).weight.grad is not None for b in student.weighted for w in b.writers]
+    reached = [
+        student.get_submodule(w.path).weight.grad is not None for b in student.weighted_blocks for w in b.writers
+    ]
     with torch.no_grad():
         norm = sum(float(p.grad.square().sum()) for p in student.parameters() if p.grad is not None) ** 0.5
         for p in student.parameters():
@@ -203,16 +207,16 @@ def learning(node: str, model: Model) -> list[Proof]:
     return [*proofs, _proof("one step of distillation lowers the loss", node, ratio, 0.999999)]
 
 
-def prove(model: Model, folder: Path, node: str = "node") -> list[Proof]:
+def prove_contract(model: Model, folder: Path, node: str = "node") -> list[Proof]:
     """All proofs of the contract, on the dense model and on a random mixture of cuts."""
-    proofs = surgery(node, model) + counts(node, model) + learning(node, model)
-    for name, m in (("dense", model), ("mixture", sliced(model, cuts(model)["mixture"]).eval())):
+    proofs = prove_cuts(node, model) + prove_counts(node, model) + prove_learning(node, model)
+    for name, m in (("dense", model), ("mixture", copy_without_units(model, sample_cuts(model)["mixture"]).eval())):
         files = export_node(m, folder / name)
-        proofs += [_named(p, name) for p in export(node, m, files)]
+        proofs += [_named(p, name) for p in prove_export(node, m, files)]
         if model.kind == "text_decoder":
             (folder / name / "tokenizer.json").write_text(m.tokenizer_json or "")
             context = torch.randn(4, 9, model.dims["context"], generator=torch.Generator().manual_seed(5))
-            proofs += [_named(p, name) for p in generation(node, m, files, folder / name, context)]
+            proofs += [_named(p, name) for p in prove_generation(node, m, files, folder / name, context)]
     return proofs
 
 

@@ -10,10 +10,10 @@ from collections import Counter
 import onnx
 from onnx import numpy_helper
 
-from mmcompress.export.shapes import nested
+from mmcompress.export.shapes import has_subgraphs
 
 
-class _Folding:
+class _ConstantFolder:
     def __init__(self, graph: onnx.GraphProto):
         self.vectors = {t.name: t for t in graph.initializer if len(t.dims) == 1 and t.data_location != t.EXTERNAL}
         self.outputs = {o.name for o in graph.output}
@@ -64,9 +64,9 @@ def fold_constants_(model: onnx.ModelProto) -> onnx.ModelProto:
 
     A model whose nodes hold graphs of their own, which may read any value, stays as it is.
     """
-    if nested(model.graph.node):
+    if has_subgraphs(model.graph.node):
         return model
-    graph, folding = model.graph, _Folding(model.graph)
+    graph, folding = model.graph, _ConstantFolder(model.graph)
     renamed: dict[str, str] = {}
     left: list[onnx.NodeProto] = []
     for n in graph.node:

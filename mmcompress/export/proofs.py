@@ -11,16 +11,16 @@ from torch import Tensor
 
 from mmcompress.errors import ProofFailed
 from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
-from mmcompress.models.base import Graph, Model
-from mmcompress.prune.masks import masked
-from mmcompress.prune.surgery import sliced
+from mmcompress.models.base import ExportGraph, Model
+from mmcompress.prune.masks import mask_units
+from mmcompress.prune.surgery import copy_without_units
 from mmcompress.records import Proof
-from mmcompress.runtime.sessions import session
+from mmcompress.runtime.sessions import open_session
 
-SURGERY, EXPORT = 1e-5, 1e-4
+SURGERY_BOUND, EXPORT_BOUND = 1e-5, 1e-4
 
 
-def require(proofs: list[Proof]) -> list[Proof]:
+def require_proofs(proofs: list[Proof]) -> list[Proof]:
     """The proofs, or `ProofFailed` naming the first that does not hold."""
     for p in proofs:
         if not p.passed:
@@ -32,7 +32,7 @@ def _proof(name: str, node: str, difference: float, bound: float, detail: str = 
     return Proof(name, node, float(difference), bound, bool(difference <= bound), detail)
 
 
-def difference(a: Tensor, b: Tensor) -> float:
+def relative_difference(a: Tensor, b: Tensor) -> float:
     """Largest absolute difference, relative to the scale of `a` where that exceeds one."""
     if a.shape != b.shape:
         return float("inf")
@@ -40,7 +40,7 @@ def difference(a: Tensor, b: Tensor) -> float:
 
 
 @torch.inference_mode()
-def surgery(
+def prove_surgery(
     pipeline: TorchPipeline,
     dense: Models,
     units: dict[str, dict[str, Tensor]],
@@ -51,7 +51,7 @@ def surgery(
 
     `known`: outputs of the dense models for the batch, where they are known.
     """
-    known = known or pipeline.run(dense, batch)
+    known = known or pipeline.forward_in_pieces(dense, batch)
     proofs = []
     for node, model in dense.items():
         masks = {}
@@ -59,21 +59,21 @@ def surgery(
             masks[name] = torch.zeros(model.block(name).units)
             masks[name][kept] = 1
         others = {n: o for n, o in known.items() if n != node}
-        with masked(model, masks):
+        with mask_units(model, masks):
             want = pipeline.forward(dense, batch, others)[node]
-        got = pipeline.forward({node: sliced(model, units.get(node, {}))}, batch, others)[node]
-        worst = max(difference(want[k], got[k]) for k in want)
-        proofs.append(_proof("masked == sliced", node, worst, SURGERY))
+        got = pipeline.forward({node: copy_without_units(model, units.get(node, {}))}, batch, others)[node]
+        worst = max(relative_difference(want[k], got[k]) for k in want)
+        proofs.append(_proof("masked == sliced", node, worst, SURGERY_BOUND))
     return proofs
 
 
-def _feeds(model: Model, graph: Graph, batch: int, seed: int) -> tuple[Tensor, ...]:
+def _feeds(model: Model, graph: ExportGraph, batch: int, seed: int) -> tuple[Tensor, ...]:
     """Random inputs like the traced ones, at another batch size (and, for ids, other ids and another length).
 
     A decode step gets a longer past with each, and one image for all of a batch.
     """
     g = torch.Generator().manual_seed(seed)
-    axes = [graph.dynamic.get(key, {}) for key in graph.inputs]
+    axes = [graph.dynamic_axes.get(key, {}) for key in graph.inputs]
     shared, later = any(a.get(0) == "batch" for a in axes), batch - 1
     out = []
     for named, x in zip(axes, graph.example, strict=True):
@@ -99,11 +99,11 @@ def _feeds(model: Model, graph: Graph, batch: int, seed: int) -> tuple[Tensor, .
 
 
 @torch.inference_mode()
-def export(node: str, model: Model, files: dict[str, Path]) -> list[Proof]:
+def prove_export(node: str, model: Model, files: dict[str, Path]) -> list[Proof]:
     """torch == ONNX at batch 1, 2 and 5, and optimized == unoptimized graph, for every graph of a node."""
     proofs = []
-    for name, graph in model.graphs().items():
-        fused, plain = session(files[name], 0), session(files[name], 0, optimize=False)
+    for name, graph in model.export_graphs().items():
+        fused, plain = open_session(files[name], 0), open_session(files[name], 0, optimize=False)
         used = {i.name for i in fused.get_inputs()}
         worst = {"torch == onnx": 0.0, "fused == unfused": 0.0}
         for batch in (1, 2, 5):
@@ -114,24 +114,24 @@ def export(node: str, model: Model, files: dict[str, Path]) -> list[Proof]:
             got = fused.run(list(graph.outputs), feed)
             raw = plain.run(list(graph.outputs), feed)
             for w, a, b in zip(want, got, raw, strict=True):
-                worst["torch == onnx"] = max(worst["torch == onnx"], difference(w, torch.from_numpy(a)))
+                worst["torch == onnx"] = max(worst["torch == onnx"], relative_difference(w, torch.from_numpy(a)))
                 worst["fused == unfused"] = max(
-                    worst["fused == unfused"], difference(torch.from_numpy(b), torch.from_numpy(a))
+                    worst["fused == unfused"], relative_difference(torch.from_numpy(b), torch.from_numpy(a))
                 )
-        proofs += [_proof(k, node, v, EXPORT, f"({name}, batch 1, 2, 5)") for k, v in worst.items()]
+        proofs += [_proof(k, node, v, EXPORT_BOUND, f"({name}, batch 1, 2, 5)") for k, v in worst.items()]
     return proofs
 
 
 @torch.inference_mode()
-def generation(node: str, model: Model, files: dict[str, Path], folder: Path, contexts: Tensor) -> list[Proof]:
+def prove_generation(node: str, model: Model, files: dict[str, Path], folder: Path, contexts: Tensor) -> list[Proof]:
     """Deployed beam search on ONNX Runtime == the library's own `generate`, token for token.
 
     `contexts` [n, t, w]. Only for a structure the library can still run with its cache (its first attention kept).
     """
     from mmcompress.runtime.nodes import TextDecoder
-    from mmcompress.runtime.sessions import Timed
+    from mmcompress.runtime.sessions import TimedSession
 
-    deployed = TextDecoder({k: Timed(f, 0) for k, f in files.items()}, model.config, folder)
+    deployed = TextDecoder({k: TimedSession(f, 0) for k, f in files.items()}, model.config, folder)
     g = replace(deployed.generation, guard=False)  # the library has none
     deployed.generation = g
     wrong = 0
@@ -148,11 +148,13 @@ def _trimmed(ids: list[int], eos: int) -> list[int]:
     return ids[: ids.index(eos, 1) + 1] if eos in ids[1:] else ids
 
 
-def drift(node: str, precision: str, files: dict[str, Path], quantized: dict[str, Path], model: Model) -> list[Proof]:
+def measure_drift(
+    node: str, precision: str, files: dict[str, Path], quantized: dict[str, Path], model: Model
+) -> list[Proof]:
     """fp32 against quantized: one minus the mean cosine of each graph's first output. A record, with a wide bound."""
     proofs = []
-    for name, graph in model.graphs().items():
-        a, b = session(files[name], 0), session(quantized[name], 0)
+    for name, graph in model.export_graphs().items():
+        a, b = open_session(files[name], 0), open_session(quantized[name], 0)
         used = {i.name for i in a.get_inputs()}
         example = _feeds(model, graph, 5, 9)
         feed = {k: v.numpy() for k, v in zip(graph.inputs, example, strict=True) if k in used}

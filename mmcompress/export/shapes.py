@@ -15,14 +15,14 @@ from onnx import helper, numpy_helper
 from onnx.shape_inference import infer_shapes
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-SMALL = 1024
+MAX_FOLDED_BYTES = 1024
 """Bytes of a tensor at most that may be part of a shape."""
 
 Shape = list[int | str]
 """Sizes, and the names of those that are not fixed."""
 
 
-def settle_(model: onnx.ModelProto) -> onnx.ModelProto:
+def fix_static_shapes_(model: onnx.ModelProto) -> onnx.ModelProto:
     """Write down what is known of shapes, in place.
 
     A reshape whose result is known but for one axis gets a constant shape: an axis is known when it is a number, or the
@@ -67,14 +67,14 @@ def _numbers(shape: Shape, places: np.ndarray) -> np.ndarray | None:
     return np.array(sizes, np.int64).reshape(places.shape) if all(isinstance(s, int) for s in sizes) else None
 
 
-def nested(nodes: Iterable[onnx.NodeProto]) -> bool:
+def has_subgraphs(nodes: Iterable[onnx.NodeProto]) -> bool:
     """Whether a node holds a graph of its own."""
     return any(a.HasField("g") or a.graphs for n in nodes for a in n.attribute)
 
 
 def _read(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
     """The nodes that lead to an output. Where nodes hold graphs of their own, which may read any value: all."""
-    if nested(nodes):
+    if has_subgraphs(nodes):
         return nodes
     read, kept = {o.name for o in graph.output}, []
     for n in reversed(nodes):
@@ -114,7 +114,7 @@ def _symbolic(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def _heavy(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_location == tensor.EXTERNAL or int(np.prod(tensor.dims)) * 8 > SMALL
+    return tensor.data_location == tensor.EXTERNAL or int(np.prod(tensor.dims)) * 8 > MAX_FOLDED_BYTES
 
 
 def _is_number(node: onnx.NodeProto) -> bool:

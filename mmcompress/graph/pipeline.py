@@ -17,22 +17,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmcompress.data.base import Pairs
-from mmcompress.graph.topology import KINDS, order, unjudged
+from mmcompress.graph.topology import NODE_KINDS, find_unjoined_encoders, topological_order
 from mmcompress.models.base import Model
-from mmcompress.runtime.audio import RATE, log_mel
-from mmcompress.runtime.images import preprocess
-from mmcompress.runtime.nodes import pad_ids, text_length
+from mmcompress.runtime.audio import SAMPLE_RATE, compute_log_mel
+from mmcompress.runtime.images import preprocess_image
+from mmcompress.runtime.nodes import pad_ids, padded_length
 from mmcompress.spec.schema import Spec
 
 Outputs = dict[str, dict[str, Tensor]]
 Models = Mapping[str, Model]
-SCALE = 30.0
+SIMILARITY_SCALE = 30.0
 """Inverse temperature of the contrastive loss and of the affinities."""
-MISHEARD = 0.15
+DROPPED_WORD_SHARE = 0.15
 """Share of words lost in the text that queries a lookup: what a recognizer makes of them."""
-LIKELY = 32
+MAX_REFERENCE_TOKENS = 32
 """Next tokens of the dense generator that another one is compared on."""
-TOKENS_A_SECOND, ECHO = 50, 50
+AUDIO_TOKENS_PER_SECOND, AUDIO_TAIL_TOKENS = 50, 50
 """Of an audio encoder; positions that count beyond the end of the sound."""
 
 
@@ -83,10 +83,10 @@ class Join:
         return out[q][a], out[k][b]
 
 
-def misheard(text: str) -> str:
+def drop_words(text: str) -> str:
     """A text some of whose words are lost, the same ones every time."""
     dice, words = random.Random(text), text.split()
-    return " ".join([w for w in words if dice.random() > MISHEARD] or words[:1])
+    return " ".join([w for w in words if dice.random() > DROPPED_WORD_SHARE] or words[:1])
 
 
 class TorchPipeline:
@@ -95,20 +95,20 @@ class TorchPipeline:
     def __init__(self, spec: Spec, models: Models):
         from tokenizers import Tokenizer
 
-        self.spec, self.size = spec, spec.data.batch
-        self.order = [n for n in order(spec) if KINDS[spec.nodes[n].kind].model]
+        self.spec, self.batch_size = spec, spec.data.batch
+        self.order = [n for n in topological_order(spec) if NODE_KINDS[spec.nodes[n].kind].model]
         self.kinds = {n: spec.nodes[n].kind for n in self.order}
         self.config = {n: m.config for n, m in models.items()}
         self.tokenizers = {n: Tokenizer.from_str(m.tokenizer_json) for n, m in models.items() if m.tokenizer_json}
         self.joins: list[Join] = []
         for node in spec.nodes.values():
-            if not KINDS[node.kind].model:
+            if not NODE_KINDS[node.kind].model:
                 query = node.inputs["query"].split(".")[0]
                 keys = (node.inputs["keys"].split(".")[0], "embedding") if "keys" in node.inputs else (query, "keys")
                 self.joins.append(Join((query, "embedding"), keys, "keys" not in node.inputs))
-        self.alone = unjudged(spec)
+        self.unjoined_encoders = find_unjoined_encoders(spec)
 
-    def batch(self, pairs: Pairs) -> Batch:
+    def collate(self, pairs: Pairs) -> Batch:
         """Preprocess and tokenize pairs for every model that reads them."""
         inputs: dict[str, Tensor] = {}
         keep: dict[str, Tensor] = {}
@@ -116,7 +116,9 @@ class TorchPipeline:
         for node, kind in self.kinds.items():
             config = self.config[node]
             if kind == "image_encoder":
-                inputs[node] = torch.from_numpy(np.stack([preprocess(i, config["preprocess"]) for i in pairs.inputs]))
+                inputs[node] = torch.from_numpy(
+                    np.stack([preprocess_image(i, config["preprocess"]) for i in pairs.inputs])
+                )
             elif kind == "audio_encoder":
                 inputs[node], keep[node] = _features(pairs.inputs, config["features"])
             elif kind == "text_decoder":
@@ -124,7 +126,7 @@ class TorchPipeline:
             else:
                 texts = pairs.texts
                 if node in read:
-                    heard = pairs.written or tuple(misheard(t) for t in texts)
+                    heard = pairs.written or tuple(drop_words(t) for t in texts)
                     texts = tuple(x for pair in zip(heard, texts, strict=True) for x in pair)
                 inputs[node] = self._ids(node, texts)
                 if node in read:
@@ -135,7 +137,7 @@ class TorchPipeline:
     def _ids(self, node: str, texts: Sequence[str]) -> Tensor:
         config = self.config[node]
         ids = [e.ids for e in self.tokenizers[node].encode_batch(list(texts))]
-        return torch.from_numpy(pad_ids(ids, text_length(ids, config), config["pad"], config["eos"]))
+        return torch.from_numpy(pad_ids(ids, padded_length(ids, config), config["pad"], config["eos"]))
 
     def _targets(self, node: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids [b, t] with start and end, which positions [b, t - 1] have a next token)."""
@@ -151,7 +153,7 @@ class TorchPipeline:
         ends = torch.tensor([min(len(r), length) for r in ids])
         return padded, torch.arange(1, length) < ends[:, None]
 
-    def judged(self, batch: Batch, node: str) -> Tensor:
+    def target_positions(self, batch: Batch, node: str) -> Tensor:
         """Positions of a generator whose next token it has to find [b, t - 1]: all but those within the prompt."""
         given = max(len(self.config[node]["generation"]["prompt"]), 1) - 1
         keep = batch.keep[node]
@@ -168,7 +170,7 @@ class TorchPipeline:
     def _run_node(self, model: Model, node: str, batch: Batch, out: Outputs) -> dict[str, Tensor]:
         kind, x = self.kinds[node], batch.inputs[node]
         if kind == "text_decoder":
-            (source,) = self.reads(node)
+            (source,) = self.sources_of(node)
             return {"logits": model(x[:, :-1], out[source]["tokens"])}
         if kind != "text_encoder":
             embedding, tokens = model(x)
@@ -178,7 +180,7 @@ class TorchPipeline:
         query, keys = model(x.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
         return {"embedding": query, "keys": keys}
 
-    def reads(self, node: str) -> tuple[str, ...]:
+    def sources_of(self, node: str) -> tuple[str, ...]:
         """The models whose outputs `forward` gives to `node`. A text tower reads the reference text here, not what
         was generated."""
         return (self.spec.nodes[node].inputs["context"].split(".")[0],) if self.kinds[node] == "text_decoder" else ()
@@ -187,7 +189,7 @@ class TorchPipeline:
         """`node` and every model that reads from it."""
         found = {node}
         for n in self.order:
-            if found & set(self.reads(n)):
+            if found & set(self.sources_of(n)):
                 found.add(n)
         return found
 
@@ -203,16 +205,18 @@ class TorchPipeline:
         parts: dict[str, Tensor] = {}
         for join in self.joins:
             q, k = join.pair(out)
-            sim, own = SCALE * q @ k.T, torch.arange(len(q))
+            sim, own = SIMILARITY_SCALE * q @ k.T, torch.arange(len(q))
             parts[f"contrast.{join.name}"] = (F.cross_entropy(sim, own) + F.cross_entropy(sim.T, own)) / 2
             if join.lookup and dense is not None:
                 apart = [_distance(a, b) for a, b in zip((q, k), join.pair(dense), strict=True)]
                 parts[f"drift.{join.name}"] = (apart[0] + apart[1]) / 2
         if dense is not None:
-            parts |= {f"drift.{n}": _distance(out[n]["embedding"], dense[n]["embedding"]) for n in self.alone}
+            parts |= {
+                f"drift.{n}": _distance(out[n]["embedding"], dense[n]["embedding"]) for n in self.unjoined_encoders
+            }
         for node, kind in self.kinds.items():
             if kind == "text_decoder":
-                keep = self.judged(batch, node)
+                keep = self.target_positions(batch, node)
                 logits, target = out[node]["logits"][keep], batch.inputs[node][:, 1:][keep]
                 if dense is not None and "likely" in dense.get(node, {}):
                     parts[f"caption.{node}"] = _divergence(
@@ -236,47 +240,47 @@ class TorchPipeline:
             found["text_to_image_r1"] = share(sim.argmax(0) == own)
         for node, kind in self.kinds.items():
             if kind == "text_decoder":
-                keep = self.judged(batch, node)
+                keep = self.target_positions(batch, node)
                 right = out[node]["logits"].argmax(-1) == batch.inputs[node][:, 1:]
                 found["token_accuracy"] = share(right[keep])
                 found["caption_exact_match"] = share((right | ~keep).all(1))
         return found
 
     @torch.inference_mode()
-    def evaluate(
+    def loss_of_models(
         self, models: Models, batch: Batch, known: Outputs | None = None, dense: Outputs | None = None
     ) -> float:
         """The loss over a whole batch, run in pieces, scored together."""
-        return self.judge(self.run(models, batch, known), batch, dense)
+        return self.loss_of_outputs(self.forward_in_pieces(models, batch, known), batch, dense)
 
     @torch.inference_mode()
-    def judge(self, out: Outputs, batch: Batch, dense: Outputs | None = None) -> float:
+    def loss_of_outputs(self, out: Outputs, batch: Batch, dense: Outputs | None = None) -> float:
         """The loss of given outputs."""
         return float(sum(self.losses(out, batch, dense).values()))
 
-    def anchors(self, models: Models, batch: Batch) -> Outputs:
+    def reference_outputs(self, models: Models, batch: Batch) -> Outputs:
         """What `losses` measures drift from: outputs of the dense models, as far as it needs them."""
-        read = {*self.alone, *(j.query[0] for j in self.joins if j.lookup)}
-        whole = self.spec.data.labels == "dense"
+        read = {*self.unjoined_encoders, *(j.query[0] for j in self.joins if j.lookup)}
+        whole = self.spec.data.labels == "teacher"
         skipped: Outputs = {} if whole else {n: {} for n in self.order if n not in read}
-        return self.anchors_of(self.run(models, batch, skipped))
+        return self.select_reference_outputs(self.forward_in_pieces(models, batch, skipped))
 
-    def anchors_of(self, dense: Outputs) -> Outputs:
+    def select_reference_outputs(self, dense: Outputs) -> Outputs:
         """The same, of given outputs: embeddings behind lookups and those that no join compares, the likeliest next
         tokens and their probability."""
-        read = {*self.alone, *(j.query[0] for j in self.joins if j.lookup)}
+        read = {*self.unjoined_encoders, *(j.query[0] for j in self.joins if j.lookup)}
         found = {n: dict(dense[n]) for n in read}
         for node, kind in self.kinds.items():
-            if kind == "text_decoder" and self.spec.data.labels == "dense":
+            if kind == "text_decoder" and self.spec.data.labels == "teacher":
                 share = dense[node]["logits"].softmax(-1)
-                top = share.topk(min(LIKELY, share.shape[-1]), -1)
+                top = share.topk(min(MAX_REFERENCE_TOKENS, share.shape[-1]), -1)
                 found[node] = {"likely": top.indices, "share": top.values}
         return found
 
     @torch.inference_mode()
-    def run(self, models: Models, batch: Batch, known: Outputs | None = None) -> Outputs:
+    def forward_in_pieces(self, models: Models, batch: Batch, known: Outputs | None = None) -> Outputs:
         """`forward` in pieces of the spec's `data.batch`."""
-        pieces, size = [], self.size
+        pieces, size = [], self.batch_size
         for i in range(0, len(batch), size):
             part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in (known or {}).items()}
             pieces.append(self.forward(models, batch[slice(i, i + size)], part))
@@ -298,6 +302,6 @@ def _divergence(logits: Tensor, likely: Tensor, share: Tensor) -> Tensor:
 
 def _features(sounds: Sequence[np.ndarray], config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """(log-mel features [b, m, f], which tokens [b, f / 2] hold sound or its end)."""
-    features = np.stack([log_mel(s, dict(config)) for s in sounds])
-    ends = torch.tensor([len(s) / RATE * TOKENS_A_SECOND + ECHO for s in sounds])
+    features = np.stack([compute_log_mel(s, dict(config)) for s in sounds])
+    ends = torch.tensor([len(s) / SAMPLE_RATE * AUDIO_TOKENS_PER_SECOND + AUDIO_TAIL_TOKENS for s in sounds])
     return torch.from_numpy(features), torch.arange(features.shape[-1] // 2) < ends[:, None]

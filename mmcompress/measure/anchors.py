@@ -7,42 +7,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from mmcompress.measure.latency import EndToEnd
-from mmcompress.records import read, write
+from mmcompress.measure.latency import PipelineLatency
+from mmcompress.records import read_record, write_record
 
-DENSE = "fp32"
+DENSE_NAME = "fp32"
 
 
 @dataclass(frozen=True)
-class Windows:
+class ReferenceRuns:
     """Of every measurement so far: the p50 of each node, over that of the whole dense request beside it, in the whole
     pipeline of each precision."""
 
-    seen: tuple[dict[str, dict[str, float]], ...] = ()
+    runs: tuple[dict[str, dict[str, float]], ...] = ()
 
-    def usual(self, node: str, precision: str) -> float:
-        return fmean(w[precision][node] for w in self.seen if precision in w)
-
-
-def recall(record: Path) -> Windows:
-    return read(Windows, record) if record.exists() else Windows()
+    def long_run(self, node: str, precision: str) -> float:
+        return fmean(w[precision][node] for w in self.runs if precision in w)
 
 
-def together(record: Path, found: Mapping[str, EndToEnd]) -> Windows:
+def load_reference_runs(record: Path) -> ReferenceRuns:
+    return read_record(ReferenceRuns, record) if record.exists() else ReferenceRuns()
+
+
+def with_latest_run(record: Path, found: Mapping[str, PipelineLatency]) -> ReferenceRuns:
     """What is on record, and last what whole pipelines took now, by precision."""
-    whole = found[DENSE].latency.p50
+    whole = found[DENSE_NAME].latency.p50
     window = {p: {n: ms.p50 / whole for n, ms in m.nodes.items()} for p, m in found.items()}
-    return Windows((*recall(record).seen, window))
+    return ReferenceRuns((*load_reference_runs(record).runs, window))
 
 
-def add(record: Path, found: Mapping[str, EndToEnd]) -> Windows:
+def append_reference_run(record: Path, found: Mapping[str, PipelineLatency]) -> ReferenceRuns:
     """`together`, put on record."""
-    windows = together(record, found)
-    write(record, windows, indent=None)
+    windows = with_latest_run(record, found)
+    write_record(record, windows, indent=None)
     return windows
 
 
-def steadied(nodes: Mapping[str, float], precision: Mapping[str, str], windows: Windows, at: int = -1) -> float:
+def machine_speed_factor(
+    nodes: Mapping[str, float], precision: Mapping[str, str], windows: ReferenceRuns, at: int = -1
+) -> float:
     """The factor from what a structure took in one window to what it takes usually, over the dense pipeline.
 
     `nodes`: the milliseconds of each of its nodes in that window, the last one or the one `at` an index.
@@ -51,9 +53,9 @@ def steadied(nodes: Mapping[str, float], precision: Mapping[str, str], windows: 
     node of a structure feels what the whole node of its precision feels right beside it: what that one takes now and
     usually is known.
     """
-    now, then = windows.seen[at], 0.0
-    of = lambda n: p if (p := precision.get(n, DENSE)) in now else DENSE
+    now, then = windows.runs[at], 0.0
+    of = lambda n: p if (p := precision.get(n, DENSE_NAME)) in now else DENSE_NAME
     for n, ms in nodes.items():
         here = now[of(n)][n]
-        then += ms * (windows.usual(n, of(n)) / here if here else 1.0)
+        then += ms * (windows.long_run(n, of(n)) / here if here else 1.0)
     return then / sum(nodes.values())

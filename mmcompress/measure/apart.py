@@ -20,31 +20,31 @@ import numpy as np
 
 from mmcompress import errors
 from mmcompress.errors import DataError, MmcompressError
-from mmcompress.measure.latency import LEAST, LOADS, Samples, Script, observe
-from mmcompress.records import read, write
-from mmcompress.runtime import load
+from mmcompress.measure.latency import BUNDLE_LOADS, MIN_REQUESTS, GenerationTraces, Samples, bench_pipelines
+from mmcompress.records import read_record, write_record
+from mmcompress.runtime import load_bundle
 
-ROOT = Path(__file__).resolve().parents[2]
+CHECKOUT = Path(__file__).resolve().parents[2]
 Requests = Sequence[dict[str, Any]]
 
 
 @dataclass(frozen=True)
-class Job:
+class BenchmarkJob:
     """One sitting: what `latency.observe` is given. Of `requests` arrays lie in a file beside it."""
 
     bundles: dict[str, str]
     threads: int | None
     requests: tuple[dict[str, Any], ...]
     warmup: int
-    rounds: int
-    said: tuple[Script, ...]
+    requests_per_bundle: int
+    traces: tuple[GenerationTraces, ...]
     seconds: float
-    least: int
-    first: int
+    min_requests: int
+    first_request: int
 
 
 @dataclass(frozen=True)
-class Outcome:
+class BenchmarkOutcome:
     """What was observed of every bundle, or the error (its class, its arguments) that ended it.
 
     `seconds`: how long it took to load and to ask them.
@@ -55,25 +55,25 @@ class Outcome:
     seconds: float = 0.0
 
 
-def reloaded(
+def bench_repeated(
     bundles: Mapping[str, Path],
     threads: int | None,
     requests: Requests,
     warmup: int,
     rounds: int,
-    said: Sequence[Script] = (),
+    said: Sequence[GenerationTraces] = (),
     seconds: float = float("inf"),
-    least: int = LEAST,
+    least: int = MIN_REQUESTS,
     first: int = 0,
-    sittings: int = LOADS,
+    sittings: int = BUNDLE_LOADS,
     *,
-    benchmark: Callable[[Job, Path], dict[str, Samples]] | None = None,
+    benchmark: Callable[[BenchmarkJob, Path], dict[str, Samples]] | None = None,
 ) -> dict[str, Samples]:
     """What `observe` sees of bundles in sittings that share time and requests, each in a process of its own.
 
     Raises what loading or asking them raises. `benchmark` does one sitting; by default `apart`.
     """
-    benchmark = benchmark or apart
+    benchmark = benchmark or benchmark_in_subprocess
     total, part = {n: Samples() for n in bundles}, lambda count: -(-count // sittings)
     where = {n: str(Path(at).resolve()) for n, at in bundles.items()}
     with tempfile.TemporaryDirectory() as scratch:
@@ -81,31 +81,40 @@ def reloaded(
         for _ in range(sittings):
             sent = (first + len(next(iter(total.values())).ms)) % len(requests)
             much = (part(warmup), part(rounds), tuple(said), seconds / sittings, part(least), sent)
-            found = benchmark(Job(where, threads, left, *much), Path(scratch))
+            found = benchmark(BenchmarkJob(where, threads, left, *much), Path(scratch))
             total = {n: s + found[n] for n, s in total.items()}
     return total
 
 
-def apart(job: Job, folder: Path) -> dict[str, Samples]:
+def benchmark_in_subprocess(job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
     """Do a job whose requests lie in a folder, in a fresh process."""
-    write(folder / "job.json", job, indent=None)
-    path = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH", "")) if p)
+    write_record(folder / "job.json", job, indent=None)
+    path = os.pathsep.join(p for p in (str(CHECKOUT), os.environ.get("PYTHONPATH", "")) if p)
     command = [sys.executable, "-m", "mmcompress.measure.apart", str(folder)]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
     if done.returncode:
         why = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}; out of memory?"]
         raise MmcompressError(f"measuring failed in its own process: {why[0]}")
-    found = read(Outcome, folder / "seen.json")
+    found = read_record(BenchmarkOutcome, folder / "seen.json")
     if found.error:
         raise getattr(errors, found.error[0])(*found.error[1:])
     return found.samples
 
 
-def here(job: Job, folder: Path) -> dict[str, Samples]:
+def bench_in_process(job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
     """Do a job in this process."""
-    pipelines = {n: load(at, job.threads) for n, at in job.bundles.items()}
+    pipelines = {n: load_bundle(at, job.threads) for n, at in job.bundles.items()}
     requests = load_requests(folder, job.requests)
-    return observe(pipelines, requests, job.warmup, job.rounds, job.said, job.seconds, job.least, job.first)
+    return bench_pipelines(
+        pipelines,
+        requests,
+        job.warmup,
+        job.requests_per_bundle,
+        job.traces,
+        job.seconds,
+        job.min_requests,
+        job.first_request,
+    )
 
 
 def save_requests(folder: Path, requests: Requests) -> tuple[dict[str, Any], ...]:
@@ -132,8 +141,8 @@ def load_requests(folder: Path, rest: Requests = ()) -> list[dict[str, Any]]:
 if __name__ == "__main__":
     folder, began = Path(sys.argv[1]), time.perf_counter()
     try:
-        samples = here(read(Job, folder / "job.json"), folder)
-        outcome = Outcome(samples, seconds=time.perf_counter() - began)
+        samples = bench_in_process(read_record(BenchmarkJob, folder / "job.json"), folder)
+        outcome = BenchmarkOutcome(samples, seconds=time.perf_counter() - began)
     except MmcompressError as e:
-        outcome = Outcome({}, (type(e).__name__, *map(str, e.args)))
-    write(folder / "seen.json", outcome, indent=None)
+        outcome = BenchmarkOutcome({}, (type(e).__name__, *map(str, e.args)))
+    write_record(folder / "seen.json", outcome, indent=None)

@@ -13,7 +13,7 @@ OPSET = 17
 
 
 @dataclass(frozen=True)
-class Cell:
+class BlockShape:
     """One shape of one block kind: `units` heads of `head` features or FFN channels, at a residual width."""
 
     kind: str
@@ -62,12 +62,12 @@ class _Builder:
         shape = [f"{name}_{i}" for i in range(rank)]
         self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
 
-    def split_heads(self, x: str, cell: Cell, perm: tuple[int, ...]) -> str:
+    def split_heads(self, x: str, cell: BlockShape, perm: tuple[int, ...]) -> str:
         shape = self.const(np.array([cell.batch, -1, cell.units, cell.head], np.int64))
         [r] = self.op("Reshape", x, shape)
         return self.op("Transpose", r, perm=perm)[0]
 
-    def attention(self, q: str, k_transposed: str, v: str, cell: Cell) -> str:
+    def attention(self, q: str, k_transposed: str, v: str, cell: BlockShape) -> str:
         [q] = self.op("Mul", q, self.const(np.array(cell.head**-0.5, np.float32)))
         [s] = self.op("MatMul", q, k_transposed)
         [p] = self.op("Softmax", s, axis=-1)
@@ -78,7 +78,7 @@ class _Builder:
         return self.linear(flat, inner, cell.width)
 
 
-def _attention(b: _Builder, x: str, cell: Cell, i: int) -> str:
+def _attention(b: _Builder, x: str, cell: BlockShape, i: int) -> str:
     inner, h = cell.units * cell.head, b.norm(x, cell.width)
     cached = cell.positions < cell.keys
     if cached:
@@ -101,14 +101,14 @@ def _attention(b: _Builder, x: str, cell: Cell, i: int) -> str:
     return b.attention(q, kt, v, cell)
 
 
-def _cross_attention(b: _Builder, x: str, cell: Cell, i: int) -> str:
+def _cross_attention(b: _Builder, x: str, cell: BlockShape, i: int) -> str:
     q = b.split_heads(b.linear(b.norm(x, cell.width), cell.width, cell.units * cell.head), cell, (0, 2, 1, 3))
     shape = (1, cell.units, cell.keys, cell.head)
     [kt] = b.op("Transpose", b.input(f"cross_k{i}", shape), perm=(0, 1, 3, 2))
     return b.attention(q, kt, b.input(f"cross_v{i}", shape), cell)
 
 
-def _ffn(b: _Builder, x: str, cell: Cell, i: int) -> str:
+def _ffn(b: _Builder, x: str, cell: BlockShape, i: int) -> str:
     h = b.linear(b.norm(x, cell.width), cell.width, cell.units)
     [e] = b.op("Erf", b.op("Div", h, b.const(np.array(2**0.5, np.float32)))[0])
     [g] = b.op("Mul", h, b.op("Add", e, b.const(np.array(1, np.float32)))[0])
@@ -116,14 +116,14 @@ def _ffn(b: _Builder, x: str, cell: Cell, i: int) -> str:
     return b.linear(g, cell.units, cell.width)
 
 
-def _gated_ffn(b: _Builder, x: str, cell: Cell, i: int) -> str:
+def _gated_ffn(b: _Builder, x: str, cell: BlockShape, i: int) -> str:
     h = b.norm(x, cell.width)
     gate, up = b.linear(h, cell.width, cell.units), b.linear(h, cell.width, cell.units)
     [g] = b.op("Mul", gate, b.op("Sigmoid", gate)[0])
     return b.linear(b.op("Mul", g, up)[0], cell.units, cell.width)
 
 
-def _conv(b: _Builder, x: str, cell: Cell, i: int) -> str:
+def _conv(b: _Builder, x: str, cell: BlockShape, i: int) -> str:
     """width -> units -> head channels over a square of `positions` places; nothing is added up, as shapes differ.
 
     `keys` holds, as four digits, the kernel of each, the stride and the kernel of a depthwise one between them (or 0).
@@ -145,7 +145,7 @@ def _conv(b: _Builder, x: str, cell: Cell, i: int) -> str:
     return ""
 
 
-def _context(b: _Builder, x: str, cell: Cell, i: int) -> str:
+def _context(b: _Builder, x: str, cell: BlockShape, i: int) -> str:
     """K and V of one cross-attention, computed once a request; the residual stream passes unchanged."""
     for _ in "kv":
         y = b.split_heads(b.linear(x, cell.width, cell.units * cell.head), cell, (0, 2, 1, 3))
@@ -163,7 +163,7 @@ KINDS = {
 }
 
 
-def stack(cell: Cell, copies: int) -> onnx.ModelProto:
+def build_stack(cell: BlockShape, copies: int) -> onnx.ModelProto:
     """`copies` blocks of one shape in a row; none of them: the bare cost of a call."""
     b = _Builder()
     x = b.input("x", (cell.batch, cell.positions, cell.width))
@@ -179,7 +179,7 @@ def stack(cell: Cell, copies: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
 
 
-def feed(cell: Cell, model: onnx.ModelProto) -> dict[str, np.ndarray]:
+def random_feed(cell: BlockShape, model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Random inputs of a stack."""
     rng = np.random.default_rng(1)
     return {

@@ -9,24 +9,24 @@ from mmcompress.spec.loader import Goal
 from mmcompress.spec.schema import Limits, Spec
 
 
-def of_target(s: Summary) -> float:
+def target_share(s: Summary) -> float:
     """What a pipeline took of what it may take."""
     return float(getattr(s.compressed.latency_ms, s.target.statistic)) / s.target.latency_ms
 
 
-def usually(s: Summary) -> float:
+def long_run_target_share(s: Summary) -> float:
     """`of_target` as it is usually on this machine: see `Summary.usual`."""
-    return of_target(s) * s.usual
+    return target_share(s) * s.machine_speed_factor
 
 
-def settled(s: Summary) -> float:
+def corrected_target_share(s: Summary) -> float:
     """`of_target`, a result that only seems too fast while the machine is in a mood taken at what it takes usually; a
     miss stays one."""
-    reached = of_target(s)
-    return reached if reached > 1 else min(max(reached, usually(s)), 1.0)
+    reached = target_share(s)
+    return reached if reached > 1 else min(max(reached, long_run_target_share(s)), 1.0)
 
 
-def unmet(spec: Spec, goal: Goal, target_ms: float, s: Side) -> tuple[str, ...]:
+def list_exceeded_bounds(spec: Spec, goal: Goal, target_ms: float, s: Side) -> tuple[str, ...]:
     """Every bound of a spec that a measured side exceeds, in words."""
     whole = (f"{goal.statistic} end to end", getattr(s.latency_ms, goal.statistic), target_ms, "ms")
     return tuple(
@@ -47,22 +47,22 @@ def _bounds(limits: Limits, s: Side) -> list[tuple[str, float, float, str]]:
     return nodes + [(what, have, bound, unit) for what, have, bound, unit in sizes if bound is not None]
 
 
-def excess(limits: Limits, s: Side) -> float:
+def worst_limit_ratio(limits: Limits, s: Side) -> float:
     """The most that a side takes of a limit; 0 where there is none."""
     return max((have / bound for _, have, bound, _ in _bounds(limits, s)), default=0.0)
 
 
-def out_of_reach(limits: Limits, s: Side, lowest: Mapping[str, float]) -> bool:
+def is_out_of_reach(limits: Limits, s: Side, lowest: Mapping[str, float]) -> bool:
     """Whether a limit lies below the least that is predicted of anything in the search space (`Target.lowest`)."""
     return any(have > bound and lowest.get(what, 0.0) > bound for what, have, bound, _ in _bounds(limits, s))
 
 
-def at_pace(lowest: Mapping[str, float], pace: float) -> dict[str, float]:
+def scale_latencies(lowest: Mapping[str, float], pace: float) -> dict[str, float]:
     """The same (`Target.lowest`) where everything takes so many times as long as it was predicted to."""
     return {what: least * pace if what.startswith("p50 ") else least for what, least in lowest.items()}
 
 
-def tightened(now: Limits, asked: Limits, s: Side) -> Limits:
+def tighten_limits(now: Limits, asked: Limits, s: Side) -> Limits:
     """Limits to search with after a side exceeded some of those that were asked for: lowered by as much."""
 
     def less(at: float | None, bound: float | None, have: float) -> float | None:

@@ -8,26 +8,28 @@ from torch import nn
 from mmcompress.models.base import Model
 
 
-def params(model: nn.Module) -> int:
+def count_params(model: nn.Module) -> int:
     """Parameters, tied ones once."""
     return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
 
 
-def block_params(model: Model) -> dict[str, int]:
+def count_block_params(model: Model) -> dict[str, int]:
     """Parameters of the linear layers of every block."""
     found = {}
     for b in model.blocks:
-        paths = () if b.group == "tokens" else (b.out, *b.through, *b.also, *(w.path for w in b.writers))
+        paths = (
+            () if b.group == "tokens" else (b.reader, *b.per_channel, *b.extra_readers, *(w.path for w in b.writers))
+        )
         found[b.name] = sum(p.numel() for path in paths for p in model.get_submodule(path).parameters())
     return found
 
 
 @torch.no_grad()
-def count(model: Model, steps: float, beams: int) -> tuple[int, int]:
+def count_params_and_macs(model: Model, steps: float, beams: int) -> tuple[int, int]:
     """(parameters, MACs per request): linear and convolution layers by hooks, attention products by shape."""
     total = 0.0
-    graphs = model.graphs()
-    for name, (inputs, calls) in model.requests(steps, beams).items():
+    graphs = model.export_graphs()
+    for name, (inputs, calls) in model.example_requests(steps, beams).items():
         module = graphs[name].module
         macs = 0.0
 
@@ -43,9 +45,9 @@ def count(model: Model, steps: float, beams: int) -> tuple[int, int]:
         for h in handles:
             h.remove()
         total += macs * calls
-    shapes = model.shapes(steps, beams)
+    shapes = model.block_shapes(steps, beams)
     for b in model.blocks:
         if b.group == "heads":
             s = shapes[b.name]
             total += 2 * b.units * b.width * s.positions * s.keys * s.batch * s.calls
-    return params(model), round(total)
+    return count_params(model), round(total)

@@ -11,16 +11,16 @@ from typing import Any
 import numpy as np
 
 from mmcompress.records import Latency
-from mmcompress.runtime.nodes import TextDecoder, Written
+from mmcompress.runtime.nodes import GenerationTrace, TextDecoder
 from mmcompress.runtime.pipeline import Pipeline
 
 
-def summarize(ms: Sequence[float]) -> Latency:
+def summarize_latency(ms: Sequence[float]) -> Latency:
     p25, p50, p75, p95 = np.percentile(ms, (25, 50, 75, 95))
     return Latency(float(p50), float(p95), len(ms), float(p75 - p25))
 
 
-def clock(call: Callable[[], Any], warmup: int, rounds: int, limit: float = 1e9) -> Latency:
+def time_call(call: Callable[[], Any], warmup: int, rounds: int, limit: float = 1e9) -> Latency:
     """Time one call in milliseconds; stops after `limit` seconds with what it has (at least three samples)."""
     began = time.perf_counter()
     for _ in range(warmup):
@@ -33,10 +33,10 @@ def clock(call: Callable[[], Any], warmup: int, rounds: int, limit: float = 1e9)
         start = time.perf_counter()
         call()
         times.append((time.perf_counter() - start) * 1e3)
-    return summarize(times)
+    return summarize_latency(times)
 
 
-def quiet(call: Callable[[], Any], warmup: int, rounds: int, limit: float, tries: int = 3) -> float:
+def min_of_medians(call: Callable[[], Any], warmup: int, rounds: int, limit: float, tries: int = 3) -> float:
     """The lowest p50 in milliseconds of a few short measurements: what others do on a machine only ever adds time.
 
     Two of them will do for a call so slow that they take longer than `limit` seconds.
@@ -45,16 +45,16 @@ def quiet(call: Callable[[], Any], warmup: int, rounds: int, limit: float, tries
     for i in range(tries):
         if i > 1 and time.perf_counter() - began > limit:
             break
-        found = min(found, clock(call, warmup, rounds, limit / tries).p50)
+        found = min(found, time_call(call, warmup, rounds, limit / tries).p50)
     return found
 
 
-Script = dict[str, tuple[Written, ...]]
+GenerationTraces = dict[str, tuple[GenerationTrace, ...]]
 """What every generator writes of one request, window by window."""
 
 
 @dataclass(frozen=True)
-class EndToEnd:
+class PipelineLatency:
     """One pipeline's figures: whole requests, nodes, and the share of the time spent inside model sessions."""
 
     latency: Latency
@@ -64,42 +64,42 @@ class EndToEnd:
     """Session calls per request by `node/graph`: 1, or the mean number of decode steps."""
     samples: tuple[float, ...] = ()
     """Milliseconds of every request, in the order they were sent."""
-    inside: dict[str, float] = field(default_factory=dict)
+    in_session_ms: dict[str, float] = field(default_factory=dict)
     """p50 of the milliseconds spent in the sessions of each node."""
-    said: tuple[Script, ...] = ()
+    traces: tuple[GenerationTraces, ...] = ()
     """What was written of each request, as far as all of them were sent."""
 
 
-SECONDS, LEAST, MOST = 30.0, 12, 10
+COMPARISON_SECONDS, MIN_REQUESTS, MAX_REQUESTS_FACTOR = 30.0, 12, 10
 """How long two pipelines are compared, if that is enough for a dozen requests, or as many as the spec asks for; and no
 more than so many times as many. A busy machine slows a small model down more than a large one, for seconds at a
 time: on one such, ratios of medians had a spread (one sigma) of 2.8 % over 10 s, 2.6 % over 20 s, 0.5 % over 30 s."""
 
-TURN = 0.1
+TURN_SECONDS = 0.1
 """Seconds that a pipeline answers for before it is another one's turn. The first request after the other's is not
 counted: it finds its weights thrown out of the caches, which takes a small pipeline a fifth of its time and does not
 happen to one that serves alone. Where requests take longer than that, every one counts and turns are of one."""
 
-LOADS = 4
+BUNDLE_LOADS = 4
 """How often quick pipelines are loaded anew while they are measured. Where its weights come to lie in memory makes one
 load quicker than the next for as long as it lives: the ratio of one pair of bundles had a spread (one sigma) of 2 %
 from load to load, and of 0.8 % within one."""
 
 
-def lasting(dense_ms: float) -> float:
+def comparison_seconds(dense_ms: float) -> float:
     """Seconds that pipelines are compared for: twice as many where every request is a turn of its own. (30 seconds are
     40 requests of half a second: ratios of their medians had a spread (one sigma) of 1.5 to 2 %.)"""
-    return SECONDS if dense_ms < 1e3 * TURN else 2 * SECONDS
+    return COMPARISON_SECONDS if dense_ms < 1e3 * TURN_SECONDS else 2 * COMPARISON_SECONDS
 
 
-def spare(dense_ms: float) -> bool:
+def has_time_budget(dense_ms: float) -> bool:
     """Whether a pipeline is quick enough to be measured for more than one comparison needs."""
-    return 3 * LEAST * dense_ms < 1e3 * SECONDS
+    return 3 * MIN_REQUESTS * dense_ms < 1e3 * COMPARISON_SECONDS
 
 
-def loads(dense_ms: float) -> int:
+def bench_repeats(dense_ms: float) -> int:
     """How often pipelines compared to such a dense one are loaded."""
-    return LOADS if spare(dense_ms) else 1
+    return BUNDLE_LOADS if has_time_budget(dense_ms) else 1
 
 
 def _generators(pipeline: Pipeline) -> dict[str, TextDecoder]:
@@ -111,52 +111,57 @@ class Samples:
     """What was observed of one pipeline, request by request; those of several sittings add up."""
 
     ms: list[float] = field(default_factory=list)
-    share: list[float] = field(default_factory=list)
+    session_shares: list[float] = field(default_factory=list)
     nodes: dict[str, list[float]] = field(default_factory=dict)
-    inside: dict[str, list[float]] = field(default_factory=dict)
+    in_session: dict[str, list[float]] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
-    said: list[Script] = field(default_factory=list)
+    traces: list[GenerationTraces] = field(default_factory=list)
 
     def __add__(self, other: Samples) -> Samples:
         both = lambda a, b: {k: a.get(k, []) + v for k, v in b.items()}
         calls = {k: self.calls.get(k, 0) + c for k, c in other.calls.items()}
-        nodes, inside = both(self.nodes, other.nodes), both(self.inside, other.inside)
+        nodes, inside = both(self.nodes, other.nodes), both(self.in_session, other.in_session)
         return Samples(
-            self.ms + other.ms, self.share + other.share, nodes, inside, calls, max(self.said, other.said, key=len)
+            self.ms + other.ms,
+            self.session_shares + other.session_shares,
+            nodes,
+            inside,
+            calls,
+            max(self.traces, other.traces, key=len),
         )
 
-    def take(self, pipeline: Pipeline, seconds: float) -> None:
+    def add_request(self, pipeline: Pipeline, seconds: float) -> None:
         self.ms.append(seconds * 1e3)
-        self.share.append(pipeline.inside / seconds)
+        self.session_shares.append(pipeline.session_seconds / seconds)
         for k, s in pipeline.node_seconds.items():
             self.nodes.setdefault(k, []).append(s * 1e3)
-            self.inside.setdefault(k, []).append(pipeline.model_seconds[k] * 1e3)
+            self.in_session.setdefault(k, []).append(pipeline.model_seconds[k] * 1e3)
 
-    def count(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
+    def add_calls(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
         """Add the calls of one request."""
         for k, c in after.items():
             self.calls[k] = self.calls.get(k, 0) + c - before[k]
 
-    def summary(self) -> EndToEnd:
-        return EndToEnd(
-            summarize(self.ms),
-            {k: summarize(v) for k, v in self.nodes.items()},
-            float(np.median(self.share)),
+    def summarize(self) -> PipelineLatency:
+        return PipelineLatency(
+            summarize_latency(self.ms),
+            {k: summarize_latency(v) for k, v in self.nodes.items()},
+            float(np.median(self.session_shares)),
             {k: c / len(self.ms) for k, c in self.calls.items()},
             tuple(self.ms),
-            {k: float(np.median(v)) for k, v in self.inside.items()},
-            tuple(self.said),
+            {k: float(np.median(v)) for k, v in self.in_session.items()},
+            tuple(self.traces),
         )
 
 
-def observe(
+def bench_pipelines(
     pipelines: Mapping[str, Pipeline],
     requests: Sequence[dict[str, Any]],
     warmup: int,
     rounds: int,
-    said: Sequence[Script] = (),
+    said: Sequence[GenerationTraces] = (),
     seconds: float = float("inf"),
-    least: int = LEAST,
+    least: int = MIN_REQUESTS,
     first: int = 0,
 ) -> dict[str, Samples]:
     """Send the same requests to every pipeline in turns, from the `first` on; of two the order alternates from turn to
@@ -174,20 +179,20 @@ def observe(
     def send(name: str, i: int, counted: bool) -> float:
         pipeline, at = pipelines[name], (first + i) % len(requests)
         for g, node in generators[name].items():
-            node.dictated = said[at][g] if said else ()
+            node.replay = said[at][g] if said else ()
         before = _calls(pipeline)
         start = time.perf_counter()
         pipeline(**requests[at])
         spent = time.perf_counter() - start
         if counted:
-            found[name].take(pipeline, spent)
-            found[name].count(before, _calls(pipeline))
+            found[name].add_request(pipeline, spent)
+            found[name].add_calls(before, _calls(pipeline))
             if at == i:
-                found[name].said.append({g: tuple(node.written) for g, node in generators[name].items()})
+                found[name].traces.append({g: tuple(node.traces) for g, node in generators[name].items()})
         return spent
 
     slowest = max(min(send(n, i, False) for i in range(-max(1, warmup), 0)) for n in names)
-    turn, lead = max(1, round(TURN / slowest)), len(names) > 1 and slowest < TURN
+    turn, lead = max(1, round(TURN_SECONDS / slowest)), len(names) > 1 and slowest < TURN_SECONDS
     began, sent, lot = time.perf_counter(), 0, random.Random(first)
     while sent < rounds and (sent < least or time.perf_counter() - began < seconds):
         names.reverse() if len(names) == 2 else lot.shuffle(names)
@@ -197,7 +202,7 @@ def observe(
                 send(name, i, i >= sent)
         sent += many
     for node in (node for by in generators.values() for node in by.values()):
-        node.dictated = ()
+        node.replay = ()
     return found
 
 

@@ -10,12 +10,12 @@ import subprocess
 from pathlib import Path
 
 from mmcompress import __version__
-from mmcompress.runtime.cpu import cpu
+from mmcompress.runtime.cpu import describe_cpu
 
 PACKAGES = ("torch", "open_clip_torch", "transformers", "ray", "optuna", "onnx", "onnxruntime", "numpy")
 
 
-def versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "mmcompress": __version__}
     for package in PACKAGES:
         try:
@@ -25,13 +25,13 @@ def versions() -> dict[str, str]:
     return found
 
 
-def fingerprint(threads: int) -> str:
+def device_fingerprint(threads: int) -> str:
     """Names a device for its table: CPU, threads and the version of ONNX Runtime."""
-    facts = {"cpu": cpu(), "threads": threads, "onnxruntime": versions().get("onnxruntime")}
+    facts = {"cpu": describe_cpu(), "threads": threads, "onnxruntime": package_versions().get("onnxruntime")}
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def commit() -> str:
+def git_commit() -> str:
     """The commit of this checkout, marked when it was changed; empty outside one."""
     here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():

@@ -8,30 +8,30 @@ from types import MappingProxyType
 
 import numpy as np
 
-from mmcompress.measure.table import Key, Row, Table, cost
-from mmcompress.records import Block, Candidate, Kept
-from mmcompress.runtime.pipeline import critical
+from mmcompress.measure.table import DeviceTable, TableKey, TableRow, interpolate_ms
+from mmcompress.records import Block, Candidate, KeptUnits
+from mmcompress.runtime.pipeline import critical_path
 
-Rows = Mapping[tuple, Row]
+Rows = Mapping[tuple, TableRow]
 Cuts = Mapping[str, int]
-NOTHING_CUT: Cuts = MappingProxyType({})
+NO_CUTS: Cuts = MappingProxyType({})
 
 
 @dataclass(frozen=True)
-class Placed:
+class DeployedBlock:
     """A block as deployed: its table key and how often it runs per request."""
 
     name: str
     units: int
-    step: int
-    key: Key
+    granularity: int
+    key: TableKey
     calls: float
-    context: Key | None = None
+    context: TableKey | None = None
     """What runs once a request beside the loop: K and V of a cross-attention, or the block over a prefix."""
     window: str = ""
     """The node whose positions pass through it, or are its keys: with each one cut there it is one shorter."""
 
-    def shorter(self, cut: int) -> tuple[Key, Key | None]:
+    def shortened_keys(self, cut: int) -> tuple[TableKey, TableKey | None]:
         """Its keys in the table when `cut` positions are gone."""
         kind, width, head, positions, keys, batch = self.key
         alone = self.context is None
@@ -43,7 +43,7 @@ class Placed:
 
 
 @dataclass(frozen=True)
-class Window:
+class PositionWindow:
     """Positions of a node that can be cut: how many there are, and the numbers of cut ones the table is measured at."""
 
     count: int
@@ -52,18 +52,20 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Affine:
+class LinearFit:
     """Measured node latency = base + scale * sum over blocks of the table + each * blocks that are not gone."""
 
     base: float
     scale: float
-    each: float = 0.0
+    per_block_ms: float = 0.0
 
-    def times(self, factor: float) -> Affine:
-        return Affine(self.base * factor, self.scale * factor, self.each * factor)
+    def scaled(self, factor: float) -> LinearFit:
+        return LinearFit(self.base * factor, self.scale * factor, self.per_block_ms * factor)
 
     @classmethod
-    def within(cls, sums: Sequence[float], blocks: Sequence[int], measured: Sequence[float]) -> Affine | None:
+    def fit_in_pipeline(
+        cls, sums: Sequence[float], blocks: Sequence[int], measured: Sequence[float]
+    ) -> LinearFit | None:
         """Least squares in relative error of all three terms, none negative, exact for the first; None: impossible."""
         y = np.asarray(measured)
         a = np.stack([1 / y, np.asarray(sums) / y, np.asarray(blocks) / y], 1)
@@ -79,7 +81,7 @@ class Affine:
         return cls(*map(float, x / (a[0] @ x)))
 
     @classmethod
-    def fit(cls, predicted: Sequence[float], measured: Sequence[float], left: Sequence[float] = ()) -> Affine:
+    def fit(cls, predicted: Sequence[float], measured: Sequence[float], left: Sequence[float] = ()) -> LinearFit:
         """Least squares in relative error, no term negative. `left`: the share of the base that is there."""
         x, y = np.asarray(predicted), np.asarray(measured)
         there = np.asarray(left) if len(left) else np.ones(len(x))
@@ -104,45 +106,45 @@ class Predictor:
     `reads`: the nodes that each waits for where branches run in parallel.
     """
 
-    table: Table
-    placed: dict[str, tuple[Placed, ...]]
-    affine: dict[str, dict[str, Affine]]
+    table: DeviceTable
+    deployed: dict[str, tuple[DeployedBlock, ...]]
+    fits: dict[str, dict[str, LinearFit]]
     overhead_ms: float
     correction: float = 1.0
-    windows: dict[str, Window] = field(default_factory=dict)
-    sizes: dict[str, dict[str, Affine]] = field(default_factory=dict)
+    windows: dict[str, PositionWindow] = field(default_factory=dict)
+    size_fits: dict[str, dict[str, LinearFit]] = field(default_factory=dict)
     """Megabytes of a node against its parameters in millions, by precision."""
-    spared: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    fp32_blocks: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     """Blocks that stay in fp32, by node and precision."""
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    around: dict[str, float] = field(default_factory=dict)
-    tail: float = 1.0
+    outside_sessions_ms: dict[str, float] = field(default_factory=dict)
+    p95_ratio: float = 1.0
 
     @property
     def factor(self) -> float:
         """From what nodes add up to, to what is predicted of a request."""
-        return self.correction * self.tail
+        return self.correction * self.p95_ratio
 
-    def along(self, ms: Mapping[str, float]) -> float:
+    def critical_path_ms(self, ms: Mapping[str, float]) -> float:
         """What nodes of so many milliseconds take together."""
-        return critical(ms, self.reads) if self.reads else sum(ms.values())
+        return critical_path(ms, self.reads) if self.reads else sum(ms.values())
 
-    def rounded(self, node: str, block: str, precision: str) -> str:
+    def block_precision(self, node: str, block: str, precision: str) -> str:
         """The precision a block of a node is really in."""
-        return "fp32" if block in self.spared.get(node, {}).get(precision, ()) else precision
+        return "fp32" if block in self.fp32_blocks.get(node, {}).get(precision, ()) else precision
 
-    def raw(self, node: str, kept: Kept, precision: str, rows: Rows, cuts: Cuts = NOTHING_CUT) -> float:
+    def table_ms(self, node: str, kept: KeptUnits, precision: str, rows: Rows, cuts: Cuts = NO_CUTS) -> float:
         """Sum of the table over the blocks of a node, in milliseconds per request."""
-        of = lambda p: self.rounded(node, p.name, precision)
-        return sum(self.block(rows, p, kept.get(p.name, p.units), of(p), cuts) for p in self.placed[node])
+        of = lambda p: self.block_precision(node, p.name, precision)
+        return sum(self.block_table_ms(rows, p, kept.get(p.name, p.units), of(p), cuts) for p in self.deployed[node])
 
-    def block(self, rows: Rows, p: Placed, units: int, precision: str, cuts: Cuts = NOTHING_CUT) -> float:
+    def block_table_ms(self, rows: Rows, p: DeployedBlock, units: int, precision: str, cuts: Cuts = NO_CUTS) -> float:
         """Milliseconds of one block per request, linear between the measured windows."""
 
         def at(cut: int) -> float:
-            key, context = p.shorter(cut) if cut else (p.key, p.context)
-            return p.calls * cost(rows, key, units, precision) + (
-                cost(rows, context, units, precision) if context else 0
+            key, context = p.shortened_keys(cut) if cut else (p.key, p.context)
+            return p.calls * interpolate_ms(rows, key, units, precision) + (
+                interpolate_ms(rows, context, units, precision) if context else 0
             )
 
         cut = cuts.get(p.window, 0)
@@ -153,55 +155,63 @@ class Predictor:
         low = max((c for c in known if c < high), default=0)
         return at(low) + (at(high) - at(low)) * (cut - low) / (high - low)
 
-    def node(self, node: str, kept: Kept, precision: str, rows: Rows, cuts: Cuts = NOTHING_CUT) -> float:
+    def node_table_ms(self, node: str, kept: KeptUnits, precision: str, rows: Rows, cuts: Cuts = NO_CUTS) -> float:
         units = lambda p: kept.get(p.name, p.units)
-        each = (self.inside(node, p, units(p), precision, rows, cuts) for p in self.placed[node])
-        return self.base(node, precision, cuts) + sum(each)
+        each = (self.block_ms(node, p, units(p), precision, rows, cuts) for p in self.deployed[node])
+        return self.base_ms(node, precision, cuts) + sum(each)
 
-    def inside(self, node: str, p: Placed, units: int, precision: str, rows: Rows, cuts: Cuts = NOTHING_CUT) -> float:
+    def block_ms(
+        self, node: str, p: DeployedBlock, units: int, precision: str, rows: Rows, cuts: Cuts = NO_CUTS
+    ) -> float:
         """Milliseconds of one block per request as it runs in its node."""
-        a, of = self.affine[node][precision], self.rounded(node, p.name, precision)
-        return a.scale * self.block(rows, p, units, of, cuts) + (a.each if units else 0.0)
+        a, of = self.fits[node][precision], self.block_precision(node, p.name, precision)
+        return a.scale * self.block_table_ms(rows, p, units, of, cuts) + (a.per_block_ms if units else 0.0)
 
-    def fixed(self, candidate: Candidate) -> float:
+    def fixed_ms(self, candidate: Candidate) -> float:
         """The part of the prediction that no block accounts for: around the models, and beside their blocks."""
-        return self.factor * (self.along(self._bases(candidate)) + self.overhead_ms)
+        return self.factor * (self.critical_path_ms(self._bases(candidate)) + self.overhead_ms)
 
-    def fixed_by_node(self, candidate: Candidate) -> dict[str, float]:
+    def fixed_ms_by_node(self, candidate: Candidate) -> dict[str, float]:
         """What each node has of that."""
         return {n: self.factor * ms for n, ms in self._bases(candidate).items()}
 
     def _bases(self, candidate: Candidate) -> dict[str, float]:
-        cuts = self.cuts(candidate.kept)
-        return {n: self.base(n, candidate.precision[n], cuts) for n in self.placed}
+        cuts = self.cut_positions(candidate.kept_units)
+        return {n: self.base_ms(n, candidate.precision[n], cuts) for n in self.deployed}
 
     def node_ms(self, node: str, candidate: Candidate) -> float:
         """Predicted p50 of one node."""
-        rows, cuts = self.table.lookup(), self.cuts(candidate.kept)
-        return self.correction * self.node(node, candidate.kept[node], candidate.precision[node], rows, cuts)
+        rows, cuts = self.table.lookup(), self.cut_positions(candidate.kept_units)
+        return self.correction * self.node_table_ms(
+            node, candidate.kept_units[node], candidate.precision[node], rows, cuts
+        )
 
-    def base(self, node: str, precision: str, cuts: Cuts) -> float:
+    def base_ms(self, node: str, precision: str, cuts: Cuts) -> float:
         """What a node takes beside its blocks."""
-        inside = self.affine[node][precision].base * self.left(node, cuts.get(node, 0))
-        return self.around.get(node, 0.0) + inside
+        inside = self.fits[node][precision].base * self.remaining_share(node, cuts.get(node, 0))
+        return self.outside_sessions_ms.get(node, 0.0) + inside
 
-    def left(self, node: str, cut: int) -> float:
+    def remaining_share(self, node: str, cut: int) -> float:
         """The share of a node's base that is left: where a window ends early, all before the blocks is shorter too."""
         w = self.windows.get(node)
         return 1 - cut / w.count if w and w.ordered else 1.0
 
-    def cuts(self, kept: Mapping[str, Kept]) -> dict[str, int]:
+    def cut_positions(self, kept: Mapping[str, KeptUnits]) -> dict[str, int]:
         """Positions that a structure leaves out, by node."""
         return {n: w.count - kept.get(n, {}).get("tokens", w.count) for n, w in self.windows.items()}
 
     def __call__(self, candidate: Candidate) -> float:
         """Predicted milliseconds of a request: the p50, or what `tail` makes of it."""
-        rows, cuts = self.table.lookup(), self.cuts(candidate.kept)
-        parts = {n: self.node(n, candidate.kept[n], candidate.precision[n], rows, cuts) for n in self.placed}
-        return self.factor * (self.along(parts) + self.overhead_ms)
+        rows, cuts = self.table.lookup(), self.cut_positions(candidate.kept_units)
+        parts = {
+            n: self.node_table_ms(n, candidate.kept_units[n], candidate.precision[n], rows, cuts) for n in self.deployed
+        }
+        return self.factor * (self.critical_path_ms(parts) + self.overhead_ms)
 
 
-def place(blocks: Sequence[Block], shapes: Mapping[str, object], own: str, context_of: str) -> tuple[Placed, ...]:
+def deploy_blocks(
+    blocks: Sequence[Block], shapes: Mapping[str, object], own: str, context_of: str
+) -> tuple[DeployedBlock, ...]:
     """Blocks with the shapes (`models.base.Shape`) they run at.
 
     `own`: the node itself where its positions can be cut, `context_of`: the node it reads where those can; else empty.
@@ -212,20 +222,24 @@ def place(blocks: Sequence[Block], shapes: Mapping[str, object], own: str, conte
             continue
         s = shapes[b.name]
         key = (b.kind, s.width, s.head or b.width, s.positions, s.keys, s.batch)  # type: ignore[attr-defined]
-        context: Key | None = None
+        context: TableKey | None = None
         if s.prefill:  # type: ignore[attr-defined]
             context = (b.kind, s.width, b.width, s.prefill, s.prefill, 1)  # type: ignore[attr-defined]
         elif b.kind == "cross_attention":
             context = ("context", s.width, b.width, s.keys, s.keys, 1)  # type: ignore[attr-defined]
-        found.append(Placed(b.name, b.units, b.step, key, s.calls, context, context_of if context else own))  # type: ignore[attr-defined]
+        found.append(
+            DeployedBlock(b.name, b.units, b.granularity, key, s.calls, context, context_of if context else own)
+        )  # type: ignore[attr-defined]
     return tuple(found)
 
 
-def needs(placed: Mapping[str, Sequence[Placed]], windows: Mapping[str, Window]) -> list[tuple[Key, int, int]]:
+def list_table_needs(
+    placed: Mapping[str, Sequence[DeployedBlock]], windows: Mapping[str, PositionWindow]
+) -> list[tuple[TableKey, int, int]]:
     """What the device table must hold: (key, units, step); fewer sizes of the shorter windows."""
     found = []
     for p in (p for row in placed.values() for p in row):
         for cut in (0, *(windows[p.window].cuts if p.window in windows else ())):
-            step = max(p.step, -(-p.units // 4)) if cut else p.step
-            found += [(key, p.units, step) for key in p.shorter(cut) if key]
+            step = max(p.granularity, -(-p.units // 4)) if cut else p.granularity
+            found += [(key, p.units, step) for key in p.shortened_keys(cut) if key]
     return found

@@ -16,24 +16,33 @@ import numpy as np
 
 from mmcompress.errors import DataError
 from mmcompress.measure import table
-from mmcompress.measure.apart import Job, load_requests, reloaded
-from mmcompress.measure.latency import MOST, SECONDS, EndToEnd, Samples, Script, lasting, loads, quiet
-from mmcompress.measure.machine import fingerprint, versions
-from mmcompress.measure.predict import Affine, Placed, Predictor, Window, needs
-from mmcompress.measure.table import Table
-from mmcompress.records import Latency, read, write
-from mmcompress.runtime.bundle import identity
-from mmcompress.runtime.cpu import cpu
-from mmcompress.runtime.sessions import session
+from mmcompress.measure.apart import BenchmarkJob, bench_repeated, load_requests
+from mmcompress.measure.latency import (
+    COMPARISON_SECONDS,
+    MAX_REQUESTS_FACTOR,
+    GenerationTraces,
+    PipelineLatency,
+    Samples,
+    bench_repeats,
+    comparison_seconds,
+    min_of_medians,
+)
+from mmcompress.measure.machine import device_fingerprint, package_versions
+from mmcompress.measure.predict import DeployedBlock, LinearFit, PositionWindow, Predictor, list_table_needs
+from mmcompress.measure.table import DeviceTable
+from mmcompress.records import Latency, read_record, write_record
+from mmcompress.runtime.bundle import bundle_identity
+from mmcompress.runtime.cpu import describe_cpu
+from mmcompress.runtime.sessions import open_session
 
-ROUNDED = "rounded"
+QUANTIZED_FOLDER = "rounded"
 """The folder of pipelines that the dense one is measured beside: in other precisions, and smaller ones."""
 Progress = Callable[[str, float], None]
 SILENT: Progress = lambda what, share: None
 
 
 @dataclass(frozen=True)
-class Call:
+class GraphCall:
     """One graph of an export: its file, the inputs it gets in deployment (.npz), and its calls per request."""
 
     file: str
@@ -47,30 +56,32 @@ class Export:
 
     node: str
     precision: str
-    kept: dict[str, int]
-    cut: int
+    kept_units: dict[str, int]
+    cut_positions: int
     params_m: float
     size_mb: float
-    graphs: dict[str, Call]
+    graphs: dict[str, GraphCall]
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasurementPlan:
     """What has to be known of a device: blocks with their shapes, windows, precisions by node."""
 
-    placed: dict[str, tuple[Placed, ...]]
-    windows: dict[str, Window]
+    deployed: dict[str, tuple[DeployedBlock, ...]]
+    windows: dict[str, PositionWindow]
     precisions: dict[str, tuple[str, ...]]
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Where branches run in parallel, the nodes that each waits for."""
-    little: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    small_structures: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
     """Units of the smaller pipelines by name and node: with a share of all blocks, and without some of them."""
 
     @property
-    def aside(self) -> tuple[str, ...]:
+    def reference_names(self) -> tuple[str, ...]:
         """The pipelines measured beside the dense one, by folder."""
         other = tuple(p for p in self.every_precision if p != "fp32")
-        return other + tuple(small(name, p) for name in self.little for p in self.every_precision)
+        return other + tuple(
+            small_pipeline_name(name, p) for name in self.small_structures for p in self.every_precision
+        )
 
     @property
     def every_precision(self) -> tuple[str, ...]:
@@ -80,16 +91,16 @@ class Plan:
         """Name, units, kind, widths and batch of every block by node, and its positions where those do not depend on
         how much a generator writes."""
         shape = lambda p: (*p.key[:3], p.key[5], p.key[3] if p.calls == 1 and not p.window else 0)
-        return {n: [(p.name, p.units, *shape(p)) for p in row] for n, row in self.placed.items()}
+        return {n: [(p.name, p.units, *shape(p)) for p in row] for n, row in self.deployed.items()}
 
 
-def small(name: str, precision: str) -> str:
+def small_pipeline_name(name: str, precision: str) -> str:
     """The folder of a smaller pipeline in a precision."""
     return f"{name}-{precision}"
 
 
 @dataclass(frozen=True)
-class Measured:
+class PipelineMeasurement:
     """A pipeline end to end: latency, its nodes, the share spent inside models, session calls per request, and the p50
     of the milliseconds inside the sessions of each node."""
 
@@ -97,98 +108,117 @@ class Measured:
     nodes: dict[str, Latency]
     model_share: float
     calls: dict[str, float]
-    inside: dict[str, float]
+    in_session_ms: dict[str, float]
 
     @classmethod
-    def of(cls, m: EndToEnd) -> Measured:
-        return cls(m.latency, m.nodes, m.model_share, m.calls, m.inside)
+    def from_latency(cls, m: PipelineLatency) -> PipelineMeasurement:
+        return cls(m.latency, m.nodes, m.model_share, m.calls, m.in_session_ms)
 
 
-def export_ms(e: Export, folder: Path, threads: int) -> float:
+def time_export(e: Export, folder: Path, threads: int) -> float:
     """Milliseconds one request spends in the sessions of an export."""
     total = 0.0
     for call in e.graphs.values():
-        run = session(folder / call.file, threads)
+        run = open_session(folder / call.file, threads)
         used = {i.name for i in run.get_inputs()}
         with np.load(folder / call.feed, allow_pickle=False) as given:
             feed = {k: given[k] for k in given.files if k in used}
-        total += call.calls * quiet(partial(run.run, None, feed), 5, 100, 0.4)
+        total += call.calls * min_of_medians(partial(run.run, None, feed), 5, 100, 0.4)
     return total
 
 
-Shares = Mapping[str, Mapping[str, float]]
+NodeRatios = Mapping[str, Mapping[str, float]]
 """Pipeline (a precision, or a smaller one in it) -> node: its time over that of the dense one beside it."""
 
 
-def aside(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+def reference_bundles(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """The dense bundle and those measured beside it, by name."""
-    return {"fp32": folder / "baseline", **{n: folder / ROUNDED / n for n in names}}
+    return {"fp32": folder / "baseline", **{n: folder / QUANTIZED_FOLDER / n for n in names}}
 
 
-def beside(
+def bench_with_replay(
     bundles: Mapping[str, Path],
     requests: Sequence[dict[str, Any]],
-    said: Sequence[Script],
+    said: Sequence[GenerationTraces],
     dense_ms: float,
     threads: int | None,
     warmup: int,
     rounds: int,
     *,
-    benchmark: Callable[[Job, Path], dict[str, Samples]] | None = None,
-) -> dict[str, EndToEnd]:
+    benchmark: Callable[[BenchmarkJob, Path], dict[str, Samples]] | None = None,
+) -> dict[str, PipelineLatency]:
     """Measure bundles in turn, all writing what the dense one `said` of the first requests."""
-    some = few(requests, said, dense_ms)
-    how = (warmup, rounds, said, lasting(dense_ms))
-    found = reloaded(bundles, threads, some, *how, sittings=loads(dense_ms), benchmark=benchmark)
-    return {n: s.summary() for n, s in found.items()}
+    some = select_requests(requests, said, dense_ms)
+    how = (warmup, rounds, said, comparison_seconds(dense_ms))
+    found = bench_repeated(bundles, threads, some, *how, sittings=bench_repeats(dense_ms), benchmark=benchmark)
+    return {n: s.summarize() for n, s in found.items()}
 
 
-def shares(found: Mapping[str, EndToEnd]) -> dict[str, dict[str, float]]:
+def node_ratios(found: Mapping[str, PipelineLatency]) -> dict[str, dict[str, float]]:
     """Of pipelines measured in turn, what each node takes over the same in fp32, by precision."""
     of = lambda p, n: found[p].nodes[n].p50 / found["fp32"].nodes[n].p50
-    return {p: {n: of(p, n) for n, ms in found["fp32"].inside.items() if ms > 0} for p in found if p != "fp32"}
+    return {p: {n: of(p, n) for n, ms in found["fp32"].in_session_ms.items() if ms > 0} for p in found if p != "fp32"}
 
 
-def few(requests: Sequence[dict[str, Any]], said: Sequence[Script], dense_ms: float) -> list[dict[str, Any]]:
+def select_requests(
+    requests: Sequence[dict[str, Any]], said: Sequence[GenerationTraces], dense_ms: float
+) -> list[dict[str, Any]]:
     """As many of the requests as there is time for, eight at least; of those whose answers are known."""
-    return list(requests[: min(len(said), max(8, int(lasting(dense_ms) * 1e3 / dense_ms)))])
+    return list(requests[: min(len(said), max(8, int(comparison_seconds(dense_ms) * 1e3 / dense_ms)))])
 
 
-def fitted(
-    plan: Plan, found: Table, exports: Sequence[Export], ms: Sequence[float], dense: Measured, beside: Shares
+def fit_predictor(
+    plan: MeasurementPlan,
+    found: DeviceTable,
+    exports: Sequence[Export],
+    ms: Sequence[float],
+    dense: PipelineMeasurement,
+    beside: NodeRatios,
 ) -> Predictor:
     """Base and scale of every node and precision, from the table and whole exports of `ms` milliseconds each.
 
     The prediction for the `dense` pipeline is exactly what was measured, as a whole and node by node; `beside` holds
     every other precision, and small nodes, to what was measured of them inside a pipeline.
     """
-    draft, rows = Predictor(found, plan.placed, {}, 0.0, windows=plan.windows, reads=plan.reads), found.lookup()
-    affine: dict[str, dict[str, Affine]] = {}
-    sizes: dict[str, dict[str, Affine]] = {}
-    whole = {n: dense.nodes[n].p50 for n in plan.placed}
+    draft, rows = Predictor(found, plan.deployed, {}, 0.0, windows=plan.windows, reads=plan.reads), found.lookup()
+    affine: dict[str, dict[str, LinearFit]] = {}
+    sizes: dict[str, dict[str, LinearFit]] = {}
+    whole = {n: dense.nodes[n].p50 for n in plan.deployed}
     # A decode loop moves a cache about that is as large as the structure: where smaller pipelines were measured, what
     # is spent around the sessions of a node is part of its fit; but the features of a sound do not shrink.
-    apart = lambda n: not plan.little or (n in plan.windows and plan.windows[n].ordered)
-    around = {n: max(whole[n] - dense.inside[n], 0.0) if apart(n) else 0.0 for n in plan.placed}
-    for n in plan.placed:
+    apart = lambda n: not plan.small_structures or (n in plan.windows and plan.windows[n].ordered)
+    around = {n: max(whole[n] - dense.in_session_ms[n], 0.0) if apart(n) else 0.0 for n in plan.deployed}
+    for n in plan.deployed:
         sizes[n], affine[n] = {}, {}
         for p in plan.precisions[n]:
             mine = [(e, t) for e, t in zip(exports, ms, strict=True) if e.node == n and e.precision == p]
-            raw = [draft.raw(n, e.kept, p, rows, {n: e.cut}) for e, _ in mine]
-            a = Affine.fit(raw, [t for _, t in mine], [draft.left(n, e.cut) for e, _ in mine])
-            sizes[n][p] = Affine.fit([e.params_m for e, _ in mine], [e.size_mb for e, _ in mine])
+            raw = [draft.table_ms(n, e.kept_units, p, rows, {n: e.cut_positions}) for e, _ in mine]
+            a = LinearFit.fit(raw, [t for _, t in mine], [draft.remaining_share(n, e.cut_positions) for e, _ in mine])
+            sizes[n][p] = LinearFit.fit([e.params_m for e, _ in mine], [e.size_mb for e, _ in mine])
             # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both
             # show as a factor between the time in a node's sessions there and alone. The first export is the whole one.
             share = beside[p][n] if p != "fp32" else 1.0
             spent = lambda rate, n=n: rate * dense.nodes[n].p50 - around[n]
-            affine[n][p] = a.times(max(spent(share), 1e-3) / (a.base + a.scale * raw[0]))
-            less = [(by[n], beside[k][n]) for name, by in plan.little.items() if (k := small(name, p)) in beside]
+            affine[n][p] = a.scaled(max(spent(share), 1e-3) / (a.base + a.scale * raw[0]))
+            less = [
+                (by[n], beside[k][n])
+                for name, by in plan.small_structures.items()
+                if (k := small_pipeline_name(name, p)) in beside
+            ]
             if less:  # points from inside a pipeline beat those from alone
-                sums = [raw[0], *(draft.raw(n, kept, p, rows) for kept, _ in less)]
-                left = [len(plan.placed[n]), *(sum(kept[x.name] > 0 for x in plan.placed[n]) for kept, _ in less)]
+                sums = [raw[0], *(draft.table_ms(n, kept, p, rows) for kept, _ in less)]
+                left = [len(plan.deployed[n]), *(sum(kept[x.name] > 0 for x in plan.deployed[n]) for kept, _ in less)]
                 rates = (share, *(rate for _, rate in less))
-                affine[n][p] = Affine.within(sums, left, [max(spent(rate), 1e-3) for rate in rates]) or affine[n][p]
-    return replace(draft, affine=affine, overhead_ms=dense.latency.p50 - draft.along(whole), sizes=sizes, around=around)
+                affine[n][p] = (
+                    LinearFit.fit_in_pipeline(sums, left, [max(spent(rate), 1e-3) for rate in rates]) or affine[n][p]
+                )
+    return replace(
+        draft,
+        fits=affine,
+        overhead_ms=dense.latency.p50 - draft.critical_path_ms(whole),
+        size_fits=sizes,
+        outside_sessions_ms=around,
+    )
 
 
 @dataclass(frozen=True)
@@ -199,8 +229,8 @@ class Kit:
     pipeline: str
     threads: int
     warmup: int
-    rounds: int
-    plan: Plan
+    requests: int
+    plan: MeasurementPlan
     exports: tuple[Export, ...]
 
 
@@ -213,22 +243,22 @@ class Readings:
     versions: dict[str, str]
     threads: int
     pipeline: str
-    dense: str
+    dense_identity: str
     """Hash of the models of the dense bundle."""
-    plan: Plan
+    plan: MeasurementPlan
     exports: tuple[Export, ...]
     export_ms: tuple[float, ...]
-    beside: dict[str, dict[str, float]]
+    node_ratios: dict[str, dict[str, float]]
     """See `Shares`."""
-    baseline: Measured
-    table: Table
+    baseline: PipelineMeasurement
+    table: DeviceTable
 
-    def predictor(self) -> Predictor:
-        return fitted(self.plan, self.table, self.exports, self.export_ms, self.baseline, self.beside)
+    def fit_predictor(self) -> Predictor:
+        return fit_predictor(self.plan, self.table, self.exports, self.export_ms, self.baseline, self.node_ratios)
 
 
 @dataclass(frozen=True)
-class Check:
+class BundleCheck:
     """Two bundles measured on a device, the same requests in turn. `dense` and `bundle`: hashes of their models."""
 
     device: str
@@ -237,8 +267,8 @@ class Check:
     threads: int
     dense: str
     bundle: str
-    baseline: Measured
-    compressed: Measured
+    baseline: PipelineMeasurement
+    compressed: PipelineMeasurement
 
 
 def open_kit(folder: Path) -> Kit:
@@ -247,7 +277,7 @@ def open_kit(folder: Path) -> Kit:
         raise DataError(
             f"{folder}: not a kit: it holds no kit.json (mmcompress device kit SPEC --out FOLDER makes one)"
         )
-    return read(Kit, folder / "kit.json")
+    return read_record(Kit, folder / "kit.json")
 
 
 def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
@@ -255,30 +285,39 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     kit = open_kit(folder)
     progress("the dense pipeline", 0.0)
     requests, alone = load_requests(folder), {"dense": folder / "baseline"}
-    whole = reloaded(alone, kit.threads, requests, kit.warmup, kit.rounds, sittings=1)["dense"].summary()
-    how = (kit.threads, kit.warmup, kit.rounds)
-    rates = shares(beside(aside(folder, kit.plan.aside), requests, whole.said, whole.latency.p50, *how))
+    whole = bench_repeated(alone, kit.threads, requests, kit.warmup, kit.requests, sittings=1)["dense"].summarize()
+    how = (kit.threads, kit.warmup, kit.requests)
+    rates = node_ratios(
+        bench_with_replay(
+            reference_bundles(folder, kit.plan.reference_names), requests, whole.traces, whole.latency.p50, *how
+        )
+    )
     say = lambda what, share: progress(what, 0.1 + 0.6 * share)
-    wanted = needs(kit.plan.placed, kit.plan.windows)
-    found = table.completed(wanted, kit.threads, say, kit.plan.every_precision)
+    wanted = list_table_needs(kit.plan.deployed, kit.plan.windows)
+    found = table.complete_table(wanted, kit.threads, say, kit.plan.every_precision)
     ms = []
     for i, e in enumerate(kit.exports):
         progress(f"whole export of {e.node}, {e.precision}", 0.7 + 0.3 * i / len(kit.exports))
-        ms.append(export_ms(e, folder, kit.threads))
-    facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads)
-    of = (kit.pipeline, identity(folder / "baseline"))
-    return Readings(*facts, *of, kit.plan, kit.exports, tuple(ms), rates, Measured.of(whole), found)
+        ms.append(time_export(e, folder, kit.threads))
+    facts = (device_fingerprint(kit.threads), describe_cpu(), package_versions(), kit.threads)
+    of = (kit.pipeline, bundle_identity(folder / "baseline"))
+    return Readings(
+        *facts, *of, kit.plan, kit.exports, tuple(ms), rates, PipelineMeasurement.from_latency(whole), found
+    )
 
 
-def check_bundle(folder: Path, bundle: Path) -> Check:
+def check_bundle(folder: Path, bundle: Path) -> BundleCheck:
     """Measure a bundle beside the dense one of a kit, on this device, as a run here measures its own."""
     kit = open_kit(folder)
     pair = {"dense": folder / "baseline", "new": bundle}
-    how = (kit.warmup, MOST * kit.rounds, (), 2 * SECONDS, kit.rounds)
-    found = [Measured.of(s.summary()) for s in reloaded(pair, kit.threads, load_requests(folder), *how).values()]
-    facts = (fingerprint(kit.threads), cpu(), versions(), kit.threads)
-    return Check(*facts, identity(folder / "baseline"), identity(bundle), *found)
+    how = (kit.warmup, MAX_REQUESTS_FACTOR * kit.requests, (), 2 * COMPARISON_SECONDS, kit.requests)
+    found = [
+        PipelineMeasurement.from_latency(s.summarize())
+        for s in bench_repeated(pair, kit.threads, load_requests(folder), *how).values()
+    ]
+    facts = (device_fingerprint(kit.threads), describe_cpu(), package_versions(), kit.threads)
+    return BundleCheck(*facts, bundle_identity(folder / "baseline"), bundle_identity(bundle), *found)
 
 
-def save(record: Readings | Check, path: Path) -> Path:
-    return write(path, record)
+def save_readings(record: Readings | BundleCheck, path: Path) -> Path:
+    return write_record(path, record)

@@ -12,22 +12,22 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.errors import DataError
-from mmcompress.measure.latency import quiet
-from mmcompress.measure.machine import fingerprint
-from mmcompress.records import read, write
+from mmcompress.measure.latency import min_of_medians
+from mmcompress.measure.machine import device_fingerprint
+from mmcompress.records import read_record, write_record
 from mmcompress.runtime.home import cache_folder
 
-FORMAT = 2
+TABLE_FORMAT = 2
 """Of what rows are measured with: it changes with `measure.blocks` and `quantize`; tables of another are not used."""
-COPIES = 4
-LARGE = 1 << 26
+STACKED_COPIES = 4
+LARGE_BLOCK_MACS = 1 << 26
 """Above this many multiply-accumulates one block is timed, not a stack of them, and at fewer sizes: its cost stands out
 by itself and grows evenly."""
-EVERY, FEW = tuple(range(1, 9)), (1, 2, 4, 6, 8)
+ALL_EIGHTHS, FEW_EIGHTHS = tuple(range(1, 9)), (1, 2, 4, 6, 8)
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """Latency in milliseconds of one block kind at one shape, against its units."""
 
     kind: str
@@ -42,26 +42,26 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Table:
+class DeviceTable:
     """Rows measured on one device with one number of threads. Tables of two devices are never mixed."""
 
     device: str
     threads: int
-    rows: tuple[Row, ...]
+    rows: tuple[TableRow, ...]
 
-    def lookup(self) -> Mapping[tuple, Row]:
+    def lookup(self) -> Mapping[tuple, TableRow]:
         return self._rows
 
     @cached_property
-    def _rows(self) -> dict[tuple, Row]:
+    def _rows(self) -> dict[tuple, TableRow]:
         return {(r.kind, r.width, r.head, r.positions, r.keys, r.batch, r.precision): r for r in self.rows}
 
 
-Key = tuple[str, int, int, int, int, int]
+TableKey = tuple[str, int, int, int, int, int]
 """(kind, width, head width, positions, key positions, batch)."""
 
 
-def cost(rows: Mapping[tuple, Row], key: Key, units: int, precision: str) -> float:
+def interpolate_ms(rows: Mapping[tuple, TableRow], key: TableKey, units: int, precision: str) -> float:
     """Milliseconds of one call of a block, linear between measured sizes; nothing when no unit is left."""
     if units == 0:
         return 0.0
@@ -72,29 +72,29 @@ def cost(rows: Mapping[tuple, Row], key: Key, units: int, precision: str) -> flo
     return float(np.interp(units, row.units, row.ms))
 
 
-def levels(units: int, step: int, eighths: Sequence[int] = EVERY) -> tuple[int, ...]:
+def measured_sizes(units: int, step: int, eighths: Sequence[int] = ALL_EIGHTHS) -> tuple[int, ...]:
     """Sizes a table row is measured at: every size of a small block, some eighths of one of many steps."""
     count = -(-units // step)
     picks = sorted({max(1, round(count * i / 8)) for i in eighths})
     return tuple(min(p * step, units) for p in picks)
 
 
-def measure(
-    needs: Iterable[tuple[Key, int, int]],
+def measure_table(
+    needs: Iterable[tuple[TableKey, int, int]],
     threads: int,
-    cached: Table | None = None,
+    cached: DeviceTable | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
     precisions: Sequence[str] = ("fp32", "int8"),
-) -> Table:
+) -> DeviceTable:
     """Measure what `needs` asks for and `cached` lacks: (key, units, step) of every block of the pipeline."""
-    from mmcompress.measure.blocks import Cell, feed, stack
-    from mmcompress.quantize.precision import quantize
-    from mmcompress.runtime.sessions import session
+    from mmcompress.measure.blocks import BlockShape, build_stack, random_feed
+    from mmcompress.quantize.precision import quantize_model
+    from mmcompress.runtime.sessions import open_session
 
-    device = fingerprint(threads)
+    device = device_fingerprint(threads)
     old = cached.lookup() if cached and cached.device == device else {}
-    rows: dict[tuple, Row] = dict(old)
-    largest: dict[Key, tuple[int, int]] = {}
+    rows: dict[tuple, TableRow] = dict(old)
+    largest: dict[TableKey, tuple[int, int]] = {}
     for k, u, s in needs:
         largest[k] = max(largest.get(k, (0, 1)), (u, s))
     todo = [
@@ -106,44 +106,47 @@ def measure(
     bare: dict[tuple[int, int, int], float] = {}
     with tempfile.TemporaryDirectory() as scratch:
 
-        def clocked(cell: Cell, copies: int, precision: str) -> float:
-            model = stack(cell, copies)
-            inputs = feed(cell, model)
+        def clocked(cell: BlockShape, copies: int, precision: str) -> float:
+            model = build_stack(cell, copies)
+            inputs = random_feed(cell, model)
             if precision == "fp32":
-                run = session(model.SerializeToString(), threads)
+                run = open_session(model.SerializeToString(), threads)
             else:
-                rounded, _ = quantize(precision, model, Path(scratch) / "q.onnx", [inputs])
-                run = session(rounded.read_bytes(), threads)
-            return quiet(partial(run.run, None, inputs), 5, 60, 0.12)
+                rounded, _ = quantize_model(precision, model, Path(scratch) / "q.onnx", [inputs])
+                run = open_session(rounded.read_bytes(), threads)
+            return min_of_medians(partial(run.run, None, inputs), 5, 60, 0.12)
 
         for done, (key, units, step, precision) in enumerate(todo):
             kind, width, head, positions, keys, batch = key
-            heavy = lambda size, k=key: k[3] * k[1] * max(size, k[4]) > LARGE
-            sizes, ms = levels(units, step, FEW if heavy(units) else EVERY), []
+            heavy = lambda size, k=key: k[3] * k[1] * max(size, k[4]) > LARGE_BLOCK_MACS
+            sizes, ms = measured_sizes(units, step, FEW_EIGHTHS if heavy(units) else ALL_EIGHTHS), []
             progress(f"{kind} {precision}", done / len(todo))
             for size in sizes:
-                cell, copies = Cell(kind, width, size, head, positions, keys, batch), 1 if heavy(size) else COPIES
+                cell, copies = (
+                    BlockShape(kind, width, size, head, positions, keys, batch),
+                    1 if heavy(size) else STACKED_COPIES,
+                )
                 call = (width, positions, batch)  # all that the bare cost of a call depends on
                 if call not in bare:
                     bare[call] = clocked(cell, 0, "fp32")
                 ms.append(max(clocked(cell, copies, precision) - bare[call], 1e-4) / copies)
-            rows[(*key, precision)] = Row(*key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist()))
-    return Table(device, threads, tuple(rows.values()))
+            rows[(*key, precision)] = TableRow(*key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist()))
+    return DeviceTable(device, threads, tuple(rows.values()))
 
 
-def completed(
-    needs: Iterable[tuple[Key, int, int]],
+def complete_table(
+    needs: Iterable[tuple[TableKey, int, int]],
     threads: int,
     progress: Callable[[str, float], None] = lambda what, share: None,
     precisions: Sequence[str] = ("fp32", "int8"),
-) -> Table:
+) -> DeviceTable:
     """The table of this device, which is kept, with what it lacks measured: once per device, whatever asks for it."""
-    path = cache_folder() / f"device-{fingerprint(threads)}-{FORMAT}.json"
+    path = cache_folder() / f"device-{device_fingerprint(threads)}-{TABLE_FORMAT}.json"
     try:
-        known = read(Table, path)
+        known = read_record(DeviceTable, path)
     except DataError:  # there is none that can be read
         known = None
-    found = measure(needs, threads, known, progress, precisions)
+    found = measure_table(needs, threads, known, progress, precisions)
     with suppress(OSError):  # it can't be kept here
-        write(path, found)
+        write_record(path, found)
     return found

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmcompress.data.base import Pairs
-from mmcompress.metrics.tally import Tally
+from mmcompress.metrics.tally import PerSampleScores
 from mmcompress.records import Quality
 from mmcompress.registry import METRICS
 from mmcompress.runtime.pipeline import Pipeline
@@ -26,7 +26,7 @@ class Answers:
     texts: tuple[str, ...]
     references: tuple[str, ...]
     answers: tuple[str, ...] = ()
-    ended: tuple[str, ...] = ()
+    endings: tuple[str, ...] = ()
     queries: np.ndarray | None = None
     keys: np.ndarray | None = None
     vectors: np.ndarray | None = None
@@ -34,49 +34,49 @@ class Answers:
     """The same of the dense pipeline; None: this is the dense one."""
 
 
-def share(right: np.ndarray | Sequence[bool]) -> Tally:
+def count_right(right: np.ndarray | Sequence[bool]) -> PerSampleScores:
     """A share of the inputs."""
-    return Tally(tuple(np.asarray(right, dtype=float).tolist()))
+    return PerSampleScores(tuple(np.asarray(right, dtype=float).tolist()))
 
 
-def retrieval(a: Answers) -> dict[str, Tally]:
+def score_retrieval(a: Answers) -> dict[str, PerSampleScores]:
     """R@1 both ways; a caption that occurs twice counts as right for each of its images."""
     assert a.queries is not None and a.keys is not None
     sim = a.queries @ a.keys.T
     refs = np.array(a.references)
     return {
-        "image_to_text_r1": share(refs[sim.argmax(1)] == refs),
-        "text_to_image_r1": share(refs[sim.argmax(0)] == refs),
+        "image_to_text_r1": count_right(refs[sim.argmax(1)] == refs),
+        "text_to_image_r1": count_right(refs[sim.argmax(0)] == refs),
     }
 
 
-def normal(text: str) -> str:
+def normalize_caption(text: str) -> str:
     return " ".join(text.lower().split())
 
 
-def caption(a: Answers) -> dict[str, Tally]:
+def score_captions(a: Answers) -> dict[str, PerSampleScores]:
     """Exact match of the caption the pipeline chose, case and spacing aside."""
     pairs = zip(a.texts, a.references, strict=True)
-    return {"caption_exact_match": share([normal(x) == normal(y) for x, y in pairs])}
+    return {"caption_exact_match": count_right([normalize_caption(x) == normalize_caption(y) for x, y in pairs])}
 
 
-def endings(a: Answers) -> dict[str, Tally]:
+def score_endings(a: Answers) -> dict[str, PerSampleScores]:
     """Share of texts that end by their end token: not cut off at the longest length, nor for repeating themselves."""
-    return {"ends_by_itself": share([e == "end" for e in a.ended])}
+    return {"ends_by_itself": count_right([e == "end" for e in a.endings])}
 
 
-def embedding(a: Answers) -> dict[str, Tally]:
+def score_embeddings(a: Answers) -> dict[str, PerSampleScores]:
     """Share of inputs whose embedding is nearer to the dense pipeline's of the same input than to that of any other."""
     theirs = (a.dense or a).vectors
     assert a.vectors is not None and theirs is not None
     sim = a.vectors @ theirs.T
-    return {"embedding_r1": share(sim.diagonal() >= sim.max(1) - 1e-6)}
+    return {"embedding_r1": count_right(sim.diagonal() >= sim.max(1) - 1e-6)}
 
 
-def agreement(a: Answers) -> dict[str, Tally]:
+def score_agreement(a: Answers) -> dict[str, PerSampleScores]:
     """Share of inputs for which the text found (or written) is the dense pipeline's."""
     theirs = (a.dense or a).answers
-    return {"agreement": share([x == y for x, y in zip(a.answers, theirs, strict=True)])}
+    return {"agreement": count_right([x == y for x, y in zip(a.answers, theirs, strict=True)])}
 
 
 def _unit(embedding: np.ndarray) -> np.ndarray:
@@ -85,7 +85,7 @@ def _unit(embedding: np.ndarray) -> np.ndarray:
     return mean / max(float(np.linalg.norm(mean)), 1e-9)
 
 
-def ask(
+def answer_pairs(
     pipeline: Pipeline,
     pairs: Pairs,
     progress: Callable[[float], None] = lambda share: None,
@@ -123,15 +123,15 @@ def ask(
     return Answers(**{**vars(common), "queries": np.stack(queries), "keys": np.concatenate(keys)})
 
 
-def judge(answers: Answers, metrics: Sequence[str]) -> dict[str, Tally]:
+def score_answers(answers: Answers, metrics: Sequence[str]) -> dict[str, PerSampleScores]:
     """All metrics of a spec, by name of their figures."""
-    found: dict[str, Tally] = {}
+    found: dict[str, PerSampleScores] = {}
     for name in metrics:
         found |= METRICS.get(name)(answers)
     return found
 
 
-def retained(baseline: dict[str, Quality], compressed: dict[str, Quality]) -> float:
+def quality_retained(baseline: dict[str, Quality], compressed: dict[str, Quality]) -> float:
     """The smallest ratio compressed / baseline over the metrics; of an error rate, the ratio of what is right."""
-    good = lambda q: max(1 - q.value, 0.0) if q.error else q.value
+    good = lambda q: max(1 - q.value, 0.0) if q.is_error_rate else q.value
     return min((good(compressed[k]) / good(b) for k, b in baseline.items() if good(b) > 0), default=0.0)

@@ -10,49 +10,59 @@ import numpy as np
 
 from mmcompress.records import Quality
 
-Z = 1.959964
-DRAWS = 2000
+NORMAL_975 = 1.959964
+BOOTSTRAP_DRAWS = 2000
 
 
 @dataclass(frozen=True)
-class Tally:
+class PerSampleScores:
     """What a metric counted for each input: `hits` out of `of` (nothing: out of one); its figure is sum over sum."""
 
-    hits: tuple[float, ...]
-    of: tuple[float, ...] = ()
-    error: bool = False
+    numerators: tuple[float, ...]
+    denominators: tuple[float, ...] = ()
+    is_error_rate: bool = False
     """Hits are errors: lower is better."""
 
     @property
-    def good(self) -> float:
+    def share_right(self) -> float:
         """The share that is right."""
-        share = sum(self.hits) / max(sum(self.of), 1) if self.of else float(np.mean(self.hits))
-        return 1 - share if self.error else share
+        share = (
+            sum(self.numerators) / max(sum(self.denominators), 1)
+            if self.denominators
+            else float(np.mean(self.numerators))
+        )
+        return 1 - share if self.is_error_rate else share
 
 
 @dataclass(frozen=True)
-class Outcomes:
+class SplitScores:
     """`outcomes.json`: tallies of both sides over the test split, by metric."""
 
-    baseline: dict[str, Tally]
-    compressed: dict[str, Tally]
+    baseline: dict[str, PerSampleScores]
+    compressed: dict[str, PerSampleScores]
 
 
-def quality(t: Tally) -> Quality:
+def estimate_quality(t: PerSampleScores) -> Quality:
     """The figure with its 95 % interval: Wilson's for a share of inputs, else by bootstrap over inputs."""
-    hits, n = np.array(t.hits), len(t.hits)
-    if not t.of:
+    hits, n = np.array(t.numerators), len(t.numerators)
+    if not t.denominators:
         p = float(hits.mean())
-        middle = (p + Z * Z / (2 * n)) / (1 + Z * Z / n)
-        half = Z / (1 + Z * Z / n) * math.sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
-        return Quality(p, max(0.0, middle - half), min(1.0, middle + half), n, t.error)
-    of, draws = np.array(t.of), np.random.default_rng(0).integers(0, n, (DRAWS, n))
+        middle = (p + NORMAL_975 * NORMAL_975 / (2 * n)) / (1 + NORMAL_975 * NORMAL_975 / n)
+        half = (
+            NORMAL_975
+            / (1 + NORMAL_975 * NORMAL_975 / n)
+            * math.sqrt(p * (1 - p) / n + NORMAL_975 * NORMAL_975 / (4 * n * n))
+        )
+        return Quality(p, max(0.0, middle - half), min(1.0, middle + half), n, t.is_error_rate)
+    of, draws = np.array(t.denominators), np.random.default_rng(0).integers(0, n, (BOOTSTRAP_DRAWS, n))
     rate = lambda a, b: a.sum(-1) / np.maximum(b.sum(-1), 1)
     low, high = np.percentile(rate(hits[draws], of[draws]), (2.5, 97.5))
-    return Quality(float(rate(hits, of)), float(low), float(high), n, t.error)
+    return Quality(float(rate(hits, of)), float(low), float(high), n, t.is_error_rate)
 
 
-def gap(better: Sequence[Mapping[str, Tally]], worse: Sequence[Mapping[str, Tally]]) -> tuple[float, float]:
+def paired_difference(
+    better: Sequence[Mapping[str, PerSampleScores]], worse: Sequence[Mapping[str, PerSampleScores]]
+) -> tuple[float, float]:
     """(how much more of what is right the first side keeps, mean over metrics and over several runs of a side; half its
     95 % interval).
 
@@ -60,23 +70,25 @@ def gap(better: Sequence[Mapping[str, Tally]], worse: Sequence[Mapping[str, Tall
     wrong together does not widen it, and metrics that hang together do not narrow it. Where a side is several runs,
     they are drawn anew as well.
     """
-    n = len(next(iter(better[0].values())).hits)
+    n = len(next(iter(better[0].values())).numerators)
     rng = np.random.default_rng(0)
-    weights = rng.multinomial(n, np.full(n, 1 / n), DRAWS)
-    point, drawn = 0.0, np.zeros(DRAWS)
+    weights = rng.multinomial(n, np.full(n, 1 / n), BOOTSTRAP_DRAWS)
+    point, drawn = 0.0, np.zeros(BOOTSTRAP_DRAWS)
     for sign, side in ((1, better), (-1, worse)):
-        often = rng.multinomial(len(side), np.full(len(side), 1 / len(side)), DRAWS)
+        often = rng.multinomial(len(side), np.full(len(side), 1 / len(side)), BOOTSTRAP_DRAWS)
         for run, times in zip(side, often.T, strict=True):
             for t in run.values():
                 share = sign / len(side) / len(run)
-                of = np.array(t.of) if t.of else np.ones(n)
-                rate = weights @ np.array(t.hits) / np.maximum(weights @ of, 1)
-                point += share * t.good
-                drawn += share * times * (1 - rate if t.error else rate)
-    return point, Z * float(drawn.std())
+                of = np.array(t.denominators) if t.denominators else np.ones(n)
+                rate = weights @ np.array(t.numerators) / np.maximum(weights @ of, 1)
+                point += share * t.share_right
+                drawn += share * times * (1 - rate if t.is_error_rate else rate)
+    return point, NORMAL_975 * float(drawn.std())
 
 
-def verdict(better: Sequence[Mapping[str, Tally]], worse: Sequence[Mapping[str, Tally]]) -> tuple[str, float, float]:
+def decide_claim(
+    better: Sequence[Mapping[str, PerSampleScores]], worse: Sequence[Mapping[str, PerSampleScores]]
+) -> tuple[str, float, float]:
     """(supported, not supported or undecided; the gap; half its 95 % interval)."""
-    found, half = gap(better, worse)
+    found, half = paired_difference(better, worse)
     return ("supported" if found > half else "not supported" if found < -half else "undecided at this n"), found, half

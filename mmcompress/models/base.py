@@ -15,18 +15,18 @@ from mmcompress.records import Block
 
 
 @dataclass(frozen=True)
-class Graph:
+class ExportGraph:
     """One ONNX graph of a node: a module, an example call, the names of its inputs and outputs, the dynamic axes."""
 
     module: nn.Module
     example: tuple[Tensor, ...]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
-    dynamic: dict[str, dict[int, str]]
+    dynamic_axes: dict[str, dict[int, str]]
 
 
 @dataclass(frozen=True)
-class Shape:
+class BlockShape:
     """What the device table needs to know of a block: residual width, positions per call, key positions, batch."""
 
     width: int
@@ -61,16 +61,16 @@ class Model(nn.Module, ABC):
     """`embedding`, `tokens`, `context`: widths that must agree across an edge."""
 
     @abstractmethod
-    def graphs(self) -> dict[str, Graph]:
+    def export_graphs(self) -> dict[str, ExportGraph]:
         """The ONNX graphs of this node, traced at batch 2."""
 
     @abstractmethod
-    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
+    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         """The shape every block runs at in deployment, given the decode steps of a request (of a text encoder: of the
         generator it reads) and its beams."""
 
     @abstractmethod
-    def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         """Inputs of each graph as in deployment (one image, all beams, mid-sentence) and calls per request."""
 
     def linear(self, path: str) -> nn.Linear:
@@ -82,23 +82,23 @@ class Model(nn.Module, ABC):
         return next(b for b in self.blocks if b.name == name)
 
     @property
-    def weighted(self) -> tuple[Block, ...]:
+    def weighted_blocks(self) -> tuple[Block, ...]:
         """The blocks whose units carry weights: all but positions."""
         return tuple(b for b in self.blocks if b.group != "tokens")
 
-    def linears(self, blocks: Collection[str] | None = None) -> list[nn.Linear]:
+    def linear_layers(self, blocks: Collection[str] | None = None) -> list[nn.Linear]:
         """The linear layers of some blocks (default: all), each once; of blocks that are gone, none."""
-        some = (b for b in self.weighted if blocks is None or b.name in blocks)
-        paths = dict.fromkeys(p for b in some for p in (*(w.path for w in b.writers), b.out))
+        some = (b for b in self.weighted_blocks if blocks is None or b.name in blocks)
+        paths = dict.fromkeys(p for b in some for p in (*(w.path for w in b.writers), b.reader))
         return [m for m in map(self.get_submodule, paths) if isinstance(m, nn.Linear)]
 
     @property
-    def positions_kept(self) -> Tokens | None:
+    def token_selector(self) -> TokenSelector | None:
         """Where positions of the sequence may be left out, None for models that can't lose any."""
-        return next((m for m in self.modules() if isinstance(m, Tokens)), None)
+        return next((m for m in self.modules() if isinstance(m, TokenSelector)), None)
 
 
-class Tokens(nn.Module):
+class TokenSelector(nn.Module):
     """A module whose output [b, extra + n, w] loses positions for good: those not in `index`. All are kept at first.
 
     The first `extra` positions (a class token) always stay. What is left out is the same for every input.
@@ -133,15 +133,15 @@ class Tokens(nn.Module):
         return x if self.left == self.count else x[:, torch.cat([torch.arange(self.extra), self.extra + self.index])]
 
 
-def tokens_block(model: nn.Module, path: str, extra: int, count: int, ordered: bool = False) -> Block:
+def add_tokens_block(model: nn.Module, path: str, extra: int, count: int, ordered: bool = False) -> Block:
     """Wrap the module at `path` so that positions of what it puts out can be cut, in sixteenths or so of all."""
     inner = model.get_submodule(path)
-    model.set_submodule(path, Tokens(inner.inner if isinstance(inner, Tokens) else inner, extra, count))
+    model.set_submodule(path, TokenSelector(inner.inner if isinstance(inner, TokenSelector) else inner, extra, count))
     step = max(1, round(count / (30 if ordered else 16)))
-    return Block("tokens", "tokens", path, (), count, 1, step, path, ("stream",), (), ordered=ordered)
+    return Block("tokens", "tokens", path, (), count, 1, step, path, ("stream",), (), prefix_only=ordered)
 
 
-class ImageModel(Model):
+class ImageEncoderModel(Model):
     """Base of image encoders: `forward(pixels [b, 3, s, s])` gives embedding [b, d] of length 1 and tokens [b, n, w].
 
     A subclass sets `blocks`, then calls `settle` with the width of its layers.
@@ -149,7 +149,7 @@ class ImageModel(Model):
 
     kind = "image_encoder"
 
-    def settle(self, size: int, width: int, preprocess: dict[str, Any], hidden: int = 0) -> None:
+    def finish_setup(self, size: int, width: int, preprocess: dict[str, Any], hidden: int = 0) -> None:
         """Fix the input size and learn what comes out.
 
         `preprocess`: keys of `runtime.images.preprocess`; `hidden`: positions inside that are not among the tokens.
@@ -162,36 +162,36 @@ class ImageModel(Model):
         self.dims = {"embedding": int(embedding.shape[-1]), "tokens": int(tokens.shape[-1])}
 
     @property
-    def passes(self) -> bool:
+    def passes_positions(self) -> bool:
         """The tokens that come out are the positions inside, not a few queries that read them."""
-        at = self.positions_kept
+        at = self.token_selector
         return at is None or self.given in (at.count, at.count + at.extra)
 
     @property
     def patches(self) -> int:
         """Tokens that come out."""
-        at = self.positions_kept
-        return self.given - (at.count - at.left if at and self.passes else 0)
+        at = self.token_selector
+        return self.given - (at.count - at.left if at and self.passes_positions else 0)
 
     @property
     def positions(self) -> int:
         """Positions inside."""
-        at = self.positions_kept
+        at = self.token_selector
         return at.extra + at.left if at else self.given + self.hidden
 
-    def graphs(self) -> dict[str, Graph]:
+    def export_graphs(self) -> dict[str, ExportGraph]:
         names = ("embedding", "tokens")
         dynamic = {n: {0: "batch"} for n in ("pixels", *names)}
-        return {"model": Graph(self, (torch.zeros(2, 3, self.size, self.size),), ("pixels",), names, dynamic)}
+        return {"model": ExportGraph(self, (torch.zeros(2, 3, self.size, self.size),), ("pixels",), names, dynamic)}
 
-    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
-        return {b.name: Shape(self.width, self.positions, self.positions, 1) for b in self.blocks}
+    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
+        return {b.name: BlockShape(self.width, self.positions, self.positions, 1) for b in self.blocks}
 
-    def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.randn(1, 3, self.size, self.size),), 1.0)}
 
 
-class TextModel(Model):
+class TextEncoderModel(Model):
     """Base of text encoders: `forward(ids [b, t])` gives embedding [b, d] of length 1; t is the context length.
 
     A subclass sets `blocks`, then calls `settle` with the width of its layers. One that ignores padding takes texts of
@@ -200,7 +200,9 @@ class TextModel(Model):
 
     kind = "text_encoder"
 
-    def settle(self, context: int, width: int, vocabulary: int, pad: int, eos: int, any_length: bool = False) -> None:
+    def finish_setup(
+        self, context: int, width: int, vocabulary: int, pad: int, eos: int, any_length: bool = False
+    ) -> None:
         """Fix the length of the input and learn what comes out."""
         self.context, self.width, self.vocabulary, self.any_length = context, width, vocabulary, any_length
         self.config = {"tokenizer": "tokenizer.json", "context_length": context, "pad": pad, "eos": eos}
@@ -213,17 +215,17 @@ class TextModel(Model):
         ids[:, 0] = self.config["eos"]
         return ids
 
-    def graphs(self) -> dict[str, Graph]:
+    def export_graphs(self) -> dict[str, ExportGraph]:
         dynamic = {"ids": {0: "batch"}, "embedding": {0: "batch"}}
         if self.any_length:
             dynamic["ids"][1] = "length"
-        return {"model": Graph(self, (self._example(2),), ("ids",), ("embedding",), dynamic)}
+        return {"model": ExportGraph(self, (self._example(2),), ("ids",), ("embedding",), dynamic)}
 
-    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
+    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         length = self._length(steps)
-        return {b.name: Shape(self.width, length, length, beams) for b in self.blocks}
+        return {b.name: BlockShape(self.width, length, length, beams) for b in self.blocks}
 
-    def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.full((beams, self._length(steps)), self.config["eos"]),), 1.0)}
 
     def _length(self, steps: float) -> int:
@@ -247,7 +249,7 @@ class LoadContext:
 Loader = Callable[[LoadContext], Model]
 
 
-class Constant(nn.Module):
+class ConstantOutput(nn.Module):
     """Stands for a removed sub-layer: what it adds to the residual stream is this bias (refit makes it the mean).
 
     `returns`: what the library expects of the sub-layer: "plain" a tensor, "pair" also its attention weights, "biased"
@@ -264,7 +266,7 @@ class Constant(nn.Module):
         return {"plain": self.bias, "pair": (self.bias, None), "biased": (self.bias, position_bias, None)}[self.returns]
 
 
-class Skip(nn.Module):
+class Passthrough(nn.Module):
     """Stands before a `Constant`: passes its input on. `weight`: see there."""
 
     def __init__(self, pair: bool = False) -> None:
@@ -276,12 +278,12 @@ class Skip(nn.Module):
         return (x, None) if self.pair else x
 
 
-STANDINS: dict[str, Callable[[Tensor], nn.Module]] = {
-    "plain": Constant,
-    "pair": lambda bias: Constant(bias, "pair"),
-    "biased": lambda bias: Constant(bias, "biased"),
-    "skip": lambda bias: Skip(),
-    "skip pair": lambda bias: Skip(pair=True),
+REPLACEMENTS: dict[str, Callable[[Tensor], nn.Module]] = {
+    "plain": ConstantOutput,
+    "pair": lambda bias: ConstantOutput(bias, "pair"),
+    "biased": lambda bias: ConstantOutput(bias, "biased"),
+    "skip": lambda bias: Passthrough(),
+    "skip pair": lambda bias: Passthrough(pair=True),
 }
 """What takes the place of a module of a removed block, by mode; made from the bias of its output projection."""
 
@@ -292,12 +294,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return torch.softmax(scores if mask is None else scores + mask, -1) @ v
 
 
-def heads(x: Tensor, count: int) -> Tensor:
+def split_heads(x: Tensor, count: int) -> Tensor:
     """[b, t, h * d] -> [b, h, t, d]."""
     return x.view(x.shape[0], -1, count, x.shape[-1] // count).transpose(1, 2)
 
 
-def merge(x: Tensor) -> Tensor:
+def merge_heads(x: Tensor) -> Tensor:
     """[b, h, t, d] -> [b, t, h * d]."""
     return x.transpose(1, 2).reshape(x.shape[0], -1, x.shape[1] * x.shape[3])
 
@@ -314,7 +316,7 @@ class SelfAttention(nn.Module):
         self.batch_first = True
 
     @classmethod
-    def of(cls, attention: nn.MultiheadAttention) -> SelfAttention:
+    def from_torch(cls, attention: nn.MultiheadAttention) -> SelfAttention:
         if attention.in_proj_weight is None or attention.bias_k is not None or not attention.batch_first:
             raise ValueError(
                 "an nn.MultiheadAttention with keys of another width, bias_k or batch_first=False can't be taken apart"
@@ -353,5 +355,5 @@ class SelfAttention(nn.Module):
             )
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask, float("-inf"))
-        q, k, v = (heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
-        return self.out_proj(merge(attend(q, k, v, attn_mask))), None
+        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
+        return self.out_proj(merge_heads(attend(q, k, v, attn_mask))), None

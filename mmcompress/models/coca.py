@@ -13,7 +13,7 @@ from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutput
 
 from mmcompress.models.adapters import normalize_
-from mmcompress.models.base import SelfAttention, attend, heads, merge
+from mmcompress.models.base import SelfAttention, attend, merge_heads, split_heads
 
 
 class CrossAttention(nn.Module):
@@ -34,8 +34,8 @@ class CrossAttention(nn.Module):
                 linear.bias.copy_(bias + weight @ norm.bias if i else bias)
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, None]:
-        q = heads(self.q_proj(x), self.num_heads)
-        return self.out_proj(merge(attend(q, k, v))), None
+        q = split_heads(self.q_proj(x), self.num_heads)
+        return self.out_proj(merge_heads(attend(q, k, v))), None
 
 
 class CaptionDecoder(PreTrainedModel, GenerationMixin):
@@ -102,14 +102,14 @@ class CaptionDecoder(PreTrainedModel, GenerationMixin):
 
     @staticmethod
     def _self(attention: SelfAttention, x: Tensor, mask: Tensor | None, past: Any, layer: int) -> Tensor:
-        q, k, v = (heads(part, attention.num_heads) for part in attention.qkv(x).chunk(3, -1))
+        q, k, v = (split_heads(part, attention.num_heads) for part in attention.qkv(x).chunk(3, -1))
         if past is not None:
             k, v = past.update(k, v, layer)
-        return attention.out_proj(merge(attend(q, k, v, mask)))
+        return attention.out_proj(merge_heads(attend(q, k, v, mask)))
 
     @staticmethod
     def _cross(attention: CrossAttention, x: Tensor, context: Tensor, memory: Any) -> Tensor:
         if memory is not None:
             return attention(x, memory.keys, memory.values)[0]
-        k, v = (heads(f(context), attention.num_heads) for f in (attention.k_proj, attention.v_proj))
+        k, v = (split_heads(f(context), attention.num_heads) for f in (attention.k_proj, attention.v_proj))
         return attention(x, k, v)[0]

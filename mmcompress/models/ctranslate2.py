@@ -27,7 +27,7 @@ PARTS = {
 NAMES = {"gamma": "weight", "beta": "bias"}
 
 
-def read(path: Path) -> dict[str, np.ndarray]:
+def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
     """Every tensor of a CTranslate2 `model.bin`. Raises `ModelError` for another format or a cut-off file."""
     data, at, found = path.read_bytes(), 0, {}
 
@@ -64,7 +64,7 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def state(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
+def map_state(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     """The state of transformers' `WhisperForConditionalGeneration`, as far as its embeddings are not tied."""
     out: dict[str, torch.Tensor] = {}
 
@@ -109,7 +109,7 @@ def state(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
     return out
 
 
-def convert(source: Path, target: Path) -> Path:
+def convert_to_transformers(source: Path, target: Path) -> Path:
     """Write a transformers folder from a CTranslate2 one (model.bin, config.json, tokenizer.json), whole or not at all.
 
     Raises `ModelError` when a file is missing or of another format.
@@ -121,8 +121,8 @@ def convert(source: Path, target: Path) -> Path:
     for name in ("model.bin", "config.json", "tokenizer.json"):
         if not (source / name).is_file():
             raise ModelError(f"{source}: {name} is missing")
-    tensors = read(source / "model.bin")
-    weights = state(tensors)
+    tensors = read_ctranslate2(source / "model.bin")
+    weights = map_state(tensors)
     given = json.loads((source / "config.json").read_text())
     ids = Tokenizer.from_file(str(source / "tokenizer.json")).token_to_id
     end, start = ids("<|endoftext|>"), ids("<|startoftranscript|>")

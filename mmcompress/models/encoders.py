@@ -11,27 +11,43 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcompress.errors import ModelError
-from mmcompress.models.adapters import find, normalize_
-from mmcompress.models.base import Graph, ImageModel, LoadContext, Model, Shape, TextModel, tokens_block
-from mmcompress.models.hub import POOLER, config_of, json_of, known, load, source, tokenizer_of
+from mmcompress.models.adapters import find_blocks, normalize_
+from mmcompress.models.base import (
+    BlockShape,
+    ExportGraph,
+    ImageEncoderModel,
+    LoadContext,
+    Model,
+    TextEncoderModel,
+    add_tokens_block,
+)
+from mmcompress.models.hub import (
+    POOLER,
+    find_family,
+    load_config,
+    load_json,
+    load_library_model,
+    load_tokenizer_json,
+    source_name,
+)
 
 
 @dataclass(frozen=True)
-class Tower:
+class EncoderFamily:
     """Where a library keeps one tower: the class to load, the module that holds its layers, what its embedding is."""
 
-    load: str
+    class_name: str
     stack: str
     embed: Callable[[Any, Tensor], Tensor]
     """(the library's output, mask of real positions) -> [b, d], not yet normalized."""
     config: str = ""
     """The tower's part of a composite configuration, where the class loads it alone."""
-    part: Callable[[Any], nn.Module] = lambda whole: whole
+    find_tower: Callable[[Any], nn.Module] = lambda whole: whole
     """The tower in a model that has to be loaded whole."""
-    tokens: Callable[[Any], Tensor] = lambda out: out.last_hidden_state
+    select_tokens: Callable[[Any], Tensor] = lambda out: out.last_hidden_state
     options: Mapping[str, Any] = field(default_factory=dict)
     """Given to the class when it is loaded."""
-    unused: int = 0
+    unused_positions: int = 0
     """Positions of its embedding table that no token takes."""
 
 
@@ -60,13 +76,13 @@ def _llava(whole: Any) -> nn.Module:
     config, tower = whole.config, whole.model.vision_tower
     if config.vision_feature_select_strategy != "default" or not isinstance(config.vision_feature_layer, int):
         raise ModelError("LLaVA with vision_feature_select_strategy other than 'default', or several layers")
-    stack = tower.get_submodule(stack_of(tower, ("encoder", "vision_model.encoder")))
+    stack = tower.get_submodule(first_submodule(tower, ("encoder", "vision_model.encoder")))
     count = len(stack.layers)
     stack.layers = stack.layers[: count + 1 + config.vision_feature_layer if config.vision_feature_layer < 0 else count]
     return tower
 
 
-def stack_of(tower: nn.Module, paths: tuple[str, ...]) -> str:
+def first_submodule(tower: nn.Module, paths: tuple[str, ...]) -> str:
     """The first of the paths that the tower has."""
     for path in paths:
         try:
@@ -77,30 +93,40 @@ def stack_of(tower: nn.Module, paths: tuple[str, ...]) -> str:
     raise ModelError(f"{type(tower).__name__}: has none of {', '.join(paths)}")
 
 
-IMAGE = {
-    "clip": Tower(
+IMAGE_FAMILIES = {
+    "clip": EncoderFamily(
         "CLIPVisionModelWithProjection", "vision_model.encoder", lambda o, m: o.image_embeds, "vision_config"
     ),
-    "clip_vision_model": Tower("CLIPVisionModelWithProjection", "vision_model.encoder", lambda o, m: o.image_embeds),
-    "siglip": Tower("SiglipVisionModel", "encoder", _pooled, "vision_config"),
-    "siglip_vision_model": Tower("SiglipVisionModel", "encoder", _pooled),
-    "vit": Tower("ViTModel", "", _first, options=NO_POOLER),
-    "dinov2": Tower("Dinov2Model", "", _first),
-    "blip": Tower("BlipForConditionalGeneration", "encoder", _pooled, part=lambda whole: whole.vision_model),
-    "blip_vision_model": Tower("BlipVisionModel", "encoder", _pooled),
-    "git": Tower("GitForCausalLM", "vision_model.encoder", _first, part=lambda whole: whole.git.image_encoder),
-    "llava": Tower("LlavaForConditionalGeneration", "encoder", _first, part=_llava, tokens=_patches),
+    "clip_vision_model": EncoderFamily(
+        "CLIPVisionModelWithProjection", "vision_model.encoder", lambda o, m: o.image_embeds
+    ),
+    "siglip": EncoderFamily("SiglipVisionModel", "encoder", _pooled, "vision_config"),
+    "siglip_vision_model": EncoderFamily("SiglipVisionModel", "encoder", _pooled),
+    "vit": EncoderFamily("ViTModel", "", _first, options=NO_POOLER),
+    "dinov2": EncoderFamily("Dinov2Model", "", _first),
+    "blip": EncoderFamily(
+        "BlipForConditionalGeneration", "encoder", _pooled, find_tower=lambda whole: whole.vision_model
+    ),
+    "blip_vision_model": EncoderFamily("BlipVisionModel", "encoder", _pooled),
+    "git": EncoderFamily(
+        "GitForCausalLM", "vision_model.encoder", _first, find_tower=lambda whole: whole.git.image_encoder
+    ),
+    "llava": EncoderFamily(
+        "LlavaForConditionalGeneration", "encoder", _first, find_tower=_llava, select_tokens=_patches
+    ),
 }
-TEXT = {
-    "clip": Tower("CLIPTextModelWithProjection", "text_model.encoder", lambda o, m: o.text_embeds, "text_config"),
-    "clip_text_model": Tower("CLIPTextModelWithProjection", "text_model.encoder", lambda o, m: o.text_embeds),
-    "siglip": Tower("SiglipTextModel", "encoder", _pooled, "text_config"),
-    "siglip_text_model": Tower("SiglipTextModel", "encoder", _pooled),
-    "bert": Tower("BertModel", "encoder", _mean, options=NO_POOLER),
-    "roberta": Tower("RobertaModel", "encoder", _mean, options=NO_POOLER, unused=2),
+TEXT_FAMILIES = {
+    "clip": EncoderFamily(
+        "CLIPTextModelWithProjection", "text_model.encoder", lambda o, m: o.text_embeds, "text_config"
+    ),
+    "clip_text_model": EncoderFamily("CLIPTextModelWithProjection", "text_model.encoder", lambda o, m: o.text_embeds),
+    "siglip": EncoderFamily("SiglipTextModel", "encoder", _pooled, "text_config"),
+    "siglip_text_model": EncoderFamily("SiglipTextModel", "encoder", _pooled),
+    "bert": EncoderFamily("BertModel", "encoder", _mean, options=NO_POOLER),
+    "roberta": EncoderFamily("RobertaModel", "encoder", _mean, options=NO_POOLER, unused_positions=2),
 }
-AUDIO = {"whisper": Tower("WhisperModel", "layers", _first)}
-UNMASKED = ("clip", "siglip")
+AUDIO_FAMILIES = {"whisper": EncoderFamily("WhisperModel", "layers", _first)}
+UNMASKED_TYPES = ("clip", "siglip")
 """Lines whose text towers see padding as they did in training."""
 
 
@@ -108,10 +134,10 @@ def _square(size: Any) -> int:
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
-class ImageEncoder(ImageModel):
+class ImageEncoder(ImageEncoderModel):
     """pixels [b, 3, s, s] -> embedding [b, d] of length 1, tokens [b, n, w] of the last layer."""
 
-    def __init__(self, tower: nn.Module, row: Tower, preprocess: dict[str, Any]):
+    def __init__(self, tower: nn.Module, row: EncoderFamily, preprocess: dict[str, Any]):
         super().__init__()
         self.tower, self.row = tower, row
         normalize_(tower.get_submodule(row.stack) if row.stack else tower)
@@ -120,28 +146,28 @@ class ImageEncoder(ImageModel):
         embeddings = ".".join(("tower", *row.stack.split(".")[:-1], "embeddings"))
         with torch.no_grad():
             extra = self.get_submodule(embeddings)(torch.zeros(1, 3, size, size)).shape[1] - places
-        blocks = find(self, ".".join(p for p in ("tower", row.stack) if p))
-        self.blocks = (tokens_block(self, embeddings, extra, places), *blocks)
-        self.settle(size, int(config.hidden_size), preprocess)
+        blocks = find_blocks(self, ".".join(p for p in ("tower", row.stack) if p))
+        self.blocks = (add_tokens_block(self, embeddings, extra, places), *blocks)
+        self.finish_setup(size, int(config.hidden_size), preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         out = self.tower(pixel_values=pixels)
-        return F.normalize(self.row.embed(out, pixels), dim=-1), self.row.tokens(out)
+        return F.normalize(self.row.embed(out, pixels), dim=-1), self.row.select_tokens(out)
 
 
-class TextEncoder(TextModel):
+class TextEncoder(TextEncoderModel):
     """ids [b, t] -> embedding [b, d] of length 1. `masked`: padding is hidden from the tower."""
 
-    def __init__(self, tower: nn.Module, row: Tower, tokenizer_json: str, context: int, masked: bool):
+    def __init__(self, tower: nn.Module, row: EncoderFamily, tokenizer_json: str, context: int, masked: bool):
         super().__init__()
         self.tower, self.row, self.masked, self.tokenizer_json = tower, row, masked, tokenizer_json
         normalize_(tower.get_submodule(row.stack))
-        self.blocks = find(self, f"tower.{row.stack}")
+        self.blocks = find_blocks(self, f"tower.{row.stack}")
         config: Any = tower.config
         pad = config.pad_token_id if config.pad_token_id is not None else 0
         eos = next(v for v in (config.eos_token_id, getattr(config, "sep_token_id", None), pad) if v is not None)
         self.pad = int(pad)
-        self.settle(context, int(config.hidden_size), int(config.vocab_size), self.pad, int(eos), masked)
+        self.finish_setup(context, int(config.hidden_size), int(config.vocab_size), self.pad, int(eos), masked)
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = ids != self.pad
@@ -163,8 +189,8 @@ class AudioEncoder(Model):
         self.tower, self.window = encoder, nn.Identity()
         config: Any = encoder.config
         self.width, self.mels = int(config.d_model), int(config.num_mel_bins)
-        window = tokens_block(self, "window", 0, int(config.max_source_positions), ordered=True)
-        self.blocks = (window, *find(self, "tower"))
+        window = add_tokens_block(self, "window", 0, int(config.max_source_positions), ordered=True)
+        self.blocks = (window, *find_blocks(self, "tower"))
         self.dims = {"tokens": self.width, "embedding": self.width}
 
     @property
@@ -190,21 +216,21 @@ class AudioEncoder(Model):
         tokens = t.layer_norm(x)
         return F.normalize(tokens.mean(1), dim=-1), tokens
 
-    def graphs(self) -> dict[str, Graph]:
+    def export_graphs(self) -> dict[str, ExportGraph]:
         names = ("embedding", "tokens")
         dynamic = {n: {0: "batch"} for n in ("features", *names)}
-        return {"model": Graph(self, (torch.zeros(2, self.mels, self.frames),), ("features",), names, dynamic)}
+        return {"model": ExportGraph(self, (torch.zeros(2, self.mels, self.frames),), ("features",), names, dynamic)}
 
-    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
-        return {b.name: Shape(self.width, self.patches, self.patches, 1) for b in self.blocks}
+    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
+        return {b.name: BlockShape(self.width, self.patches, self.patches, 1) for b in self.blocks}
 
-    def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.randn(1, self.mels, self.frames),), 1.0)}
 
 
-def preprocessing(context: LoadContext) -> dict[str, Any]:
+def read_preprocessing(context: LoadContext) -> dict[str, Any]:
     """Normalization and resizing as `preprocessor_config.json` says; CLIP's where it says nothing."""
-    given = json_of(context, "preprocessor_config.json")
+    given = load_json(context, "preprocessor_config.json")
     size = given.get("size", {})
     square = isinstance(size, dict) and "height" in size
     return {
@@ -215,7 +241,7 @@ def preprocessing(context: LoadContext) -> dict[str, Any]:
     }
 
 
-def _own(config: Any, row: Tower) -> Any:
+def _own(config: Any, row: EncoderFamily) -> Any:
     """The configuration of one tower; CLIP states the width of its embeddings for both towers together."""
     if not row.config:
         return config
@@ -227,35 +253,37 @@ def _own(config: Any, row: Tower) -> Any:
 
 def load_image_encoder(context: LoadContext) -> Model:
     """The image tower of a transformers folder or hub id. Raises `ModelError`."""
-    config = config_of(context)
+    config = load_config(context)
     if config.model_type == "vision-encoder-decoder":
-        inner = known("image_encoder", config.encoder.model_type, IMAGE, context)
-        row = replace(inner, load="VisionEncoderDecoderModel", config="", part=lambda whole: whole.encoder, options={})
+        inner = find_family("image_encoder", config.encoder.model_type, IMAGE_FAMILIES, context)
+        row = replace(inner, class_name="VisionEncoderDecoderModel", config="", find_tower=lambda whole: whole.encoder, options={})
     else:
-        row = known("image_encoder", config.model_type, IMAGE, context)
-    whole = load(context, row.load, _own(config, row), unread=() if row.embed is _pooled else POOLER, **row.options)
-    return ImageEncoder(row.part(whole), row, preprocessing(context))
+        row = find_family("image_encoder", config.model_type, IMAGE_FAMILIES, context)
+    whole = load_library_model(
+        context, row.class_name, _own(config, row), unread=() if row.embed is _pooled else POOLER, **row.options
+    )
+    return ImageEncoder(row.find_tower(whole), row, read_preprocessing(context))
 
 
 def load_text_encoder(context: LoadContext) -> Model:
     """The text tower of a transformers folder or hub id. Raises `ModelError`."""
-    config = config_of(context)
-    row = known("text_encoder", config.model_type, TEXT, context)
+    config = load_config(context)
+    row = find_family("text_encoder", config.model_type, TEXT_FAMILIES, context)
     own = _own(config, row)
-    given = json_of(context, "sentence_bert_config.json").get("max_seq_length")
-    longest = int(own.max_position_embeddings) - row.unused
+    given = load_json(context, "sentence_bert_config.json").get("max_seq_length")
+    longest = int(own.max_position_embeddings) - row.unused_positions
     length = min(int(given or longest), longest, context.max_tokens or 10**6)
-    masked = not config.model_type.startswith(UNMASKED)
-    tower = load(context, row.load, own, **row.options)
-    return TextEncoder(tower, row, tokenizer_of(context), length, masked)
+    masked = not config.model_type.startswith(UNMASKED_TYPES)
+    tower = load_library_model(context, row.class_name, own, **row.options)
+    return TextEncoder(tower, row, load_tokenizer_json(context), length, masked)
 
 
 def load_audio_encoder(context: LoadContext) -> Model:
     """The encoder of a Whisper folder or hub id. Raises `ModelError`."""
-    config = config_of(context)
-    row = known("audio_encoder", config.model_type, AUDIO, context)
-    whole = load(context, row.load, config)
+    config = load_config(context)
+    row = find_family("audio_encoder", config.model_type, AUDIO_FAMILIES, context)
+    whole = load_library_model(context, row.class_name, config)
     if not hasattr(whole, "encoder"):
-        raise ModelError(f"{source(context)}: has no encoder")
+        raise ModelError(f"{source_name(context)}: has no encoder")
     whole.encoder.config._attn_implementation = "eager"
     return AudioEncoder(whole.encoder)

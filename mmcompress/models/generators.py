@@ -16,23 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.errors import ModelError
-from mmcompress.models.adapters import find, normalize_
-from mmcompress.models.base import Graph, LoadContext, Model, Shape, heads
-from mmcompress.models.hub import POOLER, config_of, known, load, tokenizer_of
+from mmcompress.models.adapters import find_blocks, normalize_
+from mmcompress.models.base import BlockShape, ExportGraph, LoadContext, Model, split_heads
+from mmcompress.models.hub import POOLER, find_family, load_config, load_library_model, load_tokenizer_json
 from mmcompress.records import Block
 
 
 @dataclass(frozen=True)
-class Line:
+class DecoderFamily:
     """One line of decoders in transformers.
 
     `stack` holds the layers, `call` runs the library's forward; `width` names the hidden size in the config,
     `positions` whether the forward takes position ids (else it counts the cache).
     """
 
-    load: str
+    class_name: str
     stack: str
-    call: Callable[..., Tensor]
+    run_decoder: Callable[..., Tensor]
     width: str = "hidden_size"
     positions: bool = True
     lead: str = ""
@@ -83,16 +83,16 @@ def _t5_prepare(lm: Any) -> None:
             module.relative_attention_bias = HeadBias(table)
 
 
-LINES = {
-    "mbart": Line("AutoModelForCausalLM", "model.decoder", _causal, "d_model", positions=False),
-    "gpt2": Line("AutoModelForCausalLM", "transformer", _causal),
-    "bert": Line("AutoModelForCausalLM", "bert", _causal),
-    "blip_text_model": Line("BlipTextLMHeadModel", "bert", _causal),
-    "blip": Line("BlipForConditionalGeneration", "bert", _causal, part="text_decoder"),
-    "vision-encoder-decoder": Line("VisionEncoderDecoderModel", "", _causal, part="decoder"),
-    "whisper": Line("WhisperForConditionalGeneration", "model.decoder", _whisper, "d_model", lead=" "),
-    "coca": Line("", "layers", _causal),
-    "t5": Line(
+DECODER_FAMILIES = {
+    "mbart": DecoderFamily("AutoModelForCausalLM", "model.decoder", _causal, "d_model", positions=False),
+    "gpt2": DecoderFamily("AutoModelForCausalLM", "transformer", _causal),
+    "bert": DecoderFamily("AutoModelForCausalLM", "bert", _causal),
+    "blip_text_model": DecoderFamily("BlipTextLMHeadModel", "bert", _causal),
+    "blip": DecoderFamily("BlipForConditionalGeneration", "bert", _causal, part="text_decoder"),
+    "vision-encoder-decoder": DecoderFamily("VisionEncoderDecoderModel", "", _causal, part="decoder"),
+    "whisper": DecoderFamily("WhisperForConditionalGeneration", "model.decoder", _whisper, "d_model", lead=" "),
+    "coca": DecoderFamily("", "layers", _causal),
+    "t5": DecoderFamily(
         "T5ForConditionalGeneration",
         "decoder",
         _t5,
@@ -110,12 +110,14 @@ class TextDecoder(Model):
     context_tokens = 64
     """Length of the context, set by the pipeline that feeds this decoder."""
 
-    def __init__(self, lm: nn.Module, line: Line, tokenizer_json: str, generation: dict[str, Any], project: nn.Module):
+    def __init__(
+        self, lm: nn.Module, line: DecoderFamily, tokenizer_json: str, generation: dict[str, Any], project: nn.Module
+    ):
         super().__init__()
         line.prepare(lm)
         self.lm, self.line, self.project = normalize_(lm), line, project
         self.tokenizer_json, self.generation = tokenizer_json, generation
-        self.blocks = find(self, f"lm.{line.stack}")
+        self.blocks = find_blocks(self, f"lm.{line.stack}")
         self.layers = 1 + max(int(b.name.partition(".")[0]) for b in self.blocks)
         config: Any = lm.config
         self.vocabulary = int(config.vocab_size)
@@ -130,43 +132,43 @@ class TextDecoder(Model):
     @property
     def config(self) -> dict[str, Any]:  # type: ignore[override]
         """For the runtime node; `past` holds (heads, head width) of every cached tensor that is left."""
-        past = [[b.units, head(b)] for _, b in self.cached("attention") for _ in "kv"]
+        past = [[b.units, head_width(b)] for _, b in self.cached("attention") for _ in "kv"]
         generation = {"generation": self.generation, "lead": self.line.lead}
         return {"tokenizer": "tokenizer.json", "past": past, **generation}
 
     def forward(self, ids: Tensor, context: Tensor) -> Tensor:
-        return self.line.call(self.lm, ids, self.project(context), use_cache=False)
+        return self.line.run_decoder(self.lm, ids, self.project(context), use_cache=False)
 
-    def graphs(self) -> dict[str, Graph]:
+    def export_graphs(self) -> dict[str, ExportGraph]:
         """`context`: cross-attention K and V of all layers, once a request; `step`: new tokens, with a cache."""
         own, cross = self.cached("attention"), self.cached("cross_attention")
-        past = tuple(torch.zeros(2, b.units, 3, head(b)) for _, b in own for _ in "kv")
-        memory = tuple(torch.zeros(2, b.units, 5, head(b)) for _, b in cross for _ in "kv")
+        past = tuple(torch.zeros(2, b.units, 3, head_width(b)) for _, b in own for _ in "kv")
+        memory = tuple(torch.zeros(2, b.units, 5, head_width(b)) for _, b in cross for _ in "kv")
         named = lambda what, kind: tuple(f"{what}.{i}.{p}" for i, _ in kind for p in "kv")
         past_names, new_names, cross_names = named("past", own), named("new", own), named("cross", cross)
         graphs = {}
         if cross:
             dynamic = {"context": {0: "images", 1: "tokens"}} | {n: {0: "images", 2: "tokens"} for n in cross_names}
             example = torch.zeros(2, 5, self.reads)
-            graphs["context"] = Graph(CrossKeys(self), (example,), ("context",), cross_names, dynamic)
-        dynamic = STEP | {n: {0: "batch", 2: "past"} for n in past_names}
+            graphs["context"] = ExportGraph(CrossKeys(self), (example,), ("context",), cross_names, dynamic)
+        dynamic = STEP_AXES | {n: {0: "batch", 2: "past"} for n in past_names}
         dynamic |= {n: {0: "batch", 2: "total"} for n in new_names}
         dynamic |= {n: {0: "images", 2: "tokens"} for n in cross_names}
         given = (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), torch.zeros(1, 1, 2, 5))
         names = ("ids", "position", "mask", *past_names, *cross_names)
-        graphs["step"] = Graph(Step(self), (*given, *past, *memory), names, ("scores", *new_names), dynamic)
+        graphs["step"] = ExportGraph(Step(self), (*given, *past, *memory), names, ("scores", *new_names), dynamic)
         return graphs
 
-    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
+    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         keys = {"attention": round((steps + 1) / 2), "cross_attention": self.context_tokens}
-        return {b.name: Shape(self.width, 1, keys.get(b.kind, 1), beams, steps) for b in self.blocks}
+        return {b.name: BlockShape(self.width, 1, keys.get(b.kind, 1), beams, steps) for b in self.blocks}
 
-    def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         past = max(1, round((steps - 1) / 2))
         cross = [b for _, b in self.cached("cross_attention")]
         feeds = [torch.full((beams, 1), 3), torch.tensor([past]), torch.zeros(1, 1, 1, past + 1)]
         feeds += [torch.randn(beams, h, past, d) for h, d in self.config["past"]]
-        feeds += [torch.randn(1, b.units, self.context_tokens, head(b)) for b in cross for _ in "kv"]
+        feeds += [torch.randn(1, b.units, self.context_tokens, head_width(b)) for b in cross for _ in "kv"]
         context = {"context": ((torch.randn(1, self.context_tokens, self.reads),), 1.0)} if cross else {}
         return {**context, "step": (tuple(feeds), steps)}
 
@@ -196,7 +198,7 @@ def library_options(g: dict[str, Any]) -> dict[str, Any]:
     return options | beams if g["beams"] > 1 else options
 
 
-def head(block: Block) -> int:
+def head_width(block: Block) -> int:
     """Width of one head of keys."""
     return block.writers[min(1, len(block.writers) - 1)].width
 
@@ -222,11 +224,11 @@ class CrossKeys(nn.Module):
         x, out = self.project(context), []
         for count, linears in zip(self.units, self.linears, strict=True):
             pair = [f(x) for f in linears] if len(linears) == 2 else linears[0](x).chunk(2, -1)
-            out += [heads(p, count) for p in pair]
+            out += [split_heads(p, count) for p in pair]
         return tuple(out)
 
 
-STEP = {
+STEP_AXES = {
     "ids": {0: "batch", 1: "step"},
     "position": {0: "step"},
     "mask": {2: "step", 3: "total"},
@@ -253,9 +255,9 @@ class Step(nn.Module):
         from transformers.cache_utils import EncoderDecoderCache
 
         m, split = self.model, 2 * len(self.own)
-        past = layers_of(m.layers, self.own, cache[:split])
-        memory = layers_of(m.layers, self.cross, cache[split:])
-        both = EncoderDecoderCache(cache_of(past), cache_of(memory))
+        past = arrange_by_layer(m.layers, self.own, cache[:split])
+        memory = arrange_by_layer(m.layers, self.cross, cache[split:])
+        both = EncoderDecoderCache(build_cache(past), build_cache(memory))
         both.is_updated = dict.fromkeys(range(m.layers), True)
         # some libraries count past tokens on the first layer, whose attention may be gone
         both.get_seq_length = lambda *_: position[0]  # type: ignore[method-assign, assignment]
@@ -264,22 +266,22 @@ class Step(nn.Module):
             options["position_ids"] = position[None].expand(ids.shape[0], -1)
         # what the layers would project is in the cache; only its presence is asked for
         context = torch.zeros(ids.shape[0], 1, m.width)
-        logits = m.line.call(m.lm, ids, context, **options)
+        logits = m.line.run_decoder(m.lm, ids, context, **options)
         scores = torch.log_softmax(logits[:, -1].float(), -1)
         kept = [both.self_attention_cache.layers[i] for i in self.own]
         return (scores, *(x for layer in kept for x in (layer.keys, layer.values)))
 
 
-Cached = list[tuple[Tensor, Tensor] | None]
+LayerCache = list[tuple[Tensor, Tensor] | None]
 
 
-def layers_of(count: int, here: list[int], tensors: tuple[Tensor, ...]) -> Cached:
+def arrange_by_layer(count: int, here: list[int], tensors: tuple[Tensor, ...]) -> LayerCache:
     """K and V by layer: those given for the layers `here`, none elsewhere."""
     pairs = dict(zip(here, zip(tensors[::2], tensors[1::2], strict=True), strict=True))
     return [pairs.get(i) for i in range(count)]
 
 
-def cache_of(layers: Cached) -> Any:
+def build_cache(layers: LayerCache) -> Any:
     """A library cache that holds exactly these tensors."""
     from transformers.cache_utils import DynamicCache, DynamicLayer
 
@@ -293,34 +295,39 @@ def cache_of(layers: Cached) -> Any:
     return cache
 
 
-class Absent(nn.Module):
+class AbsentEncoder(nn.Module):
     """In place of an encoder that is a node of its own; says what it was given to say."""
 
     main_input_name = "input_ids"
-    says: Tensor | None = None
+    given_output: Tensor | None = None
 
     def forward(self, *_: Any, **__: Any) -> SimpleNamespace:
-        return SimpleNamespace(last_hidden_state=self.says)
+        return SimpleNamespace(last_hidden_state=self.given_output)
 
 
 def load_text_decoder(context: LoadContext) -> Model:
     """The decoder of a transformers folder or hub id. Raises `ModelError`."""
     from mmcompress.models import prefix
 
-    config = config_of(context)
-    if config.model_type in prefix.LINES:
+    config = load_config(context)
+    if config.model_type in prefix.PREFIX_FAMILIES:
         return prefix.load_prefix_decoder(context, config)
-    line = known("text_decoder", config.model_type, {k: v for k, v in LINES.items() if v.load} | prefix.LINES, context)
-    whole = load(context, line.load, config, POOLER)
-    words = tokenizer_of(context)
-    model = assemble(whole, config.model_type, words, context.candidates, context.max_tokens or 20)
+    line = find_family(
+        "text_decoder",
+        config.model_type,
+        {k: v for k, v in DECODER_FAMILIES.items() if v.class_name} | prefix.PREFIX_FAMILIES,
+        context,
+    )
+    whole = load_library_model(context, line.class_name, config, POOLER)
+    words = load_tokenizer_json(context)
+    model = assemble_decoder(whole, config.model_type, words, context.candidates, context.max_tokens or 20)
     if context.prompt:
         g = model.generation
-        g["prompt"] = [*(g["prompt"] or [g["bos"]]), *prompt_ids(words, context.prompt, g["max_tokens"])]
+        g["prompt"] = [*(g["prompt"] or [g["bos"]]), *tokenize_prompt(words, context.prompt, g["max_tokens"])]
     return model
 
 
-def prompt_ids(tokenizer_json: str, prompt: str, most: int) -> list[int]:
+def tokenize_prompt(tokenizer_json: str, prompt: str, most: int) -> list[int]:
     """Token ids of a prompt, fewer than `most`. Raises `ModelError`."""
     from tokenizers import Tokenizer
 
@@ -330,24 +337,24 @@ def prompt_ids(tokenizer_json: str, prompt: str, most: int) -> list[int]:
     return found
 
 
-def assemble(whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int) -> TextDecoder:
+def assemble_decoder(whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int) -> TextDecoder:
     """The decoder node of a loaded library model; what only its encoder needs is let go."""
-    line, lm, project = LINES[model_type], whole, nn.Identity()
+    line, lm, project = DECODER_FAMILIES[model_type], whole, nn.Identity()
     if line.part:
         lm = getattr(whole, line.part)
         project = getattr(whole, "enc_to_dec_proj", project)
         if not line.stack:
-            inner = LINES.get(lm.config.model_type)
+            inner = DECODER_FAMILIES.get(lm.config.model_type)
             if inner is None:
                 raise ModelError(
-                    f"a decoder of type '{lm.config.model_type}' is not supported (known: {', '.join(LINES)})"
+                    f"a decoder of type '{lm.config.model_type}' is not supported (known: {', '.join(DECODER_FAMILIES)})"
                 )
             line = replace(inner, part=line.part)
     if hasattr(lm, "encoder"):
-        lm.encoder = Absent()
+        lm.encoder = AbsentEncoder()
     elif hasattr(lm, "model") and hasattr(lm.model, "encoder"):
-        lm.model.encoder = Absent()
-    generation = settings(whole, lm, candidates, max_tokens)
+        lm.model.encoder = AbsentEncoder()
+    generation = read_generation(whole, lm, candidates, max_tokens)
     limit = getattr(lm.config, "max_position_embeddings", None) or getattr(lm.config, "max_target_positions", None)
     if limit and max_tokens > limit:
         raise ModelError(f"max_tokens {max_tokens} exceeds the decoder's {limit} positions")
@@ -355,7 +362,7 @@ def assemble(whole: Any, model_type: str, tokenizer_json: str, candidates: int, 
     return TextDecoder(lm.eval(), line, tokenizer_json, generation, project)
 
 
-def settings(whole: Any, lm: Any, candidates: int, max_tokens: int) -> dict[str, Any]:
+def read_generation(whole: Any, lm: Any, candidates: int, max_tokens: int) -> dict[str, Any]:
     """Special ids and limits for the decode loop, from the library's own configuration."""
     sources = [x for m in (whole, lm) for x in (getattr(m, "generation_config", None), m.config) if x is not None]
     text = getattr(whole.config, "text_config", None)

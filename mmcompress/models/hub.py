@@ -17,7 +17,7 @@ POOLER = ("pooler.",)
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
-def library() -> Any:
+def import_transformers() -> Any:
     try:
         import transformers
     except ImportError as e:
@@ -26,7 +26,7 @@ def library() -> Any:
 
 
 @contextmanager
-def no_pickles(what: str) -> Iterator[None]:
+def refuse_pickles(what: str) -> Iterator[None]:
     """Nothing is unpickled inside, whatever a library tries: safetensors alone. Raises `ModelError` where it does."""
 
     def refuse(file: Any, *_: Any, **__: Any) -> None:
@@ -40,47 +40,49 @@ def no_pickles(what: str) -> Iterator[None]:
         torch.load = given
 
 
-def source(context: LoadContext) -> str:
+def source_name(context: LoadContext) -> str:
     return str(context.path or context.name)
 
 
 def _refusal(context: LoadContext, e: Exception) -> ModelError:
-    if context.path is None and gated(e):
+    if context.path is None and is_gated(e):
         return ModelError(
             f"hub model '{context.name}': its owners ask for consent first; accept on its page and log in"
         )
-    if context.path is None and unreachable(e):
+    if context.path is None and is_unreachable(e):
         return ModelError(
             f"hub model '{context.name}': the hub can't be reached and no copy is cached; give a local folder instead"
         )
-    return ModelError(f"transformers can't load '{source(context)}': {first_line(e)}")
+    return ModelError(f"transformers can't load '{source_name(context)}': {first_line(e)}")
 
 
 def first_line(e: Exception) -> str:
     return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
 
 
-def gated(e: Exception) -> bool:
+def is_gated(e: Exception) -> bool:
     """Whether an error of a library means that a hub wants a login first."""
     return any(w in str(e).lower() for w in ("gated repo", "access to model", "restricted"))
 
 
-def unreachable(e: Exception) -> bool:
+def is_unreachable(e: Exception) -> bool:
     """Whether an error of a library means that a hub can't be reached."""
     return any(
         w in str(e).lower() for w in ("connect", "offline", "cached", "failed to resolve", "name resolution", "urlopen")
     )
 
 
-def config_of(context: LoadContext) -> Any:
+def load_config(context: LoadContext) -> Any:
     """The configuration behind a source. Raises `ModelError`."""
     try:
-        return library().AutoConfig.from_pretrained(source(context), trust_remote_code=False)
+        return import_transformers().AutoConfig.from_pretrained(source_name(context), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as e:
         raise _refusal(context, e) from e
 
 
-def load(context: LoadContext, name: str, config: Any, unread: tuple[str, ...] = (), **options: Any) -> Any:
+def load_library_model(
+    context: LoadContext, name: str, config: Any, unread: tuple[str, ...] = (), **options: Any
+) -> Any:
     """The library's class `name` with its weights, float32, eager attention. Raises `ModelError`.
 
     `unread`: parts of names of weights that may be missing, as nothing here reads them; `options`: for the class.
@@ -91,8 +93,8 @@ def load(context: LoadContext, name: str, config: Any, unread: tuple[str, ...] =
         raise ModelError(f"{context.path}: no .safetensors file{found}")
     config._attn_implementation = "eager"
     try:
-        model, info = getattr(library(), name).from_pretrained(
-            source(context),
+        model, info = getattr(import_transformers(), name).from_pretrained(
+            source_name(context),
             config=config,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -107,24 +109,26 @@ def load(context: LoadContext, name: str, config: Any, unread: tuple[str, ...] =
     missing = [k for k in info["missing_keys"] if not any(part in k for part in unread)]
     wrong = [*missing, *(str(k[0]) for k in info.get("mismatched_keys", ()))]
     if wrong:
-        raise ModelError(f"{source(context)}: weights are missing or of another shape: {', '.join(sorted(wrong)[:4])}")
+        raise ModelError(
+            f"{source_name(context)}: weights are missing or of another shape: {', '.join(sorted(wrong)[:4])}"
+        )
     return model.eval()
 
 
-def known(kind: str, model_type: str, table: dict[str, Any], context: LoadContext) -> Any:
+def find_family(kind: str, model_type: str, table: dict[str, Any], context: LoadContext) -> Any:
     """The row of a table of families. Raises `ModelError` with the known ones."""
     if model_type not in table:
         raise ModelError(
-            f"{source(context)}: a {kind} of type '{model_type}' is not supported (known: {', '.join(sorted(table))})"
+            f"{source_name(context)}: a {kind} of type '{model_type}' is not supported (known: {', '.join(sorted(table))})"
         )
     return table[model_type]
 
 
-def tokenizer_of(context: LoadContext) -> str:
+def load_tokenizer_json(context: LoadContext) -> str:
     """The fast tokenizer as JSON: `tokenizer.json` of the folder, or of the hub. Raises `ModelError`."""
     if context.path is None:
         try:
-            found = library().AutoTokenizer.from_pretrained(context.name, trust_remote_code=False)
+            found = import_transformers().AutoTokenizer.from_pretrained(context.name, trust_remote_code=False)
             return str(found.backend_tokenizer.to_str())
         except (OSError, ValueError, AttributeError) as e:
             raise _refusal(context, e) from e
@@ -139,7 +143,7 @@ def tokenizer_of(context: LoadContext) -> str:
     return text
 
 
-def json_of(context: LoadContext, name: str) -> dict[str, Any]:
+def load_json(context: LoadContext, name: str) -> dict[str, Any]:
     """A JSON file beside the weights, empty when there is none."""
     path: Path | None = context.path / name if context.path else None
     if path is None:

@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcompress.errors import MissingPackage, ModelError
-from mmcompress.models.adapters import find, find_convolutions, normalize_
-from mmcompress.models.base import ImageModel, LoadContext, Model, Shape, TextModel, tokens_block
-from mmcompress.models.hub import first_line, no_pickles, tokenizer_of, unreachable
+from mmcompress.models.adapters import find_blocks, find_convolutions, normalize_
+from mmcompress.models.base import BlockShape, ImageEncoderModel, LoadContext, Model, TextEncoderModel, add_tokens_block
+from mmcompress.models.hub import first_line, is_unreachable, load_tokenizer_json, refuse_pickles
 
 
-class ImageEncoder(ImageModel):
+class ImageEncoder(ImageEncoderModel):
     """pixels [b, 3, s, s] -> embedding [b, d] of length 1, patch tokens [b, n, w]."""
 
     def __init__(self, tower: Any, preprocess: dict[str, Any]):
@@ -28,15 +28,15 @@ class ImageEncoder(ImageModel):
         normalize_(tower.transformer)
         size, width = tower.image_size, int(tower.conv1.out_channels)
         places = int(tower.grid_size[0] * tower.grid_size[1])
-        self.blocks = (tokens_block(self, "tower.ln_pre", 1, places), *find(self, "tower.transformer"))
-        self.settle(int(size[0] if isinstance(size, tuple | list) else size), width, preprocess)
+        self.blocks = (add_tokens_block(self, "tower.ln_pre", 1, places), *find_blocks(self, "tower.transformer"))
+        self.finish_setup(int(size[0] if isinstance(size, tuple | list) else size), width, preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         embedding, tokens = self.tower(pixels)
         return F.normalize(embedding, dim=-1), tokens
 
 
-class ConvEncoder(ImageModel):
+class ConvEncoder(ImageEncoderModel):
     """pixels [b, 3, s, s] -> embedding [b, d] of length 1, tokens [b, n, w]: the places of the last feature map."""
 
     def __init__(self, tower: Any, preprocess: dict[str, Any]):
@@ -51,7 +51,7 @@ class ConvEncoder(ImageModel):
                 record = lambda m, args, name=b.name: places.update({name: args[0].shape[2] * args[0].shape[3]})
                 handle = self.get_submodule(b.writers[0].path).register_forward_pre_hook(record)
                 stack.callback(handle.remove)
-            self.settle(size, 0, preprocess)
+            self.finish_setup(size, 0, preprocess)
         self.places = places
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -64,20 +64,20 @@ class ConvEncoder(ImageModel):
             embedding = t.attnpool(features)
         return F.normalize(embedding, dim=-1), features.flatten(2).transpose(1, 2)
 
-    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
+    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         found = {}
         for b in self.blocks:
             first: Any = self.get_submodule(b.writers[0].path)
-            last: Any = self.get_submodule(b.out)
-            depthwise: Any = next((m for p in b.through if isinstance(m := self.get_submodule(p), nn.Conv2d)), None)
+            last: Any = self.get_submodule(b.reader)
+            depthwise: Any = next((m for p in b.per_channel if isinstance(m := self.get_submodule(p), nn.Conv2d)), None)
             stride = max(m.stride[0] for m in (first, last, depthwise) if m is not None)
             kernels = (first.kernel_size[0], last.kernel_size[0], stride, depthwise.kernel_size[0] if depthwise else 0)
             code = int("".join(map(str, kernels)))
-            found[b.name] = Shape(first.in_channels, self.places[b.name], code, 1, head=last.out_channels)
+            found[b.name] = BlockShape(first.in_channels, self.places[b.name], code, 1, head=last.out_channels)
         return found
 
 
-class TextEncoder(TextModel):
+class TextEncoder(TextEncoderModel):
     """ids [b, t] -> embedding [b, d] of length 1; t is the tower's context length."""
 
     def __init__(self, tower: Any, tokenizer_json: str):
@@ -85,16 +85,18 @@ class TextEncoder(TextModel):
         self.tower = tower
         tower.output_tokens = False
         normalize_(tower.transformer)
-        self.blocks = find(self, "tower.transformer")
+        self.blocks = find_blocks(self, "tower.transformer")
         self.tokenizer_json = tokenizer_json
         eos = tower.eos_id if tower.pool_type == "eos" else tower.vocab_size - 1  # the highest id marks the end
-        self.settle(int(tower.context_length), int(tower.width), int(tower.vocab_size), int(tower.pad_id), int(eos))
+        self.finish_setup(
+            int(tower.context_length), int(tower.width), int(tower.vocab_size), int(tower.pad_id), int(eos)
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         return F.normalize(self.tower(ids), dim=-1)
 
 
-RANDOM = "random"
+NO_PRETRAINED = "random"
 """In place of a tag: weights as they are before training."""
 
 
@@ -114,22 +116,22 @@ def _clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any]]
     if pretrained is None and not name.startswith("local-dir:"):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ModelError(f"{what}: names no weights: add @TAG (known: {tags}), @FILE.safetensors, or @random to try it")
-    tag = None if pretrained == RANDOM else pretrained
+    tag = None if pretrained == NO_PRETRAINED else pretrained
     try:
-        with no_pickles(what):
+        with refuse_pickles(what):
             model = open_clip.create_model(name, pretrained=tag, force_custom_text=True, weights_only=True)
         config = open_clip.get_model_preprocess_cfg(model)
     except ModelError:
         raise
     except Exception as e:  # open_clip raises RuntimeError, FileNotFoundError, hub errors
-        if tag and not Path(tag).exists() and unreachable(e):
+        if tag and not Path(tag).exists() and is_unreachable(e):
             raise ModelError(f"{what}: the hub can't be reached and no copy is cached; give a local folder") from e
         raise ModelError(f"open_clip can't load '{what}': {first_line(e)}") from e
     keep = ("mean", "std", "interpolation", "resize_mode")
     return model.float().eval(), {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k in keep}
 
 
-def simple_tokenizer() -> str:
+def clip_tokenizer_json() -> str:
     """CLIP's tokenizer as JSON, from the vocabulary that open_clip brings (OpenAI CLIP's, MIT licence)."""
     from open_clip.tokenizer import SimpleTokenizer
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -163,15 +165,17 @@ def load_image_encoder(context: LoadContext) -> Model:
     raise ModelError(f"{_source(context)}: image tower {type(clip.visual).__name__} is not supported")
 
 
-def caption_decoder(clip: Any, tokenizer_json: str, candidates: int, max_tokens: int) -> Model:
+def build_caption_decoder(clip: Any, tokenizer_json: str, candidates: int, max_tokens: int) -> Model:
     """The caption decoder of a CoCa model; it reads the tokens of its image tower, a node of its own."""
     from mmcompress.models import coca
-    from mmcompress.models.generators import LINES, TextDecoder, settings
+    from mmcompress.models.generators import DECODER_FAMILIES, TextDecoder, read_generation
 
     lm = coca.CaptionDecoder(clip).eval()
     width = int(clip.text.token_embedding.embedding_dim)
     norm = nn.LayerNorm(width, clip.text_decoder.ln_final.eps, elementwise_affine=False)
-    return TextDecoder(lm, LINES["coca"], tokenizer_json, settings(lm, lm, candidates, max_tokens), norm)
+    return TextDecoder(
+        lm, DECODER_FAMILIES["coca"], tokenizer_json, read_generation(lm, lm, candidates, max_tokens), norm
+    )
 
 
 def load_text_decoder(context: LoadContext) -> Model:
@@ -182,13 +186,15 @@ def load_text_decoder(context: LoadContext) -> Model:
     if not hasattr(clip.text, "token_embedding"):
         raise ModelError(f"{_source(context)}: text tower {type(clip.text).__name__} is not supported")
     # a copy: the text encoder of the same checkpoint shares the first layers
-    return caption_decoder(copy.deepcopy(clip), _tokenizer(clip, context), context.candidates, context.max_tokens or 20)
+    return build_caption_decoder(
+        copy.deepcopy(clip), _tokenizer(clip, context), context.candidates, context.max_tokens or 20
+    )
 
 
 def _tokenizer(clip: Any, context: LoadContext) -> str:
     own = context.path is not None and (context.path / "tokenizer.json").is_file()
     standard = not own and clip.text.vocab_size == 49408
-    return simple_tokenizer() if standard else tokenizer_of(context)
+    return clip_tokenizer_json() if standard else load_tokenizer_json(context)
 
 
 def load_text_encoder(context: LoadContext) -> Model:

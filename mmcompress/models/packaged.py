@@ -19,7 +19,7 @@ PACKAGES = {
 }
 
 
-def folder(name: str) -> Path:
+def find_packaged_folder(name: str) -> Path:
     """The transformers folder behind `pip:NAME`, converted on first use. Raises `ModelError` or `MissingPackage`."""
     if name not in PACKAGES:
         raise ModelError(f"source 'pip:{name}': no package is known to bring it (known: {', '.join(PACKAGES)})")
@@ -31,4 +31,4 @@ def folder(name: str) -> Path:
     if not (model / "model.bin").is_file():
         return model
     target = cache_folder() / name
-    return target if (target / "config.json").is_file() else ctranslate2.convert(model, target)
+    return target if (target / "config.json").is_file() else ctranslate2.convert_to_transformers(model, target)

@@ -15,10 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.errors import ModelError
-from mmcompress.models.adapters import find, normalize_
-from mmcompress.models.base import Graph, LoadContext, Model, Shape
-from mmcompress.models.generators import STEP, Absent, cache_of, head, layers_of, library_options, prompt_ids, settings
-from mmcompress.models.hub import POOLER, load, tokenizer_of
+from mmcompress.models.adapters import find_blocks, normalize_
+from mmcompress.models.base import BlockShape, ExportGraph, LoadContext, Model
+from mmcompress.models.generators import (
+    STEP_AXES,
+    AbsentEncoder,
+    arrange_by_layer,
+    build_cache,
+    head_width,
+    library_options,
+    read_generation,
+    tokenize_prompt,
+)
+from mmcompress.models.hub import POOLER, load_library_model, load_tokenizer_json
 from mmcompress.records import Block
 from mmcompress.runtime.decode import FAR
 
@@ -26,14 +35,14 @@ BRIDGE = "bridge."
 
 
 @dataclass(frozen=True)
-class PrefixLine:
+class PrefixFamily:
     """One line of prefix decoders: how it embeds words and the prefix, runs its layers and names its parts.
 
     `embed(lm, ids, text positions)`, `prefix(lm, context)` -> [b, t, w]; `run(lm, x, positions in the whole sequence,
     mask, cache or None)` -> [b, t, w]; `score(lm, x)` -> logits. `open_prefix`: the prefix sees itself both ways.
     """
 
-    load: str
+    class_name: str
     stack: str
     embed: Callable[[Any, Tensor, Tensor], Tensor]
     prefix: Callable[[Any, Tensor], Tensor]
@@ -64,7 +73,7 @@ def _llava_run(lm: Any, x: Tensor, positions: Tensor, mask: Tensor, cache: Any) 
 
 
 def _git_generate(lm: Any, context: Tensor, prefix: Tensor, ids: Tensor, **options: Any) -> Tensor:
-    lm.git.image_encoder.says = context  # stands in for the encoder, whatever the pixels
+    lm.git.image_encoder.given_output = context  # stands in for the encoder, whatever the pixels
     return lm.generate(pixel_values=torch.zeros(1, 3, 1, 1), input_ids=ids, **options)
 
 
@@ -74,8 +83,8 @@ def _llava_generate(lm: Any, context: Tensor, prefix: Tensor, ids: Tensor, **opt
     return torch.cat([ids.expand(len(new), -1), new], 1)
 
 
-LINES = {
-    "git": PrefixLine(
+PREFIX_FAMILIES = {
+    "git": PrefixFamily(
         "GitForCausalLM",
         "git.encoder",
         lambda lm, ids, at: lm.git.embeddings(input_ids=ids, position_ids=at[None].expand(ids.shape[0], -1)),
@@ -87,7 +96,7 @@ LINES = {
         "git.image_encoder",
         _git_generate,
     ),
-    "llava": PrefixLine(
+    "llava": PrefixFamily(
         "LlavaForConditionalGeneration",
         "model.language_model",
         lambda lm, ids, at: lm.model.language_model.embed_tokens(ids),
@@ -111,15 +120,15 @@ class PrefixDecoder(Model):
     """Length of the context, set by the pipeline that feeds this decoder."""
 
     def __init__(
-        self, lm: nn.Module, line: PrefixLine, tokenizer_json: str, generation: dict[str, Any], before: list[int]
+        self, lm: nn.Module, line: PrefixFamily, tokenizer_json: str, generation: dict[str, Any], before: list[int]
     ):
         super().__init__()
         self.register_buffer("before", torch.tensor(before, dtype=torch.long), persistent=False)
         self.lm, self.line, self.tokenizer_json, self.generation = lm, line, tokenizer_json, generation
         normalize_(lm.get_submodule(line.stack))
-        stack = tuple(_meeting(b) for b in find(self, f"lm.{line.stack}"))
+        stack = tuple(_meeting(b) for b in find_blocks(self, f"lm.{line.stack}"))
         self.layers = 1 + max(int(b.name.partition(".")[0]) for b in stack)
-        bridge = find(self, f"lm.{line.bridge}", BRIDGE) if line.bridge else ()
+        bridge = find_blocks(self, f"lm.{line.bridge}", BRIDGE) if line.bridge else ()
         self.blocks = (*(dataclasses.replace(b, reads=("context",)) for b in bridge), *stack)
         text: Any = lm.config.get_text_config()
         self.vocabulary, self.width = int(text.vocab_size), int(text.hidden_size)
@@ -131,7 +140,7 @@ class PrefixDecoder(Model):
 
     @property
     def config(self) -> dict[str, Any]:  # type: ignore[override]
-        past = [[b.units, head(b)] for _, b in self.cached() for _ in "kv"]
+        past = [[b.units, head_width(b)] for _, b in self.cached() for _ in "kv"]
         return {"tokenizer": "tokenizer.json", "generation": self.generation, "past": past}
 
     def prefix(self, context: Tensor) -> Tensor:
@@ -156,28 +165,28 @@ class PrefixDecoder(Model):
             hidden = hidden & (at[None] >= prefix)
         return (hidden[None, None] * FAR).expand(like.shape[0], 1, -1, -1)
 
-    def graphs(self) -> dict[str, Graph]:
+    def export_graphs(self) -> dict[str, ExportGraph]:
         """`context`: K and V of the prefix, once a request; `step`: new tokens, with a cache that starts there."""
         own = self.cached()
         names = lambda what: tuple(f"{what}.{i}.{p}" for i, _ in own for p in "kv")
-        past = tuple(torch.zeros(2, b.units, 8, head(b)) for _, b in own for _ in "kv")
+        past = tuple(torch.zeros(2, b.units, 8, head_width(b)) for _, b in own for _ in "kv")
         dynamic = {"context": {0: "images", 1: "tokens"}} | {n: {0: "images", 2: "tokens"} for n in names("past")}
         example = torch.zeros(2, 5, self.dims["context"])
-        context = Graph(Prefill(self), (example,), ("context",), names("past"), dynamic)
-        dynamic = STEP | {n: {0: "batch", 2: "past"} for n in names("past")}
+        context = ExportGraph(Prefill(self), (example,), ("context",), names("past"), dynamic)
+        dynamic = STEP_AXES | {n: {0: "batch", 2: "past"} for n in names("past")}
         dynamic |= {n: {0: "batch", 2: "total"} for n in names("new")}
         inputs = (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), torch.zeros(1, 1, 2, 10), *past)
         given = ("ids", "position", "mask", *names("past"))
-        step = Graph(Step(self), inputs, given, ("scores", *names("new")), dynamic)
+        step = ExportGraph(Step(self), inputs, given, ("scores", *names("new")), dynamic)
         return {"context": context, "step": step}
 
-    def shapes(self, steps: float, beams: int) -> dict[str, Shape]:
+    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         n = self.context_tokens + len(self.before)
         keys = n + round((steps + 1) / 2)
-        loop = lambda b: Shape(self.width, 1, keys if b.group == "heads" else 1, beams, steps, n)
-        return {b.name: Shape(self.width, n, n, 1) if b.name.startswith(BRIDGE) else loop(b) for b in self.blocks}
+        loop = lambda b: BlockShape(self.width, 1, keys if b.group == "heads" else 1, beams, steps, n)
+        return {b.name: BlockShape(self.width, n, n, 1) if b.name.startswith(BRIDGE) else loop(b) for b in self.blocks}
 
-    def requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         text = max(1, round((steps - 1) / 2))
         ahead = self.context_tokens + len(self.before)
         feeds = [torch.full((beams, 1), 3), torch.tensor([text]), torch.zeros(1, 1, 1, ahead + text + 1)]
@@ -213,7 +222,7 @@ class Prefill(nn.Module):
     def forward(self, context: Tensor) -> tuple[Tensor, ...]:
         m = self.model
         x = m.prefix(context)
-        cache = cache_of([None] * m.layers)
+        cache = build_cache([None] * m.layers)
         n = x.shape[1]
         m.line.run(m.lm, x, torch.arange(n), m._mask(x, n, n), cache)
         return tuple(t for i, _ in m.cached() for t in (cache.layers[i].keys, cache.layers[i].values))
@@ -231,7 +240,7 @@ class Step(nn.Module):
         m = self.model
         own = [i for i, _ in m.cached()]
         before = past[0].shape[2]
-        cache = cache_of(layers_of(m.layers, own, past))
+        cache = build_cache(arrange_by_layer(m.layers, own, past))
         cache.get_seq_length = lambda *_: before
         at = torch.arange(ids.shape[1]) + before
         x = m.line.run(m.lm, m.line.embed(m.lm, ids, position), at, mask, cache)
@@ -243,12 +252,12 @@ IMAGE = "<image>"
 """Where the image stands in a prompt."""
 
 
-def assemble(
+def assemble_prefix_decoder(
     whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int, prompt: str = ""
 ) -> PrefixDecoder:
     """The decoder node of a loaded library model; its encoder is let go. Raises `ModelError`."""
-    line, g = LINES[model_type], settings(whole, whole, candidates, max_tokens)
-    words = lambda text: prompt_ids(tokenizer_json, text, max_tokens)
+    line, g = PREFIX_FAMILIES[model_type], read_generation(whole, whole, candidates, max_tokens)
+    words = lambda text: tokenize_prompt(tokenizer_json, text, max_tokens)
     ahead, image, behind = prompt.partition(IMAGE)
     if not image:
         ahead, behind = "", prompt
@@ -257,12 +266,12 @@ def assemble(
     before = [g["bos"], *words(ahead)] if image and not line.open_prefix else []
     after = words(behind)
     g["prompt"] = after if before else [g["bos"], *after] if after else []
-    whole.set_submodule(line.encoder, Absent())
+    whole.set_submodule(line.encoder, AbsentEncoder())
     return PrefixDecoder(whole.eval(), line, tokenizer_json, g, before)
 
 
 def load_prefix_decoder(context: LoadContext, config: Any) -> Model:
     """The decoder of a transformers folder or hub id. Raises `ModelError`."""
-    whole = load(context, LINES[config.model_type].load, config, POOLER)
+    whole = load_library_model(context, PREFIX_FAMILIES[config.model_type].class_name, config, POOLER)
     limits = (context.candidates, context.max_tokens or 20, context.prompt)
-    return assemble(whole, config.model_type, tokenizer_of(context), *limits)
+    return assemble_prefix_decoder(whole, config.model_type, load_tokenizer_json(context), *limits)

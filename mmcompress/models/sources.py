@@ -15,12 +15,12 @@ from mmcompress.models.base import LoadContext, Model
 from mmcompress.registry import FAMILIES
 from mmcompress.spec.schema import Node, Spec
 
-EMBEDDED = Path(__file__).parent / "embedded"
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
 SCHEMES = ("embedded", "open_clip", "transformers", "pip", "python")
 CONFIGS = {"open_clip_config.json": "open_clip", "config.json": "transformers"}
 
 
-def locate(source: str) -> tuple[str, Path | None, str, str | None]:
+def locate_source(source: str) -> tuple[str, Path | None, str, str | None]:
     """A source string as (library, folder or None, name, pretrained tag). Raises `ModelError`.
 
     `embedded:NAME`, a folder, `open_clip:NAME[@PRETRAINED]`, `transformers:HUB_ID_OR_FOLDER`, `pip:NAME` (weights that
@@ -30,11 +30,13 @@ def locate(source: str) -> tuple[str, Path | None, str, str | None]:
     if colon and scheme == "python":
         return scheme, None, rest, None
     if colon and scheme == "pip":
-        folder = packaged.folder(rest)
+        folder = packaged.find_packaged_folder(rest)
     elif colon and scheme == "embedded":
-        folder = EMBEDDED / rest
+        folder = EMBEDDED_FOLDER / rest
         if not folder.is_dir():
-            known = sorted(p.parent.relative_to(EMBEDDED).as_posix() for p in EMBEDDED.glob("*/*/tokenizer.json"))
+            known = sorted(
+                p.parent.relative_to(EMBEDDED_FOLDER).as_posix() for p in EMBEDDED_FOLDER.glob("*/*/tokenizer.json")
+            )
             raise ModelError(f"source '{source}': nothing embedded under that name (known: {', '.join(known)})")
     elif colon and scheme in ("open_clip", "transformers"):
         folder = Path(rest)
@@ -55,9 +57,9 @@ def locate(source: str) -> tuple[str, Path | None, str, str | None]:
     raise ModelError(f"source '{source}': {folder} holds neither of {', '.join(CONFIGS)}")
 
 
-def located(node: Node) -> tuple[str, Path | None, str, str | None]:
+def locate_node_source(node: Node) -> tuple[str, Path | None, str, str | None]:
     """`locate` the source of a node; no weights are read. Raises `ModelError` also where no model of that kind is."""
-    found = locate(node.source)
+    found = locate_source(node.source)
     if found[0] != "python" and (problem := FAMILIES.problem(f"{found[0]}/{node.kind}")):
         raise ModelError(f"source '{node.source}' as a {node.kind}: {problem}")
     return found
@@ -65,7 +67,7 @@ def located(node: Node) -> tuple[str, Path | None, str, str | None]:
 
 def load_model(node: Node) -> Model:
     """The model of one node, float32, in evaluation mode. Raises `ModelError`."""
-    library, folder, name, pretrained = located(node)
+    library, folder, name, pretrained = locate_node_source(node)
     if library == "python":
         return _own(node, name).eval()
     family = f"{library}/{node.kind}"
@@ -73,13 +75,13 @@ def load_model(node: Node) -> Model:
     return FAMILIES.get(family)(context).eval()
 
 
-def earlier(spec: Spec, models: Mapping[str, Model]) -> dict[str, Model]:
+def load_rewind_models(spec: Spec, models: Mapping[str, Model]) -> dict[str, Model]:
     """The models with the weights that survivors are rewound to: those of `rewind` where a node has one.
 
     Raises `ModelError` where those are of another architecture.
     """
     found = dict(models)
-    for n, node in spec.models().items():
+    for n, node in spec.model_nodes().items():
         if node.rewind:
             try:
                 found[n] = load_model(replace(node, source=node.rewind))
@@ -88,7 +90,7 @@ def earlier(spec: Spec, models: Mapping[str, Model]) -> dict[str, Model]:
             shapes = [{k: tuple(p.shape) for k, p in m.named_parameters()} for m in (models[n], found[n])]
             if shapes[0] != shapes[1]:
                 raise ModelError(f"nodes.{n}.rewind: '{node.rewind}' is not the model of '{node.source}'")
-    connect(spec, found)
+    set_context_lengths(spec, found)
     return found
 
 
@@ -112,7 +114,7 @@ def _own(node: Node, name: str) -> Model:
     return model
 
 
-def connect(spec: Spec, models: Mapping[str, Model]) -> None:
+def set_context_lengths(spec: Spec, models: Mapping[str, Model]) -> None:
     """Tell every generator how long its context is."""
     for name, node in spec.nodes.items():
         if node.kind == "text_decoder":
@@ -122,7 +124,7 @@ def connect(spec: Spec, models: Mapping[str, Model]) -> None:
 def load_models(spec: Spec) -> dict[str, Model]:
     """Every model of the pipeline, widths checked across the edges. Raises `ModelError`."""
     models = {}
-    for name, node in spec.models().items():
+    for name, node in spec.model_nodes().items():
         try:
             models[name] = load_model(node)
         except ModelError as e:
@@ -140,5 +142,5 @@ def load_models(spec: Spec) -> dict[str, Model]:
                 raise ModelError(
                     f"nodes.{name}: embeddings of '{ends[0]}' ({a}) and '{ends[1]}' ({b}) can't be compared"
                 )
-    connect(spec, models)
+    set_context_lengths(spec, models)
     return models

@@ -13,44 +13,46 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmcompress.records import Block, Candidate, Kept
+from mmcompress.records import Block, Candidate, KeptUnits
 from mmcompress.spec.schema import NodePrune, Spec
 
 
 @dataclass(frozen=True)
-class Curve:
+class SensitivityCurve:
     """Measured damage (rise of the pipeline's loss after refit) of one block against the units it keeps."""
 
-    kept: tuple[int, ...]
-    damage: tuple[float, ...]
+    kept_units: tuple[int, ...]
+    loss_increases: tuple[float, ...]
 
-    def at(self, kept: float | np.ndarray) -> np.ndarray:
+    def loss_increase(self, kept: float | np.ndarray) -> np.ndarray:
         """Linear between the measured points."""
-        return np.asarray(np.interp(kept, self.kept, self.damage))
+        return np.asarray(np.interp(kept, self.kept_units, self.loss_increases))
 
 
-Curves = Mapping[str, Curve]
-Policy = Callable[[Sequence[Block], int, Curves, Mapping[str, Tensor]], Kept]
+SensitivityCurves = Mapping[str, SensitivityCurve]
+Policy = Callable[[Sequence[Block], int, SensitivityCurves, Mapping[str, Tensor]], KeptUnits]
 """(blocks of one part, steps to remove, curves, scores) -> units kept."""
 
 
-def steps(block: Block) -> int:
+def count_steps(block: Block) -> int:
     """How many cuts of `step` units a block allows."""
-    return -(-block.units // block.step)
+    return -(-block.units // block.granularity)
 
 
-def after(block: Block, removed: int | np.ndarray) -> int | np.ndarray:
+def units_after(block: Block, removed: int | np.ndarray) -> int | np.ndarray:
     """Units left when `removed` steps are cut."""
-    return np.maximum(block.units - np.asarray(removed) * block.step, block.least)
+    return np.maximum(block.units - np.asarray(removed) * block.granularity, block.min_units)
 
 
-def knapsack(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping[str, Tensor]) -> Kept:
+def allocate_by_knapsack(
+    blocks: Sequence[Block], remove: int, curves: SensitivityCurves, scores: Mapping[str, Tensor]
+) -> KeptUnits:
     """Least total damage at the given number of cuts, by dynamic programming over the blocks."""
     best = np.full(remove + 1, np.inf)
     best[0] = 0.0
     choices = []
     for block in blocks:
-        cost = curves[block.name].at(after(block, np.arange(steps(block) + 1)))
+        cost = curves[block.name].loss_increase(units_after(block, np.arange(count_steps(block) + 1)))
         options = np.full((remove + 1, len(cost)), np.inf)
         for cut in range(min(len(cost), remove + 1)):
             options[cut:, cut] = best[: remove + 1 - cut] + cost[cut]
@@ -58,30 +60,34 @@ def knapsack(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mappi
         best = options.min(1)
     kept, left = {}, remove
     for block, choice in zip(reversed(blocks), reversed(choices), strict=True):
-        kept[block.name] = int(after(block, choice[left]))
+        kept[block.name] = int(units_after(block, choice[left]))
         left -= int(choice[left])
     return kept
 
 
-def ranked(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping[str, Tensor]) -> Kept:
+def allocate_by_rank(
+    blocks: Sequence[Block], remove: int, curves: SensitivityCurves, scores: Mapping[str, Tensor]
+) -> KeptUnits:
     """The least important steps of the whole part, each the sum of its units taken from the bottom of its block."""
     costs = []
     for i, block in enumerate(blocks):
         low = scores[block.name].sort().values
-        costs += [(float(s.sum()), i) for s in low.split(block.step)]
+        costs += [(float(s.sum()), i) for s in low.split(block.granularity)]
     cuts = [0] * len(blocks)
     for _, i in sorted(costs)[:remove]:
         cuts[i] += 1
-    return {b.name: int(after(b, c)) for b, c in zip(blocks, cuts, strict=True)}
+    return {b.name: int(units_after(b, c)) for b, c in zip(blocks, cuts, strict=True)}
 
 
-def uniform(blocks: Sequence[Block], remove: int, curves: Curves, scores: Mapping[str, Tensor]) -> Kept:
+def allocate_uniformly(
+    blocks: Sequence[Block], remove: int, curves: SensitivityCurves, scores: Mapping[str, Tensor]
+) -> KeptUnits:
     """The same share of every block, by the largest remainder."""
-    cuts = apportioned([steps(b) for b in blocks], remove)
-    return {b.name: int(after(b, c)) for b, c in zip(blocks, cuts, strict=True)}
+    cuts = apportion_cuts([count_steps(b) for b in blocks], remove)
+    return {b.name: int(units_after(b, c)) for b, c in zip(blocks, cuts, strict=True)}
 
 
-def apportioned(sizes: Sequence[int], remove: int) -> list[int]:
+def apportion_cuts(sizes: Sequence[int], remove: int) -> list[int]:
     """So many cuts in proportion to sizes, by the largest remainder: the first of equal ones."""
     ideal = [remove * size / sum(sizes) for size in sizes]
     cuts = [int(x) for x in ideal]
@@ -96,43 +102,43 @@ def allocate_node(
     cross: Mapping[str, str],
     protection: float,
     policy: Policy,
-    curves: Curves,
+    curves: SensitivityCurves,
     scores: Mapping[str, Tensor],
-) -> Kept:
+) -> KeptUnits:
     """Units kept in every block of one node."""
     kept = {b.name: b.units for b in blocks}
     fixed = {b.name for b in blocks if b.name in prune.blocks}
     for b in blocks:
         if b.name in prune.blocks:
-            kept[b.name] = int(after(b, round(prune.blocks[b.name] * steps(b))))
+            kept[b.name] = int(units_after(b, round(prune.blocks[b.name] * count_steps(b))))
     free = [b for b in blocks if b.name not in fixed]
     weight = {b.name: protection if b.name in cross else 1.0 for b in free}
-    by_damage = sorted(free, key=lambda b: float(curves[b.name].at(0)) * weight[b.name])
+    by_damage = sorted(free, key=lambda b: float(curves[b.name].loss_increase(0)) * weight[b.name])
     dropped = {b.name for b in [b for b in by_damage if b.drop][: prune.drop]}
     kept |= dict.fromkeys(dropped, 0)
     for group, ratio in (("heads", prune.heads), ("ffn", prune.ffn), ("tokens", prune.tokens)):
         for crossing in (False, True):
             part = [b for b in free if b.group == group and (b.name in cross) == crossing]
-            total = sum(steps(b) for b in part)
+            total = sum(count_steps(b) for b in part)
             share = ratio / protection if crossing else ratio
             wanted = int(share * total + (0 if crossing else 0.5))
             part = [b for b in part if b.name not in dropped]
-            remove = wanted - (total - sum(steps(b) for b in part))
+            remove = wanted - (total - sum(count_steps(b) for b in part))
             if part and remove > 0:
                 kept |= policy(part, remove, curves, scores)
     return kept
 
 
-def allocate(
+def allocate_pipeline(
     spec: Spec,
     blocks: Mapping[str, Sequence[Block]],
     cross: Mapping[str, Mapping[str, str]],
-    curves: Mapping[str, Curves],
+    curves: Mapping[str, SensitivityCurves],
     scores: Mapping[str, Mapping[str, Tensor]],
     policy: Policy,
 ) -> Candidate:
     """The candidate a spec (with a trial's overrides) describes."""
-    models = spec.models()
+    models = spec.model_nodes()
     kept = {
         n: allocate_node(blocks[n], node.prune, cross[n], spec.prune.protection, policy, curves[n], scores[n])
         for n, node in models.items()
@@ -140,18 +146,18 @@ def allocate(
     return Candidate(kept, {n: "fp32" if node.precision == "auto" else node.precision for n, node in models.items()})
 
 
-def choose_units(kept: Kept, blocks: Sequence[Block], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def choose_units(kept: KeptUnits, blocks: Sequence[Block], scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The most important units of each block (of an ordered one the first), sorted; whole blocks are left out."""
     best = lambda b: torch.sort(scores[b.name].topk(kept[b.name]).indices).values
     return {
-        b.name: torch.arange(kept[b.name]) if b.ordered else best(b)
+        b.name: torch.arange(kept[b.name]) if b.prefix_only else best(b)
         for b in blocks
         if kept.get(b.name, b.units) < b.units
     }
 
 
-def ratios(
-    kept: Mapping[str, Kept],
+def removed_share(
+    kept: Mapping[str, KeptUnits],
     blocks: Mapping[str, Sequence[Block]],
     cross: Mapping[str, Mapping[str, str]],
     crossing: bool,
@@ -165,6 +171,6 @@ def ratios(
         for b in blocks[node]:
             if (b.name in cross[node]) != crossing or b.group == "tokens":  # positions carry no parameters
                 continue
-            whole += b.units * b.weight
-            cut += (b.units - units.get(b.name, b.units)) * b.weight
+            whole += b.units * b.rows_and_columns_per_unit
+            cut += (b.units - units.get(b.name, b.units)) * b.rows_and_columns_per_unit
     return cut / whole if whole else None

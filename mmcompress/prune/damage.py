@@ -9,17 +9,17 @@ import torch
 from torch import Tensor
 
 from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
-from mmcompress.prune.allocation import Curve, after, choose_units, steps
+from mmcompress.prune.allocation import SensitivityCurve, choose_units, count_steps, units_after
 from mmcompress.prune.refit import Grams, refit_from_gram_
-from mmcompress.prune.surgery import sliced
+from mmcompress.prune.surgery import copy_without_units
 from mmcompress.records import Block
 
-SHARES = (0.25, 0.5, 0.75, 1.0)
+MEASURED_SHARES = (0.25, 0.5, 0.75, 1.0)
 NO_LIMIT: Mapping[str, float] = MappingProxyType({})
 
 
 @torch.inference_mode()
-def measure(
+def measure_sensitivity(
     pipeline: TorchPipeline,
     models: Models,
     batch: Batch,
@@ -28,16 +28,16 @@ def measure(
     ridge: float,
     progress: Callable[[str, float], None] = lambda what, share: None,
     shortest: Mapping[str, float] = NO_LIMIT,
-) -> dict[str, dict[str, Curve]]:
+) -> dict[str, dict[str, SensitivityCurve]]:
     """Curves per node and block. Only the nodes downstream of the cut are run again.
 
     `shortest`: the largest share of its positions that a node may lose. Damage rises steeply where the end of what is
     seen or heard begins: levels beyond would say too much of those within.
     """
-    dense = pipeline.run(models, batch)
-    anchors = pipeline.anchors_of(dense)
-    base = pipeline.judge(dense, batch, anchors)
-    found: dict[str, dict[str, Curve]] = {}
+    dense = pipeline.forward_in_pieces(models, batch)
+    anchors = pipeline.select_reference_outputs(dense)
+    base = pipeline.loss_of_outputs(dense, batch, anchors)
+    found: dict[str, dict[str, SensitivityCurve]] = {}
     total = sum(len(m.blocks) for m in models.values())
     done = 0
     for node, model in models.items():
@@ -50,37 +50,40 @@ def measure(
             points = {block.units: 0.0}
             for kept in _levels(block, shortest.get(node, 0.0)):
                 cut = _cut(model, block, kept, scores[node], grams[node], ridge)
-                loss = pipeline.evaluate({**models, node: cut}, batch, known, anchors)
+                loss = pipeline.loss_of_models({**models, node: cut}, batch, known, anchors)
                 points[kept] = max(loss - base, 0.0)
             order = sorted(points)
-            found[node][block.name] = Curve(tuple(order), tuple(points[k] for k in order))
+            found[node][block.name] = SensitivityCurve(tuple(order), tuple(points[k] for k in order))
     return found
 
 
 def _levels(block: Block, shortest: float) -> list[int]:
     """Units kept at which damage is measured, all of them aside."""
     most = shortest if block.group == "tokens" and shortest else 1.0
-    return sorted({int(after(block, round(s * most * steps(block)))) for s in SHARES} - {block.units}, reverse=True)
+    return sorted(
+        {int(units_after(block, round(s * most * count_steps(block)))) for s in MEASURED_SHARES} - {block.units},
+        reverse=True,
+    )
 
 
-def estimate(
+def estimate_sensitivity(
     models: Models, scores: Mapping[str, Mapping[str, Tensor]], pairs: int, shortest: Mapping[str, float] = NO_LIMIT
-) -> dict[str, dict[str, Curve]]:
+) -> dict[str, dict[str, SensitivityCurve]]:
     """Curves without running anything: half the mask Fisher information that is cut, per pair (Kwon et al. 2022)."""
-    found: dict[str, dict[str, Curve]] = {}
+    found: dict[str, dict[str, SensitivityCurve]] = {}
     for node, model in models.items():
         found[node] = {}
         for block in model.blocks:
             given = scores[node][block.name]
-            lost = (given.flip(0) if block.ordered else given.sort().values).cumsum(0) / (2 * pairs)
+            lost = (given.flip(0) if block.prefix_only else given.sort().values).cumsum(0) / (2 * pairs)
             kept = sorted({block.units, *_levels(block, shortest.get(node, 0.0))})
             points = tuple(float(lost[block.units - k - 1]) if k < block.units else 0.0 for k in kept)
-            found[node][block.name] = Curve(tuple(kept), points)
+            found[node][block.name] = SensitivityCurve(tuple(kept), points)
     return found
 
 
 def _cut(model, block: Block, kept: int, scores: Mapping[str, Tensor], grams: Grams, ridge: float):  # type: ignore[no-untyped-def]
     units = choose_units({block.name: kept}, [block], scores)
-    cut = sliced(model, units)
+    cut = copy_without_units(model, units)
     refit_from_gram_(cut, model, units, grams, ridge)
     return cut.eval()

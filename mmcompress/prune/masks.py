@@ -8,12 +8,12 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
-from mmcompress.models.base import Model, Tokens
+from mmcompress.models.base import Model, TokenSelector
 from mmcompress.records import Block, Writer
 
 
 @contextmanager
-def hooked(model: Model, paths: Iterable[str], hook: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def hook_inputs(model: Model, paths: Iterable[str], hook: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """`hook(x) -> x` on the input of some modules."""
     with ExitStack() as stack:
         for path in paths:
@@ -23,7 +23,7 @@ def hooked(model: Model, paths: Iterable[str], hook: Callable[[Tensor], Tensor])
         yield
 
 
-def spread(mask: Tensor, block: Block, like: Tensor) -> Tensor:
+def expand_mask(mask: Tensor, block: Block, like: Tensor) -> Tensor:
     """A mask per unit, [units] or [b, units], as one per feature that multiplies `like`: [b, .., f] or [b, f, h, w]."""
     features = mask.repeat_interleave(block.width, -1)
     if mask.ndim == 2 and len(like) != len(mask):  # several texts a sample
@@ -34,7 +34,7 @@ def spread(mask: Tensor, block: Block, like: Tensor) -> Tensor:
 
 
 @contextmanager
-def masked(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
+def mask_units(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
     """Run `model` with units scaled by `masks[block]`, [units] or one row a sample [b, units]."""
     with ExitStack() as stack:
         for name, mask in masks.items():
@@ -42,16 +42,16 @@ def masked(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
             if block.group == "tokens":
                 stack.enter_context(_thinned(model, block, mask))
                 continue
-            paths = (block.out, *block.also)
-            stack.enter_context(hooked(model, paths, lambda x, m=mask, b=block: x * spread(m, b, x)))
+            paths = (block.reader, *block.extra_readers)
+            stack.enter_context(hook_inputs(model, paths, lambda x, m=mask, b=block: x * expand_mask(m, b, x)))
         yield
 
 
 @contextmanager
 def _thinned(model: Model, block: Block, mask: Tensor) -> Iterator[None]:
     """Positions left out where a mask [units] is zero; faded, all of them there, by one row a sample [b, units]."""
-    at = model.get_submodule(block.out)
-    assert isinstance(at, Tokens)
+    at = model.get_submodule(block.reader)
+    assert isinstance(at, TokenSelector)
 
     def hook(m: object, args: tuple, x: Tensor) -> Tensor:
         if mask.ndim == 1:
@@ -63,9 +63,9 @@ def _thinned(model: Model, block: Block, mask: Tensor) -> Iterator[None]:
     handle.remove()
 
 
-def some(block: Block, keep: int, generator: torch.Generator) -> Tensor:
+def sample_units(block: Block, keep: int, generator: torch.Generator) -> Tensor:
     """`keep` units of a block at random, sorted; of an ordered one the first."""
-    if block.ordered:
+    if block.prefix_only:
         return torch.arange(keep)
     return torch.sort(torch.randperm(block.units, generator=generator)[:keep]).values
 
@@ -74,7 +74,7 @@ def _spans(units: Tensor, width: int) -> Tensor:
     return (units[:, None] * width + torch.arange(width)).flatten()
 
 
-def features(block: Block, units: Tensor) -> Tensor:
+def feature_indices(block: Block, units: Tensor) -> Tensor:
     """Feature indices of the given units."""
     return _spans(units, block.width)
 
@@ -85,7 +85,7 @@ def writer_rows(block: Block, writer: Writer, units: Tensor) -> Tensor:
     return torch.cat([kept + p * block.units * writer.width for p in range(writer.parts)])
 
 
-def reader(model: Model, block: Block) -> Tensor:
+def reader_norms(model: Model, block: Block) -> Tensor:
     """Squared norm of the weights that read each feature of a block [f]."""
-    weight = model.get_submodule(block.out).weight.detach()
+    weight = model.get_submodule(block.reader).weight.detach()
     return weight.square().transpose(0, 1).flatten(1).sum(1)

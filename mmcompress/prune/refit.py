@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
-from mmcompress.models.base import Constant, Model
-from mmcompress.prune.masks import features, hooked
-from mmcompress.prune.surgery import sliced
+from mmcompress.models.base import ConstantOutput, Model
+from mmcompress.prune.masks import feature_indices, hook_inputs
+from mmcompress.prune.surgery import copy_without_units
 from mmcompress.records import Block
 
 
@@ -66,22 +66,22 @@ def _rows(x: Tensor, block: Block, batch: Batch, node: str) -> Tensor:
 @torch.inference_mode()
 def measure_grams(pipeline: TorchPipeline, models: Models, batch: Batch) -> dict[str, Grams]:
     """Second moments of the inputs of every block's output projection in the dense pipeline."""
-    found = {n: {b.name: Gram.empty(b.units * b.width) for b in m.weighted} for n, m in models.items()}
-    for piece in batch.chunks(pipeline.size):
+    found = {n: {b.name: Gram.empty(b.units * b.width) for b in m.weighted_blocks} for n, m in models.items()}
+    for piece in batch.chunks(pipeline.batch_size):
         with ExitStack() as stack:
             for n, m in models.items():
-                for b in m.weighted:
+                for b in m.weighted_blocks:
 
                     def record(x: Tensor, b: Block = b, n: str = n, piece: Batch = piece) -> Tensor:
                         found[n][b.name].add_(_rows(x, b, piece, n))
                         return x
 
-                    stack.enter_context(hooked(m, (b.out,), record))
+                    stack.enter_context(hook_inputs(m, (b.reader,), record))
             pipeline.forward(models, piece)
     return found
 
 
-def solve(cross: Tensor, covariance: Tensor, ridge: float) -> Tensor:
+def solve_ridge(cross: Tensor, covariance: Tensor, ridge: float) -> Tensor:
     """cross (covariance + r I)^-1 with r = ridge times the mean of the diagonal; cross is [o, k]."""
     r = ridge * covariance.diag().mean().clamp(min=1e-8)
     a = covariance.double() + r.double() * torch.eye(len(covariance), dtype=torch.double)
@@ -96,31 +96,31 @@ def refit_from_gram_(model: Model, dense: Model, units: dict[str, Tensor], grams
     """
     for block in dense.blocks:
         kept = units.get(block.name)
-        if kept is None or len(kept) == block.units or not refits(dense, block):
+        if kept is None or len(kept) == block.units or not is_refittable(dense, block):
             continue
-        gram, out = grams[block.name], dense.linear(block.out)
-        mean, k = gram.mean(), features(block, kept)
+        gram, out = grams[block.name], dense.linear(block.reader)
+        mean, k = gram.mean(), feature_indices(block, kept)
         bias = out.bias if out.bias is not None else torch.zeros(out.out_features)
         if len(k) == 0:
             _constant(model, block).bias.copy_(bias + out.weight @ mean)
             continue
-        new = model.linear(block.out)
+        new = model.linear(block.reader)
         moments = gram.second() if new.bias is None else gram.covariance()
-        w = solve(out.weight @ moments[:, k], moments[k][:, k], ridge)
+        w = solve_ridge(out.weight @ moments[:, k], moments[k][:, k], ridge)
         new.weight.copy_(w)
         if new.bias is not None:
             new.bias.copy_(bias + out.weight @ mean - w @ mean[k])
 
 
-def refits(model: Model, block: Block) -> bool:
+def is_refittable(model: Model, block: Block) -> bool:
     """A block read by a linear layer can be refitted; what a convolution reads is mixed over places."""
-    return isinstance(model.get_submodule(block.out), nn.Linear)
+    return isinstance(model.get_submodule(block.reader), nn.Linear)
 
 
-def _constant(model: Model, block: Block) -> Constant:
+def _constant(model: Model, block: Block) -> ConstantOutput:
     path = next(p for p, mode in block.drop if not mode.startswith("skip"))
     found = model.get_submodule(path)
-    assert isinstance(found, Constant)
+    assert isinstance(found, ConstantOutput)
     return found
 
 
@@ -132,12 +132,16 @@ def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, bat
     then puts out. Positions that were cut are cut of the dense side too: they have no counterpart.
     """
     dense = {n: _as_long(m, models[n]) for n, m in dense.items()}
-    teacher = pipeline.run(dense, batch)
+    teacher = pipeline.forward_in_pieces(dense, batch)
     upstream: dict[str, dict[str, Tensor]] = {}
     for node in pipeline.order:
         small, big = models[node], dense[node]
         now = {b.name: b for b in small.blocks}
-        cut = [b for b in big.weighted if refits(big, b) and (b.name not in now or now[b.name].units < b.units)]
+        cut = [
+            b
+            for b in big.weighted_blocks
+            if is_refittable(big, b) and (b.name not in now or now[b.name].units < b.units)
+        ]
         targets = _record(pipeline, node, dense, batch, teacher, cut)
         with ExitStack() as stack:
             for block in cut:
@@ -149,7 +153,7 @@ def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, bat
                     _regress_(out, _rows(args[0], b, batch, node), targets.pop(b.name), ridge)  # noqa: B023
                     return out.forward(args[0])
 
-                handle = small.linear(block.out).register_forward_hook(repair)
+                handle = small.linear(block.reader).register_forward_hook(repair)
                 stack.callback(handle.remove)
             known = dict(upstream) | _others(teacher, upstream, node)
             upstream[node] = pipeline.forward({node: small}, batch, known)[node]
@@ -159,15 +163,15 @@ def _regress_(out: nn.Linear, x: Tensor, y: Tensor, ridge: float) -> None:
     """Make a linear layer give y [r, o] for inputs x [r, f], as nearly as it can."""
     mx, my = (x.mean(0), y.mean(0)) if out.bias is not None else (x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
     xc = x - mx
-    w = solve((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge)
+    w = solve_ridge((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge)
     out.weight.data.copy_(w)
     if out.bias is not None:
         out.bias.data.copy_(my - w @ mx)
 
 
 def _as_long(dense: Model, small: Model) -> Model:
-    at = small.positions_kept
-    return dense if at is None or at.left == at.count else sliced(dense, {"tokens": at.index})
+    at = small.token_selector
+    return dense if at is None or at.left == at.count else copy_without_units(dense, {"tokens": at.index})
 
 
 def _others(teacher: dict, upstream: dict, node: str) -> dict:
@@ -181,7 +185,7 @@ def _record(
     found: dict[str, list[Tensor]] = {b.name: [] for b in blocks}
     if not blocks:
         return {}
-    size = pipeline.size
+    size = pipeline.batch_size
     for i in range(0, len(batch), size):
         piece = batch[slice(i, i + size)]
         handles = []
@@ -190,7 +194,7 @@ def _record(
             def hook(m: object, args: tuple, out: Tensor, b: Block = b, piece: Batch = piece) -> None:
                 found[b.name].append(_rows(out, b, piece, node))
 
-            handles.append(models[node].get_submodule(b.out).register_forward_hook(hook))
+            handles.append(models[node].get_submodule(b.reader).register_forward_hook(hook))
         part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in known.items() if n != node}
         missing: dict[str, dict[str, Tensor]] = {n: {} for n in pipeline.order if n != node and n not in part}
         pipeline.forward(models, piece, part | missing)

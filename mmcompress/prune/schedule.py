@@ -8,15 +8,17 @@ import torch
 from torch import Tensor
 
 from mmcompress.models.base import Model
-from mmcompress.prune.allocation import after, choose_units
-from mmcompress.prune.surgery import sliced
-from mmcompress.records import Block, Kept
+from mmcompress.prune.allocation import choose_units, units_after
+from mmcompress.prune.surgery import copy_without_units
+from mmcompress.records import Block, KeptUnits
 
 Survivors = dict[str, dict[str, Tensor]]
 """Units of the dense model that are left, by node and block."""
 
 
-def plan(blocks: Mapping[str, Sequence[Block]], final: Mapping[str, Kept], rounds: int) -> list[dict[str, Kept]]:
+def plan_rounds(
+    blocks: Mapping[str, Sequence[Block]], final: Mapping[str, KeptUnits], rounds: int
+) -> list[dict[str, KeptUnits]]:
     """Units kept after each of `rounds`, the last being `final`; much at first, less and less (Zhu and Gupta 2017).
 
     The share of all cuts made by the end of round i of n is 1 - (1 - i / n)^3. What is dropped whole goes in the last.
@@ -24,25 +26,25 @@ def plan(blocks: Mapping[str, Sequence[Block]], final: Mapping[str, Kept], round
     found = []
     for i in range(1, rounds + 1):
         done = 1 - (1 - i / rounds) ** 3
-        kept: dict[str, Kept] = {}
+        kept: dict[str, KeptUnits] = {}
         for n, bs in blocks.items():
             kept[n] = {}
             for b in bs:
                 end = final[n].get(b.name, b.units)
-                now = end if i == rounds else int(after(b, int(done * (b.units - end) / b.step)))
-                kept[n][b.name] = max(now, end, 0 if i == rounds else b.step)
+                now = end if i == rounds else int(units_after(b, int(done * (b.units - end) / b.granularity)))
+                kept[n][b.name] = max(now, end, 0 if i == rounds else b.granularity)
         found.append(kept)
     return found
 
 
-def whole(blocks: Mapping[str, Sequence[Block]]) -> Survivors:
+def all_units(blocks: Mapping[str, Sequence[Block]]) -> Survivors:
     return {n: {b.name: torch.arange(b.units) for b in bs} for n, bs in blocks.items()}
 
 
-def narrowed(
+def narrow_models(
     models: Mapping[str, Model],
     survivors: Survivors,
-    kept: Mapping[str, Kept],
+    kept: Mapping[str, KeptUnits],
     scores: Mapping[str, Mapping[str, Tensor]],
 ) -> tuple[dict[str, Model], Survivors]:
     """Models cut down to `kept`, the least important of their own units gone, and what that leaves of the dense ones.
@@ -52,6 +54,6 @@ def narrowed(
     cut, left = {}, {}
     for n, m in models.items():
         units = choose_units(kept[n], m.blocks, scores[n])
-        cut[n] = sliced(m, units).eval()
+        cut[n] = copy_without_units(m, units).eval()
         left[n] = {b: s[units[b]] if b in units else s for b, s in survivors[n].items()}
     return cut, left

@@ -18,14 +18,14 @@ import torch
 from mmcompress.graph.pipeline import Batch, Outputs, TorchPipeline
 from mmcompress.models.base import Model
 from mmcompress.models.sources import load_models
-from mmcompress.prune.allocation import Curve, Curves, choose_units
+from mmcompress.prune.allocation import SensitivityCurve, SensitivityCurves, choose_units
 from mmcompress.prune.refit import Gram, Grams, refit_from_gram_
-from mmcompress.prune.surgery import sliced
-from mmcompress.quantize.simulated import simulated
-from mmcompress.records import Candidate, Kept, build, plain
+from mmcompress.prune.surgery import copy_without_units
+from mmcompress.quantize.simulated import simulate_precision
+from mmcompress.records import Candidate, KeptUnits, build_record, to_plain
 from mmcompress.spec.schema import Spec
 
-Context = dict[str, Any]
+WorkerContext = dict[str, Any]
 """What a worker needs: the spec as JSON and arrays; see `pack`."""
 
 
@@ -38,14 +38,14 @@ class _Loaded:
     grams: dict[str, Grams]
     batch: Batch
     anchors: Outputs = field(default_factory=dict)
-    known: Known = field(default_factory=lambda: Known())
+    known: OutputCache = field(default_factory=lambda: OutputCache())
     spared: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
     more: list[Batch] = field(default_factory=list)
     more_anchors: list[Outputs] = field(default_factory=list)
 
 
 @dataclass
-class Known:
+class OutputCache:
     """Outputs of node variants seen before, the oldest forgotten first: most trials change one or two nodes."""
 
     limit: int = 1 << 28
@@ -74,7 +74,7 @@ def _bytes(outputs: dict[str, torch.Tensor]) -> int:
 _cache: dict[str, _Loaded] = {}
 
 
-def pack(
+def make_worker_context(
     spec: Spec,
     scores: Mapping[str, Mapping[str, torch.Tensor]],
     grams: Mapping[str, Grams],
@@ -83,7 +83,7 @@ def pack(
     key: str,
     threads: int,
     spared: Mapping[str, Mapping[str, Sequence[str]]] = MappingProxyType({}),
-) -> Context:
+) -> WorkerContext:
     """Everything a trial needs but the weights, which every worker loads from the spec's sources.
 
     `batch`: pairs that every candidate is judged on; `more`: those that the best few are judged on besides.
@@ -92,8 +92,8 @@ def pack(
     return {
         "key": key,
         "threads": threads,
-        "spec": plain(spec),
-        "spared": plain(dict(spared)),
+        "spec": to_plain(spec),
+        "spared": to_plain(dict(spared)),
         "scores": {n: {b: s.numpy() for b, s in by.items()} for n, by in scores.items()},
         "grams": {n: {b: (g.xx.numpy(), g.x.numpy(), g.n) for b, g in by.items()} for n, by in grams.items()},
         "batch": flat(batch),
@@ -101,18 +101,22 @@ def pack(
     }
 
 
-def pack_estimate(curves: Mapping[str, Curves], rounding: Mapping[str, Mapping[str, float]], base: float) -> Context:
+def make_estimate_context(
+    curves: Mapping[str, SensitivityCurves], rounding: Mapping[str, Mapping[str, float]], base: float
+) -> WorkerContext:
     """What `estimate` needs: no weights, no pairs."""
-    return {"curves": plain(curves), "rounding": plain(rounding), "base": base}
+    return {"curves": to_plain(curves), "rounding": to_plain(rounding), "base": base}
 
 
-def estimate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
+def estimate_candidate(context: WorkerContext, candidate: dict[str, Any]) -> dict[str, Any]:
     """Loss of a candidate as the sum of its blocks' damage, nothing run: {loss, quality, seconds}."""
     start = time.perf_counter()
-    c = build(Candidate, candidate)
+    c = build_record(Candidate, candidate)
     loss = float(context["base"])
-    for n, kept in c.kept.items():
-        loss += sum(float(build(Curve, context["curves"][n][b]).at(k)) for b, k in kept.items())
+    for n, kept in c.kept_units.items():
+        loss += sum(
+            float(build_record(SensitivityCurve, context["curves"][n][b]).loss_increase(k)) for b, k in kept.items()
+        )
         loss += context["rounding"][n][c.precision[n]]
     return {"loss": loss, "quality": {}, "seconds": time.perf_counter() - start}
 
@@ -125,12 +129,12 @@ def _batch(flat: Mapping[str, Mapping[str, np.ndarray]]) -> Batch:
     return Batch(*({n: _tensor(x) for n, x in flat[part].items()} for part in ("inputs", "keep")))
 
 
-def _load(context: Context) -> _Loaded:
+def _load(context: WorkerContext) -> _Loaded:
     if context["key"] not in _cache:
         for plugin in context["spec"]["plugins"]:
             importlib.import_module(plugin)
         _cache.clear()
-        spec = build(Spec, context["spec"])
+        spec = build_record(Spec, context["spec"])
         models = load_models(spec)
         _cache[context["key"]] = _Loaded(
             spec,
@@ -145,16 +149,16 @@ def _load(context: Context) -> _Loaded:
             spared=context["spared"],
         )
         loaded = _cache[context["key"]]
-        loaded.anchors = loaded.pipeline.anchors(models, loaded.batch)
+        loaded.anchors = loaded.pipeline.reference_outputs(models, loaded.batch)
     return _cache[context["key"]]
 
 
 def prune_node(
-    model: Model, kept: Kept, scores: Mapping[str, torch.Tensor], grams: Grams | None, ridge: float
+    model: Model, kept: KeptUnits, scores: Mapping[str, torch.Tensor], grams: Grams | None, ridge: float
 ) -> Model:
     """A pruned copy of one model, refitted from the dense moments when `grams` are given."""
     units = choose_units(kept, model.blocks, scores)
-    cut = sliced(model, units)
+    cut = copy_without_units(model, units)
     if grams is not None:
         refit_from_gram_(cut, model, units, grams, ridge)
     return cut.eval()
@@ -164,7 +168,7 @@ def _threads(judge: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, An
     """On as many threads as the context says, and as before after that: the process may be the one that trains."""
 
     @wraps(judge)
-    def within(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
+    def within(context: WorkerContext, candidate: dict[str, Any]) -> dict[str, Any]:
         before = torch.get_num_threads()
         torch.set_num_threads(context["threads"])
         try:
@@ -176,34 +180,39 @@ def _threads(judge: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, An
 
 
 @_threads
-def evaluate(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
+def evaluate_candidate(context: WorkerContext, candidate: dict[str, Any]) -> dict[str, Any]:
     """Loss and quality of a candidate on the choosing pairs: {loss, quality, seconds}."""
     start = time.perf_counter()
     loaded = _load(context)
-    c, p = build(Candidate, candidate), loaded.pipeline
+    c, p = build_record(Candidate, candidate), loaded.pipeline
     keys: dict[str, Any] = {}
     for n in p.order:
-        keys[n] = (n, tuple(sorted(c.kept[n].items())), c.precision[n], *(keys[source] for source in p.reads(n)))
+        keys[n] = (
+            n,
+            tuple(sorted(c.kept_units[n].items())),
+            c.precision[n],
+            *(keys[source] for source in p.sources_of(n)),
+        )
     found = {n: loaded.known.get(k) for n, k in keys.items()}
     known: Outputs = {n: o for n, o in found.items() if o is not None}
     outputs = _run(loaded, c, known)
     for n, o in outputs.items():
         loaded.known.put(keys[n], o)
-    loss = p.judge(outputs, loaded.batch, loaded.anchors)
+    loss = p.loss_of_outputs(outputs, loaded.batch, loaded.anchors)
     quality = p.quality(outputs, loaded.batch)
     return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}
 
 
 @_threads
-def evaluate_again(context: Context, candidate: dict[str, Any]) -> dict[str, Any]:
+def evaluate_on_more_pairs(context: WorkerContext, candidate: dict[str, Any]) -> dict[str, Any]:
     """Mean loss of a candidate over further pairs, as many at a time as it was judged on before: {loss, seconds}."""
     start = time.perf_counter()
-    loaded, c, losses = _load(context), build(Candidate, candidate), []
+    loaded, c, losses = _load(context), build_record(Candidate, candidate), []
     if not loaded.more:
         loaded.more = _batch(context["more"]).chunks(len(loaded.batch))
-        loaded.more_anchors = [loaded.pipeline.anchors(loaded.models, b) for b in loaded.more]
+        loaded.more_anchors = [loaded.pipeline.reference_outputs(loaded.models, b) for b in loaded.more]
     for batch, anchors in zip(loaded.more, loaded.more_anchors, strict=True):
-        losses.append(loaded.pipeline.judge(_run(loaded, c, {}, batch), batch, anchors))
+        losses.append(loaded.pipeline.loss_of_outputs(_run(loaded, c, {}, batch), batch, anchors))
     return {"loss": sum(losses) / len(losses), "seconds": time.perf_counter() - start}
 
 
@@ -215,7 +224,7 @@ def _run(loaded: _Loaded, c: Candidate, known: Outputs, batch: Batch | None = No
             if n in known:
                 continue
             grams = loaded.grams[n] if prune.refit else None
-            models[n] = prune_node(m, c.kept[n], loaded.scores[n], grams, prune.ridge)
+            models[n] = prune_node(m, c.kept_units[n], loaded.scores[n], grams, prune.ridge)
             spared = loaded.spared.get(n, {}).get(c.precision[n], ())
-            stack.enter_context(simulated(models[n], c.precision[n], models[n].linears(spared)))
-        return loaded.pipeline.run(models, loaded.batch if batch is None else batch, known)
+            stack.enter_context(simulate_precision(models[n], c.precision[n], models[n].linear_layers(spared)))
+        return loaded.pipeline.forward_in_pieces(models, loaded.batch if batch is None else batch, known)

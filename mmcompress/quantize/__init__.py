@@ -1,4 +1,4 @@
 """Quantization: precisions as deployed and as simulated."""
 
-NONE = None
+FP32 = None
 """fp32: nothing is rounded."""

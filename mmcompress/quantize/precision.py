@@ -57,7 +57,7 @@ class _Reader:
         return next(self.feeds, None)
 
 
-def quantize(
+def quantize_model(
     precision: str, model: Any, target: Path, feeds: Feeds = (), spared: Sequence[np.ndarray] = ()
 ) -> tuple[Path, int]:
     """Write an ONNX model (a path or a `ModelProto`) in a precision other than fp32; (the file, products spared).

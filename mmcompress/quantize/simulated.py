@@ -14,7 +14,7 @@ from mmcompress.quantize.precision import INT8, Precision
 from mmcompress.registry import PRECISIONS
 
 
-def fake_weight(w: Tensor, p: Precision = INT8) -> Tensor:
+def round_weight(w: Tensor, p: Precision = INT8) -> Tensor:
     """A weight [o, i] rounded as it is stored."""
     if p.bits == 16:
         return w.to(torch.float16 if p.exponent == 5 else torch.bfloat16).float()
@@ -34,7 +34,7 @@ def fake_weight(w: Tensor, p: Precision = INT8) -> Tensor:
     return ((w / scale).round() + zero).clamp(0, 255).sub(zero) * scale
 
 
-def fake_activation(x: Tensor) -> Tensor:
+def round_activation(x: Tensor) -> Tensor:
     """x rounded to 8 asymmetric bits over its range, as DynamicQuantizeLinear does."""
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     scale = ((high - low) / 255).clamp(min=1e-12)
@@ -42,7 +42,7 @@ def fake_activation(x: Tensor) -> Tensor:
     return ((x / scale).round() + zero).clamp(0, 255).sub(zero) * scale
 
 
-def fake_groups(x: Tensor, size: int) -> Tensor:
+def round_groups(x: Tensor, size: int) -> Tensor:
     """x [..., i] rounded to 8 symmetric bits over every `size` inputs, as MatMulNBits does at accuracy level 4."""
     padded = F.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
     scale = (padded.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-12)
@@ -50,7 +50,7 @@ def fake_groups(x: Tensor, size: int) -> Tensor:
 
 
 @contextmanager
-def simulated(
+def simulate_precision(
     model: nn.Module,
     precision: str = "int8",
     spared: Container[nn.Module] = (),
@@ -68,10 +68,10 @@ def simulated(
         for module in model.modules():
             if isinstance(module, nn.Linear) and module not in spared and (only is None or module in only):
                 weight = module.weight.data
-                module.weight.data = fake_weight(weight, p)
+                module.weight.data = round_weight(weight, p)
                 stack.callback(setattr, module.weight, "data", weight)
                 if p.activations != "none":
-                    rounded = partial(fake_groups, size=p.group) if p.activations == "grouped" else fake_activation
+                    rounded = partial(round_groups, size=p.group) if p.activations == "grouped" else round_activation
                     handle = module.register_forward_pre_hook(lambda m, args, r=rounded: (r(args[0]), *args[1:]))
                     stack.callback(handle.remove)
         for name, matrix in (
@@ -79,6 +79,6 @@ def simulated(
         ):  # open_clip's projections: x @ p, no linear layer
             if matrix.ndim == 2 and name.rsplit(".", 1)[-1] in ("proj", "text_projection"):
                 whole = matrix.data
-                matrix.data = fake_weight(whole.T, p).T
+                matrix.data = round_weight(whole.T, p).T
                 stack.callback(setattr, matrix, "data", whole)
         yield

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import DataError
-from mmcompress.measure.bounds import of_target
-from mmcompress.records import Prediction, Quality, Summary, read
+from mmcompress.measure.bounds import target_share
+from mmcompress.records import Prediction, Quality, Summary, read_record
 
 __all__ = ["load_summary", "write_report"]
 
-PREDICTION = "prediction.json"
+PREDICTION_FILE = "prediction.json"
 """In a run folder: random structures, predicted and measured, where somebody asked for it."""
 
 
@@ -23,17 +23,23 @@ def load_summary(folder: str | Path) -> Summary:
         several = sorted(p.parent.name for p in Path(folder).glob("*/summary.json"))
         told = f"; it has several runs in it: {', '.join(several)}" if several else ": not a finished run"
         raise DataError(f"{folder}: no summary.json in it{told}")
-    return read(Summary, path)
+    return read_record(Summary, path)
 
 
-def environment() -> Any:
+def template_environment() -> Any:
     """The templates of this folder."""
     import jinja2
 
     here = jinja2.FileSystemLoader(Path(__file__).parent)
     escape = jinja2.select_autoescape(["html"])
     env = jinja2.Environment(loader=here, autoescape=escape, trim_blocks=True, lstrip_blocks=True)
-    env.filters |= {"percent": percent, "quality": quality, "count": count, "of_target": of_target, "glued": glued}
+    env.filters |= {
+        "percent": format_percent,
+        "quality": format_quality,
+        "count": format_count,
+        "of_target": target_share,
+        "glued": keep_together,
+    }
     return env
 
 
@@ -41,20 +47,20 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
     """Write `report.html` and `report.md` into a folder; returns the HTML file."""
     from mmcompress.report import charts
 
-    env = environment()
+    env = template_environment()
     drawings = {
-        "nodes": charts.node_bars(summary),
-        "structure": charts.structure_map(summary),
-        "search": charts.scatter(summary),
-        "quality": charts.quality_bars(summary.baseline.quality, summary.compressed.quality),
+        "nodes": charts.draw_node_bars(summary),
+        "structure": charts.draw_structure_map(summary),
+        "search": charts.draw_trials(summary),
+        "quality": charts.draw_quality_bars(summary.baseline.quality, summary.compressed.quality),
     }
     if tried := summary.attempts:
         points = [a.predicted_ms for a in tried], [a.measured_ms for a in tried]
-        drawings["prediction"] = charts.predicted_measured(*points)
+        drawings["prediction"] = charts.draw_prediction(*points)
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
     if drawn := _drawn(summary, out):
-        drawings["structures"] = charts.predicted_measured(drawn.predicted_ms, drawn.measured_ms)
+        drawings["structures"] = charts.draw_prediction(drawn.predicted_ms, drawn.measured_ms)
     for name in ("report.html", "report.md"):
         text = env.get_template(name).render(s=summary, charts=drawings, drawn=drawn)
         (out / name).write_text(text)
@@ -63,28 +69,28 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
 
 def _drawn(summary: Summary, folder: Path) -> Prediction | None:
     """What lies of that in the folder of a run, or of several targets together; nothing of another pipeline."""
-    for at in (folder / PREDICTION, folder.parent / PREDICTION):
+    for at in (folder / PREDICTION_FILE, folder.parent / PREDICTION_FILE):
         with suppress(DataError):  # a report does not fail for it
-            if at.exists() and (found := read(Prediction, at)).pipeline == summary.pipeline:
+            if at.exists() and (found := read_record(Prediction, at)).pipeline == summary.pipeline:
                 return found
     return None
 
 
-def percent(value: float | None) -> str:
+def format_percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
 
 
-def quality(q: Quality) -> str:
+def format_quality(q: Quality) -> str:
     return f"{100 * q.value:.1f} % ({100 * q.low:.1f} – {100 * q.high:.1f})"
 
 
-def glued(text: str) -> str:
+def keep_together(text: str) -> str:
     """A figure and its interval, to be broken between the two alone."""
     one = text.replace(" ", "\N{NO-BREAK SPACE}").replace("–", "–\N{WORD JOINER}")
     return one.replace("\N{NO-BREAK SPACE}(", " (")
 
 
-def count(value: float) -> str:
+def format_count(value: float) -> str:
     """1234567 -> 1.23 M."""
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
         if value >= size:

@@ -10,8 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import DataError
-from mmcompress.measure.bounds import at_pace, of_target, settled, unmet
-from mmcompress.records import Block, Kept, NodeResult, Quality, SearchResult, Side, Summary, Target, Trial, build
+from mmcompress.measure.bounds import corrected_target_share, list_exceeded_bounds, scale_latencies, target_share
+from mmcompress.records import (
+    Block,
+    KeptUnits,
+    NodeResult,
+    Quality,
+    SearchResult,
+    Side,
+    Summary,
+    Target,
+    Trial,
+    build_record,
+)
 from mmcompress.runtime.bundle import read_manifest
 from mmcompress.spec.loader import parse_target
 from mmcompress.spec.schema import Spec
@@ -25,7 +36,7 @@ UNUSED = 0.95
 """So is an artifact that takes less than this share of its target."""
 
 
-def side(
+def assemble_side(
     spec: Spec,
     bundle: Path,
     measured: Any,
@@ -37,7 +48,7 @@ def side(
     """One side of the comparison from its bundle, its measurement, its counts and its ratios."""
     manifest = read_manifest(bundle)
     nodes = {}
-    for name in spec.models():
+    for name in spec.model_nodes():
         node = manifest["graph"]["nodes"][name]
         size = sum(e["bytes"] for f, e in manifest["files"].items() if f.startswith(f"{name}/"))
         unimodal, crossing = ratio[name]
@@ -49,7 +60,7 @@ def side(
     return Side(measured.latency, quality, total, whole, nodes, measured.model_share, memory_mb)
 
 
-def remeasured(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
+def replace_measurements(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
     """A summary with the latencies that a device measured of its bundles (`readings.Check`).
 
     `dense`, `bundle`: identities of the summary's own bundles. Raises `DataError` for figures of another device or of
@@ -61,35 +72,35 @@ def remeasured(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
         raise DataError("these figures are of other bundles than this run's")
     for plugin in s.settings.get("plugins", ()):
         importlib.import_module(plugin)
-    spec = build(Spec, s.settings)
+    spec = build_record(Spec, s.settings)
     goal = parse_target(s.target.asked)
-    target_ms = goal.milliseconds(check.baseline.latency)
+    target_ms = goal.target_ms(check.baseline.latency)
     sides = []
     for have, m in ((s.baseline, check.baseline), (s.compressed, check.compressed)):
         nodes = {n: replace(r, latency_ms_p50=m.nodes[n].p50) for n, r in have.nodes.items()}
         sides.append(replace(have, latency_ms=m.latency, nodes=nodes, model_share=m.model_share))
-    over = unmet(spec, goal, target_ms, sides[1])
+    over = list_exceeded_bounds(spec, goal, target_ms, sides[1])
     pace = target_ms / s.target.latency_ms  # it may be slower or faster now than when its readings were taken
     target = replace(
         s.target,
         floor_ms=pace * s.target.floor_ms,
         fixed_ms=pace * s.target.fixed_ms,
-        fixed={n: pace * ms for n, ms in s.target.fixed.items()},
-        lowest=at_pace(s.target.lowest, pace),
+        fixed_ms_by_node={n: pace * ms for n, ms in s.target.fixed_ms_by_node.items()},
+        lowest_reachable=scale_latencies(s.target.lowest_reachable, pace),
         latency_ms=target_ms,
         speedup=getattr(check.baseline.latency, goal.statistic) / target_ms,
         met=not over,
-        unmet=over,
+        exceeded_bounds=over,
         latency_ms_p50=target_ms if goal.statistic == "p50" else None,
     )
     speedup = check.baseline.latency.p50 / check.compressed.latency.p50
     predicted = pace * s.predicted_latency_ms_p50
     new = replace(s, target=target, baseline=sides[0], compressed=sides[1], speedup=speedup, cpu=check.cpu)
-    new = replace(new, predicted_latency_ms_p50=predicted, usual=1.0)
-    return replace(new, warnings=warnings(new))
+    new = replace(new, predicted_latency_ms_p50=predicted, machine_speed_factor=1.0)
+    return replace(new, warnings=list_warnings(new))
 
 
-def search_result(trials: Sequence[Trial], failed: int, target_ms: float, seconds: float) -> SearchResult:
+def summarize_search(trials: Sequence[Trial], failed: int, target_ms: float, seconds: float) -> SearchResult:
     feasible = sum(t.latency_ms <= target_ms for t in trials)
     return SearchResult(len(trials), feasible, failed, seconds, dict(Counter(t.worker for t in trials if t.worker)))
 
@@ -100,12 +111,12 @@ def _group_ratios(s: Summary) -> dict[tuple[str, str], list[float]]:
         for b in blocks:
             if b.group == "tokens":
                 continue
-            share = 1 - s.kept[node].get(b.name, b.units) / b.units
+            share = 1 - s.kept_units[node].get(b.name, b.units) / b.units
             found.setdefault((node, b.kind), []).append(share)
     return found
 
 
-def warnings(s: Summary) -> tuple[str, ...]:
+def list_warnings(s: Summary) -> tuple[str, ...]:
     """What the reader should know before trusting or deploying the result, each with its reason."""
     out = []
     for name, q in s.compressed.quality.items():
@@ -115,7 +126,7 @@ def warnings(s: Summary) -> tuple[str, ...]:
                 "differences smaller than that can't be told on this test split"
             )
     for name, q in s.baseline.quality.items():
-        if (right := 1 - q.value if q.error else q.value) < SAYING:
+        if (right := 1 - q.value if q.is_error_rate else q.value) < SAYING:
             left_out = ", and it is left out of what is retained" if right <= 0 else ""
             out.append(
                 f"{name}: the dense pipeline itself is right only {max(right, 0):.1%} of the time: this says little of "
@@ -153,13 +164,13 @@ def warnings(s: Summary) -> tuple[str, ...]:
     if s.cross_modal_ratio is not None and s.cross_modal_ratio > s.unimodal_ratio + 1e-6:
         ratios = f"{s.cross_modal_ratio:.0%} against {s.unimodal_ratio:.0%} of the units"
         out.append(f"cross-modal layers were pruned more than the others ({ratios})")
-    if s.target.met and settled(s) < UNUSED:
+    if s.target.met and corrected_target_share(s) < UNUSED:
         why = (
-            f"it was meant to take {s.meant:.1%}, for no structure that the search found between loses less"
-            if s.meant < UNUSED
-            else "more was cut than needed, and another round may use the rest (search.rounds)"
+            f"it was meant to take {s.aimed_share:.1%}, for no structure that the search found between loses less"
+            if s.aimed_share < UNUSED
+            else "more was cut than needed, and another round may use the rest (search.max_artifacts)"
         )
-        out.append(f"the pipeline takes {of_target(s):.1%} of its target: {why}")
+        out.append(f"the pipeline takes {target_share(s):.1%} of its target: {why}")
     if s.compressed.latency_ms.n == 0:
         out.append(
             f"the latency of the compressed pipeline is predicted for {s.cpu.get('name')}, not measured there: "
@@ -170,8 +181,8 @@ def warnings(s: Summary) -> tuple[str, ...]:
 
 def _missed(s: Summary) -> str:
     """What was exceeded, what stands in the way, and what could be reached."""
-    said = f"{'; '.join(s.target.unmet)}: the target is not met"
-    if any(" ms, asked" in bound for bound in s.target.unmet):
+    said = f"{'; '.join(s.target.exceeded_bounds)}: the target is not met"
+    if any(" ms, asked" in bound for bound in s.target.exceeded_bounds):
         name, node = max(s.compressed.nodes.items(), key=lambda n: n[1].latency_ms_p50)
         said += (
             f". The bottleneck is '{name}' ({node.latency_ms_p50:.2f} ms). The lowest latency this search "
@@ -183,31 +194,33 @@ def _missed(s: Summary) -> str:
         name, node = max(s.compressed.nodes.items(), key=lambda n: n[1].params)
         said += f". The largest model is '{name}' ({node.params / 1e6:.2f} M parameters, {node.size_mb:.1f} MB)"
     units = {"parameters": "M", "size": "MB", "memory": "MB"}  # else it is the latency of a node
-    for what, least in s.target.lowest.items():
-        if any(bound.startswith(f"{what}: ") for bound in s.target.unmet):
+    for what, least in s.target.lowest_reachable.items():
+        if any(bound.startswith(f"{what}: ") for bound in s.target.exceeded_bounds):
             said += f". The least {what} of this search space is predicted at {least:.2f} {units.get(what, 'ms')}"
     return said
 
 
 def _shares(target: Target) -> str:
     """What the nodes have of the fixed part, the most first."""
-    parts = sorted(target.fixed.items(), key=lambda part: -part[1])
+    parts = sorted(target.fixed_ms_by_node.items(), key=lambda part: -part[1])
     return f" (by node: {', '.join(f'{n} {ms:.2f} ms' for n, ms in parts)})" if parts else ""
 
 
 def _harmed(s: Summary) -> bool:
     """Whether the cut raised the loss on choosing pairs by more than a little, as far as it is known."""
-    return len(s.losses) < 2 or s.losses[1] > HARM * s.losses[0]
+    return len(s.validation_losses) < 2 or s.validation_losses[1] > HARM * s.validation_losses[0]
 
 
 def _damage(s: Summary) -> str:
     """The loss on choosing pairs before the cut, after it, and with the weights that training left, in words."""
-    if len(s.losses) < 2:
+    if len(s.validation_losses) < 2:
         return ""
-    told = f": the loss on choosing pairs went from {s.losses[0]:.3f} to {s.losses[1]:.3f}"
-    return told + (f", after training it was {s.losses[-1]:.3f}" if len(s.losses) > 2 else "")
+    told = f": the loss on choosing pairs went from {s.validation_losses[0]:.3f} to {s.validation_losses[1]:.3f}"
+    return told + (f", after training it was {s.validation_losses[-1]:.3f}" if len(s.validation_losses) > 2 else "")
 
 
-def structure(blocks: Mapping[str, tuple[Block, ...]], kept: Mapping[str, Kept]) -> dict[str, list[tuple[Block, int]]]:
+def structure_rows(
+    blocks: Mapping[str, tuple[Block, ...]], kept: Mapping[str, KeptUnits]
+) -> dict[str, list[tuple[Block, int]]]:
     """(block, units kept) by node, for drawing."""
     return {n: [(b, kept.get(n, {}).get(b.name, b.units)) for b in bs] for n, bs in blocks.items()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 from mmcompress.records import Candidate, Quality, Summary, Trial
-from mmcompress.report.assemble import structure
+from mmcompress.report.assemble import structure_rows
 
 PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
 
@@ -19,7 +19,7 @@ def _text(x: float, y: float, text: str, cls: str = "", anchor: str = "start") -
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{cls}">{escape(text)}</text>'
 
 
-def node_bars(s: Summary) -> str:
+def draw_node_bars(s: Summary) -> str:
     """Where the time of a request goes, before and after, to one scale."""
     width, left, bar = 760.0, 96.0, 34.0
     longest = max(sum(n.latency_ms_p50 for n in side.nodes.values()) for side in (s.baseline, s.compressed))
@@ -53,9 +53,9 @@ def node_bars(s: Summary) -> str:
     return _svg(width, 2 * bar + 54, body, "latency by node before and after")
 
 
-def structure_map(s: Summary) -> str:
+def draw_structure_map(s: Summary) -> str:
     """Every block of every model: what was kept (filled) of what there was; cross-modal blocks outlined."""
-    rows = structure(s.blocks, s.kept)
+    rows = structure_rows(s.blocks, s.kept_units)
     cell, gap, left = 74.0, 6.0, 96.0
     width = left + max(len(r) for r in rows.values()) * (cell + gap)
     body, y = [], 18.0
@@ -63,7 +63,7 @@ def structure_map(s: Summary) -> str:
         body.append(_text(left - 10, y + 24, node, "strong", "end"))
         for j, (b, kept) in enumerate(blocks):
             x, share = left + j * (cell + gap), kept / b.units
-            crossing = b.name in s.modality.get(node, {})
+            crossing = b.name in s.cross_modal_reasons.get(node, {})
             title = f"{node}.{b.name}: {kept} of {b.units} kept" + (" (cross-modal)" if crossing else "")
             body.append(
                 f'<g><title>{escape(title)}</title><rect x="{x}" y="{y}" width="{cell}" height="40" class="slot"/>'
@@ -79,7 +79,7 @@ def structure_map(s: Summary) -> str:
     return _svg(width, y, body, "units kept in every block")
 
 
-def scatter(s: Summary) -> str:
+def draw_trials(s: Summary) -> str:
     """Every trial: predicted latency against the loss it was judged on."""
     if not s.trials:
         return ""
@@ -106,7 +106,7 @@ def scatter(s: Summary) -> str:
     x = left + (s.target.latency_ms - low) / (high - low) * (width - left - 16)
     body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{height - bottom}" class="target"/>')
     precision = {n: r.precision for n, r in s.compressed.nodes.items()}
-    chosen = next((t for t in s.trials if t.candidate == Candidate(s.kept, precision)), None)
+    chosen = next((t for t in s.trials if t.candidate == Candidate(s.kept_units, precision)), None)
     for t in s.trials:
         px, py = at(t)
         cls = "trial mutation" if t.origin == "mutation" else "trial"
@@ -122,7 +122,7 @@ def scatter(s: Summary) -> str:
     return _svg(width, height, body, "trials of the search")
 
 
-def front(summaries: Mapping[str, Summary]) -> str:
+def draw_front(summaries: Mapping[str, Summary]) -> str:
     """Speed-up against the quality that was kept, one point a target."""
     width, height, left, bottom = 760.0, 260.0, 60.0, 40.0
     runs = list(summaries.values())
@@ -148,7 +148,7 @@ def front(summaries: Mapping[str, Summary]) -> str:
     return _svg(width, height, body, "quality kept against speed-up")
 
 
-def comparison(summaries: Mapping[str, Summary]) -> str:
+def draw_comparison(summaries: Mapping[str, Summary]) -> str:
     """Each metric of each method with its interval, the dense pipeline first."""
     one = next(iter(summaries.values()))
     rows = [("dense", 1.0, one.baseline.quality), *((n, s.speedup, s.compressed.quality) for n, s in summaries.items())]
@@ -161,7 +161,9 @@ def comparison(summaries: Mapping[str, Summary]) -> str:
         low, high = min(values), max(max(values), min(values) + 1e-6)
         start = left + k * panel
         x = lambda v, start=start, low=low, high=high: start + (v - low) / (high - low) * (panel - 30)
-        body.append(_text(start, 14, metric + (" (less is better)" if rows[0][2][metric].error else ""), "small"))
+        body.append(
+            _text(start, 14, metric + (" (less is better)" if rows[0][2][metric].is_error_rate else ""), "small")
+        )
         for i, (_, _, quality) in enumerate(rows):
             q, y = quality[metric], 34 + i * step
             body.append(f'<line x1="{x(q.low):.1f}" x2="{x(q.high):.1f}" y1="{y}" y2="{y}" class="interval"/>')
@@ -172,7 +174,7 @@ def comparison(summaries: Mapping[str, Summary]) -> str:
     return _svg(width, 44 + len(rows) * step, body, "methods compared")
 
 
-def predicted_measured(predicted: Sequence[float], measured: Sequence[float]) -> str:
+def draw_prediction(predicted: Sequence[float], measured: Sequence[float]) -> str:
     """Predicted against measured milliseconds, on one scale; it can stand in a file of its own."""
     size, left = 420.0, 54.0
     low, high = 0.95 * min(*predicted, *measured), 1.05 * max(*predicted, *measured)
@@ -193,7 +195,7 @@ def predicted_measured(predicted: Sequence[float], measured: Sequence[float]) ->
     return _svg(size, size, body, "predicted against measured latency").replace("<svg ", f"<svg {style} ", 1)
 
 
-def quality_bars(before: dict[str, Quality], after: dict[str, Quality]) -> str:
+def draw_quality_bars(before: dict[str, Quality], after: dict[str, Quality]) -> str:
     """Each metric before and after with its 95 % interval."""
     width, left, step = 760.0, 170.0, 46.0
     body: list[str] = []
@@ -204,6 +206,6 @@ def quality_bars(before: dict[str, Quality], after: dict[str, Quality]) -> str:
             body.append(f'<rect x="{left}" y="{y}" width="{x[1] - left:.1f}" height="13" class="{cls}"/>')
             body.append(f'<line x1="{x[0]:.1f}" x2="{x[2]:.1f}" y1="{y + 6.5}" y2="{y + 6.5}" class="interval"/>')
             body.append(_text(x[2] + 8, y + 11, f"{q.value:.1%}", "small"))
-        label = f"{name} (less is better)" if b.error else name
+        label = f"{name} (less is better)" if b.is_error_rate else name
         body.append(_text(left - 10, 28 + i * step, label, anchor="end"))
     return _svg(width, len(before) * step + 4, body, "quality before and after")

@@ -6,26 +6,26 @@ import json
 from pathlib import Path
 
 from mmcompress.errors import DataError
-from mmcompress.measure.readings import Check
-from mmcompress.records import Summary, read, write
+from mmcompress.measure.readings import BundleCheck
+from mmcompress.records import Summary, read_record, write_record
 from mmcompress.report import load_summary, write_report
-from mmcompress.report.assemble import remeasured
+from mmcompress.report.assemble import replace_measurements
 from mmcompress.report.several import write_front
-from mmcompress.runtime.bundle import identity
+from mmcompress.runtime.bundle import bundle_identity
 
-RECORD = "measured.json"
+MEASURED_FILE = "measured.json"
 
 
-def adopt(folder: Path, figures: Path) -> Path:
+def adopt_measurements(folder: Path, figures: Path) -> Path:
     """Put the figures of a `device check` into a run folder: its summary, its report, and the front it is part of.
 
     A copy stays there, so that going on with the run keeps them. Raises `DataError` for figures of another device or
     of other bundles. Returns the report.
     """
-    check = read(Check, figures)
+    check = read_record(BundleCheck, figures)
     summary = _with(load_summary(folder), check, folder)
-    write(folder / RECORD, check)
-    write(folder / "summary.json", summary)
+    write_record(folder / MEASURED_FILE, check)
+    write_record(folder / "summary.json", summary)
     front = folder.parent / "front.json"
     if front.exists():
         names = json.loads(front.read_text())
@@ -33,16 +33,16 @@ def adopt(folder: Path, figures: Path) -> Path:
     return write_report(summary, folder)
 
 
-def kept(summary: Summary, folder: Path) -> Summary:
+def restore_measurements(summary: Summary, folder: Path) -> Summary:
     """A summary with what was measured of these very bundles before, if anything was."""
-    if not (folder / RECORD).exists():
+    if not (folder / MEASURED_FILE).exists():
         return summary
     try:
-        return _with(summary, read(Check, folder / RECORD), folder)
+        return _with(summary, read_record(BundleCheck, folder / MEASURED_FILE), folder)
     except DataError:  # of the bundle that lay here before
         return summary
 
 
-def _with(summary: Summary, check: Check, folder: Path) -> Summary:
+def _with(summary: Summary, check: BundleCheck, folder: Path) -> Summary:
     dense = next((p for p in (folder / "baseline", folder.parent / "baseline") if p.exists()), folder)
-    return remeasured(summary, check, identity(dense), identity(folder / "bundle"))
+    return replace_measurements(summary, check, bundle_identity(dense), bundle_identity(folder / "bundle"))

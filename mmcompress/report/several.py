@@ -6,16 +6,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcompress.records import Summary, write
+from mmcompress.records import Summary, write_record
 
 
-def row(s: Summary) -> dict[str, Any]:
+def summary_row(s: Summary) -> dict[str, Any]:
     """The figures of one run."""
-    from mmcompress.measure.bounds import of_target
+    from mmcompress.measure.bounds import target_share
 
     return {
         "speedup": s.speedup,
-        "share_of_target": of_target(s),
+        "share_of_target": target_share(s),
         "latency_ms_p50": s.compressed.latency_ms.p50,
         "met": s.target.met,
         "retained": s.quality_retained,
@@ -26,49 +26,51 @@ def row(s: Summary) -> dict[str, Any]:
 
 
 def _pages(name: str, folder: Path, **values: Any) -> Path:
-    from mmcompress.report import environment
+    from mmcompress.report import template_environment
 
     for suffix in (".md", ".html"):
-        (folder / (name + suffix)).write_text(environment().get_template(name + suffix).render(**values))
+        (folder / (name + suffix)).write_text(template_environment().get_template(name + suffix).render(**values))
     return folder / f"{name}.html"
 
 
-Judged = tuple[str, str, float, float]
+ClaimResult = tuple[str, str, float, float]
 """A claim, its verdict, the gap and half its 95 % interval."""
 
 
-def write_claims(claims: Sequence[Judged], folder: Path) -> Path:
+def write_claims(claims: Sequence[ClaimResult], folder: Path) -> Path:
     """Write `claims.json`."""
     keys = ("claim", "verdict", "gap", "half")
-    return write(folder / "claims.json", [dict(zip(keys, c, strict=True)) for c in claims])
+    return write_record(folder / "claims.json", [dict(zip(keys, c, strict=True)) for c in claims])
 
 
 def write_comparison(
-    summaries: Mapping[str, Summary], about: Mapping[str, str], claims: Sequence[Judged], folder: Path
+    summaries: Mapping[str, Summary], about: Mapping[str, str], claims: Sequence[ClaimResult], folder: Path
 ) -> Path:
     """Write `compare.json`, `.md` and `.html`, and the claims; `summaries` and what they are, by method."""
-    from mmcompress.report.charts import comparison
+    from mmcompress.report.charts import draw_comparison
 
     write_claims(claims, folder)
-    write(folder / "compare.json", {name: row(s) for name, s in summaries.items()})
-    one, chart = next(iter(summaries.values())), comparison(summaries)
+    write_record(folder / "compare.json", {name: summary_row(s) for name, s in summaries.items()})
+    one, chart = next(iter(summaries.values())), draw_comparison(summaries)
     return _pages("compare", folder, s=one, summaries=summaries, about=about, claims=claims, chart=chart)
 
 
-def write_ablation(tables: Mapping[str, Mapping[str, Summary]], claims: Sequence[Judged], folder: Path) -> Path:
+def write_ablation(tables: Mapping[str, Mapping[str, Summary]], claims: Sequence[ClaimResult], folder: Path) -> Path:
     """Write `ablation.json`, `.md` and `.html`, and the claims: cells by table, and what they say of each."""
-    from mmcompress.report.charts import comparison
+    from mmcompress.report.charts import draw_comparison
 
     write_claims(claims, folder)
-    write(folder / "ablation.json", {t: {name: row(s) for name, s in by.items()} for t, by in tables.items()})
-    one, charts = next(iter(next(iter(tables.values())).values())), {t: comparison(by) for t, by in tables.items()}
+    write_record(
+        folder / "ablation.json", {t: {name: summary_row(s) for name, s in by.items()} for t, by in tables.items()}
+    )
+    one, charts = next(iter(next(iter(tables.values())).values())), {t: draw_comparison(by) for t, by in tables.items()}
     return _pages("ablation", folder, s=one, tables=tables, claims=claims, charts=charts)
 
 
 def write_front(summaries: Mapping[str, Summary], folder: Path) -> Path:
     """Write `front.json`, `.md` and `.html`; `summaries` by the name of their folder. Returns the page."""
-    from mmcompress.report.charts import front
+    from mmcompress.report.charts import draw_front
 
     summaries = dict(sorted(summaries.items(), key=lambda named: named[1].target.speedup))
-    write(folder / "front.json", {name: row(s) for name, s in summaries.items()})
-    return _pages("front", folder, s=next(iter(summaries.values())), summaries=summaries, chart=front(summaries))
+    write_record(folder / "front.json", {name: summary_row(s) for name, s in summaries.items()})
+    return _pages("front", folder, s=next(iter(summaries.values())), summaries=summaries, chart=draw_front(summaries))

@@ -11,7 +11,7 @@ import numpy as np
 
 from mmcompress.errors import DataError, MissingPackage
 
-RATE, WINDOW, HOP = 16_000, 400, 160
+SAMPLE_RATE, WINDOW, HOP = 16_000, 400, 160
 AudioLike = str | Path | bytes | np.ndarray
 """A file, its bytes, or samples at 16 kHz, mono, in -1..1."""
 
@@ -37,7 +37,7 @@ def open_audio(source: AudioLike) -> np.ndarray:
     if not len(samples):
         raise DataError(f"{name}: holds no sound")
     mono = samples.mean(1)
-    return mono if rate == RATE else soxr.resample(mono, rate, RATE).astype(np.float32)
+    return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE).astype(np.float32)
 
 
 def check_audio(path: Path) -> None:
@@ -56,32 +56,32 @@ def check_audio(path: Path) -> None:
         raise DataError(f"{path}: holds no sound")
 
 
-def segments(samples: np.ndarray, seconds: float) -> list[np.ndarray]:
+def split_sound(samples: np.ndarray, seconds: float) -> list[np.ndarray]:
     """Pieces of at most `seconds`, in order, nothing left out; a cut falls on the quietest spot near the limit."""
-    limit, pieces = int(seconds * RATE), []
+    limit, pieces = int(seconds * SAMPLE_RATE), []
     while len(samples) > limit:
         tail = np.abs(samples[limit - limit // 5 : limit])
-        heard = np.convolve(tail, np.ones(RATE // 10), mode="valid") if len(tail) >= RATE // 10 else tail
-        at = max(1, limit - limit // 5 + int(heard.argmin()) + RATE // 20)
+        heard = np.convolve(tail, np.ones(SAMPLE_RATE // 10), mode="valid") if len(tail) >= SAMPLE_RATE // 10 else tail
+        at = max(1, limit - limit // 5 + int(heard.argmin()) + SAMPLE_RATE // 20)
         pieces.append(samples[:at])
         samples = samples[at:]
     return [*pieces, samples]
 
 
 @lru_cache(maxsize=4)
-def mel_filters(mels: int) -> np.ndarray:
+def build_mel_filters(mels: int) -> np.ndarray:
     """Triangles on Slaney's mel scale, each of unit area, [bins, mels]: 0 to 8 kHz over 201 frequency bins."""
     linear, step = 200 / 3, np.log(6.4) / 27
     to_mel = lambda f: np.where(f < 1000, f / linear, 15 + np.log(np.maximum(f, 1e-9) / 1000) / step)
     to_hz = lambda m: np.where(m < 15, m * linear, 1000 * np.exp(step * (m - 15)))
-    edges = to_hz(np.linspace(to_mel(np.float64(0)), to_mel(np.float64(RATE / 2)), mels + 2))
-    bins = np.linspace(0, RATE / 2, WINDOW // 2 + 1)[:, None]
+    edges = to_hz(np.linspace(to_mel(np.float64(0)), to_mel(np.float64(SAMPLE_RATE / 2)), mels + 2))
+    bins = np.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None]
     rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
     falling = (edges[2:] - bins) / np.diff(edges)[1:]
     return np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))
 
 
-def log_mel(samples: np.ndarray, config: dict[str, Any]) -> np.ndarray:
+def compute_log_mel(samples: np.ndarray, config: dict[str, Any]) -> np.ndarray:
     """Samples at 16 kHz -> float32 [mels, frames]; padded with silence or cut to `frames` of 10 ms."""
     frames = int(config["frames"])
     padded = np.zeros(frames * HOP, np.float64)
@@ -90,5 +90,5 @@ def log_mel(samples: np.ndarray, config: dict[str, Any]) -> np.ndarray:
     window = np.hanning(WINDOW + 1)[:-1]
     pieces = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][:frames]
     power = np.abs(np.fft.rfft(pieces * window, axis=1)) ** 2
-    mel = np.log10(np.maximum(power @ mel_filters(int(config["mels"])), 1e-10)).T
+    mel = np.log10(np.maximum(power @ build_mel_filters(int(config["mels"])), 1e-10)).T
     return ((np.maximum(mel, mel.max() - 8) + 4) / 4).astype(np.float32)

@@ -9,12 +9,12 @@ from typing import Any
 
 from mmcompress.errors import BundleError
 
-FORMAT, READABLE = 2, (1, 2)
+BUNDLE_FORMAT, READABLE_FORMATS = 2, (1, 2)
 """2: a decode step takes its mask as an input."""
 Manifest = dict[str, Any]
 
 
-def sha256(path: Path) -> str:
+def hash_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as f:
         while chunk := f.read(1 << 20):
@@ -22,7 +22,7 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def identity(folder: str | Path) -> str:
+def bundle_identity(folder: str | Path) -> str:
     """One hash of all models of a bundle, whenever and wherever it was written."""
     files = read_manifest(folder)["files"]
     models = sorted(f"{name} {entry['sha256']}" for name, entry in files.items() if name.endswith(".onnx"))
@@ -44,8 +44,10 @@ def read_manifest(folder: str | Path) -> Manifest:
         manifest["graph"]["outputs"], manifest["graph"]["inputs"]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         raise BundleError(f"{path}: damaged: {type(e).__name__}: {e}") from e
-    if version not in READABLE:
-        raise BundleError(f"{path}: format {version}, this runtime reads formats {READABLE[0]} to {FORMAT}")
+    if version not in READABLE_FORMATS:
+        raise BundleError(
+            f"{path}: format {version}, this runtime reads formats {READABLE_FORMATS[0]} to {BUNDLE_FORMAT}"
+        )
     if unlisted := used - {name for name, _ in entries}:
         raise BundleError(f"{path}: the graph uses '{min(unlisted)}', which is not among the bundle's files")
     for name, _ in entries:
@@ -54,11 +56,11 @@ def read_manifest(folder: str | Path) -> Manifest:
     return manifest
 
 
-def verify(folder: str | Path, manifest: Manifest) -> None:
+def verify_files(folder: str | Path, manifest: Manifest) -> None:
     """Check every file against its SHA-256. Raises `BundleError` naming the missing or altered file."""
     for name, entry in manifest["files"].items():
         path = Path(folder) / name
         if not path.is_file():
             raise BundleError(f"{folder}: the file '{name}' is missing")
-        if sha256(path) != entry["sha256"]:
+        if hash_file(path) != entry["sha256"]:
             raise BundleError(f"{folder}: the file '{name}' was altered: its SHA-256 is not the manifest's")

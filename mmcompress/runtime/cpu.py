@@ -12,7 +12,7 @@ IDENTITY = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "
 """What tells processors of one name, or of none, apart."""
 
 
-def cpu() -> dict[str, Any]:
+def describe_cpu() -> dict[str, Any]:
     """Model name, cores this process may use, and the instruction sets that decide the speed of inference."""
     name, flags, identity = platform.processor() or platform.machine(), set(), {}
     try:

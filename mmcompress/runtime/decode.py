@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-Step = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.ndarray]]]
+DecodeStep = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.ndarray]]]
 """(ids [b, t], position of the first, past) -> (log-probabilities [b, v] after the last token, new past)."""
-Move = tuple[tuple[int, ...], tuple[int, ...]]
+BeamMove = tuple[tuple[int, ...], tuple[int, ...]]
 """From one step to the next: which running sequence each of the next ones goes on with, and the token it gets."""
 LONGEST_SPAN, COPIES, TOKENS = 16, 4, 16
 NONE = -1
@@ -53,7 +53,7 @@ class Generation:
         return "end" if ids[-1] == self.eos else "length" if len(ids) >= self.max_tokens else "repetition"
 
 
-def causal(new: int, past: int) -> np.ndarray:
+def causal_mask(new: int, past: int) -> np.ndarray:
     """float32 [1, 1, new, past + new], added to attention scores: none of the new tokens sees those after it."""
     mask = np.zeros((new, past + new), np.float32)
     if new > 1:
@@ -61,7 +61,7 @@ def causal(new: int, past: int) -> np.ndarray:
     return mask[None, None]
 
 
-def repeated(ids: Sequence[int]) -> int:
+def count_repeated_tail(ids: Sequence[int]) -> int:
     """Tokens at the end that only repeat those before them: a span said four times or more, over 16 tokens or more."""
     for span in range(1, LONGEST_SPAN + 1):
         copies = max(COPIES, -(-TOKENS // span))
@@ -71,7 +71,11 @@ def repeated(ids: Sequence[int]) -> int:
 
 
 def beam_search(
-    step: Step, past: list[np.ndarray], g: Generation, made: list[Move] | None = None, follow: Sequence[Move] = ()
+    step: DecodeStep,
+    past: list[np.ndarray],
+    g: Generation,
+    made: list[BeamMove] | None = None,
+    follow: Sequence[BeamMove] = (),
 ) -> list[tuple[float, list[int]]]:
     """The `g.beams` best sequences of one item, best first, as (score per token, ids with prompt and end).
 
@@ -114,7 +118,7 @@ def beam_search(
         if follow:
             beams, tokens = follow[length - 1]
         running = [[*running[beam], token] for beam, token in zip(beams, tokens, strict=True)]
-        if g.guard and (copies := repeated(running[0][len(start) :])):
+        if g.guard and (copies := count_repeated_tail(running[0][len(start) :])):
             cut = [(s / length, r) for s, r in zip(scores, running, strict=True)]
             cut[0] = (cut[0][0], running[0][:-copies])
             return sorted([*finished, *cut], key=lambda f: -f[0])[: g.beams]

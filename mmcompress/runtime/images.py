@@ -41,7 +41,7 @@ def open_image(source: ImageLike) -> Image.Image:
     return im if im.mode == "RGB" else im.convert("RGB")
 
 
-def preprocess(source: ImageLike, config: dict[str, Any]) -> np.ndarray:
+def preprocess_image(source: ImageLike, config: dict[str, Any]) -> np.ndarray:
     """float32 [3, size, size], resized and normalized as `config` says (keys of open_clip's `preprocess_cfg`).
 
     `resize_mode`: "shortest" (the shorter side to size, centre crop), "longest" (the longer side, padded) or "squash".

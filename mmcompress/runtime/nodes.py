@@ -12,10 +12,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mmcompress.errors import BundleError
-from mmcompress.runtime.audio import AudioLike, log_mel, open_audio, segments
-from mmcompress.runtime.decode import Generation, Move, beam_search, causal
-from mmcompress.runtime.images import preprocess
-from mmcompress.runtime.sessions import Timed
+from mmcompress.runtime.audio import AudioLike, compute_log_mel, open_audio, split_sound
+from mmcompress.runtime.decode import BeamMove, Generation, beam_search, causal_mask
+from mmcompress.runtime.images import preprocess_image
+from mmcompress.runtime.sessions import TimedSession
 
 Values = dict[str, Any]
 
@@ -33,7 +33,7 @@ def pad_ids(ids: list[list[int]], length: int, pad: int, eos: int) -> np.ndarray
     return np.array([[*r, *[pad] * (length - len(r))] for r in rows], np.int64)
 
 
-def text_length(ids: list[list[int]], config: Values) -> int:
+def padded_length(ids: list[list[int]], config: Values) -> int:
     """To what length texts are padded: the longest of them where the tower ignores padding, else its whole context."""
     whole = int(config["context_length"])
     return min(max(1, *map(len, ids)), whole) if config.get("any_length") else whole
@@ -42,30 +42,32 @@ def text_length(ids: list[list[int]], config: Values) -> int:
 class ImageEncoder:
     """image -> embedding float32 [1, d] of length 1, tokens float32 [1, n, w]."""
 
-    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+    def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.model, self.config = sessions["model"], config["preprocess"]
 
     def __call__(self, image: Any) -> Values:
-        pixels = image if isinstance(image, np.ndarray) and image.ndim == 4 else preprocess(image, self.config)[None]
+        pixels = (
+            image if isinstance(image, np.ndarray) and image.ndim == 4 else preprocess_image(image, self.config)[None]
+        )
         return dict(zip(self.model.outputs, self.model({"pixels": pixels}), strict=True))
 
 
 class AudioEncoder:
     """audio -> embedding float32 [k, d], tokens float32 [k, n, w]; sound longer than the window makes k windows."""
 
-    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+    def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.model, self.config = sessions["model"], config["features"]
 
     def __call__(self, audio: AudioLike) -> Values:
-        pieces = segments(open_audio(audio), float(self.config["seconds"]))
-        features = np.stack([log_mel(p, self.config) for p in pieces])
+        pieces = split_sound(open_audio(audio), float(self.config["seconds"]))
+        features = np.stack([compute_log_mel(p, self.config) for p in pieces])
         return dict(zip(self.model.outputs, self.model({"features": features}), strict=True))
 
 
 class TextEncoder:
     """text (one or several) -> embedding float32 [n, d] of length 1."""
 
-    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+    def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.model, self.config = sessions["model"], config
         self.tokenizer = load_tokenizer(folder / config["tokenizer"])
 
@@ -74,18 +76,18 @@ class TextEncoder:
         # a thread pool costs more than a few short texts
         many = len(texts) > 16
         ids = [e.ids for e in (self.tokenizer.encode_batch(texts) if many else map(self.tokenizer.encode, texts))]
-        padded = pad_ids(ids, text_length(ids, self.config), self.config["pad"], self.config["eos"])
+        padded = pad_ids(ids, padded_length(ids, self.config), self.config["pad"], self.config["eos"])
         return {"embedding": self.model({"ids": padded})[0]}
 
 
 @dataclass(frozen=True)
-class Written:
+class GenerationTrace:
     """What a generator wrote of one window: scored token sequences, best first, the calls of its model it took, and the
     moves of its beams between them."""
 
     steps: int
     sequences: tuple[tuple[float, tuple[int, ...]], ...]
-    moves: tuple[Move, ...] = ()
+    moves: tuple[BeamMove, ...] = ()
 
 
 class TextDecoder:
@@ -97,22 +99,22 @@ class TextDecoder:
     whatever they would say. (Beams of one that was cut and not trained yet never settle.)
     """
 
-    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+    def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.context, self.step = sessions.get("context"), sessions["step"]
         self.tokenizer = load_tokenizer(folder / config["tokenizer"])
         g = dict(config["generation"])
         options: Values = {k: tuple(v) if isinstance(v, list) else v for k, v in g.items()}
         self.generation = Generation(**options)
         self.past = [(int(h), int(d)) for h, d in config["past"]]
-        self.written: list[Written] = []
-        self.dictated: Sequence[Written] = ()
+        self.traces: list[GenerationTrace] = []
+        self.replay: Sequence[GenerationTrace] = ()
 
     def generate(
         self,
         context: np.ndarray,
         steps: int | None = None,
-        made: list[Move] | None = None,
-        follow: Sequence[Move] = (),
+        made: list[BeamMove] | None = None,
+        follow: Sequence[BeamMove] = (),
     ) -> list[tuple[float, list[int]]]:
         """Scored token sequences of one item, the best first; of exactly as many `steps` where they are given.
 
@@ -130,7 +132,7 @@ class TextDecoder:
             if "position" in wanted:  # rotary embeddings count the cache
                 feed["position"] = positions[position : position + ids.shape[1]]
             if "mask" in wanted:
-                feed["mask"] = causal(ids.shape[1], past[0].shape[2])
+                feed["mask"] = causal_mask(ids.shape[1], past[0].shape[2])
             feed.update(zip(names, past, strict=True))
             scores, *new = self.step(feed)
             return scores, new
@@ -141,25 +143,27 @@ class TextDecoder:
             start = [np.repeat(given[n], beams, 0) for n in names]
         return beam_search(step, start, generation, made, follow)
 
-    def _write(self, context: np.ndarray) -> Written:
-        before, made = self.step.calls, list[Move]()
+    def _write(self, context: np.ndarray) -> GenerationTrace:
+        before, made = self.step.calls, list[BeamMove]()
         found = self.generate(context, made=made)
-        return Written(self.step.calls - before, tuple((score, tuple(ids)) for score, ids in found), tuple(made))
+        return GenerationTrace(
+            self.step.calls - before, tuple((score, tuple(ids)) for score, ids in found), tuple(made)
+        )
 
-    def _take(self, contexts: list[np.ndarray]) -> list[Written]:
+    def _take(self, contexts: list[np.ndarray]) -> list[GenerationTrace]:
         """What is dictated, after the steps it took; where windows are shorter than they were, they share them."""
-        work: list[tuple[int, tuple[Move, ...]]] = [(w.steps, w.moves) for w in self.dictated]
+        work: list[tuple[int, tuple[BeamMove, ...]]] = [(w.steps, w.moves) for w in self.replay]
         if len(work) != len(contexts):
             shares = np.array_split(range(sum(steps for steps, _ in work)), len(contexts))
             work = [(max(1, len(part)), ()) for part in shares]
         for context, (steps, moves) in zip(contexts, work, strict=True):
             self.generate(context, steps, follow=moves)
-        return list(self.dictated)
+        return list(self.replay)
 
     def __call__(self, context: np.ndarray) -> Values:
         contexts = [context[i : i + 1] for i in range(len(context))]
-        self.written = self._take(contexts) if self.dictated else [self._write(c) for c in contexts]
-        windows = [w.sequences for w in self.written]
+        self.traces = self._take(contexts) if self.replay else [self._write(c) for c in contexts]
+        windows = [w.sequences for w in self.traces]
         found = windows[0] if len(windows) == 1 else [w[0] for w in windows]
         given = len(self.generation.prompt)
         texts = [self.tokenizer.decode(list(ids[given:])).strip() for _, ids in found]
@@ -173,7 +177,7 @@ class TextDecoder:
 class Nearest:
     """The value whose key is nearest to the query (cosine), plus `prior` times its score where scores are given."""
 
-    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+    def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.prior = float(config.get("prior", 0.0))
 
     def __call__(self, query: np.ndarray, keys: np.ndarray, values: list[str], scores: Any = None) -> Values:
@@ -186,7 +190,7 @@ class Nearest:
 class Lookup:
     """The text of a list whose embedding is nearest to the query (cosine), with its similarity and its place."""
 
-    def __init__(self, sessions: dict[str, Timed], config: Values, folder: Path):
+    def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         try:
             self.texts = json.loads((folder / config["texts"]).read_text())
             self.bank = np.load(folder / config["bank"], allow_pickle=False)
@@ -199,7 +203,7 @@ class Lookup:
         return {"best": self.texts[at], "score": float(rank[at]), "place": at}
 
 
-KINDS: dict[str, Callable[[dict[str, Timed], Values, Path], Any]] = {
+DEPLOYED_KINDS: dict[str, Callable[[dict[str, TimedSession], Values, Path], Any]] = {
     "image_encoder": ImageEncoder,
     "audio_encoder": AudioEncoder,
     "text_encoder": TextEncoder,

@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from mmcompress.errors import BundleError, DataError
-from mmcompress.runtime.bundle import Manifest, read_manifest, verify
-from mmcompress.runtime.cpu import cpu
-from mmcompress.runtime.nodes import KINDS
-from mmcompress.runtime.sessions import Timed
+from mmcompress.runtime.bundle import Manifest, read_manifest, verify_files
+from mmcompress.runtime.cpu import describe_cpu
+from mmcompress.runtime.nodes import DEPLOYED_KINDS
+from mmcompress.runtime.sessions import TimedSession
 
 
-def critical(seconds: Mapping[str, float], reads: Mapping[str, Collection[str]]) -> float:
+def critical_path(seconds: Mapping[str, float], reads: Mapping[str, Collection[str]]) -> float:
     """The longest way through a graph whose nodes take so long each; `reads`: the nodes that each waits for."""
     ends: dict[str, float] = {}
 
@@ -44,19 +44,19 @@ class Pipeline:
         self.outputs: dict[str, str] = graph["outputs"]
         self.wiring: dict[str, dict[str, str]] = {}
         self.nodes: dict[str, Any] = {}
-        self.sessions: dict[str, dict[str, Timed]] = {}
+        self.sessions: dict[str, dict[str, TimedSession]] = {}
         for name, node in graph["nodes"].items():
-            if node["kind"] not in KINDS:
+            if node["kind"] not in DEPLOYED_KINDS:
                 raise BundleError(
                     f"{folder}: node '{name}' is of kind '{node['kind']}', which this runtime doesn't know"
                 )
-            if (needed := set(node.get("cpu_flags", ()))) and not needed & set(cpu()["flags"]):
+            if (needed := set(node.get("cpu_flags", ()))) and not needed & set(describe_cpu()["flags"]):
                 raise BundleError(
                     f"{folder}: node '{name}' is in {node['precision']}, which needs a CPU with one of "
                     f"{', '.join(sorted(needed))}: without, its results would be wrong"
                 )
-            self.sessions[name] = {k: Timed(folder / f, threads) for k, f in node.get("files", {}).items()}
-            self.nodes[name] = KINDS[node["kind"]](self.sessions[name], node.get("config", {}), folder)
+            self.sessions[name] = {k: TimedSession(folder / f, threads) for k, f in node.get("files", {}).items()}
+            self.nodes[name] = DEPLOYED_KINDS[node["kind"]](self.sessions[name], node.get("config", {}), folder)
             self.wiring[name] = node["inputs"]
         self.node_seconds: dict[str, float] = {}
         self.model_seconds: dict[str, float] = {}
@@ -64,7 +64,7 @@ class Pipeline:
         self.reads = {n: sources(wires) for n, wires in self.wiring.items()}
         self.pool = ThreadPoolExecutor(len(self.nodes)) if manifest.get("parallel") else None
 
-    def noise(self) -> dict[str, Any]:
+    def noise_request(self) -> dict[str, Any]:
         """A request of the right kind that says nothing: a picture of 224 x 224 pixels, or two seconds of sound."""
         name, kind = next(iter(self.inputs.items()))
         rng = np.random.default_rng(0)
@@ -73,12 +73,12 @@ class Pipeline:
         return {name: rng.normal(0, 0.1, 32_000).astype(np.float32)}
 
     @property
-    def inside(self) -> float:
-        return critical(self.model_seconds, self.reads) if self.pool else sum(self.model_seconds.values())
+    def session_seconds(self) -> float:
+        return critical_path(self.model_seconds, self.reads) if self.pool else sum(self.model_seconds.values())
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         values = self.run(**inputs)
-        return {name: self.value(values, reference) for name, reference in self.outputs.items()}
+        return {name: self.value_of(values, reference) for name, reference in self.outputs.items()}
 
     def run(self, **inputs: Any) -> dict[str, dict[str, Any]]:
         """Every node's outputs. Raises `DataError` for a missing or unknown input."""
@@ -101,7 +101,7 @@ class Pipeline:
         return values
 
     def _answer(self, name: str, values: dict[str, dict[str, Any]]) -> None:
-        feed = {port: self.value(values, reference) for port, reference in self.wiring[name].items()}
+        feed = {port: self.value_of(values, reference) for port, reference in self.wiring[name].items()}
         before = sum(s.seconds for s in self.sessions[name].values())
         start = time.perf_counter()
         values[name] = self.nodes[name](**feed)
@@ -109,19 +109,19 @@ class Pipeline:
         self.model_seconds[name] = sum(s.seconds for s in self.sessions[name].values()) - before
 
     @staticmethod
-    def value(values: dict[str, dict[str, Any]], reference: str) -> Any:
+    def value_of(values: dict[str, dict[str, Any]], reference: str) -> Any:
         node, _, port = reference.partition(".")
         return values[node][port]
 
 
-def load(bundle: str | Path, threads: int | None = None) -> Pipeline:
+def load_bundle(bundle: str | Path, threads: int | None = None) -> Pipeline:
     """Load a bundle after checking every file. `threads` defaults to what it was measured with.
 
     Raises `BundleError` when a file is missing, altered or unreadable.
     """
     folder = Path(bundle)
     manifest = read_manifest(folder)
-    verify(folder, manifest)
+    verify_files(folder, manifest)
     try:
         return Pipeline(folder, manifest, threads or int(manifest.get("threads", 1)))
     except (KeyError, TypeError, ValueError, AttributeError) as e:

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from mmcompress.errors import BundleError
 
 
-def session(model: str | Path | bytes, threads: int, optimize: bool = True) -> ort.InferenceSession:
+def open_session(model: str | Path | bytes, threads: int, optimize: bool = True) -> ort.InferenceSession:
     """An inference session on the CPU; `threads` 0: one for each core.
 
     Threads don't spin: several sessions of one pipeline would otherwise fight for the cores and the dense baseline
@@ -33,11 +33,11 @@ def session(model: str | Path | bytes, threads: int, optimize: bool = True) -> o
         raise BundleError(f"{name}: onnxruntime can't load it: {e}") from e
 
 
-class Timed:
+class TimedSession:
     """A session that adds up the time spent inside it."""
 
     def __init__(self, model: str | Path | bytes, threads: int):
-        self.inner = session(model, threads)
+        self.inner = open_session(model, threads)
         self.outputs = [o.name for o in self.inner.get_outputs()]
         self.inputs = [i.name for i in self.inner.get_inputs()]
         self.seconds, self.calls = 0.0, 0

@@ -17,7 +17,7 @@ Task = Callable[..., Any]
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def call(fn: Task, context: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
+def call_task(fn: Task, context: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """`fn(context, ...)`, a dict, with the name of the worker added."""
     return {**fn(context, *args, **kwargs), "worker": worker_name()}
 
@@ -33,7 +33,7 @@ class InlineExecutor(Executor):
     def submit(self, fn: Task, /, *args: Any, **kwargs: Any) -> Future:
         future: Future = Future()
         try:
-            future.set_result(call(fn, self.context, *args, **kwargs))
+            future.set_result(call_task(fn, self.context, *args, **kwargs))
         except Exception as e:  # a failed trial is the caller's to record
             future.set_exception(e)
         return future
@@ -48,7 +48,7 @@ def _adopt(context: Any) -> None:
 
 
 def _with_shared(fn: Task, args: tuple, kwargs: dict) -> Any:
-    return call(fn, _shared, *args, **kwargs)
+    return call_task(fn, _shared, *args, **kwargs)
 
 
 class _Processes(ProcessPoolExecutor):
@@ -56,7 +56,7 @@ class _Processes(ProcessPoolExecutor):
         return super().submit(_with_shared, fn, args, kwargs)
 
 
-def process_executor(context: Any, workers: int = 2, address: str | None = None) -> Executor:
+def make_process_executor(context: Any, workers: int = 2, address: str | None = None) -> Executor:
     """Worker processes of this machine, each given the context once."""
     spawn = multiprocessing.get_context("spawn")
     return _Processes(workers, mp_context=spawn, initializer=_adopt, initargs=(context,))
@@ -89,7 +89,7 @@ class RayExecutor(Executor):
             except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as e:
                 raise ClusterError(f"no Ray cluster at {address or 'this machine'}: {e}") from e
         self.context = ray.put(context)
-        self.remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(call)
+        self.remote = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(call_task)
 
     def submit(self, fn: Task, /, *args: Any, **kwargs: Any) -> Future:
         return self.remote.remote(fn, self.context, *args, **kwargs).future()

@@ -23,7 +23,7 @@ from mmcompress.errors import ClusterError, MissingPackage, SpecError
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def own_modules(spec: dict[str, Any]) -> list[Path]:
+def find_own_modules(spec: dict[str, Any]) -> list[Path]:
     """Files and folders of the modules that `python:` sources and `plugins` name, but for installed ones.
 
     Raises `SpecError`.
@@ -74,11 +74,11 @@ def submit_run(
         measure = spec.get("measure") or {}
         if readings := measure.get("device"):
             if not Path(readings).is_file():
-                raise SpecError(f"measure.device: {readings}: no such file")
+                raise SpecError(f"measure.readings: {readings}: no such file")
             shutil.copy(readings, Path(work) / "device.json")
             spec = {**spec, "measure": {**measure, "device": "device.json"}}
         (Path(work) / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
-        for place in own_modules(spec):
+        for place in find_own_modules(spec):
             if place.is_dir():
                 shutil.copytree(place, Path(work) / place.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
             else:

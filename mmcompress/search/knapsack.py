@@ -13,16 +13,16 @@ from mmcompress.measure.predict import Predictor
 from mmcompress.records import Block, Candidate
 
 if TYPE_CHECKING:  # it takes torch
-    from mmcompress.prune.allocation import Curves
+    from mmcompress.prune.allocation import SensitivityCurves
 
-BINS = 4000
-WINDOWS = 7
+BUDGET_BINS = 4000
+MAX_WINDOW_LENGTHS = 7
 """Lengths of a node's window that are tried, each with every choice of precisions."""
-SPLITS = 600
+MAX_COMBINATIONS = 600
 """Choices of windows and precisions that are solved; of more, some are left out."""
 
 
-def solve(costs: list[np.ndarray], damages: list[np.ndarray], budget: float) -> list[int] | None:
+def solve_knapsack(costs: list[np.ndarray], damages: list[np.ndarray], budget: float) -> list[int] | None:
     """Multiple-choice knapsack: one option per row, least damage with total cost within budget; None if impossible.
 
     Costs are rounded up to a `BINS`-th of the budget, so a solution never exceeds it. Of solutions that do equal damage
@@ -30,36 +30,36 @@ def solve(costs: list[np.ndarray], damages: list[np.ndarray], budget: float) -> 
     """
     if budget <= 0:
         return None
-    best = np.full(BINS + 1, np.inf)
+    best = np.full(BUDGET_BINS + 1, np.inf)
     best[0] = 0.0
     picks: list[np.ndarray] = []
     for cost, damage in zip(costs, damages, strict=True):
-        bins = np.ceil(np.asarray(cost) / budget * BINS - 1e-9).astype(int)
-        options = np.full((len(bins), BINS + 1), np.inf)
+        bins = np.ceil(np.asarray(cost) / budget * BUDGET_BINS - 1e-9).astype(int)
+        options = np.full((len(bins), BUDGET_BINS + 1), np.inf)
         for i, b in enumerate(bins):
-            if b <= BINS:
-                options[i, b:] = best[: BINS + 1 - b] + damage[i]
+            if b <= BUDGET_BINS:
+                options[i, b:] = best[: BUDGET_BINS + 1 - b] + damage[i]
         picks.append(options.argmin(0))
         best = options.min(0)
     if not np.isfinite(best).any():
         return None
-    at = BINS - int(best[::-1].argmin())
+    at = BUDGET_BINS - int(best[::-1].argmin())
     chosen = []
     for cost, pick in zip(reversed(costs), reversed(picks), strict=True):
         i = int(pick[at])
         chosen.append(i)
-        at -= int(np.ceil(cost[i] / budget * BINS - 1e-9))
+        at -= int(np.ceil(cost[i] / budget * BUDGET_BINS - 1e-9))
     return list(reversed(chosen))
 
 
-def levels(choices: Sequence[int], most: int = 17) -> list[int]:
+def thin_out_levels(choices: Sequence[int], most: int = 17) -> list[int]:
     """The kept counts offered to the knapsack: all of a few, `most` of many, the ends always."""
     if len(choices) <= most:
         return list(choices)
     return sorted({choices[round((len(choices) - 1) * i / (most - 1))] for i in range(most)})
 
 
-def few(
+def limit_combinations(
     precisions: Mapping[str, Sequence[str]],
     rounding: Mapping[str, Mapping[str, float]],
     lengths: Sequence[Sequence[int]],
@@ -76,17 +76,17 @@ def few(
     for most in (2, 1):
         harm = lambda n: min(rounding[n][p] for p in ends(n)[1:])  # of its quickest precision
         for n in sorted(left, key=harm):
-            if count() > SPLITS:
+            if count() > MAX_COMBINATIONS:
                 left[n] = list(dict.fromkeys(ends(n)))[-most:]
-        if most > 1 and count() > SPLITS:
-            windows = [levels(of, 3) for of in windows]
+        if most > 1 and count() > MAX_COMBINATIONS:
+            windows = [thin_out_levels(of, 3) for of in windows]
     return left, windows
 
 
-def candidates(
+def split_by_knapsack(
     blocks: Mapping[str, tuple[Block, ...]],
     cross: Mapping[str, Mapping[str, str]],
-    curves: Mapping[str, Curves],
+    curves: Mapping[str, SensitivityCurves],
     predictor: Predictor,
     budget_ms: float,
     protection: float,
@@ -97,27 +97,31 @@ def candidates(
     """(estimated damage, candidate) of the best split for every choice of precisions in `few`, least damage first."""
     rows, found = predictor.table.lookup(), []
     nodes, windowed = list(blocks), [n for n in blocks if "tokens" in choices[n]]
-    options = {n: {b.name: levels(choices[n][b.name]) for b in blocks[n] if b.group != "tokens"} for n in nodes}
+    options = {
+        n: {b.name: thin_out_levels(choices[n][b.name]) for b in blocks[n] if b.group != "tokens"} for n in nodes
+    }
     damages = {
-        (n, b): curves[n][b].at(np.array(o)) * (protection if b in cross[n] else 1.0)
+        (n, b): curves[n][b].loss_increase(np.array(o)) * (protection if b in cross[n] else 1.0)
         for n in nodes
         for b, o in options[n].items()
     }
     order = [(n, b) for n in nodes for b in options[n]]
-    whole = lambda n, p: predictor.node(n, {}, p, rows)
-    precisions, lengths = few(precisions, rounding, [levels(choices[n]["tokens"], WINDOWS) for n in windowed], whole)
+    whole = lambda n, p: predictor.node_table_ms(n, {}, p, rows)
+    precisions, lengths = limit_combinations(
+        precisions, rounding, [thin_out_levels(choices[n]["tokens"], MAX_WINDOW_LENGTHS) for n in windowed], whole
+    )
     for window in itertools.product(*lengths):
         left = {n: {"tokens": k} for n, k in zip(windowed, window, strict=True)}
-        cuts, costs = predictor.cuts(left), {}
-        paid = sum(float(curves[n]["tokens"].at(kept["tokens"])) for n, kept in left.items())
+        cuts, costs = predictor.cut_positions(left), {}
+        paid = sum(float(curves[n]["tokens"].loss_increase(kept["tokens"])) for n, kept in left.items())
         for n in nodes:
-            for p, placed in itertools.product(precisions[n], predictor.placed[n]):
-                ms = [predictor.inside(n, placed, k, p, rows, cuts) for k in options[n][placed.name]]
+            for p, placed in itertools.product(precisions[n], predictor.deployed[n]):
+                ms = [predictor.block_ms(n, placed, k, p, rows, cuts) for k in options[n][placed.name]]
                 costs[n, placed.name, p] = np.array(ms)
         for choice in itertools.product(*(precisions[n] for n in nodes)):
             precision = dict(zip(nodes, choice, strict=True))
-            fixed = predictor.overhead_ms + sum(predictor.base(n, precision[n], cuts) for n in nodes)
-            picked = solve(
+            fixed = predictor.overhead_ms + sum(predictor.base_ms(n, precision[n], cuts) for n in nodes)
+            picked = solve_knapsack(
                 [costs[n, b, precision[n]] for n, b in order],
                 [damages[at] for at in order],
                 budget_ms / predictor.factor - fixed,

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 from typing import Any
 
-STARTUP = 8
+STARTUP_TRIALS = 8
 """Proposals at random before a model of the space is fitted."""
 
 
-def tpe(seed: int) -> Any:
+def make_tpe(seed: int) -> Any:
     import optuna
 
     return optuna.samplers.TPESampler(
-        seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP
+        seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
     )
 
 
-def gp(seed: int) -> Any:
+def make_gp(seed: int) -> Any:
     import optuna
 
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP)
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=STARTUP_TRIALS)
 
 
-def nsga2(seed: int) -> Any:
+def make_nsga2(seed: int) -> Any:
     import optuna
 
     return optuna.samplers.NSGAIISampler(seed=seed, population_size=12)
 
 
-def cmaes(seed: int) -> Any:
+def make_cmaes(seed: int) -> Any:
     """Ranges by CMA-ES; it knows no choices, those come from a uniform sampler."""
     import optuna
 
@@ -40,11 +40,11 @@ def cmaes(seed: int) -> Any:
         raise MissingPackage("cmaes", "compress") from e
     independent = optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.CmaEsSampler(
-        seed=seed, n_startup_trials=STARTUP, independent_sampler=independent, warn_independent_sampling=False
+        seed=seed, n_startup_trials=STARTUP_TRIALS, independent_sampler=independent, warn_independent_sampling=False
     )
 
 
-def random(seed: int) -> Any:
+def make_random(seed: int) -> Any:
     import optuna
 
     return optuna.samplers.RandomSampler(seed=seed)

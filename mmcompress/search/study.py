@@ -16,15 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import ClusterError
-from mmcompress.records import Candidate, Trial, build, plain
+from mmcompress.records import Candidate, Trial, build_record, to_plain
 from mmcompress.registry import SAMPLERS
-from mmcompress.search.moves import Overrides, Problem, best, explicit, fit_to_budget, implied, mutate
+from mmcompress.search.moves import (
+    SearchPoint,
+    SearchProblem,
+    best_within,
+    scale_to_budget,
+    switch_levels,
+    to_overrides,
+    to_search_point,
+)
 from mmcompress.spec.schema import Space
 
 Progress = Callable[[str, float], None]
 Evaluate = Callable[..., dict[str, Any]]
 """(context, candidate as plain data) -> {loss, quality, seconds, worker}; the executor supplies the context."""
-Seeds = Sequence[tuple[str, Candidate]]
+SeedCandidates = Sequence[tuple[str, Candidate]]
 """Candidates to judge as they are, each with where it comes from."""
 
 
@@ -67,10 +75,10 @@ def open_study(path: Path, seed: int, sampler: str = "tpe") -> Any:
     return study
 
 
-def finished(study: Any) -> list[Trial]:
+def finished_trials(study: Any) -> list[Trial]:
     """Every trial whose result stands in the study."""
     rows = (t.user_attrs.get("trial") for t in study.get_trials(deepcopy=False))
-    return [build(Trial, r) for r in rows if r]
+    return [build_record(Trial, r) for r in rows if r]
 
 
 def first_error(study: Any) -> str:
@@ -79,7 +87,7 @@ def first_error(study: Any) -> str:
     return next((r["error"] for r in rows if "error" in r), "")
 
 
-def failures(study: Any, origin: str | None = None) -> int:
+def count_failures(study: Any, origin: str | None = None) -> int:
     """Trials that raised an error (those a dead driver left behind are asked again, not counted)."""
     rows = [t.user_attrs for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
     return sum(origin in (None, r.get("origin")) for r in rows)
@@ -89,7 +97,7 @@ def failures(study: Any, origin: str | None = None) -> int:
 class _Pending:
     optuna_trial: Any
     origin: str
-    overrides: Overrides
+    overrides: SearchPoint
     candidate: Candidate
     latency_ms: float
     tries: int = 1
@@ -98,10 +106,10 @@ class _Pending:
 class _Book:
     """The driver's hand: asks, records, tells; one writer."""
 
-    def __init__(self, study: Any, problem: Problem):
+    def __init__(self, study: Any, problem: SearchProblem):
         self.study, self.problem = study, problem
         self.distributions = _distributions(problem.space)
-        found = (replace(t, latency_ms=problem.predict(t.candidate)) for t in finished(study))
+        found = (replace(t, latency_ms=problem.predict(t.candidate)) for t in finished_trials(study))
         self.by_key = {t.candidate.key(): t for t in found}
 
     def record(self, p: _Pending, result: dict[str, Any]) -> Trial:
@@ -122,17 +130,17 @@ class _Book:
         )
         self.by_key.setdefault(p.candidate.key(), trial)
         if p.optuna_trial:
-            p.optuna_trial.set_user_attr("trial", plain(trial))
+            p.optuna_trial.set_user_attr("trial", to_plain(trial))
             p.optuna_trial.set_constraint("latency", over)
             self.study.tell(p.optuna_trial, result["loss"])
         else:
             self.study.add_trial(
                 create_trial(  # without parameters the samplers would take the space for an empty one
                     state=TrialState.COMPLETE,
-                    params=implied(self.problem, p.candidate),
+                    params=to_search_point(self.problem, p.candidate),
                     distributions=self.distributions,
                     value=result["loss"],
-                    user_attrs={"trial": plain(trial)},
+                    user_attrs={"trial": to_plain(trial)},
                     constraints={"latency": over},
                 )
             )
@@ -151,11 +159,11 @@ class _Book:
 
 
 @dataclass(frozen=True)
-class Effort:
+class SearchEffort:
     """How much to search: sampler proposals and mutations in all, at how many a time, and retries of a failed one."""
 
     trials: int
-    mutations: int
+    level_switches: int
     workers: int = 1
     retries: int = 0
 
@@ -168,19 +176,19 @@ class _Search:
         book: _Book,
         executor: Executor,
         evaluate: Evaluate,
-        seeds: Seeds,
-        effort: Effort,
+        seeds: SeedCandidates,
+        effort: SearchEffort,
         seed: int,
         progress: Progress,
     ):
         self.book, self.problem, self.effort, self.progress = book, book.problem, effort, progress
         self.executor, self.evaluate = executor, evaluate
-        before = finished(book.study)
+        before = finished_trials(book.study)
         unique = lambda origin: len({t.candidate.key() for t in before if t.origin == origin})
-        self.sampled = unique("sampler") + failures(book.study, "sampler")
-        self.mutated = unique("mutation") + failures(book.study, "mutation")
+        self.sampled = unique("sampler") + count_failures(book.study, "sampler")
+        self.mutated = unique("mutation") + count_failures(book.study, "mutation")
         self.fixed = [(origin, c) for origin, c in seeds if c.key() not in book.by_key]
-        left = max(effort.trials - self.sampled, 0) + max(effort.mutations - self.mutated, 0)
+        left = max(effort.trials - self.sampled, 0) + max(effort.level_switches - self.mutated, 0)
         self.total = max(1, len(self.fixed) + left)
         self.rng = random.Random(f"{seed}:{len(before)}")
         self.pending: dict[Future, _Pending] = {}
@@ -197,7 +205,7 @@ class _Search:
 
     def start(self, p: _Pending) -> None:
         try:
-            self.pending[self.executor.submit(self.evaluate, plain(p.candidate))] = p
+            self.pending[self.executor.submit(self.evaluate, to_plain(p.candidate))] = p
         except BrokenExecutor as e:
             raise ClusterError("a worker process died (out of memory?); finished trials are kept: use --resume") from e
 
@@ -208,21 +216,21 @@ class _Search:
         if self.sampled < self.effort.trials:
             self.sampled += 1
             return self.sample()
-        if self.mutated >= self.effort.mutations or any(p.origin != "mutation" for p in self.pending.values()):
+        if self.mutated >= self.effort.level_switches or any(p.origin != "mutation" for p in self.pending.values()):
             return None
         taken = self.book.by_key.keys() | {p.candidate.key() for p in self.pending.values()}
-        new = mutate(self.problem, self.best(), taken, self.rng)
-        self.mutated = self.mutated + 1 if new else self.effort.mutations
+        new = switch_levels(self.problem, self.best(), taken, self.rng)
+        self.mutated = self.mutated + 1 if new else self.effort.level_switches
         return self.given("mutation", new) if new else None
 
     def given(self, origin: str, c: Candidate) -> _Pending:
-        return _Pending(None, origin, explicit(self.problem, c), c, self.problem.predict(c))
+        return _Pending(None, origin, to_overrides(self.problem, c), c, self.problem.predict(c))
 
     def sample(self) -> _Pending:
         """What the sampler proposes next that is not known; of a known one the sampler is told, and asked again."""
         while True:
             t = self.book.study.ask(self.book.distributions)
-            overrides, candidate = fit_to_budget(self.problem, dict(t.params))
+            overrides, candidate = scale_to_budget(self.problem, dict(t.params))
             p = _Pending(t, "sampler", overrides, candidate, self.problem.predict(candidate))
             known = self.book.by_key.get(candidate.key())
             if known is None or self.repeats >= 4 * self.total:
@@ -248,17 +256,17 @@ class _Search:
         self.progress(f"trial {self.judged} of {self.total}: {shown}", min(self.judged / self.total, 1.0))
 
     def best(self) -> Trial | None:
-        return best(list(self.book.by_key.values()), self.problem.budget_ms)
+        return best_within(list(self.book.by_key.values()), self.problem.budget_ms)
 
 
-def run(
+def run_study(
     study: Any,
-    problem: Problem,
+    problem: SearchProblem,
     executor: Executor,
     evaluate: Evaluate,
-    starts: list[Overrides],
-    seeds: Seeds,
-    effort: Effort,
+    starts: list[SearchPoint],
+    seeds: SeedCandidates,
+    effort: SearchEffort,
     seed: int,
     progress: Progress = lambda what, share: None,
 ) -> list[Trial]:

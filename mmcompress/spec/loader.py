@@ -13,24 +13,24 @@ from typing import Any, TypeVar
 import yaml
 
 from mmcompress.errors import SpecError
-from mmcompress.records import Invalid, Latency, build
-from mmcompress.registry import METRICS, PRECISIONS, nearest
-from mmcompress.spec.schema import Space, Spec, keys_of, overridden
+from mmcompress.records import InvalidValue, Latency, build_record
+from mmcompress.registry import METRICS, PRECISIONS, suggest_nearest
+from mmcompress.spec.schema import Space, Spec, apply_overrides, split_key
 
 T = TypeVar("T")
 Lines = dict[tuple[str, ...], int]
 
 
-class Yaml(yaml.SafeLoader):
+class SpecYaml(yaml.SafeLoader):
     """Takes 1e-4 for a number, as everybody does but YAML 1.1."""
 
 
-Yaml.add_implicit_resolver(
+SpecYaml.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?\d+(\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
 )
 
 
-class Source:
+class YamlSource:
     """Plain data of a YAML file with the line of every path in it."""
 
     def __init__(self, path: str | Path, overrides: dict[str, Any] | None = None):
@@ -41,7 +41,7 @@ class Source:
             raise SpecError(f"{path}: can't be read: {getattr(e, 'strerror', None) or e}") from e
         self.lines: Lines = {}
         try:
-            root = yaml.compose(text, Loader=Yaml)
+            root = yaml.compose(text, Loader=SpecYaml)
         except yaml.YAMLError as e:
             mark = getattr(e, "problem_mark", None)
             where = f"{path}:{mark.line + 1}" if mark else str(path)
@@ -66,7 +66,7 @@ class Source:
         if isinstance(node, yaml.SequenceNode):
             return [self._plain(v, (*path, str(i))) for i, v in enumerate(node.value)]
         try:
-            value = Yaml("").construct_object(node, deep=True)
+            value = SpecYaml("").construct_object(node, deep=True)
         except yaml.YAMLError as e:
             raise SpecError(f"{self.path}:{node.start_mark.line + 1}: {getattr(e, 'problem', e)}") from e
         return self._environment(value, path) if isinstance(value, str) else value
@@ -83,10 +83,10 @@ class Source:
 
     def _override(self, dotted: str, value: Any) -> None:
         try:
-            self.data = overridden(self.data, {dotted: value})
+            self.data = apply_overrides(self.data, {dotted: value})
         except ValueError as e:
             raise SpecError(f"{self.path}: --set {e}") from e
-        keys = keys_of(dotted)
+        keys = split_key(dotted)
         self.lines = {path: line for path, line in self.lines.items() if path[: len(keys)] != keys}
         self._mark(keys, value)
 
@@ -106,19 +106,19 @@ class Source:
 
     def build(self, cls: type[T]) -> T:
         try:
-            return build(cls, self.data)
-        except Invalid as e:
+            return build_record(cls, self.data)
+        except InvalidValue as e:
             raise self.error(e.path, e.message) from None
 
 
-def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
+def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
     """Read, override and validate a pipeline spec, its graph included. Raises `SpecError`.
 
     File names in it may begin with `~`; relative ones are looked for in the spec's folder, then in the working one.
     """
-    from mmcompress.graph.topology import check
+    from mmcompress.graph.topology import validate_graph
 
-    source = Source(path, overrides)
+    source = YamlSource(path, overrides)
     plugins = source.data.get("plugins") if isinstance(source.data, dict) else None
     if plugins and (here := str(Path.cwd())) not in sys.path:  # a console script does not look where it is started
         sys.path.append(here)
@@ -133,15 +133,15 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
     for i, metric in enumerate(spec.metrics):
         if problem := METRICS.problem(metric):
             raise source.error(("metrics", str(i)), problem)
-    for one in targets(spec):
+    for one in split_targets(spec):
         parse_target(one, source.error(("target",), ""))
-    if spec.prune.damage == "estimated" and spec.prune.importance != "fisher":
+    if spec.prune.sensitivity == "estimated" and spec.prune.importance != "fisher":
         raise source.error(
-            ("prune", "damage"),
+            ("prune", "sensitivity"),
             f"can be estimated from fisher scores, not from {spec.prune.importance}: add importance: fisher",
         )
-    if spec.prune.damage == "estimated" and spec.quantize.sensitive:
-        raise source.error(("quantize", "sensitive"), "is found by running the pipeline; prune.damage says estimated")
+    if spec.prune.sensitivity == "estimated" and spec.quantize.max_loss_increase:
+        raise source.error(("quantize", "max_loss_increase"), "is found by running the pipeline; prune.sensitivity says estimated")
     for n, node in spec.nodes.items():
         if node.rewind and not node.source:
             raise source.error(("nodes", n, "rewind"), "this node has no model")
@@ -149,18 +149,18 @@ def load(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
             raise source.error(
                 ("nodes", n, "rewind"), f"prune.schedule is {spec.prune.schedule}, which rewinds nothing"
             )
-    check(spec, source.error)
+    validate_graph(spec, source.error)
     return spec
 
 
-def document(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+def load_document(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
     """A spec's own text as plain data, overrides applied and local names absolute; what it leaves open stays open."""
-    source = Source(path, overrides)
+    source = YamlSource(path, overrides)
     _resolve(source, Path(path).resolve().parent)
     return dict(source.data)
 
 
-def _resolve(source: Source, folder: Path) -> None:
+def _resolve(source: YamlSource, folder: Path) -> None:
     """Make local file names absolute, so that the spec means the same on every worker."""
     data = source.data if isinstance(source.data, dict) else {}
     nodes = data.get("nodes")
@@ -193,7 +193,7 @@ def _local(folder: Path, name: str) -> str:
     return str((path if path.exists() and not beside.exists() else beside).resolve())
 
 
-SEARCHABLE = (
+SEARCHABLE_KEYS = (
     "nodes.*.prune.heads",
     "nodes.*.prune.ffn",
     "nodes.*.prune.tokens",
@@ -203,9 +203,9 @@ SEARCHABLE = (
 )
 
 
-def given(path: str | Path, overrides: dict[str, Any] | None = None) -> frozenset[str]:
+def list_given_keys(path: str | Path, overrides: dict[str, Any] | None = None) -> frozenset[str]:
     """Dotted paths a spec or its overrides set: they are not searched. `precision: auto` leaves it to the search."""
-    source = Source(path, overrides)
+    source = YamlSource(path, overrides)
     found = set()
     for keys in source.lines:
         at: Any = source.data
@@ -218,18 +218,18 @@ def given(path: str | Path, overrides: dict[str, Any] | None = None) -> frozense
 
 def load_space(path: str | Path, spec: Spec, fixed: frozenset[str] = frozenset()) -> Space:
     """Read a search space, spell out `*` for the models of `spec`, leave out what is `fixed`. Raises `SpecError`."""
-    source = Source(path)
+    source = YamlSource(path)
     space = source.build(Space)
     dimensions = {}
     for dotted, d in space.dimensions.items():
         at = ("dimensions", dotted)
         if not d.choices and (d.low is None or d.high is None or d.low > d.high):
             raise source.error(at, "needs 'choices', or 'low' and 'high' with low <= high")
-        keys, known = dotted.split("."), list(spec.models())
+        keys, known = dotted.split("."), list(spec.model_nodes())
         if keys[0] == "nodes" and len(keys) > 1 and keys[1] != "*" and keys[1] not in known:
-            raise source.error(at, f"unknown node '{keys[1]}'; {nearest(keys[1], known)}")
-        if ".".join((keys[0], "*", *keys[2:]) if keys[0] == "nodes" else keys) not in SEARCHABLE:
-            raise source.error(at, f"'{dotted}' can't be searched; {nearest(dotted, SEARCHABLE)}")
+            raise source.error(at, f"unknown node '{keys[1]}'; {suggest_nearest(keys[1], known)}")
+        if ".".join((keys[0], "*", *keys[2:]) if keys[0] == "nodes" else keys) not in SEARCHABLE_KEYS:
+            raise source.error(at, f"'{dotted}' can't be searched; {suggest_nearest(dotted, SEARCHABLE_KEYS)}")
         if dotted.endswith("precision") != bool(d.choices):
             raise source.error(at, "a precision takes 'choices', everything else 'low' and 'high'")
         whole = dotted.endswith("drop")
@@ -246,14 +246,14 @@ def load_space(path: str | Path, spec: Spec, fixed: frozenset[str] = frozenset()
     return Space(space.name, dimensions)
 
 
-def targets(spec: Spec) -> tuple[str, ...]:
+def split_targets(spec: Spec) -> tuple[str, ...]:
     """The targets of a spec: `1.5x,2x` are two."""
     return tuple(dict.fromkeys(part.strip() for part in str(spec.target).split(",")))
 
 
-def one_target(spec: Spec) -> Spec:
+def require_one_target(spec: Spec) -> Spec:
     """The spec, if it has one target. Raises `SpecError`."""
-    if len(targets(spec)) > 1:
+    if len(split_targets(spec)) > 1:
         raise SpecError(f"target: one target, please, got '{spec.target}'")
     return spec
 
@@ -266,11 +266,11 @@ class Goal:
     value: float
     statistic: str = "p50"
 
-    def milliseconds(self, dense: Latency) -> float:
+    def target_ms(self, dense: Latency) -> float:
         """The budget, given what the dense pipeline takes."""
         return getattr(dense, self.statistic) / self.value if self.kind == "speedup" else self.value
 
-    def tail(self, dense: Latency) -> float:
+    def p95_ratio(self, dense: Latency) -> float:
         """How far the statistic lies from the median: of the dense pipeline, for predictors know medians alone."""
         return getattr(dense, self.statistic) / dense.p50
 

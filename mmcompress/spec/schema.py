@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmcompress.registry import ALLOCATION, DATA, EXECUTORS, IMPORTANCE, PRECISIONS, SAMPLERS
+from mmcompress.registry import ALLOCATIONS, DATA_KINDS, EXECUTORS, IMPORTANCE, PRECISIONS, SAMPLERS
 
 
 def _within(low: float, high: float) -> dict[str, Callable[[float], str | None]]:
@@ -18,7 +18,7 @@ def _precision(name: str) -> str | None:
     return None if name == "auto" else PRECISIONS.problem(name)
 
 
-JOINS = ("nearest", "lookup")
+JOIN_KINDS = ("nearest", "lookup")
 """Kinds of node that are no models."""
 
 
@@ -63,17 +63,17 @@ class Node:
 
 @dataclass(frozen=True)
 class Data:
-    kind: str = field(metadata={"registry": DATA})
+    kind: str = field(metadata={"registry": DATA_KINDS})
     options: dict[str, Any] = field(default_factory=dict)
     calibration: int = field(default=256, metadata=_within(8, 1_000_000))
     """Training pairs for importance, damage, refit and device calibration."""
-    damage: int = field(default=128, metadata=_within(8, 1_000_000))
+    sensitivity_pairs: int = field(default=128, metadata=_within(8, 1_000_000))
     """The first of the calibration pairs, that the damage of every single cut is measured on; at most all of them."""
-    choosing: int = field(default=256, metadata=_within(8, 1_000_000))
+    validation_pairs: int = field(default=256, metadata=_within(8, 1_000_000))
     """Pairs of the choosing split (`val`) each trial is judged on. The test split is never used to choose."""
-    finals: int = field(default=3, metadata=_within(1, 1000))
+    final_pairs_factor: int = field(default=3, metadata=_within(1, 1000))
     """How many times as many the best few trials are judged on, where there are so many (1: no more than the rest)."""
-    labels: Literal["reference", "dense"] = "reference"
+    labels: Literal["reference", "teacher"] = "reference"
     """What generators learn and are chosen by: the texts of the data, or what the dense pipeline itself writes. A text
     of another style than the model's own tells little of what a cut does."""
     batch: int = field(default=64, metadata=_within(1, 65_536))
@@ -85,7 +85,7 @@ class Data:
 @dataclass(frozen=True)
 class Prune:
     importance: str = field(default="reconstruction", metadata={"registry": IMPORTANCE})
-    allocation: str = field(default="knapsack", metadata={"registry": ALLOCATION})
+    allocation: str = field(default="knapsack", metadata={"registry": ALLOCATIONS})
     protection: float = field(default=2.0, metadata=_within(1, 100))
     """Cross-modal units are pruned this many times less."""
     schedule: Literal["one_shot", "gradual", "rewind", "late"] = "one_shot"
@@ -98,7 +98,7 @@ class Prune:
     """Share of single weights set to zero in what is left, smallest first; brings no speed on ONNX Runtime."""
     pattern: Literal["unstructured", "2:4"] = "unstructured"
     """Where those lie; 2:4 sets half of them to zero, whatever positive `sparsity` says."""
-    damage: Literal["measured", "estimated"] = "measured"
+    sensitivity: Literal["measured", "estimated"] = "measured"
     """Of cutting a block: by running the pipeline with it cut, or as half the importance lost (fisher alone)."""
     refit: bool = True
     ridge: float = field(default=0.01, metadata=_within(1e-6, 10))
@@ -107,7 +107,7 @@ class Prune:
 
 @dataclass(frozen=True)
 class Quantize:
-    sensitive: float = field(default=0.0, metadata=_within(0, 1000))
+    max_loss_increase: float = field(default=0.0, metadata=_within(0, 1000))
     """A block whose rounding alone raises the pipeline's loss by more than this stays in fp32 (0: none is asked)."""
 
 
@@ -120,9 +120,9 @@ class Distill:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of products and what they give while training, weights and losses being fp32; auto: bf16 where a product is
     measured to be quicker in it, which may double the steps a minute."""
-    rate: float = field(default=7e-4, metadata=_within(0, 1))
+    learning_rate: float = field(default=7e-4, metadata=_within(0, 1))
     """The highest of the schedule."""
-    gentle: bool = True
+    find_learning_rate: bool = True
     """Halve the rate while a few steps of it would make matters worse: structures that lost little are easily lost."""
     embedding: float = 1.0
     """This and what follows: weights of the losses of `distill/losses.py`, 0 turns one off; `contrast` and `caption`
@@ -136,12 +136,12 @@ class Distill:
     """What every block adds to its stream, against the teacher's, relative to its variance; `cross`: of
     cross-attention alone."""
     cross: float = 0.0
-    checks: int = field(default=4, metadata=_within(0, 1000))
+    validations: int = field(default=4, metadata=_within(0, 1000))
     """How often the loss on choosing pairs is looked at; where the last weights are clearly worse than others seen,
     those are kept (0: always the last)."""
     patience: int = field(default=0, metadata=_within(0, 1000))
     """Checks in a row without a lower loss after which training ends early (0: it never does)."""
-    pairs: int = 0
+    distinct_pairs: int = 0
     """Distinct training pairs (0: fresh ones for every step, where the data has them)."""
 
 
@@ -149,9 +149,9 @@ class Distill:
 class Search:
     trials: int = field(default=40, metadata=_within(0, 100_000))
     """Proposals of the sampler; splits of the budget, and what is judged for them, come on top."""
-    mutations: int = field(default=16, metadata=_within(0, 100_000))
+    level_switches: int = field(default=16, metadata=_within(0, 100_000))
     """Exchanges of units between blocks of the best structures, tried after that."""
-    relinearize: int = field(default=4, metadata=_within(0, 100))
+    linearization_rounds: int = field(default=4, metadata=_within(0, 100))
     """Rounds before that in which the damage of every cut is measured anew among the others, and the budget split again
     (0: damage is taken to add up). They end early where they would take longer than twice the search."""
     sampler: str = field(default="tpe", metadata={"registry": SAMPLERS})
@@ -159,16 +159,16 @@ class Search:
     workers: int = field(default=2, metadata=_within(1, 4096))
     """Trials at a time."""
     ray_address: str | None = None
-    judge: Literal["measured", "estimated"] = "measured"
+    evaluator: Literal["measured", "estimated"] = "measured"
     """A trial's loss: by running the cut pipeline, or the sum of its blocks' damage: no model is run."""
     finalists: int = field(default=3, metadata=_within(1, 1000))
-    """Trials within the budget that are judged on more pairs (`data.finals`) before one is chosen."""
-    tryouts: int = field(default=5, metadata=_within(0, 100))
+    """Trials within the budget that are judged on more pairs (`data.final_pairs_factor`) before one is chosen."""
+    short_finetunings: int = field(default=5, metadata=_within(0, 100))
     """Structures trained for a tenth of the training budget each, where the best loss before training is so high that
     it says little (0: none)."""
     retries: int = field(default=1, metadata=_within(0, 10))
     """How often a trial that failed is tried again."""
-    rounds: int = field(default=2, metadata=_within(1, 10))
+    max_artifacts: int = field(default=2, metadata=_within(1, 10))
     """How often at most a structure is made: again when the finished artifact lies 5 % under the target, or misses it;
     a miss is tried again once even where this is 1."""
 
@@ -195,11 +195,11 @@ class Measure:
     """Whether nodes that don't read each other run at the same time, each on its own threads."""
     memory: bool = True
     """Whether the peak memory of both bundles is measured, each in a process of its own."""
-    device: str = ""
+    readings: str = ""
     """Readings of another device (a JSON of `mmcompress device measure`): the target is then for that one."""
     warmup: int = field(default=10, metadata=_within(0, 10_000))
     """Requests after loading that are not counted."""
-    rounds: int = field(default=200, metadata=_within(2, 100_000))
+    requests: int = field(default=200, metadata=_within(2, 100_000))
     """Requests to each side at least."""
 
 
@@ -224,17 +224,17 @@ class Spec:
     plugins: tuple[str, ...] = ()
     seed: int = field(default=0, metadata=_within(0, 2**31))
 
-    def models(self) -> dict[str, Node]:
-        return {k: n for k, n in self.nodes.items() if n.kind not in JOINS}
+    def model_nodes(self) -> dict[str, Node]:
+        return {k: n for k, n in self.nodes.items() if n.kind not in JOIN_KINDS}
 
 
-def keys_of(dotted: str) -> tuple[str, ...]:
+def split_key(dotted: str) -> tuple[str, ...]:
     """`nodes.vision.prune.blocks.0.ffn` -> its keys; a block's own name keeps its dot."""
     head, marker, block = dotted.partition(".prune.blocks.")
     return (*head.split("."), "prune", "blocks", block) if marker else tuple(dotted.split("."))
 
 
-def overridden(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def apply_overrides(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of plain data with values put at dotted paths.
 
     Raises `ValueError` with the path that leads into something else than a mapping.
@@ -242,7 +242,7 @@ def overridden(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str,
     found = copy.deepcopy(dict(data))
     for dotted, value in changes.items():
         at: Any = found
-        *keys, last = keys_of(dotted)
+        *keys, last = split_key(dotted)
         for key in keys:
             at = at.setdefault(key, {})
             if not isinstance(at, dict):

@@ -17,23 +17,30 @@ from typing import TYPE_CHECKING, Any
 
 from mmcompress.errors import ClusterError, MmcompressError, SpecError
 from mmcompress.measure.benchmarker import Benchmarker
-from mmcompress.measure.bounds import excess, of_target, out_of_reach, settled, tightened, usually
+from mmcompress.measure.bounds import (
+    corrected_target_share,
+    is_out_of_reach,
+    long_run_target_share,
+    target_share,
+    tighten_limits,
+    worst_limit_ratio,
+)
 from mmcompress.measure.predict import Predictor
-from mmcompress.records import Summary, read, write
+from mmcompress.records import Summary, read_record, write_record
 from mmcompress.runtime.timing import Clock
-from mmcompress.spec.loader import load, targets
+from mmcompress.spec.loader import load_spec, split_targets
 from mmcompress.spec.schema import Limits
 from mmcompress.workflow import aside
-from mmcompress.workflow.conclude import summarize
-from mmcompress.workflow.dense import Profile, predictor, prepared, profile, write_kit
-from mmcompress.workflow.fit import NEAR, Fitted, fit
-from mmcompress.workflow.make import compress
-from mmcompress.workflow.state import SILENT, Run, Say, default_space, open_run
+from mmcompress.workflow.conclude import evaluate_artifact
+from mmcompress.workflow.dense import Profile, build_predictor, prepare_run, profile_pipeline, write_kit
+from mmcompress.workflow.fit import MIN_TARGET_SHARE, FittedStructure, fit_structure
+from mmcompress.workflow.make import compress_pipeline
+from mmcompress.workflow.state import OnProgress, RunContext, default_space, ignore_progress, open_run
 
 if TYPE_CHECKING:  # it takes torch
-    from mmcompress.prune.evidence import Evidence
+    from mmcompress.prune.evidence import Sensitivity
 
-__all__ = ["default_space", "open_run", "predictor", "profile", "run", "run_targets", "write_kit"]
+__all__ = ["build_predictor", "default_space", "open_run", "profile_pipeline", "run", "run_targets", "write_kit"]
 
 
 def run(
@@ -42,7 +49,7 @@ def run(
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    say: Say = SILENT,
+    say: OnProgress = ignore_progress,
     *,
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
@@ -52,7 +59,7 @@ def run(
     Raises `SpecError`, `DataError`, `ModelError` for bad input and `ProofFailed` when an artifact is wrong. A target
     that is not met is no exception: `summary.target.met` says so.
     """
-    if len(wanted := targets(load(spec_path, overrides))) > 1:
+    if len(wanted := split_targets(load_spec(spec_path, overrides))) > 1:
         raise SpecError(f"run makes one artifact, the spec asks for {len(wanted)}: use mmcompress.run_targets")
     return run_targets(spec_path, out, space, overrides, resume, say, bench=bench, clock=clock)[0]
 
@@ -63,7 +70,7 @@ def run_targets(
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    say: Say = SILENT,
+    say: OnProgress = ignore_progress,
     *,
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
@@ -73,8 +80,8 @@ def run_targets(
     What goes wrong with one of several is raised when the others are done.
     """
     r = open_run(spec_path, out, space, overrides, resume, say, bench=bench, clock=clock)
-    dense, predict, ev = prepared(r)
-    wanted = targets(r.spec)
+    dense, predict, ev = prepare_run(r)
+    wanted = split_targets(r.spec)
     if len(wanted) == 1:
         return (_reach(r, dense, predict, ev),)
     from mmcompress.report.several import write_front
@@ -96,7 +103,7 @@ def run_targets(
     return tuple(found.values())
 
 
-def _reach(r: Run, dense: Profile, predict: Predictor, ev: Evidence) -> Summary:
+def _reach(r: RunContext, dense: Profile, predict: Predictor, ev: Sensitivity) -> Summary:
     """One target: search, make, measure; when the finished artifact misses, once more with what was learnt.
 
     A limit that it exceeded is searched with lowered by as much. The best so far waits in `earlier/`. What is finished
@@ -104,77 +111,85 @@ def _reach(r: Run, dense: Profile, predict: Predictor, ev: Evidence) -> Summary:
     """
     from mmcompress.report import write_report
 
-    kept, record = r.folder / aside.EARLIER, r.folder / "fitted.json"
-    aside.recover(r.folder)
-    known = read(Fitted, record) if record.exists() else None
+    kept, record = r.folder / aside.STASH, r.folder / "fitted.json"
+    aside.finish_interrupted_move(r.folder)
+    known = read_record(FittedStructure, record) if record.exists() else None
     finished = (r.folder / "summary.json").exists() and not kept.exists()
-    asked = r.spec.search.trials + r.spec.search.mutations
-    if finished and known and known.asked < asked:  # what is there stays until something better is
+    asked = r.spec.search.trials + r.spec.search.level_switches
+    if finished and known and known.search_effort < asked:  # what is there stays until something better is
         (r.folder / "tryouts.json").unlink(missing_ok=True)
-        aside.put(r.folder)
+        aside.stash_artifact(r.folder)
         finished, known = False, None
-    bias, limits = known.bias if known else 1.0, r.spec.limits
+    bias, limits = known.final_to_fitted if known else 1.0, r.spec.limits
     begun, before = 1, 0
     if kept.exists():
-        first, missed = read(Fitted, kept / "fitted.json"), read(Summary, kept / "summary.json")
-        begun, before = 2 if first.asked >= asked else 1, len(first.attempts)
-        bias = bias if known else first.learnt(usually(missed))
-        limits = tightened(limits, limits, missed.compressed)
+        first, missed = read_record(FittedStructure, kept / "fitted.json"), read_record(Summary, kept / "summary.json")
+        begun, before = 2 if first.search_effort >= asked else 1, len(first.attempts)
+        bias = bias if known else first.next_final_to_fitted(long_run_target_share(missed))
+        limits = tighten_limits(limits, limits, missed.compressed)
     for done in count(begun):
-        fitted = fit(_within(r, limits), ev, predict, dense, bias, before=before)
-        if finished and fitted == known and not r.away and (r.folder / "bundle" / "manifest.json").exists():
-            summary = read(Summary, r.folder / "summary.json")
+        fitted = fit_structure(_within(r, limits), ev, predict, dense, bias, before=before)
+        if finished and fitted == known and not r.device_readings and (r.folder / "bundle" / "manifest.json").exists():
+            summary = read_record(Summary, r.folder / "summary.json")
             break
-        made = compress(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
-        summary = summarize(r, fitted, dense, *made, patient=True)
-        told = r.away is not None and summary.compressed.latency_ms.n > 0  # by another device, since
+        made = compress_pipeline(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
+        summary = evaluate_artifact(r, fitted, dense, *made, patient=True)
+        told = r.device_readings is not None and summary.compressed.latency_ms.n > 0  # by another device, since
         if (finished and fitted == known and not told) or _enough(r, fitted, summary, done):
             break
-        limits = tightened(limits, r.spec.limits, summary.compressed)
-        bias, before = fitted.learnt(usually(summary)), before + len(fitted.attempts)
-        r.say("fit", f"the finished artifact lies at {settled(summary):.1%} of its target: once more", None)
-        if kept.exists() and better(read(Summary, kept / "summary.json"), summary):
-            aside.clear(r.folder)
+        limits = tighten_limits(limits, r.spec.limits, summary.compressed)
+        bias, before = fitted.next_final_to_fitted(long_run_target_share(summary)), before + len(fitted.attempts)
+        r.on_progress(
+            "fit", f"the finished artifact lies at {corrected_target_share(summary):.1%} of its target: once more", None
+        )
+        if kept.exists() and is_better(read_record(Summary, kept / "summary.json"), summary):
+            aside.remove_artifact(r.folder)
         else:
-            aside.put(r.folder)
+            aside.stash_artifact(r.folder)
     if kept.exists():
-        earlier = read(Summary, kept / "summary.json")
-        if better(earlier, summary):
-            aside.take_back(r.folder)
+        earlier = read_record(Summary, kept / "summary.json")
+        if is_better(earlier, summary):
+            aside.unstash_artifact(r.folder)
             summary = earlier
-            write(record, replace(read(Fitted, record), asked=asked))  # what was asked for has been tried
+            write_record(
+                record, replace(read_record(FittedStructure, record), search_effort=asked)
+            )  # what was asked for has been tried
         shutil.rmtree(kept, ignore_errors=True)
     write_report(summary, r.folder)
     return summary
 
 
-def _enough(r: Run, fitted: Fitted, summary: Summary, done: int) -> bool:
+def _enough(r: RunContext, fitted: FittedStructure, summary: Summary, done: int) -> bool:
     """Whether an artifact ends the rounds, `done` of them: it lies just within its bounds, or as near as it was meant
     to; nothing in the search space is predicted to meet them; or none is left. A miss is tried again in any case."""
     limits, side, target = r.spec.limits, summary.compressed, summary.target
-    reached, over = settled(summary), excess(limits, side)
+    reached, over = corrected_target_share(summary), worst_limit_ratio(limits, side)
     if max(reached, over) <= 1:
-        return reached >= NEAR or fitted.meant < NEAR or done >= r.spec.search.rounds
-    hopeless = over > 1 and out_of_reach(limits, side, target.lowest)
-    return hopeless or (reached > 1 and target.floor_ms > target.latency_ms) or done >= max(r.spec.search.rounds, 2)
+        return (
+            reached >= MIN_TARGET_SHARE or fitted.aimed_share < MIN_TARGET_SHARE or done >= r.spec.search.max_artifacts
+        )
+    hopeless = over > 1 and is_out_of_reach(limits, side, target.lowest_reachable)
+    return (
+        hopeless or (reached > 1 and target.floor_ms > target.latency_ms) or done >= max(r.spec.search.max_artifacts, 2)
+    )
 
 
-def _within(r: Run, limits: Limits) -> Run:
+def _within(r: RunContext, limits: Limits) -> RunContext:
     """The run under lower limits than it was asked for."""
     return r if limits == r.spec.limits else replace(r, spec=replace(r.spec, limits=limits))
 
 
-def better(one: Summary, other: Summary) -> bool:
+def is_better(one: Summary, other: Summary) -> bool:
     """Whether one of two artifacts for a target is to be kept.
 
     What meets it comes first. Of two that do it is the one that is faster and lost no more, if one is both; else the
     one that uses up its target; then the one that lost less. Of two that don't it is the one that came nearer.
     """
     if one.target.met != other.target.met or not one.target.met:
-        return one.target.met or (not other.target.met and of_target(one) < of_target(other))
-    lost = [s.losses[-1] if s.losses else 0.0 for s in (one, other)]
-    quicker, milder = of_target(one) - of_target(other), lost[0] - lost[1]
+        return one.target.met or (not other.target.met and target_share(one) < target_share(other))
+    lost = [s.validation_losses[-1] if s.validation_losses else 0.0 for s in (one, other)]
+    quicker, milder = target_share(one) - target_share(other), lost[0] - lost[1]
     if quicker * milder > 0:  # faster and milder, or neither
         return quicker < 0
-    near = [settled(s) >= NEAR for s in (one, other)]
+    near = [corrected_target_share(s) >= MIN_TARGET_SHARE for s in (one, other)]
     return near[0] if near[0] != near[1] else milder < 0

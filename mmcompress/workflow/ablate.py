@@ -17,28 +17,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mmcompress.errors import DataError, SpecError
-from mmcompress.graph.topology import GRADIENTS, unjudged
-from mmcompress.records import Summary, build, plain, read, write
-from mmcompress.registry import nearest
-from mmcompress.spec.loader import load, one_target
-from mmcompress.spec.schema import Space, Spec, overridden
-from mmcompress.workflow.compare import TEACHER, judged, make, same_effort
-from mmcompress.workflow.dense import Profile, predictor, prepared
+from mmcompress.graph.topology import GRADIENT_CRITERIA, find_unjoined_encoders
+from mmcompress.records import Summary, build_record, read_record, to_plain, write_record
+from mmcompress.registry import suggest_nearest
+from mmcompress.spec.loader import load_spec, require_one_target
+from mmcompress.spec.schema import Space, Spec, apply_overrides
+from mmcompress.workflow.compare import TEACHER_LOSSES, judge_claim, make_cell, require_same_effort
+from mmcompress.workflow.dense import Profile, build_predictor, prepare_run
 from mmcompress.workflow.fit import Propose
-from mmcompress.workflow.make import trained
-from mmcompress.workflow.methods import METHODS, Method, knapsack
-from mmcompress.workflow.state import SILENT, Run, Say, open_run
+from mmcompress.workflow.make import count_trained_steps
+from mmcompress.workflow.methods import BASELINES, Baseline, propose_by_knapsack
+from mmcompress.workflow.state import OnProgress, RunContext, ignore_progress, open_run
 
 if TYPE_CHECKING:  # it takes torch
-    from mmcompress.prune.evidence import Evidence
+    from mmcompress.prune.evidence import Sensitivity
 
 UNTRAINED = {"distill.steps": 0}
-PLAIN = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
+REFERENCE_CHANGES = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
 """What the cells differ from."""
-WHOLE = "order-prune__refit__distil__int8"
+REFERENCE_CELL = "order-prune__refit__distil__int8"
 """The folder of the recipe as it is: most cells take their structure from it."""
 CRITERIA = ("fisher", "reconstruction", "taylor", "magnitude", "activation", "fluctuation", "movement", "random")
-DRAWS = 3
+PLACEBO_DRAWS = 3
 """Random sets of blocks that are protected in place of the cross-modal ones."""
 
 
@@ -48,7 +48,7 @@ class Cell:
 
     table: str
     name: str
-    method: Method
+    method: Baseline
     changes: Mapping[str, Any] = field(default_factory=dict)
     like: str = ""
 
@@ -61,54 +61,54 @@ class Cell:
 class Claim:
     """`better` keeps more than `worse` (cells by folder; several are averaged); `apart`: at whatever latency."""
 
-    says: str
+    text: str
     better: tuple[str, ...]
     worse: tuple[str, ...]
-    apart: bool = False
+    at_any_latency: bool = False
 
 
-def placebo(seed: int) -> Method:
+def make_placebo(seed: int) -> Baseline:
     """The knapsack with as much latency protected as the cross-modal blocks have, but of unimodal blocks by lot."""
 
     @contextmanager
-    def propose(run: Run, ev: Evidence) -> Iterator[Propose]:
-        predict = predictor(run, read(Profile, run.shared / "profile.json"))
+    def propose(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
+        predict = build_predictor(run, read_record(Profile, run.shared / "profile.json"))
         rows = predict.table.lookup()
-        inside = lambda n, p: predict.inside(n, p, p.units, "fp32", rows)
-        ms = {(n, p.name): inside(n, p) for n, row in predict.placed.items() for p in row}
-        mass = sum(v for (n, b), v in ms.items() if b in run.cross[n])
-        free = [at for at in ms if at[1] not in run.cross[at[0]]]
+        inside = lambda n, p: predict.block_ms(n, p, p.units, "fp32", rows)
+        ms = {(n, p.name): inside(n, p) for n, row in predict.deployed.items() for p in row}
+        mass = sum(v for (n, b), v in ms.items() if b in run.cross_modal[n])
+        free = [at for at in ms if at[1] not in run.cross_modal[at[0]]]
         cross: dict[str, dict[str, str]] = {n: {} for n in run.blocks}
         for i in np.random.default_rng([run.spec.seed, seed]).permutation(len(free)):
             n, b = free[i]
             if 2 * mass > ms[n, b]:  # what would overshoot by more than is missing is left to a smaller one
                 cross[n][b], mass = "by lot", mass - ms[n, b]
-        with knapsack(dataclasses.replace(run, cross=cross), ev) as inner:
+        with propose_by_knapsack(dataclasses.replace(run, cross_modal=cross), ev) as inner:
             yield inner
 
-    return Method(f"as much latency protected, by lot (draw {seed})", propose)
+    return Baseline(f"as much latency protected, by lot (draw {seed})", propose)
 
 
-def cells(spec: Spec) -> list[Cell]:
+def list_cells(spec: Spec) -> list[Cell]:
     """Every cell, those first that others take their structure from."""
-    m, found = METHODS, []
+    m, found = BASELINES, []
     add: Callable[..., None] = lambda *a, **k: found.append(Cell(*a, **k))
     add("order", "prune + refit + distil + int8", m["searched"])
     for name in ("uniform", "ranking", "knapsack", "relinearized", "searched", "random", "separate"):
-        add("allocation", name, m[name], UNTRAINED, WHOLE if name == "searched" else "")
+        add("allocation", name, m[name], UNTRAINED, REFERENCE_CELL if name == "searched" else "")
     knap = m["knapsack"]
     add("protection", "protected", knap, {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)})
     add("protection", "unprotected", knap, {**UNTRAINED, "prune.protection": 1.0})
-    for draw in range(DRAWS):
+    for draw in range(PLACEBO_DRAWS):
         changes = {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)}
-        add("protection", f"placebo {draw}", placebo(draw), changes)
-    alone = unjudged(spec)  # what no loss sees has no gradient
-    for criterion in (c for c in CRITERIA if not (alone and c in GRADIENTS)):
+        add("protection", f"placebo {draw}", make_placebo(draw), changes)
+    alone = find_unjoined_encoders(spec)  # what no loss sees has no gradient
+    for criterion in (c for c in CRITERIA if not (alone and c in GRADIENT_CRITERIA)):
         for refit in (True, False):
             method = replace(m["uniform"], importance="" if criterion == spec.prune.importance else criterion)
             changes = {**UNTRAINED, "prune.refit": refit}
             add("importance", criterion + (" + refit" if refit else ""), method, changes, "allocation-uniform")
-    like, fp32 = WHOLE, {f"nodes.{n}.precision": "fp32" for n in spec.models()}
+    like, fp32 = REFERENCE_CELL, {f"nodes.{n}.precision": "fp32" for n in spec.model_nodes()}
     bare = {"prune.refit": False}
     orders: dict[str, dict[str, Any]] = {
         "prune": {**UNTRAINED, **fp32, **bare},
@@ -127,15 +127,15 @@ def cells(spec: Spec) -> list[Cell]:
     add("schedule", "rewind", m["searched"], {"prune.schedule": "rewind"}, like)
     task = ("contrast", "caption")
     losses = {"no task loss": task, "no logits": ("logits",), "no features": ("embedding", "tokens")}
-    losses |= {"no affinity": ("affinity",), "task loss alone": TEACHER}
+    losses |= {"no affinity": ("affinity",), "task loss alone": TEACHER_LOSSES}
     add("losses", "what blocks add too", m["searched"], {"distill.hidden": 1.0, "distill.cross": 1.0}, like)
     for name, off in losses.items():
-        rest = any(getattr(spec.distill, k) for k in (*TEACHER, *task) if k not in off)
-        if off == TEACHER and alone:
+        rest = any(getattr(spec.distill, k) for k in (*TEACHER_LOSSES, *task) if k not in off)
+        if off == TEACHER_LOSSES and alone:
             continue
         if rest and any(getattr(spec.distill, k) for k in off):  # else it is the reference, or nothing is learnt
             changes = {f"distill.{k}": 0.0 for k in off}
-            if off == TEACHER:  # a generator needs a loss of its own then
+            if off == TEACHER_LOSSES:  # a generator needs a loss of its own then
                 changes["distill.caption"] = spec.distill.caption or 1.0
             add("losses", name, m["searched"], changes, like)
     return found
@@ -168,22 +168,31 @@ CLAIMS = (
     Claim(
         "Protecting them helps more than protecting as much by lot",
         ("protection-protected",),
-        tuple(f"protection-placebo_{i}" for i in range(DRAWS)),
+        tuple(f"protection-placebo_{i}" for i in range(PLACEBO_DRAWS)),
     ),
     *(
         Claim(f"Reconstruction scores beat {what}", ("importance-reconstruction__refit",), (f"importance-{of}__refit",))
         for of, what in (("fisher", "Fisher scores"), ("magnitude", "the norms of weights"), ("random", "chance"))
     ),
     Claim("Refit helps without training", ("order-prune__refit",), ("order-prune",)),
-    Claim("Refit helps with training", (WHOLE,), ("order-prune__distil__int8",)),
+    Claim("Refit helps with training", (REFERENCE_CELL,), ("order-prune__distil__int8",)),
     Claim("Distillation helps after refit", ("order-prune__refit__distil",), ("order-prune__refit",)),
-    Claim("Distillation helps what is rounded as well", (WHOLE,), ("order-prune__refit__int8",)),
-    Claim("Pruning before training beats training before pruning", (WHOLE,), ("order-distil__prune__refit__int8",)),
-    Claim("The same structure keeps more in fp32 than rounded", ("order-prune__refit__distil",), (WHOLE,), apart=True),
-    Claim("Gradual pruning beats one shot at the same budget", ("schedule-gradual",), (WHOLE,)),
-    Claim("Rewinding the survivors beats one shot", ("schedule-rewind",), (WHOLE,)),
-    Claim("Distilling adds to the task loss", (WHOLE,), ("losses-task_loss_alone",)),
-    Claim("Matching what blocks add helps", ("losses-what_blocks_add_too",), (WHOLE,)),
+    Claim("Distillation helps what is rounded as well", (REFERENCE_CELL,), ("order-prune__refit__int8",)),
+    Claim(
+        "Pruning before training beats training before pruning",
+        (REFERENCE_CELL,),
+        ("order-distil__prune__refit__int8",),
+    ),
+    Claim(
+        "The same structure keeps more in fp32 than rounded",
+        ("order-prune__refit__distil",),
+        (REFERENCE_CELL,),
+        at_any_latency=True,
+    ),
+    Claim("Gradual pruning beats one shot at the same budget", ("schedule-gradual",), (REFERENCE_CELL,)),
+    Claim("Rewinding the survivors beats one shot", ("schedule-rewind",), (REFERENCE_CELL,)),
+    Claim("Distilling adds to the task loss", (REFERENCE_CELL,), ("losses-task_loss_alone",)),
+    Claim("Matching what blocks add helps", ("losses-what_blocks_add_too",), (REFERENCE_CELL,)),
 )
 
 
@@ -193,25 +202,25 @@ def ablate(
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    say: Say = SILENT,
+    say: OnProgress = ignore_progress,
     tables: tuple[str, ...] = (),
 ) -> dict[str, Summary]:
     """Every cell's summary by its folder in `out`, and `ablation.html` beside them; of some `tables` or of all.
 
     Raises `SpecError` for an unknown table or several targets.
     """
-    spec = _changed(one_target(load(spec_path, overrides)), PLAIN)
-    every = cells(spec)
+    spec = _changed(require_one_target(load_spec(spec_path, overrides)), REFERENCE_CHANGES)
+    every = list_cells(spec)
     known = list(dict.fromkeys(c.table for c in every))
     if unknown := [t for t in tables if t not in known]:
-        raise SpecError(f"ablate: unknown table '{unknown[0]}'; {nearest(unknown[0], known)}")
+        raise SpecError(f"ablate: unknown table '{unknown[0]}'; {suggest_nearest(unknown[0], known)}")
     r = replace(open_run(spec_path, out, space, overrides, resume, say), spec=spec)
-    every = [c for c in every if c.method.suits(r)]
+    every = [c for c in every if c.method.is_suitable(r)]
     wanted = [c for c in every if not tables or c.table in tables]
     needed = {c.like for c in wanted}
     wanted = [c for c in every if c in wanted or c.folder in needed]
-    same_effort(r)
-    dense, predict, ev = prepared(r)
+    require_same_effort(r)
+    dense, predict, ev = prepare_run(r)
     found: dict[str, Summary] = {}
     steps = 0
     for i, c in enumerate(wanted):
@@ -224,17 +233,17 @@ def ablate(
         if not record.exists():
             say("ablate", f"{c.table}: {c.name} ({i + 1} of {len(wanted)})", None)
             run = replace(r, spec=_changed(r.spec, c.changes), space=_pinned(r.space, c.changes))
-            write(what, meant)
+            write_record(what, meant)
             tried = c.table == "allocation" and c.like and (r.folder / c.like / "tryouts.json").exists()
             # a structure that was chosen by what training makes of it is none to be compared untrained
-            make(run, c.folder, replace(c.method, like="" if tried else c.like), predict, ev, dense, steps)
-        found[c.folder] = read(Summary, record)
-        steps = steps or trained(record.parent)
+            make_cell(run, c.folder, replace(c.method, structure_of="" if tried else c.like), predict, ev, dense, steps)
+        found[c.folder] = read_record(Summary, record)
+        steps = steps or count_trained_steps(record.parent)
         _tell(r, dense, wanted, found)
     return found
 
 
-def _tell(r: Run, dense: Profile, wanted: Sequence[Cell], found: Mapping[str, Summary]) -> None:
+def _tell(r: RunContext, dense: Profile, wanted: Sequence[Cell], found: Mapping[str, Summary]) -> None:
     """Write the report of the cells that are done."""
     from mmcompress.report.several import write_ablation
 
@@ -243,7 +252,7 @@ def _tell(r: Run, dense: Profile, wanted: Sequence[Cell], found: Mapping[str, Su
         if c.folder in found:
             rows.setdefault(c.table, {})[c.name] = found[c.folder]
     known = (c for c in CLAIMS if all(f in found for f in (*c.better, *c.worse)))
-    claims = [judged(r, dense, c.says, c.better, c.worse, c.apart) for c in known]
+    claims = [judge_claim(r, dense, c.text, c.better, c.worse, c.at_any_latency) for c in known]
     write_ablation(rows, claims, r.folder)
 
 
@@ -253,4 +262,4 @@ def _pinned(space: Space, changes: Mapping[str, Any]) -> Space:
 
 
 def _changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:
-    return build(Spec, overridden(plain(spec), changes))
+    return build_record(Spec, apply_overrides(to_plain(spec), changes))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-EARLIER, AHEAD, BACK = "earlier", "earlier.new", "earlier.back"
+STASH, STASHING, UNSTASHING = "earlier", "earlier.new", "earlier.back"
 """Where it lies, and the folders of a move there or back that is under way."""
 ARTIFACTS = ("bundle", "weights", "fitted.json", "distill*.json", "outcomes.json", "summary.json")
 
 
-def put(folder: Path) -> None:
+def stash_artifact(folder: Path) -> None:
     """Set the artifact of a run folder aside, in place of what was there."""
-    ahead, target = folder / AHEAD, folder / EARLIER
+    ahead, target = folder / STASHING, folder / STASH
     ahead.mkdir(exist_ok=True)
     for pattern in ARTIFACTS:
         for found in folder.glob(pattern):
@@ -21,25 +21,25 @@ def put(folder: Path) -> None:
     ahead.rename(target)
 
 
-def take_back(folder: Path) -> None:
+def unstash_artifact(folder: Path) -> None:
     """Put what was set aside in place of the folder's artifact."""
-    clear(folder)
-    (folder / EARLIER).rename(folder / BACK)
-    recover(folder)
+    remove_artifact(folder)
+    (folder / STASH).rename(folder / UNSTASHING)
+    finish_interrupted_move(folder)
 
 
-def recover(folder: Path) -> None:
+def finish_interrupted_move(folder: Path) -> None:
     """Go on with a move that was cut off."""
-    if (folder / AHEAD).exists():
-        put(folder)
-    if (back := folder / BACK).exists():
+    if (folder / STASHING).exists():
+        stash_artifact(folder)
+    if (back := folder / UNSTASHING).exists():
         for found in back.iterdir():
             _remove(folder / found.name)
             found.rename(folder / found.name)
         back.rmdir()
 
 
-def clear(folder: Path) -> None:
+def remove_artifact(folder: Path) -> None:
     """Remove the folder's artifact."""
     for pattern in ARTIFACTS:
         for found in folder.glob(pattern):

@@ -14,38 +14,38 @@ from typing import TYPE_CHECKING, Any
 from mmcompress.errors import DataError, ModelError
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.predict import Predictor
-from mmcompress.records import Block, Kept, Proof, plain, read, write
-from mmcompress.registry import nearest
-from mmcompress.spec.loader import Goal, given, load, load_space, parse_target
+from mmcompress.records import Block, KeptUnits, Proof, read_record, to_plain, write_record
+from mmcompress.registry import suggest_nearest
 from mmcompress.runtime.timing import Clock, SystemClock
+from mmcompress.spec.loader import Goal, list_given_keys, load_space, load_spec, parse_target
 from mmcompress.spec.schema import Space, Spec
 
 if TYPE_CHECKING:  # to start quickly
     from mmcompress.measure.footprint import Footprint
     from mmcompress.measure.readings import Readings
 
-Say = Callable[[str, str, float | None], None]
+OnProgress = Callable[[str, str, float | None], None]
 """(stage, what, share done or None): progress for a person."""
-SILENT: Say = lambda stage, what, share: None
-STATIC = 32
+ignore_progress: OnProgress = lambda stage, what, share: None
+STATIC_RANGE_INPUTS = 32
 """Training inputs that static ranges are taken from."""
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
 @dataclass
-class Run:
+class RunContext:
     """A run folder with everything loaded. Heavy parts are made by `open_run`."""
 
     spec: Spec
     space: Space
     folder: Path
-    say: Say
+    on_progress: OnProgress
     models: dict[str, Any]
     pipeline: Any
     data: Any
-    cross: dict[str, dict[str, str]]
+    cross_modal: dict[str, dict[str, str]]
     timings: dict[str, float]
-    listed: dict[str, tuple[str, ...]]
+    lookup_texts: dict[str, tuple[str, ...]]
     """The texts of every lookup."""
     shared: Path
     """The folder of what does not depend on the target; `folder` itself where there is one target."""
@@ -56,7 +56,7 @@ class Run:
     def goal(self) -> Goal:
         return parse_target(self.spec.target)
 
-    def aimed_at(self, target: str) -> Run:
+    def aimed_at(self, target: str) -> RunContext:
         """The same run for one of its targets, in a folder of its own."""
         spec = replace(self.spec, target=target)
         folder = self.folder / target.replace(" ", "-")
@@ -68,11 +68,11 @@ class Run:
         """Inputs to measure latency with, from the choosing split."""
         return [{next(iter(self.spec.inputs)): x} for x in self.data.load("val", count, seed=1).inputs]
 
-    def bundle(
+    def write_bundle(
         self,
         models: dict[str, Any],
         precision: dict[str, str],
-        kept: dict[str, Kept],
+        kept: dict[str, KeptUnits],
         folder: Path,
         prove: bool = True,
         spared: Mapping[str, Collection[str]] = MappingProxyType({}),
@@ -82,25 +82,25 @@ class Run:
         from mmcompress.export.bundle import write_bundle
 
         static = any(p == "int8_static" for p in precision.values())
-        given = self.data.load("train", min(self.spec.data.calibration, STATIC)).inputs if static else ()
-        return write_bundle(self.spec, models, precision, kept, folder, prove, self.listed, given, spared, aside)
+        given = self.data.load("train", min(self.spec.data.calibration, STATIC_RANGE_INPUTS)).inputs if static else ()
+        return write_bundle(self.spec, models, precision, kept, folder, prove, self.lookup_texts, given, spared, aside)
 
     @cached_property
-    def away(self) -> Readings | None:
+    def device_readings(self) -> Readings | None:
         """What another device measured, where the spec names its readings; latencies are then that device's."""
         from mmcompress.measure.readings import Readings
 
         m = self.spec.measure
-        if not m.device:
+        if not m.readings:
             return None
-        found = read(Readings, Path(m.device))
+        found = read_record(Readings, Path(m.readings))
         if found.table.device != found.device:
             raise DataError(
-                f"measure.device: {m.device} has the pipelines of {found.device} and the table of {found.table.device}"
+                f"measure.readings: {m.readings} has the pipelines of {found.device} and the table of {found.table.device}"
             )
         if found.pipeline != self.spec.name or found.threads != m.threads:
             raise DataError(
-                f"measure.device: {m.device} is of '{found.pipeline}' with {found.threads} threads, "
+                f"measure.readings: {m.readings} is of '{found.pipeline}' with {found.threads} threads, "
                 f"this is '{self.spec.name}' with {m.threads}"
             )
         return found
@@ -108,9 +108,11 @@ class Run:
     @cached_property
     def device(self) -> str:
         """Fingerprint of the device the target is for. Figures of two devices are never put side by side."""
-        from mmcompress.measure.machine import fingerprint
+        from mmcompress.measure.machine import device_fingerprint
 
-        return str(self.away.device) if self.away else fingerprint(self.spec.measure.threads)
+        return (
+            str(self.device_readings.device) if self.device_readings else device_fingerprint(self.spec.measure.threads)
+        )
 
     @property
     def blocks(self) -> dict[str, tuple[Block, ...]]:
@@ -119,32 +121,34 @@ class Run:
     @cached_property
     def footprint(self) -> Footprint:
         """What structures weigh. Measured once per run folder, when a limit asks for it."""
-        from mmcompress.measure.counts import params
-        from mmcompress.measure.footprint import Footprint, footprint
+        from mmcompress.measure.counts import count_params
+        from mmcompress.measure.footprint import Footprint, measure_footprint
 
         record = self.shared / "footprint.json"
         if not record.exists():
-            sizes = read(Predictor, self.shared / "predictor.json").sizes
-            dense = {n: params(m) for n, m in self.models.items()}
-            write(
+            sizes = read_record(Predictor, self.shared / "predictor.json").size_fits
+            dense = {n: count_params(m) for n, m in self.models.items()}
+            write_record(
                 record,
-                footprint(self.models, sizes, dense, self.shared / "baseline", memory=self.bench.measure_memory_mb),
+                measure_footprint(
+                    self.models, sizes, dense, self.shared / "baseline", memory=self.bench.measure_memory_mb
+                ),
             )
-        return replace(read(Footprint, record), spared=self.spared)
+        return replace(read_record(Footprint, record), fp32_blocks=self.fp32_blocks)
 
     @property
-    def spared(self) -> dict[str, dict[str, tuple[str, ...]]]:
+    def fp32_blocks(self) -> dict[str, dict[str, tuple[str, ...]]]:
         """Blocks that stay in fp32, by node and precision; none as long as there is no evidence."""
         evidence = self.shared / "evidence.json"
         found = json.loads(evidence.read_text())["spared"] if evidence.exists() else {}
         return {n: {p: tuple(blocks) for p, blocks in by.items()} for n, by in found.items()}
 
-    def timed(self, stage: str) -> _Clock:
+    def time_stage(self, stage: str) -> _Clock:
         return _Clock(self, stage)
 
 
 class _Clock:
-    def __init__(self, run: Run, stage: str):
+    def __init__(self, run: RunContext, stage: str):
         self.run, self.stage = run, stage
 
     def __enter__(self) -> None:
@@ -153,7 +157,7 @@ class _Clock:
     def __exit__(self, *exc: object) -> None:
         spent = self.run.clock.now() - self.start
         self.run.timings[self.stage] = self.run.timings.get(self.stage, 0.0) + spent
-        write(self.run.folder / "timings.json", self.run.timings)
+        write_record(self.run.folder / "timings.json", self.run.timings)
 
 
 def default_space() -> Path:
@@ -168,39 +172,39 @@ def open_run(
     space_path: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    say: Say = SILENT,
+    say: OnProgress = ignore_progress,
     *,
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
-) -> Run:
+) -> RunContext:
     """Load and check everything a run needs. Without `resume` the folder must be new or empty.
 
     Raises `SpecError`, `DataError` or `ModelError`; nothing is written before all of it is checked. `bench` and `clock`: what
     latency is measured with and time is read from; by default those of this machine.
     """
-    spec = load(spec_path, overrides)
-    space = load_space(space_path or default_space(), spec, given(spec_path, overrides))
+    spec = load_spec(spec_path, overrides)
+    space = load_space(space_path or default_space(), spec, list_given_keys(spec_path, overrides))
     folder = Path(out)
-    say("load", f"{spec.name}: {len(spec.models())} models", None)
-    from mmcompress.data import listed_texts
-    from mmcompress.graph.modality import cross_modal
+    say("load", f"{spec.name}: {len(spec.model_nodes())} models", None)
+    from mmcompress.data import read_lookup_texts
+    from mmcompress.graph.modality import find_cross_modal_blocks
     from mmcompress.graph.pipeline import TorchPipeline
-    from mmcompress.models.sources import earlier, load_models
+    from mmcompress.models.sources import load_models, load_rewind_models
 
-    data = opened(spec)
-    if few := scarce(spec, data):
+    data = open_data(spec)
+    if few := describe_shortage(spec, data):
         say("load", few, None)
-    listed = {n: listed_texts(data, node.texts) for n, node in spec.nodes.items() if node.kind == "lookup"}
+    listed = {n: read_lookup_texts(data, node.texts) for n, node in spec.nodes.items() if node.kind == "lookup"}
     models = load_models(spec)
-    earlier(spec, models)  # what can't be rewound to is told before hours of work
+    load_rewind_models(spec, models)  # what can't be rewound to is told before hours of work
     _check_asked(spec, models)
     space = _possible(space, models)
-    cross = cross_modal(spec, {n: m.blocks for n, m in models.items()})
+    cross = find_cross_modal_blocks(spec, {n: m.blocks for n, m in models.items()})
     bench, clock = bench or Benchmarker(), clock or SystemClock()
-    run = Run(
+    run = RunContext(
         spec, space, folder, say, models, TorchPipeline(spec, models), data, cross, {}, listed, folder, bench, clock
     )
-    _ = run.away  # readings that don't fit are refused before anything is written
+    _ = run.device_readings  # readings that don't fit are refused before anything is written
     _claim(folder, spec, space, resume)
     _keep_readings(run)
     if (folder / "timings.json").exists():
@@ -208,7 +212,7 @@ def open_run(
     return run
 
 
-def opened(spec: Spec) -> Any:
+def open_data(spec: Spec) -> Any:
     """The data of a spec, a pair of every split looked at. Raises `DataError`."""
     from mmcompress.data import open_dataset
 
@@ -220,27 +224,27 @@ def opened(spec: Spec) -> Any:
     kind = getattr(data, "gives", "image")
     if kind != next(iter(spec.inputs.values())):
         raise DataError(f"data: '{spec.data.kind}' gives {kind}, the pipeline takes {next(iter(spec.inputs.values()))}")
-    if spec.data.labels == "dense":
+    if spec.data.labels == "teacher":
         if (writers := sum(node.kind == "text_decoder" for node in spec.nodes.values())) != 1:
-            raise DataError(f"data.labels: 'dense' takes one node of kind text_decoder, here are {writers}")
+            raise DataError(f"data.labels: 'teacher' takes one node of kind text_decoder, here are {writers}")
         if not data.load("val", 1).names:
-            raise DataError(f"data.labels: 'dense' needs a data kind of files, not '{spec.data.kind}'")
+            raise DataError(f"data.labels: 'teacher' needs a data kind of files, not '{spec.data.kind}'")
     return data
 
 
-def scarce(spec: Spec, data: Any) -> str:
+def describe_shortage(spec: Spec, data: Any) -> str:
     """What there is less of than the spec asks for, in words; empty: nothing, or data without an end."""
     if not hasattr(data, "counts"):
         return ""
     have, d = data.counts(), spec.data
-    asked = {"train": d.calibration, "val": d.choosing}
+    asked = {"train": d.calibration, "val": d.validation_pairs}
     short = [f"{have[split]} of {n} in {split}" for split, n in asked.items() if have[split] < n]
     return f"fewer pairs than asked for: {', '.join(short)}; {have['test']} in test" if short else ""
 
 
 def _check_asked(spec: Spec, models: dict[str, Any]) -> None:
     """Raise `ModelError` when a spec cuts what a model does not have."""
-    for n, node in spec.models().items():
+    for n, node in spec.model_nodes().items():
         blocks, at = models[n].blocks, f"nodes.{n}.prune"
         has = sorted({b.group for b in blocks})
         for group in ("heads", "ffn", "tokens"):
@@ -250,7 +254,7 @@ def _check_asked(spec: Spec, models: dict[str, Any]) -> None:
             raise ModelError(f"{at}.drop: only {sum(bool(b.drop) for b in blocks)} of its blocks can be removed whole")
         names = [b.name for b in blocks]
         if unknown := [name for name in node.prune.blocks if name not in names]:
-            raise ModelError(f"{at}.blocks: no block is named '{unknown[0]}'; {nearest(unknown[0], names)}")
+            raise ModelError(f"{at}.blocks: no block is named '{unknown[0]}'; {suggest_nearest(unknown[0], names)}")
 
 
 def _possible(space: Space, models: dict[str, Any]) -> Space:
@@ -264,42 +268,44 @@ def _possible(space: Space, models: dict[str, Any]) -> Space:
 def _claim(folder: Path, spec: Spec, space: Space, resume: bool) -> None:
     record = folder / "spec.json"
     if record.exists() and resume:
-        if _decisive(read(Spec, record)) != _decisive(spec):
+        if _decisive(read_record(Spec, record)) != _decisive(spec):
             raise DataError(f"{folder}: begun with another spec (or other overrides); use a new --out")
-        if read(Space, folder / "space.json") != space:
+        if read_record(Space, folder / "space.json") != space:
             raise DataError(f"{folder}: begun with another search space; use a new --out")
         return
     if folder.exists() and any(folder.iterdir()):
         raise DataError(f"{folder}: not empty; add --resume to go on with the run in it, or choose another --out")
-    write(folder / "space.json", space)
-    write(record, spec)
+    write_record(folder / "space.json", space)
+    write_record(record, spec)
 
 
-def _keep_readings(run: Run) -> None:
+def _keep_readings(run: RunContext) -> None:
     """A copy in the run folder: what is measured anew under the same name would be mixed with what was.
 
     Raises `DataError` where it differs.
     """
-    if run.away:
+    if run.device_readings:
         from mmcompress.measure.readings import Readings
 
         record = run.folder / "readings.json"
-        if record.exists() and read(Readings, record) != run.away:
-            raise DataError(f"measure.device: {run.spec.measure.device} has changed since this run; use a new --out")
-        write(record, run.away, indent=None)
+        if record.exists() and read_record(Readings, record) != run.device_readings:
+            raise DataError(f"measure.readings: {run.spec.measure.readings} has changed since this run; use a new --out")
+        write_record(record, run.device_readings, indent=None)
 
 
 def _decisive(spec: Spec) -> Any:
     """The part of a spec that must not change between a run and its resumption: not where or how long it searches, nor
     where the readings of a device lie (what is in them is compared)."""
-    search = replace(spec.search, workers=1, trials=0, mutations=0, ray_address=None, executor="ray")
-    return plain(replace(spec, search=search, measure=replace(spec.measure, device=spec.measure.device and "given")))
+    search = replace(spec.search, workers=1, trials=0, level_switches=0, ray_address=None, executor="ray")
+    return to_plain(
+        replace(spec, search=search, measure=replace(spec.measure, readings=spec.measure.readings and "given"))
+    )
 
 
-def precisions_of(run: Run) -> dict[str, tuple[str, ...]]:
+def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:
     """The precisions each node may have."""
     found = {}
-    for n, node in run.spec.models().items():
+    for n, node in run.spec.model_nodes().items():
         d = run.space.dimensions.get(f"nodes.{n}.precision")
         found[n] = tuple(d.choices) if d else ("fp32" if node.precision == "auto" else node.precision,)
     return found
