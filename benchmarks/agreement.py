@@ -14,16 +14,17 @@ from pathlib import Path
 
 import torch
 
-from mmcompress.data import open_dataset
-from mmcompress.export.bundle import load_weights, write_bundle
-from mmcompress.graph.pipeline import TorchPipeline
+from mmcompress.data.open_dataset import open_dataset
+from mmcompress.export.bundle import write_bundle
+from mmcompress.export.weights import load_weights
 from mmcompress.models.sources import load_models
+from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.surgery import resize_
-from mmcompress.records import read_record
-from mmcompress.report import load_summary
-from mmcompress.runtime import load_bundle
-from mmcompress.runtime.nodes import pad_ids
+from mmcompress.report.page import load_summary
+from mmcompress.runtime.graph import load_bundle
+from mmcompress.runtime.text import pad_ids
 from mmcompress.spec.schema import Spec
+from mmcompress.storage import read_record
 
 
 @torch.inference_mode()

@@ -13,16 +13,17 @@ import sys
 import time
 from pathlib import Path
 
-from mmcompress import workflow
 from mmcompress.cli.shared import parse_settings
-from mmcompress.measure.machine import describe_cpu
-from mmcompress.prune.allocation import apportion_cuts, count_steps, units_after
-from mmcompress.records import Candidate
-from mmcompress.workflow.ablate import CRITERIA
-from mmcompress.workflow.choose import build_pruned_models
-from mmcompress.workflow.compare import replace_scores
-from mmcompress.workflow.dense import prepare_run
-from mmcompress.workflow.state import RunContext
+from mmcompress.experiments.ablate import CRITERIA
+from mmcompress.experiments.compare import replace_scores
+from mmcompress.graph.blocks import count_steps, units_after
+from mmcompress.graph.structure import Candidate
+from mmcompress.run.prepare import prepare_run
+from mmcompress.runtime.machine import describe_cpu
+from mmcompress.search.allocation import apportion_cuts
+from mmcompress.search.candidate_models import build_pruned_models
+from mmcompress.workspace import context as workflow
+from mmcompress.workspace.context import RunContext
 
 ROOT = Path(__file__).resolve().parents[1]
 

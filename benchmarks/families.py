@@ -17,8 +17,11 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 from families import FAMILIES  # noqa: E402
 
-from mmcompress.export import contract  # noqa: E402
-from mmcompress.measure.machine import describe_cpu, package_versions  # noqa: E402
+from mmcompress.export import family_contract as contract  # noqa: E402
+from mmcompress.runtime.machine import (
+    describe_cpu,
+    package_versions,  # noqa: E402
+)
 
 COLUMNS = (
     "library",

@@ -64,12 +64,12 @@ def main() -> int:
     p.add_argument("--out", type=Path, required=True)
     a = p.parse_args()
     began = time.perf_counter()
-    from mmcompress import workflow
-    from mmcompress.measure import apart
-    from mmcompress.measure.latency import COMPARISON_SECONDS
-    from mmcompress.measure.machine import describe_cpu
-    from mmcompress.records import read_record
+    from mmcompress.measure.latency import benchmark_in_subprocess as apart
+    from mmcompress.measure.latency.bench import COMPARISON_SECONDS
+    from mmcompress.run import stages as workflow
+    from mmcompress.runtime.machine import describe_cpu
     from mmcompress.search.executors import RayExecutor
+    from mmcompress.storage import read_record
 
     imported, main_thread = time.perf_counter() - began, threading.main_thread().ident
     found: Counter[tuple[str, str]] = Counter()

@@ -18,17 +18,20 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from mmcompress import workflow
 from mmcompress.cli.shared import parse_settings
-from mmcompress.measure.apart import bench_repeated
-from mmcompress.measure.machine import describe_cpu, git_commit, package_versions
+from mmcompress.graph.blocks import count_steps, units_after
+from mmcompress.graph.structure import Candidate
+from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.sources import set_context_lengths
-from mmcompress.prune.allocation import count_steps, units_after
 from mmcompress.prune.surgery import copy_resized
-from mmcompress.records import Candidate, Prediction, read_record, write_record
-from mmcompress.report import PREDICTION_FILE
 from mmcompress.report.charts import draw_prediction
-from mmcompress.workflow.dense import BENCH_REQUESTS
+from mmcompress.report.page import PREDICTION_FILE
+from mmcompress.results.records import Prediction
+from mmcompress.run.predictor import build_predictor
+from mmcompress.run.profile import BENCH_REQUESTS, profile_pipeline
+from mmcompress.runtime.machine import describe_cpu, git_commit, package_versions
+from mmcompress.storage import read_record, write_record
+from mmcompress.workspace import context as workflow
 
 
 def drawn(run, rng: np.random.Generator) -> Candidate:
@@ -66,8 +69,8 @@ def main() -> int:
     p.add_argument("--set", action="append", default=[], help="as the run was started with")
     a = p.parse_args()
     run = workflow.open_run(a.spec, a.run, overrides=parse_settings(tuple(a.set)), resume=True)
-    dense = workflow.profile_pipeline(run)
-    predict = workflow.build_predictor(run, dense)
+    dense = profile_pipeline(run)
+    predict = build_predictor(run, dense)
     requests = run.requests(BENCH_REQUESTS)[: len(dense.traces)]
     bundles, threads = {"new": a.run / "scratch", "dense": a.run / "baseline"}, run.spec.measure.threads
     known = (

@@ -23,9 +23,8 @@ MINUTES = 20
 
 def write_blip(folder: Path) -> None:
     """BLIP base as its library writes it, random weights."""
+    from train_demo_models import build_tokenizer
     from transformers import BlipConfig, BlipForConditionalGeneration
-
-    from mmcompress.models.embedded.train_clip_captioner import build_tokenizer
 
     text = {
         "vocab_size": 30524,

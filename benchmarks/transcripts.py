@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
-from mmcompress.data import open_dataset
-from mmcompress.metrics.pairs import Answers, score_answers
-from mmcompress.metrics.tally import estimate_quality
+from mmcompress.data.open_dataset import open_dataset
+from mmcompress.metrics.answers import Answers, score_answers
 from mmcompress.models.sources import locate_source
-from mmcompress.records import read_record
-from mmcompress.runtime import load_bundle
-from mmcompress.runtime.decode import count_repeated_tail
+from mmcompress.runtime.beam_search import count_repeated_tail
+from mmcompress.runtime.graph import load_bundle
 from mmcompress.spec.schema import Spec
+from mmcompress.stats import estimate_quality
+from mmcompress.storage import read_record
 
 
 def parting(mine: list[int], theirs: list[int]) -> int:

@@ -13,17 +13,17 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+from mmcompress.version import __version__
 
 _NAMES = {
-    "load_spec": "mmcompress.spec.loader:load_spec",
-    "run": "mmcompress.workflow:run",
-    "run_targets": "mmcompress.workflow:run_targets",
-    "open_run": "mmcompress.workflow:open_run",
-    "profile": "mmcompress.workflow:profile",
-    "load_summary": "mmcompress.report:load_summary",
-    "write_report": "mmcompress.report:write_report",
-    "load_bundle": "mmcompress.runtime.pipeline:load_bundle",
+    "load_spec": "mmcompress.graph.load_spec:load_spec",
+    "run": "mmcompress.run.stages:run",
+    "run_targets": "mmcompress.run.stages:run_targets",
+    "open_run": "mmcompress.workspace.context:open_run",
+    "profile": "mmcompress.run.profile:profile_pipeline",
+    "load_summary": "mmcompress.report.page:load_summary",
+    "write_report": "mmcompress.report.page:write_report",
+    "load_bundle": "mmcompress.runtime.graph:load_bundle",
     "MmcompressError": "mmcompress.errors:MmcompressError",
 }
 __all__ = ["__version__", *_NAMES]

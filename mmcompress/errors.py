@@ -13,6 +13,8 @@ MmcompressError
 
 from __future__ import annotations
 
+import difflib
+
 
 class MmcompressError(Exception):
     exit_code = 1
@@ -57,3 +59,11 @@ class TargetNotMet(MmcompressError):
 
 class ProofFailed(MmcompressError):
     exit_code = 1
+
+
+def suggest_nearest(name: str, known: object) -> str:
+    """A tail for an error message: the nearest of the known names, then all of them."""
+    names = sorted(str(k) for k in known)  # type: ignore[attr-defined]
+    close = difflib.get_close_matches(str(name), names, 1)
+    hint = f"did you mean '{close[0]}'? " if close else ""
+    return f"{hint}(known: {', '.join(names)})"

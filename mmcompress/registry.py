@@ -6,17 +6,10 @@ the spec; that module calls, say, `IMPORTANCE.add("mine", score)` when it is imp
 
 from __future__ import annotations
 
-import difflib
 import importlib
 from typing import Any
 
-
-def suggest_nearest(name: str, known: object) -> str:
-    """A tail for an error message: the nearest of the known names, then all of them."""
-    names = sorted(str(k) for k in known)  # type: ignore[attr-defined]
-    close = difflib.get_close_matches(str(name), names, 1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
-    return f"{hint}(known: {', '.join(names)})"
+from mmcompress.errors import suggest_nearest
 
 
 def resolve_entry(target: str) -> Any:
@@ -115,14 +108,14 @@ ALLOCATIONS = Registry(
     "allocation",
     {
         "knapsack": (
-            "mmcompress.prune.allocation:allocate_by_knapsack",
+            "mmcompress.search.allocation:allocate_by_knapsack",
             "least measured damage at the ratio of the group",
         ),
         "ranked": (
-            "mmcompress.prune.allocation:allocate_by_rank",
+            "mmcompress.search.allocation:allocate_by_rank",
             "least important units of the group, over all its layers",
         ),
-        "uniform": ("mmcompress.prune.allocation:allocate_uniformly", "the same ratio in every layer"),
+        "uniform": ("mmcompress.search.allocation:allocate_uniformly", "the same ratio in every layer"),
     },
 )
 DATA_KINDS = Registry(
@@ -139,16 +132,16 @@ DATA_KINDS = Registry(
 METRICS = Registry(
     "metric",
     {
-        "retrieval": ("mmcompress.metrics.pairs:score_retrieval", "R@1 image to text and text to image"),
-        "caption": ("mmcompress.metrics.pairs:score_captions", "exact match of the pipeline's caption"),
-        "wer": ("mmcompress.metrics.speech:score_word_errors", "word error rate of what was heard"),
-        "endings": ("mmcompress.metrics.pairs:score_endings", "share of texts that end by themselves"),
+        "retrieval": ("mmcompress.metrics.retrieval:score_retrieval", "R@1 image to text and text to image"),
+        "caption": ("mmcompress.metrics.caption:score_captions", "exact match of the pipeline's caption"),
+        "wer": ("mmcompress.metrics.wer:score_word_errors", "word error rate of what was heard"),
+        "endings": ("mmcompress.metrics.endings:score_endings", "share of texts that end by themselves"),
         "agreement": (
-            "mmcompress.metrics.pairs:score_agreement",
+            "mmcompress.metrics.agreement:score_agreement",
             "share of answers that are those of the dense pipeline",
         ),
         "embedding": (
-            "mmcompress.metrics.pairs:score_embeddings",
+            "mmcompress.metrics.embedding:score_embeddings",
             "R@1, among the dense ones, of embeddings that no join compares",
         ),
     },
@@ -156,20 +149,26 @@ METRICS = Registry(
 FAMILIES = Registry(
     "model family",
     {
-        "open_clip/image_encoder": ("mmcompress.models.open_clip:load_image_encoder", "open_clip ViT image tower"),
-        "open_clip/text_decoder": ("mmcompress.models.open_clip:load_text_decoder", "CoCa's caption decoder"),
-        "open_clip/text_encoder": ("mmcompress.models.open_clip:load_text_encoder", "open_clip text tower"),
+        "open_clip/image_encoder": (
+            "mmcompress.models.families.open_clip:load_image_encoder",
+            "open_clip ViT image tower",
+        ),
+        "open_clip/text_decoder": ("mmcompress.models.families.open_clip:load_text_decoder", "CoCa's caption decoder"),
+        "open_clip/text_encoder": ("mmcompress.models.families.open_clip:load_text_encoder", "open_clip text tower"),
         "transformers/image_encoder": (
-            "mmcompress.models.encoders:load_image_encoder",
+            "mmcompress.models.families.transformers_encoders:load_image_encoder",
             "CLIP, SigLIP, ViT, DINOv2, BLIP, GIT, LLaVA image towers",
         ),
         "transformers/text_encoder": (
-            "mmcompress.models.encoders:load_text_encoder",
+            "mmcompress.models.families.transformers_encoders:load_text_encoder",
             "CLIP and SigLIP text towers; BERT, RoBERTa, MiniLM sentence encoders",
         ),
-        "transformers/audio_encoder": ("mmcompress.models.encoders:load_audio_encoder", "Whisper's encoder"),
+        "transformers/audio_encoder": (
+            "mmcompress.models.families.transformers_encoders:load_audio_encoder",
+            "Whisper's encoder",
+        ),
         "transformers/text_decoder": (
-            "mmcompress.models.generators:load_text_decoder",
+            "mmcompress.models.families.transformers_decoders:load_text_decoder",
             "cross-attending (mBART, GPT-2, BERT, BLIP, Whisper, T5) or reading a prefix (GIT, LLaVA)",
         ),
     },
@@ -185,15 +184,15 @@ EXECUTORS = Registry(
 PRECISIONS = Registry(
     "precision",
     {
-        "fp32": ("mmcompress.quantize:FP32", "as trained"),
-        "int8": ("mmcompress.quantize.precision:INT8", "dynamic, 7-bit weights per channel: right on any CPU"),
-        "int8_full": ("mmcompress.quantize.precision:INT8_FULL", "dynamic, 8-bit weights: for CPUs with VNNI alone"),
-        "uint8": ("mmcompress.quantize.precision:UINT8", "dynamic, asymmetric 8-bit weights"),
-        "int8_static": ("mmcompress.quantize.precision:INT8_STATIC", "ranges of activations from calibration data"),
-        "w8": ("mmcompress.quantize.precision:W8", "weights in 8 bits, in groups of 32; float between products"),
-        "w4": ("mmcompress.quantize.precision:W4", "weights in 4 bits, in groups of 32; float between products"),
-        "fp16": ("mmcompress.quantize.precision:FP16", "half precision: half the size, faster where a device has it"),
-        "bf16": ("mmcompress.quantize.precision:BF16", "weights alone, as bfloat16: half the size, no faster"),
+        "fp32": ("mmcompress.quantize.base:FP32", "as trained"),
+        "int8": ("mmcompress.quantize.base:INT8", "dynamic, 7-bit weights per channel: right on any CPU"),
+        "int8_full": ("mmcompress.quantize.base:INT8_FULL", "dynamic, 8-bit weights: for CPUs with VNNI alone"),
+        "uint8": ("mmcompress.quantize.base:UINT8", "dynamic, asymmetric 8-bit weights"),
+        "int8_static": ("mmcompress.quantize.base:INT8_STATIC", "ranges of activations from calibration data"),
+        "w8": ("mmcompress.quantize.base:W8", "weights in 8 bits, in groups of 32; float between products"),
+        "w4": ("mmcompress.quantize.base:W4", "weights in 4 bits, in groups of 32; float between products"),
+        "fp16": ("mmcompress.quantize.base:FP16", "half precision: half the size, faster where a device has it"),
+        "bf16": ("mmcompress.quantize.base:BF16", "weights alone, as bfloat16: half the size, no faster"),
     },
 )
 SAMPLERS = Registry(
@@ -204,6 +203,17 @@ SAMPLERS = Registry(
         "nsga2": ("mmcompress.search.samplers:make_nsga2", "the genetic algorithm NSGA-II"),
         "cmaes": ("mmcompress.search.samplers:make_cmaes", "CMA-ES over the ranges, choices at random"),
         "random": ("mmcompress.search.samplers:make_random", "the control"),
+    },
+)
+DEPLOYED_KINDS = Registry(
+    "kind of node",
+    {
+        "image_encoder": ("mmcompress.kinds.image_encoder.deployed:ImageEncoder", "an image to vectors"),
+        "audio_encoder": ("mmcompress.kinds.audio_encoder.deployed:AudioEncoder", "a sound to vectors"),
+        "text_encoder": ("mmcompress.kinds.text_encoder.deployed:TextEncoder", "texts to vectors"),
+        "text_decoder": ("mmcompress.kinds.text_decoder.deployed:TextDecoder", "vectors to text"),
+        "nearest": ("mmcompress.kinds.nearest.deployed:Nearest", "the nearest of some texts"),
+        "lookup": ("mmcompress.kinds.lookup.deployed:Lookup", "the nearest of a list"),
     },
 )
 PLUG_POINTS = {

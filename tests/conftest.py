@@ -23,9 +23,8 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
     import torch
     from open_clip.model import CLIP
     from safetensors.torch import save_file
+    from train_demo_models import build_tokenizer
     from transformers import MBartConfig, MBartForCausalLM
-
-    from mmcompress.models.embedded.train_clip_captioner import build_tokenizer
 
     torch.manual_seed(seed)
     tok = build_tokenizer()
@@ -132,8 +131,8 @@ def quiet_torch(request):
     import torch
 
     from mmcompress.distill import trainer
-    from mmcompress.measure import apart
-    from mmcompress.workflow import conclude
+    from mmcompress.measure.latency import benchmark_in_subprocess as apart
+    from mmcompress.run import evaluate as conclude
 
     fit = import_module("mmcompress.workflow.fit")  # the package has a function of this name
     torch.set_num_threads(1)
@@ -144,7 +143,10 @@ def quiet_torch(request):
 
 
 def _moody_(lot: random.Random) -> None:
-    from mmcompress.measure import apart, latency, readings, table
+    from mmcompress.measure.latency import bench as latency
+    from mmcompress.measure.latency import bench as readings
+    from mmcompress.measure.latency import bench as table
+    from mmcompress.measure.latency import benchmark_in_subprocess as apart
 
     off = lambda: lot.lognormvariate(0.0, 0.15)
     here, quiet = apart.bench_in_process, latency.min_of_medians
@@ -190,21 +192,21 @@ def loose(tiny, tmp_path):
 @pytest.fixture()
 def one_round(monkeypatch):
     """Whatever was made ends the rounds, however quick it was measured to be."""
-    from mmcompress import workflow
+    from mmcompress.run import stages as workflow
 
     monkeypatch.setattr(workflow, "_enough", lambda *a: True)
 
 
 @pytest.fixture(scope="session")
 def spec(tiny):
-    from mmcompress.spec.loader import load_spec
+    from mmcompress.graph.load_spec import load_spec
 
     return load_spec(tiny / "spec.yaml")
 
 
 @pytest.fixture()
 def models(spec):
-    from mmcompress.models import open_clip
+    from mmcompress.models.families import open_clip
     from mmcompress.models.sources import load_models
 
     open_clip._clip.cache_clear()
@@ -213,14 +215,14 @@ def models(spec):
 
 @pytest.fixture()
 def pipeline(spec, models):
-    from mmcompress.graph.pipeline import TorchPipeline
+    from mmcompress.pipeline.forward import TorchPipeline
 
     return TorchPipeline(spec, models)
 
 
 @pytest.fixture()
 def batch(spec, pipeline):
-    from mmcompress.data import open_dataset
+    from mmcompress.data.open_dataset import open_dataset
 
     return pipeline.collate(open_dataset(spec.data).load("train", 12))
 
@@ -228,7 +230,7 @@ def batch(spec, pipeline):
 @pytest.fixture(scope="session")
 def run_folder(tiny) -> Path:
     """A whole finished run of the tiny pipeline."""
-    from mmcompress import workflow
+    from mmcompress.run import stages as workflow
 
     workflow.run(tiny / "spec.yaml", tiny / "run")
     return tiny / "run"

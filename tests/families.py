@@ -19,7 +19,7 @@ TOKENIZER = functools.cache(lambda: _tokenizer())
 
 
 def _tokenizer() -> str:
-    from mmcompress.models.embedded.train_clip_captioner import build_tokenizer
+    from train_demo_models import build_tokenizer
 
     return str(build_tokenizer().to_str())  # type: ignore[attr-defined]
 
@@ -59,7 +59,7 @@ class Says(torch.nn.Module):
 def _image(config: str, tower: str, model_type: str, **extra: object) -> Model:
     import transformers
 
-    from mmcompress.models import encoders
+    from mmcompress.models.families import transformers_encoders as encoders
 
     c = getattr(transformers, config)(**VISION, **extra)
     c._attn_implementation = "eager"
@@ -67,7 +67,7 @@ def _image(config: str, tower: str, model_type: str, **extra: object) -> Model:
 
 
 def _tower(raw: torch.nn.Module, row: object) -> Model:
-    from mmcompress.models import encoders
+    from mmcompress.models.families import transformers_encoders as encoders
 
     whole = copy.deepcopy(raw)
 
@@ -80,7 +80,7 @@ def _tower(raw: torch.nn.Module, row: object) -> Model:
 
 def _part_of(model_type: str, whole: torch.nn.Module) -> Model:
     """The image tower in a model that is loaded whole."""
-    from mmcompress.models import encoders
+    from mmcompress.models.families import transformers_encoders as encoders
 
     row = encoders.IMAGE_FAMILIES[model_type]
     return _tower(row.find_tower(_stirred(whole)), row)
@@ -89,7 +89,7 @@ def _part_of(model_type: str, whole: torch.nn.Module) -> Model:
 def _text(config: str, tower: str, model_type: str, masked: bool, **extra: object) -> Model:
     import transformers
 
-    from mmcompress.models import encoders
+    from mmcompress.models.families import transformers_encoders as encoders
 
     c = getattr(transformers, config)(**TEXT, **extra)
     c._attn_implementation = "eager"
@@ -130,7 +130,7 @@ def _whisper_config():  # type: ignore[no-untyped-def]
 def _audio() -> Model:
     from transformers import WhisperModel
 
-    from mmcompress.models.encoders import AudioEncoder
+    from mmcompress.models.families.transformers_encoders import AudioEncoder
 
     raw = _stirred(WhisperModel(_whisper_config()).encoder)
     whole = copy.deepcopy(raw)
@@ -143,7 +143,7 @@ def _audio() -> Model:
 
 
 def _decoder(whole: torch.nn.Module, model_type: str, beams: int = 3) -> Model:
-    from mmcompress.models.generators import assemble_decoder
+    from mmcompress.models.families.cross_attention_decoder import assemble_decoder
 
     raw = copy.deepcopy(_stirred(whole))
 
@@ -234,7 +234,7 @@ def _t5(gated: bool) -> Model:
 
 
 def _git() -> Model:
-    from mmcompress.models.prefix import assemble_prefix_decoder
+    from mmcompress.models.families.prefix_decoder import assemble_prefix_decoder
 
     raw = copy.deepcopy(whole := _stirred(_git_whole()))
     raw.git.image_encoder = Says()
@@ -253,7 +253,7 @@ def _git_whole() -> torch.nn.Module:
 
 
 def _llava(prompt: str = "") -> Model:
-    from mmcompress.models.prefix import assemble_prefix_decoder
+    from mmcompress.models.families.prefix_decoder import assemble_prefix_decoder
 
     raw = copy.deepcopy(whole := _stirred(_llava_whole(260 if prompt else 60)))
     raw.model.vision_tower = Says()
@@ -284,7 +284,7 @@ def _llava_whole(vocabulary: int = 60) -> torch.nn.Module:
 def _open_clip(vision: dict[str, object], kind: str = "image") -> Model:
     from open_clip.model import CLIP
 
-    from mmcompress.models import open_clip
+    from mmcompress.models.families import open_clip
 
     text = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2, "pad_id": 1, "eos_id": 2}
     clip = _stirred(CLIP(16, {"image_size": 64, **vision}, {**text, "pool_type": "eos"}))
@@ -296,7 +296,7 @@ def _open_clip(vision: dict[str, object], kind: str = "image") -> Model:
 
 
 def _visual(tower: torch.nn.Module) -> Model:
-    from mmcompress.models import open_clip
+    from mmcompress.models.families import open_clip
 
     whole, attends = copy.deepcopy(tower), hasattr(tower, "transformer")
 
@@ -349,7 +349,7 @@ def coca_model() -> torch.nn.Module:
 
 
 def _coca_decoder() -> Model:
-    from mmcompress.models import open_clip
+    from mmcompress.models.families import open_clip
 
     raw = coca_model()
     whole = copy.deepcopy(raw)

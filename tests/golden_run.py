@@ -63,7 +63,7 @@ def run_pipeline(name: str, folder: Path, out: Path) -> tuple[dict[str, Any], di
     from safetensors.numpy import load_file
     from simulated import SimulatedBenchmarker, StoppedClock
 
-    from mmcompress import workflow
+    from mmcompress.run import stages as workflow
 
     torch.set_num_threads(1)
     changes = COMMON | CHANGES[name]
@@ -152,8 +152,7 @@ def weight_differences(want: dict[str, np.ndarray], have: dict[str, np.ndarray])
 
 def machine() -> dict[str, Any]:
     """What rounding depends on."""
-    from mmcompress.measure.machine import package_versions
-    from mmcompress.runtime.cpu import describe_cpu
+    from mmcompress.runtime.machine import describe_cpu, package_versions
 
     known = package_versions()
     packages = {p: known.get(p, "") for p in ("torch", "onnxruntime", "numpy", "optuna")}
@@ -205,7 +204,7 @@ if __name__ == "__main__":
     import os
 
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
-    sys.path[:0] = [str(HERE), str(HERE.parent)]
+    sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tools")]
     with tempfile.TemporaryDirectory() as cache:
         os.environ["MMCOMPRESS_CACHE"] = cache
         sys.exit(main())

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcompress.models.adapters import find_blocks
 from mmcompress.models.base import ImageEncoderModel, LoadContext
+from mmcompress.models.layouts import find_blocks
 
 
 class Attention(nn.Module):
@@ -58,7 +58,7 @@ def build(context: LoadContext) -> Tower:
 def build_convolutional(context: LoadContext) -> ImageEncoderModel:
     from open_clip.modified_resnet import ModifiedResNet
 
-    from mmcompress.models.open_clip import ConvEncoder
+    from mmcompress.models.families.open_clip import ConvEncoder
 
     torch.manual_seed(4)
     tower = ModifiedResNet([1, 1, 1, 1], output_dim=32, heads=4, image_size=32, width=16)

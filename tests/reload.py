@@ -10,8 +10,8 @@ import torch
 from families import FAMILIES
 from safetensors.torch import load_file
 
-from mmcompress.export import contract
-from mmcompress.export.bundle import load_weights
+from mmcompress.export import family_contract as contract
+from mmcompress.export.weights import load_weights
 from mmcompress.prune.surgery import resize_
 
 

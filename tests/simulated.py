@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmcompress.measure.apart import BenchmarkJob, load_requests
+from mmcompress.kinds.text_decoder.deployed import TextDecoder
 from mmcompress.measure.benchmarker import Benchmarker
-from mmcompress.measure.latency import Samples
-from mmcompress.measure.machine import device_fingerprint
-from mmcompress.measure.readings import Export
-from mmcompress.measure.table import DeviceTable, TableRow, measured_sizes
-from mmcompress.runtime import load_bundle
-from mmcompress.runtime.nodes import TextDecoder
+from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow, measured_sizes
+from mmcompress.measure.cost_model.plan import Export
+from mmcompress.measure.latency.bench import Samples
+from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, load_requests
+from mmcompress.runtime.graph import load_bundle
+from mmcompress.runtime.machine import device_fingerprint
 
 CALL_MS = 0.01
 """What a call of a graph takes whatever its size."""

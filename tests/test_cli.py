@@ -124,8 +124,8 @@ def test_predict_and_bench(run_folder, tmp_path):
 
 def test_help_names_every_method_and_table(spec):
     from mmcompress.cli.runs import METHODS, TABLES
-    from mmcompress.workflow.ablate import list_cells
-    from mmcompress.workflow.methods import BASELINES as EVERY
+    from mmcompress.experiments.ablate import list_cells
+    from mmcompress.experiments.baselines import BASELINES as EVERY
 
     assert METHODS.split(", ") == list(EVERY)
     assert sorted(TABLES.split(", ")) == sorted({c.table for c in list_cells(spec)})
@@ -138,7 +138,7 @@ def test_several_targets_are_refused_before_a_folder_is_made(tiny, tmp_path):
 
 
 def test_where_torch_is_missing_the_extra_is_named(tiny, tmp_path, monkeypatch):
-    from mmcompress.workflow import state
+    from mmcompress.workspace import context as state
 
     def missing(*_):
         raise ModuleNotFoundError("No module named 'torch'", name="torch")

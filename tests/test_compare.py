@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from mmcompress.errors import SpecError
-from mmcompress.metrics.tally import PerSampleScores, decide_claim, paired_difference
-from mmcompress.prune.allocation import count_steps
-from mmcompress.workflow.ablate import CLAIMS, REFERENCE_CELL, _pinned, ablate, list_cells
-from mmcompress.workflow.compare import compare
-from mmcompress.workflow.methods import BASELINES
+from mmcompress.experiments.ablate import CLAIMS, REFERENCE_CELL, _pinned, ablate, list_cells
+from mmcompress.experiments.baselines import BASELINES
+from mmcompress.experiments.compare import compare
+from mmcompress.graph.blocks import count_steps
+from mmcompress.stats import PerSampleScores, decide_claim, paired_difference
 
 QUICK = {"target": "1.2x", "search.trials": 2, "search.level_switches": 1, "distill.steps": 1}
 
@@ -95,7 +95,7 @@ def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path):
 
 
 def test_what_a_cell_fixes_is_not_searched():
-    from mmcompress.spec.schema import Dimension, Space
+    from mmcompress.spec.space import Dimension, Space
 
     space = Space("s", {"prune.protection": Dimension(1.0, 4.0), "nodes.a.prune.ffn": Dimension(0.0, 0.5)})
     assert set(_pinned(space, {"prune.protection": 1.0, "distill.steps": 0}).dimensions) == {"nodes.a.prune.ffn"}
@@ -141,9 +141,9 @@ def test_a_gap_is_paired_and_metrics_are_drawn_together():
 
 @pytest.mark.parametrize("name", ["knapsack", "relinearized", "separate"])
 def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tiny, tmp_path):
-    from mmcompress import workflow
-    from mmcompress.workflow.choose import build_problem, find_fastest
-    from mmcompress.workflow.dense import prepare_run
+    from mmcompress.run.prepare import prepare_run
+    from mmcompress.search.build_problem import build_problem, find_fastest
+    from mmcompress.workspace import context as workflow
 
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, predict, ev = prepare_run(r)
@@ -155,10 +155,10 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
 
 def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     """Blocks of one size that all lose a unit together would jump over the target."""
-    from mmcompress import workflow
-    from mmcompress.prune.allocation import apportion_cuts
-    from mmcompress.workflow.dense import prepare_run
-    from mmcompress.workflow.methods import _quickest
+    from mmcompress.experiments.baselines import _quickest
+    from mmcompress.run.prepare import prepare_run
+    from mmcompress.search.allocation import apportion_cuts
+    from mmcompress.workspace import context as workflow
 
     assert [sum(apportion_cuts([4, 4, 4, 16], k)) for k in range(29)] == list(range(29))
     assert apportion_cuts([4, 4, 4, 16], 7) == [1, 1, 1, 4] and apportion_cuts([4, 4, 4], 2) == [1, 1, 0]
@@ -182,11 +182,12 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
 ):
     from importlib import import_module
 
-    from mmcompress import workflow
-    from mmcompress.records import Trial
-    from mmcompress.search import moves
-    from mmcompress.workflow import choose
-    from mmcompress.workflow.dense import prepare_run
+    from mmcompress.results.records import Trial
+    from mmcompress.run.prepare import prepare_run
+    from mmcompress.search import build_problem as choose
+    from mmcompress.search import repair as moves
+    from mmcompress.search.run_search import FULL_BUDGET_SHARE
+    from mmcompress.workspace import context as workflow
 
     fit = import_module("mmcompress.workflow.fit")
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
@@ -222,22 +223,22 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
         assert near.candidate == moves.grow_to_budget(
             p, moves.cut_to_budget(p, first, ev.loss_increase), ev.loss_increase, ev.rounding
         )
-        assert choose.FULL_BUDGET_SHARE * budget <= Line(1.05)(near.candidate) <= budget
+        assert FULL_BUDGET_SHARE * budget <= Line(1.05)(near.candidate) <= budget
         propose(Line(1.05 * 1.2), budget, 2)
     assert searches == [0, 2]
 
 
 def _whole(r):
-    from mmcompress.records import Candidate
+    from mmcompress.graph.structure import Candidate
 
     return Candidate({n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}, dict.fromkeys(r.blocks, "fp32"))
 
 
 def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
-    from mmcompress import workflow
-    from mmcompress.measure import readings
-    from mmcompress.workflow.compare import judge_claim, measure_side_by_side
-    from mmcompress.workflow.dense import profile_pipeline
+    from mmcompress.experiments.compare import judge_claim, measure_side_by_side
+    from mmcompress.measure.latency import bench_with_replay as readings
+    from mmcompress.run.profile import profile_pipeline
+    from mmcompress.workspace import context as workflow
 
     folder, _ = compared
     r = workflow.open_run(tiny / "spec.yaml", folder, overrides=QUICK, resume=True)
@@ -279,7 +280,7 @@ def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path):
 def test_the_task_loss_alone_teaches_the_generator(spec):
     from dataclasses import replace
 
-    from mmcompress.workflow.compare import _training
+    from mmcompress.experiments.compare import _training
 
     quiet = replace(spec, distill=replace(spec.distill, caption=0.0))
     (cell,) = [c for c in list_cells(quiet) if c.name == "task loss alone"]

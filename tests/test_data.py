@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mmcompress.data import open_dataset
 from mmcompress.data.emoji_scenes import NAMES, VENDORS, EmojiScenes, load_drawing
 from mmcompress.data.folder import Folder
+from mmcompress.data.open_dataset import open_dataset
 from mmcompress.errors import DataError
 from mmcompress.runtime.images import open_image, preprocess_image
 from mmcompress.spec.schema import Data

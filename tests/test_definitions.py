@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from mmcompress.distill import losses
-from mmcompress.prune import damage
+from mmcompress.graph.blocks import Block
+from mmcompress.pipeline.forward import SIMILARITY_SCALE
 from mmcompress.prune.importance import ImportanceInputs
 from mmcompress.prune.masks import mask_units
 from mmcompress.prune.refit import _regress_, measure_grams, refit_from_gram_
 from mmcompress.prune.surgery import copy_without_units
-from mmcompress.records import Block
 from mmcompress.registry import IMPORTANCE
+from mmcompress.search.sensitivity import measure as damage
 
 BLOCKS = [("vision", "0.ffn"), ("vision", "1.attention"), ("captioner", "1.cross_attention"), ("text", "0.attention")]
 
@@ -194,7 +195,7 @@ def test_affinity_is_the_divergence_of_similarities_both_ways():
     g = torch.Generator().manual_seed(2)
     unit = lambda: torch.nn.functional.normalize(torch.randn(4, 3, generator=g), dim=-1)
     student, teacher = (unit(), unit()), (unit(), unit())
-    s, t = (losses.SIMILARITY_SCALE * (q @ k.T).double().numpy() for q, k in (student, teacher))
+    s, t = (SIMILARITY_SCALE * (q @ k.T).double().numpy() for q, k in (student, teacher))
     rows = np.mean([kl(softmax(t, 1)[i], softmax(s, 1)[i]) for i in range(4)])
     columns = np.mean([kl(softmax(t, 0)[:, j], softmax(s, 0)[:, j]) for j in range(4)])
     assert float(losses.affinity_loss(student, teacher)) == pytest.approx((rows + columns) / 2, rel=1e-4)
@@ -209,7 +210,7 @@ def test_features_are_squared_distances():
 
 
 def test_unstructured_zeros_are_the_smallest_weights_of_each_row(models):
-    from mmcompress.prune.sparse import zero_weights_
+    from mmcompress.prune.sparsity import zero_weights_
 
     before = [m.weight.detach().clone().abs() for model in models.values() for m in model.linear_layers()]
     zero_weights_(models, "unstructured", 0.5)

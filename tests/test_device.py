@@ -12,14 +12,19 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from mmcompress import workflow
 from mmcompress.cli import main
 from mmcompress.errors import DataError
-from mmcompress.measure.predict import Predictor
-from mmcompress.measure.readings import BundleCheck, Kit, Readings, open_kit
-from mmcompress.records import Candidate, Summary, read_record, write_record
-from mmcompress.report.assemble import replace_measurements
-from mmcompress.workflow.fit import FittedStructure
+from mmcompress.graph.structure import Candidate
+from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.measure.devices.kit import Kit, open_kit
+from mmcompress.measure.devices.readings import BundleCheck, Readings
+from mmcompress.results.records import Summary
+from mmcompress.run import stages as workflow
+from mmcompress.run.assemble import replace_measurements
+from mmcompress.run.fit import FittedStructure
+from mmcompress.run.write_kit import write_kit
+from mmcompress.storage import read_record, write_record
+from mmcompress.workspace.context import open_run
 
 LIGHT = """\
 import sys
@@ -39,8 +44,8 @@ def on_device(*arguments):
 @pytest.fixture(scope="module")
 def kit(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("device") / "kit"
-    r = workflow.open_run(tiny / "spec.yaml", folder.with_name("host"))
-    return workflow.write_kit(r, folder)
+    r = open_run(tiny / "spec.yaml", folder.with_name("host"))
+    return write_kit(r, folder)
 
 
 @pytest.fixture(scope="module")
@@ -78,12 +83,14 @@ def test_the_readings_make_the_predictor_that_this_machine_would_make(readings):
 
 
 def test_a_second_kit_of_a_device_finds_its_table_measured(kit, readings, monkeypatch):
-    from mmcompress.measure import readings as of
-    from mmcompress.measure import table
-    from mmcompress.measure.blocks import build_stack
+    from mmcompress.measure.cost_model import device_table as table
+    from mmcompress.measure.cost_model.microbenchmarks import build_stack
+    from mmcompress.measure.devices import readings as of
 
     stacked = []
-    monkeypatch.setattr("mmcompress.measure.blocks.build_stack", lambda *a: stacked.append(a) or build_stack(*a))
+    monkeypatch.setattr(
+        "mmcompress.measure.cost_model.microbenchmarks.build_stack", lambda *a: stacked.append(a) or build_stack(*a)
+    )
     assert of.measure_kit(kit).table.lookup().keys() >= read_record(Readings, readings).table.lookup().keys()
     assert not stacked and table.complete_table([], 1).device == read_record(Readings, readings).device
 
@@ -162,7 +169,7 @@ def test_a_target_of_a_percentile_is_predicted_as_one(tiny, elsewhere, tmp_path)
 
 
 def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_path, monkeypatch):
-    from mmcompress.quantize import precision
+    from mmcompress.quantize import base as precision
 
     monkeypatch.setattr(precision, "INT8", dataclasses.replace(precision.INT8, flags=("no_such_flag",)))
     with pytest.raises(DataError, match="that device lacks no_such_flag"):
@@ -180,7 +187,9 @@ def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_p
 )
 def test_readings_of_something_else_are_refused(tiny, readings, tmp_path, change, message):
     with pytest.raises(DataError, match=message):
-        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**QUICK, "measure.readings": str(readings), **change})
+        workflow.run(
+            tiny / "spec.yaml", tmp_path / "r", overrides={**QUICK, "measure.readings": str(readings), **change}
+        )
 
 
 def test_what_is_no_kit_or_no_readings_is_told(tmp_path, tiny, kit):

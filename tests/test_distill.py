@@ -8,9 +8,9 @@ import json
 import pytest
 import torch
 
-from mmcompress.data import open_dataset
+from mmcompress.data.open_dataset import open_dataset
 from mmcompress.distill import losses, trainer
-from mmcompress.distill.teacher import Teacher
+from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.trainer import distill_
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.runtime.timing import SystemClock
@@ -186,7 +186,7 @@ def test_another_training_goes_on_with_other_pairs(spec, pipeline, models):
 
 
 def test_weights_held_at_zero_stay_there(spec, pipeline, models):
-    from mmcompress.prune.sparse import zero_share, zero_weights_
+    from mmcompress.prune.sparsity import zero_share, zero_weights_
 
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
     hold_ = zero_weights_(student, "2:4", 0.5)

@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from mmcompress.errors import BundleError, DataError
-from mmcompress.export.bundle import load_weights, save_weights, write_bundle
+from mmcompress.export.bundle import write_bundle
 from mmcompress.export.proofs import prove_generation
-from mmcompress.measure.machine import describe_cpu
+from mmcompress.export.weights import load_weights, save_weights
 from mmcompress.prune.surgery import copy_without_units, resize_
-from mmcompress.quantize.precision import quantize_model
-from mmcompress.quantize.simulated import round_activation, round_weight, simulate_precision
+from mmcompress.quantize.base import quantize_model
+from mmcompress.quantize.simulation import round_activation, round_weight, simulate_precision
 from mmcompress.registry import PRECISIONS
-from mmcompress.runtime import load_bundle
+from mmcompress.runtime.graph import load_bundle
+from mmcompress.runtime.machine import describe_cpu
 from mmcompress.runtime.sessions import open_session
 
 
@@ -110,7 +111,7 @@ def test_constants_on_a_stream_go_into_the_bias_before(tmp_path):
 
 
 def test_a_new_token_sees_all_before_it_and_none_after():
-    from mmcompress.runtime.decode import FAR, causal_mask
+    from mmcompress.runtime.beam_search import FAR, causal_mask
 
     assert causal_mask(1, 4).shape == (1, 1, 1, 5) and not causal_mask(1, 4).any()
     far = causal_mask(3, 2)[0, 0] == FAR
@@ -147,7 +148,7 @@ def copy(bundle, tmp_path):
 
 
 def test_nearest_weighs_similarity_and_score():
-    from mmcompress.runtime.nodes import Nearest
+    from mmcompress.kinds.nearest.deployed import Nearest
 
     query, keys = np.array([[1.0, 0.0]]), np.array([[0.9, 0.0], [0.8, 0.0]])
     pick = lambda prior, scores: Nearest({}, {"prior": prior}, None)(query, keys, ["a", "b"], scores)["best"]
@@ -292,7 +293,7 @@ def test_every_precision_is_deployed_as_it_is_simulated(tmp_path, precision):
 
 @pytest.mark.parametrize("precision", [p for p in ROUNDED if p not in ("int8", "int8_full")])
 def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
-    from mmcompress.data import open_dataset
+    from mmcompress.data.open_dataset import open_dataset
 
     given = open_dataset(spec.data).load("train", 4).inputs
     proofs = write_bundle(spec, models, dict.fromkeys(models, precision), {}, tmp_path / "b", calibration=given)
@@ -302,7 +303,7 @@ def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
 
 
 def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path, monkeypatch):
-    from mmcompress.runtime import pipeline
+    from mmcompress.runtime import graph as pipeline
 
     write_bundle(spec, models, {"vision": "int8_full"}, {}, tmp_path / "b", prove=False)
     monkeypatch.setattr(pipeline, "cpu", lambda: {"flags": ["avx2"]})
@@ -325,7 +326,7 @@ def test_layers_that_are_spared_stay_in_fp32(spec, models, tmp_path):
 
 
 def test_simulated_rounding_spares_and_singles_out(models):
-    from mmcompress.quantize.simulated import simulate_precision
+    from mmcompress.quantize.simulation import simulate_precision
 
     m = models["vision"]
     before = {n: p.detach().clone() for n, p in m.named_parameters()}

@@ -13,8 +13,8 @@ import torch
 from families import FAMILIES, TOKENIZER, _stirred
 from safetensors.torch import save_file
 
-from mmcompress.export import contract
-from mmcompress.export.bundle import save_weights
+from mmcompress.export import family_contract as contract
+from mmcompress.export.weights import save_weights
 from mmcompress.models.sources import load_model
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.spec.schema import Node
@@ -52,7 +52,7 @@ def test_contract(family, tmp_path):
 
 def test_a_wrong_cut_breaks_the_contract(tmp_path, monkeypatch):
     model = FAMILIES["transformers LLaVA, grouped-query, gated"]().eval()
-    right = contract.copy_without_units
+    right = copy_without_units
 
     def wrong(m, units):
         cut = right(m, units)
@@ -73,7 +73,7 @@ def test_what_cannot_be_cut_is_refused_with_a_reason():
 def test_cocas_decoder_says_what_the_library_says():
     from families import TOKENIZER, coca_model
 
-    from mmcompress.models.open_clip import build_caption_decoder
+    from mmcompress.models.families.open_clip import build_caption_decoder
 
     torch.manual_seed(0)
     library = coca_model()
@@ -137,7 +137,7 @@ def test_the_readmes_new_line_is_one_row(tmp_path, monkeypatch):
     """The worked example of the README: a decoder this project does not list."""
     from transformers import MarianConfig, MarianForCausalLM
 
-    from mmcompress.models import generators
+    from mmcompress.models.families import cross_attention_decoder as generators
 
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     row = next(line for line in readme.splitlines() if line.startswith('LINES["marian"]'))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmcompress.graph.modality import classify_layers, find_cross_modal_blocks, propagate_modalities
-from mmcompress.graph.topology import topological_order
+from mmcompress.graph.references import topological_order
 
 
 def test_order_follows_the_edges(spec):

@@ -10,14 +10,18 @@ import onnx
 import pytest
 
 from mmcompress.errors import BundleError
-from mmcompress.measure import anchors, apart, latency, table
-from mmcompress.measure.blocks import KINDS, BlockShape, build_stack, random_feed
-from mmcompress.measure.counts import count_block_params, count_params_and_macs
-from mmcompress.measure.latency import PipelineLatency, Samples, bench_pipelines, min_of_medians, time_call
-from mmcompress.measure.machine import describe_cpu, device_fingerprint, package_versions
-from mmcompress.records import Latency
-from mmcompress.runtime import load_bundle
+from mmcompress.measure.cost_model import device_table as table
+from mmcompress.measure.cost_model import drift as anchors
+from mmcompress.measure.cost_model.microbenchmarks import KINDS, BlockShape, build_stack, random_feed
+from mmcompress.measure.latency import bench as latency
+from mmcompress.measure.latency import benchmark_in_subprocess as apart
+from mmcompress.measure.latency.bench import PipelineLatency, Samples, bench_pipelines
+from mmcompress.models.counts import count_block_params, count_params_and_macs
+from mmcompress.runtime.graph import load_bundle
+from mmcompress.runtime.machine import describe_cpu, device_fingerprint, package_versions
 from mmcompress.runtime.sessions import open_session
+from mmcompress.runtime.timing import min_of_medians, time_call
+from mmcompress.stats import Latency
 
 ALONE = apart.benchmark_in_subprocess  # as it is; tests measure in their own process
 
@@ -51,7 +55,7 @@ def test_the_table_measures_only_what_is_missing(monkeypatch):
     first = table.measure_table(need, 1)
     assert len(first.rows) == 2 and first.device == device_fingerprint(1)
     assert all(list(r.ms) == sorted(r.ms) and r.units == (16, 32, 48, 64) for r in first.rows)
-    monkeypatch.setattr("mmcompress.measure.blocks.build_stack", None)  # nothing is built
+    monkeypatch.setattr("mmcompress.measure.cost_model.microbenchmarks.build_stack", None)  # nothing is built
     assert table.measure_table(need, 1, first) == first
 
 
@@ -226,9 +230,11 @@ def test_the_machine_is_described():
 
 def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
     """And what it predicts of the chosen structure is recorded beside what was measured."""
-    from mmcompress.measure.predict import Predictor
-    from mmcompress.records import Candidate, Summary, read_record
-    from mmcompress.workflow.dense import Profile
+    from mmcompress.graph.structure import Candidate
+    from mmcompress.measure.cost_model.predictor import Predictor
+    from mmcompress.results.records import Summary
+    from mmcompress.run.profile import Profile
+    from mmcompress.storage import read_record
 
     predict, dense = (
         read_record(Predictor, run_folder / "predictor.json"),
@@ -247,7 +253,7 @@ def test_quiet_ignores_what_only_adds_time(passing):
 def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(run_folder):
     import numpy as np
 
-    from mmcompress.runtime.nodes import GenerationTrace
+    from mmcompress.runtime.replay import GenerationTrace
 
     images = [np.full((32, 32, 3), v, np.uint8) for v in (0, 90, 255)]
     requests = [{"image": i} for i in images]
@@ -277,7 +283,7 @@ def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(r
 def test_what_follows_the_moves_of_beams_is_fed_the_same_and_moves_its_cache_alike():
     import numpy as np
 
-    from mmcompress.runtime.decode import Generation, beam_search
+    from mmcompress.runtime.beam_search import Generation, beam_search
 
     g, width = Generation(bos=0, eos=1, pad=2, beams=3, max_tokens=12), 20
 
@@ -302,7 +308,7 @@ def test_what_follows_the_moves_of_beams_is_fed_the_same_and_moves_its_cache_ali
 def test_a_paced_generator_takes_its_steps_though_every_token_would_end_it():
     import numpy as np
 
-    from mmcompress.runtime.decode import Generation, beam_search
+    from mmcompress.runtime.beam_search import Generation, beam_search
 
     g, calls = Generation(bos=0, eos=1, pad=2, beams=2, max_tokens=12), []
 
@@ -317,7 +323,7 @@ def test_a_paced_generator_takes_its_steps_though_every_token_would_end_it():
 
 
 def test_the_critical_path_is_the_longest_way():
-    from mmcompress.runtime.pipeline import critical_path
+    from mmcompress.runtime.graph import critical_path
 
     reads = {"eye": (), "ear": (), "writer": ("eye",), "choose": ("writer", "ear")}
     assert critical_path({"eye": 1.0, "ear": 5.0, "writer": 3.0}, reads) == 5.0
@@ -356,12 +362,14 @@ def test_branches_run_at_the_same_time_and_say_the_same(run_folder, tmp_path):
 
 
 def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_path):
-    from mmcompress import workflow
-    from mmcompress.records import Candidate
+    from mmcompress.graph.structure import Candidate
+    from mmcompress.run.predictor import build_predictor
+    from mmcompress.run.profile import profile_pipeline
+    from mmcompress.workspace import context as workflow
 
     r = workflow.open_run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.parallel": True})
-    dense = workflow.profile_pipeline(r)
-    predict = workflow.build_predictor(r, dense)
+    dense = profile_pipeline(r)
+    predict = build_predictor(r, dense)
     assert predict.reads["choose"] == ("captioner", "text", "vision")
     whole = Candidate({n: {} for n in r.models}, dict.fromkeys(r.models, "fp32"))
     assert predict(whole) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
@@ -369,7 +377,7 @@ def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_p
 
 def test_a_node_is_fitted_from_pipelines_whole_small_and_without_some_blocks():
     """Base, scale and what every block costs beside its units are told apart; the whole is exact; none is negative."""
-    from mmcompress.measure.predict import LinearFit
+    from mmcompress.measure.cost_model.predictor import LinearFit
 
     sums, blocks, real = [4.0, 1.0, 1.2], [8, 8, 4], LinearFit(0.5, 1.4, 0.05)
     ms = [real.base + real.scale * s + real.per_block_ms * b for s, b in zip(sums, blocks, strict=True)]

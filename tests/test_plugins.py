@@ -8,9 +8,9 @@ from pathlib import Path
 
 import torch
 
+from mmcompress.graph.load_spec import load_spec
 from mmcompress.prune.importance import ImportanceInputs
 from mmcompress.registry import IMPORTANCE
-from mmcompress.spec.loader import load_spec
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 

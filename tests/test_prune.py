@@ -9,19 +9,16 @@ import pytest
 import torch
 
 from mmcompress.export.proofs import SURGERY_BOUND, prove_surgery
-from mmcompress.prune.allocation import (
-    SensitivityCurve,
-    allocate_node,
-    choose_units,
-    count_steps,
-    removed_share,
-    units_after,
-)
+from mmcompress.graph.blocks import count_steps, units_after
+from mmcompress.graph.structure import removed_share
 from mmcompress.prune.importance import ImportanceInputs, compute_mask_gradients, score_units
 from mmcompress.prune.masks import mask_units, sample_units
 from mmcompress.prune.refit import measure_grams, refit_, refit_from_gram_, solve_ridge
 from mmcompress.prune.surgery import copy_resized, copy_without_units, resize_, restore_units
+from mmcompress.prune.units import choose_units
 from mmcompress.registry import ALLOCATIONS, IMPORTANCE
+from mmcompress.search.allocation import allocate_node
+from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.spec.schema import NodePrune
 
 
@@ -257,9 +254,9 @@ def test_protection_cuts_cross_modal_units_less(models, spec):
 
 def test_what_nothing_reads_is_held_to_what_it_was(loose, models):
     """Else it would be cut for free: no join and no generator says what it is good for."""
-    from mmcompress.data import open_dataset
-    from mmcompress.graph.pipeline import TorchPipeline
-    from mmcompress.spec.loader import load_spec
+    from mmcompress.data.open_dataset import open_dataset
+    from mmcompress.graph.load_spec import load_spec
+    from mmcompress.pipeline.forward import TorchPipeline
 
     spec = load_spec(*loose)
     p = TorchPipeline(spec, models)
@@ -273,7 +270,7 @@ def test_what_nothing_reads_is_held_to_what_it_was(loose, models):
 
 
 def test_the_most_important_units_stay():
-    from mmcompress.records import Block
+    from mmcompress.graph.blocks import Block
 
     b = Block("x", "ffn", "o", (), 6, 1, 1, "m", ("stream",), (("m", "plain"),))
     units = choose_units({"x": 3}, [b], {"x": torch.tensor([5.0, 1, 9, 2, 7, 0])})
@@ -289,8 +286,9 @@ def test_drop_removes_the_least_damaging_blocks(models):
 
 
 def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, batch):
-    from mmcompress.prune.trial import OutputCache, _load, evaluate_candidate, make_worker_context
-    from mmcompress.records import Candidate, to_plain
+    from mmcompress.graph.structure import Candidate
+    from mmcompress.search.worker import OutputCache, _load, evaluate_candidate, make_worker_context
+    from mmcompress.storage import to_plain
 
     scores = {n: {b.name: torch.rand(b.units) for b in m.blocks} for n, m in models.items()}
     context = make_worker_context(spec, scores, measure_grams(pipeline, models, batch), batch, None, "trial test", 1)
@@ -392,7 +390,7 @@ def test_a_wrong_mixture_is_told(name, message):
 
 @pytest.mark.parametrize(("pattern", "share"), [("unstructured", 0.7), ("2:4", 0.5)])
 def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern, share):
-    from mmcompress.prune.sparse import zero_share, zero_weights_
+    from mmcompress.prune.sparsity import zero_share, zero_weights_
 
     before = [m.weight.detach().clone() for model in models.values() for m in model.linear_layers()]
     embedding = next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n).detach().clone()
@@ -416,9 +414,10 @@ def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern
 
 
 def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, models):
-    from mmcompress.data import open_dataset
-    from mmcompress.prune.trial import evaluate_candidate, evaluate_on_more_pairs, make_worker_context
-    from mmcompress.records import Candidate, to_plain
+    from mmcompress.data.open_dataset import open_dataset
+    from mmcompress.graph.structure import Candidate
+    from mmcompress.search.worker import evaluate_candidate, evaluate_on_more_pairs, make_worker_context
+    from mmcompress.storage import to_plain
 
     every = pipeline.collate(open_dataset(spec.data).load("val", 12))
     few, more = every[slice(0, 4)], every[slice(4, 12)]

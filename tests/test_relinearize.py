@@ -8,15 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 
-from mmcompress import workflow
 from mmcompress.errors import ClusterError
-from mmcompress.prune.allocation import SensitivityCurve
-from mmcompress.records import Candidate, read_record
-from mmcompress.search import moves
+from mmcompress.graph.structure import Candidate
+from mmcompress.run.prepare import prepare_run
+from mmcompress.search import repair as moves
+from mmcompress.search.evaluator import TrialEvaluator, quality_collapsed
 from mmcompress.search.executors import InlineExecutor
-from mmcompress.workflow.choose import TrialEvaluator, quality_collapsed
-from mmcompress.workflow.dense import prepare_run
-from mmcompress.workflow.relinearize import (
+from mmcompress.search.linearize import (
     LINEARIZATION_FILE,
     MAX_SEED_SPLITS,
     MIN_REAL_SHARE,
@@ -27,6 +25,9 @@ from mmcompress.workflow.relinearize import (
     linearize_successively,
     max_evaluations,
 )
+from mmcompress.search.sensitivity.curves import SensitivityCurve
+from mmcompress.storage import read_record
+from mmcompress.workspace import context as workflow
 
 
 def line(run):
@@ -247,5 +248,5 @@ def test_what_is_measured_in_wrecks_is_not_believed(compounding, monkeypatch):
     assert linearize_successively(r, ev, predict, budget, who)[1]
     known, before = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE), len(asked)
     assert known.dense_loss == 1.0 and not quality_collapsed(min(known.losses), known.dense_loss)
-    monkeypatch.setattr("mmcompress.workflow.choose.COLLAPSE_RATIO", 0.99 * min(known.losses))
+    monkeypatch.setattr("mmcompress.search.evaluator.COLLAPSE_RATIO", 0.99 * min(known.losses))
     assert linearize_successively(r, ev, predict, budget, who) == (ev, []) and len(asked) == before

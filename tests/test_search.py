@@ -14,14 +14,20 @@ import time
 import numpy as np
 import pytest
 
-from mmcompress.measure.predict import DeployedBlock, LinearFit, Predictor
-from mmcompress.measure.table import DeviceTable, TableRow
-from mmcompress.prune.allocation import SensitivityCurve, units_after
-from mmcompress.records import Block, Candidate
+from mmcompress.graph.blocks import Block, units_after
+from mmcompress.graph.structure import Candidate
+from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow
+from mmcompress.measure.cost_model.predictor import DeployedBlock, LinearFit, Predictor
 from mmcompress.registry import SAMPLERS
-from mmcompress.search import knapsack, moves, study
+from mmcompress.results.records import Trial
+from mmcompress.search import repair as moves
+from mmcompress.search import split as knapsack
+from mmcompress.search import study
 from mmcompress.search.executors import InlineExecutor, RayExecutor, make_process_executor
-from mmcompress.spec.schema import Dimension, Space
+from mmcompress.search.neighbors import switch_levels
+from mmcompress.search.problem import SearchProblem, best_within, scale_to_budget, to_search_point
+from mmcompress.search.sensitivity.curves import SensitivityCurve
+from mmcompress.spec.space import Dimension, Space
 
 
 def block(name, units=64, step=16):
@@ -54,7 +60,7 @@ def resolve(overrides):
 
 
 def problem(budget=2.5):
-    return moves.SearchProblem(SPACE, BLOCKS, resolve, PREDICT, budget, dict.fromkeys(BLOCKS, ("fp32", "int8")))
+    return SearchProblem(SPACE, BLOCKS, resolve, PREDICT, budget, dict.fromkeys(BLOCKS, ("fp32", "int8")))
 
 
 def judge(context, candidate):
@@ -91,13 +97,13 @@ def test_affine_fit_recovers_base_and_scale():
 def test_proposals_meet_the_budget_as_closely_as_units_allow():
     p = problem()
     for ratio in (0.1, 0.5, 0.9):
-        _, c = moves.scale_to_budget(p, {"nodes.a.prune.ffn": ratio, "nodes.b.prune.ffn": ratio / 2})
+        _, c = scale_to_budget(p, {"nodes.a.prune.ffn": ratio, "nodes.b.prune.ffn": ratio / 2})
         assert p.predict(c) <= p.budget_ms
 
 
 def test_the_search_stays_within_budget_and_prefers_the_cheap_units(tmp_path):
     trials = go(tmp_path / "j")
-    top = moves.best_within(trials, 2.5)
+    top = best_within(trials, 2.5)
     assert top and top.latency_ms <= 2.5
     assert any(t.origin == "mutation" for t in trials)
     assert sum(top.candidate.kept_units["a"].values()) >= sum(top.candidate.kept_units["b"].values())
@@ -223,7 +229,7 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
     )
     _, c = found[0]
     assert PREDICT(c) <= 2.5 and sum(c.kept_units["a"].values()) > sum(c.kept_units["b"].values())
-    point = moves.to_search_point(problem(), c)
+    point = to_search_point(problem(), c)
     assert point["nodes.b.prune.ffn"] > point["nodes.a.prune.ffn"]
 
 
@@ -297,9 +303,9 @@ def test_no_more_blocks_are_dropped_than_the_space_allows():
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
     cut = moves.cut_to_budget(p, dense, worth)
     assert cut and p.is_allowed(cut) and p.predict(cut) <= 1.2
-    top = study.Trial(0, "s", {}, alive, 1.0, 0.0, {}, 0.0)
+    top = Trial(0, "s", {}, alive, 1.0, 0.0, {}, 0.0)
     rng = random.Random(0)
-    assert all(p.is_allowed(c) for _ in range(40) if (c := moves.switch_levels(p, top, (), rng)))
+    assert all(p.is_allowed(c) for _ in range(40) if (c := switch_levels(p, top, (), rng)))
 
 
 def test_protection_holds_for_moves_and_is_told_to_the_sampler():
@@ -309,8 +315,8 @@ def test_protection_holds_for_moves_and_is_told_to_the_sampler():
     p = dataclasses.replace(problem(1.2), space=space, choices=options, cross={"a": "01"}, protection=1.0)
     of = lambda a, b: Candidate({"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)}, dict.fromkeys("ab", "int8"))
     assert p.is_allowed(of(48, 32)) and p.is_allowed(of(32, 32)) and not p.is_allowed(of(16, 32))
-    assert moves.to_search_point(p, of(48, 32))["prune.protection"] == pytest.approx(2.0)
-    assert moves.to_search_point(p, of(64, 32))["prune.protection"] == 4.0
+    assert to_search_point(p, of(48, 32))["prune.protection"] == pytest.approx(2.0)
+    assert to_search_point(p, of(64, 32))["prune.protection"] == 4.0
     free = lambda n, b, k: (64 - k) * (1e-3 if n == "a" else 1.0)  # what is protected seems to be worth nothing
     unbound = moves.cut_to_budget(dataclasses.replace(p, protection=0.0), of(64, 64), free)
     held = moves.cut_to_budget(p, of(64, 64), free)
@@ -350,7 +356,7 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
 )
 def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler):
     trials = go(tmp_path / "s.journal", trials=12, mutations=0, sampler=sampler)
-    assert len(trials) >= 4 and moves.best_within(trials, 2.5) is not None
+    assert len(trials) >= 4 and best_within(trials, 2.5) is not None
     assert len(study.open_study(tmp_path / "s.journal", 0).trials) >= 12
     again = go(tmp_path / "s.journal", trials=16, mutations=0, sampler=sampler)
     assert {t.candidate.key() for t in trials} <= {t.candidate.key() for t in again}

@@ -142,7 +142,7 @@ def test_the_tokenizer_made_for_open_clip_is_open_clips():
     from open_clip import get_tokenizer
     from tokenizers import Tokenizer
 
-    from mmcompress.models.open_clip import clip_tokenizer_json
+    from mmcompress.models.families.open_clip import clip_tokenizer_json
 
     mine, theirs = Tokenizer.from_str(clip_tokenizer_json()), get_tokenizer("ViT-B-32")
     for text in (
@@ -168,7 +168,7 @@ def test_the_tokenizer_made_for_open_clip_is_open_clips():
 def test_an_open_clip_source_that_cannot_be_used_is_told(tmp_path, monkeypatch, name, message):
     import torch
 
-    from mmcompress.models import open_clip
+    from mmcompress.models.families import open_clip
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.save({"w": torch.zeros(1)}, tmp_path / "weights.pt")
@@ -182,7 +182,7 @@ def test_an_open_clip_source_that_cannot_be_used_is_told(tmp_path, monkeypatch, 
 def test_packed_attention_that_is_no_plain_self_attention_is_refused():
     import torch
 
-    from mmcompress.models.adapters import normalize_
+    from mmcompress.models.layouts import normalize_
 
     whole = torch.nn.MultiheadAttention(32, 4, batch_first=True, bias=False).eval()
     x, mask = torch.randn(2, 5, 32), torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
@@ -219,7 +219,7 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
 
 @pytest.mark.slow
 def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
-    from mmcompress import workflow
+    from mmcompress.run import stages as workflow
 
     text = (tiny / "spec.yaml").read_text().replace("source: ./clip", "source: python:own_tower:build", 1)
     text = text.replace("./", f"{tiny}/")
@@ -233,7 +233,7 @@ def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
-    from mmcompress import workflow
+    from mmcompress.run import stages as workflow
 
     source = "python:own_tower:build_convolutional"
     node = f"  look:\n    kind: image_encoder\n    source: {source}\n    inputs: {{image: image}}\n"

@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 
 from mmcompress.errors import SpecError
-from mmcompress.graph.topology import find_unjoined_encoders, texts_per_request
-from mmcompress.records import Latency
-from mmcompress.spec.loader import Goal, list_given_keys, load_document, load_space, load_spec, parse_target
+from mmcompress.graph.load_spec import load_document, load_spec
+from mmcompress.graph.references import find_unjoined_encoders, texts_per_request
+from mmcompress.spec.loader import list_given_keys
+from mmcompress.spec.space import load_space
+from mmcompress.spec.target import Goal, parse_target
+from mmcompress.stats import Latency
 
 ROOT = Path(__file__).resolve().parents[1]
 

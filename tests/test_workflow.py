@@ -13,12 +13,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from mmcompress import workflow
 from mmcompress.errors import DataError, ModelError, ProofFailed, SpecError
-from mmcompress.prune.allocation import count_steps, removed_share, units_after
-from mmcompress.records import Summary, read_record
+from mmcompress.graph.blocks import count_steps, units_after
+from mmcompress.graph.structure import removed_share
+from mmcompress.results.records import Summary
+from mmcompress.run import stages as workflow
+from mmcompress.run.compress import compress_pipeline
+from mmcompress.run.next_artifact import is_better
 from mmcompress.search.study import finished_trials, open_study
 from mmcompress.spec.schema import Limits
+from mmcompress.storage import read_record
+from mmcompress.workspace.context import open_run
 
 
 def test_a_run_leaves_a_summary_a_report_and_a_bundle(run_folder):
@@ -119,7 +124,7 @@ def test_asking_for_more_trials_on_resume_searches_again(tiny, tmp_path):
     asked = {"search.trials": first.search.trials + 12}
     more = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | asked, resume=True)
     assert len(finished_trials(open_study(tmp_path / "r" / "study.journal", 0))) > first.search.trials
-    assert more.kept_units == first.kept_units or workflow.is_better(more, first) or not workflow.is_better(first, more)
+    assert more.kept_units == first.kept_units or is_better(more, first) or not is_better(first, more)
     again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | asked, resume=True)
     assert again == more  # it has been searched, whichever was kept
 
@@ -162,7 +167,7 @@ def test_what_is_made_after_more_trials_is_kept_only_if_it_is_better(tiny, tmp_p
 
 
 def test_another_search_space_is_refused_on_resume(run_folder, tiny):
-    from mmcompress.workflow import default_space
+    from mmcompress.workspace.context import default_space
 
     with pytest.raises(DataError, match="another search space"):
         workflow.run(tiny / "spec.yaml", run_folder, space=default_space().with_name("prune_only.yaml"), resume=True)
@@ -218,8 +223,9 @@ def test_one_target_that_goes_wrong_costs_the_others_nothing(run_folder, tiny, t
 
 
 def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_path):
-    from mmcompress.records import Prediction, write_record
-    from mmcompress.report import PREDICTION_FILE, write_report
+    from mmcompress.report.page import PREDICTION_FILE, write_report
+    from mmcompress.results.records import Prediction
+    from mmcompress.storage import write_record
 
     summary, page = read_record(Summary, run_folder / "summary.json"), tmp_path / "run" / "2x" / "report.html"
     write_report(summary, page.parent)
@@ -329,7 +335,13 @@ def test_survivors_are_rewound_to_an_earlier_checkpoint(tiny, tmp_path):
     [weights] = (tiny / "clip").glob("*.safetensors")
     shutil.copytree(tiny / "clip", tmp_path / "early")
     save_file({k: 0.5 * t for k, t in load_file(weights).items()}, tmp_path / "early" / weights.name)
-    changes = {"search.trials": 2, "search.level_switches": 0, "distill.steps": 0, "target": "1.2x", "prune.refit": False}
+    changes = {
+        "search.trials": 2,
+        "search.level_switches": 0,
+        "distill.steps": 0,
+        "target": "1.2x",
+        "prune.refit": False,
+    }
     changes |= {"prune.schedule": "rewind", "prune.rounds": 2, "nodes.text.rewind": str(tmp_path / "early")}
     with pytest.raises(SpecError, match=r"nodes.text.rewind: prune.schedule is one_shot"):
         workflow.run(tiny / "spec.yaml", tmp_path / "q", overrides=changes | {"prune.schedule": "one_shot"})
@@ -338,9 +350,9 @@ def test_survivors_are_rewound_to_an_earlier_checkpoint(tiny, tmp_path):
     shutil.copy(tiny / "captioner" / "tokenizer.json", tmp_path / "short")
     with pytest.raises(ModelError, match=r"nodes.captioner.rewind: .* is not the model of"):
         other = changes | {"nodes.captioner.rewind": str(tmp_path / "short")}
-        workflow.open_run(tiny / "spec.yaml", tmp_path / "q", overrides=other)
+        open_run(tiny / "spec.yaml", tmp_path / "q", overrides=other)
     workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
-    dense = workflow.open_run(tiny / "spec.yaml", tmp_path / "d").models
+    dense = open_run(tiny / "spec.yaml", tmp_path / "d").models
     for node, factor in (("text", 0.5), ("vision", 1.0)):
         made = load_file(tmp_path / "r" / "weights" / f"{node}.safetensors")
         whole = dict(dense[node].named_parameters())
@@ -349,7 +361,7 @@ def test_survivors_are_rewound_to_an_earlier_checkpoint(tiny, tmp_path):
 
 
 def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
-    from mmcompress.workflow.fit import MAX_MARGIN, MIN_MARGIN, estimate_margin
+    from mmcompress.run.fit import MAX_MARGIN, MIN_MARGIN, estimate_margin
 
     rng = np.random.default_rng(0)
     assert estimate_margin([0.5] * 20, [1.0] * 20) == MIN_MARGIN
@@ -400,7 +412,7 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
     for name, stub in (("fit", fit), ("compress", lambda *_, earlier: ()), ("summarize", summarize)):
         monkeypatch.setattr(workflow, name, stub)
     monkeypatch.setattr(workflow, "read", lambda *_: found[0])
-    monkeypatch.setattr("mmcompress.report.write_report", lambda *_: None)
+    monkeypatch.setattr("mmcompress.report.page.write_report", lambda *_: None)
     asking = ns(search=ns(rounds=rounds, trials=0, mutations=0), limits=Limits(params_m=2.0))
     run = ns(folder=tmp_path, spec=asking, say=lambda *_: None, away=None)
     best = workflow._reach(run, None, None, None)
@@ -416,9 +428,7 @@ def test_of_two_artifacts_the_faster_is_kept_where_it_lost_no_more():
         return SimpleNamespace(target=target, compressed=compressed, losses=(0.08, loss), usual=1.0)
 
     rows = [made(0.92, 0.11), made(0.96, 0.14), made(0.97, 0.10), made(1.01, 0.05), made(1.2, 0.01)]
-    best = lambda *of: all(
-        workflow.is_better(rows[of[0]], rows[i]) and not workflow.is_better(rows[i], rows[of[0]]) for i in of[1:]
-    )
+    best = lambda *of: all(is_better(rows[of[0]], rows[i]) and not is_better(rows[i], rows[of[0]]) for i in of[1:])
     assert best(0, 1)  # faster, and it lost less
     assert best(2, 0)  # what uses its target up, where that is worth something
     assert best(2, 1) and best(0, 3) and best(1, 3, 4) and best(3, 4)
@@ -426,7 +436,8 @@ def test_of_two_artifacts_the_faster_is_kept_where_it_lost_no_more():
 
 @pytest.mark.parametrize("slower", [1.0, 1.2, 0.85])
 def test_a_fit_learns_what_the_predictor_gets_wrong(monkeypatch, slower):
-    from mmcompress.records import Candidate, Trial
+    from mmcompress.graph.structure import Candidate
+    from mmcompress.results.records import Trial
 
     fit = import_module("mmcompress.workflow.fit")  # the package has a function of this name
     target, asked = 10.0, []
@@ -468,7 +479,8 @@ def test_what_a_fit_accepts_leaves_room_for_its_error_at_both_ends(margin):
 @pytest.mark.parametrize(("factor", "spent"), [(1.22, False), (1.0, True)])
 def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_there(monkeypatch, factor, spent):
     """Else the search just had no other proposal."""
-    from mmcompress.records import Candidate, Trial
+    from mmcompress.graph.structure import Candidate
+    from mmcompress.results.records import Trial
 
     fit = import_module("mmcompress.workflow.fit")
     target, c = 10.0, Candidate({"n": {"b": 800}}, {"n": "fp32"})
@@ -489,7 +501,7 @@ def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_t
 
 
 def test_limits_that_were_exceeded_are_lowered_by_as_much():
-    from mmcompress.measure.bounds import is_out_of_reach, tighten_limits, worst_limit_ratio
+    from mmcompress.results.target import is_out_of_reach, tighten_limits, worst_limit_ratio
 
     ns = SimpleNamespace
     side = ns(params=3e6, size_mb=22.0, memory_mb=90.0, nodes={"a": ns(latency_ms_p50=2.2), "b": ns(latency_ms_p50=1)})
@@ -505,10 +517,10 @@ def test_limits_that_were_exceeded_are_lowered_by_as_much():
 
 def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
     """Between two steps of a block lies the nearest one; and no more sub-layers go than may."""
-    from mmcompress.workflow.choose import build_problem
-    from mmcompress.workflow.dense import prepare_run
+    from mmcompress.run.prepare import prepare_run
+    from mmcompress.search.build_problem import build_problem
 
-    r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
+    r = open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, predict, ev = prepare_run(r)
     heads = {p: replace(d, low=0.4, high=0.4) for p, d in r.space.dimensions.items() if p.endswith(".heads")}
     plain = {p: d for p, d in r.space.dimensions.items() if not p.endswith(".drop")}
@@ -526,7 +538,7 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
 
 
 def test_a_device_may_lie_elsewhere_when_a_run_goes_on(spec):
-    from mmcompress.workflow.state import _decisive
+    from mmcompress.workspace.context import _decisive
 
     at = lambda device: _decisive(replace(spec, measure=replace(spec.measure, device=device)))
     assert at("/a/device.json") == at("/b/device.json") != at("")
@@ -539,9 +551,9 @@ def _fitting(limits):
 
 
 def test_what_was_measured_in_another_mood_is_seen_in_the_light_of_all(tmp_path):
-    from mmcompress.measure import anchors
-    from mmcompress.measure.latency import PipelineLatency
-    from mmcompress.records import Latency
+    from mmcompress.measure.cost_model import drift as anchors
+    from mmcompress.measure.latency.bench import PipelineLatency
+    from mmcompress.stats import Latency
 
     fit, record = import_module("mmcompress.workflow.fit"), tmp_path / "windows.json"
     took = lambda ms: PipelineLatency(Latency(ms, ms, 9), {"n": Latency(ms, ms, 9)}, 0.9, {})
@@ -556,7 +568,8 @@ def test_what_was_measured_in_another_mood_is_seen_in_the_light_of_all(tmp_path)
 
 def test_a_node_over_its_limit_is_cut_by_what_it_is_over(monkeypatch):
     """How far the pipeline then lies from its own target is another matter."""
-    from mmcompress.records import Candidate, Trial
+    from mmcompress.graph.structure import Candidate
+    from mmcompress.results.records import Trial
 
     fit = import_module("mmcompress.workflow.fit")
     limit, target, wrong = 2.0, 20.0, 1.05
@@ -589,7 +602,7 @@ def test_a_node_over_its_limit_is_cut_by_what_it_is_over(monkeypatch):
 def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, monkeypatch):
     """Everything that is chosen is chosen on other pairs; one pair is loaded at the start to see that it is there."""
     import mmcompress.data
-    from mmcompress.workflow import conclude
+    from mmcompress.run import evaluate as conclude
 
     seen, real, judge = [], mmcompress.data.open_dataset, conclude._judge
 
@@ -621,7 +634,7 @@ def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, monk
 
 
 def test_a_move_that_was_cut_off_is_ended(tmp_path):
-    from mmcompress.workflow import aside
+    from mmcompress.workspace import folder as aside
 
     (tmp_path / "weights").mkdir()
     for name in ("fitted.json", "distill.json", "distill-0.json", "summary.json", "weights/a"):
@@ -644,7 +657,7 @@ def test_a_move_that_was_cut_off_is_ended(tmp_path):
 
 @pytest.mark.slow
 def test_a_second_round_goes_on_from_what_the_first_learnt(tiny, tmp_path, monkeypatch):
-    from mmcompress.workflow import make
+    from mmcompress.run import compress as make
 
     seen = []
 
@@ -655,7 +668,13 @@ def test_a_second_round_goes_on_from_what_the_first_learnt(tiny, tmp_path, monke
     monkeypatch.setattr(workflow, "settled", lambda s: 1.02)  # as if it missed, every time
     monkeypatch.setattr(workflow, "_enough", lambda r, fitted, summary, done: done >= 2)
     monkeypatch.setattr(make, "choosing_loss", loss)
-    changes = {"target": "1.2x", "search.trials": 2, "search.level_switches": 0, "search.max_artifacts": 2, "distill.steps": 6}
+    changes = {
+        "target": "1.2x",
+        "search.trials": 2,
+        "search.level_switches": 0,
+        "search.max_artifacts": 2,
+        "distill.steps": 6,
+    }
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert len(seen) == 3 and all(p.passed for p in s.proofs)  # fresh, learnt, and learnt and mended
     assert not (tmp_path / "r" / "earlier").exists() and read_record(Summary, tmp_path / "r" / "summary.json") == s
@@ -671,7 +690,7 @@ def test_what_was_made_before_more_was_asked_for_is_not_taken_for_the_result(tin
     changes = {"search.level_switches": 0, "distill.steps": 2, "search.executor": "inline", "target": "1.2x"}
     asked = lambda trials: {"overrides": {**changes, "search.trials": trials}, "resume": True}
     workflow.run(tiny / "spec.yaml", folder, **asked(2))
-    compress = workflow.compress_pipeline
+    compress = compress_pipeline
 
     def killed(*a, **k):
         raise KeyboardInterrupt
@@ -690,11 +709,12 @@ def test_what_was_made_before_more_was_asked_for_is_not_taken_for_the_result(tin
 def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_taken(
     tiny, tmp_path, one_round, monkeypatch
 ):
-    from mmcompress.records import Candidate
-    from mmcompress.search import moves
-    from mmcompress.workflow import choose, tryout
-    from mmcompress.workflow.choose import AIMED_SHARE, build_problem
-    from mmcompress.workflow.dense import prepare_run
+    from mmcompress.graph.structure import Candidate
+    from mmcompress.run.prepare import prepare_run
+    from mmcompress.search import repair as moves
+    from mmcompress.search import run_search as choose
+    from mmcompress.search import short_finetune as tryout
+    from mmcompress.search.build_problem import AIMED_SHARE, build_problem
 
     hit = lambda run, ev, c, dense: fit.Seen(0.975 * run.goal.milliseconds(dense.latency_ms), 0.0, fit.LEAST, {})
     fit = import_module("mmcompress.workflow.fit")
@@ -704,7 +724,13 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     of = lambda run, models: 0.0 if models is run.models else next(losses)
     monkeypatch.setattr(tryout, "validation_loss", of)
     told = []
-    changes = {"target": "1.1x", "search.trials": 4, "search.level_switches": 2, "distill.steps": 10, "search.short_finetunings": 3}
+    changes = {
+        "target": "1.1x",
+        "search.trials": 4,
+        "search.level_switches": 2,
+        "distill.steps": 10,
+        "search.short_finetunings": 3,
+    }
     changes["search.linearization_rounds"] = 0  # the damage that the winner is fitted by is then the evidence's own
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, say=lambda *a: told.append(a))
     tried = json.loads((tmp_path / "r" / "tryouts.json").read_text())["tried"]
@@ -712,7 +738,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     assert found and found == [3.0, 1.0, 2.0][: len(found)]  # once, however often the budget was corrected
     assert len({json.dumps(t["candidate"], sort_keys=True) for t in tried}) == len(tried)
     winner = Candidate(**min(tried, key=lambda t: t["loss"])["candidate"])
-    r = workflow.open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
+    r = open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     dense, predict, ev = prepare_run(r)
     ms, tail = r.goal.target_ms(dense.latency_ms), r.goal.p95_ratio(dense.latency_ms)
     p = build_problem(r, ev, replace(predict, tail=tail), AIMED_SHARE * ms)
@@ -722,13 +748,14 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
 
 
 def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
-    from mmcompress.records import Candidate, Trial
-    from mmcompress.search import moves
-    from mmcompress.workflow import tryout
-    from mmcompress.workflow.choose import build_problem
-    from mmcompress.workflow.dense import prepare_run
+    from mmcompress.graph.structure import Candidate
+    from mmcompress.results.records import Trial
+    from mmcompress.run.prepare import prepare_run
+    from mmcompress.search import short_finetune as tryout
+    from mmcompress.search.build_problem import build_problem
+    from mmcompress.search.problem import complete
 
-    r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
+    r = open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, predict, ev = prepare_run(r)
     whole = {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}
     fp32 = dict.fromkeys(r.blocks, "fp32")
@@ -744,12 +771,12 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     assert tryout._apart(p, one, one) == 0 and tryout._apart(p, one, cut("vision", tokens=8)) >= 0.5
     assert tryout._apart(p, one, Candidate(one.kept_units, {**fp32, "text": "int8"})) == float("inf")
     trials = [Trial(i, "seed", {}, c, p.budget_ms, float(i), {}, 0.0) for i, c in enumerate((one, near, far))]
-    tried = [moves.complete(p, c) for _, c in tryout._pool(r, ev, p, trials)]
+    tried = [complete(p, c) for _, c in tryout._pool(r, ev, p, trials)]
     assert tried[0] == one and near not in tried
 
 
 def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
-    from mmcompress.report.assemble import list_warnings
+    from mmcompress.run.warnings import list_warnings
 
     s = read_record(Summary, run_folder / "summary.json")
     kept = {n: {b.name: 0 for b in blocks} for n, blocks in s.blocks.items()}
@@ -768,7 +795,7 @@ def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
     ],
 )
 def test_a_target_that_is_not_used_up_is_told_with_its_reason(run_folder, reached, usual, meant, told):
-    from mmcompress.report.assemble import list_warnings
+    from mmcompress.run.warnings import list_warnings
 
     s = read_record(Summary, run_folder / "summary.json")
     ms = s.compressed.latency_ms.p50 / reached

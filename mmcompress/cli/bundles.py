@@ -28,7 +28,7 @@ def parse_input(pair: str) -> tuple[str, str]:
 @click.option("--threads", type=int)
 def predict(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
     """Run a bundle on one request; prints its outputs as JSON."""
-    from mmcompress.runtime import load_bundle
+    from mmcompress.runtime.graph import load_bundle
 
     found = load_bundle(bundle, threads)(**dict(parse_input(pair) for pair in inputs))
     click.echo(json.dumps({k: v.tolist() if hasattr(v, "tolist") else v for k, v in found.items()}))
@@ -42,8 +42,8 @@ def predict(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
 @click.option("--threads", type=int)
 def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int, threads: int | None) -> None:
     """Measure a bundle end to end, alone or against another."""
-    from mmcompress.measure.apart import bench_repeated
-    from mmcompress.runtime import load_bundle
+    from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
+    from mmcompress.runtime.graph import load_bundle
 
     names = {"bundle": bundle, **({"against": against} if against else {})}
     requests: list[dict[str, Any]] = [dict([parse_input(pair)]) for pair in inputs] or [

@@ -23,11 +23,12 @@ def kit(spec: str, folder: str, space: str | None, sets: tuple[str, ...]) -> Non
     """Write what a device needs to measure this pipeline: dense bundle, requests, whole exports."""
     import tempfile
 
-    from mmcompress import workflow
+    from mmcompress.run.write_kit import write_kit
+    from mmcompress.workspace import context as workflow
 
     with Progress() as say, tempfile.TemporaryDirectory() as scratch:
         r = workflow.open_run(spec, Path(scratch) / "run", space, parse_settings(sets), False, say)
-        workflow.write_kit(r, Path(folder))
+        write_kit(r, Path(folder))
     out.print(f"{folder}: on the device, run\n  mmcompress device measure {folder} --out readings.json", soft_wrap=True)
 
 
@@ -36,7 +37,7 @@ def kit(spec: str, folder: str, space: str | None, sets: tuple[str, ...]) -> Non
 @click.option("--out", "file", required=True, type=click.Path(), help="The readings (JSON).")
 def measure(kit: str, file: str) -> None:
     """Measure a kit on this device; neither torch nor the models' libraries are needed."""
-    from mmcompress.measure.readings import measure_kit, save_readings
+    from mmcompress.measure.devices.readings import measure_kit, save_readings
 
     with Progress() as say:
         found = measure_kit(Path(kit), lambda what, share: say("measure", what, share))
@@ -53,7 +54,7 @@ def measure(kit: str, file: str) -> None:
 @click.option("--out", "file", required=True, type=click.Path(), help="The figures (JSON).")
 def check(kit: str, bundle: str, file: str) -> None:
     """Measure a bundle beside the dense one of its kit on this device; `report --measured` takes the figures."""
-    from mmcompress.measure.readings import check_bundle, save_readings
+    from mmcompress.measure.devices.readings import check_bundle, save_readings
 
     found = check_bundle(Path(kit), Path(bundle))
     save_readings(found, Path(file))

@@ -28,7 +28,7 @@ TABLES = "order, allocation, protection, importance, zeros, schedule, losses"
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder; no finished trial is lost.")
 def run(spec: str, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
     """Compress a pipeline to its target: profile, search, prune, distill, quantize, export, measure, report."""
-    from mmcompress import workflow
+    from mmcompress.run import stages as workflow
 
     changes = collect_overrides(**options)
     folder = folder or default_folder(spec, changes)
@@ -49,7 +49,7 @@ def run(spec: str, space: str | None, folder: str | None, resume: bool, **option
 
 def show_summary(s: Any) -> None:
     """The table a run ends with."""
-    from mmcompress.report import format_quality
+    from mmcompress.report.page import format_quality
 
     table = Table("", "before", "after", box=None, title=f"{s.pipeline}, target {s.target.asked}")
     b, c = s.baseline, s.compressed
@@ -88,10 +88,10 @@ def compare(
     spec: str, methods: str | None, space: str | None, folder: str | None, resume: bool, **options: Any
 ) -> None:
     """The search beside other methods: same evidence, training and measured latency."""
-    from mmcompress.measure.bounds import target_share
-    from mmcompress.report import format_percent, format_quality
-    from mmcompress.workflow.compare import compare as run_all
-    from mmcompress.workflow.methods import BASELINES as EVERY
+    from mmcompress.experiments.baselines import BASELINES as EVERY
+    from mmcompress.experiments.compare import compare as run_all
+    from mmcompress.report.page import format_percent, format_quality
+    from mmcompress.results.target import target_share
 
     changes = collect_overrides(**options)
     folder = folder or default_folder(spec, changes, "compare")
@@ -125,7 +125,7 @@ def compare(
 @click.option("--resume", is_flag=True, help="Go on; cells that are done are kept.")
 def ablate(spec: str, tables: str | None, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
     """What each part of the recipe brings: cells that differ in one thing, and a sentence for each claim."""
-    from mmcompress.workflow.ablate import ablate as run_all
+    from mmcompress.experiments.ablate import ablate as run_all
 
     changes = collect_overrides(**options)
     folder = folder or default_folder(spec, changes, "ablation")
@@ -150,9 +150,9 @@ def _say_claims(folder: Path) -> None:
 @add_run_options
 def submit(spec: str, address: str, folder: str, resume: bool, space: str | None, **options: Any) -> None:
     """Run the same command as a job on a Ray cluster; follows its log until it ends."""
+    from mmcompress.graph.load_spec import load_document, load_spec
     from mmcompress.search.jobs import submit_run
-    from mmcompress.spec.loader import load_document, load_spec
-    from mmcompress.workflow import default_space
+    from mmcompress.workspace.context import default_space
 
     changes = collect_overrides(**options) | {"search.ray_address": "auto"}
     echo = lambda text: click.echo(text, nl=False)
@@ -167,12 +167,12 @@ def submit(spec: str, address: str, folder: str, resume: bool, space: str | None
 @click.option("--measured", type=click.Path(), help="Figures of `device check`: they take the place of predicted ones.")
 def report(folder: str, measured: str | None) -> None:
     """Write the report of a finished run again; figures that miss its target end with exit code 3."""
-    from mmcompress.report import load_summary, write_report
+    from mmcompress.report.page import load_summary, write_report
 
     if not measured:
         out.print(str(write_report(load_summary(folder), folder)), soft_wrap=True)
         return
-    from mmcompress.report.measured import adopt_measurements
+    from mmcompress.run.adopt import adopt_measurements
 
     out.print(str(adopt_measurements(Path(folder), Path(measured))), soft_wrap=True)
     if missed := load_summary(folder).target.exceeded_bounds:
@@ -184,8 +184,8 @@ def report(folder: str, measured: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="The whole summary as JSON.")
 def show(folder: str, as_json: bool) -> None:
     """Show the result of a finished run."""
-    from mmcompress.records import to_plain
-    from mmcompress.report import load_summary
+    from mmcompress.report.page import load_summary
+    from mmcompress.storage import to_plain
 
     summary = load_summary(folder)
     if as_json:

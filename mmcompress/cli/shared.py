@@ -105,7 +105,7 @@ def add_run_options(f: Callable) -> Callable:
 
 def default_folder(spec: str, changes: dict[str, Any], kind: str = "") -> str:
     """`runs/NAME-TARGET-sSEED`, or with what else it holds in place of the seed."""
-    from mmcompress.spec.loader import load_spec
+    from mmcompress.graph.load_spec import load_spec
 
     loaded = load_spec(spec, changes)
     return f"runs/{loaded.name}-{loaded.target.replace(' ', '')}-{kind or f's{loaded.seed}'}"

@@ -19,10 +19,12 @@ from mmcompress.spec.schema import Spec
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override any key of the spec.")
 def validate(spec: str, space: str | None, sets: tuple[str, ...]) -> None:
     """Check a spec, its graph and the search space, that sources and data are there; says what each node reads."""
+    from mmcompress.graph.load_spec import load_spec
     from mmcompress.graph.modality import propagate_modalities
-    from mmcompress.graph.topology import topological_order
-    from mmcompress.spec.loader import list_given_keys, load_space, load_spec
-    from mmcompress.workflow.state import default_space
+    from mmcompress.graph.references import topological_order
+    from mmcompress.spec.loader import list_given_keys
+    from mmcompress.spec.space import load_space
+    from mmcompress.workspace.context import default_space
 
     loaded = load_spec(spec, parse_settings(sets))
     load_space(space or default_space(), loaded, list_given_keys(spec, parse_settings(sets)))
@@ -47,7 +49,7 @@ def _present(spec: Spec) -> tuple[str, str]:
     Raises `ModelError` or `DataError` for what is not there.
     """
     from mmcompress.models.sources import locate_node_source
-    from mmcompress.workflow.state import describe_shortage, open_data
+    from mmcompress.workspace.context import describe_shortage, open_data
 
     hub = []
     for n, node in spec.model_nodes().items():
@@ -67,14 +69,16 @@ def _present(spec: Spec) -> tuple[str, str]:
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override any key of the spec.")
 def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) -> None:
     """Measure the dense pipeline: per node and block, with the modality of every layer."""
-    from mmcompress import workflow
-    from mmcompress.spec.loader import load_spec
+    from mmcompress.graph.load_spec import load_spec
+    from mmcompress.run.predictor import build_predictor
+    from mmcompress.run.profile import profile_pipeline
+    from mmcompress.workspace import context as workflow
 
     at = folder or f"runs/{load_spec(spec, parse_settings(sets)).name}-profile"
     with Progress() as say:
         r = workflow.open_run(spec, at, None, parse_settings(sets), resume or not folder, say)
-        dense = workflow.profile_pipeline(r)
-        predict = workflow.build_predictor(r, dense)
+        dense = profile_pipeline(r)
+        predict = build_predictor(r, dense)
     total = dense.latency_ms.p50
     nodes = Table("node", "parameters", "MACs", "p50", "share", box=None)
     for n in dense.params:
@@ -126,7 +130,8 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
 @click.argument("what", required=False)
 def list_(what: str | None) -> None:
     """List what a spec may name: models, importance, allocation, data, metrics, executors, samplers, precisions."""
-    from mmcompress.registry import PLUG_POINTS, suggest_nearest
+    from mmcompress.errors import suggest_nearest
+    from mmcompress.registry import PLUG_POINTS
 
     if what and what not in PLUG_POINTS:
         raise SpecError(f"list: unknown '{what}'; {suggest_nearest(what, PLUG_POINTS)}")

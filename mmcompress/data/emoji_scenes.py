@@ -23,7 +23,11 @@ from mmcompress.data.base import Pairs
 from mmcompress.errors import DataError, MissingPackage
 
 VENDORS = ("Twtr", "Goog")
+
+
 RELATIONS = ("left of", "above")
+
+
 # fmt: off
 NAMES = (
     "red apple", "pear", "banana", "grapes", "watermelon", "strawberry", "pineapple", "cherries", "lemon",

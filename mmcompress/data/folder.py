@@ -17,6 +17,8 @@ from mmcompress.errors import DataError
 from mmcompress.runtime.images import open_image
 
 NAMES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
+
+
 IMAGE_KEYS, CAPTION_KEYS = ("image", "file_name", "file", "path"), ("caption", "text")
 
 

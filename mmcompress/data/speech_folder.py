@@ -15,6 +15,8 @@ from mmcompress.errors import DataError
 from mmcompress.runtime.audio import check_audio, open_audio
 
 Rows = dict[str, list[tuple[Path, str]]]
+
+
 CHOOSING = 0.3
 """Share of the clips that are not test clips on which structures are chosen."""
 

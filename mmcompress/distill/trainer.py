@@ -15,18 +15,24 @@ from torch import nn
 from mmcompress.data.base import Dataset
 from mmcompress.distill.checkpoint import Checkpoint
 from mmcompress.distill.losses import block_output_losses, drop_cut_positions, record_block_outputs, weighted_losses
-from mmcompress.distill.teacher import Teacher
-from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
-from mmcompress.measure.latency import min_of_medians
-from mmcompress.records import to_plain, write_record
-from mmcompress.runtime.timing import Clock, SystemClock
+from mmcompress.distill.teacher_cache import Teacher
+from mmcompress.kinds.base import Batch, Models, Outputs
+from mmcompress.pipeline.forward import TorchPipeline
+from mmcompress.runtime.timing import Clock, SystemClock, min_of_medians
 from mmcompress.spec.schema import Distill
+from mmcompress.storage import to_plain, write_record
 
 Progress = Callable[[str, float], None]
+
+
 HARMFUL_LOSS_RATIO = 1.05
 """A loss on choosing pairs this many times the best one seen is harm done."""
+
+
 BF16_MAX_TIME_SHARE = 0.8
 """The share of the time of an fp32 product that one of bfloat16 takes at most to be used."""
+
+
 WARMUP_STEPS, RATE_TRIAL_STEPS, RATE_MAX_LOSS_RATIO, MAX_RATE_HALVINGS, RATE_SEARCH_SHARE = 10, 16, 1.25, 4, 0.1
 """Steps over which the rate rises; steps that a rate is tried for, and how many times the loss before any of them the
 last of those may give; how often it is halved at most, and the share of the budget that may be spent on finding it."""

@@ -15,18 +15,20 @@ from mmcompress.errors import ModelError
 from mmcompress.export.onnx import export_node
 from mmcompress.export.proofs import measure_drift
 from mmcompress.export.proofs import prove_export as export_proofs
-from mmcompress.graph.topology import topological_order
-from mmcompress.measure.counts import count_params
-from mmcompress.measure.machine import describe_cpu, package_versions
+from mmcompress.graph.references import topological_order
+from mmcompress.graph.structure import KeptUnits
+from mmcompress.kinds.text_encoder.deployed import TextEncoder
 from mmcompress.models.base import ExportGraph, Model
-from mmcompress.quantize.precision import quantize_model
-from mmcompress.records import KeptUnits, Proof, to_plain, write_record
+from mmcompress.models.counts import count_params
+from mmcompress.quantize.base import quantize_model
 from mmcompress.registry import PRECISIONS
+from mmcompress.results.records import Proof
 from mmcompress.runtime.bundle import BUNDLE_FORMAT, hash_file, read_manifest
-from mmcompress.runtime.nodes import TextEncoder
-from mmcompress.runtime.pipeline import Pipeline
+from mmcompress.runtime.graph import Pipeline
+from mmcompress.runtime.machine import describe_cpu, package_versions
 from mmcompress.runtime.sessions import TimedSession, open_session
 from mmcompress.spec.schema import Spec
+from mmcompress.storage import to_plain, write_record
 
 MAX_CALIBRATION_CALLS = 48
 """Calls of a graph at most that static ranges are taken from."""
@@ -196,32 +198,3 @@ def _write_list(folder: Path, name: str, encoder: Mapping[str, Any], texts: Sequ
     (folder / found["texts"]).write_text(json.dumps(list(texts)))
     np.save(folder / found["bank"], np.concatenate(bank), allow_pickle=False)
     return found
-
-
-def save_weights(models: Mapping[str, Model], folder: Path) -> None:
-    """Weights of pruned models as safetensors, so that they can be trained further or exported again."""
-    from safetensors.torch import save_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, model in models.items():
-        unique: dict[int, str] = {}
-        state = {}
-        for key, value in model.state_dict().items():
-            if unique.setdefault(value.data_ptr(), key) == key or value.numel() == 0:
-                state[key] = value.contiguous()
-        save_file(state, folder / f"{name}.safetensors")
-
-
-def load_weights(model: Model, path: Path) -> Model:
-    """Read weights written by `save_weights` into a model of the same structure."""
-    from safetensors.torch import load_file
-
-    missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-    tied = {n for n, p in model.named_parameters(remove_duplicate=False)} - {n for n, _ in model.named_parameters()}
-    left = [m for m in missing if m not in tied]
-    if left or unexpected:
-        raise ValueError(f"{path}: does not fit the structure: {(left + list(unexpected))[:3]}")
-    return model
-
-
-__all__ = ["load_weights", "save_weights", "write_bundle"]

@@ -8,8 +8,8 @@ from pathlib import Path
 import onnx
 import torch
 
-from mmcompress.export.folding import fold_constants_
-from mmcompress.export.shapes import fix_static_shapes_
+from mmcompress.export.fold_constants import fold_constants_
+from mmcompress.export.static_shapes import fix_static_shapes_
 from mmcompress.models.base import ExportGraph, Model
 
 OPSET = 17

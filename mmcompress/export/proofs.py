@@ -10,12 +10,14 @@ import torch
 from torch import Tensor
 
 from mmcompress.errors import ProofFailed
-from mmcompress.graph.pipeline import Batch, Models, Outputs, TorchPipeline
+from mmcompress.kinds.base import Batch, Models, Outputs
+from mmcompress.kinds.text_decoder.deployed import TextDecoder
 from mmcompress.models.base import ExportGraph, Model
+from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.masks import mask_units
 from mmcompress.prune.surgery import copy_without_units
-from mmcompress.records import Proof
-from mmcompress.runtime.sessions import open_session
+from mmcompress.results.records import Proof
+from mmcompress.runtime.sessions import TimedSession, open_session
 
 SURGERY_BOUND, EXPORT_BOUND = 1e-5, 1e-4
 
@@ -128,8 +130,6 @@ def prove_generation(node: str, model: Model, files: dict[str, Path], folder: Pa
 
     `contexts` [n, t, w]. Only for a structure the library can still run with its cache (its first attention kept).
     """
-    from mmcompress.runtime.nodes import TextDecoder
-    from mmcompress.runtime.sessions import TimedSession
 
     deployed = TextDecoder({k: TimedSession(f, 0) for k, f in files.items()}, model.config, folder)
     g = replace(deployed.generation, guard=False)  # the library has none

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from mmcompress.graph.topology import NODE_KINDS, split_reference, topological_order
-from mmcompress.records import Block
+from mmcompress.graph.blocks import Block
+from mmcompress.graph.ports import NODE_KINDS
+from mmcompress.graph.references import split_reference, topological_order
 from mmcompress.spec.schema import Spec
 
 

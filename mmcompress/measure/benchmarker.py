@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mmcompress.measure import apart, footprint, table
-from mmcompress.measure.apart import BenchmarkJob
-from mmcompress.measure.latency import Samples
-from mmcompress.measure.readings import Export, time_export
-from mmcompress.measure.table import DeviceTable, TableKey
+from mmcompress.measure.cost_model.device_table import DeviceTable, TableKey, complete_table
+from mmcompress.measure.cost_model.plan import Export
+from mmcompress.measure.cost_model.time_export import time_export
+from mmcompress.measure.latency.bench import Samples
+from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, benchmark_in_subprocess
+from mmcompress.measure.latency.memory import measure_memory_mb
 
 
 class Benchmarker:
@@ -24,7 +25,7 @@ class Benchmarker:
         progress: Callable[[str, float], None],
     ) -> DeviceTable:
         """Return the device table with a row for every block in `needs`; see `measure.table.completed`."""
-        return table.complete_table(needs, threads, progress, precisions)
+        return complete_table(needs, threads, progress, precisions)
 
     def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
         """Return the milliseconds that one request spends in the sessions of an export."""
@@ -32,8 +33,8 @@ class Benchmarker:
 
     def benchmark_bundles(self, job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
         """Return what was observed of every bundle of a job, measured in a process of its own."""
-        return apart.benchmark_in_subprocess(job, folder)
+        return benchmark_in_subprocess(job, folder)
 
     def measure_memory_mb(self, bundle: Path | None = None) -> float:
         """Return the peak resident memory of a process that loads a bundle and answers once."""
-        return footprint.measure_memory_mb(bundle)
+        return measure_memory_mb(bundle)

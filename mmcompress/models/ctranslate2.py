@@ -17,6 +17,8 @@ import torch
 from mmcompress.errors import ModelError
 
 TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+
+
 PARTS = {
     "self_attention/layer_norm": "self_attn_layer_norm",
     "attention/layer_norm": "encoder_attn_layer_norm",
@@ -24,6 +26,8 @@ PARTS = {
     "ffn/linear_0": "fc1",
     "ffn/linear_1": "fc2",
 }
+
+
 NAMES = {"gamma": "weight", "beta": "bias"}
 
 

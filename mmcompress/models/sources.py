@@ -10,13 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmcompress.errors import ModelError
-from mmcompress.models import packaged
 from mmcompress.models.base import LoadContext, Model
+from mmcompress.models.packaged import find_packaged_folder
 from mmcompress.registry import FAMILIES
 from mmcompress.spec.schema import Node, Spec
+from mmcompress.version import PACKAGE_FOLDER
 
-EMBEDDED_FOLDER = Path(__file__).parent / "embedded"
+EMBEDDED_FOLDER = PACKAGE_FOLDER / "models" / "embedded"
+
+
 SCHEMES = ("embedded", "open_clip", "transformers", "pip", "python")
+
+
 CONFIGS = {"open_clip_config.json": "open_clip", "config.json": "transformers"}
 
 
@@ -30,7 +35,7 @@ def locate_source(source: str) -> tuple[str, Path | None, str, str | None]:
     if colon and scheme == "python":
         return scheme, None, rest, None
     if colon and scheme == "pip":
-        folder = packaged.find_packaged_folder(rest)
+        folder = find_packaged_folder(rest)
     elif colon and scheme == "embedded":
         folder = EMBEDDED_FOLDER / rest
         if not folder.is_dir():

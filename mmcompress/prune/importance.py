@@ -14,13 +14,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
+from mmcompress.graph.blocks import Block
+from mmcompress.kinds.base import Batch, Models
+from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.masks import mask_units, reader_norms, writer_rows
 from mmcompress.prune.refit import Gram, Grams, is_refittable
-from mmcompress.records import Block
 
 Scores = dict[str, dict[str, Tensor]]
+
+
 MOVEMENT_RATE, MOVEMENT_STEPS = 1e-4, 16
+
+
 ELIMINATION_RIDGE, MAX_ELIMINATION_ROUNDS = 0.01, 64
 """Share of the mean variance on the diagonal when a block is refitted; rounds at most in which its units go."""
 

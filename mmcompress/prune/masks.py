@@ -8,8 +8,8 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor
 
+from mmcompress.graph.blocks import Block, Writer
 from mmcompress.models.base import Model, TokenSelector
-from mmcompress.records import Block, Writer
 
 
 @contextmanager

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from mmcompress.graph.pipeline import Batch, Models, TorchPipeline
-from mmcompress.models.base import ConstantOutput, Model
+from mmcompress.graph.blocks import Block
+from mmcompress.kinds.base import Batch, Models
+from mmcompress.models.base import Model
+from mmcompress.models.replacements import ConstantOutput
+from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.masks import feature_indices, hook_inputs
 from mmcompress.prune.surgery import copy_without_units
-from mmcompress.records import Block
 
 
 @dataclass

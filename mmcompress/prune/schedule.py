@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
+from mmcompress.graph.blocks import Block, units_after
+from mmcompress.graph.structure import KeptUnits
 from mmcompress.models.base import Model
-from mmcompress.prune.allocation import choose_units, units_after
 from mmcompress.prune.surgery import copy_without_units
-from mmcompress.records import Block, KeptUnits
+from mmcompress.prune.units import choose_units
 
 Survivors = dict[str, dict[str, Tensor]]
 """Units of the dense model that are left, by node and block."""

@@ -9,10 +9,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mmcompress.models.adapters import refresh_sizes_
-from mmcompress.models.base import REPLACEMENTS, ConstantOutput, Model
+from mmcompress.graph.blocks import Block
+from mmcompress.graph.structure import KeptUnits
+from mmcompress.models.base import Model
+from mmcompress.models.layouts import refresh_sizes_
+from mmcompress.models.replacements import REPLACEMENTS, ConstantOutput
 from mmcompress.prune.masks import feature_indices, writer_rows
-from mmcompress.records import Block, KeptUnits
 
 Units = Mapping[str, Tensor]
 """Sorted unit indices to keep, by block."""

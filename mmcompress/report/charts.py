@@ -5,8 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from html import escape
 
-from mmcompress.records import Candidate, Quality, Summary, Trial
-from mmcompress.report.assemble import structure_rows
+from mmcompress.graph.blocks import Block
+from mmcompress.graph.structure import Candidate, KeptUnits
+from mmcompress.results.records import Summary, Trial
+from mmcompress.stats import Quality
+
+
+def structure_rows(
+    blocks: Mapping[str, tuple[Block, ...]], kept: Mapping[str, KeptUnits]
+) -> dict[str, list[tuple[Block, int]]]:
+    """(block, units kept) by node, for drawing."""
+    return {n: [(b, kept.get(n, {}).get(b.name, b.units)) for b in bs] for n, bs in blocks.items()}
+
 
 PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
 

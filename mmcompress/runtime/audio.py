@@ -12,6 +12,8 @@ import numpy as np
 from mmcompress.errors import DataError, MissingPackage
 
 SAMPLE_RATE, WINDOW, HOP = 16_000, 400, 160
+
+
 AudioLike = str | Path | bytes | np.ndarray
 """A file, its bytes, or samples at 16 kHz, mono, in -1..1."""
 

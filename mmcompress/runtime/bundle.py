@@ -11,6 +11,8 @@ from mmcompress.errors import BundleError
 
 BUNDLE_FORMAT, READABLE_FORMATS = 2, (1, 2)
 """2: a decode step takes its mask as an input."""
+
+
 Manifest = dict[str, Any]
 
 

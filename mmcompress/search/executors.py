@@ -8,13 +8,12 @@ import multiprocessing
 import os
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
-from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import ClusterError, MissingPackage
+from mmcompress.version import PACKAGE_FOLDER
 
 Task = Callable[..., Any]
-PACKAGE = Path(__file__).resolve().parents[1]
 
 
 def call_task(fn: Task, context: Any, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -81,7 +80,7 @@ class RayExecutor(Executor):
             if address:
                 options["address"] = address
                 if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job brings the package along itself
-                    options["runtime_env"] = {"py_modules": [str(PACKAGE)]}
+                    options["runtime_env"] = {"py_modules": [str(PACKAGE_FOLDER)]}
             else:
                 options |= {"num_cpus": workers, "include_dashboard": False, "address": "local"}
             try:

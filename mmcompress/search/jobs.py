@@ -19,8 +19,7 @@ from typing import Any
 import yaml
 
 from mmcompress.errors import ClusterError, MissingPackage, SpecError
-
-PACKAGE = Path(__file__).resolve().parents[1]
+from mmcompress.version import PACKAGE_FOLDER
 
 
 def find_own_modules(spec: dict[str, Any]) -> list[Path]:
@@ -89,7 +88,7 @@ def submit_run(
         line = f"mkdir -p {shlex.quote(str(target.parent))} && exec python -m mmcompress.cli {shlex.join(command)}"
         job = client.submit_job(
             entrypoint=line,
-            runtime_env={"working_dir": work, "py_modules": [str(PACKAGE)]},
+            runtime_env={"working_dir": work, "py_modules": [str(PACKAGE_FOLDER)]},
         )
         echo(f"job {job}\n")
         shown = 0

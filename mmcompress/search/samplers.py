@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from mmcompress.errors import MissingPackage
+
 STARTUP_TRIALS = 8
 """Proposals at random before a model of the space is fitted."""
 
@@ -31,8 +33,6 @@ def make_nsga2(seed: int) -> Any:
 def make_cmaes(seed: int) -> Any:
     """Ranges by CMA-ES; it knows no choices, those come from a uniform sampler."""
     import optuna
-
-    from mmcompress.errors import MissingPackage
 
     try:
         import cmaes  # noqa: F401

@@ -16,22 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import ClusterError
-from mmcompress.records import Candidate, Trial, build_record, to_plain
+from mmcompress.graph.structure import Candidate
 from mmcompress.registry import SAMPLERS
-from mmcompress.search.moves import (
+from mmcompress.results.records import Trial
+from mmcompress.search.neighbors import switch_levels
+from mmcompress.search.problem import (
     SearchPoint,
     SearchProblem,
     best_within,
     scale_to_budget,
-    switch_levels,
     to_overrides,
     to_search_point,
 )
-from mmcompress.spec.schema import Space
+from mmcompress.spec.space import Space
+from mmcompress.storage import build_record, to_plain
 
 Progress = Callable[[str, float], None]
+
+
 Evaluate = Callable[..., dict[str, Any]]
 """(context, candidate as plain data) -> {loss, quality, seconds, worker}; the executor supplies the context."""
+
+
 SeedCandidates = Sequence[tuple[str, Candidate]]
 """Candidates to judge as they are, each with where it comes from."""
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mmcompress.graph.ports import JOIN_KINDS
 from mmcompress.registry import ALLOCATIONS, DATA_KINDS, EXECUTORS, IMPORTANCE, PRECISIONS, SAMPLERS
 
 
@@ -16,10 +16,6 @@ def _within(low: float, high: float) -> dict[str, Callable[[float], str | None]]
 
 def _precision(name: str) -> str | None:
     return None if name == "auto" else PRECISIONS.problem(name)
-
-
-JOIN_KINDS = ("nearest", "lookup")
-"""Kinds of node that are no models."""
 
 
 @dataclass(frozen=True)
@@ -226,44 +222,3 @@ class Spec:
 
     def model_nodes(self) -> dict[str, Node]:
         return {k: n for k, n in self.nodes.items() if n.kind not in JOIN_KINDS}
-
-
-def split_key(dotted: str) -> tuple[str, ...]:
-    """`nodes.vision.prune.blocks.0.ffn` -> its keys; a block's own name keeps its dot."""
-    head, marker, block = dotted.partition(".prune.blocks.")
-    return (*head.split("."), "prune", "blocks", block) if marker else tuple(dotted.split("."))
-
-
-def apply_overrides(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of plain data with values put at dotted paths.
-
-    Raises `ValueError` with the path that leads into something else than a mapping.
-    """
-    found = copy.deepcopy(dict(data))
-    for dotted, value in changes.items():
-        at: Any = found
-        *keys, last = split_key(dotted)
-        for key in keys:
-            at = at.setdefault(key, {})
-            if not isinstance(at, dict):
-                raise ValueError(f"{dotted}: '{key}' is not a mapping")
-        at[last] = value
-    return found
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """One dimension of a search space: a range (whole numbers with `step: 1`) or a list of choices."""
-
-    low: float | None = None
-    high: float | None = None
-    step: float | None = None
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Space:
-    """Search space: dotted paths into the spec, `*` standing for each model of the pipeline."""
-
-    name: str
-    dimensions: dict[str, Dimension]

@@ -1,0 +1,261 @@
+"""Ways to choose a structure, to be compared at equal measured latency: each a row of `METHODS`.
+
+A method's `propose(run, evidence)` is a context that gives a `Propose` (see `fit`), None for a structure that is what
+it is. What follows (refit, distillation, export, measurement) is the same for all.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from mmcompress.errors import SpecError
+from mmcompress.graph.blocks import count_steps, units_after
+from mmcompress.graph.structure import Candidate
+from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.results.records import Trial
+from mmcompress.run.fit import Propose, open_search
+from mmcompress.search.allocation import apportion_cuts
+from mmcompress.search.build_problem import build_problem, find_fastest
+from mmcompress.search.evaluator import start_evaluator
+from mmcompress.search.linearize import linearize_successively, max_evaluations
+from mmcompress.search.repair import cut_to_budget, grow_to_budget, restore_dropped
+from mmcompress.search.run_search import choose_trial, run_search
+from mmcompress.search.sensitivity.store import Sensitivity
+from mmcompress.search.short_finetune import rank_by_short_finetuning
+from mmcompress.search.split_budget import split_budget
+from mmcompress.workspace.context import RunContext, list_precisions
+
+Build = Callable[[float, dict[str, str]], Candidate]
+"""(share removed, 0 .. 1, precision of each node) -> candidate."""
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """How a structure is chosen, and what is special beside it.
+
+    `fixed`: a candidate that is not fitted to the target; `importance`: another criterion than the spec's; `scratch`:
+    its weights are thrown away before training; `like`: the method whose structure it takes; `train`: whether it is
+    trained at all; `alone`: by the pipeline's own loss, not by that of a teacher.
+    """
+
+    about: str
+    propose: Callable[[RunContext, Any], AbstractContextManager[Propose]] | None = None
+    fixed: Callable[[RunContext], Candidate] | None = None
+    importance: str = ""
+    scratch: bool = False
+    structure_of: str = ""
+    train: bool = True
+    task_loss_only: bool = False
+    needs_positions: bool = False
+    """Of use only where the space cuts positions."""
+    needs_linearization: bool = False
+    """Of use only where structures are judged by running them, and damage is measured anew."""
+
+    @property
+    def why_unsuitable(self) -> str:
+        """Why it may be of no use."""
+        return "the search space cuts no positions" if self.needs_positions else "search.linearization_rounds is off"
+
+    def is_suitable(self, run: RunContext) -> bool:
+        """Whether it is of use in a run."""
+        cuts = any(path.endswith(".prune.tokens") for path in run.space.dimensions)
+        return (cuts or not self.needs_positions) and (max_evaluations(run) > 0 or not self.needs_linearization)
+
+
+def _trial(name: str, candidate: Candidate, ms: float) -> Trial:
+    return Trial(0, name, {}, candidate, ms, 0.0, {}, 0.0)
+
+
+def _quickest(run: RunContext, predict: Predictor) -> dict[str, str]:
+    """The precision of each node in which it is fastest whole, of those it may have."""
+    whole = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
+    options = list_precisions(run)
+    first = {n: of[0] for n, of in options.items()}
+    taking = lambda n, p: predict(Candidate(whole, {**first, n: p}))
+    return {n: min(of, key=lambda p, n=n: taking(n, p)) for n, of in options.items()}  # type: ignore[misc]
+
+
+def _scaled(run: RunContext, ev: Sensitivity, build: Build, name: str) -> Propose:
+    """The least share removed at which a build meets the budget and every other limit, by bisection.
+
+    What the spec fixes stays, and no block is cut further than the space allows.
+    """
+
+    def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
+        p, precision = build_problem(run, ev, predict, budget_ms), _quickest(run, predict)
+
+        def cut(share: float, whole: bool = False) -> Candidate:
+            c, kept = build(share, precision), {}
+            for n, by in c.kept_units.items():
+                options = {b: [k for k in p.unit_choices[n][b] if k or whole] or [0] for b in by}
+                kept[n] = {b: min(options[b], key=lambda o, k=k: abs(o - k)) for b, k in by.items()}  # type: ignore[misc]
+            return Candidate(kept, precision)
+
+        gone = p.predict(cut(1.0)) > budget_ms  # units alone are not enough: whole blocks go as well
+        low, high = 0.0, 1.0
+        for _ in range(14):
+            middle = (low + high) / 2
+            low, high = (middle, high) if p.predict(cut(middle, gone)) > budget_ms else (low, middle)
+        candidate = cut(high, gone)
+        return _trial(name, candidate, p.predict(candidate))
+
+    return propose
+
+
+@contextmanager
+def propose_uniform(run: RunContext, ev: Sensitivity, positions: bool = False) -> Iterator[Propose]:
+    """`positions`: image patches and the end of an audio window are cut by the same share."""
+    cut = [(n, b) for n, blocks in run.blocks.items() for b in blocks if positions or b.group != "tokens"]
+    sizes = [count_steps(b) for _, b in cut]
+
+    def build(share: float, precision: dict[str, str]) -> Candidate:
+        # the remainder block by block: blocks of one size all losing a head together would jump over the target
+        kept = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
+        for (n, b), cuts in zip(cut, apportion_cuts(sizes, round(share * sum(sizes))), strict=True):
+            kept[n][b.name] = int(units_after(b, cuts))
+        return Candidate(kept, precision)
+
+    yield _scaled(run, ev, build, "uniform")
+
+
+@contextmanager
+def propose_by_ranking(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
+    """One threshold over all groups of all models, scores divided by the mean of their block (Torch-Pruning)."""
+    order = []
+    for n, blocks in run.blocks.items():
+        for b in blocks:
+            if b.group != "tokens":
+                low = ev.scores[n][b.name].sort().values
+                mean = float(low.abs().mean()) or 1.0  # scores of movement have a sign
+                order += [(float(piece.mean()) / mean, n, b.name) for piece in low.split(b.granularity)]
+    order.sort(key=lambda row: row[0])
+
+    def build(share: float, precision: dict[str, str]) -> Candidate:
+        cuts: dict[tuple[str, str], int] = {}
+        for _, n, name in order[: round(share * len(order))]:
+            cuts[n, name] = cuts.get((n, name), 0) + 1
+        kept = {n: {b.name: int(units_after(b, cuts.get((n, b.name), 0))) for b in bs} for n, bs in run.blocks.items()}
+        return Candidate(kept, precision)
+
+    yield _scaled(run, ev, build, "ranking")
+
+
+@contextmanager
+def propose_by_knapsack(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
+    yield lambda predict, budget_ms, attempt: _split(run, ev, predict, budget_ms)
+
+
+def _split(run: RunContext, ev: Sensitivity, predict: Predictor, budget_ms: float) -> Trial:
+    """The best split of a budget, the fastest structure where there is none."""
+    p = build_problem(run, ev, predict, budget_ms)
+    found = split_budget(run, ev, predict, budget_ms, p)
+    best = next((c for _, c in found if p.predict(c) <= budget_ms), None)
+    # as the search, it uses up its budget: levels and costs of the knapsack are rounded
+    best = grow_to_budget(p, best, ev.loss_increase, ev.rounding) if best else find_fastest(p, predict)
+    return _trial("knapsack", best, p.predict(best))
+
+
+@contextmanager
+def propose_relinearized(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
+    """The knapsack after the rounds that the search begins with; where they are of no use, before them."""
+    with start_evaluator(run, ev) as who:
+
+        def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
+            _, good = linearize_successively(run, ev, predict, budget_ms, who)
+            if not good:
+                return _split(run, ev, predict, budget_ms)
+            return _trial("relinearized", good[0], build_problem(run, ev, predict, budget_ms).predict(good[0]))
+
+        yield propose
+
+
+@contextmanager
+def propose_separately(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
+    """Every model alone must become as much faster as the pipeline: no budget moves from one to another.
+
+    One that can't is as fast as it gets.
+    """
+
+    def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
+        p = build_problem(run, ev, predict, budget_ms)
+        whole = Candidate({n: {} for n in run.blocks}, dict.fromkeys(run.blocks, "fp32"))
+        beside = predict.factor * predict.overhead_ms
+        share = (budget_ms - beside) / (predict(whole) - beside)
+        kept, precision, fastest = {}, {}, find_fastest(p, predict)
+        for n in run.blocks:
+            alone = replace(predict, overhead_ms=0.0)
+            found = split_budget(run, ev, alone, share * predict.p95_ratio * predict.node_ms(n, whole), p, [n])
+            best = found[0][1] if found else fastest
+            kept[n], precision[n] = best.kept_units[n], best.precision[n]
+        candidate = restore_dropped(p, Candidate(kept, precision), ev.loss_increase)
+        candidate = cut_to_budget(p, candidate, ev.loss_increase) or candidate  # what came back is paid for
+        return _trial("separate", candidate, p.predict(candidate))
+
+    yield propose
+
+
+@contextmanager
+def propose_at_random(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
+    """As many evaluations as the search has, none of them guided."""
+    s = run.spec.search
+    blind = replace(s, sampler="random", trials=s.trials + s.level_switches, level_switches=0)
+    run = dataclasses.replace(run, spec=replace(run.spec, search=blind))
+    with start_evaluator(run, ev) as who:
+
+        def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial | None:
+            trials = run_search(run, ev, predict, budget_ms, who, attempt, blind=max_evaluations(run))
+            return rank_by_short_finetuning(
+                run, ev, predict, budget_ms, trials, choose_trial(run, who, trials, budget_ms)
+            )
+
+        yield propose
+
+
+def _whole(precision: str) -> Callable[[RunContext], Candidate]:
+    def candidate(run: RunContext) -> Candidate:
+        kept = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
+        use = {
+            n: precision if precision == "fp32" or precision in of else of[0] for n, of in list_precisions(run).items()
+        }
+        if precision != "fp32" and precision not in use.values():
+            raise SpecError(f"compare: no node may be {precision} in this search space; leave '{precision}' out")
+        return Candidate(kept, use)
+
+    return candidate
+
+
+BASELINES = {
+    "searched": Baseline("the search of this tool", open_search),
+    "knapsack": Baseline(
+        "the best split of the budget by measured damage alone, nothing searched", propose_by_knapsack
+    ),
+    "relinearized": Baseline(
+        "the knapsack with damage measured anew among the other cuts, nothing searched",
+        propose_relinearized,
+        needs_linearization=True,
+    ),
+    "separate": Baseline("a budget for each model instead of one for all", propose_separately),
+    "uniform": Baseline("the same share of every block", propose_uniform),
+    "shortened": Baseline(
+        "the same share of every block and of the positions",
+        partial(propose_uniform, positions=True),
+        needs_positions=True,
+    ),
+    "magnitude": Baseline(
+        "the same share of every block, units by the norm of their weights", propose_uniform, importance="magnitude"
+    ),
+    "ranking": Baseline("one threshold over the normalized scores of all units", propose_by_ranking),
+    "random": Baseline("as many evaluations as the search, none guided", propose_at_random),
+    "student": Baseline("the searched structure trained from scratch", scratch=True, structure_of="searched"),
+    "int8": Baseline("int8 alone, nothing cut or trained", fixed=_whole("int8"), train=False),
+    "longer": Baseline(
+        "the dense pipeline trained for as many steps, by its own loss: what training alone brings",
+        fixed=_whole("fp32"),
+        task_loss_only=True,
+    ),
+}

@@ -1,0 +1,218 @@
+"""Methods side by side on one pipeline and target: the same evidence, evaluations, training and measurement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mmcompress.errors import DataError, SpecError, suggest_nearest
+from mmcompress.experiments.baselines import BASELINES, Baseline
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.graph.structure import Candidate
+from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, MIN_REQUESTS
+from mmcompress.measure.latency.bench_with_replay import bench_with_replay
+from mmcompress.prune.importance import ImportanceInputs, score_units
+from mmcompress.prune.refit import measure_grams
+from mmcompress.registry import IMPORTANCE
+from mmcompress.report.comparison_pages import ClaimResult, write_comparison
+from mmcompress.results.records import Summary
+from mmcompress.run.compress import compress_pipeline, count_trained_steps
+from mmcompress.run.evaluate import evaluate_artifact
+from mmcompress.run.fit import FittedStructure, fit_structure, measure_structure
+from mmcompress.run.predictor import REFERENCE_RUNS_FILE
+from mmcompress.run.prepare import prepare_run
+from mmcompress.run.profile import BENCH_REQUESTS, Profile
+from mmcompress.search.sensitivity.store import Sensitivity
+from mmcompress.spec.schema import Distill, Spec
+from mmcompress.spec.target import require_one_target
+from mmcompress.stats import SplitScores, decide_claim
+from mmcompress.storage import read_record, write_record
+from mmcompress.workspace.context import OnProgress, RunContext, ignore_progress, open_run
+
+MAX_LATENCY_RATIO = 1.05
+"""Latencies of which one is at most so many times the other are equal."""
+
+
+UNLIMITED_MINUTES = 1e5
+"""Minutes."""
+
+
+TEACHER_LOSSES = ("embedding", "tokens", "affinity", "logits", "hidden", "cross")
+"""Losses that a teacher is needed for."""
+
+
+def compare(
+    spec_path: str | Path,
+    out: str | Path,
+    methods: Sequence[str] = tuple(BASELINES),
+    space: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    resume: bool = False,
+    say: OnProgress = ignore_progress,
+) -> dict[str, Summary]:
+    """Every method's summary, in a folder of its own in `out`, and `compare.html` beside them.
+
+    A method that is done is not done again when resumed. Raises `SpecError` for an unknown method or several targets.
+    """
+    for name in methods:
+        if name not in BASELINES:
+            raise SpecError(f"compare: unknown method '{name}'; {suggest_nearest(name, BASELINES)}")
+    require_one_target(load_spec(spec_path, overrides))
+    r = open_run(spec_path, out, space, overrides, resume, say)
+    require_same_effort(r)
+    for name in methods:
+        if fixed := BASELINES[name].fixed:
+            fixed(r)  # what can't be made in this search space is told before hours of work
+    suited = [name for name in methods if BASELINES[name].is_suitable(r)]
+    if methods and not suited:
+        raise SpecError(f"compare: '{methods[0]}' is of no use here: {BASELINES[methods[0]].why_unsuitable}")
+    methods = suited
+    dense, predict, ev = prepare_run(r)
+    wanted = list(dict.fromkeys(m for name in methods for m in (BASELINES[name].structure_of, name) if m))
+    found: dict[str, Summary] = {}
+    steps = 0
+    for name in wanted:
+        record = r.folder / name / "summary.json"
+        if not record.exists():
+            say("compare", name, None)
+            make_cell(r, name, BASELINES[name], predict, ev, dense, steps)
+        found[name] = read_record(Summary, record)
+        steps = steps or count_trained_steps(record.parent)
+        write_comparison(found, {n: BASELINES[n].about for n in found}, _claims(r, dense, list(found)), r.folder)
+    return found
+
+
+def _claims(r: RunContext, dense: Profile, methods: Sequence[str]) -> list[ClaimResult]:
+    """Of every other method, whether the search keeps more."""
+    others = [name for name in methods if name != "searched" and "searched" in methods]
+    return [judge_claim(r, dense, f"The search keeps more than '{name}'", ("searched",), (name,)) for name in others]
+
+
+def judge_claim(
+    r: RunContext, dense: Profile, says: str, better: Sequence[str], worse: Sequence[str], apart: bool = False
+) -> ClaimResult:
+    """A claim that some cells keep more than others, with its verdict; `apart`: at whatever latency.
+
+    At unequal latency nothing is claimed, but of the side that keeps more and takes no longer.
+    """
+    tallies = [
+        [read_record(SplitScores, r.folder / name / "outcomes.json").compressed for name in side]
+        for side in (better, worse)
+    ]
+    said, gap, half = decide_claim(*tallies)
+    if not apart:
+        found = measure_side_by_side(r, dense, (*better, *worse))
+        more, less = ([found[n] for n in side] for side in ((better, worse) if gap > 0 else (worse, better)))
+        low, high = min(found.values()), max(found.values())
+        if high > MAX_LATENCY_RATIO * low and not (abs(gap) > half and max(more) <= min(less)):
+            said = f"not at equal latency ({low:.1%} and {high:.1%} of the dense pipeline's)"
+    return says, said, gap, half
+
+
+def measure_side_by_side(r: RunContext, dense: Profile, names: Sequence[str]) -> dict[str, float]:
+    """What the artifacts of some cells take, over the dense pipeline, all of them measured in turn; measured once.
+
+    Their summaries were measured minutes apart, and a machine that others use changes its pace meanwhile, by as much
+    as is to be told. On another device it is what was predicted; one structure takes what it takes.
+    """
+
+    fits = {n: read_record(FittedStructure, r.folder / n / "fitted.json") for n in names}
+    if r.device_readings or len({f.candidate.key() for f in fits.values()}) == 1:
+        return {n: f.measured_ms / dense.latency_ms.p50 for n, f in fits.items()}
+    record, key, m = r.folder / "beside.json", " ".join(names), r.spec.measure
+    known: dict[str, dict[str, float]] = json.loads(record.read_text()) if record.exists() else {}
+    if key not in known:
+        r.on_progress("measure", f"{', '.join(names)} and the dense pipeline, in turn", None)
+        bundles = {"fp32": r.shared / "baseline", **{n: r.folder / n / "bundle" for n in names}}
+        how = (dense.traces, dense.latency_ms.p50, m.threads, m.warmup, MAX_REQUESTS_FACTOR * m.requests)
+        found = bench_with_replay(bundles, r.requests(BENCH_REQUESTS), *how, benchmark=r.bench.benchmark_bundles)
+        known[key] = {n: found[n].latency.p50 / found["fp32"].latency.p50 for n in names}
+        write_record(record, known)
+    return known[key]
+
+
+def require_same_effort(r: RunContext) -> None:
+    """Raise `DataError` where a comparison is to go on with more or fewer trials than it was begun with."""
+    effort = lambda spec: (spec.search.trials, spec.search.mutations)
+    begun = effort(read_record(Spec, r.folder / "spec.json"))
+    if effort(r.spec) != begun:
+        raise DataError(
+            f"{r.folder}: begun with {begun[0]} trials and {begun[1]} mutations; with others rows would not be equal"
+        )
+
+
+def make_cell(
+    r: RunContext, name: str, method: Baseline, predict: Predictor, ev: Sensitivity, dense: Profile, steps: int = 0
+) -> None:
+    """One method the whole way, in the folder `name`; it leaves a summary.
+
+    `steps`: so many steps of training, however long they take; 0: as long as the spec says.
+    """
+    folder = r.folder / name
+    record = folder / "timings.json"
+    timings = json.loads(record.read_text()) if record.exists() else {}
+    spec = _brief(r.spec, known=bool(method.structure_of))
+    spec = replace(spec, distill=_training(spec.distill, method, steps))
+    if method.importance:
+        ev = replace_scores(r, ev, method.importance)
+        spec = replace(spec, prune=replace(spec.prune, importance=method.importance))
+    run = replace(r, folder=folder, spec=spec, timings=timings)
+    if method.fixed is not None:
+        fitted = _as_is(run, ev, method.fixed(run), predict, dense)
+    elif method.structure_of:
+        fitted = read_record(FittedStructure, r.folder / method.structure_of / "fitted.json")
+        fixed = {n: node.precision for n, node in spec.model_nodes().items() if node.precision != "auto"}
+        fitted = replace(fitted, candidate=replace(fitted.candidate, precision=fitted.candidate.precision | fixed))
+        write_record(folder / "fitted.json", fitted)
+    else:
+        assert method.propose is not None
+        fitted = fit_structure(run, ev, predict, dense, method=method.propose)
+    evaluate_artifact(run, fitted, dense, *compress_pipeline(run, ev, fitted, dense, method.scratch))
+
+
+def _brief(spec: Spec, known: bool) -> Spec:
+    """Without what a comparison does not show; a structure of known latency is measured for a tenth of the time."""
+    m = spec.measure
+    rounds = max(MIN_REQUESTS, m.requests // MAX_REQUESTS_FACTOR) if known else m.requests
+    return replace(
+        spec, data=replace(spec.data, report=()), measure=replace(m, memory=False, requests=min(rounds, m.requests))
+    )
+
+
+def _training(d: Distill, method: Baseline, steps: int) -> Distill:
+    """How a method is trained: for as many steps as the others, with its losses."""
+    if not method.train or not d.steps:
+        return replace(d, steps=0)
+    if method.task_loss_only and (d.contrast or d.caption):
+        d = replace(d, **dict.fromkeys(TEACHER_LOSSES, 0.0), caption=d.caption or 1.0)  # type: ignore[arg-type]
+    return replace(d, steps=steps, minutes=UNLIMITED_MINUTES) if steps else d
+
+
+def _as_is(
+    run: RunContext, ev: Sensitivity, candidate: Candidate, predict: Predictor, dense: Profile
+) -> FittedStructure:
+    ms, target_ms = predict(candidate), run.goal.target_ms(dense.latency_ms)
+    measured = ms if run.device_readings else _measured(run, ev, candidate, dense)
+    fitted = FittedStructure(candidate, ms, measured, target_ms, 0, predict.correction)
+    write_record(run.folder / "fitted.json", fitted)
+    return fitted
+
+
+def _measured(run: RunContext, ev: Sensitivity, candidate: Candidate, dense: Profile) -> float:
+    return measure_structure(run, ev, candidate, dense).long_run_ms(
+        candidate.precision, run.shared / REFERENCE_RUNS_FILE
+    )
+
+
+def replace_scores(r: RunContext, ev: Sensitivity, importance: str) -> Sensitivity:
+    """The evidence with the scores of another criterion."""
+
+    batch = r.pipeline.collate(r.data.load("train", r.spec.data.calibration))
+    if not all(ev.grams.values()):  # they were not needed for the search
+        ev = replace(ev, grams=measure_grams(r.pipeline, r.models, batch))
+    material = ImportanceInputs(r.pipeline, r.models, batch, ev.grams, r.spec.seed)
+    return replace(ev, scores=score_units(IMPORTANCE.get(importance), material))

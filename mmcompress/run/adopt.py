@@ -1,0 +1,49 @@
+"""Figures that another device measured of a finished run, in the place of predicted ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from mmcompress.errors import DataError
+from mmcompress.measure.devices.readings import BundleCheck
+from mmcompress.report.comparison_pages import write_front
+from mmcompress.report.page import load_summary, write_report
+from mmcompress.results.records import Summary
+from mmcompress.run.assemble import replace_measurements
+from mmcompress.runtime.bundle import bundle_identity
+from mmcompress.storage import read_record, write_record
+
+MEASURED_FILE = "measured.json"
+
+
+def adopt_measurements(folder: Path, figures: Path) -> Path:
+    """Put the figures of a `device check` into a run folder: its summary, its report, and the front it is part of.
+
+    A copy stays there, so that going on with the run keeps them. Raises `DataError` for figures of another device or
+    of other bundles. Returns the report.
+    """
+    check = read_record(BundleCheck, figures)
+    summary = _with(load_summary(folder), check, folder)
+    write_record(folder / MEASURED_FILE, check)
+    write_record(folder / "summary.json", summary)
+    front = folder.parent / "front.json"
+    if front.exists():
+        names = json.loads(front.read_text())
+        write_front({n: load_summary(folder.parent / n) for n in names}, folder.parent)
+    return write_report(summary, folder)
+
+
+def restore_measurements(summary: Summary, folder: Path) -> Summary:
+    """A summary with what was measured of these very bundles before, if anything was."""
+    if not (folder / MEASURED_FILE).exists():
+        return summary
+    try:
+        return _with(summary, read_record(BundleCheck, folder / MEASURED_FILE), folder)
+    except DataError:  # of the bundle that lay here before
+        return summary
+
+
+def _with(summary: Summary, check: BundleCheck, folder: Path) -> Summary:
+    dense = next((p for p in (folder / "baseline", folder.parent / "baseline") if p.exists()), folder)
+    return replace_measurements(summary, check, bundle_identity(dense), bundle_identity(folder / "bundle"))
