@@ -50,7 +50,7 @@ def torch_captions(pipeline: TorchPipeline, models: dict, batch) -> list[str]:
         said = [tok.decode(row) for row in out.sequences.tolist()]
         encoded = [e.ids for e in pipeline.tokenizers["text"].encode_batch(said)]
         c = text.config
-        keys = text(torch.from_numpy(pad_ids(encoded, c["context_length"], c["pad"], c["eos"])))
+        keys = text(torch.from_numpy(pad_ids(encoded, c["context_length"], pad=c["pad"], eos=c["eos"])))
         rank = keys @ embedding[0] + pipeline.spec.nodes["choose"].prior * out.sequences_scores
         found.append(said[int(rank.argmax())])
     return found
@@ -72,7 +72,7 @@ def main() -> None:
             resize_(model, summary.kept_units[name]), a.run / "weights" / f"{name}.safetensors"
         ).eval()
     with tempfile.TemporaryDirectory() as scratch:
-        write_bundle(spec, small, {}, summary.kept_units, Path(scratch) / "fp32", prove=False)
+        write_bundle(spec, small, precision={}, kept=summary.kept_units, folder=Path(scratch) / "fp32", prove=False)
         sides = (("dense fp32", dense, a.run / "baseline"), ("compressed fp32", small, Path(scratch) / "fp32"),
                  ("compressed as deployed", small, a.run / "bundle"))  # fmt: skip
         said = {id(m): torch_captions(pipeline, m, batch) for m in (dense, small)}

@@ -64,10 +64,10 @@ def main() -> int:
     print("\n".join(lines), flush=True)
     for name in CRITERIA:
         began = time.perf_counter()
-        scored = replace_scores(run, ev, name)
+        scored = replace_scores(run, ev, importance=name)
         took, row = time.perf_counter() - began, []
         for depth in depths:
-            models = build_pruned_models(run, scored, uniform(run, depth), refit=True)
+            models = build_pruned_models(run, scored, candidate=uniform(run, depth), refit=True)
             row.append(run.pipeline.loss_of_models(models, pairs, dense=anchors) - dense)
         lines.append(f"| {name} | {took:.1f} | " + " | ".join(f"{x:.3f}" for x in row) + " |")
         print(lines[-1], flush=True)

@@ -61,7 +61,7 @@ def row(family: str) -> tuple[list[str], list[str]]:
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
     with tempfile.TemporaryDirectory() as scratch:
-        proofs = contract.prove_library_match(family, model, model.library_says) + contract.prove_contract(
+        proofs = contract.prove_library_match(family, model, says=model.library_says) + contract.prove_contract(
             model, Path(scratch)
         )
     worst: dict[str, float] = {}

@@ -54,7 +54,16 @@ def result(pipeline: str, x: list[float], y: list[float]) -> Prediction:
     """Predicted milliseconds x against measured y."""
     error = float(np.mean(np.abs(np.array(x) / np.array(y) - 1)))
     rank = float(spearmanr(x, y).statistic) if len(x) > 2 else 0.0
-    return Prediction(pipeline, error, rank, tuple(x), tuple(y), describe_cpu(), git_commit(), package_versions())
+    return Prediction(
+        pipeline=pipeline,
+        mean_absolute_error=error,
+        spearman=rank,
+        predicted_ms=tuple(x),
+        measured_ms=tuple(y),
+        cpu=describe_cpu(),
+        commit=git_commit(),
+        versions=package_versions(),
+    )
 
 
 def main() -> int:
@@ -84,7 +93,7 @@ def main() -> int:
             continue
         models = {n: copy_resized(m, c.kept_units[n]) for n, m in run.models.items()}
         set_context_lengths(run.spec, models)
-        run.write_bundle(models, c.precision, c.kept_units, a.run / "scratch", prove=False)
+        run.write_bundle(models, c.precision, kept=c.kept_units, folder=a.run / "scratch", prove=False)
         found = bench_repeated(bundles, threads, requests, 3, 10_000, dense.traces, a.seconds)
         share = float(np.median(found["new"].ms) / np.median(found["dense"].ms))
         x.append(predict(c))

@@ -84,7 +84,7 @@ def main() -> int:
                     kept.append(tokenizer.decode(ids))
     print(f"{same} of {total} clips: the library's tokens exactly")
     for who, kept in zip(("deployed", "library"), texts, strict=True):
-        q = estimate_quality(score_answers(Answers(tuple(kept), tuple(said)), ["wer"])["wer"])
+        q = estimate_quality(score_answers(Answers(texts=tuple(kept), references=tuple(said)), ["wer"])["wer"])
         print(f"{who}: WER {q.value:.2%} ({q.low:.2%} - {q.high:.2%}) on {q.n} test clips")
     return int(wrong > 0)
 

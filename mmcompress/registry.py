@@ -51,7 +51,7 @@ class Registry:
 class MixtureRegistry(Registry):
     """A registry whose entries can be added up: `fisher + 0.5 * magnitude`. `mix` makes one of (weight, entry)."""
 
-    def __init__(self, what: str, mix: str, entries: dict[str, tuple[Any, str]]):
+    def __init__(self, what: str, mix: str, *, entries: dict[str, tuple[Any, str]]):
         super().__init__(what, entries)
         self.mix = mix
 
@@ -80,7 +80,7 @@ class MixtureRegistry(Registry):
 IMPORTANCE = MixtureRegistry(
     "importance",
     "mmcompress.prune.importance:mix_criteria",
-    {
+    entries={
         "fisher": (
             "mmcompress.prune.importance:score_by_fisher",
             "sum over pairs of the squared gradient of a unit's mask",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Latency:
     """Milliseconds of `n` samples."""
 
@@ -20,7 +20,7 @@ class Latency:
     """Interquartile range."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quality:
     """A metric with its 95 % interval over `n` samples."""
 
@@ -38,7 +38,7 @@ NORMAL_975 = 1.959964
 BOOTSTRAP_DRAWS = 2000
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PerSampleScores:
     """What a metric counted for each input: `hits` out of `of` (nothing: out of one); its figure is sum over sum."""
 
@@ -77,11 +77,13 @@ def estimate_quality(t: PerSampleScores) -> Quality:
             / (1 + NORMAL_975 * NORMAL_975 / n)
             * math.sqrt(p * (1 - p) / n + NORMAL_975 * NORMAL_975 / (4 * n * n))
         )
-        return Quality(p, max(0.0, middle - half), min(1.0, middle + half), n, t.is_error_rate)
+        return Quality(
+            value=p, low=max(0.0, middle - half), high=min(1.0, middle + half), n=n, is_error_rate=t.is_error_rate
+        )
     of, draws = np.array(t.denominators), np.random.default_rng(0).integers(0, n, (BOOTSTRAP_DRAWS, n))
     rate = lambda a, b: a.sum(-1) / np.maximum(b.sum(-1), 1)
     low, high = np.percentile(rate(hits[draws], of[draws]), (2.5, 97.5))
-    return Quality(float(rate(hits, of)), float(low), float(high), n, t.is_error_rate)
+    return Quality(value=float(rate(hits, of)), low=float(low), high=float(high), n=n, is_error_rate=t.is_error_rate)
 
 
 def paired_difference(
@@ -126,4 +128,4 @@ def quality_retained(baseline: dict[str, Quality], compressed: dict[str, Quality
 
 def summarize_latency(ms: Sequence[float]) -> Latency:
     p25, p50, p75, p95 = np.percentile(ms, (25, 50, 75, 95))
-    return Latency(float(p50), float(p95), len(ms), float(p75 - p25))
+    return Latency(p50=float(p50), p95=float(p95), n=len(ms), iqr=float(p75 - p25))

@@ -134,7 +134,7 @@ def quiet_torch(request):
     from mmcompress.measure.latency import benchmark_in_subprocess as apart
     from mmcompress.run import evaluate as conclude
 
-    fit = import_module("mmcompress.workflow.fit")  # the package has a function of this name
+    fit = import_module("mmcompress.run.fit")  # the package has a function of this name
     torch.set_num_threads(1)
     fit.ATTEMPTS, conclude.EXTRA_BENCH_REPEATS, apart.benchmark_in_subprocess = 2, 0, apart.bench_in_process
     trainer.is_bf16_faster = lambda: False  # the answer may change from one process to the next

@@ -75,7 +75,7 @@ def _tower(raw: torch.nn.Module, row: object) -> Model:
         out = whole(pixel_values=pixels)
         return F.normalize(row.embed(out, pixels), dim=-1), row.tokens(out)  # type: ignore[attr-defined]
 
-    return _with(encoders.ImageEncoder(raw, row, {}), says)  # type: ignore[arg-type]
+    return _with(encoders.ImageEncoder(raw, row, preprocess={}), says)  # type: ignore[arg-type]
 
 
 def _part_of(model_type: str, whole: torch.nn.Module) -> Model:
@@ -101,7 +101,7 @@ def _text(config: str, tower: str, model_type: str, masked: bool, **extra: objec
         out = whole(input_ids=ids, **({"attention_mask": mask.long()} if masked else {}))
         return F.normalize(row.embed(out, mask), dim=-1)
 
-    return _with(encoders.TextEncoder(tower_, row, TOKENIZER(), 16, masked), says)
+    return _with(encoders.TextEncoder(tower_, row, tokenizer_json=TOKENIZER(), context=16, masked=masked), says)
 
 
 def _whisper_config():  # type: ignore[no-untyped-def]
@@ -155,7 +155,7 @@ def _decoder(whole: torch.nn.Module, model_type: str, beams: int = 3) -> Model:
             return raw(encoder_outputs=given, decoder_input_ids=ids).logits
         return raw(input_ids=ids, encoder_hidden_states=context).logits
 
-    return _with(assemble_decoder(whole, model_type, TOKENIZER(), beams, 14), says)
+    return _with(assemble_decoder(whole, model_type, tokenizer_json=TOKENIZER(), candidates=beams, max_tokens=14), says)
 
 
 def _mbart() -> Model:
@@ -358,7 +358,7 @@ def _coca_decoder() -> Model:
         words = whole._encode_text(ids)[1]
         return whole.text_decoder(context, words)
 
-    return _with(open_clip.build_caption_decoder(raw, TOKENIZER(), 3, 14), says)
+    return _with(open_clip.build_caption_decoder(raw, TOKENIZER(), candidates=3, max_tokens=14), says)
 
 
 VIT = {"width": 32, "layers": 2, "head_width": 8, "patch_size": 16}

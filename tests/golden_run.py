@@ -1,6 +1,7 @@
 """The golden run: two tiny pipelines the whole way on a simulated machine, held against what is frozen in `golden/`.
 
     python tests/golden_run.py            runs both and tells the first difference; exit code 1 if there is one
+    python tests/golden_run.py image      runs one of them: image or speech
     python tests/golden_run.py --freeze   writes what they gave
 
 Same code, same processor, same figures: searches, structures, proofs, the graph of the manifest and every weight.
@@ -185,9 +186,11 @@ def compare(name: str, record: dict[str, Any], weights: dict[str, np.ndarray]) -
 
 
 def main() -> int:
-    wrong = 0
+    wrong, asked = 0, [a for a in sys.argv[1:] if not a.startswith("-")]
     with tempfile.TemporaryDirectory() as scratch:
         for name, folder in spec_folders(Path(scratch)).items():
+            if asked and name not in asked:
+                continue
             record, weights = run_pipeline(name, folder, Path(scratch) / f"run-{name}")
             if "--freeze" in sys.argv:
                 freeze(name, record, weights)

@@ -43,7 +43,9 @@ class Tower(ImageEncoderModel):
         self.patch = nn.Conv2d(3, width, 8, 8)
         self.layers = nn.ModuleList([Reader(width, heads)])
         self.blocks = find_blocks(self, "layers", context="stream")
-        self.finish_setup(size, width, {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}, hidden=12)
+        self.finish_setup(
+            size, width, preprocess={"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}, hidden=12
+        )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.layers[0](self.patch(pixels).flatten(2).transpose(1, 2))

@@ -53,7 +53,7 @@ class SimulatedBenchmarker(Benchmarker):
                 per_unit = 1e-7 * batch * positions * head * (4 * width + span)
                 ms = tuple(SPEED.get(precision, 0.8) * (1e-3 + per_unit * size) for size in sizes)
                 rows.append(TableRow(kind, width, head, positions, keys, batch, precision, sizes, ms))
-        return DeviceTable(device_fingerprint(threads), threads, tuple(rows))
+        return DeviceTable(device=device_fingerprint(threads), threads=threads, rows=tuple(rows))
 
     def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
         return sum(call.calls * graph_ms(folder / call.file) for call in export.graphs.values())

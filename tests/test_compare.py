@@ -21,7 +21,7 @@ QUICK = {"target": "1.2x", "search.trials": 2, "search.level_switches": 1, "dist
 @pytest.fixture(scope="module")
 def compared(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
-    return folder, compare(tiny / "spec.yaml", folder, ("student", "uniform", "int8"), overrides=QUICK)
+    return folder, compare(tiny / "spec.yaml", folder, methods=("student", "uniform", "int8"), overrides=QUICK)
 
 
 @pytest.mark.slow
@@ -66,13 +66,13 @@ def test_methods_are_what_they_say(compared):
 def test_a_done_method_is_not_done_again(compared, tiny):
     folder, _ = compared
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*/summary.json")}
-    compare(tiny / "spec.yaml", folder, ("uniform", "int8"), overrides=QUICK, resume=True)
+    compare(tiny / "spec.yaml", folder, methods=("uniform", "int8"), overrides=QUICK, resume=True)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
 def test_an_unknown_method_is_refused(tiny, tmp_path):
     with pytest.raises(SpecError, match="unknown method 'unifrom'; did you mean 'uniform'"):
-        compare(tiny / "spec.yaml", tmp_path / "c", ("unifrom",))
+        compare(tiny / "spec.yaml", tmp_path / "c", methods=("unifrom",))
 
 
 @pytest.mark.slow
@@ -97,7 +97,9 @@ def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path):
 def test_what_a_cell_fixes_is_not_searched():
     from mmcompress.spec.space import Dimension, Space
 
-    space = Space("s", {"prune.protection": Dimension(1.0, 4.0), "nodes.a.prune.ffn": Dimension(0.0, 0.5)})
+    space = Space(
+        "s", {"prune.protection": Dimension(low=1.0, high=4.0), "nodes.a.prune.ffn": Dimension(low=0.0, high=0.5)}
+    )
     assert set(_pinned(space, {"prune.protection": 1.0, "distill.steps": 0}).dimensions) == {"nodes.a.prune.ffn"}
 
 
@@ -111,7 +113,7 @@ def test_every_claim_names_cells_that_are_made(spec):
 
 def test_a_verdict_needs_more_than_its_interval():
     right = lambda share, error=False: [
-        {"m": PerSampleScores(tuple(float(i < 100 * share) for i in range(100)), is_error_rate=error)}
+        {"m": PerSampleScores(numerators=tuple(float(i < 100 * share) for i in range(100)), is_error_rate=error)}
     ]
     assert decide_claim(right(0.9), right(0.8))[0] == "supported"
     assert decide_claim(right(0.8), right(0.9))[0] == "not supported"
@@ -125,7 +127,7 @@ def test_a_gap_is_paired_and_metrics_are_drawn_together():
     base = rng.random(1000) < 0.9
     other = base.copy()
     other[rng.choice(np.flatnonzero(base), 15, replace=False)] = False
-    tally = lambda x: PerSampleScores(tuple(map(float, x)))
+    tally = lambda x: PerSampleScores(numerators=tuple(map(float, x)))
     one, two = [{"a": tally(base)}], [{"a": tally(other)}]
     found, half = paired_difference(one, two)
     assert found == pytest.approx(0.015) and half == pytest.approx(1.96 * np.sqrt(0.015 * 0.985 / 1000), rel=0.1)
@@ -133,10 +135,10 @@ def test_a_gap_is_paired_and_metrics_are_drawn_together():
     assert twice == pytest.approx((found, half))  # the same metric twice tells nothing more
     mean = paired_difference([{"a": tally(base)}, {"a": tally(other)}], two)
     assert mean[0] == pytest.approx(found / 2)
-    words = [{"wer": PerSampleScores((1.0, 0.0), (10.0, 10.0), is_error_rate=True)}]
-    assert paired_difference(words, [{"wer": PerSampleScores((3.0, 0.0), (10.0, 10.0), is_error_rate=True)}])[
-        0
-    ] == pytest.approx(0.1)
+    words = [{"wer": PerSampleScores(numerators=(1.0, 0.0), denominators=(10.0, 10.0), is_error_rate=True)}]
+    assert paired_difference(
+        words, [{"wer": PerSampleScores(numerators=(3.0, 0.0), denominators=(10.0, 10.0), is_error_rate=True)}]
+    )[0] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("name", ["knapsack", "relinearized", "separate"])
@@ -150,7 +152,10 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
     r = dataclasses.replace(r, folder=tmp_path)
     with BASELINES[name].propose(r, ev) as propose:
         found = propose(predict, 1e-6, 0)
-    assert found.candidate == find_fastest(build_problem(r, ev, predict, 1e-6), predict) and found.latency_ms > 1e-6
+    assert (
+        found.candidate == find_fastest(build_problem(r, ev, predict=predict, budget_ms=1e-6), predict)
+        and found.latency_ms > 1e-6
+    )
 
 
 def test_uniform_cuts_come_block_by_block(run_folder, tiny):
@@ -189,7 +194,7 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     from mmcompress.search.run_search import FULL_BUDGET_SHARE
     from mmcompress.workspace import context as workflow
 
-    fit = import_module("mmcompress.workflow.fit")
+    fit = import_module("mmcompress.run.fit")
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, _, ev = prepare_run(r)
     r = dataclasses.replace(r, folder=tmp_path)
@@ -204,12 +209,23 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
 
     whole, searches = _whole(r), []
     budget = 0.75 * Line()(whole)
-    p = choose.build_problem(r, ev, Line(), budget)
-    first = moves.cut_to_budget(p, whole, ev.loss_increase)
+    p = choose.build_problem(r, ev, predict=Line(), budget_ms=budget)
+    first = moves.cut_to_budget(p, whole, damage=ev.loss_increase)
 
     def search(run, ev, predict, budget_ms, who, attempt, known):
         searches.append(attempt)
-        return [Trial(0, "seed", {}, first, predict(first), 0.0, {}, 0.0)]
+        return [
+            Trial(
+                number=0,
+                origin="seed",
+                overrides={},
+                candidate=first,
+                latency_ms=predict(first),
+                loss=0.0,
+                quality={},
+                evaluation_seconds=0.0,
+            )
+        ]
 
     monkeypatch.setattr(fit, "relinearized", lambda run, ev, *_: (ev, []))
     monkeypatch.setattr(fit, "search", search)
@@ -219,9 +235,9 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
         assert propose(Line(), budget, 0).candidate == first and searches == [0]
         near = propose(Line(1.05), budget, 1)
         assert searches == [0] and near.origin == "adjusted" and np.isfinite(near.loss)
-        p = dataclasses.replace(choose.build_problem(r, ev, Line(1.05), budget), precisions={})
+        p = dataclasses.replace(choose.build_problem(r, ev, predict=Line(1.05), budget_ms=budget), precisions={})
         assert near.candidate == moves.grow_to_budget(
-            p, moves.cut_to_budget(p, first, ev.loss_increase), ev.loss_increase, ev.rounding
+            p, moves.cut_to_budget(p, first, damage=ev.loss_increase), damage=ev.loss_increase, rounding=ev.rounding
         )
         assert FULL_BUDGET_SHARE * budget <= Line(1.05)(near.candidate) <= budget
         propose(Line(1.05 * 1.2), budget, 2)
@@ -245,18 +261,18 @@ def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
     dense, asked, real = profile_pipeline(r), [], readings.bench_with_replay
     monkeypatch.setattr(readings, "bench_with_replay", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k))
     (folder / "beside.json").unlink(missing_ok=True)
-    found = measure_side_by_side(r, dense, ("searched", "int8"))
+    found = measure_side_by_side(r, dense, names=("searched", "int8"))
     assert asked == [["fp32", "searched", "int8"]] and all(0 < x < 3 for x in found.values())
-    assert measure_side_by_side(r, dense, ("searched", "int8")) == found and len(asked) == 1
+    assert measure_side_by_side(r, dense, names=("searched", "int8")) == found and len(asked) == 1
     assert (
-        len(set(measure_side_by_side(r, dense, ("searched", "student")).values())) == 1 and len(asked) == 1
+        len(set(measure_side_by_side(r, dense, names=("searched", "student")).values())) == 1 and len(asked) == 1
     )  # one structure
 
     def claimed(ours: float, theirs: float, gap: float) -> str:
         (folder / "beside.json").write_text(json.dumps({"searched int8": {"searched": ours, "int8": theirs}}))
         word = "supported" if gap > 0.1 else "not supported" if gap < -0.1 else "undecided at this n"
-        monkeypatch.setattr("mmcompress.workflow.compare.verdict", lambda *sides: (word, gap, 0.1))
-        return judge_claim(r, dense, "it is so", ("searched",), ("int8",))[1]
+        monkeypatch.setattr("mmcompress.experiments.compare.decide_claim", lambda *sides: (word, gap, 0.1))
+        return judge_claim(r, dense, says="it is so", better=("searched",), worse=("int8",))[1]
 
     unequal = "not at equal latency (50.0% and 54.0% of the dense pipeline's)"
     assert claimed(0.5, 0.54, 0.0) == claimed(0.54, 0.5, 0.2) == claimed(0.5, 0.54, -0.2) == unequal
@@ -268,13 +284,13 @@ def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path):
     told = []
     with pytest.raises(SpecError, match="no node may be int8"):
         compare(
-            tiny / "spec.yaml", tmp_path / "c", ("searched", "int8"), "search_spaces/prune_only.yaml", QUICK,
+            tiny / "spec.yaml", tmp_path / "c", methods=("searched", "int8"), space="search_spaces/prune_only.yaml", overrides=QUICK,
             say=lambda stage, *a: told.append(stage),
         )  # fmt: skip
     assert "search" not in told
     off = {**QUICK, "search.linearization_rounds": 0}
     with pytest.raises(SpecError, match="'relinearized' is of no use here"):
-        compare(tiny / "spec.yaml", tmp_path / "d", ("relinearized",), overrides=off)
+        compare(tiny / "spec.yaml", tmp_path / "d", methods=("relinearized",), overrides=off)
 
 
 def test_the_task_loss_alone_teaches_the_generator(spec):
@@ -285,4 +301,4 @@ def test_the_task_loss_alone_teaches_the_generator(spec):
     quiet = replace(spec, distill=replace(spec.distill, caption=0.0))
     (cell,) = [c for c in list_cells(quiet) if c.name == "task loss alone"]
     assert cell.changes["distill.caption"] == 1.0 and cell.changes["distill.logits"] == 0.0
-    assert _training(quiet.distill, BASELINES["longer"], 5).caption == 1.0
+    assert _training(quiet.distill, BASELINES["longer"], steps=5).caption == 1.0

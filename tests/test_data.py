@@ -26,7 +26,7 @@ def scenes(split, count=300, seed=0):
 def test_every_emoji_is_drawn_by_both_vendors():
     assert len(NAMES) >= 96 and len(set(NAMES)) == len(NAMES)
     for i, v in itertools.product(range(len(NAMES)), range(len(VENDORS))):
-        assert load_drawing(i, v, 12)[..., 3].max() > 0.5
+        assert load_drawing(i, v, side=12)[..., 3].max() > 0.5
 
 
 def test_scenes_are_a_function_of_split_and_seed():
@@ -72,7 +72,7 @@ def test_unknown_split_and_option():
     with pytest.raises(DataError, match="no split 'tst'"):
         DATA.load("tst", 1)
     with pytest.raises(DataError, match="unknown key 'sise'"):
-        open_dataset(Data("emoji_scenes", {"sise": 3}))
+        open_dataset(Data(kind="emoji_scenes", options={"sise": 3}))
 
 
 @pytest.fixture()
@@ -86,7 +86,7 @@ def photos(tmp_path):
 
 def listing(folder, rows):
     (folder / "captions.jsonl").write_text("\n".join(json.dumps(r) for r in rows))
-    return Folder(str(folder))
+    return Folder(path=str(folder))
 
 
 def test_folder_reads_jsonl_and_csv(photos):
@@ -97,7 +97,7 @@ def test_folder_reads_jsonl_and_csv(photos):
     (folder / "captions.csv").write_text(
         "file_name,text,split\n" + "\n".join(f"{r['image']},{r['caption']},{r['split']}" for r in rows)
     )
-    assert Folder(str(folder), seed=1).load("test").texts == pairs.texts
+    assert Folder(path=str(folder), seed=1).load("test").texts == pairs.texts
 
 
 def test_folder_tells_every_missing_and_broken_image(photos):
@@ -129,7 +129,7 @@ def test_folder_tells_what_is_odd_in_the_listing(photos, text, message):
     folder, _ = photos
     (folder / "captions.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
-        Folder(str(folder), seed=hash(text) % 1000).load("train")
+        Folder(path=str(folder), seed=hash(text) % 1000).load("train")
 
 
 def test_an_image_with_several_captions_is_refused_or_its_first_one_read(photos):
@@ -137,15 +137,15 @@ def test_an_image_with_several_captions_is_refused_or_its_first_one_read(photos)
     again = [*rows, {"image": "0.png", "caption": "another", "split": "test"}]
     with pytest.raises(DataError, match=r"1 images can't be used:(.|\n)*:31: 0.png stands in line 1 already"):
         listing(folder, again).load("train")
-    first = Folder(str(folder), repeats="first")
+    first = Folder(path=str(folder), repeats="first")
     assert first.counts() == {"train": 10, "val": 10, "test": 10} and "another" not in first.load("test").texts
 
 
 def test_folder_without_a_listing_or_without_itself(tmp_path):
     with pytest.raises(DataError, match=r"none of captions\.jsonl"):
-        Folder(str(tmp_path)).load("train")
+        Folder(path=str(tmp_path)).load("train")
     with pytest.raises(DataError, match="no such folder"):
-        Folder(str(tmp_path / "no")).load("train")
+        Folder(path=str(tmp_path / "no")).load("train")
 
 
 def test_preprocessing_takes_any_kind_of_image(tmp_path):

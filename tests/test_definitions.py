@@ -32,7 +32,9 @@ def material(pipeline, models, few, monkeypatch):
     monkeypatch.setattr(
         pipeline, "batch_size", 10**6
     )  # one piece: a contrastive loss is of the pairs beside each other
-    return ImportanceInputs(pipeline, models, few, measure_grams(pipeline, models, few), 3)
+    return ImportanceInputs(
+        pipeline=pipeline, models=models, batch=few, grams=measure_grams(pipeline, models, batch=few), seed=3
+    )
 
 
 @pytest.mark.parametrize(("node", "name"), [("vision", "0.ffn"), ("captioner", "0.attention"), ("text", "1.ffn")])
@@ -90,7 +92,7 @@ def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name
         least = min(left, key=lambda u: error([v for v in left if v != u]))
         left.remove(least)
         want[least] = error(left)
-    np.testing.assert_allclose(_eliminated(out, block, gram).numpy(), want, rtol=2e-3)
+    np.testing.assert_allclose(_eliminated(out, block, gram=gram).numpy(), want, rtol=2e-3)
 
 
 @pytest.mark.parametrize(("node", "name"), BLOCKS[:2])
@@ -138,9 +140,9 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
     w = np.linalg.lstsq(rows, target, rcond=None)[0].T
     units = {name: torch.from_numpy(keep)}
     small = copy_without_units(m, units)
-    refit_from_gram_(small, m, units, measure_grams(pipeline, models, few)["vision"], ridge)
+    refit_from_gram_(small, m, units=units, grams=measure_grams(pipeline, models, batch=few)["vision"], ridge=ridge)
     new, again = small.linear(b.reader), torch.nn.Linear(len(keep), y.shape[1], bias=bias)
-    _regress_(again, torch.from_numpy(x[:, keep]).float(), torch.from_numpy(y).float(), ridge)
+    _regress_(again, torch.from_numpy(x[:, keep]).float(), y=torch.from_numpy(y).float(), ridge=ridge)
     for found in (new, again):
         np.testing.assert_allclose(found.weight.detach().numpy(), w, atol=2e-4)
         if bias:
@@ -148,9 +150,9 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
 
 
 def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
-    grams = measure_grams(pipeline, models, few)
+    grams = measure_grams(pipeline, models, batch=few)
     scores = {n: {b.name: torch.arange(b.units).float() for b in m.blocks} for n, m in models.items()}
-    curves = damage.measure_sensitivity(pipeline, models, few, scores, grams, 0.01)
+    curves = damage.measure_sensitivity(pipeline, models, batch=few, scores=scores, grams=grams, ridge=0.01)
     anchors = pipeline.reference_outputs(models, few)
     base = pipeline.loss_of_models(models, few, dense=anchors)
     for node, name in BLOCKS:
@@ -158,15 +160,38 @@ def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
         assert curves[node][name].loss_increase(b.units) == 0
         units = {name: torch.arange(b.units // 2, b.units)}  # the upper half scores higher
         cut = copy_without_units(models[node], units)
-        refit_from_gram_(cut, models[node], units, grams[node], 0.01)
+        refit_from_gram_(cut, models[node], units=units, grams=grams[node], ridge=0.01)
         rise = pipeline.loss_of_models({**models, node: cut.eval()}, few, dense=anchors) - base
         assert float(curves[node][name].loss_increase(b.units // 2)) == pytest.approx(max(rise, 0.0), abs=1e-4)
 
 
 def test_damage_of_positions_is_measured_as_far_as_they_may_be_cut():
     """What hears the end of a window only reads silence there, until a sound is cut short."""
-    tokens = Block("tokens", "tokens", "kept", (), 1500, 1, 50, "", ("audio",), (), prefix_only=True)
-    ffn = Block("0.ffn", "ffn", "out", (), 64, 1, 16, "", ("audio",), (("mlp", "zero"),))
+    tokens = Block(
+        name="tokens",
+        kind="tokens",
+        reader="kept",
+        writers=(),
+        units=1500,
+        width=1,
+        granularity=50,
+        module="",
+        reads=("audio",),
+        drop=(),
+        prefix_only=True,
+    )
+    ffn = Block(
+        name="0.ffn",
+        kind="ffn",
+        reader="out",
+        writers=(),
+        units=64,
+        width=1,
+        granularity=16,
+        module="",
+        reads=("audio",),
+        drop=(("mlp", "zero"),),
+    )
     within = damage._levels(tokens, 0.6)
     assert len(within) == 4 and within[-1] == 600 and damage._levels(tokens, 0.0)[-1] <= 50
     assert damage._levels(ffn, 0.6) == [48, 32, 16, 0]
@@ -188,7 +213,7 @@ def test_logits_are_the_mean_divergence_from_the_teacher_over_judged_places():
     keep = torch.tensor([[True, True, False], [True, False, False]])
     places = [(0, 0), (0, 1), (1, 0)]
     want = np.mean([kl(softmax(t[i, j].numpy(), 0), softmax(s[i, j].numpy(), 0)) for i, j in places])
-    assert float(losses.logit_loss(s, t, keep)) == pytest.approx(want, rel=1e-5)
+    assert float(losses.logit_loss(s, t, keep=keep)) == pytest.approx(want, rel=1e-5)
 
 
 def test_affinity_is_the_divergence_of_similarities_both_ways():
@@ -213,7 +238,7 @@ def test_unstructured_zeros_are_the_smallest_weights_of_each_row(models):
     from mmcompress.prune.sparsity import zero_weights_
 
     before = [m.weight.detach().clone().abs() for model in models.values() for m in model.linear_layers()]
-    zero_weights_(models, "unstructured", 0.5)
+    zero_weights_(models, "unstructured", share=0.5)
     for old, m in zip(before, (m for model in models.values() for m in model.linear_layers()), strict=True):
         gone = m.weight == 0
         assert (torch.where(gone, old, 0.0).amax(1) <= torch.where(gone, torch.inf, old).amin(1)).all()

@@ -20,7 +20,7 @@ from mmcompress.spec.schema import Distill
 def test_losses_vanish_when_student_is_teacher(pipeline, models, batch):
     out = pipeline.forward(models, batch)
     weights = {"embedding": 1.0, "tokens": 1.0, "affinity": 1.0, "logits": 1.0, "contrast": 0.0, "caption": 0.0}
-    parts = losses.weighted_losses(pipeline, out, out, batch, weights)
+    parts = losses.weighted_losses(pipeline, out, teacher=out, batch=batch, weights=weights)
     assert {p.split(".")[0] for p in parts} == {"embedding", "tokens", "affinity", "logits", "contrast", "caption"}
     assert all(abs(float(v)) < 1e-5 for v in parts.values())
 
@@ -37,7 +37,7 @@ def test_logits_ignore_padding():
     keep = torch.tensor([[True, True, False], [True, False, False]])
     changed = s.clone()
     changed[~keep] += 100
-    assert torch.equal(losses.logit_loss(s, t, keep), losses.logit_loss(changed, t, keep))
+    assert torch.equal(losses.logit_loss(s, t, keep=keep), losses.logit_loss(changed, t, keep=keep))
 
 
 def test_a_pruned_student_learns(spec, pipeline, models, batch, tmp_path):
@@ -51,7 +51,9 @@ def test_a_pruned_student_learns(spec, pipeline, models, batch, tmp_path):
         with torch.no_grad():
             return float(
                 sum(
-                    losses.weighted_losses(pipeline, pipeline.forward(student, batch), teacher, batch, weights).values()
+                    losses.weighted_losses(
+                        pipeline, pipeline.forward(student, batch), teacher=teacher, batch=batch, weights=weights
+                    ).values()
                 )
             )
 
@@ -78,7 +80,7 @@ def test_no_steps_is_no_training(spec, pipeline, models):
 def test_training_that_does_harm_is_taken_back(pipeline, models, batch, harm):
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
     loss = lambda: pipeline.loss_of_models(student, batch)
-    before, best = loss(), trainer._Best(pipeline, student, models, batch, 2)
+    before, best = loss(), trainer._Best(pipeline, student, teacher=models, choosing=batch, checks=2)
     best.look(0.0, 0)
     g = torch.Generator().manual_seed(0)
     for p in (p for m in student.values() for p in m.parameters()):
@@ -94,7 +96,7 @@ def test_training_that_does_harm_is_taken_back(pipeline, models, batch, harm):
 
 def test_weights_that_are_hardly_worse_stay(pipeline, models, batch):
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
-    best = trainer._Best(pipeline, student, models, batch, 2)
+    best = trainer._Best(pipeline, student, teacher=models, choosing=batch, checks=2)
     best.look(0.0, 0)
     weight = next(student["text"].parameters())
     weight.data *= 1 + 1e-4
@@ -110,14 +112,14 @@ def test_what_blocks_add_to_their_streams_is_distilled(pipeline, models, batch, 
     weights = {**dict.fromkeys(("embedding", "tokens", "affinity", "logits", "contrast", "caption"), 0.0)}
     weights |= {"hidden": 0.0, "cross": 0.0, part: 1.0}
     teacher = Teacher(pipeline, models)
-    same = trainer._losses(pipeline, models, teacher, batch, weights)
+    same = trainer._losses(pipeline, models, teacher=teacher, batch=batch, weights=weights)
     mine = {k: float(v) for k, v in same.items() if k.startswith(part)}
     assert set(mine) == ({"cross.captioner"} if part == "cross" else {f"hidden.{n}" for n in models})
     assert all(v < 1e-10 for v in mine.values())
     cut = {n: {b.name: torch.arange(0, b.units, 2) for b in m.blocks} for n, m in models.items()}
     cut["captioner"]["0.ffn"] = torch.arange(0)
     student = {n: copy_without_units(m, cut[n]) for n, m in models.items()}
-    parts = trainer._losses(pipeline, student, teacher, batch, weights)
+    parts = trainer._losses(pipeline, student, teacher=teacher, batch=batch, weights=weights)
     assert all(float(parts[k]) > 1e-3 for k in mine)
     sum(parts[k] for k in mine).backward()
     block = student["captioner"].block("1.cross_attention" if part == "cross" else "1.ffn")
@@ -178,7 +180,7 @@ def test_training_ends_when_it_stops_helping(spec, pipeline, models, batch):
 def test_another_training_goes_on_with_other_pairs(spec, pipeline, models):
     data, options = open_dataset(spec.data), Distill(batch=4)
     drawn = lambda step, first=0, o=options: trainer._Training(
-        pipeline, models, Teacher(pipeline, models), data, o, 0, lambda: None, first, SystemClock()
+        pipeline, models, teacher=Teacher(pipeline, models), data=data, options=o, seed=0, hold_=lambda: None, first=first, clock=SystemClock()
     ).drawn(step).inputs["vision"]  # fmt: skip
     assert torch.equal(drawn(0, first=7), drawn(7)) and not torch.equal(drawn(0, first=7), drawn(0))
     few = Distill(batch=4, distinct_pairs=8)
@@ -189,7 +191,7 @@ def test_weights_held_at_zero_stay_there(spec, pipeline, models):
     from mmcompress.prune.sparsity import zero_share, zero_weights_
 
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
-    hold_ = zero_weights_(student, "2:4", 0.5)
+    hold_ = zero_weights_(student, "2:4", share=0.5)
     distill_(pipeline, student, models, open_dataset(spec.data), Distill(steps=3, batch=4), 0, hold_=hold_)
     assert zero_share(student["text"]) >= 0.5
 
@@ -214,11 +216,11 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(spec, pipeline, 
 
     whole, first, second = made(), made(), made()
     train(whole, "whole.json")
-    kept = Checkpoint(tmp_path / "state.safetensors", 0.0)
+    kept = Checkpoint(path=tmp_path / "state.safetensors", interval_seconds=0.0)
     with pytest.raises(Killed):
         train(first, "cut.json", kept, killed)
     assert (tmp_path / "state.safetensors").exists() and not (tmp_path / "cut.json").exists()
-    train(second, "cut.json", Checkpoint(tmp_path / "state.safetensors", 0.0))
+    train(second, "cut.json", Checkpoint(path=tmp_path / "state.safetensors", interval_seconds=0.0))
     for n in models:
         for a, b in zip(whole[n].parameters(), second[n].parameters(), strict=True):
             assert torch.allclose(a, b, atol=1e-6)
@@ -253,7 +255,15 @@ def test_a_rate_is_not_looked_for_where_steps_are_too_slow(spec, pipeline, model
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
     data, options = open_dataset(spec.data), Distill(steps=160, minutes=1, batch=4, learning_rate=2e-3, validations=0)
     training = trainer._Training(
-        pipeline, student, Teacher(pipeline, models), data, options, 0, lambda: None, 0, SystemClock()
+        pipeline,
+        student,
+        teacher=Teacher(pipeline, models),
+        data=data,
+        options=options,
+        seed=0,
+        hold_=lambda: None,
+        first=0,
+        clock=SystemClock(),
     )
     training.advance_ = None  # type: ignore[method-assign]
     assert training.bearable(limit=0.0) == 2e-3

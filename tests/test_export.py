@@ -42,10 +42,12 @@ def test_every_proof_holds_and_generation_is_the_librarys(spec, models, pipeline
         models = {**models, "captioner": copy_without_units(models["captioner"], gone)}
     elif structure != "dense":
         models = {n: cut(m, structure.startswith("first")) for n, m in models.items()}
-    proofs = write_bundle(spec, models, {}, {}, tmp_path / "b")
+    proofs = write_bundle(spec, models, precision={}, kept={}, folder=tmp_path / "b")
     tokens = pipeline.run(models, batch)["vision"]["tokens"]
     files = {f.stem: f for f in (tmp_path / "b" / "captioner").glob("*.onnx")}
-    proofs += prove_generation("captioner", models["captioner"], files, tmp_path / "b" / "captioner", tokens)
+    proofs += prove_generation(
+        "captioner", models["captioner"], files=files, folder=tmp_path / "b" / "captioner", contexts=tokens
+    )
     assert all(p.passed for p in proofs), [p for p in proofs if not p.passed]
     assert {p.name for p in proofs} == {"torch == onnx", "fused == unfused", "cached generation == library"}
 
@@ -132,7 +134,9 @@ def test_beam_search_is_that_of_transformers(models, batch, tmp_path, beams, ear
     )
     files = export_node(model, tmp_path)
     (tmp_path / "tokenizer.json").write_text(model.tokenizer_json)
-    found = prove_generation("captioner", model, files, tmp_path, torch.randn(4, 16, 32, generator=g))
+    found = prove_generation(
+        "captioner", model, files=files, folder=tmp_path, contexts=torch.randn(4, 16, 32, generator=g)
+    )
     assert found[0].passed, found
 
 
@@ -251,7 +255,7 @@ def test_int8_does_not_saturate_and_is_what_was_simulated(tmp_path):
     x = torch.ones(3, 5, 64)
     x[0, 0, 0] = -0.5
     torch.onnx.export(layer, (x,), str(tmp_path / "a.onnx"), dynamo=False, input_names=["x"])
-    quantize_model("int8", tmp_path / "a.onnx", tmp_path / "b.onnx")
+    quantize_model("int8", tmp_path / "a.onnx", target=tmp_path / "b.onnx")
     got = open_session(tmp_path / "b.onnx", 1).run(None, {"x": x.numpy()})[0]
     with simulate_precision(layer):
         expected = layer(x).detach().numpy()
@@ -279,7 +283,7 @@ def test_every_precision_is_deployed_as_it_is_simulated(tmp_path, precision):
     x = torch.randn(4, 7, 96)
     options = {"dynamo": False, "input_names": ["x"], "dynamic_axes": {"x": {0: "b", 1: "t"}}}
     torch.onnx.export(layer, (x,), str(tmp_path / "a.onnx"), **options)
-    quantize_model(precision, tmp_path / "a.onnx", tmp_path / "b.onnx", [{"x": x.numpy()}])
+    quantize_model(precision, tmp_path / "a.onnx", target=tmp_path / "b.onnx", feeds=[{"x": x.numpy()}])
     got = torch.from_numpy(open_session(tmp_path / "b.onnx", 1).run(None, {"x": x.numpy()})[0])
     with torch.no_grad():
         plain = layer(x)
@@ -296,7 +300,9 @@ def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
     from mmcompress.data.open_dataset import open_dataset
 
     given = open_dataset(spec.data).load("train", 4).inputs
-    proofs = write_bundle(spec, models, dict.fromkeys(models, precision), {}, tmp_path / "b", calibration=given)
+    proofs = write_bundle(
+        spec, models, precision=dict.fromkeys(models, precision), kept={}, folder=tmp_path / "b", calibration=given
+    )
     drifts = [p for p in proofs if p.name == f"{precision} drift (1 - cosine)"]
     assert {p.node for p in drifts} == set(models) and all(p.passed for p in proofs)
     assert isinstance(load_bundle(tmp_path / "b")(image=given[0])["caption"], str)
@@ -305,7 +311,7 @@ def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
 def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path, monkeypatch):
     from mmcompress.runtime import graph as pipeline
 
-    write_bundle(spec, models, {"vision": "int8_full"}, {}, tmp_path / "b", prove=False)
+    write_bundle(spec, models, precision={"vision": "int8_full"}, kept={}, folder=tmp_path / "b", prove=False)
     monkeypatch.setattr(pipeline, "cpu", lambda: {"flags": ["avx2"]})
     with pytest.raises(BundleError, match="node 'vision' is in int8_full, which needs a CPU with one of"):
         load_bundle(tmp_path / "b")
@@ -317,7 +323,7 @@ def test_layers_that_are_spared_stay_in_fp32(spec, models, tmp_path):
     kept, precision = {n: {} for n in models}, {**dict.fromkeys(models, "fp32"), "vision": "int8"}
     counts = {}
     for name, spared in (("all", {}), ("some", {"vision": ("0.ffn", "1.attention")})):
-        write_bundle(spec, models, precision, kept, tmp_path / name, spared=spared)
+        write_bundle(spec, models, precision=precision, kept=kept, folder=tmp_path / name, spared=spared)
         graph = onnx.load(tmp_path / name / "vision" / "model.onnx").graph
         counts[name] = sum(n.op_type == "MatMulInteger" for n in graph.node)
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())
@@ -333,7 +339,7 @@ def test_simulated_rounding_spares_and_singles_out(models):
     changed = lambda: {n for n, p in m.named_parameters() if not torch.equal(p, before[n])}
     with simulate_precision(m, "int8"):
         every = changed()
-    with simulate_precision(m, "int8", m.linear_layers(("0.ffn",))):
+    with simulate_precision(m, "int8", spared=m.linear_layers(("0.ffn",))):
         most = changed()
     with simulate_precision(m, "int8", only=m.linear_layers(("0.ffn",))):
         one = changed()

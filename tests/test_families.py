@@ -42,7 +42,9 @@ FAST = (
 def test_contract(family, tmp_path):
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
-    proofs = contract.prove_library_match("node", model, model.library_says) + contract.prove_contract(model, tmp_path)
+    proofs = contract.prove_library_match("node", model, says=model.library_says) + contract.prove_contract(
+        model, tmp_path
+    )
     assert not [p for p in proofs if not p.passed]
     names = {p.name for p in proofs}
     assert {f"masked == sliced: {k}" for k in (*contract.group_blocks_by_kind(model), "mixture")} <= names
@@ -77,7 +79,7 @@ def test_cocas_decoder_says_what_the_library_says():
 
     torch.manual_seed(0)
     library = coca_model()
-    decoder = build_caption_decoder(copy.deepcopy(library), TOKENIZER(), 1, 14)
+    decoder = build_caption_decoder(copy.deepcopy(library), TOKENIZER(), candidates=1, max_tokens=14)
     image, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 60, (2, 9))
     with torch.no_grad():
         tokens = library._encode_image(image)[1]
@@ -152,7 +154,11 @@ def test_the_readmes_new_line_is_one_row(tmp_path, monkeypatch):
     whole = _stirred(MarianForCausalLM(c))
     whole.save_pretrained(tmp_path / "marian")
     (tmp_path / "marian" / "tokenizer.json").write_text(TOKENIZER())
-    model = load_model(Node("text_decoder", {}, f"transformers:{tmp_path / 'marian'}", candidates=2, max_tokens=12))
+    model = load_model(
+        Node(kind="text_decoder", inputs={}, source=f"transformers:{tmp_path / 'marian'}", candidates=2, max_tokens=12)
+    )
     says = lambda ids, context: (whole(input_ids=ids, encoder_hidden_states=context).logits,)
-    proofs = contract.prove_library_match("node", model, says) + contract.prove_contract(model, tmp_path / "proofs")
+    proofs = contract.prove_library_match("node", model, says=says) + contract.prove_contract(
+        model, tmp_path / "proofs"
+    )
     assert len(proofs) > 12 and not [p for p in proofs if not p.passed]

@@ -56,15 +56,17 @@ def test_the_table_measures_only_what_is_missing(monkeypatch):
     assert len(first.rows) == 2 and first.device == device_fingerprint(1)
     assert all(list(r.ms) == sorted(r.ms) and r.units == (16, 32, 48, 64) for r in first.rows)
     monkeypatch.setattr("mmcompress.measure.cost_model.microbenchmarks.build_stack", None)  # nothing is built
-    assert table.measure_table(need, 1, first) == first
+    assert table.measure_table(need, 1, cached=first) == first
 
 
 def test_a_table_of_another_device_is_not_used():
     need = [(("ffn", 32, 1, 4, 4, 1), 16, 16)]
     foreign = table.DeviceTable(
-        "another", 1, tuple(table.TableRow(*need[0][0], p, (16,), (99.0,)) for p in ("fp32", "int8"))
+        device="another",
+        threads=1,
+        rows=tuple(table.TableRow(*need[0][0], p, (16,), (99.0,)) for p in ("fp32", "int8")),
     )
-    assert all(r.ms[0] < 99 for r in table.measure_table(need, 1, foreign).rows)
+    assert all(r.ms[0] < 99 for r in table.measure_table(need, 1, cached=foreign).rows)
 
 
 @pytest.fixture()
@@ -80,9 +82,9 @@ def passing(monkeypatch):
 
 
 def test_clock_measures_what_passes(passing):
-    found = time_call(lambda: passing(0.003), 1, 8)
+    found = time_call(lambda: passing(0.003), 1, rounds=8)
     assert found.p50 == pytest.approx(3.0) == found.p95 and found.n == 8
-    assert time_call(lambda: passing(0.003), 1, 8, limit=0.0).n == 3
+    assert time_call(lambda: passing(0.003), 1, rounds=8, limit=0.0).n == 3
 
 
 def test_end_to_end_counts_nodes_and_calls(run_folder):
@@ -101,8 +103,10 @@ def test_end_to_end_counts_nodes_and_calls(run_folder):
 
 def seen(**ms):
     """A measurement of a pipeline, milliseconds by node."""
-    of = lambda v: Latency(v, v, 9)
-    return PipelineLatency(of(sum(ms.values())), {n: of(v) for n, v in ms.items()}, 0.9, {})
+    of = lambda v: Latency(p50=v, p95=v, n=9)
+    return PipelineLatency(
+        latency=of(sum(ms.values())), nodes={n: of(v) for n, v in ms.items()}, model_share=0.9, calls={}
+    )
 
 
 def p50s(m):
@@ -116,18 +120,20 @@ def test_a_structure_is_held_against_what_feels_the_same(tmp_path):
         record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)}
     )
     quiet_ms = seen(a=4.0, b=8.0, c=1.0)
-    assert anchors.machine_speed_factor(p50s(quiet_ms), precision, usual) == pytest.approx(1.0)
+    assert anchors.machine_speed_factor(p50s(quiet_ms), precision, windows=usual) == pytest.approx(1.0)
     # what is rounded takes a fifth longer for a while; three quiet measurements are known beside it
     now = {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=6.0, b=6.0, c=1.0)}
     anchors.append_reference_run(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
     busy, disturbed = anchors.append_reference_run(record, now), seen(a=4.8, b=8.0, c=1.0)
-    factor = anchors.machine_speed_factor(p50s(disturbed), precision, busy)
+    factor = anchors.machine_speed_factor(p50s(disturbed), precision, windows=busy)
     assert factor * disturbed.latency.p50 == pytest.approx(4.8 * 5.25 / 6 + 8 + 1)
-    assert anchors.machine_speed_factor({"a": 9.0, "b": 8.0}, {"a": "fp32", "b": "fp32"}, busy) == pytest.approx(1.0)
+    assert anchors.machine_speed_factor(
+        {"a": 9.0, "b": 8.0}, {"a": "fp32", "b": "fp32"}, windows=busy
+    ) == pytest.approx(1.0)
     # not measured whole: as the dense one
-    assert anchors.machine_speed_factor({"a": 9.0}, {"a": "w4"}, busy) == pytest.approx(1.0)
+    assert anchors.machine_speed_factor({"a": 9.0}, {"a": "w4"}, windows=busy) == pytest.approx(1.0)
     # of what was measured in a quiet window before, that is said too, as soon as more is known of what is usual
-    assert anchors.machine_speed_factor(p50s(quiet_ms), precision, busy, 0) * 13.0 == pytest.approx(
+    assert anchors.machine_speed_factor(p50s(quiet_ms), precision, windows=busy, at=0) * 13.0 == pytest.approx(
         4.0 * 5.25 / 5 + 8 + 1
     )
 
@@ -211,7 +217,7 @@ def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(run
 
 def test_counts_are_those_of_the_modules(models):
     m = models["vision"]
-    params, macs = count_params_and_macs(m, 1, 1)
+    params, macs = count_params_and_macs(m, 1, beams=1)
     assert params == sum(p.numel() for p in m.parameters())
     tokens = 17
     linear = sum(
@@ -247,7 +253,7 @@ def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
 
 def test_quiet_ignores_what_only_adds_time(passing):
     calls = iter([0.02] * 6 + [0.002] * 100)
-    assert min_of_medians(lambda: passing(next(calls)), 1, 5, 0.3) == pytest.approx(2.0)
+    assert min_of_medians(lambda: passing(next(calls)), 1, rounds=5, limit=0.3) == pytest.approx(2.0)
 
 
 def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(run_folder):
@@ -263,7 +269,7 @@ def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(r
     found = end_to_end(pair, requests, 0, 6, said)
     mean = sum(w.steps for s in said for w in s["captioner"]) / 3
     assert found["a"].calls["captioner/step"] == found["b"].calls["captioner/step"] == pytest.approx(mean)
-    line = GenerationTrace(5, ((-0.5, (1, 7, 2)),) * pair["b"].nodes["captioner"].generation.beams)
+    line = GenerationTrace(steps=5, sequences=((-0.5, (1, 7, 2)),) * pair["b"].nodes["captioner"].generation.beams)
     longer = end_to_end(pair, requests, 0, 3, [{"captioner": (line,)}] * 3)
     assert longer["b"].calls["captioner/step"] == 5
 
@@ -295,7 +301,7 @@ def test_what_follows_the_moves_of_beams_is_fed_the_same_and_moves_its_cache_ali
             fed.append((ids.tolist(), past[0].tolist()))
             return rng.normal(size=(len(ids), width)).astype(np.float32), [trail]
 
-        return beam_search(step, [np.zeros((3, 0), np.float32)], g, **how), fed
+        return beam_search(step, [np.zeros((3, 0), np.float32)], g=g, **how), fed
 
     made = []
     _, free = run(0, g, made=made)
@@ -318,7 +324,7 @@ def test_a_paced_generator_takes_its_steps_though_every_token_would_end_it():
 
     for how, steps in ((g, 1), (g.paced(7), 7), (replace(g, early_stopping=True).paced(30), 30)):
         calls.clear()
-        beam_search(step, [np.zeros((2, 0), np.float32)], how)
+        beam_search(step, [np.zeros((2, 0), np.float32)], g=how)
         assert len(calls) == steps or (how is g and len(calls) < 12)
 
 
@@ -379,12 +385,12 @@ def test_a_node_is_fitted_from_pipelines_whole_small_and_without_some_blocks():
     """Base, scale and what every block costs beside its units are told apart; the whole is exact; none is negative."""
     from mmcompress.measure.cost_model.predictor import LinearFit
 
-    sums, blocks, real = [4.0, 1.0, 1.2], [8, 8, 4], LinearFit(0.5, 1.4, 0.05)
+    sums, blocks, real = [4.0, 1.0, 1.2], [8, 8, 4], LinearFit(base=0.5, scale=1.4, per_block_ms=0.05)
     ms = [real.base + real.scale * s + real.per_block_ms * b for s, b in zip(sums, blocks, strict=True)]
-    found = LinearFit.fit_in_pipeline(sums, blocks, ms)
+    found = LinearFit.fit_in_pipeline(sums, blocks, measured=ms)
     assert (found.base, found.scale, found.per_block_ms) == pytest.approx((0.5, 1.4, 0.05))
     odd = LinearFit.fit_in_pipeline(
-        sums, blocks, [4.0, 0.9, 1.4]
+        sums, blocks, measured=[4.0, 0.9, 1.4]
     )  # less than proportional: no negative base makes up for it
     assert min(odd.base, odd.scale, odd.per_block_ms) >= 0
     assert odd.base + odd.scale * 4.0 + odd.per_block_ms * 8 == pytest.approx(4.0)

@@ -23,7 +23,9 @@ def test_the_readmes_criterion_works(tiny, tmp_path, monkeypatch, pipeline, mode
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
         assert load_spec(tmp_path / "spec.yaml").prune.importance == "smallest_bias"
-        scores = IMPORTANCE.get("smallest_bias")(ImportanceInputs(pipeline, models, batch, {}, 0))
+        scores = IMPORTANCE.get("smallest_bias")(
+            ImportanceInputs(pipeline=pipeline, models=models, batch=batch, grams={}, seed=0)
+        )
     finally:
         IMPORTANCE._entries.pop("smallest_bias", None)
         sys.modules.pop("mine_from_readme", None)

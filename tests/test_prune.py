@@ -30,7 +30,7 @@ def cut(model, kind, share):
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 @pytest.mark.parametrize("kind", ["attention", "cross_attention", "ffn"])
 def test_masked_equals_sliced_for_every_unit_kind(pipeline, models, batch, kind, share):
-    proofs = prove_surgery(pipeline, models, {n: cut(m, kind, share) for n, m in models.items()}, batch)
+    proofs = prove_surgery(pipeline, models, units={n: cut(m, kind, share) for n, m in models.items()}, batch=batch)
     assert all(p.passed for p in proofs), proofs
 
 
@@ -46,7 +46,7 @@ def test_masked_equals_sliced_for_random_mixtures(pipeline, models, batch, seed)
         }
         for n, m in models.items()
     }
-    proofs = prove_surgery(pipeline, models, units, batch)
+    proofs = prove_surgery(pipeline, models, units=units, batch=batch)
     assert max(p.difference for p in proofs) <= SURGERY_BOUND
 
 
@@ -56,7 +56,7 @@ def test_the_proof_can_fail(pipeline, models, batch, monkeypatch):
 
     wrong = lambda m, kept: copy_without_units(m, {k: (v + 1) % m.block(k).units for k, v in kept.items()})
     monkeypatch.setattr(proofs, "sliced", wrong)
-    found = prove_surgery(pipeline, models, {n: cut(m, "attention", 0.5) for n, m in models.items()}, batch)
+    found = prove_surgery(pipeline, models, units={n: cut(m, "attention", 0.5) for n, m in models.items()}, batch=batch)
     assert not all(p.passed for p in found)
 
 
@@ -93,7 +93,7 @@ def test_what_stands_in_for_a_removed_block_does_not_go_back(models):
             with torch.no_grad():
                 for p in small.parameters():
                     p.add_(1.0)
-            whole, before = restore_units(m, small, {b.name: torch.arange(0)}), dict(m.named_parameters())
+            whole, before = restore_units(m, small, kept={b.name: torch.arange(0)}), dict(m.named_parameters())
             parts = [*(w.path for w in b.writers), b.reader]
             mine = [n for n in before if any(n.startswith(f"{part}.") for part in parts)]
             assert mine and all(torch.equal(dict(whole.named_parameters())[n], before[n]) for n in mine)
@@ -103,14 +103,14 @@ def test_what_a_cut_model_learnt_goes_back_to_its_place(models):
     g = torch.Generator().manual_seed(3)
     for m in models.values():
         units = {
-            b.name: sample_units(b, max(b.min_units, b.units // 2 // b.granularity * b.granularity), g)
+            b.name: sample_units(b, max(b.min_units, b.units // 2 // b.granularity * b.granularity), generator=g)
             for b in m.blocks
         }
         small = copy_without_units(m, units)
         with torch.no_grad():
             for p in small.parameters():
                 p.add_(1.0)
-        whole = restore_units(m, small, units)
+        whole = restore_units(m, small, kept=units)
         again, untouched = dict(copy_without_units(whole, units).named_parameters()), dict(m.named_parameters())
         assert all(torch.equal(p, again[name]) for name, p in small.named_parameters())
         for name, p in whole.named_parameters():
@@ -123,21 +123,21 @@ def test_what_a_cut_model_learnt_goes_back_to_its_place(models):
 def test_the_solver_is_ridge_least_squares():
     x = np.random.default_rng(0).standard_normal((200, 6))
     y = x @ np.arange(12.0).reshape(6, 2)
-    w = solve_ridge(torch.tensor(y.T @ x / 200).float(), torch.tensor(x.T @ x / 200).float(), 1e-6)
+    w = solve_ridge(torch.tensor(y.T @ x / 200).float(), torch.tensor(x.T @ x / 200).float(), ridge=1e-6)
     assert np.allclose(w.numpy(), np.arange(12.0).reshape(6, 2).T, atol=1e-3)
 
 
 @pytest.mark.parametrize("how", ["from moments", "in order"])
 def test_refit_brings_the_output_closer(pipeline, models, batch, how):
-    grams = measure_grams(pipeline, models, batch)
+    grams = measure_grams(pipeline, models, batch=batch)
     want = pipeline.run(models, batch)["vision"]["tokens"]
     units = {b.name: torch.arange(0, b.units, 2) for b in models["vision"].weighted_blocks}
     plain = copy_without_units(models["vision"], units)
     fitted = copy_without_units(models["vision"], units)
     if how == "from moments":
-        refit_from_gram_(fitted, models["vision"], units, grams["vision"], 0.01)
+        refit_from_gram_(fitted, models["vision"], units=units, grams=grams["vision"], ridge=0.01)
     else:
-        refit_(pipeline, {**models, "vision": fitted}, models, batch, 0.01)
+        refit_(pipeline, {**models, "vision": fitted}, dense=models, batch=batch, ridge=0.01)
     error = lambda m: float((m(batch.inputs["vision"])[1] - want).square().mean())
     assert error(fitted) < 0.9 * error(plain)
 
@@ -146,8 +146,8 @@ def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
     name = models["vision"].weighted_blocks[1].name
     units = {name: torch.arange(0)}
     small = copy_without_units(models["vision"], units)
-    grams = measure_grams(pipeline, models, batch)
-    refit_from_gram_(small, models["vision"], units, grams["vision"], 0.01)
+    grams = measure_grams(pipeline, models, batch=batch)
+    refit_from_gram_(small, models["vision"], units=units, grams=grams["vision"], ridge=0.01)
     seen = []
     handle = (
         models["vision"]
@@ -162,7 +162,9 @@ def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
 
 @pytest.fixture()
 def material(pipeline, models, batch):
-    return ImportanceInputs(pipeline, models, batch, measure_grams(pipeline, models, batch), 3)
+    return ImportanceInputs(
+        pipeline=pipeline, models=models, batch=batch, grams=measure_grams(pipeline, models, batch=batch), seed=3
+    )
 
 
 @pytest.mark.parametrize("name", IMPORTANCE.names())
@@ -209,7 +211,13 @@ def test_every_policy_removes_the_same_share(models, name):
     for n, m in models.items():
         scores = {b.name: torch.rand(b.units) for b in m.blocks}
         kept = allocate_node(
-            m.blocks, NodePrune(heads=0.5, ffn=0.5), {}, 1.0, ALLOCATIONS.get(name), curves(m.blocks, rng), scores
+            m.blocks,
+            NodePrune(heads=0.5, ffn=0.5),
+            cross={},
+            protection=1.0,
+            policy=ALLOCATIONS.get(name),
+            curves=curves(m.blocks, rng),
+            scores=scores,
         )
         for group in ("heads", "ffn"):
             part = [b for b in m.blocks if b.group == group]
@@ -242,14 +250,16 @@ def test_protection_cuts_cross_modal_units_less(models, spec):
         kept = allocate_node(
             m.blocks,
             NodePrune(heads=0.5, ffn=0.5),
-            cross,
-            protection,
-            ALLOCATIONS.get("uniform"),
-            curves(m.blocks, rng),
-            scores,
+            cross=cross,
+            protection=protection,
+            policy=ALLOCATIONS.get("uniform"),
+            curves=curves(m.blocks, rng),
+            scores=scores,
         )
-        assert removed_share({"c": kept}, {"c": m.blocks}, {"c": cross}, True) == pytest.approx(expected)
-        assert removed_share({"c": kept}, {"c": m.blocks}, {"c": cross}, False) == pytest.approx(0.5, abs=0.05)
+        assert removed_share({"c": kept}, {"c": m.blocks}, cross={"c": cross}, crossing=True) == pytest.approx(expected)
+        assert removed_share({"c": kept}, {"c": m.blocks}, cross={"c": cross}, crossing=False) == pytest.approx(
+            0.5, abs=0.05
+        )
 
 
 def test_what_nothing_reads_is_held_to_what_it_was(loose, models):
@@ -262,7 +272,10 @@ def test_what_nothing_reads_is_held_to_what_it_was(loose, models):
     p = TorchPipeline(spec, models)
     batch = p.collate(open_dataset(spec.data).load("train", 8))
     anchors, cut = p.reference_outputs(models, batch), copy_resized(models["text"], {"0.ffn": 8})
-    assert set(p.losses(p.forward_in_pieces(models, batch), batch, anchors)) == {"caption.captioner", "drift.text"}
+    assert set(p.losses(p.forward_in_pieces(models, batch), batch, dense=anchors)) == {
+        "caption.captioner",
+        "drift.text",
+    }
     assert (
         p.loss_of_models({**models, "text": cut}, batch, dense=anchors)
         > p.loss_of_models(models, batch, dense=anchors) + 1e-4
@@ -272,8 +285,19 @@ def test_what_nothing_reads_is_held_to_what_it_was(loose, models):
 def test_the_most_important_units_stay():
     from mmcompress.graph.blocks import Block
 
-    b = Block("x", "ffn", "o", (), 6, 1, 1, "m", ("stream",), (("m", "plain"),))
-    units = choose_units({"x": 3}, [b], {"x": torch.tensor([5.0, 1, 9, 2, 7, 0])})
+    b = Block(
+        name="x",
+        kind="ffn",
+        reader="o",
+        writers=(),
+        units=6,
+        width=1,
+        granularity=1,
+        module="m",
+        reads=("stream",),
+        drop=(("m", "plain"),),
+    )
+    units = choose_units({"x": 3}, [b], scores={"x": torch.tensor([5.0, 1, 9, 2, 7, 0])})
     assert units["x"].tolist() == [0, 2, 4]
 
 
@@ -281,7 +305,15 @@ def test_drop_removes_the_least_damaging_blocks(models):
     m = models["vision"]
     c = {b.name: SensitivityCurve((0, b.units), (float(i), 0.0)) for i, b in enumerate(m.blocks)}
     scores = {b.name: torch.rand(b.units) for b in m.blocks}
-    kept = allocate_node(m.blocks, NodePrune(drop=2), {}, 2.0, ALLOCATIONS.get("knapsack"), c, scores)
+    kept = allocate_node(
+        m.blocks,
+        NodePrune(drop=2),
+        cross={},
+        protection=2.0,
+        policy=ALLOCATIONS.get("knapsack"),
+        curves=c,
+        scores=scores,
+    )
     assert [k for k, v in kept.items() if v == 0] == [b.name for b in m.weighted_blocks[:2]]
 
 
@@ -291,7 +323,9 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
     from mmcompress.storage import to_plain
 
     scores = {n: {b.name: torch.rand(b.units) for b in m.blocks} for n, m in models.items()}
-    context = make_worker_context(spec, scores, measure_grams(pipeline, models, batch), batch, None, "trial test", 1)
+    context = make_worker_context(
+        spec, scores, measure_grams(pipeline, models, batch=batch), batch, None, "trial test", 1
+    )
     full = {n: {b.name: b.units for b in m.blocks} for n, m in models.items()}
     halved = lambda n: {**full, n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in models[n].blocks}}
     fp32 = dict.fromkeys(models, "fp32")
@@ -320,7 +354,7 @@ def test_the_gradual_plan_is_cubic_and_ends_where_it_should(models):
     blocks = {n: m.blocks for n, m in models.items()}
     final = {n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs} for n, bs in blocks.items()}
     final["captioner"]["0.ffn"] = 0
-    rounds = plan_rounds(blocks, final, 3)
+    rounds = plan_rounds(blocks, final, rounds=3)
     assert rounds[-1] == final
     for n, bs in blocks.items():
         for b in bs:
@@ -337,10 +371,10 @@ def test_rounds_leave_a_part_of_the_dense_units(pipeline, models, batch):
     blocks = {n: m.blocks for n, m in models.items()}
     final = {n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs} for n, bs in blocks.items()}
     now, survivors, g = models, all_units(blocks), torch.Generator().manual_seed(0)
-    for kept in plan_rounds(blocks, final, 3):
+    for kept in plan_rounds(blocks, final, rounds=3):
         scores = {n: {b.name: torch.rand(b.units, generator=g) for b in m.blocks} for n, m in now.items()}
         before = survivors
-        now, survivors = narrow_models(now, survivors, kept, scores)
+        now, survivors = narrow_models(now, survivors, kept=kept, scores=scores)
         for n, by in survivors.items():
             assert all(set(u.tolist()) <= set(before[n][b].tolist()) for b, u in by.items())
     direct = {n: copy_without_units(m, survivors[n]) for n, m in models.items()}
@@ -394,7 +428,7 @@ def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern
 
     before = [m.weight.detach().clone() for model in models.values() for m in model.linear_layers()]
     embedding = next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n).detach().clone()
-    hold_ = zero_weights_(models, pattern, share)
+    hold_ = zero_weights_(models, pattern, share=share)
     after = [m.weight for model in models.values() for m in model.linear_layers()]
     for old, new in zip(before, after, strict=True):
         gone = new == 0
@@ -422,7 +456,7 @@ def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, mo
     every = pipeline.collate(open_dataset(spec.data).load("val", 12))
     few, more = every[slice(0, 4)], every[slice(4, 12)]
     scores = {n: {b.name: torch.rand(b.units) for b in m.blocks} for n, m in models.items()}
-    grams = measure_grams(pipeline, models, few)
+    grams = measure_grams(pipeline, models, batch=few)
     context = make_worker_context(spec, scores, grams, few, more, "finals test", 1)
     c = to_plain(
         Candidate({n: {b.name: b.units for b in m.blocks} for n, m in models.items()}, dict.fromkeys(models, "fp32"))

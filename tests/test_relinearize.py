@@ -76,17 +76,17 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
     budget = 0.8 * predict(whole)
 
     def splits(run, now, predict, budget_ms, p, nodes=()):
-        c = moves.cut_to_budget(dataclasses.replace(p, budget_ms=budget_ms), whole, now.damage)
+        c = moves.cut_to_budget(dataclasses.replace(p, budget_ms=budget_ms), whole, damage=now.damage)
         return [(0.0, c)] if c else []
 
-    monkeypatch.setattr("mmcompress.workflow.relinearize.splits", splits)
+    monkeypatch.setattr("mmcompress.search.linearize.split_budget", splits)
     return r, ev, predict, budget, judge, asked
 
 
 def test_damage_is_measured_where_it_is_done_and_the_split_made_again(compounding):
     r, ev, predict, budget, judge, asked = compounding
-    who = TrialEvaluator(judge, InlineExecutor(None), 1)
-    inside, good = linearize_successively(r, ev, predict, budget, who)
+    who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
+    inside, good = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
     loss = lambda c: judge(None, dataclasses.asdict(c))["loss"] - 1.0
     known = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE)
     assert min(known.losses) == min(s.loss for s in known.splits)
@@ -103,23 +103,23 @@ def test_damage_is_measured_where_it_is_done_and_the_split_made_again(compoundin
 
 def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
     r, ev, predict, budget, judge, asked = compounding
-    who = TrialEvaluator(judge, InlineExecutor(None), 1)
+    who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
 
     def killed(stage, what, share):
         if "split 2" in what:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        linearize_successively(dataclasses.replace(r, say=killed), ev, predict, budget, who)
+        linearize_successively(dataclasses.replace(r, say=killed), ev, predict=predict, budget_ms=budget, who=who)
     assert read_record(InteractionFactors, r.folder / LINEARIZATION_FILE).rounds == 1
     before = len(asked)
-    inside, good = linearize_successively(r, ev, predict, budget, who)
+    inside, good = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
     known, again = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE), len(asked) - before
     assert known.rounds == r.spec.search.relinearize + 1 and again > 0
-    same, found = linearize_successively(r, ev, predict, budget, who)
+    same, found = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
     assert len(asked) == before + again and found == good and same.curves == inside.curves
     for share in (0.95, 1.05):  # what no longer fits is trimmed, what would be too small filled up
-        ms = [predict(c) for c in linearize_successively(r, ev, predict, share * budget, who)[1]]
+        ms = [predict(c) for c in linearize_successively(r, ev, predict=predict, budget_ms=share * budget, who=who)[1]]
         assert ms and all(0.97 * share * budget <= x <= share * budget for x in ms)
     assert len(asked) == before + again
 
@@ -129,7 +129,13 @@ def test_it_is_left_out_where_no_model_is_run(compounding):
     for search in ({"judge": "estimated"}, {"relinearize": 0}):
         spec = dataclasses.replace(r.spec, search=dataclasses.replace(r.spec.search, **search))
         off = dataclasses.replace(r, spec=spec)
-        assert linearize_successively(off, ev, predict, budget, TrialEvaluator(judge, InlineExecutor(None), 1)) == (
+        assert linearize_successively(
+            off,
+            ev,
+            predict=predict,
+            budget_ms=budget,
+            who=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
+        ) == (
             ev,
             [],
         )
@@ -150,14 +156,14 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
         return judge(context, candidate)
 
     say = lambda stage, what, share: told.append(what)
-    who = TrialEvaluator(failing, InlineExecutor(None), 1)
-    linearize_successively(dataclasses.replace(r, say=say), ev, predict, budget, who)
+    who = TrialEvaluator(evaluate=failing, executor=InlineExecutor(None), workers=1)
+    linearize_successively(dataclasses.replace(r, say=say), ev, predict=predict, budget_ms=budget, who=who)
     known = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE)
     assert any("ValueError: odd" in t for t in told)
     assert next(iter(whole["text"])) not in known.cuts["text"] and known.cuts["vision"]
     (r.folder / LINEARIZATION_FILE).unlink()
-    nothing = TrialEvaluator(lambda *_: {"loss": math.nan}, InlineExecutor(None), 1)
-    assert linearize_successively(r, ev, predict, budget, nothing) == (ev, [])
+    nothing = TrialEvaluator(evaluate=lambda *_: {"loss": math.nan}, executor=InlineExecutor(None), workers=1)
+    assert linearize_successively(r, ev, predict=predict, budget_ms=budget, who=nothing) == (ev, [])
     assert not (r.folder / LINEARIZATION_FILE).exists()  # another time they may be judged
 
     class Gone(InlineExecutor):
@@ -167,7 +173,9 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
             raise BrokenExecutor
 
     with pytest.raises(ClusterError, match="--resume"):
-        TrialEvaluator(judge, Gone(None), 1).evaluate_all(judge, {"c": Candidate({}, {})}, say, "it")
+        TrialEvaluator(evaluate=judge, executor=Gone(None), workers=1).evaluate_all(
+            judge, {"c": Candidate({}, {})}, say=say, what="it"
+        )
 
 
 def test_what_fails_by_chance_is_tried_again():
@@ -179,8 +187,11 @@ def test_what_fails_by_chance_is_tried_again():
             raise OSError("lost")
         return {"loss": 2.0}
 
-    who = TrialEvaluator(once, InlineExecutor(None), 1, retries=1)
-    assert who.evaluate_all(once, {"c": Candidate({}, {})}, lambda *a: None, "it") == {"c": 2.0} and len(tries) == 2
+    who = TrialEvaluator(evaluate=once, executor=InlineExecutor(None), workers=1, retries=1)
+    assert (
+        who.evaluate_all(once, {"c": Candidate({}, {})}, say=lambda *a: None, what="it") == {"c": 2.0}
+        and len(tries) == 2
+    )
 
 
 def test_splits_keep_other_limits_as_well(compounding):
@@ -192,14 +203,20 @@ def test_splits_keep_other_limits_as_well(compounding):
     limits = dataclasses.replace(r.spec.limits, params_m=most / 1e6)
     bound = dataclasses.replace(r, spec=dataclasses.replace(r.spec, limits=limits))
     bound.__dict__["footprint"] = SimpleNamespace(total_params=weight)
-    _, good = linearize_successively(bound, ev, predict, budget, TrialEvaluator(judge, InlineExecutor(None), 1))
+    _, good = linearize_successively(
+        bound,
+        ev,
+        predict=predict,
+        budget_ms=budget,
+        who=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
+    )
     assert good and all(weight(c) <= most for c in good)
     _, free = linearize_successively(
         dataclasses.replace(r, folder=r.folder / "free"),
         ev,
-        predict,
-        budget,
-        TrialEvaluator(judge, InlineExecutor(None), 1),
+        predict=predict,
+        budget_ms=budget,
+        who=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
     )
     assert any(weight(c) > most for c in free)
 
@@ -224,9 +241,9 @@ def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
     at = EvaluatedSplit(Candidate({"text": {name: 0}}, {"text": "int8", "vision": "int8"}), 1.0)
     cut, rounding = alone.damage("text", name, 0), alone.rounding["text"]["int8"]
     without = {("text", name): 1.0 - 16 * cut, ("text", ""): 1.0 - 4 * rounding, ("vision", ""): math.inf}
-    cuts, rounded = _moved(ev, InteractionFactors(), at, without)
+    cuts, rounded = _moved(ev, InteractionFactors(), at=at, without=without)
     assert cuts == {"text": {name: pytest.approx(4.0)}} and rounded == {"text": pytest.approx(2.0)}
-    less = _moved(ev, InteractionFactors(cuts={"text": {name: 4.0}}), at, {("text", name): 1.5})[
+    less = _moved(ev, InteractionFactors(cuts={"text": {name: 4.0}}), at=at, without={("text", name): 1.5})[
         0
     ]  # without it the loss is higher
     assert less["text"][name] == pytest.approx(4.0 * MIN_REAL_SHARE**STEP_EXPONENT)
@@ -234,19 +251,24 @@ def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
 
 def test_a_budget_out_of_reach_does_not_end_the_rounds(compounding):
     r, ev, predict, budget, judge, _ = compounding
-    who = TrialEvaluator(judge, InlineExecutor(None), 1)
-    assert linearize_successively(r, ev, predict, 1e-6, who)[1] == [] and not (r.folder / LINEARIZATION_FILE).exists()
+    who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
     assert (
-        linearize_successively(r, ev, predict, budget, who)[1]
+        linearize_successively(r, ev, predict=predict, budget_ms=1e-6, who=who)[1] == []
+        and not (r.folder / LINEARIZATION_FILE).exists()
+    )
+    assert (
+        linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)[1]
         and read_record(InteractionFactors, r.folder / LINEARIZATION_FILE).losses
     )
 
 
 def test_what_is_measured_in_wrecks_is_not_believed(compounding, monkeypatch):
     r, ev, predict, budget, judge, asked = compounding
-    who = TrialEvaluator(judge, InlineExecutor(None), 1)
-    assert linearize_successively(r, ev, predict, budget, who)[1]
+    who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
+    assert linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)[1]
     known, before = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE), len(asked)
     assert known.dense_loss == 1.0 and not quality_collapsed(min(known.losses), known.dense_loss)
     monkeypatch.setattr("mmcompress.search.evaluator.COLLAPSE_RATIO", 0.99 * min(known.losses))
-    assert linearize_successively(r, ev, predict, budget, who) == (ev, []) and len(asked) == before
+    assert (
+        linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who) == (ev, []) and len(asked) == before
+    )

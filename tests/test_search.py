@@ -31,19 +31,40 @@ from mmcompress.spec.space import Dimension, Space
 
 
 def block(name, units=64, step=16):
-    return Block(name, "ffn", name, (), units, 1, step, name, ("stream",), ((name, "plain"),))
+    return Block(
+        name=name,
+        kind="ffn",
+        reader=name,
+        writers=(),
+        units=units,
+        width=1,
+        granularity=step,
+        module=name,
+        reads=("stream",),
+        drop=((name, "plain"),),
+    )
 
 
 BLOCKS = {"a": (block("0"), block("1")), "b": (block("0"), block("1"))}
 KEY = ("ffn", 8, 1, 1, 1, 1)
 TABLE = DeviceTable(
-    "here", 1, tuple(TableRow(*KEY, p, (16, 64), (0.25 * f, 1.0 * f)) for p, f in (("fp32", 1.0), ("int8", 0.5)))
+    device="here",
+    threads=1,
+    rows=tuple(TableRow(*KEY, p, (16, 64), (0.25 * f, 1.0 * f)) for p, f in (("fp32", 1.0), ("int8", 0.5))),
 )
-PLACED = {n: tuple(DeployedBlock(b.name, b.units, b.granularity, KEY, 1.0) for b in bs) for n, bs in BLOCKS.items()}
-PREDICT = Predictor(TABLE, PLACED, {n: {p: LinearFit(0.1, 1.0) for p in ("fp32", "int8")} for n in BLOCKS}, 0.2)
+PLACED = {
+    n: tuple(DeployedBlock(name=b.name, units=b.units, granularity=b.granularity, key=KEY, calls=1.0) for b in bs)
+    for n, bs in BLOCKS.items()
+}
+PREDICT = Predictor(
+    table=TABLE,
+    deployed=PLACED,
+    fits={n: {p: LinearFit(base=0.1, scale=1.0) for p in ("fp32", "int8")} for n in BLOCKS},
+    overhead_ms=0.2,
+)
 SPACE = Space(
     "s",
-    {f"nodes.{n}.prune.ffn": Dimension(0.0, 0.9) for n in BLOCKS}
+    {f"nodes.{n}.prune.ffn": Dimension(low=0.0, high=0.9) for n in BLOCKS}
     | {f"nodes.{n}.precision": Dimension(choices=("fp32", "int8")) for n in BLOCKS},
 )
 
@@ -76,10 +97,19 @@ def failing(context, candidate):
 
 
 def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, retries=0, seeds=(), sampler="tpe"):
-    book = study.open_study(path, 0, sampler)
+    book = study.open_study(path, 0, sampler=sampler)
     executor = executor or InlineExecutor(None)
-    effort = study.SearchEffort(trials, mutations, workers, retries)
-    return study.run_study(book, problem(), executor, evaluate, [], [("knapsack", c) for c in seeds], effort, 0)
+    effort = study.SearchEffort(trials=trials, level_switches=mutations, workers=workers, retries=retries)
+    return study.run_study(
+        book,
+        problem(),
+        executor=executor,
+        evaluate=evaluate,
+        starts=[],
+        seeds=[("knapsack", c) for c in seeds],
+        effort=effort,
+        seed=0,
+    )
 
 
 def test_prediction_is_the_sum_along_the_pipeline():
@@ -201,14 +231,14 @@ def test_knapsack_is_optimal_within_its_grid():
     rng = np.random.default_rng(0)
     costs = [np.array([0.0, 1.0, 2.0, 3.0])] * 4
     damages = [np.sort(rng.random(4))[::-1] for _ in range(4)]
-    picked = knapsack.solve_knapsack(costs, damages, 6.05)
+    picked = knapsack.solve_knapsack(costs, damages, budget=6.05)
     mine = sum(d[i] for d, i in zip(damages, picked, strict=True))
     options = itertools.product(range(4), repeat=4)
     assert mine == pytest.approx(
         min(sum(d[i] for d, i in zip(damages, o, strict=True)) for o in options if sum(o) <= 6)
     )
-    assert knapsack.solve_knapsack(costs, damages, -1.0) is None
-    assert knapsack.solve_knapsack([np.array([5.0])], [np.array([0.0])], 1.0) is None
+    assert knapsack.solve_knapsack(costs, damages, budget=-1.0) is None
+    assert knapsack.solve_knapsack([np.array([5.0])], [np.array([0.0])], budget=1.0) is None
 
 
 def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
@@ -270,10 +300,10 @@ def test_trim_cuts_to_the_budget_where_it_costs_least():
     p = problem(2.5)
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
-    cheap = moves.cut_to_budget(p, dense, lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k))
+    cheap = moves.cut_to_budget(p, dense, damage=lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k))
     assert cheap and p.predict(cheap) <= 2.5
     assert sum(cheap.kept_units["b"].values()) < sum(cheap.kept_units["a"].values()) == 128
-    assert moves.cut_to_budget(problem(0.1), dense, lambda n, b, k: 1.0) is None
+    assert moves.cut_to_budget(problem(0.1), dense, damage=lambda n, b, k: 1.0) is None
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
@@ -281,7 +311,7 @@ def test_samplers_know_the_space_from_what_others_proposed(tmp_path, sampler):
     from optuna.search_space import IntersectionSearchSpace
 
     go(tmp_path / "j", trials=1, mutations=2, seeds=[Candidate(KEPT, dict.fromkeys(BLOCKS, "int8"))], sampler=sampler)
-    book = study.open_study(tmp_path / "j", 0, sampler)
+    book = study.open_study(tmp_path / "j", 0, sampler=sampler)
     assert set(IntersectionSearchSpace().calculate(book)) == set(SPACE.dimensions)
     told = [t.params for t in book.trials if t.user_attrs["trial"]["origin"] == "knapsack"]
     assert told == [
@@ -298,18 +328,27 @@ def test_no_more_blocks_are_dropped_than_the_space_allows():
     none = Candidate({n: dict.fromkeys(("0", "1"), 0) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
     assert not p.is_allowed(none)
     worth = lambda n, b, k: (2.0 if b == "1" else 1.0) * (64 - k)
-    alive = moves.restore_dropped(p, none, worth)
+    alive = moves.restore_dropped(p, none, damage=worth)
     assert alive.kept_units == {"a": {"0": 0, "1": 16}, "b": {"0": 16, "1": 16}} and p.is_allowed(alive)
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
-    cut = moves.cut_to_budget(p, dense, worth)
+    cut = moves.cut_to_budget(p, dense, damage=worth)
     assert cut and p.is_allowed(cut) and p.predict(cut) <= 1.2
-    top = Trial(0, "s", {}, alive, 1.0, 0.0, {}, 0.0)
+    top = Trial(
+        number=0,
+        origin="s",
+        overrides={},
+        candidate=alive,
+        latency_ms=1.0,
+        loss=0.0,
+        quality={},
+        evaluation_seconds=0.0,
+    )
     rng = random.Random(0)
-    assert all(p.is_allowed(c) for _ in range(40) if (c := switch_levels(p, top, (), rng)))
+    assert all(p.is_allowed(c) for _ in range(40) if (c := switch_levels(p, top, seen=(), rng=rng)))
 
 
 def test_protection_holds_for_moves_and_is_told_to_the_sampler():
-    space = Space("s", SPACE.dimensions | {"prune.protection": Dimension(1.0, 4.0)})
+    space = Space("s", SPACE.dimensions | {"prune.protection": Dimension(low=1.0, high=4.0)})
     lost = lambda c, n: 1 - sum(c.kept_units[n].values()) / 128
     options = {n: dict.fromkeys("01", (16, 32, 48, 64)) for n in BLOCKS}
     p = dataclasses.replace(problem(1.2), space=space, choices=options, cross={"a": "01"}, protection=1.0)
@@ -318,10 +357,13 @@ def test_protection_holds_for_moves_and_is_told_to_the_sampler():
     assert to_search_point(p, of(48, 32))["prune.protection"] == pytest.approx(2.0)
     assert to_search_point(p, of(64, 32))["prune.protection"] == 4.0
     free = lambda n, b, k: (64 - k) * (1e-3 if n == "a" else 1.0)  # what is protected seems to be worth nothing
-    unbound = moves.cut_to_budget(dataclasses.replace(p, protection=0.0), of(64, 64), free)
-    held = moves.cut_to_budget(p, of(64, 64), free)
+    unbound = moves.cut_to_budget(dataclasses.replace(p, protection=0.0), of(64, 64), damage=free)
+    held = moves.cut_to_budget(p, of(64, 64), damage=free)
     assert lost(unbound, "a") > lost(unbound, "b") and lost(held, "a") <= lost(held, "b")
-    assert PREDICT(held) <= 1.2 and lost(moves.enforce_protection(p, unbound, free), "a") <= lost(unbound, "b") + 1e-9
+    assert (
+        PREDICT(held) <= 1.2
+        and lost(moves.enforce_protection(p, unbound, damage=free), "a") <= lost(unbound, "b") + 1e-9
+    )
 
 
 def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():
@@ -330,12 +372,12 @@ def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():
     small = Candidate({n: dict.fromkeys(("0", "1"), 16) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
     worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
     rounding = {n: {"fp32": 0.0, "int8": 1e-6} for n in BLOCKS}
-    grown = moves.grow_to_budget(p, small, worth, rounding)
+    grown = moves.grow_to_budget(p, small, damage=worth, rounding=rounding)
     assert 0.9 * 2.5 <= p.predict(grown) <= 2.5
     assert grown.kept_units["a"] == {"0": 64, "1": 64} and all(k >= 16 for k in grown.kept_units["b"].values())
-    assert moves.grow_to_budget(p, grown, worth, rounding) == grown
+    assert moves.grow_to_budget(p, grown, damage=worth, rounding=rounding) == grown
     dear = {n: {"fp32": 0.0, "int8": 1e6} for n in BLOCKS}  # so much that it is undone first
-    assert set(moves.grow_to_budget(p, small, worth, dear).precision.values()) == {"fp32"}
+    assert set(moves.grow_to_budget(p, small, damage=worth, rounding=dear).precision.values()) == {"fp32"}
 
 
 def test_an_exchange_pays_for_a_finer_precision_with_units():
@@ -345,8 +387,10 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
     worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
     rounding = {n: {"fp32": 0.0, "int8": 1.0} for n in BLOCKS}
     tight = dataclasses.replace(p, budget_ms=3.0)
-    assert moves.grow_to_budget(tight, whole, worth, rounding) == whole  # either node in fp32 takes 3.4 ms
-    found = moves.trade_for_precision(tight, whole, worth, rounding)
+    assert (
+        moves.grow_to_budget(tight, whole, damage=worth, rounding=rounding) == whole
+    )  # either node in fp32 takes 3.4 ms
+    found = moves.trade_for_precision(tight, whole, damage=worth, rounding=rounding)
     assert [c.precision for c in found] == [{"a": "fp32", "b": "int8"}, {"a": "int8", "b": "fp32"}]
     assert all(p.predict(whole) < p.predict(c) <= 3.0 for c in found)
 
@@ -377,21 +421,25 @@ def test_a_rich_space_is_split_in_as_many_ways_as_can_be_solved():
     harm = {n: {"fp32": 0.0, "int8": 0.1, "w8": 0.2, "w4": 0.3} for n in "abcd"}
     ms = {"fp32": 4.0, "int8": 1.0, "w8": 3.0, "w4": 2.0}
     window = [100, 200, 300, 400, 500, 600, 700]
-    left, windows = knapsack.limit_combinations(dict.fromkeys("abcd", every), harm, [window] * 2, lambda n, p: ms[p])
+    left, windows = knapsack.limit_combinations(
+        dict.fromkeys("abcd", every), harm, lengths=[window] * 2, whole_ms=lambda n, p: ms[p]
+    )
     assert prod(map(len, left.values())) * prod(map(len, windows)) <= knapsack.MAX_COMBINATIONS
     assert all(left[n] in (["fp32", "int8"], list(every)) for n in "abcd")
     assert all(w[0] == 100 and w[-1] == 700 for w in windows)
     some = {"a": ("fp32", "int8"), "b": ("fp32", "int8")}
-    assert knapsack.limit_combinations(some, harm, [window], lambda n, p: ms[p]) == (
+    assert knapsack.limit_combinations(some, harm, lengths=[window], whole_ms=lambda n, p: ms[p]) == (
         {n: list(ps) for n, ps in some.items()},
         [window],
     )
     many = dict.fromkeys("abcdefghijkl", ("fp32", "int8"))
     alike = {n: {"fp32": 0.0, "int8": 0.1} for n in many}
-    left, _ = knapsack.limit_combinations(many, alike, [], lambda n, p: ms[p])
+    left, _ = knapsack.limit_combinations(many, alike, lengths=[], whole_ms=lambda n, p: ms[p])
     assert prod(map(len, left.values())) <= knapsack.MAX_COMBINATIONS and ["int8"] in left.values()
 
 
 def test_of_splits_that_do_no_harm_the_knapsack_takes_the_largest():
     costs, none = [np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 2.0])], [np.zeros(3), np.zeros(3)]
-    assert sum(knapsack.solve_knapsack(costs, none, 3.1)) == 3 and knapsack.solve_knapsack(costs, none, 9.0) == [2, 2]
+    assert sum(knapsack.solve_knapsack(costs, none, budget=3.1)) == 3 and knapsack.solve_knapsack(
+        costs, none, budget=9.0
+    ) == [2, 2]

@@ -121,7 +121,7 @@ CASES = [
 @pytest.mark.parametrize(("make", "kind"), CASES, ids=lambda x: getattr(x, "__name__", x))
 def test_a_family_loads_from_the_folder_its_library_writes(make, kind, tmp_path):
     whole = _stirred(make())
-    model = load_model(Node(kind, {}, f"transformers:{_write(tmp_path, whole)}", max_tokens=12))
+    model = load_model(Node(kind=kind, inputs={}, source=f"transformers:{_write(tmp_path, whole)}", max_tokens=12))
     assert model.kind == kind and model.blocks
     values = {round(float(p.double().sum()), 6) for p in whole.parameters()}
     mine = [round(float(p.double().sum()), 6) for p in model.parameters()]
@@ -132,7 +132,9 @@ def test_a_text_as_long_as_the_tower_takes_has_a_place_for_every_token(tmp_path)
     """RoBERTa counts positions from the padding token on: two of its table are never taken."""
     import torch
 
-    model = load_model(Node("text_encoder", {}, f"transformers:{_write(tmp_path, _roberta_masked())}"))
+    model = load_model(
+        Node(kind="text_encoder", inputs={}, source=f"transformers:{_write(tmp_path, _roberta_masked())}")
+    )
     assert model.config["context_length"] == TEXT["max_position_embeddings"] - 2
     ids = torch.full((1, model.config["context_length"]), 7)
     assert model(ids).isfinite().all()
@@ -175,7 +177,7 @@ def test_an_open_clip_source_that_cannot_be_used_is_told(tmp_path, monkeypatch, 
     open_clip._clip.cache_clear()
     load = torch.load
     with pytest.raises(ModelError, match=message):
-        load_model(Node("image_encoder", {}, "open_clip:" + name.format(tmp=tmp_path)))
+        load_model(Node(kind="image_encoder", inputs={}, source="open_clip:" + name.format(tmp=tmp_path)))
     assert torch.load is load
 
 
@@ -203,18 +205,20 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
     from tokenizers import Tokenizer
 
     tok, source = Tokenizer.from_str(words()), f"transformers:{_write(tmp_path / 'a', _stirred(_blip()))}"
-    node = Node("text_decoder", {}, source, max_tokens=12, prompt="a cat")
+    node = Node(kind="text_decoder", inputs={}, source=source, max_tokens=12, prompt="a cat")
     g = load_model(node).config["generation"]
     assert g["prompt"] == [g["bos"], *tok.encode("a cat", add_special_tokens=False).ids]
     llava = f"transformers:{_write(tmp_path / 'b', _stirred(_llava()))}"
-    model = load_model(Node("text_decoder", {}, llava, max_tokens=12, prompt="a cat <image> left of"))
+    model = load_model(
+        Node(kind="text_decoder", inputs={}, source=llava, max_tokens=12, prompt="a cat <image> left of")
+    )
     ids = lambda text: tok.encode(text, add_special_tokens=False).ids
     assert model.before.tolist() == [0, *ids("a cat ")] and model.config["generation"]["prompt"] == ids(" left of")
     with pytest.raises(ModelError, match="leave nothing of max_tokens 4"):
-        load_model(Node("text_decoder", {}, source, max_tokens=4, prompt="a cat left of a cat"))
+        load_model(Node(kind="text_decoder", inputs={}, source=source, max_tokens=4, prompt="a cat left of a cat"))
     git = f"transformers:{_write(tmp_path / 'c', _stirred(_git()))}"
     with pytest.raises(ModelError, match="reads the image before all words"):
-        load_model(Node("text_decoder", {}, git, max_tokens=12, prompt="a cat <image>"))
+        load_model(Node(kind="text_decoder", inputs={}, source=git, max_tokens=12, prompt="a cat <image>"))
 
 
 @pytest.mark.slow
@@ -259,7 +263,7 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
 )
 def test_a_source_that_cannot_be_used_is_named(source, message):
     with pytest.raises((ModelError, TypeError), match=message):
-        load_model(Node("image_encoder", {}, source))
+        load_model(Node(kind="image_encoder", inputs={}, source=source))
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path):
@@ -267,7 +271,7 @@ def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path):
 
     folder = _write(tmp_path, ConvNextModel(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8])))
     with pytest.raises(ModelError, match=r"'convnext' is not supported \(known: .*dinov2"):
-        load_model(Node("image_encoder", {}, f"transformers:{folder}"))
+        load_model(Node(kind="image_encoder", inputs={}, source=f"transformers:{folder}"))
 
 
 def test_weights_of_another_shape_are_named(tmp_path):
@@ -277,14 +281,14 @@ def test_weights_of_another_shape_are_named(tmp_path):
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"intermediate_size": 96}))
     with pytest.raises(ModelError, match=r"missing or of another shape: .*mlp"):
-        load_model(Node("image_encoder", {}, f"transformers:{folder}"))
+        load_model(Node(kind="image_encoder", inputs={}, source=f"transformers:{folder}"))
 
 
 def test_a_missing_tokenizer_and_a_pickle_are_refused(tmp_path):
     folder = _write(tmp_path, _bert(), tokenizer=False)
     with pytest.raises(ModelError, match=r"tokenizer.json is missing"):
-        load_model(Node("text_encoder", {}, f"transformers:{folder}"))
+        load_model(Node(kind="text_encoder", inputs={}, source=f"transformers:{folder}"))
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04not a model")
     with pytest.raises(ModelError, match=r"no .safetensors file \(only pytorch_model.bin"):
-        load_model(Node("text_encoder", {}, f"transformers:{folder}"))
+        load_model(Node(kind="text_encoder", inputs={}, source=f"transformers:{folder}"))

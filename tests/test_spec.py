@@ -155,11 +155,16 @@ def test_gradients_are_not_asked_of_what_no_loss_sees(loose):
 
 
 def test_targets():
-    assert parse_target("2x") == Goal("speedup", 2.0) and parse_target("12.5ms") == Goal("latency", 12.5)
-    assert parse_target("12ms p95") == Goal("latency", 12.0, "p95")
-    dense = Latency(40.0, 60.0, 9)
-    assert Goal("speedup", 2.0).target_ms(dense) == 20 and Goal("speedup", 2.0, "p95").target_ms(dense) == 30
-    assert Goal("latency", 12.0).target_ms(dense) == 12
+    assert parse_target("2x") == Goal(kind="speedup", value=2.0) and parse_target("12.5ms") == Goal(
+        kind="latency", value=12.5
+    )
+    assert parse_target("12ms p95") == Goal(kind="latency", value=12.0, statistic="p95")
+    dense = Latency(p50=40.0, p95=60.0, n=9)
+    assert (
+        Goal(kind="speedup", value=2.0).target_ms(dense) == 20
+        and Goal(kind="speedup", value=2.0, statistic="p95").target_ms(dense) == 30
+    )
+    assert Goal(kind="latency", value=12.0).target_ms(dense) == 12
     for wrong in ("0.5x", "0ms", "x", "-2x", "2", "2x p99"):
         with pytest.raises(SpecError):
             parse_target(wrong)
@@ -210,7 +215,7 @@ def test_what_is_given_is_not_searched(tiny):
     assert {"nodes.vision.prune.ffn", "nodes.vision.prune.heads"} <= list_given_keys(tiny / "spec.yaml", at_once)
     overrides = {"nodes.vision.precision": "fp32", "nodes.text.prune.ffn": 0.5, "nodes.captioner.precision": "auto"}
     spec = load_spec(tiny / "spec.yaml", overrides)
-    space = load_space(ROOT / "search_spaces/joint.yaml", spec, list_given_keys(tiny / "spec.yaml", overrides))
+    space = load_space(ROOT / "search_spaces/joint.yaml", spec, fixed=list_given_keys(tiny / "spec.yaml", overrides))
     gone = {"nodes.vision.precision", "nodes.text.prune.ffn"}
     whole = load_space(ROOT / "search_spaces/joint.yaml", spec)
     assert set(whole.dimensions) - set(space.dimensions) == gone
@@ -237,7 +242,7 @@ def test_a_document_travels_without_closing_what_was_open(tiny, tmp_path):
     )
     sent = load_spec(tmp_path / "sent.yaml")
     assert sent.seed == 3 and sent.nodes["vision"].source == str(tiny / "clip")
-    space = load_space(ROOT / "search_spaces/joint.yaml", sent, list_given_keys(tmp_path / "sent.yaml"))
+    space = load_space(ROOT / "search_spaces/joint.yaml", sent, fixed=list_given_keys(tmp_path / "sent.yaml"))
     assert space == load_space(ROOT / "search_spaces/joint.yaml", load_spec(tiny / "spec.yaml"))
 
 

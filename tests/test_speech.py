@@ -185,23 +185,26 @@ def test_the_guard_ends_a_loop_and_says_so(beams):
         return scores, past
 
     options = {"bos": 8, "eos": 2, "pad": 1, "beams": beams, "max_tokens": 60}
-    found = beam_search(step, [], Generation(**options, guard=True))
+    found = beam_search(step, [], g=Generation(**options, guard=True))
     assert found[0][1] == [8, 5, 6, 7, 8] and Generation(**options).ending(found[0][1]) == "repetition"
-    free = beam_search(step, [], Generation(**options))
+    free = beam_search(step, [], g=Generation(**options))
     assert len(free[0][1]) == 60 and Generation(**options).ending(free[0][1]) == "length"
 
 
 def test_word_errors_are_counted_over_all_clips():
     heard = ("It was 1455, don't you see?", "in the only sense")
     said = ("it was fourteen fifty-five do not you see", "In the only sense, with which")
-    found = estimate_quality(score_word_errors(Answers(heard, said))["wer"])
+    found = estimate_quality(score_word_errors(Answers(texts=heard, references=said))["wer"])
     assert found.is_error_rate and found.n == 2
     assert found.value == pytest.approx(2 / (len(normalize_transcript(said[0]).split()) + 6))
     assert normalize_transcript(heard[0]) == normalize_transcript(said[0])
 
 
 def test_an_error_rate_is_kept_as_what_is_right():
-    before, after = {"wer": Quality(0.1, 0, 1, 9, True)}, {"wer": Quality(0.19, 0, 1, 9, True)}
+    before, after = (
+        {"wer": Quality(value=0.1, low=0, high=1, n=9, is_error_rate=True)},
+        {"wer": Quality(value=0.19, low=0, high=1, n=9, is_error_rate=True)},
+    )
     assert quality_retained(before, after) == pytest.approx(0.9)
 
 
@@ -337,7 +340,15 @@ def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
     spec = load_spec(talk / "spec.yaml", {"nodes.find.texts": "list.txt"})
     listed = read_lookup_texts(open_dataset(spec.data), spec.nodes["find"].texts)
     assert listed == ("w1 w2 w3", "w4 w5")
-    write_bundle(spec, load_models(spec), {"sentence": "int8"}, {}, tmp_path / "b", False, {"find": listed})
+    write_bundle(
+        spec,
+        load_models(spec),
+        precision={"sentence": "int8"},
+        kept={},
+        folder=tmp_path / "b",
+        prove=False,
+        listed={"find": listed},
+    )
     bundle = load_bundle(tmp_path / "b")
     query = bundle.nodes["sentence"]("w4 w5")["embedding"]
     found = bundle.nodes["find"](query)
@@ -348,7 +359,7 @@ def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
 
 
 def test_splits_are_dealt_by_seed_half_of_them_for_the_test(talk):
-    deal = lambda seed: SpeechFolder(str(talk / "talk"), seed=seed)
+    deal = lambda seed: SpeechFolder(path=str(talk / "talk"), seed=seed)
     names = {s: [p.name for p in deal(0).load(s).inputs.paths] for s in ("train", "val", "test")}
     assert {s: len(n) for s, n in names.items()} == {"train": 8, "val": 4, "test": 12}
     assert len(set().union(*names.values())) == 24
@@ -373,7 +384,7 @@ def test_a_speech_folder_that_is_wrong_says_where(tmp_path, text, message):
     (tmp_path / "talk" / "wavs" / "broken.wav").write_bytes(b"RIFF nothing")
     (tmp_path / "talk" / "metadata.csv").write_text(text)
     with pytest.raises(DataError, match=message):
-        SpeechFolder(str(tmp_path / "talk")).load("train")
+        SpeechFolder(path=str(tmp_path / "talk")).load("train")
 
 
 @pytest.mark.parametrize(
@@ -402,7 +413,15 @@ def test_nothing_heard_is_a_text_too(talk, tmp_path):
     from mmcompress.models.sources import load_models
 
     spec = load_spec(talk / "spec.yaml")
-    write_bundle(spec, load_models(spec), {}, {}, tmp_path / "b", False, {"find": ("w1 w2", "w3")})
+    write_bundle(
+        spec,
+        load_models(spec),
+        precision={},
+        kept={},
+        folder=tmp_path / "b",
+        prove=False,
+        listed={"find": ("w1 w2", "w3")},
+    )
     assert load_bundle(tmp_path / "b").nodes["sentence"]("")["embedding"].shape == (1, 32)
 
 
@@ -420,14 +439,14 @@ def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monk
     batch = pipeline.collate(open_dataset(spec.data).load("train"))
     out = pipeline.forward_in_pieces(models, batch)
     anchors = pipeline.select_reference_outputs(out)
-    assert float(pipeline.losses(out, batch, anchors)["caption.writer"]) == pytest.approx(0, abs=1e-4)
+    assert float(pipeline.losses(out, batch, dense=anchors)["caption.writer"]) == pytest.approx(0, abs=1e-4)
     cut = pipeline.forward_in_pieces(
         {**models, "writer": copy_without_units(models["writer"], {"0.ffn": torch.arange(0)})}, batch
     )
     keep = pipeline.target_positions(batch, "writer")
     p, q = (o["writer"]["logits"][keep].log_softmax(-1) for o in (out, cut))
     want = float((p.exp() * (p - q)).sum(-1).mean())
-    found = float(pipeline.losses(cut, batch, anchors)["caption.writer"])
+    found = float(pipeline.losses(cut, batch, dense=anchors)["caption.writer"])
     assert 0 < found == pytest.approx(want, rel=0.01)
 
 
@@ -449,7 +468,7 @@ def test_the_real_whisper_writes_what_its_library_writes(tmp_path):
 
     deployed = {}
     for kind, node in (("audio_encoder", AudioEncoder), ("text_decoder", TextDecoder)):
-        model = load_model(Node(kind, {}, "pip:whisper-tiny.en", max_tokens=48))
+        model = load_model(Node(kind=kind, inputs={}, source="pip:whisper-tiny.en", max_tokens=48))
         files = export_node(model, tmp_path / kind)
         if model.tokenizer_json:
             (tmp_path / kind / "tokenizer.json").write_text(model.tokenizer_json)

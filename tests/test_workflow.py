@@ -91,7 +91,10 @@ def test_what_a_spec_pins_is_kept_by_every_trial(tiny, tmp_path):
     text = s.kept_units["text"]
     assert sum(text.get(f"{i}.ffn", 128) for i in (0, 1)) <= 144
     for t in s.trials:  # a protection that is given holds for every structure, wherever it comes from
-        cross, rest = (removed_share(t.candidate.kept_units, s.blocks, s.cross_modal_reasons, c) for c in (True, False))
+        cross, rest = (
+            removed_share(t.candidate.kept_units, s.blocks, cross=s.cross_modal_reasons, crossing=c)
+            for c in (True, False)
+        )
         assert 3.0 * cross <= rest + 1e-6, t.origin
 
 
@@ -100,7 +103,10 @@ def test_a_protection_that_is_searched_holds_at_its_lower_end(run_folder, tiny):
     s = read_record(Summary, run_folder / "summary.json")
     assert s.trials
     for t in s.trials:
-        cross, rest = (removed_share(t.candidate.kept_units, s.blocks, s.cross_modal_reasons, c) for c in (True, False))
+        cross, rest = (
+            removed_share(t.candidate.kept_units, s.blocks, cross=s.cross_modal_reasons, crossing=c)
+            for c in (True, False)
+        )
         assert cross <= rest + 1e-6, t.origin
 
 
@@ -231,10 +237,23 @@ def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_
     write_report(summary, page.parent)
     assert "random structures" not in page.read_text()
     write_record(
-        tmp_path / "run" / PREDICTION_FILE, Prediction(summary.pipeline, 0.0321, 0.987, (1.0, 2.0), (1.1, 1.9), {})
+        tmp_path / "run" / PREDICTION_FILE,
+        Prediction(
+            pipeline=summary.pipeline,
+            mean_absolute_error=0.0321,
+            spearman=0.987,
+            predicted_ms=(1.0, 2.0),
+            measured_ms=(1.1, 1.9),
+            cpu={},
+        ),
     )
     write_report(summary, page.parent)  # what several targets share lies a folder above
-    write_record(page.parent / PREDICTION_FILE, Prediction("another", 0.0, 1.0, (1.0,), (1.0,), {}))
+    write_record(
+        page.parent / PREDICTION_FILE,
+        Prediction(
+            pipeline="another", mean_absolute_error=0.0, spearman=1.0, predicted_ms=(1.0,), measured_ms=(1.0,), cpu={}
+        ),
+    )
     write_report(summary, page.parent)
     assert "1 structures" not in page.read_text()
     (page.parent / PREDICTION_FILE).write_text("{")  # nor does a report fail for what somebody broke
@@ -373,7 +392,7 @@ def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
     tail = np.percentile(heavy, 95, axis=1)
     off = np.std(tail[::2] / tail[1::2])
     found = np.mean(
-        [estimate_margin(list(d), [1.0] * 400, "p95") for d in heavy]
+        [estimate_margin(list(d), [1.0] * 400, statistic="p95") for d in heavy]
     )  # the tail is less sure than the middle
     assert found == pytest.approx(min(off, 2 * MAX_MARGIN), rel=0.3) and found > estimate_margin(
         list(heavy[0]), [1.0] * 400
@@ -415,7 +434,7 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
     monkeypatch.setattr("mmcompress.report.page.write_report", lambda *_: None)
     asking = ns(search=ns(rounds=rounds, trials=0, mutations=0), limits=Limits(params_m=2.0))
     run = ns(folder=tmp_path, spec=asking, say=lambda *_: None, away=None)
-    best = workflow._reach(run, None, None, None)
+    best = workflow._reach(run, None, predict=None, ev=None)
     took = lambda s: s.compressed.latency_ms.p50
     assert len(found) == made and best is min(found, key=lambda s: (took(s) > 1, abs(took(s) - 1)))
     assert asked == [0, 2][:made]  # the second search goes on from what the first measured
@@ -439,7 +458,7 @@ def test_a_fit_learns_what_the_predictor_gets_wrong(monkeypatch, slower):
     from mmcompress.graph.structure import Candidate
     from mmcompress.results.records import Trial
 
-    fit = import_module("mmcompress.workflow.fit")  # the package has a function of this name
+    fit = import_module("mmcompress.run.fit")  # the package has a function of this name
     target, asked = 10.0, []
 
     @dataclass(frozen=True)
@@ -452,7 +471,16 @@ def test_a_fit_learns_what_the_predictor_gets_wrong(monkeypatch, slower):
     def propose(predict, budget_ms, attempt):
         asked.append(attempt)
         c = Candidate({"n": {"b": int(100 * budget_ms / predict.correction)}}, {"n": "fp32"})
-        return Trial(0, "seed", {}, c, predict(c), 0.0, {}, 0.0)
+        return Trial(
+            number=0,
+            origin="seed",
+            overrides={},
+            candidate=c,
+            latency_ms=predict(c),
+            loss=0.0,
+            quality={},
+            evaluation_seconds=0.0,
+        )
 
     real = lambda run, ev, c, dense: fit.Seen(slower * c.kept_units["n"]["b"] / 100, 0.0, fit.LEAST, {})
     monkeypatch.setattr(fit, "measure_structure", real)
@@ -469,7 +497,7 @@ def test_a_fit_learns_what_the_predictor_gets_wrong(monkeypatch, slower):
 @pytest.mark.parametrize("margin", [0.0, 0.01, 0.015, 0.02, 0.04])
 def test_what_a_fit_accepts_leaves_room_for_its_error_at_both_ends(margin):
     """The finished artifact is to lie 0 to 5 % under the target, and is measured anew."""
-    fit = import_module("mmcompress.workflow.fit")
+    fit = import_module("mmcompress.run.fit")
     m = fit.Measured(None, 1.0, 1.0, fit.Seen(1.0, 0.0, margin, {}), 1.0, 1.0)
     assert m.high == 1 - margin and m.low >= fit.NEAR and m.high - m.low >= fit.LEAST - 1e-9
     if margin <= fit.MOST:  # of medians; tails are less sure than 5 % are wide
@@ -482,7 +510,7 @@ def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_t
     from mmcompress.graph.structure import Candidate
     from mmcompress.results.records import Trial
 
-    fit = import_module("mmcompress.workflow.fit")
+    fit = import_module("mmcompress.run.fit")
     target, c = 10.0, Candidate({"n": {"b": 800}}, {"n": "fp32"})
 
     @dataclass(frozen=True)
@@ -492,7 +520,16 @@ def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_t
         def __call__(self, c):
             return self.correction * c.kept_units["n"]["b"] / 100
 
-    propose = lambda predict, budget_ms, attempt: Trial(0, "seed", {}, c, predict(c), 0.0, {}, 0.0)
+    propose = lambda predict, budget_ms, attempt: Trial(
+        number=0,
+        origin="seed",
+        overrides={},
+        candidate=c,
+        latency_ms=predict(c),
+        loss=0.0,
+        quality={},
+        evaluation_seconds=0.0,
+    )
     monkeypatch.setattr(fit, "measure_structure", lambda *_: fit.Seen(6.5, 0.0, fit.LEAST, {}))
     found, _, ended = fit._approach(_fitting({}), None, propose, Line(), None, target, 1.0, 0)
     assert ended is spent and len(found) == 1
@@ -507,12 +544,14 @@ def test_limits_that_were_exceeded_are_lowered_by_as_much():
     side = ns(params=3e6, size_mb=22.0, memory_mb=90.0, nodes={"a": ns(latency_ms_p50=2.2), "b": ns(latency_ms_p50=1)})
     asked = Limits(params_m=4.0, size_mb=20.0, node_ms={"a": 2.0, "b": 3.0})
     assert worst_limit_ratio(asked, side) == pytest.approx(1.1) and worst_limit_ratio(Limits(), side) == 0
-    found = tighten_limits(asked, asked, side)
+    found = tighten_limits(asked, asked, s=side)
     assert found.params_m == 4.0 and found.size_mb == pytest.approx(20 * 20 / 22) and found.memory_mb is None
-    assert is_out_of_reach(asked, side, {"size": 20.1}) and is_out_of_reach(asked, side, {"p50 of 'a'": 2.1})
-    assert not is_out_of_reach(asked, side, {"size": 19.9, "parameters": 3.9, "p50 of 'a'": 1.0})
+    assert is_out_of_reach(asked, side, lowest={"size": 20.1}) and is_out_of_reach(
+        asked, side, lowest={"p50 of 'a'": 2.1}
+    )
+    assert not is_out_of_reach(asked, side, lowest={"size": 19.9, "parameters": 3.9, "p50 of 'a'": 1.0})
     assert found.node_ms == {"a": pytest.approx(2 * 2 / 2.2), "b": 3.0}
-    assert tighten_limits(found, asked, side).size_mb == pytest.approx(20 * (20 / 22) ** 2)  # once more, from there
+    assert tighten_limits(found, asked, s=side).size_mb == pytest.approx(20 * (20 / 22) ** 2)  # once more, from there
 
 
 def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
@@ -525,12 +564,12 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
     heads = {p: replace(d, low=0.4, high=0.4) for p, d in r.space.dimensions.items() if p.endswith(".heads")}
     plain = {p: d for p, d in r.space.dimensions.items() if not p.endswith(".drop")}
     narrow = replace(r, space=replace(r.space, dimensions=plain | heads))
-    p = build_problem(narrow, ev, predict, 1.0)
+    p = build_problem(narrow, ev, predict=predict, budget_ms=1.0)
     nearest = lambda b: int(units_after(b, round(0.4 * count_steps(b))))
     assert all(
         p.unit_choices[n][b.name] == (nearest(b),) for n, bs in r.blocks.items() for b in bs if b.group == "heads"
     )
-    open_ = build_problem(replace(r, space=replace(r.space, dimensions=plain)), ev, predict, 1.0)
+    open_ = build_problem(replace(r, space=replace(r.space, dimensions=plain)), ev, predict=predict, budget_ms=1.0)
     steep = {f"nodes.{n}.prune.{group}": 0.9 for n in r.blocks for group in ("heads", "ffn")}
     assert open_.is_allowed(open_.resolve(steep)) and not any(
         k == 0 for by in open_.resolve(steep).kept_units.values() for k in by.values()
@@ -555,8 +594,10 @@ def test_what_was_measured_in_another_mood_is_seen_in_the_light_of_all(tmp_path)
     from mmcompress.measure.latency.bench import PipelineLatency
     from mmcompress.stats import Latency
 
-    fit, record = import_module("mmcompress.workflow.fit"), tmp_path / "windows.json"
-    took = lambda ms: PipelineLatency(Latency(ms, ms, 9), {"n": Latency(ms, ms, 9)}, 0.9, {})
+    fit, record = import_module("mmcompress.run.fit"), tmp_path / "windows.json"
+    took = lambda ms: PipelineLatency(
+        latency=Latency(p50=ms, p95=ms, n=9), nodes={"n": Latency(p50=ms, p95=ms, n=9)}, model_share=0.9, calls={}
+    )
     anchors.append_reference_run(record, {"fp32": took(10.0), "int8": took(4.0)})
     first = fit.Seen(3.0, 0.0, fit.LEAST, {"n": 0.3}, {"n": 3.0}, 0)
     assert first.usual_ms({"n": "int8"}, record) == pytest.approx(3.0)
@@ -571,7 +612,7 @@ def test_a_node_over_its_limit_is_cut_by_what_it_is_over(monkeypatch):
     from mmcompress.graph.structure import Candidate
     from mmcompress.results.records import Trial
 
-    fit = import_module("mmcompress.workflow.fit")
+    fit = import_module("mmcompress.run.fit")
     limit, target, wrong = 2.0, 20.0, 1.05
 
     @dataclass(frozen=True)
@@ -586,7 +627,16 @@ def test_a_node_over_its_limit_is_cut_by_what_it_is_over(monkeypatch):
 
     def propose(predict, budget_ms, attempt):
         c = Candidate({"n": {"b": int(1000 * fit.AIM * limit / predict.correction)}}, {"n": "fp32"})
-        return Trial(0, "seed", {}, c, predict(c), 0.0, {}, 0.0)
+        return Trial(
+            number=0,
+            origin="seed",
+            overrides={},
+            candidate=c,
+            latency_ms=predict(c),
+            loss=0.0,
+            quality={},
+            evaluation_seconds=0.0,
+        )
 
     def real(run, ev, c, dense):
         ms = c.kept_units["n"]["b"] / 1000
@@ -717,7 +767,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     from mmcompress.search.build_problem import AIMED_SHARE, build_problem
 
     hit = lambda run, ev, c, dense: fit.Seen(0.975 * run.goal.milliseconds(dense.latency_ms), 0.0, fit.LEAST, {})
-    fit = import_module("mmcompress.workflow.fit")
+    fit = import_module("mmcompress.run.fit")
     monkeypatch.setattr(fit, "measure_structure", hit)  # how far the machine moves the budget is another matter
     monkeypatch.setattr(choose, "COLLAPSE_RATIO", 0.0)
     losses = iter([3.0, 1.0, 2.0, 4.0])
@@ -741,8 +791,10 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     r = open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     dense, predict, ev = prepare_run(r)
     ms, tail = r.goal.target_ms(dense.latency_ms), r.goal.p95_ratio(dense.latency_ms)
-    p = build_problem(r, ev, replace(predict, tail=tail), AIMED_SHARE * ms)
-    fitted = moves.grow_to_budget(p, moves.cut_to_budget(p, winner, ev.loss_increase), ev.loss_increase, ev.rounding)
+    p = build_problem(r, ev, predict=replace(predict, tail=tail), budget_ms=AIMED_SHARE * ms)
+    fitted = moves.grow_to_budget(
+        p, moves.cut_to_budget(p, winner, damage=ev.loss_increase), damage=ev.loss_increase, rounding=ev.rounding
+    )
     assert s.kept_units == fitted.kept_units  # the winner, fitted to the budget
     assert any(stage == "tryout" for stage, *_ in told) and s.timings["tryouts"] > 0
 
@@ -759,19 +811,31 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     _, predict, ev = prepare_run(r)
     whole = {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}
     fp32 = dict.fromkeys(r.blocks, "fp32")
-    p = build_problem(r, ev, predict, predict(Candidate(whole, fp32)))
+    p = build_problem(r, ev, predict=predict, budget_ms=predict(Candidate(whole, fp32)))
     cut = lambda n, **by: Candidate({**whole, n: {**whole[n], **by}}, fp32)
     one, near, far = (cut("vision", **{"0.ffn": k}) for k in (64, 48, 0))
     assert (
-        tryout._apart(p, one, near)
-        == tryout._apart(p, near, one)
+        tryout._apart(p, one, b=near)
+        == tryout._apart(p, near, b=one)
         < tryout.MIN_WEIGHT_DIFFERENCE
-        < tryout._apart(p, one, far)
+        < tryout._apart(p, one, b=far)
     )
-    assert tryout._apart(p, one, one) == 0 and tryout._apart(p, one, cut("vision", tokens=8)) >= 0.5
-    assert tryout._apart(p, one, Candidate(one.kept_units, {**fp32, "text": "int8"})) == float("inf")
-    trials = [Trial(i, "seed", {}, c, p.budget_ms, float(i), {}, 0.0) for i, c in enumerate((one, near, far))]
-    tried = [complete(p, c) for _, c in tryout._pool(r, ev, p, trials)]
+    assert tryout._apart(p, one, b=one) == 0 and tryout._apart(p, one, b=cut("vision", tokens=8)) >= 0.5
+    assert tryout._apart(p, one, b=Candidate(one.kept_units, {**fp32, "text": "int8"})) == float("inf")
+    trials = [
+        Trial(
+            number=i,
+            origin="seed",
+            overrides={},
+            candidate=c,
+            latency_ms=p.budget_ms,
+            loss=float(i),
+            quality={},
+            evaluation_seconds=0.0,
+        )
+        for i, c in enumerate((one, near, far))
+    ]
+    tried = [complete(p, c) for _, c in tryout._pool(r, ev, p=p, trials=trials)]
     assert tried[0] == one and near not in tried
 
 

@@ -19,15 +19,15 @@ def device() -> None:
 @click.option("--out", "folder", required=True, type=click.Path(), help="Folder of the kit, to be carried over.")
 @click.option("--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml).")
 @click.option("--set", "sets", multiple=True, metavar="A.B=C")
-def kit(spec: str, folder: str, space: str | None, sets: tuple[str, ...]) -> None:
+def kit(spec: str, folder: str, *, space: str | None, sets: tuple[str, ...]) -> None:
     """Write what a device needs to measure this pipeline: dense bundle, requests, whole exports."""
     import tempfile
 
     from mmcompress.run.write_kit import write_kit
-    from mmcompress.workspace import context as workflow
+    from mmcompress.workspace.context import open_run
 
     with Progress() as say, tempfile.TemporaryDirectory() as scratch:
-        r = workflow.open_run(spec, Path(scratch) / "run", space, parse_settings(sets), False, say)
+        r = open_run(spec, Path(scratch) / "run", space=space, overrides=parse_settings(sets), on_progress=say)
         write_kit(r, Path(folder))
     out.print(f"{folder}: on the device, run\n  mmcompress device measure {folder} --out readings.json", soft_wrap=True)
 

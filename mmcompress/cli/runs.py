@@ -28,12 +28,12 @@ TABLES = "order, allocation, protection, importance, zeros, schedule, losses"
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder; no finished trial is lost.")
 def run(spec: str, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
     """Compress a pipeline to its target: profile, search, prune, distill, quantize, export, measure, report."""
-    from mmcompress.run import stages as workflow
+    from mmcompress.run.stages import run_targets
 
     changes = collect_overrides(**options)
     folder = folder or default_folder(spec, changes)
     with Progress() as say:
-        found = workflow.run_targets(spec, folder, space, changes, resume, say)
+        found = run_targets(spec, folder, space=space, overrides=changes, resume=resume, on_progress=say)
     for s in found:
         at = Path(folder) if len(found) == 1 else Path(folder) / s.target.asked.replace(" ", "-")
         show_summary(s)
@@ -94,10 +94,10 @@ def compare(
     from mmcompress.results.target import target_share
 
     changes = collect_overrides(**options)
-    folder = folder or default_folder(spec, changes, "compare")
+    folder = folder or default_folder(spec, changes, kind="compare")
     wanted = tuple(m.strip() for m in methods.split(",")) if methods else tuple(EVERY)
     with Progress() as say:
-        found = run_all(spec, folder, wanted, space, changes, resume, say)
+        found = run_all(spec, folder, methods=wanted, space=space, overrides=changes, resume=resume, on_progress=say)
     one = next(iter(found.values()))
     table = Table(
         "method",
@@ -128,10 +128,10 @@ def ablate(spec: str, tables: str | None, space: str | None, folder: str | None,
     from mmcompress.experiments.ablate import ablate as run_all
 
     changes = collect_overrides(**options)
-    folder = folder or default_folder(spec, changes, "ablation")
+    folder = folder or default_folder(spec, changes, kind="ablation")
     wanted = tuple(t.strip() for t in tables.split(",")) if tables else ()
     with Progress() as say:
-        run_all(spec, folder, space, changes, resume, say, wanted)
+        run_all(spec, folder, space=space, overrides=changes, resume=resume, on_progress=say, tables=wanted)
     _say_claims(Path(folder))
     out.print(f"report  {escape(str(Path(folder) / 'ablation.html'))}", soft_wrap=True)
 
@@ -157,7 +157,9 @@ def submit(spec: str, address: str, folder: str, resume: bool, space: str | None
     changes = collect_overrides(**options) | {"search.ray_address": "auto"}
     echo = lambda text: click.echo(text, nl=False)
     load_spec(spec, changes)
-    code = submit_run(load_document(spec, changes), address, folder, space or default_space(), resume, echo)
+    code = submit_run(
+        load_document(spec, changes), address, folder=folder, space=space or default_space(), resume=resume, echo=echo
+    )
     if code:
         sys.exit(code)
 

@@ -103,7 +103,7 @@ def add_run_options(f: Callable) -> Callable:
     return f
 
 
-def default_folder(spec: str, changes: dict[str, Any], kind: str = "") -> str:
+def default_folder(spec: str, changes: dict[str, Any], *, kind: str = "") -> str:
     """`runs/NAME-TARGET-sSEED`, or with what else it holds in place of the seed."""
     from mmcompress.graph.load_spec import load_spec
 
@@ -112,7 +112,7 @@ def default_folder(spec: str, changes: dict[str, Any], kind: str = "") -> str:
 
 
 def collect_overrides(
-    target: Any, trials: Any, workers: Any, ray_address: Any, device: Any, seed: Any, sets: tuple[str, ...]
+    target: Any, trials: Any, *, workers: Any, ray_address: Any, device: Any, seed: Any, sets: tuple[str, ...]
 ) -> dict[str, Any]:
     named = {"search__trials": trials, "search__workers": workers, "search__ray_address": ray_address}
     return parse_settings(sets, target=target, measure__device=device, seed=seed, **named)

@@ -27,7 +27,7 @@ def validate(spec: str, space: str | None, sets: tuple[str, ...]) -> None:
     from mmcompress.workspace.context import default_space
 
     loaded = load_spec(spec, parse_settings(sets))
-    load_space(space or default_space(), loaded, list_given_keys(spec, parse_settings(sets)))
+    load_space(space or default_space(), loaded, fixed=list_given_keys(spec, parse_settings(sets)))
     tags, table = propagate_modalities(loaded), Table("node", "kind", "reads", "modalities", box=None)
     for name in topological_order(loaded):
         node = loaded.nodes[name]
@@ -72,11 +72,11 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
     from mmcompress.graph.load_spec import load_spec
     from mmcompress.run.predictor import build_predictor
     from mmcompress.run.profile import profile_pipeline
-    from mmcompress.workspace import context as workflow
+    from mmcompress.workspace.context import open_run
 
     at = folder or f"runs/{load_spec(spec, parse_settings(sets)).name}-profile"
     with Progress() as say:
-        r = workflow.open_run(spec, at, None, parse_settings(sets), resume or not folder, say)
+        r = open_run(spec, at, overrides=parse_settings(sets), resume=resume or not folder, on_progress=say)
         dense = profile_pipeline(r)
         predict = build_predictor(r, dense)
     total = dense.latency_ms.p50
@@ -103,7 +103,7 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
                 blocks.add_row(f"{n}.{b.name}", str(b.units), "", *("" for _ in precisions), "", "unimodal")
         for p in placed:
             m = reasons[(n, p.name)]
-            ms = {x: predict.block_ms(n, p, p.units, x, rows) for x in predict.fits[n]}
+            ms = {x: predict.block_ms(n, p, units=p.units, precision=x, rows=rows) for x in predict.fits[n]}
             kind = f"[bold]cross-modal[/bold]: {m['reason']}" if m["cross_modal"] else "unimodal"
             blocks.add_row(
                 f"{n}.{p.name}",

@@ -12,7 +12,7 @@ import numpy as np
 from mmcompress.errors import DataError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Pairs:
     """Inputs of a pipeline and their reference texts; `inputs[i]` may be read from disk only when asked for.
 
@@ -37,7 +37,7 @@ class Dataset(Protocol):
     gives: Literal["image", "audio"]
     """What its inputs are."""
 
-    def load(self, split: str, count: int | None = None, seed: int = 0) -> Pairs:
+    def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
         """At most `count` pairs of `split`, the same ones for the same arguments. Raises `DataError`."""
         ...
 
@@ -55,7 +55,7 @@ class LazySequence(Sequence):
         return self.read(self.paths[i])
 
 
-def draw_rows(rows: list[tuple[Path, str]], count: int | None, seeds: list[int]) -> list[tuple[Path, str]]:
+def draw_rows(rows: list[tuple[Path, str]], count: int | None, *, seeds: list[int]) -> list[tuple[Path, str]]:
     """`count` rows drawn by seed, the first ones of any larger draw; all of them in order without a count."""
     if count is None:
         return rows

@@ -47,7 +47,7 @@ NAMES = (
 """English names of the emoji in use, at most two words each, drawn by both vendors."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Scene:
     """What is drawn: emoji indices, one vendor index each, boxes [k, 3] = (centre x, centre y, side) in pixels."""
 
@@ -88,7 +88,7 @@ def _planes(index: int, vendor: int) -> tuple[Any, ...]:
 
 
 @lru_cache(maxsize=8192)
-def load_drawing(index: int, vendor: int, side: int) -> np.ndarray:
+def load_drawing(index: int, vendor: int, *, side: int) -> np.ndarray:
     """The drawing of `NAMES[index]` by `VENDORS[vendor]`: float32 RGBA [side, side, 4] in 0..1, premultiplied."""
     from PIL import Image
 
@@ -106,14 +106,14 @@ def add_article(name: str) -> str:
     return ("an " if name[0] in "aeio" or name == "umbrella" else "a ") + name
 
 
-def _reads(a: np.ndarray, b: np.ndarray, relation: int) -> np.ndarray:
+def _reads(a: np.ndarray, b: np.ndarray, *, relation: int) -> np.ndarray:
     """bool [n]: whether boxes a clearly stand in a relation (index into RELATIONS) to boxes b, and don't touch them."""
     along = b[:, relation] - a[:, relation]
     across = np.abs(b[:, 1 - relation] - a[:, 1 - relation])
     return along >= np.maximum(across + 4, (a[:, 2] + b[:, 2]) / 2)
 
 
-def _place(rng: np.random.Generator, count: int, size: int) -> tuple[np.ndarray, tuple[int, ...]]:
+def _place(rng: np.random.Generator, count: int, *, size: int) -> tuple[np.ndarray, tuple[int, ...]]:
     """Random boxes whose relations read clearly, by rejection; returns (boxes [count, 3], relations)."""
     low, high = ((0.30, 0.50), (0.28, 0.44), (0.26, 0.34))[count - 1]
     want = tuple(int(r) for r in rng.integers(0, 2, count - 1))
@@ -123,16 +123,16 @@ def _place(rng: np.random.Generator, count: int, size: int) -> tuple[np.ndarray,
         boxes = np.concatenate([centre, side[..., None]], -1).round()
         good = np.ones(len(boxes), bool)
         if count > 1:
-            good &= _reads(boxes[:, 0], boxes[:, 1], want[0])
+            good &= _reads(boxes[:, 0], boxes[:, 1], relation=want[0])
         if count > 2:
-            good &= _reads(boxes[:, 1], boxes[:, 2], want[1])
+            good &= _reads(boxes[:, 1], boxes[:, 2], relation=want[1])
             if want[0] != want[1]:
-                good &= _reads(boxes[:, 0], boxes[:, 2], want[1])
+                good &= _reads(boxes[:, 0], boxes[:, 2], relation=want[1])
         if good.any():
             return boxes[int(good.argmax())], want
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EmojiScenes:
     """Scenes over `NAMES`, split by combination: no set of emoji of one split occurs in another.
 
@@ -178,12 +178,14 @@ class EmojiScenes:
                 emoji, vendor = (first[0], *emoji[1:]), (first[1], *vendor[1:])
             if self.bucket(emoji) != wanted or (not style and any(p in held for p in zip(emoji, vendor, strict=True))):
                 continue
-            boxes, relations = _place(rng, count, self.image_size)
+            boxes, relations = _place(rng, count, size=self.image_size)
             names = [add_article(NAMES[e]) for e in emoji]
             caption = names[0]
             for k, relation in enumerate(relations):
                 caption += f"{',' if k else ''} {RELATIONS[relation]} {names[k + 1]}"
-            yield Scene(emoji, vendor, boxes, caption, rng.uniform(0.5, 1.0, (2, 3)))
+            yield Scene(
+                emoji=emoji, vendor=vendor, boxes=boxes, caption=caption, background=rng.uniform(0.5, 1.0, (2, 3))
+            )
 
     def crowds(self, seed: int = 0) -> Iterator[Scene]:
         """Scenes of nine emoji on a jittered grid, without caption: dense supervision for a vision tower.
@@ -202,7 +204,7 @@ class EmojiScenes:
                 -0.16, 0.16, (9, 2)
             ) * cell
             boxes = np.concatenate([centre, side[:, None]], 1).round()
-            yield Scene(emoji, vendor, boxes, "", rng.uniform(0.5, 1.0, (2, 3)))
+            yield Scene(emoji=emoji, vendor=vendor, boxes=boxes, caption="", background=rng.uniform(0.5, 1.0, (2, 3)))
 
     def render(self, scene: Scene) -> np.ndarray:
         """uint8 [H, W, 3]: the drawings over a gradient between the two background colours."""
@@ -211,7 +213,7 @@ class EmojiScenes:
         low, high = scene.background.astype(np.float32)
         image = np.broadcast_to(low * (1 - ramp) + (0.6 * low + 0.4 * high) * ramp, (s, s, 3)).copy()
         for e, v, (cx, cy, side) in zip(scene.emoji, scene.vendor, scene.boxes, strict=True):
-            d = load_drawing(e, v, int(side))
+            d = load_drawing(e, v, side=int(side))
             top = min(max(int(cy - side / 2), 0), s - int(side))
             left = min(max(int(cx - side / 2), 0), s - int(side))
             patch = image[top : top + int(side), left : left + int(side)]
@@ -219,7 +221,7 @@ class EmojiScenes:
             patch += d[..., :3]
         return (image * 255).round().clip(0, 255).astype(np.uint8)
 
-    def load(self, split: str, count: int | None = None, seed: int = 0) -> Pairs:
+    def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
         """`count` pairs of a split (default: its size). Captions of `val` and the tests are all distinct."""
         count = count or {"val": self.val, "train": 2048, "test_style": min(self.test, 400)}.get(split, self.test)
         images, captions, seen = [], [], set()
@@ -230,5 +232,5 @@ class EmojiScenes:
             images.append(self.render(scene))
             captions.append(scene.caption)
             if len(images) == count:
-                return Pairs(images, tuple(captions))
+                return Pairs(inputs=images, texts=tuple(captions))
         raise AssertionError("the stream of scenes is endless")

@@ -45,7 +45,7 @@ def _rows(path: Path) -> list[tuple[int, dict]]:
     return rows
 
 
-def _field(row: dict, keys: tuple[str, ...], where: str) -> str:
+def _field(row: dict, keys: tuple[str, ...], *, where: str) -> str:
     for key in keys:
         value = row.get(key)
         if isinstance(value, str) and value.strip():
@@ -55,7 +55,7 @@ def _field(row: dict, keys: tuple[str, ...], where: str) -> str:
     raise DataError(f"{where}: no '{keys[0]}' (accepted names: {', '.join(keys)}; found: {', '.join(map(str, row))})")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Folder:
     """Images and captions of a folder.
 
@@ -87,7 +87,7 @@ class Folder:
         problems = []
         for line, row in _rows(listing):
             where = f"{listing}:{line}"
-            image, text = root / _field(row, IMAGE_KEYS, where), _field(row, CAPTION_KEYS, where)
+            image, text = root / _field(row, IMAGE_KEYS, where=where), _field(row, CAPTION_KEYS, where=where)
             if (first := seen.setdefault(image, line)) != line:
                 if self.repeats == "refuse":
                     problems.append(
@@ -120,14 +120,14 @@ class Folder:
         """Pairs in each split."""
         return {s: len(rows) for s, rows in _cached(self).items()}
 
-    def load(self, split: str, count: int | None = None, seed: int = 0) -> Pairs:
+    def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
         """Up to `count` pairs of a split, drawn by seed; all of them in file order without a count."""
         rows = _cached(self)[split] if split in self.splits else None
         if rows is None:
             raise DataError(f"folder: no split '{split}' (known: {', '.join(self.splits)})")
-        rows = draw_rows(rows, count, [self.seed, seed])
+        rows = draw_rows(rows, count, seeds=[self.seed, seed])
         names = tuple(os.path.relpath(p, self.path) for p, _ in rows)  # two folders may each hold a 1.jpg
-        return Pairs(LazySequence([p for p, _ in rows], _pixels), tuple(c for _, c in rows), names)
+        return Pairs(inputs=LazySequence([p for p, _ in rows], _pixels), texts=tuple(c for _, c in rows), names=names)
 
 
 def _pixels(path: Path) -> np.ndarray:

@@ -14,7 +14,7 @@ from mmcompress.storage import InvalidValue, build_record
 def open_dataset(data: Data) -> Dataset:
     """The dataset a spec names, its options checked. Raises `DataError`."""
     try:
-        return build_record(DATA_KINDS.get(data.kind), data.options, ("data", "options"))
+        return build_record(DATA_KINDS.get(data.kind), data.options, path=("data", "options"))
     except InvalidValue as e:
         raise DataError(str(e)) from None
 

@@ -21,7 +21,7 @@ CHOOSING = 0.3
 """Share of the clips that are not test clips on which structures are chosen."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SpeechFolder:
     """Sound files in `wavs/` and `metadata.csv`: `name|transcript` or `name|transcript|normalized`, one clip a line.
 
@@ -41,13 +41,15 @@ class SpeechFolder:
         """Clips in each split."""
         return {s: len(rows) for s, rows in _rows(self).items()}
 
-    def load(self, split: str, count: int | None = None, seed: int = 0) -> Pairs:
+    def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
         """Up to `count` clips of a split, drawn by seed; all of them in file order without a count."""
         if split not in self.splits:
             raise DataError(f"speech_folder: no split '{split}' (known: {', '.join(self.splits)})")
-        rows = draw_rows(_rows(self)[split], count, [self.seed, seed])
+        rows = draw_rows(_rows(self)[split], count, seeds=[self.seed, seed])
         names = tuple(os.path.relpath(p, Path(self.path) / "wavs") for p, _ in rows)
-        return Pairs(LazySequence([p for p, _ in rows], open_audio), tuple(t for _, t in rows), names)
+        return Pairs(
+            inputs=LazySequence([p for p, _ in rows], open_audio), texts=tuple(t for _, t in rows), names=names
+        )
 
 
 @lru_cache(maxsize=4)

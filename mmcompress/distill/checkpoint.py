@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Checkpoint:
     """A file that holds the state of one training, replaced as a whole each time it is written."""
 
@@ -31,6 +31,7 @@ class Checkpoint:
         self,
         elapsed: float,
         weights: Sequence[torch.Tensor],
+        *,
         optimizer: torch.optim.Optimizer,
         best: Sequence[torch.Tensor],
         state: dict[str, Any],

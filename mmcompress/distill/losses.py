@@ -31,7 +31,7 @@ def affinity_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]
     return (rows + columns) / 2
 
 
-def logit_loss(student: Tensor, teacher: Tensor, keep: Tensor) -> Tensor:
+def logit_loss(student: Tensor, teacher: Tensor, *, keep: Tensor) -> Tensor:
     """KL of next-token distributions [b, t, v] at the positions `keep` [b, t] (Hinton et al. 2015)."""
     return F.kl_div(
         student[keep].log_softmax(-1), teacher[keep].log_softmax(-1), log_target=True, reduction="batchmean"
@@ -55,7 +55,7 @@ def record_block_outputs(models: Models, blocks: Models) -> Iterator[dict[str, d
 
 
 def block_output_losses(
-    student: Models, added: Mapping[str, Mapping[str, Tensor]], teacher: Mapping[str, Mapping[str, Tensor]]
+    student: Models, added: Mapping[str, Mapping[str, Tensor]], *, teacher: Mapping[str, Mapping[str, Tensor]]
 ) -> dict[str, Tensor]:
     """`hidden.node` and `cross.node`: mean over blocks of the squared error relative to the teacher's variance."""
     parts: dict[str, list[Tensor]] = {}
@@ -84,7 +84,7 @@ def drop_cut_positions(teacher: Outputs, student: Models) -> Outputs:
 
 
 def weighted_losses(
-    pipeline: TorchPipeline, student: Outputs, teacher: Outputs, batch: Batch, weights: Mapping[str, float]
+    pipeline: TorchPipeline, student: Outputs, *, teacher: Outputs, batch: Batch, weights: Mapping[str, float]
 ) -> dict[str, Tensor]:
     """Every weighted part of the distillation loss of one batch, over all models of the pipeline."""
     parts: dict[str, Tensor] = {}
@@ -95,7 +95,7 @@ def weighted_losses(
             parts[f"tokens.{node}"] = weights["tokens"] * token_loss(out["tokens"], teacher[node]["tokens"])
         if "logits" in out:
             parts[f"logits.{node}"] = weights["logits"] * logit_loss(
-                out["logits"], teacher[node]["logits"], pipeline.target_positions(batch, node)
+                out["logits"], teacher[node]["logits"], keep=pipeline.target_positions(batch, node)
             )
     for join in pipeline.joins:
         parts[f"affinity.{join.name}"] = weights["affinity"] * affinity_loss(join.pair(student), join.pair(teacher))

@@ -22,7 +22,7 @@ PairOutputs = Mapping[str, Mapping[str, Tensor]]
 class Teacher:
     """The models a student learns from. Pairs without a name, such as scenes drawn at run time, never come again."""
 
-    def __init__(self, pipeline: TorchPipeline, models: Models, room: int = TEACHER_CACHE_BYTES):
+    def __init__(self, pipeline: TorchPipeline, models: Models, *, room: int = TEACHER_CACHE_BYTES):
         self.pipeline, self.models, self.left = pipeline, models, room
         self.known: dict[str, PairOutputs] = {}
 
@@ -33,7 +33,7 @@ class Teacher:
         out = self.pipeline.forward(self.models, batch.pick(new) if len(new) < len(batch) else batch) if new else {}
         if not batch.names:
             return out
-        rows = {batch.names[i]: self._row(batch, i, out, at) for at, i in enumerate(new)}
+        rows = {batch.names[i]: self._row(batch, i, out=out, at=at) for at, i in enumerate(new)}
         for name, row in rows.items():
             size = sum(v.nbytes for by in row.values() for v in by.values())
             if size <= self.left:
@@ -41,7 +41,7 @@ class Teacher:
                 self.left -= size
         return self._together(batch, [rows[n] if n in rows else self.known[n] for n in batch.names])
 
-    def _row(self, batch: Batch, i: int, out: Outputs, at: int) -> PairOutputs:
+    def _row(self, batch: Batch, i: int, *, out: Outputs, at: int) -> PairOutputs:
         """Copies of the outputs of pair `i`, which stand at place `at`; of logits those that are wanted."""
 
         def wanted(node: str, key: str, v: Tensor) -> Tensor:

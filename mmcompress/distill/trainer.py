@@ -78,9 +78,22 @@ def distill_(
     for m in student.values():
         m.eval()  # what is trained is what is deployed: no dropout, statistics of batch norms as they are
     known = teacher if isinstance(teacher, Teacher) else Teacher(pipeline, teacher)
-    training, curve = _Training(pipeline, student, known, data, options, seed, hold_, first, clock), []
+    training, curve = (
+        _Training(
+            pipeline,
+            student,
+            teacher=known,
+            data=data,
+            options=options,
+            seed=seed,
+            hold_=hold_,
+            first=first,
+            clock=clock,
+        ),
+        [],
+    )
     optimizer = torch.optim.AdamW(group_parameters(student), lr=options.learning_rate, betas=(0.9, 0.98), fused=True)
-    best = _Best(pipeline, student, known.models, choosing, options.validations)
+    best = _Best(pipeline, student, teacher=known.models, choosing=choosing, checks=options.validations)
     began, step, share, highest = clock.now(), 0, 0.0, options.learning_rate
     if checkpoint and (found := checkpoint.load_(training.flat, optimizer)):
         state, best.kept = found
@@ -108,7 +121,7 @@ def distill_(
             progress(f"step {step}, loss {curve[-1]['loss']:.3f}", min(share, 1.0))
         if checkpoint and checkpoint.is_due(elapsed):
             state = {"step": step, "share": share, "curve": curve, "rate": highest, **best.record()}
-            checkpoint.save(elapsed, training.flat, optimizer, best.kept, state)
+            checkpoint.save(elapsed, training.flat, optimizer=optimizer, best=best.kept, state=state)
     if curve and curve[-1]["step"] != step:
         curve.append({"step": step, "loss": sum(parts.values()), **parts})
     best.look(1.0, step)
@@ -129,6 +142,7 @@ class _Training:
         self,
         pipeline: TorchPipeline,
         student: Models,
+        *,
         teacher: Teacher,
         data: Dataset,
         options: Distill,
@@ -152,7 +166,9 @@ class _Training:
         return self.pipeline.collate(self.data.load("train", o.batch, seed=seed))
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return _losses(self.pipeline, self.student, self.teacher, batch, self.weights, self.half)
+        return _losses(
+            self.pipeline, self.student, teacher=self.teacher, batch=batch, weights=self.weights, half=self.half
+        )
 
     def advance_(self, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> dict[str, float]:
         """One step; returns the weighted parts of the loss before it."""
@@ -208,13 +224,14 @@ def is_bf16_faster() -> bool:
     took = {}
     for kind in (torch.float32, torch.bfloat16):
         x, w = torch.zeros(512, 384, dtype=kind), torch.zeros(1536, 384, dtype=kind)
-        took[kind] = min_of_medians(lambda x=x, w=w: nn.functional.linear(x, w), 3, 20, 0.3)
+        took[kind] = min_of_medians(lambda x=x, w=w: nn.functional.linear(x, w), 3, rounds=20, limit=0.3)
     return took[torch.bfloat16] < BF16_MAX_TIME_SHARE * took[torch.float32]
 
 
 def _losses(
     pipeline: TorchPipeline,
     student: Models,
+    *,
     teacher: Teacher,
     batch: Batch,
     weights: Mapping[str, float],
@@ -235,10 +252,10 @@ def _losses(
         with torch.autocast("cpu", enabled=half):
             out = pipeline.forward(student, batch)
         out = {n: {k: v.float() for k, v in o.items()} for n, o in out.items()}
-        parts = weighted_losses(pipeline, out, target, batch, weights)
+        parts = weighted_losses(pipeline, out, teacher=target, batch=batch, weights=weights)
     if inside:
         wanted = {n: {b: v.clone() for b, v in by.items()} for n, by in theirs.items()}
-        for name, loss in block_output_losses(student, ours, wanted).items():
+        for name, loss in block_output_losses(student, ours, teacher=wanted).items():
             if weight := weights[name.split(".")[0]]:
                 parts[name] = weight * loss
     return parts
@@ -247,7 +264,9 @@ def _losses(
 class _Best:
     """The weights that did best on the choosing pairs so far."""
 
-    def __init__(self, pipeline: TorchPipeline, student: Models, teacher: Models, choosing: Batch | None, checks: int):
+    def __init__(
+        self, pipeline: TorchPipeline, student: Models, *, teacher: Models, choosing: Batch | None, checks: int
+    ):
         self.pipeline, self.student, self.choosing, self.checks = pipeline, student, choosing, checks
         self.anchors: Outputs = {}
         self.dense = 0.0

@@ -70,7 +70,7 @@ class Cell:
         return f"{self.table}-{self.name}".replace(" ", "_").replace("+", "").replace("/", "_")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Claim:
     """`better` keeps more than `worse` (cells by folder; several are averaged); `apart`: at whatever latency."""
 
@@ -87,7 +87,7 @@ def make_placebo(seed: int) -> Baseline:
     def propose(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
         predict = build_predictor(run, read_record(Profile, run.shared / "profile.json"))
         rows = predict.table.lookup()
-        inside = lambda n, p: predict.block_ms(n, p, p.units, "fp32", rows)
+        inside = lambda n, p: predict.block_ms(n, p, units=p.units, precision="fp32", rows=rows)
         ms = {(n, p.name): inside(n, p) for n, row in predict.deployed.items() for p in row}
         mass = sum(v for (n, b), v in ms.items() if b in run.cross_modal[n])
         free = [at for at in ms if at[1] not in run.cross_modal[at[0]]]
@@ -99,7 +99,7 @@ def make_placebo(seed: int) -> Baseline:
         with propose_by_knapsack(dataclasses.replace(run, cross_modal=cross), ev) as inner:
             yield inner
 
-    return Baseline(f"as much latency protected, by lot (draw {seed})", propose)
+    return Baseline(about=f"as much latency protected, by lot (draw {seed})", propose=propose)
 
 
 def list_cells(spec: Spec) -> list[Cell]:
@@ -155,67 +155,86 @@ def list_cells(spec: Spec) -> list[Cell]:
 
 
 CLAIMS = (
-    Claim("Searching finds better structures than a uniform ratio", ("allocation-searched",), ("allocation-uniform",)),
     Claim(
-        "Searching finds better structures than the knapsack alone", ("allocation-searched",), ("allocation-knapsack",)
-    ),
-    Claim("Guided search beats as many random trials", ("allocation-searched",), ("allocation-random",)),
-    Claim(
-        "Damage measured among the other cuts makes a better split",
-        ("allocation-relinearized",),
-        ("allocation-knapsack",),
+        text="Searching finds better structures than a uniform ratio",
+        better=("allocation-searched",),
+        worse=("allocation-uniform",),
     ),
     Claim(
-        "One joint budget beats a budget for each model, by the same evidence",
-        ("allocation-knapsack",),
-        ("allocation-separate",),
+        text="Searching finds better structures than the knapsack alone",
+        better=("allocation-searched",),
+        worse=("allocation-knapsack",),
     ),
     Claim(
-        "Searching finds better structures than a budget for each model",
-        ("allocation-searched",),
-        ("allocation-separate",),
+        text="Guided search beats as many random trials", better=("allocation-searched",), worse=("allocation-random",)
     ),
     Claim(
-        "Protecting cross-modal layers helps at equal latency", ("protection-protected",), ("protection-unprotected",)
+        text="Damage measured among the other cuts makes a better split",
+        better=("allocation-relinearized",),
+        worse=("allocation-knapsack",),
     ),
     Claim(
-        "Protecting them helps more than protecting as much by lot",
-        ("protection-protected",),
-        tuple(f"protection-placebo_{i}" for i in range(PLACEBO_DRAWS)),
+        text="One joint budget beats a budget for each model, by the same evidence",
+        better=("allocation-knapsack",),
+        worse=("allocation-separate",),
+    ),
+    Claim(
+        text="Searching finds better structures than a budget for each model",
+        better=("allocation-searched",),
+        worse=("allocation-separate",),
+    ),
+    Claim(
+        text="Protecting cross-modal layers helps at equal latency",
+        better=("protection-protected",),
+        worse=("protection-unprotected",),
+    ),
+    Claim(
+        text="Protecting them helps more than protecting as much by lot",
+        better=("protection-protected",),
+        worse=tuple(f"protection-placebo_{i}" for i in range(PLACEBO_DRAWS)),
     ),
     *(
-        Claim(f"Reconstruction scores beat {what}", ("importance-reconstruction__refit",), (f"importance-{of}__refit",))
+        Claim(
+            text=f"Reconstruction scores beat {what}",
+            better=("importance-reconstruction__refit",),
+            worse=(f"importance-{of}__refit",),
+        )
         for of, what in (("fisher", "Fisher scores"), ("magnitude", "the norms of weights"), ("random", "chance"))
     ),
-    Claim("Refit helps without training", ("order-prune__refit",), ("order-prune",)),
-    Claim("Refit helps with training", (REFERENCE_CELL,), ("order-prune__distil__int8",)),
-    Claim("Distillation helps after refit", ("order-prune__refit__distil",), ("order-prune__refit",)),
-    Claim("Distillation helps what is rounded as well", (REFERENCE_CELL,), ("order-prune__refit__int8",)),
+    Claim(text="Refit helps without training", better=("order-prune__refit",), worse=("order-prune",)),
+    Claim(text="Refit helps with training", better=(REFERENCE_CELL,), worse=("order-prune__distil__int8",)),
+    Claim(text="Distillation helps after refit", better=("order-prune__refit__distil",), worse=("order-prune__refit",)),
     Claim(
-        "Pruning before training beats training before pruning",
-        (REFERENCE_CELL,),
-        ("order-distil__prune__refit__int8",),
+        text="Distillation helps what is rounded as well", better=(REFERENCE_CELL,), worse=("order-prune__refit__int8",)
     ),
     Claim(
-        "The same structure keeps more in fp32 than rounded",
-        ("order-prune__refit__distil",),
-        (REFERENCE_CELL,),
+        text="Pruning before training beats training before pruning",
+        better=(REFERENCE_CELL,),
+        worse=("order-distil__prune__refit__int8",),
+    ),
+    Claim(
+        text="The same structure keeps more in fp32 than rounded",
+        better=("order-prune__refit__distil",),
+        worse=(REFERENCE_CELL,),
         at_any_latency=True,
     ),
-    Claim("Gradual pruning beats one shot at the same budget", ("schedule-gradual",), (REFERENCE_CELL,)),
-    Claim("Rewinding the survivors beats one shot", ("schedule-rewind",), (REFERENCE_CELL,)),
-    Claim("Distilling adds to the task loss", (REFERENCE_CELL,), ("losses-task_loss_alone",)),
-    Claim("Matching what blocks add helps", ("losses-what_blocks_add_too",), (REFERENCE_CELL,)),
+    Claim(
+        text="Gradual pruning beats one shot at the same budget", better=("schedule-gradual",), worse=(REFERENCE_CELL,)
+    ),
+    Claim(text="Rewinding the survivors beats one shot", better=("schedule-rewind",), worse=(REFERENCE_CELL,)),
+    Claim(text="Distilling adds to the task loss", better=(REFERENCE_CELL,), worse=("losses-task_loss_alone",)),
+    Claim(text="Matching what blocks add helps", better=("losses-what_blocks_add_too",), worse=(REFERENCE_CELL,)),
 )
 
 
 def ablate(
     spec_path: str | Path,
     out: str | Path,
+    *,
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    say: OnProgress = ignore_progress,
+    on_progress: OnProgress = ignore_progress,
     tables: tuple[str, ...] = (),
 ) -> dict[str, Summary]:
     """Every cell's summary by its folder in `out`, and `ablation.html` beside them; of some `tables` or of all.
@@ -227,7 +246,9 @@ def ablate(
     known = list(dict.fromkeys(c.table for c in every))
     if unknown := [t for t in tables if t not in known]:
         raise SpecError(f"ablate: unknown table '{unknown[0]}'; {suggest_nearest(unknown[0], known)}")
-    r = replace(open_run(spec_path, out, space, overrides, resume, say), spec=spec)
+    r = replace(
+        open_run(spec_path, out, space=space, overrides=overrides, resume=resume, on_progress=on_progress), spec=spec
+    )
     every = [c for c in every if c.method.is_suitable(r)]
     wanted = [c for c in every if not tables or c.table in tables]
     needed = {c.like for c in wanted}
@@ -244,19 +265,27 @@ def ablate(
                 f"{record.parent}: this cell was made by an mmcompress that made it otherwise; use a new --out"
             )
         if not record.exists():
-            say("ablate", f"{c.table}: {c.name} ({i + 1} of {len(wanted)})", None)
+            on_progress("ablate", f"{c.table}: {c.name} ({i + 1} of {len(wanted)})", None)
             run = replace(r, spec=_changed(r.spec, c.changes), space=_pinned(r.space, c.changes))
             write_record(what, meant)
             tried = c.table == "allocation" and c.like and (r.folder / c.like / "tryouts.json").exists()
             # a structure that was chosen by what training makes of it is none to be compared untrained
-            make_cell(run, c.folder, replace(c.method, structure_of="" if tried else c.like), predict, ev, dense, steps)
+            make_cell(
+                run,
+                c.folder,
+                method=replace(c.method, structure_of="" if tried else c.like),
+                predict=predict,
+                ev=ev,
+                dense=dense,
+                steps=steps,
+            )
         found[c.folder] = read_record(Summary, record)
         steps = steps or count_trained_steps(record.parent)
-        _tell(r, dense, wanted, found)
+        _tell(r, dense, wanted=wanted, found=found)
     return found
 
 
-def _tell(r: RunContext, dense: Profile, wanted: Sequence[Cell], found: Mapping[str, Summary]) -> None:
+def _tell(r: RunContext, dense: Profile, *, wanted: Sequence[Cell], found: Mapping[str, Summary]) -> None:
     """Write the report of the cells that are done."""
 
     rows: dict[str, dict[str, Summary]] = {}
@@ -264,8 +293,8 @@ def _tell(r: RunContext, dense: Profile, wanted: Sequence[Cell], found: Mapping[
         if c.folder in found:
             rows.setdefault(c.table, {})[c.name] = found[c.folder]
     known = (c for c in CLAIMS if all(f in found for f in (*c.better, *c.worse)))
-    claims = [judge_claim(r, dense, c.text, c.better, c.worse, c.at_any_latency) for c in known]
-    write_ablation(rows, claims, r.folder)
+    claims = [judge_claim(r, dense, says=c.text, better=c.better, worse=c.worse, apart=c.at_any_latency) for c in known]
+    write_ablation(rows, claims, folder=r.folder)
 
 
 def _pinned(space: Space, changes: Mapping[str, Any]) -> Space:

@@ -34,7 +34,7 @@ Build = Callable[[float, dict[str, str]], Candidate]
 """(share removed, 0 .. 1, precision of each node) -> candidate."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Baseline:
     """How a structure is chosen, and what is special beside it.
 
@@ -67,8 +67,17 @@ class Baseline:
         return (cuts or not self.needs_positions) and (max_evaluations(run) > 0 or not self.needs_linearization)
 
 
-def _trial(name: str, candidate: Candidate, ms: float) -> Trial:
-    return Trial(0, name, {}, candidate, ms, 0.0, {}, 0.0)
+def _trial(name: str, candidate: Candidate, *, ms: float) -> Trial:
+    return Trial(
+        number=0,
+        origin=name,
+        overrides={},
+        candidate=candidate,
+        latency_ms=ms,
+        loss=0.0,
+        quality={},
+        evaluation_seconds=0.0,
+    )
 
 
 def _quickest(run: RunContext, predict: Predictor) -> dict[str, str]:
@@ -80,14 +89,14 @@ def _quickest(run: RunContext, predict: Predictor) -> dict[str, str]:
     return {n: min(of, key=lambda p, n=n: taking(n, p)) for n, of in options.items()}  # type: ignore[misc]
 
 
-def _scaled(run: RunContext, ev: Sensitivity, build: Build, name: str) -> Propose:
+def _scaled(run: RunContext, ev: Sensitivity, *, build: Build, name: str) -> Propose:
     """The least share removed at which a build meets the budget and every other limit, by bisection.
 
     What the spec fixes stays, and no block is cut further than the space allows.
     """
 
     def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
-        p, precision = build_problem(run, ev, predict, budget_ms), _quickest(run, predict)
+        p, precision = build_problem(run, ev, predict=predict, budget_ms=budget_ms), _quickest(run, predict)
 
         def cut(share: float, whole: bool = False) -> Candidate:
             c, kept = build(share, precision), {}
@@ -102,7 +111,7 @@ def _scaled(run: RunContext, ev: Sensitivity, build: Build, name: str) -> Propos
             middle = (low + high) / 2
             low, high = (middle, high) if p.predict(cut(middle, gone)) > budget_ms else (low, middle)
         candidate = cut(high, gone)
-        return _trial(name, candidate, p.predict(candidate))
+        return _trial(name, candidate, ms=p.predict(candidate))
 
     return propose
 
@@ -120,7 +129,7 @@ def propose_uniform(run: RunContext, ev: Sensitivity, positions: bool = False) -
             kept[n][b.name] = int(units_after(b, cuts))
         return Candidate(kept, precision)
 
-    yield _scaled(run, ev, build, "uniform")
+    yield _scaled(run, ev, build=build, name="uniform")
 
 
 @contextmanager
@@ -142,22 +151,22 @@ def propose_by_ranking(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
         kept = {n: {b.name: int(units_after(b, cuts.get((n, b.name), 0))) for b in bs} for n, bs in run.blocks.items()}
         return Candidate(kept, precision)
 
-    yield _scaled(run, ev, build, "ranking")
+    yield _scaled(run, ev, build=build, name="ranking")
 
 
 @contextmanager
 def propose_by_knapsack(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
-    yield lambda predict, budget_ms, attempt: _split(run, ev, predict, budget_ms)
+    yield lambda predict, budget_ms, attempt: _split(run, ev, predict=predict, budget_ms=budget_ms)
 
 
-def _split(run: RunContext, ev: Sensitivity, predict: Predictor, budget_ms: float) -> Trial:
+def _split(run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: float) -> Trial:
     """The best split of a budget, the fastest structure where there is none."""
-    p = build_problem(run, ev, predict, budget_ms)
-    found = split_budget(run, ev, predict, budget_ms, p)
+    p = build_problem(run, ev, predict=predict, budget_ms=budget_ms)
+    found = split_budget(run, ev, predict=predict, budget_ms=budget_ms, p=p)
     best = next((c for _, c in found if p.predict(c) <= budget_ms), None)
     # as the search, it uses up its budget: levels and costs of the knapsack are rounded
-    best = grow_to_budget(p, best, ev.loss_increase, ev.rounding) if best else find_fastest(p, predict)
-    return _trial("knapsack", best, p.predict(best))
+    best = grow_to_budget(p, best, damage=ev.loss_increase, rounding=ev.rounding) if best else find_fastest(p, predict)
+    return _trial("knapsack", best, ms=p.predict(best))
 
 
 @contextmanager
@@ -166,10 +175,14 @@ def propose_relinearized(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
     with start_evaluator(run, ev) as who:
 
         def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
-            _, good = linearize_successively(run, ev, predict, budget_ms, who)
+            _, good = linearize_successively(run, ev, predict=predict, budget_ms=budget_ms, who=who)
             if not good:
-                return _split(run, ev, predict, budget_ms)
-            return _trial("relinearized", good[0], build_problem(run, ev, predict, budget_ms).predict(good[0]))
+                return _split(run, ev, predict=predict, budget_ms=budget_ms)
+            return _trial(
+                "relinearized",
+                good[0],
+                ms=build_problem(run, ev, predict=predict, budget_ms=budget_ms).predict(good[0]),
+            )
 
         yield propose
 
@@ -182,19 +195,21 @@ def propose_separately(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
     """
 
     def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
-        p = build_problem(run, ev, predict, budget_ms)
+        p = build_problem(run, ev, predict=predict, budget_ms=budget_ms)
         whole = Candidate({n: {} for n in run.blocks}, dict.fromkeys(run.blocks, "fp32"))
         beside = predict.factor * predict.overhead_ms
         share = (budget_ms - beside) / (predict(whole) - beside)
         kept, precision, fastest = {}, {}, find_fastest(p, predict)
         for n in run.blocks:
             alone = replace(predict, overhead_ms=0.0)
-            found = split_budget(run, ev, alone, share * predict.p95_ratio * predict.node_ms(n, whole), p, [n])
+            found = split_budget(
+                run, ev, predict=alone, budget_ms=share * predict.p95_ratio * predict.node_ms(n, whole), p=p, nodes=[n]
+            )
             best = found[0][1] if found else fastest
             kept[n], precision[n] = best.kept_units[n], best.precision[n]
-        candidate = restore_dropped(p, Candidate(kept, precision), ev.loss_increase)
-        candidate = cut_to_budget(p, candidate, ev.loss_increase) or candidate  # what came back is paid for
-        return _trial("separate", candidate, p.predict(candidate))
+        candidate = restore_dropped(p, Candidate(kept, precision), damage=ev.loss_increase)
+        candidate = cut_to_budget(p, candidate, damage=ev.loss_increase) or candidate  # what came back is paid for
+        return _trial("separate", candidate, ms=p.predict(candidate))
 
     yield propose
 
@@ -208,9 +223,16 @@ def propose_at_random(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
     with start_evaluator(run, ev) as who:
 
         def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial | None:
-            trials = run_search(run, ev, predict, budget_ms, who, attempt, blind=max_evaluations(run))
+            trials = run_search(
+                run, ev, predict=predict, budget_ms=budget_ms, who=who, attempt=attempt, blind=max_evaluations(run)
+            )
             return rank_by_short_finetuning(
-                run, ev, predict, budget_ms, trials, choose_trial(run, who, trials, budget_ms)
+                run,
+                ev,
+                predict=predict,
+                budget_ms=budget_ms,
+                trials=trials,
+                best=choose_trial(run, who, trials=trials, budget_ms=budget_ms),
             )
 
         yield propose
@@ -230,31 +252,33 @@ def _whole(precision: str) -> Callable[[RunContext], Candidate]:
 
 
 BASELINES = {
-    "searched": Baseline("the search of this tool", open_search),
+    "searched": Baseline(about="the search of this tool", propose=open_search),
     "knapsack": Baseline(
-        "the best split of the budget by measured damage alone, nothing searched", propose_by_knapsack
+        about="the best split of the budget by measured damage alone, nothing searched", propose=propose_by_knapsack
     ),
     "relinearized": Baseline(
-        "the knapsack with damage measured anew among the other cuts, nothing searched",
-        propose_relinearized,
+        about="the knapsack with damage measured anew among the other cuts, nothing searched",
+        propose=propose_relinearized,
         needs_linearization=True,
     ),
-    "separate": Baseline("a budget for each model instead of one for all", propose_separately),
-    "uniform": Baseline("the same share of every block", propose_uniform),
+    "separate": Baseline(about="a budget for each model instead of one for all", propose=propose_separately),
+    "uniform": Baseline(about="the same share of every block", propose=propose_uniform),
     "shortened": Baseline(
-        "the same share of every block and of the positions",
-        partial(propose_uniform, positions=True),
+        about="the same share of every block and of the positions",
+        propose=partial(propose_uniform, positions=True),
         needs_positions=True,
     ),
     "magnitude": Baseline(
-        "the same share of every block, units by the norm of their weights", propose_uniform, importance="magnitude"
+        about="the same share of every block, units by the norm of their weights",
+        propose=propose_uniform,
+        importance="magnitude",
     ),
-    "ranking": Baseline("one threshold over the normalized scores of all units", propose_by_ranking),
-    "random": Baseline("as many evaluations as the search, none guided", propose_at_random),
-    "student": Baseline("the searched structure trained from scratch", scratch=True, structure_of="searched"),
-    "int8": Baseline("int8 alone, nothing cut or trained", fixed=_whole("int8"), train=False),
+    "ranking": Baseline(about="one threshold over the normalized scores of all units", propose=propose_by_ranking),
+    "random": Baseline(about="as many evaluations as the search, none guided", propose=propose_at_random),
+    "student": Baseline(about="the searched structure trained from scratch", scratch=True, structure_of="searched"),
+    "int8": Baseline(about="int8 alone, nothing cut or trained", fixed=_whole("int8"), train=False),
     "longer": Baseline(
-        "the dense pipeline trained for as many steps, by its own loss: what training alone brings",
+        about="the dense pipeline trained for as many steps, by its own loss: what training alone brings",
         fixed=_whole("fp32"),
         task_loss_only=True,
     ),

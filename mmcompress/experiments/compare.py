@@ -48,11 +48,12 @@ TEACHER_LOSSES = ("embedding", "tokens", "affinity", "logits", "hidden", "cross"
 def compare(
     spec_path: str | Path,
     out: str | Path,
+    *,
     methods: Sequence[str] = tuple(BASELINES),
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    say: OnProgress = ignore_progress,
+    on_progress: OnProgress = ignore_progress,
 ) -> dict[str, Summary]:
     """Every method's summary, in a folder of its own in `out`, and `compare.html` beside them.
 
@@ -62,7 +63,7 @@ def compare(
         if name not in BASELINES:
             raise SpecError(f"compare: unknown method '{name}'; {suggest_nearest(name, BASELINES)}")
     require_one_target(load_spec(spec_path, overrides))
-    r = open_run(spec_path, out, space, overrides, resume, say)
+    r = open_run(spec_path, out, space=space, overrides=overrides, resume=resume, on_progress=on_progress)
     require_same_effort(r)
     for name in methods:
         if fixed := BASELINES[name].fixed:
@@ -78,22 +79,30 @@ def compare(
     for name in wanted:
         record = r.folder / name / "summary.json"
         if not record.exists():
-            say("compare", name, None)
-            make_cell(r, name, BASELINES[name], predict, ev, dense, steps)
+            on_progress("compare", name, None)
+            make_cell(r, name, method=BASELINES[name], predict=predict, ev=ev, dense=dense, steps=steps)
         found[name] = read_record(Summary, record)
         steps = steps or count_trained_steps(record.parent)
-        write_comparison(found, {n: BASELINES[n].about for n in found}, _claims(r, dense, list(found)), r.folder)
+        write_comparison(
+            found,
+            {n: BASELINES[n].about for n in found},
+            claims=_claims(r, dense, methods=list(found)),
+            folder=r.folder,
+        )
     return found
 
 
-def _claims(r: RunContext, dense: Profile, methods: Sequence[str]) -> list[ClaimResult]:
+def _claims(r: RunContext, dense: Profile, *, methods: Sequence[str]) -> list[ClaimResult]:
     """Of every other method, whether the search keeps more."""
     others = [name for name in methods if name != "searched" and "searched" in methods]
-    return [judge_claim(r, dense, f"The search keeps more than '{name}'", ("searched",), (name,)) for name in others]
+    return [
+        judge_claim(r, dense, says=f"The search keeps more than '{name}'", better=("searched",), worse=(name,))
+        for name in others
+    ]
 
 
 def judge_claim(
-    r: RunContext, dense: Profile, says: str, better: Sequence[str], worse: Sequence[str], apart: bool = False
+    r: RunContext, dense: Profile, *, says: str, better: Sequence[str], worse: Sequence[str], apart: bool = False
 ) -> ClaimResult:
     """A claim that some cells keep more than others, with its verdict; `apart`: at whatever latency.
 
@@ -105,7 +114,7 @@ def judge_claim(
     ]
     said, gap, half = decide_claim(*tallies)
     if not apart:
-        found = measure_side_by_side(r, dense, (*better, *worse))
+        found = measure_side_by_side(r, dense, names=(*better, *worse))
         more, less = ([found[n] for n in side] for side in ((better, worse) if gap > 0 else (worse, better)))
         low, high = min(found.values()), max(found.values())
         if high > MAX_LATENCY_RATIO * low and not (abs(gap) > half and max(more) <= min(less)):
@@ -113,7 +122,7 @@ def judge_claim(
     return says, said, gap, half
 
 
-def measure_side_by_side(r: RunContext, dense: Profile, names: Sequence[str]) -> dict[str, float]:
+def measure_side_by_side(r: RunContext, dense: Profile, *, names: Sequence[str]) -> dict[str, float]:
     """What the artifacts of some cells take, over the dense pipeline, all of them measured in turn; measured once.
 
     Their summaries were measured minutes apart, and a machine that others use changes its pace meanwhile, by as much
@@ -146,7 +155,7 @@ def require_same_effort(r: RunContext) -> None:
 
 
 def make_cell(
-    r: RunContext, name: str, method: Baseline, predict: Predictor, ev: Sensitivity, dense: Profile, steps: int = 0
+    r: RunContext, name: str, *, method: Baseline, predict: Predictor, ev: Sensitivity, dense: Profile, steps: int = 0
 ) -> None:
     """One method the whole way, in the folder `name`; it leaves a summary.
 
@@ -156,13 +165,13 @@ def make_cell(
     record = folder / "timings.json"
     timings = json.loads(record.read_text()) if record.exists() else {}
     spec = _brief(r.spec, known=bool(method.structure_of))
-    spec = replace(spec, distill=_training(spec.distill, method, steps))
+    spec = replace(spec, distill=_training(spec.distill, method, steps=steps))
     if method.importance:
-        ev = replace_scores(r, ev, method.importance)
+        ev = replace_scores(r, ev, importance=method.importance)
         spec = replace(spec, prune=replace(spec.prune, importance=method.importance))
     run = replace(r, folder=folder, spec=spec, timings=timings)
     if method.fixed is not None:
-        fitted = _as_is(run, ev, method.fixed(run), predict, dense)
+        fitted = _as_is(run, ev, candidate=method.fixed(run), predict=predict, dense=dense)
     elif method.structure_of:
         fitted = read_record(FittedStructure, r.folder / method.structure_of / "fitted.json")
         fixed = {n: node.precision for n, node in spec.model_nodes().items() if node.precision != "auto"}
@@ -170,7 +179,7 @@ def make_cell(
         write_record(folder / "fitted.json", fitted)
     else:
         assert method.propose is not None
-        fitted = fit_structure(run, ev, predict, dense, method=method.propose)
+        fitted = fit_structure(run, ev, predict=predict, dense=dense, method=method.propose)
     evaluate_artifact(run, fitted, dense, *compress_pipeline(run, ev, fitted, dense, method.scratch))
 
 
@@ -183,7 +192,7 @@ def _brief(spec: Spec, known: bool) -> Spec:
     )
 
 
-def _training(d: Distill, method: Baseline, steps: int) -> Distill:
+def _training(d: Distill, method: Baseline, *, steps: int) -> Distill:
     """How a method is trained: for as many steps as the others, with its losses."""
     if not method.train or not d.steps:
         return replace(d, steps=0)
@@ -193,26 +202,33 @@ def _training(d: Distill, method: Baseline, steps: int) -> Distill:
 
 
 def _as_is(
-    run: RunContext, ev: Sensitivity, candidate: Candidate, predict: Predictor, dense: Profile
+    run: RunContext, ev: Sensitivity, *, candidate: Candidate, predict: Predictor, dense: Profile
 ) -> FittedStructure:
     ms, target_ms = predict(candidate), run.goal.target_ms(dense.latency_ms)
-    measured = ms if run.device_readings else _measured(run, ev, candidate, dense)
-    fitted = FittedStructure(candidate, ms, measured, target_ms, 0, predict.correction)
+    measured = ms if run.device_readings else _measured(run, ev, candidate=candidate, dense=dense)
+    fitted = FittedStructure(
+        candidate=candidate,
+        predicted_ms=ms,
+        measured_ms=measured,
+        target_ms=target_ms,
+        search_effort=0,
+        correction=predict.correction,
+    )
     write_record(run.folder / "fitted.json", fitted)
     return fitted
 
 
-def _measured(run: RunContext, ev: Sensitivity, candidate: Candidate, dense: Profile) -> float:
-    return measure_structure(run, ev, candidate, dense).long_run_ms(
+def _measured(run: RunContext, ev: Sensitivity, *, candidate: Candidate, dense: Profile) -> float:
+    return measure_structure(run, ev, candidate=candidate, dense=dense).long_run_ms(
         candidate.precision, run.shared / REFERENCE_RUNS_FILE
     )
 
 
-def replace_scores(r: RunContext, ev: Sensitivity, importance: str) -> Sensitivity:
+def replace_scores(r: RunContext, ev: Sensitivity, *, importance: str) -> Sensitivity:
     """The evidence with the scores of another criterion."""
 
     batch = r.pipeline.collate(r.data.load("train", r.spec.data.calibration))
     if not all(ev.grams.values()):  # they were not needed for the search
-        ev = replace(ev, grams=measure_grams(r.pipeline, r.models, batch))
-    material = ImportanceInputs(r.pipeline, r.models, batch, ev.grams, r.spec.seed)
+        ev = replace(ev, grams=measure_grams(r.pipeline, r.models, batch=batch))
+    material = ImportanceInputs(pipeline=r.pipeline, models=r.models, batch=batch, grams=ev.grams, seed=r.spec.seed)
     return replace(ev, scores=score_units(IMPORTANCE.get(importance), material))

@@ -37,6 +37,7 @@ MAX_CALIBRATION_CALLS = 48
 def write_bundle(
     spec: Spec,
     models: Mapping[str, Model],
+    *,
     precision: Mapping[str, str],
     kept: Mapping[str, KeptUnits],
     folder: Path,
@@ -61,7 +62,9 @@ def write_bundle(
         node = spec.nodes[name]
         nodes[name] = {"kind": node.kind, "inputs": dict(node.inputs)}
         if node.kind == "lookup":
-            nodes[name]["config"] = _write_list(new, name, nodes[node.inputs["query"].split(".")[0]], listed[name])
+            nodes[name]["config"] = _write_list(
+                new, name, encoder=nodes[node.inputs["query"].split(".")[0]], texts=listed[name]
+            )
             continue
         if name not in models:
             nodes[name]["config"] = {"prior": node.prior}
@@ -73,10 +76,14 @@ def write_bundle(
         chosen = precision.get(name, "fp32")
         if chosen != "fp32":
             static = PRECISIONS.get(chosen).activations == "static"
-            feeds = _feeds(new, spec, nodes, name, files, model, calibration) if static else {}
-            small = _quantized(chosen, files, feeds, _weights_of(model, spared.get(name, ())))
+            feeds = (
+                _feeds(new, spec, nodes=nodes, name=name, files=files, model=model, calibration=calibration)
+                if static
+                else {}
+            )
+            small = _quantized(chosen, files, feeds=feeds, weights=_weights_of(model, spared.get(name, ())))
             if prove:
-                proofs += measure_drift(name, chosen, files, small, model)
+                proofs += measure_drift(name, chosen, files=files, quantized=small, model=model)
             for g, f in small.items():
                 if aside and node.kind == "text_decoder":
                     (aside / name).mkdir(parents=True, exist_ok=True)
@@ -113,7 +120,7 @@ def write_bundle(
     return proofs
 
 
-def quantize_bundle(source: Path, models: Mapping[str, Model], precision: Mapping[str, str], folder: Path) -> Path:
+def quantize_bundle(source: Path, models: Mapping[str, Model], *, precision: Mapping[str, str], folder: Path) -> Path:
     """A copy of an fp32 bundle with nodes in other precisions, unproved: only its speed and size count.
 
     A static range is taken from inputs of the right shape.
@@ -129,7 +136,7 @@ def quantize_bundle(source: Path, models: Mapping[str, Model], precision: Mappin
         for g, file in node["files"].items():
             path = folder / file
             feeds = [_example(graphs[g], path)] if static else ()
-            small, _ = quantize_model(chosen, path, path.with_suffix(".small.onnx"), feeds)
+            small, _ = quantize_model(chosen, path, target=path.with_suffix(".small.onnx"), feeds=feeds)
             small.replace(path)
             manifest["files"][file] = {"sha256": hash_file(path), "bytes": path.stat().st_size}
         node |= {"precision": chosen, "cpu_flags": list(PRECISIONS.get(chosen).flags)}
@@ -143,12 +150,14 @@ def _example(graph: ExportGraph, path: Path) -> dict[str, np.ndarray]:
 
 
 def _quantized(
-    precision: str, files: Mapping[str, Path], feeds: Mapping[str, Any], weights: list[np.ndarray]
+    precision: str, files: Mapping[str, Path], *, feeds: Mapping[str, Any], weights: list[np.ndarray]
 ) -> dict[str, Path]:
     """Every graph of a node rounded, but for products with some weights. Raises `ModelError` if none has them."""
     small, found = {}, 0
     for g, f in files.items():
-        small[g], count = quantize_model(precision, f, f.with_suffix(".small.onnx"), feeds.get(g, ()), weights)
+        small[g], count = quantize_model(
+            precision, f, target=f.with_suffix(".small.onnx"), feeds=feeds.get(g, ()), spared=weights
+        )
         found += count
     if found < len(weights):
         raise ModelError(f"{min(files.values()).parent.name}: {len(weights)} layers are to stay in fp32, {found} found")
@@ -163,6 +172,7 @@ def _weights_of(model: Model, blocks: Collection[str]) -> list[np.ndarray]:
 def _feeds(
     folder: Path,
     spec: Spec,
+    *,
     nodes: Mapping[str, Any],
     name: str,
     files: Mapping[str, Path],
@@ -179,7 +189,7 @@ def _feeds(
     here = {"files": {g: f.relative_to(folder).as_posix() for g, f in files.items()}, "config": config}
     part = {**{n: nodes[n] for n in nodes if n != name}, name: {**nodes[name], **here}}
     graph = {"inputs": dict(spec.inputs), "outputs": {}, "nodes": part}
-    pipeline = Pipeline(folder, {"graph": graph}, 0)
+    pipeline = Pipeline(folder, {"graph": graph}, threads=0)
     for one in pipeline.sessions[name].values():
         one.feeds = []
     for given in calibration:
@@ -188,7 +198,7 @@ def _feeds(
     return {g: rows[:: max(1, len(rows) // MAX_CALIBRATION_CALLS)] for g, rows in found.items()}
 
 
-def _write_list(folder: Path, name: str, encoder: Mapping[str, Any], texts: Sequence[str]) -> dict[str, str]:
+def _write_list(folder: Path, name: str, *, encoder: Mapping[str, Any], texts: Sequence[str]) -> dict[str, str]:
     """Texts and embeddings of a lookup, by the exported text encoder; returns the names of the files."""
     sessions = {g: TimedSession(folder / f, 0) for g, f in encoder["files"].items()}
     embed = TextEncoder(sessions, encoder["config"], folder)

@@ -27,7 +27,7 @@ from mmcompress.results.records import Proof
 Units = dict[str, Tensor]
 
 
-def random_inputs(model: Model, batch: int, seed: int = 0) -> tuple[Tensor, ...]:
+def random_inputs(model: Model, batch: int, *, seed: int = 0) -> tuple[Tensor, ...]:
     """Random inputs of a model's `forward`."""
     g = torch.Generator().manual_seed(seed)
     if model.kind == "image_encoder":
@@ -56,26 +56,26 @@ def group_blocks_by_kind(model: Model) -> dict[str, list[Block]]:
     return found
 
 
-def _some(blocks: list[Block], share: float, seed: int) -> Units:
+def _some(blocks: list[Block], share: float, *, seed: int) -> Units:
     g = torch.Generator().manual_seed(seed)
     keep = lambda b: max(b.granularity, int(b.units * share) // b.granularity * b.granularity) if share else b.min_units
-    return {b.name: sample_units(b, keep(b), g) for b in blocks}
+    return {b.name: sample_units(b, keep(b), generator=g) for b in blocks}
 
 
 def sample_cuts(model: Model, seed: int = 0) -> dict[str, Units]:
     """Named cuts: half of each unit kind, whole sub-layers, and a random mixture of everything."""
-    found = {kind: _some(blocks, 0.5, seed) for kind, blocks in group_blocks_by_kind(model).items()}
+    found = {kind: _some(blocks, 0.5, seed=seed) for kind, blocks in group_blocks_by_kind(model).items()}
     for kind, blocks in group_blocks_by_kind(model).items():
         for i, b in enumerate(b for b in blocks if b.drop):
-            found[f"{kind} dropped" + (f", {i + 1}" if i else "")] = _some([b], 0.0, seed)
+            found[f"{kind} dropped" + (f", {i + 1}" if i else "")] = _some([b], 0.0, seed=seed)
     mixture: Units = {}
     for i, b in enumerate(model.blocks):
-        mixture |= _some([b], (0.25, 0.5, 0.75, 0.0)[(i * 7 + seed) % 4], seed + i)
+        mixture |= _some([b], (0.25, 0.5, 0.75, 0.0)[(i * 7 + seed) % 4], seed=seed + i)
     return {**found, "mixture": mixture}
 
 
 @torch.no_grad()
-def prove_cuts(node: str, model: Model, batch: int = 3) -> list[Proof]:
+def prove_cuts(node: str, model: Model, *, batch: int = 3) -> list[Proof]:
     """masked == sliced for every cut of `cuts`."""
     proofs, given = [], random_inputs(model, batch)
     for name, units in sample_cuts(model).items():
@@ -87,18 +87,18 @@ def prove_cuts(node: str, model: Model, batch: int = 3) -> list[Proof]:
             want = tuple_outputs(model, given)
         got = tuple_outputs(copy_without_units(model, units), given)
         worst = max(relative_difference(a, b) for a, b in zip(want, got, strict=True))
-        proofs.append(_proof(f"masked == sliced: {name}", node, worst, SURGERY_BOUND))
+        proofs.append(_proof(f"masked == sliced: {name}", node, difference=worst, bound=SURGERY_BOUND))
     return proofs
 
 
 @torch.no_grad()
 def prove_library_match(
-    node: str, model: Model, says: Callable[..., tuple[Tensor, ...]], batch: int = 3
+    node: str, model: Model, *, says: Callable[..., tuple[Tensor, ...]], batch: int = 3
 ) -> list[Proof]:
     """The whole model == `says`, the (first) outputs of its library's own untouched one for the same inputs."""
     given = random_inputs(model, batch)
     worst = max(relative_difference(a, b) for a, b in zip(says(*given), tuple_outputs(model, given), strict=False))
-    return [_proof("dense == library", node, worst, SURGERY_BOUND)]
+    return [_proof("dense == library", node, difference=worst, bound=SURGERY_BOUND)]
 
 
 def count_removed_params(model: Model, units: Units) -> int:
@@ -107,12 +107,12 @@ def count_removed_params(model: Model, units: Units) -> int:
     total = 0
     for path in {*rows, *columns}:
         module: Any = model.get_submodule(path)
-        gone = _weights_gone(module, rows.get(path, 0), columns.get(path, 0))
+        gone = _weights_gone(module, rows.get(path, 0), columns=columns.get(path, 0))
         total += gone + rows.get(path, 0) * (module.bias is not None)
     return total
 
 
-def _weights_gone(module: Any, rows: int, columns: int) -> int:
+def _weights_gone(module: Any, rows: int, *, columns: int) -> int:
     """Weights of a layer that loses so many of its outputs and inputs."""
     height = module.weight.shape[0]
     width = module.weight.shape[1] if module.weight.ndim > 1 else 1
@@ -139,7 +139,7 @@ def _gone(model: Model, units: Units) -> tuple[dict[str, int], dict[str, int]]:
 
 
 @torch.no_grad()
-def count_removed_macs(model: Model, units: Units, steps: float, beams: int) -> float:
+def count_removed_macs(model: Model, units: Units, *, steps: float, beams: int) -> float:
     """Multiply-accumulates a request that a cut spares, computed from the whole model: what each weight that goes meets
     there, and the products of attention by shape."""
     rows, columns = _gone(model, units)
@@ -160,7 +160,7 @@ def count_removed_macs(model: Model, units: Units, steps: float, beams: int) -> 
     for path, places in met.items():
         module = model.get_submodule(path)
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            total += places * _weights_gone(module, rows.get(path, 0), columns.get(path, 0))
+            total += places * _weights_gone(module, rows.get(path, 0), columns=columns.get(path, 0))
     shapes = model.block_shapes(steps, beams)
     for b in (model.block(name) for name in units):
         if b.group == "heads":
@@ -171,18 +171,20 @@ def count_removed_macs(model: Model, units: Units, steps: float, beams: int) -> 
 
 def prove_counts(node: str, model: Model) -> list[Proof]:
     """Parameters and multiply-accumulates fall as computed; with positions gone, the latter just fall."""
-    proofs, whole = [], count_params_and_macs(model, 4.0, 1)[1]
+    proofs, whole = [], count_params_and_macs(model, 4.0, beams=1)[1]
     for kind, blocks in group_blocks_by_kind(model).items():
-        units = _some(blocks, 0.5, 1)
+        units = _some(blocks, 0.5, seed=1)
         small = copy_without_units(model, units)
         off = abs(count_params(model) - count_params(small) - count_removed_params(model, units))
-        proofs.append(_proof(f"parameters fall as computed: {kind}", node, off, 0))
-        fell = whole - count_params_and_macs(small, 4.0, 1)[1]
+        proofs.append(_proof(f"parameters fall as computed: {kind}", node, difference=off, bound=0))
+        fell = whole - count_params_and_macs(small, 4.0, beams=1)[1]
         if kind == "tokens":
-            proofs.append(_proof("MACs fall: tokens", node, 1 - fell / whole, 0.9999))
+            proofs.append(_proof("MACs fall: tokens", node, difference=1 - fell / whole, bound=0.9999))
         else:
-            wanted = count_removed_macs(model, units, 4.0, 1)
-            proofs.append(_proof(f"MACs fall as computed: {kind}", node, abs(fell - wanted) / wanted, 1e-6))
+            wanted = count_removed_macs(model, units, steps=4.0, beams=1)
+            proofs.append(
+                _proof(f"MACs fall as computed: {kind}", node, difference=abs(fell - wanted) / wanted, bound=1e-6)
+            )
     return proofs
 
 
@@ -191,7 +193,7 @@ def prove_learning(node: str, model: Model) -> list[Proof]:
     given = random_inputs(model, 4)
     with torch.no_grad():
         target = [x.clone() for x in tuple_outputs(model, given)]
-    student = copy_without_units(model, _some([b for b in model.blocks if b.group != "tokens"], 0.5, 2))
+    student = copy_without_units(model, _some([b for b in model.blocks if b.group != "tokens"], 0.5, seed=2))
     loss = lambda: sum((a - b).square().mean() for a, b in zip(tuple_outputs(student, given), target, strict=True))
     before = loss()
     before.backward()
@@ -204,22 +206,26 @@ def prove_learning(node: str, model: Model) -> list[Proof]:
             if p.grad is not None:
                 p -= 1e-3 * p.grad / max(norm, 1e-12)
         ratio = float(loss()) / float(before)
-    proofs = [_proof("the gradient reaches every block", node, reached.count(False), 0)]
-    return [*proofs, _proof("one step of distillation lowers the loss", node, ratio, 0.999999)]
+    proofs = [_proof("the gradient reaches every block", node, difference=reached.count(False), bound=0)]
+    return [*proofs, _proof("one step of distillation lowers the loss", node, difference=ratio, bound=0.999999)]
 
 
-def prove_contract(model: Model, folder: Path, node: str = "node") -> list[Proof]:
+def prove_contract(model: Model, folder: Path, *, node: str = "node") -> list[Proof]:
     """All proofs of the contract, on the dense model and on a random mixture of cuts."""
     proofs = prove_cuts(node, model) + prove_counts(node, model) + prove_learning(node, model)
     for name, m in (("dense", model), ("mixture", copy_without_units(model, sample_cuts(model)["mixture"]).eval())):
         files = export_node(m, folder / name)
-        proofs += [_named(p, name) for p in prove_export(node, m, files)]
+        proofs += [_named(p, name) for p in prove_export(node, m, files=files)]
         if model.kind == "text_decoder":
             (folder / name / "tokenizer.json").write_text(m.tokenizer_json or "")
             context = torch.randn(4, 9, model.dims["context"], generator=torch.Generator().manual_seed(5))
-            proofs += [_named(p, name) for p in prove_generation(node, m, files, folder / name, context)]
+            proofs += [
+                _named(p, name) for p in prove_generation(node, m, files=files, folder=folder / name, contexts=context)
+            ]
     return proofs
 
 
 def _named(p: Proof, name: str) -> Proof:
-    return Proof(f"{p.name}: {name}", p.node, p.difference, p.bound, p.passed, p.detail)
+    return Proof(
+        name=f"{p.name}: {name}", node=p.node, difference=p.difference, bound=p.bound, passed=p.passed, detail=p.detail
+    )

@@ -30,8 +30,10 @@ def require_proofs(proofs: list[Proof]) -> list[Proof]:
     return proofs
 
 
-def _proof(name: str, node: str, difference: float, bound: float, detail: str = "") -> Proof:
-    return Proof(name, node, float(difference), bound, bool(difference <= bound), detail)
+def _proof(name: str, node: str, *, difference: float, bound: float, detail: str = "") -> Proof:
+    return Proof(
+        name=name, node=node, difference=float(difference), bound=bound, passed=bool(difference <= bound), detail=detail
+    )
 
 
 def relative_difference(a: Tensor, b: Tensor) -> float:
@@ -45,6 +47,7 @@ def relative_difference(a: Tensor, b: Tensor) -> float:
 def prove_surgery(
     pipeline: TorchPipeline,
     dense: Models,
+    *,
     units: dict[str, dict[str, Tensor]],
     batch: Batch,
     known: Outputs | None = None,
@@ -65,11 +68,11 @@ def prove_surgery(
             want = pipeline.forward(dense, batch, others)[node]
         got = pipeline.forward({node: copy_without_units(model, units.get(node, {}))}, batch, others)[node]
         worst = max(relative_difference(want[k], got[k]) for k in want)
-        proofs.append(_proof("masked == sliced", node, worst, SURGERY_BOUND))
+        proofs.append(_proof("masked == sliced", node, difference=worst, bound=SURGERY_BOUND))
     return proofs
 
 
-def _feeds(model: Model, graph: ExportGraph, batch: int, seed: int) -> tuple[Tensor, ...]:
+def _feeds(model: Model, graph: ExportGraph, *, batch: int, seed: int) -> tuple[Tensor, ...]:
     """Random inputs like the traced ones, at another batch size (and, for ids, other ids and another length).
 
     A decode step gets a longer past with each, and one image for all of a batch.
@@ -101,7 +104,7 @@ def _feeds(model: Model, graph: ExportGraph, batch: int, seed: int) -> tuple[Ten
 
 
 @torch.inference_mode()
-def prove_export(node: str, model: Model, files: dict[str, Path]) -> list[Proof]:
+def prove_export(node: str, model: Model, *, files: dict[str, Path]) -> list[Proof]:
     """torch == ONNX at batch 1, 2 and 5, and optimized == unoptimized graph, for every graph of a node."""
     proofs = []
     for name, graph in model.export_graphs().items():
@@ -109,7 +112,7 @@ def prove_export(node: str, model: Model, files: dict[str, Path]) -> list[Proof]
         used = {i.name for i in fused.get_inputs()}
         worst = {"torch == onnx": 0.0, "fused == unfused": 0.0}
         for batch in (1, 2, 5):
-            example = _feeds(model, graph, batch, batch)
+            example = _feeds(model, graph, batch=batch, seed=batch)
             want = graph.module(*example)
             want = want if isinstance(want, tuple) else (want,)
             feed = {k: v.numpy() for k, v in zip(graph.inputs, example, strict=True) if k in used}
@@ -120,12 +123,15 @@ def prove_export(node: str, model: Model, files: dict[str, Path]) -> list[Proof]
                 worst["fused == unfused"] = max(
                     worst["fused == unfused"], relative_difference(torch.from_numpy(b), torch.from_numpy(a))
                 )
-        proofs += [_proof(k, node, v, EXPORT_BOUND, f"({name}, batch 1, 2, 5)") for k, v in worst.items()]
+        proofs += [
+            _proof(k, node, difference=v, bound=EXPORT_BOUND, detail=f"({name}, batch 1, 2, 5)")
+            for k, v in worst.items()
+        ]
     return proofs
 
 
 @torch.inference_mode()
-def prove_generation(node: str, model: Model, files: dict[str, Path], folder: Path, contexts: Tensor) -> list[Proof]:
+def prove_generation(node: str, model: Model, *, files: dict[str, Path], folder: Path, contexts: Tensor) -> list[Proof]:
     """Deployed beam search on ONNX Runtime == the library's own `generate`, token for token.
 
     `contexts` [n, t, w]. Only for a structure the library can still run with its cache (its first attention kept).
@@ -140,7 +146,15 @@ def prove_generation(node: str, model: Model, files: dict[str, Path], folder: Pa
         theirs = model.library_generate(context[None])
         rows = [_trimmed(r, g.eos) for r in theirs]
         wrong += mine != rows
-    return [_proof("cached generation == library", node, wrong / len(contexts), 0.01, f"({len(contexts)} inputs)")]
+    return [
+        _proof(
+            "cached generation == library",
+            node,
+            difference=wrong / len(contexts),
+            bound=0.01,
+            detail=f"({len(contexts)} inputs)",
+        )
+    ]
 
 
 def _trimmed(ids: list[int], eos: int) -> list[int]:
@@ -149,16 +163,24 @@ def _trimmed(ids: list[int], eos: int) -> list[int]:
 
 
 def measure_drift(
-    node: str, precision: str, files: dict[str, Path], quantized: dict[str, Path], model: Model
+    node: str, precision: str, *, files: dict[str, Path], quantized: dict[str, Path], model: Model
 ) -> list[Proof]:
     """fp32 against quantized: one minus the mean cosine of each graph's first output. A record, with a wide bound."""
     proofs = []
     for name, graph in model.export_graphs().items():
         a, b = open_session(files[name], 0), open_session(quantized[name], 0)
         used = {i.name for i in a.get_inputs()}
-        example = _feeds(model, graph, 5, 9)
+        example = _feeds(model, graph, batch=5, seed=9)
         feed = {k: v.numpy() for k, v in zip(graph.inputs, example, strict=True) if k in used}
         x, y = (s.run([graph.outputs[0]], feed)[0].reshape(5, -1) for s in (a, b))
         cosine = (x * y).sum(1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12)
-        proofs.append(_proof(f"{precision} drift (1 - cosine)", node, 1 - float(cosine.mean()), 0.2, f"({name})"))
+        proofs.append(
+            _proof(
+                f"{precision} drift (1 - cosine)",
+                node,
+                difference=1 - float(cosine.mean()),
+                bound=0.2,
+                detail=f"({name})",
+            )
+        )
     return proofs

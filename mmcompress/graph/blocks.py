@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Writer:
     """A linear layer or convolution that writes `width` rows for each unit, `parts` times over (a fused q, k, v: 3)."""
 
@@ -16,7 +16,7 @@ class Writer:
     width: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Block:
     """A prunable sub-layer: `units` units of `width` features each, read by the linear layer `out`.
 

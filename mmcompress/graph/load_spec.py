@@ -79,13 +79,13 @@ def _resolve(source: YamlSource, folder: Path) -> None:
             name, at, file = local.partition("@") if scheme == "open_clip" else ("", "", local)
             if file.startswith((".", "~")) or any((place / file).is_dir() for place in (folder, Path.cwd()) if not at):
                 node[key] = head + name + at + _local(folder, file)
-        _resolve_key(node, "texts", folder)
-    _resolve_key(data.get("measure"), "device", folder)
+        _resolve_key(node, "texts", folder=folder)
+    _resolve_key(data.get("measure"), "device", folder=folder)
     section = data.get("data")
-    _resolve_key(section.get("options") if isinstance(section, dict) else None, "path", folder)
+    _resolve_key(section.get("options") if isinstance(section, dict) else None, "path", folder=folder)
 
 
-def _resolve_key(section: Any, key: str, folder: Path) -> None:
+def _resolve_key(section: Any, key: str, *, folder: Path) -> None:
     if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
         section[key] = _local(folder, section[key])
 

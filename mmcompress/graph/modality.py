@@ -15,7 +15,7 @@ from mmcompress.graph.references import split_reference, topological_order
 from mmcompress.spec.schema import Spec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerModality:
     """One layer of one node: the modalities that meet in it, whether that makes it cross-modal, and the reason."""
 
@@ -57,7 +57,11 @@ def classify_layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[
                 reason = f"values meet: {what}"
             else:
                 reason = f"only the {'+'.join(sorted(met))} stream passes through it"
-            found.append(LayerModality(name, block.name, tuple(sorted(met)), meets, reason))
+            found.append(
+                LayerModality(
+                    node=name, name=block.name, modalities=tuple(sorted(met)), cross_modal=meets, reason=reason
+                )
+            )
             stream = stream | met
         for join, spec_join in spec.nodes.items():
             here = [p for p, r in spec_join.inputs.items() if split_reference(r) == (name, "embedding")]
@@ -70,7 +74,15 @@ def classify_layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[
             against = frozenset(NODE_KINDS[spec.nodes[o].kind].stream for o in others)
             cross = bool(against - mine)
             reason = f"carries {'+'.join(mine)} into the space where '{join}' compares it with {'+'.join(against)}"
-            found.append(LayerModality(name, "projection", tuple(sorted(mine | against)), cross, reason))
+            found.append(
+                LayerModality(
+                    node=name,
+                    name="projection",
+                    modalities=tuple(sorted(mine | against)),
+                    cross_modal=cross,
+                    reason=reason,
+                )
+            )
     return tuple(found)
 
 

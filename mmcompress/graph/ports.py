@@ -8,7 +8,7 @@ JOIN_KINDS = ("nearest", "lookup")
 """Kinds of node that are no models."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NodeKind:
     """Ports of a kind of node and their value types. `stream` is the port (or modality) its own layers carry."""
 
@@ -23,19 +23,25 @@ class NodeKind:
 
 
 NODE_KINDS = {
-    "image_encoder": NodeKind({"image": "image"}, {"embedding": "vector", "tokens": "sequence"}, stream="image"),
-    "audio_encoder": NodeKind({"audio": "audio"}, {"embedding": "vector", "tokens": "sequence"}, stream="audio"),
-    "text_encoder": NodeKind({"text": "text"}, {"embedding": "vector"}, stream="text"),
+    "image_encoder": NodeKind(
+        inputs={"image": "image"}, outputs={"embedding": "vector", "tokens": "sequence"}, stream="image"
+    ),
+    "audio_encoder": NodeKind(
+        inputs={"audio": "audio"}, outputs={"embedding": "vector", "tokens": "sequence"}, stream="audio"
+    ),
+    "text_encoder": NodeKind(inputs={"text": "text"}, outputs={"embedding": "vector"}, stream="text"),
     "text_decoder": NodeKind(
-        {"context": "sequence"}, {"text": "text", "texts": "text", "scores": "scores"}, modality="text"
+        inputs={"context": "sequence"}, outputs={"text": "text", "texts": "text", "scores": "scores"}, modality="text"
     ),
     "nearest": NodeKind(
-        {"query": "vector", "keys": "vector", "values": "text"},
-        {"best": "text"},
+        inputs={"query": "vector", "keys": "vector", "values": "text"},
+        outputs={"best": "text"},
         model=False,
         optional={"scores": "scores"},
     ),
-    "lookup": NodeKind({"query": "vector"}, {"best": "text", "score": "number", "place": "number"}, model=False),
+    "lookup": NodeKind(
+        inputs={"query": "vector"}, outputs={"best": "text", "score": "number", "place": "number"}, model=False
+    ),
 }
 
 

@@ -27,6 +27,7 @@ class Candidate:
 def removed_share(
     kept: Mapping[str, KeptUnits],
     blocks: Mapping[str, Sequence[Block]],
+    *,
     cross: Mapping[str, Mapping[str, str]],
     crossing: bool,
 ) -> float | None:

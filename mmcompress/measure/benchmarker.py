@@ -25,11 +25,11 @@ class Benchmarker:
         progress: Callable[[str, float], None],
     ) -> DeviceTable:
         """Return the device table with a row for every block in `needs`; see `measure.table.completed`."""
-        return complete_table(needs, threads, progress, precisions)
+        return complete_table(needs, threads, progress=progress, precisions=precisions)
 
     def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
         """Return the milliseconds that one request spends in the sessions of an export."""
-        return time_export(export, folder, threads)
+        return time_export(export, folder, threads=threads)
 
     def benchmark_bundles(self, job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
         """Return what was observed of every bundle of a job, measured in a process of its own."""

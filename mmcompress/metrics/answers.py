@@ -13,7 +13,7 @@ from mmcompress.runtime.graph import Pipeline
 from mmcompress.stats import PerSampleScores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Answers:
     """What a pipeline said to every input.
 
@@ -35,7 +35,7 @@ class Answers:
 
 def count_right(right: np.ndarray | Sequence[bool]) -> PerSampleScores:
     """A share of the inputs."""
-    return PerSampleScores(tuple(np.asarray(right, dtype=float).tolist()))
+    return PerSampleScores(numerators=tuple(np.asarray(right, dtype=float).tolist()))
 
 
 def _unit(embedding: np.ndarray) -> np.ndarray:
@@ -73,7 +73,11 @@ def answer_pairs(
         if i % 50 == 0:
             progress(i / len(pairs))
     common = Answers(
-        tuple(texts), pairs.texts, tuple(found), tuple(ended), vectors=np.stack(vectors) if alone else None
+        texts=tuple(texts),
+        references=pairs.texts,
+        answers=tuple(found),
+        endings=tuple(ended),
+        vectors=np.stack(vectors) if alone else None,
     )
     if not compared:
         return common

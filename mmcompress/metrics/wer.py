@@ -41,5 +41,9 @@ def score_word_errors(a: Answers) -> dict[str, PerSampleScores]:
     """Errors over words of all clips together."""
     found = [count_word_errors(h, r) for h, r in zip(a.texts, a.references, strict=True)]
     return {
-        "wer": PerSampleScores(tuple(float(w) for w, _ in found), tuple(float(n) for _, n in found), is_error_rate=True)
+        "wer": PerSampleScores(
+            numerators=tuple(float(w) for w, _ in found),
+            denominators=tuple(float(n) for _, n in found),
+            is_error_rate=True,
+        )
     }

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def attend(q: Tensor, k: Tensor, *, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d) + mask) v for [b, h, t, d], spelled out so that its ONNX graph stays small."""
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     return torch.softmax(scores if mask is None else scores + mask, -1) @ v
@@ -30,7 +30,7 @@ class SelfAttention(nn.Module):
     Takes the place of `nn.MultiheadAttention`, whose packed projection can't lose heads, and is called like it.
     """
 
-    def __init__(self, qkv: nn.Linear, out_proj: nn.Linear, num_heads: int):
+    def __init__(self, qkv: nn.Linear, out_proj: nn.Linear, *, num_heads: int):
         super().__init__()
         self.qkv, self.out_proj, self.num_heads = qkv, out_proj, num_heads
         self.batch_first = True
@@ -51,7 +51,7 @@ class SelfAttention(nn.Module):
         inner = attention.out_proj
         out = nn.Linear(inner.in_features, inner.out_features, bias=inner.bias is not None)
         out.load_state_dict(inner.state_dict())
-        return cls(qkv, out, attention.num_heads)
+        return cls(qkv, out, num_heads=attention.num_heads)
 
     def forward(
         self,
@@ -76,4 +76,4 @@ class SelfAttention(nn.Module):
         if attn_mask is not None and attn_mask.dtype == torch.bool:
             attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask, float("-inf"))
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
-        return self.out_proj(merge_heads(attend(q, k, v, attn_mask))), None
+        return self.out_proj(merge_heads(attend(q, k, v=v, mask=attn_mask))), None

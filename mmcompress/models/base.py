@@ -25,7 +25,7 @@ class ExportGraph:
     dynamic_axes: dict[str, dict[int, str]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BlockShape:
     """What the device table needs to know of a block: residual width, positions per call, key positions, batch."""
 
@@ -104,7 +104,7 @@ class TokenSelector(nn.Module):
     The first `extra` positions (a class token) always stay. What is left out is the same for every input.
     """
 
-    def __init__(self, inner: nn.Module, extra: int, count: int):
+    def __init__(self, inner: nn.Module, extra: int, *, count: int):
         super().__init__()
         self.inner, self.extra, self.count = inner, extra, count
         self.register_buffer("index", torch.arange(count))
@@ -133,12 +133,26 @@ class TokenSelector(nn.Module):
         return x if self.left == self.count else x[:, torch.cat([torch.arange(self.extra), self.extra + self.index])]
 
 
-def add_tokens_block(model: nn.Module, path: str, extra: int, count: int, ordered: bool = False) -> Block:
+def add_tokens_block(model: nn.Module, path: str, *, extra: int, count: int, ordered: bool = False) -> Block:
     """Wrap the module at `path` so that positions of what it puts out can be cut, in sixteenths or so of all."""
     inner = model.get_submodule(path)
-    model.set_submodule(path, TokenSelector(inner.inner if isinstance(inner, TokenSelector) else inner, extra, count))
+    model.set_submodule(
+        path, TokenSelector(inner.inner if isinstance(inner, TokenSelector) else inner, extra, count=count)
+    )
     step = max(1, round(count / (30 if ordered else 16)))
-    return Block("tokens", "tokens", path, (), count, 1, step, path, ("stream",), (), prefix_only=ordered)
+    return Block(
+        name="tokens",
+        kind="tokens",
+        reader=path,
+        writers=(),
+        units=count,
+        width=1,
+        granularity=step,
+        module=path,
+        reads=("stream",),
+        drop=(),
+        prefix_only=ordered,
+    )
 
 
 class ImageEncoderModel(Model):
@@ -149,7 +163,7 @@ class ImageEncoderModel(Model):
 
     kind = "image_encoder"
 
-    def finish_setup(self, size: int, width: int, preprocess: dict[str, Any], hidden: int = 0) -> None:
+    def finish_setup(self, size: int, width: int, *, preprocess: dict[str, Any], hidden: int = 0) -> None:
         """Fix the input size and learn what comes out.
 
         `preprocess`: keys of `runtime.images.preprocess`; `hidden`: positions inside that are not among the tokens.
@@ -185,7 +199,10 @@ class ImageEncoderModel(Model):
         return {"model": ExportGraph(self, (torch.zeros(2, 3, self.size, self.size),), ("pixels",), names, dynamic)}
 
     def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
-        return {b.name: BlockShape(self.width, self.positions, self.positions, 1) for b in self.blocks}
+        return {
+            b.name: BlockShape(width=self.width, positions=self.positions, keys=self.positions, batch=1)
+            for b in self.blocks
+        }
 
     def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.randn(1, 3, self.size, self.size),), 1.0)}
@@ -201,7 +218,7 @@ class TextEncoderModel(Model):
     kind = "text_encoder"
 
     def finish_setup(
-        self, context: int, width: int, vocabulary: int, pad: int, eos: int, any_length: bool = False
+        self, context: int, width: int, *, vocabulary: int, pad: int, eos: int, any_length: bool = False
     ) -> None:
         """Fix the length of the input and learn what comes out."""
         self.context, self.width, self.vocabulary, self.any_length = context, width, vocabulary, any_length
@@ -223,7 +240,7 @@ class TextEncoderModel(Model):
 
     def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         length = self._length(steps)
-        return {b.name: BlockShape(self.width, length, length, beams) for b in self.blocks}
+        return {b.name: BlockShape(width=self.width, positions=length, keys=length, batch=beams) for b in self.blocks}
 
     def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.full((beams, self._length(steps)), self.config["eos"]),), 1.0)}
@@ -233,7 +250,7 @@ class TextEncoderModel(Model):
         return min(self.context, round(steps) + 1) if self.any_length else self.context
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LoadContext:
     """What a loader may need beside the source: the node's options and a folder for files."""
 

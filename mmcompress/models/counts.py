@@ -25,7 +25,7 @@ def count_block_params(model: Model) -> dict[str, int]:
 
 
 @torch.no_grad()
-def count_params_and_macs(model: Model, steps: float, beams: int) -> tuple[int, int]:
+def count_params_and_macs(model: Model, steps: float, *, beams: int) -> tuple[int, int]:
     """(parameters, MACs per request): linear and convolution layers by hooks, attention products by shape."""
     total = 0.0
     graphs = model.export_graphs()

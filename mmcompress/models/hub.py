@@ -83,7 +83,7 @@ def load_config(context: LoadContext) -> Any:
 
 
 def load_library_model(
-    context: LoadContext, name: str, config: Any, unread: tuple[str, ...] = (), **options: Any
+    context: LoadContext, name: str, *, config: Any, unread: tuple[str, ...] = (), **options: Any
 ) -> Any:
     """The library's class `name` with its weights, float32, eager attention. Raises `ModelError`.
 
@@ -117,7 +117,7 @@ def load_library_model(
     return model.eval()
 
 
-def find_family(kind: str, model_type: str, table: dict[str, Any], context: LoadContext) -> Any:
+def find_family(kind: str, model_type: str, *, table: dict[str, Any], context: LoadContext) -> Any:
     """The row of a table of families. Raises `ModelError` with the known ones."""
     if model_type not in table:
         raise ModelError(

@@ -19,7 +19,7 @@ FFN_GRANULARITY = 16
 """FFN channels are cut in multiples of this: unrounded sizes are slow."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BlockLayout:
     """One layout of one block kind; paths are relative to the module that holds the whole block.
 
@@ -41,42 +41,61 @@ WHOLE_MODULE = (("", "pair"),)
 
 BLOCK_LAYOUTS = (
     BlockLayout(
-        "attention", (("q_proj", 1), ("k_proj", 1), ("v_proj", 1)), "out_proj", WHOLE_MODULE
+        kind="attention", writers=(("q_proj", 1), ("k_proj", 1), ("v_proj", 1)), reader="out_proj", drop=WHOLE_MODULE
     ),  # CLIP, Whisper, BART
     BlockLayout(
-        "attention", (("q_proj", 1), ("k_proj", 1), ("v_proj", 1)), "o_proj", WHOLE_MODULE
+        kind="attention", writers=(("q_proj", 1), ("k_proj", 1), ("v_proj", 1)), reader="o_proj", drop=WHOLE_MODULE
     ),  # ViT, DINOv2, Llama
-    BlockLayout("attention", (("qkv", 3),), "out_proj", WHOLE_MODULE),  # ours, in place of packed and fused ones
-    BlockLayout("attention", (("q_attn", 1), ("c_attn", 2)), "c_proj", WHOLE_MODULE),  # GPT-2, cross
-    BlockLayout("attention", (("c_attn", 3),), "c_proj", WHOLE_MODULE),  # GPT-2
     BlockLayout(
-        "attention", (("q", 1), ("k", 1), ("v", 1)), "o", (("", "biased"),), "", "relative_attention_bias"
+        kind="attention", writers=(("qkv", 3),), reader="out_proj", drop=WHOLE_MODULE
+    ),  # ours, in place of packed and fused ones
+    BlockLayout(
+        kind="attention", writers=(("q_attn", 1), ("c_attn", 2)), reader="c_proj", drop=WHOLE_MODULE
+    ),  # GPT-2, cross
+    BlockLayout(kind="attention", writers=(("c_attn", 3),), reader="c_proj", drop=WHOLE_MODULE),  # GPT-2
+    BlockLayout(
+        kind="attention",
+        writers=(("q", 1), ("k", 1), ("v", 1)),
+        reader="o",
+        drop=(("", "biased"),),
+        inner="",
+        per_head="relative_attention_bias",
     ),  # T5
     BlockLayout(
-        "attention",
-        (("self.query", 1), ("self.key", 1), ("self.value", 1)),
-        "output.dense",
-        (("self", "skip pair"), ("output.dense", "plain")),
-        "self",
+        kind="attention",
+        writers=(("self.query", 1), ("self.key", 1), ("self.value", 1)),
+        reader="output.dense",
+        drop=(("self", "skip pair"), ("output.dense", "plain")),
+        inner="self",
     ),  # BERT and its line
-    BlockLayout("ffn", (("fc1", 1),), "fc2", (("fc1", "skip"), ("fc2", "plain"))),
-    BlockLayout("ffn", (("c_fc", 1),), "c_proj", (("c_fc", "skip"), ("c_proj", "plain"))),
-    BlockLayout("ffn", (("wi", 1),), "wo", (("wi", "skip"), ("wo", "plain"))),
-    BlockLayout("ffn", (("linear_1", 1),), "linear_2", ()),  # a projector, with no residual stream around it
+    BlockLayout(kind="ffn", writers=(("fc1", 1),), reader="fc2", drop=(("fc1", "skip"), ("fc2", "plain"))),
+    BlockLayout(kind="ffn", writers=(("c_fc", 1),), reader="c_proj", drop=(("c_fc", "skip"), ("c_proj", "plain"))),
+    BlockLayout(kind="ffn", writers=(("wi", 1),), reader="wo", drop=(("wi", "skip"), ("wo", "plain"))),
     BlockLayout(
-        "ffn", (("intermediate.dense", 1),), "output.dense", (("intermediate.dense", "skip"), ("output.dense", "plain"))
+        kind="ffn", writers=(("linear_1", 1),), reader="linear_2", drop=()
+    ),  # a projector, with no residual stream around it
+    BlockLayout(
+        kind="ffn",
+        writers=(("intermediate.dense", 1),),
+        reader="output.dense",
+        drop=(("intermediate.dense", "skip"), ("output.dense", "plain")),
     ),
     BlockLayout(
-        "gated_ffn",
-        (("gate_proj", 1), ("up_proj", 1)),
-        "down_proj",
-        (("gate_proj", "skip"), ("up_proj", "skip"), ("down_proj", "plain")),
+        kind="gated_ffn",
+        writers=(("gate_proj", 1), ("up_proj", 1)),
+        reader="down_proj",
+        drop=(("gate_proj", "skip"), ("up_proj", "skip"), ("down_proj", "plain")),
     ),
-    BlockLayout("gated_ffn", (("wi_0", 1), ("wi_1", 1)), "wo", (("wi_0", "skip"), ("wi_1", "skip"), ("wo", "plain"))),
+    BlockLayout(
+        kind="gated_ffn",
+        writers=(("wi_0", 1), ("wi_1", 1)),
+        reader="wo",
+        drop=(("wi_0", "skip"), ("wi_1", "skip"), ("wo", "plain")),
+    ),
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ConvLayout:
     """One layout of a pair of convolutions whose inner channels can be cut.
 
@@ -91,9 +110,15 @@ class ConvLayout:
 
 
 CONV_LAYOUTS = (
-    ConvLayout("conv_pw", ("bn1", "conv_dw", "bn2"), "conv_pwl", "se.conv_reduce", "se.conv_expand"),  # EfficientNet
-    ConvLayout("conv1", ("bn1",), "conv2"),  # ResNet, basic and bottleneck
-    ConvLayout("conv2", ("bn2",), "conv3"),
+    ConvLayout(
+        writer="conv_pw",
+        per_channel=("bn1", "conv_dw", "bn2"),
+        reader="conv_pwl",
+        squeeze="se.conv_reduce",
+        excite="se.conv_expand",
+    ),  # EfficientNet
+    ConvLayout(writer="conv1", per_channel=("bn1",), reader="conv2"),  # ResNet, basic and bottleneck
+    ConvLayout(writer="conv2", per_channel=("bn2",), reader="conv3"),
 )
 
 
@@ -126,7 +151,7 @@ def normalize_(model: nn.Module) -> nn.Module:
             new = SelfAttention.from_torch(module)
         elif _linears(module, ("qkv", "projection")) and hasattr(module, "num_heads"):  # BLIP: width fixed in reshapes
             qkv, projection = module.get_submodule("qkv"), module.get_submodule("projection")
-            new = SelfAttention(qkv, projection, int(module.num_heads))
+            new = SelfAttention(qkv, projection, num_heads=int(module.num_heads))
         elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2: x @ w
             rows, columns = module.weight.shape
             new = nn.Linear(rows, columns)
@@ -147,7 +172,7 @@ def _linears(module: nn.Module, paths: tuple[str, ...]) -> bool:
     return True
 
 
-def find_blocks(model: nn.Module, root: str = "", prefix: str = "", context: str = "context") -> tuple[Block, ...]:
+def find_blocks(model: nn.Module, root: str = "", *, prefix: str = "", context: str = "context") -> tuple[Block, ...]:
     """Every prunable block under `root`, in the order of execution; names as `3.attention`.
 
     `context` is the port a cross-attention reads from. Raises `ModelError` when nothing is found.
@@ -165,7 +190,7 @@ def find_blocks(model: nn.Module, root: str = "", prefix: str = "", context: str
         name = f"{prefix}{layer.group() if layer else 0}.{'ffn' if kind == 'gated_ffn' else kind}"
         if any(b.name == name for b in found):
             raise ModelError(f"{at}: a second block is named '{name}'; give its tower a prefix of its own")
-        found.append(_block(module, form, name, kind, at, context))
+        found.append(_block(module, form, name=name, kind=kind, at=at, context=context))
     if not found:
         raise ModelError(f"{type(start).__name__}: no attention or feed-forward block of a known layout is in it")
     place = lambda b: (int(b.name.removeprefix(prefix).partition(".")[0]), BLOCK_ORDER.index(b.kind))
@@ -188,18 +213,18 @@ def find_convolutions(model: nn.Module, root: str) -> tuple[Block, ...]:
             units = int(module.get_submodule(form.writer).out_channels)
             found.append(
                 Block(
-                    f"{len(found)}.conv",
-                    "conv",
-                    f"{at}.{form.reader}",
-                    tuple(Writer(f"{at}.{p}", 1, 1) for p in paths),
-                    units,
-                    1,
-                    CONV_GRANULARITY,
-                    at,
-                    ("stream",),
-                    (),
-                    tuple(f"{at}.{p}" for p in form.per_channel if p in dict(module.named_children())),
-                    (f"{at}.{form.squeeze}",) if squeezed else (),
+                    name=f"{len(found)}.conv",
+                    kind="conv",
+                    reader=f"{at}.{form.reader}",
+                    writers=tuple(Writer(path=f"{at}.{p}", parts=1, width=1) for p in paths),
+                    units=units,
+                    width=1,
+                    granularity=CONV_GRANULARITY,
+                    module=at,
+                    reads=("stream",),
+                    drop=(),
+                    per_channel=tuple(f"{at}.{p}" for p in form.per_channel if p in dict(module.named_children())),
+                    extra_readers=(f"{at}.{form.squeeze}",) if squeezed else (),
                 )
             )
     if not found:
@@ -215,26 +240,50 @@ def _plain_conv(module: nn.Module, path: str) -> bool:
     return isinstance(found, nn.Conv2d) and found.groups == 1
 
 
-def _block(module: nn.Module, form: BlockLayout, name: str, kind: str, at: str, context: str) -> Block:
+def _block(module: nn.Module, form: BlockLayout, *, name: str, kind: str, at: str, context: str) -> Block:
     join = lambda path: ".".join(p for p in (at, path) if p)
     size = lambda p: int(module.get_submodule(p).out_features)
     rows = [size(p) // parts for p, parts in form.writers]
     drop = tuple((join(p), mode) for p, mode in form.drop)
     reads = ("stream", context) if kind == "cross_attention" else ("stream",)
     if form.kind != "attention":
-        writers = tuple(Writer(join(p), parts, 1) for p, parts in form.writers)
-        return Block(name, kind, join(form.reader), writers, rows[0], 1, FFN_GRANULARITY, join(form.inner), reads, drop)
+        writers = tuple(Writer(path=join(p), parts=parts, width=1) for p, parts in form.writers)
+        return Block(
+            name=name,
+            kind=kind,
+            reader=join(form.reader),
+            writers=writers,
+            units=rows[0],
+            width=1,
+            granularity=FFN_GRANULARITY,
+            module=join(form.inner),
+            reads=reads,
+            drop=drop,
+        )
     inner = module.get_submodule(form.inner) if form.inner else module
     width = next((int(getattr(inner, a)) for a in HEAD_WIDTH_ATTRIBUTES if hasattr(inner, a)), 0)
     width = width or rows[0] // next(int(getattr(inner, a)) for a in HEAD_COUNT_ATTRIBUTES if hasattr(inner, a))
     units = min(rows) // width
-    writers = tuple(Writer(join(p), parts, r // units) for (p, parts), r in zip(form.writers, rows, strict=True))
+    writers = tuple(
+        Writer(path=join(p), parts=parts, width=r // units) for (p, parts), r in zip(form.writers, rows, strict=True)
+    )
     if form.per_head and hasattr(module, form.per_head):
-        writers += (Writer(join(form.per_head), 1, 1),)
-    return Block(name, kind, join(form.reader), writers, units, rows[0] // units, 1, join(form.inner), reads, drop)
+        writers += (Writer(path=join(form.per_head), parts=1, width=1),)
+    return Block(
+        name=name,
+        kind=kind,
+        reader=join(form.reader),
+        writers=writers,
+        units=units,
+        width=rows[0] // units,
+        granularity=1,
+        module=join(form.inner),
+        reads=reads,
+        drop=drop,
+    )
 
 
-def refresh_sizes_(module: nn.Module, units: int, width: int) -> None:
+def refresh_sizes_(module: nn.Module, units: int, *, width: int) -> None:
     """Set the sizes a block's module repeats as attributes to those that are left."""
     head = next((int(getattr(module, a)) for a in HEAD_WIDTH_ATTRIBUTES if hasattr(module, a)), width)
     for attribute in HEAD_COUNT_ATTRIBUTES:

@@ -76,7 +76,15 @@ def load_model(node: Node) -> Model:
     if library == "python":
         return _own(node, name).eval()
     family = f"{library}/{node.kind}"
-    context = LoadContext(node.kind, folder, name, pretrained, node.candidates, node.max_tokens, node.prompt)
+    context = LoadContext(
+        kind=node.kind,
+        path=folder,
+        name=name,
+        pretrained=pretrained,
+        candidates=node.candidates,
+        max_tokens=node.max_tokens,
+        prompt=node.prompt,
+    )
     return FAMILIES.get(family)(context).eval()
 
 
@@ -110,7 +118,17 @@ def _own(node: Node, name: str) -> Model:
         build = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as e:
         raise ModelError(f"source '{node.source}': {e}") from e
-    model = build(LoadContext(node.kind, None, name, None, node.candidates, node.max_tokens, node.prompt))
+    model = build(
+        LoadContext(
+            kind=node.kind,
+            path=None,
+            name=name,
+            pretrained=None,
+            candidates=node.candidates,
+            max_tokens=node.max_tokens,
+            prompt=node.prompt,
+        )
+    )
     if not isinstance(model, Model) or model.kind != node.kind:
         what = f"a {model.kind}" if isinstance(model, Model) else type(model).__name__
         raise ModelError(

@@ -95,7 +95,7 @@ class TorchPipeline:
     def _ids(self, node: str, texts: Sequence[str]) -> Tensor:
         config = self.config[node]
         ids = [e.ids for e in self.tokenizers[node].encode_batch(list(texts))]
-        return torch.from_numpy(pad_ids(ids, padded_length(ids, config), config["pad"], config["eos"]))
+        return torch.from_numpy(pad_ids(ids, padded_length(ids, config), pad=config["pad"], eos=config["eos"]))
 
     def _targets(self, node: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids [b, t] with start and end, which positions [b, t - 1] have a next token)."""
@@ -107,7 +107,7 @@ class TorchPipeline:
         else:
             ids = [e.ids for e in tokenizer.encode_batch(list(texts))]
         length = min(max(map(len, ids)), g["max_tokens"])
-        padded = torch.from_numpy(pad_ids(ids, length, g["pad"], g["eos"]))
+        padded = torch.from_numpy(pad_ids(ids, length, pad=g["pad"], eos=g["eos"]))
         ends = torch.tensor([min(len(r), length) for r in ids])
         return padded, torch.arange(1, length) < ends[:, None]
 
@@ -122,10 +122,10 @@ class TorchPipeline:
         out: Outputs = dict(known or {})
         for node in self.order:
             if node not in out:
-                out[node] = self._run_node(models[node], node, batch, out)
+                out[node] = self._run_node(models[node], node, batch=batch, out=out)
         return out
 
-    def _run_node(self, model: Model, node: str, batch: Batch, out: Outputs) -> dict[str, Tensor]:
+    def _run_node(self, model: Model, node: str, *, batch: Batch, out: Outputs) -> dict[str, Tensor]:
         kind, x = self.kinds[node], batch.inputs[node]
         if kind == "text_decoder":
             (source,) = self.sources_of(node)
@@ -151,7 +151,7 @@ class TorchPipeline:
                 found.add(n)
         return found
 
-    def losses(self, out: Outputs, batch: Batch, dense: Outputs | None = None) -> dict[str, Tensor]:
+    def losses(self, out: Outputs, batch: Batch, *, dense: Outputs | None = None) -> dict[str, Tensor]:
         """The pipeline's own loss by part: contrastive at every join, cross-entropy of every generator.
 
         A list of texts may hold anything, so the tower behind a lookup must stay what it was: given the `dense`
@@ -178,7 +178,7 @@ class TorchPipeline:
                 logits, target = out[node]["logits"][keep], batch.inputs[node][:, 1:][keep]
                 if dense is not None and "likely" in dense.get(node, {}):
                     parts[f"caption.{node}"] = _divergence(
-                        logits, dense[node]["likely"][keep], dense[node]["share"][keep]
+                        logits, dense[node]["likely"][keep], share=dense[node]["share"][keep]
                     )
                 else:
                     parts[f"caption.{node}"] = F.cross_entropy(logits, target)
@@ -206,22 +206,22 @@ class TorchPipeline:
 
     @torch.inference_mode()
     def loss_of_models(
-        self, models: Models, batch: Batch, known: Outputs | None = None, dense: Outputs | None = None
+        self, models: Models, batch: Batch, *, known: Outputs | None = None, dense: Outputs | None = None
     ) -> float:
         """The loss over a whole batch, run in pieces, scored together."""
-        return self.loss_of_outputs(self.forward_in_pieces(models, batch, known), batch, dense)
+        return self.loss_of_outputs(self.forward_in_pieces(models, batch, known=known), batch, dense=dense)
 
     @torch.inference_mode()
-    def loss_of_outputs(self, out: Outputs, batch: Batch, dense: Outputs | None = None) -> float:
+    def loss_of_outputs(self, out: Outputs, batch: Batch, *, dense: Outputs | None = None) -> float:
         """The loss of given outputs."""
-        return float(sum(self.losses(out, batch, dense).values()))
+        return float(sum(self.losses(out, batch, dense=dense).values()))
 
     def reference_outputs(self, models: Models, batch: Batch) -> Outputs:
         """What `losses` measures drift from: outputs of the dense models, as far as it needs them."""
         read = {*self.unjoined_encoders, *(j.query[0] for j in self.joins if j.lookup)}
         whole = self.spec.data.labels == "teacher"
         skipped: Outputs = {} if whole else {n: {} for n in self.order if n not in read}
-        return self.select_reference_outputs(self.forward_in_pieces(models, batch, skipped))
+        return self.select_reference_outputs(self.forward_in_pieces(models, batch, known=skipped))
 
     def select_reference_outputs(self, dense: Outputs) -> Outputs:
         """The same, of given outputs: embeddings behind lookups and those that no join compares, the likeliest next
@@ -236,7 +236,7 @@ class TorchPipeline:
         return found
 
     @torch.inference_mode()
-    def forward_in_pieces(self, models: Models, batch: Batch, known: Outputs | None = None) -> Outputs:
+    def forward_in_pieces(self, models: Models, batch: Batch, *, known: Outputs | None = None) -> Outputs:
         """`forward` in pieces of the spec's `data.batch`."""
         pieces, size = [], self.batch_size
         for i in range(0, len(batch), size):
@@ -250,7 +250,7 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).square().sum(-1).mean()
 
 
-def _divergence(logits: Tensor, likely: Tensor, share: Tensor) -> Tensor:
+def _divergence(logits: Tensor, likely: Tensor, *, share: Tensor) -> Tensor:
     """KL of next-token distributions [r, v] from the dense one, given its likeliest tokens [r, k]; the rest is one."""
     mine = logits.log_softmax(-1).gather(-1, likely)
     rest, others = (1 - share.sum(-1)).clamp(min=1e-6), (1 - mine.exp().sum(-1)).clamp(min=1e-6)

@@ -30,7 +30,7 @@ ELIMINATION_RIDGE, MAX_ELIMINATION_ROUNDS = 0.01, 64
 """Share of the mean variance on the diagonal when a block is refitted; rounds at most in which its units go."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ImportanceInputs:
     """What a criterion may look at: the dense models, calibration pairs with references, input statistics, a seed."""
 
@@ -133,7 +133,7 @@ def _norms(e: ImportanceInputs, size: Callable[[Tensor], Tensor]) -> Scores:
             total = _per_unit(b, read)
             for w in b.writers:
                 norms = size(model.get_submodule(w.path).weight.detach()).flatten(1).sum(1)
-                rows = writer_rows(b, w, torch.arange(b.units)).view(w.parts, b.units, w.width)
+                rows = writer_rows(b, w, units=torch.arange(b.units)).view(w.parts, b.units, w.width)
                 total = total + norms[rows].sum((0, 2))
             found[n][b.name] = total
     return found
@@ -186,12 +186,12 @@ def score_by_reconstruction(e: ImportanceInputs) -> Scores:
     """
     flow = score_by_fluctuation(e)
     score = lambda n, m, b: (
-        _eliminated(m.linear(b.reader), b, e.grams[n][b.name]) if is_refittable(m, b) else flow[n][b.name]
+        _eliminated(m.linear(b.reader), b, gram=e.grams[n][b.name]) if is_refittable(m, b) else flow[n][b.name]
     )
     return {n: {b.name: score(n, m, b) for b in m.weighted_blocks} for n, m in e.models.items()}
 
 
-def _eliminated(out: nn.Linear, block: Block, gram: Gram) -> Tensor:
+def _eliminated(out: nn.Linear, block: Block, *, gram: Gram) -> Tensor:
     """What is lost of the output of a linear layer by the time that a unit is gone: [units]."""
     moments, width = (gram.second() if out.bias is None else gram.covariance()).double(), block.width
     ridge = ELIMINATION_RIDGE * moments.diag().mean().clamp(min=1e-8)

@@ -13,7 +13,7 @@ from mmcompress.models.base import Model, TokenSelector
 
 
 @contextmanager
-def hook_inputs(model: Model, paths: Iterable[str], hook: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def hook_inputs(model: Model, paths: Iterable[str], *, hook: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """`hook(x) -> x` on the input of some modules."""
     with ExitStack() as stack:
         for path in paths:
@@ -23,7 +23,7 @@ def hook_inputs(model: Model, paths: Iterable[str], hook: Callable[[Tensor], Ten
         yield
 
 
-def expand_mask(mask: Tensor, block: Block, like: Tensor) -> Tensor:
+def expand_mask(mask: Tensor, block: Block, *, like: Tensor) -> Tensor:
     """A mask per unit, [units] or [b, units], as one per feature that multiplies `like`: [b, .., f] or [b, f, h, w]."""
     features = mask.repeat_interleave(block.width, -1)
     if mask.ndim == 2 and len(like) != len(mask):  # several texts a sample
@@ -40,15 +40,17 @@ def mask_units(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
         for name, mask in masks.items():
             block = model.block(name)
             if block.group == "tokens":
-                stack.enter_context(_thinned(model, block, mask))
+                stack.enter_context(_thinned(model, block, mask=mask))
                 continue
             paths = (block.reader, *block.extra_readers)
-            stack.enter_context(hook_inputs(model, paths, lambda x, m=mask, b=block: x * expand_mask(m, b, x)))
+            stack.enter_context(
+                hook_inputs(model, paths, hook=lambda x, m=mask, b=block: x * expand_mask(m, b, like=x))
+            )
         yield
 
 
 @contextmanager
-def _thinned(model: Model, block: Block, mask: Tensor) -> Iterator[None]:
+def _thinned(model: Model, block: Block, *, mask: Tensor) -> Iterator[None]:
     """Positions left out where a mask [units] is zero; faded, all of them there, by one row a sample [b, units]."""
     at = model.get_submodule(block.reader)
     assert isinstance(at, TokenSelector)
@@ -63,7 +65,7 @@ def _thinned(model: Model, block: Block, mask: Tensor) -> Iterator[None]:
     handle.remove()
 
 
-def sample_units(block: Block, keep: int, generator: torch.Generator) -> Tensor:
+def sample_units(block: Block, keep: int, *, generator: torch.Generator) -> Tensor:
     """`keep` units of a block at random, sorted; of an ordered one the first."""
     if block.prefix_only:
         return torch.arange(keep)
@@ -79,7 +81,7 @@ def feature_indices(block: Block, units: Tensor) -> Tensor:
     return _spans(units, block.width)
 
 
-def writer_rows(block: Block, writer: Writer, units: Tensor) -> Tensor:
+def writer_rows(block: Block, writer: Writer, *, units: Tensor) -> Tensor:
     """Rows of a writer that belong to the given units."""
     kept = _spans(units, writer.width)
     return torch.cat([kept + p * block.units * writer.width for p in range(writer.parts)])

@@ -22,7 +22,7 @@ from mmcompress.prune.masks import feature_indices, hook_inputs
 from mmcompress.prune.surgery import copy_without_units
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Gram:
     """Running sums over n rows of inputs x [f] of one output projection."""
 
@@ -52,7 +52,7 @@ class Gram:
 Grams = dict[str, Gram]
 
 
-def _rows(x: Tensor, block: Block, batch: Batch, node: str) -> Tensor:
+def _rows(x: Tensor, block: Block, *, batch: Batch, node: str) -> Tensor:
     """The positions that count as rows [r, f]; of a prefix before the text all of them."""
     if x.ndim == 4:  # [b, f, h, w] of a convolution
         x = x.permute(0, 2, 3, 1)
@@ -66,7 +66,7 @@ def _rows(x: Tensor, block: Block, batch: Batch, node: str) -> Tensor:
 
 
 @torch.inference_mode()
-def measure_grams(pipeline: TorchPipeline, models: Models, batch: Batch) -> dict[str, Grams]:
+def measure_grams(pipeline: TorchPipeline, models: Models, *, batch: Batch) -> dict[str, Grams]:
     """Second moments of the inputs of every block's output projection in the dense pipeline."""
     found = {n: {b.name: Gram.empty(b.units * b.width) for b in m.weighted_blocks} for n, m in models.items()}
     for piece in batch.chunks(pipeline.batch_size):
@@ -75,15 +75,15 @@ def measure_grams(pipeline: TorchPipeline, models: Models, batch: Batch) -> dict
                 for b in m.weighted_blocks:
 
                     def record(x: Tensor, b: Block = b, n: str = n, piece: Batch = piece) -> Tensor:
-                        found[n][b.name].add_(_rows(x, b, piece, n))
+                        found[n][b.name].add_(_rows(x, b, batch=piece, node=n))
                         return x
 
-                    stack.enter_context(hook_inputs(m, (b.reader,), record))
+                    stack.enter_context(hook_inputs(m, (b.reader,), hook=record))
             pipeline.forward(models, piece)
     return found
 
 
-def solve_ridge(cross: Tensor, covariance: Tensor, ridge: float) -> Tensor:
+def solve_ridge(cross: Tensor, covariance: Tensor, *, ridge: float) -> Tensor:
     """cross (covariance + r I)^-1 with r = ridge times the mean of the diagonal; cross is [o, k]."""
     r = ridge * covariance.diag().mean().clamp(min=1e-8)
     a = covariance.double() + r.double() * torch.eye(len(covariance), dtype=torch.double)
@@ -91,7 +91,7 @@ def solve_ridge(cross: Tensor, covariance: Tensor, ridge: float) -> Tensor:
 
 
 @torch.no_grad()
-def refit_from_gram_(model: Model, dense: Model, units: dict[str, Tensor], grams: Grams, ridge: float) -> None:
+def refit_from_gram_(model: Model, dense: Model, *, units: dict[str, Tensor], grams: Grams, ridge: float) -> None:
     """Refit every cut block of `model` (already sliced to `units`) as if only that block had been cut.
 
     Needs no forward pass: the inputs' moments are those of the dense model. This is what a trial uses.
@@ -108,7 +108,7 @@ def refit_from_gram_(model: Model, dense: Model, units: dict[str, Tensor], grams
             continue
         new = model.linear(block.reader)
         moments = gram.second() if new.bias is None else gram.covariance()
-        w = solve_ridge(out.weight @ moments[:, k], moments[k][:, k], ridge)
+        w = solve_ridge(out.weight @ moments[:, k], moments[k][:, k], ridge=ridge)
         new.weight.copy_(w)
         if new.bias is not None:
             new.bias.copy_(bias + out.weight @ mean - w @ mean[k])
@@ -127,7 +127,7 @@ def _constant(model: Model, block: Block) -> ConstantOutput:
 
 
 @torch.inference_mode()
-def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, batch: Batch, ridge: float) -> None:
+def refit_(pipeline: TorchPipeline, models: dict[str, Model], *, dense: Models, batch: Batch, ridge: float) -> None:
     """Refit every cut block in order, each on the inputs that the pruned pipeline before it really gives.
 
     One pass over the whole batch for each node: a block is refitted as the pass comes to it, which goes on from what it
@@ -144,7 +144,7 @@ def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, bat
             for b in big.weighted_blocks
             if is_refittable(big, b) and (b.name not in now or now[b.name].units < b.units)
         ]
-        targets = _record(pipeline, node, dense, batch, teacher, cut)
+        targets = _record(pipeline, node, models=dense, batch=batch, known=teacher, blocks=cut)
         with ExitStack() as stack:
             for block in cut:
                 if block.name not in now:
@@ -152,20 +152,20 @@ def refit_(pipeline: TorchPipeline, models: dict[str, Model], dense: Models, bat
                     continue
 
                 def repair(out: nn.Linear, args: tuple, _: Tensor, b: Block = block, node: str = node) -> Tensor:
-                    _regress_(out, _rows(args[0], b, batch, node), targets.pop(b.name), ridge)  # noqa: B023
+                    _regress_(out, _rows(args[0], b, batch=batch, node=node), y=targets.pop(b.name), ridge=ridge)  # noqa: B023
                     return out.forward(args[0])
 
                 handle = small.linear(block.reader).register_forward_hook(repair)
                 stack.callback(handle.remove)
-            known = dict(upstream) | _others(teacher, upstream, node)
+            known = dict(upstream) | _others(teacher, upstream, node=node)
             upstream[node] = pipeline.forward({node: small}, batch, known)[node]
 
 
-def _regress_(out: nn.Linear, x: Tensor, y: Tensor, ridge: float) -> None:
+def _regress_(out: nn.Linear, x: Tensor, *, y: Tensor, ridge: float) -> None:
     """Make a linear layer give y [r, o] for inputs x [r, f], as nearly as it can."""
     mx, my = (x.mean(0), y.mean(0)) if out.bias is not None else (x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
     xc = x - mx
-    w = solve_ridge((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge)
+    w = solve_ridge((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge=ridge)
     out.weight.data.copy_(w)
     if out.bias is not None:
         out.bias.data.copy_(my - w @ mx)
@@ -176,12 +176,12 @@ def _as_long(dense: Model, small: Model) -> Model:
     return dense if at is None or at.left == at.count else copy_without_units(dense, {"tokens": at.index})
 
 
-def _others(teacher: dict, upstream: dict, node: str) -> dict:
+def _others(teacher: dict, upstream: dict, *, node: str) -> dict:
     return {n: o for n, o in teacher.items() if n != node and n not in upstream}
 
 
 def _record(
-    pipeline: TorchPipeline, node: str, models: Models, batch: Batch, known: dict, blocks: list[Block]
+    pipeline: TorchPipeline, node: str, *, models: Models, batch: Batch, known: dict, blocks: list[Block]
 ) -> dict[str, Tensor]:
     """Outputs [rows, f] of the output projections of some blocks of one node, over the whole batch."""
     found: dict[str, list[Tensor]] = {b.name: [] for b in blocks}
@@ -194,7 +194,7 @@ def _record(
         for b in blocks:
 
             def hook(m: object, args: tuple, out: Tensor, b: Block = b, piece: Batch = piece) -> None:
-                found[b.name].append(_rows(out, b, piece, node))
+                found[b.name].append(_rows(out, b, batch=piece, node=node))
 
             handles.append(models[node].get_submodule(b.reader).register_forward_hook(hook))
         part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in known.items() if n != node}

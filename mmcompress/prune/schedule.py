@@ -18,7 +18,7 @@ Survivors = dict[str, dict[str, Tensor]]
 
 
 def plan_rounds(
-    blocks: Mapping[str, Sequence[Block]], final: Mapping[str, KeptUnits], rounds: int
+    blocks: Mapping[str, Sequence[Block]], final: Mapping[str, KeptUnits], *, rounds: int
 ) -> list[dict[str, KeptUnits]]:
     """Units kept after each of `rounds`, the last being `final`; much at first, less and less (Zhu and Gupta 2017).
 
@@ -45,6 +45,7 @@ def all_units(blocks: Mapping[str, Sequence[Block]]) -> Survivors:
 def narrow_models(
     models: Mapping[str, Model],
     survivors: Survivors,
+    *,
     kept: Mapping[str, KeptUnits],
     scores: Mapping[str, Mapping[str, Tensor]],
 ) -> tuple[dict[str, Model], Survivors]:
@@ -54,7 +55,7 @@ def narrow_models(
     """
     cut, left = {}, {}
     for n, m in models.items():
-        units = choose_units(kept[n], m.blocks, scores[n])
+        units = choose_units(kept[n], m.blocks, scores=scores[n])
         cut[n] = copy_without_units(m, units).eval()
         left[n] = {b: s[units[b]] if b in units else s for b, s in survivors[n].items()}
     return cut, left

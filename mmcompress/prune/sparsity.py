@@ -33,7 +33,7 @@ PATTERNS: dict[str, Callable[[Tensor, float], Tensor]] = {"unstructured": mask_u
 
 
 @torch.no_grad()
-def zero_weights_(models: Mapping[str, Model], pattern: str, share: float) -> Callable[[], None]:
+def zero_weights_(models: Mapping[str, Model], pattern: str, *, share: float) -> Callable[[], None]:
     """Set weights to zero in place; the function returned sets them to zero again after a step of training."""
     held = [(m.weight, PATTERNS[pattern](m.weight, share)) for model in models.values() for m in model.linear_layers()]
 

@@ -20,7 +20,7 @@ Units = Mapping[str, Tensor]
 """Sorted unit indices to keep, by block."""
 
 
-def _keep_(module: nn.Module, names: tuple[str, ...], index: Tensor) -> None:
+def _keep_(module: nn.Module, names: tuple[str, ...], *, index: Tensor) -> None:
     for name in names:
         value = getattr(module, name)
         if isinstance(value, nn.Parameter):
@@ -31,7 +31,7 @@ def _keep_(module: nn.Module, names: tuple[str, ...], index: Tensor) -> None:
 
 def keep_out_features_(module: nn.Module, index: Tensor) -> None:
     """Keep some outputs of a linear layer or convolution, in place."""
-    _keep_(module, ("weight", "bias"), index)
+    _keep_(module, ("weight", "bias"), index=index)
     setattr(module, "out_features" if isinstance(module, nn.Linear) else "out_channels", len(index))
 
 
@@ -47,11 +47,11 @@ def keep_channels_(module: nn.Module, index: Tensor) -> None:
         keep_out_features_(module, index)
         module.in_channels = module.groups = len(index)
         return
-    _keep_(module, ("weight", "bias", "running_mean", "running_var"), index)
+    _keep_(module, ("weight", "bias", "running_mean", "running_var"), index=index)
     module.num_features = len(index)  # type: ignore[assignment]
 
 
-def _slice_block_(model: Model, block: Block, units: Tensor) -> Block | None:
+def _slice_block_(model: Model, block: Block, *, units: Tensor) -> Block | None:
     if len(units) < block.min_units:
         raise ValueError(f"{block.name} can't be removed whole")
     if block.prefix_only and len(units) and int(units[-1]) != len(units) - 1:
@@ -68,13 +68,13 @@ def _slice_block_(model: Model, block: Block, units: Tensor) -> Block | None:
         model.get_submodule(block.reader).keep_(units)
         return dataclasses.replace(block, units=len(units))
     for w in block.writers:
-        keep_out_features_(model.get_submodule(w.path), writer_rows(block, w, units))
+        keep_out_features_(model.get_submodule(w.path), writer_rows(block, w, units=units))
     for path in block.per_channel:
         keep_channels_(model.get_submodule(path), feature_indices(block, units))
     for path in (block.reader, *block.extra_readers):
         keep_in_features_(model.get_submodule(path), feature_indices(block, units))
     if block.group == "heads":
-        refresh_sizes_(model.get_submodule(block.module), len(units), block.width)
+        refresh_sizes_(model.get_submodule(block.module), len(units), width=block.width)
     return dataclasses.replace(block, units=len(units))
 
 
@@ -85,7 +85,7 @@ def remove_units_(model: Model, kept: Units) -> Model:
     """
     blocks = []
     for block in model.blocks:
-        new = _slice_block_(model, block, kept[block.name].long()) if block.name in kept else block
+        new = _slice_block_(model, block, units=kept[block.name].long()) if block.name in kept else block
         if new is not None:
             blocks.append(new)
     model.blocks = tuple(blocks)
@@ -97,7 +97,7 @@ def copy_without_units(model: Model, kept: Units) -> Model:
     return remove_units_(copy.deepcopy(model), kept)
 
 
-def restore_units(model: Model, small: Model, kept: Units) -> Model:
+def restore_units(model: Model, small: Model, *, kept: Units) -> Model:
     """A copy of `model` with the weights of `small`, which was cut out of it and trained since, each in its place.
 
     What stands in for a removed sub-layer has none.

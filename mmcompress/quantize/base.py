@@ -16,7 +16,7 @@ Feeds = Sequence[Mapping[str, np.ndarray]]
 """Inputs of one graph, as they come in deployment."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Precision:
     """How the weights of matrix products are stored, and what they are multiplied with.
 
@@ -37,28 +37,30 @@ class Precision:
 
 
 # Weights of 7 bits: without VNNI the 8-bit products of AVX2 saturate in 16 bits and results are silently wrong.
-INT8 = Precision(64, "dynamic")
+INT8 = Precision(levels=64, activations="dynamic")
 
 
-INT8_FULL = Precision(127, "dynamic", flags=("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"))
+INT8_FULL = Precision(
+    levels=127, activations="dynamic", flags=("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+)
 
 
-UINT8 = Precision(0, "dynamic")
+UINT8 = Precision(levels=0, activations="dynamic")
 
 
-INT8_STATIC = Precision(64, "static")
+INT8_STATIC = Precision(levels=64, activations="static")
 
 
-W8 = Precision(127, "grouped", group=32)
+W8 = Precision(levels=127, activations="grouped", group=32)
 
 
-W4 = Precision(7, "grouped", group=32, bits=4)
+W4 = Precision(levels=7, activations="grouped", group=32, bits=4)
 
 
-FP16 = Precision(0, "none", bits=16, exponent=5)
+FP16 = Precision(levels=0, activations="none", bits=16, exponent=5)
 
 
-BF16 = Precision(0, "none", bits=16, exponent=8)
+BF16 = Precision(levels=0, activations="none", bits=16, exponent=8)
 
 
 class _Reader:
@@ -72,7 +74,7 @@ class _Reader:
 
 
 def quantize_model(
-    precision: str, model: Any, target: Path, feeds: Feeds = (), spared: Sequence[np.ndarray] = ()
+    precision: str, model: Any, *, target: Path, feeds: Feeds = (), spared: Sequence[np.ndarray] = ()
 ) -> tuple[Path, int]:
     """Write an ONNX model (a path or a `ModelProto`) in a precision other than fp32; (the file, products spared).
 
@@ -110,7 +112,7 @@ def quantize_model(
         extra["OpTypesToExcludeOutputQuantization"] = common["op_types_to_quantize"]  # sums are float already
         quantize_static(given, str(target), _Reader(feeds), **common, **types, extra_options=extra)
     else:
-        _weights_only(given, target, p, left)
+        _weights_only(given, target, p=p, left=left)
     return target, len(left)
 
 
@@ -166,7 +168,7 @@ def _brain(model: Any, target: Path, left: Sequence[str]) -> Path:
     return target
 
 
-def _weights_only(model: Any, target: Path, p: Precision, left: Sequence[str]) -> None:
+def _weights_only(model: Any, target: Path, *, p: Precision, left: Sequence[str]) -> None:
     import onnx
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 

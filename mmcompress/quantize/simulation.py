@@ -53,6 +53,7 @@ def round_groups(x: Tensor, size: int) -> Tensor:
 def simulate_precision(
     model: nn.Module,
     precision: str = "int8",
+    *,
     spared: Container[nn.Module] = (),
     only: Container[nn.Module] | None = None,
 ) -> Iterator[None]:

@@ -21,11 +21,11 @@ def structure_rows(
 PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
 
 
-def _svg(width: float, height: float, body: Sequence[str], label: str) -> str:
+def _svg(width: float, height: float, *, body: Sequence[str], label: str) -> str:
     return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{"".join(body)}</svg>'
 
 
-def _text(x: float, y: float, text: str, cls: str = "", anchor: str = "start") -> str:
+def _text(x: float, y: float, *, text: str, cls: str = "", anchor: str = "start") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" class="{cls}">{escape(text)}</text>'
 
 
@@ -37,7 +37,7 @@ def draw_node_bars(s: Summary) -> str:
     body = []
     for row, (label, side) in enumerate((("before", s.baseline), ("after", s.compressed))):
         x, y = left, 10 + row * (bar + 14)
-        body.append(_text(left - 10, y + bar / 2 + 4, label, anchor="end"))
+        body.append(_text(left - 10, y + bar / 2 + 4, text=label, anchor="end"))
         rest = side.latency_ms.p50
         for i, (name, node) in enumerate(side.nodes.items()):
             w = node.latency_ms_p50 * scale
@@ -48,7 +48,11 @@ def draw_node_bars(s: Summary) -> str:
                 f"<title>{escape(title)}</title></rect>"
             )
             if w > 60:
-                body.append(_text(x + w / 2, y + bar / 2 + 4, f"{name} {node.latency_ms_p50:.1f}", "on", "middle"))
+                body.append(
+                    _text(
+                        x + w / 2, y + bar / 2 + 4, text=f"{name} {node.latency_ms_p50:.1f}", cls="on", anchor="middle"
+                    )
+                )
             x += w
         if rest > 0:
             body.append(
@@ -56,11 +60,11 @@ def draw_node_bars(s: Summary) -> str:
                 f"<title>around the models: {rest:.2f} ms</title></rect>"
             )
             x += rest * scale
-        body.append(_text(x + 8, y + bar / 2 + 4, f"{side.latency_ms.p50:.2f} ms", "strong"))
+        body.append(_text(x + 8, y + bar / 2 + 4, text=f"{side.latency_ms.p50:.2f} ms", cls="strong"))
     x = left + s.target.latency_ms * scale
     body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="2" y2="{2 * bar + 34:.0f}" class="target"/>')
-    body.append(_text(x + 4, 2 * bar + 46, f"target {s.target.latency_ms:.2f} ms", "small"))
-    return _svg(width, 2 * bar + 54, body, "latency by node before and after")
+    body.append(_text(x + 4, 2 * bar + 46, text=f"target {s.target.latency_ms:.2f} ms", cls="small"))
+    return _svg(width, 2 * bar + 54, body=body, label="latency by node before and after")
 
 
 def draw_structure_map(s: Summary) -> str:
@@ -70,7 +74,7 @@ def draw_structure_map(s: Summary) -> str:
     width = left + max(len(r) for r in rows.values()) * (cell + gap)
     body, y = [], 18.0
     for i, (node, blocks) in enumerate(rows.items()):
-        body.append(_text(left - 10, y + 24, node, "strong", "end"))
+        body.append(_text(left - 10, y + 24, text=node, cls="strong", anchor="end"))
         for j, (b, kept) in enumerate(blocks):
             x, share = left + j * (cell + gap), kept / b.units
             crossing = b.name in s.cross_modal_reasons.get(node, {})
@@ -82,11 +86,13 @@ def draw_structure_map(s: Summary) -> str:
             )
             if crossing:
                 body.append(f'<rect x="{x}" y="{y}" width="{cell}" height="40" class="crossing"/>')
-            body.append(_text(x + cell / 2, y + 24, f"{kept}/{b.units}", "on" if share > 0.6 else "", "middle"))
+            body.append(
+                _text(x + cell / 2, y + 24, text=f"{kept}/{b.units}", cls="on" if share > 0.6 else "", anchor="middle")
+            )
             short = b.name.replace("attention", "attn").replace("cross_attn", "cross")
-            body.append(_text(x + cell / 2, y + 53, short, "small", "middle") + "</g>")
+            body.append(_text(x + cell / 2, y + 53, text=short, cls="small", anchor="middle") + "</g>")
         y += 74
-    return _svg(width, y, body, "units kept in every block")
+    return _svg(width, y, body=body, label="units kept in every block")
 
 
 def draw_trials(s: Summary) -> str:
@@ -110,9 +116,11 @@ def draw_trials(s: Summary) -> str:
         value = floor + (cap - floor) * k / 4
         y = 12 + (1 - k / 4) * (height - bottom - 12)
         body.append(f'<line x1="{left}" x2="{width - 16}" y1="{y:.1f}" y2="{y:.1f}" class="grid"/>')
-        body.append(_text(left - 8, y + 4, f"{value:.2f}", "small", "end"))
+        body.append(_text(left - 8, y + 4, text=f"{value:.2f}", cls="small", anchor="end"))
         ms = low + (high - low) * k / 4
-        body.append(_text(left + (width - left - 16) * k / 4, height - 20, f"{ms:.2f}", "small", "middle"))
+        body.append(
+            _text(left + (width - left - 16) * k / 4, height - 20, text=f"{ms:.2f}", cls="small", anchor="middle")
+        )
     x = left + (s.target.latency_ms - low) / (high - low) * (width - left - 16)
     body.append(f'<line x1="{x:.1f}" x2="{x:.1f}" y1="8" y2="{height - bottom}" class="target"/>')
     precision = {n: r.precision for n, r in s.compressed.nodes.items()}
@@ -127,9 +135,9 @@ def draw_trials(s: Summary) -> str:
     if chosen:
         px, py = at(chosen)
         body.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="8" class="chosen"/>')
-    body.append(_text((left + width) / 2, height - 4, "predicted latency, ms", "small", "middle"))
-    body.append(_text(4, height / 2, "loss", "small"))
-    return _svg(width, height, body, "trials of the search")
+    body.append(_text((left + width) / 2, height - 4, text="predicted latency, ms", cls="small", anchor="middle"))
+    body.append(_text(4, height / 2, text="loss", cls="small"))
+    return _svg(width, height, body=body, label="trials of the search")
 
 
 def draw_front(summaries: Mapping[str, Summary]) -> str:
@@ -144,18 +152,20 @@ def draw_front(summaries: Mapping[str, Summary]) -> str:
     for k in range(5):
         v = least + (1 - least) * k / 4
         body.append(f'<line x1="{left}" x2="{width - 16}" y1="{y(v):.1f}" y2="{y(v):.1f}" class="grid"/>')
-        body.append(_text(left - 8, y(v) + 4, f"{v:.0%}", "small", "end"))
+        body.append(_text(left - 8, y(v) + 4, text=f"{v:.0%}", cls="small", anchor="end"))
     points = [(1.0, 1.0), *sorted((s.speedup, s.quality_retained) for s in runs)]
     path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points)
     body.append(f'<polyline points="{path}" fill="none" stroke="{PALETTE[0]}" stroke-width="1.5"/>')
     for s in runs:
         at = x(s.target.speedup)
         body.append(f'<line x1="{at:.1f}" x2="{at:.1f}" y1="8" y2="{height - bottom}" class="target"/>')
-        body.append(_text(at, height - 20, s.target.asked, "small", "middle"))
+        body.append(_text(at, height - 20, text=s.target.asked, cls="small", anchor="middle"))
         body.append(f'<circle cx="{x(s.speedup):.1f}" cy="{y(s.quality_retained):.1f}" r="5" fill="{PALETTE[0]}"/>')
-        body.append(_text(x(s.speedup) + 8, y(s.quality_retained) - 8, f"{s.speedup:.2f}×, {s.quality_retained:.1%}"))
-    body.append(_text((left + width) / 2, height - 4, "speed-up", "small", "middle"))
-    return _svg(width, height, body, "quality kept against speed-up")
+        body.append(
+            _text(x(s.speedup) + 8, y(s.quality_retained) - 8, text=f"{s.speedup:.2f}×, {s.quality_retained:.1%}")
+        )
+    body.append(_text((left + width) / 2, height - 4, text="speed-up", cls="small", anchor="middle"))
+    return _svg(width, height, body=body, label="quality kept against speed-up")
 
 
 def draw_comparison(summaries: Mapping[str, Summary]) -> str:
@@ -172,7 +182,9 @@ def draw_comparison(summaries: Mapping[str, Summary]) -> str:
         start = left + k * panel
         x = lambda v, start=start, low=low, high=high: start + (v - low) / (high - low) * (panel - 30)
         body.append(
-            _text(start, 14, metric + (" (less is better)" if rows[0][2][metric].is_error_rate else ""), "small")
+            _text(
+                start, 14, text=metric + (" (less is better)" if rows[0][2][metric].is_error_rate else ""), cls="small"
+            )
         )
         for i, (_, _, quality) in enumerate(rows):
             q, y = quality[metric], 34 + i * step
@@ -180,8 +192,8 @@ def draw_comparison(summaries: Mapping[str, Summary]) -> str:
             dot = f'<circle cx="{x(q.value):.1f}" cy="{y}" r="5" fill="{PALETTE[k % 6]}">'
             body.append(f"{dot}<title>{q.value:.1%}</title></circle>")
     for i, label in enumerate(labels):
-        body.append(_text(left - 14, 38 + i * step, label, anchor="end"))
-    return _svg(width, 44 + len(rows) * step, body, "methods compared")
+        body.append(_text(left - 14, 38 + i * step, text=label, anchor="end"))
+    return _svg(width, 44 + len(rows) * step, body=body, label="methods compared")
 
 
 def draw_prediction(predicted: Sequence[float], measured: Sequence[float]) -> str:
@@ -197,12 +209,13 @@ def draw_prediction(predicted: Sequence[float], measured: Sequence[float]) -> st
     for k in range(5):
         v = low + (high - low) * k / 4
         body.append(
-            _text(x(v), size - 26, f"{v:.3g}", anchor="middle") + _text(left - 8, y(v) + 4, f"{v:.3g}", anchor="end")
+            _text(x(v), size - 26, text=f"{v:.3g}", anchor="middle")
+            + _text(left - 8, y(v) + 4, text=f"{v:.3g}", anchor="end")
         )
     for a, b in zip(predicted, measured, strict=True):
         body.append(f'<circle cx="{x(a):.1f}" cy="{y(b):.1f}" r="4" fill="{PALETTE[0]}" opacity=".8"/>')
-    body.append(_text(size / 2, size - 6, "predicted, ms", anchor="middle") + _text(6, 14, "measured, ms"))
-    return _svg(size, size, body, "predicted against measured latency").replace("<svg ", f"<svg {style} ", 1)
+    body.append(_text(size / 2, size - 6, text="predicted, ms", anchor="middle") + _text(6, 14, text="measured, ms"))
+    return _svg(size, size, body=body, label="predicted against measured latency").replace("<svg ", f"<svg {style} ", 1)
 
 
 def draw_quality_bars(before: dict[str, Quality], after: dict[str, Quality]) -> str:
@@ -215,7 +228,7 @@ def draw_quality_bars(before: dict[str, Quality], after: dict[str, Quality]) -> 
             x = [left + v * (width - left - 80) for v in (q.low, q.value, q.high)]
             body.append(f'<rect x="{left}" y="{y}" width="{x[1] - left:.1f}" height="13" class="{cls}"/>')
             body.append(f'<line x1="{x[0]:.1f}" x2="{x[2]:.1f}" y1="{y + 6.5}" y2="{y + 6.5}" class="interval"/>')
-            body.append(_text(x[2] + 8, y + 11, f"{q.value:.1%}", "small"))
+            body.append(_text(x[2] + 8, y + 11, text=f"{q.value:.1%}", cls="small"))
         label = f"{name} (less is better)" if b.is_error_rate else name
-        body.append(_text(left - 10, 28 + i * step, label, anchor="end"))
-    return _svg(width, len(before) * step + 4, body, "quality before and after")
+        body.append(_text(left - 10, 28 + i * step, text=label, anchor="end"))
+    return _svg(width, len(before) * step + 4, body=body, label="quality before and after")

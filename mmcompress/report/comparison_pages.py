@@ -46,7 +46,7 @@ def write_claims(claims: Sequence[ClaimResult], folder: Path) -> Path:
 
 
 def write_comparison(
-    summaries: Mapping[str, Summary], about: Mapping[str, str], claims: Sequence[ClaimResult], folder: Path
+    summaries: Mapping[str, Summary], about: Mapping[str, str], *, claims: Sequence[ClaimResult], folder: Path
 ) -> Path:
     """Write `compare.json`, `.md` and `.html`, and the claims; `summaries` and what they are, by method."""
 
@@ -56,7 +56,7 @@ def write_comparison(
     return _pages("compare", folder, s=one, summaries=summaries, about=about, claims=claims, chart=chart)
 
 
-def write_ablation(tables: Mapping[str, Mapping[str, Summary]], claims: Sequence[ClaimResult], folder: Path) -> Path:
+def write_ablation(tables: Mapping[str, Mapping[str, Summary]], claims: Sequence[ClaimResult], *, folder: Path) -> Path:
     """Write `ablation.json`, `.md` and `.html`, and the claims: cells by table, and what they say of each."""
 
     write_claims(claims, folder)

@@ -13,7 +13,7 @@ from mmcompress.graph.structure import Candidate, KeptUnits
 from mmcompress.stats import Latency, Quality
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Proof:
     """One check of an artifact: the largest difference seen, and the bound it had to stay under."""
 
@@ -25,7 +25,7 @@ class Proof:
     detail: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Trial:
     """One evaluated candidate. `loss` is the pipeline's own loss on the choosing split: lower is better."""
 
@@ -40,7 +40,7 @@ class Trial:
     worker: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """Random structures of a pipeline, predicted and measured whole; milliseconds of a request each."""
 
@@ -54,7 +54,7 @@ class Prediction:
     versions: dict[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Attempt:
     """A structure that was exported and measured before anything was trained."""
 
@@ -67,7 +67,7 @@ class Attempt:
     """p50 of each node over that of the dense one beside it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NodeResult:
     """One model of the pipeline as deployed."""
 
@@ -82,7 +82,7 @@ class NodeResult:
     """Share of zeros among the weights of its blocks."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Side:
     """One side of the comparison: the dense baseline, or what was made of it."""
 
@@ -97,7 +97,7 @@ class Side:
     """Peak resident memory of a process that loads the bundle and answers once."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Target:
     """What was asked; `floor_ms`: the lowest latency predicted of anything in the search space, `fixed_ms`: the part of
     it that no prunable block accounts for, `fixed` what the nodes have of that; `lowest`: the least predicted of what
@@ -117,7 +117,7 @@ class Target:
     lowest_reachable: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchResult:
     trials: int
     feasible: int
@@ -129,7 +129,7 @@ class SearchResult:
     linearization_evaluations: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """`summary.json`: everything the report shows."""
 

@@ -26,7 +26,7 @@ def corrected_target_share(s: Summary) -> float:
     return reached if reached > 1 else min(max(reached, long_run_target_share(s)), 1.0)
 
 
-def list_exceeded_bounds(spec: Spec, goal: Goal, target_ms: float, s: Side) -> tuple[str, ...]:
+def list_exceeded_bounds(spec: Spec, goal: Goal, *, target_ms: float, s: Side) -> tuple[str, ...]:
     """Every bound of a spec that a measured side exceeds, in words."""
     whole = (f"{goal.statistic} end to end", getattr(s.latency_ms, goal.statistic), target_ms, "ms")
     return tuple(
@@ -52,7 +52,7 @@ def worst_limit_ratio(limits: Limits, s: Side) -> float:
     return max((have / bound for _, have, bound, _ in _bounds(limits, s)), default=0.0)
 
 
-def is_out_of_reach(limits: Limits, s: Side, lowest: Mapping[str, float]) -> bool:
+def is_out_of_reach(limits: Limits, s: Side, *, lowest: Mapping[str, float]) -> bool:
     """Whether a limit lies below the least that is predicted of anything in the search space (`Target.lowest`)."""
     return any(have > bound and lowest.get(what, 0.0) > bound for what, have, bound, _ in _bounds(limits, s))
 
@@ -62,7 +62,7 @@ def scale_latencies(lowest: Mapping[str, float], pace: float) -> dict[str, float
     return {what: least * pace if what.startswith("p50 ") else least for what, least in lowest.items()}
 
 
-def tighten_limits(now: Limits, asked: Limits, s: Side) -> Limits:
+def tighten_limits(now: Limits, asked: Limits, *, s: Side) -> Limits:
     """Limits to search with after a side exceeded some of those that were asked for: lowered by as much."""
 
     def less(at: float | None, bound: float | None, have: float) -> float | None:
@@ -70,8 +70,8 @@ def tighten_limits(now: Limits, asked: Limits, s: Side) -> Limits:
 
     node_ms = {n: less(now.node_ms[n], ms, s.nodes[n].latency_ms_p50) for n, ms in asked.node_ms.items()}
     return Limits(
-        less(now.params_m, asked.params_m, s.params / 1e6),
-        less(now.size_mb, asked.size_mb, s.size_mb),
-        less(now.memory_mb, asked.memory_mb, s.memory_mb),
-        node_ms,  # type: ignore[arg-type]
+        params_m=less(now.params_m, asked.params_m, s.params / 1e6),
+        size_mb=less(now.size_mb, asked.size_mb, s.size_mb),
+        memory_mb=less(now.memory_mb, asked.memory_mb, s.memory_mb),
+        node_ms=node_ms,  # type: ignore[arg-type]
     )

@@ -24,7 +24,7 @@ def adopt_measurements(folder: Path, figures: Path) -> Path:
     of other bundles. Returns the report.
     """
     check = read_record(BundleCheck, figures)
-    summary = _with(load_summary(folder), check, folder)
+    summary = _with(load_summary(folder), check, folder=folder)
     write_record(folder / MEASURED_FILE, check)
     write_record(folder / "summary.json", summary)
     front = folder.parent / "front.json"
@@ -39,11 +39,11 @@ def restore_measurements(summary: Summary, folder: Path) -> Summary:
     if not (folder / MEASURED_FILE).exists():
         return summary
     try:
-        return _with(summary, read_record(BundleCheck, folder / MEASURED_FILE), folder)
+        return _with(summary, read_record(BundleCheck, folder / MEASURED_FILE), folder=folder)
     except DataError:  # of the bundle that lay here before
         return summary
 
 
-def _with(summary: Summary, check: BundleCheck, folder: Path) -> Summary:
+def _with(summary: Summary, check: BundleCheck, *, folder: Path) -> Summary:
     dense = next((p for p in (folder / "baseline", folder.parent / "baseline") if p.exists()), folder)
     return replace_measurements(summary, check, bundle_identity(dense), bundle_identity(folder / "bundle"))

@@ -25,6 +25,7 @@ MB = 1e6
 def assemble_side(
     spec: Spec,
     bundle: Path,
+    *,
     measured: Any,
     quality: dict[str, Quality],
     counts: Mapping[str, tuple[int, int, float]],
@@ -40,10 +41,27 @@ def assemble_side(
         unimodal, crossing = ratio[name]
         params, macs, zeros = counts[name]
         ms = measured.nodes[name].p50
-        nodes[name] = NodeResult(ms, params, macs, size / MB, node["precision"], unimodal, crossing, zeros)
+        nodes[name] = NodeResult(
+            latency_ms_p50=ms,
+            params=params,
+            macs=macs,
+            size_mb=size / MB,
+            precision=node["precision"],
+            unimodal_ratio=unimodal,
+            cross_modal_ratio=crossing,
+            sparsity=zeros,
+        )
     total = sum(e["bytes"] for e in manifest["files"].values()) / MB
     whole = sum(c[0] for c in counts.values())
-    return Side(measured.latency, quality, total, whole, nodes, measured.model_share, memory_mb)
+    return Side(
+        latency_ms=measured.latency,
+        quality=quality,
+        size_mb=total,
+        params=whole,
+        nodes=nodes,
+        model_share=measured.model_share,
+        memory_mb=memory_mb,
+    )
 
 
 def replace_measurements(s: Summary, check: Any, dense: str, bundle: str) -> Summary:
@@ -65,7 +83,7 @@ def replace_measurements(s: Summary, check: Any, dense: str, bundle: str) -> Sum
     for have, m in ((s.baseline, check.baseline), (s.compressed, check.compressed)):
         nodes = {n: replace(r, latency_ms_p50=m.nodes[n].p50) for n, r in have.nodes.items()}
         sides.append(replace(have, latency_ms=m.latency, nodes=nodes, model_share=m.model_share))
-    over = list_exceeded_bounds(spec, goal, target_ms, sides[1])
+    over = list_exceeded_bounds(spec, goal, target_ms=target_ms, s=sides[1])
     pace = target_ms / s.target.latency_ms  # it may be slower or faster now than when its readings were taken
     target = replace(
         s.target,
@@ -86,6 +104,12 @@ def replace_measurements(s: Summary, check: Any, dense: str, bundle: str) -> Sum
     return replace(new, warnings=list_warnings(new))
 
 
-def summarize_search(trials: Sequence[Trial], failed: int, target_ms: float, seconds: float) -> SearchResult:
+def summarize_search(trials: Sequence[Trial], failed: int, *, target_ms: float, seconds: float) -> SearchResult:
     feasible = sum(t.latency_ms <= target_ms for t in trials)
-    return SearchResult(len(trials), feasible, failed, seconds, dict(Counter(t.worker for t in trials if t.worker)))
+    return SearchResult(
+        trials=len(trials),
+        feasible=feasible,
+        failed=failed,
+        seconds=seconds,
+        workers=dict(Counter(t.worker for t in trials if t.worker)),
+    )

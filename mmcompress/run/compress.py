@@ -67,40 +67,44 @@ def compress_pipeline(
     """
 
     c = fitted.candidate
-    models, survivors = _made(run, ev, c, scratch, earlier)
+    models, survivors = _made(run, ev, c=c, scratch=scratch, earlier=earlier)
     with run.time_stage("prune"):
         batch = run.pipeline.collate(run.data.load("train", min(16, run.spec.data.batch), seed=3))
         known = run.pipeline.forward_in_pieces(run.models, batch)
-        proofs = prove_surgery(run.pipeline, run.models, survivors, batch, known)
-        proofs += require_proofs(prove_surgery(run.pipeline, run.models, _random_units(run), batch, known))
+        proofs = prove_surgery(run.pipeline, run.models, units=survivors, batch=batch, known=known)
+        proofs += require_proofs(
+            prove_surgery(run.pipeline, run.models, units=_random_units(run), batch=batch, known=known)
+        )
         require_proofs(proofs)
     with run.time_stage("export"):
         run.on_progress("export", "ONNX, rounding, proofs", None)
         bundle, aside = run.folder / "bundle", run.folder / "scratch"
         found = run.write_bundle(
-            models, c.precision, c.kept_units, bundle, spared=select_fp32_blocks(ev, c), aside=aside
+            models, c.precision, kept=c.kept_units, folder=bundle, spared=select_fp32_blocks(ev, c), aside=aside
         )
-        found += prove_generators(run, models, bundle, aside)
+        found += prove_generators(run, models, bundle=bundle, aside=aside)
         shutil.rmtree(aside, ignore_errors=True)
         proofs += require_proofs(found)
     steps, texts = decode_steps_by_node(run.spec, dense.calls), texts_per_request(run.spec)
-    counts = {n: (*count_params_and_macs(m, steps[n], texts[n]), zero_share(m)) for n, m in models.items()}
+    counts = {n: (*count_params_and_macs(m, steps[n], beams=texts[n]), zero_share(m)) for n, m in models.items()}
     return counts, [*dense.proofs, *proofs]
 
 
 def _made(
-    run: RunContext, ev: Sensitivity, c: Candidate, scratch: bool, earlier: Path | None
+    run: RunContext, ev: Sensitivity, *, c: Candidate, scratch: bool, earlier: Path | None
 ) -> tuple[dict[str, Any], Any]:
     """(trained models of a candidate, the units of the dense models that are left in them)."""
     from safetensors.torch import save_file
 
     weights = run.folder / "weights"
     if (weights / "units.safetensors").exists():
-        return _saved(run, ev, c, run.folder)
+        return _saved(run, ev, c=c, folder=run.folder)
     at_once = scratch or run.spec.prune.schedule in SINGLE_TRAINING_SCHEDULES
     if earlier and not (run.spec.prune.schedule == "one_shot" and (earlier / "distill.json").exists()):
         earlier = None
-    models, survivors = _at_once(run, ev, c, scratch, earlier) if at_once else _by_rounds(run, ev, c)
+    models, survivors = (
+        _at_once(run, ev, c=c, scratch=scratch, earlier=earlier) if at_once else _by_rounds(run, ev, c=c)
+    )
     save_weights(models, weights)
     ahead = weights / "units.new"  # what says that all of it is there comes last, and at once
     save_file({f"{n}/{b}": u for n, by in survivors.items() for b, u in by.items()}, ahead)
@@ -108,11 +112,11 @@ def _made(
     return models, survivors
 
 
-def _saved(run: RunContext, ev: Sensitivity, c: Candidate, folder: Path) -> tuple[dict[str, Any], Any]:
+def _saved(run: RunContext, ev: Sensitivity, *, c: Candidate, folder: Path) -> tuple[dict[str, Any], Any]:
     """The same, as it was kept in a folder."""
     from safetensors.torch import load_file
 
-    models = build_pruned_models(run, ev, c, refit=False)
+    models = build_pruned_models(run, ev, candidate=c, refit=False)
     for n, m in models.items():
         load_weights(m, folder / "weights" / f"{n}.safetensors")
     flat = load_file(folder / "weights" / "units.safetensors")
@@ -120,37 +124,46 @@ def _saved(run: RunContext, ev: Sensitivity, c: Candidate, folder: Path) -> tupl
 
 
 def _at_once(
-    run: RunContext, ev: Sensitivity, c: Candidate, scratch: bool, earlier: Path | None
+    run: RunContext, ev: Sensitivity, *, c: Candidate, scratch: bool, earlier: Path | None
 ) -> tuple[dict[str, Any], Any]:
 
     late = run.spec.prune.schedule == "late" and not scratch
     dense = _trained_first(run) if late else run.models
     with run.time_stage("prune"):
         run.on_progress("prune", "cutting and refitting", None)
-        models, share = build_pruned_models(run, ev, c, run.spec.prune.refit and not scratch, dense), 1.0
+        models, share = (
+            build_pruned_models(run, ev, candidate=c, refit=run.spec.prune.refit and not scratch, dense=dense),
+            1.0,
+        )
         if scratch:
             _forget_(models, run.spec.seed)
         if earlier:
-            models, share = _better_start(run, ev, c, models, earlier)
-        units = {n: choose_units(c.kept_units[n], m.blocks, ev.scores[n]) for n, m in run.models.items()}
+            models, share = _better_start(run, ev, c=c, fresh=models, earlier=earlier)
+        units = {n: choose_units(c.kept_units[n], m.blocks, scores=ev.scores[n]) for n, m in run.models.items()}
         survivors = {n: {**by, **units[n]} for n, by in all_units(run.blocks).items()}
     if not late:
-        _distill_(run, models, share, run.folder / "distill.json", count_trained_steps(earlier) if earlier else 0)
+        _distill_(
+            run,
+            models,
+            share=share,
+            history=run.folder / "distill.json",
+            first=count_trained_steps(earlier) if earlier else 0,
+        )
     elif run.spec.prune.sparsity:
-        zero_weights_(models, run.spec.prune.pattern, run.spec.prune.sparsity)
+        zero_weights_(models, run.spec.prune.pattern, share=run.spec.prune.sparsity)
     return models, survivors
 
 
 def _better_start(
-    run: RunContext, ev: Sensitivity, c: Candidate, fresh: dict[str, Any], earlier: Path
+    run: RunContext, ev: Sensitivity, *, c: Candidate, fresh: dict[str, Any], earlier: Path
 ) -> tuple[dict[str, Any], float]:
     """Of fresh models and those with what the earlier artifact learnt (refitted or not) the ones of least loss, and the
     share of the training budget that they need."""
 
-    inherited = _inherited(run, ev, earlier)
-    learnt, mended = (build_pruned_models(run, ev, c, False, inherited) for _ in range(2))
+    inherited = _inherited(run, ev, earlier=earlier)
+    learnt, mended = (build_pruned_models(run, ev, candidate=c, refit=False, dense=inherited) for _ in range(2))
     batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
-    refit_(run.pipeline, mended, run.models, batch, run.spec.prune.ridge)
+    refit_(run.pipeline, mended, dense=run.models, batch=batch, ridge=run.spec.prune.ridge)
     starts = [(fresh, 1.0), (learnt, RESTART_BUDGET_SHARE), (mended, RESTART_BUDGET_SHARE)]
     losses = [validation_loss(run, models) for models, _ in starts]
     best = starts[losses.index(min(losses))]
@@ -164,11 +177,13 @@ def _better_start(
     return best
 
 
-def _inherited(run: RunContext, ev: Sensitivity, earlier: Path) -> dict[str, Any]:
+def _inherited(run: RunContext, ev: Sensitivity, *, earlier: Path) -> dict[str, Any]:
     """The dense models with what an earlier artifact learnt: its weights in their places, the rest as it was."""
 
-    small, survivors = _saved(run, ev, read_record(FittedStructure, earlier / "fitted.json").candidate, earlier)
-    models = {n: restore_units(m, small[n], survivors[n]) for n, m in run.models.items()}
+    small, survivors = _saved(
+        run, ev, c=read_record(FittedStructure, earlier / "fitted.json").candidate, folder=earlier
+    )
+    models = {n: restore_units(m, small[n], kept=survivors[n]) for n, m in run.models.items()}
     set_context_lengths(run.spec, models)
     return models
 
@@ -179,28 +194,33 @@ def _trained_first(run: RunContext) -> dict[str, Any]:
 
     models = {n: copy.deepcopy(m) for n, m in run.models.items()}
     set_context_lengths(run.spec, models)
-    _distill_(run, models, 1.0, run.folder / "distill.json")
+    _distill_(run, models, share=1.0, history=run.folder / "distill.json")
     return models
 
 
-def _by_rounds(run: RunContext, ev: Sensitivity, c: Candidate) -> tuple[dict[str, Any], Any]:
+def _by_rounds(run: RunContext, ev: Sensitivity, *, c: Candidate) -> tuple[dict[str, Any], Any]:
     """Prune and train in turn, units scored anew in each round; to rewind, the survivors start again as they were."""
 
     p, rewind = run.spec.prune, run.spec.prune.schedule == "rewind"
     criterion, calibration = IMPORTANCE.get(p.importance), run.data.load("train", run.spec.data.calibration)
     batch, models, survivors, scores = run.pipeline.collate(calibration), run.models, all_units(run.blocks), ev.scores
     share, done = 1 / (p.rounds + rewind), 0
-    for i, kept in enumerate(plan_rounds(run.blocks, c.kept_units, p.rounds)):
+    for i, kept in enumerate(plan_rounds(run.blocks, c.kept_units, rounds=p.rounds)):
         with run.time_stage("prune"):
             run.on_progress("prune", f"round {i + 1} of {p.rounds}", None)
             if i:
-                grams = measure_grams(run.pipeline, models, batch)
-                scores = score_units(criterion, ImportanceInputs(run.pipeline, models, batch, grams, run.spec.seed))
-            models, survivors = narrow_models(models, survivors, kept, scores)
+                grams = measure_grams(run.pipeline, models, batch=batch)
+                scores = score_units(
+                    criterion,
+                    ImportanceInputs(
+                        pipeline=run.pipeline, models=models, batch=batch, grams=grams, seed=run.spec.seed
+                    ),
+                )
+            models, survivors = narrow_models(models, survivors, kept=kept, scores=scores)
             set_context_lengths(run.spec, models)
             if p.refit:
-                refit_(run.pipeline, models, run.models, batch, p.ridge)
-        done += _distill_(run, models, share, run.folder / f"distill-{i + 1}.json", done)
+                refit_(run.pipeline, models, dense=run.models, batch=batch, ridge=p.ridge)
+        done += _distill_(run, models, share=share, history=run.folder / f"distill-{i + 1}.json", first=done)
     if rewind:
         with run.time_stage("prune"):
             models = {
@@ -209,8 +229,8 @@ def _by_rounds(run: RunContext, ev: Sensitivity, c: Candidate) -> tuple[dict[str
             }
             set_context_lengths(run.spec, models)
             if p.refit:
-                refit_(run.pipeline, models, run.models, batch, p.ridge)
-        _distill_(run, models, share, run.folder / "distill.json", done)
+                refit_(run.pipeline, models, dense=run.models, batch=batch, ridge=p.ridge)
+        _distill_(run, models, share=share, history=run.folder / "distill.json", first=done)
     return models, survivors
 
 
@@ -223,14 +243,14 @@ def _steps(curve: Sequence[Mapping[str, float]]) -> int:
     return max((int(row["step"]) for row in curve), default=0)
 
 
-def _distill_(run: RunContext, models: dict[str, Any], share: float, history: Path, first: int = 0) -> int:
+def _distill_(run: RunContext, models: dict[str, Any], *, share: float, history: Path, first: int = 0) -> int:
     """Train for a share of the spec's budget, after single weights were set to zero where the spec asks for it.
 
     `first`: steps that were trained before, on other pairs. Returns how many these were.
     """
 
     d, p = run.spec.distill, run.spec.prune
-    hold_ = zero_weights_(models, p.pattern, p.sparsity) if p.sparsity else lambda: None
+    hold_ = zero_weights_(models, p.pattern, share=p.sparsity) if p.sparsity else lambda: None
     options = replace(d, steps=round(d.steps * share), minutes=d.minutes * share)
     with run.time_stage("distill"):
         choosing = run.pipeline.collate(run.data.load("val", min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS)))
@@ -238,7 +258,7 @@ def _distill_(run: RunContext, models: dict[str, Any], share: float, history: Pa
         given = (options, run.spec.seed, say, history, choosing, hold_)
         # of training in rounds the rounds before would have to be kept as well
         kept = (
-            Checkpoint(run.folder / CHECKPOINT_FILE, CHECKPOINT_SECONDS)
+            Checkpoint(path=run.folder / CHECKPOINT_FILE, interval_seconds=CHECKPOINT_SECONDS)
             if p.schedule in SINGLE_TRAINING_SCHEDULES
             else None
         )
@@ -280,5 +300,5 @@ def _random_units(run: RunContext) -> dict[str, dict[str, Any]]:
                 if share < 0.15
                 else max(b.granularity, int(share * b.units) // b.granularity * b.granularity)
             )
-            out[n][b.name] = sample_units(b, keep, g)
+            out[n][b.name] = sample_units(b, keep, generator=g)
     return out

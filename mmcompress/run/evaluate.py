@@ -67,8 +67,8 @@ def evaluate_artifact(
     predict = replace(
         made, correction=fitted.correction, p95_ratio=r.goal.p95_ratio(dense.latency_ms), fp32_blocks=r.fp32_blocks
     )
-    beside = {} if r.device_readings else list_reference_bundles(r, c, dense)
-    sitting = lambda before: _sitting(r, dense.latency_ms.p50, beside, before)
+    beside = {} if r.device_readings else list_reference_bundles(r, c, dense=dense)
+    sitting = lambda before: _sitting(r, dense.latency_ms.p50, beside=beside, before=before)
     splits, said, sittings = ("test", *spec.data.report), {}, [sitting([])]
     for split in splits:
         with r.time_stage("judge"):
@@ -83,25 +83,32 @@ def evaluate_artifact(
     for _ in range(EXTRA_BENCH_REPEATS if elsewhere else 0):
         r.clock.sleep(PAUSE_SECONDS)
         sittings.append(sitting(sittings))
-    measured = _latencies(r, sittings, predict, c)
-    usual = _usual(r, sittings, c) if beside and r.goal.kind == "speedup" else 1.0
+    measured = _latencies(r, sittings, predict=predict, c=c)
+    usual = _usual(r, sittings, c=c) if beside and r.goal.kind == "speedup" else 1.0
     figures = _figures(said["test"])
     extra = {split: _figures(said[split]) for split in spec.data.report}
-    sides = _sides(r, c, dense, counts, measured, figures)
+    sides = _sides(r, c, dense=dense, counts=counts, measured=measured, quality=figures)
     target_ms = r.goal.target_ms(measured["baseline"].latency)
     pace = target_ms / fitted.target_ms  # the machine may be slower or faster now than when it was profiled
-    trials, result = _trials(r, predict, target_ms, pace)
+    trials, result = _trials(r, predict, target_ms=target_ms, pace=pace)
     r.timings["total"] = sum(v for k, v in r.timings.items() if k != "total")
     summary = Summary(
         pipeline=spec.name,
-        target=_target(r, fitted, measured["baseline"].latency, sides["compressed"], target_ms, pace),
+        target=_target(
+            r,
+            fitted,
+            dense=measured["baseline"].latency,
+            compressed=sides["compressed"],
+            target_ms=target_ms,
+            pace=pace,
+        ),
         baseline=sides["baseline"],
         compressed=sides["compressed"],
         speedup=measured["baseline"].latency.p50 / measured["compressed"].latency.p50,
         quality_retained=quality_retained(figures["baseline"], figures["compressed"]),
         predicted_latency_ms_p50=pace * fitted.predicted_ms,
-        unimodal_ratio=removed_share(c.kept_units, r.blocks, r.cross_modal, False) or 0.0,
-        cross_modal_ratio=removed_share(c.kept_units, r.blocks, r.cross_modal, True),
+        unimodal_ratio=removed_share(c.kept_units, r.blocks, cross=r.cross_modal, crossing=False) or 0.0,
+        cross_modal_ratio=removed_share(c.kept_units, r.blocks, cross=r.cross_modal, crossing=True),
         kept_units=c.kept_units,
         blocks=r.blocks,
         cross_modal_reasons=r.cross_modal,
@@ -119,7 +126,7 @@ def evaluate_artifact(
         device=r.device,
         peak_memory_mb=peak_memory_mb(),
         validation_losses=read_validation_losses(r),
-        samples=_samples(r, said["test"], "test"),
+        samples=_samples(r, said["test"], split="test"),
         extra_splits=extra,
         attempts=fitted.attempts,
         bench_repeats=len(sittings),
@@ -137,27 +144,35 @@ def _bundles(r: RunContext) -> dict[str, Path]:
 
 
 def _sides(
-    r: RunContext, c: Candidate, dense: Profile, counts: NodeCounts, measured: dict[str, Any], quality: dict[str, Any]
+    r: RunContext,
+    c: Candidate,
+    *,
+    dense: Profile,
+    counts: NodeCounts,
+    measured: dict[str, Any],
+    quality: dict[str, Any],
 ) -> dict[str, Side]:
     """Each bundle with its latency, quality, sizes and memory."""
 
     sizes = {"baseline": {n: (dense.params[n], dense.macs[n], 0.0) for n in dense.params}, "compressed": counts}
     kept: dict[str, dict[str, KeptUnits]] = {"baseline": {n: {} for n in r.models}, "compressed": c.kept_units}
-    of = lambda k, n, crossing: removed_share({n: kept[k][n]}, r.blocks, r.cross_modal, crossing)
+    of = lambda k, n, crossing: removed_share({n: kept[k][n]}, r.blocks, cross=r.cross_modal, crossing=crossing)
     asked = r.spec.measure.memory or r.spec.limits.memory_mb is not None
     found = {}
     for k, bundle in _bundles(r).items():
         shares = {n: (of(k, n, False), of(k, n, True)) for n in r.models}
         memory = r.bench.measure_memory_mb(bundle) if asked else 0.0
-        found[k] = assemble_side(r.spec, bundle, measured[k], quality[k], sizes[k], shares, memory)
+        found[k] = assemble_side(
+            r.spec, bundle, measured=measured[k], quality=quality[k], counts=sizes[k], ratio=shares, memory_mb=memory
+        )
     return found
 
 
 def _target(
-    r: RunContext, fitted: FittedStructure, dense: Latency, compressed: Side, target_ms: float, pace: float
+    r: RunContext, fitted: FittedStructure, *, dense: Latency, compressed: Side, target_ms: float, pace: float
 ) -> Target:
 
-    over = list_exceeded_bounds(r.spec, r.goal, target_ms, compressed)
+    over = list_exceeded_bounds(r.spec, r.goal, target_ms=target_ms, s=compressed)
     return Target(
         latency_ms=target_ms,
         speedup=getattr(dense, r.goal.statistic) / target_ms,
@@ -173,21 +188,23 @@ def _target(
     )
 
 
-def _trials(r: RunContext, predict: Predictor, target_ms: float, pace: float) -> tuple[tuple[Trial, ...], SearchResult]:
+def _trials(
+    r: RunContext, predict: Predictor, *, target_ms: float, pace: float
+) -> tuple[tuple[Trial, ...], SearchResult]:
     """Every architecture that was tried, once, at the predictor's last word on it."""
 
     study = open_study(r.folder / "study.journal", r.spec.seed)
     unique = {t.candidate.key(): t for t in reversed(finished_trials(study))}
     trials = tuple(replace(t, latency_ms=pace * predict(t.candidate)) for t in reversed(unique.values()))
     found, known = (
-        summarize_search(trials, count_failures(study), target_ms, r.timings.get("search", 0.0)),
+        summarize_search(trials, count_failures(study), target_ms=target_ms, seconds=r.timings.get("search", 0.0)),
         load_interaction_factors(r.folder),
     )
     return trials, replace(found, split_losses=known.losses, linearization_evaluations=known.evaluations)
 
 
 def _sitting(
-    r: RunContext, dense_ms: float, beside: dict[str, Path], before: list[dict[str, Samples]]
+    r: RunContext, dense_ms: float, *, beside: dict[str, Path], before: list[dict[str, Samples]]
 ) -> dict[str, Samples]:
     """Both sides measured in turn for a while, and what is to be measured `beside` them, going on where the sittings
     before ended; nothing for another device.
@@ -210,12 +227,14 @@ def _sitting(
         return bench_repeated(at, m.threads, r.requests(BENCH_REQUESTS), *how, benchmark=r.bench.benchmark_bundles)
 
 
-def _latencies(r: RunContext, sittings: list[dict[str, Samples]], predict: Predictor, c: Candidate) -> dict[str, Any]:
+def _latencies(
+    r: RunContext, sittings: list[dict[str, Samples]], *, predict: Predictor, c: Candidate
+) -> dict[str, Any]:
     """What was measured in all sittings; for another device, what it measured and what is predicted for it."""
 
     if r.device_readings:
         theirs = r.device_readings.baseline
-        return {"baseline": theirs, "compressed": _expected(replace(predict, p95_ratio=1.0), c, theirs)}
+        return {"baseline": theirs, "compressed": _expected(replace(predict, p95_ratio=1.0), c, dense=theirs)}
     return {k: PipelineMeasurement.from_latency(m) for k, m in _together(sittings).items()}
 
 
@@ -223,7 +242,7 @@ def _together(sittings: list[dict[str, Samples]]) -> dict[str, PipelineLatency]:
     return {k: sum((s[k] for s in sittings), Samples()).summarize() for k in sittings[0]}
 
 
-def _usual(r: RunContext, sittings: list[dict[str, Samples]], c: Candidate) -> float:
+def _usual(r: RunContext, sittings: list[dict[str, Samples]], *, c: Candidate) -> float:
     """The factor from what the artifact took in all sittings to what it takes usually: see `measure.anchors`."""
 
     found = _together(sittings)
@@ -231,7 +250,7 @@ def _usual(r: RunContext, sittings: list[dict[str, Samples]], c: Candidate) -> f
     dense = found.pop("baseline")
     # not put on record: there everything is dictated, here it writes freely
     return machine_speed_factor(
-        new, c.precision, with_latest_run(r.shared / REFERENCE_RUNS_FILE, {DENSE_NAME: dense, **found})
+        new, c.precision, windows=with_latest_run(r.shared / REFERENCE_RUNS_FILE, {DENSE_NAME: dense, **found})
     )
 
 
@@ -251,16 +270,16 @@ def read_validation_losses(r: RunContext) -> tuple[float, ...]:
     return tuple(found)
 
 
-def _expected(predict: Predictor, c: Candidate, dense: Any) -> Any:
+def _expected(predict: Predictor, c: Candidate, *, dense: Any) -> Any:
     """What is predicted of a candidate on another device, in the form of a measurement of no samples."""
     p50, wide = predict(c), dense.latency.p95 / dense.latency.p50
     nodes = {n: predict.node_ms(n, c) for n in predict.deployed}
     share = 1 - predict.correction * (predict.overhead_ms + predict.critical_path_ms(predict.outside_sessions_ms)) / p50
-    latency = {n: Latency(ms, ms * wide, 0) for n, ms in nodes.items()}
-    return replace(dense, latency=Latency(p50, p50 * wide, 0), nodes=latency, model_share=share)
+    latency = {n: Latency(p50=ms, p95=ms * wide, n=0) for n, ms in nodes.items()}
+    return replace(dense, latency=Latency(p50=p50, p95=p50 * wide, n=0), nodes=latency, model_share=share)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SplitAnswers:
     """What one side said to a split, and what the metrics count of it."""
 
@@ -273,7 +292,9 @@ class SplitAnswers:
     def of(cls, answers: Any, metrics: tuple[str, ...]) -> SplitAnswers:
 
         vectors = answers.vectors.tolist() if "embedding" in metrics else ()
-        return cls(score_answers(answers, metrics), answers.texts, answers.answers, vectors)
+        return cls(
+            scores=score_answers(answers, metrics), texts=answers.texts, answers=answers.answers, vectors=vectors
+        )
 
 
 def _judge(r: RunContext, split: str) -> dict[str, SplitAnswers]:
@@ -294,11 +315,11 @@ def _judge(r: RunContext, split: str) -> dict[str, SplitAnswers]:
         found["baseline"] = SplitAnswers.of(theirs, r.spec.metrics)
         write_record(record, found["baseline"], indent=None)
     dense = found["baseline"]
-    beside = Answers(dense.texts, pairs.texts, dense.answers, vectors=np.array(dense.vectors))
+    beside = Answers(texts=dense.texts, references=pairs.texts, answers=dense.answers, vectors=np.array(dense.vectors))
     return {**found, "compressed": SplitAnswers.of(replace(asked["compressed"], dense=beside), r.spec.metrics)}
 
 
-def _samples(r: RunContext, said: dict[str, SplitAnswers], split: str) -> tuple[dict[str, str], ...]:
+def _samples(r: RunContext, said: dict[str, SplitAnswers], *, split: str) -> tuple[dict[str, str], ...]:
     """A few texts of both sides for the eye."""
     references = r.data.load(split).texts[:8]
     return tuple({"reference": t, **{k: s.texts[i] for k, s in said.items()}} for i, t in enumerate(references))

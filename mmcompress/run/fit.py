@@ -70,13 +70,24 @@ def open_search(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
 
         def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial | None:
             nonlocal last
-            inside, good = linearize_successively(run, ev, predict, budget_ms, who)
+            inside, good = linearize_successively(run, ev, predict=predict, budget_ms=budget_ms, who=who)
             near = last is not None and abs(predict(last.candidate) / budget_ms - 1) <= MAX_BUDGET_SHIFT
-            found = adjust_structure(run, inside, predict, budget_ms, who, last.candidate) if last and near else None
+            found = (
+                adjust_structure(run, inside, predict=predict, budget_ms=budget_ms, who=who, structure=last.candidate)
+                if last and near
+                else None
+            )
             if found is None or found.candidate.key() in known:
-                trials = run_search(run, inside, predict, budget_ms, who, attempt, good)
+                trials = run_search(
+                    run, inside, predict=predict, budget_ms=budget_ms, who=who, attempt=attempt, known=good
+                )
                 found = rank_by_short_finetuning(
-                    run, inside, predict, budget_ms, trials, choose_trial(run, who, trials, budget_ms)
+                    run,
+                    inside,
+                    predict=predict,
+                    budget_ms=budget_ms,
+                    trials=trials,
+                    best=choose_trial(run, who, trials=trials, budget_ms=budget_ms),
                 )
             last = found
             known.update([found.candidate.key()] if found else ())
@@ -85,7 +96,7 @@ def open_search(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
         yield propose
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FittedStructure:
     """The structure that will be distilled, with what was predicted and measured of it."""
 
@@ -123,6 +134,7 @@ class FittedStructure:
 def fit_structure(
     run: RunContext,
     ev: Sensitivity,
+    *,
     predict: Predictor,
     dense: Profile,
     bias: float = 1.0,
@@ -150,34 +162,43 @@ def fit_structure(
     goal, latency = run.goal, dense.latency_ms
     target_ms = goal.target_ms(latency)
     predict = replace(predict, correction=predict.correction * bias, p95_ratio=goal.p95_ratio(latency))
-    p = build_problem(run, ev, predict, target_ms)
+    p = build_problem(run, ev, predict=predict, budget_ms=target_ms)
     if (least := predict(find_fastest(p, predict))) > target_ms:
         told = f"nothing in the search space is predicted to take less than {least:.2f} ms"
         run.on_progress("search", f"{told}, the target is {target_ms:.2f} ms: the nearest miss will be made", None)
     with method(run, ev) as propose:
-        measured, predict, spent = _approach(run, ev, propose, predict, dense, target_ms, bias, before)
+        measured, predict, spent = _approach(
+            run, ev, propose=propose, predict=predict, dense=dense, target_ms=target_ms, bias=bias, before=before
+        )
     if not measured:
         first = first_error(open_study(run.folder / "study.journal", run.spec.seed))
         raise DataError(f"the search has no trial to choose from: every one failed, the first with {first or '?'}")
     within = [m for m in measured if m.target_share(target_ms) <= m.high]
     near = lambda m: (max(m.low - m.target_share(target_ms), 0.0), m.trial.loss)
     top = min(within, key=near, default=min(measured, key=lambda m: m.bounded_ms))
-    p = build_problem(run, ev, predict, target_ms)
+    p = build_problem(run, ev, predict=predict, budget_ms=target_ms)
     attempts = tuple(
-        Attempt(m.predicted_ms, m.bounded_ms, target_ms, m.benchmark.margin, m.benchmark.node_ratios) for m in measured
+        Attempt(
+            predicted_ms=m.predicted_ms,
+            measured_ms=m.bounded_ms,
+            target_ms=target_ms,
+            margin=m.benchmark.margin,
+            node_ratios=m.benchmark.node_ratios,
+        )
+        for m in measured
     )
     smallest = find_fastest(p, predict)
     found = FittedStructure(
-        top.trial.candidate,
-        top.predicted_ms,
-        top.bounded_ms,
-        target_ms,
-        asked,
-        predict.correction,
+        candidate=top.trial.candidate,
+        predicted_ms=top.predicted_ms,
+        measured_ms=top.bounded_ms,
+        target_ms=target_ms,
+        search_effort=asked,
+        correction=predict.correction,
         floor_ms=predict(smallest),
         fixed_ms=predict.fixed_ms(smallest),
         fixed_ms_by_node=predict.fixed_ms_by_node(smallest),
-        lowest_reachable=_lowest(run, predict, p, smallest),
+        lowest_reachable=_lowest(run, predict, p=p, smallest=smallest),
         attempts=attempts,
         final_to_fitted=bias,
         exhausted=spent,
@@ -186,7 +207,7 @@ def fit_structure(
     return found
 
 
-def _lowest(run: RunContext, predict: Predictor, p: SearchProblem, smallest: Candidate) -> dict[str, float]:
+def _lowest(run: RunContext, predict: Predictor, *, p: SearchProblem, smallest: Candidate) -> dict[str, float]:
     """What the smallest structure is predicted to have of everything that is limited, in the best precisions for it."""
     limits = run.spec.limits
 
@@ -206,7 +227,7 @@ def _lowest(run: RunContext, predict: Predictor, p: SearchProblem, smallest: Can
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class StructureBenchmark:
     """A structure as it was measured beside the dense pipeline.
 
@@ -229,10 +250,12 @@ class StructureBenchmark:
 
         if self.run_index is None:
             return self.ms
-        return self.ms * machine_speed_factor(self.node_ms, precision, load_reference_runs(record), self.run_index)
+        return self.ms * machine_speed_factor(
+            self.node_ms, precision, windows=load_reference_runs(record), at=self.run_index
+        )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FitAttempt:
     """A structure measured whole, beside what was predicted of it, by a predictor of that correction."""
 
@@ -261,6 +284,7 @@ class FitAttempt:
 def _approach(
     run: RunContext,
     ev: Sensitivity,
+    *,
     propose: Propose,
     predict: Predictor,
     dense: Profile,
@@ -279,12 +303,34 @@ def _approach(
             break
         predicted = predict(chosen.candidate)
         if run.device_readings:  # this is not the device that the target is for
-            seen = StructureBenchmark(predicted, 0.0, 0.0, {})
-            return [FitAttempt(chosen, predicted, 1.0, seen, predicted, predicted)], predict, False
+            seen = StructureBenchmark(ms=predicted, worst_limit_ratio=0.0, margin=0.0, node_ratios={})
+            return (
+                [
+                    FitAttempt(
+                        trial=chosen,
+                        predicted_ms=predicted,
+                        correction=1.0,
+                        benchmark=seen,
+                        measured_ms=predicted,
+                        bounded_ms=predicted,
+                    )
+                ],
+                predict,
+                False,
+            )
         with run.time_stage("fit"):
             run.on_progress("fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None)
-            seen = measure_structure(run, ev, chosen.candidate, dense)
-        found.append(FitAttempt(chosen, predicted, predict.correction, seen, 0.0, 0.0))
+            seen = measure_structure(run, ev, candidate=chosen.candidate, dense=dense)
+        found.append(
+            FitAttempt(
+                trial=chosen,
+                predicted_ms=predicted,
+                correction=predict.correction,
+                benchmark=seen,
+                measured_ms=0.0,
+                bounded_ms=0.0,
+            )
+        )
         for i, m in enumerate(found):
             ms = bias * m.benchmark.long_run_ms(m.trial.candidate.precision, record)
             found[i] = replace(m, measured_ms=ms, bounded_ms=max(ms, m.benchmark.worst_limit_ratio * target_ms))
@@ -299,13 +345,13 @@ def _approach(
             break
         # a mean: one measurement on a busy machine must not swing the search; the last ones are nearest to the target
         weights = [2.0**i for i in range(len(found))]
-        residuals = [_residual(run, predict, m) for m in found]
+        residuals = [_residual(run, predict, m=m) for m in found]
         mean = sum(w * math.log(r) for w, r in zip(weights, residuals, strict=True)) / sum(weights)
         predict = replace(predict, correction=math.exp(mean))
     return found, predict, spent
 
 
-def _residual(run: RunContext, predict: Predictor, m: FitAttempt) -> float:
+def _residual(run: RunContext, predict: Predictor, *, m: FitAttempt) -> float:
     """The correction of the predictor that would have been right about a structure."""
     off, limits = [m.measured_ms / m.predicted_ms], run.spec.limits.node_ms
     if m.benchmark.worst_limit_ratio > 1:  # by as much as brings the node within its limit, were it as far off
@@ -317,7 +363,7 @@ def _residual(run: RunContext, predict: Predictor, m: FitAttempt) -> float:
     return m.correction * max(off)
 
 
-def measure_structure(run: RunContext, ev: Sensitivity, candidate: Candidate, dense: Profile) -> StructureBenchmark:
+def measure_structure(run: RunContext, ev: Sensitivity, *, candidate: Candidate, dense: Profile) -> StructureBenchmark:
     """Measure a structure as a whole export.
 
     It and the dense pipeline are sent the same requests, and both write what the dense one does: before distillation a
@@ -325,15 +371,20 @@ def measure_structure(run: RunContext, ev: Sensitivity, candidate: Candidate, de
     """
 
     folder, m = run.folder / "scratch", run.spec.measure
-    models = build_pruned_models(run, ev, candidate, refit=False)
+    models = build_pruned_models(run, ev, candidate=candidate, refit=False)
     run.write_bundle(
-        models, candidate.precision, candidate.kept_units, folder, prove=False, spared=select_fp32_blocks(ev, candidate)
+        models,
+        candidate.precision,
+        kept=candidate.kept_units,
+        folder=folder,
+        prove=False,
+        spared=select_fp32_blocks(ev, candidate),
     )
     del models  # of a large pipeline: its sessions need the memory
     bundles = {
         "new": folder,
         DENSE_NAME: run.shared / "baseline",
-        **list_reference_bundles(run, candidate, dense),
+        **list_reference_bundles(run, candidate, dense=dense),
     }
     how = (dense.traces, dense.latency_ms.p50, m.threads, m.warmup, MAX_REQUESTS_FACTOR * m.requests)
     found = bench_with_replay(bundles, run.requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles)
@@ -346,10 +397,17 @@ def measure_structure(run: RunContext, ev: Sensitivity, candidate: Candidate, de
     over = max((new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()), default=0.0)
     nodes = {n: x.p50 / old.nodes[n].p50 for n, x in new.nodes.items() if old.nodes[n].p50 > 0}
     nodes_ms = {n: x.p50 for n, x in new.nodes.items()}
-    return StructureBenchmark(ms, over, estimate_margin(new.samples, old.samples, statistic), nodes, nodes_ms, window)
+    return StructureBenchmark(
+        ms=ms,
+        worst_limit_ratio=over,
+        margin=estimate_margin(new.samples, old.samples, statistic=statistic),
+        node_ratios=nodes,
+        node_ms=nodes_ms,
+        run_index=window,
+    )
 
 
-def list_reference_bundles(run: RunContext, candidate: Candidate, dense: Profile) -> dict[str, Path]:
+def list_reference_bundles(run: RunContext, candidate: Candidate, *, dense: Profile) -> dict[str, Path]:
     """The dense pipeline in every precision that a structure has, to be measured beside it where there is time."""
 
     if run.goal.kind != "speedup" or not has_time_budget(dense.latency_ms.p50):
@@ -358,7 +416,7 @@ def list_reference_bundles(run: RunContext, candidate: Candidate, dense: Profile
     return {p: at for p, at in found.items() if at.exists()}
 
 
-def estimate_margin(new: Sequence[float], old: Sequence[float], statistic: str = "p50") -> float:
+def estimate_margin(new: Sequence[float], old: Sequence[float], *, statistic: str = "p50") -> float:
     """What the ratio of two pipelines may be off by from that of as many other samples: sqrt(2) standard errors.
 
     Of medians it follows from the interquartile range of the ratios of pairs; of p95s it is bootstrapped, and they are

@@ -11,7 +11,7 @@ from mmcompress.spec.schema import Limits
 from mmcompress.workspace.context import RunContext
 
 
-def _enough(r: RunContext, fitted: FittedStructure, summary: Summary, done: int) -> bool:
+def _enough(r: RunContext, fitted: FittedStructure, *, summary: Summary, done: int) -> bool:
     """Whether an artifact ends the rounds, `done` of them: it lies just within its bounds, or as near as it was meant
     to; nothing in the search space is predicted to meet them; or none is left. A miss is tried again in any case."""
     limits, side, target = r.spec.limits, summary.compressed, summary.target
@@ -20,7 +20,7 @@ def _enough(r: RunContext, fitted: FittedStructure, summary: Summary, done: int)
         return (
             reached >= MIN_TARGET_SHARE or fitted.aimed_share < MIN_TARGET_SHARE or done >= r.spec.search.max_artifacts
         )
-    hopeless = over > 1 and is_out_of_reach(limits, side, target.lowest_reachable)
+    hopeless = over > 1 and is_out_of_reach(limits, side, lowest=target.lowest_reachable)
     return (
         hopeless or (reached > 1 and target.floor_ms > target.latency_ms) or done >= max(r.spec.search.max_artifacts, 2)
     )

@@ -43,9 +43,13 @@ def build_predictor(run: RunContext, dense: Profile) -> Predictor:
         else:
             say = lambda what, share: run.on_progress("device table", what, share)
             whole = PipelineMeasurement(
-                dense.latency_ms, dense.nodes, dense.model_share, dense.calls, dense.in_session_ms
+                latency=dense.latency_ms,
+                nodes=dense.nodes,
+                model_share=dense.model_share,
+                calls=dense.calls,
+                in_session_ms=dense.in_session_ms,
             )
-            beside = _rounded_shares(run, plan, dense)
+            beside = _rounded_shares(run, plan, dense=dense)
             found = calibrate_predictor(
                 run.spec, run.models, plan, dense.calls, whole, beside, run.shared, say, bench=run.bench
             )
@@ -53,12 +57,12 @@ def build_predictor(run: RunContext, dense: Profile) -> Predictor:
     return found
 
 
-def _rounded_shares(run: RunContext, plan: MeasurementPlan, dense: Profile) -> Any:
+def _rounded_shares(run: RunContext, plan: MeasurementPlan, *, dense: Profile) -> Any:
     """What the whole pipeline takes in every other precision that is searched, beside the dense one."""
 
     m = run.spec.measure
     run.on_progress("device table", "the whole pipeline in other precisions", 0.0)
-    _write_aside(run, plan, run.shared)
+    _write_aside(run, plan, folder=run.shared)
     if not plan.reference_names:
         return {}
     how = (dense.traces, dense.latency_ms.p50, m.threads, m.warmup, m.requests)
@@ -68,20 +72,22 @@ def _rounded_shares(run: RunContext, plan: MeasurementPlan, dense: Profile) -> A
     return node_ratios(found)
 
 
-def _write_aside(run: RunContext, plan: MeasurementPlan, folder: Path) -> None:
+def _write_aside(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> None:
     """The dense pipeline with every node that may be of a precision in it, and smaller ones in each."""
 
     of = lambda p: {n: p if p in known else "fp32" for n, known in plan.precisions.items()}
     others = [p for p in plan.every_precision if p != "fp32"]
     for p in others:
-        quantize_bundle(run.shared / "baseline", run.models, of(p), folder / QUANTIZED_FOLDER / p)
+        quantize_bundle(run.shared / "baseline", run.models, precision=of(p), folder=folder / QUANTIZED_FOLDER / p)
     for name, kept in plan.small_structures.items():
         models = {n: copy_resized(m, kept[n]) for n, m in run.models.items()}
         set_context_lengths(run.spec, models)
         source = folder / QUANTIZED_FOLDER / small_pipeline_name(name, "fp32")
-        run.write_bundle(models, dict.fromkeys(models, "fp32"), kept, source, prove=False)
+        run.write_bundle(models, dict.fromkeys(models, "fp32"), kept=kept, folder=source, prove=False)
         for p in others:
-            quantize_bundle(source, models, of(p), folder / QUANTIZED_FOLDER / small_pipeline_name(name, p))
+            quantize_bundle(
+                source, models, precision=of(p), folder=folder / QUANTIZED_FOLDER / small_pipeline_name(name, p)
+            )
 
 
 def plan_run_measurements(run: RunContext, dense: Profile) -> MeasurementPlan:
@@ -89,7 +95,9 @@ def plan_run_measurements(run: RunContext, dense: Profile) -> MeasurementPlan:
 
     shortest = {n: _shortest(run, n) for n in run.models}
     room = has_time_budget(dense.latency_ms.p50)
-    return plan_measurements(run.spec, run.models, dense.calls, shortest, list_precisions(run), room)
+    return plan_measurements(
+        run.spec, run.models, calls=dense.calls, shortest=shortest, precisions=list_precisions(run), small=room
+    )
 
 
 def _read_away(readings: Readings, plan: MeasurementPlan) -> Predictor:

@@ -25,7 +25,7 @@ BENCH_REQUESTS = 64
 """Requests that pipelines are measured with."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Profile:
     """What is known of the dense pipeline on this machine."""
 
@@ -70,8 +70,8 @@ def _profile(run: RunContext) -> Profile:
     say, spec = run.on_progress, run.spec
     say("profile", "exporting the dense pipeline", 0.0)
     fp32 = dict.fromkeys(run.models, "fp32")
-    proofs = run.write_bundle(run.models, fp32, {}, run.shared / "baseline")
-    proofs += prove_generators(run, run.models, run.shared / "baseline")
+    proofs = run.write_bundle(run.models, fp32, kept={}, folder=run.shared / "baseline")
+    proofs += prove_generators(run, run.models, bundle=run.shared / "baseline")
     require_proofs(proofs)
     said: tuple[GenerationTraces, ...] = ()
     if run.device_readings:
@@ -83,26 +83,28 @@ def _profile(run: RunContext) -> Profile:
         found = bench_repeated(bundles, *how, sittings=1, benchmark=run.bench.benchmark_bundles)["dense"].summarize()
         m, said = PipelineMeasurement.from_latency(found), found.traces
     steps, texts = decode_steps_by_node(spec, m.calls), texts_per_request(spec)
-    counted = {n: count_params_and_macs(model, steps[n], texts[n]) for n, model in run.models.items()}
+    counted = {n: count_params_and_macs(model, steps[n], beams=texts[n]) for n, model in run.models.items()}
     modality = tuple({**asdict(x), "modalities": list(x.modalities)} for x in classify_layers(spec, run.blocks))
     return Profile(
-        m.latency,
-        m.nodes,
-        m.model_share,
-        m.calls,
-        m.in_session_ms,
-        {n: c[0] for n, c in counted.items()},
-        {n: c[1] for n, c in counted.items()},
-        {n: count_block_params(model) for n, model in run.models.items()},
-        run.blocks,
-        modality,
-        tuple(proofs),
-        run.device,
-        said,
+        latency_ms=m.latency,
+        nodes=m.nodes,
+        model_share=m.model_share,
+        calls=m.calls,
+        in_session_ms=m.in_session_ms,
+        params={n: c[0] for n, c in counted.items()},
+        macs={n: c[1] for n, c in counted.items()},
+        block_params={n: count_block_params(model) for n, model in run.models.items()},
+        blocks=run.blocks,
+        modality=modality,
+        proofs=tuple(proofs),
+        device=run.device,
+        traces=said,
     )
 
 
-def prove_generators(run: RunContext, models: dict[str, Any], bundle: Path, aside: Path | None = None) -> list[Proof]:
+def prove_generators(
+    run: RunContext, models: dict[str, Any], *, bundle: Path, aside: Path | None = None
+) -> list[Proof]:
     """Deployed generation against the library's own, for every generator, on real contexts.
 
     `aside`: fp32 files of what is rounded in the bundle. Rounding aside, the loop must be exact.
@@ -116,5 +118,7 @@ def prove_generators(run: RunContext, models: dict[str, Any], bundle: Path, asid
             source = run.spec.nodes[node].inputs["context"].split(".")[0]
             fp32 = aside / node if aside and (aside / node).exists() else bundle / node
             files = {f.stem: f for f in fp32.glob("*.onnx")}
-            found += prove_generation(node, models[node], files, bundle / node, out[source]["tokens"])
+            found += prove_generation(
+                node, models[node], files=files, folder=bundle / node, contexts=out[source]["tokens"]
+            )
     return found

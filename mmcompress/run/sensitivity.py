@@ -21,10 +21,10 @@ def measure_run_sensitivity(run: RunContext) -> Sensitivity:
         return gather_sensitivity(
             run.spec,
             run.pipeline,
-            run.models,
-            run.data,
-            run.shared,
-            lambda what, share: run.on_progress("importance", what, share),
-            list_precisions(run),
-            {n: _shortest(run, n) for n in run.models},
+            models=run.models,
+            data=run.data,
+            folder=run.shared,
+            progress=lambda what, share: run.on_progress("importance", what, share),
+            precisions=list_precisions(run),
+            shortest={n: _shortest(run, n) for n in run.models},
         )

@@ -46,11 +46,11 @@ from mmcompress.workspace.folder import (
 def run(
     spec_path: str | Path,
     out: str | Path,
+    *,
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    say: OnProgress = ignore_progress,
-    *,
+    on_progress: OnProgress = ignore_progress,
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
 ) -> Summary:
@@ -61,17 +61,26 @@ def run(
     """
     if len(wanted := split_targets(load_spec(spec_path, overrides))) > 1:
         raise SpecError(f"run makes one artifact, the spec asks for {len(wanted)}: use mmcompress.run_targets")
-    return run_targets(spec_path, out, space, overrides, resume, say, bench=bench, clock=clock)[0]
+    return run_targets(
+        spec_path,
+        out,
+        space=space,
+        overrides=overrides,
+        resume=resume,
+        on_progress=on_progress,
+        bench=bench,
+        clock=clock,
+    )[0]
 
 
 def run_targets(
     spec_path: str | Path,
     out: str | Path,
+    *,
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    say: OnProgress = ignore_progress,
-    *,
+    on_progress: OnProgress = ignore_progress,
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
 ) -> tuple[Summary, ...]:
@@ -79,19 +88,28 @@ def run_targets(
 
     What goes wrong with one of several is raised when the others are done.
     """
-    r = open_run(spec_path, out, space, overrides, resume, say, bench=bench, clock=clock)
+    r = open_run(
+        spec_path,
+        out,
+        space=space,
+        overrides=overrides,
+        resume=resume,
+        on_progress=on_progress,
+        bench=bench,
+        clock=clock,
+    )
     dense, predict, ev = prepare_run(r)
     wanted = split_targets(r.spec)
     if len(wanted) == 1:
-        return (_reach(r, dense, predict, ev),)
+        return (_reach(r, dense, predict=predict, ev=ev),)
 
     found: dict[str, Summary] = {}
     failed: list[MmcompressError] = []
     for t in wanted:
         try:
-            found[t.replace(" ", "-")] = _reach(r.aimed_at(t), dense, predict, ev)
+            found[t.replace(" ", "-")] = _reach(r.aimed_at(t), dense, predict=predict, ev=ev)
         except MmcompressError as e:
-            say("run", f"target {t}: {e}", None)
+            on_progress("run", f"target {t}: {e}", None)
             failed.append(e.with_traceback(None))  # its frames hold models
             if isinstance(e, ClusterError):  # the others would end the same way
                 break
@@ -102,7 +120,7 @@ def run_targets(
     return tuple(found.values())
 
 
-def _reach(r: RunContext, dense: Profile, predict: Predictor, ev: Sensitivity) -> Summary:
+def _reach(r: RunContext, dense: Profile, *, predict: Predictor, ev: Sensitivity) -> Summary:
     """One target: search, make, measure; when the finished artifact misses, once more with what was learnt.
 
     A limit that it exceeded is searched with lowered by as much. The best so far waits in `earlier/`. What is finished
@@ -124,18 +142,18 @@ def _reach(r: RunContext, dense: Profile, predict: Predictor, ev: Sensitivity) -
         first, missed = read_record(FittedStructure, kept / "fitted.json"), read_record(Summary, kept / "summary.json")
         begun, before = 2 if first.search_effort >= asked else 1, len(first.attempts)
         bias = bias if known else first.next_final_to_fitted(long_run_target_share(missed))
-        limits = tighten_limits(limits, limits, missed.compressed)
+        limits = tighten_limits(limits, limits, s=missed.compressed)
     for done in count(begun):
-        fitted = fit_structure(_within(r, limits), ev, predict, dense, bias, before=before)
+        fitted = fit_structure(_within(r, limits), ev, predict=predict, dense=dense, bias=bias, before=before)
         if finished and fitted == known and not r.device_readings and (r.folder / "bundle" / "manifest.json").exists():
             summary = read_record(Summary, r.folder / "summary.json")
             break
         made = compress_pipeline(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
         summary = evaluate_artifact(r, fitted, dense, *made, patient=True)
         told = r.device_readings is not None and summary.compressed.latency_ms.n > 0  # by another device, since
-        if (finished and fitted == known and not told) or _enough(r, fitted, summary, done):
+        if (finished and fitted == known and not told) or _enough(r, fitted, summary=summary, done=done):
             break
-        limits = tighten_limits(limits, r.spec.limits, summary.compressed)
+        limits = tighten_limits(limits, r.spec.limits, s=summary.compressed)
         bias, before = fitted.next_final_to_fitted(long_run_target_share(summary)), before + len(fitted.attempts)
         r.on_progress(
             "fit", f"the finished artifact lies at {corrected_target_share(summary):.1%} of its target: once more", None

@@ -14,7 +14,7 @@ from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TeacherLabelled:
     """A dataset with what the dense pipeline writes for its inputs, found out when asked for and kept in a file."""
 
@@ -30,7 +30,7 @@ class TeacherLabelled:
     def gives(self) -> str:
         return str(self.data.gives)
 
-    def load(self, split: str, count: int | None = None, seed: int = 0) -> Pairs:
+    def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
         pairs = self.data.load(split, count, seed)
         if split not in ("train", "val"):
             return pairs
@@ -57,4 +57,4 @@ def label_by_teacher(run: RunContext) -> None:
     """Where the spec says so, let generators learn from and be chosen by what the dense pipeline writes."""
     if run.spec.data.labels == "reference":
         return
-    run.data = TeacherLabelled(run.data, run.shared / "baseline", run.shared / "written.json")
+    run.data = TeacherLabelled(data=run.data, bundle=run.shared / "baseline", record=run.shared / "written.json")

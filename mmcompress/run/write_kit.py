@@ -25,10 +25,20 @@ def write_kit(run: RunContext, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(run.shared / "baseline", folder / "baseline")
     save_requests(folder, run.requests(BENCH_REQUESTS))
-    _write_aside(run, plan, folder)
+    _write_aside(run, plan, folder=folder)
     found = []
-    for e in write_exports(run.spec, run.models, plan, dense.calls, folder):
+    for e in write_exports(run.spec, run.models, plan=plan, calls=dense.calls, folder=folder):
         run.on_progress("kit", f"{e.node}, {e.precision}, {e.params_m:.2f} M parameters", None)
         found.append(e)
-    write_record(folder / "kit.json", Kit(run.spec.name, m.threads, m.warmup, m.requests, plan, tuple(found)))
+    write_record(
+        folder / "kit.json",
+        Kit(
+            pipeline=run.spec.name,
+            threads=m.threads,
+            warmup=m.warmup,
+            requests=m.requests,
+            plan=plan,
+            exports=tuple(found),
+        ),
+    )
     return folder

@@ -26,7 +26,7 @@ FAR = -1e9
 """What is added to the score of a position that must not be seen."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Generation:
     """How to generate: special ids, beams (all of them are returned), the longest sequence in tokens, prompt.
 
@@ -81,6 +81,7 @@ def count_repeated_tail(ids: Sequence[int]) -> int:
 def beam_search(
     step: DecodeStep,
     past: list[np.ndarray],
+    *,
     g: Generation,
     made: list[BeamMove] | None = None,
     follow: Sequence[BeamMove] = (),

@@ -37,7 +37,7 @@ class Pipeline:
     Not safe for concurrent calls: load one per thread.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int):
+    def __init__(self, folder: Path, manifest: Manifest, *, threads: int):
         self.folder, self.manifest, self.threads = folder, manifest, threads
         graph = manifest["graph"]
         self.inputs: dict[str, str] = graph["inputs"]
@@ -123,6 +123,6 @@ def load_bundle(bundle: str | Path, threads: int | None = None) -> Pipeline:
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     try:
-        return Pipeline(folder, manifest, threads or int(manifest.get("threads", 1)))
+        return Pipeline(folder, manifest, threads=threads or int(manifest.get("threads", 1)))
     except (KeyError, TypeError, ValueError, AttributeError) as e:
         raise BundleError(f"{folder}/manifest.json: damaged: {type(e).__name__}: {e}") from e

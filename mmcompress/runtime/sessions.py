@@ -11,7 +11,7 @@ import onnxruntime as ort
 from mmcompress.errors import BundleError
 
 
-def open_session(model: str | Path | bytes, threads: int, optimize: bool = True) -> ort.InferenceSession:
+def open_session(model: str | Path | bytes, threads: int, *, optimize: bool = True) -> ort.InferenceSession:
     """An inference session on the CPU; `threads` 0: one for each core.
 
     Threads don't spin: several sessions of one pipeline would otherwise fight for the cores and the dense baseline

@@ -20,7 +20,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise BundleError(f"{path}: not a tokenizer: {e}") from e
 
 
-def pad_ids(ids: list[list[int]], length: int, pad: int, eos: int) -> np.ndarray:
+def pad_ids(ids: list[list[int]], length: int, *, pad: int, eos: int) -> np.ndarray:
     """int64 [n, length]; what is too long loses its last words, never its end token."""
     rows = [r if len(r) <= length else [*r[: length - 1], eos] for r in ids]
     return np.array([[*r, *[pad] * (length - len(r))] for r in rows], np.int64)

@@ -31,7 +31,7 @@ class SystemClock:
         time.sleep(seconds)
 
 
-def time_call(call: Callable[[], Any], warmup: int, rounds: int, limit: float = 1e9) -> Latency:
+def time_call(call: Callable[[], Any], warmup: int, *, rounds: int, limit: float = 1e9) -> Latency:
     """Time one call in milliseconds; stops after `limit` seconds with what it has (at least three samples)."""
     began = time.perf_counter()
     for _ in range(warmup):
@@ -47,7 +47,7 @@ def time_call(call: Callable[[], Any], warmup: int, rounds: int, limit: float = 
     return summarize_latency(times)
 
 
-def min_of_medians(call: Callable[[], Any], warmup: int, rounds: int, limit: float, tries: int = 3) -> float:
+def min_of_medians(call: Callable[[], Any], warmup: int, *, rounds: int, limit: float, tries: int = 3) -> float:
     """The lowest p50 in milliseconds of a few short measurements: what others do on a machine only ever adds time.
 
     Two of them will do for a call so slow that they take longer than `limit` seconds.
@@ -56,5 +56,5 @@ def min_of_medians(call: Callable[[], Any], warmup: int, rounds: int, limit: flo
     for i in range(tries):
         if i > 1 and time.perf_counter() - began > limit:
             break
-        found = min(found, time_call(call, warmup, rounds, limit / tries).p50)
+        found = min(found, time_call(call, warmup, rounds=rounds, limit=limit / tries).p50)
     return found

@@ -75,6 +75,7 @@ def apportion_cuts(sizes: Sequence[int], remove: int) -> list[int]:
 def allocate_node(
     blocks: Sequence[Block],
     prune: NodePrune,
+    *,
     cross: Mapping[str, str],
     protection: float,
     policy: Policy,
@@ -108,6 +109,7 @@ def allocate_node(
 def allocate_pipeline(
     spec: Spec,
     blocks: Mapping[str, Sequence[Block]],
+    *,
     cross: Mapping[str, Mapping[str, str]],
     curves: Mapping[str, SensitivityCurves],
     scores: Mapping[str, Mapping[str, Tensor]],
@@ -116,7 +118,15 @@ def allocate_pipeline(
     """The candidate a spec (with a trial's overrides) describes."""
     models = spec.model_nodes()
     kept = {
-        n: allocate_node(blocks[n], node.prune, cross[n], spec.prune.protection, policy, curves[n], scores[n])
+        n: allocate_node(
+            blocks[n],
+            node.prune,
+            cross=cross[n],
+            protection=spec.prune.protection,
+            policy=policy,
+            curves=curves[n],
+            scores=scores[n],
+        )
         for n, node in models.items()
     }
     return Candidate(kept, {n: "fp32" if node.precision == "auto" else node.precision for n, node in models.items()})

@@ -22,7 +22,7 @@ AIMED_SHARE = 0.975
 """The share of the target that structures are searched for."""
 
 
-def build_problem(run: RunContext, ev: Sensitivity, predict: Predictor, budget_ms: float) -> SearchProblem:
+def build_problem(run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: float) -> SearchProblem:
     """The search problem: how overrides become a candidate."""
 
     base = to_plain(run.spec)
@@ -32,17 +32,17 @@ def build_problem(run: RunContext, ev: Sensitivity, predict: Predictor, budget_m
         return allocate_pipeline(
             build_record(Spec, apply_overrides(base, overrides)),
             run.blocks,
-            run.cross_modal,
-            ev.curves,
-            ev.scores,
-            policy,
+            cross=run.cross_modal,
+            curves=ev.curves,
+            scores=ev.scores,
+            policy=policy,
         )
 
     def resolve(overrides: dict[str, Any]) -> Candidate:
         c = allocated(overrides)
-        return c if p.is_allowed(c) else restore_dropped(p, c, ev.loss_increase)
+        return c if p.is_allowed(c) else restore_dropped(p, c, damage=ev.loss_increase)
 
-    fixed, limit = allocated({}), _limit(run, predict, budget_ms)
+    fixed, limit = allocated({}), _limit(run, predict, budget_ms=budget_ms)
     free = (list_precisions(run), _choices(run, fixed), _drops(run, fixed))
     p = SearchProblem(run.space, run.blocks, resolve, limit, budget_ms, *free, run.cross_modal, _protection(run))
     most = lambda n, b, options: max(options) if b in run.cross_modal[n] else min(options)
@@ -60,7 +60,7 @@ def _protection(run: RunContext) -> float:
     return run.spec.prune.protection if run.spec.prune.protection > 1 else 0.0
 
 
-def _limit(run: RunContext, predict: Predictor, budget_ms: float) -> Predict:
+def _limit(run: RunContext, predict: Predictor, *, budget_ms: float) -> Predict:
     """Predicted latency; of what exceeds another limit by more than the budget, the budget exceeded by as much."""
     limits = run.spec.limits
     bounds = [(limits.params_m, lambda c: run.footprint.total_params(c) / 1e6)]
@@ -81,7 +81,7 @@ def find_fastest(p: SearchProblem, predict: Predictor) -> Candidate:
     precision = {n: options[0] for n, options in p.precisions.items()}
     kept = {n: {b: min(options) for b, options in by.items()} for n, by in p.unit_choices.items()}
     cost = lambda n, b, k: predict(Candidate({**kept, n: {**kept[n], b: k}}, precision))
-    kept = restore_dropped(p, Candidate(kept, precision), cost).kept_units  # those come back that cost least
+    kept = restore_dropped(p, Candidate(kept, precision), damage=cost).kept_units  # those come back that cost least
     for n, options in p.precisions.items():
         precision[n] = min(options, key=lambda o, n=n: predict(Candidate(kept, {**precision, n: o})))  # type: ignore[misc]
     return Candidate(kept, precision)

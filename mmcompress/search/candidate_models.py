@@ -13,7 +13,7 @@ from mmcompress.workspace.context import RunContext
 
 
 def build_pruned_models(
-    run: RunContext, ev: Sensitivity, candidate: Candidate, refit: bool, dense: dict[str, Any] | None = None
+    run: RunContext, ev: Sensitivity, *, candidate: Candidate, refit: bool, dense: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Fresh pruned models of a candidate, refitted in order on calibration pairs when asked.
 
@@ -21,9 +21,11 @@ def build_pruned_models(
     """
 
     dense = dense or run.models
-    models = {n: prune_node(m, candidate.kept_units[n], ev.scores[n], None, 0.0) for n, m in dense.items()}
+    models = {
+        n: prune_node(m, candidate.kept_units[n], scores=ev.scores[n], grams=None, ridge=0.0) for n, m in dense.items()
+    }
     set_context_lengths(run.spec, models)
     if refit:
         batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
-        refit_(run.pipeline, models, dense, batch, run.spec.prune.ridge)
+        refit_(run.pipeline, models, dense=dense, batch=batch, ridge=run.spec.prune.ridge)
     return models

@@ -37,7 +37,7 @@ def quality_collapsed(loss: float, dense: float) -> bool:
     return loss > COLLAPSE_RATIO * max(dense, MIN_DENSE_LOSS)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrialEvaluator:
     """Who judges trials: the function, where it runs, and how many at once. Workers are started once a run."""
 
@@ -53,7 +53,7 @@ class TrialEvaluator:
     final_losses: dict[str, float] = field(default_factory=dict)
     """Losses of finalists by candidate."""
 
-    def evaluate_all(self, judge: Any, asked: Mapping[K, Candidate], say: OnProgress, what: str) -> dict[K, float]:
+    def evaluate_all(self, judge: Any, asked: Mapping[K, Candidate], *, say: OnProgress, what: str) -> dict[K, float]:
         """The loss of each, infinite where it could not be judged: as with a trial that fails the search goes on.
 
         Raises `ClusterError` when a worker is gone.
@@ -87,7 +87,7 @@ def start_evaluator(run: RunContext, ev: Sensitivity) -> Iterator[TrialEvaluator
     s, again, share = run.spec.search, None, 0.0
     with run.time_stage("search"):
         if s.evaluator == "estimated":
-            judge, context = estimate_candidate, make_estimate_context(ev.curves, ev.rounding, ev.base_loss)
+            judge, context = estimate_candidate, make_estimate_context(ev.curves, ev.rounding, base=ev.base_loss)
         else:
             batch, more = _choosing(run)
             if more is not None:
@@ -97,7 +97,14 @@ def start_evaluator(run: RunContext, ev: Sensitivity) -> Iterator[TrialEvaluator
             judge, context = evaluate_candidate, make_worker_context(run.spec, *given)
         executor = EXECUTORS.get(s.executor)(context, s.workers, s.ray_address)
     try:
-        yield TrialEvaluator(judge, executor, getattr(executor, "workers", s.workers), again, share, s.retries)
+        yield TrialEvaluator(
+            evaluate=judge,
+            executor=executor,
+            workers=getattr(executor, "workers", s.workers),
+            evaluate_again=again,
+            share=share,
+            retries=s.retries,
+        )
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
 

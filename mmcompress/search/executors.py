@@ -26,7 +26,7 @@ class InlineExecutor(Executor):
 
     workers = 1
 
-    def __init__(self, context: Any, workers: int = 1, address: str | None = None):
+    def __init__(self, context: Any, workers: int = 1, *, address: str | None = None):
         self.context = context
 
     def submit(self, fn: Task, /, *args: Any, **kwargs: Any) -> Future:
@@ -67,7 +67,7 @@ class RayExecutor(Executor):
     The context is put into the object store once. Ray's own retries are off: the search decides what to try again.
     """
 
-    def __init__(self, context: Any, workers: int = 2, address: str | None = None):
+    def __init__(self, context: Any, workers: int = 2, *, address: str | None = None):
         try:
             import ray
         except ImportError as e:

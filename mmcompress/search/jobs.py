@@ -50,7 +50,7 @@ def find_own_modules(spec: dict[str, Any]) -> list[Path]:
 
 
 def submit_run(
-    spec: dict[str, Any], address: str, folder: str, space: str | Path, resume: bool, echo: Callable[[str], None]
+    spec: dict[str, Any], address: str, *, folder: str, space: str | Path, resume: bool, echo: Callable[[str], None]
 ) -> int:
     """Submit, follow the log, and return the exit code of the run. Raises `ClusterError` when the server is away.
 

@@ -53,7 +53,7 @@ class EvaluatedSplit:
     loss: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InteractionFactors:
     """How many times more than alone a cut does where others are: factors by node and block, of rounding by node."""
 
@@ -88,7 +88,7 @@ def max_evaluations(run: RunContext) -> int:
 
 
 def linearize_successively(
-    run: RunContext, ev: Sensitivity, predict: Predictor, budget_ms: float, who: TrialEvaluator
+    run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: float, who: TrialEvaluator
 ) -> tuple[Sensitivity, list[Candidate]]:
     """(evidence with damage as it is among other cuts, the best splits found on the way, least loss first).
 
@@ -98,10 +98,10 @@ def linearize_successively(
     """
     if not max_evaluations(run):
         return ev, []
-    p, known = build_problem(run, ev, predict, budget_ms), load_interaction_factors(run.folder)
+    p, known = build_problem(run, ev, predict=predict, budget_ms=budget_ms), load_interaction_factors(run.folder)
     with run.time_stage("relinearize"):
         while known.rounds <= run.spec.search.linearization_rounds:
-            more = _round(run, ev, predict, p, who, known)
+            more = _round(run, ev, predict=predict, p=p, who=who, known=known)
             if more is None:  # another budget may be within reach, another time they may be judged
                 break
             known = more
@@ -110,13 +110,14 @@ def linearize_successively(
             return ev, []
         inside = ev.scaled(known.cuts, known.rounding)
         best = [s.candidate for s in sorted(known.splits, key=lambda s: s.loss)[:MAX_SEED_SPLITS]]
-        fitted = (*_fitted(p, inside, best), *_splits(run, inside, predict, p)[:1])
+        fitted = (*_fitted(p, inside, found=best), *_splits(run, inside, predict=predict, p=p)[:1])
     return inside, list({c.key(): c for c in fitted}.values())
 
 
 def _round(
     run: RunContext,
     ev: Sensitivity,
+    *,
     predict: Predictor,
     p: SearchProblem,
     who: TrialEvaluator,
@@ -127,13 +128,15 @@ def _round(
     Where it was measured in all of them these were the last ones. None: there is no split, or none can be judged.
     """
     s, old = run.spec.search, {x.candidate.key(): x for x in known.splits}
-    fresh = {c.key(): c for c in _splits(run, ev.scaled(known.cuts, known.rounding), predict, p)}
+    fresh = {c.key(): c for c in _splits(run, ev.scaled(known.cuts, known.rounding), predict=predict, p=p)}
     asked = {key: c for key, c in fresh.items() if key not in old}
     told = f"split {known.rounds + 1} of {s.linearization_rounds + 1}"
     whole = Candidate(
         {n: {b.name: b.units for b in of} for n, of in run.blocks.items()}, dict.fromkeys(run.blocks, "fp32")
     )
-    said = who.evaluate_all(who.evaluate, asked if known.rounds else {**asked, "": whole}, run.on_progress, told)
+    said = who.evaluate_all(
+        who.evaluate, asked if known.rounds else {**asked, "": whole}, say=run.on_progress, what=told
+    )
     dense = said.pop("", known.dense_loss)
     new = {key: EvaluatedSplit(asked[key], loss) for key, loss in said.items() if math.isfinite(loss)}
     every = {**old, **new}
@@ -149,11 +152,11 @@ def _round(
     )
     if at is None or enough:
         return replace(known, rounds=s.linearization_rounds + 1)
-    asked_of = _undone(run, p, at.candidate)
+    asked_of = _undone(run, p, c=at.candidate)
     without = who.evaluate_all(
-        who.evaluate, asked_of, run.on_progress, f"what each cut does in it, round {known.rounds + 1}"
+        who.evaluate, asked_of, say=run.on_progress, what=f"what each cut does in it, round {known.rounds + 1}"
     )
-    cuts, rounding = _moved(ev, known, at, without)
+    cuts, rounding = _moved(ev, known, at=at, without=without)
     return replace(
         known,
         rounds=known.rounds + 1,
@@ -164,19 +167,26 @@ def _round(
     )
 
 
-def _splits(run: RunContext, now: Sensitivity, predict: Predictor, p: SearchProblem) -> list[Candidate]:
+def _splits(run: RunContext, now: Sensitivity, *, predict: Predictor, p: SearchProblem) -> list[Candidate]:
     """The best splits by what is believed, within every limit, and filled up to them."""
     return _fitted(
-        p, now, [c for _, c in split_budget(run, now, predict, p.budget_ms * BUDGET_SHARE, p)[:SPLITS_PER_ROUND]]
+        p,
+        now,
+        found=[
+            c
+            for _, c in split_budget(run, now, predict=predict, budget_ms=p.budget_ms * BUDGET_SHARE, p=p)[
+                :SPLITS_PER_ROUND
+            ]
+        ],
     )
 
 
-def _fitted(p: SearchProblem, now: Sensitivity, found: Sequence[Candidate]) -> list[Candidate]:
-    trimmed = (cut_to_budget(p, c, now.loss_increase) for c in found)
-    return [grow_to_budget(p, c, now.loss_increase, now.rounding) for c in trimmed if c]
+def _fitted(p: SearchProblem, now: Sensitivity, *, found: Sequence[Candidate]) -> list[Candidate]:
+    trimmed = (cut_to_budget(p, c, damage=now.loss_increase) for c in found)
+    return [grow_to_budget(p, c, damage=now.loss_increase, rounding=now.rounding) for c in trimmed if c]
 
 
-def _undone(run: RunContext, p: SearchProblem, c: Candidate) -> dict[tuple[str, str], Candidate]:
+def _undone(run: RunContext, p: SearchProblem, *, c: Candidate) -> dict[tuple[str, str], Candidate]:
     """The structure without one of its cuts, by node and block, or with a node in fp32 (no block), where it is free."""
     c, found = complete(p, c), {}
     for n, blocks in run.blocks.items():
@@ -189,7 +199,7 @@ def _undone(run: RunContext, p: SearchProblem, c: Candidate) -> dict[tuple[str, 
 
 
 def _moved(
-    ev: Sensitivity, known: InteractionFactors, at: EvaluatedSplit, without: Mapping[tuple[str, str], float]
+    ev: Sensitivity, known: InteractionFactors, *, at: EvaluatedSplit, without: Mapping[tuple[str, str], float]
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Factors after the losses of a split `without` each of its cuts."""
     alone, cuts, rounding = ev.scaled({}, {}), {n: dict(by) for n, by in known.cuts.items()}, dict(known.rounding)

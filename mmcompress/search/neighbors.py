@@ -11,7 +11,7 @@ from mmcompress.search.problem import SearchProblem
 
 
 def switch_levels(
-    problem: SearchProblem, top: Trial | None, seen: Collection[str], rng: random.Random
+    problem: SearchProblem, top: Trial | None, *, seen: Collection[str], rng: random.Random
 ) -> Candidate | None:
     """A level switch (EvoPress, Sieberling et al. 2025): units given to some blocks, taken from others, in budget."""
     if top is None:
@@ -27,7 +27,7 @@ def switch_levels(
             for node, b in rng.sample(places, rng.choice((1, 1, 2))):
                 size = b.granularity * (rng.choice((2, 4, 8)) if b.group == "ffn" else 1)
                 now = kept[node].get(b.name, b.units)
-                kept[node][b.name] = problem.nearest_choice(node, b.name, min(max(now + sign * size, 0), b.units))
+                kept[node][b.name] = problem.nearest_choice(node, b.name, kept=min(max(now + sign * size, 0), b.units))
         candidate = Candidate(kept, precision)
         latency = problem.predict(candidate)
         if (

@@ -88,7 +88,7 @@ class SearchProblem:
     def _gone(self, candidate: Candidate, node: str) -> int:
         return sum(k == 0 for k in candidate.kept_units.get(node, {}).values())
 
-    def nearest_choice(self, node: str, name: str, kept: int) -> int:
+    def nearest_choice(self, node: str, name: str, *, kept: int) -> int:
         options = self.unit_choices.get(node, {}).get(name)
         return min(options, key=lambda k: abs(k - kept)) if options else kept
 

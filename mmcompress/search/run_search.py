@@ -26,13 +26,15 @@ FULL_BUDGET_SHARE = 0.985
 """A structure that takes less than this share of the budget is given units back until it does not."""
 
 
-def choose_trial(run: RunContext, who: TrialEvaluator, trials: Sequence[Trial], budget_ms: float) -> Trial | None:
+def choose_trial(run: RunContext, who: TrialEvaluator, *, trials: Sequence[Trial], budget_ms: float) -> Trial | None:
     """The trial within the budget that stands best on all pairs, with that loss: the first few are judged on more.
 
     Those that leave some of the budget unused are passed over: what was grown out of them is there. Where none is
     within the budget, the fastest. Raises `ClusterError` when a worker is gone.
     """
-    within = _finalists(run, trials, budget_ms, FULL_BUDGET_SHARE) or _finalists(run, trials, budget_ms)
+    within = _finalists(run, trials, budget_ms=budget_ms, least=FULL_BUDGET_SHARE) or _finalists(
+        run, trials, budget_ms=budget_ms
+    )
     if not within:
         return min(trials, key=lambda t: t.latency_ms, default=None)
     if who.evaluate_again is None or len(within) == 1:
@@ -40,7 +42,7 @@ def choose_trial(run: RunContext, who: TrialEvaluator, trials: Sequence[Trial], 
     with run.time_stage("search"):
         new = {t.candidate.key(): t.candidate for t in within if t.candidate.key() not in who.final_losses}
         who.final_losses.update(
-            who.evaluate_all(who.evaluate_again, new, run.on_progress, f"the best {len(within)} on more pairs")
+            who.evaluate_all(who.evaluate_again, new, say=run.on_progress, what=f"the best {len(within)} on more pairs")
         )
     whole = [
         replace(t, loss=who.share * t.loss + (1 - who.share) * who.final_losses[t.candidate.key()]) for t in within
@@ -48,7 +50,7 @@ def choose_trial(run: RunContext, who: TrialEvaluator, trials: Sequence[Trial], 
     return min(whole, key=lambda t: t.loss)
 
 
-def _finalists(run: RunContext, trials: Sequence[Trial], budget_ms: float, least: float = 0.0) -> list[Trial]:
+def _finalists(run: RunContext, trials: Sequence[Trial], *, budget_ms: float, least: float = 0.0) -> list[Trial]:
     """The best few that take at most the budget, and at least a share of it."""
     within = (t for t in trials if least * budget_ms <= t.latency_ms <= budget_ms)
     return sorted(within, key=lambda t: t.loss)[: run.spec.search.finalists]
@@ -57,6 +59,7 @@ def _finalists(run: RunContext, trials: Sequence[Trial], budget_ms: float, least
 def run_search(
     run: RunContext,
     ev: Sensitivity,
+    *,
     predict: Predictor,
     budget_ms: float,
     who: TrialEvaluator,
@@ -69,12 +72,13 @@ def run_search(
     `blind`: without a head start, and with so many more trials in its place.
     """
 
-    p = build_problem(run, ev, predict, budget_ms)
+    p = build_problem(run, ev, predict=predict, budget_ms=budget_ms)
     with run.time_stage("search"):
-        book = open_study(run.folder / "study.journal", run.spec.seed, run.spec.search.sampler)
+        book = open_study(run.folder / "study.journal", run.spec.seed, sampler=run.spec.search.sampler)
         led = blind is None
         best = (
-            list(known) or [c for _, c in split_budget(run, ev, predict, budget_ms * BUDGET_SHARE, p)[:4]]
+            list(known)
+            or [c for _, c in split_budget(run, ev, predict=predict, budget_ms=budget_ms * BUDGET_SHARE, p=p)[:4]]
             if led
             else []
         )
@@ -84,35 +88,61 @@ def run_search(
         if attempt and led:  # the best direction so far, to be scaled to the corrected budget
             judged = sorted(finished_trials(book), key=lambda t: t.loss)[:6]
             starts = [to_search_point(p, t.candidate) for t in judged[:2]]
-            cut = [c for t in judged if (c := cut_to_budget(p, t.candidate, ev.loss_increase))]
+            cut = [c for t in judged if (c := cut_to_budget(p, t.candidate, damage=ev.loss_increase))]
             seeds = [("trimmed", c) for c in cut] + (seeds if known else seeds[:1])
         s = run.spec.search
         more = SearchEffort(
-            s.trials + EXTRA_TRIALS * attempt, s.level_switches + EXTRA_TRIALS * attempt, who.workers, s.retries
+            trials=s.trials + EXTRA_TRIALS * attempt,
+            level_switches=s.level_switches + EXTRA_TRIALS * attempt,
+            workers=who.workers,
+            retries=s.retries,
         )
         if blind is not None:  # as many as the others can come to, with seeds and what is grown
             seeded = (1 + attempt) * (s.finalists + len(run.blocks)) + 5 + 11 * attempt + blind
             more = replace(more, trials=more.trials + more.level_switches + seeded, level_switches=0)
         say = lambda what, share: run.on_progress("search", what, share)
-        trials = run_study(book, p, who.executor, who.evaluate, starts, seeds, more, run.spec.seed, say)
+        trials = run_study(
+            book,
+            p,
+            executor=who.executor,
+            evaluate=who.evaluate,
+            starts=starts,
+            seeds=seeds,
+            effort=more,
+            seed=run.spec.seed,
+            progress=say,
+        )
         held = lambda found: [t for t in found if p.is_allowed(t.candidate)] or found  # of an older journal
         if not led:
             return held(trials)
         wanting = [
-            t.candidate for t in _finalists(run, trials, budget_ms) if t.latency_ms < FULL_BUDGET_SHARE * budget_ms
+            t.candidate
+            for t in _finalists(run, trials, budget_ms=budget_ms)
+            if t.latency_ms < FULL_BUDGET_SHARE * budget_ms
         ]
-        grown = [("filled", grow_to_budget(p, c, ev.loss_increase, ev.rounding)) for c in wanting]
+        grown = [("filled", grow_to_budget(p, c, damage=ev.loss_increase, rounding=ev.rounding)) for c in wanting]
         small = [c for _, c in grown if p.predict(c) < FULL_BUDGET_SHARE * budget_ms]  # the next step up is too large
         grown += [
-            ("exchanged", c) for c in (trade_for_precision(p, small[0], ev.loss_increase, ev.rounding) if small else ())
+            ("exchanged", c)
+            for c in (trade_for_precision(p, small[0], damage=ev.loss_increase, rounding=ev.rounding) if small else ())
         ]
         if grown:
-            trials = run_study(book, p, who.executor, who.evaluate, [], grown, more, run.spec.seed, say)
+            trials = run_study(
+                book,
+                p,
+                executor=who.executor,
+                evaluate=who.evaluate,
+                starts=[],
+                seeds=grown,
+                effort=more,
+                seed=run.spec.seed,
+                progress=say,
+            )
         return held(trials)
 
 
 def adjust_structure(
-    run: RunContext, ev: Sensitivity, predict: Predictor, budget_ms: float, who: TrialEvaluator, structure: Candidate
+    run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: float, who: TrialEvaluator, structure: Candidate
 ) -> Trial | None:
     """A structure fitted to a budget that has moved a little, judged; None where no unit is small enough for that.
 
@@ -121,17 +151,27 @@ def adjust_structure(
     """
 
     p = replace(
-        build_problem(run, ev, predict, budget_ms), precisions={}
+        build_problem(run, ev, predict=predict, budget_ms=budget_ms), precisions={}
     )  # in another precision it is another structure
-    small = cut_to_budget(p, structure, ev.loss_increase)
-    c = grow_to_budget(p, small, ev.loss_increase, ev.rounding) if small else structure
+    small = cut_to_budget(p, structure, damage=ev.loss_increase)
+    c = grow_to_budget(p, small, damage=ev.loss_increase, rounding=ev.rounding) if small else structure
     if c == structure or not FULL_BUDGET_SHARE * budget_ms <= p.predict(c) <= budget_ms:
         return None
     with run.time_stage("search"):
-        book = open_study(run.folder / "study.journal", run.spec.seed, run.spec.search.sampler)
-        effort = SearchEffort(0, 0, who.workers, run.spec.search.retries)
+        book = open_study(run.folder / "study.journal", run.spec.seed, sampler=run.spec.search.sampler)
+        effort = SearchEffort(trials=0, level_switches=0, workers=who.workers, retries=run.spec.search.retries)
         say = lambda what, share: run.on_progress("search", what, share)
-        trials = run_study(book, p, who.executor, who.evaluate, [], [("adjusted", c)], effort, run.spec.seed, say)
+        trials = run_study(
+            book,
+            p,
+            executor=who.executor,
+            evaluate=who.evaluate,
+            starts=[],
+            seeds=[("adjusted", c)],
+            effort=effort,
+            seed=run.spec.seed,
+            progress=say,
+        )
     return next((t for t in trials if t.candidate.key() == c.key()), None)
 
 

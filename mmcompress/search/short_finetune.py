@@ -38,7 +38,7 @@ MAX_VALIDATION_PAIRS = 256
 """Choosing pairs at most that a training is judged on."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FinetunedStructure:
     """A structure and its loss on choosing pairs after a short training."""
 
@@ -48,7 +48,13 @@ class FinetunedStructure:
 
 
 def rank_by_short_finetuning(
-    run: RunContext, ev: Sensitivity, predict: Predictor, budget_ms: float, trials: Sequence[Trial], best: Trial | None
+    run: RunContext,
+    ev: Sensitivity,
+    *,
+    predict: Predictor,
+    budget_ms: float,
+    trials: Sequence[Trial],
+    best: Trial | None,
 ) -> Trial | None:
     """The best trial, or where its loss is `STEEP` the structure that a short training serves best.
 
@@ -61,18 +67,30 @@ def rank_by_short_finetuning(
         return best
     if not quality_collapsed(best.loss, validation_loss(run, run.models)):
         return best
-    p, record = build_problem(run, ev, predict, budget_ms), run.folder / "tryouts.json"
+    p, record = build_problem(run, ev, predict=predict, budget_ms=budget_ms), run.folder / "tryouts.json"
     if not record.exists():
-        pool, teacher = _pool(run, ev, p, trials)[: s.short_finetunings], Teacher(run.pipeline, run.models)
+        pool, teacher = _pool(run, ev, p=p, trials=trials)[: s.short_finetunings], Teacher(run.pipeline, run.models)
         with run.time_stage("tryouts"):
-            tried = [_try(run, ev, teacher, c, origin, f"{i + 1} of {len(pool)}") for i, (origin, c) in enumerate(pool)]
+            tried = [
+                _try(run, ev, teacher=teacher, c=c, origin=origin, number=f"{i + 1} of {len(pool)}")
+                for i, (origin, c) in enumerate(pool)
+            ]
         write_record(record, {"tried": tried})
     winner = min(read_record(_Record, record).tried, key=lambda t: t.loss)
-    fits = cut_to_budget(p, winner.candidate, ev.loss_increase)
+    fits = cut_to_budget(p, winner.candidate, damage=ev.loss_increase)
     if fits is None:
         return best
-    c = grow_to_budget(p, fits, ev.loss_increase, ev.rounding)
-    return Trial(best.number, winner.origin, {}, c, p.predict(c), winner.loss, {}, 0.0)
+    c = grow_to_budget(p, fits, damage=ev.loss_increase, rounding=ev.rounding)
+    return Trial(
+        number=best.number,
+        origin=winner.origin,
+        overrides={},
+        candidate=c,
+        latency_ms=p.predict(c),
+        loss=winner.loss,
+        quality={},
+        evaluation_seconds=0.0,
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +98,9 @@ class _Record:
     tried: tuple[FinetunedStructure, ...]
 
 
-def _pool(run: RunContext, ev: Sensitivity, p: SearchProblem, trials: Sequence[Trial]) -> list[tuple[str, Candidate]]:
+def _pool(
+    run: RunContext, ev: Sensitivity, *, p: SearchProblem, trials: Sequence[Trial]
+) -> list[tuple[str, Candidate]]:
     """Structures that use up the budget and differ, the best of every kind first: by loss, by damage, plain ones."""
     full = [t for t in trials if FULL_BUDGET_SHARE * p.budget_ms <= t.latency_ms <= p.budget_ms]
     within = full or [t for t in trials if t.latency_ms <= p.budget_ms]
@@ -89,18 +109,18 @@ def _pool(run: RunContext, ev: Sensitivity, p: SearchProblem, trials: Sequence[T
     by_damage = [(f"{t.origin}, least damage", t.candidate) for t in whole]
     fitted = (scale_to_budget(p, point)[1] for point in list_plain_starts(run, p))
     plain = [
-        ("plain split", grow_to_budget(p, c, ev.loss_increase, ev.rounding))
+        ("plain split", grow_to_budget(p, c, damage=ev.loss_increase, rounding=ev.rounding))
         for c in fitted
         if p.predict(c) <= p.budget_ms
     ]
     found: list[tuple[str, Candidate]] = []
     for row in (*by_loss[:1], *by_damage[:1], *plain, *by_loss[1:], *by_damage[1:]):
-        if all(_apart(p, row[1], c) > MIN_WEIGHT_DIFFERENCE for _, c in found):
+        if all(_apart(p, row[1], b=c) > MIN_WEIGHT_DIFFERENCE for _, c in found):
             found.append(row)
     return found
 
 
-def _apart(p: SearchProblem, a: Candidate, b: Candidate) -> float:
+def _apart(p: SearchProblem, a: Candidate, *, b: Candidate) -> float:
     """The share of the weights in blocks that one structure has and the other has not; infinite of other precisions."""
     if a.precision != b.precision:
         return math.inf
@@ -120,7 +140,9 @@ def add_loss_increases(ev: Sensitivity, c: Candidate) -> float:
     return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
 
 
-def _try(run: RunContext, ev: Sensitivity, teacher: Any, c: Candidate, origin: str, number: str) -> FinetunedStructure:
+def _try(
+    run: RunContext, ev: Sensitivity, *, teacher: Any, c: Candidate, origin: str, number: str
+) -> FinetunedStructure:
 
     d = run.spec.distill
     options = replace(
@@ -131,12 +153,12 @@ def _try(run: RunContext, ev: Sensitivity, teacher: Any, c: Candidate, origin: s
         patience=0,
         find_learning_rate=False,
     )
-    models = build_pruned_models(run, ev, c, run.spec.prune.refit)
+    models = build_pruned_models(run, ev, candidate=c, refit=run.spec.prune.refit)
     say = lambda what, share: run.on_progress("tryout", f"{number} ({origin}): {what}", share)
     distill_(run.pipeline, models, teacher, run.data, options, run.spec.seed, say, clock=run.clock)
     loss = validation_loss(run, models)
     run.on_progress("tryout", f"{number} ({origin}): loss {loss:.3f} after training", None)
-    return FinetunedStructure(c, origin, loss)
+    return FinetunedStructure(candidate=c, origin=origin, loss=loss)
 
 
 def validation_loss(run: RunContext, models: dict[str, Any]) -> float:

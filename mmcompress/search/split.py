@@ -24,7 +24,7 @@ MAX_COMBINATIONS = 600
 """Choices of windows and precisions that are solved; of more, some are left out."""
 
 
-def solve_knapsack(costs: list[np.ndarray], damages: list[np.ndarray], budget: float) -> list[int] | None:
+def solve_knapsack(costs: list[np.ndarray], damages: list[np.ndarray], *, budget: float) -> list[int] | None:
     """Multiple-choice knapsack: one option per row, least damage with total cost within budget; None if impossible.
 
     Costs are rounded up to a `BINS`-th of the budget, so a solution never exceeds it. Of solutions that do equal damage
@@ -64,6 +64,7 @@ def thin_out_levels(choices: Sequence[int], most: int = 17) -> list[int]:
 def limit_combinations(
     precisions: Mapping[str, Sequence[str]],
     rounding: Mapping[str, Mapping[str, float]],
+    *,
     lengths: Sequence[Sequence[int]],
     whole_ms: Callable[[str, str], float],
 ) -> tuple[dict[str, list[str]], list[list[int]]]:
@@ -108,9 +109,12 @@ def split_by_knapsack(
         for b, o in options[n].items()
     }
     order = [(n, b) for n in nodes for b in options[n]]
-    whole = lambda n, p: predictor.node_table_ms(n, {}, p, rows)
+    whole = lambda n, p: predictor.node_table_ms(n, {}, precision=p, rows=rows)
     precisions, lengths = limit_combinations(
-        precisions, rounding, [thin_out_levels(choices[n]["tokens"], MAX_WINDOW_LENGTHS) for n in windowed], whole
+        precisions,
+        rounding,
+        lengths=[thin_out_levels(choices[n]["tokens"], MAX_WINDOW_LENGTHS) for n in windowed],
+        whole_ms=whole,
     )
     for window in itertools.product(*lengths):
         left = {n: {"tokens": k} for n, k in zip(windowed, window, strict=True)}
@@ -118,15 +122,18 @@ def split_by_knapsack(
         paid = sum(float(curves[n]["tokens"].loss_increase(kept["tokens"])) for n, kept in left.items())
         for n in nodes:
             for p, placed in itertools.product(precisions[n], predictor.deployed[n]):
-                ms = [predictor.block_ms(n, placed, k, p, rows, cuts) for k in options[n][placed.name]]
+                ms = [
+                    predictor.block_ms(n, placed, units=k, precision=p, rows=rows, cuts=cuts)
+                    for k in options[n][placed.name]
+                ]
                 costs[n, placed.name, p] = np.array(ms)
         for choice in itertools.product(*(precisions[n] for n in nodes)):
             precision = dict(zip(nodes, choice, strict=True))
-            fixed = predictor.overhead_ms + sum(predictor.base_ms(n, precision[n], cuts) for n in nodes)
+            fixed = predictor.overhead_ms + sum(predictor.base_ms(n, precision[n], cuts=cuts) for n in nodes)
             picked = solve_knapsack(
                 [costs[n, b, precision[n]] for n, b in order],
                 [damages[at] for at in order],
-                budget_ms / predictor.factor - fixed,
+                budget=budget_ms / predictor.factor - fixed,
             )
             if picked is None:
                 continue

@@ -18,7 +18,13 @@ MAX_SPLITS = 12
 
 
 def split_budget(
-    run: RunContext, ev: Sensitivity, predict: Predictor, budget_ms: float, p: SearchProblem, nodes: Sequence[str] = ()
+    run: RunContext,
+    ev: Sensitivity,
+    *,
+    predict: Predictor,
+    budget_ms: float,
+    p: SearchProblem,
+    nodes: Sequence[str] = (),
 ) -> list[tuple[float, Candidate]]:
     """The knapsack's splits of a budget over some of the nodes (default: all), least estimated damage first.
 
@@ -38,7 +44,7 @@ def split_budget(
         for damage, c in rows:  # what is mended does no less harm: those behind are worse
             if p.is_allowed(c):
                 held.append((damage, c))
-            elif mended := cut_to_budget(p, restore_dropped(p, c, ev.loss_increase), ev.loss_increase):
+            elif mended := cut_to_budget(p, restore_dropped(p, c, damage=ev.loss_increase), damage=ev.loss_increase):
                 held.append((estimated(mended), mended))
             if len(held) == MAX_SPLITS:
                 break

@@ -57,7 +57,7 @@ def _distributions(space: Space) -> dict[str, Any]:
     return found
 
 
-def open_study(path: Path, seed: int, sampler: str = "tpe") -> Any:
+def open_study(path: Path, seed: int, *, sampler: str = "tpe") -> Any:
     """The study in a journal file, made when missing. Trials a dead driver left running are failed and asked again."""
     import optuna
     from optuna.storages import JournalStorage
@@ -99,7 +99,7 @@ def count_failures(study: Any, origin: str | None = None) -> int:
     return sum(origin in (None, r.get("origin")) for r in rows)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Pending:
     optuna_trial: Any
     origin: str
@@ -124,15 +124,15 @@ class _Book:
         over = p.latency_ms - self.problem.budget_ms
         number = p.optuna_trial.number if p.optuna_trial else len(self.study.get_trials(deepcopy=False))
         trial = Trial(
-            number,
-            p.origin,
-            p.overrides,
-            p.candidate,
-            p.latency_ms,
-            result["loss"],
-            result["quality"],
-            result["seconds"],
-            result["worker"],
+            number=number,
+            origin=p.origin,
+            overrides=p.overrides,
+            candidate=p.candidate,
+            latency_ms=p.latency_ms,
+            loss=result["loss"],
+            quality=result["quality"],
+            evaluation_seconds=result["seconds"],
+            worker=result["worker"],
         )
         self.by_key.setdefault(p.candidate.key(), trial)
         if p.optuna_trial:
@@ -164,7 +164,7 @@ class _Book:
             self.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"error": text, "origin": p.origin}))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SearchEffort:
     """How much to search: sampler proposals and mutations in all, at how many a time, and retries of a failed one."""
 
@@ -181,6 +181,7 @@ class _Search:
         self,
         book: _Book,
         executor: Executor,
+        *,
         evaluate: Evaluate,
         seeds: SeedCandidates,
         effort: SearchEffort,
@@ -225,19 +226,31 @@ class _Search:
         if self.mutated >= self.effort.level_switches or any(p.origin != "mutation" for p in self.pending.values()):
             return None
         taken = self.book.by_key.keys() | {p.candidate.key() for p in self.pending.values()}
-        new = switch_levels(self.problem, self.best(), taken, self.rng)
+        new = switch_levels(self.problem, self.best(), seen=taken, rng=self.rng)
         self.mutated = self.mutated + 1 if new else self.effort.level_switches
         return self.given("mutation", new) if new else None
 
     def given(self, origin: str, c: Candidate) -> _Pending:
-        return _Pending(None, origin, to_overrides(self.problem, c), c, self.problem.predict(c))
+        return _Pending(
+            optuna_trial=None,
+            origin=origin,
+            overrides=to_overrides(self.problem, c),
+            candidate=c,
+            latency_ms=self.problem.predict(c),
+        )
 
     def sample(self) -> _Pending:
         """What the sampler proposes next that is not known; of a known one the sampler is told, and asked again."""
         while True:
             t = self.book.study.ask(self.book.distributions)
             overrides, candidate = scale_to_budget(self.problem, dict(t.params))
-            p = _Pending(t, "sampler", overrides, candidate, self.problem.predict(candidate))
+            p = _Pending(
+                optuna_trial=t,
+                origin="sampler",
+                overrides=overrides,
+                candidate=candidate,
+                latency_ms=self.problem.predict(candidate),
+            )
             known = self.book.by_key.get(candidate.key())
             if known is None or self.repeats >= 4 * self.total:
                 return p
@@ -268,6 +281,7 @@ class _Search:
 def run_study(
     study: Any,
     problem: SearchProblem,
+    *,
     executor: Executor,
     evaluate: Evaluate,
     starts: list[SearchPoint],
@@ -284,5 +298,5 @@ def run_study(
     for point in starts:
         study.enqueue_trial(point, skip_if_exists=True)
     book = _Book(study, problem)
-    _Search(book, executor, evaluate, seeds, effort, seed, progress).run()
+    _Search(book, executor, evaluate=evaluate, seeds=seeds, effort=effort, seed=seed, progress=progress).run()
     return list(book.by_key.values())

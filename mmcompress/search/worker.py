@@ -32,7 +32,7 @@ WorkerContext = dict[str, Any]
 """What a worker needs: the spec as JSON and arrays; see `pack`."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class _Loaded:
     spec: Spec
     models: dict[str, Model]
@@ -47,7 +47,7 @@ class _Loaded:
     more_anchors: list[Outputs] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class OutputCache:
     """Outputs of node variants seen before, the oldest forgotten first: most trials change one or two nodes."""
 
@@ -105,7 +105,7 @@ def make_worker_context(
 
 
 def make_estimate_context(
-    curves: Mapping[str, SensitivityCurves], rounding: Mapping[str, Mapping[str, float]], base: float
+    curves: Mapping[str, SensitivityCurves], rounding: Mapping[str, Mapping[str, float]], *, base: float
 ) -> WorkerContext:
     """What `estimate` needs: no weights, no pairs."""
     return {"curves": to_plain(curves), "rounding": to_plain(rounding), "base": base}
@@ -142,15 +142,15 @@ def _load(context: WorkerContext) -> _Loaded:
         spec = build_record(Spec, context["spec"])
         models = load_models(spec)
         _cache[context["key"]] = _Loaded(
-            spec,
-            models,
-            TorchPipeline(spec, models),
-            {n: {b: _tensor(s) for b, s in by.items()} for n, by in context["scores"].items()},
-            {
-                n: {b: Gram(_tensor(xx), _tensor(x), c) for b, (xx, x, c) in by.items()}
+            spec=spec,
+            models=models,
+            pipeline=TorchPipeline(spec, models),
+            scores={n: {b: _tensor(s) for b, s in by.items()} for n, by in context["scores"].items()},
+            grams={
+                n: {b: Gram(xx=_tensor(xx), x=_tensor(x), n=c) for b, (xx, x, c) in by.items()}
                 for n, by in context["grams"].items()
             },
-            _batch(context["batch"]),
+            batch=_batch(context["batch"]),
             spared=context["spared"],
         )
         loaded = _cache[context["key"]]
@@ -159,13 +159,13 @@ def _load(context: WorkerContext) -> _Loaded:
 
 
 def prune_node(
-    model: Model, kept: KeptUnits, scores: Mapping[str, torch.Tensor], grams: Grams | None, ridge: float
+    model: Model, kept: KeptUnits, *, scores: Mapping[str, torch.Tensor], grams: Grams | None, ridge: float
 ) -> Model:
     """A pruned copy of one model, refitted from the dense moments when `grams` are given."""
-    units = choose_units(kept, model.blocks, scores)
+    units = choose_units(kept, model.blocks, scores=scores)
     cut = copy_without_units(model, units)
     if grams is not None:
-        refit_from_gram_(cut, model, units, grams, ridge)
+        refit_from_gram_(cut, model, units=units, grams=grams, ridge=ridge)
     return cut.eval()
 
 
@@ -200,10 +200,10 @@ def evaluate_candidate(context: WorkerContext, candidate: dict[str, Any]) -> dic
         )
     found = {n: loaded.known.get(k) for n, k in keys.items()}
     known: Outputs = {n: o for n, o in found.items() if o is not None}
-    outputs = _run(loaded, c, known)
+    outputs = _run(loaded, c, known=known)
     for n, o in outputs.items():
         loaded.known.put(keys[n], o)
-    loss = p.loss_of_outputs(outputs, loaded.batch, loaded.anchors)
+    loss = p.loss_of_outputs(outputs, loaded.batch, dense=loaded.anchors)
     quality = p.quality(outputs, loaded.batch)
     return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}
 
@@ -217,11 +217,11 @@ def evaluate_on_more_pairs(context: WorkerContext, candidate: dict[str, Any]) ->
         loaded.more = _batch(context["more"]).chunks(len(loaded.batch))
         loaded.more_anchors = [loaded.pipeline.reference_outputs(loaded.models, b) for b in loaded.more]
     for batch, anchors in zip(loaded.more, loaded.more_anchors, strict=True):
-        losses.append(loaded.pipeline.loss_of_outputs(_run(loaded, c, {}, batch), batch, anchors))
+        losses.append(loaded.pipeline.loss_of_outputs(_run(loaded, c, known={}, batch=batch), batch, dense=anchors))
     return {"loss": sum(losses) / len(losses), "seconds": time.perf_counter() - start}
 
 
-def _run(loaded: _Loaded, c: Candidate, known: Outputs, batch: Batch | None = None) -> Outputs:
+def _run(loaded: _Loaded, c: Candidate, *, known: Outputs, batch: Batch | None = None) -> Outputs:
     """Outputs of every node on choosing pairs; only nodes not in `known` are pruned, refitted and run."""
     prune, models = loaded.spec.prune, {}
     with ExitStack() as stack:
@@ -229,7 +229,7 @@ def _run(loaded: _Loaded, c: Candidate, known: Outputs, batch: Batch | None = No
             if n in known:
                 continue
             grams = loaded.grams[n] if prune.refit else None
-            models[n] = prune_node(m, c.kept_units[n], loaded.scores[n], grams, prune.ridge)
+            models[n] = prune_node(m, c.kept_units[n], scores=loaded.scores[n], grams=grams, ridge=prune.ridge)
             spared = loaded.spared.get(n, {}).get(c.precision[n], ())
-            stack.enter_context(simulate_precision(models[n], c.precision[n], models[n].linear_layers(spared)))
-        return loaded.pipeline.forward_in_pieces(models, loaded.batch if batch is None else batch, known)
+            stack.enter_context(simulate_precision(models[n], c.precision[n], spared=models[n].linear_layers(spared)))
+        return loaded.pipeline.forward_in_pieces(models, loaded.batch if batch is None else batch, known=known)

@@ -18,7 +18,7 @@ def _precision(name: str) -> str | None:
     return None if name == "auto" else PRECISIONS.problem(name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class NodePrune:
     """Pruning ratios of one node: the share of its units removed. What is not given is searched."""
 
@@ -32,7 +32,7 @@ class NodePrune:
     """Ratios of single blocks by name; they override the rest."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Node:
     """One model (or one joining step) of the pipeline. `inputs` maps ports to `node.port` or a pipeline input."""
 
@@ -57,7 +57,7 @@ class Node:
     prune: NodePrune = field(default_factory=NodePrune)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Data:
     kind: str = field(metadata={"registry": DATA_KINDS})
     options: dict[str, Any] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Data:
     """Further splits, measured and reported apart."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prune:
     importance: str = field(default="reconstruction", metadata={"registry": IMPORTANCE})
     allocation: str = field(default="knapsack", metadata={"registry": ALLOCATIONS})
@@ -107,7 +107,7 @@ class Quantize:
     """A block whose rounding alone raises the pipeline's loss by more than this stays in fp32 (0: none is asked)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Distill:
     steps: int = field(default=220, metadata=_within(0, 1_000_000))
     minutes: float = field(default=4.0, metadata=_within(0, 100_000))
@@ -141,7 +141,7 @@ class Distill:
     """Distinct training pairs (0: fresh ones for every step, where the data has them)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Search:
     trials: int = field(default=40, metadata=_within(0, 100_000))
     """Proposals of the sampler; splits of the budget, and what is judged for them, come on top."""
@@ -169,7 +169,7 @@ class Search:
     a miss is tried again once even where this is 1."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """Upper bounds beside the latency target; what is not given is not bound."""
 
@@ -183,7 +183,7 @@ class Limits:
     """p50 of single nodes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Measure:
     threads: int = field(default=2, metadata=_within(1, 1024))
     """Of every session, as the bundle is to be deployed."""
@@ -199,7 +199,7 @@ class Measure:
     """Requests to each side at least."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """A pipeline and how to compress it."""
 

@@ -11,7 +11,7 @@ from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Dimension:
     """One dimension of a search space: a range (whole numbers with `step: 1`) or a list of choices."""
 
@@ -39,7 +39,7 @@ SEARCHABLE_KEYS = (
 )
 
 
-def load_space(path: str | Path, spec: Spec, fixed: frozenset[str] = frozenset()) -> Space:
+def load_space(path: str | Path, spec: Spec, *, fixed: frozenset[str] = frozenset()) -> Space:
     """Read a search space, spell out `*` for the models of `spec`, leave out what is `fixed`. Raises `SpecError`."""
     source = YamlSource(path)
     space = source.build(Space)

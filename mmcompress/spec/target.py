@@ -22,7 +22,7 @@ def require_one_target(spec: Spec) -> Spec:
     return spec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Goal:
     """What is to be reached: a `speedup` over the dense pipeline or a `latency` in ms, of the p50 or the p95."""
 
@@ -44,4 +44,6 @@ def parse_target(text: str, error: Exception | None = None) -> Goal:
     m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(x|ms)(\s+(p50|p95))?\s*", str(text))
     if not m or float(m.group(1)) <= 0 or (m.group(2) == "x" and float(m.group(1)) < 1):
         raise SpecError(f"{error or 'target: '}expected a target like 2x (at least 1x), 12ms or 12ms p95, got '{text}'")
-    return Goal("speedup" if m.group(2) == "x" else "latency", float(m.group(1)), m.group(4) or "p50")
+    return Goal(
+        kind="speedup" if m.group(2) == "x" else "latency", value=float(m.group(1)), statistic=m.group(4) or "p50"
+    )

@@ -46,7 +46,7 @@ STATIC_RANGE_INPUTS = 32
 """Training inputs that static ranges are taken from."""
 
 
-@dataclass
+@dataclass(kw_only=True)
 class RunContext:
     """A run folder with everything loaded. Heavy parts are made by `open_run`."""
 
@@ -86,6 +86,7 @@ class RunContext:
         self,
         models: dict[str, Any],
         precision: dict[str, str],
+        *,
         kept: dict[str, KeptUnits],
         folder: Path,
         prove: bool = True,
@@ -96,7 +97,18 @@ class RunContext:
 
         static = any(p == "int8_static" for p in precision.values())
         given = self.data.load("train", min(self.spec.data.calibration, STATIC_RANGE_INPUTS)).inputs if static else ()
-        return write_bundle(self.spec, models, precision, kept, folder, prove, self.lookup_texts, given, spared, aside)
+        return write_bundle(
+            self.spec,
+            models,
+            precision=precision,
+            kept=kept,
+            folder=folder,
+            prove=prove,
+            listed=self.lookup_texts,
+            calibration=given,
+            spared=spared,
+            aside=aside,
+        )
 
     @cached_property
     def device_readings(self) -> Readings | None:
@@ -178,11 +190,11 @@ def default_space() -> Path:
 def open_run(
     spec_path: str | Path,
     out: str | Path,
-    space_path: str | Path | None = None,
+    *,
+    space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    say: OnProgress = ignore_progress,
-    *,
+    on_progress: OnProgress = ignore_progress,
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
 ) -> RunContext:
@@ -192,25 +204,37 @@ def open_run(
     latency is measured with and time is read from; by default those of this machine.
     """
     spec = load_spec(spec_path, overrides)
-    space = load_space(space_path or default_space(), spec, list_given_keys(spec_path, overrides))
+    searched = load_space(space or default_space(), spec, fixed=list_given_keys(spec_path, overrides))
     folder = Path(out)
-    say("load", f"{spec.name}: {len(spec.model_nodes())} models", None)
+    on_progress("load", f"{spec.name}: {len(spec.model_nodes())} models", None)
 
     data = open_data(spec)
     if few := describe_shortage(spec, data):
-        say("load", few, None)
+        on_progress("load", few, None)
     listed = {n: read_lookup_texts(data, node.texts) for n, node in spec.nodes.items() if node.kind == "lookup"}
     models = load_models(spec)
     load_rewind_models(spec, models)  # what can't be rewound to is told before hours of work
     _check_asked(spec, models)
-    space = _possible(space, models)
+    searched = _possible(searched, models)
     cross = find_cross_modal_blocks(spec, {n: m.blocks for n, m in models.items()})
     bench, clock = bench or Benchmarker(), clock or SystemClock()
     run = RunContext(
-        spec, space, folder, say, models, TorchPipeline(spec, models), data, cross, {}, listed, folder, bench, clock
+        spec=spec,
+        space=searched,
+        folder=folder,
+        on_progress=on_progress,
+        models=models,
+        pipeline=TorchPipeline(spec, models),
+        data=data,
+        cross_modal=cross,
+        timings={},
+        lookup_texts=listed,
+        shared=folder,
+        bench=bench,
+        clock=clock,
     )
     _ = run.device_readings  # readings that don't fit are refused before anything is written
-    _claim(folder, spec, space, resume)
+    _claim(folder, spec, space=searched, resume=resume)
     _keep_readings(run)
     if (folder / "timings.json").exists():
         run.timings |= json.loads((folder / "timings.json").read_text())
@@ -269,7 +293,7 @@ def _possible(space: Space, models: dict[str, Any]) -> Space:
     return replace(space, dimensions=keep)
 
 
-def _claim(folder: Path, spec: Spec, space: Space, resume: bool) -> None:
+def _claim(folder: Path, spec: Spec, *, space: Space, resume: bool) -> None:
     record = folder / "spec.json"
     if record.exists() and resume:
         if _decisive(read_record(Spec, record)) != _decisive(spec):

@@ -64,13 +64,15 @@ class TextDecoder:
         start = [np.zeros((beams, h, 0, d), np.float32) for h, d in self.past]
         if names and names[0] in given:  # the context is a prefix: every beam starts from its K and V
             start = [np.repeat(given[n], beams, 0) for n in names]
-        return beam_search(step, start, generation, made, follow)
+        return beam_search(step, start, g=generation, made=made, follow=follow)
 
     def _write(self, context: np.ndarray) -> GenerationTrace:
         before, made = self.step.calls, list[BeamMove]()
         found = self.generate(context, made=made)
         return GenerationTrace(
-            self.step.calls - before, tuple((score, tuple(ids)) for score, ids in found), tuple(made)
+            steps=self.step.calls - before,
+            sequences=tuple((score, tuple(ids)) for score, ids in found),
+            moves=tuple(made),
         )
 
     def _take(self, contexts: list[np.ndarray]) -> list[GenerationTrace]:

@@ -31,7 +31,7 @@ EXPORT_SHARES, LARGE_NODE_PARAMS = (1.0, 0.6, 0.3), 20e6
 for a node of so many parameters, of which one export says as much as several of a small one."""
 
 
-def keep_uniform_share(model: Model, share: float, cut: int = 0) -> KeptUnits:
+def keep_uniform_share(model: Model, share: float, *, cut: int = 0) -> KeptUnits:
     """The same share of every block, and all positions but `cut`."""
     some = lambda b: int(units_after(b, round((1 - share) * count_steps(b))))
     return {b.name: b.units - cut if b.group == "tokens" else some(b) for b in model.blocks}
@@ -49,13 +49,14 @@ def find_windows(models: Mapping[str, Model], shortest: Mapping[str, float]) -> 
     for n, share in shortest.items():
         if block := next((b for b in models[n].blocks if b.group == "tokens" and share > 0), None):
             cuts = {block.units - int(units_after(block, round(share * count_steps(block) * i / 3))) for i in (1, 2, 3)}
-            found[n] = PositionWindow(block.units, block.prefix_only, tuple(sorted(cuts - {0})))
+            found[n] = PositionWindow(count=block.units, ordered=block.prefix_only, cuts=tuple(sorted(cuts - {0})))
     return found
 
 
 def plan_measurements(
     spec: Spec,
     models: Mapping[str, Model],
+    *,
     calls: Mapping[str, float],
     shortest: Mapping[str, float] = MappingProxyType({}),
     precisions: Mapping[str, Sequence[str]] = MappingProxyType({}),
@@ -69,17 +70,20 @@ def plan_measurements(
         source = split_reference(spec.nodes[n].inputs.get("context", ""))[0]
         read = source if source in windows and getattr(models[source], "passes", True) else ""
         shapes = m.block_shapes(decode[n], texts[n])
-        placed[n] = deploy_blocks(m.blocks, shapes, n if n in windows else "", read)
+        placed[n] = deploy_blocks(m.blocks, shapes, own=n if n in windows else "", context_of=read)
     used = {n: tuple(dict.fromkeys(("fp32", *precisions.get(n, ("int8",))))) for n in models}
     reads = {n: tuple(sorted(source_nodes(spec, n))) for n in spec.nodes} if spec.measure.parallel else {}
     little = {"small": {n: keep_uniform_share(m, 0.25) for n, m in models.items()}}
     little["thin"] = {n: keep_share_and_drop_blocks(m, 0.6) for n, m in models.items()}
-    return MeasurementPlan(placed, windows, used, reads, little if small else {})
+    return MeasurementPlan(
+        deployed=placed, windows=windows, precisions=used, reads=reads, small_structures=little if small else {}
+    )
 
 
 def write_exports(
     spec: Spec,
     models: Mapping[str, Model],
+    *,
     plan: MeasurementPlan,
     calls: Mapping[str, float],
     folder: Path,
@@ -97,7 +101,7 @@ def write_exports(
         middle = ((1.0, cuts[len(cuts) // 2]),) if cuts else ()
         some = EXPORT_SHARES if count_params(m) < LARGE_NODE_PARAMS else (EXPORT_SHARES[0], EXPORT_SHARES[-1])
         for i, (share, cut) in enumerate((*((s, 0) for s in some), *middle)):
-            kept = keep_uniform_share(m, share, cut)
+            kept = keep_uniform_share(m, share, cut=cut)
             small = copy_resized(m, kept)
             at, graphs = folder / "structures" / f"{n}-{i}", {}
             at.mkdir(parents=True)
@@ -108,22 +112,30 @@ def write_exports(
                 np.savez(at / f"{g}.npz", **feed)  # type: ignore[arg-type]
                 graphs[g] = (str((at / f"{g}.npz").relative_to(folder)), requests[g][1], feed)
             for p in plan.precisions[n]:
-                files = written if p == "fp32" else {g: _rounded(f, p, graphs[g][2]) for g, f in written.items()}
+                files = written if p == "fp32" else {g: _rounded(f, p, feed=graphs[g][2]) for g, f in written.items()}
                 files = files or {g: bundles[p] / f for g, f in nodes[p][n]["files"].items()}
                 size = sum(f.stat().st_size for f in files.values()) / 1e6
                 found = {g: GraphCall(str(f.relative_to(folder)), *graphs[g][:2]) for g, f in files.items()}
-                yield Export(n, p, kept, cut, count_params(small) / 1e6, size, found)
+                yield Export(
+                    node=n,
+                    precision=p,
+                    kept_units=kept,
+                    cut_positions=cut,
+                    params_m=count_params(small) / 1e6,
+                    size_mb=size,
+                    graphs=found,
+                )
             if not keep:
                 shutil.rmtree(at)
 
 
-def _rounded(file: Path, precision: str, feed: Mapping[str, np.ndarray]) -> Path:
+def _rounded(file: Path, precision: str, *, feed: Mapping[str, np.ndarray]) -> Path:
     """A graph in another precision; a static one sees inputs of the right shape: only speed and size count."""
     feeds = []
     if getattr(PRECISIONS.get(precision), "activations", "") == "static":
         used = {i.name for i in open_session(file, 0).get_inputs()}
         feeds = [{k: v for k, v in feed.items() if k in used}]
-    return quantize_model(precision, file, file.with_suffix(f".{precision}.onnx"), feeds)[0]
+    return quantize_model(precision, file, target=file.with_suffix(f".{precision}.onnx"), feeds=feeds)[0]
 
 
 def calibrate_predictor(
@@ -148,10 +160,10 @@ def calibrate_predictor(
     found = bench.complete_device_table(wanted, threads, precisions=plan.every_precision, progress=say)
     whole, ms = [], []
     shutil.rmtree(folder / "structures", ignore_errors=True)  # of a run that was cut off
-    for e in write_exports(spec, models, plan, calls, folder, keep=False):
+    for e in write_exports(spec, models, plan=plan, calls=calls, folder=folder, keep=False):
         share = list(models).index(e.node) / len(models)
         progress(f"whole export of {e.node}, {e.precision}, {e.params_m:.2f} M parameters", 0.7 + 0.3 * share)
         whole.append(e)
         ms.append(bench.time_export(e, folder, threads=threads))
     shutil.rmtree(folder / "structures", ignore_errors=True)
-    return fit_predictor(plan, found, whole, ms, dense, beside)
+    return fit_predictor(plan, found, exports=whole, ms=ms, dense=dense, beside=beside)

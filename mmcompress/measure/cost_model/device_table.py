@@ -50,7 +50,7 @@ class TableRow:
     ms: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeviceTable:
     """Rows measured on one device with one number of threads. Tables of two devices are never mixed."""
 
@@ -70,7 +70,7 @@ TableKey = tuple[str, int, int, int, int, int]
 """(kind, width, head width, positions, key positions, batch)."""
 
 
-def interpolate_ms(rows: Mapping[tuple, TableRow], key: TableKey, units: int, precision: str) -> float:
+def interpolate_ms(rows: Mapping[tuple, TableRow], key: TableKey, *, units: int, precision: str) -> float:
     """Milliseconds of one call of a block, linear between measured sizes; nothing when no unit is left."""
     if units == 0:
         return 0.0
@@ -81,7 +81,7 @@ def interpolate_ms(rows: Mapping[tuple, TableRow], key: TableKey, units: int, pr
     return float(np.interp(units, row.units, row.ms))
 
 
-def measured_sizes(units: int, step: int, eighths: Sequence[int] = ALL_EIGHTHS) -> tuple[int, ...]:
+def measured_sizes(units: int, step: int, *, eighths: Sequence[int] = ALL_EIGHTHS) -> tuple[int, ...]:
     """Sizes a table row is measured at: every size of a small block, some eighths of one of many steps."""
     count = -(-units // step)
     picks = sorted({max(1, round(count * i / 8)) for i in eighths})
@@ -91,6 +91,7 @@ def measured_sizes(units: int, step: int, eighths: Sequence[int] = ALL_EIGHTHS) 
 def measure_table(
     needs: Iterable[tuple[TableKey, int, int]],
     threads: int,
+    *,
     cached: DeviceTable | None = None,
     progress: Callable[[str, float], None] = lambda what, share: None,
     precisions: Sequence[str] = ("fp32", "int8"),
@@ -118,14 +119,14 @@ def measure_table(
             if precision == "fp32":
                 run = open_session(model.SerializeToString(), threads)
             else:
-                rounded, _ = quantize_model(precision, model, Path(scratch) / "q.onnx", [inputs])
+                rounded, _ = quantize_model(precision, model, target=Path(scratch) / "q.onnx", feeds=[inputs])
                 run = open_session(rounded.read_bytes(), threads)
-            return min_of_medians(partial(run.run, None, inputs), 5, 60, 0.12)
+            return min_of_medians(partial(run.run, None, inputs), 5, rounds=60, limit=0.12)
 
         for done, (key, units, step, precision) in enumerate(todo):
             kind, width, head, positions, keys, batch = key
             heavy = lambda size, k=key: k[3] * k[1] * max(size, k[4]) > LARGE_BLOCK_MACS
-            sizes, ms = measured_sizes(units, step, FEW_EIGHTHS if heavy(units) else ALL_EIGHTHS), []
+            sizes, ms = measured_sizes(units, step, eighths=FEW_EIGHTHS if heavy(units) else ALL_EIGHTHS), []
             progress(f"{kind} {precision}", done / len(todo))
             for size in sizes:
                 cell, copies = (
@@ -137,12 +138,13 @@ def measure_table(
                     bare[call] = clocked(cell, 0, "fp32")
                 ms.append(max(clocked(cell, copies, precision) - bare[call], 1e-4) / copies)
             rows[(*key, precision)] = TableRow(*key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist()))
-    return DeviceTable(device, threads, tuple(rows.values()))
+    return DeviceTable(device=device, threads=threads, rows=tuple(rows.values()))
 
 
 def complete_table(
     needs: Iterable[tuple[TableKey, int, int]],
     threads: int,
+    *,
     progress: Callable[[str, float], None] = lambda what, share: None,
     precisions: Sequence[str] = ("fp32", "int8"),
 ) -> DeviceTable:
@@ -152,7 +154,7 @@ def complete_table(
         known = read_record(DeviceTable, path)
     except DataError:  # there is none that can be read
         known = None
-    found = measure_table(needs, threads, known, progress, precisions)
+    found = measure_table(needs, threads, cached=known, progress=progress, precisions=precisions)
     with suppress(OSError):  # it can't be kept here
         write_record(path, found)
     return found

@@ -12,7 +12,7 @@ from mmcompress.measure.latency.bench import PipelineLatency
 from mmcompress.stats import Latency
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PipelineMeasurement:
     """A pipeline end to end: latency, its nodes, the share spent inside models, session calls per request, and the p50
     of the milliseconds inside the sessions of each node."""
@@ -25,7 +25,13 @@ class PipelineMeasurement:
 
     @classmethod
     def from_latency(cls, m: PipelineLatency) -> PipelineMeasurement:
-        return cls(m.latency, m.nodes, m.model_share, m.calls, m.in_session_ms)
+        return cls(
+            latency=m.latency,
+            nodes=m.nodes,
+            model_share=m.model_share,
+            calls=m.calls,
+            in_session_ms=m.in_session_ms,
+        )
 
 
 NodeRatios = Mapping[str, Mapping[str, float]]
@@ -41,6 +47,7 @@ def node_ratios(found: Mapping[str, PipelineLatency]) -> dict[str, dict[str, flo
 def fit_predictor(
     plan: MeasurementPlan,
     found: DeviceTable,
+    *,
     exports: Sequence[Export],
     ms: Sequence[float],
     dense: PipelineMeasurement,
@@ -51,7 +58,12 @@ def fit_predictor(
     The prediction for the `dense` pipeline is exactly what was measured, as a whole and node by node; `beside` holds
     every other precision, and small nodes, to what was measured of them inside a pipeline.
     """
-    draft, rows = Predictor(found, plan.deployed, {}, 0.0, windows=plan.windows, reads=plan.reads), found.lookup()
+    draft, rows = (
+        Predictor(
+            table=found, deployed=plan.deployed, fits={}, overhead_ms=0.0, windows=plan.windows, reads=plan.reads
+        ),
+        found.lookup(),
+    )
     affine: dict[str, dict[str, LinearFit]] = {}
     sizes: dict[str, dict[str, LinearFit]] = {}
     whole = {n: dense.nodes[n].p50 for n in plan.deployed}
@@ -63,8 +75,10 @@ def fit_predictor(
         sizes[n], affine[n] = {}, {}
         for p in plan.precisions[n]:
             mine = [(e, t) for e, t in zip(exports, ms, strict=True) if e.node == n and e.precision == p]
-            raw = [draft.table_ms(n, e.kept_units, p, rows, {n: e.cut_positions}) for e, _ in mine]
-            a = LinearFit.fit(raw, [t for _, t in mine], [draft.remaining_share(n, e.cut_positions) for e, _ in mine])
+            raw = [draft.table_ms(n, e.kept_units, precision=p, rows=rows, cuts={n: e.cut_positions}) for e, _ in mine]
+            a = LinearFit.fit(
+                raw, [t for _, t in mine], left=[draft.remaining_share(n, e.cut_positions) for e, _ in mine]
+            )
             sizes[n][p] = LinearFit.fit([e.params_m for e, _ in mine], [e.size_mb for e, _ in mine])
             # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both
             # show as a factor between the time in a node's sessions there and alone. The first export is the whole one.
@@ -77,11 +91,12 @@ def fit_predictor(
                 if (k := small_pipeline_name(name, p)) in beside
             ]
             if less:  # points from inside a pipeline beat those from alone
-                sums = [raw[0], *(draft.table_ms(n, kept, p, rows) for kept, _ in less)]
+                sums = [raw[0], *(draft.table_ms(n, kept, precision=p, rows=rows) for kept, _ in less)]
                 left = [len(plan.deployed[n]), *(sum(kept[x.name] > 0 for x in plan.deployed[n]) for kept, _ in less)]
                 rates = (share, *(rate for _, rate in less))
                 affine[n][p] = (
-                    LinearFit.fit_in_pipeline(sums, left, [max(spent(rate), 1e-3) for rate in rates]) or affine[n][p]
+                    LinearFit.fit_in_pipeline(sums, left, measured=[max(spent(rate), 1e-3) for rate in rates])
+                    or affine[n][p]
                 )
     return replace(
         draft,

@@ -13,7 +13,7 @@ from mmcompress.measure.cost_model.predictor import LinearFit
 from mmcompress.measure.latency.memory import MB, measure_memory_mb
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Footprint:
     """Parameters, size and memory of any structure of one pipeline.
 
@@ -87,11 +87,11 @@ def measure_footprint(
     in_nodes = sum(f.stat().st_size for n in models for f in (bundle / n).glob("*.onnx")) / MB
     empty = memory(None)
     return Footprint(
-        dict(params),
-        {n: {b.name: count_params_per_unit(m, b) for b in m.blocks} for n, m in models.items()},
-        size,
-        whole - in_nodes,
-        empty,
-        max(memory(bundle) - empty, 0.0) / whole,
-        {n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
+        dense_params=dict(params),
+        params_per_unit={n: {b.name: count_params_per_unit(m, b) for b in m.blocks} for n, m in models.items()},
+        size_fits=size,
+        rest_mb=whole - in_nodes,
+        empty_mb=empty,
+        per_mb=max(memory(bundle) - empty, 0.0) / whole,
+        units={n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
     )

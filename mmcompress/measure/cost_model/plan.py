@@ -22,7 +22,7 @@ class GraphCall:
     calls: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Export:
     """A node exported whole. `kept`: its units; `cut`: positions gone; `graphs`: what a request runs."""
 
@@ -35,7 +35,7 @@ class Export:
     graphs: dict[str, GraphCall]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MeasurementPlan:
     """What has to be known of a device: blocks with their shapes, windows, precisions by node."""
 

@@ -22,7 +22,7 @@ Cuts = Mapping[str, int]
 NO_CUTS: Cuts = MappingProxyType({})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DeployedBlock:
     """A block as deployed: its table key and how often it runs per request."""
 
@@ -47,7 +47,7 @@ class DeployedBlock:
         return key, (kind, width, head, positions - cut, keys - cut, batch)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PositionWindow:
     """Positions of a node that can be cut: how many there are, and the numbers of cut ones the table is measured at."""
 
@@ -56,7 +56,7 @@ class PositionWindow:
     cuts: tuple[int, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LinearFit:
     """Measured node latency = base + scale * sum over blocks of the table + each * blocks that are not gone."""
 
@@ -65,11 +65,11 @@ class LinearFit:
     per_block_ms: float = 0.0
 
     def scaled(self, factor: float) -> LinearFit:
-        return LinearFit(self.base * factor, self.scale * factor, self.per_block_ms * factor)
+        return LinearFit(base=self.base * factor, scale=self.scale * factor, per_block_ms=self.per_block_ms * factor)
 
     @classmethod
     def fit_in_pipeline(
-        cls, sums: Sequence[float], blocks: Sequence[int], measured: Sequence[float]
+        cls, sums: Sequence[float], blocks: Sequence[int], *, measured: Sequence[float]
     ) -> LinearFit | None:
         """Least squares in relative error of all three terms, none negative, exact for the first; None: impossible."""
         y = np.asarray(measured)
@@ -83,25 +83,27 @@ class LinearFit:
         if not found:
             return None
         x = min(found, key=lambda f: f[0])[1]
-        return cls(*map(float, x / (a[0] @ x)))
+        base, scale, per_block_ms = (x / (a[0] @ x)).tolist()
+        return cls(base=base, scale=scale, per_block_ms=per_block_ms)
 
     @classmethod
-    def fit(cls, predicted: Sequence[float], measured: Sequence[float], left: Sequence[float] = ()) -> LinearFit:
+    def fit(cls, predicted: Sequence[float], measured: Sequence[float], *, left: Sequence[float] = ()) -> LinearFit:
         """Least squares in relative error, no term negative. `left`: the share of the base that is there."""
         x, y = np.asarray(predicted), np.asarray(measured)
         there = np.asarray(left) if len(left) else np.ones(len(x))
         if len(x) == 1 or np.ptp(x) < 1e-6:
-            return cls(0.0, float(np.mean(y / x))) if len(x) else cls(0.0, 1.0)
+            scale = float(np.mean(y / x)) if len(x) else 1.0
+            return cls(base=0.0, scale=scale)
         a = np.stack([there / y, x / y], 1)
         (base, scale), *_ = np.linalg.lstsq(a, np.ones(len(x)), rcond=None)
         if scale <= 0:
-            return cls(float(np.mean(y / there)), 0.0)
+            return cls(base=float(np.mean(y / there)), scale=0.0)
         if base < 0:
-            return cls(0.0, float(1 / np.mean(x / y)))
-        return cls(float(base), float(scale))
+            return cls(base=0.0, scale=float(1 / np.mean(x / y)))
+        return cls(base=float(base), scale=float(scale))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Predictor:
     """Latency of a pipeline whose nodes run one after the other on the same cores, or along its critical path.
 
@@ -134,22 +136,27 @@ class Predictor:
         """What nodes of so many milliseconds take together."""
         return critical_path(ms, self.reads) if self.reads else sum(ms.values())
 
-    def block_precision(self, node: str, block: str, precision: str) -> str:
+    def block_precision(self, node: str, block: str, *, precision: str) -> str:
         """The precision a block of a node is really in."""
         return "fp32" if block in self.fp32_blocks.get(node, {}).get(precision, ()) else precision
 
-    def table_ms(self, node: str, kept: KeptUnits, precision: str, rows: Rows, cuts: Cuts = NO_CUTS) -> float:
+    def table_ms(self, node: str, kept: KeptUnits, *, precision: str, rows: Rows, cuts: Cuts = NO_CUTS) -> float:
         """Sum of the table over the blocks of a node, in milliseconds per request."""
-        of = lambda p: self.block_precision(node, p.name, precision)
-        return sum(self.block_table_ms(rows, p, kept.get(p.name, p.units), of(p), cuts) for p in self.deployed[node])
+        of = lambda p: self.block_precision(node, p.name, precision=precision)
+        return sum(
+            self.block_table_ms(rows, p, units=kept.get(p.name, p.units), precision=of(p), cuts=cuts)
+            for p in self.deployed[node]
+        )
 
-    def block_table_ms(self, rows: Rows, p: DeployedBlock, units: int, precision: str, cuts: Cuts = NO_CUTS) -> float:
+    def block_table_ms(
+        self, rows: Rows, p: DeployedBlock, *, units: int, precision: str, cuts: Cuts = NO_CUTS
+    ) -> float:
         """Milliseconds of one block per request, linear between the measured windows."""
 
         def at(cut: int) -> float:
             key, context = p.shortened_keys(cut) if cut else (p.key, p.context)
-            return p.calls * interpolate_ms(rows, key, units, precision) + (
-                interpolate_ms(rows, context, units, precision) if context else 0
+            return p.calls * interpolate_ms(rows, key, units=units, precision=precision) + (
+                interpolate_ms(rows, context, units=units, precision=precision) if context else 0
             )
 
         cut = cuts.get(p.window, 0)
@@ -160,17 +167,22 @@ class Predictor:
         low = max((c for c in known if c < high), default=0)
         return at(low) + (at(high) - at(low)) * (cut - low) / (high - low)
 
-    def node_table_ms(self, node: str, kept: KeptUnits, precision: str, rows: Rows, cuts: Cuts = NO_CUTS) -> float:
+    def node_table_ms(self, node: str, kept: KeptUnits, *, precision: str, rows: Rows, cuts: Cuts = NO_CUTS) -> float:
         units = lambda p: kept.get(p.name, p.units)
-        each = (self.block_ms(node, p, units(p), precision, rows, cuts) for p in self.deployed[node])
-        return self.base_ms(node, precision, cuts) + sum(each)
+        each = (
+            self.block_ms(node, p, units=units(p), precision=precision, rows=rows, cuts=cuts)
+            for p in self.deployed[node]
+        )
+        return self.base_ms(node, precision, cuts=cuts) + sum(each)
 
     def block_ms(
-        self, node: str, p: DeployedBlock, units: int, precision: str, rows: Rows, cuts: Cuts = NO_CUTS
+        self, node: str, p: DeployedBlock, *, units: int, precision: str, rows: Rows, cuts: Cuts = NO_CUTS
     ) -> float:
         """Milliseconds of one block per request as it runs in its node."""
-        a, of = self.fits[node][precision], self.block_precision(node, p.name, precision)
-        return a.scale * self.block_table_ms(rows, p, units, of, cuts) + (a.per_block_ms if units else 0.0)
+        a, of = self.fits[node][precision], self.block_precision(node, p.name, precision=precision)
+        return a.scale * self.block_table_ms(rows, p, units=units, precision=of, cuts=cuts) + (
+            a.per_block_ms if units else 0.0
+        )
 
     def fixed_ms(self, candidate: Candidate) -> float:
         """The part of the prediction that no block accounts for: around the models, and beside their blocks."""
@@ -182,16 +194,16 @@ class Predictor:
 
     def _bases(self, candidate: Candidate) -> dict[str, float]:
         cuts = self.cut_positions(candidate.kept_units)
-        return {n: self.base_ms(n, candidate.precision[n], cuts) for n in self.deployed}
+        return {n: self.base_ms(n, candidate.precision[n], cuts=cuts) for n in self.deployed}
 
     def node_ms(self, node: str, candidate: Candidate) -> float:
         """Predicted p50 of one node."""
         rows, cuts = self.table.lookup(), self.cut_positions(candidate.kept_units)
         return self.correction * self.node_table_ms(
-            node, candidate.kept_units[node], candidate.precision[node], rows, cuts
+            node, candidate.kept_units[node], precision=candidate.precision[node], rows=rows, cuts=cuts
         )
 
-    def base_ms(self, node: str, precision: str, cuts: Cuts) -> float:
+    def base_ms(self, node: str, precision: str, *, cuts: Cuts) -> float:
         """What a node takes beside its blocks."""
         inside = self.fits[node][precision].base * self.remaining_share(node, cuts.get(node, 0))
         return self.outside_sessions_ms.get(node, 0.0) + inside
@@ -209,13 +221,14 @@ class Predictor:
         """Predicted milliseconds of a request: the p50, or what `tail` makes of it."""
         rows, cuts = self.table.lookup(), self.cut_positions(candidate.kept_units)
         parts = {
-            n: self.node_table_ms(n, candidate.kept_units[n], candidate.precision[n], rows, cuts) for n in self.deployed
+            n: self.node_table_ms(n, candidate.kept_units[n], precision=candidate.precision[n], rows=rows, cuts=cuts)
+            for n in self.deployed
         }
         return self.factor * (self.critical_path_ms(parts) + self.overhead_ms)
 
 
 def deploy_blocks(
-    blocks: Sequence[Block], shapes: Mapping[str, object], own: str, context_of: str
+    blocks: Sequence[Block], shapes: Mapping[str, object], *, own: str, context_of: str
 ) -> tuple[DeployedBlock, ...]:
     """Blocks with the shapes (`models.base.Shape`) they run at.
 
@@ -233,7 +246,17 @@ def deploy_blocks(
         elif b.kind == "cross_attention":
             context = ("context", s.width, b.width, s.keys, s.keys, 1)  # type: ignore[attr-defined]
         window = context_of if context else own
-        found.append(DeployedBlock(b.name, b.units, b.granularity, key, s.calls, context, window))  # type: ignore[attr-defined]
+        found.append(
+            DeployedBlock(
+                name=b.name,
+                units=b.units,
+                granularity=b.granularity,
+                key=key,
+                calls=s.calls,  # type: ignore[attr-defined]
+                context=context,
+                window=window,
+            )
+        )
     return tuple(found)
 
 

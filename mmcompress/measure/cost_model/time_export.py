@@ -12,7 +12,7 @@ from mmcompress.runtime.sessions import open_session
 from mmcompress.runtime.timing import min_of_medians
 
 
-def time_export(e: Export, folder: Path, threads: int) -> float:
+def time_export(e: Export, folder: Path, *, threads: int) -> float:
     """Milliseconds one request spends in the sessions of an export."""
     total = 0.0
     for call in e.graphs.values():
@@ -20,5 +20,5 @@ def time_export(e: Export, folder: Path, threads: int) -> float:
         used = {i.name for i in run.get_inputs()}
         with np.load(folder / call.feed, allow_pickle=False) as given:
             feed = {k: given[k] for k in given.files if k in used}
-        total += call.calls * min_of_medians(partial(run.run, None, feed), 5, 100, 0.4)
+        total += call.calls * min_of_medians(partial(run.run, None, feed), 5, rounds=100, limit=0.4)
     return total

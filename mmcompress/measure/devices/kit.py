@@ -10,7 +10,7 @@ from mmcompress.measure.cost_model.plan import Export, MeasurementPlan
 from mmcompress.storage import read_record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Kit:
     """`kit.json`: beside it lie `baseline/`, the same in every other precision in `rounded/`, `requests.npz`, and a
     folder for every structure that was exported."""

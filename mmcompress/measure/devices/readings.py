@@ -50,7 +50,9 @@ class Readings:
     table: DeviceTable
 
     def fit_predictor(self) -> Predictor:
-        return fit_predictor(self.plan, self.table, self.exports, self.export_ms, self.baseline, self.node_ratios)
+        return fit_predictor(
+            self.plan, self.table, exports=self.exports, ms=self.export_ms, dense=self.baseline, beside=self.node_ratios
+        )
 
 
 @dataclass(frozen=True)
@@ -81,11 +83,11 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     )
     say = lambda what, share: progress(what, 0.1 + 0.6 * share)
     wanted = list_table_needs(kit.plan.deployed, kit.plan.windows)
-    found = complete_table(wanted, kit.threads, say, kit.plan.every_precision)
+    found = complete_table(wanted, kit.threads, progress=say, precisions=kit.plan.every_precision)
     ms = []
     for i, e in enumerate(kit.exports):
         progress(f"whole export of {e.node}, {e.precision}", 0.7 + 0.3 * i / len(kit.exports))
-        ms.append(time_export(e, folder, kit.threads))
+        ms.append(time_export(e, folder, threads=kit.threads))
     facts = (device_fingerprint(kit.threads), describe_cpu(), package_versions(), kit.threads)
     of = (kit.pipeline, bundle_identity(folder / "baseline"))
     return Readings(

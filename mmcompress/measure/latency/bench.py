@@ -19,7 +19,7 @@ GenerationTraces = dict[str, tuple[GenerationTrace, ...]]
 """What every generator writes of one request, window by window."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PipelineLatency:
     """One pipeline's figures: whole requests, nodes, and the share of the time spent inside model sessions."""
 
@@ -74,7 +74,7 @@ def _generators(pipeline: Pipeline) -> dict[str, TextDecoder]:
     return {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Samples:
     """What was observed of one pipeline, request by request; those of several sittings add up."""
 
@@ -90,12 +90,12 @@ class Samples:
         calls = {k: self.calls.get(k, 0) + c for k, c in other.calls.items()}
         nodes, inside = both(self.nodes, other.nodes), both(self.in_session, other.in_session)
         return Samples(
-            self.ms + other.ms,
-            self.session_shares + other.session_shares,
-            nodes,
-            inside,
-            calls,
-            max(self.traces, other.traces, key=len),
+            ms=self.ms + other.ms,
+            session_shares=self.session_shares + other.session_shares,
+            nodes=nodes,
+            in_session=inside,
+            calls=calls,
+            traces=max(self.traces, other.traces, key=len),
         )
 
     def add_request(self, pipeline: Pipeline, seconds: float) -> None:
@@ -112,13 +112,13 @@ class Samples:
 
     def summarize(self) -> PipelineLatency:
         return PipelineLatency(
-            summarize_latency(self.ms),
-            {k: summarize_latency(v) for k, v in self.nodes.items()},
-            float(np.median(self.session_shares)),
-            {k: c / len(self.ms) for k, c in self.calls.items()},
-            tuple(self.ms),
-            {k: float(np.median(v)) for k, v in self.in_session.items()},
-            tuple(self.traces),
+            latency=summarize_latency(self.ms),
+            nodes={k: summarize_latency(v) for k, v in self.nodes.items()},
+            model_share=float(np.median(self.session_shares)),
+            calls={k: c / len(self.ms) for k, c in self.calls.items()},
+            samples=tuple(self.ms),
+            in_session_ms={k: float(np.median(v)) for k, v in self.in_session.items()},
+            traces=tuple(self.traces),
         )
 
 

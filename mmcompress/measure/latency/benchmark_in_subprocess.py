@@ -43,7 +43,7 @@ class BenchmarkJob:
     first_request: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkOutcome:
     """What was observed of every bundle, or the error (its class, its arguments) that ended it.
 
@@ -142,7 +142,7 @@ if __name__ == "__main__":
     folder, began = Path(sys.argv[1]), time.perf_counter()
     try:
         samples = bench_in_process(read_record(BenchmarkJob, folder / "job.json"), folder)
-        outcome = BenchmarkOutcome(samples, seconds=time.perf_counter() - began)
+        outcome = BenchmarkOutcome(samples=samples, seconds=time.perf_counter() - began)
     except MmcompressError as e:
-        outcome = BenchmarkOutcome({}, (type(e).__name__, *map(str, e.args)))
+        outcome = BenchmarkOutcome(samples={}, error=(type(e).__name__, *map(str, e.args)))
     write_record(folder / "seen.json", outcome, indent=None)

@@ -35,7 +35,7 @@ class CrossAttention(nn.Module):
 
     def forward(self, x: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, None]:
         q = split_heads(self.q_proj(x), self.num_heads)
-        return self.out_proj(merge_heads(attend(q, k, v))), None
+        return self.out_proj(merge_heads(attend(q, k, v=v))), None
 
 
 class CaptionDecoder(PreTrainedModel, GenerationMixin):
@@ -90,10 +90,10 @@ class CaptionDecoder(PreTrainedModel, GenerationMixin):
             h = part.ln_1(x)
             if isinstance(part.attn, SelfAttention):
                 past = past_key_values.self_attention_cache if cached else None
-                h = self._self(part.attn, h, attention_mask, past, i)
+                h = self._self(part.attn, h, mask=attention_mask, past=past, layer=i)
             elif isinstance(part.attn, CrossAttention):
                 memory = past_key_values.cross_attention_cache.layers[i] if cached else None
-                h = self._cross(part.attn, h, encoder_hidden_states, memory)
+                h = self._cross(part.attn, h, context=encoder_hidden_states, memory=memory)
             else:
                 h = part.attn(h)[0]
             x = x + part.ls_1(h)
@@ -101,14 +101,14 @@ class CaptionDecoder(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(logits=self.ln_final(x) @ self.head)
 
     @staticmethod
-    def _self(attention: SelfAttention, x: Tensor, mask: Tensor | None, past: Any, layer: int) -> Tensor:
+    def _self(attention: SelfAttention, x: Tensor, *, mask: Tensor | None, past: Any, layer: int) -> Tensor:
         q, k, v = (split_heads(part, attention.num_heads) for part in attention.qkv(x).chunk(3, -1))
         if past is not None:
             k, v = past.update(k, v, layer)
-        return attention.out_proj(merge_heads(attend(q, k, v, mask)))
+        return attention.out_proj(merge_heads(attend(q, k, v=v, mask=mask)))
 
     @staticmethod
-    def _cross(attention: CrossAttention, x: Tensor, context: Tensor, memory: Any) -> Tensor:
+    def _cross(attention: CrossAttention, x: Tensor, *, context: Tensor, memory: Any) -> Tensor:
         if memory is not None:
             return attention(x, memory.keys, memory.values)[0]
         k, v = (split_heads(f(context), attention.num_heads) for f in (attention.k_proj, attention.v_proj))

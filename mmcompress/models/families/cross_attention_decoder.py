@@ -30,7 +30,7 @@ from mmcompress.models.families.decoding import (
 from mmcompress.models.layouts import find_blocks, normalize_
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecoderFamily:
     """One line of decoders in transformers.
 
@@ -92,19 +92,31 @@ def _t5_prepare(lm: Any) -> None:
 
 
 DECODER_FAMILIES = {
-    "mbart": DecoderFamily("AutoModelForCausalLM", "model.decoder", _causal, "d_model", positions=False),
-    "gpt2": DecoderFamily("AutoModelForCausalLM", "transformer", _causal),
-    "bert": DecoderFamily("AutoModelForCausalLM", "bert", _causal),
-    "blip_text_model": DecoderFamily("BlipTextLMHeadModel", "bert", _causal),
-    "blip": DecoderFamily("BlipForConditionalGeneration", "bert", _causal, part="text_decoder"),
-    "vision-encoder-decoder": DecoderFamily("VisionEncoderDecoderModel", "", _causal, part="decoder"),
-    "whisper": DecoderFamily("WhisperForConditionalGeneration", "model.decoder", _whisper, "d_model", lead=" "),
-    "coca": DecoderFamily("", "layers", _causal),
+    "mbart": DecoderFamily(
+        class_name="AutoModelForCausalLM", stack="model.decoder", run_decoder=_causal, width="d_model", positions=False
+    ),
+    "gpt2": DecoderFamily(class_name="AutoModelForCausalLM", stack="transformer", run_decoder=_causal),
+    "bert": DecoderFamily(class_name="AutoModelForCausalLM", stack="bert", run_decoder=_causal),
+    "blip_text_model": DecoderFamily(class_name="BlipTextLMHeadModel", stack="bert", run_decoder=_causal),
+    "blip": DecoderFamily(
+        class_name="BlipForConditionalGeneration", stack="bert", run_decoder=_causal, part="text_decoder"
+    ),
+    "vision-encoder-decoder": DecoderFamily(
+        class_name="VisionEncoderDecoderModel", stack="", run_decoder=_causal, part="decoder"
+    ),
+    "whisper": DecoderFamily(
+        class_name="WhisperForConditionalGeneration",
+        stack="model.decoder",
+        run_decoder=_whisper,
+        width="d_model",
+        lead=" ",
+    ),
+    "coca": DecoderFamily(class_name="", stack="layers", run_decoder=_causal),
     "t5": DecoderFamily(
-        "T5ForConditionalGeneration",
-        "decoder",
-        _t5,
-        "d_model",
+        class_name="T5ForConditionalGeneration",
+        stack="decoder",
+        run_decoder=_t5,
+        width="d_model",
         positions=False,
         prepare=_t5_prepare,
     ),
@@ -119,7 +131,7 @@ class TextDecoder(Model):
     """Length of the context, set by the pipeline that feeds this decoder."""
 
     def __init__(
-        self, lm: nn.Module, line: DecoderFamily, tokenizer_json: str, generation: dict[str, Any], project: nn.Module
+        self, lm: nn.Module, line: DecoderFamily, *, tokenizer_json: str, generation: dict[str, Any], project: nn.Module
     ):
         super().__init__()
         line.prepare(lm)
@@ -169,7 +181,10 @@ class TextDecoder(Model):
 
     def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         keys = {"attention": round((steps + 1) / 2), "cross_attention": self.context_tokens}
-        return {b.name: BlockShape(self.width, 1, keys.get(b.kind, 1), beams, steps) for b in self.blocks}
+        return {
+            b.name: BlockShape(width=self.width, positions=1, keys=keys.get(b.kind, 1), batch=beams, calls=steps)
+            for b in self.blocks
+        }
 
     def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         past = max(1, round((steps - 1) / 2))
@@ -240,8 +255,8 @@ class Step(nn.Module):
         from transformers.cache_utils import EncoderDecoderCache
 
         m, split = self.model, 2 * len(self.own)
-        past = arrange_by_layer(m.layers, self.own, cache[:split])
-        memory = arrange_by_layer(m.layers, self.cross, cache[split:])
+        past = arrange_by_layer(m.layers, self.own, tensors=cache[:split])
+        memory = arrange_by_layer(m.layers, self.cross, tensors=cache[split:])
         both = EncoderDecoderCache(build_cache(past), build_cache(memory))
         both.is_updated = dict.fromkeys(range(m.layers), True)
         # some libraries count past tokens on the first layer, whose attention may be gone
@@ -257,7 +272,9 @@ class Step(nn.Module):
         return (scores, *(x for layer in kept for x in (layer.keys, layer.values)))
 
 
-def assemble_decoder(whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int) -> TextDecoder:
+def assemble_decoder(
+    whole: Any, model_type: str, *, tokenizer_json: str, candidates: int, max_tokens: int
+) -> TextDecoder:
     """The decoder node of a loaded library model; what only its encoder needs is let go."""
     line, lm, project = DECODER_FAMILIES[model_type], whole, nn.Identity()
     if line.part:
@@ -274,9 +291,9 @@ def assemble_decoder(whole: Any, model_type: str, tokenizer_json: str, candidate
         lm.encoder = AbsentEncoder()
     elif hasattr(lm, "model") and hasattr(lm.model, "encoder"):
         lm.model.encoder = AbsentEncoder()
-    generation = read_generation(whole, lm, candidates, max_tokens)
+    generation = read_generation(whole, lm, candidates=candidates, max_tokens=max_tokens)
     limit = getattr(lm.config, "max_position_embeddings", None) or getattr(lm.config, "max_target_positions", None)
     if limit and max_tokens > limit:
         raise ModelError(f"max_tokens {max_tokens} exceeds the decoder's {limit} positions")
     lm.config._attn_implementation = "eager"
-    return TextDecoder(lm.eval(), line, tokenizer_json, generation, project)
+    return TextDecoder(lm.eval(), line, tokenizer_json=tokenizer_json, generation=generation, project=project)

@@ -37,7 +37,7 @@ STEP_AXES = {
 LayerCache = list[tuple[Tensor, Tensor] | None]
 
 
-def arrange_by_layer(count: int, here: list[int], tensors: tuple[Tensor, ...]) -> LayerCache:
+def arrange_by_layer(count: int, here: list[int], *, tensors: tuple[Tensor, ...]) -> LayerCache:
     """K and V by layer: those given for the layers `here`, none elsewhere."""
     pairs = dict(zip(here, zip(tensors[::2], tensors[1::2], strict=True), strict=True))
     return [pairs.get(i) for i in range(count)]
@@ -67,7 +67,7 @@ class AbsentEncoder(nn.Module):
         return SimpleNamespace(last_hidden_state=self.given_output)
 
 
-def tokenize_prompt(tokenizer_json: str, prompt: str, most: int) -> list[int]:
+def tokenize_prompt(tokenizer_json: str, prompt: str, *, most: int) -> list[int]:
     """Token ids of a prompt, fewer than `most`. Raises `ModelError`."""
     from tokenizers import Tokenizer
 
@@ -77,7 +77,7 @@ def tokenize_prompt(tokenizer_json: str, prompt: str, most: int) -> list[int]:
     return found
 
 
-def read_generation(whole: Any, lm: Any, candidates: int, max_tokens: int) -> dict[str, Any]:
+def read_generation(whole: Any, lm: Any, *, candidates: int, max_tokens: int) -> dict[str, Any]:
     """Special ids and limits for the decode loop, from the library's own configuration."""
     sources = [x for m in (whole, lm) for x in (getattr(m, "generation_config", None), m.config) if x is not None]
     text = getattr(whole.config, "text_config", None)

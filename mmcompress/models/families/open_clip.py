@@ -31,8 +31,11 @@ class ImageEncoder(ImageEncoderModel):
         normalize_(tower.transformer)
         size, width = tower.image_size, int(tower.conv1.out_channels)
         places = int(tower.grid_size[0] * tower.grid_size[1])
-        self.blocks = (add_tokens_block(self, "tower.ln_pre", 1, places), *find_blocks(self, "tower.transformer"))
-        self.finish_setup(int(size[0] if isinstance(size, tuple | list) else size), width, preprocess)
+        self.blocks = (
+            add_tokens_block(self, "tower.ln_pre", extra=1, count=places),
+            *find_blocks(self, "tower.transformer"),
+        )
+        self.finish_setup(int(size[0] if isinstance(size, tuple | list) else size), width, preprocess=preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         embedding, tokens = self.tower(pixels)
@@ -54,7 +57,7 @@ class ConvEncoder(ImageEncoderModel):
                 record = lambda m, args, name=b.name: places.update({name: args[0].shape[2] * args[0].shape[3]})
                 handle = self.get_submodule(b.writers[0].path).register_forward_pre_hook(record)
                 stack.callback(handle.remove)
-            self.finish_setup(size, 0, preprocess)
+            self.finish_setup(size, 0, preprocess=preprocess)
         self.places = places
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -76,7 +79,9 @@ class ConvEncoder(ImageEncoderModel):
             stride = max(m.stride[0] for m in (first, last, depthwise) if m is not None)
             kernels = (first.kernel_size[0], last.kernel_size[0], stride, depthwise.kernel_size[0] if depthwise else 0)
             code = int("".join(map(str, kernels)))
-            found[b.name] = BlockShape(first.in_channels, self.places[b.name], code, 1, head=last.out_channels)
+            found[b.name] = BlockShape(
+                width=first.in_channels, positions=self.places[b.name], keys=code, batch=1, head=last.out_channels
+            )
         return found
 
 
@@ -92,7 +97,11 @@ class TextEncoder(TextEncoderModel):
         self.tokenizer_json = tokenizer_json
         eos = tower.eos_id if tower.pool_type == "eos" else tower.vocab_size - 1  # the highest id marks the end
         self.finish_setup(
-            int(tower.context_length), int(tower.width), int(tower.vocab_size), int(tower.pad_id), int(eos)
+            int(tower.context_length),
+            int(tower.width),
+            vocabulary=int(tower.vocab_size),
+            pad=int(tower.pad_id),
+            eos=int(eos),
         )
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -168,14 +177,18 @@ def load_image_encoder(context: LoadContext) -> Model:
     raise ModelError(f"{_source(context)}: image tower {type(clip.visual).__name__} is not supported")
 
 
-def build_caption_decoder(clip: Any, tokenizer_json: str, candidates: int, max_tokens: int) -> Model:
+def build_caption_decoder(clip: Any, tokenizer_json: str, *, candidates: int, max_tokens: int) -> Model:
     """The caption decoder of a CoCa model; it reads the tokens of its image tower, a node of its own."""
 
     lm = CaptionDecoder(clip).eval()
     width = int(clip.text.token_embedding.embedding_dim)
     norm = nn.LayerNorm(width, clip.text_decoder.ln_final.eps, elementwise_affine=False)
     return TextDecoder(
-        lm, DECODER_FAMILIES["coca"], tokenizer_json, read_generation(lm, lm, candidates, max_tokens), norm
+        lm,
+        DECODER_FAMILIES["coca"],
+        tokenizer_json=tokenizer_json,
+        generation=read_generation(lm, lm, candidates=candidates, max_tokens=max_tokens),
+        project=norm,
     )
 
 
@@ -188,7 +201,10 @@ def load_text_decoder(context: LoadContext) -> Model:
         raise ModelError(f"{_source(context)}: text tower {type(clip.text).__name__} is not supported")
     # a copy: the text encoder of the same checkpoint shares the first layers
     return build_caption_decoder(
-        copy.deepcopy(clip), _tokenizer(clip, context), context.candidates, context.max_tokens or 20
+        copy.deepcopy(clip),
+        _tokenizer(clip, context),
+        candidates=context.candidates,
+        max_tokens=context.max_tokens or 20,
     )
 
 

@@ -34,7 +34,7 @@ from mmcompress.runtime.beam_search import FAR
 BRIDGE = "bridge."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrefixFamily:
     """One line of prefix decoders: how it embeds words and the prefix, runs its layers and names its parts.
 
@@ -85,29 +85,29 @@ def _llava_generate(lm: Any, context: Tensor, prefix: Tensor, ids: Tensor, **opt
 
 PREFIX_FAMILIES = {
     "git": PrefixFamily(
-        "GitForCausalLM",
-        "git.encoder",
-        lambda lm, ids, at: lm.git.embeddings(input_ids=ids, position_ids=at[None].expand(ids.shape[0], -1)),
-        lambda lm, context: lm.git.visual_projection(context),
-        _git_run,
-        lambda lm, x: lm.output(x),
-        lambda lm: int(lm.config.vision_config.hidden_size),
-        True,
-        "git.image_encoder",
-        _git_generate,
+        class_name="GitForCausalLM",
+        stack="git.encoder",
+        embed=lambda lm, ids, at: lm.git.embeddings(input_ids=ids, position_ids=at[None].expand(ids.shape[0], -1)),
+        prefix=lambda lm, context: lm.git.visual_projection(context),
+        run=_git_run,
+        score=lambda lm, x: lm.output(x),
+        reads=lambda lm: int(lm.config.vision_config.hidden_size),
+        open_prefix=True,
+        encoder="git.image_encoder",
+        generate=_git_generate,
     ),
     "llava": PrefixFamily(
-        "LlavaForConditionalGeneration",
-        "model.language_model",
-        lambda lm, ids, at: lm.model.language_model.embed_tokens(ids),
-        lambda lm, context: lm.model.multi_modal_projector(context),
-        _llava_run,
-        lambda lm, x: lm.lm_head(x),
-        lambda lm: int(lm.model.multi_modal_projector.linear_1.in_features),
-        False,
-        "model.vision_tower",
-        _llava_generate,
-        "model.multi_modal_projector",
+        class_name="LlavaForConditionalGeneration",
+        stack="model.language_model",
+        embed=lambda lm, ids, at: lm.model.language_model.embed_tokens(ids),
+        prefix=lambda lm, context: lm.model.multi_modal_projector(context),
+        run=_llava_run,
+        score=lambda lm, x: lm.lm_head(x),
+        reads=lambda lm: int(lm.model.multi_modal_projector.linear_1.in_features),
+        open_prefix=False,
+        encoder="model.vision_tower",
+        generate=_llava_generate,
+        bridge="model.multi_modal_projector",
     ),
 }
 
@@ -120,7 +120,7 @@ class PrefixDecoder(Model):
     """Length of the context, set by the pipeline that feeds this decoder."""
 
     def __init__(
-        self, lm: nn.Module, line: PrefixFamily, tokenizer_json: str, generation: dict[str, Any], before: list[int]
+        self, lm: nn.Module, line: PrefixFamily, *, tokenizer_json: str, generation: dict[str, Any], before: list[int]
     ):
         super().__init__()
         self.register_buffer("before", torch.tensor(before, dtype=torch.long), persistent=False)
@@ -128,7 +128,7 @@ class PrefixDecoder(Model):
         normalize_(lm.get_submodule(line.stack))
         stack = tuple(_meeting(b) for b in find_blocks(self, f"lm.{line.stack}"))
         self.layers = 1 + max(int(b.name.partition(".")[0]) for b in stack)
-        bridge = find_blocks(self, f"lm.{line.bridge}", BRIDGE) if line.bridge else ()
+        bridge = find_blocks(self, f"lm.{line.bridge}", prefix=BRIDGE) if line.bridge else ()
         self.blocks = (*(dataclasses.replace(b, reads=("context",)) for b in bridge), *stack)
         text: Any = lm.config.get_text_config()
         self.vocabulary, self.width = int(text.vocab_size), int(text.hidden_size)
@@ -155,10 +155,12 @@ class PrefixDecoder(Model):
         prefix = self.prefix(context)
         n, t = prefix.shape[1], ids.shape[1]
         words = self.line.embed(self.lm, ids, torch.arange(t))
-        x = self.line.run(self.lm, torch.cat([prefix, words], 1), torch.arange(n + t), self._mask(ids, n, n + t), None)
+        x = self.line.run(
+            self.lm, torch.cat([prefix, words], 1), torch.arange(n + t), self._mask(ids, n, total=n + t), None
+        )
         return self.line.score(self.lm, x[:, n:])
 
-    def _mask(self, like: Tensor, prefix: int, total: int) -> Tensor:
+    def _mask(self, like: Tensor, prefix: int, *, total: int) -> Tensor:
         at = torch.arange(total)
         hidden = at[None] > at[:, None]
         if self.line.open_prefix:
@@ -183,8 +185,13 @@ class PrefixDecoder(Model):
     def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         n = self.context_tokens + len(self.before)
         keys = n + round((steps + 1) / 2)
-        loop = lambda b: BlockShape(self.width, 1, keys if b.group == "heads" else 1, beams, steps, n)
-        return {b.name: BlockShape(self.width, n, n, 1) if b.name.startswith(BRIDGE) else loop(b) for b in self.blocks}
+        loop = lambda b: BlockShape(
+            width=self.width, positions=1, keys=keys if b.group == "heads" else 1, batch=beams, calls=steps, prefill=n
+        )
+        return {
+            b.name: BlockShape(width=self.width, positions=n, keys=n, batch=1) if b.name.startswith(BRIDGE) else loop(b)
+            for b in self.blocks
+        }
 
     def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         text = max(1, round((steps - 1) / 2))
@@ -224,7 +231,7 @@ class Prefill(nn.Module):
         x = m.prefix(context)
         cache = build_cache([None] * m.layers)
         n = x.shape[1]
-        m.line.run(m.lm, x, torch.arange(n), m._mask(x, n, n), cache)
+        m.line.run(m.lm, x, torch.arange(n), m._mask(x, n, total=n), cache)
         return tuple(t for i, _ in m.cached() for t in (cache.layers[i].keys, cache.layers[i].values))
 
 
@@ -240,7 +247,7 @@ class Step(nn.Module):
         m = self.model
         own = [i for i, _ in m.cached()]
         before = past[0].shape[2]
-        cache = build_cache(arrange_by_layer(m.layers, own, past))
+        cache = build_cache(arrange_by_layer(m.layers, own, tensors=past))
         cache.get_seq_length = lambda *_: before
         at = torch.arange(ids.shape[1]) + before
         x = m.line.run(m.lm, m.line.embed(m.lm, ids, position), at, mask, cache)
@@ -256,8 +263,8 @@ def assemble_prefix_decoder(
     whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int, prompt: str = ""
 ) -> PrefixDecoder:
     """The decoder node of a loaded library model; its encoder is let go. Raises `ModelError`."""
-    line, g = PREFIX_FAMILIES[model_type], read_generation(whole, whole, candidates, max_tokens)
-    words = lambda text: tokenize_prompt(tokenizer_json, text, max_tokens)
+    line, g = PREFIX_FAMILIES[model_type], read_generation(whole, whole, candidates=candidates, max_tokens=max_tokens)
+    words = lambda text: tokenize_prompt(tokenizer_json, text, most=max_tokens)
     ahead, image, behind = prompt.partition(IMAGE)
     if not image:
         ahead, behind = "", prompt
@@ -267,11 +274,11 @@ def assemble_prefix_decoder(
     after = words(behind)
     g["prompt"] = after if before else [g["bos"], *after] if after else []
     whole.set_submodule(line.encoder, AbsentEncoder())
-    return PrefixDecoder(whole.eval(), line, tokenizer_json, g, before)
+    return PrefixDecoder(whole.eval(), line, tokenizer_json=tokenizer_json, generation=g, before=before)
 
 
 def load_prefix_decoder(context: LoadContext, config: Any) -> Model:
     """The decoder of a transformers folder or hub id. Raises `ModelError`."""
-    whole = load_library_model(context, PREFIX_FAMILIES[config.model_type].class_name, config, POOLER)
+    whole = load_library_model(context, PREFIX_FAMILIES[config.model_type].class_name, config=config, unread=POOLER)
     limits = (context.candidates, context.max_tokens or 20, context.prompt)
     return assemble_prefix_decoder(whole, config.model_type, load_tokenizer_json(context), *limits)

@@ -20,13 +20,19 @@ def load_text_decoder(context: LoadContext) -> Model:
     line = find_family(
         "text_decoder",
         config.model_type,
-        {k: v for k, v in DECODER_FAMILIES.items() if v.class_name} | PREFIX_FAMILIES,
-        context,
+        table={k: v for k, v in DECODER_FAMILIES.items() if v.class_name} | PREFIX_FAMILIES,
+        context=context,
     )
-    whole = load_library_model(context, line.class_name, config, POOLER)
+    whole = load_library_model(context, line.class_name, config=config, unread=POOLER)
     words = load_tokenizer_json(context)
-    model = assemble_decoder(whole, config.model_type, words, context.candidates, context.max_tokens or 20)
+    model = assemble_decoder(
+        whole,
+        config.model_type,
+        tokenizer_json=words,
+        candidates=context.candidates,
+        max_tokens=context.max_tokens or 20,
+    )
     if context.prompt:
         g = model.generation
-        g["prompt"] = [*(g["prompt"] or [g["bos"]]), *tokenize_prompt(words, context.prompt, g["max_tokens"])]
+        g["prompt"] = [*(g["prompt"] or [g["bos"]]), *tokenize_prompt(words, context.prompt, most=g["max_tokens"])]
     return model

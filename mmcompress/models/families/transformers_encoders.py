@@ -32,7 +32,7 @@ from mmcompress.models.hub import (
 from mmcompress.models.layouts import find_blocks, normalize_
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncoderFamily:
     """Where a library keeps one tower: the class to load, the module that holds its layers, what its embedding is."""
 
@@ -95,41 +95,61 @@ def first_submodule(tower: nn.Module, paths: tuple[str, ...]) -> str:
 
 IMAGE_FAMILIES = {
     "clip": EncoderFamily(
-        "CLIPVisionModelWithProjection", "vision_model.encoder", lambda o, m: o.image_embeds, "vision_config"
+        class_name="CLIPVisionModelWithProjection",
+        stack="vision_model.encoder",
+        embed=lambda o, m: o.image_embeds,
+        config="vision_config",
     ),
     "clip_vision_model": EncoderFamily(
-        "CLIPVisionModelWithProjection", "vision_model.encoder", lambda o, m: o.image_embeds
+        class_name="CLIPVisionModelWithProjection", stack="vision_model.encoder", embed=lambda o, m: o.image_embeds
     ),
-    "siglip": EncoderFamily("SiglipVisionModel", "encoder", _pooled, "vision_config"),
-    "siglip_vision_model": EncoderFamily("SiglipVisionModel", "encoder", _pooled),
-    "vit": EncoderFamily("ViTModel", "", _first, options=NO_POOLER),
-    "dinov2": EncoderFamily("Dinov2Model", "", _first),
+    "siglip": EncoderFamily(class_name="SiglipVisionModel", stack="encoder", embed=_pooled, config="vision_config"),
+    "siglip_vision_model": EncoderFamily(class_name="SiglipVisionModel", stack="encoder", embed=_pooled),
+    "vit": EncoderFamily(class_name="ViTModel", stack="", embed=_first, options=NO_POOLER),
+    "dinov2": EncoderFamily(class_name="Dinov2Model", stack="", embed=_first),
     "blip": EncoderFamily(
-        "BlipForConditionalGeneration", "encoder", _pooled, find_tower=lambda whole: whole.vision_model
+        class_name="BlipForConditionalGeneration",
+        stack="encoder",
+        embed=_pooled,
+        find_tower=lambda whole: whole.vision_model,
     ),
-    "blip_vision_model": EncoderFamily("BlipVisionModel", "encoder", _pooled),
+    "blip_vision_model": EncoderFamily(class_name="BlipVisionModel", stack="encoder", embed=_pooled),
     "git": EncoderFamily(
-        "GitForCausalLM", "vision_model.encoder", _first, find_tower=lambda whole: whole.git.image_encoder
+        class_name="GitForCausalLM",
+        stack="vision_model.encoder",
+        embed=_first,
+        find_tower=lambda whole: whole.git.image_encoder,
     ),
     "llava": EncoderFamily(
-        "LlavaForConditionalGeneration", "encoder", _first, find_tower=_llava, select_tokens=_patches
+        class_name="LlavaForConditionalGeneration",
+        stack="encoder",
+        embed=_first,
+        find_tower=_llava,
+        select_tokens=_patches,
     ),
 }
 
 
 TEXT_FAMILIES = {
     "clip": EncoderFamily(
-        "CLIPTextModelWithProjection", "text_model.encoder", lambda o, m: o.text_embeds, "text_config"
+        class_name="CLIPTextModelWithProjection",
+        stack="text_model.encoder",
+        embed=lambda o, m: o.text_embeds,
+        config="text_config",
     ),
-    "clip_text_model": EncoderFamily("CLIPTextModelWithProjection", "text_model.encoder", lambda o, m: o.text_embeds),
-    "siglip": EncoderFamily("SiglipTextModel", "encoder", _pooled, "text_config"),
-    "siglip_text_model": EncoderFamily("SiglipTextModel", "encoder", _pooled),
-    "bert": EncoderFamily("BertModel", "encoder", _mean, options=NO_POOLER),
-    "roberta": EncoderFamily("RobertaModel", "encoder", _mean, options=NO_POOLER, unused_positions=2),
+    "clip_text_model": EncoderFamily(
+        class_name="CLIPTextModelWithProjection", stack="text_model.encoder", embed=lambda o, m: o.text_embeds
+    ),
+    "siglip": EncoderFamily(class_name="SiglipTextModel", stack="encoder", embed=_pooled, config="text_config"),
+    "siglip_text_model": EncoderFamily(class_name="SiglipTextModel", stack="encoder", embed=_pooled),
+    "bert": EncoderFamily(class_name="BertModel", stack="encoder", embed=_mean, options=NO_POOLER),
+    "roberta": EncoderFamily(
+        class_name="RobertaModel", stack="encoder", embed=_mean, options=NO_POOLER, unused_positions=2
+    ),
 }
 
 
-AUDIO_FAMILIES = {"whisper": EncoderFamily("WhisperModel", "layers", _first)}
+AUDIO_FAMILIES = {"whisper": EncoderFamily(class_name="WhisperModel", stack="layers", embed=_first)}
 
 
 UNMASKED_TYPES = ("clip", "siglip")
@@ -143,7 +163,7 @@ def _square(size: Any) -> int:
 class ImageEncoder(ImageEncoderModel):
     """pixels [b, 3, s, s] -> embedding [b, d] of length 1, tokens [b, n, w] of the last layer."""
 
-    def __init__(self, tower: nn.Module, row: EncoderFamily, preprocess: dict[str, Any]):
+    def __init__(self, tower: nn.Module, row: EncoderFamily, *, preprocess: dict[str, Any]):
         super().__init__()
         self.tower, self.row = tower, row
         normalize_(tower.get_submodule(row.stack) if row.stack else tower)
@@ -153,8 +173,8 @@ class ImageEncoder(ImageEncoderModel):
         with torch.no_grad():
             extra = self.get_submodule(embeddings)(torch.zeros(1, 3, size, size)).shape[1] - places
         blocks = find_blocks(self, ".".join(p for p in ("tower", row.stack) if p))
-        self.blocks = (add_tokens_block(self, embeddings, extra, places), *blocks)
-        self.finish_setup(size, int(config.hidden_size), preprocess)
+        self.blocks = (add_tokens_block(self, embeddings, extra=extra, count=places), *blocks)
+        self.finish_setup(size, int(config.hidden_size), preprocess=preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         out = self.tower(pixel_values=pixels)
@@ -164,7 +184,7 @@ class ImageEncoder(ImageEncoderModel):
 class TextEncoder(TextEncoderModel):
     """ids [b, t] -> embedding [b, d] of length 1. `masked`: padding is hidden from the tower."""
 
-    def __init__(self, tower: nn.Module, row: EncoderFamily, tokenizer_json: str, context: int, masked: bool):
+    def __init__(self, tower: nn.Module, row: EncoderFamily, *, tokenizer_json: str, context: int, masked: bool):
         super().__init__()
         self.tower, self.row, self.masked, self.tokenizer_json = tower, row, masked, tokenizer_json
         normalize_(tower.get_submodule(row.stack))
@@ -173,7 +193,14 @@ class TextEncoder(TextEncoderModel):
         pad = config.pad_token_id if config.pad_token_id is not None else 0
         eos = next(v for v in (config.eos_token_id, getattr(config, "sep_token_id", None), pad) if v is not None)
         self.pad = int(pad)
-        self.finish_setup(context, int(config.hidden_size), int(config.vocab_size), self.pad, int(eos), masked)
+        self.finish_setup(
+            context,
+            int(config.hidden_size),
+            vocabulary=int(config.vocab_size),
+            pad=self.pad,
+            eos=int(eos),
+            any_length=masked,
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = ids != self.pad
@@ -195,7 +222,7 @@ class AudioEncoder(Model):
         self.tower, self.window = encoder, nn.Identity()
         config: Any = encoder.config
         self.width, self.mels = int(config.d_model), int(config.num_mel_bins)
-        window = add_tokens_block(self, "window", 0, int(config.max_source_positions), ordered=True)
+        window = add_tokens_block(self, "window", extra=0, count=int(config.max_source_positions), ordered=True)
         self.blocks = (window, *find_blocks(self, "tower"))
         self.dims = {"tokens": self.width, "embedding": self.width}
 
@@ -228,7 +255,10 @@ class AudioEncoder(Model):
         return {"model": ExportGraph(self, (torch.zeros(2, self.mels, self.frames),), ("features",), names, dynamic)}
 
     def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
-        return {b.name: BlockShape(self.width, self.patches, self.patches, 1) for b in self.blocks}
+        return {
+            b.name: BlockShape(width=self.width, positions=self.patches, keys=self.patches, batch=1)
+            for b in self.blocks
+        }
 
     def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.randn(1, self.mels, self.frames),), 1.0)}
@@ -261,36 +291,36 @@ def load_image_encoder(context: LoadContext) -> Model:
     """The image tower of a transformers folder or hub id. Raises `ModelError`."""
     config = load_config(context)
     if config.model_type == "vision-encoder-decoder":
-        inner = find_family("image_encoder", config.encoder.model_type, IMAGE_FAMILIES, context)
+        inner = find_family("image_encoder", config.encoder.model_type, table=IMAGE_FAMILIES, context=context)
         row = replace(
             inner, class_name="VisionEncoderDecoderModel", config="", find_tower=lambda whole: whole.encoder, options={}
         )
     else:
-        row = find_family("image_encoder", config.model_type, IMAGE_FAMILIES, context)
+        row = find_family("image_encoder", config.model_type, table=IMAGE_FAMILIES, context=context)
     whole = load_library_model(
-        context, row.class_name, _own(config, row), unread=() if row.embed is _pooled else POOLER, **row.options
+        context, row.class_name, config=_own(config, row), unread=() if row.embed is _pooled else POOLER, **row.options
     )
-    return ImageEncoder(row.find_tower(whole), row, read_preprocessing(context))
+    return ImageEncoder(row.find_tower(whole), row, preprocess=read_preprocessing(context))
 
 
 def load_text_encoder(context: LoadContext) -> Model:
     """The text tower of a transformers folder or hub id. Raises `ModelError`."""
     config = load_config(context)
-    row = find_family("text_encoder", config.model_type, TEXT_FAMILIES, context)
+    row = find_family("text_encoder", config.model_type, table=TEXT_FAMILIES, context=context)
     own = _own(config, row)
     given = load_json(context, "sentence_bert_config.json").get("max_seq_length")
     longest = int(own.max_position_embeddings) - row.unused_positions
     length = min(int(given or longest), longest, context.max_tokens or 10**6)
     masked = not config.model_type.startswith(UNMASKED_TYPES)
-    tower = load_library_model(context, row.class_name, own, **row.options)
-    return TextEncoder(tower, row, load_tokenizer_json(context), length, masked)
+    tower = load_library_model(context, row.class_name, config=own, **row.options)
+    return TextEncoder(tower, row, tokenizer_json=load_tokenizer_json(context), context=length, masked=masked)
 
 
 def load_audio_encoder(context: LoadContext) -> Model:
     """The encoder of a Whisper folder or hub id. Raises `ModelError`."""
     config = load_config(context)
-    row = find_family("audio_encoder", config.model_type, AUDIO_FAMILIES, context)
-    whole = load_library_model(context, row.class_name, config)
+    row = find_family("audio_encoder", config.model_type, table=AUDIO_FAMILIES, context=context)
+    whole = load_library_model(context, row.class_name, config=config)
     if not hasattr(whole, "encoder"):
         raise ModelError(f"{source_name(context)}: has no encoder")
     whole.encoder.config._attn_implementation = "eager"

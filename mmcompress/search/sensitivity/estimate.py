@@ -12,7 +12,7 @@ from mmcompress.search.sensitivity.measure import NO_LIMIT, _levels
 
 
 def estimate_sensitivity(
-    models: Models, scores: Mapping[str, Mapping[str, Tensor]], pairs: int, shortest: Mapping[str, float] = NO_LIMIT
+    models: Models, scores: Mapping[str, Mapping[str, Tensor]], *, pairs: int, shortest: Mapping[str, float] = NO_LIMIT
 ) -> dict[str, dict[str, SensitivityCurve]]:
     """Curves without running anything: half the mask Fisher information that is cut, per pair (Kwon et al. 2022)."""
     found: dict[str, dict[str, SensitivityCurve]] = {}

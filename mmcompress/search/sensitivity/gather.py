@@ -26,6 +26,7 @@ from mmcompress.storage import to_plain, write_record
 def gather_sensitivity(
     spec: Spec,
     pipeline: TorchPipeline,
+    *,
     models: Mapping[str, Model],
     data: Dataset,
     folder: Path,
@@ -39,16 +40,18 @@ def gather_sensitivity(
     """
     record, tensors = folder / "evidence.json", folder / "evidence.safetensors"
     if record.exists() and tensors.exists():
-        return _read(models, record, tensors)
+        return _read(models, record, tensors=tensors)
     progress("input statistics", 0.0)
     batch = pipeline.collate(data.load("train", spec.data.calibration))
     measured = spec.prune.sensitivity == "measured"
     trials_run = spec.search.evaluator == "measured" and spec.prune.refit
     # of a large model they are larger than its weights
-    grams = measure_grams(pipeline, models, batch) if measured or trials_run else {n: {} for n in models}
+    grams = measure_grams(pipeline, models, batch=batch) if measured or trials_run else {n: {} for n in models}
     progress(spec.prune.importance, 0.1)
     criterion = IMPORTANCE.get(spec.prune.importance)
-    scores = score_units(criterion, ImportanceInputs(pipeline, models, batch, grams, spec.seed))
+    scores = score_units(
+        criterion, ImportanceInputs(pipeline=pipeline, models=models, batch=batch, grams=grams, seed=spec.seed)
+    )
     some = batch[slice(0, spec.data.sensitivity_pairs)]
     anchors = pipeline.reference_outputs(models, some)
     base = pipeline.loss_of_models(models, some, dense=anchors)
@@ -56,16 +59,25 @@ def gather_sensitivity(
     rounding = {n: dict.fromkeys(precisions.get(n, ("fp32", "int8")), 0.0) for n in models}
     if measured:
         say = lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share)
-        curves = measure_sensitivity(pipeline, models, some, scores, grams, spec.prune.ridge, say, shortest)
+        curves = measure_sensitivity(
+            pipeline,
+            models,
+            batch=some,
+            scores=scores,
+            grams=grams,
+            ridge=spec.prune.ridge,
+            progress=say,
+            shortest=shortest,
+        )
     else:
-        curves = estimate_sensitivity(models, scores, len(batch), shortest)
+        curves = estimate_sensitivity(models, scores, pairs=len(batch), shortest=shortest)
     loss = lambda: max(pipeline.loss_of_models(models, some, dense=anchors) - base, 0.0)
     for n, m in models.items():
         for p in (p for p in rounding[n] if p != "fp32"):
             if spec.quantize.max_loss_increase:
                 progress(f"sensitivity of {n} to {p}", 1.0)
-                spared[n][p] = find_sensitive_blocks(m, p, loss, spec.quantize.max_loss_increase)
-            with simulate_precision(m, p, m.linear_layers(spared[n].get(p, ()))):
+                spared[n][p] = find_sensitive_blocks(m, p, loss=loss, bound=spec.quantize.max_loss_increase)
+            with simulate_precision(m, p, spared=m.linear_layers(spared[n].get(p, ()))):
                 rounding[n][p] = loss()
     flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
     for n, by in grams.items():
@@ -73,10 +85,10 @@ def gather_sensitivity(
             flat |= {f"xx/{n}/{b}": g.xx, f"x/{n}/{b}": g.x, f"n/{n}/{b}": torch.tensor(g.n)}
     save_file(flat, tensors)
     write_record(record, {"curves": to_plain(curves), "rounding": rounding, "base_loss": base, "spared": spared})
-    return Sensitivity(scores, grams, curves, rounding, base, spared)
+    return Sensitivity(scores=scores, grams=grams, curves=curves, rounding=rounding, base_loss=base, fp32_blocks=spared)
 
 
-def find_sensitive_blocks(model: Model, precision: str, loss: Callable[[], float], bound: float) -> tuple[str, ...]:
+def find_sensitive_blocks(model: Model, precision: str, *, loss: Callable[[], float], bound: float) -> tuple[str, ...]:
     """The blocks whose rounding alone raises the loss by more than `bound`."""
     found = []
     for b in model.weighted_blocks:

@@ -26,6 +26,7 @@ NO_LIMIT: Mapping[str, float] = MappingProxyType({})
 def measure_sensitivity(
     pipeline: TorchPipeline,
     models: Models,
+    *,
     batch: Batch,
     scores: Mapping[str, Mapping[str, Tensor]],
     grams: Mapping[str, Grams],
@@ -40,7 +41,7 @@ def measure_sensitivity(
     """
     dense = pipeline.forward_in_pieces(models, batch)
     anchors = pipeline.select_reference_outputs(dense)
-    base = pipeline.loss_of_outputs(dense, batch, anchors)
+    base = pipeline.loss_of_outputs(dense, batch, dense=anchors)
     found: dict[str, dict[str, SensitivityCurve]] = {}
     total = sum(len(m.blocks) for m in models.values())
     done = 0
@@ -53,8 +54,8 @@ def measure_sensitivity(
             done += 1
             points = {block.units: 0.0}
             for kept in _levels(block, shortest.get(node, 0.0)):
-                cut = _cut(model, block, kept, scores[node], grams[node], ridge)
-                loss = pipeline.loss_of_models({**models, node: cut}, batch, known, anchors)
+                cut = _cut(model, block, kept=kept, scores=scores[node], grams=grams[node], ridge=ridge)
+                loss = pipeline.loss_of_models({**models, node: cut}, batch, known=known, dense=anchors)
                 points[kept] = max(loss - base, 0.0)
             order = sorted(points)
             found[node][block.name] = SensitivityCurve(tuple(order), tuple(points[k] for k in order))
@@ -70,8 +71,8 @@ def _levels(block: Block, shortest: float) -> list[int]:
     )
 
 
-def _cut(model, block: Block, kept: int, scores: Mapping[str, Tensor], grams: Grams, ridge: float):  # type: ignore[no-untyped-def]
-    units = choose_units({block.name: kept}, [block], scores)
+def _cut(model, block: Block, *, kept: int, scores: Mapping[str, Tensor], grams: Grams, ridge: float):  # type: ignore[no-untyped-def]
+    units = choose_units({block.name: kept}, [block], scores=scores)
     cut = copy_without_units(model, units)
-    refit_from_gram_(cut, model, units, grams, ridge)
+    refit_from_gram_(cut, model, units=units, grams=grams, ridge=ridge)
     return cut.eval()

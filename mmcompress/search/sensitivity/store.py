@@ -24,7 +24,7 @@ MIN_LOSS_INCREASE_SHARE = 3e-5
 """See `Evidence._trace`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sensitivity:
     """Importance, input moments, damage curves, damage of rounding by node and precision, and the dense loss."""
 
@@ -66,12 +66,12 @@ class Sensitivity:
         return SensitivityCurve(c.kept_units, tuple((rising + trace).tolist()))
 
 
-def _read(models: Mapping[str, Model], record: Path, tensors: Path) -> Sensitivity:
+def _read(models: Mapping[str, Model], record: Path, *, tensors: Path) -> Sensitivity:
     data, flat = json.loads(record.read_text()), load_file(tensors)
     scores = {n: {b.name: flat[f"score/{n}/{b.name}"] for b in m.blocks} for n, m in models.items()}
     grams = {
         n: {
-            b.name: Gram(flat[f"xx/{n}/{b.name}"], flat[f"x/{n}/{b.name}"], float(flat[f"n/{n}/{b.name}"]))
+            b.name: Gram(xx=flat[f"xx/{n}/{b.name}"], x=flat[f"x/{n}/{b.name}"], n=float(flat[f"n/{n}/{b.name}"]))
             for b in m.blocks
             if f"xx/{n}/{b.name}" in flat
         }
@@ -79,7 +79,14 @@ def _read(models: Mapping[str, Model], record: Path, tensors: Path) -> Sensitivi
     }
     curves = {n: {b: build_record(SensitivityCurve, c) for b, c in by.items()} for n, by in data["curves"].items()}
     spared = {n: {p: tuple(bs) for p, bs in by.items()} for n, by in data["spared"].items()}
-    return Sensitivity(scores, grams, curves, data["rounding"], data["base_loss"], spared)
+    return Sensitivity(
+        scores=scores,
+        grams=grams,
+        curves=curves,
+        rounding=data["rounding"],
+        base_loss=data["base_loss"],
+        fp32_blocks=spared,
+    )
 
 
 def select_fp32_blocks(ev: Sensitivity, c: Candidate) -> dict[str, tuple[str, ...]]:
