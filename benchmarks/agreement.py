@@ -50,7 +50,9 @@ def torch_captions(pipeline: TorchPipeline, models: dict, batch) -> list[str]:
         said = [tok.decode(row) for row in out.sequences.tolist()]
         encoded = [e.ids for e in pipeline.tokenizers["text"].encode_batch(said)]
         c = text.config
-        keys = text(torch.from_numpy(pad_ids(encoded, c["context_length"], pad=c["pad"], eos=c["eos"])))
+        keys = text(
+            torch.from_numpy(pad_ids(encoded, c["context_length"], pad=c["pad"], eos=c["eos"]))
+        )
         rank = keys @ embedding[0] + pipeline.spec.nodes["choose"].prior * out.sequences_scores
         found.append(said[int(rank.argmax())])
     return found
@@ -72,7 +74,14 @@ def main() -> None:
             resize_(model, summary.kept_units[name]), a.run / "weights" / f"{name}.safetensors"
         ).eval()
     with tempfile.TemporaryDirectory() as scratch:
-        write_bundle(spec, small, precision={}, kept=summary.kept_units, folder=Path(scratch) / "fp32", prove=False)
+        write_bundle(
+            spec,
+            small,
+            precision={},
+            kept=summary.kept_units,
+            folder=Path(scratch) / "fp32",
+            prove=False,
+        )
         sides = (("dense fp32", dense, a.run / "baseline"), ("compressed fp32", small, Path(scratch) / "fp32"),
                  ("compressed as deployed", small, a.run / "bundle"))  # fmt: skip
         said = {id(m): torch_captions(pipeline, m, batch) for m in (dense, small)}
@@ -80,7 +89,9 @@ def main() -> None:
             deployed = load_bundle(bundle)
             mine = [deployed(image=image)["caption"] for image in pairs.inputs]
             same = sum(x == y for x, y in zip(mine, said[id(models)], strict=True))
-            print(f"{name}: same caption as torch on {same} of {a.n} ({same / a.n:.1%})", flush=True)
+            print(
+                f"{name}: same caption as torch on {same} of {a.n} ({same / a.n:.1%})", flush=True
+            )
 
 
 if __name__ == "__main__":

@@ -41,7 +41,9 @@ def uniform(run: RunContext, share: float) -> Candidate:
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("spec")
-    p.add_argument("--run", type=Path, required=True, help="a run folder: gone on with where there is one")
+    p.add_argument(
+        "--run", type=Path, required=True, help="a run folder: gone on with where there is one"
+    )
     p.add_argument("--depths", default="0.2,0.4,0.6")
     p.add_argument("--pairs", type=int, default=512)
     p.add_argument("--set", action="append", default=[], help="as the run was started with")

@@ -61,18 +61,33 @@ def row(family: str) -> tuple[list[str], list[str]]:
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
     with tempfile.TemporaryDirectory() as scratch:
-        proofs = contract.prove_library_match(family, model, says=model.library_says) + contract.prove_contract(
-            model, Path(scratch)
-        )
+        proofs = contract.prove_library_match(
+            family, model, says=model.library_says
+        ) + contract.prove_contract(model, Path(scratch))
     worst: dict[str, float] = {}
     for p in proofs:
         if (c := column(p.name)) is not None:
             worst[c] = max(worst.get(c, 0.0), p.difference)
-    notes = [f"{family}: {p.name} FAILED ({p.difference:.1e} > {p.bound:.0e})" for p in proofs if not p.passed]
-    show = lambda c: "–" if c not in worst else "all equal" if c == "generation" and not worst[c] else f"{worst[c]:.0e}"
+    notes = [
+        f"{family}: {p.name} FAILED ({p.difference:.1e} > {p.bound:.0e})"
+        for p in proofs
+        if not p.passed
+    ]
+    show = lambda c: (
+        "–"
+        if c not in worst
+        else "all equal"
+        if c == "generation" and not worst[c]
+        else f"{worst[c]:.0e}"
+    )
     learned = next(p for p in proofs if p.name.startswith("one step"))
     exact = all(p.passed for p in proofs if "as computed" in p.name or p.name.startswith("MACs"))
-    return [family, *map(show, COLUMNS), "exact" if exact else "NO", f"{learned.difference:.4f}"], notes
+    return [
+        family,
+        *map(show, COLUMNS),
+        "exact" if exact else "NO",
+        f"{learned.difference:.4f}",
+    ], notes
 
 
 def main() -> None:
@@ -104,7 +119,11 @@ def main() -> None:
         *(f"- {n}" for n in notes),
         "",
         f"Made by `python benchmarks/families.py` on {describe_cpu()['name']}, "
-        + ", ".join(f"{k} {v[k]}" for k in ("torch", "transformers", "open_clip_torch", "onnxruntime") if k in v)
+        + ", ".join(
+            f"{k} {v[k]}"
+            for k in ("torch", "transformers", "open_clip_torch", "onnxruntime")
+            if k in v
+        )
         + ".",
     ]
     a.out.write_text("\n".join(text) + "\n")

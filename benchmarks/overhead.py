@@ -22,7 +22,15 @@ from collections import Counter
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEL = ("/torch/", "/onnxruntime/", "/transformers/", "/open_clip/", "/timm/", "/onnx/", "/safetensors/")
+MODEL = (
+    "/torch/",
+    "/onnxruntime/",
+    "/transformers/",
+    "/open_clip/",
+    "/timm/",
+    "/onnx/",
+    "/safetensors/",
+)
 REPAIR, BUNDLE = "mmcompress/prune/refit.py", "mmcompress/runtime/pipeline.py"
 WORK = ("model", "bundle")
 EVERY = 0.05
@@ -45,9 +53,13 @@ def kind(frame: object) -> str:
     answering = any(name == "run" and BUNDLE in f for f, name in zip(files, called, strict=True))
     if any(m in files[0] or inside(f"site-packages{m}") for m in MODEL) or inside(REPAIR):
         return "start-up" if "<module>" in names and inside("importlib") else "model"
-    if answering or ("_judge" in names and inside("concurrent/futures")):  # bundles answer in threads
+    if answering or (
+        "_judge" in names and inside("concurrent/futures")
+    ):  # bundles answer in threads
         return "bundle"
-    if "settle" in names or (inside("concurrent/futures") and (inside("search/study") or "losses" in names)):
+    if "settle" in names or (
+        inside("concurrent/futures") and (inside("search/study") or "losses" in names)
+    ):
         return "waiting"
     if inside("mmcompress/data/") or inside("runtime/images") or inside("runtime/audio"):
         return "data"
@@ -93,7 +105,9 @@ def main() -> int:
 
     def counted(self: RayExecutor, *given: object) -> object:
         future = submit(self, *given)  # type: ignore[arg-type]
-        future.add_done_callback(lambda f: worked.update(seconds=0.0 if f.exception() else f.result()["seconds"]))
+        future.add_done_callback(
+            lambda f: worked.update(seconds=0.0 if f.exception() else f.result()["seconds"])
+        )
         return future
 
     RayExecutor.submit = counted  # type: ignore[method-assign,assignment]

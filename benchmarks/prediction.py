@@ -46,7 +46,9 @@ def drawn(run, rng: np.random.Generator) -> Candidate:
             kept[n][b.name] = int(units_after(b, round(share * count_steps(b))))
         drop = getattr(run.space.dimensions.get(f"nodes.{n}.prune.drop"), "high", 0) or 0
         some, most = [b.name for b in blocks if b.drop], int(rng.integers(0, int(drop) + 1))
-        kept[n] |= dict.fromkeys(rng.permutation(some)[: most * int(rng.integers(0, 2))].tolist(), 0)
+        kept[n] |= dict.fromkeys(
+            rng.permutation(some)[: most * int(rng.integers(0, 2))].tolist(), 0
+        )
     return Candidate(kept, {n: str(rng.choice(["fp32", "int8"])) for n in run.blocks})
 
 
@@ -69,21 +71,33 @@ def result(pipeline: str, x: list[float], y: list[float]) -> Prediction:
 def main() -> int:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("spec")
-    p.add_argument("--run", type=Path, required=True, help="a run folder of it: its profile and predictor are used")
+    p.add_argument(
+        "--run",
+        type=Path,
+        required=True,
+        help="a run folder of it: its profile and predictor are used",
+    )
     p.add_argument("--out", default="reports/prediction")
     p.add_argument("--count", type=int, default=30)
     p.add_argument("--seconds", type=float, default=15, help="how long each structure is measured")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--resume", action="store_true", help="go on with the structures that the run folder has")
+    p.add_argument(
+        "--resume", action="store_true", help="go on with the structures that the run folder has"
+    )
     p.add_argument("--set", action="append", default=[], help="as the run was started with")
     a = p.parse_args()
     run = workflow.open_run(a.spec, a.run, overrides=parse_settings(tuple(a.set)), resume=True)
     dense = profile_pipeline(run)
     predict = build_predictor(run, dense)
     requests = run.requests(BENCH_REQUESTS)[: len(dense.traces)]
-    bundles, threads = {"new": a.run / "scratch", "dense": a.run / "baseline"}, run.spec.measure.threads
+    bundles, threads = (
+        {"new": a.run / "scratch", "dense": a.run / "baseline"},
+        run.spec.measure.threads,
+    )
     known = (
-        read_record(Prediction, a.run / PREDICTION_FILE) if a.resume and (a.run / PREDICTION_FILE).exists() else None
+        read_record(Prediction, a.run / PREDICTION_FILE)
+        if a.resume and (a.run / PREDICTION_FILE).exists()
+        else None
     )
     x, y = (list(known.predicted_ms), list(known.measured_ms)) if known else ([], [])
     rng = np.random.default_rng(a.seed)
@@ -93,7 +107,9 @@ def main() -> int:
             continue
         models = {n: copy_resized(m, c.kept_units[n]) for n, m in run.models.items()}
         set_context_lengths(run.spec, models)
-        run.write_bundle(models, c.precision, kept=c.kept_units, folder=a.run / "scratch", prove=False)
+        run.write_bundle(
+            models, c.precision, kept=c.kept_units, folder=a.run / "scratch", prove=False
+        )
         found = bench_repeated(bundles, threads, requests, 3, 10_000, dense.traces, a.seconds)
         share = float(np.median(found["new"].ms) / np.median(found["dense"].ms))
         x.append(predict(c))

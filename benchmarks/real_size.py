@@ -38,9 +38,9 @@ def write_blip(folder: Path) -> None:
         "pad_token_id": 0,
         "sep_token_id": 102,
     }
-    BlipForConditionalGeneration(BlipConfig(text_config=text, vision_config={"image_size": 384})).save_pretrained(
-        folder
-    )
+    BlipForConditionalGeneration(
+        BlipConfig(text_config=text, vision_config={"image_size": 384})
+    ).save_pretrained(folder)
     build_tokenizer().save(str(folder / "tokenizer.json"))  # type: ignore[attr-defined]
 
 
@@ -76,7 +76,14 @@ def resident(root: int) -> int:
             rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
         except OSError:
             continue
-        total += next((int(line.split()[1]) * 1024 for line in rollup.splitlines() if line.startswith("Pss:")), 0)
+        total += next(
+            (
+                int(line.split()[1]) * 1024
+                for line in rollup.splitlines()
+                if line.startswith("Pss:")
+            ),
+            0,
+        )
     return total
 
 
@@ -100,7 +107,13 @@ def main() -> int:
         f"data.validation_pairs={a.pairs}",
         "distill.steps=0",
     ]
-    command = [sys.executable, "-m", "mmcompress.cli", "run", str(ROOT / "pipelines" / "clip_blip_base.yaml")]
+    command = [
+        sys.executable,
+        "-m",
+        "mmcompress.cli",
+        "run",
+        str(ROOT / "pipelines" / "clip_blip_base.yaml"),
+    ]
     command += ["--target", a.target, "--out", str(a.out / "run"), "--resume"]
     for s in settings:
         command += ["--set", s]

@@ -55,7 +55,9 @@ def main() -> int:
     tokenizer: Tokenizer = writer.tokenizer
     writer.generation = replace(writer.generation, guard=False)  # the library has none
     end = int(writer.generation.eos)
-    most = node.max_tokens - len(writer.generation.prompt)  # here the prompt counts; to the library's `max_length` not
+    most = node.max_tokens - len(
+        writer.generation.prompt
+    )  # here the prompt counts; to the library's `max_length` not
     words = lambda ids: [i for i in ids if i < end]
     data, same, texts, said, total, wrong = open_dataset(spec.data), 0, ([], []), [], 0, 0
     for split in data.splits:
@@ -63,7 +65,9 @@ def main() -> int:
         for name, sound, text in zip(pairs.names, pairs.inputs, pairs.texts, strict=True):
             x = features(sound, sampling_rate=16000, return_tensors="pt").input_features
             with torch.inference_mode():
-                whole = library.generate(x, max_new_tokens=most, num_beams=1, do_sample=False)[0].tolist()
+                whole = library.generate(x, max_new_tokens=most, num_beams=1, do_sample=False)[
+                    0
+                ].tolist()
             theirs, context = words(whole), bundle.nodes[encoder](sound)["tokens"]
             mine = words(writer.generate(context)[0][1])
             total, same = total + 1, same + (mine == theirs)
@@ -84,7 +88,9 @@ def main() -> int:
                     kept.append(tokenizer.decode(ids))
     print(f"{same} of {total} clips: the library's tokens exactly")
     for who, kept in zip(("deployed", "library"), texts, strict=True):
-        q = estimate_quality(score_answers(Answers(texts=tuple(kept), references=tuple(said)), ["wer"])["wer"])
+        q = estimate_quality(
+            score_answers(Answers(texts=tuple(kept), references=tuple(said)), ["wer"])["wer"]
+        )
         print(f"{who}: WER {q.value:.2%} ({q.low:.2%} - {q.high:.2%}) on {q.n} test clips")
     return int(wrong > 0)
 

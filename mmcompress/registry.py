@@ -37,7 +37,9 @@ class Registry:
     def problem(self, name: str) -> str | None:
         """What is wrong with `name`, or None."""
         return (
-            None if name in self._entries else f"unknown {self.what} '{name}'; {suggest_nearest(name, self._entries)}"
+            None
+            if name in self._entries
+            else f"unknown {self.what} '{name}'; {suggest_nearest(name, self._entries)}"
         )
 
     def get(self, name: str) -> Any:
@@ -65,7 +67,9 @@ class MixtureRegistry(Registry):
             if found := super().problem(entry):
                 return found
             if not weight.replace(".", "", 1).isdigit() or float(weight) <= 0:
-                return f"'{weight}' is not a positive weight; expected, say, fisher + 0.5 * magnitude"
+                return (
+                    f"'{weight}' is not a positive weight; expected, say, fisher + 0.5 * magnitude"
+                )
         return None
 
     def get(self, name: str) -> Any:
@@ -74,7 +78,9 @@ class MixtureRegistry(Registry):
         parts = self._parts(name)
         if len(parts) == 1:
             return super().get(parts[0][1])
-        return resolve_entry(self.mix)([(float(w), super(MixtureRegistry, self).get(entry)) for w, entry in parts])
+        return resolve_entry(self.mix)(
+            [(float(w), super(MixtureRegistry, self).get(entry)) for w, entry in parts]
+        )
 
 
 IMPORTANCE = MixtureRegistry(
@@ -85,18 +91,30 @@ IMPORTANCE = MixtureRegistry(
             "mmcompress.prune.importance:score_by_fisher",
             "sum over pairs of the squared gradient of a unit's mask",
         ),
-        "taylor": ("mmcompress.prune.importance:score_by_taylor", "absolute mean gradient of a unit's mask"),
+        "taylor": (
+            "mmcompress.prune.importance:score_by_taylor",
+            "absolute mean gradient of a unit's mask",
+        ),
         "magnitude": (
             "mmcompress.prune.importance:score_by_magnitude",
             "L2 norm of all weights of a unit, written and read",
         ),
-        "activation": ("mmcompress.prune.importance:score_by_activation", "weight norm times input norm (Wanda)"),
-        "fluctuation": ("mmcompress.prune.importance:score_by_fluctuation", "weight norm times input variance (FLAP)"),
+        "activation": (
+            "mmcompress.prune.importance:score_by_activation",
+            "weight norm times input norm (Wanda)",
+        ),
+        "fluctuation": (
+            "mmcompress.prune.importance:score_by_fluctuation",
+            "weight norm times input variance (FLAP)",
+        ),
         "reconstruction": (
             "mmcompress.prune.importance:score_by_reconstruction",
             "error of the block's output when the rest is refitted (ZipLM)",
         ),
-        "magnitude_l1": ("mmcompress.prune.importance:score_by_magnitude_l1", "L1 norm of the same weights"),
+        "magnitude_l1": (
+            "mmcompress.prune.importance:score_by_magnitude_l1",
+            "L1 norm of the same weights",
+        ),
         "movement": (
             "mmcompress.prune.importance:score_by_movement",
             "how far fine-tuning moves a unit away from zero",
@@ -115,14 +133,23 @@ ALLOCATIONS = Registry(
             "mmcompress.search.allocation:allocate_by_rank",
             "least important units of the group, over all its layers",
         ),
-        "uniform": ("mmcompress.search.allocation:allocate_uniformly", "the same ratio in every layer"),
+        "uniform": (
+            "mmcompress.search.allocation:allocate_uniformly",
+            "the same ratio in every layer",
+        ),
     },
 )
 DATA_KINDS = Registry(
     "data kind",
     {
-        "emoji_scenes": ("mmcompress.data.emoji_scenes:EmojiScenes", "captioned scenes drawn at run time"),
-        "folder": ("mmcompress.data.folder:Folder", "the user's own images and captions (JSONL or CSV)"),
+        "emoji_scenes": (
+            "mmcompress.data.emoji_scenes:EmojiScenes",
+            "captioned scenes drawn at run time",
+        ),
+        "folder": (
+            "mmcompress.data.folder:Folder",
+            "the user's own images and captions (JSONL or CSV)",
+        ),
         "speech_folder": (
             "mmcompress.data.speech_folder:SpeechFolder",
             "the user's own recordings and transcripts, as LJSpeech lays them out",
@@ -132,10 +159,19 @@ DATA_KINDS = Registry(
 METRICS = Registry(
     "metric",
     {
-        "retrieval": ("mmcompress.metrics.retrieval:score_retrieval", "R@1 image to text and text to image"),
-        "caption": ("mmcompress.metrics.caption:score_captions", "exact match of the pipeline's caption"),
+        "retrieval": (
+            "mmcompress.metrics.retrieval:score_retrieval",
+            "R@1 image to text and text to image",
+        ),
+        "caption": (
+            "mmcompress.metrics.caption:score_captions",
+            "exact match of the pipeline's caption",
+        ),
         "wer": ("mmcompress.metrics.wer:score_word_errors", "word error rate of what was heard"),
-        "endings": ("mmcompress.metrics.endings:score_endings", "share of texts that end by themselves"),
+        "endings": (
+            "mmcompress.metrics.endings:score_endings",
+            "share of texts that end by themselves",
+        ),
         "agreement": (
             "mmcompress.metrics.agreement:score_agreement",
             "share of answers that are those of the dense pipeline",
@@ -153,8 +189,14 @@ FAMILIES = Registry(
             "mmcompress.models.families.open_clip:load_image_encoder",
             "open_clip ViT image tower",
         ),
-        "open_clip/text_decoder": ("mmcompress.models.families.open_clip:load_text_decoder", "CoCa's caption decoder"),
-        "open_clip/text_encoder": ("mmcompress.models.families.open_clip:load_text_encoder", "open_clip text tower"),
+        "open_clip/text_decoder": (
+            "mmcompress.models.families.open_clip:load_text_decoder",
+            "CoCa's caption decoder",
+        ),
+        "open_clip/text_encoder": (
+            "mmcompress.models.families.open_clip:load_text_encoder",
+            "open_clip text tower",
+        ),
         "transformers/image_encoder": (
             "mmcompress.models.families.transformers_encoders:load_image_encoder",
             "CLIP, SigLIP, ViT, DINOv2, BLIP, GIT, LLaVA image towers",
@@ -176,40 +218,82 @@ FAMILIES = Registry(
 EXECUTORS = Registry(
     "executor",
     {
-        "ray": ("mmcompress.search.executors:RayExecutor", "Ray workers, on this machine or a cluster"),
-        "process": ("mmcompress.search.executors:make_process_executor", "processes of this machine, without Ray"),
-        "inline": ("mmcompress.search.executors:InlineExecutor", "this process, one trial after the other"),
+        "ray": (
+            "mmcompress.search.executors:RayExecutor",
+            "Ray workers, on this machine or a cluster",
+        ),
+        "process": (
+            "mmcompress.search.executors:make_process_executor",
+            "processes of this machine, without Ray",
+        ),
+        "inline": (
+            "mmcompress.search.executors:InlineExecutor",
+            "this process, one trial after the other",
+        ),
     },
 )
 PRECISIONS = Registry(
     "precision",
     {
         "fp32": ("mmcompress.quantize.base:FP32", "as trained"),
-        "int8": ("mmcompress.quantize.base:INT8", "dynamic, 7-bit weights per channel: right on any CPU"),
-        "int8_full": ("mmcompress.quantize.base:INT8_FULL", "dynamic, 8-bit weights: for CPUs with VNNI alone"),
+        "int8": (
+            "mmcompress.quantize.base:INT8",
+            "dynamic, 7-bit weights per channel: right on any CPU",
+        ),
+        "int8_full": (
+            "mmcompress.quantize.base:INT8_FULL",
+            "dynamic, 8-bit weights: for CPUs with VNNI alone",
+        ),
         "uint8": ("mmcompress.quantize.base:UINT8", "dynamic, asymmetric 8-bit weights"),
-        "int8_static": ("mmcompress.quantize.base:INT8_STATIC", "ranges of activations from calibration data"),
-        "w8": ("mmcompress.quantize.base:W8", "weights in 8 bits, in groups of 32; float between products"),
-        "w4": ("mmcompress.quantize.base:W4", "weights in 4 bits, in groups of 32; float between products"),
-        "fp16": ("mmcompress.quantize.base:FP16", "half precision: half the size, faster where a device has it"),
-        "bf16": ("mmcompress.quantize.base:BF16", "weights alone, as bfloat16: half the size, no faster"),
+        "int8_static": (
+            "mmcompress.quantize.base:INT8_STATIC",
+            "ranges of activations from calibration data",
+        ),
+        "w8": (
+            "mmcompress.quantize.base:W8",
+            "weights in 8 bits, in groups of 32; float between products",
+        ),
+        "w4": (
+            "mmcompress.quantize.base:W4",
+            "weights in 4 bits, in groups of 32; float between products",
+        ),
+        "fp16": (
+            "mmcompress.quantize.base:FP16",
+            "half precision: half the size, faster where a device has it",
+        ),
+        "bf16": (
+            "mmcompress.quantize.base:BF16",
+            "weights alone, as bfloat16: half the size, no faster",
+        ),
     },
 )
 SAMPLERS = Registry(
     "sampler",
     {
-        "tpe": ("mmcompress.search.samplers:make_tpe", "tree-structured Parzen estimator, multivariate"),
+        "tpe": (
+            "mmcompress.search.samplers:make_tpe",
+            "tree-structured Parzen estimator, multivariate",
+        ),
         "gp": ("mmcompress.search.samplers:make_gp", "Gaussian process"),
         "nsga2": ("mmcompress.search.samplers:make_nsga2", "the genetic algorithm NSGA-II"),
-        "cmaes": ("mmcompress.search.samplers:make_cmaes", "CMA-ES over the ranges, choices at random"),
+        "cmaes": (
+            "mmcompress.search.samplers:make_cmaes",
+            "CMA-ES over the ranges, choices at random",
+        ),
         "random": ("mmcompress.search.samplers:make_random", "the control"),
     },
 )
 DEPLOYED_KINDS = Registry(
     "kind of node",
     {
-        "image_encoder": ("mmcompress.kinds.image_encoder.deployed:ImageEncoder", "an image to vectors"),
-        "audio_encoder": ("mmcompress.kinds.audio_encoder.deployed:AudioEncoder", "a sound to vectors"),
+        "image_encoder": (
+            "mmcompress.kinds.image_encoder.deployed:ImageEncoder",
+            "an image to vectors",
+        ),
+        "audio_encoder": (
+            "mmcompress.kinds.audio_encoder.deployed:AudioEncoder",
+            "a sound to vectors",
+        ),
         "text_encoder": ("mmcompress.kinds.text_encoder.deployed:TextEncoder", "texts to vectors"),
         "text_decoder": ("mmcompress.kinds.text_decoder.deployed:TextDecoder", "vectors to text"),
         "nearest": ("mmcompress.kinds.nearest.deployed:Nearest", "the nearest of some texts"),

@@ -78,12 +78,25 @@ def estimate_quality(t: PerSampleScores) -> Quality:
             * math.sqrt(p * (1 - p) / n + NORMAL_975 * NORMAL_975 / (4 * n * n))
         )
         return Quality(
-            value=p, low=max(0.0, middle - half), high=min(1.0, middle + half), n=n, is_error_rate=t.is_error_rate
+            value=p,
+            low=max(0.0, middle - half),
+            high=min(1.0, middle + half),
+            n=n,
+            is_error_rate=t.is_error_rate,
         )
-    of, draws = np.array(t.denominators), np.random.default_rng(0).integers(0, n, (BOOTSTRAP_DRAWS, n))
+    of, draws = (
+        np.array(t.denominators),
+        np.random.default_rng(0).integers(0, n, (BOOTSTRAP_DRAWS, n)),
+    )
     rate = lambda a, b: a.sum(-1) / np.maximum(b.sum(-1), 1)
     low, high = np.percentile(rate(hits[draws], of[draws]), (2.5, 97.5))
-    return Quality(value=float(rate(hits, of)), low=float(low), high=float(high), n=n, is_error_rate=t.is_error_rate)
+    return Quality(
+        value=float(rate(hits, of)),
+        low=float(low),
+        high=float(high),
+        n=n,
+        is_error_rate=t.is_error_rate,
+    )
 
 
 def paired_difference(
@@ -117,13 +130,25 @@ def decide_claim(
 ) -> tuple[str, float, float]:
     """(supported, not supported or undecided; the gap; half its 95 % interval)."""
     found, half = paired_difference(better, worse)
-    return ("supported" if found > half else "not supported" if found < -half else "undecided at this n"), found, half
+    return (
+        (
+            "supported"
+            if found > half
+            else "not supported"
+            if found < -half
+            else "undecided at this n"
+        ),
+        found,
+        half,
+    )
 
 
 def quality_retained(baseline: dict[str, Quality], compressed: dict[str, Quality]) -> float:
     """The smallest ratio compressed / baseline over the metrics; of an error rate, the ratio of what is right."""
     good = lambda q: max(1 - q.value, 0.0) if q.is_error_rate else q.value
-    return min((good(compressed[k]) / good(b) for k, b in baseline.items() if good(b) > 0), default=0.0)
+    return min(
+        (good(compressed[k]) / good(b) for k, b in baseline.items() if good(b) > 0), default=0.0
+    )
 
 
 def summarize_latency(ms: Sequence[float]) -> Latency:

@@ -37,13 +37,19 @@ def build_record(cls: type[T], data: Any, *, path: tuple[str, ...] = ()) -> T:
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in fields:
-            raise InvalidValue((*path, str(key)), f"unknown key '{key}'; {suggest_nearest(key, fields)}")
+            raise InvalidValue(
+                (*path, str(key)), f"unknown key '{key}'; {suggest_nearest(key, fields)}"
+            )
     values = {}
     for name, f in fields.items():
         if name in data:
             values[name] = _value(hints[name], data[name], path=(*path, name))
             registry: Registry | None = f.metadata.get("registry")
-            if registry and isinstance(values[name], str) and (problem := registry.problem(values[name])):
+            if (
+                registry
+                and isinstance(values[name], str)
+                and (problem := registry.problem(values[name]))
+            ):
                 raise InvalidValue((*path, name), problem)
             check = f.metadata.get("check")
             if check and values[name] is not None and (problem := check(values[name])):
@@ -77,7 +83,10 @@ def _value(hint: Any, value: Any, *, path: tuple[str, ...]) -> Any:
         if args[-1] is not Ellipsis and len(args) != len(value):
             raise InvalidValue(path, f"expected {len(args)} values, got {value!r}")
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        return tuple(_value(k, v, path=(*path, str(i))) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+        return tuple(
+            _value(k, v, path=(*path, str(i)))
+            for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+        )
     if origin is list:
         if not isinstance(value, list):
             raise InvalidValue(path, f"expected a list, got {value!r}")

@@ -51,7 +51,9 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
         },
     }
     clip = CLIP(**config)
-    for p in clip.parameters():  # random weights that do something: biases and projections away from zero
+    for p in (
+        clip.parameters()
+    ):  # random weights that do something: biases and projections away from zero
         p.data += 0.05 * torch.randn_like(p)
     captioner = MBartForCausalLM(
         MBartConfig(
@@ -76,7 +78,8 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
         (folder / name).mkdir(parents=True)
         tok.save(str(folder / name / "tokenizer.json"))
     save_file(
-        {k: v.contiguous() for k, v in clip.state_dict().items()}, folder / "clip" / "open_clip_model.safetensors"
+        {k: v.contiguous() for k, v in clip.state_dict().items()},
+        folder / "clip" / "open_clip_model.safetensors",
     )
     pre = {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}
     text = json.dumps({"model_cfg": config, "preprocess_cfg": pre})
@@ -136,7 +139,11 @@ def quiet_torch(request):
 
     fit = import_module("mmcompress.run.fit")  # the package has a function of this name
     torch.set_num_threads(1)
-    fit.ATTEMPTS, conclude.EXTRA_BENCH_REPEATS, apart.benchmark_in_subprocess = 2, 0, apart.bench_in_process
+    fit.ATTEMPTS, conclude.EXTRA_BENCH_REPEATS, apart.benchmark_in_subprocess = (
+        2,
+        0,
+        apart.bench_in_process,
+    )
     trainer.is_bf16_faster = lambda: False  # the answer may change from one process to the next
     if (seed := request.config.getoption("--moods")) is not None:
         _moody_(random.Random(seed))
@@ -155,9 +162,13 @@ def _moody_(lot: random.Random) -> None:
         found = {}
         for n, s in here(job, folder).items():
             by = off()
-            torn = lot.uniform(1.0, 4.0) if lot.random() < 0.2 else 1.0  # interrupted at another node every time
+            torn = (
+                lot.uniform(1.0, 4.0) if lot.random() < 0.2 else 1.0
+            )  # interrupted at another node every time
             times = lambda row, by=by: [by * ms for ms in row]
-            nodes, inside = ({k: times(v) for k, v in rows.items()} for rows in (s.nodes, s.in_session))
+            nodes, inside = (
+                {k: times(v) for k, v in rows.items()} for rows in (s.nodes, s.in_session)
+            )
             found[n] = replace(s, ms=[torn * ms for ms in times(s.ms)], nodes=nodes, inside=inside)
         return found
 
@@ -184,7 +195,9 @@ def tiny(tmp_path_factory) -> Path:
 def loose(tiny, tmp_path):
     """(spec, overrides) of the tiny pipeline without its joining node: nothing reads the text tower."""
     head, _, tail = (tiny / "spec.yaml").read_text().partition("  choose:\n")
-    (tmp_path / "loose.yaml").write_text(head.replace("./", f"{tiny}/") + "outputs:" + tail.partition("outputs:")[2])
+    (tmp_path / "loose.yaml").write_text(
+        head.replace("./", f"{tiny}/") + "outputs:" + tail.partition("outputs:")[2]
+    )
     outputs = {"caption": "captioner.text", "embedding": "text.embedding"}
     return tmp_path / "loose.yaml", {"metrics": ["agreement", "embedding"], "outputs": outputs}
 

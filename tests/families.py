@@ -24,7 +24,12 @@ def _tokenizer() -> str:
     return str(build_tokenizer().to_str())  # type: ignore[attr-defined]
 
 
-SMALL = {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 64}
+SMALL = {
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_hidden_layers": 2,
+    "intermediate_size": 64,
+}
 SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 VISION = {**SMALL, "image_size": 32, "patch_size": 8}
 TEXT = {**SMALL, **SPECIAL, "vocab_size": 60, "max_position_embeddings": 24}
@@ -101,7 +106,10 @@ def _text(config: str, tower: str, model_type: str, masked: bool, **extra: objec
         out = whole(input_ids=ids, **({"attention_mask": mask.long()} if masked else {}))
         return F.normalize(row.embed(out, mask), dim=-1)
 
-    return _with(encoders.TextEncoder(tower_, row, tokenizer_json=TOKENIZER(), context=16, masked=masked), says)
+    return _with(
+        encoders.TextEncoder(tower_, row, tokenizer_json=TOKENIZER(), context=16, masked=masked),
+        says,
+    )
 
 
 def _whisper_config():  # type: ignore[no-untyped-def]
@@ -155,7 +163,12 @@ def _decoder(whole: torch.nn.Module, model_type: str, beams: int = 3) -> Model:
             return raw(encoder_outputs=given, decoder_input_ids=ids).logits
         return raw(input_ids=ids, encoder_hidden_states=context).logits
 
-    return _with(assemble_decoder(whole, model_type, tokenizer_json=TOKENIZER(), candidates=beams, max_tokens=14), says)
+    return _with(
+        assemble_decoder(
+            whole, model_type, tokenizer_json=TOKENIZER(), candidates=beams, max_tokens=14
+        ),
+        says,
+    )
 
 
 def _mbart() -> Model:
@@ -241,7 +254,9 @@ def _git() -> Model:
 
     def says(ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         raw.git.image_encoder.context = context
-        return raw(pixel_values=torch.zeros(len(ids), 3, 32, 32), input_ids=ids).logits[:, -ids.shape[1] :]
+        return raw(pixel_values=torch.zeros(len(ids), 3, 32, 32), input_ids=ids).logits[
+            :, -ids.shape[1] :
+        ]
 
     return _with(assemble_prefix_decoder(whole, "git", TOKENIZER(), 3, 14), says)
 
@@ -270,7 +285,12 @@ def _llava(prompt: str = "") -> Model:
 
 
 def _llava_whole(vocabulary: int = 60) -> torch.nn.Module:
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
 
     c = LlavaConfig(
         vision_config=CLIPVisionConfig(**{**VISION, "hidden_size": 48}),
@@ -286,12 +306,22 @@ def _open_clip(vision: dict[str, object], kind: str = "image") -> Model:
 
     from mmcompress.models.families import open_clip
 
-    text = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2, "pad_id": 1, "eos_id": 2}
+    text = {
+        "context_length": 16,
+        "vocab_size": 60,
+        "width": 32,
+        "heads": 4,
+        "layers": 2,
+        "pad_id": 1,
+        "eos_id": 2,
+    }
     clip = _stirred(CLIP(16, {"image_size": 64, **vision}, {**text, "pool_type": "eos"}))
     if kind == "text":
         tower = _stirred(_text_tower(text))
         whole = copy.deepcopy(tower)
-        return _with(open_clip.TextEncoder(tower, TOKENIZER()), lambda ids: F.normalize(whole(ids), dim=-1))
+        return _with(
+            open_clip.TextEncoder(tower, TOKENIZER()), lambda ids: F.normalize(whole(ids), dim=-1)
+        )
     return _visual(clip.visual)
 
 
@@ -339,12 +369,28 @@ def coca_model() -> torch.nn.Module:
     """A small CoCa of open_clip."""
     from open_clip.coca_model import CoCa
 
-    text = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2, "embed_cls": True}
+    text = {
+        "context_length": 16,
+        "vocab_size": 60,
+        "width": 32,
+        "heads": 4,
+        "layers": 2,
+        "embed_cls": True,
+    }
     multimodal = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2}
-    vision = {"image_size": 32, "patch_size": 8, "width": 32, "layers": 1, "head_width": 8, "output_tokens": True}
+    vision = {
+        "image_size": 32,
+        "patch_size": 8,
+        "width": 32,
+        "layers": 1,
+        "head_width": 8,
+        "output_tokens": True,
+    }
     vision |= {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 6}
     coca = CoCa(32, multimodal, {**text, "output_tokens": True, "pad_id": 0}, vision)
-    torch.nn.init.normal_(coca.text_decoder.text_projection, std=0.2)  # the library leaves it as memory was
+    torch.nn.init.normal_(
+        coca.text_decoder.text_projection, std=0.2
+    )  # the library leaves it as memory was
     return _stirred(coca)
 
 
@@ -358,7 +404,9 @@ def _coca_decoder() -> Model:
         words = whole._encode_text(ids)[1]
         return whole.text_decoder(context, words)
 
-    return _with(open_clip.build_caption_decoder(raw, TOKENIZER(), candidates=3, max_tokens=14), says)
+    return _with(
+        open_clip.build_caption_decoder(raw, TOKENIZER(), candidates=3, max_tokens=14), says
+    )
 
 
 VIT = {"width": 32, "layers": 2, "head_width": 8, "patch_size": 16}
@@ -368,18 +416,32 @@ FAMILIES: dict[str, Callable[[], Model]] = {
     "open_clip text tower": lambda: _open_clip(VIT, "text"),
     "open_clip CoCa image tower": _coca,
     "open_clip CoCa caption decoder": _coca_decoder,
-    "open_clip ModifiedResNet": lambda: _open_clip({"layers": [1, 1, 1, 1], "width": 32, "head_width": 64}),
+    "open_clip ModifiedResNet": lambda: _open_clip(
+        {"layers": [1, 1, 1, 1], "width": 32, "head_width": 64}
+    ),
     "open_clip timm ResNet": lambda: _open_clip({**TIMM, "timm_model_name": "resnet18"}),
     "open_clip timm ResNet bottleneck": lambda: _open_clip({**TIMM, "timm_model_name": "resnet26"}),
-    "open_clip timm EfficientNet": lambda: _open_clip({**TIMM, "timm_model_name": "efficientnet_b0"}),
-    "transformers CLIP image": lambda: _image("CLIPVisionConfig", "CLIPVisionModelWithProjection", "clip"),
-    "transformers SigLIP image": lambda: _image("SiglipVisionConfig", "SiglipVisionModel", "siglip"),
+    "open_clip timm EfficientNet": lambda: _open_clip(
+        {**TIMM, "timm_model_name": "efficientnet_b0"}
+    ),
+    "transformers CLIP image": lambda: _image(
+        "CLIPVisionConfig", "CLIPVisionModelWithProjection", "clip"
+    ),
+    "transformers SigLIP image": lambda: _image(
+        "SiglipVisionConfig", "SiglipVisionModel", "siglip"
+    ),
     "transformers ViT": lambda: _image("ViTConfig", "ViTModel", "vit"),
     "transformers DINOv2": lambda: _image("Dinov2Config", "Dinov2Model", "dinov2"),
-    "transformers DINOv2 gated": lambda: _image("Dinov2Config", "Dinov2Model", "dinov2", use_swiglu_ffn=True),
+    "transformers DINOv2 gated": lambda: _image(
+        "Dinov2Config", "Dinov2Model", "dinov2", use_swiglu_ffn=True
+    ),
     "transformers BLIP image": lambda: _image("BlipVisionConfig", "BlipVisionModel", "blip"),
-    "transformers CLIP text": lambda: _text("CLIPTextConfig", "CLIPTextModelWithProjection", "clip", False),
-    "transformers SigLIP text": lambda: _text("SiglipTextConfig", "SiglipTextModel", "siglip", False),
+    "transformers CLIP text": lambda: _text(
+        "CLIPTextConfig", "CLIPTextModelWithProjection", "clip", False
+    ),
+    "transformers SigLIP text": lambda: _text(
+        "SiglipTextConfig", "SiglipTextModel", "siglip", False
+    ),
     "transformers BERT / MiniLM": lambda: _text("BertConfig", "BertModel", "bert", True),
     "transformers RoBERTa": lambda: _text("RobertaConfig", "RobertaModel", "roberta", True),
     "transformers Whisper encoder": _audio,

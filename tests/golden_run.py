@@ -58,7 +58,9 @@ COMMON = {
 }
 
 
-def run_pipeline(name: str, folder: Path, out: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+def run_pipeline(
+    name: str, folder: Path, out: Path
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Run one tiny pipeline on the simulated machine; returns (its record, its weights)."""
     import torch
     from safetensors.numpy import load_file
@@ -69,7 +71,11 @@ def run_pipeline(name: str, folder: Path, out: Path) -> tuple[dict[str, Any], di
     torch.set_num_threads(1)
     changes = COMMON | CHANGES[name]
     summary = workflow.run(
-        folder / "spec.yaml", out, overrides=changes, bench=SimulatedBenchmarker(), clock=StoppedClock()
+        folder / "spec.yaml",
+        out,
+        overrides=changes,
+        bench=SimulatedBenchmarker(),
+        clock=StoppedClock(),
     )
     weights = {}
     for file in sorted((out / "weights").glob("*.safetensors")):
@@ -93,11 +99,18 @@ def record_of(summary: Any, manifest: dict[str, Any]) -> dict[str, Any]:
                 "quality": t.quality,
             }
         )
-    proofs = [{"name": p.name, "node": p.node, "difference": p.difference, "passed": p.passed} for p in summary.proofs]
+    proofs = [
+        {"name": p.name, "node": p.node, "difference": p.difference, "passed": p.passed}
+        for p in summary.proofs
+    ]
     graph = manifest["graph"]
     nodes = {}
     for name, node in graph["nodes"].items():
-        fixed = {k: v for k, v in node.items() if k in ("kind", "inputs", "config", "precision", "params", "structure")}
+        fixed = {
+            k: v
+            for k, v in node.items()
+            if k in ("kind", "inputs", "config", "precision", "params", "structure")
+        }
         nodes[name] = {**fixed, "graphs": sorted(node.get("files", {}))}
     return {
         "units": summary.kept_units,
@@ -112,7 +125,10 @@ def record_of(summary: Any, manifest: dict[str, Any]) -> dict[str, Any]:
             "met": summary.target.met,
         },
         "quality": {
-            side: {name: [q.value, q.low, q.high, q.n] for name, q in getattr(summary, side).quality.items()}
+            side: {
+                name: [q.value, q.low, q.high, q.n]
+                for name, q in getattr(summary, side).quality.items()
+            }
             for side in ("baseline", "compressed")
         },
         "losses": list(summary.validation_losses),
@@ -147,7 +163,10 @@ def weight_differences(want: dict[str, np.ndarray], have: dict[str, np.ndarray])
             yield f"weight {name}: only in {'the frozen run' if name in want else 'this run'}"
         elif want[name].shape != have[name].shape:
             yield f"weight {name}: {want[name].shape} frozen, {have[name].shape} now"
-        elif want[name].size and (gap := float(np.abs(want[name] - have[name]).max())) > WEIGHT_TOLERANCE:
+        elif (
+            want[name].size
+            and (gap := float(np.abs(want[name] - have[name]).max())) > WEIGHT_TOLERANCE
+        ):
             yield f"weight {name}: {gap:.2e} apart"
 
 
@@ -206,7 +225,11 @@ def main() -> int:
 if __name__ == "__main__":
     import os
 
-    os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+    os.environ |= {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
     sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tools")]
     with tempfile.TemporaryDirectory() as cache:
         os.environ["MMCOMPRESS_CACHE"] = cache

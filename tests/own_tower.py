@@ -15,7 +15,9 @@ class Attention(nn.Module):
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (nn.Linear(width, width) for _ in range(4))
+        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
+            nn.Linear(width, width) for _ in range(4)
+        )
         self.num_heads, self.head_dim = heads, width // heads
 
     def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, None]:
@@ -44,7 +46,10 @@ class Tower(ImageEncoderModel):
         self.layers = nn.ModuleList([Reader(width, heads)])
         self.blocks = find_blocks(self, "layers", context="stream")
         self.finish_setup(
-            size, width, preprocess={"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"}, hidden=12
+            size,
+            width,
+            preprocess={"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
+            hidden=12,
         )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

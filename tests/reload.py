@@ -19,7 +19,9 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     worst = {}
     for name, kept in json.loads((folder / "kept.json").read_text()).items():
-        model = load_weights(resize_(FAMILIES[name](), kept), folder / f"{name.replace('/', '-')}.safetensors").eval()
+        model = load_weights(
+            resize_(FAMILIES[name](), kept), folder / f"{name.replace('/', '-')}.safetensors"
+        ).eval()
         want = load_file(folder / f"{name.replace('/', '-')}.answers")
         with torch.no_grad():
             got = contract.tuple_outputs(model, contract.random_inputs(model, 2))

@@ -52,7 +52,9 @@ class SimulatedBenchmarker(Benchmarker):
             for precision in precisions:
                 per_unit = 1e-7 * batch * positions * head * (4 * width + span)
                 ms = tuple(SPEED.get(precision, 0.8) * (1e-3 + per_unit * size) for size in sizes)
-                rows.append(TableRow(kind, width, head, positions, keys, batch, precision, sizes, ms))
+                rows.append(
+                    TableRow(kind, width, head, positions, keys, batch, precision, sizes, ms)
+                )
         return DeviceTable(device=device_fingerprint(threads), threads=threads, rows=tuple(rows))
 
     def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
@@ -66,7 +68,10 @@ class SimulatedBenchmarker(Benchmarker):
         pipeline, found = load_bundle(bundle, job.threads), Samples()
         cost = {}
         for node, entry in pipeline.manifest["graph"]["nodes"].items():
-            cost |= {(node, graph): graph_ms(bundle / file) for graph, file in entry.get("files", {}).items()}
+            cost |= {
+                (node, graph): graph_ms(bundle / file)
+                for graph, file in entry.get("files", {}).items()
+            }
         writers = {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
         for i in range(min(job.requests_per_bundle, MOST_REQUESTS)):
             at = (job.first_request + i) % len(requests)

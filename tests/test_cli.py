@@ -29,23 +29,38 @@ def test_validate_looks_whether_sources_and_data_are_there(tiny, tmp_path):
     assert done.exit_code == 0 and "not looked up at a hub: vision" in done.output
     for i in range(9):
         Image.new("RGB", (20, 16), (i * 20, 0, 0)).save(tmp_path / f"{i}.png")
-    rows = [{"image": f"{i}.png", "caption": f"{i}", "split": ("train", "val", "test")[i % 3]} for i in range(9)]
+    rows = [
+        {"image": f"{i}.png", "caption": f"{i}", "split": ("train", "val", "test")[i % 3]}
+        for i in range(9)
+    ]
     (tmp_path / "captions.jsonl").write_text("\n".join(map(json.dumps, rows)))
     own = ("--set", "data.kind=folder", "--set", f"data.options={{path: {tmp_path}}}")
     done = call("validate", tiny / "spec.yaml", *own)
     assert done.exit_code == 0 and "3 in test" in done.output and "in train" in done.output
     (tmp_path / "empty").mkdir()
-    done = call("validate", tiny / "spec.yaml", *own[:3], f"data.options={{path: {tmp_path / 'empty'}}}")
+    done = call(
+        "validate", tiny / "spec.yaml", *own[:3], f"data.options={{path: {tmp_path / 'empty'}}}"
+    )
     assert done.exit_code == 2 and "captions.jsonl" in done.output
 
 
 def test_a_wrong_spec_is_exit_2_and_one_line(tiny):
     done = call("run", tiny / "spec.yaml", "--set", "nodes.vision.prune.fnn=1")
-    assert done.exit_code == 2 and "did you mean 'ffn'" in done.output and "Traceback" not in done.output
+    assert (
+        done.exit_code == 2
+        and "did you mean 'ffn'" in done.output
+        and "Traceback" not in done.output
+    )
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--target", "soon"), ("--set", "x"), ("--space", "none.yaml"), ("--set", "data.report=[tset]")]
+    "arguments",
+    [
+        ("--target", "soon"),
+        ("--set", "x"),
+        ("--space", "none.yaml"),
+        ("--set", "data.report=[tset]"),
+    ],
 )
 def test_bad_options_are_exit_2(tiny, tmp_path, arguments):
     done = call("run", tiny / "spec.yaml", "--out", tmp_path / "r", *arguments)
@@ -90,11 +105,15 @@ def test_show_and_report(run_folder):
         "seed",
         "commit",
     } <= set(s)
-    assert {"p50", "p95", "n"} <= set(s["baseline"]["latency_ms"]) and {"met", "speedup", "latency_ms_p50"} <= set(
-        s["target"]
-    )
+    assert {"p50", "p95", "n"} <= set(s["baseline"]["latency_ms"]) and {
+        "met",
+        "speedup",
+        "latency_ms_p50",
+    } <= set(s["target"])
     node = s["compressed"]["nodes"]["captioner"]
-    assert {"latency_ms_p50", "params", "precision", "unimodal_ratio", "cross_modal_ratio"} <= set(node)
+    assert {"latency_ms_p50", "params", "precision", "unimodal_ratio", "cross_modal_ratio"} <= set(
+        node
+    )
     assert call("report", run_folder).exit_code == 0
     assert call("show", run_folder / "nothing").exit_code == 2
 
@@ -145,23 +164,38 @@ def test_where_torch_is_missing_the_extra_is_named(tiny, tmp_path, monkeypatch):
 
     monkeypatch.setattr(state, "load", missing)
     done = call("run", tiny / "spec.yaml", "--out", tmp_path / "r")
-    assert done.exit_code == 2 and "the package 'torch' is needed here" in done.output and "compress" in done.output
+    assert (
+        done.exit_code == 2
+        and "the package 'torch' is needed here" in done.output
+        and "compress" in done.output
+    )
 
 
 def test_numbers_of_yaml_1_1_are_numbers_on_the_command_line(tiny):
-    for change in ("distill.learning_rate=1e-4", "distill={rate: 1e-4}", 'name="1e4"', "data.report=[]"):
+    for change in (
+        "distill.learning_rate=1e-4",
+        "distill={rate: 1e-4}",
+        'name="1e4"',
+        "data.report=[]",
+    ):
         assert call("validate", tiny / "spec.yaml", "--set", change).exit_code == 0
 
 
 def test_a_search_space_is_validated(tiny, tmp_path):
-    (tmp_path / "s.yaml").write_text("name: s\ndimensions:\n  nodes.*.prune.fnn: {low: 0, high: 1}\n")
+    (tmp_path / "s.yaml").write_text(
+        "name: s\ndimensions:\n  nodes.*.prune.fnn: {low: 0, high: 1}\n"
+    )
     done = call("validate", tiny / "spec.yaml", "--space", tmp_path / "s.yaml")
-    assert done.exit_code == 2 and "did you mean 'nodes.*.prune.ffn'" in " ".join(done.output.split())
+    assert done.exit_code == 2 and "did you mean 'nodes.*.prune.ffn'" in " ".join(
+        done.output.split()
+    )
 
 
 def test_list(tiny):
     done = call("list")
-    assert done.exit_code == 0 and "fisher" in done.output and "open_clip/image_encoder" in done.output
+    assert (
+        done.exit_code == 0 and "fisher" in done.output and "open_clip/image_encoder" in done.output
+    )
     assert call("list", "importance").exit_code == 0
     bad = call("list", "importanc")
     assert bad.exit_code == 2 and "did you mean 'importance'" in bad.output
@@ -183,7 +217,9 @@ def test_a_target_that_cannot_be_met_is_exit_3_with_the_best_found(tiny, tmp_pat
         "distill.steps=1",
     )
     assert done.exit_code == 3, done.output
-    assert (tmp_path / "r/bundle/manifest.json").exists() and "bottleneck" in " ".join(done.output.split())
+    assert (tmp_path / "r/bundle/manifest.json").exists() and "bottleneck" in " ".join(
+        done.output.split()
+    )
 
 
 def test_profile_tells_why_a_layer_is_cross_modal(tiny, tmp_path):
@@ -200,8 +236,12 @@ def test_own_modules_go_along_with_a_job(tmp_path, monkeypatch):
     (tmp_path / "towers").mkdir()
     (tmp_path / "towers" / "__init__.py").touch()
     (tmp_path / "alone.py").touch()
-    of = lambda *sources: find_own_modules({"nodes": {str(i): {"source": s} for i, s in enumerate(sources)}})
-    assert of("python:towers.eye:build", "python:alone:build", "python:towers:other", "open_clip:ViT-B-32") == [
+    of = lambda *sources: find_own_modules(
+        {"nodes": {str(i): {"source": s} for i, s in enumerate(sources)}}
+    )
+    assert of(
+        "python:towers.eye:build", "python:alone:build", "python:towers:other", "open_clip:ViT-B-32"
+    ) == [
         tmp_path / "towers",
         tmp_path / "alone.py",
     ]
@@ -211,5 +251,7 @@ def test_own_modules_go_along_with_a_job(tmp_path, monkeypatch):
 
 
 def test_submit_without_a_server_is_an_error(tiny, tmp_path):
-    done = call("submit", tiny / "spec.yaml", "--address", "http://127.0.0.1:9", "--out", tmp_path / "r")
+    done = call(
+        "submit", tiny / "spec.yaml", "--address", "http://127.0.0.1:9", "--out", tmp_path / "r"
+    )
     assert done.exit_code == 2 and "no job server answers" in done.output

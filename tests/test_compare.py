@@ -21,14 +21,19 @@ QUICK = {"target": "1.2x", "search.trials": 2, "search.level_switches": 1, "dist
 @pytest.fixture(scope="module")
 def compared(tiny, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
-    return folder, compare(tiny / "spec.yaml", folder, methods=("student", "uniform", "int8"), overrides=QUICK)
+    return folder, compare(
+        tiny / "spec.yaml", folder, methods=("student", "uniform", "int8"), overrides=QUICK
+    )
 
 
 @pytest.mark.slow
 def test_every_method_goes_the_whole_way(tiny, tmp_path):
     found = compare(tiny / "spec.yaml", tmp_path / "all", overrides=QUICK)
     assert set(found) == set(BASELINES)
-    assert found["longer"].compressed.nodes["vision"].precision == "fp32" and found["longer"].unimodal_ratio == 0
+    assert (
+        found["longer"].compressed.nodes["vision"].precision == "fp32"
+        and found["longer"].unimodal_ratio == 0
+    )
 
 
 def test_every_method_leaves_a_summary_and_a_row(compared):
@@ -37,7 +42,10 @@ def test_every_method_leaves_a_summary_and_a_row(compared):
     rows = json.loads((folder / "compare.json").read_text())
     assert set(rows) == set(found) and all(r["speedup"] > 0 for r in rows.values())
     for name in found:
-        assert all(p.passed for p in found[name].proofs) and name in (folder / "compare.html").read_text()
+        assert (
+            all(p.passed for p in found[name].proofs)
+            and name in (folder / "compare.html").read_text()
+        )
         assert f"| {name} |" in (folder / "compare.md").read_text()
     said = json.loads((folder / "uniform" / "outcomes.json").read_text())
     for side in ("baseline", "compressed"):
@@ -45,12 +53,20 @@ def test_every_method_leaves_a_summary_and_a_row(compared):
             assert sum(said[side][metric]["hits"]) / q.n == pytest.approx(q.value)
     assert "The search keeps more than 'uniform': **" in (folder / "compare.md").read_text()
     told = json.loads((folder / "claims.json").read_text())
-    assert {c["claim"] for c in told} >= {"The search keeps more than 'uniform'", "The search keeps more than 'int8'"}
+    assert {c["claim"] for c in told} >= {
+        "The search keeps more than 'uniform'",
+        "The search keeps more than 'int8'",
+    }
 
 
 def test_methods_are_what_they_say(compared):
     _, found = compared
-    blocks = {(n, b.name): b for n, bs in found["uniform"].blocks.items() for b in bs if b.group != "tokens"}
+    blocks = {
+        (n, b.name): b
+        for n, bs in found["uniform"].blocks.items()
+        for b in bs
+        if b.group != "tokens"
+    }
     cuts = lambda s: {
         at: (b.units - s.kept_units[at[0]].get(b.name, b.units)) / b.granularity / count_steps(b)
         for at, b in blocks.items()
@@ -78,11 +94,16 @@ def test_an_unknown_method_is_refused(tiny, tmp_path):
 @pytest.mark.slow
 def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path):
     changes = {**QUICK, "prune.rounds": 2}
-    found = ablate(tiny / "spec.yaml", tmp_path / "a", overrides=changes, tables=("order", "schedule"))
+    found = ablate(
+        tiny / "spec.yaml", tmp_path / "a", overrides=changes, tables=("order", "schedule")
+    )
     assert {REFERENCE_CELL, "order-prune", "order-prune__refit", "schedule-gradual"} <= set(found)
     assert found["order-prune"].kept_units == found[REFERENCE_CELL].kept_units
     precisions = lambda name: {n.precision for n in found[name].compressed.nodes.values()}
-    assert all(precisions(f"order-{name}") == {"fp32"} for name in ("prune", "prune__refit", "prune__refit__distil"))
+    assert all(
+        precisions(f"order-{name}") == {"fp32"}
+        for name in ("prune", "prune__refit", "prune__refit__distil")
+    )
     assert precisions("order-prune__refit__int8") == precisions(REFERENCE_CELL)
     claims = json.loads((tmp_path / "a" / "claims.json").read_text())
     assert "Refit helps without training" in {c["claim"] for c in claims}
@@ -98,9 +119,15 @@ def test_what_a_cell_fixes_is_not_searched():
     from mmcompress.spec.space import Dimension, Space
 
     space = Space(
-        "s", {"prune.protection": Dimension(low=1.0, high=4.0), "nodes.a.prune.ffn": Dimension(low=0.0, high=0.5)}
+        "s",
+        {
+            "prune.protection": Dimension(low=1.0, high=4.0),
+            "nodes.a.prune.ffn": Dimension(low=0.0, high=0.5),
+        },
     )
-    assert set(_pinned(space, {"prune.protection": 1.0, "distill.steps": 0}).dimensions) == {"nodes.a.prune.ffn"}
+    assert set(_pinned(space, {"prune.protection": 1.0, "distill.steps": 0}).dimensions) == {
+        "nodes.a.prune.ffn"
+    }
 
 
 def test_every_claim_names_cells_that_are_made(spec):
@@ -113,7 +140,11 @@ def test_every_claim_names_cells_that_are_made(spec):
 
 def test_a_verdict_needs_more_than_its_interval():
     right = lambda share, error=False: [
-        {"m": PerSampleScores(numerators=tuple(float(i < 100 * share) for i in range(100)), is_error_rate=error)}
+        {
+            "m": PerSampleScores(
+                numerators=tuple(float(i < 100 * share) for i in range(100)), is_error_rate=error
+            )
+        }
     ]
     assert decide_claim(right(0.9), right(0.8))[0] == "supported"
     assert decide_claim(right(0.8), right(0.9))[0] == "not supported"
@@ -130,14 +161,31 @@ def test_a_gap_is_paired_and_metrics_are_drawn_together():
     tally = lambda x: PerSampleScores(numerators=tuple(map(float, x)))
     one, two = [{"a": tally(base)}], [{"a": tally(other)}]
     found, half = paired_difference(one, two)
-    assert found == pytest.approx(0.015) and half == pytest.approx(1.96 * np.sqrt(0.015 * 0.985 / 1000), rel=0.1)
-    twice = paired_difference([{"a": tally(base), "b": tally(base)}], [{"a": tally(other), "b": tally(other)}])
+    assert found == pytest.approx(0.015) and half == pytest.approx(
+        1.96 * np.sqrt(0.015 * 0.985 / 1000), rel=0.1
+    )
+    twice = paired_difference(
+        [{"a": tally(base), "b": tally(base)}], [{"a": tally(other), "b": tally(other)}]
+    )
     assert twice == pytest.approx((found, half))  # the same metric twice tells nothing more
     mean = paired_difference([{"a": tally(base)}, {"a": tally(other)}], two)
     assert mean[0] == pytest.approx(found / 2)
-    words = [{"wer": PerSampleScores(numerators=(1.0, 0.0), denominators=(10.0, 10.0), is_error_rate=True)}]
+    words = [
+        {
+            "wer": PerSampleScores(
+                numerators=(1.0, 0.0), denominators=(10.0, 10.0), is_error_rate=True
+            )
+        }
+    ]
     assert paired_difference(
-        words, [{"wer": PerSampleScores(numerators=(3.0, 0.0), denominators=(10.0, 10.0), is_error_rate=True)}]
+        words,
+        [
+            {
+                "wer": PerSampleScores(
+                    numerators=(3.0, 0.0), denominators=(10.0, 10.0), is_error_rate=True
+                )
+            }
+        ],
     )[0] == pytest.approx(0.1)
 
 
@@ -153,7 +201,8 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
     with BASELINES[name].propose(r, ev) as propose:
         found = propose(predict, 1e-6, 0)
     assert (
-        found.candidate == find_fastest(build_problem(r, ev, predict=predict, budget_ms=1e-6), predict)
+        found.candidate
+        == find_fastest(build_problem(r, ev, predict=predict, budget_ms=1e-6), predict)
         and found.latency_ms > 1e-6
     )
 
@@ -166,14 +215,20 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     from mmcompress.workspace import context as workflow
 
     assert [sum(apportion_cuts([4, 4, 4, 16], k)) for k in range(29)] == list(range(29))
-    assert apportion_cuts([4, 4, 4, 16], 7) == [1, 1, 1, 4] and apportion_cuts([4, 4, 4], 2) == [1, 1, 0]
+    assert apportion_cuts([4, 4, 4, 16], 7) == [1, 1, 1, 4] and apportion_cuts([4, 4, 4], 2) == [
+        1,
+        1,
+        0,
+    ]
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, predict, ev = prepare_run(r)
     predict = dataclasses.replace(predict, overhead_ms=0.0)  # all of it may be cut
     ms = predict(dataclasses.replace(_whole(r), precision=_quickest(r, predict)))
     with BASELINES["uniform"].propose(r, ev) as propose:
         slow, quick = (propose(predict, share * ms, 0) for share in (0.97, 0.95))
-    removed = lambda t: sum(b.units - t.candidate.kept_units[n][b.name] for n, bs in r.blocks.items() for b in bs)
+    removed = lambda t: sum(
+        b.units - t.candidate.kept_units[n][b.name] for n, bs in r.blocks.items() for b in bs
+    )
     assert removed(slow) <= removed(quick) and slow.latency_ms >= quick.latency_ms
     left = lambda t: t.candidate.kept_units["vision"]["tokens"]
     [window] = [b for b in r.blocks["vision"] if b.group == "tokens"]
@@ -204,7 +259,9 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
         correction: float = 1.0
 
         def __call__(self, c):
-            weighed = (c.kept_units[n][b.name] / b.granularity for n, bs in r.blocks.items() for b in bs)
+            weighed = (
+                c.kept_units[n][b.name] / b.granularity for n, bs in r.blocks.items() for b in bs
+            )
             return self.correction * sum(weighed)
 
     whole, searches = _whole(r), []
@@ -235,9 +292,14 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
         assert propose(Line(), budget, 0).candidate == first and searches == [0]
         near = propose(Line(1.05), budget, 1)
         assert searches == [0] and near.origin == "adjusted" and np.isfinite(near.loss)
-        p = dataclasses.replace(choose.build_problem(r, ev, predict=Line(1.05), budget_ms=budget), precisions={})
+        p = dataclasses.replace(
+            choose.build_problem(r, ev, predict=Line(1.05), budget_ms=budget), precisions={}
+        )
         assert near.candidate == moves.grow_to_budget(
-            p, moves.cut_to_budget(p, first, damage=ev.loss_increase), damage=ev.loss_increase, rounding=ev.rounding
+            p,
+            moves.cut_to_budget(p, first, damage=ev.loss_increase),
+            damage=ev.loss_increase,
+            rounding=ev.rounding,
         )
         assert FULL_BUDGET_SHARE * budget <= Line(1.05)(near.candidate) <= budget
         propose(Line(1.05 * 1.2), budget, 2)
@@ -247,7 +309,10 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
 def _whole(r):
     from mmcompress.graph.structure import Candidate
 
-    return Candidate({n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}, dict.fromkeys(r.blocks, "fp32"))
+    return Candidate(
+        {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()},
+        dict.fromkeys(r.blocks, "fp32"),
+    )
 
 
 def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
@@ -259,24 +324,35 @@ def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
     folder, _ = compared
     r = workflow.open_run(tiny / "spec.yaml", folder, overrides=QUICK, resume=True)
     dense, asked, real = profile_pipeline(r), [], readings.bench_with_replay
-    monkeypatch.setattr(readings, "bench_with_replay", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k))
+    monkeypatch.setattr(
+        readings, "bench_with_replay", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k)
+    )
     (folder / "beside.json").unlink(missing_ok=True)
     found = measure_side_by_side(r, dense, names=("searched", "int8"))
     assert asked == [["fp32", "searched", "int8"]] and all(0 < x < 3 for x in found.values())
     assert measure_side_by_side(r, dense, names=("searched", "int8")) == found and len(asked) == 1
     assert (
-        len(set(measure_side_by_side(r, dense, names=("searched", "student")).values())) == 1 and len(asked) == 1
+        len(set(measure_side_by_side(r, dense, names=("searched", "student")).values())) == 1
+        and len(asked) == 1
     )  # one structure
 
     def claimed(ours: float, theirs: float, gap: float) -> str:
-        (folder / "beside.json").write_text(json.dumps({"searched int8": {"searched": ours, "int8": theirs}}))
-        word = "supported" if gap > 0.1 else "not supported" if gap < -0.1 else "undecided at this n"
-        monkeypatch.setattr("mmcompress.experiments.compare.decide_claim", lambda *sides: (word, gap, 0.1))
+        (folder / "beside.json").write_text(
+            json.dumps({"searched int8": {"searched": ours, "int8": theirs}})
+        )
+        word = (
+            "supported" if gap > 0.1 else "not supported" if gap < -0.1 else "undecided at this n"
+        )
+        monkeypatch.setattr(
+            "mmcompress.experiments.compare.decide_claim", lambda *sides: (word, gap, 0.1)
+        )
         return judge_claim(r, dense, says="it is so", better=("searched",), worse=("int8",))[1]
 
     unequal = "not at equal latency (50.0% and 54.0% of the dense pipeline's)"
     assert claimed(0.5, 0.54, 0.0) == claimed(0.54, 0.5, 0.2) == claimed(0.5, 0.54, -0.2) == unequal
-    assert claimed(0.5, 0.54, 0.2) == "supported" and claimed(0.54, 0.5, -0.2) == "not supported"  # and faster
+    assert (
+        claimed(0.5, 0.54, 0.2) == "supported" and claimed(0.54, 0.5, -0.2) == "not supported"
+    )  # and faster
     assert claimed(0.5, 0.51, 0.0) == "undecided at this n"
 
 

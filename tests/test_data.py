@@ -31,7 +31,9 @@ def test_every_emoji_is_drawn_by_both_vendors():
 
 def test_scenes_are_a_function_of_split_and_seed():
     a, b, c = DATA.load("test", 6), DATA.load("test", 6), DATA.load("train", 6, seed=1)
-    assert a.texts == b.texts and all(np.array_equal(x, y) for x, y in zip(a.inputs, b.inputs, strict=True))
+    assert a.texts == b.texts and all(
+        np.array_equal(x, y) for x, y in zip(a.inputs, b.inputs, strict=True)
+    )
     assert a.texts != c.texts
 
 
@@ -45,8 +47,13 @@ def test_held_out_drawings_are_seen_only_in_their_split():
     held = DATA.held_pairs()
     assert len(held) >= 4
     for split in ("train", "val", "test"):
-        assert not any(p in held for s in scenes(split) for p in zip(s.emoji, s.vendor, strict=True))
-    assert all(any(p in held for p in zip(s.emoji, s.vendor, strict=True)) for s in scenes("test_style", 60))
+        assert not any(
+            p in held for s in scenes(split) for p in zip(s.emoji, s.vendor, strict=True)
+        )
+    assert all(
+        any(p in held for p in zip(s.emoji, s.vendor, strict=True))
+        for s in scenes("test_style", 60)
+    )
     crowds = itertools.islice(DATA.crowds(), 100)
     assert not any(p in held for s in crowds for p in zip(s.emoji, s.vendor, strict=True))
 
@@ -80,7 +87,9 @@ def photos(tmp_path):
     rows = []
     for i in range(30):
         Image.new("RGB", (20 + i, 16), (i * 8, 0, 0)).save(tmp_path / f"{i}.png")
-        rows.append({"image": f"{i}.png", "caption": f"shade {i}", "split": ("train", "val", "test")[i % 3]})
+        rows.append(
+            {"image": f"{i}.png", "caption": f"shade {i}", "split": ("train", "val", "test")[i % 3]}
+        )
     return tmp_path, rows
 
 
@@ -95,7 +104,8 @@ def test_folder_reads_jsonl_and_csv(photos):
     assert len(pairs) == 10 and pairs.texts[0] == "shade 2" and pairs.inputs[0].shape == (16, 22, 3)
     (folder / "captions.jsonl").unlink()
     (folder / "captions.csv").write_text(
-        "file_name,text,split\n" + "\n".join(f"{r['image']},{r['caption']},{r['split']}" for r in rows)
+        "file_name,text,split\n"
+        + "\n".join(f"{r['image']},{r['caption']},{r['split']}" for r in rows)
     )
     assert Folder(path=str(folder), seed=1).load("test").texts == pairs.texts
 
@@ -106,7 +116,8 @@ def test_folder_tells_every_missing_and_broken_image(photos):
     (folder / "4.png").write_bytes(b"")
     (folder / "5.png").write_text("not an image")
     with pytest.raises(
-        DataError, match=r"3 images can't be used:(.|\n)*:4: .*3.png: no such image(.|\n)*4.png.*0 bytes"
+        DataError,
+        match=r"3 images can't be used:(.|\n)*:4: .*3.png: no such image(.|\n)*4.png.*0 bytes",
     ):
         listing(folder, rows).load("train")
 
@@ -135,10 +146,15 @@ def test_folder_tells_what_is_odd_in_the_listing(photos, text, message):
 def test_an_image_with_several_captions_is_refused_or_its_first_one_read(photos):
     folder, rows = photos
     again = [*rows, {"image": "0.png", "caption": "another", "split": "test"}]
-    with pytest.raises(DataError, match=r"1 images can't be used:(.|\n)*:31: 0.png stands in line 1 already"):
+    with pytest.raises(
+        DataError, match=r"1 images can't be used:(.|\n)*:31: 0.png stands in line 1 already"
+    ):
         listing(folder, again).load("train")
     first = Folder(path=str(folder), repeats="first")
-    assert first.counts() == {"train": 10, "val": 10, "test": 10} and "another" not in first.load("test").texts
+    assert (
+        first.counts() == {"train": 10, "val": 10, "test": 10}
+        and "another" not in first.load("test").texts
+    )
 
 
 def test_folder_without_a_listing_or_without_itself(tmp_path):

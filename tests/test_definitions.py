@@ -19,7 +19,12 @@ from mmcompress.prune.surgery import copy_without_units
 from mmcompress.registry import IMPORTANCE
 from mmcompress.search.sensitivity import measure as damage
 
-BLOCKS = [("vision", "0.ffn"), ("vision", "1.attention"), ("captioner", "1.cross_attention"), ("text", "0.attention")]
+BLOCKS = [
+    ("vision", "0.ffn"),
+    ("vision", "1.attention"),
+    ("captioner", "1.cross_attention"),
+    ("text", "0.attention"),
+]
 
 
 @pytest.fixture()
@@ -33,12 +38,20 @@ def material(pipeline, models, few, monkeypatch):
         pipeline, "batch_size", 10**6
     )  # one piece: a contrastive loss is of the pairs beside each other
     return ImportanceInputs(
-        pipeline=pipeline, models=models, batch=few, grams=measure_grams(pipeline, models, batch=few), seed=3
+        pipeline=pipeline,
+        models=models,
+        batch=few,
+        grams=measure_grams(pipeline, models, batch=few),
+        seed=3,
     )
 
 
-@pytest.mark.parametrize(("node", "name"), [("vision", "0.ffn"), ("captioner", "0.attention"), ("text", "1.ffn")])
-def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(material, pipeline, models, few, node, name):
+@pytest.mark.parametrize(
+    ("node", "name"), [("vision", "0.ffn"), ("captioner", "0.attention"), ("text", "1.ffn")]
+)
+def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(
+    material, pipeline, models, few, node, name
+):
     """Fisher: the sum over pairs of squared derivatives; Taylor: the size of their mean."""
     block, step = models[node].block(name), 0.01
 
@@ -48,7 +61,9 @@ def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(material, p
             mask = torch.ones(len(few), block.units)
             mask[pair, unit] += sign * step
             with torch.no_grad(), mask_units(models[node], {name: mask}):
-                values.append(float(sum(pipeline.losses(pipeline.forward(models, few), few).values())))
+                values.append(
+                    float(sum(pipeline.losses(pipeline.forward(models, few), few).values()))
+                )
         return len(few) * (values[0] - values[1]) / (2 * step)
 
     fisher, taylor = (IMPORTANCE.get(k)(material)[node][name] for k in ("fisher", "taylor"))
@@ -56,7 +71,9 @@ def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(material, p
     for unit in strong:
         slopes = np.array([slope(pair, unit) for pair in range(len(few))])
         assert float(fisher[unit]) == pytest.approx(float((slopes**2).sum()), rel=0.05)
-        assert float(taylor[unit]) == pytest.approx(abs(float(slopes.mean())), rel=0.08, abs=0.02 * abs(slopes).max())
+        assert float(taylor[unit]) == pytest.approx(
+            abs(float(slopes.mean())), rel=0.08, abs=0.02 * abs(slopes).max()
+        )
 
 
 @pytest.mark.parametrize(("node", "name"), [("vision", "0.ffn"), ("vision", "1.attention")])
@@ -80,7 +97,9 @@ def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name
     moments = c.T @ c / rows
     a = moments + ELIMINATION_RIDGE * np.diag(moments).mean() * np.eye(len(moments))
 
-    def error(kept):  # of the best weights on what is kept, for the dense ones: min (W - V) A (W - V)'
+    def error(
+        kept,
+    ):  # of the best weights on what is kept, for the dense ones: min (W - V) A (W - V)'
         k = np.array([u * width + i for u in kept for i in range(width)], int)
         v = np.zeros_like(w)
         if len(k):
@@ -96,10 +115,14 @@ def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name
 
 
 @pytest.mark.parametrize(("node", "name"), BLOCKS[:2])
-def test_wanda_and_flap_from_the_activations_themselves(material, pipeline, models, few, node, name):
+def test_wanda_and_flap_from_the_activations_themselves(
+    material, pipeline, models, few, node, name
+):
     """Squared weights times mean squares (Wanda) or variances (FLAP) of what they read, over a unit's features."""
     m, b, seen = models[node], models[node].block(name), []
-    handle = m.get_submodule(b.reader).register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    handle = m.get_submodule(b.reader).register_forward_pre_hook(
+        lambda _, args: seen.append(args[0])
+    )
     with torch.no_grad():
         pipeline.forward(models, few)
     handle.remove()
@@ -126,7 +149,9 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
     if not bias:
         m.linear(b.reader).bias = None
     models = {**models, "vision": m}
-    handle = m.get_submodule(b.reader).register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+    handle = m.get_submodule(b.reader).register_forward_hook(
+        lambda _, args, out: seen.append((args[0], out))
+    )
     with torch.no_grad():
         pipeline.forward(models, few)
     handle.remove()
@@ -140,9 +165,17 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
     w = np.linalg.lstsq(rows, target, rcond=None)[0].T
     units = {name: torch.from_numpy(keep)}
     small = copy_without_units(m, units)
-    refit_from_gram_(small, m, units=units, grams=measure_grams(pipeline, models, batch=few)["vision"], ridge=ridge)
+    refit_from_gram_(
+        small,
+        m,
+        units=units,
+        grams=measure_grams(pipeline, models, batch=few)["vision"],
+        ridge=ridge,
+    )
     new, again = small.linear(b.reader), torch.nn.Linear(len(keep), y.shape[1], bias=bias)
-    _regress_(again, torch.from_numpy(x[:, keep]).float(), y=torch.from_numpy(y).float(), ridge=ridge)
+    _regress_(
+        again, torch.from_numpy(x[:, keep]).float(), y=torch.from_numpy(y).float(), ridge=ridge
+    )
     for found in (new, again):
         np.testing.assert_allclose(found.weight.detach().numpy(), w, atol=2e-4)
         if bias:
@@ -151,8 +184,12 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
 
 def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
     grams = measure_grams(pipeline, models, batch=few)
-    scores = {n: {b.name: torch.arange(b.units).float() for b in m.blocks} for n, m in models.items()}
-    curves = damage.measure_sensitivity(pipeline, models, batch=few, scores=scores, grams=grams, ridge=0.01)
+    scores = {
+        n: {b.name: torch.arange(b.units).float() for b in m.blocks} for n, m in models.items()
+    }
+    curves = damage.measure_sensitivity(
+        pipeline, models, batch=few, scores=scores, grams=grams, ridge=0.01
+    )
     anchors = pipeline.reference_outputs(models, few)
     base = pipeline.loss_of_models(models, few, dense=anchors)
     for node, name in BLOCKS:
@@ -162,7 +199,9 @@ def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
         cut = copy_without_units(models[node], units)
         refit_from_gram_(cut, models[node], units=units, grams=grams[node], ridge=0.01)
         rise = pipeline.loss_of_models({**models, node: cut.eval()}, few, dense=anchors) - base
-        assert float(curves[node][name].loss_increase(b.units // 2)) == pytest.approx(max(rise, 0.0), abs=1e-4)
+        assert float(curves[node][name].loss_increase(b.units // 2)) == pytest.approx(
+            max(rise, 0.0), abs=1e-4
+        )
 
 
 def test_damage_of_positions_is_measured_as_far_as_they_may_be_cut():
@@ -212,7 +251,9 @@ def test_logits_are_the_mean_divergence_from_the_teacher_over_judged_places():
     s, t = (torch.randn(2, 3, 5, generator=g) for _ in range(2))
     keep = torch.tensor([[True, True, False], [True, False, False]])
     places = [(0, 0), (0, 1), (1, 0)]
-    want = np.mean([kl(softmax(t[i, j].numpy(), 0), softmax(s[i, j].numpy(), 0)) for i, j in places])
+    want = np.mean(
+        [kl(softmax(t[i, j].numpy(), 0), softmax(s[i, j].numpy(), 0)) for i, j in places]
+    )
     assert float(losses.logit_loss(s, t, keep=keep)) == pytest.approx(want, rel=1e-5)
 
 
@@ -223,22 +264,34 @@ def test_affinity_is_the_divergence_of_similarities_both_ways():
     s, t = (SIMILARITY_SCALE * (q @ k.T).double().numpy() for q, k in (student, teacher))
     rows = np.mean([kl(softmax(t, 1)[i], softmax(s, 1)[i]) for i in range(4)])
     columns = np.mean([kl(softmax(t, 0)[:, j], softmax(s, 0)[:, j]) for j in range(4)])
-    assert float(losses.affinity_loss(student, teacher)) == pytest.approx((rows + columns) / 2, rel=1e-4)
+    assert float(losses.affinity_loss(student, teacher)) == pytest.approx(
+        (rows + columns) / 2, rel=1e-4
+    )
 
 
 def test_features_are_squared_distances():
     g = torch.Generator().manual_seed(3)
     s, t = (torch.randn(3, 4, 6, generator=g) for _ in range(2))
     a, b = s.double().numpy(), t.double().numpy()
-    assert float(losses.embedding_loss(s[:, 0], t[:, 0])) == pytest.approx(((a - b)[:, 0] ** 2).sum(1).mean(), rel=1e-5)
-    assert float(losses.token_loss(s, t)) == pytest.approx(((a - b) ** 2).mean() / b.var(ddof=1), rel=1e-5)
+    assert float(losses.embedding_loss(s[:, 0], t[:, 0])) == pytest.approx(
+        ((a - b)[:, 0] ** 2).sum(1).mean(), rel=1e-5
+    )
+    assert float(losses.token_loss(s, t)) == pytest.approx(
+        ((a - b) ** 2).mean() / b.var(ddof=1), rel=1e-5
+    )
 
 
 def test_unstructured_zeros_are_the_smallest_weights_of_each_row(models):
     from mmcompress.prune.sparsity import zero_weights_
 
-    before = [m.weight.detach().clone().abs() for model in models.values() for m in model.linear_layers()]
+    before = [
+        m.weight.detach().clone().abs() for model in models.values() for m in model.linear_layers()
+    ]
     zero_weights_(models, "unstructured", share=0.5)
-    for old, m in zip(before, (m for model in models.values() for m in model.linear_layers()), strict=True):
+    for old, m in zip(
+        before, (m for model in models.values() for m in model.linear_layers()), strict=True
+    ):
         gone = m.weight == 0
-        assert (torch.where(gone, old, 0.0).amax(1) <= torch.where(gone, torch.inf, old).amin(1)).all()
+        assert (
+            torch.where(gone, old, 0.0).amax(1) <= torch.where(gone, torch.inf, old).amin(1)
+        ).all()

@@ -77,7 +77,9 @@ def test_the_readings_make_the_predictor_that_this_machine_would_make(readings):
     found = read_record(Readings, readings)
     p = found.fit_predictor()
     whole = {n: {} for n in found.plan.deployed}
-    assert p(Candidate(whole, dict.fromkeys(whole, "fp32"))) == pytest.approx(found.baseline.latency.p50, rel=1e-3)
+    assert p(Candidate(whole, dict.fromkeys(whole, "fp32"))) == pytest.approx(
+        found.baseline.latency.p50, rel=1e-3
+    )
     assert read_record(Predictor, write_record(readings.with_name("predictor.json"), p)) == p
     assert {e.precision for e in found.exports} == {"fp32", "int8"} and min(found.export_ms) > 0
 
@@ -89,10 +91,16 @@ def test_a_second_kit_of_a_device_finds_its_table_measured(kit, readings, monkey
 
     stacked = []
     monkeypatch.setattr(
-        "mmcompress.measure.cost_model.microbenchmarks.build_stack", lambda *a: stacked.append(a) or build_stack(*a)
+        "mmcompress.measure.cost_model.microbenchmarks.build_stack",
+        lambda *a: stacked.append(a) or build_stack(*a),
     )
-    assert of.measure_kit(kit).table.lookup().keys() >= read_record(Readings, readings).table.lookup().keys()
-    assert not stacked and table.complete_table([], 1).device == read_record(Readings, readings).device
+    assert (
+        of.measure_kit(kit).table.lookup().keys()
+        >= read_record(Readings, readings).table.lookup().keys()
+    )
+    assert (
+        not stacked and table.complete_table([], 1).device == read_record(Readings, readings).device
+    )
 
 
 def test_readings_put_together_from_two_devices_are_refused(tiny, readings, tmp_path):
@@ -100,7 +108,11 @@ def test_readings_put_together_from_two_devices_are_refused(tiny, readings, tmp_
     data["device"] = "another"
     (tmp_path / "mixed.json").write_text(json.dumps(data))
     with pytest.raises(DataError, match="the pipelines of another and the table of"):
-        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.readings": str(tmp_path / "mixed.json")})
+        workflow.run(
+            tiny / "spec.yaml",
+            tmp_path / "r",
+            overrides={"measure.readings": str(tmp_path / "mixed.json")},
+        )
 
 
 def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, elsewhere, tmp_path):
@@ -110,41 +122,59 @@ def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, els
     theirs = read_record(Readings, elsewhere)
     assert s.device == "another" and s.cpu["name"] == "Slow One"
     assert s.baseline.latency_ms == theirs.baseline.latency
-    assert s.compressed.latency_ms.n == 0 and s.compressed.latency_ms.p50 == pytest.approx(s.predicted_latency_ms_p50)
+    assert s.compressed.latency_ms.n == 0 and s.compressed.latency_ms.p50 == pytest.approx(
+        s.predicted_latency_ms_p50
+    )
     assert any("device check" in w for w in s.warnings)
     assert "predicted" in (tmp_path / "r" / "report.html").read_text()
 
-    done = on_device("device", "check", kit, tmp_path / "r" / "bundle", "--out", tmp_path / "check.json")
+    done = on_device(
+        "device", "check", kit, tmp_path / "r" / "bundle", "--out", tmp_path / "check.json"
+    )
     assert done.returncode == 0, done.stderr
     here = read_record(BundleCheck, tmp_path / "check.json")
     with pytest.raises(DataError, match="another device"):
         replace_measurements(s, here, here.dense, here.bundle)
     quick = dataclasses.replace(here.compressed.latency, p50=here.baseline.latency.p50 / 2)
-    there = dataclasses.replace(here, device="another", compressed=dataclasses.replace(here.compressed, latency=quick))
+    there = dataclasses.replace(
+        here, device="another", compressed=dataclasses.replace(here.compressed, latency=quick)
+    )
     for wrong in ((here.dense, "0"), ("0", here.bundle)):
         with pytest.raises(DataError, match="other bundles"):
             replace_measurements(s, there, *wrong)
     write_record(tmp_path / "check.json", there)
-    told = CliRunner().invoke(main, ["report", str(tmp_path / "r"), "--measured", str(tmp_path / "check.json")])
+    told = CliRunner().invoke(
+        main, ["report", str(tmp_path / "r"), "--measured", str(tmp_path / "check.json")]
+    )
     assert told.exit_code == 0, told.output
     new = read_record(Summary, tmp_path / "r" / "summary.json")
-    assert new.compressed.latency_ms == there.compressed.latency and new.compressed.latency_ms.n >= 8
+    assert (
+        new.compressed.latency_ms == there.compressed.latency and new.compressed.latency_ms.n >= 8
+    )
     assert new.target.met
     assert not any("device check" in w for w in new.warnings)
     again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     assert again.compressed.latency_ms == there.compressed.latency  # going on with it keeps them
     slow = dataclasses.replace(there.compressed, latency=there.baseline.latency)
     write_record(tmp_path / "check.json", dataclasses.replace(there, compressed=slow))
-    told = CliRunner().invoke(main, ["report", str(tmp_path / "r"), "--measured", str(tmp_path / "check.json")])
+    told = CliRunner().invoke(
+        main, ["report", str(tmp_path / "r"), "--measured", str(tmp_path / "check.json")]
+    )
     assert told.exit_code == 3 and "--resume" in told.output
     before = read_record(FittedStructure, tmp_path / "r" / "fitted.json")
     more = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     after = read_record(
         FittedStructure, tmp_path / "r" / "fitted.json"
     )  # what was measured there corrects the prediction here
-    assert before.final_to_fitted == 1 and after.final_to_fitted > 1 and more.compressed.latency_ms.n == 0
+    assert (
+        before.final_to_fitted == 1
+        and after.final_to_fitted > 1
+        and more.compressed.latency_ms.n == 0
+    )
     data = json.loads(elsewhere.read_text())
-    anew = write_record(tmp_path / "anew.json", {**data, "export_ms": [2 * x for x in data["export_ms"]]})
+    anew = write_record(
+        tmp_path / "anew.json", {**data, "export_ms": [2 * x for x in data["export_ms"]]}
+    )
     shutil.copy(anew, elsewhere)
     with pytest.raises(DataError, match="has changed since this run"):
         workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
@@ -171,9 +201,15 @@ def test_a_target_of_a_percentile_is_predicted_as_one(tiny, elsewhere, tmp_path)
 def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_path, monkeypatch):
     from mmcompress.quantize import base as precision
 
-    monkeypatch.setattr(precision, "INT8", dataclasses.replace(precision.INT8, flags=("no_such_flag",)))
+    monkeypatch.setattr(
+        precision, "INT8", dataclasses.replace(precision.INT8, flags=("no_such_flag",))
+    )
     with pytest.raises(DataError, match="that device lacks no_such_flag"):
-        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**QUICK, "measure.readings": str(readings)})
+        workflow.run(
+            tiny / "spec.yaml",
+            tmp_path / "r",
+            overrides={**QUICK, "measure.readings": str(readings)},
+        )
 
 
 @pytest.mark.parametrize(
@@ -188,7 +224,9 @@ def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_p
 def test_readings_of_something_else_are_refused(tiny, readings, tmp_path, change, message):
     with pytest.raises(DataError, match=message):
         workflow.run(
-            tiny / "spec.yaml", tmp_path / "r", overrides={**QUICK, "measure.readings": str(readings), **change}
+            tiny / "spec.yaml",
+            tmp_path / "r",
+            overrides={**QUICK, "measure.readings": str(readings), **change},
         )
 
 
@@ -200,5 +238,9 @@ def test_what_is_no_kit_or_no_readings_is_told(tmp_path, tiny, kit):
         open_kit(tmp_path)
     assert read_record(Kit, kit / "kit.json").pipeline == "tiny"
     with pytest.raises(DataError, match="can't be read"):
-        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.readings": str(tmp_path / "none.json")})
+        workflow.run(
+            tiny / "spec.yaml",
+            tmp_path / "r",
+            overrides={"measure.readings": str(tmp_path / "none.json")},
+        )
     assert not (tmp_path / "r").exists()

@@ -19,9 +19,23 @@ from mmcompress.spec.schema import Distill
 
 def test_losses_vanish_when_student_is_teacher(pipeline, models, batch):
     out = pipeline.forward(models, batch)
-    weights = {"embedding": 1.0, "tokens": 1.0, "affinity": 1.0, "logits": 1.0, "contrast": 0.0, "caption": 0.0}
+    weights = {
+        "embedding": 1.0,
+        "tokens": 1.0,
+        "affinity": 1.0,
+        "logits": 1.0,
+        "contrast": 0.0,
+        "caption": 0.0,
+    }
     parts = losses.weighted_losses(pipeline, out, teacher=out, batch=batch, weights=weights)
-    assert {p.split(".")[0] for p in parts} == {"embedding", "tokens", "affinity", "logits", "contrast", "caption"}
+    assert {p.split(".")[0] for p in parts} == {
+        "embedding",
+        "tokens",
+        "affinity",
+        "logits",
+        "contrast",
+        "caption",
+    }
     assert all(abs(float(v)) < 1e-5 for v in parts.values())
 
 
@@ -42,17 +56,29 @@ def test_logits_ignore_padding():
 
 def test_a_pruned_student_learns(spec, pipeline, models, batch, tmp_path):
     student = {
-        n: copy_without_units(m, {b.name: torch.arange(0, b.units, 2) for b in m.blocks}) for n, m in models.items()
+        n: copy_without_units(m, {b.name: torch.arange(0, b.units, 2) for b in m.blocks})
+        for n, m in models.items()
     }
     teacher = losses.drop_cut_positions(pipeline.run(models, batch), student)
 
     def total():
-        weights = {"embedding": 1.0, "tokens": 1.0, "affinity": 1.0, "logits": 1.0, "contrast": 0.2, "caption": 1.0}
+        weights = {
+            "embedding": 1.0,
+            "tokens": 1.0,
+            "affinity": 1.0,
+            "logits": 1.0,
+            "contrast": 0.2,
+            "caption": 1.0,
+        }
         with torch.no_grad():
             return float(
                 sum(
                     losses.weighted_losses(
-                        pipeline, pipeline.forward(student, batch), teacher=teacher, batch=batch, weights=weights
+                        pipeline,
+                        pipeline.forward(student, batch),
+                        teacher=teacher,
+                        batch=batch,
+                        weights=weights,
                     ).values()
                 )
             )
@@ -80,16 +106,19 @@ def test_no_steps_is_no_training(spec, pipeline, models):
 def test_training_that_does_harm_is_taken_back(pipeline, models, batch, harm):
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
     loss = lambda: pipeline.loss_of_models(student, batch)
-    before, best = loss(), trainer._Best(pipeline, student, teacher=models, choosing=batch, checks=2)
+    before, best = (
+        loss(),
+        trainer._Best(pipeline, student, teacher=models, choosing=batch, checks=2),
+    )
     best.look(0.0, 0)
     g = torch.Generator().manual_seed(0)
     for p in (p for m in student.values() for p in m.parameters()):
         p.data += harm * torch.randn(p.shape, generator=g)
     best.look(0.6, 1)
     after = loss()
-    assert [s["choosing"] for s in best.seen] == pytest.approx([before, after]) and (after > 1.05 * before) == bool(
-        harm
-    )
+    assert [s["choosing"] for s in best.seen] == pytest.approx([before, after]) and (
+        after > 1.05 * before
+    ) == bool(harm)
     best.restore_()
     assert loss() == pytest.approx(before, rel=1e-5)
 
@@ -109,12 +138,16 @@ def test_weights_that_are_hardly_worse_stay(pipeline, models, batch):
 @pytest.mark.parametrize("part", ["hidden", "cross"])
 def test_what_blocks_add_to_their_streams_is_distilled(pipeline, models, batch, part):
     """Nothing is lost by the teacher itself; what is left of a pruned student's blocks counts, those gone do not."""
-    weights = {**dict.fromkeys(("embedding", "tokens", "affinity", "logits", "contrast", "caption"), 0.0)}
+    weights = {
+        **dict.fromkeys(("embedding", "tokens", "affinity", "logits", "contrast", "caption"), 0.0)
+    }
     weights |= {"hidden": 0.0, "cross": 0.0, part: 1.0}
     teacher = Teacher(pipeline, models)
     same = trainer._losses(pipeline, models, teacher=teacher, batch=batch, weights=weights)
     mine = {k: float(v) for k, v in same.items() if k.startswith(part)}
-    assert set(mine) == ({"cross.captioner"} if part == "cross" else {f"hidden.{n}" for n in models})
+    assert set(mine) == (
+        {"cross.captioner"} if part == "cross" else {f"hidden.{n}" for n in models}
+    )
     assert all(v < 1e-10 for v in mine.values())
     cut = {n: {b.name: torch.arange(0, b.units, 2) for b in m.blocks} for n, m in models.items()}
     cut["captioner"]["0.ffn"] = torch.arange(0)
@@ -129,14 +162,28 @@ def test_what_blocks_add_to_their_streams_is_distilled(pipeline, models, batch, 
 @pytest.mark.parametrize("much", [True, False])
 def test_the_rate_is_one_that_a_structure_can_bear(spec, pipeline, models, much):
     """What lost half of its units keeps the rate; what lost nothing gets a lower one, and starts where it was."""
-    cut = {n: {b.name: torch.arange(0, b.units, 2) for b in m.blocks} if much else {} for n, m in models.items()}
+    cut = {
+        n: {b.name: torch.arange(0, b.units, 2) for b in m.blocks} if much else {}
+        for n, m in models.items()
+    }
     student = {n: copy_without_units(m, cut[n]) for n, m in models.items()}
     first = [p.detach().clone() for m in student.values() for p in m.parameters()]
     said = []
-    options = Distill(steps=160, minutes=5, batch=4, learning_rate=2e-3, validations=0, contrast=0, caption=0)
+    options = Distill(
+        steps=160, minutes=5, batch=4, learning_rate=2e-3, validations=0, contrast=0, caption=0
+    )
     tell = lambda what, done: said.append(what)
     with contextlib.suppress(StopIteration):
-        distill_(pipeline, student, models, open_dataset(spec.data), options, 0, tell, hold_=_Enough(said))
+        distill_(
+            pipeline,
+            student,
+            models,
+            open_dataset(spec.data),
+            options,
+            0,
+            tell,
+            hold_=_Enough(said),
+        )
     rate = float(said[0].removeprefix("rate "))
     assert rate == 2e-3 if much else 2e-3 / 2**trainer.MAX_RATE_HALVINGS <= rate < 2e-3
     now = [p for m in student.values() for p in m.parameters()]
@@ -192,20 +239,45 @@ def test_weights_held_at_zero_stay_there(spec, pipeline, models):
 
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
     hold_ = zero_weights_(student, "2:4", share=0.5)
-    distill_(pipeline, student, models, open_dataset(spec.data), Distill(steps=3, batch=4), 0, hold_=hold_)
+    distill_(
+        pipeline,
+        student,
+        models,
+        open_dataset(spec.data),
+        Distill(steps=3, batch=4),
+        0,
+        hold_=hold_,
+    )
     assert zero_share(student["text"]) >= 0.5
 
 
-def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(spec, pipeline, models, batch, tmp_path):
+def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(
+    spec, pipeline, models, batch, tmp_path
+):
     from mmcompress.distill.checkpoint import Checkpoint
 
     made = lambda: {
-        n: copy_without_units(m, {b.name: torch.arange(0, b.units, 2) for b in m.blocks}) for n, m in models.items()
+        n: copy_without_units(m, {b.name: torch.arange(0, b.units, 2) for b in m.blocks})
+        for n, m in models.items()
     }
-    data, options = open_dataset(spec.data), Distill(steps=12, minutes=5, batch=4, learning_rate=3e-3, validations=3)
+    data, options = (
+        open_dataset(spec.data),
+        Distill(steps=12, minutes=5, batch=4, learning_rate=3e-3, validations=3),
+    )
 
     def train(student, history, kept=None, progress=lambda *_: None):
-        distill_(pipeline, student, models, data, options, 0, progress, tmp_path / history, batch, checkpoint=kept)
+        distill_(
+            pipeline,
+            student,
+            models,
+            data,
+            options,
+            0,
+            progress,
+            tmp_path / history,
+            batch,
+            checkpoint=kept,
+        )
 
     class Killed(Exception):
         pass
@@ -229,18 +301,27 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(spec, pipeline, 
     assert not (tmp_path / "state.safetensors").exists()
 
 
-def test_the_teacher_answers_pairs_that_come_again_from_memory(pipeline, models, batch, monkeypatch):
+def test_the_teacher_answers_pairs_that_come_again_from_memory(
+    pipeline, models, batch, monkeypatch
+):
     from dataclasses import replace
 
     asked, forward = [], pipeline.forward
-    monkeypatch.setattr(pipeline, "forward", lambda m, b, *a: asked.append(len(b)) or forward(m, b, *a))
+    monkeypatch.setattr(
+        pipeline, "forward", lambda m, b, *a: asked.append(len(b)) or forward(m, b, *a)
+    )
     named = replace(batch, names=tuple(f"{i}.png" for i in range(len(batch))))
     size = sum(v[0].nbytes for by in forward(models, batch).values() for v in by.values())
     teacher = Teacher(pipeline, models, room=int(2.5 * size))
     teacher(named[slice(0, 1)])
-    mixed, judged = teacher(named[slice(0, 4)]), pipeline.target_positions(batch[slice(0, 4)], "captioner")
+    mixed, judged = (
+        teacher(named[slice(0, 4)]),
+        pipeline.target_positions(batch[slice(0, 4)], "captioner"),
+    )
     again = teacher(named[slice(0, 4)])
-    assert asked[0] == 1 and asked[1] == 3 and 1 <= asked[2] <= 2 and len(asked) == 3  # there is room for two or three
+    assert (
+        asked[0] == 1 and asked[1] == 3 and 1 <= asked[2] <= 2 and len(asked) == 3
+    )  # there is room for two or three
     want = forward(models, batch[slice(0, 4)])
     for found in (mixed, again):
         for n, by in want.items():
@@ -253,7 +334,10 @@ def test_the_teacher_answers_pairs_that_come_again_from_memory(pipeline, models,
 
 def test_a_rate_is_not_looked_for_where_steps_are_too_slow(spec, pipeline, models):
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
-    data, options = open_dataset(spec.data), Distill(steps=160, minutes=1, batch=4, learning_rate=2e-3, validations=0)
+    data, options = (
+        open_dataset(spec.data),
+        Distill(steps=160, minutes=1, batch=4, learning_rate=2e-3, validations=0),
+    )
     training = trainer._Training(
         pipeline,
         student,

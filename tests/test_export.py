@@ -27,7 +27,10 @@ from mmcompress.runtime.sessions import open_session
 
 def cut(model, first_too):
     g = torch.Generator().manual_seed(1)
-    units = {b.name: torch.sort(torch.randperm(b.units, generator=g)[: b.units // 2]).values for b in model.blocks}
+    units = {
+        b.name: torch.sort(torch.randperm(b.units, generator=g)[: b.units // 2]).values
+        for b in model.blocks
+    }
     units[model.weighted_blocks[0 if first_too else -1].name] = torch.arange(0)
     return copy_without_units(model, units)
 
@@ -36,9 +39,13 @@ STRUCTURES = ["dense", "pruned", "first attention dropped", "no self-attention l
 
 
 @pytest.mark.parametrize("structure", STRUCTURES)
-def test_every_proof_holds_and_generation_is_the_librarys(spec, models, pipeline, batch, tmp_path, structure):
+def test_every_proof_holds_and_generation_is_the_librarys(
+    spec, models, pipeline, batch, tmp_path, structure
+):
     if structure.startswith("no"):
-        gone = {b.name: torch.arange(0) for b in models["captioner"].blocks if b.kind == "attention"}
+        gone = {
+            b.name: torch.arange(0) for b in models["captioner"].blocks if b.kind == "attention"
+        }
         models = {**models, "captioner": copy_without_units(models["captioner"], gone)}
     elif structure != "dense":
         models = {n: cut(m, structure.startswith("first")) for n, m in models.items()}
@@ -46,10 +53,18 @@ def test_every_proof_holds_and_generation_is_the_librarys(spec, models, pipeline
     tokens = pipeline.run(models, batch)["vision"]["tokens"]
     files = {f.stem: f for f in (tmp_path / "b" / "captioner").glob("*.onnx")}
     proofs += prove_generation(
-        "captioner", models["captioner"], files=files, folder=tmp_path / "b" / "captioner", contexts=tokens
+        "captioner",
+        models["captioner"],
+        files=files,
+        folder=tmp_path / "b" / "captioner",
+        contexts=tokens,
     )
     assert all(p.passed for p in proofs), [p for p in proofs if not p.passed]
-    assert {p.name for p in proofs} == {"torch == onnx", "fused == unfused", "cached generation == library"}
+    assert {p.name for p in proofs} == {
+        "torch == onnx",
+        "fused == unfused",
+        "cached generation == library",
+    }
 
 
 class Shapely(torch.nn.Module):
@@ -71,13 +86,18 @@ def test_what_is_known_of_shapes_is_written_down_and_nothing_more(tmp_path):
 
     dynamic = {"x": {0: "batch", 1: "length"}, "y": {0: "rows", 1: "columns"}}
     example = (torch.randn(2, 5, 16), torch.randn(3, 4))
-    path = export_graph(ExportGraph(Shapely(), example, ("x", "y"), ("flat", "turned"), dynamic), tmp_path / "g.onnx")
+    path = export_graph(
+        ExportGraph(Shapely(), example, ("x", "y"), ("flat", "turned"), dynamic),
+        tmp_path / "g.onnx",
+    )
     nodes = [n.op_type for n in onnx.load(path).graph.node]
     assert nodes.count("Reshape") == 3 and nodes.count("Shape") == 2
     model = open_session(path, 1)
     for b, t, r, c in ((1, 1, 1, 1), (3, 7, 2, 6)):
         x, y = torch.randn(b, t, 16), torch.randn(r, c)
-        for want, got in zip(Shapely()(x, y), model.run(None, {"x": x.numpy(), "y": y.numpy()}), strict=True):
+        for want, got in zip(
+            Shapely()(x, y), model.run(None, {"x": x.numpy(), "y": y.numpy()}), strict=True
+        ):
             np.testing.assert_allclose(want.numpy(), got, rtol=1e-6)
 
 
@@ -88,7 +108,11 @@ class Summed(torch.nn.Module):
         super().__init__()
         g = torch.Generator().manual_seed(0)
         self.c = torch.nn.ParameterList(torch.randn(8, generator=g) for _ in range(4))
-        self.norm, self.a, self.b = torch.nn.LayerNorm(8), torch.nn.Linear(8, 8), torch.nn.Linear(8, 8)
+        self.norm, self.a, self.b = (
+            torch.nn.LayerNorm(8),
+            torch.nn.Linear(8, 8),
+            torch.nn.Linear(8, 8),
+        )
 
     def forward(self, x):
         x = self.norm(x) + self.c[0]
@@ -106,7 +130,9 @@ def test_constants_on_a_stream_go_into_the_bias_before(tmp_path):
     model = Summed()
     names = (("x",), ("y", "z"), {"x": {0: "batch", 1: "length"}})
     path = export_graph(ExportGraph(model, (torch.randn(2, 3, 8),), *names), tmp_path / "g.onnx")
-    assert [n.op_type for n in onnx.load(path).graph.node].count("Add") == 5  # two biases, two sums, one constant
+    assert [n.op_type for n in onnx.load(path).graph.node].count(
+        "Add"
+    ) == 5  # two biases, two sums, one constant
     x = torch.randn(4, 5, 8)
     for want, got in zip(model(x), open_session(path, 1).run(None, {"x": x.numpy()}), strict=True):
         np.testing.assert_allclose(want.detach().numpy(), got, atol=1e-5)
@@ -135,7 +161,11 @@ def test_beam_search_is_that_of_transformers(models, batch, tmp_path, beams, ear
     files = export_node(model, tmp_path)
     (tmp_path / "tokenizer.json").write_text(model.tokenizer_json)
     found = prove_generation(
-        "captioner", model, files=files, folder=tmp_path, contexts=torch.randn(4, 16, 32, generator=g)
+        "captioner",
+        model,
+        files=files,
+        folder=tmp_path,
+        contexts=torch.randn(4, 16, 32, generator=g),
     )
     assert found[0].passed, found
 
@@ -155,8 +185,12 @@ def test_nearest_weighs_similarity_and_score():
     from mmcompress.kinds.nearest.deployed import Nearest
 
     query, keys = np.array([[1.0, 0.0]]), np.array([[0.9, 0.0], [0.8, 0.0]])
-    pick = lambda prior, scores: Nearest({}, {"prior": prior}, None)(query, keys, ["a", "b"], scores)["best"]
-    assert pick(0.0, [-9.0, 0.0]) == "a" and pick(0.1, [-9.0, 0.0]) == "b" and pick(0.1, None) == "a"
+    pick = lambda prior, scores: Nearest({}, {"prior": prior}, None)(
+        query, keys, ["a", "b"], scores
+    )["best"]
+    assert (
+        pick(0.0, [-9.0, 0.0]) == "a" and pick(0.1, [-9.0, 0.0]) == "b" and pick(0.1, None) == "a"
+    )
 
 
 def test_a_bundle_answers_where_torch_cannot_be_imported(bundle, tmp_path):
@@ -169,7 +203,9 @@ def test_a_bundle_answers_where_torch_cannot_be_imported(bundle, tmp_path):
         "print(json.dumps({'caption': out['caption'], 'norm': float((out['embedding'] ** 2).sum())}))\n"
     )
     got = json.loads(
-        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120
+        ).stdout
     )
     assert isinstance(got["caption"], str) and got["norm"] == pytest.approx(1, abs=1e-4)
     assert got["caption"] == load_bundle(bundle)(image=tmp_path / "new.png")["caption"]
@@ -180,10 +216,14 @@ def test_the_bundle_and_the_torch_pipeline_agree(bundle, pipeline, models, batch
     out = pipeline.run(models, batch)
     for i in range(4):
         values = deployed.run(image=batch.inputs["vision"][i : i + 1].numpy())
-        assert np.allclose(values["vision"]["embedding"][0], out["vision"]["embedding"][i].numpy(), atol=1e-4)
+        assert np.allclose(
+            values["vision"]["embedding"][0], out["vision"]["embedding"][i].numpy(), atol=1e-4
+        )
 
 
-@pytest.mark.parametrize("name", ["manifest.json", "vision/model.onnx", "captioner/step.onnx", "text/tokenizer.json"])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "vision/model.onnx", "captioner/step.onnx", "text/tokenizer.json"]
+)
 def test_a_missing_file_is_named(copy, name):
     (copy / name).unlink()
     with pytest.raises(BundleError, match=name.split("/")[-1]):
@@ -205,7 +245,10 @@ def test_an_altered_file_is_named(copy):
         ("{", "damaged"),
         ("[]", "damaged"),
         ('{"format": 1}', "damaged"),
-        ('{"format": 99, "files": {}, "graph": {"nodes": {}, "outputs": {}, "inputs": {}}}', "format 99"),
+        (
+            '{"format": 99, "files": {}, "graph": {"nodes": {}, "outputs": {}, "inputs": {}}}',
+            "format 99",
+        ),
         (
             '{"format": 1, "files": {"../x": {"sha256": ""}}, "graph": {"nodes": {}, "outputs": {}, "inputs": {}}}',
             "leaves the bundle",
@@ -244,8 +287,13 @@ def test_weights_survive_a_round_trip(models, tmp_path):
     save_weights(small, tmp_path)
     for n, m in small.items():
         counts = {b.name: 0 for b in models[n].blocks} | {b.name: b.units for b in m.blocks}
-        again = load_weights(resize_(copy_without_units(models[n], {}), counts), tmp_path / f"{n}.safetensors")
-        assert all(torch.equal(a, b) for a, b in zip(m.state_dict().values(), again.state_dict().values(), strict=True))
+        again = load_weights(
+            resize_(copy_without_units(models[n], {}), counts), tmp_path / f"{n}.safetensors"
+        )
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(m.state_dict().values(), again.state_dict().values(), strict=True)
+        )
 
 
 def test_int8_does_not_saturate_and_is_what_was_simulated(tmp_path):
@@ -283,7 +331,9 @@ def test_every_precision_is_deployed_as_it_is_simulated(tmp_path, precision):
     x = torch.randn(4, 7, 96)
     options = {"dynamo": False, "input_names": ["x"], "dynamic_axes": {"x": {0: "b", 1: "t"}}}
     torch.onnx.export(layer, (x,), str(tmp_path / "a.onnx"), **options)
-    quantize_model(precision, tmp_path / "a.onnx", target=tmp_path / "b.onnx", feeds=[{"x": x.numpy()}])
+    quantize_model(
+        precision, tmp_path / "a.onnx", target=tmp_path / "b.onnx", feeds=[{"x": x.numpy()}]
+    )
     got = torch.from_numpy(open_session(tmp_path / "b.onnx", 1).run(None, {"x": x.numpy()})[0])
     with torch.no_grad():
         plain = layer(x)
@@ -301,7 +351,12 @@ def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
 
     given = open_dataset(spec.data).load("train", 4).inputs
     proofs = write_bundle(
-        spec, models, precision=dict.fromkeys(models, precision), kept={}, folder=tmp_path / "b", calibration=given
+        spec,
+        models,
+        precision=dict.fromkeys(models, precision),
+        kept={},
+        folder=tmp_path / "b",
+        calibration=given,
     )
     drifts = [p for p in proofs if p.name == f"{precision} drift (1 - cosine)"]
     assert {p.node for p in drifts} == set(models) and all(p.passed for p in proofs)
@@ -311,9 +366,13 @@ def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
 def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path, monkeypatch):
     from mmcompress.runtime import graph as pipeline
 
-    write_bundle(spec, models, precision={"vision": "int8_full"}, kept={}, folder=tmp_path / "b", prove=False)
+    write_bundle(
+        spec, models, precision={"vision": "int8_full"}, kept={}, folder=tmp_path / "b", prove=False
+    )
     monkeypatch.setattr(pipeline, "cpu", lambda: {"flags": ["avx2"]})
-    with pytest.raises(BundleError, match="node 'vision' is in int8_full, which needs a CPU with one of"):
+    with pytest.raises(
+        BundleError, match="node 'vision' is in int8_full, which needs a CPU with one of"
+    ):
         load_bundle(tmp_path / "b")
 
 
@@ -323,7 +382,9 @@ def test_layers_that_are_spared_stay_in_fp32(spec, models, tmp_path):
     kept, precision = {n: {} for n in models}, {**dict.fromkeys(models, "fp32"), "vision": "int8"}
     counts = {}
     for name, spared in (("all", {}), ("some", {"vision": ("0.ffn", "1.attention")})):
-        write_bundle(spec, models, precision=precision, kept=kept, folder=tmp_path / name, spared=spared)
+        write_bundle(
+            spec, models, precision=precision, kept=kept, folder=tmp_path / name, spared=spared
+        )
         graph = onnx.load(tmp_path / name / "vision" / "model.onnx").graph
         counts[name] = sum(n.op_type == "MatMulInteger" for n in graph.node)
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())

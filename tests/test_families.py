@@ -38,18 +38,25 @@ FAST = (
 """One of each layout; the rest are not part of the fast suite."""
 
 
-@pytest.mark.parametrize("family", [pytest.param(f, marks=[] if f in FAST else pytest.mark.slow) for f in FAMILIES])
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=[] if f in FAST else pytest.mark.slow) for f in FAMILIES]
+)
 def test_contract(family, tmp_path):
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
-    proofs = contract.prove_library_match("node", model, says=model.library_says) + contract.prove_contract(
-        model, tmp_path
-    )
+    proofs = contract.prove_library_match(
+        "node", model, says=model.library_says
+    ) + contract.prove_contract(model, tmp_path)
     assert not [p for p in proofs if not p.passed]
     names = {p.name for p in proofs}
-    assert {f"masked == sliced: {k}" for k in (*contract.group_blocks_by_kind(model), "mixture")} <= names
+    assert {
+        f"masked == sliced: {k}" for k in (*contract.group_blocks_by_kind(model), "mixture")
+    } <= names
     if model.kind == "text_decoder":
-        assert {"cached generation == library: dense", "cached generation == library: mixture"} <= names
+        assert {
+            "cached generation == library: dense",
+            "cached generation == library: mixture",
+        } <= names
 
 
 def test_a_wrong_cut_breaks_the_contract(tmp_path, monkeypatch):
@@ -79,7 +86,9 @@ def test_cocas_decoder_says_what_the_library_says():
 
     torch.manual_seed(0)
     library = coca_model()
-    decoder = build_caption_decoder(copy.deepcopy(library), TOKENIZER(), candidates=1, max_tokens=14)
+    decoder = build_caption_decoder(
+        copy.deepcopy(library), TOKENIZER(), candidates=1, max_tokens=14
+    )
     image, ids = torch.randn(2, 3, 32, 32), torch.randint(3, 60, (2, 9))
     with torch.no_grad():
         tokens = library._encode_image(image)[1]
@@ -91,22 +100,34 @@ def test_patches_left_out_are_patches_nobody_attends_to():
     """Against the library's own encoder with the other patches masked out of every attention."""
     torch.manual_seed(0)
     model = FAMILIES["transformers CLIP image"]()
-    vision, pixels, kept = model.tower.vision_model, torch.randn(2, 3, 32, 32), torch.tensor([0, 3, 4, 9, 15])
+    vision, pixels, kept = (
+        model.tower.vision_model,
+        torch.randn(2, 3, 32, 32),
+        torch.tensor([0, 3, 4, 9, 15]),
+    )
     with torch.no_grad():
         hidden = torch.full((1, 1, 1, 17), -1e9)
         hidden[..., torch.cat([torch.zeros(1, dtype=torch.long), kept + 1])] = 0
         x = vision.pre_layrnorm(vision.embeddings(pixels))
-        x = vision.encoder(inputs_embeds=x, attention_mask=hidden.expand(2, 1, 17, 17)).last_hidden_state
-        want = torch.nn.functional.normalize(model.tower.visual_projection(vision.post_layernorm(x[:, 0])), dim=-1)
+        x = vision.encoder(
+            inputs_embeds=x, attention_mask=hidden.expand(2, 1, 17, 17)
+        ).last_hidden_state
+        want = torch.nn.functional.normalize(
+            model.tower.visual_projection(vision.post_layernorm(x[:, 0])), dim=-1
+        )
         embedding, tokens = copy_without_units(model, {"tokens": kept})(pixels)
     assert torch.allclose(embedding, want, atol=1e-5) and tokens.shape[1] == 6
 
 
 def test_t5_layers_lose_heads_of_their_own():
     model = FAMILIES["transformers T5"]()
-    cut = copy_without_units(model, {"0.attention": torch.tensor([1, 3]), "1.attention": torch.tensor([0])})
+    cut = copy_without_units(
+        model, {"0.attention": torch.tensor([1, 3]), "1.attention": torch.tensor([0])}
+    )
     bias = lambda m, i: m.lm.decoder.block[i].layer[0].SelfAttention.relative_attention_bias.weight
-    assert torch.equal(bias(cut, 0), bias(model, 0)[[1, 3]]) and torch.equal(bias(cut, 1), bias(model, 1)[[0]])
+    assert torch.equal(bias(cut, 0), bias(model, 0)[[1, 3]]) and torch.equal(
+        bias(cut, 1), bias(model, 1)[[0]]
+    )
 
 
 def test_saved_and_loaded_in_a_new_process_it_answers_the_same(tmp_path):
@@ -120,7 +141,10 @@ def test_saved_and_loaded_in_a_new_process_it_answers_the_same(tmp_path):
         save_weights({name.replace("/", "-"): cut}, tmp_path)
         with torch.no_grad():
             out = contract.tuple_outputs(cut, contract.random_inputs(cut, 2))
-        save_file({str(i): x.contiguous() for i, x in enumerate(out)}, tmp_path / f"{name.replace('/', '-')}.answers")
+        save_file(
+            {str(i): x.contiguous() for i, x in enumerate(out)},
+            tmp_path / f"{name.replace('/', '-')}.answers",
+        )
     (tmp_path / "kept.json").write_text(json.dumps(kept))
     here = Path(__file__).parent
     run = subprocess.run(
@@ -148,14 +172,28 @@ def test_the_readmes_new_line_is_one_row(tmp_path, monkeypatch):
     monkeypatch.setattr(generators, "DECODER_FAMILIES", lines)
     special = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 0}
     special |= {"attn_implementation": "eager", "forced_eos_token_id": None}
-    sizes = {"vocab_size": 60, "d_model": 32, "decoder_layers": 2, "decoder_attention_heads": 4, "decoder_ffn_dim": 64}
-    c = MarianConfig(**sizes, **special, max_position_embeddings=24, is_decoder=True, is_encoder_decoder=False)
+    sizes = {
+        "vocab_size": 60,
+        "d_model": 32,
+        "decoder_layers": 2,
+        "decoder_attention_heads": 4,
+        "decoder_ffn_dim": 64,
+    }
+    c = MarianConfig(
+        **sizes, **special, max_position_embeddings=24, is_decoder=True, is_encoder_decoder=False
+    )
     torch.manual_seed(0)
     whole = _stirred(MarianForCausalLM(c))
     whole.save_pretrained(tmp_path / "marian")
     (tmp_path / "marian" / "tokenizer.json").write_text(TOKENIZER())
     model = load_model(
-        Node(kind="text_decoder", inputs={}, source=f"transformers:{tmp_path / 'marian'}", candidates=2, max_tokens=12)
+        Node(
+            kind="text_decoder",
+            inputs={},
+            source=f"transformers:{tmp_path / 'marian'}",
+            candidates=2,
+            max_tokens=12,
+        )
     )
     says = lambda ids, context: (whole(input_ids=ids, encoder_hidden_states=context).logits,)
     proofs = contract.prove_library_match("node", model, says=says) + contract.prove_contract(

@@ -32,6 +32,8 @@ def test_modality_is_derived_not_read_from_names(spec, models):
         n: tuple(dataclasses.replace(b, name=f"b{i}", kind="attention") for i, b in enumerate(bs))
         for n, bs in blocks.items()
     }
-    crossing = lambda of: [x for x in classify_layers(of, renamed) if x.node == "captioner" and x.cross_modal]
+    crossing = lambda of: [
+        x for x in classify_layers(of, renamed) if x.node == "captioner" and x.cross_modal
+    ]
     assert len(crossing(spec)) == 2
     assert not crossing(dataclasses.replace(spec, inputs={"image": "text"}))

@@ -31,7 +31,17 @@ DOORS = {
     "optuna": {"search/study.py", "search/samplers.py"},
     "open_clip": {"models/open_clip.py", "models/embedded/train_clip_captioner.py"},
 }
-NO_TORCH = ("spec", "search", "report", "runtime", "records", "registry", "errors", "metrics", "data")
+NO_TORCH = (
+    "spec",
+    "search",
+    "report",
+    "runtime",
+    "records",
+    "registry",
+    "errors",
+    "metrics",
+    "data",
+)
 
 
 def imports(path: Path) -> set[str]:
@@ -48,7 +58,9 @@ def imports(path: Path) -> set[str]:
 
 def files() -> list[tuple[str, Path]]:
     return [
-        (p.relative_to(PACKAGE).as_posix(), p) for p in sorted(PACKAGE.rglob("*.py")) if p != PACKAGE / "__init__.py"
+        (p.relative_to(PACKAGE).as_posix(), p)
+        for p in sorted(PACKAGE.rglob("*.py"))
+        if p != PACKAGE / "__init__.py"
     ]
 
 

@@ -12,7 +12,12 @@ import pytest
 from mmcompress.errors import BundleError
 from mmcompress.measure.cost_model import device_table as table
 from mmcompress.measure.cost_model import drift as anchors
-from mmcompress.measure.cost_model.microbenchmarks import KINDS, BlockShape, build_stack, random_feed
+from mmcompress.measure.cost_model.microbenchmarks import (
+    KINDS,
+    BlockShape,
+    build_stack,
+    random_feed,
+)
 from mmcompress.measure.latency import bench as latency
 from mmcompress.measure.latency import benchmark_in_subprocess as apart
 from mmcompress.measure.latency.bench import PipelineLatency, Samples, bench_pipelines
@@ -27,7 +32,10 @@ ALONE = apart.benchmark_in_subprocess  # as it is; tests measure in their own pr
 
 
 def end_to_end(pipelines, requests, warmup, rounds, said=()):
-    return {n: s.summarize() for n, s in bench_pipelines(pipelines, requests, warmup, rounds, said).items()}
+    return {
+        n: s.summarize()
+        for n, s in bench_pipelines(pipelines, requests, warmup, rounds, said).items()
+    }
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -46,7 +54,9 @@ def test_stacks_are_valid_and_run(kind, copies):
 
 def test_a_cached_step_appends_to_its_past():
     cell = BlockShape("attention", 32, 2, 8, 1, 7, 3)
-    out = open_session(build_stack(cell, 1).SerializeToString(), 1).run(None, random_feed(cell, build_stack(cell, 1)))
+    out = open_session(build_stack(cell, 1).SerializeToString(), 1).run(
+        None, random_feed(cell, build_stack(cell, 1))
+    )
     assert out[0].shape == (3, 2, 7, 8)
 
 
@@ -55,7 +65,9 @@ def test_the_table_measures_only_what_is_missing(monkeypatch):
     first = table.measure_table(need, 1)
     assert len(first.rows) == 2 and first.device == device_fingerprint(1)
     assert all(list(r.ms) == sorted(r.ms) and r.units == (16, 32, 48, 64) for r in first.rows)
-    monkeypatch.setattr("mmcompress.measure.cost_model.microbenchmarks.build_stack", None)  # nothing is built
+    monkeypatch.setattr(
+        "mmcompress.measure.cost_model.microbenchmarks.build_stack", None
+    )  # nothing is built
     assert table.measure_table(need, 1, cached=first) == first
 
 
@@ -73,7 +85,9 @@ def test_a_table_of_another_device_is_not_used():
 def passing(monkeypatch):
     """A clock that only a call of this moves, by so many seconds."""
     now = [0.0]
-    monkeypatch.setattr("mmcompress.measure.latency.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(
+        "mmcompress.measure.latency.time", SimpleNamespace(perf_counter=lambda: now[0])
+    )
 
     def sleep(seconds):
         now[0] += seconds
@@ -96,7 +110,9 @@ def test_end_to_end_counts_nodes_and_calls(run_folder):
     for m in found.values():
         assert m.latency.n == 6 and 0 < m.model_share < 1
         assert (
-            m.calls["vision/model"] == 1 and m.calls["captioner/step"] >= 1 and m.calls.get("captioner/context", 0) <= 1
+            m.calls["vision/model"] == 1
+            and m.calls["captioner/step"] >= 1
+            and m.calls.get("captioner/context", 0) <= 1
         )
         assert sum(n.p50 for n in m.nodes.values()) < 1.5 * m.latency.p50
 
@@ -105,7 +121,10 @@ def seen(**ms):
     """A measurement of a pipeline, milliseconds by node."""
     of = lambda v: Latency(p50=v, p95=v, n=9)
     return PipelineLatency(
-        latency=of(sum(ms.values())), nodes={n: of(v) for n, v in ms.items()}, model_share=0.9, calls={}
+        latency=of(sum(ms.values())),
+        nodes={n: of(v) for n, v in ms.items()},
+        model_share=0.9,
+        calls={},
     )
 
 
@@ -115,15 +134,21 @@ def p50s(m):
 
 def test_a_structure_is_held_against_what_feels_the_same(tmp_path):
     record, precision = tmp_path / "w.json", {"a": "int8", "b": "fp32"}
-    anchors.append_reference_run(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
+    anchors.append_reference_run(
+        record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)}
+    )
     usual = anchors.append_reference_run(
         record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)}
     )
     quiet_ms = seen(a=4.0, b=8.0, c=1.0)
-    assert anchors.machine_speed_factor(p50s(quiet_ms), precision, windows=usual) == pytest.approx(1.0)
+    assert anchors.machine_speed_factor(p50s(quiet_ms), precision, windows=usual) == pytest.approx(
+        1.0
+    )
     # what is rounded takes a fifth longer for a while; three quiet measurements are known beside it
     now = {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=6.0, b=6.0, c=1.0)}
-    anchors.append_reference_run(record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)})
+    anchors.append_reference_run(
+        record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)}
+    )
     busy, disturbed = anchors.append_reference_run(record, now), seen(a=4.8, b=8.0, c=1.0)
     factor = anchors.machine_speed_factor(p50s(disturbed), precision, windows=busy)
     assert factor * disturbed.latency.p50 == pytest.approx(4.8 * 5.25 / 6 + 8 + 1)
@@ -133,15 +158,18 @@ def test_a_structure_is_held_against_what_feels_the_same(tmp_path):
     # not measured whole: as the dense one
     assert anchors.machine_speed_factor({"a": 9.0}, {"a": "w4"}, windows=busy) == pytest.approx(1.0)
     # of what was measured in a quiet window before, that is said too, as soon as more is known of what is usual
-    assert anchors.machine_speed_factor(p50s(quiet_ms), precision, windows=busy, at=0) * 13.0 == pytest.approx(
-        4.0 * 5.25 / 5 + 8 + 1
-    )
+    assert anchors.machine_speed_factor(
+        p50s(quiet_ms), precision, windows=busy, at=0
+    ) * 13.0 == pytest.approx(4.0 * 5.25 / 5 + 8 + 1)
 
 
 def test_sittings_add_up(run_folder):
     import numpy as np
 
-    pair, request = {"a": load_bundle(run_folder / "baseline")}, [{"image": np.zeros((32, 32, 3), np.uint8)}]
+    pair, request = (
+        {"a": load_bundle(run_folder / "baseline")},
+        [{"image": np.zeros((32, 32, 3), np.uint8)}],
+    )
     one, two = bench_pipelines(pair, request, 0, 3)["a"], bench_pipelines(pair, request, 1, 5)["a"]
     both = (Samples() + one + two).summarize()
     assert both.latency.n == 8 and both.samples == tuple(one.ms + two.ms) and len(both.traces) == 1
@@ -153,13 +181,23 @@ def test_bundles_are_loaded_anew_in_every_sitting(run_folder, monkeypatch):
     import numpy as np
 
     made, given = [], []
-    monkeypatch.setattr(apart, "load", lambda at, threads: made.append(load_bundle(at, threads)) or made[-1])
-    monkeypatch.setattr(apart, "observe", lambda p, *a: given.append((dict(p), a[2], a[-1])) or bench_pipelines(p, *a))
+    monkeypatch.setattr(
+        apart, "load", lambda at, threads: made.append(load_bundle(at, threads)) or made[-1]
+    )
+    monkeypatch.setattr(
+        apart,
+        "observe",
+        lambda p, *a: given.append((dict(p), a[2], a[-1])) or bench_pipelines(p, *a),
+    )
     requests = [{"image": np.full((32, 32, 3), i, np.uint8)} for i in range(5)]
     bundles = {"a": run_folder / "baseline", "b": run_folder / "bundle"}
     found = apart.bench_repeated(bundles, None, requests, 1, 9, first=3, sittings=3)
     assert len({id(p) for p in made}) == 6 and [list(p) for p, *_ in given] == [["a", "b"]] * 3
-    assert [rest for _, *rest in given] == [[3, 3], [3, 1], [3, 4]]  # each goes on where the last one ended
+    assert [rest for _, *rest in given] == [
+        [3, 3],
+        [3, 1],
+        [3, 4],
+    ]  # each goes on where the last one ended
     assert all(len(s.ms) == len(s.nodes["vision"]) == 9 for s in found.values())
 
 
@@ -174,13 +212,17 @@ def test_bundles_are_measured_in_a_process_of_their_own(run_folder, tmp_path):
     where = {"a": str(run_folder / "baseline")}
     job = apart.BenchmarkJob(where, 1, left, 0, 2, (), float("inf"), 2, 0)
     alone = ALONE(job, tmp_path)["a"]
-    assert alone.traces == apart.bench_in_process(job, tmp_path)["a"].traces and len(alone.traces) == 2
+    assert (
+        alone.traces == apart.bench_in_process(job, tmp_path)["a"].traces and len(alone.traces) == 2
+    )
     assert len(alone.ms) == len(alone.nodes["vision"]) == 2 and min(alone.ms) > 0
     with pytest.raises(BundleError, match="nowhere"):
         ALONE(replace(job, bundles={"a": str(tmp_path / "nowhere")}), tmp_path)
 
 
-def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(run_folder, monkeypatch):
+def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(
+    run_folder, monkeypatch
+):
     """Who answers after another finds its weights out of the caches; of one alone, or slow, every request counts."""
     import numpy as np
 
@@ -208,7 +250,9 @@ def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(run
     sent.clear()
     bench_pipelines({**pair, "c": Recorded("c")}, requests, 1, 60)
     turns = ["".join(n for n, _ in sent[i : i + 3]) for i in range(3, len(sent), 3)]
-    assert all(sorted(t) == list("abc") for t in turns) and len(set(turns)) == 6  # no place is anyone's own
+    assert (
+        all(sorted(t) == list("abc") for t in turns) and len(set(turns)) == 6
+    )  # no place is anyone's own
     sent.clear()
     monkeypatch.setattr(latency, "TURN_SECONDS", 1e9)
     bench_pipelines({"a": pair["a"]}, requests, 1, 4)
@@ -221,7 +265,9 @@ def test_counts_are_those_of_the_modules(models):
     assert params == sum(p.numel() for p in m.parameters())
     tokens = 17
     linear = sum(
-        p.numel() for n, p in m.named_parameters() if n.endswith("weight") and p.ndim == 2 and "resblocks" in n
+        p.numel()
+        for n, p in m.named_parameters()
+        if n.endswith("weight") and p.ndim == 2 and "resblocks" in n
     )
     patches = m.tower.conv1.weight.numel() * 16
     attention = 2 * tokens * tokens * 32 * 2
@@ -253,7 +299,9 @@ def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
 
 def test_quiet_ignores_what_only_adds_time(passing):
     calls = iter([0.02] * 6 + [0.002] * 100)
-    assert min_of_medians(lambda: passing(next(calls)), 1, rounds=5, limit=0.3) == pytest.approx(2.0)
+    assert min_of_medians(lambda: passing(next(calls)), 1, rounds=5, limit=0.3) == pytest.approx(
+        2.0
+    )
 
 
 def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(run_folder):
@@ -268,8 +316,14 @@ def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(r
     assert [set(s) for s in said] == [{"captioner"}] * 3
     found = end_to_end(pair, requests, 0, 6, said)
     mean = sum(w.steps for s in said for w in s["captioner"]) / 3
-    assert found["a"].calls["captioner/step"] == found["b"].calls["captioner/step"] == pytest.approx(mean)
-    line = GenerationTrace(steps=5, sequences=((-0.5, (1, 7, 2)),) * pair["b"].nodes["captioner"].generation.beams)
+    assert (
+        found["a"].calls["captioner/step"]
+        == found["b"].calls["captioner/step"]
+        == pytest.approx(mean)
+    )
+    line = GenerationTrace(
+        steps=5, sequences=((-0.5, (1, 7, 2)),) * pair["b"].nodes["captioner"].generation.beams
+    )
     longer = end_to_end(pair, requests, 0, 3, [{"captioner": (line,)}] * 3)
     assert longer["b"].calls["captioner/step"] == 5
 
@@ -352,9 +406,11 @@ def test_branches_run_at_the_same_time_and_say_the_same(run_folder, tmp_path):
     for image in rng.integers(0, 255, (4, 32, 32, 3), np.uint8):
         a, b = one(image=image), many(image=image)
         assert a["caption"] == b["caption"] and np.array_equal(a["embedding"], b["embedding"])
-    assert many.reads["choose"] == {"vision", "text", "captioner"} and 0 < many.session_seconds <= sum(
-        many.model_seconds.values()
-    )
+    assert many.reads["choose"] == {
+        "vision",
+        "text",
+        "captioner",
+    } and 0 < many.session_seconds <= sum(many.model_seconds.values())
     both = threading.Barrier(2)
 
     def meet(**_):  # neither goes on without the other
@@ -385,8 +441,15 @@ def test_a_node_is_fitted_from_pipelines_whole_small_and_without_some_blocks():
     """Base, scale and what every block costs beside its units are told apart; the whole is exact; none is negative."""
     from mmcompress.measure.cost_model.predictor import LinearFit
 
-    sums, blocks, real = [4.0, 1.0, 1.2], [8, 8, 4], LinearFit(base=0.5, scale=1.4, per_block_ms=0.05)
-    ms = [real.base + real.scale * s + real.per_block_ms * b for s, b in zip(sums, blocks, strict=True)]
+    sums, blocks, real = (
+        [4.0, 1.0, 1.2],
+        [8, 8, 4],
+        LinearFit(base=0.5, scale=1.4, per_block_ms=0.05),
+    )
+    ms = [
+        real.base + real.scale * s + real.per_block_ms * b
+        for s, b in zip(sums, blocks, strict=True)
+    ]
     found = LinearFit.fit_in_pipeline(sums, blocks, measured=ms)
     assert (found.base, found.scale, found.per_block_ms) == pytest.approx((0.5, 1.4, 0.05))
     odd = LinearFit.fit_in_pipeline(

@@ -16,10 +16,16 @@ README = Path(__file__).resolve().parents[1] / "README.md"
 
 
 def test_the_readmes_criterion_works(tiny, tmp_path, monkeypatch, pipeline, models, batch):
-    [code] = [c for c in re.findall(r"```python\n(.*?)```", README.read_text(), re.S) if "IMPORTANCE.add" in c]
+    [code] = [
+        c
+        for c in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+        if "IMPORTANCE.add" in c
+    ]
     (tmp_path / "mine_from_readme.py").write_text(code)
     text = (tiny / "spec.yaml").read_text().replace("source: ./", f"source: {tiny}/")
-    (tmp_path / "spec.yaml").write_text(text + "plugins: [mine_from_readme]\nprune: {importance: smallest_bias}\n")
+    (tmp_path / "spec.yaml").write_text(
+        text + "plugins: [mine_from_readme]\nprune: {importance: smallest_bias}\n"
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
         assert load_spec(tmp_path / "spec.yaml").prune.importance == "smallest_bias"
@@ -31,7 +37,8 @@ def test_the_readmes_criterion_works(tiny, tmp_path, monkeypatch, pipeline, mode
         sys.modules.pop("mine_from_readme", None)
     for n, m in models.items():
         assert all(
-            scores[n][b.name].shape == (b.units,) and torch.isfinite(scores[n][b.name]).all() for b in m.weighted_blocks
+            scores[n][b.name].shape == (b.units,) and torch.isfinite(scores[n][b.name]).all()
+            for b in m.weighted_blocks
         )
 
 

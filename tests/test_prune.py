@@ -24,13 +24,19 @@ from mmcompress.spec.schema import NodePrune
 
 def cut(model, kind, share):
     """Keep the first part of every block of one kind."""
-    return {b.name: torch.arange(max(0, round(b.units * (1 - share)))) for b in model.blocks if b.kind == kind}
+    return {
+        b.name: torch.arange(max(0, round(b.units * (1 - share))))
+        for b in model.blocks
+        if b.kind == kind
+    }
 
 
 @pytest.mark.parametrize("share", [0.25, 0.5, 1.0])
 @pytest.mark.parametrize("kind", ["attention", "cross_attention", "ffn"])
 def test_masked_equals_sliced_for_every_unit_kind(pipeline, models, batch, kind, share):
-    proofs = prove_surgery(pipeline, models, units={n: cut(m, kind, share) for n, m in models.items()}, batch=batch)
+    proofs = prove_surgery(
+        pipeline, models, units={n: cut(m, kind, share) for n, m in models.items()}, batch=batch
+    )
     assert all(p.passed for p in proofs), proofs
 
 
@@ -40,7 +46,9 @@ def test_masked_equals_sliced_for_random_mixtures(pipeline, models, batch, seed)
     units = {
         n: {
             b.name: torch.sort(
-                torch.randperm(b.units, generator=g)[: int(torch.randint(0, b.units + 1, (1,), generator=g))]
+                torch.randperm(b.units, generator=g)[
+                    : int(torch.randint(0, b.units + 1, (1,), generator=g))
+                ]
             ).values
             for b in m.weighted_blocks
         }
@@ -54,9 +62,16 @@ def test_the_proof_can_fail(pipeline, models, batch, monkeypatch):
     """Slicing the wrong heads is noticed."""
     from mmcompress.export import proofs
 
-    wrong = lambda m, kept: copy_without_units(m, {k: (v + 1) % m.block(k).units for k, v in kept.items()})
+    wrong = lambda m, kept: copy_without_units(
+        m, {k: (v + 1) % m.block(k).units for k, v in kept.items()}
+    )
     monkeypatch.setattr(proofs, "sliced", wrong)
-    found = prove_surgery(pipeline, models, units={n: cut(m, "attention", 0.5) for n, m in models.items()}, batch=batch)
+    found = prove_surgery(
+        pipeline,
+        models,
+        units={n: cut(m, "attention", 0.5) for n, m in models.items()},
+        batch=batch,
+    )
     assert not all(p.passed for p in found)
 
 
@@ -93,17 +108,24 @@ def test_what_stands_in_for_a_removed_block_does_not_go_back(models):
             with torch.no_grad():
                 for p in small.parameters():
                     p.add_(1.0)
-            whole, before = restore_units(m, small, kept={b.name: torch.arange(0)}), dict(m.named_parameters())
+            whole, before = (
+                restore_units(m, small, kept={b.name: torch.arange(0)}),
+                dict(m.named_parameters()),
+            )
             parts = [*(w.path for w in b.writers), b.reader]
             mine = [n for n in before if any(n.startswith(f"{part}.") for part in parts)]
-            assert mine and all(torch.equal(dict(whole.named_parameters())[n], before[n]) for n in mine)
+            assert mine and all(
+                torch.equal(dict(whole.named_parameters())[n], before[n]) for n in mine
+            )
 
 
 def test_what_a_cut_model_learnt_goes_back_to_its_place(models):
     g = torch.Generator().manual_seed(3)
     for m in models.values():
         units = {
-            b.name: sample_units(b, max(b.min_units, b.units // 2 // b.granularity * b.granularity), generator=g)
+            b.name: sample_units(
+                b, max(b.min_units, b.units // 2 // b.granularity * b.granularity), generator=g
+            )
             for b in m.blocks
         }
         small = copy_without_units(m, units)
@@ -111,7 +133,10 @@ def test_what_a_cut_model_learnt_goes_back_to_its_place(models):
             for p in small.parameters():
                 p.add_(1.0)
         whole = restore_units(m, small, kept=units)
-        again, untouched = dict(copy_without_units(whole, units).named_parameters()), dict(m.named_parameters())
+        again, untouched = (
+            dict(copy_without_units(whole, units).named_parameters()),
+            dict(m.named_parameters()),
+        )
         assert all(torch.equal(p, again[name]) for name, p in small.named_parameters())
         for name, p in whole.named_parameters():
             new = p != untouched[name]
@@ -123,7 +148,9 @@ def test_what_a_cut_model_learnt_goes_back_to_its_place(models):
 def test_the_solver_is_ridge_least_squares():
     x = np.random.default_rng(0).standard_normal((200, 6))
     y = x @ np.arange(12.0).reshape(6, 2)
-    w = solve_ridge(torch.tensor(y.T @ x / 200).float(), torch.tensor(x.T @ x / 200).float(), ridge=1e-6)
+    w = solve_ridge(
+        torch.tensor(y.T @ x / 200).float(), torch.tensor(x.T @ x / 200).float(), ridge=1e-6
+    )
     assert np.allclose(w.numpy(), np.arange(12.0).reshape(6, 2).T, atol=1e-3)
 
 
@@ -156,14 +183,22 @@ def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
     )
     models["vision"](batch.inputs["vision"])
     handle.remove()
-    bias = next(p for n, p in small.named_parameters() if n.endswith("mlp.c_proj.bias") and "resblocks.0" in n)
+    bias = next(
+        p
+        for n, p in small.named_parameters()
+        if n.endswith("mlp.c_proj.bias") and "resblocks.0" in n
+    )
     assert torch.allclose(bias, seen[0].flatten(0, 1).mean(0), atol=1e-4)
 
 
 @pytest.fixture()
 def material(pipeline, models, batch):
     return ImportanceInputs(
-        pipeline=pipeline, models=models, batch=batch, grams=measure_grams(pipeline, models, batch=batch), seed=3
+        pipeline=pipeline,
+        models=models,
+        batch=batch,
+        grams=measure_grams(pipeline, models, batch=batch),
+        seed=3,
     )
 
 
@@ -188,19 +223,25 @@ def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, model
             return float(sum(pipeline.losses(pipeline.forward(models, batch), batch).values()))
 
     numeric = (loss(1.05) - loss(0.95)) / 0.1
-    assert float(gradients["captioner"][block.name][:, 0].mean()) == pytest.approx(numeric, rel=0.05, abs=1e-4)
+    assert float(gradients["captioner"][block.name][:, 0].mean()) == pytest.approx(
+        numeric, rel=0.05, abs=1e-4
+    )
 
 
 def test_magnitude_is_the_norm_of_the_units_weights(material, models):
     scores = IMPORTANCE.get("magnitude")(material)
     m, b = models["text"], models["text"].weighted_blocks[1]
     fc, proj = m.linear(b.writers[0].path).weight, m.linear(b.reader).weight
-    assert torch.allclose(scores["text"][b.name], (fc.square().sum(1) + proj.square().sum(0)).sqrt(), rtol=1e-4)
+    assert torch.allclose(
+        scores["text"][b.name], (fc.square().sum(1) + proj.square().sum(0)).sqrt(), rtol=1e-4
+    )
 
 
 def curves(blocks, rng):
     return {
-        b.name: SensitivityCurve((0, b.units // 2, b.units), (*tuple(sorted(rng.random(2), reverse=True)), 0.0))
+        b.name: SensitivityCurve(
+            (0, b.units // 2, b.units), (*tuple(sorted(rng.random(2), reverse=True)), 0.0)
+        )
         for b in blocks
     }
 
@@ -234,7 +275,10 @@ def test_the_knapsack_is_optimal(models):
     mine = sum(float(c[b.name].loss_increase(kept[b.name])) for b in blocks)
     options = itertools.product(*(range(count_steps(b) + 1) for b in blocks))
     best = min(
-        sum(float(c[b.name].loss_increase(units_after(b, k))) for b, k in zip(blocks, cuts, strict=True))
+        sum(
+            float(c[b.name].loss_increase(units_after(b, k)))
+            for b, k in zip(blocks, cuts, strict=True)
+        )
         for cuts in options
         if sum(cuts) == 7
     )
@@ -256,10 +300,12 @@ def test_protection_cuts_cross_modal_units_less(models, spec):
             curves=curves(m.blocks, rng),
             scores=scores,
         )
-        assert removed_share({"c": kept}, {"c": m.blocks}, cross={"c": cross}, crossing=True) == pytest.approx(expected)
-        assert removed_share({"c": kept}, {"c": m.blocks}, cross={"c": cross}, crossing=False) == pytest.approx(
-            0.5, abs=0.05
-        )
+        assert removed_share(
+            {"c": kept}, {"c": m.blocks}, cross={"c": cross}, crossing=True
+        ) == pytest.approx(expected)
+        assert removed_share(
+            {"c": kept}, {"c": m.blocks}, cross={"c": cross}, crossing=False
+        ) == pytest.approx(0.5, abs=0.05)
 
 
 def test_what_nothing_reads_is_held_to_what_it_was(loose, models):
@@ -327,7 +373,10 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
         spec, scores, measure_grams(pipeline, models, batch=batch), batch, None, "trial test", 1
     )
     full = {n: {b.name: b.units for b in m.blocks} for n, m in models.items()}
-    halved = lambda n: {**full, n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in models[n].blocks}}
+    halved = lambda n: {
+        **full,
+        n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in models[n].blocks},
+    }
     fp32 = dict.fromkeys(models, "fp32")
     trials = [Candidate(full, fp32), *(Candidate(halved(n), fp32) for n in models)]
     trials += [Candidate(full, {**fp32, "vision": "int8"})]
@@ -338,7 +387,9 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
         assert (again["loss"], again["quality"]) == (first["loss"], first["quality"])
     torch.set_num_threads(2)
     try:
-        assert evaluate_candidate(context, to_plain(trials[0]))["loss"] == pytest.approx(said[0]["loss"], rel=1e-4)
+        assert evaluate_candidate(context, to_plain(trials[0]))["loss"] == pytest.approx(
+            said[0]["loss"], rel=1e-4
+        )
         assert torch.get_num_threads() == 2  # in the process that trains, too
     finally:
         torch.set_num_threads(1)
@@ -352,7 +403,10 @@ def test_the_gradual_plan_is_cubic_and_ends_where_it_should(models):
     from mmcompress.prune.schedule import plan_rounds
 
     blocks = {n: m.blocks for n, m in models.items()}
-    final = {n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs} for n, bs in blocks.items()}
+    final = {
+        n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs}
+        for n, bs in blocks.items()
+    }
     final["captioner"]["0.ffn"] = 0
     rounds = plan_rounds(blocks, final, rounds=3)
     assert rounds[-1] == final
@@ -369,10 +423,15 @@ def test_rounds_leave_a_part_of_the_dense_units(pipeline, models, batch):
     from mmcompress.prune.schedule import all_units, narrow_models, plan_rounds
 
     blocks = {n: m.blocks for n, m in models.items()}
-    final = {n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs} for n, bs in blocks.items()}
+    final = {
+        n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs}
+        for n, bs in blocks.items()
+    }
     now, survivors, g = models, all_units(blocks), torch.Generator().manual_seed(0)
     for kept in plan_rounds(blocks, final, rounds=3):
-        scores = {n: {b.name: torch.rand(b.units, generator=g) for b in m.blocks} for n, m in now.items()}
+        scores = {
+            n: {b.name: torch.rand(b.units, generator=g) for b in m.blocks} for n, m in now.items()
+        }
         before = survivors
         now, survivors = narrow_models(now, survivors, kept=kept, scores=scores)
         for n, by in survivors.items():
@@ -385,12 +444,16 @@ def test_rounds_leave_a_part_of_the_dense_units(pipeline, models, batch):
 def test_l1_and_l2_magnitude_are_those_norms(material, models):
     m, b = models["captioner"], models["captioner"].block("0.ffn")
     w, r = m.linear(b.writers[0].path).weight, m.linear(b.reader).weight
-    l1, l2 = (IMPORTANCE.get(k)(material)["captioner"]["0.ffn"] for k in ("magnitude_l1", "magnitude"))
+    l1, l2 = (
+        IMPORTANCE.get(k)(material)["captioner"]["0.ffn"] for k in ("magnitude_l1", "magnitude")
+    )
     assert torch.allclose(l1[3], w[3].abs().sum() + r[:, 3].abs().sum())
     assert torch.allclose(l2[3], (w[3].square().sum() + r[:, 3].square().sum()).sqrt())
 
 
-def test_movement_is_the_sum_of_weight_times_gradient_at_the_start(material, models, pipeline, batch, monkeypatch):
+def test_movement_is_the_sum_of_weight_times_gradient_at_the_start(
+    material, models, pipeline, batch, monkeypatch
+):
     from mmcompress.prune import importance
 
     monkeypatch.setattr(importance, "MOVEMENT_STEPS", 1)
@@ -416,7 +479,11 @@ def test_a_mixture_is_the_sum_of_scores_normalized_within_a_kind(material, model
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("fisher + tailor", "did you mean 'taylor'"), ("-1 * fisher", "not a positive weight"), ("x*fisher", "'x'")],
+    [
+        ("fisher + tailor", "did you mean 'taylor'"),
+        ("-1 * fisher", "not a positive weight"),
+        ("x*fisher", "'x'"),
+    ],
 )
 def test_a_wrong_mixture_is_told(name, message):
     assert message in (IMPORTANCE.problem(name) or "")
@@ -427,7 +494,11 @@ def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern
     from mmcompress.prune.sparsity import zero_share, zero_weights_
 
     before = [m.weight.detach().clone() for model in models.values() for m in model.linear_layers()]
-    embedding = next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n).detach().clone()
+    embedding = (
+        next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n)
+        .detach()
+        .clone()
+    )
     hold_ = zero_weights_(models, pattern, share=share)
     after = [m.weight for model in models.values() for m in model.linear_layers()]
     for old, new in zip(before, after, strict=True):
@@ -450,7 +521,11 @@ def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern
 def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, models):
     from mmcompress.data.open_dataset import open_dataset
     from mmcompress.graph.structure import Candidate
-    from mmcompress.search.worker import evaluate_candidate, evaluate_on_more_pairs, make_worker_context
+    from mmcompress.search.worker import (
+        evaluate_candidate,
+        evaluate_on_more_pairs,
+        make_worker_context,
+    )
     from mmcompress.storage import to_plain
 
     every = pipeline.collate(open_dataset(spec.data).load("val", 12))
@@ -459,13 +534,16 @@ def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, mo
     grams = measure_grams(pipeline, models, batch=few)
     context = make_worker_context(spec, scores, grams, few, more, "finals test", 1)
     c = to_plain(
-        Candidate({n: {b.name: b.units for b in m.blocks} for n, m in models.items()}, dict.fromkeys(models, "fp32"))
+        Candidate(
+            {n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
+            dict.fromkeys(models, "fp32"),
+        )
     )
     losses = []
     for piece in more.chunks(4):
         losses.append(
-            evaluate_candidate(make_worker_context(spec, scores, grams, piece, None, f"piece {len(losses)}", 1), c)[
-                "loss"
-            ]
+            evaluate_candidate(
+                make_worker_context(spec, scores, grams, piece, None, f"piece {len(losses)}", 1), c
+            )["loss"]
         )
     assert evaluate_on_more_pairs(context, c)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)

@@ -38,7 +38,11 @@ def line(run):
         reads: dict = dataclasses.field(default_factory=dict)
 
         def __call__(self, c):
-            return sum(c.kept_units[n].get(b.name, b.units) / b.granularity for n, bs in run.blocks.items() for b in bs)
+            return sum(
+                c.kept_units[n].get(b.name, b.units) / b.granularity
+                for n, bs in run.blocks.items()
+                for b in bs
+            )
 
     return Line()
 
@@ -64,7 +68,9 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
             loss += 0.01 * (candidate["precision"][n] != "fp32")
         return {"loss": loss, "quality": {}, "seconds": 0.0}
 
-    alone = lambda n, b, k: 0.02 * (1 - k / b.units) ** 4 if n == "text" else 0.3 * (1 - k / b.units)
+    alone = lambda n, b, k: (
+        0.02 * (1 - k / b.units) ** 4 if n == "text" else 0.3 * (1 - k / b.units)
+    )
     curve = lambda n, b: SensitivityCurve(
         (0, b.units // 2, b.units), tuple(alone(n, b, k) for k in (0, b.units // 2, b.units))
     )
@@ -72,11 +78,16 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
     rounding = {n: {p: 0.01 * (p != "fp32") for p in of} for n, of in ev.rounding.items()}
     ev = dataclasses.replace(ev, curves=curves, rounding=rounding)
     predict = line(r)
-    whole = Candidate({n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}, dict.fromkeys(r.blocks, "fp32"))
+    whole = Candidate(
+        {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()},
+        dict.fromkeys(r.blocks, "fp32"),
+    )
     budget = 0.8 * predict(whole)
 
     def splits(run, now, predict, budget_ms, p, nodes=()):
-        c = moves.cut_to_budget(dataclasses.replace(p, budget_ms=budget_ms), whole, damage=now.damage)
+        c = moves.cut_to_budget(
+            dataclasses.replace(p, budget_ms=budget_ms), whole, damage=now.damage
+        )
         return [(0.0, c)] if c else []
 
     monkeypatch.setattr("mmcompress.search.linearize.split_budget", splits)
@@ -110,16 +121,26 @@ def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        linearize_successively(dataclasses.replace(r, say=killed), ev, predict=predict, budget_ms=budget, who=who)
+        linearize_successively(
+            dataclasses.replace(r, say=killed), ev, predict=predict, budget_ms=budget, who=who
+        )
     assert read_record(InteractionFactors, r.folder / LINEARIZATION_FILE).rounds == 1
     before = len(asked)
     inside, good = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
-    known, again = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE), len(asked) - before
+    known, again = (
+        read_record(InteractionFactors, r.folder / LINEARIZATION_FILE),
+        len(asked) - before,
+    )
     assert known.rounds == r.spec.search.relinearize + 1 and again > 0
     same, found = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
     assert len(asked) == before + again and found == good and same.curves == inside.curves
     for share in (0.95, 1.05):  # what no longer fits is trimmed, what would be too small filled up
-        ms = [predict(c) for c in linearize_successively(r, ev, predict=predict, budget_ms=share * budget, who=who)[1]]
+        ms = [
+            predict(c)
+            for c in linearize_successively(
+                r, ev, predict=predict, budget_ms=share * budget, who=who
+            )[1]
+        ]
         assert ms and all(0.97 * share * budget <= x <= share * budget for x in ms)
     assert len(asked) == before + again
 
@@ -157,12 +178,16 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
 
     say = lambda stage, what, share: told.append(what)
     who = TrialEvaluator(evaluate=failing, executor=InlineExecutor(None), workers=1)
-    linearize_successively(dataclasses.replace(r, say=say), ev, predict=predict, budget_ms=budget, who=who)
+    linearize_successively(
+        dataclasses.replace(r, say=say), ev, predict=predict, budget_ms=budget, who=who
+    )
     known = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE)
     assert any("ValueError: odd" in t for t in told)
     assert next(iter(whole["text"])) not in known.cuts["text"] and known.cuts["vision"]
     (r.folder / LINEARIZATION_FILE).unlink()
-    nothing = TrialEvaluator(evaluate=lambda *_: {"loss": math.nan}, executor=InlineExecutor(None), workers=1)
+    nothing = TrialEvaluator(
+        evaluate=lambda *_: {"loss": math.nan}, executor=InlineExecutor(None), workers=1
+    )
     assert linearize_successively(r, ev, predict=predict, budget_ms=budget, who=nothing) == (ev, [])
     assert not (r.folder / LINEARIZATION_FILE).exists()  # another time they may be judged
 
@@ -189,7 +214,8 @@ def test_what_fails_by_chance_is_tried_again():
 
     who = TrialEvaluator(evaluate=once, executor=InlineExecutor(None), workers=1, retries=1)
     assert (
-        who.evaluate_all(once, {"c": Candidate({}, {})}, say=lambda *a: None, what="it") == {"c": 2.0}
+        who.evaluate_all(once, {"c": Candidate({}, {})}, say=lambda *a: None, what="it")
+        == {"c": 2.0}
         and len(tries) == 2
     )
 
@@ -197,7 +223,8 @@ def test_what_fails_by_chance_is_tried_again():
 def test_splits_keep_other_limits_as_well(compounding):
     r, ev, predict, budget, judge, _ = compounding
     weight = lambda c: sum(
-        c.kept_units["text"].get(b.name, b.units) * b.rows_and_columns_per_unit for b in r.blocks["text"]
+        c.kept_units["text"].get(b.name, b.units) * b.rows_and_columns_per_unit
+        for b in r.blocks["text"]
     )
     most = 0.4 * sum(b.units * b.rows_and_columns_per_unit for b in r.blocks["text"])
     limits = dataclasses.replace(r.spec.limits, params_m=most / 1e6)
@@ -226,7 +253,10 @@ def test_curves_rise_and_what_is_next_to_nothing_has_a_trace(compounding):
     [name, *_] = ev.curves["text"]
     odd = {
         **ev.curves,
-        "text": {**ev.curves["text"], name: SensitivityCurve((0, 2, 4, 6, 8), (1.0, 0.0, 0.2, 0.0, 0.0))},
+        "text": {
+            **ev.curves["text"],
+            name: SensitivityCurve((0, 2, 4, 6, 8), (1.0, 0.0, 0.2, 0.0, 0.0)),
+        },
     }
     now = dataclasses.replace(ev, curves=odd).scaled({"text": {name: 3.0}}, {})
     damage = now.curves["text"][name].damage
@@ -240,12 +270,16 @@ def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
     [name, *_] = ev.curves["text"]
     at = EvaluatedSplit(Candidate({"text": {name: 0}}, {"text": "int8", "vision": "int8"}), 1.0)
     cut, rounding = alone.damage("text", name, 0), alone.rounding["text"]["int8"]
-    without = {("text", name): 1.0 - 16 * cut, ("text", ""): 1.0 - 4 * rounding, ("vision", ""): math.inf}
+    without = {
+        ("text", name): 1.0 - 16 * cut,
+        ("text", ""): 1.0 - 4 * rounding,
+        ("vision", ""): math.inf,
+    }
     cuts, rounded = _moved(ev, InteractionFactors(), at=at, without=without)
     assert cuts == {"text": {name: pytest.approx(4.0)}} and rounded == {"text": pytest.approx(2.0)}
-    less = _moved(ev, InteractionFactors(cuts={"text": {name: 4.0}}), at=at, without={("text", name): 1.5})[
-        0
-    ]  # without it the loss is higher
+    less = _moved(
+        ev, InteractionFactors(cuts={"text": {name: 4.0}}), at=at, without={("text", name): 1.5}
+    )[0]  # without it the loss is higher
     assert less["text"][name] == pytest.approx(4.0 * MIN_REAL_SHARE**STEP_EXPONENT)
 
 
@@ -270,5 +304,6 @@ def test_what_is_measured_in_wrecks_is_not_believed(compounding, monkeypatch):
     assert known.dense_loss == 1.0 and not quality_collapsed(min(known.losses), known.dense_loss)
     monkeypatch.setattr("mmcompress.search.evaluator.COLLAPSE_RATIO", 0.99 * min(known.losses))
     assert (
-        linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who) == (ev, []) and len(asked) == before
+        linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who) == (ev, [])
+        and len(asked) == before
     )

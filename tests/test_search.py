@@ -50,10 +50,15 @@ KEY = ("ffn", 8, 1, 1, 1, 1)
 TABLE = DeviceTable(
     device="here",
     threads=1,
-    rows=tuple(TableRow(*KEY, p, (16, 64), (0.25 * f, 1.0 * f)) for p, f in (("fp32", 1.0), ("int8", 0.5))),
+    rows=tuple(
+        TableRow(*KEY, p, (16, 64), (0.25 * f, 1.0 * f)) for p, f in (("fp32", 1.0), ("int8", 0.5))
+    ),
 )
 PLACED = {
-    n: tuple(DeployedBlock(name=b.name, units=b.units, granularity=b.granularity, key=KEY, calls=1.0) for b in bs)
+    n: tuple(
+        DeployedBlock(name=b.name, units=b.units, granularity=b.granularity, key=KEY, calls=1.0)
+        for b in bs
+    )
     for n, bs in BLOCKS.items()
 }
 PREDICT = Predictor(
@@ -74,14 +79,19 @@ KEPT = {n: dict.fromkeys(("0", "1"), 32) for n in BLOCKS}
 
 def resolve(overrides):
     kept = {
-        n: {b.name: int(units_after(b, round(overrides.get(f"nodes.{n}.prune.ffn", 0) * 4))) for b in bs}
+        n: {
+            b.name: int(units_after(b, round(overrides.get(f"nodes.{n}.prune.ffn", 0) * 4)))
+            for b in bs
+        }
         for n, bs in BLOCKS.items()
     }
     return Candidate(kept, {n: overrides.get(f"nodes.{n}.precision", "fp32") for n in BLOCKS})
 
 
 def problem(budget=2.5):
-    return SearchProblem(SPACE, BLOCKS, resolve, PREDICT, budget, dict.fromkeys(BLOCKS, ("fp32", "int8")))
+    return SearchProblem(
+        SPACE, BLOCKS, resolve, PREDICT, budget, dict.fromkeys(BLOCKS, ("fp32", "int8"))
+    )
 
 
 def judge(context, candidate):
@@ -96,10 +106,22 @@ def failing(context, candidate):
     return judge(context, candidate)
 
 
-def go(path, evaluate=judge, trials=10, mutations=6, executor=None, workers=1, retries=0, seeds=(), sampler="tpe"):
+def go(
+    path,
+    evaluate=judge,
+    trials=10,
+    mutations=6,
+    executor=None,
+    workers=1,
+    retries=0,
+    seeds=(),
+    sampler="tpe",
+):
     book = study.open_study(path, 0, sampler=sampler)
     executor = executor or InlineExecutor(None)
-    effort = study.SearchEffort(trials=trials, level_switches=mutations, workers=workers, retries=retries)
+    effort = study.SearchEffort(
+        trials=trials, level_switches=mutations, workers=workers, retries=retries
+    )
     return study.run_study(
         book,
         problem(),
@@ -116,7 +138,9 @@ def test_prediction_is_the_sum_along_the_pipeline():
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
     assert PREDICT(dense) == pytest.approx(0.2 + 2 * (0.1 + 2 * 1.0))
     half = Candidate({"a": {"0": 0}, "b": {"0": 40}}, {"a": "fp32", "b": "int8"})
-    assert PREDICT(half) == pytest.approx(0.2 + 0.1 + 1.0 + 0.1 + 0.5 * (np.interp(40, (16, 64), (0.25, 1)) + 1.0))
+    assert PREDICT(half) == pytest.approx(
+        0.2 + 0.1 + 1.0 + 0.1 + 0.5 * (np.interp(40, (16, 64), (0.25, 1)) + 1.0)
+    )
 
 
 def test_affine_fit_recovers_base_and_scale():
@@ -136,7 +160,9 @@ def test_the_search_stays_within_budget_and_prefers_the_cheap_units(tmp_path):
     top = best_within(trials, 2.5)
     assert top and top.latency_ms <= 2.5
     assert any(t.origin == "mutation" for t in trials)
-    assert sum(top.candidate.kept_units["a"].values()) >= sum(top.candidate.kept_units["b"].values())
+    assert sum(top.candidate.kept_units["a"].values()) >= sum(
+        top.candidate.kept_units["b"].values()
+    )
 
 
 def test_candidates_are_judged_once(tmp_path):
@@ -177,10 +203,14 @@ def test_every_trial_is_given_back_by_its_overrides(tmp_path):
     for t in trials:
         if t.origin != "sampler":
             blocks = {
-                k.split(".prune.blocks.")[1]: v for k, v in t.overrides.items() if k.startswith("nodes.a.prune.blocks")
+                k.split(".prune.blocks.")[1]: v
+                for k, v in t.overrides.items()
+                if k.startswith("nodes.a.prune.blocks")
             }
             for b in BLOCKS["a"]:
-                assert int(units_after(b, round(blocks[b.name] * 4))) == t.candidate.kept_units["a"].get(b.name, 64)
+                assert int(units_after(b, round(blocks[b.name] * 4))) == t.candidate.kept_units[
+                    "a"
+                ].get(b.name, 64)
         else:
             assert resolve(t.overrides) == t.candidate
 
@@ -214,7 +244,9 @@ def test_a_killed_driver_loses_no_finished_trial(tmp_path):
     driver = subprocess.Popen([sys.executable, "-c", code])
     try:
         deadline = time.monotonic() + 300
-        while time.monotonic() < deadline and (not path.exists() or path.read_text().count('"trial"') < 3):
+        while time.monotonic() < deadline and (
+            not path.exists() or path.read_text().count('"trial"') < 3
+        ):
             time.sleep(0.1)
     finally:
         driver.send_signal(signal.SIGKILL)
@@ -222,7 +254,9 @@ def test_a_killed_driver_loses_no_finished_trial(tmp_path):
     import shutil
 
     shutil.copy(path, tmp_path / "before")
-    before = {t.candidate.key() for t in study.finished_trials(study.open_study(tmp_path / "before", 0))}
+    before = {
+        t.candidate.key() for t in study.finished_trials(study.open_study(tmp_path / "before", 0))
+    }
     after_kill = go(path, trials=12, mutations=0)
     assert len(before) >= 3 and before <= {t.candidate.key() for t in after_kill}
 
@@ -300,7 +334,9 @@ def test_trim_cuts_to_the_budget_where_it_costs_least():
     p = problem(2.5)
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
-    cheap = moves.cut_to_budget(p, dense, damage=lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k))
+    cheap = moves.cut_to_budget(
+        p, dense, damage=lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
+    )
     assert cheap and p.predict(cheap) <= 2.5
     assert sum(cheap.kept_units["b"].values()) < sum(cheap.kept_units["a"].values()) == 128
     assert moves.cut_to_budget(problem(0.1), dense, damage=lambda n, b, k: 1.0) is None
@@ -310,12 +346,21 @@ def test_trim_cuts_to_the_budget_where_it_costs_least():
 def test_samplers_know_the_space_from_what_others_proposed(tmp_path, sampler):
     from optuna.search_space import IntersectionSearchSpace
 
-    go(tmp_path / "j", trials=1, mutations=2, seeds=[Candidate(KEPT, dict.fromkeys(BLOCKS, "int8"))], sampler=sampler)
+    go(
+        tmp_path / "j",
+        trials=1,
+        mutations=2,
+        seeds=[Candidate(KEPT, dict.fromkeys(BLOCKS, "int8"))],
+        sampler=sampler,
+    )
     book = study.open_study(tmp_path / "j", 0, sampler=sampler)
     assert set(IntersectionSearchSpace().calculate(book)) == set(SPACE.dimensions)
     told = [t.params for t in book.trials if t.user_attrs["trial"]["origin"] == "knapsack"]
     assert told == [
-        {**{f"nodes.{n}.prune.ffn": 0.5 for n in BLOCKS}, **{f"nodes.{n}.precision": "int8" for n in BLOCKS}}
+        {
+            **{f"nodes.{n}.prune.ffn": 0.5 for n in BLOCKS},
+            **{f"nodes.{n}.precision": "int8" for n in BLOCKS},
+        }
     ]
 
 
@@ -325,11 +370,15 @@ def test_no_more_blocks_are_dropped_than_the_space_allows():
         {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()},
         {"a": 1, "b": 0},
     )
-    none = Candidate({n: dict.fromkeys(("0", "1"), 0) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
+    none = Candidate(
+        {n: dict.fromkeys(("0", "1"), 0) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8")
+    )
     assert not p.is_allowed(none)
     worth = lambda n, b, k: (2.0 if b == "1" else 1.0) * (64 - k)
     alive = moves.restore_dropped(p, none, damage=worth)
-    assert alive.kept_units == {"a": {"0": 0, "1": 16}, "b": {"0": 16, "1": 16}} and p.is_allowed(alive)
+    assert alive.kept_units == {"a": {"0": 0, "1": 16}, "b": {"0": 16, "1": 16}} and p.is_allowed(
+        alive
+    )
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
     cut = moves.cut_to_budget(p, dense, damage=worth)
     assert cut and p.is_allowed(cut) and p.predict(cut) <= 1.2
@@ -351,39 +400,54 @@ def test_protection_holds_for_moves_and_is_told_to_the_sampler():
     space = Space("s", SPACE.dimensions | {"prune.protection": Dimension(low=1.0, high=4.0)})
     lost = lambda c, n: 1 - sum(c.kept_units[n].values()) / 128
     options = {n: dict.fromkeys("01", (16, 32, 48, 64)) for n in BLOCKS}
-    p = dataclasses.replace(problem(1.2), space=space, choices=options, cross={"a": "01"}, protection=1.0)
-    of = lambda a, b: Candidate({"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)}, dict.fromkeys("ab", "int8"))
+    p = dataclasses.replace(
+        problem(1.2), space=space, choices=options, cross={"a": "01"}, protection=1.0
+    )
+    of = lambda a, b: Candidate(
+        {"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)}, dict.fromkeys("ab", "int8")
+    )
     assert p.is_allowed(of(48, 32)) and p.is_allowed(of(32, 32)) and not p.is_allowed(of(16, 32))
     assert to_search_point(p, of(48, 32))["prune.protection"] == pytest.approx(2.0)
     assert to_search_point(p, of(64, 32))["prune.protection"] == 4.0
-    free = lambda n, b, k: (64 - k) * (1e-3 if n == "a" else 1.0)  # what is protected seems to be worth nothing
+    free = lambda n, b, k: (
+        (64 - k) * (1e-3 if n == "a" else 1.0)
+    )  # what is protected seems to be worth nothing
     unbound = moves.cut_to_budget(dataclasses.replace(p, protection=0.0), of(64, 64), damage=free)
     held = moves.cut_to_budget(p, of(64, 64), damage=free)
     assert lost(unbound, "a") > lost(unbound, "b") and lost(held, "a") <= lost(held, "b")
     assert (
         PREDICT(held) <= 1.2
-        and lost(moves.enforce_protection(p, unbound, damage=free), "a") <= lost(unbound, "b") + 1e-9
+        and lost(moves.enforce_protection(p, unbound, damage=free), "a")
+        <= lost(unbound, "b") + 1e-9
     )
 
 
 def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():
     p = problem(2.5)
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
-    small = Candidate({n: dict.fromkeys(("0", "1"), 16) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
+    small = Candidate(
+        {n: dict.fromkeys(("0", "1"), 16) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8")
+    )
     worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
     rounding = {n: {"fp32": 0.0, "int8": 1e-6} for n in BLOCKS}
     grown = moves.grow_to_budget(p, small, damage=worth, rounding=rounding)
     assert 0.9 * 2.5 <= p.predict(grown) <= 2.5
-    assert grown.kept_units["a"] == {"0": 64, "1": 64} and all(k >= 16 for k in grown.kept_units["b"].values())
+    assert grown.kept_units["a"] == {"0": 64, "1": 64} and all(
+        k >= 16 for k in grown.kept_units["b"].values()
+    )
     assert moves.grow_to_budget(p, grown, damage=worth, rounding=rounding) == grown
     dear = {n: {"fp32": 0.0, "int8": 1e6} for n in BLOCKS}  # so much that it is undone first
-    assert set(moves.grow_to_budget(p, small, damage=worth, rounding=dear).precision.values()) == {"fp32"}
+    assert set(moves.grow_to_budget(p, small, damage=worth, rounding=dear).precision.values()) == {
+        "fp32"
+    }
 
 
 def test_an_exchange_pays_for_a_finer_precision_with_units():
     p = problem(3.6)
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
-    whole = Candidate({n: dict.fromkeys(("0", "1"), 64) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
+    whole = Candidate(
+        {n: dict.fromkeys(("0", "1"), 64) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8")
+    )
     worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
     rounding = {n: {"fp32": 0.0, "int8": 1.0} for n in BLOCKS}
     tight = dataclasses.replace(p, budget_ms=3.0)
@@ -396,7 +460,8 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
 
 
 @pytest.mark.parametrize(
-    "sampler", [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS.names()]
+    "sampler",
+    [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS.names()],
 )
 def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler):
     trials = go(tmp_path / "s.journal", trials=12, mutations=0, sampler=sampler)
@@ -428,7 +493,9 @@ def test_a_rich_space_is_split_in_as_many_ways_as_can_be_solved():
     assert all(left[n] in (["fp32", "int8"], list(every)) for n in "abcd")
     assert all(w[0] == 100 and w[-1] == 700 for w in windows)
     some = {"a": ("fp32", "int8"), "b": ("fp32", "int8")}
-    assert knapsack.limit_combinations(some, harm, lengths=[window], whole_ms=lambda n, p: ms[p]) == (
+    assert knapsack.limit_combinations(
+        some, harm, lengths=[window], whole_ms=lambda n, p: ms[p]
+    ) == (
         {n: list(ps) for n, ps in some.items()},
         [window],
     )

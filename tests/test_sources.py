@@ -57,14 +57,29 @@ def _whisper():
 def _t5():
     from transformers import T5Config, T5ForConditionalGeneration
 
-    c = T5Config(vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, decoder_start_token_id=1)
+    c = T5Config(
+        vocab_size=60,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=1,
+    )
     return T5ForConditionalGeneration(c)
 
 
 def _ved():
-    from transformers import BertConfig, VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
+    from transformers import (
+        BertConfig,
+        VisionEncoderDecoderConfig,
+        VisionEncoderDecoderModel,
+        ViTConfig,
+    )
 
-    c = VisionEncoderDecoderConfig.from_encoder_decoder_configs(ViTConfig(**VISION), BertConfig(**TEXT))
+    c = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        ViTConfig(**VISION), BertConfig(**TEXT)
+    )
     c.decoder_start_token_id = 0
     return VisionEncoderDecoderModel(c)
 
@@ -76,11 +91,18 @@ def _git():
 
 
 def _llava():
-    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+    from transformers import (
+        CLIPVisionConfig,
+        LlamaConfig,
+        LlavaConfig,
+        LlavaForConditionalGeneration,
+    )
 
     text = LlamaConfig(**TEXT, num_key_value_heads=2)
     image = CLIPVisionConfig(**VISION)
-    return LlavaForConditionalGeneration(LlavaConfig(vision_config=image, text_config=text, image_token_index=59))
+    return LlavaForConditionalGeneration(
+        LlavaConfig(vision_config=image, text_config=text, image_token_index=59)
+    )
 
 
 def _vit_classifier():
@@ -121,11 +143,15 @@ CASES = [
 @pytest.mark.parametrize(("make", "kind"), CASES, ids=lambda x: getattr(x, "__name__", x))
 def test_a_family_loads_from_the_folder_its_library_writes(make, kind, tmp_path):
     whole = _stirred(make())
-    model = load_model(Node(kind=kind, inputs={}, source=f"transformers:{_write(tmp_path, whole)}", max_tokens=12))
+    model = load_model(
+        Node(kind=kind, inputs={}, source=f"transformers:{_write(tmp_path, whole)}", max_tokens=12)
+    )
     assert model.kind == kind and model.blocks
     values = {round(float(p.double().sum()), 6) for p in whole.parameters()}
     mine = [round(float(p.double().sum()), 6) for p in model.parameters()]
-    assert sum(v in values for v in mine) > 0.7 * len(mine), "its weights are not those of the checkpoint"
+    assert sum(v in values for v in mine) > 0.7 * len(mine), (
+        "its weights are not those of the checkpoint"
+    )
 
 
 def test_a_text_as_long_as_the_tower_takes_has_a_place_for_every_token(tmp_path):
@@ -133,7 +159,11 @@ def test_a_text_as_long_as_the_tower_takes_has_a_place_for_every_token(tmp_path)
     import torch
 
     model = load_model(
-        Node(kind="text_encoder", inputs={}, source=f"transformers:{_write(tmp_path, _roberta_masked())}")
+        Node(
+            kind="text_encoder",
+            inputs={},
+            source=f"transformers:{_write(tmp_path, _roberta_masked())}",
+        )
     )
     assert model.config["context_length"] == TEXT["max_position_embeddings"] - 2
     ids = torch.full((1, model.config["context_length"]), 7)
@@ -177,7 +207,9 @@ def test_an_open_clip_source_that_cannot_be_used_is_told(tmp_path, monkeypatch, 
     open_clip._clip.cache_clear()
     load = torch.load
     with pytest.raises(ModelError, match=message):
-        load_model(Node(kind="image_encoder", inputs={}, source="open_clip:" + name.format(tmp=tmp_path)))
+        load_model(
+            Node(kind="image_encoder", inputs={}, source="open_clip:" + name.format(tmp=tmp_path))
+        )
     assert torch.load is load
 
 
@@ -197,38 +229,69 @@ def test_packed_attention_that_is_no_plain_self_attention_is_refused():
     with pytest.raises(ValueError, match="not plain self-attention"):
         box[0](x, x, x, key_padding_mask=torch.zeros(2, 5, dtype=torch.bool))
     with pytest.raises(ValueError, match="another width"):
-        normalize_(torch.nn.Sequential(torch.nn.MultiheadAttention(32, 4, kdim=16, vdim=16, batch_first=True)))
+        normalize_(
+            torch.nn.Sequential(
+                torch.nn.MultiheadAttention(32, 4, kdim=16, vdim=16, batch_first=True)
+            )
+        )
 
 
 def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
     from families import TOKENIZER as words
     from tokenizers import Tokenizer
 
-    tok, source = Tokenizer.from_str(words()), f"transformers:{_write(tmp_path / 'a', _stirred(_blip()))}"
+    tok, source = (
+        Tokenizer.from_str(words()),
+        f"transformers:{_write(tmp_path / 'a', _stirred(_blip()))}",
+    )
     node = Node(kind="text_decoder", inputs={}, source=source, max_tokens=12, prompt="a cat")
     g = load_model(node).config["generation"]
     assert g["prompt"] == [g["bos"], *tok.encode("a cat", add_special_tokens=False).ids]
     llava = f"transformers:{_write(tmp_path / 'b', _stirred(_llava()))}"
     model = load_model(
-        Node(kind="text_decoder", inputs={}, source=llava, max_tokens=12, prompt="a cat <image> left of")
+        Node(
+            kind="text_decoder",
+            inputs={},
+            source=llava,
+            max_tokens=12,
+            prompt="a cat <image> left of",
+        )
     )
     ids = lambda text: tok.encode(text, add_special_tokens=False).ids
-    assert model.before.tolist() == [0, *ids("a cat ")] and model.config["generation"]["prompt"] == ids(" left of")
+    assert model.before.tolist() == [0, *ids("a cat ")] and model.config["generation"][
+        "prompt"
+    ] == ids(" left of")
     with pytest.raises(ModelError, match="leave nothing of max_tokens 4"):
-        load_model(Node(kind="text_decoder", inputs={}, source=source, max_tokens=4, prompt="a cat left of a cat"))
+        load_model(
+            Node(
+                kind="text_decoder",
+                inputs={},
+                source=source,
+                max_tokens=4,
+                prompt="a cat left of a cat",
+            )
+        )
     git = f"transformers:{_write(tmp_path / 'c', _stirred(_git()))}"
     with pytest.raises(ModelError, match="reads the image before all words"):
-        load_model(Node(kind="text_decoder", inputs={}, source=git, max_tokens=12, prompt="a cat <image>"))
+        load_model(
+            Node(kind="text_decoder", inputs={}, source=git, max_tokens=12, prompt="a cat <image>")
+        )
 
 
 @pytest.mark.slow
 def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
     from mmcompress.run import stages as workflow
 
-    text = (tiny / "spec.yaml").read_text().replace("source: ./clip", "source: python:own_tower:build", 1)
+    text = (
+        (tiny / "spec.yaml")
+        .read_text()
+        .replace("source: ./clip", "source: python:own_tower:build", 1)
+    )
     text = text.replace("./", f"{tiny}/")
     (tmp_path / "own.yaml").write_text(text)
-    summary = workflow.run(tmp_path / "own.yaml", tmp_path / "run", overrides={"search.executor": "process"})
+    summary = workflow.run(
+        tmp_path / "own.yaml", tmp_path / "run", overrides={"search.executor": "process"}
+    )
     assert summary.search.failed == 0
     kept = summary.kept_units["vision"]
     assert set(kept) == {"0.attention", "0.cross_attention"}
@@ -241,10 +304,19 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
 
     source = "python:own_tower:build_convolutional"
     node = f"  look:\n    kind: image_encoder\n    source: {source}\n    inputs: {{image: image}}\n"
-    text = (tiny / "spec.yaml").read_text().replace("  choose:", node + "  choose:").replace("./", f"{tiny}/")
-    (tmp_path / "conv.yaml").write_text(text.replace("query: vision.embedding", "query: look.embedding"))
+    text = (
+        (tiny / "spec.yaml")
+        .read_text()
+        .replace("  choose:", node + "  choose:")
+        .replace("./", f"{tiny}/")
+    )
+    (tmp_path / "conv.yaml").write_text(
+        text.replace("query: vision.embedding", "query: look.embedding")
+    )
     summary = workflow.run(tmp_path / "conv.yaml", tmp_path / "run")
-    assert len(summary.kept_units["look"]) == 10 and all(k >= 8 for k in summary.kept_units["look"].values())
+    assert len(summary.kept_units["look"]) == 10 and all(
+        k >= 8 for k in summary.kept_units["look"].values()
+    )
     assert all(p.passed for p in summary.proofs)
 
 
@@ -257,7 +329,10 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
         ("open_clip:./nowhere", "no such folder"),
         ("python:torch:zeros", "gave|must be"),
         ("transformers:nobody/no-such-model", "hub can't be reached"),
-        ("nowhere/at/all", r"no such folder \(or use embedded:, open_clip:, transformers:, pip:, python:\)"),
+        (
+            "nowhere/at/all",
+            r"no such folder \(or use embedded:, open_clip:, transformers:, pip:, python:\)",
+        ),
         ("openclip:ViT-B-32@openai", "unknown kind 'openclip'; did you mean 'open_clip:'"),
     ],
 )
@@ -269,7 +344,9 @@ def test_a_source_that_cannot_be_used_is_named(source, message):
 def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path):
     from transformers import ConvNextConfig, ConvNextModel
 
-    folder = _write(tmp_path, ConvNextModel(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8])))
+    folder = _write(
+        tmp_path, ConvNextModel(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8]))
+    )
     with pytest.raises(ModelError, match=r"'convnext' is not supported \(known: .*dinov2"):
         load_model(Node(kind="image_encoder", inputs={}, source=f"transformers:{folder}"))
 

@@ -27,7 +27,9 @@ def test_every_pipeline_loads(path, monkeypatch, tmp_path):
 @pytest.mark.parametrize("path", sorted(ROOT.glob("search_spaces/*.yaml")), ids=lambda p: p.name)
 def test_every_search_space_loads(path):
     space = load_space(path, load_spec(ROOT / "pipelines/clip_captioner.yaml"))
-    assert "nodes.vision.prune.ffn" in space.dimensions and not any("*" in d for d in space.dimensions)
+    assert "nodes.vision.prune.ffn" in space.dimensions and not any(
+        "*" in d for d in space.dimensions
+    )
 
 
 def edited(tiny, tmp_path, old, new):
@@ -44,8 +46,16 @@ WRONG = [
         "candidats: 2",
         r"spec.yaml:12: nodes.captioner.candidats: unknown key .*did you mean 'candidates'",
     ),
-    ("candidates: 2", "candidates: two", r":12: nodes.captioner.candidates: expected int, got 'two'"),
-    ("candidates: 2", "candidates: 0", r":12: nodes.captioner.candidates: must lie in 1 .. 64, got 0"),
+    (
+        "candidates: 2",
+        "candidates: two",
+        r":12: nodes.captioner.candidates: expected int, got 'two'",
+    ),
+    (
+        "candidates: 2",
+        "candidates: 0",
+        r":12: nodes.captioner.candidates: must lie in 1 .. 64, got 0",
+    ),
     ("kind: text_decoder", "kind: text_decodr", r":9: .*did you mean 'text_decoder'"),
     (
         "context: vision.tokens",
@@ -57,18 +67,46 @@ WRONG = [
         "context: vision.embedding",
         r":11: .*is a vector, the port takes a sequence .*vision.tokens",
     ),
-    ("context: vision.tokens", "contxt: vision.tokens", r":11: .*'context' of a text_decoder is not connected"),
-    ("image: image}\n  captioner", "image: captioner.texts}\n  captioner", r":7: .*is a text, the port takes a image"),
-    ("caption: choose.best", "caption: chose.best", r"nothing is named 'chose.best'; did you mean 'choose.best'"),
-    ("kind: emoji_scenes", "kind: emoji_scene", r"unknown data kind 'emoji_scene'; did you mean 'emoji_scenes'"),
+    (
+        "context: vision.tokens",
+        "contxt: vision.tokens",
+        r":11: .*'context' of a text_decoder is not connected",
+    ),
+    (
+        "image: image}\n  captioner",
+        "image: captioner.texts}\n  captioner",
+        r":7: .*is a text, the port takes a image",
+    ),
+    (
+        "caption: choose.best",
+        "caption: chose.best",
+        r"nothing is named 'chose.best'; did you mean 'choose.best'",
+    ),
+    (
+        "kind: emoji_scenes",
+        "kind: emoji_scene",
+        r"unknown data kind 'emoji_scene'; did you mean 'emoji_scenes'",
+    ),
     ("target: 1.2x", "target: fast", r"spec.yaml:\d+: target: expected a target like 2x"),
     ("target: 1.2x", "target: 1.2x\ntarget: 2x", r"'target' stands twice"),
-    ("target: 1.2x", "prune: {importance: tailor}", r"unknown importance 'tailor'; did you mean 'taylor'"),
+    (
+        "target: 1.2x",
+        "prune: {importance: tailor}",
+        r"unknown importance 'tailor'; did you mean 'taylor'",
+    ),
     ("target: 1.2x", "metrics: [recall]", r"unknown metric 'recall'"),
     ("target: 1.2x", "plugins: [no_such_module]", r"can't import 'no_such_module'"),
     ("    source: ./clip\n", "", r":4: nodes.vision: 'source' is missing"),
-    ("name: tiny", "name: ${NO_SUCH_VARIABLE}", r"the environment variable NO_SUCH_VARIABLE is not set"),
-    ("inputs: {image: image}", "inputs: {image: image, other: text}", "exactly one input, an image"),
+    (
+        "name: tiny",
+        "name: ${NO_SUCH_VARIABLE}",
+        r"the environment variable NO_SUCH_VARIABLE is not set",
+    ),
+    (
+        "inputs: {image: image}",
+        "inputs: {image: image, other: text}",
+        "exactly one input, an image",
+    ),
     ("name: tiny", "name: [tiny", r"not valid YAML"),
     (
         "target: 1.2x",
@@ -109,8 +147,12 @@ def test_a_missing_and_an_empty_file(tmp_path):
 
 
 def test_overrides_reach_any_key_and_are_checked(tiny):
-    spec = load_spec(tiny / "spec.yaml", {"nodes.vision.prune.ffn": 0.5, "nodes.vision.prune.blocks.0.ffn": 0.25})
-    assert spec.nodes["vision"].prune.ffn == 0.5 and spec.nodes["vision"].prune.blocks == {"0.ffn": 0.25}
+    spec = load_spec(
+        tiny / "spec.yaml", {"nodes.vision.prune.ffn": 0.5, "nodes.vision.prune.blocks.0.ffn": 0.25}
+    )
+    assert spec.nodes["vision"].prune.ffn == 0.5 and spec.nodes["vision"].prune.blocks == {
+        "0.ffn": 0.25
+    }
     with pytest.raises(SpecError, match=r"--set nodes.vision.prune.fnn.*did you mean 'ffn'"):
         load_spec(tiny / "spec.yaml", {"nodes.vision.prune.fnn": 0.5})
 
@@ -125,7 +167,12 @@ def test_files_lie_beside_the_spec_or_where_it_is_started_from(tiny, tmp_path, m
     (tmp_path / "here" / "photos").mkdir(parents=True)
     (tmp_path / "there").mkdir()
     own = "kind: folder\n  options: {path: photos}\n  # "
-    path = edited(tiny, tmp_path / "there", "kind: emoji_scenes\n  options: {image_size: 32, test: 24, val: 16}", own)
+    path = edited(
+        tiny,
+        tmp_path / "there",
+        "kind: emoji_scenes\n  options: {image_size: 32, test: 24, val: 16}",
+        own,
+    )
     where = lambda: load_spec(path).data.options["path"]
     monkeypatch.chdir(tmp_path / "here")
     assert where() == str(tmp_path / "here" / "photos")
@@ -133,23 +180,40 @@ def test_files_lie_beside_the_spec_or_where_it_is_started_from(tiny, tmp_path, m
     assert where() == str(tmp_path / "there" / "photos")
     monkeypatch.chdir(tmp_path / "there")
     (tmp_path / "there" / "photos").rmdir()
-    assert where() == str(tmp_path / "there" / "photos")  # it is nowhere: told of as beside the spec
+    assert where() == str(
+        tmp_path / "there" / "photos"
+    )  # it is nowhere: told of as beside the spec
     monkeypatch.setenv("HOME", str(tmp_path / "here"))
-    assert load_spec(path, {"data.options.path": "~/photos"}).data.options["path"] == str(tmp_path / "here" / "photos")
+    assert load_spec(path, {"data.options.path": "~/photos"}).data.options["path"] == str(
+        tmp_path / "here" / "photos"
+    )
 
 
 def test_a_tower_reads_all_that_a_generator_writes(tiny):
     spec = load_spec(tiny / "spec.yaml")
     assert texts_per_request(spec) == {"vision": 1, "captioner": 2, "text": 2}
-    assert texts_per_request(load_spec(tiny / "spec.yaml", {"nodes.text.inputs.text": "captioner.text"}))["text"] == 1
+    assert (
+        texts_per_request(
+            load_spec(tiny / "spec.yaml", {"nodes.text.inputs.text": "captioner.text"})
+        )["text"]
+        == 1
+    )
 
 
 def test_gradients_are_not_asked_of_what_no_loss_sees(loose):
     path, changes = loose
     assert find_unjoined_encoders(load_spec(path, changes)) == ("text",)
-    also = {"caption": "captioner.text", "embedding": "vision.embedding"}  # the captioner reads its tokens alone
-    assert find_unjoined_encoders(load_spec(path, changes | {"outputs": also})) == ("vision", "text")
-    assert find_unjoined_encoders(load_spec(path, changes | {"outputs": {"tokens": "vision.tokens"}})) == ("text",)
+    also = {
+        "caption": "captioner.text",
+        "embedding": "vision.embedding",
+    }  # the captioner reads its tokens alone
+    assert find_unjoined_encoders(load_spec(path, changes | {"outputs": also})) == (
+        "vision",
+        "text",
+    )
+    assert find_unjoined_encoders(
+        load_spec(path, changes | {"outputs": {"tokens": "vision.tokens"}})
+    ) == ("text",)
     with pytest.raises(SpecError, match="taylor says nothing of the embedding of 'text'"):
         load_spec(path, changes | {"prune.importance": "magnitude + 0.5 * taylor"})
 
@@ -172,10 +236,14 @@ def test_targets():
 
 def test_a_space_with_an_unknown_node_or_an_empty_range(tiny, tmp_path):
     spec = load_spec(tiny / "spec.yaml")
-    (tmp_path / "s.yaml").write_text("name: s\ndimensions:\n  nodes.visio.prune.ffn: {low: 0, high: 1}\n")
+    (tmp_path / "s.yaml").write_text(
+        "name: s\ndimensions:\n  nodes.visio.prune.ffn: {low: 0, high: 1}\n"
+    )
     with pytest.raises(SpecError, match=r"s.yaml:3: .*unknown node 'visio'; did you mean 'vision'"):
         load_space(tmp_path / "s.yaml", spec)
-    (tmp_path / "s.yaml").write_text("name: s\ndimensions:\n  nodes.*.prune.ffn: {low: 1, high: 0}\n")
+    (tmp_path / "s.yaml").write_text(
+        "name: s\ndimensions:\n  nodes.*.prune.ffn: {low: 1, high: 0}\n"
+    )
     with pytest.raises(SpecError, match="low <= high"):
         load_space(tmp_path / "s.yaml", spec)
 
@@ -204,7 +272,10 @@ def test_a_space_is_held_to_what_can_be_searched(tiny, tmp_path, line, message):
 
 
 def test_sub_layers_are_counted_whole(tiny, tmp_path):
-    space = load_space(space_file(tmp_path, "nodes.text.prune.drop: {low: 0, high: 3}"), load_spec(tiny / "spec.yaml"))
+    space = load_space(
+        space_file(tmp_path, "nodes.text.prune.drop: {low: 0, high: 3}"),
+        load_spec(tiny / "spec.yaml"),
+    )
     assert space.dimensions["nodes.text.prune.drop"].step == 1
 
 
@@ -212,10 +283,20 @@ def test_what_is_given_is_not_searched(tiny):
     rest = {"nodes.vision.prune.ffn": 0.5, "nodes.vision.prune": {"heads": 0.25}}
     assert "nodes.vision.prune.ffn" not in list_given_keys(tiny / "spec.yaml", rest)
     at_once = {"nodes.vision.prune": {"ffn": 0.5, "heads": 0.25}}
-    assert {"nodes.vision.prune.ffn", "nodes.vision.prune.heads"} <= list_given_keys(tiny / "spec.yaml", at_once)
-    overrides = {"nodes.vision.precision": "fp32", "nodes.text.prune.ffn": 0.5, "nodes.captioner.precision": "auto"}
+    assert {"nodes.vision.prune.ffn", "nodes.vision.prune.heads"} <= list_given_keys(
+        tiny / "spec.yaml", at_once
+    )
+    overrides = {
+        "nodes.vision.precision": "fp32",
+        "nodes.text.prune.ffn": 0.5,
+        "nodes.captioner.precision": "auto",
+    }
     spec = load_spec(tiny / "spec.yaml", overrides)
-    space = load_space(ROOT / "search_spaces/joint.yaml", spec, fixed=list_given_keys(tiny / "spec.yaml", overrides))
+    space = load_space(
+        ROOT / "search_spaces/joint.yaml",
+        spec,
+        fixed=list_given_keys(tiny / "spec.yaml", overrides),
+    )
     gone = {"nodes.vision.precision", "nodes.text.prune.ffn"}
     whole = load_space(ROOT / "search_spaces/joint.yaml", spec)
     assert set(whole.dimensions) - set(space.dimensions) == gone
@@ -223,7 +304,10 @@ def test_what_is_given_is_not_searched(tiny):
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("- a\n- b\n", "expected a mapping at the top"), ("seed: !foo 3\n", "could not determine a constructor")],
+    [
+        ("- a\n- b\n", "expected a mapping at the top"),
+        ("seed: !foo 3\n", "could not determine a constructor"),
+    ],
 )
 def test_odd_yaml(tmp_path, text, message):
     (tmp_path / "s.yaml").write_text(text)
@@ -242,7 +326,9 @@ def test_a_document_travels_without_closing_what_was_open(tiny, tmp_path):
     )
     sent = load_spec(tmp_path / "sent.yaml")
     assert sent.seed == 3 and sent.nodes["vision"].source == str(tiny / "clip")
-    space = load_space(ROOT / "search_spaces/joint.yaml", sent, fixed=list_given_keys(tmp_path / "sent.yaml"))
+    space = load_space(
+        ROOT / "search_spaces/joint.yaml", sent, fixed=list_given_keys(tmp_path / "sent.yaml")
+    )
     assert space == load_space(ROOT / "search_spaces/joint.yaml", load_spec(tiny / "spec.yaml"))
 
 

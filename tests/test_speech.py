@@ -28,14 +28,18 @@ weights = pytest.mark.skipif(package is None, reason="the extra 'speech' is not 
 
 def tone(seconds: float, rate: int = SAMPLE_RATE) -> np.ndarray:
     t = np.arange(int(seconds * rate)) / rate
-    return (0.3 * np.sin(2 * np.pi * 440 * t) + 0.1 * np.sin(2 * np.pi * 3000 * t**1.1)).astype(np.float32)
+    return (0.3 * np.sin(2 * np.pi * 440 * t) + 0.1 * np.sin(2 * np.pi * 3000 * t**1.1)).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize("mels", [80, 128])
 def test_features_are_those_of_transformers(mels):
     from transformers import WhisperFeatureExtractor
 
-    theirs = WhisperFeatureExtractor(feature_size=mels)(tone(3.3), sampling_rate=SAMPLE_RATE, return_tensors="np")
+    theirs = WhisperFeatureExtractor(feature_size=mels)(
+        tone(3.3), sampling_rate=SAMPLE_RATE, return_tensors="np"
+    )
     mine = compute_log_mel(tone(3.3), {"mels": mels, "frames": 3000})
     assert np.abs(theirs["input_features"][0] - mine).max() < 1e-4
 
@@ -76,7 +80,9 @@ def _ctranslate2(state: dict, heads: int) -> bytes:
         rows[f"{side}/layer_norm/beta"] = get(f"{side}.layer_norm.bias")
         for i in range(2):
             at, to = f"{side}/layer_{i}", f"{side}.layers.{i}"
-            blocks = [("self_attention", "self_attn")] + [("attention", "encoder_attn")] * (side == "decoder")
+            blocks = [("self_attention", "self_attn")] + [("attention", "encoder_attn")] * (
+                side == "decoder"
+            )
             for theirs, mine in blocks:
                 weight = {p: get(f"{to}.{mine}.{p}_proj.weight") for p in ("q", "k", "v", "out")}
                 bias = {p: get(f"{to}.{mine}.{p}_proj.bias") for p in ("q", "v", "out")}
@@ -84,8 +90,12 @@ def _ctranslate2(state: dict, heads: int) -> bytes:
                 groups = ("q", "kv", "o") if theirs == "attention" else ("qkv", "o")
                 for n, group in enumerate(groups):
                     parts = ["out" if p == "o" else p for p in group]
-                    rows[f"{at}/{theirs}/linear_{n}/weight"] = np.concatenate([weight[p] for p in parts])
-                    rows[f"{at}/{theirs}/linear_{n}/bias"] = np.concatenate([bias[p] for p in parts])
+                    rows[f"{at}/{theirs}/linear_{n}/weight"] = np.concatenate(
+                        [weight[p] for p in parts]
+                    )
+                    rows[f"{at}/{theirs}/linear_{n}/bias"] = np.concatenate(
+                        [bias[p] for p in parts]
+                    )
                 rows[f"{at}/{theirs}/layer_norm/gamma"] = get(f"{to}.{mine}_layer_norm.weight")
                 rows[f"{at}/{theirs}/layer_norm/beta"] = get(f"{to}.{mine}_layer_norm.bias")
             for n, name in enumerate(("fc1", "fc2")):
@@ -101,7 +111,11 @@ def _ctranslate2(state: dict, heads: int) -> bytes:
     data = struct.pack("<I", 6) + text("WhisperSpec") + struct.pack("<II", 3, len(rows))
     for name, a in rows.items():
         kind = {np.dtype(np.float32): 0, np.dtype(np.int16): 2}[a.dtype]
-        data += text(name) + struct.pack(f"<B{a.ndim}IBI", a.ndim, *a.shape, kind, a.nbytes) + a.tobytes()
+        data += (
+            text(name)
+            + struct.pack(f"<B{a.ndim}IBI", a.ndim, *a.shape, kind, a.nbytes)
+            + a.tobytes()
+        )
     return data + struct.pack("<I", 0)
 
 
@@ -114,14 +128,22 @@ def test_a_converted_model_has_every_weight_in_its_place(tmp_path):
 
     whole = _stirred(WhisperForConditionalGeneration(_whisper_config()))
     (tmp_path / "model.bin").write_bytes(_ctranslate2(whole.state_dict(), 4))
-    (tmp_path / "config.json").write_text(json.dumps({"suppress_ids": [7, 8], "suppress_ids_begin": [9]}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({"suppress_ids": [7, 8], "suppress_ids_begin": [9]})
+    )
     words = {"<|endoftext|>": 2, "<|startoftranscript|>": 0, "<|notimestamps|>": 5}
     Tokenizer(models.WordLevel(words, "<|endoftext|>")).save(str(tmp_path / "tokenizer.json"))
-    again = WhisperForConditionalGeneration.from_pretrained(convert_to_transformers(tmp_path, tmp_path / "out"))
+    again = WhisperForConditionalGeneration.from_pretrained(
+        convert_to_transformers(tmp_path, tmp_path / "out")
+    )
     for name, value in whole.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
     g = again.generation_config
-    assert (g.suppress_tokens, g.begin_suppress_tokens, g.no_timestamps_token_id) == ([7, 8], [9], 5)
+    assert (g.suppress_tokens, g.begin_suppress_tokens, g.no_timestamps_token_id) == (
+        [7, 8],
+        [9],
+        5,
+    )
 
 
 @weights
@@ -141,7 +163,11 @@ def test_a_damaged_file_is_refused(tmp_path):
 
     with pytest.raises(ModelError, match=r"model.bin is missing"):
         convert_to_transformers(tmp_path, tmp_path / "out")
-    for data in (b"", b"\x06\x00\x00\x00\x0c\x00WhisperSpec\x00\x03\x00\x00\x00\x05\x00\x00\x00", b"\x80\x04pickle"):
+    for data in (
+        b"",
+        b"\x06\x00\x00\x00\x0c\x00WhisperSpec\x00\x03\x00\x00\x00\x05\x00\x00\x00",
+        b"\x80\x04pickle",
+    ):
         (tmp_path / "model.bin").write_bytes(data)
         with pytest.raises(ModelError, match=r"model.bin: (damaged|not a CTranslate2)"):
             read_ctranslate2(tmp_path / "model.bin")
@@ -153,7 +179,8 @@ def test_long_sound_is_heard_in_windows_with_nothing_left_out():
     pieces = split_sound(sound, 3.0)
     assert np.array_equal(np.concatenate(pieces), sound)
     assert (
-        all(len(p) <= 3 * SAMPLE_RATE for p in pieces) and abs(len(pieces[0]) - 2.85 * SAMPLE_RATE) < 0.06 * SAMPLE_RATE
+        all(len(p) <= 3 * SAMPLE_RATE for p in pieces)
+        and abs(len(pieces[0]) - 2.85 * SAMPLE_RATE) < 0.06 * SAMPLE_RATE
     )
     assert len(split_sound(tone(3.0), 3.0)) == 1
 
@@ -186,7 +213,9 @@ def test_the_guard_ends_a_loop_and_says_so(beams):
 
     options = {"bos": 8, "eos": 2, "pad": 1, "beams": beams, "max_tokens": 60}
     found = beam_search(step, [], g=Generation(**options, guard=True))
-    assert found[0][1] == [8, 5, 6, 7, 8] and Generation(**options).ending(found[0][1]) == "repetition"
+    assert (
+        found[0][1] == [8, 5, 6, 7, 8] and Generation(**options).ending(found[0][1]) == "repetition"
+    )
     free = beam_search(step, [], g=Generation(**options))
     assert len(free[0][1]) == 60 and Generation(**options).ending(free[0][1]) == "length"
 
@@ -292,7 +321,9 @@ def test_a_cut_window_is_what_nobody_beyond_it_is_attended_to():
     model = _audio()
     t, features, n = model.tower, torch.randn(2, 16, 48), 10
     with torch.no_grad():
-        x = torch.nn.functional.gelu(t.conv2(torch.nn.functional.gelu(t.conv1(features)))).transpose(1, 2)
+        x = torch.nn.functional.gelu(
+            t.conv2(torch.nn.functional.gelu(t.conv1(features)))
+        ).transpose(1, 2)
         x = x + t.embed_positions.weight
         hidden = torch.zeros(1, 1, 24, 24)
         hidden[..., n:] = -1e9
@@ -306,7 +337,9 @@ def test_a_cut_window_is_what_nobody_beyond_it_is_attended_to():
         copy_without_units(model, {"tokens": torch.arange(4, 12)})
 
 
-@pytest.mark.parametrize("pins", [{}, {"nodes.ears.prune.tokens": 0.5, "nodes.ears.precision": "fp32"}])
+@pytest.mark.parametrize(
+    "pins", [{}, {"nodes.ears.prune.tokens": 0.5, "nodes.ears.precision": "fp32"}]
+)
 def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, pins):
     s = workflow.run(talk / "spec.yaml", tmp_path / "run", overrides=pins)
     assert set(s.compressed.quality) == {"wer", "agreement", "ends_by_itself"}
@@ -318,7 +351,10 @@ def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, pins):
     bundle = load_bundle(tmp_path / "run" / "bundle")
     clip = talk / "talk" / "wavs" / "c3.wav"
     answer = bundle(audio=str(clip))
-    assert answer["sentence"] in (talk / "talk" / "metadata.csv").read_text() and -1 <= answer["score"] <= 1.001
+    assert (
+        answer["sentence"] in (talk / "talk" / "metadata.csv").read_text()
+        and -1 <= answer["score"] <= 1.001
+    )
     assert set(bundle(audio=clip.read_bytes())) == {"text", "sentence", "score"}
     if pins:
         assert s.kept_units["ears"]["tokens"] == 12
@@ -390,9 +426,17 @@ def test_a_speech_folder_that_is_wrong_says_where(tmp_path, text, message):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("query: sentence.embedding", "query: ears.embedding", "must be the embedding of a text_encoder"),
+        (
+            "query: sentence.embedding",
+            "query: ears.embedding",
+            "must be the embedding of a text_encoder",
+        ),
         ("metrics: [wer", "metrics: [retrieval", "'retrieval' needs a node of kind nearest"),
-        ("inputs: {audio: audio}\nnodes", "inputs: {audio: text}\nnodes", "is a text, the port takes a audio"),
+        (
+            "inputs: {audio: audio}\nnodes",
+            "inputs: {audio: text}\nnodes",
+            "is a text, the port takes a audio",
+        ),
     ],
 )
 def test_a_speech_spec_that_is_wrong_says_why(talk, tmp_path, old, new, message):
@@ -439,9 +483,12 @@ def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monk
     batch = pipeline.collate(open_dataset(spec.data).load("train"))
     out = pipeline.forward_in_pieces(models, batch)
     anchors = pipeline.select_reference_outputs(out)
-    assert float(pipeline.losses(out, batch, dense=anchors)["caption.writer"]) == pytest.approx(0, abs=1e-4)
+    assert float(pipeline.losses(out, batch, dense=anchors)["caption.writer"]) == pytest.approx(
+        0, abs=1e-4
+    )
     cut = pipeline.forward_in_pieces(
-        {**models, "writer": copy_without_units(models["writer"], {"0.ffn": torch.arange(0)})}, batch
+        {**models, "writer": copy_without_units(models["writer"], {"0.ffn": torch.arange(0)})},
+        batch,
     )
     keep = pipeline.target_positions(batch, "writer")
     p, q = (o["writer"]["logits"][keep].log_softmax(-1) for o in (out, cut))
@@ -476,7 +523,9 @@ def test_the_real_whisper_writes_what_its_library_writes(tmp_path):
         deployed[kind] = node(sessions, model.config, tmp_path / kind)
     ears, writer = deployed.values()
     writer.generation = replace(writer.generation, guard=False)  # the library has none
-    library = WhisperForConditionalGeneration.from_pretrained(find_packaged_folder("whisper-tiny.en")).eval()
+    library = WhisperForConditionalGeneration.from_pretrained(
+        find_packaged_folder("whisper-tiny.en")
+    ).eval()
     features = WhisperFeatureExtractor(feature_size=library.config.num_mel_bins)
     noise = 0.05 * np.random.default_rng(0).standard_normal(2 * SAMPLE_RATE).astype(np.float32)
     for sound in (tone(1.5), noise, np.concatenate([tone(0.4), 0 * noise, tone(0.6)])):

@@ -36,7 +36,11 @@ def test_a_run_leaves_a_summary_a_report_and_a_bundle(run_folder):
     assert s.search.linearization_evaluations >= len(s.search.split_losses)
     told = "Before them the budget was split" in (run_folder / "report.html").read_text()
     assert told == (len(s.search.split_losses) > 1)
-    assert set(s.compressed.quality) == {"image_to_text_r1", "text_to_image_r1", "caption_exact_match"}
+    assert set(s.compressed.quality) == {
+        "image_to_text_r1",
+        "text_to_image_r1",
+        "caption_exact_match",
+    }
     assert all(q.n == 24 for q in s.compressed.quality.values())
     assert 8 <= s.compressed.latency_ms.n <= 90
     assert s.speedup == pytest.approx(s.baseline.latency_ms.p50 / s.compressed.latency_ms.p50)
@@ -54,10 +58,14 @@ def test_a_finished_run_resumes_to_the_same_structure_without_new_trials(run_fol
     before = json.loads((run_folder / "summary.json").read_text())
     again = workflow.run(tiny / "spec.yaml", run_folder, resume=True)
     assert again.kept_units == before["kept"] and again.search.trials == before["search"]["trials"]
-    assert again.compressed.latency_ms.p50 == before["compressed"]["latency_ms"]["p50"]  # nor measured again
+    assert (
+        again.compressed.latency_ms.p50 == before["compressed"]["latency_ms"]["p50"]
+    )  # nor measured again
 
 
-def test_a_run_that_was_cut_off_before_its_summary_measures_what_was_made(run_folder, tiny, tmp_path, one_round):
+def test_a_run_that_was_cut_off_before_its_summary_measures_what_was_made(
+    run_folder, tiny, tmp_path, one_round
+):
     before = read_record(Summary, run_folder / "summary.json")
     shutil.copytree(run_folder, tmp_path / "r")
     (tmp_path / "r" / "summary.json").unlink()
@@ -77,7 +85,11 @@ def test_resume_with_another_spec_is_refused(run_folder, tiny):
 
 
 def test_what_a_spec_pins_is_kept_by_every_trial(tiny, tmp_path):
-    pins = {"nodes.vision.precision": "fp32", "nodes.text.prune.ffn": 0.5, "nodes.text.prune.heads": 0.0}
+    pins = {
+        "nodes.vision.precision": "fp32",
+        "nodes.text.prune.ffn": 0.5,
+        "nodes.text.prune.heads": 0.0,
+    }
     pins |= {
         "search.trials": 4,
         "distill.steps": 1,
@@ -90,7 +102,9 @@ def test_what_a_spec_pins_is_kept_by_every_trial(tiny, tmp_path):
         assert t.candidate.kept_units["captioner"]["0.ffn"] == 48
     text = s.kept_units["text"]
     assert sum(text.get(f"{i}.ffn", 128) for i in (0, 1)) <= 144
-    for t in s.trials:  # a protection that is given holds for every structure, wherever it comes from
+    for (
+        t
+    ) in s.trials:  # a protection that is given holds for every structure, wherever it comes from
         cross, rest = (
             removed_share(t.candidate.kept_units, s.blocks, cross=s.cross_modal_reasons, crossing=c)
             for c in (True, False)
@@ -117,7 +131,11 @@ def test_a_criterion_from_a_plugin_reaches_the_workers(tiny, tmp_path, monkeypat
     (tmp_path / "backwards_criterion.py").write_text(code + "IMPORTANCE.add('backwards', f)\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    changes = {"plugins": ["backwards_criterion"], "prune.importance": "backwards", "search.executor": "process"}
+    changes = {
+        "plugins": ["backwards_criterion"],
+        "prune.importance": "backwards",
+        "search.executor": "process",
+    }
     changes |= {"search.trials": 1, "search.level_switches": 0, "distill.steps": 1}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert s.search.failed == 0 and s.search.trials >= 1
@@ -129,8 +147,12 @@ def test_asking_for_more_trials_on_resume_searches_again(tiny, tmp_path):
     first = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few)
     asked = {"search.trials": first.search.trials + 12}
     more = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | asked, resume=True)
-    assert len(finished_trials(open_study(tmp_path / "r" / "study.journal", 0))) > first.search.trials
-    assert more.kept_units == first.kept_units or is_better(more, first) or not is_better(first, more)
+    assert (
+        len(finished_trials(open_study(tmp_path / "r" / "study.journal", 0))) > first.search.trials
+    )
+    assert (
+        more.kept_units == first.kept_units or is_better(more, first) or not is_better(first, more)
+    )
     again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | asked, resume=True)
     assert again == more  # it has been searched, whichever was kept
 
@@ -153,8 +175,18 @@ def test_rounds_of_training_go_on_with_pairs_not_seen_before(tiny, tmp_path, mon
 
     train, begun = trainer.distill_, []
     monkeypatch.setattr(trainer, "distill_", lambda *a: begun.append(a[-1]) or train(*a))
-    changes = {"prune.schedule": "gradual", "prune.rounds": 2, "distill.steps": 14, "search.max_artifacts": 1}
-    changes |= {"search.trials": 1, "search.level_switches": 0, "target": "1.1x", "search.short_finetunings": 0}
+    changes = {
+        "prune.schedule": "gradual",
+        "prune.rounds": 2,
+        "distill.steps": 14,
+        "search.max_artifacts": 1,
+    }
+    changes |= {
+        "search.trials": 1,
+        "search.level_switches": 0,
+        "target": "1.1x",
+        "search.short_finetunings": 0,
+    }
     workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert begun[:2] == [0, 7]
 
@@ -166,17 +198,27 @@ def test_what_is_made_after_more_trials_is_kept_only_if_it_is_better(tiny, tmp_p
     monkeypatch.setattr(workflow, "is_better", lambda one, other: one == first)
     more = {**few, "search.trials": 4}
     assert workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=more, resume=True) == first
-    assert (tmp_path / "r" / "bundle" / "manifest.json").exists() and not (tmp_path / "r" / "earlier").exists()
+    assert (tmp_path / "r" / "bundle" / "manifest.json").exists() and not (
+        tmp_path / "r" / "earlier"
+    ).exists()
     made = []
     monkeypatch.setattr(workflow, "compress", lambda *a, **k: made.append(1))
-    assert workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=more, resume=True) == first and not made
+    assert (
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=more, resume=True) == first
+        and not made
+    )
 
 
 def test_another_search_space_is_refused_on_resume(run_folder, tiny):
     from mmcompress.workspace.context import default_space
 
     with pytest.raises(DataError, match="another search space"):
-        workflow.run(tiny / "spec.yaml", run_folder, space=default_space().with_name("prune_only.yaml"), resume=True)
+        workflow.run(
+            tiny / "spec.yaml",
+            run_folder,
+            space=default_space().with_name("prune_only.yaml"),
+            resume=True,
+        )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +235,12 @@ def test_a_cut_that_a_model_cannot_take_is_refused(tiny, tmp_path, path, value, 
 
 
 def test_several_targets_share_what_does_not_depend_on_them(tiny, tmp_path):
-    changes = {"target": "1.05x, 1.2x p95", "search.trials": 2, "search.level_switches": 0, "distill.steps": 1}
+    changes = {
+        "target": "1.05x, 1.2x p95",
+        "search.trials": 2,
+        "search.level_switches": 0,
+        "distill.steps": 1,
+    }
     found = workflow.run_targets(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert [s.target.asked for s in found] == ["1.05x", "1.2x p95"]
     assert [s.target.statistic for s in found] == ["p50", "p95"]
@@ -202,14 +249,18 @@ def test_several_targets_share_what_does_not_depend_on_them(tiny, tmp_path):
             p.name for p in (tmp_path / "r" / folder).iterdir()
         }
         assert not (tmp_path / "r" / folder / "baseline").exists()
-    assert {"baseline", "predictor.json", "front.html", "front.json"} <= {p.name for p in (tmp_path / "r").iterdir()}
+    assert {"baseline", "predictor.json", "front.html", "front.json"} <= {
+        p.name for p in (tmp_path / "r").iterdir()
+    }
     front = json.loads((tmp_path / "r" / "front.json").read_text())
     assert front["1.05x"]["speedup"] == pytest.approx(found[0].speedup)
     with pytest.raises(SpecError, match="run_targets"):
         workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
 
 
-def test_one_target_that_goes_wrong_costs_the_others_nothing(run_folder, tiny, tmp_path, monkeypatch):
+def test_one_target_that_goes_wrong_costs_the_others_nothing(
+    run_folder, tiny, tmp_path, monkeypatch
+):
     summary = read_record(Summary, run_folder / "summary.json")
 
     def reach(r, *_):
@@ -222,7 +273,11 @@ def test_one_target_that_goes_wrong_costs_the_others_nothing(run_folder, tiny, t
     told = []
     with pytest.raises(ProofFailed, match="masked is not sliced"):
         workflow.run_targets(
-            tiny / "spec.yaml", tmp_path / "r", None, {"target": "1.1x,1.2x,1.3x"}, say=lambda *a: told.append(a[1])
+            tiny / "spec.yaml",
+            tmp_path / "r",
+            None,
+            {"target": "1.1x,1.2x,1.3x"},
+            say=lambda *a: told.append(a[1]),
         )
     assert set(json.loads((tmp_path / "r" / "front.json").read_text())) == {"1.1x", "1.3x"}
     assert "target 1.2x: masked is not sliced" in told
@@ -233,7 +288,10 @@ def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_
     from mmcompress.results.records import Prediction
     from mmcompress.storage import write_record
 
-    summary, page = read_record(Summary, run_folder / "summary.json"), tmp_path / "run" / "2x" / "report.html"
+    summary, page = (
+        read_record(Summary, run_folder / "summary.json"),
+        tmp_path / "run" / "2x" / "report.html",
+    )
     write_report(summary, page.parent)
     assert "random structures" not in page.read_text()
     write_record(
@@ -251,48 +309,90 @@ def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_
     write_record(
         page.parent / PREDICTION_FILE,
         Prediction(
-            pipeline="another", mean_absolute_error=0.0, spearman=1.0, predicted_ms=(1.0,), measured_ms=(1.0,), cpu={}
+            pipeline="another",
+            mean_absolute_error=0.0,
+            spearman=1.0,
+            predicted_ms=(1.0,),
+            measured_ms=(1.0,),
+            cpu={},
         ),
     )
     write_report(summary, page.parent)
     assert "1 structures" not in page.read_text()
-    (page.parent / PREDICTION_FILE).write_text("{")  # nor does a report fail for what somebody broke
+    (page.parent / PREDICTION_FILE).write_text(
+        "{"
+    )  # nor does a report fail for what somebody broke
     write_report(summary, page.parent)
-    assert "2 structures drawn at random" in page.read_text() and "3.2 %, Spearman 0.987" in page.read_text()
+    assert (
+        "2 structures drawn at random" in page.read_text()
+        and "3.2 %, Spearman 0.987" in page.read_text()
+    )
 
 
 def test_a_target_out_of_reach_says_what_limits_it(tiny, tmp_path):
-    changes = {"target": "0.01ms", "search.trials": 2, "search.level_switches": 0, "distill.steps": 1}
+    changes = {
+        "target": "0.01ms",
+        "search.trials": 2,
+        "search.level_switches": 0,
+        "distill.steps": 1,
+    }
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     assert not s.target.met and (tmp_path / "r" / "bundle" / "manifest.json").exists()
-    assert 0 < s.target.fixed_ms <= s.target.floor_ms and s.target.exceeded_bounds[0].startswith("p50 end to end: ")
+    assert 0 < s.target.fixed_ms <= s.target.floor_ms and s.target.exceeded_bounds[0].startswith(
+        "p50 end to end: "
+    )
     [told] = [w for w in s.warnings if "bottleneck" in w]
     assert f"{s.target.floor_ms:.2f} ms" in told
-    assert set(s.target.fixed_ms_by_node) == set(s.compressed.nodes) and min(s.target.fixed_ms_by_node.values()) >= 0
+    assert (
+        set(s.target.fixed_ms_by_node) == set(s.compressed.nodes)
+        and min(s.target.fixed_ms_by_node.values()) >= 0
+    )
     assert all(f"{n} {ms:.2f} ms" in told for n, ms in s.target.fixed_ms_by_node.items())
 
 
 def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path):
     """As `clip_blip_base.yaml` does: damage from Fisher scores, trials as sums, no input moments, no model run."""
     scores = {"prune.importance": "fisher", "prune.sensitivity": "estimated"}
-    changes = {**scores, "search.evaluator": "estimated", "search.trials": 6, "search.level_switches": 2}
+    changes = {
+        **scores,
+        "search.evaluator": "estimated",
+        "search.trials": 6,
+        "search.level_switches": 2,
+    }
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**changes, "distill.steps": 1})
     assert s.search.failed == 0 and s.search.trials >= 6 and all(p.passed for p in s.proofs)
     assert all(t.quality == {} for t in s.trials)
-    rounding = json.loads((tmp_path / "r" / "evidence.json").read_text())["rounding"]  # of that there is no estimate
-    assert all(by["fp32"] == 0 for by in rounding.values()) and any(by["int8"] > 0 for by in rounding.values())
+    rounding = json.loads((tmp_path / "r" / "evidence.json").read_text())[
+        "rounding"
+    ]  # of that there is no estimate
+    assert all(by["fp32"] == 0 for by in rounding.values()) and any(
+        by["int8"] > 0 for by in rounding.values()
+    )
     again = {**scores, "quantize.max_loss_increase": 0.1}
-    with pytest.raises(SpecError, match=r"quantize.max_loss_increase: is found by running the pipeline"):
+    with pytest.raises(
+        SpecError, match=r"quantize.max_loss_increase: is found by running the pipeline"
+    ):
         workflow.run(tiny / "spec.yaml", tmp_path / "q", overrides=again)
 
 
 @pytest.mark.slow
 def test_zeros_within_layers_are_counted_and_warned_about(tiny, tmp_path):
-    changes = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 2, "target": "1.05x"}
-    changes |= {f"nodes.{n}.prune.{k}": 0.25 for n in ("vision", "captioner", "text") for k in ("heads", "ffn")}
+    changes = {
+        "search.trials": 1,
+        "search.level_switches": 0,
+        "distill.steps": 2,
+        "target": "1.05x",
+    }
+    changes |= {
+        f"nodes.{n}.prune.{k}": 0.25
+        for n in ("vision", "captioner", "text")
+        for k in ("heads", "ffn")
+    }
     changes |= {f"nodes.{n}.prune.drop": 0 for n in ("vision", "captioner", "text")}
     s = workflow.run(
-        tiny / "spec.yaml", tmp_path / "r", overrides={**changes, "prune.sparsity": 0.5, "prune.pattern": "2:4"}
+        tiny / "spec.yaml",
+        tmp_path / "r",
+        overrides={**changes, "prune.sparsity": 0.5, "prune.pattern": "2:4"},
     )
     assert [n.sparsity for n in s.compressed.nodes.values()] == pytest.approx([0.5] * 3, abs=0.03)
     assert all(n.sparsity == 0 for n in s.baseline.nodes.values())
@@ -301,11 +401,22 @@ def test_zeros_within_layers_are_counted_and_warned_about(tiny, tmp_path):
 
 @pytest.mark.slow
 def test_blocks_that_rounding_harms_stay_in_fp32(tiny, tmp_path):
-    changes = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 1, "target": "1.05x"}
-    changes |= {"quantize.max_loss_increase": 1e-9, "nodes.vision.precision": "int8", "nodes.text.precision": "int8"}
+    changes = {
+        "search.trials": 1,
+        "search.level_switches": 0,
+        "distill.steps": 1,
+        "target": "1.05x",
+    }
+    changes |= {
+        "quantize.max_loss_increase": 1e-9,
+        "nodes.vision.precision": "int8",
+        "nodes.text.precision": "int8",
+    }
     workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
     spared = json.loads((tmp_path / "r" / "evidence.json").read_text())["spared"]
-    manifest = json.loads((tmp_path / "r" / "bundle" / "manifest.json").read_text())["graph"]["nodes"]
+    manifest = json.loads((tmp_path / "r" / "bundle" / "manifest.json").read_text())["graph"][
+        "nodes"
+    ]
     assert spared["vision"]["int8"] or spared["text"]["int8"]
     for n in ("vision", "text"):
         assert manifest[n]["spared"] == sorted(spared[n]["int8"])
@@ -318,15 +429,23 @@ def test_limits_bind_the_search_and_are_checked_on_what_was_made(tiny, tmp_path)
     bound = 0.8 * free.baseline.params / 1e6
     asked = {**changes, "limits": {"params_m": bound, "memory_mb": 4000.0}}
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=asked)
-    assert s.compressed.params / 1e6 <= bound and not any("parameters" in u for u in s.target.exceeded_bounds)
+    assert s.compressed.params / 1e6 <= bound and not any(
+        "parameters" in u for u in s.target.exceeded_bounds
+    )
     assert s.compressed.memory_mb > 20
-    tight = workflow.run(tiny / "spec.yaml", tmp_path / "t", overrides={**changes, "limits": {"size_mb": 0.001}})
-    assert not tight.target.met and any(u.startswith("size: ") for u in tight.target.exceeded_bounds)
+    tight = workflow.run(
+        tiny / "spec.yaml", tmp_path / "t", overrides={**changes, "limits": {"size_mb": 0.001}}
+    )
+    assert not tight.target.met and any(
+        u.startswith("size: ") for u in tight.target.exceeded_bounds
+    )
     assert (
         list(tight.target.lowest_reachable) == ["size"]
         and 0.001 < tight.target.lowest_reachable["size"] < tight.baseline.size_mb
     )
-    assert any(f"predicted at {tight.target.lowest_reachable['size']:.2f} MB" in w for w in tight.warnings)
+    assert any(
+        f"predicted at {tight.target.lowest_reachable['size']:.2f} MB" in w for w in tight.warnings
+    )
 
 
 @pytest.mark.slow
@@ -353,7 +472,9 @@ def test_survivors_are_rewound_to_an_earlier_checkpoint(tiny, tmp_path):
 
     [weights] = (tiny / "clip").glob("*.safetensors")
     shutil.copytree(tiny / "clip", tmp_path / "early")
-    save_file({k: 0.5 * t for k, t in load_file(weights).items()}, tmp_path / "early" / weights.name)
+    save_file(
+        {k: 0.5 * t for k, t in load_file(weights).items()}, tmp_path / "early" / weights.name
+    )
     changes = {
         "search.trials": 2,
         "search.level_switches": 0,
@@ -361,9 +482,15 @@ def test_survivors_are_rewound_to_an_earlier_checkpoint(tiny, tmp_path):
         "target": "1.2x",
         "prune.refit": False,
     }
-    changes |= {"prune.schedule": "rewind", "prune.rounds": 2, "nodes.text.rewind": str(tmp_path / "early")}
+    changes |= {
+        "prune.schedule": "rewind",
+        "prune.rounds": 2,
+        "nodes.text.rewind": str(tmp_path / "early"),
+    }
     with pytest.raises(SpecError, match=r"nodes.text.rewind: prune.schedule is one_shot"):
-        workflow.run(tiny / "spec.yaml", tmp_path / "q", overrides=changes | {"prune.schedule": "one_shot"})
+        workflow.run(
+            tiny / "spec.yaml", tmp_path / "q", overrides=changes | {"prune.schedule": "one_shot"}
+        )
     config = MBartConfig.from_pretrained(tiny / "captioner", decoder_layers=1)
     MBartForCausalLM(config).save_pretrained(tmp_path / "short")
     shutil.copy(tiny / "captioner" / "tokenizer.json", tmp_path / "short")
@@ -375,7 +502,9 @@ def test_survivors_are_rewound_to_an_earlier_checkpoint(tiny, tmp_path):
     for node, factor in (("text", 0.5), ("vision", 1.0)):
         made = load_file(tmp_path / "r" / "weights" / f"{node}.safetensors")
         whole = dict(dense[node].named_parameters())
-        alike = [k for k, t in made.items() if k in whole and t.shape == whole[k].shape and t.ndim > 1]
+        alike = [
+            k for k, t in made.items() if k in whole and t.shape == whole[k].shape and t.ndim > 1
+        ]
         assert alike and all(torch.allclose(made[k], factor * whole[k], atol=1e-6) for k in alike)
 
 
@@ -386,8 +515,12 @@ def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
     assert estimate_margin([0.5] * 20, [1.0] * 20) == MIN_MARGIN
     assert estimate_margin(list(rng.uniform(0.1, 0.9, 12)), [1.0] * 12) == MAX_MARGIN
     draws = rng.normal(0.5, 0.02, (2000, 50))
-    off = np.std(np.median(draws[::2], 1) / np.median(draws[1::2], 1))  # two measurements of fifty, one over the other
-    assert np.mean([estimate_margin(list(d), [1.0] * 50) for d in draws]) == pytest.approx(off, rel=0.15)
+    off = np.std(
+        np.median(draws[::2], 1) / np.median(draws[1::2], 1)
+    )  # two measurements of fifty, one over the other
+    assert np.mean([estimate_margin(list(d), [1.0] * 50) for d in draws]) == pytest.approx(
+        off, rel=0.15
+    )
     heavy = rng.lognormal(0, 0.3, (100, 400))
     tail = np.percentile(heavy, 95, axis=1)
     off = np.std(tail[::2] / tail[1::2])
@@ -411,7 +544,9 @@ def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
         ((0.9, 0.98), 1.07, 2, 1),  # that only seems to be too fast
     ],
 )
-def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monkeypatch, shares, usual, rounds, made):
+def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(
+    tmp_path, monkeypatch, shares, usual, rounds, made
+):
     ns, found = SimpleNamespace, []
 
     def summarize(*_, patient):
@@ -428,7 +563,11 @@ def test_a_miss_is_tried_once_more_even_where_one_round_is_asked(tmp_path, monke
         asked.append(before)
         return fitted
 
-    for name, stub in (("fit", fit), ("compress", lambda *_, earlier: ()), ("summarize", summarize)):
+    for name, stub in (
+        ("fit", fit),
+        ("compress", lambda *_, earlier: ()),
+        ("summarize", summarize),
+    ):
         monkeypatch.setattr(workflow, name, stub)
     monkeypatch.setattr(workflow, "read", lambda *_: found[0])
     monkeypatch.setattr("mmcompress.report.page.write_report", lambda *_: None)
@@ -447,7 +586,9 @@ def test_of_two_artifacts_the_faster_is_kept_where_it_lost_no_more():
         return SimpleNamespace(target=target, compressed=compressed, losses=(0.08, loss), usual=1.0)
 
     rows = [made(0.92, 0.11), made(0.96, 0.14), made(0.97, 0.10), made(1.01, 0.05), made(1.2, 0.01)]
-    best = lambda *of: all(is_better(rows[of[0]], rows[i]) and not is_better(rows[i], rows[of[0]]) for i in of[1:])
+    best = lambda *of: all(
+        is_better(rows[of[0]], rows[i]) and not is_better(rows[i], rows[of[0]]) for i in of[1:]
+    )
     assert best(0, 1)  # faster, and it lost less
     assert best(2, 0)  # what uses its target up, where that is worth something
     assert best(2, 1) and best(0, 3) and best(1, 3, 4) and best(3, 4)
@@ -482,7 +623,9 @@ def test_a_fit_learns_what_the_predictor_gets_wrong(monkeypatch, slower):
             evaluation_seconds=0.0,
         )
 
-    real = lambda run, ev, c, dense: fit.Seen(slower * c.kept_units["n"]["b"] / 100, 0.0, fit.LEAST, {})
+    real = lambda run, ev, c, dense: fit.Seen(
+        slower * c.kept_units["n"]["b"] / 100, 0.0, fit.LEAST, {}
+    )
     monkeypatch.setattr(fit, "measure_structure", real)
     run = _fitting({})
     found, predict, spent = fit._approach(run, None, propose, Line(), None, target, 1.0, 3)
@@ -505,7 +648,9 @@ def test_what_a_fit_accepts_leaves_room_for_its_error_at_both_ends(margin):
 
 
 @pytest.mark.parametrize(("factor", "spent"), [(1.22, False), (1.0, True)])
-def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_there(monkeypatch, factor, spent):
+def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_there(
+    monkeypatch, factor, spent
+):
     """Else the search just had no other proposal."""
     from mmcompress.graph.structure import Candidate
     from mmcompress.results.records import Trial
@@ -541,17 +686,33 @@ def test_limits_that_were_exceeded_are_lowered_by_as_much():
     from mmcompress.results.target import is_out_of_reach, tighten_limits, worst_limit_ratio
 
     ns = SimpleNamespace
-    side = ns(params=3e6, size_mb=22.0, memory_mb=90.0, nodes={"a": ns(latency_ms_p50=2.2), "b": ns(latency_ms_p50=1)})
+    side = ns(
+        params=3e6,
+        size_mb=22.0,
+        memory_mb=90.0,
+        nodes={"a": ns(latency_ms_p50=2.2), "b": ns(latency_ms_p50=1)},
+    )
     asked = Limits(params_m=4.0, size_mb=20.0, node_ms={"a": 2.0, "b": 3.0})
-    assert worst_limit_ratio(asked, side) == pytest.approx(1.1) and worst_limit_ratio(Limits(), side) == 0
+    assert (
+        worst_limit_ratio(asked, side) == pytest.approx(1.1)
+        and worst_limit_ratio(Limits(), side) == 0
+    )
     found = tighten_limits(asked, asked, s=side)
-    assert found.params_m == 4.0 and found.size_mb == pytest.approx(20 * 20 / 22) and found.memory_mb is None
+    assert (
+        found.params_m == 4.0
+        and found.size_mb == pytest.approx(20 * 20 / 22)
+        and found.memory_mb is None
+    )
     assert is_out_of_reach(asked, side, lowest={"size": 20.1}) and is_out_of_reach(
         asked, side, lowest={"p50 of 'a'": 2.1}
     )
-    assert not is_out_of_reach(asked, side, lowest={"size": 19.9, "parameters": 3.9, "p50 of 'a'": 1.0})
+    assert not is_out_of_reach(
+        asked, side, lowest={"size": 19.9, "parameters": 3.9, "p50 of 'a'": 1.0}
+    )
     assert found.node_ms == {"a": pytest.approx(2 * 2 / 2.2), "b": 3.0}
-    assert tighten_limits(found, asked, s=side).size_mb == pytest.approx(20 * (20 / 22) ** 2)  # once more, from there
+    assert tighten_limits(found, asked, s=side).size_mb == pytest.approx(
+        20 * (20 / 22) ** 2
+    )  # once more, from there
 
 
 def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
@@ -561,15 +722,24 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
 
     r = open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, predict, ev = prepare_run(r)
-    heads = {p: replace(d, low=0.4, high=0.4) for p, d in r.space.dimensions.items() if p.endswith(".heads")}
+    heads = {
+        p: replace(d, low=0.4, high=0.4)
+        for p, d in r.space.dimensions.items()
+        if p.endswith(".heads")
+    }
     plain = {p: d for p, d in r.space.dimensions.items() if not p.endswith(".drop")}
     narrow = replace(r, space=replace(r.space, dimensions=plain | heads))
     p = build_problem(narrow, ev, predict=predict, budget_ms=1.0)
     nearest = lambda b: int(units_after(b, round(0.4 * count_steps(b))))
     assert all(
-        p.unit_choices[n][b.name] == (nearest(b),) for n, bs in r.blocks.items() for b in bs if b.group == "heads"
+        p.unit_choices[n][b.name] == (nearest(b),)
+        for n, bs in r.blocks.items()
+        for b in bs
+        if b.group == "heads"
     )
-    open_ = build_problem(replace(r, space=replace(r.space, dimensions=plain)), ev, predict=predict, budget_ms=1.0)
+    open_ = build_problem(
+        replace(r, space=replace(r.space, dimensions=plain)), ev, predict=predict, budget_ms=1.0
+    )
     steep = {f"nodes.{n}.prune.{group}": 0.9 for n in r.blocks for group in ("heads", "ffn")}
     assert open_.is_allowed(open_.resolve(steep)) and not any(
         k == 0 for by in open_.resolve(steep).kept_units.values() for k in by.values()
@@ -596,7 +766,10 @@ def test_what_was_measured_in_another_mood_is_seen_in_the_light_of_all(tmp_path)
 
     fit, record = import_module("mmcompress.run.fit"), tmp_path / "windows.json"
     took = lambda ms: PipelineLatency(
-        latency=Latency(p50=ms, p95=ms, n=9), nodes={"n": Latency(p50=ms, p95=ms, n=9)}, model_share=0.9, calls={}
+        latency=Latency(p50=ms, p95=ms, n=9),
+        nodes={"n": Latency(p50=ms, p95=ms, n=9)},
+        model_share=0.9,
+        calls={},
     )
     anchors.append_reference_run(record, {"fp32": took(10.0), "int8": took(4.0)})
     first = fit.Seen(3.0, 0.0, fit.LEAST, {"n": 0.3}, {"n": 3.0}, 0)
@@ -604,7 +777,9 @@ def test_what_was_measured_in_another_mood_is_seen_in_the_light_of_all(tmp_path)
     anchors.append_reference_run(record, {"fp32": took(10.0), "int8": took(5.0)})
     assert first.usual_ms({"n": "int8"}, record) == pytest.approx(3.0 * 4.5 / 4)
     assert first.usual_ms({"n": "fp32"}, record) == pytest.approx(3.0)
-    assert replace(first, window=None).usual_ms({"n": "int8"}, record) == 3.0  # milliseconds were asked for
+    assert (
+        replace(first, window=None).usual_ms({"n": "int8"}, record) == 3.0
+    )  # milliseconds were asked for
 
 
 def test_a_node_over_its_limit_is_cut_by_what_it_is_over(monkeypatch):
@@ -643,7 +818,9 @@ def test_a_node_over_its_limit_is_cut_by_what_it_is_over(monkeypatch):
         return fit.Seen(3 * ms, wrong * ms / limit, fit.LEAST, {})
 
     monkeypatch.setattr(fit, "measure_structure", real)
-    found, predict, _ = fit._approach(_fitting({"n": limit}), None, propose, Line(), None, target, 1.0, 0)
+    found, predict, _ = fit._approach(
+        _fitting({"n": limit}), None, propose, Line(), None, target, 1.0, 0
+    )
     assert [m.target_share(target) <= m.high for m in found] == [False, True] and len(found) == 2
     assert predict.correction == pytest.approx(wrong, rel=0.01)
 
@@ -677,8 +854,15 @@ def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, monk
 
     monkeypatch.setattr(mmcompress.data, "open_dataset", recording)
     monkeypatch.setattr(conclude, "_judge", judged)
-    monkeypatch.setattr(conclude, "_samples", lambda *a: ())  # a few answers, shown after all is done
-    changes = {"search.trials": 2, "search.level_switches": 1, "distill.steps": 3, "search.executor": "inline"}
+    monkeypatch.setattr(
+        conclude, "_samples", lambda *a: ()
+    )  # a few answers, shown after all is done
+    changes = {
+        "search.trials": 2,
+        "search.level_switches": 1,
+        "distill.steps": 3,
+        "search.executor": "inline",
+    }
     workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={**changes, "data.report": []})
     assert {s for s, _ in seen} >= {"train", "val"}
 
@@ -694,7 +878,11 @@ def test_a_move_that_was_cut_off_is_ended(tmp_path):
     (tmp_path / "earlier.new").mkdir()
     (tmp_path / "weights").rename(tmp_path / "earlier.new" / "weights")  # here it was killed
     aside.finish_interrupted_move(tmp_path)
-    there = {p.relative_to(tmp_path / "earlier").as_posix() for p in (tmp_path / "earlier").rglob("*") if p.is_file()}
+    there = {
+        p.relative_to(tmp_path / "earlier").as_posix()
+        for p in (tmp_path / "earlier").rglob("*")
+        if p.is_file()
+    }
     assert there == {"fitted.json", "distill.json", "distill-0.json", "summary.json", "weights/a"}
     assert [p.name for p in tmp_path.iterdir()] == ["earlier"]
     (tmp_path / "earlier").rename(tmp_path / "earlier.back")
@@ -726,18 +914,30 @@ def test_a_second_round_goes_on_from_what_the_first_learnt(tiny, tmp_path, monke
         "distill.steps": 6,
     }
     s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
-    assert len(seen) == 3 and all(p.passed for p in s.proofs)  # fresh, learnt, and learnt and mended
-    assert not (tmp_path / "r" / "earlier").exists() and read_record(Summary, tmp_path / "r" / "summary.json") == s
+    assert len(seen) == 3 and all(
+        p.passed for p in s.proofs
+    )  # fresh, learnt, and learnt and mended
+    assert (
+        not (tmp_path / "r" / "earlier").exists()
+        and read_record(Summary, tmp_path / "r" / "summary.json") == s
+    )
     history = json.loads((tmp_path / "r" / "distill.json").read_text())
     first = tmp_path / "r" / "distill-0.json"
     assert max(row["step"] for row in history) == (2 if first.exists() else 6)
 
 
 @pytest.mark.slow
-def test_what_was_made_before_more_was_asked_for_is_not_taken_for_the_result(tiny, tmp_path, monkeypatch):
+def test_what_was_made_before_more_was_asked_for_is_not_taken_for_the_result(
+    tiny, tmp_path, monkeypatch
+):
     """Cut off between the new search and the new artifact."""
     folder = tmp_path / "r"
-    changes = {"search.level_switches": 0, "distill.steps": 2, "search.executor": "inline", "target": "1.2x"}
+    changes = {
+        "search.level_switches": 0,
+        "distill.steps": 2,
+        "search.executor": "inline",
+        "target": "1.2x",
+    }
     asked = lambda trials: {"overrides": {**changes, "search.trials": trials}, "resume": True}
     workflow.run(tiny / "spec.yaml", folder, **asked(2))
     compress = compress_pipeline
@@ -766,9 +966,13 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     from mmcompress.search import short_finetune as tryout
     from mmcompress.search.build_problem import AIMED_SHARE, build_problem
 
-    hit = lambda run, ev, c, dense: fit.Seen(0.975 * run.goal.milliseconds(dense.latency_ms), 0.0, fit.LEAST, {})
+    hit = lambda run, ev, c, dense: fit.Seen(
+        0.975 * run.goal.milliseconds(dense.latency_ms), 0.0, fit.LEAST, {}
+    )
     fit = import_module("mmcompress.run.fit")
-    monkeypatch.setattr(fit, "measure_structure", hit)  # how far the machine moves the budget is another matter
+    monkeypatch.setattr(
+        fit, "measure_structure", hit
+    )  # how far the machine moves the budget is another matter
     monkeypatch.setattr(choose, "COLLAPSE_RATIO", 0.0)
     losses = iter([3.0, 1.0, 2.0, 4.0])
     of = lambda run, models: 0.0 if models is run.models else next(losses)
@@ -781,11 +985,17 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         "distill.steps": 10,
         "search.short_finetunings": 3,
     }
-    changes["search.linearization_rounds"] = 0  # the damage that the winner is fitted by is then the evidence's own
-    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, say=lambda *a: told.append(a))
+    changes["search.linearization_rounds"] = (
+        0  # the damage that the winner is fitted by is then the evidence's own
+    )
+    s = workflow.run(
+        tiny / "spec.yaml", tmp_path / "r", overrides=changes, say=lambda *a: told.append(a)
+    )
     tried = json.loads((tmp_path / "r" / "tryouts.json").read_text())["tried"]
     found = [t["loss"] for t in tried]
-    assert found and found == [3.0, 1.0, 2.0][: len(found)]  # once, however often the budget was corrected
+    assert (
+        found and found == [3.0, 1.0, 2.0][: len(found)]
+    )  # once, however often the budget was corrected
     assert len({json.dumps(t["candidate"], sort_keys=True) for t in tried}) == len(tried)
     winner = Candidate(**min(tried, key=lambda t: t["loss"])["candidate"])
     r = open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
@@ -793,7 +1003,10 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     ms, tail = r.goal.target_ms(dense.latency_ms), r.goal.p95_ratio(dense.latency_ms)
     p = build_problem(r, ev, predict=replace(predict, tail=tail), budget_ms=AIMED_SHARE * ms)
     fitted = moves.grow_to_budget(
-        p, moves.cut_to_budget(p, winner, damage=ev.loss_increase), damage=ev.loss_increase, rounding=ev.rounding
+        p,
+        moves.cut_to_budget(p, winner, damage=ev.loss_increase),
+        damage=ev.loss_increase,
+        rounding=ev.rounding,
     )
     assert s.kept_units == fitted.kept_units  # the winner, fitted to the budget
     assert any(stage == "tryout" for stage, *_ in told) and s.timings["tryouts"] > 0
@@ -820,8 +1033,13 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
         < tryout.MIN_WEIGHT_DIFFERENCE
         < tryout._apart(p, one, b=far)
     )
-    assert tryout._apart(p, one, b=one) == 0 and tryout._apart(p, one, b=cut("vision", tokens=8)) >= 0.5
-    assert tryout._apart(p, one, b=Candidate(one.kept_units, {**fp32, "text": "int8"})) == float("inf")
+    assert (
+        tryout._apart(p, one, b=one) == 0
+        and tryout._apart(p, one, b=cut("vision", tokens=8)) >= 0.5
+    )
+    assert tryout._apart(p, one, b=Candidate(one.kept_units, {**fp32, "text": "int8"})) == float(
+        "inf"
+    )
     trials = [
         Trial(
             number=i,
@@ -845,7 +1063,9 @@ def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
     s = read_record(Summary, run_folder / "summary.json")
     kept = {n: {b.name: 0 for b in blocks} for n, blocks in s.blocks.items()}
     steep = replace(s, kept=kept, settings={**s.settings, "prune": {"schedule": "one_shot"}})
-    told = lambda *losses: any("in one step" in w for w in list_warnings(replace(steep, losses=losses)))
+    told = lambda *losses: any(
+        "in one step" in w for w in list_warnings(replace(steep, losses=losses))
+    )
     assert told() and told(0.1, 0.2, 0.12) and not told(0.1, 0.105, 0.1)
 
 
@@ -858,7 +1078,9 @@ def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
         (0.87, 1.0, 0.88, "no structure"),  # the search had nothing slower to offer
     ],
 )
-def test_a_target_that_is_not_used_up_is_told_with_its_reason(run_folder, reached, usual, meant, told):
+def test_a_target_that_is_not_used_up_is_told_with_its_reason(
+    run_folder, reached, usual, meant, told
+):
     from mmcompress.run.warnings import list_warnings
 
     s = read_record(Summary, run_folder / "summary.json")

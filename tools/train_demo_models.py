@@ -67,7 +67,11 @@ def model_config(vocab: int, image_size: int) -> dict:
                 "pool_type": "eos",
             },
         },
-        "preprocess_cfg": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"},
+        "preprocess_cfg": {
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "resize_mode": "squash",
+        },
     }
 
 
@@ -112,7 +116,9 @@ class Trainee(nn.Module):
             "place": (self.place_head(tokens) - self.places).square().mean(),
         }
 
-    def losses(self, image: Tensor, ids: Tensor, under: Tensor, present: Tensor) -> dict[str, Tensor]:
+    def losses(
+        self, image: Tensor, ids: Tensor, under: Tensor, present: Tensor
+    ) -> dict[str, Tensor]:
         """image [b, 3, s, s], ids [b, t], under [b, patches] emoji per patch, present [b, emoji] in {0, 1}."""
         embedding, tokens = self.clip.visual(image)
         padded = F.pad(ids, (0, CONTEXT - ids.shape[1]), value=PAD)
@@ -122,10 +128,15 @@ class Trainee(nn.Module):
         sim = scale * F.normalize(embedding, dim=-1) @ F.normalize(text, dim=-1).T
         own = torch.arange(len(sim))
         named = torch.stack(
-            [F.binary_cross_entropy_with_logits(self.set_head(e), present) for e in (embedding, text)]
+            [
+                F.binary_cross_entropy_with_logits(self.set_head(e), present)
+                for e in (embedding, text)
+            ]
         ).sum()
         return {
-            "caption": F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD),
+            "caption": F.cross_entropy(
+                logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD
+            ),
             **self.patch_losses(tokens, under),
             "contrast": (F.cross_entropy(sim, own) + F.cross_entropy(sim.T, own)) / 2,
             "set": 10 * named,
@@ -155,7 +166,8 @@ class Optimizer:
         decay = [p for p in self.rest.values() if p.ndim > 1]
         plain = [p for p in self.rest.values() if p.ndim <= 1]
         self.adam = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}], betas=(0.9, 0.98)
+            [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+            betas=(0.9, 0.98),
         )
 
     @torch.no_grad()
@@ -183,13 +195,19 @@ def targets(scenes: list[Scene], size: int) -> tuple[Tensor, Tensor]:
     for i, scene in enumerate(scenes):
         present[i, list(scene.emoji)] = 1
         for e, (cx, cy, side) in zip(scene.emoji, scene.boxes, strict=True):
-            inside = (np.abs(centres[:, None] - cy) < side / 2) & (np.abs(centres[None] - cx) < side / 2)
+            inside = (np.abs(centres[:, None] - cy) < side / 2) & (
+                np.abs(centres[None] - cx) < side / 2
+            )
             under[i][inside] = e
     return torch.from_numpy(under.reshape(len(scenes), -1)), torch.from_numpy(present)
 
 
 def images(data: EmojiScenes, scenes: list[Scene]) -> Tensor:
-    return torch.from_numpy(np.stack([data.render(s) for s in scenes])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return (
+        torch.from_numpy(np.stack([data.render(s) for s in scenes])).permute(0, 3, 1, 2).float()
+        / 127.5
+        - 1
+    )
 
 
 def words(tok: Tokenizer, scenes: list[Scene]) -> Tensor:
@@ -199,7 +217,9 @@ def words(tok: Tokenizer, scenes: list[Scene]) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate(model: Trainee, data: EmojiScenes, tok: Tokenizer, split: str, count: int) -> dict[str, float]:
+def evaluate(
+    model: Trainee, data: EmojiScenes, tok: Tokenizer, split: str, count: int
+) -> dict[str, float]:
     """Retrieval R@1 both ways among `count` scenes of distinct captions; exact match of greedy captions.
 
     Under greedy decoding a caption is right exactly when every teacher-forced argmax is, so no decoding is needed.
@@ -217,8 +237,14 @@ def evaluate(model: Trainee, data: EmojiScenes, tok: Tokenizer, split: str, coun
         ids = words(tok, scenes[i : i + 100])
         e, tokens = model.clip.visual(images(data, scenes[i : i + 100]))
         found.append(F.normalize(e, dim=-1))
-        texts.append(F.normalize(model.clip.encode_text(F.pad(ids, (0, CONTEXT - ids.shape[1]), value=PAD)), dim=-1))
-        guess = model.captioner(input_ids=ids[:, :-1], encoder_hidden_states=tokens).logits.argmax(-1)
+        texts.append(
+            F.normalize(
+                model.clip.encode_text(F.pad(ids, (0, CONTEXT - ids.shape[1]), value=PAD)), dim=-1
+            )
+        )
+        guess = model.captioner(input_ids=ids[:, :-1], encoder_hidden_states=tokens).logits.argmax(
+            -1
+        )
         right.append(((guess == ids[:, 1:]) | (ids[:, 1:] == PAD)).all(1))
     sim, own = torch.cat(found) @ torch.cat(texts).T, torch.arange(count)
     model.train()
@@ -247,7 +273,9 @@ def save(model: Trainee, tok: Tokenizer, image_size: int, out: Path) -> None:
 
 
 def checkpoint(path: Path, model: Trainee, optimizer: Optimizer, step: int, seconds: float) -> None:
-    tensors = {f"model.{k}": v for k, v in model.state_dict().items() if k != "captioner.lm_head.weight"}
+    tensors = {
+        f"model.{k}": v for k, v in model.state_dict().items() if k != "captioner.lm_head.weight"
+    }
     tensors |= {f"muon.{k}": v for k, v in optimizer.momentum.items()}
     for i, s in optimizer.adam.state_dict()["state"].items():
         tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in s.items()}
@@ -286,10 +314,14 @@ def train(out: Path, minutes: float, size: int, threads: int, seed: int) -> None
         if elapsed < alone:
             scenes = [next(crowds) for _ in range(size)]
             image = images(data, scenes)
-            losses = model.patch_losses(model.clip.visual(image)[1], targets(scenes, data.image_size)[0])
+            losses = model.patch_losses(
+                model.clip.visual(image)[1], targets(scenes, data.image_size)[0]
+            )
         else:
             scenes = [next(stream) for _ in range(size)]
-            losses = model.losses(images(data, scenes), words(tok, scenes), *targets(scenes, data.image_size))
+            losses = model.losses(
+                images(data, scenes), words(tok, scenes), *targets(scenes, data.image_size)
+            )
         sum(losses.values()).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 5.0)
         left = 1 - elapsed / (minutes * 60)

@@ -37,10 +37,14 @@ def predict(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
 @click.command()
 @click.argument("bundle", type=click.Path())
 @click.option("--against", type=click.Path(), help="A second bundle, measured interleaved.")
-@click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", help="Requests (default: noise).")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=FILE", help="Requests (default: noise)."
+)
 @click.option("--rounds", type=click.IntRange(2), default=200, show_default=True)
 @click.option("--threads", type=int)
-def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int, threads: int | None) -> None:
+def bench(
+    bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int, threads: int | None
+) -> None:
     """Measure a bundle end to end, alone or against another."""
     from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
     from mmcompress.runtime.graph import load_bundle
@@ -50,7 +54,9 @@ def bench(bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int
         load_bundle(bundle, threads).noise_request()
     ]
     bundles = {k: Path(v) for k, v in names.items()}
-    found = {k: s.summarize() for k, s in bench_repeated(bundles, threads, requests, 10, rounds).items()}
+    found = {
+        k: s.summarize() for k, s in bench_repeated(bundles, threads, requests, 10, rounds).items()
+    }
     table = Table("", "p50", "p95", "IQR", "n", "inside models", box=None)
     for key, m in found.items():
         table.add_row(

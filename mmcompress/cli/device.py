@@ -16,8 +16,16 @@ def device() -> None:
 
 @device.command()
 @click.argument("spec", type=click.Path())
-@click.option("--out", "folder", required=True, type=click.Path(), help="Folder of the kit, to be carried over.")
-@click.option("--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml).")
+@click.option(
+    "--out",
+    "folder",
+    required=True,
+    type=click.Path(),
+    help="Folder of the kit, to be carried over.",
+)
+@click.option(
+    "--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml)."
+)
 @click.option("--set", "sets", multiple=True, metavar="A.B=C")
 def kit(spec: str, folder: str, *, space: str | None, sets: tuple[str, ...]) -> None:
     """Write what a device needs to measure this pipeline: dense bundle, requests, whole exports."""
@@ -27,9 +35,18 @@ def kit(spec: str, folder: str, *, space: str | None, sets: tuple[str, ...]) -> 
     from mmcompress.workspace.context import open_run
 
     with Progress() as say, tempfile.TemporaryDirectory() as scratch:
-        r = open_run(spec, Path(scratch) / "run", space=space, overrides=parse_settings(sets), on_progress=say)
+        r = open_run(
+            spec,
+            Path(scratch) / "run",
+            space=space,
+            overrides=parse_settings(sets),
+            on_progress=say,
+        )
         write_kit(r, Path(folder))
-    out.print(f"{folder}: on the device, run\n  mmcompress device measure {folder} --out readings.json", soft_wrap=True)
+    out.print(
+        f"{folder}: on the device, run\n  mmcompress device measure {folder} --out readings.json",
+        soft_wrap=True,
+    )
 
 
 @device.command()
@@ -44,7 +61,8 @@ def measure(kit: str, file: str) -> None:
     save_readings(found, Path(file))
     p50 = found.baseline.latency.p50
     out.print(
-        f"{found.pipeline} on {found.cpu['name']}, {found.threads} threads: p50 {p50:.2f} ms\n{file}", soft_wrap=True
+        f"{found.pipeline} on {found.cpu['name']}, {found.threads} threads: p50 {p50:.2f} ms\n{file}",
+        soft_wrap=True,
     )
 
 

@@ -14,9 +14,7 @@ from rich.table import Table
 from mmcompress.cli.shared import Progress, add_run_options, collect_overrides, default_folder, out
 from mmcompress.errors import TargetNotMet
 
-METHODS = (
-    "searched, knapsack, relinearized, separate, uniform, shortened, magnitude, ranking, random, student, int8, longer"
-)
+METHODS = "searched, knapsack, relinearized, separate, uniform, shortened, magnitude, ranking, random, student, int8, longer"
 TABLES = "order, allocation, protection, importance, zeros, schedule, losses"
 """What `compare` and `ablate` know, for their help: to ask them takes torch."""
 
@@ -24,8 +22,16 @@ TABLES = "order, allocation, protection, importance, zeros, schedule, losses"
 @click.command()
 @click.argument("spec", type=click.Path())
 @add_run_options
-@click.option("--out", "folder", type=click.Path(), default=None, help="Run folder (default: runs/NAME-TARGET-sSEED).")
-@click.option("--resume", is_flag=True, help="Go on with the run in the folder; no finished trial is lost.")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(),
+    default=None,
+    help="Run folder (default: runs/NAME-TARGET-sSEED).",
+)
+@click.option(
+    "--resume", is_flag=True, help="Go on with the run in the folder; no finished trial is lost."
+)
 def run(spec: str, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
     """Compress a pipeline to its target: profile, search, prune, distill, quantize, export, measure, report."""
     from mmcompress.run.stages import run_targets
@@ -33,11 +39,16 @@ def run(spec: str, space: str | None, folder: str | None, resume: bool, **option
     changes = collect_overrides(**options)
     folder = folder or default_folder(spec, changes)
     with Progress() as say:
-        found = run_targets(spec, folder, space=space, overrides=changes, resume=resume, on_progress=say)
+        found = run_targets(
+            spec, folder, space=space, overrides=changes, resume=resume, on_progress=say
+        )
     for s in found:
         at = Path(folder) if len(found) == 1 else Path(folder) / s.target.asked.replace(" ", "-")
         show_summary(s)
-        out.print(f"\nreport  {escape(str(at / 'report.html'))}\nbundle  {escape(str(at / 'bundle'))}", soft_wrap=True)
+        out.print(
+            f"\nreport  {escape(str(at / 'report.html'))}\nbundle  {escape(str(at / 'bundle'))}",
+            soft_wrap=True,
+        )
     if len(found) > 1:
         out.print(f"front   {escape(str(Path(folder) / 'front.html'))}", soft_wrap=True)
     if missed := [s for s in found if not s.target.met]:
@@ -59,7 +70,9 @@ def show_summary(s: Any) -> None:
             f"{b.nodes[name].latency_ms_p50:.2f} ms",
             f"{c.nodes[name].latency_ms_p50:.2f} ms  ({c.nodes[name].precision})",
         )
-    table.add_row("end to end, p50", f"{b.latency_ms.p50:.2f} ms", f"[bold]{c.latency_ms.p50:.2f} ms[/bold]")
+    table.add_row(
+        "end to end, p50", f"{b.latency_ms.p50:.2f} ms", f"[bold]{c.latency_ms.p50:.2f} ms[/bold]"
+    )
     table.add_row("end to end, p95", f"{b.latency_ms.p95:.2f} ms", f"{c.latency_ms.p95:.2f} ms")
     for name, q in b.quality.items():
         table.add_row(name, format_quality(q), format_quality(c.quality[name]))
@@ -82,10 +95,21 @@ def show_summary(s: Any) -> None:
 @click.argument("spec", type=click.Path())
 @add_run_options
 @click.option("--methods", help=f"Which, with commas between them (default: all): {METHODS}.")
-@click.option("--out", "folder", type=click.Path(), default=None, help="Folder (default: runs/NAME-TARGET-compare).")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(),
+    default=None,
+    help="Folder (default: runs/NAME-TARGET-compare).",
+)
 @click.option("--resume", is_flag=True, help="Go on; methods that are done are kept.")
 def compare(
-    spec: str, methods: str | None, space: str | None, folder: str | None, resume: bool, **options: Any
+    spec: str,
+    methods: str | None,
+    space: str | None,
+    folder: str | None,
+    resume: bool,
+    **options: Any,
 ) -> None:
     """The search beside other methods: same evidence, training and measured latency."""
     from mmcompress.experiments.baselines import BASELINES as EVERY
@@ -97,7 +121,15 @@ def compare(
     folder = folder or default_folder(spec, changes, kind="compare")
     wanted = tuple(m.strip() for m in methods.split(",")) if methods else tuple(EVERY)
     with Progress() as say:
-        found = run_all(spec, folder, methods=wanted, space=space, overrides=changes, resume=resume, on_progress=say)
+        found = run_all(
+            spec,
+            folder,
+            methods=wanted,
+            space=space,
+            overrides=changes,
+            resume=resume,
+            on_progress=say,
+        )
     one = next(iter(found.values()))
     table = Table(
         "method",
@@ -108,9 +140,15 @@ def compare(
         box=None,
         title=f"{one.pipeline} at {one.target.asked}",
     )
-    table.add_row("dense", "1.00x", "", "100.0 %", *(format_quality(q) for q in one.baseline.quality.values()))
+    table.add_row(
+        "dense", "1.00x", "", "100.0 %", *(format_quality(q) for q in one.baseline.quality.values())
+    )
     for name, s in found.items():
-        figures = (f"{s.speedup:.2f}x", format_percent(target_share(s)), format_percent(s.quality_retained))
+        figures = (
+            f"{s.speedup:.2f}x",
+            format_percent(target_share(s)),
+            format_percent(s.quality_retained),
+        )
         table.add_row(name, *figures, *(format_quality(q) for q in s.compressed.quality.values()))
     out.print(table)
     _say_claims(Path(folder))
@@ -121,9 +159,22 @@ def compare(
 @click.argument("spec", type=click.Path())
 @add_run_options
 @click.option("--tables", help=f"Which, with commas between them (default: all): {TABLES}.")
-@click.option("--out", "folder", type=click.Path(), default=None, help="Folder (default: runs/NAME-TARGET-ablation).")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(),
+    default=None,
+    help="Folder (default: runs/NAME-TARGET-ablation).",
+)
 @click.option("--resume", is_flag=True, help="Go on; cells that are done are kept.")
-def ablate(spec: str, tables: str | None, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
+def ablate(
+    spec: str,
+    tables: str | None,
+    space: str | None,
+    folder: str | None,
+    resume: bool,
+    **options: Any,
+) -> None:
     """What each part of the recipe brings: cells that differ in one thing, and a sentence for each claim."""
     from mmcompress.experiments.ablate import ablate as run_all
 
@@ -131,7 +182,15 @@ def ablate(spec: str, tables: str | None, space: str | None, folder: str | None,
     folder = folder or default_folder(spec, changes, kind="ablation")
     wanted = tuple(t.strip() for t in tables.split(",")) if tables else ()
     with Progress() as say:
-        run_all(spec, folder, space=space, overrides=changes, resume=resume, on_progress=say, tables=wanted)
+        run_all(
+            spec,
+            folder,
+            space=space,
+            overrides=changes,
+            resume=resume,
+            on_progress=say,
+            tables=wanted,
+        )
     _say_claims(Path(folder))
     out.print(f"report  {escape(str(Path(folder) / 'ablation.html'))}", soft_wrap=True)
 
@@ -139,16 +198,28 @@ def ablate(spec: str, tables: str | None, space: str | None, folder: str | None,
 def _say_claims(folder: Path) -> None:
     for c in json.loads((folder / "claims.json").read_text()):
         points = f"{100 * c['gap']:+.1f} ± {100 * c['half']:.1f} points"
-        out.print(f"{escape(c['claim'])}: [bold]{escape(c['verdict'])}[/bold] ({points})", soft_wrap=True)
+        out.print(
+            f"{escape(c['claim'])}: [bold]{escape(c['verdict'])}[/bold] ({points})", soft_wrap=True
+        )
 
 
 @click.command()
 @click.argument("spec", type=click.Path())
-@click.option("--address", required=True, metavar="http://HOST:8265", help="The cluster's job server.")
-@click.option("--out", "folder", required=True, type=click.Path(), help="Run folder, on storage the cluster sees.")
+@click.option(
+    "--address", required=True, metavar="http://HOST:8265", help="The cluster's job server."
+)
+@click.option(
+    "--out",
+    "folder",
+    required=True,
+    type=click.Path(),
+    help="Run folder, on storage the cluster sees.",
+)
 @click.option("--resume", is_flag=True)
 @add_run_options
-def submit(spec: str, address: str, folder: str, resume: bool, space: str | None, **options: Any) -> None:
+def submit(
+    spec: str, address: str, folder: str, resume: bool, space: str | None, **options: Any
+) -> None:
     """Run the same command as a job on a Ray cluster; follows its log until it ends."""
     from mmcompress.graph.load_spec import load_document, load_spec
     from mmcompress.search.jobs import submit_run
@@ -158,7 +229,12 @@ def submit(spec: str, address: str, folder: str, resume: bool, space: str | None
     echo = lambda text: click.echo(text, nl=False)
     load_spec(spec, changes)
     code = submit_run(
-        load_document(spec, changes), address, folder=folder, space=space or default_space(), resume=resume, echo=echo
+        load_document(spec, changes),
+        address,
+        folder=folder,
+        space=space or default_space(),
+        resume=resume,
+        echo=echo,
     )
     if code:
         sys.exit(code)
@@ -166,7 +242,11 @@ def submit(spec: str, address: str, folder: str, resume: bool, space: str | None
 
 @click.command()
 @click.argument("folder", type=click.Path())
-@click.option("--measured", type=click.Path(), help="Figures of `device check`: they take the place of predicted ones.")
+@click.option(
+    "--measured",
+    type=click.Path(),
+    help="Figures of `device check`: they take the place of predicted ones.",
+)
 def report(folder: str, measured: str | None) -> None:
     """Write the report of a finished run again; figures that miss its target end with exit code 3."""
     from mmcompress.report.page import load_summary, write_report
@@ -178,7 +258,9 @@ def report(folder: str, measured: str | None) -> None:
 
     out.print(str(adopt_measurements(Path(folder), Path(measured))), soft_wrap=True)
     if missed := load_summary(folder).target.exceeded_bounds:
-        raise TargetNotMet(f"{', '.join(missed)}; the same run with --resume goes on from what was measured")
+        raise TargetNotMet(
+            f"{', '.join(missed)}; the same run with --resume goes on from what was measured"
+        )
 
 
 @click.command()

@@ -29,7 +29,9 @@ class Progress:
     def __call__(self, stage: str, what: str, share: float | None) -> None:
         now = time.monotonic()
         done = "" if share is None else f" {share:4.0%}"
-        line = f"[dim]{now - self.began:5.0f} s[/dim]  [bold]{stage:<12}[/bold]{done}  {escape(what)}"
+        line = (
+            f"[dim]{now - self.began:5.0f} s[/dim]  [bold]{stage:<12}[/bold]{done}  {escape(what)}"
+        )
         fresh = stage != self.stage or share is None
         self.stage = stage
         if self.status:
@@ -86,17 +88,33 @@ def parse_settings(pairs: tuple[str, ...], **named: Any) -> dict[str, Any]:
 def add_run_options(f: Callable) -> Callable:
     for option in reversed(
         [
-            click.option("--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml)."),
-            click.option("--target", help="2x, 12ms or '12ms p95'; several with commas between them."),
+            click.option(
+                "--space",
+                type=click.Path(),
+                help="Search space (default: search_spaces/joint.yaml).",
+            ),
+            click.option(
+                "--target", help="2x, 12ms or '12ms p95'; several with commas between them."
+            ),
             click.option("--trials", type=int, help="Trials of the search."),
             click.option("--workers", type=int, help="Trials at a time."),
             click.option(
                 "--ray-address",
                 help="The Ray cluster this machine is part of: 'auto' or HOST:PORT (default: a local Ray).",
             ),
-            click.option("--device", type=click.Path(), help="Readings of another device: the target is for that one."),
+            click.option(
+                "--device",
+                type=click.Path(),
+                help="Readings of another device: the target is for that one.",
+            ),
             click.option("--seed", type=int, help="Seed of data, search and training."),
-            click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override any key of the spec."),
+            click.option(
+                "--set",
+                "sets",
+                multiple=True,
+                metavar="A.B=C",
+                help="Override any key of the spec.",
+            ),
         ]
     ):
         f = option(f)
@@ -112,7 +130,18 @@ def default_folder(spec: str, changes: dict[str, Any], *, kind: str = "") -> str
 
 
 def collect_overrides(
-    target: Any, trials: Any, *, workers: Any, ray_address: Any, device: Any, seed: Any, sets: tuple[str, ...]
+    target: Any,
+    trials: Any,
+    *,
+    workers: Any,
+    ray_address: Any,
+    device: Any,
+    seed: Any,
+    sets: tuple[str, ...],
 ) -> dict[str, Any]:
-    named = {"search__trials": trials, "search__workers": workers, "search__ray_address": ray_address}
+    named = {
+        "search__trials": trials,
+        "search__workers": workers,
+        "search__ray_address": ray_address,
+    }
     return parse_settings(sets, target=target, measure__device=device, seed=seed, **named)

@@ -15,7 +15,9 @@ from mmcompress.spec.schema import Spec
 
 @click.command()
 @click.argument("spec", type=click.Path())
-@click.option("--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml).")
+@click.option(
+    "--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml)."
+)
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override any key of the spec.")
 def validate(spec: str, space: str | None, sets: tuple[str, ...]) -> None:
     """Check a spec, its graph and the search space, that sources and data are there; says what each node reads."""
@@ -28,7 +30,10 @@ def validate(spec: str, space: str | None, sets: tuple[str, ...]) -> None:
 
     loaded = load_spec(spec, parse_settings(sets))
     load_space(space or default_space(), loaded, fixed=list_given_keys(spec, parse_settings(sets)))
-    tags, table = propagate_modalities(loaded), Table("node", "kind", "reads", "modalities", box=None)
+    tags, table = (
+        propagate_modalities(loaded),
+        Table("node", "kind", "reads", "modalities", box=None),
+    )
     for name in topological_order(loaded):
         node = loaded.nodes[name]
         reads = ", ".join(f"{p}: {r}" for p, r in node.inputs.items())
@@ -53,18 +58,28 @@ def _present(spec: Spec) -> tuple[str, str]:
 
     hub = []
     for n, node in spec.model_nodes().items():
-        for at, one in ((n, node), (f"{n}.rewind", replace(node, source=node.rewind)))[: 1 + bool(node.rewind)]:
+        for at, one in ((n, node), (f"{n}.rewind", replace(node, source=node.rewind)))[
+            : 1 + bool(node.rewind)
+        ]:
             try:
                 library, folder, *_ = locate_node_source(one)
             except ModelError as e:
                 raise ModelError(f"nodes.{at}: {e}") from e
             hub += [at] if folder is None and library != "python" else []
-    return describe_shortage(spec, open_data(spec)), f" (not looked up at a hub: {', '.join(hub)})" if hub else ""
+    return describe_shortage(
+        spec, open_data(spec)
+    ), f" (not looked up at a hub: {', '.join(hub)})" if hub else ""
 
 
 @click.command()
 @click.argument("spec", type=click.Path())
-@click.option("--out", "folder", type=click.Path(), default=None, help="Where to keep it (default: runs/NAME-profile).")
+@click.option(
+    "--out",
+    "folder",
+    type=click.Path(),
+    default=None,
+    help="Where to keep it (default: runs/NAME-profile).",
+)
 @click.option("--resume", is_flag=True, help="Go on with the profile in the folder.")
 @click.option("--set", "sets", multiple=True, metavar="A.B=C", help="Override any key of the spec.")
 def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) -> None:
@@ -76,7 +91,9 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
 
     at = folder or f"runs/{load_spec(spec, parse_settings(sets)).name}-profile"
     with Progress() as say:
-        r = open_run(spec, at, overrides=parse_settings(sets), resume=resume or not folder, on_progress=say)
+        r = open_run(
+            spec, at, overrides=parse_settings(sets), resume=resume or not folder, on_progress=say
+        )
         dense = profile_pipeline(r)
         predict = build_predictor(r, dense)
     total = dense.latency_ms.p50
@@ -100,10 +117,15 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
     for n, placed in predict.deployed.items():
         for b in dense.blocks[n]:
             if b.group == "tokens":
-                blocks.add_row(f"{n}.{b.name}", str(b.units), "", *("" for _ in precisions), "", "unimodal")
+                blocks.add_row(
+                    f"{n}.{b.name}", str(b.units), "", *("" for _ in precisions), "", "unimodal"
+                )
         for p in placed:
             m = reasons[(n, p.name)]
-            ms = {x: predict.block_ms(n, p, units=p.units, precision=x, rows=rows) for x in predict.fits[n]}
+            ms = {
+                x: predict.block_ms(n, p, units=p.units, precision=x, rows=rows)
+                for x in predict.fits[n]
+            }
             kind = f"[bold]cross-modal[/bold]: {m['reason']}" if m["cross_modal"] else "unimodal"
             blocks.add_row(
                 f"{n}.{p.name}",

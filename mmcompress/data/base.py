@@ -55,7 +55,9 @@ class LazySequence(Sequence):
         return self.read(self.paths[i])
 
 
-def draw_rows(rows: list[tuple[Path, str]], count: int | None, *, seeds: list[int]) -> list[tuple[Path, str]]:
+def draw_rows(
+    rows: list[tuple[Path, str]], count: int | None, *, seeds: list[int]
+) -> list[tuple[Path, str]]:
     """`count` rows drawn by seed, the first ones of any larger draw; all of them in order without a count."""
     if count is None:
         return rows
@@ -66,4 +68,6 @@ def refuse_rows(problems: Sequence[str], what: str) -> None:
     """Raise `DataError` with the first of the problems, if there are any."""
     if problems:
         more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DataError(f"{len(problems)} {what} can't be used:\n  " + "\n  ".join(problems[:10]) + more)
+        raise DataError(
+            f"{len(problems)} {what} can't be used:\n  " + "\n  ".join(problems[:10]) + more
+        )

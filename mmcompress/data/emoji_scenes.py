@@ -64,7 +64,11 @@ def _codepoints() -> dict[str, str]:
         import emoji
     except ImportError as e:
         raise MissingPackage("emoji", "compress") from e
-    return {d["en"].strip(":").replace("_", " ").lower(): ch for ch, d in emoji.EMOJI_DATA.items() if "en" in d}
+    return {
+        d["en"].strip(":").replace("_", " ").lower(): ch
+        for ch, d in emoji.EMOJI_DATA.items()
+        if "en" in d
+    }
 
 
 @lru_cache(maxsize=2 * len(NAMES))
@@ -80,7 +84,9 @@ def _planes(index: int, vendor: int) -> tuple[Any, ...]:
     names = ("-".join(points), "-".join(p for p in points if p != "U+FE0F"))
     path = next((folder / f"{n}.png" for n in names if (folder / f"{n}.png").exists()), None)
     if path is None:
-        raise DataError(f"emoji_scenes: no drawing of '{NAMES[index]}' by {VENDORS[vendor]} in {folder}")
+        raise DataError(
+            f"emoji_scenes: no drawing of '{NAMES[index]}' by {VENDORS[vendor]} in {folder}"
+        )
     with Image.open(path) as im:
         rgba = np.asarray(im.convert("RGBA"), np.float32) / 255
     rgba[..., :3] *= rgba[..., 3:]
@@ -113,7 +119,9 @@ def _reads(a: np.ndarray, b: np.ndarray, *, relation: int) -> np.ndarray:
     return along >= np.maximum(across + 4, (a[:, 2] + b[:, 2]) / 2)
 
 
-def _place(rng: np.random.Generator, count: int, *, size: int) -> tuple[np.ndarray, tuple[int, ...]]:
+def _place(
+    rng: np.random.Generator, count: int, *, size: int
+) -> tuple[np.ndarray, tuple[int, ...]]:
     """Random boxes whose relations read clearly, by rejection; returns (boxes [count, 3], relations)."""
     low, high = ((0.30, 0.50), (0.28, 0.44), (0.26, 0.34))[count - 1]
     want = tuple(int(r) for r in rng.integers(0, 2, count - 1))
@@ -176,7 +184,9 @@ class EmojiScenes:
             if style and (pairs := [p for p in sorted(held) if p[0] not in emoji[1:]]):
                 first = pairs[int(rng.integers(len(pairs)))]
                 emoji, vendor = (first[0], *emoji[1:]), (first[1], *vendor[1:])
-            if self.bucket(emoji) != wanted or (not style and any(p in held for p in zip(emoji, vendor, strict=True))):
+            if self.bucket(emoji) != wanted or (
+                not style and any(p in held for p in zip(emoji, vendor, strict=True))
+            ):
                 continue
             boxes, relations = _place(rng, count, size=self.image_size)
             names = [add_article(NAMES[e]) for e in emoji]
@@ -184,7 +194,11 @@ class EmojiScenes:
             for k, relation in enumerate(relations):
                 caption += f"{',' if k else ''} {RELATIONS[relation]} {names[k + 1]}"
             yield Scene(
-                emoji=emoji, vendor=vendor, boxes=boxes, caption=caption, background=rng.uniform(0.5, 1.0, (2, 3))
+                emoji=emoji,
+                vendor=vendor,
+                boxes=boxes,
+                caption=caption,
+                background=rng.uniform(0.5, 1.0, (2, 3)),
             )
 
     def crowds(self, seed: int = 0) -> Iterator[Scene]:
@@ -198,20 +212,30 @@ class EmojiScenes:
         while True:
             emoji = tuple(int(e) for e in rng.choice(len(NAMES), 9, replace=False))
             vendor = tuple(int(v) for v in rng.integers(0, 2, 9))
-            vendor = tuple(1 - v if (e, v) in held else v for e, v in zip(emoji, vendor, strict=True))
+            vendor = tuple(
+                1 - v if (e, v) in held else v for e, v in zip(emoji, vendor, strict=True)
+            )
             side = rng.uniform(0.26, 0.40, 9) * self.image_size
             centre = (np.stack(np.divmod(np.arange(9), 3), 1)[:, ::-1] + 0.5) * cell + rng.uniform(
                 -0.16, 0.16, (9, 2)
             ) * cell
             boxes = np.concatenate([centre, side[:, None]], 1).round()
-            yield Scene(emoji=emoji, vendor=vendor, boxes=boxes, caption="", background=rng.uniform(0.5, 1.0, (2, 3)))
+            yield Scene(
+                emoji=emoji,
+                vendor=vendor,
+                boxes=boxes,
+                caption="",
+                background=rng.uniform(0.5, 1.0, (2, 3)),
+            )
 
     def render(self, scene: Scene) -> np.ndarray:
         """uint8 [H, W, 3]: the drawings over a gradient between the two background colours."""
         s = self.image_size
         ramp = np.linspace(0, 1, s, dtype=np.float32)[:, None, None]
         low, high = scene.background.astype(np.float32)
-        image = np.broadcast_to(low * (1 - ramp) + (0.6 * low + 0.4 * high) * ramp, (s, s, 3)).copy()
+        image = np.broadcast_to(
+            low * (1 - ramp) + (0.6 * low + 0.4 * high) * ramp, (s, s, 3)
+        ).copy()
         for e, v, (cx, cy, side) in zip(scene.emoji, scene.vendor, scene.boxes, strict=True):
             d = load_drawing(e, v, side=int(side))
             top = min(max(int(cy - side / 2), 0), s - int(side))
@@ -223,7 +247,9 @@ class EmojiScenes:
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
         """`count` pairs of a split (default: its size). Captions of `val` and the tests are all distinct."""
-        count = count or {"val": self.val, "train": 2048, "test_style": min(self.test, 400)}.get(split, self.test)
+        count = count or {"val": self.val, "train": 2048, "test_style": min(self.test, 400)}.get(
+            split, self.test
+        )
         images, captions, seen = [], [], set()
         for scene in self.scenes(split, seed):
             if split != "train" and scene.caption in seen:

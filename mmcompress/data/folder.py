@@ -52,7 +52,9 @@ def _field(row: dict, keys: tuple[str, ...], *, where: str) -> str:
             return value.strip()
         if isinstance(value, list):
             raise DataError(f"{where}: '{key}' is a list; one {keys[0]} a row is what is read")
-    raise DataError(f"{where}: no '{keys[0]}' (accepted names: {', '.join(keys)}; found: {', '.join(map(str, row))})")
+    raise DataError(
+        f"{where}: no '{keys[0]}' (accepted names: {', '.join(keys)}; found: {', '.join(map(str, row))})"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,10 @@ class Folder:
         problems = []
         for line, row in _rows(listing):
             where = f"{listing}:{line}"
-            image, text = root / _field(row, IMAGE_KEYS, where=where), _field(row, CAPTION_KEYS, where=where)
+            image, text = (
+                root / _field(row, IMAGE_KEYS, where=where),
+                _field(row, CAPTION_KEYS, where=where),
+            )
             if (first := seen.setdefault(image, line)) != line:
                 if self.repeats == "refuse":
                     problems.append(
@@ -126,8 +131,14 @@ class Folder:
         if rows is None:
             raise DataError(f"folder: no split '{split}' (known: {', '.join(self.splits)})")
         rows = draw_rows(rows, count, seeds=[self.seed, seed])
-        names = tuple(os.path.relpath(p, self.path) for p, _ in rows)  # two folders may each hold a 1.jpg
-        return Pairs(inputs=LazySequence([p for p, _ in rows], _pixels), texts=tuple(c for _, c in rows), names=names)
+        names = tuple(
+            os.path.relpath(p, self.path) for p, _ in rows
+        )  # two folders may each hold a 1.jpg
+        return Pairs(
+            inputs=LazySequence([p for p, _ in rows], _pixels),
+            texts=tuple(c for _, c in rows),
+            names=names,
+        )
 
 
 def _pixels(path: Path) -> np.ndarray:

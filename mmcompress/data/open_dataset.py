@@ -28,7 +28,11 @@ def read_lookup_texts(data: Dataset, file: str = "") -> tuple[str, ...]:
         texts = [t for split in ("train", "val", "test") for t in data.load(split).texts]
     else:
         try:
-            texts = [t for line in Path(file).read_text(encoding="utf-8-sig").splitlines() if (t := line.strip())]
+            texts = [
+                t
+                for line in Path(file).read_text(encoding="utf-8-sig").splitlines()
+                if (t := line.strip())
+            ]
         except (OSError, UnicodeDecodeError) as e:
             raise DataError(f"{file}: can't be read: {getattr(e, 'strerror', None) or e}") from e
     if not texts:

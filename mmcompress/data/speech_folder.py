@@ -48,7 +48,9 @@ class SpeechFolder:
         rows = draw_rows(_rows(self)[split], count, seeds=[self.seed, seed])
         names = tuple(os.path.relpath(p, Path(self.path) / "wavs") for p, _ in rows)
         return Pairs(
-            inputs=LazySequence([p for p, _ in rows], open_audio), texts=tuple(t for _, t in rows), names=names
+            inputs=LazySequence([p for p, _ in rows], open_audio),
+            texts=tuple(t for _, t in rows),
+            names=names,
         )
 
 
@@ -71,7 +73,9 @@ def _rows(folder: SpeechFolder) -> Rows:
         name, *texts = (part.strip() for part in line.split("|"))
         text = next((t for t in reversed(texts[:2]) if t), "")
         if not name or not text:
-            raise DataError(f"{listing}:{number}: expected name|transcript or name|transcript|normalized")
+            raise DataError(
+                f"{listing}:{number}: expected name|transcript or name|transcript|normalized"
+            )
         sound = root / "wavs" / (name if Path(name).suffix else f"{name}.wav")
         try:
             check_audio(sound)

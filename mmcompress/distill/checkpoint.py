@@ -40,9 +40,15 @@ class Checkpoint:
         tensors = {f"weight/{i}": w.detach() for i, w in enumerate(weights)}
         tensors |= {f"best/{i}": w for i, w in enumerate(best)}
         for i, w in enumerate(weights):
-            tensors |= {f"{k}/{i}": optimizer.state[w][k] for k in MOMENTS if k in optimizer.state.get(w, {})}
+            tensors |= {
+                f"{k}/{i}": optimizer.state[w][k]
+                for k in MOMENTS
+                if k in optimizer.state.get(w, {})
+            }
         ahead = self.path.with_suffix(".new")
-        own = {k: t.clone().contiguous() for k, t in tensors.items()}  # tied weights share memory, files may not
+        own = {
+            k: t.clone().contiguous() for k, t in tensors.items()
+        }  # tied weights share memory, files may not
         save_file(own, ahead, metadata={"state": json.dumps({**state, "elapsed": elapsed})})
         ahead.replace(self.path)
         self.last_saved_at = elapsed
@@ -60,7 +66,9 @@ class Checkpoint:
                 if f"{MOMENTS[0]}/{i}" in names:
                     moments = {k: f.get_tensor(f"{k}/{i}") for k in MOMENTS}
                     optimizer.state[w] = {"step": torch.tensor(float(state["step"])), **moments}
-            best = [f.get_tensor(f"best/{i}") for i in range(sum(n.startswith("best/") for n in names))]
+            best = [
+                f.get_tensor(f"best/{i}") for i in range(sum(n.startswith("best/") for n in names))
+            ]
         self.last_saved_at = float(state["elapsed"])
         return state, best
 

@@ -30,7 +30,11 @@ class Teacher:
     def __call__(self, batch: Batch) -> Outputs:
         """Outputs of every model, as `TorchPipeline.forward` gives them; logits where no next token is wanted are 0."""
         new = [i for i in range(len(batch)) if not batch.names or batch.names[i] not in self.known]
-        out = self.pipeline.forward(self.models, batch.pick(new) if len(new) < len(batch) else batch) if new else {}
+        out = (
+            self.pipeline.forward(self.models, batch.pick(new) if len(new) < len(batch) else batch)
+            if new
+            else {}
+        )
         if not batch.names:
             return out
         rows = {batch.names[i]: self._row(batch, i, out=out, at=at) for at, i in enumerate(new)}

@@ -14,7 +14,12 @@ from torch import nn
 
 from mmcompress.data.base import Dataset
 from mmcompress.distill.checkpoint import Checkpoint
-from mmcompress.distill.losses import block_output_losses, drop_cut_positions, record_block_outputs, weighted_losses
+from mmcompress.distill.losses import (
+    block_output_losses,
+    drop_cut_positions,
+    record_block_outputs,
+    weighted_losses,
+)
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.pipeline.forward import TorchPipeline
@@ -33,7 +38,13 @@ BF16_MAX_TIME_SHARE = 0.8
 """The share of the time of an fp32 product that one of bfloat16 takes at most to be used."""
 
 
-WARMUP_STEPS, RATE_TRIAL_STEPS, RATE_MAX_LOSS_RATIO, MAX_RATE_HALVINGS, RATE_SEARCH_SHARE = 10, 16, 1.25, 4, 0.1
+WARMUP_STEPS, RATE_TRIAL_STEPS, RATE_MAX_LOSS_RATIO, MAX_RATE_HALVINGS, RATE_SEARCH_SHARE = (
+    10,
+    16,
+    1.25,
+    4,
+    0.1,
+)
 """Steps over which the rate rises; steps that a rate is tried for, and how many times the loss before any of them the
 last of those may give; how often it is halved at most, and the share of the budget that may be spent on finding it."""
 
@@ -92,12 +103,21 @@ def distill_(
         ),
         [],
     )
-    optimizer = torch.optim.AdamW(group_parameters(student), lr=options.learning_rate, betas=(0.9, 0.98), fused=True)
-    best = _Best(pipeline, student, teacher=known.models, choosing=choosing, checks=options.validations)
+    optimizer = torch.optim.AdamW(
+        group_parameters(student), lr=options.learning_rate, betas=(0.9, 0.98), fused=True
+    )
+    best = _Best(
+        pipeline, student, teacher=known.models, choosing=choosing, checks=options.validations
+    )
     began, step, share, highest = clock.now(), 0, 0.0, options.learning_rate
     if checkpoint and (found := checkpoint.load_(training.flat, optimizer)):
         state, best.kept = found
-        step, share, curve, began = state["step"], state["share"], state["curve"], began - state["elapsed"]
+        step, share, curve, began = (
+            state["step"],
+            state["share"],
+            state["curve"],
+            began - state["elapsed"],
+        )
         best.seen, best.looked, best.waited = state["seen"], state["looked"], state["waited"]
         best.at = best.looked / best.checks if best.checks else 0.0
         highest = state.get("rate", highest)
@@ -108,10 +128,17 @@ def distill_(
     while share < 1:
         best.look(share, step)
         if step == 0 and best.seen:
-            progress(f"the loss on choosing pairs is {best.seen[0]['choosing']:.3f}, was {best.dense:.3f}", 0.0)
+            progress(
+                f"the loss on choosing pairs is {best.seen[0]['choosing']:.3f}, was {best.dense:.3f}",
+                0.0,
+            )
         if options.patience and best.waited >= options.patience:
             break
-        rate = highest * min(1.0, (step + 1) / WARMUP_STEPS) * (0.5 * (1 + math.cos(math.pi * share)) * 0.98 + 0.02)
+        rate = (
+            highest
+            * min(1.0, (step + 1) / WARMUP_STEPS)
+            * (0.5 * (1 + math.cos(math.pi * share)) * 0.98 + 0.02)
+        )
         parts = training.advance_(optimizer, training.drawn(step), rate)
         step += 1
         elapsed = clock.now() - began
@@ -121,14 +148,19 @@ def distill_(
             progress(f"step {step}, loss {curve[-1]['loss']:.3f}", min(share, 1.0))
         if checkpoint and checkpoint.is_due(elapsed):
             state = {"step": step, "share": share, "curve": curve, "rate": highest, **best.record()}
-            checkpoint.save(elapsed, training.flat, optimizer=optimizer, best=best.kept, state=state)
+            checkpoint.save(
+                elapsed, training.flat, optimizer=optimizer, best=best.kept, state=state
+            )
     if curve and curve[-1]["step"] != step:
         curve.append({"step": step, "loss": sum(parts.values()), **parts})
     best.look(1.0, step)
     best.restore_()
     if history:
         write_record(
-            history, to_plain([{"step": 0, "rate": highest, "bf16": float(training.half)}, *curve, *best.seen])
+            history,
+            to_plain(
+                [{"step": 0, "rate": highest, "bf16": float(training.half)}, *curve, *best.seen]
+            ),
         )
     if checkpoint:
         checkpoint.remove()
@@ -155,7 +187,9 @@ class _Training:
         self.options, self.seed, self.hold_, self.first = options, seed, hold_, first
         self.clock = clock
         self.weights = asdict(options)
-        self.half = options.precision == "bf16" or (options.precision == "auto" and is_bf16_faster())
+        self.half = options.precision == "bf16" or (
+            options.precision == "auto" and is_bf16_faster()
+        )
         self.flat = [p for g in group_parameters(student) for p in g["params"]]
 
     def drawn(self, step: int) -> Batch:
@@ -167,10 +201,17 @@ class _Training:
 
     def losses(self, batch: Batch) -> dict[str, torch.Tensor]:
         return _losses(
-            self.pipeline, self.student, teacher=self.teacher, batch=batch, weights=self.weights, half=self.half
+            self.pipeline,
+            self.student,
+            teacher=self.teacher,
+            batch=batch,
+            weights=self.weights,
+            half=self.half,
         )
 
-    def advance_(self, optimizer: torch.optim.Optimizer, batch: Batch, rate: float) -> dict[str, float]:
+    def advance_(
+        self, optimizer: torch.optim.Optimizer, batch: Batch, rate: float
+    ) -> dict[str, float]:
         """One step; returns the weighted parts of the loss before it."""
         parts = self.losses(batch)
         torch.stack(list(parts.values())).sum().backward()
@@ -202,12 +243,20 @@ class _Training:
         with torch.no_grad():
             before = sum(float(v) for b in batches[WARMUP_STEPS:] for v in self.losses(b).values())
         for _ in range(MAX_RATE_HALVINGS):
-            optimizer = torch.optim.AdamW(self.flat, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
-            told = [self.advance_(optimizer, b, rate * min(1.0, (i + 1) / WARMUP_STEPS)) for i, b in enumerate(batches)]
+            optimizer = torch.optim.AdamW(
+                self.flat, betas=(0.9, 0.98), weight_decay=0.0, fused=True
+            )
+            told = [
+                self.advance_(optimizer, b, rate * min(1.0, (i + 1) / WARMUP_STEPS))
+                for i, b in enumerate(batches)
+            ]
             with torch.no_grad():
                 for p, first in zip(self.flat, start, strict=True):
                     p.copy_(first)
-            if sum(sum(parts.values()) for parts in told[WARMUP_STEPS:]) <= RATE_MAX_LOSS_RATIO * before:
+            if (
+                sum(sum(parts.values()) for parts in told[WARMUP_STEPS:])
+                <= RATE_MAX_LOSS_RATIO * before
+            ):
                 break
             rate /= 2
             if self.clock.now() > limit:
@@ -224,7 +273,9 @@ def is_bf16_faster() -> bool:
     took = {}
     for kind in (torch.float32, torch.bfloat16):
         x, w = torch.zeros(512, 384, dtype=kind), torch.zeros(1536, 384, dtype=kind)
-        took[kind] = min_of_medians(lambda x=x, w=w: nn.functional.linear(x, w), 3, rounds=20, limit=0.3)
+        took[kind] = min_of_medians(
+            lambda x=x, w=w: nn.functional.linear(x, w), 3, rounds=20, limit=0.3
+        )
     return took[torch.bfloat16] < BF16_MAX_TIME_SHARE * took[torch.float32]
 
 
@@ -246,7 +297,9 @@ def _losses(
         torch.autocast("cpu", enabled=half),
     ):
         # what its blocks add is seen only while they run
-        target = drop_cut_positions(pipeline.forward(teacher.models, batch) if inside else teacher(batch), student)
+        target = drop_cut_positions(
+            pipeline.forward(teacher.models, batch) if inside else teacher(batch), student
+        )
     target = {n: {k: v.clone().float() for k, v in o.items()} for n, o in target.items()}
     with record_block_outputs(student, watched) as ours:
         with torch.autocast("cpu", enabled=half):
@@ -265,9 +318,20 @@ class _Best:
     """The weights that did best on the choosing pairs so far."""
 
     def __init__(
-        self, pipeline: TorchPipeline, student: Models, *, teacher: Models, choosing: Batch | None, checks: int
+        self,
+        pipeline: TorchPipeline,
+        student: Models,
+        *,
+        teacher: Models,
+        choosing: Batch | None,
+        checks: int,
     ):
-        self.pipeline, self.student, self.choosing, self.checks = pipeline, student, choosing, checks
+        self.pipeline, self.student, self.choosing, self.checks = (
+            pipeline,
+            student,
+            choosing,
+            checks,
+        )
         self.anchors: Outputs = {}
         self.dense = 0.0
         if choosing is not None and checks:
@@ -302,5 +366,7 @@ class _Best:
             return
         self.seen.append({**least, "step": self.seen[-1]["step"], "restored": least["step"]})
         with torch.no_grad():
-            for p, best in zip((p for m in self.student.values() for p in m.parameters()), self.kept, strict=False):
+            for p, best in zip(
+                (p for m in self.student.values() for p in m.parameters()), self.kept, strict=False
+            ):
                 p.copy_(best)

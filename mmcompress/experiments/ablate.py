@@ -18,7 +18,12 @@ import numpy as np
 
 from mmcompress.errors import DataError, SpecError, suggest_nearest
 from mmcompress.experiments.baselines import BASELINES, Baseline, propose_by_knapsack
-from mmcompress.experiments.compare import TEACHER_LOSSES, judge_claim, make_cell, require_same_effort
+from mmcompress.experiments.compare import (
+    TEACHER_LOSSES,
+    judge_claim,
+    make_cell,
+    require_same_effort,
+)
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.ports import GRADIENT_CRITERIA
 from mmcompress.graph.references import find_unjoined_encoders
@@ -48,7 +53,16 @@ REFERENCE_CELL = "order-prune__refit__distil__int8"
 """The folder of the recipe as it is: most cells take their structure from it."""
 
 
-CRITERIA = ("fisher", "reconstruction", "taylor", "magnitude", "activation", "fluctuation", "movement", "random")
+CRITERIA = (
+    "fisher",
+    "reconstruction",
+    "taylor",
+    "magnitude",
+    "activation",
+    "fluctuation",
+    "movement",
+    "random",
+)
 
 
 PLACEBO_DRAWS = 3
@@ -94,7 +108,9 @@ def make_placebo(seed: int) -> Baseline:
         cross: dict[str, dict[str, str]] = {n: {} for n in run.blocks}
         for i in np.random.default_rng([run.spec.seed, seed]).permutation(len(free)):
             n, b = free[i]
-            if 2 * mass > ms[n, b]:  # what would overshoot by more than is missing is left to a smaller one
+            if (
+                2 * mass > ms[n, b]
+            ):  # what would overshoot by more than is missing is left to a smaller one
                 cross[n][b], mass = "by lot", mass - ms[n, b]
         with propose_by_knapsack(dataclasses.replace(run, cross_modal=cross), ev) as inner:
             yield inner
@@ -107,10 +123,23 @@ def list_cells(spec: Spec) -> list[Cell]:
     m, found = BASELINES, []
     add: Callable[..., None] = lambda *a, **k: found.append(Cell(*a, **k))
     add("order", "prune + refit + distil + int8", m["searched"])
-    for name in ("uniform", "ranking", "knapsack", "relinearized", "searched", "random", "separate"):
+    for name in (
+        "uniform",
+        "ranking",
+        "knapsack",
+        "relinearized",
+        "searched",
+        "random",
+        "separate",
+    ):
         add("allocation", name, m[name], UNTRAINED, REFERENCE_CELL if name == "searched" else "")
     knap = m["knapsack"]
-    add("protection", "protected", knap, {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)})
+    add(
+        "protection",
+        "protected",
+        knap,
+        {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)},
+    )
     add("protection", "unprotected", knap, {**UNTRAINED, "prune.protection": 1.0})
     for draw in range(PLACEBO_DRAWS):
         changes = {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)}
@@ -118,9 +147,17 @@ def list_cells(spec: Spec) -> list[Cell]:
     alone = find_unjoined_encoders(spec)  # what no loss sees has no gradient
     for criterion in (c for c in CRITERIA if not (alone and c in GRADIENT_CRITERIA)):
         for refit in (True, False):
-            method = replace(m["uniform"], importance="" if criterion == spec.prune.importance else criterion)
+            method = replace(
+                m["uniform"], importance="" if criterion == spec.prune.importance else criterion
+            )
             changes = {**UNTRAINED, "prune.refit": refit}
-            add("importance", criterion + (" + refit" if refit else ""), method, changes, "allocation-uniform")
+            add(
+                "importance",
+                criterion + (" + refit" if refit else ""),
+                method,
+                changes,
+                "allocation-uniform",
+            )
     like, fp32 = REFERENCE_CELL, {f"nodes.{n}.precision": "fp32" for n in spec.model_nodes()}
     bare = {"prune.refit": False}
     orders: dict[str, dict[str, Any]] = {
@@ -139,14 +176,26 @@ def list_cells(spec: Spec) -> list[Cell]:
     add("schedule", "gradual", m["searched"], {"prune.schedule": "gradual"}, like)
     add("schedule", "rewind", m["searched"], {"prune.schedule": "rewind"}, like)
     task = ("contrast", "caption")
-    losses = {"no task loss": task, "no logits": ("logits",), "no features": ("embedding", "tokens")}
+    losses = {
+        "no task loss": task,
+        "no logits": ("logits",),
+        "no features": ("embedding", "tokens"),
+    }
     losses |= {"no affinity": ("affinity",), "task loss alone": TEACHER_LOSSES}
-    add("losses", "what blocks add too", m["searched"], {"distill.hidden": 1.0, "distill.cross": 1.0}, like)
+    add(
+        "losses",
+        "what blocks add too",
+        m["searched"],
+        {"distill.hidden": 1.0, "distill.cross": 1.0},
+        like,
+    )
     for name, off in losses.items():
         rest = any(getattr(spec.distill, k) for k in (*TEACHER_LOSSES, *task) if k not in off)
         if off == TEACHER_LOSSES and alone:
             continue
-        if rest and any(getattr(spec.distill, k) for k in off):  # else it is the reference, or nothing is learnt
+        if rest and any(
+            getattr(spec.distill, k) for k in off
+        ):  # else it is the reference, or nothing is learnt
             changes = {f"distill.{k}": 0.0 for k in off}
             if off == TEACHER_LOSSES:  # a generator needs a loss of its own then
                 changes["distill.caption"] = spec.distill.caption or 1.0
@@ -166,7 +215,9 @@ CLAIMS = (
         worse=("allocation-knapsack",),
     ),
     Claim(
-        text="Guided search beats as many random trials", better=("allocation-searched",), worse=("allocation-random",)
+        text="Guided search beats as many random trials",
+        better=("allocation-searched",),
+        worse=("allocation-random",),
     ),
     Claim(
         text="Damage measured among the other cuts makes a better split",
@@ -199,13 +250,29 @@ CLAIMS = (
             better=("importance-reconstruction__refit",),
             worse=(f"importance-{of}__refit",),
         )
-        for of, what in (("fisher", "Fisher scores"), ("magnitude", "the norms of weights"), ("random", "chance"))
+        for of, what in (
+            ("fisher", "Fisher scores"),
+            ("magnitude", "the norms of weights"),
+            ("random", "chance"),
+        )
     ),
-    Claim(text="Refit helps without training", better=("order-prune__refit",), worse=("order-prune",)),
-    Claim(text="Refit helps with training", better=(REFERENCE_CELL,), worse=("order-prune__distil__int8",)),
-    Claim(text="Distillation helps after refit", better=("order-prune__refit__distil",), worse=("order-prune__refit",)),
     Claim(
-        text="Distillation helps what is rounded as well", better=(REFERENCE_CELL,), worse=("order-prune__refit__int8",)
+        text="Refit helps without training", better=("order-prune__refit",), worse=("order-prune",)
+    ),
+    Claim(
+        text="Refit helps with training",
+        better=(REFERENCE_CELL,),
+        worse=("order-prune__distil__int8",),
+    ),
+    Claim(
+        text="Distillation helps after refit",
+        better=("order-prune__refit__distil",),
+        worse=("order-prune__refit",),
+    ),
+    Claim(
+        text="Distillation helps what is rounded as well",
+        better=(REFERENCE_CELL,),
+        worse=("order-prune__refit__int8",),
     ),
     Claim(
         text="Pruning before training beats training before pruning",
@@ -219,11 +286,25 @@ CLAIMS = (
         at_any_latency=True,
     ),
     Claim(
-        text="Gradual pruning beats one shot at the same budget", better=("schedule-gradual",), worse=(REFERENCE_CELL,)
+        text="Gradual pruning beats one shot at the same budget",
+        better=("schedule-gradual",),
+        worse=(REFERENCE_CELL,),
     ),
-    Claim(text="Rewinding the survivors beats one shot", better=("schedule-rewind",), worse=(REFERENCE_CELL,)),
-    Claim(text="Distilling adds to the task loss", better=(REFERENCE_CELL,), worse=("losses-task_loss_alone",)),
-    Claim(text="Matching what blocks add helps", better=("losses-what_blocks_add_too",), worse=(REFERENCE_CELL,)),
+    Claim(
+        text="Rewinding the survivors beats one shot",
+        better=("schedule-rewind",),
+        worse=(REFERENCE_CELL,),
+    ),
+    Claim(
+        text="Distilling adds to the task loss",
+        better=(REFERENCE_CELL,),
+        worse=("losses-task_loss_alone",),
+    ),
+    Claim(
+        text="Matching what blocks add helps",
+        better=("losses-what_blocks_add_too",),
+        worse=(REFERENCE_CELL,),
+    ),
 )
 
 
@@ -245,9 +326,14 @@ def ablate(
     every = list_cells(spec)
     known = list(dict.fromkeys(c.table for c in every))
     if unknown := [t for t in tables if t not in known]:
-        raise SpecError(f"ablate: unknown table '{unknown[0]}'; {suggest_nearest(unknown[0], known)}")
+        raise SpecError(
+            f"ablate: unknown table '{unknown[0]}'; {suggest_nearest(unknown[0], known)}"
+        )
     r = replace(
-        open_run(spec_path, out, space=space, overrides=overrides, resume=resume, on_progress=on_progress), spec=spec
+        open_run(
+            spec_path, out, space=space, overrides=overrides, resume=resume, on_progress=on_progress
+        ),
+        spec=spec,
     )
     every = [c for c in every if c.method.is_suitable(r)]
     wanted = [c for c in every if not tables or c.table in tables]
@@ -268,7 +354,9 @@ def ablate(
             on_progress("ablate", f"{c.table}: {c.name} ({i + 1} of {len(wanted)})", None)
             run = replace(r, spec=_changed(r.spec, c.changes), space=_pinned(r.space, c.changes))
             write_record(what, meant)
-            tried = c.table == "allocation" and c.like and (r.folder / c.like / "tryouts.json").exists()
+            tried = (
+                c.table == "allocation" and c.like and (r.folder / c.like / "tryouts.json").exists()
+            )
             # a structure that was chosen by what training makes of it is none to be compared untrained
             make_cell(
                 run,
@@ -285,7 +373,9 @@ def ablate(
     return found
 
 
-def _tell(r: RunContext, dense: Profile, *, wanted: Sequence[Cell], found: Mapping[str, Summary]) -> None:
+def _tell(
+    r: RunContext, dense: Profile, *, wanted: Sequence[Cell], found: Mapping[str, Summary]
+) -> None:
     """Write the report of the cells that are done."""
 
     rows: dict[str, dict[str, Summary]] = {}
@@ -293,13 +383,18 @@ def _tell(r: RunContext, dense: Profile, *, wanted: Sequence[Cell], found: Mappi
         if c.folder in found:
             rows.setdefault(c.table, {})[c.name] = found[c.folder]
     known = (c for c in CLAIMS if all(f in found for f in (*c.better, *c.worse)))
-    claims = [judge_claim(r, dense, says=c.text, better=c.better, worse=c.worse, apart=c.at_any_latency) for c in known]
+    claims = [
+        judge_claim(r, dense, says=c.text, better=c.better, worse=c.worse, apart=c.at_any_latency)
+        for c in known
+    ]
     write_ablation(rows, claims, folder=r.folder)
 
 
 def _pinned(space: Space, changes: Mapping[str, Any]) -> Space:
     """The space without what a cell fixes."""
-    return replace(space, dimensions={path: d for path, d in space.dimensions.items() if path not in changes})
+    return replace(
+        space, dimensions={path: d for path, d in space.dimensions.items() if path not in changes}
+    )
 
 
 def _changed(spec: Spec, changes: Mapping[str, Any]) -> Spec:

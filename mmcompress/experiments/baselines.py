@@ -59,12 +59,18 @@ class Baseline:
     @property
     def why_unsuitable(self) -> str:
         """Why it may be of no use."""
-        return "the search space cuts no positions" if self.needs_positions else "search.linearization_rounds is off"
+        return (
+            "the search space cuts no positions"
+            if self.needs_positions
+            else "search.linearization_rounds is off"
+        )
 
     def is_suitable(self, run: RunContext) -> bool:
         """Whether it is of use in a run."""
         cuts = any(path.endswith(".prune.tokens") for path in run.space.dimensions)
-        return (cuts or not self.needs_positions) and (max_evaluations(run) > 0 or not self.needs_linearization)
+        return (cuts or not self.needs_positions) and (
+            max_evaluations(run) > 0 or not self.needs_linearization
+        )
 
 
 def _trial(name: str, candidate: Candidate, *, ms: float) -> Trial:
@@ -96,7 +102,10 @@ def _scaled(run: RunContext, ev: Sensitivity, *, build: Build, name: str) -> Pro
     """
 
     def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
-        p, precision = build_problem(run, ev, predict=predict, budget_ms=budget_ms), _quickest(run, predict)
+        p, precision = (
+            build_problem(run, ev, predict=predict, budget_ms=budget_ms),
+            _quickest(run, predict),
+        )
 
         def cut(share: float, whole: bool = False) -> Candidate:
             c, kept = build(share, precision), {}
@@ -105,11 +114,15 @@ def _scaled(run: RunContext, ev: Sensitivity, *, build: Build, name: str) -> Pro
                 kept[n] = {b: min(options[b], key=lambda o, k=k: abs(o - k)) for b, k in by.items()}  # type: ignore[misc]
             return Candidate(kept, precision)
 
-        gone = p.predict(cut(1.0)) > budget_ms  # units alone are not enough: whole blocks go as well
+        gone = (
+            p.predict(cut(1.0)) > budget_ms
+        )  # units alone are not enough: whole blocks go as well
         low, high = 0.0, 1.0
         for _ in range(14):
             middle = (low + high) / 2
-            low, high = (middle, high) if p.predict(cut(middle, gone)) > budget_ms else (low, middle)
+            low, high = (
+                (middle, high) if p.predict(cut(middle, gone)) > budget_ms else (low, middle)
+            )
         candidate = cut(high, gone)
         return _trial(name, candidate, ms=p.predict(candidate))
 
@@ -119,7 +132,12 @@ def _scaled(run: RunContext, ev: Sensitivity, *, build: Build, name: str) -> Pro
 @contextmanager
 def propose_uniform(run: RunContext, ev: Sensitivity, positions: bool = False) -> Iterator[Propose]:
     """`positions`: image patches and the end of an audio window are cut by the same share."""
-    cut = [(n, b) for n, blocks in run.blocks.items() for b in blocks if positions or b.group != "tokens"]
+    cut = [
+        (n, b)
+        for n, blocks in run.blocks.items()
+        for b in blocks
+        if positions or b.group != "tokens"
+    ]
     sizes = [count_steps(b) for _, b in cut]
 
     def build(share: float, precision: dict[str, str]) -> Candidate:
@@ -141,14 +159,19 @@ def propose_by_ranking(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
             if b.group != "tokens":
                 low = ev.scores[n][b.name].sort().values
                 mean = float(low.abs().mean()) or 1.0  # scores of movement have a sign
-                order += [(float(piece.mean()) / mean, n, b.name) for piece in low.split(b.granularity)]
+                order += [
+                    (float(piece.mean()) / mean, n, b.name) for piece in low.split(b.granularity)
+                ]
     order.sort(key=lambda row: row[0])
 
     def build(share: float, precision: dict[str, str]) -> Candidate:
         cuts: dict[tuple[str, str], int] = {}
         for _, n, name in order[: round(share * len(order))]:
             cuts[n, name] = cuts.get((n, name), 0) + 1
-        kept = {n: {b.name: int(units_after(b, cuts.get((n, b.name), 0))) for b in bs} for n, bs in run.blocks.items()}
+        kept = {
+            n: {b.name: int(units_after(b, cuts.get((n, b.name), 0))) for b in bs}
+            for n, bs in run.blocks.items()
+        }
         return Candidate(kept, precision)
 
     yield _scaled(run, ev, build=build, name="ranking")
@@ -165,7 +188,11 @@ def _split(run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: f
     found = split_budget(run, ev, predict=predict, budget_ms=budget_ms, p=p)
     best = next((c for _, c in found if p.predict(c) <= budget_ms), None)
     # as the search, it uses up its budget: levels and costs of the knapsack are rounded
-    best = grow_to_budget(p, best, damage=ev.loss_increase, rounding=ev.rounding) if best else find_fastest(p, predict)
+    best = (
+        grow_to_budget(p, best, damage=ev.loss_increase, rounding=ev.rounding)
+        if best
+        else find_fastest(p, predict)
+    )
     return _trial("knapsack", best, ms=p.predict(best))
 
 
@@ -203,12 +230,19 @@ def propose_separately(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
         for n in run.blocks:
             alone = replace(predict, overhead_ms=0.0)
             found = split_budget(
-                run, ev, predict=alone, budget_ms=share * predict.p95_ratio * predict.node_ms(n, whole), p=p, nodes=[n]
+                run,
+                ev,
+                predict=alone,
+                budget_ms=share * predict.p95_ratio * predict.node_ms(n, whole),
+                p=p,
+                nodes=[n],
             )
             best = found[0][1] if found else fastest
             kept[n], precision[n] = best.kept_units[n], best.precision[n]
         candidate = restore_dropped(p, Candidate(kept, precision), damage=ev.loss_increase)
-        candidate = cut_to_budget(p, candidate, damage=ev.loss_increase) or candidate  # what came back is paid for
+        candidate = (
+            cut_to_budget(p, candidate, damage=ev.loss_increase) or candidate
+        )  # what came back is paid for
         return _trial("separate", candidate, ms=p.predict(candidate))
 
     yield propose
@@ -224,7 +258,13 @@ def propose_at_random(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
 
         def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial | None:
             trials = run_search(
-                run, ev, predict=predict, budget_ms=budget_ms, who=who, attempt=attempt, blind=max_evaluations(run)
+                run,
+                ev,
+                predict=predict,
+                budget_ms=budget_ms,
+                who=who,
+                attempt=attempt,
+                blind=max_evaluations(run),
             )
             return rank_by_short_finetuning(
                 run,
@@ -242,10 +282,13 @@ def _whole(precision: str) -> Callable[[RunContext], Candidate]:
     def candidate(run: RunContext) -> Candidate:
         kept = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
         use = {
-            n: precision if precision == "fp32" or precision in of else of[0] for n, of in list_precisions(run).items()
+            n: precision if precision == "fp32" or precision in of else of[0]
+            for n, of in list_precisions(run).items()
         }
         if precision != "fp32" and precision not in use.values():
-            raise SpecError(f"compare: no node may be {precision} in this search space; leave '{precision}' out")
+            raise SpecError(
+                f"compare: no node may be {precision} in this search space; leave '{precision}' out"
+            )
         return Candidate(kept, use)
 
     return candidate
@@ -254,14 +297,17 @@ def _whole(precision: str) -> Callable[[RunContext], Candidate]:
 BASELINES = {
     "searched": Baseline(about="the search of this tool", propose=open_search),
     "knapsack": Baseline(
-        about="the best split of the budget by measured damage alone, nothing searched", propose=propose_by_knapsack
+        about="the best split of the budget by measured damage alone, nothing searched",
+        propose=propose_by_knapsack,
     ),
     "relinearized": Baseline(
         about="the knapsack with damage measured anew among the other cuts, nothing searched",
         propose=propose_relinearized,
         needs_linearization=True,
     ),
-    "separate": Baseline(about="a budget for each model instead of one for all", propose=propose_separately),
+    "separate": Baseline(
+        about="a budget for each model instead of one for all", propose=propose_separately
+    ),
     "uniform": Baseline(about="the same share of every block", propose=propose_uniform),
     "shortened": Baseline(
         about="the same share of every block and of the positions",
@@ -273,9 +319,15 @@ BASELINES = {
         propose=propose_uniform,
         importance="magnitude",
     ),
-    "ranking": Baseline(about="one threshold over the normalized scores of all units", propose=propose_by_ranking),
-    "random": Baseline(about="as many evaluations as the search, none guided", propose=propose_at_random),
-    "student": Baseline(about="the searched structure trained from scratch", scratch=True, structure_of="searched"),
+    "ranking": Baseline(
+        about="one threshold over the normalized scores of all units", propose=propose_by_ranking
+    ),
+    "random": Baseline(
+        about="as many evaluations as the search, none guided", propose=propose_at_random
+    ),
+    "student": Baseline(
+        about="the searched structure trained from scratch", scratch=True, structure_of="searched"
+    ),
     "int8": Baseline(about="int8 alone, nothing cut or trained", fixed=_whole("int8"), train=False),
     "longer": Baseline(
         about="the dense pipeline trained for as many steps, by its own loss: what training alone brings",

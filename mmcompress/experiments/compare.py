@@ -63,24 +63,32 @@ def compare(
         if name not in BASELINES:
             raise SpecError(f"compare: unknown method '{name}'; {suggest_nearest(name, BASELINES)}")
     require_one_target(load_spec(spec_path, overrides))
-    r = open_run(spec_path, out, space=space, overrides=overrides, resume=resume, on_progress=on_progress)
+    r = open_run(
+        spec_path, out, space=space, overrides=overrides, resume=resume, on_progress=on_progress
+    )
     require_same_effort(r)
     for name in methods:
         if fixed := BASELINES[name].fixed:
             fixed(r)  # what can't be made in this search space is told before hours of work
     suited = [name for name in methods if BASELINES[name].is_suitable(r)]
     if methods and not suited:
-        raise SpecError(f"compare: '{methods[0]}' is of no use here: {BASELINES[methods[0]].why_unsuitable}")
+        raise SpecError(
+            f"compare: '{methods[0]}' is of no use here: {BASELINES[methods[0]].why_unsuitable}"
+        )
     methods = suited
     dense, predict, ev = prepare_run(r)
-    wanted = list(dict.fromkeys(m for name in methods for m in (BASELINES[name].structure_of, name) if m))
+    wanted = list(
+        dict.fromkeys(m for name in methods for m in (BASELINES[name].structure_of, name) if m)
+    )
     found: dict[str, Summary] = {}
     steps = 0
     for name in wanted:
         record = r.folder / name / "summary.json"
         if not record.exists():
             on_progress("compare", name, None)
-            make_cell(r, name, method=BASELINES[name], predict=predict, ev=ev, dense=dense, steps=steps)
+            make_cell(
+                r, name, method=BASELINES[name], predict=predict, ev=ev, dense=dense, steps=steps
+            )
         found[name] = read_record(Summary, record)
         steps = steps or count_trained_steps(record.parent)
         write_comparison(
@@ -96,13 +104,25 @@ def _claims(r: RunContext, dense: Profile, *, methods: Sequence[str]) -> list[Cl
     """Of every other method, whether the search keeps more."""
     others = [name for name in methods if name != "searched" and "searched" in methods]
     return [
-        judge_claim(r, dense, says=f"The search keeps more than '{name}'", better=("searched",), worse=(name,))
+        judge_claim(
+            r,
+            dense,
+            says=f"The search keeps more than '{name}'",
+            better=("searched",),
+            worse=(name,),
+        )
         for name in others
     ]
 
 
 def judge_claim(
-    r: RunContext, dense: Profile, *, says: str, better: Sequence[str], worse: Sequence[str], apart: bool = False
+    r: RunContext,
+    dense: Profile,
+    *,
+    says: str,
+    better: Sequence[str],
+    worse: Sequence[str],
+    apart: bool = False,
 ) -> ClaimResult:
     """A claim that some cells keep more than others, with its verdict; `apart`: at whatever latency.
 
@@ -115,14 +135,18 @@ def judge_claim(
     said, gap, half = decide_claim(*tallies)
     if not apart:
         found = measure_side_by_side(r, dense, names=(*better, *worse))
-        more, less = ([found[n] for n in side] for side in ((better, worse) if gap > 0 else (worse, better)))
+        more, less = (
+            [found[n] for n in side] for side in ((better, worse) if gap > 0 else (worse, better))
+        )
         low, high = min(found.values()), max(found.values())
         if high > MAX_LATENCY_RATIO * low and not (abs(gap) > half and max(more) <= min(less)):
             said = f"not at equal latency ({low:.1%} and {high:.1%} of the dense pipeline's)"
     return says, said, gap, half
 
 
-def measure_side_by_side(r: RunContext, dense: Profile, *, names: Sequence[str]) -> dict[str, float]:
+def measure_side_by_side(
+    r: RunContext, dense: Profile, *, names: Sequence[str]
+) -> dict[str, float]:
     """What the artifacts of some cells take, over the dense pipeline, all of them measured in turn; measured once.
 
     Their summaries were measured minutes apart, and a machine that others use changes its pace meanwhile, by as much
@@ -137,8 +161,16 @@ def measure_side_by_side(r: RunContext, dense: Profile, *, names: Sequence[str])
     if key not in known:
         r.on_progress("measure", f"{', '.join(names)} and the dense pipeline, in turn", None)
         bundles = {"fp32": r.shared / "baseline", **{n: r.folder / n / "bundle" for n in names}}
-        how = (dense.traces, dense.latency_ms.p50, m.threads, m.warmup, MAX_REQUESTS_FACTOR * m.requests)
-        found = bench_with_replay(bundles, r.requests(BENCH_REQUESTS), *how, benchmark=r.bench.benchmark_bundles)
+        how = (
+            dense.traces,
+            dense.latency_ms.p50,
+            m.threads,
+            m.warmup,
+            MAX_REQUESTS_FACTOR * m.requests,
+        )
+        found = bench_with_replay(
+            bundles, r.requests(BENCH_REQUESTS), *how, benchmark=r.bench.benchmark_bundles
+        )
         known[key] = {n: found[n].latency.p50 / found["fp32"].latency.p50 for n in names}
         write_record(record, known)
     return known[key]
@@ -155,7 +187,14 @@ def require_same_effort(r: RunContext) -> None:
 
 
 def make_cell(
-    r: RunContext, name: str, *, method: Baseline, predict: Predictor, ev: Sensitivity, dense: Profile, steps: int = 0
+    r: RunContext,
+    name: str,
+    *,
+    method: Baseline,
+    predict: Predictor,
+    ev: Sensitivity,
+    dense: Profile,
+    steps: int = 0,
 ) -> None:
     """One method the whole way, in the folder `name`; it leaves a summary.
 
@@ -174,13 +213,20 @@ def make_cell(
         fitted = _as_is(run, ev, candidate=method.fixed(run), predict=predict, dense=dense)
     elif method.structure_of:
         fitted = read_record(FittedStructure, r.folder / method.structure_of / "fitted.json")
-        fixed = {n: node.precision for n, node in spec.model_nodes().items() if node.precision != "auto"}
-        fitted = replace(fitted, candidate=replace(fitted.candidate, precision=fitted.candidate.precision | fixed))
+        fixed = {
+            n: node.precision for n, node in spec.model_nodes().items() if node.precision != "auto"
+        }
+        fitted = replace(
+            fitted,
+            candidate=replace(fitted.candidate, precision=fitted.candidate.precision | fixed),
+        )
         write_record(folder / "fitted.json", fitted)
     else:
         assert method.propose is not None
         fitted = fit_structure(run, ev, predict=predict, dense=dense, method=method.propose)
-    evaluate_artifact(run, fitted, dense, *compress_pipeline(run, ev, fitted, dense, method.scratch))
+    evaluate_artifact(
+        run, fitted, dense, *compress_pipeline(run, ev, fitted, dense, method.scratch)
+    )
 
 
 def _brief(spec: Spec, known: bool) -> Spec:
@@ -188,7 +234,9 @@ def _brief(spec: Spec, known: bool) -> Spec:
     m = spec.measure
     rounds = max(MIN_REQUESTS, m.requests // MAX_REQUESTS_FACTOR) if known else m.requests
     return replace(
-        spec, data=replace(spec.data, report=()), measure=replace(m, memory=False, requests=min(rounds, m.requests))
+        spec,
+        data=replace(spec.data, report=()),
+        measure=replace(m, memory=False, requests=min(rounds, m.requests)),
     )
 
 
@@ -230,5 +278,7 @@ def replace_scores(r: RunContext, ev: Sensitivity, *, importance: str) -> Sensit
     batch = r.pipeline.collate(r.data.load("train", r.spec.data.calibration))
     if not all(ev.grams.values()):  # they were not needed for the search
         ev = replace(ev, grams=measure_grams(r.pipeline, r.models, batch=batch))
-    material = ImportanceInputs(pipeline=r.pipeline, models=r.models, batch=batch, grams=ev.grams, seed=r.spec.seed)
+    material = ImportanceInputs(
+        pipeline=r.pipeline, models=r.models, batch=batch, grams=ev.grams, seed=r.spec.seed
+    )
     return replace(ev, scores=score_units(IMPORTANCE.get(importance), material))

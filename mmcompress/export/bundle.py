@@ -77,11 +77,21 @@ def write_bundle(
         if chosen != "fp32":
             static = PRECISIONS.get(chosen).activations == "static"
             feeds = (
-                _feeds(new, spec, nodes=nodes, name=name, files=files, model=model, calibration=calibration)
+                _feeds(
+                    new,
+                    spec,
+                    nodes=nodes,
+                    name=name,
+                    files=files,
+                    model=model,
+                    calibration=calibration,
+                )
                 if static
                 else {}
             )
-            small = _quantized(chosen, files, feeds=feeds, weights=_weights_of(model, spared.get(name, ())))
+            small = _quantized(
+                chosen, files, feeds=feeds, weights=_weights_of(model, spared.get(name, ()))
+            )
             if prove:
                 proofs += measure_drift(name, chosen, files=files, quantized=small, model=model)
             for g, f in small.items():
@@ -109,7 +119,10 @@ def write_bundle(
         "threads": spec.measure.threads,
         "parallel": spec.measure.parallel,
         "graph": {"inputs": dict(spec.inputs), "outputs": dict(spec.outputs), "nodes": nodes},
-        "files": {p.relative_to(new).as_posix(): {"sha256": hash_file(p), "bytes": p.stat().st_size} for p in files_in},
+        "files": {
+            p.relative_to(new).as_posix(): {"sha256": hash_file(p), "bytes": p.stat().st_size}
+            for p in files_in
+        },
         "proofs": to_plain(proofs),
         "versions": package_versions(),
         "cpu": describe_cpu(),
@@ -120,7 +133,9 @@ def write_bundle(
     return proofs
 
 
-def quantize_bundle(source: Path, models: Mapping[str, Model], *, precision: Mapping[str, str], folder: Path) -> Path:
+def quantize_bundle(
+    source: Path, models: Mapping[str, Model], *, precision: Mapping[str, str], folder: Path
+) -> Path:
     """A copy of an fp32 bundle with nodes in other precisions, unproved: only its speed and size count.
 
     A static range is taken from inputs of the right shape.
@@ -136,7 +151,9 @@ def quantize_bundle(source: Path, models: Mapping[str, Model], *, precision: Map
         for g, file in node["files"].items():
             path = folder / file
             feeds = [_example(graphs[g], path)] if static else ()
-            small, _ = quantize_model(chosen, path, target=path.with_suffix(".small.onnx"), feeds=feeds)
+            small, _ = quantize_model(
+                chosen, path, target=path.with_suffix(".small.onnx"), feeds=feeds
+            )
             small.replace(path)
             manifest["files"][file] = {"sha256": hash_file(path), "bytes": path.stat().st_size}
         node |= {"precision": chosen, "cpu_flags": list(PRECISIONS.get(chosen).flags)}
@@ -150,17 +167,27 @@ def _example(graph: ExportGraph, path: Path) -> dict[str, np.ndarray]:
 
 
 def _quantized(
-    precision: str, files: Mapping[str, Path], *, feeds: Mapping[str, Any], weights: list[np.ndarray]
+    precision: str,
+    files: Mapping[str, Path],
+    *,
+    feeds: Mapping[str, Any],
+    weights: list[np.ndarray],
 ) -> dict[str, Path]:
     """Every graph of a node rounded, but for products with some weights. Raises `ModelError` if none has them."""
     small, found = {}, 0
     for g, f in files.items():
         small[g], count = quantize_model(
-            precision, f, target=f.with_suffix(".small.onnx"), feeds=feeds.get(g, ()), spared=weights
+            precision,
+            f,
+            target=f.with_suffix(".small.onnx"),
+            feeds=feeds.get(g, ()),
+            spared=weights,
         )
         found += count
     if found < len(weights):
-        raise ModelError(f"{min(files.values()).parent.name}: {len(weights)} layers are to stay in fp32, {found} found")
+        raise ModelError(
+            f"{min(files.values()).parent.name}: {len(weights)} layers are to stay in fp32, {found} found"
+        )
     return small
 
 
@@ -186,7 +213,10 @@ def _feeds(
     if model.tokenizer_json is not None:
         (folder / name / "tokenizer.json").write_text(model.tokenizer_json)
         config["tokenizer"] = f"{name}/tokenizer.json"
-    here = {"files": {g: f.relative_to(folder).as_posix() for g, f in files.items()}, "config": config}
+    here = {
+        "files": {g: f.relative_to(folder).as_posix() for g, f in files.items()},
+        "config": config,
+    }
     part = {**{n: nodes[n] for n in nodes if n != name}, name: {**nodes[name], **here}}
     graph = {"inputs": dict(spec.inputs), "outputs": {}, "nodes": part}
     pipeline = Pipeline(folder, {"graph": graph}, threads=0)
@@ -198,7 +228,9 @@ def _feeds(
     return {g: rows[:: max(1, len(rows) // MAX_CALIBRATION_CALLS)] for g, rows in found.items()}
 
 
-def _write_list(folder: Path, name: str, *, encoder: Mapping[str, Any], texts: Sequence[str]) -> dict[str, str]:
+def _write_list(
+    folder: Path, name: str, *, encoder: Mapping[str, Any], texts: Sequence[str]
+) -> dict[str, str]:
     """Texts and embeddings of a lookup, by the exported text encoder; returns the names of the files."""
     sessions = {g: TimedSession(folder / f, 0) for g, f in encoder["files"].items()}
     embed = TextEncoder(sessions, encoder["config"], folder)

@@ -16,7 +16,13 @@ import torch
 from torch import Tensor
 
 from mmcompress.export.onnx import export_node
-from mmcompress.export.proofs import SURGERY_BOUND, _proof, prove_export, prove_generation, relative_difference
+from mmcompress.export.proofs import (
+    SURGERY_BOUND,
+    _proof,
+    prove_export,
+    prove_generation,
+    relative_difference,
+)
 from mmcompress.graph.blocks import Block
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params, count_params_and_macs
@@ -36,7 +42,9 @@ def random_inputs(model: Model, batch: int, *, seed: int = 0) -> tuple[Tensor, .
         features = model.config["features"]
         return (torch.randn(batch, features["mels"], features["frames"], generator=g),)
     if model.kind == "text_encoder":
-        ids = torch.randint(3, model.vocabulary, (batch, model.config["context_length"]), generator=g)
+        ids = torch.randint(
+            3, model.vocabulary, (batch, model.config["context_length"]), generator=g
+        )
         ids[:, -1] = model.config["eos"]
         return (ids,)
     ids = torch.randint(3, model.vocabulary, (batch, 7), generator=g)
@@ -58,13 +66,19 @@ def group_blocks_by_kind(model: Model) -> dict[str, list[Block]]:
 
 def _some(blocks: list[Block], share: float, *, seed: int) -> Units:
     g = torch.Generator().manual_seed(seed)
-    keep = lambda b: max(b.granularity, int(b.units * share) // b.granularity * b.granularity) if share else b.min_units
+    keep = lambda b: (
+        max(b.granularity, int(b.units * share) // b.granularity * b.granularity)
+        if share
+        else b.min_units
+    )
     return {b.name: sample_units(b, keep(b), generator=g) for b in blocks}
 
 
 def sample_cuts(model: Model, seed: int = 0) -> dict[str, Units]:
     """Named cuts: half of each unit kind, whole sub-layers, and a random mixture of everything."""
-    found = {kind: _some(blocks, 0.5, seed=seed) for kind, blocks in group_blocks_by_kind(model).items()}
+    found = {
+        kind: _some(blocks, 0.5, seed=seed) for kind, blocks in group_blocks_by_kind(model).items()
+    }
     for kind, blocks in group_blocks_by_kind(model).items():
         for i, b in enumerate(b for b in blocks if b.drop):
             found[f"{kind} dropped" + (f", {i + 1}" if i else "")] = _some([b], 0.0, seed=seed)
@@ -87,7 +101,9 @@ def prove_cuts(node: str, model: Model, *, batch: int = 3) -> list[Proof]:
             want = tuple_outputs(model, given)
         got = tuple_outputs(copy_without_units(model, units), given)
         worst = max(relative_difference(a, b) for a, b in zip(want, got, strict=True))
-        proofs.append(_proof(f"masked == sliced: {name}", node, difference=worst, bound=SURGERY_BOUND))
+        proofs.append(
+            _proof(f"masked == sliced: {name}", node, difference=worst, bound=SURGERY_BOUND)
+        )
     return proofs
 
 
@@ -97,7 +113,10 @@ def prove_library_match(
 ) -> list[Proof]:
     """The whole model == `says`, the (first) outputs of its library's own untouched one for the same inputs."""
     given = random_inputs(model, batch)
-    worst = max(relative_difference(a, b) for a, b in zip(says(*given), tuple_outputs(model, given), strict=False))
+    worst = max(
+        relative_difference(a, b)
+        for a, b in zip(says(*given), tuple_outputs(model, given), strict=False)
+    )
     return [_proof("dense == library", node, difference=worst, bound=SURGERY_BOUND)]
 
 
@@ -179,11 +198,18 @@ def prove_counts(node: str, model: Model) -> list[Proof]:
         proofs.append(_proof(f"parameters fall as computed: {kind}", node, difference=off, bound=0))
         fell = whole - count_params_and_macs(small, 4.0, beams=1)[1]
         if kind == "tokens":
-            proofs.append(_proof("MACs fall: tokens", node, difference=1 - fell / whole, bound=0.9999))
+            proofs.append(
+                _proof("MACs fall: tokens", node, difference=1 - fell / whole, bound=0.9999)
+            )
         else:
             wanted = count_removed_macs(model, units, steps=4.0, beams=1)
             proofs.append(
-                _proof(f"MACs fall as computed: {kind}", node, difference=abs(fell - wanted) / wanted, bound=1e-6)
+                _proof(
+                    f"MACs fall as computed: {kind}",
+                    node,
+                    difference=abs(fell - wanted) / wanted,
+                    bound=1e-6,
+                )
             )
     return proofs
 
@@ -193,39 +219,66 @@ def prove_learning(node: str, model: Model) -> list[Proof]:
     given = random_inputs(model, 4)
     with torch.no_grad():
         target = [x.clone() for x in tuple_outputs(model, given)]
-    student = copy_without_units(model, _some([b for b in model.blocks if b.group != "tokens"], 0.5, seed=2))
-    loss = lambda: sum((a - b).square().mean() for a, b in zip(tuple_outputs(student, given), target, strict=True))
+    student = copy_without_units(
+        model, _some([b for b in model.blocks if b.group != "tokens"], 0.5, seed=2)
+    )
+    loss = lambda: sum(
+        (a - b).square().mean() for a, b in zip(tuple_outputs(student, given), target, strict=True)
+    )
     before = loss()
     before.backward()
     reached = [
-        student.get_submodule(w.path).weight.grad is not None for b in student.weighted_blocks for w in b.writers
+        student.get_submodule(w.path).weight.grad is not None
+        for b in student.weighted_blocks
+        for w in b.writers
     ]
     with torch.no_grad():
-        norm = sum(float(p.grad.square().sum()) for p in student.parameters() if p.grad is not None) ** 0.5
+        norm = (
+            sum(float(p.grad.square().sum()) for p in student.parameters() if p.grad is not None)
+            ** 0.5
+        )
         for p in student.parameters():
             if p.grad is not None:
                 p -= 1e-3 * p.grad / max(norm, 1e-12)
         ratio = float(loss()) / float(before)
-    proofs = [_proof("the gradient reaches every block", node, difference=reached.count(False), bound=0)]
-    return [*proofs, _proof("one step of distillation lowers the loss", node, difference=ratio, bound=0.999999)]
+    proofs = [
+        _proof("the gradient reaches every block", node, difference=reached.count(False), bound=0)
+    ]
+    return [
+        *proofs,
+        _proof("one step of distillation lowers the loss", node, difference=ratio, bound=0.999999),
+    ]
 
 
 def prove_contract(model: Model, folder: Path, *, node: str = "node") -> list[Proof]:
     """All proofs of the contract, on the dense model and on a random mixture of cuts."""
     proofs = prove_cuts(node, model) + prove_counts(node, model) + prove_learning(node, model)
-    for name, m in (("dense", model), ("mixture", copy_without_units(model, sample_cuts(model)["mixture"]).eval())):
+    for name, m in (
+        ("dense", model),
+        ("mixture", copy_without_units(model, sample_cuts(model)["mixture"]).eval()),
+    ):
         files = export_node(m, folder / name)
         proofs += [_named(p, name) for p in prove_export(node, m, files=files)]
         if model.kind == "text_decoder":
             (folder / name / "tokenizer.json").write_text(m.tokenizer_json or "")
-            context = torch.randn(4, 9, model.dims["context"], generator=torch.Generator().manual_seed(5))
+            context = torch.randn(
+                4, 9, model.dims["context"], generator=torch.Generator().manual_seed(5)
+            )
             proofs += [
-                _named(p, name) for p in prove_generation(node, m, files=files, folder=folder / name, contexts=context)
+                _named(p, name)
+                for p in prove_generation(
+                    node, m, files=files, folder=folder / name, contexts=context
+                )
             ]
     return proofs
 
 
 def _named(p: Proof, name: str) -> Proof:
     return Proof(
-        name=f"{p.name}: {name}", node=p.node, difference=p.difference, bound=p.bound, passed=p.passed, detail=p.detail
+        name=f"{p.name}: {name}",
+        node=p.node,
+        difference=p.difference,
+        bound=p.bound,
+        passed=p.passed,
+        detail=p.detail,
     )

@@ -15,7 +15,11 @@ from mmcompress.export.static_shapes import has_subgraphs
 
 class _ConstantFolder:
     def __init__(self, graph: onnx.GraphProto):
-        self.vectors = {t.name: t for t in graph.initializer if len(t.dims) == 1 and t.data_location != t.EXTERNAL}
+        self.vectors = {
+            t.name: t
+            for t in graph.initializer
+            if len(t.dims) == 1 and t.data_location != t.EXTERNAL
+        }
         self.outputs = {o.name for o in graph.output}
         self.readers = Counter(i for n in graph.node for i in n.input)
         self.made = {o: n for n in graph.node for o in n.output}
@@ -40,7 +44,10 @@ class _ConstantFolder:
         elif node.op_type == "Add":
             return next((b for term in node.input if (b := self.bias(term, like))), None)
         alone = found is not None and found in self.vectors and self.readers[found] == 1
-        same = alone and (self.vectors[found].dims, self.vectors[found].data_type) == (like.dims, like.data_type)
+        same = alone and (self.vectors[found].dims, self.vectors[found].data_type) == (
+            like.dims,
+            like.data_type,
+        )
         return found if same else None
 
     def fold_(self, node: onnx.NodeProto) -> str | None:
@@ -77,7 +84,9 @@ def fold_constants_(model: onnx.ModelProto) -> onnx.ModelProto:
             left.append(n)
         else:
             renamed[n.output[0]] = stream
-    unread = [t for t in graph.initializer if t.name in folding.vectors and not folding.readers[t.name]]
+    unread = [
+        t for t in graph.initializer if t.name in folding.vectors and not folding.readers[t.name]
+    ]
     for t in unread:
         graph.initializer.remove(t)
     del graph.node[:]

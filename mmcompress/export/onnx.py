@@ -43,4 +43,7 @@ def export_graph(graph: ExportGraph, path: Path) -> Path:
 
 def export_node(model: Model, folder: Path) -> dict[str, Path]:
     """Write every graph of a node: name -> file."""
-    return {name: export_graph(graph, folder / f"{name}.onnx") for name, graph in model.export_graphs().items()}
+    return {
+        name: export_graph(graph, folder / f"{name}.onnx")
+        for name, graph in model.export_graphs().items()
+    }

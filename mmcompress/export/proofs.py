@@ -26,13 +26,20 @@ def require_proofs(proofs: list[Proof]) -> list[Proof]:
     """The proofs, or `ProofFailed` naming the first that does not hold."""
     for p in proofs:
         if not p.passed:
-            raise ProofFailed(f"{p.node}: {p.name}: difference {p.difference:.2e}, bound {p.bound:.0e} {p.detail}")
+            raise ProofFailed(
+                f"{p.node}: {p.name}: difference {p.difference:.2e}, bound {p.bound:.0e} {p.detail}"
+            )
     return proofs
 
 
 def _proof(name: str, node: str, *, difference: float, bound: float, detail: str = "") -> Proof:
     return Proof(
-        name=name, node=node, difference=float(difference), bound=bound, passed=bool(difference <= bound), detail=detail
+        name=name,
+        node=node,
+        difference=float(difference),
+        bound=bound,
+        passed=bool(difference <= bound),
+        detail=detail,
     )
 
 
@@ -66,7 +73,9 @@ def prove_surgery(
         others = {n: o for n, o in known.items() if n != node}
         with mask_units(model, masks):
             want = pipeline.forward(dense, batch, others)[node]
-        got = pipeline.forward({node: copy_without_units(model, units.get(node, {}))}, batch, others)[node]
+        got = pipeline.forward(
+            {node: copy_without_units(model, units.get(node, {}))}, batch, others
+        )[node]
         worst = max(relative_difference(want[k], got[k]) for k in want)
         proofs.append(_proof("masked == sliced", node, difference=worst, bound=SURGERY_BOUND))
     return proofs
@@ -119,9 +128,12 @@ def prove_export(node: str, model: Model, *, files: dict[str, Path]) -> list[Pro
             got = fused.run(list(graph.outputs), feed)
             raw = plain.run(list(graph.outputs), feed)
             for w, a, b in zip(want, got, raw, strict=True):
-                worst["torch == onnx"] = max(worst["torch == onnx"], relative_difference(w, torch.from_numpy(a)))
+                worst["torch == onnx"] = max(
+                    worst["torch == onnx"], relative_difference(w, torch.from_numpy(a))
+                )
                 worst["fused == unfused"] = max(
-                    worst["fused == unfused"], relative_difference(torch.from_numpy(b), torch.from_numpy(a))
+                    worst["fused == unfused"],
+                    relative_difference(torch.from_numpy(b), torch.from_numpy(a)),
                 )
         proofs += [
             _proof(k, node, difference=v, bound=EXPORT_BOUND, detail=f"({name}, batch 1, 2, 5)")
@@ -131,7 +143,9 @@ def prove_export(node: str, model: Model, *, files: dict[str, Path]) -> list[Pro
 
 
 @torch.inference_mode()
-def prove_generation(node: str, model: Model, *, files: dict[str, Path], folder: Path, contexts: Tensor) -> list[Proof]:
+def prove_generation(
+    node: str, model: Model, *, files: dict[str, Path], folder: Path, contexts: Tensor
+) -> list[Proof]:
     """Deployed beam search on ONNX Runtime == the library's own `generate`, token for token.
 
     `contexts` [n, t, w]. Only for a structure the library can still run with its cache (its first attention kept).
@@ -173,7 +187,9 @@ def measure_drift(
         example = _feeds(model, graph, batch=5, seed=9)
         feed = {k: v.numpy() for k, v in zip(graph.inputs, example, strict=True) if k in used}
         x, y = (s.run([graph.outputs[0]], feed)[0].reshape(5, -1) for s in (a, b))
-        cosine = (x * y).sum(1) / np.maximum(np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12)
+        cosine = (x * y).sum(1) / np.maximum(
+            np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1), 1e-12
+        )
         proofs.append(
             _proof(
                 f"{precision} drift (1 - cosine)",

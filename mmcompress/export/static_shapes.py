@@ -32,8 +32,14 @@ def fix_static_shapes_(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph, shapes = model.graph, _shapes(model)
     numbers = {t.name: numpy_helper.to_array(t) for t in graph.initializer if not _heavy(t)}
-    numbers |= {n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in graph.node if _is_number(n)}
-    measured = {n.output[0]: shapes.get(n.input[0], [""]) for n in graph.node if n.op_type == "Shape" and _plain(n)}
+    numbers |= {
+        n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in graph.node if _is_number(n)
+    }
+    measured = {
+        n.output[0]: shapes.get(n.input[0], [""])
+        for n in graph.node
+        if n.op_type == "Shape" and _plain(n)
+    }
     left: list[onnx.NodeProto] = []
     for n in graph.node:
         out, found = n.output[0], None
@@ -59,13 +65,19 @@ def fix_static_shapes_(model: onnx.ModelProto) -> onnx.ModelProto:
 def _target(given: Shape, wanted: Shape) -> list[int]:
     """What to reshape to: numbers, 0 for an axis that stays where it is, -1 for one that isn't known."""
     stays = lambda i, d: bool(d) and i < len(given) and d == given[i]
-    return [d if isinstance(d, int) and d else 0 if stays(i, d) else -1 for i, d in enumerate(wanted)]
+    return [
+        d if isinstance(d, int) and d else 0 if stays(i, d) else -1 for i, d in enumerate(wanted)
+    ]
 
 
 def _numbers(shape: Shape, places: np.ndarray) -> np.ndarray | None:
     """The sizes at some places of a shape, if all of them are fixed."""
     sizes = [shape[i] if -len(shape) <= i < len(shape) else "" for i in places.flat]
-    return np.array(sizes, np.int64).reshape(places.shape) if all(isinstance(s, int) for s in sizes) else None
+    return (
+        np.array(sizes, np.int64).reshape(places.shape)
+        if all(isinstance(s, int) for s in sizes)
+        else None
+    )
 
 
 def has_subgraphs(nodes: Iterable[onnx.NodeProto]) -> bool:
@@ -91,13 +103,21 @@ def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     ONNX Runtime's follows sizes through arithmetic, but not every graph; with ONNX's own it is the other way round.
     """
     graph = model.graph
-    values = [helper.make_tensor_value_info(t.name, t.data_type, t.dims) for t in graph.initializer if _heavy(t)]
+    values = [
+        helper.make_tensor_value_info(t.name, t.data_type, t.dims)
+        for t in graph.initializer
+        if _heavy(t)
+    ]
     rest = [t for t in graph.initializer if not _heavy(t)]
     light = helper.make_graph(graph.node, graph.name, [*graph.input, *values], graph.output, rest)
     plain = helper.make_model(light, opset_imports=model.opset_import)
     found = (_symbolic(plain) or infer_shapes(plain, data_prop=True)).graph
     size = lambda d: int(d.dim_value) if d.HasField("dim_value") else str(d.dim_param)
-    known = [v for v in (*found.value_info, *found.input, *found.output) if v.type.tensor_type.HasField("shape")]
+    known = [
+        v
+        for v in (*found.value_info, *found.input, *found.output)
+        if v.type.tensor_type.HasField("shape")
+    ]
     return {v.name: [size(d) for d in v.type.tensor_type.shape.dim] for v in known}
 
 
@@ -115,11 +135,17 @@ def _symbolic(model: onnx.ModelProto) -> onnx.ModelProto | None:
 
 
 def _heavy(tensor: onnx.TensorProto) -> bool:
-    return tensor.data_location == tensor.EXTERNAL or int(np.prod(tensor.dims)) * 8 > MAX_FOLDED_BYTES
+    return (
+        tensor.data_location == tensor.EXTERNAL or int(np.prod(tensor.dims)) * 8 > MAX_FOLDED_BYTES
+    )
 
 
 def _is_number(node: onnx.NodeProto) -> bool:
-    return node.op_type == "Constant" and node.attribute[0].name == "value" and not _heavy(node.attribute[0].t)
+    return (
+        node.op_type == "Constant"
+        and node.attribute[0].name == "value"
+        and not _heavy(node.attribute[0].t)
+    )
 
 
 def _plain(node: onnx.NodeProto) -> bool:

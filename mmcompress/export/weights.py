@@ -27,7 +27,9 @@ def load_weights(model: Model, path: Path) -> Model:
     from safetensors.torch import load_file
 
     missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-    tied = {n for n, p in model.named_parameters(remove_duplicate=False)} - {n for n, _ in model.named_parameters()}
+    tied = {n for n, p in model.named_parameters(remove_duplicate=False)} - {
+        n for n, _ in model.named_parameters()
+    }
     left = [m for m in missing if m not in tied]
     if left or unexpected:
         raise ValueError(f"{path}: does not fit the structure: {(left + list(unexpected))[:3]}")

@@ -22,7 +22,9 @@ def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec
 
     source = YamlSource(path, overrides)
     plugins = source.data.get("plugins") if isinstance(source.data, dict) else None
-    if plugins and (here := str(Path.cwd())) not in sys.path:  # a console script does not look where it is started
+    if (
+        plugins and (here := str(Path.cwd())) not in sys.path
+    ):  # a console script does not look where it is started
         sys.path.append(here)
     for i, name in enumerate(plugins or ()):
         try:
@@ -44,14 +46,16 @@ def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec
         )
     if spec.prune.sensitivity == "estimated" and spec.quantize.max_loss_increase:
         raise source.error(
-            ("quantize", "max_loss_increase"), "is found by running the pipeline; prune.sensitivity says estimated"
+            ("quantize", "max_loss_increase"),
+            "is found by running the pipeline; prune.sensitivity says estimated",
         )
     for n, node in spec.nodes.items():
         if node.rewind and not node.source:
             raise source.error(("nodes", n, "rewind"), "this node has no model")
         if node.rewind and spec.prune.schedule != "rewind":
             raise source.error(
-                ("nodes", n, "rewind"), f"prune.schedule is {spec.prune.schedule}, which rewinds nothing"
+                ("nodes", n, "rewind"),
+                f"prune.schedule is {spec.prune.schedule}, which rewinds nothing",
             )
     validate_graph(spec, source.error)
     return spec
@@ -77,12 +81,16 @@ def _resolve(source: YamlSource, folder: Path) -> None:
             library = colon and scheme in ("transformers", "open_clip")
             local, head = (rest, f"{scheme}:") if library else (text, "")
             name, at, file = local.partition("@") if scheme == "open_clip" else ("", "", local)
-            if file.startswith((".", "~")) or any((place / file).is_dir() for place in (folder, Path.cwd()) if not at):
+            if file.startswith((".", "~")) or any(
+                (place / file).is_dir() for place in (folder, Path.cwd()) if not at
+            ):
                 node[key] = head + name + at + _local(folder, file)
         _resolve_key(node, "texts", folder=folder)
     _resolve_key(data.get("measure"), "device", folder=folder)
     section = data.get("data")
-    _resolve_key(section.get("options") if isinstance(section, dict) else None, "path", folder=folder)
+    _resolve_key(
+        section.get("options") if isinstance(section, dict) else None, "path", folder=folder
+    )
 
 
 def _resolve_key(section: Any, key: str, *, folder: Path) -> None:

@@ -46,12 +46,17 @@ def classify_layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[
         # A text tower reads text whatever wrote it; a generator's own stream starts from the words it writes.
         stream = frozenset({kind.stream or kind.modality})
         for block in blocks.get(name, ()):
-            ports = {r: tags[split_reference(node.inputs[r])[0]] for r in block.reads if r != "stream"}
+            ports = {
+                r: tags[split_reference(node.inputs[r])[0]] for r in block.reads if r != "stream"
+            }
             reads = {"stream": stream, **ports} if "stream" in block.reads else ports
             met = frozenset().union(*reads.values())
             meets = len(reads) > 1 and len(met) > 1
             if "stream" not in block.reads and not met <= stream:
-                meets, reason = True, f"carries {'+'.join(sorted(met))} into the {'+'.join(sorted(stream))} stream"
+                meets, reason = (
+                    True,
+                    f"carries {'+'.join(sorted(met))} into the {'+'.join(sorted(stream))} stream",
+                )
             elif meets:
                 what = " and ".join(f"{'+'.join(sorted(t))} from '{r}'" for r, t in reads.items())
                 reason = f"values meet: {what}"
@@ -59,17 +64,25 @@ def classify_layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[
                 reason = f"only the {'+'.join(sorted(met))} stream passes through it"
             found.append(
                 LayerModality(
-                    node=name, name=block.name, modalities=tuple(sorted(met)), cross_modal=meets, reason=reason
+                    node=name,
+                    name=block.name,
+                    modalities=tuple(sorted(met)),
+                    cross_modal=meets,
+                    reason=reason,
                 )
             )
             stream = stream | met
         for join, spec_join in spec.nodes.items():
-            here = [p for p, r in spec_join.inputs.items() if split_reference(r) == (name, "embedding")]
+            here = [
+                p for p, r in spec_join.inputs.items() if split_reference(r) == (name, "embedding")
+            ]
             if spec_join.kind != "nearest" or not here:
                 continue
             mine = frozenset({kind.stream})
             others = {
-                split_reference(r)[0] for p, r in spec_join.inputs.items() if r.endswith(".embedding") and p not in here
+                split_reference(r)[0]
+                for p, r in spec_join.inputs.items()
+                if r.endswith(".embedding") and p not in here
             }
             against = frozenset(NODE_KINDS[spec.nodes[o].kind].stream for o in others)
             cross = bool(against - mine)
@@ -86,7 +99,9 @@ def classify_layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[
     return tuple(found)
 
 
-def find_cross_modal_blocks(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> dict[str, dict[str, str]]:
+def find_cross_modal_blocks(
+    spec: Spec, blocks: Mapping[str, Sequence[Block]]
+) -> dict[str, dict[str, str]]:
     """node -> block name -> reason, for the cross-modal blocks only."""
     found: dict[str, dict[str, str]] = {n: {} for n in blocks}
     for layer in classify_layers(spec, blocks):

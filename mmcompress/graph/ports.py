@@ -24,14 +24,22 @@ class NodeKind:
 
 NODE_KINDS = {
     "image_encoder": NodeKind(
-        inputs={"image": "image"}, outputs={"embedding": "vector", "tokens": "sequence"}, stream="image"
+        inputs={"image": "image"},
+        outputs={"embedding": "vector", "tokens": "sequence"},
+        stream="image",
     ),
     "audio_encoder": NodeKind(
-        inputs={"audio": "audio"}, outputs={"embedding": "vector", "tokens": "sequence"}, stream="audio"
+        inputs={"audio": "audio"},
+        outputs={"embedding": "vector", "tokens": "sequence"},
+        stream="audio",
     ),
-    "text_encoder": NodeKind(inputs={"text": "text"}, outputs={"embedding": "vector"}, stream="text"),
+    "text_encoder": NodeKind(
+        inputs={"text": "text"}, outputs={"embedding": "vector"}, stream="text"
+    ),
     "text_decoder": NodeKind(
-        inputs={"context": "sequence"}, outputs={"text": "text", "texts": "text", "scores": "scores"}, modality="text"
+        inputs={"context": "sequence"},
+        outputs={"text": "text", "texts": "text", "scores": "scores"},
+        modality="text",
     ),
     "nearest": NodeKind(
         inputs={"query": "vector", "keys": "vector", "values": "text"},
@@ -40,7 +48,9 @@ NODE_KINDS = {
         optional={"scores": "scores"},
     ),
     "lookup": NodeKind(
-        inputs={"query": "vector"}, outputs={"best": "text", "score": "number", "place": "number"}, model=False
+        inputs={"query": "vector"},
+        outputs={"best": "text", "score": "number", "place": "number"},
+        model=False,
     ),
 }
 

@@ -39,7 +39,10 @@ def decode_steps_by_node(spec: Spec, calls: Mapping[str, float]) -> dict[str, fl
     `calls`: session calls per request by `node/graph`.
     """
     at = lambda name: calls.get(f"{name}/step", 1.0)
-    return {n: at(split_reference(node.inputs.get("text", n))[0]) for n, node in spec.model_nodes().items()}
+    return {
+        n: at(split_reference(node.inputs.get("text", n))[0])
+        for n, node in spec.model_nodes().items()
+    }
 
 
 def texts_per_request(spec: Spec) -> dict[str, int]:
@@ -57,4 +60,6 @@ def find_unjoined_encoders(spec: Spec) -> tuple[str, ...]:
     read = {r for node in spec.nodes.values() for r in node.inputs.values()}
     nodes, given = {split_reference(r)[0] for r in read}, {*spec.outputs.values()}
     alone = lambda n: f"{n}.embedding" not in read and (f"{n}.embedding" in given or n not in nodes)
-    return tuple(n for n, node in spec.model_nodes().items() if node.kind != "text_decoder" and alone(n))
+    return tuple(
+        n for n, node in spec.model_nodes().items() if node.kind != "text_decoder" and alone(n)
+    )

@@ -38,7 +38,9 @@ def removed_share(
     whole = cut = 0.0
     for node, units in kept.items():
         for b in blocks[node]:
-            if (b.name in cross[node]) != crossing or b.group == "tokens":  # positions carry no parameters
+            if (
+                b.name in cross[node]
+            ) != crossing or b.group == "tokens":  # positions carry no parameters
                 continue
             whole += b.units * b.rows_and_columns_per_unit
             cut += (b.units - units.get(b.name, b.units)) * b.rows_and_columns_per_unit

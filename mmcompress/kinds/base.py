@@ -38,7 +38,11 @@ class Batch:
     def pick(self, places: Sequence[int]) -> Batch:
         """The pairs at some places."""
         of = lambda by: {k: v[list(places)] for k, v in by.items()}
-        return Batch(of(self.inputs), of(self.keep), tuple(self.names[i] for i in places) if self.names else ())
+        return Batch(
+            of(self.inputs),
+            of(self.keep),
+            tuple(self.names[i] for i in places) if self.names else (),
+        )
 
     def chunks(self, size: int) -> list[Batch]:
         return [self[i : i + size] for i in range(0, len(self), size)]

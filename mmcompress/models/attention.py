@@ -37,7 +37,11 @@ class SelfAttention(nn.Module):
 
     @classmethod
     def from_torch(cls, attention: nn.MultiheadAttention) -> SelfAttention:
-        if attention.in_proj_weight is None or attention.bias_k is not None or not attention.batch_first:
+        if (
+            attention.in_proj_weight is None
+            or attention.bias_k is not None
+            or not attention.batch_first
+        ):
             raise ValueError(
                 "an nn.MultiheadAttention with keys of another width, bias_k or batch_first=False can't be taken apart"
             )
@@ -74,6 +78,8 @@ class SelfAttention(nn.Module):
                 "is_causal without a mask) can't be taken apart: write it with q_proj, k_proj, v_proj and out_proj"
             )
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(attn_mask, float("-inf"))
+            attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(
+                attn_mask, float("-inf")
+            )
         q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
         return self.out_proj(merge_heads(attend(q, k, v=v, mask=attn_mask))), None

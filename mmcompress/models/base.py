@@ -70,7 +70,9 @@ class Model(nn.Module, ABC):
         generator it reads) and its beams."""
 
     @abstractmethod
-    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(
+        self, steps: float, beams: int
+    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         """Inputs of each graph as in deployment (one image, all beams, mid-sentence) and calls per request."""
 
     def linear(self, path: str) -> nn.Linear:
@@ -130,14 +132,23 @@ class TokenSelector(nn.Module):
 
     def forward(self, *args: Any, **options: Any) -> Tensor:
         x = self.inner(*args, **options)
-        return x if self.left == self.count else x[:, torch.cat([torch.arange(self.extra), self.extra + self.index])]
+        return (
+            x
+            if self.left == self.count
+            else x[:, torch.cat([torch.arange(self.extra), self.extra + self.index])]
+        )
 
 
-def add_tokens_block(model: nn.Module, path: str, *, extra: int, count: int, ordered: bool = False) -> Block:
+def add_tokens_block(
+    model: nn.Module, path: str, *, extra: int, count: int, ordered: bool = False
+) -> Block:
     """Wrap the module at `path` so that positions of what it puts out can be cut, in sixteenths or so of all."""
     inner = model.get_submodule(path)
     model.set_submodule(
-        path, TokenSelector(inner.inner if isinstance(inner, TokenSelector) else inner, extra, count=count)
+        path,
+        TokenSelector(
+            inner.inner if isinstance(inner, TokenSelector) else inner, extra, count=count
+        ),
     )
     step = max(1, round(count / (30 if ordered else 16)))
     return Block(
@@ -163,7 +174,9 @@ class ImageEncoderModel(Model):
 
     kind = "image_encoder"
 
-    def finish_setup(self, size: int, width: int, *, preprocess: dict[str, Any], hidden: int = 0) -> None:
+    def finish_setup(
+        self, size: int, width: int, *, preprocess: dict[str, Any], hidden: int = 0
+    ) -> None:
         """Fix the input size and learn what comes out.
 
         `preprocess`: keys of `runtime.images.preprocess`; `hidden`: positions inside that are not among the tokens.
@@ -196,15 +209,23 @@ class ImageEncoderModel(Model):
     def export_graphs(self) -> dict[str, ExportGraph]:
         names = ("embedding", "tokens")
         dynamic = {n: {0: "batch"} for n in ("pixels", *names)}
-        return {"model": ExportGraph(self, (torch.zeros(2, 3, self.size, self.size),), ("pixels",), names, dynamic)}
+        return {
+            "model": ExportGraph(
+                self, (torch.zeros(2, 3, self.size, self.size),), ("pixels",), names, dynamic
+            )
+        }
 
     def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         return {
-            b.name: BlockShape(width=self.width, positions=self.positions, keys=self.positions, batch=1)
+            b.name: BlockShape(
+                width=self.width, positions=self.positions, keys=self.positions, batch=1
+            )
             for b in self.blocks
         }
 
-    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(
+        self, steps: float, beams: int
+    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.randn(1, 3, self.size, self.size),), 1.0)}
 
 
@@ -218,11 +239,28 @@ class TextEncoderModel(Model):
     kind = "text_encoder"
 
     def finish_setup(
-        self, context: int, width: int, *, vocabulary: int, pad: int, eos: int, any_length: bool = False
+        self,
+        context: int,
+        width: int,
+        *,
+        vocabulary: int,
+        pad: int,
+        eos: int,
+        any_length: bool = False,
     ) -> None:
         """Fix the length of the input and learn what comes out."""
-        self.context, self.width, self.vocabulary, self.any_length = context, width, vocabulary, any_length
-        self.config = {"tokenizer": "tokenizer.json", "context_length": context, "pad": pad, "eos": eos}
+        self.context, self.width, self.vocabulary, self.any_length = (
+            context,
+            width,
+            vocabulary,
+            any_length,
+        )
+        self.config = {
+            "tokenizer": "tokenizer.json",
+            "context_length": context,
+            "pad": pad,
+            "eos": eos,
+        }
         self.config |= {"any_length": any_length}
         with torch.no_grad():
             self.dims = {"embedding": int(self(self._example(1)).shape[-1])}
@@ -240,9 +278,14 @@ class TextEncoderModel(Model):
 
     def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         length = self._length(steps)
-        return {b.name: BlockShape(width=self.width, positions=length, keys=length, batch=beams) for b in self.blocks}
+        return {
+            b.name: BlockShape(width=self.width, positions=length, keys=length, batch=beams)
+            for b in self.blocks
+        }
 
-    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(
+        self, steps: float, beams: int
+    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.full((beams, self._length(steps)), self.config["eos"]),), 1.0)}
 
     def _length(self, steps: float) -> int:

@@ -18,9 +18,13 @@ def count_block_params(model: Model) -> dict[str, int]:
     found = {}
     for b in model.blocks:
         paths = (
-            () if b.group == "tokens" else (b.reader, *b.per_channel, *b.extra_readers, *(w.path for w in b.writers))
+            ()
+            if b.group == "tokens"
+            else (b.reader, *b.per_channel, *b.extra_readers, *(w.path for w in b.writers))
         )
-        found[b.name] = sum(p.numel() for path in paths for p in model.get_submodule(path).parameters())
+        found[b.name] = sum(
+            p.numel() for path in paths for p in model.get_submodule(path).parameters()
+        )
     return found
 
 

@@ -51,7 +51,9 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
         (version,) = take("I")
         spec = text()
         if version < 6 or spec != "WhisperSpec":
-            raise ModelError(f"{path}: not a CTranslate2 Whisper model of version 6 ({spec or '?'}, version {version})")
+            raise ModelError(
+                f"{path}: not a CTranslate2 Whisper model of version 6 ({spec or '?'}, version {version})"
+            )
         take("I")
         (count,) = take("I")
         for _ in range(count):
@@ -61,7 +63,9 @@ def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
             kind, size = take("BI")
             if kind not in TYPES or at + size > len(data):
                 raise ModelError(f"{path}: damaged at '{name}'")
-            found[name] = np.frombuffer(data, TYPES[kind], size // np.dtype(TYPES[kind]).itemsize, at).reshape(shape)
+            found[name] = np.frombuffer(
+                data, TYPES[kind], size // np.dtype(TYPES[kind]).itemsize, at
+            ).reshape(shape)
             at += size
     except (struct.error, UnicodeDecodeError) as e:
         raise ModelError(f"{path}: damaged: {e}") from e
@@ -83,7 +87,9 @@ def map_state(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
             else (("linear_0", "qkv"), ("linear_1", "o"))
         )
         for layer, letters in fused:
-            weight, bias = (np.split(tensors[f"{at}/{layer}/{p}"], len(letters)) for p in ("weight", "bias"))
+            weight, bias = (
+                np.split(tensors[f"{at}/{layer}/{p}"], len(letters)) for p in ("weight", "bias")
+            )
             for letter, w, b in zip(letters, weight, bias, strict=True):
                 name = f"{to}.{'out' if letter == 'o' else letter}_proj"
                 put(f"{name}.weight", w)
@@ -96,7 +102,13 @@ def map_state(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
         put(f"{side}.embed_positions.weight", tensors[f"{side}/position_encodings/encodings"])
         for p, q in NAMES.items():
             put(f"{side}.layer_norm.{q}", tensors[f"{side}/layer_norm/{p}"])
-        layers = len({n.split("/")[1] for n in tensors if n.startswith(f"{side}/layer_") and n.count("/") > 2})
+        layers = len(
+            {
+                n.split("/")[1]
+                for n in tensors
+                if n.startswith(f"{side}/layer_") and n.count("/") > 2
+            }
+        )
         for i in range(layers):
             at, to = f"{side}/layer_{i}", f"{side}.layers.{i}"
             attention(f"{at}/self_attention", f"{to}.self_attn", False)
@@ -131,8 +143,15 @@ def convert_to_transformers(source: Path, target: Path) -> Path:
     ids = Tokenizer.from_file(str(source / "tokenizer.json")).token_to_id
     end, start = ids("<|endoftext|>"), ids("<|startoftranscript|>")
     width, mels = weights["model.encoder.conv1.weight"].shape[:2]
-    layers = lambda side: 1 + max(int(n.split(".")[3]) for n in weights if n.startswith(f"model.{side}.layers."))
-    special = {"bos_token_id": end, "pad_token_id": end, "eos_token_id": end, "decoder_start_token_id": start}
+    layers = lambda side: (
+        1 + max(int(n.split(".")[3]) for n in weights if n.startswith(f"model.{side}.layers."))
+    )
+    special = {
+        "bos_token_id": end,
+        "pad_token_id": end,
+        "eos_token_id": end,
+        "decoder_start_token_id": start,
+    }
     config = WhisperConfig(
         vocab_size=len(weights["model.decoder.embed_tokens.weight"]),
         num_mel_bins=mels,

@@ -32,7 +32,9 @@ def refuse_pickles(what: str) -> Iterator[None]:
     """Nothing is unpickled inside, whatever a library tries: safetensors alone. Raises `ModelError` where it does."""
 
     def refuse(file: Any, *_: Any, **__: Any) -> None:
-        raise ModelError(f"{what}: {file} is a pickle, a format that can run code; convert it to .safetensors")
+        raise ModelError(
+            f"{what}: {file} is a pickle, a format that can run code; convert it to .safetensors"
+        )
 
     given = torch.load
     torch.load = refuse  # type: ignore[assignment]
@@ -70,14 +72,17 @@ def is_gated(e: Exception) -> bool:
 def is_unreachable(e: Exception) -> bool:
     """Whether an error of a library means that a hub can't be reached."""
     return any(
-        w in str(e).lower() for w in ("connect", "offline", "cached", "failed to resolve", "name resolution", "urlopen")
+        w in str(e).lower()
+        for w in ("connect", "offline", "cached", "failed to resolve", "name resolution", "urlopen")
     )
 
 
 def load_config(context: LoadContext) -> Any:
     """The configuration behind a source. Raises `ModelError`."""
     try:
-        return import_transformers().AutoConfig.from_pretrained(source_name(context), trust_remote_code=False)
+        return import_transformers().AutoConfig.from_pretrained(
+            source_name(context), trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as e:
         raise _refusal(context, e) from e
 
@@ -91,7 +96,11 @@ def load_library_model(
     """
     if context.path and not any(context.path.glob("*.safetensors")):
         others = sorted(f.name for p in PICKLES for f in context.path.glob(p))
-        found = f" (only {', '.join(others)}: formats that can run code are not loaded)" if others else ""
+        found = (
+            f" (only {', '.join(others)}: formats that can run code are not loaded)"
+            if others
+            else ""
+        )
         raise ModelError(f"{context.path}: no .safetensors file{found}")
     config._attn_implementation = "eager"
     try:
@@ -130,7 +139,9 @@ def load_tokenizer_json(context: LoadContext) -> str:
     """The fast tokenizer as JSON: `tokenizer.json` of the folder, or of the hub. Raises `ModelError`."""
     if context.path is None:
         try:
-            found = import_transformers().AutoTokenizer.from_pretrained(context.name, trust_remote_code=False)
+            found = import_transformers().AutoTokenizer.from_pretrained(
+                context.name, trust_remote_code=False
+            )
             return str(found.backend_tokenizer.to_str())
         except (OSError, ValueError, AttributeError) as e:
             raise _refusal(context, e) from e

@@ -41,10 +41,16 @@ WHOLE_MODULE = (("", "pair"),)
 
 BLOCK_LAYOUTS = (
     BlockLayout(
-        kind="attention", writers=(("q_proj", 1), ("k_proj", 1), ("v_proj", 1)), reader="out_proj", drop=WHOLE_MODULE
+        kind="attention",
+        writers=(("q_proj", 1), ("k_proj", 1), ("v_proj", 1)),
+        reader="out_proj",
+        drop=WHOLE_MODULE,
     ),  # CLIP, Whisper, BART
     BlockLayout(
-        kind="attention", writers=(("q_proj", 1), ("k_proj", 1), ("v_proj", 1)), reader="o_proj", drop=WHOLE_MODULE
+        kind="attention",
+        writers=(("q_proj", 1), ("k_proj", 1), ("v_proj", 1)),
+        reader="o_proj",
+        drop=WHOLE_MODULE,
     ),  # ViT, DINOv2, Llama
     BlockLayout(
         kind="attention", writers=(("qkv", 3),), reader="out_proj", drop=WHOLE_MODULE
@@ -52,7 +58,9 @@ BLOCK_LAYOUTS = (
     BlockLayout(
         kind="attention", writers=(("q_attn", 1), ("c_attn", 2)), reader="c_proj", drop=WHOLE_MODULE
     ),  # GPT-2, cross
-    BlockLayout(kind="attention", writers=(("c_attn", 3),), reader="c_proj", drop=WHOLE_MODULE),  # GPT-2
+    BlockLayout(
+        kind="attention", writers=(("c_attn", 3),), reader="c_proj", drop=WHOLE_MODULE
+    ),  # GPT-2
     BlockLayout(
         kind="attention",
         writers=(("q", 1), ("k", 1), ("v", 1)),
@@ -68,9 +76,18 @@ BLOCK_LAYOUTS = (
         drop=(("self", "skip pair"), ("output.dense", "plain")),
         inner="self",
     ),  # BERT and its line
-    BlockLayout(kind="ffn", writers=(("fc1", 1),), reader="fc2", drop=(("fc1", "skip"), ("fc2", "plain"))),
-    BlockLayout(kind="ffn", writers=(("c_fc", 1),), reader="c_proj", drop=(("c_fc", "skip"), ("c_proj", "plain"))),
-    BlockLayout(kind="ffn", writers=(("wi", 1),), reader="wo", drop=(("wi", "skip"), ("wo", "plain"))),
+    BlockLayout(
+        kind="ffn", writers=(("fc1", 1),), reader="fc2", drop=(("fc1", "skip"), ("fc2", "plain"))
+    ),
+    BlockLayout(
+        kind="ffn",
+        writers=(("c_fc", 1),),
+        reader="c_proj",
+        drop=(("c_fc", "skip"), ("c_proj", "plain")),
+    ),
+    BlockLayout(
+        kind="ffn", writers=(("wi", 1),), reader="wo", drop=(("wi", "skip"), ("wo", "plain"))
+    ),
     BlockLayout(
         kind="ffn", writers=(("linear_1", 1),), reader="linear_2", drop=()
     ),  # a projector, with no residual stream around it
@@ -117,7 +134,9 @@ CONV_LAYOUTS = (
         squeeze="se.conv_reduce",
         excite="se.conv_expand",
     ),  # EfficientNet
-    ConvLayout(writer="conv1", per_channel=("bn1",), reader="conv2"),  # ResNet, basic and bottleneck
+    ConvLayout(
+        writer="conv1", per_channel=("bn1",), reader="conv2"
+    ),  # ResNet, basic and bottleneck
     ConvLayout(writer="conv2", per_channel=("bn2",), reader="conv3"),
 )
 
@@ -149,7 +168,9 @@ def normalize_(model: nn.Module) -> nn.Module:
         new: nn.Module | None = None
         if isinstance(module, nn.MultiheadAttention):
             new = SelfAttention.from_torch(module)
-        elif _linears(module, ("qkv", "projection")) and hasattr(module, "num_heads"):  # BLIP: width fixed in reshapes
+        elif _linears(module, ("qkv", "projection")) and hasattr(
+            module, "num_heads"
+        ):  # BLIP: width fixed in reshapes
             qkv, projection = module.get_submodule("qkv"), module.get_submodule("projection")
             new = SelfAttention(qkv, projection, num_heads=int(module.num_heads))
         elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2: x @ w
@@ -172,7 +193,9 @@ def _linears(module: nn.Module, paths: tuple[str, ...]) -> bool:
     return True
 
 
-def find_blocks(model: nn.Module, root: str = "", *, prefix: str = "", context: str = "context") -> tuple[Block, ...]:
+def find_blocks(
+    model: nn.Module, root: str = "", *, prefix: str = "", context: str = "context"
+) -> tuple[Block, ...]:
     """Every prunable block under `root`, in the order of execution; names as `3.attention`.
 
     `context` is the port a cross-attention reads from. Raises `ModelError` when nothing is found.
@@ -180,20 +203,32 @@ def find_blocks(model: nn.Module, root: str = "", *, prefix: str = "", context: 
     found: list[Block] = []
     start = model.get_submodule(root) if root else model
     for path, module in start.named_modules():
-        form = next((f for f in BLOCK_LAYOUTS if _linears(module, (*(w for w, _ in f.writers), f.reader))), None)
+        form = next(
+            (f for f in BLOCK_LAYOUTS if _linears(module, (*(w for w, _ in f.writers), f.reader))),
+            None,
+        )
         if form is None:
             continue
         at = ".".join(p for p in (root, path) if p)
-        crossing = form.kind == "attention" and not set(CROSS_ATTENTION_NAMES).isdisjoint(path.split("."))
+        crossing = form.kind == "attention" and not set(CROSS_ATTENTION_NAMES).isdisjoint(
+            path.split(".")
+        )
         kind = "cross_attention" if crossing else form.kind
         layer = re.search(r"\d+", path)
         name = f"{prefix}{layer.group() if layer else 0}.{'ffn' if kind == 'gated_ffn' else kind}"
         if any(b.name == name for b in found):
-            raise ModelError(f"{at}: a second block is named '{name}'; give its tower a prefix of its own")
+            raise ModelError(
+                f"{at}: a second block is named '{name}'; give its tower a prefix of its own"
+            )
         found.append(_block(module, form, name=name, kind=kind, at=at, context=context))
     if not found:
-        raise ModelError(f"{type(start).__name__}: no attention or feed-forward block of a known layout is in it")
-    place = lambda b: (int(b.name.removeprefix(prefix).partition(".")[0]), BLOCK_ORDER.index(b.kind))
+        raise ModelError(
+            f"{type(start).__name__}: no attention or feed-forward block of a known layout is in it"
+        )
+    place = lambda b: (
+        int(b.name.removeprefix(prefix).partition(".")[0]),
+        BLOCK_ORDER.index(b.kind),
+    )
     return tuple(sorted(found, key=place))
 
 
@@ -223,12 +258,16 @@ def find_convolutions(model: nn.Module, root: str) -> tuple[Block, ...]:
                     module=at,
                     reads=("stream",),
                     drop=(),
-                    per_channel=tuple(f"{at}.{p}" for p in form.per_channel if p in dict(module.named_children())),
+                    per_channel=tuple(
+                        f"{at}.{p}" for p in form.per_channel if p in dict(module.named_children())
+                    ),
                     extra_readers=(f"{at}.{form.squeeze}",) if squeezed else (),
                 )
             )
     if not found:
-        raise ModelError(f"{type(model).__name__}: no pair of convolutions of a known layout is in it")
+        raise ModelError(
+            f"{type(model).__name__}: no pair of convolutions of a known layout is in it"
+        )
     return tuple(found)
 
 
@@ -240,7 +279,9 @@ def _plain_conv(module: nn.Module, path: str) -> bool:
     return isinstance(found, nn.Conv2d) and found.groups == 1
 
 
-def _block(module: nn.Module, form: BlockLayout, *, name: str, kind: str, at: str, context: str) -> Block:
+def _block(
+    module: nn.Module, form: BlockLayout, *, name: str, kind: str, at: str, context: str
+) -> Block:
     join = lambda path: ".".join(p for p in (at, path) if p)
     size = lambda p: int(module.get_submodule(p).out_features)
     rows = [size(p) // parts for p, parts in form.writers]
@@ -262,10 +303,13 @@ def _block(module: nn.Module, form: BlockLayout, *, name: str, kind: str, at: st
         )
     inner = module.get_submodule(form.inner) if form.inner else module
     width = next((int(getattr(inner, a)) for a in HEAD_WIDTH_ATTRIBUTES if hasattr(inner, a)), 0)
-    width = width or rows[0] // next(int(getattr(inner, a)) for a in HEAD_COUNT_ATTRIBUTES if hasattr(inner, a))
+    width = width or rows[0] // next(
+        int(getattr(inner, a)) for a in HEAD_COUNT_ATTRIBUTES if hasattr(inner, a)
+    )
     units = min(rows) // width
     writers = tuple(
-        Writer(path=join(p), parts=parts, width=r // units) for (p, parts), r in zip(form.writers, rows, strict=True)
+        Writer(path=join(p), parts=parts, width=r // units)
+        for (p, parts), r in zip(form.writers, rows, strict=True)
     )
     if form.per_head and hasattr(module, form.per_head):
         writers += (Writer(path=join(form.per_head), parts=1, width=1),)
@@ -285,7 +329,9 @@ def _block(module: nn.Module, form: BlockLayout, *, name: str, kind: str, at: st
 
 def refresh_sizes_(module: nn.Module, units: int, *, width: int) -> None:
     """Set the sizes a block's module repeats as attributes to those that are left."""
-    head = next((int(getattr(module, a)) for a in HEAD_WIDTH_ATTRIBUTES if hasattr(module, a)), width)
+    head = next(
+        (int(getattr(module, a)) for a in HEAD_WIDTH_ATTRIBUTES if hasattr(module, a)), width
+    )
     for attribute in HEAD_COUNT_ATTRIBUTES:
         if hasattr(module, attribute):
             setattr(module, attribute, units * width // head)

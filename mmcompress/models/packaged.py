@@ -22,7 +22,9 @@ PACKAGES = {
 def find_packaged_folder(name: str) -> Path:
     """The transformers folder behind `pip:NAME`, converted on first use. Raises `ModelError` or `MissingPackage`."""
     if name not in PACKAGES:
-        raise ModelError(f"source 'pip:{name}': no package is known to bring it (known: {', '.join(PACKAGES)})")
+        raise ModelError(
+            f"source 'pip:{name}': no package is known to bring it (known: {', '.join(PACKAGES)})"
+        )
     module, package = PACKAGES[name]
     found = importlib.util.find_spec(module)
     if found is None or found.origin is None:

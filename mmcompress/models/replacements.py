@@ -23,7 +23,11 @@ class ConstantOutput(nn.Module):
         self.returns = returns
 
     def forward(self, *_: Any, position_bias: Tensor | None = None, **__: Any) -> Any:
-        return {"plain": self.bias, "pair": (self.bias, None), "biased": (self.bias, position_bias, None)}[self.returns]
+        return {
+            "plain": self.bias,
+            "pair": (self.bias, None),
+            "biased": (self.bias, position_bias, None),
+        }[self.returns]
 
 
 class Passthrough(nn.Module):

@@ -40,9 +40,12 @@ def locate_source(source: str) -> tuple[str, Path | None, str, str | None]:
         folder = EMBEDDED_FOLDER / rest
         if not folder.is_dir():
             known = sorted(
-                p.parent.relative_to(EMBEDDED_FOLDER).as_posix() for p in EMBEDDED_FOLDER.glob("*/*/tokenizer.json")
+                p.parent.relative_to(EMBEDDED_FOLDER).as_posix()
+                for p in EMBEDDED_FOLDER.glob("*/*/tokenizer.json")
             )
-            raise ModelError(f"source '{source}': nothing embedded under that name (known: {', '.join(known)})")
+            raise ModelError(
+                f"source '{source}': nothing embedded under that name (known: {', '.join(known)})"
+            )
     elif colon and scheme in ("open_clip", "transformers"):
         folder = Path(rest)
         if not folder.is_dir():
@@ -54,8 +57,12 @@ def locate_source(source: str) -> tuple[str, Path | None, str, str | None]:
         folder = Path(source)
         if not folder.is_dir():
             if colon and (close := difflib.get_close_matches(scheme, SCHEMES, 1)):
-                raise ModelError(f"source '{source}': unknown kind '{scheme}'; did you mean '{close[0]}:'?")
-            raise ModelError(f"source '{source}': no such folder (or use {', '.join(f'{s}:' for s in SCHEMES)})")
+                raise ModelError(
+                    f"source '{source}': unknown kind '{scheme}'; did you mean '{close[0]}:'?"
+                )
+            raise ModelError(
+                f"source '{source}': no such folder (or use {', '.join(f'{s}:' for s in SCHEMES)})"
+            )
     for file, library in CONFIGS.items():
         if (folder / file).is_file():
             return library, folder, "", None
@@ -100,9 +107,13 @@ def load_rewind_models(spec: Spec, models: Mapping[str, Model]) -> dict[str, Mod
                 found[n] = load_model(replace(node, source=node.rewind))
             except ModelError as e:
                 raise ModelError(f"nodes.{n}.rewind: {e}") from e
-            shapes = [{k: tuple(p.shape) for k, p in m.named_parameters()} for m in (models[n], found[n])]
+            shapes = [
+                {k: tuple(p.shape) for k, p in m.named_parameters()} for m in (models[n], found[n])
+            ]
             if shapes[0] != shapes[1]:
-                raise ModelError(f"nodes.{n}.rewind: '{node.rewind}' is not the model of '{node.source}'")
+                raise ModelError(
+                    f"nodes.{n}.rewind: '{node.rewind}' is not the model of '{node.source}'"
+                )
     set_context_lengths(spec, found)
     return found
 
@@ -112,7 +123,9 @@ def _own(node: Node, name: str) -> Model:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ModelError(f"source '{node.source}': expected python:package.module:build")
-    if (here := str(Path.cwd())) not in sys.path:  # a console script does not look in the working directory
+    if (
+        here := str(Path.cwd())
+    ) not in sys.path:  # a console script does not look in the working directory
         sys.path.append(here)
     try:
         build = getattr(importlib.import_module(module), attribute)
@@ -141,7 +154,9 @@ def set_context_lengths(spec: Spec, models: Mapping[str, Model]) -> None:
     """Tell every generator how long its context is."""
     for name, node in spec.nodes.items():
         if node.kind == "text_decoder":
-            models[name].context_tokens = getattr(models[node.inputs["context"].split(".")[0]], "patches", 64)
+            models[name].context_tokens = getattr(
+                models[node.inputs["context"].split(".")[0]], "patches", 64
+            )
 
 
 def load_models(spec: Spec) -> dict[str, Model]:
@@ -157,7 +172,9 @@ def load_models(spec: Spec) -> dict[str, Model]:
             at = node.inputs["context"].split(".")[0]
             have, want = models[at].dims["tokens"], models[name].dims["context"]
             if have != want:
-                raise ModelError(f"nodes.{name}.inputs.context: '{at}.tokens' is {have} wide, '{name}' takes {want}")
+                raise ModelError(
+                    f"nodes.{name}.inputs.context: '{at}.tokens' is {have} wide, '{name}' takes {want}"
+                )
         if node.kind == "nearest":
             ends = [node.inputs[p].split(".")[0] for p in ("query", "keys")]
             a, b = (models[e].dims["embedding"] for e in ends)

@@ -57,12 +57,18 @@ class TorchPipeline:
         self.order = [n for n in topological_order(spec) if NODE_KINDS[spec.nodes[n].kind].model]
         self.kinds = {n: spec.nodes[n].kind for n in self.order}
         self.config = {n: m.config for n, m in models.items()}
-        self.tokenizers = {n: Tokenizer.from_str(m.tokenizer_json) for n, m in models.items() if m.tokenizer_json}
+        self.tokenizers = {
+            n: Tokenizer.from_str(m.tokenizer_json) for n, m in models.items() if m.tokenizer_json
+        }
         self.joins: list[Join] = []
         for node in spec.nodes.values():
             if not NODE_KINDS[node.kind].model:
                 query = node.inputs["query"].split(".")[0]
-                keys = (node.inputs["keys"].split(".")[0], "embedding") if "keys" in node.inputs else (query, "keys")
+                keys = (
+                    (node.inputs["keys"].split(".")[0], "embedding")
+                    if "keys" in node.inputs
+                    else (query, "keys")
+                )
                 self.joins.append(Join((query, "embedding"), keys, "keys" not in node.inputs))
         self.unjoined_encoders = find_unjoined_encoders(spec)
 
@@ -95,14 +101,18 @@ class TorchPipeline:
     def _ids(self, node: str, texts: Sequence[str]) -> Tensor:
         config = self.config[node]
         ids = [e.ids for e in self.tokenizers[node].encode_batch(list(texts))]
-        return torch.from_numpy(pad_ids(ids, padded_length(ids, config), pad=config["pad"], eos=config["eos"]))
+        return torch.from_numpy(
+            pad_ids(ids, padded_length(ids, config), pad=config["pad"], eos=config["eos"])
+        )
 
     def _targets(self, node: str, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """(ids [b, t] with start and end, which positions [b, t - 1] have a next token)."""
         config, tokenizer = self.config[node], self.tokenizers[node]
         g = config["generation"]
         if start := list(g["prompt"]):
-            words = tokenizer.encode_batch([config.get("lead", "") + t for t in texts], add_special_tokens=False)
+            words = tokenizer.encode_batch(
+                [config.get("lead", "") + t for t in texts], add_special_tokens=False
+            )
             ids = [[*start, *e.ids, g["eos"]] for e in words]
         else:
             ids = [e.ids for e in tokenizer.encode_batch(list(texts))]
@@ -125,7 +135,9 @@ class TorchPipeline:
                 out[node] = self._run_node(models[node], node, batch=batch, out=out)
         return out
 
-    def _run_node(self, model: Model, node: str, *, batch: Batch, out: Outputs) -> dict[str, Tensor]:
+    def _run_node(
+        self, model: Model, node: str, *, batch: Batch, out: Outputs
+    ) -> dict[str, Tensor]:
         kind, x = self.kinds[node], batch.inputs[node]
         if kind == "text_decoder":
             (source,) = self.sources_of(node)
@@ -141,7 +153,11 @@ class TorchPipeline:
     def sources_of(self, node: str) -> tuple[str, ...]:
         """The models whose outputs `forward` gives to `node`. A text tower reads the reference text here, not what
         was generated."""
-        return (self.spec.nodes[node].inputs["context"].split(".")[0],) if self.kinds[node] == "text_decoder" else ()
+        return (
+            (self.spec.nodes[node].inputs["context"].split(".")[0],)
+            if self.kinds[node] == "text_decoder"
+            else ()
+        )
 
     def downstream(self, node: str) -> set[str]:
         """`node` and every model that reads from it."""
@@ -151,7 +167,9 @@ class TorchPipeline:
                 found.add(n)
         return found
 
-    def losses(self, out: Outputs, batch: Batch, *, dense: Outputs | None = None) -> dict[str, Tensor]:
+    def losses(
+        self, out: Outputs, batch: Batch, *, dense: Outputs | None = None
+    ) -> dict[str, Tensor]:
         """The pipeline's own loss by part: contrastive at every join, cross-entropy of every generator.
 
         A list of texts may hold anything, so the tower behind a lookup must stay what it was: given the `dense`
@@ -164,13 +182,16 @@ class TorchPipeline:
         for join in self.joins:
             q, k = join.pair(out)
             sim, own = SIMILARITY_SCALE * q @ k.T, torch.arange(len(q))
-            parts[f"contrast.{join.name}"] = (F.cross_entropy(sim, own) + F.cross_entropy(sim.T, own)) / 2
+            parts[f"contrast.{join.name}"] = (
+                F.cross_entropy(sim, own) + F.cross_entropy(sim.T, own)
+            ) / 2
             if join.lookup and dense is not None:
                 apart = [_distance(a, b) for a, b in zip((q, k), join.pair(dense), strict=True)]
                 parts[f"drift.{join.name}"] = (apart[0] + apart[1]) / 2
         if dense is not None:
             parts |= {
-                f"drift.{n}": _distance(out[n]["embedding"], dense[n]["embedding"]) for n in self.unjoined_encoders
+                f"drift.{n}": _distance(out[n]["embedding"], dense[n]["embedding"])
+                for n in self.unjoined_encoders
             }
         for node, kind in self.kinds.items():
             if kind == "text_decoder":
@@ -206,10 +227,17 @@ class TorchPipeline:
 
     @torch.inference_mode()
     def loss_of_models(
-        self, models: Models, batch: Batch, *, known: Outputs | None = None, dense: Outputs | None = None
+        self,
+        models: Models,
+        batch: Batch,
+        *,
+        known: Outputs | None = None,
+        dense: Outputs | None = None,
     ) -> float:
         """The loss over a whole batch, run in pieces, scored together."""
-        return self.loss_of_outputs(self.forward_in_pieces(models, batch, known=known), batch, dense=dense)
+        return self.loss_of_outputs(
+            self.forward_in_pieces(models, batch, known=known), batch, dense=dense
+        )
 
     @torch.inference_mode()
     def loss_of_outputs(self, out: Outputs, batch: Batch, *, dense: Outputs | None = None) -> float:
@@ -236,13 +264,17 @@ class TorchPipeline:
         return found
 
     @torch.inference_mode()
-    def forward_in_pieces(self, models: Models, batch: Batch, *, known: Outputs | None = None) -> Outputs:
+    def forward_in_pieces(
+        self, models: Models, batch: Batch, *, known: Outputs | None = None
+    ) -> Outputs:
         """`forward` in pieces of the spec's `data.batch`."""
         pieces, size = [], self.batch_size
         for i in range(0, len(batch), size):
             part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in (known or {}).items()}
             pieces.append(self.forward(models, batch[slice(i, i + size)], part))
-        return {n: {k: torch.cat([p[n][k] for p in pieces]) for k in o} for n, o in pieces[0].items()}
+        return {
+            n: {k: torch.cat([p[n][k] for p in pieces]) for k in o} for n, o in pieces[0].items()
+        }
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
@@ -254,12 +286,16 @@ def _divergence(logits: Tensor, likely: Tensor, *, share: Tensor) -> Tensor:
     """KL of next-token distributions [r, v] from the dense one, given its likeliest tokens [r, k]; the rest is one."""
     mine = logits.log_softmax(-1).gather(-1, likely)
     rest, others = (1 - share.sum(-1)).clamp(min=1e-6), (1 - mine.exp().sum(-1)).clamp(min=1e-6)
-    parts = (share * (share.clamp(min=1e-9).log() - mine)).sum(-1) + rest * (rest.log() - others.log())
+    parts = (share * (share.clamp(min=1e-9).log() - mine)).sum(-1) + rest * (
+        rest.log() - others.log()
+    )
     return parts.mean()
 
 
 def _features(sounds: Sequence[np.ndarray], config: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
     """(log-mel features [b, m, f], which tokens [b, f / 2] hold sound or its end)."""
     features = np.stack([compute_log_mel(s, dict(config)) for s in sounds])
-    ends = torch.tensor([len(s) / SAMPLE_RATE * AUDIO_TOKENS_PER_SECOND + AUDIO_TAIL_TOKENS for s in sounds])
+    ends = torch.tensor(
+        [len(s) / SAMPLE_RATE * AUDIO_TOKENS_PER_SECOND + AUDIO_TAIL_TOKENS for s in sounds]
+    )
     return torch.from_numpy(features), torch.arange(features.shape[-1] // 2) < ends[:, None]

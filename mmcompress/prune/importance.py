@@ -67,13 +67,18 @@ def mix_criteria(parts: Sequence[tuple[float, Criterion]]) -> Criterion:
 def score_units(criterion: Criterion, e: ImportanceInputs) -> Scores:
     """What a criterion says, and evenly spread positions where it says nothing of them."""
     found = criterion(e)
-    return {n: {b.name: found[n].get(b.name, score_positions_evenly(b)) for b in m.blocks} for n, m in e.models.items()}
+    return {
+        n: {b.name: found[n].get(b.name, score_positions_evenly(b)) for b in m.blocks}
+        for n, m in e.models.items()
+    }
 
 
 def score_positions_evenly(block: Block) -> Tensor:
     """Scores of positions, which have no weights of their own: whatever is kept lies evenly (van der Corput)."""
     count = max(1, (block.units - 1).bit_length())
-    turned = torch.tensor([int(f"{i:0{count}b}"[::-1], 2) for i in range(block.units)], dtype=torch.float)
+    turned = torch.tensor(
+        [int(f"{i:0{count}b}"[::-1], 2) for i in range(block.units)], dtype=torch.float
+    )
     return -turned
 
 
@@ -84,7 +89,9 @@ def compute_mask_gradients(e: ImportanceInputs) -> Scores:
     mask = 1. Masks hold one row a pair, so one backward pass gives the gradients of many pairs.
     """
     size = max(1, e.pipeline.batch_size // 2)
-    rows: dict[str, dict[str, list[Tensor]]] = {n: {b.name: [] for b in m.blocks} for n, m in e.models.items()}
+    rows: dict[str, dict[str, list[Tensor]]] = {
+        n: {b.name: [] for b in m.blocks} for n, m in e.models.items()
+    }
     for piece in e.batch.chunks(size):
         masks = {
             n: {b.name: torch.ones(len(piece), b.units, requires_grad=True) for b in m.blocks}
@@ -95,19 +102,27 @@ def compute_mask_gradients(e: ImportanceInputs) -> Scores:
                 stack.enter_context(mask_units(m, masks[n]))
             loss = sum(e.pipeline.losses(e.pipeline.forward(e.models, piece), piece).values())
         flat = [(n, b, mask) for n, by in masks.items() for b, mask in by.items()]
-        for (n, b, _), g in zip(flat, torch.autograd.grad(loss * len(piece), [m for *_, m in flat]), strict=True):
+        for (n, b, _), g in zip(
+            flat, torch.autograd.grad(loss * len(piece), [m for *_, m in flat]), strict=True
+        ):
             rows[n][b].append(g)
     return {n: {b: torch.cat(g) for b, g in by.items()} for n, by in rows.items()}
 
 
 def score_by_fisher(e: ImportanceInputs) -> Scores:
     """Sum over pairs of (d loss / d mask)^2: the diagonal empirical Fisher of the masks (Kwon et al. 2022)."""
-    return {n: {b: g.square().sum(0) for b, g in by.items()} for n, by in compute_mask_gradients(e).items()}
+    return {
+        n: {b: g.square().sum(0) for b, g in by.items()}
+        for n, by in compute_mask_gradients(e).items()
+    }
 
 
 def score_by_taylor(e: ImportanceInputs) -> Scores:
     """|mean over pairs of d loss / d mask|: the first-order change of the loss (Molchanov et al. 2019)."""
-    return {n: {b: g.mean(0).abs() for b, g in by.items()} for n, by in compute_mask_gradients(e).items()}
+    return {
+        n: {b: g.mean(0).abs() for b, g in by.items()}
+        for n, by in compute_mask_gradients(e).items()
+    }
 
 
 def _per_unit(block: Block, per_feature: Tensor) -> Tensor:
@@ -129,11 +144,18 @@ def _norms(e: ImportanceInputs, size: Callable[[Tensor], Tensor]) -> Scores:
     for n, model in e.models.items():
         found[n] = {}
         for b in model.weighted_blocks:
-            read = size(model.get_submodule(b.reader).weight.detach()).transpose(0, 1).flatten(1).sum(1)
+            read = (
+                size(model.get_submodule(b.reader).weight.detach())
+                .transpose(0, 1)
+                .flatten(1)
+                .sum(1)
+            )
             total = _per_unit(b, read)
             for w in b.writers:
                 norms = size(model.get_submodule(w.path).weight.detach()).flatten(1).sum(1)
-                rows = writer_rows(b, w, units=torch.arange(b.units)).view(w.parts, b.units, w.width)
+                rows = writer_rows(b, w, units=torch.arange(b.units)).view(
+                    w.parts, b.units, w.width
+                )
                 total = total + norms[rows].sum((0, 2))
             found[n][b.name] = total
     return found
@@ -152,7 +174,8 @@ def score_by_movement(e: ImportanceInputs) -> Scores:
     for step in range(max(MOVEMENT_STEPS, len(pieces))):
         piece = pieces[step % len(pieces)]
         masks = {
-            n: {b.name: torch.ones(b.units, requires_grad=True) for b in m.weighted_blocks} for n, m in models.items()
+            n: {b.name: torch.ones(b.units, requires_grad=True) for b in m.weighted_blocks}
+            for n, m in models.items()
         }
         with ExitStack() as stack:
             for n, m in models.items():
@@ -186,14 +209,19 @@ def score_by_reconstruction(e: ImportanceInputs) -> Scores:
     """
     flow = score_by_fluctuation(e)
     score = lambda n, m, b: (
-        _eliminated(m.linear(b.reader), b, gram=e.grams[n][b.name]) if is_refittable(m, b) else flow[n][b.name]
+        _eliminated(m.linear(b.reader), b, gram=e.grams[n][b.name])
+        if is_refittable(m, b)
+        else flow[n][b.name]
     )
     return {n: {b.name: score(n, m, b) for b in m.weighted_blocks} for n, m in e.models.items()}
 
 
 def _eliminated(out: nn.Linear, block: Block, *, gram: Gram) -> Tensor:
     """What is lost of the output of a linear layer by the time that a unit is gone: [units]."""
-    moments, width = (gram.second() if out.bias is None else gram.covariance()).double(), block.width
+    moments, width = (
+        (gram.second() if out.bias is None else gram.covariance()).double(),
+        block.width,
+    )
     ridge = ELIMINATION_RIDGE * moments.diag().mean().clamp(min=1e-8)
     inverse = torch.linalg.inv(moments + ridge * torch.eye(len(moments), dtype=torch.double))
     weight, lost = out.weight.detach().double(), 0.0
@@ -223,4 +251,6 @@ def _weighed(e: ImportanceInputs, moment: Callable[[Gram], Tensor]) -> Scores:
 def score_at_random(e: ImportanceInputs) -> Scores:
     """Uniform scores from the seed."""
     g = torch.Generator().manual_seed(e.seed)
-    return {n: {b.name: torch.rand(b.units, generator=g) for b in m.blocks} for n, m in e.models.items()}
+    return {
+        n: {b.name: torch.rand(b.units, generator=g) for b in m.blocks} for n, m in e.models.items()
+    }

@@ -13,7 +13,9 @@ from mmcompress.models.base import Model, TokenSelector
 
 
 @contextmanager
-def hook_inputs(model: Model, paths: Iterable[str], *, hook: Callable[[Tensor], Tensor]) -> Iterator[None]:
+def hook_inputs(
+    model: Model, paths: Iterable[str], *, hook: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
     """`hook(x) -> x` on the input of some modules."""
     with ExitStack() as stack:
         for path in paths:
@@ -44,7 +46,9 @@ def mask_units(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
                 continue
             paths = (block.reader, *block.extra_readers)
             stack.enter_context(
-                hook_inputs(model, paths, hook=lambda x, m=mask, b=block: x * expand_mask(m, b, like=x))
+                hook_inputs(
+                    model, paths, hook=lambda x, m=mask, b=block: x * expand_mask(m, b, like=x)
+                )
             )
         yield
 
@@ -58,7 +62,10 @@ def _thinned(model: Model, block: Block, *, mask: Tensor) -> Iterator[None]:
     def hook(m: object, args: tuple, x: Tensor) -> Tensor:
         if mask.ndim == 1:
             return at.select(x[:, : at.extra + at.count], mask.nonzero().flatten())
-        return x * torch.cat([mask.new_ones(len(mask), x.shape[1] - mask.shape[1]), mask], 1)[..., None]
+        return (
+            x
+            * torch.cat([mask.new_ones(len(mask), x.shape[1] - mask.shape[1]), mask], 1)[..., None]
+        )
 
     handle = at.register_forward_hook(hook)
     yield

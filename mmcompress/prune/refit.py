@@ -60,7 +60,11 @@ def _rows(x: Tensor, block: Block, *, batch: Batch, node: str) -> Tensor:
     if keep is not None and "stream" in block.reads:
         keep = keep.flatten(0, -2)
         before = x.shape[1] - keep.shape[1]
-        keep = torch.cat([keep.new_ones(len(keep), before), keep], 1) if before > 0 else keep[:, : x.shape[1]]
+        keep = (
+            torch.cat([keep.new_ones(len(keep), before), keep], 1)
+            if before > 0
+            else keep[:, : x.shape[1]]
+        )
         x = x[keep]
     return x.reshape(-1, x.shape[-1])
 
@@ -68,7 +72,10 @@ def _rows(x: Tensor, block: Block, *, batch: Batch, node: str) -> Tensor:
 @torch.inference_mode()
 def measure_grams(pipeline: TorchPipeline, models: Models, *, batch: Batch) -> dict[str, Grams]:
     """Second moments of the inputs of every block's output projection in the dense pipeline."""
-    found = {n: {b.name: Gram.empty(b.units * b.width) for b in m.weighted_blocks} for n, m in models.items()}
+    found = {
+        n: {b.name: Gram.empty(b.units * b.width) for b in m.weighted_blocks}
+        for n, m in models.items()
+    }
     for piece in batch.chunks(pipeline.batch_size):
         with ExitStack() as stack:
             for n, m in models.items():
@@ -91,7 +98,9 @@ def solve_ridge(cross: Tensor, covariance: Tensor, *, ridge: float) -> Tensor:
 
 
 @torch.no_grad()
-def refit_from_gram_(model: Model, dense: Model, *, units: dict[str, Tensor], grams: Grams, ridge: float) -> None:
+def refit_from_gram_(
+    model: Model, dense: Model, *, units: dict[str, Tensor], grams: Grams, ridge: float
+) -> None:
     """Refit every cut block of `model` (already sliced to `units`) as if only that block had been cut.
 
     Needs no forward pass: the inputs' moments are those of the dense model. This is what a trial uses.
@@ -127,7 +136,9 @@ def _constant(model: Model, block: Block) -> ConstantOutput:
 
 
 @torch.inference_mode()
-def refit_(pipeline: TorchPipeline, models: dict[str, Model], *, dense: Models, batch: Batch, ridge: float) -> None:
+def refit_(
+    pipeline: TorchPipeline, models: dict[str, Model], *, dense: Models, batch: Batch, ridge: float
+) -> None:
     """Refit every cut block in order, each on the inputs that the pruned pipeline before it really gives.
 
     One pass over the whole batch for each node: a block is refitted as the pass comes to it, which goes on from what it
@@ -151,8 +162,15 @@ def refit_(pipeline: TorchPipeline, models: dict[str, Model], *, dense: Models, 
                     _constant(small, block).bias.data.copy_(targets.pop(block.name).mean(0))
                     continue
 
-                def repair(out: nn.Linear, args: tuple, _: Tensor, b: Block = block, node: str = node) -> Tensor:
-                    _regress_(out, _rows(args[0], b, batch=batch, node=node), y=targets.pop(b.name), ridge=ridge)  # noqa: B023
+                def repair(
+                    out: nn.Linear, args: tuple, _: Tensor, b: Block = block, node: str = node
+                ) -> Tensor:
+                    _regress_(
+                        out,
+                        _rows(args[0], b, batch=batch, node=node),
+                        y=targets.pop(b.name),
+                        ridge=ridge,
+                    )  # noqa: B023
                     return out.forward(args[0])
 
                 handle = small.linear(block.reader).register_forward_hook(repair)
@@ -163,7 +181,11 @@ def refit_(pipeline: TorchPipeline, models: dict[str, Model], *, dense: Models, 
 
 def _regress_(out: nn.Linear, x: Tensor, *, y: Tensor, ridge: float) -> None:
     """Make a linear layer give y [r, o] for inputs x [r, f], as nearly as it can."""
-    mx, my = (x.mean(0), y.mean(0)) if out.bias is not None else (x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
+    mx, my = (
+        (x.mean(0), y.mean(0))
+        if out.bias is not None
+        else (x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
+    )
     xc = x - mx
     w = solve_ridge((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge=ridge)
     out.weight.data.copy_(w)
@@ -173,7 +195,11 @@ def _regress_(out: nn.Linear, x: Tensor, *, y: Tensor, ridge: float) -> None:
 
 def _as_long(dense: Model, small: Model) -> Model:
     at = small.token_selector
-    return dense if at is None or at.left == at.count else copy_without_units(dense, {"tokens": at.index})
+    return (
+        dense
+        if at is None or at.left == at.count
+        else copy_without_units(dense, {"tokens": at.index})
+    )
 
 
 def _others(teacher: dict, upstream: dict, *, node: str) -> dict:
@@ -181,7 +207,13 @@ def _others(teacher: dict, upstream: dict, *, node: str) -> dict:
 
 
 def _record(
-    pipeline: TorchPipeline, node: str, *, models: Models, batch: Batch, known: dict, blocks: list[Block]
+    pipeline: TorchPipeline,
+    node: str,
+    *,
+    models: Models,
+    batch: Batch,
+    known: dict,
+    blocks: list[Block],
 ) -> dict[str, Tensor]:
     """Outputs [rows, f] of the output projections of some blocks of one node, over the whole batch."""
     found: dict[str, list[Tensor]] = {b.name: [] for b in blocks}
@@ -193,12 +225,18 @@ def _record(
         handles = []
         for b in blocks:
 
-            def hook(m: object, args: tuple, out: Tensor, b: Block = b, piece: Batch = piece) -> None:
+            def hook(
+                m: object, args: tuple, out: Tensor, b: Block = b, piece: Batch = piece
+            ) -> None:
                 found[b.name].append(_rows(out, b, batch=piece, node=node))
 
             handles.append(models[node].get_submodule(b.reader).register_forward_hook(hook))
-        part = {n: {k: v[i : i + size] for k, v in o.items()} for n, o in known.items() if n != node}
-        missing: dict[str, dict[str, Tensor]] = {n: {} for n in pipeline.order if n != node and n not in part}
+        part = {
+            n: {k: v[i : i + size] for k, v in o.items()} for n, o in known.items() if n != node
+        }
+        missing: dict[str, dict[str, Tensor]] = {
+            n: {} for n in pipeline.order if n != node and n not in part
+        }
         pipeline.forward(models, piece, part | missing)
         for h in handles:
             h.remove()

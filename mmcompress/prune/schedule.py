@@ -32,7 +32,11 @@ def plan_rounds(
             kept[n] = {}
             for b in bs:
                 end = final[n].get(b.name, b.units)
-                now = end if i == rounds else int(units_after(b, int(done * (b.units - end) / b.granularity)))
+                now = (
+                    end
+                    if i == rounds
+                    else int(units_after(b, int(done * (b.units - end) / b.granularity)))
+                )
                 kept[n][b.name] = max(now, end, 0 if i == rounds else b.granularity)
         found.append(kept)
     return found

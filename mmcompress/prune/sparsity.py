@@ -29,13 +29,20 @@ def mask_two_of_four(weight: Tensor, share: float = 0.5) -> Tensor:
     return kept.view(rows, -1)[:, :columns]
 
 
-PATTERNS: dict[str, Callable[[Tensor, float], Tensor]] = {"unstructured": mask_unstructured, "2:4": mask_two_of_four}
+PATTERNS: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "unstructured": mask_unstructured,
+    "2:4": mask_two_of_four,
+}
 
 
 @torch.no_grad()
 def zero_weights_(models: Mapping[str, Model], pattern: str, *, share: float) -> Callable[[], None]:
     """Set weights to zero in place; the function returned sets them to zero again after a step of training."""
-    held = [(m.weight, PATTERNS[pattern](m.weight, share)) for model in models.values() for m in model.linear_layers()]
+    held = [
+        (m.weight, PATTERNS[pattern](m.weight, share))
+        for model in models.values()
+        for m in model.linear_layers()
+    ]
 
     @torch.no_grad()
     def hold_() -> None:

@@ -85,7 +85,11 @@ def remove_units_(model: Model, kept: Units) -> Model:
     """
     blocks = []
     for block in model.blocks:
-        new = _slice_block_(model, block, units=kept[block.name].long()) if block.name in kept else block
+        new = (
+            _slice_block_(model, block, units=kept[block.name].long())
+            if block.name in kept
+            else block
+        )
         if new is not None:
             blocks.append(new)
     model.blocks = tuple(blocks)
@@ -104,7 +108,9 @@ def restore_units(model: Model, small: Model, *, kept: Units) -> Model:
     """
     places, whole = copy.deepcopy(model), copy.deepcopy(model)
     for p in places.parameters():
-        p.data = torch.arange(p.numel(), dtype=torch.float64).view(p.shape)  # cut as the weights were
+        p.data = torch.arange(p.numel(), dtype=torch.float64).view(
+            p.shape
+        )  # cut as the weights were
     remove_units_(places, kept)
     standing = {f"{at}.bias" for at, m in places.named_modules() if isinstance(m, ConstantOutput)}
     trained, of = dict(small.named_parameters()), dict(places.named_parameters())

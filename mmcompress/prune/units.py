@@ -11,7 +11,9 @@ from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import KeptUnits
 
 
-def choose_units(kept: KeptUnits, blocks: Sequence[Block], *, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def choose_units(
+    kept: KeptUnits, blocks: Sequence[Block], *, scores: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """The most important units of each block (of an ordered one the first), sorted; whole blocks are left out."""
     best = lambda b: torch.sort(scores[b.name].topk(kept[b.name]).indices).values
     return {

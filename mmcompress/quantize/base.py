@@ -41,7 +41,9 @@ INT8 = Precision(levels=64, activations="dynamic")
 
 
 INT8_FULL = Precision(
-    levels=127, activations="dynamic", flags=("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
+    levels=127,
+    activations="dynamic",
+    flags=("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"),
 )
 
 
@@ -74,7 +76,12 @@ class _Reader:
 
 
 def quantize_model(
-    precision: str, model: Any, *, target: Path, feeds: Feeds = (), spared: Sequence[np.ndarray] = ()
+    precision: str,
+    model: Any,
+    *,
+    target: Path,
+    feeds: Feeds = (),
+    spared: Sequence[np.ndarray] = (),
 ) -> tuple[Path, int]:
     """Write an ONNX model (a path or a `ModelProto`) in a precision other than fp32; (the file, products spared).
 
@@ -91,7 +98,9 @@ def quantize_model(
     )
 
     p: Precision = PRECISIONS.get(precision)
-    logging.getLogger().setLevel(logging.ERROR)  # it asks for pre-processing that changes nothing here
+    logging.getLogger().setLevel(
+        logging.ERROR
+    )  # it asks for pre-processing that changes nothing here
     given = str(model) if isinstance(model, Path) else model
     left = _products_of(given, spared) if spared else []
     if p.bits == 16:
@@ -109,7 +118,9 @@ def quantize_model(
         types = {"activation_type": QuantType.QUInt8, "quant_format": QuantFormat.QDQ}
         # a product of two activations (attention) stays in fp32, as in the dynamic form
         extra = {"MatMulConstBOnly": True, "WeightSymmetric": True, "ActivationSymmetric": False}
-        extra["OpTypesToExcludeOutputQuantization"] = common["op_types_to_quantize"]  # sums are float already
+        extra["OpTypesToExcludeOutputQuantization"] = common[
+            "op_types_to_quantize"
+        ]  # sums are float already
         quantize_static(given, str(target), _Reader(feeds), **common, **types, extra_options=extra)
     else:
         _weights_only(given, target, p=p, left=left)
@@ -122,9 +133,17 @@ def _products_of(model: Any, weights: Sequence[np.ndarray]) -> list[str]:
     from onnx import numpy_helper
 
     loaded = onnx.load(model) if isinstance(model, str) else model
-    wanted = {(w.shape, w.tobytes()) for w in weights} | {(w.T.shape, w.T.tobytes()) for w in weights}
-    same = {t.name for t in loaded.graph.initializer if ((a := numpy_helper.to_array(t)).shape, a.tobytes()) in wanted}
-    return [n.name for n in loaded.graph.node if n.op_type in ("MatMul", "Gemm") and same & set(n.input)]
+    wanted = {(w.shape, w.tobytes()) for w in weights} | {
+        (w.T.shape, w.T.tobytes()) for w in weights
+    }
+    same = {
+        t.name
+        for t in loaded.graph.initializer
+        if ((a := numpy_helper.to_array(t)).shape, a.tobytes()) in wanted
+    }
+    return [
+        n.name for n in loaded.graph.node if n.op_type in ("MatMul", "Gemm") and same & set(n.input)
+    ]
 
 
 def _excluded(names: Sequence[str]) -> list[str]:
@@ -138,7 +157,10 @@ def _half(model: Any, target: Path, left: Sequence[str]) -> Path:
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
     loaded = onnx.load(model) if isinstance(model, str) else model
-    onnx.save(convert_float_to_float16(loaded, keep_io_types=True, node_block_list=list(left)), str(target))
+    onnx.save(
+        convert_float_to_float16(loaded, keep_io_types=True, node_block_list=list(left)),
+        str(target),
+    )
     return target
 
 
@@ -157,8 +179,12 @@ def _brain(model: Any, target: Path, left: Sequence[str]) -> Path:
         bits = numpy_helper.to_array(t).view(np.uint32)
         nearest = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16  # ties to even, as torch rounds
         name = f"{t.name}_bf16"
-        stored = helper.make_tensor(name, TensorProto.BFLOAT16, t.dims, nearest.astype(np.uint16).tobytes(), raw=True)
-        casts.append(helper.make_node("Cast", [name], [t.name], f"{name}_cast", to=TensorProto.FLOAT))
+        stored = helper.make_tensor(
+            name, TensorProto.BFLOAT16, t.dims, nearest.astype(np.uint16).tobytes(), raw=True
+        )
+        casts.append(
+            helper.make_node("Cast", [name], [t.name], f"{name}_cast", to=TensorProto.FLOAT)
+        )
         graph.initializer.remove(t)
         graph.initializer.append(stored)
     rest = list(graph.node)
@@ -174,7 +200,12 @@ def _weights_only(model: Any, target: Path, *, p: Precision, left: Sequence[str]
 
     loaded = onnx.load(model) if isinstance(model, str) else model
     quantizer = MatMulNBitsQuantizer(
-        loaded, bits=p.bits, block_size=p.group, is_symmetric=True, accuracy_level=4, nodes_to_exclude=list(left)
+        loaded,
+        bits=p.bits,
+        block_size=p.group,
+        is_symmetric=True,
+        accuracy_level=4,
+        nodes_to_exclude=list(left),
     )
     quantizer.process()
     quantizer.model.save_model_to_file(str(target), False)

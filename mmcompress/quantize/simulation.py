@@ -24,7 +24,9 @@ def round_weight(w: Tensor, p: Precision = INT8) -> Tensor:
         # a group's largest weight, sign and all, becomes the lowest level, of which there is one more
         top = padded.gather(2, padded.abs().argmax(2, keepdim=True))
         scale = torch.where(top == 0, torch.ones_like(top), -top / (p.levels + 1))
-        return ((padded / scale).round().clamp(-p.levels - 1, p.levels) * scale).view(rows, -1)[:, :columns]
+        return ((padded / scale).round().clamp(-p.levels - 1, p.levels) * scale).view(rows, -1)[
+            :, :columns
+        ]
     if p.levels:
         scale = w.abs().amax(1, keepdim=True).clamp(min=1e-12) / p.levels
         return (w / scale).round() * scale
@@ -67,13 +69,23 @@ def simulate_precision(
         return
     with ExitStack() as stack, torch.no_grad():
         for module in model.modules():
-            if isinstance(module, nn.Linear) and module not in spared and (only is None or module in only):
+            if (
+                isinstance(module, nn.Linear)
+                and module not in spared
+                and (only is None or module in only)
+            ):
                 weight = module.weight.data
                 module.weight.data = round_weight(weight, p)
                 stack.callback(setattr, module.weight, "data", weight)
                 if p.activations != "none":
-                    rounded = partial(round_groups, size=p.group) if p.activations == "grouped" else round_activation
-                    handle = module.register_forward_pre_hook(lambda m, args, r=rounded: (r(args[0]), *args[1:]))
+                    rounded = (
+                        partial(round_groups, size=p.group)
+                        if p.activations == "grouped"
+                        else round_activation
+                    )
+                    handle = module.register_forward_pre_hook(
+                        lambda m, args, r=rounded: (r(args[0]), *args[1:])
+                    )
                     stack.callback(handle.remove)
         for name, matrix in (
             model.named_parameters() if only is None else ()

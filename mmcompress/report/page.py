@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import DataError
-from mmcompress.report.charts import draw_node_bars, draw_prediction, draw_quality_bars, draw_structure_map, draw_trials
+from mmcompress.report.charts import (
+    draw_node_bars,
+    draw_prediction,
+    draw_quality_bars,
+    draw_structure_map,
+    draw_trials,
+)
 from mmcompress.results.records import Prediction, Summary
 from mmcompress.results.target import target_share
 from mmcompress.stats import Quality
@@ -23,7 +29,11 @@ def load_summary(folder: str | Path) -> Summary:
     path = Path(folder) / "summary.json"
     if not path.is_file():
         several = sorted(p.parent.name for p in Path(folder).glob("*/summary.json"))
-        told = f"; it has several runs in it: {', '.join(several)}" if several else ": not a finished run"
+        told = (
+            f"; it has several runs in it: {', '.join(several)}"
+            if several
+            else ": not a finished run"
+        )
         raise DataError(f"{folder}: no summary.json in it{told}")
     return read_record(Summary, path)
 

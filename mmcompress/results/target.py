@@ -38,13 +38,17 @@ def list_exceeded_bounds(spec: Spec, goal: Goal, *, target_ms: float, s: Side) -
 
 def _bounds(limits: Limits, s: Side) -> list[tuple[str, float, float, str]]:
     """(what, what a side has of it, its bound, unit) of every limit."""
-    nodes = [(f"p50 of '{n}'", s.nodes[n].latency_ms_p50, ms, "ms") for n, ms in limits.node_ms.items()]
+    nodes = [
+        (f"p50 of '{n}'", s.nodes[n].latency_ms_p50, ms, "ms") for n, ms in limits.node_ms.items()
+    ]
     sizes = (
         ("parameters", s.params / 1e6, limits.params_m, "M"),
         ("size", s.size_mb, limits.size_mb, "MB"),
         ("memory", s.memory_mb, limits.memory_mb, "MB"),
     )
-    return nodes + [(what, have, bound, unit) for what, have, bound, unit in sizes if bound is not None]
+    return nodes + [
+        (what, have, bound, unit) for what, have, bound, unit in sizes if bound is not None
+    ]
 
 
 def worst_limit_ratio(limits: Limits, s: Side) -> float:
@@ -54,12 +58,17 @@ def worst_limit_ratio(limits: Limits, s: Side) -> float:
 
 def is_out_of_reach(limits: Limits, s: Side, *, lowest: Mapping[str, float]) -> bool:
     """Whether a limit lies below the least that is predicted of anything in the search space (`Target.lowest`)."""
-    return any(have > bound and lowest.get(what, 0.0) > bound for what, have, bound, _ in _bounds(limits, s))
+    return any(
+        have > bound and lowest.get(what, 0.0) > bound
+        for what, have, bound, _ in _bounds(limits, s)
+    )
 
 
 def scale_latencies(lowest: Mapping[str, float], pace: float) -> dict[str, float]:
     """The same (`Target.lowest`) where everything takes so many times as long as it was predicted to."""
-    return {what: least * pace if what.startswith("p50 ") else least for what, least in lowest.items()}
+    return {
+        what: least * pace if what.startswith("p50 ") else least for what, least in lowest.items()
+    }
 
 
 def tighten_limits(now: Limits, asked: Limits, *, s: Side) -> Limits:
@@ -68,7 +77,9 @@ def tighten_limits(now: Limits, asked: Limits, *, s: Side) -> Limits:
     def less(at: float | None, bound: float | None, have: float) -> float | None:
         return at if at is None or bound is None or have <= bound else at * bound / have
 
-    node_ms = {n: less(now.node_ms[n], ms, s.nodes[n].latency_ms_p50) for n, ms in asked.node_ms.items()}
+    node_ms = {
+        n: less(now.node_ms[n], ms, s.nodes[n].latency_ms_p50) for n, ms in asked.node_ms.items()
+    }
     return Limits(
         params_m=less(now.params_m, asked.params_m, s.params / 1e6),
         size_mb=less(now.size_mb, asked.size_mb, s.size_mb),

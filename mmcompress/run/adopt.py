@@ -45,5 +45,9 @@ def restore_measurements(summary: Summary, folder: Path) -> Summary:
 
 
 def _with(summary: Summary, check: BundleCheck, *, folder: Path) -> Summary:
-    dense = next((p for p in (folder / "baseline", folder.parent / "baseline") if p.exists()), folder)
-    return replace_measurements(summary, check, bundle_identity(dense), bundle_identity(folder / "bundle"))
+    dense = next(
+        (p for p in (folder / "baseline", folder.parent / "baseline") if p.exists()), folder
+    )
+    return replace_measurements(
+        summary, check, bundle_identity(dense), bundle_identity(folder / "bundle")
+    )

@@ -71,7 +71,9 @@ def replace_measurements(s: Summary, check: Any, dense: str, bundle: str) -> Sum
     other bundles.
     """
     if check.device != s.device:
-        raise DataError(f"these figures are of another device ({check.device}) than the run is for ({s.device})")
+        raise DataError(
+            f"these figures are of another device ({check.device}) than the run is for ({s.device})"
+        )
     if (check.dense, check.bundle) != (dense, bundle):
         raise DataError("these figures are of other bundles than this run's")
     for plugin in s.settings.get("plugins", ()):
@@ -84,7 +86,9 @@ def replace_measurements(s: Summary, check: Any, dense: str, bundle: str) -> Sum
         nodes = {n: replace(r, latency_ms_p50=m.nodes[n].p50) for n, r in have.nodes.items()}
         sides.append(replace(have, latency_ms=m.latency, nodes=nodes, model_share=m.model_share))
     over = list_exceeded_bounds(spec, goal, target_ms=target_ms, s=sides[1])
-    pace = target_ms / s.target.latency_ms  # it may be slower or faster now than when its readings were taken
+    pace = (
+        target_ms / s.target.latency_ms
+    )  # it may be slower or faster now than when its readings were taken
     target = replace(
         s.target,
         floor_ms=pace * s.target.floor_ms,
@@ -99,12 +103,16 @@ def replace_measurements(s: Summary, check: Any, dense: str, bundle: str) -> Sum
     )
     speedup = check.baseline.latency.p50 / check.compressed.latency.p50
     predicted = pace * s.predicted_latency_ms_p50
-    new = replace(s, target=target, baseline=sides[0], compressed=sides[1], speedup=speedup, cpu=check.cpu)
+    new = replace(
+        s, target=target, baseline=sides[0], compressed=sides[1], speedup=speedup, cpu=check.cpu
+    )
     new = replace(new, predicted_latency_ms_p50=predicted, machine_speed_factor=1.0)
     return replace(new, warnings=list_warnings(new))
 
 
-def summarize_search(trials: Sequence[Trial], failed: int, *, target_ms: float, seconds: float) -> SearchResult:
+def summarize_search(
+    trials: Sequence[Trial], failed: int, *, target_ms: float, seconds: float
+) -> SearchResult:
     feasible = sum(t.latency_ms <= target_ms for t in trials)
     return SearchResult(
         trials=len(trials),

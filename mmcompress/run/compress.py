@@ -73,20 +73,30 @@ def compress_pipeline(
         known = run.pipeline.forward_in_pieces(run.models, batch)
         proofs = prove_surgery(run.pipeline, run.models, units=survivors, batch=batch, known=known)
         proofs += require_proofs(
-            prove_surgery(run.pipeline, run.models, units=_random_units(run), batch=batch, known=known)
+            prove_surgery(
+                run.pipeline, run.models, units=_random_units(run), batch=batch, known=known
+            )
         )
         require_proofs(proofs)
     with run.time_stage("export"):
         run.on_progress("export", "ONNX, rounding, proofs", None)
         bundle, aside = run.folder / "bundle", run.folder / "scratch"
         found = run.write_bundle(
-            models, c.precision, kept=c.kept_units, folder=bundle, spared=select_fp32_blocks(ev, c), aside=aside
+            models,
+            c.precision,
+            kept=c.kept_units,
+            folder=bundle,
+            spared=select_fp32_blocks(ev, c),
+            aside=aside,
         )
         found += prove_generators(run, models, bundle=bundle, aside=aside)
         shutil.rmtree(aside, ignore_errors=True)
         proofs += require_proofs(found)
     steps, texts = decode_steps_by_node(run.spec, dense.calls), texts_per_request(run.spec)
-    counts = {n: (*count_params_and_macs(m, steps[n], beams=texts[n]), zero_share(m)) for n, m in models.items()}
+    counts = {
+        n: (*count_params_and_macs(m, steps[n], beams=texts[n]), zero_share(m))
+        for n, m in models.items()
+    }
     return counts, [*dense.proofs, *proofs]
 
 
@@ -100,10 +110,14 @@ def _made(
     if (weights / "units.safetensors").exists():
         return _saved(run, ev, c=c, folder=run.folder)
     at_once = scratch or run.spec.prune.schedule in SINGLE_TRAINING_SCHEDULES
-    if earlier and not (run.spec.prune.schedule == "one_shot" and (earlier / "distill.json").exists()):
+    if earlier and not (
+        run.spec.prune.schedule == "one_shot" and (earlier / "distill.json").exists()
+    ):
         earlier = None
     models, survivors = (
-        _at_once(run, ev, c=c, scratch=scratch, earlier=earlier) if at_once else _by_rounds(run, ev, c=c)
+        _at_once(run, ev, c=c, scratch=scratch, earlier=earlier)
+        if at_once
+        else _by_rounds(run, ev, c=c)
     )
     save_weights(models, weights)
     ahead = weights / "units.new"  # what says that all of it is there comes last, and at once
@@ -112,7 +126,9 @@ def _made(
     return models, survivors
 
 
-def _saved(run: RunContext, ev: Sensitivity, *, c: Candidate, folder: Path) -> tuple[dict[str, Any], Any]:
+def _saved(
+    run: RunContext, ev: Sensitivity, *, c: Candidate, folder: Path
+) -> tuple[dict[str, Any], Any]:
     """The same, as it was kept in a folder."""
     from safetensors.torch import load_file
 
@@ -120,7 +136,9 @@ def _saved(run: RunContext, ev: Sensitivity, *, c: Candidate, folder: Path) -> t
     for n, m in models.items():
         load_weights(m, folder / "weights" / f"{n}.safetensors")
     flat = load_file(folder / "weights" / "units.safetensors")
-    return models, {n: {b.name: flat[f"{n}/{b.name}"] for b in m.blocks} for n, m in run.models.items()}
+    return models, {
+        n: {b.name: flat[f"{n}/{b.name}"] for b in m.blocks} for n, m in run.models.items()
+    }
 
 
 def _at_once(
@@ -132,14 +150,19 @@ def _at_once(
     with run.time_stage("prune"):
         run.on_progress("prune", "cutting and refitting", None)
         models, share = (
-            build_pruned_models(run, ev, candidate=c, refit=run.spec.prune.refit and not scratch, dense=dense),
+            build_pruned_models(
+                run, ev, candidate=c, refit=run.spec.prune.refit and not scratch, dense=dense
+            ),
             1.0,
         )
         if scratch:
             _forget_(models, run.spec.seed)
         if earlier:
             models, share = _better_start(run, ev, c=c, fresh=models, earlier=earlier)
-        units = {n: choose_units(c.kept_units[n], m.blocks, scores=ev.scores[n]) for n, m in run.models.items()}
+        units = {
+            n: choose_units(c.kept_units[n], m.blocks, scores=ev.scores[n])
+            for n, m in run.models.items()
+        }
         survivors = {n: {**by, **units[n]} for n, by in all_units(run.blocks).items()}
     if not late:
         _distill_(
@@ -161,7 +184,9 @@ def _better_start(
     share of the training budget that they need."""
 
     inherited = _inherited(run, ev, earlier=earlier)
-    learnt, mended = (build_pruned_models(run, ev, candidate=c, refit=False, dense=inherited) for _ in range(2))
+    learnt, mended = (
+        build_pruned_models(run, ev, candidate=c, refit=False, dense=inherited) for _ in range(2)
+    )
     batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
     refit_(run.pipeline, mended, dense=run.models, batch=batch, ridge=run.spec.prune.ridge)
     starts = [(fresh, 1.0), (learnt, RESTART_BUDGET_SHARE), (mended, RESTART_BUDGET_SHARE)]
@@ -202,8 +227,16 @@ def _by_rounds(run: RunContext, ev: Sensitivity, *, c: Candidate) -> tuple[dict[
     """Prune and train in turn, units scored anew in each round; to rewind, the survivors start again as they were."""
 
     p, rewind = run.spec.prune, run.spec.prune.schedule == "rewind"
-    criterion, calibration = IMPORTANCE.get(p.importance), run.data.load("train", run.spec.data.calibration)
-    batch, models, survivors, scores = run.pipeline.collate(calibration), run.models, all_units(run.blocks), ev.scores
+    criterion, calibration = (
+        IMPORTANCE.get(p.importance),
+        run.data.load("train", run.spec.data.calibration),
+    )
+    batch, models, survivors, scores = (
+        run.pipeline.collate(calibration),
+        run.models,
+        all_units(run.blocks),
+        ev.scores,
+    )
     share, done = 1 / (p.rounds + rewind), 0
     for i, kept in enumerate(plan_rounds(run.blocks, c.kept_units, rounds=p.rounds)):
         with run.time_stage("prune"):
@@ -213,14 +246,20 @@ def _by_rounds(run: RunContext, ev: Sensitivity, *, c: Candidate) -> tuple[dict[
                 scores = score_units(
                     criterion,
                     ImportanceInputs(
-                        pipeline=run.pipeline, models=models, batch=batch, grams=grams, seed=run.spec.seed
+                        pipeline=run.pipeline,
+                        models=models,
+                        batch=batch,
+                        grams=grams,
+                        seed=run.spec.seed,
                     ),
                 )
             models, survivors = narrow_models(models, survivors, kept=kept, scores=scores)
             set_context_lengths(run.spec, models)
             if p.refit:
                 refit_(run.pipeline, models, dense=run.models, batch=batch, ridge=p.ridge)
-        done += _distill_(run, models, share=share, history=run.folder / f"distill-{i + 1}.json", first=done)
+        done += _distill_(
+            run, models, share=share, history=run.folder / f"distill-{i + 1}.json", first=done
+        )
     if rewind:
         with run.time_stage("prune"):
             models = {
@@ -243,7 +282,9 @@ def _steps(curve: Sequence[Mapping[str, float]]) -> int:
     return max((int(row["step"]) for row in curve), default=0)
 
 
-def _distill_(run: RunContext, models: dict[str, Any], *, share: float, history: Path, first: int = 0) -> int:
+def _distill_(
+    run: RunContext, models: dict[str, Any], *, share: float, history: Path, first: int = 0
+) -> int:
     """Train for a share of the spec's budget, after single weights were set to zero where the spec asks for it.
 
     `first`: steps that were trained before, on other pairs. Returns how many these were.
@@ -253,7 +294,9 @@ def _distill_(run: RunContext, models: dict[str, Any], *, share: float, history:
     hold_ = zero_weights_(models, p.pattern, share=p.sparsity) if p.sparsity else lambda: None
     options = replace(d, steps=round(d.steps * share), minutes=d.minutes * share)
     with run.time_stage("distill"):
-        choosing = run.pipeline.collate(run.data.load("val", min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS)))
+        choosing = run.pipeline.collate(
+            run.data.load("val", min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS))
+        )
         say = lambda what, done: run.on_progress("distill", what, done)
         given = (options, run.spec.seed, say, history, choosing, hold_)
         # of training in rounds the rounds before would have to be kept as well
@@ -262,7 +305,11 @@ def _distill_(run: RunContext, models: dict[str, Any], *, share: float, history:
             if p.schedule in SINGLE_TRAINING_SCHEDULES
             else None
         )
-        return _steps(distill_(run.pipeline, models, run.models, run.data, *given, kept, first, clock=run.clock))
+        return _steps(
+            distill_(
+                run.pipeline, models, run.models, run.data, *given, kept, first, clock=run.clock
+            )
+        )
 
 
 def _forget_(models: dict[str, Any], seed: int) -> None:
@@ -273,12 +320,16 @@ def _forget_(models: dict[str, Any], seed: int) -> None:
     import torch
 
     g = torch.Generator().manual_seed(seed)
-    for p, name in ((p, n) for m in models.values() for n, p in m.named_parameters() if p.requires_grad):
+    for p, name in (
+        (p, n) for m in models.values() for n, p in m.named_parameters() if p.requires_grad
+    ):
         if p.ndim > 1:
             p.data = torch.randn(p.shape, generator=g) * p[0].numel() ** -0.5
         else:
             last = name.rpartition(".")[2]
-            p.data.fill_(1.0 if any(k in last for k in ("weight", "scale", "gamma", "lambda")) else 0.0)
+            p.data.fill_(
+                1.0 if any(k in last for k in ("weight", "scale", "gamma", "lambda")) else 0.0
+            )
     for m in models.values():
         for layer in m.modules():
             if isinstance(layer, torch.nn.modules.batchnorm._BatchNorm):

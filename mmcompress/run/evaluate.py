@@ -65,7 +65,10 @@ def evaluate_artifact(
     spec, c = r.spec, fitted.candidate
     made = read_record(Predictor, r.shared / "predictor.json")
     predict = replace(
-        made, correction=fitted.correction, p95_ratio=r.goal.p95_ratio(dense.latency_ms), fp32_blocks=r.fp32_blocks
+        made,
+        correction=fitted.correction,
+        p95_ratio=r.goal.p95_ratio(dense.latency_ms),
+        fp32_blocks=r.fp32_blocks,
     )
     beside = {} if r.device_readings else list_reference_bundles(r, c, dense=dense)
     sitting = lambda before: _sitting(r, dense.latency_ms.p50, beside=beside, before=before)
@@ -89,7 +92,9 @@ def evaluate_artifact(
     extra = {split: _figures(said[split]) for split in spec.data.report}
     sides = _sides(r, c, dense=dense, counts=counts, measured=measured, quality=figures)
     target_ms = r.goal.target_ms(measured["baseline"].latency)
-    pace = target_ms / fitted.target_ms  # the machine may be slower or faster now than when it was profiled
+    pace = (
+        target_ms / fitted.target_ms
+    )  # the machine may be slower or faster now than when it was profiled
     trials, result = _trials(r, predict, target_ms=target_ms, pace=pace)
     r.timings["total"] = sum(v for k, v in r.timings.items() if k != "total")
     summary = Summary(
@@ -107,7 +112,8 @@ def evaluate_artifact(
         speedup=measured["baseline"].latency.p50 / measured["compressed"].latency.p50,
         quality_retained=quality_retained(figures["baseline"], figures["compressed"]),
         predicted_latency_ms_p50=pace * fitted.predicted_ms,
-        unimodal_ratio=removed_share(c.kept_units, r.blocks, cross=r.cross_modal, crossing=False) or 0.0,
+        unimodal_ratio=removed_share(c.kept_units, r.blocks, cross=r.cross_modal, crossing=False)
+        or 0.0,
         cross_modal_ratio=removed_share(c.kept_units, r.blocks, cross=r.cross_modal, crossing=True),
         kept_units=c.kept_units,
         blocks=r.blocks,
@@ -133,7 +139,9 @@ def evaluate_artifact(
         machine_speed_factor=usual,
         aimed_share=fitted.aimed_share,
     )
-    write_record(r.folder / "outcomes.json", {k: s.scores for k, s in said["test"].items()}, indent=None)
+    write_record(
+        r.folder / "outcomes.json", {k: s.scores for k, s in said["test"].items()}, indent=None
+    )
     summary = restore_measurements(replace(summary, warnings=list_warnings(summary)), r.folder)
     write_record(r.folder / "summary.json", summary)
     return summary
@@ -154,22 +162,42 @@ def _sides(
 ) -> dict[str, Side]:
     """Each bundle with its latency, quality, sizes and memory."""
 
-    sizes = {"baseline": {n: (dense.params[n], dense.macs[n], 0.0) for n in dense.params}, "compressed": counts}
-    kept: dict[str, dict[str, KeptUnits]] = {"baseline": {n: {} for n in r.models}, "compressed": c.kept_units}
-    of = lambda k, n, crossing: removed_share({n: kept[k][n]}, r.blocks, cross=r.cross_modal, crossing=crossing)
+    sizes = {
+        "baseline": {n: (dense.params[n], dense.macs[n], 0.0) for n in dense.params},
+        "compressed": counts,
+    }
+    kept: dict[str, dict[str, KeptUnits]] = {
+        "baseline": {n: {} for n in r.models},
+        "compressed": c.kept_units,
+    }
+    of = lambda k, n, crossing: removed_share(
+        {n: kept[k][n]}, r.blocks, cross=r.cross_modal, crossing=crossing
+    )
     asked = r.spec.measure.memory or r.spec.limits.memory_mb is not None
     found = {}
     for k, bundle in _bundles(r).items():
         shares = {n: (of(k, n, False), of(k, n, True)) for n in r.models}
         memory = r.bench.measure_memory_mb(bundle) if asked else 0.0
         found[k] = assemble_side(
-            r.spec, bundle, measured=measured[k], quality=quality[k], counts=sizes[k], ratio=shares, memory_mb=memory
+            r.spec,
+            bundle,
+            measured=measured[k],
+            quality=quality[k],
+            counts=sizes[k],
+            ratio=shares,
+            memory_mb=memory,
         )
     return found
 
 
 def _target(
-    r: RunContext, fitted: FittedStructure, *, dense: Latency, compressed: Side, target_ms: float, pace: float
+    r: RunContext,
+    fitted: FittedStructure,
+    *,
+    dense: Latency,
+    compressed: Side,
+    target_ms: float,
+    pace: float,
 ) -> Target:
 
     over = list_exceeded_bounds(r.spec, r.goal, target_ms=target_ms, s=compressed)
@@ -195,12 +223,18 @@ def _trials(
 
     study = open_study(r.folder / "study.journal", r.spec.seed)
     unique = {t.candidate.key(): t for t in reversed(finished_trials(study))}
-    trials = tuple(replace(t, latency_ms=pace * predict(t.candidate)) for t in reversed(unique.values()))
+    trials = tuple(
+        replace(t, latency_ms=pace * predict(t.candidate)) for t in reversed(unique.values())
+    )
     found, known = (
-        summarize_search(trials, count_failures(study), target_ms=target_ms, seconds=r.timings.get("search", 0.0)),
+        summarize_search(
+            trials, count_failures(study), target_ms=target_ms, seconds=r.timings.get("search", 0.0)
+        ),
         load_interaction_factors(r.folder),
     )
-    return trials, replace(found, split_losses=known.losses, linearization_evaluations=known.evaluations)
+    return trials, replace(
+        found, split_losses=known.losses, linearization_evaluations=known.evaluations
+    )
 
 
 def _sitting(
@@ -217,14 +251,19 @@ def _sitting(
     if r.device_readings:
         return {}
     share = (1 + len(beside) / 2) / part
-    seconds, loaded = share * comparison_seconds(dense_ms), max(1, round(share * bench_repeats(dense_ms)))
+    seconds, loaded = (
+        share * comparison_seconds(dense_ms),
+        max(1, round(share * bench_repeats(dense_ms))),
+    )
     r.on_progress("measure", "baseline and compressed, interleaved", None)
     with r.time_stage("measure"):
         least = -(-m.requests // part)
         sent = sum(len(s["baseline"].ms) for s in before)
         how = (m.warmup, MAX_REQUESTS_FACTOR * least, (), seconds, least, sent, loaded)
         at = {**_bundles(r), **beside}
-        return bench_repeated(at, m.threads, r.requests(BENCH_REQUESTS), *how, benchmark=r.bench.benchmark_bundles)
+        return bench_repeated(
+            at, m.threads, r.requests(BENCH_REQUESTS), *how, benchmark=r.bench.benchmark_bundles
+        )
 
 
 def _latencies(
@@ -234,7 +273,10 @@ def _latencies(
 
     if r.device_readings:
         theirs = r.device_readings.baseline
-        return {"baseline": theirs, "compressed": _expected(replace(predict, p95_ratio=1.0), c, dense=theirs)}
+        return {
+            "baseline": theirs,
+            "compressed": _expected(replace(predict, p95_ratio=1.0), c, dense=theirs),
+        }
     return {k: PipelineMeasurement.from_latency(m) for k, m in _together(sittings).items()}
 
 
@@ -250,14 +292,19 @@ def _usual(r: RunContext, sittings: list[dict[str, Samples]], *, c: Candidate) -
     dense = found.pop("baseline")
     # not put on record: there everything is dictated, here it writes freely
     return machine_speed_factor(
-        new, c.precision, windows=with_latest_run(r.shared / REFERENCE_RUNS_FILE, {DENSE_NAME: dense, **found})
+        new,
+        c.precision,
+        windows=with_latest_run(r.shared / REFERENCE_RUNS_FILE, {DENSE_NAME: dense, **found}),
     )
 
 
 def _share(r: RunContext, sittings: list[dict[str, Samples]]) -> float:
     """What the artifact took so far, over what it may take."""
     found = _together(sittings)
-    return float(getattr(found["compressed"].latency, r.goal.statistic) / r.goal.target_ms(found["baseline"].latency))
+    return float(
+        getattr(found["compressed"].latency, r.goal.statistic)
+        / r.goal.target_ms(found["baseline"].latency)
+    )
 
 
 def read_validation_losses(r: RunContext) -> tuple[float, ...]:
@@ -274,9 +321,16 @@ def _expected(predict: Predictor, c: Candidate, *, dense: Any) -> Any:
     """What is predicted of a candidate on another device, in the form of a measurement of no samples."""
     p50, wide = predict(c), dense.latency.p95 / dense.latency.p50
     nodes = {n: predict.node_ms(n, c) for n in predict.deployed}
-    share = 1 - predict.correction * (predict.overhead_ms + predict.critical_path_ms(predict.outside_sessions_ms)) / p50
+    share = (
+        1
+        - predict.correction
+        * (predict.overhead_ms + predict.critical_path_ms(predict.outside_sessions_ms))
+        / p50
+    )
     latency = {n: Latency(p50=ms, p95=ms * wide, n=0) for n, ms in nodes.items()}
-    return replace(dense, latency=Latency(p50=p50, p95=p50 * wide, n=0), nodes=latency, model_share=share)
+    return replace(
+        dense, latency=Latency(p50=p50, p95=p50 * wide, n=0), nodes=latency, model_share=share
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -293,7 +347,10 @@ class SplitAnswers:
 
         vectors = answers.vectors.tolist() if "embedding" in metrics else ()
         return cls(
-            scores=score_answers(answers, metrics), texts=answers.texts, answers=answers.answers, vectors=vectors
+            scores=score_answers(answers, metrics),
+            texts=answers.texts,
+            answers=answers.answers,
+            vectors=vectors,
         )
 
 
@@ -304,7 +361,11 @@ def _judge(r: RunContext, split: str) -> dict[str, SplitAnswers]:
     found = {"baseline": read_record(SplitAnswers, record)} if record.exists() else {}
     with ThreadPoolExecutor() as pool:
         tell = lambda key: lambda share: r.on_progress("judge", f"{key} on {split}", share)
-        pipelines = {k: load_bundle(at, r.spec.measure.threads) for k, at in _bundles(r).items() if k not in found}
+        pipelines = {
+            k: load_bundle(at, r.spec.measure.threads)
+            for k, at in _bundles(r).items()
+            if k not in found
+        }
         waiting = {
             k: pool.submit(answer_pairs, p, pairs, tell(k), find_unjoined_encoders(r.spec))
             for k, p in pipelines.items()
@@ -315,15 +376,31 @@ def _judge(r: RunContext, split: str) -> dict[str, SplitAnswers]:
         found["baseline"] = SplitAnswers.of(theirs, r.spec.metrics)
         write_record(record, found["baseline"], indent=None)
     dense = found["baseline"]
-    beside = Answers(texts=dense.texts, references=pairs.texts, answers=dense.answers, vectors=np.array(dense.vectors))
-    return {**found, "compressed": SplitAnswers.of(replace(asked["compressed"], dense=beside), r.spec.metrics)}
+    beside = Answers(
+        texts=dense.texts,
+        references=pairs.texts,
+        answers=dense.answers,
+        vectors=np.array(dense.vectors),
+    )
+    return {
+        **found,
+        "compressed": SplitAnswers.of(replace(asked["compressed"], dense=beside), r.spec.metrics),
+    }
 
 
-def _samples(r: RunContext, said: dict[str, SplitAnswers], *, split: str) -> tuple[dict[str, str], ...]:
+def _samples(
+    r: RunContext, said: dict[str, SplitAnswers], *, split: str
+) -> tuple[dict[str, str], ...]:
     """A few texts of both sides for the eye."""
     references = r.data.load(split).texts[:8]
-    return tuple({"reference": t, **{k: s.texts[i] for k, s in said.items()}} for i, t in enumerate(references))
+    return tuple(
+        {"reference": t, **{k: s.texts[i] for k, s in said.items()}}
+        for i, t in enumerate(references)
+    )
 
 
 def _figures(said: dict[str, SplitAnswers]) -> dict[str, dict[str, Quality]]:
-    return {side: {name: estimate_quality(t) for name, t in s.scores.items()} for side, s in said.items()}
+    return {
+        side: {name: estimate_quality(t) for name, t in s.scores.items()}
+        for side, s in said.items()
+    }

@@ -33,7 +33,12 @@ from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.evaluator import start_evaluator
 from mmcompress.search.linearize import linearize_successively
 from mmcompress.search.problem import SearchProblem
-from mmcompress.search.run_search import FULL_BUDGET_SHARE, adjust_structure, choose_trial, run_search
+from mmcompress.search.run_search import (
+    FULL_BUDGET_SHARE,
+    adjust_structure,
+    choose_trial,
+    run_search,
+)
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
 from mmcompress.search.short_finetune import rank_by_short_finetuning
 from mmcompress.search.study import first_error, open_study
@@ -70,16 +75,34 @@ def open_search(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
 
         def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial | None:
             nonlocal last
-            inside, good = linearize_successively(run, ev, predict=predict, budget_ms=budget_ms, who=who)
-            near = last is not None and abs(predict(last.candidate) / budget_ms - 1) <= MAX_BUDGET_SHIFT
+            inside, good = linearize_successively(
+                run, ev, predict=predict, budget_ms=budget_ms, who=who
+            )
+            near = (
+                last is not None
+                and abs(predict(last.candidate) / budget_ms - 1) <= MAX_BUDGET_SHIFT
+            )
             found = (
-                adjust_structure(run, inside, predict=predict, budget_ms=budget_ms, who=who, structure=last.candidate)
+                adjust_structure(
+                    run,
+                    inside,
+                    predict=predict,
+                    budget_ms=budget_ms,
+                    who=who,
+                    structure=last.candidate,
+                )
                 if last and near
                 else None
             )
             if found is None or found.candidate.key() in known:
                 trials = run_search(
-                    run, inside, predict=predict, budget_ms=budget_ms, who=who, attempt=attempt, known=good
+                    run,
+                    inside,
+                    predict=predict,
+                    budget_ms=budget_ms,
+                    who=who,
+                    attempt=attempt,
+                    known=good,
                 )
                 found = rank_by_short_finetuning(
                     run,
@@ -153,26 +176,48 @@ def fit_structure(
         found = read_record(FittedStructure, record)
         if found.search_effort >= asked and found.final_to_fitted == bias:
             return found
-        shutil.rmtree(run.folder / "weights", ignore_errors=True)  # first: they are of the structure on record
+        shutil.rmtree(
+            run.folder / "weights", ignore_errors=True
+        )  # first: they are of the structure on record
         stale = [*run.folder.glob("distill*.json"), *run.folder.glob("training.*")]
-        stale += [at for name in ("summary.json", "outcomes.json") if (at := run.folder / name).exists()]
-        for left in (*stale, *(run.folder.glob("tryouts.json") if found.search_effort < asked else ())):
+        stale += [
+            at for name in ("summary.json", "outcomes.json") if (at := run.folder / name).exists()
+        ]
+        for left in (
+            *stale,
+            *(run.folder.glob("tryouts.json") if found.search_effort < asked else ()),
+        ):
             left.unlink()
         record.unlink()
     goal, latency = run.goal, dense.latency_ms
     target_ms = goal.target_ms(latency)
-    predict = replace(predict, correction=predict.correction * bias, p95_ratio=goal.p95_ratio(latency))
+    predict = replace(
+        predict, correction=predict.correction * bias, p95_ratio=goal.p95_ratio(latency)
+    )
     p = build_problem(run, ev, predict=predict, budget_ms=target_ms)
     if (least := predict(find_fastest(p, predict))) > target_ms:
         told = f"nothing in the search space is predicted to take less than {least:.2f} ms"
-        run.on_progress("search", f"{told}, the target is {target_ms:.2f} ms: the nearest miss will be made", None)
+        run.on_progress(
+            "search",
+            f"{told}, the target is {target_ms:.2f} ms: the nearest miss will be made",
+            None,
+        )
     with method(run, ev) as propose:
         measured, predict, spent = _approach(
-            run, ev, propose=propose, predict=predict, dense=dense, target_ms=target_ms, bias=bias, before=before
+            run,
+            ev,
+            propose=propose,
+            predict=predict,
+            dense=dense,
+            target_ms=target_ms,
+            bias=bias,
+            before=before,
         )
     if not measured:
         first = first_error(open_study(run.folder / "study.journal", run.spec.seed))
-        raise DataError(f"the search has no trial to choose from: every one failed, the first with {first or '?'}")
+        raise DataError(
+            f"the search has no trial to choose from: every one failed, the first with {first or '?'}"
+        )
     within = [m for m in measured if m.target_share(target_ms) <= m.high]
     near = lambda m: (max(m.low - m.target_share(target_ms), 0.0), m.trial.loss)
     top = min(within, key=near, default=min(measured, key=lambda m: m.bounded_ms))
@@ -207,14 +252,19 @@ def fit_structure(
     return found
 
 
-def _lowest(run: RunContext, predict: Predictor, *, p: SearchProblem, smallest: Candidate) -> dict[str, float]:
+def _lowest(
+    run: RunContext, predict: Predictor, *, p: SearchProblem, smallest: Candidate
+) -> dict[str, float]:
     """What the smallest structure is predicted to have of everything that is limited, in the best precisions for it."""
     limits = run.spec.limits
 
     def least(load: Callable[[Candidate], float]) -> float:
         precision = dict(smallest.precision)
         for n, options in p.precisions.items():
-            precision[n] = min(options, key=lambda o, n=n: load(Candidate(smallest.kept_units, {**precision, n: o})))  # type: ignore[misc]
+            precision[n] = min(
+                options,
+                key=lambda o, n=n: load(Candidate(smallest.kept_units, {**precision, n: o})),
+            )  # type: ignore[misc]
         return float(load(Candidate(smallest.kept_units, precision)))
 
     found = {f"p50 of '{n}'": least(lambda c, n=n: predict.node_ms(n, c)) for n in limits.node_ms}  # type: ignore[misc]
@@ -274,7 +324,8 @@ class FitAttempt:
     @property
     def low(self) -> float:
         return min(
-            max(self.high - ACCEPTED_WIDTH, MIN_TARGET_SHARE + self.benchmark.margin / 2), self.high - MIN_MARGIN
+            max(self.high - ACCEPTED_WIDTH, MIN_TARGET_SHARE + self.benchmark.margin / 2),
+            self.high - MIN_MARGIN,
         )
 
     def target_share(self, target_ms: float) -> float:
@@ -303,7 +354,9 @@ def _approach(
             break
         predicted = predict(chosen.candidate)
         if run.device_readings:  # this is not the device that the target is for
-            seen = StructureBenchmark(ms=predicted, worst_limit_ratio=0.0, margin=0.0, node_ratios={})
+            seen = StructureBenchmark(
+                ms=predicted, worst_limit_ratio=0.0, margin=0.0, node_ratios={}
+            )
             return (
                 [
                     FitAttempt(
@@ -319,7 +372,9 @@ def _approach(
                 False,
             )
         with run.time_stage("fit"):
-            run.on_progress("fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None)
+            run.on_progress(
+                "fit", f"measuring the best structure (predicted {predicted:.2f} ms)", None
+            )
             seen = measure_structure(run, ev, candidate=chosen.candidate, dense=dense)
         found.append(
             FitAttempt(
@@ -333,15 +388,22 @@ def _approach(
         )
         for i, m in enumerate(found):
             ms = bias * m.benchmark.long_run_ms(m.trial.candidate.precision, record)
-            found[i] = replace(m, measured_ms=ms, bounded_ms=max(ms, m.benchmark.worst_limit_ratio * target_ms))
+            found[i] = replace(
+                m, measured_ms=ms, bounded_ms=max(ms, m.benchmark.worst_limit_ratio * target_ms)
+            )
         m = found[-1]
         told = f"measured {m.bounded_ms:.2f} ms, target {target_ms:.2f} ms, give or take {seen.margin:.1%}"
         run.on_progress("fit", told, None)
         if m.low <= m.target_share(target_ms) <= m.high:
             break
-        if spent := m.target_share(target_ms) < m.low and predicted < FULL_BUDGET_SHARE * AIMED_SHARE * target_ms:
+        if (
+            spent := m.target_share(target_ms) < m.low
+            and predicted < FULL_BUDGET_SHARE * AIMED_SHARE * target_ms
+        ):
             break
-        if chosen.latency_ms > target_ms * AIMED_SHARE and attempt > 0:  # nothing is predicted to be fast enough
+        if (
+            chosen.latency_ms > target_ms * AIMED_SHARE and attempt > 0
+        ):  # nothing is predicted to be fast enough
             break
         # a mean: one measurement on a busy machine must not swing the search; the last ones are nearest to the target
         weights = [2.0**i for i in range(len(found))]
@@ -354,7 +416,9 @@ def _approach(
 def _residual(run: RunContext, predict: Predictor, *, m: FitAttempt) -> float:
     """The correction of the predictor that would have been right about a structure."""
     off, limits = [m.measured_ms / m.predicted_ms], run.spec.limits.node_ms
-    if m.benchmark.worst_limit_ratio > 1:  # by as much as brings the node within its limit, were it as far off
+    if (
+        m.benchmark.worst_limit_ratio > 1
+    ):  # by as much as brings the node within its limit, were it as far off
         asked = replace(predict, correction=m.correction)
         off.append(
             m.benchmark.worst_limit_ratio
@@ -363,7 +427,9 @@ def _residual(run: RunContext, predict: Predictor, *, m: FitAttempt) -> float:
     return m.correction * max(off)
 
 
-def measure_structure(run: RunContext, ev: Sensitivity, *, candidate: Candidate, dense: Profile) -> StructureBenchmark:
+def measure_structure(
+    run: RunContext, ev: Sensitivity, *, candidate: Candidate, dense: Profile
+) -> StructureBenchmark:
     """Measure a structure as a whole export.
 
     It and the dense pipeline are sent the same requests, and both write what the dense one does: before distillation a
@@ -386,15 +452,27 @@ def measure_structure(run: RunContext, ev: Sensitivity, *, candidate: Candidate,
         DENSE_NAME: run.shared / "baseline",
         **list_reference_bundles(run, candidate, dense=dense),
     }
-    how = (dense.traces, dense.latency_ms.p50, m.threads, m.warmup, MAX_REQUESTS_FACTOR * m.requests)
-    found = bench_with_replay(bundles, run.requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles)
+    how = (
+        dense.traces,
+        dense.latency_ms.p50,
+        m.threads,
+        m.warmup,
+        MAX_REQUESTS_FACTOR * m.requests,
+    )
+    found = bench_with_replay(
+        bundles, run.requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles
+    )
     shutil.rmtree(folder, ignore_errors=True)
     new, old, statistic = found.pop("new"), found[DENSE_NAME], run.goal.statistic
     ms, window = float(getattr(new.latency, statistic)), None
-    if run.goal.kind == "speedup":  # a machine that is slower now is slower for both, if not equally
+    if (
+        run.goal.kind == "speedup"
+    ):  # a machine that is slower now is slower for both, if not equally
         window = len(append_reference_run(run.shared / REFERENCE_RUNS_FILE, found).runs) - 1
         ms *= getattr(dense.latency_ms, statistic) / getattr(old.latency, statistic)
-    over = max((new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()), default=0.0)
+    over = max(
+        (new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()), default=0.0
+    )
     nodes = {n: x.p50 / old.nodes[n].p50 for n, x in new.nodes.items() if old.nodes[n].p50 > 0}
     nodes_ms = {n: x.p50 for n, x in new.nodes.items()}
     return StructureBenchmark(
@@ -407,12 +485,16 @@ def measure_structure(run: RunContext, ev: Sensitivity, *, candidate: Candidate,
     )
 
 
-def list_reference_bundles(run: RunContext, candidate: Candidate, *, dense: Profile) -> dict[str, Path]:
+def list_reference_bundles(
+    run: RunContext, candidate: Candidate, *, dense: Profile
+) -> dict[str, Path]:
     """The dense pipeline in every precision that a structure has, to be measured beside it where there is time."""
 
     if run.goal.kind != "speedup" or not has_time_budget(dense.latency_ms.p50):
         return {}
-    found = {p: run.shared / QUANTIZED_FOLDER / p for p in sorted(set(candidate.precision.values()))}
+    found = {
+        p: run.shared / QUANTIZED_FOLDER / p for p in sorted(set(candidate.precision.values()))
+    }
     return {p: at for p, at in found.items() if at.exists()}
 
 

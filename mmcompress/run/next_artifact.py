@@ -5,7 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 from mmcompress.results.records import Summary
-from mmcompress.results.target import corrected_target_share, is_out_of_reach, target_share, worst_limit_ratio
+from mmcompress.results.target import (
+    corrected_target_share,
+    is_out_of_reach,
+    target_share,
+    worst_limit_ratio,
+)
 from mmcompress.run.fit import MIN_TARGET_SHARE, FittedStructure
 from mmcompress.spec.schema import Limits
 from mmcompress.workspace.context import RunContext
@@ -18,11 +23,15 @@ def _enough(r: RunContext, fitted: FittedStructure, *, summary: Summary, done: i
     reached, over = corrected_target_share(summary), worst_limit_ratio(limits, side)
     if max(reached, over) <= 1:
         return (
-            reached >= MIN_TARGET_SHARE or fitted.aimed_share < MIN_TARGET_SHARE or done >= r.spec.search.max_artifacts
+            reached >= MIN_TARGET_SHARE
+            or fitted.aimed_share < MIN_TARGET_SHARE
+            or done >= r.spec.search.max_artifacts
         )
     hopeless = over > 1 and is_out_of_reach(limits, side, lowest=target.lowest_reachable)
     return (
-        hopeless or (reached > 1 and target.floor_ms > target.latency_ms) or done >= max(r.spec.search.max_artifacts, 2)
+        hopeless
+        or (reached > 1 and target.floor_ms > target.latency_ms)
+        or done >= max(r.spec.search.max_artifacts, 2)
     )
 
 

@@ -10,7 +10,12 @@ from mmcompress.export.bundle import quantize_bundle
 from mmcompress.measure.cost_model.calibrate import calibrate_predictor, plan_measurements
 from mmcompress.measure.cost_model.drift import append_reference_run
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement, node_ratios
-from mmcompress.measure.cost_model.plan import QUANTIZED_FOLDER, MeasurementPlan, reference_bundles, small_pipeline_name
+from mmcompress.measure.cost_model.plan import (
+    QUANTIZED_FOLDER,
+    MeasurementPlan,
+    reference_bundles,
+    small_pipeline_name,
+)
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.devices.readings import Readings
 from mmcompress.measure.latency.bench import has_time_budget
@@ -51,7 +56,15 @@ def build_predictor(run: RunContext, dense: Profile) -> Predictor:
             )
             beside = _rounded_shares(run, plan, dense=dense)
             found = calibrate_predictor(
-                run.spec, run.models, plan, dense.calls, whole, beside, run.shared, say, bench=run.bench
+                run.spec,
+                run.models,
+                plan,
+                dense.calls,
+                whole,
+                beside,
+                run.shared,
+                say,
+                bench=run.bench,
             )
     write_record(record, found)
     return found
@@ -67,8 +80,12 @@ def _rounded_shares(run: RunContext, plan: MeasurementPlan, *, dense: Profile) -
         return {}
     how = (dense.traces, dense.latency_ms.p50, m.threads, m.warmup, m.requests)
     bundles = reference_bundles(run.shared, plan.reference_names)
-    found = bench_with_replay(bundles, run.requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles)
-    append_reference_run(run.shared / REFERENCE_RUNS_FILE, {p: found[p] for p in plan.every_precision})
+    found = bench_with_replay(
+        bundles, run.requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles
+    )
+    append_reference_run(
+        run.shared / REFERENCE_RUNS_FILE, {p: found[p] for p in plan.every_precision}
+    )
     return node_ratios(found)
 
 
@@ -78,15 +95,25 @@ def _write_aside(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> Non
     of = lambda p: {n: p if p in known else "fp32" for n, known in plan.precisions.items()}
     others = [p for p in plan.every_precision if p != "fp32"]
     for p in others:
-        quantize_bundle(run.shared / "baseline", run.models, precision=of(p), folder=folder / QUANTIZED_FOLDER / p)
+        quantize_bundle(
+            run.shared / "baseline",
+            run.models,
+            precision=of(p),
+            folder=folder / QUANTIZED_FOLDER / p,
+        )
     for name, kept in plan.small_structures.items():
         models = {n: copy_resized(m, kept[n]) for n, m in run.models.items()}
         set_context_lengths(run.spec, models)
         source = folder / QUANTIZED_FOLDER / small_pipeline_name(name, "fp32")
-        run.write_bundle(models, dict.fromkeys(models, "fp32"), kept=kept, folder=source, prove=False)
+        run.write_bundle(
+            models, dict.fromkeys(models, "fp32"), kept=kept, folder=source, prove=False
+        )
         for p in others:
             quantize_bundle(
-                source, models, precision=of(p), folder=folder / QUANTIZED_FOLDER / small_pipeline_name(name, p)
+                source,
+                models,
+                precision=of(p),
+                folder=folder / QUANTIZED_FOLDER / small_pipeline_name(name, p),
             )
 
 
@@ -96,7 +123,12 @@ def plan_run_measurements(run: RunContext, dense: Profile) -> MeasurementPlan:
     shortest = {n: _shortest(run, n) for n in run.models}
     room = has_time_budget(dense.latency_ms.p50)
     return plan_measurements(
-        run.spec, run.models, calls=dense.calls, shortest=shortest, precisions=list_precisions(run), small=room
+        run.spec,
+        run.models,
+        calls=dense.calls,
+        shortest=shortest,
+        precisions=list_precisions(run),
+        small=room,
     )
 
 
@@ -118,8 +150,12 @@ def _read_away(readings: Readings, plan: MeasurementPlan) -> Predictor:
                         f"measure.readings: '{n}' may be {p}, for which {whose} lacks {' or '.join(sorted(flags))}"
                     )
         if lacking := [p for p in wanted if p not in readings.plan.precisions[n]]:
-            raise DataError(f"measure.readings: '{n}' may be {lacking[0]}, which was not measured there")
+            raise DataError(
+                f"measure.readings: '{n}' may be {lacking[0]}, which was not measured there"
+            )
     measured = {n: max(w.cuts) for n, w in readings.plan.windows.items()}
     if short := [n for n, w in plan.windows.items() if max(w.cuts) > measured.get(n, 0)]:
-        raise DataError(f"measure.readings: the space cuts more positions of '{short[0]}' than were measured there")
+        raise DataError(
+            f"measure.readings: the space cuts more positions of '{short[0]}' than were measured there"
+        )
     return readings.fit_predictor()

@@ -57,7 +57,9 @@ def profile_pipeline(run: RunContext) -> Profile:
                 f"{run.shared}: profiled on another device ({found.device}, this is {run.device}); use a new --out"
             )
         if read_manifest(run.shared / "baseline")["format"] != BUNDLE_FORMAT:
-            raise DataError(f"{run.shared}: profiled by an older mmcompress, which exported otherwise; use a new --out")
+            raise DataError(
+                f"{run.shared}: profiled by an older mmcompress, which exported otherwise; use a new --out"
+            )
         return found
     with run.time_stage("profile"):
         found = _profile(run)
@@ -78,13 +80,24 @@ def _profile(run: RunContext) -> Profile:
         m = run.device_readings.baseline
     else:
         say("profile", "measuring it end to end", 0.6)
-        how = (spec.measure.threads, run.requests(BENCH_REQUESTS), spec.measure.warmup, spec.measure.requests)
+        how = (
+            spec.measure.threads,
+            run.requests(BENCH_REQUESTS),
+            spec.measure.warmup,
+            spec.measure.requests,
+        )
         bundles = {"dense": run.shared / "baseline"}
-        found = bench_repeated(bundles, *how, sittings=1, benchmark=run.bench.benchmark_bundles)["dense"].summarize()
+        found = bench_repeated(bundles, *how, sittings=1, benchmark=run.bench.benchmark_bundles)[
+            "dense"
+        ].summarize()
         m, said = PipelineMeasurement.from_latency(found), found.traces
     steps, texts = decode_steps_by_node(spec, m.calls), texts_per_request(spec)
-    counted = {n: count_params_and_macs(model, steps[n], beams=texts[n]) for n, model in run.models.items()}
-    modality = tuple({**asdict(x), "modalities": list(x.modalities)} for x in classify_layers(spec, run.blocks))
+    counted = {
+        n: count_params_and_macs(model, steps[n], beams=texts[n]) for n, model in run.models.items()
+    }
+    modality = tuple(
+        {**asdict(x), "modalities": list(x.modalities)} for x in classify_layers(spec, run.blocks)
+    )
     return Profile(
         latency_ms=m.latency,
         nodes=m.nodes,
@@ -111,7 +124,9 @@ def prove_generators(
     """
 
     found: list[Proof] = []
-    batch = run.pipeline.collate(run.data.load("val", max(1, min(12, run.spec.data.batch // 4)), seed=2))
+    batch = run.pipeline.collate(
+        run.data.load("val", max(1, min(12, run.spec.data.batch // 4)), seed=2)
+    )
     out = run.pipeline.forward_in_pieces(models, batch)
     for node, kind in run.pipeline.kinds.items():
         if kind == "text_decoder":
@@ -119,6 +134,10 @@ def prove_generators(
             fp32 = aside / node if aside and (aside / node).exists() else bundle / node
             files = {f.stem: f for f in fp32.glob("*.onnx")}
             found += prove_generation(
-                node, models[node], files=files, folder=bundle / node, contexts=out[source]["tokens"]
+                node,
+                models[node],
+                files=files,
+                folder=bundle / node,
+                contexts=out[source]["tokens"],
             )
     return found

@@ -60,7 +60,9 @@ def run(
     that is not met is no exception: `summary.target.met` says so.
     """
     if len(wanted := split_targets(load_spec(spec_path, overrides))) > 1:
-        raise SpecError(f"run makes one artifact, the spec asks for {len(wanted)}: use mmcompress.run_targets")
+        raise SpecError(
+            f"run makes one artifact, the spec asks for {len(wanted)}: use mmcompress.run_targets"
+        )
     return run_targets(
         spec_path,
         out,
@@ -132,31 +134,52 @@ def _reach(r: RunContext, dense: Profile, *, predict: Predictor, ev: Sensitivity
     known = read_record(FittedStructure, record) if record.exists() else None
     finished = (r.folder / "summary.json").exists() and not kept.exists()
     asked = r.spec.search.trials + r.spec.search.level_switches
-    if finished and known and known.search_effort < asked:  # what is there stays until something better is
+    if (
+        finished and known and known.search_effort < asked
+    ):  # what is there stays until something better is
         (r.folder / "tryouts.json").unlink(missing_ok=True)
         stash_artifact(r.folder)
         finished, known = False, None
     bias, limits = known.final_to_fitted if known else 1.0, r.spec.limits
     begun, before = 1, 0
     if kept.exists():
-        first, missed = read_record(FittedStructure, kept / "fitted.json"), read_record(Summary, kept / "summary.json")
+        first, missed = (
+            read_record(FittedStructure, kept / "fitted.json"),
+            read_record(Summary, kept / "summary.json"),
+        )
         begun, before = 2 if first.search_effort >= asked else 1, len(first.attempts)
         bias = bias if known else first.next_final_to_fitted(long_run_target_share(missed))
         limits = tighten_limits(limits, limits, s=missed.compressed)
     for done in count(begun):
-        fitted = fit_structure(_within(r, limits), ev, predict=predict, dense=dense, bias=bias, before=before)
-        if finished and fitted == known and not r.device_readings and (r.folder / "bundle" / "manifest.json").exists():
+        fitted = fit_structure(
+            _within(r, limits), ev, predict=predict, dense=dense, bias=bias, before=before
+        )
+        if (
+            finished
+            and fitted == known
+            and not r.device_readings
+            and (r.folder / "bundle" / "manifest.json").exists()
+        ):
             summary = read_record(Summary, r.folder / "summary.json")
             break
         made = compress_pipeline(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
         summary = evaluate_artifact(r, fitted, dense, *made, patient=True)
-        told = r.device_readings is not None and summary.compressed.latency_ms.n > 0  # by another device, since
-        if (finished and fitted == known and not told) or _enough(r, fitted, summary=summary, done=done):
+        told = (
+            r.device_readings is not None and summary.compressed.latency_ms.n > 0
+        )  # by another device, since
+        if (finished and fitted == known and not told) or _enough(
+            r, fitted, summary=summary, done=done
+        ):
             break
         limits = tighten_limits(limits, r.spec.limits, s=summary.compressed)
-        bias, before = fitted.next_final_to_fitted(long_run_target_share(summary)), before + len(fitted.attempts)
+        bias, before = (
+            fitted.next_final_to_fitted(long_run_target_share(summary)),
+            before + len(fitted.attempts),
+        )
         r.on_progress(
-            "fit", f"the finished artifact lies at {corrected_target_share(summary):.1%} of its target: once more", None
+            "fit",
+            f"the finished artifact lies at {corrected_target_share(summary):.1%} of its target: once more",
+            None,
         )
         if kept.exists() and is_better(read_record(Summary, kept / "summary.json"), summary):
             remove_artifact(r.folder)

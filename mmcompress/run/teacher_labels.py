@@ -57,4 +57,6 @@ def label_by_teacher(run: RunContext) -> None:
     """Where the spec says so, let generators learn from and be chosen by what the dense pipeline writes."""
     if run.spec.data.labels == "reference":
         return
-    run.data = TeacherLabelled(data=run.data, bundle=run.shared / "baseline", record=run.shared / "written.json")
+    run.data = TeacherLabelled(
+        data=run.data, bundle=run.shared / "baseline", record=run.shared / "written.json"
+    )

@@ -45,7 +45,11 @@ def list_warnings(s: Summary) -> tuple[str, ...]:
                 f"what was lost{left_out}; 'agreement' with the dense pipeline may say more (metrics)"
             )
     means = {of: sum(shares) / len(shares) for of, shares in _group_ratios(s).items()}
-    steep = [f"{mean:.0%} of the {kind} units of {node}" for (node, kind), mean in means.items() if mean > STEEP]
+    steep = [
+        f"{mean:.0%} of the {kind} units of {node}"
+        for (node, kind), mean in means.items()
+        if mean > STEEP
+    ]
     if steep and s.settings.get("prune", {}).get("schedule") == "one_shot" and _harmed(s):
         out.append(
             f"{', '.join(steep)} were cut in one step{_damage(s)}; more training (distill.minutes), or rounds of "
@@ -59,7 +63,9 @@ def list_warnings(s: Summary) -> tuple[str, ...]:
             )
     for node, r in s.compressed.nodes.items():
         b = s.baseline.nodes[node]
-        if r.latency_ms_p50 > 0.98 * b.latency_ms_p50 and (r.precision != "fp32" or r.params < 0.95 * b.params):
+        if r.latency_ms_p50 > 0.98 * b.latency_ms_p50 and (
+            r.precision != "fp32" or r.params < 0.95 * b.params
+        ):
             out.append(
                 f"{node}: {r.precision}, {r.params / b.params:.0%} of its parameters, yet no faster on this machine"
             )
@@ -128,4 +134,8 @@ def _damage(s: Summary) -> str:
     if len(s.validation_losses) < 2:
         return ""
     told = f": the loss on choosing pairs went from {s.validation_losses[0]:.3f} to {s.validation_losses[1]:.3f}"
-    return told + (f", after training it was {s.validation_losses[-1]:.3f}" if len(s.validation_losses) > 2 else "")
+    return told + (
+        f", after training it was {s.validation_losses[-1]:.3f}"
+        if len(s.validation_losses) > 2
+        else ""
+    )

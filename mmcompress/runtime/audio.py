@@ -32,14 +32,18 @@ def open_audio(source: AudioLike) -> np.ndarray:
         raise DataError(f"{name}: no such sound file")
     try:
         samples, rate = soundfile.read(
-            io.BytesIO(source) if isinstance(source, bytes) else str(source), dtype="float32", always_2d=True
+            io.BytesIO(source) if isinstance(source, bytes) else str(source),
+            dtype="float32",
+            always_2d=True,
         )
     except (soundfile.LibsndfileError, RuntimeError, TypeError) as e:
         raise DataError(f"{name}: not readable sound: {e}") from e
     if not len(samples):
         raise DataError(f"{name}: holds no sound")
     mono = samples.mean(1)
-    return mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE).astype(np.float32)
+    return (
+        mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE).astype(np.float32)
+    )
 
 
 def check_audio(path: Path) -> None:
@@ -63,7 +67,11 @@ def split_sound(samples: np.ndarray, seconds: float) -> list[np.ndarray]:
     limit, pieces = int(seconds * SAMPLE_RATE), []
     while len(samples) > limit:
         tail = np.abs(samples[limit - limit // 5 : limit])
-        heard = np.convolve(tail, np.ones(SAMPLE_RATE // 10), mode="valid") if len(tail) >= SAMPLE_RATE // 10 else tail
+        heard = (
+            np.convolve(tail, np.ones(SAMPLE_RATE // 10), mode="valid")
+            if len(tail) >= SAMPLE_RATE // 10
+            else tail
+        )
         at = max(1, limit - limit // 5 + int(heard.argmin()) + SAMPLE_RATE // 20)
         pieces.append(samples[:at])
         samples = samples[at:]
@@ -74,7 +82,9 @@ def split_sound(samples: np.ndarray, seconds: float) -> list[np.ndarray]:
 def build_mel_filters(mels: int) -> np.ndarray:
     """Triangles on Slaney's mel scale, each of unit area, [bins, mels]: 0 to 8 kHz over 201 frequency bins."""
     linear, step = 200 / 3, np.log(6.4) / 27
-    to_mel = lambda f: np.where(f < 1000, f / linear, 15 + np.log(np.maximum(f, 1e-9) / 1000) / step)
+    to_mel = lambda f: np.where(
+        f < 1000, f / linear, 15 + np.log(np.maximum(f, 1e-9) / 1000) / step
+    )
     to_hz = lambda m: np.where(m < 15, m * linear, 1000 * np.exp(step * (m - 15)))
     edges = to_hz(np.linspace(to_mel(np.float64(0)), to_mel(np.float64(SAMPLE_RATE / 2)), mels + 2))
     bins = np.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None]

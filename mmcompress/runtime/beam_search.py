@@ -58,7 +58,13 @@ class Generation:
 
     def ending(self, ids: Sequence[int]) -> str:
         """How a sequence ended: by its `end` token, at the longest `length`, or by the guard against `repetition`."""
-        return "end" if ids[-1] == self.eos else "length" if len(ids) >= self.max_tokens else "repetition"
+        return (
+            "end"
+            if ids[-1] == self.eos
+            else "length"
+            if len(ids) >= self.max_tokens
+            else "repetition"
+        )
 
 
 def causal_mask(new: int, past: int) -> np.ndarray:
@@ -73,7 +79,9 @@ def count_repeated_tail(ids: Sequence[int]) -> int:
     """Tokens at the end that only repeat those before them: a span said four times or more, over 16 tokens or more."""
     for span in range(1, LONGEST_SPAN + 1):
         copies = max(COPIES, -(-TOKENS // span))
-        if len(ids) >= span * copies and all(ids[-i] == ids[-i - span] for i in range(1, span * (copies - 1) + 1)):
+        if len(ids) >= span * copies and all(
+            ids[-i] == ids[-i - span] for i in range(1, span * (copies - 1) + 1)
+        ):
             return span * (copies - 1)
     return 0
 
@@ -120,7 +128,9 @@ def beam_search(
         if last:
             break
         alive = [o for o in options if o[2] != g.eos][: g.beams]
-        if len(finished) == g.beams and (g.early_stopping or alive[0][0] / length <= finished[-1][0]):
+        if len(finished) == g.beams and (
+            g.early_stopping or alive[0][0] / length <= finished[-1][0]
+        ):
             break
         scores = [score for score, _, _ in alive]
         beams, tokens = zip(*((beam, token) for _, beam, token in alive), strict=True)

@@ -27,7 +27,9 @@ def hash_file(path: Path) -> str:
 def bundle_identity(folder: str | Path) -> str:
     """One hash of all models of a bundle, whenever and wherever it was written."""
     files = read_manifest(folder)["files"]
-    models = sorted(f"{name} {entry['sha256']}" for name, entry in files.items() if name.endswith(".onnx"))
+    models = sorted(
+        f"{name} {entry['sha256']}" for name, entry in files.items() if name.endswith(".onnx")
+    )
     return hashlib.sha256("\n".join(models).encode()).hexdigest()
 
 
@@ -40,7 +42,11 @@ def read_manifest(folder: str | Path) -> Manifest:
         manifest = json.loads(path.read_text())
         version, files = manifest["format"], manifest["files"]
         entries = [(str(n), str(f["sha256"])) for n, f in files.items()]
-        used = {f for node in manifest["graph"]["nodes"].values() for f in node.get("files", {}).values()}
+        used = {
+            f
+            for node in manifest["graph"]["nodes"].values()
+            for f in node.get("files", {}).values()
+        }
         configs = [n.get("config", {}) for n in manifest["graph"]["nodes"].values()]
         used |= {c[k] for c in configs for k in ("tokenizer", "texts", "bank") if k in c}
         manifest["graph"]["outputs"], manifest["graph"]["inputs"]
@@ -51,7 +57,9 @@ def read_manifest(folder: str | Path) -> Manifest:
             f"{path}: format {version}, this runtime reads formats {READABLE_FORMATS[0]} to {BUNDLE_FORMAT}"
         )
     if unlisted := used - {name for name, _ in entries}:
-        raise BundleError(f"{path}: the graph uses '{min(unlisted)}', which is not among the bundle's files")
+        raise BundleError(
+            f"{path}: the graph uses '{min(unlisted)}', which is not among the bundle's files"
+        )
     for name, _ in entries:
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BundleError(f"{path}: the file name '{name}' leaves the bundle")
@@ -65,4 +73,6 @@ def verify_files(folder: str | Path, manifest: Manifest) -> None:
         if not path.is_file():
             raise BundleError(f"{folder}: the file '{name}' is missing")
         if hash_file(path) != entry["sha256"]:
-            raise BundleError(f"{folder}: the file '{name}' was altered: its SHA-256 is not the manifest's")
+            raise BundleError(
+                f"{folder}: the file '{name}' was altered: its SHA-256 is not the manifest's"
+            )

@@ -8,5 +8,7 @@ from pathlib import Path
 
 def cache_folder() -> Path:
     """`$MMCOMPRESS_CACHE/mmcompress`, or that folder in the user's cache."""
-    home = os.environ.get("MMCOMPRESS_CACHE") or os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))
+    home = os.environ.get("MMCOMPRESS_CACHE") or os.environ.get(
+        "XDG_CACHE_HOME", str(Path.home() / ".cache")
+    )
     return Path(home) / "mmcompress"

@@ -50,13 +50,19 @@ class Pipeline:
                 raise BundleError(
                     f"{folder}: node '{name}' is of kind '{node['kind']}', which this runtime doesn't know"
                 )
-            if (needed := set(node.get("cpu_flags", ()))) and not needed & set(describe_cpu()["flags"]):
+            if (needed := set(node.get("cpu_flags", ()))) and not needed & set(
+                describe_cpu()["flags"]
+            ):
                 raise BundleError(
                     f"{folder}: node '{name}' is in {node['precision']}, which needs a CPU with one of "
                     f"{', '.join(sorted(needed))}: without, its results would be wrong"
                 )
-            self.sessions[name] = {k: TimedSession(folder / f, threads) for k, f in node.get("files", {}).items()}
-            self.nodes[name] = DEPLOYED_KINDS.get(node["kind"])(self.sessions[name], node.get("config", {}), folder)
+            self.sessions[name] = {
+                k: TimedSession(folder / f, threads) for k, f in node.get("files", {}).items()
+            }
+            self.nodes[name] = DEPLOYED_KINDS.get(node["kind"])(
+                self.sessions[name], node.get("config", {}), folder
+            )
             self.wiring[name] = node["inputs"]
         self.node_seconds: dict[str, float] = {}
         self.model_seconds: dict[str, float] = {}
@@ -74,7 +80,11 @@ class Pipeline:
 
     @property
     def session_seconds(self) -> float:
-        return critical_path(self.model_seconds, self.reads) if self.pool else sum(self.model_seconds.values())
+        return (
+            critical_path(self.model_seconds, self.reads)
+            if self.pool
+            else sum(self.model_seconds.values())
+        )
 
     def __call__(self, **inputs: Any) -> dict[str, Any]:
         values = self.run(**inputs)
@@ -83,7 +93,9 @@ class Pipeline:
     def run(self, **inputs: Any) -> dict[str, dict[str, Any]]:
         """Every node's outputs. Raises `DataError` for a missing or unknown input."""
         if set(inputs) != set(self.inputs):
-            raise DataError(f"this pipeline takes {', '.join(self.inputs)}; got {', '.join(inputs) or 'nothing'}")
+            raise DataError(
+                f"this pipeline takes {', '.join(self.inputs)}; got {', '.join(inputs) or 'nothing'}"
+            )
         values: dict[str, dict[str, Any]] = {name: {"": v} for name, v in inputs.items()}
         if self.pool is None:
             for name in self.nodes:
@@ -101,7 +113,9 @@ class Pipeline:
         return values
 
     def _answer(self, name: str, values: dict[str, dict[str, Any]]) -> None:
-        feed = {port: self.value_of(values, reference) for port, reference in self.wiring[name].items()}
+        feed = {
+            port: self.value_of(values, reference) for port, reference in self.wiring[name].items()
+        }
         before = sum(s.seconds for s in self.sessions[name].values())
         start = time.perf_counter()
         values[name] = self.nodes[name](**feed)

@@ -26,8 +26,19 @@ def open_image(source: ImageLike) -> Image.Image:
             im.load()
     except FileNotFoundError as e:
         raise DataError(f"{source!s}: no such image") from e
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as e:
-        name = str(source)[:200] if not isinstance(source, bytes | np.ndarray | Image.Image) else "the given image"
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        TypeError,
+        Image.DecompressionBombError,
+    ) as e:
+        name = (
+            str(source)[:200]
+            if not isinstance(source, bytes | np.ndarray | Image.Image)
+            else "the given image"
+        )
         size = (
             f" ({Path(source).stat().st_size} bytes)"
             if isinstance(source, str | Path) and Path(source).exists()
@@ -48,7 +59,11 @@ def preprocess_image(source: ImageLike, config: dict[str, Any]) -> np.ndarray:
     """
     im, size = open_image(source), int(config["size"])
     if im.size != (size, size):
-        resample = Image.Resampling.BILINEAR if config.get("interpolation") == "bilinear" else Image.Resampling.BICUBIC
+        resample = (
+            Image.Resampling.BILINEAR
+            if config.get("interpolation") == "bilinear"
+            else Image.Resampling.BICUBIC
+        )
         w, h = im.size
         mode = config.get("resize_mode", "shortest")
         if mode == "squash":
@@ -61,7 +76,9 @@ def preprocess_image(source: ImageLike, config: dict[str, Any]) -> np.ndarray:
             im = im.crop((left, top, left + size, top + size))
     # planes first: numpy is slow where the last axis has three entries
     x = np.asarray(im).transpose(2, 0, 1).astype(np.float32, order="C")
-    for plane, mean, std in zip(x, *(np.broadcast_to(config[k], 3) for k in ("mean", "std")), strict=True):
+    for plane, mean, std in zip(
+        x, *(np.broadcast_to(config[k], 3) for k in ("mean", "std")), strict=True
+    ):
         plane -= np.float32(mean) * 255
         plane /= np.float32(std) * 255
     return x

@@ -13,10 +13,28 @@ from typing import Any
 
 from mmcompress.version import CHECKOUT_FOLDER, __version__
 
-FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
+FLAGS = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+)
 
 
-IDENTITY = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part", "CPU revision")
+IDENTITY = (
+    "vendor_id",
+    "cpu family",
+    "model",
+    "stepping",
+    "CPU implementer",
+    "CPU part",
+    "CPU revision",
+)
 """What tells processors of one name, or of none, apart."""
 
 
@@ -34,7 +52,9 @@ def describe_cpu() -> dict[str, Any]:
                 identity[key.strip()] = value.strip()
     except OSError:
         pass
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return {
         "name": name,
         "machine": platform.machine(),
@@ -45,7 +65,16 @@ def describe_cpu() -> dict[str, Any]:
     }
 
 
-PACKAGES = ("torch", "open_clip_torch", "transformers", "ray", "optuna", "onnx", "onnxruntime", "numpy")
+PACKAGES = (
+    "torch",
+    "open_clip_torch",
+    "transformers",
+    "ray",
+    "optuna",
+    "onnx",
+    "onnxruntime",
+    "numpy",
+)
 
 
 def package_versions() -> dict[str, str]:
@@ -60,7 +89,11 @@ def package_versions() -> dict[str, str]:
 
 def device_fingerprint(threads: int) -> str:
     """Names a device for its table: CPU, threads and the version of ONNX Runtime."""
-    facts = {"cpu": describe_cpu(), "threads": threads, "onnxruntime": package_versions().get("onnxruntime")}
+    facts = {
+        "cpu": describe_cpu(),
+        "threads": threads,
+        "onnxruntime": package_versions().get("onnxruntime"),
+    }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -70,7 +103,11 @@ def git_commit() -> str:
     if not (here / ".git").exists():
         return ""
     try:
-        run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10).stdout
-        return run("rev-parse", "HEAD").strip() + ("-dirty" if run("status", "--porcelain", "-uno").strip() else "")
+        run = lambda *a: (
+            subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10).stdout
+        )
+        return run("rev-parse", "HEAD").strip() + (
+            "-dirty" if run("status", "--porcelain", "-uno").strip() else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return ""

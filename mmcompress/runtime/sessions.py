@@ -11,7 +11,9 @@ import onnxruntime as ort
 from mmcompress.errors import BundleError
 
 
-def open_session(model: str | Path | bytes, threads: int, *, optimize: bool = True) -> ort.InferenceSession:
+def open_session(
+    model: str | Path | bytes, threads: int, *, optimize: bool = True
+) -> ort.InferenceSession:
     """An inference session on the CPU; `threads` 0: one for each core.
 
     Threads don't spin: several sessions of one pipeline would otherwise fight for the cores and the dense baseline
@@ -26,7 +28,9 @@ def open_session(model: str | Path | bytes, threads: int, *, optimize: bool = Tr
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
         return ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+            model if isinstance(model, bytes) else str(model),
+            options,
+            providers=["CPUExecutionProvider"],
         )
     except Exception as e:  # onnxruntime raises its own unexported types
         name = "the model" if isinstance(model, bytes) else str(model)

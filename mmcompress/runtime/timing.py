@@ -47,7 +47,9 @@ def time_call(call: Callable[[], Any], warmup: int, *, rounds: int, limit: float
     return summarize_latency(times)
 
 
-def min_of_medians(call: Callable[[], Any], warmup: int, *, rounds: int, limit: float, tries: int = 3) -> float:
+def min_of_medians(
+    call: Callable[[], Any], warmup: int, *, rounds: int, limit: float, tries: int = 3
+) -> float:
     """The lowest p50 in milliseconds of a few short measurements: what others do on a machine only ever adds time.
 
     Two of them will do for a call so slow that they take longer than `limit` seconds.

@@ -28,7 +28,9 @@ def allocate_by_knapsack(
     best[0] = 0.0
     choices = []
     for block in blocks:
-        cost = curves[block.name].loss_increase(units_after(block, np.arange(count_steps(block) + 1)))
+        cost = curves[block.name].loss_increase(
+            units_after(block, np.arange(count_steps(block) + 1))
+        )
         options = np.full((remove + 1, len(cost)), np.inf)
         for cut in range(min(len(cost), remove + 1)):
             options[cut:, cut] = best[: remove + 1 - cut] + cost[cut]
@@ -129,4 +131,7 @@ def allocate_pipeline(
         )
         for n, node in models.items()
     }
-    return Candidate(kept, {n: "fp32" if node.precision == "auto" else node.precision for n, node in models.items()})
+    return Candidate(
+        kept,
+        {n: "fp32" if node.precision == "auto" else node.precision for n, node in models.items()},
+    )

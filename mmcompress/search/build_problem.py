@@ -22,7 +22,9 @@ AIMED_SHARE = 0.975
 """The share of the target that structures are searched for."""
 
 
-def build_problem(run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: float) -> SearchProblem:
+def build_problem(
+    run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: float
+) -> SearchProblem:
     """The search problem: how overrides become a candidate."""
 
     base = to_plain(run.spec)
@@ -44,10 +46,16 @@ def build_problem(run: RunContext, ev: Sensitivity, *, predict: Predictor, budge
 
     fixed, limit = allocated({}), _limit(run, predict, budget_ms=budget_ms)
     free = (list_precisions(run), _choices(run, fixed), _drops(run, fixed))
-    p = SearchProblem(run.space, run.blocks, resolve, limit, budget_ms, *free, run.cross_modal, _protection(run))
+    p = SearchProblem(
+        run.space, run.blocks, resolve, limit, budget_ms, *free, run.cross_modal, _protection(run)
+    )
     most = lambda n, b, options: max(options) if b in run.cross_modal[n] else min(options)
-    mildest = {n: {b: most(n, b, options) for b, options in by.items()} for n, by in p.unit_choices.items()}
-    if p.protection_excess(Candidate(mildest, fixed.precision)) > 0:  # cuts that the spec itself asks for come first
+    mildest = {
+        n: {b: most(n, b, options) for b, options in by.items()} for n, by in p.unit_choices.items()
+    }
+    if (
+        p.protection_excess(Candidate(mildest, fixed.precision)) > 0
+    ):  # cuts that the spec itself asks for come first
         p.protection = 0.0
     return p
 
@@ -70,7 +78,9 @@ def _limit(run: RunContext, predict: Predictor, *, budget_ms: float) -> Predict:
 
     def ms(c: Candidate) -> float:
         shares = [load(c) / bound for bound, load in held]
-        shares += [predict.node_ms(n, c) / (AIMED_SHARE * limit) for n, limit in limits.node_ms.items()]
+        shares += [
+            predict.node_ms(n, c) / (AIMED_SHARE * limit) for n, limit in limits.node_ms.items()
+        ]
         return max([predict(c), *(budget_ms * s for s in shares)])
 
     return ms if held or limits.node_ms else predict
@@ -81,9 +91,13 @@ def find_fastest(p: SearchProblem, predict: Predictor) -> Candidate:
     precision = {n: options[0] for n, options in p.precisions.items()}
     kept = {n: {b: min(options) for b, options in by.items()} for n, by in p.unit_choices.items()}
     cost = lambda n, b, k: predict(Candidate({**kept, n: {**kept[n], b: k}}, precision))
-    kept = restore_dropped(p, Candidate(kept, precision), damage=cost).kept_units  # those come back that cost least
+    kept = restore_dropped(
+        p, Candidate(kept, precision), damage=cost
+    ).kept_units  # those come back that cost least
     for n, options in p.precisions.items():
-        precision[n] = min(options, key=lambda o, n=n: predict(Candidate(kept, {**precision, n: o})))  # type: ignore[misc]
+        precision[n] = min(
+            options, key=lambda o, n=n: predict(Candidate(kept, {**precision, n: o}))
+        )  # type: ignore[misc]
     return Candidate(kept, precision)
 
 
@@ -101,7 +115,9 @@ def _choices(run: RunContext, fixed: Candidate) -> dict[str, dict[str, tuple[int
                 found[n][b.name] = (fixed.kept_units[n][b.name],)
                 continue
             low, high = ((x or 0.0) * count_steps(b) for x in (ratio.low, ratio.high))
-            cuts = range(math.ceil(low - 1e-9), int(high + 1e-9) + 1) or (round(low),)  # no step between: the nearest
+            cuts = range(math.ceil(low - 1e-9), int(high + 1e-9) + 1) or (
+                round(low),
+            )  # no step between: the nearest
             options = {int(units_after(b, c)) for c in cuts} | (
                 {0} if b.drop and drop and (drop.high or 0) >= 1 else set()
             )

@@ -13,7 +13,12 @@ from mmcompress.workspace.context import RunContext
 
 
 def build_pruned_models(
-    run: RunContext, ev: Sensitivity, *, candidate: Candidate, refit: bool, dense: dict[str, Any] | None = None
+    run: RunContext,
+    ev: Sensitivity,
+    *,
+    candidate: Candidate,
+    refit: bool,
+    dense: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Fresh pruned models of a candidate, refitted in order on calibration pairs when asked.
 
@@ -22,7 +27,8 @@ def build_pruned_models(
 
     dense = dense or run.models
     models = {
-        n: prune_node(m, candidate.kept_units[n], scores=ev.scores[n], grams=None, ridge=0.0) for n, m in dense.items()
+        n: prune_node(m, candidate.kept_units[n], scores=ev.scores[n], grams=None, ridge=0.0)
+        for n, m in dense.items()
     }
     set_context_lengths(run.spec, models)
     if refit:

@@ -53,7 +53,9 @@ class TrialEvaluator:
     final_losses: dict[str, float] = field(default_factory=dict)
     """Losses of finalists by candidate."""
 
-    def evaluate_all(self, judge: Any, asked: Mapping[K, Candidate], *, say: OnProgress, what: str) -> dict[K, float]:
+    def evaluate_all(
+        self, judge: Any, asked: Mapping[K, Candidate], *, say: OnProgress, what: str
+    ) -> dict[K, float]:
         """The loss of each, infinite where it could not be judged: as with a trial that fails the search goes on.
 
         Raises `ClusterError` when a worker is gone.
@@ -73,10 +75,16 @@ class TrialEvaluator:
                         if tries:
                             waiting[key] = self.executor.submit(judge, to_plain(asked[key]))
                             continue
-                        say("search", f"a structure could not be judged: {type(e).__name__}: {e}", None)
+                        say(
+                            "search",
+                            f"a structure could not be judged: {type(e).__name__}: {e}",
+                            None,
+                        )
                         found[key] = math.inf
         except BrokenExecutor as e:
-            raise ClusterError("a worker process died (out of memory?); finished trials are kept: use --resume") from e
+            raise ClusterError(
+                "a worker process died (out of memory?); finished trials are kept: use --resume"
+            ) from e
         return {key: loss if math.isfinite(loss) else math.inf for key, loss in found.items()}
 
 
@@ -87,7 +95,10 @@ def start_evaluator(run: RunContext, ev: Sensitivity) -> Iterator[TrialEvaluator
     s, again, share = run.spec.search, None, 0.0
     with run.time_stage("search"):
         if s.evaluator == "estimated":
-            judge, context = estimate_candidate, make_estimate_context(ev.curves, ev.rounding, base=ev.base_loss)
+            judge, context = (
+                estimate_candidate,
+                make_estimate_context(ev.curves, ev.rounding, base=ev.base_loss),
+            )
         else:
             batch, more = _choosing(run)
             if more is not None:

@@ -79,7 +79,9 @@ class RayExecutor(Executor):
             options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
             if address:
                 options["address"] = address
-                if not os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"):  # a job brings the package along itself
+                if not os.environ.get(
+                    "RAY_JOB_CONFIG_JSON_ENV_VAR"
+                ):  # a job brings the package along itself
                     options["runtime_env"] = {"py_modules": [str(PACKAGE_FOLDER)]}
             else:
                 options |= {"num_cpus": workers, "include_dashboard": False, "address": "local"}

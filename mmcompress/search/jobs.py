@@ -29,8 +29,16 @@ def find_own_modules(spec: dict[str, Any]) -> list[Path]:
     """
     installed = [Path(sysconfig.get_path(k)).resolve() for k in ("purelib", "platlib")]
     found: dict[str, Path] = {}
-    parts = [str(node.get(key, "")).partition(":") for node in spec["nodes"].values() for key in ("source", "rewind")]
-    named = [(f"source '{kind}:{name}'", name.partition(":")[0]) for kind, _, name in parts if kind == "python"]
+    parts = [
+        str(node.get(key, "")).partition(":")
+        for node in spec["nodes"].values()
+        for key in ("source", "rewind")
+    ]
+    named = [
+        (f"source '{kind}:{name}'", name.partition(":")[0])
+        for kind, _, name in parts
+        if kind == "python"
+    ]
     named += [(f"plugin '{name}'", str(name)) for name in spec.get("plugins") or ()]
     for what, name in named:
         top = name.partition(".")[0]
@@ -43,14 +51,24 @@ def find_own_modules(spec: dict[str, Any]) -> list[Path]:
                 known = None
             if known is None or not known.origin:
                 raise SpecError(f"{what}: no module '{top}' here to send along")
-            place = Path(known.origin).parent if known.submodule_search_locations else Path(known.origin)
+            place = (
+                Path(known.origin).parent
+                if known.submodule_search_locations
+                else Path(known.origin)
+            )
         if not any(place.resolve().is_relative_to(at) for at in installed):
             found[top] = place
     return list(found.values())
 
 
 def submit_run(
-    spec: dict[str, Any], address: str, *, folder: str, space: str | Path, resume: bool, echo: Callable[[str], None]
+    spec: dict[str, Any],
+    address: str,
+    *,
+    folder: str,
+    space: str | Path,
+    resume: bool,
+    echo: Callable[[str], None],
 ) -> int:
     """Submit, follow the log, and return the exit code of the run. Raises `ClusterError` when the server is away.
 
@@ -79,7 +97,11 @@ def submit_run(
         (Path(work) / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
         for place in find_own_modules(spec):
             if place.is_dir():
-                shutil.copytree(place, Path(work) / place.name, ignore=shutil.ignore_patterns("__pycache__", ".*"))
+                shutil.copytree(
+                    place,
+                    Path(work) / place.name,
+                    ignore=shutil.ignore_patterns("__pycache__", ".*"),
+                )
             else:
                 shutil.copy(place, work)
         command = ["run", "spec.yaml", "--out", str(target)]

@@ -83,7 +83,8 @@ def max_evaluations(run: RunContext) -> int:
         return 0
     once = SPLITS_PER_ROUND + sum(len(m) for m in run.blocks.values()) + len(run.blocks)
     return (
-        min(s.linearization_rounds * once, MAX_EFFORT_FACTOR * (s.trials + s.level_switches) + once) + SPLITS_PER_ROUND
+        min(s.linearization_rounds * once, MAX_EFFORT_FACTOR * (s.trials + s.level_switches) + once)
+        + SPLITS_PER_ROUND
     )
 
 
@@ -98,7 +99,10 @@ def linearize_successively(
     """
     if not max_evaluations(run):
         return ev, []
-    p, known = build_problem(run, ev, predict=predict, budget_ms=budget_ms), load_interaction_factors(run.folder)
+    p, known = (
+        build_problem(run, ev, predict=predict, budget_ms=budget_ms),
+        load_interaction_factors(run.folder),
+    )
     with run.time_stage("relinearize"):
         while known.rounds <= run.spec.search.linearization_rounds:
             more = _round(run, ev, predict=predict, p=p, who=who, known=known)
@@ -128,33 +132,51 @@ def _round(
     Where it was measured in all of them these were the last ones. None: there is no split, or none can be judged.
     """
     s, old = run.spec.search, {x.candidate.key(): x for x in known.splits}
-    fresh = {c.key(): c for c in _splits(run, ev.scaled(known.cuts, known.rounding), predict=predict, p=p)}
+    fresh = {
+        c.key(): c
+        for c in _splits(run, ev.scaled(known.cuts, known.rounding), predict=predict, p=p)
+    }
     asked = {key: c for key, c in fresh.items() if key not in old}
     told = f"split {known.rounds + 1} of {s.linearization_rounds + 1}"
     whole = Candidate(
-        {n: {b.name: b.units for b in of} for n, of in run.blocks.items()}, dict.fromkeys(run.blocks, "fp32")
+        {n: {b.name: b.units for b in of} for n, of in run.blocks.items()},
+        dict.fromkeys(run.blocks, "fp32"),
     )
     said = who.evaluate_all(
-        who.evaluate, asked if known.rounds else {**asked, "": whole}, say=run.on_progress, what=told
+        who.evaluate,
+        asked if known.rounds else {**asked, "": whole},
+        say=run.on_progress,
+        what=told,
     )
     dense = said.pop("", known.dense_loss)
-    new = {key: EvaluatedSplit(asked[key], loss) for key, loss in said.items() if math.isfinite(loss)}
+    new = {
+        key: EvaluatedSplit(asked[key], loss) for key, loss in said.items() if math.isfinite(loss)
+    }
     every = {**old, **new}
     found = sorted((every[key] for key in fresh if key in every), key=lambda x: x.loss)
     if not found:
         return None
     run.on_progress("search", f"{told}: loss {found[0].loss:.3f}", None)
-    judged, losses = known.evaluations + len(said) + (not known.rounds), (*known.losses, found[0].loss)
-    known = replace(known, splits=tuple(every.values()), evaluations=judged, losses=losses, dense_loss=dense)
+    judged, losses = (
+        known.evaluations + len(said) + (not known.rounds),
+        (*known.losses, found[0].loss),
+    )
+    known = replace(
+        known, splits=tuple(every.values()), evaluations=judged, losses=losses, dense_loss=dense
+    )
     at = next((x for x in found if x.candidate.key() not in known.measured_splits), None)
     enough = (
-        known.evaluations >= MAX_EFFORT_FACTOR * (s.trials + s.level_switches) or known.rounds == s.linearization_rounds
+        known.evaluations >= MAX_EFFORT_FACTOR * (s.trials + s.level_switches)
+        or known.rounds == s.linearization_rounds
     )
     if at is None or enough:
         return replace(known, rounds=s.linearization_rounds + 1)
     asked_of = _undone(run, p, c=at.candidate)
     without = who.evaluate_all(
-        who.evaluate, asked_of, say=run.on_progress, what=f"what each cut does in it, round {known.rounds + 1}"
+        who.evaluate,
+        asked_of,
+        say=run.on_progress,
+        what=f"what each cut does in it, round {known.rounds + 1}",
     )
     cuts, rounding = _moved(ev, known, at=at, without=without)
     return replace(
@@ -167,23 +189,27 @@ def _round(
     )
 
 
-def _splits(run: RunContext, now: Sensitivity, *, predict: Predictor, p: SearchProblem) -> list[Candidate]:
+def _splits(
+    run: RunContext, now: Sensitivity, *, predict: Predictor, p: SearchProblem
+) -> list[Candidate]:
     """The best splits by what is believed, within every limit, and filled up to them."""
     return _fitted(
         p,
         now,
         found=[
             c
-            for _, c in split_budget(run, now, predict=predict, budget_ms=p.budget_ms * BUDGET_SHARE, p=p)[
-                :SPLITS_PER_ROUND
-            ]
+            for _, c in split_budget(
+                run, now, predict=predict, budget_ms=p.budget_ms * BUDGET_SHARE, p=p
+            )[:SPLITS_PER_ROUND]
         ],
     )
 
 
 def _fitted(p: SearchProblem, now: Sensitivity, *, found: Sequence[Candidate]) -> list[Candidate]:
     trimmed = (cut_to_budget(p, c, damage=now.loss_increase) for c in found)
-    return [grow_to_budget(p, c, damage=now.loss_increase, rounding=now.rounding) for c in trimmed if c]
+    return [
+        grow_to_budget(p, c, damage=now.loss_increase, rounding=now.rounding) for c in trimmed if c
+    ]
 
 
 def _undone(run: RunContext, p: SearchProblem, *, c: Candidate) -> dict[tuple[str, str], Candidate]:
@@ -191,18 +217,31 @@ def _undone(run: RunContext, p: SearchProblem, *, c: Candidate) -> dict[tuple[st
     c, found = complete(p, c), {}
     for n, blocks in run.blocks.items():
         for b in blocks:
-            if c.kept_units[n][b.name] < b.units and len(p.unit_choices.get(n, {}).get(b.name, ())) != 1:
-                found[n, b.name] = Candidate({**c.kept_units, n: {**c.kept_units[n], b.name: b.units}}, c.precision)
+            if (
+                c.kept_units[n][b.name] < b.units
+                and len(p.unit_choices.get(n, {}).get(b.name, ())) != 1
+            ):
+                found[n, b.name] = Candidate(
+                    {**c.kept_units, n: {**c.kept_units[n], b.name: b.units}}, c.precision
+                )
         if c.precision[n] != "fp32" and len(p.precisions.get(n, ())) != 1:
             found[n, ""] = Candidate(c.kept_units, {**c.precision, n: "fp32"})
     return found
 
 
 def _moved(
-    ev: Sensitivity, known: InteractionFactors, *, at: EvaluatedSplit, without: Mapping[tuple[str, str], float]
+    ev: Sensitivity,
+    known: InteractionFactors,
+    *,
+    at: EvaluatedSplit,
+    without: Mapping[tuple[str, str], float],
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Factors after the losses of a split `without` each of its cuts."""
-    alone, cuts, rounding = ev.scaled({}, {}), {n: dict(by) for n, by in known.cuts.items()}, dict(known.rounding)
+    alone, cuts, rounding = (
+        ev.scaled({}, {}),
+        {n: dict(by) for n, by in known.cuts.items()},
+        dict(known.rounding),
+    )
 
     def moved(factor: float, before: float, loss: float) -> float:
         real = max(at.loss - loss, MIN_REAL_SHARE * factor * before)
@@ -213,7 +252,13 @@ def _moved(
             continue
         if name:
             by = cuts.setdefault(n, {})
-            by[name] = moved(by.get(name, 1.0), alone.loss_increase(n, name, at.candidate.kept_units[n][name]), loss)
+            by[name] = moved(
+                by.get(name, 1.0),
+                alone.loss_increase(n, name, at.candidate.kept_units[n][name]),
+                loss,
+            )
         else:
-            rounding[n] = moved(rounding.get(n, 1.0), alone.rounding[n][at.candidate.precision[n]], loss)
+            rounding[n] = moved(
+                rounding.get(n, 1.0), alone.rounding[n][at.candidate.precision[n]], loss
+            )
     return cuts, rounding

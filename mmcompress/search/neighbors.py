@@ -27,7 +27,9 @@ def switch_levels(
             for node, b in rng.sample(places, rng.choice((1, 1, 2))):
                 size = b.granularity * (rng.choice((2, 4, 8)) if b.group == "ffn" else 1)
                 now = kept[node].get(b.name, b.units)
-                kept[node][b.name] = problem.nearest_choice(node, b.name, kept=min(max(now + sign * size, 0), b.units))
+                kept[node][b.name] = problem.nearest_choice(
+                    node, b.name, kept=min(max(now + sign * size, 0), b.units)
+                )
         candidate = Candidate(kept, precision)
         latency = problem.predict(candidate)
         if (

@@ -59,13 +59,16 @@ class SearchProblem:
             if b.group != "tokens"
         ]
         whole = {
-            k: sum(b.units * b.rows_and_columns_per_unit for _, b, crossing in each if crossing == k)
+            k: sum(
+                b.units * b.rows_and_columns_per_unit for _, b, crossing in each if crossing == k
+            )
             for k in (True, False)
         }
         if not all(whole.values()):
             return []
         return [
-            (n, b.name, b.units, b.rows_and_columns_per_unit / whole[crossing], crossing) for n, b, crossing in each
+            (n, b.name, b.units, b.rows_and_columns_per_unit / whole[crossing], crossing)
+            for n, b, crossing in each
         ]
 
     def removed_shares(self, candidate: Candidate) -> tuple[float, float]:
@@ -97,7 +100,9 @@ def is_ratio(path: str) -> bool:
     return path.endswith((".prune.heads", ".prune.ffn", ".prune.tokens"))
 
 
-def scale_to_budget(problem: SearchProblem, overrides: SearchPoint) -> tuple[SearchPoint, Candidate]:
+def scale_to_budget(
+    problem: SearchProblem, overrides: SearchPoint
+) -> tuple[SearchPoint, Candidate]:
     """Scale the ratios of `overrides` together to the largest pipeline within the budget, by bisection."""
 
     def scaled(share: float) -> SearchPoint:
@@ -129,7 +134,9 @@ def to_overrides(problem: SearchProblem, candidate: Candidate) -> SearchPoint:
     for node, blocks in problem.blocks.items():
         for b in blocks:
             total = -(-b.units // b.granularity)
-            cuts = round((b.units - candidate.kept_units[node].get(b.name, b.units)) / b.granularity)
+            cuts = round(
+                (b.units - candidate.kept_units[node].get(b.name, b.units)) / b.granularity
+            )
             out[f"nodes.{node}.prune.blocks.{b.name}"] = round(cuts / total, 5)
         out[f"nodes.{node}.precision"] = candidate.precision[node]
     return out
@@ -150,7 +157,11 @@ def to_search_point(problem: SearchProblem, candidate: Candidate) -> dict[str, A
         node, blocks = keys[1], problem.blocks[keys[1]]
         kept = candidate.kept_units[node]
         if keys[-1] == "precision":
-            point[path] = candidate.precision[node] if candidate.precision[node] in d.choices else d.choices[0]
+            point[path] = (
+                candidate.precision[node]
+                if candidate.precision[node] in d.choices
+                else d.choices[0]
+            )
         elif keys[-1] == "drop":
             point[path] = _clip(d, sum(kept.get(b.name, b.units) == 0 for b in blocks))
         else:
@@ -163,7 +174,9 @@ def to_search_point(problem: SearchProblem, candidate: Candidate) -> dict[str, A
 def _clip(d: Dimension, value: float) -> Any:
     low, high = d.low or 0.0, d.high if d.high is not None else value
     value = min(max(value, low), high)
-    if d.step and d.step < 1:  # the last step may end under `high`, and rounding must not lift it over
+    if (
+        d.step and d.step < 1
+    ):  # the last step may end under `high`, and rounding must not lift it over
         most = math.floor((high - low) / d.step + 1e-9)
         return min(low + d.step * min(round((value - low) / d.step), most), high)
     return int(low + d.step * ((value - low) // d.step)) if d.step else value
@@ -176,5 +189,8 @@ def best_within(trials: list[Trial], budget_ms: float) -> Trial | None:
 
 def complete(problem: SearchProblem, c: Candidate) -> Candidate:
     """The candidate with every block named."""
-    kept = {n: {b.name: c.kept_units[n].get(b.name, b.units) for b in bs} for n, bs in problem.blocks.items()}
+    kept = {
+        n: {b.name: c.kept_units[n].get(b.name, b.units) for b in bs}
+        for n, bs in problem.blocks.items()
+    }
     return Candidate(kept, c.precision)

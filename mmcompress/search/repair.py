@@ -9,7 +9,9 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.search.problem import LossIncrease, SearchProblem, complete
 
 
-def cut_to_budget(problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease) -> Candidate | None:
+def cut_to_budget(
+    problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease
+) -> Candidate | None:
     """The candidate cut down to the budget, always where the least estimated damage is paid per millisecond."""
     now = complete(problem, candidate)
     latency = problem.predict(now)
@@ -18,7 +20,11 @@ def cut_to_budget(problem: SearchProblem, candidate: Candidate, *, damage: LossI
         for n, bs in problem.blocks.items():
             for b in bs:
                 options = problem.unit_choices.get(n, {}).get(b.name, ())
-                lower = [k for k in options if k <= now.kept_units[n][b.name] - max(b.granularity, b.units // 16)]
+                lower = [
+                    k
+                    for k in options
+                    if k <= now.kept_units[n][b.name] - max(b.granularity, b.units // 16)
+                ]
                 if not lower:
                     continue
                 new = _with(now, n, block=b.name, kept=lower[-1])
@@ -34,7 +40,9 @@ def cut_to_budget(problem: SearchProblem, candidate: Candidate, *, damage: LossI
     return now
 
 
-def restore_dropped(problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease) -> Candidate:
+def restore_dropped(
+    problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease
+) -> Candidate:
     """The candidate with no more blocks gone than may be: those come back, at their smallest, whose loss hurts most.
 
     Where the protection does not hold, units of what it protects come back as well.
@@ -47,12 +55,16 @@ def restore_dropped(problem: SearchProblem, candidate: Candidate, *, damage: Los
             if k == 0
         }
         gain = lambda b, n=n, gone=gone: damage(n, b, 0) - damage(n, b, gone[b])
-        for b in sorted((b for b, least in gone.items() if least), key=gain, reverse=True)[: max(len(gone) - most, 0)]:
+        for b in sorted((b for b, least in gone.items() if least), key=gain, reverse=True)[
+            : max(len(gone) - most, 0)
+        ]:
             now = _with(now, n, block=b, kept=gone[b])
     return enforce_protection(problem, now, damage=damage)
 
 
-def enforce_protection(problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease) -> Candidate:
+def enforce_protection(
+    problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease
+) -> Candidate:
     """The candidate with units given back until the protection holds, where most damage is undone for it."""
     now = complete(problem, candidate)
     while (excess := problem.protection_excess(now)) > 0:
@@ -70,7 +82,9 @@ def enforce_protection(problem: SearchProblem, candidate: Candidate, *, damage: 
     return now
 
 
-def _larger(problem: SearchProblem, now: Candidate, *, share: int) -> Iterator[tuple[str, str, int]]:
+def _larger(
+    problem: SearchProblem, now: Candidate, *, share: int
+) -> Iterator[tuple[str, str, int]]:
     """(node, block, units kept) of the next step up of every block, of at least a `share`-th of its units, or to its
     most."""
     for n, bs in problem.blocks.items():
@@ -82,7 +96,11 @@ def _larger(problem: SearchProblem, now: Candidate, *, share: int) -> Iterator[t
 
 
 def grow_to_budget(
-    problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease, rounding: Mapping[str, Mapping[str, float]]
+    problem: SearchProblem,
+    candidate: Candidate,
+    *,
+    damage: LossIncrease,
+    rounding: Mapping[str, Mapping[str, float]],
 ) -> Candidate:
     """The candidate grown up to the budget, always where the most estimated damage is undone per millisecond.
 
@@ -91,22 +109,32 @@ def grow_to_budget(
     """
     now = complete(problem, candidate)
     for share in (16, 0):
-        while (new := _grown(problem, now, damage=damage, rounding=rounding, share=share)) is not None:
+        while (
+            new := _grown(problem, now, damage=damage, rounding=rounding, share=share)
+        ) is not None:
             now = new
     return now
 
 
 def trade_for_precision(
-    problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease, rounding: Mapping[str, Mapping[str, float]]
+    problem: SearchProblem,
+    candidate: Candidate,
+    *,
+    damage: LossIncrease,
+    rounding: Mapping[str, Mapping[str, float]],
 ) -> list[Candidate]:
     """The candidate with one node in a finer precision that is too slow as it is, cut until it fits the budget."""
     found = []
     for n, p in ((n, p) for n, ps in problem.precisions.items() for p in ps):
         if rounding[n][p] < rounding[n][candidate.precision[n]]:
             finer = cut_to_budget(
-                problem, Candidate(candidate.kept_units, {**candidate.precision, n: p}), damage=damage
+                problem,
+                Candidate(candidate.kept_units, {**candidate.precision, n: p}),
+                damage=damage,
             )
-            found += [grow_to_budget(problem, finer, damage=damage, rounding=rounding)] if finer else []
+            found += (
+                [grow_to_budget(problem, finer, damage=damage, rounding=rounding)] if finer else []
+            )
     return found
 
 
@@ -122,7 +150,9 @@ def _grown(
     latency, worth, pick = problem.predict(now), 0.0, None
     steps: list[tuple[float, Candidate]] = []
     for n, b, k in _larger(problem, now, share=share):
-        steps.append((damage(n, b, now.kept_units[n][b]) - damage(n, b, k), _with(now, n, block=b, kept=k)))
+        steps.append(
+            (damage(n, b, now.kept_units[n][b]) - damage(n, b, k), _with(now, n, block=b, kept=k))
+        )
     for n in problem.blocks:
         for p in problem.precisions.get(n, ()):
             undone = rounding[n][now.precision[n]] - rounding[n][p]

@@ -26,7 +26,9 @@ FULL_BUDGET_SHARE = 0.985
 """A structure that takes less than this share of the budget is given units back until it does not."""
 
 
-def choose_trial(run: RunContext, who: TrialEvaluator, *, trials: Sequence[Trial], budget_ms: float) -> Trial | None:
+def choose_trial(
+    run: RunContext, who: TrialEvaluator, *, trials: Sequence[Trial], budget_ms: float
+) -> Trial | None:
     """The trial within the budget that stands best on all pairs, with that loss: the first few are judged on more.
 
     Those that leave some of the budget unused are passed over: what was grown out of them is there. Where none is
@@ -40,17 +42,29 @@ def choose_trial(run: RunContext, who: TrialEvaluator, *, trials: Sequence[Trial
     if who.evaluate_again is None or len(within) == 1:
         return within[0]
     with run.time_stage("search"):
-        new = {t.candidate.key(): t.candidate for t in within if t.candidate.key() not in who.final_losses}
+        new = {
+            t.candidate.key(): t.candidate
+            for t in within
+            if t.candidate.key() not in who.final_losses
+        }
         who.final_losses.update(
-            who.evaluate_all(who.evaluate_again, new, say=run.on_progress, what=f"the best {len(within)} on more pairs")
+            who.evaluate_all(
+                who.evaluate_again,
+                new,
+                say=run.on_progress,
+                what=f"the best {len(within)} on more pairs",
+            )
         )
     whole = [
-        replace(t, loss=who.share * t.loss + (1 - who.share) * who.final_losses[t.candidate.key()]) for t in within
+        replace(t, loss=who.share * t.loss + (1 - who.share) * who.final_losses[t.candidate.key()])
+        for t in within
     ]
     return min(whole, key=lambda t: t.loss)
 
 
-def _finalists(run: RunContext, trials: Sequence[Trial], *, budget_ms: float, least: float = 0.0) -> list[Trial]:
+def _finalists(
+    run: RunContext, trials: Sequence[Trial], *, budget_ms: float, least: float = 0.0
+) -> list[Trial]:
     """The best few that take at most the budget, and at least a share of it."""
     within = (t for t in trials if least * budget_ms <= t.latency_ms <= budget_ms)
     return sorted(within, key=lambda t: t.loss)[: run.spec.search.finalists]
@@ -74,21 +88,32 @@ def run_search(
 
     p = build_problem(run, ev, predict=predict, budget_ms=budget_ms)
     with run.time_stage("search"):
-        book = open_study(run.folder / "study.journal", run.spec.seed, sampler=run.spec.search.sampler)
+        book = open_study(
+            run.folder / "study.journal", run.spec.seed, sampler=run.spec.search.sampler
+        )
         led = blind is None
         best = (
             list(known)
-            or [c for _, c in split_budget(run, ev, predict=predict, budget_ms=budget_ms * BUDGET_SHARE, p=p)[:4]]
+            or [
+                c
+                for _, c in split_budget(
+                    run, ev, predict=predict, budget_ms=budget_ms * BUDGET_SHARE, p=p
+                )[:4]
+            ]
             if led
             else []
         )
         best = best if best or not led else [find_fastest(p, predict)]
-        starts = [to_search_point(p, c) for c in best[:3]] + (list_plain_starts(run, p) if led else [])
+        starts = [to_search_point(p, c) for c in best[:3]] + (
+            list_plain_starts(run, p) if led else []
+        )
         seeds = [("knapsack", c) for c in best]
         if attempt and led:  # the best direction so far, to be scaled to the corrected budget
             judged = sorted(finished_trials(book), key=lambda t: t.loss)[:6]
             starts = [to_search_point(p, t.candidate) for t in judged[:2]]
-            cut = [c for t in judged if (c := cut_to_budget(p, t.candidate, damage=ev.loss_increase))]
+            cut = [
+                c for t in judged if (c := cut_to_budget(p, t.candidate, damage=ev.loss_increase))
+            ]
             seeds = [("trimmed", c) for c in cut] + (seeds if known else seeds[:1])
         s = run.spec.search
         more = SearchEffort(
@@ -99,7 +124,9 @@ def run_search(
         )
         if blind is not None:  # as many as the others can come to, with seeds and what is grown
             seeded = (1 + attempt) * (s.finalists + len(run.blocks)) + 5 + 11 * attempt + blind
-            more = replace(more, trials=more.trials + more.level_switches + seeded, level_switches=0)
+            more = replace(
+                more, trials=more.trials + more.level_switches + seeded, level_switches=0
+            )
         say = lambda what, share: run.on_progress("search", what, share)
         trials = run_study(
             book,
@@ -112,7 +139,9 @@ def run_search(
             seed=run.spec.seed,
             progress=say,
         )
-        held = lambda found: [t for t in found if p.is_allowed(t.candidate)] or found  # of an older journal
+        held = lambda found: (
+            [t for t in found if p.is_allowed(t.candidate)] or found
+        )  # of an older journal
         if not led:
             return held(trials)
         wanting = [
@@ -120,11 +149,20 @@ def run_search(
             for t in _finalists(run, trials, budget_ms=budget_ms)
             if t.latency_ms < FULL_BUDGET_SHARE * budget_ms
         ]
-        grown = [("filled", grow_to_budget(p, c, damage=ev.loss_increase, rounding=ev.rounding)) for c in wanting]
-        small = [c for _, c in grown if p.predict(c) < FULL_BUDGET_SHARE * budget_ms]  # the next step up is too large
+        grown = [
+            ("filled", grow_to_budget(p, c, damage=ev.loss_increase, rounding=ev.rounding))
+            for c in wanting
+        ]
+        small = [
+            c for _, c in grown if p.predict(c) < FULL_BUDGET_SHARE * budget_ms
+        ]  # the next step up is too large
         grown += [
             ("exchanged", c)
-            for c in (trade_for_precision(p, small[0], damage=ev.loss_increase, rounding=ev.rounding) if small else ())
+            for c in (
+                trade_for_precision(p, small[0], damage=ev.loss_increase, rounding=ev.rounding)
+                if small
+                else ()
+            )
         ]
         if grown:
             trials = run_study(
@@ -142,7 +180,13 @@ def run_search(
 
 
 def adjust_structure(
-    run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: float, who: TrialEvaluator, structure: Candidate
+    run: RunContext,
+    ev: Sensitivity,
+    *,
+    predict: Predictor,
+    budget_ms: float,
+    who: TrialEvaluator,
+    structure: Candidate,
 ) -> Trial | None:
     """A structure fitted to a budget that has moved a little, judged; None where no unit is small enough for that.
 
@@ -154,12 +198,20 @@ def adjust_structure(
         build_problem(run, ev, predict=predict, budget_ms=budget_ms), precisions={}
     )  # in another precision it is another structure
     small = cut_to_budget(p, structure, damage=ev.loss_increase)
-    c = grow_to_budget(p, small, damage=ev.loss_increase, rounding=ev.rounding) if small else structure
+    c = (
+        grow_to_budget(p, small, damage=ev.loss_increase, rounding=ev.rounding)
+        if small
+        else structure
+    )
     if c == structure or not FULL_BUDGET_SHARE * budget_ms <= p.predict(c) <= budget_ms:
         return None
     with run.time_stage("search"):
-        book = open_study(run.folder / "study.journal", run.spec.seed, sampler=run.spec.search.sampler)
-        effort = SearchEffort(trials=0, level_switches=0, workers=who.workers, retries=run.spec.search.retries)
+        book = open_study(
+            run.folder / "study.journal", run.spec.seed, sampler=run.spec.search.sampler
+        )
+        effort = SearchEffort(
+            trials=0, level_switches=0, workers=who.workers, retries=run.spec.search.retries
+        )
         say = lambda what, share: run.on_progress("search", what, share)
         trials = run_study(
             book,

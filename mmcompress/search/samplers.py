@@ -14,7 +14,11 @@ def make_tpe(seed: int) -> Any:
     import optuna
 
     return optuna.samplers.TPESampler(
-        seed=seed, multivariate=True, group=True, constant_liar=True, n_startup_trials=STARTUP_TRIALS
+        seed=seed,
+        multivariate=True,
+        group=True,
+        constant_liar=True,
+        n_startup_trials=STARTUP_TRIALS,
     )
 
 
@@ -40,7 +44,10 @@ def make_cmaes(seed: int) -> Any:
         raise MissingPackage("cmaes", "compress") from e
     independent = optuna.samplers.RandomSampler(seed=seed)
     return optuna.samplers.CmaEsSampler(
-        seed=seed, n_startup_trials=STARTUP_TRIALS, independent_sampler=independent, warn_independent_sampling=False
+        seed=seed,
+        n_startup_trials=STARTUP_TRIALS,
+        independent_sampler=independent,
+        warn_independent_sampling=False,
     )
 
 

@@ -67,9 +67,15 @@ def rank_by_short_finetuning(
         return best
     if not quality_collapsed(best.loss, validation_loss(run, run.models)):
         return best
-    p, record = build_problem(run, ev, predict=predict, budget_ms=budget_ms), run.folder / "tryouts.json"
+    p, record = (
+        build_problem(run, ev, predict=predict, budget_ms=budget_ms),
+        run.folder / "tryouts.json",
+    )
     if not record.exists():
-        pool, teacher = _pool(run, ev, p=p, trials=trials)[: s.short_finetunings], Teacher(run.pipeline, run.models)
+        pool, teacher = (
+            _pool(run, ev, p=p, trials=trials)[: s.short_finetunings],
+            Teacher(run.pipeline, run.models),
+        )
         with run.time_stage("tryouts"):
             tried = [
                 _try(run, ev, teacher=teacher, c=c, origin=origin, number=f"{i + 1} of {len(pool)}")
@@ -104,7 +110,9 @@ def _pool(
     """Structures that use up the budget and differ, the best of every kind first: by loss, by damage, plain ones."""
     full = [t for t in trials if FULL_BUDGET_SHARE * p.budget_ms <= t.latency_ms <= p.budget_ms]
     within = full or [t for t in trials if t.latency_ms <= p.budget_ms]
-    by_loss = [(f"{t.origin}, least loss", t.candidate) for t in sorted(within, key=lambda t: t.loss)]
+    by_loss = [
+        (f"{t.origin}, least loss", t.candidate) for t in sorted(within, key=lambda t: t.loss)
+    ]
     whole = sorted(within, key=lambda t: add_loss_increases(ev, t.candidate))[:2]
     by_damage = [(f"{t.origin}, least damage", t.candidate) for t in whole]
     fitted = (scale_to_budget(p, point)[1] for point in list_plain_starts(run, p))
@@ -129,7 +137,9 @@ def _apart(p: SearchProblem, a: Candidate, *, b: Candidate) -> float:
     every = [(n, x) for n, blocks in p.blocks.items() for x in blocks]
     differ = sum(of(x, a.kept_units[n][x.name] - b.kept_units[n][x.name]) for n, x in every)
     moved = sum(
-        abs(a.kept_units[n][x.name] - b.kept_units[n][x.name]) / x.units for n, x in every if x.group == "tokens"
+        abs(a.kept_units[n][x.name] - b.kept_units[n][x.name]) / x.units
+        for n, x in every
+        if x.group == "tokens"
     )
     return float(differ / max(sum(of(x, x.units) for _, x in every), 1.0) + moved)
 
@@ -163,5 +173,11 @@ def _try(
 
 def validation_loss(run: RunContext, models: dict[str, Any]) -> float:
     """The pipeline's own loss on choosing pairs."""
-    pairs = run.pipeline.collate(run.data.load("val", min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS)))
-    return float(run.pipeline.loss_of_models(models, pairs, dense=run.pipeline.reference_outputs(run.models, pairs)))
+    pairs = run.pipeline.collate(
+        run.data.load("val", min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS))
+    )
+    return float(
+        run.pipeline.loss_of_models(
+            models, pairs, dense=run.pipeline.reference_outputs(run.models, pairs)
+        )
+    )

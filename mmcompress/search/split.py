@@ -24,7 +24,9 @@ MAX_COMBINATIONS = 600
 """Choices of windows and precisions that are solved; of more, some are left out."""
 
 
-def solve_knapsack(costs: list[np.ndarray], damages: list[np.ndarray], *, budget: float) -> list[int] | None:
+def solve_knapsack(
+    costs: list[np.ndarray], damages: list[np.ndarray], *, budget: float
+) -> list[int] | None:
     """Multiple-choice knapsack: one option per row, least damage with total cost within budget; None if impossible.
 
     Costs are rounded up to a `BINS`-th of the budget, so a solution never exceeds it. Of solutions that do equal damage
@@ -75,7 +77,10 @@ def limit_combinations(
     """
     left, windows = {n: list(ps) for n, ps in precisions.items()}, [list(of) for of in lengths]
     count = lambda: math.prod(map(len, left.values())) * math.prod(map(len, windows))
-    ends = lambda n: [min(left[n], key=lambda p: rounding[n][p]), min(left[n], key=lambda p: whole_ms(n, p))]
+    ends = lambda n: [
+        min(left[n], key=lambda p: rounding[n][p]),
+        min(left[n], key=lambda p: whole_ms(n, p)),
+    ]
     for most in (2, 1):
         harm = lambda n: min(rounding[n][p] for p in ends(n)[1:])  # of its quickest precision
         for n in sorted(left, key=harm):
@@ -101,7 +106,8 @@ def split_by_knapsack(
     rows, found = predictor.table.lookup(), []
     nodes, windowed = list(blocks), [n for n in blocks if "tokens" in choices[n]]
     options = {
-        n: {b.name: thin_out_levels(choices[n][b.name]) for b in blocks[n] if b.group != "tokens"} for n in nodes
+        n: {b.name: thin_out_levels(choices[n][b.name]) for b in blocks[n] if b.group != "tokens"}
+        for n in nodes
     }
     damages = {
         (n, b): curves[n][b].loss_increase(np.array(o)) * (protection if b in cross[n] else 1.0)
@@ -119,7 +125,9 @@ def split_by_knapsack(
     for window in itertools.product(*lengths):
         left = {n: {"tokens": k} for n, k in zip(windowed, window, strict=True)}
         cuts, costs = predictor.cut_positions(left), {}
-        paid = sum(float(curves[n]["tokens"].loss_increase(kept["tokens"])) for n, kept in left.items())
+        paid = sum(
+            float(curves[n]["tokens"].loss_increase(kept["tokens"])) for n, kept in left.items()
+        )
         for n in nodes:
             for p, placed in itertools.product(precisions[n], predictor.deployed[n]):
                 ms = [
@@ -129,7 +137,9 @@ def split_by_knapsack(
                 costs[n, placed.name, p] = np.array(ms)
         for choice in itertools.product(*(precisions[n] for n in nodes)):
             precision = dict(zip(nodes, choice, strict=True))
-            fixed = predictor.overhead_ms + sum(predictor.base_ms(n, precision[n], cuts=cuts) for n in nodes)
+            fixed = predictor.overhead_ms + sum(
+                predictor.base_ms(n, precision[n], cuts=cuts) for n in nodes
+            )
             picked = solve_knapsack(
                 [costs[n, b, precision[n]] for n, b in order],
                 [damages[at] for at in order],

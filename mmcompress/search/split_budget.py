@@ -44,7 +44,9 @@ def split_budget(
         for damage, c in rows:  # what is mended does no less harm: those behind are worse
             if p.is_allowed(c):
                 held.append((damage, c))
-            elif mended := cut_to_budget(p, restore_dropped(p, c, damage=ev.loss_increase), damage=ev.loss_increase):
+            elif mended := cut_to_budget(
+                p, restore_dropped(p, c, damage=ev.loss_increase), damage=ev.loss_increase
+            ):
                 held.append((estimated(mended), mended))
             if len(held) == MAX_SPLITS:
                 break
@@ -52,7 +54,11 @@ def split_budget(
 
     def estimated(c: Candidate) -> float:
         weight = lambda n, b: run.spec.prune.protection if b in run.cross_modal[n] else 1.0
-        cuts = sum(weight(n, b) * ev.loss_increase(n, b, k) for n, by in c.kept_units.items() for b, k in by.items())
+        cuts = sum(
+            weight(n, b) * ev.loss_increase(n, b, k)
+            for n, by in c.kept_units.items()
+            for b, k in by.items()
+        )
         return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
 
     found = solved(budget_ms)

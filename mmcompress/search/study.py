@@ -73,7 +73,9 @@ def open_study(path: Path, seed: int, *, sampler: str = "tpe") -> Any:
     if "mmcompress" in names:
         done = len(optuna.load_study(study_name="mmcompress", storage=storage).trials)
     made = SAMPLERS.get(sampler)(seed + done)
-    study = optuna.create_study(study_name="mmcompress", storage=storage, sampler=made, load_if_exists=True)
+    study = optuna.create_study(
+        study_name="mmcompress", storage=storage, sampler=made, load_if_exists=True
+    )
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:
@@ -115,14 +117,18 @@ class _Book:
     def __init__(self, study: Any, problem: SearchProblem):
         self.study, self.problem = study, problem
         self.distributions = _distributions(problem.space)
-        found = (replace(t, latency_ms=problem.predict(t.candidate)) for t in finished_trials(study))
+        found = (
+            replace(t, latency_ms=problem.predict(t.candidate)) for t in finished_trials(study)
+        )
         self.by_key = {t.candidate.key(): t for t in found}
 
     def record(self, p: _Pending, result: dict[str, Any]) -> Trial:
         from optuna.trial import TrialState, create_trial
 
         over = p.latency_ms - self.problem.budget_ms
-        number = p.optuna_trial.number if p.optuna_trial else len(self.study.get_trials(deepcopy=False))
+        number = (
+            p.optuna_trial.number if p.optuna_trial else len(self.study.get_trials(deepcopy=False))
+        )
         trial = Trial(
             number=number,
             origin=p.origin,
@@ -161,7 +167,9 @@ class _Book:
             p.optuna_trial.set_user_attr("origin", p.origin)
             self.study.tell(p.optuna_trial, state=TrialState.FAIL)
         else:
-            self.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs={"error": text, "origin": p.origin}))
+            self.study.add_trial(
+                create_trial(state=TrialState.FAIL, user_attrs={"error": text, "origin": p.origin})
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -214,7 +222,9 @@ class _Search:
         try:
             self.pending[self.executor.submit(self.evaluate, to_plain(p.candidate))] = p
         except BrokenExecutor as e:
-            raise ClusterError("a worker process died (out of memory?); finished trials are kept: use --resume") from e
+            raise ClusterError(
+                "a worker process died (out of memory?); finished trials are kept: use --resume"
+            ) from e
 
     def propose(self) -> _Pending | None:
         """Seeds first, then the sampler, then mutations; None while those wait for what is running, or at the end."""
@@ -223,7 +233,9 @@ class _Search:
         if self.sampled < self.effort.trials:
             self.sampled += 1
             return self.sample()
-        if self.mutated >= self.effort.level_switches or any(p.origin != "mutation" for p in self.pending.values()):
+        if self.mutated >= self.effort.level_switches or any(
+            p.origin != "mutation" for p in self.pending.values()
+        ):
             return None
         taken = self.book.by_key.keys() | {p.candidate.key() for p in self.pending.values()}
         new = switch_levels(self.problem, self.best(), seen=taken, rng=self.rng)
@@ -255,7 +267,15 @@ class _Search:
             if known is None or self.repeats >= 4 * self.total:
                 return p
             self.repeats += 1
-            self.book.record(p, {"loss": known.loss, "quality": known.quality, "seconds": 0.0, "worker": known.worker})
+            self.book.record(
+                p,
+                {
+                    "loss": known.loss,
+                    "quality": known.quality,
+                    "seconds": 0.0,
+                    "worker": known.worker,
+                },
+            )
 
     def settle(self, future: Future) -> None:
         p, error = self.pending.pop(future), future.exception()
@@ -271,8 +291,14 @@ class _Search:
             self.book.fail(p, error)
         self.judged += 1
         top = self.best()
-        shown = f"best loss {top.loss:.3f} at {top.latency_ms:.2f} ms" if top else "nothing within the budget yet"
-        self.progress(f"trial {self.judged} of {self.total}: {shown}", min(self.judged / self.total, 1.0))
+        shown = (
+            f"best loss {top.loss:.3f} at {top.latency_ms:.2f} ms"
+            if top
+            else "nothing within the budget yet"
+        )
+        self.progress(
+            f"trial {self.judged} of {self.total}: {shown}", min(self.judged / self.total, 1.0)
+        )
 
     def best(self) -> Trial | None:
         return best_within(list(self.book.by_key.values()), self.problem.budget_ms)
@@ -298,5 +324,7 @@ def run_study(
     for point in starts:
         study.enqueue_trial(point, skip_if_exists=True)
     book = _Book(study, problem)
-    _Search(book, executor, evaluate=evaluate, seeds=seeds, effort=effort, seed=seed, progress=progress).run()
+    _Search(
+        book, executor, evaluate=evaluate, seeds=seeds, effort=effort, seed=seed, progress=progress
+    ).run()
     return list(book.by_key.values())

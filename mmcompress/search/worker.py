@@ -91,21 +91,29 @@ def make_worker_context(
 
     `batch`: pairs that every candidate is judged on; `more`: those that the best few are judged on besides.
     """
-    flat = lambda b: {part: {n: x.numpy() for n, x in getattr(b, part).items()} for part in ("inputs", "keep")}
+    flat = lambda b: {
+        part: {n: x.numpy() for n, x in getattr(b, part).items()} for part in ("inputs", "keep")
+    }
     return {
         "key": key,
         "threads": threads,
         "spec": to_plain(spec),
         "spared": to_plain(dict(spared)),
         "scores": {n: {b: s.numpy() for b, s in by.items()} for n, by in scores.items()},
-        "grams": {n: {b: (g.xx.numpy(), g.x.numpy(), g.n) for b, g in by.items()} for n, by in grams.items()},
+        "grams": {
+            n: {b: (g.xx.numpy(), g.x.numpy(), g.n) for b, g in by.items()}
+            for n, by in grams.items()
+        },
         "batch": flat(batch),
         "more": flat(more) if more is not None else None,
     }
 
 
 def make_estimate_context(
-    curves: Mapping[str, SensitivityCurves], rounding: Mapping[str, Mapping[str, float]], *, base: float
+    curves: Mapping[str, SensitivityCurves],
+    rounding: Mapping[str, Mapping[str, float]],
+    *,
+    base: float,
 ) -> WorkerContext:
     """What `estimate` needs: no weights, no pairs."""
     return {"curves": to_plain(curves), "rounding": to_plain(rounding), "base": base}
@@ -118,7 +126,8 @@ def estimate_candidate(context: WorkerContext, candidate: dict[str, Any]) -> dic
     loss = float(context["base"])
     for n, kept in c.kept_units.items():
         loss += sum(
-            float(build_record(SensitivityCurve, context["curves"][n][b]).loss_increase(k)) for b, k in kept.items()
+            float(build_record(SensitivityCurve, context["curves"][n][b]).loss_increase(k))
+            for b, k in kept.items()
         )
         loss += context["rounding"][n][c.precision[n]]
     return {"loss": loss, "quality": {}, "seconds": time.perf_counter() - start}
@@ -145,7 +154,9 @@ def _load(context: WorkerContext) -> _Loaded:
             spec=spec,
             models=models,
             pipeline=TorchPipeline(spec, models),
-            scores={n: {b: _tensor(s) for b, s in by.items()} for n, by in context["scores"].items()},
+            scores={
+                n: {b: _tensor(s) for b, s in by.items()} for n, by in context["scores"].items()
+            },
             grams={
                 n: {b: Gram(xx=_tensor(xx), x=_tensor(x), n=c) for b, (xx, x, c) in by.items()}
                 for n, by in context["grams"].items()
@@ -159,7 +170,12 @@ def _load(context: WorkerContext) -> _Loaded:
 
 
 def prune_node(
-    model: Model, kept: KeptUnits, *, scores: Mapping[str, torch.Tensor], grams: Grams | None, ridge: float
+    model: Model,
+    kept: KeptUnits,
+    *,
+    scores: Mapping[str, torch.Tensor],
+    grams: Grams | None,
+    ridge: float,
 ) -> Model:
     """A pruned copy of one model, refitted from the dense moments when `grams` are given."""
     units = choose_units(kept, model.blocks, scores=scores)
@@ -215,9 +231,15 @@ def evaluate_on_more_pairs(context: WorkerContext, candidate: dict[str, Any]) ->
     loaded, c, losses = _load(context), build_record(Candidate, candidate), []
     if not loaded.more:
         loaded.more = _batch(context["more"]).chunks(len(loaded.batch))
-        loaded.more_anchors = [loaded.pipeline.reference_outputs(loaded.models, b) for b in loaded.more]
+        loaded.more_anchors = [
+            loaded.pipeline.reference_outputs(loaded.models, b) for b in loaded.more
+        ]
     for batch, anchors in zip(loaded.more, loaded.more_anchors, strict=True):
-        losses.append(loaded.pipeline.loss_of_outputs(_run(loaded, c, known={}, batch=batch), batch, dense=anchors))
+        losses.append(
+            loaded.pipeline.loss_of_outputs(
+                _run(loaded, c, known={}, batch=batch), batch, dense=anchors
+            )
+        )
     return {"loss": sum(losses) / len(losses), "seconds": time.perf_counter() - start}
 
 
@@ -229,7 +251,15 @@ def _run(loaded: _Loaded, c: Candidate, *, known: Outputs, batch: Batch | None =
             if n in known:
                 continue
             grams = loaded.grams[n] if prune.refit else None
-            models[n] = prune_node(m, c.kept_units[n], scores=loaded.scores[n], grams=grams, ridge=prune.ridge)
+            models[n] = prune_node(
+                m, c.kept_units[n], scores=loaded.scores[n], grams=grams, ridge=prune.ridge
+            )
             spared = loaded.spared.get(n, {}).get(c.precision[n], ())
-            stack.enter_context(simulate_precision(models[n], c.precision[n], spared=models[n].linear_layers(spared)))
-        return loaded.pipeline.forward_in_pieces(models, loaded.batch if batch is None else batch, known=known)
+            stack.enter_context(
+                simulate_precision(
+                    models[n], c.precision[n], spared=models[n].linear_layers(spared)
+                )
+            )
+        return loaded.pipeline.forward_in_pieces(
+            models, loaded.batch if batch is None else batch, known=known
+        )

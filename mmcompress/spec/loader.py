@@ -45,7 +45,9 @@ class YamlSource:
             where = f"{path}:{mark.line + 1}" if mark else str(path)
             raise SpecError(f"{where}: not valid YAML: {getattr(e, 'problem', e)}") from e
         if not isinstance(root, yaml.MappingNode):
-            raise SpecError(f"{path}: {'the file is empty' if root is None else 'expected a mapping at the top'}")
+            raise SpecError(
+                f"{path}: {'the file is empty' if root is None else 'expected a mapping at the top'}"
+            )
         self.data = self._plain(root, ())
         for dotted, value in (overrides or {}).items():
             self._override(dotted, value)
@@ -57,7 +59,9 @@ class YamlSource:
             for key, value in node.value:
                 name = str(key.value)
                 if name in out:
-                    raise SpecError(f"{self.path}:{key.start_mark.line + 1}: '{name}' stands twice in one mapping")
+                    raise SpecError(
+                        f"{self.path}:{key.start_mark.line + 1}: '{name}' stands twice in one mapping"
+                    )
                 out[name] = self._plain(value, (*path, name))
                 self.lines[(*path, name)] = key.start_mark.line + 1
             return out
@@ -66,7 +70,9 @@ class YamlSource:
         try:
             value = SpecYaml("").construct_object(node, deep=True)
         except yaml.YAMLError as e:
-            raise SpecError(f"{self.path}:{node.start_mark.line + 1}: {getattr(e, 'problem', e)}") from e
+            raise SpecError(
+                f"{self.path}:{node.start_mark.line + 1}: {getattr(e, 'problem', e)}"
+            ) from e
         return self._environment(value, path) if isinstance(value, str) else value
 
     def _environment(self, text: str, path: tuple[str, ...]) -> str:
@@ -116,7 +122,13 @@ def list_given_keys(path: str | Path, overrides: dict[str, Any] | None = None) -
     for keys in source.lines:
         at: Any = source.data
         for key in keys:
-            at = at[int(key)] if isinstance(at, list) else at.get(key) if isinstance(at, dict) else None
+            at = (
+                at[int(key)]
+                if isinstance(at, list)
+                else at.get(key)
+                if isinstance(at, dict)
+                else None
+            )
         if at != "auto" and not isinstance(at, dict):
             found.add(".".join(keys))
     return frozenset(found)

@@ -36,7 +36,9 @@ class NodePrune:
 class Node:
     """One model (or one joining step) of the pipeline. `inputs` maps ports to `node.port` or a pipeline input."""
 
-    kind: Literal["image_encoder", "audio_encoder", "text_encoder", "text_decoder", "nearest", "lookup"]
+    kind: Literal[
+        "image_encoder", "audio_encoder", "text_encoder", "text_decoder", "nearest", "lookup"
+    ]
     inputs: dict[str, str]
     source: str = ""
     candidates: int = field(default=1, metadata=_within(1, 64))

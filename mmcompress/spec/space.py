@@ -51,16 +51,25 @@ def load_space(path: str | Path, spec: Spec, *, fixed: frozenset[str] = frozense
         keys, known = dotted.split("."), list(spec.model_nodes())
         if keys[0] == "nodes" and len(keys) > 1 and keys[1] != "*" and keys[1] not in known:
             raise source.error(at, f"unknown node '{keys[1]}'; {suggest_nearest(keys[1], known)}")
-        if ".".join((keys[0], "*", *keys[2:]) if keys[0] == "nodes" else keys) not in SEARCHABLE_KEYS:
-            raise source.error(at, f"'{dotted}' can't be searched; {suggest_nearest(dotted, SEARCHABLE_KEYS)}")
+        if (
+            ".".join((keys[0], "*", *keys[2:]) if keys[0] == "nodes" else keys)
+            not in SEARCHABLE_KEYS
+        ):
+            raise source.error(
+                at, f"'{dotted}' can't be searched; {suggest_nearest(dotted, SEARCHABLE_KEYS)}"
+            )
         if dotted.endswith("precision") != bool(d.choices):
             raise source.error(at, "a precision takes 'choices', everything else 'low' and 'high'")
         whole = dotted.endswith("drop")
         if d.step is not None and (d.step <= 0 or (whole and d.step % 1)):
-            raise source.error(at, f"'step' must be {'a whole number' if whole else 'a number'} greater than 0")
+            raise source.error(
+                at, f"'step' must be {'a whole number' if whole else 'a number'} greater than 0"
+            )
         if problem := next((p for c in d.choices if (p := PRECISIONS.problem(c))), None):
             raise source.error(at, problem)
-        low, high = (1.0, 100.0) if dotted.endswith("protection") else (0.0, 1000.0 if whole else 1.0)
+        low, high = (
+            (1.0, 100.0) if dotted.endswith("protection") else (0.0, 1000.0 if whole else 1.0)
+        )
         if not d.choices and not (low <= (d.low or 0.0) and (d.high or 0.0) <= high):
             raise source.error(at, f"must lie in {low:g} .. {high:g}")
         for name in known if keys[1] == "*" else [keys[1]]:

@@ -43,7 +43,11 @@ def parse_target(text: str, error: Exception | None = None) -> Goal:
     """`2x`, `12ms`, `12ms p95`. Raises `SpecError`."""
     m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(x|ms)(\s+(p50|p95))?\s*", str(text))
     if not m or float(m.group(1)) <= 0 or (m.group(2) == "x" and float(m.group(1)) < 1):
-        raise SpecError(f"{error or 'target: '}expected a target like 2x (at least 1x), 12ms or 12ms p95, got '{text}'")
+        raise SpecError(
+            f"{error or 'target: '}expected a target like 2x (at least 1x), 12ms or 12ms p95, got '{text}'"
+        )
     return Goal(
-        kind="speedup" if m.group(2) == "x" else "latency", value=float(m.group(1)), statistic=m.group(4) or "p50"
+        kind="speedup" if m.group(2) == "x" else "latency",
+        value=float(m.group(1)),
+        statistic=m.group(4) or "p50",
     )

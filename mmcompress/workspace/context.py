@@ -80,7 +80,9 @@ class RunContext:
 
     def requests(self, count: int) -> list[dict[str, Any]]:
         """Inputs to measure latency with, from the choosing split."""
-        return [{next(iter(self.spec.inputs)): x} for x in self.data.load("val", count, seed=1).inputs]
+        return [
+            {next(iter(self.spec.inputs)): x} for x in self.data.load("val", count, seed=1).inputs
+        ]
 
     def write_bundle(
         self,
@@ -96,7 +98,11 @@ class RunContext:
         """Write a bundle of given models; returns its proofs. `spared`, `aside`: see `write_bundle`."""
 
         static = any(p == "int8_static" for p in precision.values())
-        given = self.data.load("train", min(self.spec.data.calibration, STATIC_RANGE_INPUTS)).inputs if static else ()
+        given = (
+            self.data.load("train", min(self.spec.data.calibration, STATIC_RANGE_INPUTS)).inputs
+            if static
+            else ()
+        )
         return write_bundle(
             self.spec,
             models,
@@ -134,7 +140,9 @@ class RunContext:
         """Fingerprint of the device the target is for. Figures of two devices are never put side by side."""
 
         return (
-            str(self.device_readings.device) if self.device_readings else device_fingerprint(self.spec.measure.threads)
+            str(self.device_readings.device)
+            if self.device_readings
+            else device_fingerprint(self.spec.measure.threads)
         )
 
     @property
@@ -152,7 +160,11 @@ class RunContext:
             write_record(
                 record,
                 measure_footprint(
-                    self.models, sizes, dense, self.shared / "baseline", memory=self.bench.measure_memory_mb
+                    self.models,
+                    sizes,
+                    dense,
+                    self.shared / "baseline",
+                    memory=self.bench.measure_memory_mb,
                 ),
             )
         return replace(read_record(Footprint, record), fp32_blocks=self.fp32_blocks)
@@ -184,7 +196,11 @@ class _Clock:
 def default_space() -> Path:
     """In a checkout it lies beside the package, in an installed copy among the data of its environment."""
     beside = CHECKOUT_FOLDER / "search_spaces" / "joint.yaml"
-    return beside if beside.exists() else Path(sysconfig.get_path("data"), "share", "mmcompress", *beside.parts[-2:])
+    return (
+        beside
+        if beside.exists()
+        else Path(sysconfig.get_path("data"), "share", "mmcompress", *beside.parts[-2:])
+    )
 
 
 def open_run(
@@ -204,14 +220,20 @@ def open_run(
     latency is measured with and time is read from; by default those of this machine.
     """
     spec = load_spec(spec_path, overrides)
-    searched = load_space(space or default_space(), spec, fixed=list_given_keys(spec_path, overrides))
+    searched = load_space(
+        space or default_space(), spec, fixed=list_given_keys(spec_path, overrides)
+    )
     folder = Path(out)
     on_progress("load", f"{spec.name}: {len(spec.model_nodes())} models", None)
 
     data = open_data(spec)
     if few := describe_shortage(spec, data):
         on_progress("load", few, None)
-    listed = {n: read_lookup_texts(data, node.texts) for n, node in spec.nodes.items() if node.kind == "lookup"}
+    listed = {
+        n: read_lookup_texts(data, node.texts)
+        for n, node in spec.nodes.items()
+        if node.kind == "lookup"
+    }
     models = load_models(spec)
     load_rewind_models(spec, models)  # what can't be rewound to is told before hours of work
     _check_asked(spec, models)
@@ -247,16 +269,24 @@ def open_data(spec: Spec) -> Any:
     data = open_dataset(spec.data)
     for split in ("train", "val", "test", *spec.data.report):
         if split not in data.splits:
-            raise DataError(f"data.report: '{spec.data.kind}' has no split '{split}' (known: {', '.join(data.splits)})")
+            raise DataError(
+                f"data.report: '{spec.data.kind}' has no split '{split}' (known: {', '.join(data.splits)})"
+            )
         data.load(split, 1)
     kind = getattr(data, "gives", "image")
     if kind != next(iter(spec.inputs.values())):
-        raise DataError(f"data: '{spec.data.kind}' gives {kind}, the pipeline takes {next(iter(spec.inputs.values()))}")
+        raise DataError(
+            f"data: '{spec.data.kind}' gives {kind}, the pipeline takes {next(iter(spec.inputs.values()))}"
+        )
     if spec.data.labels == "teacher":
         if (writers := sum(node.kind == "text_decoder" for node in spec.nodes.values())) != 1:
-            raise DataError(f"data.labels: 'teacher' takes one node of kind text_decoder, here are {writers}")
+            raise DataError(
+                f"data.labels: 'teacher' takes one node of kind text_decoder, here are {writers}"
+            )
         if not data.load("val", 1).names:
-            raise DataError(f"data.labels: 'teacher' needs a data kind of files, not '{spec.data.kind}'")
+            raise DataError(
+                f"data.labels: 'teacher' needs a data kind of files, not '{spec.data.kind}'"
+            )
     return data
 
 
@@ -267,7 +297,9 @@ def describe_shortage(spec: Spec, data: Any) -> str:
     have, d = data.counts(), spec.data
     asked = {"train": d.calibration, "val": d.validation_pairs}
     short = [f"{have[split]} of {n} in {split}" for split, n in asked.items() if have[split] < n]
-    return f"fewer pairs than asked for: {', '.join(short)}; {have['test']} in test" if short else ""
+    return (
+        f"fewer pairs than asked for: {', '.join(short)}; {have['test']} in test" if short else ""
+    )
 
 
 def _check_asked(spec: Spec, models: dict[str, Any]) -> None:
@@ -277,19 +309,27 @@ def _check_asked(spec: Spec, models: dict[str, Any]) -> None:
         has = sorted({b.group for b in blocks})
         for group in ("heads", "ffn", "tokens"):
             if getattr(node.prune, group) > 0 and group not in has:
-                raise ModelError(f"{at}.{group}: this model has no {group} to cut (it has: {', '.join(has)})")
+                raise ModelError(
+                    f"{at}.{group}: this model has no {group} to cut (it has: {', '.join(has)})"
+                )
         if node.prune.drop > sum(bool(b.drop) for b in blocks):
-            raise ModelError(f"{at}.drop: only {sum(bool(b.drop) for b in blocks)} of its blocks can be removed whole")
+            raise ModelError(
+                f"{at}.drop: only {sum(bool(b.drop) for b in blocks)} of its blocks can be removed whole"
+            )
         names = [b.name for b in blocks]
         if unknown := [name for name in node.prune.blocks if name not in names]:
-            raise ModelError(f"{at}.blocks: no block is named '{unknown[0]}'; {suggest_nearest(unknown[0], names)}")
+            raise ModelError(
+                f"{at}.blocks: no block is named '{unknown[0]}'; {suggest_nearest(unknown[0], names)}"
+            )
 
 
 def _possible(space: Space, models: dict[str, Any]) -> Space:
     """The space without ratios of unit kinds that a model does not have."""
     has = {f"nodes.{n}.prune.{b.group}" for n, m in models.items() for b in m.blocks}
     kinds = ("heads", "ffn", "tokens")
-    keep = {p: d for p, d in space.dimensions.items() if p.rpartition(".")[2] not in kinds or p in has}
+    keep = {
+        p: d for p, d in space.dimensions.items() if p.rpartition(".")[2] not in kinds or p in has
+    }
     return replace(space, dimensions=keep)
 
 
@@ -297,12 +337,16 @@ def _claim(folder: Path, spec: Spec, *, space: Space, resume: bool) -> None:
     record = folder / "spec.json"
     if record.exists() and resume:
         if _decisive(read_record(Spec, record)) != _decisive(spec):
-            raise DataError(f"{folder}: begun with another spec (or other overrides); use a new --out")
+            raise DataError(
+                f"{folder}: begun with another spec (or other overrides); use a new --out"
+            )
         if read_record(Space, folder / "space.json") != space:
             raise DataError(f"{folder}: begun with another search space; use a new --out")
         return
     if folder.exists() and any(folder.iterdir()):
-        raise DataError(f"{folder}: not empty; add --resume to go on with the run in it, or choose another --out")
+        raise DataError(
+            f"{folder}: not empty; add --resume to go on with the run in it, or choose another --out"
+        )
     write_record(folder / "space.json", space)
     write_record(record, spec)
 
@@ -324,9 +368,15 @@ def _keep_readings(run: RunContext) -> None:
 def _decisive(spec: Spec) -> Any:
     """The part of a spec that must not change between a run and its resumption: not where or how long it searches, nor
     where the readings of a device lie (what is in them is compared)."""
-    search = replace(spec.search, workers=1, trials=0, level_switches=0, ray_address=None, executor="ray")
+    search = replace(
+        spec.search, workers=1, trials=0, level_switches=0, ray_address=None, executor="ray"
+    )
     return to_plain(
-        replace(spec, search=search, measure=replace(spec.measure, readings=spec.measure.readings and "given"))
+        replace(
+            spec,
+            search=search,
+            measure=replace(spec.measure, readings=spec.measure.readings and "given"),
+        )
     )
 
 
@@ -335,5 +385,7 @@ def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:
     found = {}
     for n, node in run.spec.model_nodes().items():
         d = run.space.dimensions.get(f"nodes.{n}.precision")
-        found[n] = tuple(d.choices) if d else ("fp32" if node.precision == "auto" else node.precision,)
+        found[n] = (
+            tuple(d.choices) if d else ("fp32" if node.precision == "auto" else node.precision,)
+        )
     return found

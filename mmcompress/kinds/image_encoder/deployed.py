@@ -20,6 +20,8 @@ class ImageEncoder:
 
     def __call__(self, image: Any) -> Values:
         pixels = (
-            image if isinstance(image, np.ndarray) and image.ndim == 4 else preprocess_image(image, self.config)[None]
+            image
+            if isinstance(image, np.ndarray) and image.ndim == 4
+            else preprocess_image(image, self.config)[None]
         )
         return dict(zip(self.model.outputs, self.model({"pixels": pixels}), strict=True))

@@ -17,7 +17,9 @@ class Nearest:
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.prior = float(config.get("prior", 0.0))
 
-    def __call__(self, query: np.ndarray, keys: np.ndarray, values: list[str], scores: Any = None) -> Values:
+    def __call__(
+        self, query: np.ndarray, keys: np.ndarray, values: list[str], scores: Any = None
+    ) -> Values:
         rank = keys @ query[0]
         if scores is not None:
             rank = rank + self.prior * np.asarray(scores)

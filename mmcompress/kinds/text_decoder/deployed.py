@@ -44,13 +44,19 @@ class TextDecoder:
         `made`, `follow`: see `beam_search`.
         """
         generation = self.generation if steps is None else self.generation.paced(steps)
-        given = dict(zip(self.context.outputs, self.context({"context": context}), strict=True)) if self.context else {}
+        given = (
+            dict(zip(self.context.outputs, self.context({"context": context}), strict=True))
+            if self.context
+            else {}
+        )
         names = [n for n in self.step.inputs if n.startswith("past")]
         positions = np.arange(generation.max_tokens + 1, dtype=np.int64)
         wanted = set(self.step.inputs)
         cross = {k: v for k, v in given.items() if k in wanted and k not in names}
 
-        def step(ids: np.ndarray, position: int, past: list[np.ndarray]) -> tuple[np.ndarray, list[np.ndarray]]:
+        def step(
+            ids: np.ndarray, position: int, past: list[np.ndarray]
+        ) -> tuple[np.ndarray, list[np.ndarray]]:
             feed = {"ids": ids, **cross}
             if "position" in wanted:  # rotary embeddings count the cache
                 feed["position"] = positions[position : position + ids.shape[1]]
@@ -62,7 +68,9 @@ class TextDecoder:
 
         beams = generation.beams
         start = [np.zeros((beams, h, 0, d), np.float32) for h, d in self.past]
-        if names and names[0] in given:  # the context is a prefix: every beam starts from its K and V
+        if (
+            names and names[0] in given
+        ):  # the context is a prefix: every beam starts from its K and V
             start = [np.repeat(given[n], beams, 0) for n in names]
         return beam_search(step, start, g=generation, made=made, follow=follow)
 
@@ -95,5 +103,9 @@ class TextDecoder:
         ended = [self.generation.ending(ids) for _, ids in found]
         scores = [score for score, _ in found]
         if len(windows) > 1:
-            texts, scores, ended = [" ".join(texts)], [min(scores)], [next((e for e in ended if e != "end"), "end")]
+            texts, scores, ended = (
+                [" ".join(texts)],
+                [min(scores)],
+                [next((e for e in ended if e != "end"), "end")],
+            )
         return {"text": texts[0], "texts": texts, "scores": scores, "ended": ended}

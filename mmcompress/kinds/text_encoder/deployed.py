@@ -19,6 +19,13 @@ class TextEncoder:
         texts = [text] if isinstance(text, str) else text
         # a thread pool costs more than a few short texts
         many = len(texts) > 16
-        ids = [e.ids for e in (self.tokenizer.encode_batch(texts) if many else map(self.tokenizer.encode, texts))]
-        padded = pad_ids(ids, padded_length(ids, self.config), pad=self.config["pad"], eos=self.config["eos"])
+        ids = [
+            e.ids
+            for e in (
+                self.tokenizer.encode_batch(texts) if many else map(self.tokenizer.encode, texts)
+            )
+        ]
+        padded = pad_ids(
+            ids, padded_length(ids, self.config), pad=self.config["pad"], eos=self.config["eos"]
+        )
         return {"embedding": self.model({"ids": padded})[0]}

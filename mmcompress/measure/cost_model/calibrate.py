@@ -11,12 +11,26 @@ import numpy as np
 
 from mmcompress.export.onnx import export_node
 from mmcompress.graph.blocks import count_steps, units_after
-from mmcompress.graph.references import decode_steps_by_node, source_nodes, split_reference, texts_per_request
+from mmcompress.graph.references import (
+    decode_steps_by_node,
+    source_nodes,
+    split_reference,
+    texts_per_request,
+)
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.measure.benchmarker import Benchmarker
-from mmcompress.measure.cost_model.fit_predictor import NodeRatios, PipelineMeasurement, fit_predictor
+from mmcompress.measure.cost_model.fit_predictor import (
+    NodeRatios,
+    PipelineMeasurement,
+    fit_predictor,
+)
 from mmcompress.measure.cost_model.plan import QUANTIZED_FOLDER, Export, GraphCall, MeasurementPlan
-from mmcompress.measure.cost_model.predictor import PositionWindow, Predictor, deploy_blocks, list_table_needs
+from mmcompress.measure.cost_model.predictor import (
+    PositionWindow,
+    Predictor,
+    deploy_blocks,
+    list_table_needs,
+)
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params
 from mmcompress.prune.surgery import copy_resized
@@ -43,13 +57,20 @@ def keep_share_and_drop_blocks(model: Model, share: float) -> KeptUnits:
     return kept | dict.fromkeys([b.name for b in model.blocks if b.drop][::2], 0)
 
 
-def find_windows(models: Mapping[str, Model], shortest: Mapping[str, float]) -> dict[str, PositionWindow]:
+def find_windows(
+    models: Mapping[str, Model], shortest: Mapping[str, float]
+) -> dict[str, PositionWindow]:
     """Positions that may be cut: `shortest` is the largest share of them, by node."""
     found = {}
     for n, share in shortest.items():
         if block := next((b for b in models[n].blocks if b.group == "tokens" and share > 0), None):
-            cuts = {block.units - int(units_after(block, round(share * count_steps(block) * i / 3))) for i in (1, 2, 3)}
-            found[n] = PositionWindow(count=block.units, ordered=block.prefix_only, cuts=tuple(sorted(cuts - {0})))
+            cuts = {
+                block.units - int(units_after(block, round(share * count_steps(block) * i / 3)))
+                for i in (1, 2, 3)
+            }
+            found[n] = PositionWindow(
+                count=block.units, ordered=block.prefix_only, cuts=tuple(sorted(cuts - {0}))
+            )
     return found
 
 
@@ -64,7 +85,11 @@ def plan_measurements(
 ) -> MeasurementPlan:
     """Blocks at the shapes they run at. `calls`: session calls per request; `shortest`: see `windows_of`; `small`:
     whether smaller pipelines are measured as well."""
-    decode, texts, windows = decode_steps_by_node(spec, calls), texts_per_request(spec), find_windows(models, shortest)
+    decode, texts, windows = (
+        decode_steps_by_node(spec, calls),
+        texts_per_request(spec),
+        find_windows(models, shortest),
+    )
     placed = {}
     for n, m in models.items():
         source = split_reference(spec.nodes[n].inputs.get("context", ""))[0]
@@ -72,11 +97,19 @@ def plan_measurements(
         shapes = m.block_shapes(decode[n], texts[n])
         placed[n] = deploy_blocks(m.blocks, shapes, own=n if n in windows else "", context_of=read)
     used = {n: tuple(dict.fromkeys(("fp32", *precisions.get(n, ("int8",))))) for n in models}
-    reads = {n: tuple(sorted(source_nodes(spec, n))) for n in spec.nodes} if spec.measure.parallel else {}
+    reads = (
+        {n: tuple(sorted(source_nodes(spec, n))) for n in spec.nodes}
+        if spec.measure.parallel
+        else {}
+    )
     little = {"small": {n: keep_uniform_share(m, 0.25) for n, m in models.items()}}
     little["thin"] = {n: keep_share_and_drop_blocks(m, 0.6) for n, m in models.items()}
     return MeasurementPlan(
-        deployed=placed, windows=windows, precisions=used, reads=reads, small_structures=little if small else {}
+        deployed=placed,
+        windows=windows,
+        precisions=used,
+        reads=reads,
+        small_structures=little if small else {},
     )
 
 
@@ -93,13 +126,20 @@ def write_exports(
 
     Without `keep` the files of one structure are gone when the next is asked for.
     """
-    bundles = {p: folder / ("baseline" if p == "fp32" else f"{QUANTIZED_FOLDER}/{p}") for p in plan.every_precision}
+    bundles = {
+        p: folder / ("baseline" if p == "fp32" else f"{QUANTIZED_FOLDER}/{p}")
+        for p in plan.every_precision
+    }
     nodes = {p: read_manifest(b)["graph"]["nodes"] for p, b in bundles.items()}
     decode, texts = decode_steps_by_node(spec, calls), texts_per_request(spec)
     for n, m in models.items():
         cuts = plan.windows[n].cuts if n in plan.windows else ()
         middle = ((1.0, cuts[len(cuts) // 2]),) if cuts else ()
-        some = EXPORT_SHARES if count_params(m) < LARGE_NODE_PARAMS else (EXPORT_SHARES[0], EXPORT_SHARES[-1])
+        some = (
+            EXPORT_SHARES
+            if count_params(m) < LARGE_NODE_PARAMS
+            else (EXPORT_SHARES[0], EXPORT_SHARES[-1])
+        )
         for i, (share, cut) in enumerate((*((s, 0) for s in some), *middle)):
             kept = keep_uniform_share(m, share, cut=cut)
             small = copy_resized(m, kept)
@@ -112,10 +152,17 @@ def write_exports(
                 np.savez(at / f"{g}.npz", **feed)  # type: ignore[arg-type]
                 graphs[g] = (str((at / f"{g}.npz").relative_to(folder)), requests[g][1], feed)
             for p in plan.precisions[n]:
-                files = written if p == "fp32" else {g: _rounded(f, p, feed=graphs[g][2]) for g, f in written.items()}
+                files = (
+                    written
+                    if p == "fp32"
+                    else {g: _rounded(f, p, feed=graphs[g][2]) for g, f in written.items()}
+                )
                 files = files or {g: bundles[p] / f for g, f in nodes[p][n]["files"].items()}
                 size = sum(f.stat().st_size for f in files.values()) / 1e6
-                found = {g: GraphCall(str(f.relative_to(folder)), *graphs[g][:2]) for g, f in files.items()}
+                found = {
+                    g: GraphCall(str(f.relative_to(folder)), *graphs[g][:2])
+                    for g, f in files.items()
+                }
                 yield Export(
                     node=n,
                     precision=p,
@@ -135,7 +182,9 @@ def _rounded(file: Path, precision: str, *, feed: Mapping[str, np.ndarray]) -> P
     if getattr(PRECISIONS.get(precision), "activations", "") == "static":
         used = {i.name for i in open_session(file, 0).get_inputs()}
         feeds = [{k: v for k, v in feed.items() if k in used}]
-    return quantize_model(precision, file, target=file.with_suffix(f".{precision}.onnx"), feeds=feeds)[0]
+    return quantize_model(
+        precision, file, target=file.with_suffix(f".{precision}.onnx"), feeds=feeds
+    )[0]
 
 
 def calibrate_predictor(
@@ -157,12 +206,17 @@ def calibrate_predictor(
     threads = spec.measure.threads
     say = lambda what, share: progress(what, share * 0.7)
     wanted = list_table_needs(plan.deployed, plan.windows)
-    found = bench.complete_device_table(wanted, threads, precisions=plan.every_precision, progress=say)
+    found = bench.complete_device_table(
+        wanted, threads, precisions=plan.every_precision, progress=say
+    )
     whole, ms = [], []
     shutil.rmtree(folder / "structures", ignore_errors=True)  # of a run that was cut off
     for e in write_exports(spec, models, plan=plan, calls=calls, folder=folder, keep=False):
         share = list(models).index(e.node) / len(models)
-        progress(f"whole export of {e.node}, {e.precision}, {e.params_m:.2f} M parameters", 0.7 + 0.3 * share)
+        progress(
+            f"whole export of {e.node}, {e.precision}, {e.params_m:.2f} M parameters",
+            0.7 + 0.3 * share,
+        )
         whole.append(e)
         ms.append(bench.time_export(e, folder, threads=threads))
     shutil.rmtree(folder / "structures", ignore_errors=True)

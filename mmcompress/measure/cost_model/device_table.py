@@ -63,25 +63,34 @@ class DeviceTable:
 
     @cached_property
     def _rows(self) -> dict[tuple, TableRow]:
-        return {(r.kind, r.width, r.head, r.positions, r.keys, r.batch, r.precision): r for r in self.rows}
+        return {
+            (r.kind, r.width, r.head, r.positions, r.keys, r.batch, r.precision): r
+            for r in self.rows
+        }
 
 
 TableKey = tuple[str, int, int, int, int, int]
 """(kind, width, head width, positions, key positions, batch)."""
 
 
-def interpolate_ms(rows: Mapping[tuple, TableRow], key: TableKey, *, units: int, precision: str) -> float:
+def interpolate_ms(
+    rows: Mapping[tuple, TableRow], key: TableKey, *, units: int, precision: str
+) -> float:
     """Milliseconds of one call of a block, linear between measured sizes; nothing when no unit is left."""
     if units == 0:
         return 0.0
     row = rows[(*key, precision)]
-    if units < row.units[0] and len(row.units) > 1:  # below what was measured: on along the first line
+    if (
+        units < row.units[0] and len(row.units) > 1
+    ):  # below what was measured: on along the first line
         slope = (row.ms[1] - row.ms[0]) / (row.units[1] - row.units[0])
         return max(row.ms[0] - slope * (row.units[0] - units), 0.0)
     return float(np.interp(units, row.units, row.ms))
 
 
-def measured_sizes(units: int, step: int, *, eighths: Sequence[int] = ALL_EIGHTHS) -> tuple[int, ...]:
+def measured_sizes(
+    units: int, step: int, *, eighths: Sequence[int] = ALL_EIGHTHS
+) -> tuple[int, ...]:
     """Sizes a table row is measured at: every size of a small block, some eighths of one of many steps."""
     count = -(-units // step)
     picks = sorted({max(1, round(count * i / 8)) for i in eighths})
@@ -119,14 +128,19 @@ def measure_table(
             if precision == "fp32":
                 run = open_session(model.SerializeToString(), threads)
             else:
-                rounded, _ = quantize_model(precision, model, target=Path(scratch) / "q.onnx", feeds=[inputs])
+                rounded, _ = quantize_model(
+                    precision, model, target=Path(scratch) / "q.onnx", feeds=[inputs]
+                )
                 run = open_session(rounded.read_bytes(), threads)
             return min_of_medians(partial(run.run, None, inputs), 5, rounds=60, limit=0.12)
 
         for done, (key, units, step, precision) in enumerate(todo):
             kind, width, head, positions, keys, batch = key
             heavy = lambda size, k=key: k[3] * k[1] * max(size, k[4]) > LARGE_BLOCK_MACS
-            sizes, ms = measured_sizes(units, step, eighths=FEW_EIGHTHS if heavy(units) else ALL_EIGHTHS), []
+            sizes, ms = (
+                measured_sizes(units, step, eighths=FEW_EIGHTHS if heavy(units) else ALL_EIGHTHS),
+                [],
+            )
             progress(f"{kind} {precision}", done / len(todo))
             for size in sizes:
                 cell, copies = (
@@ -137,7 +151,9 @@ def measure_table(
                 if call not in bare:
                     bare[call] = clocked(cell, 0, "fp32")
                 ms.append(max(clocked(cell, copies, precision) - bare[call], 1e-4) / copies)
-            rows[(*key, precision)] = TableRow(*key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist()))
+            rows[(*key, precision)] = TableRow(
+                *key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist())
+            )
     return DeviceTable(device=device, threads=threads, rows=tuple(rows.values()))
 
 

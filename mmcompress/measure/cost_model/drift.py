@@ -43,7 +43,11 @@ def append_reference_run(record: Path, found: Mapping[str, PipelineLatency]) -> 
 
 
 def machine_speed_factor(
-    nodes: Mapping[str, float], precision: Mapping[str, str], *, windows: ReferenceRuns, at: int = -1
+    nodes: Mapping[str, float],
+    precision: Mapping[str, str],
+    *,
+    windows: ReferenceRuns,
+    at: int = -1,
 ) -> float:
     """The factor from what a structure took in one window to what it takes usually, over the dense pipeline.
 

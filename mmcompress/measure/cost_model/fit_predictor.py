@@ -41,7 +41,11 @@ NodeRatios = Mapping[str, Mapping[str, float]]
 def node_ratios(found: Mapping[str, PipelineLatency]) -> dict[str, dict[str, float]]:
     """Of pipelines measured in turn, what each node takes over the same in fp32, by precision."""
     of = lambda p, n: found[p].nodes[n].p50 / found["fp32"].nodes[n].p50
-    return {p: {n: of(p, n) for n, ms in found["fp32"].in_session_ms.items() if ms > 0} for p in found if p != "fp32"}
+    return {
+        p: {n: of(p, n) for n, ms in found["fp32"].in_session_ms.items() if ms > 0}
+        for p in found
+        if p != "fp32"
+    }
 
 
 def fit_predictor(
@@ -60,7 +64,12 @@ def fit_predictor(
     """
     draft, rows = (
         Predictor(
-            table=found, deployed=plan.deployed, fits={}, overhead_ms=0.0, windows=plan.windows, reads=plan.reads
+            table=found,
+            deployed=plan.deployed,
+            fits={},
+            overhead_ms=0.0,
+            windows=plan.windows,
+            reads=plan.reads,
         ),
         found.lookup(),
     )
@@ -70,14 +79,23 @@ def fit_predictor(
     # A decode loop moves a cache about that is as large as the structure: where smaller pipelines were measured, what
     # is spent around the sessions of a node is part of its fit; but the features of a sound do not shrink.
     apart = lambda n: not plan.small_structures or (n in plan.windows and plan.windows[n].ordered)
-    around = {n: max(whole[n] - dense.in_session_ms[n], 0.0) if apart(n) else 0.0 for n in plan.deployed}
+    around = {
+        n: max(whole[n] - dense.in_session_ms[n], 0.0) if apart(n) else 0.0 for n in plan.deployed
+    }
     for n in plan.deployed:
         sizes[n], affine[n] = {}, {}
         for p in plan.precisions[n]:
-            mine = [(e, t) for e, t in zip(exports, ms, strict=True) if e.node == n and e.precision == p]
-            raw = [draft.table_ms(n, e.kept_units, precision=p, rows=rows, cuts={n: e.cut_positions}) for e, _ in mine]
+            mine = [
+                (e, t) for e, t in zip(exports, ms, strict=True) if e.node == n and e.precision == p
+            ]
+            raw = [
+                draft.table_ms(n, e.kept_units, precision=p, rows=rows, cuts={n: e.cut_positions})
+                for e, _ in mine
+            ]
             a = LinearFit.fit(
-                raw, [t for _, t in mine], left=[draft.remaining_share(n, e.cut_positions) for e, _ in mine]
+                raw,
+                [t for _, t in mine],
+                left=[draft.remaining_share(n, e.cut_positions) for e, _ in mine],
             )
             sizes[n][p] = LinearFit.fit([e.params_m for e, _ in mine], [e.size_mb for e, _ in mine])
             # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both
@@ -91,11 +109,19 @@ def fit_predictor(
                 if (k := small_pipeline_name(name, p)) in beside
             ]
             if less:  # points from inside a pipeline beat those from alone
-                sums = [raw[0], *(draft.table_ms(n, kept, precision=p, rows=rows) for kept, _ in less)]
-                left = [len(plan.deployed[n]), *(sum(kept[x.name] > 0 for x in plan.deployed[n]) for kept, _ in less)]
+                sums = [
+                    raw[0],
+                    *(draft.table_ms(n, kept, precision=p, rows=rows) for kept, _ in less),
+                ]
+                left = [
+                    len(plan.deployed[n]),
+                    *(sum(kept[x.name] > 0 for x in plan.deployed[n]) for kept, _ in less),
+                ]
                 rates = (share, *(rate for _, rate in less))
                 affine[n][p] = (
-                    LinearFit.fit_in_pipeline(sums, left, measured=[max(spent(rate), 1e-3) for rate in rates])
+                    LinearFit.fit_in_pipeline(
+                        sums, left, measured=[max(spent(rate), 1e-3) for rate in rates]
+                    )
                     or affine[n][p]
                 )
     return replace(

@@ -50,7 +50,10 @@ class Footprint:
             whole = self.size_fits[n].get("fp32", a).scale - a.scale
             for b in self.fp32_blocks.get(n, {}).get(candidate.precision[n], ()):
                 total += (
-                    whole * self.params_per_unit[n][b] * candidate.kept_units.get(n, {}).get(b, self.units[n][b]) / 1e6
+                    whole
+                    * self.params_per_unit[n][b]
+                    * candidate.kept_units.get(n, {}).get(b, self.units[n][b])
+                    / 1e6
                 )
         return total
 
@@ -88,7 +91,9 @@ def measure_footprint(
     empty = memory(None)
     return Footprint(
         dense_params=dict(params),
-        params_per_unit={n: {b.name: count_params_per_unit(m, b) for b in m.blocks} for n, m in models.items()},
+        params_per_unit={
+            n: {b.name: count_params_per_unit(m, b) for b in m.blocks} for n, m in models.items()
+        },
         size_fits=size,
         rest_mb=whole - in_nodes,
         empty_mb=empty,

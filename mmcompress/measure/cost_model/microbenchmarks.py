@@ -51,7 +51,10 @@ class _Builder:
         return self.op("Add", self.const(np.zeros(columns, np.float32)), y)[0]
 
     def norm(self, x: str, width: int) -> str:
-        ones, zeros = self.const(np.ones(width, np.float32)), self.const(np.zeros(width, np.float32))
+        ones, zeros = (
+            self.const(np.ones(width, np.float32)),
+            self.const(np.zeros(width, np.float32)),
+        )
         return self.op("LayerNormalization", x, ones, zeros, axis=-1, epsilon=1e-5)[0]
 
     def input(self, name: str, shape: tuple[int, ...]) -> str:
@@ -102,7 +105,9 @@ def _attention(b: _Builder, x: str, cell: BlockShape, i: int) -> str:
 
 
 def _cross_attention(b: _Builder, x: str, cell: BlockShape, i: int) -> str:
-    q = b.split_heads(b.linear(b.norm(x, cell.width), cell.width, cell.units * cell.head), cell, (0, 2, 1, 3))
+    q = b.split_heads(
+        b.linear(b.norm(x, cell.width), cell.width, cell.units * cell.head), cell, (0, 2, 1, 3)
+    )
     shape = (1, cell.units, cell.keys, cell.head)
     [kt] = b.op("Transpose", b.input(f"cross_k{i}", shape), perm=(0, 1, 3, 2))
     return b.attention(q, kt, b.input(f"cross_v{i}", shape), cell)
@@ -134,7 +139,11 @@ def _conv(b: _Builder, x: str, cell: BlockShape, i: int) -> str:
 
     def conv(y: str, inputs: int, outputs: int, kernel: int, stride: int, groups: int = 1) -> str:
         shape = (outputs, inputs // groups, kernel, kernel)
-        w = b.const((b.rng.standard_normal(shape) * (inputs / groups * kernel**2) ** -0.5).astype(np.float32))
+        w = b.const(
+            (b.rng.standard_normal(shape) * (inputs / groups * kernel**2) ** -0.5).astype(
+                np.float32
+            )
+        )
         bias, pad = b.const(np.zeros(outputs, np.float32)), kernel // 2
         return b.op("Conv", y, w, bias, group=groups, strides=[stride] * 2, pads=[pad] * 4)[0]
 
@@ -183,6 +192,8 @@ def random_feed(cell: BlockShape, model: onnx.ModelProto) -> dict[str, np.ndarra
     """Random inputs of a stack."""
     rng = np.random.default_rng(1)
     return {
-        i.name: rng.standard_normal([d.dim_value for d in i.type.tensor_type.shape.dim]).astype(np.float32)
+        i.name: rng.standard_normal([d.dim_value for d in i.type.tensor_type.shape.dim]).astype(
+            np.float32
+        )
         for i in model.graph.input
     }

@@ -52,7 +52,9 @@ class MeasurementPlan:
         """The pipelines measured beside the dense one, by folder."""
         other = tuple(p for p in self.every_precision if p != "fp32")
         return other + tuple(
-            small_pipeline_name(name, p) for name in self.small_structures for p in self.every_precision
+            small_pipeline_name(name, p)
+            for name in self.small_structures
+            for p in self.every_precision
         )
 
     @property

@@ -10,7 +10,12 @@ import numpy as np
 
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate, KeptUnits
-from mmcompress.measure.cost_model.device_table import DeviceTable, TableKey, TableRow, interpolate_ms
+from mmcompress.measure.cost_model.device_table import (
+    DeviceTable,
+    TableKey,
+    TableRow,
+    interpolate_ms,
+)
 from mmcompress.runtime.graph import critical_path
 
 Rows = Mapping[tuple, TableRow]
@@ -40,7 +45,14 @@ class DeployedBlock:
         """Its keys in the table when `cut` positions are gone."""
         kind, width, head, positions, keys, batch = self.key
         alone = self.context is None
-        key = (kind, width, head, positions - cut if alone else positions, keys - cut if keys > 1 else keys, batch)
+        key = (
+            kind,
+            width,
+            head,
+            positions - cut if alone else positions,
+            keys - cut if keys > 1 else keys,
+            batch,
+        )
         if self.context is None:
             return key, None
         kind, width, head, positions, keys, batch = self.context
@@ -65,7 +77,11 @@ class LinearFit:
     per_block_ms: float = 0.0
 
     def scaled(self, factor: float) -> LinearFit:
-        return LinearFit(base=self.base * factor, scale=self.scale * factor, per_block_ms=self.per_block_ms * factor)
+        return LinearFit(
+            base=self.base * factor,
+            scale=self.scale * factor,
+            per_block_ms=self.per_block_ms * factor,
+        )
 
     @classmethod
     def fit_in_pipeline(
@@ -87,7 +103,9 @@ class LinearFit:
         return cls(base=base, scale=scale, per_block_ms=per_block_ms)
 
     @classmethod
-    def fit(cls, predicted: Sequence[float], measured: Sequence[float], *, left: Sequence[float] = ()) -> LinearFit:
+    def fit(
+        cls, predicted: Sequence[float], measured: Sequence[float], *, left: Sequence[float] = ()
+    ) -> LinearFit:
         """Least squares in relative error, no term negative. `left`: the share of the base that is there."""
         x, y = np.asarray(predicted), np.asarray(measured)
         there = np.asarray(left) if len(left) else np.ones(len(x))
@@ -140,11 +158,15 @@ class Predictor:
         """The precision a block of a node is really in."""
         return "fp32" if block in self.fp32_blocks.get(node, {}).get(precision, ()) else precision
 
-    def table_ms(self, node: str, kept: KeptUnits, *, precision: str, rows: Rows, cuts: Cuts = NO_CUTS) -> float:
+    def table_ms(
+        self, node: str, kept: KeptUnits, *, precision: str, rows: Rows, cuts: Cuts = NO_CUTS
+    ) -> float:
         """Sum of the table over the blocks of a node, in milliseconds per request."""
         of = lambda p: self.block_precision(node, p.name, precision=precision)
         return sum(
-            self.block_table_ms(rows, p, units=kept.get(p.name, p.units), precision=of(p), cuts=cuts)
+            self.block_table_ms(
+                rows, p, units=kept.get(p.name, p.units), precision=of(p), cuts=cuts
+            )
             for p in self.deployed[node]
         )
 
@@ -167,7 +189,9 @@ class Predictor:
         low = max((c for c in known if c < high), default=0)
         return at(low) + (at(high) - at(low)) * (cut - low) / (high - low)
 
-    def node_table_ms(self, node: str, kept: KeptUnits, *, precision: str, rows: Rows, cuts: Cuts = NO_CUTS) -> float:
+    def node_table_ms(
+        self, node: str, kept: KeptUnits, *, precision: str, rows: Rows, cuts: Cuts = NO_CUTS
+    ) -> float:
         units = lambda p: kept.get(p.name, p.units)
         each = (
             self.block_ms(node, p, units=units(p), precision=precision, rows=rows, cuts=cuts)
@@ -176,7 +200,14 @@ class Predictor:
         return self.base_ms(node, precision, cuts=cuts) + sum(each)
 
     def block_ms(
-        self, node: str, p: DeployedBlock, *, units: int, precision: str, rows: Rows, cuts: Cuts = NO_CUTS
+        self,
+        node: str,
+        p: DeployedBlock,
+        *,
+        units: int,
+        precision: str,
+        rows: Rows,
+        cuts: Cuts = NO_CUTS,
     ) -> float:
         """Milliseconds of one block per request as it runs in its node."""
         a, of = self.fits[node][precision], self.block_precision(node, p.name, precision=precision)
@@ -200,7 +231,11 @@ class Predictor:
         """Predicted p50 of one node."""
         rows, cuts = self.table.lookup(), self.cut_positions(candidate.kept_units)
         return self.correction * self.node_table_ms(
-            node, candidate.kept_units[node], precision=candidate.precision[node], rows=rows, cuts=cuts
+            node,
+            candidate.kept_units[node],
+            precision=candidate.precision[node],
+            rows=rows,
+            cuts=cuts,
         )
 
     def base_ms(self, node: str, precision: str, *, cuts: Cuts) -> float:
@@ -215,13 +250,17 @@ class Predictor:
 
     def cut_positions(self, kept: Mapping[str, KeptUnits]) -> dict[str, int]:
         """Positions that a structure leaves out, by node."""
-        return {n: w.count - kept.get(n, {}).get("tokens", w.count) for n, w in self.windows.items()}
+        return {
+            n: w.count - kept.get(n, {}).get("tokens", w.count) for n, w in self.windows.items()
+        }
 
     def __call__(self, candidate: Candidate) -> float:
         """Predicted milliseconds of a request: the p50, or what `tail` makes of it."""
         rows, cuts = self.table.lookup(), self.cut_positions(candidate.kept_units)
         parts = {
-            n: self.node_table_ms(n, candidate.kept_units[n], precision=candidate.precision[n], rows=rows, cuts=cuts)
+            n: self.node_table_ms(
+                n, candidate.kept_units[n], precision=candidate.precision[n], rows=rows, cuts=cuts
+            )
             for n in self.deployed
         }
         return self.factor * (self.critical_path_ms(parts) + self.overhead_ms)

@@ -12,7 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.measure.cost_model.device_table import DeviceTable, complete_table
-from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement, fit_predictor, node_ratios
+from mmcompress.measure.cost_model.fit_predictor import (
+    PipelineMeasurement,
+    fit_predictor,
+    node_ratios,
+)
 from mmcompress.measure.cost_model.plan import Export, MeasurementPlan, reference_bundles
 from mmcompress.measure.cost_model.predictor import Predictor, list_table_needs
 from mmcompress.measure.cost_model.time_export import time_export
@@ -51,7 +55,12 @@ class Readings:
 
     def fit_predictor(self) -> Predictor:
         return fit_predictor(
-            self.plan, self.table, exports=self.exports, ms=self.export_ms, dense=self.baseline, beside=self.node_ratios
+            self.plan,
+            self.table,
+            exports=self.exports,
+            ms=self.export_ms,
+            dense=self.baseline,
+            beside=self.node_ratios,
         )
 
 
@@ -74,11 +83,17 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     kit = open_kit(folder)
     progress("the dense pipeline", 0.0)
     requests, alone = load_requests(folder), {"dense": folder / "baseline"}
-    whole = bench_repeated(alone, kit.threads, requests, kit.warmup, kit.requests, sittings=1)["dense"].summarize()
+    whole = bench_repeated(alone, kit.threads, requests, kit.warmup, kit.requests, sittings=1)[
+        "dense"
+    ].summarize()
     how = (kit.threads, kit.warmup, kit.requests)
     rates = node_ratios(
         bench_with_replay(
-            reference_bundles(folder, kit.plan.reference_names), requests, whole.traces, whole.latency.p50, *how
+            reference_bundles(folder, kit.plan.reference_names),
+            requests,
+            whole.traces,
+            whole.latency.p50,
+            *how,
         )
     )
     say = lambda what, share: progress(what, 0.1 + 0.6 * share)
@@ -91,7 +106,14 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     facts = (device_fingerprint(kit.threads), describe_cpu(), package_versions(), kit.threads)
     of = (kit.pipeline, bundle_identity(folder / "baseline"))
     return Readings(
-        *facts, *of, kit.plan, kit.exports, tuple(ms), rates, PipelineMeasurement.from_latency(whole), found
+        *facts,
+        *of,
+        kit.plan,
+        kit.exports,
+        tuple(ms),
+        rates,
+        PipelineMeasurement.from_latency(whole),
+        found,
     )
 
 
@@ -105,7 +127,9 @@ def check_bundle(folder: Path, bundle: Path) -> BundleCheck:
         for s in bench_repeated(pair, kit.threads, load_requests(folder), *how).values()
     ]
     facts = (device_fingerprint(kit.threads), describe_cpu(), package_versions(), kit.threads)
-    return BundleCheck(*facts, bundle_identity(folder / "baseline"), bundle_identity(bundle), *found)
+    return BundleCheck(
+        *facts, bundle_identity(folder / "baseline"), bundle_identity(bundle), *found
+    )
 
 
 def save_readings(record: Readings | BundleCheck, path: Path) -> Path:

@@ -156,7 +156,9 @@ def bench_pipelines(
             found[name].add_request(pipeline, spent)
             found[name].add_calls(before, _calls(pipeline))
             if at == i:
-                found[name].traces.append({g: tuple(node.traces) for g, node in generators[name].items()})
+                found[name].traces.append(
+                    {g: tuple(node.traces) for g, node in generators[name].items()}
+                )
         return spent
 
     slowest = max(min(send(n, i, False) for i in range(-max(1, warmup), 0)) for n in names)
@@ -175,4 +177,6 @@ def bench_pipelines(
 
 
 def _calls(pipeline: Pipeline) -> dict[str, int]:
-    return {f"{n}/{g}": s.calls for n, graphs in pipeline.sessions.items() for g, s in graphs.items()}
+    return {
+        f"{n}/{g}": s.calls for n, graphs in pipeline.sessions.items() for g, s in graphs.items()
+    }

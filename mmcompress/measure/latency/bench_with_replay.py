@@ -30,7 +30,9 @@ def bench_with_replay(
     """Measure bundles in turn, all writing what the dense one `said` of the first requests."""
     some = select_requests(requests, said, dense_ms=dense_ms)
     how = (warmup, rounds, said, comparison_seconds(dense_ms))
-    found = bench_repeated(bundles, threads, some, *how, sittings=bench_repeats(dense_ms), benchmark=benchmark)
+    found = bench_repeated(
+        bundles, threads, some, *how, sittings=bench_repeats(dense_ms), benchmark=benchmark
+    )
     return {n: s.summarize() for n, s in found.items()}
 
 
@@ -38,4 +40,6 @@ def select_requests(
     requests: Sequence[dict[str, Any]], said: Sequence[GenerationTraces], *, dense_ms: float
 ) -> list[dict[str, Any]]:
     """As many of the requests as there is time for, eight at least; of those whose answers are known."""
-    return list(requests[: min(len(said), max(8, int(comparison_seconds(dense_ms) * 1e3 / dense_ms)))])
+    return list(
+        requests[: min(len(said), max(8, int(comparison_seconds(dense_ms) * 1e3 / dense_ms)))]
+    )

@@ -20,7 +20,13 @@ import numpy as np
 
 from mmcompress import errors
 from mmcompress.errors import DataError, MmcompressError
-from mmcompress.measure.latency.bench import BUNDLE_LOADS, MIN_REQUESTS, GenerationTraces, Samples, bench_pipelines
+from mmcompress.measure.latency.bench import (
+    BUNDLE_LOADS,
+    MIN_REQUESTS,
+    GenerationTraces,
+    Samples,
+    bench_pipelines,
+)
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.storage import read_record, write_record
 from mmcompress.version import CHECKOUT_FOLDER
@@ -90,10 +96,19 @@ def benchmark_in_subprocess(job: BenchmarkJob, folder: Path) -> dict[str, Sample
     """Do a job whose requests lie in a folder, in a fresh process."""
     write_record(folder / "job.json", job, indent=None)
     path = os.pathsep.join(p for p in (str(CHECKOUT_FOLDER), os.environ.get("PYTHONPATH", "")) if p)
-    command = [sys.executable, "-m", "mmcompress.measure.latency.benchmark_in_subprocess", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    command = [
+        sys.executable,
+        "-m",
+        "mmcompress.measure.latency.benchmark_in_subprocess",
+        str(folder),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    )
     if done.returncode:
-        why = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}; out of memory?"]
+        why = done.stderr.strip().splitlines()[-1:] or [
+            f"it ended with {done.returncode}; out of memory?"
+        ]
         raise MmcompressError(f"measuring failed in its own process: {why[0]}")
     found = read_record(BenchmarkOutcome, folder / "seen.json")
     if found.error:
@@ -119,10 +134,17 @@ def bench_in_process(job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
 
 def save_requests(folder: Path, requests: Requests) -> tuple[dict[str, Any], ...]:
     """Write the arrays of requests to `requests.npz`, as `number/port`; the rest is given back, files as text."""
-    arrays = {f"{i}/{k}": v for i, r in enumerate(requests) for k, v in r.items() if isinstance(v, np.ndarray)}
+    arrays = {
+        f"{i}/{k}": v
+        for i, r in enumerate(requests)
+        for k, v in r.items()
+        if isinstance(v, np.ndarray)
+    }
     np.savez(folder / "requests.npz", **arrays)  # type: ignore[arg-type]
     text = lambda v: str(v) if isinstance(v, Path) else v
-    return tuple({k: text(v) for k, v in r.items() if not isinstance(v, np.ndarray)} for r in requests)
+    return tuple(
+        {k: text(v) for k, v in r.items() if not isinstance(v, np.ndarray)} for r in requests
+    )
 
 
 def load_requests(folder: Path, rest: Requests = ()) -> list[dict[str, Any]]:

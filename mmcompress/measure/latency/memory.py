@@ -29,7 +29,9 @@ def peak_memory_mb() -> float:
     """Peak resident memory of this process so far; 0 where the system does not say."""
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("VmHWM")), 0.0)
+    return next(
+        (int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("VmHWM")), 0.0
+    )
 
 
 def release_memory() -> None:

@@ -25,7 +25,9 @@ class CrossAttention(nn.Module):
         self.head_dim = width // self.num_heads
         self.q_proj, self.k_proj, self.v_proj = (nn.Linear(width, width) for _ in range(3))
         self.out_proj = attention.out_proj
-        parts = zip((self.q_proj, self.k_proj, self.v_proj), attention.in_proj_weight.chunk(3), strict=True)
+        parts = zip(
+            (self.q_proj, self.k_proj, self.v_proj), attention.in_proj_weight.chunk(3), strict=True
+        )
         with torch.no_grad():
             for i, (linear, weight) in enumerate(parts):
                 bias = attention.in_proj_bias.chunk(3)[i]
@@ -47,9 +49,16 @@ class CaptionDecoder(PreTrainedModel, GenerationMixin):
 
     def __init__(self, coca: Any):
         text, decoder = coca.text, coca.text_decoder
-        width, vocabulary = int(text.token_embedding.embedding_dim), int(text.token_embedding.num_embeddings)
+        width, vocabulary = (
+            int(text.token_embedding.embedding_dim),
+            int(text.token_embedding.num_embeddings),
+        )
         limit = min(int(text.context_length), int(decoder.context_length))
-        ids = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": int(coca.pad_id)}
+        ids = {
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+            "pad_token_id": int(coca.pad_id),
+        }
         sizes = {"vocab_size": vocabulary, "hidden_size": width, "max_position_embeddings": limit}
         options: dict[str, Any] = {
             **ids,
@@ -101,7 +110,9 @@ class CaptionDecoder(PreTrainedModel, GenerationMixin):
         return CausalLMOutput(logits=self.ln_final(x) @ self.head)
 
     @staticmethod
-    def _self(attention: SelfAttention, x: Tensor, *, mask: Tensor | None, past: Any, layer: int) -> Tensor:
+    def _self(
+        attention: SelfAttention, x: Tensor, *, mask: Tensor | None, past: Any, layer: int
+    ) -> Tensor:
         q, k, v = (split_heads(part, attention.num_heads) for part in attention.qkv(x).chunk(3, -1))
         if past is not None:
             k, v = past.update(k, v, layer)
@@ -111,5 +122,8 @@ class CaptionDecoder(PreTrainedModel, GenerationMixin):
     def _cross(attention: CrossAttention, x: Tensor, *, context: Tensor, memory: Any) -> Tensor:
         if memory is not None:
             return attention(x, memory.keys, memory.values)[0]
-        k, v = (split_heads(f(context), attention.num_heads) for f in (attention.k_proj, attention.v_proj))
+        k, v = (
+            split_heads(f(context), attention.num_heads)
+            for f in (attention.k_proj, attention.v_proj)
+        )
         return attention(x, k, v)[0]

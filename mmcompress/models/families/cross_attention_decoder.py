@@ -56,7 +56,9 @@ def _causal(lm: nn.Module, ids: Tensor, context: Tensor, **cached: Any) -> Tenso
 
 
 def _whisper(lm: Any, ids: Tensor, context: Tensor, **cached: Any) -> Tensor:
-    return lm.proj_out(lm.model.decoder(input_ids=ids, encoder_hidden_states=context, **cached).last_hidden_state)
+    return lm.proj_out(
+        lm.model.decoder(input_ids=ids, encoder_hidden_states=context, **cached).last_hidden_state
+    )
 
 
 def _t5(lm: Any, ids: Tensor, context: Tensor, **cached: Any) -> Tensor:
@@ -76,7 +78,9 @@ class HeadBias(nn.Module):
         return torch.nn.functional.embedding(buckets, self.weight.T)
 
 
-def _own_bias(module: nn.Module, args: tuple, options: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+def _own_bias(
+    module: nn.Module, args: tuple, options: dict[str, Any]
+) -> tuple[tuple, dict[str, Any]]:
     return args, {**options, "position_bias": None}
 
 
@@ -93,13 +97,24 @@ def _t5_prepare(lm: Any) -> None:
 
 DECODER_FAMILIES = {
     "mbart": DecoderFamily(
-        class_name="AutoModelForCausalLM", stack="model.decoder", run_decoder=_causal, width="d_model", positions=False
+        class_name="AutoModelForCausalLM",
+        stack="model.decoder",
+        run_decoder=_causal,
+        width="d_model",
+        positions=False,
     ),
-    "gpt2": DecoderFamily(class_name="AutoModelForCausalLM", stack="transformer", run_decoder=_causal),
+    "gpt2": DecoderFamily(
+        class_name="AutoModelForCausalLM", stack="transformer", run_decoder=_causal
+    ),
     "bert": DecoderFamily(class_name="AutoModelForCausalLM", stack="bert", run_decoder=_causal),
-    "blip_text_model": DecoderFamily(class_name="BlipTextLMHeadModel", stack="bert", run_decoder=_causal),
+    "blip_text_model": DecoderFamily(
+        class_name="BlipTextLMHeadModel", stack="bert", run_decoder=_causal
+    ),
     "blip": DecoderFamily(
-        class_name="BlipForConditionalGeneration", stack="bert", run_decoder=_causal, part="text_decoder"
+        class_name="BlipForConditionalGeneration",
+        stack="bert",
+        run_decoder=_causal,
+        part="text_decoder",
     ),
     "vision-encoder-decoder": DecoderFamily(
         class_name="VisionEncoderDecoderModel", stack="", run_decoder=_causal, part="decoder"
@@ -131,7 +146,13 @@ class TextDecoder(Model):
     """Length of the context, set by the pipeline that feeds this decoder."""
 
     def __init__(
-        self, lm: nn.Module, line: DecoderFamily, *, tokenizer_json: str, generation: dict[str, Any], project: nn.Module
+        self,
+        lm: nn.Module,
+        line: DecoderFamily,
+        *,
+        tokenizer_json: str,
+        generation: dict[str, Any],
+        project: nn.Module,
     ):
         super().__init__()
         line.prepare(lm)
@@ -165,34 +186,52 @@ class TextDecoder(Model):
         past = tuple(torch.zeros(2, b.units, 3, head_width(b)) for _, b in own for _ in "kv")
         memory = tuple(torch.zeros(2, b.units, 5, head_width(b)) for _, b in cross for _ in "kv")
         named = lambda what, kind: tuple(f"{what}.{i}.{p}" for i, _ in kind for p in "kv")
-        past_names, new_names, cross_names = named("past", own), named("new", own), named("cross", cross)
+        past_names, new_names, cross_names = (
+            named("past", own),
+            named("new", own),
+            named("cross", cross),
+        )
         graphs = {}
         if cross:
-            dynamic = {"context": {0: "images", 1: "tokens"}} | {n: {0: "images", 2: "tokens"} for n in cross_names}
+            dynamic = {"context": {0: "images", 1: "tokens"}} | {
+                n: {0: "images", 2: "tokens"} for n in cross_names
+            }
             example = torch.zeros(2, 5, self.reads)
-            graphs["context"] = ExportGraph(CrossKeys(self), (example,), ("context",), cross_names, dynamic)
+            graphs["context"] = ExportGraph(
+                CrossKeys(self), (example,), ("context",), cross_names, dynamic
+            )
         dynamic = STEP_AXES | {n: {0: "batch", 2: "past"} for n in past_names}
         dynamic |= {n: {0: "batch", 2: "total"} for n in new_names}
         dynamic |= {n: {0: "images", 2: "tokens"} for n in cross_names}
         given = (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), torch.zeros(1, 1, 2, 5))
         names = ("ids", "position", "mask", *past_names, *cross_names)
-        graphs["step"] = ExportGraph(Step(self), (*given, *past, *memory), names, ("scores", *new_names), dynamic)
+        graphs["step"] = ExportGraph(
+            Step(self), (*given, *past, *memory), names, ("scores", *new_names), dynamic
+        )
         return graphs
 
     def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         keys = {"attention": round((steps + 1) / 2), "cross_attention": self.context_tokens}
         return {
-            b.name: BlockShape(width=self.width, positions=1, keys=keys.get(b.kind, 1), batch=beams, calls=steps)
+            b.name: BlockShape(
+                width=self.width, positions=1, keys=keys.get(b.kind, 1), batch=beams, calls=steps
+            )
             for b in self.blocks
         }
 
-    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(
+        self, steps: float, beams: int
+    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         past = max(1, round((steps - 1) / 2))
         cross = [b for _, b in self.cached("cross_attention")]
         feeds = [torch.full((beams, 1), 3), torch.tensor([past]), torch.zeros(1, 1, 1, past + 1)]
         feeds += [torch.randn(beams, h, past, d) for h, d in self.config["past"]]
-        feeds += [torch.randn(1, b.units, self.context_tokens, head_width(b)) for b in cross for _ in "kv"]
-        context = {"context": ((torch.randn(1, self.context_tokens, self.reads),), 1.0)} if cross else {}
+        feeds += [
+            torch.randn(1, b.units, self.context_tokens, head_width(b)) for b in cross for _ in "kv"
+        ]
+        context = (
+            {"context": ((torch.randn(1, self.context_tokens, self.reads),), 1.0)} if cross else {}
+        )
         return {**context, "step": (tuple(feeds), steps)}
 
     @torch.inference_mode()
@@ -205,7 +244,10 @@ class TextDecoder(Model):
         options = {**library_options(g), "max_length": g["max_tokens"]}
         prompt = torch.tensor([g["prompt"] or [g["bos"]]])
         if lm.config.is_encoder_decoder:
-            options |= {"encoder_outputs": BaseModelOutput(self.project(context)), "decoder_input_ids": prompt}
+            options |= {
+                "encoder_outputs": BaseModelOutput(self.project(context)),
+                "decoder_input_ids": prompt,
+            }
         else:
             options |= {"encoder_hidden_states": self.project(context), "input_ids": prompt}
         # Whisper and BLIP wrap it in loops of their own, over windows of sound and over pixels
@@ -227,7 +269,9 @@ class CrossKeys(nn.Module):
         self.project = model.project
         blocks = [b for _, b in model.cached("cross_attention")]
         self.units = [b.units for b in blocks]
-        self.linears = nn.ModuleList(nn.ModuleList([model.linear(w.path) for w in b.writers[1:]]) for b in blocks)
+        self.linears = nn.ModuleList(
+            nn.ModuleList([model.linear(w.path) for w in b.writers[1:]]) for b in blocks
+        )
 
     def forward(self, context: Tensor) -> tuple[Tensor, ...]:
         x, out = self.project(context), []
@@ -251,7 +295,9 @@ class Step(nn.Module):
         self.own = [i for i, _ in model.cached("attention")]
         self.cross = [i for i, _ in model.cached("cross_attention")]
 
-    def forward(self, ids: Tensor, position: Tensor, mask: Tensor, *cache: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, ids: Tensor, position: Tensor, mask: Tensor, *cache: Tensor
+    ) -> tuple[Tensor, ...]:
         from transformers.cache_utils import EncoderDecoderCache
 
         m, split = self.model, 2 * len(self.own)
@@ -261,7 +307,11 @@ class Step(nn.Module):
         both.is_updated = dict.fromkeys(range(m.layers), True)
         # some libraries count past tokens on the first layer, whose attention may be gone
         both.get_seq_length = lambda *_: position[0]  # type: ignore[method-assign, assignment]
-        options: dict[str, Any] = {"past_key_values": both, "attention_mask": mask, "use_cache": True}
+        options: dict[str, Any] = {
+            "past_key_values": both,
+            "attention_mask": mask,
+            "use_cache": True,
+        }
         if m.line.positions:
             options["position_ids"] = position[None].expand(ids.shape[0], -1)
         # what the layers would project is in the cache; only its presence is asked for
@@ -292,8 +342,12 @@ def assemble_decoder(
     elif hasattr(lm, "model") and hasattr(lm.model, "encoder"):
         lm.model.encoder = AbsentEncoder()
     generation = read_generation(whole, lm, candidates=candidates, max_tokens=max_tokens)
-    limit = getattr(lm.config, "max_position_embeddings", None) or getattr(lm.config, "max_target_positions", None)
+    limit = getattr(lm.config, "max_position_embeddings", None) or getattr(
+        lm.config, "max_target_positions", None
+    )
     if limit and max_tokens > limit:
         raise ModelError(f"max_tokens {max_tokens} exceeds the decoder's {limit} positions")
     lm.config._attn_implementation = "eager"
-    return TextDecoder(lm.eval(), line, tokenizer_json=tokenizer_json, generation=generation, project=project)
+    return TextDecoder(
+        lm.eval(), line, tokenizer_json=tokenizer_json, generation=generation, project=project
+    )

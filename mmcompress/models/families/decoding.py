@@ -13,10 +13,20 @@ from mmcompress.graph.blocks import Block
 
 def library_options(g: dict[str, Any]) -> dict[str, Any]:
     """The settings of a generation as the library's `generate` takes them, but for the length."""
-    options: dict[str, Any] = {"num_beams": g["beams"], "num_return_sequences": g["beams"], "do_sample": False}
+    options: dict[str, Any] = {
+        "num_beams": g["beams"],
+        "num_return_sequences": g["beams"],
+        "do_sample": False,
+    }
     options |= {"eos_token_id": g["eos"], "pad_token_id": g["pad"], "use_cache": False}
-    options |= {"suppress_tokens": g["suppress"] or None, "begin_suppress_tokens": g["begin_suppress"] or None}
-    beams = {"early_stopping": g["early_stopping"], "length_penalty": 1.0}  # greedy search warns of them
+    options |= {
+        "suppress_tokens": g["suppress"] or None,
+        "begin_suppress_tokens": g["begin_suppress"] or None,
+    }
+    beams = {
+        "early_stopping": g["early_stopping"],
+        "length_penalty": 1.0,
+    }  # greedy search warns of them
     return options | beams if g["beams"] > 1 else options
 
 
@@ -71,7 +81,11 @@ def tokenize_prompt(tokenizer_json: str, prompt: str, *, most: int) -> list[int]
     """Token ids of a prompt, fewer than `most`. Raises `ModelError`."""
     from tokenizers import Tokenizer
 
-    found = list(Tokenizer.from_str(tokenizer_json).encode(prompt, add_special_tokens=False).ids) if prompt else []
+    found = (
+        list(Tokenizer.from_str(tokenizer_json).encode(prompt, add_special_tokens=False).ids)
+        if prompt
+        else []
+    )
     if len(found) + 1 >= most:
         raise ModelError(f"prompt: {len(found)} tokens leave nothing of max_tokens {most} to write")
     return found
@@ -79,16 +93,25 @@ def tokenize_prompt(tokenizer_json: str, prompt: str, *, most: int) -> list[int]
 
 def read_generation(whole: Any, lm: Any, *, candidates: int, max_tokens: int) -> dict[str, Any]:
     """Special ids and limits for the decode loop, from the library's own configuration."""
-    sources = [x for m in (whole, lm) for x in (getattr(m, "generation_config", None), m.config) if x is not None]
+    sources = [
+        x
+        for m in (whole, lm)
+        for x in (getattr(m, "generation_config", None), m.config)
+        if x is not None
+    ]
     text = getattr(whole.config, "text_config", None)
     sources += [text] if text is not None else []
-    first = lambda *keys: next((v for k in keys for s in sources if (v := getattr(s, k, None)) is not None), None)
+    first = lambda *keys: next(
+        (v for k in keys for s in sources if (v := getattr(s, k, None)) is not None), None
+    )
     eos = first("sep_token_id") if whole.config.model_type == "blip" else first("eos_token_id")
     bos, pad = first("decoder_start_token_id", "bos_token_id"), first("pad_token_id")
     if isinstance(eos, list):
         eos = eos[0]
     if bos is None or eos is None:
-        raise ModelError("its configuration names no start and end token (bos_token_id, eos_token_id)")
+        raise ModelError(
+            "its configuration names no start and end token (bos_token_id, eos_token_id)"
+        )
     own = getattr(whole, "generation_config", None)
     silent = getattr(own, "no_timestamps_token_id", None)  # Whisper: words only, no times
     return {

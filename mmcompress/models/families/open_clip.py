@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcompress.errors import MissingPackage, ModelError
-from mmcompress.models.base import BlockShape, ImageEncoderModel, LoadContext, Model, TextEncoderModel, add_tokens_block
+from mmcompress.models.base import (
+    BlockShape,
+    ImageEncoderModel,
+    LoadContext,
+    Model,
+    TextEncoderModel,
+    add_tokens_block,
+)
 from mmcompress.models.families.coca import CaptionDecoder
 from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES, TextDecoder
 from mmcompress.models.families.decoding import read_generation
@@ -35,7 +42,9 @@ class ImageEncoder(ImageEncoderModel):
             add_tokens_block(self, "tower.ln_pre", extra=1, count=places),
             *find_blocks(self, "tower.transformer"),
         )
-        self.finish_setup(int(size[0] if isinstance(size, tuple | list) else size), width, preprocess=preprocess)
+        self.finish_setup(
+            int(size[0] if isinstance(size, tuple | list) else size), width, preprocess=preprocess
+        )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         embedding, tokens = self.tower(pixels)
@@ -54,7 +63,9 @@ class ConvEncoder(ImageEncoderModel):
         places: dict[str, int] = {}
         with ExitStack() as stack:
             for b in self.blocks:
-                record = lambda m, args, name=b.name: places.update({name: args[0].shape[2] * args[0].shape[3]})
+                record = lambda m, args, name=b.name: places.update(
+                    {name: args[0].shape[2] * args[0].shape[3]}
+                )
                 handle = self.get_submodule(b.writers[0].path).register_forward_pre_hook(record)
                 stack.callback(handle.remove)
             self.finish_setup(size, 0, preprocess=preprocess)
@@ -75,12 +86,24 @@ class ConvEncoder(ImageEncoderModel):
         for b in self.blocks:
             first: Any = self.get_submodule(b.writers[0].path)
             last: Any = self.get_submodule(b.reader)
-            depthwise: Any = next((m for p in b.per_channel if isinstance(m := self.get_submodule(p), nn.Conv2d)), None)
+            depthwise: Any = next(
+                (m for p in b.per_channel if isinstance(m := self.get_submodule(p), nn.Conv2d)),
+                None,
+            )
             stride = max(m.stride[0] for m in (first, last, depthwise) if m is not None)
-            kernels = (first.kernel_size[0], last.kernel_size[0], stride, depthwise.kernel_size[0] if depthwise else 0)
+            kernels = (
+                first.kernel_size[0],
+                last.kernel_size[0],
+                stride,
+                depthwise.kernel_size[0] if depthwise else 0,
+            )
             code = int("".join(map(str, kernels)))
             found[b.name] = BlockShape(
-                width=first.in_channels, positions=self.places[b.name], keys=code, batch=1, head=last.out_channels
+                width=first.in_channels,
+                positions=self.places[b.name],
+                keys=code,
+                batch=1,
+                head=last.out_channels,
             )
         return found
 
@@ -95,7 +118,9 @@ class TextEncoder(TextEncoderModel):
         normalize_(tower.transformer)
         self.blocks = find_blocks(self, "tower.transformer")
         self.tokenizer_json = tokenizer_json
-        eos = tower.eos_id if tower.pool_type == "eos" else tower.vocab_size - 1  # the highest id marks the end
+        eos = (
+            tower.eos_id if tower.pool_type == "eos" else tower.vocab_size - 1
+        )  # the highest id marks the end
         self.finish_setup(
             int(tower.context_length),
             int(tower.width),
@@ -127,26 +152,42 @@ def _clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any]]
         raise ModelError(f"{what}: open_clip has no model of this name{hint}")
     if pretrained is None and not name.startswith("local-dir:"):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
-        raise ModelError(f"{what}: names no weights: add @TAG (known: {tags}), @FILE.safetensors, or @random to try it")
+        raise ModelError(
+            f"{what}: names no weights: add @TAG (known: {tags}), @FILE.safetensors, or @random to try it"
+        )
     tag = None if pretrained == NO_PRETRAINED else pretrained
     try:
         with refuse_pickles(what):
-            model = open_clip.create_model(name, pretrained=tag, force_custom_text=True, weights_only=True)
+            model = open_clip.create_model(
+                name, pretrained=tag, force_custom_text=True, weights_only=True
+            )
         config = open_clip.get_model_preprocess_cfg(model)
     except ModelError:
         raise
     except Exception as e:  # open_clip raises RuntimeError, FileNotFoundError, hub errors
         if tag and not Path(tag).exists() and is_unreachable(e):
-            raise ModelError(f"{what}: the hub can't be reached and no copy is cached; give a local folder") from e
+            raise ModelError(
+                f"{what}: the hub can't be reached and no copy is cached; give a local folder"
+            ) from e
         raise ModelError(f"open_clip can't load '{what}': {first_line(e)}") from e
     keep = ("mean", "std", "interpolation", "resize_mode")
-    return model.float().eval(), {k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k in keep}
+    return model.float().eval(), {
+        k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k in keep
+    }
 
 
 def clip_tokenizer_json() -> str:
     """CLIP's tokenizer as JSON, from the vocabulary that open_clip brings (OpenAI CLIP's, MIT licence)."""
     from open_clip.tokenizer import SimpleTokenizer
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import (
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        processors,
+    )
 
     given = SimpleTokenizer()
     start, end = "<start_of_text>", "<end_of_text>"
@@ -156,9 +197,13 @@ def clip_tokenizer_json() -> str:
     tok.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
     pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
     split = pre_tokenizers.Split(pattern, "removed", invert=True)
-    tok.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tok.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     ids = [(start, given.encoder[start]), (end, given.encoder[end])]
-    tok.post_processor = processors.TemplateProcessing(single=f"{start} $A {end}", special_tokens=ids)
+    tok.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}", special_tokens=ids
+    )
     tok.decoder = decoders.ByteLevel()
     tok.add_special_tokens([start, end])
     return str(tok.to_str())
@@ -174,10 +219,14 @@ def load_image_encoder(context: LoadContext) -> Model:
         return ImageEncoder(clip.visual, preprocess)
     if hasattr(clip.visual, "trunk") or hasattr(clip.visual, "layer4"):
         return ConvEncoder(clip.visual, preprocess)
-    raise ModelError(f"{_source(context)}: image tower {type(clip.visual).__name__} is not supported")
+    raise ModelError(
+        f"{_source(context)}: image tower {type(clip.visual).__name__} is not supported"
+    )
 
 
-def build_caption_decoder(clip: Any, tokenizer_json: str, *, candidates: int, max_tokens: int) -> Model:
+def build_caption_decoder(
+    clip: Any, tokenizer_json: str, *, candidates: int, max_tokens: int
+) -> Model:
     """The caption decoder of a CoCa model; it reads the tokens of its image tower, a node of its own."""
 
     lm = CaptionDecoder(clip).eval()
@@ -196,9 +245,13 @@ def load_text_decoder(context: LoadContext) -> Model:
     """CoCa's caption decoder. Raises `ModelError`."""
     clip, _ = _clip(_source(context), context.pretrained)
     if not hasattr(clip, "text_decoder"):
-        raise ModelError(f"{_source(context)}: only CoCa models have a caption decoder in open_clip")
+        raise ModelError(
+            f"{_source(context)}: only CoCa models have a caption decoder in open_clip"
+        )
     if not hasattr(clip.text, "token_embedding"):
-        raise ModelError(f"{_source(context)}: text tower {type(clip.text).__name__} is not supported")
+        raise ModelError(
+            f"{_source(context)}: text tower {type(clip.text).__name__} is not supported"
+        )
     # a copy: the text encoder of the same checkpoint shares the first layers
     return build_caption_decoder(
         copy.deepcopy(clip),
@@ -217,5 +270,7 @@ def _tokenizer(clip: Any, context: LoadContext) -> str:
 def load_text_encoder(context: LoadContext) -> Model:
     clip, _ = _clip(_source(context), context.pretrained)
     if not hasattr(clip.text, "transformer") or not hasattr(clip.text, "token_embedding"):
-        raise ModelError(f"{_source(context)}: text tower {type(clip.text).__name__} is not supported")
+        raise ModelError(
+            f"{_source(context)}: text tower {type(clip.text).__name__} is not supported"
+        )
     return TextEncoder(clip.text, _tokenizer(clip, context))

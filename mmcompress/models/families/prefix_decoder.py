@@ -59,7 +59,9 @@ class PrefixFamily:
 
 
 def _git_run(lm: Any, x: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    return lm.git.encoder(x, attention_mask=mask, past_key_values=cache, use_cache=cache is not None).last_hidden_state
+    return lm.git.encoder(
+        x, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
+    ).last_hidden_state
 
 
 def _llava_run(lm: Any, x: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
@@ -77,7 +79,9 @@ def _git_generate(lm: Any, context: Tensor, prefix: Tensor, ids: Tensor, **optio
     return lm.generate(pixel_values=torch.zeros(1, 3, 1, 1), input_ids=ids, **options)
 
 
-def _llava_generate(lm: Any, context: Tensor, prefix: Tensor, ids: Tensor, **options: Any) -> Tensor:
+def _llava_generate(
+    lm: Any, context: Tensor, prefix: Tensor, ids: Tensor, **options: Any
+) -> Tensor:
     x = torch.cat([prefix, lm.model.language_model.embed_tokens(ids)], 1)
     new = lm.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), **options)
     return torch.cat([ids.expand(len(new), -1), new], 1)
@@ -87,7 +91,9 @@ PREFIX_FAMILIES = {
     "git": PrefixFamily(
         class_name="GitForCausalLM",
         stack="git.encoder",
-        embed=lambda lm, ids, at: lm.git.embeddings(input_ids=ids, position_ids=at[None].expand(ids.shape[0], -1)),
+        embed=lambda lm, ids, at: lm.git.embeddings(
+            input_ids=ids, position_ids=at[None].expand(ids.shape[0], -1)
+        ),
         prefix=lambda lm, context: lm.git.visual_projection(context),
         run=_git_run,
         score=lambda lm, x: lm.output(x),
@@ -120,11 +126,22 @@ class PrefixDecoder(Model):
     """Length of the context, set by the pipeline that feeds this decoder."""
 
     def __init__(
-        self, lm: nn.Module, line: PrefixFamily, *, tokenizer_json: str, generation: dict[str, Any], before: list[int]
+        self,
+        lm: nn.Module,
+        line: PrefixFamily,
+        *,
+        tokenizer_json: str,
+        generation: dict[str, Any],
+        before: list[int],
     ):
         super().__init__()
         self.register_buffer("before", torch.tensor(before, dtype=torch.long), persistent=False)
-        self.lm, self.line, self.tokenizer_json, self.generation = lm, line, tokenizer_json, generation
+        self.lm, self.line, self.tokenizer_json, self.generation = (
+            lm,
+            line,
+            tokenizer_json,
+            generation,
+        )
         normalize_(lm.get_submodule(line.stack))
         stack = tuple(_meeting(b) for b in find_blocks(self, f"lm.{line.stack}"))
         self.layers = 1 + max(int(b.name.partition(".")[0]) for b in stack)
@@ -156,7 +173,11 @@ class PrefixDecoder(Model):
         n, t = prefix.shape[1], ids.shape[1]
         words = self.line.embed(self.lm, ids, torch.arange(t))
         x = self.line.run(
-            self.lm, torch.cat([prefix, words], 1), torch.arange(n + t), self._mask(ids, n, total=n + t), None
+            self.lm,
+            torch.cat([prefix, words], 1),
+            torch.arange(n + t),
+            self._mask(ids, n, total=n + t),
+            None,
         )
         return self.line.score(self.lm, x[:, n:])
 
@@ -172,12 +193,19 @@ class PrefixDecoder(Model):
         own = self.cached()
         names = lambda what: tuple(f"{what}.{i}.{p}" for i, _ in own for p in "kv")
         past = tuple(torch.zeros(2, b.units, 8, head_width(b)) for _, b in own for _ in "kv")
-        dynamic = {"context": {0: "images", 1: "tokens"}} | {n: {0: "images", 2: "tokens"} for n in names("past")}
+        dynamic = {"context": {0: "images", 1: "tokens"}} | {
+            n: {0: "images", 2: "tokens"} for n in names("past")
+        }
         example = torch.zeros(2, 5, self.dims["context"])
         context = ExportGraph(Prefill(self), (example,), ("context",), names("past"), dynamic)
         dynamic = STEP_AXES | {n: {0: "batch", 2: "past"} for n in names("past")}
         dynamic |= {n: {0: "batch", 2: "total"} for n in names("new")}
-        inputs = (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), torch.zeros(1, 1, 2, 10), *past)
+        inputs = (
+            torch.zeros(2, 2, dtype=torch.long),
+            torch.arange(3, 5),
+            torch.zeros(1, 1, 2, 10),
+            *past,
+        )
         given = ("ids", "position", "mask", *names("past"))
         step = ExportGraph(Step(self), inputs, given, ("scores", *names("new")), dynamic)
         return {"context": context, "step": step}
@@ -186,17 +214,30 @@ class PrefixDecoder(Model):
         n = self.context_tokens + len(self.before)
         keys = n + round((steps + 1) / 2)
         loop = lambda b: BlockShape(
-            width=self.width, positions=1, keys=keys if b.group == "heads" else 1, batch=beams, calls=steps, prefill=n
+            width=self.width,
+            positions=1,
+            keys=keys if b.group == "heads" else 1,
+            batch=beams,
+            calls=steps,
+            prefill=n,
         )
         return {
-            b.name: BlockShape(width=self.width, positions=n, keys=n, batch=1) if b.name.startswith(BRIDGE) else loop(b)
+            b.name: BlockShape(width=self.width, positions=n, keys=n, batch=1)
+            if b.name.startswith(BRIDGE)
+            else loop(b)
             for b in self.blocks
         }
 
-    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(
+        self, steps: float, beams: int
+    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         text = max(1, round((steps - 1) / 2))
         ahead = self.context_tokens + len(self.before)
-        feeds = [torch.full((beams, 1), 3), torch.tensor([text]), torch.zeros(1, 1, 1, ahead + text + 1)]
+        feeds = [
+            torch.full((beams, 1), 3),
+            torch.tensor([text]),
+            torch.zeros(1, 1, 1, ahead + text + 1),
+        ]
         feeds += [torch.randn(beams, h, ahead + text, d) for h, d in self.config["past"]]
         context = {"context": ((torch.randn(1, self.context_tokens, self.dims["context"]),), 1.0)}
         return {**context, "step": (tuple(feeds), steps)}
@@ -232,7 +273,9 @@ class Prefill(nn.Module):
         cache = build_cache([None] * m.layers)
         n = x.shape[1]
         m.line.run(m.lm, x, torch.arange(n), m._mask(x, n, total=n), cache)
-        return tuple(t for i, _ in m.cached() for t in (cache.layers[i].keys, cache.layers[i].values))
+        return tuple(
+            t for i, _ in m.cached() for t in (cache.layers[i].keys, cache.layers[i].values)
+        )
 
 
 class Step(nn.Module):
@@ -243,7 +286,9 @@ class Step(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, ids: Tensor, position: Tensor, mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        self, ids: Tensor, position: Tensor, mask: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
         m = self.model
         own = [i for i, _ in m.cached()]
         before = past[0].shape[2]
@@ -260,10 +305,18 @@ IMAGE = "<image>"
 
 
 def assemble_prefix_decoder(
-    whole: Any, model_type: str, tokenizer_json: str, candidates: int, max_tokens: int, prompt: str = ""
+    whole: Any,
+    model_type: str,
+    tokenizer_json: str,
+    candidates: int,
+    max_tokens: int,
+    prompt: str = "",
 ) -> PrefixDecoder:
     """The decoder node of a loaded library model; its encoder is let go. Raises `ModelError`."""
-    line, g = PREFIX_FAMILIES[model_type], read_generation(whole, whole, candidates=candidates, max_tokens=max_tokens)
+    line, g = (
+        PREFIX_FAMILIES[model_type],
+        read_generation(whole, whole, candidates=candidates, max_tokens=max_tokens),
+    )
     words = lambda text: tokenize_prompt(tokenizer_json, text, most=max_tokens)
     ahead, image, behind = prompt.partition(IMAGE)
     if not image:
@@ -274,11 +327,15 @@ def assemble_prefix_decoder(
     after = words(behind)
     g["prompt"] = after if before else [g["bos"], *after] if after else []
     whole.set_submodule(line.encoder, AbsentEncoder())
-    return PrefixDecoder(whole.eval(), line, tokenizer_json=tokenizer_json, generation=g, before=before)
+    return PrefixDecoder(
+        whole.eval(), line, tokenizer_json=tokenizer_json, generation=g, before=before
+    )
 
 
 def load_prefix_decoder(context: LoadContext, config: Any) -> Model:
     """The decoder of a transformers folder or hub id. Raises `ModelError`."""
-    whole = load_library_model(context, PREFIX_FAMILIES[config.model_type].class_name, config=config, unread=POOLER)
+    whole = load_library_model(
+        context, PREFIX_FAMILIES[config.model_type].class_name, config=config, unread=POOLER
+    )
     limits = (context.candidates, context.max_tokens or 20, context.prompt)
     return assemble_prefix_decoder(whole, config.model_type, load_tokenizer_json(context), *limits)

@@ -8,7 +8,13 @@ from mmcompress.models.families.decoding import (
     tokenize_prompt,
 )
 from mmcompress.models.families.prefix_decoder import PREFIX_FAMILIES, load_prefix_decoder
-from mmcompress.models.hub import POOLER, find_family, load_config, load_library_model, load_tokenizer_json
+from mmcompress.models.hub import (
+    POOLER,
+    find_family,
+    load_config,
+    load_library_model,
+    load_tokenizer_json,
+)
 
 
 def load_text_decoder(context: LoadContext) -> Model:
@@ -34,5 +40,8 @@ def load_text_decoder(context: LoadContext) -> Model:
     )
     if context.prompt:
         g = model.generation
-        g["prompt"] = [*(g["prompt"] or [g["bos"]]), *tokenize_prompt(words, context.prompt, most=g["max_tokens"])]
+        g["prompt"] = [
+            *(g["prompt"] or [g["bos"]]),
+            *tokenize_prompt(words, context.prompt, most=g["max_tokens"]),
+        ]
     return model

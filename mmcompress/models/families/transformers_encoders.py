@@ -74,11 +74,17 @@ def _patches(out: Any) -> Tensor:
 def _llava(whole: Any) -> nn.Module:
     """LLaVA's tower, without the layers behind the one it reads."""
     config, tower = whole.config, whole.model.vision_tower
-    if config.vision_feature_select_strategy != "default" or not isinstance(config.vision_feature_layer, int):
-        raise ModelError("LLaVA with vision_feature_select_strategy other than 'default', or several layers")
+    if config.vision_feature_select_strategy != "default" or not isinstance(
+        config.vision_feature_layer, int
+    ):
+        raise ModelError(
+            "LLaVA with vision_feature_select_strategy other than 'default', or several layers"
+        )
     stack = tower.get_submodule(first_submodule(tower, ("encoder", "vision_model.encoder")))
     count = len(stack.layers)
-    stack.layers = stack.layers[: count + 1 + config.vision_feature_layer if config.vision_feature_layer < 0 else count]
+    stack.layers = stack.layers[
+        : count + 1 + config.vision_feature_layer if config.vision_feature_layer < 0 else count
+    ]
     return tower
 
 
@@ -101,10 +107,16 @@ IMAGE_FAMILIES = {
         config="vision_config",
     ),
     "clip_vision_model": EncoderFamily(
-        class_name="CLIPVisionModelWithProjection", stack="vision_model.encoder", embed=lambda o, m: o.image_embeds
+        class_name="CLIPVisionModelWithProjection",
+        stack="vision_model.encoder",
+        embed=lambda o, m: o.image_embeds,
     ),
-    "siglip": EncoderFamily(class_name="SiglipVisionModel", stack="encoder", embed=_pooled, config="vision_config"),
-    "siglip_vision_model": EncoderFamily(class_name="SiglipVisionModel", stack="encoder", embed=_pooled),
+    "siglip": EncoderFamily(
+        class_name="SiglipVisionModel", stack="encoder", embed=_pooled, config="vision_config"
+    ),
+    "siglip_vision_model": EncoderFamily(
+        class_name="SiglipVisionModel", stack="encoder", embed=_pooled
+    ),
     "vit": EncoderFamily(class_name="ViTModel", stack="", embed=_first, options=NO_POOLER),
     "dinov2": EncoderFamily(class_name="Dinov2Model", stack="", embed=_first),
     "blip": EncoderFamily(
@@ -113,7 +125,9 @@ IMAGE_FAMILIES = {
         embed=_pooled,
         find_tower=lambda whole: whole.vision_model,
     ),
-    "blip_vision_model": EncoderFamily(class_name="BlipVisionModel", stack="encoder", embed=_pooled),
+    "blip_vision_model": EncoderFamily(
+        class_name="BlipVisionModel", stack="encoder", embed=_pooled
+    ),
     "git": EncoderFamily(
         class_name="GitForCausalLM",
         stack="vision_model.encoder",
@@ -138,13 +152,23 @@ TEXT_FAMILIES = {
         config="text_config",
     ),
     "clip_text_model": EncoderFamily(
-        class_name="CLIPTextModelWithProjection", stack="text_model.encoder", embed=lambda o, m: o.text_embeds
+        class_name="CLIPTextModelWithProjection",
+        stack="text_model.encoder",
+        embed=lambda o, m: o.text_embeds,
     ),
-    "siglip": EncoderFamily(class_name="SiglipTextModel", stack="encoder", embed=_pooled, config="text_config"),
-    "siglip_text_model": EncoderFamily(class_name="SiglipTextModel", stack="encoder", embed=_pooled),
+    "siglip": EncoderFamily(
+        class_name="SiglipTextModel", stack="encoder", embed=_pooled, config="text_config"
+    ),
+    "siglip_text_model": EncoderFamily(
+        class_name="SiglipTextModel", stack="encoder", embed=_pooled
+    ),
     "bert": EncoderFamily(class_name="BertModel", stack="encoder", embed=_mean, options=NO_POOLER),
     "roberta": EncoderFamily(
-        class_name="RobertaModel", stack="encoder", embed=_mean, options=NO_POOLER, unused_positions=2
+        class_name="RobertaModel",
+        stack="encoder",
+        embed=_mean,
+        options=NO_POOLER,
+        unused_positions=2,
     ),
 }
 
@@ -168,7 +192,10 @@ class ImageEncoder(ImageEncoderModel):
         self.tower, self.row = tower, row
         normalize_(tower.get_submodule(row.stack) if row.stack else tower)
         config: Any = tower.config
-        size, places = _square(config.image_size), (_square(config.image_size) // _square(config.patch_size)) ** 2
+        size, places = (
+            _square(config.image_size),
+            (_square(config.image_size) // _square(config.patch_size)) ** 2,
+        )
         embeddings = ".".join(("tower", *row.stack.split(".")[:-1], "embeddings"))
         with torch.no_grad():
             extra = self.get_submodule(embeddings)(torch.zeros(1, 3, size, size)).shape[1] - places
@@ -184,14 +211,26 @@ class ImageEncoder(ImageEncoderModel):
 class TextEncoder(TextEncoderModel):
     """ids [b, t] -> embedding [b, d] of length 1. `masked`: padding is hidden from the tower."""
 
-    def __init__(self, tower: nn.Module, row: EncoderFamily, *, tokenizer_json: str, context: int, masked: bool):
+    def __init__(
+        self,
+        tower: nn.Module,
+        row: EncoderFamily,
+        *,
+        tokenizer_json: str,
+        context: int,
+        masked: bool,
+    ):
         super().__init__()
         self.tower, self.row, self.masked, self.tokenizer_json = tower, row, masked, tokenizer_json
         normalize_(tower.get_submodule(row.stack))
         self.blocks = find_blocks(self, f"tower.{row.stack}")
         config: Any = tower.config
         pad = config.pad_token_id if config.pad_token_id is not None else 0
-        eos = next(v for v in (config.eos_token_id, getattr(config, "sep_token_id", None), pad) if v is not None)
+        eos = next(
+            v
+            for v in (config.eos_token_id, getattr(config, "sep_token_id", None), pad)
+            if v is not None
+        )
         self.pad = int(pad)
         self.finish_setup(
             context,
@@ -222,7 +261,9 @@ class AudioEncoder(Model):
         self.tower, self.window = encoder, nn.Identity()
         config: Any = encoder.config
         self.width, self.mels = int(config.d_model), int(config.num_mel_bins)
-        window = add_tokens_block(self, "window", extra=0, count=int(config.max_source_positions), ordered=True)
+        window = add_tokens_block(
+            self, "window", extra=0, count=int(config.max_source_positions), ordered=True
+        )
         self.blocks = (window, *find_blocks(self, "tower"))
         self.dims = {"tokens": self.width, "embedding": self.width}
 
@@ -238,7 +279,9 @@ class AudioEncoder(Model):
     @property
     def config(self) -> dict[str, Any]:  # type: ignore[override]
         """For the runtime node; `seconds` of sound are heard at once."""
-        return {"features": {"mels": self.mels, "frames": self.frames, "seconds": self.patches / 50}}
+        return {
+            "features": {"mels": self.mels, "frames": self.frames, "seconds": self.patches / 50}
+        }
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         t = self.tower
@@ -252,7 +295,11 @@ class AudioEncoder(Model):
     def export_graphs(self) -> dict[str, ExportGraph]:
         names = ("embedding", "tokens")
         dynamic = {n: {0: "batch"} for n in ("features", *names)}
-        return {"model": ExportGraph(self, (torch.zeros(2, self.mels, self.frames),), ("features",), names, dynamic)}
+        return {
+            "model": ExportGraph(
+                self, (torch.zeros(2, self.mels, self.frames),), ("features",), names, dynamic
+            )
+        }
 
     def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         return {
@@ -260,7 +307,9 @@ class AudioEncoder(Model):
             for b in self.blocks
         }
 
-    def example_requests(self, steps: float, beams: int) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def example_requests(
+        self, steps: float, beams: int
+    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.randn(1, self.mels, self.frames),), 1.0)}
 
 
@@ -291,14 +340,24 @@ def load_image_encoder(context: LoadContext) -> Model:
     """The image tower of a transformers folder or hub id. Raises `ModelError`."""
     config = load_config(context)
     if config.model_type == "vision-encoder-decoder":
-        inner = find_family("image_encoder", config.encoder.model_type, table=IMAGE_FAMILIES, context=context)
+        inner = find_family(
+            "image_encoder", config.encoder.model_type, table=IMAGE_FAMILIES, context=context
+        )
         row = replace(
-            inner, class_name="VisionEncoderDecoderModel", config="", find_tower=lambda whole: whole.encoder, options={}
+            inner,
+            class_name="VisionEncoderDecoderModel",
+            config="",
+            find_tower=lambda whole: whole.encoder,
+            options={},
         )
     else:
         row = find_family("image_encoder", config.model_type, table=IMAGE_FAMILIES, context=context)
     whole = load_library_model(
-        context, row.class_name, config=_own(config, row), unread=() if row.embed is _pooled else POOLER, **row.options
+        context,
+        row.class_name,
+        config=_own(config, row),
+        unread=() if row.embed is _pooled else POOLER,
+        **row.options,
     )
     return ImageEncoder(row.find_tower(whole), row, preprocess=read_preprocessing(context))
 
@@ -313,7 +372,9 @@ def load_text_encoder(context: LoadContext) -> Model:
     length = min(int(given or longest), longest, context.max_tokens or 10**6)
     masked = not config.model_type.startswith(UNMASKED_TYPES)
     tower = load_library_model(context, row.class_name, config=own, **row.options)
-    return TextEncoder(tower, row, tokenizer_json=load_tokenizer_json(context), context=length, masked=masked)
+    return TextEncoder(
+        tower, row, tokenizer_json=load_tokenizer_json(context), context=length, masked=masked
+    )
 
 
 def load_audio_encoder(context: LoadContext) -> Model:

@@ -46,11 +46,18 @@ def gather_sensitivity(
     measured = spec.prune.sensitivity == "measured"
     trials_run = spec.search.evaluator == "measured" and spec.prune.refit
     # of a large model they are larger than its weights
-    grams = measure_grams(pipeline, models, batch=batch) if measured or trials_run else {n: {} for n in models}
+    grams = (
+        measure_grams(pipeline, models, batch=batch)
+        if measured or trials_run
+        else {n: {} for n in models}
+    )
     progress(spec.prune.importance, 0.1)
     criterion = IMPORTANCE.get(spec.prune.importance)
     scores = score_units(
-        criterion, ImportanceInputs(pipeline=pipeline, models=models, batch=batch, grams=grams, seed=spec.seed)
+        criterion,
+        ImportanceInputs(
+            pipeline=pipeline, models=models, batch=batch, grams=grams, seed=spec.seed
+        ),
     )
     some = batch[slice(0, spec.data.sensitivity_pairs)]
     anchors = pipeline.reference_outputs(models, some)
@@ -76,7 +83,9 @@ def gather_sensitivity(
         for p in (p for p in rounding[n] if p != "fp32"):
             if spec.quantize.max_loss_increase:
                 progress(f"sensitivity of {n} to {p}", 1.0)
-                spared[n][p] = find_sensitive_blocks(m, p, loss=loss, bound=spec.quantize.max_loss_increase)
+                spared[n][p] = find_sensitive_blocks(
+                    m, p, loss=loss, bound=spec.quantize.max_loss_increase
+                )
             with simulate_precision(m, p, spared=m.linear_layers(spared[n].get(p, ()))):
                 rounding[n][p] = loss()
     flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
@@ -84,11 +93,23 @@ def gather_sensitivity(
         for b, g in by.items():
             flat |= {f"xx/{n}/{b}": g.xx, f"x/{n}/{b}": g.x, f"n/{n}/{b}": torch.tensor(g.n)}
     save_file(flat, tensors)
-    write_record(record, {"curves": to_plain(curves), "rounding": rounding, "base_loss": base, "spared": spared})
-    return Sensitivity(scores=scores, grams=grams, curves=curves, rounding=rounding, base_loss=base, fp32_blocks=spared)
+    write_record(
+        record,
+        {"curves": to_plain(curves), "rounding": rounding, "base_loss": base, "spared": spared},
+    )
+    return Sensitivity(
+        scores=scores,
+        grams=grams,
+        curves=curves,
+        rounding=rounding,
+        base_loss=base,
+        fp32_blocks=spared,
+    )
 
 
-def find_sensitive_blocks(model: Model, precision: str, *, loss: Callable[[], float], bound: float) -> tuple[str, ...]:
+def find_sensitive_blocks(
+    model: Model, precision: str, *, loss: Callable[[], float], bound: float
+) -> tuple[str, ...]:
     """The blocks whose rounding alone raises the loss by more than `bound`."""
     found = []
     for b in model.weighted_blocks:

@@ -54,11 +54,17 @@ def measure_sensitivity(
             done += 1
             points = {block.units: 0.0}
             for kept in _levels(block, shortest.get(node, 0.0)):
-                cut = _cut(model, block, kept=kept, scores=scores[node], grams=grams[node], ridge=ridge)
-                loss = pipeline.loss_of_models({**models, node: cut}, batch, known=known, dense=anchors)
+                cut = _cut(
+                    model, block, kept=kept, scores=scores[node], grams=grams[node], ridge=ridge
+                )
+                loss = pipeline.loss_of_models(
+                    {**models, node: cut}, batch, known=known, dense=anchors
+                )
                 points[kept] = max(loss - base, 0.0)
             order = sorted(points)
-            found[node][block.name] = SensitivityCurve(tuple(order), tuple(points[k] for k in order))
+            found[node][block.name] = SensitivityCurve(
+                tuple(order), tuple(points[k] for k in order)
+            )
     return found
 
 
@@ -66,12 +72,15 @@ def _levels(block: Block, shortest: float) -> list[int]:
     """Units kept at which damage is measured, all of them aside."""
     most = shortest if block.group == "tokens" and shortest else 1.0
     return sorted(
-        {int(units_after(block, round(s * most * count_steps(block)))) for s in MEASURED_SHARES} - {block.units},
+        {int(units_after(block, round(s * most * count_steps(block)))) for s in MEASURED_SHARES}
+        - {block.units},
         reverse=True,
     )
 
 
-def _cut(model, block: Block, *, kept: int, scores: Mapping[str, Tensor], grams: Grams, ridge: float):  # type: ignore[no-untyped-def]
+def _cut(
+    model, block: Block, *, kept: int, scores: Mapping[str, Tensor], grams: Grams, ridge: float
+):  # type: ignore[no-untyped-def]
     units = choose_units({block.name: kept}, [block], scores=scores)
     cut = copy_without_units(model, units)
     refit_from_gram_(cut, model, units=units, grams=grams, ridge=ridge)

@@ -40,15 +40,22 @@ class Sensitivity:
         """What keeping so many units of one block does to the loss, measured with all else whole."""
         return float(self.curves[node][block].loss_increase(kept))
 
-    def scaled(self, cuts: Mapping[str, Mapping[str, float]], rounding: Mapping[str, float]) -> Sensitivity:
+    def scaled(
+        self, cuts: Mapping[str, Mapping[str, float]], rounding: Mapping[str, float]
+    ) -> Sensitivity:
         """The same with damage so many times as high, by node and block; 1 where a factor is missing.
 
         Curves are made to rise first, the more is cut, and all damage gets a trace on top: a factor of what is next to
         nothing would be chance.
         """
         every = {n: {b: self._rising(n, c) for b, c in of.items()} for n, of in self.curves.items()}
-        times = lambda c, by: SensitivityCurve(c.kept_units, tuple(by * d for d in c.loss_increases))
-        curves = {n: {b: times(c, cuts.get(n, {}).get(b, 1.0)) for b, c in of.items()} for n, of in every.items()}
+        times = lambda c, by: SensitivityCurve(
+            c.kept_units, tuple(by * d for d in c.loss_increases)
+        )
+        curves = {
+            n: {b: times(c, cuts.get(n, {}).get(b, 1.0)) for b, c in of.items()}
+            for n, of in every.items()
+        }
         rounded = lambda n, p, d: rounding.get(n, 1.0) * (d + self._trace(n)) if p != "fp32" else d
         whole = {n: {p: rounded(n, p, d) for p, d in of.items()} for n, of in self.rounding.items()}
         return replace(self, curves=curves, rounding=whole)
@@ -56,7 +63,8 @@ class Sensitivity:
     def _trace(self, node: str) -> float:
         """What is next to nothing in a node: a share of what the block that can least be missed does when gone."""
         return (
-            MIN_LOSS_INCREASE_SHARE * max((max(c.loss_increases) for c in self.curves[node].values()), default=0.0)
+            MIN_LOSS_INCREASE_SHARE
+            * max((max(c.loss_increases) for c in self.curves[node].values()), default=0.0)
             + 1e-9
         )
 
@@ -71,13 +79,20 @@ def _read(models: Mapping[str, Model], record: Path, *, tensors: Path) -> Sensit
     scores = {n: {b.name: flat[f"score/{n}/{b.name}"] for b in m.blocks} for n, m in models.items()}
     grams = {
         n: {
-            b.name: Gram(xx=flat[f"xx/{n}/{b.name}"], x=flat[f"x/{n}/{b.name}"], n=float(flat[f"n/{n}/{b.name}"]))
+            b.name: Gram(
+                xx=flat[f"xx/{n}/{b.name}"],
+                x=flat[f"x/{n}/{b.name}"],
+                n=float(flat[f"n/{n}/{b.name}"]),
+            )
             for b in m.blocks
             if f"xx/{n}/{b.name}" in flat
         }
         for n, m in models.items()
     }
-    curves = {n: {b: build_record(SensitivityCurve, c) for b, c in by.items()} for n, by in data["curves"].items()}
+    curves = {
+        n: {b: build_record(SensitivityCurve, c) for b, c in by.items()}
+        for n, by in data["curves"].items()
+    }
     spared = {n: {p: tuple(bs) for p, bs in by.items()} for n, by in data["spared"].items()}
     return Sensitivity(
         scores=scores,
