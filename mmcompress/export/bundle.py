@@ -13,8 +13,7 @@ import numpy as np
 
 from mmcompress.errors import ModelError
 from mmcompress.export.onnx import export_node
-from mmcompress.export.proofs import measure_drift
-from mmcompress.export.proofs import prove_export as export_proofs
+from mmcompress.export.proofs import measure_drift, prove_export
 from mmcompress.graph.references import topological_order
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.kinds.text_encoder.deployed import TextEncoder
@@ -72,7 +71,7 @@ def write_bundle(
         model = models[name]
         files = export_node(model, new / name)
         if prove:
-            proofs += export_proofs(name, model, files)
+            proofs += prove_export(name, model, files=files)
         chosen = precision.get(name, "fp32")
         if chosen != "fp32":
             static = PRECISIONS.get(chosen).activations == "static"

@@ -32,7 +32,7 @@ class Gram:
 
     @classmethod
     def empty(cls, size: int) -> Gram:
-        return cls(torch.zeros(size, size), torch.zeros(size))
+        return cls(xx=torch.zeros(size, size), x=torch.zeros(size))
 
     def add_(self, rows: Tensor) -> None:
         self.xx += rows.T @ rows

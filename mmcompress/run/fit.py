@@ -263,8 +263,8 @@ def _lowest(
         for n, options in p.precisions.items():
             precision[n] = min(
                 options,
-                key=lambda o, n=n: load(Candidate(smallest.kept_units, {**precision, n: o})),
-            )  # type: ignore[misc]
+                key=lambda o, n=n: load(Candidate(smallest.kept_units, {**precision, n: o})),  # type: ignore[misc]
+            )
         return float(load(Candidate(smallest.kept_units, precision)))
 
     found = {f"p50 of '{n}'": least(lambda c, n=n: predict.node_ms(n, c)) for n in limits.node_ms}  # type: ignore[misc]

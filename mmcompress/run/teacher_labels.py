@@ -31,7 +31,7 @@ class TeacherLabelled:
         return str(self.data.gives)
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
-        pairs = self.data.load(split, count, seed)
+        pairs = self.data.load(split, count, seed=seed)
         if split not in ("train", "val"):
             return pairs
         known = json.loads(self.record.read_text()) if self.record.exists() else {}

@@ -96,8 +96,9 @@ def find_fastest(p: SearchProblem, predict: Predictor) -> Candidate:
     ).kept_units  # those come back that cost least
     for n, options in p.precisions.items():
         precision[n] = min(
-            options, key=lambda o, n=n: predict(Candidate(kept, {**precision, n: o}))
-        )  # type: ignore[misc]
+            options,
+            key=lambda o, n=n: predict(Candidate(kept, {**precision, n: o})),  # type: ignore[misc]
+        )
     return Candidate(kept, precision)
 
 

@@ -106,7 +106,7 @@ def start_evaluator(run: RunContext, ev: Sensitivity) -> Iterator[TrialEvaluator
             threads = run.spec.measure.threads if s.executor == "inline" else 1
             given = (ev.scores, ev.grams, batch, more, uuid4().hex, threads, ev.fp32_blocks)
             judge, context = evaluate_candidate, make_worker_context(run.spec, *given)
-        executor = EXECUTORS.get(s.executor)(context, s.workers, s.ray_address)
+        executor = EXECUTORS.get(s.executor)(context, s.workers, address=s.ray_address)
     try:
         yield TrialEvaluator(
             evaluate=judge,

@@ -55,7 +55,9 @@ class _Processes(ProcessPoolExecutor):
         return super().submit(_with_shared, fn, args, kwargs)
 
 
-def make_process_executor(context: Any, workers: int = 2, address: str | None = None) -> Executor:
+def make_process_executor(
+    context: Any, workers: int = 2, *, address: str | None = None
+) -> Executor:
     """Worker processes of this machine, each given the context once."""
     spawn = multiprocessing.get_context("spawn")
     return _Processes(workers, mp_context=spawn, initializer=_adopt, initargs=(context,))

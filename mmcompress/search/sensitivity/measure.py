@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mmcompress.graph.blocks import Block, count_steps, units_after
 from mmcompress.kinds.base import Batch, Models
+from mmcompress.models.base import Model
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.refit import Grams, refit_from_gram_
 from mmcompress.prune.surgery import copy_without_units
@@ -79,8 +80,14 @@ def _levels(block: Block, shortest: float) -> list[int]:
 
 
 def _cut(
-    model, block: Block, *, kept: int, scores: Mapping[str, Tensor], grams: Grams, ridge: float
-):  # type: ignore[no-untyped-def]
+    model: Model,
+    block: Block,
+    *,
+    kept: int,
+    scores: Mapping[str, Tensor],
+    grams: Grams,
+    ridge: float,
+) -> Model:
     units = choose_units({block.name: kept}, [block], scores=scores)
     cut = copy_without_units(model, units)
     refit_from_gram_(cut, model, units=units, grams=grams, ridge=ridge)
