@@ -1,71 +1,138 @@
-"""The plug points: names a spec may use, each resolved to code only when it is used.
+"""The plug points: names that a spec may use, each resolved to code when it is used.
 
-An entry is `"module:attribute"` or the object itself. Code outside the project joins with `plugins: [my.module]` in
-the spec; that module calls, say, `IMPORTANCE.add("mine", score)` when it is imported.
+An entry names its code as `"module:attribute"`, or holds the object itself. Beside it stand one line for people and the
+facts that validation asks for, as plain data. Code outside the project joins with `plugins: [my.module]` in the spec:
+that module calls, for example, `IMPORTANCE.add("mine", score_mine, "my criterion")` when it is imported.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from mmcompress.errors import suggest_nearest
 
 
 def resolve_entry(target: str) -> Any:
-    """The attribute behind `module:attribute`."""
+    """Import and return what `module:attribute` names."""
     module, attribute = target.split(":")
     return getattr(importlib.import_module(module), attribute)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RegistryEntry:
+    """One name at a plug point."""
+
+    target: Any
+    """`module:attribute` of the code, or the object itself."""
+    about: str = ""
+    """One line for people, as `mmcompress list` shows it."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """Plain data that validation asks for without importing the code."""
+
+
+Row = tuple[Any, str] | tuple[Any, str, Mapping[str, Any]]
+"""An entry as the tables below write it: target, about, and facts when there are any."""
+
+
+def _make_entry(row: Row) -> RegistryEntry:
+    """Make an entry of a row of a table."""
+    facts = row[2] if len(row) == 3 else {}
+    return RegistryEntry(target=row[0], about=row[1], facts=facts)
+
+
 class Registry:
-    """Names at one plug point. `what` is the word of error messages."""
+    """The names at one plug point."""
 
-    def __init__(self, what: str, entries: dict[str, tuple[Any, str]]):
+    def __init__(self, what: str, entries: Mapping[str, Row]):
+        """Make a plug point.
+
+        Args:
+            what: The word for an entry in messages: "metric", "sampler".
+            entries: The entries by name.
+        """
         self.what = what
-        self._entries = dict(entries)
+        self._entries = {name: _make_entry(row) for name, row in entries.items()}
 
-    def add(self, name: str, target: Any, about: str = "") -> None:
-        self._entries[name] = (target, about)
+    def add(self, name: str, target: Any, about: str = "", **facts: Any) -> None:
+        """Add an entry.
+
+        Args:
+            name: The name that a spec uses.
+            target: `module:attribute`, or the object itself.
+            about: One line for people.
+            facts: What validation asks of entries of this plug point (`needs` of a metric, say).
+
+        Raises:
+            ValueError: The name is taken by something else.
+        """
+        entry = RegistryEntry(target=target, about=about, facts=facts)
+        known = self._entries.get(name)
+        if known is not None and known.target != target:
+            raise ValueError(f"a {self.what} named '{name}' is there already; choose another name")
+        self._entries[name] = entry
 
     def names(self) -> tuple[str, ...]:
+        """Return all names."""
         return tuple(self._entries)
 
     def about(self, name: str) -> str:
-        return self._entries[name][1]
+        """Return the line for people on an entry."""
+        return self._entries[name].about
+
+    def fact(self, name: str, key: str) -> Any:
+        """Return one fact of an entry, None when it has none of that key."""
+        return self._entries[name].facts.get(key)
 
     def problem(self, name: str) -> str | None:
-        """What is wrong with `name`, or None."""
-        return (
-            None
-            if name in self._entries
-            else f"unknown {self.what} '{name}'; {suggest_nearest(name, self._entries)}"
-        )
+        """Return what is wrong with a name, None when there is an entry of that name."""
+        if name in self._entries:
+            return None
+        return f"unknown {self.what} '{name}'; {suggest_nearest(name, self._entries)}"
 
     def get(self, name: str) -> Any:
-        """The entry. Raises `KeyError` with the nearest name when there is none."""
-        if problem := self.problem(name):
+        """Return the code behind a name.
+
+        Raises:
+            KeyError: There is no such entry; the message tells the nearest name.
+        """
+        problem = self.problem(name)
+        if problem:
             raise KeyError(problem)
-        target = self._entries[name][0]
+        target = self._entries[name].target
         return resolve_entry(target) if isinstance(target, str) else target
 
 
 class MixtureRegistry(Registry):
-    """A registry whose entries can be added up: `fisher + 0.5 * magnitude`. `mix` makes one of (weight, entry)."""
+    """A plug point whose entries can be added up: `fisher + 0.5 * magnitude`."""
 
-    def __init__(self, what: str, mix: str, *, entries: dict[str, tuple[Any, str]]):
+    def __init__(self, what: str, mix: str, *, entries: Mapping[str, Row]):
+        """Make a plug point.
+
+        Args:
+            what: The word for an entry in messages.
+            mix: `module:attribute` of a function that makes one entry of a list of (weight, entry).
+            entries: The entries by name.
+        """
         super().__init__(what, entries)
         self.mix = mix
 
-    def _parts(self, name: str) -> list[tuple[str, str]]:
-        """(weight, entry) as written."""
-        terms = [term.strip() for term in str(name).split("+")]
-        return [tuple(map(str.strip, t.rsplit("*", 1))) if "*" in t else ("1", t) for t in terms]  # type: ignore[misc]
+    def _split_terms(self, name: str) -> list[tuple[str, str]]:
+        """Split a mixture into its terms: (weight, entry), as they are written."""
+        terms: list[tuple[str, str]] = []
+        for term in str(name).split("+"):
+            weight, star, entry = term.rpartition("*")
+            terms.append((weight.strip() if star else "1", entry.strip()))
+        return terms
 
     def problem(self, name: str) -> str | None:
-        for weight, entry in self._parts(name):
-            if found := super().problem(entry):
-                return found
+        """Return what is wrong with a name or a mixture, None when nothing is."""
+        for weight, entry in self._split_terms(name):
+            unknown = super().problem(entry)
+            if unknown:
+                return unknown
             if not weight.replace(".", "", 1).isdigit() or float(weight) <= 0:
                 return (
                     f"'{weight}' is not a positive weight; expected, say, fisher + 0.5 * magnitude"
@@ -73,14 +140,17 @@ class MixtureRegistry(Registry):
         return None
 
     def get(self, name: str) -> Any:
-        if problem := self.problem(name):
+        """Return the code behind a name, or the mixture of several."""
+        problem = self.problem(name)
+        if problem:
             raise KeyError(problem)
-        parts = self._parts(name)
-        if len(parts) == 1:
-            return super().get(parts[0][1])
-        return resolve_entry(self.mix)(
-            [(float(w), super(MixtureRegistry, self).get(entry)) for w, entry in parts]
-        )
+        terms = self._split_terms(name)
+        if len(terms) == 1:
+            return super().get(terms[0][1])
+        weighted: list[tuple[float, Callable[..., Any]]] = []
+        for weight, entry in terms:
+            weighted.append((float(weight), super().get(entry)))
+        return resolve_entry(self.mix)(weighted)
 
 
 IMPORTANCE = MixtureRegistry(
@@ -90,10 +160,12 @@ IMPORTANCE = MixtureRegistry(
         "fisher": (
             "mmcompress.prune.importance:score_by_fisher",
             "sum over pairs of the squared gradient of a unit's mask",
+            {"takes_gradients": True},
         ),
         "taylor": (
             "mmcompress.prune.importance:score_by_taylor",
             "absolute mean gradient of a unit's mask",
+            {"takes_gradients": True},
         ),
         "magnitude": (
             "mmcompress.prune.importance:score_by_magnitude",
@@ -118,6 +190,7 @@ IMPORTANCE = MixtureRegistry(
         "movement": (
             "mmcompress.prune.importance:score_by_movement",
             "how far fine-tuning moves a unit away from zero",
+            {"takes_gradients": True},
         ),
         "random": ("mmcompress.prune.importance:score_at_random", "the control"),
     },
@@ -162,24 +235,44 @@ METRICS = Registry(
         "retrieval": (
             "mmcompress.metrics.retrieval:score_retrieval",
             "R@1 image to text and text to image",
+            {"needs": "compared_embeddings", "judges": "a node that compares two embeddings"},
         ),
         "caption": (
             "mmcompress.metrics.caption:score_captions",
             "exact match of the pipeline's caption",
+            {"needs": "final_texts", "judges": "a node that writes text"},
         ),
-        "wer": ("mmcompress.metrics.wer:score_word_errors", "word error rate of what was heard"),
+        "wer": (
+            "mmcompress.metrics.wer:score_word_errors",
+            "word error rate of what was heard",
+            {"needs": "final_texts", "judges": "a node that writes text"},
+        ),
         "endings": (
             "mmcompress.metrics.endings:score_endings",
             "share of texts that end by themselves",
+            {"needs": "written_texts", "judges": "a node that writes text"},
         ),
         "agreement": (
             "mmcompress.metrics.agreement:score_agreement",
             "share of answers that are those of the dense pipeline",
+            {"needs": "answers", "judges": "a node that writes or finds a text"},
         ),
         "embedding": (
             "mmcompress.metrics.embedding:score_embeddings",
             "R@1, among the dense ones, of embeddings that no join compares",
+            {"needs": "unjoined_embeddings", "judges": "embeddings that no joining node reads"},
         ),
+    },
+)
+NODE_KINDS = Registry(
+    "kind of node",
+    {
+        "image_encoder": ("mmcompress.kinds.image_encoder.entry:ENTRY", "a picture to vectors"),
+        "audio_encoder": ("mmcompress.kinds.audio_encoder.entry:ENTRY", "a sound to vectors"),
+        "text_encoder": ("mmcompress.kinds.text_encoder.entry:ENTRY", "texts to vectors"),
+        "text_decoder": ("mmcompress.kinds.text_decoder.entry:ENTRY", "vectors to texts"),
+        "nearest": ("mmcompress.kinds.nearest.entry:ENTRY", "the nearest of a few texts"),
+        "lookup": ("mmcompress.kinds.lookup.entry:ENTRY", "the nearest text of a list"),
     },
 )
 FAMILIES = Registry(
@@ -283,25 +376,9 @@ SAMPLERS = Registry(
         "random": ("mmcompress.search.samplers:make_random", "the control"),
     },
 )
-DEPLOYED_KINDS = Registry(
-    "kind of node",
-    {
-        "image_encoder": (
-            "mmcompress.kinds.image_encoder.deployed:ImageEncoder",
-            "an image to vectors",
-        ),
-        "audio_encoder": (
-            "mmcompress.kinds.audio_encoder.deployed:AudioEncoder",
-            "a sound to vectors",
-        ),
-        "text_encoder": ("mmcompress.kinds.text_encoder.deployed:TextEncoder", "texts to vectors"),
-        "text_decoder": ("mmcompress.kinds.text_decoder.deployed:TextDecoder", "vectors to text"),
-        "nearest": ("mmcompress.kinds.nearest.deployed:Nearest", "the nearest of some texts"),
-        "lookup": ("mmcompress.kinds.lookup.deployed:Lookup", "the nearest of a list"),
-    },
-)
 PLUG_POINTS = {
     "models": FAMILIES,
+    "kinds": NODE_KINDS,
     "importance": IMPORTANCE,
     "allocation": ALLOCATIONS,
     "data": DATA_KINDS,

@@ -11,7 +11,7 @@ import torch
 
 from mmcompress.distill import losses
 from mmcompress.graph.blocks import Block
-from mmcompress.pipeline.forward import SIMILARITY_SCALE
+from mmcompress.kinds.base import SIMILARITY_SCALE
 from mmcompress.prune.importance import ImportanceInputs
 from mmcompress.prune.masks import mask_units
 from mmcompress.prune.refit import _regress_, measure_grams, refit_from_gram_

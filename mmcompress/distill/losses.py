@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcompress.kinds.base import Batch, Models, Outputs
-from mmcompress.pipeline.forward import SIMILARITY_SCALE, TorchPipeline
+from mmcompress.kinds.base import SIMILARITY_SCALE, Batch, Models, Outputs
+from mmcompress.pipeline.forward import TorchPipeline
 
 
 def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:

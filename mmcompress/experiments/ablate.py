@@ -25,8 +25,8 @@ from mmcompress.experiments.compare import (
     require_same_effort,
 )
 from mmcompress.graph.load_spec import load_spec
-from mmcompress.graph.ports import GRADIENT_CRITERIA
 from mmcompress.graph.references import find_unjoined_encoders
+from mmcompress.registry import IMPORTANCE
 from mmcompress.report.comparison_pages import write_ablation
 from mmcompress.results.records import Summary
 from mmcompress.run.compress import count_trained_steps
@@ -145,7 +145,7 @@ def list_cells(spec: Spec) -> list[Cell]:
         changes = {**UNTRAINED, "prune.protection": max(2.0, spec.prune.protection)}
         add("protection", f"placebo {draw}", make_placebo(draw), changes)
     alone = find_unjoined_encoders(spec)  # what no loss sees has no gradient
-    for criterion in (c for c in CRITERIA if not (alone and c in GRADIENT_CRITERIA)):
+    for criterion in (c for c in CRITERIA if not (alone and IMPORTANCE.fact(c, "takes_gradients"))):
         for refit in (True, False):
             method = replace(
                 m["uniform"], importance="" if criterion == spec.prune.importance else criterion

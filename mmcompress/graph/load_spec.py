@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.graph.validate import validate_graph
-from mmcompress.registry import METRICS
 from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.target import parse_target, split_targets
@@ -33,10 +32,8 @@ def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec
             raise source.error(("plugins", str(i)), f"can't import '{name}': {e}") from e
     folder = Path(path).resolve().parent
     _resolve(source, folder)
+    _expand_metrics(source.data)
     spec = source.build(Spec)
-    for i, metric in enumerate(spec.metrics):
-        if problem := METRICS.problem(metric):
-            raise source.error(("metrics", str(i)), problem)
     for one in split_targets(spec):
         parse_target(one, source.error(("target",), ""))
     if spec.prune.sensitivity == "estimated" and spec.prune.importance != "fisher":
@@ -59,6 +56,13 @@ def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec
             )
     validate_graph(spec, source.error)
     return spec
+
+
+def _expand_metrics(data: dict[str, Any]) -> None:
+    """Write a metric that is named alone as the mapping that it stands for: `wer` as `{kind: wer}`."""
+    metrics = data.get("metrics")
+    if isinstance(metrics, list):
+        data["metrics"] = [{"kind": m} if isinstance(m, str) else m for m in metrics]
 
 
 def load_document(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -86,7 +90,7 @@ def _resolve(source: YamlSource, folder: Path) -> None:
             ):
                 node[key] = head + name + at + _local(folder, file)
         _resolve_key(node, "texts", folder=folder)
-    _resolve_key(data.get("measure"), "device", folder=folder)
+    _resolve_key(data.get("measure"), "readings", folder=folder)
     section = data.get("data")
     _resolve_key(
         section.get("options") if isinstance(section, dict) else None, "path", folder=folder

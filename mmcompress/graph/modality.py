@@ -1,7 +1,7 @@
-"""Which layers are cross-modal, and why: modality tags passed along the graph and through each model's blocks.
+"""Which layers are cross-modal, and why: modality tags pass along the graph and through the blocks of each model.
 
-A layer is cross-modal when values of two modalities meet in it (cross-attention), or when it carries one modality
-into a space that is compared with another (the projection behind an embedding that a `nearest` node joins).
+A layer is cross-modal when values of two modalities meet in it (cross-attention, fusion). It is so too when it carries
+one modality into a space that is compared with another: the projection behind an embedding that a join compares.
 """
 
 from __future__ import annotations
@@ -10,101 +10,144 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmcompress.graph.blocks import Block
-from mmcompress.graph.ports import NODE_KINDS
+from mmcompress.graph.ports import NodeKind, kind_of
 from mmcompress.graph.references import split_reference, topological_order
 from mmcompress.spec.schema import Spec
+
+Tags = frozenset[str]
+"""The modalities that a value holds: image, audio, text."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerModality:
-    """One layer of one node: the modalities that meet in it, whether that makes it cross-modal, and the reason."""
+    """One layer of one node, with the verdict on it."""
 
     node: str
+    """Name of the node."""
     name: str
+    """Name of the block, or `projection` for what is behind an embedding."""
     modalities: tuple[str, ...]
+    """The modalities that meet in it, sorted."""
     cross_modal: bool
+    """Whether the layer is cross-modal."""
     reason: str
+    """Why it is, or why not, as a sentence without its subject."""
 
 
-def propagate_modalities(spec: Spec) -> dict[str, frozenset[str]]:
-    """The modality tags of every node's outputs (one set a node) and of the pipeline inputs."""
-    tags: dict[str, frozenset[str]] = {name: frozenset({str(m)}) for name, m in spec.inputs.items()}
+def propagate_modalities(spec: Spec) -> dict[str, Tags]:
+    """Return the modalities in the outputs of every node, and those of the pipeline inputs."""
+    tags: dict[str, Tags] = {name: frozenset({kind}) for name, kind in spec.inputs.items()}
     for name in topological_order(spec):
         node = spec.nodes[name]
-        own = frozenset({NODE_KINDS[node.kind].modality} - {""})
-        tags[name] = own.union(*(tags[split_reference(r)[0]] for r in node.inputs.values()))
+        modalities = set(_written_modality(kind_of(node.kind)))
+        for reference in node.inputs.values():
+            modalities |= tags[split_reference(reference)[0]]
+        tags[name] = frozenset(modalities)
     return tags
 
 
+def _written_modality(kind: NodeKind) -> Tags:
+    """Return the modality of what a kind of node generates itself."""
+    return frozenset({kind.written_modality} - {""})
+
+
 def classify_layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[LayerModality, ...]:
-    """Every prunable block and every joined projection of the pipeline, in order, with the verdict on each."""
-    tags, found = propagate_modalities(spec), []
+    """Return every prunable block and every joined projection of the pipeline, in order, with the verdict on each."""
+    tags = propagate_modalities(spec)
+    layers: list[LayerModality] = []
     for name in topological_order(spec):
-        node, kind = spec.nodes[name], NODE_KINDS[spec.nodes[name].kind]
-        if not kind.model:
+        if not kind_of(spec.nodes[name].kind).is_model:
             continue
-        # A text tower reads text whatever wrote it; a generator's own stream starts from the words it writes.
-        stream = frozenset({kind.stream or kind.modality})
-        for block in blocks.get(name, ()):
-            ports = {
-                r: tags[split_reference(node.inputs[r])[0]] for r in block.reads if r != "stream"
-            }
-            reads = {"stream": stream, **ports} if "stream" in block.reads else ports
-            met = frozenset().union(*reads.values())
-            meets = len(reads) > 1 and len(met) > 1
-            if "stream" not in block.reads and not met <= stream:
-                meets, reason = (
-                    True,
-                    f"carries {'+'.join(sorted(met))} into the {'+'.join(sorted(stream))} stream",
-                )
-            elif meets:
-                what = " and ".join(f"{'+'.join(sorted(t))} from '{r}'" for r, t in reads.items())
-                reason = f"values meet: {what}"
-            else:
-                reason = f"only the {'+'.join(sorted(met))} stream passes through it"
-            found.append(
-                LayerModality(
-                    node=name,
-                    name=block.name,
-                    modalities=tuple(sorted(met)),
-                    cross_modal=meets,
-                    reason=reason,
-                )
+        layers += _classify_blocks(spec, name, blocks=blocks.get(name, ()), tags=tags)
+        layers += _classify_projections(spec, name)
+    return tuple(layers)
+
+
+def _classify_blocks(
+    spec: Spec, name: str, *, blocks: Sequence[Block], tags: Mapping[str, Tags]
+) -> list[LayerModality]:
+    """Follow the stream through the blocks of one model."""
+    node = spec.nodes[name]
+    kind = kind_of(node.kind)
+    # A text encoder reads text whatever wrote it; a generator's stream starts from the words that it writes.
+    stream: Tags = frozenset({kind.stream_modality or kind.written_modality})
+    fused_in = ""
+    layers: list[LayerModality] = []
+    for block in blocks:
+        tags_by_port: dict[str, Tags] = {}
+        if "stream" in block.reads:
+            tags_by_port["stream"] = stream
+        for port in block.reads:
+            if port != "stream":
+                tags_by_port[port] = tags[split_reference(node.inputs[port])[0]]
+        met: Tags = frozenset().union(*tags_by_port.values())
+        meets = len(tags_by_port) > 1 and len(met) > 1
+        if "stream" not in block.reads and not met <= stream:
+            meets = True
+            reason = f"carries {_join(met)} into the {_join(stream)} stream"
+        elif meets:
+            values = [f"{_join(found)} from '{port}'" for port, found in tags_by_port.items()]
+            reason = f"values meet: {' and '.join(values)}"
+        elif kind.fuses and len(met) > 1:
+            meets = True
+            reason = f"the stream holds {_join(met)} since they met in '{fused_in}'"
+        else:
+            reason = f"only the {_join(met)} stream passes through it"
+        layers.append(
+            LayerModality(
+                node=name,
+                name=block.name,
+                modalities=tuple(sorted(met)),
+                cross_modal=meets,
+                reason=reason,
             )
-            stream = stream | met
-        for join, spec_join in spec.nodes.items():
-            here = [
-                p for p, r in spec_join.inputs.items() if split_reference(r) == (name, "embedding")
-            ]
-            if spec_join.kind != "nearest" or not here:
-                continue
-            mine = frozenset({kind.stream})
-            others = {
-                split_reference(r)[0]
-                for p, r in spec_join.inputs.items()
-                if r.endswith(".embedding") and p not in here
-            }
-            against = frozenset(NODE_KINDS[spec.nodes[o].kind].stream for o in others)
-            cross = bool(against - mine)
-            reason = f"carries {'+'.join(mine)} into the space where '{join}' compares it with {'+'.join(against)}"
-            found.append(
-                LayerModality(
-                    node=name,
-                    name="projection",
-                    modalities=tuple(sorted(mine | against)),
-                    cross_modal=cross,
-                    reason=reason,
-                )
+        )
+        if len(stream) == 1 and len(stream | met) > 1:
+            fused_in = block.name
+        stream = stream | met
+    return layers
+
+
+def _classify_projections(spec: Spec, name: str) -> list[LayerModality]:
+    """Look at every join that compares the embedding of a model with another's."""
+    own_modality = kind_of(spec.nodes[name].kind).stream_modality
+    layers: list[LayerModality] = []
+    for join_name, join in spec.nodes.items():
+        compared = {port: join.inputs[port] for port in kind_of(join.kind).compared_ports}
+        if f"{name}.embedding" not in compared.values():
+            continue
+        others: set[str] = set()
+        for reference in compared.values():
+            if reference != f"{name}.embedding":
+                others.add(split_reference(reference)[0])
+        against = frozenset(kind_of(spec.nodes[other].kind).stream_modality for other in others)
+        own = frozenset({own_modality})
+        layers.append(
+            LayerModality(
+                node=name,
+                name="projection",
+                modalities=tuple(sorted(own | against)),
+                cross_modal=bool(against - own),
+                reason=(
+                    f"carries {own_modality} into the space where '{join_name}' compares it with "
+                    f"{'+'.join(against)}"
+                ),
             )
-    return tuple(found)
+        )
+    return layers
+
+
+def _join(tags: Tags) -> str:
+    """Return modalities as text: `image+text`."""
+    return "+".join(sorted(tags))
 
 
 def find_cross_modal_blocks(
     spec: Spec, blocks: Mapping[str, Sequence[Block]]
 ) -> dict[str, dict[str, str]]:
-    """node -> block name -> reason, for the cross-modal blocks only."""
-    found: dict[str, dict[str, str]] = {n: {} for n in blocks}
+    """Return the reason of every cross-modal block, by node and block name."""
+    reasons: dict[str, dict[str, str]] = {name: {} for name in blocks}
     for layer in classify_layers(spec, blocks):
         if layer.cross_modal:
-            found[layer.node][layer.name] = layer.reason
-    return found
+            reasons[layer.node][layer.name] = layer.reason
+    return reasons

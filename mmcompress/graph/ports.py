@@ -1,80 +1,87 @@
-"""TODO."""
+"""What a kind of node says of itself: its ports, their value types, and what it is able to do.
+
+This is plain data without torch. Each kind has a folder in `mmcompress/kinds/`, whose `entry.py` holds one `NodeKind`;
+the registry names it. The other rooms ask for abilities (`writes_text`, `perceives`), never for a kind by its name.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-JOIN_KINDS = ("nearest", "lookup")
-"""Kinds of node that are no models."""
+from mmcompress.registry import NODE_KINDS
+
+VALUE_TYPES = {
+    "image": "a picture",
+    "audio": "a sound",
+    "text": "one text",
+    "texts": "several texts, the best first",
+    "scores": "a number for each of several texts",
+    "number": "one number",
+    "tokens": "the vectors of a sequence [b, n, w]",
+    "embedding": "one vector of length 1 [b, d]",
+    "regions": "boxes in a picture [b, n, 4]",
+}
+"""Every type of value that may pass along an edge, with what it is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputPort:
+    """An input of a node."""
+
+    types: tuple[str, ...]
+    """Names in `VALUE_TYPES`: the types of value that the port accepts."""
+    optional: bool = False
+    """Whether the port may stay unconnected."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeKind:
-    """Ports of a kind of node and their value types. `stream` is the port (or modality) its own layers carry."""
+    """A kind of node: an image encoder, a text decoder, a lookup."""
 
-    inputs: dict[str, str]
-    outputs: dict[str, str]
-    stream: str = ""
-    modality: str = ""
-    """Of what the node generates itself, beside what it reads."""
-    model: bool = True
-    optional: dict[str, str] = field(default_factory=dict)
-    """Further input ports that may stay open."""
+    inputs: Mapping[str, InputPort]
+    """Input ports by name."""
+    outputs: Mapping[str, str]
+    """Value type of every output port, by name."""
+    deployed: str
+    """`module:Class` of the node on ONNX Runtime; it needs no torch."""
+    trainable: str
+    """`module:Class` of the node in torch: how it is trained, and which losses it brings."""
+    is_model: bool = True
+    """Whether it has weights. A node without weights joins the outputs of models."""
+    stream_modality: str = ""
+    """Modality that its layers carry from the first one on: image, audio or text."""
+    written_modality: str = ""
+    """Modality of what it generates itself, beside what it reads."""
+    fuses: bool = False
+    """Whether its stream holds several modalities from its first cross-attention on."""
+    perceives: bool = False
+    """Whether it reads what the pipeline is given: a picture or a sound."""
+    loop_graph: str = ""
+    """Name of the graph that runs once for each token that it writes; empty when it writes no text."""
+    compared_ports: tuple[str, ...] = ()
+    """Two input ports whose embeddings it compares; empty when it compares none."""
+    embeds_list: bool = False
+    """Whether it compares its query to a list of texts, which the node behind the query embeds."""
+    options: tuple[str, ...] = field(default_factory=tuple)
+    """Keys of a node in the spec that this kind has, beside `kind`, `inputs`, `precision` and `prune`."""
 
+    @property
+    def writes_text(self) -> bool:
+        """Whether it writes text token by token."""
+        return bool(self.loop_graph)
 
-NODE_KINDS = {
-    "image_encoder": NodeKind(
-        inputs={"image": "image"},
-        outputs={"embedding": "vector", "tokens": "sequence"},
-        stream="image",
-    ),
-    "audio_encoder": NodeKind(
-        inputs={"audio": "audio"},
-        outputs={"embedding": "vector", "tokens": "sequence"},
-        stream="audio",
-    ),
-    "text_encoder": NodeKind(
-        inputs={"text": "text"}, outputs={"embedding": "vector"}, stream="text"
-    ),
-    "text_decoder": NodeKind(
-        inputs={"context": "sequence"},
-        outputs={"text": "text", "texts": "text", "scores": "scores"},
-        modality="text",
-    ),
-    "nearest": NodeKind(
-        inputs={"query": "vector", "keys": "vector", "values": "text"},
-        outputs={"best": "text"},
-        model=False,
-        optional={"scores": "scores"},
-    ),
-    "lookup": NodeKind(
-        inputs={"query": "vector"},
-        outputs={"best": "text", "score": "number", "place": "number"},
-        model=False,
-    ),
-}
+    @property
+    def joins(self) -> bool:
+        """Whether it compares embeddings of models."""
+        return bool(self.compared_ports) or self.embeds_list
 
 
-METRIC_NEEDS = {
-    "retrieval": ("nearest",),
-    "caption": ("nearest", "text_decoder"),
-    "wer": ("text_decoder",),
-    "endings": ("text_decoder",),
-    "agreement": ("nearest", "lookup", "text_decoder"),
-}
-"""A metric -> kinds of node of which it needs one."""
+def kind_of(name: str) -> NodeKind:
+    """Return the kind of node that a spec calls `name`.
 
-
-GRADIENT_CRITERIA = ("fisher", "taylor", "movement")
-"""Criteria that follow the gradient of the pipeline's own loss."""
-
-
-NODE_OPTIONS = {
-    "source": ("image_encoder", "audio_encoder", "text_encoder", "text_decoder"),
-    "candidates": ("text_decoder",),
-    "max_tokens": ("text_decoder", "text_encoder"),
-    "prompt": ("text_decoder",),
-    "prior": ("nearest",),
-    "texts": ("lookup",),
-}
-"""An option of a node -> the kinds that have it."""
+    Raises:
+        KeyError: No kind has that name; the message tells the nearest one.
+    """
+    kind: NodeKind = NODE_KINDS.get(name)
+    return kind

@@ -1,65 +1,110 @@
-"""The pipeline as a graph: the ports of each kind of node, the order of execution, and what is wrong with a spec."""
+"""References between the nodes of a spec: who reads whom, in which order, and how often a request runs each."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from graphlib import TopologicalSorter
+from typing import TypeVar
 
-from mmcompress.graph.ports import NODE_KINDS
+from mmcompress.graph.ports import kind_of
 from mmcompress.spec.schema import Spec
+
+Value = TypeVar("Value")
 
 
 def split_reference(reference: str) -> tuple[str, str]:
-    """`vision.tokens` -> ("vision", "tokens"); a pipeline input has no port: ("image", "")."""
+    """Split `vision.tokens` into ("vision", "tokens"). A pipeline input has no port: ("image", "")."""
     node, _, port = reference.partition(".")
     return node, port
 
 
+def source_nodes(spec: Spec, name: str) -> set[str]:
+    """Return the nodes that a node reads."""
+    sources = {split_reference(reference)[0] for reference in spec.nodes[name].inputs.values()}
+    return sources & set(spec.nodes)
+
+
 def topological_order(spec: Spec) -> tuple[str, ...]:
-    """Nodes in an order in which every input is there. Raises `graphlib.CycleError`."""
-    return tuple(TopologicalSorter({n: source_nodes(spec, n) for n in spec.nodes}).static_order())
+    """Return the nodes in an order in which every input is there.
 
-
-def source_nodes(spec: Spec, node: str) -> set[str]:
-    """The nodes that a node reads."""
-    return {split_reference(r)[0] for r in spec.nodes[node].inputs.values()} & set(spec.nodes)
+    Raises:
+        graphlib.CycleError: Some nodes read each other.
+    """
+    graph = {name: source_nodes(spec, name) for name in spec.nodes}
+    return tuple(TopologicalSorter(graph).static_order())
 
 
 def value_type_of(spec: Spec, reference: str) -> str | None:
-    """The value type behind a reference, None where there is nothing."""
-    node, port = split_reference(reference)
+    """Return the value type behind a reference, None when nothing has that name."""
+    name, port = split_reference(reference)
     if not port:
-        return spec.inputs.get(node)
-    return NODE_KINDS[spec.nodes[node].kind].outputs.get(port) if node in spec.nodes else None
+        return spec.inputs.get(name)
+    if name not in spec.nodes:
+        return None
+    return kind_of(spec.nodes[name].kind).outputs.get(port)
 
 
 def decode_steps_by_node(spec: Spec, calls: Mapping[str, float]) -> dict[str, float]:
-    """Decode steps of a request behind every model: its own or those of the generator whose text it reads.
+    """Return the decode steps of a request behind every model: its own, or those of the generator whose text it reads.
 
-    `calls`: session calls per request by `node/graph`.
+    Args:
+        spec: The pipeline.
+        calls: Session calls per request, by `node/graph`.
+
+    Returns:
+        Steps by node; 1 where no generator is involved.
     """
-    at = lambda name: calls.get(f"{name}/step", 1.0)
-    return {
-        n: at(split_reference(node.inputs.get("text", n))[0])
-        for n, node in spec.model_nodes().items()
-    }
+    steps: dict[str, float] = {}
+    for name, node in spec.model_nodes().items():
+        writer, _ = split_reference(node.inputs.get("text", name))
+        loop_graph = ""
+        if writer in spec.nodes:
+            loop_graph = kind_of(spec.nodes[writer].kind).loop_graph
+        steps[name] = calls.get(f"{writer}/{loop_graph}", 1.0)
+    return steps
 
 
 def texts_per_request(spec: Spec) -> dict[str, int]:
-    """Texts of a request in every model at once: those a generator writes, all of which a tower may read."""
-    found = {}
-    for n, node in spec.model_nodes().items():
-        source, port = split_reference(node.inputs.get("text", ""))
-        found[n] = spec.nodes[source].candidates if port == "texts" else node.candidates
-    return found
+    """Return how many texts a request holds in every model at once: those that a generator writes."""
+    counts: dict[str, int] = {}
+    for name, node in spec.model_nodes().items():
+        writer, _ = split_reference(node.inputs.get("text", ""))
+        reads_several = value_type_of(spec, node.inputs.get("text", "")) == "texts"
+        counts[name] = spec.nodes[writer].candidates if reads_several else node.candidates
+    return counts
 
 
 def find_unjoined_encoders(spec: Spec) -> tuple[str, ...]:
-    """Encoders whose embedding is an output of the pipeline, or whose outputs nothing reads, and no joining node reads
-    it: what it is good for is not known."""
-    read = {r for node in spec.nodes.values() for r in node.inputs.values()}
-    nodes, given = {split_reference(r)[0] for r in read}, {*spec.outputs.values()}
-    alone = lambda n: f"{n}.embedding" not in read and (f"{n}.embedding" in given or n not in nodes)
-    return tuple(
-        n for n, node in spec.model_nodes().items() if node.kind != "text_decoder" and alone(n)
-    )
+    """Return the encoders that no join compares: what their embedding is good for is not known.
+
+    The embedding is an output of the pipeline, or nothing reads the encoder at all.
+    """
+    references = {r for node in spec.nodes.values() for r in node.inputs.values()}
+    read_nodes = {split_reference(reference)[0] for reference in references}
+    unjoined: list[str] = []
+    for name, node in spec.model_nodes().items():
+        embedding = f"{name}.embedding"
+        if "embedding" not in kind_of(node.kind).outputs or embedding in references:
+            continue
+        if embedding in spec.outputs.values() or name not in read_nodes:
+            unjoined.append(name)
+    return tuple(unjoined)
+
+
+def name_by_node(figures: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
+    """Name figures of several nodes: `<figure>` when one node has it, `<figure>.<node>` when several do.
+
+    Args:
+        figures: Figures by name, by node.
+
+    Returns:
+        All figures by their own names, in the order of the nodes.
+    """
+    owners = Counter(figure for by_name in figures.values() for figure in by_name)
+    named: dict[str, Value] = {}
+    for node, by_name in figures.items():
+        for figure, value in by_name.items():
+            key = figure if owners[figure] == 1 else f"{figure}.{node}"
+            named[key] = value
+    return named

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Finds what is wrong with the graph of a spec: names, ports, value types, cycles, and what metrics and criteria need."""
 
 from __future__ import annotations
 
@@ -8,124 +8,238 @@ from dataclasses import fields
 from graphlib import CycleError
 
 from mmcompress.errors import SpecError, suggest_nearest
-from mmcompress.graph.ports import GRADIENT_CRITERIA, METRIC_NEEDS, NODE_KINDS, NODE_OPTIONS
+from mmcompress.graph.judged import judged_nodes
+from mmcompress.graph.ports import NodeKind, kind_of
 from mmcompress.graph.references import (
     find_unjoined_encoders,
     split_reference,
     topological_order,
     value_type_of,
 )
-from mmcompress.registry import METRICS
+from mmcompress.registry import IMPORTANCE, METRICS, NODE_KINDS
 from mmcompress.spec.schema import Node, Spec
 
 MakeError = Callable[[tuple[str, ...], str], SpecError]
+"""Makes the error at a place in the spec: (path of keys, message)."""
 
+Problem = tuple[tuple[str, ...], str]
+"""What is wrong: the path of keys to it, and a message."""
 
 RESERVED_NODE_NAMES = ("units",)
-"""Beside the weights of each node lies a file of that name."""
+"""Names that no node may have: a file of that name lies beside the weights of each node."""
 
-
-NODE_DEFAULTS = {f.name: f.default for f in fields(Node)}
+COMMON_OPTIONS = ("kind", "inputs", "precision", "prune")
+"""Keys that every node of a spec has."""
 
 
 def validate_graph(spec: Spec, error: MakeError) -> None:
-    """Raise the `SpecError` of the first thing wrong with the graph."""
-    if both := set(spec.inputs) & set(spec.nodes):
-        raise error(("nodes", min(both)), f"'{min(both)}' is also the name of a pipeline input")
-    sources = [
-        *spec.inputs,
-        *(f"{n}.{p}" for n, node in spec.nodes.items() for p in NODE_KINDS[node.kind].outputs),
-    ]
-    for name, node in spec.nodes.items():
-        kind, at = NODE_KINDS[node.kind], ("nodes", name)
+    """Raise what is wrong with the graph of a spec, all of it in one error.
+
+    Args:
+        spec: A spec whose values fit their types.
+        error: Makes the error at a place in the spec.
+
+    Raises:
+        SpecError: Something is wrong; the message has one line for each problem.
+    """
+    problems = list_problems(spec)
+    if problems:
+        messages = [str(error(path, message)) for path, message in problems]
+        raise SpecError("\n".join(dict.fromkeys(messages)))
+
+
+def list_problems(spec: Spec) -> list[Problem]:
+    """Return everything that is wrong with the graph of a spec; later checks wait for earlier ones to pass."""
+    problems = _check_names(spec)
+    for name in spec.nodes:
+        problems += _check_options(spec, name)
+        problems += _check_ports(spec, name)
+    problems += _check_outputs(spec)
+    if problems:
+        return problems
+    problems = _check_order(spec)
+    if problems:
+        return problems
+    problems += _check_inputs(spec)
+    problems += _check_lists(spec)
+    problems += _check_limits(spec)
+    problems += _check_importance(spec)
+    problems += _check_metrics(spec)
+    return problems
+
+
+def _check_names(spec: Spec) -> list[Problem]:
+    problems: list[Problem] = []
+    for name in sorted(set(spec.inputs) & set(spec.nodes)):
+        problems.append((("nodes", name), f"'{name}' is also the name of a pipeline input"))
+    for name in spec.nodes:
         if name in RESERVED_NODE_NAMES or not re.fullmatch(r"\w[\w-]*", name):
-            raise error(
-                at,
-                f"choose another name: letters, digits, _ and -, and not {' or '.join(RESERVED_NODE_NAMES)}",
-            )
-        if kind.model and not node.source:
-            raise error(
-                at,
-                "'source' is missing: a model needs weights "
-                "(embedded:, open_clip:, transformers:, pip:, python: or a folder)",
-            )
-        for option, kinds in NODE_OPTIONS.items():
-            if node.kind not in kinds and getattr(node, option) != NODE_DEFAULTS[option]:
-                raise error(
-                    (*at, option), f"a {node.kind} has no {option}, only {' and '.join(kinds)}"
-                )
-        for port in kind.inputs:
-            if port not in node.inputs:
-                raise error((*at, "inputs"), f"the port '{port}' of a {node.kind} is not connected")
-        for port, reference in node.inputs.items():
-            here = (*at, "inputs", port)
-            ports = kind.inputs | kind.optional
-            if port not in ports:
-                raise error(
-                    here, f"a {node.kind} has no port '{port}'; {suggest_nearest(port, ports)}"
-                )
-            found = value_type_of(spec, reference)
-            if found is None:
-                raise error(
-                    here, f"nothing is named '{reference}'; {suggest_nearest(reference, sources)}"
-                )
-            if found != ports[port]:
-                fits = [s for s in sources if value_type_of(spec, s) == ports[port]]
-                raise error(
-                    here,
-                    f"'{reference}' is a {found}, the port takes a {ports[port]} "
-                    f"(these fit: {', '.join(fits) or 'none'})",
-                )
-    try:
-        topological_order(spec)
-    except CycleError as e:
-        ring = list(reversed(e.args[1]))
-        raise error(
-            ("nodes", ring[0], "inputs"), f"the nodes form a cycle: {' -> '.join(ring)}"
-        ) from None
+            reserved = " or ".join(RESERVED_NODE_NAMES)
+            message = f"choose another name: letters, digits, _ and -, and not {reserved}"
+            problems.append((("nodes", name), message))
+    return problems
+
+
+def _check_options(spec: Spec, name: str) -> list[Problem]:
+    """Check the keys of a node against those that its kind has."""
+    node = spec.nodes[name]
+    kind = kind_of(node.kind)
+    problems: list[Problem] = []
+    if kind.is_model and not node.source:
+        sources = "embedded:, open_clip:, transformers:, pip:, python: or a folder"
+        message = f"'source' is missing: a model needs weights ({sources})"
+        problems.append((("nodes", name), message))
+    for option in fields(Node):
+        if option.name in COMMON_OPTIONS or option.name in kind.options:
+            continue
+        if getattr(node, option.name) != option.default:
+            owners = _kinds_with_option(option.name)
+            message = f"a {node.kind} has no {option.name}, only {' and '.join(owners)}"
+            problems.append((("nodes", name, option.name), message))
+    return problems
+
+
+def _kinds_with_option(option: str) -> list[str]:
+    """Return the kinds of node that have an option."""
+    return [name for name in NODE_KINDS.names() if option in kind_of(name).options]
+
+
+def _check_ports(spec: Spec, name: str) -> list[Problem]:
+    """Check that every port of a node is connected to a value that it accepts."""
+    node = spec.nodes[name]
+    kind = kind_of(node.kind)
+    problems: list[Problem] = []
+    for port, expected in kind.inputs.items():
+        if port not in node.inputs and not expected.optional:
+            message = f"the port '{port}' of a {node.kind} is not connected"
+            problems.append((("nodes", name, "inputs"), message))
+    for port, reference in node.inputs.items():
+        message = _check_connection(spec, kind, port=port, reference=reference, kind_name=node.kind)
+        if message:
+            problems.append((("nodes", name, "inputs", port), message))
+    return problems
+
+
+def _check_connection(
+    spec: Spec, kind: NodeKind, *, port: str, reference: str, kind_name: str
+) -> str:
+    """Return what is wrong with one connection, or an empty text."""
+    if port not in kind.inputs:
+        return f"a {kind_name} has no port '{port}'; {suggest_nearest(port, kind.inputs)}"
+    value_type = value_type_of(spec, reference)
+    if value_type is None:
+        nearest = suggest_nearest(reference, _list_values(spec))
+        return f"nothing is named '{reference}'; {nearest}"
+    accepted = kind.inputs[port].types
+    if value_type in accepted:
+        return ""
+    fitting = [value for value in _list_values(spec) if value_type_of(spec, value) in accepted]
+    return (
+        f"'{reference}' is {_with_article(value_type)}, the port takes "
+        f"{_with_article(' or '.join(accepted))} (these fit: {', '.join(fitting) or 'none'})"
+    )
+
+
+def _with_article(value_type: str) -> str:
+    """Return a value type with the article that it takes; plural ones take none."""
+    if value_type.endswith("s"):
+        return value_type
+    return f"an {value_type}" if value_type[0] in "aeiou" else f"a {value_type}"
+
+
+def _list_values(spec: Spec) -> list[str]:
+    """Return every reference that the graph offers: pipeline inputs and the outputs of nodes."""
+    values = list(spec.inputs)
+    for name, node in spec.nodes.items():
+        values += [f"{name}.{port}" for port in kind_of(node.kind).outputs]
+    return values
+
+
+def _check_outputs(spec: Spec) -> list[Problem]:
+    problems: list[Problem] = []
     for name, reference in spec.outputs.items():
         if value_type_of(spec, reference) is None:
-            raise error(
-                ("outputs", name),
-                f"nothing is named '{reference}'; {suggest_nearest(reference, sources)}",
-            )
+            nearest = suggest_nearest(reference, _list_values(spec))
+            problems.append((("outputs", name), f"nothing is named '{reference}'; {nearest}"))
+    return problems
+
+
+def _check_order(spec: Spec) -> list[Problem]:
+    """Check that no nodes read each other."""
+    try:
+        topological_order(spec)
+    except CycleError as cycle:
+        ring = list(reversed(cycle.args[1]))
+        message = f"the nodes form a cycle: {' -> '.join(ring)}"
+        return [(("nodes", ring[0], "inputs"), message)]
+    return []
+
+
+def _check_inputs(spec: Spec) -> list[Problem]:
+    problems: list[Problem] = []
     if not spec.model_nodes():
-        raise error(("nodes",), "no node is a model: there is nothing to compress")
+        problems.append((("nodes",), "no node is a model: there is nothing to compress"))
     if list(spec.inputs.values()) not in (["image"], ["audio"]):
-        raise error(("inputs",), "a pipeline takes exactly one input, an image or audio")
+        message = "a pipeline takes exactly one input, an image or audio"
+        problems.append((("inputs",), message))
+    return problems
+
+
+def _check_lists(spec: Spec) -> list[Problem]:
+    """Check that the query of a list comes from a model that can embed the list too."""
+    problems: list[Problem] = []
     for name, node in spec.nodes.items():
-        query = spec.nodes.get(split_reference(node.inputs.get("query", ""))[0])
-        if node.kind == "lookup" and (query is None or query.kind != "text_encoder"):
-            raise error(
-                ("nodes", name, "inputs", "query"),
-                "must be the embedding of a text_encoder: it embeds the list too",
-            )
+        if not kind_of(node.kind).embeds_list:
+            continue
+        source = split_reference(node.inputs["query"])[0]
+        embeds_text = source in spec.nodes and "text" in kind_of(spec.nodes[source].kind).inputs
+        if not embeds_text:
+            message = "must be the embedding of a text_encoder: it embeds the list too"
+            problems.append((("nodes", name, "inputs", "query"), message))
+    return problems
+
+
+def _check_limits(spec: Spec) -> list[Problem]:
+    models = spec.model_nodes()
+    problems: list[Problem] = []
     for name in spec.limits.node_ms:
-        if name not in spec.model_nodes():
-            raise error(
-                ("limits", "node_ms", name),
-                f"no model is named '{name}'; {suggest_nearest(name, spec.model_nodes())}",
-            )
-    by_gradient = [c for c in GRADIENT_CRITERIA if c in re.findall(r"\w+", spec.prune.importance)]
+        if name not in models:
+            message = f"no model is named '{name}'; {suggest_nearest(name, models)}"
+            problems.append((("limits", "node_ms", name), message))
+    return problems
+
+
+def _check_importance(spec: Spec) -> list[Problem]:
+    """Check that no criterion by gradient is asked of an embedding that no loss sees."""
+    criteria = re.findall(r"\w+", spec.prune.importance)
+    by_gradient = [
+        c for c in criteria if c in IMPORTANCE.names() and IMPORTANCE.fact(c, "takes_gradients")
+    ]
+    problems: list[Problem] = []
     for name in find_unjoined_encoders(spec) if by_gradient else ():
-        raise error(
-            ("prune", "importance"),
+        message = (
             f"{by_gradient[0]} says nothing of the embedding of '{name}', which no joining node reads; "
-            "reconstruction, the default, does (with prune.sensitivity: measured)",
+            "reconstruction, the default, does (with prune.sensitivity: measured)"
         )
+        problems.append((("prune", "importance"), message))
+    return problems
+
+
+def _check_metrics(spec: Spec) -> list[Problem]:
+    """Check that every metric finds a node that it can judge."""
     if not spec.metrics:
-        raise error(
-            ("metrics",), f"name at least one to judge by (known: {', '.join(METRICS.names())})"
-        )
-    have = {node.kind for node in spec.nodes.values()}
+        known = ", ".join(METRICS.names())
+        return [(("metrics",), f"name at least one to judge by (known: {known})")]
+    problems: list[Problem] = []
     for i, metric in enumerate(spec.metrics):
-        if (needed := METRIC_NEEDS.get(metric)) and not have & set(needed):
-            raise error(
-                ("metrics", str(i)),
-                f"'{metric}' needs a node of kind {' or '.join(needed)} to judge by",
+        needs = METRICS.fact(metric.kind, "needs")
+        nodes = judged_nodes(spec, needs)
+        if not nodes:
+            message = f"'{metric.kind}' judges {METRICS.fact(metric.kind, 'judges')}: here is none"
+            problems.append((("metrics", str(i)), message))
+        elif metric.of and metric.of not in nodes:
+            message = (
+                f"'{metric.kind}' can't judge '{metric.of}'; {suggest_nearest(metric.of, nodes)}"
             )
-        if metric == "embedding" and not find_unjoined_encoders(spec):
-            raise error(
-                ("metrics", str(i)),
-                "'embedding' is for embeddings that no joining node reads: here is none",
-            )
+            problems.append((("metrics", str(i), "of"), message))
+    return problems

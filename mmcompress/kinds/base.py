@@ -1,66 +1,217 @@
-"""TODO."""
+"""What every kind of node shares in torch: batches, outputs, and the interface of a node and of a join.
+
+A kind has a folder of up to three small files: `entry.py` (what it is, plain data), `deployed.py` (how it runs on ONNX
+Runtime) and `trainable.py` (how it runs and learns in torch). The classes below are the interface of the last one.
+"""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
+from mmcompress.data.base import Pairs
 from mmcompress.models.base import Model
 
 Outputs = dict[str, dict[str, Tensor]]
-
+"""Outputs of the nodes of a pipeline: node name -> output name -> tensor, batch first."""
 
 Models = Mapping[str, Model]
+"""The models of a pipeline by node name."""
+
+SIMILARITY_SCALE = 30.0
+"""Factor on cosine similarities before a softmax: the inverse temperature of contrastive losses."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of every model for b pairs: `inputs[node]` pixels [b, 3, s, s], features [b, m, f] or ids [b, t].
-
-    The tower behind a lookup reads two texts each, ids [b, 2, t]: the query and what it should find.
-    `keep[node]` [b, p]: which positions hold something, where not all do; of a generator those with a next token.
-    `names`: of the pairs, where they have any.
-    """
+    """The inputs of every model for b pairs."""
 
     inputs: dict[str, Tensor]
+    """Input of each node by name: pixels [b, 3, s, s], features [b, m, f] or token ids [b, t]. A text encoder behind a
+    lookup reads two texts a pair, ids [b, 2, t]: the query, and the text that it should find."""
     keep: dict[str, Tensor] = field(default_factory=dict)
+    """Which positions hold something [b, p], by node, where not all do. For a generator: those with a next token."""
     names: tuple[str, ...] = ()
+    """Names of the pairs, when the data gives them any: a pair of the same name is the same pair."""
 
     def __len__(self) -> int:
-        return len(next(iter(self.inputs.values())))
+        first_input = next(iter(self.inputs.values()))
+        return len(first_input)
 
     def __getitem__(self, index: slice) -> Batch:
-        of = lambda by: {k: v[index] for k, v in by.items()}
-        return Batch(of(self.inputs), of(self.keep), self.names[index])
+        """Return the pairs of a slice."""
+        inputs = {node: values[index] for node, values in self.inputs.items()}
+        keep = {node: values[index] for node, values in self.keep.items()}
+        return Batch(inputs, keep, names=self.names[index])
 
-    def pick(self, places: Sequence[int]) -> Batch:
-        """The pairs at some places."""
-        of = lambda by: {k: v[list(places)] for k, v in by.items()}
-        return Batch(
-            of(self.inputs),
-            of(self.keep),
-            tuple(self.names[i] for i in places) if self.names else (),
-        )
+    def pick(self, indices: Sequence[int]) -> Batch:
+        """Return the pairs at some indices."""
+        rows = list(indices)
+        inputs = {node: values[rows] for node, values in self.inputs.items()}
+        keep = {node: values[rows] for node, values in self.keep.items()}
+        names = tuple(self.names[i] for i in rows) if self.names else ()
+        return Batch(inputs, keep, names=names)
 
     def chunks(self, size: int) -> list[Batch]:
-        return [self[i : i + size] for i in range(0, len(self), size)]
+        """Return the batch in pieces of at most `size` pairs."""
+        return [self[start : start + size] for start in range(0, len(self), size)]
 
 
-@dataclass(frozen=True)
-class Join:
-    """Two embeddings that are compared: outputs (node, name) of the query and of what it should find."""
+@dataclass(frozen=True, kw_only=True)
+class NodeSetup:
+    """What a trainable node is told of its place in the pipeline."""
 
-    query: tuple[str, str]
-    keys: tuple[str, str]
-    lookup: bool = False
+    name: str
+    """The name of the node in the spec."""
+    config: Mapping[str, Any]
+    """What its model says for deployment: preprocessing, token ids, generation (`Model.config`)."""
+    tokenizer_json: str | None
+    """Its tokenizer as JSON text; None for models that read no text."""
+    sources: Mapping[str, str]
+    """The node (or pipeline input) behind every input port."""
+    feeds_list: bool
+    """Whether a join compares its embedding to a list of texts that it embeds as well."""
+    is_unjoined: bool
+    """Whether no join compares its embedding: its distance to the dense model's is then its loss."""
+    labels_by_teacher: bool
+    """Whether generators learn what the dense pipeline writes, not the texts of the data."""
+
+
+class TrainableNode(ABC):
+    """A model of the pipeline in torch: how pairs become its inputs, how it runs, and which losses it brings."""
+
+    def __init__(self, setup: NodeSetup):
+        self.setup = setup
+        self.name = setup.name
+
+    @abstractmethod
+    def collate(self, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+        """Make the model's input of some pairs.
+
+        Args:
+            pairs: b pairs of input and text.
+
+        Returns:
+            The input, batch first, and which positions hold something [b, p], or None when all of them do.
+        """
+
+    @abstractmethod
+    def forward(self, model: Model, batch: Batch, *, outputs: Outputs) -> dict[str, Tensor]:
+        """Run the model on a batch.
+
+        Args:
+            model: The model of this node, dense or pruned.
+            batch: The inputs of b pairs.
+            outputs: Outputs of the nodes in `read_nodes`.
+
+        Returns:
+            The outputs of this node by name.
+        """
+
+    @property
+    def read_nodes(self) -> tuple[str, ...]:
+        """The nodes whose outputs `forward` reads. Text is read from the data here, not from a generator."""
+        return ()
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss of this node looks at outputs of the dense pipeline."""
+        return self.setup.is_unjoined or self.setup.feeds_list
+
+    def select_reference(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return what the loss needs of the dense model's outputs; empty when it needs nothing."""
+        return dict(dense) if self.needs_reference else {}
+
+    def losses(
+        self, batch: Batch, *, outputs: Outputs, reference: Outputs | None
+    ) -> dict[str, Tensor]:
+        """Return the losses that this node brings to the pipeline's own loss, by name.
+
+        Args:
+            batch: The inputs of b pairs.
+            outputs: Outputs of all nodes.
+            reference: What `select_reference` gave for the dense pipeline, by node; None when there is none.
+
+        Returns:
+            Scalar losses by name, each ending in `.<node>`.
+        """
+        if reference is None or not self.setup.is_unjoined:
+            return {}
+        drift = squared_distance(outputs[self.name]["embedding"], reference[self.name]["embedding"])
+        return {f"drift.{self.name}": drift}
+
+    def quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
+        """Return figures of quality on a batch, by name without the node's."""
+        return {}
+
+    @staticmethod
+    @abstractmethod
+    def random_inputs(
+        model: Model, batch_size: int, *, generator: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """Return random inputs of `model.forward`, for proofs that hold whatever the weights."""
+
+
+class TrainableJoin(ABC):
+    """A node without weights that compares embeddings: the losses and figures that it brings."""
+
+    def __init__(self, name: str, *, sources: Mapping[str, str]):
+        self.node_name = name
+        self.sources = sources
+
+    @property
+    @abstractmethod
+    def query(self) -> tuple[str, str]:
+        """(node, output) of the embedding that asks."""
+
+    @property
+    @abstractmethod
+    def keys(self) -> tuple[str, str]:
+        """(node, output) of the embedding that is to be found."""
 
     @property
     def name(self) -> str:
-        """Of its two models, or the one of a lookup."""
-        return ".".join(dict.fromkeys((self.query[0], self.keys[0])))
+        """The names of the two models that it compares, or of the only one."""
+        names = dict.fromkeys((self.query[0], self.keys[0]))
+        return ".".join(names)
 
-    def pair(self, out: Outputs) -> tuple[Tensor, Tensor]:
-        (q, a), (k, b) = self.query, self.keys
-        return out[q][a], out[k][b]
+    def pair(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """Return the two embeddings that it compares, each [b, d]."""
+        query_node, query_output = self.query
+        keys_node, keys_output = self.keys
+        return outputs[query_node][query_output], outputs[keys_node][keys_output]
+
+    def losses(self, outputs: Outputs, *, reference: Outputs | None) -> dict[str, Tensor]:
+        """Return the losses of this join by name: the symmetric contrastive loss (CLIP, Radford et al. 2021)."""
+        query_BD, keys_BD = self.pair(outputs)
+        similarity_BB = SIMILARITY_SCALE * query_BD @ keys_BD.T
+        own_B = torch.arange(len(query_BD))
+        forwards = functional.cross_entropy(similarity_BB, own_B)
+        backwards = functional.cross_entropy(similarity_BB.T, own_B)
+        return {f"contrast.{self.name}": (forwards + backwards) / 2}
+
+    @abstractmethod
+    def quality(self, outputs: Outputs) -> dict[str, float]:
+        """Return figures of quality on a batch, by name without the node's."""
+
+    def rank_pairs(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """Return for every query the key that is nearest, and for every key the query, as indices [b]."""
+        query_BD, keys_BD = self.pair(outputs)
+        similarity_BB = query_BD @ keys_BD.T
+        return similarity_BB.argmax(1), similarity_BB.argmax(0)
+
+
+def squared_distance(one_BD: Tensor, other_BD: Tensor) -> Tensor:
+    """Return the mean squared distance of embeddings [b, d]."""
+    return (one_BD - other_BD).square().sum(-1).mean()
+
+
+def share_of(right: Tensor) -> float:
+    """Return the share of a boolean tensor that is true."""
+    return right.float().mean().item()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from mmcompress.data.base import Pairs
+from mmcompress.graph.ports import kind_of
 from mmcompress.registry import METRICS
 from mmcompress.runtime.graph import Pipeline
 from mmcompress.stats import PerSampleScores
@@ -55,8 +56,9 @@ def answer_pairs(
     `alone`: encoders whose embeddings are `vectors`.
     """
     kinds = {n: node["kind"] for n, node in pipeline.manifest["graph"]["nodes"].items()}
-    first = lambda *wanted: next((n for n, k in kinds.items() if k in wanted), None)
-    generator, join, compared = first("text_decoder"), first("nearest", "lookup"), first("nearest")
+    generator = next((n for n, k in kinds.items() if kind_of(k).writes_text), None)
+    join = next((n for n, k in kinds.items() if kind_of(k).joins), None)
+    compared = next((n for n, k in kinds.items() if kind_of(k).compared_ports), None)
     wires = pipeline.wiring[compared] if compared else {}
     texts, found, ended, queries, vectors = [], [], [], [], []
     for i, given in enumerate(pairs.inputs):

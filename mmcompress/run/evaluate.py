@@ -373,7 +373,7 @@ def _judge(r: RunContext, split: str) -> dict[str, SplitAnswers]:
         asked = {k: w.result() for k, w in waiting.items()}
     if "baseline" not in found:
         theirs = asked["baseline"]
-        found["baseline"] = SplitAnswers.of(theirs, r.spec.metrics)
+        found["baseline"] = SplitAnswers.of(theirs, tuple(m.kind for m in r.spec.metrics))
         write_record(record, found["baseline"], indent=None)
     dense = found["baseline"]
     beside = Answers(
@@ -384,7 +384,9 @@ def _judge(r: RunContext, split: str) -> dict[str, SplitAnswers]:
     )
     return {
         **found,
-        "compressed": SplitAnswers.of(replace(asked["compressed"], dense=beside), r.spec.metrics),
+        "compressed": SplitAnswers.of(
+            replace(asked["compressed"], dense=beside), tuple(m.kind for m in r.spec.metrics)
+        ),
     }
 
 

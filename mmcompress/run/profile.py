@@ -10,6 +10,7 @@ from mmcompress.errors import DataError
 from mmcompress.export.proofs import prove_generation, require_proofs
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.modality import classify_layers
+from mmcompress.graph.ports import kind_of
 from mmcompress.graph.references import decode_steps_by_node, texts_per_request
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.latency.bench import GenerationTraces
@@ -128,8 +129,8 @@ def prove_generators(
         run.data.load("val", max(1, min(12, run.spec.data.batch // 4)), seed=2)
     )
     out = run.pipeline.forward_in_pieces(models, batch)
-    for node, kind in run.pipeline.kinds.items():
-        if kind == "text_decoder":
+    for node in run.pipeline.order:
+        if kind_of(run.spec.nodes[node].kind).writes_text:
             source = run.spec.nodes[node].inputs["context"].split(".")[0]
             fp32 = aside / node if aside and (aside / node).exists() else bundle / node
             files = {f.stem: f for f in fp32.glob("*.onnx")}

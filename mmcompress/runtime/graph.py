@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from mmcompress.errors import BundleError, DataError
-from mmcompress.registry import DEPLOYED_KINDS
+from mmcompress.registry import NODE_KINDS, resolve_entry
 from mmcompress.runtime.bundle import Manifest, read_manifest, verify_files
 from mmcompress.runtime.machine import describe_cpu
 from mmcompress.runtime.sessions import TimedSession
@@ -46,7 +46,7 @@ class Pipeline:
         self.nodes: dict[str, Any] = {}
         self.sessions: dict[str, dict[str, TimedSession]] = {}
         for name, node in graph["nodes"].items():
-            if node["kind"] not in DEPLOYED_KINDS.names():
+            if node["kind"] not in NODE_KINDS.names():
                 raise BundleError(
                     f"{folder}: node '{name}' is of kind '{node['kind']}', which this runtime doesn't know"
                 )
@@ -60,7 +60,7 @@ class Pipeline:
             self.sessions[name] = {
                 k: TimedSession(folder / f, threads) for k, f in node.get("files", {}).items()
             }
-            self.nodes[name] = DEPLOYED_KINDS.get(node["kind"])(
+            self.nodes[name] = resolve_entry(NODE_KINDS.get(node["kind"]).deployed)(
                 self.sessions[name], node.get("config", {}), folder
             )
             self.wiring[name] = node["inputs"]

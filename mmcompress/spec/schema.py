@@ -6,8 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from mmcompress.graph.ports import JOIN_KINDS
-from mmcompress.registry import ALLOCATIONS, DATA_KINDS, EXECUTORS, IMPORTANCE, PRECISIONS, SAMPLERS
+from mmcompress.registry import (
+    ALLOCATIONS,
+    DATA_KINDS,
+    EXECUTORS,
+    IMPORTANCE,
+    METRICS,
+    NODE_KINDS,
+    PRECISIONS,
+    SAMPLERS,
+)
 
 
 def _within(low: float, high: float) -> dict[str, Callable[[float], str | None]]:
@@ -36,9 +44,8 @@ class NodePrune:
 class Node:
     """One model (or one joining step) of the pipeline. `inputs` maps ports to `node.port` or a pipeline input."""
 
-    kind: Literal[
-        "image_encoder", "audio_encoder", "text_encoder", "text_decoder", "nearest", "lookup"
-    ]
+    kind: str = field(metadata={"registry": NODE_KINDS})
+    """A kind of node: see `mmcompress list kinds`."""
     inputs: dict[str, str]
     source: str = ""
     candidates: int = field(default=1, metadata=_within(1, 64))
@@ -202,6 +209,16 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Metric:
+    """A metric that the result is judged by."""
+
+    kind: str = field(metadata={"registry": METRICS})
+    """A metric: see `mmcompress list metrics`."""
+    of: str = ""
+    """The node that it judges. Without it, the metric judges every node that it can."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Spec:
     """A pipeline and how to compress it."""
 
@@ -210,7 +227,7 @@ class Spec:
     nodes: dict[str, Node]
     outputs: dict[str, str]
     data: Data
-    metrics: tuple[str, ...] = ("retrieval", "caption")
+    metrics: tuple[Metric, ...] = (Metric(kind="retrieval"), Metric(kind="caption"))
     target: str = "2x"
     """End to end: `2x`, `12ms`, `12ms p95`; several with commas between them share all but search and training."""
     limits: Limits = field(default_factory=Limits)
@@ -223,4 +240,6 @@ class Spec:
     seed: int = field(default=0, metadata=_within(0, 2**31))
 
     def model_nodes(self) -> dict[str, Node]:
-        return {k: n for k, n in self.nodes.items() if n.kind not in JOIN_KINDS}
+        return {
+            name: node for name, node in self.nodes.items() if NODE_KINDS.get(node.kind).is_model
+        }

@@ -1,0 +1,60 @@
+"""Which nodes of a pipeline a metric judges: a metric says what it needs, the graph says which nodes have it."""
+
+from __future__ import annotations
+
+from mmcompress.graph.ports import kind_of
+from mmcompress.graph.references import find_unjoined_encoders, split_reference
+from mmcompress.spec.schema import Spec
+
+COMPARED_EMBEDDINGS = "compared_embeddings"
+"""Joins that compare the embeddings of two models."""
+
+WRITTEN_TEXTS = "written_texts"
+"""Generators."""
+
+FINAL_TEXTS = "final_texts"
+"""For each generator, the join that chooses among its texts, or the generator itself when none does."""
+
+ANSWERS = "answers"
+"""All joins, or the generators when there is no join."""
+
+UNJOINED_EMBEDDINGS = "unjoined_embeddings"
+"""Encoders whose embedding no join compares."""
+
+
+def judged_nodes(spec: Spec, need: str) -> tuple[str, ...]:
+    """Return the nodes that have what a metric needs.
+
+    Args:
+        spec: The pipeline.
+        need: One of the constants of this file.
+
+    Returns:
+        Names of nodes, in the order of the spec; empty when there is nothing to judge.
+
+    Raises:
+        ValueError: A metric needs something that no node has a name for.
+    """
+    kinds = {name: kind_of(node.kind) for name, node in spec.nodes.items()}
+    writers = [name for name, kind in kinds.items() if kind.writes_text]
+    joins = [name for name, kind in kinds.items() if kind.joins]
+    if need == COMPARED_EMBEDDINGS:
+        return tuple(name for name in joins if kinds[name].compared_ports)
+    if need == WRITTEN_TEXTS:
+        return tuple(writers)
+    if need == FINAL_TEXTS:
+        return tuple(_choosing_join(spec, writer) or writer for writer in writers)
+    if need == ANSWERS:
+        return tuple(joins or writers)
+    if need == UNJOINED_EMBEDDINGS:
+        return find_unjoined_encoders(spec)
+    raise ValueError(f"a metric needs '{need}', which is nothing that a node has")
+
+
+def _choosing_join(spec: Spec, writer: str) -> str:
+    """Return the join that chooses among the texts of a generator, or an empty name."""
+    for name, node in spec.nodes.items():
+        values, _ = split_reference(node.inputs.get("values", ""))
+        if kind_of(node.kind).compared_ports and values == writer:
+            return name
+    return ""

@@ -1,0 +1,20 @@
+"""The text whose embedding is nearest to a query, among a few given ones."""
+
+from __future__ import annotations
+
+from mmcompress.graph.ports import InputPort, NodeKind
+
+ENTRY = NodeKind(
+    deployed="mmcompress.kinds.nearest.deployed:Nearest",
+    trainable="mmcompress.kinds.nearest.trainable:TrainableNearest",
+    inputs={
+        "query": InputPort(types=("embedding",)),
+        "keys": InputPort(types=("embedding",)),
+        "values": InputPort(types=("text", "texts")),
+        "scores": InputPort(types=("scores",), optional=True),
+    },
+    outputs={"best": "text"},
+    is_model=False,
+    compared_ports=("query", "keys"),
+    options=("prior",),
+)

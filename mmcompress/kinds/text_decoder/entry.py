@@ -1,0 +1,15 @@
+"""The vectors of a sequence to texts, written token by token."""
+
+from __future__ import annotations
+
+from mmcompress.graph.ports import InputPort, NodeKind
+
+ENTRY = NodeKind(
+    deployed="mmcompress.kinds.text_decoder.deployed:TextDecoder",
+    trainable="mmcompress.kinds.text_decoder.trainable:TrainableTextDecoder",
+    inputs={"context": InputPort(types=("tokens",))},
+    outputs={"text": "text", "texts": "texts", "scores": "scores"},
+    written_modality="text",
+    loop_graph="step",
+    options=("source", "rewind", "candidates", "max_tokens", "prompt"),
+)

@@ -1,0 +1,143 @@
+"""A text decoder in torch: it learns by teacher forcing.
+
+Under greedy decoding a caption is right exactly when every teacher-forced argmax is. Exact match then costs one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.nn import functional
+
+from mmcompress.data.base import Pairs
+from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, share_of
+from mmcompress.models.base import Model
+from mmcompress.runtime.text import pad_ids
+
+MAX_REFERENCE_TOKENS = 32
+"""Next tokens of the dense generator, the likeliest ones, that a pruned one is compared on; the rest is taken as one."""
+
+
+class TrainableTextDecoder(TrainableNode):
+    """Token ids [b, t] and the tokens of another node [b, n, w] to logits [b, t, v]."""
+
+    def __init__(self, setup: NodeSetup):
+        super().__init__(setup)
+        assert setup.tokenizer_json is not None
+        self.tokenizer = Tokenizer.from_str(setup.tokenizer_json)
+
+    @property
+    def read_nodes(self) -> tuple[str, ...]:
+        """The node that gives the context."""
+        return (self.setup.sources["context"],)
+
+    def collate(self, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
+        """Tokenize what should be written, ids [b, t] from start to end.
+
+        Returns:
+            The ids, and which of the positions [b, t - 1] have a next token.
+        """
+        generation = self.setup.config["generation"]
+        rows = self._tokenize(pairs.written or pairs.texts)
+        length = min(max(map(len, rows)), generation["max_tokens"])
+        padded = pad_ids(rows, length, pad=generation["pad"], eos=generation["eos"])
+        lengths = torch.tensor([min(len(row), length) for row in rows])
+        has_next = torch.arange(1, length) < lengths[:, None]
+        return torch.from_numpy(padded), has_next
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of texts, each with start (or prompt) and end."""
+        generation = self.setup.config["generation"]
+        prompt = list(generation["prompt"])
+        if not prompt:
+            return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        lead = self.setup.config.get("lead", "")
+        words = self.tokenizer.encode_batch(
+            [lead + text for text in texts], add_special_tokens=False
+        )
+        return [[*prompt, *encoding.ids, generation["eos"]] for encoding in words]
+
+    def forward(self, model: Model, batch: Batch, *, outputs: Outputs) -> dict[str, Tensor]:
+        """Return the logits of every next token, given the tokens before it."""
+        (source,) = self.read_nodes
+        ids = batch.inputs[self.name]
+        return {"logits": model(ids[:, :-1], outputs[source]["tokens"])}
+
+    def target_positions(self, batch: Batch) -> Tensor:
+        """Return the positions whose next token counts [b, t - 1]: all but those within the prompt."""
+        prompt_length = max(len(self.setup.config["generation"]["prompt"]), 1)
+        has_next = batch.keep[self.name]
+        return has_next & (torch.arange(has_next.shape[1]) >= prompt_length - 1)
+
+    @property
+    def needs_reference(self) -> bool:
+        """A generator that learns from the dense one is compared to all that it might write."""
+        return self.setup.labels_by_teacher
+
+    def select_reference(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the likeliest next tokens of the dense generator [b, t, k] and their probabilities."""
+        if not self.needs_reference:
+            return {}
+        probabilities = dense["logits"].softmax(-1)
+        count = min(MAX_REFERENCE_TOKENS, probabilities.shape[-1])
+        likeliest = probabilities.topk(count, -1)
+        return {"likely": likeliest.indices, "share": likeliest.values}
+
+    def losses(
+        self, batch: Batch, *, outputs: Outputs, reference: Outputs | None
+    ) -> dict[str, Tensor]:
+        """Return the cross-entropy of the next tokens, or the divergence from the dense generator.
+
+        Cross-entropy on few texts falls as often as it rises with a small cut. The divergence from the dense
+        distribution can only rise.
+        """
+        positions = self.target_positions(batch)
+        logits = outputs[self.name]["logits"][positions]
+        dense = (reference or {}).get(self.name, {})
+        if "likely" in dense:
+            loss = divergence(
+                logits, dense["likely"][positions], share_RK=dense["share"][positions]
+            )
+        else:
+            targets = batch.inputs[self.name][:, 1:][positions]
+            loss = functional.cross_entropy(logits, targets)
+        return {f"caption.{self.name}": loss}
+
+    def quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
+        """Return the share of tokens, and of whole texts, that are right."""
+        positions = self.target_positions(batch)
+        right = outputs[self.name]["logits"].argmax(-1) == batch.inputs[self.name][:, 1:]
+        return {
+            "token_accuracy": share_of(right[positions]),
+            "caption_exact_match": share_of((right | ~positions).all(1)),
+        }
+
+    @staticmethod
+    def random_inputs(
+        model: Model, batch_size: int, *, generator: torch.Generator
+    ) -> tuple[Tensor, ...]:
+        """Return random token ids [b, 7] and a random context [b, 9, w]."""
+        ids = torch.randint(3, model.vocabulary, (batch_size, 7), generator=generator)
+        context = torch.randn(batch_size, 9, model.dims["context"], generator=generator)
+        return ids, context
+
+
+def divergence(logits_RV: Tensor, likely_RK: Tensor, *, share_RK: Tensor) -> Tensor:
+    """Return the mean KL divergence of next-token distributions from the dense ones.
+
+    Args:
+        logits_RV: Logits of r positions over v tokens.
+        likely_RK: The k likeliest tokens of the dense generator at each position.
+        share_RK: Their probabilities. All other tokens count as one.
+
+    Returns:
+        A scalar, at least 0.
+    """
+    own_log_RK = logits_RV.log_softmax(-1).gather(-1, likely_RK)
+    rest_R = (1 - share_RK.sum(-1)).clamp(min=1e-6)
+    own_rest_R = (1 - own_log_RK.exp().sum(-1)).clamp(min=1e-6)
+    likely_R = (share_RK * (share_RK.clamp(min=1e-9).log() - own_log_RK)).sum(-1)
+    return (likely_R + rest_R * (rest_R.log() - own_rest_R.log())).mean()
