@@ -49,7 +49,7 @@ def main() -> int:
     p.add_argument("--set", action="append", default=[], help="as the run was started with")
     a = p.parse_args()
     run = workflow.open_run(a.spec, a.run, overrides=parse_settings(tuple(a.set)), resume=True)
-    _, _, ev = prepare_run(run)
+    ev = prepare_run(run).sensitivity
     pairs = run.pipeline.collate(run.data.load("val", a.pairs))
     anchors = run.pipeline.reference_outputs(run.models, pairs)
     dense = run.pipeline.loss_of_models(run.models, pairs, dense=anchors)

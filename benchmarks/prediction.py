@@ -89,7 +89,7 @@ def main() -> int:
     run = workflow.open_run(a.spec, a.run, overrides=parse_settings(tuple(a.set)), resume=True)
     dense = profile_pipeline(run)
     predict = build_predictor(run, dense)
-    requests = run.requests(BENCH_REQUESTS)[: len(dense.traces)]
+    requests = run.load_requests(BENCH_REQUESTS)[: len(dense.traces)]
     bundles, threads = (
         {"new": a.run / "scratch", "dense": a.run / "baseline"},
         run.spec.measure.threads,

@@ -14,6 +14,7 @@ from mmcompress.experiments.baselines import BASELINES
 from mmcompress.experiments.compare import compare
 from mmcompress.graph.blocks import count_steps
 from mmcompress.stats import PerSampleScores, decide_claim, paired_difference
+from mmcompress.workspace.folder import RunFolder
 
 QUICK = {"target": "1.2x", "search.trials": 2, "search.level_switches": 1, "distill.steps": 1}
 
@@ -196,8 +197,9 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
     from mmcompress.workspace import context as workflow
 
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, predict, ev = prepare_run(r)
-    r = dataclasses.replace(r, folder=tmp_path)
+    prepared = prepare_run(r)
+    predict, ev = prepared.predictor, prepared.sensitivity
+    r = dataclasses.replace(r, folder=RunFolder(tmp_path))
     with BASELINES[name].propose(r, ev) as propose:
         found = propose(predict, 1e-6, 0)
     assert (
@@ -221,7 +223,8 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
         0,
     ]
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, predict, ev = prepare_run(r)
+    prepared = prepare_run(r)
+    predict, ev = prepared.predictor, prepared.sensitivity
     predict = dataclasses.replace(predict, overhead_ms=0.0)  # all of it may be cut
     ms = predict(dataclasses.replace(_whole(r), precision=_quickest(r, predict)))
     with BASELINES["uniform"].propose(r, ev) as propose:
@@ -251,8 +254,8 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
 
     fit = import_module("mmcompress.run.fit")
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, _, ev = prepare_run(r)
-    r = dataclasses.replace(r, folder=tmp_path)
+    ev = prepare_run(r).sensitivity
+    r = dataclasses.replace(r, folder=RunFolder(tmp_path))
 
     @dataclasses.dataclass(frozen=True)
     class Line:  # a step of any block takes about as long

@@ -15,7 +15,6 @@ from mmcompress.search import repair as moves
 from mmcompress.search.evaluator import TrialEvaluator, quality_collapsed
 from mmcompress.search.executors import InlineExecutor
 from mmcompress.search.linearize import (
-    LINEARIZATION_FILE,
     MAX_SEED_SPLITS,
     MIN_REAL_SHARE,
     STEP_EXPONENT,
@@ -28,6 +27,7 @@ from mmcompress.search.linearize import (
 from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.storage import read_record
 from mmcompress.workspace import context as workflow
+from mmcompress.workspace.folder import RunFolder
 
 
 def line(run):
@@ -54,8 +54,8 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
     Alone each of its blocks can be cut for next to nothing; those of the other models cost what they cost.
     """
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    _, _, ev = prepare_run(r)
-    r = dataclasses.replace(r, folder=tmp_path)
+    ev = prepare_run(r).sensitivity
+    r = dataclasses.replace(r, folder=RunFolder(tmp_path))
     lost = lambda n, by: {b.name: 1 - by.get(b.name, b.units) / b.units for b in r.blocks[n]}
     asked = []
 
@@ -99,7 +99,7 @@ def test_damage_is_measured_where_it_is_done_and_the_split_made_again(compoundin
     who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
     inside, good = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
     loss = lambda c: judge(None, dataclasses.asdict(c))["loss"] - 1.0
-    known = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE)
+    known = read_record(InteractionFactors, r.folder.interaction_factors)
     assert min(known.losses) == min(s.loss for s in known.splits)
     first, losses = known.splits[0], [loss(c) for c in good[:MAX_SEED_SPLITS]]
     assert losses[0] < 0.9 * (first.loss - 1.0) and all(predict(c) <= budget for c in good)
@@ -124,11 +124,11 @@ def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
         linearize_successively(
             dataclasses.replace(r, say=killed), ev, predict=predict, budget_ms=budget, who=who
         )
-    assert read_record(InteractionFactors, r.folder / LINEARIZATION_FILE).rounds == 1
+    assert read_record(InteractionFactors, r.folder.interaction_factors).rounds == 1
     before = len(asked)
     inside, good = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
     known, again = (
-        read_record(InteractionFactors, r.folder / LINEARIZATION_FILE),
+        read_record(InteractionFactors, r.folder.interaction_factors),
         len(asked) - before,
     )
     assert known.rounds == r.spec.search.relinearize + 1 and again > 0
@@ -181,15 +181,15 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
     linearize_successively(
         dataclasses.replace(r, say=say), ev, predict=predict, budget_ms=budget, who=who
     )
-    known = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE)
+    known = read_record(InteractionFactors, r.folder.interaction_factors)
     assert any("ValueError: odd" in t for t in told)
     assert next(iter(whole["text"])) not in known.cuts["text"] and known.cuts["vision"]
-    (r.folder / LINEARIZATION_FILE).unlink()
+    r.folder.interaction_factors.unlink()
     nothing = TrialEvaluator(
         evaluate=lambda *_: {"loss": math.nan}, executor=InlineExecutor(None), workers=1
     )
     assert linearize_successively(r, ev, predict=predict, budget_ms=budget, who=nothing) == (ev, [])
-    assert not (r.folder / LINEARIZATION_FILE).exists()  # another time they may be judged
+    assert not r.folder.interaction_factors.exists()  # another time they may be judged
 
     class Gone(InlineExecutor):
         def submit(self, *a, **k):
@@ -239,7 +239,7 @@ def test_splits_keep_other_limits_as_well(compounding):
     )
     assert good and all(weight(c) <= most for c in good)
     _, free = linearize_successively(
-        dataclasses.replace(r, folder=r.folder / "free"),
+        dataclasses.replace(r, folder=r.folder.subfolder("free")),
         ev,
         predict=predict,
         budget_ms=budget,
@@ -288,11 +288,11 @@ def test_a_budget_out_of_reach_does_not_end_the_rounds(compounding):
     who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
     assert (
         linearize_successively(r, ev, predict=predict, budget_ms=1e-6, who=who)[1] == []
-        and not (r.folder / LINEARIZATION_FILE).exists()
+        and not r.folder.interaction_factors.exists()
     )
     assert (
         linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)[1]
-        and read_record(InteractionFactors, r.folder / LINEARIZATION_FILE).losses
+        and read_record(InteractionFactors, r.folder.interaction_factors).losses
     )
 
 
@@ -300,7 +300,7 @@ def test_what_is_measured_in_wrecks_is_not_believed(compounding, monkeypatch):
     r, ev, predict, budget, judge, asked = compounding
     who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
     assert linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)[1]
-    known, before = read_record(InteractionFactors, r.folder / LINEARIZATION_FILE), len(asked)
+    known, before = read_record(InteractionFactors, r.folder.interaction_factors), len(asked)
     assert known.dense_loss == 1.0 and not quality_collapsed(min(known.losses), known.dense_loss)
     monkeypatch.setattr("mmcompress.search.evaluator.COLLAPSE_RATIO", 0.99 * min(known.losses))
     assert (

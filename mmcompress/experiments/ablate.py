@@ -99,7 +99,7 @@ def make_placebo(seed: int) -> Baseline:
 
     @contextmanager
     def propose(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
-        predict = build_predictor(run, read_record(Profile, run.shared / "profile.json"))
+        predict = build_predictor(run, read_record(Profile, run.shared.profile))
         rows = predict.table.lookup()
         inside = lambda n, p: predict.block_ms(n, p, units=p.units, precision="fp32", rows=rows)
         ms = {(n, p.name): inside(n, p) for n, row in predict.deployed.items() for p in row}
@@ -340,11 +340,13 @@ def ablate(
     needed = {c.like for c in wanted}
     wanted = [c for c in every if c in wanted or c.folder in needed]
     require_same_effort(r)
-    dense, predict, ev = prepare_run(r)
+    prepared = prepare_run(r)
+    r, dense = prepared.run, prepared.dense
+    predict, ev = prepared.predictor, prepared.sensitivity
     found: dict[str, Summary] = {}
     steps = 0
     for i, c in enumerate(wanted):
-        record, what = r.folder / c.folder / "summary.json", r.folder / c.folder / "cell.json"
+        record, what = r.folder.subfolder(c.folder).summary, r.folder.subfolder(c.folder).cell
         meant = {"about": c.method.about, "changes": dict(c.changes), "like": c.like}
         if record.exists() and (not what.exists() or json.loads(what.read_text()) != meant):
             raise DataError(
@@ -355,7 +357,9 @@ def ablate(
             run = replace(r, spec=_changed(r.spec, c.changes), space=_pinned(r.space, c.changes))
             write_record(what, meant)
             tried = (
-                c.table == "allocation" and c.like and (r.folder / c.like / "tryouts.json").exists()
+                c.table == "allocation"
+                and c.like
+                and r.folder.subfolder(c.like).short_finetunings.exists()
             )
             # a structure that was chosen by what training makes of it is none to be compared untrained
             make_cell(
@@ -368,7 +372,7 @@ def ablate(
                 steps=steps,
             )
         found[c.folder] = read_record(Summary, record)
-        steps = steps or count_trained_steps(record.parent)
+        steps = steps or count_trained_steps(r.folder.subfolder(c.folder))
         _tell(r, dense, wanted=wanted, found=found)
     return found
 
@@ -387,7 +391,7 @@ def _tell(
         judge_claim(r, dense, says=c.text, better=c.better, worse=c.worse, apart=c.at_any_latency)
         for c in known
     ]
-    write_ablation(rows, claims, folder=r.folder)
+    write_ablation(rows, claims, folder=r.folder.path)
 
 
 def _pinned(space: Space, changes: Mapping[str, Any]) -> Space:

@@ -23,7 +23,6 @@ from mmcompress.results.records import Summary
 from mmcompress.run.compress import compress_pipeline, count_trained_steps
 from mmcompress.run.evaluate import evaluate_artifact
 from mmcompress.run.fit import FittedStructure, fit_structure, measure_structure
-from mmcompress.run.predictor import REFERENCE_RUNS_FILE
 from mmcompress.run.prepare import prepare_run
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
 from mmcompress.search.sensitivity.store import Sensitivity
@@ -76,26 +75,28 @@ def compare(
             f"compare: '{methods[0]}' is of no use here: {BASELINES[methods[0]].why_unsuitable}"
         )
     methods = suited
-    dense, predict, ev = prepare_run(r)
+    prepared = prepare_run(r)
+    r, dense = prepared.run, prepared.dense
+    predict, ev = prepared.predictor, prepared.sensitivity
     wanted = list(
         dict.fromkeys(m for name in methods for m in (BASELINES[name].structure_of, name) if m)
     )
     found: dict[str, Summary] = {}
     steps = 0
     for name in wanted:
-        record = r.folder / name / "summary.json"
+        record = r.folder.subfolder(name).summary
         if not record.exists():
             on_progress("compare", name, None)
             make_cell(
                 r, name, method=BASELINES[name], predict=predict, ev=ev, dense=dense, steps=steps
             )
         found[name] = read_record(Summary, record)
-        steps = steps or count_trained_steps(record.parent)
+        steps = steps or count_trained_steps(r.folder.subfolder(name))
         write_comparison(
             found,
             {n: BASELINES[n].about for n in found},
             claims=_claims(r, dense, methods=list(found)),
-            folder=r.folder,
+            folder=r.folder.path,
         )
     return found
 
@@ -129,7 +130,7 @@ def judge_claim(
     At unequal latency nothing is claimed, but of the side that keeps more and takes no longer.
     """
     tallies = [
-        [read_record(SplitScores, r.folder / name / "outcomes.json").compressed for name in side]
+        [read_record(SplitScores, r.folder.subfolder(name).outcomes).compressed for name in side]
         for side in (better, worse)
     ]
     said, gap, half = decide_claim(*tallies)
@@ -153,14 +154,14 @@ def measure_side_by_side(
     as is to be told. On another device it is what was predicted; one structure takes what it takes.
     """
 
-    fits = {n: read_record(FittedStructure, r.folder / n / "fitted.json") for n in names}
+    fits = {n: read_record(FittedStructure, r.folder.subfolder(n).fitted) for n in names}
     if r.device_readings or len({f.candidate.key() for f in fits.values()}) == 1:
         return {n: f.measured_ms / dense.latency_ms.p50 for n, f in fits.items()}
-    record, key, m = r.folder / "beside.json", " ".join(names), r.spec.measure
+    record, key, m = r.folder.side_by_side, " ".join(names), r.spec.measure
     known: dict[str, dict[str, float]] = json.loads(record.read_text()) if record.exists() else {}
     if key not in known:
         r.on_progress("measure", f"{', '.join(names)} and the dense pipeline, in turn", None)
-        bundles = {"fp32": r.shared / "baseline", **{n: r.folder / n / "bundle" for n in names}}
+        bundles = {"fp32": r.shared.baseline, **{n: r.folder.subfolder(n).bundle for n in names}}
         how = (
             dense.traces,
             dense.latency_ms.p50,
@@ -169,7 +170,7 @@ def measure_side_by_side(
             MAX_REQUESTS_FACTOR * m.requests,
         )
         found = bench_with_replay(
-            bundles, r.requests(BENCH_REQUESTS), *how, benchmark=r.bench.benchmark_bundles
+            bundles, r.load_requests(BENCH_REQUESTS), *how, benchmark=r.bench.benchmark_bundles
         )
         known[key] = {n: found[n].latency.p50 / found["fp32"].latency.p50 for n in names}
         write_record(record, known)
@@ -179,7 +180,7 @@ def measure_side_by_side(
 def require_same_effort(r: RunContext) -> None:
     """Raise `DataError` where a comparison is to go on with more or fewer trials than it was begun with."""
     effort = lambda spec: (spec.search.trials, spec.search.mutations)
-    begun = effort(read_record(Spec, r.folder / "spec.json"))
+    begun = effort(read_record(Spec, r.folder.spec))
     if effort(r.spec) != begun:
         raise DataError(
             f"{r.folder}: begun with {begun[0]} trials and {begun[1]} mutations; with others rows would not be equal"
@@ -200,9 +201,8 @@ def make_cell(
 
     `steps`: so many steps of training, however long they take; 0: as long as the spec says.
     """
-    folder = r.folder / name
-    record = folder / "timings.json"
-    timings = json.loads(record.read_text()) if record.exists() else {}
+    folder = r.folder.subfolder(name)
+    timings = folder.read_timings()
     spec = _brief(r.spec, known=bool(method.structure_of))
     spec = replace(spec, distill=_training(spec.distill, method, steps=steps))
     if method.importance:
@@ -212,7 +212,7 @@ def make_cell(
     if method.fixed is not None:
         fitted = _as_is(run, ev, candidate=method.fixed(run), predict=predict, dense=dense)
     elif method.structure_of:
-        fitted = read_record(FittedStructure, r.folder / method.structure_of / "fitted.json")
+        fitted = read_record(FittedStructure, r.folder.subfolder(method.structure_of).fitted)
         fixed = {
             n: node.precision for n, node in spec.model_nodes().items() if node.precision != "auto"
         }
@@ -220,7 +220,7 @@ def make_cell(
             fitted,
             candidate=replace(fitted.candidate, precision=fitted.candidate.precision | fixed),
         )
-        write_record(folder / "fitted.json", fitted)
+        write_record(folder.fitted, fitted)
     else:
         assert method.propose is not None
         fitted = fit_structure(run, ev, predict=predict, dense=dense, method=method.propose)
@@ -262,13 +262,13 @@ def _as_is(
         search_effort=0,
         correction=predict.correction,
     )
-    write_record(run.folder / "fitted.json", fitted)
+    write_record(run.folder.fitted, fitted)
     return fitted
 
 
 def _measured(run: RunContext, ev: Sensitivity, *, candidate: Candidate, dense: Profile) -> float:
     return measure_structure(run, ev, candidate=candidate, dense=dense).long_run_ms(
-        candidate.precision, run.shared / REFERENCE_RUNS_FILE
+        candidate.precision, run.shared.reference_runs
     )
 
 

@@ -13,8 +13,7 @@ from mmcompress.results.records import Summary
 from mmcompress.run.assemble import replace_measurements
 from mmcompress.runtime.bundle import bundle_identity
 from mmcompress.storage import read_record, write_record
-
-MEASURED_FILE = "measured.json"
+from mmcompress.workspace.folder import RunFolder
 
 
 def adopt_measurements(folder: Path, figures: Path) -> Path:
@@ -24,30 +23,32 @@ def adopt_measurements(folder: Path, figures: Path) -> Path:
     of other bundles. Returns the report.
     """
     check = read_record(BundleCheck, figures)
-    summary = _with(load_summary(folder), check, folder=folder)
-    write_record(folder / MEASURED_FILE, check)
-    write_record(folder / "summary.json", summary)
-    front = folder.parent / "front.json"
+    target = RunFolder(folder)
+    summary = _with(load_summary(folder), check, folder=target)
+    write_record(target.device_check, check)
+    write_record(target.summary, summary)
+    front = target.shared_by_targets.front
     if front.exists():
         names = json.loads(front.read_text())
         write_front({n: load_summary(folder.parent / n) for n in names}, folder.parent)
     return write_report(summary, folder)
 
 
-def restore_measurements(summary: Summary, folder: Path) -> Summary:
+def restore_measurements(summary: Summary, folder: RunFolder) -> Summary:
     """A summary with what was measured of these very bundles before, if anything was."""
-    if not (folder / MEASURED_FILE).exists():
+    if not folder.device_check.exists():
         return summary
     try:
-        return _with(summary, read_record(BundleCheck, folder / MEASURED_FILE), folder=folder)
+        return _with(summary, read_record(BundleCheck, folder.device_check), folder=folder)
     except DataError:  # of the bundle that lay here before
         return summary
 
 
-def _with(summary: Summary, check: BundleCheck, *, folder: Path) -> Summary:
+def _with(summary: Summary, check: BundleCheck, *, folder: RunFolder) -> Summary:
     dense = next(
-        (p for p in (folder / "baseline", folder.parent / "baseline") if p.exists()), folder
+        (p for p in (folder.baseline, folder.shared_by_targets.baseline) if p.exists()),
+        folder.path,
     )
     return replace_measurements(
-        summary, check, bundle_identity(dense), bundle_identity(folder / "bundle")
+        summary, check, bundle_identity(dense), bundle_identity(folder.bundle)
     )

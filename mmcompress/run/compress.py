@@ -34,6 +34,7 @@ from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
 from mmcompress.search.short_finetune import MAX_VALIDATION_PAIRS, validation_loss
 from mmcompress.storage import read_record
 from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.folder import RunFolder
 
 NodeCounts = dict[str, tuple[int, int, float]]
 """Parameters, multiply-accumulates a request, and share of zeros among the weights of the blocks, by node."""
@@ -43,8 +44,8 @@ SINGLE_TRAINING_SCHEDULES = ("one_shot", "late")
 """Schedules that train once."""
 
 
-CHECKPOINT_SECONDS, CHECKPOINT_FILE = 300.0, "training.safetensors"
-"""Seconds of training between two checkpoints, and their file."""
+CHECKPOINT_SECONDS = 300.0
+"""Seconds of training between two checkpoints."""
 
 
 RESTART_BUDGET_SHARE, RESTART_MAX_LOSS_RATIO = 1 / 3, 1.2
@@ -58,7 +59,7 @@ def compress_pipeline(
     fitted: FittedStructure,
     dense: Profile,
     scratch: bool = False,
-    earlier: Path | None = None,
+    earlier: RunFolder | None = None,
 ) -> tuple[NodeCounts, list[Proof]]:
     """Prune with proof, refit, distill, write the bundle. Weights are kept: a resumed run does not train again.
 
@@ -80,14 +81,14 @@ def compress_pipeline(
         require_proofs(proofs)
     with run.time_stage("export"):
         run.on_progress("export", "ONNX, rounding, proofs", None)
-        bundle, aside = run.folder / "bundle", run.folder / "scratch"
+        bundle, aside = run.folder.bundle, run.folder.scratch
         found = run.write_bundle(
             models,
             c.precision,
             kept=c.kept_units,
             folder=bundle,
-            spared=select_fp32_blocks(ev, c),
-            aside=aside,
+            fp32_blocks=select_fp32_blocks(ev, c),
+            fp32_folder=aside,
         )
         found += prove_generators(run, models, bundle=bundle, aside=aside)
         shutil.rmtree(aside, ignore_errors=True)
@@ -101,17 +102,17 @@ def compress_pipeline(
 
 
 def _made(
-    run: RunContext, ev: Sensitivity, *, c: Candidate, scratch: bool, earlier: Path | None
+    run: RunContext, ev: Sensitivity, *, c: Candidate, scratch: bool, earlier: RunFolder | None
 ) -> tuple[dict[str, Any], Any]:
     """(trained models of a candidate, the units of the dense models that are left in them)."""
     from safetensors.torch import save_file
 
-    weights = run.folder / "weights"
-    if (weights / "units.safetensors").exists():
+    weights = run.folder.weights
+    if run.folder.units.exists():
         return _saved(run, ev, c=c, folder=run.folder)
     at_once = scratch or run.spec.prune.schedule in SINGLE_TRAINING_SCHEDULES
     if earlier and not (
-        run.spec.prune.schedule == "one_shot" and (earlier / "distill.json").exists()
+        run.spec.prune.schedule == "one_shot" and earlier.training_history.exists()
     ):
         earlier = None
     models, survivors = (
@@ -122,27 +123,27 @@ def _made(
     save_weights(models, weights)
     ahead = weights / "units.new"  # what says that all of it is there comes last, and at once
     save_file({f"{n}/{b}": u for n, by in survivors.items() for b, u in by.items()}, ahead)
-    ahead.rename(weights / "units.safetensors")
+    ahead.rename(run.folder.units)
     return models, survivors
 
 
 def _saved(
-    run: RunContext, ev: Sensitivity, *, c: Candidate, folder: Path
+    run: RunContext, ev: Sensitivity, *, c: Candidate, folder: RunFolder
 ) -> tuple[dict[str, Any], Any]:
     """The same, as it was kept in a folder."""
     from safetensors.torch import load_file
 
     models = build_pruned_models(run, ev, candidate=c, refit=False)
     for n, m in models.items():
-        load_weights(m, folder / "weights" / f"{n}.safetensors")
-    flat = load_file(folder / "weights" / "units.safetensors")
+        load_weights(m, folder.node_weights(n))
+    flat = load_file(folder.units)
     return models, {
         n: {b.name: flat[f"{n}/{b.name}"] for b in m.blocks} for n, m in run.models.items()
     }
 
 
 def _at_once(
-    run: RunContext, ev: Sensitivity, *, c: Candidate, scratch: bool, earlier: Path | None
+    run: RunContext, ev: Sensitivity, *, c: Candidate, scratch: bool, earlier: RunFolder | None
 ) -> tuple[dict[str, Any], Any]:
 
     late = run.spec.prune.schedule == "late" and not scratch
@@ -169,7 +170,7 @@ def _at_once(
             run,
             models,
             share=share,
-            history=run.folder / "distill.json",
+            history=run.folder.training_history,
             first=count_trained_steps(earlier) if earlier else 0,
         )
     elif run.spec.prune.sparsity:
@@ -178,7 +179,7 @@ def _at_once(
 
 
 def _better_start(
-    run: RunContext, ev: Sensitivity, *, c: Candidate, fresh: dict[str, Any], earlier: Path
+    run: RunContext, ev: Sensitivity, *, c: Candidate, fresh: dict[str, Any], earlier: RunFolder
 ) -> tuple[dict[str, Any], float]:
     """Of fresh models and those with what the earlier artifact learnt (refitted or not) the ones of least loss, and the
     share of the training budget that they need."""
@@ -192,21 +193,21 @@ def _better_start(
     starts = [(fresh, 1.0), (learnt, RESTART_BUDGET_SHARE), (mended, RESTART_BUDGET_SHARE)]
     losses = [validation_loss(run, models) for models, _ in starts]
     best = starts[losses.index(min(losses))]
-    rows = json.loads((earlier / "distill.json").read_text())
+    rows = json.loads(earlier.training_history.read_text())
     if min(losses) > RESTART_MAX_LOSS_RATIO * min(
         (row["choosing"] for row in rows if "choosing" in row), default=math.inf
     ):
         best = (best[0], 1.0)
     if best[0] is not fresh:  # what the cut did is told of the first time
-        shutil.copyfile(earlier / "distill.json", run.folder / "distill-0.json")
+        shutil.copyfile(earlier.training_history, run.folder.round_history(0))
     return best
 
 
-def _inherited(run: RunContext, ev: Sensitivity, *, earlier: Path) -> dict[str, Any]:
+def _inherited(run: RunContext, ev: Sensitivity, *, earlier: RunFolder) -> dict[str, Any]:
     """The dense models with what an earlier artifact learnt: its weights in their places, the rest as it was."""
 
     small, survivors = _saved(
-        run, ev, c=read_record(FittedStructure, earlier / "fitted.json").candidate, folder=earlier
+        run, ev, c=read_record(FittedStructure, earlier.fitted).candidate, folder=earlier
     )
     models = {n: restore_units(m, small[n], kept=survivors[n]) for n, m in run.models.items()}
     set_context_lengths(run.spec, models)
@@ -219,7 +220,7 @@ def _trained_first(run: RunContext) -> dict[str, Any]:
 
     models = {n: copy.deepcopy(m) for n, m in run.models.items()}
     set_context_lengths(run.spec, models)
-    _distill_(run, models, share=1.0, history=run.folder / "distill.json")
+    _distill_(run, models, share=1.0, history=run.folder.training_history)
     return models
 
 
@@ -258,7 +259,7 @@ def _by_rounds(run: RunContext, ev: Sensitivity, *, c: Candidate) -> tuple[dict[
             if p.refit:
                 refit_(run.pipeline, models, dense=run.models, batch=batch, ridge=p.ridge)
         done += _distill_(
-            run, models, share=share, history=run.folder / f"distill-{i + 1}.json", first=done
+            run, models, share=share, history=run.folder.round_history(i + 1), first=done
         )
     if rewind:
         with run.time_stage("prune"):
@@ -269,13 +270,13 @@ def _by_rounds(run: RunContext, ev: Sensitivity, *, c: Candidate) -> tuple[dict[
             set_context_lengths(run.spec, models)
             if p.refit:
                 refit_(run.pipeline, models, dense=run.models, batch=batch, ridge=p.ridge)
-        _distill_(run, models, share=share, history=run.folder / "distill.json", first=done)
+        _distill_(run, models, share=share, history=run.folder.training_history, first=done)
     return models, survivors
 
 
-def count_trained_steps(folder: Path) -> int:
+def count_trained_steps(folder: RunFolder) -> int:
     """The steps of all training that left a record in a folder."""
-    return sum(_steps(json.loads(p.read_text())) for p in folder.glob("distill*.json"))
+    return sum(_steps(json.loads(p.read_text())) for p in folder.list_training_histories())
 
 
 def _steps(curve: Sequence[Mapping[str, float]]) -> int:
@@ -301,7 +302,7 @@ def _distill_(
         given = (options, run.spec.seed, say, history, choosing, hold_)
         # of training in rounds the rounds before would have to be kept as well
         kept = (
-            Checkpoint(path=run.folder / CHECKPOINT_FILE, interval_seconds=CHECKPOINT_SECONDS)
+            Checkpoint(path=run.folder.training_checkpoint, interval_seconds=CHECKPOINT_SECONDS)
             if p.schedule in SINGLE_TRAINING_SCHEDULES
             else None
         )

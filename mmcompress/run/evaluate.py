@@ -33,7 +33,6 @@ from mmcompress.run.adopt import restore_measurements
 from mmcompress.run.assemble import assemble_side, summarize_search
 from mmcompress.run.compress import NodeCounts
 from mmcompress.run.fit import MIN_TARGET_SHARE, FittedStructure, list_reference_bundles
-from mmcompress.run.predictor import REFERENCE_RUNS_FILE
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.graph import load_bundle
@@ -63,7 +62,7 @@ def evaluate_artifact(
     """
 
     spec, c = r.spec, fitted.candidate
-    made = read_record(Predictor, r.shared / "predictor.json")
+    made = read_record(Predictor, r.shared.predictor)
     predict = replace(
         made,
         correction=fitted.correction,
@@ -139,16 +138,14 @@ def evaluate_artifact(
         machine_speed_factor=usual,
         aimed_share=fitted.aimed_share,
     )
-    write_record(
-        r.folder / "outcomes.json", {k: s.scores for k, s in said["test"].items()}, indent=None
-    )
+    write_record(r.folder.outcomes, {k: s.scores for k, s in said["test"].items()}, indent=None)
     summary = restore_measurements(replace(summary, warnings=list_warnings(summary)), r.folder)
-    write_record(r.folder / "summary.json", summary)
+    write_record(r.folder.summary, summary)
     return summary
 
 
 def _bundles(r: RunContext) -> dict[str, Path]:
-    return {"baseline": r.shared / "baseline", "compressed": r.folder / "bundle"}
+    return {"baseline": r.shared.baseline, "compressed": r.folder.bundle}
 
 
 def _sides(
@@ -221,7 +218,7 @@ def _trials(
 ) -> tuple[tuple[Trial, ...], SearchResult]:
     """Every architecture that was tried, once, at the predictor's last word on it."""
 
-    study = open_study(r.folder / "study.journal", r.spec.seed)
+    study = open_study(r.folder.study, r.spec.seed)
     unique = {t.candidate.key(): t for t in reversed(finished_trials(study))}
     trials = tuple(
         replace(t, latency_ms=pace * predict(t.candidate)) for t in reversed(unique.values())
@@ -262,7 +259,11 @@ def _sitting(
         how = (m.warmup, MAX_REQUESTS_FACTOR * least, (), seconds, least, sent, loaded)
         at = {**_bundles(r), **beside}
         return bench_repeated(
-            at, m.threads, r.requests(BENCH_REQUESTS), *how, benchmark=r.bench.benchmark_bundles
+            at,
+            m.threads,
+            r.load_requests(BENCH_REQUESTS),
+            *how,
+            benchmark=r.bench.benchmark_bundles,
         )
 
 
@@ -294,7 +295,7 @@ def _usual(r: RunContext, sittings: list[dict[str, Samples]], *, c: Candidate) -
     return machine_speed_factor(
         new,
         c.precision,
-        windows=with_latest_run(r.shared / REFERENCE_RUNS_FILE, {DENSE_NAME: dense, **found}),
+        windows=with_latest_run(r.shared.reference_runs, {DENSE_NAME: dense, **found}),
     )
 
 
@@ -311,7 +312,7 @@ def read_validation_losses(r: RunContext) -> tuple[float, ...]:
     """What training recorded of the loss on choosing pairs, the dense pipeline's first."""
     found: list[float] = []
     number = lambda p: int(p.stem.partition("-")[2] or sys.maxsize)
-    for record in sorted(r.folder.glob("distill*.json"), key=number):
+    for record in sorted(r.folder.list_training_histories(), key=number):
         rows = [row for row in json.loads(record.read_text()) if "choosing" in row]
         found += [row["dense"] for row in rows[:1] if not found] + [row["choosing"] for row in rows]
     return tuple(found)
@@ -357,7 +358,7 @@ class SplitAnswers:
 def _judge(r: RunContext, split: str) -> dict[str, SplitAnswers]:
     """Ask each bundle a whole split, both at once. The dense one answers once for all that is compared to it."""
 
-    pairs, record = r.data.load(split), r.shared / f"dense-{split}.json"
+    pairs, record = r.data.load(split), r.shared.dense_answers(split)
     found = {"baseline": read_record(SplitAnswers, record)} if record.exists() else {}
     with ThreadPoolExecutor() as pool:
         tell = lambda key: lambda share: r.on_progress("judge", f"{key} on {split}", share)

@@ -21,12 +21,10 @@ from mmcompress.measure.cost_model.drift import (
     load_reference_runs,
     machine_speed_factor,
 )
-from mmcompress.measure.cost_model.plan import QUANTIZED_FOLDER
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, has_time_budget
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.results.records import Attempt, Trial
-from mmcompress.run.predictor import REFERENCE_RUNS_FILE
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
 from mmcompress.search.build_problem import AIMED_SHARE, build_problem, find_fastest
 from mmcompress.search.candidate_models import build_pruned_models
@@ -170,25 +168,13 @@ def fit_structure(
     over fitted latency of an artifact made before; `method(run, evidence)`: a context that gives a `Propose`;
     `before`: structures measured for earlier artifacts, so that the search goes on from them.
     """
-    record = run.folder / "fitted.json"
+    record = run.folder.fitted
     asked = run.spec.search.trials + run.spec.search.level_switches
     if record.exists():
         found = read_record(FittedStructure, record)
         if found.search_effort >= asked and found.final_to_fitted == bias:
             return found
-        shutil.rmtree(
-            run.folder / "weights", ignore_errors=True
-        )  # first: they are of the structure on record
-        stale = [*run.folder.glob("distill*.json"), *run.folder.glob("training.*")]
-        stale += [
-            at for name in ("summary.json", "outcomes.json") if (at := run.folder / name).exists()
-        ]
-        for left in (
-            *stale,
-            *(run.folder.glob("tryouts.json") if found.search_effort < asked else ()),
-        ):
-            left.unlink()
-        record.unlink()
+        run.folder.discard_fitted_structure(search_goes_on=found.search_effort < asked)
     goal, latency = run.goal, dense.latency_ms
     target_ms = goal.target_ms(latency)
     predict = replace(
@@ -214,7 +200,7 @@ def fit_structure(
             before=before,
         )
     if not measured:
-        first = first_error(open_study(run.folder / "study.journal", run.spec.seed))
+        first = first_error(open_study(run.folder.study, run.spec.seed))
         raise DataError(
             f"the search has no trial to choose from: every one failed, the first with {first or '?'}"
         )
@@ -347,7 +333,7 @@ def _approach(
     whether the last is as large as it may be)."""
     found: list[FitAttempt] = []
     spent = False
-    record = run.shared / REFERENCE_RUNS_FILE
+    record = run.shared.reference_runs
     for attempt in range(MAX_FIT_ATTEMPTS):
         chosen = propose(predict, target_ms * AIMED_SHARE, before + attempt)
         if chosen is None or any(chosen.candidate == m.trial.candidate for m in found):
@@ -436,7 +422,7 @@ def measure_structure(
     generator may ramble, and that is not a slower structure.
     """
 
-    folder, m = run.folder / "scratch", run.spec.measure
+    folder, m = run.folder.scratch, run.spec.measure
     models = build_pruned_models(run, ev, candidate=candidate, refit=False)
     run.write_bundle(
         models,
@@ -444,12 +430,12 @@ def measure_structure(
         kept=candidate.kept_units,
         folder=folder,
         prove=False,
-        spared=select_fp32_blocks(ev, candidate),
+        fp32_blocks=select_fp32_blocks(ev, candidate),
     )
     del models  # of a large pipeline: its sessions need the memory
     bundles = {
         "new": folder,
-        DENSE_NAME: run.shared / "baseline",
+        DENSE_NAME: run.shared.baseline,
         **list_reference_bundles(run, candidate, dense=dense),
     }
     how = (
@@ -460,7 +446,7 @@ def measure_structure(
         MAX_REQUESTS_FACTOR * m.requests,
     )
     found = bench_with_replay(
-        bundles, run.requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles
+        bundles, run.load_requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles
     )
     shutil.rmtree(folder, ignore_errors=True)
     new, old, statistic = found.pop("new"), found[DENSE_NAME], run.goal.statistic
@@ -468,7 +454,7 @@ def measure_structure(
     if (
         run.goal.kind == "speedup"
     ):  # a machine that is slower now is slower for both, if not equally
-        window = len(append_reference_run(run.shared / REFERENCE_RUNS_FILE, found).runs) - 1
+        window = len(append_reference_run(run.shared.reference_runs, found).runs) - 1
         ms *= getattr(dense.latency_ms, statistic) / getattr(old.latency, statistic)
     over = max(
         (new.nodes[n].p50 / limit for n, limit in run.spec.limits.node_ms.items()), default=0.0
@@ -492,9 +478,7 @@ def list_reference_bundles(
 
     if run.goal.kind != "speedup" or not has_time_budget(dense.latency_ms.p50):
         return {}
-    found = {
-        p: run.shared / QUANTIZED_FOLDER / p for p in sorted(set(candidate.precision.values()))
-    }
+    found = {p: run.shared.quantized / p for p in sorted(set(candidate.precision.values()))}
     return {p: at for p, at in found.items() if at.exists()}
 
 

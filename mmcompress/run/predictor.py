@@ -24,12 +24,9 @@ from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.surgery import copy_resized
 from mmcompress.registry import PRECISIONS
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
-from mmcompress.run.sensitivity import _shortest
 from mmcompress.runtime.machine import describe_cpu
 from mmcompress.storage import read_record, write_record
-from mmcompress.workspace.context import RunContext, list_precisions
-
-REFERENCE_RUNS_FILE = "windows.json"
+from mmcompress.workspace.context import RunContext, find_largest_position_cut, list_precisions
 
 
 def build_predictor(run: RunContext, dense: Profile) -> Predictor:
@@ -38,7 +35,7 @@ def build_predictor(run: RunContext, dense: Profile) -> Predictor:
     Of another device it is made from that one's readings.
     """
 
-    record = run.shared / "predictor.json"
+    record = run.shared.predictor
     if record.exists():
         return read_record(Predictor, record)
     plan = plan_run_measurements(run, dense)
@@ -62,7 +59,7 @@ def build_predictor(run: RunContext, dense: Profile) -> Predictor:
                 dense.calls,
                 whole,
                 beside,
-                run.shared,
+                run.shared.path,
                 say,
                 bench=run.bench,
             )
@@ -75,17 +72,15 @@ def _rounded_shares(run: RunContext, plan: MeasurementPlan, *, dense: Profile) -
 
     m = run.spec.measure
     run.on_progress("device table", "the whole pipeline in other precisions", 0.0)
-    _write_aside(run, plan, folder=run.shared)
+    _write_aside(run, plan, folder=run.shared.path)
     if not plan.reference_names:
         return {}
     how = (dense.traces, dense.latency_ms.p50, m.threads, m.warmup, m.requests)
-    bundles = reference_bundles(run.shared, plan.reference_names)
+    bundles = reference_bundles(run.shared.path, plan.reference_names)
     found = bench_with_replay(
-        bundles, run.requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles
+        bundles, run.load_requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles
     )
-    append_reference_run(
-        run.shared / REFERENCE_RUNS_FILE, {p: found[p] for p in plan.every_precision}
-    )
+    append_reference_run(run.shared.reference_runs, {p: found[p] for p in plan.every_precision})
     return node_ratios(found)
 
 
@@ -96,7 +91,7 @@ def _write_aside(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> Non
     others = [p for p in plan.every_precision if p != "fp32"]
     for p in others:
         quantize_bundle(
-            run.shared / "baseline",
+            run.shared.baseline,
             run.models,
             precision=of(p),
             folder=folder / QUANTIZED_FOLDER / p,
@@ -120,7 +115,7 @@ def _write_aside(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> Non
 def plan_run_measurements(run: RunContext, dense: Profile) -> MeasurementPlan:
     """What has to be known of a device to search on it."""
 
-    shortest = {n: _shortest(run, n) for n in run.models}
+    shortest = {n: find_largest_position_cut(run, n) for n in run.models}
     room = has_time_budget(dense.latency_ms.p50)
     return plan_measurements(
         run.spec,

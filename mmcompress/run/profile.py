@@ -50,14 +50,14 @@ class Profile:
 
 def profile_pipeline(run: RunContext) -> Profile:
     """Export the dense pipeline with its proofs, measure it, and measure the device table. Cached in the run folder."""
-    record = run.shared / "profile.json"
-    if record.exists() and (run.shared / "baseline" / "manifest.json").exists():
+    record = run.shared.profile
+    if record.exists() and run.shared.has_baseline():
         found = read_record(Profile, record)
         if found.device != run.device:
             raise DataError(
                 f"{run.shared}: profiled on another device ({found.device}, this is {run.device}); use a new --out"
             )
-        if read_manifest(run.shared / "baseline")["format"] != BUNDLE_FORMAT:
+        if read_manifest(run.shared.baseline)["format"] != BUNDLE_FORMAT:
             raise DataError(
                 f"{run.shared}: profiled by an older mmcompress, which exported otherwise; use a new --out"
             )
@@ -73,8 +73,8 @@ def _profile(run: RunContext) -> Profile:
     say, spec = run.on_progress, run.spec
     say("profile", "exporting the dense pipeline", 0.0)
     fp32 = dict.fromkeys(run.models, "fp32")
-    proofs = run.write_bundle(run.models, fp32, kept={}, folder=run.shared / "baseline")
-    proofs += prove_generators(run, run.models, bundle=run.shared / "baseline")
+    proofs = run.write_bundle(run.models, fp32, kept={}, folder=run.shared.baseline)
+    proofs += prove_generators(run, run.models, bundle=run.shared.baseline)
     require_proofs(proofs)
     said: tuple[GenerationTraces, ...] = ()
     if run.device_readings:
@@ -83,11 +83,11 @@ def _profile(run: RunContext) -> Profile:
         say("profile", "measuring it end to end", 0.6)
         how = (
             spec.measure.threads,
-            run.requests(BENCH_REQUESTS),
+            run.load_requests(BENCH_REQUESTS),
             spec.measure.warmup,
             spec.measure.requests,
         )
-        bundles = {"dense": run.shared / "baseline"}
+        bundles = {"dense": run.shared.baseline}
         found = bench_repeated(bundles, *how, sittings=1, benchmark=run.bench.benchmark_bundles)[
             "dense"
         ].summarize()

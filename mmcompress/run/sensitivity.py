@@ -1,21 +1,17 @@
-"""TODO."""
+"""Stage: the importance of units, and the loss increases of cuts and precisions."""
 
 from __future__ import annotations
 
 from mmcompress.search.sensitivity.gather import gather_sensitivity
 from mmcompress.search.sensitivity.store import Sensitivity
-from mmcompress.workspace.context import RunContext, list_precisions
-
-
-def _shortest(run: RunContext, node: str) -> float:
-    """The largest share of its positions that a node may lose: as the spec fixes it, or as far as the space goes."""
-    prune, d = run.spec.nodes[node].prune, run.space.dimensions.get(f"nodes.{node}.prune.tokens")
-    fixed = max(prune.tokens, prune.blocks.get("tokens", 0.0))
-    return max(fixed, (d.high or 0.0) if d else 0.0)
+from mmcompress.workspace.context import RunContext, find_largest_position_cut, list_precisions
 
 
 def measure_run_sensitivity(run: RunContext) -> Sensitivity:
-    """Importance of every unit and damage of every block, on training pairs. Cached in the run folder."""
+    """Measure importance and loss increases on training pairs, or read them from the run folder."""
+
+    def report_progress(message: str, share: float) -> None:
+        run.on_progress("importance", message, share)
 
     with run.time_stage("importance"):
         return gather_sensitivity(
@@ -24,7 +20,9 @@ def measure_run_sensitivity(run: RunContext) -> Sensitivity:
             models=run.models,
             data=run.data,
             folder=run.shared,
-            progress=lambda what, share: run.on_progress("importance", what, share),
+            progress=report_progress,
             precisions=list_precisions(run),
-            shortest={n: _shortest(run, n) for n in run.models},
+            shortest={
+                node_name: find_largest_position_cut(run, node_name) for node_name in run.models
+            },
         )

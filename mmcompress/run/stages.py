@@ -9,7 +9,6 @@ Several targets share profile, predictor and evidence; the rest has a folder for
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -34,13 +33,6 @@ from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.spec.target import split_targets
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import OnProgress, RunContext, ignore_progress, open_run
-from mmcompress.workspace.folder import (
-    STASH,
-    finish_interrupted_move,
-    remove_artifact,
-    stash_artifact,
-    unstash_artifact,
-)
 
 
 def run(
@@ -100,7 +92,9 @@ def run_targets(
         bench=bench,
         clock=clock,
     )
-    dense, predict, ev = prepare_run(r)
+    prepared = prepare_run(r)
+    r, dense = prepared.run, prepared.dense
+    predict, ev = prepared.predictor, prepared.sensitivity
     wanted = split_targets(r.spec)
     if len(wanted) == 1:
         return (_reach(r, dense, predict=predict, ev=ev),)
@@ -109,14 +103,14 @@ def run_targets(
     failed: list[MmcompressError] = []
     for t in wanted:
         try:
-            found[t.replace(" ", "-")] = _reach(r.aimed_at(t), dense, predict=predict, ev=ev)
+            found[t.replace(" ", "-")] = _reach(r.aim_at(t), dense, predict=predict, ev=ev)
         except MmcompressError as e:
             on_progress("run", f"target {t}: {e}", None)
             failed.append(e.with_traceback(None))  # its frames hold models
             if isinstance(e, ClusterError):  # the others would end the same way
                 break
     if len(found) > 1:
-        write_front(found, r.folder)
+        write_front(found, r.folder.path)
     if failed:
         raise failed[0]
     return tuple(found.values())
@@ -129,23 +123,23 @@ def _reach(r: RunContext, dense: Profile, *, predict: Predictor, ev: Sensitivity
     is not made or measured again, unless more of a search is asked for, or another device has measured it since.
     """
 
-    kept, record = r.folder / STASH, r.folder / "fitted.json"
-    finish_interrupted_move(r.folder)
+    kept, record = r.folder.stash, r.folder.fitted
+    r.folder.finish_interrupted_move()
     known = read_record(FittedStructure, record) if record.exists() else None
-    finished = (r.folder / "summary.json").exists() and not kept.exists()
+    finished = r.folder.summary.exists() and not r.folder.has_stash()
     asked = r.spec.search.trials + r.spec.search.level_switches
     if (
         finished and known and known.search_effort < asked
     ):  # what is there stays until something better is
-        (r.folder / "tryouts.json").unlink(missing_ok=True)
-        stash_artifact(r.folder)
+        r.folder.discard_short_finetunings()
+        r.folder.stash_artifact()
         finished, known = False, None
     bias, limits = known.final_to_fitted if known else 1.0, r.spec.limits
     begun, before = 1, 0
-    if kept.exists():
+    if r.folder.has_stash():
         first, missed = (
-            read_record(FittedStructure, kept / "fitted.json"),
-            read_record(Summary, kept / "summary.json"),
+            read_record(FittedStructure, kept.fitted),
+            read_record(Summary, kept.summary),
         )
         begun, before = 2 if first.search_effort >= asked else 1, len(first.attempts)
         bias = bias if known else first.next_final_to_fitted(long_run_target_share(missed))
@@ -154,15 +148,12 @@ def _reach(r: RunContext, dense: Profile, *, predict: Predictor, ev: Sensitivity
         fitted = fit_structure(
             _within(r, limits), ev, predict=predict, dense=dense, bias=bias, before=before
         )
-        if (
-            finished
-            and fitted == known
-            and not r.device_readings
-            and (r.folder / "bundle" / "manifest.json").exists()
-        ):
-            summary = read_record(Summary, r.folder / "summary.json")
+        if finished and fitted == known and not r.device_readings and r.folder.has_bundle():
+            summary = read_record(Summary, r.folder.summary)
             break
-        made = compress_pipeline(r, ev, fitted, dense, earlier=kept if kept.exists() else None)
+        made = compress_pipeline(
+            r, ev, fitted, dense, earlier=kept if r.folder.has_stash() else None
+        )
         summary = evaluate_artifact(r, fitted, dense, *made, patient=True)
         told = (
             r.device_readings is not None and summary.compressed.latency_ms.n > 0
@@ -181,18 +172,18 @@ def _reach(r: RunContext, dense: Profile, *, predict: Predictor, ev: Sensitivity
             f"the finished artifact lies at {corrected_target_share(summary):.1%} of its target: once more",
             None,
         )
-        if kept.exists() and is_better(read_record(Summary, kept / "summary.json"), summary):
-            remove_artifact(r.folder)
+        if r.folder.has_stash() and is_better(read_record(Summary, kept.summary), summary):
+            r.folder.remove_artifact()
         else:
-            stash_artifact(r.folder)
-    if kept.exists():
-        earlier = read_record(Summary, kept / "summary.json")
+            r.folder.stash_artifact()
+    if r.folder.has_stash():
+        earlier = read_record(Summary, kept.summary)
         if is_better(earlier, summary):
-            unstash_artifact(r.folder)
+            r.folder.restore_stash()
             summary = earlier
             write_record(
                 record, replace(read_record(FittedStructure, record), search_effort=asked)
             )  # what was asked for has been tried
-        shutil.rmtree(kept, ignore_errors=True)
-    write_report(summary, r.folder)
+        r.folder.discard_stash()
+    write_report(summary, r.folder.path)
     return summary

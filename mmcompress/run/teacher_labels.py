@@ -1,62 +1,73 @@
-"""TODO."""
+"""Data labelled by the dense pipeline: generators learn from, and are chosen by, what it writes."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-from mmcompress.data.base import Pairs
-from mmcompress.runtime.graph import load_bundle
+from mmcompress.data.base import Dataset, Pairs
+from mmcompress.runtime.graph import Pipeline, load_bundle
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
 
+LABELLED_SPLITS = ("train", "val")
+"""Splits that are labelled. The test split keeps its references: results are judged by those alone."""
 
-@dataclass(frozen=True, kw_only=True)
-class TeacherLabelled:
-    """A dataset with what the dense pipeline writes for its inputs, found out when asked for and kept in a file."""
 
-    data: Any
-    bundle: Path
-    record: Path
+class TeacherLabelledData:
+    """A dataset whose training and validation pairs carry what the dense pipeline writes for them.
 
-    @property
-    def splits(self) -> tuple[str, ...]:
-        return tuple(self.data.splits)
+    A label is made when its pair is first asked for, and kept in a file under the name of the pair.
+    """
 
-    @property
-    def gives(self) -> str:
-        return str(self.data.gives)
+    def __init__(self, data: Dataset, *, bundle: Path, record: Path):
+        self.splits = data.splits
+        self.gives = data.gives
+        self._data = data
+        self._bundle = bundle
+        self._record = record
+        # Loaded by this object alone and not by path: the bundle at a path may be written anew.
+        self._pipeline: Pipeline | None = None
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
-        pairs = self.data.load(split, count, seed=seed)
-        if split not in ("train", "val"):
+        """Load pairs as the dataset does, with the label of each in `written`."""
+        pairs = self._data.load(split, count, seed=seed)
+        if split not in LABELLED_SPLITS:
             return pairs
-        known = json.loads(self.record.read_text()) if self.record.exists() else {}
-        missing = [i for i, name in enumerate(pairs.names) if name not in known]
-        if missing:
-            pipeline = _loaded(self.bundle)
-            kinds = {n: node["kind"] for n, node in pipeline.manifest["graph"]["nodes"].items()}
-            generator = next(n for n, k in kinds.items() if k == "text_decoder")
-            port = next(iter(pipeline.inputs))
-            for i in missing:
-                known[pairs.names[i]] = pipeline.run(**{port: pairs.inputs[i]})[generator]["text"]
-            write_record(self.record, known)
-        return replace(pairs, written=tuple(known[name] for name in pairs.names))
+        texts_by_name = self._complete_labels(pairs)
+        return replace(pairs, written=tuple(texts_by_name[name] for name in pairs.names))
+
+    def _complete_labels(self, pairs: Pairs) -> dict[str, str]:
+        """Return all labels on record, after those of the given pairs were added."""
+        texts_by_name: dict[str, str] = {}
+        if self._record.exists():
+            texts_by_name = json.loads(self._record.read_text())
+        missing = [i for i, name in enumerate(pairs.names) if name not in texts_by_name]
+        if not missing:
+            return texts_by_name
+        pipeline = self._load_pipeline()
+        nodes = pipeline.manifest["graph"]["nodes"]
+        generator = next(name for name, node in nodes.items() if node["kind"] == "text_decoder")
+        port = next(iter(pipeline.inputs))
+        for i in missing:
+            outputs = pipeline.run(**{port: pairs.inputs[i]})
+            texts_by_name[pairs.names[i]] = outputs[generator]["text"]
+        write_record(self._record, texts_by_name)
+        return texts_by_name
+
+    def _load_pipeline(self) -> Pipeline:
+        """Return the dense pipeline, loaded on first use."""
+        if self._pipeline is None:
+            self._pipeline = load_bundle(self._bundle)
+        return self._pipeline
 
 
-@lru_cache(maxsize=1)
-def _loaded(bundle: Path) -> Any:
-
-    return load_bundle(bundle)
-
-
-def label_by_teacher(run: RunContext) -> None:
-    """Where the spec says so, let generators learn from and be chosen by what the dense pipeline writes."""
+def label_by_teacher(run: RunContext) -> RunContext:
+    """Return the run with the data that `data.labels` asks for. The dense bundle must have been written."""
     if run.spec.data.labels == "reference":
-        return
-    run.data = TeacherLabelled(
-        data=run.data, bundle=run.shared / "baseline", record=run.shared / "written.json"
+        return run
+    data = TeacherLabelledData(
+        run.data, bundle=run.shared.baseline, record=run.shared.teacher_texts
     )
+    return replace(run, data=data)

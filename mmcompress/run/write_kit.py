@@ -23,8 +23,8 @@ def write_kit(run: RunContext, folder: Path) -> Path:
     dense, m = profile_pipeline(run), run.spec.measure
     plan = plan_run_measurements(run, dense)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(run.shared / "baseline", folder / "baseline")
-    save_requests(folder, run.requests(BENCH_REQUESTS))
+    shutil.copytree(run.shared.baseline, folder / "baseline")
+    save_requests(folder, run.load_requests(BENCH_REQUESTS))
     _write_aside(run, plan, folder=folder)
     found = []
     for e in write_exports(run.spec, run.models, plan=plan, calls=dense.calls, folder=folder):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
@@ -25,9 +24,7 @@ from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.split_budget import split_budget
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
-
-LINEARIZATION_FILE = "relinearized.json"
-
+from mmcompress.workspace.folder import RunFolder
 
 STEP_EXPONENT = 0.5
 """How far beliefs move in a round: all the way they swing to and fro between two kinds of splits."""
@@ -70,9 +67,9 @@ class InteractionFactors:
     dense_loss: float = 0.0
 
 
-def load_interaction_factors(folder: Path) -> InteractionFactors:
+def load_interaction_factors(folder: RunFolder) -> InteractionFactors:
     """What is on record in a run folder."""
-    record = folder / LINEARIZATION_FILE
+    record = folder.interaction_factors
     return read_record(InteractionFactors, record) if record.exists() else InteractionFactors()
 
 
@@ -109,7 +106,7 @@ def linearize_successively(
             if more is None:  # another budget may be within reach, another time they may be judged
                 break
             known = more
-            write_record(run.folder / LINEARIZATION_FILE, known)
+            write_record(run.folder.interaction_factors, known)
         if not known.losses or quality_collapsed(min(known.losses), known.dense_loss):
             return ev, []
         inside = ev.scaled(known.cuts, known.rounding)

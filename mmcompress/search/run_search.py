@@ -89,7 +89,7 @@ def run_search(
     p = build_problem(run, ev, predict=predict, budget_ms=budget_ms)
     with run.time_stage("search"):
         book = open_study(
-            run.folder / "study.journal", run.spec.seed, sampler=run.spec.search.sampler
+            run.folder.study, run.spec.seed, sampler=run.spec.search.sampler
         )
         led = blind is None
         best = (
@@ -207,7 +207,7 @@ def adjust_structure(
         return None
     with run.time_stage("search"):
         book = open_study(
-            run.folder / "study.journal", run.spec.seed, sampler=run.spec.search.sampler
+            run.folder.study, run.spec.seed, sampler=run.spec.search.sampler
         )
         effort = SearchEffort(
             trials=0, level_switches=0, workers=who.workers, retries=run.spec.search.retries

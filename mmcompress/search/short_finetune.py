@@ -69,7 +69,7 @@ def rank_by_short_finetuning(
         return best
     p, record = (
         build_problem(run, ev, predict=predict, budget_ms=budget_ms),
-        run.folder / "tryouts.json",
+        run.folder.short_finetunings,
     )
     if not record.exists():
         pool, teacher = (

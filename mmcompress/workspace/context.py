@@ -1,16 +1,20 @@
-"""A run folder with everything loaded: what the stages work on."""
+"""A run folder with everything loaded: the stages work on it. `open_run` loads and checks all of it first."""
 
 from __future__ import annotations
 
 import json
 import sysconfig
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
+from mmcompress.data.base import Dataset
 from mmcompress.data.open_dataset import open_dataset, read_lookup_texts
 from mmcompress.errors import DataError, ModelError, suggest_nearest
 from mmcompress.export.bundle import write_bundle
@@ -22,87 +26,180 @@ from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.cost_model.footprint import Footprint, measure_footprint
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.devices.readings import Readings
+from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params
 from mmcompress.models.sources import load_models, load_rewind_models
 from mmcompress.pipeline.forward import TorchPipeline
+from mmcompress.registry import PRECISIONS
 from mmcompress.results.records import Proof
 from mmcompress.runtime.machine import device_fingerprint
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.loader import list_given_keys
-from mmcompress.spec.schema import Spec
+from mmcompress.spec.schema import Node, Spec
 from mmcompress.spec.space import Space, load_space
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.storage import read_record, to_plain, write_record
 from mmcompress.version import CHECKOUT_FOLDER
+from mmcompress.workspace.folder import RunFolder
 
 OnProgress = Callable[[str, str, float | None], None]
-"""(stage, what, share done or None): progress for a person."""
+"""Receives (stage, message, share done or None): progress for a person."""
+
+UNIT_KINDS = ("heads", "ffn", "tokens")
+"""Groups of blocks that a spec or a search space gives a prune ratio for."""
+
+MAX_STATIC_RANGE_INPUTS = 32
+"""Training inputs at most that static activation ranges are taken from: each runs through the whole pipeline."""
 
 
-ignore_progress: OnProgress = lambda stage, what, share: None
-
-
-STATIC_RANGE_INPUTS = 32
-"""Training inputs that static ranges are taken from."""
+def ignore_progress(stage: str, message: str, share: float | None) -> None:
+    """Tell nobody."""
 
 
 @dataclass(kw_only=True)
 class RunContext:
-    """A run folder with everything loaded. Heavy parts are made by `open_run`."""
+    """A run folder with everything loaded. `open_run` makes it."""
 
     spec: Spec
+    """What was asked for, with all overrides applied."""
     space: Space
-    folder: Path
+    """What the search may change, without dimensions that no model has."""
+    folder: RunFolder
+    """The folder of this target."""
+    shared: RunFolder
+    """The folder of what does not depend on the target: `folder` itself where there is one target."""
     on_progress: OnProgress
-    models: dict[str, Any]
-    pipeline: Any
-    data: Any
+    models: dict[str, Model]
+    """The dense models by node. They are never changed."""
+    pipeline: TorchPipeline
+    """The graph of the spec in torch; it takes the models of either side."""
+    data: Dataset
+    """Pairs of every split. With `data.labels: teacher` they carry the dense pipeline's texts after `prepare_run`."""
     cross_modal: dict[str, dict[str, str]]
+    """The reason why a block is cross-modal, by node and block; other blocks are missing."""
     timings: dict[str, float]
+    """Seconds by stage, those of interrupted runs included."""
     lookup_texts: dict[str, tuple[str, ...]]
-    """The texts of every lookup."""
-    shared: Path
-    """The folder of what does not depend on the target; `folder` itself where there is one target."""
+    """The texts that every lookup node searches."""
     bench: Benchmarker
+    """Measures latency and memory."""
     clock: Clock
 
     @property
     def goal(self) -> Goal:
+        """The target of the spec."""
         return parse_target(self.spec.target)
 
-    def aimed_at(self, target: str) -> RunContext:
-        """The same run for one of its targets, in a folder of its own."""
-        spec = replace(self.spec, target=target)
-        folder = self.folder / target.replace(" ", "-")
-        record = folder / "timings.json"
-        timings = json.loads(record.read_text()) if record.exists() else {}
-        return replace(self, spec=spec, folder=folder, timings=timings)
+    @property
+    def blocks(self) -> dict[str, tuple[Block, ...]]:
+        """The prunable blocks of the dense models, by node."""
+        return {node_name: model.blocks for node_name, model in self.models.items()}
 
-    def requests(self, count: int) -> list[dict[str, Any]]:
-        """Inputs to measure latency with, from the choosing split."""
-        return [
-            {next(iter(self.spec.inputs)): x} for x in self.data.load("val", count, seed=1).inputs
-        ]
+    @property
+    def fp32_blocks(self) -> dict[str, dict[str, tuple[str, ...]]]:
+        """Blocks that stay in fp32, by node and precision; empty before the sensitivity is measured."""
+        if not self.shared.sensitivity.exists():
+            return {}
+        # The JSON key `spared` is what earlier versions wrote; their folders stay readable.
+        stored = json.loads(self.shared.sensitivity.read_text())["spared"]
+        blocks_by_node: dict[str, dict[str, tuple[str, ...]]] = {}
+        for node_name, blocks_by_precision in stored.items():
+            blocks_by_node[node_name] = {
+                precision: tuple(blocks) for precision, blocks in blocks_by_precision.items()
+            }
+        return blocks_by_node
+
+    @cached_property
+    def device_readings(self) -> Readings | None:
+        """What another device measured, where the spec names its readings. Latencies are then that device's.
+
+        Raises:
+            DataError: The readings contradict themselves, or belong to another pipeline or thread count.
+        """
+        measure = self.spec.measure
+        if not measure.readings:
+            return None
+        readings = read_record(Readings, Path(measure.readings))
+        if readings.table.device != readings.device:
+            raise DataError(
+                f"measure.readings: {measure.readings} has the pipelines of {readings.device} "
+                f"and the table of {readings.table.device}"
+            )
+        if readings.pipeline != self.spec.name or readings.threads != measure.threads:
+            raise DataError(
+                f"measure.readings: {measure.readings} is of '{readings.pipeline}' with "
+                f"{readings.threads} threads, this is '{self.spec.name}' with {measure.threads}"
+            )
+        return readings
+
+    @cached_property
+    def device(self) -> str:
+        """Fingerprint of the device the target is for. Figures of two devices are never compared."""
+        if self.device_readings:
+            return str(self.device_readings.device)
+        return device_fingerprint(self.spec.measure.threads)
+
+    @cached_property
+    def footprint(self) -> Footprint:
+        """File sizes and memory by structure. Measured once per run folder, when a limit asks for it."""
+        record = self.shared.footprint
+        if not record.exists():
+            predictor = read_record(Predictor, self.shared.predictor)
+            dense_params = {name: count_params(model) for name, model in self.models.items()}
+            footprint = measure_footprint(
+                self.models,
+                predictor.size_fits,
+                dense_params,
+                self.shared.baseline,
+                memory=self.bench.measure_memory_mb,
+            )
+            write_record(record, footprint)
+        return replace(read_record(Footprint, record), fp32_blocks=self.fp32_blocks)
+
+    def aim_at(self, target: str) -> RunContext:
+        """Return the same run for one of its targets, in a folder of its own."""
+        folder = self.folder.target_folder(target)
+        spec = replace(self.spec, target=target)
+        return replace(self, spec=spec, folder=folder, timings=folder.read_timings())
+
+    def load_requests(self, count: int) -> list[dict[str, np.ndarray]]:
+        """Return inputs to measure latency with, from the validation split.
+
+        Args:
+            count: The number of requests.
+
+        Returns:
+            One dictionary for each request, from the input port to its array.
+        """
+        port = next(iter(self.spec.inputs))
+        pairs = self.data.load("val", count, seed=1)
+        return [{port: array} for array in pairs.inputs]
 
     def write_bundle(
         self,
-        models: dict[str, Any],
-        precision: dict[str, str],
+        models: Mapping[str, Model],
+        precision: Mapping[str, str],
         *,
-        kept: dict[str, KeptUnits],
+        kept: Mapping[str, KeptUnits],
         folder: Path,
         prove: bool = True,
-        spared: Mapping[str, Collection[str]] = MappingProxyType({}),
-        aside: Path | None = None,
+        fp32_blocks: Mapping[str, Collection[str]] = MappingProxyType({}),
+        fp32_folder: Path | None = None,
     ) -> list[Proof]:
-        """Write a bundle of given models; returns its proofs. `spared`, `aside`: see `write_bundle`."""
+        """Write a bundle of some models.
 
-        static = any(p == "int8_static" for p in precision.values())
-        given = (
-            self.data.load("train", min(self.spec.data.calibration, STATIC_RANGE_INPUTS)).inputs
-            if static
-            else ()
-        )
+        Args:
+            models: The models by node.
+            precision: The precision of every node.
+            kept: Units kept by node and block; it goes into the manifest.
+            folder: Where the bundle goes.
+            prove: Whether every export is compared with its model.
+            fp32_blocks: Blocks by node that stay in fp32.
+            fp32_folder: Where the fp32 files of generators go that are quantized in the bundle.
+
+        Returns:
+            The proofs, failed ones included.
+        """
         return write_bundle(
             self.spec,
             models,
@@ -111,96 +208,44 @@ class RunContext:
             folder=folder,
             prove=prove,
             listed=self.lookup_texts,
-            calibration=given,
-            spared=spared,
-            aside=aside,
+            calibration=self._load_range_inputs(precision),
+            spared=fp32_blocks,
+            aside=fp32_folder,
         )
 
-    @cached_property
-    def device_readings(self) -> Readings | None:
-        """What another device measured, where the spec names its readings; latencies are then that device's."""
+    def _load_range_inputs(self, precision: Mapping[str, str]) -> list[np.ndarray]:
+        """Return the training inputs that static activation ranges are taken from, if a precision needs any."""
+        if not any(has_static_ranges(name) for name in precision.values()):
+            return []
+        count = min(self.spec.data.calibration, MAX_STATIC_RANGE_INPUTS)
+        return list(self.data.load("train", count).inputs)
 
-        m = self.spec.measure
-        if not m.readings:
-            return None
-        found = read_record(Readings, Path(m.readings))
-        if found.table.device != found.device:
-            raise DataError(
-                f"measure.readings: {m.readings} has the pipelines of {found.device} and the table of {found.table.device}"
-            )
-        if found.pipeline != self.spec.name or found.threads != m.threads:
-            raise DataError(
-                f"measure.readings: {m.readings} is of '{found.pipeline}' with {found.threads} threads, "
-                f"this is '{self.spec.name}' with {m.threads}"
-            )
-        return found
-
-    @cached_property
-    def device(self) -> str:
-        """Fingerprint of the device the target is for. Figures of two devices are never put side by side."""
-
-        return (
-            str(self.device_readings.device)
-            if self.device_readings
-            else device_fingerprint(self.spec.measure.threads)
-        )
-
-    @property
-    def blocks(self) -> dict[str, tuple[Block, ...]]:
-        return {n: m.blocks for n, m in self.models.items()}
-
-    @cached_property
-    def footprint(self) -> Footprint:
-        """What structures weigh. Measured once per run folder, when a limit asks for it."""
-
-        record = self.shared / "footprint.json"
-        if not record.exists():
-            sizes = read_record(Predictor, self.shared / "predictor.json").size_fits
-            dense = {n: count_params(m) for n, m in self.models.items()}
-            write_record(
-                record,
-                measure_footprint(
-                    self.models,
-                    sizes,
-                    dense,
-                    self.shared / "baseline",
-                    memory=self.bench.measure_memory_mb,
-                ),
-            )
-        return replace(read_record(Footprint, record), fp32_blocks=self.fp32_blocks)
-
-    @property
-    def fp32_blocks(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """Blocks that stay in fp32, by node and precision; none as long as there is no evidence."""
-        evidence = self.shared / "evidence.json"
-        found = json.loads(evidence.read_text())["spared"] if evidence.exists() else {}
-        return {n: {p: tuple(blocks) for p, blocks in by.items()} for n, by in found.items()}
-
-    def time_stage(self, stage: str) -> _Clock:
-        return _Clock(self, stage)
+    @contextmanager
+    def time_stage(self, stage: str) -> Iterator[None]:
+        """Add the seconds that the block takes to the timings of a stage, and write them down."""
+        start = self.clock.now()
+        try:
+            yield
+        finally:
+            seconds = self.clock.now() - start
+            self.timings[stage] = self.timings.get(stage, 0.0) + seconds
+            write_record(self.folder.timings, self.timings)
 
 
-class _Clock:
-    def __init__(self, run: RunContext, stage: str):
-        self.run, self.stage = run, stage
-
-    def __enter__(self) -> None:
-        self.start = self.run.clock.now()
-
-    def __exit__(self, *exc: object) -> None:
-        spent = self.run.clock.now() - self.start
-        self.run.timings[self.stage] = self.run.timings.get(self.stage, 0.0) + spent
-        write_record(self.run.folder / "timings.json", self.run.timings)
+def has_static_ranges(precision: str) -> bool:
+    """Return whether a precision takes the ranges of its activations from calibration inputs."""
+    return bool(PRECISIONS.get(precision).activations == "static")
 
 
 def default_space() -> Path:
-    """In a checkout it lies beside the package, in an installed copy among the data of its environment."""
-    beside = CHECKOUT_FOLDER / "search_spaces" / "joint.yaml"
-    return (
-        beside
-        if beside.exists()
-        else Path(sysconfig.get_path("data"), "share", "mmcompress", *beside.parts[-2:])
-    )
+    """Return the path of the default search space.
+
+    In a checkout it lies beside the package, in an installed copy among the data files of its environment.
+    """
+    name = Path("search_spaces") / "joint.yaml"
+    if (CHECKOUT_FOLDER / name).exists():
+        return CHECKOUT_FOLDER / name
+    return Path(sysconfig.get_path("data")) / "share" / "mmcompress" / name
 
 
 def open_run(
@@ -214,178 +259,243 @@ def open_run(
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
 ) -> RunContext:
-    """Load and check everything a run needs. Without `resume` the folder must be new or empty.
+    """Load and check everything a run needs. Nothing is written before all checks have passed.
 
-    Raises `SpecError`, `DataError` or `ModelError`; nothing is written before all of it is checked. `bench` and `clock`: what
-    latency is measured with and time is read from; by default those of this machine.
+    Args:
+        spec_path: The spec file.
+        out: The run folder. It must be new or empty, unless `resume` is given.
+        space: The search space file; the default one when missing.
+        overrides: Values by dotted key that replace those of the spec.
+        resume: Go on with the run in the folder.
+        on_progress: Receives messages for a person.
+        bench: Measures latency; by default this machine.
+        clock: Tells the time; by default the clock of this machine.
+
+    Raises:
+        SpecError: The spec or the search space is wrong.
+        DataError: The data, the readings or the folder do not fit.
+        ModelError: A model can't be loaded, or can't be cut as asked.
     """
     spec = load_spec(spec_path, overrides)
-    searched = load_space(
-        space or default_space(), spec, fixed=list_given_keys(spec_path, overrides)
-    )
-    folder = Path(out)
+    given_keys = list_given_keys(spec_path, overrides)
+    whole_space = load_space(space or default_space(), spec, fixed=given_keys)
     on_progress("load", f"{spec.name}: {len(spec.model_nodes())} models", None)
 
     data = open_data(spec)
-    if few := describe_shortage(spec, data):
-        on_progress("load", few, None)
-    listed = {
-        n: read_lookup_texts(data, node.texts)
-        for n, node in spec.nodes.items()
-        if node.kind == "lookup"
-    }
+    shortage = describe_shortage(spec, data)
+    if shortage:
+        on_progress("load", shortage, None)
+    lookup_texts = _read_all_lookup_texts(spec, data)
+
     models = load_models(spec)
-    load_rewind_models(spec, models)  # what can't be rewound to is told before hours of work
-    _check_asked(spec, models)
-    searched = _possible(searched, models)
-    cross = find_cross_modal_blocks(spec, {n: m.blocks for n, m in models.items()})
-    bench, clock = bench or Benchmarker(), clock or SystemClock()
+    # A checkpoint that can't be rewound to is reported now, not after hours of work.
+    load_rewind_models(spec, models)
+    _check_prune_options(spec, models)
+
+    folder = RunFolder(Path(out))
+    blocks = {node_name: model.blocks for node_name, model in models.items()}
     run = RunContext(
         spec=spec,
-        space=searched,
+        space=_drop_missing_dimensions(whole_space, blocks),
         folder=folder,
+        shared=folder,
         on_progress=on_progress,
         models=models,
         pipeline=TorchPipeline(spec, models),
         data=data,
-        cross_modal=cross,
+        cross_modal=find_cross_modal_blocks(spec, blocks),
         timings={},
-        lookup_texts=listed,
-        shared=folder,
-        bench=bench,
-        clock=clock,
+        lookup_texts=lookup_texts,
+        bench=bench or Benchmarker(),
+        clock=clock or SystemClock(),
     )
-    _ = run.device_readings  # readings that don't fit are refused before anything is written
-    _claim(folder, spec, space=searched, resume=resume)
-    _keep_readings(run)
-    if (folder / "timings.json").exists():
-        run.timings |= json.loads((folder / "timings.json").read_text())
+    readings = run.device_readings
+    _claim_folder(run, resume=resume)
+    if readings:
+        _keep_readings(run, readings)
+    run.timings |= folder.read_timings()
     return run
 
 
-def open_data(spec: Spec) -> Any:
-    """The data of a spec, a pair of every split looked at. Raises `DataError`."""
+def open_data(spec: Spec) -> Dataset:
+    """Open the data of a spec and look at one pair of every split.
 
+    Raises:
+        DataError: A split is missing or can't be read, or the data do not fit the pipeline.
+    """
     data = open_dataset(spec.data)
     for split in ("train", "val", "test", *spec.data.report):
         if split not in data.splits:
             raise DataError(
-                f"data.report: '{spec.data.kind}' has no split '{split}' (known: {', '.join(data.splits)})"
+                f"data.report: '{spec.data.kind}' has no split '{split}' "
+                f"(known: {', '.join(data.splits)})"
             )
         data.load(split, 1)
-    kind = getattr(data, "gives", "image")
-    if kind != next(iter(spec.inputs.values())):
-        raise DataError(
-            f"data: '{spec.data.kind}' gives {kind}, the pipeline takes {next(iter(spec.inputs.values()))}"
-        )
+    _check_input_type(spec, data)
     if spec.data.labels == "teacher":
-        if (writers := sum(node.kind == "text_decoder" for node in spec.nodes.values())) != 1:
-            raise DataError(
-                f"data.labels: 'teacher' takes one node of kind text_decoder, here are {writers}"
-            )
-        if not data.load("val", 1).names:
-            raise DataError(
-                f"data.labels: 'teacher' needs a data kind of files, not '{spec.data.kind}'"
-            )
+        _check_teacher_labels(spec, data)
     return data
 
 
-def describe_shortage(spec: Spec, data: Any) -> str:
-    """What there is less of than the spec asks for, in words; empty: nothing, or data without an end."""
-    if not hasattr(data, "counts"):
+def _check_input_type(spec: Spec, data: Dataset) -> None:
+    """Raise `DataError` when the data give another type of input than the pipeline takes."""
+    # A plug-in of an earlier version may not say what it gives: those were all images.
+    given = getattr(data, "gives", "image")
+    taken = next(iter(spec.inputs.values()))
+    if given != taken:
+        raise DataError(f"data: '{spec.data.kind}' gives {given}, the pipeline takes {taken}")
+
+
+def _check_teacher_labels(spec: Spec, data: Dataset) -> None:
+    """Raise `DataError` when the dense pipeline can't label this data."""
+    generators = sum(node.kind == "text_decoder" for node in spec.nodes.values())
+    if generators != 1:
+        raise DataError(
+            f"data.labels: 'teacher' takes one node of kind text_decoder, here are {generators}"
+        )
+    # The labels are kept by file name.
+    if not data.load("val", 1).names:
+        raise DataError(
+            f"data.labels: 'teacher' needs a data kind of files, not '{spec.data.kind}'"
+        )
+
+
+def describe_shortage(spec: Spec, data: Dataset) -> str:
+    """Return a sentence on the splits that have fewer pairs than the spec asks for; empty when there are enough."""
+    # Only data of limited size counts its pairs.
+    count_pairs = getattr(data, "counts", None)
+    if count_pairs is None:
         return ""
-    have, d = data.counts(), spec.data
-    asked = {"train": d.calibration, "val": d.validation_pairs}
-    short = [f"{have[split]} of {n} in {split}" for split, n in asked.items() if have[split] < n]
-    return (
-        f"fewer pairs than asked for: {', '.join(short)}; {have['test']} in test" if short else ""
-    )
+    available: dict[str, int] = count_pairs()
+    wanted = {"train": spec.data.calibration, "val": spec.data.validation_pairs}
+    shortages = [
+        f"{available[split]} of {count} in {split}"
+        for split, count in wanted.items()
+        if available[split] < count
+    ]
+    if not shortages:
+        return ""
+    return f"fewer pairs than asked for: {', '.join(shortages)}; {available['test']} in test"
 
 
-def _check_asked(spec: Spec, models: dict[str, Any]) -> None:
-    """Raise `ModelError` when a spec cuts what a model does not have."""
-    for n, node in spec.model_nodes().items():
-        blocks, at = models[n].blocks, f"nodes.{n}.prune"
-        has = sorted({b.group for b in blocks})
-        for group in ("heads", "ffn", "tokens"):
-            if getattr(node.prune, group) > 0 and group not in has:
-                raise ModelError(
-                    f"{at}.{group}: this model has no {group} to cut (it has: {', '.join(has)})"
-                )
-        if node.prune.drop > sum(bool(b.drop) for b in blocks):
-            raise ModelError(
-                f"{at}.drop: only {sum(bool(b.drop) for b in blocks)} of its blocks can be removed whole"
-            )
-        names = [b.name for b in blocks]
-        if unknown := [name for name in node.prune.blocks if name not in names]:
-            raise ModelError(
-                f"{at}.blocks: no block is named '{unknown[0]}'; {suggest_nearest(unknown[0], names)}"
-            )
-
-
-def _possible(space: Space, models: dict[str, Any]) -> Space:
-    """The space without ratios of unit kinds that a model does not have."""
-    has = {f"nodes.{n}.prune.{b.group}" for n, m in models.items() for b in m.blocks}
-    kinds = ("heads", "ffn", "tokens")
-    keep = {
-        p: d for p, d in space.dimensions.items() if p.rpartition(".")[2] not in kinds or p in has
+def _read_all_lookup_texts(spec: Spec, data: Dataset) -> dict[str, tuple[str, ...]]:
+    """Return the texts of every lookup node."""
+    return {
+        node_name: read_lookup_texts(data, node.texts)
+        for node_name, node in spec.nodes.items()
+        if node.kind == "lookup"
     }
-    return replace(space, dimensions=keep)
 
 
-def _claim(folder: Path, spec: Spec, *, space: Space, resume: bool) -> None:
-    record = folder / "spec.json"
-    if record.exists() and resume:
-        if _decisive(read_record(Spec, record)) != _decisive(spec):
+def _check_prune_options(spec: Spec, models: Mapping[str, Model]) -> None:
+    """Raise `ModelError` when a spec cuts what a model does not have."""
+    for node_name, node in spec.model_nodes().items():
+        _check_node_prune_options(f"nodes.{node_name}.prune", node, blocks=models[node_name].blocks)
+
+
+def _check_node_prune_options(key: str, node: Node, *, blocks: tuple[Block, ...]) -> None:
+    """Raise `ModelError` when one node cuts what its model does not have."""
+    groups = sorted({block.group for block in blocks})
+    for group in UNIT_KINDS:
+        if getattr(node.prune, group) > 0 and group not in groups:
+            raise ModelError(
+                f"{key}.{group}: this model has no {group} to cut (it has: {', '.join(groups)})"
+            )
+    removable = sum(bool(block.drop) for block in blocks)
+    if node.prune.drop > removable:
+        raise ModelError(f"{key}.drop: only {removable} of its blocks can be removed whole")
+    names = [block.name for block in blocks]
+    for name in node.prune.blocks:
+        if name not in names:
+            raise ModelError(
+                f"{key}.blocks: no block is named '{name}'; {suggest_nearest(name, names)}"
+            )
+
+
+def _drop_missing_dimensions(space: Space, blocks: Mapping[str, tuple[Block, ...]]) -> Space:
+    """Return the space without prune ratios of unit kinds that a model does not have."""
+    present = set()
+    for node_name, node_blocks in blocks.items():
+        present |= {f"nodes.{node_name}.prune.{block.group}" for block in node_blocks}
+    dimensions = {}
+    for key, dimension in space.dimensions.items():
+        unit_kind = key.rpartition(".")[2]
+        if unit_kind not in UNIT_KINDS or key in present:
+            dimensions[key] = dimension
+    return replace(space, dimensions=dimensions)
+
+
+def _claim_folder(run: RunContext, *, resume: bool) -> None:
+    """Write spec and space into a new folder, or compare them with those of the run that is resumed.
+
+    Raises:
+        DataError: The folder is not empty, or was begun with another spec or search space.
+    """
+    folder = run.folder
+    if folder.spec.exists() and resume:
+        begun = read_record(Spec, folder.spec)
+        if _select_decisive_options(begun) != _select_decisive_options(run.spec):
             raise DataError(
                 f"{folder}: begun with another spec (or other overrides); use a new --out"
             )
-        if read_record(Space, folder / "space.json") != space:
+        if read_record(Space, folder.space) != run.space:
             raise DataError(f"{folder}: begun with another search space; use a new --out")
         return
-    if folder.exists() and any(folder.iterdir()):
+    if folder.has_files():
         raise DataError(
-            f"{folder}: not empty; add --resume to go on with the run in it, or choose another --out"
+            f"{folder}: not empty; add --resume to go on with the run in it, "
+            "or choose another --out"
         )
-    write_record(folder / "space.json", space)
-    write_record(record, spec)
+    write_record(folder.space, run.space)
+    write_record(folder.spec, run.spec)
 
 
-def _keep_readings(run: RunContext) -> None:
-    """A copy in the run folder: what is measured anew under the same name would be mixed with what was.
+def _keep_readings(run: RunContext, readings: Readings) -> None:
+    """Copy a device's readings into the run folder: old and new readings of one name must not be mixed.
 
-    Raises `DataError` where it differs.
+    Raises:
+        DataError: The folder has other readings.
     """
-    if run.device_readings:
-        record = run.folder / "readings.json"
-        if record.exists() and read_record(Readings, record) != run.device_readings:
-            raise DataError(
-                f"measure.readings: {run.spec.measure.readings} has changed since this run; use a new --out"
-            )
-        write_record(record, run.device_readings, indent=None)
+    record = run.folder.readings
+    if record.exists() and read_record(Readings, record) != readings:
+        raise DataError(
+            f"measure.readings: {run.spec.measure.readings} has changed since this run; "
+            "use a new --out"
+        )
+    write_record(record, readings, indent=None)
 
 
-def _decisive(spec: Spec) -> Any:
-    """The part of a spec that must not change between a run and its resumption: not where or how long it searches, nor
-    where the readings of a device lie (what is in them is compared)."""
+def _select_decisive_options(spec: Spec) -> dict[str, Any]:
+    """Return the part of a spec that must not change between a run and its resumption.
+
+    Where and how long it searches may change. So may the path of a device's readings: their content is compared.
+    """
     search = replace(
         spec.search, workers=1, trials=0, level_switches=0, ray_address=None, executor="ray"
     )
-    return to_plain(
-        replace(
-            spec,
-            search=search,
-            measure=replace(spec.measure, readings=spec.measure.readings and "given"),
-        )
-    )
+    measure = replace(spec.measure, readings=spec.measure.readings and "given")
+    options: dict[str, Any] = to_plain(replace(spec, search=search, measure=measure))
+    return options
 
 
 def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:
-    """The precisions each node may have."""
-    found = {}
-    for n, node in run.spec.model_nodes().items():
-        d = run.space.dimensions.get(f"nodes.{n}.precision")
-        found[n] = (
-            tuple(d.choices) if d else ("fp32" if node.precision == "auto" else node.precision,)
-        )
-    return found
+    """Return the precisions that each node may have: those of the search space, or the one of the spec."""
+    precisions: dict[str, tuple[str, ...]] = {}
+    for node_name, node in run.spec.model_nodes().items():
+        dimension = run.space.dimensions.get(f"nodes.{node_name}.precision")
+        if dimension:
+            precisions[node_name] = tuple(dimension.choices)
+        else:
+            fixed = "fp32" if node.precision == "auto" else node.precision
+            precisions[node_name] = (fixed,)
+    return precisions
+
+
+def find_largest_position_cut(run: RunContext, node_name: str) -> float:
+    """Return the largest share of its positions that a node may lose: fixed by the spec, or the space's upper end."""
+    prune = run.spec.nodes[node_name].prune
+    fixed = max(prune.tokens, prune.blocks.get("tokens", 0.0))
+    dimension = run.space.dimensions.get(f"nodes.{node_name}.prune.tokens")
+    if dimension is None:
+        return fixed
+    return max(fixed, dimension.high or 0.0)

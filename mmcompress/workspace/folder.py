@@ -1,52 +1,335 @@
-"""The best artifact so far, set aside in `earlier/` while another is made; a move that is cut off can be ended."""
+"""The folder of a run: the name of every path in it, what becomes invalid with what, and the set-aside artifact.
+
+A run of one target has one folder. A run of several targets has one folder for what they share (profile, predictor,
+sensitivity) and in it one folder for each target. No other module joins these names by hand. No torch.
+"""
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-STASH, STASHING, UNSTASHING = "earlier", "earlier.new", "earlier.back"
-"""Where it lies, and the folders of a move there or back that is under way."""
+from mmcompress.measure.cost_model.plan import QUANTIZED_FOLDER
+
+ARTIFACT_PATTERNS = (
+    "bundle",
+    "weights",
+    "fitted.json",
+    "distill*.json",
+    "outcomes.json",
+    "summary.json",
+)
+"""Globs of everything that belongs to one artifact: it is set aside, put back and removed as a whole."""
 
 
-ARTIFACTS = ("bundle", "weights", "fitted.json", "distill*.json", "outcomes.json", "summary.json")
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run folder. Making this record writes nothing."""
+
+    path: Path
+    """The folder itself; it need not exist yet."""
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    # What the run was asked for.
+
+    @property
+    def spec(self) -> Path:
+        """The spec with all overrides applied."""
+        return self.path / "spec.json"
+
+    @property
+    def space(self) -> Path:
+        """The search space."""
+        return self.path / "space.json"
+
+    @property
+    def readings(self) -> Path:
+        """A copy of another device's readings, where the run is for another device."""
+        return self.path / "readings.json"
+
+    @property
+    def timings(self) -> Path:
+        """Seconds spent in every stage."""
+        return self.path / "timings.json"
+
+    # What does not depend on the target.
+
+    @property
+    def baseline(self) -> Path:
+        """The bundle of the dense pipeline."""
+        return self.path / "baseline"
+
+    @property
+    def profile(self) -> Path:
+        """Latency, sizes and proofs of the dense pipeline."""
+        return self.path / "profile.json"
+
+    @property
+    def predictor(self) -> Path:
+        """The latency predictor."""
+        return self.path / "predictor.json"
+
+    @property
+    def footprint(self) -> Path:
+        """File sizes and memory by structure."""
+        return self.path / "footprint.json"
+
+    @property
+    def sensitivity(self) -> Path:
+        """Loss increases by block and precision."""
+        return self.path / "evidence.json"
+
+    @property
+    def sensitivity_tensors(self) -> Path:
+        """Importance scores and input moments."""
+        return self.path / "evidence.safetensors"
+
+    @property
+    def reference_runs(self) -> Path:
+        """Every measurement of the whole pipelines that structures are compared with."""
+        return self.path / "windows.json"
+
+    @property
+    def quantized(self) -> Path:
+        """The folder of the dense pipeline in other precisions, and of smaller ones."""
+        return self.path / QUANTIZED_FOLDER
+
+    @property
+    def teacher_texts(self) -> Path:
+        """What the dense pipeline writes for training and validation inputs."""
+        return self.path / "written.json"
+
+    def dense_answers(self, split: str) -> Path:
+        """Return the file of what the dense pipeline answers to a split."""
+        return self.path / f"dense-{split}.json"
+
+    # The search.
+
+    @property
+    def study(self) -> Path:
+        """The journal of all trials."""
+        return self.path / "study.journal"
+
+    @property
+    def interaction_factors(self) -> Path:
+        """Loss increases measured among other cuts."""
+        return self.path / "relinearized.json"
+
+    @property
+    def short_finetunings(self) -> Path:
+        """Structures that were trained for a short while, with their losses."""
+        return self.path / "tryouts.json"
+
+    # The artifact.
+
+    @property
+    def fitted(self) -> Path:
+        """The structure that is trained, with its predicted and measured latency."""
+        return self.path / "fitted.json"
+
+    @property
+    def weights(self) -> Path:
+        """The folder of the trained weights, one file for each node."""
+        return self.path / "weights"
+
+    @property
+    def units(self) -> Path:
+        """The units of the dense models that are left. It is written last: it says that the weights are complete."""
+        return self.weights / "units.safetensors"
+
+    def node_weights(self, node: str) -> Path:
+        """Return the file of the trained weights of a node."""
+        return self.weights / f"{node}.safetensors"
+
+    @property
+    def training_checkpoint(self) -> Path:
+        """The state of a training that is under way."""
+        return self.path / "training.safetensors"
+
+    @property
+    def training_history(self) -> Path:
+        """Losses of the training, or of the last one of several rounds."""
+        return self.path / "distill.json"
+
+    def round_history(self, number: int) -> Path:
+        """Return the file of the losses of one round; round 0 is the training of an earlier artifact."""
+        return self.path / f"distill-{number}.json"
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle of the compressed pipeline."""
+        return self.path / "bundle"
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for bundles and files that are removed after their use."""
+        return self.path / "scratch"
+
+    @property
+    def outcomes(self) -> Path:
+        """Scores of both sides, input by input, on the test split."""
+        return self.path / "outcomes.json"
+
+    @property
+    def summary(self) -> Path:
+        """The record that the report shows. It is written last: it says that the artifact is finished."""
+        return self.path / "summary.json"
+
+    @property
+    def device_check(self) -> Path:
+        """Latencies of both bundles that another device measured."""
+        return self.path / "measured.json"
+
+    @property
+    def front(self) -> Path:
+        """The results of several targets, side by side."""
+        return self.path / "front.json"
+
+    @property
+    def side_by_side(self) -> Path:
+        """Latencies of the artifacts of a comparison, all measured in turn."""
+        return self.path / "beside.json"
+
+    @property
+    def cell(self) -> Path:
+        """What one cell of an ablation is."""
+        return self.path / "cell.json"
+
+    # Folders that belong to this one.
+
+    @property
+    def stash(self) -> RunFolder:
+        """The best artifact so far, set aside while another one is made."""
+        return RunFolder(self.path / "earlier")
+
+    @property
+    def _unfinished_stash(self) -> Path:
+        return self.path / "earlier.new"
+
+    @property
+    def _unfinished_restore(self) -> Path:
+        return self.path / "earlier.back"
+
+    def subfolder(self, name: str) -> RunFolder:
+        """Return the folder of one method or cell of a comparison."""
+        return RunFolder(self.path / name)
+
+    def target_folder(self, target: str) -> RunFolder:
+        """Return the folder of one of several targets."""
+        return self.subfolder(name_target_folder(target))
+
+    @property
+    def shared_by_targets(self) -> RunFolder:
+        """The folder above, which holds what several targets share."""
+        return RunFolder(self.path.parent)
+
+    # What lies in it.
+
+    def list_training_histories(self) -> list[Path]:
+        """Return the files of all training histories of the artifact, in no particular order."""
+        return list(self.path.glob("distill*.json"))
+
+    def read_timings(self) -> dict[str, float]:
+        """Return the seconds spent in every stage so far; empty before the first stage."""
+        if not self.timings.exists():
+            return {}
+        seconds_by_stage: dict[str, float] = json.loads(self.timings.read_text())
+        return seconds_by_stage
+
+    def has_files(self) -> bool:
+        """Return whether the folder exists and anything lies in it."""
+        return self.path.exists() and any(self.path.iterdir())
+
+    def has_bundle(self) -> bool:
+        """Return whether the compressed bundle is complete: its manifest is written last."""
+        return (self.bundle / "manifest.json").exists()
+
+    def has_baseline(self) -> bool:
+        """Return whether the dense bundle is complete."""
+        return (self.baseline / "manifest.json").exists()
+
+    def has_stash(self) -> bool:
+        """Return whether an artifact is set aside."""
+        return self.stash.path.exists()
+
+    # What becomes invalid.
+
+    def discard_fitted_structure(self, *, search_goes_on: bool) -> None:
+        """Remove a fitted structure and everything made from it.
+
+        Args:
+            search_goes_on: More trials are asked for than before. Short trainings are then chosen anew as well.
+        """
+        # The weights go first: they belong to the structure that is still on record.
+        shutil.rmtree(self.weights, ignore_errors=True)
+        stale = [*self.list_training_histories(), *self.path.glob("training.*")]
+        stale += [self.summary, self.outcomes]
+        if search_goes_on:
+            stale.append(self.short_finetunings)
+        for file in stale:
+            file.unlink(missing_ok=True)
+        self.fitted.unlink()
+
+    def discard_short_finetunings(self) -> None:
+        """Remove the short trainings: more trials are asked for, so others may be better."""
+        self.short_finetunings.unlink(missing_ok=True)
+
+    # The artifact that is set aside.
+
+    def stash_artifact(self) -> None:
+        """Set the artifact aside, in place of the one that was set aside before."""
+        self._unfinished_stash.mkdir(exist_ok=True)
+        for path in self._list_artifact():
+            path.rename(self._unfinished_stash / path.name)
+        self.discard_stash()
+        self._unfinished_stash.rename(self.stash.path)
+
+    def restore_stash(self) -> None:
+        """Put the artifact that was set aside in place of the folder's own."""
+        self.remove_artifact()
+        self.stash.path.rename(self._unfinished_restore)
+        self.finish_interrupted_move()
+
+    def discard_stash(self) -> None:
+        """Remove the artifact that was set aside, if there is one."""
+        shutil.rmtree(self.stash.path, ignore_errors=True)
+
+    def finish_interrupted_move(self) -> None:
+        """Complete a move to or from the stash that was cut off."""
+        if self._unfinished_stash.exists():
+            self.stash_artifact()
+        if self._unfinished_restore.exists():
+            for path in self._unfinished_restore.iterdir():
+                _remove_path(self.path / path.name)
+                path.rename(self.path / path.name)
+            self._unfinished_restore.rmdir()
+
+    def remove_artifact(self) -> None:
+        """Remove the folder's artifact."""
+        for path in self._list_artifact():
+            _remove_path(path)
+
+    def _list_artifact(self) -> Iterable[Path]:
+        """Return everything in the folder that belongs to its artifact."""
+        paths: list[Path] = []
+        for pattern in ARTIFACT_PATTERNS:
+            paths += self.path.glob(pattern)
+        return paths
 
 
-def stash_artifact(folder: Path) -> None:
-    """Set the artifact of a run folder aside, in place of what was there."""
-    ahead, target = folder / STASHING, folder / STASH
-    ahead.mkdir(exist_ok=True)
-    for pattern in ARTIFACTS:
-        for found in folder.glob(pattern):
-            found.rename(ahead / found.name)
-    shutil.rmtree(target, ignore_errors=True)
-    ahead.rename(target)
+def name_target_folder(target: str) -> str:
+    """Return the folder name of one of several targets: `1.2x p95` lies in `1.2x-p95`."""
+    return target.replace(" ", "-")
 
 
-def unstash_artifact(folder: Path) -> None:
-    """Put what was set aside in place of the folder's artifact."""
-    remove_artifact(folder)
-    (folder / STASH).rename(folder / UNSTASHING)
-    finish_interrupted_move(folder)
-
-
-def finish_interrupted_move(folder: Path) -> None:
-    """Go on with a move that was cut off."""
-    if (folder / STASHING).exists():
-        stash_artifact(folder)
-    if (back := folder / UNSTASHING).exists():
-        for found in back.iterdir():
-            _remove(folder / found.name)
-            found.rename(folder / found.name)
-        back.rmdir()
-
-
-def remove_artifact(folder: Path) -> None:
-    """Remove the folder's artifact."""
-    for pattern in ARTIFACTS:
-        for found in folder.glob(pattern):
-            _remove(found)
-
-
-def _remove(path: Path) -> None:
-    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+def _remove_path(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

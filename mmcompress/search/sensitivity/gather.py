@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import MappingProxyType
 
 import torch
@@ -21,6 +20,7 @@ from mmcompress.search.sensitivity.measure import NO_LIMIT, measure_sensitivity
 from mmcompress.search.sensitivity.store import Fp32Blocks, Sensitivity, _read
 from mmcompress.spec.schema import Spec
 from mmcompress.storage import to_plain, write_record
+from mmcompress.workspace.folder import RunFolder
 
 
 def gather_sensitivity(
@@ -29,7 +29,7 @@ def gather_sensitivity(
     *,
     models: Mapping[str, Model],
     data: Dataset,
-    folder: Path,
+    folder: RunFolder,
     progress: Callable[[str, float], None],
     precisions: Mapping[str, Sequence[str]] = MappingProxyType({}),
     shortest: Mapping[str, float] = NO_LIMIT,
@@ -38,7 +38,7 @@ def gather_sensitivity(
 
     `shortest`: see `damage.measure`.
     """
-    record, tensors = folder / "evidence.json", folder / "evidence.safetensors"
+    record, tensors = folder.sensitivity, folder.sensitivity_tensors
     if record.exists() and tensors.exists():
         return _read(models, record, tensors=tensors)
     progress("input statistics", 0.0)
