@@ -234,6 +234,8 @@ class RunContext:
 
 def has_static_ranges(precision: str) -> bool:
     """Return whether a precision takes the ranges of its activations from calibration inputs."""
+    if precision == "fp32":
+        return False
     return bool(PRECISIONS.get(precision).activations == "static")
 
 
