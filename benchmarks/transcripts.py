@@ -47,8 +47,9 @@ def main() -> int:
     spec = read_record(Spec, a.run / "spec.json")
     generator, node = next((n, x) for n, x in spec.nodes.items() if x.kind == "text_decoder")
     encoder = node.inputs["context"].split(".")[0]
-    _, folder, name, _ = locate_source(node.source)
-    library = WhisperForConditionalGeneration.from_pretrained(folder or name).eval()
+    location = locate_source(node.source)
+    folder_or_name = location.folder or location.name
+    library = WhisperForConditionalGeneration.from_pretrained(folder_or_name).eval()
     features = WhisperFeatureExtractor(feature_size=library.config.num_mel_bins)
     bundle = load_bundle(a.run / "baseline")
     writer = bundle.nodes[generator]

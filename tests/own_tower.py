@@ -49,7 +49,7 @@ class Tower(ImageEncoderModel):
             size,
             width,
             preprocess={"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
-            hidden=12,
+            hidden_positions=12,
         )
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

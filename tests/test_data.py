@@ -152,7 +152,7 @@ def test_an_image_with_several_captions_is_refused_or_its_first_one_read(photos)
         listing(folder, again).load("train")
     first = Folder(path=str(folder), repeats="first")
     assert (
-        first.counts() == {"train": 10, "val": 10, "test": 10}
+        first.count_pairs() == {"train": 10, "val": 10, "test": 10}
         and "another" not in first.load("test").texts
     )
 

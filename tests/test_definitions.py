@@ -53,7 +53,7 @@ def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(
     material, pipeline, models, few, node, name
 ):
     """Fisher: the sum over pairs of squared derivatives; Taylor: the size of their mean."""
-    block, step = models[node].block(name), 0.01
+    block, step = models[node].get_block(name), 0.01
 
     def slope(pair: int, unit: int) -> float:
         values = []
@@ -83,7 +83,7 @@ def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name
     from mmcompress.prune.importance import ELIMINATION_RIDGE, _eliminated
     from mmcompress.prune.refit import Gram
 
-    block, rng = models[node].block(name), np.random.default_rng(0)
+    block, rng = models[node].get_block(name), np.random.default_rng(0)
     units, width, rows = 6, block.width, 400
     block = dataclasses.replace(block, units=units)
     mixed = rng.normal(size=(units * width, units * width)) * rng.uniform(0.1, 2, units * width)
@@ -119,7 +119,7 @@ def test_wanda_and_flap_from_the_activations_themselves(
     material, pipeline, models, few, node, name
 ):
     """Squared weights times mean squares (Wanda) or variances (FLAP) of what they read, over a unit's features."""
-    m, b, seen = models[node], models[node].block(name), []
+    m, b, seen = models[node], models[node].get_block(name), []
     handle = m.get_submodule(b.reader).register_forward_pre_hook(
         lambda _, args: seen.append(args[0])
     )
@@ -127,7 +127,7 @@ def test_wanda_and_flap_from_the_activations_themselves(
         pipeline.forward(models, few)
     handle.remove()
     x = seen[0].reshape(-1, b.units * b.width).double().numpy()
-    w = m.linear(b.reader).weight.detach().double().numpy()
+    w = m.get_linear(b.reader).weight.detach().double().numpy()
     for criterion, moment in (("activation", (x**2).mean(0)), ("fluctuation", x.var(0))):
         want = np.zeros(b.units)
         for unit in range(b.units):
@@ -145,9 +145,9 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
     """
     ridge, name = 0.3, "0.ffn"
     m, seen = copy.deepcopy(models["vision"]), []
-    b = m.block(name)
+    b = m.get_block(name)
     if not bias:
-        m.linear(b.reader).bias = None
+        m.get_linear(b.reader).bias = None
     models = {**models, "vision": m}
     handle = m.get_submodule(b.reader).register_forward_hook(
         lambda _, args, out: seen.append((args[0], out))
@@ -172,7 +172,7 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
         grams=measure_grams(pipeline, models, batch=few)["vision"],
         ridge=ridge,
     )
-    new, again = small.linear(b.reader), torch.nn.Linear(len(keep), y.shape[1], bias=bias)
+    new, again = small.get_linear(b.reader), torch.nn.Linear(len(keep), y.shape[1], bias=bias)
     _regress_(
         again, torch.from_numpy(x[:, keep]).float(), y=torch.from_numpy(y).float(), ridge=ridge
     )
@@ -193,7 +193,7 @@ def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
     anchors = pipeline.reference_outputs(models, few)
     base = pipeline.loss_of_models(models, few, dense=anchors)
     for node, name in BLOCKS:
-        b = models[node].block(name)
+        b = models[node].get_block(name)
         assert curves[node][name].loss_increase(b.units) == 0
         units = {name: torch.arange(b.units // 2, b.units)}  # the upper half scores higher
         cut = copy_without_units(models[node], units)
@@ -285,11 +285,13 @@ def test_unstructured_zeros_are_the_smallest_weights_of_each_row(models):
     from mmcompress.prune.sparsity import zero_weights_
 
     before = [
-        m.weight.detach().clone().abs() for model in models.values() for m in model.linear_layers()
+        m.weight.detach().clone().abs()
+        for model in models.values()
+        for m in model.list_linear_layers()
     ]
     zero_weights_(models, "unstructured", share=0.5)
     for old, m in zip(
-        before, (m for model in models.values() for m in model.linear_layers()), strict=True
+        before, (m for model in models.values() for m in model.list_linear_layers()), strict=True
     ):
         gone = m.weight == 0
         assert (

@@ -155,8 +155,8 @@ def test_what_blocks_add_to_their_streams_is_distilled(pipeline, models, batch, 
     parts = trainer._losses(pipeline, student, teacher=teacher, batch=batch, weights=weights)
     assert all(float(parts[k]) > 1e-3 for k in mine)
     sum(parts[k] for k in mine).backward()
-    block = student["captioner"].block("1.cross_attention" if part == "cross" else "1.ffn")
-    assert student["captioner"].linear(block.reader).weight.grad.abs().sum() > 0
+    block = student["captioner"].get_block("1.cross_attention" if part == "cross" else "1.ffn")
+    assert student["captioner"].get_linear(block.reader).weight.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("much", [True, False])

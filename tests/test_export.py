@@ -87,7 +87,13 @@ def test_what_is_known_of_shapes_is_written_down_and_nothing_more(tmp_path):
     dynamic = {"x": {0: "batch", 1: "length"}, "y": {0: "rows", 1: "columns"}}
     example = (torch.randn(2, 5, 16), torch.randn(3, 4))
     path = export_graph(
-        ExportGraph(Shapely(), example, ("x", "y"), ("flat", "turned"), dynamic),
+        ExportGraph(
+            module=Shapely(),
+            example=example,
+            inputs=("x", "y"),
+            outputs=("flat", "turned"),
+            dynamic_axes=dynamic,
+        ),
         tmp_path / "g.onnx",
     )
     nodes = [n.op_type for n in onnx.load(path).graph.node]
@@ -128,8 +134,14 @@ def test_constants_on_a_stream_go_into_the_bias_before(tmp_path):
     from mmcompress.models.base import ExportGraph
 
     model = Summed()
-    names = (("x",), ("y", "z"), {"x": {0: "batch", 1: "length"}})
-    path = export_graph(ExportGraph(model, (torch.randn(2, 3, 8),), *names), tmp_path / "g.onnx")
+    graph = ExportGraph(
+        module=model,
+        example=(torch.randn(2, 3, 8),),
+        inputs=("x",),
+        outputs=("y", "z"),
+        dynamic_axes={"x": {0: "batch", 1: "length"}},
+    )
+    path = export_graph(graph, tmp_path / "g.onnx")
     assert [n.op_type for n in onnx.load(path).graph.node].count(
         "Add"
     ) == 5  # two biases, two sums, one constant
@@ -400,8 +412,8 @@ def test_simulated_rounding_spares_and_singles_out(models):
     changed = lambda: {n for n, p in m.named_parameters() if not torch.equal(p, before[n])}
     with simulate_precision(m, "int8"):
         every = changed()
-    with simulate_precision(m, "int8", spared=m.linear_layers(("0.ffn",))):
+    with simulate_precision(m, "int8", spared=m.list_linear_layers(("0.ffn",))):
         most = changed()
-    with simulate_precision(m, "int8", only=m.linear_layers(("0.ffn",))):
+    with simulate_precision(m, "int8", only=m.list_linear_layers(("0.ffn",))):
         one = changed()
     assert not changed() and most | one == every and not most & one and len(one) == 2

@@ -63,7 +63,7 @@ def test_the_proof_can_fail(pipeline, models, batch, monkeypatch):
     from mmcompress.export import proofs
 
     wrong = lambda m, kept: copy_without_units(
-        m, {k: (v + 1) % m.block(k).units for k, v in kept.items()}
+        m, {k: (v + 1) % m.get_block(k).units for k, v in kept.items()}
     )
     monkeypatch.setattr(proofs, "sliced", wrong)
     found = prove_surgery(
@@ -84,8 +84,10 @@ def test_parameters_fall_as_computed(models):
             if b.name in units:
                 gone = b.units - len(units[b.name])
                 for w in b.writers:
-                    expected += gone * w.width * w.parts * (model.linear(w.path).in_features + 1)
-                expected += gone * b.width * model.linear(b.reader).out_features
+                    expected += (
+                        gone * w.width * w.parts * (model.get_linear(w.path).in_features + 1)
+                    )
+                expected += gone * b.width * model.get_linear(b.reader).out_features
         count = lambda m: sum(p.numel() for p in m.parameters())
         assert count(model) - count(small) == expected > 0
 
@@ -178,7 +180,7 @@ def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
     seen = []
     handle = (
         models["vision"]
-        .linear(models["vision"].weighted_blocks[1].out)
+        .get_linear(models["vision"].weighted_blocks[1].out)
         .register_forward_hook(lambda m, a, o: seen.append(o))
     )
     models["vision"](batch.inputs["vision"])
@@ -231,7 +233,7 @@ def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, model
 def test_magnitude_is_the_norm_of_the_units_weights(material, models):
     scores = IMPORTANCE.get("magnitude")(material)
     m, b = models["text"], models["text"].weighted_blocks[1]
-    fc, proj = m.linear(b.writers[0].path).weight, m.linear(b.reader).weight
+    fc, proj = m.get_linear(b.writers[0].path).weight, m.get_linear(b.reader).weight
     assert torch.allclose(
         scores["text"][b.name], (fc.square().sum(1) + proj.square().sum(0)).sqrt(), rtol=1e-4
     )
@@ -442,8 +444,8 @@ def test_rounds_leave_a_part_of_the_dense_units(pipeline, models, batch):
 
 
 def test_l1_and_l2_magnitude_are_those_norms(material, models):
-    m, b = models["captioner"], models["captioner"].block("0.ffn")
-    w, r = m.linear(b.writers[0].path).weight, m.linear(b.reader).weight
+    m, b = models["captioner"], models["captioner"].get_block("0.ffn")
+    w, r = m.get_linear(b.writers[0].path).weight, m.get_linear(b.reader).weight
     l1, l2 = (
         IMPORTANCE.get(k)(material)["captioner"]["0.ffn"] for k in ("magnitude_l1", "magnitude")
     )
@@ -459,10 +461,10 @@ def test_movement_is_the_sum_of_weight_times_gradient_at_the_start(
     monkeypatch.setattr(importance, "MOVEMENT_STEPS", 1)
     monkeypatch.setattr(pipeline, "batch_size", 10**6)
     scores = importance.score_by_movement(material)
-    m, b = models["captioner"], models["captioner"].block("1.ffn")
+    m, b = models["captioner"], models["captioner"].get_block("1.ffn")
     piece = batch.chunks(10**6)[0]
     sum(pipeline.losses(pipeline.forward(models, piece), piece).values()).backward()
-    out = m.linear(b.reader)
+    out = m.get_linear(b.reader)
     want = -(out.weight * out.weight.grad).sum(0)
     assert torch.allclose(scores["captioner"]["1.ffn"], want, atol=1e-5)
 
@@ -493,14 +495,16 @@ def test_a_wrong_mixture_is_told(name, message):
 def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern, share):
     from mmcompress.prune.sparsity import zero_share, zero_weights_
 
-    before = [m.weight.detach().clone() for model in models.values() for m in model.linear_layers()]
+    before = [
+        m.weight.detach().clone() for model in models.values() for m in model.list_linear_layers()
+    ]
     embedding = (
         next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n)
         .detach()
         .clone()
     )
     hold_ = zero_weights_(models, pattern, share=share)
-    after = [m.weight for model in models.values() for m in model.linear_layers()]
+    after = [m.weight for model in models.values() for m in model.list_linear_layers()]
     for old, new in zip(before, after, strict=True):
         gone = new == 0
         if pattern == "2:4":

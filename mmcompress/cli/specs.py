@@ -62,10 +62,10 @@ def _present(spec: Spec) -> tuple[str, str]:
             : 1 + bool(node.rewind)
         ]:
             try:
-                library, folder, *_ = locate_node_source(one)
+                location = locate_node_source(one)
             except ModelError as e:
                 raise ModelError(f"nodes.{at}: {e}") from e
-            hub += [at] if folder is None and library != "python" else []
+            hub += [at] if location.folder is None and location.library != "python" else []
     return describe_shortage(
         spec, open_data(spec)
     ), f" (not looked up at a hub: {', '.join(hub)})" if hub else ""

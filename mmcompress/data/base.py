@@ -1,4 +1,4 @@
-"""What every dataset kind gives: named splits of (input, text) pairs."""
+"""What every dataset kind modality: named splits of (input, text) pairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Pairs:
     texts: tuple[str, ...]
     names: tuple[str, ...] = ()
     """Of the files, where the inputs are files."""
-    written: tuple[str, ...] = ()
+    generated_texts: tuple[str, ...] = ()
     """What the dense pipeline's generator makes of the inputs; generators are judged by it where it is given."""
 
     def __len__(self) -> int:
@@ -34,7 +34,7 @@ class Dataset(Protocol):
     """One dataset kind. Options are the fields of the frozen dataclass that implements it."""
 
     splits: tuple[str, ...]
-    gives: Literal["image", "audio"]
+    modality: Literal["image", "audio"]
     """What its inputs are."""
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:

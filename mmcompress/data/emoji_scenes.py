@@ -155,7 +155,7 @@ class EmojiScenes:
     held_styles: float = 0.04
     seed: int = 0
     splits: tuple[str, ...] = field(default=("train", "val", "test", "test_style"), init=False)
-    gives: Literal["image"] = field(default="image", init=False)
+    modality: Literal["image"] = field(default="image", init=False)
 
     def held_pairs(self) -> frozenset[tuple[int, int]]:
         """The (emoji, vendor) pairs never drawn in training; at most one vendor of an emoji."""

@@ -73,7 +73,7 @@ class Folder:
     seed: int = 0
     repeats: Literal["refuse", "first"] = "refuse"
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
-    gives: Literal["image"] = field(default="image", init=False)
+    modality: Literal["image"] = field(default="image", init=False)
 
     def pairs(self) -> dict[str, list[tuple[Path, str]]]:
         """(image, caption) by split. Raises `DataError` listing what is missing or broken."""
@@ -121,7 +121,7 @@ class Folder:
         place = int.from_bytes(share, "big") / 65536
         return "train" if place < 0.8 else "val" if place < 0.9 else "test"
 
-    def counts(self) -> dict[str, int]:
+    def count_pairs(self) -> dict[str, int]:
         """Pairs in each split."""
         return {s: len(rows) for s, rows in _cached(self).items()}
 

@@ -35,9 +35,9 @@ class SpeechFolder:
     seed: int = 0
     count: int | None = None
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
-    gives: Literal["audio"] = field(default="audio", init=False)
+    modality: Literal["audio"] = field(default="audio", init=False)
 
-    def counts(self) -> dict[str, int]:
+    def count_pairs(self) -> dict[str, int]:
         """Clips in each split."""
         return {s: len(rows) for s, rows in _rows(self).items()}
 

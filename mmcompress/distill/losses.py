@@ -81,7 +81,7 @@ def block_output_losses(
                 and have.shape != want.shape
                 and want.shape[1] >= at.count
             ):
-                want = at.select(want, at.index)
+                want = at.select_positions(want, at.index)
             if have.shape == want.shape:
                 kind = "cross" if b.kind == "cross_attention" else "hidden"
                 parts.setdefault(f"{kind}.{n}", []).append(token_loss(have, want))
@@ -93,8 +93,12 @@ def drop_cut_positions(teacher: Outputs, student: Models) -> Outputs:
     found = {n: dict(o) for n, o in teacher.items()}
     for node, model in student.items():
         at = model.token_selector
-        if at is not None and at.left < at.count and found[node]["tokens"].shape[1] >= at.count:
-            found[node]["tokens"] = at.select(found[node]["tokens"], at.index)
+        if (
+            at is not None
+            and at.kept_count < at.count
+            and found[node]["tokens"].shape[1] >= at.count
+        ):
+            found[node]["tokens"] = at.select_positions(found[node]["tokens"], at.index)
     return found
 
 

@@ -192,7 +192,7 @@ def _quantized(
 
 def _weights_of(model: Model, blocks: Collection[str]) -> list[np.ndarray]:
     """Weights of the linear layers of some blocks, each once; of those that are gone, none."""
-    return [m.weight.detach().numpy() for m in model.linear_layers(blocks)]
+    return [m.weight.detach().numpy() for m in model.list_linear_layers(blocks)]
 
 
 def _feeds(

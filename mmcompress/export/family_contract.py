@@ -95,7 +95,7 @@ def prove_cuts(node: str, model: Model, *, batch: int = 3) -> list[Proof]:
     for name, units in sample_cuts(model).items():
         masks = {}
         for block, kept in units.items():
-            masks[block] = torch.zeros(model.block(block).units)
+            masks[block] = torch.zeros(model.get_block(block).units)
             masks[block][kept] = 1
         with mask_units(model, masks):
             want = tuple_outputs(model, given)
@@ -144,7 +144,7 @@ def _gone(model: Model, units: Units) -> tuple[dict[str, int], dict[str, int]]:
     rows: dict[str, int] = {}
     columns: dict[str, int] = {}
     for name, kept in units.items():
-        b = model.block(name)
+        b = model.get_block(name)
         if b.group == "tokens":
             continue
         gone = b.units - len(kept)
@@ -164,7 +164,7 @@ def count_removed_macs(model: Model, units: Units, *, steps: float, beams: int) 
     rows, columns = _gone(model, units)
     met: dict[str, float] = {}
     paths = {id(model.get_submodule(p)): p for p in {*rows, *columns}}
-    for name, (given, calls) in model.example_requests(steps, beams).items():
+    for name, (given, calls) in model.make_example_requests(steps, beams).items():
 
         def hook(m: torch.nn.Module, args: tuple, out: Tensor, calls: float = calls) -> None:
             places = out.numel() / (out.shape[1] if out.ndim == 4 else out.shape[-1])
@@ -180,8 +180,8 @@ def count_removed_macs(model: Model, units: Units, *, steps: float, beams: int) 
         module = model.get_submodule(path)
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
             total += places * _weights_gone(module, rows.get(path, 0), columns=columns.get(path, 0))
-    shapes = model.block_shapes(steps, beams)
-    for b in (model.block(name) for name in units):
+    shapes = model.list_block_shapes(steps, beams)
+    for b in (model.get_block(name) for name in units):
         if b.group == "heads":
             s, gone = shapes[b.name], b.units - len(units[b.name])
             total += 2 * gone * b.width * s.positions * s.keys * s.batch * s.calls

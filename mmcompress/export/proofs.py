@@ -68,7 +68,7 @@ def prove_surgery(
     for node, model in dense.items():
         masks = {}
         for name, kept in units.get(node, {}).items():
-            masks[name] = torch.zeros(model.block(name).units)
+            masks[name] = torch.zeros(model.get_block(name).units)
             masks[name][kept] = 1
         others = {n: o for n, o in known.items() if n != node}
         with mask_units(model, masks):

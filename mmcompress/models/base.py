@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmcompress.graph.blocks import Block
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExportGraph:
     """One ONNX graph of a node: a module, an example call, the names of its inputs and outputs, the dynamic axes."""
 
@@ -65,22 +65,22 @@ class Model(nn.Module, ABC):
         """The ONNX graphs of this node, traced at batch 2."""
 
     @abstractmethod
-    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
+    def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         """The shape every block runs at in deployment, given the decode steps of a request (of a text encoder: of the
         generator it reads) and its beams."""
 
     @abstractmethod
-    def example_requests(
+    def make_example_requests(
         self, steps: float, beams: int
     ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         """Inputs of each graph as in deployment (one image, all beams, mid-sentence) and calls per request."""
 
-    def linear(self, path: str) -> nn.Linear:
+    def get_linear(self, path: str) -> nn.Linear:
         module = self.get_submodule(path)
         assert isinstance(module, nn.Linear), path
         return module
 
-    def block(self, name: str) -> Block:
+    def get_block(self, name: str) -> Block:
         return next(b for b in self.blocks if b.name == name)
 
     @property
@@ -88,7 +88,7 @@ class Model(nn.Module, ABC):
         """The blocks whose units carry weights: all but positions."""
         return tuple(b for b in self.blocks if b.group != "tokens")
 
-    def linear_layers(self, blocks: Collection[str] | None = None) -> list[nn.Linear]:
+    def list_linear_layers(self, blocks: Collection[str] | None = None) -> list[nn.Linear]:
         """The linear layers of some blocks (default: all), each once; of blocks that are gone, none."""
         some = (b for b in self.weighted_blocks if blocks is None or b.name in blocks)
         paths = dict.fromkeys(p for b in some for p in (*(w.path for w in b.writers), b.reader))
@@ -118,14 +118,14 @@ class TokenSelector(nn.Module):
             return getattr(super().__getattr__("inner"), name)
 
     @property
-    def left(self) -> int:
+    def kept_count(self) -> int:
         return len(self.index)
 
-    def keep_(self, units: Tensor) -> None:
+    def keep_positions_(self, units: Tensor) -> None:
         """Keep these of the positions that are left."""
         self.index = self.index[units].clone()
 
-    def select(self, x: Tensor, index: Tensor) -> Tensor:
+    def select_positions(self, x: Tensor, index: Tensor) -> Tensor:
         """x [b, e + count, w] without the positions not in `index`, the leading e always kept."""
         lead = torch.arange(x.shape[1] - self.count)
         return x[:, torch.cat([lead, len(lead) + index])]
@@ -134,7 +134,7 @@ class TokenSelector(nn.Module):
         x = self.inner(*args, **options)
         return (
             x
-            if self.left == self.count
+            if self.kept_count == self.count
             else x[:, torch.cat([torch.arange(self.extra), self.extra + self.index])]
         )
 
@@ -175,17 +175,17 @@ class ImageEncoderModel(Model):
     kind = "image_encoder"
 
     def finish_setup(
-        self, size: int, width: int, *, preprocess: dict[str, Any], hidden: int = 0
+        self, size: int, width: int, *, preprocess: dict[str, Any], hidden_positions: int = 0
     ) -> None:
         """Fix the input size and learn what comes out.
 
-        `preprocess`: keys of `runtime.images.preprocess`; `hidden`: positions inside that are not among the tokens.
+        `preprocess`: keys of `runtime.images.preprocess`; `hidden_positions`: positions inside that are not among the tokens.
         """
         self.size, self.width = size, width
         self.config = {"preprocess": {**preprocess, "size": size}}
         with torch.no_grad():
             embedding, tokens = self(torch.zeros(1, 3, size, size))
-        self.given, self.hidden = int(tokens.shape[1]), hidden
+        self.given, self.hidden = int(tokens.shape[1]), hidden_positions
         self.dims = {"embedding": int(embedding.shape[-1]), "tokens": int(tokens.shape[-1])}
 
     @property
@@ -195,27 +195,31 @@ class ImageEncoderModel(Model):
         return at is None or self.given in (at.count, at.count + at.extra)
 
     @property
-    def patches(self) -> int:
+    def token_count(self) -> int:
         """Tokens that come out."""
         at = self.token_selector
-        return self.given - (at.count - at.left if at and self.passes_positions else 0)
+        return self.given - (at.count - at.kept_count if at and self.passes_positions else 0)
 
     @property
     def positions(self) -> int:
         """Positions inside."""
         at = self.token_selector
-        return at.extra + at.left if at else self.given + self.hidden
+        return at.extra + at.kept_count if at else self.given + self.hidden
 
     def export_graphs(self) -> dict[str, ExportGraph]:
         names = ("embedding", "tokens")
         dynamic = {n: {0: "batch"} for n in ("pixels", *names)}
         return {
             "model": ExportGraph(
-                self, (torch.zeros(2, 3, self.size, self.size),), ("pixels",), names, dynamic
+                module=self,
+                example=(torch.zeros(2, 3, self.size, self.size),),
+                inputs=("pixels",),
+                outputs=names,
+                dynamic_axes=dynamic,
             )
         }
 
-    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
+    def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         return {
             b.name: BlockShape(
                 width=self.width, positions=self.positions, keys=self.positions, batch=1
@@ -223,7 +227,7 @@ class ImageEncoderModel(Model):
             for b in self.blocks
         }
 
-    def example_requests(
+    def make_example_requests(
         self, steps: float, beams: int
     ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.randn(1, 3, self.size, self.size),), 1.0)}
@@ -274,16 +278,24 @@ class TextEncoderModel(Model):
         dynamic = {"ids": {0: "batch"}, "embedding": {0: "batch"}}
         if self.any_length:
             dynamic["ids"][1] = "length"
-        return {"model": ExportGraph(self, (self._example(2),), ("ids",), ("embedding",), dynamic)}
+        return {
+            "model": ExportGraph(
+                module=self,
+                example=(self._example(2),),
+                inputs=("ids",),
+                outputs=("embedding",),
+                dynamic_axes=dynamic,
+            )
+        }
 
-    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
+    def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         length = self._length(steps)
         return {
             b.name: BlockShape(width=self.width, positions=length, keys=length, batch=beams)
             for b in self.blocks
         }
 
-    def example_requests(
+    def make_example_requests(
         self, steps: float, beams: int
     ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.full((beams, self._length(steps)), self.config["eos"]),), 1.0)}

@@ -33,7 +33,7 @@ def count_params_and_macs(model: Model, steps: float, *, beams: int) -> tuple[in
     """(parameters, MACs per request): linear and convolution layers by hooks, attention products by shape."""
     total = 0.0
     graphs = model.export_graphs()
-    for name, (inputs, calls) in model.example_requests(steps, beams).items():
+    for name, (inputs, calls) in model.make_example_requests(steps, beams).items():
         module = graphs[name].module
         macs = 0.0
 
@@ -49,7 +49,7 @@ def count_params_and_macs(model: Model, steps: float, *, beams: int) -> tuple[in
         for h in handles:
             h.remove()
         total += macs * calls
-    shapes = model.block_shapes(steps, beams)
+    shapes = model.list_block_shapes(steps, beams)
     for b in model.blocks:
         if b.group == "heads":
             s = shapes[b.name]

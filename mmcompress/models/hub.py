@@ -44,7 +44,7 @@ def refuse_pickles(what: str) -> Iterator[None]:
         torch.load = given
 
 
-def source_name(context: LoadContext) -> str:
+def describe_source(context: LoadContext) -> str:
     return str(context.path or context.name)
 
 
@@ -57,10 +57,10 @@ def _refusal(context: LoadContext, e: Exception) -> ModelError:
         return ModelError(
             f"hub model '{context.name}': the hub can't be reached and no copy is cached; give a local folder instead"
         )
-    return ModelError(f"transformers can't load '{source_name(context)}': {first_line(e)}")
+    return ModelError(f"transformers can't load '{describe_source(context)}': {summarize_error(e)}")
 
 
-def first_line(e: Exception) -> str:
+def summarize_error(e: Exception) -> str:
     return str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
 
 
@@ -81,7 +81,7 @@ def load_config(context: LoadContext) -> Any:
     """The configuration behind a source. Raises `ModelError`."""
     try:
         return import_transformers().AutoConfig.from_pretrained(
-            source_name(context), trust_remote_code=False
+            describe_source(context), trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as e:
         raise _refusal(context, e) from e
@@ -105,7 +105,7 @@ def load_library_model(
     config._attn_implementation = "eager"
     try:
         model, info = getattr(import_transformers(), name).from_pretrained(
-            source_name(context),
+            describe_source(context),
             config=config,
             dtype=torch.float32,
             attn_implementation="eager",
@@ -121,7 +121,7 @@ def load_library_model(
     wrong = [*missing, *(str(k[0]) for k in info.get("mismatched_keys", ()))]
     if wrong:
         raise ModelError(
-            f"{source_name(context)}: weights are missing or of another shape: {', '.join(sorted(wrong)[:4])}"
+            f"{describe_source(context)}: weights are missing or of another shape: {', '.join(sorted(wrong)[:4])}"
         )
     return model.eval()
 
@@ -130,7 +130,7 @@ def find_family(kind: str, model_type: str, *, table: dict[str, Any], context: L
     """The row of a table of families. Raises `ModelError` with the known ones."""
     if model_type not in table:
         raise ModelError(
-            f"{source_name(context)}: a {kind} of type '{model_type}' is not supported (known: {', '.join(sorted(table))})"
+            f"{describe_source(context)}: a {kind} of type '{model_type}' is not supported (known: {', '.join(sorted(table))})"
         )
     return table[model_type]
 

@@ -209,7 +209,7 @@ def score_by_reconstruction(e: ImportanceInputs) -> Scores:
     """
     flow = score_by_fluctuation(e)
     score = lambda n, m, b: (
-        _eliminated(m.linear(b.reader), b, gram=e.grams[n][b.name])
+        _eliminated(m.get_linear(b.reader), b, gram=e.grams[n][b.name])
         if is_refittable(m, b)
         else flow[n][b.name]
     )

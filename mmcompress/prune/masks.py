@@ -40,7 +40,7 @@ def mask_units(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
     """Run `model` with units scaled by `masks[block]`, [units] or one row a sample [b, units]."""
     with ExitStack() as stack:
         for name, mask in masks.items():
-            block = model.block(name)
+            block = model.get_block(name)
             if block.group == "tokens":
                 stack.enter_context(_thinned(model, block, mask=mask))
                 continue
@@ -61,7 +61,7 @@ def _thinned(model: Model, block: Block, *, mask: Tensor) -> Iterator[None]:
 
     def hook(m: object, args: tuple, x: Tensor) -> Tensor:
         if mask.ndim == 1:
-            return at.select(x[:, : at.extra + at.count], mask.nonzero().flatten())
+            return at.select_positions(x[:, : at.extra + at.count], mask.nonzero().flatten())
         return (
             x
             * torch.cat([mask.new_ones(len(mask), x.shape[1] - mask.shape[1]), mask], 1)[..., None]

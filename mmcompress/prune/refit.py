@@ -109,13 +109,13 @@ def refit_from_gram_(
         kept = units.get(block.name)
         if kept is None or len(kept) == block.units or not is_refittable(dense, block):
             continue
-        gram, out = grams[block.name], dense.linear(block.reader)
+        gram, out = grams[block.name], dense.get_linear(block.reader)
         mean, k = gram.mean(), feature_indices(block, kept)
         bias = out.bias if out.bias is not None else torch.zeros(out.out_features)
         if len(k) == 0:
             _constant(model, block).bias.copy_(bias + out.weight @ mean)
             continue
-        new = model.linear(block.reader)
+        new = model.get_linear(block.reader)
         moments = gram.second() if new.bias is None else gram.covariance()
         w = solve_ridge(out.weight @ moments[:, k], moments[k][:, k], ridge=ridge)
         new.weight.copy_(w)
@@ -173,7 +173,7 @@ def refit_(
                     )  # noqa: B023
                     return out.forward(args[0])
 
-                handle = small.linear(block.reader).register_forward_hook(repair)
+                handle = small.get_linear(block.reader).register_forward_hook(repair)
                 stack.callback(handle.remove)
             known = dict(upstream) | _others(teacher, upstream, node=node)
             upstream[node] = pipeline.forward({node: small}, batch, known)[node]
@@ -197,7 +197,7 @@ def _as_long(dense: Model, small: Model) -> Model:
     at = small.token_selector
     return (
         dense
-        if at is None or at.left == at.count
+        if at is None or at.kept_count == at.count
         else copy_without_units(dense, {"tokens": at.index})
     )
 

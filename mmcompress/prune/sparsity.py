@@ -41,7 +41,7 @@ def zero_weights_(models: Mapping[str, Model], pattern: str, *, share: float) ->
     held = [
         (m.weight, PATTERNS[pattern](m.weight, share))
         for model in models.values()
-        for m in model.linear_layers()
+        for m in model.list_linear_layers()
     ]
 
     @torch.no_grad()
@@ -55,6 +55,6 @@ def zero_weights_(models: Mapping[str, Model], pattern: str, *, share: float) ->
 
 def zero_share(model: Model) -> float:
     """Share of the weights of a model's blocks that are zero."""
-    found = model.linear_layers()
+    found = model.list_linear_layers()
     total = sum(m.weight.numel() for m in found)
     return sum(int((m.weight == 0).sum()) for m in found) / total if total else 0.0

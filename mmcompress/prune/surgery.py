@@ -57,7 +57,7 @@ def _slice_block_(model: Model, block: Block, *, units: Tensor) -> Block | None:
     if block.prefix_only and len(units) and int(units[-1]) != len(units) - 1:
         raise ValueError(f"{block.name} loses units from its end alone")
     if len(units) == 0:
-        out = model.linear(block.reader)
+        out = model.get_linear(block.reader)
         bias = out.bias if out.bias is not None else torch.zeros(out.out_features)
         for path, mode in block.drop:
             model.set_submodule(path, REPLACEMENTS[mode](bias))
@@ -65,7 +65,7 @@ def _slice_block_(model: Model, block: Block, *, units: Tensor) -> Block | None:
     if len(units) == block.units:
         return block
     if block.group == "tokens":
-        model.get_submodule(block.reader).keep_(units)
+        model.get_submodule(block.reader).keep_positions_(units)
         return dataclasses.replace(block, units=len(units))
     for w in block.writers:
         keep_out_features_(model.get_submodule(w.path), writer_rows(block, w, units=units))

@@ -23,7 +23,7 @@ class TeacherLabelledData:
 
     def __init__(self, data: Dataset, *, bundle: Path, record: Path):
         self.splits = data.splits
-        self.gives = data.gives
+        self.modality = data.modality
         self._data = data
         self._bundle = bundle
         self._record = record
@@ -31,12 +31,14 @@ class TeacherLabelledData:
         self._pipeline: Pipeline | None = None
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
-        """Load pairs as the dataset does, with the label of each in `written`."""
+        """Load pairs as the dataset does, with the label of each in `generated_texts`."""
         pairs = self._data.load(split, count, seed=seed)
         if split not in LABELLED_SPLITS:
             return pairs
         texts_by_name = self._complete_labels(pairs)
-        return replace(pairs, written=tuple(texts_by_name[name] for name in pairs.names))
+        return replace(
+            pairs, generated_texts=tuple(texts_by_name[name] for name in pairs.names)
+        )
 
     def _complete_labels(self, pairs: Pairs) -> dict[str, str]:
         """Return all labels on record, after those of the given pairs were added."""

@@ -257,7 +257,7 @@ def _run(loaded: _Loaded, c: Candidate, *, known: Outputs, batch: Batch | None =
             spared = loaded.spared.get(n, {}).get(c.precision[n], ())
             stack.enter_context(
                 simulate_precision(
-                    models[n], c.precision[n], spared=models[n].linear_layers(spared)
+                    models[n], c.precision[n], spared=models[n].list_linear_layers(spared)
                 )
             )
         return loaded.pipeline.forward_in_pieces(

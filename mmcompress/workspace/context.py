@@ -342,7 +342,7 @@ def open_data(spec: Spec) -> Dataset:
 def _check_input_type(spec: Spec, data: Dataset) -> None:
     """Raise `DataError` when the data give another type of input than the pipeline takes."""
     # A plug-in of an earlier version may not say what it gives: those were all images.
-    given = getattr(data, "gives", "image")
+    given = getattr(data, "modality", "image")
     taken = next(iter(spec.inputs.values()))
     if given != taken:
         raise DataError(f"data: '{spec.data.kind}' gives {given}, the pipeline takes {taken}")
@@ -365,7 +365,7 @@ def _check_teacher_labels(spec: Spec, data: Dataset) -> None:
 def describe_shortage(spec: Spec, data: Dataset) -> str:
     """Return a sentence on the splits that have fewer pairs than the spec asks for; empty when there are enough."""
     # Only data of limited size counts its pairs.
-    count_pairs = getattr(data, "counts", None)
+    count_pairs = getattr(data, "count_pairs", None)
     if count_pairs is None:
         return ""
     available: dict[str, int] = count_pairs()

@@ -41,7 +41,7 @@ class TrainableTextDecoder(TrainableNode):
             The ids, and which of the positions [b, t - 1] have a next token.
         """
         generation = self.setup.config["generation"]
-        rows = self._tokenize(pairs.written or pairs.texts)
+        rows = self._tokenize(pairs.generated_texts or pairs.texts)
         length = min(max(map(len, rows)), generation["max_tokens"])
         padded = pad_ids(rows, length, pad=generation["pad"], eos=generation["eos"])
         lengths = torch.tensor([min(len(row), length) for row in rows])

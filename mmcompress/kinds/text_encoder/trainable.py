@@ -43,7 +43,7 @@ class TrainableTextEncoder(TrainableNode):
         if not self.setup.feeds_list:
             ids = self._tokenize(pairs.texts)
             return ids, ids != self.setup.config["pad"]
-        queries = pairs.written or tuple(drop_words(text) for text in pairs.texts)
+        queries = pairs.generated_texts or tuple(drop_words(text) for text in pairs.texts)
         texts: list[str] = []
         for query, wanted in zip(queries, pairs.texts, strict=True):
             texts.extend((query, wanted))

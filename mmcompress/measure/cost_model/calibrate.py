@@ -94,7 +94,7 @@ def plan_measurements(
     for n, m in models.items():
         source = split_reference(spec.nodes[n].inputs.get("context", ""))[0]
         read = source if source in windows and getattr(models[source], "passes", True) else ""
-        shapes = m.block_shapes(decode[n], texts[n])
+        shapes = m.list_block_shapes(decode[n], texts[n])
         placed[n] = deploy_blocks(m.blocks, shapes, own=n if n in windows else "", context_of=read)
     used = {n: tuple(dict.fromkeys(("fp32", *precisions.get(n, ("int8",))))) for n in models}
     reads = (
@@ -146,7 +146,7 @@ def write_exports(
             at, graphs = folder / "structures" / f"{n}-{i}", {}
             at.mkdir(parents=True)
             written = export_node(small, at) if i else {}
-            requests = small.example_requests(decode[n], texts[n])
+            requests = small.make_example_requests(decode[n], texts[n])
             for g, graph in small.export_graphs().items():
                 feed = {k: v.numpy() for k, v in zip(graph.inputs, requests[g][0], strict=True)}
                 np.savez(at / f"{g}.npz", **feed)  # type: ignore[arg-type]

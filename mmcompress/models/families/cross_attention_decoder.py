@@ -198,7 +198,11 @@ class TextDecoder(Model):
             }
             example = torch.zeros(2, 5, self.reads)
             graphs["context"] = ExportGraph(
-                CrossKeys(self), (example,), ("context",), cross_names, dynamic
+                module=CrossKeys(self),
+                example=(example,),
+                inputs=("context",),
+                outputs=cross_names,
+                dynamic_axes=dynamic,
             )
         dynamic = STEP_AXES | {n: {0: "batch", 2: "past"} for n in past_names}
         dynamic |= {n: {0: "batch", 2: "total"} for n in new_names}
@@ -206,11 +210,15 @@ class TextDecoder(Model):
         given = (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), torch.zeros(1, 1, 2, 5))
         names = ("ids", "position", "mask", *past_names, *cross_names)
         graphs["step"] = ExportGraph(
-            Step(self), (*given, *past, *memory), names, ("scores", *new_names), dynamic
+            module=Step(self),
+            example=(*given, *past, *memory),
+            inputs=names,
+            outputs=("scores", *new_names),
+            dynamic_axes=dynamic,
         )
         return graphs
 
-    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
+    def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         keys = {"attention": round((steps + 1) / 2), "cross_attention": self.context_tokens}
         return {
             b.name: BlockShape(
@@ -219,7 +227,7 @@ class TextDecoder(Model):
             for b in self.blocks
         }
 
-    def example_requests(
+    def make_example_requests(
         self, steps: float, beams: int
     ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         past = max(1, round((steps - 1) / 2))
@@ -258,7 +266,7 @@ def _context_width(model: TextDecoder) -> int:
     cross = next((b for b in model.blocks if b.kind == "cross_attention"), None)
     if cross is None:
         raise ModelError("this decoder has no cross-attention: it can't read another node's output")
-    return model.linear(cross.writers[min(1, len(cross.writers) - 1)].path).in_features
+    return model.get_linear(cross.writers[min(1, len(cross.writers) - 1)].path).in_features
 
 
 class CrossKeys(nn.Module):
@@ -270,7 +278,7 @@ class CrossKeys(nn.Module):
         blocks = [b for _, b in model.cached("cross_attention")]
         self.units = [b.units for b in blocks]
         self.linears = nn.ModuleList(
-            nn.ModuleList([model.linear(w.path) for w in b.writers[1:]]) for b in blocks
+            nn.ModuleList([model.get_linear(w.path) for w in b.writers[1:]]) for b in blocks
         )
 
     def forward(self, context: Tensor) -> tuple[Tensor, ...]:

@@ -24,7 +24,12 @@ from mmcompress.models.base import (
 from mmcompress.models.families.coca import CaptionDecoder
 from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES, TextDecoder
 from mmcompress.models.families.decoding import read_generation
-from mmcompress.models.hub import first_line, is_unreachable, load_tokenizer_json, refuse_pickles
+from mmcompress.models.hub import (
+    summarize_error,
+    is_unreachable,
+    load_tokenizer_json,
+    refuse_pickles,
+)
 from mmcompress.models.layouts import find_blocks, find_convolutions, normalize_
 
 
@@ -81,7 +86,7 @@ class ConvEncoder(ImageEncoderModel):
             embedding = t.attnpool(features)
         return F.normalize(embedding, dim=-1), features.flatten(2).transpose(1, 2)
 
-    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
+    def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         found = {}
         for b in self.blocks:
             first: Any = self.get_submodule(b.writers[0].path)
@@ -169,7 +174,7 @@ def _clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any]]
             raise ModelError(
                 f"{what}: the hub can't be reached and no copy is cached; give a local folder"
             ) from e
-        raise ModelError(f"open_clip can't load '{what}': {first_line(e)}") from e
+        raise ModelError(f"open_clip can't load '{what}': {summarize_error(e)}") from e
     keep = ("mean", "std", "interpolation", "resize_mode")
     return model.float().eval(), {
         k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k in keep

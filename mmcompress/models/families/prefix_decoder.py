@@ -197,7 +197,13 @@ class PrefixDecoder(Model):
             n: {0: "images", 2: "tokens"} for n in names("past")
         }
         example = torch.zeros(2, 5, self.dims["context"])
-        context = ExportGraph(Prefill(self), (example,), ("context",), names("past"), dynamic)
+        context = ExportGraph(
+            module=Prefill(self),
+            example=(example,),
+            inputs=("context",),
+            outputs=names("past"),
+            dynamic_axes=dynamic,
+        )
         dynamic = STEP_AXES | {n: {0: "batch", 2: "past"} for n in names("past")}
         dynamic |= {n: {0: "batch", 2: "total"} for n in names("new")}
         inputs = (
@@ -207,10 +213,16 @@ class PrefixDecoder(Model):
             *past,
         )
         given = ("ids", "position", "mask", *names("past"))
-        step = ExportGraph(Step(self), inputs, given, ("scores", *names("new")), dynamic)
+        step = ExportGraph(
+            module=Step(self),
+            example=inputs,
+            inputs=given,
+            outputs=("scores", *names("new")),
+            dynamic_axes=dynamic,
+        )
         return {"context": context, "step": step}
 
-    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
+    def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         n = self.context_tokens + len(self.before)
         keys = n + round((steps + 1) / 2)
         loop = lambda b: BlockShape(
@@ -228,7 +240,7 @@ class PrefixDecoder(Model):
             for b in self.blocks
         }
 
-    def example_requests(
+    def make_example_requests(
         self, steps: float, beams: int
     ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         text = max(1, round((steps - 1) / 2))

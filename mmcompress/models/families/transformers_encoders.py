@@ -27,7 +27,7 @@ from mmcompress.models.hub import (
     load_json,
     load_library_model,
     load_tokenizer_json,
-    source_name,
+    describe_source,
 )
 from mmcompress.models.layouts import find_blocks, normalize_
 
@@ -268,19 +268,19 @@ class AudioEncoder(Model):
         self.dims = {"tokens": self.width, "embedding": self.width}
 
     @property
-    def patches(self) -> int:
-        return int(self.window.left)
+    def token_count(self) -> int:
+        return int(self.window.kept_count)
 
     @property
     def frames(self) -> int:
         """Frames of 10 ms that it looks at."""
-        return 2 * min(int(self.window.count), self.patches + 1)
+        return 2 * min(int(self.window.count), self.token_count + 1)
 
     @property
     def config(self) -> dict[str, Any]:  # type: ignore[override]
         """For the runtime node; `seconds` of sound are heard at once."""
         return {
-            "features": {"mels": self.mels, "frames": self.frames, "seconds": self.patches / 50}
+            "features": {"mels": self.mels, "frames": self.frames, "seconds": self.token_count / 50}
         }
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
@@ -297,17 +297,23 @@ class AudioEncoder(Model):
         dynamic = {n: {0: "batch"} for n in ("features", *names)}
         return {
             "model": ExportGraph(
-                self, (torch.zeros(2, self.mels, self.frames),), ("features",), names, dynamic
+                module=self,
+                example=(torch.zeros(2, self.mels, self.frames),),
+                inputs=("features",),
+                outputs=names,
+                dynamic_axes=dynamic,
             )
         }
 
-    def block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
+    def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
         return {
-            b.name: BlockShape(width=self.width, positions=self.patches, keys=self.patches, batch=1)
+            b.name: BlockShape(
+                width=self.width, positions=self.token_count, keys=self.token_count, batch=1
+            )
             for b in self.blocks
         }
 
-    def example_requests(
+    def make_example_requests(
         self, steps: float, beams: int
     ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
         return {"model": ((torch.randn(1, self.mels, self.frames),), 1.0)}
@@ -383,6 +389,6 @@ def load_audio_encoder(context: LoadContext) -> Model:
     row = find_family("audio_encoder", config.model_type, table=AUDIO_FAMILIES, context=context)
     whole = load_library_model(context, row.class_name, config=config)
     if not hasattr(whole, "encoder"):
-        raise ModelError(f"{source_name(context)}: has no encoder")
+        raise ModelError(f"{describe_source(context)}: has no encoder")
     whole.encoder.config._attn_implementation = "eager"
     return AudioEncoder(whole.encoder)

@@ -86,7 +86,7 @@ def gather_sensitivity(
                 spared[n][p] = find_sensitive_blocks(
                     m, p, loss=loss, bound=spec.quantize.max_loss_increase
                 )
-            with simulate_precision(m, p, spared=m.linear_layers(spared[n].get(p, ()))):
+            with simulate_precision(m, p, spared=m.list_linear_layers(spared[n].get(p, ()))):
                 rounding[n][p] = loss()
     flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
     for n, by in grams.items():
@@ -113,7 +113,7 @@ def find_sensitive_blocks(
     """The blocks whose rounding alone raises the loss by more than `bound`."""
     found = []
     for b in model.weighted_blocks:
-        with simulate_precision(model, precision, only=model.linear_layers((b.name,))):
+        with simulate_precision(model, precision, only=model.list_linear_layers((b.name,))):
             if loss() > bound:
                 found.append(b.name)
     return tuple(found)
