@@ -1,4 +1,9 @@
-"""TODO."""
+"""Records as JSON: made of plain data with every value checked, and written whole or not at all.
+
+A record is a frozen dataclass. pydantic checks plain data against its type hints; what is wrong comes back as a list of
+`Problem`, each with the path to the value. `mmcompress.runtime` must not import this module: a device that only runs
+bundles has no pydantic.
+"""
 
 from __future__ import annotations
 
@@ -7,112 +12,190 @@ import json
 import shutil
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from mmcompress.errors import DataError, suggest_nearest
-from mmcompress.registry import Registry
 
-T = TypeVar("T")
+RecordType = TypeVar("RecordType")
+"""A dataclass."""
+
+RECORD_CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+"""How records are checked: unknown keys are errors; the string under a field describes it."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with plain data."""
+
+    path: tuple[str, ...]
+    """Keys from the root to the value."""
+    message: str
+    """What is wrong with it."""
 
 
 class InvalidValue(Exception):
-    """A value that does not fit its type. `path` leads to it from the root."""
+    """Plain data that does not fit its record."""
 
-    def __init__(self, path: tuple[str, ...], message: str):
-        super().__init__(f"{'.'.join(path)}: {message}")
-        self.path, self.message = path, message
+    def __init__(self, problems: list[Problem]):
+        self.problems = problems
+        super().__init__(problems)
 
-    def __reduce__(self) -> tuple:  # crosses process borders
-        return type(self), (self.path, self.message)
+    def inside(self, *keys: str) -> InvalidValue:
+        """Return the same error for data that stands at some keys of a larger whole."""
+        return InvalidValue([Problem((*keys, *p.path), p.message) for p in self.problems])
+
+    def __str__(self) -> str:
+        return "; ".join(f"{'.'.join(p.path)}: {p.message}" for p in self.problems)
 
 
-def build_record(cls: type[T], data: Any, *, path: tuple[str, ...] = ()) -> T:
-    """Make a dataclass from plain data, checking names and types on the way. Raises `Invalid`."""
+@lru_cache(maxsize=None)
+def _adapter(record_type: Any) -> TypeAdapter[Any]:
+    """Return the checker of a record type.
+
+    It checks a list of one record: pydantic takes a configuration for a list, not for a bare dataclass.
+    """
+    return TypeAdapter(tuple[record_type], config=RECORD_CONFIG)
+
+
+def build_record(record_type: type[RecordType], data: Any) -> RecordType:
+    """Make a record of plain data.
+
+    Args:
+        record_type: A dataclass; its fields may be records themselves.
+        data: Mappings, lists, texts and numbers, as JSON or YAML give them.
+
+    Returns:
+        The record.
+
+    Raises:
+        InvalidValue: Keys are unknown or missing, or values don't fit; all of it at once.
+    """
     if not isinstance(data, dict):
-        raise InvalidValue(path, f"expected a mapping, got {data!r}")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # type: ignore[arg-type]
-    hints = typing.get_type_hints(cls)
-    for key in data:
-        if key not in fields:
-            raise InvalidValue(
-                (*path, str(key)), f"unknown key '{key}'; {suggest_nearest(key, fields)}"
-            )
-    values = {}
-    for name, f in fields.items():
-        if name in data:
-            values[name] = _value(hints[name], data[name], path=(*path, name))
-            registry: Registry | None = f.metadata.get("registry")
-            if (
-                registry
-                and isinstance(values[name], str)
-                and (problem := registry.problem(values[name]))
-            ):
-                raise InvalidValue((*path, name), problem)
-            check = f.metadata.get("check")
-            if check and values[name] is not None and (problem := check(values[name])):
-                raise InvalidValue((*path, name), f"{problem}, got {values[name]!r}")
-        elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            raise InvalidValue(path, f"'{name}' is missing")
-    return cls(**values)
+        raise InvalidValue([Problem((), f"expected a mapping, got {data!r}")])
+    try:
+        text = json.dumps([data], default=str)
+        record: RecordType = _adapter(cast(Hashable, record_type)).validate_json(text, strict=True)[
+            0
+        ]
+    except ValidationError as error:
+        problems = [_explain(record_type, details) for details in error.errors(include_url=False)]
+        raise InvalidValue(problems) from None
+    return record
 
 
-def _value(hint: Any, value: Any, *, path: tuple[str, ...]) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (typing.Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        options = [a for a in args if a is not type(None)]
-        for option in options[:-1]:
-            try:
-                return _value(option, value, path=path)
-            except InvalidValue:
-                continue
-        return _value(options[-1], value, path=path)
-    if origin is typing.Literal:
-        if value not in args:
-            raise InvalidValue(path, f"unknown value '{value}'; {suggest_nearest(value, args)}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise InvalidValue(path, f"expected a list, got {value!r}")
-        if args[-1] is not Ellipsis and len(args) != len(value):
-            raise InvalidValue(path, f"expected {len(args)} values, got {value!r}")
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        return tuple(
-            _value(k, v, path=(*path, str(i)))
-            for i, (k, v) in enumerate(zip(kinds, value, strict=True))
-        )
-    if origin is list:
-        if not isinstance(value, list):
-            raise InvalidValue(path, f"expected a list, got {value!r}")
-        return [_value(args[0], v, path=(*path, str(i))) for i, v in enumerate(value)]
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise InvalidValue(path, f"expected a mapping, got {value!r}")
-        return {str(k): _value(args[1], v, path=(*path, str(k))) for k, v in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return build_record(hint, value, path=path)  # type: ignore[arg-type]
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise InvalidValue(path, f"expected {hint.__name__}, got {value!r}")
-    return value
+def describe_record(record_type: type) -> dict[str, Any]:
+    """Return the JSON Schema of a record type, every field described by the string under it."""
+    schema = _adapter(record_type).json_schema()
+    definitions = schema["$defs"]
+    root = definitions.pop(record_type.__name__)
+    return {**root, "$defs": definitions}
 
 
-def to_plain(obj: Any) -> Any:
-    """A record as JSON-ready data."""
-    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return {f.name: to_plain(getattr(obj, f.name)) for f in dataclasses.fields(obj) if f.init}
-    if isinstance(obj, dict):
-        return {str(k): to_plain(v) for k, v in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [to_plain(v) for v in obj]
-    return obj
+def _explain(record_type: type, details: Any) -> Problem:
+    """Say in the words of this project what pydantic found."""
+    path = tuple(str(key) for key in details["loc"][1:])
+    kind = details["type"]
+    value = details["input"]
+    context = details.get("ctx") or {}
+    if kind == "unexpected_keyword_argument":
+        known = _field_names(_type_at(record_type, path[:-1]))
+        return Problem(path, f"unknown key '{path[-1]}'; {suggest_nearest(path[-1], known)}")
+    if kind == "missing":
+        return Problem(path[:-1], f"'{path[-1]}' is missing")
+    if kind == "literal_error":
+        choices = typing.get_args(_type_at(record_type, path))
+        return Problem(path, f"unknown value '{value}'; {suggest_nearest(str(value), choices)}")
+    if kind in ("greater_than_equal", "less_than_equal"):
+        return Problem(path, f"must lie in {_range_at(record_type, path)}, got {value!r}")
+    if kind == "value_error":
+        return Problem(path, str(context["error"]))
+    expected = {
+        "float_type": "a number",
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "bool_type": "true or false",
+        "string_type": "a text",
+        "tuple_type": "a list",
+        "list_type": "a list",
+        "dict_type": "a mapping",
+        "dataclass_type": "a mapping",
+    }
+    return Problem(path, f"expected {expected.get(kind, kind)}, got {value!r}")
+
+
+def _type_at(record_type: Any, path: tuple[str, ...]) -> Any:
+    """Return the type hint that a path leads to, without `None` and without bounds."""
+    hint = record_type
+    for key in path:
+        hint = _plain_hint(hint)
+        if dataclasses.is_dataclass(hint):
+            hints = typing.get_type_hints(hint, include_extras=True)
+            hint = hints.get(key, Any)
+        else:
+            arguments = typing.get_args(hint)
+            hint = arguments[-1] if arguments and arguments[-1] is not ... else arguments[0]
+    return _plain_hint(hint)
+
+
+def _plain_hint(hint: Any) -> Any:
+    """Return a type hint without its bounds, and without `None` where it is optional."""
+    if typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        return _plain_hint(options[-1])
+    return hint
+
+
+def _field_names(record_type: Any) -> list[str]:
+    """Return the names of the fields of a record type; none for anything else."""
+    if not dataclasses.is_dataclass(record_type):
+        return []
+    return [field.name for field in dataclasses.fields(record_type)]
+
+
+def _range_at(record_type: type, path: tuple[str, ...]) -> str:
+    """Return the bounds of the number that a path leads to, as text."""
+    parent = _type_at(record_type, path[:-1])
+    hint = typing.get_type_hints(parent, include_extras=True)[path[-1]]
+    low = ""
+    high = ""
+    for part in _metadata(hint):
+        low = f"{part.ge:g}" if getattr(part, "ge", None) is not None else low
+        high = f"{part.le:g}" if getattr(part, "le", None) is not None else high
+    return f"{low} .. {high}"
+
+
+def _metadata(hint: Any) -> Iterator[Any]:
+    """Yield the bounds in a type hint."""
+    if typing.get_origin(hint) is typing.Annotated:
+        for extra in typing.get_args(hint)[1:]:
+            yield from getattr(extra, "metadata", [extra])
+    for argument in typing.get_args(hint):
+        if argument is not ...:
+            yield from _metadata(argument)
+
+
+def to_plain(record: Any) -> Any:
+    """Return a record, or a collection of records, as JSON-ready data."""
+    if dataclasses.is_dataclass(record) and not isinstance(record, type):
+        return {
+            field.name: to_plain(getattr(record, field.name))
+            for field in dataclasses.fields(record)
+            if field.init
+        }
+    if isinstance(record, dict):
+        return {str(key): to_plain(value) for key, value in record.items()}
+    if isinstance(record, list | tuple):
+        return [to_plain(value) for value in record]
+    return record
 
 
 @contextmanager
@@ -157,20 +240,34 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     unfinished.replace(folder)
 
 
-def write_record(path: Path, obj: Any, *, indent: int | None = 1) -> Path:
-    """Write a record as JSON, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(path.name + ".new")
-    new.write_text(json.dumps(to_plain(obj), indent=indent) + "\n")
-    new.replace(path)
+def write_record(path: Path, record: Any, indent: int | None = 1) -> Path:
+    """Write a record as JSON, whole or not at all.
+
+    Args:
+        path: The file.
+        record: A record, or plain data.
+        indent: Spaces of indentation; None for one line.
+
+    Returns:
+        The file.
+    """
+    text = json.dumps(to_plain(record), indent=indent)
+    with replace_file(path) as unfinished:
+        unfinished.write_text(text + "\n")
     return path
 
 
-def read_record(cls: type[T], path: Path) -> T:
-    """A record written before. Raises `DataError` when the file is missing, damaged or of another version."""
+def read_record(record_type: type[RecordType], path: Path) -> RecordType:
+    """Read a record that was written before.
+
+    Raises:
+        DataError: The file is missing, damaged, or written by another version of mmcompress.
+    """
     try:
-        return build_record(cls, json.loads(path.read_text()))
-    except (OSError, ValueError) as e:
-        raise DataError(f"{path}: can't be read: {e}") from e
-    except InvalidValue as e:
-        raise DataError(f"{path}: damaged, or written by another version: {e}") from e
+        return build_record(record_type, json.loads(path.read_text()))
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read: {error}") from error
+    except InvalidValue as error:
+        raise DataError(
+            f"{path}: damaged, or written by another version of mmcompress: {error}"
+        ) from error

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from mmcompress.errors import SpecError
 from mmcompress.graph.load_spec import load_document, load_spec
 from mmcompress.graph.references import find_unjoined_encoders, texts_per_request
 from mmcompress.spec.loader import list_given_keys
-from mmcompress.spec.space import load_space
+from mmcompress.spec.overrides import OLD_KEYS
+from mmcompress.spec.schema import Spec
+from mmcompress.spec.space import Space, load_space
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.stats import Latency
+from mmcompress.storage import describe_record
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,7 +54,7 @@ WRONG = [
     (
         "candidates: 2",
         "candidates: two",
-        r":12: nodes.captioner.candidates: expected int, got 'two'",
+        r":12: nodes.captioner.candidates: expected a whole number, got 'two'",
     ),
     (
         "candidates: 2",
@@ -65,7 +70,7 @@ WRONG = [
     (
         "context: vision.tokens",
         "context: vision.embedding",
-        r":11: .*is a vector, the port takes a sequence .*vision.tokens",
+        r":11: .*is an embedding, the port takes tokens .*vision.tokens",
     ),
     (
         "context: vision.tokens",
@@ -75,7 +80,7 @@ WRONG = [
     (
         "image: image}\n  captioner",
         "image: captioner.texts}\n  captioner",
-        r":7: .*is a text, the port takes a image",
+        r":7: .*is texts, the port takes an image",
     ),
     (
         "caption: choose.best",
@@ -111,7 +116,7 @@ WRONG = [
     (
         "target: 1.2x",
         "metrics: [embedding]",
-        r"metrics.0: 'embedding' is for embeddings that no joining",
+        r"metrics.0: 'embedding' judges embeddings that no joining",
     ),
     ("  choose:\n", "  units:\n", "nodes.units: choose another name"),
     ("target: 1.2x", "metrics: []", r"metrics: name at least one to judge by"),
@@ -336,3 +341,70 @@ def test_a_number_without_a_point_is_a_number(tmp_path):
     text = (ROOT / "pipelines/clip_captioner.yaml").read_text()
     (tmp_path / "a.yaml").write_text(text.replace("minutes: 3.4", "rate: 1e-4, minutes: 3.4"))
     assert load_spec(tmp_path / "a.yaml").distill.learning_rate == 1e-4
+
+
+def test_all_that_is_wrong_with_a_spec_is_told_at_once(tiny, tmp_path):
+    text = (tiny / "spec.yaml").read_text().replace("./", f"{tiny}/")
+    text = text.replace("candidates: 2", "candidates: 0").replace(
+        "  calibration: 16", "  calibrate: 16"
+    )
+    text = text.replace("distill: {steps: 4", "distill: {steps: four")
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_spec(tmp_path / "spec.yaml")
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 3 and all(line.startswith(f"{tmp_path / 'spec.yaml'}:") for line in lines)
+    assert any("must lie in 1 .. 64, got 0" in line for line in lines)
+    assert any("unknown key 'calibrate'; did you mean 'calibration'?" in line for line in lines)
+    assert any("distill.steps: expected a whole number, got 'four'" in line for line in lines)
+
+
+def test_all_that_is_wrong_with_a_graph_is_told_at_once(tiny, tmp_path):
+    text = (tiny / "spec.yaml").read_text().replace("./", f"{tiny}/")
+    text = text.replace("vision.tokens", "vision.token").replace("choose.best", "chose.best")
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_spec(tmp_path / "spec.yaml")
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_KEYS.items())
+def test_an_old_key_is_read_with_a_warning_that_names_the_new_one(tiny, old, new):
+    section, key = new.split(".")
+    default = getattr(getattr(load_spec(tiny / "spec.yaml"), section), key)
+    with pytest.warns(FutureWarning, match=f"'{old}' is called '{new}' now"):
+        spec = load_spec(tiny / "spec.yaml", {old: default})
+    assert getattr(getattr(spec, section), key) == default
+
+
+def test_an_old_key_in_a_file_keeps_its_line(tiny, tmp_path):
+    text = (tiny / "spec.yaml").read_text().replace("./", f"{tiny}/")
+    (tmp_path / "spec.yaml").write_text(text.replace("validation_pairs: 16", "choosing: none"))
+    place = r"spec.yaml:\d+: data.validation_pairs"
+    with pytest.warns(FutureWarning), pytest.raises(SpecError, match=place):
+        load_spec(tmp_path / "spec.yaml")
+
+
+def test_every_key_of_the_schema_is_described():
+    schema = describe_record(Spec)
+    definitions = schema["$defs"]
+    missing = []
+    for name, record in {"Spec": schema, **definitions}.items():
+        for key, facts in record["properties"].items():
+            target = definitions.get(facts.get("$ref", "").rpartition("/")[2], {})
+            if not (facts.get("description") or target.get("description")):
+                missing.append(f"{name}.{key}")
+    assert missing == []
+
+
+SHIPPED = [("pipelines", "spec.schema.json", Spec), ("search_spaces", "space.schema.json", Space)]
+
+
+@pytest.mark.parametrize(("folder", "name", "record_type"), SHIPPED)
+def test_shipped_files_name_the_schema_that_lets_an_editor_complete_them(folder, name, record_type):
+    written = json.loads((ROOT / folder / name).read_text())
+    assert written == describe_record(record_type), (
+        f"write it anew: mmcompress schema > {folder}/{name}"
+    )
+    for file in (ROOT / folder).glob("*.yaml"):
+        assert file.read_text().startswith(f"# yaml-language-server: $schema={name}\n"), file

@@ -14,9 +14,10 @@ from mmcompress.storage import InvalidValue, build_record
 def open_dataset(data: Data) -> Dataset:
     """The dataset a spec names, its options checked. Raises `DataError`."""
     try:
-        return build_record(DATA_KINDS.get(data.kind), data.options, path=("data", "options"))
-    except InvalidValue as e:
-        raise DataError(str(e)) from None
+        dataset: Dataset = build_record(DATA_KINDS.get(data.kind), data.options)
+    except InvalidValue as invalid:
+        raise DataError(str(invalid.inside("data", "options"))) from None
+    return dataset
 
 
 def read_lookup_texts(data: Dataset, file: str = "") -> tuple[str, ...]:

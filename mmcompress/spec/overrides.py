@@ -1,30 +1,101 @@
-"""TODO."""
+"""Changes to a spec at dotted keys, and the old names of keys, which are read for one release."""
 
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
+OLD_KEYS = {
+    "data.damage": "data.sensitivity_pairs",
+    "data.choosing": "data.validation_pairs",
+    "data.finals": "data.final_pairs_factor",
+    "prune.damage": "prune.sensitivity",
+    "quantize.sensitive": "quantize.max_loss_increase",
+    "distill.rate": "distill.learning_rate",
+    "distill.gentle": "distill.find_learning_rate",
+    "distill.checks": "distill.validations",
+    "distill.pairs": "distill.distinct_pairs",
+    "search.mutations": "search.level_switches",
+    "search.relinearize": "search.linearization_rounds",
+    "search.judge": "search.evaluator",
+    "search.tryouts": "search.short_finetunings",
+    "search.rounds": "search.max_artifacts",
+    "measure.device": "measure.readings",
+    "measure.rounds": "measure.requests",
+}
+"""Keys of version 0.1 and what they are called now. A spec that has one is read, with a warning."""
+
+OLD_VALUES = {("data.labels", "dense"): "teacher"}
+"""Values of version 0.1, by key, and what they are called now."""
+
 
 def split_key(dotted: str) -> tuple[str, ...]:
-    """`nodes.vision.prune.blocks.0.ffn` -> its keys; a block's own name keeps its dot."""
+    """Split `nodes.vision.prune.blocks.0.ffn` into its keys; the name of a block keeps its dot."""
     head, marker, block = dotted.partition(".prune.blocks.")
-    return (*head.split("."), "prune", "blocks", block) if marker else tuple(dotted.split("."))
+    if marker:
+        return (*head.split("."), "prune", "blocks", block)
+    return tuple(dotted.split("."))
 
 
 def apply_overrides(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """A copy of plain data with values put at dotted paths.
+    """Return a copy of plain data with values put at dotted keys.
 
-    Raises `ValueError` with the path that leads into something else than a mapping.
+    Args:
+        data: A spec as plain data.
+        changes: New values by dotted key, under their present names.
+
+    Raises:
+        ValueError: A key leads into something that is not a mapping.
     """
-    found = copy.deepcopy(dict(data))
+    changed = copy.deepcopy(dict(data))
     for dotted, value in changes.items():
-        at: Any = found
-        *keys, last = split_key(dotted)
-        for key in keys:
-            at = at.setdefault(key, {})
-            if not isinstance(at, dict):
+        *parents, last = split_key(dotted)
+        section: Any = changed
+        for key in parents:
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
                 raise ValueError(f"{dotted}: '{key}' is not a mapping")
-        at[last] = value
-    return found
+        section[last] = value
+    return changed
+
+
+def rename_old_key(dotted: str, value: Any) -> tuple[str, Any]:
+    """Return a key and its value under their present names, with a warning when one was an old name."""
+    if dotted in OLD_KEYS:
+        _warn_of(dotted, OLD_KEYS[dotted])
+        dotted = OLD_KEYS[dotted]
+    renamed = OLD_VALUES.get((dotted, value)) if isinstance(value, str) else None
+    if renamed is not None:
+        _warn_of(f"{dotted}: {value}", f"{dotted}: {renamed}")
+        value = renamed
+    return dotted, value
+
+
+def _warn_of(old: str, new: str) -> None:
+    """Warn that a name is read for the last time."""
+    message = f"'{old}' is called '{new}' now; the old name is read in this release only"
+    warnings.warn(message, FutureWarning, stacklevel=2)
+
+
+def rename_old_keys(data: dict[str, Any], lines: dict[tuple[str, ...], int]) -> None:
+    """Give the old keys of a spec their present names, in place.
+
+    Args:
+        data: The spec as plain data.
+        lines: The line of every key of it; it follows the names.
+    """
+    for dotted in (*OLD_KEYS, *(key for key, _ in OLD_VALUES)):
+        section_name, key = dotted.split(".")
+        section = data.get(section_name)
+        if not isinstance(section, dict) or key not in section:
+            continue
+        new_dotted, value = rename_old_key(dotted, section[key])
+        new_key = new_dotted.split(".")[1]
+        if new_key in section and new_key != key:
+            continue  # both names are given: the old one is told as unknown
+        del section[key]
+        section[new_key] = value
+        for path in [path for path in lines if path[:2] == (section_name, key)]:
+            lines[(section_name, new_key, *path[2:])] = lines.pop(path)

@@ -1,10 +1,15 @@
-"""The spec as frozen records. Each section's options are the fields below, with their defaults and bounds."""
+"""The schema of a spec: every section as a frozen record, every key with its unit, meaning, default and bounds.
+
+`mmcompress schema` prints it as JSON Schema. The string under a field is what an editor shows of it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field
 
 from mmcompress.registry import (
     ALLOCATIONS,
@@ -15,231 +20,295 @@ from mmcompress.registry import (
     NODE_KINDS,
     PRECISIONS,
     SAMPLERS,
+    Registry,
 )
 
+Share = Annotated[float, Field(ge=0, le=1)]
+"""A share, 0 to 1."""
+PairCount = Annotated[int, Field(ge=8, le=1_000_000)]
+"""A number of pairs of input and text."""
+LossWeight = Annotated[float, Field(ge=0, le=1e6)]
+"""The weight of a loss; 0 turns it off."""
 
-def _within(low: float, high: float) -> dict[str, Callable[[float], str | None]]:
-    return {"check": lambda v: None if low <= v <= high else f"must lie in {low:g} .. {high:g}"}
+
+def _known_in(registry: Registry) -> Callable[[str], str]:
+    """Return a check that a name stands in a registry."""
+
+    def check(name: str) -> str:
+        problem = registry.problem(name)
+        if problem:
+            raise ValueError(problem)
+        return name
+
+    return check
 
 
-def _precision(name: str) -> str | None:
-    return None if name == "auto" else PRECISIONS.problem(name)
+def _check_precision(name: str) -> str:
+    """Check the precision of a node: a known one, or `auto`."""
+    return name if name == "auto" else _known_in(PRECISIONS)(name)
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodePrune:
-    """Pruning ratios of one node: the share of its units removed. What is not given is searched."""
+    """How much of one node is removed. What is not given is left to the search."""
 
-    heads: float = field(default=0.0, metadata=_within(0, 1))
-    ffn: float = field(default=0.0, metadata=_within(0, 1))
-    tokens: float = field(default=0.0, metadata=_within(0, 1))
-    """Positions left out for every input: image patches, or the end of an audio encoder's window."""
-    drop: int = field(default=0, metadata=_within(0, 1000))
-    """Whole sub-layers removed, the least damaging first."""
+    heads: Share = 0.0
+    """Share of the attention heads that is removed."""
+    ffn: Share = 0.0
+    """Share of the FFN channels that is removed; of a CNN, of the inner channels of its convolutions."""
+    tokens: Share = 0.0
+    """Share of the positions that is left out for every input: image patches, or the end of an audio window."""
+    drop: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Whole sub-layers that are removed, the least sensitive first."""
     blocks: dict[str, float] = field(default_factory=dict)
-    """Ratios of single blocks by name; they override the rest."""
+    """Share removed of single blocks, by name (`0.ffn`); it overrides the other keys for these blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Node:
-    """One model (or one joining step) of the pipeline. `inputs` maps ports to `node.port` or a pipeline input."""
+    """One model of the pipeline, or one node that joins the outputs of models."""
 
-    kind: str = field(metadata={"registry": NODE_KINDS})
-    """A kind of node: see `mmcompress list kinds`."""
+    kind: Annotated[str, AfterValidator(_known_in(NODE_KINDS))]
+    """The kind of node: see `mmcompress list kinds`."""
     inputs: dict[str, str]
+    """What each input port reads: `node.port`, or the name of a pipeline input."""
     source: str = ""
-    candidates: int = field(default=1, metadata=_within(1, 64))
-    """Of a generator: the texts it writes for an input, and the beams it finds them with."""
-    max_tokens: int = field(default=0, metadata=_within(0, 4096))
-    """The longest text in tokens, written or read; 0: 20 for a generator, the tower's own length for a text tower."""
+    """Where the weights come from: `embedded:`, `open_clip:`, `transformers:`, `pip:`, `python:` or a folder."""
+    candidates: Annotated[int, Field(ge=1, le=64)] = 1
+    """Texts that a generator writes for an input; it finds them with as many beams."""
+    max_tokens: Annotated[int, Field(ge=0, le=4096)] = 0
+    """Tokens of the longest text, written or read. 0 stands for 20 of a generator, and for a text encoder's own length."""
     prompt: str = ""
-    """What a generator reads before it writes; of one with an image among its words, `USER: <image> ASSISTANT:`."""
-    prior: float = field(default=0.0, metadata=_within(0, 1000))
-    """Of a `nearest` node with `scores`: how much the generator's own score counts beside the similarity."""
+    """What a generator reads before it writes. With an image among the words: `USER: <image> ASSISTANT:`."""
+    prior: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Weight of the generator's own score beside the similarity, in a `nearest` node with `scores`."""
     texts: str = ""
-    """Of a `lookup`: a file with one text a line; without it, all reference texts of the data."""
-    precision: str = field(default="auto", metadata={"check": _precision})
-    """`auto` leaves it to the search."""
+    """File of a `lookup` with one text a line. Without it, the list holds all reference texts of the data."""
+    precision: Annotated[str, AfterValidator(_check_precision)] = "auto"
+    """Precision of the weights and products: see `mmcompress list precisions`. `auto` leaves it to the search."""
     rewind: str = ""
-    """Where `prune.schedule: rewind` finds the weights of an earlier time of this model's training, as a `source`;
-    without it, survivors start again from those of `source` itself."""
+    """Where `prune.schedule: rewind` finds the weights of an earlier time of this model's training, as a `source`.
+    Without it, survivors start again from the weights of `source`."""
     prune: NodePrune = field(default_factory=NodePrune)
+    """How much of this node is removed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
-    kind: str = field(metadata={"registry": DATA_KINDS})
+    """The pairs of input and text that the pipeline is compressed and judged with."""
+
+    kind: Annotated[str, AfterValidator(_known_in(DATA_KINDS))]
+    """The kind of data: see `mmcompress list data`."""
     options: dict[str, Any] = field(default_factory=dict)
-    calibration: int = field(default=256, metadata=_within(8, 1_000_000))
-    """Training pairs for importance, damage, refit and device calibration."""
-    sensitivity_pairs: int = field(default=128, metadata=_within(8, 1_000_000))
-    """The first of the calibration pairs, that the damage of every single cut is measured on; at most all of them."""
-    validation_pairs: int = field(default=256, metadata=_within(8, 1_000_000))
-    """Pairs of the choosing split (`val`) each trial is judged on. The test split is never used to choose."""
-    final_pairs_factor: int = field(default=3, metadata=_within(1, 1000))
-    """How many times as many the best few trials are judged on, where there are so many (1: no more than the rest)."""
+    """Options of the kind of data, such as `path`."""
+    calibration: PairCount = 256
+    """Training pairs for importance, sensitivity, refit and calibration."""
+    sensitivity_pairs: PairCount = 128
+    """Calibration pairs, the first ones, that the loss increase of every single cut is measured on."""
+    validation_pairs: PairCount = 256
+    """Pairs of the split `val` that each trial is evaluated on. The test split is never used to choose."""
+    final_pairs_factor: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Factor from `validation_pairs` to the pairs that the best few trials are evaluated on, as far as the data goes."""
     labels: Literal["reference", "teacher"] = "reference"
     """What generators learn and are chosen by: the texts of the data, or what the dense pipeline itself writes. A text
-    of another style than the model's own tells little of what a cut does."""
-    batch: int = field(default=64, metadata=_within(1, 65_536))
-    """Pairs run through the models at once; large models on large images need few."""
+    in another style than the model's own tells little of what a cut does."""
+    batch: Annotated[int, Field(ge=1, le=65_536)] = 64
+    """Pairs that run through the models at once. Large models on large images need few."""
     report: tuple[str, ...] = ()
-    """Further splits, measured and reported apart."""
+    """Further splits that the result is measured on and reported for, apart from the test split."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prune:
-    importance: str = field(default="reconstruction", metadata={"registry": IMPORTANCE})
-    allocation: str = field(default="knapsack", metadata={"registry": ALLOCATIONS})
-    protection: float = field(default=2.0, metadata=_within(1, 100))
-    """Cross-modal units are pruned this many times less."""
+    """How units are scored, chosen and removed."""
+
+    importance: Annotated[str, AfterValidator(_known_in(IMPORTANCE))] = "reconstruction"
+    """The criterion that scores units, or a mixture (`fisher + 0.5 * magnitude`): see `mmcompress list importance`."""
+    allocation: Annotated[str, AfterValidator(_known_in(ALLOCATIONS))] = "knapsack"
+    """How the cuts of a group are dealt to its blocks: see `mmcompress list allocation`."""
+    protection: Annotated[float, Field(ge=1, le=100)] = 2.0
+    """Factor by which cross-modal units are pruned less than the others."""
     schedule: Literal["one_shot", "gradual", "rewind", "late"] = "one_shot"
-    """All cuts at once; over `rounds` of pruning and training, units scored anew in each; or so, and then the survivors
-    trained once more from the weights they had at first, or earlier still (`nodes.*.rewind`). The training budget is
-    shared among the rounds. `late`: the dense models are trained, then cut and refitted: the wrong way round, to
-    compare with."""
-    rounds: int = field(default=3, metadata=_within(2, 100))
-    sparsity: float = field(default=0.0, metadata=_within(0, 0.99))
-    """Share of single weights set to zero in what is left, smallest first; brings no speed on ONNX Runtime."""
+    """`one_shot` makes all cuts at once. `gradual` prunes and trains in `rounds`, and scores units anew in each.
+    `rewind` does so, then trains the survivors again from their first weights (or `nodes.*.rewind`). `late` trains the
+    dense models first and cuts then, to compare with. All share one training budget."""
+    rounds: Annotated[int, Field(ge=2, le=100)] = 3
+    """Rounds of pruning and training of the schedules `gradual` and `rewind`."""
+    sparsity: Annotated[float, Field(ge=0, le=0.99)] = 0.0
+    """Share of single weights that is set to zero in what is left, the smallest first. ONNX Runtime gains no speed."""
     pattern: Literal["unstructured", "2:4"] = "unstructured"
-    """Where those lie; 2:4 sets half of them to zero, whatever positive `sparsity` says."""
+    """Where the zeros lie. `2:4` sets half of the weights to zero, whatever positive `sparsity` says."""
     sensitivity: Literal["measured", "estimated"] = "measured"
-    """Of cutting a block: by running the pipeline with it cut, or as half the importance lost (fisher alone)."""
+    """How the loss increase of a cut is found: by running the pipeline with it, or as half the importance that is lost
+    (for `importance: fisher`)."""
     refit: bool = True
-    ridge: float = field(default=0.01, metadata=_within(1e-6, 10))
-    """Of the refit, relative to the mean of the Gram diagonal."""
+    """Whether the output projection of a cut block is fitted to what the dense block put out."""
+    ridge: Annotated[float, Field(ge=1e-6, le=10)] = 0.01
+    """Ridge of the refit, as a share of the mean diagonal of the second moments."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quantize:
-    max_loss_increase: float = field(default=0.0, metadata=_within(0, 1000))
-    """A block whose rounding alone raises the pipeline's loss by more than this stays in fp32 (0: none is asked)."""
+    """What stays in fp32 within a node of another precision."""
+
+    max_loss_increase: Annotated[float, Field(ge=0, le=1000)] = 0.0
+    """Loss increase by rounding a single block above which the block stays in fp32. 0: no block is asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Distill:
-    steps: int = field(default=220, metadata=_within(0, 1_000_000))
-    minutes: float = field(default=4.0, metadata=_within(0, 100_000))
-    """A budget of wall time; the schedule ends with whichever comes first."""
-    batch: int = field(default=24, metadata=_within(2, 65_536))
+    """How the pruned pipeline learns from the dense one."""
+
+    steps: Annotated[int, Field(ge=0, le=1_000_000)] = 220
+    """Training steps. 0: no training."""
+    minutes: Annotated[float, Field(ge=0, le=100_000)] = 4.0
+    """Minutes of training. The schedule ends with `steps` or `minutes`, whichever comes first."""
+    batch: Annotated[int, Field(ge=2, le=65_536)] = 24
+    """Pairs per step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of products and what they give while training, weights and losses being fp32; auto: bf16 where a product is
-    measured to be quicker in it, which may double the steps a minute."""
-    learning_rate: float = field(default=7e-4, metadata=_within(0, 1))
-    """The highest of the schedule."""
+    """Precision of products while training; weights and losses are fp32. `auto` takes bf16 where a product is measured
+    to be clearly faster in it."""
+    learning_rate: Share = 7e-4
+    """Highest learning rate of the schedule (warm-up, then cosine)."""
     find_learning_rate: bool = True
-    """Halve the rate while a few steps of it would make matters worse: structures that lost little are easily lost."""
-    embedding: float = 1.0
-    """This and what follows: weights of the losses of `distill/losses.py`, 0 turns one off; `contrast` and `caption`
-    are the task's own, the others need the dense models."""
-    tokens: float = 1.0
-    affinity: float = 1.0
-    contrast: float = 0.2
-    caption: float = 1.0
-    logits: float = 4.0
-    hidden: float = 0.0
-    """What every block adds to its stream, against the teacher's, relative to its variance; `cross`: of
-    cross-attention alone."""
-    cross: float = 0.0
-    validations: int = field(default=4, metadata=_within(0, 1000))
-    """How often the loss on choosing pairs is looked at; where the last weights are clearly worse than others seen,
-    those are kept (0: always the last)."""
-    patience: int = field(default=0, metadata=_within(0, 1000))
-    """Checks in a row without a lower loss after which training ends early (0: it never does)."""
-    distinct_pairs: int = 0
-    """Distinct training pairs (0: fresh ones for every step, where the data has them)."""
+    """Whether the rate is halved while a few steps of it make matters worse: structures that lost little need less."""
+    embedding: LossWeight = 1.0
+    """Weight of the squared distance of embeddings to the teacher's (CLIP-KD)."""
+    tokens: LossWeight = 1.0
+    """Weight of the squared error of token states, relative to their variance."""
+    affinity: LossWeight = 1.0
+    """Weight of the divergence of similarity rows and columns at every join (TinyCLIP)."""
+    contrast: LossWeight = 0.2
+    """Weight of the contrastive loss of the task at every join."""
+    caption: LossWeight = 1.0
+    """Weight of the other losses of the task: cross-entropy of generators."""
+    logits: LossWeight = 4.0
+    """Weight of the divergence of next-token distributions from the teacher's."""
+    hidden: LossWeight = 0.0
+    """Weight of the error of what every block adds to its stream, relative to the teacher's variance."""
+    cross: LossWeight = 0.0
+    """Weight of the same error in cross-attention blocks."""
+    validations: Annotated[int, Field(ge=0, le=1000)] = 4
+    """Times that the loss on validation pairs is taken on the way. When the last weights are clearly worse than others
+    seen, those are kept. 0: always the last."""
+    patience: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Validations in a row without a lower loss after which training ends early. 0: it never does."""
+    distinct_pairs: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
+    """Distinct training pairs. 0: fresh ones for every step, as far as the data has them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Search:
-    trials: int = field(default=40, metadata=_within(0, 100_000))
-    """Proposals of the sampler; splits of the budget, and what is judged for them, come on top."""
-    level_switches: int = field(default=16, metadata=_within(0, 100_000))
-    """Exchanges of units between blocks of the best structures, tried after that."""
-    linearization_rounds: int = field(default=4, metadata=_within(0, 100))
-    """Rounds before that in which the damage of every cut is measured anew among the others, and the budget split again
-    (0: damage is taken to add up). They end early where they would take longer than twice the search."""
-    sampler: str = field(default="tpe", metadata={"registry": SAMPLERS})
-    executor: str = field(default="ray", metadata={"registry": EXECUTORS})
-    workers: int = field(default=2, metadata=_within(1, 4096))
+    """How structures are searched for."""
+
+    trials: Annotated[int, Field(ge=0, le=100_000)] = 40
+    """Proposals of the sampler. Splits of the budget, and what is evaluated for them, come on top."""
+    level_switches: Annotated[int, Field(ge=0, le=100_000)] = 16
+    """Exchanges of units between blocks of the best structures, after the proposals (EvoPress)."""
+    linearization_rounds: Annotated[int, Field(ge=0, le=100)] = 4
+    """Rounds before the proposals in which the loss increase of every cut is measured among the other cuts, and the
+    budget is split again. 0: loss increases are taken to add up. They end early when they take twice the search."""
+    sampler: Annotated[str, AfterValidator(_known_in(SAMPLERS))] = "tpe"
+    """Optuna's sampler: see `mmcompress list samplers`."""
+    executor: Annotated[str, AfterValidator(_known_in(EXECUTORS))] = "ray"
+    """Where trials run: see `mmcompress list executors`."""
+    workers: Annotated[int, Field(ge=1, le=4096)] = 2
     """Trials at a time."""
     ray_address: str | None = None
+    """Address of a running Ray cluster: `auto` or HOST:PORT. Without it, a local Ray is started."""
     evaluator: Literal["measured", "estimated"] = "measured"
-    """A trial's loss: by running the cut pipeline, or the sum of its blocks' damage: no model is run."""
-    finalists: int = field(default=3, metadata=_within(1, 1000))
-    """Trials within the budget that are judged on more pairs (`data.final_pairs_factor`) before one is chosen."""
-    short_finetunings: int = field(default=5, metadata=_within(0, 100))
-    """Structures trained for a tenth of the training budget each, where the best loss before training is so high that
-    it says little (0: none)."""
-    retries: int = field(default=1, metadata=_within(0, 10))
-    """How often a trial that failed is tried again."""
-    max_artifacts: int = field(default=2, metadata=_within(1, 10))
-    """How often at most a structure is made: again when the finished artifact lies 5 % under the target, or misses it;
-    a miss is tried again once even where this is 1."""
+    """How the loss of a trial is found: by running the cut pipeline, or as the sum of the loss increases of its cuts."""
+    finalists: Annotated[int, Field(ge=1, le=1000)] = 3
+    """Trials within the budget that are evaluated on more pairs (`data.final_pairs_factor`) before one is chosen."""
+    short_finetunings: Annotated[int, Field(ge=0, le=100)] = 5
+    """Structures that are trained for a tenth of the budget each, when the best loss before training is so high that it
+    says little. 0: none."""
+    retries: Annotated[int, Field(ge=0, le=10)] = 1
+    """Times that a failed trial is tried again."""
+    max_artifacts: Annotated[int, Field(ge=1, le=10)] = 2
+    """Artifacts that are made at most: another one when the finished one misses the target, or lies 5 % under it. A
+    miss is tried again once even with 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Upper bounds beside the latency target; what is not given is not bound."""
+    """Upper bounds beside the latency target. What is not given is not bound."""
 
-    params_m: float | None = field(default=None, metadata=_within(0, 1e6))
+    params_m: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """Parameters of all models, in millions."""
-    size_mb: float | None = field(default=None, metadata=_within(0, 1e9))
-    """Of the bundle."""
-    memory_mb: float | None = field(default=None, metadata=_within(0, 1e9))
-    """Peak resident memory of a process that loads the bundle and answers once."""
+    size_mb: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Size of the bundle in MB."""
+    memory_mb: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    """Peak resident memory in MB of a process that loads the bundle and answers once."""
     node_ms: dict[str, float] = field(default_factory=dict)
-    """p50 of single nodes."""
+    """p50 of single nodes in milliseconds, by node."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    threads: int = field(default=2, metadata=_within(1, 1024))
-    """Of every session, as the bundle is to be deployed."""
+    """How latency is measured."""
+
+    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    """Threads of every session, as the bundle is to be deployed."""
     parallel: bool = False
     """Whether nodes that don't read each other run at the same time, each on its own threads."""
     memory: bool = True
     """Whether the peak memory of both bundles is measured, each in a process of its own."""
     readings: str = ""
-    """Readings of another device (a JSON of `mmcompress device measure`): the target is then for that one."""
-    warmup: int = field(default=10, metadata=_within(0, 10_000))
+    """Readings of another device (a JSON of `mmcompress device measure`). The target is then for that device."""
+    warmup: Annotated[int, Field(ge=0, le=10_000)] = 10
     """Requests after loading that are not counted."""
-    requests: int = field(default=200, metadata=_within(2, 100_000))
+    requests: Annotated[int, Field(ge=2, le=100_000)] = 200
     """Requests to each side at least."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric that the result is judged by."""
+    """A metric that the result is judged by. Its name alone stands for it: `wer` for `{kind: wer}`."""
 
-    kind: str = field(metadata={"registry": METRICS})
-    """A metric: see `mmcompress list metrics`."""
+    kind: Annotated[str, AfterValidator(_known_in(METRICS))]
+    """The metric: see `mmcompress list metrics`."""
     of: str = ""
     """The node that it judges. Without it, the metric judges every node that it can."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """A pipeline and how to compress it."""
+    """A pipeline, and how to compress it."""
 
     name: str
+    """Name of the pipeline, for reports and run folders."""
     inputs: dict[str, Literal["image", "audio", "text"]]
+    """Inputs of the pipeline by name, each with its type."""
     nodes: dict[str, Node]
+    """The models and joins of the pipeline, by name."""
     outputs: dict[str, str]
+    """Outputs of the pipeline by name, each as `node.port`."""
     data: Data
+    """The pairs that it is compressed and judged with."""
     metrics: tuple[Metric, ...] = (Metric(kind="retrieval"), Metric(kind="caption"))
+    """What the result is judged by."""
     target: str = "2x"
-    """End to end: `2x`, `12ms`, `12ms p95`; several with commas between them share all but search and training."""
+    """Latency end to end: `2x`, `12ms` or `12ms p95`. Several, with commas, share all but search and training."""
     limits: Limits = field(default_factory=Limits)
+    """Upper bounds beside the target."""
     prune: Prune = field(default_factory=Prune)
+    """How units are scored, chosen and removed."""
     quantize: Quantize = field(default_factory=Quantize)
+    """What stays in fp32."""
     distill: Distill = field(default_factory=Distill)
+    """How the pruned pipeline learns."""
     search: Search = field(default_factory=Search)
+    """How structures are searched for."""
     measure: Measure = field(default_factory=Measure)
+    """How latency is measured."""
     plugins: tuple[str, ...] = ()
-    seed: int = field(default=0, metadata=_within(0, 2**31))
+    """Modules to import first: they add entries of your own (`mmcompress list`)."""
+    seed: Annotated[int, Field(ge=0, le=2**31)] = 0
+    """Seed of data, search and training."""
 
     def model_nodes(self) -> dict[str, Node]:
+        """Return the nodes that are models, by name."""
         return {
             name: node for name, node in self.nodes.items() if NODE_KINDS.get(node.kind).is_model
         }

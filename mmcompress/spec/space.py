@@ -1,33 +1,14 @@
-"""TODO."""
+"""The search space: which keys of a spec are searched, and within which bounds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmcompress.errors import suggest_nearest
 from mmcompress.registry import PRECISIONS
 from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dimension:
-    """One dimension of a search space: a range (whole numbers with `step: 1`) or a list of choices."""
-
-    low: float | None = None
-    high: float | None = None
-    step: float | None = None
-    choices: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Space:
-    """Search space: dotted paths into the spec, `*` standing for each model of the pipeline."""
-
-    name: str
-    dimensions: dict[str, Dimension]
-
 
 SEARCHABLE_KEYS = (
     "nodes.*.prune.heads",
@@ -37,42 +18,99 @@ SEARCHABLE_KEYS = (
     "nodes.*.precision",
     "prune.protection",
 )
+"""Keys of a spec that can be searched; `*` stands for a model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """One dimension of a search space: a range of numbers, or a list of choices."""
+
+    low: float | None = None
+    """The least value."""
+    high: float | None = None
+    """The largest value."""
+    step: float | None = None
+    """Distance of the values that are tried; 1 for whole numbers. Without it, every number between."""
+    choices: tuple[str, ...] = ()
+    """The values of a precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """A search space."""
+
+    name: str
+    """Name of the space, for reports."""
+    dimensions: dict[str, Dimension] = field(default_factory=dict)
+    """Dimensions by dotted key of the spec; `*` stands for each model of the pipeline."""
 
 
 def load_space(path: str | Path, spec: Spec, *, fixed: frozenset[str] = frozenset()) -> Space:
-    """Read a search space, spell out `*` for the models of `spec`, leave out what is `fixed`. Raises `SpecError`."""
+    """Read a search space and spell out `*` for the models of a spec.
+
+    Args:
+        path: The YAML file.
+        spec: The spec that is searched.
+        fixed: Dotted keys that the spec sets itself; they are left out.
+
+    Raises:
+        SpecError: A dimension is not one that can be searched, or its bounds are wrong.
+    """
     source = YamlSource(path)
     space = source.build(Space)
-    dimensions = {}
-    for dotted, d in space.dimensions.items():
-        at = ("dimensions", dotted)
-        if not d.choices and (d.low is None or d.high is None or d.low > d.high):
-            raise source.error(at, "needs 'choices', or 'low' and 'high' with low <= high")
-        keys, known = dotted.split("."), list(spec.model_nodes())
-        if keys[0] == "nodes" and len(keys) > 1 and keys[1] != "*" and keys[1] not in known:
-            raise source.error(at, f"unknown node '{keys[1]}'; {suggest_nearest(keys[1], known)}")
-        if (
-            ".".join((keys[0], "*", *keys[2:]) if keys[0] == "nodes" else keys)
-            not in SEARCHABLE_KEYS
-        ):
-            raise source.error(
-                at, f"'{dotted}' can't be searched; {suggest_nearest(dotted, SEARCHABLE_KEYS)}"
-            )
-        if dotted.endswith("precision") != bool(d.choices):
-            raise source.error(at, "a precision takes 'choices', everything else 'low' and 'high'")
-        whole = dotted.endswith("drop")
-        if d.step is not None and (d.step <= 0 or (whole and d.step % 1)):
-            raise source.error(
-                at, f"'step' must be {'a whole number' if whole else 'a number'} greater than 0"
-            )
-        if problem := next((p for c in d.choices if (p := PRECISIONS.problem(c))), None):
-            raise source.error(at, problem)
-        low, high = (
-            (1.0, 100.0) if dotted.endswith("protection") else (0.0, 1000.0 if whole else 1.0)
-        )
-        if not d.choices and not (low <= (d.low or 0.0) and (d.high or 0.0) <= high):
-            raise source.error(at, f"must lie in {low:g} .. {high:g}")
-        for name in known if keys[1] == "*" else [keys[1]]:
-            if (full := dotted.replace("*", name)) not in fixed:
-                dimensions[full] = replace(d, step=d.step or 1.0) if whole else d
-    return Space(space.name, dimensions)
+    models = list(spec.model_nodes())
+    dimensions: dict[str, Dimension] = {}
+    for dotted, dimension in space.dimensions.items():
+        problem = _find_problem(dotted, dimension, models=models)
+        if problem:
+            raise source.error(("dimensions", dotted), problem)
+        if dotted.endswith("drop") and not dimension.step:
+            dimension = replace(dimension, step=1.0)
+        node = dotted.split(".")[1]
+        for name in models if node == "*" else [node]:
+            key = dotted.replace("*", name)
+            if key not in fixed:
+                dimensions[key] = dimension
+    return Space(name=space.name, dimensions=dimensions)
+
+
+def _find_problem(dotted: str, dimension: Dimension, *, models: list[str]) -> str:
+    """Return what is wrong with a dimension, or an empty text."""
+    low = dimension.low
+    high = dimension.high
+    if not dimension.choices and (low is None or high is None or low > high):
+        return "needs 'choices', or 'low' and 'high' with low <= high"
+    keys = dotted.split(".")
+    is_of_node = keys[0] == "nodes"
+    if is_of_node and len(keys) > 1 and keys[1] not in ("*", *models):
+        return f"unknown node '{keys[1]}'; {suggest_nearest(keys[1], models)}"
+    pattern = ".".join((keys[0], "*", *keys[2:])) if is_of_node else dotted
+    if pattern not in SEARCHABLE_KEYS:
+        return f"'{dotted}' can't be searched; {suggest_nearest(dotted, SEARCHABLE_KEYS)}"
+    if dotted.endswith("precision") != bool(dimension.choices):
+        return "a precision takes 'choices', everything else 'low' and 'high'"
+    return _find_value_problem(dotted, dimension)
+
+
+def _find_value_problem(dotted: str, dimension: Dimension) -> str:
+    """Return what is wrong with the step, the choices or the bounds of a dimension, or an empty text."""
+    is_whole = dotted.endswith("drop")
+    step = dimension.step
+    if step is not None and (step <= 0 or (is_whole and step % 1)):
+        return f"'step' must be {'a whole number' if is_whole else 'a number'} greater than 0"
+    for choice in dimension.choices:
+        unknown = PRECISIONS.problem(choice)
+        if unknown:
+            return unknown
+    least = 0.0
+    most = 1.0
+    if dotted.endswith("protection"):
+        least = 1.0
+        most = 100.0
+    elif is_whole:
+        most = 1000.0
+    if not dimension.choices and not (
+        least <= (dimension.low or 0.0) and (dimension.high or 0.0) <= most
+    ):
+        return f"must lie in {least:g} .. {most:g}"
+    return ""

@@ -1,53 +1,76 @@
-"""TODO."""
+"""The target of a spec: a speed-up over the dense pipeline, or a latency."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
 
 from mmcompress.errors import SpecError
 from mmcompress.spec.schema import Spec
 from mmcompress.stats import Latency
 
+TARGET = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(x|ms)(\s+(p50|p95))?\s*")
+"""A number, `x` or `ms`, and the statistic when it is not the median."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Goal:
+    """What is to be reached."""
+
+    kind: Literal["speedup", "latency"]
+    """A speed-up over the dense pipeline, or a latency."""
+    value: float
+    """The factor of a speed-up, or milliseconds."""
+    statistic: Literal["p50", "p95"] = "p50"
+    """The statistic of the latency that counts."""
+
+    def target_ms(self, dense: Latency) -> float:
+        """Return the milliseconds that a request may take, given the latency of the dense pipeline."""
+        if self.kind == "latency":
+            return self.value
+        return getattr(dense, self.statistic) / self.value
+
+    def p95_ratio(self, dense: Latency) -> float:
+        """Return the statistic over the median of the dense pipeline: predictors know medians only."""
+        return getattr(dense, self.statistic) / dense.p50
+
 
 def split_targets(spec: Spec) -> tuple[str, ...]:
-    """The targets of a spec: `1.5x,2x` are two."""
-    return tuple(dict.fromkeys(part.strip() for part in str(spec.target).split(",")))
+    """Return the targets of a spec: `1.5x,2x` are two."""
+    parts = [part.strip() for part in spec.target.split(",")]
+    return tuple(dict.fromkeys(parts))
 
 
 def require_one_target(spec: Spec) -> Spec:
-    """The spec, if it has one target. Raises `SpecError`."""
+    """Return the spec.
+
+    Raises:
+        SpecError: It has several targets.
+    """
     if len(split_targets(spec)) > 1:
         raise SpecError(f"target: one target, please, got '{spec.target}'")
     return spec
 
 
-@dataclass(frozen=True, kw_only=True)
-class Goal:
-    """What is to be reached: a `speedup` over the dense pipeline or a `latency` in ms, of the p50 or the p95."""
-
-    kind: str
-    value: float
-    statistic: str = "p50"
-
-    def target_ms(self, dense: Latency) -> float:
-        """The budget, given what the dense pipeline takes."""
-        return getattr(dense, self.statistic) / self.value if self.kind == "speedup" else self.value
-
-    def p95_ratio(self, dense: Latency) -> float:
-        """How far the statistic lies from the median: of the dense pipeline, for predictors know medians alone."""
-        return getattr(dense, self.statistic) / dense.p50
-
-
 def parse_target(text: str, error: Exception | None = None) -> Goal:
-    """`2x`, `12ms`, `12ms p95`. Raises `SpecError`."""
-    m = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(x|ms)(\s+(p50|p95))?\s*", str(text))
-    if not m or float(m.group(1)) <= 0 or (m.group(2) == "x" and float(m.group(1)) < 1):
-        raise SpecError(
-            f"{error or 'target: '}expected a target like 2x (at least 1x), 12ms or 12ms p95, got '{text}'"
-        )
+    """Read `2x`, `12ms` or `12ms p95`.
+
+    Args:
+        text: The target.
+        error: An error whose text comes before the message: it names the place in the spec.
+
+    Raises:
+        SpecError: The text is no target.
+    """
+    match = TARGET.fullmatch(str(text))
+    value = float(match.group(1)) if match else 0.0
+    is_speedup = match is not None and match.group(2) == "x"
+    if match is None or value <= 0 or (is_speedup and value < 1):
+        expected = "expected a target like 2x (at least 1x), 12ms or 12ms p95"
+        raise SpecError(f"{error or 'target: '}{expected}, got '{text}'")
     return Goal(
-        kind="speedup" if m.group(2) == "x" else "latency",
-        value=float(m.group(1)),
-        statistic=m.group(4) or "p50",
+        kind="speedup" if is_speedup else "latency",
+        value=value,
+        statistic="p95" if match.group(4) == "p95" else "p50",
     )
