@@ -20,7 +20,7 @@ from families import FAMILIES  # noqa: E402
 from mmcompress.export import family_contract as contract  # noqa: E402
 from mmcompress.runtime.machine import (
     describe_cpu,
-    package_versions,  # noqa: E402
+    list_package_versions,  # noqa: E402
 )
 
 COLUMNS = (
@@ -101,7 +101,7 @@ def main() -> None:
         lines.append(cells)
         notes += more
         print(" | ".join(cells), flush=True)
-    v = package_versions()
+    v = list_package_versions()
     text = [
         "# Model families and the proofs they pass",
         "",

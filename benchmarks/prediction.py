@@ -29,7 +29,7 @@ from mmcompress.report.page import PREDICTION_FILE
 from mmcompress.results.records import Prediction
 from mmcompress.run.predictor import build_predictor
 from mmcompress.run.profile import BENCH_REQUESTS, profile_pipeline
-from mmcompress.runtime.machine import describe_cpu, git_commit, package_versions
+from mmcompress.runtime.machine import describe_cpu, read_git_commit, list_package_versions
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace import context as workflow
 
@@ -63,8 +63,8 @@ def result(pipeline: str, x: list[float], y: list[float]) -> Prediction:
         predicted_ms=tuple(x),
         measured_ms=tuple(y),
         cpu=describe_cpu(),
-        commit=git_commit(),
-        versions=package_versions(),
+        commit=read_git_commit(),
+        versions=list_package_versions(),
     )
 
 

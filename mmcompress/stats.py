@@ -99,7 +99,7 @@ def estimate_quality(t: PerSampleScores) -> Quality:
     )
 
 
-def paired_difference(
+def estimate_paired_difference(
     better: Sequence[Mapping[str, PerSampleScores]], worse: Sequence[Mapping[str, PerSampleScores]]
 ) -> tuple[float, float]:
     """(how much more of what is right the first side keeps, mean over metrics and over several runs of a side; half its
@@ -129,7 +129,7 @@ def decide_claim(
     better: Sequence[Mapping[str, PerSampleScores]], worse: Sequence[Mapping[str, PerSampleScores]]
 ) -> tuple[str, float, float]:
     """(supported, not supported or undecided; the gap; half its 95 % interval)."""
-    found, half = paired_difference(better, worse)
+    found, half = estimate_paired_difference(better, worse)
     return (
         (
             "supported"
@@ -143,7 +143,7 @@ def decide_claim(
     )
 
 
-def quality_retained(baseline: dict[str, Quality], compressed: dict[str, Quality]) -> float:
+def compute_quality_retained(baseline: dict[str, Quality], compressed: dict[str, Quality]) -> float:
     """The smallest ratio compressed / baseline over the metrics; of an error rate, the ratio of what is right."""
     good = lambda q: max(1 - q.value, 0.0) if q.is_error_rate else q.value
     return min(

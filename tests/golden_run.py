@@ -172,9 +172,9 @@ def weight_differences(want: dict[str, np.ndarray], have: dict[str, np.ndarray])
 
 def machine() -> dict[str, Any]:
     """What rounding depends on."""
-    from mmcompress.runtime.machine import describe_cpu, package_versions
+    from mmcompress.runtime.machine import describe_cpu, list_package_versions
 
-    known = package_versions()
+    known = list_package_versions()
     packages = {p: known.get(p, "") for p in ("torch", "onnxruntime", "numpy", "optuna")}
     return {"cpu": describe_cpu()["name"], "flags": sorted(describe_cpu()["flags"]), **packages}
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from mmcompress.kinds.text_decoder.deployed import TextDecoder
 from mmcompress.measure.benchmarker import Benchmarker
-from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow, measured_sizes
+from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow, choose_measured_sizes
 from mmcompress.measure.cost_model.plan import Export
 from mmcompress.measure.latency.bench import Samples
 from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, load_requests
 from mmcompress.runtime.graph import load_bundle
-from mmcompress.runtime.machine import device_fingerprint
+from mmcompress.runtime.machine import fingerprint_device
 
 CALL_MS = 0.01
 """What a call of a graph takes whatever its size."""
@@ -47,7 +47,7 @@ class SimulatedBenchmarker(Benchmarker):
         rows = []
         for key, (units, step) in sorted(largest.items()):
             kind, width, head, positions, keys, batch = key
-            sizes = measured_sizes(units, step)
+            sizes = choose_measured_sizes(units, step)
             span = 1 if kind == "conv" else keys
             for precision in precisions:
                 per_unit = 1e-7 * batch * positions * head * (4 * width + span)
@@ -55,7 +55,7 @@ class SimulatedBenchmarker(Benchmarker):
                 rows.append(
                     TableRow(kind, width, head, positions, keys, batch, precision, sizes, ms)
                 )
-        return DeviceTable(device=device_fingerprint(threads), threads=threads, rows=tuple(rows))
+        return DeviceTable(device=fingerprint_device(threads), threads=threads, rows=tuple(rows))
 
     def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
         return sum(call.calls * graph_ms(folder / call.file) for call in export.graphs.values())

@@ -13,7 +13,7 @@ from mmcompress.experiments.ablate import CLAIMS, REFERENCE_CELL, _pinned, ablat
 from mmcompress.experiments.baselines import BASELINES
 from mmcompress.experiments.compare import compare
 from mmcompress.graph.blocks import count_steps
-from mmcompress.stats import PerSampleScores, decide_claim, paired_difference
+from mmcompress.stats import PerSampleScores, decide_claim, estimate_paired_difference
 from mmcompress.workspace.folder import RunFolder
 
 QUICK = {"target": "1.2x", "search.trials": 2, "search.level_switches": 1, "distill.steps": 1}
@@ -161,15 +161,15 @@ def test_a_gap_is_paired_and_metrics_are_drawn_together():
     other[rng.choice(np.flatnonzero(base), 15, replace=False)] = False
     tally = lambda x: PerSampleScores(numerators=tuple(map(float, x)))
     one, two = [{"a": tally(base)}], [{"a": tally(other)}]
-    found, half = paired_difference(one, two)
+    found, half = estimate_paired_difference(one, two)
     assert found == pytest.approx(0.015) and half == pytest.approx(
         1.96 * np.sqrt(0.015 * 0.985 / 1000), rel=0.1
     )
-    twice = paired_difference(
+    twice = estimate_paired_difference(
         [{"a": tally(base), "b": tally(base)}], [{"a": tally(other), "b": tally(other)}]
     )
     assert twice == pytest.approx((found, half))  # the same metric twice tells nothing more
-    mean = paired_difference([{"a": tally(base)}, {"a": tally(other)}], two)
+    mean = estimate_paired_difference([{"a": tally(base)}, {"a": tally(other)}], two)
     assert mean[0] == pytest.approx(found / 2)
     words = [
         {
@@ -178,7 +178,7 @@ def test_a_gap_is_paired_and_metrics_are_drawn_together():
             )
         }
     ]
-    assert paired_difference(
+    assert estimate_paired_difference(
         words,
         [
             {

@@ -95,8 +95,8 @@ def test_a_second_kit_of_a_device_finds_its_table_measured(kit, readings, monkey
         lambda *a: stacked.append(a) or build_stack(*a),
     )
     assert (
-        of.measure_kit(kit).table.lookup().keys()
-        >= read_record(Readings, readings).table.lookup().keys()
+        of.measure_kit(kit).table.index_rows().keys()
+        >= read_record(Readings, readings).table.index_rows().keys()
     )
     assert (
         not stacked and table.complete_table([], 1).device == read_record(Readings, readings).device

@@ -16,14 +16,14 @@ from mmcompress.measure.cost_model.microbenchmarks import (
     KINDS,
     BlockShape,
     build_stack,
-    random_feed,
+    make_random_feed,
 )
 from mmcompress.measure.latency import bench as latency
 from mmcompress.measure.latency import benchmark_in_subprocess as apart
 from mmcompress.measure.latency.bench import PipelineLatency, Samples, bench_pipelines
 from mmcompress.models.counts import count_block_params, count_params_and_macs
 from mmcompress.runtime.graph import load_bundle
-from mmcompress.runtime.machine import describe_cpu, device_fingerprint, package_versions
+from mmcompress.runtime.machine import describe_cpu, fingerprint_device, list_package_versions
 from mmcompress.runtime.sessions import open_session
 from mmcompress.runtime.timing import min_of_medians, time_call
 from mmcompress.stats import Latency
@@ -46,7 +46,7 @@ def test_stacks_are_valid_and_run(kind, copies):
         cell = BlockShape(kind, 32, 16, 24, 16, 3123, 2)
     model = build_stack(cell, copies)
     onnx.checker.check_model(model)
-    out = open_session(model.SerializeToString(), 1).run(None, random_feed(cell, model))
+    out = open_session(model.SerializeToString(), 1).run(None, make_random_feed(cell, model))
     assert out[-1].shape == (2, cell.positions, 32)
     if kind == "conv":
         assert [o.shape for o in out[:-1]] == [(2, 24, 2, 2)] * copies
@@ -55,7 +55,7 @@ def test_stacks_are_valid_and_run(kind, copies):
 def test_a_cached_step_appends_to_its_past():
     cell = BlockShape("attention", 32, 2, 8, 1, 7, 3)
     out = open_session(build_stack(cell, 1).SerializeToString(), 1).run(
-        None, random_feed(cell, build_stack(cell, 1))
+        None, make_random_feed(cell, build_stack(cell, 1))
     )
     assert out[0].shape == (3, 2, 7, 8)
 
@@ -63,7 +63,7 @@ def test_a_cached_step_appends_to_its_past():
 def test_the_table_measures_only_what_is_missing(monkeypatch):
     need = [(("ffn", 32, 1, 4, 4, 1), 64, 16)]
     first = table.measure_table(need, 1)
-    assert len(first.rows) == 2 and first.device == device_fingerprint(1)
+    assert len(first.rows) == 2 and first.device == fingerprint_device(1)
     assert all(list(r.ms) == sorted(r.ms) and r.units == (16, 32, 48, 64) for r in first.rows)
     monkeypatch.setattr(
         "mmcompress.measure.cost_model.microbenchmarks.build_stack", None
@@ -141,25 +141,27 @@ def test_a_structure_is_held_against_what_feels_the_same(tmp_path):
         record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)}
     )
     quiet_ms = seen(a=4.0, b=8.0, c=1.0)
-    assert anchors.machine_speed_factor(p50s(quiet_ms), precision, windows=usual) == pytest.approx(
-        1.0
-    )
+    assert anchors.compute_machine_speed_factor(
+        p50s(quiet_ms), precision, reference_runs=usual
+    ) == pytest.approx(1.0)
     # what is rounded takes a fifth longer for a while; three quiet measurements are known beside it
     now = {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=6.0, b=6.0, c=1.0)}
     anchors.append_reference_run(
         record, {"fp32": seen(a=10.0, b=10.0, c=1.0), "int8": seen(a=5.0, b=5.0, c=1.0)}
     )
     busy, disturbed = anchors.append_reference_run(record, now), seen(a=4.8, b=8.0, c=1.0)
-    factor = anchors.machine_speed_factor(p50s(disturbed), precision, windows=busy)
+    factor = anchors.compute_machine_speed_factor(p50s(disturbed), precision, reference_runs=busy)
     assert factor * disturbed.latency.p50 == pytest.approx(4.8 * 5.25 / 6 + 8 + 1)
-    assert anchors.machine_speed_factor(
-        {"a": 9.0, "b": 8.0}, {"a": "fp32", "b": "fp32"}, windows=busy
+    assert anchors.compute_machine_speed_factor(
+        {"a": 9.0, "b": 8.0}, {"a": "fp32", "b": "fp32"}, reference_runs=busy
     ) == pytest.approx(1.0)
     # not measured whole: as the dense one
-    assert anchors.machine_speed_factor({"a": 9.0}, {"a": "w4"}, windows=busy) == pytest.approx(1.0)
+    assert anchors.compute_machine_speed_factor(
+        {"a": 9.0}, {"a": "w4"}, reference_runs=busy
+    ) == pytest.approx(1.0)
     # of what was measured in a quiet window before, that is said too, as soon as more is known of what is usual
-    assert anchors.machine_speed_factor(
-        p50s(quiet_ms), precision, windows=busy, at=0
+    assert anchors.compute_machine_speed_factor(
+        p50s(quiet_ms), precision, reference_runs=busy, run_index=0
     ) * 13.0 == pytest.approx(4.0 * 5.25 / 5 + 8 + 1)
 
 
@@ -277,7 +279,7 @@ def test_counts_are_those_of_the_modules(models):
 
 def test_the_machine_is_described():
     facts = describe_cpu()
-    assert facts["cores"] >= 1 and facts["name"] and "onnxruntime" in package_versions()
+    assert facts["cores"] >= 1 and facts["name"] and "onnxruntime" in list_package_versions()
 
 
 def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
@@ -383,12 +385,12 @@ def test_a_paced_generator_takes_its_steps_though_every_token_would_end_it():
 
 
 def test_the_critical_path_is_the_longest_way():
-    from mmcompress.runtime.graph import critical_path
+    from mmcompress.runtime.graph import sum_critical_path
 
     reads = {"eye": (), "ear": (), "writer": ("eye",), "choose": ("writer", "ear")}
-    assert critical_path({"eye": 1.0, "ear": 5.0, "writer": 3.0}, reads) == 5.0
-    assert critical_path({"eye": 3.0, "ear": 5.0, "writer": 3.0}, reads) == 6.0
-    assert critical_path({}, {}) == 0.0
+    assert sum_critical_path({"eye": 1.0, "ear": 5.0, "writer": 3.0}, reads) == 5.0
+    assert sum_critical_path({"eye": 3.0, "ear": 5.0, "writer": 3.0}, reads) == 6.0
+    assert sum_critical_path({}, {}) == 0.0
 
 
 def test_branches_run_at_the_same_time_and_say_the_same(run_folder, tmp_path):

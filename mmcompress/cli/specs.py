@@ -113,7 +113,7 @@ def profile(spec: str, folder: str | None, resume: bool, sets: tuple[str, ...]) 
     reasons = {(m["node"], m["name"]): m for m in dense.modality}
     precisions = tuple(dict.fromkeys(p for by in predict.fits.values() for p in by))
     blocks = Table("block", "units", "parameters", *precisions, "share", "modality", box=None)
-    rows = predict.table.lookup()
+    rows = predict.table.index_rows()
     for n, placed in predict.deployed.items():
         for b in dense.blocks[n]:
             if b.group == "tokens":

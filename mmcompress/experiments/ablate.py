@@ -100,7 +100,7 @@ def make_placebo(seed: int) -> Baseline:
     @contextmanager
     def propose(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
         predict = build_predictor(run, read_record(Profile, run.shared.profile))
-        rows = predict.table.lookup()
+        rows = predict.table.index_rows()
         inside = lambda n, p: predict.block_ms(n, p, units=p.units, precision="fp32", rows=rows)
         ms = {(n, p.name): inside(n, p) for n, row in predict.deployed.items() for p in row}
         mass = sum(v for (n, b), v in ms.items() if b in run.cross_modal[n])

@@ -24,7 +24,7 @@ from mmcompress.registry import PRECISIONS
 from mmcompress.results.records import Proof
 from mmcompress.runtime.bundle import BUNDLE_FORMAT, hash_file, read_manifest
 from mmcompress.runtime.graph import Pipeline
-from mmcompress.runtime.machine import describe_cpu, package_versions
+from mmcompress.runtime.machine import describe_cpu, list_package_versions
 from mmcompress.runtime.sessions import TimedSession, open_session
 from mmcompress.spec.schema import Spec
 from mmcompress.storage import to_plain, write_record
@@ -123,7 +123,7 @@ def write_bundle(
             for p in files_in
         },
         "proofs": to_plain(proofs),
-        "versions": package_versions(),
+        "versions": list_package_versions(),
         "cpu": describe_cpu(),
     }
     write_record(new / "manifest.json", manifest)

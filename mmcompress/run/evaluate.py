@@ -13,7 +13,11 @@ import numpy as np
 
 from mmcompress.graph.references import find_unjoined_encoders
 from mmcompress.graph.structure import Candidate, KeptUnits, removed_share
-from mmcompress.measure.cost_model.drift import DENSE_NAME, machine_speed_factor, with_latest_run
+from mmcompress.measure.cost_model.drift import (
+    DENSE_NAME,
+    compute_machine_speed_factor,
+    include_latest_run,
+)
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.latency.bench import (
@@ -36,10 +40,16 @@ from mmcompress.run.fit import MIN_TARGET_SHARE, FittedStructure, list_reference
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.graph import load_bundle
-from mmcompress.runtime.machine import describe_cpu, git_commit, package_versions
+from mmcompress.runtime.machine import describe_cpu, read_git_commit, list_package_versions
 from mmcompress.search.linearize import load_interaction_factors
 from mmcompress.search.study import count_failures, finished_trials, open_study
-from mmcompress.stats import Latency, PerSampleScores, Quality, estimate_quality, quality_retained
+from mmcompress.stats import (
+    Latency,
+    PerSampleScores,
+    Quality,
+    estimate_quality,
+    compute_quality_retained,
+)
 from mmcompress.storage import read_record, to_plain, write_record
 from mmcompress.workspace.context import RunContext
 
@@ -109,7 +119,7 @@ def evaluate_artifact(
         baseline=sides["baseline"],
         compressed=sides["compressed"],
         speedup=measured["baseline"].latency.p50 / measured["compressed"].latency.p50,
-        quality_retained=quality_retained(figures["baseline"], figures["compressed"]),
+        quality_retained=compute_quality_retained(figures["baseline"], figures["compressed"]),
         predicted_latency_ms_p50=pace * fitted.predicted_ms,
         unimodal_ratio=removed_share(c.kept_units, r.blocks, cross=r.cross_modal, crossing=False)
         or 0.0,
@@ -123,10 +133,10 @@ def evaluate_artifact(
         warnings=(),
         timings=dict(r.timings),
         settings=to_plain(spec),
-        versions=package_versions(),
+        versions=list_package_versions(),
         cpu=r.device_readings.cpu if r.device_readings else describe_cpu(),
         seed=spec.seed,
-        commit=git_commit(),
+        commit=read_git_commit(),
         command="mmcompress " + " ".join(sys.argv[1:]),
         device=r.device,
         peak_memory_mb=peak_memory_mb(),
@@ -292,10 +302,10 @@ def _usual(r: RunContext, sittings: list[dict[str, Samples]], *, c: Candidate) -
     new = {n: ms.p50 for n, ms in found.pop("compressed").nodes.items()}
     dense = found.pop("baseline")
     # not put on record: there everything is dictated, here it writes freely
-    return machine_speed_factor(
+    return compute_machine_speed_factor(
         new,
         c.precision,
-        windows=with_latest_run(r.shared.reference_runs, {DENSE_NAME: dense, **found}),
+        reference_runs=include_latest_run(r.shared.reference_runs, {DENSE_NAME: dense, **found}),
     )
 
 

@@ -19,7 +19,7 @@ from mmcompress.measure.cost_model.drift import (
     DENSE_NAME,
     append_reference_run,
     load_reference_runs,
-    machine_speed_factor,
+    compute_machine_speed_factor,
 )
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, has_time_budget
@@ -286,8 +286,11 @@ class StructureBenchmark:
 
         if self.run_index is None:
             return self.ms
-        return self.ms * machine_speed_factor(
-            self.node_ms, precision, windows=load_reference_runs(record), at=self.run_index
+        return self.ms * compute_machine_speed_factor(
+            self.node_ms,
+            precision,
+            reference_runs=load_reference_runs(record),
+            run_index=self.run_index,
         )
 
 

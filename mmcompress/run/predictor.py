@@ -9,12 +9,12 @@ from mmcompress.errors import DataError
 from mmcompress.export.bundle import quantize_bundle
 from mmcompress.measure.cost_model.calibrate import calibrate_predictor, plan_measurements
 from mmcompress.measure.cost_model.drift import append_reference_run
-from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement, node_ratios
+from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement, compute_node_ratios
 from mmcompress.measure.cost_model.plan import (
     QUANTIZED_FOLDER,
     MeasurementPlan,
-    reference_bundles,
-    small_pipeline_name,
+    list_reference_bundles,
+    name_small_pipeline,
 )
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.devices.readings import Readings
@@ -55,13 +55,13 @@ def build_predictor(run: RunContext, dense: Profile) -> Predictor:
             found = calibrate_predictor(
                 run.spec,
                 run.models,
-                plan,
-                dense.calls,
-                whole,
-                beside,
-                run.shared.path,
-                say,
-                bench=run.bench,
+                plan=plan,
+                calls=dense.calls,
+                dense=whole,
+                node_ratios=beside,
+                folder=run.shared.path,
+                benchmarker=run.bench,
+                progress=say,
             )
     write_record(record, found)
     return found
@@ -76,12 +76,12 @@ def _rounded_shares(run: RunContext, plan: MeasurementPlan, *, dense: Profile) -
     if not plan.reference_names:
         return {}
     how = (dense.traces, dense.latency_ms.p50, m.threads, m.warmup, m.requests)
-    bundles = reference_bundles(run.shared.path, plan.reference_names)
+    bundles = list_reference_bundles(run.shared.path, plan.reference_names)
     found = bench_with_replay(
         bundles, run.load_requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles
     )
     append_reference_run(run.shared.reference_runs, {p: found[p] for p in plan.every_precision})
-    return node_ratios(found)
+    return compute_node_ratios(found)
 
 
 def _write_aside(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> None:
@@ -99,7 +99,7 @@ def _write_aside(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> Non
     for name, kept in plan.small_structures.items():
         models = {n: copy_resized(m, kept[n]) for n, m in run.models.items()}
         set_context_lengths(run.spec, models)
-        source = folder / QUANTIZED_FOLDER / small_pipeline_name(name, "fp32")
+        source = folder / QUANTIZED_FOLDER / name_small_pipeline(name, "fp32")
         run.write_bundle(
             models, dict.fromkeys(models, "fp32"), kept=kept, folder=source, prove=False
         )
@@ -108,7 +108,7 @@ def _write_aside(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> Non
                 source,
                 models,
                 precision=of(p),
-                folder=folder / QUANTIZED_FOLDER / small_pipeline_name(name, p),
+                folder=folder / QUANTIZED_FOLDER / name_small_pipeline(name, p),
             )
 
 
@@ -121,15 +121,18 @@ def plan_run_measurements(run: RunContext, dense: Profile) -> MeasurementPlan:
         run.spec,
         run.models,
         calls=dense.calls,
-        shortest=shortest,
+        largest_cut_shares=shortest,
         precisions=list_precisions(run),
-        small=room,
+        measure_small_pipelines=room,
     )
 
 
 def _read_away(readings: Readings, plan: MeasurementPlan) -> Predictor:
     """The predictor of another device. Raises `DataError` when its readings lack what this run searches."""
-    if readings.plan.blocks() != plan.blocks() or readings.plan.reads != plan.reads:
+    if (
+        readings.plan.describe_blocks() != plan.describe_blocks()
+        or readings.plan.reads != plan.reads
+    ):
         raise DataError(
             "measure.readings: these readings are of a pipeline with other models or blocks, or wired otherwise"
         )

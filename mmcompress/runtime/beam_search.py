@@ -56,7 +56,7 @@ class Generation:
         longest = len(self.prompt or (self.bos,)) + steps
         return replace(self, max_tokens=longest, eos=NONE, guard=False)
 
-    def ending(self, ids: Sequence[int]) -> str:
+    def describe_ending(self, ids: Sequence[int]) -> str:
         """How a sequence ended: by its `end` token, at the longest `length`, or by the guard against `repetition`."""
         return (
             "end"
@@ -67,7 +67,7 @@ class Generation:
         )
 
 
-def causal_mask(new: int, past: int) -> np.ndarray:
+def build_causal_mask(new: int, past: int) -> np.ndarray:
     """float32 [1, 1, new, past + new], added to attention scores: none of the new tokens sees those after it."""
     mask = np.zeros((new, past + new), np.float32)
     if new > 1:

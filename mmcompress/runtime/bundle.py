@@ -24,7 +24,7 @@ def hash_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def bundle_identity(folder: str | Path) -> str:
+def hash_bundle_models(folder: str | Path) -> str:
     """One hash of all models of a bundle, whenever and wherever it was written."""
     files = read_manifest(folder)["files"]
     models = sorted(

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def cache_folder() -> Path:
+def locate_cache_folder() -> Path:
     """`$MMCOMPRESS_CACHE/mmcompress`, or that folder in the user's cache."""
     home = os.environ.get("MMCOMPRESS_CACHE") or os.environ.get(
         "XDG_CACHE_HOME", str(Path.home() / ".cache")

@@ -17,7 +17,7 @@ from mmcompress.runtime.machine import describe_cpu
 from mmcompress.runtime.sessions import TimedSession
 
 
-def critical_path(seconds: Mapping[str, float], reads: Mapping[str, Collection[str]]) -> float:
+def sum_critical_path(seconds: Mapping[str, float], reads: Mapping[str, Collection[str]]) -> float:
     """The longest way through a graph whose nodes take so long each; `reads`: the nodes that each waits for."""
     ends: dict[str, float] = {}
 
@@ -70,7 +70,7 @@ class Pipeline:
         self.reads = {n: sources(wires) for n, wires in self.wiring.items()}
         self.pool = ThreadPoolExecutor(len(self.nodes)) if manifest.get("parallel") else None
 
-    def noise_request(self) -> dict[str, Any]:
+    def make_noise_request(self) -> dict[str, Any]:
         """A request of the right kind that says nothing: a picture of 224 x 224 pixels, or two seconds of sound."""
         name, kind = next(iter(self.inputs.items()))
         rng = np.random.default_rng(0)
@@ -81,7 +81,7 @@ class Pipeline:
     @property
     def session_seconds(self) -> float:
         return (
-            critical_path(self.model_seconds, self.reads)
+            sum_critical_path(self.model_seconds, self.reads)
             if self.pool
             else sum(self.model_seconds.values())
         )

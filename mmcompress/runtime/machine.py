@@ -77,7 +77,7 @@ PACKAGES = (
 )
 
 
-def package_versions() -> dict[str, str]:
+def list_package_versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "mmcompress": __version__}
     for package in PACKAGES:
         try:
@@ -87,17 +87,17 @@ def package_versions() -> dict[str, str]:
     return found
 
 
-def device_fingerprint(threads: int) -> str:
+def fingerprint_device(threads: int) -> str:
     """Names a device for its table: CPU, threads and the version of ONNX Runtime."""
     facts = {
         "cpu": describe_cpu(),
         "threads": threads,
-        "onnxruntime": package_versions().get("onnxruntime"),
+        "onnxruntime": list_package_versions().get("onnxruntime"),
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def git_commit() -> str:
+def read_git_commit() -> str:
     """The commit of this checkout, marked when it was changed; empty outside one."""
     here = CHECKOUT_FOLDER
     if not (here / ".git").exists():

@@ -26,7 +26,7 @@ def pad_ids(ids: list[list[int]], length: int, *, pad: int, eos: int) -> np.ndar
     return np.array([[*r, *[pad] * (length - len(r))] for r in rows], np.int64)
 
 
-def padded_length(ids: list[list[int]], config: Values) -> int:
+def choose_padded_length(ids: list[list[int]], config: Values) -> int:
     """To what length texts are padded: the longest of them where the tower ignores padding, else its whole context."""
     whole = int(config["context_length"])
     return min(max(1, *map(len, ids)), whole) if config.get("any_length") else whole

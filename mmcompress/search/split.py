@@ -103,7 +103,7 @@ def split_by_knapsack(
     choices: Mapping[str, Mapping[str, Sequence[int]]],
 ) -> list[tuple[float, Candidate]]:
     """(estimated damage, candidate) of the best split for every choice of precisions in `few`, least damage first."""
-    rows, found = predictor.table.lookup(), []
+    rows, found = predictor.table.index_rows(), []
     nodes, windowed = list(blocks), [n for n in blocks if "tokens" in choices[n]]
     options = {
         n: {b.name: thin_out_levels(choices[n][b.name]) for b in blocks[n] if b.group != "tokens"}
@@ -124,7 +124,7 @@ def split_by_knapsack(
     )
     for window in itertools.product(*lengths):
         left = {n: {"tokens": k} for n, k in zip(windowed, window, strict=True)}
-        cuts, costs = predictor.cut_positions(left), {}
+        cuts, costs = predictor.count_cut_positions(left), {}
         paid = sum(
             float(curves[n]["tokens"].loss_increase(kept["tokens"])) for n, kept in left.items()
         )

@@ -32,7 +32,7 @@ from mmcompress.models.sources import load_models, load_rewind_models
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.registry import PRECISIONS
 from mmcompress.results.records import Proof
-from mmcompress.runtime.machine import device_fingerprint
+from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.loader import list_given_keys
 from mmcompress.spec.schema import Node, Spec
@@ -137,7 +137,7 @@ class RunContext:
         """Fingerprint of the device the target is for. Figures of two devices are never compared."""
         if self.device_readings:
             return str(self.device_readings.device)
-        return device_fingerprint(self.spec.measure.threads)
+        return fingerprint_device(self.spec.measure.threads)
 
     @cached_property
     def footprint(self) -> Footprint:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mmcompress.runtime.beam_search import BeamMove, Generation, beam_search, causal_mask
+from mmcompress.runtime.beam_search import BeamMove, Generation, beam_search, build_causal_mask
 from mmcompress.runtime.replay import GenerationTrace
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values, load_tokenizer
@@ -61,7 +61,7 @@ class TextDecoder:
             if "position" in wanted:  # rotary embeddings count the cache
                 feed["position"] = positions[position : position + ids.shape[1]]
             if "mask" in wanted:
-                feed["mask"] = causal_mask(ids.shape[1], past[0].shape[2])
+                feed["mask"] = build_causal_mask(ids.shape[1], past[0].shape[2])
             feed.update(zip(names, past, strict=True))
             scores, *new = self.step(feed)
             return scores, new
@@ -100,7 +100,7 @@ class TextDecoder:
         found = windows[0] if len(windows) == 1 else [w[0] for w in windows]
         given = len(self.generation.prompt)
         texts = [self.tokenizer.decode(list(ids[given:])).strip() for _, ids in found]
-        ended = [self.generation.ending(ids) for _, ids in found]
+        ended = [self.generation.describe_ending(ids) for _, ids in found]
         scores = [score for score, _ in found]
         if len(windows) > 1:
             texts, scores, ended = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mmcompress.runtime.sessions import TimedSession
-from mmcompress.runtime.text import Values, load_tokenizer, pad_ids, padded_length
+from mmcompress.runtime.text import Values, load_tokenizer, pad_ids, choose_padded_length
 
 
 class TextEncoder:
@@ -26,6 +26,9 @@ class TextEncoder:
             )
         ]
         padded = pad_ids(
-            ids, padded_length(ids, self.config), pad=self.config["pad"], eos=self.config["eos"]
+            ids,
+            choose_padded_length(ids, self.config),
+            pad=self.config["pad"],
+            eos=self.config["eos"],
         )
         return {"embedding": self.model({"ids": padded})[0]}

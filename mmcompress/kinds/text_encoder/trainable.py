@@ -12,7 +12,7 @@ from torch import Tensor
 from mmcompress.data.base import Pairs
 from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode
 from mmcompress.models.base import Model
-from mmcompress.runtime.text import pad_ids, padded_length
+from mmcompress.runtime.text import pad_ids, choose_padded_length
 
 DROPPED_WORD_SHARE = 0.15
 """Share of words left out of the text that queries a list: about what a speech recognizer gets wrong."""
@@ -54,7 +54,7 @@ class TrainableTextEncoder(TrainableNode):
         """Return padded token ids [n, t]."""
         config = self.setup.config
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
-        length = padded_length(rows, dict(config))
+        length = choose_padded_length(rows, dict(config))
         return torch.from_numpy(pad_ids(rows, length, pad=config["pad"], eos=config["eos"]))
 
     def forward(self, model: Model, batch: Batch, *, outputs: Outputs) -> dict[str, Tensor]:

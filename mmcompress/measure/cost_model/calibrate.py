@@ -57,7 +57,7 @@ def keep_share_and_drop_blocks(model: Model, share: float) -> KeptUnits:
     return kept | dict.fromkeys([b.name for b in model.blocks if b.drop][::2], 0)
 
 
-def find_windows(
+def find_position_windows(
     models: Mapping[str, Model], shortest: Mapping[str, float]
 ) -> dict[str, PositionWindow]:
     """Positions that may be cut: `shortest` is the largest share of them, by node."""
@@ -79,16 +79,16 @@ def plan_measurements(
     models: Mapping[str, Model],
     *,
     calls: Mapping[str, float],
-    shortest: Mapping[str, float] = MappingProxyType({}),
+    largest_cut_shares: Mapping[str, float] = MappingProxyType({}),
     precisions: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    small: bool = False,
+    measure_small_pipelines: bool = False,
 ) -> MeasurementPlan:
-    """Blocks at the shapes they run at. `calls`: session calls per request; `shortest`: see `windows_of`; `small`:
+    """Blocks at the shapes they run at. `calls`: session calls per request; `shortest`: see `windows_of`; `measure_small_pipelines`:
     whether smaller pipelines are measured as well."""
     decode, texts, windows = (
         decode_steps_by_node(spec, calls),
         texts_per_request(spec),
-        find_windows(models, shortest),
+        find_position_windows(models, largest_cut_shares),
     )
     placed = {}
     for n, m in models.items():
@@ -109,7 +109,7 @@ def plan_measurements(
         windows=windows,
         precisions=used,
         reads=reads,
-        small_structures=little if small else {},
+        small_structures=little if measure_small_pipelines else {},
     )
 
 
@@ -120,11 +120,11 @@ def write_exports(
     plan: MeasurementPlan,
     calls: Mapping[str, float],
     folder: Path,
-    keep: bool = True,
+    keep_files: bool = True,
 ) -> Iterator[Export]:
     """Write every node at a few structures, in each of its precisions; whole it lies in the dense bundles of `folder`.
 
-    Without `keep` the files of one structure are gone when the next is asked for.
+    Without `keep_files` the files of one structure are gone when the next is asked for.
     """
     bundles = {
         p: folder / ("baseline" if p == "fp32" else f"{QUANTIZED_FOLDER}/{p}")
@@ -172,7 +172,7 @@ def write_exports(
                     size_mb=size,
                     graphs=found,
                 )
-            if not keep:
+            if not keep_files:
                 shutil.rmtree(at)
 
 
@@ -190,14 +190,14 @@ def _rounded(file: Path, precision: str, *, feed: Mapping[str, np.ndarray]) -> P
 def calibrate_predictor(
     spec: Spec,
     models: Mapping[str, Model],
+    *,
     plan: MeasurementPlan,
     calls: Mapping[str, float],
     dense: PipelineMeasurement,
-    beside: NodeRatios,
+    node_ratios: NodeRatios,
     folder: Path,
-    progress: Callable[[str, float], None] = lambda what, share: None,
-    *,
-    bench: Benchmarker,
+    benchmarker: Benchmarker,
+    progress: Callable[[str, float], None],
 ) -> Predictor:
     """Measure on this machine what the table lacks and the exports, and fit (`readings.fitted`).
 
@@ -206,18 +206,20 @@ def calibrate_predictor(
     threads = spec.measure.threads
     say = lambda what, share: progress(what, share * 0.7)
     wanted = list_table_needs(plan.deployed, plan.windows)
-    found = bench.complete_device_table(
+    found = benchmarker.complete_device_table(
         wanted, threads, precisions=plan.every_precision, progress=say
     )
     whole, ms = [], []
     shutil.rmtree(folder / "structures", ignore_errors=True)  # of a run that was cut off
-    for e in write_exports(spec, models, plan=plan, calls=calls, folder=folder, keep=False):
+    for e in write_exports(spec, models, plan=plan, calls=calls, folder=folder, keep_files=False):
         share = list(models).index(e.node) / len(models)
         progress(
             f"whole export of {e.node}, {e.precision}, {e.params_m:.2f} M parameters",
             0.7 + 0.3 * share,
         )
         whole.append(e)
-        ms.append(bench.time_export(e, folder, threads=threads))
+        ms.append(benchmarker.time_export(e, folder, threads=threads))
     shutil.rmtree(folder / "structures", ignore_errors=True)
-    return fit_predictor(plan, found, exports=whole, ms=ms, dense=dense, beside=beside)
+    return fit_predictor(
+        plan, found, exports=whole, export_ms=ms, dense=dense, node_ratios=node_ratios
+    )

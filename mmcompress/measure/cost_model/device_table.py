@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.errors import DataError
-from mmcompress.measure.cost_model.microbenchmarks import BlockShape, build_stack, random_feed
+from mmcompress.measure.cost_model.microbenchmarks import BlockShape, build_stack, make_random_feed
 from mmcompress.quantize.base import quantize_model
-from mmcompress.runtime.cache import cache_folder
-from mmcompress.runtime.machine import device_fingerprint
+from mmcompress.runtime.cache import locate_cache_folder
+from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.sessions import open_session
 from mmcompress.runtime.timing import min_of_medians
 from mmcompress.storage import read_record, write_record
@@ -58,7 +58,7 @@ class DeviceTable:
     threads: int
     rows: tuple[TableRow, ...]
 
-    def lookup(self) -> Mapping[tuple, TableRow]:
+    def index_rows(self) -> Mapping[tuple, TableRow]:
         return self._rows
 
     @cached_property
@@ -88,7 +88,7 @@ def interpolate_ms(
     return float(np.interp(units, row.units, row.ms))
 
 
-def measured_sizes(
+def choose_measured_sizes(
     units: int, step: int, *, eighths: Sequence[int] = ALL_EIGHTHS
 ) -> tuple[int, ...]:
     """Sizes a table row is measured at: every size of a small block, some eighths of one of many steps."""
@@ -107,8 +107,8 @@ def measure_table(
 ) -> DeviceTable:
     """Measure what `needs` asks for and `cached` lacks: (key, units, step) of every block of the pipeline."""
 
-    device = device_fingerprint(threads)
-    old = cached.lookup() if cached and cached.device == device else {}
+    device = fingerprint_device(threads)
+    old = cached.index_rows() if cached and cached.device == device else {}
     rows: dict[tuple, TableRow] = dict(old)
     largest: dict[TableKey, tuple[int, int]] = {}
     for k, u, s in needs:
@@ -124,7 +124,7 @@ def measure_table(
 
         def clocked(cell: BlockShape, copies: int, precision: str) -> float:
             model = build_stack(cell, copies)
-            inputs = random_feed(cell, model)
+            inputs = make_random_feed(cell, model)
             if precision == "fp32":
                 run = open_session(model.SerializeToString(), threads)
             else:
@@ -138,7 +138,9 @@ def measure_table(
             kind, width, head, positions, keys, batch = key
             heavy = lambda size, k=key: k[3] * k[1] * max(size, k[4]) > LARGE_BLOCK_MACS
             sizes, ms = (
-                measured_sizes(units, step, eighths=FEW_EIGHTHS if heavy(units) else ALL_EIGHTHS),
+                choose_measured_sizes(
+                    units, step, eighths=FEW_EIGHTHS if heavy(units) else ALL_EIGHTHS
+                ),
                 [],
             )
             progress(f"{kind} {precision}", done / len(todo))
@@ -165,7 +167,7 @@ def complete_table(
     precisions: Sequence[str] = ("fp32", "int8"),
 ) -> DeviceTable:
     """The table of this device, which is kept, with what it lacks measured: once per device, whatever asks for it."""
-    path = cache_folder() / f"device-{device_fingerprint(threads)}-{TABLE_FORMAT}.json"
+    path = locate_cache_folder() / f"device-{fingerprint_device(threads)}-{TABLE_FORMAT}.json"
     try:
         known = read_record(DeviceTable, path)
     except DataError:  # there is none that can be read

@@ -20,7 +20,7 @@ class ReferenceRuns:
 
     runs: tuple[dict[str, dict[str, float]], ...] = ()
 
-    def long_run(self, node: str, precision: str) -> float:
+    def average_runs(self, node: str, precision: str) -> float:
         return fmean(w[precision][node] for w in self.runs if precision in w)
 
 
@@ -28,7 +28,7 @@ def load_reference_runs(record: Path) -> ReferenceRuns:
     return read_record(ReferenceRuns, record) if record.exists() else ReferenceRuns()
 
 
-def with_latest_run(record: Path, found: Mapping[str, PipelineLatency]) -> ReferenceRuns:
+def include_latest_run(record: Path, found: Mapping[str, PipelineLatency]) -> ReferenceRuns:
     """What is on record, and last what whole pipelines took now, by precision."""
     whole = found[DENSE_NAME].latency.p50
     window = {p: {n: ms.p50 / whole for n, ms in m.nodes.items()} for p, m in found.items()}
@@ -37,29 +37,29 @@ def with_latest_run(record: Path, found: Mapping[str, PipelineLatency]) -> Refer
 
 def append_reference_run(record: Path, found: Mapping[str, PipelineLatency]) -> ReferenceRuns:
     """`together`, put on record."""
-    windows = with_latest_run(record, found)
+    windows = include_latest_run(record, found)
     write_record(record, windows, indent=None)
     return windows
 
 
-def machine_speed_factor(
+def compute_machine_speed_factor(
     nodes: Mapping[str, float],
     precision: Mapping[str, str],
     *,
-    windows: ReferenceRuns,
-    at: int = -1,
+    reference_runs: ReferenceRuns,
+    run_index: int = -1,
 ) -> float:
     """The factor from what a structure took in one window to what it takes usually, over the dense pipeline.
 
-    `nodes`: the milliseconds of each of its nodes in that window, the last one or the one `at` an index.
+    `nodes`: the milliseconds of each of its nodes in that window, the last one or the one at `run_index`.
 
     A busy machine slows a rounded model down otherwise than a large one in fp32, by up to a tenth and for minutes. A
     node of a structure feels what the whole node of its precision feels right beside it: what that one takes now and
     usually is known.
     """
-    now, then = windows.runs[at], 0.0
+    now, then = reference_runs.runs[run_index], 0.0
     of = lambda n: p if (p := precision.get(n, DENSE_NAME)) in now else DENSE_NAME
     for n, ms in nodes.items():
         here = now[of(n)][n]
-        then += ms * (windows.long_run(n, of(n)) / here if here else 1.0)
+        then += ms * (reference_runs.average_runs(n, of(n)) / here if here else 1.0)
     return then / sum(nodes.values())

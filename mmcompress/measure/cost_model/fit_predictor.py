@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mmcompress.measure.cost_model.device_table import DeviceTable
-from mmcompress.measure.cost_model.plan import Export, MeasurementPlan, small_pipeline_name
+from mmcompress.measure.cost_model.plan import Export, MeasurementPlan, name_small_pipeline
 from mmcompress.measure.cost_model.predictor import LinearFit, Predictor
 from mmcompress.measure.latency.bench import PipelineLatency
 from mmcompress.stats import Latency
@@ -38,7 +38,7 @@ NodeRatios = Mapping[str, Mapping[str, float]]
 """Pipeline (a precision, or a smaller one in it) -> node: its time over that of the dense one beside it."""
 
 
-def node_ratios(found: Mapping[str, PipelineLatency]) -> dict[str, dict[str, float]]:
+def compute_node_ratios(found: Mapping[str, PipelineLatency]) -> dict[str, dict[str, float]]:
     """Of pipelines measured in turn, what each node takes over the same in fp32, by precision."""
     of = lambda p, n: found[p].nodes[n].p50 / found["fp32"].nodes[n].p50
     return {
@@ -50,28 +50,28 @@ def node_ratios(found: Mapping[str, PipelineLatency]) -> dict[str, dict[str, flo
 
 def fit_predictor(
     plan: MeasurementPlan,
-    found: DeviceTable,
+    table: DeviceTable,
     *,
     exports: Sequence[Export],
-    ms: Sequence[float],
+    export_ms: Sequence[float],
     dense: PipelineMeasurement,
-    beside: NodeRatios,
+    node_ratios: NodeRatios,
 ) -> Predictor:
-    """Base and scale of every node and precision, from the table and whole exports of `ms` milliseconds each.
+    """Base and scale of every node and precision, from the table and whole exports of `export_ms` milliseconds each.
 
-    The prediction for the `dense` pipeline is exactly what was measured, as a whole and node by node; `beside` holds
+    The prediction for the `dense` pipeline is exactly what was measured, as a whole and node by node; `node_ratios` holds
     every other precision, and small nodes, to what was measured of them inside a pipeline.
     """
     draft, rows = (
         Predictor(
-            table=found,
+            table=table,
             deployed=plan.deployed,
             fits={},
             overhead_ms=0.0,
             windows=plan.windows,
             reads=plan.reads,
         ),
-        found.lookup(),
+        table.index_rows(),
     )
     affine: dict[str, dict[str, LinearFit]] = {}
     sizes: dict[str, dict[str, LinearFit]] = {}
@@ -86,7 +86,9 @@ def fit_predictor(
         sizes[n], affine[n] = {}, {}
         for p in plan.precisions[n]:
             mine = [
-                (e, t) for e, t in zip(exports, ms, strict=True) if e.node == n and e.precision == p
+                (e, t)
+                for e, t in zip(exports, export_ms, strict=True)
+                if e.node == n and e.precision == p
             ]
             raw = [
                 draft.table_ms(n, e.kept_units, precision=p, rows=rows, cuts={n: e.cut_positions})
@@ -95,18 +97,18 @@ def fit_predictor(
             a = LinearFit.fit(
                 raw,
                 [t for _, t in mine],
-                left=[draft.remaining_share(n, e.cut_positions) for e, _ in mine],
+                left=[draft.compute_remaining_share(n, e.cut_positions) for e, _ in mine],
             )
             sizes[n][p] = LinearFit.fit([e.params_m for e, _ in mine], [e.size_mb for e, _ in mine])
             # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both
             # show as a factor between the time in a node's sessions there and alone. The first export is the whole one.
-            share = beside[p][n] if p != "fp32" else 1.0
+            share = node_ratios[p][n] if p != "fp32" else 1.0
             spent = lambda rate, n=n: rate * dense.nodes[n].p50 - around[n]
             affine[n][p] = a.scaled(max(spent(share), 1e-3) / (a.base + a.scale * raw[0]))
             less = [
-                (by[n], beside[k][n])
+                (by[n], node_ratios[k][n])
                 for name, by in plan.small_structures.items()
-                if (k := small_pipeline_name(name, p)) in beside
+                if (k := name_small_pipeline(name, p)) in node_ratios
             ]
             if less:  # points from inside a pipeline beat those from alone
                 sums = [

@@ -188,7 +188,7 @@ def build_stack(cell: BlockShape, copies: int) -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
 
 
-def random_feed(cell: BlockShape, model: onnx.ModelProto) -> dict[str, np.ndarray]:
+def make_random_feed(cell: BlockShape, model: onnx.ModelProto) -> dict[str, np.ndarray]:
     """Random inputs of a stack."""
     rng = np.random.default_rng(1)
     return {

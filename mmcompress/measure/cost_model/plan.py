@@ -52,7 +52,7 @@ class MeasurementPlan:
         """The pipelines measured beside the dense one, by folder."""
         other = tuple(p for p in self.every_precision if p != "fp32")
         return other + tuple(
-            small_pipeline_name(name, p)
+            name_small_pipeline(name, p)
             for name in self.small_structures
             for p in self.every_precision
         )
@@ -61,18 +61,18 @@ class MeasurementPlan:
     def every_precision(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(p for by in self.precisions.values() for p in by))
 
-    def blocks(self) -> dict[str, list[tuple[Any, ...]]]:
+    def describe_blocks(self) -> dict[str, list[tuple[Any, ...]]]:
         """Name, units, kind, widths and batch of every block by node, and its positions where those do not depend on
         how much a generator writes."""
         shape = lambda p: (*p.key[:3], p.key[5], p.key[3] if p.calls == 1 and not p.window else 0)
         return {n: [(p.name, p.units, *shape(p)) for p in row] for n, row in self.deployed.items()}
 
 
-def small_pipeline_name(name: str, precision: str) -> str:
+def name_small_pipeline(name: str, precision: str) -> str:
     """The folder of a smaller pipeline in a precision."""
     return f"{name}-{precision}"
 
 
-def reference_bundles(folder: Path, names: Sequence[str]) -> dict[str, Path]:
+def list_reference_bundles(folder: Path, names: Sequence[str]) -> dict[str, Path]:
     """The dense bundle and those measured beside it, by name."""
     return {"fp32": folder / "baseline", **{n: folder / QUANTIZED_FOLDER / n for n in names}}

@@ -16,7 +16,7 @@ from mmcompress.measure.cost_model.device_table import (
     TableRow,
     interpolate_ms,
 )
-from mmcompress.runtime.graph import critical_path
+from mmcompress.runtime.graph import sum_critical_path
 
 Rows = Mapping[tuple, TableRow]
 
@@ -152,9 +152,9 @@ class Predictor:
 
     def critical_path_ms(self, ms: Mapping[str, float]) -> float:
         """What nodes of so many milliseconds take together."""
-        return critical_path(ms, self.reads) if self.reads else sum(ms.values())
+        return sum_critical_path(ms, self.reads) if self.reads else sum(ms.values())
 
-    def block_precision(self, node: str, block: str, *, precision: str) -> str:
+    def choose_block_precision(self, node: str, block: str, *, precision: str) -> str:
         """The precision a block of a node is really in."""
         return "fp32" if block in self.fp32_blocks.get(node, {}).get(precision, ()) else precision
 
@@ -162,7 +162,7 @@ class Predictor:
         self, node: str, kept: KeptUnits, *, precision: str, rows: Rows, cuts: Cuts = NO_CUTS
     ) -> float:
         """Sum of the table over the blocks of a node, in milliseconds per request."""
-        of = lambda p: self.block_precision(node, p.name, precision=precision)
+        of = lambda p: self.choose_block_precision(node, p.name, precision=precision)
         return sum(
             self.block_table_ms(
                 rows, p, units=kept.get(p.name, p.units), precision=of(p), cuts=cuts
@@ -210,7 +210,10 @@ class Predictor:
         cuts: Cuts = NO_CUTS,
     ) -> float:
         """Milliseconds of one block per request as it runs in its node."""
-        a, of = self.fits[node][precision], self.block_precision(node, p.name, precision=precision)
+        a, of = (
+            self.fits[node][precision],
+            self.choose_block_precision(node, p.name, precision=precision),
+        )
         return a.scale * self.block_table_ms(rows, p, units=units, precision=of, cuts=cuts) + (
             a.per_block_ms if units else 0.0
         )
@@ -224,12 +227,12 @@ class Predictor:
         return {n: self.factor * ms for n, ms in self._bases(candidate).items()}
 
     def _bases(self, candidate: Candidate) -> dict[str, float]:
-        cuts = self.cut_positions(candidate.kept_units)
+        cuts = self.count_cut_positions(candidate.kept_units)
         return {n: self.base_ms(n, candidate.precision[n], cuts=cuts) for n in self.deployed}
 
     def node_ms(self, node: str, candidate: Candidate) -> float:
         """Predicted p50 of one node."""
-        rows, cuts = self.table.lookup(), self.cut_positions(candidate.kept_units)
+        rows, cuts = self.table.index_rows(), self.count_cut_positions(candidate.kept_units)
         return self.correction * self.node_table_ms(
             node,
             candidate.kept_units[node],
@@ -240,15 +243,17 @@ class Predictor:
 
     def base_ms(self, node: str, precision: str, *, cuts: Cuts) -> float:
         """What a node takes beside its blocks."""
-        inside = self.fits[node][precision].base * self.remaining_share(node, cuts.get(node, 0))
+        inside = self.fits[node][precision].base * self.compute_remaining_share(
+            node, cuts.get(node, 0)
+        )
         return self.outside_sessions_ms.get(node, 0.0) + inside
 
-    def remaining_share(self, node: str, cut: int) -> float:
+    def compute_remaining_share(self, node: str, cut: int) -> float:
         """The share of a node's base that is left: where a window ends early, all before the blocks is shorter too."""
         w = self.windows.get(node)
         return 1 - cut / w.count if w and w.ordered else 1.0
 
-    def cut_positions(self, kept: Mapping[str, KeptUnits]) -> dict[str, int]:
+    def count_cut_positions(self, kept: Mapping[str, KeptUnits]) -> dict[str, int]:
         """Positions that a structure leaves out, by node."""
         return {
             n: w.count - kept.get(n, {}).get("tokens", w.count) for n, w in self.windows.items()
@@ -256,7 +261,7 @@ class Predictor:
 
     def __call__(self, candidate: Candidate) -> float:
         """Predicted milliseconds of a request: the p50, or what `tail` makes of it."""
-        rows, cuts = self.table.lookup(), self.cut_positions(candidate.kept_units)
+        rows, cuts = self.table.index_rows(), self.count_cut_positions(candidate.kept_units)
         parts = {
             n: self.node_table_ms(
                 n, candidate.kept_units[n], precision=candidate.precision[n], rows=rows, cuts=cuts

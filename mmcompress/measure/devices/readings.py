@@ -15,17 +15,17 @@ from mmcompress.measure.cost_model.device_table import DeviceTable, complete_tab
 from mmcompress.measure.cost_model.fit_predictor import (
     PipelineMeasurement,
     fit_predictor,
-    node_ratios,
+    compute_node_ratios,
 )
-from mmcompress.measure.cost_model.plan import Export, MeasurementPlan, reference_bundles
+from mmcompress.measure.cost_model.plan import Export, MeasurementPlan, list_reference_bundles
 from mmcompress.measure.cost_model.predictor import Predictor, list_table_needs
 from mmcompress.measure.cost_model.time_export import time_export
 from mmcompress.measure.devices.kit import open_kit
 from mmcompress.measure.latency.bench import COMPARISON_SECONDS, MAX_REQUESTS_FACTOR
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated, load_requests
-from mmcompress.runtime.bundle import bundle_identity
-from mmcompress.runtime.machine import describe_cpu, device_fingerprint, package_versions
+from mmcompress.runtime.bundle import hash_bundle_models
+from mmcompress.runtime.machine import describe_cpu, fingerprint_device, list_package_versions
 from mmcompress.storage import write_record
 
 Progress = Callable[[str, float], None]
@@ -58,9 +58,9 @@ class Readings:
             self.plan,
             self.table,
             exports=self.exports,
-            ms=self.export_ms,
+            export_ms=self.export_ms,
             dense=self.baseline,
-            beside=self.node_ratios,
+            node_ratios=self.node_ratios,
         )
 
 
@@ -87,9 +87,9 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
         "dense"
     ].summarize()
     how = (kit.threads, kit.warmup, kit.requests)
-    rates = node_ratios(
+    rates = compute_node_ratios(
         bench_with_replay(
-            reference_bundles(folder, kit.plan.reference_names),
+            list_reference_bundles(folder, kit.plan.reference_names),
             requests,
             whole.traces,
             whole.latency.p50,
@@ -103,8 +103,8 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     for i, e in enumerate(kit.exports):
         progress(f"whole export of {e.node}, {e.precision}", 0.7 + 0.3 * i / len(kit.exports))
         ms.append(time_export(e, folder, threads=kit.threads))
-    facts = (device_fingerprint(kit.threads), describe_cpu(), package_versions(), kit.threads)
-    of = (kit.pipeline, bundle_identity(folder / "baseline"))
+    facts = (fingerprint_device(kit.threads), describe_cpu(), list_package_versions(), kit.threads)
+    of = (kit.pipeline, hash_bundle_models(folder / "baseline"))
     return Readings(
         *facts,
         *of,
@@ -126,9 +126,9 @@ def check_bundle(folder: Path, bundle: Path) -> BundleCheck:
         PipelineMeasurement.from_latency(s.summarize())
         for s in bench_repeated(pair, kit.threads, load_requests(folder), *how).values()
     ]
-    facts = (device_fingerprint(kit.threads), describe_cpu(), package_versions(), kit.threads)
+    facts = (fingerprint_device(kit.threads), describe_cpu(), list_package_versions(), kit.threads)
     return BundleCheck(
-        *facts, bundle_identity(folder / "baseline"), bundle_identity(bundle), *found
+        *facts, hash_bundle_models(folder / "baseline"), hash_bundle_models(bundle), *found
     )
 
 

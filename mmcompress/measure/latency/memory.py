@@ -17,7 +17,7 @@ import pathlib, resource, sys
 from mmcompress.runtime import load
 if len(sys.argv) > 1:
     pipeline = load(sys.argv[1])
-    pipeline(**pipeline.noise())
+    pipeline(**pipeline.make_noise_request())
 status = pathlib.Path("/proc/self/status")  # where there is one: the other figure counts the parent before the start
 lines = status.read_text().splitlines() if status.exists() else []
 peak = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
