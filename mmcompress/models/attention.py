@@ -1,4 +1,8 @@
-"""TODO."""
+"""Self-attention that can lose heads, in place of the packed attention of other libraries.
+
+Shapes in this file:
+    B  batch, T  positions of queries, S  positions of keys, H  heads, D  width of a head
+"""
 
 from __future__ import annotations
 
@@ -9,53 +13,82 @@ from torch import Tensor, nn
 
 
 def attend(q: Tensor, k: Tensor, *, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """softmax(q k^T / sqrt(d) + mask) v for [b, h, t, d], spelled out so that its ONNX graph stays small."""
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
-    return torch.softmax(scores if mask is None else scores + mask, -1) @ v
+    """Compute softmax(q kᵀ / sqrt(D) + mask) v (Vaswani et al., https://arxiv.org/abs/1706.03762).
+
+    It is written out, since its ONNX graph is smaller than that of torch's fused function.
+
+    Args:
+        q: Queries [B, H, T, D].
+        k: Keys [B, H, S, D].
+        v: Values [B, H, S, D].
+        mask: Added to the scores [B, H, T, S]; -inf hides a position.
+
+    Returns:
+        [B, H, T, D].
+    """
+    scores_BHTS = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if mask is not None:
+        scores_BHTS = scores_BHTS + mask
+    return torch.softmax(scores_BHTS, -1) @ v
 
 
 def split_heads(x: Tensor, count: int) -> Tensor:
-    """[b, t, h * d] -> [b, h, t, d]."""
+    """Turn [B, T, H * D] into [B, H, T, D], given the heads H."""
     return x.view(x.shape[0], -1, count, x.shape[-1] // count).transpose(1, 2)
 
 
 def merge_heads(x: Tensor) -> Tensor:
-    """[b, h, t, d] -> [b, t, h * d]."""
+    """Turn [B, H, T, D] into [B, T, H * D]."""
     return x.transpose(1, 2).reshape(x.shape[0], -1, x.shape[1] * x.shape[3])
 
 
 class SelfAttention(nn.Module):
-    """Multi-head self-attention with one fused q, k, v projection; any number of heads of a fixed head width.
+    """Multi-head self-attention with one fused projection, for any number of heads that are left.
 
-    Takes the place of `nn.MultiheadAttention`, whose packed projection can't lose heads, and is called like it.
+    It replaces `nn.MultiheadAttention`, whose packed projection can't lose heads, and is called
+    like it.
+
+    Args:
+        qkv: Projection to queries, keys and values, [3 * H * D] features.
+        out_proj: Output projection, from [H * D] features.
+        num_heads: Heads H.
     """
 
     def __init__(self, qkv: nn.Linear, out_proj: nn.Linear, *, num_heads: int):
         super().__init__()
-        self.qkv, self.out_proj, self.num_heads = qkv, out_proj, num_heads
+        self.qkv = qkv
+        self.out_proj = out_proj
+        self.num_heads = num_heads
+        # torch's encoder layers ask their attention for it
         self.batch_first = True
 
     @classmethod
     def from_torch(cls, attention: nn.MultiheadAttention) -> SelfAttention:
-        if (
-            attention.in_proj_weight is None
-            or attention.bias_k is not None
-            or not attention.batch_first
-        ):
+        """Copy the weights of torch's packed attention.
+
+        Raises:
+            ValueError: Its keys have a width or bias of their own, or the batch is not its first
+                axis.
+        """
+        packed_weight = attention.in_proj_weight
+        has_extra_key = attention.bias_k is not None
+        if packed_weight is None or has_extra_key or not attention.batch_first:
             raise ValueError(
-                "an nn.MultiheadAttention with keys of another width, bias_k or batch_first=False can't be taken apart"
+                "an nn.MultiheadAttention with keys of another width, bias_k or batch_first=False"
+                " can't be taken apart"
             )
-        rows, width = attention.in_proj_weight.shape
-        has = attention.in_proj_bias is not None
-        qkv = nn.Linear(width, rows, bias=has)
+        packed_bias = attention.in_proj_bias
+        out_features, in_features = packed_weight.shape
+        qkv = nn.Linear(in_features, out_features, bias=packed_bias is not None)
         with torch.no_grad():
-            qkv.weight.copy_(attention.in_proj_weight)
-            if has:
-                qkv.bias.copy_(attention.in_proj_bias)
-        inner = attention.out_proj
-        out = nn.Linear(inner.in_features, inner.out_features, bias=inner.bias is not None)
-        out.load_state_dict(inner.state_dict())
-        return cls(qkv, out, num_heads=attention.num_heads)
+            qkv.weight.copy_(packed_weight)
+            if packed_bias is not None:
+                qkv.bias.copy_(packed_bias)
+        packed_out = attention.out_proj
+        has_out_bias = packed_out.bias is not None
+        out_proj = nn.Linear(packed_out.in_features, packed_out.out_features, bias=has_out_bias)
+        out_proj.load_state_dict(packed_out.state_dict())
+        return cls(qkv, out_proj, num_heads=attention.num_heads)
 
     def forward(
         self,
@@ -69,17 +102,47 @@ class SelfAttention(nn.Module):
         is_causal: bool = False,
         **__: Any,
     ) -> tuple[Tensor, None]:
+        """Attend from a sequence to itself, called as torch or transformers call their own.
+
+        Args:
+            x: [B, T, w] the sequence; transformers passes it as `hidden_states`.
+            key: The same tensor as `x`, or nothing.
+            value: The same tensor as `x`, or nothing.
+            attn_mask: [T, T], added to the scores; if it is boolean, True hides a position.
+
+        Returns:
+            ([B, T, w], None): no attention weights.
+
+        Raises:
+            ValueError: The call is not plain self-attention.
+        """
         x = hidden_states if x is None else x
         assert x is not None
-        other = [y for y in (key, value) if isinstance(y, Tensor) and y.ndim == 3 and y is not x]
-        if other or key_padding_mask is not None or (is_causal and attn_mask is None):
-            raise ValueError(
-                "an nn.MultiheadAttention that is not plain self-attention (another key or value, a padding mask, "
-                "is_causal without a mask) can't be taken apart: write it with q_proj, k_proj, v_proj and out_proj"
-            )
+        if self._reads_another_sequence(x, (key, value)) or key_padding_mask is not None:
+            raise ValueError(NOT_SELF_ATTENTION)
+        if is_causal and attn_mask is None:
+            raise ValueError(NOT_SELF_ATTENTION)
         if attn_mask is not None and attn_mask.dtype == torch.bool:
-            attn_mask = torch.zeros_like(attn_mask, dtype=x.dtype).masked_fill(
-                attn_mask, float("-inf")
-            )
-        q, k, v = (split_heads(part, self.num_heads) for part in self.qkv(x).chunk(3, -1))
-        return self.out_proj(merge_heads(attend(q, k, v=v, mask=attn_mask))), None
+            zeros = torch.zeros_like(attn_mask, dtype=x.dtype)
+            attn_mask = zeros.masked_fill(attn_mask, float("-inf"))
+        q_BHTD, k_BHTD, v_BHTD = (
+            split_heads(projected, self.num_heads) for projected in self.qkv(x).chunk(3, -1)
+        )
+        attended_BHTD = attend(q_BHTD, k_BHTD, v=v_BHTD, mask=attn_mask)
+        return self.out_proj(merge_heads(attended_BHTD)), None
+
+    @staticmethod
+    def _reads_another_sequence(x: Tensor, arguments: tuple[object, object]) -> bool:
+        """Tell whether a key or value is a sequence of its own; transformers passes flags there."""
+        for argument in arguments:
+            if isinstance(argument, Tensor) and argument.ndim == 3 and argument is not x:
+                return True
+        return False
+
+
+NOT_SELF_ATTENTION = (
+    "an nn.MultiheadAttention that is not plain self-attention (another key or value, a padding"
+    " mask, is_causal without a mask) can't be taken apart: write it with q_proj, k_proj, v_proj"
+    " and out_proj"
+)
+"""The message for a call that the fused projection can't serve."""

@@ -1,4 +1,15 @@
-"""A loaded model as the other rooms see it: a torch module that knows its blocks and how it is deployed."""
+"""The contract of a model: a torch module that knows its blocks, example calls and ONNX graphs.
+
+To bring a model of your own, subclass `ImageEncoderModel`, `TextEncoderModel` or `Model`, and name
+the function that builds it in the spec: `source: python:package.module:build`. That function takes
+a `LoadContext` and returns the model. `tests/own_tower.py` is a whole example.
+
+Shapes in this file:
+    b  batch                                     n  tokens that an encoder gives
+    s  side of an image, in pixels               w  width of these tokens
+    m  mel bands, f  frames of 10 ms             d  width of an embedding
+    t  tokens of a text                          v  size of the vocabulary
+"""
 
 from __future__ import annotations
 
@@ -6,112 +17,190 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from mmcompress.graph.blocks import Block
 
+IMAGE_TOKEN_STEPS = 16
+"""Steps in which the patches of an image can be cut: one step takes about a sixteenth of them."""
+
+WINDOW_STEPS = 30
+"""Steps in which a window of sound can be cut: one step of Whisper's window of 30 s is a second."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExportGraph:
-    """One ONNX graph of a node: a module, an example call, the names of its inputs and outputs, the dynamic axes."""
+    """One ONNX graph of a node, as the exporter needs it."""
 
     module: nn.Module
+    """What is traced: the model itself, or a module that wraps a part of it."""
     example: tuple[Tensor, ...]
+    """The tensors that `module` is called with for the trace, at batch 2: an axis of 1 may be taken
+    for a constant."""
     inputs: tuple[str, ...]
+    """A name for each tensor of `example`, in the same order."""
     outputs: tuple[str, ...]
+    """A name for each tensor that `module` returns, in the same order."""
     dynamic_axes: dict[str, dict[int, str]]
+    """Axes whose size may differ from the example's, by name of an input or output:
+    {"pixels": {0: "batch"}}. Every other axis keeps its size."""
+
+
+class ExampleRequest(NamedTuple):
+    """One call of a graph, of the sizes that it has in deployment."""
+
+    inputs: tuple[Tensor, ...]
+    """One tensor for each input of the graph, in its order."""
+    calls: float
+    """Calls per request: 1, or the steps of a decode loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockShape:
-    """What the device table needs to know of a block: residual width, positions per call, key positions, batch."""
+    """The sizes that a block runs at in deployment: what the device table needs for its latency."""
 
     width: int
+    """Features of the residual stream around the block; channels read, for a convolution."""
     positions: int
+    """Positions of the sequence (or places of a feature map) that one call computes."""
     keys: int
+    """Positions that attention reads; for a convolution, its kernel sizes and stride as digits."""
     batch: int
+    """Sequences in one call: the beams of a generator, 1 for an image."""
     calls: float = 1.0
     """Calls per request: 1, or the steps of a decode loop."""
     prefill: int = 0
-    """Positions of one more call a request: a prefix read before the decode loop."""
+    """Positions of one more call per request, which reads a prefix before the decode loop."""
     head: int = 0
-    """In place of the block's own unit width, where that says nothing (the outputs of a convolution)."""
+    """What stands in for the width of a unit where the block's own says nothing: the output
+    channels of a convolution. 0 takes the block's own."""
 
 
 class Model(nn.Module, ABC):
-    """Interface of one node's model. Inputs and outputs of `forward` depend on the kind:
+    """The model of one node. Subclasses set the fields below and implement the abstract methods.
+
+    `forward` depends on the kind of the node:
 
     - image_encoder: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w]
     - audio_encoder: log-mel features [b, m, f] -> embedding [b, d], tokens [b, n, w]
     - text_encoder: ids [b, t] -> embedding [b, d]
-    - text_decoder: ids [b, t], context [b, n, w] -> logits [b, t, v] (teacher forcing)
+    - text_decoder: ids [b, t], context [b, n, w] -> logits [b, t, v]; the logits at a position score
+      the token that follows it (teacher forcing)
+
+    All tensors are float32, ids are int64, embeddings have length 1. A text_decoder also has
+    `context_tokens`: the pipeline sets it to the tokens n that the encoder before it gives.
     """
 
     kind: str
+    """The kind of node it serves: one of the four above."""
     blocks: tuple[Block, ...]
+    """What can be cut, in the order of execution; `models.layouts.find_blocks` finds most of it.
+    A cut replaces them by smaller ones."""
     config: dict[str, Any]
-    """For the runtime node: preprocessing, tokenizer file name, generation. JSON-ready."""
+    """What the deployed node needs beside the graphs, ready for JSON: image_encoder `preprocess`,
+    audio_encoder `features`, text_encoder `tokenizer`, `context_length`, `pad`, `eos` and
+    `any_length`, text_decoder `tokenizer`, `generation`, `past` and `lead`."""
     tokenizer_json: str | None = None
+    """The fast tokenizer as JSON, of models that read or write text."""
     vocabulary: int = 0
-    """How many token ids there are, of models that read text."""
+    """How many token ids there are, of models that read or write text."""
     dims: dict[str, int]
-    """`embedding`, `tokens`, `context`: widths that must agree across an edge."""
+    """Widths that must agree across an edge of the pipeline: `embedding` d and `tokens` w that it
+    gives, `context` w that it reads."""
 
     @abstractmethod
     def export_graphs(self) -> dict[str, ExportGraph]:
-        """The ONNX graphs of this node, traced at batch 2."""
+        """Return the ONNX graphs of this node by name, with examples of batch 2.
+
+        An encoder has one graph, `model`, from `pixels`, `features` or `ids` to `embedding` and (of
+        images and sounds) `tokens`. A text_decoder has `step`, which computes the scores of the
+        next token from a cache, and `context`, which runs once per request.
+        """
 
     @abstractmethod
     def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
-        """The shape every block runs at in deployment, given the decode steps of a request (of a text encoder: of the
-        generator it reads) and its beams."""
+        """Return the sizes that every block runs at in deployment, by name of the block.
+
+        Args:
+            steps: Decode steps of a request; for a text encoder, those of the generator whose text
+                it reads.
+            beams: Texts that a request holds at once.
+        """
 
     @abstractmethod
-    def make_example_requests(
-        self, steps: float, beams: int
-    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
-        """Inputs of each graph as in deployment (one image, all beams, mid-sentence) and calls per request."""
+    def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
+        """Return one call of each graph as in deployment: one image, all beams, mid-sentence.
+
+        Args:
+            steps: Decode steps of a request, as above.
+            beams: Texts that a request holds at once.
+
+        Returns:
+            The call by name of the graph. Only sizes count, so values may be random.
+        """
 
     def get_linear(self, path: str) -> nn.Linear:
+        """Return the linear layer at a path."""
         module = self.get_submodule(path)
         assert isinstance(module, nn.Linear), path
         return module
 
     def get_block(self, name: str) -> Block:
-        return next(b for b in self.blocks if b.name == name)
+        """Return the block of a name."""
+        return next(block for block in self.blocks if block.name == name)
 
     @property
     def weighted_blocks(self) -> tuple[Block, ...]:
         """The blocks whose units carry weights: all but positions."""
-        return tuple(b for b in self.blocks if b.group != "tokens")
+        return tuple(block for block in self.blocks if block.group != "tokens")
 
     def list_linear_layers(self, blocks: Collection[str] | None = None) -> list[nn.Linear]:
-        """The linear layers of some blocks (default: all), each once; of blocks that are gone, none."""
-        some = (b for b in self.weighted_blocks if blocks is None or b.name in blocks)
-        paths = dict.fromkeys(p for b in some for p in (*(w.path for w in b.writers), b.reader))
-        return [m for m in map(self.get_submodule, paths) if isinstance(m, nn.Linear)]
+        """Return the linear layers of blocks, each one once.
+
+        Args:
+            blocks: Names of blocks; names that the model no longer has are passed over. None takes
+                all blocks.
+        """
+        paths: list[str] = []
+        for block in self.weighted_blocks:
+            if blocks is None or block.name in blocks:
+                paths += [writer.path for writer in block.writers]
+                paths.append(block.reader)
+        modules = [self.get_submodule(path) for path in dict.fromkeys(paths)]
+        return [module for module in modules if isinstance(module, nn.Linear)]
 
     @property
     def token_selector(self) -> TokenSelector | None:
-        """Where positions of the sequence may be left out, None for models that can't lose any."""
-        return next((m for m in self.modules() if isinstance(m, TokenSelector)), None)
+        """The module that can leave out positions of the sequence; None for models without one."""
+        for module in self.modules():
+            if isinstance(module, TokenSelector):
+                return module
+        return None
 
 
 class TokenSelector(nn.Module):
-    """A module whose output [b, extra + n, w] loses positions for good: those not in `index`. All are kept at first.
+    """Wrap a module, and leave out positions of its output [b, extra + count, w].
 
-    The first `extra` positions (a class token) always stay. What is left out is the same for every input.
+    The same positions are left out for every input. At first all are kept.
+
+    Args:
+        inner: The wrapped module; arguments of `forward` are passed on to it.
+        extra: Leading positions that always stay, such as a class token.
+        count: Positions behind them, which can be left out.
     """
 
     def __init__(self, inner: nn.Module, extra: int, *, count: int):
         super().__init__()
-        self.inner, self.extra, self.count = inner, extra, count
+        self.inner = inner
+        self.extra = extra
+        self.count = count
         self.register_buffer("index", torch.arange(count))
 
-    def __getattr__(self, name: str) -> Any:  # libraries ask an embedding for its parts
+    def __getattr__(self, name: str) -> Any:
+        """Return an attribute of the wrapped module: libraries ask an embedding for its parts."""
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -119,38 +208,52 @@ class TokenSelector(nn.Module):
 
     @property
     def kept_count(self) -> int:
+        """Positions that are left, without the leading ones."""
         return len(self.index)
 
     def keep_positions_(self, units: Tensor) -> None:
-        """Keep these of the positions that are left."""
+        """Keep some of the positions that are left.
+
+        Args:
+            units: [kept] indices into the positions that are left now.
+        """
         self.index = self.index[units].clone()
 
     def select_positions(self, x: Tensor, index: Tensor) -> Tensor:
-        """x [b, e + count, w] without the positions not in `index`, the leading e always kept."""
-        lead = torch.arange(x.shape[1] - self.count)
-        return x[:, torch.cat([lead, len(lead) + index])]
+        """Return a sequence without the positions that are not in `index`.
+
+        Args:
+            x: [b, leading + count, w], with any number of leading positions; they stay.
+            index: [kept] indices into the `count` positions.
+        """
+        leading = torch.arange(x.shape[1] - self.count)
+        return x[:, torch.cat([leading, len(leading) + index])]
 
     def forward(self, *args: Any, **options: Any) -> Tensor:
+        """Return the output of the wrapped module, [b, extra + kept_count, w]."""
         x = self.inner(*args, **options)
-        return (
-            x
-            if self.kept_count == self.count
-            else x[:, torch.cat([torch.arange(self.extra), self.extra + self.index])]
-        )
+        if self.kept_count == self.count:
+            return x
+        return x[:, torch.cat([torch.arange(self.extra), self.extra + self.index])]
 
 
 def add_tokens_block(
     model: nn.Module, path: str, *, extra: int, count: int, ordered: bool = False
 ) -> Block:
-    """Wrap the module at `path` so that positions of what it puts out can be cut, in sixteenths or so of all."""
+    """Wrap a module of the model in a `TokenSelector`, and return the block of its positions.
+
+    Args:
+        model: The model; the module at `path` is replaced.
+        path: A module whose output is a sequence [b, extra + count, w].
+        extra: Leading positions that always stay, such as a class token.
+        count: Positions that can be cut.
+        ordered: Positions are cut from the end only, as those of an audio window.
+    """
     inner = model.get_submodule(path)
-    model.set_submodule(
-        path,
-        TokenSelector(
-            inner.inner if isinstance(inner, TokenSelector) else inner, extra, count=count
-        ),
-    )
-    step = max(1, round(count / (30 if ordered else 16)))
+    if isinstance(inner, TokenSelector):
+        inner = inner.inner
+    model.set_submodule(path, TokenSelector(inner, extra, count=count))
+    step_count = WINDOW_STEPS if ordered else IMAGE_TOKEN_STEPS
     return Block(
         name="tokens",
         kind="tokens",
@@ -158,7 +261,7 @@ def add_tokens_block(
         writers=(),
         units=count,
         width=1,
-        granularity=step,
+        granularity=max(1, round(count / step_count)),
         module=path,
         reads=("stream",),
         drop=(),
@@ -167,9 +270,9 @@ def add_tokens_block(
 
 
 class ImageEncoderModel(Model):
-    """Base of image encoders: `forward(pixels [b, 3, s, s])` gives embedding [b, d] of length 1 and tokens [b, n, w].
+    """Base of image encoders: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w].
 
-    A subclass sets `blocks`, then calls `settle` with the width of its layers.
+    The embedding has length 1. A subclass implements `forward`. Its `__init__` sets `blocks`, then calls `finish_setup`.
     """
 
     kind = "image_encoder"
@@ -177,67 +280,75 @@ class ImageEncoderModel(Model):
     def finish_setup(
         self, size: int, width: int, *, preprocess: dict[str, Any], hidden_positions: int = 0
     ) -> None:
-        """Fix the input size and learn what comes out.
+        """Fix the size of the input, and run one image to learn the shapes of the outputs.
 
-        `preprocess`: keys of `runtime.images.preprocess`; `hidden_positions`: positions inside that are not among the tokens.
+        Args:
+            size: Side s of the input, in pixels.
+            width: Features of the residual stream inside.
+            preprocess: `mean`, `std`, `interpolation` and `resize_mode`, as
+                `runtime.images.preprocess_image` takes them.
+            hidden_positions: Positions of the sequence inside that are not among the tokens.
         """
-        self.size, self.width = size, width
+        self.size = size
+        self.width = width
         self.config = {"preprocess": {**preprocess, "size": size}}
         with torch.no_grad():
             embedding, tokens = self(torch.zeros(1, 3, size, size))
-        self.given, self.hidden = int(tokens.shape[1]), hidden_positions
+        self.dense_token_count = int(tokens.shape[1])
+        self.hidden_positions = hidden_positions
         self.dims = {"embedding": int(embedding.shape[-1]), "tokens": int(tokens.shape[-1])}
 
     @property
     def passes_positions(self) -> bool:
-        """The tokens that come out are the positions inside, not a few queries that read them."""
-        at = self.token_selector
-        return at is None or self.given in (at.count, at.count + at.extra)
+        """Whether the tokens are the positions inside, and not a few queries that read them."""
+        selector = self.token_selector
+        if selector is None:
+            return True
+        return self.dense_token_count in (selector.count, selector.count + selector.extra)
 
     @property
     def token_count(self) -> int:
-        """Tokens that come out."""
-        at = self.token_selector
-        return self.given - (at.count - at.kept_count if at and self.passes_positions else 0)
+        """Tokens n that the model gives now."""
+        selector = self.token_selector
+        if selector is None or not self.passes_positions:
+            return self.dense_token_count
+        return self.dense_token_count - (selector.count - selector.kept_count)
 
     @property
     def positions(self) -> int:
-        """Positions inside."""
-        at = self.token_selector
-        return at.extra + at.kept_count if at else self.given + self.hidden
+        """Positions of the sequence inside."""
+        selector = self.token_selector
+        if selector is None:
+            return self.dense_token_count + self.hidden_positions
+        return selector.extra + selector.kept_count
 
     def export_graphs(self) -> dict[str, ExportGraph]:
-        names = ("embedding", "tokens")
-        dynamic = {n: {0: "batch"} for n in ("pixels", *names)}
-        return {
-            "model": ExportGraph(
-                module=self,
-                example=(torch.zeros(2, 3, self.size, self.size),),
-                inputs=("pixels",),
-                outputs=names,
-                dynamic_axes=dynamic,
-            )
-        }
+        """Return one graph: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w]."""
+        graph = ExportGraph(
+            module=self,
+            example=(torch.zeros(2, 3, self.size, self.size),),
+            inputs=("pixels",),
+            outputs=("embedding", "tokens"),
+            dynamic_axes={name: {0: "batch"} for name in ("pixels", "embedding", "tokens")},
+        )
+        return {"model": graph}
 
     def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
-        return {
-            b.name: BlockShape(
-                width=self.width, positions=self.positions, keys=self.positions, batch=1
-            )
-            for b in self.blocks
-        }
+        """Return the same sizes for every block: all positions of one image."""
+        shape = BlockShape(width=self.width, positions=self.positions, keys=self.positions, batch=1)
+        return {block.name: shape for block in self.blocks}
 
-    def make_example_requests(
-        self, steps: float, beams: int
-    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
-        return {"model": ((torch.randn(1, 3, self.size, self.size),), 1.0)}
+    def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
+        """Return one call: an image of noise."""
+        pixels = torch.randn(1, 3, self.size, self.size)
+        return {"model": ExampleRequest((pixels,), 1.0)}
 
 
 class TextEncoderModel(Model):
-    """Base of text encoders: `forward(ids [b, t])` gives embedding [b, d] of length 1; t is the context length.
+    """Base of text encoders: ids [b, t] -> embedding [b, d].
 
-    A subclass sets `blocks`, then calls `settle` with the width of its layers. One that ignores padding takes texts of
-    `any_length` up to its context.
+    The embedding has length 1. A subclass implements `forward`. Its `__init__` sets `blocks`, then calls `finish_setup`. Texts
+    are padded to the context length, unless the model ignores padding (`any_length`).
     """
 
     kind = "text_encoder"
@@ -252,70 +363,89 @@ class TextEncoderModel(Model):
         eos: int,
         any_length: bool = False,
     ) -> None:
-        """Fix the length of the input and learn what comes out."""
-        self.context, self.width, self.vocabulary, self.any_length = (
-            context,
-            width,
-            vocabulary,
-            any_length,
-        )
+        """Fix the length of the input, and run one text to learn the shape of the output.
+
+        Args:
+            context: The longest text t, in tokens.
+            width: Features of the residual stream inside.
+            vocabulary: How many token ids there are.
+            pad: The id that fills a text up.
+            eos: The id that ends a text.
+            any_length: Texts may be shorter than `context`, since the model ignores padding.
+        """
+        self.context = context
+        self.width = width
+        self.vocabulary = vocabulary
+        self.any_length = any_length
         self.config = {
             "tokenizer": "tokenizer.json",
             "context_length": context,
             "pad": pad,
             "eos": eos,
+            "any_length": any_length,
         }
-        self.config |= {"any_length": any_length}
         with torch.no_grad():
-            self.dims = {"embedding": int(self(self._example(1)).shape[-1])}
+            embedding = self(self._make_example_ids(1))
+        self.dims = {"embedding": int(embedding.shape[-1])}
 
-    def _example(self, batch: int) -> Tensor:
+    def _make_example_ids(self, batch: int) -> Tensor:
+        """Return ids [batch, context] of a text that is all padding but for one token."""
         ids = torch.full((batch, self.context), self.config["pad"], dtype=torch.long)
+        # one token that is no padding: a mean over none of them would divide by zero
         ids[:, 0] = self.config["eos"]
         return ids
 
     def export_graphs(self) -> dict[str, ExportGraph]:
-        dynamic = {"ids": {0: "batch"}, "embedding": {0: "batch"}}
+        """Return one graph: ids [b, t] -> embedding [b, d]."""
+        dynamic_axes = {"ids": {0: "batch"}, "embedding": {0: "batch"}}
         if self.any_length:
-            dynamic["ids"][1] = "length"
-        return {
-            "model": ExportGraph(
-                module=self,
-                example=(self._example(2),),
-                inputs=("ids",),
-                outputs=("embedding",),
-                dynamic_axes=dynamic,
-            )
-        }
+            dynamic_axes["ids"][1] = "length"
+        graph = ExportGraph(
+            module=self,
+            example=(self._make_example_ids(2),),
+            inputs=("ids",),
+            outputs=("embedding",),
+            dynamic_axes=dynamic_axes,
+        )
+        return {"model": graph}
 
     def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
-        length = self._length(steps)
-        return {
-            b.name: BlockShape(width=self.width, positions=length, keys=length, batch=beams)
-            for b in self.blocks
-        }
+        """Return the same sizes for every block: all tokens of the texts of a request."""
+        length = self._count_text_tokens(steps)
+        shape = BlockShape(width=self.width, positions=length, keys=length, batch=beams)
+        return {block.name: shape for block in self.blocks}
 
-    def make_example_requests(
-        self, steps: float, beams: int
-    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
-        return {"model": ((torch.full((beams, self._length(steps)), self.config["eos"]),), 1.0)}
+    def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
+        """Return one call: as many texts as there are beams."""
+        ids = torch.full((beams, self._count_text_tokens(steps)), self.config["eos"])
+        return {"model": ExampleRequest((ids,), 1.0)}
 
-    def _length(self, steps: float) -> int:
-        """Tokens of a text that took a generator so many steps."""
-        return min(self.context, round(steps) + 1) if self.any_length else self.context
+    def _count_text_tokens(self, steps: float) -> int:
+        """Return the tokens of a text that a generator writes in so many steps."""
+        if not self.any_length:
+            return self.context
+        return min(self.context, round(steps) + 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadContext:
-    """What a loader may need beside the source: the node's options and a folder for files."""
+    """What a loader is given: where the weights are, and the options of the node."""
 
     kind: str
+    """The kind of the node: `image_encoder`, `audio_encoder`, `text_encoder` or `text_decoder`."""
     path: Path | None
+    """The folder with the weights; None when `name` says where they are."""
     name: str = ""
+    """The model at a hub or in a library, or `package.module:build` of the user's own module."""
     pretrained: str | None = None
+    """open_clip's tag of the weights, or a file of them."""
     candidates: int = 1
+    """Texts that a generator writes for an input, and the beams that it finds them with."""
     max_tokens: int = 0
+    """The longest text in tokens; 0 leaves it to the loader."""
     prompt: str = ""
+    """What a generator reads before it writes."""
 
 
 Loader = Callable[[LoadContext], Model]
+"""A row of the registry `FAMILIES`, and the function behind `python:package.module:build`."""

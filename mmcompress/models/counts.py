@@ -1,57 +1,88 @@
-"""Parameters and multiply-accumulates of a node, as one request uses it."""
+"""Parameters and multiply-accumulates (MACs) of a node, as one request uses it."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from mmcompress.models.base import Model
+from mmcompress.graph.blocks import Block
+from mmcompress.models.base import BlockShape, ExampleRequest, Model
 
 
 def count_params(model: nn.Module) -> int:
-    """Parameters, tied ones once."""
-    return sum(p.numel() for p in {id(p): p for p in model.parameters()}.values())
+    """Count the parameters of a model, tied ones once."""
+    distinct_parameters = {id(parameter): parameter for parameter in model.parameters()}
+    return sum(parameter.numel() for parameter in distinct_parameters.values())
 
 
 def count_block_params(model: Model) -> dict[str, int]:
-    """Parameters of the linear layers of every block."""
-    found = {}
-    for b in model.blocks:
-        paths = (
-            ()
-            if b.group == "tokens"
-            else (b.reader, *b.per_channel, *b.extra_readers, *(w.path for w in b.writers))
-        )
-        found[b.name] = sum(
-            p.numel() for path in paths for p in model.get_submodule(path).parameters()
-        )
-    return found
+    """Count the parameters in the layers of every block, by name of the block.
+
+    Blocks of positions have none: 0.
+    """
+    counts: dict[str, int] = {}
+    for block in model.blocks:
+        counts[block.name] = 0
+        for path in _list_weighted_layers(block):
+            for parameter in model.get_submodule(path).parameters():
+                counts[block.name] += parameter.numel()
+    return counts
+
+
+def _list_weighted_layers(block: Block) -> list[str]:
+    """Return the paths of all layers whose weights belong to a block."""
+    if block.group == "tokens":
+        return []
+    writer_paths = [writer.path for writer in block.writers]
+    return [block.reader, *block.per_channel, *block.extra_readers, *writer_paths]
 
 
 @torch.no_grad()
 def count_params_and_macs(model: Model, steps: float, *, beams: int) -> tuple[int, int]:
-    """(parameters, MACs per request): linear and convolution layers by hooks, attention products by shape."""
-    total = 0.0
+    """Count the parameters of a model, and its MACs per request.
+
+    Hooks count linear and convolution layers; the products of attention follow from its shape.
+
+    Args:
+        model: The model of a node.
+        steps: Decode steps of a request.
+        beams: Texts that a request holds at once.
+
+    Returns:
+        (parameters, MACs per request).
+    """
+    total_macs = 0.0
     graphs = model.export_graphs()
-    for name, (inputs, calls) in model.make_example_requests(steps, beams).items():
-        module = graphs[name].module
-        macs = 0.0
-
-        def hook(m: nn.Module, args: tuple, out: torch.Tensor) -> None:
-            nonlocal macs
-            if isinstance(m, nn.Linear):
-                macs += out.numel() * m.in_features
-            elif isinstance(m, nn.Conv1d | nn.Conv2d):
-                macs += out.numel() * m.weight[0].numel()
-
-        handles = [m.register_forward_hook(hook) for m in module.modules()]
-        module(*inputs)
-        for h in handles:
-            h.remove()
-        total += macs * calls
+    for graph_name, request in model.make_example_requests(steps, beams).items():
+        total_macs += _count_layer_macs(graphs[graph_name].module, request)
     shapes = model.list_block_shapes(steps, beams)
-    for b in model.blocks:
-        if b.group == "heads":
-            s = shapes[b.name]
-            total += 2 * b.units * b.width * s.positions * s.keys * s.batch * s.calls
-    return count_params(model), round(total)
+    for block in model.blocks:
+        if block.group == "heads":
+            total_macs += _count_attention_macs(block, shapes[block.name])
+    return count_params(model), round(total_macs)
+
+
+def _count_layer_macs(module: nn.Module, request: ExampleRequest) -> float:
+    """Count the MACs per request of all linear and convolution layers in a module."""
+    macs_per_call = 0.0
+
+    def add_macs(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+        nonlocal macs_per_call
+        if isinstance(layer, nn.Linear):
+            macs_per_call += output.numel() * layer.in_features
+        elif isinstance(layer, nn.Conv1d | nn.Conv2d):
+            # weight [out, in / groups, *kernel]: one output element takes one row of it
+            macs_per_call += output.numel() * layer.weight[0].numel()
+
+    inputs, calls = request
+    handles = [layer.register_forward_hook(add_macs) for layer in module.modules()]
+    module(*inputs)
+    for handle in handles:
+        handle.remove()
+    return macs_per_call * calls
+
+
+def _count_attention_macs(block: Block, shape: BlockShape) -> float:
+    """Count the MACs per request of queries times keys and of weights times values."""
+    products_per_call = shape.positions * shape.keys * shape.batch
+    return 2 * block.units * block.width * products_per_call * shape.calls

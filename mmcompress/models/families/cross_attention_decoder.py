@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from mmcompress.errors import ModelError
 from mmcompress.graph.blocks import Block
 from mmcompress.models.attention import split_heads
-from mmcompress.models.base import BlockShape, ExportGraph, Model
+from mmcompress.models.base import BlockShape, ExampleRequest, ExportGraph, Model
 from mmcompress.models.families.decoding import (
     STEP_AXES,
     AbsentEncoder,
@@ -227,9 +227,7 @@ class TextDecoder(Model):
             for b in self.blocks
         }
 
-    def make_example_requests(
-        self, steps: float, beams: int
-    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
         past = max(1, round((steps - 1) / 2))
         cross = [b for _, b in self.cached("cross_attention")]
         feeds = [torch.full((beams, 1), 3), torch.tensor([past]), torch.zeros(1, 1, 1, past + 1)]
@@ -238,9 +236,11 @@ class TextDecoder(Model):
             torch.randn(1, b.units, self.context_tokens, head_width(b)) for b in cross for _ in "kv"
         ]
         context = (
-            {"context": ((torch.randn(1, self.context_tokens, self.reads),), 1.0)} if cross else {}
+            {"context": ExampleRequest((torch.randn(1, self.context_tokens, self.reads),), 1.0)}
+            if cross
+            else {}
         )
-        return {**context, "step": (tuple(feeds), steps)}
+        return {**context, "step": ExampleRequest(tuple(feeds), steps)}
 
     @torch.inference_mode()
     def library_generate(self, context: Tensor) -> list[list[int]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mmcompress.errors import ModelError
 from mmcompress.graph.blocks import Block
-from mmcompress.models.base import BlockShape, ExportGraph, LoadContext, Model
+from mmcompress.models.base import BlockShape, ExampleRequest, ExportGraph, LoadContext, Model
 from mmcompress.models.families.decoding import (
     STEP_AXES,
     AbsentEncoder,
@@ -240,9 +240,7 @@ class PrefixDecoder(Model):
             for b in self.blocks
         }
 
-    def make_example_requests(
-        self, steps: float, beams: int
-    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
+    def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
         text = max(1, round((steps - 1) / 2))
         ahead = self.context_tokens + len(self.before)
         feeds = [
@@ -251,8 +249,9 @@ class PrefixDecoder(Model):
             torch.zeros(1, 1, 1, ahead + text + 1),
         ]
         feeds += [torch.randn(beams, h, ahead + text, d) for h, d in self.config["past"]]
-        context = {"context": ((torch.randn(1, self.context_tokens, self.dims["context"]),), 1.0)}
-        return {**context, "step": (tuple(feeds), steps)}
+        example = torch.randn(1, self.context_tokens, self.dims["context"])
+        context = {"context": ExampleRequest((example,), 1.0)}
+        return {**context, "step": ExampleRequest(tuple(feeds), steps)}
 
     @torch.inference_mode()
     def library_generate(self, context: Tensor) -> list[list[int]]:

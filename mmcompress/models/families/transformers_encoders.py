@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mmcompress.errors import ModelError
 from mmcompress.models.base import (
     BlockShape,
+    ExampleRequest,
     ExportGraph,
     ImageEncoderModel,
     LoadContext,
@@ -313,10 +314,8 @@ class AudioEncoder(Model):
             for b in self.blocks
         }
 
-    def make_example_requests(
-        self, steps: float, beams: int
-    ) -> dict[str, tuple[tuple[Tensor, ...], float]]:
-        return {"model": ((torch.randn(1, self.mels, self.frames),), 1.0)}
+    def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
+        return {"model": ExampleRequest((torch.randn(1, self.mels, self.frames),), 1.0)}
 
 
 def read_preprocessing(context: LoadContext) -> dict[str, Any]:
