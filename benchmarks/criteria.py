@@ -16,11 +16,9 @@ from pathlib import Path
 from mmcompress.cli.shared import parse_settings
 from mmcompress.experiments.ablate import CRITERIA
 from mmcompress.experiments.compare import replace_scores
-from mmcompress.graph.blocks import count_steps, units_after
-from mmcompress.graph.structure import Candidate
+from mmcompress.graph.structure import Candidate, cut_uniformly
 from mmcompress.run.prepare import prepare_run
 from mmcompress.runtime.machine import describe_cpu
-from mmcompress.search.allocation import apportion_cuts
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.workspace import context as workflow
 from mmcompress.workspace.context import RunContext
@@ -30,12 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def uniform(run: RunContext, share: float) -> Candidate:
     """A share of the units of every block gone."""
-    kept = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
-    cut = [(n, b) for n, blocks in run.blocks.items() for b in blocks if b.group != "tokens"]
-    sizes = [count_steps(b) for _, b in cut]
-    for (n, b), cuts in zip(cut, apportion_cuts(sizes, round(share * sum(sizes))), strict=True):
-        kept[n][b.name] = int(units_after(b, cuts))
-    return Candidate(kept, dict.fromkeys(kept, "fp32"))
+    return Candidate(cut_uniformly(run.blocks, share), dict.fromkeys(run.blocks, "fp32"))
 
 
 def main() -> int:

@@ -19,7 +19,7 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from mmcompress.cli.shared import parse_settings
-from mmcompress.graph.blocks import count_steps, units_after
+from mmcompress.graph.blocks import cut_by_share
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.sources import set_context_lengths
@@ -43,7 +43,7 @@ def drawn(run, rng: np.random.Generator) -> Candidate:
         for b in blocks:
             high = getattr(run.space.dimensions.get(f"nodes.{n}.prune.{b.group}"), "high", 0) or 0
             share = float(np.clip(rng.normal(much, 0.2), 0, high))
-            kept[n][b.name] = int(units_after(b, round(share * count_steps(b))))
+            kept[n][b.name] = cut_by_share(b, share)
         drop = getattr(run.space.dimensions.get(f"nodes.{n}.prune.drop"), "high", 0) or 0
         some, most = [b.name for b in blocks if b.drop], int(rng.integers(0, int(drop) + 1))
         kept[n] |= dict.fromkeys(

@@ -204,7 +204,7 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
         found = propose(predict, 1e-6, 0)
     assert (
         found.candidate
-        == find_fastest(build_problem(r, ev, predict=predict, budget_ms=1e-6), predict)
+        == find_fastest(build_problem(r, ev, predictor=predict, budget_ms=1e-6), predict)
         and found.latency_ms > 1e-6
     )
 
@@ -213,7 +213,7 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     """Blocks of one size that all lose a unit together would jump over the target."""
     from mmcompress.experiments.baselines import _quickest
     from mmcompress.run.prepare import prepare_run
-    from mmcompress.search.allocation import apportion_cuts
+    from mmcompress.graph.blocks import apportion_cuts
     from mmcompress.workspace import context as workflow
 
     assert [sum(apportion_cuts([4, 4, 4, 16], k)) for k in range(29)] == list(range(29))
@@ -269,8 +269,8 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
 
     whole, searches = _whole(r), []
     budget = 0.75 * Line()(whole)
-    p = choose.build_problem(r, ev, predict=Line(), budget_ms=budget)
-    first = moves.cut_to_budget(p, whole, damage=ev.loss_increase)
+    p = choose.build_problem(r, ev, predictor=Line(), budget_ms=budget)
+    first = moves.cut_to_budget(p, whole, loss_increase=ev.loss_increase)
 
     def search(run, ev, predict, budget_ms, who, attempt, known):
         searches.append(attempt)
@@ -296,12 +296,12 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
         near = propose(Line(1.05), budget, 1)
         assert searches == [0] and near.origin == "adjusted" and np.isfinite(near.loss)
         p = dataclasses.replace(
-            choose.build_problem(r, ev, predict=Line(1.05), budget_ms=budget), precisions={}
+            choose.build_problem(r, ev, predictor=Line(1.05), budget_ms=budget), precisions={}
         )
         assert near.candidate == moves.grow_to_budget(
             p,
-            moves.cut_to_budget(p, first, damage=ev.loss_increase),
-            damage=ev.loss_increase,
+            moves.cut_to_budget(p, first, loss_increase=ev.loss_increase),
+            loss_increase=ev.loss_increase,
             rounding=ev.rounding,
         )
         assert FULL_BUDGET_SHARE * budget <= Line(1.05)(near.candidate) <= budget

@@ -17,7 +17,7 @@ from mmcompress.prune.refit import measure_grams, refit_, refit_from_gram_, solv
 from mmcompress.prune.surgery import copy_resized, copy_without_units, resize_, restore_units
 from mmcompress.prune.units import choose_units
 from mmcompress.registry import ALLOCATIONS, IMPORTANCE
-from mmcompress.search.allocation import allocate_node
+from mmcompress.search.allocation import NodeAllocation, allocate_node
 from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.spec.schema import NodePrune
 
@@ -256,11 +256,13 @@ def test_every_policy_removes_the_same_share(models, name):
         kept = allocate_node(
             m.blocks,
             NodePrune(heads=0.5, ffn=0.5),
-            cross={},
-            protection=1.0,
-            policy=ALLOCATIONS.get(name),
-            curves=curves(m.blocks, rng),
-            scores=scores,
+            inputs=NodeAllocation(
+                cross_modal={},
+                protection=1.0,
+                policy=ALLOCATIONS.get(name),
+                curves=curves(m.blocks, rng),
+                scores=scores,
+            ),
         )
         for group in ("heads", "ffn"):
             part = [b for b in m.blocks if b.group == group]
@@ -296,11 +298,13 @@ def test_protection_cuts_cross_modal_units_less(models, spec):
         kept = allocate_node(
             m.blocks,
             NodePrune(heads=0.5, ffn=0.5),
-            cross=cross,
-            protection=protection,
-            policy=ALLOCATIONS.get("uniform"),
-            curves=curves(m.blocks, rng),
-            scores=scores,
+            inputs=NodeAllocation(
+                cross_modal=cross,
+                protection=protection,
+                policy=ALLOCATIONS.get("uniform"),
+                curves=curves(m.blocks, rng),
+                scores=scores,
+            ),
         )
         assert removed_share(
             {"c": kept}, {"c": m.blocks}, cross={"c": cross}, crossing=True
@@ -356,11 +360,13 @@ def test_drop_removes_the_least_damaging_blocks(models):
     kept = allocate_node(
         m.blocks,
         NodePrune(drop=2),
-        cross={},
-        protection=2.0,
-        policy=ALLOCATIONS.get("knapsack"),
-        curves=c,
-        scores=scores,
+        inputs=NodeAllocation(
+            cross_modal={},
+            protection=2.0,
+            policy=ALLOCATIONS.get("knapsack"),
+            curves=c,
+            scores=scores,
+        ),
     )
     assert [k for k, v in kept.items() if v == 0] == [b.name for b in m.weighted_blocks[:2]]
 

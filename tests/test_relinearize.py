@@ -84,11 +84,11 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
     )
     budget = 0.8 * predict(whole)
 
-    def splits(run, now, predict, budget_ms, p, nodes=()):
+    def splits(p, now, predictor, budget_ms, nodes=()):
         c = moves.cut_to_budget(
-            dataclasses.replace(p, budget_ms=budget_ms), whole, damage=now.damage
+            dataclasses.replace(p, budget_ms=budget_ms), whole, loss_increase=now.loss_increase
         )
-        return [(0.0, c)] if c else []
+        return [c] if c else []
 
     monkeypatch.setattr("mmcompress.search.linearize.split_budget", splits)
     return r, ev, predict, budget, judge, asked

@@ -21,11 +21,17 @@ from mmcompress.measure.cost_model.predictor import DeployedBlock, LinearFit, Pr
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import Trial
 from mmcompress.search import repair as moves
-from mmcompress.search import split as knapsack
+from mmcompress.search import split as splitting
 from mmcompress.search import study
 from mmcompress.search.executors import InlineExecutor, RayExecutor, make_process_executor
+from mmcompress.search.knapsack import choose_options_within_budget
 from mmcompress.search.neighbors import switch_levels
-from mmcompress.search.problem import SearchProblem, best_within, scale_to_budget, to_search_point
+from mmcompress.search.problem import (
+    SearchProblem,
+    find_best_trial,
+    scale_to_budget,
+    to_search_point,
+)
 from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.spec.space import Dimension, Space
 
@@ -90,18 +96,23 @@ def resolve(overrides):
 
 def problem(budget=2.5):
     return SearchProblem(
-        SPACE, BLOCKS, resolve, PREDICT, budget, dict.fromkeys(BLOCKS, ("fp32", "int8"))
+        space=SPACE,
+        blocks=BLOCKS,
+        resolve=resolve,
+        predict=PREDICT,
+        budget_ms=budget,
+        precisions=dict.fromkeys(BLOCKS, ("fp32", "int8")),
     )
 
 
 def judge(context, candidate):
     """Loss: a's units are worth three times b's."""
-    lost = {n: sum(64 - k for k in kept.values()) for n, kept in candidate["kept"].items()}
+    lost = {n: sum(64 - k for k in kept.values()) for n, kept in candidate["kept_units"].items()}
     return {"loss": 3 * lost["a"] + lost["b"], "quality": {}, "seconds": 0.0}
 
 
 def failing(context, candidate):
-    if sum(candidate["kept"]["a"].values()) < 96:
+    if sum(candidate["kept_units"]["a"].values()) < 96:
         raise ValueError("this one breaks")
     return judge(context, candidate)
 
@@ -157,7 +168,7 @@ def test_proposals_meet_the_budget_as_closely_as_units_allow():
 
 def test_the_search_stays_within_budget_and_prefers_the_cheap_units(tmp_path):
     trials = go(tmp_path / "j")
-    top = best_within(trials, 2.5)
+    top = find_best_trial(trials, 2.5)
     assert top and top.latency_ms <= 2.5
     assert any(t.origin == "mutation" for t in trials)
     assert sum(top.candidate.kept_units["a"].values()) >= sum(
@@ -265,14 +276,14 @@ def test_knapsack_is_optimal_within_its_grid():
     rng = np.random.default_rng(0)
     costs = [np.array([0.0, 1.0, 2.0, 3.0])] * 4
     damages = [np.sort(rng.random(4))[::-1] for _ in range(4)]
-    picked = knapsack.solve_knapsack(costs, damages, budget=6.05)
+    picked = choose_options_within_budget(costs, damages, budget=6.05)
     mine = sum(d[i] for d, i in zip(damages, picked, strict=True))
     options = itertools.product(range(4), repeat=4)
     assert mine == pytest.approx(
         min(sum(d[i] for d, i in zip(damages, o, strict=True)) for o in options if sum(o) <= 6)
     )
-    assert knapsack.solve_knapsack(costs, damages, budget=-1.0) is None
-    assert knapsack.solve_knapsack([np.array([5.0])], [np.array([0.0])], budget=1.0) is None
+    assert choose_options_within_budget(costs, damages, budget=-1.0) is None
+    assert choose_options_within_budget([np.array([5.0])], [np.array([0.0])], budget=1.0) is None
 
 
 def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
@@ -280,18 +291,17 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
         "a": {b.name: SensitivityCurve((0, 64), (9.0, 0.0)) for b in BLOCKS["a"]},
         "b": {b.name: SensitivityCurve((0, 64), (1.0, 0.0)) for b in BLOCKS["b"]},
     }
-    found = knapsack.split_by_knapsack(
-        BLOCKS,
-        {n: {} for n in BLOCKS},
-        curves,
-        PREDICT,
-        2.5,
-        2.0,
-        dict.fromkeys(BLOCKS, ("fp32",)),
-        {n: {"fp32": 0.0} for n in BLOCKS},
-        {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()},
+    inputs = splitting.SplitInputs(
+        blocks=BLOCKS,
+        cross_modal={n: {} for n in BLOCKS},
+        curves=curves,
+        rounding={n: {"fp32": 0.0} for n in BLOCKS},
+        unit_choices={n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()},
+        precisions=dict.fromkeys(BLOCKS, ("fp32",)),
+        predictor=PREDICT,
+        cross_modal_loss_weight=2.0,
     )
-    _, c = found[0]
+    c = splitting.split_by_knapsack(inputs, 2.5)[0].candidate
     assert PREDICT(c) <= 2.5 and sum(c.kept_units["a"].values()) > sum(c.kept_units["b"].values())
     point = to_search_point(problem(), c)
     assert point["nodes.b.prune.ffn"] > point["nodes.a.prune.ffn"]
@@ -317,7 +327,9 @@ def test_processes_give_what_inline_gives(tmp_path):
 
 def test_ray_gives_what_inline_gives(tmp_path):
     def by_value(context, candidate):  # workers can't import a test module
-        lost = {n: sum(64 - k for k in kept.values()) for n, kept in candidate["kept"].items()}
+        lost = {
+            n: sum(64 - k for k in kept.values()) for n, kept in candidate["kept_units"].items()
+        }
         return {"loss": 3 * lost["a"] + lost["b"], "quality": {}, "seconds": 0.0}
 
     executor = RayExecutor(None, 2)
@@ -327,7 +339,7 @@ def test_ray_gives_what_inline_gives(tmp_path):
         executor.shutdown()
     assert len(one) >= 4 and all("/" in t.worker for t in one)
     for t in one:
-        assert t.loss == judge(None, {"kept": t.candidate.kept_units})["loss"]
+        assert t.loss == judge(None, {"kept_units": t.candidate.kept_units})["loss"]
 
 
 def test_trim_cuts_to_the_budget_where_it_costs_least():
@@ -335,11 +347,11 @@ def test_trim_cuts_to_the_budget_where_it_costs_least():
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
     cheap = moves.cut_to_budget(
-        p, dense, damage=lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
+        p, dense, loss_increase=lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
     )
     assert cheap and p.predict(cheap) <= 2.5
     assert sum(cheap.kept_units["b"].values()) < sum(cheap.kept_units["a"].values()) == 128
-    assert moves.cut_to_budget(problem(0.1), dense, damage=lambda n, b, k: 1.0) is None
+    assert moves.cut_to_budget(problem(0.1), dense, loss_increase=lambda n, b, k: 1.0) is None
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
@@ -375,12 +387,12 @@ def test_no_more_blocks_are_dropped_than_the_space_allows():
     )
     assert not p.is_allowed(none)
     worth = lambda n, b, k: (2.0 if b == "1" else 1.0) * (64 - k)
-    alive = moves.restore_dropped(p, none, damage=worth)
+    alive = moves.restore_dropped(p, none, loss_increase=worth)
     assert alive.kept_units == {"a": {"0": 0, "1": 16}, "b": {"0": 16, "1": 16}} and p.is_allowed(
         alive
     )
     dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
-    cut = moves.cut_to_budget(p, dense, damage=worth)
+    cut = moves.cut_to_budget(p, dense, loss_increase=worth)
     assert cut and p.is_allowed(cut) and p.predict(cut) <= 1.2
     top = Trial(
         number=0,
@@ -401,7 +413,7 @@ def test_protection_holds_for_moves_and_is_told_to_the_sampler():
     lost = lambda c, n: 1 - sum(c.kept_units[n].values()) / 128
     options = {n: dict.fromkeys("01", (16, 32, 48, 64)) for n in BLOCKS}
     p = dataclasses.replace(
-        problem(1.2), space=space, choices=options, cross={"a": "01"}, protection=1.0
+        problem(1.2), space=space, unit_choices=options, cross_modal={"a": "01"}, protection=1.0
     )
     of = lambda a, b: Candidate(
         {"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)}, dict.fromkeys("ab", "int8")
@@ -412,12 +424,14 @@ def test_protection_holds_for_moves_and_is_told_to_the_sampler():
     free = lambda n, b, k: (
         (64 - k) * (1e-3 if n == "a" else 1.0)
     )  # what is protected seems to be worth nothing
-    unbound = moves.cut_to_budget(dataclasses.replace(p, protection=0.0), of(64, 64), damage=free)
-    held = moves.cut_to_budget(p, of(64, 64), damage=free)
+    unbound = moves.cut_to_budget(
+        dataclasses.replace(p, protection=0.0), of(64, 64), loss_increase=free
+    )
+    held = moves.cut_to_budget(p, of(64, 64), loss_increase=free)
     assert lost(unbound, "a") > lost(unbound, "b") and lost(held, "a") <= lost(held, "b")
     assert (
         PREDICT(held) <= 1.2
-        and lost(moves.enforce_protection(p, unbound, damage=free), "a")
+        and lost(moves.enforce_protection(p, unbound, loss_increase=free), "a")
         <= lost(unbound, "b") + 1e-9
     )
 
@@ -430,16 +444,16 @@ def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():
     )
     worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
     rounding = {n: {"fp32": 0.0, "int8": 1e-6} for n in BLOCKS}
-    grown = moves.grow_to_budget(p, small, damage=worth, rounding=rounding)
+    grown = moves.grow_to_budget(p, small, loss_increase=worth, rounding=rounding)
     assert 0.9 * 2.5 <= p.predict(grown) <= 2.5
     assert grown.kept_units["a"] == {"0": 64, "1": 64} and all(
         k >= 16 for k in grown.kept_units["b"].values()
     )
-    assert moves.grow_to_budget(p, grown, damage=worth, rounding=rounding) == grown
+    assert moves.grow_to_budget(p, grown, loss_increase=worth, rounding=rounding) == grown
     dear = {n: {"fp32": 0.0, "int8": 1e6} for n in BLOCKS}  # so much that it is undone first
-    assert set(moves.grow_to_budget(p, small, damage=worth, rounding=dear).precision.values()) == {
-        "fp32"
-    }
+    assert set(
+        moves.grow_to_budget(p, small, loss_increase=worth, rounding=dear).precision.values()
+    ) == {"fp32"}
 
 
 def test_an_exchange_pays_for_a_finer_precision_with_units():
@@ -452,9 +466,9 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
     rounding = {n: {"fp32": 0.0, "int8": 1.0} for n in BLOCKS}
     tight = dataclasses.replace(p, budget_ms=3.0)
     assert (
-        moves.grow_to_budget(tight, whole, damage=worth, rounding=rounding) == whole
+        moves.grow_to_budget(tight, whole, loss_increase=worth, rounding=rounding) == whole
     )  # either node in fp32 takes 3.4 ms
-    found = moves.trade_for_precision(tight, whole, damage=worth, rounding=rounding)
+    found = moves.trade_for_precision(tight, whole, loss_increase=worth, rounding=rounding)
     assert [c.precision for c in found] == [{"a": "fp32", "b": "int8"}, {"a": "int8", "b": "fp32"}]
     assert all(p.predict(whole) < p.predict(c) <= 3.0 for c in found)
 
@@ -465,7 +479,7 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
 )
 def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler):
     trials = go(tmp_path / "s.journal", trials=12, mutations=0, sampler=sampler)
-    assert len(trials) >= 4 and best_within(trials, 2.5) is not None
+    assert len(trials) >= 4 and find_best_trial(trials, 2.5) is not None
     assert len(study.open_study(tmp_path / "s.journal", 0).trials) >= 12
     again = go(tmp_path / "s.journal", trials=16, mutations=0, sampler=sampler)
     assert {t.candidate.key() for t in trials} <= {t.candidate.key() for t in again}
@@ -486,14 +500,14 @@ def test_a_rich_space_is_split_in_as_many_ways_as_can_be_solved():
     harm = {n: {"fp32": 0.0, "int8": 0.1, "w8": 0.2, "w4": 0.3} for n in "abcd"}
     ms = {"fp32": 4.0, "int8": 1.0, "w8": 3.0, "w4": 2.0}
     window = [100, 200, 300, 400, 500, 600, 700]
-    left, windows = knapsack.limit_combinations(
+    left, windows = splitting.limit_combinations(
         dict.fromkeys("abcd", every), harm, lengths=[window] * 2, whole_ms=lambda n, p: ms[p]
     )
-    assert prod(map(len, left.values())) * prod(map(len, windows)) <= knapsack.MAX_COMBINATIONS
+    assert prod(map(len, left.values())) * prod(map(len, windows)) <= splitting.MAX_COMBINATIONS
     assert all(left[n] in (["fp32", "int8"], list(every)) for n in "abcd")
     assert all(w[0] == 100 and w[-1] == 700 for w in windows)
     some = {"a": ("fp32", "int8"), "b": ("fp32", "int8")}
-    assert knapsack.limit_combinations(
+    assert splitting.limit_combinations(
         some, harm, lengths=[window], whole_ms=lambda n, p: ms[p]
     ) == (
         {n: list(ps) for n, ps in some.items()},
@@ -501,12 +515,12 @@ def test_a_rich_space_is_split_in_as_many_ways_as_can_be_solved():
     )
     many = dict.fromkeys("abcdefghijkl", ("fp32", "int8"))
     alike = {n: {"fp32": 0.0, "int8": 0.1} for n in many}
-    left, _ = knapsack.limit_combinations(many, alike, lengths=[], whole_ms=lambda n, p: ms[p])
-    assert prod(map(len, left.values())) <= knapsack.MAX_COMBINATIONS and ["int8"] in left.values()
+    left, _ = splitting.limit_combinations(many, alike, lengths=[], whole_ms=lambda n, p: ms[p])
+    assert prod(map(len, left.values())) <= splitting.MAX_COMBINATIONS and ["int8"] in left.values()
 
 
 def test_of_splits_that_do_no_harm_the_knapsack_takes_the_largest():
     costs, none = [np.array([0.0, 1.0, 2.0]), np.array([0.0, 1.0, 2.0])], [np.zeros(3), np.zeros(3)]
-    assert sum(knapsack.solve_knapsack(costs, none, budget=3.1)) == 3 and knapsack.solve_knapsack(
-        costs, none, budget=9.0
-    ) == [2, 2]
+    assert sum(
+        choose_options_within_budget(costs, none, budget=3.1)
+    ) == 3 and choose_options_within_budget(costs, none, budget=9.0) == [2, 2]

@@ -729,7 +729,7 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
     }
     plain = {p: d for p, d in r.space.dimensions.items() if not p.endswith(".drop")}
     narrow = replace(r, space=replace(r.space, dimensions=plain | heads))
-    p = build_problem(narrow, ev, predict=predict, budget_ms=1.0)
+    p = build_problem(narrow, ev, predictor=predict, budget_ms=1.0)
     nearest = lambda b: int(units_after(b, round(0.4 * count_steps(b))))
     assert all(
         p.unit_choices[n][b.name] == (nearest(b),)
@@ -738,7 +738,7 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
         if b.group == "heads"
     )
     open_ = build_problem(
-        replace(r, space=replace(r.space, dimensions=plain)), ev, predict=predict, budget_ms=1.0
+        replace(r, space=replace(r.space, dimensions=plain)), ev, predictor=predict, budget_ms=1.0
     )
     steep = {f"nodes.{n}.prune.{group}": 0.9 for n in r.blocks for group in ("heads", "ffn")}
     assert open_.is_allowed(open_.resolve(steep)) and not any(
@@ -1001,11 +1001,11 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     r = open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     dense, predict, ev = prepare_run(r)
     ms, tail = r.goal.target_ms(dense.latency_ms), r.goal.p95_ratio(dense.latency_ms)
-    p = build_problem(r, ev, predict=replace(predict, tail=tail), budget_ms=AIMED_SHARE * ms)
+    p = build_problem(r, ev, predictor=replace(predict, tail=tail), budget_ms=AIMED_SHARE * ms)
     fitted = moves.grow_to_budget(
         p,
-        moves.cut_to_budget(p, winner, damage=ev.loss_increase),
-        damage=ev.loss_increase,
+        moves.cut_to_budget(p, winner, loss_increase=ev.loss_increase),
+        loss_increase=ev.loss_increase,
         rounding=ev.rounding,
     )
     assert s.kept_units == fitted.kept_units  # the winner, fitted to the budget
@@ -1018,13 +1018,13 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     from mmcompress.run.prepare import prepare_run
     from mmcompress.search import short_finetune as tryout
     from mmcompress.search.build_problem import build_problem
-    from mmcompress.search.problem import complete
+    from mmcompress.search.problem import complete_candidate
 
     r = open_run(tiny / "spec.yaml", run_folder, resume=True)
     _, predict, ev = prepare_run(r)
     whole = {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}
     fp32 = dict.fromkeys(r.blocks, "fp32")
-    p = build_problem(r, ev, predict=predict, budget_ms=predict(Candidate(whole, fp32)))
+    p = build_problem(r, ev, predictor=predict, budget_ms=predict(Candidate(whole, fp32)))
     cut = lambda n, **by: Candidate({**whole, n: {**whole[n], **by}}, fp32)
     one, near, far = (cut("vision", **{"0.ffn": k}) for k in (64, 48, 0))
     assert (
@@ -1053,7 +1053,7 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
         )
         for i, c in enumerate((one, near, far))
     ]
-    tried = [complete(p, c) for _, c in tryout._pool(r, ev, p=p, trials=trials)]
+    tried = [complete_candidate(p, c) for _, c in tryout._pool(r, ev, p=p, trials=trials)]
     assert tried[0] == one and near not in tried
 
 

@@ -14,17 +14,17 @@ from functools import partial
 from typing import Any
 
 from mmcompress.errors import SpecError
-from mmcompress.graph.blocks import count_steps, units_after
-from mmcompress.graph.structure import Candidate
+from mmcompress.graph.blocks import units_after
+from mmcompress.graph.structure import Candidate, cut_uniformly
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Trial
 from mmcompress.run.fit import Propose, open_search
-from mmcompress.search.allocation import apportion_cuts
+from mmcompress.search.bisection import bisect_share
 from mmcompress.search.build_problem import build_problem, find_fastest
 from mmcompress.search.evaluator import start_evaluator
 from mmcompress.search.linearize import linearize_successively, max_evaluations
 from mmcompress.search.repair import cut_to_budget, grow_to_budget, restore_dropped
-from mmcompress.search.run_search import choose_trial, run_search
+from mmcompress.search.run_search import choose_trial, run_unguided_search
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.short_finetune import rank_by_short_finetuning
 from mmcompress.search.split_budget import split_budget
@@ -103,7 +103,7 @@ def _scaled(run: RunContext, ev: Sensitivity, *, build: Build, name: str) -> Pro
 
     def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
         p, precision = (
-            build_problem(run, ev, predict=predict, budget_ms=budget_ms),
+            build_problem(run, ev, predictor=predict, budget_ms=budget_ms),
             _quickest(run, predict),
         )
 
@@ -117,13 +117,12 @@ def _scaled(run: RunContext, ev: Sensitivity, *, build: Build, name: str) -> Pro
         gone = (
             p.predict(cut(1.0)) > budget_ms
         )  # units alone are not enough: whole blocks go as well
-        low, high = 0.0, 1.0
-        for _ in range(14):
-            middle = (low + high) / 2
-            low, high = (
-                (middle, high) if p.predict(cut(middle, gone)) > budget_ms else (low, middle)
-            )
-        candidate = cut(high, gone)
+
+        def fits_budget(share: float) -> bool:
+            return p.predict(cut(share, gone)) <= budget_ms
+
+        _, share = bisect_share(fits_budget, low=0.0, high=1.0, steps=14)
+        candidate = cut(share, gone)
         return _trial(name, candidate, ms=p.predict(candidate))
 
     return propose
@@ -132,20 +131,9 @@ def _scaled(run: RunContext, ev: Sensitivity, *, build: Build, name: str) -> Pro
 @contextmanager
 def propose_uniform(run: RunContext, ev: Sensitivity, positions: bool = False) -> Iterator[Propose]:
     """`positions`: image patches and the end of an audio window are cut by the same share."""
-    cut = [
-        (n, b)
-        for n, blocks in run.blocks.items()
-        for b in blocks
-        if positions or b.group != "tokens"
-    ]
-    sizes = [count_steps(b) for _, b in cut]
 
     def build(share: float, precision: dict[str, str]) -> Candidate:
-        # the remainder block by block: blocks of one size all losing a head together would jump over the target
-        kept = {n: {b.name: b.units for b in blocks} for n, blocks in run.blocks.items()}
-        for (n, b), cuts in zip(cut, apportion_cuts(sizes, round(share * sum(sizes))), strict=True):
-            kept[n][b.name] = int(units_after(b, cuts))
-        return Candidate(kept, precision)
+        return Candidate(cut_uniformly(run.blocks, share, cut_positions=positions), precision)
 
     yield _scaled(run, ev, build=build, name="uniform")
 
@@ -184,12 +172,12 @@ def propose_by_knapsack(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
 
 def _split(run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: float) -> Trial:
     """The best split of a budget, the fastest structure where there is none."""
-    p = build_problem(run, ev, predict=predict, budget_ms=budget_ms)
-    found = split_budget(run, ev, predict=predict, budget_ms=budget_ms, p=p)
-    best = next((c for _, c in found if p.predict(c) <= budget_ms), None)
+    p = build_problem(run, ev, predictor=predict, budget_ms=budget_ms)
+    found = split_budget(p, ev, predictor=predict, budget_ms=budget_ms)
+    best = next((c for c in found if p.predict(c) <= budget_ms), None)
     # as the search, it uses up its budget: levels and costs of the knapsack are rounded
     best = (
-        grow_to_budget(p, best, damage=ev.loss_increase, rounding=ev.rounding)
+        grow_to_budget(p, best, loss_increase=ev.loss_increase, rounding=ev.rounding)
         if best
         else find_fastest(p, predict)
     )
@@ -208,7 +196,7 @@ def propose_relinearized(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
             return _trial(
                 "relinearized",
                 good[0],
-                ms=build_problem(run, ev, predict=predict, budget_ms=budget_ms).predict(good[0]),
+                ms=build_problem(run, ev, predictor=predict, budget_ms=budget_ms).predict(good[0]),
             )
 
         yield propose
@@ -222,7 +210,7 @@ def propose_separately(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
     """
 
     def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
-        p = build_problem(run, ev, predict=predict, budget_ms=budget_ms)
+        p = build_problem(run, ev, predictor=predict, budget_ms=budget_ms)
         whole = Candidate({n: {} for n in run.blocks}, dict.fromkeys(run.blocks, "fp32"))
         beside = predict.factor * predict.overhead_ms
         share = (budget_ms - beside) / (predict(whole) - beside)
@@ -230,18 +218,17 @@ def propose_separately(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
         for n in run.blocks:
             alone = replace(predict, overhead_ms=0.0)
             found = split_budget(
-                run,
+                p,
                 ev,
-                predict=alone,
+                predictor=alone,
                 budget_ms=share * predict.p95_ratio * predict.node_ms(n, whole),
-                p=p,
                 nodes=[n],
             )
-            best = found[0][1] if found else fastest
+            best = found[0] if found else fastest
             kept[n], precision[n] = best.kept_units[n], best.precision[n]
-        candidate = restore_dropped(p, Candidate(kept, precision), damage=ev.loss_increase)
+        candidate = restore_dropped(p, Candidate(kept, precision), loss_increase=ev.loss_increase)
         candidate = (
-            cut_to_budget(p, candidate, damage=ev.loss_increase) or candidate
+            cut_to_budget(p, candidate, loss_increase=ev.loss_increase) or candidate
         )  # what came back is paid for
         return _trial("separate", candidate, ms=p.predict(candidate))
 
@@ -257,14 +244,14 @@ def propose_at_random(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
     with start_evaluator(run, ev) as who:
 
         def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial | None:
-            trials = run_search(
+            trials = run_unguided_search(
                 run,
                 ev,
-                predict=predict,
+                predictor=predict,
                 budget_ms=budget_ms,
-                who=who,
+                evaluator=who,
                 attempt=attempt,
-                blind=max_evaluations(run),
+                extra_trials=max_evaluations(run),
             )
             return rank_by_short_finetuning(
                 run,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmcompress.graph.blocks import Block
+from mmcompress.graph.blocks import Block, count_steps, cut_evenly
 from mmcompress.storage import to_plain
 
 KeptUnits = dict[str, int]
@@ -24,24 +24,69 @@ class Candidate:
         return json.dumps(to_plain(self), sort_keys=True)
 
 
+def cut_uniformly(
+    blocks: Mapping[str, Sequence[Block]], share: float, *, cut_positions: bool = False
+) -> dict[str, KeptUnits]:
+    """Cut the same share of every block of a pipeline, in one apportionment over all of them.
+
+    The remainder goes block by block: blocks of one size that all lose a head together would jump
+    over a target.
+
+    Args:
+        blocks: Blocks by node.
+        share: Share of all steps that is cut, 0 .. 1.
+        cut_positions: Whether positions (image patches, the end of an audio window) are cut by the
+            same share.
+
+    Returns:
+        Units kept in every block, by node.
+    """
+    kept_units: dict[str, KeptUnits] = {}
+    cut_nodes: list[str] = []
+    cut_blocks: list[Block] = []
+    for node_name, node_blocks in blocks.items():
+        kept_units[node_name] = {block.name: block.units for block in node_blocks}
+        for block in node_blocks:
+            if cut_positions or block.group != "tokens":
+                cut_nodes.append(node_name)
+                cut_blocks.append(block)
+    all_steps = sum(count_steps(block) for block in cut_blocks)
+    left = cut_evenly(cut_blocks, round(share * all_steps))
+    for node_name, block, units in zip(cut_nodes, cut_blocks, left, strict=True):
+        kept_units[node_name][block.name] = units
+    return kept_units
+
+
 def removed_share(
     kept: Mapping[str, KeptUnits],
     blocks: Mapping[str, Sequence[Block]],
     *,
-    cross: Mapping[str, Mapping[str, str]],
+    cross: Mapping[str, Collection[str]],
     crossing: bool,
 ) -> float | None:
-    """Share of unit features removed in the cross-modal (or unimodal) blocks of the given nodes, by weight.
+    """Measure the share of units removed from the cross-modal (or the unimodal) blocks of the given
+    nodes.
 
     Every unit counts with the parameters it carries: rows of its writers and columns of its reader.
+
+    Args:
+        kept: Units kept by node and block; a block that is not listed is whole.
+        blocks: Blocks by node; those of nodes that `kept` lacks don't count.
+        cross: Names of the cross-modal blocks, by node.
+        crossing: Whether the cross-modal blocks are measured, or the others.
+
+    Returns:
+        The share removed, 0 .. 1; None where there are no such blocks.
     """
-    whole = cut = 0.0
-    for node, units in kept.items():
-        for b in blocks[node]:
-            if (
-                b.name in cross[node]
-            ) != crossing or b.group == "tokens":  # positions carry no parameters
+    whole = 0.0
+    removed = 0.0
+    for node_name, kept_units in kept.items():
+        cross_modal_blocks = cross.get(node_name, ())
+        for block in blocks[node_name]:
+            carries_parameters = block.group != "tokens"
+            if not carries_parameters or (block.name in cross_modal_blocks) != crossing:
                 continue
-            whole += b.units * b.rows_and_columns_per_unit
-            cut += (b.units - units.get(b.name, b.units)) * b.rows_and_columns_per_unit
-    return cut / whole if whole else None
+            units_removed = block.units - kept_units.get(block.name, block.units)
+            whole += block.units * block.rows_and_columns_per_unit
+            removed += units_removed * block.rows_and_columns_per_unit
+    return removed / whole if whole else None

@@ -84,9 +84,9 @@ def open_search(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
                 adjust_structure(
                     run,
                     inside,
-                    predict=predict,
+                    predictor=predict,
                     budget_ms=budget_ms,
-                    who=who,
+                    evaluator=who,
                     structure=last.candidate,
                 )
                 if last and near
@@ -96,11 +96,11 @@ def open_search(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
                 trials = run_search(
                     run,
                     inside,
-                    predict=predict,
+                    predictor=predict,
                     budget_ms=budget_ms,
-                    who=who,
+                    evaluator=who,
                     attempt=attempt,
-                    known=good,
+                    known_candidates=good,
                 )
                 found = rank_by_short_finetuning(
                     run,
@@ -180,7 +180,7 @@ def fit_structure(
     predict = replace(
         predict, correction=predict.correction * bias, p95_ratio=goal.p95_ratio(latency)
     )
-    p = build_problem(run, ev, predict=predict, budget_ms=target_ms)
+    p = build_problem(run, ev, predictor=predict, budget_ms=target_ms)
     if (least := predict(find_fastest(p, predict))) > target_ms:
         told = f"nothing in the search space is predicted to take less than {least:.2f} ms"
         run.on_progress(
@@ -207,7 +207,7 @@ def fit_structure(
     within = [m for m in measured if m.target_share(target_ms) <= m.high]
     near = lambda m: (max(m.low - m.target_share(target_ms), 0.0), m.trial.loss)
     top = min(within, key=near, default=min(measured, key=lambda m: m.bounded_ms))
-    p = build_problem(run, ev, predict=predict, budget_ms=target_ms)
+    p = build_problem(run, ev, predictor=predict, budget_ms=target_ms)
     attempts = tuple(
         Attempt(
             predicted_ms=m.predicted_ms,

@@ -1,136 +1,230 @@
-"""TODO."""
+"""The search problem of a run: choices, limits and the way from overrides to a candidate."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import replace
 
-from mmcompress.graph.blocks import count_steps, units_after
+from mmcompress.graph.blocks import Block, count_steps, units_after
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.registry import ALLOCATIONS
 from mmcompress.search.allocation import allocate_pipeline
-from mmcompress.search.problem import Predict, SearchProblem
+from mmcompress.search.problem import (
+    Predict,
+    SearchPoint,
+    SearchProblem,
+    replace_precision,
+    replace_units,
+)
 from mmcompress.search.repair import restore_dropped
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.spec.overrides import apply_overrides
 from mmcompress.spec.schema import Spec
+from mmcompress.spec.space import Dimension, Space
 from mmcompress.storage import build_record, to_plain
 from mmcompress.workspace.context import RunContext, list_precisions
 
 AIMED_SHARE = 0.975
-"""The share of the target that structures are searched for."""
+"""Share of the target that structures are searched for: what is made must not miss it by chance."""
 
 
 def build_problem(
-    run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: float
+    run: RunContext, sensitivity: Sensitivity, *, predictor: Predictor, budget_ms: float
 ) -> SearchProblem:
-    """The search problem: how overrides become a candidate."""
+    """Build the search problem of a run.
 
-    base = to_plain(run.spec)
+    Args:
+        run: Spec, space and models.
+        sensitivity: Importance, and loss increases of cuts.
+        predictor: Predicts latencies.
+        budget_ms: Milliseconds that a structure may be predicted to take.
+
+    Returns:
+        The problem; its `resolve` restores dropped blocks where too many are gone.
+    """
+    plain_spec = to_plain(run.spec)
     policy = ALLOCATIONS.get(run.spec.prune.allocation)
 
-    def allocated(overrides: dict[str, Any]) -> Candidate:
+    def allocate(overrides: SearchPoint) -> Candidate:
         return allocate_pipeline(
-            build_record(Spec, apply_overrides(base, overrides)),
+            build_record(Spec, apply_overrides(plain_spec, overrides)),
             run.blocks,
-            cross=run.cross_modal,
-            curves=ev.curves,
-            scores=ev.scores,
+            cross_modal=run.cross_modal,
+            curves=sensitivity.curves,
+            scores=sensitivity.scores,
             policy=policy,
         )
 
-    def resolve(overrides: dict[str, Any]) -> Candidate:
-        c = allocated(overrides)
-        return c if p.is_allowed(c) else restore_dropped(p, c, damage=ev.loss_increase)
-
-    fixed, limit = allocated({}), _limit(run, predict, budget_ms=budget_ms)
-    free = (list_precisions(run), _choices(run, fixed), _drops(run, fixed))
-    p = SearchProblem(
-        run.space, run.blocks, resolve, limit, budget_ms, *free, run.cross_modal, _protection(run)
+    spec_candidate = allocate({})
+    unit_choices = _list_unit_choices(run, spec_candidate)
+    problem = SearchProblem(
+        space=run.space,
+        blocks=run.blocks,
+        resolve=allocate,
+        predict=_make_predict(run, predictor, budget_ms=budget_ms),
+        budget_ms=budget_ms,
+        precisions=list_precisions(run),
+        unit_choices=unit_choices,
+        max_drops=_list_max_drops(run, spec_candidate),
+        cross_modal=run.cross_modal,
+        protection=_find_protection(run.spec, run.space),
+        cross_modal_loss_weight=run.spec.prune.protection,
     )
-    most = lambda n, b, options: max(options) if b in run.cross_modal[n] else min(options)
-    mildest = {
-        n: {b: most(n, b, options) for b, options in by.items()} for n, by in p.unit_choices.items()
-    }
-    if (
-        p.protection_excess(Candidate(mildest, fixed.precision)) > 0
-    ):  # cuts that the spec itself asks for come first
-        p.protection = 0.0
-    return p
+    mildest = _find_most_protected(problem, spec_candidate.precision)
+    if problem.compute_protection_excess(mildest) > 0:
+        # Cuts that the spec itself asks for come first.
+        problem = replace(problem, protection=0.0)
+
+    def resolve(overrides: SearchPoint) -> Candidate:
+        candidate = allocate(overrides)
+        if problem.is_allowed(candidate):
+            return candidate
+        return restore_dropped(problem, candidate, loss_increase=sensitivity.loss_increase)
+
+    return replace(problem, resolve=resolve)
 
 
-def _protection(run: RunContext) -> float:
-    """What holds for every structure: what the spec fixes (1: nothing), or the least that is searched."""
-    searched = run.space.dimensions.get("prune.protection")
-    if searched:
-        return searched.low or 1.0
-    return run.spec.prune.protection if run.spec.prune.protection > 1 else 0.0
+def _find_protection(spec: Spec, space: Space) -> float:
+    """Find the protection that always holds: that of the spec, or the least that is searched."""
+    dimension = space.dimensions.get("prune.protection")
+    if dimension is not None:
+        return dimension.low or 1.0
+    # A protection of 1 in the spec asks for none.
+    return spec.prune.protection if spec.prune.protection > 1 else 0.0
 
 
-def _limit(run: RunContext, predict: Predictor, *, budget_ms: float) -> Predict:
-    """Predicted latency; of what exceeds another limit by more than the budget, the budget exceeded by as much."""
+def _find_most_protected(problem: SearchProblem, precision: dict[str, str]) -> Candidate:
+    """Find the structure with the most cross-modal and the fewest other units."""
+    kept_units: dict[str, dict[str, int]] = {}
+    for node_name, choices_by_block in problem.unit_choices.items():
+        kept_units[node_name] = {}
+        for block_name, choices in choices_by_block.items():
+            is_cross_modal = block_name in problem.cross_modal[node_name]
+            kept_units[node_name][block_name] = max(choices) if is_cross_modal else min(choices)
+    return Candidate(kept_units, precision)
+
+
+def _make_predict(run: RunContext, predictor: Predictor, *, budget_ms: float) -> Predict:
+    """Make a prediction that exceeds the budget by as much as any other limit is exceeded."""
     limits = run.spec.limits
-    bounds = [(limits.params_m, lambda c: run.footprint.total_params(c) / 1e6)]
-    bounds += [(limits.size_mb, lambda c: run.footprint.size_mb(c))]
-    bounds += [(limits.memory_mb, lambda c: run.footprint.memory_mb(c))]
-    held = [(bound * AIMED_SHARE, load) for bound, load in bounds if bound is not None]
+    has_size_limit = (
+        limits.params_m is not None or limits.size_mb is not None or limits.memory_mb is not None
+    )
+    if not has_size_limit and not limits.node_ms:
+        return predictor
 
-    def ms(c: Candidate) -> float:
-        shares = [load(c) / bound for bound, load in held]
-        shares += [
-            predict.node_ms(n, c) / (AIMED_SHARE * limit) for n, limit in limits.node_ms.items()
+    def predict_worst_ms(candidate: Candidate) -> float:
+        worst_ms = predictor(candidate)
+        for share in _list_limit_shares(run, predictor, candidate=candidate):
+            worst_ms = max(worst_ms, budget_ms * share)
+        return worst_ms
+
+    return predict_worst_ms
+
+
+def _list_limit_shares(
+    run: RunContext, predictor: Predictor, *, candidate: Candidate
+) -> list[float]:
+    """List what a candidate takes of each limit but the latency, as a share of what is aimed at."""
+    limits = run.spec.limits
+    shares: list[float] = []
+    # The footprint is measured when it is first asked for: only where a limit needs it.
+    if limits.params_m is not None:
+        params_m = run.footprint.total_params(candidate) / 1e6
+        shares.append(params_m / (limits.params_m * AIMED_SHARE))
+    if limits.size_mb is not None:
+        shares.append(run.footprint.size_mb(candidate) / (limits.size_mb * AIMED_SHARE))
+    if limits.memory_mb is not None:
+        shares.append(run.footprint.memory_mb(candidate) / (limits.memory_mb * AIMED_SHARE))
+    for node_name, limit_ms in limits.node_ms.items():
+        shares.append(predictor.node_ms(node_name, candidate) / (AIMED_SHARE * limit_ms))
+    return shares
+
+
+def find_fastest(problem: SearchProblem, predictor: Predictor) -> Candidate:
+    """Find the candidate of the space that is predicted to be fastest.
+
+    Blocks are as small as they may be. Those that must stay are the ones that cost least. Each node
+    then gets its fastest precision.
+
+    Args:
+        problem: Units and precisions that may be chosen, and limits.
+        predictor: Predicts latencies.
+
+    Returns:
+        The candidate; its prediction is the floor of the space.
+    """
+    precision = {name: choices[0] for name, choices in problem.precisions.items()}
+    kept_units: dict[str, dict[str, int]] = {}
+    for node_name, choices_by_block in problem.unit_choices.items():
+        kept_units[node_name] = {name: min(choices) for name, choices in choices_by_block.items()}
+    smallest = Candidate(kept_units, precision)
+
+    def predict_with_units(node_name: str, block_name: str, units: int) -> float:
+        return predictor(replace_units(smallest, node_name, block_name=block_name, units=units))
+
+    # In place of a loss: the block whose return takes least time gains most by it.
+    fastest = restore_dropped(problem, smallest, loss_increase=predict_with_units)
+    for node_name, choices in problem.precisions.items():
+        options = [
+            replace_precision(fastest, node_name, precision=precision) for precision in choices
         ]
-        return max([predict(c), *(budget_ms * s for s in shares)])
-
-    return ms if held or limits.node_ms else predict
-
-
-def find_fastest(p: SearchProblem, predict: Predictor) -> Candidate:
-    """The fastest candidate of the space, as predicted: blocks as small as they may be, precisions the faster ones."""
-    precision = {n: options[0] for n, options in p.precisions.items()}
-    kept = {n: {b: min(options) for b, options in by.items()} for n, by in p.unit_choices.items()}
-    cost = lambda n, b, k: predict(Candidate({**kept, n: {**kept[n], b: k}}, precision))
-    kept = restore_dropped(
-        p, Candidate(kept, precision), damage=cost
-    ).kept_units  # those come back that cost least
-    for n, options in p.precisions.items():
-        precision[n] = min(
-            options,
-            key=lambda o, n=n: predict(Candidate(kept, {**precision, n: o})),  # type: ignore[misc]
-        )
-    return Candidate(kept, precision)
+        fastest = min(options, key=predictor)
+    return fastest
 
 
-def _choices(run: RunContext, fixed: Candidate) -> dict[str, dict[str, tuple[int, ...]]]:
-    """Kept counts each block may have: one where the spec fixes it, else what the space's ratio and drop allow."""
-
-    found: dict[str, dict[str, tuple[int, ...]]] = {}
-    for n, blocks in run.blocks.items():
-        found[n] = {}
-        drop = run.space.dimensions.get(f"nodes.{n}.prune.drop")
-        for b in blocks:
-            ratio = run.space.dimensions.get(f"nodes.{n}.prune.{b.group}")
-            gone = drop is None and fixed.kept_units[n][b.name] == 0  # the spec says how many are
-            if ratio is None or gone or b.name in run.spec.nodes[n].prune.blocks:
-                found[n][b.name] = (fixed.kept_units[n][b.name],)
-                continue
-            low, high = ((x or 0.0) * count_steps(b) for x in (ratio.low, ratio.high))
-            cuts = range(math.ceil(low - 1e-9), int(high + 1e-9) + 1) or (
-                round(low),
-            )  # no step between: the nearest
-            options = {int(units_after(b, c)) for c in cuts} | (
-                {0} if b.drop and drop and (drop.high or 0) >= 1 else set()
+def _list_unit_choices(
+    run: RunContext, spec_candidate: Candidate
+) -> dict[str, dict[str, tuple[int, ...]]]:
+    """List the units each block may keep: what the spec fixes, else what the space allows."""
+    choices: dict[str, dict[str, tuple[int, ...]]] = {}
+    for node_name, blocks in run.blocks.items():
+        choices[node_name] = {}
+        for block in blocks:
+            choices[node_name][block.name] = _list_block_choices(
+                block,
+                run.spec.nodes[node_name].prune.blocks,
+                spec_units=spec_candidate.kept_units[node_name][block.name],
+                ratio=run.space.dimensions.get(f"nodes.{node_name}.prune.{block.group}"),
+                drop=run.space.dimensions.get(f"nodes.{node_name}.prune.drop"),
             )
-            found[n][b.name] = tuple(sorted(options))
-    return found
+    return choices
 
 
-def _drops(run: RunContext, fixed: Candidate) -> dict[str, int]:
-    """How many blocks of each node may be gone whole: what the space allows, or the spec asks for."""
-    found = {}
-    for n in run.blocks:
-        drop = run.space.dimensions.get(f"nodes.{n}.prune.drop")
-        asked = sum(k == 0 for k in fixed.kept_units[n].values())
-        found[n] = max(asked, int(drop.high or 0) if drop else 0)
-    return found
+def _list_block_choices(
+    block: Block,
+    fixed_ratios: Mapping[str, float],
+    *,
+    spec_units: int,
+    ratio: Dimension | None,
+    drop: Dimension | None,
+) -> tuple[int, ...]:
+    """List the units one block may keep, ascending."""
+    # Without a dimension for drops the spec says which blocks are gone.
+    is_dropped_by_spec = drop is None and spec_units == 0
+    if ratio is None or is_dropped_by_spec or block.name in fixed_ratios:
+        return (spec_units,)
+    low = (ratio.low or 0.0) * count_steps(block)
+    high = (ratio.high or 0.0) * count_steps(block)
+    steps = list(range(math.ceil(low - 1e-9), int(high + 1e-9) + 1))
+    if not steps:
+        # No step lies between the bounds: the nearest one is taken.
+        steps = [round(low)]
+    choices = {int(units_after(block, step)) for step in steps}
+    if block.drop and drop is not None and (drop.high or 0) >= 1:
+        choices.add(0)
+    return tuple(sorted(choices))
+
+
+def _list_max_drops(run: RunContext, spec_candidate: Candidate) -> dict[str, int]:
+    """List how many blocks of each node may be dropped, by the space or by the spec."""
+    max_drops: dict[str, int] = {}
+    for node_name in run.blocks:
+        dimension = run.space.dimensions.get(f"nodes.{node_name}.prune.drop")
+        searched = int(dimension.high or 0) if dimension is not None else 0
+        kept_units = spec_candidate.kept_units[node_name]
+        asked = sum(units == 0 for units in kept_units.values())
+        max_drops[node_name] = max(asked, searched)
+    return max_drops

@@ -1,10 +1,11 @@
-"""TODO."""
+"""Torch models of a candidate: fresh copies of the dense ones, cut and refitted."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from mmcompress.graph.structure import Candidate
+from mmcompress.models.base import Model
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.refit import refit_
 from mmcompress.search.sensitivity.store import Sensitivity
@@ -14,24 +15,42 @@ from mmcompress.workspace.context import RunContext
 
 def build_pruned_models(
     run: RunContext,
-    ev: Sensitivity,
+    sensitivity: Sensitivity,
     *,
     candidate: Candidate,
     refit: bool,
-    dense: dict[str, Any] | None = None,
-) -> dict[str, Any]:
-    """Fresh pruned models of a candidate, refitted in order on calibration pairs when asked.
+    dense: Mapping[str, Model] | None = None,
+) -> dict[str, Model]:
+    """Build fresh pruned models of a candidate.
 
-    `dense`: the models to cut, those of the run by default.
+    Args:
+        run: Spec, pipeline and data.
+        sensitivity: Importance of the units: the most important ones are kept.
+        candidate: Units kept in every block.
+        refit: Whether the models are refitted in order, on the calibration pairs.
+        dense: The models to cut; those of the run by default.
+
+    Returns:
+        Models by node. The dense ones are not changed.
     """
-
-    dense = dense or run.models
-    models = {
-        n: prune_node(m, candidate.kept_units[n], scores=ev.scores[n], grams=None, ridge=0.0)
-        for n, m in dense.items()
-    }
-    set_context_lengths(run.spec, models)
+    dense_models = dense or run.models
+    pruned_models: dict[str, Model] = {}
+    for node_name, model in dense_models.items():
+        pruned_models[node_name] = prune_node(
+            model,
+            candidate.kept_units[node_name],
+            scores=sensitivity.scores[node_name],
+            grams=None,
+            ridge=0.0,
+        )
+    set_context_lengths(run.spec, pruned_models)
     if refit:
-        batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
-        refit_(run.pipeline, models, dense=dense, batch=batch, ridge=run.spec.prune.ridge)
-    return models
+        pairs = run.data.load("train", run.spec.data.calibration)
+        refit_(
+            run.pipeline,
+            pruned_models,
+            dense=dense_models,
+            batch=run.pipeline.collate(pairs),
+            ridge=run.spec.prune.ridge,
+        )
+    return pruned_models

@@ -18,7 +18,7 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.search.build_problem import build_problem
 from mmcompress.search.evaluator import TrialEvaluator, quality_collapsed
-from mmcompress.search.problem import BUDGET_SHARE, SearchProblem, complete
+from mmcompress.search.problem import BUDGET_SHARE, SearchProblem, complete_candidate
 from mmcompress.search.repair import cut_to_budget, grow_to_budget
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.split_budget import split_budget
@@ -97,7 +97,7 @@ def linearize_successively(
     if not max_evaluations(run):
         return ev, []
     p, known = (
-        build_problem(run, ev, predict=predict, budget_ms=budget_ms),
+        build_problem(run, ev, predictor=predict, budget_ms=budget_ms),
         load_interaction_factors(run.folder),
     )
     with run.time_stage("relinearize"):
@@ -193,25 +193,24 @@ def _splits(
     return _fitted(
         p,
         now,
-        found=[
-            c
-            for _, c in split_budget(
-                run, now, predict=predict, budget_ms=p.budget_ms * BUDGET_SHARE, p=p
-            )[:SPLITS_PER_ROUND]
+        found=split_budget(p, now, predictor=predict, budget_ms=p.budget_ms * BUDGET_SHARE)[
+            :SPLITS_PER_ROUND
         ],
     )
 
 
 def _fitted(p: SearchProblem, now: Sensitivity, *, found: Sequence[Candidate]) -> list[Candidate]:
-    trimmed = (cut_to_budget(p, c, damage=now.loss_increase) for c in found)
+    trimmed = (cut_to_budget(p, c, loss_increase=now.loss_increase) for c in found)
     return [
-        grow_to_budget(p, c, damage=now.loss_increase, rounding=now.rounding) for c in trimmed if c
+        grow_to_budget(p, c, loss_increase=now.loss_increase, rounding=now.rounding)
+        for c in trimmed
+        if c
     ]
 
 
 def _undone(run: RunContext, p: SearchProblem, *, c: Candidate) -> dict[tuple[str, str], Candidate]:
     """The structure without one of its cuts, by node and block, or with a node in fp32 (no block), where it is free."""
-    c, found = complete(p, c), {}
+    c, found = complete_candidate(p, c), {}
     for n, blocks in run.blocks.items():
         for b in blocks:
             if (

@@ -1,41 +1,83 @@
-"""TODO."""
+"""Neighbours of a good structure: units move from some blocks to others. No torch here."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Collection
 
-from mmcompress.graph.structure import Candidate
+from mmcompress.graph.structure import Candidate, KeptUnits
 from mmcompress.results.records import Trial
 from mmcompress.search.problem import SearchProblem
 
+MAX_SWITCH_TRIES = 400
+"""Random switches that are tried before a structure counts as having no new neighbour."""
+
+
+PRECISION_SWITCH_CHANCE = 0.15
+"""Probability that a switch draws the precision of one node anew as well."""
+
+
+MIN_BUDGET_USE = 0.8
+"""Share of the budget: a neighbour predicted to take less is not worth a trial."""
+
+
+SWITCHED_BLOCK_COUNTS = (1, 1, 2)
+"""Blocks that are given units, or lose them, in one switch; one of these is drawn."""
+
+
+FFN_STEP_FACTORS = (2, 4, 8)
+"""Steps of an FFN block in one switch; one of these is drawn. Of heads it is one step."""
+
 
 def switch_levels(
-    problem: SearchProblem, top: Trial | None, *, seen: Collection[str], rng: random.Random
+    problem: SearchProblem, best: Trial | None, *, seen: Collection[str], rng: random.Random
 ) -> Candidate | None:
-    """A level switch (EvoPress, Sieberling et al. 2025): units given to some blocks, taken from others, in budget."""
-    if top is None:
+    """Draw a new neighbour by level switches: some blocks are given units, others lose them.
+
+    After Sieberling et al. 2025, "EvoPress: Accurate Dynamic Model Compression via Evolutionary
+    Search".
+
+    Args:
+        problem: Budget, choices and limits that a neighbour must meet.
+        best: The trial whose structure is changed.
+        seen: Keys of candidates that are not new.
+        rng: Where chance comes from; the same state gives the same neighbour.
+
+    Returns:
+        A candidate near the budget; None without a trial, or where no try finds one.
+    """
+    if best is None:
         return None
-    places = [(n, b) for n, blocks in problem.blocks.items() for b in blocks]
-    for _ in range(400):
-        kept = {n: dict(k) for n, k in top.candidate.kept_units.items()}
-        precision = dict(top.candidate.precision)
-        if rng.random() < 0.15:
-            node = rng.choice(list(precision))
-            precision[node] = rng.choice(problem.precisions.get(node, ("fp32",)))
-        for sign in (1, -1):
-            for node, b in rng.sample(places, rng.choice((1, 1, 2))):
-                size = b.granularity * (rng.choice((2, 4, 8)) if b.group == "ffn" else 1)
-                now = kept[node].get(b.name, b.units)
-                kept[node][b.name] = problem.nearest_choice(
-                    node, b.name, kept=min(max(now + sign * size, 0), b.units)
-                )
-        candidate = Candidate(kept, precision)
-        latency = problem.predict(candidate)
-        if (
-            candidate.key() not in seen
-            and problem.is_allowed(candidate)
-            and 0.8 * problem.budget_ms <= latency <= problem.budget_ms
-        ):
+    for _ in range(MAX_SWITCH_TRIES):
+        candidate = _draw_neighbour(problem, best.candidate, rng=rng)
+        latency_ms = problem.predict(candidate)
+        if candidate.key() in seen or not problem.is_allowed(candidate):
+            continue
+        if MIN_BUDGET_USE * problem.budget_ms <= latency_ms <= problem.budget_ms:
             return candidate
     return None
+
+
+def _draw_neighbour(
+    problem: SearchProblem, candidate: Candidate, *, rng: random.Random
+) -> Candidate:
+    """Draw a level switch of a candidate, allowed or not."""
+    kept_units: dict[str, KeptUnits] = {}
+    for node_name, node_units in candidate.kept_units.items():
+        kept_units[node_name] = dict(node_units)
+    precision = dict(candidate.precision)
+    if rng.random() < PRECISION_SWITCH_CHANCE:
+        node_name = rng.choice(list(precision))
+        precision[node_name] = rng.choice(problem.precisions.get(node_name, ("fp32",)))
+
+    places = [(name, block) for name, blocks in problem.blocks.items() for block in blocks]
+    for direction in (1, -1):
+        count = rng.choice(SWITCHED_BLOCK_COUNTS)
+        for node_name, block in rng.sample(places, count):
+            steps = rng.choice(FFN_STEP_FACTORS) if block.group == "ffn" else 1
+            units = kept_units[node_name].get(block.name, block.units)
+            wanted = units + direction * block.granularity * steps
+            kept_units[node_name][block.name] = problem.find_nearest_choice(
+                node_name, block.name, units=min(max(wanted, 0), block.units)
+            )
+    return Candidate(kept_units, precision)

@@ -1,196 +1,276 @@
-"""Moves in the space of candidates: to the budget, back to the space, from a good one to its neighbours; all pure."""
+"""The search problem: space, constraints, and the ways between points and structures.
+
+A *point* has a value for every dimension of the space. *Overrides* change the spec, down to single
+blocks. A *candidate* is the structure that follows. All functions are pure and run without torch.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any
 
-from mmcompress.graph.blocks import Block
-from mmcompress.graph.structure import Candidate
+from mmcompress.graph.blocks import Block, count_steps
+from mmcompress.graph.structure import Candidate, KeptUnits, removed_share
 from mmcompress.results.records import Trial
+from mmcompress.search.bisection import bisect_share
 from mmcompress.spec.space import Dimension, Space
 
-SearchPoint = dict[str, Any]
+SearchPoint = dict[str, float | str]
+"""Values by dotted path of the spec: ratios, counts of dropped blocks, precisions."""
 
 
 Resolve = Callable[[SearchPoint], Candidate]
+"""(overrides of the spec) -> the structure they describe."""
 
 
 Predict = Callable[[Candidate], float]
+"""(candidate) -> predicted latency in milliseconds."""
 
 
 LossIncrease = Callable[[str, str, int], float]
-"""(node, block, units kept) -> estimated damage."""
+"""(node, block, units kept) -> estimated rise of the pipeline's loss."""
 
 
 BUDGET_SHARE = 0.995
-"""Proposals are scaled to this share of the budget."""
+"""Share of the budget that proposals are scaled to, so that rounding lifts none over it."""
 
 
-@dataclass
+MAX_RATIO_FACTOR = 8.0
+"""Factor: the most by which ratios are scaled up; a ratio of 1/8 then cuts everything."""
+
+
+RATIO_BISECTION_STEPS = 12
+"""Halvings of the factor: its error is then 8 / 2^12, that is 0.002."""
+
+
+PROTECTION_TOLERANCE = 1e-9
+"""Share of units: what the protection may be missed by, as sums round."""
+
+
+@dataclass(kw_only=True)
 class SearchProblem:
-    """What is searched: dimensions, how overrides become a candidate, its predicted latency and the budget in ms."""
+    """What is searched, what a structure is predicted to take, and the limits that hold for it."""
 
     space: Space
+    """The dimensions that are searched."""
     blocks: dict[str, tuple[Block, ...]]
+    """Blocks by node."""
     resolve: Resolve
+    """Makes a candidate of overrides."""
     predict: Predict
+    """Predicts milliseconds; where another limit is exceeded, the budget is by as much."""
     budget_ms: float
+    """Milliseconds a candidate may be predicted to take."""
     precisions: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Precisions by node, as they may be chosen; a node that is not listed keeps its precision."""
     unit_choices: dict[str, dict[str, tuple[int, ...]]] = field(default_factory=dict)
-    """Kept counts each block may have, ascending; a block not listed is free."""
+    """Units a block may keep, ascending, by node and block; a block that is not listed is free."""
     max_drops: dict[str, int] = field(default_factory=dict)
-    """How many blocks of a node may be gone whole; a node not listed is free."""
+    """Blocks of a node that may be gone whole; a node that is not listed is free."""
     cross_modal: Mapping[str, Collection[str]] = field(default_factory=dict)
-    """The blocks where modalities meet, by node."""
+    """Names of the blocks where modalities meet, by node."""
     protection: float = 0.0
-    """How many times less every structure loses of its cross-modal units than of the others."""
+    """Factor: cross-modal share removed times this is at most the unimodal one; 0: no limit."""
+    cross_modal_loss_weight: float = 1.0
+    """Factor: how much more the loss of a cross-modal cut counts where the budget is split."""
 
-    @cached_property
-    def _weights(self) -> list[tuple[str, str, int, float, bool]]:
-        """Node, name and units of every block, its share of all cross-modal or unimodal ones, and which it is."""
-        each = [
-            (n, b, b.name in self.cross_modal.get(n, ()))
-            for n, blocks in self.blocks.items()
-            for b in blocks
-            if b.group != "tokens"
-        ]
-        whole = {
-            k: sum(
-                b.units * b.rows_and_columns_per_unit for _, b, crossing in each if crossing == k
-            )
-            for k in (True, False)
-        }
-        if not all(whole.values()):
-            return []
-        return [
-            (n, b.name, b.units, b.rows_and_columns_per_unit / whole[crossing], crossing)
-            for n, b, crossing in each
-        ]
+    def compute_removed_shares(self, candidate: Candidate) -> tuple[float, float]:
+        """Compute the removed shares of unimodal and cross-modal units; 0 where a kind is
+        missing."""
+        unimodal = removed_share(
+            candidate.kept_units, self.blocks, cross=self.cross_modal, crossing=False
+        )
+        cross_modal = removed_share(
+            candidate.kept_units, self.blocks, cross=self.cross_modal, crossing=True
+        )
+        if unimodal is None or cross_modal is None:
+            return 0.0, 0.0
+        return unimodal, cross_modal
 
-    def removed_shares(self, candidate: Candidate) -> tuple[float, float]:
-        """What a candidate has lost of its unimodal units, and of its cross-modal ones (`allocation.ratios`)."""
-        lost = [0.0, 0.0]
-        for n, name, units, each, crossing in self._weights:
-            lost[crossing] += (units - candidate.kept_units[n].get(name, units)) * each
-        return lost[0], lost[1]
-
-    def protection_excess(self, candidate: Candidate) -> float:
-        """By how much more is cut of what is protected than the protection allows; at most 0: it holds."""
-        unimodal, cross_modal = self.removed_shares(candidate)
-        return cross_modal * self.protection - unimodal - 1e-9
+    def compute_protection_excess(self, candidate: Candidate) -> float:
+        """Compute the share cut beyond what the protection allows; at most 0 where it holds."""
+        unimodal, cross_modal = self.compute_removed_shares(candidate)
+        return cross_modal * self.protection - unimodal - PROTECTION_TOLERANCE
 
     def is_allowed(self, candidate: Candidate) -> bool:
-        """Whether no node has lost more blocks than it may, and the protection holds."""
-        gone = all(self._gone(candidate, n) <= most for n, most in self.max_drops.items())
-        return gone and self.protection_excess(candidate) <= 0
+        """Tell whether no node lost more blocks than it may, and the protection holds."""
+        for node_name, max_drops in self.max_drops.items():
+            if _count_dropped_blocks(candidate.kept_units.get(node_name, {})) > max_drops:
+                return False
+        return self.compute_protection_excess(candidate) <= 0
 
-    def _gone(self, candidate: Candidate, node: str) -> int:
-        return sum(k == 0 for k in candidate.kept_units.get(node, {}).values())
+    def list_unit_choices(self, node_name: str, block_name: str) -> tuple[int, ...]:
+        """List the units a block may keep, ascending; empty where it is free."""
+        return self.unit_choices.get(node_name, {}).get(block_name, ())
 
-    def nearest_choice(self, node: str, name: str, *, kept: int) -> int:
-        options = self.unit_choices.get(node, {}).get(name)
-        return min(options, key=lambda k: abs(k - kept)) if options else kept
+    def find_nearest_choice(self, node_name: str, block_name: str, *, units: int) -> int:
+        """Find the number of units nearest to the given one that a block may keep."""
+        choices = self.list_unit_choices(node_name, block_name)
+        if not choices:
+            return units
+        return min(choices, key=lambda choice: abs(choice - units))
 
 
-def is_ratio(path: str) -> bool:
+def _count_dropped_blocks(kept_units: Mapping[str, int]) -> int:
+    """Count the blocks of one node that keep no unit."""
+    return sum(units == 0 for units in kept_units.values())
+
+
+def is_ratio_path(path: str) -> bool:
+    """Tell whether a dotted path of the spec leads to a pruning ratio of a node."""
     return path.endswith((".prune.heads", ".prune.ffn", ".prune.tokens"))
 
 
 def scale_to_budget(
     problem: SearchProblem, overrides: SearchPoint
 ) -> tuple[SearchPoint, Candidate]:
-    """Scale the ratios of `overrides` together to the largest pipeline within the budget, by bisection."""
+    """Scale the ratios of a proposal together to the largest pipeline within the budget.
 
-    def scaled(share: float) -> SearchPoint:
-        out = dict(overrides)
-        for path, value in overrides.items():
-            if is_ratio(path):
-                d = problem.space.dimensions.get(path)
-                low, high = (d.low or 0.0, d.high or 0.0) if d else (0.0, 1.0)
-                out[path] = round(min(max(float(value) * share, low), high), 4)
-        return out
+    Args:
+        problem: What is searched, with the budget.
+        overrides: A proposal; everything in it but the ratios stays.
 
-    low, high = 0.0, 8.0
-    if problem.predict(problem.resolve(scaled(high))) > problem.budget_ms * BUDGET_SHARE:
-        best = scaled(high)
-        return best, problem.resolve(best)
-    for _ in range(12):
-        middle = (low + high) / 2
-        if problem.predict(problem.resolve(scaled(middle))) > problem.budget_ms * BUDGET_SHARE:
-            low = middle
-        else:
-            high = middle
-    best = scaled(high)
-    return best, problem.resolve(best)
+    Returns:
+        The scaled proposal and its candidate; the smallest one where nothing is within the budget.
+    """
+    limit_ms = problem.budget_ms * BUDGET_SHARE
+
+    def fits_budget(factor: float) -> bool:
+        candidate = problem.resolve(_scale_ratios(problem, overrides, factor=factor))
+        return problem.predict(candidate) <= limit_ms
+
+    factor = MAX_RATIO_FACTOR
+    if fits_budget(MAX_RATIO_FACTOR):
+        _, factor = bisect_share(
+            fits_budget, low=0.0, high=MAX_RATIO_FACTOR, steps=RATIO_BISECTION_STEPS
+        )
+    scaled = _scale_ratios(problem, overrides, factor=factor)
+    return scaled, problem.resolve(scaled)
+
+
+def _scale_ratios(problem: SearchProblem, overrides: SearchPoint, *, factor: float) -> SearchPoint:
+    """Multiply every ratio of a proposal, within the bounds of its dimension."""
+    scaled = dict(overrides)
+    for path, value in overrides.items():
+        if not is_ratio_path(path):
+            continue
+        low = 0.0
+        high = 1.0
+        dimension = problem.space.dimensions.get(path)
+        if dimension is not None:
+            low = dimension.low or 0.0
+            high = dimension.high or 0.0
+        scaled[path] = round(min(max(float(value) * factor, low), high), 4)
+    return scaled
 
 
 def to_overrides(problem: SearchProblem, candidate: Candidate) -> SearchPoint:
-    """Overrides that name every block: they give back exactly this candidate."""
-    out: SearchPoint = {}
-    for node, blocks in problem.blocks.items():
-        for b in blocks:
-            total = -(-b.units // b.granularity)
-            cuts = round(
-                (b.units - candidate.kept_units[node].get(b.name, b.units)) / b.granularity
-            )
-            out[f"nodes.{node}.prune.blocks.{b.name}"] = round(cuts / total, 5)
-        out[f"nodes.{node}.precision"] = candidate.precision[node]
-    return out
+    """Describe a candidate by overrides of every block: they give back exactly this candidate."""
+    overrides: SearchPoint = {}
+    for node_name, blocks in problem.blocks.items():
+        kept_units = candidate.kept_units[node_name]
+        for block in blocks:
+            units_removed = block.units - kept_units.get(block.name, block.units)
+            steps_removed = round(units_removed / block.granularity)
+            path = f"nodes.{node_name}.prune.blocks.{block.name}"
+            overrides[path] = round(steps_removed / count_steps(block), 5)
+        overrides[f"nodes.{node_name}.precision"] = candidate.precision[node_name]
+    return overrides
 
 
-def to_search_point(problem: SearchProblem, candidate: Candidate) -> dict[str, Any]:
-    """The point of the search space nearest to a candidate: group ratios, dropped sub-layers, precisions."""
-    point: dict[str, Any] = {}
-    for path, d in problem.space.dimensions.items():
+def to_search_point(problem: SearchProblem, candidate: Candidate) -> SearchPoint:
+    """Find the nearest point of the space: ratios of groups, dropped blocks, precisions."""
+    point: SearchPoint = {}
+    for path, dimension in problem.space.dimensions.items():
         keys = path.split(".")
-        if keys[0] != "nodes" and d.choices:
-            point[path] = d.choices[0]
-            continue
         if keys[0] != "nodes":
-            unimodal, cross_modal = problem.removed_shares(candidate)
-            point[path] = _clip(d, unimodal / cross_modal if cross_modal else d.high or 2.0)
+            point[path] = _find_pipeline_value(problem, candidate, dimension=dimension)
             continue
-        node, blocks = keys[1], problem.blocks[keys[1]]
-        kept = candidate.kept_units[node]
+        node_name = keys[1]
         if keys[-1] == "precision":
-            point[path] = (
-                candidate.precision[node]
-                if candidate.precision[node] in d.choices
-                else d.choices[0]
-            )
-        elif keys[-1] == "drop":
-            point[path] = _clip(d, sum(kept.get(b.name, b.units) == 0 for b in blocks))
+            point[path] = _find_precision(candidate.precision[node_name], dimension)
         else:
-            part = [b for b in blocks if b.group == keys[-1]]
-            whole = sum(b.units for b in part)
-            point[path] = _clip(d, 1 - sum(kept.get(b.name, b.units) for b in part) / max(whole, 1))
+            point[path] = _find_node_value(
+                problem.blocks[node_name],
+                candidate.kept_units[node_name],
+                key=keys[-1],
+                dimension=dimension,
+            )
     return point
 
 
-def _clip(d: Dimension, value: float) -> Any:
-    low, high = d.low or 0.0, d.high if d.high is not None else value
-    value = min(max(value, low), high)
-    if (
-        d.step and d.step < 1
-    ):  # the last step may end under `high`, and rounding must not lift it over
-        most = math.floor((high - low) / d.step + 1e-9)
-        return min(low + d.step * min(round((value - low) / d.step), most), high)
-    return int(low + d.step * ((value - low) // d.step)) if d.step else value
+def _find_pipeline_value(
+    problem: SearchProblem, candidate: Candidate, *, dimension: Dimension
+) -> float | str:
+    """Find the value of a dimension of no node; the only range among these is the protection."""
+    if dimension.choices:
+        return dimension.choices[0]
+    unimodal, cross_modal = problem.compute_removed_shares(candidate)
+    protection = dimension.high or 2.0
+    if cross_modal:
+        protection = unimodal / cross_modal
+    return _clip_to_dimension(dimension, protection)
 
 
-def best_within(trials: list[Trial], budget_ms: float) -> Trial | None:
-    """The feasible trial of least loss, None when nothing meets the budget."""
-    return min((t for t in trials if t.latency_ms <= budget_ms), key=lambda t: t.loss, default=None)
+def _find_precision(precision: str, dimension: Dimension) -> str:
+    """Find the precision itself among the choices, or the first of them."""
+    return precision if precision in dimension.choices else dimension.choices[0]
 
 
-def complete(problem: SearchProblem, c: Candidate) -> Candidate:
-    """The candidate with every block named."""
-    kept = {
-        n: {b.name: c.kept_units[n].get(b.name, b.units) for b in bs}
-        for n, bs in problem.blocks.items()
-    }
-    return Candidate(kept, c.precision)
+def _find_node_value(
+    blocks: Sequence[Block], kept_units: KeptUnits, *, key: str, dimension: Dimension
+) -> float:
+    """Find the number of dropped blocks of a node, or the ratio of a group of its blocks."""
+    if key == "drop":
+        dropped = sum(kept_units.get(block.name, block.units) == 0 for block in blocks)
+        return _clip_to_dimension(dimension, dropped)
+    group = [block for block in blocks if block.group == key]
+    all_units = sum(block.units for block in group)
+    units_left = sum(kept_units.get(block.name, block.units) for block in group)
+    return _clip_to_dimension(dimension, 1 - units_left / max(all_units, 1))
+
+
+def _clip_to_dimension(dimension: Dimension, value: float) -> float:
+    """Move a value into a range and onto its steps."""
+    low = dimension.low or 0.0
+    high = value if dimension.high is None else dimension.high
+    clipped = min(max(value, low), high)
+    if not dimension.step:
+        return clipped
+    if dimension.step >= 1:
+        return int(low + dimension.step * ((clipped - low) // dimension.step))
+    # The last step may end under `high`, and rounding must not lift it over.
+    max_steps = math.floor((high - low) / dimension.step + 1e-9)
+    steps = min(round((clipped - low) / dimension.step), max_steps)
+    return min(low + dimension.step * steps, high)
+
+
+def find_best_trial(trials: Sequence[Trial], budget_ms: float) -> Trial | None:
+    """Find the trial of least loss within the budget (milliseconds); None when nothing meets it."""
+    within_budget = [trial for trial in trials if trial.latency_ms <= budget_ms]
+    return min(within_budget, key=lambda trial: trial.loss, default=None)
+
+
+def complete_candidate(problem: SearchProblem, candidate: Candidate) -> Candidate:
+    """Complete a candidate: blocks that it does not list keep all their units."""
+    completed: dict[str, KeptUnits] = {}
+    for node_name, blocks in problem.blocks.items():
+        kept_units = candidate.kept_units[node_name]
+        completed[node_name] = {
+            block.name: kept_units.get(block.name, block.units) for block in blocks
+        }
+    return Candidate(completed, candidate.precision)
+
+
+def replace_units(
+    candidate: Candidate, node_name: str, *, block_name: str, units: int
+) -> Candidate:
+    """Copy a candidate with another number of units in one block."""
+    node_units = {**candidate.kept_units[node_name], block_name: units}
+    return Candidate({**candidate.kept_units, node_name: node_units}, candidate.precision)
+
+
+def replace_precision(candidate: Candidate, node_name: str, *, precision: str) -> Candidate:
+    """Copy a candidate with another precision of one node."""
+    return Candidate(candidate.kept_units, {**candidate.precision, node_name: precision})

@@ -1,170 +1,343 @@
-"""TODO."""
+"""Repair of a candidate: to the budget, to the blocks it may drop, and to the protection.
+
+Every step is greedy: the best ratio of estimated loss to predicted milliseconds goes first. All
+functions are pure and run without torch. `loss_increase` is the estimate for single cuts,
+`rounding` the loss increase by node and precision.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 
+from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate
-from mmcompress.search.problem import LossIncrease, SearchProblem, complete
+from mmcompress.search.problem import (
+    LossIncrease,
+    SearchProblem,
+    complete_candidate,
+    replace_precision,
+    replace_units,
+)
+
+Rounding = Mapping[str, Mapping[str, float]]
+"""Loss increase of rounding a whole node, by node and precision."""
+
+
+COARSE_STEP_DIVISOR = 16
+"""A coarse step changes at least a 16th of a block's units, so that large blocks take few steps."""
+
+
+MIN_SAVED_MS = 1e-6
+"""Milliseconds: a change that saves or adds less counts as none, and divides nothing."""
+
+
+MIN_CUT_LOSS = 1e-6
+"""Loss: what a cut is taken to cost at least; of cuts that cost nothing the one that saves most
+goes first."""
+
+
+MIN_GROWTH_LOSS = 1e-9
+"""Loss: what a step up is taken to undo at least; of steps that undo nothing the cheapest goes
+first."""
+
+
+MIN_EXCESS_UNDONE = 1e-12
+"""Share of units: a step that undoes less of the protection's excess is rounding alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Growth:
+    """A step up: one block with more units."""
+
+    node_name: str
+    block_name: str
+    units: int
+    """Units kept after the step."""
 
 
 def cut_to_budget(
-    problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease
+    problem: SearchProblem, candidate: Candidate, *, loss_increase: LossIncrease
 ) -> Candidate | None:
-    """The candidate cut down to the budget, always where the least estimated damage is paid per millisecond."""
-    now = complete(problem, candidate)
-    latency = problem.predict(now)
-    while latency > problem.budget_ms:
-        best_price, pick = float("inf"), None
-        for n, bs in problem.blocks.items():
-            for b in bs:
-                options = problem.unit_choices.get(n, {}).get(b.name, ())
-                lower = [
-                    k
-                    for k in options
-                    if k <= now.kept_units[n][b.name] - max(b.granularity, b.units // 16)
-                ]
-                if not lower:
-                    continue
-                new = _with(now, n, block=b.name, kept=lower[-1])
-                if not problem.is_allowed(new):
-                    continue
-                saved = latency - problem.predict(new)
-                paid = damage(n, b.name, lower[-1]) - damage(n, b.name, now.kept_units[n][b.name])
-                if saved > 1e-6 and max(paid, 1e-6) / saved < best_price:
-                    best_price, pick = max(paid, 1e-6) / saved, new
-        if pick is None:
+    """Cut a candidate down to the budget, always where a saved millisecond costs least.
+
+    Args:
+        problem: Budget, units that blocks may keep, and limits.
+        candidate: Where to start; returned complete and otherwise as it is when it fits.
+        loss_increase: Estimate for single cuts.
+
+    Returns:
+        A candidate within the budget; None where no allowed cut saves time any more.
+    """
+    current = complete_candidate(problem, candidate)
+    latency_ms = problem.predict(current)
+    while latency_ms > problem.budget_ms:
+        smaller = _find_cheapest_cut(
+            problem, current, latency_ms=latency_ms, loss_increase=loss_increase
+        )
+        if smaller is None:
             return None
-        now, latency = pick, problem.predict(pick)
-    return now
+        current = smaller
+        latency_ms = problem.predict(current)
+    return current
+
+
+def _find_cheapest_cut(
+    problem: SearchProblem,
+    current: Candidate,
+    *,
+    latency_ms: float,
+    loss_increase: LossIncrease,
+) -> Candidate | None:
+    """Find the coarse cut of one block that costs least loss per saved millisecond."""
+    best_price = math.inf
+    best: Candidate | None = None
+    for node_name, blocks in problem.blocks.items():
+        for block in blocks:
+            kept_units = current.kept_units[node_name][block.name]
+            units = _find_smaller_choice(problem, node_name, block=block, kept_units=kept_units)
+            if units is None:
+                continue
+            smaller = replace_units(current, node_name, block_name=block.name, units=units)
+            if not problem.is_allowed(smaller):
+                continue
+            saved_ms = latency_ms - problem.predict(smaller)
+            if saved_ms <= MIN_SAVED_MS:
+                continue
+            loss_before = loss_increase(node_name, block.name, kept_units)
+            loss_after = loss_increase(node_name, block.name, units)
+            price = max(loss_after - loss_before, MIN_CUT_LOSS) / saved_ms
+            if price < best_price:
+                best_price = price
+                best = smaller
+    return best
+
+
+def _find_smaller_choice(
+    problem: SearchProblem, node_name: str, *, block: Block, kept_units: int
+) -> int | None:
+    """Find the largest number of units that is a coarse step down; None where there is none."""
+    min_step = max(block.granularity, block.units // COARSE_STEP_DIVISOR)
+    choices = problem.list_unit_choices(node_name, block.name)
+    smaller = [units for units in choices if units <= kept_units - min_step]
+    return smaller[-1] if smaller else None
 
 
 def restore_dropped(
-    problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease
+    problem: SearchProblem, candidate: Candidate, *, loss_increase: LossIncrease
 ) -> Candidate:
-    """The candidate with no more blocks gone than may be: those come back, at their smallest, whose loss hurts most.
+    """Restore dropped blocks until no node lacks more than it may, then enforce the protection.
 
-    Where the protection does not hold, units of what it protects come back as well.
+    Those blocks come back whose drop hurts most, each at its smallest size.
     """
-    now = complete(problem, candidate)
-    for n, most in problem.max_drops.items():
-        gone = {
-            b: min((k for k in problem.unit_choices[n][b] if k), default=0)
-            for b, k in now.kept_units[n].items()
-            if k == 0
-        }
-        gain = lambda b, n=n, gone=gone: damage(n, b, 0) - damage(n, b, gone[b])
-        for b in sorted((b for b, least in gone.items() if least), key=gain, reverse=True)[
-            : max(len(gone) - most, 0)
-        ]:
-            now = _with(now, n, block=b, kept=gone[b])
-    return enforce_protection(problem, now, damage=damage)
+    current = complete_candidate(problem, candidate)
+    for node_name, max_drops in problem.max_drops.items():
+        smallest_units = _find_smallest_units(problem, node_name, candidate=current)
+        gain_by_block: dict[str, float] = {}
+        for block_name, units in smallest_units.items():
+            if units > 0:
+                loss_dropped = loss_increase(node_name, block_name, 0)
+                loss_restored = loss_increase(node_name, block_name, units)
+                gain_by_block[block_name] = loss_dropped - loss_restored
+        by_gain = sorted(gain_by_block, key=gain_by_block.__getitem__, reverse=True)
+        too_many = max(len(smallest_units) - max_drops, 0)
+        for block_name in by_gain[:too_many]:
+            current = replace_units(
+                current, node_name, block_name=block_name, units=smallest_units[block_name]
+            )
+    return enforce_protection(problem, current, loss_increase=loss_increase)
+
+
+def _find_smallest_units(
+    problem: SearchProblem, node_name: str, *, candidate: Candidate
+) -> dict[str, int]:
+    """Find the fewest units that each dropped block of a node can come back with; 0 where it
+    can't."""
+    smallest_units: dict[str, int] = {}
+    for block_name, kept_units in candidate.kept_units[node_name].items():
+        if kept_units == 0:
+            choices = problem.unit_choices[node_name][block_name]
+            positive_choices = [units for units in choices if units]
+            smallest_units[block_name] = min(positive_choices, default=0)
+    return smallest_units
 
 
 def enforce_protection(
-    problem: SearchProblem, candidate: Candidate, *, damage: LossIncrease
+    problem: SearchProblem, candidate: Candidate, *, loss_increase: LossIncrease
 ) -> Candidate:
-    """The candidate with units given back until the protection holds, where most damage is undone for it."""
-    now = complete(problem, candidate)
-    while (excess := problem.protection_excess(now)) > 0:
-        best_price, pick = -math.inf, None
-        for n, b, k in _larger(problem, now, share=16):
-            if b not in problem.cross_modal.get(n, ()):
-                continue
-            new = _with(now, n, block=b, kept=k)
-            if (less := excess - problem.protection_excess(new)) > 1e-12:
-                price = (damage(n, b, now.kept_units[n][b]) - damage(n, b, k)) / less
-                best_price, pick = (price, new) if price > best_price else (best_price, pick)
-        if pick is None:
+    """Give cross-modal units back until the protection holds, always where that undoes most loss.
+
+    Where the spec's own cuts violate the protection, the candidate that comes nearest is returned.
+    """
+    current = complete_candidate(problem, candidate)
+    excess = problem.compute_protection_excess(current)
+    while excess > 0:
+        larger = _find_best_protected_growth(
+            problem, current, excess=excess, loss_increase=loss_increase
+        )
+        if larger is None:
             break
-        now = pick
-    return now
+        current = larger
+        excess = problem.compute_protection_excess(current)
+    return current
 
 
-def _larger(
-    problem: SearchProblem, now: Candidate, *, share: int
-) -> Iterator[tuple[str, str, int]]:
-    """(node, block, units kept) of the next step up of every block, of at least a `share`-th of its units, or to its
-    most."""
-    for n, bs in problem.blocks.items():
-        for b in bs:
-            have, least = now.kept_units[n][b.name], max(1, b.units // share if share else 1)
-            more = [k for k in problem.unit_choices.get(n, {}).get(b.name, ()) if k > have]
-            if more:
-                yield n, b.name, next((k for k in more if k >= have + least), more[-1])
+def _find_best_protected_growth(
+    problem: SearchProblem,
+    current: Candidate,
+    *,
+    excess: float,
+    loss_increase: LossIncrease,
+) -> Candidate | None:
+    """Find the step up of a cross-modal block that undoes most loss for the excess it takes
+    away."""
+    best_price = -math.inf
+    best: Candidate | None = None
+    for growth in _list_growths(problem, current, coarse=True):
+        if growth.block_name not in problem.cross_modal.get(growth.node_name, ()):
+            continue
+        larger = _apply_growth(current, growth)
+        excess_undone = excess - problem.compute_protection_excess(larger)
+        if excess_undone <= MIN_EXCESS_UNDONE:
+            continue
+        loss_undone = _estimate_loss_undone(current, growth, loss_increase=loss_increase)
+        price = loss_undone / excess_undone
+        if price > best_price:
+            best_price = price
+            best = larger
+    return best
+
+
+def _list_growths(problem: SearchProblem, current: Candidate, *, coarse: bool) -> Iterator[_Growth]:
+    """List the next step up of every block: the first that is large enough, else the largest."""
+    for node_name, blocks in problem.blocks.items():
+        for block in blocks:
+            kept_units = current.kept_units[node_name][block.name]
+            min_step = max(1, block.units // COARSE_STEP_DIVISOR) if coarse else 1
+            choices = problem.list_unit_choices(node_name, block.name)
+            larger = [units for units in choices if units > kept_units]
+            if not larger:
+                continue
+            large_enough = [units for units in larger if units >= kept_units + min_step]
+            units = large_enough[0] if large_enough else larger[-1]
+            yield _Growth(node_name=node_name, block_name=block.name, units=units)
+
+
+def _apply_growth(candidate: Candidate, growth: _Growth) -> Candidate:
+    """Copy a candidate after a step up."""
+    return replace_units(
+        candidate, growth.node_name, block_name=growth.block_name, units=growth.units
+    )
+
+
+def _estimate_loss_undone(
+    candidate: Candidate, growth: _Growth, *, loss_increase: LossIncrease
+) -> float:
+    """Estimate by how much a step up lowers the loss."""
+    kept_units = candidate.kept_units[growth.node_name][growth.block_name]
+    loss_before = loss_increase(growth.node_name, growth.block_name, kept_units)
+    return loss_before - loss_increase(growth.node_name, growth.block_name, growth.units)
 
 
 def grow_to_budget(
     problem: SearchProblem,
     candidate: Candidate,
     *,
-    damage: LossIncrease,
-    rounding: Mapping[str, Mapping[str, float]],
+    loss_increase: LossIncrease,
+    rounding: Rounding,
 ) -> Candidate:
-    """The candidate grown up to the budget, always where the most estimated damage is undone per millisecond.
+    """Grow a candidate up to the budget, always where a millisecond undoes most loss.
 
-    Units are given back, in large steps and then in small ones, or a node is left in a finer precision (`rounding`:
-    damage by node and precision).
+    Units are given back, in coarse steps and then in fine ones, or a node gets a finer precision.
+
+    Args:
+        problem: Budget, units and precisions that may be chosen, and limits.
+        candidate: Where to start, within the budget.
+        loss_increase: Estimate for single cuts.
+        rounding: Loss increase by node and precision.
+
+    Returns:
+        A candidate within the budget that no single step can improve.
     """
-    now = complete(problem, candidate)
-    for share in (16, 0):
-        while (
-            new := _grown(problem, now, damage=damage, rounding=rounding, share=share)
-        ) is not None:
-            now = new
-    return now
+    current = complete_candidate(problem, candidate)
+    for coarse in (True, False):
+        larger = _find_best_growth(
+            problem, current, loss_increase=loss_increase, rounding=rounding, coarse=coarse
+        )
+        while larger is not None:
+            current = larger
+            larger = _find_best_growth(
+                problem, current, loss_increase=loss_increase, rounding=rounding, coarse=coarse
+            )
+    return current
+
+
+def _find_best_growth(
+    problem: SearchProblem,
+    current: Candidate,
+    *,
+    loss_increase: LossIncrease,
+    rounding: Rounding,
+    coarse: bool,
+) -> Candidate | None:
+    """Find the step up within the budget that undoes most loss per millisecond; None where there is
+    none."""
+    steps: list[tuple[float, Candidate]] = []
+    for growth in _list_growths(problem, current, coarse=coarse):
+        loss_undone = _estimate_loss_undone(current, growth, loss_increase=loss_increase)
+        steps.append((loss_undone, _apply_growth(current, growth)))
+    for node_name in problem.blocks:
+        for precision in problem.precisions.get(node_name, ()):
+            losses = rounding[node_name]
+            loss_undone = losses[current.precision[node_name]] - losses[precision]
+            if loss_undone > 0:
+                finer = replace_precision(current, node_name, precision=precision)
+                steps.append((loss_undone, finer))
+
+    latency_ms = problem.predict(current)
+    best_price = 0.0
+    best: Candidate | None = None
+    for loss_undone, larger in steps:
+        added_ms = problem.predict(larger) - latency_ms
+        price = max(loss_undone, MIN_GROWTH_LOSS) / max(added_ms, MIN_SAVED_MS)
+        fits = latency_ms + added_ms <= problem.budget_ms
+        if fits and price > best_price and problem.is_allowed(larger):
+            best_price = price
+            best = larger
+    return best
 
 
 def trade_for_precision(
     problem: SearchProblem,
     candidate: Candidate,
     *,
-    damage: LossIncrease,
-    rounding: Mapping[str, Mapping[str, float]],
+    loss_increase: LossIncrease,
+    rounding: Rounding,
 ) -> list[Candidate]:
-    """The candidate with one node in a finer precision that is too slow as it is, cut until it fits the budget."""
-    found = []
-    for n, p in ((n, p) for n, ps in problem.precisions.items() for p in ps):
-        if rounding[n][p] < rounding[n][candidate.precision[n]]:
-            finer = cut_to_budget(
-                problem,
-                Candidate(candidate.kept_units, {**candidate.precision, n: p}),
-                damage=damage,
+    """Trade units for a finer precision of one node, for every node and precision where that fits
+    the budget.
+
+    Args:
+        problem: Budget, units and precisions that may be chosen, and limits.
+        candidate: Where to start; the finer precision alone may take it over the budget.
+        loss_increase: Estimate for single cuts.
+        rounding: Loss increase by node and precision.
+
+    Returns:
+        One candidate for each trade, cut and grown to the budget.
+    """
+    traded: list[Candidate] = []
+    for node_name, precisions in problem.precisions.items():
+        for precision in precisions:
+            losses = rounding[node_name]
+            if losses[precision] >= losses[candidate.precision[node_name]]:
+                continue
+            finer = replace_precision(candidate, node_name, precision=precision)
+            smaller = cut_to_budget(problem, finer, loss_increase=loss_increase)
+            if smaller is None:
+                continue
+            traded.append(
+                grow_to_budget(problem, smaller, loss_increase=loss_increase, rounding=rounding)
             )
-            found += (
-                [grow_to_budget(problem, finer, damage=damage, rounding=rounding)] if finer else []
-            )
-    return found
-
-
-def _grown(
-    problem: SearchProblem,
-    now: Candidate,
-    *,
-    damage: LossIncrease,
-    rounding: Mapping[str, Mapping[str, float]],
-    share: int,
-) -> Candidate | None:
-    """The best next step up within the budget, of at least a `share`-th of a block's units; None: there is none."""
-    latency, worth, pick = problem.predict(now), 0.0, None
-    steps: list[tuple[float, Candidate]] = []
-    for n, b, k in _larger(problem, now, share=share):
-        steps.append(
-            (damage(n, b, now.kept_units[n][b]) - damage(n, b, k), _with(now, n, block=b, kept=k))
-        )
-    for n in problem.blocks:
-        for p in problem.precisions.get(n, ()):
-            undone = rounding[n][now.precision[n]] - rounding[n][p]
-            if undone > 0:
-                steps.append((undone, Candidate(now.kept_units, {**now.precision, n: p})))
-    for undone, new in steps:
-        added = problem.predict(new) - latency
-        price = max(undone, 1e-9) / max(added, 1e-6)
-        if latency + added <= problem.budget_ms and price > worth and problem.is_allowed(new):
-            worth, pick = price, new
-    return pick
-
-
-def _with(c: Candidate, node: str, *, block: str, kept: int) -> Candidate:
-    return Candidate({**c.kept_units, node: {**c.kept_units[node], block: kept}}, c.precision)
+    return traded

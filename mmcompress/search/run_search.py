@@ -1,4 +1,4 @@
-"""The search under a budget: what is searched, who judges, and models of a candidate."""
+"""The search under a budget: what it starts from, how it runs, and which trial is chosen."""
 
 from __future__ import annotations
 
@@ -11,237 +11,435 @@ from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Trial
 from mmcompress.search.build_problem import build_problem, find_fastest
 from mmcompress.search.evaluator import TrialEvaluator
-from mmcompress.search.problem import BUDGET_SHARE, SearchProblem, to_search_point
+from mmcompress.search.problem import (
+    BUDGET_SHARE,
+    SearchPoint,
+    SearchProblem,
+    to_search_point,
+)
 from mmcompress.search.repair import cut_to_budget, grow_to_budget, trade_for_precision
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.split_budget import split_budget
-from mmcompress.search.study import SearchEffort, finished_trials, open_study, run_study
+from mmcompress.search.study import (
+    SearchEffort,
+    SeedCandidates,
+    finished_trials,
+    open_study,
+    run_study,
+)
+from mmcompress.spec.schema import Spec
+from mmcompress.spec.space import Dimension
 from mmcompress.workspace.context import RunContext
 
 EXTRA_TRIALS = 5
-"""Proposals and mutations by which the search goes on when a measured miss has moved the budget."""
+"""Proposals, and level switches, that each correction of the budget adds to the search."""
 
 
 FULL_BUDGET_SHARE = 0.985
-"""A structure that takes less than this share of the budget is given units back until it does not."""
+"""Share of the budget: a structure that takes less is given units back until it does not."""
+
+
+MAX_SEED_CANDIDATES = 4
+"""Splits of the budget that the search begins with."""
+
+
+MAX_KNOWN_CANDIDATES = 5
+"""Structures that linearization gives the search at most: its best four splits, a new one."""
+
+
+MAX_START_CANDIDATES = 3
+"""Seeds whose points the sampler is given as well."""
+
+
+MAX_REFITTED_TRIALS = 6
+"""Earlier trials, the best ones, that are cut to a budget that has moved."""
+
+
+MAX_RESTART_POINTS = 2
+"""Of these, the trials whose points the sampler is given, to be scaled to the new budget."""
+
+
+PLAIN_RATIO = 0.5
+"""Share: the ratio of every group in a plain start that treats all nodes alike."""
+
+
+PLAIN_SENSE_RATIO = 0.2
+"""Share: the ratio of encoders of images and sounds in a plain start that spares them."""
+
+
+PLAIN_REST_RATIO = 0.7
+"""Share: the ratio of all other nodes in that start."""
+
+
+PLAIN_PROTECTION = 2.0
+"""Factor: the protection of plain starts, where it is searched."""
+
+
+SENSE_KINDS = ("image_encoder", "audio_encoder")
+"""Node kinds that a plain start spares: all that follows depends on what they see and hear."""
 
 
 def choose_trial(
-    run: RunContext, who: TrialEvaluator, *, trials: Sequence[Trial], budget_ms: float
+    run: RunContext, evaluator: TrialEvaluator, *, trials: Sequence[Trial], budget_ms: float
 ) -> Trial | None:
-    """The trial within the budget that stands best on all pairs, with that loss: the first few are judged on more.
+    """Choose the trial within the budget with the least loss; the best few see more pairs.
 
-    Those that leave some of the budget unused are passed over: what was grown out of them is there. Where none is
-    within the budget, the fastest. Raises `ClusterError` when a worker is gone.
+    Trials that leave some of the budget unused are passed over: what was grown out of them is among
+    the others.
+
+    Args:
+        run: The run, for its options and progress.
+        evaluator: Evaluates on further pairs; keeps the losses of finalists.
+        trials: What the search found.
+        budget_ms: Milliseconds that a structure may be predicted to take.
+
+    Returns:
+        The trial with that loss; the fastest where none is within the budget, None where there is
+            no trial.
+
+    Raises:
+        ClusterError: A worker is gone.
     """
-    within = _finalists(run, trials, budget_ms=budget_ms, least=FULL_BUDGET_SHARE) or _finalists(
-        run, trials, budget_ms=budget_ms
+    count = run.spec.search.finalists
+    finalists = _list_finalists(
+        trials, budget_ms, min_ms=FULL_BUDGET_SHARE * budget_ms, count=count
     )
-    if not within:
-        return min(trials, key=lambda t: t.latency_ms, default=None)
-    if who.evaluate_again is None or len(within) == 1:
-        return within[0]
+    if not finalists:
+        finalists = _list_finalists(trials, budget_ms, min_ms=0.0, count=count)
+    if not finalists:
+        return min(trials, key=lambda trial: trial.latency_ms, default=None)
+    if evaluator.evaluate_again is None or len(finalists) == 1:
+        return finalists[0]
+
     with run.time_stage("search"):
-        new = {
-            t.candidate.key(): t.candidate
-            for t in within
-            if t.candidate.key() not in who.final_losses
-        }
-        who.final_losses.update(
-            who.evaluate_all(
-                who.evaluate_again,
-                new,
-                say=run.on_progress,
-                what=f"the best {len(within)} on more pairs",
-            )
+        unknown: dict[str, Candidate] = {}
+        for trial in finalists:
+            if trial.candidate.key() not in evaluator.final_losses:
+                unknown[trial.candidate.key()] = trial.candidate
+        losses = evaluator.evaluate_all(
+            evaluator.evaluate_again,
+            unknown,
+            say=run.on_progress,
+            what=f"the best {len(finalists)} on more pairs",
         )
-    whole = [
-        replace(t, loss=who.share * t.loss + (1 - who.share) * who.final_losses[t.candidate.key()])
-        for t in within
-    ]
-    return min(whole, key=lambda t: t.loss)
+        evaluator.final_losses.update(losses)
+    judged: list[Trial] = []
+    for trial in finalists:
+        further_loss = evaluator.final_losses[trial.candidate.key()]
+        loss = evaluator.share * trial.loss + (1 - evaluator.share) * further_loss
+        judged.append(replace(trial, loss=loss))
+    return min(judged, key=lambda trial: trial.loss)
 
 
-def _finalists(
-    run: RunContext, trials: Sequence[Trial], *, budget_ms: float, least: float = 0.0
+def _list_finalists(
+    trials: Sequence[Trial], budget_ms: float, *, min_ms: float, count: int
 ) -> list[Trial]:
-    """The best few that take at most the budget, and at least a share of it."""
-    within = (t for t in trials if least * budget_ms <= t.latency_ms <= budget_ms)
-    return sorted(within, key=lambda t: t.loss)[: run.spec.search.finalists]
+    """List the best few trials that take at most the budget, and at least `min_ms`."""
+    within_budget = [trial for trial in trials if min_ms <= trial.latency_ms <= budget_ms]
+    return sorted(within_budget, key=lambda trial: trial.loss)[:count]
 
 
 def run_search(
     run: RunContext,
-    ev: Sensitivity,
+    sensitivity: Sensitivity,
     *,
-    predict: Predictor,
+    predictor: Predictor,
     budget_ms: float,
-    who: TrialEvaluator,
+    evaluator: TrialEvaluator,
     attempt: int = 0,
-    known: Sequence[Candidate] = (),
-    blind: int | None = None,
+    known_candidates: Sequence[Candidate] = (),
 ) -> list[Trial]:
-    """Run (or go on with) the study of this run folder, from the structures that are `known` to be good.
+    """Run the study of this run folder, or go on with it.
 
-    `blind`: without a head start, and with so many more trials in its place.
+    The search begins with structures that are known to be good, or else with splits of the budget.
+    Then the sampler and level switches follow. At the end the best structures are grown to the full
+    budget.
+
+    Args:
+        run: Spec, space, models and run folder.
+        sensitivity: Loss increases of cuts and roundings.
+        predictor: Predicts latencies.
+        budget_ms: Milliseconds that a structure may be predicted to take.
+        evaluator: Evaluates trials.
+        attempt: How often the budget was corrected before.
+        known_candidates: Structures that are known to be good, the best first.
+
+    Returns:
+        All trials of the study that the problem allows.
     """
-
-    p = build_problem(run, ev, predict=predict, budget_ms=budget_ms)
+    problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
+    effort = _plan_effort(run.spec, evaluator, attempt=attempt)
     with run.time_stage("search"):
-        book = open_study(
-            run.folder.study, run.spec.seed, sampler=run.spec.search.sampler
-        )
-        led = blind is None
-        best = (
-            list(known)
-            or [
-                c
-                for _, c in split_budget(
-                    run, ev, predict=predict, budget_ms=budget_ms * BUDGET_SHARE, p=p
-                )[:4]
+        study = _open_study(run)
+        candidates = list(known_candidates)
+        if not candidates:
+            candidates = split_budget(
+                problem,
+                sensitivity,
+                predictor=predictor,
+                budget_ms=budget_ms * BUDGET_SHARE,
+            )[:MAX_SEED_CANDIDATES]
+        if not candidates:
+            candidates = [find_fastest(problem, predictor)]
+
+        starts = [
+            to_search_point(problem, candidate) for candidate in candidates[:MAX_START_CANDIDATES]
+        ]
+        starts += list_plain_starts(problem, run.spec)
+        seeds = [("knapsack", candidate) for candidate in candidates]
+        if attempt:
+            best_trials = sorted(finished_trials(study), key=lambda trial: trial.loss)
+            best_trials = best_trials[:MAX_REFITTED_TRIALS]
+            starts = [
+                to_search_point(problem, trial.candidate)
+                for trial in best_trials[:MAX_RESTART_POINTS]
             ]
-            if led
-            else []
+            refitted = _refit_to_budget(problem, sensitivity, trials=best_trials)
+            seeds = refitted + (seeds if known_candidates else seeds[:1])
+        trials = _run_study(
+            study, problem, run=run, evaluator=evaluator, effort=effort, starts=starts, seeds=seeds
         )
-        best = best if best or not led else [find_fastest(p, predict)]
-        starts = [to_search_point(p, c) for c in best[:3]] + (
-            list_plain_starts(run, p) if led else []
-        )
-        seeds = [("knapsack", c) for c in best]
-        if attempt and led:  # the best direction so far, to be scaled to the corrected budget
-            judged = sorted(finished_trials(book), key=lambda t: t.loss)[:6]
-            starts = [to_search_point(p, t.candidate) for t in judged[:2]]
-            cut = [
-                c for t in judged if (c := cut_to_budget(p, t.candidate, damage=ev.loss_increase))
-            ]
-            seeds = [("trimmed", c) for c in cut] + (seeds if known else seeds[:1])
-        s = run.spec.search
-        more = SearchEffort(
-            trials=s.trials + EXTRA_TRIALS * attempt,
-            level_switches=s.level_switches + EXTRA_TRIALS * attempt,
-            workers=who.workers,
-            retries=s.retries,
-        )
-        if blind is not None:  # as many as the others can come to, with seeds and what is grown
-            seeded = (1 + attempt) * (s.finalists + len(run.blocks)) + 5 + 11 * attempt + blind
-            more = replace(
-                more, trials=more.trials + more.level_switches + seeded, level_switches=0
-            )
-        say = lambda what, share: run.on_progress("search", what, share)
-        trials = run_study(
-            book,
-            p,
-            executor=who.executor,
-            evaluate=who.evaluate,
-            starts=starts,
-            seeds=seeds,
-            effort=more,
-            seed=run.spec.seed,
-            progress=say,
-        )
-        held = lambda found: (
-            [t for t in found if p.is_allowed(t.candidate)] or found
-        )  # of an older journal
-        if not led:
-            return held(trials)
-        wanting = [
-            t.candidate
-            for t in _finalists(run, trials, budget_ms=budget_ms)
-            if t.latency_ms < FULL_BUDGET_SHARE * budget_ms
-        ]
-        grown = [
-            ("filled", grow_to_budget(p, c, damage=ev.loss_increase, rounding=ev.rounding))
-            for c in wanting
-        ]
-        small = [
-            c for _, c in grown if p.predict(c) < FULL_BUDGET_SHARE * budget_ms
-        ]  # the next step up is too large
-        grown += [
-            ("exchanged", c)
-            for c in (
-                trade_for_precision(p, small[0], damage=ev.loss_increase, rounding=ev.rounding)
-                if small
-                else ()
-            )
-        ]
+
+        finalists = _list_finalists(trials, budget_ms, min_ms=0.0, count=run.spec.search.finalists)
+        grown = _grow_finalists(problem, sensitivity, finalists=finalists)
         if grown:
-            trials = run_study(
-                book,
-                p,
-                executor=who.executor,
-                evaluate=who.evaluate,
-                starts=[],
-                seeds=grown,
-                effort=more,
-                seed=run.spec.seed,
-                progress=say,
+            trials = _run_study(
+                study, problem, run=run, evaluator=evaluator, effort=effort, starts=[], seeds=grown
             )
-        return held(trials)
+    return _select_allowed(problem, trials)
+
+
+def run_unguided_search(
+    run: RunContext,
+    sensitivity: Sensitivity,
+    *,
+    predictor: Predictor,
+    budget_ms: float,
+    evaluator: TrialEvaluator,
+    attempt: int = 0,
+    extra_trials: int = 0,
+) -> list[Trial]:
+    """Run the study with the sampler alone: no seeds, no level switches, nothing grown.
+
+    The sampler gets as many more trials as all that can come to in `run_search`.
+
+    Args:
+        run: Spec, space, models and run folder.
+        sensitivity: Loss increases of cuts and roundings.
+        predictor: Predicts latencies.
+        budget_ms: Milliseconds that a structure may be predicted to take.
+        evaluator: Evaluates trials.
+        attempt: How often the budget was corrected before.
+        extra_trials: Further trials, for what is evaluated before a search begins.
+
+    Returns:
+        All trials of the study that the problem allows.
+    """
+    problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
+    guided = _plan_effort(run.spec, evaluator, attempt=attempt)
+    grown_trials = (1 + attempt) * (run.spec.search.finalists + len(run.blocks))
+    restart_seeds = MAX_REFITTED_TRIALS + MAX_KNOWN_CANDIDATES
+    seed_trials = MAX_KNOWN_CANDIDATES + restart_seeds * attempt
+    trials = guided.trials + guided.level_switches + grown_trials + seed_trials + extra_trials
+    effort = replace(guided, trials=trials, level_switches=0)
+    with run.time_stage("search"):
+        found = _run_study(
+            _open_study(run),
+            problem,
+            run=run,
+            evaluator=evaluator,
+            effort=effort,
+            starts=[],
+            seeds=[],
+        )
+    return _select_allowed(problem, found)
+
+
+def _open_study(run: RunContext) -> Any:
+    """Open the study of a run folder."""
+    return open_study(run.folder.study, run.spec.seed, sampler=run.spec.search.sampler)
+
+
+def _plan_effort(spec: Spec, evaluator: TrialEvaluator, *, attempt: int) -> SearchEffort:
+    """Plan how much is searched: every attempt adds a few trials to those before."""
+    return SearchEffort(
+        trials=spec.search.trials + EXTRA_TRIALS * attempt,
+        level_switches=spec.search.level_switches + EXTRA_TRIALS * attempt,
+        workers=evaluator.workers,
+        retries=spec.search.retries,
+    )
+
+
+def _run_study(
+    study: Any,
+    problem: SearchProblem,
+    *,
+    run: RunContext,
+    evaluator: TrialEvaluator,
+    effort: SearchEffort,
+    starts: list[SearchPoint],
+    seeds: SeedCandidates,
+) -> list[Trial]:
+    """Run an open study with the evaluator, the seed and the progress of a run."""
+
+    def report_progress(message: str, share: float) -> None:
+        run.on_progress("search", message, share)
+
+    return run_study(
+        study,
+        problem,
+        executor=evaluator.executor,
+        evaluate=evaluator.evaluate,
+        starts=starts,
+        seeds=seeds,
+        effort=effort,
+        seed=run.spec.seed,
+        progress=report_progress,
+    )
+
+
+def _refit_to_budget(
+    problem: SearchProblem, sensitivity: Sensitivity, *, trials: Sequence[Trial]
+) -> list[tuple[str, Candidate]]:
+    """Cut earlier structures to a budget that has moved; those that can't be are left out."""
+    seeds: list[tuple[str, Candidate]] = []
+    for trial in trials:
+        smaller = cut_to_budget(problem, trial.candidate, loss_increase=sensitivity.loss_increase)
+        if smaller is not None:
+            seeds.append(("trimmed", smaller))
+    return seeds
+
+
+def _grow_finalists(
+    problem: SearchProblem, sensitivity: Sensitivity, *, finalists: Sequence[Trial]
+) -> list[tuple[str, Candidate]]:
+    """Grow the finalists that leave budget unused; where steps are too large, trade units."""
+    full_ms = FULL_BUDGET_SHARE * problem.budget_ms
+    seeds: list[tuple[str, Candidate]] = []
+    for trial in finalists:
+        if trial.latency_ms < full_ms:
+            larger = grow_to_budget(
+                problem,
+                trial.candidate,
+                loss_increase=sensitivity.loss_increase,
+                rounding=sensitivity.rounding,
+            )
+            seeds.append(("filled", larger))
+    # The next step up of these is too large for the budget.
+    still_small = [candidate for _, candidate in seeds if problem.predict(candidate) < full_ms]
+    if still_small:
+        traded = trade_for_precision(
+            problem,
+            still_small[0],
+            loss_increase=sensitivity.loss_increase,
+            rounding=sensitivity.rounding,
+        )
+        seeds += [("exchanged", candidate) for candidate in traded]
+    return seeds
+
+
+def _select_allowed(problem: SearchProblem, trials: list[Trial]) -> list[Trial]:
+    """Select the trials that the problem allows; all where an older journal holds no such one."""
+    allowed = [trial for trial in trials if problem.is_allowed(trial.candidate)]
+    return allowed or trials
 
 
 def adjust_structure(
     run: RunContext,
-    ev: Sensitivity,
+    sensitivity: Sensitivity,
     *,
-    predict: Predictor,
+    predictor: Predictor,
     budget_ms: float,
-    who: TrialEvaluator,
+    evaluator: TrialEvaluator,
     structure: Candidate,
 ) -> Trial | None:
-    """A structure fitted to a budget that has moved a little, judged; None where no unit is small enough for that.
+    """Adjust a structure to a budget that has moved a little, and evaluate it.
 
-    Of many structures the search finds those that the predictor underrates (the winner's curse); of this one it is
-    known by how much.
+    Of many structures the search finds those that the predictor underrates (the winner's curse). Of
+    this one it is known by how much.
+
+    Args:
+        run: Spec, space, models and run folder.
+        sensitivity: Loss increases of cuts and roundings.
+        predictor: Predicts latencies, as corrected by what was measured.
+        budget_ms: Milliseconds that the structure may be predicted to take.
+        evaluator: Evaluates trials.
+        structure: The structure that was measured.
+
+    Returns:
+        The trial; None where no unit is small enough for the change, or where the trial failed.
     """
-
-    p = replace(
-        build_problem(run, ev, predict=predict, budget_ms=budget_ms), precisions={}
-    )  # in another precision it is another structure
-    small = cut_to_budget(p, structure, damage=ev.loss_increase)
-    c = (
-        grow_to_budget(p, small, damage=ev.loss_increase, rounding=ev.rounding)
-        if small
-        else structure
-    )
-    if c == structure or not FULL_BUDGET_SHARE * budget_ms <= p.predict(c) <= budget_ms:
+    problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
+    # In another precision it would be another structure.
+    problem = replace(problem, precisions={})
+    adjusted = structure
+    smaller = cut_to_budget(problem, structure, loss_increase=sensitivity.loss_increase)
+    if smaller is not None:
+        adjusted = grow_to_budget(
+            problem,
+            smaller,
+            loss_increase=sensitivity.loss_increase,
+            rounding=sensitivity.rounding,
+        )
+    fills_budget = FULL_BUDGET_SHARE * budget_ms <= problem.predict(adjusted) <= budget_ms
+    if adjusted == structure or not fills_budget:
         return None
+    effort = SearchEffort(
+        trials=0,
+        level_switches=0,
+        workers=evaluator.workers,
+        retries=run.spec.search.retries,
+    )
     with run.time_stage("search"):
-        book = open_study(
-            run.folder.study, run.spec.seed, sampler=run.spec.search.sampler
-        )
-        effort = SearchEffort(
-            trials=0, level_switches=0, workers=who.workers, retries=run.spec.search.retries
-        )
-        say = lambda what, share: run.on_progress("search", what, share)
-        trials = run_study(
-            book,
-            p,
-            executor=who.executor,
-            evaluate=who.evaluate,
-            starts=[],
-            seeds=[("adjusted", c)],
+        trials = _run_study(
+            _open_study(run),
+            problem,
+            run=run,
+            evaluator=evaluator,
             effort=effort,
-            seed=run.spec.seed,
-            progress=say,
+            starts=[],
+            seeds=[("adjusted", adjusted)],
         )
-    return next((t for t in trials if t.candidate.key() == c.key()), None)
+    adjusted_key = adjusted.key()
+    matching = [trial for trial in trials if trial.candidate.key() == adjusted_key]
+    return matching[0] if matching else None
 
 
-def list_plain_starts(run: RunContext, p: SearchProblem) -> list[dict[str, Any]]:
-    """A uniform split and one that spares what sees and hears, both with int8 where it is allowed."""
-    starts, kinds = [], {n: node.kind for n, node in run.spec.model_nodes().items()}
-    for heavy in (False, True):
-        point: dict[str, Any] = {}
-        for path, d in p.space.dimensions.items():
-            if d.choices:
-                point[path] = "int8" if "int8" in d.choices else d.choices[0]
-            elif path.endswith(".drop"):
-                point[path] = 0
-            elif path.startswith("nodes."):
-                high = d.high or 0.0
-                spared = kinds[path.split(".")[1]] in ("image_encoder", "audio_encoder")
-                point[path] = min(high, 0.5 if not heavy else 0.2 if spared else 0.7)
-            else:
-                point[path] = min(max(2.0, d.low or 0.0), d.high or 2.0)
+def list_plain_starts(problem: SearchProblem, spec: Spec) -> list[SearchPoint]:
+    """List two plain points: one ratio everywhere, and one that spares what sees and hears.
+
+    Both are in int8 where that is allowed.
+
+    Args:
+        problem: The space whose dimensions the points fill.
+        spec: Kinds of the nodes.
+
+    Returns:
+        Points to be scaled to the budget.
+    """
+    ratios = dict.fromkeys(spec.model_nodes(), PLAIN_RATIO)
+    sparing_ratios: dict[str, float] = {}
+    for node_name, node in spec.model_nodes().items():
+        is_sense = node.kind in SENSE_KINDS
+        sparing_ratios[node_name] = PLAIN_SENSE_RATIO if is_sense else PLAIN_REST_RATIO
+    starts: list[SearchPoint] = []
+    for ratio_by_node in (ratios, sparing_ratios):
+        point: SearchPoint = {}
+        for path, dimension in problem.space.dimensions.items():
+            point[path] = _find_plain_value(path, dimension, ratio_by_node=ratio_by_node)
         starts.append(point)
     return starts
+
+
+def _find_plain_value(
+    path: str, dimension: Dimension, *, ratio_by_node: dict[str, float]
+) -> float | str:
+    """Find the value of one dimension in a plain start."""
+    if dimension.choices:
+        return "int8" if "int8" in dimension.choices else dimension.choices[0]
+    if path.endswith(".drop"):
+        return 0
+    if path.startswith("nodes."):
+        node_name = path.split(".")[1]
+        return min(dimension.high or 0.0, ratio_by_node[node_name])
+    return min(max(PLAIN_PROTECTION, dimension.low or 0.0), dimension.high or PLAIN_PROTECTION)

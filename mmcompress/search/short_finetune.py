@@ -19,7 +19,7 @@ from mmcompress.results.records import Trial
 from mmcompress.search.build_problem import build_problem
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.evaluator import quality_collapsed
-from mmcompress.search.problem import SearchProblem, complete, scale_to_budget
+from mmcompress.search.problem import SearchProblem, complete_candidate, scale_to_budget
 from mmcompress.search.repair import cut_to_budget, grow_to_budget
 from mmcompress.search.run_search import FULL_BUDGET_SHARE, list_plain_starts
 from mmcompress.search.sensitivity.store import Sensitivity
@@ -68,7 +68,7 @@ def rank_by_short_finetuning(
     if not quality_collapsed(best.loss, validation_loss(run, run.models)):
         return best
     p, record = (
-        build_problem(run, ev, predict=predict, budget_ms=budget_ms),
+        build_problem(run, ev, predictor=predict, budget_ms=budget_ms),
         run.folder.short_finetunings,
     )
     if not record.exists():
@@ -83,10 +83,10 @@ def rank_by_short_finetuning(
             ]
         write_record(record, {"tried": tried})
     winner = min(read_record(_Record, record).tried, key=lambda t: t.loss)
-    fits = cut_to_budget(p, winner.candidate, damage=ev.loss_increase)
+    fits = cut_to_budget(p, winner.candidate, loss_increase=ev.loss_increase)
     if fits is None:
         return best
-    c = grow_to_budget(p, fits, damage=ev.loss_increase, rounding=ev.rounding)
+    c = grow_to_budget(p, fits, loss_increase=ev.loss_increase, rounding=ev.rounding)
     return Trial(
         number=best.number,
         origin=winner.origin,
@@ -115,9 +115,9 @@ def _pool(
     ]
     whole = sorted(within, key=lambda t: add_loss_increases(ev, t.candidate))[:2]
     by_damage = [(f"{t.origin}, least damage", t.candidate) for t in whole]
-    fitted = (scale_to_budget(p, point)[1] for point in list_plain_starts(run, p))
+    fitted = (scale_to_budget(p, point)[1] for point in list_plain_starts(p, run.spec))
     plain = [
-        ("plain split", grow_to_budget(p, c, damage=ev.loss_increase, rounding=ev.rounding))
+        ("plain split", grow_to_budget(p, c, loss_increase=ev.loss_increase, rounding=ev.rounding))
         for c in fitted
         if p.predict(c) <= p.budget_ms
     ]
@@ -132,7 +132,7 @@ def _apart(p: SearchProblem, a: Candidate, *, b: Candidate) -> float:
     """The share of the weights in blocks that one structure has and the other has not; infinite of other precisions."""
     if a.precision != b.precision:
         return math.inf
-    a, b = complete(p, a), complete(p, b)
+    a, b = complete_candidate(p, a), complete_candidate(p, b)
     of = lambda x, y: x.rows_and_columns_per_unit * abs(y) if x.group != "tokens" else 0.0
     every = [(n, x) for n, blocks in p.blocks.items() for x in blocks]
     differ = sum(of(x, a.kept_units[n][x.name] - b.kept_units[n][x.name]) for n, x in every)

@@ -1,66 +1,103 @@
-"""The warm start: the split of the latency budget over all blocks of all models with the least total damage."""
+"""The split of a latency budget over all blocks with the least summed loss. No torch here.
+
+Losses of single cuts are taken to add up. Windows (positions of a node) and precisions change what
+every block takes, so each combination of them is a knapsack of its own.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
 from mmcompress.graph.blocks import Block
-from mmcompress.graph.structure import Candidate
-from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.graph.structure import Candidate, KeptUnits
+from mmcompress.measure.cost_model.predictor import Predictor, Rows
+from mmcompress.search.knapsack import choose_options_within_budget
 from mmcompress.search.sensitivity.curves import SensitivityCurves
 
-BUDGET_BINS = 4000
+Option = TypeVar("Option")
+
+BlockKey = tuple[str, str]
+"""(node, block)."""
+
+
+MAX_BLOCK_LEVELS = 17
+"""Numbers of units of one block that are offered to the knapsack."""
 
 
 MAX_WINDOW_LENGTHS = 7
 """Lengths of a node's window that are tried, each with every choice of precisions."""
 
 
+FEW_WINDOW_LENGTHS = 3
+"""Lengths that remain where all combinations are too many: both ends and the middle."""
+
+
 MAX_COMBINATIONS = 600
-"""Choices of windows and precisions that are solved; of more, some are left out."""
+"""Combinations of windows and precisions that are solved, each a knapsack of its own."""
 
 
-def solve_knapsack(
-    costs: list[np.ndarray], damages: list[np.ndarray], *, budget: float
-) -> list[int] | None:
-    """Multiple-choice knapsack: one option per row, least damage with total cost within budget; None if impossible.
+@dataclass(frozen=True, kw_only=True)
+class SplitInputs:
+    """All that a split of the budget follows from. Every mapping has the same nodes."""
 
-    Costs are rounded up to a `BINS`-th of the budget, so a solution never exceeds it. Of solutions that do equal damage
-    it is the one that costs most: what is not cut can't hurt.
+    blocks: Mapping[str, tuple[Block, ...]]
+    """Blocks by node."""
+    cross_modal: Mapping[str, Collection[str]]
+    """Names of the cross-modal blocks, by node."""
+    curves: Mapping[str, SensitivityCurves]
+    """Loss increase of cutting each block, by node."""
+    rounding: Mapping[str, Mapping[str, float]]
+    """Loss increase of rounding a node, by node and precision."""
+    unit_choices: Mapping[str, Mapping[str, Sequence[int]]]
+    """Units each block may keep, ascending, by node; `tokens` are the positions of its window."""
+    precisions: Mapping[str, Sequence[str]]
+    """Precisions by node."""
+    predictor: Predictor
+    """Predicts what every block takes; nodes are taken to run one after the other."""
+    cross_modal_loss_weight: float
+    """Factor: how much more the loss of a cross-modal cut counts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetSplit:
+    """A candidate that a knapsack chose, with the loss it is estimated to add."""
+
+    candidate: Candidate
+    """Names every block of the nodes that were split."""
+    loss_increase: float
+    """Loss: estimated rise, all cuts and roundings added up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Levels:
+    """What the knapsack chooses from, block by block."""
+
+    units: Mapping[BlockKey, Sequence[int]]
+    """Units each block may keep, in the order of the knapsack's groups."""
+    loss_increases: Mapping[BlockKey, np.ndarray]
+    """Weighted loss increase at each of these."""
+
+
+def thin_out_levels(choices: Sequence[int], max_levels: int = MAX_BLOCK_LEVELS) -> list[int]:
+    """Thin out numbers of units: all of a few, `max_levels` of many, evenly spread with both ends.
+
+    Args:
+        choices: Numbers of units, ascending.
+        max_levels: How many remain at most.
+
+    Returns:
+        The numbers that remain, ascending.
     """
-    if budget <= 0:
-        return None
-    best = np.full(BUDGET_BINS + 1, np.inf)
-    best[0] = 0.0
-    picks: list[np.ndarray] = []
-    for cost, damage in zip(costs, damages, strict=True):
-        bins = np.ceil(np.asarray(cost) / budget * BUDGET_BINS - 1e-9).astype(int)
-        options = np.full((len(bins), BUDGET_BINS + 1), np.inf)
-        for i, b in enumerate(bins):
-            if b <= BUDGET_BINS:
-                options[i, b:] = best[: BUDGET_BINS + 1 - b] + damage[i]
-        picks.append(options.argmin(0))
-        best = options.min(0)
-    if not np.isfinite(best).any():
-        return None
-    at = BUDGET_BINS - int(best[::-1].argmin())
-    chosen = []
-    for cost, pick in zip(reversed(costs), reversed(picks), strict=True):
-        i = int(pick[at])
-        chosen.append(i)
-        at -= int(np.ceil(cost[i] / budget * BUDGET_BINS - 1e-9))
-    return list(reversed(chosen))
-
-
-def thin_out_levels(choices: Sequence[int], most: int = 17) -> list[int]:
-    """The kept counts offered to the knapsack: all of a few, `most` of many, the ends always."""
-    if len(choices) <= most:
+    if len(choices) <= max_levels:
         return list(choices)
-    return sorted({choices[round((len(choices) - 1) * i / (most - 1))] for i in range(most)})
+    last = len(choices) - 1
+    places = {round(last * i / (max_levels - 1)) for i in range(max_levels)}
+    return sorted({choices[place] for place in places})
 
 
 def limit_combinations(
@@ -70,87 +107,198 @@ def limit_combinations(
     lengths: Sequence[Sequence[int]],
     whole_ms: Callable[[str, str], float],
 ) -> tuple[dict[str, list[str]], list[list[int]]]:
-    """Precisions by node, and lengths by window, of which at most `SPLITS` combinations exist.
+    """Leave out precisions and window lengths until few enough combinations of them remain.
 
-    Of precisions the one that does least harm and the quickest stay (`whole_ms`: milliseconds of a whole node in one),
-    of lengths the ends and the middle; where even that is too much, of many nodes only the quickest.
+    First each node keeps the precision of least loss and the quickest one, then windows keep three
+    lengths, then nodes keep the quickest precision alone. Nodes whose quickest precision does least
+    harm are limited first.
+
+    Args:
+        precisions: Precisions by node.
+        rounding: Loss increase by node and precision.
+        lengths: Lengths of every window that may be cut.
+        whole_ms: Predicts the milliseconds of a whole node in a precision.
+
+    Returns:
+        Precisions by node and lengths by window; at most `MAX_COMBINATIONS` of them where that can
+            be reached.
     """
-    left, windows = {n: list(ps) for n, ps in precisions.items()}, [list(of) for of in lengths]
-    count = lambda: math.prod(map(len, left.values())) * math.prod(map(len, windows))
-    ends = lambda n: [
-        min(left[n], key=lambda p: rounding[n][p]),
-        min(left[n], key=lambda p: whole_ms(n, p)),
-    ]
-    for most in (2, 1):
-        harm = lambda n: min(rounding[n][p] for p in ends(n)[1:])  # of its quickest precision
-        for n in sorted(left, key=harm):
-            if count() > MAX_COMBINATIONS:
-                left[n] = list(dict.fromkeys(ends(n)))[-most:]
-        if most > 1 and count() > MAX_COMBINATIONS:
-            windows = [thin_out_levels(of, 3) for of in windows]
-    return left, windows
+    remaining = {node_name: list(choices) for node_name, choices in precisions.items()}
+    windows = [list(window) for window in lengths]
+
+    def find_quickest(node_name: str) -> str:
+        return min(remaining[node_name], key=lambda precision: whole_ms(node_name, precision))
+
+    def measure_harm(node_name: str) -> float:
+        return rounding[node_name][find_quickest(node_name)]
+
+    def has_too_many() -> bool:
+        counts = [*map(len, remaining.values()), *map(len, windows)]
+        return math.prod(counts) > MAX_COMBINATIONS
+
+    for node_name in sorted(remaining, key=measure_harm):
+        if has_too_many():
+            mildest = min(remaining[node_name], key=rounding[node_name].__getitem__)
+            remaining[node_name] = list(dict.fromkeys([mildest, find_quickest(node_name)]))
+    if has_too_many():
+        windows = [thin_out_levels(window, FEW_WINDOW_LENGTHS) for window in windows]
+    for node_name in sorted(remaining, key=measure_harm):
+        if has_too_many():
+            remaining[node_name] = [find_quickest(node_name)]
+    return remaining, windows
 
 
-def split_by_knapsack(
-    blocks: Mapping[str, tuple[Block, ...]],
-    cross: Mapping[str, Mapping[str, str]],
-    curves: Mapping[str, SensitivityCurves],
-    predictor: Predictor,
-    budget_ms: float,
-    protection: float,
-    precisions: Mapping[str, Sequence[str]],
-    rounding: Mapping[str, Mapping[str, float]],
-    choices: Mapping[str, Mapping[str, Sequence[int]]],
-) -> list[tuple[float, Candidate]]:
-    """(estimated damage, candidate) of the best split for every choice of precisions in `few`, least damage first."""
-    rows, found = predictor.table.index_rows(), []
-    nodes, windowed = list(blocks), [n for n in blocks if "tokens" in choices[n]]
-    options = {
-        n: {b.name: thin_out_levels(choices[n][b.name]) for b in blocks[n] if b.group != "tokens"}
-        for n in nodes
-    }
-    damages = {
-        (n, b): curves[n][b].loss_increase(np.array(o)) * (protection if b in cross[n] else 1.0)
-        for n in nodes
-        for b, o in options[n].items()
-    }
-    order = [(n, b) for n in nodes for b in options[n]]
-    whole = lambda n, p: predictor.node_table_ms(n, {}, precision=p, rows=rows)
-    precisions, lengths = limit_combinations(
-        precisions,
-        rounding,
-        lengths=[thin_out_levels(choices[n]["tokens"], MAX_WINDOW_LENGTHS) for n in windowed],
-        whole_ms=whole,
+def split_by_knapsack(inputs: SplitInputs, budget_ms: float) -> list[BudgetSplit]:
+    """Split a budget over all blocks, once for every combination of windows and precisions.
+
+    Args:
+        inputs: Blocks, choices, losses and the predictor.
+        budget_ms: Milliseconds that all nodes together may be predicted to take.
+
+    Returns:
+        The best split of every combination that fits, least estimated loss increase first.
+    """
+    rows = inputs.predictor.table.index_rows()
+    levels = _list_levels(inputs)
+    windowed_nodes = [name for name in inputs.blocks if "tokens" in inputs.unit_choices[name]]
+
+    def predict_whole_ms(node_name: str, precision: str) -> float:
+        return inputs.predictor.node_table_ms(node_name, {}, precision=precision, rows=rows)
+
+    window_lengths = []
+    for node_name in windowed_nodes:
+        choices = inputs.unit_choices[node_name]["tokens"]
+        window_lengths.append(thin_out_levels(choices, MAX_WINDOW_LENGTHS))
+    precisions, window_lengths = limit_combinations(
+        inputs.precisions, inputs.rounding, lengths=window_lengths, whole_ms=predict_whole_ms
     )
-    for window in itertools.product(*lengths):
-        left = {n: {"tokens": k} for n, k in zip(windowed, window, strict=True)}
-        cuts, costs = predictor.count_cut_positions(left), {}
-        paid = sum(
-            float(curves[n]["tokens"].loss_increase(kept["tokens"])) for n, kept in left.items()
+
+    precision_choices = _combine_options([precisions[node_name] for node_name in inputs.blocks])
+    splits: list[BudgetSplit] = []
+    for lengths in _combine_options(window_lengths):
+        windows = dict(zip(windowed_nodes, lengths, strict=True))
+        block_ms = _predict_block_ms(
+            inputs, levels, windows=windows, precisions=precisions, rows=rows
         )
-        for n in nodes:
-            for p, placed in itertools.product(precisions[n], predictor.deployed[n]):
-                ms = [
-                    predictor.block_ms(n, placed, units=k, precision=p, rows=rows, cuts=cuts)
-                    for k in options[n][placed.name]
-                ]
-                costs[n, placed.name, p] = np.array(ms)
-        for choice in itertools.product(*(precisions[n] for n in nodes)):
-            precision = dict(zip(nodes, choice, strict=True))
-            fixed = predictor.overhead_ms + sum(
-                predictor.base_ms(n, precision[n], cuts=cuts) for n in nodes
+        for choice in precision_choices:
+            precision = dict(zip(inputs.blocks, choice, strict=True))
+            split = _solve_split(
+                inputs,
+                levels,
+                windows=windows,
+                precision=precision,
+                block_ms=block_ms,
+                budget_ms=budget_ms,
             )
-            picked = solve_knapsack(
-                [costs[n, b, precision[n]] for n, b in order],
-                [damages[at] for at in order],
-                budget=budget_ms / predictor.factor - fixed,
-            )
-            if picked is None:
+            if split is not None:
+                splits.append(split)
+    return sorted(splits, key=lambda split: split.loss_increase)
+
+
+def _list_levels(inputs: SplitInputs) -> _Levels:
+    """List what the knapsack chooses from; windows are not among it."""
+    units: dict[BlockKey, list[int]] = {}
+    loss_increases: dict[BlockKey, np.ndarray] = {}
+    for node_name, blocks in inputs.blocks.items():
+        for block in blocks:
+            if block.group == "tokens":
                 continue
-            kept = {n: dict(left.get(n, {})) for n in nodes}
-            for (n, b), i in zip(order, picked, strict=True):
-                kept[n][b] = options[n][b][i]
-            damage = paid + sum(float(damages[at][i]) for at, i in zip(order, picked, strict=True))
-            damage += sum(rounding[n][precision[n]] for n in nodes)
-            found.append((damage, Candidate(kept, precision)))
-    return sorted(found, key=lambda f: f[0])
+            levels = thin_out_levels(inputs.unit_choices[node_name][block.name])
+            is_cross_modal = block.name in inputs.cross_modal[node_name]
+            weight = inputs.cross_modal_loss_weight if is_cross_modal else 1.0
+            curve = inputs.curves[node_name][block.name]
+            units[node_name, block.name] = levels
+            loss_increases[node_name, block.name] = curve.loss_increase(np.array(levels)) * weight
+    return _Levels(units=units, loss_increases=loss_increases)
+
+
+def _combine_options(groups: Sequence[Sequence[Option]]) -> list[list[Option]]:
+    """List every way to take one option of each group; the last group varies fastest."""
+    combinations: list[list[Option]] = [[]]
+    for options in groups:
+        longer: list[list[Option]] = []
+        for combination in combinations:
+            longer.extend([*combination, option] for option in options)
+        combinations = longer
+    return combinations
+
+
+def _cut_windows(inputs: SplitInputs, windows: Mapping[str, int]) -> dict[str, int]:
+    """Count the positions that each node loses where its window has the given length."""
+    kept_units = {node_name: {"tokens": length} for node_name, length in windows.items()}
+    return inputs.predictor.count_cut_positions(kept_units)
+
+
+def _predict_block_ms(
+    inputs: SplitInputs,
+    levels: _Levels,
+    *,
+    windows: Mapping[str, int],
+    precisions: Mapping[str, Sequence[str]],
+    rows: Rows,
+) -> dict[tuple[BlockKey, str], np.ndarray]:
+    """Predict the milliseconds of each block at its levels, by block and precision."""
+    cut_positions = _cut_windows(inputs, windows)
+    block_ms: dict[tuple[BlockKey, str], np.ndarray] = {}
+    for node_name in inputs.blocks:
+        for precision in precisions[node_name]:
+            for deployed in inputs.predictor.deployed[node_name]:
+                block_key = (node_name, deployed.name)
+                level_ms = []
+                for units in levels.units[block_key]:
+                    level_ms.append(
+                        inputs.predictor.block_ms(
+                            node_name,
+                            deployed,
+                            units=units,
+                            precision=precision,
+                            rows=rows,
+                            cuts=cut_positions,
+                        )
+                    )
+                block_ms[block_key, precision] = np.array(level_ms)
+    return block_ms
+
+
+def _solve_split(
+    inputs: SplitInputs,
+    levels: _Levels,
+    *,
+    windows: Mapping[str, int],
+    precision: Mapping[str, str],
+    block_ms: Mapping[tuple[BlockKey, str], np.ndarray],
+    budget_ms: float,
+) -> BudgetSplit | None:
+    """Solve the knapsack of one combination of windows and precisions; None where nothing fits."""
+    predictor = inputs.predictor
+    cut_positions = _cut_windows(inputs, windows)
+    bases_ms = 0.0
+    for node_name in inputs.blocks:
+        bases_ms += predictor.base_ms(node_name, precision[node_name], cuts=cut_positions)
+    costs = []
+    for node_name, block_name in levels.units:
+        costs.append(block_ms[(node_name, block_name), precision[node_name]])
+    options = choose_options_within_budget(
+        costs,
+        list(levels.loss_increases.values()),
+        budget=budget_ms / predictor.factor - (predictor.overhead_ms + bases_ms),
+    )
+    if options is None:
+        return None
+
+    kept_units: dict[str, KeptUnits] = {node_name: {} for node_name in inputs.blocks}
+    window_loss = 0.0
+    for node_name, length in windows.items():
+        kept_units[node_name]["tokens"] = length
+        window_loss += float(inputs.curves[node_name]["tokens"].loss_increase(length))
+    cut_loss = 0.0
+    for (node_name, block_name), option in zip(levels.units, options, strict=True):
+        kept_units[node_name][block_name] = levels.units[node_name, block_name][option]
+        cut_loss += float(levels.loss_increases[node_name, block_name][option])
+    rounding_loss = 0.0
+    for node_name in inputs.blocks:
+        rounding_loss += inputs.rounding[node_name][precision[node_name]]
+    return BudgetSplit(
+        candidate=Candidate(kept_units, dict(precision)),
+        loss_increase=window_loss + cut_loss + rounding_loss,
+    )

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Splits of the budget that the problem allows: those of the knapsack, repaired."""
 
 from __future__ import annotations
 
@@ -7,65 +7,126 @@ from dataclasses import replace
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.search.bisection import bisect_share
 from mmcompress.search.problem import SearchProblem
 from mmcompress.search.repair import cut_to_budget, restore_dropped
 from mmcompress.search.sensitivity.store import Sensitivity
-from mmcompress.search.split import split_by_knapsack
-from mmcompress.workspace.context import RunContext
+from mmcompress.search.split import BudgetSplit, SplitInputs, split_by_knapsack
 
-MAX_SPLITS = 12
-"""How many of the knapsack's splits are looked at, the best ones."""
+MAX_ALLOWED_SPLITS = 12
+"""Splits of the knapsack that are looked at, the best ones."""
+
+
+PARALLEL_BISECTION_STEPS = 6
+"""Halvings of the factor by which parallel branches may exceed the budget together."""
 
 
 def split_budget(
-    run: RunContext,
-    ev: Sensitivity,
+    problem: SearchProblem,
+    sensitivity: Sensitivity,
     *,
-    predict: Predictor,
+    predictor: Predictor,
     budget_ms: float,
-    p: SearchProblem,
     nodes: Sequence[str] = (),
-) -> list[tuple[float, Candidate]]:
-    """The knapsack's splits of a budget over some of the nodes (default: all), least estimated damage first.
+) -> list[Candidate]:
+    """Split a budget over the blocks of some nodes; repair splits that are not allowed.
 
-    It adds up what the nodes take. Where branches run in parallel it is given more than the budget, as much as leaves
-    the critical path within.
+    The knapsack adds up what the nodes take. Where branches run in parallel it is given more than
+    the budget: as much as leaves the critical path within.
+
+    Args:
+        problem: Blocks, choices and limits.
+        sensitivity: Loss increases of cuts and roundings.
+        predictor: Predicts latencies; without the other limits of the problem.
+        budget_ms: Milliseconds that the nodes may be predicted to take.
+        nodes: The nodes to split over, all by default. Of some alone no limit of the pipeline is
+            checked.
+
+    Returns:
+        Candidates (of these nodes), least estimated loss increase first.
     """
+    inputs = _collect_inputs(problem, sensitivity, predictor=predictor, nodes=nodes)
 
-    part = lambda by: {n: by[n] for n in nodes or run.blocks}
-    given = (part(run.blocks), part(run.cross_modal), part(ev.curves), replace(predict, reads={}))
-    rest = (run.spec.prune.protection, part(p.precisions), part(ev.rounding), part(p.unit_choices))
+    def list_splits(summed_ms: float) -> list[Candidate]:
+        splits = split_by_knapsack(inputs, summed_ms)
+        if not nodes:
+            splits = _repair_splits(problem, sensitivity, splits=splits)
+        return [split.candidate for split in splits]
 
-    def solved(ms: float) -> list[tuple[float, Candidate]]:
-        rows = split_by_knapsack(*given, ms, *rest)
-        if nodes:  # of a part of the pipeline the rest is not known
-            return rows
-        held: list[tuple[float, Candidate]] = []
-        for damage, c in rows:  # what is mended does no less harm: those behind are worse
-            if p.is_allowed(c):
-                held.append((damage, c))
-            elif mended := cut_to_budget(
-                p, restore_dropped(p, c, damage=ev.loss_increase), damage=ev.loss_increase
-            ):
-                held.append((estimated(mended), mended))
-            if len(held) == MAX_SPLITS:
-                break
-        return sorted(held, key=lambda f: f[0])
+    candidates = list_splits(budget_ms)
+    has_parallel_branches = bool(predictor.reads) and not nodes and len(problem.blocks) > 1
+    if not has_parallel_branches:
+        return candidates
 
-    def estimated(c: Candidate) -> float:
-        weight = lambda n, b: run.spec.prune.protection if b in run.cross_modal[n] else 1.0
-        cuts = sum(
-            weight(n, b) * ev.loss_increase(n, b, k)
-            for n, by in c.kept_units.items()
-            for b, k in by.items()
-        )
-        return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
+    candidates_by_factor: dict[float, list[Candidate]] = {}
 
-    found = solved(budget_ms)
-    low, high = 1.0, float(len(run.blocks)) if predict.reads and not nodes else 1.0
-    for _ in range(6 if high > low else 0):
-        middle = (low + high) / 2
-        within = [f for f in solved(middle * budget_ms) if predict(f[1]) <= budget_ms]
-        low, high = (middle, high) if within else (low, middle)
-        found = within or found
-    return found
+    def exceeds_budget(factor: float) -> bool:
+        splits = list_splits(factor * budget_ms)
+        within_budget = [candidate for candidate in splits if predictor(candidate) <= budget_ms]
+        if within_budget:
+            candidates_by_factor[factor] = within_budget
+        return not within_budget
+
+    largest_factor, _ = bisect_share(
+        exceeds_budget, low=1.0, high=float(len(problem.blocks)), steps=PARALLEL_BISECTION_STEPS
+    )
+    return candidates_by_factor.get(largest_factor, candidates)
+
+
+def _collect_inputs(
+    problem: SearchProblem,
+    sensitivity: Sensitivity,
+    *,
+    predictor: Predictor,
+    nodes: Sequence[str],
+) -> SplitInputs:
+    """Collect what the knapsack needs of the given nodes, or of all."""
+    node_names = nodes or list(problem.blocks)
+    return SplitInputs(
+        blocks={name: problem.blocks[name] for name in node_names},
+        cross_modal={name: problem.cross_modal.get(name, ()) for name in node_names},
+        curves={name: sensitivity.curves[name] for name in node_names},
+        rounding={name: sensitivity.rounding[name] for name in node_names},
+        unit_choices={name: problem.unit_choices[name] for name in node_names},
+        precisions={name: problem.precisions[name] for name in node_names},
+        predictor=replace(predictor, reads={}),
+        cross_modal_loss_weight=problem.cross_modal_loss_weight,
+    )
+
+
+def _repair_splits(
+    problem: SearchProblem, sensitivity: Sensitivity, *, splits: Sequence[BudgetSplit]
+) -> list[BudgetSplit]:
+    """Repair splits that the problem does not allow; the first few remain, sorted anew."""
+    allowed: list[BudgetSplit] = []
+    for split in splits:
+        if problem.is_allowed(split.candidate):
+            allowed.append(split)
+        else:
+            restored = restore_dropped(
+                problem, split.candidate, loss_increase=sensitivity.loss_increase
+            )
+            smaller = cut_to_budget(problem, restored, loss_increase=sensitivity.loss_increase)
+            if smaller is not None:
+                loss_increase = _add_weighted_losses(problem, sensitivity, candidate=smaller)
+                allowed.append(BudgetSplit(candidate=smaller, loss_increase=loss_increase))
+        # A repair does not lower the estimated loss: the splits behind are worse.
+        if len(allowed) == MAX_ALLOWED_SPLITS:
+            break
+    return sorted(allowed, key=lambda split: split.loss_increase)
+
+
+def _add_weighted_losses(
+    problem: SearchProblem, sensitivity: Sensitivity, *, candidate: Candidate
+) -> float:
+    """Add up the loss increases of cuts and roundings, as the knapsack weighs them."""
+    cut_loss = 0.0
+    for node_name, kept_units in candidate.kept_units.items():
+        for block_name, units in kept_units.items():
+            is_cross_modal = block_name in problem.cross_modal.get(node_name, ())
+            weight = problem.cross_modal_loss_weight if is_cross_modal else 1.0
+            cut_loss += weight * sensitivity.loss_increase(node_name, block_name, units)
+    rounding_loss = 0.0
+    for node_name, precision in candidate.precision.items():
+        rounding_loss += sensitivity.rounding[node_name][precision]
+    return cut_loss + rounding_loss

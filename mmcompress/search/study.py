@@ -23,7 +23,7 @@ from mmcompress.search.neighbors import switch_levels
 from mmcompress.search.problem import (
     SearchPoint,
     SearchProblem,
-    best_within,
+    find_best_trial,
     scale_to_budget,
     to_overrides,
     to_search_point,
@@ -301,7 +301,7 @@ class _Search:
         )
 
     def best(self) -> Trial | None:
-        return best_within(list(self.book.by_key.values()), self.problem.budget_ms)
+        return find_best_trial(list(self.book.by_key.values()), self.problem.budget_ms)
 
 
 def run_study(

@@ -10,7 +10,7 @@ from types import MappingProxyType
 import numpy as np
 
 from mmcompress.export.onnx import export_node
-from mmcompress.graph.blocks import count_steps, units_after
+from mmcompress.graph.blocks import count_steps, cut_by_share, units_after
 from mmcompress.graph.references import (
     decode_steps_by_node,
     source_nodes,
@@ -47,8 +47,13 @@ for a node of so many parameters, of which one export says as much as several of
 
 def keep_uniform_share(model: Model, share: float, *, cut: int = 0) -> KeptUnits:
     """The same share of every block, and all positions but `cut`."""
-    some = lambda b: int(units_after(b, round((1 - share) * count_steps(b))))
-    return {b.name: b.units - cut if b.group == "tokens" else some(b) for b in model.blocks}
+    kept_units: KeptUnits = {}
+    for block in model.blocks:
+        if block.group == "tokens":
+            kept_units[block.name] = block.units - cut
+        else:
+            kept_units[block.name] = cut_by_share(block, 1 - share)
+    return kept_units
 
 
 def keep_share_and_drop_blocks(model: Model, share: float) -> KeptUnits:

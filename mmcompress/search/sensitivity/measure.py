@@ -8,7 +8,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
-from mmcompress.graph.blocks import Block, count_steps, units_after
+from mmcompress.graph.blocks import Block, cut_by_share
 from mmcompress.kinds.base import Batch, Models
 from mmcompress.models.base import Model
 from mmcompress.pipeline.forward import TorchPipeline
@@ -73,7 +73,7 @@ def _levels(block: Block, shortest: float) -> list[int]:
     """Units kept at which damage is measured, all of them aside."""
     most = shortest if block.group == "tokens" and shortest else 1.0
     return sorted(
-        {int(units_after(block, round(s * most * count_steps(block)))) for s in MEASURED_SHARES}
+        {cut_by_share(block, s * most) for s in MEASURED_SHARES}
         - {block.units},
         reverse=True,
     )
