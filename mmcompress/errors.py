@@ -1,4 +1,4 @@
-"""The error tree. Everything a caller may want to catch derives from `MmcompressError`.
+"""The error tree. Everything that a caller may want to catch derives from `MmcompressError`.
 
 MmcompressError
 ├── SpecError        the YAML says something that can't be            exit code 2
@@ -7,63 +7,88 @@ MmcompressError
 ├── BundleError      a bundle that is damaged, altered or too new     exit code 2
 ├── MissingPackage   an optional package is not installed             exit code 2
 ├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
-├── TargetNotMet     the best found was written, but is too slow      exit code 3
+├── TargetNotMet     the best artifact was written, but is too slow   exit code 3
 └── ProofFailed      an artifact does not compute what it should      exit code 1
 """
 
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 
 
 class MmcompressError(Exception):
+    """An error that is told to a person in one message, without a traceback."""
+
     exit_code = 1
+    """Exit code of the command that ends with this error."""
 
 
 class SpecError(MmcompressError):
+    """A spec or a search space says something that can't be."""
+
     exit_code = 2
 
 
 class DataError(MmcompressError):
+    """An input file, a dataset or a run folder is missing, damaged or odd."""
+
     exit_code = 2
 
 
 class ModelError(MmcompressError):
+    """A model can't be used: weights are missing, or its layout is unknown."""
+
     exit_code = 2
 
 
 class BundleError(MmcompressError):
+    """A bundle is damaged, altered, or written by a newer version."""
+
     exit_code = 2
 
 
 class MissingPackage(MmcompressError):
-    """An optional package is needed. `extra` names the extra of this project that brings it."""
+    """An optional package is needed."""
 
     exit_code = 2
 
     def __init__(self, package: str, extra: str):
+        """Make the error.
+
+        Args:
+            package: The package that could not be imported.
+            extra: The extra of this project that brings it.
+        """
         super().__init__(package, extra)
 
     def __str__(self) -> str:
         package, extra = self.args
-        return f"the package '{package}' is needed here: pip install -e '.[{extra}]' in a checkout of mmcompress"
+        install = f"pip install -e '.[{extra}]' in a checkout of mmcompress"
+        return f"the package '{package}' is needed here: {install}"
 
 
 class ClusterError(MmcompressError):
+    """A Ray cluster, a job server or a worker is gone."""
+
     exit_code = 2
 
 
 class TargetNotMet(MmcompressError):
+    """The best artifact was written, but it misses the target or a limit."""
+
     exit_code = 3
 
 
 class ProofFailed(MmcompressError):
+    """An artifact does not compute what it should."""
+
     exit_code = 1
 
 
-def suggest_nearest(name: str, known: object) -> str:
-    """A tail for an error message: the nearest of the known names, then all of them."""
-    names = sorted(str(k) for k in known)  # type: ignore[attr-defined]
-    close = difflib.get_close_matches(str(name), names, 1)
-    hint = f"did you mean '{close[0]}'? " if close else ""
+def suggest_nearest(name: str, known: Iterable[object]) -> str:
+    """Return the tail of an error message: the nearest of the known names, then all of them."""
+    names = sorted(str(one) for one in known)
+    nearest = difflib.get_close_matches(str(name), names, 1)
+    hint = f"did you mean '{nearest[0]}'? " if nearest else ""
     return f"{hint}(known: {', '.join(names)})"

@@ -697,7 +697,7 @@ def test_limits_that_were_exceeded_are_lowered_by_as_much():
         worst_limit_ratio(asked, side) == pytest.approx(1.1)
         and worst_limit_ratio(Limits(), side) == 0
     )
-    found = tighten_limits(asked, asked, s=side)
+    found = tighten_limits(asked, asked, side=side)
     assert (
         found.params_m == 4.0
         and found.size_mb == pytest.approx(20 * 20 / 22)
@@ -710,7 +710,7 @@ def test_limits_that_were_exceeded_are_lowered_by_as_much():
         asked, side, lowest={"size": 19.9, "parameters": 3.9, "p50 of 'a'": 1.0}
     )
     assert found.node_ms == {"a": pytest.approx(2 * 2 / 2.2), "b": 3.0}
-    assert tighten_limits(found, asked, s=side).size_mb == pytest.approx(
+    assert tighten_limits(found, asked, side=side).size_mb == pytest.approx(
         20 * (20 / 22) ** 2
     )  # once more, from there
 

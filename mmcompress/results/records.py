@@ -1,7 +1,4 @@
-"""What passes between stages: frozen dataclasses that survive a JSON round trip, and the one builder that makes them.
-
-`build` is also what turns a YAML spec into its records, so there is one schema of every option: its dataclass.
-"""
+"""What stages leave for each other and for the report: frozen records that survive a JSON round trip."""
 
 from __future__ import annotations
 
@@ -15,43 +12,66 @@ from mmcompress.stats import Latency, Quality
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """One check of an artifact: the largest difference seen, and the bound it had to stay under."""
+    """One check of an artifact."""
 
     name: str
+    """What is proved: `masked == sliced`, `torch == onnx`."""
     node: str
+    """The node that it is about."""
     difference: float
+    """The largest difference that was seen, relative to the scale of the values."""
     bound: float
+    """The largest difference that is allowed."""
     passed: bool
+    """Whether the difference stayed within the bound."""
     detail: str = ""
+    """Which graph or which input it was, when there are several."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
-    """One evaluated candidate. `loss` is the pipeline's own loss on the choosing split: lower is better."""
+    """One evaluated candidate."""
 
     number: int
+    """Number of the trial in the study."""
     origin: str
+    """Where the candidate comes from: `sampler`, `knapsack`, `mutation`, `filled`, ..."""
     overrides: dict[str, Any]
+    """The keys of the spec that give back exactly this candidate."""
     candidate: Candidate
+    """The structure, and the precision of each node."""
     latency_ms: float
+    """Predicted milliseconds of a request."""
     loss: float
+    """The pipeline's own loss on validation pairs; lower is better."""
     quality: dict[str, float]
+    """Figures of quality on the same pairs."""
     evaluation_seconds: float
+    """Seconds that a worker took."""
     worker: str = ""
+    """The worker, as host and process."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """Random structures of a pipeline, predicted and measured whole; milliseconds of a request each."""
+    """Random structures of a pipeline, predicted and measured whole."""
 
     pipeline: str
+    """Name of the pipeline."""
     mean_absolute_error: float
+    """Mean of |predicted / measured - 1|."""
     spearman: float
+    """Rank correlation of predicted and measured latencies."""
     predicted_ms: tuple[float, ...]
+    """Predicted milliseconds of a request, by structure."""
     measured_ms: tuple[float, ...]
+    """Measured milliseconds of a request, by structure."""
     cpu: dict[str, Any]
+    """The processor that they were measured on."""
     commit: str = ""
+    """The commit of mmcompress."""
     versions: dict[str, str] = field(default_factory=dict)
+    """Versions of the packages that matter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +79,15 @@ class Attempt:
     """A structure that was exported and measured before anything was trained."""
 
     predicted_ms: float
+    """Predicted milliseconds of a request."""
     measured_ms: float
+    """Measured milliseconds of a request."""
     target_ms: float
+    """Milliseconds that a request may take."""
     margin: float = 0.0
-    """What the measurement may be off by."""
+    """Relative error that the measurement may have."""
     node_ratios: dict[str, float] = field(default_factory=dict)
-    """p50 of each node over that of the dense one beside it."""
+    """p50 of each node over the p50 of the same dense node, measured in turn with it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,105 +95,157 @@ class NodeResult:
     """One model of the pipeline as deployed."""
 
     latency_ms_p50: float
+    """Median milliseconds of a request in this node."""
     params: int
+    """Parameters."""
     macs: int
+    """Multiply-accumulates of a request."""
     size_mb: float
+    """MB of its files."""
     precision: str
+    """Precision of its weights and products."""
     unimodal_ratio: float | None
+    """Share removed of its unimodal units; None when it has none."""
     cross_modal_ratio: float | None
+    """Share removed of its cross-modal units; None when it has none."""
     sparsity: float = 0.0
     """Share of zeros among the weights of its blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Side:
-    """One side of the comparison: the dense baseline, or what was made of it."""
+    """One side of the comparison: the dense pipeline, or what was made of it."""
 
     latency_ms: Latency
+    """Milliseconds of a request, end to end."""
     quality: dict[str, Quality]
+    """Figures of quality on the test split."""
     size_mb: float
+    """MB of the bundle."""
     params: int
+    """Parameters of all models."""
     nodes: dict[str, NodeResult]
+    """Each model by name."""
     model_share: float
-    """Share of the end-to-end time spent inside model sessions."""
+    """Share of the time of a request that is spent inside model sessions."""
     memory_mb: float = 0.0
-    """Peak resident memory of a process that loads the bundle and answers once."""
+    """Peak resident MB of a process that loads the bundle and answers once; 0 when it was not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """What was asked; `floor_ms`: the lowest latency predicted of anything in the search space, `fixed_ms`: the part of
-    it that no prunable block accounts for, `fixed` what the nodes have of that; `lowest`: the least predicted of what
-    has a limit (nodes in ms, parameters in M, size and memory in MB); `unmet`: every bound that the result exceeds."""
+    """What was asked for, whether it is met, and what could be reached."""
 
     latency_ms: float
+    """Milliseconds that a request may take."""
     speedup: float
+    """Latency of the dense pipeline over that."""
     met: bool
+    """Whether the result keeps the target and every limit."""
     asked: str = ""
+    """The target as the spec says it."""
     statistic: str = "p50"
+    """The statistic that counts: p50 or p95."""
     floor_ms: float = 0.0
+    """Lowest latency that is predicted of anything in the search space."""
     fixed_ms: float = 0.0
+    """The part of `floor_ms` that no prunable block accounts for."""
     latency_ms_p50: float | None = None
-    """The same as `latency_ms` where the target is a median."""
+    """The same as `latency_ms` when the target is a median, else None."""
     exceeded_bounds: tuple[str, ...] = ()
+    """Every bound that the result exceeds, in words."""
     fixed_ms_by_node: dict[str, float] = field(default_factory=dict)
+    """What each node has of `fixed_ms`."""
     lowest_reachable: dict[str, float] = field(default_factory=dict)
+    """The least that is predicted of everything with a limit: nodes in ms, parameters in M, size and memory in MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
+    """How much was searched."""
+
     trials: int
+    """Distinct candidates that were evaluated."""
     feasible: int
+    """Those of them that are predicted to meet the target."""
     failed: int
+    """Trials that raised an error."""
     seconds: float
+    """Seconds of searching."""
     workers: dict[str, int] = field(default_factory=dict)
+    """Trials by worker."""
     split_losses: tuple[float, ...] = ()
-    """Least loss of a split of the budget, round by round: damage was measured anew in between. `judged`: for it."""
+    """Least loss of a split of the budget, round by round; loss increases were measured again in between."""
     linearization_evaluations: int = 0
+    """Structures that were evaluated for these rounds."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """`summary.json`: everything the report shows."""
+    """`summary.json`: everything that the report shows."""
 
     pipeline: str
+    """Name of the pipeline."""
     target: Target
+    """What was asked for, and whether it is met."""
     baseline: Side
+    """The dense pipeline."""
     compressed: Side
+    """What was made of it."""
     speedup: float
+    """Median latency of the dense pipeline over that of the compressed one."""
     quality_retained: float
+    """The smallest ratio of compressed to dense over all figures of quality."""
     predicted_latency_ms_p50: float
+    """Median latency that was predicted of the structure."""
     unimodal_ratio: float
+    """Share removed of all unimodal units, by the weights that they carry."""
     cross_modal_ratio: float | None
+    """Share removed of all cross-modal units; None when there are none."""
     kept_units: dict[str, KeptUnits]
+    """Units kept, by node and block."""
     blocks: dict[str, tuple[Block, ...]]
+    """The prunable blocks of the dense models."""
     cross_modal_reasons: dict[str, dict[str, str]]
+    """Why a block is cross-modal, by node and block."""
     proofs: tuple[Proof, ...]
+    """Every proof of both bundles."""
     search: SearchResult
+    """How much was searched."""
     trials: tuple[Trial, ...]
+    """Every distinct candidate that was evaluated."""
     warnings: tuple[str, ...]
+    """What a reader should know before trusting the result."""
     timings: dict[str, float]
+    """Seconds of each stage."""
     settings: dict[str, Any]
+    """The spec as plain data."""
     versions: dict[str, str]
+    """Versions of the packages that matter."""
     cpu: dict[str, Any]
+    """The processor that the latencies are of."""
     seed: int
+    """Seed of data, search and training."""
     commit: str
+    """The commit of mmcompress, marked when the checkout was changed."""
     command: str
+    """The command that made this."""
     device: str = ""
-    """Fingerprint of the device that the latencies are of; those of no samples (n = 0) are predicted, not measured."""
+    """Fingerprint of the device that the latencies are of. Those of no samples (n = 0) are predicted, not measured."""
     peak_memory_mb: float = 0.0
-    """Peak resident memory of the process that drove the run; workers come on top."""
+    """Peak resident MB of the process that drove the run; workers come on top."""
     validation_losses: tuple[float, ...] = ()
-    """The pipeline's own loss on choosing pairs: dense, before training, on the way through it, and at the end."""
+    """The pipeline's own loss on validation pairs: dense, before training, on the way, and at the end."""
     samples: tuple[dict[str, str], ...] = ()
+    """A few texts: the reference, and what both sides wrote."""
     extra_splits: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
-    """Further splits, reported apart: split -> side -> metric."""
+    """Quality on further splits: split, side, figure."""
     attempts: tuple[Attempt, ...] = ()
-    """Structures measured whole on the way to this one, in order."""
+    """Structures that were measured whole on the way to this one, in order."""
     bench_repeats: int = 0
-    """In how many parts the latency of both sides was measured."""
+    """Parts in which the latency of both sides was measured."""
     machine_speed_factor: float = 1.0
-    """The factor from what the result took of the dense pipeline to what it takes on this machine usually, as whole
-    pipelines of its precisions show, measured now and all through the run; 1 where none was."""
+    """Factor from the measured latency ratio to what it is on this machine in the long run. Whole pipelines of the same
+    precisions, measured now and all through the run, show it. 1 when none was measured."""
     aimed_share: float = 1.0
-    """The share of the target that its structure was chosen for."""
+    """Share of the target that the structure was chosen for."""

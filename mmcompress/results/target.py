@@ -1,4 +1,4 @@
-"""What a measured pipeline takes of what it may take: of its target, and of the limits beside that."""
+"""Decides whether a target is met: what a measured pipeline takes, over what it may take."""
 
 from __future__ import annotations
 
@@ -8,81 +8,116 @@ from mmcompress.results.records import Side, Summary
 from mmcompress.spec.schema import Limits, Spec
 from mmcompress.spec.target import Goal
 
-
-def target_share(s: Summary) -> float:
-    """What a pipeline took of what it may take."""
-    return float(getattr(s.compressed.latency_ms, s.target.statistic)) / s.target.latency_ms
+Bound = tuple[str, float, float, str]
+"""(what is bound, what a side has of it, the limit, unit)."""
 
 
-def long_run_target_share(s: Summary) -> float:
-    """`of_target` as it is usually on this machine: see `Summary.usual`."""
-    return target_share(s) * s.machine_speed_factor
+def target_share(summary: Summary) -> float:
+    """Return measured latency / target."""
+    measured_ms: float = getattr(summary.compressed.latency_ms, summary.target.statistic)
+    return measured_ms / summary.target.latency_ms
 
 
-def corrected_target_share(s: Summary) -> float:
-    """`of_target`, a result that only seems too fast while the machine is in a mood taken at what it takes usually; a
-    miss stays one."""
-    reached = target_share(s)
-    return reached if reached > 1 else min(max(reached, long_run_target_share(s)), 1.0)
+def long_run_target_share(summary: Summary) -> float:
+    """Return latency / target as it is in the long run on this machine (`Summary.machine_speed_factor`)."""
+    return target_share(summary) * summary.machine_speed_factor
 
 
-def list_exceeded_bounds(spec: Spec, goal: Goal, *, target_ms: float, s: Side) -> tuple[str, ...]:
-    """Every bound of a spec that a measured side exceeds, in words."""
-    whole = (f"{goal.statistic} end to end", getattr(s.latency_ms, goal.statistic), target_ms, "ms")
-    return tuple(
-        f"{what}: {have:.2f} {unit}, asked for {bound:.2f}"
-        for what, have, bound, unit in (whole, *_bounds(spec.limits, s))
-        if have > bound
-    )
+def corrected_target_share(summary: Summary) -> float:
+    """Return latency / target for the decision whether more was cut than needed.
+
+    A pipeline that only seems too fast while the machine is in a mood counts at its long-run latency. A miss stays a
+    miss.
+    """
+    share = target_share(summary)
+    if share > 1:
+        return share
+    return min(max(share, long_run_target_share(summary)), 1.0)
 
 
-def _bounds(limits: Limits, s: Side) -> list[tuple[str, float, float, str]]:
-    """(what, what a side has of it, its bound, unit) of every limit."""
-    nodes = [
-        (f"p50 of '{n}'", s.nodes[n].latency_ms_p50, ms, "ms") for n, ms in limits.node_ms.items()
-    ]
-    sizes = (
-        ("parameters", s.params / 1e6, limits.params_m, "M"),
-        ("size", s.size_mb, limits.size_mb, "MB"),
-        ("memory", s.memory_mb, limits.memory_mb, "MB"),
-    )
-    return nodes + [
-        (what, have, bound, unit) for what, have, bound, unit in sizes if bound is not None
-    ]
+def list_exceeded_bounds(
+    spec: Spec, goal: Goal, *, target_ms: float, side: Side
+) -> tuple[str, ...]:
+    """Return every bound of a spec that a measured side exceeds, in words; empty when the target is met."""
+    latency_ms: float = getattr(side.latency_ms, goal.statistic)
+    bounds: list[Bound] = [(f"{goal.statistic} end to end", latency_ms, target_ms, "ms")]
+    bounds += _list_limits(spec.limits, side)
+    exceeded: list[str] = []
+    for what, value, limit, unit in bounds:
+        if value > limit:
+            exceeded.append(f"{what}: {value:.2f} {unit}, asked for {limit:.2f}")
+    return tuple(exceeded)
 
 
-def worst_limit_ratio(limits: Limits, s: Side) -> float:
-    """The most that a side takes of a limit; 0 where there is none."""
-    return max((have / bound for _, have, bound, _ in _bounds(limits, s)), default=0.0)
+def _list_limits(limits: Limits, side: Side) -> list[Bound]:
+    """Return every limit beside the target, with what a side has of it."""
+    bounds: list[Bound] = []
+    for node, limit_ms in limits.node_ms.items():
+        bounds.append((f"p50 of '{node}'", side.nodes[node].latency_ms_p50, limit_ms, "ms"))
+    if limits.params_m is not None:
+        bounds.append(("parameters", side.params / 1e6, limits.params_m, "M"))
+    if limits.size_mb is not None:
+        bounds.append(("size", side.size_mb, limits.size_mb, "MB"))
+    if limits.memory_mb is not None:
+        bounds.append(("memory", side.memory_mb, limits.memory_mb, "MB"))
+    return bounds
 
 
-def is_out_of_reach(limits: Limits, s: Side, *, lowest: Mapping[str, float]) -> bool:
-    """Whether a limit lies below the least that is predicted of anything in the search space (`Target.lowest`)."""
-    return any(
-        have > bound and lowest.get(what, 0.0) > bound
-        for what, have, bound, _ in _bounds(limits, s)
-    )
+def worst_limit_ratio(limits: Limits, side: Side) -> float:
+    """Return the largest ratio of what a side has to its limit; 0 when there is no limit."""
+    ratios = [value / limit for _, value, limit, _ in _list_limits(limits, side)]
+    return max(ratios, default=0.0)
+
+
+def is_out_of_reach(limits: Limits, side: Side, *, lowest: Mapping[str, float]) -> bool:
+    """Return whether a limit lies below the least that is predicted of anything in the search space.
+
+    Args:
+        limits: The limits of the spec.
+        side: The measured pipeline.
+        lowest: `Target.lowest_reachable`.
+    """
+    for what, value, limit, _ in _list_limits(limits, side):
+        if value > limit and lowest.get(what, 0.0) > limit:
+            return True
+    return False
 
 
 def scale_latencies(lowest: Mapping[str, float], pace: float) -> dict[str, float]:
-    """The same (`Target.lowest`) where everything takes so many times as long as it was predicted to."""
-    return {
-        what: least * pace if what.startswith("p50 ") else least for what, least in lowest.items()
-    }
+    """Return `Target.lowest_reachable` on a machine that is `pace` times slower than when it was predicted."""
+    scaled: dict[str, float] = {}
+    for what, least in lowest.items():
+        scaled[what] = least * pace if what.startswith("p50 ") else least
+    return scaled
 
 
-def tighten_limits(now: Limits, asked: Limits, *, s: Side) -> Limits:
-    """Limits to search with after a side exceeded some of those that were asked for: lowered by as much."""
+def tighten_limits(current: Limits, asked: Limits, *, side: Side) -> Limits:
+    """Return limits to search with after a side exceeded some: lowered by as much as it exceeded them.
 
-    def less(at: float | None, bound: float | None, have: float) -> float | None:
-        return at if at is None or bound is None or have <= bound else at * bound / have
-
-    node_ms = {
-        n: less(now.node_ms[n], ms, s.nodes[n].latency_ms_p50) for n, ms in asked.node_ms.items()
-    }
+    Args:
+        current: The limits that were searched with.
+        asked: The limits of the spec.
+        side: The measured pipeline.
+    """
+    node_ms: dict[str, float] = {}
+    for node, limit_ms in asked.node_ms.items():
+        factor = _tightening_factor(limit_ms, side.nodes[node].latency_ms_p50)
+        node_ms[node] = current.node_ms[node] * factor
     return Limits(
-        params_m=less(now.params_m, asked.params_m, s.params / 1e6),
-        size_mb=less(now.size_mb, asked.size_mb, s.size_mb),
-        memory_mb=less(now.memory_mb, asked.memory_mb, s.memory_mb),
-        node_ms=node_ms,  # type: ignore[arg-type]
+        params_m=_tighten(current.params_m, asked.params_m, value=side.params / 1e6),
+        size_mb=_tighten(current.size_mb, asked.size_mb, value=side.size_mb),
+        memory_mb=_tighten(current.memory_mb, asked.memory_mb, value=side.memory_mb),
+        node_ms=node_ms,
     )
+
+
+def _tighten(current: float | None, asked: float | None, *, value: float) -> float | None:
+    """Return one limit, lowered when it was exceeded; None stays None."""
+    if current is None or asked is None:
+        return current
+    return current * _tightening_factor(asked, value)
+
+
+def _tightening_factor(asked: float, value: float) -> float:
+    """Return limit / value when the limit was exceeded, else 1."""
+    return asked / value if value > asked else 1.0

@@ -85,7 +85,7 @@ def replace_measurements(s: Summary, check: Any, dense: str, bundle: str) -> Sum
     for have, m in ((s.baseline, check.baseline), (s.compressed, check.compressed)):
         nodes = {n: replace(r, latency_ms_p50=m.nodes[n].p50) for n, r in have.nodes.items()}
         sides.append(replace(have, latency_ms=m.latency, nodes=nodes, model_share=m.model_share))
-    over = list_exceeded_bounds(spec, goal, target_ms=target_ms, s=sides[1])
+    over = list_exceeded_bounds(spec, goal, target_ms=target_ms, side=sides[1])
     pace = (
         target_ms / s.target.latency_ms
     )  # it may be slower or faster now than when its readings were taken

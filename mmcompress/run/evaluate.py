@@ -40,15 +40,15 @@ from mmcompress.run.fit import MIN_TARGET_SHARE, FittedStructure, list_reference
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.graph import load_bundle
-from mmcompress.runtime.machine import describe_cpu, read_git_commit, list_package_versions
+from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit
 from mmcompress.search.linearize import load_interaction_factors
 from mmcompress.search.study import count_failures, finished_trials, open_study
 from mmcompress.stats import (
     Latency,
     PerSampleScores,
     Quality,
-    estimate_quality,
     compute_quality_retained,
+    estimate_quality,
 )
 from mmcompress.storage import read_record, to_plain, write_record
 from mmcompress.workspace.context import RunContext
@@ -207,7 +207,7 @@ def _target(
     pace: float,
 ) -> Target:
 
-    over = list_exceeded_bounds(r.spec, r.goal, target_ms=target_ms, s=compressed)
+    over = list_exceeded_bounds(r.spec, r.goal, target_ms=target_ms, side=compressed)
     return Target(
         latency_ms=target_ms,
         speedup=getattr(dense, r.goal.statistic) / target_ms,

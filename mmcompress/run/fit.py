@@ -18,8 +18,8 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.drift import (
     DENSE_NAME,
     append_reference_run,
-    load_reference_runs,
     compute_machine_speed_factor,
+    load_reference_runs,
 )
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, has_time_budget

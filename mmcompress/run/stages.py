@@ -143,7 +143,7 @@ def _reach(r: RunContext, dense: Profile, *, predict: Predictor, ev: Sensitivity
         )
         begun, before = 2 if first.search_effort >= asked else 1, len(first.attempts)
         bias = bias if known else first.next_final_to_fitted(long_run_target_share(missed))
-        limits = tighten_limits(limits, limits, s=missed.compressed)
+        limits = tighten_limits(limits, limits, side=missed.compressed)
     for done in count(begun):
         fitted = fit_structure(
             _within(r, limits), ev, predict=predict, dense=dense, bias=bias, before=before
@@ -162,7 +162,7 @@ def _reach(r: RunContext, dense: Profile, *, predict: Predictor, ev: Sensitivity
             r, fitted, summary=summary, done=done
         ):
             break
-        limits = tighten_limits(limits, r.spec.limits, s=summary.compressed)
+        limits = tighten_limits(limits, r.spec.limits, side=summary.compressed)
         bias, before = (
             fitted.next_final_to_fitted(long_run_target_share(summary)),
             before + len(fitted.attempts),

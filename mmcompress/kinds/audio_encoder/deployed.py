@@ -1,4 +1,4 @@
-"""TODO."""
+"""An audio encoder on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from mmcompress.runtime.text import Values
 
 
 class AudioEncoder:
-    """audio -> embedding float32 [k, d], tokens float32 [k, n, w]; sound longer than the window makes k windows."""
+    """A sound to embeddings, float32 [k, d], and tokens, float32 [k, n, w].
+
+    A sound that is longer than the model's window is heard in k windows.
+    """
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
-        self.model, self.config = sessions["model"], config["features"]
+        self.session = sessions["model"]
+        self.options = config["features"]
 
     def __call__(self, audio: AudioLike) -> Values:
-        pieces = split_sound(open_audio(audio), float(self.config["seconds"]))
-        features = np.stack([compute_log_mel(p, self.config) for p in pieces])
-        return dict(zip(self.model.outputs, self.model({"features": features}), strict=True))
+        """Encode a sound: a file, its bytes, or samples at 16 kHz."""
+        windows = split_sound(open_audio(audio), float(self.options["seconds"]))
+        features = [compute_log_mel(window, self.options) for window in windows]
+        results = self.session({"features": np.stack(features)})
+        return dict(zip(self.session.outputs, results, strict=True))

@@ -1,4 +1,4 @@
-"""TODO."""
+"""An image encoder on ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from mmcompress.runtime.text import Values
 
 
 class ImageEncoder:
-    """image -> embedding float32 [1, d] of length 1, tokens float32 [1, n, w]."""
+    """A picture to an embedding, float32 [1, d] of length 1, and tokens, float32 [1, n, w]."""
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
-        self.model, self.config = sessions["model"], config["preprocess"]
+        self.session = sessions["model"]
+        self.preprocessing = config["preprocess"]
 
     def __call__(self, image: Any) -> Values:
-        pixels = (
-            image
-            if isinstance(image, np.ndarray) and image.ndim == 4
-            else preprocess_image(image, self.config)[None]
-        )
-        return dict(zip(self.model.outputs, self.model({"pixels": pixels}), strict=True))
+        """Encode a picture: a file, its bytes, an array, or pixels [1, 3, s, s] that are prepared already."""
+        is_prepared = isinstance(image, np.ndarray) and image.ndim == 4
+        pixels = image if is_prepared else preprocess_image(image, self.preprocessing)[None]
+        results = self.session({"pixels": pixels})
+        return dict(zip(self.session.outputs, results, strict=True))

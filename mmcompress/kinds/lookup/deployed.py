@@ -1,4 +1,4 @@
-"""TODO."""
+"""The search in a list of texts on a device."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from mmcompress.runtime.text import Values
 
 
 class Lookup:
-    """The text of a list whose embedding is nearest to the query (cosine), with its similarity and its place."""
+    """Finds the text of a list whose embedding is nearest to the query by cosine.
+
+    The list lies in the bundle: the texts as JSON, and their embeddings [k, d] as the deployed encoder gives them.
+    """
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         try:
             self.texts = json.loads((folder / config["texts"]).read_text())
-            self.bank = np.load(folder / config["bank"], allow_pickle=False)
-        except (OSError, ValueError) as e:
-            raise BundleError(f"{folder}: the list of a lookup can't be read: {e}") from e
+            self.embeddings = np.load(folder / config["bank"], allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise BundleError(f"{folder}: the list of a lookup can't be read: {error}") from error
 
     def __call__(self, query: np.ndarray) -> Values:
-        rank = self.bank @ query[0]
-        at = int(rank.argmax())
-        return {"best": self.texts[at], "score": float(rank[at]), "place": at}
+        """Find the nearest text to an embedding [1, d], with its similarity and its place in the list."""
+        similarity = self.embeddings @ query[0]
+        place = int(similarity.argmax())
+        return {"best": self.texts[place], "score": float(similarity[place]), "place": place}

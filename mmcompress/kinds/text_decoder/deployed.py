@@ -1,9 +1,10 @@
-"""TODO."""
+"""A text decoder on ONNX Runtime: beam search around a step graph with a cache."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,98 +15,140 @@ from mmcompress.runtime.text import Values, load_tokenizer
 
 
 class TextDecoder:
-    """context float32 [k, n, w] -> texts, the best first. Cross-attention K and V are computed once a request.
+    """The tokens of another node, float32 [k, n, w], to texts, the best first.
 
-    Several contexts are windows of one thing: their best texts are joined. `ended`: see `Generation.ending`. After a
-    call `written` holds what was written of each window; what is `dictated` is given back in its place, after as many
-    calls of the model as that took, and the same moves of its cache: structures are then timed for the same work,
-    whatever they would say. (Beams of one that was cut and not trained yet never settle.)
+    K and V of cross-attention are computed once a request. Several contexts are windows of one thing: their best texts
+    are joined. After a call, `traces` holds what was written of each window.
+
+    With a `replay`, a call does the work of those traces and gives their texts: as many steps of the model, and the
+    same moves of its cache. Structures are then timed for the same work, whatever they would write. (Beams of a model
+    that was cut and not trained yet never settle.)
     """
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
-        self.context, self.step = sessions.get("context"), sessions["step"]
+        self.context_session = sessions.get("context")
+        self.step_session = sessions["step"]
         self.tokenizer = load_tokenizer(folder / config["tokenizer"])
-        g = dict(config["generation"])
-        options: Values = {k: tuple(v) if isinstance(v, list) else v for k, v in g.items()}
-        self.generation = Generation(**options)
-        self.past = [(int(h), int(d)) for h, d in config["past"]]
+        self.generation = Generation(**_with_tuples(config["generation"]))
+        self.past_shapes = [(int(heads), int(width)) for heads, width in config["past"]]
         self.traces: list[GenerationTrace] = []
         self.replay: Sequence[GenerationTrace] = ()
+
+    def __call__(self, context: np.ndarray) -> Values:
+        """Write texts for k contexts [k, n, w].
+
+        Returns:
+            `text`, the best one; `texts` and `scores`, the best first; `ended`, how each ended (`Generation.describe_ending`).
+        """
+        contexts = [context[i : i + 1] for i in range(len(context))]
+        if self.replay:
+            self.traces = self._repeat(contexts)
+        else:
+            self.traces = [self._write(window) for window in contexts]
+        sequences = list(self.traces[0].sequences)
+        if len(self.traces) > 1:
+            sequences = [trace.sequences[0] for trace in self.traces]
+        prompt_length = len(self.generation.prompt)
+        texts: list[str] = []
+        endings: list[str] = []
+        for _, ids in sequences:
+            texts.append(self.tokenizer.decode(list(ids[prompt_length:])).strip())
+            endings.append(self.generation.describe_ending(ids))
+        scores = [score for score, _ in sequences]
+        if len(self.traces) > 1:
+            early_endings = [ending for ending in endings if ending != "end"]
+            texts = [" ".join(texts)]
+            scores = [min(scores)]
+            endings = early_endings[:1] or ["end"]
+        return {"text": texts[0], "texts": texts, "scores": scores, "ended": endings}
 
     def generate(
         self,
         context: np.ndarray,
         steps: int | None = None,
+        *,
         made: list[BeamMove] | None = None,
         follow: Sequence[BeamMove] = (),
     ) -> list[tuple[float, list[int]]]:
-        """Scored token sequences of one item, the best first; of exactly as many `steps` where they are given.
+        """Write token sequences for one context.
 
-        `made`, `follow`: see `beam_search`.
+        Args:
+            context: Tokens of another node, float32 [1, n, w].
+            steps: Steps to take exactly; None writes until it ends.
+            made: A list that the moves of the beams are added to.
+            follow: Moves to make in place of those that the scores ask for.
+
+        Returns:
+            Scored sequences of token ids, the best first.
         """
         generation = self.generation if steps is None else self.generation.paced(steps)
-        given = (
-            dict(zip(self.context.outputs, self.context({"context": context}), strict=True))
-            if self.context
-            else {}
-        )
-        names = [n for n in self.step.inputs if n.startswith("past")]
+        prefilled = self._prefill(context)
+        past_names = [name for name in self.step_session.inputs if name.startswith("past")]
+        inputs = set(self.step_session.inputs)
         positions = np.arange(generation.max_tokens + 1, dtype=np.int64)
-        wanted = set(self.step.inputs)
-        cross = {k: v for k, v in given.items() if k in wanted and k not in names}
+        cross_inputs = {
+            name: value
+            for name, value in prefilled.items()
+            if name in inputs and name not in past_names
+        }
 
-        def step(
+        def take_step(
             ids: np.ndarray, position: int, past: list[np.ndarray]
         ) -> tuple[np.ndarray, list[np.ndarray]]:
-            feed = {"ids": ids, **cross}
-            if "position" in wanted:  # rotary embeddings count the cache
+            feed = {"ids": ids, **cross_inputs}
+            if "position" in inputs:  # models with rotary embeddings count the cache instead
                 feed["position"] = positions[position : position + ids.shape[1]]
-            if "mask" in wanted:
+            if "mask" in inputs:
                 feed["mask"] = build_causal_mask(ids.shape[1], past[0].shape[2])
-            feed.update(zip(names, past, strict=True))
-            scores, *new = self.step(feed)
-            return scores, new
+            feed.update(zip(past_names, past, strict=True))
+            scores, *new_past = self.step_session(feed)
+            return scores, new_past
 
         beams = generation.beams
-        start = [np.zeros((beams, h, 0, d), np.float32) for h, d in self.past]
-        if (
-            names and names[0] in given
-        ):  # the context is a prefix: every beam starts from its K and V
-            start = [np.repeat(given[n], beams, 0) for n in names]
-        return beam_search(step, start, g=generation, made=made, follow=follow)
+        if past_names and past_names[0] in prefilled:
+            # the context is a prefix of the text: every beam starts from its K and V
+            past = [np.repeat(prefilled[name], beams, 0) for name in past_names]
+        else:
+            past = [
+                np.zeros((beams, heads, 0, width), np.float32) for heads, width in self.past_shapes
+            ]
+        return beam_search(take_step, past, g=generation, made=made, follow=follow)
+
+    def _prefill(self, context: np.ndarray) -> dict[str, np.ndarray]:
+        """Return what is computed once a request: K and V of cross-attention, or of a prefix."""
+        if self.context_session is None:
+            return {}
+        results = self.context_session({"context": context})
+        return dict(zip(self.context_session.outputs, results, strict=True))
 
     def _write(self, context: np.ndarray) -> GenerationTrace:
-        before, made = self.step.calls, list[BeamMove]()
-        found = self.generate(context, made=made)
+        """Write freely for one context, and keep what was done."""
+        calls_before = self.step_session.calls
+        moves: list[BeamMove] = []
+        sequences = self.generate(context, made=moves)
         return GenerationTrace(
-            steps=self.step.calls - before,
-            sequences=tuple((score, tuple(ids)) for score, ids in found),
-            moves=tuple(made),
+            steps=self.step_session.calls - calls_before,
+            sequences=tuple((score, tuple(ids)) for score, ids in sequences),
+            moves=tuple(moves),
         )
 
-    def _take(self, contexts: list[np.ndarray]) -> list[GenerationTrace]:
-        """What is dictated, after the steps it took; where windows are shorter than they were, they share them."""
-        work: list[tuple[int, tuple[BeamMove, ...]]] = [(w.steps, w.moves) for w in self.replay]
+    def _repeat(self, contexts: list[np.ndarray]) -> list[GenerationTrace]:
+        """Do the work of the replay, and return its traces.
+
+        Where there are more or fewer windows than then, they share the steps.
+        """
+        work = [(trace.steps, trace.moves) for trace in self.replay]
         if len(work) != len(contexts):
-            shares = np.array_split(range(sum(steps for steps, _ in work)), len(contexts))
-            work = [(max(1, len(part)), ()) for part in shares]
+            all_steps = range(sum(trace.steps for trace in self.replay))
+            parts = np.array_split(all_steps, len(contexts))
+            work = [(max(1, len(part)), ()) for part in parts]
         for context, (steps, moves) in zip(contexts, work, strict=True):
             self.generate(context, steps, follow=moves)
         return list(self.replay)
 
-    def __call__(self, context: np.ndarray) -> Values:
-        contexts = [context[i : i + 1] for i in range(len(context))]
-        self.traces = self._take(contexts) if self.replay else [self._write(c) for c in contexts]
-        windows = [w.sequences for w in self.traces]
-        found = windows[0] if len(windows) == 1 else [w[0] for w in windows]
-        given = len(self.generation.prompt)
-        texts = [self.tokenizer.decode(list(ids[given:])).strip() for _, ids in found]
-        ended = [self.generation.describe_ending(ids) for _, ids in found]
-        scores = [score for score, _ in found]
-        if len(windows) > 1:
-            texts, scores, ended = (
-                [" ".join(texts)],
-                [min(scores)],
-                [next((e for e in ended if e != "end"), "end")],
-            )
-        return {"text": texts[0], "texts": texts, "scores": scores, "ended": ended}
+
+def _with_tuples(generation: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of a generation with tuples in place of JSON's lists."""
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in generation.items()
+    }

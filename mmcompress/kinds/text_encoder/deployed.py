@@ -1,34 +1,32 @@
-"""TODO."""
+"""A text encoder on ONNX Runtime."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from mmcompress.runtime.sessions import TimedSession
-from mmcompress.runtime.text import Values, load_tokenizer, pad_ids, choose_padded_length
+from mmcompress.runtime.text import Values, choose_padded_length, load_tokenizer, pad_ids
+
+BATCHED_FROM = 17
+"""Texts from which on the tokenizer's thread pool is used: for a few short texts it costs more than it saves."""
 
 
 class TextEncoder:
-    """text (one or several) -> embedding float32 [n, d] of length 1."""
+    """One or several texts to embeddings, float32 [n, d] of length 1."""
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
-        self.model, self.config = sessions["model"], config
+        self.session = sessions["model"]
+        self.config = config
         self.tokenizer = load_tokenizer(folder / config["tokenizer"])
 
     def __call__(self, text: str | list[str]) -> Values:
+        """Embed a text, or several at once."""
         texts = [text] if isinstance(text, str) else text
-        # a thread pool costs more than a few short texts
-        many = len(texts) > 16
-        ids = [
-            e.ids
-            for e in (
-                self.tokenizer.encode_batch(texts) if many else map(self.tokenizer.encode, texts)
-            )
-        ]
-        padded = pad_ids(
-            ids,
-            choose_padded_length(ids, self.config),
-            pad=self.config["pad"],
-            eos=self.config["eos"],
-        )
-        return {"embedding": self.model({"ids": padded})[0]}
+        if len(texts) < BATCHED_FROM:
+            encodings = [self.tokenizer.encode(one) for one in texts]
+        else:
+            encodings = self.tokenizer.encode_batch(texts)
+        rows = [encoding.ids for encoding in encodings]
+        length = choose_padded_length(rows, self.config)
+        ids = pad_ids(rows, length, pad=self.config["pad"], eos=self.config["eos"])
+        return {"embedding": self.session({"ids": ids})[0]}

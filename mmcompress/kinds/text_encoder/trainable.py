@@ -12,7 +12,7 @@ from torch import Tensor
 from mmcompress.data.base import Pairs
 from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode
 from mmcompress.models.base import Model
-from mmcompress.runtime.text import pad_ids, choose_padded_length
+from mmcompress.runtime.text import choose_padded_length, pad_ids
 
 DROPPED_WORD_SHARE = 0.15
 """Share of words left out of the text that queries a list: about what a speech recognizer gets wrong."""

@@ -14,8 +14,8 @@ from typing import Any
 from mmcompress.measure.cost_model.device_table import DeviceTable, complete_table
 from mmcompress.measure.cost_model.fit_predictor import (
     PipelineMeasurement,
-    fit_predictor,
     compute_node_ratios,
+    fit_predictor,
 )
 from mmcompress.measure.cost_model.plan import Export, MeasurementPlan, list_reference_bundles
 from mmcompress.measure.cost_model.predictor import Predictor, list_table_needs

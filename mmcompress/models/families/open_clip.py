@@ -25,10 +25,10 @@ from mmcompress.models.families.coca import CaptionDecoder
 from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES, TextDecoder
 from mmcompress.models.families.decoding import read_generation
 from mmcompress.models.hub import (
-    summarize_error,
     is_unreachable,
     load_tokenizer_json,
     refuse_pickles,
+    summarize_error,
 )
 from mmcompress.models.layouts import find_blocks, find_convolutions, normalize_
 

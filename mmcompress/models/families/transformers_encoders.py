@@ -23,12 +23,12 @@ from mmcompress.models.base import (
 )
 from mmcompress.models.hub import (
     POOLER,
+    describe_source,
     find_family,
     load_config,
     load_json,
     load_library_model,
     load_tokenizer_json,
-    describe_source,
 )
 from mmcompress.models.layouts import find_blocks, normalize_
 

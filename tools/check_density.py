@@ -1,0 +1,226 @@
+"""Measures how dense the code of the package is, and fails for what must not be there.
+
+    python tools/check_density.py            prints the table; exit code 1 when a limit is broken
+    python tools/check_density.py --places   prints the places of everything that is counted exactly as well
+
+A limit on density keeps code readable where a limit on length only squeezes it: a function may have sixty plain lines,
+but not twenty that must be decoded.
+
+Definitions. A code line is not blank, not a comment, and not part of a docstring or of a string that stands alone. AST
+nodes leave out Load, Store and Del. A described field is a string that stands under an assignment.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import sys
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1] / "mmcompress"
+
+LINE_LENGTH = 100
+"""Columns of a line."""
+
+MANY_POSITIONAL = 5
+"""Positional arguments from which on a call is counted."""
+
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table."""
+
+    name: str
+    """What is measured."""
+    limit: float
+    """The figure to reach: at most this, or at least this when `at_least`."""
+    is_exact: bool = False
+    """Whether each count is a place that can be mended: the check fails above the limit."""
+    at_least: bool = False
+    """Whether more is better."""
+
+    def holds(self, value: float) -> bool:
+        """Return whether a value reaches the limit."""
+        return value >= self.limit if self.at_least else value <= self.limit
+
+
+FIGURES = {
+    "nodes": Figure("AST nodes per line of code", 6.4),
+    "comments": Figure("comment lines and described fields per 1,000 lines", 40, at_least=True),
+    "one_word": Figure("% of module-level functions named by one word", 25),
+    "short": Figure("% of local names of one or two letters (but i, j, k)", 10),
+    "lambdas": Figure("lambdas bound to a name", 0, is_exact=True),
+    "tuples": Figure("tuple assignments per 1,000 lines", 1, is_exact=True),
+    "positional": Figure("calls with five or more positional arguments per 1,000 lines", 2, is_exact=True),
+    "splats": Figure("calls that splat a tuple per 1,000 lines", 1, is_exact=True),
+    "keyword": Figure("% of functions with a keyword-only parameter", 10, at_least=True),
+    "nested": Figure("nested comprehensions", 15, is_exact=True),
+    "inside": Figure("imports of own modules inside functions", 0, is_exact=True),
+    "any": Figure("Any per 1,000 lines", 5, is_exact=True),
+    "long": Figure("lines over 100 characters per 1,000 lines", 0, is_exact=True),
+}
+"""The table, in the order in which it is printed."""
+
+
+@dataclass
+class Counts:
+    """What was counted in all files."""
+
+    totals: Counter[str] = field(default_factory=Counter)
+    """Counts by name."""
+    places: dict[str, list[str]] = field(default_factory=dict)
+    """`file:line` of what is counted exactly, by figure."""
+
+    def add_place(self, figure: str, path: Path, line: int) -> None:
+        """Count one thing at a place."""
+        self.totals[figure] += 1
+        name = path.relative_to(PACKAGE.parent)
+        self.places.setdefault(figure, []).append(f"{name}:{line}")
+
+
+def standalone_string_lines(tree: ast.AST) -> set[int]:
+    """Return the lines of docstrings and of strings that stand alone."""
+    lines: set[int] = set()
+    for node in ast.walk(tree):
+        if _is_standalone_string(node):
+            lines.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return lines
+
+
+def _is_standalone_string(node: ast.AST) -> bool:
+    is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    return is_constant and isinstance(node.value.value, str)
+
+
+def count_comment_lines(text: str) -> int:
+    """Return how many lines hold a comment that is not for a tool."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT and not token.string.startswith(("# noqa", "# type:")):
+            lines.add(token.start[0])
+    return len(lines)
+
+
+def count_described_lines(tree: ast.AST) -> int:
+    """Return how many lines of strings stand under an assignment."""
+    count = 0
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if not isinstance(body, list):
+            continue
+        for before, after in zip(body, body[1:], strict=False):
+            if isinstance(before, ast.Assign | ast.AnnAssign) and _is_standalone_string(after):
+                count += (after.end_lineno or after.lineno) - after.lineno + 1
+    return count
+
+
+def own_imports_inside(function: ast.AST) -> Iterator[ast.stmt]:
+    """Yield the imports of own modules within a function."""
+    for node in ast.walk(function):
+        if isinstance(node, ast.ImportFrom):
+            first_name = (node.module or "").split(".")[0]
+            if node.level or first_name == PACKAGE.name:
+                yield node
+        elif isinstance(node, ast.Import):
+            if any(alias.name.split(".")[0] == PACKAGE.name for alias in node.names):
+                yield node
+
+
+def count_file(path: Path, counts: Counts) -> None:
+    """Add what one file holds."""
+    text = path.read_text(encoding="utf-8")
+    tree = ast.parse(text)
+    strings = standalone_string_lines(tree)
+    rows = text.splitlines()
+    counts.totals["lines"] += len(rows)
+    for number, row in enumerate(rows, 1):
+        stripped = row.strip()
+        if stripped and not stripped.startswith("#") and number not in strings:
+            counts.totals["code"] += 1
+        if len(row) > LINE_LENGTH:
+            counts.add_place("long", path, number)
+    counts.totals["comments"] += count_comment_lines(text) + count_described_lines(tree)
+    for statement in tree.body:
+        if isinstance(statement, ast.FunctionDef):
+            counts.totals["module functions"] += 1
+            counts.totals["one_word"] += "_" not in statement.name.strip("_")
+    for node in ast.walk(tree):
+        count_node(node, path, counts)
+
+
+def count_node(node: ast.AST, path: Path, counts: Counts) -> None:
+    """Add one node of a syntax tree."""
+    if not isinstance(node, ast.Load | ast.Store | ast.Del):
+        counts.totals["nodes"] += 1
+    if isinstance(node, ast.Name):
+        if isinstance(node.ctx, ast.Store):
+            counts.totals["stores"] += 1
+            is_short = len(node.id.strip("_")) <= 2 and node.id not in ("_", "i", "j", "k")
+            counts.totals["short"] += is_short
+        if node.id == "Any":
+            counts.add_place("any", path, node.lineno)
+    elif isinstance(node, ast.Assign):
+        if isinstance(node.value, ast.Lambda):
+            counts.add_place("lambdas", path, node.lineno)
+        if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
+            counts.add_place("tuples", path, node.lineno)
+    elif isinstance(node, ast.Call):
+        if len(node.args) >= MANY_POSITIONAL:
+            counts.add_place("positional", path, node.lineno)
+        if any(isinstance(argument, ast.Starred) for argument in node.args):
+            counts.add_place("splats", path, node.lineno)
+    elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+        counts.totals["functions"] += 1
+        counts.totals["keyword"] += bool(node.args.kwonlyargs)
+        for statement in own_imports_inside(node):
+            counts.add_place("inside", path, statement.lineno)
+    elif isinstance(node, COMPREHENSIONS):
+        inner = [other for other in ast.walk(node) if other is not node]
+        if any(isinstance(other, COMPREHENSIONS) for other in inner):
+            counts.add_place("nested", path, node.lineno)
+
+
+def compute_values(totals: Counter[str]) -> dict[str, float]:
+    """Return the value of every figure."""
+    per_1000 = 1000 / max(totals["lines"], 1)
+    values = {
+        "nodes": totals["nodes"] / max(totals["code"], 1),
+        "one_word": 100 * totals["one_word"] / max(totals["module functions"], 1),
+        "short": 100 * totals["short"] / max(totals["stores"], 1),
+        "keyword": 100 * totals["keyword"] / max(totals["functions"], 1),
+    }
+    for name in ("comments", "tuples", "positional", "splats", "any", "long"):
+        values[name] = totals[name] * per_1000
+    for name in ("lambdas", "nested", "inside"):
+        values[name] = totals[name]
+    return values
+
+
+def main() -> int:
+    """Print the table; return 1 when a limit is broken."""
+    counts = Counts()
+    for path in sorted(PACKAGE.rglob("*.py")):
+        count_file(path, counts)
+    values = compute_values(counts.totals)
+    broken = 0
+    print(f"{counts.totals['lines']} lines, {counts.totals['functions']} functions")
+    print(f"{'now':>8}  {'to reach':>8}")
+    for name, figure in FIGURES.items():
+        holds = figure.holds(values[name])
+        broken += not holds
+        mark = "" if holds else "  <-- not reached"
+        print(f"{values[name]:8.1f}  {figure.limit:8g}  {figure.name}{mark}")
+        if figure.is_exact and (not holds or "--places" in sys.argv):
+            for place in counts.places.get(name, []):
+                print(f"{'':20}{place}")
+    return int(broken > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
