@@ -32,14 +32,16 @@ test-fast: install
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 check: install
-	$(BIN)/ruff format --check mmcompress tests benchmarks
-	$(BIN)/ruff check mmcompress tests benchmarks
+	$(BIN)/ruff format --check mmcompress tests benchmarks tools
+	$(BIN)/ruff check mmcompress tests benchmarks tools
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/check_density.py
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
 
 format: install
-	$(BIN)/ruff format mmcompress tests benchmarks
-	$(BIN)/ruff check --fix mmcompress tests benchmarks
+	$(BIN)/ruff format mmcompress tests benchmarks tools
+	$(BIN)/ruff check --fix mmcompress tests benchmarks tools
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

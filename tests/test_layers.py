@@ -1,4 +1,4 @@
-"""Imports point down, and heavy packages enter by named doors."""
+"""Imports point down, heavy packages enter by named doors, and no room knows a node kind by its name."""
 
 from __future__ import annotations
 
@@ -9,92 +9,115 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / "mmcompress"
-FLOORS = [
-    {"errors"},
-    {"registry"},
-    {"records"},
-    {"spec", "runtime"},
-    {"models", "data", "metrics"},
-    {"graph"},
-    {"prune", "distill", "quantize", "export", "measure"},
-    {"search", "report"},
-    {"workflow"},
-    {"cli"},
-]
-RANK = {room: i for i, floor in enumerate(FLOORS) for room in floor}
-# The loader checks a spec's graph before anyone uses it; topology knows no torch and nothing above the spec.
-LIFTS = {("spec", "graph.topology")}
+from mmcompress.registry import NODE_KINDS, PLUG_POINTS, resolve_entry
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "mmcompress"
 DOORS = {
     "ray": {"search/executors.py", "search/jobs.py"},
-    "onnxruntime": {"runtime/sessions.py", "quantize/precision.py", "export/shapes.py"},
     "optuna": {"search/study.py", "search/samplers.py"},
-    "open_clip": {"models/open_clip.py", "models/embedded/train_clip_captioner.py"},
+    "open_clip": {"models/families/open_clip.py"},
+    "jiwer": {"metrics/wer.py"},
+    "cmaes": {"search/samplers.py"},
 }
-NO_TORCH = (
-    "spec",
-    "search",
-    "report",
-    "runtime",
-    "records",
-    "registry",
-    "errors",
-    "metrics",
-    "data",
-)
-
-
-def imports(path: Path) -> set[str]:
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "mmcompress":
-            found |= {f"mmcompress.{a.name}" for a in node.names if a.name in RANK}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
-    return found
+"""Where an optional package may be imported."""
 
 
 def files() -> list[tuple[str, Path]]:
-    return [
-        (p.relative_to(PACKAGE).as_posix(), p)
-        for p in sorted(PACKAGE.rglob("*.py"))
-        if p != PACKAGE / "__init__.py"
-    ]
+    found = [(p.relative_to(PACKAGE).as_posix(), p) for p in sorted(PACKAGE.rglob("*.py"))]
+    return [(name, path) for name, path in found if name != "__init__.py"]
 
 
-@pytest.mark.parametrize(("name", "path"), files())
-def test_imports_point_down(name, path):
-    room = name.split("/")[0].removesuffix(".py")
-    for module in imports(path):
-        if not module.startswith("mmcompress."):
-            continue
-        target = module.split(".")[1]
-        if any(room == r and module.startswith(f"mmcompress.{t}") for r, t in LIFTS):
-            continue
-        assert RANK[target] <= RANK[room], f"{name} imports {module}, a floor above"
+def imported_packages(path: Path) -> set[str]:
+    packages = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            packages |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            packages.add(node.module.split(".")[0])
+    return packages
+
+
+def test_the_floors_hold():
+    """Layers, sideways and transitive imports, and the torch-free rooms: the contracts of pyproject.toml."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("lint-imports")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout
 
 
 @pytest.mark.parametrize(("package", "doors"), DOORS.items())
 def test_heavy_packages_enter_by_their_doors(package, doors):
-    users = {n for n, p in files() if any(m.split(".")[0] == package for m in imports(p))}
+    users = {name for name, path in files() if package in imported_packages(path)}
     assert users <= doors
 
 
-@pytest.mark.parametrize("room", NO_TORCH)
-def test_no_torch_in(room):
+def _strings(path: Path) -> list[tuple[int, str]]:
+    """Every string of a file that is no docstring and no description."""
+    tree = ast.parse(path.read_text())
+    alone = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
+    return [
+        (n.lineno, n.value)
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in alone
+    ]
+
+
+def _kind_assignments(path: Path) -> set[int]:
+    """Lines on which a model says of which kind it is: `kind = "image_encoder"`."""
+    lines = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Assign) and any(
+            isinstance(t, ast.Name) and t.id == "kind" for t in node.targets
+        ):
+            lines.add(node.lineno)
+    return lines
+
+
+def test_no_room_asks_for_a_node_kind_by_name():
+    """A kind is named in its folder, in the registry, and where a model or a table of families says its own kind."""
+    kinds = set(NODE_KINDS.names())
+    named = []
     for name, path in files():
-        if name.split("/")[0].removesuffix(".py") == room:
-            assert not any(m.split(".")[0] == "torch" for m in imports(path)), name
+        if name.startswith(("kinds/", "models/families/")) or name == "registry.py":
+            continue
+        own = _kind_assignments(path)
+        named += [
+            f"{name}:{line}: {text}"
+            for line, text in _strings(path)
+            if text in kinds and line not in own
+        ]
+    assert named == []
+
+
+@pytest.mark.parametrize("point", PLUG_POINTS)
+def test_every_string_that_names_code_is_right(point):
+    registry = PLUG_POINTS[point]
+    for name in registry.names():
+        registry.get(name)
+
+
+@pytest.mark.parametrize("kind", NODE_KINDS.names())
+def test_a_kind_of_node_names_its_two_sides(kind):
+    entry = NODE_KINDS.get(kind)
+    assert callable(resolve_entry(entry.deployed)) and callable(resolve_entry(entry.trainable))
 
 
 def test_the_runtime_runs_where_torch_cannot_be_imported():
     code = (
         "import sys\n"
-        "for m in ('torch', 'transformers', 'open_clip', 'ray', 'optuna', 'onnx'): sys.modules[m] = None\n"
-        "import mmcompress, mmcompress.runtime, mmcompress.report, mmcompress.cli, mmcompress.spec.loader\n"
-        "from mmcompress.measure.apart import reloaded\n"
-        "import mmcompress.search.knapsack, mmcompress.search.study, mmcompress.measure.bounds\n"
+        "for m in ('torch', 'transformers', 'open_clip', 'ray', 'optuna', 'onnx', 'pydantic'): sys.modules[m] = None\n"
+        "import mmcompress, mmcompress.runtime, mmcompress.kinds.text_decoder.deployed\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_a_light_install_plans_and_reports_where_torch_cannot_be_imported():
+    code = (
+        "import sys\n"
+        "for m in ('torch', 'transformers', 'open_clip', 'ray'): sys.modules[m] = None\n"
+        "import mmcompress, mmcompress.report.page, mmcompress.cli, mmcompress.graph.load_spec\n"
+        "from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated\n"
+        "import mmcompress.measure.devices.readings, mmcompress.results.target\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
