@@ -231,9 +231,9 @@ def test_damage_of_positions_is_measured_as_far_as_they_may_be_cut():
         reads=("audio",),
         drop=(("mlp", "zero"),),
     )
-    within = damage._levels(tokens, 0.6)
-    assert len(within) == 4 and within[-1] == 600 and damage._levels(tokens, 0.0)[-1] <= 50
-    assert damage._levels(ffn, 0.6) == [48, 32, 16, 0]
+    within = damage.list_measured_levels(tokens, 0.6)
+    assert len(within) == 4 and within[-1] == 600 and damage.list_measured_levels(tokens, 0.0)[-1] <= 50
+    assert damage.list_measured_levels(ffn, 0.6) == [48, 32, 16, 0]
 
 
 def softmax(x: np.ndarray, axis: int) -> np.ndarray:

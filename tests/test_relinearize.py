@@ -258,7 +258,7 @@ def test_curves_rise_and_what_is_next_to_nothing_has_a_trace(compounding):
             name: SensitivityCurve((0, 2, 4, 6, 8), (1.0, 0.0, 0.2, 0.0, 0.0)),
         },
     }
-    now = dataclasses.replace(ev, curves=odd).scaled({"text": {name: 3.0}}, {})
+    now = dataclasses.replace(ev, curves=odd).scale_loss_increases({"text": {name: 3.0}}, {})
     damage = now.curves["text"][name].damage
     assert damage[0] > damage[1] > damage[2] > damage[3] > damage[4] == 0
     assert damage[:3] == pytest.approx((3.0, 0.6, 0.6), rel=1e-3) and damage[3] < 1e-3
@@ -266,7 +266,7 @@ def test_curves_rise_and_what_is_next_to_nothing_has_a_trace(compounding):
 
 def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
     _, ev, *_ = compounding
-    alone = ev.scaled({}, {})
+    alone = ev.scale_loss_increases({}, {})
     [name, *_] = ev.curves["text"]
     at = EvaluatedSplit(Candidate({"text": {name: 0}}, {"text": "int8", "vision": "int8"}), 1.0)
     cut, rounding = alone.damage("text", name, 0), alone.rounding["text"]["int8"]

@@ -22,7 +22,7 @@ def measure_run_sensitivity(run: RunContext) -> Sensitivity:
             folder=run.shared,
             progress=report_progress,
             precisions=list_precisions(run),
-            shortest={
+            max_token_shares={
                 node_name: find_largest_position_cut(run, node_name) for node_name in run.models
             },
         )

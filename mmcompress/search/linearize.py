@@ -109,7 +109,7 @@ def linearize_successively(
             write_record(run.folder.interaction_factors, known)
         if not known.losses or quality_collapsed(min(known.losses), known.dense_loss):
             return ev, []
-        inside = ev.scaled(known.cuts, known.rounding)
+        inside = ev.scale_loss_increases(known.cuts, known.rounding)
         best = [s.candidate for s in sorted(known.splits, key=lambda s: s.loss)[:MAX_SEED_SPLITS]]
         fitted = (*_fitted(p, inside, found=best), *_splits(run, inside, predict=predict, p=p)[:1])
     return inside, list({c.key(): c for c in fitted}.values())
@@ -131,7 +131,7 @@ def _round(
     s, old = run.spec.search, {x.candidate.key(): x for x in known.splits}
     fresh = {
         c.key(): c
-        for c in _splits(run, ev.scaled(known.cuts, known.rounding), predict=predict, p=p)
+        for c in _splits(run, ev.scale_loss_increases(known.cuts, known.rounding), predict=predict, p=p)
     }
     asked = {key: c for key, c in fresh.items() if key not in old}
     told = f"split {known.rounds + 1} of {s.linearization_rounds + 1}"
@@ -234,7 +234,7 @@ def _moved(
 ) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
     """Factors after the losses of a split `without` each of its cuts."""
     alone, cuts, rounding = (
-        ev.scaled({}, {}),
+        ev.scale_loss_increases({}, {}),
         {n: dict(by) for n, by in known.cuts.items()},
         dict(known.rounding),
     )

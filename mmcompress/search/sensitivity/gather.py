@@ -1,26 +1,32 @@
-"""Everything the search stands on, measured once per run on training pairs and kept in the run folder."""
+"""Everything the search needs to know of the dense models, measured once a run on training pairs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
-
-import torch
-from safetensors.torch import save_file
 
 from mmcompress.data.base import Dataset
+from mmcompress.kinds.base import Batch
 from mmcompress.models.base import Model
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.prune.importance import ImportanceInputs, score_units
-from mmcompress.prune.refit import measure_grams
+from mmcompress.prune.importance import ImportanceInputs, Scores, score_units
+from mmcompress.prune.refit import Grams, measure_grams
 from mmcompress.quantize.simulation import simulate_precision
 from mmcompress.registry import IMPORTANCE
+from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.search.sensitivity.estimate import estimate_sensitivity
 from mmcompress.search.sensitivity.measure import NO_LIMIT, measure_sensitivity
-from mmcompress.search.sensitivity.store import Fp32Blocks, Sensitivity, _read
+from mmcompress.search.sensitivity.store import (
+    Fp32Blocks,
+    Sensitivity,
+    is_sensitivity_stored,
+    read_sensitivity,
+    write_sensitivity,
+)
 from mmcompress.spec.schema import Spec
-from mmcompress.storage import to_plain, write_record
 from mmcompress.workspace.folder import RunFolder
+
+Progress = Callable[[str, float], None]
+"""(what is measured, share done)."""
 
 
 def gather_sensitivity(
@@ -30,90 +36,151 @@ def gather_sensitivity(
     models: Mapping[str, Model],
     data: Dataset,
     folder: RunFolder,
-    progress: Callable[[str, float], None],
-    precisions: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    shortest: Mapping[str, float] = NO_LIMIT,
+    progress: Progress,
+    precisions: Mapping[str, Sequence[str]],
+    max_token_shares: Mapping[str, float] = NO_LIMIT,
 ) -> Sensitivity:
-    """Input moments, importance, damage of every (block, level), damage of the `precisions` of each node.
+    """Measure input moments, importance, curves and roundings, or read them from `folder`.
 
-    `shortest`: see `damage.measure`.
+    Args:
+        spec: Names the importance criterion and how many pairs each measurement takes.
+        pipeline: Runs the models and scores their outputs.
+        models: Dense models by node.
+        data: Training pairs are drawn from it.
+        folder: Where the result is kept; what is there is not measured again.
+        progress: Called with what is measured and the share done.
+        precisions: Precisions each node may have; every one but fp32 is measured.
+        max_token_shares: See `measure_sensitivity`.
+
+    Returns:
+        The record, as it stands in `folder`.
     """
-    record, tensors = folder.sensitivity, folder.sensitivity_tensors
-    if record.exists() and tensors.exists():
-        return _read(models, record, tensors=tensors)
+    if is_sensitivity_stored(folder):
+        return read_sensitivity(models, folder)
     progress("input statistics", 0.0)
-    batch = pipeline.collate(data.load("train", spec.data.calibration))
-    measured = spec.prune.sensitivity == "measured"
-    trials_run = spec.search.evaluator == "measured" and spec.prune.refit
-    # of a large model they are larger than its weights
-    grams = (
-        measure_grams(pipeline, models, batch=batch)
-        if measured or trials_run
-        else {n: {} for n in models}
-    )
+    calibration_batch = pipeline.collate(data.load("train", spec.data.calibration))
+    grams = _measure_needed_grams(spec, pipeline, models=models, batch=calibration_batch)
     progress(spec.prune.importance, 0.1)
-    criterion = IMPORTANCE.get(spec.prune.importance)
-    scores = score_units(
-        criterion,
-        ImportanceInputs(
-            pipeline=pipeline, models=models, batch=batch, grams=grams, seed=spec.seed
-        ),
+    inputs = ImportanceInputs(
+        pipeline=pipeline, models=models, batch=calibration_batch, grams=grams, seed=spec.seed
     )
-    some = batch[slice(0, spec.data.sensitivity_pairs)]
-    anchors = pipeline.reference_outputs(models, some)
-    base = pipeline.loss_of_models(models, some, dense=anchors)
-    spared: Fp32Blocks = {n: {} for n in models}
-    rounding = {n: dict.fromkeys(precisions.get(n, ("fp32", "int8")), 0.0) for n in models}
-    if measured:
-        say = lambda what, share: progress(f"damage of {what}", 0.2 + 0.8 * share)
-        curves = measure_sensitivity(
+    scores = score_units(IMPORTANCE.get(spec.prune.importance), inputs)
+
+    batch = calibration_batch[slice(0, spec.data.sensitivity_pairs)]
+    references = pipeline.reference_outputs(models, batch)
+    dense_loss = pipeline.loss_of_models(models, batch, dense=references)
+    if spec.prune.sensitivity == "measured":
+        curves = _measure_curves(
+            spec,
             pipeline,
-            models,
-            batch=some,
+            models=models,
+            batch=batch,
             scores=scores,
             grams=grams,
-            ridge=spec.prune.ridge,
-            progress=say,
-            shortest=shortest,
+            progress=progress,
+            max_token_shares=max_token_shares,
         )
     else:
-        curves = estimate_sensitivity(models, scores, pairs=len(batch), shortest=shortest)
-    loss = lambda: max(pipeline.loss_of_models(models, some, dense=anchors) - base, 0.0)
-    for n, m in models.items():
-        for p in (p for p in rounding[n] if p != "fp32"):
+        curves = estimate_sensitivity(
+            models, scores, pairs=len(calibration_batch), max_token_shares=max_token_shares
+        )
+
+    def measure_loss_increase() -> float:
+        loss = pipeline.loss_of_models(models, batch, dense=references)
+        return max(loss - dense_loss, 0.0)
+
+    fp32_blocks: Fp32Blocks = {}
+    rounding: dict[str, dict[str, float]] = {}
+    for node_name, model in models.items():
+        fp32_blocks[node_name] = {}
+        rounding[node_name] = dict.fromkeys(precisions[node_name], 0.0)
+        for precision in precisions[node_name]:
+            if precision == "fp32":
+                continue
+            sensitive_blocks: tuple[str, ...] = ()
             if spec.quantize.max_loss_increase:
-                progress(f"sensitivity of {n} to {p}", 1.0)
-                spared[n][p] = find_sensitive_blocks(
-                    m, p, loss=loss, bound=spec.quantize.max_loss_increase
+                progress(f"sensitivity of {node_name} to {precision}", 1.0)
+                sensitive_blocks = find_sensitive_blocks(
+                    model,
+                    precision,
+                    measure_loss_increase=measure_loss_increase,
+                    max_loss_increase=spec.quantize.max_loss_increase,
                 )
-            with simulate_precision(m, p, spared=m.list_linear_layers(spared[n].get(p, ()))):
-                rounding[n][p] = loss()
-    flat = {f"score/{n}/{b}": s.contiguous() for n, by in scores.items() for b, s in by.items()}
-    for n, by in grams.items():
-        for b, g in by.items():
-            flat |= {f"xx/{n}/{b}": g.xx, f"x/{n}/{b}": g.x, f"n/{n}/{b}": torch.tensor(g.n)}
-    save_file(flat, tensors)
-    write_record(
-        record,
-        {"curves": to_plain(curves), "rounding": rounding, "base_loss": base, "spared": spared},
-    )
-    return Sensitivity(
+                fp32_blocks[node_name][precision] = sensitive_blocks
+            fp32_layers = model.list_linear_layers(sensitive_blocks)
+            with simulate_precision(model, precision, spared=fp32_layers):
+                rounding[node_name][precision] = measure_loss_increase()
+    sensitivity = Sensitivity(
         scores=scores,
         grams=grams,
         curves=curves,
         rounding=rounding,
-        base_loss=base,
-        fp32_blocks=spared,
+        base_loss=dense_loss,
+        fp32_blocks=fp32_blocks,
     )
+    write_sensitivity(sensitivity, folder)
+    return sensitivity
 
 
 def find_sensitive_blocks(
-    model: Model, precision: str, *, loss: Callable[[], float], bound: float
+    model: Model,
+    precision: str,
+    *,
+    measure_loss_increase: Callable[[], float],
+    max_loss_increase: float,
 ) -> tuple[str, ...]:
-    """The blocks whose rounding alone raises the loss by more than `bound`."""
-    found = []
-    for b in model.weighted_blocks:
-        with simulate_precision(model, precision, only=model.list_linear_layers((b.name,))):
-            if loss() > bound:
-                found.append(b.name)
-    return tuple(found)
+    """Find the blocks whose rounding alone raises the loss by more than a limit.
+
+    Args:
+        model: One model of the pipeline; it is rounded in place and restored.
+        precision: Name of the precision.
+        measure_loss_increase: Gives the pipeline's loss increase with the model as it is now.
+        max_loss_increase: The limit, in units of the loss.
+    """
+    sensitive_blocks = []
+    for block in model.weighted_blocks:
+        layers = model.list_linear_layers((block.name,))
+        with simulate_precision(model, precision, only=layers):
+            if measure_loss_increase() > max_loss_increase:
+                sensitive_blocks.append(block.name)
+    return tuple(sensitive_blocks)
+
+
+def _measure_needed_grams(
+    spec: Spec, pipeline: TorchPipeline, *, models: Mapping[str, Model], batch: Batch
+) -> dict[str, Grams]:
+    """Measure input moments where a refit needs them."""
+    curves_are_measured = spec.prune.sensitivity == "measured"
+    trials_are_refitted = spec.search.evaluator == "measured" and spec.prune.refit
+    # The moments of a large model take more memory than its weights.
+    if curves_are_measured or trials_are_refitted:
+        return measure_grams(pipeline, models, batch=batch)
+    return {node_name: {} for node_name in models}
+
+
+def _measure_curves(
+    spec: Spec,
+    pipeline: TorchPipeline,
+    *,
+    models: Mapping[str, Model],
+    batch: Batch,
+    scores: Scores,
+    grams: dict[str, Grams],
+    progress: Progress,
+    max_token_shares: Mapping[str, float],
+) -> dict[str, dict[str, SensitivityCurve]]:
+    """Measure all curves and report them as the last four fifths of the work."""
+
+    def report_block(block_name: str, share: float) -> None:
+        progress(f"sensitivity of {block_name}", 0.2 + 0.8 * share)
+
+    return measure_sensitivity(
+        pipeline,
+        models,
+        batch=batch,
+        scores=scores,
+        grams=grams,
+        ridge=spec.prune.ridge,
+        progress=report_block,
+        max_token_shares=max_token_shares,
+    )

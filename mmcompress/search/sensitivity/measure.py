@@ -1,4 +1,4 @@
-"""Damage of every (block, level): how much the pipeline's loss rises when one block alone is cut and refitted."""
+"""Sensitivity curves measured: the pipeline's loss with one block cut and refitted, all others dense."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from torch import Tensor
 
 from mmcompress.graph.blocks import Block, cut_by_share
 from mmcompress.kinds.base import Batch, Models
-from mmcompress.models.base import Model
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.prune.refit import Grams, refit_from_gram_
-from mmcompress.prune.surgery import copy_without_units
-from mmcompress.prune.units import choose_units
+from mmcompress.prune.refit import Grams
 from mmcompress.search.sensitivity.curves import SensitivityCurve
+from mmcompress.search.worker import prune_node
 
 MEASURED_SHARES = (0.25, 0.5, 0.75, 1.0)
-
+"""Shares of a block's removable units at which the loss is measured."""
 
 NO_LIMIT: Mapping[str, float] = MappingProxyType({})
+"""Every node may lose all of its positions."""
+
+
+def ignore_progress(message: str, share: float) -> None:
+    """Do nothing."""
 
 
 @torch.inference_mode()
@@ -32,63 +35,72 @@ def measure_sensitivity(
     scores: Mapping[str, Mapping[str, Tensor]],
     grams: Mapping[str, Grams],
     ridge: float,
-    progress: Callable[[str, float], None] = lambda what, share: None,
-    shortest: Mapping[str, float] = NO_LIMIT,
+    progress: Callable[[str, float], None] = ignore_progress,
+    max_token_shares: Mapping[str, float] = NO_LIMIT,
 ) -> dict[str, dict[str, SensitivityCurve]]:
-    """Curves per node and block. Only the nodes downstream of the cut are run again.
+    """Measure the curve of every block. Only nodes downstream of a cut are run again.
 
-    `shortest`: the largest share of its positions that a node may lose. Damage rises steeply where the end of what is
-    seen or heard begins: levels beyond would say too much of those within.
+    Args:
+        pipeline: Runs the models and scores their outputs.
+        models: Dense models by node.
+        batch: Pairs that every loss is measured on.
+        scores: Importance [units] by node and block; the least important units are cut.
+        grams: Input moments of the dense output projections by node and block, for the refit.
+        ridge: Share of the mean variance on the diagonal of the refit.
+        progress: Called with the block (`node.block`) and the share done.
+        max_token_shares: Largest share of its positions that a node may lose. Loss rises steeply once the content of
+            an input is cut: a level beyond the limit would distort the curve within it.
+
+    Returns:
+        Curves by node and block.
     """
-    dense = pipeline.forward_in_pieces(models, batch)
-    anchors = pipeline.select_reference_outputs(dense)
-    base = pipeline.loss_of_outputs(dense, batch, dense=anchors)
-    found: dict[str, dict[str, SensitivityCurve]] = {}
-    total = sum(len(m.blocks) for m in models.values())
-    done = 0
-    for node, model in models.items():
-        again = pipeline.downstream(node)
-        known = {n: o for n, o in dense.items() if n not in again}
-        found[node] = {}
+    dense_outputs = pipeline.forward_in_pieces(models, batch)
+    references = pipeline.select_reference_outputs(dense_outputs)
+    dense_loss = pipeline.loss_of_outputs(dense_outputs, batch, dense=references)
+    block_count = sum(len(model.blocks) for model in models.values())
+    blocks_done = 0
+    curves: dict[str, dict[str, SensitivityCurve]] = {}
+    for node_name, model in models.items():
+        curves[node_name] = {}
+        rerun_nodes = pipeline.downstream(node_name)
+        unchanged_outputs = {
+            name: outputs for name, outputs in dense_outputs.items() if name not in rerun_nodes
+        }
         for block in model.blocks:
-            progress(f"{node}.{block.name}", done / total)
-            done += 1
+            progress(f"{node_name}.{block.name}", blocks_done / block_count)
+            blocks_done += 1
             points = {block.units: 0.0}
-            for kept in _levels(block, shortest.get(node, 0.0)):
-                cut = _cut(
-                    model, block, kept=kept, scores=scores[node], grams=grams[node], ridge=ridge
+            for kept in list_measured_levels(block, max_token_shares.get(node_name, 0.0)):
+                pruned_model = prune_node(
+                    model,
+                    {block.name: kept},
+                    scores=scores[node_name],
+                    grams=grams[node_name],
+                    ridge=ridge,
                 )
                 loss = pipeline.loss_of_models(
-                    {**models, node: cut}, batch, known=known, dense=anchors
+                    {**models, node_name: pruned_model},
+                    batch,
+                    known=unchanged_outputs,
+                    dense=references,
                 )
-                points[kept] = max(loss - base, 0.0)
-            order = sorted(points)
-            found[node][block.name] = SensitivityCurve(
-                tuple(order), tuple(points[k] for k in order)
-            )
-    return found
+                points[kept] = max(loss - dense_loss, 0.0)
+            curves[node_name][block.name] = SensitivityCurve.from_points(points)
+    return curves
 
 
-def _levels(block: Block, shortest: float) -> list[int]:
-    """Units kept at which damage is measured, all of them aside."""
-    most = shortest if block.group == "tokens" and shortest else 1.0
-    return sorted(
-        {cut_by_share(block, s * most) for s in MEASURED_SHARES}
-        - {block.units},
-        reverse=True,
-    )
+def list_measured_levels(block: Block, max_token_share: float) -> list[int]:
+    """List the numbers of units kept at which a block is measured, descending, without the whole block.
 
-
-def _cut(
-    model: Model,
-    block: Block,
-    *,
-    kept: int,
-    scores: Mapping[str, Tensor],
-    grams: Grams,
-    ridge: float,
-) -> Model:
-    units = choose_units({block.name: kept}, [block], scores=scores)
-    cut = copy_without_units(model, units)
-    refit_from_gram_(cut, model, units=units, grams=grams, ridge=ridge)
-    return cut.eval()
+    Args:
+        block: The block to be cut.
+        max_token_share: Largest share of positions that may be removed, 0 for no limit. Other units have none.
+    """
+    removable_share = 1.0
+    if block.group == "tokens" and max_token_share:
+        removable_share = max_token_share
+    levels = set()
+    for share in MEASURED_SHARES:
+        levels.add(cut_by_share(block, share * removable_share))
+    levels.discard(block.units)
+    return sorted(levels, reverse=True)

@@ -1,109 +1,120 @@
-"""TODO."""
+"""The record of all sensitivities of a run, and its two files: figures as JSON, tensors as safetensors."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 
-import numpy as np
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
 from mmcompress.prune.importance import Scores
 from mmcompress.prune.refit import Gram, Grams
-from mmcompress.search.sensitivity.curves import SensitivityCurve
-from mmcompress.storage import build_record
+from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
+from mmcompress.storage import read_record, replace_file, write_record
+from mmcompress.workspace.folder import RunFolder
 
 Fp32Blocks = dict[str, dict[str, tuple[str, ...]]]
-
-
-MIN_LOSS_INCREASE_SHARE = 3e-5
-"""See `Evidence._trace`."""
+"""Names of blocks that stay in fp32, by node and precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sensitivity:
-    """Importance, input moments, damage curves, damage of rounding by node and precision, and the dense loss."""
+class Sensitivity(SensitivityTable):
+    """Everything the search knows of the dense pipeline: the table of loss increases, and what cuts are made with."""
 
     scores: Scores
+    """Importance [units] by node and block, higher for what should stay; comparable within a node and unit kind."""
     grams: dict[str, Grams]
+    """Sums over calibration rows of each output projection's inputs x [f]: x x^T, x and the rows, by node and block.
+
+    A node's mapping is empty when no refit needs them: they can be larger than the weights.
+    """
+    base_loss: float
+    """Dense loss on the pairs that loss increases are measured on, in units of the pipeline's loss."""
+    fp32_blocks: Fp32Blocks
+    """Blocks whose rounding alone exceeds `quantize.max_loss_increase`; they stay in fp32. Empty without that limit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _StoredFigures:
+    """Content of the JSON file. Field names are its keys."""
+
     curves: dict[str, dict[str, SensitivityCurve]]
     rounding: dict[str, dict[str, float]]
     base_loss: float
-    fp32_blocks: Fp32Blocks
-    """Blocks that stay in fp32, by node and precision."""
-
-    def loss_increase(self, node: str, block: str, kept: int) -> float:
-        """What keeping so many units of one block does to the loss, measured with all else whole."""
-        return float(self.curves[node][block].loss_increase(kept))
-
-    def scaled(
-        self, cuts: Mapping[str, Mapping[str, float]], rounding: Mapping[str, float]
-    ) -> Sensitivity:
-        """The same with damage so many times as high, by node and block; 1 where a factor is missing.
-
-        Curves are made to rise first, the more is cut, and all damage gets a trace on top: a factor of what is next to
-        nothing would be chance.
-        """
-        every = {n: {b: self._rising(n, c) for b, c in of.items()} for n, of in self.curves.items()}
-        times = lambda c, by: SensitivityCurve(
-            c.kept_units, tuple(by * d for d in c.loss_increases)
-        )
-        curves = {
-            n: {b: times(c, cuts.get(n, {}).get(b, 1.0)) for b, c in of.items()}
-            for n, of in every.items()
-        }
-        rounded = lambda n, p, d: rounding.get(n, 1.0) * (d + self._trace(n)) if p != "fp32" else d
-        whole = {n: {p: rounded(n, p, d) for p, d in of.items()} for n, of in self.rounding.items()}
-        return replace(self, curves=curves, rounding=whole)
-
-    def _trace(self, node: str) -> float:
-        """What is next to nothing in a node: a share of what the block that can least be missed does when gone."""
-        return (
-            MIN_LOSS_INCREASE_SHARE
-            * max((max(c.loss_increases) for c in self.curves[node].values()), default=0.0)
-            + 1e-9
-        )
-
-    def _rising(self, node: str, c: SensitivityCurve) -> SensitivityCurve:
-        rising = np.maximum.accumulate(c.loss_increases[::-1])[::-1]
-        trace = self._trace(node) * (1 - np.asarray(c.kept_units) / c.kept_units[-1])
-        return SensitivityCurve(c.kept_units, tuple((rising + trace).tolist()))
+    spared: Fp32Blocks
 
 
-def _read(models: Mapping[str, Model], record: Path, *, tensors: Path) -> Sensitivity:
-    data, flat = json.loads(record.read_text()), load_file(tensors)
-    scores = {n: {b.name: flat[f"score/{n}/{b.name}"] for b in m.blocks} for n, m in models.items()}
-    grams = {
-        n: {
-            b.name: Gram(
-                xx=flat[f"xx/{n}/{b.name}"],
-                x=flat[f"x/{n}/{b.name}"],
-                n=float(flat[f"n/{n}/{b.name}"]),
-            )
-            for b in m.blocks
-            if f"xx/{n}/{b.name}" in flat
-        }
-        for n, m in models.items()
-    }
-    curves = {
-        n: {b: build_record(SensitivityCurve, c) for b, c in by.items()}
-        for n, by in data["curves"].items()
-    }
-    spared = {n: {p: tuple(bs) for p, bs in by.items()} for n, by in data["spared"].items()}
+def is_sensitivity_stored(folder: RunFolder) -> bool:
+    """Return whether both files are there."""
+    return folder.sensitivity.exists() and folder.sensitivity_tensors.exists()
+
+
+def write_sensitivity(sensitivity: Sensitivity, folder: RunFolder) -> None:
+    """Write both files, each whole or not at all.
+
+    Keys of the tensors: `score/node/block`, and of each `Gram` `xx/node/block`, `x/node/block` and `n/node/block`.
+    """
+    tensors: dict[str, Tensor] = {}
+    for node_name, node_scores in sensitivity.scores.items():
+        for block_name, block_scores in node_scores.items():
+            tensors[f"score/{node_name}/{block_name}"] = block_scores.contiguous()
+    for node_name, node_grams in sensitivity.grams.items():
+        for block_name, gram in node_grams.items():
+            tensors[f"xx/{node_name}/{block_name}"] = gram.xx
+            tensors[f"x/{node_name}/{block_name}"] = gram.x
+            tensors[f"n/{node_name}/{block_name}"] = torch.tensor(gram.n)
+    with replace_file(folder.sensitivity_tensors) as path:
+        save_file(tensors, path)
+    figures = _StoredFigures(
+        curves=sensitivity.curves,
+        rounding=sensitivity.rounding,
+        base_loss=sensitivity.base_loss,
+        spared=sensitivity.fp32_blocks,
+    )
+    write_record(folder.sensitivity, figures)
+
+
+def read_sensitivity(models: Mapping[str, Model], folder: RunFolder) -> Sensitivity:
+    """Read what `write_sensitivity` wrote for the same models.
+
+    Raises:
+        DataError: The figures are damaged or of another version.
+    """
+    figures = read_record(_StoredFigures, folder.sensitivity)
+    tensors = load_file(folder.sensitivity_tensors)
+    scores: Scores = {}
+    grams: dict[str, Grams] = {}
+    for node_name, model in models.items():
+        scores[node_name] = {}
+        grams[node_name] = {}
+        for block in model.blocks:
+            place = f"{node_name}/{block.name}"
+            scores[node_name][block.name] = tensors[f"score/{place}"]
+            if f"xx/{place}" in tensors:
+                grams[node_name][block.name] = Gram(
+                    xx=tensors[f"xx/{place}"],
+                    x=tensors[f"x/{place}"],
+                    n=float(tensors[f"n/{place}"]),
+                )
     return Sensitivity(
         scores=scores,
         grams=grams,
-        curves=curves,
-        rounding=data["rounding"],
-        base_loss=data["base_loss"],
-        fp32_blocks=spared,
+        curves=figures.curves,
+        rounding=figures.rounding,
+        base_loss=figures.base_loss,
+        fp32_blocks=figures.spared,
     )
 
 
-def select_fp32_blocks(ev: Sensitivity, c: Candidate) -> dict[str, tuple[str, ...]]:
-    """Blocks of a candidate that stay in fp32, by node."""
-    return {n: ev.fp32_blocks.get(n, {}).get(p, ()) for n, p in c.precision.items()}
+def select_fp32_blocks(
+    sensitivity: Sensitivity, candidate: Candidate
+) -> dict[str, tuple[str, ...]]:
+    """Select the blocks of a candidate that stay in fp32, by node."""
+    fp32_blocks = {}
+    for node_name, precision in candidate.precision.items():
+        fp32_blocks[node_name] = sensitivity.fp32_blocks.get(node_name, {}).get(precision, ())
+    return fp32_blocks
