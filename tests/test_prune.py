@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -373,12 +374,24 @@ def test_drop_removes_the_least_damaging_blocks(models):
 
 def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, batch):
     from mmcompress.graph.structure import Candidate
-    from mmcompress.search.worker import OutputCache, _load, evaluate_candidate, make_worker_context
+    from mmcompress.search.worker import (
+        OutputCache,
+        _load_state,
+        evaluate_candidate,
+        make_worker_context,
+    )
     from mmcompress.storage import to_plain
 
     scores = {n: {b.name: torch.rand(b.units) for b in m.blocks} for n, m in models.items()}
     context = make_worker_context(
-        spec, scores, measure_grams(pipeline, models, batch=batch), batch, None, "trial test", 1
+        spec,
+        scores=scores,
+        grams=measure_grams(pipeline, models, batch=batch),
+        fp32_blocks={},
+        batch=batch,
+        more_pairs=None,
+        key="trial test",
+        threads=1,
     )
     full = {n: {b.name: b.units for b in m.blocks} for n, m in models.items()}
     halved = lambda n: {
@@ -390,7 +403,7 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
     trials += [Candidate(full, {**fp32, "vision": "int8"})]
     said = [evaluate_candidate(context, to_plain(c)) for c in trials]
     for c, first in zip(trials, said, strict=True):
-        _load(context).known = OutputCache()
+        _load_state(context).output_cache = OutputCache()
         again = evaluate_candidate(context, to_plain(c))
         assert (again["loss"], again["quality"]) == (first["loss"], first["quality"])
     torch.set_num_threads(2)
@@ -402,9 +415,20 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
     finally:
         torch.set_num_threads(1)
     assert len({s["loss"] for s in said}) == len(said)
-    small = OutputCache(limit=1)
-    small.put("a", {"x": torch.zeros(8)})
-    assert small.get("a") is None and small.size == 0
+
+
+def test_outputs_larger_than_the_cache_are_not_kept_and_push_nothing_out():
+    from mmcompress.search.worker import OutputCache
+
+    cache = OutputCache(max_bytes=40)
+    cache.put("small", {"x": torch.zeros(4)})
+    cache.put("large", {"x": torch.zeros(8), "y": torch.zeros(8)})
+    assert cache.get("large") is None and cache.get("small") is not None and cache.size_bytes == 16
+    cache.put("second", {"x": torch.zeros(6)})
+    assert cache.size_bytes == 40
+    assert cache.get("small") is not None  # it is now the one used last
+    cache.put("third", {"x": torch.zeros(6)})
+    assert cache.get("second") is None and cache.get("small") is not None
 
 
 def test_the_gradual_plan_is_cubic_and_ends_where_it_should(models):
@@ -542,7 +566,10 @@ def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, mo
     few, more = every[slice(0, 4)], every[slice(4, 12)]
     scores = {n: {b.name: torch.rand(b.units) for b in m.blocks} for n, m in models.items()}
     grams = measure_grams(pipeline, models, batch=few)
-    context = make_worker_context(spec, scores, grams, few, more, "finals test", 1)
+    make_context = partial(
+        make_worker_context, spec, scores=scores, grams=grams, fp32_blocks={}, threads=1
+    )
+    context = make_context(batch=few, more_pairs=more, key="finals test")
     c = to_plain(
         Candidate(
             {n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
@@ -553,7 +580,7 @@ def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, mo
     for piece in more.chunks(4):
         losses.append(
             evaluate_candidate(
-                make_worker_context(spec, scores, grams, piece, None, f"piece {len(losses)}", 1), c
+                make_context(batch=piece, more_pairs=None, key=f"piece {len(losses)}"), c
             )["loss"]
         )
     assert evaluate_on_more_pairs(context, c)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)

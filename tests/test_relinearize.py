@@ -24,8 +24,9 @@ from mmcompress.search.linearize import (
     linearize_successively,
     max_evaluations,
 )
-from mmcompress.search.sensitivity.curves import SensitivityCurve
-from mmcompress.storage import read_record
+from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
+from mmcompress.search.worker import EstimateContext, estimate_candidate
+from mmcompress.storage import read_record, to_plain
 from mmcompress.workspace import context as workflow
 from mmcompress.workspace.folder import RunFolder
 
@@ -62,7 +63,7 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
     def judge(context, candidate):
         asked.append(candidate)
         loss = 1.0
-        for n, by in candidate["kept"].items():
+        for n, by in candidate["kept_units"].items():
             gone = sum(lost(n, by).values())
             loss += 0.02 * gone**4 if n == "text" else 0.3 * gone
             loss += 0.01 * (candidate["precision"][n] != "fp32")
@@ -108,7 +109,10 @@ def test_damage_is_measured_where_it_is_done_and_the_split_made_again(compoundin
     assert len(cut) > 1 and all(known.cuts["text"][b] > 2 for b in cut)  # they were underrated
     others = list(known.cuts["vision"].values())
     assert others and others == pytest.approx([1.0] * len(others), rel=0.05)  # these add up
-    assert inside.curves["text"][cut[0]].loss_increases[0] > 2 * ev.curves["text"][cut[0]].damage[0]
+    assert (
+        inside.curves["text"][cut[0]].loss_increases[0]
+        > 2 * ev.curves["text"][cut[0]].loss_increases[0]
+    )
     assert len(asked) - len(losses) == known.evaluations <= max_evaluations(r)
 
 
@@ -122,7 +126,11 @@ def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
 
     with pytest.raises(KeyboardInterrupt):
         linearize_successively(
-            dataclasses.replace(r, say=killed), ev, predict=predict, budget_ms=budget, who=who
+            dataclasses.replace(r, on_progress=killed),
+            ev,
+            predict=predict,
+            budget_ms=budget,
+            who=who,
         )
     assert read_record(InteractionFactors, r.folder.interaction_factors).rounds == 1
     before = len(asked)
@@ -131,7 +139,7 @@ def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
         read_record(InteractionFactors, r.folder.interaction_factors),
         len(asked) - before,
     )
-    assert known.rounds == r.spec.search.relinearize + 1 and again > 0
+    assert known.rounds == r.spec.search.linearization_rounds + 1 and again > 0
     same, found = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
     assert len(asked) == before + again and found == good and same.curves == inside.curves
     for share in (0.95, 1.05):  # what no longer fits is trimmed, what would be too small filled up
@@ -147,7 +155,7 @@ def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
 
 def test_it_is_left_out_where_no_model_is_run(compounding):
     r, ev, predict, budget, judge, asked = compounding
-    for search in ({"judge": "estimated"}, {"relinearize": 0}):
+    for search in ({"evaluator": "estimated"}, {"linearization_rounds": 0}):
         spec = dataclasses.replace(r.spec, search=dataclasses.replace(r.spec.search, **search))
         off = dataclasses.replace(r, spec=spec)
         assert linearize_successively(
@@ -170,7 +178,7 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
     whole = {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}
 
     def failing(context, candidate):  # wherever the text tower was cut and its first block is whole
-        kept = {n: {**whole[n], **by} for n, by in candidate["kept"].items()}
+        kept = {n: {**whole[n], **by} for n, by in candidate["kept_units"].items()}
         first = next(iter(whole["text"]))
         if kept["text"] != whole["text"] and kept["text"][first] == whole["text"][first]:
             raise ValueError("odd")
@@ -179,7 +187,7 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
     say = lambda stage, what, share: told.append(what)
     who = TrialEvaluator(evaluate=failing, executor=InlineExecutor(None), workers=1)
     linearize_successively(
-        dataclasses.replace(r, say=say), ev, predict=predict, budget_ms=budget, who=who
+        dataclasses.replace(r, on_progress=say), ev, predict=predict, budget_ms=budget, who=who
     )
     known = read_record(InteractionFactors, r.folder.interaction_factors)
     assert any("ValueError: odd" in t for t in told)
@@ -199,7 +207,7 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
 
     with pytest.raises(ClusterError, match="--resume"):
         TrialEvaluator(evaluate=judge, executor=Gone(None), workers=1).evaluate_all(
-            judge, {"c": Candidate({}, {})}, say=say, what="it"
+            {"c": Candidate({}, {})}, evaluate=judge, on_progress=say, message="it"
         )
 
 
@@ -213,11 +221,10 @@ def test_what_fails_by_chance_is_tried_again():
         return {"loss": 2.0}
 
     who = TrialEvaluator(evaluate=once, executor=InlineExecutor(None), workers=1, retries=1)
-    assert (
-        who.evaluate_all(once, {"c": Candidate({}, {})}, say=lambda *a: None, what="it")
-        == {"c": 2.0}
-        and len(tries) == 2
+    losses = who.evaluate_all(
+        {"c": Candidate({}, {})}, evaluate=once, on_progress=lambda *a: None, message="it"
     )
+    assert losses == {"c": 2.0} and len(tries) == 2
 
 
 def test_splits_keep_other_limits_as_well(compounding):
@@ -259,7 +266,7 @@ def test_curves_rise_and_what_is_next_to_nothing_has_a_trace(compounding):
         },
     }
     now = dataclasses.replace(ev, curves=odd).scale_loss_increases({"text": {name: 3.0}}, {})
-    damage = now.curves["text"][name].damage
+    damage = now.curves["text"][name].loss_increases
     assert damage[0] > damage[1] > damage[2] > damage[3] > damage[4] == 0
     assert damage[:3] == pytest.approx((3.0, 0.6, 0.6), rel=1e-3) and damage[3] < 1e-3
 
@@ -269,7 +276,7 @@ def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
     alone = ev.scale_loss_increases({}, {})
     [name, *_] = ev.curves["text"]
     at = EvaluatedSplit(Candidate({"text": {name: 0}}, {"text": "int8", "vision": "int8"}), 1.0)
-    cut, rounding = alone.damage("text", name, 0), alone.rounding["text"]["int8"]
+    cut, rounding = alone.loss_increase("text", name, 0), alone.rounding["text"]["int8"]
     without = {
         ("text", name): 1.0 - 16 * cut,
         ("text", ""): 1.0 - 4 * rounding,
@@ -307,3 +314,22 @@ def test_what_is_measured_in_wrecks_is_not_believed(compounding, monkeypatch):
         linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who) == (ev, [])
         and len(asked) == before
     )
+
+
+def test_loss_increases_add_up_by_weight():
+    """One function adds them for splits, estimates and short trainings."""
+    table = SensitivityTable(
+        curves={
+            "vision": {"0": SensitivityCurve((0, 4), (8.0, 0.0))},
+            "text": {"0": SensitivityCurve((0, 4), (2.0, 0.0))},
+        },
+        rounding={"vision": {"fp32": 0.0, "int8": 0.25}, "text": {"fp32": 0.0, "int8": 0.5}},
+    )
+    candidate = Candidate(
+        {"vision": {"0": 2}, "text": {"0": 1}}, {"vision": "int8", "text": "fp32"}
+    )
+    assert table.added_loss(candidate) == 4.0 + 1.5 + 0.25
+    weights = {"vision": {"0": 3.0}}
+    assert table.added_loss(candidate, cut_weights=weights) == 3.0 * 4.0 + 1.5 + 0.25
+    context = EstimateContext(table=table, base_loss=1.0)
+    assert estimate_candidate(context, to_plain(candidate))["loss"] == 1.0 + 5.75

@@ -266,7 +266,8 @@ def test_a_killed_driver_loses_no_finished_trial(tmp_path):
 
     shutil.copy(path, tmp_path / "before")
     before = {
-        t.candidate.key() for t in study.finished_trials(study.open_study(tmp_path / "before", 0))
+        t.candidate.key()
+        for t in study.read_finished_trials(study.open_study(tmp_path / "before", 0))
     }
     after_kill = go(path, trials=12, mutations=0)
     assert len(before) >= 3 and before <= {t.candidate.key() for t in after_kill}

@@ -20,7 +20,7 @@ from mmcompress.results.records import Summary
 from mmcompress.run import stages as workflow
 from mmcompress.run.compress import compress_pipeline
 from mmcompress.run.next_artifact import is_better
-from mmcompress.search.study import finished_trials, open_study
+from mmcompress.search.study import open_study, read_finished_trials
 from mmcompress.spec.schema import Limits
 from mmcompress.storage import read_record
 from mmcompress.workspace.context import open_run
@@ -148,7 +148,8 @@ def test_asking_for_more_trials_on_resume_searches_again(tiny, tmp_path):
     asked = {"search.trials": first.search.trials + 12}
     more = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=few | asked, resume=True)
     assert (
-        len(finished_trials(open_study(tmp_path / "r" / "study.journal", 0))) > first.search.trials
+        len(read_finished_trials(open_study(tmp_path / "r" / "study.journal", 0)))
+        > first.search.trials
     )
     assert (
         more.kept_units == first.kept_units or is_better(more, first) or not is_better(first, more)

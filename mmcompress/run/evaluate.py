@@ -42,7 +42,7 @@ from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit
 from mmcompress.search.linearize import load_interaction_factors
-from mmcompress.search.study import count_failures, finished_trials, open_study
+from mmcompress.search.study import count_failures, read_finished_trials, open_study
 from mmcompress.stats import (
     Latency,
     PerSampleScores,
@@ -229,7 +229,7 @@ def _trials(
     """Every architecture that was tried, once, at the predictor's last word on it."""
 
     study = open_study(r.folder.study, r.spec.seed)
-    unique = {t.candidate.key(): t for t in reversed(finished_trials(study))}
+    unique = {t.candidate.key(): t for t in reversed(read_finished_trials(study))}
     trials = tuple(
         replace(t, latency_ms=pace * predict(t.candidate)) for t in reversed(unique.values())
     )

@@ -39,7 +39,7 @@ from mmcompress.search.run_search import (
 )
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
 from mmcompress.search.short_finetune import rank_by_short_finetuning
-from mmcompress.search.study import first_error, open_study
+from mmcompress.search.study import read_first_error, open_study
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 
@@ -200,7 +200,7 @@ def fit_structure(
             before=before,
         )
     if not measured:
-        first = first_error(open_study(run.folder.study, run.spec.seed))
+        first = read_first_error(open_study(run.folder.study, run.spec.seed))
         raise DataError(
             f"the search has no trial to choose from: every one failed, the first with {first or '?'}"
         )

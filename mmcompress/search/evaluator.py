@@ -1,129 +1,181 @@
-"""TODO."""
+"""The evaluator of trials: the function that measures a candidate, and the workers it runs on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Mapping
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import uuid4
 
-from mmcompress.errors import ClusterError
 from mmcompress.graph.structure import Candidate
+from mmcompress.kinds.base import Batch
 from mmcompress.registry import EXECUTORS
+from mmcompress.search.executors import (
+    Evaluate,
+    SubmittedTask,
+    make_broken_executor_error,
+    retry_failed_task,
+    submit_candidate,
+)
+from mmcompress.search.sensitivity.curves import SensitivityTable
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.worker import (
+    EstimateContext,
+    WorkerContext,
     estimate_candidate,
     evaluate_candidate,
     evaluate_on_more_pairs,
-    make_estimate_context,
     make_worker_context,
 )
-from mmcompress.storage import to_plain
 from mmcompress.workspace.context import OnProgress, RunContext
 
 K = TypeVar("K", bound=Hashable)
 
+COLLAPSE_RATIO = 3.0
+"""Loss before training / dense loss above which the quality of a pipeline counts as collapsed."""
 
-COLLAPSE_RATIO, MIN_DENSE_LOSS = 3.0, 0.05
-"""A pipeline is destroyed whose loss before training is more than so many times the dense one; a dense loss below that
-counts as that: what is judged by its distance from the dense pipeline would be compared to nothing."""
+MIN_DENSE_LOSS = 0.05
+"""In units of the loss: a lower dense loss counts as this one.
+
+A pipeline judged by its distance from the dense one has a dense loss of zero.
+"""
 
 
-def quality_collapsed(loss: float, dense: float) -> bool:
-    """Whether a loss before training says little of what training can make of a structure."""
-    return loss > COLLAPSE_RATIO * max(dense, MIN_DENSE_LOSS)
+def quality_collapsed(loss: float, dense_loss: float) -> bool:
+    """Return whether a loss before training says little about the loss after training."""
+    return loss > COLLAPSE_RATIO * max(dense_loss, MIN_DENSE_LOSS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialEvaluator:
-    """Who judges trials: the function, where it runs, and how many at once. Workers are started once a run."""
+    """Measures the loss of candidates on workers, which are started once a run."""
 
-    evaluate: Any
-    executor: Any
+    evaluate: Evaluate
+    """Measures one candidate on the validation pairs."""
+    executor: Executor
+    """Where it runs."""
     workers: int
-    evaluate_again: Any = None
-    """The same on more pairs, for the best few; None where there are no more."""
-    share: float = 0.0
-    """Of all pairs behind a final loss, those that every trial is judged on."""
+    """Candidates at a time."""
+    evaluate_again: Evaluate | None = None
+    """Measures one of the best few on further pairs; None where the data has no more."""
+    first_pairs_share: float = 0.0
+    """Validation pairs of every trial / all pairs behind the loss of a finalist."""
     retries: int = 0
-    """How often what failed is tried again."""
+    """Times a failed evaluation is tried again."""
     final_losses: dict[str, float] = field(default_factory=dict)
-    """Losses of finalists by candidate."""
+    """Losses on further pairs by the key of the candidate; filled as finalists are evaluated."""
 
     def evaluate_all(
-        self, judge: Any, asked: Mapping[K, Candidate], *, say: OnProgress, what: str
+        self,
+        candidates: Mapping[K, Candidate],
+        *,
+        evaluate: Evaluate,
+        on_progress: OnProgress,
+        message: str,
     ) -> dict[K, float]:
-        """The loss of each, infinite where it could not be judged: as with a trial that fails the search goes on.
+        """Measure the loss of every candidate.
 
-        Raises `ClusterError` when a worker is gone.
+        Args:
+            candidates: Candidates by any key.
+            evaluate: `self.evaluate` or `self.evaluate_again`.
+            on_progress: Receives the share done, and every evaluation that failed.
+            message: What is being done, for a person.
+
+        Returns:
+            Losses by key; infinite where the evaluation failed or its loss is not finite.
+
+        Raises:
+            ClusterError: A worker process died.
         """
-        found: dict[K, float] = {}
-        try:
-            waiting = {key: self.executor.submit(judge, to_plain(c)) for key, c in asked.items()}
-            for i, key in enumerate(asked):
-                say("search", what, i / len(asked))
-                for tries in range(self.retries, -1, -1):
-                    try:
-                        found[key] = float(waiting[key].result()["loss"])
-                        break
-                    except BrokenExecutor:
-                        raise
-                    except Exception as e:
-                        if tries:
-                            waiting[key] = self.executor.submit(judge, to_plain(asked[key]))
-                            continue
-                        say(
-                            "search",
-                            f"a structure could not be judged: {type(e).__name__}: {e}",
-                            None,
-                        )
-                        found[key] = math.inf
-        except BrokenExecutor as e:
-            raise ClusterError(
-                "a worker process died (out of memory?); finished trials are kept: use --resume"
-            ) from e
-        return {key: loss if math.isfinite(loss) else math.inf for key, loss in found.items()}
+        tasks: dict[K, SubmittedTask] = {}
+        for key, candidate in candidates.items():
+            tasks[key] = submit_candidate(
+                candidate, evaluate, executor=self.executor, retries=self.retries
+            )
+        losses: dict[K, float] = {}
+        for i, (key, task) in enumerate(tasks.items()):
+            on_progress("search", message, i / len(tasks))
+            losses[key] = _wait_for_loss(task, on_progress)
+        return losses
+
+
+def _wait_for_loss(task: SubmittedTask, on_progress: OnProgress) -> float:
+    """Wait for the loss of one candidate; infinite after a failure, which does not end a search."""
+    while retry_failed_task(task):
+        pass
+    error = task.future.exception()
+    if isinstance(error, BrokenExecutor):
+        raise make_broken_executor_error() from error
+    if error is not None:
+        text = f"a structure could not be evaluated: {type(error).__name__}: {error}"
+        on_progress("search", text, None)
+        return math.inf
+    loss = float(task.future.result()["loss"])
+    return loss if math.isfinite(loss) else math.inf
 
 
 @contextmanager
-def start_evaluator(run: RunContext, ev: Sensitivity) -> Iterator[TrialEvaluator]:
-    """Start the workers of the search, with all that a trial needs; stop them at the end."""
-
-    s, again, share = run.spec.search, None, 0.0
+def start_evaluator(run: RunContext, sensitivity: Sensitivity) -> Iterator[TrialEvaluator]:
+    """Start the workers of the search and stop them at the end of the block."""
+    search = run.spec.search
+    evaluate: Evaluate
+    evaluate_again: Evaluate | None = None
+    first_pairs_share = 0.0
+    context: WorkerContext | EstimateContext
     with run.time_stage("search"):
-        if s.evaluator == "estimated":
-            judge, context = (
-                estimate_candidate,
-                make_estimate_context(ev.curves, ev.rounding, base=ev.base_loss),
+        if search.evaluator == "estimated":
+            evaluate = estimate_candidate
+            context = EstimateContext(
+                table=SensitivityTable(curves=sensitivity.curves, rounding=sensitivity.rounding),
+                base_loss=sensitivity.base_loss,
             )
         else:
-            batch, more = _choosing(run)
-            if more is not None:
-                again, share = evaluate_on_more_pairs, len(batch) / (len(batch) + len(more))
-            threads = run.spec.measure.threads if s.executor == "inline" else 1
-            given = (ev.scores, ev.grams, batch, more, uuid4().hex, threads, ev.fp32_blocks)
-            judge, context = evaluate_candidate, make_worker_context(run.spec, *given)
-        executor = EXECUTORS.get(s.executor)(context, s.workers, address=s.ray_address)
+            evaluate = evaluate_candidate
+            first_pairs, more_pairs = _load_validation_pairs(run)
+            if more_pairs is not None:
+                evaluate_again = evaluate_on_more_pairs
+                first_pairs_share = len(first_pairs) / (len(first_pairs) + len(more_pairs))
+            context = make_worker_context(
+                run.spec,
+                scores=sensitivity.scores,
+                grams=sensitivity.grams,
+                fp32_blocks=sensitivity.fp32_blocks,
+                batch=first_pairs,
+                more_pairs=more_pairs,
+                key=uuid4().hex,
+                # Workers run side by side; alone in this process a trial may take all threads.
+                threads=run.spec.measure.threads if search.executor == "inline" else 1,
+            )
+        make_executor = EXECUTORS.get(search.executor)
+        executor: Executor = make_executor(context, search.workers, address=search.ray_address)
     try:
         yield TrialEvaluator(
-            evaluate=judge,
+            evaluate=evaluate,
             executor=executor,
-            workers=getattr(executor, "workers", s.workers),
-            evaluate_again=again,
-            share=share,
-            retries=s.retries,
+            workers=getattr(executor, "workers", search.workers),
+            evaluate_again=evaluate_again,
+            first_pairs_share=first_pairs_share,
+            retries=search.retries,
         )
     finally:
         executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _choosing(run: RunContext) -> tuple[Any, Any]:
-    """(pairs that every trial is judged on, further ones for finalists or None)."""
-    d = run.spec.data
-    every = run.pipeline.collate(run.data.load("val", d.validation_pairs * d.final_pairs_factor))
-    few = every[slice(0, d.validation_pairs)]
-    rest = (len(every) - len(few)) // len(few) * len(few)
-    return few, every[slice(len(few), len(few) + rest)] if rest else None
+def _load_validation_pairs(run: RunContext) -> tuple[Batch, Batch | None]:
+    """Load the pairs of every trial, and the further pairs of finalists or None.
+
+    Further pairs come in whole pieces of the same size; what is left over is not used.
+    """
+    options = run.spec.data
+    all_pairs = run.pipeline.collate(
+        run.data.load("val", options.validation_pairs * options.final_pairs_factor)
+    )
+    first_pairs = all_pairs[slice(0, options.validation_pairs)]
+    piece_size = len(first_pairs)
+    piece_count = (len(all_pairs) - piece_size) // piece_size
+    if piece_count == 0:
+        return first_pairs, None
+    return first_pairs, all_pairs[slice(piece_size, piece_size + piece_count * piece_size)]

@@ -1,4 +1,4 @@
-"""Executors of trials: each is a `concurrent.futures.Executor`. Only plain data crosses to a worker."""
+"""Executors of trials, each a `concurrent.futures.Executor`. Only plain data goes to a worker."""
 
 from __future__ import annotations
 
@@ -107,9 +107,7 @@ def make_broken_executor_error() -> ClusterError:
     )
 
 
-def _submit(
-    candidate: Candidate, evaluate: Evaluate, *, executor: Executor
-) -> Future[TaskResult]:
+def _submit(candidate: Candidate, evaluate: Evaluate, *, executor: Executor) -> Future[TaskResult]:
     """Submit a candidate as plain data."""
     try:
         return executor.submit(evaluate, to_plain(candidate))
@@ -208,9 +206,9 @@ class RayExecutor(Executor):
             self._start_ray(workers, address)
         self.context = ray.put(context)
         # By default Ray runs a crashing task four times; the search decides what is tried again.
-        self.remote_task = ray.remote(
-            num_cpus=1, max_retries=0, scheduling_strategy="SPREAD"
-        )(call_task)
+        self.remote_task = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(
+            call_task
+        )
 
     def _start_ray(self, workers: int, address: str | None) -> None:
         """Connect to a cluster, or start a Ray of this machine."""

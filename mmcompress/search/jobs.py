@@ -1,7 +1,7 @@
-"""A run as a Ray job: the same command, on a cluster.
+"""A run as a Ray job: the same command, on a cluster. No torch.
 
-The package travels with the job, and so do modules that models of the user's own come from; the cluster needs only what
-they depend on.
+The package travels with the job, and so do the user's own modules that the spec names. The cluster
+needs only what they depend on.
 """
 
 from __future__ import annotations
@@ -14,55 +14,85 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from mmcompress.errors import ClusterError, MissingPackage, SpecError
 from mmcompress.version import PACKAGE_FOLDER
 
+if TYPE_CHECKING:
+    from ray.job_submission import JobSubmissionClient
 
-def find_own_modules(spec: dict[str, Any]) -> list[Path]:
-    """Files and folders of the modules that `python:` sources and `plugins` name, but for installed ones.
+LOG_POLL_SECONDS = 1.0
+"""Seconds between two looks at the log of a job."""
 
-    Raises `SpecError`.
+SPEC_FILE = "spec.yaml"
+"""The spec in the working folder of a job."""
+
+SPACE_FILE = "space.yaml"
+"""The search space in the working folder of a job."""
+
+READINGS_FILE = "device.json"
+"""The readings of another device in the working folder of a job."""
+
+SpecDocument = dict[str, Any]
+"""A spec as its author wrote it, as plain data: `graph.load_spec.load_document`."""
+
+
+def find_own_modules(spec: SpecDocument) -> list[Path]:
+    """Find the files and folders of modules that `python:` sources and `plugins` name.
+
+    Installed modules are left out: the cluster has them too.
+
+    Raises:
+        SpecError: A module is neither in the current folder nor importable.
     """
-    installed = [Path(sysconfig.get_path(k)).resolve() for k in ("purelib", "platlib")]
-    found: dict[str, Path] = {}
-    parts = [
-        str(node.get(key, "")).partition(":")
-        for node in spec["nodes"].values()
-        for key in ("source", "rewind")
-    ]
-    named = [
-        (f"source '{kind}:{name}'", name.partition(":")[0])
-        for kind, _, name in parts
-        if kind == "python"
-    ]
-    named += [(f"plugin '{name}'", str(name)) for name in spec.get("plugins") or ()]
-    for what, name in named:
-        top = name.partition(".")[0]
-        here = Path.cwd() / top
-        place = next((p for p in (here, here.with_suffix(".py")) if p.exists()), None)
-        if place is None:
-            try:
-                known = importlib.util.find_spec(top)
-            except ValueError:
-                known = None
-            if known is None or not known.origin:
-                raise SpecError(f"{what}: no module '{top}' here to send along")
-            place = (
-                Path(known.origin).parent
-                if known.submodule_search_locations
-                else Path(known.origin)
-            )
-        if not any(place.resolve().is_relative_to(at) for at in installed):
-            found[top] = place
-    return list(found.values())
+    site_folders = [Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib")]
+    paths_by_module: dict[str, Path] = {}
+    for place, module_name in _list_named_modules(spec):
+        top_module = module_name.partition(".")[0]
+        path = _locate_module(top_module, place)
+        is_installed = any(path.resolve().is_relative_to(folder) for folder in site_folders)
+        if not is_installed:
+            paths_by_module[top_module] = path
+    return list(paths_by_module.values())
+
+
+def _list_named_modules(spec: SpecDocument) -> list[tuple[str, str]]:
+    """List (place in the spec for messages, dotted module) of all modules a spec names."""
+    named_modules: list[tuple[str, str]] = []
+    for node in spec["nodes"].values():
+        for key in ("source", "rewind"):
+            scheme, _, location = str(node.get(key, "")).partition(":")
+            if scheme == "python":
+                module_name = location.partition(":")[0]
+                named_modules.append((f"source '{scheme}:{location}'", module_name))
+    for plugin in spec.get("plugins") or ():
+        named_modules.append((f"plugin '{plugin}'", str(plugin)))
+    return named_modules
+
+
+def _locate_module(top_module: str, place: str) -> Path:
+    """Return the file or folder of a top-level module; the current folder goes first."""
+    folder = Path.cwd() / top_module
+    file = folder.with_suffix(".py")
+    for path in (folder, file):
+        if path.exists():
+            return path
+    try:
+        module_spec = importlib.util.find_spec(top_module)
+    except ValueError:
+        module_spec = None
+    if module_spec is None or not module_spec.origin:
+        raise SpecError(f"{place}: no module '{top_module}' here to send along")
+    origin = Path(module_spec.origin)
+    is_package = bool(module_spec.submodule_search_locations)
+    return origin.parent if is_package else origin
 
 
 def submit_run(
-    spec: dict[str, Any],
+    spec: SpecDocument,
     address: str,
     *,
     folder: str,
@@ -70,57 +100,98 @@ def submit_run(
     resume: bool,
     echo: Callable[[str], None],
 ) -> int:
-    """Submit, follow the log, and return the exit code of the run. Raises `ClusterError` when the server is away.
+    """Submit a run as a job and follow its log to the end.
 
-    The spec (`spec.loader.document`) and the search space are uploaded; the run folder is a path
-    on storage that the cluster sees.
+    Spec, search space, readings and the user's own modules are uploaded.
+
+    Args:
+        spec: The spec; local names in it are absolute.
+        address: URL of the job server.
+        folder: Run folder, on storage that the cluster sees.
+        space: File of the search space.
+        resume: Whether the run goes on with what is in its folder.
+        echo: Receives the log, piece by piece.
+
+    Returns:
+        The exit code of the run.
+
+    Raises:
+        MissingPackage: ray is not installed.
+        ClusterError: No job server answers.
+        SpecError: A file or module that the spec names is missing.
     """
-    try:
-        from ray.exceptions import RayError
-        from ray.job_submission import JobStatus, JobSubmissionClient
-    except ImportError as e:
-        raise MissingPackage("ray[default]", "compress") from e
-    try:
-        client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, RayError) as e:
-        raise ClusterError(f"no job server answers at {address}: {str(e).splitlines()[0]}") from e
-    target = Path(folder).resolve()
+    client = _connect_to_server(address)
+    target_folder = Path(folder).resolve()
     if not Path(space).is_file():
         raise SpecError(f"{space}: no such search space")
-    with tempfile.TemporaryDirectory() as work:
-        measure = spec.get("measure") or {}
-        if readings := measure.get("device"):
-            if not Path(readings).is_file():
-                raise SpecError(f"measure.readings: {readings}: no such file")
-            shutil.copy(readings, Path(work) / "device.json")
-            spec = {**spec, "measure": {**measure, "device": "device.json"}}
-        (Path(work) / "spec.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
-        for place in find_own_modules(spec):
-            if place.is_dir():
-                shutil.copytree(
-                    place,
-                    Path(work) / place.name,
-                    ignore=shutil.ignore_patterns("__pycache__", ".*"),
-                )
-            else:
-                shutil.copy(place, work)
-        command = ["run", "spec.yaml", "--out", str(target)]
-        shutil.copy(space, Path(work) / "space.yaml")
-        command += ["--space", "space.yaml", *(["--resume"] if resume else [])]
-        line = f"mkdir -p {shlex.quote(str(target.parent))} && exec python -m mmcompress.cli {shlex.join(command)}"
-        job = client.submit_job(
-            entrypoint=line,
-            runtime_env={"working_dir": work, "py_modules": [str(PACKAGE_FOLDER)]},
+    with tempfile.TemporaryDirectory() as work_folder:
+        _fill_work_folder(Path(work_folder), spec, space=Path(space))
+        job_id = client.submit_job(
+            entrypoint=_make_command_line(target_folder, resume=resume),
+            runtime_env={"working_dir": work_folder, "py_modules": [str(PACKAGE_FOLDER)]},
         )
-        echo(f"job {job}\n")
-        shown = 0
-        while True:
-            status = client.get_job_status(job)
-            logs = client.get_job_logs(job)
-            echo(logs[shown:])
-            shown = len(logs)
-            if status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
-                break
-            time.sleep(1.0)
-    code = client.get_job_info(job).driver_exit_code
-    return code if code is not None else int(status != JobStatus.SUCCEEDED)
+        echo(f"job {job_id}\n")
+        succeeded = _follow_log(client, job_id, echo=echo)
+    exit_code = client.get_job_info(job_id).driver_exit_code
+    if exit_code is None:
+        return 0 if succeeded else 1
+    return exit_code
+
+
+def _connect_to_server(address: str) -> JobSubmissionClient:
+    """Connect to a job server."""
+    try:
+        from ray.exceptions import RayError
+        from ray.job_submission import JobSubmissionClient
+    except ImportError as error:
+        raise MissingPackage("ray[default]", "compress") from error
+    try:
+        return JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, RayError) as error:
+        reason = str(error).splitlines()[0]
+        raise ClusterError(f"no job server answers at {address}: {reason}") from error
+
+
+def _fill_work_folder(work_folder: Path, spec: SpecDocument, *, space: Path) -> None:
+    """Write everything a job needs into the folder that is uploaded."""
+    measure = spec.get("measure") or {}
+    readings = measure.get("readings")
+    if readings:
+        if not Path(readings).is_file():
+            raise SpecError(f"measure.readings: {readings}: no such file")
+        shutil.copy(readings, work_folder / READINGS_FILE)
+        spec = {**spec, "measure": {**measure, "readings": READINGS_FILE}}
+    (work_folder / SPEC_FILE).write_text(yaml.safe_dump(spec, sort_keys=False))
+    shutil.copy(space, work_folder / SPACE_FILE)
+    ignore_caches = shutil.ignore_patterns("__pycache__", ".*")
+    for path in find_own_modules(spec):
+        if path.is_dir():
+            shutil.copytree(path, work_folder / path.name, ignore=ignore_caches)
+        else:
+            shutil.copy(path, work_folder)
+
+
+def _make_command_line(target_folder: Path, *, resume: bool) -> str:
+    """Make the shell line of a job; it runs in the uploaded folder."""
+    arguments = ["run", SPEC_FILE, "--out", str(target_folder), "--space", SPACE_FILE]
+    if resume:
+        arguments.append("--resume")
+    parent_folder = shlex.quote(str(target_folder.parent))
+    command = f"python -m mmcompress.cli {shlex.join(arguments)}"
+    return f"mkdir -p {parent_folder} && exec {command}"
+
+
+def _follow_log(client: JobSubmissionClient, job_id: str, *, echo: Callable[[str], None]) -> bool:
+    """Pass on the log of a job until it ends; returns whether it succeeded."""
+    from ray.job_submission import JobStatus
+
+    shown_characters = 0
+    while True:
+        # The status goes first: what is logged before the end is then still shown.
+        status = client.get_job_status(job_id)
+        log = client.get_job_logs(job_id)
+        echo(log[shown_characters:])
+        shown_characters = len(log)
+        if status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
+            return bool(status == JobStatus.SUCCEEDED)
+        time.sleep(LOG_POLL_SECONDS)

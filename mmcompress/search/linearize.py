@@ -140,10 +140,10 @@ def _round(
         dict.fromkeys(run.blocks, "fp32"),
     )
     said = who.evaluate_all(
-        who.evaluate,
         asked if known.rounds else {**asked, "": whole},
-        say=run.on_progress,
-        what=told,
+        evaluate=who.evaluate,
+        on_progress=run.on_progress,
+        message=told,
     )
     dense = said.pop("", known.dense_loss)
     new = {
@@ -170,10 +170,10 @@ def _round(
         return replace(known, rounds=s.linearization_rounds + 1)
     asked_of = _undone(run, p, c=at.candidate)
     without = who.evaluate_all(
-        who.evaluate,
         asked_of,
-        say=run.on_progress,
-        what=f"what each cut does in it, round {known.rounds + 1}",
+        evaluate=who.evaluate,
+        on_progress=run.on_progress,
+        message=f"what each cut does in it, round {known.rounds + 1}",
     )
     cuts, rounding = _moved(ev, known, at=at, without=without)
     return replace(

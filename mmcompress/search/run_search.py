@@ -23,7 +23,7 @@ from mmcompress.search.split_budget import split_budget
 from mmcompress.search.study import (
     SearchEffort,
     SeedCandidates,
-    finished_trials,
+    read_finished_trials,
     open_study,
     run_study,
 )
@@ -117,16 +117,17 @@ def choose_trial(
             if trial.candidate.key() not in evaluator.final_losses:
                 unknown[trial.candidate.key()] = trial.candidate
         losses = evaluator.evaluate_all(
-            evaluator.evaluate_again,
             unknown,
-            say=run.on_progress,
-            what=f"the best {len(finalists)} on more pairs",
+            evaluate=evaluator.evaluate_again,
+            on_progress=run.on_progress,
+            message=f"the best {len(finalists)} on more pairs",
         )
         evaluator.final_losses.update(losses)
     judged: list[Trial] = []
     for trial in finalists:
         further_loss = evaluator.final_losses[trial.candidate.key()]
-        loss = evaluator.share * trial.loss + (1 - evaluator.share) * further_loss
+        first_share = evaluator.first_pairs_share
+        loss = first_share * trial.loss + (1 - first_share) * further_loss
         judged.append(replace(trial, loss=loss))
     return min(judged, key=lambda trial: trial.loss)
 
@@ -188,7 +189,7 @@ def run_search(
         starts += list_plain_starts(problem, run.spec)
         seeds = [("knapsack", candidate) for candidate in candidates]
         if attempt:
-            best_trials = sorted(finished_trials(study), key=lambda trial: trial.loss)
+            best_trials = sorted(read_finished_trials(study), key=lambda trial: trial.loss)
             best_trials = best_trials[:MAX_REFITTED_TRIALS]
             starts = [
                 to_search_point(problem, trial.candidate)

@@ -1,7 +1,8 @@
-"""The search: Optuna proposes, workers judge, the driver alone writes. No torch here.
+"""The search: Optuna proposes, workers evaluate, the driver alone writes. No torch.
 
-Proposals are directions: the pruning ratios of each are scaled together until the predicted latency just meets the
-budget, so no trial is spent far from it. The study is a journal file in the run folder; every finished trial survives.
+A proposal of the sampler is a direction: its pruning ratios are scaled together until the predicted
+latency just meets the budget. No trial is spent far from it. The study is a journal file in the run
+folder; every finished trial survives.
 """
 
 from __future__ import annotations
@@ -10,15 +11,21 @@ import logging
 import math
 import random
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from mmcompress.errors import ClusterError
 from mmcompress.graph.structure import Candidate
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import Trial
+from mmcompress.search.executors import (
+    Evaluate,
+    SubmittedTask,
+    TaskResult,
+    retry_failed_task,
+    submit_candidate,
+)
 from mmcompress.search.neighbors import switch_levels
 from mmcompress.search.problem import (
     SearchPoint,
@@ -28,166 +35,278 @@ from mmcompress.search.problem import (
     to_overrides,
     to_search_point,
 )
-from mmcompress.spec.space import Space
+from mmcompress.spec.space import Dimension, Space
 from mmcompress.storage import build_record, to_plain
 
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+
+STUDY_NAME = "mmcompress"
+"""Name of the only study in a journal."""
+
+SAMPLER_ORIGIN = "sampler"
+"""`Trial.origin` of a proposal of the sampler."""
+
+LEVEL_SWITCH_ORIGIN = "mutation"
+"""`Trial.origin` of a level switch."""
+
+MAX_REPEATS_PER_TRIAL = 4
+"""Known candidates a sampler may propose, per trial of the session, before one is evaluated again.
+
+Samplers repeat points in small spaces: without a limit, searching one that is exhausted never ends.
+"""
+
 Progress = Callable[[str, float], None]
-
-
-Evaluate = Callable[..., dict[str, Any]]
-"""(context, candidate as plain data) -> {loss, quality, seconds, worker}; the executor supplies the context."""
-
+"""(message, share done)."""
 
 SeedCandidates = Sequence[tuple[str, Candidate]]
-"""Candidates to judge as they are, each with where it comes from."""
+"""(origin, candidate): evaluated as they are, before anything is sampled."""
 
 
-def _distributions(space: Space) -> dict[str, Any]:
-    """The dimensions of a space as Optuna has them."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
-    found: dict[str, Any] = {}
-    for path, d in space.dimensions.items():
-        if d.choices:
-            found[path] = CategoricalDistribution(list(d.choices))
-        elif d.step and d.step >= 1:
-            found[path] = IntDistribution(int(d.low or 0), int(d.high or 0), step=int(d.step))
-        else:
-            found[path] = FloatDistribution(d.low or 0.0, d.high or 0.0, step=d.step)
-    return found
+def ignore_progress(message: str, share: float) -> None:
+    """Do nothing."""
 
 
-def open_study(path: Path, seed: int, *, sampler: str = "tpe") -> Any:
-    """The study in a journal file, made when missing. Trials a dead driver left running are failed and asked again."""
+@dataclass(frozen=True, kw_only=True)
+class SearchEffort:
+    """How much is searched. Trials that stand in the study count."""
+
+    trials: int
+    """Proposals of the sampler."""
+    level_switches: int
+    """Neighbours of the best trial, after the proposals."""
+    workers: int = 1
+    """Candidates evaluated at a time."""
+    retries: int = 0
+    """Times a failed evaluation is tried again."""
+
+
+def open_study(path: Path, seed: int, *, sampler: str = "tpe") -> optuna.Study:
+    """Open the study of a journal file, or make it.
+
+    Trials that a dead driver left running are marked as failed; their points are asked for again.
+
+    Args:
+        path: The journal file.
+        seed: Of the sampler; together with the trials that stand in the study.
+        sampler: Name in the registry of samplers.
+    """
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
-    from optuna.trial import TrialState
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna").setLevel(logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = 0
     storage = JournalStorage(JournalFileBackend(str(path)))
-    names = [s.study_name for s in optuna.get_all_study_summaries(storage)]
-    if "mmcompress" in names:
-        done = len(optuna.load_study(study_name="mmcompress", storage=storage).trials)
-    made = SAMPLERS.get(sampler)(seed + done)
+    earlier_trials = 0
+    study_names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
+    if STUDY_NAME in study_names:
+        earlier_study = optuna.load_study(study_name=STUDY_NAME, storage=storage)
+        earlier_trials = len(earlier_study.trials)
+    # A resumed study must not draw the points of its first session again.
+    make_sampler = SAMPLERS.get(sampler)
     study = optuna.create_study(
-        study_name="mmcompress", storage=storage, sampler=made, load_if_exists=True
+        study_name=STUDY_NAME,
+        storage=storage,
+        sampler=make_sampler(seed + earlier_trials),
+        load_if_exists=True,
     )
+    _requeue_interrupted_trials(study)
+    return study
+
+
+def _requeue_interrupted_trials(study: optuna.Study) -> None:
+    """Mark running trials as failed and queue their points again."""
+    from optuna.trial import TrialState
+
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:
             study.enqueue_trial(trial.params, skip_if_exists=False)
-    return study
 
 
-def finished_trials(study: Any) -> list[Trial]:
-    """Every trial whose result stands in the study."""
-    rows = (t.user_attrs.get("trial") for t in study.get_trials(deepcopy=False))
-    return [build_record(Trial, r) for r in rows if r]
+def read_finished_trials(study: optuna.Study) -> list[Trial]:
+    """Read every trial with a result, oldest first."""
+    trials = []
+    for optuna_trial in study.get_trials(deepcopy=False):
+        record = optuna_trial.user_attrs.get("trial")
+        if record:
+            trials.append(build_record(Trial, record))
+    return trials
 
 
-def first_error(study: Any) -> str:
-    """What the first trial that failed said; empty where none did."""
-    rows = (t.user_attrs for t in study.get_trials(deepcopy=False))
-    return next((r["error"] for r in rows if "error" in r), "")
+def read_first_error(study: optuna.Study) -> str:
+    """Read the error of the first failed trial; empty where none failed."""
+    for optuna_trial in study.get_trials(deepcopy=False):
+        if "error" in optuna_trial.user_attrs:
+            return str(optuna_trial.user_attrs["error"])
+    return ""
 
 
-def count_failures(study: Any, origin: str | None = None) -> int:
-    """Trials that raised an error (those a dead driver left behind are asked again, not counted)."""
-    rows = [t.user_attrs for t in study.get_trials(deepcopy=False) if "error" in t.user_attrs]
-    return sum(origin in (None, r.get("origin")) for r in rows)
+def count_failures(study: optuna.Study, origin: str | None = None) -> int:
+    """Count trials whose evaluation raised an error, of one origin or of all.
+
+    Trials that a dead driver left behind do not count: they are asked for again.
+    """
+    failures = 0
+    for optuna_trial in study.get_trials(deepcopy=False):
+        attributes = optuna_trial.user_attrs
+        if "error" in attributes and origin in (None, attributes.get("origin")):
+            failures += 1
+    return failures
 
 
-@dataclass(kw_only=True)
-class _Pending:
-    optuna_trial: Any
+def run_study(
+    study: optuna.Study,
+    problem: SearchProblem,
+    *,
+    executor: Executor,
+    evaluate: Evaluate,
+    starts: Sequence[SearchPoint],
+    seeds: SeedCandidates,
+    effort: SearchEffort,
+    seed: int,
+    progress: Progress = ignore_progress,
+) -> list[Trial]:
+    """Search until the proposals and level switches of `effort` stand in the study.
+
+    A candidate seen before is not evaluated again.
+
+    Args:
+        study: From `open_study`.
+        problem: The space, the budget, and how points become candidates.
+        executor: Where candidates are evaluated.
+        evaluate: Measures one candidate on a worker.
+        starts: Points of the space that the sampler proposes first.
+        seeds: Candidates that are evaluated first, as they are.
+        effort: How much is searched.
+        seed: Of the level switches.
+        progress: Receives the best trial so far after every evaluation.
+
+    Returns:
+        One trial a candidate, those of earlier sessions included with latencies predicted anew.
+
+    Raises:
+        ClusterError: A worker process died.
+    """
+    for point in starts:
+        study.enqueue_trial(point, skip_if_exists=True)
+    journal = _TrialJournal(study, problem)
+    session = _SearchSession(
+        journal,
+        executor,
+        evaluate=evaluate,
+        seeds=seeds,
+        effort=effort,
+        seed=seed,
+        progress=progress,
+    )
+    session.run()
+    return list(journal.trials_by_key.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Proposal:
+    """A candidate before it is evaluated."""
+
     origin: str
     overrides: SearchPoint
     candidate: Candidate
     latency_ms: float
-    tries: int = 1
+    optuna_trial: optuna.trial.Trial | None
+    """The open trial of the sampler; None for a candidate that no sampler proposed."""
 
 
-class _Book:
-    """The driver's hand: asks, records, tells; one writer."""
+@dataclass(frozen=True, kw_only=True)
+class _RunningTrial:
+    """A proposal on a worker."""
 
-    def __init__(self, study: Any, problem: SearchProblem):
-        self.study, self.problem = study, problem
-        self.distributions = _distributions(problem.space)
-        found = (
-            replace(t, latency_ms=problem.predict(t.candidate)) for t in finished_trials(study)
-        )
-        self.by_key = {t.candidate.key(): t for t in found}
+    proposal: _Proposal
+    task: SubmittedTask
 
-    def record(self, p: _Pending, result: dict[str, Any]) -> Trial:
+
+class _TrialJournal:
+    """The study as its only writer sees it: records results and failures."""
+
+    def __init__(self, study: optuna.Study, problem: SearchProblem):
+        self.study = study
+        self.problem = problem
+        self.distributions = _make_distributions(problem.space)
+        self.trials_by_key: dict[str, Trial] = {}
+        for trial in read_finished_trials(study):
+            # The predictor may have been corrected since.
+            latency_ms = problem.predict(trial.candidate)
+            self.trials_by_key[trial.candidate.key()] = replace(trial, latency_ms=latency_ms)
+
+    def record_result(self, proposal: _Proposal, result: TaskResult) -> None:
+        """Write the result of a proposal; a candidate's first result stays the one of its key."""
         from optuna.trial import TrialState, create_trial
 
-        over = p.latency_ms - self.problem.budget_ms
-        number = (
-            p.optuna_trial.number if p.optuna_trial else len(self.study.get_trials(deepcopy=False))
-        )
+        optuna_trial = proposal.optuna_trial
+        if optuna_trial is not None:
+            number = optuna_trial.number
+        else:
+            number = len(self.study.get_trials(deepcopy=False))
         trial = Trial(
             number=number,
-            origin=p.origin,
-            overrides=p.overrides,
-            candidate=p.candidate,
-            latency_ms=p.latency_ms,
+            origin=proposal.origin,
+            overrides=proposal.overrides,
+            candidate=proposal.candidate,
+            latency_ms=proposal.latency_ms,
             loss=result["loss"],
             quality=result["quality"],
             evaluation_seconds=result["seconds"],
             worker=result["worker"],
         )
-        self.by_key.setdefault(p.candidate.key(), trial)
-        if p.optuna_trial:
-            p.optuna_trial.set_user_attr("trial", to_plain(trial))
-            p.optuna_trial.set_constraint("latency", over)
-            self.study.tell(p.optuna_trial, result["loss"])
-        else:
-            self.study.add_trial(
-                create_trial(  # without parameters the samplers would take the space for an empty one
-                    state=TrialState.COMPLETE,
-                    params=to_search_point(self.problem, p.candidate),
-                    distributions=self.distributions,
-                    value=result["loss"],
-                    user_attrs={"trial": to_plain(trial)},
-                    constraints={"latency": over},
-                )
+        self.trials_by_key.setdefault(proposal.candidate.key(), trial)
+        # Optuna takes a trial without a constraint for feasible: set it before the result.
+        excess_ms = proposal.latency_ms - self.problem.budget_ms
+        if optuna_trial is not None:
+            optuna_trial.set_user_attr("trial", to_plain(trial))
+            optuna_trial.set_constraint("latency", excess_ms)
+            self.study.tell(optuna_trial, result["loss"])
+            return
+        self.study.add_trial(
+            create_trial(
+                state=TrialState.COMPLETE,
+                # Without parameters the samplers would take the space for an empty one.
+                params=to_search_point(self.problem, proposal.candidate),
+                distributions=self.distributions,
+                value=result["loss"],
+                user_attrs={"trial": to_plain(trial)},
+                constraints={"latency": excess_ms},
             )
-        return trial
+        )
 
-    def fail(self, p: _Pending, error: BaseException) -> None:
+    def record_failure(self, proposal: _Proposal, error: BaseException) -> None:
+        """Write the error of a proposal."""
         from optuna.trial import TrialState, create_trial
 
-        text = f"{type(error).__name__}: {str(error).strip().splitlines()[-1] if str(error).strip() else ''}"
-        if p.optuna_trial:
-            p.optuna_trial.set_user_attr("error", text)
-            p.optuna_trial.set_user_attr("origin", p.origin)
-            self.study.tell(p.optuna_trial, state=TrialState.FAIL)
-        else:
-            self.study.add_trial(
-                create_trial(state=TrialState.FAIL, user_attrs={"error": text, "origin": p.origin})
-            )
+        text = _describe_error(error)
+        optuna_trial = proposal.optuna_trial
+        if optuna_trial is not None:
+            optuna_trial.set_user_attr("error", text)
+            optuna_trial.set_user_attr("origin", proposal.origin)
+            self.study.tell(optuna_trial, state=TrialState.FAIL)
+            return
+        attributes = {"error": text, "origin": proposal.origin}
+        self.study.add_trial(create_trial(state=TrialState.FAIL, user_attrs=attributes))
 
 
-@dataclass(frozen=True, kw_only=True)
-class SearchEffort:
-    """How much to search: sampler proposals and mutations in all, at how many a time, and retries of a failed one."""
-
-    trials: int
-    level_switches: int
-    workers: int = 1
-    retries: int = 0
+def _describe_error(error: BaseException) -> str:
+    """Return type and last line of an error; the lines before it are a worker's traceback."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
 
 
-class _Search:
-    """One session of a search: proposes while there is room, settles what comes back."""
+class _SearchSession:
+    """One session of a search: proposes while workers are free, records what comes back."""
 
     def __init__(
         self,
-        book: _Book,
+        journal: _TrialJournal,
         executor: Executor,
         *,
         evaluate: Evaluate,
@@ -196,135 +315,167 @@ class _Search:
         seed: int,
         progress: Progress,
     ):
-        self.book, self.problem, self.effort, self.progress = book, book.problem, effort, progress
-        self.executor, self.evaluate = executor, evaluate
-        before = finished_trials(book.study)
-        unique = lambda origin: len({t.candidate.key() for t in before if t.origin == origin})
-        self.sampled = unique("sampler") + count_failures(book.study, "sampler")
-        self.mutated = unique("mutation") + count_failures(book.study, "mutation")
-        self.fixed = [(origin, c) for origin, c in seeds if c.key() not in book.by_key]
-        left = max(effort.trials - self.sampled, 0) + max(effort.level_switches - self.mutated, 0)
-        self.total = max(1, len(self.fixed) + left)
-        self.rng = random.Random(f"{seed}:{len(before)}")
-        self.pending: dict[Future, _Pending] = {}
-        self.judged = self.repeats = 0
+        self.journal = journal
+        self.problem = journal.problem
+        self.executor = executor
+        self.evaluate = evaluate
+        self.effort = effort
+        self.progress = progress
+        earlier_trials = read_finished_trials(journal.study)
+        self.sampled = self._count_earlier(SAMPLER_ORIGIN, earlier_trials)
+        self.switched = self._count_earlier(LEVEL_SWITCH_ORIGIN, earlier_trials)
+        self.seeds_left = [
+            (origin, candidate)
+            for origin, candidate in seeds
+            if candidate.key() not in journal.trials_by_key
+        ]
+        samples_left = max(effort.trials - self.sampled, 0)
+        switches_left = max(effort.level_switches - self.switched, 0)
+        self.total = max(1, len(self.seeds_left) + samples_left + switches_left)
+        # A resumed search must not draw the level switches of its first session again.
+        self.rng = random.Random(f"{seed}:{len(earlier_trials)}")
+        self.running: dict[Future[TaskResult], _RunningTrial] = {}
+        self.evaluated = 0
+        self.repeats = 0
+
+    def _count_earlier(self, origin: str, earlier_trials: Sequence[Trial]) -> int:
+        """Count the candidates of an origin that earlier sessions evaluated or failed at."""
+        keys = {trial.candidate.key() for trial in earlier_trials if trial.origin == origin}
+        return len(keys) + count_failures(self.journal.study, origin)
 
     def run(self) -> None:
+        """Search until nothing is left to propose and nothing is running."""
         while True:
-            while len(self.pending) < self.effort.workers and (p := self.propose()) is not None:
-                self.start(p)
-            if not self.pending:
+            self._fill_workers()
+            if not self.running:
                 return
-            for future in wait(self.pending, return_when=FIRST_COMPLETED).done:
-                self.settle(future)
+            finished, _ = wait(self.running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                self._settle_trial(self.running.pop(future))
 
-    def start(self, p: _Pending) -> None:
-        try:
-            self.pending[self.executor.submit(self.evaluate, to_plain(p.candidate))] = p
-        except BrokenExecutor as e:
-            raise ClusterError(
-                "a worker process died (out of memory?); finished trials are kept: use --resume"
-            ) from e
+    def _fill_workers(self) -> None:
+        """Propose and submit candidates until every worker has one."""
+        while len(self.running) < self.effort.workers:
+            proposal = self._propose_next()
+            if proposal is None:
+                return
+            task = submit_candidate(
+                proposal.candidate,
+                self.evaluate,
+                executor=self.executor,
+                retries=self.effort.retries,
+            )
+            self.running[task.future] = _RunningTrial(proposal=proposal, task=task)
 
-    def propose(self) -> _Pending | None:
-        """Seeds first, then the sampler, then mutations; None while those wait for what is running, or at the end."""
-        if self.fixed:
-            return self.given(*self.fixed.pop(0))
+    def _propose_next(self) -> _Proposal | None:
+        """Propose seeds, then samples, then level switches; None at the end or while these wait."""
+        if self.seeds_left:
+            origin, candidate = self.seeds_left.pop(0)
+            return self._make_proposal(origin, candidate)
         if self.sampled < self.effort.trials:
             self.sampled += 1
-            return self.sample()
-        if self.mutated >= self.effort.level_switches or any(
-            p.origin != "mutation" for p in self.pending.values()
-        ):
+            return self._sample_unknown()
+        if self.switched >= self.effort.level_switches or self._awaits_other_origins():
             return None
-        taken = self.book.by_key.keys() | {p.candidate.key() for p in self.pending.values()}
-        new = switch_levels(self.problem, self.best(), seen=taken, rng=self.rng)
-        self.mutated = self.mutated + 1 if new else self.effort.level_switches
-        return self.given("mutation", new) if new else None
+        candidate_or_none = switch_levels(
+            self.problem, self._find_best(), seen=self._list_known_keys(), rng=self.rng
+        )
+        if candidate_or_none is None:
+            # No neighbour is left: do not look again.
+            self.switched = self.effort.level_switches
+            return None
+        self.switched += 1
+        return self._make_proposal(LEVEL_SWITCH_ORIGIN, candidate_or_none)
 
-    def given(self, origin: str, c: Candidate) -> _Pending:
-        return _Pending(
-            optuna_trial=None,
+    def _awaits_other_origins(self) -> bool:
+        """Return whether a seed or a sample is running: it may become the best trial."""
+        origins = {trial.proposal.origin for trial in self.running.values()}
+        return bool(origins - {LEVEL_SWITCH_ORIGIN})
+
+    def _list_known_keys(self) -> set[str]:
+        """List the keys of all candidates that are evaluated or running."""
+        running_keys = {trial.proposal.candidate.key() for trial in self.running.values()}
+        return self.journal.trials_by_key.keys() | running_keys
+
+    def _make_proposal(self, origin: str, candidate: Candidate) -> _Proposal:
+        """Make the proposal of a candidate that no sampler proposed."""
+        return _Proposal(
             origin=origin,
-            overrides=to_overrides(self.problem, c),
-            candidate=c,
-            latency_ms=self.problem.predict(c),
+            overrides=to_overrides(self.problem, candidate),
+            candidate=candidate,
+            latency_ms=self.problem.predict(candidate),
+            optuna_trial=None,
         )
 
-    def sample(self) -> _Pending:
-        """What the sampler proposes next that is not known; of a known one the sampler is told, and asked again."""
+    def _sample_unknown(self) -> _Proposal:
+        """Ask the sampler until it proposes an unknown candidate; tell it results of known ones."""
         while True:
-            t = self.book.study.ask(self.book.distributions)
-            overrides, candidate = scale_to_budget(self.problem, dict(t.params))
-            p = _Pending(
-                optuna_trial=t,
-                origin="sampler",
+            optuna_trial = self.journal.study.ask(self.journal.distributions)
+            overrides, candidate = scale_to_budget(self.problem, dict(optuna_trial.params))
+            proposal = _Proposal(
+                origin=SAMPLER_ORIGIN,
                 overrides=overrides,
                 candidate=candidate,
                 latency_ms=self.problem.predict(candidate),
+                optuna_trial=optuna_trial,
             )
-            known = self.book.by_key.get(candidate.key())
-            if known is None or self.repeats >= 4 * self.total:
-                return p
+            known_trial = self.journal.trials_by_key.get(candidate.key())
+            if known_trial is None or self.repeats >= MAX_REPEATS_PER_TRIAL * self.total:
+                return proposal
             self.repeats += 1
-            self.book.record(
-                p,
-                {
-                    "loss": known.loss,
-                    "quality": known.quality,
-                    "seconds": 0.0,
-                    "worker": known.worker,
-                },
-            )
+            known_result: TaskResult = {
+                "loss": known_trial.loss,
+                "quality": known_trial.quality,
+                "seconds": 0.0,
+                "worker": known_trial.worker,
+            }
+            self.journal.record_result(proposal, known_result)
 
-    def settle(self, future: Future) -> None:
-        p, error = self.pending.pop(future), future.exception()
-        if error is not None and p.tries <= self.effort.retries:
-            p.tries += 1
-            return self.start(p)
-        loss = future.result()["loss"] if error is None else math.nan
-        if error is None and not math.isfinite(loss):
-            error = ArithmeticError(f"the loss is {loss}")
+    def _settle_trial(self, trial: _RunningTrial) -> None:
+        """Record a finished trial, or submit it again after an error."""
+        if retry_failed_task(trial.task):
+            self.running[trial.task.future] = trial
+            return
+        error = trial.task.future.exception()
         if error is None:
-            self.book.record(p, future.result())
+            result = trial.task.future.result()
+            if math.isfinite(result["loss"]):
+                self.journal.record_result(trial.proposal, result)
+            else:
+                error = ArithmeticError(f"the loss is {result['loss']}")
+        if error is not None:
+            self.journal.record_failure(trial.proposal, error)
+        self.evaluated += 1
+        self._report_progress()
+
+    def _report_progress(self) -> None:
+        """Tell the best trial so far."""
+        best_trial = self._find_best()
+        if best_trial is None:
+            text = "nothing within the budget yet"
         else:
-            self.book.fail(p, error)
-        self.judged += 1
-        top = self.best()
-        shown = (
-            f"best loss {top.loss:.3f} at {top.latency_ms:.2f} ms"
-            if top
-            else "nothing within the budget yet"
-        )
-        self.progress(
-            f"trial {self.judged} of {self.total}: {shown}", min(self.judged / self.total, 1.0)
-        )
+            text = f"best loss {best_trial.loss:.3f} at {best_trial.latency_ms:.2f} ms"
+        share = min(self.evaluated / self.total, 1.0)
+        self.progress(f"trial {self.evaluated} of {self.total}: {text}", share)
 
-    def best(self) -> Trial | None:
-        return find_best_trial(list(self.book.by_key.values()), self.problem.budget_ms)
+    def _find_best(self) -> Trial | None:
+        """Find the trial of least loss within the budget."""
+        return find_best_trial(list(self.journal.trials_by_key.values()), self.problem.budget_ms)
 
 
-def run_study(
-    study: Any,
-    problem: SearchProblem,
-    *,
-    executor: Executor,
-    evaluate: Evaluate,
-    starts: list[SearchPoint],
-    seeds: SeedCandidates,
-    effort: SearchEffort,
-    seed: int,
-    progress: Progress = lambda what, share: None,
-) -> list[Trial]:
-    """Search until the trials and mutations of `effort` have been judged; earlier ones of the study count.
+def _make_distributions(space: Space) -> dict[str, BaseDistribution]:
+    """Make Optuna's distribution of every dimension."""
+    return {path: _make_distribution(dimension) for path, dimension in space.dimensions.items()}
 
-    `seeds` are candidates judged first as they are, `starts` points of the space the sampler is given first. A
-    candidate seen before is not evaluated again. Latencies of earlier trials are predicted anew.
-    """
-    for point in starts:
-        study.enqueue_trial(point, skip_if_exists=True)
-    book = _Book(study, problem)
-    _Search(
-        book, executor, evaluate=evaluate, seeds=seeds, effort=effort, seed=seed, progress=progress
-    ).run()
-    return list(book.by_key.values())
+
+def _make_distribution(dimension: Dimension) -> BaseDistribution:
+    """Make Optuna's distribution of one dimension."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if dimension.choices:
+        return CategoricalDistribution(list(dimension.choices))
+    low = dimension.low or 0.0
+    high = dimension.high or 0.0
+    if dimension.step and dimension.step >= 1:
+        return IntDistribution(int(low), int(high), step=int(dimension.step))
+    return FloatDistribution(low, high, step=dimension.step)

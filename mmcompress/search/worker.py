@@ -1,19 +1,18 @@
-"""One trial on a worker: cut, refit, simulate the rounding, judge. Plain data in, plain data out."""
+"""One trial on a worker: cut, refit, simulate the rounding, evaluate. Plain data in and out."""
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import wraps
-from types import MappingProxyType
-from typing import Any
 
 import numpy as np
 import torch
+from cachetools import LRUCache
+from torch import Tensor
 
 from mmcompress.graph.structure import Candidate, KeptUnits
 from mmcompress.kinds.base import Batch, Outputs
@@ -24,242 +23,350 @@ from mmcompress.prune.refit import Gram, Grams, refit_from_gram_
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.prune.units import choose_units
 from mmcompress.quantize.simulation import simulate_precision
-from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityCurves
+from mmcompress.search.executors import TaskResult
+from mmcompress.search.sensitivity.curves import SensitivityTable
 from mmcompress.spec.schema import Spec
 from mmcompress.storage import build_record, to_plain
 
-WorkerContext = dict[str, Any]
-"""What a worker needs: the spec as JSON and arrays; see `pack`."""
+OUTPUT_CACHE_BYTES = 1 << 28
+"""Bytes of node outputs that a worker keeps between trials: most trials change one or two nodes."""
+
+PlainCandidate = dict[str, object]
+"""A `Candidate` as plain data, as it crosses to a worker."""
+
+Fp32BlockNames = Mapping[str, Mapping[str, Sequence[str]]]
+"""Blocks that stay in fp32, by node and precision."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchArrays:
+    """A `Batch` as arrays."""
+
+    inputs: dict[str, np.ndarray]
+    """Inputs of every model [b, ...], by node."""
+    keep: dict[str, np.ndarray]
+    """Positions that hold something [b, p], by node; a node is missing where all of them do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GramArrays:
+    """A `Gram` as arrays."""
+
+    xx: np.ndarray
+    """Sum of x x^T over rows [f, f]."""
+    x: np.ndarray
+    """Sum of x over rows [f]."""
+    n: float
+    """Rows."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerContext:
+    """What a worker needs to evaluate candidates. It loads weights from the spec's sources."""
+
+    key: str
+    """Name of this context, unique in a process: a worker keeps what it loaded under it."""
+    threads: int
+    """Threads of torch during an evaluation."""
+    plugins: tuple[str, ...]
+    """Modules that are imported before the spec is read: it may use names they register."""
+    spec: dict[str, object]
+    """The spec as plain data."""
+    scores: dict[str, dict[str, np.ndarray]]
+    """Importance [units] by node and block."""
+    grams: dict[str, dict[str, GramArrays]]
+    """Input moments for the refit, by node and block."""
+    fp32_blocks: Fp32BlockNames
+    """Blocks that stay in fp32, by node and precision."""
+    batch: BatchArrays
+    """Validation pairs that every candidate is evaluated on."""
+    more_pairs: BatchArrays | None
+    """Further validation pairs for the best few, in whole multiples of `batch`; None: no more."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateContext:
+    """What `estimate_candidate` needs: no weights, no pairs."""
+
+    table: SensitivityTable
+    """Loss increases of every cut and rounding."""
+    base_loss: float
+    """Loss of the dense pipeline."""
+
+
+class OutputCache:
+    """Outputs of node variants, the least recently used forgotten first.
+
+    Args:
+        max_bytes: Bytes kept. Outputs of one node that are larger are not kept.
+    """
+
+    def __init__(self, max_bytes: int = OUTPUT_CACHE_BYTES):
+        self._outputs: LRUCache[Hashable, dict[str, Tensor]] = LRUCache(
+            maxsize=max_bytes, getsizeof=count_bytes
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes kept now."""
+        return int(self._outputs.currsize)
+
+    def get(self, key: Hashable) -> dict[str, Tensor] | None:
+        """Return the outputs kept under a key, or None."""
+        return self._outputs.get(key)
+
+    def put(self, key: Hashable, outputs: dict[str, Tensor]) -> None:
+        """Keep outputs unless they are larger than the cache or kept already."""
+        if key not in self._outputs and count_bytes(outputs) <= self._outputs.maxsize:
+            self._outputs[key] = outputs
+
+
+def count_bytes(outputs: Mapping[str, Tensor]) -> int:
+    """Return the bytes of all tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in outputs.values())
 
 
 @dataclass(kw_only=True)
-class _Loaded:
+class _WorkerState:
+    """A context as loaded: models, tensors, and what was computed from them."""
+
     spec: Spec
     models: dict[str, Model]
     pipeline: TorchPipeline
-    scores: dict[str, dict[str, torch.Tensor]]
+    scores: dict[str, dict[str, Tensor]]
     grams: dict[str, Grams]
+    fp32_blocks: Fp32BlockNames
     batch: Batch
-    anchors: Outputs = field(default_factory=dict)
-    known: OutputCache = field(default_factory=lambda: OutputCache())
-    spared: Mapping[str, Mapping[str, Sequence[str]]] = field(default_factory=dict)
-    more: list[Batch] = field(default_factory=list)
-    more_anchors: list[Outputs] = field(default_factory=list)
+    references: Outputs
+    """Outputs of the dense pipeline on `batch` that losses are measured against."""
+    output_cache: OutputCache = field(default_factory=OutputCache)
+    more_batches: list[Batch] = field(default_factory=list)
+    """Further pairs in pieces as large as `batch`; empty until a finalist is evaluated."""
+    more_references: list[Outputs] = field(default_factory=list)
+    """Outputs of the dense pipeline on each of `more_batches`."""
 
 
-@dataclass(kw_only=True)
-class OutputCache:
-    """Outputs of node variants seen before, the oldest forgotten first: most trials change one or two nodes."""
-
-    limit: int = 1 << 28
-    """Bytes kept."""
-    entries: OrderedDict[Any, dict[str, torch.Tensor]] = field(default_factory=OrderedDict)
-    size: int = 0
-
-    def get(self, key: Any) -> dict[str, torch.Tensor] | None:
-        if key in self.entries:
-            self.entries.move_to_end(key)
-        return self.entries.get(key)
-
-    def put(self, key: Any, outputs: dict[str, torch.Tensor]) -> None:
-        if key in self.entries:
-            return
-        self.entries[key] = outputs
-        self.size += _bytes(outputs)
-        while self.size > self.limit:
-            self.size -= _bytes(self.entries.popitem(last=False)[1])
-
-
-def _bytes(outputs: dict[str, torch.Tensor]) -> int:
-    return sum(x.numel() * x.element_size() for x in outputs.values())
-
-
-_cache: dict[str, _Loaded] = {}
+_loaded_states: dict[str, _WorkerState] = {}
+"""The state of the last context of this process, by its key."""
 
 
 def make_worker_context(
     spec: Spec,
-    scores: Mapping[str, Mapping[str, torch.Tensor]],
+    *,
+    scores: Mapping[str, Mapping[str, Tensor]],
     grams: Mapping[str, Grams],
+    fp32_blocks: Fp32BlockNames,
     batch: Batch,
-    more: Batch | None,
+    more_pairs: Batch | None,
     key: str,
     threads: int,
-    spared: Mapping[str, Mapping[str, Sequence[str]]] = MappingProxyType({}),
 ) -> WorkerContext:
-    """Everything a trial needs but the weights, which every worker loads from the spec's sources.
-
-    `batch`: pairs that every candidate is judged on; `more`: those that the best few are judged on besides.
-    """
-    flat = lambda b: {
-        part: {n: x.numpy() for n, x in getattr(b, part).items()} for part in ("inputs", "keep")
-    }
-    return {
-        "key": key,
-        "threads": threads,
-        "spec": to_plain(spec),
-        "spared": to_plain(dict(spared)),
-        "scores": {n: {b: s.numpy() for b, s in by.items()} for n, by in scores.items()},
-        "grams": {
-            n: {b: (g.xx.numpy(), g.x.numpy(), g.n) for b, g in by.items()}
-            for n, by in grams.items()
-        },
-        "batch": flat(batch),
-        "more": flat(more) if more is not None else None,
-    }
-
-
-def make_estimate_context(
-    curves: Mapping[str, SensitivityCurves],
-    rounding: Mapping[str, Mapping[str, float]],
-    *,
-    base: float,
-) -> WorkerContext:
-    """What `estimate` needs: no weights, no pairs."""
-    return {"curves": to_plain(curves), "rounding": to_plain(rounding), "base": base}
+    """Make the context of both functions that run models; for arguments see `WorkerContext`."""
+    score_arrays = {}
+    for node_name, node_scores in scores.items():
+        score_arrays[node_name] = {block: tensor.numpy() for block, tensor in node_scores.items()}
+    gram_arrays = {}
+    for node_name, node_grams in grams.items():
+        gram_arrays[node_name] = {
+            block: GramArrays(xx=gram.xx.numpy(), x=gram.x.numpy(), n=gram.n)
+            for block, gram in node_grams.items()
+        }
+    return WorkerContext(
+        key=key,
+        threads=threads,
+        plugins=spec.plugins,
+        spec=to_plain(spec),
+        scores=score_arrays,
+        grams=gram_arrays,
+        fp32_blocks=to_plain(dict(fp32_blocks)),
+        batch=_make_batch_arrays(batch),
+        more_pairs=None if more_pairs is None else _make_batch_arrays(more_pairs),
+    )
 
 
-def estimate_candidate(context: WorkerContext, candidate: dict[str, Any]) -> dict[str, Any]:
-    """Loss of a candidate as the sum of its blocks' damage, nothing run: {loss, quality, seconds}."""
+def estimate_candidate(context: EstimateContext, candidate: PlainCandidate) -> TaskResult:
+    """Estimate the loss of a candidate: dense loss plus all its increases. No model is run."""
     start = time.perf_counter()
-    c = build_record(Candidate, candidate)
-    loss = float(context["base"])
-    for n, kept in c.kept_units.items():
-        loss += sum(
-            float(build_record(SensitivityCurve, context["curves"][n][b]).loss_increase(k))
-            for b, k in kept.items()
-        )
-        loss += context["rounding"][n][c.precision[n]]
+    loss = context.base_loss + context.table.added_loss(build_record(Candidate, candidate))
     return {"loss": loss, "quality": {}, "seconds": time.perf_counter() - start}
 
 
-def _tensor(a: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.array(a))
+EvaluateOnWorker = Callable[[WorkerContext, PlainCandidate], TaskResult]
 
 
-def _batch(flat: Mapping[str, Mapping[str, np.ndarray]]) -> Batch:
-    inputs = {n: _tensor(x) for n, x in flat["inputs"].items()}
-    keep = {n: _tensor(x) for n, x in flat["keep"].items()}
-    return Batch(inputs, keep)
+def _limit_threads(evaluate: EvaluateOnWorker) -> EvaluateOnWorker:
+    """Run `evaluate` on the threads its context names, and restore the number after it.
+
+    The process may be the one that trains, and Ray leaves torch in a reused worker at one thread.
+    """
+
+    @wraps(evaluate)
+    def evaluate_with_threads(context: WorkerContext, candidate: PlainCandidate) -> TaskResult:
+        threads_before = torch.get_num_threads()
+        torch.set_num_threads(context.threads)
+        try:
+            return evaluate(context, candidate)
+        finally:
+            torch.set_num_threads(threads_before)
+
+    return evaluate_with_threads
 
 
-def _load(context: WorkerContext) -> _Loaded:
-    if context["key"] not in _cache:
-        for plugin in context["spec"]["plugins"]:
-            importlib.import_module(plugin)
-        _cache.clear()
-        spec = build_record(Spec, context["spec"])
-        models = load_models(spec)
-        _cache[context["key"]] = _Loaded(
-            spec=spec,
-            models=models,
-            pipeline=TorchPipeline(spec, models),
-            scores={
-                n: {b: _tensor(s) for b, s in by.items()} for n, by in context["scores"].items()
-            },
-            grams={
-                n: {b: Gram(xx=_tensor(xx), x=_tensor(x), n=c) for b, (xx, x, c) in by.items()}
-                for n, by in context["grams"].items()
-            },
-            batch=_batch(context["batch"]),
-            spared=context["spared"],
-        )
-        loaded = _cache[context["key"]]
-        loaded.anchors = loaded.pipeline.reference_outputs(models, loaded.batch)
-    return _cache[context["key"]]
+@_limit_threads
+def evaluate_candidate(context: WorkerContext, candidate: PlainCandidate) -> TaskResult:
+    """Measure loss and quality of a candidate on the validation pairs."""
+    start = time.perf_counter()
+    state = _load_state(context)
+    structure = build_record(Candidate, candidate)
+    cache_keys = _make_cache_keys(state.pipeline, structure)
+    cached_outputs: Outputs = {}
+    for node_name, cache_key in cache_keys.items():
+        node_outputs = state.output_cache.get(cache_key)
+        if node_outputs is not None:
+            cached_outputs[node_name] = node_outputs
+    outputs = _run_candidate(state, structure, batch=state.batch, known=cached_outputs)
+    for node_name, node_outputs in outputs.items():
+        state.output_cache.put(cache_keys[node_name], node_outputs)
+    loss = state.pipeline.loss_of_outputs(outputs, state.batch, dense=state.references)
+    quality = state.pipeline.quality(outputs, state.batch)
+    return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}
+
+
+@_limit_threads
+def evaluate_on_more_pairs(context: WorkerContext, candidate: PlainCandidate) -> TaskResult:
+    """Measure the mean loss of a candidate over further pairs.
+
+    They come in pieces as large as the first batch: a contrastive loss depends on how many pairs
+    are compared.
+    """
+    start = time.perf_counter()
+    state = _load_state(context)
+    structure = build_record(Candidate, candidate)
+    if not state.more_batches:
+        assert context.more_pairs is not None, "the context has no further pairs"
+        state.more_batches = _make_batch(context.more_pairs).chunks(len(state.batch))
+        state.more_references = [
+            state.pipeline.reference_outputs(state.models, batch) for batch in state.more_batches
+        ]
+    losses = []
+    for batch, references in zip(state.more_batches, state.more_references, strict=True):
+        outputs = _run_candidate(state, structure, batch=batch, known={})
+        losses.append(state.pipeline.loss_of_outputs(outputs, batch, dense=references))
+    return {"loss": sum(losses) / len(losses), "seconds": time.perf_counter() - start}
 
 
 def prune_node(
     model: Model,
-    kept: KeptUnits,
+    kept_units: KeptUnits,
     *,
-    scores: Mapping[str, torch.Tensor],
+    scores: Mapping[str, Tensor],
     grams: Grams | None,
     ridge: float,
 ) -> Model:
-    """A pruned copy of one model, refitted from the dense moments when `grams` are given."""
-    units = choose_units(kept, model.blocks, scores=scores)
-    cut = copy_without_units(model, units)
+    """Make a pruned copy of one model.
+
+    Args:
+        model: The dense model; it stays as it is.
+        kept_units: Units kept by block; blocks it does not name stay whole.
+        scores: Importance [units] by block; the least important units go.
+        grams: Dense input moments by block, for the refit of output projections. None: no refit.
+        ridge: Share of the mean variance on the diagonal of the refit.
+
+    Returns:
+        The copy, in evaluation mode.
+    """
+    units = choose_units(kept_units, model.blocks, scores=scores)
+    pruned_model = copy_without_units(model, units)
     if grams is not None:
-        refit_from_gram_(cut, model, units=units, grams=grams, ridge=ridge)
-    return cut.eval()
+        refit_from_gram_(pruned_model, model, units=units, grams=grams, ridge=ridge)
+    return pruned_model.eval()
 
 
-def _threads(judge: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """On as many threads as the context says, and as before after that: the process may be the one that trains."""
-
-    @wraps(judge)
-    def within(context: WorkerContext, candidate: dict[str, Any]) -> dict[str, Any]:
-        before = torch.get_num_threads()
-        torch.set_num_threads(context["threads"])
-        try:
-            return judge(context, candidate)
-        finally:
-            torch.set_num_threads(before)
-
-    return within
-
-
-@_threads
-def evaluate_candidate(context: WorkerContext, candidate: dict[str, Any]) -> dict[str, Any]:
-    """Loss and quality of a candidate on the choosing pairs: {loss, quality, seconds}."""
-    start = time.perf_counter()
-    loaded = _load(context)
-    c, p = build_record(Candidate, candidate), loaded.pipeline
-    keys: dict[str, Any] = {}
-    for n in p.order:
-        keys[n] = (
-            n,
-            tuple(sorted(c.kept_units[n].items())),
-            c.precision[n],
-            *(keys[source] for source in p.sources_of(n)),
-        )
-    found = {n: loaded.known.get(k) for n, k in keys.items()}
-    known: Outputs = {n: o for n, o in found.items() if o is not None}
-    outputs = _run(loaded, c, known=known)
-    for n, o in outputs.items():
-        loaded.known.put(keys[n], o)
-    loss = p.loss_of_outputs(outputs, loaded.batch, dense=loaded.anchors)
-    quality = p.quality(outputs, loaded.batch)
-    return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}
+def _load_state(context: WorkerContext) -> _WorkerState:
+    """Load a context, or return what this process loaded for it before."""
+    if context.key in _loaded_states:
+        return _loaded_states[context.key]
+    for plugin in context.plugins:
+        importlib.import_module(plugin)
+    # The models of another run would take as much memory again.
+    _loaded_states.clear()
+    spec = build_record(Spec, context.spec)
+    models = load_models(spec)
+    pipeline = TorchPipeline(spec, models)
+    scores: dict[str, dict[str, Tensor]] = {}
+    for node_name, node_scores in context.scores.items():
+        scores[node_name] = {block: _make_tensor(array) for block, array in node_scores.items()}
+    grams: dict[str, Grams] = {}
+    for node_name, node_grams in context.grams.items():
+        grams[node_name] = {
+            block: Gram(xx=_make_tensor(gram.xx), x=_make_tensor(gram.x), n=gram.n)
+            for block, gram in node_grams.items()
+        }
+    batch = _make_batch(context.batch)
+    state = _WorkerState(
+        spec=spec,
+        models=models,
+        pipeline=pipeline,
+        scores=scores,
+        grams=grams,
+        fp32_blocks=context.fp32_blocks,
+        batch=batch,
+        references=pipeline.reference_outputs(models, batch),
+    )
+    _loaded_states[context.key] = state
+    return state
 
 
-@_threads
-def evaluate_on_more_pairs(context: WorkerContext, candidate: dict[str, Any]) -> dict[str, Any]:
-    """Mean loss of a candidate over further pairs, as many at a time as it was judged on before: {loss, seconds}."""
-    start = time.perf_counter()
-    loaded, c, losses = _load(context), build_record(Candidate, candidate), []
-    if not loaded.more:
-        loaded.more = _batch(context["more"]).chunks(len(loaded.batch))
-        loaded.more_anchors = [
-            loaded.pipeline.reference_outputs(loaded.models, b) for b in loaded.more
-        ]
-    for batch, anchors in zip(loaded.more, loaded.more_anchors, strict=True):
-        losses.append(
-            loaded.pipeline.loss_of_outputs(
-                _run(loaded, c, known={}, batch=batch), batch, dense=anchors
-            )
-        )
-    return {"loss": sum(losses) / len(losses), "seconds": time.perf_counter() - start}
+def _make_cache_keys(pipeline: TorchPipeline, structure: Candidate) -> dict[str, Hashable]:
+    """Make the cache key of every node: its units, precision, and the keys of nodes it reads."""
+    cache_keys: dict[str, Hashable] = {}
+    for node_name in pipeline.order:
+        units = tuple(sorted(structure.kept_units[node_name].items()))
+        source_keys = tuple(cache_keys[source] for source in pipeline.sources_of(node_name))
+        cache_keys[node_name] = (node_name, units, structure.precision[node_name], source_keys)
+    return cache_keys
 
 
-def _run(loaded: _Loaded, c: Candidate, *, known: Outputs, batch: Batch | None = None) -> Outputs:
-    """Outputs of every node on choosing pairs; only nodes not in `known` are pruned, refitted and run."""
-    prune, models = loaded.spec.prune, {}
-    with ExitStack() as stack:
-        for n, m in loaded.models.items():
-            if n in known:
+def _run_candidate(
+    state: _WorkerState, structure: Candidate, *, batch: Batch, known: Outputs
+) -> Outputs:
+    """Return the outputs of every node; only nodes not in `known` are pruned, rounded and run."""
+    prune = state.spec.prune
+    models: dict[str, Model] = {}
+    with ExitStack() as simulations:
+        for node_name, dense_model in state.models.items():
+            if node_name in known:
                 continue
-            grams = loaded.grams[n] if prune.refit else None
-            models[n] = prune_node(
-                m, c.kept_units[n], scores=loaded.scores[n], grams=grams, ridge=prune.ridge
+            model = prune_node(
+                dense_model,
+                structure.kept_units[node_name],
+                scores=state.scores[node_name],
+                grams=state.grams[node_name] if prune.refit else None,
+                ridge=prune.ridge,
             )
-            spared = loaded.spared.get(n, {}).get(c.precision[n], ())
-            stack.enter_context(
-                simulate_precision(
-                    models[n], c.precision[n], spared=models[n].list_linear_layers(spared)
-                )
-            )
-        return loaded.pipeline.forward_in_pieces(
-            models, loaded.batch if batch is None else batch, known=known
-        )
+            precision = structure.precision[node_name]
+            fp32_blocks = state.fp32_blocks.get(node_name, {}).get(precision, ())
+            fp32_layers = model.list_linear_layers(fp32_blocks)
+            simulations.enter_context(simulate_precision(model, precision, spared=fp32_layers))
+            models[node_name] = model
+        return state.pipeline.forward_in_pieces(models, batch, known=known)
+
+
+def _make_batch_arrays(batch: Batch) -> BatchArrays:
+    """Turn the tensors of a batch into arrays."""
+    return BatchArrays(
+        inputs={node_name: tensor.numpy() for node_name, tensor in batch.inputs.items()},
+        keep={node_name: tensor.numpy() for node_name, tensor in batch.keep.items()},
+    )
+
+
+def _make_batch(arrays: BatchArrays) -> Batch:
+    """Turn arrays back into a batch."""
+    inputs = {node_name: _make_tensor(array) for node_name, array in arrays.inputs.items()}
+    keep = {node_name: _make_tensor(array) for node_name, array in arrays.keep.items()}
+    return Batch(inputs, keep)
+
+
+def _make_tensor(array: np.ndarray) -> Tensor:
+    """Copy an array into a tensor; arrays from Ray's object store are read-only."""
+    return torch.from_numpy(np.array(array))

@@ -1,4 +1,4 @@
-"""The sensitivity curve of one block, and the table of all curves and roundings of a pipeline. No torch."""
+"""The sensitivity curve of a block, and the table of all curves and roundings. No torch."""
 
 from __future__ import annotations
 
@@ -28,12 +28,15 @@ EQUAL_WEIGHTS: CutWeights = MappingProxyType({})
 
 @dataclass(frozen=True)
 class SensitivityCurve:
-    """Loss increase of the pipeline against the units that one block keeps, all other blocks whole."""
+    """Loss increase of the pipeline against the units one block keeps, all other blocks whole."""
 
     kept_units: tuple[int, ...]
     """Units kept at each point, ascending; the last point is the whole block."""
     loss_increases: tuple[float, ...]
-    """In units of the pipeline's loss, at each point: loss after cut and refit minus dense loss, at least 0."""
+    """In units of the pipeline's loss, at each point: loss after cut and refit minus dense loss.
+
+    At least 0.
+    """
 
     @classmethod
     def from_points(cls, points: Mapping[int, float]) -> SensitivityCurve:
@@ -53,7 +56,7 @@ class SensitivityCurve:
         return np.asarray(np.interp(kept, self.kept_units, self.loss_increases))
 
     def rise_with_every_cut(self, floor: float) -> SensitivityCurve:
-        """Return the curve made monotonic, plus a line from 0 at the whole block to `floor` at none.
+        """Return the curve made monotonic, plus a line from 0 at the whole block to `floor`.
 
         Args:
             floor: Loss increase that is added where no unit is left.
@@ -81,15 +84,16 @@ class SensitivityTable:
     curves: dict[str, dict[str, SensitivityCurve]]
     """Curve by node and block."""
     rounding: dict[str, dict[str, float]]
-    """In units of the loss: increase when one whole node is rounded, by node and precision; 0 for fp32."""
+    """In units of the loss: increase when one whole node is rounded, by node and precision.
+
+    0 for fp32.
+    """
 
     def loss_increase(self, node: str, block: str, kept: int) -> float:
-        """Return the loss increase when one block keeps `kept` units and everything else is dense."""
+        """Return the loss increase when one block keeps `kept` units and all else is dense."""
         return float(self.curves[node][block].loss_increase(kept))
 
-    def added_loss(
-        self, candidate: Candidate, *, cut_weights: CutWeights = EQUAL_WEIGHTS
-    ) -> float:
+    def added_loss(self, candidate: Candidate, *, cut_weights: CutWeights = EQUAL_WEIGHTS) -> float:
         """Return the loss increase of a candidate if cuts and roundings do not interact.
 
             sum over blocks of weight * curve(units kept) + sum over nodes of rounding(precision)
@@ -114,8 +118,8 @@ class SensitivityTable:
     ) -> Self:
         """Return the same record with loss increases multiplied by factors.
 
-        Curves are made monotonic first, and every loss increase gets a small floor: a factor of a value near zero
-        would be chance.
+        Curves are made monotonic first, and every loss increase gets a small floor: a factor of a
+        value near zero would be chance.
 
         Args:
             cut_factors: Factor by node and block; 1 where it is missing.

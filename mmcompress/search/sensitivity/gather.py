@@ -1,4 +1,4 @@
-"""Everything the search needs to know of the dense models, measured once a run on training pairs."""
+"""All that the search needs to know of the dense models, measured once a run on training pairs."""
 
 from __future__ import annotations
 

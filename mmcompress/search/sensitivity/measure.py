@@ -1,4 +1,4 @@
-"""Sensitivity curves measured: the pipeline's loss with one block cut and refitted, all others dense."""
+"""Sensitivity curves measured: the loss with one block cut and refitted, all others dense."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def measure_sensitivity(
         grams: Input moments of the dense output projections by node and block, for the refit.
         ridge: Share of the mean variance on the diagonal of the refit.
         progress: Called with the block (`node.block`) and the share done.
-        max_token_shares: Largest share of its positions that a node may lose. Loss rises steeply once the content of
-            an input is cut: a level beyond the limit would distort the curve within it.
+        max_token_shares: Largest share of its positions that a node may lose. Loss rises steeply
+            once the content of an input is cut: a level beyond the limit would distort the curve.
 
     Returns:
         Curves by node and block.
@@ -90,11 +90,14 @@ def measure_sensitivity(
 
 
 def list_measured_levels(block: Block, max_token_share: float) -> list[int]:
-    """List the numbers of units kept at which a block is measured, descending, without the whole block.
+    """List the numbers of units kept at which a block is measured, descending.
+
+    The whole block is not among them.
 
     Args:
         block: The block to be cut.
-        max_token_share: Largest share of positions that may be removed, 0 for no limit. Other units have none.
+        max_token_share: Largest share of positions that may be removed, 0 for no limit. It does
+            not hold for other units.
     """
     removable_share = 1.0
     if block.group == "tokens" and max_token_share:

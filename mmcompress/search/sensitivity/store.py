@@ -1,4 +1,4 @@
-"""The record of all sensitivities of a run, and its two files: figures as JSON, tensors as safetensors."""
+"""The sensitivity record of a run, and its two files: figures as JSON, tensors as safetensors."""
 
 from __future__ import annotations
 
@@ -23,19 +23,25 @@ Fp32Blocks = dict[str, dict[str, tuple[str, ...]]]
 
 @dataclass(frozen=True, kw_only=True)
 class Sensitivity(SensitivityTable):
-    """Everything the search knows of the dense pipeline: the table of loss increases, and what cuts are made with."""
+    """All that the search knows of the dense pipeline: loss increases, and what cuts need."""
 
     scores: Scores
-    """Importance [units] by node and block, higher for what should stay; comparable within a node and unit kind."""
+    """Importance [units] by node and block, without a unit; higher for what should stay.
+
+    Comparable only within one node and one kind of unit.
+    """
     grams: dict[str, Grams]
-    """Sums over calibration rows of each output projection's inputs x [f]: x x^T, x and the rows, by node and block.
+    """Sums over rows of each output projection's inputs x [f]: x x^T, x and 1, by node and block.
 
     A node's mapping is empty when no refit needs them: they can be larger than the weights.
     """
     base_loss: float
-    """Dense loss on the pairs that loss increases are measured on, in units of the pipeline's loss."""
+    """In units of the pipeline's loss: dense loss on the pairs that increases are measured on."""
     fp32_blocks: Fp32Blocks
-    """Blocks whose rounding alone exceeds `quantize.max_loss_increase`; they stay in fp32. Empty without that limit."""
+    """Names of blocks that stay in fp32, by node and precision; empty without a limit.
+
+    Rounding such a block alone raises the loss by more than `quantize.max_loss_increase`.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +62,7 @@ def is_sensitivity_stored(folder: RunFolder) -> bool:
 def write_sensitivity(sensitivity: Sensitivity, folder: RunFolder) -> None:
     """Write both files, each whole or not at all.
 
-    Keys of the tensors: `score/node/block`, and of each `Gram` `xx/node/block`, `x/node/block` and `n/node/block`.
+    Keys of the tensors: `score/node/block`, and `xx/...`, `x/...`, `n/...` of each `Gram`.
     """
     tensors: dict[str, Tensor] = {}
     for node_name, node_scores in sensitivity.scores.items():
