@@ -17,7 +17,7 @@ from mmcompress.cli.shared import parse_settings
 from mmcompress.experiments.ablate import CRITERIA
 from mmcompress.experiments.compare import replace_scores
 from mmcompress.graph.structure import Candidate, cut_uniformly
-from mmcompress.run.prepare import prepare_run
+from mmcompress.run.stages import prepare_run
 from mmcompress.runtime.machine import describe_cpu
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.workspace import context as workflow

@@ -54,7 +54,7 @@ def kind(frame: object) -> str:
     if any(m in files[0] or inside(f"site-packages{m}") for m in MODEL) or inside(REPAIR):
         return "start-up" if "<module>" in names and inside("importlib") else "model"
     if answering or (
-        "_judge" in names and inside("concurrent/futures")
+        "_ask_bundles" in names and inside("concurrent/futures")
     ):  # bundles answer in threads
         return "bundle"
     if "settle" in names or (
@@ -78,7 +78,7 @@ def main() -> int:
     began = time.perf_counter()
     from mmcompress.measure.latency import benchmark_in_subprocess as apart
     from mmcompress.measure.latency.bench import COMPARISON_SECONDS
-    from mmcompress.run import stages as workflow
+    from mmcompress.run import targets as workflow
     from mmcompress.runtime.machine import describe_cpu
     from mmcompress.search.executors import RayExecutor
     from mmcompress.storage import read_record

@@ -29,7 +29,7 @@ from mmcompress.report.page import PREDICTION_FILE
 from mmcompress.results.records import Prediction
 from mmcompress.run.predictor import build_predictor
 from mmcompress.run.profile import BENCH_REQUESTS, profile_pipeline
-from mmcompress.runtime.machine import describe_cpu, read_git_commit, list_package_versions
+from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace import context as workflow
 

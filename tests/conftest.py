@@ -205,7 +205,7 @@ def loose(tiny, tmp_path):
 @pytest.fixture()
 def one_round(monkeypatch):
     """Whatever was made ends the rounds, however quick it was measured to be."""
-    from mmcompress.run import stages as workflow
+    from mmcompress.run import targets as workflow
 
     monkeypatch.setattr(workflow, "_enough", lambda *a: True)
 
@@ -243,7 +243,7 @@ def batch(spec, pipeline):
 @pytest.fixture(scope="session")
 def run_folder(tiny) -> Path:
     """A whole finished run of the tiny pipeline."""
-    from mmcompress.run import stages as workflow
+    from mmcompress.run import targets as workflow
 
     workflow.run(tiny / "spec.yaml", tiny / "run")
     return tiny / "run"

@@ -192,7 +192,7 @@ def test_a_gap_is_paired_and_metrics_are_drawn_together():
 
 @pytest.mark.parametrize("name", ["knapsack", "relinearized", "separate"])
 def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tiny, tmp_path):
-    from mmcompress.run.prepare import prepare_run
+    from mmcompress.run.stages import prepare_run
     from mmcompress.search.build_problem import build_problem, find_fastest
     from mmcompress.workspace import context as workflow
 
@@ -212,8 +212,8 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
 def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     """Blocks of one size that all lose a unit together would jump over the target."""
     from mmcompress.experiments.baselines import _quickest
-    from mmcompress.run.prepare import prepare_run
     from mmcompress.graph.blocks import apportion_cuts
+    from mmcompress.run.stages import prepare_run
     from mmcompress.workspace import context as workflow
 
     assert [sum(apportion_cuts([4, 4, 4, 16], k)) for k in range(29)] == list(range(29))
@@ -246,7 +246,7 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     from importlib import import_module
 
     from mmcompress.results.records import Trial
-    from mmcompress.run.prepare import prepare_run
+    from mmcompress.run.stages import prepare_run
     from mmcompress.search import build_problem as choose
     from mmcompress.search import repair as moves
     from mmcompress.search.run_search import FULL_BUDGET_SHARE

@@ -19,9 +19,9 @@ from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.devices.kit import Kit, open_kit
 from mmcompress.measure.devices.readings import BundleCheck, Readings
 from mmcompress.results.records import Summary
-from mmcompress.run import stages as workflow
+from mmcompress.run import targets as workflow
 from mmcompress.run.assemble import replace_measurements
-from mmcompress.run.fit import FittedStructure
+from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.write_kit import write_kit
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import open_run
@@ -134,14 +134,14 @@ def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, els
     assert done.returncode == 0, done.stderr
     here = read_record(BundleCheck, tmp_path / "check.json")
     with pytest.raises(DataError, match="another device"):
-        replace_measurements(s, here, here.dense, here.bundle)
+        replace_measurements(s, here, dense_identity=here.dense, bundle_identity=here.bundle)
     quick = dataclasses.replace(here.compressed.latency, p50=here.baseline.latency.p50 / 2)
     there = dataclasses.replace(
         here, device="another", compressed=dataclasses.replace(here.compressed, latency=quick)
     )
-    for wrong in ((here.dense, "0"), ("0", here.bundle)):
+    for dense, bundle in ((here.dense, "0"), ("0", here.bundle)):
         with pytest.raises(DataError, match="other bundles"):
-            replace_measurements(s, there, *wrong)
+            replace_measurements(s, there, dense_identity=dense, bundle_identity=bundle)
     write_record(tmp_path / "check.json", there)
     told = CliRunner().invoke(
         main, ["report", str(tmp_path / "r"), "--measured", str(tmp_path / "check.json")]

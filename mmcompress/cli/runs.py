@@ -34,7 +34,7 @@ TABLES = "order, allocation, protection, importance, zeros, schedule, losses"
 )
 def run(spec: str, space: str | None, folder: str | None, resume: bool, **options: Any) -> None:
     """Compress a pipeline to its target: profile, search, prune, distill, quantize, export, measure, report."""
-    from mmcompress.run.stages import run_targets
+    from mmcompress.run.targets import run_targets
 
     changes = collect_overrides(**options)
     folder = folder or default_folder(spec, changes)

@@ -26,14 +26,16 @@ from mmcompress.experiments.compare import (
 )
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.references import find_unjoined_encoders
+from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.registry import IMPORTANCE
 from mmcompress.report.comparison_pages import write_ablation
 from mmcompress.results.records import Summary
-from mmcompress.run.compress import count_trained_steps
+from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.fit import Propose
 from mmcompress.run.predictor import build_predictor
-from mmcompress.run.prepare import prepare_run
 from mmcompress.run.profile import Profile
+from mmcompress.run.stages import prepare_run
+from mmcompress.runtime.timing import Clock
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.spec.overrides import apply_overrides
 from mmcompress.spec.schema import Spec
@@ -317,6 +319,8 @@ def ablate(
     resume: bool = False,
     on_progress: OnProgress = ignore_progress,
     tables: tuple[str, ...] = (),
+    bench: Benchmarker | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Summary]:
     """Every cell's summary by its folder in `out`, and `ablation.html` beside them; of some `tables` or of all.
 
@@ -331,7 +335,14 @@ def ablate(
         )
     r = replace(
         open_run(
-            spec_path, out, space=space, overrides=overrides, resume=resume, on_progress=on_progress
+            spec_path,
+            out,
+            space=space,
+            overrides=overrides,
+            resume=resume,
+            on_progress=on_progress,
+            bench=bench,
+            clock=clock,
         ),
         spec=spec,
     )
@@ -342,7 +353,6 @@ def ablate(
     require_same_effort(r)
     prepared = prepare_run(r)
     r, dense = prepared.run, prepared.dense
-    predict, ev = prepared.predictor, prepared.sensitivity
     found: dict[str, Summary] = {}
     steps = 0
     for i, c in enumerate(wanted):
@@ -366,9 +376,7 @@ def ablate(
                 run,
                 c.folder,
                 method=replace(c.method, structure_of="" if tried else c.like),
-                predict=predict,
-                ev=ev,
-                dense=dense,
+                prepared=prepared,
                 steps=steps,
             )
         found[c.folder] = read_record(Summary, record)

@@ -12,7 +12,7 @@ from mmcompress.errors import DataError, SpecError, suggest_nearest
 from mmcompress.experiments.baselines import BASELINES, Baseline
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.structure import Candidate
-from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, MIN_REQUESTS
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.prune.importance import ImportanceInputs, score_units
@@ -20,11 +20,16 @@ from mmcompress.prune.refit import measure_grams
 from mmcompress.registry import IMPORTANCE
 from mmcompress.report.comparison_pages import ClaimResult, write_comparison
 from mmcompress.results.records import Summary
-from mmcompress.run.compress import compress_pipeline, count_trained_steps
+from mmcompress.run.compress.recipe import compress_pipeline
+from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.evaluate import evaluate_artifact
-from mmcompress.run.fit import FittedStructure, fit_structure, measure_structure
-from mmcompress.run.prepare import prepare_run
+from mmcompress.run.fit import fit_structure
+from mmcompress.run.fitted_structure import FittedStructure
+from mmcompress.run.prepared import PreparedRun
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
+from mmcompress.run.stages import prepare_run
+from mmcompress.run.structure_benchmark import measure_structure
+from mmcompress.runtime.timing import Clock
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.spec.schema import Distill, Spec
 from mmcompress.spec.target import require_one_target
@@ -53,6 +58,8 @@ def compare(
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
     on_progress: OnProgress = ignore_progress,
+    bench: Benchmarker | None = None,
+    clock: Clock | None = None,
 ) -> dict[str, Summary]:
     """Every method's summary, in a folder of its own in `out`, and `compare.html` beside them.
 
@@ -63,7 +70,14 @@ def compare(
             raise SpecError(f"compare: unknown method '{name}'; {suggest_nearest(name, BASELINES)}")
     require_one_target(load_spec(spec_path, overrides))
     r = open_run(
-        spec_path, out, space=space, overrides=overrides, resume=resume, on_progress=on_progress
+        spec_path,
+        out,
+        space=space,
+        overrides=overrides,
+        resume=resume,
+        on_progress=on_progress,
+        bench=bench,
+        clock=clock,
     )
     require_same_effort(r)
     for name in methods:
@@ -77,7 +91,6 @@ def compare(
     methods = suited
     prepared = prepare_run(r)
     r, dense = prepared.run, prepared.dense
-    predict, ev = prepared.predictor, prepared.sensitivity
     wanted = list(
         dict.fromkeys(m for name in methods for m in (BASELINES[name].structure_of, name) if m)
     )
@@ -87,9 +100,7 @@ def compare(
         record = r.folder.subfolder(name).summary
         if not record.exists():
             on_progress("compare", name, None)
-            make_cell(
-                r, name, method=BASELINES[name], predict=predict, ev=ev, dense=dense, steps=steps
-            )
+            make_cell(r, name, method=BASELINES[name], prepared=prepared, steps=steps)
         found[name] = read_record(Summary, record)
         steps = steps or count_trained_steps(r.folder.subfolder(name))
         write_comparison(
@@ -179,7 +190,7 @@ def measure_side_by_side(
 
 def require_same_effort(r: RunContext) -> None:
     """Raise `DataError` where a comparison is to go on with more or fewer trials than it was begun with."""
-    effort = lambda spec: (spec.search.trials, spec.search.mutations)
+    effort = lambda spec: (spec.search.trials, spec.search.level_switches)
     begun = effort(read_record(Spec, r.folder.spec))
     if effort(r.spec) != begun:
         raise DataError(
@@ -192,9 +203,7 @@ def make_cell(
     name: str,
     *,
     method: Baseline,
-    predict: Predictor,
-    ev: Sensitivity,
-    dense: Profile,
+    prepared: PreparedRun,
     steps: int = 0,
 ) -> None:
     """One method the whole way, in the folder `name`; it leaves a summary.
@@ -206,11 +215,12 @@ def make_cell(
     spec = _brief(r.spec, known=bool(method.structure_of))
     spec = replace(spec, distill=_training(spec.distill, method, steps=steps))
     if method.importance:
-        ev = replace_scores(r, ev, importance=method.importance)
+        scored = replace_scores(r, prepared.sensitivity, importance=method.importance)
+        prepared = replace(prepared, sensitivity=scored)
         spec = replace(spec, prune=replace(spec.prune, importance=method.importance))
     run = replace(r, folder=folder, spec=spec, timings=timings)
     if method.fixed is not None:
-        fitted = _as_is(run, ev, candidate=method.fixed(run), predict=predict, dense=dense)
+        fitted = _as_is(run, prepared, candidate=method.fixed(run))
     elif method.structure_of:
         fitted = read_record(FittedStructure, r.folder.subfolder(method.structure_of).fitted)
         fixed = {
@@ -223,10 +233,9 @@ def make_cell(
         write_record(folder.fitted, fitted)
     else:
         assert method.propose is not None
-        fitted = fit_structure(run, ev, predict=predict, dense=dense, method=method.propose)
-    evaluate_artifact(
-        run, fitted, dense, *compress_pipeline(run, ev, fitted, dense, method.scratch)
-    )
+        fitted = fit_structure(run, prepared, open_proposals=method.propose)
+    compressed = compress_pipeline(run, prepared, fitted=fitted, from_scratch=method.scratch)
+    evaluate_artifact(run, prepared, fitted=fitted, compressed=compressed)
 
 
 def _brief(spec: Spec, known: bool) -> Spec:
@@ -249,9 +258,8 @@ def _training(d: Distill, method: Baseline, *, steps: int) -> Distill:
     return replace(d, steps=steps, minutes=UNLIMITED_MINUTES) if steps else d
 
 
-def _as_is(
-    run: RunContext, ev: Sensitivity, *, candidate: Candidate, predict: Predictor, dense: Profile
-) -> FittedStructure:
+def _as_is(run: RunContext, prepared: PreparedRun, *, candidate: Candidate) -> FittedStructure:
+    ev, dense, predict = prepared.sensitivity, prepared.dense, prepared.predictor
     ms, target_ms = predict(candidate), run.goal.target_ms(dense.latency_ms)
     measured = ms if run.device_readings else _measured(run, ev, candidate=candidate, dense=dense)
     fitted = FittedStructure(
@@ -267,7 +275,7 @@ def _as_is(
 
 
 def _measured(run: RunContext, ev: Sensitivity, *, candidate: Candidate, dense: Profile) -> float:
-    return measure_structure(run, ev, candidate=candidate, dense=dense).long_run_ms(
+    return measure_structure(run, ev, candidate=candidate, dense=dense).estimate_long_run_ms(
         candidate.precision, run.shared.reference_runs
     )
 

@@ -1,4 +1,4 @@
-"""Figures that another device measured of a finished run, in the place of predicted ones."""
+"""Figures that another device measured of a finished run take the place of the predicted ones. No torch."""
 
 from __future__ import annotations
 
@@ -19,36 +19,60 @@ from mmcompress.workspace.folder import RunFolder
 def adopt_measurements(folder: Path, figures: Path) -> Path:
     """Put the figures of a `device check` into a run folder: its summary, its report, and the front it is part of.
 
-    A copy stays there, so that going on with the run keeps them. Raises `DataError` for figures of another device or
-    of other bundles. Returns the report.
+    A copy of the figures stays in the folder, so that a resumed run keeps them.
+
+    Args:
+        folder: The run folder of one target.
+        figures: The file that `device check` wrote.
+
+    Returns:
+        The report.
+
+    Raises:
+        DataError: The figures are of another device or of other bundles.
     """
+    target_folder = RunFolder(folder)
     check = read_record(BundleCheck, figures)
-    target = RunFolder(folder)
-    summary = _with(load_summary(folder), check, folder=target)
-    write_record(target.device_check, check)
-    write_record(target.summary, summary)
-    front = target.shared_by_targets.front
-    if front.exists():
-        names = json.loads(front.read_text())
-        write_front({n: load_summary(folder.parent / n) for n in names}, folder.parent)
+    summary = _adopt_check(load_summary(folder), check, folder=target_folder)
+    write_record(target_folder.device_check, check)
+    write_record(target_folder.summary, summary)
+    _rewrite_front(target_folder.shared_by_targets)
     return write_report(summary, folder)
 
 
+def _rewrite_front(shared: RunFolder) -> None:
+    """Write the front of several targets anew, if there is one."""
+    if not shared.front.exists():
+        return
+    names = json.loads(shared.front.read_text())
+    summaries = {name: load_summary(shared.subfolder(name).path) for name in names}
+    write_front(summaries, shared.path)
+
+
 def restore_measurements(summary: Summary, folder: RunFolder) -> Summary:
-    """A summary with what was measured of these very bundles before, if anything was."""
+    """Return a summary with what a device measured of these very bundles before, if anything was measured."""
     if not folder.device_check.exists():
         return summary
     try:
-        return _with(summary, read_record(BundleCheck, folder.device_check), folder=folder)
-    except DataError:  # of the bundle that lay here before
+        return _adopt_check(summary, read_record(BundleCheck, folder.device_check), folder=folder)
+    except DataError:
+        # The figures are of a bundle that lay here before.
         return summary
 
 
-def _with(summary: Summary, check: BundleCheck, *, folder: RunFolder) -> Summary:
-    dense = next(
-        (p for p in (folder.baseline, folder.shared_by_targets.baseline) if p.exists()),
-        folder.path,
-    )
+def _adopt_check(summary: Summary, check: BundleCheck, *, folder: RunFolder) -> Summary:
+    """Return a summary with the figures of a check of the folder's own bundles."""
     return replace_measurements(
-        summary, check, hash_bundle_models(dense), hash_bundle_models(folder.bundle)
+        summary,
+        check,
+        dense_identity=hash_bundle_models(_find_baseline(folder)),
+        bundle_identity=hash_bundle_models(folder.bundle),
     )
+
+
+def _find_baseline(folder: RunFolder) -> Path:
+    """Return the dense bundle: that of the run, or of the folder above where several targets share it."""
+    for baseline in (folder.baseline, folder.shared_by_targets.baseline):
+        if baseline.exists():
+            return baseline
+    return folder.path

@@ -1,56 +1,149 @@
-"""TODO."""
+"""The policy after an artifact is finished: whether another one is made, and which of two is kept. Pure; no torch."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mmcompress.results.records import Summary
 from mmcompress.results.target import (
     corrected_target_share,
     is_out_of_reach,
+    long_run_target_share,
     target_share,
+    tighten_limits,
     worst_limit_ratio,
 )
-from mmcompress.run.fit import MIN_TARGET_SHARE, FittedStructure
-from mmcompress.spec.schema import Limits
-from mmcompress.workspace.context import RunContext
+from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure
+from mmcompress.spec.schema import Limits, Spec
 
 
-def _enough(r: RunContext, fitted: FittedStructure, *, summary: Summary, done: int) -> bool:
-    """Whether an artifact ends the rounds, `done` of them: it lies just within its bounds, or as near as it was meant
-    to; nothing in the search space is predicted to meet them; or none is left. A miss is tried again in any case."""
-    limits, side, target = r.spec.limits, summary.compressed, summary.target
-    reached, over = corrected_target_share(summary), worst_limit_ratio(limits, side)
-    if max(reached, over) <= 1:
-        return (
-            reached >= MIN_TARGET_SHARE
-            or fitted.aimed_share < MIN_TARGET_SHARE
-            or done >= r.spec.search.max_artifacts
+@dataclass(frozen=True, kw_only=True)
+class Artifact:
+    """One finished artifact: the structure it was made of, and its measured record."""
+
+    fitted: FittedStructure
+    """The structure before training."""
+    summary: Summary
+    """Latency, quality and sizes after training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactLimits:
+    """What the policy needs of a spec."""
+
+    bounds: Limits
+    """Limits beside the target, as they were asked for."""
+    max_artifacts: int
+    """Artifacts at most, unless a single one misses: a miss is tried once more in any case."""
+    search_effort: int
+    """Trials and level switches. Artifacts of a shorter search do not count."""
+
+    @classmethod
+    def from_spec(cls, spec: Spec) -> ArtifactLimits:
+        """Return the limits that a spec asks for."""
+        return cls(
+            bounds=spec.limits,
+            max_artifacts=spec.search.max_artifacts,
+            search_effort=spec.search.trials + spec.search.level_switches,
         )
-    hopeless = over > 1 and is_out_of_reach(limits, side, lowest=target.lowest_reachable)
-    return (
-        hopeless
-        or (reached > 1 and target.floor_ms > target.latency_ms)
-        or done >= max(r.spec.search.max_artifacts, 2)
-    )
 
 
-def _within(r: RunContext, limits: Limits) -> RunContext:
-    """The run under lower limits than it was asked for."""
-    return r if limits == r.spec.limits else replace(r, spec=replace(r.spec, limits=limits))
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """How the next artifact is made."""
+
+    final_to_fitted: float
+    """Expected latency of the finished artifact / latency of its structure before training."""
+    bounds: Limits
+    """Limits to search with: an exceeded one is lowered by the ratio it was exceeded by."""
+    first_attempt: int
+    """Number of structures measured for earlier artifacts; the search goes on from there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """No further artifact is made."""
+
+    reason: str
+    """A sentence for a person."""
+
+
+def next_step(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry | Done:
+    """Decide whether another artifact is made after the last one of a history.
+
+    Args:
+        history: All artifacts for the target, in the order they were made; at least one.
+        limits: What the spec asks for.
+
+    Returns:
+        `Done` when the last artifact lies just within its bounds or as near as was aimed at, when nothing in the
+        search space can meet them, or when no artifact is left; else how the next one is made.
+    """
+    last = history[-1]
+    summary = last.summary
+    reached = corrected_target_share(summary)
+    worst_ratio = worst_limit_ratio(limits.bounds, summary.compressed)
+    finished = sum(item.fitted.search_effort >= limits.search_effort for item in history)
+    if max(reached, worst_ratio) <= 1:
+        if reached >= MIN_TARGET_SHARE:
+            return Done(reason="the artifact lies just within its bounds")
+        if last.fitted.aimed_share < MIN_TARGET_SHARE:
+            return Done(reason="the search has nothing larger within the target")
+        if finished >= limits.max_artifacts:
+            return Done(reason="no further artifact is allowed (search.max_artifacts)")
+        return plan_artifact(history, limits)
+    lowest = summary.target.lowest_reachable
+    if worst_ratio > 1 and is_out_of_reach(limits.bounds, summary.compressed, lowest=lowest):
+        return Done(reason="nothing in the search space is predicted to meet a limit")
+    if reached > 1 and summary.target.floor_ms > summary.target.latency_ms:
+        return Done(reason="nothing in the search space is predicted to meet the target")
+    # A miss is tried once more even where one artifact was asked for.
+    if finished >= max(limits.max_artifacts, 2):
+        return Done(reason="no further artifact is allowed (search.max_artifacts)")
+    return plan_artifact(history, limits)
+
+
+def plan_artifact(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry:
+    """Return how the next artifact is made, from what the earlier ones taught.
+
+    Args:
+        history: Earlier artifacts for the target, in the order they were made; may be empty.
+        limits: What the spec asks for.
+    """
+    final_to_fitted = 1.0
+    bounds = limits.bounds
+    first_attempt = 0
+    for artifact in history:
+        reached = long_run_target_share(artifact.summary)
+        final_to_fitted = artifact.fitted.next_final_to_fitted(reached)
+        bounds = tighten_limits(bounds, limits.bounds, side=artifact.summary.compressed)
+        first_attempt += len(artifact.fitted.attempts)
+    return Retry(final_to_fitted=final_to_fitted, bounds=bounds, first_attempt=first_attempt)
 
 
 def is_better(one: Summary, other: Summary) -> bool:
-    """Whether one of two artifacts for a target is to be kept.
+    """Return whether one of two artifacts for a target is kept rather than the other.
 
-    What meets it comes first. Of two that do it is the one that is faster and lost no more, if one is both; else the
-    one that uses up its target; then the one that lost less. Of two that don't it is the one that came nearer.
+    One that meets the target comes first. Of two that miss it the faster one is kept. Of two that meet it one that is
+    faster and lost no more is kept; else the one that uses up its target; then the one that lost less.
     """
-    if one.target.met != other.target.met or not one.target.met:
-        return one.target.met or (not other.target.met and target_share(one) < target_share(other))
-    lost = [s.validation_losses[-1] if s.validation_losses else 0.0 for s in (one, other)]
-    quicker, milder = target_share(one) - target_share(other), lost[0] - lost[1]
-    if quicker * milder > 0:  # faster and milder, or neither
-        return quicker < 0
-    near = [corrected_target_share(s) >= MIN_TARGET_SHARE for s in (one, other)]
-    return near[0] if near[0] != near[1] else milder < 0
+    if one.target.met != other.target.met:
+        return one.target.met
+    faster_by = target_share(other) - target_share(one)
+    if not one.target.met:
+        return faster_by > 0
+    milder_by = _final_loss(other) - _final_loss(one)
+    if faster_by * milder_by > 0:
+        # One of the two is both faster and milder.
+        return faster_by > 0
+    one_is_near = corrected_target_share(one) >= MIN_TARGET_SHARE
+    other_is_near = corrected_target_share(other) >= MIN_TARGET_SHARE
+    if one_is_near != other_is_near:
+        return one_is_near
+    return milder_by > 0
+
+
+def _final_loss(summary: Summary) -> float:
+    """Return the loss on validation pairs at the end of the training; 0 where it was not measured."""
+    return summary.validation_losses[-1] if summary.validation_losses else 0.0

@@ -1,9 +1,8 @@
-"""TODO."""
+"""Stage: the latency predictor, from the device table, whole exports and whole pipelines."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from mmcompress.errors import DataError
 from mmcompress.export.bundle import quantize_bundle
@@ -11,7 +10,6 @@ from mmcompress.measure.cost_model.calibrate import calibrate_predictor, plan_me
 from mmcompress.measure.cost_model.drift import append_reference_run
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement, compute_node_ratios
 from mmcompress.measure.cost_model.plan import (
-    QUANTIZED_FOLDER,
     MeasurementPlan,
     list_reference_bundles,
     name_small_pipeline,
@@ -30,130 +28,183 @@ from mmcompress.workspace.context import RunContext, find_largest_position_cut, 
 
 
 def build_predictor(run: RunContext, dense: Profile) -> Predictor:
-    """The latency predictor: device table, calibrated node by node on whole exports. Cached in the run folder.
+    """Return the latency predictor, from the run folder where it is there.
 
-    Of another device it is made from that one's readings.
+    For another device it is made of that device's readings, else of measurements on this machine.
+
+    Raises:
+        DataError: The readings lack something that this run searches.
     """
-
     record = run.shared.predictor
     if record.exists():
         return read_record(Predictor, record)
     plan = plan_run_measurements(run, dense)
     with run.time_stage("device table"):
         if run.device_readings:
-            found = _read_away(run.device_readings, plan)
+            predictor = _predict_from_readings(run.device_readings, plan)
         else:
-            say = lambda what, share: run.on_progress("device table", what, share)
-            whole = PipelineMeasurement(
-                latency=dense.latency_ms,
-                nodes=dense.nodes,
-                model_share=dense.model_share,
-                calls=dense.calls,
-                in_session_ms=dense.in_session_ms,
-            )
-            beside = _rounded_shares(run, plan, dense=dense)
-            found = calibrate_predictor(
-                run.spec,
-                run.models,
-                plan=plan,
-                calls=dense.calls,
-                dense=whole,
-                node_ratios=beside,
-                folder=run.shared.path,
-                benchmarker=run.bench,
-                progress=say,
-            )
-    write_record(record, found)
-    return found
-
-
-def _rounded_shares(run: RunContext, plan: MeasurementPlan, *, dense: Profile) -> Any:
-    """What the whole pipeline takes in every other precision that is searched, beside the dense one."""
-
-    m = run.spec.measure
-    run.on_progress("device table", "the whole pipeline in other precisions", 0.0)
-    _write_aside(run, plan, folder=run.shared.path)
-    if not plan.reference_names:
-        return {}
-    how = (dense.traces, dense.latency_ms.p50, m.threads, m.warmup, m.requests)
-    bundles = list_reference_bundles(run.shared.path, plan.reference_names)
-    found = bench_with_replay(
-        bundles, run.load_requests(BENCH_REQUESTS), *how, benchmark=run.bench.benchmark_bundles
-    )
-    append_reference_run(run.shared.reference_runs, {p: found[p] for p in plan.every_precision})
-    return compute_node_ratios(found)
-
-
-def _write_aside(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> None:
-    """The dense pipeline with every node that may be of a precision in it, and smaller ones in each."""
-
-    of = lambda p: {n: p if p in known else "fp32" for n, known in plan.precisions.items()}
-    others = [p for p in plan.every_precision if p != "fp32"]
-    for p in others:
-        quantize_bundle(
-            run.shared.baseline,
-            run.models,
-            precision=of(p),
-            folder=folder / QUANTIZED_FOLDER / p,
-        )
-    for name, kept in plan.small_structures.items():
-        models = {n: copy_resized(m, kept[n]) for n, m in run.models.items()}
-        set_context_lengths(run.spec, models)
-        source = folder / QUANTIZED_FOLDER / name_small_pipeline(name, "fp32")
-        run.write_bundle(
-            models, dict.fromkeys(models, "fp32"), kept=kept, folder=source, prove=False
-        )
-        for p in others:
-            quantize_bundle(
-                source,
-                models,
-                precision=of(p),
-                folder=folder / QUANTIZED_FOLDER / name_small_pipeline(name, p),
-            )
+            predictor = _calibrate_on_this_machine(run, plan, dense=dense)
+    write_record(record, predictor)
+    return predictor
 
 
 def plan_run_measurements(run: RunContext, dense: Profile) -> MeasurementPlan:
-    """What has to be known of a device to search on it."""
-
-    shortest = {n: find_largest_position_cut(run, n) for n in run.models}
-    room = has_time_budget(dense.latency_ms.p50)
+    """Return what has to be known of a device to search on it."""
     return plan_measurements(
         run.spec,
         run.models,
         calls=dense.calls,
-        largest_cut_shares=shortest,
+        largest_cut_shares={name: find_largest_position_cut(run, name) for name in run.models},
         precisions=list_precisions(run),
-        measure_small_pipelines=room,
+        measure_small_pipelines=has_time_budget(dense.latency_ms.p50),
     )
 
 
-def _read_away(readings: Readings, plan: MeasurementPlan) -> Predictor:
-    """The predictor of another device. Raises `DataError` when its readings lack what this run searches."""
-    if (
-        readings.plan.describe_blocks() != plan.describe_blocks()
-        or readings.plan.reads != plan.reads
-    ):
-        raise DataError(
-            "measure.readings: these readings are of a pipeline with other models or blocks, or wired otherwise"
+def _calibrate_on_this_machine(
+    run: RunContext, plan: MeasurementPlan, *, dense: Profile
+) -> Predictor:
+    """Measure what the plan asks for, and fit the predictor to it node by node."""
+
+    def report_progress(message: str, share: float) -> None:
+        run.on_progress("device table", message, share)
+
+    measured = PipelineMeasurement(
+        latency=dense.latency_ms,
+        nodes=dense.nodes,
+        model_share=dense.model_share,
+        calls=dense.calls,
+        in_session_ms=dense.in_session_ms,
+    )
+    return calibrate_predictor(
+        run.spec,
+        run.models,
+        plan=plan,
+        calls=dense.calls,
+        dense=measured,
+        node_ratios=_measure_node_ratios(run, plan, dense=dense),
+        folder=run.shared.path,
+        benchmarker=run.bench,
+        progress=report_progress,
+    )
+
+
+def _measure_node_ratios(
+    run: RunContext, plan: MeasurementPlan, *, dense: Profile
+) -> dict[str, dict[str, float]]:
+    """Measure whole pipelines in every other precision that is searched, and smaller ones, beside the dense one.
+
+    Returns:
+        Latency of each node / latency of the same node of the dense pipeline, by pipeline and node.
+    """
+    run.on_progress("device table", "the whole pipeline in other precisions", 0.0)
+    write_reference_bundles(run, plan, folder=run.shared.quantized)
+    if not plan.reference_names:
+        return {}
+    measure = run.spec.measure
+    latencies = bench_with_replay(
+        list_reference_bundles(run.shared.path, plan.reference_names),
+        run.load_requests(BENCH_REQUESTS),
+        said=dense.traces,
+        dense_ms=dense.latency_ms.p50,
+        threads=measure.threads,
+        warmup=measure.warmup,
+        rounds=measure.requests,
+        benchmark=run.bench.benchmark_bundles,
+    )
+    by_precision = {precision: latencies[precision] for precision in plan.every_precision}
+    append_reference_run(run.shared.reference_runs, by_precision)
+    return compute_node_ratios(latencies)
+
+
+def write_reference_bundles(run: RunContext, plan: MeasurementPlan, *, folder: Path) -> None:
+    """Write the dense pipeline in every other precision, and smaller pipelines in every precision.
+
+    Args:
+        run: The run; its dense bundle must have been written.
+        plan: The precisions and the smaller structures.
+        folder: Where the bundles go, one folder each.
+    """
+    others = [precision for precision in plan.every_precision if precision != "fp32"]
+    for precision in others:
+        quantize_bundle(
+            run.shared.baseline,
+            run.models,
+            precision=_choose_node_precisions(plan, precision),
+            folder=folder / precision,
         )
-    for n, wanted in plan.precisions.items():
-        for p in wanted:
-            flags = set(getattr(PRECISIONS.get(p), "flags", ()))
-            for whose, have in (
-                ("that device", readings.cpu["flags"]),
-                ("this machine, which judges,", describe_cpu()["flags"]),
-            ):
-                if flags and not flags & set(have):
-                    raise DataError(
-                        f"measure.readings: '{n}' may be {p}, for which {whose} lacks {' or '.join(sorted(flags))}"
-                    )
-        if lacking := [p for p in wanted if p not in readings.plan.precisions[n]]:
-            raise DataError(
-                f"measure.readings: '{n}' may be {lacking[0]}, which was not measured there"
+    for name, kept in plan.small_structures.items():
+        models = {
+            node_name: copy_resized(model, kept[node_name])
+            for node_name, model in run.models.items()
+        }
+        set_context_lengths(run.spec, models)
+        fp32_bundle = folder / name_small_pipeline(name, "fp32")
+        run.write_bundle(
+            models, dict.fromkeys(models, "fp32"), kept=kept, folder=fp32_bundle, prove=False
+        )
+        for precision in others:
+            quantize_bundle(
+                fp32_bundle,
+                models,
+                precision=_choose_node_precisions(plan, precision),
+                folder=folder / name_small_pipeline(name, precision),
             )
-    measured = {n: max(w.cuts) for n, w in readings.plan.windows.items()}
-    if short := [n for n, w in plan.windows.items() if max(w.cuts) > measured.get(n, 0)]:
+
+
+def _choose_node_precisions(plan: MeasurementPlan, precision: str) -> dict[str, str]:
+    """Return the precision of every node of a whole pipeline: fp32 for nodes that may not have the given one."""
+    return {
+        node_name: precision if precision in options else "fp32"
+        for node_name, options in plan.precisions.items()
+    }
+
+
+def _predict_from_readings(readings: Readings, plan: MeasurementPlan) -> Predictor:
+    """Return the predictor of another device.
+
+    Raises:
+        DataError: The readings lack something that this run searches.
+    """
+    same_blocks = readings.plan.describe_blocks() == plan.describe_blocks()
+    if not same_blocks or readings.plan.reads != plan.reads:
         raise DataError(
-            f"measure.readings: the space cuts more positions of '{short[0]}' than were measured there"
+            "measure.readings: these readings are of a pipeline with other models or blocks, "
+            "or wired otherwise"
         )
+    for node_name, wanted in plan.precisions.items():
+        for precision in wanted:
+            _check_precision_flags(readings, node_name, precision=precision)
+        for precision in wanted:
+            if precision not in readings.plan.precisions[node_name]:
+                raise DataError(
+                    f"measure.readings: '{node_name}' may be {precision}, "
+                    "which was not measured there"
+                )
+    _check_measured_cuts(readings, plan)
     return readings.fit_predictor()
+
+
+def _check_precision_flags(readings: Readings, node_name: str, *, precision: str) -> None:
+    """Raise `DataError` when a precision needs CPU instructions that one of the two machines lacks."""
+    needed = set(getattr(PRECISIONS.get(precision), "flags", ()))
+    machines = {
+        "that device": readings.cpu["flags"],
+        "this machine, which judges,": describe_cpu()["flags"],
+    }
+    for machine, flags in machines.items():
+        if needed and not needed & set(flags):
+            raise DataError(
+                f"measure.readings: '{node_name}' may be {precision}, for which {machine} lacks "
+                f"{' or '.join(sorted(needed))}"
+            )
+
+
+def _check_measured_cuts(readings: Readings, plan: MeasurementPlan) -> None:
+    """Raise `DataError` when the space cuts more positions of a node than were measured on the device."""
+    measured = {name: max(window.cuts) for name, window in readings.plan.windows.items()}
+    for node_name, window in plan.windows.items():
+        if max(window.cuts) > measured.get(node_name, 0):
+            raise DataError(
+                f"measure.readings: the space cuts more positions of '{node_name}' "
+                "than were measured there"
+            )

@@ -1,7 +1,8 @@
-"""Stages on the dense pipeline: profile, device table, evidence."""
+"""Stage: export the dense pipeline with proofs, and measure it."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from mmcompress.graph.modality import classify_layers
 from mmcompress.graph.ports import kind_of
 from mmcompress.graph.references import decode_steps_by_node, texts_per_request
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
-from mmcompress.measure.latency.bench import GenerationTraces
+from mmcompress.measure.latency.bench import GenerationTraces, PipelineLatency
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
+from mmcompress.models.base import Model
 from mmcompress.models.counts import count_block_params, count_params_and_macs
 from mmcompress.results.records import Proof
 from mmcompress.runtime.bundle import BUNDLE_FORMAT, read_manifest
@@ -23,122 +25,166 @@ from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 
 BENCH_REQUESTS = 64
-"""Requests that pipelines are measured with."""
+"""Different requests that pipelines are measured with: generators write texts of many lengths."""
+
+MAX_GENERATION_PROOF_PAIRS = 12
+"""Validation pairs at most that generation is proved on: the library's own loop is slow."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What is known of the dense pipeline on this machine."""
+    """What is known of the dense pipeline. `profile.json`."""
 
     latency_ms: Latency
+    """Milliseconds a request."""
     nodes: dict[str, Latency]
+    """Milliseconds a request, by node."""
     model_share: float
+    """Share of the time spent inside model sessions."""
     calls: dict[str, float]
+    """Session calls a request by `node/graph`: 1, or the mean number of decode steps."""
     in_session_ms: dict[str, float]
     """p50 of the milliseconds in the sessions of each node."""
     params: dict[str, int]
+    """Parameters by node."""
     macs: dict[str, int]
+    """Multiply-accumulate operations a request, by node."""
     block_params: dict[str, dict[str, int]]
+    """Parameters by node and block."""
     blocks: dict[str, tuple[Block, ...]]
+    """The prunable blocks by node."""
     modality: tuple[dict[str, Any], ...]
+    """One row for each layer: whether it is cross-modal, and why."""
     proofs: tuple[Proof, ...]
+    """Proofs of the dense bundle."""
     device: str
     """Fingerprint of the device that the latencies are of."""
     traces: tuple[GenerationTraces, ...]
-    """What it writes of the requests it was measured with."""
+    """What generators write for every request it was measured with; structures replay it."""
 
 
 def profile_pipeline(run: RunContext) -> Profile:
-    """Export the dense pipeline with its proofs, measure it, and measure the device table. Cached in the run folder."""
-    record = run.shared.profile
-    if record.exists() and run.shared.has_baseline():
-        found = read_record(Profile, record)
-        if found.device != run.device:
-            raise DataError(
-                f"{run.shared}: profiled on another device ({found.device}, this is {run.device}); use a new --out"
-            )
-        if read_manifest(run.shared.baseline)["format"] != BUNDLE_FORMAT:
-            raise DataError(
-                f"{run.shared}: profiled by an older mmcompress, which exported otherwise; use a new --out"
-            )
-        return found
+    """Export the dense pipeline with its proofs and measure it, or read the profile from the run folder.
+
+    Raises:
+        DataError: The profile on record is of another device, or of an older version.
+        ProofFailed: The export differs from the models.
+    """
+    folder = run.shared
+    if folder.profile.exists() and folder.has_baseline():
+        profile = read_record(Profile, folder.profile)
+        _check_profile(run, profile)
+        return profile
     with run.time_stage("profile"):
-        found = _profile(run)
-    write_record(record, found)
-    return found
+        profile = _make_profile(run)
+    write_record(folder.profile, profile)
+    return profile
 
 
-def _profile(run: RunContext) -> Profile:
-
-    say, spec = run.on_progress, run.spec
-    say("profile", "exporting the dense pipeline", 0.0)
-    fp32 = dict.fromkeys(run.models, "fp32")
-    proofs = run.write_bundle(run.models, fp32, kept={}, folder=run.shared.baseline)
-    proofs += prove_generators(run, run.models, bundle=run.shared.baseline)
-    require_proofs(proofs)
-    said: tuple[GenerationTraces, ...] = ()
-    if run.device_readings:
-        m = run.device_readings.baseline
-    else:
-        say("profile", "measuring it end to end", 0.6)
-        how = (
-            spec.measure.threads,
-            run.load_requests(BENCH_REQUESTS),
-            spec.measure.warmup,
-            spec.measure.requests,
+def _check_profile(run: RunContext, profile: Profile) -> None:
+    """Raise `DataError` when a profile on record can't be used by this run."""
+    if profile.device != run.device:
+        raise DataError(
+            f"{run.shared}: profiled on another device ({profile.device}, this is {run.device}); "
+            "use a new --out"
         )
-        bundles = {"dense": run.shared.baseline}
-        found = bench_repeated(bundles, *how, sittings=1, benchmark=run.bench.benchmark_bundles)[
-            "dense"
-        ].summarize()
-        m, said = PipelineMeasurement.from_latency(found), found.traces
-    steps, texts = decode_steps_by_node(spec, m.calls), texts_per_request(spec)
-    counted = {
-        n: count_params_and_macs(model, steps[n], beams=texts[n]) for n, model in run.models.items()
-    }
-    modality = tuple(
-        {**asdict(x), "modalities": list(x.modalities)} for x in classify_layers(spec, run.blocks)
-    )
+    if read_manifest(run.shared.baseline)["format"] != BUNDLE_FORMAT:
+        raise DataError(
+            f"{run.shared}: profiled by an older mmcompress, which exported otherwise; "
+            "use a new --out"
+        )
+
+
+def _make_profile(run: RunContext) -> Profile:
+    """Export, prove and measure the dense pipeline."""
+    run.on_progress("profile", "exporting the dense pipeline", 0.0)
+    bundle = run.shared.baseline
+    precision = dict.fromkeys(run.models, "fp32")
+    proofs = run.write_bundle(run.models, precision, kept={}, folder=bundle)
+    proofs += prove_generators(run, run.models, bundle=bundle)
+    require_proofs(proofs)
+    traces: tuple[GenerationTraces, ...] = ()
+    if run.device_readings:
+        measured = run.device_readings.baseline
+    else:
+        latency = _bench_dense(run)
+        measured = PipelineMeasurement.from_latency(latency)
+        traces = latency.traces
+    decode_steps = decode_steps_by_node(run.spec, measured.calls)
+    texts = texts_per_request(run.spec)
+    params: dict[str, int] = {}
+    macs: dict[str, int] = {}
+    for node_name, model in run.models.items():
+        params[node_name], macs[node_name] = count_params_and_macs(
+            model, decode_steps[node_name], beams=texts[node_name]
+        )
+    layers = classify_layers(run.spec, run.blocks)
     return Profile(
-        latency_ms=m.latency,
-        nodes=m.nodes,
-        model_share=m.model_share,
-        calls=m.calls,
-        in_session_ms=m.in_session_ms,
-        params={n: c[0] for n, c in counted.items()},
-        macs={n: c[1] for n, c in counted.items()},
-        block_params={n: count_block_params(model) for n, model in run.models.items()},
+        latency_ms=measured.latency,
+        nodes=measured.nodes,
+        model_share=measured.model_share,
+        calls=measured.calls,
+        in_session_ms=measured.in_session_ms,
+        params=params,
+        macs=macs,
+        block_params={name: count_block_params(model) for name, model in run.models.items()},
         blocks=run.blocks,
-        modality=modality,
+        modality=tuple({**asdict(row), "modalities": list(row.modalities)} for row in layers),
         proofs=tuple(proofs),
         device=run.device,
-        traces=said,
+        traces=traces,
     )
+
+
+def _bench_dense(run: RunContext) -> PipelineLatency:
+    """Measure the dense pipeline end to end."""
+    run.on_progress("profile", "measuring it end to end", 0.6)
+    samples = bench_repeated(
+        {"dense": run.shared.baseline},
+        threads=run.spec.measure.threads,
+        requests=run.load_requests(BENCH_REQUESTS),
+        warmup=run.spec.measure.warmup,
+        rounds=run.spec.measure.requests,
+        sittings=1,
+        benchmark=run.bench.benchmark_bundles,
+    )
+    return samples["dense"].summarize()
 
 
 def prove_generators(
-    run: RunContext, models: dict[str, Any], *, bundle: Path, aside: Path | None = None
+    run: RunContext,
+    models: Mapping[str, Model],
+    *,
+    bundle: Path,
+    fp32_folder: Path | None = None,
 ) -> list[Proof]:
-    """Deployed generation against the library's own, for every generator, on real contexts.
+    """Compare the deployed generation of every generator with the library's own, on real contexts.
 
-    `aside`: fp32 files of what is rounded in the bundle. Rounding aside, the loop must be exact.
+    Args:
+        run: The run.
+        models: The models in torch, by node.
+        bundle: The bundle that was written of them.
+        fp32_folder: The fp32 files of generators that are quantized in the bundle: the loop itself must be exact.
+
+    Returns:
+        The proofs, failed ones included.
     """
-
-    found: list[Proof] = []
-    batch = run.pipeline.collate(
-        run.data.load("val", max(1, min(12, run.spec.data.batch // 4)), seed=2)
-    )
-    out = run.pipeline.forward_in_pieces(models, batch)
-    for node in run.pipeline.order:
-        if kind_of(run.spec.nodes[node].kind).writes_text:
-            source = run.spec.nodes[node].inputs["context"].split(".")[0]
-            fp32 = aside / node if aside and (aside / node).exists() else bundle / node
-            files = {f.stem: f for f in fp32.glob("*.onnx")}
-            found += prove_generation(
-                node,
-                models[node],
-                files=files,
-                folder=bundle / node,
-                contexts=out[source]["tokens"],
-            )
-    return found
+    proofs: list[Proof] = []
+    count = max(1, min(MAX_GENERATION_PROOF_PAIRS, run.spec.data.batch // 4))
+    batch = run.pipeline.collate(run.data.load("val", count, seed=2))
+    outputs = run.pipeline.forward_in_pieces(models, batch)
+    for node_name in run.pipeline.order:
+        if not kind_of(run.spec.nodes[node_name].kind).writes_text:
+            continue
+        source_node = run.spec.nodes[node_name].inputs["context"].split(".")[0]
+        folder = bundle / node_name
+        if fp32_folder and (fp32_folder / node_name).exists():
+            folder = fp32_folder / node_name
+        proofs += prove_generation(
+            node_name,
+            models[node_name],
+            files={file.stem: file for file in folder.glob("*.onnx")},
+            folder=bundle / node_name,
+            contexts=outputs[source_node]["tokens"],
+        )
+    return proofs

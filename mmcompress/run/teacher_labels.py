@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmcompress.data.base import Dataset, Pairs
+from mmcompress.graph.ports import kind_of
 from mmcompress.runtime.graph import Pipeline, load_bundle
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
@@ -36,9 +37,7 @@ class TeacherLabelledData:
         if split not in LABELLED_SPLITS:
             return pairs
         texts_by_name = self._complete_labels(pairs)
-        return replace(
-            pairs, generated_texts=tuple(texts_by_name[name] for name in pairs.names)
-        )
+        return replace(pairs, generated_texts=tuple(texts_by_name[name] for name in pairs.names))
 
     def _complete_labels(self, pairs: Pairs) -> dict[str, str]:
         """Return all labels on record, after those of the given pairs were added."""
@@ -50,7 +49,7 @@ class TeacherLabelledData:
             return texts_by_name
         pipeline = self._load_pipeline()
         nodes = pipeline.manifest["graph"]["nodes"]
-        generator = next(name for name, node in nodes.items() if node["kind"] == "text_decoder")
+        generator = next(name for name, node in nodes.items() if kind_of(node["kind"]).writes_text)
         port = next(iter(pipeline.inputs))
         for i in missing:
             outputs = pipeline.run(**{port: pairs.inputs[i]})

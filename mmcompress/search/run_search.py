@@ -23,8 +23,8 @@ from mmcompress.search.split_budget import split_budget
 from mmcompress.search.study import (
     SearchEffort,
     SeedCandidates,
-    read_finished_trials,
     open_study,
+    read_finished_trials,
     run_study,
 )
 from mmcompress.spec.schema import Spec

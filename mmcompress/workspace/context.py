@@ -21,6 +21,7 @@ from mmcompress.export.bundle import write_bundle
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.modality import find_cross_modal_blocks
+from mmcompress.graph.ports import kind_of
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.cost_model.footprint import Footprint, measure_footprint
@@ -350,10 +351,10 @@ def _check_input_type(spec: Spec, data: Dataset) -> None:
 
 def _check_teacher_labels(spec: Spec, data: Dataset) -> None:
     """Raise `DataError` when the dense pipeline can't label this data."""
-    generators = sum(node.kind == "text_decoder" for node in spec.nodes.values())
+    generators = sum(kind_of(node.kind).writes_text for node in spec.nodes.values())
     if generators != 1:
         raise DataError(
-            f"data.labels: 'teacher' takes one node of kind text_decoder, here are {generators}"
+            f"data.labels: 'teacher' takes one node that writes text, here are {generators}"
         )
     # The labels are kept by file name.
     if not data.load("val", 1).names:
@@ -385,7 +386,7 @@ def _read_all_lookup_texts(spec: Spec, data: Dataset) -> dict[str, tuple[str, ..
     return {
         node_name: read_lookup_texts(data, node.texts)
         for node_name, node in spec.nodes.items()
-        if node.kind == "lookup"
+        if kind_of(node.kind).embeds_list
     }
 
 

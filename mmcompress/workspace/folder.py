@@ -257,6 +257,10 @@ class RunFolder:
         """Return whether an artifact is set aside."""
         return self.stash.path.exists()
 
+    def find_stash(self) -> RunFolder | None:
+        """Return the folder of the artifact that is set aside, if there is one."""
+        return self.stash if self.has_stash() else None
+
     # What becomes invalid.
 
     def discard_fitted_structure(self, *, search_goes_on: bool) -> None:

@@ -1,0 +1,216 @@
+"""Propose and measure structures in turn, until one lies just under the target."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+from mmcompress.graph.structure import Candidate
+from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.results.records import Attempt, Trial
+from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FitTolerances
+from mmcompress.run.structure_benchmark import MIN_MARGIN, StructureBenchmark
+from mmcompress.search.build_problem import AIMED_SHARE
+from mmcompress.search.run_search import FULL_BUDGET_SHARE
+
+
+class Propose(Protocol):
+    """Gives the structure to measure next."""
+
+    def __call__(self, predictor: Predictor, budget_ms: float, /, attempt: int) -> Trial | None:
+        """Return the best structure within a budget; over it where nothing lies within, None where there is none.
+
+        Args:
+            predictor: Predicts latency, corrected by what was measured so far.
+            budget_ms: Milliseconds a request.
+            attempt: The number of structures that were measured before.
+        """
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApproachOptions:
+    """What a structure has to meet."""
+
+    target_ms: float
+    """Milliseconds a request."""
+    node_limits_ms: Mapping[str, float]
+    """Limits of single nodes, in milliseconds."""
+    final_to_fitted: float
+    """Expected latency of the finished artifact / latency of its structure before training."""
+    first_attempt: int
+    """Number of structures that were measured for earlier artifacts."""
+    reference_runs: Path
+    """The file of the measurements of reference pipelines."""
+    tolerances: FitTolerances
+    """How exactly a structure must measure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitAttempt:
+    """A structure, with what was predicted and measured of it."""
+
+    trial: Trial
+    """The structure as it was proposed."""
+    predicted_ms: float
+    """Milliseconds a request, as predicted before the measurement."""
+    correction: float
+    """The correction of the predictor that predicted it."""
+    benchmark: StructureBenchmark
+    """The measurement."""
+    measured_ms: float
+    """Milliseconds that the finished artifact is expected to take."""
+    bounded_ms: float
+    """The same; where a node exceeds its own limit, the target exceeded by the same ratio, if that is more."""
+
+    @property
+    def upper_share(self) -> float:
+        """The most that is accepted, as a share of the target."""
+        return 1 - self.benchmark.margin
+
+    def lower_share(self, tolerances: FitTolerances) -> float:
+        """Return the least that is accepted, as a share of the target.
+
+        It leaves half the margin over the share that a finished artifact must reach, for that is measured anew.
+        """
+        wide = self.upper_share - tolerances.accepted_width
+        safe = MIN_TARGET_SHARE + self.benchmark.margin / 2
+        return min(max(wide, safe), self.upper_share - MIN_MARGIN)
+
+    def target_share(self, target_ms: float) -> float:
+        """Return expected latency / target."""
+        return self.bounded_ms / target_ms
+
+    def is_accepted(self, options: ApproachOptions) -> bool:
+        """Return whether the structure lies just under the target."""
+        share = self.target_share(options.target_ms)
+        return self.lower_share(options.tolerances) <= share <= self.upper_share
+
+    def to_record(self, target_ms: float) -> Attempt:
+        """Return what the summary tells of the attempt."""
+        return Attempt(
+            predicted_ms=self.predicted_ms,
+            measured_ms=self.bounded_ms,
+            target_ms=target_ms,
+            margin=self.benchmark.margin,
+            node_ratios=self.benchmark.node_ratios,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ApproachResult:
+    """How an approach ended."""
+
+    attempts: tuple[FitAttempt, ...]
+    """Everything that was measured, in order; empty where nothing was proposed."""
+    predictor: Predictor
+    """The predictor with its last correction."""
+    exhausted: bool
+    """The last structure measures below the accepted range, and the search has nothing larger within the target."""
+
+
+def approach_target(
+    propose: Propose,
+    predictor: Predictor,
+    *,
+    options: ApproachOptions,
+    measure: Callable[[Candidate, float], StructureBenchmark],
+    report: Callable[[str], None],
+) -> ApproachResult:
+    """Propose and measure structures in turn. A miss corrects the prediction of the next one.
+
+    Args:
+        propose: Gives the structure to measure next.
+        predictor: Predicts latency.
+        options: What a structure has to meet.
+        measure: Measures a candidate; its second argument is the predicted latency in milliseconds.
+        report: Receives messages for a person.
+    """
+    target_ms = options.target_ms
+    budget_ms = target_ms * AIMED_SHARE
+    attempts: list[FitAttempt] = []
+    exhausted = False
+    for number in range(options.tolerances.max_attempts):
+        trial = propose(predictor, budget_ms, attempt=options.first_attempt + number)
+        if trial is None or any(trial.candidate == old.trial.candidate for old in attempts):
+            break
+        predicted_ms = predictor(trial.candidate)
+        attempts.append(
+            FitAttempt(
+                trial=trial,
+                predicted_ms=predicted_ms,
+                correction=predictor.correction,
+                benchmark=measure(trial.candidate, predicted_ms),
+                measured_ms=0.0,
+                bounded_ms=0.0,
+            )
+        )
+        # The reference runs have grown: all structures are compared at the same speed of the machine.
+        attempts = [_update_latency(attempt, options) for attempt in attempts]
+        last = attempts[-1]
+        report(
+            f"measured {last.bounded_ms:.2f} ms, target {target_ms:.2f} ms, "
+            f"give or take {last.benchmark.margin:.1%}"
+        )
+        if last.is_accepted(options):
+            exhausted = False
+            break
+        is_too_fast = last.target_share(target_ms) < last.lower_share(options.tolerances)
+        exhausted = is_too_fast and predicted_ms < FULL_BUDGET_SHARE * budget_ms
+        if exhausted:
+            break
+        if number > 0 and trial.latency_ms > budget_ms:
+            # Nothing is predicted to be fast enough.
+            break
+        predictor = replace(
+            predictor, correction=_average_corrections(attempts, predictor, options=options)
+        )
+    return ApproachResult(attempts=tuple(attempts), predictor=predictor, exhausted=exhausted)
+
+
+def _update_latency(attempt: FitAttempt, options: ApproachOptions) -> FitAttempt:
+    """Return an attempt with its latency at the average speed of the machine so far."""
+    benchmark = attempt.benchmark
+    long_run_ms = benchmark.estimate_long_run_ms(
+        attempt.trial.candidate.precision, options.reference_runs
+    )
+    measured_ms = options.final_to_fitted * long_run_ms
+    bounded_ms = max(measured_ms, benchmark.worst_limit_ratio * options.target_ms)
+    return replace(attempt, measured_ms=measured_ms, bounded_ms=bounded_ms)
+
+
+def _average_corrections(
+    attempts: list[FitAttempt], predictor: Predictor, *, options: ApproachOptions
+) -> float:
+    """Return the weighted geometric mean of the corrections that would have been right.
+
+    One measurement on a busy machine must not swing the search. Each attempt weighs twice as much as the one before,
+    for later ones are nearer to the target.
+    """
+    weighted_sum = 0.0
+    weights = 0.0
+    for i, attempt in enumerate(attempts):
+        weight = 2.0**i
+        correction = _find_right_correction(attempt, predictor, options=options)
+        weighted_sum += weight * math.log(correction)
+        weights += weight
+    return math.exp(weighted_sum / weights)
+
+
+def _find_right_correction(
+    attempt: FitAttempt, predictor: Predictor, *, options: ApproachOptions
+) -> float:
+    """Return the correction of the predictor that would have been right about a structure."""
+    error = attempt.measured_ms / attempt.predicted_ms
+    if attempt.benchmark.worst_limit_ratio > 1:
+        # The next structure must bring the node within its limit, if it is predicted as wrongly as this one.
+        predictor_then = replace(predictor, correction=attempt.correction)
+        predicted_ratio = max(
+            predictor_then.node_ms(node_name, attempt.trial.candidate) / limit_ms
+            for node_name, limit_ms in options.node_limits_ms.items()
+        )
+        error = max(error, attempt.benchmark.worst_limit_ratio / predicted_ratio)
+    return attempt.correction * error

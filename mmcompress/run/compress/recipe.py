@@ -1,0 +1,273 @@
+"""Stage: prune with proof, refit, distill, export, quantize."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from mmcompress.export.proofs import prove_surgery, require_proofs
+from mmcompress.graph.blocks import Block
+from mmcompress.graph.references import decode_steps_by_node, texts_per_request
+from mmcompress.graph.structure import Candidate
+from mmcompress.models.base import Model
+from mmcompress.models.counts import count_params_and_macs
+from mmcompress.models.sources import set_context_lengths
+from mmcompress.prune.masks import sample_units
+from mmcompress.prune.schedule import Survivors, all_units
+from mmcompress.prune.sparsity import zero_share, zero_weights_
+from mmcompress.prune.units import choose_units
+from mmcompress.results.records import Proof
+from mmcompress.run.assemble import NodeSize
+from mmcompress.run.compress.restart import Start, find_best_start, reset_weights_
+from mmcompress.run.compress.rounds import train_in_rounds
+from mmcompress.run.compress.trained import (
+    TrainedModels,
+    load_trained_models,
+    save_trained_models,
+)
+from mmcompress.run.compress.training import (
+    SINGLE_TRAINING_SCHEDULES,
+    count_trained_steps,
+    train_pruned_models_,
+)
+from mmcompress.run.fitted_structure import FittedStructure
+from mmcompress.run.prepared import PreparedRun
+from mmcompress.run.profile import Profile, prove_generators
+from mmcompress.search.candidate_models import build_pruned_models
+from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
+from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.folder import RunFolder
+
+MAX_PROOF_PAIRS = 16
+"""Training pairs at most that surgery is proved on."""
+
+MINIMAL_CUT_SHARE = 0.15
+"""Probability that a block of a random structure keeps as few units as it may, for many drop out whole then."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressedPipeline:
+    """What is known of a bundle that was just written. The models themselves are let go."""
+
+    sizes: dict[str, NodeSize]
+    """Parameters, operations and zeros, by node."""
+    proofs: list[Proof]
+    """Proofs of both sides."""
+
+
+def compress_pipeline(
+    run: RunContext,
+    prepared: PreparedRun,
+    *,
+    fitted: FittedStructure,
+    from_scratch: bool = False,
+    earlier: RunFolder | None = None,
+) -> CompressedPipeline:
+    """Prune with proof, refit, distill and write the bundle. Trained weights are kept for a resumed run.
+
+    Args:
+        run: The run with one target.
+        prepared: The profile and the sensitivity that the targets share.
+        fitted: The structure to make.
+        from_scratch: Start from random weights, as a control.
+        earlier: The folder of an earlier artifact. What it learned is used where it helps.
+
+    Raises:
+        ProofFailed: A proof of the artifact fails.
+    """
+    candidate = fitted.candidate
+    sensitivity = prepared.sensitivity
+    trained = _make_models(
+        run, sensitivity, candidate=candidate, from_scratch=from_scratch, earlier=earlier
+    )
+    proofs = _prove_structures(run, trained.survivors)
+    proofs += _write_proved_bundle(run, sensitivity, candidate=candidate, models=trained.models)
+    return CompressedPipeline(
+        sizes=_measure_sizes(run, prepared.dense, models=trained.models),
+        proofs=[*prepared.dense.proofs, *proofs],
+    )
+
+
+def _make_models(
+    run: RunContext,
+    sensitivity: Sensitivity,
+    *,
+    candidate: Candidate,
+    from_scratch: bool,
+    earlier: RunFolder | None,
+) -> TrainedModels:
+    """Return the trained models of a candidate, from the run folder where they are there."""
+    if run.folder.units.exists():
+        return load_trained_models(run, sensitivity, candidate=candidate, folder=run.folder)
+    schedule = run.spec.prune.schedule
+    if from_scratch:
+        trained = _train_from_scratch(run, sensitivity, candidate=candidate)
+    elif schedule == "late":
+        trained = _train_then_prune(run, sensitivity, candidate=candidate)
+    elif schedule in SINGLE_TRAINING_SCHEDULES:
+        has_history = earlier is not None and earlier.training_history.exists()
+        trained = _prune_then_train(
+            run, sensitivity, candidate=candidate, earlier=earlier if has_history else None
+        )
+    else:
+        trained = train_in_rounds(run, sensitivity, candidate=candidate)
+    save_trained_models(trained, run.folder)
+    return trained
+
+
+def _prune_then_train(
+    run: RunContext,
+    sensitivity: Sensitivity,
+    *,
+    candidate: Candidate,
+    earlier: RunFolder | None,
+) -> TrainedModels:
+    """Cut the dense models, then train: from what an earlier artifact learned, where that is better."""
+    with run.time_stage("prune"):
+        run.on_progress("prune", "cutting and refitting", None)
+        models = build_pruned_models(
+            run, sensitivity, candidate=candidate, refit=run.spec.prune.refit, dense=run.models
+        )
+        start = Start(models=models, budget_share=1.0, is_inherited=False)
+        if earlier:
+            start = find_best_start(
+                run, sensitivity, candidate=candidate, fresh=models, earlier=earlier
+            )
+        survivors = _select_survivors(run, sensitivity, candidate=candidate)
+    train_pruned_models_(
+        run,
+        start.models,
+        budget_share=start.budget_share,
+        history=run.folder.training_history,
+        steps_before=count_trained_steps(earlier) if earlier else 0,
+    )
+    return TrainedModels(models=start.models, survivors=survivors)
+
+
+def _train_from_scratch(
+    run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate
+) -> TrainedModels:
+    """Train the structure from random weights, as a control."""
+    with run.time_stage("prune"):
+        run.on_progress("prune", "cutting and refitting", None)
+        models = build_pruned_models(
+            run, sensitivity, candidate=candidate, refit=False, dense=run.models
+        )
+        reset_weights_(models, run.spec.seed)
+        survivors = _select_survivors(run, sensitivity, candidate=candidate)
+    train_pruned_models_(run, models, budget_share=1.0, history=run.folder.training_history)
+    return TrainedModels(models=models, survivors=survivors)
+
+
+def _train_then_prune(
+    run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate
+) -> TrainedModels:
+    """Give the dense models the training that the pruned ones would get, then cut them (`prune.schedule: late`)."""
+    prune = run.spec.prune
+    dense = {node_name: copy.deepcopy(model) for node_name, model in run.models.items()}
+    set_context_lengths(run.spec, dense)
+    train_pruned_models_(run, dense, budget_share=1.0, history=run.folder.training_history)
+    with run.time_stage("prune"):
+        run.on_progress("prune", "cutting and refitting", None)
+        models = build_pruned_models(
+            run, sensitivity, candidate=candidate, refit=prune.refit, dense=dense
+        )
+        survivors = _select_survivors(run, sensitivity, candidate=candidate)
+    if prune.sparsity:
+        zero_weights_(models, prune.pattern, share=prune.sparsity)
+    return TrainedModels(models=models, survivors=survivors)
+
+
+def _select_survivors(
+    run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate
+) -> Survivors:
+    """Return the units of the dense models that a candidate keeps."""
+    survivors = all_units(run.blocks)
+    for node_name, blocks in run.blocks.items():
+        survivors[node_name] |= choose_units(
+            candidate.kept_units[node_name], blocks, scores=sensitivity.scores[node_name]
+        )
+    return survivors
+
+
+def _prove_structures(run: RunContext, survivors: Survivors) -> list[Proof]:
+    """Prove that removing units equals masking them, for this structure and for a random one.
+
+    Raises:
+        ProofFailed: The two differ.
+    """
+    with run.time_stage("prune"):
+        count = min(MAX_PROOF_PAIRS, run.spec.data.batch)
+        batch = run.pipeline.collate(run.data.load("train", count, seed=3))
+        dense_outputs = run.pipeline.forward_in_pieces(run.models, batch)
+        proofs: list[Proof] = []
+        for units in (survivors, _draw_random_units(run)):
+            proofs += prove_surgery(
+                run.pipeline, run.models, units=units, batch=batch, known=dense_outputs
+            )
+        return require_proofs(proofs)
+
+
+def _write_proved_bundle(
+    run: RunContext,
+    sensitivity: Sensitivity,
+    *,
+    candidate: Candidate,
+    models: dict[str, Model],
+) -> list[Proof]:
+    """Write the bundle of trained models and prove it.
+
+    Raises:
+        ProofFailed: An export differs from its model, or generation from that of the library.
+    """
+    with run.time_stage("export"):
+        run.on_progress("export", "ONNX, rounding, proofs", None)
+        fp32_folder = run.folder.scratch
+        proofs = run.write_bundle(
+            models,
+            candidate.precision,
+            kept=candidate.kept_units,
+            folder=run.folder.bundle,
+            fp32_blocks=select_fp32_blocks(sensitivity, candidate),
+            fp32_folder=fp32_folder,
+        )
+        proofs += prove_generators(run, models, bundle=run.folder.bundle, fp32_folder=fp32_folder)
+        shutil.rmtree(fp32_folder, ignore_errors=True)
+        return require_proofs(proofs)
+
+
+def _measure_sizes(
+    run: RunContext, dense: Profile, *, models: dict[str, Model]
+) -> dict[str, NodeSize]:
+    """Return parameters, operations and zeros of every model."""
+    decode_steps = decode_steps_by_node(run.spec, dense.calls)
+    texts = texts_per_request(run.spec)
+    sizes = {}
+    for node_name, model in models.items():
+        params, macs = count_params_and_macs(model, decode_steps[node_name], beams=texts[node_name])
+        sizes[node_name] = NodeSize(params=params, macs=macs, zero_share=zero_share(model))
+    return sizes
+
+
+def _draw_random_units(run: RunContext) -> Survivors:
+    """Return a random structure, dropped sub-layers among it: surgery must be right for any structure."""
+    generator = torch.Generator().manual_seed(run.spec.seed + 17)
+    units: Survivors = {}
+    for node_name, blocks in run.blocks.items():
+        units[node_name] = {}
+        for block in blocks:
+            count = _draw_unit_count(block, generator)
+            units[node_name][block.name] = sample_units(block, count, generator=generator)
+    return units
+
+
+def _draw_unit_count(block: Block, generator: torch.Generator) -> int:
+    """Return how many units a block of a random structure keeps."""
+    share = float(torch.rand(1, generator=generator))
+    if share < MINIMAL_CUT_SHARE:
+        return block.min_units
+    whole_steps = int(share * block.units) // block.granularity
+    return max(block.granularity, whole_steps * block.granularity)

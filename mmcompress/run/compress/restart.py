@@ -1,0 +1,159 @@
+"""Where a training starts from: freshly cut weights, those of an earlier artifact, or random ones as a control."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from mmcompress.graph.structure import Candidate
+from mmcompress.models.base import Model
+from mmcompress.models.sources import set_context_lengths
+from mmcompress.prune.refit import refit_
+from mmcompress.prune.surgery import restore_units
+from mmcompress.run.compress.trained import load_trained_models
+from mmcompress.run.fitted_structure import FittedStructure
+from mmcompress.search.candidate_models import build_pruned_models
+from mmcompress.search.sensitivity.store import Sensitivity
+from mmcompress.search.short_finetune import validation_loss
+from mmcompress.storage import read_record
+from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.folder import RunFolder
+
+RESTART_BUDGET_SHARE = 1 / 3
+"""Share of the training budget of an artifact that starts from the weights of an earlier one."""
+
+RESTART_MAX_LOSS_RATIO = 1.2
+"""Loss at the start / best loss of the earlier training. Above it the full training budget is needed."""
+
+SCALE_NAMES = ("weight", "scale", "gamma", "lambda")
+"""Parts of the names of vectors that multiply. A model without training has them at 1, other vectors at 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start:
+    """Where a training starts from."""
+
+    models: dict[str, Model]
+    """The pruned models by node."""
+    budget_share: float
+    """The share of the training budget that they need."""
+    is_inherited: bool
+    """The models hold what an earlier artifact learned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartChoice:
+    """Which one of several starts is taken."""
+
+    index: int
+    """Its place among the candidates."""
+    is_near_earlier: bool
+    """Its loss is near the best one of the earlier training: a share of the budget is enough."""
+
+
+def choose_start(losses: Sequence[float], *, earlier_best: float) -> StartChoice:
+    """Choose the start with the least loss.
+
+    Args:
+        losses: The loss on validation pairs of every start.
+        earlier_best: The best loss of the earlier artifact's training; infinite where it was not measured.
+    """
+    least = min(losses)
+    is_near_earlier = not least > RESTART_MAX_LOSS_RATIO * earlier_best
+    return StartChoice(index=losses.index(least), is_near_earlier=is_near_earlier)
+
+
+def find_best_start(
+    run: RunContext,
+    sensitivity: Sensitivity,
+    *,
+    candidate: Candidate,
+    fresh: dict[str, Model],
+    earlier: RunFolder,
+) -> Start:
+    """Return the start with the least loss: fresh models, or those with what an earlier artifact learned.
+
+    Args:
+        run: The run.
+        sensitivity: The importance scores that units are chosen by.
+        candidate: The structure to train.
+        fresh: Its models as they were cut from the dense ones.
+        earlier: The folder of an earlier artifact with a training history.
+    """
+    grown = _grow_earlier_models(run, sensitivity, earlier=earlier)
+    inherited = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
+    refitted = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
+    batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
+    refit_(run.pipeline, refitted, dense=run.models, batch=batch, ridge=run.spec.prune.ridge)
+
+    candidates = (fresh, inherited, refitted)
+    losses = [validation_loss(run, models) for models in candidates]
+    run.on_progress(
+        "prune",
+        f"loss before training: {losses[0]:.3f} from the dense models, {losses[1]:.3f} from the "
+        f"earlier artifact, {losses[2]:.3f} from it and refitted",
+        None,
+    )
+    rows = json.loads(earlier.training_history.read_text())
+    earlier_losses = [row["choosing"] for row in rows if "choosing" in row]
+    choice = choose_start(losses, earlier_best=min(earlier_losses, default=math.inf))
+    is_inherited = choice.index > 0
+    if is_inherited:
+        # The loss right after the cut is in the first history; the report shows it.
+        shutil.copyfile(earlier.training_history, run.folder.round_history(0))
+    needs_less = is_inherited and choice.is_near_earlier
+    return Start(
+        models=candidates[choice.index],
+        budget_share=RESTART_BUDGET_SHARE if needs_less else 1.0,
+        is_inherited=is_inherited,
+    )
+
+
+def _grow_earlier_models(
+    run: RunContext, sensitivity: Sensitivity, *, earlier: RunFolder
+) -> dict[str, Model]:
+    """Return models of dense size: the weights of an earlier artifact in their places, the others as they were."""
+    fitted = read_record(FittedStructure, earlier.fitted)
+    trained = load_trained_models(run, sensitivity, candidate=fitted.candidate, folder=earlier)
+    models = {}
+    for node_name, dense_model in run.models.items():
+        models[node_name] = restore_units(
+            dense_model, trained.models[node_name], kept=trained.survivors[node_name]
+        )
+    set_context_lengths(run.spec, models)
+    return models
+
+
+def reset_weights_(models: dict[str, Model], seed: int) -> None:
+    """Put random weights in place of everything that was learned, as a control.
+
+    Matrices get unit gain, scales become 1 and biases 0. What no training changes stays, such as the fixed positions
+    of an audio encoder.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for model in models.values():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.data = _draw_initial_values(name, parameter, generator=generator)
+    for model in models.values():
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.reset_running_stats()
+
+
+def _draw_initial_values(
+    name: str, parameter: nn.Parameter, *, generator: torch.Generator
+) -> torch.Tensor:
+    """Return initial values in the shape of a parameter."""
+    if parameter.ndim > 1:
+        inputs = parameter[0].numel()
+        return torch.randn(parameter.shape, generator=generator) * inputs**-0.5
+    last_name = name.rpartition(".")[2]
+    is_scale = any(part in last_name for part in SCALE_NAMES)
+    return torch.full_like(parameter.data, 1.0 if is_scale else 0.0)

@@ -1,0 +1,107 @@
+"""What an earlier run left of a target, and the better one of two artifacts kept in the run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from mmcompress.results.records import Summary
+from mmcompress.results.target import corrected_target_share
+from mmcompress.run.fitted_structure import FittedStructure
+from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Retry, plan_artifact
+from mmcompress.storage import read_record, write_record
+from mmcompress.workspace.context import RunContext
+
+IsBetter = Callable[[Summary, Summary], bool]
+"""Whether the first of two artifacts is kept rather than the second."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TargetState:
+    """Where a target stands when a run begins or goes on."""
+
+    history: tuple[Artifact, ...]
+    """The artifact that is set aside, if there is one."""
+    known: FittedStructure | None
+    """The fitted structure on record, if there is one."""
+    finished: bool
+    """The artifact on record has its summary, and no other one was being made."""
+    plan: Retry
+    """How the artifact is made that is due now."""
+
+    def can_reuse(self, run: RunContext, fitted: FittedStructure) -> bool:
+        """Return whether the artifact on record is the result, so that nothing is made or measured.
+
+        The summary of a run for another device is always made anew: that device may have measured the artifact since.
+        """
+        return self._is_unchanged(fitted) and not run.device_readings and run.folder.has_bundle()
+
+    def is_only_remade(self, run: RunContext, fitted: FittedStructure, *, summary: Summary) -> bool:
+        """Return whether an artifact that was finished before was only written and judged again.
+
+        No other one is made after it, unless another device has measured it since: its figures may miss the target.
+        """
+        measured_by_device = run.device_readings is not None and summary.compressed.latency_ms.n > 0
+        return self._is_unchanged(fitted) and not measured_by_device
+
+    def _is_unchanged(self, fitted: FittedStructure) -> bool:
+        """Return whether the finished artifact was made of this very structure."""
+        return self.finished and fitted == self.known
+
+
+def resume_target(run: RunContext) -> TargetState:
+    """Read what the run folder holds of a target, after a move that was cut off is completed.
+
+    A finished artifact is set aside when more trials are asked for: it stays until something better is made.
+    """
+    folder = run.folder
+    limits = ArtifactLimits.from_spec(run.spec)
+    folder.finish_interrupted_move()
+    known = read_record(FittedStructure, folder.fitted) if folder.fitted.exists() else None
+    finished = folder.summary.exists() and not folder.has_stash()
+    if finished and known and known.search_effort < limits.search_effort:
+        folder.discard_short_finetunings()
+        folder.stash_artifact()
+        finished = False
+        known = None
+    history: tuple[Artifact, ...] = ()
+    if folder.has_stash():
+        stashed = Artifact(
+            fitted=read_record(FittedStructure, folder.stash.fitted),
+            summary=read_record(Summary, folder.stash.summary),
+        )
+        history = (stashed,)
+    plan = plan_artifact(history, limits)
+    if known:
+        # The record on disk was made with this factor; another one would make it invalid.
+        plan = replace(plan, final_to_fitted=known.final_to_fitted)
+    return TargetState(history=history, known=known, finished=finished, plan=plan)
+
+
+def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) -> None:
+    """Keep the better one of the new artifact and the one set aside in the stash, before another one is made."""
+    share = corrected_target_share(summary)
+    message = f"the finished artifact lies at {share:.1%} of its target: another one is made"
+    run.on_progress("fit", message, None)
+    folder = run.folder
+    if folder.has_stash() and is_better(read_record(Summary, folder.stash.summary), summary):
+        folder.remove_artifact()
+    else:
+        folder.stash_artifact()
+
+
+def restore_better(run: RunContext, summary: Summary, *, is_better: IsBetter) -> Summary:
+    """Put the artifact that was set aside back if it is the better one; return the summary of the one that stays."""
+    folder = run.folder
+    if not folder.has_stash():
+        return summary
+    earlier = read_record(Summary, folder.stash.summary)
+    if is_better(earlier, summary):
+        folder.restore_stash()
+        summary = earlier
+        # All trials that were asked for have been tried: a resumed run must not search again.
+        fitted = read_record(FittedStructure, folder.fitted)
+        effort = ArtifactLimits.from_spec(run.spec).search_effort
+        write_record(folder.fitted, replace(fitted, search_effort=effort))
+    folder.discard_stash()
+    return summary

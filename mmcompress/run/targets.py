@@ -1,0 +1,145 @@
+"""Compress a pipeline to one target, or to several of them one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from mmcompress.errors import ClusterError, MmcompressError, SpecError
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.measure.benchmarker import Benchmarker
+from mmcompress.report.comparison_pages import write_front
+from mmcompress.results.records import Summary
+from mmcompress.run.policy import RunPolicy
+from mmcompress.run.stages import prepare_run, reach_target
+from mmcompress.runtime.timing import Clock
+from mmcompress.spec.target import split_targets
+from mmcompress.workspace.context import OnProgress, RunContext, ignore_progress, open_run
+from mmcompress.workspace.folder import name_target_folder
+
+
+def run(
+    spec_path: str | Path,
+    out: str | Path,
+    *,
+    space: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    resume: bool = False,
+    on_progress: OnProgress = ignore_progress,
+    bench: Benchmarker | None = None,
+    clock: Clock | None = None,
+    policy: RunPolicy | None = None,
+) -> Summary:
+    """Compress a pipeline to its one target; the report is written into `out`.
+
+    Args: as `run_targets` takes them.
+
+    Returns:
+        The summary. A target that is not met raises nothing: `summary.target.met` tells.
+
+    Raises:
+        SpecError: The spec is wrong, or has several targets.
+        DataError: The data or the run folder do not fit.
+        ModelError: A model can't be loaded, or can't be cut as asked.
+        ProofFailed: An artifact is wrong.
+    """
+    targets = split_targets(load_spec(spec_path, overrides))
+    if len(targets) > 1:
+        raise SpecError(
+            f"run makes one artifact, the spec asks for {len(targets)}: use mmcompress.run_targets"
+        )
+    [summary] = run_targets(
+        spec_path,
+        out,
+        space=space,
+        overrides=overrides,
+        resume=resume,
+        on_progress=on_progress,
+        bench=bench,
+        clock=clock,
+        policy=policy,
+    )
+    return summary
+
+
+def run_targets(
+    spec_path: str | Path,
+    out: str | Path,
+    *,
+    space: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    resume: bool = False,
+    on_progress: OnProgress = ignore_progress,
+    bench: Benchmarker | None = None,
+    clock: Clock | None = None,
+    policy: RunPolicy | None = None,
+) -> tuple[Summary, ...]:
+    """Compress a pipeline to every target of its spec.
+
+    Args:
+        spec_path: The spec file.
+        out: The run folder. Several targets have a folder each in it, and a front beside them.
+        space: The search space file; the default one when missing.
+        overrides: Values by dotted key that replace those of the spec.
+        resume: Go on with the run in the folder.
+        on_progress: Receives messages for a person.
+        bench: Measures latency; by default this machine.
+        clock: Tells the time; by default the clock of this machine.
+        policy: Tunables and decisions; by default those of the package.
+
+    Returns:
+        The summary of every target, in their order.
+
+    Raises:
+        MmcompressError: What went wrong with one of several targets, when the others are done.
+    """
+    opened = open_run(
+        spec_path,
+        out,
+        space=space,
+        overrides=overrides,
+        resume=resume,
+        on_progress=on_progress,
+        bench=bench,
+        clock=clock,
+    )
+    prepared = prepare_run(opened)
+    reach = partial(reach_target, prepared=prepared, policy=policy or RunPolicy())
+    targets = split_targets(opened.spec)
+    if len(targets) == 1:
+        return (reach(prepared.run),)
+    return reach_each_target(prepared.run, targets, reach=reach)
+
+
+def reach_each_target(
+    run: RunContext, targets: Sequence[str], *, reach: Callable[[RunContext], Summary]
+) -> tuple[Summary, ...]:
+    """Reach every target in a folder of its own, and write the front of those that were reached.
+
+    Args:
+        run: The run with everything that the targets share.
+        targets: The targets, in the order they are reached.
+        reach: Makes the artifact of a run with one target.
+
+    Raises:
+        MmcompressError: The first error of a target, when all others are done. An error of the cluster is raised
+            without trying the others: they would end the same way.
+    """
+    summaries: dict[str, Summary] = {}
+    errors: list[MmcompressError] = []
+    for target in targets:
+        try:
+            summaries[name_target_folder(target)] = reach(run.aim_at(target))
+        except MmcompressError as error:
+            run.on_progress("run", f"target {target}: {error}", None)
+            # The frames of the traceback hold models.
+            errors.append(error.with_traceback(None))
+            if isinstance(error, ClusterError):
+                break
+    if len(summaries) > 1:
+        write_front(summaries, run.folder.path)
+    if errors:
+        raise errors[0]
+    return tuple(summaries.values())
