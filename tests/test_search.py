@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mmcompress.graph.blocks import Block, units_after
-from mmcompress.graph.structure import Candidate
+from mmcompress.graph.structure import Candidate, cut_uniformly
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow
 from mmcompress.measure.cost_model.predictor import DeployedBlock, LinearFit, Predictor
 from mmcompress.registry import SAMPLERS
@@ -23,8 +23,9 @@ from mmcompress.results.records import Trial
 from mmcompress.search import repair as moves
 from mmcompress.search import split as splitting
 from mmcompress.search import study
+from mmcompress.search.bisection import bisect_share
 from mmcompress.search.executors import InlineExecutor, RayExecutor, make_process_executor
-from mmcompress.search.knapsack import choose_options_within_budget
+from mmcompress.search.knapsack import choose_options_at_total, choose_options_within_budget
 from mmcompress.search.neighbors import switch_levels
 from mmcompress.search.problem import (
     SearchProblem,
@@ -33,6 +34,8 @@ from mmcompress.search.problem import (
     to_search_point,
 )
 from mmcompress.search.sensitivity.curves import SensitivityCurve
+from mmcompress.search.sensitivity.store import Sensitivity
+from mmcompress.search.split_budget import split_budget
 from mmcompress.spec.space import Dimension, Space
 
 
@@ -74,8 +77,8 @@ PREDICT = Predictor(
     overhead_ms=0.2,
 )
 SPACE = Space(
-    "s",
-    {f"nodes.{n}.prune.ffn": Dimension(low=0.0, high=0.9) for n in BLOCKS}
+    name="s",
+    dimensions={f"nodes.{n}.prune.ffn": Dimension(low=0.0, high=0.9) for n in BLOCKS}
     | {f"nodes.{n}.precision": Dimension(choices=("fp32", "int8")) for n in BLOCKS},
 )
 
@@ -287,6 +290,83 @@ def test_knapsack_is_optimal_within_its_grid():
     assert choose_options_within_budget([np.array([5.0])], [np.array([0.0])], budget=1.0) is None
 
 
+def test_knapsack_is_optimal_at_an_exact_total():
+    rng = np.random.default_rng(1)
+    sizes = [np.arange(4)] * 3
+    losses = [rng.random(4) for _ in sizes]
+    for total in range(10):
+        options = choose_options_at_total(sizes, losses, total=total)
+        assert sum(options) == total
+        loss = sum(group[i] for group, i in zip(losses, options, strict=True))
+        choices = [c for c in itertools.product(range(4), repeat=3) if sum(c) == total]
+        least = min(sum(g[i] for g, i in zip(losses, c, strict=True)) for c in choices)
+        assert loss == pytest.approx(least)
+
+
+def test_bisection_encloses_the_smallest_share_that_is_enough():
+    tried = []
+
+    def is_enough(share):
+        tried.append(share)
+        return share >= 0.3
+
+    low, high = bisect_share(is_enough, low=0.0, high=1.0, steps=10)
+    assert low < 0.3 <= high and high - low == 2**-10 and len(tried) == 10
+    assert bisect_share(lambda share: False, low=0.0, high=1.0, steps=3)[1] == 1.0
+
+
+def test_a_uniform_cut_shares_steps_over_all_blocks():
+    positions = dataclasses.replace(block("tokens", units=8, step=1), kind="tokens", drop=())
+    blocks = {"a": (*BLOCKS["a"], positions), "b": BLOCKS["b"]}
+    assert cut_uniformly(blocks, 0.0) == {
+        n: {b.name: b.units for b in bs} for n, bs in blocks.items()
+    }
+    assert cut_uniformly(blocks, 0.5)["a"] == {"0": 32, "1": 32, "tokens": 8}
+    assert cut_uniformly(blocks, 0.5, cut_positions=True)["a"]["tokens"] == 4
+    # 5 of 16 steps: the remainder goes to the first block alone
+    assert cut_uniformly(BLOCKS, 5 / 16) == {"a": {"0": 32, "1": 48}, "b": {"0": 48, "1": 48}}
+
+
+def test_the_protection_counts_units_by_the_parameters_they_carry():
+    p = dataclasses.replace(problem(), cross_modal={"a": ("0",)}, protection=2.0)
+    fp32 = dict.fromkeys(BLOCKS, "fp32")
+    cut = Candidate({"a": {"0": 32}, "b": {"0": 0, "1": 0}}, fp32)
+    assert p.compute_removed_shares(cut) == pytest.approx((2 / 3, 1 / 2))
+    assert not p.is_allowed(cut)
+    assert dataclasses.replace(p, protection=4 / 3).is_allowed(cut)
+    assert problem().compute_removed_shares(cut) == (0.0, 0.0)  # nothing is cross-modal
+
+
+def test_branches_that_run_at_once_share_more_than_the_budget():
+    choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
+    curves = {
+        n: {b.name: SensitivityCurve((0, 64), (1.0, 0.0)) for b in bs} for n, bs in BLOCKS.items()
+    }
+    sensitivity = Sensitivity(
+        scores={},
+        grams={},
+        curves=curves,
+        rounding={n: {"fp32": 0.0} for n in BLOCKS},
+        base_loss=0.0,
+        fp32_blocks={},
+    )
+    parallel = dataclasses.replace(PREDICT, reads=dict.fromkeys(BLOCKS, ()))
+    kept_units = {}
+    for predictor in (PREDICT, parallel):
+        p = dataclasses.replace(
+            problem(1.5),
+            predict=predictor,
+            unit_choices=choices,
+            precisions=dict.fromkeys(BLOCKS, ("fp32",)),
+        )
+        splits = split_budget(p, sensitivity, predictor=predictor, budget_ms=1.5)
+        assert splits and all(predictor(c) <= 1.5 for c in splits)
+        kept_units[predictor is parallel] = sum(
+            sum(units.values()) for units in splits[0].kept_units.values()
+        )
+    assert kept_units[True] > kept_units[False]
+
+
 def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
     curves = {
         "a": {b.name: SensitivityCurve((0, 64), (9.0, 0.0)) for b in BLOCKS["a"]},
@@ -410,7 +490,9 @@ def test_no_more_blocks_are_dropped_than_the_space_allows():
 
 
 def test_protection_holds_for_moves_and_is_told_to_the_sampler():
-    space = Space("s", SPACE.dimensions | {"prune.protection": Dimension(low=1.0, high=4.0)})
+    space = Space(
+        name="s", dimensions=SPACE.dimensions | {"prune.protection": Dimension(low=1.0, high=4.0)}
+    )
     lost = lambda c, n: 1 - sum(c.kept_units[n].values()) / 128
     options = {n: dict.fromkeys("01", (16, 32, 48, 64)) for n in BLOCKS}
     p = dataclasses.replace(

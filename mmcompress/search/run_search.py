@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from mmcompress.graph.ports import kind_of
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Trial
@@ -63,8 +64,8 @@ PLAIN_RATIO = 0.5
 """Share: the ratio of every group in a plain start that treats all nodes alike."""
 
 
-PLAIN_SENSE_RATIO = 0.2
-"""Share: the ratio of encoders of images and sounds in a plain start that spares them."""
+PLAIN_PERCEIVING_RATIO = 0.2
+"""Share: the ratio of nodes that read pictures or sounds in a plain start that spares them."""
 
 
 PLAIN_REST_RATIO = 0.7
@@ -73,10 +74,6 @@ PLAIN_REST_RATIO = 0.7
 
 PLAIN_PROTECTION = 2.0
 """Factor: the protection of plain starts, where it is searched."""
-
-
-SENSE_KINDS = ("image_encoder", "audio_encoder")
-"""Node kinds that a plain start spares: all that follows depends on what they see and hear."""
 
 
 def choose_trial(
@@ -421,8 +418,9 @@ def list_plain_starts(problem: SearchProblem, spec: Spec) -> list[SearchPoint]:
     ratios = dict.fromkeys(spec.model_nodes(), PLAIN_RATIO)
     sparing_ratios: dict[str, float] = {}
     for node_name, node in spec.model_nodes().items():
-        is_sense = node.kind in SENSE_KINDS
-        sparing_ratios[node_name] = PLAIN_SENSE_RATIO if is_sense else PLAIN_REST_RATIO
+        # All that follows depends on what these nodes see and hear.
+        perceives = kind_of(node.kind).perceives
+        sparing_ratios[node_name] = PLAIN_PERCEIVING_RATIO if perceives else PLAIN_REST_RATIO
     starts: list[SearchPoint] = []
     for ratio_by_node in (ratios, sparing_ratios):
         point: SearchPoint = {}
