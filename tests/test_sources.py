@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import socket
+from types import SimpleNamespace
+from urllib.error import URLError
+
 import pytest
 from families import TEXT, TOKENIZER, VISION, _stirred, _whisper_config
 
@@ -339,6 +343,64 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
 def test_a_source_that_cannot_be_used_is_named(source, message):
     with pytest.raises((ModelError, TypeError), match=message):
         load_model(Node(kind="image_encoder", inputs={}, source=source))
+
+
+def _raise_from(error, *causes):
+    """Raise an error that the last of the causes led to, each one wrapped by the next."""
+    for wrapped in causes:
+        try:
+            raise wrapped from error
+        except Exception as caught:
+            error = caught
+    raise error
+
+
+def _hub_error(name, *message, status=None):
+    """An error of the hub's library; one that answers a request carries the response."""
+    import huggingface_hub.errors as errors
+
+    if status is None:
+        return getattr(errors, name)(*message)
+    response = SimpleNamespace(status_code=status, headers={}, request=None)
+    return getattr(errors, name)(*message, response=response)
+
+
+@pytest.mark.parametrize(
+    ("error", "wrappers", "message"),
+    [
+        (_hub_error("GatedRepoError", "Nein.", status=403), [OSError("Nein.")], "ask for consent"),
+        (
+            _hub_error("RepositoryNotFoundError", "Nein.", status=401),
+            [OSError("Nein.")],
+            "hub has no model of this name, or it is private",
+        ),
+        (_hub_error("LocalEntryNotFoundError", "Nein."), [], "hub can't be reached"),
+        (
+            _hub_error("OfflineModeIsEnabled", "Nein."),
+            [ValueError("Nein.")],
+            "hub can't be reached",
+        ),
+        (_hub_error("HfHubHTTPError", "Nein.", status=503), [OSError("Nein.")], "can't be reached"),
+        (socket.gaierror(-2, "Nein."), [KeyError("Nein."), OSError("Nein.")], "can't be reached"),
+        (TimeoutError(), [OSError("Nein.")], "hub can't be reached"),
+        (URLError("Nein."), [OSError("Nein.")], "hub can't be reached"),
+        (_hub_error("HfHubHTTPError", "Nein.", status=400), [OSError("Nein.")], "load 'a/b': Nein"),
+        (ValueError("the connector of this cached model is restricted"), [], "can't load 'a/b'"),
+    ],
+)
+def test_an_error_of_the_hub_is_told_by_its_class_and_not_by_its_words(
+    monkeypatch, error, wrappers, message
+):
+    """No message here holds a word to go by, and the last one holds them all."""
+    from mmcompress.models import hub
+
+    def fail(*_, **__):
+        _raise_from(error, *wrappers)
+
+    library = SimpleNamespace(AutoConfig=SimpleNamespace(from_pretrained=fail))
+    monkeypatch.setattr(hub, "import_transformers", lambda: library)
+    with pytest.raises(ModelError, match=message):
+        load_model(Node(kind="image_encoder", inputs={}, source="transformers:a/b"))
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones(tmp_path):

@@ -87,8 +87,8 @@ class Model(nn.Module, ABC):
     - image_encoder: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w]
     - audio_encoder: log-mel features [b, m, f] -> embedding [b, d], tokens [b, n, w]
     - text_encoder: ids [b, t] -> embedding [b, d]
-    - text_decoder: ids [b, t], context [b, n, w] -> logits [b, t, v]; the logits at a position score
-      the token that follows it (teacher forcing)
+    - text_decoder: ids [b, t], context [b, n, w] -> logits [b, t, v]; the logits at a position
+      score the token that follows it (teacher forcing)
 
     All tensors are float32, ids are int64, embeddings have length 1. A text_decoder also has
     `context_tokens`: the pipeline sets it to the tokens n that the encoder before it gives.
@@ -272,7 +272,8 @@ def add_tokens_block(
 class ImageEncoderModel(Model):
     """Base of image encoders: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w].
 
-    The embedding has length 1. A subclass implements `forward`. Its `__init__` sets `blocks`, then calls `finish_setup`.
+    The embedding has length 1. A subclass implements `forward`. Its `__init__` sets `blocks`, then
+    calls `finish_setup`.
     """
 
     kind = "image_encoder"
@@ -347,8 +348,9 @@ class ImageEncoderModel(Model):
 class TextEncoderModel(Model):
     """Base of text encoders: ids [b, t] -> embedding [b, d].
 
-    The embedding has length 1. A subclass implements `forward`. Its `__init__` sets `blocks`, then calls `finish_setup`. Texts
-    are padded to the context length, unless the model ignores padding (`any_length`).
+    The embedding has length 1. A subclass implements `forward`. Its `__init__` sets `blocks`, then
+    calls `finish_setup`. Texts are padded to the context length, unless the model ignores padding
+    (`any_length`).
     """
 
     kind = "text_encoder"

@@ -1,6 +1,7 @@
-"""Whisper weights stored by CTranslate2 -> a transformers folder with safetensors. Its file holds tensors, no code.
+"""Whisper weights as CTranslate2 stores them, converted to a transformers folder with safetensors.
 
-Format: https://github.com/OpenNMT/CTranslate2, `python/ctranslate2/specs/model_spec.py` (binary version 6).
+The file holds tensors and no code. Its format (binary version 6) is written down in
+https://github.com/OpenNMT/CTranslate2, `python/ctranslate2/specs/model_spec.py`.
 """
 
 from __future__ import annotations
@@ -13,151 +14,244 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mmcompress.errors import ModelError
+from mmcompress.storage import replace_folder
 
-TYPES = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4: np.float16}
+OLDEST_VERSION = 6
+"""The binary version from which on the file is laid out as it is read here."""
 
+MODEL_SPEC = "WhisperSpec"
+"""The name of the one architecture that is converted, as the file states it."""
 
-PARTS = {
+TENSOR_TYPES: dict[int, type[np.generic]] = {
+    0: np.float32,
+    1: np.int8,
+    2: np.int16,
+    3: np.int32,
+    4: np.float16,
+}
+"""numpy types by the number that stands in the file."""
+
+REQUIRED_FILES = ("model.bin", "config.json", "tokenizer.json")
+"""Files of a CTranslate2 folder that a conversion reads."""
+
+SELF_ATTENTION_LAYERS = {"linear_0": ("q", "k", "v"), "linear_1": ("out",)}
+"""Projections of transformers that a fused linear layer of a self-attention holds, in its order."""
+
+CROSS_ATTENTION_LAYERS = {"linear_0": ("q",), "linear_1": ("k", "v"), "linear_2": ("out",)}
+"""The same of a cross-attention, where queries come from another sequence."""
+
+LAYER_MODULES = {
     "self_attention/layer_norm": "self_attn_layer_norm",
     "attention/layer_norm": "encoder_attn_layer_norm",
     "ffn/layer_norm": "final_layer_norm",
     "ffn/linear_0": "fc1",
     "ffn/linear_1": "fc2",
 }
+"""The other modules of a layer: names of CTranslate2, then of transformers."""
+
+NORM_PARAMETERS = {"gamma": "weight", "beta": "bias"}
+"""Parameters of a layer norm: names of CTranslate2, then of transformers."""
+
+LINEAR_PARAMETERS = {"weight": "weight", "bias": "bias"}
+"""Parameters of a linear layer or a convolution, named alike in both."""
 
 
-NAMES = {"gamma": "weight", "beta": "bias"}
+class _BinaryReader:
+    """Read little-endian values from the bytes of a file, one after another."""
+
+    def __init__(self, data: bytes):
+        self.data = data
+        self.position = 0
+
+    def read_values(self, value_types: str) -> tuple[Any, ...]:
+        """Return the next values, given their types in the letters of `struct`."""
+        values = struct.unpack_from("<" + value_types, self.data, self.position)
+        self.position += struct.calcsize("<" + value_types)
+        return values
+
+    def read_text(self) -> str:
+        """Return the next text: its length with the zero at its end, then its bytes."""
+        (length,) = self.read_values("H")
+        start = self.position
+        self.position += length
+        return self.data[start : self.position - 1].decode()
+
+    def read_tensor(self) -> np.ndarray:
+        """Return the next tensor: rank, sizes, type and bytes. Raises `ValueError` if damaged."""
+        (rank,) = self.read_values("B")
+        shape = self.read_values(f"{rank}I")
+        type_number, byte_count = self.read_values("BI")
+        if type_number not in TENSOR_TYPES or self.position + byte_count > len(self.data):
+            raise ValueError("unknown type, or cut off")
+        value_type = np.dtype(TENSOR_TYPES[type_number])
+        value_count = byte_count // value_type.itemsize
+        values = np.frombuffer(self.data, value_type, count=value_count, offset=self.position)
+        self.position += byte_count
+        return values.reshape(shape)
 
 
 def read_ctranslate2(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a CTranslate2 `model.bin`. Raises `ModelError` for another format or a cut-off file."""
-    data, at, found = path.read_bytes(), 0, {}
+    """Read every tensor of a CTranslate2 `model.bin`, by name.
 
-    def take(form: str) -> tuple[Any, ...]:
-        nonlocal at
-        values = struct.unpack_from("<" + form, data, at)
-        at += struct.calcsize("<" + form)
-        return values
-
-    def text() -> str:
-        nonlocal at
-        (size,) = take("H")
-        at += size
-        return data[at - size : at - 1].decode()
-
+    Raises:
+        ModelError: The file has another format, or is cut off.
+    """
+    reader = _BinaryReader(path.read_bytes())
+    tensors: dict[str, np.ndarray] = {}
     try:
-        (version,) = take("I")
-        spec = text()
-        if version < 6 or spec != "WhisperSpec":
+        (version,) = reader.read_values("I")
+        spec_name = reader.read_text()
+        if version < OLDEST_VERSION or spec_name != MODEL_SPEC:
             raise ModelError(
-                f"{path}: not a CTranslate2 Whisper model of version 6 ({spec or '?'}, version {version})"
+                f"{path}: not a CTranslate2 Whisper model of version {OLDEST_VERSION}"
+                f" ({spec_name or '?'}, version {version})"
             )
-        take("I")
-        (count,) = take("I")
-        for _ in range(count):
-            name = text()
-            (rank,) = take("B")
-            shape = take(f"{rank}I")
-            kind, size = take("BI")
-            if kind not in TYPES or at + size > len(data):
-                raise ModelError(f"{path}: damaged at '{name}'")
-            found[name] = np.frombuffer(
-                data, TYPES[kind], size // np.dtype(TYPES[kind]).itemsize, at
-            ).reshape(shape)
-            at += size
-    except (struct.error, UnicodeDecodeError) as e:
-        raise ModelError(f"{path}: damaged: {e}") from e
-    return found
+        reader.read_values("I")  # the revision of the architecture: nothing here depends on it
+        (tensor_count,) = reader.read_values("I")
+        for _ in range(tensor_count):
+            name = reader.read_text()
+            try:
+                tensors[name] = reader.read_tensor()
+            except ValueError as error:
+                raise ModelError(f"{path}: damaged at '{name}'") from error
+    except (struct.error, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: damaged: {error}") from error
+    return tensors
 
 
-def map_state(tensors: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    """The state of transformers' `WhisperForConditionalGeneration`, as far as its embeddings are not tied."""
-    out: dict[str, torch.Tensor] = {}
+def map_whisper_state(tensors: dict[str, np.ndarray]) -> dict[str, Tensor]:
+    """Rename tensors of CTranslate2 to the state of `WhisperForConditionalGeneration`.
 
-    def put(name: str, value: np.ndarray) -> None:
-        out[f"model.{name}"] = torch.from_numpy(np.array(value, np.float32))
+    The output projection is not in it: transformers ties it to the token embeddings.
 
-    def attention(at: str, to: str, crossing: bool) -> None:
-        """q, k, v are fused (k, v for a cross-attention); the bias of k is zero and left out."""
-        fused = (
-            (("linear_0", "q"), ("linear_1", "kv"), ("linear_2", "o"))
-            if crossing
-            else (("linear_0", "qkv"), ("linear_1", "o"))
-        )
-        for layer, letters in fused:
-            weight, bias = (
-                np.split(tensors[f"{at}/{layer}/{p}"], len(letters)) for p in ("weight", "bias")
-            )
-            for letter, w, b in zip(letters, weight, bias, strict=True):
-                name = f"{to}.{'out' if letter == 'o' else letter}_proj"
-                put(f"{name}.weight", w)
-                if letter != "k":
-                    put(f"{name}.bias", b)
-                elif np.abs(b).max() > 0:
-                    raise ModelError(f"{at}: a key bias that transformers has no place for")
+    Args:
+        tensors: Every tensor of a `model.bin`, by name.
 
+    Returns:
+        float32 tensors by their names in transformers.
+
+    Raises:
+        ModelError: A key projection has a bias, which transformers has no place for.
+    """
+    arrays: dict[str, np.ndarray] = {}
     for side in ("encoder", "decoder"):
-        put(f"{side}.embed_positions.weight", tensors[f"{side}/position_encodings/encodings"])
-        for p, q in NAMES.items():
-            put(f"{side}.layer_norm.{q}", tensors[f"{side}/layer_norm/{p}"])
-        layers = len(
-            {
-                n.split("/")[1]
-                for n in tensors
-                if n.startswith(f"{side}/layer_") and n.count("/") > 2
-            }
+        arrays[f"{side}.embed_positions.weight"] = tensors[f"{side}/position_encodings/encodings"]
+        for source_name, target_name in NORM_PARAMETERS.items():
+            arrays[f"{side}.layer_norm.{target_name}"] = tensors[f"{side}/layer_norm/{source_name}"]
+        for i in range(_count_stored_layers(tensors, side)):
+            arrays |= _map_layer(tensors, side, index=i)
+    for convolution in ("conv1", "conv2"):
+        for parameter in ("weight", "bias"):
+            arrays[f"encoder.{convolution}.{parameter}"] = tensors[
+                f"encoder/{convolution}/{parameter}"
+            ]
+    arrays["decoder.embed_tokens.weight"] = tensors["decoder/embeddings/weight"]
+    state: dict[str, Tensor] = {}
+    for name, array in arrays.items():
+        state[f"model.{name}"] = torch.from_numpy(np.array(array, np.float32))
+    return state
+
+
+def _count_stored_layers(tensors: dict[str, np.ndarray], side: str) -> int:
+    """Return how many layers the encoder or decoder has."""
+    layer_names: set[str] = set()
+    for name in tensors:
+        # `encoder/layer_norm/gamma` is no layer: those have a module and a parameter below them
+        if name.startswith(f"{side}/layer_") and name.count("/") > 2:
+            layer_names.add(name.split("/")[1])
+    return len(layer_names)
+
+
+def _map_layer(tensors: dict[str, np.ndarray], side: str, *, index: int) -> dict[str, np.ndarray]:
+    """Return the tensors of one layer by their names in transformers."""
+    source = f"{side}/layer_{index}"
+    target = f"{side}.layers.{index}"
+    arrays = _split_projections(
+        tensors,
+        f"{source}/self_attention",
+        target=f"{target}.self_attn",
+        layers=SELF_ATTENTION_LAYERS,
+    )
+    if side == "decoder":
+        arrays |= _split_projections(
+            tensors,
+            f"{source}/attention",
+            target=f"{target}.encoder_attn",
+            layers=CROSS_ATTENTION_LAYERS,
         )
-        for i in range(layers):
-            at, to = f"{side}/layer_{i}", f"{side}.layers.{i}"
-            attention(f"{at}/self_attention", f"{to}.self_attn", False)
-            if side == "decoder":
-                attention(f"{at}/attention", f"{to}.encoder_attn", True)
-            for part, name in PARTS.items():
-                for p in ("gamma", "beta") if "norm" in part else ("weight", "bias"):
-                    if f"{at}/{part}/{p}" in tensors:
-                        put(f"{to}.{name}.{NAMES.get(p, p)}", tensors[f"{at}/{part}/{p}"])
-    for name in ("conv1", "conv2"):
-        for p in ("weight", "bias"):
-            put(f"encoder.{name}.{p}", tensors[f"encoder/{name}/{p}"])
-    put("decoder.embed_tokens.weight", tensors["decoder/embeddings/weight"])
-    return out
+    for source_module, target_module in LAYER_MODULES.items():
+        parameters = NORM_PARAMETERS if "norm" in source_module else LINEAR_PARAMETERS
+        for source_parameter, target_parameter in parameters.items():
+            source_name = f"{source}/{source_module}/{source_parameter}"
+            if source_name in tensors:
+                arrays[f"{target}.{target_module}.{target_parameter}"] = tensors[source_name]
+    return arrays
+
+
+def _split_projections(
+    tensors: dict[str, np.ndarray],
+    source: str,
+    *,
+    target: str,
+    layers: dict[str, tuple[str, ...]],
+) -> dict[str, np.ndarray]:
+    """Split the fused linear layers of an attention into projections of transformers."""
+    arrays: dict[str, np.ndarray] = {}
+    for layer, projections in layers.items():
+        weights = np.split(tensors[f"{source}/{layer}/weight"], len(projections))
+        biases = np.split(tensors[f"{source}/{layer}/bias"], len(projections))
+        for projection, weight, bias in zip(projections, weights, biases, strict=True):
+            name = f"{target}.{projection}_proj"
+            arrays[f"{name}.weight"] = weight
+            # Whisper's keys have no bias; a fused layer stores zeros for it
+            if projection != "k":
+                arrays[f"{name}.bias"] = bias
+            elif np.abs(bias).max() > 0:
+                raise ModelError(f"{source}: a key bias that transformers has no place for")
+    return arrays
 
 
 def convert_to_transformers(source: Path, target: Path) -> Path:
-    """Write a transformers folder from a CTranslate2 one (model.bin, config.json, tokenizer.json), whole or not at all.
+    """Write a transformers folder from a CTranslate2 one, whole or not at all.
 
-    Raises `ModelError` when a file is missing or of another format.
+    Args:
+        source: A folder with `model.bin`, `config.json` and `tokenizer.json`.
+        target: The folder to write; what it held before is replaced.
+
+    Returns:
+        `target`.
+
+    Raises:
+        ModelError: A file is missing, damaged or of another format.
     """
     from safetensors.torch import save_file
     from tokenizers import Tokenizer
     from transformers import GenerationConfig, WhisperConfig
 
-    for name in ("model.bin", "config.json", "tokenizer.json"):
-        if not (source / name).is_file():
-            raise ModelError(f"{source}: {name} is missing")
+    for file_name in REQUIRED_FILES:
+        if not (source / file_name).is_file():
+            raise ModelError(f"{source}: {file_name} is missing")
     tensors = read_ctranslate2(source / "model.bin")
-    weights = map_state(tensors)
-    given = json.loads((source / "config.json").read_text())
-    ids = Tokenizer.from_file(str(source / "tokenizer.json")).token_to_id
-    end, start = ids("<|endoftext|>"), ids("<|startoftranscript|>")
-    width, mels = weights["model.encoder.conv1.weight"].shape[:2]
-    layers = lambda side: (
-        1 + max(int(n.split(".")[3]) for n in weights if n.startswith(f"model.{side}.layers."))
-    )
-    special = {
-        "bos_token_id": end,
-        "pad_token_id": end,
-        "eos_token_id": end,
-        "decoder_start_token_id": start,
+    weights = map_whisper_state(tensors)
+    stored_config = json.loads((source / "config.json").read_text())
+    tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
+    end_id = tokenizer.token_to_id("<|endoftext|>")
+    special_ids = {
+        "bos_token_id": end_id,
+        "pad_token_id": end_id,
+        "eos_token_id": end_id,
+        "decoder_start_token_id": tokenizer.token_to_id("<|startoftranscript|>"),
     }
+    width, mel_bins = weights["model.encoder.conv1.weight"].shape[:2]
     config = WhisperConfig(
         vocab_size=len(weights["model.decoder.embed_tokens.weight"]),
-        num_mel_bins=mels,
+        num_mel_bins=mel_bins,
         d_model=width,
-        encoder_layers=layers("encoder"),
-        decoder_layers=layers("decoder"),
+        encoder_layers=_count_layers(weights, "encoder"),
+        decoder_layers=_count_layers(weights, "decoder"),
         encoder_attention_heads=int(tensors["encoder/num_heads"]),
         decoder_attention_heads=int(tensors["decoder/num_heads"]),
         encoder_ffn_dim=len(weights["model.encoder.layers.0.fc1.weight"]),
@@ -166,21 +260,24 @@ def convert_to_transformers(source: Path, target: Path) -> Path:
         max_target_positions=len(weights["model.decoder.embed_positions.weight"]),
         suppress_tokens=None,
         begin_suppress_tokens=None,
-        **special,
+        **special_ids,
     )
     generation = GenerationConfig(
-        **special,
-        suppress_tokens=given["suppress_ids"],
-        begin_suppress_tokens=given["suppress_ids_begin"],
-        no_timestamps_token_id=ids("<|notimestamps|>"),
+        **special_ids,
+        suppress_tokens=stored_config["suppress_ids"],
+        begin_suppress_tokens=stored_config["suppress_ids_begin"],
+        no_timestamps_token_id=tokenizer.token_to_id("<|notimestamps|>"),
     )
-    new = target.with_name(target.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    save_file(weights, new / "model.safetensors", {"format": "pt"})
-    config.save_pretrained(new)
-    generation.save_pretrained(new)
-    shutil.copy(source / "tokenizer.json", new / "tokenizer.json")
-    shutil.rmtree(target, ignore_errors=True)
-    new.replace(target)
+    with replace_folder(target) as unfinished:
+        save_file(weights, unfinished / "model.safetensors", {"format": "pt"})
+        config.save_pretrained(unfinished)
+        generation.save_pretrained(unfinished)
+        shutil.copy(source / "tokenizer.json", unfinished / "tokenizer.json")
     return target
+
+
+def _count_layers(weights: dict[str, Tensor], side: str) -> int:
+    """Return how many layers of the encoder or decoder a state has."""
+    prefix = f"model.{side}.layers."
+    indices = [int(name.split(".")[3]) for name in weights if name.startswith(prefix)]
+    return 1 + max(indices)
