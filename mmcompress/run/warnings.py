@@ -1,141 +1,258 @@
-"""TODO."""
+"""What a reader should know before trusting or deploying a result. No torch."""
 
 from __future__ import annotations
 
 from mmcompress.results.records import Summary, Target
 from mmcompress.results.target import corrected_target_share, target_share
 
-STEEP, HARM = 0.6, 1.1
-"""A larger share of one kind of unit, cut at once, is warned about where it made the loss so many times what it was."""
+MAX_INTERVAL_WIDTH = 0.06
+"""Width of a 95 % interval above which a metric tells little apart."""
+
+MIN_DENSE_ACCURACY = 0.05
+"""Share of inputs that the dense pipeline must be right on for a metric to say what was lost."""
+
+STEEP_CUT_SHARE = 0.6
+"""Share of one kind of unit that is much to cut at once."""
+
+HARMFUL_CUT_RATIO = 1.1
+"""Loss after the cut / loss before it, from which a steep cut did harm."""
+
+NOTABLE_SPARSITY = 0.1
+"""Share of zeros from which the user may expect speed of them."""
+
+UNCHANGED_LATENCY_SHARE = 0.98
+"""Latency of a compressed node / latency of the dense one, from which it counts as no faster."""
+
+SMALLER_PARAMS_SHARE = 0.95
+"""Parameters of a compressed node / of the dense one, below which it should be faster."""
+
+MIN_MODEL_SHARE = 0.85
+"""Share of the dense request inside models, below which compression reaches little."""
+
+MAX_PREDICTION_ERROR = 0.1
+"""Relative difference of predicted and measured latency that is still usual."""
+
+MIN_USED_TARGET_SHARE = 0.95
+"""Latency / target below which more was cut than needed."""
+
+LOWEST_UNITS = {"parameters": "M", "size": "MB", "memory": "MB"}
+"""Unit of the least that the search space reaches; anything else is the latency of a node, in ms."""
 
 
-SAYING = 0.05
-"""So is a metric by which the dense pipeline itself is right less often."""
+def list_warnings(summary: Summary) -> tuple[str, ...]:
+    """Return what the reader should know before trusting or deploying the result, each with its reason."""
+    warnings = [
+        *_warn_of_wide_intervals(summary),
+        *_warn_of_weak_metrics(summary),
+        *_warn_of_steep_cut(summary),
+        *_warn_of_slow_zeros(summary),
+        *_warn_of_nodes_no_faster(summary),
+        *_warn_of_time_outside_models(summary),
+        *_warn_of_wrong_prediction(summary),
+        *_warn_of_cross_modal_cut(summary),
+        *_warn_of_unused_target(summary),
+        *_warn_of_predicted_latency(summary),
+    ]
+    if not summary.target.met:
+        warnings.append(_explain_miss(summary))
+    return tuple(warnings)
 
 
-UNUSED = 0.95
-"""So is an artifact that takes less than this share of its target."""
-
-
-def _group_ratios(s: Summary) -> dict[tuple[str, str], list[float]]:
-    found: dict[tuple[str, str], list[float]] = {}
-    for node, blocks in s.blocks.items():
-        for b in blocks:
-            if b.group == "tokens":
-                continue
-            share = 1 - s.kept_units[node].get(b.name, b.units) / b.units
-            found.setdefault((node, b.kind), []).append(share)
-    return found
-
-
-def list_warnings(s: Summary) -> tuple[str, ...]:
-    """What the reader should know before trusting or deploying the result, each with its reason."""
-    out = []
-    for name, q in s.compressed.quality.items():
-        if q.high - q.low > 0.06:
-            out.append(
-                f"{name}: the 95 % interval is {100 * (q.high - q.low):.1f} points wide at n = {q.n}; "
+def _warn_of_wide_intervals(summary: Summary) -> list[str]:
+    """Warn of metrics whose interval is too wide to tell results apart."""
+    warnings = []
+    for name, quality in summary.compressed.quality.items():
+        width = quality.high - quality.low
+        if width > MAX_INTERVAL_WIDTH:
+            warnings.append(
+                f"{name}: the 95 % interval is {100 * width:.1f} points wide at n = {quality.n}; "
                 "differences smaller than that can't be told on this test split"
             )
-    for name, q in s.baseline.quality.items():
-        if (right := 1 - q.value if q.is_error_rate else q.value) < SAYING:
-            left_out = ", and it is left out of what is retained" if right <= 0 else ""
-            out.append(
-                f"{name}: the dense pipeline itself is right only {max(right, 0):.1%} of the time: this says little of "
-                f"what was lost{left_out}; 'agreement' with the dense pipeline may say more (metrics)"
-            )
-    means = {of: sum(shares) / len(shares) for of, shares in _group_ratios(s).items()}
-    steep = [
-        f"{mean:.0%} of the {kind} units of {node}"
-        for (node, kind), mean in means.items()
-        if mean > STEEP
-    ]
-    if steep and s.settings.get("prune", {}).get("schedule") == "one_shot" and _harmed(s):
-        out.append(
-            f"{', '.join(steep)} were cut in one step{_damage(s)}; more training (distill.minutes), or rounds of "
-            "pruning and training (prune.schedule: gradual), may keep more"
+    return warnings
+
+
+def _warn_of_weak_metrics(summary: Summary) -> list[str]:
+    """Warn of metrics by which the dense pipeline itself is hardly ever right."""
+    warnings = []
+    for name, quality in summary.baseline.quality.items():
+        accuracy = 1 - quality.value if quality.is_error_rate else quality.value
+        if accuracy >= MIN_DENSE_ACCURACY:
+            continue
+        left_out = ", and it is left out of what is retained" if accuracy <= 0 else ""
+        warnings.append(
+            f"{name}: the dense pipeline itself is right only {max(accuracy, 0):.1%} of the time: "
+            f"this says little of what was lost{left_out}; "
+            "'agreement' with the dense pipeline may say more (metrics)"
         )
-    for node, r in s.compressed.nodes.items():
-        if r.sparsity > 0.1:
-            out.append(
-                f"{node}: {r.sparsity:.0%} of the weights of its blocks are zero; it takes {r.latency_ms_p50:.2f} ms: "
+    return warnings
+
+
+def _warn_of_steep_cut(summary: Summary) -> list[str]:
+    """Warn of much that was cut in one step, where that did harm."""
+    steep = []
+    for (node_name, kind), share in _average_cuts(summary).items():
+        if share > STEEP_CUT_SHARE:
+            steep.append(f"{share:.0%} of the {kind} units of {node_name}")
+    schedule = summary.settings.get("prune", {}).get("schedule")
+    if not steep or schedule != "one_shot" or not _was_cut_harmful(summary):
+        return []
+    return [
+        f"{', '.join(steep)} were cut in one step{_describe_losses(summary)}; "
+        "more training (distill.minutes), or rounds of pruning and training "
+        "(prune.schedule: gradual), may keep more"
+    ]
+
+
+def _average_cuts(summary: Summary) -> dict[tuple[str, str], float]:
+    """Return the mean share of units cut, by node and kind of unit; positions carry no weights and do not count."""
+    shares: dict[tuple[str, str], list[float]] = {}
+    for node_name, blocks in summary.blocks.items():
+        kept = summary.kept_units[node_name]
+        for block in blocks:
+            if block.group == "tokens":
+                continue
+            share = 1 - kept.get(block.name, block.units) / block.units
+            shares.setdefault((node_name, block.kind), []).append(share)
+    return {key: sum(values) / len(values) for key, values in shares.items()}
+
+
+def _was_cut_harmful(summary: Summary) -> bool:
+    """Return whether the cut raised the loss by more than a little; True where it was not measured."""
+    losses = summary.validation_losses
+    return len(losses) < 2 or losses[1] > HARMFUL_CUT_RATIO * losses[0]
+
+
+def _describe_losses(summary: Summary) -> str:
+    """Return the losses before the cut, after it and after training, in words; empty where they were not measured."""
+    losses = summary.validation_losses
+    if len(losses) < 2:
+        return ""
+    text = f": the loss on validation pairs went from {losses[0]:.3f} to {losses[1]:.3f}"
+    if len(losses) > 2:
+        text += f", after training it was {losses[-1]:.3f}"
+    return text
+
+
+def _warn_of_slow_zeros(summary: Summary) -> list[str]:
+    """Warn of zeros within layers: they bring no speed."""
+    warnings = []
+    for name, node in summary.compressed.nodes.items():
+        if node.sparsity > NOTABLE_SPARSITY:
+            warnings.append(
+                f"{name}: {node.sparsity:.0%} of the weights of its blocks are zero; "
+                f"it takes {node.latency_ms_p50:.2f} ms: "
                 "ONNX Runtime multiplies zeros like other numbers, so this brings no speed"
             )
-    for node, r in s.compressed.nodes.items():
-        b = s.baseline.nodes[node]
-        if r.latency_ms_p50 > 0.98 * b.latency_ms_p50 and (
-            r.precision != "fp32" or r.params < 0.95 * b.params
-        ):
-            out.append(
-                f"{node}: {r.precision}, {r.params / b.params:.0%} of its parameters, yet no faster on this machine"
+    return warnings
+
+
+def _warn_of_nodes_no_faster(summary: Summary) -> list[str]:
+    """Warn of nodes that are smaller or of another precision, yet take as long as before."""
+    warnings = []
+    for name, node in summary.compressed.nodes.items():
+        dense = summary.baseline.nodes[name]
+        is_faster = node.latency_ms_p50 <= UNCHANGED_LATENCY_SHARE * dense.latency_ms_p50
+        is_smaller = node.params < SMALLER_PARAMS_SHARE * dense.params
+        if not is_faster and (node.precision != "fp32" or is_smaller):
+            warnings.append(
+                f"{name}: {node.precision}, {node.params / dense.params:.0%} of its parameters, "
+                "yet no faster on this machine"
             )
-    if s.baseline.model_share < 0.85:
-        out.append(
-            f"only {s.baseline.model_share:.0%} of the dense request is spent inside models; compressing them "
-            "can't shorten the rest"
-        )
-    if s.attempts and abs(s.attempts[-1].predicted_ms / s.attempts[-1].measured_ms - 1) > 0.1:
-        out.append(
-            "predicted and measured latency differ by more than 10 %: the device table may be stale or the machine "
-            "busy; a new --out with an empty table cache (MMCOMPRESS_CACHE) measures the device anew"
-        )
-    if s.cross_modal_ratio is not None and s.cross_modal_ratio > s.unimodal_ratio + 1e-6:
-        ratios = f"{s.cross_modal_ratio:.0%} against {s.unimodal_ratio:.0%} of the units"
-        out.append(f"cross-modal layers were pruned more than the others ({ratios})")
-    if s.target.met and corrected_target_share(s) < UNUSED:
-        why = (
-            f"it was meant to take {s.aimed_share:.1%}, for no structure that the search found between loses less"
-            if s.aimed_share < UNUSED
-            else "more was cut than needed, and another round may use the rest (search.max_artifacts)"
-        )
-        out.append(f"the pipeline takes {target_share(s):.1%} of its target: {why}")
-    if s.compressed.latency_ms.n == 0:
-        out.append(
-            f"the latency of the compressed pipeline is predicted for {s.cpu.get('name')}, not measured there: "
-            "run `mmcompress device check KIT BUNDLE` on it, then `mmcompress report RUN --measured FILE` here"
-        )
-    return (*out, _missed(s)) if not s.target.met else tuple(out)
+    return warnings
 
 
-def _missed(s: Summary) -> str:
-    """What was exceeded, what stands in the way, and what could be reached."""
-    said = f"{'; '.join(s.target.exceeded_bounds)}: the target is not met"
-    if any(" ms, asked" in bound for bound in s.target.exceeded_bounds):
-        name, node = max(s.compressed.nodes.items(), key=lambda n: n[1].latency_ms_p50)
-        said += (
-            f". The bottleneck is '{name}' ({node.latency_ms_p50:.2f} ms). The lowest latency this search "
-            f"space can reach is predicted at {s.target.floor_ms:.2f} ms; {s.target.fixed_ms:.2f} ms of it "
-            "can't be pruned: pre-processing, the decode loop, embeddings and heads of the models"
-            f"{_shares(s.target)}"
+def _warn_of_time_outside_models(summary: Summary) -> list[str]:
+    """Warn where much of a request is spent outside the models."""
+    if summary.baseline.model_share >= MIN_MODEL_SHARE:
+        return []
+    return [
+        f"only {summary.baseline.model_share:.0%} of the dense request is spent inside models; "
+        "compressing them can't shorten the rest"
+    ]
+
+
+def _warn_of_wrong_prediction(summary: Summary) -> list[str]:
+    """Warn where the last prediction missed the measurement."""
+    if not summary.attempts:
+        return []
+    last = summary.attempts[-1]
+    if abs(last.predicted_ms / last.measured_ms - 1) <= MAX_PREDICTION_ERROR:
+        return []
+    return [
+        "predicted and measured latency differ by more than 10 %: the device table may be stale "
+        "or the machine busy; a new --out with an empty table cache (MMCOMPRESS_CACHE) measures "
+        "the device anew"
+    ]
+
+
+def _warn_of_cross_modal_cut(summary: Summary) -> list[str]:
+    """Warn where layers that join modalities lost more than the others."""
+    ratio = summary.cross_modal_ratio
+    if ratio is None or ratio <= summary.unimodal_ratio + 1e-6:
+        return []
+    ratios = f"{ratio:.0%} against {summary.unimodal_ratio:.0%} of the units"
+    return [f"cross-modal layers were pruned more than the others ({ratios})"]
+
+
+def _warn_of_unused_target(summary: Summary) -> list[str]:
+    """Warn of an artifact that is faster than asked for, with the reason."""
+    if not summary.target.met or corrected_target_share(summary) >= MIN_USED_TARGET_SHARE:
+        return []
+    if summary.aimed_share < MIN_USED_TARGET_SHARE:
+        reason = (
+            f"it was meant to take {summary.aimed_share:.1%}, "
+            "for no structure that the search found between loses less"
         )
     else:
-        name, node = max(s.compressed.nodes.items(), key=lambda n: n[1].params)
-        said += f". The largest model is '{name}' ({node.params / 1e6:.2f} M parameters, {node.size_mb:.1f} MB)"
-    units = {"parameters": "M", "size": "MB", "memory": "MB"}  # else it is the latency of a node
-    for what, least in s.target.lowest_reachable.items():
-        if any(bound.startswith(f"{what}: ") for bound in s.target.exceeded_bounds):
-            said += f". The least {what} of this search space is predicted at {least:.2f} {units.get(what, 'ms')}"
-    return said
+        reason = (
+            "more was cut than needed, and another round may use the rest (search.max_artifacts)"
+        )
+    return [f"the pipeline takes {target_share(summary):.1%} of its target: {reason}"]
 
 
-def _shares(target: Target) -> str:
-    """What the nodes have of the fixed part, the most first."""
-    parts = sorted(target.fixed_ms_by_node.items(), key=lambda part: -part[1])
-    return f" (by node: {', '.join(f'{n} {ms:.2f} ms' for n, ms in parts)})" if parts else ""
+def _warn_of_predicted_latency(summary: Summary) -> list[str]:
+    """Warn where the latency is predicted for another device and was not measured there."""
+    if summary.compressed.latency_ms.n > 0:
+        return []
+    return [
+        "the latency of the compressed pipeline is predicted for "
+        f"{summary.cpu.get('name')}, not measured there: run `mmcompress device check KIT BUNDLE` "
+        "on it, then `mmcompress report RUN --measured FILE` here"
+    ]
 
 
-def _harmed(s: Summary) -> bool:
-    """Whether the cut raised the loss on choosing pairs by more than a little, as far as it is known."""
-    return len(s.validation_losses) < 2 or s.validation_losses[1] > HARM * s.validation_losses[0]
+def _explain_miss(summary: Summary) -> str:
+    """Return what was exceeded, what stands in the way, and what could be reached."""
+    target = summary.target
+    nodes = summary.compressed.nodes
+    text = f"{'; '.join(target.exceeded_bounds)}: the target is not met"
+    if any(" ms, asked" in bound for bound in target.exceeded_bounds):
+        name = max(nodes, key=lambda node_name: nodes[node_name].latency_ms_p50)
+        text += (
+            f". The bottleneck is '{name}' ({nodes[name].latency_ms_p50:.2f} ms). The lowest "
+            f"latency this search space can reach is predicted at {target.floor_ms:.2f} ms; "
+            f"{target.fixed_ms:.2f} ms of it can't be pruned: pre-processing, the decode loop, "
+            f"embeddings and heads of the models{_describe_fixed_part(target)}"
+        )
+    else:
+        name = max(nodes, key=lambda node_name: nodes[node_name].params)
+        text += (
+            f". The largest model is '{name}' ({nodes[name].params / 1e6:.2f} M parameters, "
+            f"{nodes[name].size_mb:.1f} MB)"
+        )
+    for limit_name, least in target.lowest_reachable.items():
+        if any(bound.startswith(f"{limit_name}: ") for bound in target.exceeded_bounds):
+            unit = LOWEST_UNITS.get(limit_name, "ms")
+            text += (
+                f". The least {limit_name} of this search space is predicted at {least:.2f} {unit}"
+            )
+    return text
 
 
-def _damage(s: Summary) -> str:
-    """The loss on choosing pairs before the cut, after it, and with the weights that training left, in words."""
-    if len(s.validation_losses) < 2:
+def _describe_fixed_part(target: Target) -> str:
+    """Return what each node has of the fixed part, the largest first; empty where that is not known."""
+    if not target.fixed_ms_by_node:
         return ""
-    told = f": the loss on choosing pairs went from {s.validation_losses[0]:.3f} to {s.validation_losses[1]:.3f}"
-    return told + (
-        f", after training it was {s.validation_losses[-1]:.3f}"
-        if len(s.validation_losses) > 2
-        else ""
-    )
+    parts = sorted(target.fixed_ms_by_node.items(), key=lambda part: -part[1])
+    texts = [f"{node_name} {ms:.2f} ms" for node_name, ms in parts]
+    return f" (by node: {', '.join(texts)})"
