@@ -1,4 +1,4 @@
-"""Figures that another device measured of a finished run take the place of the predicted ones. No torch."""
+"""Put what another device measured of a finished run in place of predictions. No torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mmcompress.workspace.folder import RunFolder
 
 
 def adopt_measurements(folder: Path, figures: Path) -> Path:
-    """Put the figures of a `device check` into a run folder: its summary, its report, and the front it is part of.
+    """Put the figures of a `device check` into a run folder: its summary, report and front.
 
     A copy of the figures stays in the folder, so that a resumed run keeps them.
 
@@ -50,7 +50,7 @@ def _rewrite_front(shared: RunFolder) -> None:
 
 
 def restore_measurements(summary: Summary, folder: RunFolder) -> Summary:
-    """Return a summary with what a device measured of these very bundles before, if anything was measured."""
+    """Return a summary with what a device measured of these bundles before, if it did."""
     if not folder.device_check.exists():
         return summary
     try:
@@ -71,7 +71,7 @@ def _adopt_check(summary: Summary, check: BundleCheck, *, folder: RunFolder) -> 
 
 
 def _find_baseline(folder: RunFolder) -> Path:
-    """Return the dense bundle: that of the run, or of the folder above where several targets share it."""
+    """Return the dense bundle; several targets share the one in the folder above."""
     for baseline in (folder.baseline, folder.shared_by_targets.baseline):
         if baseline.exists():
             return baseline

@@ -21,7 +21,7 @@ class Propose(Protocol):
     """Gives the structure to measure next."""
 
     def __call__(self, predictor: Predictor, budget_ms: float, /, attempt: int) -> Trial | None:
-        """Return the best structure within a budget; over it where nothing lies within, None where there is none.
+        """Return the best structure within a budget, or the nearest one; None where there is none.
 
         Args:
             predictor: Predicts latency, corrected by what was measured so far.
@@ -64,7 +64,8 @@ class FitAttempt:
     measured_ms: float
     """Milliseconds that the finished artifact is expected to take."""
     bounded_ms: float
-    """The same; where a node exceeds its own limit, the target exceeded by the same ratio, if that is more."""
+    """The same; where a node exceeds its own limit, the target exceeded by the same ratio, if that
+    is more."""
 
     @property
     def upper_share(self) -> float:
@@ -74,7 +75,8 @@ class FitAttempt:
     def lower_share(self, tolerances: FitTolerances) -> float:
         """Return the least that is accepted, as a share of the target.
 
-        It leaves half the margin over the share that a finished artifact must reach, for that is measured anew.
+        It leaves half the margin over the share that a finished artifact must reach, for that is
+        measured anew.
         """
         wide = self.upper_share - tolerances.accepted_width
         safe = MIN_TARGET_SHARE + self.benchmark.margin / 2
@@ -109,7 +111,8 @@ class ApproachResult:
     predictor: Predictor
     """The predictor with its last correction."""
     exhausted: bool
-    """The last structure measures below the accepted range, and the search has nothing larger within the target."""
+    """The last structure measures below the accepted range, and the search has nothing larger
+    within the target."""
 
 
 def approach_target(
@@ -148,7 +151,8 @@ def approach_target(
                 bounded_ms=0.0,
             )
         )
-        # The reference runs have grown: all structures are compared at the same speed of the machine.
+        # The reference runs have grown: all structures are compared at the same speed of the
+        # machine.
         attempts = [_update_latency(attempt, options) for attempt in attempts]
         last = attempts[-1]
         report(
@@ -187,8 +191,8 @@ def _average_corrections(
 ) -> float:
     """Return the weighted geometric mean of the corrections that would have been right.
 
-    One measurement on a busy machine must not swing the search. Each attempt weighs twice as much as the one before,
-    for later ones are nearer to the target.
+    One measurement on a busy machine must not swing the search. Each attempt weighs twice as much
+    as the one before, for later ones are nearer to the target.
     """
     weighted_sum = 0.0
     weights = 0.0
@@ -206,7 +210,8 @@ def _find_right_correction(
     """Return the correction of the predictor that would have been right about a structure."""
     error = attempt.measured_ms / attempt.predicted_ms
     if attempt.benchmark.worst_limit_ratio > 1:
-        # The next structure must bring the node within its limit, if it is predicted as wrongly as this one.
+        # The next structure must bring the node within its limit, if it is predicted as wrongly as
+        # this one.
         predictor_then = replace(predictor, correction=attempt.correction)
         predicted_ratio = max(
             predictor_then.node_ms(node_name, attempt.trial.candidate) / limit_ms

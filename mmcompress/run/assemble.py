@@ -48,7 +48,7 @@ class RemovedShares:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictedReach:
-    """What the search space is predicted to reach at best, at the speed of the machine when it was predicted."""
+    """What the search space is predicted to reach at best, at the machine's speed at that time."""
 
     floor_ms: float
     """Milliseconds: the lowest latency of anything in the space."""
@@ -79,7 +79,8 @@ def assemble_side(
         quality: Its metrics.
         sizes: Parameters and operations by node.
         removed: What was removed, by node.
-        memory_mb: Peak resident megabytes of a process that loads the bundle; 0 where it was not measured.
+        memory_mb: Peak resident megabytes of a process that loads the bundle; 0 where it was
+            not measured.
     """
     manifest = read_manifest(bundle)
     bytes_by_file = {file: entry["bytes"] for file, entry in manifest["files"].items()}

@@ -60,7 +60,8 @@ def evaluate_artifact(
         prepared: The profile and the predictor that the targets share.
         fitted: The structure of the artifact.
         compressed: Sizes and proofs of its bundle.
-        extra: What is measured again of an artifact that seems to miss its accepted range; None: nothing.
+        extra: What is measured again of an artifact that seems to miss its accepted range;
+            None: nothing.
     """
     latency = FinalLatency(run, dense=prepared.dense, candidate=fitted.candidate)
     latency.measure_part()
@@ -212,7 +213,7 @@ def _assemble_sides(
 
 
 def _list_trials(run: RunContext, predictor: Predictor, *, pace: float) -> tuple[Trial, ...]:
-    """Return every architecture that was tried, once, with its latency as it is predicted at the end."""
+    """Return every architecture that was tried, once, with its last predicted latency."""
     study = open_study(run.folder.study, run.spec.seed)
     by_candidate: dict[str, Trial] = {}
     for trial in reversed(read_finished_trials(study)):

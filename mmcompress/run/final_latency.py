@@ -34,9 +34,10 @@ from mmcompress.workspace.context import RunContext
 class FinalLatency:
     """Measures both bundles, and the reference pipelines that show how fast the machine is now.
 
-    There is one part before and one after every split that is judged: a machine that others use is faster and slower
-    by the minute, and not equally so for a large model and a small one. Bundles stay loaded as long as those of a
-    fit: loaded for three seconds, a small pipeline seems 1 to 2 % quicker beside a large one than for eight.
+    There is one part before and one after every split that is judged: a machine that others use is
+    faster and slower by the minute, and not equally so for a large model and a small one. Bundles
+    stay loaded as long as those of a fit. Loaded for three seconds, a small pipeline seems 1 to 2 %
+    quicker beside a large one than when it is loaded for eight.
     """
 
     def __init__(self, run: RunContext, *, dense: Profile, candidate: Candidate):
@@ -54,7 +55,7 @@ class FinalLatency:
         return len(self._parts)
 
     def measure_part(self) -> None:
-        """Measure all bundles in turn for a while, going on with the requests where the part before ended.
+        """Measure all bundles in turn for a while, from the request where the part before ended.
 
         Nothing is measured for another device.
         """
@@ -86,7 +87,7 @@ class FinalLatency:
         self._parts.append(samples)
 
     def measure_more_if_off(self, extra: ExtraMeasurements) -> None:
-        """Measure further parts when the artifact seems to miss its accepted range, and there is time."""
+        """Measure further parts if the artifact seems to miss its range and there is time."""
         if self._run.device_readings or not has_time_budget(self._dense.latency_ms.p50):
             return
         if MIN_TARGET_SHARE <= self._measure_target_share() <= 1:
@@ -98,8 +99,8 @@ class FinalLatency:
     def summarize(self, predictor: Predictor) -> dict[str, PipelineMeasurement]:
         """Return the latency of both sides over all parts.
 
-        For another device these are what it measured of the dense pipeline, and what is predicted of the compressed
-        one.
+        For another device these are what it measured of the dense pipeline, and what is predicted
+        of the compressed one.
         """
         if self._run.device_readings:
             dense = self._run.device_readings.baseline
@@ -147,7 +148,7 @@ class FinalLatency:
 def _predict_measurement(
     predictor: Predictor, candidate: Candidate, *, dense: PipelineMeasurement
 ) -> PipelineMeasurement:
-    """Return the prediction for a candidate on another device, in the form of a measurement of no samples.
+    """Return the prediction for another device in the form of a measurement of no samples.
 
     Args:
         predictor: Predicts medians.

@@ -1,4 +1,4 @@
-"""Stage: search, then measure the best structure before anything is trained, until one lies just under the target."""
+"""Stage: search, and measure the best structure before training, until one fits the target."""
 
 from __future__ import annotations
 
@@ -33,7 +33,8 @@ from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 
 MAX_BUDGET_SHIFT = 0.08
-"""Share of a budget by which it may have moved for the last structure to be adjusted; else the search goes on."""
+"""Share of a budget by which it may have moved for the last structure to be adjusted; else the
+search goes on."""
 
 OpenProposals = Callable[[RunContext, Sensitivity], AbstractContextManager[Propose]]
 """Opens a source of proposals; what it needs (workers) is let go at the end."""
@@ -41,9 +42,10 @@ OpenProposals = Callable[[RunContext, Sensitivity], AbstractContextManager[Propo
 
 @contextmanager
 def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
-    """Give proposals of the search: the best trial within the budget, the fastest one where none is within.
+    """Give proposals of the search: the best trial within the budget, or else the fastest one.
 
-    After a small miss the last structure is adjusted to the budget, after a larger one the search goes on.
+    After a small miss the last structure is adjusted to the budget, after a larger one the search
+    goes on.
     """
     last: Trial | None = None
     proposed: set[str] = set()
@@ -103,9 +105,10 @@ def fit_structure(
     open_proposals: OpenProposals = open_search,
     tolerances: FitTolerances | None = None,
 ) -> FittedStructure:
-    """Choose a structure and measure it before anything is trained; a miss corrects the prediction of the next one.
+    """Choose a structure and measure it before training; a miss corrects the next prediction.
 
-    Latency does not depend on the weights, so no time is lost on training what would miss the target.
+    Latency does not depend on the weights, so no time is lost on training what would miss the
+    target.
 
     Args:
         run: The run with one target.
@@ -209,7 +212,7 @@ def _approach_by_measuring(
 def _take_first_proposal(
     propose: Propose, predictor: Predictor, *, options: ApproachOptions
 ) -> ApproachResult:
-    """Take the first proposal at its predicted latency: the target is for another device, and can't be measured."""
+    """Take the first proposal as predicted: it can't be measured on another device from here."""
     budget_ms = options.target_ms * AIMED_SHARE
     trial = propose(predictor, budget_ms, attempt=options.first_attempt)
     if trial is None:
@@ -229,8 +232,9 @@ def _take_first_proposal(
 
 
 def choose_attempt(attempts: tuple[FitAttempt, ...], options: ApproachOptions) -> FitAttempt:
-    """Return the attempt that is trained: within the target the one nearest to the accepted range, then of least loss.
+    """Return the attempt that is trained.
 
+    Within the target it is the one nearest to the accepted range, then the one of least loss.
     Where all exceed the target, it is the fastest one.
     """
     target_ms = options.target_ms
@@ -290,7 +294,8 @@ def _find_lowest_reachable(
         run: The run; its spec has the limits.
         predictor: Predicts the latency of nodes.
         problem: The search problem; it has the precisions that each node may have.
-        smallest: The smallest structure. Each limit is looked at in the precisions that are best for it.
+        smallest: The smallest structure. Each limit is looked at in the precisions that are
+            best for it.
     """
     limits = run.spec.limits
     lowest = {}
@@ -313,7 +318,7 @@ def _find_lowest_reachable(
 def _minimize_load(
     measure_load: Callable[[Candidate], float], smallest: Candidate, *, problem: SearchProblem
 ) -> float:
-    """Return the least load of a structure over the precisions of its nodes, chosen node by node."""
+    """Return the least load of a structure over the precisions of its nodes."""
     best = smallest
     for node_name, precisions in problem.precisions.items():
         candidates = [

@@ -8,7 +8,8 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.results.records import Attempt
 
 MIN_TARGET_SHARE = 0.95
-"""Measured latency / target below which more was cut than needed, of a fitted structure and of a finished artifact."""
+"""Measured latency / target below which more was cut than needed, of a fitted structure and of a
+finished artifact."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,21 +17,23 @@ class FitTolerances:
     """How exactly a structure must measure before it is trained, and how long the fit tries."""
 
     accepted_width: float = 0.03
-    """Share of the target: how far below the upper end a structure may measure. More was cut than needed below it."""
+    """Share of the target: how far below the upper end a structure may measure. More was cut than
+    needed below it."""
     max_attempts: int = 5
     """Structures that are measured before the nearest one is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FittedStructure:
-    """The structure that will be trained, with its predicted and measured latency. `fitted.json`."""
+    """The structure that will be trained, with its latency. `fitted.json`."""
 
     candidate: Candidate
     """Kept units and precisions."""
     predicted_ms: float
     """Milliseconds a request, as predicted before the measurement."""
     measured_ms: float
-    """Milliseconds a request, as measured before the training; more where a node exceeds its own limit."""
+    """Milliseconds a request, as measured before the training; more where a node exceeds its own
+    limit."""
     target_ms: float
     """Milliseconds a request that were asked for."""
     search_effort: int
@@ -48,20 +51,21 @@ class FittedStructure:
     attempts: tuple[Attempt, ...] = ()
     """Structures that were measured on the way, in order."""
     final_to_fitted: float = 1.0
-    """Latency of a finished artifact / latency of its structure before training, learned from an earlier artifact."""
+    """Latency of a finished artifact / latency of its structure before training, learned from an
+    earlier artifact."""
     exhausted: bool = False
     """It measures below the accepted range, and the search has nothing larger within the target."""
 
     @property
     def aimed_share(self) -> float:
-        """Latency that was aimed at / target. It is lower where nothing larger was within the target."""
+        """Latency that was aimed at / target; lower where nothing larger was within the target."""
         aimed_ms = self.predicted_ms
         if self.exhausted:
             aimed_ms = min(self.predicted_ms, self.measured_ms)
         return aimed_ms / self.target_ms
 
     def next_final_to_fitted(self, reached_share: float) -> float:
-        """Return the factor for the next artifact, after one of this structure was finished and measured.
+        """Return the factor for the next artifact, after one of this structure was measured.
 
         Args:
             reached_share: Latency of the finished artifact / target.

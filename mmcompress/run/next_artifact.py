@@ -1,4 +1,4 @@
-"""The policy after an artifact is finished: whether another one is made, and which of two is kept. Pure; no torch."""
+"""Whether another artifact is made after a finished one, and which of two is kept. No torch."""
 
 from __future__ import annotations
 
@@ -77,8 +77,9 @@ def next_step(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry | Do
         limits: What the spec asks for.
 
     Returns:
-        `Done` when the last artifact lies just within its bounds or as near as was aimed at, when nothing in the
-        search space can meet them, or when no artifact is left; else how the next one is made.
+        `Done` when the last artifact lies just within its bounds or as near as was aimed at, when
+        nothing in the search space can meet them, or when no artifact is left; else how the next
+        one is made.
     """
     last = history[-1]
     summary = last.summary
@@ -125,8 +126,9 @@ def plan_artifact(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry:
 def is_better(one: Summary, other: Summary) -> bool:
     """Return whether one of two artifacts for a target is kept rather than the other.
 
-    One that meets the target comes first. Of two that miss it the faster one is kept. Of two that meet it one that is
-    faster and lost no more is kept; else the one that uses up its target; then the one that lost less.
+    One that meets the target comes first. Of two that miss it the faster one is kept. Of two that
+    meet it one that is faster and lost no more is kept; else the one that uses up its target; then
+    the one that lost less.
     """
     if one.target.met != other.target.met:
         return one.target.met
@@ -145,5 +147,5 @@ def is_better(one: Summary, other: Summary) -> bool:
 
 
 def _final_loss(summary: Summary) -> float:
-    """Return the loss on validation pairs at the end of the training; 0 where it was not measured."""
+    """Return the validation loss after training; 0 where it was not measured."""
     return summary.validation_losses[-1] if summary.validation_losses else 0.0

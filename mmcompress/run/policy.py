@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mmcompress.results.records import Summary
 from mmcompress.run.fitted_structure import FitTolerances
@@ -34,9 +34,9 @@ class ExtraMeasurements:
 class RunPolicy:
     """How a run fits, measures and decides."""
 
-    fit: FitTolerances = FitTolerances()
+    fit: FitTolerances = field(default_factory=FitTolerances)
     """How exactly a structure must measure before it is trained."""
-    extra_measurements: ExtraMeasurements = ExtraMeasurements()
+    extra_measurements: ExtraMeasurements = field(default_factory=ExtraMeasurements)
     """What is measured again before an artifact is judged."""
     next_step: Callable[[Sequence[Artifact], ArtifactLimits], Retry | Done] = next_step
     """Decides whether another artifact is made."""

@@ -91,7 +91,7 @@ def _calibrate_on_this_machine(
 def _measure_node_ratios(
     run: RunContext, plan: MeasurementPlan, *, dense: Profile
 ) -> dict[str, dict[str, float]]:
-    """Measure whole pipelines in every other precision that is searched, and smaller ones, beside the dense one.
+    """Measure the pipeline in other precisions, and smaller ones, beside the dense one.
 
     Returns:
         Latency of each node / latency of the same node of the dense pipeline, by pipeline and node.
@@ -152,7 +152,7 @@ def write_reference_bundles(run: RunContext, plan: MeasurementPlan, *, folder: P
 
 
 def _choose_node_precisions(plan: MeasurementPlan, precision: str) -> dict[str, str]:
-    """Return the precision of every node of a whole pipeline: fp32 for nodes that may not have the given one."""
+    """Return the given precision for every node that may have it, and fp32 for the others."""
     return {
         node_name: precision if precision in options else "fp32"
         for node_name, options in plan.precisions.items()
@@ -185,7 +185,7 @@ def _predict_from_readings(readings: Readings, plan: MeasurementPlan) -> Predict
 
 
 def _check_precision_flags(readings: Readings, node_name: str, *, precision: str) -> None:
-    """Raise `DataError` when a precision needs CPU instructions that one of the two machines lacks."""
+    """Raise `DataError` when one of the machines lacks instructions that a precision needs."""
     needed = set(getattr(PRECISIONS.get(precision), "flags", ()))
     machines = {
         "that device": readings.cpu["flags"],
@@ -200,7 +200,7 @@ def _check_precision_flags(readings: Readings, node_name: str, *, precision: str
 
 
 def _check_measured_cuts(readings: Readings, plan: MeasurementPlan) -> None:
-    """Raise `DataError` when the space cuts more positions of a node than were measured on the device."""
+    """Raise `DataError` when the space cuts more positions than were measured on the device."""
     measured = {name: max(window.cuts) for name, window in readings.plan.windows.items()}
     for node_name, window in plan.windows.items():
         if max(window.cuts) > measured.get(node_name, 0):

@@ -64,7 +64,7 @@ class Profile:
 
 
 def profile_pipeline(run: RunContext) -> Profile:
-    """Export the dense pipeline with its proofs and measure it, or read the profile from the run folder.
+    """Export the dense pipeline with proofs and measure it, or read the profile on record.
 
     Raises:
         DataError: The profile on record is of another device, or of an older version.
@@ -164,7 +164,8 @@ def prove_generators(
         run: The run.
         models: The models in torch, by node.
         bundle: The bundle that was written of them.
-        fp32_folder: The fp32 files of generators that are quantized in the bundle: the loop itself must be exact.
+        fp32_folder: The fp32 files of generators that are quantized in the bundle: the loop
+            itself must be exact.
 
     Returns:
         The proofs, failed ones included.

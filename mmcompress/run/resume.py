@@ -1,4 +1,4 @@
-"""What an earlier run left of a target, and the better one of two artifacts kept in the run folder."""
+"""What an earlier run left of a target, and which of two artifacts stays in the run folder."""
 
 from __future__ import annotations
 
@@ -32,14 +32,16 @@ class TargetState:
     def can_reuse(self, run: RunContext, fitted: FittedStructure) -> bool:
         """Return whether the artifact on record is the result, so that nothing is made or measured.
 
-        The summary of a run for another device is always made anew: that device may have measured the artifact since.
+        The summary of a run for another device is always made anew: that device may have measured
+        the artifact since.
         """
         return self._is_unchanged(fitted) and not run.device_readings and run.folder.has_bundle()
 
     def is_only_remade(self, run: RunContext, fitted: FittedStructure, *, summary: Summary) -> bool:
         """Return whether an artifact that was finished before was only written and judged again.
 
-        No other one is made after it, unless another device has measured it since: its figures may miss the target.
+        No other one is made after it, unless another device has measured it since: its figures may
+        miss the target.
         """
         measured_by_device = run.device_readings is not None and summary.compressed.latency_ms.n > 0
         return self._is_unchanged(fitted) and not measured_by_device
@@ -52,7 +54,8 @@ class TargetState:
 def resume_target(run: RunContext) -> TargetState:
     """Read what the run folder holds of a target, after a move that was cut off is completed.
 
-    A finished artifact is set aside when more trials are asked for: it stays until something better is made.
+    A finished artifact is set aside when more trials are asked for: it stays until something better
+    is made.
     """
     folder = run.folder
     limits = ArtifactLimits.from_spec(run.spec)
@@ -79,7 +82,7 @@ def resume_target(run: RunContext) -> TargetState:
 
 
 def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) -> None:
-    """Keep the better one of the new artifact and the one set aside in the stash, before another one is made."""
+    """Set the better one of the new artifact and the stashed one aside before another is made."""
     share = corrected_target_share(summary)
     message = f"the finished artifact lies at {share:.1%} of its target: another one is made"
     run.on_progress("fit", message, None)
@@ -91,7 +94,7 @@ def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) 
 
 
 def restore_better(run: RunContext, summary: Summary, *, is_better: IsBetter) -> Summary:
-    """Put the artifact that was set aside back if it is the better one; return the summary of the one that stays."""
+    """Put the stashed artifact back if it is better; return the summary of the one that stays."""
     folder = run.folder
     if not folder.has_stash():
         return summary

@@ -1,7 +1,7 @@
 """The order of the stages. Each stage is a function that leaves a record in the run folder.
 
-`prepare_run`    profile > labels > predictor > sensitivity      once for all targets
-`reach_target`   search and fit > compress > evaluate > report   for each target, until the policy is content
+`prepare_run`   profile > labels > predictor > sensitivity     once for all targets
+`reach_target`  search and fit > compress > evaluate > report  for each, until the policy is content
 """
 
 from __future__ import annotations

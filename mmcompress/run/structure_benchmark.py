@@ -26,10 +26,12 @@ from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
 from mmcompress.workspace.context import RunContext
 
 MIN_MARGIN = 0.01
-"""Share of the target: the least that a measurement may be off by. Loading a bundle anew leaves as much open."""
+"""Share of the target: the least that a measurement may be off by. Loading a bundle anew leaves as
+much open."""
 
 MAX_MARGIN = 0.02
-"""Share of the target: the most that a measured median may be off by; a p95 may be off by twice as much."""
+"""Share of the target: the most that a measured median may be off by; a p95 may be off by twice as
+much."""
 
 MARGIN_BOOTSTRAP_DRAWS = 500
 """Resamples that the margin of a p95 is estimated from: enough for its first two digits."""
@@ -43,9 +45,10 @@ class StructureBenchmark:
     """The measurement of a structure."""
 
     ms: float
-    """Milliseconds a request, to compare with the target: for a speed-up, at the speed of the profile."""
+    """Milliseconds a request, to compare with the target: for a speed-up, at the speed of the
+    profile."""
     worst_limit_ratio: float
-    """Measured latency of a node / its own limit, of the worst node; 0 where no node has a limit."""
+    """Measured latency / its own limit, of the worst node; 0 where no node has a limit."""
     margin: float
     """Share of the target: what the measurement may be off by."""
     node_ratios: dict[str, float]
@@ -56,7 +59,7 @@ class StructureBenchmark:
     """Its place among the reference runs; None where the target is in milliseconds."""
 
     def estimate_long_run_ms(self, precision: Mapping[str, str], reference_runs: Path) -> float:
-        """Return `ms` at the average speed of the machine: all structures are compared at the same speed.
+        """Return `ms` at the average speed of the machine, so that structures can be compared.
 
         Args:
             precision: The precision of every node.
@@ -77,8 +80,8 @@ def measure_structure(
 ) -> StructureBenchmark:
     """Measure a structure as a whole export.
 
-    The structure and the dense pipeline get the same requests, and both write what the dense one does: before its
-    training a generator may write on and on, and that is no slower structure.
+    The structure and the dense pipeline get the same requests, and both write what the dense one
+    does: before its training a generator may write on and on, and that is no slower structure.
 
     Args:
         run: The run.
@@ -119,7 +122,7 @@ def measure_structure(
 def _bench_structure(
     run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate, dense: Profile
 ) -> dict[str, PipelineLatency]:
-    """Write the bundle of a structure and measure it in turn with the dense one and the reference pipelines."""
+    """Write the bundle of a structure and measure it in turn with the reference pipelines."""
     folder = run.folder.scratch
     models = build_pruned_models(run, sensitivity, candidate=candidate, refit=False)
     run.write_bundle(
@@ -154,7 +157,7 @@ def _bench_structure(
 def find_reference_bundles(
     run: RunContext, candidate: Candidate, *, dense: Profile
 ) -> dict[str, Path]:
-    """Return the dense pipeline in every precision of a structure, to be measured beside it where there is time."""
+    """Return the dense pipeline in every precision of a structure, where there is time."""
     if run.goal.kind != "speedup" or not has_time_budget(dense.latency_ms.p50):
         return {}
     bundles = {}
@@ -166,10 +169,11 @@ def find_reference_bundles(
 
 
 def estimate_margin(new: Sequence[float], old: Sequence[float], *, statistic: str = "p50") -> float:
-    """Return what the ratio of two pipelines may differ by when it is measured again: sqrt(2) standard errors.
+    """Return what the ratio of two pipelines may differ by when it is measured again.
 
-    For medians the standard error follows from the interquartile range of the ratios of pairs. For p95s it is
-    bootstrapped; they are less certain.
+    It is sqrt(2) standard errors, for both measurements are uncertain.
+    For medians the standard error follows from the interquartile range of the ratios of pairs. For
+    p95s it is bootstrapped; they are less certain.
 
     Args:
         new: Milliseconds of every request to the one pipeline.
@@ -182,8 +186,8 @@ def estimate_margin(new: Sequence[float], old: Sequence[float], *, statistic: st
     if statistic == "p50":
         ratios = [new_ms / old_ms for new_ms, old_ms in zip(new, old, strict=True)]
         quartile_1, _, quartile_3 = statistics.quantiles(ratios, n=4)
-        # A normal distribution has an interquartile range of 1.349 sigma; the standard error of its median is
-        # 1.253 sigma / sqrt(n).
+        # A normal distribution has an interquartile range of 1.349 sigma, and its median has a
+        # standard error of 1.253 sigma / sqrt(n).
         sigma = (quartile_3 - quartile_1) / 1.349
         error = 1.253 * sigma / math.sqrt(len(ratios)) / statistics.median(ratios)
         margin = math.sqrt(2) * error

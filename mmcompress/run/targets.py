@@ -124,8 +124,8 @@ def reach_each_target(
         reach: Makes the artifact of a run with one target.
 
     Raises:
-        MmcompressError: The first error of a target, when all others are done. An error of the cluster is raised
-            without trying the others: they would end the same way.
+        MmcompressError: The first error of a target, when all others are done. An error of the
+            cluster is raised without trying the others: they would end the same way.
     """
     summaries: dict[str, Summary] = {}
     errors: list[MmcompressError] = []

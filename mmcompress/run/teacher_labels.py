@@ -13,13 +13,13 @@ from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
 
 LABELLED_SPLITS = ("train", "val")
-"""Splits that are labelled. The test split keeps its references: results are judged by those alone."""
+"""Splits that are labelled. The test split keeps its references: they judge the result."""
 
 
 class TeacherLabelledData:
     """A dataset whose training and validation pairs carry what the dense pipeline writes for them.
 
-    A label is made when its pair is first asked for, and kept in a file under the name of the pair.
+    A label is made when its pair is first asked for. It is kept in a file by the pair's name.
     """
 
     def __init__(self, data: Dataset, *, bundle: Path, record: Path):
@@ -65,7 +65,7 @@ class TeacherLabelledData:
 
 
 def label_by_teacher(run: RunContext) -> RunContext:
-    """Return the run with the data that `data.labels` asks for. The dense bundle must have been written."""
+    """Return the run with the data that `data.labels` asks for, after the dense export."""
     if run.spec.data.labels == "reference":
         return run
     data = TeacherLabelledData(

@@ -36,11 +36,11 @@ MIN_USED_TARGET_SHARE = 0.95
 """Latency / target below which more was cut than needed."""
 
 LOWEST_UNITS = {"parameters": "M", "size": "MB", "memory": "MB"}
-"""Unit of the least that the search space reaches; anything else is the latency of a node, in ms."""
+"""Unit of the least that the search space reaches. Anything else is a node's latency in ms."""
 
 
 def list_warnings(summary: Summary) -> tuple[str, ...]:
-    """Return what the reader should know before trusting or deploying the result, each with its reason."""
+    """Return what to know before trusting or deploying the result, each with its reason."""
     warnings = [
         *_warn_of_wide_intervals(summary),
         *_warn_of_weak_metrics(summary),
@@ -104,7 +104,7 @@ def _warn_of_steep_cut(summary: Summary) -> list[str]:
 
 
 def _average_cuts(summary: Summary) -> dict[tuple[str, str], float]:
-    """Return the mean share of units cut, by node and kind of unit; positions carry no weights and do not count."""
+    """Return the mean share of units cut, by node and kind; positions carry no weights."""
     shares: dict[tuple[str, str], list[float]] = {}
     for node_name, blocks in summary.blocks.items():
         kept = summary.kept_units[node_name]
@@ -117,13 +117,13 @@ def _average_cuts(summary: Summary) -> dict[tuple[str, str], float]:
 
 
 def _was_cut_harmful(summary: Summary) -> bool:
-    """Return whether the cut raised the loss by more than a little; True where it was not measured."""
+    """Return whether the cut raised the loss notably; True where it was not measured."""
     losses = summary.validation_losses
     return len(losses) < 2 or losses[1] > HARMFUL_CUT_RATIO * losses[0]
 
 
 def _describe_losses(summary: Summary) -> str:
-    """Return the losses before the cut, after it and after training, in words; empty where they were not measured."""
+    """Return the losses before the cut, after it and after training, in words, if measured."""
     losses = summary.validation_losses
     if len(losses) < 2:
         return ""
@@ -250,7 +250,7 @@ def _explain_miss(summary: Summary) -> str:
 
 
 def _describe_fixed_part(target: Target) -> str:
-    """Return what each node has of the fixed part, the largest first; empty where that is not known."""
+    """Return what each node has of the fixed part, the largest first, if it is known."""
     if not target.fixed_ms_by_node:
         return ""
     parts = sorted(target.fixed_ms_by_node.items(), key=lambda part: -part[1])

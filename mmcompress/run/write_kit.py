@@ -17,7 +17,7 @@ from mmcompress.workspace.context import RunContext
 
 
 def write_kit(run: RunContext, folder: Path) -> Path:
-    """Write a kit: dense bundle, requests, whole exports, and the plan of what the device table must hold.
+    """Write a kit: dense bundle, requests, whole exports, and the plan of the device table.
 
     Args:
         run: The run; its dense pipeline is profiled where that was not done.

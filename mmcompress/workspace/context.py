@@ -1,4 +1,7 @@
-"""A run folder with everything loaded: the stages work on it. `open_run` loads and checks all of it first."""
+"""A run folder with everything loaded: the stages work on it.
+
+`open_run` loads and checks all of it first.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,8 @@ UNIT_KINDS = ("heads", "ffn", "tokens")
 """Groups of blocks that a spec or a search space gives a prune ratio for."""
 
 MAX_STATIC_RANGE_INPUTS = 32
-"""Training inputs at most that static activation ranges are taken from: each runs through the whole pipeline."""
+"""Training inputs at most that static activation ranges are taken from: each runs through the whole
+pipeline."""
 
 
 def ignore_progress(stage: str, message: str, share: float | None) -> None:
@@ -68,14 +72,16 @@ class RunContext:
     folder: RunFolder
     """The folder of this target."""
     shared: RunFolder
-    """The folder of what does not depend on the target: `folder` itself where there is one target."""
+    """The folder of what does not depend on the target; `folder` itself for a single target."""
     on_progress: OnProgress
+    """Receives messages for a person."""
     models: dict[str, Model]
     """The dense models by node. They are never changed."""
     pipeline: TorchPipeline
     """The graph of the spec in torch; it takes the models of either side."""
     data: Dataset
-    """Pairs of every split. With `data.labels: teacher` they carry the dense pipeline's texts after `prepare_run`."""
+    """Pairs of every split. With `data.labels: teacher` they carry the dense pipeline's texts after
+    `prepare_run`."""
     cross_modal: dict[str, dict[str, str]]
     """The reason why a block is cross-modal, by node and block; other blocks are missing."""
     timings: dict[str, float]
@@ -85,6 +91,7 @@ class RunContext:
     bench: Benchmarker
     """Measures latency and memory."""
     clock: Clock
+    """Tells the time that stages and trainings take."""
 
     @property
     def goal(self) -> Goal:
@@ -98,7 +105,7 @@ class RunContext:
 
     @property
     def fp32_blocks(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """Blocks that stay in fp32, by node and precision; empty before the sensitivity is measured."""
+        """Blocks that stay in fp32, by node and precision; empty before they are measured."""
         if not self.shared.sensitivity.exists():
             return {}
         # The JSON key `spared` is what earlier versions wrote; their folders stay readable.
@@ -112,10 +119,13 @@ class RunContext:
 
     @cached_property
     def device_readings(self) -> Readings | None:
-        """What another device measured, where the spec names its readings. Latencies are then that device's.
+        """What another device measured, if the spec names its readings.
+
+        Latencies are then those of that device.
 
         Raises:
-            DataError: The readings contradict themselves, or belong to another pipeline or thread count.
+            DataError: The readings contradict themselves, or belong to another pipeline or
+                thread count.
         """
         measure = self.spec.measure
         if not measure.readings:
@@ -135,14 +145,20 @@ class RunContext:
 
     @cached_property
     def device(self) -> str:
-        """Fingerprint of the device the target is for. Figures of two devices are never compared."""
+        """Fingerprint of the device the target is for.
+
+        Figures of two devices are never compared.
+        """
         if self.device_readings:
             return str(self.device_readings.device)
         return fingerprint_device(self.spec.measure.threads)
 
     @cached_property
     def footprint(self) -> Footprint:
-        """File sizes and memory by structure. Measured once per run folder, when a limit asks for it."""
+        """File sizes and memory by structure.
+
+        Measured once per run folder, when a limit asks for it.
+        """
         record = self.shared.footprint
         if not record.exists():
             predictor = read_record(Predictor, self.shared.predictor)
@@ -215,7 +231,7 @@ class RunContext:
         )
 
     def _load_range_inputs(self, precision: Mapping[str, str]) -> list[np.ndarray]:
-        """Return the training inputs that static activation ranges are taken from, if a precision needs any."""
+        """Return the inputs that static precisions take their ranges from, if there are any."""
         if not any(has_static_ranges(name) for name in precision.values()):
             return []
         count = min(self.spec.data.calibration, MAX_STATIC_RANGE_INPUTS)
@@ -243,7 +259,8 @@ def has_static_ranges(precision: str) -> bool:
 def default_space() -> Path:
     """Return the path of the default search space.
 
-    In a checkout it lies beside the package, in an installed copy among the data files of its environment.
+    In a checkout it lies beside the package, in an installed copy among the data files of its
+    environment.
     """
     name = Path("search_spaces") / "joint.yaml"
     if (CHECKOUT_FOLDER / name).exists():
@@ -364,7 +381,7 @@ def _check_teacher_labels(spec: Spec, data: Dataset) -> None:
 
 
 def describe_shortage(spec: Spec, data: Dataset) -> str:
-    """Return a sentence on the splits that have fewer pairs than the spec asks for; empty when there are enough."""
+    """Return a sentence on splits with fewer pairs than the spec asks for, if there are any."""
     # Only data of limited size counts its pairs.
     count_pairs = getattr(data, "count_pairs", None)
     if count_pairs is None:
@@ -429,7 +446,7 @@ def _drop_missing_dimensions(space: Space, blocks: Mapping[str, tuple[Block, ...
 
 
 def _claim_folder(run: RunContext, *, resume: bool) -> None:
-    """Write spec and space into a new folder, or compare them with those of the run that is resumed.
+    """Write spec and space into a new folder, or compare them with those of the resumed run.
 
     Raises:
         DataError: The folder is not empty, or was begun with another spec or search space.
@@ -454,7 +471,7 @@ def _claim_folder(run: RunContext, *, resume: bool) -> None:
 
 
 def _keep_readings(run: RunContext, readings: Readings) -> None:
-    """Copy a device's readings into the run folder: old and new readings of one name must not be mixed.
+    """Copy a device's readings into the run folder: old and new ones must not be mixed.
 
     Raises:
         DataError: The folder has other readings.
@@ -471,7 +488,8 @@ def _keep_readings(run: RunContext, readings: Readings) -> None:
 def _select_decisive_options(spec: Spec) -> dict[str, Any]:
     """Return the part of a spec that must not change between a run and its resumption.
 
-    Where and how long it searches may change. So may the path of a device's readings: their content is compared.
+    Where and how long it searches may change. So may the path of a device's readings: their content
+    is compared.
     """
     search = replace(
         spec.search, workers=1, trials=0, level_switches=0, ray_address=None, executor="ray"
@@ -482,7 +500,7 @@ def _select_decisive_options(spec: Spec) -> dict[str, Any]:
 
 
 def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:
-    """Return the precisions that each node may have: those of the search space, or the one of the spec."""
+    """Return the precisions each node may have: of the search space, or the one of the spec."""
     precisions: dict[str, tuple[str, ...]] = {}
     for node_name, node in run.spec.model_nodes().items():
         dimension = run.space.dimensions.get(f"nodes.{node_name}.precision")
@@ -495,7 +513,7 @@ def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:
 
 
 def find_largest_position_cut(run: RunContext, node_name: str) -> float:
-    """Return the largest share of its positions that a node may lose: fixed by the spec, or the space's upper end."""
+    """Return the largest share of its positions that a node may lose, by spec or search space."""
     prune = run.spec.nodes[node_name].prune
     fixed = max(prune.tokens, prune.blocks.get("tokens", 0.0))
     dimension = run.space.dimensions.get(f"nodes.{node_name}.prune.tokens")

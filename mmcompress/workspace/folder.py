@@ -1,7 +1,8 @@
-"""The folder of a run: the name of every path in it, what becomes invalid with what, and the set-aside artifact.
+"""The names of all paths of a run folder, what becomes invalid, and the stashed artifact.
 
-A run of one target has one folder. A run of several targets has one folder for what they share (profile, predictor,
-sensitivity) and in it one folder for each target. No other module joins these names by hand. No torch.
+A run of one target has one folder. A run of several targets has one folder for what they share
+(profile, predictor, sensitivity) and in it one folder for each target. No other module joins these
+names by hand. No torch.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ ARTIFACT_PATTERNS = (
     "outcomes.json",
     "summary.json",
 )
-"""Globs of everything that belongs to one artifact: it is set aside, put back and removed as a whole."""
+"""Globs of everything that belongs to one artifact: it is set aside, put back and removed as a
+whole."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,7 @@ class RunFolder:
 
     @property
     def units(self) -> Path:
-        """The units of the dense models that are left. It is written last: it says that the weights are complete."""
+        """The units of the dense models that are left; written last, after the weights."""
         return self.weights / "units.safetensors"
 
     def node_weights(self, node: str) -> Path:
@@ -157,7 +159,7 @@ class RunFolder:
         return self.path / "distill.json"
 
     def round_history(self, number: int) -> Path:
-        """Return the file of the losses of one round; round 0 is the training of an earlier artifact."""
+        """Return the file of the losses of one round; 0 is an earlier artifact's training."""
         return self.path / f"distill-{number}.json"
 
     @property
@@ -177,7 +179,7 @@ class RunFolder:
 
     @property
     def summary(self) -> Path:
-        """The record that the report shows. It is written last: it says that the artifact is finished."""
+        """The record that the report shows; written last, when the artifact is finished."""
         return self.path / "summary.json"
 
     @property
@@ -267,7 +269,8 @@ class RunFolder:
         """Remove a fitted structure and everything made from it.
 
         Args:
-            search_goes_on: More trials are asked for than before. Short trainings are then chosen anew as well.
+            search_goes_on: More trials are asked for than before. Short trainings are then
+                chosen anew as well.
         """
         # The weights go first: they belong to the structure that is still on record.
         shutil.rmtree(self.weights, ignore_errors=True)

@@ -45,7 +45,8 @@ MAX_PROOF_PAIRS = 16
 """Training pairs at most that surgery is proved on."""
 
 MINIMAL_CUT_SHARE = 0.15
-"""Probability that a block of a random structure keeps as few units as it may, for many drop out whole then."""
+"""Probability that a block of a random structure keeps as few units as it may, for many drop out
+whole then."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,9 @@ def compress_pipeline(
     from_scratch: bool = False,
     earlier: RunFolder | None = None,
 ) -> CompressedPipeline:
-    """Prune with proof, refit, distill and write the bundle. Trained weights are kept for a resumed run.
+    """Prune with proof, refit, distill and write the bundle.
+
+    Trained weights are kept: a resumed run does not train again.
 
     Args:
         run: The run with one target.
@@ -125,7 +128,7 @@ def _prune_then_train(
     candidate: Candidate,
     earlier: RunFolder | None,
 ) -> TrainedModels:
-    """Cut the dense models, then train: from what an earlier artifact learned, where that is better."""
+    """Cut the dense models, then train, from an earlier artifact's weights if they are better."""
     with run.time_stage("prune"):
         run.on_progress("prune", "cutting and refitting", None)
         models = build_pruned_models(
@@ -165,7 +168,7 @@ def _train_from_scratch(
 def _train_then_prune(
     run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate
 ) -> TrainedModels:
-    """Give the dense models the training that the pruned ones would get, then cut them (`prune.schedule: late`)."""
+    """Train the dense models as pruned ones would be, then cut them (`prune.schedule: late`)."""
     prune = run.spec.prune
     dense = {node_name: copy.deepcopy(model) for node_name, model in run.models.items()}
     set_context_lengths(run.spec, dense)
@@ -253,7 +256,7 @@ def _measure_sizes(
 
 
 def _draw_random_units(run: RunContext) -> Survivors:
-    """Return a random structure, dropped sub-layers among it: surgery must be right for any structure."""
+    """Return a random structure with dropped sub-layers: surgery must be right for any one."""
     generator = torch.Generator().manual_seed(run.spec.seed + 17)
     units: Survivors = {}
     for node_name, blocks in run.blocks.items():

@@ -1,4 +1,4 @@
-"""Where a training starts from: freshly cut weights, those of an earlier artifact, or random ones as a control."""
+"""Where a training starts: from freshly cut weights, an earlier artifact's, or random ones."""
 
 from __future__ import annotations
 
@@ -29,10 +29,12 @@ RESTART_BUDGET_SHARE = 1 / 3
 """Share of the training budget of an artifact that starts from the weights of an earlier one."""
 
 RESTART_MAX_LOSS_RATIO = 1.2
-"""Loss at the start / best loss of the earlier training. Above it the full training budget is needed."""
+"""Loss at the start / best loss of the earlier training. Above it the full training budget is
+needed."""
 
 SCALE_NAMES = ("weight", "scale", "gamma", "lambda")
-"""Parts of the names of vectors that multiply. A model without training has them at 1, other vectors at 0."""
+"""Parts of the names of vectors that multiply. A model without training has them at 1, other
+vectors at 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +64,8 @@ def choose_start(losses: Sequence[float], *, earlier_best: float) -> StartChoice
 
     Args:
         losses: The loss on validation pairs of every start.
-        earlier_best: The best loss of the earlier artifact's training; infinite where it was not measured.
+        earlier_best: The best loss of the earlier artifact's training; infinite where it was
+            not measured.
     """
     least = min(losses)
     is_near_earlier = not least > RESTART_MAX_LOSS_RATIO * earlier_best
@@ -77,7 +80,7 @@ def find_best_start(
     fresh: dict[str, Model],
     earlier: RunFolder,
 ) -> Start:
-    """Return the start with the least loss: fresh models, or those with what an earlier artifact learned.
+    """Return the start with the least loss: fresh models, or an earlier artifact's weights.
 
     Args:
         run: The run.
@@ -118,7 +121,7 @@ def find_best_start(
 def _grow_earlier_models(
     run: RunContext, sensitivity: Sensitivity, *, earlier: RunFolder
 ) -> dict[str, Model]:
-    """Return models of dense size: the weights of an earlier artifact in their places, the others as they were."""
+    """Return the dense models with the weights of an earlier artifact in their places."""
     fitted = read_record(FittedStructure, earlier.fitted)
     trained = load_trained_models(run, sensitivity, candidate=fitted.candidate, folder=earlier)
     models = {}
@@ -133,8 +136,8 @@ def _grow_earlier_models(
 def reset_weights_(models: dict[str, Model], seed: int) -> None:
     """Put random weights in place of everything that was learned, as a control.
 
-    Matrices get unit gain, scales become 1 and biases 0. What no training changes stays, such as the fixed positions
-    of an audio encoder.
+    Matrices get unit gain, scales become 1 and biases 0. What no training changes stays, such as
+    the fixed positions of an audio encoder.
     """
     generator = torch.Generator().manual_seed(seed)
     for model in models.values():

@@ -22,8 +22,8 @@ def train_in_rounds(
 ) -> TrainedModels:
     """Prune and train in turn. Units are scored anew in each round.
 
-    With the schedule `rewind`, the survivors start again from an earlier checkpoint after the last round and are
-    trained once more (Renda et al. 2020).
+    With the schedule `rewind`, the survivors start again from an earlier checkpoint after the last
+    round and are trained once more (Renda et al. 2020).
     """
     prune = run.spec.prune
     rewinds = prune.schedule == "rewind"
@@ -82,7 +82,7 @@ def _rewind_models(run: RunContext, survivors: Survivors) -> dict[str, Model]:
 
 
 def _adapt_pruned_models_(run: RunContext, models: dict[str, Model], *, batch: Batch) -> None:
-    """Tell generators the lengths of their contexts after a cut, and refit the weights where the spec asks for it."""
+    """Tell generators their context lengths after a cut, and refit where the spec asks for it."""
     set_context_lengths(run.spec, models)
     if run.spec.prune.refit:
         refit_(run.pipeline, models, dense=run.models, batch=batch, ridge=run.spec.prune.ridge)

@@ -30,7 +30,7 @@ def train_pruned_models_(
     history: Path,
     steps_before: int = 0,
 ) -> int:
-    """Train pruned models in place, after single weights were set to zero where the spec asks for it.
+    """Train pruned models in place; single weights are set to zero first if the spec asks for it.
 
     Args:
         run: The run; its dense models are the teacher.
@@ -53,7 +53,8 @@ def train_pruned_models_(
         minutes=distill.minutes * budget_share,
     )
     checkpoint = None
-    # To go on with training in rounds, the models of all rounds before would have to be kept as well.
+    # To go on with training in rounds, the models of all rounds before would have to be kept as
+    # well.
     if prune.schedule in SINGLE_TRAINING_SCHEDULES:
         checkpoint = Checkpoint(
             path=run.folder.training_checkpoint, interval_seconds=CHECKPOINT_SECONDS
