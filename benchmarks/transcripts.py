@@ -17,7 +17,8 @@ from pathlib import Path
 import torch
 
 from mmcompress.data.open_dataset import open_dataset
-from mmcompress.metrics.answers import Answers, score_answers
+from mmcompress.metrics.answers import Answers
+from mmcompress.metrics.wer import score_word_errors
 from mmcompress.models.sources import locate_source
 from mmcompress.runtime.beam_search import count_repeated_tail
 from mmcompress.runtime.graph import load_bundle
@@ -90,7 +91,7 @@ def main() -> int:
     print(f"{same} of {total} clips: the library's tokens exactly")
     for who, kept in zip(("deployed", "library"), texts, strict=True):
         q = estimate_quality(
-            score_answers(Answers(texts=tuple(kept), references=tuple(said)), ["wer"])["wer"]
+            score_word_errors(Answers(texts=tuple(kept), references=tuple(said)))["wer"]
         )
         print(f"{who}: WER {q.value:.2%} ({q.low:.2%} - {q.high:.2%}) on {q.n} test clips")
     return int(wrong > 0)

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Agreement: does the compressed pipeline answer as the dense one does?"""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from mmcompress.metrics.answers import Answers, count_right
 from mmcompress.stats import PerSampleScores
 
 
-def score_agreement(a: Answers) -> dict[str, PerSampleScores]:
-    """Share of inputs for which the text found (or written) is the dense pipeline's."""
-    theirs = (a.dense or a).answers
-    return {"agreement": count_right([x == y for x, y in zip(a.answers, theirs, strict=True)])}
+def score_agreement(answers: Answers) -> dict[str, PerSampleScores]:
+    """Score inputs for which the text that was found or written is the dense pipeline's."""
+    dense = answers.dense or answers
+    pairs = zip(answers.texts, dense.texts, strict=True)
+    return {"agreement": count_right([text == dense_text for text, dense_text in pairs])}

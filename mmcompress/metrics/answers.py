@@ -1,96 +1,152 @@
-"""Quality of a deployed pipeline over input-text pairs."""
+"""What a deployed pipeline answers to a split, node by node, and how metrics score it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from mmcompress.data.base import Pairs
+from mmcompress.graph.judged import judged_nodes
 from mmcompress.graph.ports import kind_of
+from mmcompress.graph.references import name_by_node, split_reference
 from mmcompress.registry import METRICS
 from mmcompress.runtime.graph import Pipeline
+from mmcompress.spec.schema import Spec
 from mmcompress.stats import PerSampleScores
+
+ENCODE_BATCH = 100
+"""Reference texts that are embedded at once."""
+
+PROGRESS_EVERY = 50
+"""Inputs between two messages of progress."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """What a pipeline said to every input.
+    """What one node of a pipeline answered to every input of a split. A metric judges this."""
 
-    `texts`: its caption, or what it heard; `answers`: the text it found, or where it looks for none, that it wrote;
-    `ended`: how the generator's best text ended. Where it joins two towers: embeddings of the inputs and of the
-    reference texts, both [n, d]; `vectors` [n, d]: those that no join compares, of length 1, side by side.
-    """
-
-    texts: tuple[str, ...]
     references: tuple[str, ...]
-    answers: tuple[str, ...] = ()
+    """The text that belongs to each input."""
+    texts: tuple[str, ...] = ()
+    """The text that the node wrote or found."""
     endings: tuple[str, ...] = ()
+    """How the best text of a generator ended: `end`, `length` or `repetition`."""
     queries: np.ndarray | None = None
+    """Embeddings of the inputs [n, d], when the node compares two embeddings."""
     keys: np.ndarray | None = None
+    """Embeddings of the reference texts [n, d], when the node compares two embeddings."""
     vectors: np.ndarray | None = None
+    """Embeddings of the node [n, d], each of length 1, when no join compares them."""
     dense: Answers | None = None
-    """The same of the dense pipeline; None: this is the dense one."""
+    """The answers of the same node in the dense pipeline. None: this is the dense pipeline."""
+
+
+AnswersByNode = Mapping[str, Answers]
+"""The answers of a pipeline, by node."""
 
 
 def count_right(right: np.ndarray | Sequence[bool]) -> PerSampleScores:
-    """A share of the inputs."""
+    """Return the scores of answers that are right or wrong."""
     return PerSampleScores(numerators=tuple(np.asarray(right, dtype=float).tolist()))
-
-
-def _unit(embedding: np.ndarray) -> np.ndarray:
-    """[d] of [k, d], the windows of one input: their mean, of length 1."""
-    mean = embedding.mean(0)
-    return mean / max(float(np.linalg.norm(mean)), 1e-9)
 
 
 def answer_pairs(
     pipeline: Pipeline,
     pairs: Pairs,
-    progress: Callable[[float], None] = lambda share: None,
-    alone: Sequence[str] = (),
-) -> Answers:
-    """Every input through the whole pipeline, one request each; the references through its text encoder.
+    *,
+    unjoined_encoders: Sequence[str] = (),
+    on_progress: Callable[[float], None] | None = None,
+) -> dict[str, Answers]:
+    """Send every input through a pipeline, one request each, and embed the references with its own encoder.
 
-    `alone`: encoders whose embeddings are `vectors`.
+    Args:
+        pipeline: A bundle.
+        pairs: The inputs and their texts.
+        unjoined_encoders: Encoders whose embeddings no join compares; these are kept.
+        on_progress: Is called with the share that is done.
+
+    Returns:
+        The answers of every node that a metric may judge.
     """
-    kinds = {n: node["kind"] for n, node in pipeline.manifest["graph"]["nodes"].items()}
-    generator = next((n for n, k in kinds.items() if kind_of(k).writes_text), None)
-    join = next((n for n, k in kinds.items() if kind_of(k).joins), None)
-    compared = next((n for n, k in kinds.items() if kind_of(k).compared_ports), None)
-    wires = pipeline.wiring[compared] if compared else {}
-    texts, found, ended, queries, vectors = [], [], [], [], []
-    for i, given in enumerate(pairs.inputs):
-        values = pipeline.run(**{next(iter(pipeline.inputs)): given})
-        written = values[generator]["text"] if generator else ""
-        best = values[join]["best"] if join else written
-        found.append(best)
-        texts.append(best if compared or not generator else written)
-        ended.append(values[generator]["ended"][0] if generator else "end")
-        if compared:
-            queries.append(values[wires["query"].split(".")[0]]["embedding"][0])
-        if alone:
-            vectors.append(np.concatenate([_unit(values[n]["embedding"]) for n in alone]))
-        if i % 50 == 0:
-            progress(i / len(pairs))
-    common = Answers(
-        texts=tuple(texts),
-        references=pairs.texts,
-        answers=tuple(found),
-        endings=tuple(ended),
-        vectors=np.stack(vectors) if alone else None,
-    )
-    if not compared:
-        return common
-    encoder = pipeline.nodes[wires["keys"].split(".")[0]]
-    keys = [encoder(list(pairs.texts[i : i + 100]))["embedding"] for i in range(0, len(pairs), 100)]
-    return Answers(**{**vars(common), "queries": np.stack(queries), "keys": np.concatenate(keys)})
+    kinds = {
+        name: kind_of(node["kind"]) for name, node in pipeline.manifest["graph"]["nodes"].items()
+    }
+    writers = [name for name, kind in kinds.items() if kind.writes_text]
+    joins = [name for name, kind in kinds.items() if kind.joins]
+    comparing = [name for name, kind in kinds.items() if kind.compared_ports]
+    texts: dict[str, list[str]] = {name: [] for name in (*writers, *joins)}
+    endings: dict[str, list[str]] = {name: [] for name in writers}
+    queries: dict[str, list[np.ndarray]] = {name: [] for name in comparing}
+    vectors: dict[str, list[np.ndarray]] = {name: [] for name in unjoined_encoders}
+    input_name = next(iter(pipeline.inputs))
+    for i, value in enumerate(pairs.inputs):
+        outputs = pipeline.run(**{input_name: value})
+        for name in writers:
+            texts[name].append(outputs[name]["text"])
+            endings[name].append(outputs[name]["ended"][0])
+        for name in joins:
+            texts[name].append(outputs[name]["best"])
+        for name in comparing:
+            query_port = kinds[name].compared_ports[0]
+            query_node, port = split_reference(pipeline.wiring[name][query_port])
+            queries[name].append(outputs[query_node][port][0])
+        for name in unjoined_encoders:
+            vectors[name].append(_mean_direction(outputs[name]["embedding"]))
+        if on_progress is not None and i % PROGRESS_EVERY == 0:
+            on_progress(i / len(pairs))
+    answers: dict[str, Answers] = {}
+    for name in (*writers, *joins, *unjoined_encoders):
+        answers[name] = Answers(
+            references=pairs.texts,
+            texts=tuple(texts.get(name, ())),
+            endings=tuple(endings.get(name, ())),
+            queries=np.stack(queries[name]) if name in queries else None,
+            keys=_embed_references(pipeline, name, pairs=pairs) if name in queries else None,
+            vectors=np.stack(vectors[name]) if name in vectors else None,
+        )
+    return answers
 
 
-def score_answers(answers: Answers, metrics: Sequence[str]) -> dict[str, PerSampleScores]:
-    """All metrics of a spec, by name of their figures."""
-    found: dict[str, PerSampleScores] = {}
-    for name in metrics:
-        found |= METRICS.get(name)(answers)
-    return found
+def _mean_direction(embedding_KD: np.ndarray) -> np.ndarray:
+    """Return the mean of the embeddings of k windows, with length 1 [d]."""
+    mean_D = embedding_KD.mean(0)
+    return mean_D / max(float(np.linalg.norm(mean_D)), 1e-9)
+
+
+def _embed_references(pipeline: Pipeline, join: str, *, pairs: Pairs) -> np.ndarray:
+    """Embed the reference texts with the encoder behind the second compared port of a join [n, d]."""
+    kind = kind_of(pipeline.manifest["graph"]["nodes"][join]["kind"])
+    encoder_name, port = split_reference(pipeline.wiring[join][kind.compared_ports[1]])
+    encoder = pipeline.nodes[encoder_name]
+    parts: list[np.ndarray] = []
+    for start in range(0, len(pairs), ENCODE_BATCH):
+        texts = list(pairs.texts[start : start + ENCODE_BATCH])
+        parts.append(encoder(texts)[port])
+    return np.concatenate(parts)
+
+
+def score_answers(
+    answers: AnswersByNode, *, spec: Spec, dense: AnswersByNode | None = None
+) -> dict[str, PerSampleScores]:
+    """Score the answers of a pipeline by every metric of a spec.
+
+    Args:
+        answers: The answers by node.
+        spec: The spec; each of its metrics judges the nodes that have what it needs, or the one that it names.
+        dense: The answers of the dense pipeline; None when these are the dense ones.
+
+    Returns:
+        Scores by name of the figure: `<figure>` when one node has it, `<figure>.<node>` when several do.
+    """
+    by_node: dict[str, dict[str, PerSampleScores]] = {}
+    for metric in spec.metrics:
+        nodes = judged_nodes(spec, METRICS.fact(metric.kind, "needs"))
+        score = METRICS.get(metric.kind)
+        for node in (metric.of,) if metric.of else nodes:
+            judged = answers[node]
+            if dense is not None:
+                judged = replace(judged, dense=dense[node])
+            by_node.setdefault(node, {}).update(score(judged))
+    return name_by_node(by_node)

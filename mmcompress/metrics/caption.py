@@ -1,4 +1,4 @@
-"""TODO."""
+"""Captions: is the text that the pipeline settled on the reference text?"""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ from mmcompress.stats import PerSampleScores
 
 
 def normalize_caption(text: str) -> str:
+    """Return a text in lower case with single spaces."""
     return " ".join(text.lower().split())
 
 
-def score_captions(a: Answers) -> dict[str, PerSampleScores]:
-    """Exact match of the caption the pipeline chose, case and spacing aside."""
-    pairs = zip(a.texts, a.references, strict=True)
-    return {
-        "caption_exact_match": count_right(
-            [normalize_caption(x) == normalize_caption(y) for x, y in pairs]
-        )
-    }
+def score_captions(answers: Answers) -> dict[str, PerSampleScores]:
+    """Score exact matches, case and spacing aside."""
+    right: list[bool] = []
+    for text, reference in zip(answers.texts, answers.references, strict=True):
+        right.append(normalize_caption(text) == normalize_caption(reference))
+    return {"caption_exact_match": count_right(right)}

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Endings: does a generator end its texts by itself?"""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from mmcompress.metrics.answers import Answers, count_right
 from mmcompress.stats import PerSampleScores
 
 
-def score_endings(a: Answers) -> dict[str, PerSampleScores]:
-    """Share of texts that end by their end token: not cut off at the longest length, nor for repeating themselves."""
-    return {"ends_by_itself": count_right([e == "end" for e in a.endings])}
+def score_endings(answers: Answers) -> dict[str, PerSampleScores]:
+    """Score texts that end by their end token: neither cut off at the longest length nor for repeating themselves."""
+    return {"ends_by_itself": count_right([ending == "end" for ending in answers.endings])}

@@ -11,39 +11,54 @@ from mmcompress.stats import PerSampleScores
 
 
 @lru_cache(maxsize=1)
-def _normalizer() -> Any:
+def _load_normalizer() -> Any:
+    """Return the text normalizer of Whisper's authors."""
     try:
         from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
-    except ImportError as e:
-        raise MissingPackage("transformers", "compress") from e
+    except ImportError as error:
+        raise MissingPackage("transformers", "compress") from error
     return EnglishTextNormalizer({})
 
 
 def normalize_transcript(text: str) -> str:
-    """Lower case, no punctuation, numbers as digits, contractions spelled out (Radford et al. 2022, appendix C)."""
-    return str(_normalizer()(text)).strip()
+    """Return a text in lower case without punctuation, numbers as digits, contractions spelled out.
+
+    Source: Radford et al. 2022, appendix C.
+    """
+    return str(_load_normalizer()(text)).strip()
 
 
 def count_word_errors(heard: str, reference: str) -> tuple[int, int]:
-    """(words substituted, left out or put in; words of the reference)."""
+    """Count the errors in a transcript.
+
+    Returns:
+        The words that were substituted, left out or put in, and the words of the reference.
+
+    Raises:
+        MissingPackage: `jiwer` is not installed.
+    """
     try:
         import jiwer
-    except ImportError as e:
-        raise MissingPackage("jiwer", "compress") from e
-    a, b = normalize_transcript(reference), normalize_transcript(heard)
-    if not a:
-        return len(b.split()), 0
-    found = jiwer.process_words(a, b)
-    return found.substitutions + found.deletions + found.insertions, len(a.split())
+    except ImportError as error:
+        raise MissingPackage("jiwer", "compress") from error
+    reference_words = normalize_transcript(reference)
+    heard_words = normalize_transcript(heard)
+    if not reference_words:
+        return len(heard_words.split()), 0
+    alignment = jiwer.process_words(reference_words, heard_words)
+    errors = alignment.substitutions + alignment.deletions + alignment.insertions
+    return errors, len(reference_words.split())
 
 
-def score_word_errors(a: Answers) -> dict[str, PerSampleScores]:
-    """Errors over words of all clips together."""
-    found = [count_word_errors(h, r) for h, r in zip(a.texts, a.references, strict=True)]
-    return {
-        "wer": PerSampleScores(
-            numerators=tuple(float(w) for w, _ in found),
-            denominators=tuple(float(n) for _, n in found),
-            is_error_rate=True,
-        )
-    }
+def score_word_errors(answers: Answers) -> dict[str, PerSampleScores]:
+    """Score the errors over the words of all clips together."""
+    errors: list[float] = []
+    words: list[float] = []
+    for heard, reference in zip(answers.texts, answers.references, strict=True):
+        error_count, word_count = count_word_errors(heard, reference)
+        errors.append(float(error_count))
+        words.append(float(word_count))
+    scores = PerSampleScores(
+        numerators=tuple(errors), denominators=tuple(words), is_error_rate=True
+    )
+    return {"wer": scores}

@@ -1,17 +1,18 @@
-"""What both bundles answer to a whole split, and what the metrics count of it."""
+"""What both bundles answer to a whole split, node by node, and how the metrics score it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from mmcompress.data.base import Pairs
+from mmcompress.graph.judged import FINAL_TEXTS, judged_nodes
 from mmcompress.graph.references import find_unjoined_encoders
-from mmcompress.metrics.answers import Answers, answer_pairs, score_answers
+from mmcompress.metrics.answers import Answers, AnswersByNode, answer_pairs, score_answers
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.stats import PerSampleScores, Quality, estimate_quality
 from mmcompress.storage import read_record, write_record
@@ -20,19 +21,32 @@ from mmcompress.workspace.context import RunContext
 SHOWN_SAMPLES = 8
 """Texts of both sides that the report shows."""
 
+Vectors = tuple[tuple[float, ...], ...]
+"""Embeddings of all inputs [n, d], as JSON takes them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SplitAnswers:
     """What one side answers to a split. `dense-SPLIT.json` for the dense side."""
 
     scores: dict[str, PerSampleScores]
-    """What every metric counts, input by input."""
-    texts: tuple[str, ...]
-    """The text that a generator writes, for every input."""
-    answers: tuple[str, ...]
-    """The text that is found, or where none is looked for, that is written."""
-    vectors: tuple[tuple[float, ...], ...] = ()
-    """Embeddings of length 1, where a metric compares them with those of the other side."""
+    """What every metric counts, input by input, by name of the figure."""
+    texts: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """The text that each node writes or finds, for every input, by node."""
+    vectors: dict[str, Vectors] = field(default_factory=dict)
+    """Embeddings of length 1 of the encoders that no join compares, by node."""
+
+    def as_answers(self, references: tuple[str, ...]) -> dict[str, Answers]:
+        """Return the answers by node, to compare others with."""
+        answers: dict[str, Answers] = {}
+        for node in {*self.texts, *self.vectors}:
+            vectors = self.vectors.get(node)
+            answers[node] = Answers(
+                references=references,
+                texts=self.texts.get(node, ()),
+                vectors=np.array(vectors) if vectors else None,
+            )
+        return answers
 
 
 def list_bundles(run: RunContext) -> dict[str, Path]:
@@ -58,39 +72,34 @@ def answer_split(run: RunContext, split: str) -> dict[str, SplitAnswers]:
     if record.exists():
         del bundles["baseline"]
     answers = _ask_bundles(run, bundles, pairs=pairs, split=split)
-    metrics = tuple(metric.kind for metric in run.spec.metrics)
     if record.exists():
         baseline = read_record(SplitAnswers, record)
     else:
-        baseline = _score_split(answers["baseline"], metrics)
+        dense_scores = score_answers(answers["baseline"], spec=run.spec)
+        baseline = _keep_answers(answers["baseline"], dense_scores)
         write_record(record, baseline, indent=None)
-    dense = Answers(
-        texts=baseline.texts,
-        references=pairs.texts,
-        answers=baseline.answers,
-        vectors=np.array(baseline.vectors),
-    )
-    compressed = replace(answers["compressed"], dense=dense)
-    return {"baseline": baseline, "compressed": _score_split(compressed, metrics)}
+    dense = baseline.as_answers(pairs.texts)
+    scores = score_answers(answers["compressed"], spec=run.spec, dense=dense)
+    return {"baseline": baseline, "compressed": _keep_answers(answers["compressed"], scores)}
 
 
 def _ask_bundles(
     run: RunContext, bundles: dict[str, Path], *, pairs: Pairs, split: str
-) -> dict[str, Answers]:
+) -> dict[str, dict[str, Answers]]:
     """Return what every bundle answers; each is asked in a thread of its own."""
     unjoined_encoders = find_unjoined_encoders(run.spec)
     pipelines = {
         side: load_bundle(bundle, run.spec.measure.threads) for side, bundle in bundles.items()
     }
-    pending: dict[str, Future[Answers]] = {}
+    pending: dict[str, Future[dict[str, Answers]]] = {}
     with ThreadPoolExecutor() as pool:
         for side, pipeline in pipelines.items():
             pending[side] = pool.submit(
                 answer_pairs,
                 pipeline,
                 pairs,
-                progress=_make_reporter(run, f"{side} on {split}"),
-                alone=unjoined_encoders,
+                unjoined_encoders=unjoined_encoders,
+                on_progress=_make_reporter(run, f"{side} on {split}"),
             )
         return {side: future.result() for side, future in pending.items()}
 
@@ -104,17 +113,16 @@ def _make_reporter(run: RunContext, message: str) -> Callable[[float], None]:
     return report_share
 
 
-def _score_split(answers: Answers, metrics: tuple[str, ...]) -> SplitAnswers:
+def _keep_answers(answers: AnswersByNode, scores: dict[str, PerSampleScores]) -> SplitAnswers:
     """Return what is kept of the answers of one side."""
-    vectors: tuple[tuple[float, ...], ...] = ()
-    if "embedding" in metrics and answers.vectors is not None:
-        vectors = answers.vectors.tolist()
-    return SplitAnswers(
-        scores=score_answers(answers, metrics),
-        texts=answers.texts,
-        answers=answers.answers,
-        vectors=vectors,
-    )
+    texts: dict[str, tuple[str, ...]] = {}
+    vectors: dict[str, Vectors] = {}
+    for node, answer in answers.items():
+        if answer.texts:
+            texts[node] = answer.texts
+        if answer.vectors is not None:
+            vectors[node] = tuple(tuple(row) for row in answer.vectors.tolist())
+    return SplitAnswers(scores=scores, texts=texts, vectors=vectors)
 
 
 def estimate_qualities(answers: dict[str, SplitAnswers]) -> dict[str, dict[str, Quality]]:
@@ -130,9 +138,15 @@ def estimate_qualities(answers: dict[str, SplitAnswers]) -> dict[str, dict[str, 
 def select_samples(
     run: RunContext, answers: dict[str, SplitAnswers], *, split: str
 ) -> tuple[dict[str, str], ...]:
-    """Return a few references of a split with the texts of both sides, for the eye."""
+    """Return a few references of a split with the texts of both sides, for the eye.
+
+    Where several generators write, the first one is shown, or the join that chooses among its texts.
+    """
+    nodes = judged_nodes(run.spec, FINAL_TEXTS)
     samples = []
     for i, reference in enumerate(run.data.load(split).texts[:SHOWN_SAMPLES]):
-        texts = {side: split_answers.texts[i] for side, split_answers in answers.items()}
-        samples.append({"reference": reference, **texts})
+        row = {"reference": reference}
+        for side, split_answers in answers.items():
+            row[side] = split_answers.texts[nodes[0]][i] if nodes else ""
+        samples.append(row)
     return tuple(samples)
