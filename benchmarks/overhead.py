@@ -97,7 +97,7 @@ def main() -> int:
         started = time.perf_counter()
         seen = alone(job, folder)
         asked["wall"] += time.perf_counter() - started
-        asked["work"] += read_record(apart.BenchmarkOutcome, folder / "seen.json").seconds
+        asked["work"] += read_record(apart.BenchmarkOutcome, folder / apart.OUTCOME_FILE).seconds
         return seen
 
     apart.benchmark_in_subprocess = timed

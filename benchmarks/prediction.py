@@ -21,6 +21,7 @@ from scipy.stats import spearmanr
 from mmcompress.cli.shared import parse_settings
 from mmcompress.graph.blocks import cut_by_share
 from mmcompress.graph.structure import Candidate
+from mmcompress.measure.latency.bench import BenchmarkOptions
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.surgery import copy_resized
@@ -110,7 +111,14 @@ def main() -> int:
         run.write_bundle(
             models, c.precision, kept=c.kept_units, folder=a.run / "scratch", prove=False
         )
-        found = bench_repeated(bundles, threads, requests, 3, 10_000, dense.traces, a.seconds)
+        options = BenchmarkOptions(
+            warmup=3,
+            max_requests=10_000,
+            seconds=a.seconds,
+            traces=dense.traces,
+            threads=threads,
+        )
+        found = bench_repeated(bundles, requests, options=options)
         share = float(np.median(found["new"].ms) / np.median(found["dense"].ms))
         x.append(predict(c))
         y.append(share * dense.latency_ms.p50)

@@ -65,7 +65,7 @@ class SimulatedBenchmarker(Benchmarker):
         return {name: self.observe(Path(at), job, requests) for name, at in job.bundles.items()}
 
     def observe(self, bundle: Path, job: BenchmarkJob, requests: list) -> Samples:
-        pipeline, found = load_bundle(bundle, job.threads), Samples()
+        pipeline, found = load_bundle(bundle, job.options.threads), Samples()
         cost = {}
         for node, entry in pipeline.manifest["graph"]["nodes"].items():
             cost |= {
@@ -73,10 +73,10 @@ class SimulatedBenchmarker(Benchmarker):
                 for graph, file in entry.get("files", {}).items()
             }
         writers = {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
-        for i in range(min(job.requests_per_bundle, MOST_REQUESTS)):
-            at = (job.first_request + i) % len(requests)
+        for i in range(min(job.options.max_requests, MOST_REQUESTS)):
+            at = (job.options.first_request + i) % len(requests)
             for name, node in writers.items():
-                node.replay = job.traces[at][name] if job.traces else ()
+                node.replay = job.options.traces[at][name] if job.options.traces else ()
             before = {key: pipeline.sessions[key[0]][key[1]].calls for key in cost}
             pipeline(**requests[at])
             made = {key: pipeline.sessions[key[0]][key[1]].calls - n for key, n in before.items()}

@@ -20,7 +20,12 @@ from mmcompress.measure.cost_model.microbenchmarks import (
 )
 from mmcompress.measure.latency import bench as latency
 from mmcompress.measure.latency import benchmark_in_subprocess as apart
-from mmcompress.measure.latency.bench import PipelineLatency, Samples, bench_pipelines
+from mmcompress.measure.latency.bench import (
+    BenchmarkOptions,
+    PipelineLatency,
+    Samples,
+    bench_pipelines,
+)
 from mmcompress.models.counts import count_block_params, count_params_and_macs
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu, fingerprint_device, list_package_versions
@@ -31,10 +36,14 @@ from mmcompress.stats import Latency
 ALONE = apart.benchmark_in_subprocess  # as it is; tests measure in their own process
 
 
+def bench(pipelines, requests, warmup, max_requests, traces=()):
+    options = BenchmarkOptions(warmup=warmup, max_requests=max_requests, traces=tuple(traces))
+    return bench_pipelines(pipelines, requests, options=options)
+
+
 def end_to_end(pipelines, requests, warmup, rounds, said=()):
     return {
-        n: s.summarize()
-        for n, s in bench_pipelines(pipelines, requests, warmup, rounds, said).items()
+        n: s.summarize() for n, s in bench(pipelines, requests, warmup, rounds, said).items()
     }
 
 
@@ -172,7 +181,7 @@ def test_sittings_add_up(run_folder):
         {"a": load_bundle(run_folder / "baseline")},
         [{"image": np.zeros((32, 32, 3), np.uint8)}],
     )
-    one, two = bench_pipelines(pair, request, 0, 3)["a"], bench_pipelines(pair, request, 1, 5)["a"]
+    one, two = bench(pair, request, 0, 3)["a"], bench(pair, request, 1, 5)["a"]
     both = (Samples() + one + two).summarize()
     assert both.latency.n == 8 and both.samples == tuple(one.ms + two.ms) and len(both.traces) == 1
     assert both.calls == pytest.approx(one.summarize().calls) and both.nodes["vision"].n == 8
@@ -184,16 +193,20 @@ def test_bundles_are_loaded_anew_in_every_sitting(run_folder, monkeypatch):
 
     made, given = [], []
     monkeypatch.setattr(
-        apart, "load", lambda at, threads: made.append(load_bundle(at, threads)) or made[-1]
+        apart, "load_bundle", lambda at, threads: made.append(load_bundle(at, threads)) or made[-1]
     )
-    monkeypatch.setattr(
-        apart,
-        "observe",
-        lambda p, *a: given.append((dict(p), a[2], a[-1])) or bench_pipelines(p, *a),
-    )
+
+    def recorded(pipelines, requests, *, options):
+        given.append((dict(pipelines), options.max_requests, options.first_request))
+        return bench_pipelines(pipelines, requests, options=options)
+
+    monkeypatch.setattr(apart, "bench_pipelines", recorded)
     requests = [{"image": np.full((32, 32, 3), i, np.uint8)} for i in range(5)]
     bundles = {"a": run_folder / "baseline", "b": run_folder / "bundle"}
-    found = apart.bench_repeated(bundles, None, requests, 1, 9, first=3, sittings=3)
+    options = BenchmarkOptions(warmup=1, max_requests=9, first_request=3, loads=3)
+    found = apart.bench_repeated(
+        bundles, requests, options=options, benchmark=apart.bench_in_process
+    )
     assert len({id(p) for p in made}) == 6 and [list(p) for p, *_ in given] == [["a", "b"]] * 3
     assert [rest for _, *rest in given] == [
         [3, 3],
@@ -212,7 +225,8 @@ def test_bundles_are_measured_in_a_process_of_their_own(run_folder, tmp_path):
     requests = [{"image": np.full((32, 32, 3), 9, np.uint8)}, {"image": tmp_path / "red.png"}]
     left = apart.save_requests(tmp_path, requests)
     where = {"a": str(run_folder / "baseline")}
-    job = apart.BenchmarkJob(where, 1, left, 0, 2, (), float("inf"), 2, 0)
+    options = BenchmarkOptions(warmup=0, max_requests=2, min_requests=2, threads=1)
+    job = apart.BenchmarkJob(bundles=where, requests=left, options=options)
     alone = ALONE(job, tmp_path)["a"]
     assert (
         alone.traces == apart.bench_in_process(job, tmp_path)["a"].traces and len(alone.traces) == 2
@@ -242,22 +256,22 @@ def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(
     requests = [{"image": np.full((32, 32, 3), i, np.uint8)} for i in range(40)]
     pair, sent = {n: Recorded(n) for n in "ab"}, []
     monkeypatch.setattr(latency, "TURN_SECONDS", 1e9)
-    found = bench_pipelines(pair, requests, 1, 6)
+    found = bench(pair, requests, 1, 6)
     assert sent[2:] == [(n, i) for n in "ba" for i in (39, *range(6))]
     assert all(len(found[n].ms) == 6 and found[n].calls["vision/model"] == 6 for n in "ab")
     sent.clear()
     monkeypatch.setattr(latency, "TURN_SECONDS", 0.0)
-    bench_pipelines(pair, requests, 1, 3)
+    bench(pair, requests, 1, 3)
     assert sent[2:] == [(n, i) for i, names in enumerate(("ba", "ab", "ba")) for n in names]
     sent.clear()
-    bench_pipelines({**pair, "c": Recorded("c")}, requests, 1, 60)
+    bench({**pair, "c": Recorded("c")}, requests, 1, 60)
     turns = ["".join(n for n, _ in sent[i : i + 3]) for i in range(3, len(sent), 3)]
     assert (
         all(sorted(t) == list("abc") for t in turns) and len(set(turns)) == 6
     )  # no place is anyone's own
     sent.clear()
     monkeypatch.setattr(latency, "TURN_SECONDS", 1e9)
-    bench_pipelines({"a": pair["a"]}, requests, 1, 4)
+    bench({"a": pair["a"]}, requests, 1, 4)
     assert sent[1:] == [("a", i) for i in range(4)]
 
 

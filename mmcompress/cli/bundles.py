@@ -46,6 +46,7 @@ def bench(
     bundle: str, against: str | None, inputs: tuple[str, ...], rounds: int, threads: int | None
 ) -> None:
     """Measure a bundle end to end, alone or against another."""
+    from mmcompress.measure.latency.bench import BenchmarkOptions
     from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
     from mmcompress.runtime.graph import load_bundle
 
@@ -54,9 +55,9 @@ def bench(
         load_bundle(bundle, threads).make_noise_request()
     ]
     bundles = {k: Path(v) for k, v in names.items()}
-    found = {
-        k: s.summarize() for k, s in bench_repeated(bundles, threads, requests, 10, rounds).items()
-    }
+    options = BenchmarkOptions(warmup=10, max_requests=rounds, threads=threads)
+    samples = bench_repeated(bundles, requests, options=options)
+    found = {name: sample.summarize() for name, sample in samples.items()}
     table = Table("", "p50", "p95", "IQR", "n", "inside models", box=None)
     for key, m in found.items():
         table.add_row(

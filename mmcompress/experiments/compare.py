@@ -13,7 +13,11 @@ from mmcompress.experiments.baselines import BASELINES, Baseline
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.benchmarker import Benchmarker
-from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, MIN_REQUESTS
+from mmcompress.measure.latency.bench import (
+    MAX_REQUESTS_FACTOR,
+    MIN_REQUESTS,
+    BenchmarkOptions,
+)
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.prune.importance import ImportanceInputs, score_units
 from mmcompress.prune.refit import measure_grams
@@ -173,15 +177,17 @@ def measure_side_by_side(
     if key not in known:
         r.on_progress("measure", f"{', '.join(names)} and the dense pipeline, in turn", None)
         bundles = {"fp32": r.shared.baseline, **{n: r.folder.subfolder(n).bundle for n in names}}
-        how = (
-            dense.traces,
-            dense.latency_ms.p50,
-            m.threads,
-            m.warmup,
-            MAX_REQUESTS_FACTOR * m.requests,
-        )
         found = bench_with_replay(
-            bundles, r.load_requests(BENCH_REQUESTS), *how, benchmark=r.bench.benchmark_bundles
+            bundles,
+            r.load_requests(BENCH_REQUESTS),
+            options=BenchmarkOptions(
+                warmup=m.warmup,
+                max_requests=MAX_REQUESTS_FACTOR * m.requests,
+                traces=dense.traces,
+                threads=m.threads,
+            ),
+            dense_ms=dense.latency_ms.p50,
+            benchmark=r.bench.benchmark_bundles,
         )
         known[key] = {n: found[n].latency.p50 / found["fp32"].latency.p50 for n in names}
         write_record(record, known)

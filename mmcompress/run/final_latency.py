@@ -15,6 +15,7 @@ from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.latency.bench import (
     MAX_REQUESTS_FACTOR,
+    BenchmarkOptions,
     PipelineLatency,
     Samples,
     bench_repeats,
@@ -74,14 +75,16 @@ class FinalLatency:
         with run.time_stage("measure"):
             samples = bench_repeated(
                 {**list_bundles(run), **self._references},
-                threads=measure.threads,
-                requests=run.load_requests(BENCH_REQUESTS),
-                warmup=measure.warmup,
-                rounds=MAX_REQUESTS_FACTOR * min_requests,
-                seconds=share * comparison_seconds(dense_ms),
-                least=min_requests,
-                first=sent,
-                sittings=max(1, round(share * bench_repeats(dense_ms))),
+                run.load_requests(BENCH_REQUESTS),
+                options=BenchmarkOptions(
+                    warmup=measure.warmup,
+                    max_requests=MAX_REQUESTS_FACTOR * min_requests,
+                    min_requests=min_requests,
+                    seconds=share * comparison_seconds(dense_ms),
+                    first_request=sent,
+                    threads=measure.threads,
+                    loads=max(1, round(share * bench_repeats(dense_ms))),
+                ),
                 benchmark=run.bench.benchmark_bundles,
             )
         self._parts.append(samples)

@@ -16,7 +16,7 @@ from mmcompress.measure.cost_model.plan import (
 )
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.devices.readings import Readings
-from mmcompress.measure.latency.bench import has_time_budget
+from mmcompress.measure.latency.bench import BenchmarkOptions, has_time_budget
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.surgery import copy_resized
@@ -104,11 +104,13 @@ def _measure_node_ratios(
     latencies = bench_with_replay(
         list_reference_bundles(run.shared.path, plan.reference_names),
         run.load_requests(BENCH_REQUESTS),
-        said=dense.traces,
+        options=BenchmarkOptions(
+            warmup=measure.warmup,
+            max_requests=measure.requests,
+            traces=dense.traces,
+            threads=measure.threads,
+        ),
         dense_ms=dense.latency_ms.p50,
-        threads=measure.threads,
-        warmup=measure.warmup,
-        rounds=measure.requests,
         benchmark=run.bench.benchmark_bundles,
     )
     by_precision = {precision: latencies[precision] for precision in plan.every_precision}

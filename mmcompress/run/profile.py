@@ -14,7 +14,11 @@ from mmcompress.graph.modality import classify_layers
 from mmcompress.graph.ports import kind_of
 from mmcompress.graph.references import decode_steps_by_node, texts_per_request
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
-from mmcompress.measure.latency.bench import GenerationTraces, PipelineLatency
+from mmcompress.measure.latency.bench import (
+    BenchmarkOptions,
+    GenerationTraces,
+    PipelineLatency,
+)
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_block_params, count_params_and_macs
@@ -141,11 +145,13 @@ def _bench_dense(run: RunContext) -> PipelineLatency:
     run.on_progress("profile", "measuring it end to end", 0.6)
     samples = bench_repeated(
         {"dense": run.shared.baseline},
-        threads=run.spec.measure.threads,
-        requests=run.load_requests(BENCH_REQUESTS),
-        warmup=run.spec.measure.warmup,
-        rounds=run.spec.measure.requests,
-        sittings=1,
+        run.load_requests(BENCH_REQUESTS),
+        options=BenchmarkOptions(
+            warmup=run.spec.measure.warmup,
+            max_requests=run.spec.measure.requests,
+            threads=run.spec.measure.threads,
+            loads=1,
+        ),
         benchmark=run.bench.benchmark_bundles,
     )
     return samples["dense"].summarize()

@@ -18,7 +18,12 @@ from mmcompress.measure.cost_model.drift import (
     compute_machine_speed_factor,
     load_reference_runs,
 )
-from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, PipelineLatency, has_time_budget
+from mmcompress.measure.latency.bench import (
+    MAX_REQUESTS_FACTOR,
+    BenchmarkOptions,
+    PipelineLatency,
+    has_time_budget,
+)
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
 from mmcompress.search.candidate_models import build_pruned_models
@@ -143,11 +148,13 @@ def _bench_structure(
             **find_reference_bundles(run, candidate, dense=dense),
         },
         run.load_requests(BENCH_REQUESTS),
-        said=dense.traces,
+        options=BenchmarkOptions(
+            warmup=measure.warmup,
+            max_requests=MAX_REQUESTS_FACTOR * measure.requests,
+            traces=dense.traces,
+            threads=measure.threads,
+        ),
         dense_ms=dense.latency_ms.p50,
-        threads=measure.threads,
-        warmup=measure.warmup,
-        rounds=MAX_REQUESTS_FACTOR * measure.requests,
         benchmark=run.bench.benchmark_bundles,
     )
     shutil.rmtree(folder, ignore_errors=True)

@@ -7,7 +7,7 @@ JSON it gives back. No torch here.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,11 @@ from mmcompress.measure.cost_model.plan import Export, MeasurementPlan, list_ref
 from mmcompress.measure.cost_model.predictor import Predictor, list_table_needs
 from mmcompress.measure.cost_model.time_export import time_export
 from mmcompress.measure.devices.kit import open_kit
-from mmcompress.measure.latency.bench import COMPARISON_SECONDS, MAX_REQUESTS_FACTOR
+from mmcompress.measure.latency.bench import (
+    COMPARISON_SECONDS,
+    MAX_REQUESTS_FACTOR,
+    BenchmarkOptions,
+)
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated, load_requests
 from mmcompress.runtime.bundle import hash_bundle_models
@@ -83,17 +87,16 @@ def measure_kit(folder: Path, progress: Progress = SILENT) -> Readings:
     kit = open_kit(folder)
     progress("the dense pipeline", 0.0)
     requests, alone = load_requests(folder), {"dense": folder / "baseline"}
-    whole = bench_repeated(alone, kit.threads, requests, kit.warmup, kit.requests, sittings=1)[
-        "dense"
-    ].summarize()
-    how = (kit.threads, kit.warmup, kit.requests)
+    options = BenchmarkOptions(
+        warmup=kit.warmup, max_requests=kit.requests, threads=kit.threads, loads=1
+    )
+    whole = bench_repeated(alone, requests, options=options)["dense"].summarize()
     rates = compute_node_ratios(
         bench_with_replay(
             list_reference_bundles(folder, kit.plan.reference_names),
             requests,
-            whole.traces,
-            whole.latency.p50,
-            *how,
+            options=replace(options, traces=whole.traces),
+            dense_ms=whole.latency.p50,
         )
     )
     say = lambda what, share: progress(what, 0.1 + 0.6 * share)
@@ -121,11 +124,15 @@ def check_bundle(folder: Path, bundle: Path) -> BundleCheck:
     """Measure a bundle beside the dense one of a kit, on this device, as a run here measures its own."""
     kit = open_kit(folder)
     pair = {"dense": folder / "baseline", "new": bundle}
-    how = (kit.warmup, MAX_REQUESTS_FACTOR * kit.requests, (), 2 * COMPARISON_SECONDS, kit.requests)
-    found = [
-        PipelineMeasurement.from_latency(s.summarize())
-        for s in bench_repeated(pair, kit.threads, load_requests(folder), *how).values()
-    ]
+    options = BenchmarkOptions(
+        warmup=kit.warmup,
+        max_requests=MAX_REQUESTS_FACTOR * kit.requests,
+        min_requests=kit.requests,
+        seconds=2 * COMPARISON_SECONDS,
+        threads=kit.threads,
+    )
+    samples = bench_repeated(pair, load_requests(folder), options=options)
+    found = [PipelineMeasurement.from_latency(sample.summarize()) for sample in samples.values()]
     facts = (fingerprint_device(kit.threads), describe_cpu(), list_package_versions(), kit.threads)
     return BundleCheck(
         *facts, hash_bundle_models(folder / "baseline"), hash_bundle_models(bundle), *found

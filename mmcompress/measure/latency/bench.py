@@ -1,12 +1,16 @@
-"""Latency as a user would feel it: wall time, interleaved between what is compared, medians with spread."""
+"""Measures latency as a user feels it: wall time of whole requests, the compared pipelines in turns.
+
+The figures are medians with their spread. `bench_pipelines` sends the requests, `Samples` collects
+what every request took, and `PipelineLatency` is the summary.
+"""
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -15,168 +19,310 @@ from mmcompress.runtime.graph import Pipeline
 from mmcompress.runtime.replay import GenerationTrace
 from mmcompress.stats import Latency, summarize_latency
 
+Request = Mapping[str, object]
+"""The inputs of one pipeline call by name: an array, a file, or a text each."""
+
 GenerationTraces = dict[str, tuple[GenerationTrace, ...]]
-"""What every generator writes of one request, window by window."""
+"""What every generator writes for one request, by node and window by window."""
+
+COMPARISON_SECONDS = 30.0
+"""Seconds that two quick pipelines are compared for.
+
+A busy machine slows a small model down more than a large one, for seconds at a time. On one such
+machine the ratio of medians had a spread (one sigma) of 2.8 % over 10 s, 2.6 % over 20 s and 0.5 %
+over 30 s.
+"""
+
+MIN_REQUESTS = 12
+"""Requests that a comparison counts at least, even when its seconds are over: a median of fewer
+jumps."""
+
+MAX_REQUESTS_FACTOR = 10
+"""Upper limit of a comparison's requests, as a multiple of the requests that the spec asks for."""
+
+TURN_SECONDS = 0.1
+"""Seconds that one pipeline answers for before the next pipeline takes its turn.
+
+The first request of a turn is sent but not counted: it finds its weights thrown out of the caches.
+That costs a small pipeline a fifth of its time, and does not happen to a pipeline that serves alone.
+Where one request takes longer than a turn, every turn is one request and every request counts.
+"""
+
+BUNDLE_LOADS = 4
+"""Loads of quick pipelines over which one measurement is divided.
+
+Where its weights come to lie in memory makes one load quicker than the next for as long as it lives.
+The ratio of one pair of bundles had a spread (one sigma) of 2 % from load to load, and of 0.8 %
+within one load.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchmarkOptions:
+    """How pipelines are measured: how many requests, for how long, and what generators replay."""
+
+    warmup: int
+    """Requests sent to every pipeline before the measurement, uncounted; at least one is sent."""
+    max_requests: int
+    """Requests counted for every pipeline at most."""
+    min_requests: int = MIN_REQUESTS
+    """Requests counted for every pipeline before `seconds` may end the measurement."""
+    seconds: float = math.inf
+    """Seconds after which the measurement ends with the requests it has; default: no limit."""
+    first_request: int = 0
+    """Index of the request to begin with, so that repeated measurements go through all of them."""
+    traces: tuple[GenerationTraces, ...] = ()
+    """One entry per request: what generators replay. Empty: they write what they would write."""
+    threads: int | None = None
+    """Threads of every session; None: the number in the bundle's manifest."""
+    loads: int = BUNDLE_LOADS
+    """Fresh processes that share the requests and seconds; see `bench_repeated`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineLatency:
-    """One pipeline's figures: whole requests, nodes, and the share of the time spent inside model sessions."""
+    """The summary of one measured pipeline: whole requests, nodes and model sessions."""
 
     latency: Latency
+    """Milliseconds of a whole request."""
     nodes: dict[str, Latency]
+    """Milliseconds of each node in one request."""
     model_share: float
+    """Share of the wall time (0 to 1) spent inside model sessions, median over requests."""
     calls: dict[str, float]
     """Session calls per request by `node/graph`: 1, or the mean number of decode steps."""
     samples: tuple[float, ...] = ()
     """Milliseconds of every request, in the order they were sent."""
     in_session_ms: dict[str, float] = field(default_factory=dict)
-    """p50 of the milliseconds spent in the sessions of each node."""
+    """Median milliseconds per request spent inside the sessions of each node."""
     traces: tuple[GenerationTraces, ...] = ()
-    """What was written of each request, as far as all of them were sent."""
-
-
-COMPARISON_SECONDS, MIN_REQUESTS, MAX_REQUESTS_FACTOR = 30.0, 12, 10
-"""How long two pipelines are compared, if that is enough for a dozen requests, or as many as the spec asks for; and no
-more than so many times as many. A busy machine slows a small model down more than a large one, for seconds at a
-time: on one such, ratios of medians had a spread (one sigma) of 2.8 % over 10 s, 2.6 % over 20 s, 0.5 % over 30 s."""
-
-
-TURN_SECONDS = 0.1
-"""Seconds that a pipeline answers for before it is another one's turn. The first request after the other's is not
-counted: it finds its weights thrown out of the caches, which takes a small pipeline a fifth of its time and does not
-happen to one that serves alone. Where requests take longer than that, every one counts and turns are of one."""
-
-
-BUNDLE_LOADS = 4
-"""How often quick pipelines are loaded anew while they are measured. Where its weights come to lie in memory makes one
-load quicker than the next for as long as it lives: the ratio of one pair of bundles had a spread (one sigma) of 2 %
-from load to load, and of 0.8 % within one."""
-
-
-def comparison_seconds(dense_ms: float) -> float:
-    """Seconds that pipelines are compared for: twice as many where every request is a turn of its own. (30 seconds are
-    40 requests of half a second: ratios of their medians had a spread (one sigma) of 1.5 to 2 %.)"""
-    return COMPARISON_SECONDS if dense_ms < 1e3 * TURN_SECONDS else 2 * COMPARISON_SECONDS
-
-
-def has_time_budget(dense_ms: float) -> bool:
-    """Whether a pipeline is quick enough to be measured for more than one comparison needs."""
-    return 3 * MIN_REQUESTS * dense_ms < 1e3 * COMPARISON_SECONDS
-
-
-def bench_repeats(dense_ms: float) -> int:
-    """How often pipelines compared to such a dense one are loaded."""
-    return BUNDLE_LOADS if has_time_budget(dense_ms) else 1
-
-
-def _generators(pipeline: Pipeline) -> dict[str, TextDecoder]:
-    return {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
+    """What the generators wrote for each request, in the order of the requests."""
 
 
 @dataclass(kw_only=True)
 class Samples:
-    """What was observed of one pipeline, request by request; those of several sittings add up."""
+    """What was observed of one pipeline, request by request. `+` joins two measurements."""
 
     ms: list[float] = field(default_factory=list)
+    """Milliseconds of every counted request."""
     session_shares: list[float] = field(default_factory=list)
+    """Share of each request (0 to 1) spent inside model sessions."""
     nodes: dict[str, list[float]] = field(default_factory=dict)
+    """Milliseconds of each node, request by request."""
     in_session: dict[str, list[float]] = field(default_factory=dict)
+    """Milliseconds inside the sessions of each node, request by request."""
     calls: dict[str, int] = field(default_factory=dict)
+    """Session calls of all counted requests, by `node/graph`."""
     traces: list[GenerationTraces] = field(default_factory=list)
+    """What the generators wrote, for as many of the first requests as were counted."""
 
     def __add__(self, other: Samples) -> Samples:
-        both = lambda a, b: {k: a.get(k, []) + v for k, v in b.items()}
-        calls = {k: self.calls.get(k, 0) + c for k, c in other.calls.items()}
-        nodes, inside = both(self.nodes, other.nodes), both(self.in_session, other.in_session)
+        calls = dict(self.calls)
+        for graph_name, count in other.calls.items():
+            calls[graph_name] = calls.get(graph_name, 0) + count
         return Samples(
             ms=self.ms + other.ms,
             session_shares=self.session_shares + other.session_shares,
-            nodes=nodes,
-            in_session=inside,
+            nodes=_join_rows(self.nodes, other.nodes),
+            in_session=_join_rows(self.in_session, other.in_session),
             calls=calls,
+            # Every measurement starts its traces at the first request: the longer one has them all.
             traces=max(self.traces, other.traces, key=len),
         )
 
     def add_request(self, pipeline: Pipeline, seconds: float) -> None:
+        """Add the wall time of the request that `pipeline` answered last, and that of its nodes."""
         self.ms.append(seconds * 1e3)
         self.session_shares.append(pipeline.session_seconds / seconds)
-        for k, s in pipeline.node_seconds.items():
-            self.nodes.setdefault(k, []).append(s * 1e3)
-            self.in_session.setdefault(k, []).append(pipeline.model_seconds[k] * 1e3)
+        for node_name, node_seconds in pipeline.node_seconds.items():
+            session_seconds = pipeline.model_seconds[node_name]
+            self.nodes.setdefault(node_name, []).append(node_seconds * 1e3)
+            self.in_session.setdefault(node_name, []).append(session_seconds * 1e3)
 
     def add_calls(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
-        """Add the calls of one request."""
-        for k, c in after.items():
-            self.calls[k] = self.calls.get(k, 0) + c - before[k]
+        """Add the session calls of one request, from the counters before and after it."""
+        for graph_name, count in after.items():
+            self.calls[graph_name] = self.calls.get(graph_name, 0) + count - before[graph_name]
 
     def summarize(self) -> PipelineLatency:
+        """Return medians and percentiles of what was observed."""
+        node_latencies: dict[str, Latency] = {}
+        in_session_ms: dict[str, float] = {}
+        for node_name, node_ms in self.nodes.items():
+            node_latencies[node_name] = summarize_latency(node_ms)
+            in_session_ms[node_name] = float(np.median(self.in_session[node_name]))
         return PipelineLatency(
             latency=summarize_latency(self.ms),
-            nodes={k: summarize_latency(v) for k, v in self.nodes.items()},
+            nodes=node_latencies,
             model_share=float(np.median(self.session_shares)),
-            calls={k: c / len(self.ms) for k, c in self.calls.items()},
+            calls={graph_name: count / len(self.ms) for graph_name, count in self.calls.items()},
             samples=tuple(self.ms),
-            in_session_ms={k: float(np.median(v)) for k, v in self.in_session.items()},
+            in_session_ms=in_session_ms,
             traces=tuple(self.traces),
         )
 
 
+def comparison_seconds(dense_ms: float) -> float:
+    """Return the seconds that pipelines are compared for.
+
+    Where every request is a turn of its own, they are compared for twice as long: 30 seconds are 40
+    requests of half a second, and ratios of their medians had a spread (one sigma) of 1.5 to 2 %.
+
+    Args:
+        dense_ms: Milliseconds per request of the dense pipeline.
+    """
+    if dense_ms < 1e3 * TURN_SECONDS:
+        return COMPARISON_SECONDS
+    return 2 * COMPARISON_SECONDS
+
+
+def has_time_budget(dense_ms: float) -> bool:
+    """Return whether a pipeline is quick enough for more measurements than one comparison needs.
+
+    Args:
+        dense_ms: Milliseconds per request of the dense pipeline.
+    """
+    return 3 * MIN_REQUESTS * dense_ms < 1e3 * COMPARISON_SECONDS
+
+
+def bench_repeats(dense_ms: float) -> int:
+    """Return how many loads a comparison with the dense pipeline is divided over.
+
+    Args:
+        dense_ms: Milliseconds per request of the dense pipeline.
+    """
+    return BUNDLE_LOADS if has_time_budget(dense_ms) else 1
+
+
 def bench_pipelines(
     pipelines: Mapping[str, Pipeline],
-    requests: Sequence[dict[str, Any]],
-    warmup: int,
-    rounds: int,
-    said: Sequence[GenerationTraces] = (),
-    seconds: float = float("inf"),
-    least: int = MIN_REQUESTS,
-    first: int = 0,
+    requests: Sequence[Request],
+    *,
+    options: BenchmarkOptions,
 ) -> dict[str, Samples]:
-    """Send the same requests to every pipeline in turns, from the `first` on; of two the order alternates from turn to
-    turn, of more it is drawn by lot. (Always in the middle, or always next to the largest, is a place of its own: it
-    moved ratios by 4 %.)
+    """Send the same requests to every pipeline, in turns of about `TURN_SECONDS`.
 
-    After so many `seconds` it ends with the requests it has, `least` of them or more. How long a turn is: `TURN`.
+    The order of two pipelines alternates from turn to turn; that of more is drawn by lot. (A fixed
+    place, always in the middle or always next to the largest, moved ratios by 4 %.)
 
-    With what is `said` (a script a request) every generator takes exactly so many steps, and what follows it reads just
-    that: structures are compared, not what they say.
+    With traces, every generator takes the recorded number of steps, and the nodes after it read the
+    recorded text: structures are compared, not what they write.
+
+    Args:
+        pipelines: Loaded pipelines by name.
+        requests: What to send; they are sent again from the first when all were sent.
+        options: How many requests and for how long; `threads` and `loads` are of no effect here.
+
+    Returns:
+        What was observed of each pipeline, by name.
     """
-    generators = {n: _generators(p) for n, p in pipelines.items()}
-    names, found = list(pipelines), {n: Samples() for n in pipelines}
-
-    def send(name: str, i: int, counted: bool) -> float:
-        pipeline, at = pipelines[name], (first + i) % len(requests)
-        for g, node in generators[name].items():
-            node.replay = said[at][g] if said else ()
-        before = _calls(pipeline)
-        start = time.perf_counter()
-        pipeline(**requests[at])
-        spent = time.perf_counter() - start
-        if counted:
-            found[name].add_request(pipeline, spent)
-            found[name].add_calls(before, _calls(pipeline))
-            if at == i:
-                found[name].traces.append(
-                    {g: tuple(node.traces) for g, node in generators[name].items()}
-                )
-        return spent
-
-    slowest = max(min(send(n, i, False) for i in range(-max(1, warmup), 0)) for n in names)
-    turn, lead = max(1, round(TURN_SECONDS / slowest)), len(names) > 1 and slowest < TURN_SECONDS
-    began, sent, lot = time.perf_counter(), 0, random.Random(first)
-    while sent < rounds and (sent < least or time.perf_counter() - began < seconds):
-        names.reverse() if len(names) == 2 else lot.shuffle(names)
-        many = min(turn, rounds - sent)
+    sender = _RequestSender(pipelines, requests, options=options)
+    slowest_seconds = sender.warm_up()
+    requests_per_turn = max(1, round(TURN_SECONDS / slowest_seconds))
+    takes_turns = len(pipelines) > 1 and slowest_seconds < TURN_SECONDS
+    uncounted = 1 if takes_turns else 0
+    names = list(pipelines)
+    generator = random.Random(options.first_request)
+    started = time.perf_counter()
+    sent = 0
+    while sent < options.max_requests:
+        time_is_over = time.perf_counter() - started >= options.seconds
+        if sent >= options.min_requests and time_is_over:
+            break
+        if len(names) == 2:
+            names.reverse()
+        else:
+            generator.shuffle(names)
+        turn_end = min(sent + requests_per_turn, options.max_requests)
         for name in names:
-            for i in range(sent - lead, sent + many):
-                send(name, i, i >= sent)
-        sent += many
-    for node in (node for by in generators.values() for node in by.values()):
-        node.replay = ()
-    return found
+            for number in range(sent - uncounted, sent):
+                sender.send_request(name, number)
+            for number in range(sent, turn_end):
+                sender.record_request(name, number)
+        sent = turn_end
+    sender.stop_replay()
+    return sender.samples
 
 
-def _calls(pipeline: Pipeline) -> dict[str, int]:
-    return {
-        f"{n}/{g}": s.calls for n, graphs in pipeline.sessions.items() for g, s in graphs.items()
-    }
+class _RequestSender:
+    """Sends requests to pipelines by name and keeps what the counted ones took."""
+
+    def __init__(
+        self,
+        pipelines: Mapping[str, Pipeline],
+        requests: Sequence[Request],
+        *,
+        options: BenchmarkOptions,
+    ):
+        self.pipelines = pipelines
+        self.requests = requests
+        self.options = options
+        self.decoders = {name: _list_decoders(pipeline) for name, pipeline in pipelines.items()}
+        self.samples = {name: Samples() for name in pipelines}
+
+    def warm_up(self) -> float:
+        """Send the warm-up requests; returns the seconds of the slowest pipeline's quickest."""
+        slowest_seconds = 0.0
+        for name in self.pipelines:
+            seconds = []
+            for number in range(-max(1, self.options.warmup), 0):
+                seconds.append(self.send_request(name, number))
+            slowest_seconds = max(slowest_seconds, min(seconds))
+        return slowest_seconds
+
+    def send_request(self, name: str, number: int) -> float:
+        """Send a request to a pipeline; returns the seconds it took."""
+        position = self.find_position(number)
+        for node_name, decoder in self.decoders[name].items():
+            traces = self.options.traces
+            decoder.replay = traces[position][node_name] if traces else ()
+        started = time.perf_counter()
+        self.pipelines[name](**self.requests[position])
+        return time.perf_counter() - started
+
+    def record_request(self, name: str, number: int) -> None:
+        """Send a request to a pipeline and add what it took to the samples."""
+        pipeline = self.pipelines[name]
+        samples = self.samples[name]
+        calls_before = _count_calls(pipeline)
+        seconds = self.send_request(name, number)
+        samples.add_request(pipeline, seconds)
+        samples.add_calls(calls_before, _count_calls(pipeline))
+        # Traces are kept of the first pass over the requests alone, and only from its start: their
+        # place in the list is the index of the request.
+        if self.find_position(number) == number:
+            decoders = self.decoders[name]
+            samples.traces.append(
+                {node_name: tuple(decoder.traces) for node_name, decoder in decoders.items()}
+            )
+
+    def find_position(self, number: int) -> int:
+        """Return the index of the request that has a number; numbers below 0 are warm-up."""
+        return (self.options.first_request + number) % len(self.requests)
+
+    def stop_replay(self) -> None:
+        """Let every generator write for itself again."""
+        for decoders in self.decoders.values():
+            for decoder in decoders.values():
+                decoder.replay = ()
+
+
+def _list_decoders(pipeline: Pipeline) -> dict[str, TextDecoder]:
+    """Return the generators of a pipeline by node."""
+    return {name: node for name, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
+
+
+def _count_calls(pipeline: Pipeline) -> dict[str, int]:
+    """Return the session calls of a pipeline so far, by `node/graph`."""
+    calls: dict[str, int] = {}
+    for node_name, sessions in pipeline.sessions.items():
+        for graph_name, session in sessions.items():
+            calls[f"{node_name}/{graph_name}"] = session.calls
+    return calls
+
+
+def _join_rows(
+    first: Mapping[str, list[float]], second: Mapping[str, list[float]]
+) -> dict[str, list[float]]:
+    """Return the rows of `second`, each behind the row of `first` that has the same name."""
+    return {name: first.get(name, []) + row for name, row in second.items()}

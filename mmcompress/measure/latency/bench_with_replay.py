@@ -1,45 +1,63 @@
-"""TODO."""
+"""Compares bundles for the same work: all of them write what the dense bundle wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from mmcompress.measure.latency.bench import (
-    GenerationTraces,
+    BenchmarkOptions,
     PipelineLatency,
+    Request,
     Samples,
     bench_repeats,
     comparison_seconds,
 )
 from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, bench_repeated
 
+MIN_REPLAYED_REQUESTS = 8
+"""Requests that a comparison chooses at least, however slow the dense pipeline is: one picture or
+recording alone would decide too much."""
+
 
 def bench_with_replay(
     bundles: Mapping[str, Path],
-    requests: Sequence[dict[str, Any]],
-    said: Sequence[GenerationTraces],
-    dense_ms: float,
-    threads: int | None,
-    warmup: int,
-    rounds: int,
+    requests: Sequence[Request],
     *,
+    options: BenchmarkOptions,
+    dense_ms: float,
     benchmark: Callable[[BenchmarkJob, Path], dict[str, Samples]] | None = None,
 ) -> dict[str, PipelineLatency]:
-    """Measure bundles in turn, all writing what the dense one `said` of the first requests."""
-    some = select_requests(requests, said, dense_ms=dense_ms)
-    how = (warmup, rounds, said, comparison_seconds(dense_ms))
-    found = bench_repeated(
-        bundles, threads, some, *how, sittings=bench_repeats(dense_ms), benchmark=benchmark
-    )
-    return {n: s.summarize() for n, s in found.items()}
+    """Measure bundles in turn, all writing what the dense bundle wrote for the first requests.
+
+    Args:
+        bundles: Folders of the bundles by name.
+        requests: What to send; `select_requests` chooses the first of them.
+        options: Its `traces` are those of the dense bundle. `seconds` and `loads` are replaced: they
+            follow from `dense_ms`.
+        dense_ms: Milliseconds per request of the dense pipeline.
+        benchmark: Does one job; default: `benchmark_in_subprocess`.
+
+    Returns:
+        The summary of each bundle, by name.
+    """
+    options = replace(options, seconds=comparison_seconds(dense_ms), loads=bench_repeats(dense_ms))
+    selected = select_requests(requests, len(options.traces), dense_ms=dense_ms)
+    samples = bench_repeated(bundles, selected, options=options, benchmark=benchmark)
+    return {name: sample.summarize() for name, sample in samples.items()}
 
 
 def select_requests(
-    requests: Sequence[dict[str, Any]], said: Sequence[GenerationTraces], *, dense_ms: float
-) -> list[dict[str, Any]]:
-    """As many of the requests as there is time for, eight at least; of those whose answers are known."""
-    return list(
-        requests[: min(len(said), max(8, int(comparison_seconds(dense_ms) * 1e3 / dense_ms)))]
-    )
+    requests: Sequence[Request], trace_count: int, *, dense_ms: float
+) -> list[Request]:
+    """Return the first requests, as many as a comparison has time for and has traces of.
+
+    Args:
+        requests: All requests of a run.
+        trace_count: Requests whose answers by the dense pipeline are known.
+        dense_ms: Milliseconds per request of the dense pipeline.
+    """
+    requests_in_time = int(comparison_seconds(dense_ms) * 1e3 / dense_ms)
+    count = min(trace_count, max(MIN_REPLAYED_REQUESTS, requests_in_time))
+    return list(requests[:count])

@@ -1,7 +1,11 @@
-"""Bundles measured in processes of their own, as they are deployed.
+"""Measures bundles in fresh processes, as they are deployed.
 
-In a process that holds torch and its models, or has trained, a large pipeline answers 1 to 3 % slower than in a fresh
-one and a small one does not: of one pair, measured in turn in both, the speed-up came out 1.3 to 2.5 % too good.
+In a process that holds torch and its models, or has trained, a large pipeline answers 1 to 3 % slower
+than in a fresh one, and a small pipeline does not. One pair was measured in turn in both kinds of
+process: the speed-up came out 1.3 to 2.5 % too good where torch was.
+
+A job crosses to its process as files: `job.json` and `requests.npz` go there, `outcome.json` comes
+back. `python -m mmcompress.measure.latency.benchmark_in_subprocess FOLDER` does the job of a folder.
 """
 
 from __future__ import annotations
@@ -12,159 +16,212 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mmcompress import errors
 from mmcompress.errors import DataError, MmcompressError
-from mmcompress.measure.latency.bench import (
-    BUNDLE_LOADS,
-    MIN_REQUESTS,
-    GenerationTraces,
-    Samples,
-    bench_pipelines,
-)
+from mmcompress.measure.latency.bench import BenchmarkOptions, Request, Samples, bench_pipelines
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.storage import read_record, write_record
 from mmcompress.version import CHECKOUT_FOLDER
 
-Requests = Sequence[dict[str, Any]]
+JOB_FILE = "job.json"
+REQUESTS_FILE = "requests.npz"
+OUTCOME_FILE = "outcome.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BenchmarkJob:
-    """One sitting: what `latency.observe` is given. Of `requests` arrays lie in a file beside it."""
+    """One load of some bundles and the requests that are sent to them: `job.json`."""
 
     bundles: dict[str, str]
-    threads: int | None
-    requests: tuple[dict[str, Any], ...]
-    warmup: int
-    requests_per_bundle: int
-    traces: tuple[GenerationTraces, ...]
-    seconds: float
-    min_requests: int
-    first_request: int
+    """Absolute folders of the bundles, by name."""
+    requests: tuple[dict[str, object], ...]
+    """The requests without their arrays, which lie in `requests.npz` beside the job."""
+    options: BenchmarkOptions
+    """How to measure. `loads` is 1: the job is one of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkOutcome:
-    """What was observed of every bundle, or the error (its class, its arguments) that ended it.
-
-    `seconds`: how long it took to load and to ask them.
-    """
+    """What a job's process hands back: `outcome.json`."""
 
     samples: dict[str, Samples]
+    """What was observed of each bundle, by name; empty after an error."""
     error: tuple[str, ...] = ()
+    """The error that ended the job: the name of its class, then its arguments. Empty: none."""
     seconds: float = 0.0
+    """Seconds that loading the bundles and sending the requests took, without starting Python."""
 
 
 def bench_repeated(
     bundles: Mapping[str, Path],
-    threads: int | None,
-    requests: Requests,
-    warmup: int,
-    rounds: int,
-    said: Sequence[GenerationTraces] = (),
-    seconds: float = float("inf"),
-    least: int = MIN_REQUESTS,
-    first: int = 0,
-    sittings: int = BUNDLE_LOADS,
+    requests: Sequence[Request],
     *,
+    options: BenchmarkOptions,
     benchmark: Callable[[BenchmarkJob, Path], dict[str, Samples]] | None = None,
 ) -> dict[str, Samples]:
-    """What `observe` sees of bundles in sittings that share time and requests, each in a process of its own.
+    """Measure bundles in turn, loaded anew `options.loads` times, each time in a fresh process.
 
-    Raises what loading or asking them raises. `benchmark` does one sitting; by default `apart`.
+    The loads share seconds, warm-up and requests, and each goes on where the last one ended.
+
+    Args:
+        bundles: Folders of the bundles by name.
+        requests: What to send; they are sent again from the first when all were sent.
+        options: How to measure; see `BenchmarkOptions`.
+        benchmark: Does one job whose requests lie in a folder; default: `benchmark_in_subprocess`.
+
+    Returns:
+        What all loads observed of each bundle, by name.
+
+    Raises:
+        MmcompressError: What loading or running a bundle raised, or that its process died.
     """
     benchmark = benchmark or benchmark_in_subprocess
-    total, part = {n: Samples() for n in bundles}, lambda count: -(-count // sittings)
-    where = {n: str(Path(at).resolve()) for n, at in bundles.items()}
+    folders = {name: str(Path(folder).resolve()) for name, folder in bundles.items()}
+    samples = {name: Samples() for name in bundles}
     with tempfile.TemporaryDirectory() as scratch:
-        left = save_requests(Path(scratch), requests)
-        for _ in range(sittings):
-            sent = (first + len(next(iter(total.values())).ms)) % len(requests)
-            much = (part(warmup), part(rounds), tuple(said), seconds / sittings, part(least), sent)
-            found = benchmark(BenchmarkJob(where, threads, left, *much), Path(scratch))
-            total = {n: s + found[n] for n, s in total.items()}
-    return total
+        saved_requests = save_requests(Path(scratch), requests)
+        for _ in range(options.loads):
+            sent = len(next(iter(samples.values())).ms)
+            job = BenchmarkJob(
+                bundles=folders,
+                requests=saved_requests,
+                options=_plan_load(options, (options.first_request + sent) % len(requests)),
+            )
+            new_samples = benchmark(job, Path(scratch))
+            samples = {name: sample + new_samples[name] for name, sample in samples.items()}
+    return samples
+
+
+def _plan_load(options: BenchmarkOptions, first_request: int) -> BenchmarkOptions:
+    """Return the options of one load: its part of the work, beginning with a request."""
+    loads = options.loads
+    return replace(
+        options,
+        warmup=_divide_up(options.warmup, loads),
+        max_requests=_divide_up(options.max_requests, loads),
+        min_requests=_divide_up(options.min_requests, loads),
+        seconds=options.seconds / loads,
+        first_request=first_request,
+        loads=1,
+    )
+
+
+def _divide_up(count: int, parts: int) -> int:
+    """Return `count / parts`, rounded up."""
+    return -(-count // parts)
 
 
 def benchmark_in_subprocess(job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
-    """Do a job whose requests lie in a folder, in a fresh process."""
-    write_record(folder / "job.json", job, indent=None)
-    path = os.pathsep.join(p for p in (str(CHECKOUT_FOLDER), os.environ.get("PYTHONPATH", "")) if p)
-    command = [
-        sys.executable,
-        "-m",
-        "mmcompress.measure.latency.benchmark_in_subprocess",
-        str(folder),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
+    """Do a job in a fresh process.
+
+    Args:
+        job: What to measure.
+        folder: Where its `requests.npz` lies; `job.json` and `outcome.json` are written there.
+
+    Returns:
+        What was observed of each bundle, by name.
+
+    Raises:
+        MmcompressError: What the job raised, or that its process ended without an outcome.
+    """
+    write_record(folder / JOB_FILE, job, indent=None)
+    command = [sys.executable, "-m", "mmcompress.measure.latency.benchmark_in_subprocess"]
+    # The process must find this checkout even where mmcompress is not installed.
+    search_paths = [str(CHECKOUT_FOLDER)]
+    if os.environ.get("PYTHONPATH"):
+        search_paths.append(os.environ["PYTHONPATH"])
+    process = subprocess.run(
+        [*command, str(folder)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(search_paths)},
     )
-    if done.returncode:
-        why = done.stderr.strip().splitlines()[-1:] or [
-            f"it ended with {done.returncode}; out of memory?"
-        ]
-        raise MmcompressError(f"measuring failed in its own process: {why[0]}")
-    found = read_record(BenchmarkOutcome, folder / "seen.json")
-    if found.error:
-        raise getattr(errors, found.error[0])(*found.error[1:])
-    return found.samples
+    if process.returncode:
+        error_lines = process.stderr.strip().splitlines()
+        reason = f"it ended with {process.returncode}; out of memory?"
+        if error_lines:
+            reason = error_lines[-1]
+        raise MmcompressError(f"measuring failed in its own process: {reason}")
+    outcome = read_record(BenchmarkOutcome, folder / OUTCOME_FILE)
+    if outcome.error:
+        error_name, *arguments = outcome.error
+        error_class: type[MmcompressError] = getattr(errors, error_name)
+        raise error_class(*arguments)
+    return outcome.samples
 
 
 def bench_in_process(job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
-    """Do a job in this process."""
-    pipelines = {n: load_bundle(at, job.threads) for n, at in job.bundles.items()}
+    """Do a job whose `requests.npz` lies in `folder` in this process; returns what it observed."""
+    pipelines = {}
+    for name, bundle in job.bundles.items():
+        pipelines[name] = load_bundle(bundle, job.options.threads)
     requests = load_requests(folder, job.requests)
-    return bench_pipelines(
-        pipelines,
-        requests,
-        job.warmup,
-        job.requests_per_bundle,
-        job.traces,
-        job.seconds,
-        job.min_requests,
-        job.first_request,
-    )
+    return bench_pipelines(pipelines, requests, options=job.options)
 
 
-def save_requests(folder: Path, requests: Requests) -> tuple[dict[str, Any], ...]:
-    """Write the arrays of requests to `requests.npz`, as `number/port`; the rest is given back, files as text."""
-    arrays = {
-        f"{i}/{k}": v
-        for i, r in enumerate(requests)
-        for k, v in r.items()
-        if isinstance(v, np.ndarray)
-    }
-    np.savez(folder / "requests.npz", **arrays)  # type: ignore[arg-type]
-    text = lambda v: str(v) if isinstance(v, Path) else v
-    return tuple(
-        {k: text(v) for k, v in r.items() if not isinstance(v, np.ndarray)} for r in requests
-    )
+def save_requests(folder: Path, requests: Sequence[Request]) -> tuple[dict[str, object], ...]:
+    """Write the arrays of requests to `requests.npz`, each under `number/input`.
+
+    Args:
+        folder: Where the file is written.
+        requests: Inputs by name.
+
+    Returns:
+        What is not an array, one entry per request. Paths are given as text.
+    """
+    arrays: dict[str, np.ndarray] = {}
+    saved: list[dict[str, object]] = []
+    for i, request in enumerate(requests):
+        rest: dict[str, object] = {}
+        for input_name, value in request.items():
+            if isinstance(value, np.ndarray):
+                arrays[f"{i}/{input_name}"] = value
+            elif isinstance(value, Path):
+                rest[input_name] = str(value)
+            else:
+                rest[input_name] = value
+        saved.append(rest)
+    np.savez(folder / REQUESTS_FILE, **arrays)  # type: ignore[arg-type]
+    return tuple(saved)
 
 
-def load_requests(folder: Path, rest: Requests = ()) -> list[dict[str, Any]]:
-    """Requests as they were saved. Raises `DataError`."""
-    rows: dict[int, dict[str, Any]] = {i: dict(r) for i, r in enumerate(rest)}
+def load_requests(folder: Path, saved: Sequence[Request] = ()) -> list[dict[str, object]]:
+    """Read requests that `save_requests` wrote.
+
+    Args:
+        folder: Where `requests.npz` lies.
+        saved: What `save_requests` returned: everything that is not an array.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    requests: dict[int, dict[str, object]] = {i: dict(rest) for i, rest in enumerate(saved)}
     try:
-        with np.load(folder / "requests.npz", allow_pickle=False) as given:
-            for key in given.files:
-                i, _, port = key.partition("/")
-                rows.setdefault(int(i), {})[port] = given[key]
-    except (OSError, ValueError) as e:
-        raise DataError(f"{folder}: the requests can't be read: {e}") from e
-    return [rows[i] for i in sorted(rows)]
+        with np.load(folder / REQUESTS_FILE, allow_pickle=False) as arrays:
+            for key in arrays.files:
+                number, _, input_name = key.partition("/")
+                requests.setdefault(int(number), {})[input_name] = arrays[key]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: the requests can't be read: {error}") from error
+    return [requests[i] for i in sorted(requests)]
+
+
+def _do_job(folder: Path) -> None:
+    """Do the job of a folder in this process and write its outcome there."""
+    started = time.perf_counter()
+    try:
+        samples = bench_in_process(read_record(BenchmarkJob, folder / JOB_FILE), folder)
+        outcome = BenchmarkOutcome(samples=samples, seconds=time.perf_counter() - started)
+    except MmcompressError as error:
+        arguments = map(str, error.args)
+        outcome = BenchmarkOutcome(samples={}, error=(type(error).__name__, *arguments))
+    write_record(folder / OUTCOME_FILE, outcome, indent=None)
 
 
 if __name__ == "__main__":
-    folder, began = Path(sys.argv[1]), time.perf_counter()
-    try:
-        samples = bench_in_process(read_record(BenchmarkJob, folder / "job.json"), folder)
-        outcome = BenchmarkOutcome(samples=samples, seconds=time.perf_counter() - began)
-    except MmcompressError as e:
-        outcome = BenchmarkOutcome(samples={}, error=(type(e).__name__, *map(str, e.args)))
-    write_record(folder / "seen.json", outcome, indent=None)
+    _do_job(Path(sys.argv[1]))
