@@ -1,0 +1,69 @@
+"""The worked examples of the contributor's guide are run as they stand."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from mmcompress.data.open_dataset import open_dataset
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.metrics.answers import Answers
+from mmcompress.prune.importance import ImportanceInputs
+from mmcompress.registry import DATA_KINDS, IMPORTANCE, METRICS, NODE_KINDS, resolve_entry
+
+GUIDE = Path(__file__).resolve().parents[1] / "docs" / "contributing.md"
+EXAMPLES = re.findall(r"```python\n# plugin: (\w+)\.py\n(.*?)```", GUIDE.read_text(), re.S)
+
+
+@pytest.fixture(scope="module")
+def plugins(tmp_path_factory):
+    """Every example as a module that can be imported."""
+    folder = tmp_path_factory.mktemp("plugins")
+    for name, code in EXAMPLES:
+        (folder / f"{name}.py").write_text(code)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        patch.setenv("PYTHONPATH", str(folder))
+        for name, _ in EXAMPLES:
+            importlib.import_module(name)
+        yield [name for name, _ in EXAMPLES]
+
+
+def test_there_is_an_example_for_every_plug_point_of_the_guide(plugins):
+    assert set(plugins) == {"farthest", "largest_first", "short_answers", "grey_squares"}
+
+
+def test_a_spec_takes_a_kind_of_node_from_a_plugin(plugins, tiny, tmp_path):
+    text = (tiny / "spec.yaml").read_text().replace("./", f"{tiny}/")
+    (tmp_path / "spec.yaml").write_text(
+        text.replace("kind: nearest", "kind: farthest") + "plugins: [farthest]\n"
+    )
+    spec = load_spec(tmp_path / "spec.yaml")
+    node = resolve_entry(NODE_KINDS.get(spec.nodes["choose"].kind).deployed)({}, {}, tmp_path)
+    import numpy as np
+
+    keys = np.eye(2, dtype=np.float32)
+    assert node(keys[:1], keys, ["near", "far"]) == {"best": "far"}
+
+
+def test_a_criterion_scores_every_unit(plugins, pipeline, models, batch):
+    inputs = ImportanceInputs(pipeline=pipeline, models=models, batch=batch, grams={}, seed=0)
+    scores = IMPORTANCE.get("largest_first")(inputs)
+    for node, model in models.items():
+        assert all(len(scores[node][b.name]) == b.units for b in model.weighted_blocks)
+
+
+def test_a_metric_scores_every_answer(plugins):
+    answers = Answers(references=("a", "b"), texts=("one two", "one two three four five six"))
+    assert METRICS.get("short_answers")(answers)["short_answers"].numerators == (1.0, 0.0)
+    assert METRICS.fact("short_answers", "needs") == "final_texts"
+
+
+def test_data_takes_its_options_from_the_spec(plugins, tiny):
+    changes = {"data.kind": "grey_squares", "data.options": {"size": 8}}
+    data = open_dataset(load_spec(tiny / "spec.yaml", changes).data)
+    assert data == DATA_KINDS.get("grey_squares")(size=8)
+    assert data.load("train", 3).inputs[0].shape == (8, 8, 3)
