@@ -222,7 +222,7 @@ def models(spec):
     from mmcompress.models.families import open_clip
     from mmcompress.models.sources import load_models
 
-    open_clip._clip.cache_clear()
+    open_clip._load_clip.cache_clear()
     return load_models(spec)
 
 

@@ -1,6 +1,7 @@
 """Small random models of every family, as their libraries make them.
 
-`library_says` of each is what the library's own untouched copy puts out for the inputs of the contract.
+`library_says` of each returns what the library's own untouched copy puts out for the inputs of the
+contract.
 """
 
 from __future__ import annotations
@@ -8,21 +9,15 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
+from functools import partial
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mmcompress.models.base import Model
-
-TOKENIZER = functools.cache(lambda: _tokenizer())
-
-
-def _tokenizer() -> str:
-    from train_demo_models import build_tokenizer
-
-    return str(build_tokenizer().to_str())  # type: ignore[attr-defined]
-
+from mmcompress.models.families.transformers_encoders import EncoderFamily
 
 SMALL = {
     "hidden_size": 32,
@@ -36,80 +31,96 @@ TEXT = {**SMALL, **SPECIAL, "vocab_size": 60, "max_position_embeddings": 24}
 EAGER = {"attn_implementation": "eager"}
 
 
-def _stirred(module: torch.nn.Module) -> torch.nn.Module:
+@functools.cache
+def TOKENIZER() -> str:
+    """The tokenizer of the demo as JSON."""
+    from train_demo_models import build_tokenizer
+
+    return str(build_tokenizer().to_str())
+
+
+def _stirred(module: nn.Module) -> nn.Module:
     """Random weights that do something: biases, norms and embeddings away from where they start."""
-    g = torch.Generator().manual_seed(7)
-    for p in module.parameters():
-        p.data += 0.1 * torch.randn(p.shape, generator=g)
+    generator = torch.Generator().manual_seed(7)
+    for parameter in module.parameters():
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
     return module.eval()
 
 
 def _with(model: Model, says: Callable[..., object]) -> Model:
     """The model, with what its library says."""
-    model.library_says = lambda *given: out if isinstance(out := says(*given), tuple) else (out,)  # type: ignore[assignment]
+
+    def library_says(*inputs: Tensor) -> tuple[Tensor, ...]:
+        outputs = says(*inputs)
+        return outputs if isinstance(outputs, tuple) else (outputs,)
+
+    model.library_says = library_says  # type: ignore[assignment]
     return model
 
 
-class Says(torch.nn.Module):
-    """In place of a library's encoder, puts out a given context."""
+class FixedEncoder(nn.Module):
+    """Stands in for a library's encoder and puts out a context that is set from outside."""
 
     main_input_name = "pixel_values"
+    context: Tensor
 
     def forward(self, *_: object, **__: object) -> object:
-        first = torch.zeros(len(self.context), 1, self.context.shape[2])
-        layers = (None, torch.cat([first, self.context], 1), None)
+        class_token = torch.zeros(len(self.context), 1, self.context.shape[2])
+        layers = (None, torch.cat([class_token, self.context], 1), None)
         return SimpleNamespace(last_hidden_state=self.context, hidden_states=layers)
 
 
-def _image(config: str, tower: str, model_type: str, **extra: object) -> Model:
+def _image(*, config: str, tower: str, model_type: str, **extra: object) -> Model:
     import transformers
 
-    from mmcompress.models.families import transformers_encoders as encoders
+    from mmcompress.models.families.transformers_encoders import IMAGE_FAMILIES
 
-    c = getattr(transformers, config)(**VISION, **extra)
-    c._attn_implementation = "eager"
-    return _tower(_stirred(getattr(transformers, tower)(c)), encoders.IMAGE_FAMILIES[model_type])
-
-
-def _tower(raw: torch.nn.Module, row: object) -> Model:
-    from mmcompress.models.families import transformers_encoders as encoders
-
-    whole = copy.deepcopy(raw)
-
-    def says(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        out = whole(pixel_values=pixels)
-        return F.normalize(row.embed(out, pixels), dim=-1), row.tokens(out)  # type: ignore[attr-defined]
-
-    return _with(encoders.ImageEncoder(raw, row, preprocess={}), says)  # type: ignore[arg-type]
+    library_config = getattr(transformers, config)(**VISION, **extra)
+    library_config._attn_implementation = "eager"
+    raw = _stirred(getattr(transformers, tower)(library_config))
+    return _tower(raw, IMAGE_FAMILIES[model_type])
 
 
-def _part_of(model_type: str, whole: torch.nn.Module) -> Model:
+def _tower(raw: nn.Module, family: EncoderFamily) -> Model:
+    from mmcompress.models.families.transformers_encoders import ImageEncoder
+
+    library = copy.deepcopy(raw)
+
+    def says(pixels: Tensor) -> tuple[Tensor, ...]:
+        outputs = library(pixel_values=pixels)
+        embedding = F.normalize(family.compute_embedding(outputs, pixels), dim=-1)
+        return embedding, family.select_tokens(outputs)
+
+    return _with(ImageEncoder(raw, family, preprocess={}), says)
+
+
+def _part_of(*, model_type: str, make_whole: Callable[[], nn.Module]) -> Model:
     """The image tower in a model that is loaded whole."""
-    from mmcompress.models.families import transformers_encoders as encoders
+    from mmcompress.models.families.transformers_encoders import IMAGE_FAMILIES
 
-    row = encoders.IMAGE_FAMILIES[model_type]
-    return _tower(row.find_tower(_stirred(whole)), row)
+    family = IMAGE_FAMILIES[model_type]
+    return _tower(family.find_tower(_stirred(make_whole())), family)
 
 
-def _text(config: str, tower: str, model_type: str, masked: bool, **extra: object) -> Model:
+def _text(*, config: str, tower: str, model_type: str, masked: bool, **extra: object) -> Model:
     import transformers
 
-    from mmcompress.models.families import transformers_encoders as encoders
+    from mmcompress.models.families.transformers_encoders import TEXT_FAMILIES, TextEncoder
 
-    c = getattr(transformers, config)(**TEXT, **extra)
-    c._attn_implementation = "eager"
-    tower_, row = _stirred(getattr(transformers, tower)(c)), encoders.TEXT_FAMILIES[model_type]
-    whole = copy.deepcopy(tower_)
+    library_config = getattr(transformers, config)(**TEXT, **extra)
+    library_config._attn_implementation = "eager"
+    raw = _stirred(getattr(transformers, tower)(library_config))
+    library = copy.deepcopy(raw)
+    family = TEXT_FAMILIES[model_type]
 
-    def says(ids: torch.Tensor) -> torch.Tensor:
+    def says(ids: Tensor) -> Tensor:
         mask = ids != 1
-        out = whole(input_ids=ids, **({"attention_mask": mask.long()} if masked else {}))
-        return F.normalize(row.embed(out, mask), dim=-1)
+        options = {"attention_mask": mask.long()} if masked else {}
+        outputs = library(input_ids=ids, **options)
+        return F.normalize(family.compute_embedding(outputs, mask), dim=-1)
 
-    return _with(
-        encoders.TextEncoder(tower_, row, tokenizer_json=TOKENIZER(), context=16, masked=masked),
-        says,
-    )
+    model = TextEncoder(raw, family, tokenizer_json=TOKENIZER(), context=16, masked=masked)
+    return _with(model, says)
 
 
 def _whisper_config():  # type: ignore[no-untyped-def]
@@ -141,40 +152,41 @@ def _audio() -> Model:
     from mmcompress.models.families.transformers_encoders import AudioEncoder
 
     raw = _stirred(WhisperModel(_whisper_config()).encoder)
-    whole = copy.deepcopy(raw)
+    library = copy.deepcopy(raw)
 
-    def says(features: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        tokens = whole(features).last_hidden_state
+    def says(features: Tensor) -> tuple[Tensor, ...]:
+        tokens = library(features).last_hidden_state
         return F.normalize(tokens.mean(1), dim=-1), tokens
 
     return _with(AudioEncoder(raw), says)
 
 
-def _decoder(whole: torch.nn.Module, model_type: str, beams: int = 3) -> Model:
+def _decoder(library_model: nn.Module, model_type: str, *, beams: int = 3) -> Model:
     from mmcompress.models.families.cross_attention_decoder import assemble_decoder
 
-    raw = copy.deepcopy(_stirred(whole))
+    raw = copy.deepcopy(_stirred(library_model))
 
-    def says(ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def says(ids: Tensor, context: Tensor) -> Tensor:
         from transformers.modeling_outputs import BaseModelOutput
 
         if raw.config.is_encoder_decoder:
-            given = BaseModelOutput(context)
-            return raw(encoder_outputs=given, decoder_input_ids=ids).logits
+            return raw(encoder_outputs=BaseModelOutput(context), decoder_input_ids=ids).logits
         return raw(input_ids=ids, encoder_hidden_states=context).logits
 
-    return _with(
-        assemble_decoder(
-            whole, model_type, tokenizer_json=TOKENIZER(), candidates=beams, max_tokens=14
-        ),
-        says,
+    model = assemble_decoder(
+        library_model,
+        model_type,
+        tokenizer_json=TOKENIZER(),
+        candidates=beams,
+        max_tokens=14,
     )
+    return _with(model, says)
 
 
 def _mbart() -> Model:
     from transformers import MBartConfig, MBartForCausalLM
 
-    c = MBartConfig(
+    config = MBartConfig(
         vocab_size=60,
         d_model=32,
         decoder_layers=2,
@@ -189,48 +201,52 @@ def _mbart() -> Model:
         **SPECIAL,
         **EAGER,
     )
-    return _decoder(MBartForCausalLM(c), "mbart")
+    return _decoder(MBartForCausalLM(config), "mbart")
 
 
-def _causal(config: str, lm: str, model_type: str) -> Model:
+def _causal(*, config: str, lm: str, model_type: str) -> Model:
     import transformers
 
-    c = getattr(transformers, config)(**TEXT, is_decoder=True, add_cross_attention=True, **EAGER)
-    return _decoder(getattr(transformers, lm)(c), model_type)
+    make_config = getattr(transformers, config)
+    library_config = make_config(**TEXT, is_decoder=True, add_cross_attention=True, **EAGER)
+    return _decoder(getattr(transformers, lm)(library_config), model_type)
 
 
 def _blip() -> Model:
     from transformers import BlipTextConfig, BlipTextLMHeadModel
 
-    c = BlipTextConfig(**TEXT, encoder_hidden_size=48, sep_token_id=2, is_decoder=True, **EAGER)
-    return _decoder(BlipTextLMHeadModel(c), "blip_text_model")
+    config = BlipTextConfig(
+        **TEXT, encoder_hidden_size=48, sep_token_id=2, is_decoder=True, **EAGER
+    )
+    return _decoder(BlipTextLMHeadModel(config), "blip_text_model")
 
 
-def _vision_encoder_decoder(inner: str) -> Model:
+def _vision_encoder_decoder(*, decoder_config: str) -> Model:
     import transformers
     from transformers import VisionEncoderDecoderConfig, VisionEncoderDecoderModel, ViTConfig
 
-    text = getattr(transformers, inner)(**TEXT, is_decoder=True, add_cross_attention=True)
+    make_text_config = getattr(transformers, decoder_config)
+    text = make_text_config(**TEXT, is_decoder=True, add_cross_attention=True)
     image = ViTConfig(**{**VISION, "hidden_size": 48})
-    c = VisionEncoderDecoderConfig.from_encoder_decoder_configs(image, text)
-    c.decoder_start_token_id = 0
-    return _decoder(VisionEncoderDecoderModel(c), "vision-encoder-decoder")
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(image, text)
+    config.decoder_start_token_id = 0
+    return _decoder(VisionEncoderDecoderModel(config), "vision-encoder-decoder")
 
 
 def _whisper() -> Model:
     from transformers import WhisperForConditionalGeneration
 
-    whole = WhisperForConditionalGeneration(_whisper_config())
-    whole.generation_config.no_timestamps_token_id = 5
-    whole.generation_config.suppress_tokens = [7, 8, 9, 20, 21, 22, 30]
-    whole.generation_config.begin_suppress_tokens = [2, 11, 12]
-    return _decoder(whole, "whisper", beams=1)
+    library_model = WhisperForConditionalGeneration(_whisper_config())
+    library_model.generation_config.no_timestamps_token_id = 5
+    library_model.generation_config.suppress_tokens = [7, 8, 9, 20, 21, 22, 30]
+    library_model.generation_config.begin_suppress_tokens = [2, 11, 12]
+    return _decoder(library_model, "whisper", beams=1)
 
 
-def _t5(gated: bool) -> Model:
+def _t5(*, gated: bool) -> Model:
     from transformers import T5Config, T5ForConditionalGeneration
 
-    c = T5Config(
+    config = T5Config(
         vocab_size=60,
         d_model=32,
         d_kv=8,
@@ -243,48 +259,60 @@ def _t5(gated: bool) -> Model:
         eos_token_id=2,
         attn_implementation="eager",
     )
-    return _decoder(T5ForConditionalGeneration(c), "t5")
+    return _decoder(T5ForConditionalGeneration(config), "t5")
 
 
 def _git() -> Model:
     from mmcompress.models.families.prefix_decoder import assemble_prefix_decoder
 
-    raw = copy.deepcopy(whole := _stirred(_git_whole()))
-    raw.git.image_encoder = Says()
+    library_model = _stirred(_git_whole())
+    raw = copy.deepcopy(library_model)
+    raw.git.image_encoder = FixedEncoder()
 
-    def says(ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def says(ids: Tensor, context: Tensor) -> Tensor:
         raw.git.image_encoder.context = context
-        return raw(pixel_values=torch.zeros(len(ids), 3, 32, 32), input_ids=ids).logits[
-            :, -ids.shape[1] :
-        ]
+        pixels = torch.zeros(len(ids), 3, 32, 32)
+        return raw(pixel_values=pixels, input_ids=ids).logits[:, -ids.shape[1] :]
 
-    return _with(assemble_prefix_decoder(whole, "git", TOKENIZER(), 3, 14), says)
+    model = assemble_prefix_decoder(
+        library_model, "git", tokenizer_json=TOKENIZER(), candidates=3, max_tokens=14
+    )
+    return _with(model, says)
 
 
-def _git_whole() -> torch.nn.Module:
+def _git_whole() -> nn.Module:
     from transformers import GitConfig, GitForCausalLM
 
     return GitForCausalLM(GitConfig(vision_config={**VISION, "hidden_size": 48}, **TEXT, **EAGER))
 
 
-def _llava(prompt: str = "") -> Model:
+def _llava(*, prompt: str = "") -> Model:
     from mmcompress.models.families.prefix_decoder import assemble_prefix_decoder
 
-    raw = copy.deepcopy(whole := _stirred(_llava_whole(260 if prompt else 60)))
-    raw.model.vision_tower = Says()
-    model = assemble_prefix_decoder(whole, "llava", TOKENIZER(), 3, 14, prompt)
+    library_model = _stirred(_llava_whole(260 if prompt else 60))
+    raw = copy.deepcopy(library_model)
+    raw.model.vision_tower = FixedEncoder()
+    model = assemble_prefix_decoder(
+        library_model,
+        "llava",
+        tokenizer_json=TOKENIZER(),
+        candidates=3,
+        max_tokens=14,
+        prompt=prompt,
+    )
 
-    def says(ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def says(ids: Tensor, context: Tensor) -> Tensor:
         raw.model.vision_tower.context = context
+        words = model.ids_before_image.expand(len(ids), -1)
         image = torch.full((len(ids), context.shape[1]), raw.config.image_token_id)
-        every = torch.cat([model.before.expand(len(ids), -1), image, ids], 1)
-        found = raw(pixel_values=torch.zeros(len(ids), 3, 32, 32), input_ids=every)
-        return found.logits[:, -ids.shape[1] :]
+        pixels = torch.zeros(len(ids), 3, 32, 32)
+        outputs = raw(pixel_values=pixels, input_ids=torch.cat([words, image, ids], 1))
+        return outputs.logits[:, -ids.shape[1] :]
 
     return _with(model, says)
 
 
-def _llava_whole(vocabulary: int = 60) -> torch.nn.Module:
+def _llava_whole(vocabulary: int = 60) -> nn.Module:
     from transformers import (
         CLIPVisionConfig,
         LlamaConfig,
@@ -292,58 +320,63 @@ def _llava_whole(vocabulary: int = 60) -> torch.nn.Module:
         LlavaForConditionalGeneration,
     )
 
-    c = LlavaConfig(
+    config = LlavaConfig(
         vision_config=CLIPVisionConfig(**{**VISION, "hidden_size": 48}),
         text_config=LlamaConfig(**{**TEXT, "vocab_size": vocabulary}, num_key_value_heads=2),
         image_token_index=1,  # which no input of the contract holds
     )
-    c._attn_implementation = "eager"
-    return LlavaForConditionalGeneration(c)
+    config._attn_implementation = "eager"
+    return LlavaForConditionalGeneration(config)
 
 
-def _open_clip(vision: dict[str, object], kind: str = "image") -> Model:
+OPEN_CLIP_TEXT = {
+    "context_length": 16,
+    "vocab_size": 60,
+    "width": 32,
+    "heads": 4,
+    "layers": 2,
+    "pad_id": 1,
+    "eos_id": 2,
+}
+
+
+def _open_clip_image(**vision: object) -> Model:
     from open_clip.model import CLIP
 
-    from mmcompress.models.families import open_clip
-
-    text = {
-        "context_length": 16,
-        "vocab_size": 60,
-        "width": 32,
-        "heads": 4,
-        "layers": 2,
-        "pad_id": 1,
-        "eos_id": 2,
-    }
-    clip = _stirred(CLIP(16, {"image_size": 64, **vision}, {**text, "pool_type": "eos"}))
-    if kind == "text":
-        tower = _stirred(_text_tower(text))
-        whole = copy.deepcopy(tower)
-        return _with(
-            open_clip.TextEncoder(tower, TOKENIZER()), lambda ids: F.normalize(whole(ids), dim=-1)
-        )
+    text = {**OPEN_CLIP_TEXT, "pool_type": "eos"}
+    clip = _stirred(CLIP(16, {"image_size": 64, **vision}, text))
     return _visual(clip.visual)
 
 
-def _visual(tower: torch.nn.Module) -> Model:
-    from mmcompress.models.families import open_clip
-
-    whole, attends = copy.deepcopy(tower), hasattr(tower, "transformer")
-
-    def says(pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        if attends:
-            whole.output_tokens = True
-            embedding, tokens = whole(pixels)
-            return F.normalize(embedding, dim=-1), tokens
-        return (F.normalize(whole(pixels), dim=-1),)
-
-    return _with((open_clip.ImageEncoder if attends else open_clip.ConvEncoder)(tower, {}), says)  # type: ignore[arg-type]
-
-
-def _text_tower(text: dict[str, object]) -> torch.nn.Module:
+def _open_clip_text() -> Model:
     from open_clip.transformer import TextTransformer
 
-    return TextTransformer(**text, pool_type="eos", output_dim=16)  # type: ignore[arg-type]
+    from mmcompress.models.families.open_clip import TextEncoder
+
+    tower = _stirred(TextTransformer(**OPEN_CLIP_TEXT, pool_type="eos", output_dim=16))
+    library = copy.deepcopy(tower)
+
+    def says(ids: Tensor) -> Tensor:
+        return F.normalize(library(ids), dim=-1)
+
+    return _with(TextEncoder(tower, TOKENIZER()), says)
+
+
+def _visual(tower: nn.Module) -> Model:
+    from mmcompress.models.families.open_clip import ConvEncoder, ImageEncoder
+
+    library = copy.deepcopy(tower)
+    is_transformer = hasattr(tower, "transformer")
+
+    def says(pixels: Tensor) -> tuple[Tensor, ...]:
+        if is_transformer:
+            library.output_tokens = True
+            embedding, tokens = library(pixels)
+            return F.normalize(embedding, dim=-1), tokens
+        return (F.normalize(library(pixels), dim=-1),)
+
+    encoder_class = ImageEncoder if is_transformer else ConvEncoder
+    return _with(encoder_class(tower, {}), says)
 
 
 def _coca() -> Model:
@@ -365,7 +398,7 @@ def _coca() -> Model:
     return _visual(_stirred(tower))
 
 
-def coca_model() -> torch.nn.Module:
+def coca_model() -> nn.Module:
     """A small CoCa of open_clip."""
     from open_clip.coca_model import CoCa
 
@@ -376,6 +409,8 @@ def coca_model() -> torch.nn.Module:
         "heads": 4,
         "layers": 2,
         "embed_cls": True,
+        "output_tokens": True,
+        "pad_id": 0,
     }
     multimodal = {"context_length": 16, "vocab_size": 60, "width": 32, "heads": 4, "layers": 2}
     vision = {
@@ -385,78 +420,169 @@ def coca_model() -> torch.nn.Module:
         "layers": 1,
         "head_width": 8,
         "output_tokens": True,
+        "attentional_pool": True,
+        "attn_pooler_heads": 4,
+        "attn_pooler_queries": 6,
     }
-    vision |= {"attentional_pool": True, "attn_pooler_heads": 4, "attn_pooler_queries": 6}
-    coca = CoCa(32, multimodal, {**text, "output_tokens": True, "pad_id": 0}, vision)
-    torch.nn.init.normal_(
-        coca.text_decoder.text_projection, std=0.2
-    )  # the library leaves it as memory was
+    coca = CoCa(32, multimodal, text, vision)
+    # The library leaves this weight as memory was.
+    torch.nn.init.normal_(coca.text_decoder.text_projection, std=0.2)
     return _stirred(coca)
 
 
 def _coca_decoder() -> Model:
-    from mmcompress.models.families import open_clip
+    from mmcompress.models.families.open_clip import build_caption_decoder
 
     raw = coca_model()
-    whole = copy.deepcopy(raw)
+    library = copy.deepcopy(raw)
 
-    def says(ids: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        words = whole._encode_text(ids)[1]
-        return whole.text_decoder(context, words)
+    def says(ids: Tensor, context: Tensor) -> Tensor:
+        words = library._encode_text(ids)[1]
+        return library.text_decoder(context, words)
 
-    return _with(
-        open_clip.build_caption_decoder(raw, TOKENIZER(), candidates=3, max_tokens=14), says
-    )
+    model = build_caption_decoder(raw, TOKENIZER(), candidates=3, max_tokens=14)
+    return _with(model, says)
 
 
-VIT = {"width": 32, "layers": 2, "head_width": 8, "patch_size": 16}
 TIMM = {"timm_model_pretrained": False, "timm_pool": "avg", "timm_proj": "linear"}
 FAMILIES: dict[str, Callable[[], Model]] = {
-    "open_clip ViT": lambda: _open_clip(VIT),
-    "open_clip text tower": lambda: _open_clip(VIT, "text"),
+    "open_clip ViT": partial(
+        _open_clip_image,
+        width=32,
+        layers=2,
+        head_width=8,
+        patch_size=16,
+    ),
+    "open_clip text tower": _open_clip_text,
     "open_clip CoCa image tower": _coca,
     "open_clip CoCa caption decoder": _coca_decoder,
-    "open_clip ModifiedResNet": lambda: _open_clip(
-        {"layers": [1, 1, 1, 1], "width": 32, "head_width": 64}
+    "open_clip ModifiedResNet": partial(
+        _open_clip_image,
+        width=32,
+        layers=[1, 1, 1, 1],
+        head_width=64,
     ),
-    "open_clip timm ResNet": lambda: _open_clip({**TIMM, "timm_model_name": "resnet18"}),
-    "open_clip timm ResNet bottleneck": lambda: _open_clip({**TIMM, "timm_model_name": "resnet26"}),
-    "open_clip timm EfficientNet": lambda: _open_clip(
-        {**TIMM, "timm_model_name": "efficientnet_b0"}
+    "open_clip timm ResNet": partial(
+        _open_clip_image,
+        timm_model_name="resnet18",
+        **TIMM,
     ),
-    "transformers CLIP image": lambda: _image(
-        "CLIPVisionConfig", "CLIPVisionModelWithProjection", "clip"
+    "open_clip timm ResNet bottleneck": partial(
+        _open_clip_image,
+        timm_model_name="resnet26",
+        **TIMM,
     ),
-    "transformers SigLIP image": lambda: _image(
-        "SiglipVisionConfig", "SiglipVisionModel", "siglip"
+    "open_clip timm EfficientNet": partial(
+        _open_clip_image,
+        timm_model_name="efficientnet_b0",
+        **TIMM,
     ),
-    "transformers ViT": lambda: _image("ViTConfig", "ViTModel", "vit"),
-    "transformers DINOv2": lambda: _image("Dinov2Config", "Dinov2Model", "dinov2"),
-    "transformers DINOv2 gated": lambda: _image(
-        "Dinov2Config", "Dinov2Model", "dinov2", use_swiglu_ffn=True
+    "transformers CLIP image": partial(
+        _image,
+        config="CLIPVisionConfig",
+        tower="CLIPVisionModelWithProjection",
+        model_type="clip",
     ),
-    "transformers BLIP image": lambda: _image("BlipVisionConfig", "BlipVisionModel", "blip"),
-    "transformers CLIP text": lambda: _text(
-        "CLIPTextConfig", "CLIPTextModelWithProjection", "clip", False
+    "transformers SigLIP image": partial(
+        _image,
+        config="SiglipVisionConfig",
+        tower="SiglipVisionModel",
+        model_type="siglip",
     ),
-    "transformers SigLIP text": lambda: _text(
-        "SiglipTextConfig", "SiglipTextModel", "siglip", False
+    "transformers ViT": partial(
+        _image,
+        config="ViTConfig",
+        tower="ViTModel",
+        model_type="vit",
     ),
-    "transformers BERT / MiniLM": lambda: _text("BertConfig", "BertModel", "bert", True),
-    "transformers RoBERTa": lambda: _text("RobertaConfig", "RobertaModel", "roberta", True),
+    "transformers DINOv2": partial(
+        _image,
+        config="Dinov2Config",
+        tower="Dinov2Model",
+        model_type="dinov2",
+    ),
+    "transformers DINOv2 gated": partial(
+        _image,
+        config="Dinov2Config",
+        tower="Dinov2Model",
+        model_type="dinov2",
+        use_swiglu_ffn=True,
+    ),
+    "transformers BLIP image": partial(
+        _image,
+        config="BlipVisionConfig",
+        tower="BlipVisionModel",
+        model_type="blip",
+    ),
+    "transformers CLIP text": partial(
+        _text,
+        config="CLIPTextConfig",
+        tower="CLIPTextModelWithProjection",
+        model_type="clip",
+        masked=False,
+    ),
+    "transformers SigLIP text": partial(
+        _text,
+        config="SiglipTextConfig",
+        tower="SiglipTextModel",
+        model_type="siglip",
+        masked=False,
+    ),
+    "transformers BERT / MiniLM": partial(
+        _text,
+        config="BertConfig",
+        tower="BertModel",
+        model_type="bert",
+        masked=True,
+    ),
+    "transformers RoBERTa": partial(
+        _text,
+        config="RobertaConfig",
+        tower="RobertaModel",
+        model_type="roberta",
+        masked=True,
+    ),
     "transformers Whisper encoder": _audio,
     "transformers mBART": _mbart,
-    "transformers GPT-2, cross-attending": lambda: _causal("GPT2Config", "GPT2LMHeadModel", "gpt2"),
-    "transformers BERT, cross-attending": lambda: _causal("BertConfig", "BertLMHeadModel", "bert"),
+    "transformers GPT-2, cross-attending": partial(
+        _causal,
+        config="GPT2Config",
+        lm="GPT2LMHeadModel",
+        model_type="gpt2",
+    ),
+    "transformers BERT, cross-attending": partial(
+        _causal,
+        config="BertConfig",
+        lm="BertLMHeadModel",
+        model_type="bert",
+    ),
     "transformers BLIP captioner": _blip,
-    "transformers VisionEncoderDecoder, GPT-2": lambda: _vision_encoder_decoder("GPT2Config"),
-    "transformers VisionEncoderDecoder, BERT": lambda: _vision_encoder_decoder("BertConfig"),
+    "transformers VisionEncoderDecoder, GPT-2": partial(
+        _vision_encoder_decoder,
+        decoder_config="GPT2Config",
+    ),
+    "transformers VisionEncoderDecoder, BERT": partial(
+        _vision_encoder_decoder,
+        decoder_config="BertConfig",
+    ),
     "transformers Whisper decoder": _whisper,
     "transformers GIT": _git,
-    "transformers GIT image": lambda: _part_of("git", _git_whole()),
-    "transformers LLaVA image": lambda: _part_of("llava", _llava_whole()),
+    "transformers GIT image": partial(
+        _part_of,
+        model_type="git",
+        make_whole=_git_whole,
+    ),
+    "transformers LLaVA image": partial(
+        _part_of,
+        model_type="llava",
+        make_whole=_llava_whole,
+    ),
     "transformers LLaVA, grouped-query, gated": _llava,
-    "transformers LLaVA, with a prompt": lambda: _llava("a cat <image> left of"),
-    "transformers T5": lambda: _t5(False),
-    "transformers T5 gated": lambda: _t5(True),
+    "transformers LLaVA, with a prompt": partial(
+        _llava,
+        prompt="a cat <image> left of",
+    ),
+    "transformers T5": partial(_t5, gated=False),
+    "transformers T5 gated": partial(_t5, gated=True),
 }
+"""How to make each model, by the name in `reports/families.md`; to add one, copy a row."""

@@ -1,4 +1,7 @@
-"""A user's own image encoder for tests: patches, one self-attention, one cross-attention of a few learned queries."""
+"""A user's own image encoder for tests: patches, one self-attention, one cross-attention.
+
+A few learned queries read the patches in the cross-attention.
+"""
 
 from __future__ import annotations
 
@@ -9,28 +12,37 @@ from torch import Tensor, nn
 from mmcompress.models.base import ImageEncoderModel, LoadContext
 from mmcompress.models.layouts import find_blocks
 
+PREPROCESS = {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5], "resize_mode": "squash"}
+
 
 class Attention(nn.Module):
     """Heads of a fixed width, however many are left."""
 
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.q_proj, self.k_proj, self.v_proj, self.out_proj = (
-            nn.Linear(width, width) for _ in range(4)
-        )
-        self.num_heads, self.head_dim = heads, width // heads
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
+        self.num_heads = heads
+        self.head_dim = width // heads
 
     def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, None]:
-        split = lambda y: y.view(y.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
-        q, k, v = split(self.q_proj(x)), split(self.k_proj(context)), split(self.v_proj(context))
-        p = torch.softmax(q @ k.transpose(-1, -2) * self.head_dim**-0.5, -1)
-        return self.out_proj((p @ v).transpose(1, 2).flatten(2)), None
+        queries = self._split_heads(self.q_proj(x))
+        keys = self._split_heads(self.k_proj(context))
+        values = self._split_heads(self.v_proj(context))
+        weights = torch.softmax(queries @ keys.transpose(-1, -2) * self.head_dim**-0.5, -1)
+        return self.out_proj((weights @ values).transpose(1, 2).flatten(2)), None
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        return x.view(x.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
 
 
 class Reader(nn.Module):
     def __init__(self, width: int, heads: int):
         super().__init__()
-        self.attention, self.encoder_attn = Attention(width, heads), Attention(width, heads)
+        self.attention = Attention(width, heads)
+        self.encoder_attn = Attention(width, heads)
         self.queries = nn.Parameter(torch.randn(1, 4, width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,12 +57,7 @@ class Tower(ImageEncoderModel):
         self.patch = nn.Conv2d(3, width, 8, 8)
         self.layers = nn.ModuleList([Reader(width, heads)])
         self.blocks = find_blocks(self, "layers", context="stream")
-        self.finish_setup(
-            size,
-            width,
-            preprocess={"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"},
-            hidden_positions=12,
-        )
+        self.finish_setup(size, width, preprocess=PREPROCESS, hidden_positions=12)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         tokens = self.layers[0](self.patch(pixels).flatten(2).transpose(1, 2))
@@ -69,4 +76,4 @@ def build_convolutional(context: LoadContext) -> ImageEncoderModel:
 
     torch.manual_seed(4)
     tower = ModifiedResNet([1, 1, 1, 1], output_dim=32, heads=4, image_size=32, width=16)
-    return ConvEncoder(tower.eval(), {"mean": [0.5] * 3, "std": [0.5] * 3, "resize_mode": "squash"})
+    return ConvEncoder(tower.eval(), PREPROCESS)

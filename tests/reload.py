@@ -1,4 +1,7 @@
-"""Run by test_families in a new process: rebuild every family's cut model from counts and weights, compare answers."""
+"""Run by test_families in a new process: rebuild every family's cut model, compare its answers.
+
+The models are rebuilt from the counts of their units and from their weights.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,23 @@ from mmcompress.export.weights import load_weights
 from mmcompress.prune.surgery import resize_
 
 
+def measure_difference(name: str, folder: Path, *, kept_units: dict[str, int]) -> float:
+    """The largest difference between the answers of a rebuilt model and those in the folder."""
+    file_name = name.replace("/", "-")
+    model = resize_(FAMILIES[name](), kept_units)
+    model = load_weights(model, folder / f"{file_name}.safetensors").eval()
+    expected = load_file(folder / f"{file_name}.answers")
+    with torch.no_grad():
+        outputs = contract.tuple_outputs(model, contract.random_inputs(model, 2))
+    differences = [float((expected[str(i)] - y).abs().max()) for i, y in enumerate(outputs)]
+    return max(differences)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     worst = {}
-    for name, kept in json.loads((folder / "kept.json").read_text()).items():
-        model = load_weights(
-            resize_(FAMILIES[name](), kept), folder / f"{name.replace('/', '-')}.safetensors"
-        ).eval()
-        want = load_file(folder / f"{name.replace('/', '-')}.answers")
-        with torch.no_grad():
-            got = contract.tuple_outputs(model, contract.random_inputs(model, 2))
-        worst[name] = max(float((want[str(i)] - x).abs().max()) for i, x in enumerate(got))
+    for name, kept_units in json.loads((folder / "kept.json").read_text()).items():
+        worst[name] = measure_difference(name, folder, kept_units=kept_units)
     print(json.dumps(worst))
 
 

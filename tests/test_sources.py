@@ -208,7 +208,7 @@ def test_an_open_clip_source_that_cannot_be_used_is_told(tmp_path, monkeypatch, 
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     torch.save({"w": torch.zeros(1)}, tmp_path / "weights.pt")
-    open_clip._clip.cache_clear()
+    open_clip._load_clip.cache_clear()
     load = torch.load
     with pytest.raises(ModelError, match=message):
         load_model(
@@ -262,7 +262,7 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
         )
     )
     ids = lambda text: tok.encode(text, add_special_tokens=False).ids
-    assert model.before.tolist() == [0, *ids("a cat ")] and model.config["generation"][
+    assert model.ids_before_image.tolist() == [0, *ids("a cat ")] and model.config["generation"][
         "prompt"
     ] == ids(" left of")
     with pytest.raises(ModelError, match="leave nothing of max_tokens 4"):

@@ -1,15 +1,18 @@
-"""Text decoders of transformers that cross-attend to another node's output, whatever their line.
+"""Text decoders of transformers whose layers cross-attend to the output of another node.
 
-Training and teacher forcing run the library's own forward. The deployed step runs it too, with every cached tensor as
-an explicit input and output; cross-attention K and V are computed once a request by a graph of their own. A `Line`
-says where a library keeps the parts; adding a line is adding a row to `LINES`.
+Training and teacher forcing run the library's own forward. The deployed step runs it too, with
+every cached tensor as an explicit input and output. A graph of its own computes cross-attention
+keys and values once a request. A `DecoderFamily` says where a library keeps the parts; a new family
+is a new row of `DECODER_FAMILIES`.
+
+Shapes: B batch, T text positions, V vocabulary, N context tokens, W width, H heads, D width of one
+    head.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,58 +22,76 @@ from mmcompress.graph.blocks import Block
 from mmcompress.models.attention import split_heads
 from mmcompress.models.base import BlockShape, ExampleRequest, ExportGraph, Model
 from mmcompress.models.families.decoding import (
+    EXAMPLE_TOKEN,
     STEP_AXES,
     AbsentEncoder,
-    arrange_by_layer,
+    GenerationSettings,
+    arrange_cache_by_layer,
     build_cache,
-    head_width,
-    library_options,
-    read_generation,
+    count_layers,
+    get_layer_index,
+    list_cache_shapes,
+    list_cached_tensors,
+    make_generate_options,
+    make_zero_cache,
+    name_cache_tensors,
+    read_generation_settings,
 )
 from mmcompress.models.layouts import find_blocks, normalize_
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecoderFamily:
-    """One line of decoders in transformers.
+def keep_unchanged(lm: nn.Module) -> None:
+    """Leave a library's model as it is."""
 
-    `stack` holds the layers, `call` runs the library's forward; `width` names the hidden size in the config,
-    `positions` whether the forward takes position ids (else it counts the cache).
+
+def run_causal_decoder(
+    lm: nn.Module, ids_BT: Tensor, *, context_BNW: Tensor, **options: object
+) -> Tensor:
+    """Run a decoder that has a head of its own and takes the context as `encoder_hidden_states`.
+
+    Returns:
+        Logits [B, T, V].
     """
-
-    class_name: str
-    stack: str
-    run_decoder: Callable[..., Tensor]
-    width: str = "hidden_size"
-    positions: bool = True
-    lead: str = ""
-    """What a text begins with."""
-    part: str = ""
-    """Where a composite model keeps the decoder."""
-    prepare: Callable[[Any], None] = lambda lm: None
-    """Changes made to the library's model before its blocks are found."""
+    return lm(input_ids=ids_BT, encoder_hidden_states=context_BNW, **options).logits
 
 
-def _causal(lm: nn.Module, ids: Tensor, context: Tensor, **cached: Any) -> Tensor:
-    return lm(input_ids=ids, encoder_hidden_states=context, **cached).logits
+def run_whisper_decoder(
+    lm: nn.Module, ids_BT: Tensor, *, context_BNW: Tensor, **options: object
+) -> Tensor:
+    """Run Whisper's decoder and its output projection; the whole model wants sound as its input.
+
+    Returns:
+        Logits [B, T, V].
+    """
+    outputs = lm.model.decoder(input_ids=ids_BT, encoder_hidden_states=context_BNW, **options)
+    return lm.proj_out(outputs.last_hidden_state)
 
 
-def _whisper(lm: Any, ids: Tensor, context: Tensor, **cached: Any) -> Tensor:
-    return lm.proj_out(
-        lm.model.decoder(input_ids=ids, encoder_hidden_states=context, **cached).last_hidden_state
-    )
+def run_t5_decoder(
+    lm: nn.Module, ids_BT: Tensor, *, context_BNW: Tensor, **options: object
+) -> Tensor:
+    """Run T5's decoder and its head; some models scale the features between the two by W ** -0.5.
 
-
-def _t5(lm: Any, ids: Tensor, context: Tensor, **cached: Any) -> Tensor:
-    x = lm.decoder(input_ids=ids, encoder_hidden_states=context, **cached).last_hidden_state
-    return lm.lm_head(x * lm.model_dim**-0.5 if lm.config.scale_decoder_outputs else x)
+    Returns:
+        Logits [B, T, V].
+    """
+    outputs = lm.decoder(input_ids=ids_BT, encoder_hidden_states=context_BNW, **options)
+    x_BTW = outputs.last_hidden_state
+    if lm.config.scale_decoder_outputs:
+        x_BTW = x_BTW * lm.model_dim**-0.5
+    return lm.lm_head(x_BTW)
 
 
 class HeadBias(nn.Module):
-    """An embedding stored by head: buckets [..] -> [.., heads]."""
+    """Look up a bias for every head; the table has one row a head, so that a cut takes rows.
+
+    Args:
+        table: the library's embedding, [buckets, H].
+    """
 
     def __init__(self, table: Tensor):
         super().__init__()
+        # Rows are what a cut removes; the library's table has one column a head.
         self.weight = nn.Parameter(table.detach().T.clone())
         self.bias = None
 
@@ -78,284 +99,464 @@ class HeadBias(nn.Module):
         return torch.nn.functional.embedding(buckets, self.weight.T)
 
 
-def _own_bias(
-    module: nn.Module, args: tuple, options: dict[str, Any]
-) -> tuple[tuple, dict[str, Any]]:
+def _ignore_shared_bias(
+    module: nn.Module, args: tuple[object, ...], options: dict[str, object]
+) -> tuple[tuple[object, ...], dict[str, object]]:
+    """Take the bias of the layer before out of a call, so that a layer uses its own."""
     return args, {**options, "position_bias": None}
 
 
-def _t5_prepare(lm: Any) -> None:
-    """Give every layer of T5 a copy of the first one's relative position bias, so that it can lose heads alone."""
+def separate_t5_biases(lm: nn.Module) -> None:
+    """Give every layer of T5 a copy of the first layer's relative position bias.
+
+    T5 computes the bias in the first layer and hands it on. With a copy, each layer can lose heads
+    of its own.
+
+    Args:
+        lm: a T5 model of transformers; changed in place.
+    """
     table = lm.decoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight
     for path, module in lm.decoder.named_modules():
         if path.endswith(("SelfAttention", "EncDecAttention")):
-            module.register_forward_pre_hook(_own_bias, with_kwargs=True)
+            module.register_forward_pre_hook(_ignore_shared_bias, with_kwargs=True)
         if path.endswith("SelfAttention"):
             module.has_relative_attention_bias = True
             module.relative_attention_bias = HeadBias(table)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderFamily:
+    """Say where transformers keeps the parts of one family of decoders, and how to run it."""
+
+    class_name: str
+    """Class of transformers that loads the weights; empty for a family of another library."""
+    stack: str
+    """Path of the module that holds the layers; empty if the inner decoder's family says it."""
+    run_decoder: Callable[..., Tensor]
+    """Called with (lm, ids [B, T], context_BNW=, options of the library); returns [B, T, V]."""
+    width: str = "hidden_size"
+    """Name of the width of the layers in the library's configuration."""
+    positions: bool = True
+    """Whether the forward takes position ids; otherwise it counts the tokens of the cache."""
+    text_start: str = ""
+    """Put before every text that the decoder learns: Whisper's words start with a space."""
+    decoder_attribute: str = ""
+    """Name of the decoder in a composite model; empty if the model is the decoder."""
+    prepare_model: Callable[[nn.Module], None] = keep_unchanged
+    """Changes the library's model before its blocks are found; most families need no change."""
 
 
 DECODER_FAMILIES = {
     "mbart": DecoderFamily(
         class_name="AutoModelForCausalLM",
         stack="model.decoder",
-        run_decoder=_causal,
+        run_decoder=run_causal_decoder,
         width="d_model",
         positions=False,
     ),
     "gpt2": DecoderFamily(
-        class_name="AutoModelForCausalLM", stack="transformer", run_decoder=_causal
+        class_name="AutoModelForCausalLM",
+        stack="transformer",
+        run_decoder=run_causal_decoder,
     ),
-    "bert": DecoderFamily(class_name="AutoModelForCausalLM", stack="bert", run_decoder=_causal),
+    "bert": DecoderFamily(
+        class_name="AutoModelForCausalLM",
+        stack="bert",
+        run_decoder=run_causal_decoder,
+    ),
     "blip_text_model": DecoderFamily(
-        class_name="BlipTextLMHeadModel", stack="bert", run_decoder=_causal
+        class_name="BlipTextLMHeadModel",
+        stack="bert",
+        run_decoder=run_causal_decoder,
     ),
     "blip": DecoderFamily(
         class_name="BlipForConditionalGeneration",
         stack="bert",
-        run_decoder=_causal,
-        part="text_decoder",
+        run_decoder=run_causal_decoder,
+        decoder_attribute="text_decoder",
     ),
     "vision-encoder-decoder": DecoderFamily(
-        class_name="VisionEncoderDecoderModel", stack="", run_decoder=_causal, part="decoder"
+        class_name="VisionEncoderDecoderModel",
+        stack="",
+        run_decoder=run_causal_decoder,
+        decoder_attribute="decoder",
     ),
     "whisper": DecoderFamily(
         class_name="WhisperForConditionalGeneration",
         stack="model.decoder",
-        run_decoder=_whisper,
+        run_decoder=run_whisper_decoder,
         width="d_model",
-        lead=" ",
+        text_start=" ",
     ),
-    "coca": DecoderFamily(class_name="", stack="layers", run_decoder=_causal),
+    "coca": DecoderFamily(
+        class_name="",
+        stack="layers",
+        run_decoder=run_causal_decoder,
+    ),
     "t5": DecoderFamily(
         class_name="T5ForConditionalGeneration",
         stack="decoder",
-        run_decoder=_t5,
+        run_decoder=run_t5_decoder,
         width="d_model",
         positions=False,
-        prepare=_t5_prepare,
+        prepare_model=separate_t5_biases,
     ),
 }
+"""Rows by `model_type` of the library's configuration; to add a family, copy a row."""
 
 
 class TextDecoder(Model):
-    """ids [b, t], context [b, n, w] -> logits [b, t, v], given the tokens before (teacher forcing)."""
+    """Decode text that cross-attends to the tokens of another node.
+
+    `forward` takes ids [B, T] and context [B, N, W]. It returns logits [B, T, V], each from the
+    tokens before it (teacher forcing).
+
+    Args:
+        lm: the library's decoder; normalized in place.
+        family: where the library keeps its parts.
+        tokenizer_json: a fast tokenizer as JSON.
+        generation: settings of the decode loop.
+        project: brings the context to the width that cross-attention reads.
+    """
 
     kind = "text_decoder"
     context_tokens = 64
-    """Length of the context, set by the pipeline that feeds this decoder."""
+    """Length of the context in tokens; the pipeline that feeds this decoder sets it."""
 
     def __init__(
         self,
         lm: nn.Module,
-        line: DecoderFamily,
+        family: DecoderFamily,
         *,
         tokenizer_json: str,
-        generation: dict[str, Any],
+        generation: GenerationSettings,
         project: nn.Module,
     ):
         super().__init__()
-        line.prepare(lm)
-        self.lm, self.line, self.project = normalize_(lm), line, project
-        self.tokenizer_json, self.generation = tokenizer_json, generation
-        self.blocks = find_blocks(self, f"lm.{line.stack}")
-        self.layers = 1 + max(int(b.name.partition(".")[0]) for b in self.blocks)
-        config: Any = lm.config
-        self.vocabulary = int(config.vocab_size)
-        self.width = int(getattr(config, line.width))
-        self.reads = project.in_features if isinstance(project, nn.Linear) else _context_width(self)
-        self.dims = {"context": self.reads}
+        family.prepare_model(lm)
+        self.lm = normalize_(lm)
+        self.family = family
+        self.project = project
+        self.tokenizer_json = tokenizer_json
+        self.generation = generation
+        self.blocks = find_blocks(self, f"lm.{family.stack}")
+        self.layer_count = count_layers(self.blocks)
+        self.vocabulary = int(lm.config.vocab_size)
+        self.width = int(getattr(lm.config, family.width))
+        if isinstance(project, nn.Linear):
+            self.context_width = project.in_features
+        else:
+            self.context_width = _find_context_width(self)
+        self.dims = {"context": self.context_width}
 
-    def cached(self, kind: str) -> list[tuple[int, Block]]:
-        """(layer, block) of every attention of a kind that is left; a block's unit is one head of keys."""
-        return [(int(b.name.partition(".")[0]), b) for b in self.blocks if b.kind == kind]
+    def list_attentions(self, kind: str) -> list[Block]:
+        """List the attentions of one kind that are left; a unit of one is one head of keys."""
+        return [block for block in self.blocks if block.kind == kind]
 
     @property
-    def config(self) -> dict[str, Any]:  # type: ignore[override]
-        """For the runtime node; `past` holds (heads, head width) of every cached tensor that is left."""
-        past = [[b.units, head_width(b)] for _, b in self.cached("attention") for _ in "kv"]
-        generation = {"generation": self.generation, "lead": self.line.lead}
-        return {"tokenizer": "tokenizer.json", "past": past, **generation}
+    def config(self) -> dict[str, object]:  # type: ignore[override]
+        """Describe the decoder for the runtime node.
 
-    def forward(self, ids: Tensor, context: Tensor) -> Tensor:
-        return self.line.run_decoder(self.lm, ids, self.project(context), use_cache=False)
-
-    def export_graphs(self) -> dict[str, ExportGraph]:
-        """`context`: cross-attention K and V of all layers, once a request; `step`: new tokens, with a cache."""
-        own, cross = self.cached("attention"), self.cached("cross_attention")
-        past = tuple(torch.zeros(2, b.units, 3, head_width(b)) for _, b in own for _ in "kv")
-        memory = tuple(torch.zeros(2, b.units, 5, head_width(b)) for _, b in cross for _ in "kv")
-        named = lambda what, kind: tuple(f"{what}.{i}.{p}" for i, _ in kind for p in "kv")
-        past_names, new_names, cross_names = (
-            named("past", own),
-            named("new", own),
-            named("cross", cross),
-        )
-        graphs = {}
-        if cross:
-            dynamic = {"context": {0: "images", 1: "tokens"}} | {
-                n: {0: "images", 2: "tokens"} for n in cross_names
-            }
-            example = torch.zeros(2, 5, self.reads)
-            graphs["context"] = ExportGraph(
-                module=CrossKeys(self),
-                example=(example,),
-                inputs=("context",),
-                outputs=cross_names,
-                dynamic_axes=dynamic,
-            )
-        dynamic = STEP_AXES | {n: {0: "batch", 2: "past"} for n in past_names}
-        dynamic |= {n: {0: "batch", 2: "total"} for n in new_names}
-        dynamic |= {n: {0: "images", 2: "tokens"} for n in cross_names}
-        given = (torch.zeros(2, 2, dtype=torch.long), torch.arange(3, 5), torch.zeros(1, 1, 2, 5))
-        names = ("ids", "position", "mask", *past_names, *cross_names)
-        graphs["step"] = ExportGraph(
-            module=Step(self),
-            example=(*given, *past, *memory),
-            inputs=names,
-            outputs=("scores", *new_names),
-            dynamic_axes=dynamic,
-        )
-        return graphs
-
-    def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
-        keys = {"attention": round((steps + 1) / 2), "cross_attention": self.context_tokens}
+        `past` holds [heads, head width] of every cached key and value of self-attention.
+        """
         return {
-            b.name: BlockShape(
-                width=self.width, positions=1, keys=keys.get(b.kind, 1), batch=beams, calls=steps
-            )
-            for b in self.blocks
+            "tokenizer": "tokenizer.json",
+            "past": list_cache_shapes(self.list_attentions("attention")),
+            "generation": self.generation,
+            "lead": self.family.text_start,
         }
 
-    def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
-        past = max(1, round((steps - 1) / 2))
-        cross = [b for _, b in self.cached("cross_attention")]
-        feeds = [torch.full((beams, 1), 3), torch.tensor([past]), torch.zeros(1, 1, 1, past + 1)]
-        feeds += [torch.randn(beams, h, past, d) for h, d in self.config["past"]]
-        feeds += [
-            torch.randn(1, b.units, self.context_tokens, head_width(b)) for b in cross for _ in "kv"
-        ]
-        context = (
-            {"context": ExampleRequest((torch.randn(1, self.context_tokens, self.reads),), 1.0)}
-            if cross
-            else {}
+    def forward(self, ids: Tensor, context: Tensor) -> Tensor:
+        return self.family.run_decoder(
+            self.lm, ids, context_BNW=self.project(context), use_cache=False
         )
-        return {**context, "step": ExampleRequest(tuple(feeds), steps)}
+
+    def export_graphs(self) -> dict[str, ExportGraph]:
+        """Describe the two graphs.
+
+        `context` computes cross-attention keys and values of all layers once a request. `step`
+        reads new tokens and a cache. A decoder without cross-attention has no `context`.
+        """
+        graphs = {}
+        if self.list_attentions("cross_attention"):
+            graphs["context"] = self._describe_context_graph()
+        graphs["step"] = self._describe_step_graph()
+        return graphs
+
+    def _describe_context_graph(self) -> ExportGraph:
+        """Describe the graph that computes cross-attention keys and values."""
+        names = name_cache_tensors("cross", self.list_attentions("cross_attention"))
+        dynamic_axes = {"context": {0: "images", 1: "tokens"}}
+        for name in names:
+            dynamic_axes[name] = {0: "images", 2: "tokens"}
+        return ExportGraph(
+            module=CrossKeys(self),
+            example=(torch.zeros(2, 5, self.context_width),),
+            inputs=("context",),
+            outputs=names,
+            dynamic_axes=dynamic_axes,
+        )
+
+    def _describe_step_graph(self) -> ExportGraph:
+        """Describe the graph of a decode step.
+
+        The example: two beams, three past tokens, two new ones, five context tokens.
+        """
+        attentions = self.list_attentions("attention")
+        cross_attentions = self.list_attentions("cross_attention")
+        past_names = name_cache_tensors("past", attentions)
+        new_names = name_cache_tensors("new", attentions)
+        cross_names = name_cache_tensors("cross", cross_attentions)
+        dynamic_axes = dict(STEP_AXES)
+        for name in past_names:
+            dynamic_axes[name] = {0: "batch", 2: "past"}
+        for name in new_names:
+            dynamic_axes[name] = {0: "batch", 2: "total"}
+        for name in cross_names:
+            dynamic_axes[name] = {0: "images", 2: "tokens"}
+        # A size of 1 would become a constant of the traced graph.
+        ids = torch.zeros(2, 2, dtype=torch.long)
+        position = torch.arange(3, 5)
+        mask = torch.zeros(1, 1, 2, 5)
+        past = make_zero_cache(attentions, batch=2, length=3)
+        cross = make_zero_cache(cross_attentions, batch=2, length=5)
+        return ExportGraph(
+            module=Step(self),
+            example=(ids, position, mask, *past, *cross),
+            inputs=("ids", "position", "mask", *past_names, *cross_names),
+            outputs=("scores", *new_names),
+            dynamic_axes=dynamic_axes,
+        )
+
+    def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
+        """Describe the shape of every block in a decode step.
+
+        On average, half of the text is in the cache.
+        """
+        keys_by_kind = {
+            "attention": round((steps + 1) / 2),
+            "cross_attention": self.context_tokens,
+        }
+        shapes = {}
+        for block in self.blocks:
+            shapes[block.name] = BlockShape(
+                width=self.width,
+                positions=1,
+                keys=keys_by_kind.get(block.kind, 1),
+                batch=beams,
+                calls=steps,
+            )
+        return shapes
+
+    def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
+        """Make inputs of each graph in the middle of a text, and count its calls in a request."""
+        past_length = max(1, round((steps - 1) / 2))
+        inputs = [
+            torch.full((beams, 1), EXAMPLE_TOKEN),
+            torch.tensor([past_length]),
+            torch.zeros(1, 1, 1, past_length + 1),
+        ]
+        for heads, head_width in list_cache_shapes(self.list_attentions("attention")):
+            inputs.append(torch.randn(beams, heads, past_length, head_width))
+        cross_shapes = list_cache_shapes(self.list_attentions("cross_attention"))
+        for heads, head_width in cross_shapes:
+            inputs.append(torch.randn(1, heads, self.context_tokens, head_width))
+        requests = {}
+        if cross_shapes:
+            context = torch.randn(1, self.context_tokens, self.context_width)
+            requests["context"] = ExampleRequest((context,), 1.0)
+        requests["step"] = ExampleRequest(tuple(inputs), steps)
+        return requests
 
     @torch.inference_mode()
     def library_generate(self, context: Tensor) -> list[list[int]]:
-        """All beams of one item [1, n, w] by the library's own `generate`, the best first."""
+        """Generate with the library's own `generate`.
+
+        Args:
+            context: one item, [1, N, W].
+
+        Returns:
+            Token ids of all beams, the best first.
+        """
         from transformers import GenerationMixin
         from transformers.modeling_outputs import BaseModelOutput
 
-        g, lm = self.generation, self.lm
-        options = {**library_options(g), "max_length": g["max_tokens"]}
-        prompt = torch.tensor([g["prompt"] or [g["bos"]]])
-        if lm.config.is_encoder_decoder:
-            options |= {
-                "encoder_outputs": BaseModelOutput(self.project(context)),
-                "decoder_input_ids": prompt,
-            }
+        settings = self.generation
+        prompt = torch.tensor([settings["prompt"] or [settings["bos"]]])
+        options = make_generate_options(settings)
+        options["max_length"] = settings["max_tokens"]
+        if self.lm.config.is_encoder_decoder:
+            options["encoder_outputs"] = BaseModelOutput(self.project(context))
+            options["decoder_input_ids"] = prompt
         else:
-            options |= {"encoder_hidden_states": self.project(context), "input_ids": prompt}
-        # Whisper and BLIP wrap it in loops of their own, over windows of sound and over pixels
-        return GenerationMixin.generate(lm, **options).tolist()
+            options["encoder_hidden_states"] = self.project(context)
+            options["input_ids"] = prompt
+        # Whisper and BLIP override `generate` with loops over windows of sound and over pixels.
+        return GenerationMixin.generate(self.lm, **options).tolist()
 
 
-def _context_width(model: TextDecoder) -> int:
-    cross = next((b for b in model.blocks if b.kind == "cross_attention"), None)
-    if cross is None:
+def _find_context_width(model: TextDecoder) -> int:
+    """Find the width that the keys of the first cross-attention read."""
+    cross_attentions = model.list_attentions("cross_attention")
+    if not cross_attentions:
         raise ModelError("this decoder has no cross-attention: it can't read another node's output")
-    return model.get_linear(cross.writers[min(1, len(cross.writers) - 1)].path).in_features
+    writers = cross_attentions[0].writers
+    key_writer = writers[0] if len(writers) == 1 else writers[1]
+    return model.get_linear(key_writer.path).in_features
 
 
 class CrossKeys(nn.Module):
-    """context [b, n, w] -> K and V [b, h, n, d] of every cross-attention."""
+    """Compute keys and values [B, H, N, D] of every cross-attention from a context [B, N, W]."""
 
     def __init__(self, model: TextDecoder):
         super().__init__()
         self.project = model.project
-        blocks = [b for _, b in model.cached("cross_attention")]
-        self.units = [b.units for b in blocks]
-        self.linears = nn.ModuleList(
-            nn.ModuleList([model.get_linear(w.path) for w in b.writers[1:]]) for b in blocks
-        )
+        blocks = model.list_attentions("cross_attention")
+        self.head_counts = [block.units for block in blocks]
+        self.linears = nn.ModuleList()
+        for block in blocks:
+            # The first writer makes the queries.
+            key_writers = [model.get_linear(writer.path) for writer in block.writers[1:]]
+            self.linears.append(nn.ModuleList(key_writers))
 
     def forward(self, context: Tensor) -> tuple[Tensor, ...]:
-        x, out = self.project(context), []
-        for count, linears in zip(self.units, self.linears, strict=True):
-            pair = [f(x) for f in linears] if len(linears) == 2 else linears[0](x).chunk(2, -1)
-            out += [split_heads(p, count) for p in pair]
-        return tuple(out)
+        x_BNW = self.project(context)
+        outputs: list[Tensor] = []
+        for head_count, linears in zip(self.head_counts, self.linears, strict=True):
+            if len(linears) == 2:
+                keys_BNW = linears[0](x_BNW)
+                values_BNW = linears[1](x_BNW)
+            else:
+                # GPT-2 makes both with one layer.
+                keys_BNW, values_BNW = linears[0](x_BNW).chunk(2, -1)
+            outputs.append(split_heads(keys_BNW, head_count))
+            outputs.append(split_heads(values_BNW, head_count))
+        return tuple(outputs)
 
 
 class Step(nn.Module):
-    """ids [b, t], position [t], mask [1, 1, t, total], past K and V, cross K and V -> log-probabilities [b, v] after
-    the last, new K and V.
+    """Run one decode step of a `TextDecoder` with an explicit cache.
 
-    The mask is added to the scores of self-attention. Cross K and V may have batch 1: all beams of one image share
-    them.
+    Inputs: ids [B, T], position [T], mask [1, 1, T, total], then keys and values of the past tokens
+        and of the
+    context, [B, H, T, D] each. The mask is added to the scores of self-attention. Keys and values
+    of the context may have batch 1: then all beams of one input share them.
+
+    Outputs: log-probabilities [B, V] after the last token, then the new keys and values.
     """
 
     def __init__(self, model: TextDecoder):
         super().__init__()
         self.model = model
-        self.own = [i for i, _ in model.cached("attention")]
-        self.cross = [i for i, _ in model.cached("cross_attention")]
+        attentions = model.list_attentions("attention")
+        cross_attentions = model.list_attentions("cross_attention")
+        self.attention_layers = [get_layer_index(block) for block in attentions]
+        self.cross_attention_layers = [get_layer_index(block) for block in cross_attentions]
 
     def forward(
         self, ids: Tensor, position: Tensor, mask: Tensor, *cache: Tensor
     ) -> tuple[Tensor, ...]:
         from transformers.cache_utils import EncoderDecoderCache
 
-        m, split = self.model, 2 * len(self.own)
-        past = arrange_by_layer(m.layers, self.own, tensors=cache[:split])
-        memory = arrange_by_layer(m.layers, self.cross, tensors=cache[split:])
-        both = EncoderDecoderCache(build_cache(past), build_cache(memory))
-        both.is_updated = dict.fromkeys(range(m.layers), True)
-        # some libraries count past tokens on the first layer, whose attention may be gone
-        both.get_seq_length = lambda *_: position[0]  # type: ignore[method-assign, assignment]
-        options: dict[str, Any] = {
-            "past_key_values": both,
+        model = self.model
+        past_count = 2 * len(self.attention_layers)
+        past = arrange_cache_by_layer(
+            model.layer_count, self.attention_layers, tensors=cache[:past_count]
+        )
+        cross = arrange_cache_by_layer(
+            model.layer_count, self.cross_attention_layers, tensors=cache[past_count:]
+        )
+        library_cache = EncoderDecoderCache(build_cache(past), build_cache(cross))
+        # Cross-attention then reads its cache and projects nothing.
+        library_cache.is_updated = dict.fromkeys(range(model.layer_count), True)
+
+        def count_past_tokens(*_: object) -> Tensor:
+            return position[0]
+
+        # Some libraries count past tokens on the first layer, whose attention may be gone.
+        library_cache.get_seq_length = count_past_tokens  # type: ignore[method-assign, assignment]
+        options: dict[str, object] = {
+            "past_key_values": library_cache,
             "attention_mask": mask,
             "use_cache": True,
         }
-        if m.line.positions:
+        if model.family.positions:
             options["position_ids"] = position[None].expand(ids.shape[0], -1)
-        # what the layers would project is in the cache; only its presence is asked for
-        context = torch.zeros(ids.shape[0], 1, m.width)
-        logits = m.line.run_decoder(m.lm, ids, context, **options)
-        scores = torch.log_softmax(logits[:, -1].float(), -1)
-        kept = [both.self_attention_cache.layers[i] for i in self.own]
-        return (scores, *(x for layer in kept for x in (layer.keys, layer.values)))
+        # The cache holds what the layers would project; libraries only ask whether a context is
+        # there.
+        empty_context = torch.zeros(ids.shape[0], 1, model.width)
+        logits_BTV = model.family.run_decoder(model.lm, ids, context_BNW=empty_context, **options)
+        scores_BV = torch.log_softmax(logits_BTV[:, -1].float(), -1)
+        new_tensors = list_cached_tensors(library_cache.self_attention_cache, self.attention_layers)
+        return (scores_BV, *new_tensors)
 
 
-def assemble_decoder(
-    whole: Any, model_type: str, *, tokenizer_json: str, candidates: int, max_tokens: int
-) -> TextDecoder:
-    """The decoder node of a loaded library model; what only its encoder needs is let go."""
-    line, lm, project = DECODER_FAMILIES[model_type], whole, nn.Identity()
-    if line.part:
-        lm = getattr(whole, line.part)
-        project = getattr(whole, "enc_to_dec_proj", project)
-        if not line.stack:
-            inner = DECODER_FAMILIES.get(lm.config.model_type)
-            if inner is None:
-                raise ModelError(
-                    f"a decoder of type '{lm.config.model_type}' is not supported (known: {', '.join(DECODER_FAMILIES)})"
-                )
-            line = replace(inner, part=line.part)
+def _find_family(model_type: str) -> DecoderFamily:
+    """Find the row of the decoder inside a composite model."""
+    if model_type not in DECODER_FAMILIES:
+        raise ModelError(
+            f"a decoder of type '{model_type}' is not supported "
+            f"(known: {', '.join(DECODER_FAMILIES)})"
+        )
+    return DECODER_FAMILIES[model_type]
+
+
+def _remove_encoder(lm: nn.Module) -> None:
+    """Put an `AbsentEncoder` in the place of the library's encoder, which frees its weights."""
     if hasattr(lm, "encoder"):
         lm.encoder = AbsentEncoder()
     elif hasattr(lm, "model") and hasattr(lm.model, "encoder"):
         lm.model.encoder = AbsentEncoder()
-    generation = read_generation(whole, lm, candidates=candidates, max_tokens=max_tokens)
-    limit = getattr(lm.config, "max_position_embeddings", None) or getattr(
-        lm.config, "max_target_positions", None
-    )
+
+
+def _check_length(lm: nn.Module, max_tokens: int) -> None:
+    """Refuse texts longer than the decoder's table of positions. Some decoders have no table."""
+    limit = getattr(lm.config, "max_position_embeddings", None)
+    limit = limit or getattr(lm.config, "max_target_positions", None)
     if limit and max_tokens > limit:
         raise ModelError(f"max_tokens {max_tokens} exceeds the decoder's {limit} positions")
+
+
+def assemble_decoder(
+    library_model: nn.Module,
+    model_type: str,
+    *,
+    tokenizer_json: str,
+    candidates: int,
+    max_tokens: int,
+) -> TextDecoder:
+    """Make the decoder node of a library's model; parts that only its encoder needs are dropped.
+
+    Args:
+        library_model: the model as the library loads it; changed in place.
+        model_type: a row of `DECODER_FAMILIES`.
+        tokenizer_json: a fast tokenizer as JSON.
+        candidates: number of texts for each input, which is the number of beams.
+        max_tokens: tokens of the longest text.
+
+    Raises:
+        ModelError: if the decoder is not supported or can't write so long a text.
+    """
+    family = DECODER_FAMILIES[model_type]
+    lm = library_model
+    project: nn.Module = nn.Identity()
+    if family.decoder_attribute:
+        lm = getattr(library_model, family.decoder_attribute)
+        project = getattr(library_model, "enc_to_dec_proj", project)
+        if not family.stack:
+            inner_family = _find_family(lm.config.model_type)
+            family = replace(inner_family, decoder_attribute=family.decoder_attribute)
+    _remove_encoder(lm)
+    generation = read_generation_settings(
+        library_model, lm, candidates=candidates, max_tokens=max_tokens
+    )
+    _check_length(lm, max_tokens)
+    # The part of a composite model has a configuration of its own.
     lm.config._attn_implementation = "eager"
     return TextDecoder(
-        lm.eval(), line, tokenizer_json=tokenizer_json, generation=generation, project=project
+        lm.eval(),
+        family,
+        tokenizer_json=tokenizer_json,
+        generation=generation,
+        project=project,
     )

@@ -1,13 +1,18 @@
-"""open_clip's image towers, text towers, and CoCa's caption decoder."""
+"""open_clip's image towers, text towers, and CoCa's caption decoder.
+
+Shapes: B batch, S side of the image in pixels, T text tokens, N image tokens, W width, D width of
+    the embedding.
+"""
 
 from __future__ import annotations
 
 import copy
 import difflib
+from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,7 +28,7 @@ from mmcompress.models.base import (
 )
 from mmcompress.models.families.coca import CaptionDecoder
 from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES, TextDecoder
-from mmcompress.models.families.decoding import read_generation
+from mmcompress.models.families.decoding import DEFAULT_MAX_TOKENS, read_generation_settings
 from mmcompress.models.hub import (
     is_unreachable,
     load_tokenizer_json,
@@ -32,100 +37,151 @@ from mmcompress.models.hub import (
 )
 from mmcompress.models.layouts import find_blocks, find_convolutions, normalize_
 
+if TYPE_CHECKING:
+    from open_clip.transformer import TextTransformer, VisionTransformer
+
+RANDOM_WEIGHTS_TAG = "random"
+"""Stands in the place of a tag of open_clip: weights as they are before training."""
+CLIP_VOCABULARY_SIZE = 49408
+"""Tokens of CLIP's own tokenizer; a text tower of this size uses it."""
+PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
+"""Keys of open_clip's preprocessing that the runtime reads; the size comes from the tower."""
+MAX_CACHED_MODELS = 2
+"""Models that stay in memory, because both towers of a pipeline mostly come from one source."""
+
+
+def _read_image_size(tower: nn.Module) -> int:
+    """Read the side of the image in pixels; open_clip keeps a number or a pair."""
+    size = tower.image_size
+    return int(size[0] if isinstance(size, tuple | list) else size)
+
 
 class ImageEncoder(ImageEncoderModel):
-    """pixels [b, 3, s, s] -> embedding [b, d] of length 1, patch tokens [b, n, w]."""
+    """Encode pixels [B, 3, S, S] to an embedding [B, D] of length 1 and patch tokens [B, N, W].
 
-    def __init__(self, tower: Any, preprocess: dict[str, Any]):
+    Args:
+        tower: open_clip's vision transformer; changed in place.
+        preprocess: keys of `mmcompress.runtime.images.preprocess_image`, without the size.
+    """
+
+    def __init__(self, tower: VisionTransformer, preprocess: dict[str, object]):
         super().__init__()
         self.tower = tower
+        # A decoder may read the patch tokens.
         tower.output_tokens = True
         normalize_(tower.transformer)
-        size, width = tower.image_size, int(tower.conv1.out_channels)
-        places = int(tower.grid_size[0] * tower.grid_size[1])
-        self.blocks = (
-            add_tokens_block(self, "tower.ln_pre", extra=1, count=places),
-            *find_blocks(self, "tower.transformer"),
-        )
-        self.finish_setup(
-            int(size[0] if isinstance(size, tuple | list) else size), width, preprocess=preprocess
-        )
+        patch_count = int(tower.grid_size[0] * tower.grid_size[1])
+        tokens_block = add_tokens_block(self, "tower.ln_pre", extra=1, count=patch_count)
+        self.blocks = (tokens_block, *find_blocks(self, "tower.transformer"))
+        width = int(tower.conv1.out_channels)
+        self.finish_setup(_read_image_size(tower), width, preprocess=preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        embedding, tokens = self.tower(pixels)
-        return F.normalize(embedding, dim=-1), tokens
+        embedding_BD, tokens_BNW = self.tower(pixels)
+        return F.normalize(embedding_BD, dim=-1), tokens_BNW
 
 
 class ConvEncoder(ImageEncoderModel):
-    """pixels [b, 3, s, s] -> embedding [b, d] of length 1, tokens [b, n, w]: the places of the last feature map."""
+    """Encode pixels [B, 3, S, S] to an embedding [B, D] of length 1 and tokens [B, N, W].
 
-    def __init__(self, tower: Any, preprocess: dict[str, Any]):
+    The tokens are the positions of the last feature map.
+
+    Args:
+        tower: open_clip's ModifiedResNet or timm model; changed in place.
+        preprocess: keys of `mmcompress.runtime.images.preprocess_image`, without the size.
+    """
+
+    def __init__(self, tower: nn.Module, preprocess: dict[str, object]):
         super().__init__()
         self.tower = tower
         self.blocks = find_convolutions(self, "tower")
-        size = tower.image_size
-        size = int(size[0] if isinstance(size, tuple | list) else size)
-        places: dict[str, int] = {}
+        self.position_counts: dict[str, int] = {}
         with ExitStack() as stack:
-            for b in self.blocks:
-                record = lambda m, args, name=b.name: places.update(
-                    {name: args[0].shape[2] * args[0].shape[3]}
-                )
-                handle = self.get_submodule(b.writers[0].path).register_forward_pre_hook(record)
+            for block in self.blocks:
+                hook = _make_position_counter(self.position_counts, block.name)
+                first_convolution = self.get_submodule(block.writers[0].path)
+                handle = first_convolution.register_forward_pre_hook(hook)
                 stack.callback(handle.remove)
-            self.finish_setup(size, 0, preprocess=preprocess)
-        self.places = places
+            # The setup runs the tower once, which calls the hooks.
+            self.finish_setup(_read_image_size(tower), 0, preprocess=preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        t = self.tower
-        if hasattr(t, "trunk"):  # timm
-            features = t.trunk.forward_features(pixels)
-            embedding = t.head(t.trunk.forward_head(features))
+        tower = self.tower
+        if hasattr(tower, "trunk"):  # timm
+            features = tower.trunk.forward_features(pixels)
+            embedding_BD = tower.head(tower.trunk.forward_head(features))
         else:  # ModifiedResNet
-            features = t.layer4(t.layer3(t.layer2(t.layer1(t.stem(pixels)))))
-            embedding = t.attnpool(features)
-        return F.normalize(embedding, dim=-1), features.flatten(2).transpose(1, 2)
+            features = tower.stem(pixels)
+            for stage in (tower.layer1, tower.layer2, tower.layer3, tower.layer4):
+                features = stage(features)
+            embedding_BD = tower.attnpool(features)
+        tokens_BNW = features.flatten(2).transpose(1, 2)
+        return F.normalize(embedding_BD, dim=-1), tokens_BNW
 
     def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
-        found = {}
-        for b in self.blocks:
-            first: Any = self.get_submodule(b.writers[0].path)
-            last: Any = self.get_submodule(b.reader)
-            depthwise: Any = next(
-                (m for p in b.per_channel if isinstance(m := self.get_submodule(p), nn.Conv2d)),
-                None,
-            )
-            stride = max(m.stride[0] for m in (first, last, depthwise) if m is not None)
-            kernels = (
-                first.kernel_size[0],
-                last.kernel_size[0],
-                stride,
-                depthwise.kernel_size[0] if depthwise else 0,
-            )
-            code = int("".join(map(str, kernels)))
-            found[b.name] = BlockShape(
+        """Describe every pair of convolutions; `keys` holds four digits, not a number of keys.
+
+        The digits: kernel of the first convolution, kernel of the last one, stride, kernel of the
+        depthwise one.
+        """
+        shapes = {}
+        for block in self.blocks:
+            first = self.get_submodule(block.writers[0].path)
+            last = self.get_submodule(block.reader)
+            depthwise = self._find_depthwise_convolution(block.per_channel)
+            stride = max(first.stride[0], last.stride[0])
+            depthwise_kernel = 0
+            if depthwise is not None:
+                stride = max(stride, depthwise.stride[0])
+                depthwise_kernel = depthwise.kernel_size[0]
+            digits = f"{first.kernel_size[0]}{last.kernel_size[0]}{stride}{depthwise_kernel}"
+            shapes[block.name] = BlockShape(
                 width=first.in_channels,
-                positions=self.places[b.name],
-                keys=code,
+                positions=self.position_counts[block.name],
+                keys=int(digits),
                 batch=1,
                 head=last.out_channels,
             )
-        return found
+        return shapes
+
+    def _find_depthwise_convolution(self, paths: tuple[str, ...]) -> nn.Conv2d | None:
+        """Find the convolution among the modules that treat each channel on its own."""
+        for path in paths:
+            module = self.get_submodule(path)
+            if isinstance(module, nn.Conv2d):
+                return module
+        return None
+
+
+def _make_position_counter(
+    position_counts: dict[str, int], block_name: str
+) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    """Make a hook that stores how many positions the feature map before a module has."""
+
+    def count_positions(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        feature_map = inputs[0]
+        position_counts[block_name] = feature_map.shape[2] * feature_map.shape[3]
+
+    return count_positions
 
 
 class TextEncoder(TextEncoderModel):
-    """ids [b, t] -> embedding [b, d] of length 1; t is the tower's context length."""
+    """Encode ids [B, T] to an embedding [B, D] of length 1; T is the context length of the tower.
 
-    def __init__(self, tower: Any, tokenizer_json: str):
+    Args:
+        tower: open_clip's text transformer; changed in place.
+        tokenizer_json: a fast tokenizer as JSON.
+    """
+
+    def __init__(self, tower: TextTransformer, tokenizer_json: str):
         super().__init__()
         self.tower = tower
         tower.output_tokens = False
         normalize_(tower.transformer)
         self.blocks = find_blocks(self, "tower.transformer")
         self.tokenizer_json = tokenizer_json
-        eos = (
-            tower.eos_id if tower.pool_type == "eos" else tower.vocab_size - 1
-        )  # the highest id marks the end
+        # Where the tower names no end token, it reads the embedding at the highest id.
+        eos = tower.eos_id if tower.pool_type == "eos" else tower.vocab_size - 1
         self.finish_setup(
             int(tower.context_length),
             int(tower.width),
@@ -138,51 +194,70 @@ class TextEncoder(TextEncoderModel):
         return F.normalize(self.tower(ids), dim=-1)
 
 
-NO_PRETRAINED = "random"
-"""In place of a tag: weights as they are before training."""
-
-
-@lru_cache(maxsize=2)
-def _clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, Any]]:
-    """An open_clip model with both towers, weights from safetensors only, and its preprocessing."""
+@lru_cache(maxsize=MAX_CACHED_MODELS)
+def _load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, object]]:
+    """Load an open_clip model with both towers, from safetensors only, and its preprocessing."""
     try:
         import open_clip
-    except ImportError as e:
-        raise MissingPackage("open_clip_torch", "compress") from e
-    what = f"open_clip:{name}" + (f"@{pretrained}" if pretrained else "")
-    known = open_clip.list_models()
-    if not name.startswith(("local-dir:", "hf-hub:")) and name.replace("/", "-") not in known:
-        close = difflib.get_close_matches(name, known, 3)
-        hint = f"; did you mean {' or '.join(close)}?" if close else ""
-        raise ModelError(f"{what}: open_clip has no model of this name{hint}")
+    except ImportError as error:
+        raise MissingPackage("open_clip_torch", "compress") from error
+    source = f"open_clip:{name}"
+    if pretrained:
+        source += f"@{pretrained}"
+    _check_model_name(source, name)
     if pretrained is None and not name.startswith("local-dir:"):
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ModelError(
-            f"{what}: names no weights: add @TAG (known: {tags}), @FILE.safetensors, or @random to try it"
+            f"{source}: names no weights: add @TAG (known: {tags}), @FILE.safetensors, "
+            f"or @random to try it"
         )
-    tag = None if pretrained == NO_PRETRAINED else pretrained
+    tag = None if pretrained == RANDOM_WEIGHTS_TAG else pretrained
     try:
-        with refuse_pickles(what):
+        with refuse_pickles(source):
+            # `force_custom_text` makes the text tower a module of its own.
             model = open_clip.create_model(
                 name, pretrained=tag, force_custom_text=True, weights_only=True
             )
-        config = open_clip.get_model_preprocess_cfg(model)
+        library_preprocess = open_clip.get_model_preprocess_cfg(model)
     except ModelError:
         raise
-    except Exception as e:  # open_clip raises RuntimeError, FileNotFoundError, hub errors
-        if tag and not Path(tag).exists() and is_unreachable(e):
+    except Exception as error:  # open_clip raises RuntimeError, FileNotFoundError and hub errors
+        if tag and not Path(tag).exists() and is_unreachable(error):
             raise ModelError(
-                f"{what}: the hub can't be reached and no copy is cached; give a local folder"
-            ) from e
-        raise ModelError(f"open_clip can't load '{what}': {summarize_error(e)}") from e
-    keep = ("mean", "std", "interpolation", "resize_mode")
-    return model.float().eval(), {
-        k: list(v) if isinstance(v, tuple) else v for k, v in config.items() if k in keep
-    }
+                f"{source}: the hub can't be reached and no copy is cached; give a local folder"
+            ) from error
+        raise ModelError(f"open_clip can't load '{source}': {summarize_error(error)}") from error
+    return model.float().eval(), _keep_preprocessing(library_preprocess)
+
+
+def _check_model_name(source: str, name: str) -> None:
+    """Refuse a name that open_clip does not know, and suggest the nearest ones."""
+    import open_clip
+
+    if name.startswith(("local-dir:", "hf-hub:")):
+        return
+    known_names = open_clip.list_models()
+    if name.replace("/", "-") in known_names:
+        return
+    close_names = difflib.get_close_matches(name, known_names, 3)
+    hint = f"; did you mean {' or '.join(close_names)}?" if close_names else ""
+    raise ModelError(f"{source}: open_clip has no model of this name{hint}")
+
+
+def _keep_preprocessing(library_preprocess: dict[str, object]) -> dict[str, object]:
+    """Keep the preprocessing that the runtime reads, with lists for tuples as JSON has them."""
+    preprocess = {}
+    for key, value in library_preprocess.items():
+        if key in PREPROCESS_KEYS:
+            preprocess[key] = list(value) if isinstance(value, tuple) else value
+    return preprocess
 
 
 def clip_tokenizer_json() -> str:
-    """CLIP's tokenizer as JSON, from the vocabulary that open_clip brings (OpenAI CLIP's, MIT licence)."""
+    """Build CLIP's tokenizer as JSON.
+
+    The vocabulary is the one that open_clip brings: OpenAI CLIP's, MIT licence.
+    """
     from open_clip.tokenizer import SimpleTokenizer
     from tokenizers import (
         Regex,
@@ -194,88 +269,118 @@ def clip_tokenizer_json() -> str:
         processors,
     )
 
-    given = SimpleTokenizer()
-    start, end = "<start_of_text>", "<end_of_text>"
-    merges = sorted(given.bpe_ranks, key=given.bpe_ranks.__getitem__)
-    tok = Tokenizer(models.BPE(given.encoder, merges, end_of_word_suffix="</w>", unk_token=end))
+    library_tokenizer = SimpleTokenizer()
+    vocabulary = library_tokenizer.encoder
+    start = "<start_of_text>"
+    end = "<end_of_text>"
+    merges = sorted(library_tokenizer.bpe_ranks, key=library_tokenizer.bpe_ranks.__getitem__)
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=end))
     spaces = normalizers.Replace(Regex(r"\s+"), " ")
-    tok.normalizer = normalizers.Sequence([normalizers.NFC(), spaces, normalizers.Lowercase()])
-    pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
-    split = pre_tokenizers.Split(pattern, "removed", invert=True)
-    tok.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFC(), spaces, normalizers.Lowercase()]
+    )
+    word_pattern = Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
+    split = pre_tokenizers.Split(word_pattern, "removed", invert=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [split, pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
-    ids = [(start, given.encoder[start]), (end, given.encoder[end])]
-    tok.post_processor = processors.TemplateProcessing(
-        single=f"{start} $A {end}", special_tokens=ids
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{start} $A {end}",
+        special_tokens=[(start, vocabulary[start]), (end, vocabulary[end])],
     )
-    tok.decoder = decoders.ByteLevel()
-    tok.add_special_tokens([start, end])
-    return str(tok.to_str())
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([start, end])
+    return str(tokenizer.to_str())
 
 
-def _source(context: LoadContext) -> str:
+def _name_source(context: LoadContext) -> str:
+    """Name a source as open_clip does: a local folder or a model of its list."""
     return f"local-dir:{context.path}" if context.path else context.name
 
 
+def _load_tokenizer_json(vocabulary_size: int, context: LoadContext) -> str:
+    """Load the tokenizer of the source; one of CLIP's vocabulary may come without a file."""
+    has_own_tokenizer = context.path is not None and (context.path / "tokenizer.json").is_file()
+    if not has_own_tokenizer and vocabulary_size == CLIP_VOCABULARY_SIZE:
+        return clip_tokenizer_json()
+    return load_tokenizer_json(context)
+
+
+def _make_text_tower_error(clip: nn.Module, context: LoadContext) -> ModelError:
+    """Make the error about a text tower whose layers are not open_clip's own."""
+    tower_class = type(clip.text).__name__
+    return ModelError(f"{_name_source(context)}: text tower {tower_class} is not supported")
+
+
 def load_image_encoder(context: LoadContext) -> Model:
-    clip, preprocess = _clip(_source(context), context.pretrained)
+    """Load the image tower of an open_clip model.
+
+    Raises:
+        ModelError: if the model can't be loaded or its image tower is not supported.
+    """
+    clip, preprocess = _load_clip(_name_source(context), context.pretrained)
     if hasattr(clip.visual, "transformer"):
         return ImageEncoder(clip.visual, preprocess)
     if hasattr(clip.visual, "trunk") or hasattr(clip.visual, "layer4"):
         return ConvEncoder(clip.visual, preprocess)
-    raise ModelError(
-        f"{_source(context)}: image tower {type(clip.visual).__name__} is not supported"
+    tower_class = type(clip.visual).__name__
+    raise ModelError(f"{_name_source(context)}: image tower {tower_class} is not supported")
+
+
+def load_text_encoder(context: LoadContext) -> Model:
+    """Load the text tower of an open_clip model.
+
+    Raises:
+        ModelError: if the model can't be loaded or its text tower is not supported.
+    """
+    clip, _ = _load_clip(_name_source(context), context.pretrained)
+    if not hasattr(clip.text, "transformer") or not hasattr(clip.text, "token_embedding"):
+        raise _make_text_tower_error(clip, context)
+    tokenizer_json = _load_tokenizer_json(clip.text.vocab_size, context)
+    return TextEncoder(clip.text, tokenizer_json)
+
+
+def load_text_decoder(context: LoadContext) -> Model:
+    """Load the caption decoder of a CoCa model of open_clip.
+
+    Raises:
+        ModelError: if the model can't be loaded or has no caption decoder.
+    """
+    clip, _ = _load_clip(_name_source(context), context.pretrained)
+    if not hasattr(clip, "text_decoder"):
+        raise ModelError(
+            f"{_name_source(context)}: only CoCa models have a caption decoder in open_clip"
+        )
+    if not hasattr(clip.text, "token_embedding"):
+        raise _make_text_tower_error(clip, context)
+    # A copy: the text encoder of the same checkpoint shares the first layers.
+    return build_caption_decoder(
+        copy.deepcopy(clip),
+        _load_tokenizer_json(clip.text.vocab_size, context),
+        candidates=context.candidates,
+        max_tokens=context.max_tokens or DEFAULT_MAX_TOKENS,
     )
 
 
 def build_caption_decoder(
-    clip: Any, tokenizer_json: str, *, candidates: int, max_tokens: int
+    coca: nn.Module, tokenizer_json: str, *, candidates: int, max_tokens: int
 ) -> Model:
-    """The caption decoder of a CoCa model; it reads the tokens of its image tower, a node of its own."""
+    """Build the caption decoder of a CoCa model; its image tower is a node of its own.
 
-    lm = CaptionDecoder(clip).eval()
-    width = int(clip.text.token_embedding.embedding_dim)
-    norm = nn.LayerNorm(width, clip.text_decoder.ln_final.eps, elementwise_affine=False)
+    Args:
+        coca: open_clip's CoCa; changed in place.
+        tokenizer_json: a fast tokenizer as JSON.
+        candidates: number of captions for each image, which is the number of beams.
+        max_tokens: tokens of the longest caption.
+    """
+    lm = CaptionDecoder(coca).eval()
+    width = int(coca.text.token_embedding.embedding_dim)
+    # Scale and shift of this norm are part of the weights of cross-attention.
+    norm = nn.LayerNorm(width, coca.text_decoder.ln_final.eps, elementwise_affine=False)
     return TextDecoder(
         lm,
         DECODER_FAMILIES["coca"],
         tokenizer_json=tokenizer_json,
-        generation=read_generation(lm, lm, candidates=candidates, max_tokens=max_tokens),
+        generation=read_generation_settings(lm, lm, candidates=candidates, max_tokens=max_tokens),
         project=norm,
     )
-
-
-def load_text_decoder(context: LoadContext) -> Model:
-    """CoCa's caption decoder. Raises `ModelError`."""
-    clip, _ = _clip(_source(context), context.pretrained)
-    if not hasattr(clip, "text_decoder"):
-        raise ModelError(
-            f"{_source(context)}: only CoCa models have a caption decoder in open_clip"
-        )
-    if not hasattr(clip.text, "token_embedding"):
-        raise ModelError(
-            f"{_source(context)}: text tower {type(clip.text).__name__} is not supported"
-        )
-    # a copy: the text encoder of the same checkpoint shares the first layers
-    return build_caption_decoder(
-        copy.deepcopy(clip),
-        _tokenizer(clip, context),
-        candidates=context.candidates,
-        max_tokens=context.max_tokens or 20,
-    )
-
-
-def _tokenizer(clip: Any, context: LoadContext) -> str:
-    own = context.path is not None and (context.path / "tokenizer.json").is_file()
-    standard = not own and clip.text.vocab_size == 49408
-    return clip_tokenizer_json() if standard else load_tokenizer_json(context)
-
-
-def load_text_encoder(context: LoadContext) -> Model:
-    clip, _ = _clip(_source(context), context.pretrained)
-    if not hasattr(clip.text, "transformer") or not hasattr(clip.text, "token_embedding"):
-        raise ModelError(
-            f"{_source(context)}: text tower {type(clip.text).__name__} is not supported"
-        )
-    return TextEncoder(clip.text, _tokenizer(clip, context))

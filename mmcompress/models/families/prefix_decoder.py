@@ -1,7 +1,12 @@
-"""Text decoders that read another node's output as a prefix of their own sequence: GIT, LLaVA and its kind.
+"""Text decoders that read another node's output as a prefix of their text: GIT, LLaVA and others.
 
-K and V of the prefix are computed once a request by the `context` graph; the `step` graph goes on from there. Image and
-text meet in every self-attention.
+The `context` graph computes keys and values of the prefix once a request; the `step` graph goes on
+from there. Image and text meet in every self-attention. A new family is a new row of
+`PREFIX_FAMILIES`.
+
+Shapes: B batch, T text tokens, P prefix tokens, S tokens that the layers read in one call (P + T,
+    or those of a decode
+step), V vocabulary, N context tokens, W width, H heads, D width of one head.
 """
 
 from __future__ import annotations
@@ -9,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,280 +23,479 @@ from mmcompress.errors import ModelError
 from mmcompress.graph.blocks import Block
 from mmcompress.models.base import BlockShape, ExampleRequest, ExportGraph, LoadContext, Model
 from mmcompress.models.families.decoding import (
+    DEFAULT_MAX_TOKENS,
+    EXAMPLE_TOKEN,
     STEP_AXES,
     AbsentEncoder,
-    arrange_by_layer,
+    GenerationSettings,
+    arrange_cache_by_layer,
     build_cache,
-    head_width,
-    library_options,
-    read_generation,
+    count_layers,
+    get_layer_index,
+    list_cache_shapes,
+    list_cached_tensors,
+    make_generate_options,
+    make_zero_cache,
+    name_cache_tensors,
+    read_generation_settings,
     tokenize_prompt,
 )
 from mmcompress.models.hub import POOLER, load_library_model, load_tokenizer_json
 from mmcompress.models.layouts import find_blocks, normalize_
 from mmcompress.runtime.beam_search import FAR
 
-BRIDGE = "bridge."
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+    from transformers.cache_utils import DynamicCache
+
+PROJECTOR_PREFIX = "bridge."
+"""Start of the names of a projector's blocks; structures and bundles store it."""
+IMAGE_PLACEHOLDER = "<image>"
+"""Where the image stands in a prompt."""
+
+
+def embed_git_words(lm: nn.Module, ids_BT: Tensor, *, positions_T: Tensor) -> Tensor:
+    """Embed words as GIT does: [B, T, W]. Positions count the text alone."""
+    positions_BT = positions_T[None].expand(ids_BT.shape[0], -1)
+    return lm.git.embeddings(input_ids=ids_BT, position_ids=positions_BT)
+
+
+def embed_llava_words(lm: nn.Module, ids_BT: Tensor, *, positions_T: Tensor) -> Tensor:
+    """Embed words as LLaVA does: [B, T, W]. They hold no positions: the layers rotate them in."""
+    return lm.model.language_model.embed_tokens(ids_BT)
+
+
+def project_git_context(lm: nn.Module, context_BNW: Tensor) -> Tensor:
+    """Bring image tokens to the width of GIT's layers."""
+    return lm.git.visual_projection(context_BNW)
+
+
+def project_llava_context(lm: nn.Module, context_BNW: Tensor) -> Tensor:
+    """Bring image tokens to the width of LLaVA's layers."""
+    return lm.model.multi_modal_projector(context_BNW)
+
+
+def run_git_layers(
+    lm: nn.Module,
+    x_BSW: Tensor,
+    *,
+    positions_S: Tensor,
+    mask: Tensor,
+    cache: DynamicCache | None,
+) -> Tensor:
+    """Run GIT's layers: [B, S, W]. They need no positions: the word embeddings hold them."""
+    outputs = lm.git.encoder(
+        x_BSW, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
+    )
+    return outputs.last_hidden_state
+
+
+def run_llava_layers(
+    lm: nn.Module,
+    x_BSW: Tensor,
+    *,
+    positions_S: Tensor,
+    mask: Tensor,
+    cache: DynamicCache | None,
+) -> Tensor:
+    """Run the layers of LLaVA's language model: [B, S, W]."""
+    outputs = lm.model.language_model(
+        inputs_embeds=x_BSW,
+        attention_mask=mask,
+        position_ids=positions_S[None].expand(x_BSW.shape[0], -1),
+        past_key_values=cache,
+        use_cache=cache is not None,
+    )
+    return outputs.last_hidden_state
+
+
+def compute_git_logits(lm: nn.Module, x_BTW: Tensor) -> Tensor:
+    """Compute logits [B, T, V] with GIT's head."""
+    return lm.output(x_BTW)
+
+
+def compute_llava_logits(lm: nn.Module, x_BTW: Tensor) -> Tensor:
+    """Compute logits [B, T, V] with LLaVA's head."""
+    return lm.lm_head(x_BTW)
+
+
+def read_git_context_width(lm: nn.Module) -> int:
+    """Read the width of the image tokens that GIT takes."""
+    return int(lm.config.vision_config.hidden_size)
+
+
+def read_llava_context_width(lm: nn.Module) -> int:
+    """Read the width of the image tokens that LLaVA's projector takes."""
+    return int(lm.model.multi_modal_projector.linear_1.in_features)
+
+
+def generate_with_git(
+    lm: nn.Module,
+    context_BNW: Tensor,
+    *,
+    prefix_BPW: Tensor,
+    ids_BT: Tensor,
+    options: dict[str, object],
+) -> Tensor:
+    """Generate with GIT's own `generate`; returns whole sequences of ids."""
+    # The stand-in for the encoder returns the context, whatever the pixels are.
+    lm.git.image_encoder.fixed_output = context_BNW
+    return lm.generate(pixel_values=torch.zeros(1, 3, 1, 1), input_ids=ids_BT, **options)
+
+
+def generate_with_llava(
+    lm: nn.Module,
+    context_BNW: Tensor,
+    *,
+    prefix_BPW: Tensor,
+    ids_BT: Tensor,
+    options: dict[str, object],
+) -> Tensor:
+    """Generate with LLaVA's own `generate` from embeddings; returns whole sequences of ids."""
+    words_BTW = lm.model.language_model.embed_tokens(ids_BT)
+    x_BSW = torch.cat([prefix_BPW, words_BTW], 1)
+    new_ids = lm.generate(
+        inputs_embeds=x_BSW, attention_mask=torch.ones(x_BSW.shape[:2]), **options
+    )
+    return torch.cat([ids_BT.expand(len(new_ids), -1), new_ids], 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixFamily:
-    """One line of prefix decoders: how it embeds words and the prefix, runs its layers and names its parts.
+    """Say where transformers keeps the parts of a family of prefix decoders, and how to run them.
 
-    `embed(lm, ids, text positions)`, `prefix(lm, context)` -> [b, t, w]; `run(lm, x, positions in the whole sequence,
-    mask, cache or None)` -> [b, t, w]; `score(lm, x)` -> logits. `open_prefix`: the prefix sees itself both ways.
+    `lm` is always the library's model.
     """
 
     class_name: str
+    """Class of transformers that loads the weights."""
     stack: str
-    embed: Callable[[Any, Tensor, Tensor], Tensor]
-    prefix: Callable[[Any, Tensor], Tensor]
-    run: Callable[[Any, Tensor, Tensor, Tensor, Any], Tensor]
-    score: Callable[[Any, Tensor], Tensor]
-    reads: Callable[[Any], int]
-    open_prefix: bool
+    """Path of the module that holds the layers."""
+    embed_words: Callable[..., Tensor]
+    """Called with (lm, ids [B, T], positions_T=positions in the text); returns [B, T, W]."""
+    project_context: Callable[[nn.Module, Tensor], Tensor]
+    """Called with (lm, context [B, N, W of the encoder]); returns [B, N, W of the layers]."""
+    run_layers: Callable[..., Tensor]
+    """Called with (lm, x [B, S, W], positions_S=, mask=, cache=); returns [B, S, W]."""
+    compute_logits: Callable[[nn.Module, Tensor], Tensor]
+    """Called with (lm, x [B, T, W]); returns logits [B, T, V]."""
+    read_context_width: Callable[[nn.Module], int]
+    """Called with (lm); returns the width of the encoder's tokens."""
+    bidirectional_prefix: bool
+    """Whether every token of the prefix sees the whole prefix."""
     encoder: str
-    """The library's own encoder, which is a node of its own here."""
-    generate: Callable[..., Tensor]
-    """(lm, context, prefix, start ids, options) -> whole sequences, by the library's `generate`."""
-    bridge: str = ""
-    """The projector between the two, where it has units of its own."""
-
-
-def _git_run(lm: Any, x: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    return lm.git.encoder(
-        x, attention_mask=mask, past_key_values=cache, use_cache=cache is not None
-    ).last_hidden_state
-
-
-def _llava_run(lm: Any, x: Tensor, positions: Tensor, mask: Tensor, cache: Any) -> Tensor:
-    return lm.model.language_model(
-        inputs_embeds=x,
-        attention_mask=mask,
-        position_ids=positions[None].expand(x.shape[0], -1),
-        past_key_values=cache,
-        use_cache=cache is not None,
-    ).last_hidden_state
-
-
-def _git_generate(lm: Any, context: Tensor, prefix: Tensor, ids: Tensor, **options: Any) -> Tensor:
-    lm.git.image_encoder.given_output = context  # stands in for the encoder, whatever the pixels
-    return lm.generate(pixel_values=torch.zeros(1, 3, 1, 1), input_ids=ids, **options)
-
-
-def _llava_generate(
-    lm: Any, context: Tensor, prefix: Tensor, ids: Tensor, **options: Any
-) -> Tensor:
-    x = torch.cat([prefix, lm.model.language_model.embed_tokens(ids)], 1)
-    new = lm.generate(inputs_embeds=x, attention_mask=torch.ones(x.shape[:2]), **options)
-    return torch.cat([ids.expand(len(new), -1), new], 1)
+    """Path of the library's own encoder, which is a node of its own here."""
+    run_generate: Callable[..., Tensor]
+    """Called with (lm, context, prefix_BPW=, ids_BT=, options=); returns whole sequences of ids."""
+    projector: str = ""
+    """Path of the projector between encoder and layers; empty if it has no units to cut."""
 
 
 PREFIX_FAMILIES = {
     "git": PrefixFamily(
         class_name="GitForCausalLM",
         stack="git.encoder",
-        embed=lambda lm, ids, at: lm.git.embeddings(
-            input_ids=ids, position_ids=at[None].expand(ids.shape[0], -1)
-        ),
-        prefix=lambda lm, context: lm.git.visual_projection(context),
-        run=_git_run,
-        score=lambda lm, x: lm.output(x),
-        reads=lambda lm: int(lm.config.vision_config.hidden_size),
-        open_prefix=True,
+        embed_words=embed_git_words,
+        project_context=project_git_context,
+        run_layers=run_git_layers,
+        compute_logits=compute_git_logits,
+        read_context_width=read_git_context_width,
+        bidirectional_prefix=True,
         encoder="git.image_encoder",
-        generate=_git_generate,
+        run_generate=generate_with_git,
     ),
     "llava": PrefixFamily(
         class_name="LlavaForConditionalGeneration",
         stack="model.language_model",
-        embed=lambda lm, ids, at: lm.model.language_model.embed_tokens(ids),
-        prefix=lambda lm, context: lm.model.multi_modal_projector(context),
-        run=_llava_run,
-        score=lambda lm, x: lm.lm_head(x),
-        reads=lambda lm: int(lm.model.multi_modal_projector.linear_1.in_features),
-        open_prefix=False,
+        embed_words=embed_llava_words,
+        project_context=project_llava_context,
+        run_layers=run_llava_layers,
+        compute_logits=compute_llava_logits,
+        read_context_width=read_llava_context_width,
+        bidirectional_prefix=False,
         encoder="model.vision_tower",
-        generate=_llava_generate,
-        bridge="model.multi_modal_projector",
+        run_generate=generate_with_llava,
+        projector="model.multi_modal_projector",
     ),
 }
+"""Rows by `model_type` of the library's configuration; to add a family, copy a row."""
 
 
 class PrefixDecoder(Model):
-    """ids [b, t], context [b, n, w] -> logits [b, t, v], given the context and the tokens before (teacher forcing)."""
+    """Decode text that reads the tokens of another node ahead of its own.
+
+    `forward` takes ids [B, T] and context [B, N, W]. It returns logits [B, T, V], each from the
+    context and the tokens before it (teacher forcing).
+
+    Args:
+        lm: the library's model without its encoder; its layers are normalized in place.
+        family: where the library keeps its parts.
+        tokenizer_json: a fast tokenizer as JSON.
+        generation: settings of the decode loop.
+        ids_before_image: token ids of the prompt that stand before the image; may be empty.
+    """
 
     kind = "text_decoder"
     context_tokens = 64
-    """Length of the context, set by the pipeline that feeds this decoder."""
+    """Length of the context in tokens; the pipeline that feeds this decoder sets it."""
 
     def __init__(
         self,
         lm: nn.Module,
-        line: PrefixFamily,
+        family: PrefixFamily,
         *,
         tokenizer_json: str,
-        generation: dict[str, Any],
-        before: list[int],
+        generation: GenerationSettings,
+        ids_before_image: list[int],
     ):
         super().__init__()
-        self.register_buffer("before", torch.tensor(before, dtype=torch.long), persistent=False)
-        self.lm, self.line, self.tokenizer_json, self.generation = (
-            lm,
-            line,
-            tokenizer_json,
-            generation,
-        )
-        normalize_(lm.get_submodule(line.stack))
-        stack = tuple(_meeting(b) for b in find_blocks(self, f"lm.{line.stack}"))
-        self.layers = 1 + max(int(b.name.partition(".")[0]) for b in stack)
-        bridge = find_blocks(self, f"lm.{line.bridge}", prefix=BRIDGE) if line.bridge else ()
-        self.blocks = (*(dataclasses.replace(b, reads=("context",)) for b in bridge), *stack)
-        text: Any = lm.config.get_text_config()
-        self.vocabulary, self.width = int(text.vocab_size), int(text.hidden_size)
-        self.dims = {"context": line.reads(lm)}
+        # Not persistent: the prompt belongs to the spec, not to the weights.
+        buffer = torch.tensor(ids_before_image, dtype=torch.long)
+        self.register_buffer("ids_before_image", buffer, persistent=False)
+        self.lm = lm
+        self.family = family
+        self.tokenizer_json = tokenizer_json
+        self.generation = generation
+        normalize_(lm.get_submodule(family.stack))
+        layer_blocks = [_connect_block(block) for block in find_blocks(self, f"lm.{family.stack}")]
+        self.layer_count = count_layers(layer_blocks)
+        self.blocks = (*self._find_projector_blocks(), *layer_blocks)
+        text_config = lm.config.get_text_config()
+        self.vocabulary = int(text_config.vocab_size)
+        self.width = int(text_config.hidden_size)
+        self.dims = {"context": family.read_context_width(lm)}
 
-    def cached(self) -> list[tuple[int, Block]]:
-        """(layer, block) of every attention that is left; a block's unit is one head of keys."""
-        return [(int(b.name.partition(".")[0]), b) for b in self.blocks if b.kind == "attention"]
+    def _find_projector_blocks(self) -> list[Block]:
+        """Find the blocks of the projector; they see the context alone."""
+        if not self.family.projector:
+            return []
+        path = f"lm.{self.family.projector}"
+        blocks = find_blocks(self, path, prefix=PROJECTOR_PREFIX)
+        return [dataclasses.replace(block, reads=("context",)) for block in blocks]
+
+    def list_attentions(self) -> list[Block]:
+        """List the attentions that are left; one unit of a block is one head of keys."""
+        return [block for block in self.blocks if block.kind == "attention"]
 
     @property
-    def config(self) -> dict[str, Any]:  # type: ignore[override]
-        past = [[b.units, head_width(b)] for _, b in self.cached() for _ in "kv"]
-        return {"tokenizer": "tokenizer.json", "generation": self.generation, "past": past}
+    def config(self) -> dict[str, object]:  # type: ignore[override]
+        """Describe the decoder for the runtime node.
 
-    def prefix(self, context: Tensor) -> Tensor:
-        """What comes ahead of the text [b, t + n, w]: the prompt's words before the image, and the image."""
-        x = self.line.prefix(self.lm, context)
-        if not len(self.before):
-            return x
-        words = self.line.embed(self.lm, self.before[None], torch.arange(len(self.before)))
-        return torch.cat([words.expand(x.shape[0], -1, -1), x], 1)
+        `past` holds [heads, head width] of every cached key and value.
+        """
+        return {
+            "tokenizer": "tokenizer.json",
+            "generation": self.generation,
+            "past": list_cache_shapes(self.list_attentions()),
+        }
+
+    @property
+    def prompt_length_before_image(self) -> int:
+        """Tokens of the prompt that stand before the image."""
+        return len(self.ids_before_image)
+
+    def embed_prefix(self, context_BNW: Tensor) -> Tensor:
+        """Embed the prefix [B, P, W]: words of the prompt before the image, then the image."""
+        image_BNW = self.family.project_context(self.lm, context_BNW)
+        if self.prompt_length_before_image == 0:
+            return image_BNW
+        words_1TW = self.family.embed_words(
+            self.lm,
+            self.ids_before_image[None],
+            positions_T=torch.arange(self.prompt_length_before_image),
+        )
+        words_BTW = words_1TW.expand(image_BNW.shape[0], -1, -1)
+        return torch.cat([words_BTW, image_BNW], 1)
 
     def forward(self, ids: Tensor, context: Tensor) -> Tensor:
-        prefix = self.prefix(context)
-        n, t = prefix.shape[1], ids.shape[1]
-        words = self.line.embed(self.lm, ids, torch.arange(t))
-        x = self.line.run(
+        prefix_BPW = self.embed_prefix(context)
+        prefix_length = prefix_BPW.shape[1]
+        text_length = ids.shape[1]
+        total = prefix_length + text_length
+        words_BTW = self.family.embed_words(self.lm, ids, positions_T=torch.arange(text_length))
+        x_BSW = self.family.run_layers(
             self.lm,
-            torch.cat([prefix, words], 1),
-            torch.arange(n + t),
-            self._mask(ids, n, total=n + t),
-            None,
+            torch.cat([prefix_BPW, words_BTW], 1),
+            positions_S=torch.arange(total),
+            mask=self.make_mask(ids.shape[0], total, prefix_length=prefix_length),
+            cache=None,
         )
-        return self.line.score(self.lm, x[:, n:])
+        return self.family.compute_logits(self.lm, x_BSW[:, prefix_length:])
 
-    def _mask(self, like: Tensor, prefix: int, *, total: int) -> Tensor:
-        at = torch.arange(total)
-        hidden = at[None] > at[:, None]
-        if self.line.open_prefix:
-            hidden = hidden & (at[None] >= prefix)
-        return (hidden[None, None] * FAR).expand(like.shape[0], 1, -1, -1)
+    def make_mask(self, batch: int, total: int, *, prefix_length: int) -> Tensor:
+        """Make the mask [B, 1, S, S] that is added to scores: a token sees what comes before it.
+
+        Args:
+            batch: B.
+            total: S, tokens of prefix and text together.
+            prefix_length: P; if the family's prefix is bidirectional, all tokens see all of it.
+        """
+        positions_S = torch.arange(total)
+        is_hidden_SS = positions_S[None] > positions_S[:, None]
+        if self.family.bidirectional_prefix:
+            is_hidden_SS = is_hidden_SS & (positions_S[None] >= prefix_length)
+        return (is_hidden_SS[None, None] * FAR).expand(batch, 1, -1, -1)
 
     def export_graphs(self) -> dict[str, ExportGraph]:
-        """`context`: K and V of the prefix, once a request; `step`: new tokens, with a cache that starts there."""
-        own = self.cached()
-        names = lambda what: tuple(f"{what}.{i}.{p}" for i, _ in own for p in "kv")
-        past = tuple(torch.zeros(2, b.units, 8, head_width(b)) for _, b in own for _ in "kv")
-        dynamic = {"context": {0: "images", 1: "tokens"}} | {
-            n: {0: "images", 2: "tokens"} for n in names("past")
+        """Describe the two graphs.
+
+        `context` computes keys and values of the prefix once a request. `step` reads new tokens and
+        a cache that starts with them.
+        """
+        return {
+            "context": self._describe_context_graph(),
+            "step": self._describe_step_graph(),
         }
-        example = torch.zeros(2, 5, self.dims["context"])
-        context = ExportGraph(
+
+    def _describe_context_graph(self) -> ExportGraph:
+        """Describe the graph that computes keys and values of the prefix."""
+        names = name_cache_tensors("past", self.list_attentions())
+        dynamic_axes = {"context": {0: "images", 1: "tokens"}}
+        for name in names:
+            dynamic_axes[name] = {0: "images", 2: "tokens"}
+        return ExportGraph(
             module=Prefill(self),
-            example=(example,),
+            example=(torch.zeros(2, 5, self.dims["context"]),),
             inputs=("context",),
-            outputs=names("past"),
-            dynamic_axes=dynamic,
+            outputs=names,
+            dynamic_axes=dynamic_axes,
         )
-        dynamic = STEP_AXES | {n: {0: "batch", 2: "past"} for n in names("past")}
-        dynamic |= {n: {0: "batch", 2: "total"} for n in names("new")}
-        inputs = (
-            torch.zeros(2, 2, dtype=torch.long),
-            torch.arange(3, 5),
-            torch.zeros(1, 1, 2, 10),
-            *past,
-        )
-        given = ("ids", "position", "mask", *names("past"))
-        step = ExportGraph(
+
+    def _describe_step_graph(self) -> ExportGraph:
+        """Describe the graph of a decode step: two beams, two new tokens, eight in the cache."""
+        attentions = self.list_attentions()
+        past_names = name_cache_tensors("past", attentions)
+        new_names = name_cache_tensors("new", attentions)
+        dynamic_axes = dict(STEP_AXES)
+        for name in past_names:
+            dynamic_axes[name] = {0: "batch", 2: "past"}
+        for name in new_names:
+            dynamic_axes[name] = {0: "batch", 2: "total"}
+        # A size of 1 would become a constant of the traced graph.
+        ids = torch.zeros(2, 2, dtype=torch.long)
+        position = torch.arange(3, 5)
+        mask = torch.zeros(1, 1, 2, 10)
+        past = make_zero_cache(attentions, batch=2, length=8)
+        return ExportGraph(
             module=Step(self),
-            example=inputs,
-            inputs=given,
-            outputs=("scores", *names("new")),
-            dynamic_axes=dynamic,
+            example=(ids, position, mask, *past),
+            inputs=("ids", "position", "mask", *past_names),
+            outputs=("scores", *new_names),
+            dynamic_axes=dynamic_axes,
         )
-        return {"context": context, "step": step}
 
     def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
-        n = self.context_tokens + len(self.before)
-        keys = n + round((steps + 1) / 2)
-        loop = lambda b: BlockShape(
-            width=self.width,
-            positions=1,
-            keys=keys if b.group == "heads" else 1,
-            batch=beams,
-            calls=steps,
-            prefill=n,
-        )
-        return {
-            b.name: BlockShape(width=self.width, positions=n, keys=n, batch=1)
-            if b.name.startswith(BRIDGE)
-            else loop(b)
-            for b in self.blocks
-        }
+        """Describe the shape of every block.
+
+        The projector runs once a request; the layers run once over the prefix and in every step.
+        """
+        prefix_length = self.context_tokens + self.prompt_length_before_image
+        key_count = prefix_length + round((steps + 1) / 2)
+        shapes = {}
+        for block in self.blocks:
+            if block.name.startswith(PROJECTOR_PREFIX):
+                shapes[block.name] = BlockShape(
+                    width=self.width, positions=prefix_length, keys=prefix_length, batch=1
+                )
+                continue
+            shapes[block.name] = BlockShape(
+                width=self.width,
+                positions=1,
+                keys=key_count if block.group == "heads" else 1,
+                batch=beams,
+                calls=steps,
+                prefill=prefix_length,
+            )
+        return shapes
 
     def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
-        text = max(1, round((steps - 1) / 2))
-        ahead = self.context_tokens + len(self.before)
-        feeds = [
-            torch.full((beams, 1), 3),
-            torch.tensor([text]),
-            torch.zeros(1, 1, 1, ahead + text + 1),
+        """Make inputs of each graph in the middle of a text, and count its calls in a request."""
+        text_length = max(1, round((steps - 1) / 2))
+        prefix_length = self.context_tokens + self.prompt_length_before_image
+        inputs = [
+            torch.full((beams, 1), EXAMPLE_TOKEN),
+            torch.tensor([text_length]),
+            torch.zeros(1, 1, 1, prefix_length + text_length + 1),
         ]
-        feeds += [torch.randn(beams, h, ahead + text, d) for h, d in self.config["past"]]
-        example = torch.randn(1, self.context_tokens, self.dims["context"])
-        context = {"context": ExampleRequest((example,), 1.0)}
-        return {**context, "step": ExampleRequest(tuple(feeds), steps)}
+        for heads, head_width in list_cache_shapes(self.list_attentions()):
+            inputs.append(torch.randn(beams, heads, prefix_length + text_length, head_width))
+        context = torch.randn(1, self.context_tokens, self.dims["context"])
+        return {
+            "context": ExampleRequest((context,), 1.0),
+            "step": ExampleRequest(tuple(inputs), steps),
+        }
 
     @torch.inference_mode()
     def library_generate(self, context: Tensor) -> list[list[int]]:
-        """All beams of one item [1, n, w] by the library's own `generate`, its encoder's output given."""
-        g = self.generation
-        start = g["prompt"] or [g["bos"]]
-        options = {**library_options(g), "max_new_tokens": g["max_tokens"] - len(start)}
-        given = (context, self.prefix(context), torch.tensor([start]))
-        return self.line.generate(self.lm, *given, **options).tolist()
+        """Generate with the library's own `generate`.
+
+        Args:
+            context: one item, [1, N, W].
+
+        Returns:
+            Token ids of all beams, the best first.
+        """
+        settings = self.generation
+        start_ids = settings["prompt"] or [settings["bos"]]
+        options = make_generate_options(settings)
+        # The prefix has no token ids, so only the number of new tokens can be limited.
+        options["max_new_tokens"] = settings["max_tokens"] - len(start_ids)
+        sequences = self.family.run_generate(
+            self.lm,
+            context,
+            prefix_BPW=self.embed_prefix(context),
+            ids_BT=torch.tensor([start_ids]),
+            options=options,
+        )
+        return sequences.tolist()
 
 
-def _meeting(block: Block) -> Block:
-    """Both modalities meet in every attention; the first one always stays, for the prefix is read by nothing else."""
+def _connect_block(block: Block) -> Block:
+    """Note that image and text meet in an attention, and that the first one can't be removed whole.
+
+    Only the first attention reads the prefix as it comes in.
+    """
     if block.group != "heads":
         return block
-    drop = () if block.name.startswith("0.") else block.drop
+    drop = () if get_layer_index(block) == 0 else block.drop
     return dataclasses.replace(block, reads=("stream", "context"), drop=drop)
 
 
 class Prefill(nn.Module):
-    """context [b, n, w] -> K and V [b, h, n, d] of every attention over the prefix."""
+    """Compute keys and values [B, H, P, D] of the prefix in every attention.
+
+    Input: the context [B, N, W].
+    """
 
     def __init__(self, model: PrefixDecoder):
         super().__init__()
         self.model = model
 
     def forward(self, context: Tensor) -> tuple[Tensor, ...]:
-        m = self.model
-        x = m.prefix(context)
-        cache = build_cache([None] * m.layers)
-        n = x.shape[1]
-        m.line.run(m.lm, x, torch.arange(n), m._mask(x, n, total=n), cache)
-        return tuple(
-            t for i, _ in m.cached() for t in (cache.layers[i].keys, cache.layers[i].values)
+        model = self.model
+        prefix_BPW = model.embed_prefix(context)
+        length = prefix_BPW.shape[1]
+        cache = build_cache([None] * model.layer_count)
+        model.family.run_layers(
+            model.lm,
+            prefix_BPW,
+            positions_S=torch.arange(length),
+            mask=model.make_mask(prefix_BPW.shape[0], length, prefix_length=length),
+            cache=cache,
         )
+        layers = [get_layer_index(block) for block in model.list_attentions()]
+        return tuple(list_cached_tensors(cache, layers))
 
 
 class Step(nn.Module):
-    """ids [b, t], position [t] in the text, mask [1, 1, t, total], past K and V -> log-probabilities [b, v] after the
-    last, new K and V."""
+    """Run one decode step of a `PrefixDecoder` with an explicit cache.
+
+    Inputs: ids [B, T], position [T] in the text, mask [1, 1, T, total], then keys and values of the
+        past tokens,
+    [B, H, total - T, D] each.
+
+    Outputs: log-probabilities [B, V] after the last token, then the new keys and values.
+    """
 
     def __init__(self, model: PrefixDecoder):
         super().__init__()
@@ -300,53 +504,97 @@ class Step(nn.Module):
     def forward(
         self, ids: Tensor, position: Tensor, mask: Tensor, *past: Tensor
     ) -> tuple[Tensor, ...]:
-        m = self.model
-        own = [i for i, _ in m.cached()]
-        before = past[0].shape[2]
-        cache = build_cache(arrange_by_layer(m.layers, own, tensors=past))
-        cache.get_seq_length = lambda *_: before
-        at = torch.arange(ids.shape[1]) + before
-        x = m.line.run(m.lm, m.line.embed(m.lm, ids, position), at, mask, cache)
-        scores = torch.log_softmax(m.line.score(m.lm, x[:, -1]).float(), -1)
-        return (scores, *(t for i in own for t in (cache.layers[i].keys, cache.layers[i].values)))
+        model = self.model
+        family = model.family
+        layers = [get_layer_index(block) for block in model.list_attentions()]
+        past_length = past[0].shape[2]
+        cache = build_cache(arrange_cache_by_layer(model.layer_count, layers, tensors=past))
 
+        def count_past_tokens(*_: object) -> int:
+            return past_length
 
-IMAGE = "<image>"
-"""Where the image stands in a prompt."""
+        # Libraries count past tokens on the first layer, whose attention may be gone.
+        cache.get_seq_length = count_past_tokens  # type: ignore[method-assign, assignment]
+        positions_S = torch.arange(ids.shape[1]) + past_length
+        words_BSW = family.embed_words(model.lm, ids, positions_T=position)
+        x_BSW = family.run_layers(
+            model.lm, words_BSW, positions_S=positions_S, mask=mask, cache=cache
+        )
+        logits_BV = family.compute_logits(model.lm, x_BSW[:, -1])
+        scores_BV = torch.log_softmax(logits_BV.float(), -1)
+        return (scores_BV, *list_cached_tensors(cache, layers))
 
 
 def assemble_prefix_decoder(
-    whole: Any,
+    library_model: nn.Module,
     model_type: str,
+    *,
     tokenizer_json: str,
     candidates: int,
     max_tokens: int,
     prompt: str = "",
 ) -> PrefixDecoder:
-    """The decoder node of a loaded library model; its encoder is let go. Raises `ModelError`."""
-    line, g = (
-        PREFIX_FAMILIES[model_type],
-        read_generation(whole, whole, candidates=candidates, max_tokens=max_tokens),
+    """Make the decoder node of a library's model; its encoder is dropped.
+
+    A prompt may hold `<image>`. The words before it become part of the prefix, those after it start
+    the text.
+
+    Args:
+        library_model: the model as the library loads it; changed in place.
+        model_type: a row of `PREFIX_FAMILIES`.
+        tokenizer_json: a fast tokenizer as JSON.
+        candidates: number of texts for each input, which is the number of beams.
+        max_tokens: tokens of the longest text, the prompt included.
+        prompt: what every text starts with; may be empty.
+
+    Raises:
+        ModelError: if the prompt is too long, or names words before the image where the family
+            reads none there.
+    """
+    family = PREFIX_FAMILIES[model_type]
+    settings = read_generation_settings(
+        library_model, library_model, candidates=candidates, max_tokens=max_tokens
     )
-    words = lambda text: tokenize_prompt(tokenizer_json, text, most=max_tokens)
-    ahead, image, behind = prompt.partition(IMAGE)
-    if not image:
-        ahead, behind = "", prompt
-    if ahead and line.open_prefix:
+    text_before, placeholder, text_after = prompt.partition(IMAGE_PLACEHOLDER)
+    if not placeholder:
+        # Without a place for the image, the image comes first.
+        text_before = ""
+        text_after = prompt
+    if text_before and family.bidirectional_prefix:
         raise ModelError(f"prompt: a model of type '{model_type}' reads the image before all words")
-    before = [g["bos"], *words(ahead)] if image and not line.open_prefix else []
-    after = words(behind)
-    g["prompt"] = after if before else [g["bos"], *after] if after else []
-    whole.set_submodule(line.encoder, AbsentEncoder())
+    ids_before_image: list[int] = []
+    if placeholder and not family.bidirectional_prefix:
+        # The start token stands before the image, so the text needs none.
+        words = tokenize_prompt(tokenizer_json, text_before, max_tokens=max_tokens)
+        ids_before_image = [settings["bos"], *words]
+    ids_after_image = tokenize_prompt(tokenizer_json, text_after, max_tokens=max_tokens)
+    if ids_before_image or not ids_after_image:
+        settings["prompt"] = ids_after_image
+    else:
+        settings["prompt"] = [settings["bos"], *ids_after_image]
+    library_model.set_submodule(family.encoder, AbsentEncoder())
     return PrefixDecoder(
-        whole.eval(), line, tokenizer_json=tokenizer_json, generation=g, before=before
+        library_model.eval(),
+        family,
+        tokenizer_json=tokenizer_json,
+        generation=settings,
+        ids_before_image=ids_before_image,
     )
 
 
-def load_prefix_decoder(context: LoadContext, config: Any) -> Model:
-    """The decoder of a transformers folder or hub id. Raises `ModelError`."""
-    whole = load_library_model(
-        context, PREFIX_FAMILIES[config.model_type].class_name, config=config, unread=POOLER
+def load_prefix_decoder(context: LoadContext, config: PretrainedConfig) -> Model:
+    """Load the decoder of a transformers folder or hub id.
+
+    Raises:
+        ModelError: if the weights can't be loaded or the prompt does not fit.
+    """
+    class_name = PREFIX_FAMILIES[config.model_type].class_name
+    library_model = load_library_model(context, class_name, config=config, unread=POOLER)
+    return assemble_prefix_decoder(
+        library_model,
+        config.model_type,
+        tokenizer_json=load_tokenizer_json(context),
+        candidates=context.candidates,
+        max_tokens=context.max_tokens or DEFAULT_MAX_TOKENS,
+        prompt=context.prompt,
     )
-    limits = (context.candidates, context.max_tokens or 20, context.prompt)
-    return assemble_prefix_decoder(whole, config.model_type, load_tokenizer_json(context), *limits)

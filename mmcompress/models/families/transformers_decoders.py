@@ -1,13 +1,20 @@
-"""Loads a text decoder of transformers: one that cross-attends, or one that reads a prefix."""
+"""Load a text decoder of transformers: one that cross-attends, or one that reads a prefix."""
 
 from __future__ import annotations
 
 from mmcompress.models.base import LoadContext, Model
-from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES, assemble_decoder
-from mmcompress.models.families.decoding import (
-    tokenize_prompt,
+from mmcompress.models.families.cross_attention_decoder import (
+    DECODER_FAMILIES,
+    DecoderFamily,
+    TextDecoder,
+    assemble_decoder,
 )
-from mmcompress.models.families.prefix_decoder import PREFIX_FAMILIES, load_prefix_decoder
+from mmcompress.models.families.decoding import DEFAULT_MAX_TOKENS, tokenize_prompt
+from mmcompress.models.families.prefix_decoder import (
+    PREFIX_FAMILIES,
+    PrefixFamily,
+    load_prefix_decoder,
+)
 from mmcompress.models.hub import (
     POOLER,
     find_family,
@@ -18,30 +25,42 @@ from mmcompress.models.hub import (
 
 
 def load_text_decoder(context: LoadContext) -> Model:
-    """The decoder of a transformers folder or hub id. Raises `ModelError`."""
+    """Load the decoder of a transformers folder or hub id.
 
+    Raises:
+        ModelError: if the model can't be loaded or its family is not supported.
+    """
     config = load_config(context)
     if config.model_type in PREFIX_FAMILIES:
         return load_prefix_decoder(context, config)
-    line = find_family(
-        "text_decoder",
-        config.model_type,
-        table={k: v for k, v in DECODER_FAMILIES.items() if v.class_name} | PREFIX_FAMILIES,
-        context=context,
+    family = find_family(
+        "text_decoder", config.model_type, table=_list_known_families(), context=context
     )
-    whole = load_library_model(context, line.class_name, config=config, unread=POOLER)
-    words = load_tokenizer_json(context)
+    whole = load_library_model(context, family.class_name, config=config, unread=POOLER)
     model = assemble_decoder(
         whole,
         config.model_type,
-        tokenizer_json=words,
+        tokenizer_json=load_tokenizer_json(context),
         candidates=context.candidates,
-        max_tokens=context.max_tokens or 20,
+        max_tokens=context.max_tokens or DEFAULT_MAX_TOKENS,
     )
     if context.prompt:
-        g = model.generation
-        g["prompt"] = [
-            *(g["prompt"] or [g["bos"]]),
-            *tokenize_prompt(words, context.prompt, most=g["max_tokens"]),
-        ]
+        _append_prompt(model, context.prompt)
     return model
+
+
+def _list_known_families() -> dict[str, DecoderFamily | PrefixFamily]:
+    """List the rows that transformers loads, by model type."""
+    families: dict[str, DecoderFamily | PrefixFamily] = {}
+    for model_type, family in DECODER_FAMILIES.items():
+        if family.class_name:
+            families[model_type] = family
+    families.update(PREFIX_FAMILIES)
+    return families
+
+
+def _append_prompt(model: TextDecoder, prompt: str) -> None:
+    """Let every text of a decoder start with a prompt."""
+    settings = model.generation
+    words = tokenize_prompt(model.tokenizer_json, prompt, max_tokens=settings["max_tokens"])
+    settings["prompt"] = [*(settings["prompt"] or [settings["bos"]]), *words]

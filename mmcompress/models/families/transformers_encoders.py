@@ -1,10 +1,15 @@
-"""Encoders of transformers: image, text and audio towers. A tower of a new kind is a row in one of the tables."""
+"""Image, text and audio towers of transformers; a new kind of tower is a new row of a table.
+
+Shapes: B batch, S side of the image in pixels, T text tokens, N output tokens, W width, D width of
+    the embedding,
+M mel bands, F frames of sound.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -32,65 +37,114 @@ from mmcompress.models.hub import (
 )
 from mmcompress.models.layouts import find_blocks, normalize_
 
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+    from transformers.utils import ModelOutput
 
-@dataclass(frozen=True, kw_only=True)
-class EncoderFamily:
-    """Where a library keeps one tower: the class to load, the module that holds its layers, what its embedding is."""
-
-    class_name: str
-    stack: str
-    embed: Callable[[Any, Tensor], Tensor]
-    """(the library's output, mask of real positions) -> [b, d], not yet normalized."""
-    config: str = ""
-    """The tower's part of a composite configuration, where the class loads it alone."""
-    find_tower: Callable[[Any], nn.Module] = lambda whole: whole
-    """The tower in a model that has to be loaded whole."""
-    select_tokens: Callable[[Any], Tensor] = lambda out: out.last_hidden_state
-    options: Mapping[str, Any] = field(default_factory=dict)
-    """Given to the class when it is loaded."""
-    unused_positions: int = 0
-    """Positions of its embedding table that no token takes."""
-
-
-NO_POOLER = {"add_pooling_layer": False}
+WITHOUT_POOLER = {"add_pooling_layer": False}
+"""Option of transformers: leave out a layer whose output nobody reads here."""
+UNMASKED_TEXT_TYPES = ("clip", "siglip")
+"""Starts of the model types whose text towers see padding, as they did in training."""
+TOKENS_PER_SECOND = 50
+"""Tokens that Whisper's encoder makes of one second of sound: each is 20 ms long."""
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+"""Mean of red, green and blue in 0..1, as CLIP normalizes images."""
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Standard deviation of red, green and blue, as CLIP normalizes images."""
+PIL_BILINEAR = 2
+"""Number of Pillow's bilinear filter in `preprocessor_config.json`."""
+LLAVA_STACKS = ("encoder", "vision_model.encoder")
+"""Paths of the layers in LLaVA's tower; they differ between versions of transformers."""
 
 
-def _first(out: Any, mask: Tensor) -> Tensor:
-    return out.last_hidden_state[:, 0]
+def select_image_embedding(outputs: ModelOutput, mask: Tensor) -> Tensor:
+    """Select the projected embedding of an image [B, D] as CLIP returns it."""
+    return outputs.image_embeds
 
 
-def _pooled(out: Any, mask: Tensor) -> Tensor:
-    return out.pooler_output
+def select_text_embedding(outputs: ModelOutput, mask: Tensor) -> Tensor:
+    """Select the projected embedding of a text [B, D] as CLIP returns it."""
+    return outputs.text_embeds
 
 
-def _mean(out: Any, mask: Tensor) -> Tensor:
-    weight = mask[..., None].to(out.last_hidden_state.dtype)
-    return (out.last_hidden_state * weight).sum(1) / weight.sum(1).clamp(min=1)
+def select_first_token(outputs: ModelOutput, mask: Tensor) -> Tensor:
+    """Select the first token [B, W], mostly a class token."""
+    return outputs.last_hidden_state[:, 0]
 
 
-def _patches(out: Any) -> Tensor:
-    return out.last_hidden_state[:, 1:]
+def select_pooled(outputs: ModelOutput, mask: Tensor) -> Tensor:
+    """Select the output of the tower's own pooling layer [B, W]."""
+    return outputs.pooler_output
 
 
-def _llava(whole: Any) -> nn.Module:
-    """LLaVA's tower, without the layers behind the one it reads."""
-    config, tower = whole.config, whole.model.vision_tower
-    if config.vision_feature_select_strategy != "default" or not isinstance(
-        config.vision_feature_layer, int
-    ):
+def average_tokens(outputs: ModelOutput, mask: Tensor) -> Tensor:
+    """Average the tokens that are no padding [B, W], as sentence encoders do.
+
+    Args:
+        outputs: the library's outputs, with tokens [B, T, W].
+        mask: [B, T], true for real tokens.
+    """
+    tokens_BTW = outputs.last_hidden_state
+    weight_BT1 = mask[..., None].to(tokens_BTW.dtype)
+    return (tokens_BTW * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
+
+
+def select_all_tokens(outputs: ModelOutput) -> Tensor:
+    """Select all tokens of the last layer [B, N, W]."""
+    return outputs.last_hidden_state
+
+
+def select_patch_tokens(outputs: ModelOutput) -> Tensor:
+    """Select the tokens of the last layer [B, N, W] without the class token."""
+    return outputs.last_hidden_state[:, 1:]
+
+
+def get_whole_model(library_model: nn.Module) -> nn.Module:
+    """Return a model that is the tower itself."""
+    return library_model
+
+
+def get_blip_tower(library_model: nn.Module) -> nn.Module:
+    """Return the image tower of BLIP."""
+    return library_model.get_submodule("vision_model")
+
+
+def get_git_tower(library_model: nn.Module) -> nn.Module:
+    """Return the image tower of GIT."""
+    return library_model.get_submodule("git.image_encoder")
+
+
+def get_encoder(library_model: nn.Module) -> nn.Module:
+    """Return the encoder of a VisionEncoderDecoder model."""
+    return library_model.get_submodule("encoder")
+
+
+def cut_llava_tower(library_model: nn.Module) -> nn.Module:
+    """Return the image tower of LLaVA, without the layers behind the one that LLaVA reads.
+
+    Raises:
+        ModelError: if LLaVA reads several layers, or the class token as well.
+    """
+    config = library_model.config
+    layer = config.vision_feature_layer
+    if config.vision_feature_select_strategy != "default" or not isinstance(layer, int):
         raise ModelError(
             "LLaVA with vision_feature_select_strategy other than 'default', or several layers"
         )
-    stack = tower.get_submodule(first_submodule(tower, ("encoder", "vision_model.encoder")))
-    count = len(stack.layers)
-    stack.layers = stack.layers[
-        : count + 1 + config.vision_feature_layer if config.vision_feature_layer < 0 else count
-    ]
+    tower = library_model.get_submodule("model.vision_tower")
+    stack = tower.get_submodule(first_submodule(tower, LLAVA_STACKS))
+    # Layer -1 is the output of the last layer, -2 the output of the one before.
+    if layer < 0:
+        stack.layers = stack.layers[: len(stack.layers) + 1 + layer]
     return tower
 
 
 def first_submodule(tower: nn.Module, paths: tuple[str, ...]) -> str:
-    """The first of the paths that the tower has."""
+    """Return the first of the paths that a tower has.
+
+    Raises:
+        ModelError: if it has none of them.
+    """
     for path in paths:
         try:
             tower.get_submodule(path)
@@ -100,294 +154,431 @@ def first_submodule(tower: nn.Module, paths: tuple[str, ...]) -> str:
     raise ModelError(f"{type(tower).__name__}: has none of {', '.join(paths)}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class EncoderFamily:
+    """Say where transformers keeps one kind of tower and what its embedding is."""
+
+    class_name: str
+    """Class of transformers that loads the weights."""
+    stack: str
+    """Path of the module that holds the layers; empty if the tower itself holds them."""
+    compute_embedding: Callable[[ModelOutput, Tensor], Tensor]
+    """Called with (outputs, mask of real tokens [B, T]); returns [B, D], not yet normalized."""
+    config_attribute: str = ""
+    """Name of the tower's part of a composite configuration; empty if there is only one tower."""
+    find_tower: Callable[[nn.Module], nn.Module] = get_whole_model
+    """Returns the tower of a model that has to be loaded whole."""
+    select_tokens: Callable[[ModelOutput], Tensor] = select_all_tokens
+    """Called with (outputs); returns the tokens [B, N, W] that other nodes read."""
+    options: Mapping[str, object] = field(default_factory=dict)
+    """Passed to the class when it loads the weights."""
+    unused_positions: int = 0
+    """Positions of the embedding table that no token takes."""
+
+
 IMAGE_FAMILIES = {
     "clip": EncoderFamily(
         class_name="CLIPVisionModelWithProjection",
         stack="vision_model.encoder",
-        embed=lambda o, m: o.image_embeds,
-        config="vision_config",
+        compute_embedding=select_image_embedding,
+        config_attribute="vision_config",
     ),
     "clip_vision_model": EncoderFamily(
         class_name="CLIPVisionModelWithProjection",
         stack="vision_model.encoder",
-        embed=lambda o, m: o.image_embeds,
+        compute_embedding=select_image_embedding,
     ),
     "siglip": EncoderFamily(
-        class_name="SiglipVisionModel", stack="encoder", embed=_pooled, config="vision_config"
+        class_name="SiglipVisionModel",
+        stack="encoder",
+        compute_embedding=select_pooled,
+        config_attribute="vision_config",
     ),
     "siglip_vision_model": EncoderFamily(
-        class_name="SiglipVisionModel", stack="encoder", embed=_pooled
+        class_name="SiglipVisionModel",
+        stack="encoder",
+        compute_embedding=select_pooled,
     ),
-    "vit": EncoderFamily(class_name="ViTModel", stack="", embed=_first, options=NO_POOLER),
-    "dinov2": EncoderFamily(class_name="Dinov2Model", stack="", embed=_first),
+    "vit": EncoderFamily(
+        class_name="ViTModel",
+        stack="",
+        compute_embedding=select_first_token,
+        options=WITHOUT_POOLER,
+    ),
+    "dinov2": EncoderFamily(
+        class_name="Dinov2Model",
+        stack="",
+        compute_embedding=select_first_token,
+    ),
     "blip": EncoderFamily(
         class_name="BlipForConditionalGeneration",
         stack="encoder",
-        embed=_pooled,
-        find_tower=lambda whole: whole.vision_model,
+        compute_embedding=select_pooled,
+        find_tower=get_blip_tower,
     ),
     "blip_vision_model": EncoderFamily(
-        class_name="BlipVisionModel", stack="encoder", embed=_pooled
+        class_name="BlipVisionModel",
+        stack="encoder",
+        compute_embedding=select_pooled,
     ),
     "git": EncoderFamily(
         class_name="GitForCausalLM",
         stack="vision_model.encoder",
-        embed=_first,
-        find_tower=lambda whole: whole.git.image_encoder,
+        compute_embedding=select_first_token,
+        find_tower=get_git_tower,
     ),
     "llava": EncoderFamily(
         class_name="LlavaForConditionalGeneration",
         stack="encoder",
-        embed=_first,
-        find_tower=_llava,
-        select_tokens=_patches,
+        compute_embedding=select_first_token,
+        find_tower=cut_llava_tower,
+        select_tokens=select_patch_tokens,
     ),
 }
+"""Image towers by `model_type` of the library's configuration; to add one, copy a row."""
 
 
 TEXT_FAMILIES = {
     "clip": EncoderFamily(
         class_name="CLIPTextModelWithProjection",
         stack="text_model.encoder",
-        embed=lambda o, m: o.text_embeds,
-        config="text_config",
+        compute_embedding=select_text_embedding,
+        config_attribute="text_config",
     ),
     "clip_text_model": EncoderFamily(
         class_name="CLIPTextModelWithProjection",
         stack="text_model.encoder",
-        embed=lambda o, m: o.text_embeds,
+        compute_embedding=select_text_embedding,
     ),
     "siglip": EncoderFamily(
-        class_name="SiglipTextModel", stack="encoder", embed=_pooled, config="text_config"
+        class_name="SiglipTextModel",
+        stack="encoder",
+        compute_embedding=select_pooled,
+        config_attribute="text_config",
     ),
     "siglip_text_model": EncoderFamily(
-        class_name="SiglipTextModel", stack="encoder", embed=_pooled
+        class_name="SiglipTextModel",
+        stack="encoder",
+        compute_embedding=select_pooled,
     ),
-    "bert": EncoderFamily(class_name="BertModel", stack="encoder", embed=_mean, options=NO_POOLER),
+    "bert": EncoderFamily(
+        class_name="BertModel",
+        stack="encoder",
+        compute_embedding=average_tokens,
+        options=WITHOUT_POOLER,
+    ),
     "roberta": EncoderFamily(
         class_name="RobertaModel",
         stack="encoder",
-        embed=_mean,
-        options=NO_POOLER,
+        compute_embedding=average_tokens,
+        options=WITHOUT_POOLER,
         unused_positions=2,
     ),
 }
+"""Text towers by `model_type` of the library's configuration; to add one, copy a row."""
 
 
-AUDIO_FAMILIES = {"whisper": EncoderFamily(class_name="WhisperModel", stack="layers", embed=_first)}
+AUDIO_FAMILIES = {
+    "whisper": EncoderFamily(
+        class_name="WhisperModel",
+        stack="layers",
+        compute_embedding=select_first_token,
+    ),
+}
+"""Audio towers by `model_type` of the library's configuration; `AudioEncoder` is Whisper's."""
 
 
-UNMASKED_TYPES = ("clip", "siglip")
-"""Lines whose text towers see padding as they did in training."""
-
-
-def _square(size: Any) -> int:
+def _read_square_side(size: int | list[int] | tuple[int, ...]) -> int:
+    """Read one side of a square that a configuration gives as a number or as a pair."""
     return int(size[0] if isinstance(size, list | tuple) else size)
 
 
-class ImageEncoder(ImageEncoderModel):
-    """pixels [b, 3, s, s] -> embedding [b, d] of length 1, tokens [b, n, w] of the last layer."""
+def _join_path(*parts: str) -> str:
+    """Join parts of a module's path, leaving out empty ones."""
+    return ".".join(part for part in parts if part)
 
-    def __init__(self, tower: nn.Module, row: EncoderFamily, *, preprocess: dict[str, Any]):
+
+class ImageEncoder(ImageEncoderModel):
+    """Encode pixels [B, 3, S, S] to an embedding [B, D] of length 1 and tokens [B, N, W].
+
+    The tokens are those of the last layer.
+
+    Args:
+        tower: the library's image tower; changed in place.
+        family: where the library keeps its parts.
+        preprocess: keys of `mmcompress.runtime.images.preprocess_image`, without the size.
+    """
+
+    def __init__(self, tower: nn.Module, family: EncoderFamily, *, preprocess: dict[str, object]):
         super().__init__()
-        self.tower, self.row = tower, row
-        normalize_(tower.get_submodule(row.stack) if row.stack else tower)
-        config: Any = tower.config
-        size, places = (
-            _square(config.image_size),
-            (_square(config.image_size) // _square(config.patch_size)) ** 2,
-        )
-        embeddings = ".".join(("tower", *row.stack.split(".")[:-1], "embeddings"))
+        self.tower = tower
+        self.family = family
+        normalize_(tower.get_submodule(family.stack) if family.stack else tower)
+        size = _read_square_side(tower.config.image_size)
+        patch_count = (size // _read_square_side(tower.config.patch_size)) ** 2
+        # The embeddings stand beside the layers.
+        stack_parent = family.stack.rpartition(".")[0]
+        embeddings = _join_path("tower", stack_parent, "embeddings")
+        # A class token or registers may stand before the patches.
         with torch.no_grad():
-            extra = self.get_submodule(embeddings)(torch.zeros(1, 3, size, size)).shape[1] - places
-        blocks = find_blocks(self, ".".join(p for p in ("tower", row.stack) if p))
-        self.blocks = (add_tokens_block(self, embeddings, extra=extra, count=places), *blocks)
-        self.finish_setup(size, int(config.hidden_size), preprocess=preprocess)
+            token_count = self.get_submodule(embeddings)(torch.zeros(1, 3, size, size)).shape[1]
+        blocks = find_blocks(self, _join_path("tower", family.stack))
+        tokens_block = add_tokens_block(
+            self, embeddings, extra=token_count - patch_count, count=patch_count
+        )
+        self.blocks = (tokens_block, *blocks)
+        self.finish_setup(size, int(tower.config.hidden_size), preprocess=preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        out = self.tower(pixel_values=pixels)
-        return F.normalize(self.row.embed(out, pixels), dim=-1), self.row.select_tokens(out)
+        outputs = self.tower(pixel_values=pixels)
+        embedding_BD = self.family.compute_embedding(outputs, pixels)
+        return F.normalize(embedding_BD, dim=-1), self.family.select_tokens(outputs)
 
 
 class TextEncoder(TextEncoderModel):
-    """ids [b, t] -> embedding [b, d] of length 1. `masked`: padding is hidden from the tower."""
+    """Encode ids [B, T] to an embedding [B, D] of length 1.
+
+    Args:
+        tower: the library's text tower; changed in place.
+        family: where the library keeps its parts.
+        tokenizer_json: a fast tokenizer as JSON.
+        context: tokens of the longest text.
+        masked: whether padding is hidden from the tower.
+    """
 
     def __init__(
         self,
         tower: nn.Module,
-        row: EncoderFamily,
+        family: EncoderFamily,
         *,
         tokenizer_json: str,
         context: int,
         masked: bool,
     ):
         super().__init__()
-        self.tower, self.row, self.masked, self.tokenizer_json = tower, row, masked, tokenizer_json
-        normalize_(tower.get_submodule(row.stack))
-        self.blocks = find_blocks(self, f"tower.{row.stack}")
-        config: Any = tower.config
-        pad = config.pad_token_id if config.pad_token_id is not None else 0
-        eos = next(
-            v
-            for v in (config.eos_token_id, getattr(config, "sep_token_id", None), pad)
-            if v is not None
-        )
-        self.pad = int(pad)
+        self.tower = tower
+        self.family = family
+        self.masked = masked
+        self.tokenizer_json = tokenizer_json
+        normalize_(tower.get_submodule(family.stack))
+        self.blocks = find_blocks(self, f"tower.{family.stack}")
+        config = tower.config
+        self.pad = 0 if config.pad_token_id is None else int(config.pad_token_id)
         self.finish_setup(
             context,
             int(config.hidden_size),
             vocabulary=int(config.vocab_size),
             pad=self.pad,
-            eos=int(eos),
+            eos=_find_end_token(config, self.pad),
             any_length=masked,
         )
 
     def forward(self, ids: Tensor) -> Tensor:
-        mask = ids != self.pad
-        options = {"attention_mask": mask.long()} if self.masked else {}
-        return F.normalize(self.row.embed(self.tower(input_ids=ids, **options), mask), dim=-1)
+        mask_BT = ids != self.pad
+        options = {"attention_mask": mask_BT.long()} if self.masked else {}
+        outputs = self.tower(input_ids=ids, **options)
+        return F.normalize(self.family.compute_embedding(outputs, mask_BT), dim=-1)
+
+
+def _find_end_token(config: PretrainedConfig, pad: int) -> int:
+    """Find the token that ends a text: BERT's line uses the separator, some models only padding."""
+    if config.eos_token_id is not None:
+        return int(config.eos_token_id)
+    separator = getattr(config, "sep_token_id", None)
+    return pad if separator is None else int(separator)
 
 
 class AudioEncoder(Model):
-    """log-mel features [b, m, f] -> the mean of the tokens [b, w], of length 1, and tokens [b, n, w] (Whisper).
+    """Encode log-mel features [B, M, F] to an embedding [B, W] of length 1 and tokens [B, N, W].
 
-    Tokens are 20 ms long. A window cut short to n of them looks at the first 2 n + 2 frames: two more than it covers,
-    so that its last token is the one of the whole window.
+    The embedding is the mean of the tokens. A token is 20 ms long. A window cut short to N tokens
+    reads the first 2 N + 2 frames, two more than it covers: then its last token equals that of the
+    whole window.
+
+    Args:
+        encoder: the encoder of Whisper; changed in place.
     """
 
     kind = "audio_encoder"
 
     def __init__(self, encoder: nn.Module):
         super().__init__()
-        self.tower, self.window = encoder, nn.Identity()
-        config: Any = encoder.config
-        self.width, self.mels = int(config.d_model), int(config.num_mel_bins)
-        window = add_tokens_block(
+        self.tower = encoder
+        # Becomes the module that cuts the window short.
+        self.window = nn.Identity()
+        config = encoder.config
+        self.width = int(config.d_model)
+        self.mels = int(config.num_mel_bins)
+        window_block = add_tokens_block(
             self, "window", extra=0, count=int(config.max_source_positions), ordered=True
         )
-        self.blocks = (window, *find_blocks(self, "tower"))
+        self.blocks = (window_block, *find_blocks(self, "tower"))
         self.dims = {"tokens": self.width, "embedding": self.width}
 
     @property
     def token_count(self) -> int:
+        """Tokens that come out."""
         return int(self.window.kept_count)
 
     @property
     def frames(self) -> int:
-        """Frames of 10 ms that it looks at."""
+        """Frames of 10 ms that the encoder reads."""
         return 2 * min(int(self.window.count), self.token_count + 1)
 
     @property
-    def config(self) -> dict[str, Any]:  # type: ignore[override]
-        """For the runtime node; `seconds` of sound are heard at once."""
-        return {
-            "features": {"mels": self.mels, "frames": self.frames, "seconds": self.token_count / 50}
-        }
+    def config(self) -> dict[str, object]:  # type: ignore[override]
+        """Describe the features for the runtime node; `seconds` of sound fit in one window."""
+        seconds = self.token_count / TOKENS_PER_SECOND
+        return {"features": {"mels": self.mels, "frames": self.frames, "seconds": seconds}}
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        t = self.tower
-        x = F.gelu(t.conv2(F.gelu(t.conv1(features[..., : self.frames])))).transpose(1, 2)
-        x = self.window(x + t.embed_positions.weight[: x.shape[1]])
-        for layer in t.layers:
-            x = layer(x, None)
-        tokens = t.layer_norm(x)
-        return F.normalize(tokens.mean(1), dim=-1), tokens
+        tower = self.tower
+        x_BWF = F.gelu(tower.conv1(features[..., : self.frames]))
+        x_BWN = F.gelu(tower.conv2(x_BWF))
+        x_BNW = x_BWN.transpose(1, 2)
+        x_BNW = self.window(x_BNW + tower.embed_positions.weight[: x_BNW.shape[1]])
+        for layer in tower.layers:
+            x_BNW = layer(x_BNW, None)
+        tokens_BNW = tower.layer_norm(x_BNW)
+        return F.normalize(tokens_BNW.mean(1), dim=-1), tokens_BNW
 
     def export_graphs(self) -> dict[str, ExportGraph]:
-        names = ("embedding", "tokens")
-        dynamic = {n: {0: "batch"} for n in ("features", *names)}
-        return {
-            "model": ExportGraph(
-                module=self,
-                example=(torch.zeros(2, self.mels, self.frames),),
-                inputs=("features",),
-                outputs=names,
-                dynamic_axes=dynamic,
-            )
-        }
+        """Describe the one graph, for any batch."""
+        graph = ExportGraph(
+            module=self,
+            example=(torch.zeros(2, self.mels, self.frames),),
+            inputs=("features",),
+            outputs=("embedding", "tokens"),
+            dynamic_axes={
+                "features": {0: "batch"},
+                "embedding": {0: "batch"},
+                "tokens": {0: "batch"},
+            },
+        )
+        return {"model": graph}
 
     def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
-        return {
-            b.name: BlockShape(
-                width=self.width, positions=self.token_count, keys=self.token_count, batch=1
-            )
-            for b in self.blocks
-        }
+        """Describe the shape of every block: all tokens attend to all tokens."""
+        shape = BlockShape(
+            width=self.width, positions=self.token_count, keys=self.token_count, batch=1
+        )
+        return {block.name: shape for block in self.blocks}
 
     def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
+        """Make one window of sound; a request reads one."""
         return {"model": ExampleRequest((torch.randn(1, self.mels, self.frames),), 1.0)}
 
 
-def read_preprocessing(context: LoadContext) -> dict[str, Any]:
-    """Normalization and resizing as `preprocessor_config.json` says; CLIP's where it says nothing."""
-    given = load_json(context, "preprocessor_config.json")
-    size = given.get("size", {})
-    square = isinstance(size, dict) and "height" in size
+def read_preprocessing(context: LoadContext) -> dict[str, object]:
+    """Read from `preprocessor_config.json` how to normalize and resize images.
+
+    What it does not say is as in CLIP.
+
+    Returns:
+        Keys of `mmcompress.runtime.images.preprocess_image`, without the size.
+    """
+    library_config = load_json(context, "preprocessor_config.json")
+    size = library_config.get("size", {})
+    # A height and a width, or no crop after resizing, mean that the sides are not kept in
+    # proportion.
+    has_both_sides = isinstance(size, dict) and "height" in size
+    squash = has_both_sides or library_config.get("do_center_crop") is False
+    bilinear = library_config.get("resample") == PIL_BILINEAR
     return {
-        "mean": list(given.get("image_mean", (0.48145466, 0.4578275, 0.40821073))),
-        "std": list(given.get("image_std", (0.26862954, 0.26130258, 0.27577711))),
-        "interpolation": "bilinear" if given.get("resample") == 2 else "bicubic",
-        "resize_mode": "squash" if square or given.get("do_center_crop") is False else "shortest",
+        "mean": list(library_config.get("image_mean", CLIP_MEAN)),
+        "std": list(library_config.get("image_std", CLIP_STD)),
+        "interpolation": "bilinear" if bilinear else "bicubic",
+        "resize_mode": "squash" if squash else "shortest",
     }
 
 
-def _own(config: Any, row: EncoderFamily) -> Any:
-    """The configuration of one tower; CLIP states the width of its embeddings for both towers together."""
-    if not row.config:
+def _select_tower_config(config: PretrainedConfig, family: EncoderFamily) -> PretrainedConfig:
+    """Select the configuration of one tower.
+
+    CLIP states the width of the embedding for both towers together.
+    """
+    if not family.config_attribute:
         return config
-    own = getattr(config, row.config)
-    if hasattr(own, "projection_dim") and hasattr(config, "projection_dim"):
-        own.projection_dim = config.projection_dim
-    return own
+    tower_config = getattr(config, family.config_attribute)
+    if hasattr(tower_config, "projection_dim") and hasattr(config, "projection_dim"):
+        tower_config.projection_dim = config.projection_dim
+    return tower_config
+
+
+def _find_image_family(config: PretrainedConfig, context: LoadContext) -> EncoderFamily:
+    """Find the row of an image tower; a VisionEncoderDecoder holds a tower of another type."""
+    if config.model_type != "vision-encoder-decoder":
+        return find_family(
+            "image_encoder", config.model_type, table=IMAGE_FAMILIES, context=context
+        )
+    tower_type = config.encoder.model_type
+    family = find_family("image_encoder", tower_type, table=IMAGE_FAMILIES, context=context)
+    return replace(
+        family,
+        class_name="VisionEncoderDecoderModel",
+        config_attribute="",
+        find_tower=get_encoder,
+        options={},
+    )
 
 
 def load_image_encoder(context: LoadContext) -> Model:
-    """The image tower of a transformers folder or hub id. Raises `ModelError`."""
+    """Load the image tower of a transformers folder or hub id.
+
+    Raises:
+        ModelError: if the model can't be loaded or its family is not supported.
+    """
     config = load_config(context)
-    if config.model_type == "vision-encoder-decoder":
-        inner = find_family(
-            "image_encoder", config.encoder.model_type, table=IMAGE_FAMILIES, context=context
-        )
-        row = replace(
-            inner,
-            class_name="VisionEncoderDecoderModel",
-            config="",
-            find_tower=lambda whole: whole.encoder,
-            options={},
-        )
-    else:
-        row = find_family("image_encoder", config.model_type, table=IMAGE_FAMILIES, context=context)
-    whole = load_library_model(
+    family = _find_image_family(config, context)
+    # Weights of a pooling layer may be missing where nobody reads its output.
+    reads_pooler = family.compute_embedding is select_pooled
+    library_model = load_library_model(
         context,
-        row.class_name,
-        config=_own(config, row),
-        unread=() if row.embed is _pooled else POOLER,
-        **row.options,
+        family.class_name,
+        config=_select_tower_config(config, family),
+        unread=() if reads_pooler else POOLER,
+        **family.options,
     )
-    return ImageEncoder(row.find_tower(whole), row, preprocess=read_preprocessing(context))
+    tower = family.find_tower(library_model)
+    return ImageEncoder(tower, family, preprocess=read_preprocessing(context))
 
 
 def load_text_encoder(context: LoadContext) -> Model:
-    """The text tower of a transformers folder or hub id. Raises `ModelError`."""
+    """Load the text tower of a transformers folder or hub id.
+
+    Raises:
+        ModelError: if the model can't be loaded or its family is not supported.
+    """
     config = load_config(context)
-    row = find_family("text_encoder", config.model_type, table=TEXT_FAMILIES, context=context)
-    own = _own(config, row)
-    given = load_json(context, "sentence_bert_config.json").get("max_seq_length")
-    longest = int(own.max_position_embeddings) - row.unused_positions
-    length = min(int(given or longest), longest, context.max_tokens or 10**6)
-    masked = not config.model_type.startswith(UNMASKED_TYPES)
-    tower = load_library_model(context, row.class_name, config=own, **row.options)
+    family = find_family("text_encoder", config.model_type, table=TEXT_FAMILIES, context=context)
+    tower_config = _select_tower_config(config, family)
+    length = int(tower_config.max_position_embeddings) - family.unused_positions
+    # Sentence encoders were trained on shorter texts than their tables allow.
+    trained_length = load_json(context, "sentence_bert_config.json").get("max_seq_length")
+    if trained_length:
+        length = min(int(trained_length), length)
+    if context.max_tokens:
+        length = min(length, context.max_tokens)
+    tower = load_library_model(context, family.class_name, config=tower_config, **family.options)
     return TextEncoder(
-        tower, row, tokenizer_json=load_tokenizer_json(context), context=length, masked=masked
+        tower,
+        family,
+        tokenizer_json=load_tokenizer_json(context),
+        context=length,
+        masked=not config.model_type.startswith(UNMASKED_TEXT_TYPES),
     )
 
 
 def load_audio_encoder(context: LoadContext) -> Model:
-    """The encoder of a Whisper folder or hub id. Raises `ModelError`."""
+    """Load the encoder of a Whisper folder or hub id.
+
+    Raises:
+        ModelError: if the model can't be loaded or its family is not supported.
+    """
     config = load_config(context)
-    row = find_family("audio_encoder", config.model_type, table=AUDIO_FAMILIES, context=context)
-    whole = load_library_model(context, row.class_name, config=config)
-    if not hasattr(whole, "encoder"):
+    family = find_family("audio_encoder", config.model_type, table=AUDIO_FAMILIES, context=context)
+    library_model = load_library_model(context, family.class_name, config=config)
+    if not hasattr(library_model, "encoder"):
         raise ModelError(f"{describe_source(context)}: has no encoder")
-    whole.encoder.config._attn_implementation = "eager"
-    return AudioEncoder(whole.encoder)
+    library_model.encoder.config._attn_implementation = "eager"
+    return AudioEncoder(library_model.encoder)
