@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from mmcompress.export import family_contract as contract
 from mmcompress.export.weights import save_weights
 from mmcompress.models.sources import load_model
-from mmcompress.prune.surgery import copy_without_units
+from mmcompress.prune.surgery import copy_without_units, resize_
 from mmcompress.spec.schema import Node
 
 FAST = (
@@ -89,6 +89,50 @@ def test_cocas_decoder_says_what_the_library_says():
         tokens = library._encode_image(image)[1]
         expected = library(image, ids, output_labels=False)["logits"]
         assert torch.allclose(decoder(ids, tokens), expected, atol=1e-4)
+
+
+def _describe_module(module):
+    """The class of every submodule, and a copy of every tensor."""
+    classes = {path: type(part).__name__ for path, part in module.named_modules()}
+    tensors = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    return classes, tensors
+
+
+def _assert_same_module(actual, expected):
+    actual_classes, actual_tensors = actual
+    expected_classes, expected_tensors = expected
+    assert actual_classes == expected_classes
+    assert list(actual_tensors) == list(expected_tensors)
+    for name, tensor in expected_tensors.items():
+        assert torch.equal(actual_tensors[name], tensor), name
+
+
+def test_encoders_of_one_open_clip_source_share_nothing(tiny):
+    """Cutting and rewriting one encoder leaves the cached model and every later encoder alone."""
+    from mmcompress.models.families.open_clip import _load_clip
+
+    _load_clip.cache_clear()
+    cached, preprocess = _load_clip(f"local-dir:{tiny / 'clip'}", None)
+    cached_before = _describe_module(cached)
+    preprocess_before = copy.deepcopy(preprocess)
+    output_tokens_before = (cached.visual.output_tokens, cached.text.output_tokens)
+    for kind in ("image_encoder", "text_encoder"):
+        node = Node(kind=kind, inputs={}, source=str(tiny / "clip"))
+        first = load_model(node)
+        first_before = _describe_module(first)
+        config_before = copy.deepcopy(first.config)
+        resize_(first, {block.name: block.min_units for block in first.blocks})
+        with torch.no_grad():
+            for parameter in first.parameters():
+                parameter.zero_()
+        first.config.get("preprocess", {}).get("mean", []).clear()
+        second = load_model(node)
+        _assert_same_module(_describe_module(second), first_before)
+        assert second.config == config_before
+    assert _load_clip(f"local-dir:{tiny / 'clip'}", None)[0] is cached
+    _assert_same_module(_describe_module(cached), cached_before)
+    assert preprocess == preprocess_before
+    assert (cached.visual.output_tokens, cached.text.output_tokens) == output_tokens_before
 
 
 def test_patches_left_out_are_patches_nobody_attends_to():

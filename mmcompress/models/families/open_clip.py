@@ -196,7 +196,10 @@ class TextEncoder(TextEncoderModel):
 
 @lru_cache(maxsize=MAX_CACHED_MODELS)
 def _load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, object]]:
-    """Load an open_clip model with both towers, from safetensors only, and its preprocessing."""
+    """Load an open_clip model with both towers, from safetensors only, and its preprocessing.
+
+    All callers share what comes back: an encoder that changes a tower must copy it first.
+    """
     try:
         import open_clip
     except ImportError as error:
@@ -319,10 +322,11 @@ def load_image_encoder(context: LoadContext) -> Model:
         ModelError: if the model can't be loaded or its image tower is not supported.
     """
     clip, preprocess = _load_clip(_name_source(context), context.pretrained)
+    # The cached model stays as the library made it: the encoder changes a copy.
     if hasattr(clip.visual, "transformer"):
-        return ImageEncoder(clip.visual, preprocess)
+        return ImageEncoder(copy.deepcopy(clip.visual), copy.deepcopy(preprocess))
     if hasattr(clip.visual, "trunk") or hasattr(clip.visual, "layer4"):
-        return ConvEncoder(clip.visual, preprocess)
+        return ConvEncoder(copy.deepcopy(clip.visual), copy.deepcopy(preprocess))
     tower_class = type(clip.visual).__name__
     raise ModelError(f"{_name_source(context)}: image tower {tower_class} is not supported")
 
@@ -337,7 +341,7 @@ def load_text_encoder(context: LoadContext) -> Model:
     if not hasattr(clip.text, "transformer") or not hasattr(clip.text, "token_embedding"):
         raise _make_text_tower_error(clip, context)
     tokenizer_json = _load_tokenizer_json(clip.text.vocab_size, context)
-    return TextEncoder(clip.text, tokenizer_json)
+    return TextEncoder(copy.deepcopy(clip.text), tokenizer_json)
 
 
 def load_text_decoder(context: LoadContext) -> Model:
@@ -353,7 +357,7 @@ def load_text_decoder(context: LoadContext) -> Model:
         )
     if not hasattr(clip.text, "token_embedding"):
         raise _make_text_tower_error(clip, context)
-    # A copy: the text encoder of the same checkpoint shares the first layers.
+    # The text encoder of the same checkpoint shares the first layers.
     return build_caption_decoder(
         copy.deepcopy(clip),
         _load_tokenizer_json(clip.text.vocab_size, context),
