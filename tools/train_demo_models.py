@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from mmcompress.data.emoji_scenes import NAMES, RELATIONS, EmojiScenes, Scene
+from mmcompress.data.emoji_scenes import EMOJI_NAMES, RELATIONS, EmojiScenes, Scene
 from mmcompress.models.sources import EMBEDDED_FOLDER
 
 WIDTH, EMBED, CONTEXT, PATCH = 256, 256, 20, 10
@@ -31,7 +31,7 @@ BOS, PAD, EOS = 0, 1, 2
 
 def build_tokenizer() -> object:
     """A word-level tokenizer over every word a caption can hold, `<s> ... </s>` around it."""
-    words = sorted({w for n in (*NAMES, *RELATIONS) for w in n.split()} | {"a", "an", ","})
+    words = sorted({w for n in (*EMOJI_NAMES, *RELATIONS) for w in n.split()} | {"a", "an", ","})
     vocab = {w: i for i, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
     tok = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tok.normalizer = normalizers.Lowercase()
@@ -103,8 +103,8 @@ class Trainee(nn.Module):
                 forced_eos_token_id=None,
             )
         )
-        self.patch_head = nn.Linear(WIDTH, len(NAMES) + 1)
-        self.set_head = nn.Linear(EMBED, len(NAMES))
+        self.patch_head = nn.Linear(WIDTH, len(EMOJI_NAMES) + 1)
+        self.set_head = nn.Linear(EMBED, len(EMOJI_NAMES))
         self.place_head = nn.Linear(WIDTH, 2)
         grid = torch.linspace(-1, 1, image_size // PATCH)
         self.register_buffer("places", torch.cartesian_prod(grid, grid), persistent=False)
@@ -190,8 +190,8 @@ def targets(scenes: list[Scene], size: int) -> tuple[Tensor, Tensor]:
     """The emoji under each patch (the last class: none) and the set of emoji of each scene."""
     grid = size // PATCH
     centres = (np.arange(grid) + 0.5) * PATCH
-    under = np.full((len(scenes), grid, grid), len(NAMES))
-    present = np.zeros((len(scenes), len(NAMES)), np.float32)
+    under = np.full((len(scenes), grid, grid), len(EMOJI_NAMES))
+    present = np.zeros((len(scenes), len(EMOJI_NAMES)), np.float32)
     for i, scene in enumerate(scenes):
         present[i, list(scene.emoji)] = 1
         for e, (cx, cy, side) in zip(scene.emoji, scene.boxes, strict=True):
@@ -204,7 +204,9 @@ def targets(scenes: list[Scene], size: int) -> tuple[Tensor, Tensor]:
 
 def images(data: EmojiScenes, scenes: list[Scene]) -> Tensor:
     return (
-        torch.from_numpy(np.stack([data.render(s) for s in scenes])).permute(0, 3, 1, 2).float()
+        torch.from_numpy(np.stack([data.render_scene(s) for s in scenes]))
+        .permute(0, 3, 1, 2)
+        .float()
         / 127.5
         - 1
     )
@@ -226,7 +228,7 @@ def evaluate(
     """
     model.eval()
     scenes, seen = [], set()
-    for s in data.scenes(split):
+    for s in data.generate_scenes(split):
         if s.caption not in seen:
             seen.add(s.caption)
             scenes.append(s)
@@ -307,7 +309,7 @@ def train(out: Path, minutes: float, size: int, threads: int, seed: int) -> None
     state = out / "checkpoint.safetensors"
     out.mkdir(parents=True, exist_ok=True)
     step, used = restore(state, model, optimizer) if state.exists() else (0, 0.0)
-    stream, crowds = data.scenes("train", seed + step), data.crowds(seed + step)
+    stream, crowds = data.generate_scenes("train", seed + step), data.generate_crowds(seed + step)
     began = time.time() - used
     alone = minutes * 60 * 0.25
     while (elapsed := time.time() - began) < minutes * 60:

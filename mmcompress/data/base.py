@@ -1,73 +1,124 @@
-"""What every dataset kind modality: named splits of (input, text) pairs."""
+"""What every kind of data gives: named splits of inputs with their reference texts."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol, overload
 
 import numpy as np
 
 from mmcompress.errors import DataError
 
+Row = tuple[Path, str]
+"""An input file and its reference text."""
+
+RowsBySplit = dict[str, list[Row]]
+"""All rows of a dataset, by name of the split."""
+
+MAX_LISTED_PROBLEMS = 10
+"""Problems that an error message lists, so that it fits on a screen."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Inputs of a pipeline and their reference texts; `inputs[i]` may be read from disk only when asked for.
-
-    An image is uint8 [H, W, 3], a sound float32 [n] at 16 kHz.
-    """
+    """Inputs of a pipeline and their reference texts."""
 
     inputs: Sequence[np.ndarray]
+    """Images, uint8 [H, W, 3], or sounds, float32 [n] at 16 kHz. A file may be read only when its
+    item is asked for."""
     texts: tuple[str, ...]
+    """One reference text per input."""
     names: tuple[str, ...] = ()
-    """Of the files, where the inputs are files."""
+    """One name per input, where the inputs are files. A file has the same name in every run."""
     generated_texts: tuple[str, ...] = ()
-    """What the dense pipeline's generator makes of the inputs; generators are judged by it where it is given."""
+    """What the generator of the dense pipeline writes for each input. Where it is given, other
+    pipelines are judged by it in place of `texts`."""
 
     def __len__(self) -> int:
         return len(self.texts)
 
 
 class Dataset(Protocol):
-    """One dataset kind. Options are the fields of the frozen dataclass that implements it."""
+    """One kind of data. The fields of the frozen dataclass that implements it are its options.
+
+    A dataset of limited size also has `count_pairs() -> dict[str, int]`, the pairs in each split.
+    """
 
     splits: tuple[str, ...]
+    """Names of the splits: `train`, `val`, `test`, and further ones that a spec may report."""
     modality: Literal["image", "audio"]
-    """What its inputs are."""
+    """What the inputs are."""
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
-        """At most `count` pairs of `split`, the same ones for the same arguments. Raises `DataError`."""
+        """Load pairs of a split, the same ones for the same arguments.
+
+        Args:
+            split: One of `splits`.
+            count: The most pairs to load; None leaves the number to the dataset.
+            seed: Which pairs are drawn.
+
+        Raises:
+            DataError: There is no such split, or the data can't be read.
+        """
         ...
 
 
-class LazySequence(Sequence):
-    """Files read when asked for."""
+class LazySequence(Sequence[np.ndarray]):
+    """Arrays that are read from their files each time an item is asked for.
+
+    Args:
+        paths: One file per item.
+        read: Reads one file.
+    """
 
     def __init__(self, paths: Sequence[Path], read: Callable[[Path], np.ndarray]):
-        self.paths, self.read = paths, read
+        self.paths = paths
+        self.read = read
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, i: Any) -> Any:
-        return self.read(self.paths[i])
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> LazySequence: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | LazySequence:
+        if isinstance(index, slice):
+            return LazySequence(self.paths[index], self.read)
+        return self.read(self.paths[index])
 
 
-def draw_rows(
-    rows: list[tuple[Path, str]], count: int | None, *, seeds: list[int]
-) -> list[tuple[Path, str]]:
-    """`count` rows drawn by seed, the first ones of any larger draw; all of them in order without a count."""
+def draw_rows(rows: list[Row], count: int | None, *, seeds: list[int]) -> list[Row]:
+    """Draw rows at random, such that a smaller draw is the beginning of a larger one.
+
+    Args:
+        rows: All rows of a split.
+        count: The most rows to draw; None returns all of them in order.
+        seeds: What the order depends on.
+    """
     if count is None:
         return rows
-    return [rows[i] for i in np.random.default_rng(seeds).permutation(len(rows))[:count]]
+    order = np.random.default_rng(seeds).permutation(len(rows))
+    return [rows[i] for i in order[:count]]
 
 
 def refuse_rows(problems: Sequence[str], what: str) -> None:
-    """Raise `DataError` with the first of the problems, if there are any."""
-    if problems:
-        more = f"\n  ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DataError(
-            f"{len(problems)} {what} can't be used:\n  " + "\n  ".join(problems[:10]) + more
-        )
+    """Raise an error that lists problems with rows, if there are any.
+
+    Args:
+        problems: One sentence per row that can't be used.
+        what: What the rows name, in the plural.
+
+    Raises:
+        DataError: There is a problem.
+    """
+    if not problems:
+        return
+    lines = [f"{len(problems)} {what} can't be used:", *problems[:MAX_LISTED_PROBLEMS]]
+    if len(problems) > MAX_LISTED_PROBLEMS:
+        lines.append(f"... and {len(problems) - MAX_LISTED_PROBLEMS} more")
+    raise DataError("\n  ".join(lines))

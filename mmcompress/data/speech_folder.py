@@ -10,85 +10,134 @@ from typing import Literal
 
 import numpy as np
 
-from mmcompress.data.base import LazySequence, Pairs, draw_rows, refuse_rows
+from mmcompress.data.base import LazySequence, Pairs, Row, RowsBySplit, draw_rows, refuse_rows
 from mmcompress.errors import DataError
 from mmcompress.runtime.audio import check_audio, open_audio
 
-Rows = dict[str, list[tuple[Path, str]]]
+SOUND_FOLDER = "wavs"
+"""The folder of the sound files, as LJSpeech names it."""
 
+VALIDATION_SHARE = 0.3
+"""Share of the clips that are not test clips on which structures are chosen (`val`)."""
 
-CHOOSING = 0.3
-"""Share of the clips that are not test clips on which structures are chosen."""
+MIN_CLIPS = 8
+"""The fewest clips of a folder: with less, one of its three splits could hold next to nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeechFolder:
-    """Sound files in `wavs/` and `metadata.csv`: `name|transcript` or `name|transcript|normalized`, one clip a line.
+    """Sound files in `wavs/`, and a list of them with their transcripts.
 
-    Any format and sample rate that libsndfile reads; a name without a suffix means a .wav file. Half of the clips are
-    for the test, by lot from `seed`; 70 % of the rest for calibration and distillation (`train`), 30 % to choose by
-    (`val`). The transcript is the normalized one where there is one. `count` takes the first clips only.
+    Every line of the list is `name|transcript` or `name|transcript|normalized transcript`. The last
+    text of a line that is not empty is its reference. A name without a suffix means a .wav file;
+    any format and sample rate that libsndfile reads will do.
+
+    Half of the clips are for the test, drawn by `seed`. Of the rest, 70 % are for calibration and
+    distillation (`train`), and 30 % are for choosing (`val`). Every sound file is checked when the
+    folder is loaded, and one error lists all that can't be read.
     """
 
     path: str
+    """The folder."""
     file: str = "metadata.csv"
+    """The list, relative to the folder; the default is LJSpeech's name for it."""
     seed: int = 0
+    """Which clips go to which split."""
     count: int | None = None
+    """How many lines of the list are read, from the first on; None reads all of them."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
+    """Names of the splits."""
     modality: Literal["audio"] = field(default="audio", init=False)
+    """What the inputs are."""
 
     def count_pairs(self) -> dict[str, int]:
-        """Clips in each split."""
-        return {s: len(rows) for s, rows in _rows(self).items()}
+        """Count the clips in each split."""
+        return {split: len(rows) for split, rows in _read_clips(self).items()}
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
-        """Up to `count` clips of a split, drawn by seed; all of them in file order without a count."""
+        """Load clips of a split; a sound is read when its item is asked for.
+
+        Args:
+            split: `train`, `val` or `test`.
+            count: The most clips, drawn by `seed`; None loads all of them in the list's order.
+            seed: Which clips are drawn.
+
+        Raises:
+            DataError: There is no such split, or the folder can't be read.
+        """
         if split not in self.splits:
             raise DataError(f"speech_folder: no split '{split}' (known: {', '.join(self.splits)})")
-        rows = draw_rows(_rows(self)[split], count, seeds=[self.seed, seed])
-        names = tuple(os.path.relpath(p, Path(self.path) / "wavs") for p, _ in rows)
+        rows = draw_rows(_read_clips(self)[split], count, seeds=[self.seed, seed])
+        sound_folder = Path(self.path) / SOUND_FOLDER
         return Pairs(
-            inputs=LazySequence([p for p, _ in rows], open_audio),
-            texts=tuple(t for _, t in rows),
-            names=names,
+            inputs=LazySequence([sound for sound, _ in rows], open_audio),
+            texts=tuple(text for _, text in rows),
+            names=tuple(os.path.relpath(sound, sound_folder) for sound, _ in rows),
         )
 
 
 @lru_cache(maxsize=4)
-def _rows(folder: SpeechFolder) -> Rows:
-    """(sound file, transcript) by split. Raises `DataError` listing what is missing or broken."""
+def _read_clips(folder: SpeechFolder) -> RowsBySplit:
+    """Read the list and deal its clips to the splits, or raise `DataError` with all problems."""
     root = Path(folder.path)
     if not root.is_dir():
         raise DataError(f"data folder '{root}': no such folder")
     listing = root / folder.file
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as e:
-        raise DataError(f"{listing}: can't be read: {getattr(e, 'strerror', None) or e}") from e
-    rows: list[tuple[Path, str]] = []
-    problems = []
-    for number, line in enumerate(lines, 1):
+    rows: list[Row] = []
+    problems: list[str] = []
+    for line_number, line in enumerate(_read_lines(listing), 1):
         if not line.strip():
             continue
-        name, *texts = (part.strip() for part in line.split("|"))
-        text = next((t for t in reversed(texts[:2]) if t), "")
-        if not name or not text:
-            raise DataError(
-                f"{listing}:{number}: expected name|transcript or name|transcript|normalized"
-            )
-        sound = root / "wavs" / (name if Path(name).suffix else f"{name}.wav")
+        place = f"{listing}:{line_number}"
+        name, text = _parse_line(line, place=place)
+        file_name = name if Path(name).suffix else f"{name}.wav"
+        sound = root / SOUND_FOLDER / file_name
         try:
             check_audio(sound)
-        except DataError as e:
-            problems.append(f"{listing}:{number}: {e}")
+        except DataError as error:
+            problems.append(f"{place}: {error}")
         rows.append((sound, text))
         if len(rows) == folder.count:
             break
     refuse_rows(problems, "sound files")
-    if len(rows) < 8:
-        raise DataError(f"{listing}: {len(rows)} clips; at least 8 are needed for three splits")
-    order = np.random.default_rng([folder.seed, len(rows)]).permutation(len(rows))
-    rest = len(rows) // 2
-    choosing = max(1, round(CHOOSING * rest))
-    parts = {"val": order[:choosing], "train": order[choosing:rest], "test": order[rest:]}
-    return {split: [rows[i] for i in sorted(part)] for split, part in parts.items()}
+    if len(rows) < MIN_CLIPS:
+        raise DataError(
+            f"{listing}: {len(rows)} clips; at least {MIN_CLIPS} are needed for three splits"
+        )
+    return _deal_clips(rows, folder.seed)
+
+
+def _read_lines(listing: Path) -> list[str]:
+    """Return the lines of the list, or raise `DataError`."""
+    try:
+        return listing.read_text(encoding="utf-8-sig").splitlines()
+    except OSError as error:
+        raise DataError(f"{listing}: can't be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{listing}: can't be read: {error}") from error
+
+
+def _parse_line(line: str, *, place: str) -> tuple[str, str]:
+    """Return the name of a clip and its reference text, or raise `DataError`."""
+    name, *transcripts = [part.strip() for part in line.split("|")]
+    # the normalized transcript comes last, and it is the one to use if there is any
+    filled_transcripts = [transcript for transcript in transcripts[:2] if transcript]
+    if not name or not filled_transcripts:
+        raise DataError(f"{place}: expected name|transcript or name|transcript|normalized")
+    return name, filled_transcripts[-1]
+
+
+def _deal_clips(rows: list[Row], seed: int) -> RowsBySplit:
+    """Deal clips to the splits at random; within a split they keep the order of the list."""
+    order = np.random.default_rng([seed, len(rows)]).permutation(len(rows))
+    test_start = len(rows) // 2
+    validation_count = max(1, round(VALIDATION_SHARE * test_start))
+    indices_by_split = {
+        "val": order[:validation_count],
+        "train": order[validation_count:test_start],
+        "test": order[test_start:],
+    }
+    dealt: RowsBySplit = {}
+    for split, indices in indices_by_split.items():
+        dealt[split] = [rows[i] for i in sorted(indices)]
+    return dealt

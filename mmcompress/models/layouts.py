@@ -1,12 +1,13 @@
-"""Block kinds as the libraries lay them out, found by the shape of a module, never by the name of a model.
+"""Blocks as the libraries lay them out, found by the shape of a module and never by its model.
 
-A `Form` says which linear layers write a block's units, which one reads them and what stands in for the block when no
-unit is left. Adding a layout is adding a row to `FORMS`.
+A `BlockLayout` says which linear layers write the units of a block, which one reads them, and what
+stands in for the block when no unit is left. A new layout is a new row of `BLOCK_LAYOUTS`.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from torch import nn
@@ -16,93 +17,149 @@ from mmcompress.graph.blocks import Block, Writer
 from mmcompress.models.attention import SelfAttention
 
 FFN_GRANULARITY = 16
-"""FFN channels are cut in multiples of this: unrounded sizes are slow."""
+"""FFN channels are cut in multiples of this: products of unrounded sizes are slow."""
+
+CONV_GRANULARITY = 8
+"""Channels of convolutions are cut in multiples of this, for the same reason."""
+
+BLOCK_ORDER = ("attention", "cross_attention", "ffn", "gated_ffn")
+"""The order in which the blocks of one layer run."""
+
+CROSS_ATTENTION_NAMES = ("encoder_attn", "crossattention", "EncDecAttention", "cross_attn")
+"""Names of modules that attend to the output of another node."""
+
+HEAD_WIDTH_ATTRIBUTES = ("head_dim", "attention_head_size", "key_value_proj_dim")
+"""Attributes that hold the width of a head."""
+
+HEAD_COUNT_ATTRIBUTES = ("num_heads", "num_attention_heads", "n_heads")
+"""Attributes that hold how many heads there are. A cut sets them anew."""
+
+SIZE_ATTRIBUTES = ("embed_dim", "all_head_size", "inner_dim", "split_size")
+"""Attributes that repeat the width of all heads together. A cut sets them anew."""
+
+WHOLE_MODULE = (("", "pair"),)
+"""`drop` of an attention whose module returns (output, weights) and is replaced whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BlockLayout:
-    """One layout of one block kind; paths are relative to the module that holds the whole block.
+    """How the linear layers of one kind of block are laid out in a library.
 
-    `writers`: (path, how many times over it holds the block's features). The first one counts for queries, the second
-    for keys: where keys are fewer, their heads are shared by a group of query heads. `inner`: where the sizes are kept.
+    All paths are relative to the module that holds the whole block.
     """
 
     kind: str
+    """`attention`, `ffn` or `gated_ffn`. Attention to another node is told by the module's name."""
     writers: tuple[tuple[str, int], ...]
+    """(path, parts): linear layers that write the features of the block, each of them `parts` times
+    over. In attention the first counts for queries, the second for keys: where keys are fewer, a
+    group of query heads shares the head of a key."""
     reader: str
+    """The path of the linear layer that reads the features."""
     drop: tuple[tuple[str, str], ...]
+    """(path, mode of `models.replacements.REPLACEMENTS`): what is replaced when no unit is left.
+    Empty if the block can't be removed whole."""
     inner: str = ""
+    """The path of the module that repeats sizes of the block as attributes."""
     per_head: str = ""
-    """A module with one row a head, where there is one."""
-
-
-WHOLE_MODULE = (("", "pair"),)
+    """The path of a module with one row per head; it may be missing. Empty if there is none."""
 
 
 BLOCK_LAYOUTS = (
+    # CLIP, Whisper, BART
     BlockLayout(
         kind="attention",
         writers=(("q_proj", 1), ("k_proj", 1), ("v_proj", 1)),
         reader="out_proj",
         drop=WHOLE_MODULE,
-    ),  # CLIP, Whisper, BART
+    ),
+    # ViT, DINOv2, Llama
     BlockLayout(
         kind="attention",
         writers=(("q_proj", 1), ("k_proj", 1), ("v_proj", 1)),
         reader="o_proj",
         drop=WHOLE_MODULE,
-    ),  # ViT, DINOv2, Llama
+    ),
+    # our own SelfAttention, which replaces packed and fused ones
     BlockLayout(
-        kind="attention", writers=(("qkv", 3),), reader="out_proj", drop=WHOLE_MODULE
-    ),  # ours, in place of packed and fused ones
+        kind="attention",
+        writers=(("qkv", 3),),
+        reader="out_proj",
+        drop=WHOLE_MODULE,
+    ),
+    # GPT-2, attention to another node
     BlockLayout(
-        kind="attention", writers=(("q_attn", 1), ("c_attn", 2)), reader="c_proj", drop=WHOLE_MODULE
-    ),  # GPT-2, cross
+        kind="attention",
+        writers=(("q_attn", 1), ("c_attn", 2)),
+        reader="c_proj",
+        drop=WHOLE_MODULE,
+    ),
+    # GPT-2, attention to itself
     BlockLayout(
-        kind="attention", writers=(("c_attn", 3),), reader="c_proj", drop=WHOLE_MODULE
-    ),  # GPT-2
+        kind="attention",
+        writers=(("c_attn", 3),),
+        reader="c_proj",
+        drop=WHOLE_MODULE,
+    ),
+    # T5
     BlockLayout(
         kind="attention",
         writers=(("q", 1), ("k", 1), ("v", 1)),
         reader="o",
         drop=(("", "biased"),),
-        inner="",
         per_head="relative_attention_bias",
-    ),  # T5
+    ),
+    # BERT and its line
     BlockLayout(
         kind="attention",
         writers=(("self.query", 1), ("self.key", 1), ("self.value", 1)),
         reader="output.dense",
         drop=(("self", "skip pair"), ("output.dense", "plain")),
         inner="self",
-    ),  # BERT and its line
-    BlockLayout(
-        kind="ffn", writers=(("fc1", 1),), reader="fc2", drop=(("fc1", "skip"), ("fc2", "plain"))
     ),
+    # CLIP, ViT, Whisper
+    BlockLayout(
+        kind="ffn",
+        writers=(("fc1", 1),),
+        reader="fc2",
+        drop=(("fc1", "skip"), ("fc2", "plain")),
+    ),
+    # open_clip, GPT-2
     BlockLayout(
         kind="ffn",
         writers=(("c_fc", 1),),
         reader="c_proj",
         drop=(("c_fc", "skip"), ("c_proj", "plain")),
     ),
+    # T5
     BlockLayout(
-        kind="ffn", writers=(("wi", 1),), reader="wo", drop=(("wi", "skip"), ("wo", "plain"))
+        kind="ffn",
+        writers=(("wi", 1),),
+        reader="wo",
+        drop=(("wi", "skip"), ("wo", "plain")),
     ),
+    # a projector: with no residual stream around it, it can't be removed whole
     BlockLayout(
-        kind="ffn", writers=(("linear_1", 1),), reader="linear_2", drop=()
-    ),  # a projector, with no residual stream around it
+        kind="ffn",
+        writers=(("linear_1", 1),),
+        reader="linear_2",
+        drop=(),
+    ),
+    # BERT and its line
     BlockLayout(
         kind="ffn",
         writers=(("intermediate.dense", 1),),
         reader="output.dense",
         drop=(("intermediate.dense", "skip"), ("output.dense", "plain")),
     ),
+    # Llama
     BlockLayout(
         kind="gated_ffn",
         writers=(("gate_proj", 1), ("up_proj", 1)),
         reader="down_proj",
         drop=(("gate_proj", "skip"), ("up_proj", "skip"), ("down_proj", "plain")),
     ),
+    # T5, version 1.1
     BlockLayout(
         kind="gated_ffn",
         writers=(("wi_0", 1), ("wi_1", 1)),
@@ -110,231 +167,300 @@ BLOCK_LAYOUTS = (
         drop=(("wi_0", "skip"), ("wi_1", "skip"), ("wo", "plain")),
     ),
 )
+"""Known layouts of attention and feed-forward blocks. The first that fits a module is taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConvLayout:
-    """One layout of a pair of convolutions whose inner channels can be cut.
+    """How a pair of convolutions is laid out, whose channels between them can be cut.
 
-    `through` treats each channel alone, `squeeze` and `excite` (optional) weigh the channels by what all of them hold.
+    All paths are relative to the module that holds the pair.
     """
 
     writer: str
+    """The path of the first convolution: its output channels are the units."""
     per_channel: tuple[str, ...]
+    """Paths of modules between the two that treat each channel apart; they may be missing."""
     reader: str
+    """The path of the second convolution."""
     squeeze: str = ""
+    """The path of a convolution that reads all channels to weigh them; it may be missing."""
     excite: str = ""
+    """The path of the convolution behind `squeeze` that gives one weight per channel."""
 
 
 CONV_LAYOUTS = (
+    # EfficientNet
     ConvLayout(
         writer="conv_pw",
         per_channel=("bn1", "conv_dw", "bn2"),
         reader="conv_pwl",
         squeeze="se.conv_reduce",
         excite="se.conv_expand",
-    ),  # EfficientNet
-    ConvLayout(
-        writer="conv1", per_channel=("bn1",), reader="conv2"
-    ),  # ResNet, basic and bottleneck
+    ),
+    # ResNet, basic and bottleneck blocks
+    ConvLayout(writer="conv1", per_channel=("bn1",), reader="conv2"),
+    # ResNet, the second pair of a bottleneck block
     ConvLayout(writer="conv2", per_channel=("bn2",), reader="conv3"),
 )
-
-
-CONV_GRANULARITY = 8
-
-
-BLOCK_ORDER = ("attention", "cross_attention", "ffn", "gated_ffn")
-"""Of the blocks within a layer."""
-
-
-CROSS_ATTENTION_NAMES = ("encoder_attn", "crossattention", "EncDecAttention", "cross_attn")
-"""Names of the modules that attend to another node's output."""
-
-
-HEAD_WIDTH_ATTRIBUTES = ("head_dim", "attention_head_size", "key_value_proj_dim")
-
-
-HEAD_COUNT_ATTRIBUTES = ("num_heads", "num_attention_heads", "n_heads")
-
-
-SIZE_ATTRIBUTES = ("embed_dim", "all_head_size", "inner_dim", "split_size")
-"""Attributes that repeat a size of the block and are set anew after a cut."""
+"""Every known layout of a pair of convolutions. A module may hold several of them."""
 
 
 def normalize_(model: nn.Module) -> nn.Module:
-    """Replace, in place, layers that can't lose units as they are: packed or reshaped attention, transposed linears."""
+    """Replace, in place, the layers that can't lose units as they are.
+
+    Those are packed attention, attention that reshapes to a fixed width, and transposed linear
+    layers. What the model computes stays the same.
+
+    Returns:
+        The model itself.
+    """
     for path, module in list(model.named_modules()):
-        new: nn.Module | None = None
-        if isinstance(module, nn.MultiheadAttention):
-            new = SelfAttention.from_torch(module)
-        elif _linears(module, ("qkv", "projection")) and hasattr(
-            module, "num_heads"
-        ):  # BLIP: width fixed in reshapes
-            qkv, projection = module.get_submodule("qkv"), module.get_submodule("projection")
-            new = SelfAttention(qkv, projection, num_heads=int(module.num_heads))
-        elif type(module).__name__ == "Conv1D" and hasattr(module, "nf"):  # GPT-2: x @ w
-            rows, columns = module.weight.shape
-            new = nn.Linear(rows, columns)
-            new.weight = nn.Parameter(module.weight.detach().T.contiguous())
-            new.bias = nn.Parameter(module.bias.detach().clone())
-        if new is not None:
-            model.set_submodule(path, new)
+        cuttable = _make_cuttable(module)
+        if cuttable is not None:
+            model.set_submodule(path, cuttable)
     return model
 
 
-def _linears(module: nn.Module, paths: tuple[str, ...]) -> bool:
-    for path in paths:
-        at: nn.Module | None = module
-        for name in path.split("."):
-            at = getattr(at, "_modules", {}).get(name)
-        if not isinstance(at, nn.Linear):
-            return False
-    return True
+def _make_cuttable(module: nn.Module) -> nn.Module | None:
+    """Return a module of the same weights that can lose units; None if it needs no replacement."""
+    if isinstance(module, nn.MultiheadAttention):
+        return SelfAttention.from_torch(module)
+    # BLIP's attention fixes its width in reshapes
+    if _has_linear_layers(module, ("qkv", "projection")) and hasattr(module, "num_heads"):
+        return SelfAttention(
+            module.get_submodule("qkv"),
+            module.get_submodule("projection"),
+            num_heads=int(module.num_heads),
+        )
+    # GPT-2's linear layer computes x @ weight, so its weight is transposed
+    if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
+        in_features, out_features = module.weight.shape
+        linear = nn.Linear(in_features, out_features)
+        linear.weight = nn.Parameter(module.weight.detach().T.contiguous())
+        linear.bias = nn.Parameter(module.bias.detach().clone())
+        return linear
+    return None
+
+
+def _find_submodule(module: nn.Module, path: str) -> nn.Module | None:
+    """Return the submodule at a path, None if there is none.
+
+    It looks at registered modules only: `get_submodule` takes any attribute, and a `TokenSelector`
+    has those of the module that it wraps.
+    """
+    current: nn.Module | None = module
+    for name in path.split("."):
+        if current is None:
+            return None
+        current = current._modules.get(name)
+    return current
+
+
+def _has_linear_layers(module: nn.Module, paths: Iterable[str]) -> bool:
+    """Tell whether a linear layer stands at every one of the paths."""
+    return all(isinstance(_find_submodule(module, path), nn.Linear) for path in paths)
+
+
+def _has_plain_conv(module: nn.Module, path: str) -> bool:
+    """Tell whether a convolution over all channels at once stands at a path."""
+    conv = _find_submodule(module, path)
+    return isinstance(conv, nn.Conv2d) and conv.groups == 1
+
+
+def _join_paths(outer: str, inner: str) -> str:
+    """Return the path of a submodule in a module at a path; both may be empty."""
+    return f"{outer}.{inner}" if outer and inner else outer or inner
 
 
 def find_blocks(
     model: nn.Module, root: str = "", *, prefix: str = "", context: str = "context"
 ) -> tuple[Block, ...]:
-    """Every prunable block under `root`, in the order of execution; names as `3.attention`.
+    """Find every attention and feed-forward block under a module.
 
-    `context` is the port a cross-attention reads from. Raises `ModelError` when nothing is found.
+    Args:
+        model: The model; paths of the blocks are relative to it.
+        root: The path of the module to search; empty searches the whole model.
+        prefix: What names of blocks begin with, to tell two towers of one model apart.
+        context: The stream that attention to another node reads.
+
+    Returns:
+        The blocks in the order of execution, named `<layer>.<kind>`, such as `3.attention`.
+
+    Raises:
+        ModelError: Nothing is found, or two blocks would have the same name.
     """
-    found: list[Block] = []
-    start = model.get_submodule(root) if root else model
-    for path, module in start.named_modules():
-        form = next(
-            (f for f in BLOCK_LAYOUTS if _linears(module, (*(w for w, _ in f.writers), f.reader))),
-            None,
-        )
-        if form is None:
+    blocks: list[Block] = []
+    searched_module = model.get_submodule(root)
+    for path, module in searched_module.named_modules():
+        layout = _match_layout(module)
+        if layout is None:
             continue
-        at = ".".join(p for p in (root, path) if p)
-        crossing = form.kind == "attention" and not set(CROSS_ATTENTION_NAMES).isdisjoint(
-            path.split(".")
-        )
-        kind = "cross_attention" if crossing else form.kind
-        layer = re.search(r"\d+", path)
-        name = f"{prefix}{layer.group() if layer else 0}.{'ffn' if kind == 'gated_ffn' else kind}"
-        if any(b.name == name for b in found):
+        kind = layout.kind
+        if kind == "attention" and not set(CROSS_ATTENTION_NAMES).isdisjoint(path.split(".")):
+            kind = "cross_attention"
+        layer_number = re.search(r"\d+", path)
+        name_of_kind = "ffn" if kind == "gated_ffn" else kind
+        name = f"{prefix}{layer_number.group() if layer_number else 0}.{name_of_kind}"
+        full_path = _join_paths(root, path)
+        if any(block.name == name for block in blocks):
             raise ModelError(
-                f"{at}: a second block is named '{name}'; give its tower a prefix of its own"
+                f"{full_path}: a second block is named '{name}'; give its tower a prefix of its own"
             )
-        found.append(_block(module, form, name=name, kind=kind, at=at, context=context))
-    if not found:
-        raise ModelError(
-            f"{type(start).__name__}: no attention or feed-forward block of a known layout is in it"
+        streams = ("stream", context) if kind == "cross_attention" else ("stream",)
+        blocks.append(
+            _make_block(module, layout, name=name, kind=kind, path=full_path, reads=streams)
         )
-    place = lambda b: (
-        int(b.name.removeprefix(prefix).partition(".")[0]),
-        BLOCK_ORDER.index(b.kind),
-    )
-    return tuple(sorted(found, key=place))
-
-
-def find_convolutions(model: nn.Module, root: str) -> tuple[Block, ...]:
-    """Every pair of convolutions under `root` whose inner channels can be cut, numbered in order of execution.
-
-    Raises `ModelError` when nothing is found.
-    """
-    found: list[Block] = []
-    for path, module in model.get_submodule(root).named_modules():
-        at = ".".join(p for p in (root, path) if p)
-        for form in CONV_LAYOUTS:
-            if not (_plain_conv(module, form.writer) and _plain_conv(module, form.reader)):
-                continue
-            squeezed = bool(form.squeeze) and _plain_conv(module, form.squeeze)
-            paths = (form.writer, *((form.excite,) if squeezed else ()))
-            units = int(module.get_submodule(form.writer).out_channels)
-            found.append(
-                Block(
-                    name=f"{len(found)}.conv",
-                    kind="conv",
-                    reader=f"{at}.{form.reader}",
-                    writers=tuple(Writer(path=f"{at}.{p}", parts=1, width=1) for p in paths),
-                    units=units,
-                    width=1,
-                    granularity=CONV_GRANULARITY,
-                    module=at,
-                    reads=("stream",),
-                    drop=(),
-                    per_channel=tuple(
-                        f"{at}.{p}" for p in form.per_channel if p in dict(module.named_children())
-                    ),
-                    extra_readers=(f"{at}.{form.squeeze}",) if squeezed else (),
-                )
-            )
-    if not found:
+    if not blocks:
         raise ModelError(
-            f"{type(model).__name__}: no pair of convolutions of a known layout is in it"
+            f"{type(searched_module).__name__}: no attention or feed-forward block of a known"
+            " layout is in it"
         )
-    return tuple(found)
+
+    def rank_by_execution(block: Block) -> tuple[int, int]:
+        layer, _, _ = block.name.removeprefix(prefix).partition(".")
+        return int(layer), BLOCK_ORDER.index(block.kind)
+
+    return tuple(sorted(blocks, key=rank_by_execution))
 
 
-def _plain_conv(module: nn.Module, path: str) -> bool:
-    try:
-        found = module.get_submodule(path)
-    except AttributeError:
-        return False
-    return isinstance(found, nn.Conv2d) and found.groups == 1
+def _match_layout(module: nn.Module) -> BlockLayout | None:
+    """Return the first layout whose linear layers a module has."""
+    for layout in BLOCK_LAYOUTS:
+        writer_paths = [path for path, _ in layout.writers]
+        if _has_linear_layers(module, (*writer_paths, layout.reader)):
+            return layout
+    return None
 
 
-def _block(
-    module: nn.Module, form: BlockLayout, *, name: str, kind: str, at: str, context: str
+def _make_block(
+    module: nn.Module,
+    layout: BlockLayout,
+    *,
+    name: str,
+    kind: str,
+    path: str,
+    reads: tuple[str, ...],
 ) -> Block:
-    join = lambda path: ".".join(p for p in (at, path) if p)
-    size = lambda p: int(module.get_submodule(p).out_features)
-    rows = [size(p) // parts for p, parts in form.writers]
-    drop = tuple((join(p), mode) for p, mode in form.drop)
-    reads = ("stream", context) if kind == "cross_attention" else ("stream",)
-    if form.kind != "attention":
-        writers = tuple(Writer(path=join(p), parts=parts, width=1) for p, parts in form.writers)
-        return Block(
-            name=name,
-            kind=kind,
-            reader=join(form.reader),
-            writers=writers,
-            units=rows[0],
-            width=1,
-            granularity=FFN_GRANULARITY,
-            module=join(form.inner),
-            reads=reads,
-            drop=drop,
-        )
-    inner = module.get_submodule(form.inner) if form.inner else module
-    width = next((int(getattr(inner, a)) for a in HEAD_WIDTH_ATTRIBUTES if hasattr(inner, a)), 0)
-    width = width or rows[0] // next(
-        int(getattr(inner, a)) for a in HEAD_COUNT_ATTRIBUTES if hasattr(inner, a)
-    )
-    units = min(rows) // width
-    writers = tuple(
-        Writer(path=join(p), parts=parts, width=r // units)
-        for (p, parts), r in zip(form.writers, rows, strict=True)
-    )
-    if form.per_head and hasattr(module, form.per_head):
-        writers += (Writer(path=join(form.per_head), parts=1, width=1),)
+    """Describe the block that a module at a path holds, all paths from the model on."""
+    feature_counts: list[int] = []
+    for writer_path, parts in layout.writers:
+        feature_counts.append(int(module.get_submodule(writer_path).out_features) // parts)
+    if layout.kind == "attention":
+        units = _count_key_heads(module, layout, feature_counts=feature_counts)
+        granularity = 1
+    else:
+        units = feature_counts[0]
+        granularity = FFN_GRANULARITY
+    writers: list[Writer] = []
+    for (writer_path, parts), features in zip(layout.writers, feature_counts, strict=True):
+        full_path = _join_paths(path, writer_path)
+        writers.append(Writer(path=full_path, parts=parts, width=features // units))
+    if layout.per_head and hasattr(module, layout.per_head):
+        writers.append(Writer(path=_join_paths(path, layout.per_head), parts=1, width=1))
     return Block(
         name=name,
         kind=kind,
-        reader=join(form.reader),
-        writers=writers,
+        reader=_join_paths(path, layout.reader),
+        writers=tuple(writers),
         units=units,
-        width=rows[0] // units,
-        granularity=1,
-        module=join(form.inner),
+        width=feature_counts[0] // units,
+        granularity=granularity,
+        module=_join_paths(path, layout.inner),
         reads=reads,
-        drop=drop,
+        drop=tuple((_join_paths(path, inner), mode) for inner, mode in layout.drop),
+    )
+
+
+def _count_key_heads(module: nn.Module, layout: BlockLayout, *, feature_counts: list[int]) -> int:
+    """Return how many heads of keys an attention has: the units that it can lose."""
+    inner = module.get_submodule(layout.inner)
+    head_width = _read_first_attribute(inner, HEAD_WIDTH_ATTRIBUTES)
+    if not head_width:
+        query_heads = _read_first_attribute(inner, HEAD_COUNT_ATTRIBUTES)
+        if not query_heads:
+            raise ModelError(
+                f"{type(inner).__name__}: says neither how wide nor how many its heads are"
+                f" ({', '.join((*HEAD_WIDTH_ATTRIBUTES, *HEAD_COUNT_ATTRIBUTES))})"
+            )
+        head_width = feature_counts[0] // query_heads
+    return min(feature_counts) // head_width
+
+
+def _read_first_attribute(module: nn.Module, names: tuple[str, ...]) -> int | None:
+    """Return the value of the first attribute that a module has, None if it has none of them."""
+    for name in names:
+        if hasattr(module, name):
+            return int(getattr(module, name))
+    return None
+
+
+def find_convolutions(model: nn.Module, root: str) -> tuple[Block, ...]:
+    """Find every pair of convolutions under a module whose channels between them can be cut.
+
+    Args:
+        model: The model; paths of the blocks are relative to it.
+        root: The path of the module to search.
+
+    Returns:
+        The blocks in the order of execution, named `<number>.conv`.
+
+    Raises:
+        ModelError: Nothing is found.
+    """
+    blocks: list[Block] = []
+    for path, module in model.get_submodule(root).named_modules():
+        full_path = _join_paths(root, path)
+        for layout in CONV_LAYOUTS:
+            if _has_plain_conv(module, layout.writer) and _has_plain_conv(module, layout.reader):
+                name = f"{len(blocks)}.conv"
+                blocks.append(_make_conv_block(module, layout, name=name, path=full_path))
+    if not blocks:
+        raise ModelError(
+            f"{type(model).__name__}: no pair of convolutions of a known layout is in it"
+        )
+    return tuple(blocks)
+
+
+def _make_conv_block(module: nn.Module, layout: ConvLayout, *, name: str, path: str) -> Block:
+    """Describe the pair of convolutions that a module at a path holds."""
+    writers = [Writer(path=f"{path}.{layout.writer}", parts=1, width=1)]
+    extra_readers: tuple[str, ...] = ()
+    if layout.squeeze and _has_plain_conv(module, layout.squeeze):
+        writers.append(Writer(path=f"{path}.{layout.excite}", parts=1, width=1))
+        extra_readers = (f"{path}.{layout.squeeze}",)
+    children = dict(module.named_children())
+    per_channel = [f"{path}.{child}" for child in layout.per_channel if child in children]
+    return Block(
+        name=name,
+        kind="conv",
+        reader=f"{path}.{layout.reader}",
+        writers=tuple(writers),
+        units=int(module.get_submodule(layout.writer).out_channels),
+        width=1,
+        granularity=CONV_GRANULARITY,
+        module=path,
+        reads=("stream",),
+        drop=(),
+        per_channel=tuple(per_channel),
+        extra_readers=extra_readers,
     )
 
 
 def refresh_sizes_(module: nn.Module, units: int, *, width: int) -> None:
-    """Set the sizes a block's module repeats as attributes to those that are left."""
-    head = next(
-        (int(getattr(module, a)) for a in HEAD_WIDTH_ATTRIBUTES if hasattr(module, a)), width
-    )
+    """Set the sizes that a module repeats as attributes to those that a cut has left.
+
+    Args:
+        module: The module at `Block.module`.
+        units: Units that are left.
+        width: Features of a unit.
+    """
+    head_width = _read_first_attribute(module, HEAD_WIDTH_ATTRIBUTES)
+    if head_width is None:
+        head_width = width
     for attribute in HEAD_COUNT_ATTRIBUTES:
         if hasattr(module, attribute):
-            setattr(module, attribute, units * width // head)
+            setattr(module, attribute, units * width // head_width)
     for attribute in SIZE_ATTRIBUTES:
         if hasattr(module, attribute):
             setattr(module, attribute, units * width)
