@@ -70,6 +70,7 @@ def _draw_neighbour(
         node_name = rng.choice(list(precision))
         precision[node_name] = rng.choice(problem.precisions.get(node_name, ("fp32",)))
 
+    # Units are given first and taken next, so that a switch keeps the latency about the same.
     places = [(name, block) for name, blocks in problem.blocks.items() for block in blocks]
     for direction in (1, -1):
         count = rng.choice(SWITCHED_BLOCK_COUNTS)

@@ -261,6 +261,7 @@ def grow_to_budget(
         A candidate within the budget that no single step can improve.
     """
     current = complete_candidate(problem, candidate)
+    # Coarse steps come near the budget in few predictions, fine ones use up the rest.
     for coarse in (True, False):
         larger = _find_best_growth(
             problem, current, loss_increase=loss_increase, rounding=rounding, coarse=coarse

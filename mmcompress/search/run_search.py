@@ -186,6 +186,7 @@ def run_search(
         starts += list_plain_starts(problem, run.spec)
         seeds = [("knapsack", candidate) for candidate in candidates]
         if attempt:
+            # The budget has moved a little: what was best before it gives the direction.
             best_trials = sorted(read_finished_trials(study), key=lambda trial: trial.loss)
             best_trials = best_trials[:MAX_REFITTED_TRIALS]
             starts = [
@@ -201,6 +202,7 @@ def run_search(
         finalists = _list_finalists(trials, budget_ms, min_ms=0.0, count=run.spec.search.finalists)
         grown = _grow_finalists(problem, sensitivity, finalists=finalists)
         if grown:
+            # The effort is spent by now: this evaluates the grown structures alone.
             trials = _run_study(
                 study, problem, run=run, evaluator=evaluator, effort=effort, starts=[], seeds=grown
             )
@@ -238,10 +240,11 @@ def run_unguided_search(
     grown_trials = (1 + attempt) * (run.spec.search.finalists + len(run.blocks))
     restart_seeds = MAX_REFITTED_TRIALS + MAX_KNOWN_CANDIDATES
     seed_trials = MAX_KNOWN_CANDIDATES + restart_seeds * attempt
-    trials = guided.trials + guided.level_switches + grown_trials + seed_trials + extra_trials
-    effort = replace(guided, trials=trials, level_switches=0)
+    guided_trials = guided.trials + guided.level_switches
+    trial_count = guided_trials + grown_trials + seed_trials + extra_trials
+    effort = replace(guided, trials=trial_count, level_switches=0)
     with run.time_stage("search"):
-        found = _run_study(
+        trials = _run_study(
             _open_study(run),
             problem,
             run=run,
@@ -250,7 +253,7 @@ def run_unguided_search(
             starts=[],
             seeds=[],
         )
-    return _select_allowed(problem, found)
+    return _select_allowed(problem, trials)
 
 
 def _open_study(run: RunContext) -> Any:

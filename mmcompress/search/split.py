@@ -136,6 +136,7 @@ def limit_combinations(
         counts = [*map(len, remaining.values()), *map(len, windows)]
         return math.prod(counts) > MAX_COMBINATIONS
 
+    # A node loses least where its quickest precision does little harm: it is limited first.
     for node_name in sorted(remaining, key=measure_harm):
         if has_too_many():
             mildest = min(remaining[node_name], key=rounding[node_name].__getitem__)

@@ -58,6 +58,7 @@ def split_budget(
     if not has_parallel_branches:
         return candidates
 
+    # Parallel branches overlap: the sum of what all nodes take may exceed what a request takes.
     candidates_by_factor: dict[float, list[Candidate]] = {}
 
     def exceeds_budget(factor: float) -> bool:
