@@ -133,7 +133,7 @@ def quiet_torch(request):
     measured is so in this process: to start others takes longer than to measure those."""
     import torch
 
-    from mmcompress.distill import trainer
+    from mmcompress.distill import training
     from mmcompress.measure.latency import benchmark_in_subprocess as apart
     from mmcompress.run import evaluate as conclude
 
@@ -144,7 +144,7 @@ def quiet_torch(request):
         0,
         apart.bench_in_process,
     )
-    trainer.is_bf16_faster = lambda: False  # the answer may change from one process to the next
+    training.is_bf16_faster = lambda: False  # the answer may change from one process to the next
     if (seed := request.config.getoption("--moods")) is not None:
         _moody_(random.Random(seed))
 

@@ -172,10 +172,16 @@ def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(loose, tmp_pa
 
 @pytest.mark.slow
 def test_rounds_of_training_go_on_with_pairs_not_seen_before(tiny, tmp_path, monkeypatch):
-    from mmcompress.distill import trainer
+    from mmcompress.run.compress import training
 
-    train, begun = trainer.distill_, []
-    monkeypatch.setattr(trainer, "distill_", lambda *a: begun.append(a[-1]) or train(*a))
+    train = training.distill_models_
+    first_steps = []
+
+    def train_and_note(student, inputs, *, options):
+        first_steps.append(options.first_step)
+        return train(student, inputs, options=options)
+
+    monkeypatch.setattr(training, "distill_models_", train_and_note)
     changes = {
         "prune.schedule": "gradual",
         "prune.rounds": 2,
@@ -189,7 +195,7 @@ def test_rounds_of_training_go_on_with_pairs_not_seen_before(tiny, tmp_path, mon
         "search.short_finetunings": 0,
     }
     workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
-    assert begun[:2] == [0, 7]
+    assert first_steps[:2] == [0, 7]
 
 
 @pytest.mark.slow

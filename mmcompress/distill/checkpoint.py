@@ -1,76 +1,149 @@
-"""A training that was cut off goes on from its last checkpoint: weights, moments of the optimizer, what was seen."""
+"""Checkpoints of a training: one that was cut off goes on from the last one."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+"""The running means that AdamW keeps for each weight, under torch's names."""
+
+
+@dataclass(kw_only=True)
+class TrainingState:
+    """How far a training is, but for its tensors."""
+
+    rate: float
+    """The highest learning rate of the schedule."""
+    step: int = 0
+    """Steps that are done."""
+    share: float = 0.0
+    """Share of the budget that is used up: of the steps or of the minutes, whichever is more."""
+    elapsed: float = 0.0
+    """Seconds of training so far, without interruptions."""
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Training losses so far, a row every few steps."""
+    validations: list[dict[str, float]] = field(default_factory=list)
+    """Losses on the validation pairs so far, a row each."""
+    unimproved_validations: int = 0
+    """Validations since the one with the least loss."""
 
 
 @dataclass(kw_only=True)
 class Checkpoint:
-    """A file that holds the state of one training, replaced as a whole each time it is written."""
+    """A file with the state of one training. Every save replaces the whole file."""
 
     path: Path
+    """The file. It exists from the first save to the end of the training."""
     interval_seconds: float
-    """Seconds of training between two of them."""
+    """Seconds of training between two saves: what an interruption costs at most."""
     last_saved_at: float = 0.0
+    """Seconds of training at the last save."""
 
     def is_due(self, elapsed: float) -> bool:
+        """Return whether it is time to save, after some seconds of training."""
         return elapsed - self.last_saved_at >= self.interval_seconds
 
     def save(
         self,
-        elapsed: float,
-        weights: Sequence[torch.Tensor],
+        state: TrainingState,
+        weights: Sequence[Tensor],
         *,
         optimizer: torch.optim.Optimizer,
-        best: Sequence[torch.Tensor],
-        state: dict[str, Any],
+        best_weights: Sequence[Tensor],
     ) -> None:
-        """`best`: the weights that did best so far; `state`: plain data."""
-        tensors = {f"weight/{i}": w.detach() for i, w in enumerate(weights)}
-        tensors |= {f"best/{i}": w for i, w in enumerate(best)}
-        for i, w in enumerate(weights):
-            tensors |= {
-                f"{k}/{i}": optimizer.state[w][k]
-                for k in MOMENTS
-                if k in optimizer.state.get(w, {})
-            }
-        ahead = self.path.with_suffix(".new")
-        own = {
-            k: t.clone().contiguous() for k, t in tensors.items()
-        }  # tied weights share memory, files may not
-        save_file(own, ahead, metadata={"state": json.dumps({**state, "elapsed": elapsed})})
-        ahead.replace(self.path)
-        self.last_saved_at = elapsed
+        """Write the state of a training.
+
+        Args:
+            state: How far the training is.
+            weights: The trained weights, always in the same order.
+            optimizer: The AdamW that trains them.
+            best_weights: The weights with the least loss on validation pairs; empty without any.
+        """
+        tensors: dict[str, Tensor] = {}
+        for i, weight in enumerate(weights):
+            tensors[f"weight/{i}"] = weight.detach()
+        for i, weight in enumerate(best_weights):
+            tensors[f"best/{i}"] = weight
+        for i, weight in enumerate(weights):
+            moments = optimizer.state.get(weight, {})
+            for name in MOMENTS:
+                if name in moments:
+                    tensors[f"{name}/{i}"] = moments[name]
+        # Tied weights share memory, which safetensors refuses to write.
+        copies = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+        unfinished = self.path.with_suffix(".new")
+        save_file(copies, unfinished, metadata={"state": _format_state(state)})
+        unfinished.replace(self.path)
+        self.last_saved_at = state.elapsed
 
     def load_(
-        self, weights: Sequence[torch.Tensor], optimizer: torch.optim.Optimizer
-    ) -> tuple[dict[str, Any], list[torch.Tensor]] | None:
-        """Take weights and moments back in place; (state, the best weights), or None where there is no checkpoint."""
+        self, weights: Sequence[Tensor], optimizer: torch.optim.Optimizer
+    ) -> tuple[TrainingState, list[Tensor]] | None:
+        """Put saved weights and moments back in place.
+
+        Args:
+            weights: The weights to overwrite, in the order in which they were saved.
+            optimizer: The AdamW that trains them; it gets their moments.
+
+        Returns:
+            The state and the best weights at that time, or None when nothing was saved.
+        """
         if not self.path.exists():
             return None
-        with safe_open(self.path, "pt") as f, torch.no_grad():
-            names, state = set(f.keys()), json.loads(f.metadata()["state"])
-            for i, w in enumerate(weights):
-                w.copy_(f.get_tensor(f"weight/{i}"))
+        best_weights: list[Tensor] = []
+        with safe_open(self.path, "pt") as file, torch.no_grad():
+            names = set(file.keys())
+            state = _parse_state(file.metadata()["state"])
+            for i, weight in enumerate(weights):
+                weight.copy_(file.get_tensor(f"weight/{i}"))
                 if f"{MOMENTS[0]}/{i}" in names:
-                    moments = {k: f.get_tensor(f"{k}/{i}") for k in MOMENTS}
-                    optimizer.state[w] = {"step": torch.tensor(float(state["step"])), **moments}
-            best = [
-                f.get_tensor(f"best/{i}") for i in range(sum(n.startswith("best/") for n in names))
-            ]
-        self.last_saved_at = float(state["elapsed"])
-        return state, best
+                    moments = {name: file.get_tensor(f"{name}/{i}") for name in MOMENTS}
+                    step = torch.tensor(float(state.step))
+                    optimizer.state[weight] = {"step": step, **moments}
+            best_count = sum(name.startswith("best/") for name in names)
+            for i in range(best_count):
+                best_weights.append(file.get_tensor(f"best/{i}"))
+        self.last_saved_at = state.elapsed
+        return state, best_weights
 
     def remove(self) -> None:
+        """Delete the file, when there is one."""
         self.path.unlink(missing_ok=True)
+
+
+def _format_state(state: TrainingState) -> str:
+    """Return a state as the JSON text of the file's metadata."""
+    return json.dumps(
+        {
+            "step": state.step,
+            "share": state.share,
+            "curve": state.curve,
+            "rate": state.rate,
+            "seen": state.validations,
+            "looked": len(state.validations),
+            "waited": state.unimproved_validations,
+            "elapsed": state.elapsed,
+        }
+    )
+
+
+def _parse_state(text: str) -> TrainingState:
+    """Return the state behind the JSON text of a file's metadata."""
+    values = json.loads(text)
+    return TrainingState(
+        rate=values["rate"],
+        step=values["step"],
+        share=values["share"],
+        elapsed=float(values["elapsed"]),
+        curve=values["curve"],
+        validations=values["seen"],
+        unimproved_validations=values["waited"],
+    )

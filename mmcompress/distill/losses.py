@@ -1,43 +1,102 @@
-"""Distillation losses, each by the name of its weight in the spec's `distill` section."""
+"""Distillation losses, each by the name of its weight in the spec's `distill` section.
+
+Shapes in this file:
+    B  batch                  D  width of an embedding
+    N  tokens, or positions   W  width of a token or of the residual stream
+    T  tokens of a text       V  size of the vocabulary
+    Q, K  queries and keys of a join (both B while training)
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcompress.kinds.base import SIMILARITY_SCALE, Batch, Models, Outputs
+from mmcompress.models.base import TokenSelector
 from mmcompress.pipeline.forward import TorchPipeline
+from mmcompress.spec.schema import Distill
+
+LOSS_NAMES = (
+    "embedding",
+    "tokens",
+    "affinity",
+    "contrast",
+    "caption",
+    "logits",
+    "hidden",
+    "cross",
+)
+"""The fields of `Distill` that are weights of losses."""
+
+MIN_VARIANCE = 1e-6
+"""Least variance that a squared error is divided by: outputs of a small batch may be constant."""
 
 
-def embedding_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared distance of unit embeddings [b, d] (feature distillation, CLIP-KD, Yang et al. 2024)."""
-    return (student - teacher).square().sum(-1).mean()
+def select_loss_weights(settings: Distill) -> dict[str, float]:
+    """Return the weight of every loss by name."""
+    return {name: getattr(settings, name) for name in LOSS_NAMES}
 
 
-def token_loss(student: Tensor, teacher: Tensor) -> Tensor:
-    """Squared error of token states [b, n, w] relative to their variance over the batch."""
-    return F.mse_loss(student, teacher) / teacher.var().clamp(min=1e-6)
+def embedding_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+    """Return the mean squared distance of embeddings of length 1 (CLIP-KD, Yang et al. 2024)."""
+    distances_B = (student_BD - teacher_BD).square().sum(-1)
+    return distances_B.mean()
+
+
+def token_loss(student_BNW: Tensor, teacher_BNW: Tensor) -> Tensor:
+    """Return the mean squared error of token states / the teacher's variance over the batch."""
+    error = F.mse_loss(student_BNW, teacher_BNW)
+    variance = teacher_BNW.var().clamp(min=MIN_VARIANCE)
+    return error / variance
 
 
 def affinity_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
-    """KL of the similarity rows and columns of two joined embeddings (TinyCLIP, Wu et al. 2023)."""
-    s, t = (SIMILARITY_SCALE * q @ k.T for q, k in (student, teacher))
-    rows = F.kl_div(s.log_softmax(1), t.log_softmax(1), log_target=True, reduction="batchmean")
-    columns = (
-        F.kl_div(s.log_softmax(0), t.log_softmax(0), log_target=True, reduction="sum") / s.shape[1]
+    """Return the divergence of similarities from the teacher's (TinyCLIP, Wu et al. 2023).
+
+    It is the mean of two KL divergences from the teacher: of the keys for each query, and of the
+    queries for each key.
+
+    Args:
+        student: Query [b, d] and key [b, d] embeddings of the student.
+        teacher: The same of the teacher.
+    """
+    student_QK = _scale_similarities(student)
+    teacher_QK = _scale_similarities(teacher)
+    rows = F.kl_div(
+        student_QK.log_softmax(1),
+        teacher_QK.log_softmax(1),
+        log_target=True,
+        reduction="batchmean",
     )
+    columns_sum = F.kl_div(
+        student_QK.log_softmax(0), teacher_QK.log_softmax(0), log_target=True, reduction="sum"
+    )
+    columns = columns_sum / student_QK.shape[1]
     return (rows + columns) / 2
 
 
-def logit_loss(student: Tensor, teacher: Tensor, *, keep: Tensor) -> Tensor:
-    """KL of next-token distributions [b, t, v] at the positions `keep` [b, t] (Hinton et al. 2015)."""
+def _scale_similarities(pair: tuple[Tensor, Tensor]) -> Tensor:
+    """Return the scaled similarities of queries and keys [q, k]."""
+    query_QD, key_KD = pair
+    return SIMILARITY_SCALE * query_QD @ key_KD.T
+
+
+def logit_loss(student_BTV: Tensor, teacher_BTV: Tensor, *, keep: Tensor) -> Tensor:
+    """Return the divergence of next-token distributions from the teacher's (Hinton et al. 2015).
+
+    Args:
+        student_BTV: Logits of the student.
+        teacher_BTV: Logits of the teacher.
+        keep: [b, t] the positions that count.
+    """
     return F.kl_div(
-        student[keep].log_softmax(-1),
-        teacher[keep].log_softmax(-1),
+        student_BTV[keep].log_softmax(-1),
+        teacher_BTV[keep].log_softmax(-1),
         log_target=True,
         reduction="batchmean",
     )
@@ -45,61 +104,87 @@ def logit_loss(student: Tensor, teacher: Tensor, *, keep: Tensor) -> Tensor:
 
 @contextmanager
 def record_block_outputs(models: Models, blocks: Models) -> Iterator[dict[str, dict[str, Tensor]]]:
-    """What the blocks of `blocks` add to their streams while `models` run: node -> block -> [b, t, w]."""
-    found: dict[str, dict[str, Tensor]] = {n: {} for n in models}
+    """Record what blocks add to their streams while models run.
+
+    Args:
+        models: The models that run.
+        blocks: Models whose blocks are recorded; `models` must have the same ones.
+
+    Yields:
+        Outputs of the blocks, filled while the models run: node -> block -> [b, n, w] in float32.
+    """
+    outputs: dict[str, dict[str, Tensor]] = {node_name: {} for node_name in models}
     with ExitStack() as stack:
-        for n, small in blocks.items():
-            for b in small.weighted_blocks:
-
-                def keep(
-                    m: object, args: tuple, out: Tensor, n: str = n, name: str = b.name
-                ) -> None:
-                    found[n][name] = out.float()
-
-                handle = models[n].get_submodule(b.reader).register_forward_hook(keep)
+        for node_name, model in blocks.items():
+            for block in model.weighted_blocks:
+                record = _make_recorder(outputs[node_name], block.name)
+                reader = models[node_name].get_submodule(block.reader)
+                handle = reader.register_forward_hook(record)
                 stack.callback(handle.remove)
-        yield found
+        yield outputs
+
+
+def _make_recorder(
+    outputs: dict[str, Tensor], name: str
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """Make a forward hook that keeps the output of a module under a name."""
+
+    def record_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        outputs[name] = output.float()
+
+    return record_output
 
 
 def block_output_losses(
     student: Models,
-    added: Mapping[str, Mapping[str, Tensor]],
+    student_outputs: Mapping[str, Mapping[str, Tensor]],
     *,
-    teacher: Mapping[str, Mapping[str, Tensor]],
+    teacher_outputs: Mapping[str, Mapping[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """`hidden.node` and `cross.node`: mean over blocks of the squared error relative to the teacher's variance."""
-    parts: dict[str, list[Tensor]] = {}
-    for n, m in student.items():
-        at = m.token_selector
-        for b in m.weighted_blocks:
-            have, want = added[n].get(b.name), teacher[n].get(b.name)
-            if have is None or want is None:
+    """Return the mean error of what the blocks of each model add / the teacher's variance.
+
+    Args:
+        student: The pruned models. Blocks that are gone do not count.
+        student_outputs: What `record_block_outputs` gave for the student.
+        teacher_outputs: What it gave for the teacher.
+
+    Returns:
+        `hidden.<node>` and, for cross-attention, `cross.<node>`.
+    """
+    losses: dict[str, list[Tensor]] = {}
+    for node_name, model in student.items():
+        selector = model.token_selector
+        for block in model.weighted_blocks:
+            student_BNW = student_outputs[node_name].get(block.name)
+            teacher_BNW = teacher_outputs[node_name].get(block.name)
+            if student_BNW is None or teacher_BNW is None:
                 continue
-            if (
-                at is not None
-                and have.ndim == 3
-                and have.shape != want.shape
-                and want.shape[1] >= at.count
-            ):
-                want = at.select_positions(want, at.index)
-            if have.shape == want.shape:
-                kind = "cross" if b.kind == "cross_attention" else "hidden"
-                parts.setdefault(f"{kind}.{n}", []).append(token_loss(have, want))
-    return {name: torch.stack(values).mean() for name, values in parts.items()}
+            if student_BNW.ndim == 3 and student_BNW.shape != teacher_BNW.shape:
+                teacher_BNW = _drop_positions(teacher_BNW, selector)
+            if student_BNW.shape != teacher_BNW.shape:
+                continue
+            loss_name = "cross" if block.kind == "cross_attention" else "hidden"
+            block_losses = losses.setdefault(f"{loss_name}.{node_name}", [])
+            block_losses.append(token_loss(student_BNW, teacher_BNW))
+    return {name: torch.stack(values).mean() for name, values in losses.items()}
+
+
+def _drop_positions(x_BNW: Tensor, selector: TokenSelector | None) -> Tensor:
+    """Leave out the positions that the student has cut; what never had them stays as it is."""
+    if selector is None or x_BNW.shape[1] < selector.count:
+        return x_BNW
+    return selector.select_positions(x_BNW, selector.index)
 
 
 def drop_cut_positions(teacher: Outputs, student: Models) -> Outputs:
-    """The teacher's outputs without the positions the student has left out."""
-    found = {n: dict(o) for n, o in teacher.items()}
-    for node, model in student.items():
-        at = model.token_selector
-        if (
-            at is not None
-            and at.kept_count < at.count
-            and found[node]["tokens"].shape[1] >= at.count
-        ):
-            found[node]["tokens"] = at.select_positions(found[node]["tokens"], at.index)
-    return found
+    """Return the teacher's outputs without the positions that the student has cut."""
+    outputs = {node_name: dict(values) for node_name, values in teacher.items()}
+    for node_name, model in student.items():
+        selector = model.token_selector
+        if selector is not None and selector.kept_count < selector.count:
+            tokens_BNW = outputs[node_name]["tokens"]
+            outputs[node_name]["tokens"] = _drop_positions(tokens_BNW, selector)
+    return outputs
 
 
 def weighted_losses(
@@ -110,25 +195,35 @@ def weighted_losses(
     batch: Batch,
     weights: Mapping[str, float],
 ) -> dict[str, Tensor]:
-    """Every weighted part of the distillation loss of one batch, over all models of the pipeline."""
-    parts: dict[str, Tensor] = {}
-    for node, out in student.items():
-        for name in out.keys() & {"embedding", "keys"}:
-            parts[f"{name}.{node}"] = weights["embedding"] * embedding_loss(
-                out[name], teacher[node][name]
-            )
-        if "tokens" in out:
-            parts[f"tokens.{node}"] = weights["tokens"] * token_loss(
-                out["tokens"], teacher[node]["tokens"]
-            )
-        if "logits" in out:
-            parts[f"logits.{node}"] = weights["logits"] * logit_loss(
-                out["logits"], teacher[node]["logits"], keep=pipeline.target_positions(batch, node)
-            )
+    """Return every weighted part of the distillation loss of one batch, over all models.
+
+    Args:
+        pipeline: The graph: its joins, and its own losses.
+        student: Outputs of the pruned models.
+        teacher: Outputs of the dense models, without the positions that the student has cut.
+        batch: The inputs of both.
+        weights: Weights by name of the loss.
+
+    Returns:
+        Scalar losses by `<name>.<node or join>`; their sum is the loss.
+    """
+    losses: dict[str, Tensor] = {}
+    for node_name, outputs in student.items():
+        target = teacher[node_name]
+        for name in outputs.keys() & {"embedding", "keys"}:
+            distance = embedding_loss(outputs[name], target[name])
+            losses[f"{name}.{node_name}"] = weights["embedding"] * distance
+        if "tokens" in outputs:
+            error = token_loss(outputs["tokens"], target["tokens"])
+            losses[f"tokens.{node_name}"] = weights["tokens"] * error
+        if "logits" in outputs:
+            keep = pipeline.target_positions(batch, node_name)
+            divergence = logit_loss(outputs["logits"], target["logits"], keep=keep)
+            losses[f"logits.{node_name}"] = weights["logits"] * divergence
     for join in pipeline.joins:
-        parts[f"affinity.{join.name}"] = weights["affinity"] * affinity_loss(
-            join.pair(student), join.pair(teacher)
-        )
+        divergence = affinity_loss(join.pair(student), join.pair(teacher))
+        losses[f"affinity.{join.name}"] = weights["affinity"] * divergence
     for name, loss in pipeline.losses(student, batch).items():
-        parts[name] = weights["contrast" if name.startswith("contrast") else "caption"] * loss
-    return parts
+        weight_name = "contrast" if name.startswith("contrast") else "caption"
+        losses[name] = weights[weight_name] * loss
+    return losses

@@ -1,8 +1,8 @@
-"""What the original pipeline answers, kept where the same pairs come again: a small set of files is seen many times."""
+"""The teacher of a distillation, with a cache of its outputs: files of a small set come again."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -12,53 +12,103 @@ from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.pipeline.forward import TorchPipeline
 
 TEACHER_CACHE_BYTES = 1 << 30
-"""Bytes of answers that are kept; pairs that come after those are answered anew each time."""
-
+"""Bytes of outputs that are kept at most. Pairs beyond them are run anew each time."""
 
 PairOutputs = Mapping[str, Mapping[str, Tensor]]
-"""One pair's outputs by node and name."""
+"""The outputs of one pair by node and output name, without the batch axis."""
 
 
 class Teacher:
-    """The models a student learns from. Pairs without a name, such as scenes drawn at run time, never come again."""
+    """The models that a student learns from.
 
-    def __init__(self, pipeline: TorchPipeline, models: Models, *, room: int = TEACHER_CACHE_BYTES):
-        self.pipeline, self.models, self.left = pipeline, models, room
-        self.known: dict[str, PairOutputs] = {}
+    Outputs of named pairs are kept. Pairs without a name, such as scenes drawn at run time, never
+    come again.
+    """
+
+    def __init__(
+        self, pipeline: TorchPipeline, models: Models, *, cache_bytes: int = TEACHER_CACHE_BYTES
+    ):
+        """Make a teacher.
+
+        Args:
+            pipeline: The graph that the models run in.
+            models: The models by node, usually the dense ones. They are not changed.
+            cache_bytes: Bytes of outputs that may be kept.
+        """
+        self.pipeline = pipeline
+        self.models = models
+        self.free_bytes = cache_bytes
+        self.cache: dict[str, PairOutputs] = {}
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Outputs:
-        """Outputs of every model, as `TorchPipeline.forward` gives them; logits where no next token is wanted are 0."""
-        new = [i for i in range(len(batch)) if not batch.names or batch.names[i] not in self.known]
-        out = (
-            self.pipeline.forward(self.models, batch.pick(new) if len(new) < len(batch) else batch)
-            if new
-            else {}
-        )
+        """Return the outputs of every model on a batch, as `TorchPipeline.forward` gives them.
+
+        Logits at positions without a next token are 0 for named pairs.
+        """
+        new_pairs = self._list_new_pairs(batch)
+        new_outputs: Outputs = {}
+        if new_pairs:
+            new_batch = batch.pick(new_pairs) if len(new_pairs) < len(batch) else batch
+            new_outputs = self.pipeline.forward(self.models, new_batch)
         if not batch.names:
-            return out
-        rows = {batch.names[i]: self._row(batch, i, out=out, at=at) for at, i in enumerate(new)}
-        for name, row in rows.items():
-            size = sum(v.nbytes for by in row.values() for v in by.values())
-            if size <= self.left:
-                self.known[name] = row
-                self.left -= size
-        return self._together(batch, [rows[n] if n in rows else self.known[n] for n in batch.names])
+            return new_outputs
+        new_rows: dict[str, PairOutputs] = {}
+        for place, pair in enumerate(new_pairs):
+            new_rows[batch.names[pair]] = _copy_pair(
+                new_outputs, place, token_counts=_count_targets(batch, pair)
+            )
+        for name, row in new_rows.items():
+            self._keep_row(name, row)
+        rows = [new_rows[name] if name in new_rows else self.cache[name] for name in batch.names]
+        return _join_pairs(rows, batch)
 
-    def _row(self, batch: Batch, i: int, *, out: Outputs, at: int) -> PairOutputs:
-        """Copies of the outputs of pair `i`, which stand at place `at`; of logits those that are wanted."""
+    def _list_new_pairs(self, batch: Batch) -> list[int]:
+        """Return the indices of the pairs that are not in the cache."""
+        if not batch.names:
+            return list(range(len(batch)))
+        return [i for i, name in enumerate(batch.names) if name not in self.cache]
 
-        def wanted(node: str, key: str, v: Tensor) -> Tensor:
-            return v[: int(batch.keep[node][i].sum())] if key == "logits" else v
+    def _keep_row(self, name: str, row: PairOutputs) -> None:
+        """Keep the outputs of a pair, when there is room for them."""
+        size = 0
+        for outputs in row.values():
+            size += sum(tensor.nbytes for tensor in outputs.values())
+        if size <= self.free_bytes:
+            self.cache[name] = row
+            self.free_bytes -= size
 
-        return {n: {k: wanted(n, k, v[at]).clone() for k, v in by.items()} for n, by in out.items()}
 
-    def _together(self, batch: Batch, rows: list[PairOutputs]) -> Outputs:
-        def joined(node: str, key: str) -> Tensor:
-            parts = [row[node][key] for row in rows]
-            if key == "logits":
-                longest = batch.keep[node].shape[1]
-                parts = [F.pad(p, (0, 0, 0, longest - len(p))) for p in parts]
-            return torch.stack(parts)
+def _count_targets(batch: Batch, pair: int) -> dict[str, int]:
+    """Count the positions of a pair that hold something, by node."""
+    counts = {}
+    for node_name, keep in batch.keep.items():
+        counts[node_name] = int(keep[pair].sum())
+    return counts
 
-        return {n: {k: joined(n, k) for k in by} for n, by in rows[0].items()}
+
+def _copy_pair(outputs: Outputs, place: int, *, token_counts: Mapping[str, int]) -> PairOutputs:
+    """Copy the outputs at one place of a batch; logits only where a next token counts."""
+    row: dict[str, dict[str, Tensor]] = {}
+    for node_name, node_outputs in outputs.items():
+        row[node_name] = {}
+        for output_name, tensor in node_outputs.items():
+            values = tensor[place]
+            if output_name == "logits":
+                values = values[: token_counts[node_name]]
+            row[node_name][output_name] = values.clone()
+    return row
+
+
+def _join_pairs(rows: Sequence[PairOutputs], batch: Batch) -> Outputs:
+    """Stack the outputs of pairs into those of a batch; logits are padded with 0."""
+    outputs: Outputs = {}
+    for node_name, first in rows[0].items():
+        outputs[node_name] = {}
+        for output_name in first:
+            parts = [row[node_name][output_name] for row in rows]
+            if output_name == "logits":
+                length = batch.keep[node_name].shape[1]
+                parts = [F.pad(part, (0, 0, 0, length - len(part))) for part in parts]
+            outputs[node_name][output_name] = torch.stack(parts)
+    return outputs

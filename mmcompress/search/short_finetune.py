@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mmcompress.distill.teacher_cache import Teacher
-from mmcompress.distill.trainer import distill_
+from mmcompress.distill.trainer import distill_models_
+from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Trial
@@ -155,7 +156,7 @@ def _try(
 ) -> FinetunedStructure:
 
     d = run.spec.distill
-    options = replace(
+    settings = replace(
         d,
         steps=max(1, round(FINETUNE_BUDGET_SHARE * d.steps)),
         minutes=FINETUNE_BUDGET_SHARE * d.minutes,
@@ -165,7 +166,13 @@ def _try(
     )
     models = build_pruned_models(run, ev, candidate=c, refit=run.spec.prune.refit)
     say = lambda what, share: run.on_progress("tryout", f"{number} ({origin}): {what}", share)
-    distill_(run.pipeline, models, teacher, run.data, options, run.spec.seed, say, clock=run.clock)
+    distill_models_(
+        models,
+        TrainingInputs(pipeline=run.pipeline, teacher=teacher, data=run.data),
+        options=TrainingOptions(
+            settings=settings, seed=run.spec.seed, on_progress=say, clock=run.clock
+        ),
+    )
     loss = validation_loss(run, models)
     run.on_progress("tryout", f"{number} ({origin}): loss {loss:.3f} after training", None)
     return FinetunedStructure(candidate=c, origin=origin, loss=loss)

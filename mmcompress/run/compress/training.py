@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmcompress.distill.checkpoint import Checkpoint
-from mmcompress.distill.trainer import distill_
+from mmcompress.distill.teacher_cache import Teacher
+from mmcompress.distill.trainer import distill_models_
+from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.models.base import Model
 from mmcompress.prune.sparsity import zero_weights_
 from mmcompress.search.short_finetune import MAX_VALIDATION_PAIRS
@@ -43,11 +45,11 @@ def train_pruned_models_(
         The number of steps that were trained.
     """
     prune = run.spec.prune
-    hold_zeros_ = _hold_nothing
+    hold_zeros_ = None
     if prune.sparsity:
         hold_zeros_ = zero_weights_(models, prune.pattern, share=prune.sparsity)
     distill = run.spec.distill
-    options = replace(
+    settings = replace(
         distill,
         steps=round(distill.steps * budget_share),
         minutes=distill.minutes * budget_share,
@@ -66,21 +68,23 @@ def train_pruned_models_(
     with run.time_stage("distill"):
         count = min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS)
         validation = run.pipeline.collate(run.data.load("val", count))
-        curve = distill_(
-            run.pipeline,
-            models,
-            teacher=run.models,
+        inputs = TrainingInputs(
+            pipeline=run.pipeline,
+            teacher=Teacher(run.pipeline, run.models),
             data=run.data,
-            options=options,
+            validation=validation,
+        )
+        options = TrainingOptions(
+            settings=settings,
             seed=run.spec.seed,
-            progress=report_progress,
+            first_step=steps_before,
+            hold_weights_=hold_zeros_,
+            on_progress=report_progress,
             history=history,
-            choosing=validation,
-            hold_=hold_zeros_,
             checkpoint=checkpoint,
-            first=steps_before,
             clock=run.clock,
         )
+        curve = distill_models_(models, inputs, options=options)
     return _find_last_step(curve)
 
 
@@ -95,7 +99,3 @@ def count_trained_steps(folder: RunFolder) -> int:
 def _find_last_step(curve: Sequence[Mapping[str, float]]) -> int:
     """Return the last step of a loss curve; 0 where nothing was trained."""
     return max((int(row["step"]) for row in curve), default=0)
-
-
-def _hold_nothing() -> None:
-    """Leave all weights as the training step made them."""

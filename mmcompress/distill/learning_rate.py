@@ -1,0 +1,132 @@
+"""The learning rate of a training: its schedule, and a search for the highest harmless rate."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from mmcompress.distill.training import ADAM_BETAS, Training
+from mmcompress.kinds.base import Batch
+from mmcompress.spec.schema import Distill
+
+WARMUP_STEPS = 10
+"""Steps over which the learning rate rises to its highest value."""
+
+FINAL_RATE_SHARE = 0.02
+"""Learning rate at the end of the schedule / its highest value."""
+
+RATE_TRIAL_STEPS = 16
+"""Steps that a learning rate is tried for: the warm-up, and a few at the full rate."""
+
+RATE_MAX_LOSS_RATIO = 1.25
+"""Loss of the steps behind the warm-up / loss before any step. Above it a rate does harm."""
+
+MAX_RATE_HALVINGS = 4
+"""Halvings of the learning rate at most."""
+
+RATE_SEARCH_SHARE = 0.1
+"""Share of the minutes of a training that the search may take."""
+
+MIN_STEPS_PER_RATE_TRIAL_STEP = 10
+"""Steps of a training for each step of one trial, below which no rate is searched for."""
+
+FORWARDS_PER_STEP = 4
+"""Forward passes that a step of training is taken to last as long as."""
+
+
+def schedule_rate(highest: float, step: int, *, share: float) -> float:
+    """Return the learning rate of a step: a linear warm-up, then a cosine.
+
+    Args:
+        highest: The highest rate of the schedule.
+        step: Steps that are done.
+        share: Share of the budget that is used up, 0 .. 1.
+    """
+    cosine = 0.5 * (1 + math.cos(math.pi * share))
+    decay = cosine * (1 - FINAL_RATE_SHARE) + FINAL_RATE_SHARE
+    return warm_up_rate(highest, step) * decay
+
+
+def warm_up_rate(highest: float, step: int) -> float:
+    """Return the learning rate of a step of the warm-up, and the highest one after it."""
+    warmed_up = min(1.0, (step + 1) / WARMUP_STEPS)
+    return highest * warmed_up
+
+
+def is_rate_searched(settings: Distill) -> bool:
+    """Return whether a training is to search for its rate, and is long enough to."""
+    long_enough = settings.steps >= MIN_STEPS_PER_RATE_TRIAL_STEP * RATE_TRIAL_STEPS
+    return long_enough and settings.find_learning_rate
+
+
+def find_learning_rate(training: Training, *, deadline: float) -> float:
+    """Halve the learning rate until a few steps of it no longer do harm.
+
+    A structure that lost much learns fastest at a high rate. That rate throws one which lost little
+    far from where it was. The weights are left as they were.
+
+    Args:
+        training: The training. Its settings hold the rate to start from.
+        deadline: Time on its clock, in seconds, by which the search ends. Where even one trial
+            would take longer, there is no search.
+
+    Returns:
+        The highest learning rate of the schedule.
+    """
+    rate = training.settings.learning_rate
+    # The first pass is slow: it allocates memory.
+    forward_seconds = min(_time_forward(training, step) for step in range(2))
+    trial_seconds = FORWARDS_PER_STEP * RATE_TRIAL_STEPS * forward_seconds
+    if training.clock.now() + trial_seconds > deadline:
+        return rate
+    batches = [training.draw_batch(step) for step in range(RATE_TRIAL_STEPS)]
+    start = [weight.detach().clone() for weight in training.weights]
+    loss_before = _add_losses(training, batches[WARMUP_STEPS:])
+    for _ in range(MAX_RATE_HALVINGS):
+        loss = _try_rate_(training, rate, batches=batches)
+        _restore_weights_(training, start)
+        if loss <= RATE_MAX_LOSS_RATIO * loss_before:
+            break
+        rate /= 2
+        if training.clock.now() > deadline:
+            break
+    return rate
+
+
+def _time_forward(training: Training, step: int) -> float:
+    """Return the seconds of one forward pass."""
+    batch = training.draw_batch(step)
+    start = training.clock.now()
+    with torch.no_grad():
+        training.compute_losses(batch)
+    return training.clock.now() - start
+
+
+def _add_losses(training: Training, batches: list[Batch]) -> float:
+    """Return the sum of the losses of some batches at the weights of now."""
+    total = 0.0
+    with torch.no_grad():
+        for batch in batches:
+            for loss in training.compute_losses(batch).values():
+                total += float(loss)
+    return total
+
+
+def _try_rate_(training: Training, rate: float, *, batches: list[Batch]) -> float:
+    """Train a few steps at a rate; returns the sum of the losses of those behind the warm-up."""
+    optimizer = torch.optim.AdamW(training.weights, betas=ADAM_BETAS, weight_decay=0.0, fused=True)
+    step_losses: list[float] = []
+    for step, batch in enumerate(batches):
+        step_rate = warm_up_rate(rate, step)
+        losses = training.advance_(optimizer, batch, rate=step_rate)
+        step_losses.append(sum(losses.values()))
+    return sum(step_losses[WARMUP_STEPS:])
+
+
+@torch.no_grad()
+def _restore_weights_(training: Training, values: list[Tensor]) -> None:
+    """Put earlier values of the weights back."""
+    for weight, value in zip(training.weights, values, strict=True):
+        weight.copy_(value)

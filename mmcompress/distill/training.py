@@ -1,0 +1,262 @@
+"""The steps of one training: which pairs are drawn, what the loss is, how the weights follow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mmcompress.data.base import Dataset
+from mmcompress.distill.checkpoint import Checkpoint
+from mmcompress.distill.losses import (
+    block_output_losses,
+    drop_cut_positions,
+    record_block_outputs,
+    select_loss_weights,
+    weighted_losses,
+)
+from mmcompress.distill.teacher_cache import Teacher
+from mmcompress.kinds.base import Batch, Models, Outputs
+from mmcompress.pipeline.forward import TorchPipeline
+from mmcompress.runtime.timing import Clock, SystemClock, min_of_medians
+from mmcompress.spec.schema import Distill
+
+ADAM_BETAS = (0.9, 0.98)
+"""Decay of AdamW's running means, as for CLIP's vision transformers (Radford et al. 2021)."""
+
+WEIGHT_DECAY = 0.01
+"""Weight decay of matrices. Vectors (biases, scales of norms) have none."""
+
+MAX_GRADIENT_NORM = 1.0
+"""Norm that the gradient of all weights together is clipped to."""
+
+BF16_MAX_TIME_SHARE = 0.8
+"""Time of a product in bfloat16 / time in fp32, up to which bfloat16 is used."""
+
+PAIR_SEED_FACTOR = 1_000_003
+"""Factor on the seed of a run: two runs draw the same pairs only after that many steps."""
+
+
+def ignore_progress(message: str, share: float) -> None:
+    """Tell nobody how far a training is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingInputs:
+    """What a student learns from."""
+
+    pipeline: TorchPipeline
+    """The graph that student and teacher run in."""
+    teacher: Teacher
+    """The models to learn from. One that taught others before knows its outputs for their pairs."""
+    data: Dataset
+    """Where the training pairs come from."""
+    validation: Batch | None = None
+    """Pairs that the pipeline's own loss is taken on, on the way. Without them, the last weights
+    are kept whatever happened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How a student is trained."""
+
+    settings: Distill
+    """The `distill` section of a spec: the budget, the weights of the losses, the learning rate."""
+    seed: int = 0
+    """Seed of the pairs that are drawn."""
+    first_step: int = 0
+    """Steps of earlier trainings. Their pairs are not drawn again."""
+    hold_weights_: Callable[[], None] | None = None
+    """Called after every step, to restore weights that must not change (zeros that must stay)."""
+    on_progress: Callable[[str, float], None] = ignore_progress
+    """Called with a message and the share of the budget that is used up, 0 .. 1."""
+    history: Path | None = None
+    """A file for the losses of training and validation, written at the end."""
+    checkpoint: Checkpoint | None = None
+    """Where an interrupted training goes on from."""
+    clock: Clock = field(default_factory=SystemClock)
+    """The clock that minutes are counted by."""
+
+
+class Training:
+    """A student with what one step of its training needs."""
+
+    def __init__(self, student: Models, inputs: TrainingInputs, *, options: TrainingOptions):
+        """Make a training.
+
+        Args:
+            student: The models to train, by node.
+            inputs: What they learn from.
+            options: How they are trained.
+        """
+        settings = options.settings
+        self.student = student
+        self.inputs = inputs
+        self.options = options
+        self.settings = settings
+        self.clock = options.clock
+        self.loss_weights = select_loss_weights(settings)
+        self.uses_bf16 = settings.precision == "bf16" or (
+            settings.precision == "auto" and is_bf16_faster()
+        )
+        self.matrices, self.vectors = split_parameters(student)
+        self.weights = [*self.matrices, *self.vectors]
+
+    def make_optimizer(self) -> torch.optim.Optimizer:
+        """Return the AdamW of this training, with weight decay for matrices only."""
+        groups = [
+            {"params": self.matrices, "weight_decay": WEIGHT_DECAY},
+            {"params": self.vectors, "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            groups, lr=self.settings.learning_rate, betas=ADAM_BETAS, fused=True
+        )
+
+    def draw_batch(self, step: int) -> Batch:
+        """Return the pairs of a step: fresh ones, or a cycle through the distinct ones."""
+        settings = self.settings
+        step += self.options.first_step
+        if settings.distinct_pairs:
+            cycle_length = max(1, settings.distinct_pairs // settings.batch)
+            step %= cycle_length
+        seed = PAIR_SEED_FACTOR * (self.options.seed + 1) + step
+        pairs = self.inputs.data.load("train", settings.batch, seed=seed)
+        return self.inputs.pipeline.collate(pairs)
+
+    def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
+        """Return the weighted parts of the loss of a batch."""
+        return compute_losses(
+            self.student,
+            batch,
+            inputs=self.inputs,
+            loss_weights=self.loss_weights,
+            uses_bf16=self.uses_bf16,
+        )
+
+    def advance_(
+        self, optimizer: torch.optim.Optimizer, batch: Batch, *, rate: float
+    ) -> dict[str, float]:
+        """Do one step at a learning rate.
+
+        Returns:
+            The weighted parts of the loss before the step.
+        """
+        losses = self.compute_losses(batch)
+        torch.stack(list(losses.values())).sum().backward()
+        nn.utils.clip_grad_norm_(self.weights, MAX_GRADIENT_NORM)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+        if self.options.hold_weights_ is not None:
+            self.options.hold_weights_()
+        return {name: float(loss.detach()) for name, loss in losses.items()}
+
+
+def split_parameters(models: Models) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+    """Return the trained parameters of models, tied ones once: matrices, then vectors."""
+    unique: dict[int, nn.Parameter] = {}
+    for model in models.values():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                unique[id(parameter)] = parameter
+    matrices = [parameter for parameter in unique.values() if parameter.ndim > 1]
+    vectors = [parameter for parameter in unique.values() if parameter.ndim <= 1]
+    return matrices, vectors
+
+
+def compute_losses(
+    student: Models,
+    batch: Batch,
+    *,
+    inputs: TrainingInputs,
+    loss_weights: Mapping[str, float],
+    uses_bf16: bool = False,
+) -> dict[str, Tensor]:
+    """Return the weighted parts of the distillation loss of one batch.
+
+    The generator reads the tokens of the student's own encoder, so it learns to live with what the
+    pruned encoder gives it.
+
+    Args:
+        student: The models to train.
+        batch: The inputs of b pairs.
+        inputs: The pipeline and the teacher.
+        loss_weights: Weights by name of the loss; `hidden` and `cross` cost nothing at 0.
+        uses_bf16: Whether the models multiply in bfloat16. Losses are computed in fp32.
+    """
+    pipeline = inputs.pipeline
+    compares_blocks = bool(loss_weights["hidden"] or loss_weights["cross"])
+    recorded_models: Models = student if compares_blocks else {}
+    with (
+        torch.inference_mode(),
+        record_block_outputs(inputs.teacher.models, recorded_models) as teacher_blocks,
+        torch.autocast("cpu", enabled=uses_bf16),
+    ):
+        if compares_blocks:
+            # Blocks can only be recorded while the models run: cached outputs would not do.
+            teacher_outputs = pipeline.forward(inputs.teacher.models, batch)
+        else:
+            teacher_outputs = inputs.teacher(batch)
+        teacher_outputs = drop_cut_positions(teacher_outputs, student)
+    # Tensors of inference mode can't take part in a backward pass; copies can.
+    target = _cast_to_float(_copy_outputs(teacher_outputs))
+    with record_block_outputs(student, recorded_models) as student_blocks:
+        with torch.autocast("cpu", enabled=uses_bf16):
+            student_outputs = pipeline.forward(student, batch)
+        losses = weighted_losses(
+            pipeline,
+            _cast_to_float(student_outputs),
+            teacher=target,
+            batch=batch,
+            weights=loss_weights,
+        )
+    if compares_blocks:
+        block_losses = block_output_losses(
+            student, student_blocks, teacher_outputs=_copy_outputs(teacher_blocks)
+        )
+        for name, loss in block_losses.items():
+            weight = loss_weights[name.split(".")[0]]
+            if weight:
+                losses[name] = weight * loss
+    return losses
+
+
+def _copy_outputs(outputs: Outputs) -> Outputs:
+    """Copy every tensor."""
+    copies: Outputs = {}
+    for node_name, tensors in outputs.items():
+        copies[node_name] = {name: tensor.clone() for name, tensor in tensors.items()}
+    return copies
+
+
+def _cast_to_float(outputs: Outputs) -> Outputs:
+    """Cast every tensor to float32; those that are already stay the same."""
+    casts: Outputs = {}
+    for node_name, tensors in outputs.items():
+        casts[node_name] = {name: tensor.float() for name, tensor in tensors.items()}
+    return casts
+
+
+@cache
+def is_bf16_faster() -> bool:
+    """Return whether this processor multiplies in bfloat16 in clearly less time than in fp32.
+
+    Flags do not say: of two processors with avx512_bf16, one was twice as fast with it and the
+    other half as fast. So it is measured, once per process.
+    """
+    fp32_ms = _time_product(torch.float32)
+    bf16_ms = _time_product(torch.bfloat16)
+    return bf16_ms < BF16_MAX_TIME_SHARE * fp32_ms
+
+
+def _time_product(dtype: torch.dtype) -> float:
+    """Return the milliseconds of a product about as large as those of a small transformer."""
+    x = torch.zeros(512, 384, dtype=dtype)
+    weight = torch.zeros(1536, 384, dtype=dtype)
+    multiply = partial(nn.functional.linear, x, weight)
+    return min_of_medians(multiply, 3, rounds=20, limit=0.3)
