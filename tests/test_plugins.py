@@ -42,6 +42,19 @@ def test_the_readmes_criterion_works(tiny, tmp_path, monkeypatch, pipeline, mode
         )
 
 
+def test_the_readmes_layout_is_found(monkeypatch):
+    from mmcompress.models import layouts
+
+    [code] = re.findall(r"```python\n(BlockLayout\(.*?)```", README.read_text(), re.S)
+    layout = eval(code, {"BlockLayout": layouts.BlockLayout})
+    monkeypatch.setattr(layouts, "BLOCK_LAYOUTS", (layout,))
+    module = torch.nn.ModuleDict(
+        {"dense_in": torch.nn.Linear(8, 32), "dense_out": torch.nn.Linear(32, 8)}
+    )
+    [block] = layouts.find_blocks(torch.nn.Sequential(module))
+    assert (block.name, block.units, block.reader) == ("0.ffn", 32, "0.dense_out")
+
+
 def test_the_readme_names_every_folder_and_command():
     from mmcompress.cli import main
 

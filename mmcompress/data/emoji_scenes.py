@@ -194,10 +194,12 @@ def add_article(name: str) -> str:
 
 def _stand_in_relation(first: np.ndarray, second: np.ndarray, *, relation: int) -> np.ndarray:
     """Tell whether boxes [n, 3] clearly stand in a relation, without touching: bool [n]."""
+    other_axis = 1 - relation
     distance_along = second[:, relation] - first[:, relation]
-    distance_across = np.abs(second[:, 1 - relation] - first[:, 1 - relation])
+    distance_across = np.abs(second[:, other_axis] - first[:, other_axis])
     touching_distance = (first[:, 2] + second[:, 2]) / 2
-    return distance_along >= np.maximum(distance_across + MIN_OFFSET_EXCESS, touching_distance)
+    clear_distance = distance_across + MIN_OFFSET_EXCESS
+    return distance_along >= np.maximum(clear_distance, touching_distance)
 
 
 def _place_objects(
@@ -207,20 +209,24 @@ def _place_objects(
     shortest, longest = SIDE_RANGES[count - 1]
     relations = tuple(rng.integers(0, 2, count - 1).tolist())
     while True:
-        sides = rng.uniform(shortest, longest, (PLACEMENTS_PER_DRAW, count)) * size
-        free_space = size - sides[..., None]
-        centres = sides[..., None] / 2 + rng.random((PLACEMENTS_PER_DRAW, count, 2)) * free_space
-        boxes = np.concatenate([centres, sides[..., None]], -1).round()
-        is_clear = np.ones(len(boxes), bool)
-        if count > 1:
-            is_clear &= _stand_in_relation(boxes[:, 0], boxes[:, 1], relation=relations[0])
-        if count > 2:
-            is_clear &= _stand_in_relation(boxes[:, 1], boxes[:, 2], relation=relations[1])
-            # along one axis, first before second before third says this already
-            if relations[0] != relations[1]:
-                is_clear &= _stand_in_relation(boxes[:, 0], boxes[:, 2], relation=relations[1])
-        if is_clear.any():
-            return boxes[int(is_clear.argmax())], relations
+        sides = rng.uniform(shortest, longest, (PLACEMENTS_PER_DRAW, count, 1)) * size
+        positions = rng.random((PLACEMENTS_PER_DRAW, count, 2))
+        centres = sides / 2 + positions * (size - sides)
+        boxes = np.concatenate([centres, sides], -1).round()
+        reads_clearly = _read_clearly(boxes, relations)
+        if reads_clearly.any():
+            return boxes[int(reads_clearly.argmax())], relations
+
+
+def _read_clearly(boxes: np.ndarray, relations: tuple[int, ...]) -> np.ndarray:
+    """Tell whether each of n placements [n, count, 3] reads as the relations say: bool [n]."""
+    clear = np.ones(len(boxes), bool)
+    for i, relation in enumerate(relations):
+        clear &= _stand_in_relation(boxes[:, i], boxes[:, i + 1], relation=relation)
+    # with one relation twice, first before second before third says this already
+    if len(relations) > 1 and relations[0] != relations[1]:
+        clear &= _stand_in_relation(boxes[:, 0], boxes[:, 2], relation=relations[1])
+    return clear
 
 
 def _describe_scene(emoji: tuple[int, ...], relations: tuple[int, ...]) -> str:
@@ -228,9 +234,16 @@ def _describe_scene(emoji: tuple[int, ...], relations: tuple[int, ...]) -> str:
     names = [add_article(EMOJI_NAMES[index]) for index in emoji]
     caption = names[0]
     for i, relation in enumerate(relations):
-        comma = "," if i else ""
-        caption += f"{comma} {RELATIONS[relation]} {names[i + 1]}"
+        if i > 0:
+            caption += ","
+        caption += f" {RELATIONS[relation]} {names[i + 1]}"
     return caption
+
+
+def _place_start(centre: float, side: float, *, size: int) -> int:
+    """Return the first pixel of an object along one axis, such that all of it is in the image."""
+    start = int(centre - side / 2)
+    return min(max(start, 0), size - int(side))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,8 +273,12 @@ class EmojiScenes:
         """Return the (emoji, vendor) pairs that only `test_style` shows, one vendor per emoji."""
         rng = np.random.default_rng([self.seed, HELD_OUT_STREAM])
         held_out_count = round(self.held_styles * 2 * len(EMOJI_NAMES))
-        emoji = rng.permutation(len(EMOJI_NAMES))[:held_out_count]
-        return frozenset((int(index), int(rng.integers(0, 2))) for index in emoji)
+        emoji = rng.permutation(len(EMOJI_NAMES)).tolist()
+        held_out: set[tuple[int, int]] = set()
+        for index in emoji[:held_out_count]:
+            vendor = int(rng.integers(0, 2))
+            held_out.add((index, vendor))
+        return frozenset(held_out)
 
     def assign_split(self, emoji: tuple[int, ...]) -> str:
         """Return the split of a combination of emoji, in any order of them.
@@ -334,7 +351,8 @@ class EmojiScenes:
             sides = rng.uniform(SHORTEST_CROWD_SIDE, LONGEST_CROWD_SIDE, count) * self.image_size
             rows, columns = np.divmod(np.arange(count), CROWD_ROWS)
             cell_centres = (np.stack([columns, rows], 1) + 0.5) * cell
-            centres = cell_centres + rng.uniform(-CROWD_JITTER, CROWD_JITTER, (count, 2)) * cell
+            jitter = rng.uniform(-CROWD_JITTER, CROWD_JITTER, (count, 2))
+            centres = cell_centres + jitter * cell
             yield Scene(
                 emoji=emoji,
                 vendor=tuple(vendor),
@@ -350,18 +368,18 @@ class EmojiScenes:
             uint8 RGB [image_size, image_size, 3].
         """
         size = self.image_size
-        fade = np.linspace(0, 1, size, dtype=np.float32)[:, None, None]
+        fade = np.linspace(0, 1, size, dtype=np.float32).reshape(size, 1, 1)
         top_colour, mixed_colour = scene.background.astype(np.float32)
         bottom_colour = 0.6 * top_colour + 0.4 * mixed_colour
         background = top_colour * (1 - fade) + bottom_colour * fade
-        image = np.broadcast_to(background, (size, size, 3)).copy()
+        image = np.repeat(background, size, axis=1)
         for index, vendor, box in zip(scene.emoji, scene.vendor, scene.boxes, strict=True):
-            centre_x, centre_y, exact_side = box
-            side = int(exact_side)
-            drawing = load_drawing(index, vendor, side=side)
-            top = min(max(int(centre_y - exact_side / 2), 0), size - side)
-            left = min(max(int(centre_x - exact_side / 2), 0), size - side)
-            patch = image[top : top + side, left : left + side]
+            centre_x, centre_y, side = box.tolist()
+            pixels = int(side)
+            drawing = load_drawing(index, vendor, side=pixels)
+            top = _place_start(centre_y, side, size=size)
+            left = _place_start(centre_x, side, size=size)
+            patch = image[top : top + pixels, left : left + pixels]
             patch *= 1 - drawing[..., 3:]
             patch += drawing[..., :3]
         return (image * 255).round().clip(0, 255).astype(np.uint8)

@@ -67,7 +67,8 @@ class Folder:
 
         An image stays in its split when others are added.
         """
-        digest = hashlib.blake2b(f"{self.seed}:{image_name}".encode(), digest_size=2).digest()
+        key = f"{self.seed}:{image_name}".encode()
+        digest = hashlib.blake2b(key, digest_size=2).digest()
         position = int.from_bytes(digest, "big") / 65536
         if position < TRAIN_SHARE:
             return "train"
