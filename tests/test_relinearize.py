@@ -18,11 +18,12 @@ from mmcompress.search.linearize import (
     MAX_SEED_SPLITS,
     MIN_REAL_SHARE,
     STEP_EXPONENT,
+    WHOLE_NODE,
     EvaluatedSplit,
     InteractionFactors,
-    _moved,
+    _move_factors,
+    count_max_evaluations,
     linearize_successively,
-    max_evaluations,
 )
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
 from mmcompress.search.worker import EstimateContext, estimate_candidate
@@ -98,7 +99,7 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
 def test_damage_is_measured_where_it_is_done_and_the_split_made_again(compounding):
     r, ev, predict, budget, judge, asked = compounding
     who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
-    inside, good = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
+    inside, good = linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)
     loss = lambda c: judge(None, dataclasses.asdict(c))["loss"] - 1.0
     known = read_record(InteractionFactors, r.folder.interaction_factors)
     assert min(known.losses) == min(s.loss for s in known.splits)
@@ -113,7 +114,7 @@ def test_damage_is_measured_where_it_is_done_and_the_split_made_again(compoundin
         inside.curves["text"][cut[0]].loss_increases[0]
         > 2 * ev.curves["text"][cut[0]].loss_increases[0]
     )
-    assert len(asked) - len(losses) == known.evaluations <= max_evaluations(r)
+    assert len(asked) - len(losses) == known.evaluations <= count_max_evaluations(r)
 
 
 def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
@@ -128,25 +129,25 @@ def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
         linearize_successively(
             dataclasses.replace(r, on_progress=killed),
             ev,
-            predict=predict,
+            predictor=predict,
             budget_ms=budget,
-            who=who,
+            evaluator=who,
         )
     assert read_record(InteractionFactors, r.folder.interaction_factors).rounds == 1
     before = len(asked)
-    inside, good = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
+    inside, good = linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)
     known, again = (
         read_record(InteractionFactors, r.folder.interaction_factors),
         len(asked) - before,
     )
     assert known.rounds == r.spec.search.linearization_rounds + 1 and again > 0
-    same, found = linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)
+    same, found = linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)
     assert len(asked) == before + again and found == good and same.curves == inside.curves
     for share in (0.95, 1.05):  # what no longer fits is trimmed, what would be too small filled up
         ms = [
             predict(c)
             for c in linearize_successively(
-                r, ev, predict=predict, budget_ms=share * budget, who=who
+                r, ev, predictor=predict, budget_ms=share * budget, evaluator=who
             )[1]
         ]
         assert ms and all(0.97 * share * budget <= x <= share * budget for x in ms)
@@ -161,14 +162,14 @@ def test_it_is_left_out_where_no_model_is_run(compounding):
         assert linearize_successively(
             off,
             ev,
-            predict=predict,
+            predictor=predict,
             budget_ms=budget,
-            who=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
+            evaluator=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
         ) == (
             ev,
             [],
         )
-        assert not asked and max_evaluations(off) == 0
+        assert not asked and count_max_evaluations(off) == 0
 
 
 def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
@@ -187,7 +188,11 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
     say = lambda stage, what, share: told.append(what)
     who = TrialEvaluator(evaluate=failing, executor=InlineExecutor(None), workers=1)
     linearize_successively(
-        dataclasses.replace(r, on_progress=say), ev, predict=predict, budget_ms=budget, who=who
+        dataclasses.replace(r, on_progress=say),
+        ev,
+        predictor=predict,
+        budget_ms=budget,
+        evaluator=who,
     )
     known = read_record(InteractionFactors, r.folder.interaction_factors)
     assert any("ValueError: odd" in t for t in told)
@@ -196,7 +201,9 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
     nothing = TrialEvaluator(
         evaluate=lambda *_: {"loss": math.nan}, executor=InlineExecutor(None), workers=1
     )
-    assert linearize_successively(r, ev, predict=predict, budget_ms=budget, who=nothing) == (ev, [])
+    assert linearize_successively(
+        r, ev, predictor=predict, budget_ms=budget, evaluator=nothing
+    ) == (ev, [])
     assert not r.folder.interaction_factors.exists()  # another time they may be judged
 
     class Gone(InlineExecutor):
@@ -240,9 +247,9 @@ def test_splits_keep_other_limits_as_well(compounding):
     _, good = linearize_successively(
         bound,
         ev,
-        predict=predict,
+        predictor=predict,
         budget_ms=budget,
-        who=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
+        evaluator=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
     )
     assert good and all(weight(c) <= most for c in good)
     _, free = linearize_successively(
@@ -250,7 +257,7 @@ def test_splits_keep_other_limits_as_well(compounding):
         ev,
         predict=predict,
         budget_ms=budget,
-        who=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
+        evaluator=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
     )
     assert any(weight(c) > most for c in free)
 
@@ -275,30 +282,36 @@ def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
     _, ev, *_ = compounding
     alone = ev.scale_loss_increases({}, {})
     [name, *_] = ev.curves["text"]
-    at = EvaluatedSplit(Candidate({"text": {name: 0}}, {"text": "int8", "vision": "int8"}), 1.0)
+    split = EvaluatedSplit(
+        candidate=Candidate({"text": {name: 0}}, {"text": "int8", "vision": "int8"}), loss=1.0
+    )
     cut, rounding = alone.loss_increase("text", name, 0), alone.rounding["text"]["int8"]
-    without = {
+    losses_without = {
         ("text", name): 1.0 - 16 * cut,
-        ("text", ""): 1.0 - 4 * rounding,
-        ("vision", ""): math.inf,
+        ("text", WHOLE_NODE): 1.0 - 4 * rounding,
+        ("vision", WHOLE_NODE): math.inf,
     }
-    cuts, rounded = _moved(ev, InteractionFactors(), at=at, without=without)
-    assert cuts == {"text": {name: pytest.approx(4.0)}} and rounded == {"text": pytest.approx(2.0)}
-    less = _moved(
-        ev, InteractionFactors(cuts={"text": {name: 4.0}}), at=at, without={("text", name): 1.5}
-    )[0]  # without it the loss is higher
-    assert less["text"][name] == pytest.approx(4.0 * MIN_REAL_SHARE**STEP_EXPONENT)
+    moved = _move_factors(InteractionFactors(), ev, split=split, losses_without=losses_without)
+    assert moved.cuts == {"text": {name: pytest.approx(4.0)}}
+    assert moved.rounding == {"text": pytest.approx(2.0)}
+    less = _move_factors(
+        InteractionFactors(cuts={"text": {name: 4.0}}),
+        ev,
+        split=split,
+        losses_without={("text", name): 1.5},  # without it the loss is higher
+    )
+    assert less.cuts["text"][name] == pytest.approx(4.0 * MIN_REAL_SHARE**STEP_EXPONENT)
 
 
 def test_a_budget_out_of_reach_does_not_end_the_rounds(compounding):
     r, ev, predict, budget, judge, _ = compounding
     who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
     assert (
-        linearize_successively(r, ev, predict=predict, budget_ms=1e-6, who=who)[1] == []
+        linearize_successively(r, ev, predictor=predict, budget_ms=1e-6, evaluator=who)[1] == []
         and not r.folder.interaction_factors.exists()
     )
     assert (
-        linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)[1]
+        linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)[1]
         and read_record(InteractionFactors, r.folder.interaction_factors).losses
     )
 
@@ -306,12 +319,13 @@ def test_a_budget_out_of_reach_does_not_end_the_rounds(compounding):
 def test_what_is_measured_in_wrecks_is_not_believed(compounding, monkeypatch):
     r, ev, predict, budget, judge, asked = compounding
     who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
-    assert linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who)[1]
+    assert linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)[1]
     known, before = read_record(InteractionFactors, r.folder.interaction_factors), len(asked)
     assert known.dense_loss == 1.0 and not quality_collapsed(min(known.losses), known.dense_loss)
     monkeypatch.setattr("mmcompress.search.evaluator.COLLAPSE_RATIO", 0.99 * min(known.losses))
     assert (
-        linearize_successively(r, ev, predict=predict, budget_ms=budget, who=who) == (ev, [])
+        linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)
+        == (ev, [])
         and len(asked) == before
     )
 

@@ -983,7 +983,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     monkeypatch.setattr(choose, "COLLAPSE_RATIO", 0.0)
     losses = iter([3.0, 1.0, 2.0, 4.0])
     of = lambda run, models: 0.0 if models is run.models else next(losses)
-    monkeypatch.setattr(tryout, "validation_loss", of)
+    monkeypatch.setattr(tryout, "measure_validation_loss", of)
     told = []
     changes = {
         "target": "1.1x",
@@ -1035,18 +1035,18 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     cut = lambda n, **by: Candidate({**whole, n: {**whole[n], **by}}, fp32)
     one, near, far = (cut("vision", **{"0.ffn": k}) for k in (64, 48, 0))
     assert (
-        tryout._apart(p, one, b=near)
-        == tryout._apart(p, near, b=one)
+        tryout._measure_difference(p, one, other=near)
+        == tryout._measure_difference(p, near, other=one)
         < tryout.MIN_WEIGHT_DIFFERENCE
-        < tryout._apart(p, one, b=far)
+        < tryout._measure_difference(p, one, other=far)
     )
     assert (
-        tryout._apart(p, one, b=one) == 0
-        and tryout._apart(p, one, b=cut("vision", tokens=8)) >= 0.5
+        tryout._measure_difference(p, one, other=one) == 0
+        and tryout._measure_difference(p, one, other=cut("vision", tokens=8)) >= 0.5
     )
-    assert tryout._apart(p, one, b=Candidate(one.kept_units, {**fp32, "text": "int8"})) == float(
-        "inf"
-    )
+    assert tryout._measure_difference(
+        p, one, other=Candidate(one.kept_units, {**fp32, "text": "int8"})
+    ) == float("inf")
     trials = [
         Trial(
             number=i,
@@ -1060,7 +1060,10 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
         )
         for i, c in enumerate((one, near, far))
     ]
-    tried = [complete_candidate(p, c) for _, c in tryout._pool(r, ev, p=p, trials=trials)]
+    tried = [
+        complete_candidate(p, c)
+        for _, c in tryout._list_distinct_structures(p, ev, run=r, trials=trials)
+    ]
     assert tried[0] == one and near not in tried
 
 

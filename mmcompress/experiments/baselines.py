@@ -22,7 +22,7 @@ from mmcompress.run.fit import Propose, open_search
 from mmcompress.search.bisection import bisect_share
 from mmcompress.search.build_problem import build_problem, find_fastest
 from mmcompress.search.evaluator import start_evaluator
-from mmcompress.search.linearize import linearize_successively, max_evaluations
+from mmcompress.search.linearize import linearize_successively, count_max_evaluations
 from mmcompress.search.repair import cut_to_budget, grow_to_budget, restore_dropped
 from mmcompress.search.run_search import choose_trial, run_unguided_search
 from mmcompress.search.sensitivity.store import Sensitivity
@@ -69,7 +69,7 @@ class Baseline:
         """Whether it is of use in a run."""
         cuts = any(path.endswith(".prune.tokens") for path in run.space.dimensions)
         return (cuts or not self.needs_positions) and (
-            max_evaluations(run) > 0 or not self.needs_linearization
+            count_max_evaluations(run) > 0 or not self.needs_linearization
         )
 
 
@@ -190,7 +190,9 @@ def propose_relinearized(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
     with start_evaluator(run, ev) as who:
 
         def propose(predict: Predictor, budget_ms: float, attempt: int) -> Trial:
-            _, good = linearize_successively(run, ev, predict=predict, budget_ms=budget_ms, who=who)
+            _, good = linearize_successively(
+                run, ev, predictor=predict, budget_ms=budget_ms, evaluator=who
+            )
             if not good:
                 return _split(run, ev, predict=predict, budget_ms=budget_ms)
             return _trial(
@@ -251,12 +253,12 @@ def propose_at_random(run: RunContext, ev: Sensitivity) -> Iterator[Propose]:
                 budget_ms=budget_ms,
                 evaluator=who,
                 attempt=attempt,
-                extra_trials=max_evaluations(run),
+                extra_trials=count_max_evaluations(run),
             )
             return rank_by_short_finetuning(
                 run,
                 ev,
-                predict=predict,
+                predictor=predict,
                 budget_ms=budget_ms,
                 trials=trials,
                 best=choose_trial(run, who, trials=trials, budget_ms=budget_ms),

@@ -54,7 +54,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
         def propose(predictor: Predictor, budget_ms: float, attempt: int) -> Trial | None:
             nonlocal last
             updated, splits = linearize_successively(
-                run, sensitivity, predict=predictor, budget_ms=budget_ms, who=evaluator
+                run, sensitivity, predictor=predictor, budget_ms=budget_ms, evaluator=evaluator
             )
             trial = None
             if last and _is_near_budget(last, predictor, budget_ms=budget_ms):
@@ -79,7 +79,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
                 trial = rank_by_short_finetuning(
                     run,
                     updated,
-                    predict=predictor,
+                    predictor=predictor,
                     budget_ms=budget_ms,
                     trials=trials,
                     best=choose_trial(run, evaluator, trials=trials, budget_ms=budget_ms),

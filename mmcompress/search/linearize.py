@@ -1,11 +1,18 @@
-"""Damage adds up only while little is cut: around a split of the budget it is measured anew, and the split made again.
+"""Successive linearization: loss increases measured among other cuts, and the budget split anew.
 
-Successive linearization. In the best split of a round every block that was cut is given back whole, alone: by how much
-the loss then falls is what its cut does there. Curves keep their shape and are scaled half the way (of logarithms).
+Loss increases add up only while little is cut. So the best split of the budget is taken, and each of
+its cuts is undone alone: by how much the loss then falls is what that cut does in this split. The
+loss increases are scaled towards it, and the budget is split again.
 
-Where even the best split destroys the pipeline nothing of it is believed: what mends a wreck before training is not
-what training needs most. (clip_captioner at 4x: a structure found so had a loss of .46 instead of .54 before it, .137
-instead of .127 after it.)
+    real    = max(loss(split) - loss(split without the cut), MIN_REAL_SHARE * factor * alone)
+    factor <- factor^(1 - STEP_EXPONENT) * (real / alone)^STEP_EXPONENT
+
+`alone` is the loss increase of the cut in the dense pipeline, `factor` starts at 1. Curves keep their
+shape. Roundings of whole nodes have factors as well.
+
+Where even the best split collapses the quality, the factors are not used: what repairs a collapsed
+pipeline before training is not what training needs most. (clip_captioner at 4x: a structure found so
+had a loss of .46 instead of .54 before training, and .137 instead of .127 after it.)
 """
 
 from __future__ import annotations
@@ -18,7 +25,13 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.search.build_problem import build_problem
 from mmcompress.search.evaluator import TrialEvaluator, quality_collapsed
-from mmcompress.search.problem import BUDGET_SHARE, SearchProblem, complete_candidate
+from mmcompress.search.problem import (
+    BUDGET_SHARE,
+    SearchProblem,
+    complete_candidate,
+    replace_precision,
+    replace_units,
+)
 from mmcompress.search.repair import cut_to_budget, grow_to_budget
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.split_budget import split_budget
@@ -27,234 +40,358 @@ from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
 
 STEP_EXPONENT = 0.5
-"""How far beliefs move in a round: all the way they swing to and fro between two kinds of splits."""
-
+"""Exponent of the new value in a step: at 1 factors swing between two kinds of splits."""
 
 MIN_REAL_SHARE = 0.1
-"""The share of what was believed that a cut is taken to do at least: to undo one may well lower the loss by chance."""
+"""Measured / expected loss increase at least: undoing a cut may lower quality by chance."""
 
+SPLITS_PER_ROUND = 3
+"""Splits evaluated in a round."""
 
-SPLITS_PER_ROUND, MAX_SEED_SPLITS = 3, 4
-"""Splits judged in a round, and given to the search."""
-
+MAX_SEED_SPLITS = 4
+"""Evaluated splits that the search starts from."""
 
 MAX_EFFORT_FACTOR = 2
-"""Rounds end when they have judged so many times as many structures as the search will."""
+"""Structures evaluated by all rounds / trials of the search at which the rounds end."""
+
+WHOLE_NODE = ""
+"""Stands for a block where the precision of a whole node is meant."""
+
+DENSE_KEY = ""
+"""Key of the dense pipeline among the structures of the first round."""
+
+CutKey = tuple[str, str]
+"""(node, block) of a cut, or (node, WHOLE_NODE) of a rounding."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EvaluatedSplit:
     """A split of the budget and its loss."""
 
     candidate: Candidate
+    """The structure."""
     loss: float
+    """Loss on the validation pairs before training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InteractionFactors:
-    """How many times more than alone a cut does where others are: factors by node and block, of rounding by node."""
+    """How much more a cut does among other cuts than alone, and the rounds that measured it."""
 
     rounds: int = 0
+    """Rounds finished; more than `search.linearization_rounds`: there is no other."""
     cuts: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Factor on the loss increase of a cut, by node and block; 1 where it is missing."""
     rounding: dict[str, float] = field(default_factory=dict)
+    """Factor on the loss increase of a rounding, by node; 1 where it is missing."""
     splits: tuple[EvaluatedSplit, ...] = ()
+    """Every split evaluated so far, oldest first."""
     measured_splits: tuple[str, ...] = ()
-    """Keys of the splits that damage was measured in."""
+    """Keys of the splits whose cuts were undone one by one."""
     evaluations: int = 0
-    """Structures judged for it."""
+    """Structures evaluated so far."""
     losses: tuple[float, ...] = ()
-    """The least loss of each round's splits, and the `dense` one."""
+    """Least loss among the splits of each round."""
     dense_loss: float = 0.0
+    """Loss of the dense pipeline on the same pairs."""
 
 
 def load_interaction_factors(folder: RunFolder) -> InteractionFactors:
-    """What is on record in a run folder."""
-    record = folder.interaction_factors
-    return read_record(InteractionFactors, record) if record.exists() else InteractionFactors()
+    """Load the factors of a run folder; those of no round where there are none."""
+    if not folder.interaction_factors.exists():
+        return InteractionFactors()
+    return read_record(InteractionFactors, folder.interaction_factors)
 
 
-def max_evaluations(run: RunContext) -> int:
-    """How many structures are judged for it at most."""
-    s = run.spec.search
-    if s.evaluator == "estimated" or not s.linearization_rounds:
+def count_max_evaluations(run: RunContext) -> int:
+    """Count the structures that all rounds together evaluate at most."""
+    search = run.spec.search
+    if search.evaluator == "estimated" or not search.linearization_rounds:
         return 0
-    once = SPLITS_PER_ROUND + sum(len(m) for m in run.blocks.values()) + len(run.blocks)
-    return (
-        min(s.linearization_rounds * once, MAX_EFFORT_FACTOR * (s.trials + s.level_switches) + once)
-        + SPLITS_PER_ROUND
-    )
+    block_count = sum(len(blocks) for blocks in run.blocks.values())
+    per_round = SPLITS_PER_ROUND + block_count + len(run.blocks)
+    by_rounds = search.linearization_rounds * per_round
+    # The round that crosses the limit is finished.
+    by_effort = _limit_evaluations(run) + per_round
+    # After the last round its splits are evaluated, but not measured.
+    return min(by_rounds, by_effort) + SPLITS_PER_ROUND
+
+
+def _limit_evaluations(run: RunContext) -> int:
+    """Return the evaluated structures at which no further round begins."""
+    return MAX_EFFORT_FACTOR * (run.spec.search.trials + run.spec.search.level_switches)
 
 
 def linearize_successively(
-    run: RunContext, ev: Sensitivity, *, predict: Predictor, budget_ms: float, who: TrialEvaluator
-) -> tuple[Sensitivity, list[Candidate]]:
-    """(evidence with damage as it is among other cuts, the best splits found on the way, least loss first).
-
-    What was measured is kept in the run folder. It holds as well for a budget that has moved: splits are fitted to it,
-    and the last is then a new one, not judged yet. Where all of them destroy the pipeline: the evidence as it was, and
-    none.
-    """
-    if not max_evaluations(run):
-        return ev, []
-    p, known = (
-        build_problem(run, ev, predictor=predict, budget_ms=budget_ms),
-        load_interaction_factors(run.folder),
-    )
-    with run.time_stage("relinearize"):
-        while known.rounds <= run.spec.search.linearization_rounds:
-            more = _round(run, ev, predict=predict, p=p, who=who, known=known)
-            if more is None:  # another budget may be within reach, another time they may be judged
-                break
-            known = more
-            write_record(run.folder.interaction_factors, known)
-        if not known.losses or quality_collapsed(min(known.losses), known.dense_loss):
-            return ev, []
-        inside = ev.scale_loss_increases(known.cuts, known.rounding)
-        best = [s.candidate for s in sorted(known.splits, key=lambda s: s.loss)[:MAX_SEED_SPLITS]]
-        fitted = (*_fitted(p, inside, found=best), *_splits(run, inside, predict=predict, p=p)[:1])
-    return inside, list({c.key(): c for c in fitted}.values())
-
-
-def _round(
     run: RunContext,
-    ev: Sensitivity,
+    sensitivity: Sensitivity,
     *,
-    predict: Predictor,
-    p: SearchProblem,
-    who: TrialEvaluator,
-    known: InteractionFactors,
-) -> InteractionFactors | None:
-    """Splits by what is known, judged, and damage measured in the best one where it was not before.
+    predictor: Predictor,
+    budget_ms: float,
+    evaluator: TrialEvaluator,
+) -> tuple[Sensitivity, list[Candidate]]:
+    """Measure loss increases among other cuts, round by round.
 
-    Where it was measured in all of them these were the last ones. None: there is no split, or none can be judged.
+    Every round is kept in the run folder. Factors hold for a budget that has moved a little, too: the
+    splits are then fitted to it, and one new split is added that is not evaluated yet.
+
+    Args:
+        run: Says how many rounds; its folder keeps them.
+        sensitivity: Loss increases of every cut alone.
+        predictor: Latency of a structure.
+        budget_ms: Milliseconds a structure may take.
+        evaluator: Measures losses.
+
+    Returns:
+        The sensitivity as it is among other cuts, and the best splits, least loss first. Where all
+        splits collapse the quality, or no round is asked for: the sensitivity as it was, and no split.
+
+    Raises:
+        ClusterError: A worker process died.
     """
-    s, old = run.spec.search, {x.candidate.key(): x for x in known.splits}
-    fresh = {
-        c.key(): c
-        for c in _splits(run, ev.scale_loss_increases(known.cuts, known.rounding), predict=predict, p=p)
-    }
-    asked = {key: c for key, c in fresh.items() if key not in old}
-    told = f"split {known.rounds + 1} of {s.linearization_rounds + 1}"
-    whole = Candidate(
-        {n: {b.name: b.units for b in of} for n, of in run.blocks.items()},
-        dict.fromkeys(run.blocks, "fp32"),
+    if not count_max_evaluations(run):
+        return sensitivity, []
+    linearizer = _Linearizer(
+        run=run,
+        sensitivity=sensitivity,
+        predictor=predictor,
+        problem=build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms),
+        evaluator=evaluator,
     )
-    said = who.evaluate_all(
-        asked if known.rounds else {**asked, "": whole},
-        evaluate=who.evaluate,
-        on_progress=run.on_progress,
-        message=told,
-    )
-    dense = said.pop("", known.dense_loss)
-    new = {
-        key: EvaluatedSplit(asked[key], loss) for key, loss in said.items() if math.isfinite(loss)
-    }
-    every = {**old, **new}
-    found = sorted((every[key] for key in fresh if key in every), key=lambda x: x.loss)
-    if not found:
-        return None
-    run.on_progress("search", f"{told}: loss {found[0].loss:.3f}", None)
-    judged, losses = (
-        known.evaluations + len(said) + (not known.rounds),
-        (*known.losses, found[0].loss),
-    )
-    known = replace(
-        known, splits=tuple(every.values()), evaluations=judged, losses=losses, dense_loss=dense
-    )
-    at = next((x for x in found if x.candidate.key() not in known.measured_splits), None)
-    enough = (
-        known.evaluations >= MAX_EFFORT_FACTOR * (s.trials + s.level_switches)
-        or known.rounds == s.linearization_rounds
-    )
-    if at is None or enough:
-        return replace(known, rounds=s.linearization_rounds + 1)
-    asked_of = _undone(run, p, c=at.candidate)
-    without = who.evaluate_all(
-        asked_of,
-        evaluate=who.evaluate,
-        on_progress=run.on_progress,
-        message=f"what each cut does in it, round {known.rounds + 1}",
-    )
-    cuts, rounding = _moved(ev, known, at=at, without=without)
-    return replace(
-        known,
-        rounds=known.rounds + 1,
-        cuts=cuts,
-        rounding=rounding,
-        measured_splits=(*known.measured_splits, at.candidate.key()),
-        evaluations=known.evaluations + len(asked_of),
-    )
+    factors = load_interaction_factors(run.folder)
+    with run.time_stage("relinearize"):
+        while factors.rounds <= run.spec.search.linearization_rounds:
+            next_factors = linearizer.run_round(factors)
+            if next_factors is None:
+                # Nothing is written: another budget may be in reach, or the workers be back.
+                break
+            factors = next_factors
+            write_record(run.folder.interaction_factors, factors)
+        if not factors.losses or quality_collapsed(min(factors.losses), factors.dense_loss):
+            return sensitivity, []
+        scaled_sensitivity = linearizer.scale_sensitivity(factors)
+        best_splits = sorted(factors.splits, key=lambda split: split.loss)[:MAX_SEED_SPLITS]
+        candidates = linearizer.fit_to_budget(
+            [split.candidate for split in best_splits], scaled_sensitivity
+        )
+        candidates += linearizer.propose_splits(scaled_sensitivity)[:1]
+    unique_candidates = {candidate.key(): candidate for candidate in candidates}
+    return scaled_sensitivity, list(unique_candidates.values())
 
 
-def _splits(
-    run: RunContext, now: Sensitivity, *, predict: Predictor, p: SearchProblem
-) -> list[Candidate]:
-    """The best splits by what is believed, within every limit, and filled up to them."""
-    return _fitted(
-        p,
-        now,
-        found=split_budget(p, now, predictor=predict, budget_ms=p.budget_ms * BUDGET_SHARE)[
-            :SPLITS_PER_ROUND
-        ],
-    )
+@dataclass(frozen=True, kw_only=True)
+class _Linearizer:
+    """What every round works with."""
 
+    run: RunContext
+    sensitivity: Sensitivity
+    """Loss increases of every cut alone."""
+    predictor: Predictor
+    problem: SearchProblem
+    """Budget and limits that every split keeps."""
+    evaluator: TrialEvaluator
 
-def _fitted(p: SearchProblem, now: Sensitivity, *, found: Sequence[Candidate]) -> list[Candidate]:
-    trimmed = (cut_to_budget(p, c, loss_increase=now.loss_increase) for c in found)
-    return [
-        grow_to_budget(p, c, loss_increase=now.loss_increase, rounding=now.rounding)
-        for c in trimmed
-        if c
-    ]
+    def run_round(self, factors: InteractionFactors) -> InteractionFactors | None:
+        """Run one round: split, evaluate the splits, and measure the cuts of the best one.
 
+        Returns:
+            The factors after it; None where no split fits the budget or none could be evaluated.
+        """
+        scaled_sensitivity = self.scale_sensitivity(factors)
+        candidates = {
+            candidate.key(): candidate for candidate in self.propose_splits(scaled_sensitivity)
+        }
+        factors = self._evaluate_splits(candidates, factors)
+        evaluated = {split.candidate.key(): split for split in factors.splits}
+        round_splits = [evaluated[key] for key in candidates if key in evaluated]
+        if not round_splits:
+            return None
+        round_splits.sort(key=lambda split: split.loss)
+        best_loss = round_splits[0].loss
+        self.run.on_progress("search", f"{self._name_round(factors)}: loss {best_loss:.3f}", None)
+        factors = replace(factors, losses=(*factors.losses, best_loss))
 
-def _undone(run: RunContext, p: SearchProblem, *, c: Candidate) -> dict[tuple[str, str], Candidate]:
-    """The structure without one of its cuts, by node and block, or with a node in fp32 (no block), where it is free."""
-    c, found = complete_candidate(p, c), {}
-    for n, blocks in run.blocks.items():
-        for b in blocks:
-            if (
-                c.kept_units[n][b.name] < b.units
-                and len(p.unit_choices.get(n, {}).get(b.name, ())) != 1
-            ):
-                found[n, b.name] = Candidate(
-                    {**c.kept_units, n: {**c.kept_units[n], b.name: b.units}}, c.precision
+        unmeasured_splits = [
+            split for split in round_splits if split.candidate.key() not in factors.measured_splits
+        ]
+        if not unmeasured_splits or self._is_last_round(factors):
+            return replace(factors, rounds=self.run.spec.search.linearization_rounds + 1)
+        return self._measure_cuts(unmeasured_splits[0], factors)
+
+    def scale_sensitivity(self, factors: InteractionFactors) -> Sensitivity:
+        """Return the sensitivity among other cuts, as far as it was measured."""
+        return self.sensitivity.scale_loss_increases(factors.cuts, factors.rounding)
+
+    def propose_splits(self, sensitivity: Sensitivity) -> list[Candidate]:
+        """Propose the best few splits of the budget, fitted to every limit."""
+        candidates = split_budget(
+            self.problem,
+            sensitivity,
+            predictor=self.predictor,
+            budget_ms=self.problem.budget_ms * BUDGET_SHARE,
+        )
+        return self.fit_to_budget(candidates[:SPLITS_PER_ROUND], sensitivity)
+
+    def fit_to_budget(
+        self, candidates: Sequence[Candidate], sensitivity: Sensitivity
+    ) -> list[Candidate]:
+        """Cut candidates to the budget and grow them up to it; those that cannot fit are left out."""
+        fitted = []
+        for candidate in candidates:
+            smaller = cut_to_budget(
+                self.problem, candidate, loss_increase=sensitivity.loss_increase
+            )
+            if smaller is None:
+                continue
+            fitted.append(
+                grow_to_budget(
+                    self.problem,
+                    smaller,
+                    loss_increase=sensitivity.loss_increase,
+                    rounding=sensitivity.rounding,
                 )
-        if c.precision[n] != "fp32" and len(p.precisions.get(n, ())) != 1:
-            found[n, ""] = Candidate(c.kept_units, {**c.precision, n: "fp32"})
-    return found
+            )
+        return fitted
+
+    def _name_round(self, factors: InteractionFactors) -> str:
+        """Name a round for a person; after the last one its splits are evaluated once more."""
+        round_count = self.run.spec.search.linearization_rounds
+        return f"split {factors.rounds + 1} of {round_count + 1}"
+
+    def _is_last_round(self, factors: InteractionFactors) -> bool:
+        """Return whether rounds or effort are used up."""
+        return (
+            factors.rounds == self.run.spec.search.linearization_rounds
+            or factors.evaluations >= _limit_evaluations(self.run)
+        )
+
+    def _evaluate_splits(
+        self, candidates: Mapping[str, Candidate], factors: InteractionFactors
+    ) -> InteractionFactors:
+        """Evaluate the splits that are new, and in the first round the dense pipeline."""
+        known_keys = {split.candidate.key() for split in factors.splits}
+        new_candidates = {
+            key: candidate for key, candidate in candidates.items() if key not in known_keys
+        }
+        if factors.rounds == 0:
+            new_candidates[DENSE_KEY] = self._make_dense_candidate()
+        losses = self.evaluator.evaluate_all(
+            new_candidates,
+            evaluate=self.evaluator.evaluate,
+            on_progress=self.run.on_progress,
+            message=self._name_round(factors),
+        )
+        dense_loss = losses.pop(DENSE_KEY, factors.dense_loss)
+        new_splits = [
+            EvaluatedSplit(candidate=new_candidates[key], loss=loss)
+            for key, loss in losses.items()
+            if math.isfinite(loss)
+        ]
+        return replace(
+            factors,
+            splits=(*factors.splits, *new_splits),
+            evaluations=factors.evaluations + len(new_candidates),
+            dense_loss=dense_loss,
+        )
+
+    def _measure_cuts(
+        self, split: EvaluatedSplit, factors: InteractionFactors
+    ) -> InteractionFactors:
+        """Evaluate a split without each of its cuts, and move the factors."""
+        candidates = self._undo_each_cut(split.candidate)
+        losses_without = self.evaluator.evaluate_all(
+            candidates,
+            evaluate=self.evaluator.evaluate,
+            on_progress=self.run.on_progress,
+            message=f"the loss without each cut, round {factors.rounds + 1}",
+        )
+        moved = _move_factors(factors, self.sensitivity, split=split, losses_without=losses_without)
+        return replace(
+            moved,
+            rounds=factors.rounds + 1,
+            measured_splits=(*factors.measured_splits, split.candidate.key()),
+            evaluations=factors.evaluations + len(candidates),
+        )
+
+    def _make_dense_candidate(self) -> Candidate:
+        """Make the candidate in which nothing is cut or rounded."""
+        kept_units = {}
+        for node_name, blocks in self.run.blocks.items():
+            kept_units[node_name] = {block.name: block.units for block in blocks}
+        return Candidate(kept_units, dict.fromkeys(kept_units, "fp32"))
+
+    def _undo_each_cut(self, candidate: Candidate) -> dict[CutKey, Candidate]:
+        """Make a candidate without each one of its cuts and roundings; what the spec fixes stays."""
+        candidate = complete_candidate(self.problem, candidate)
+        candidates: dict[CutKey, Candidate] = {}
+        for node_name, blocks in self.run.blocks.items():
+            for block in blocks:
+                is_cut = candidate.kept_units[node_name][block.name] < block.units
+                choices = self.problem.list_unit_choices(node_name, block.name)
+                if is_cut and len(choices) != 1:
+                    candidates[node_name, block.name] = replace_units(
+                        candidate, node_name, block_name=block.name, units=block.units
+                    )
+            is_rounded = candidate.precision[node_name] != "fp32"
+            precisions = self.problem.precisions.get(node_name, ())
+            if is_rounded and len(precisions) != 1:
+                candidates[node_name, WHOLE_NODE] = replace_precision(
+                    candidate, node_name, precision="fp32"
+                )
+        return candidates
 
 
-def _moved(
-    ev: Sensitivity,
-    known: InteractionFactors,
+def _move_factors(
+    factors: InteractionFactors,
+    sensitivity: Sensitivity,
     *,
-    at: EvaluatedSplit,
-    without: Mapping[tuple[str, str], float],
-) -> tuple[dict[str, dict[str, float]], dict[str, float]]:
-    """Factors after the losses of a split `without` each of its cuts."""
-    alone, cuts, rounding = (
-        ev.scale_loss_increases({}, {}),
-        {n: dict(by) for n, by in known.cuts.items()},
-        dict(known.rounding),
-    )
+    split: EvaluatedSplit,
+    losses_without: Mapping[CutKey, float],
+) -> InteractionFactors:
+    """Move the factor of every cut of a split towards what the cut does in it.
 
-    def moved(factor: float, before: float, loss: float) -> float:
-        real = max(at.loss - loss, MIN_REAL_SHARE * factor * before)
-        return float(factor ** (1 - STEP_EXPONENT) * (real / before) ** STEP_EXPONENT)
+    Args:
+        factors: The factors so far.
+        sensitivity: Loss increases of every cut alone.
+        split: The split and its loss.
+        losses_without: Loss of the split without one cut, by cut; one that is not finite is skipped.
 
-    for (n, name), loss in without.items():
-        if not math.isfinite(loss):
+    Returns:
+        The factors with `cuts` and `rounding` moved.
+    """
+    # Unscaled, but with a floor: no loss increase is zero.
+    alone = sensitivity.scale_loss_increases({}, {})
+    cuts = {node_name: dict(node_factors) for node_name, node_factors in factors.cuts.items()}
+    rounding = dict(factors.rounding)
+    for (node_name, block_name), loss_without in losses_without.items():
+        if not math.isfinite(loss_without):
             continue
-        if name:
-            by = cuts.setdefault(n, {})
-            by[name] = moved(
-                by.get(name, 1.0),
-                alone.loss_increase(n, name, at.candidate.kept_units[n][name]),
-                loss,
+        measured = split.loss - loss_without
+        if block_name == WHOLE_NODE:
+            precision = split.candidate.precision[node_name]
+            rounding[node_name] = _move_factor(
+                rounding.get(node_name, 1.0),
+                alone=alone.rounding[node_name][precision],
+                measured=measured,
             )
         else:
-            rounding[n] = moved(
-                rounding.get(n, 1.0), alone.rounding[n][at.candidate.precision[n]], loss
+            kept = split.candidate.kept_units[node_name][block_name]
+            node_factors = cuts.setdefault(node_name, {})
+            node_factors[block_name] = _move_factor(
+                node_factors.get(block_name, 1.0),
+                alone=alone.loss_increase(node_name, block_name, kept),
+                measured=measured,
             )
-    return cuts, rounding
+    return replace(factors, cuts=cuts, rounding=rounding)
+
+
+def _move_factor(factor: float, *, alone: float, measured: float) -> float:
+    """Move one factor by the formula at the top of this file.
+
+    Args:
+        factor: The factor so far.
+        alone: Loss increase of the cut in the dense pipeline.
+        measured: By how much the loss falls when the cut is undone in the split.
+    """
+    real = max(measured, MIN_REAL_SHARE * factor * alone)
+    return float(factor ** (1 - STEP_EXPONENT) * (real / alone) ** STEP_EXPONENT)

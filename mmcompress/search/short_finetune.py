@@ -1,21 +1,22 @@
-"""Where cutting alone destroys a pipeline, losses before training say little: a few structures are trained for a while.
+"""Structures ranked by a short training, where their losses before training say little.
 
-What the search ranks first then competes with what damage measured block by block adds up least for, and with plain
-splits of the budget: successive halving by training (Jamieson and Talwalkar 2016), with one rung.
+Where cutting alone collapses the quality, a few structures are trained for a share of the budget:
+those of least loss, those of least added loss, and plain splits. It is successive halving with one
+rung, with training as the resource (Jamieson and Talwalkar 2016).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.models.base import Model
 from mmcompress.results.records import Trial
 from mmcompress.search.build_problem import build_problem
 from mmcompress.search.candidate_models import build_pruned_models
@@ -24,167 +25,236 @@ from mmcompress.search.problem import SearchProblem, complete_candidate, scale_t
 from mmcompress.search.repair import cut_to_budget, grow_to_budget
 from mmcompress.search.run_search import FULL_BUDGET_SHARE, list_plain_starts
 from mmcompress.search.sensitivity.store import Sensitivity
+from mmcompress.spec.schema import Spec
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 
 FINETUNE_BUDGET_SHARE = 0.1
-"""The share of the training budget that each gets."""
-
+"""Steps and minutes of a short training / those of the final one."""
 
 MIN_WEIGHT_DIFFERENCE = 0.03
-"""Of structures that differ by no more of the weights one is trained."""
-
+"""Share of the weights: of structures that differ by no more, one is trained."""
 
 MAX_VALIDATION_PAIRS = 256
-"""Choosing pairs at most that a training is judged on."""
+"""Validation pairs at most that a training is judged on."""
+
+MAX_LEAST_ADDED_LOSS = 2
+"""Structures of least added loss that may be trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinetunedStructure:
-    """A structure and its loss on choosing pairs after a short training."""
+    """A structure and its loss after a short training."""
 
     candidate: Candidate
+    """The structure."""
     origin: str
+    """Why it was trained, for a person."""
     loss: float
+    """Loss on validation pairs after the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetunedStructures:
+    """Content of the record in the run folder."""
+
+    tried: tuple[FinetunedStructure, ...]
+    """The structures in the order they were trained."""
 
 
 def rank_by_short_finetuning(
     run: RunContext,
-    ev: Sensitivity,
+    sensitivity: Sensitivity,
     *,
-    predict: Predictor,
+    predictor: Predictor,
     budget_ms: float,
     trials: Sequence[Trial],
     best: Trial | None,
 ) -> Trial | None:
-    """The best trial, or where its loss is `STEEP` the structure that a short training serves best.
+    """Choose the structure that a short training serves best, if the best trial has collapsed.
 
-    What was tried is kept in the run folder: when the budget is corrected, the winner is fitted to it.
+    Structures are trained once a run: when the budget is corrected, the winner is fitted to it.
+
+    Args:
+        run: Says how many structures are trained; its folder keeps their losses.
+        sensitivity: Loss increases of cuts and roundings.
+        predictor: Latency of a structure.
+        budget_ms: Milliseconds a structure may take.
+        trials: All trials of the search.
+        best: The trial that the search would choose.
+
+    Returns:
+        `best` where its loss before training can be trusted, or where nothing else fits.
     """
-    d, s = run.spec.distill, run.spec.search
-    if best is None or best.latency_ms > budget_ms:
+    if best is None or best.latency_ms > budget_ms or not _has_finetunings(run.spec):
         return best
-    if not (s.short_finetunings and d.steps and d.minutes) or s.evaluator == "estimated":
+    if not quality_collapsed(best.loss, measure_validation_loss(run, run.models)):
         return best
-    if not quality_collapsed(best.loss, validation_loss(run, run.models)):
-        return best
-    p, record = (
-        build_problem(run, ev, predictor=predict, budget_ms=budget_ms),
-        run.folder.short_finetunings,
-    )
+    problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
+    record = run.folder.short_finetunings
     if not record.exists():
-        pool, teacher = (
-            _pool(run, ev, p=p, trials=trials)[: s.short_finetunings],
-            Teacher(run.pipeline, run.models),
-        )
+        pool = _list_distinct_structures(problem, sensitivity, run=run, trials=trials)
         with run.time_stage("tryouts"):
-            tried = [
-                _try(run, ev, teacher=teacher, c=c, origin=origin, number=f"{i + 1} of {len(pool)}")
-                for i, (origin, c) in enumerate(pool)
-            ]
-        write_record(record, {"tried": tried})
-    winner = min(read_record(_Record, record).tried, key=lambda t: t.loss)
-    fits = cut_to_budget(p, winner.candidate, loss_increase=ev.loss_increase)
-    if fits is None:
+            finetuned = _finetune_all(
+                run, sensitivity, pool=pool[: run.spec.search.short_finetunings]
+            )
+        write_record(record, FinetunedStructures(tried=tuple(finetuned)))
+    tried = read_record(FinetunedStructures, record).tried
+    winner = min(tried, key=lambda structure: structure.loss)
+    smaller = cut_to_budget(problem, winner.candidate, loss_increase=sensitivity.loss_increase)
+    if smaller is None:
         return best
-    c = grow_to_budget(p, fits, loss_increase=ev.loss_increase, rounding=ev.rounding)
+    candidate = _grow_candidate(problem, sensitivity, candidate=smaller)
     return Trial(
         number=best.number,
         origin=winner.origin,
         overrides={},
-        candidate=c,
-        latency_ms=p.predict(c),
+        candidate=candidate,
+        latency_ms=problem.predict(candidate),
         loss=winner.loss,
         quality={},
         evaluation_seconds=0.0,
     )
 
 
-@dataclass(frozen=True)
-class _Record:
-    tried: tuple[FinetunedStructure, ...]
+def measure_validation_loss(run: RunContext, models: Mapping[str, Model]) -> float:
+    """Measure the pipeline's own loss on validation pairs.
+
+    Args:
+        run: Pipeline, dense models and data.
+        models: Models by node.
+    """
+    pair_count = min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS)
+    batch = run.pipeline.collate(run.data.load("val", pair_count))
+    references = run.pipeline.reference_outputs(run.models, batch)
+    return run.pipeline.loss_of_models(models, batch, dense=references)
 
 
-def _pool(
-    run: RunContext, ev: Sensitivity, *, p: SearchProblem, trials: Sequence[Trial]
+def _has_finetunings(spec: Spec) -> bool:
+    """Return whether a spec has structures trained for a short while."""
+    if spec.search.evaluator == "estimated" or not spec.search.short_finetunings:
+        return False
+    return bool(spec.distill.steps and spec.distill.minutes)
+
+
+def _list_distinct_structures(
+    problem: SearchProblem,
+    sensitivity: Sensitivity,
+    *,
+    run: RunContext,
+    trials: Sequence[Trial],
 ) -> list[tuple[str, Candidate]]:
-    """Structures that use up the budget and differ, the best of every kind first: by loss, by damage, plain ones."""
-    full = [t for t in trials if FULL_BUDGET_SHARE * p.budget_ms <= t.latency_ms <= p.budget_ms]
-    within = full or [t for t in trials if t.latency_ms <= p.budget_ms]
+    """List (origin, structure) worth a training: within the budget, different, best of a kind first."""
+    in_budget = [trial for trial in trials if trial.latency_ms <= problem.budget_ms]
+    full_ms = FULL_BUDGET_SHARE * problem.budget_ms
+    filling = [trial for trial in in_budget if trial.latency_ms >= full_ms]
+    trials = filling or in_budget
+
     by_loss = [
-        (f"{t.origin}, least loss", t.candidate) for t in sorted(within, key=lambda t: t.loss)
+        (f"{trial.origin}, least loss", trial.candidate)
+        for trial in sorted(trials, key=lambda trial: trial.loss)
     ]
-    whole = sorted(within, key=lambda t: add_loss_increases(ev, t.candidate))[:2]
-    by_damage = [(f"{t.origin}, least damage", t.candidate) for t in whole]
-    fitted = (scale_to_budget(p, point)[1] for point in list_plain_starts(p, run.spec))
-    plain = [
-        ("plain split", grow_to_budget(p, c, loss_increase=ev.loss_increase, rounding=ev.rounding))
-        for c in fitted
-        if p.predict(c) <= p.budget_ms
-    ]
-    found: list[tuple[str, Candidate]] = []
-    for row in (*by_loss[:1], *by_damage[:1], *plain, *by_loss[1:], *by_damage[1:]):
-        if all(_apart(p, row[1], b=c) > MIN_WEIGHT_DIFFERENCE for _, c in found):
-            found.append(row)
-    return found
+    by_added_loss = [
+        (f"{trial.origin}, least added loss", trial.candidate)
+        for trial in sorted(trials, key=lambda trial: sensitivity.added_loss(trial.candidate))
+    ][:MAX_LEAST_ADDED_LOSS]
+    plain = []
+    for point in list_plain_starts(problem, run.spec):
+        _, candidate = scale_to_budget(problem, point)
+        if problem.predict(candidate) <= problem.budget_ms:
+            grown = _grow_candidate(problem, sensitivity, candidate=candidate)
+            plain.append(("plain split", grown))
+
+    ranked = [*by_loss[:1], *by_added_loss[:1], *plain, *by_loss[1:], *by_added_loss[1:]]
+    distinct: list[tuple[str, Candidate]] = []
+    for origin, candidate in ranked:
+        differences = [
+            _measure_difference(problem, candidate, other=other) for _, other in distinct
+        ]
+        if all(difference > MIN_WEIGHT_DIFFERENCE for difference in differences):
+            distinct.append((origin, candidate))
+    return distinct
 
 
-def _apart(p: SearchProblem, a: Candidate, *, b: Candidate) -> float:
-    """The share of the weights in blocks that one structure has and the other has not; infinite of other precisions."""
-    if a.precision != b.precision:
-        return math.inf
-    a, b = complete_candidate(p, a), complete_candidate(p, b)
-    of = lambda x, y: x.rows_and_columns_per_unit * abs(y) if x.group != "tokens" else 0.0
-    every = [(n, x) for n, blocks in p.blocks.items() for x in blocks]
-    differ = sum(of(x, a.kept_units[n][x.name] - b.kept_units[n][x.name]) for n, x in every)
-    moved = sum(
-        abs(a.kept_units[n][x.name] - b.kept_units[n][x.name]) / x.units
-        for n, x in every
-        if x.group == "tokens"
+def _grow_candidate(
+    problem: SearchProblem, sensitivity: Sensitivity, *, candidate: Candidate
+) -> Candidate:
+    """Grow a candidate up to the budget."""
+    return grow_to_budget(
+        problem,
+        candidate,
+        loss_increase=sensitivity.loss_increase,
+        rounding=sensitivity.rounding,
     )
-    return float(differ / max(sum(of(x, x.units) for _, x in every), 1.0) + moved)
 
 
-def add_loss_increases(ev: Sensitivity, c: Candidate) -> float:
-    """The damage of every cut and rounding of a candidate, added up."""
-    cuts = sum(ev.loss_increase(n, b, k) for n, by in c.kept_units.items() for b, k in by.items())
-    return cuts + sum(ev.rounding[n][of] for n, of in c.precision.items())
+def _measure_difference(problem: SearchProblem, candidate: Candidate, *, other: Candidate) -> float:
+    """Return the share of weights in blocks that one structure has and the other has not.
+
+    Shares of positions are added. Structures of other precisions differ infinitely.
+    """
+    if candidate.precision != other.precision:
+        return math.inf
+    candidate = complete_candidate(problem, candidate)
+    other = complete_candidate(problem, other)
+    all_weights = 0.0
+    different_weights = 0.0
+    different_positions = 0.0
+    for node_name, blocks in problem.blocks.items():
+        for block in blocks:
+            units = candidate.kept_units[node_name][block.name]
+            other_units = other.kept_units[node_name][block.name]
+            different_units = abs(units - other_units)
+            if block.group == "tokens":
+                different_positions += different_units / block.units
+            else:
+                different_weights += block.rows_and_columns_per_unit * different_units
+                all_weights += block.rows_and_columns_per_unit * block.units
+    return different_weights / max(all_weights, 1.0) + different_positions
 
 
-def _try(
-    run: RunContext, ev: Sensitivity, *, teacher: Any, c: Candidate, origin: str, number: str
-) -> FinetunedStructure:
+def _finetune_all(
+    run: RunContext, sensitivity: Sensitivity, *, pool: Sequence[tuple[str, Candidate]]
+) -> list[FinetunedStructure]:
+    """Train every structure of a pool for a short while; they share what the teacher answers."""
+    teacher = Teacher(run.pipeline, run.models)
+    finetuned = []
+    for i, (origin, candidate) in enumerate(pool):
+        name = f"{i + 1} of {len(pool)} ({origin})"
+        loss = _finetune_candidate(
+            run, sensitivity, candidate=candidate, teacher=teacher, name=name
+        )
+        finetuned.append(FinetunedStructure(candidate=candidate, origin=origin, loss=loss))
+    return finetuned
 
-    d = run.spec.distill
+
+def _finetune_candidate(
+    run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate, teacher: Teacher, name: str
+) -> float:
+    """Train one structure for a short while; returns its loss on validation pairs."""
     settings = replace(
-        d,
-        steps=max(1, round(FINETUNE_BUDGET_SHARE * d.steps)),
-        minutes=FINETUNE_BUDGET_SHARE * d.minutes,
+        run.spec.distill,
+        steps=max(1, round(FINETUNE_BUDGET_SHARE * run.spec.distill.steps)),
+        minutes=FINETUNE_BUDGET_SHARE * run.spec.distill.minutes,
         validations=0,
         patience=0,
         find_learning_rate=False,
     )
-    models = build_pruned_models(run, ev, candidate=c, refit=run.spec.prune.refit)
-    say = lambda what, share: run.on_progress("tryout", f"{number} ({origin}): {what}", share)
+
+    def report_progress(message: str, share: float) -> None:
+        run.on_progress("tryout", f"{name}: {message}", share)
+
+    models = build_pruned_models(run, sensitivity, candidate=candidate, refit=run.spec.prune.refit)
     distill_models_(
         models,
         TrainingInputs(pipeline=run.pipeline, teacher=teacher, data=run.data),
         options=TrainingOptions(
-            settings=settings, seed=run.spec.seed, on_progress=say, clock=run.clock
+            settings=settings,
+            seed=run.spec.seed,
+            on_progress=report_progress,
+            clock=run.clock,
         ),
     )
-    loss = validation_loss(run, models)
-    run.on_progress("tryout", f"{number} ({origin}): loss {loss:.3f} after training", None)
-    return FinetunedStructure(candidate=c, origin=origin, loss=loss)
-
-
-def validation_loss(run: RunContext, models: dict[str, Any]) -> float:
-    """The pipeline's own loss on choosing pairs."""
-    pairs = run.pipeline.collate(
-        run.data.load("val", min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS))
-    )
-    return float(
-        run.pipeline.loss_of_models(
-            models, pairs, dense=run.pipeline.reference_outputs(run.models, pairs)
-        )
-    )
+    loss = measure_validation_loss(run, models)
+    run.on_progress("tryout", f"{name}: loss {loss:.3f} after training", None)
+    return loss

@@ -20,7 +20,7 @@ from mmcompress.run.compress.trained import load_trained_models
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity
-from mmcompress.search.short_finetune import validation_loss
+from mmcompress.search.short_finetune import measure_validation_loss
 from mmcompress.storage import read_record
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
@@ -96,7 +96,7 @@ def find_best_start(
     refit_(run.pipeline, refitted, dense=run.models, batch=batch, ridge=run.spec.prune.ridge)
 
     candidates = (fresh, inherited, refitted)
-    losses = [validation_loss(run, models) for models in candidates]
+    losses = [measure_validation_loss(run, models) for models in candidates]
     run.on_progress(
         "prune",
         f"loss before training: {losses[0]:.3f} from the dense models, {losses[1]:.3f} from the "
