@@ -255,7 +255,7 @@ def test_splits_keep_other_limits_as_well(compounding):
     _, free = linearize_successively(
         dataclasses.replace(r, folder=r.folder.subfolder("free")),
         ev,
-        predict=predict,
+        predictor=predict,
         budget_ms=budget,
         evaluator=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
     )

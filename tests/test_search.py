@@ -33,7 +33,7 @@ from mmcompress.search.problem import (
     scale_to_budget,
     to_search_point,
 )
-from mmcompress.search.sensitivity.curves import SensitivityCurve
+from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.split_budget import split_budget
 from mmcompress.spec.space import Dimension, Space
@@ -374,13 +374,11 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
     }
     inputs = splitting.SplitInputs(
         blocks=BLOCKS,
-        cross_modal={n: {} for n in BLOCKS},
-        curves=curves,
-        rounding={n: {"fp32": 0.0} for n in BLOCKS},
+        sensitivity=SensitivityTable(curves=curves, rounding={n: {"fp32": 0.0} for n in BLOCKS}),
+        cut_weights={},
         unit_choices={n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()},
         precisions=dict.fromkeys(BLOCKS, ("fp32",)),
         predictor=PREDICT,
-        cross_modal_loss_weight=2.0,
     )
     c = splitting.split_by_knapsack(inputs, 2.5)[0].candidate
     assert PREDICT(c) <= 2.5 and sum(c.kept_units["a"].values()) > sum(c.kept_units["b"].values())

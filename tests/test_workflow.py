@@ -969,7 +969,6 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     from mmcompress.graph.structure import Candidate
     from mmcompress.run.stages import prepare_run
     from mmcompress.search import repair as moves
-    from mmcompress.search import run_search as choose
     from mmcompress.search import short_finetune as tryout
     from mmcompress.search.build_problem import AIMED_SHARE, build_problem
 
@@ -980,7 +979,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     monkeypatch.setattr(
         fit, "measure_structure", hit
     )  # how far the machine moves the budget is another matter
-    monkeypatch.setattr(choose, "COLLAPSE_RATIO", 0.0)
+    monkeypatch.setattr("mmcompress.search.evaluator.COLLAPSE_RATIO", 0.0)
     losses = iter([3.0, 1.0, 2.0, 4.0])
     of = lambda run, models: 0.0 if models is run.models else next(losses)
     monkeypatch.setattr(tryout, "measure_validation_loss", of)

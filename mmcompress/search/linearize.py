@@ -1,18 +1,18 @@
 """Successive linearization: loss increases measured among other cuts, and the budget split anew.
 
-Loss increases add up only while little is cut. So the best split of the budget is taken, and each of
-its cuts is undone alone: by how much the loss then falls is what that cut does in this split. The
-loss increases are scaled towards it, and the budget is split again.
+Loss increases add up only while little is cut. So the best split of the budget is taken, and each
+of its cuts is undone alone: by how much the loss then falls is what that cut does in this split.
+The loss increases are scaled towards it, and the budget is split again.
 
     real    = max(loss(split) - loss(split without the cut), MIN_REAL_SHARE * factor * alone)
     factor <- factor^(1 - STEP_EXPONENT) * (real / alone)^STEP_EXPONENT
 
-`alone` is the loss increase of the cut in the dense pipeline, `factor` starts at 1. Curves keep their
-shape. Roundings of whole nodes have factors as well.
+`alone` is the loss increase of the cut in the dense pipeline, `factor` starts at 1. Curves keep
+their shape. Roundings of whole nodes have factors as well.
 
 Where even the best split collapses the quality, the factors are not used: what repairs a collapsed
-pipeline before training is not what training needs most. (clip_captioner at 4x: a structure found so
-had a loss of .46 instead of .54 before training, and .137 instead of .127 after it.)
+pipeline before training is not what training needs most. (clip_captioner at 4x: a structure found
+so had a loss of .46 instead of .54 before training, and .137 instead of .127 after it.)
 """
 
 from __future__ import annotations
@@ -132,8 +132,8 @@ def linearize_successively(
 ) -> tuple[Sensitivity, list[Candidate]]:
     """Measure loss increases among other cuts, round by round.
 
-    Every round is kept in the run folder. Factors hold for a budget that has moved a little, too: the
-    splits are then fitted to it, and one new split is added that is not evaluated yet.
+    Every round is kept in the run folder. Factors hold for a budget that has moved a little, too:
+    the splits are then fitted to it, and one new split is added that is not evaluated yet.
 
     Args:
         run: Says how many rounds; its folder keeps them.
@@ -144,7 +144,7 @@ def linearize_successively(
 
     Returns:
         The sensitivity as it is among other cuts, and the best splits, least loss first. Where all
-        splits collapse the quality, or no round is asked for: the sensitivity as it was, and no split.
+        splits collapse the quality, or there is no round: the sensitivity as it was, and no split.
 
     Raises:
         ClusterError: A worker process died.
@@ -235,7 +235,7 @@ class _Linearizer:
     def fit_to_budget(
         self, candidates: Sequence[Candidate], sensitivity: Sensitivity
     ) -> list[Candidate]:
-        """Cut candidates to the budget and grow them up to it; those that cannot fit are left out."""
+        """Cut candidates to the budget and grow them up to it; leave out those that cannot fit."""
         fitted = []
         for candidate in candidates:
             smaller = cut_to_budget(
@@ -321,7 +321,7 @@ class _Linearizer:
         return Candidate(kept_units, dict.fromkeys(kept_units, "fp32"))
 
     def _undo_each_cut(self, candidate: Candidate) -> dict[CutKey, Candidate]:
-        """Make a candidate without each one of its cuts and roundings; what the spec fixes stays."""
+        """Undo each cut and rounding of a candidate alone; what the spec fixes stays."""
         candidate = complete_candidate(self.problem, candidate)
         candidates: dict[CutKey, Candidate] = {}
         for node_name, blocks in self.run.blocks.items():
@@ -354,7 +354,7 @@ def _move_factors(
         factors: The factors so far.
         sensitivity: Loss increases of every cut alone.
         split: The split and its loss.
-        losses_without: Loss of the split without one cut, by cut; one that is not finite is skipped.
+        losses_without: Loss of the split without one cut, by cut; skipped if it is not finite.
 
     Returns:
         The factors with `cuts` and `rounding` moved.

@@ -144,7 +144,7 @@ def _list_distinct_structures(
     run: RunContext,
     trials: Sequence[Trial],
 ) -> list[tuple[str, Candidate]]:
-    """List (origin, structure) worth a training: within the budget, different, best of a kind first."""
+    """List (origin, structure) worth a training: in the budget, different, the best ones first."""
     in_budget = [trial for trial in trials if trial.latency_ms <= problem.budget_ms]
     full_ms = FULL_BUDGET_SHARE * problem.budget_ms
     filling = [trial for trial in in_budget if trial.latency_ms >= full_ms]

@@ -7,7 +7,7 @@ every block takes, so each combination of them is a knapsack of its own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -17,7 +17,7 @@ from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate, KeptUnits
 from mmcompress.measure.cost_model.predictor import Predictor, Rows
 from mmcompress.search.knapsack import choose_options_within_budget
-from mmcompress.search.sensitivity.curves import SensitivityCurves
+from mmcompress.search.sensitivity.curves import CutWeights, SensitivityTable
 
 Option = TypeVar("Option")
 
@@ -43,24 +43,20 @@ MAX_COMBINATIONS = 600
 
 @dataclass(frozen=True, kw_only=True)
 class SplitInputs:
-    """All that a split of the budget follows from. Every mapping has the same nodes."""
+    """All that a split of the budget follows from. Mappings have the nodes that are split."""
 
     blocks: Mapping[str, tuple[Block, ...]]
     """Blocks by node."""
-    cross_modal: Mapping[str, Collection[str]]
-    """Names of the cross-modal blocks, by node."""
-    curves: Mapping[str, SensitivityCurves]
-    """Loss increase of cutting each block, by node."""
-    rounding: Mapping[str, Mapping[str, float]]
-    """Loss increase of rounding a node, by node and precision."""
+    sensitivity: SensitivityTable
+    """Loss increases of every cut and rounding; it may have more nodes."""
+    cut_weights: CutWeights
+    """Factor on the loss increase of a cut: how much more it counts; 1 where it is missing."""
     unit_choices: Mapping[str, Mapping[str, Sequence[int]]]
     """Units each block may keep, ascending, by node; `tokens` are the positions of its window."""
     precisions: Mapping[str, Sequence[str]]
     """Precisions by node."""
     predictor: Predictor
     """Predicts what every block takes; nodes are taken to run one after the other."""
-    cross_modal_loss_weight: float
-    """Factor: how much more the loss of a cross-modal cut counts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,7 +167,10 @@ def split_by_knapsack(inputs: SplitInputs, budget_ms: float) -> list[BudgetSplit
         choices = inputs.unit_choices[node_name]["tokens"]
         window_lengths.append(thin_out_levels(choices, MAX_WINDOW_LENGTHS))
     precisions, window_lengths = limit_combinations(
-        inputs.precisions, inputs.rounding, lengths=window_lengths, whole_ms=predict_whole_ms
+        inputs.precisions,
+        inputs.sensitivity.rounding,
+        lengths=window_lengths,
+        whole_ms=predict_whole_ms,
     )
 
     precision_choices = _combine_options([precisions[node_name] for node_name in inputs.blocks])
@@ -205,9 +204,8 @@ def _list_levels(inputs: SplitInputs) -> _Levels:
             if block.group == "tokens":
                 continue
             levels = thin_out_levels(inputs.unit_choices[node_name][block.name])
-            is_cross_modal = block.name in inputs.cross_modal[node_name]
-            weight = inputs.cross_modal_loss_weight if is_cross_modal else 1.0
-            curve = inputs.curves[node_name][block.name]
+            weight = inputs.cut_weights.get(node_name, {}).get(block.name, 1.0)
+            curve = inputs.sensitivity.curves[node_name][block.name]
             units[node_name, block.name] = levels
             loss_increases[node_name, block.name] = curve.loss_increase(np.array(levels)) * weight
     return _Levels(units=units, loss_increases=loss_increases)
@@ -288,18 +286,12 @@ def _solve_split(
         return None
 
     kept_units: dict[str, KeptUnits] = {node_name: {} for node_name in inputs.blocks}
-    window_loss = 0.0
     for node_name, length in windows.items():
         kept_units[node_name]["tokens"] = length
-        window_loss += float(inputs.curves[node_name]["tokens"].loss_increase(length))
-    cut_loss = 0.0
     for (node_name, block_name), option in zip(levels.units, options, strict=True):
         kept_units[node_name][block_name] = levels.units[node_name, block_name][option]
-        cut_loss += float(levels.loss_increases[node_name, block_name][option])
-    rounding_loss = 0.0
-    for node_name in inputs.blocks:
-        rounding_loss += inputs.rounding[node_name][precision[node_name]]
+    candidate = Candidate(kept_units, dict(precision))
     return BudgetSplit(
-        candidate=Candidate(kept_units, dict(precision)),
-        loss_increase=window_loss + cut_loss + rounding_loss,
+        candidate=candidate,
+        loss_increase=inputs.sensitivity.added_loss(candidate, cut_weights=inputs.cut_weights),
     )

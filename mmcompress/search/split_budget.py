@@ -10,6 +10,7 @@ from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.search.bisection import bisect_share
 from mmcompress.search.problem import SearchProblem
 from mmcompress.search.repair import cut_to_budget, restore_dropped
+from mmcompress.search.sensitivity.curves import CutWeights
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.split import BudgetSplit, SplitInputs, split_by_knapsack
 
@@ -85,13 +86,11 @@ def _collect_inputs(
     node_names = nodes or list(problem.blocks)
     return SplitInputs(
         blocks={name: problem.blocks[name] for name in node_names},
-        cross_modal={name: problem.cross_modal.get(name, ()) for name in node_names},
-        curves={name: sensitivity.curves[name] for name in node_names},
-        rounding={name: sensitivity.rounding[name] for name in node_names},
+        sensitivity=sensitivity,
+        cut_weights=_weigh_cuts(problem),
         unit_choices={name: problem.unit_choices[name] for name in node_names},
         precisions={name: problem.precisions[name] for name in node_names},
         predictor=replace(predictor, reads={}),
-        cross_modal_loss_weight=problem.cross_modal_loss_weight,
     )
 
 
@@ -99,6 +98,7 @@ def _repair_splits(
     problem: SearchProblem, sensitivity: Sensitivity, *, splits: Sequence[BudgetSplit]
 ) -> list[BudgetSplit]:
     """Repair splits that the problem does not allow; the first few remain, sorted anew."""
+    cut_weights = _weigh_cuts(problem)
     allowed: list[BudgetSplit] = []
     for split in splits:
         if problem.is_allowed(split.candidate):
@@ -109,7 +109,7 @@ def _repair_splits(
             )
             smaller = cut_to_budget(problem, restored, loss_increase=sensitivity.loss_increase)
             if smaller is not None:
-                loss_increase = _add_weighted_losses(problem, sensitivity, candidate=smaller)
+                loss_increase = sensitivity.added_loss(smaller, cut_weights=cut_weights)
                 allowed.append(BudgetSplit(candidate=smaller, loss_increase=loss_increase))
         # A repair does not lower the estimated loss: the splits behind are worse.
         if len(allowed) == MAX_ALLOWED_SPLITS:
@@ -117,17 +117,9 @@ def _repair_splits(
     return sorted(allowed, key=lambda split: split.loss_increase)
 
 
-def _add_weighted_losses(
-    problem: SearchProblem, sensitivity: Sensitivity, *, candidate: Candidate
-) -> float:
-    """Add up the loss increases of cuts and roundings, as the knapsack weighs them."""
-    cut_loss = 0.0
-    for node_name, kept_units in candidate.kept_units.items():
-        for block_name, units in kept_units.items():
-            is_cross_modal = block_name in problem.cross_modal.get(node_name, ())
-            weight = problem.cross_modal_loss_weight if is_cross_modal else 1.0
-            cut_loss += weight * sensitivity.loss_increase(node_name, block_name, units)
-    rounding_loss = 0.0
-    for node_name, precision in candidate.precision.items():
-        rounding_loss += sensitivity.rounding[node_name][precision]
-    return cut_loss + rounding_loss
+def _weigh_cuts(problem: SearchProblem) -> CutWeights:
+    """Weigh the loss increases of cross-modal cuts, as the protection asks for."""
+    weights: dict[str, dict[str, float]] = {}
+    for node_name, block_names in problem.cross_modal.items():
+        weights[node_name] = dict.fromkeys(block_names, problem.cross_modal_loss_weight)
+    return weights
