@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from mmcompress.data.open_dataset import open_dataset
-from mmcompress.export.bundle import write_bundle
+from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.export.weights import load_weights
 from mmcompress.models.sources import load_models
 from mmcompress.pipeline.forward import TorchPipeline
@@ -76,9 +76,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         write_bundle(
             spec,
-            small,
-            precision={},
-            kept=summary.kept_units,
+            BundleContents(models=small, kept_units=summary.kept_units),
             folder=Path(scratch) / "fp32",
             prove=False,
         )

@@ -62,7 +62,7 @@ def row(family: str) -> tuple[list[str], list[str]]:
     model = FAMILIES[family]().eval()
     with tempfile.TemporaryDirectory() as scratch:
         proofs = contract.prove_library_match(
-            family, model, says=model.library_says
+            family, model, run_library=model.library_says
         ) + contract.prove_contract(model, Path(scratch))
     worst: dict[str, float] = {}
     for p in proofs:

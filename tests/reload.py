@@ -25,7 +25,7 @@ def measure_difference(name: str, folder: Path, *, kept_units: dict[str, int]) -
     model = load_weights(model, folder / f"{file_name}.safetensors").eval()
     expected = load_file(folder / f"{file_name}.answers")
     with torch.no_grad():
-        outputs = contract.tuple_outputs(model, contract.random_inputs(model, 2))
+        outputs = contract.compute_outputs(model, contract.make_random_inputs(model, 2))
     differences = [float((expected[str(i)] - y).abs().max()) for i, y in enumerate(outputs)]
     return max(differences)
 

@@ -16,8 +16,10 @@ from mmcompress.cli import main
 from mmcompress.errors import DataError
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.measure.devices.bundle_check import BundleCheck
 from mmcompress.measure.devices.kit import Kit, open_kit
-from mmcompress.measure.devices.readings import BundleCheck, Readings
+from mmcompress.measure.devices.measure_kit import measure_kit
+from mmcompress.measure.devices.readings import Readings
 from mmcompress.results.records import Summary
 from mmcompress.run import targets as workflow
 from mmcompress.run.assemble import replace_measurements
@@ -87,7 +89,6 @@ def test_the_readings_make_the_predictor_that_this_machine_would_make(readings):
 def test_a_second_kit_of_a_device_finds_its_table_measured(kit, readings, monkeypatch):
     from mmcompress.measure.cost_model import device_table as table
     from mmcompress.measure.cost_model.microbenchmarks import build_stack
-    from mmcompress.measure.devices import readings as of
 
     stacked = []
     monkeypatch.setattr(
@@ -95,7 +96,7 @@ def test_a_second_kit_of_a_device_finds_its_table_measured(kit, readings, monkey
         lambda *a: stacked.append(a) or build_stack(*a),
     )
     assert (
-        of.measure_kit(kit).table.index_rows().keys()
+        measure_kit(kit).table.index_rows().keys()
         >= read_record(Readings, readings).table.index_rows().keys()
     )
     assert (

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from mmcompress.errors import BundleError, DataError
-from mmcompress.export.bundle import write_bundle
+from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.export.proofs import prove_generation
 from mmcompress.export.weights import load_weights, save_weights
 from mmcompress.prune.surgery import copy_without_units, resize_
@@ -49,7 +49,7 @@ def test_every_proof_holds_and_generation_is_the_librarys(
         models = {**models, "captioner": copy_without_units(models["captioner"], gone)}
     elif structure != "dense":
         models = {n: cut(m, structure.startswith("first")) for n, m in models.items()}
-    proofs = write_bundle(spec, models, precision={}, kept={}, folder=tmp_path / "b")
+    proofs = write_bundle(spec, BundleContents(models=models), folder=tmp_path / "b")
     tokens = pipeline.run(models, batch)["vision"]["tokens"]
     files = {f.stem: f for f in (tmp_path / "b" / "captioner").glob("*.onnx")}
     proofs += prove_generation(
@@ -364,11 +364,12 @@ def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
     given = open_dataset(spec.data).load("train", 4).inputs
     proofs = write_bundle(
         spec,
-        models,
-        precision=dict.fromkeys(models, precision),
-        kept={},
+        BundleContents(
+            models=models,
+            precisions=dict.fromkeys(models, precision),
+            calibration_inputs=given,
+        ),
         folder=tmp_path / "b",
-        calibration=given,
     )
     drifts = [p for p in proofs if p.name == f"{precision} drift (1 - cosine)"]
     assert {p.node for p in drifts} == set(models) and all(p.passed for p in proofs)
@@ -378,10 +379,9 @@ def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
 def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path, monkeypatch):
     from mmcompress.runtime import graph as pipeline
 
-    write_bundle(
-        spec, models, precision={"vision": "int8_full"}, kept={}, folder=tmp_path / "b", prove=False
-    )
-    monkeypatch.setattr(pipeline, "cpu", lambda: {"flags": ["avx2"]})
+    contents = BundleContents(models=models, precisions={"vision": "int8_full"})
+    write_bundle(spec, contents, folder=tmp_path / "b", prove=False)
+    monkeypatch.setattr(pipeline, "describe_cpu", lambda: {"flags": ["avx2"]})
     with pytest.raises(
         BundleError, match="node 'vision' is in int8_full, which needs a CPU with one of"
     ):
@@ -391,12 +391,11 @@ def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path,
 def test_layers_that_are_spared_stay_in_fp32(spec, models, tmp_path):
     import onnx
 
-    kept, precision = {n: {} for n in models}, {**dict.fromkeys(models, "fp32"), "vision": "int8"}
+    precisions = {**dict.fromkeys(models, "fp32"), "vision": "int8"}
     counts = {}
     for name, spared in (("all", {}), ("some", {"vision": ("0.ffn", "1.attention")})):
-        write_bundle(
-            spec, models, precision=precision, kept=kept, folder=tmp_path / name, spared=spared
-        )
+        contents = BundleContents(models=models, precisions=precisions, fp32_blocks=spared)
+        write_bundle(spec, contents, folder=tmp_path / name)
         graph = onnx.load(tmp_path / name / "vision" / "model.onnx").graph
         counts[name] = sum(n.op_type == "MatMulInteger" for n in graph.node)
         manifest = json.loads((tmp_path / name / "manifest.json").read_text())

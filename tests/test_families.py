@@ -45,7 +45,7 @@ FAST = (
 def test_contract(family, tmp_path):
     torch.manual_seed(0)
     model = FAMILIES[family]().eval()
-    proofs = contract.prove_library_match("node", model, says=model.library_says)
+    proofs = contract.prove_library_match("node", model, run_library=model.library_says)
     proofs += contract.prove_contract(model, tmp_path)
     assert not [proof for proof in proofs if not proof.passed]
     names = {proof.name for proof in proofs}
@@ -181,7 +181,7 @@ def test_saved_and_loaded_in_a_new_process_it_answers_the_same(tmp_path):
         file_name = name.replace("/", "-")
         save_weights({file_name: cut}, tmp_path)
         with torch.no_grad():
-            outputs = contract.tuple_outputs(cut, contract.random_inputs(cut, 2))
+            outputs = contract.compute_outputs(cut, contract.make_random_inputs(cut, 2))
         answers = {str(i): output.contiguous() for i, output in enumerate(outputs)}
         save_file(answers, tmp_path / f"{file_name}.answers")
     (tmp_path / "kept.json").write_text(json.dumps(kept_units))
@@ -252,6 +252,6 @@ def test_the_readmes_new_line_is_one_row(tmp_path, monkeypatch):
     def says(ids, context):
         return (library_model(input_ids=ids, encoder_hidden_states=context).logits,)
 
-    proofs = contract.prove_library_match("node", model, says=says)
+    proofs = contract.prove_library_match("node", model, run_library=says)
     proofs += contract.prove_contract(model, tmp_path / "proofs")
     assert len(proofs) > 12 and not [proof for proof in proofs if not proof.passed]

@@ -118,6 +118,7 @@ def test_a_light_install_plans_and_reports_where_torch_cannot_be_imported():
         "for m in ('torch', 'transformers', 'open_clip', 'ray'): sys.modules[m] = None\n"
         "import mmcompress, mmcompress.report.page, mmcompress.cli, mmcompress.graph.load_spec\n"
         "from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated\n"
-        "import mmcompress.measure.devices.readings, mmcompress.results.target\n"
+        "import mmcompress.measure.devices.measure_kit, mmcompress.measure.devices.bundle_check\n"
+        "import mmcompress.results.target\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

@@ -370,7 +370,7 @@ def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, pins):
 
 def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
     from mmcompress.data.open_dataset import open_dataset, read_lookup_texts
-    from mmcompress.export.bundle import write_bundle
+    from mmcompress.export.bundle import BundleContents, write_bundle
     from mmcompress.models.sources import load_models
 
     (talk / "list.txt").write_text("w1 w2 w3\n\nw4 w5\nw1 w2 w3\n")
@@ -379,12 +379,13 @@ def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
     assert listed == ("w1 w2 w3", "w4 w5")
     write_bundle(
         spec,
-        load_models(spec),
-        precision={"sentence": "int8"},
-        kept={},
+        BundleContents(
+            models=load_models(spec),
+            precisions={"sentence": "int8"},
+            lookup_texts={"find": listed},
+        ),
         folder=tmp_path / "b",
         prove=False,
-        listed={"find": listed},
     )
     bundle = load_bundle(tmp_path / "b")
     query = bundle.nodes["sentence"]("w4 w5")["embedding"]
@@ -454,18 +455,15 @@ def test_data_of_another_kind_is_refused(talk, tmp_path):
 
 
 def test_nothing_heard_is_a_text_too(talk, tmp_path):
-    from mmcompress.export.bundle import write_bundle
+    from mmcompress.export.bundle import BundleContents, write_bundle
     from mmcompress.models.sources import load_models
 
     spec = load_spec(talk / "spec.yaml")
     write_bundle(
         spec,
-        load_models(spec),
-        precision={},
-        kept={},
+        BundleContents(models=load_models(spec), lookup_texts={"find": ("w1 w2", "w3")}),
         folder=tmp_path / "b",
         prove=False,
-        listed={"find": ("w1 w2", "w3")},
     )
     assert load_bundle(tmp_path / "b").nodes["sentence"]("")["embedding"].shape == (1, 32)
 

@@ -54,11 +54,12 @@ def kit(spec: str, folder: str, *, space: str | None, sets: tuple[str, ...]) -> 
 @click.option("--out", "file", required=True, type=click.Path(), help="The readings (JSON).")
 def measure(kit: str, file: str) -> None:
     """Measure a kit on this device; neither torch nor the models' libraries are needed."""
-    from mmcompress.measure.devices.readings import measure_kit, save_readings
+    from mmcompress.measure.devices.measure_kit import measure_kit
+    from mmcompress.storage import write_record
 
     with Progress() as say:
         found = measure_kit(Path(kit), lambda what, share: say("measure", what, share))
-    save_readings(found, Path(file))
+    write_record(Path(file), found)
     p50 = found.baseline.latency.p50
     out.print(
         f"{found.pipeline} on {found.cpu['name']}, {found.threads} threads: p50 {p50:.2f} ms\n{file}",
@@ -72,9 +73,10 @@ def measure(kit: str, file: str) -> None:
 @click.option("--out", "file", required=True, type=click.Path(), help="The figures (JSON).")
 def check(kit: str, bundle: str, file: str) -> None:
     """Measure a bundle beside the dense one of its kit on this device; `report --measured` takes the figures."""
-    from mmcompress.measure.devices.readings import check_bundle, save_readings
+    from mmcompress.measure.devices.bundle_check import check_bundle
+    from mmcompress.storage import write_record
 
     found = check_bundle(Path(kit), Path(bundle))
-    save_readings(found, Path(file))
+    write_record(Path(file), found)
     a, b = found.baseline.latency.p50, found.compressed.latency.p50
     out.print(f"p50 {a:.2f} -> {b:.2f} ms, [bold]{a / b:.2f}x[/bold]\n{file}", soft_wrap=True)

@@ -1,241 +1,357 @@
-"""Writes a bundle: ONNX files, tokenizers and `manifest.json`, whole or not at all."""
+"""Writes bundles: ONNX files, tokenizers and `manifest.json`, whole or not at all.
+
+`write_bundle` exports, proves and quantizes models. `quantize_bundle` makes a copy of an fp32
+bundle in other precisions, only to be timed.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from mmcompress.errors import ModelError
-from mmcompress.export.onnx import export_node
+from mmcompress.export.onnx import export_node, make_feed
 from mmcompress.export.proofs import measure_drift, prove_export
-from mmcompress.graph.references import topological_order
+from mmcompress.graph.ports import kind_of
+from mmcompress.graph.references import split_reference, topological_order
 from mmcompress.graph.structure import KeptUnits
-from mmcompress.kinds.text_encoder.deployed import TextEncoder
 from mmcompress.models.base import ExportGraph, Model
 from mmcompress.models.counts import count_params
 from mmcompress.quantize.base import quantize_model
-from mmcompress.registry import PRECISIONS
+from mmcompress.registry import PRECISIONS, resolve_entry
 from mmcompress.results.records import Proof
 from mmcompress.runtime.bundle import BUNDLE_FORMAT, hash_file, read_manifest
 from mmcompress.runtime.graph import Pipeline
 from mmcompress.runtime.machine import describe_cpu, list_package_versions
 from mmcompress.runtime.sessions import TimedSession, open_session
-from mmcompress.spec.schema import Spec
-from mmcompress.storage import to_plain, write_record
+from mmcompress.spec.schema import Node, Spec
+from mmcompress.storage import replace_folder, to_plain, write_record
 
 MAX_CALIBRATION_CALLS = 48
-"""Calls of a graph at most that static ranges are taken from."""
+"""Calls of one graph that static ranges are taken from, about: a generator makes many per input."""
+
+MAX_EMBEDDED_TEXTS = 64
+"""Texts of a list that are embedded in one call: more would only take memory."""
+
+FP32 = "fp32"
+"""The precision in which nothing is rounded."""
+
+Feed = dict[str, np.ndarray]
+"""The inputs of one call of a graph, by name."""
+
+JsonMapping = dict[str, Any]
+"""A part of `manifest.json`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleContents:
+    """What goes into a bundle beside the graph of its spec."""
+
+    models: Mapping[str, Model]
+    """The models by node, dense or pruned."""
+    precisions: Mapping[str, str] = field(default_factory=dict)
+    """Precision by node; nodes that are missing stay in fp32."""
+    kept_units: Mapping[str, KeptUnits] = field(default_factory=dict)
+    """Units kept by node and block, for the manifest; nodes that are missing are written as whole.
+    """
+    fp32_blocks: Mapping[str, Collection[str]] = field(default_factory=dict)
+    """Blocks by node that stay in fp32 while the rest of the node is quantized."""
+    lookup_texts: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """The texts that every lookup node searches."""
+    calibration_inputs: Sequence[object] = ()
+    """Inputs of the pipeline that static precisions take their ranges from; other precisions need
+    none."""
 
 
 def write_bundle(
     spec: Spec,
-    models: Mapping[str, Model],
+    contents: BundleContents,
     *,
-    precision: Mapping[str, str],
-    kept: Mapping[str, KeptUnits],
     folder: Path,
     prove: bool = True,
-    listed: Mapping[str, Sequence[str]] = MappingProxyType({}),
-    calibration: Sequence[Any] = (),
-    spared: Mapping[str, Collection[str]] = MappingProxyType({}),
-    aside: Path | None = None,
+    fp32_folder: Path | None = None,
 ) -> list[Proof]:
-    """Export, quantize where asked, prove, and write the manifest last. Returns the proofs, failed ones included.
+    """Export a pipeline, quantize it, prove it, and put the bundle in place, whole or not at all.
 
-    `listed`: the texts of every lookup; they are embedded by the text encoder as it will be deployed. `calibration`:
-    inputs of the pipeline for static quantization; they pass through the compressed nodes before. `spared`: blocks by
-    node that stay in fp32. `aside`: a folder for the fp32 files of generators that are rounded.
+    Args:
+        spec: The pipeline.
+        contents: Its models and what is made of them.
+        folder: Where the bundle goes; a bundle that lies there is replaced at the end.
+        prove: Whether exports are compared with their models. Bundles that are only timed are not.
+        fp32_folder: Where the fp32 files of quantized generators are kept, by node: their
+            generation is proved in fp32.
+
+    Returns:
+        The proofs, failed ones included.
+
+    Raises:
+        ModelError: Layers that should stay in fp32 were not found in the exported graphs.
     """
-    new = folder.with_name(folder.name + ".new")
-    shutil.rmtree(new, ignore_errors=True)
-    new.mkdir(parents=True)
-    proofs: list[Proof] = []
-    nodes: dict[str, Any] = {}
-    for name in topological_order(spec):
-        node = spec.nodes[name]
-        nodes[name] = {"kind": node.kind, "inputs": dict(node.inputs)}
-        if node.kind == "lookup":
-            nodes[name]["config"] = _write_list(
-                new, name, encoder=nodes[node.inputs["query"].split(".")[0]], texts=listed[name]
-            )
-            continue
-        if name not in models:
-            nodes[name]["config"] = {"prior": node.prior}
-            continue
-        model = models[name]
-        files = export_node(model, new / name)
-        if prove:
-            proofs += prove_export(name, model, files=files)
-        chosen = precision.get(name, "fp32")
-        if chosen != "fp32":
-            static = PRECISIONS.get(chosen).activations == "static"
-            feeds = (
-                _feeds(
-                    new,
-                    spec,
-                    nodes=nodes,
-                    name=name,
-                    files=files,
-                    model=model,
-                    calibration=calibration,
-                )
-                if static
-                else {}
-            )
-            small = _quantized(
-                chosen, files, feeds=feeds, weights=_weights_of(model, spared.get(name, ()))
-            )
-            if prove:
-                proofs += measure_drift(name, chosen, files=files, quantized=small, model=model)
-            for g, f in small.items():
-                if aside and node.kind == "text_decoder":
-                    (aside / name).mkdir(parents=True, exist_ok=True)
-                    files[g].replace(aside / name / files[g].name)
-                f.replace(files[g])
-        config = dict(model.config)
-        if model.tokenizer_json is not None:
-            (new / name / "tokenizer.json").write_text(model.tokenizer_json)
-            config["tokenizer"] = f"{name}/tokenizer.json"
-        nodes[name] |= {
-            "files": {g: f.relative_to(new).as_posix() for g, f in files.items()},
-            "config": config,
-            "precision": chosen,
-            "spared": sorted(spared.get(name, ())) if chosen != "fp32" else [],
-            "cpu_flags": list(PRECISIONS.get(chosen).flags) if chosen != "fp32" else [],
-            "params": count_params(model),
-            "structure": dict(kept.get(name, {})),
-        }
-    files_in = sorted(p for p in new.rglob("*") if p.is_file())
-    manifest = {
-        "format": BUNDLE_FORMAT,
-        "name": spec.name,
-        "threads": spec.measure.threads,
-        "parallel": spec.measure.parallel,
-        "graph": {"inputs": dict(spec.inputs), "outputs": dict(spec.outputs), "nodes": nodes},
-        "files": {
-            p.relative_to(new).as_posix(): {"sha256": hash_file(p), "bytes": p.stat().st_size}
-            for p in files_in
-        },
-        "proofs": to_plain(proofs),
-        "versions": list_package_versions(),
-        "cpu": describe_cpu(),
-    }
-    write_record(new / "manifest.json", manifest)
-    shutil.rmtree(folder, ignore_errors=True)
-    new.replace(folder)
-    return proofs
+    with replace_folder(folder) as new_folder:
+        writer = _BundleWriter(
+            spec, contents, folder=new_folder, prove=prove, fp32_folder=fp32_folder
+        )
+        for node_name in topological_order(spec):
+            writer.write_node(node_name)
+        write_record(new_folder / "manifest.json", writer.build_manifest())
+    return writer.proofs
 
 
 def quantize_bundle(
     source: Path, models: Mapping[str, Model], *, precision: Mapping[str, str], folder: Path
 ) -> Path:
-    """A copy of an fp32 bundle with nodes in other precisions, unproved: only its speed and size count.
+    """Copy an fp32 bundle and put nodes into other precisions, without proofs.
 
-    A static range is taken from inputs of the right shape.
+    Only the speed and the size of the copy count. Static ranges are taken from example inputs of
+    the right shape.
+
+    Args:
+        source: The fp32 bundle.
+        models: Its models by node.
+        precision: Precision by node; nodes that are missing stay in fp32.
+        folder: Where the copy goes; a bundle that lies there is replaced at the end.
+
+    Returns:
+        The folder.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    shutil.copytree(source, folder)
-    manifest = read_manifest(folder)
-    for name, node in manifest["graph"]["nodes"].items():
-        if (chosen := precision.get(name, "fp32")) == "fp32":
-            continue
-        static = PRECISIONS.get(chosen).activations == "static"
-        graphs = models[name].export_graphs() if static else {}
-        for g, file in node["files"].items():
-            path = folder / file
-            feeds = [_example(graphs[g], path)] if static else ()
-            small, _ = quantize_model(
-                chosen, path, target=path.with_suffix(".small.onnx"), feeds=feeds
-            )
-            small.replace(path)
-            manifest["files"][file] = {"sha256": hash_file(path), "bytes": path.stat().st_size}
-        node |= {"precision": chosen, "cpu_flags": list(PRECISIONS.get(chosen).flags)}
-    write_record(folder / "manifest.json", manifest)
+    with replace_folder(folder) as new_folder:
+        shutil.copytree(source, new_folder, dirs_exist_ok=True)
+        manifest = read_manifest(new_folder)
+        for node_name, entry in manifest["graph"]["nodes"].items():
+            node_precision = precision.get(node_name, FP32)
+            if node_precision == FP32:
+                continue
+            graphs: dict[str, ExportGraph] = {}
+            if _has_static_ranges(node_precision):
+                graphs = models[node_name].export_graphs()
+            for graph_name, file_name in entry["files"].items():
+                file = new_folder / file_name
+                _quantize_file_(file, node_precision, graph=graphs.get(graph_name))
+                manifest["files"][file_name] = _describe_file(file)
+            entry["precision"] = node_precision
+            entry["cpu_flags"] = list(PRECISIONS.get(node_precision).flags)
+        write_record(new_folder / "manifest.json", manifest)
     return folder
 
 
-def _example(graph: ExportGraph, path: Path) -> dict[str, np.ndarray]:
-    used = {i.name for i in open_session(path, 0).get_inputs()}
-    return {k: v.numpy() for k, v in zip(graph.inputs, graph.example, strict=True) if k in used}
+class _BundleWriter:
+    """Writes the nodes of one bundle in order, and keeps what its manifest needs."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        contents: BundleContents,
+        *,
+        folder: Path,
+        prove: bool,
+        fp32_folder: Path | None,
+    ):
+        self.spec = spec
+        self.contents = contents
+        self.folder = folder
+        self.prove = prove
+        self.fp32_folder = fp32_folder
+        self.node_entries: dict[str, JsonMapping] = {}
+        self.proofs: list[Proof] = []
+
+    def write_node(self, node_name: str) -> None:
+        """Write the files of a node and its entry for the manifest. Its sources must be written."""
+        node = self.spec.nodes[node_name]
+        kind = kind_of(node.kind)
+        self.node_entries[node_name] = {"kind": node.kind, "inputs": dict(node.inputs)}
+        if kind.is_model:
+            self._write_model(node_name)
+        elif kind.embeds_list:
+            self.node_entries[node_name]["config"] = self._write_lookup_list(node_name, node)
+        else:
+            options = {option: getattr(node, option) for option in kind.options}
+            self.node_entries[node_name]["config"] = options
+
+    def build_manifest(self) -> JsonMapping:
+        """Return the manifest of everything that lies in the folder now."""
+        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        return {
+            "format": BUNDLE_FORMAT,
+            "name": self.spec.name,
+            "threads": self.spec.measure.threads,
+            "parallel": self.spec.measure.parallel,
+            "graph": {
+                "inputs": dict(self.spec.inputs),
+                "outputs": dict(self.spec.outputs),
+                "nodes": self.node_entries,
+            },
+            "files": {self._name_file(file): _describe_file(file) for file in files},
+            "proofs": to_plain(self.proofs),
+            "versions": list_package_versions(),
+            "cpu": describe_cpu(),
+        }
+
+    def _write_model(self, node_name: str) -> None:
+        """Write the graphs, the tokenizer and the entry of a model, in its precision."""
+        model = self.contents.models[node_name]
+        files = export_node(model, self.folder / node_name)
+        config = dict(model.config)
+        if model.tokenizer_json is not None:
+            tokenizer = self.folder / node_name / "tokenizer.json"
+            tokenizer.write_text(model.tokenizer_json)
+            config["tokenizer"] = self._name_file(tokenizer)
+        entry = self.node_entries[node_name]
+        entry["files"] = {graph_name: self._name_file(file) for graph_name, file in files.items()}
+        entry["config"] = config
+        if self.prove:
+            self.proofs += prove_export(node_name, model, files=files)
+        precision = self.contents.precisions.get(node_name, FP32)
+        fp32_blocks: list[str] = []
+        cpu_flags: list[str] = []
+        if precision != FP32:
+            fp32_blocks = sorted(self.contents.fp32_blocks.get(node_name, ()))
+            cpu_flags = list(PRECISIONS.get(precision).flags)
+            self._quantize_node(node_name, precision, files=files)
+        # `spared` and `structure` are the names of format 2 for fp32 blocks and kept units.
+        entry["precision"] = precision
+        entry["spared"] = fp32_blocks
+        entry["cpu_flags"] = cpu_flags
+        entry["params"] = count_params(model)
+        entry["structure"] = dict(self.contents.kept_units.get(node_name, {}))
+
+    def _quantize_node(self, node_name: str, precision: str, *, files: Mapping[str, Path]) -> None:
+        """Replace the fp32 files of a node by files in a precision, and record the drift."""
+        model = self.contents.models[node_name]
+        feeds: dict[str, list[Feed]] = {}
+        if _has_static_ranges(precision):
+            feeds = self._collect_feeds(node_name)
+        fp32_layers = model.list_linear_layers(self.contents.fp32_blocks.get(node_name, ()))
+        quantized_files = _quantize_graphs(
+            precision,
+            files,
+            feeds=feeds,
+            fp32_weights=[layer.weight.detach().numpy() for layer in fp32_layers],
+        )
+        if self.prove:
+            self.proofs += measure_drift(
+                node_name,
+                precision,
+                files=dict(files),
+                quantized=quantized_files,
+                model=model,
+            )
+        keeps_fp32_files = kind_of(self.spec.nodes[node_name].kind).writes_text
+        for graph_name, quantized_file in quantized_files.items():
+            file = files[graph_name]
+            if self.fp32_folder and keeps_fp32_files:
+                node_folder = self.fp32_folder / node_name
+                node_folder.mkdir(parents=True, exist_ok=True)
+                file.replace(node_folder / file.name)
+            quantized_file.replace(file)
+
+    def _collect_feeds(self, node_name: str) -> dict[str, list[Feed]]:
+        """Return what reaches each graph of a node for the calibration inputs, by graph.
+
+        The inputs pass through all nodes that are written so far, in their final precisions, and
+        through the fp32 files of this node.
+        """
+        if not self.contents.calibration_inputs:
+            raise ValueError(f"{node_name}: static quantization needs calibration inputs")
+        graph = {"inputs": dict(self.spec.inputs), "outputs": {}, "nodes": self.node_entries}
+        pipeline = Pipeline(self.folder, {"graph": graph}, threads=0)
+        sessions = pipeline.sessions[node_name]
+        for session in sessions.values():
+            session.feeds = []
+        input_name = next(iter(self.spec.inputs))
+        for calibration_input in self.contents.calibration_inputs:
+            pipeline.run(**{input_name: calibration_input})
+        feeds: dict[str, list[Feed]] = {}
+        for graph_name, session in sessions.items():
+            calls = session.feeds or []
+            stride = max(1, len(calls) // MAX_CALIBRATION_CALLS)
+            feeds[graph_name] = calls[::stride]
+        return feeds
+
+    def _write_lookup_list(self, node_name: str, node: Node) -> JsonMapping:
+        """Write the texts of a lookup and their embeddings; returns the names of the files.
+
+        The texts are embedded by the encoder behind the query, as it will be deployed.
+        """
+        texts = list(self.contents.lookup_texts[node_name])
+        encoder_name, _ = split_reference(node.inputs["query"])
+        entry = self.node_entries[encoder_name]
+        sessions: dict[str, TimedSession] = {}
+        for graph_name, file_name in entry["files"].items():
+            sessions[graph_name] = TimedSession(self.folder / file_name, 0)
+        make_encoder = resolve_entry(kind_of(entry["kind"]).deployed)
+        encoder = make_encoder(sessions, entry["config"], self.folder)
+        embeddings: list[np.ndarray] = []
+        for start in range(0, len(texts), MAX_EMBEDDED_TEXTS):
+            outputs = encoder(texts[start : start + MAX_EMBEDDED_TEXTS])
+            embeddings.append(outputs["embedding"])
+        node_folder = self.folder / node_name
+        node_folder.mkdir()
+        (node_folder / "texts.json").write_text(json.dumps(texts))
+        np.save(node_folder / "bank.npy", np.concatenate(embeddings), allow_pickle=False)
+        return {
+            "texts": self._name_file(node_folder / "texts.json"),
+            "bank": self._name_file(node_folder / "bank.npy"),
+        }
+
+    def _name_file(self, file: Path) -> str:
+        """Return the name of a file in the manifest."""
+        return file.relative_to(self.folder).as_posix()
 
 
-def _quantized(
+def _describe_file(file: Path) -> JsonMapping:
+    """Return the manifest's entry of a file: its hash and its size in bytes."""
+    return {"sha256": hash_file(file), "bytes": file.stat().st_size}
+
+
+def _quantize_graphs(
     precision: str,
     files: Mapping[str, Path],
     *,
-    feeds: Mapping[str, Any],
-    weights: list[np.ndarray],
+    feeds: Mapping[str, Sequence[Feed]],
+    fp32_weights: Sequence[np.ndarray],
 ) -> dict[str, Path]:
-    """Every graph of a node rounded, but for products with some weights. Raises `ModelError` if none has them."""
-    small, found = {}, 0
-    for g, f in files.items():
-        small[g], count = quantize_model(
+    """Write every graph of a node in a precision; returns the new files by graph.
+
+    Products with one of `fp32_weights` stay in fp32. Raises `ModelError` if some were not found.
+    """
+    quantized_files: dict[str, Path] = {}
+    fp32_count = 0
+    for graph_name, file in files.items():
+        quantized_files[graph_name], graph_fp32_count = quantize_model(
             precision,
-            f,
-            target=f.with_suffix(".small.onnx"),
-            feeds=feeds.get(g, ()),
-            spared=weights,
+            file,
+            target=file.with_suffix(".small.onnx"),
+            feeds=feeds.get(graph_name, ()),
+            spared=fp32_weights,
         )
-        found += count
-    if found < len(weights):
+        fp32_count += graph_fp32_count
+    if fp32_count < len(fp32_weights):
+        node_name = min(files.values()).parent.name
         raise ModelError(
-            f"{min(files.values()).parent.name}: {len(weights)} layers are to stay in fp32, {found} found"
+            f"{node_name}: {len(fp32_weights)} layers are to stay in fp32, but the exported graphs "
+            f"have {fp32_count} of them"
         )
-    return small
+    return quantized_files
 
 
-def _weights_of(model: Model, blocks: Collection[str]) -> list[np.ndarray]:
-    """Weights of the linear layers of some blocks, each once; of those that are gone, none."""
-    return [m.weight.detach().numpy() for m in model.list_linear_layers(blocks)]
+def _quantize_file_(file: Path, precision: str, *, graph: ExportGraph | None) -> None:
+    """Replace an fp32 file; with a graph given, static ranges are taken from its example."""
+    feeds: list[Feed] = []
+    if graph is not None:
+        input_names = {port.name for port in open_session(file, 0).get_inputs()}
+        feeds.append(make_feed(graph, graph.example, input_names=input_names))
+    quantized_file, _ = quantize_model(
+        precision, file, target=file.with_suffix(".small.onnx"), feeds=feeds
+    )
+    quantized_file.replace(file)
 
 
-def _feeds(
-    folder: Path,
-    spec: Spec,
-    *,
-    nodes: Mapping[str, Any],
-    name: str,
-    files: Mapping[str, Path],
-    model: Model,
-    calibration: Sequence[Any],
-) -> dict[str, list[dict[str, np.ndarray]]]:
-    """What reaches each graph of a node when calibration inputs pass through the nodes already written, and it."""
-    if not calibration:
-        raise ValueError(f"{name}: static quantization needs calibration inputs")
-    config = dict(model.config)
-    if model.tokenizer_json is not None:
-        (folder / name / "tokenizer.json").write_text(model.tokenizer_json)
-        config["tokenizer"] = f"{name}/tokenizer.json"
-    here = {
-        "files": {g: f.relative_to(folder).as_posix() for g, f in files.items()},
-        "config": config,
-    }
-    part = {**{n: nodes[n] for n in nodes if n != name}, name: {**nodes[name], **here}}
-    graph = {"inputs": dict(spec.inputs), "outputs": {}, "nodes": part}
-    pipeline = Pipeline(folder, {"graph": graph}, threads=0)
-    for one in pipeline.sessions[name].values():
-        one.feeds = []
-    for given in calibration:
-        pipeline.run(**{next(iter(spec.inputs)): given})
-    found = {g: s.feeds or [] for g, s in pipeline.sessions[name].items()}
-    return {g: rows[:: max(1, len(rows) // MAX_CALIBRATION_CALLS)] for g, rows in found.items()}
-
-
-def _write_list(
-    folder: Path, name: str, *, encoder: Mapping[str, Any], texts: Sequence[str]
-) -> dict[str, str]:
-    """Texts and embeddings of a lookup, by the exported text encoder; returns the names of the files."""
-    sessions = {g: TimedSession(folder / f, 0) for g, f in encoder["files"].items()}
-    embed = TextEncoder(sessions, encoder["config"], folder)
-    bank = [embed(list(texts[i : i + 64]))["embedding"] for i in range(0, len(texts), 64)]
-    found = {"texts": f"{name}/texts.json", "bank": f"{name}/bank.npy"}
-    (folder / name).mkdir()
-    (folder / found["texts"]).write_text(json.dumps(list(texts)))
-    np.save(folder / found["bank"], np.concatenate(bank), allow_pickle=False)
-    return found
+def _has_static_ranges(precision: str) -> bool:
+    """Return whether a precision takes the ranges of activations from calibration inputs."""
+    return bool(PRECISIONS.get(precision).activations == "static")

@@ -1,284 +1,503 @@
-"""The contract every model family keeps: proofs on one model alone, whatever its weights.
+"""The contract that every model family keeps: proofs on one model alone, whatever its weights.
 
-    proofs = prove(model, folder)
+    proofs = prove_contract(model, folder)
 
-Cuts of every unit kind, alone and mixed, leave what masking leaves; the exported graphs compute what torch does; cached
-generation is the library's own; parameters and multiply-accumulates fall as computed; a pruned student learns.
+In short:
+
+- Cutting units of every kind, alone and mixed, leaves what masking leaves.
+- The exported graphs compute what torch does, and cached generation is the library's own.
+- Parameters and multiply-accumulates (MACs) fall by what the blocks say.
+- A pruned student gets gradients everywhere and learns.
+
+`prove_library_match` adds what only a test can ask: the whole model computes what its library does.
+The proofs use random inputs, so small models with random weights are enough.
+
+Shapes in this file:
+    b  batch      n  context tokens      w  width of a context token
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcompress.export.onnx import export_node
 from mmcompress.export.proofs import (
     SURGERY_BOUND,
-    _proof,
+    compare_outputs,
+    compute_outputs,
+    make_masks,
+    make_proof,
     prove_export,
     prove_generation,
-    relative_difference,
 )
 from mmcompress.graph.blocks import Block
-from mmcompress.models.base import Model
+from mmcompress.graph.ports import kind_of
+from mmcompress.models.base import BlockShape, ExampleRequest, Model
 from mmcompress.models.counts import count_params, count_params_and_macs
 from mmcompress.prune.masks import mask_units, sample_units
 from mmcompress.prune.surgery import copy_without_units
+from mmcompress.registry import resolve_entry
 from mmcompress.results.records import Proof
 
 Units = dict[str, Tensor]
+"""Indices of the units that a cut keeps, by block."""
+
+COUNTED_STEPS = 4.0
+"""Decode steps of the request that MACs are counted for. Any number would do."""
+
+COUNTED_BEAMS = 1
+"""Texts that this request holds at once."""
+
+MACS_BOUND = 1e-6
+"""Largest relative difference between counted and computed MACs: only rounding of sums may differ.
+"""
+
+REMAINING_MACS_BOUND = 0.9999
+"""Largest share of MACs that may remain when positions are cut: they must fall."""
+
+LOSS_RATIO_BOUND = 0.999999
+"""Largest ratio of a student's loss after one step to the loss before: it must fall."""
+
+STEP_LENGTH = 1e-3
+"""Length of that step along the gradient: short enough for the loss to fall along a straight line.
+"""
+
+MIXED_SHARES = (0.25, 0.5, 0.75, 0.0)
+"""Shares of units that the blocks of a mixed cut keep. 0 removes a block, if it can be removed."""
+
+GENERATION_CONTEXT_SHAPE = (4, 9)
+"""Inputs b and tokens n of the random contexts that generation is compared on."""
 
 
-def random_inputs(model: Model, batch: int, *, seed: int = 0) -> tuple[Tensor, ...]:
-    """Random inputs of a model's `forward`."""
-    g = torch.Generator().manual_seed(seed)
-    if model.kind == "image_encoder":
-        return (torch.randn(batch, 3, model.size, model.size, generator=g),)
-    if model.kind == "audio_encoder":
-        features = model.config["features"]
-        return (torch.randn(batch, features["mels"], features["frames"], generator=g),)
-    if model.kind == "text_encoder":
-        ids = torch.randint(
-            3, model.vocabulary, (batch, model.config["context_length"]), generator=g
-        )
-        ids[:, -1] = model.config["eos"]
-        return (ids,)
-    ids = torch.randint(3, model.vocabulary, (batch, 7), generator=g)
-    return ids, torch.randn(batch, 9, model.dims["context"], generator=g)
-
-
-def tuple_outputs(model: Model, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    out = model(*given)
-    return out if isinstance(out, tuple) else (out,)
+def make_random_inputs(model: Model, batch_size: int, *, seed: int = 0) -> tuple[Tensor, ...]:
+    """Return random inputs of a model's `forward`; the kind of its node says which."""
+    generator = torch.Generator().manual_seed(seed)
+    trainable_node = resolve_entry(kind_of(model.kind).trainable)
+    inputs: tuple[Tensor, ...] = trainable_node.random_inputs(
+        model, batch_size, generator=generator
+    )
+    return inputs
 
 
 def group_blocks_by_kind(model: Model) -> dict[str, list[Block]]:
-    """The unit kinds a model can lose, with the blocks that hold them."""
-    found: dict[str, list[Block]] = {}
-    for b in model.blocks:
-        found.setdefault(b.kind, []).append(b)
-    return found
-
-
-def _some(blocks: list[Block], share: float, *, seed: int) -> Units:
-    g = torch.Generator().manual_seed(seed)
-    keep = lambda b: (
-        max(b.granularity, int(b.units * share) // b.granularity * b.granularity)
-        if share
-        else b.min_units
-    )
-    return {b.name: sample_units(b, keep(b), generator=g) for b in blocks}
+    """Return the blocks of a model by unit kind: `attention`, `ffn`, `tokens` and others."""
+    groups: dict[str, list[Block]] = {}
+    for block in model.blocks:
+        groups.setdefault(block.kind, []).append(block)
+    return groups
 
 
 def sample_cuts(model: Model, seed: int = 0) -> dict[str, Units]:
-    """Named cuts: half of each unit kind, whole sub-layers, and a random mixture of everything."""
-    found = {
-        kind: _some(blocks, 0.5, seed=seed) for kind, blocks in group_blocks_by_kind(model).items()
-    }
-    for kind, blocks in group_blocks_by_kind(model).items():
-        for i, b in enumerate(b for b in blocks if b.drop):
-            found[f"{kind} dropped" + (f", {i + 1}" if i else "")] = _some([b], 0.0, seed=seed)
+    """Return random cuts by name.
+
+    They are: half of the units of each kind, each sub-layer that can be removed, and a mixture in
+    which the blocks keep different shares.
+
+    Args:
+        model: The dense model.
+        seed: Seed of the choice of units.
+
+    Returns:
+        Units to keep, by name of the cut. Blocks that a cut does not name stay whole.
+    """
+    cuts: dict[str, Units] = {}
+    blocks_by_kind = group_blocks_by_kind(model)
+    for kind, blocks in blocks_by_kind.items():
+        cuts[kind] = _sample_kept_units(blocks, 0.5, seed=seed)
+    for kind, blocks in blocks_by_kind.items():
+        removable_blocks = [block for block in blocks if block.drop]
+        for i, block in enumerate(removable_blocks):
+            number = f", {i + 1}" if i else ""
+            cuts[f"{kind} dropped{number}"] = _sample_kept_units([block], 0.0, seed=seed)
     mixture: Units = {}
-    for i, b in enumerate(model.blocks):
-        mixture |= _some([b], (0.25, 0.5, 0.75, 0.0)[(i * 7 + seed) % 4], seed=seed + i)
-    return {**found, "mixture": mixture}
+    for i, block in enumerate(model.blocks):
+        # 7 and the four shares have no common factor: neighbors get different shares.
+        share = MIXED_SHARES[(i * 7 + seed) % len(MIXED_SHARES)]
+        mixture |= _sample_kept_units([block], share, seed=seed + i)
+    cuts["mixture"] = mixture
+    return cuts
+
+
+def _sample_kept_units(blocks: Sequence[Block], share: float, *, seed: int) -> Units:
+    """Return random units to keep of some blocks: a share in whole steps, or for 0 the fewest."""
+    generator = torch.Generator().manual_seed(seed)
+    kept_units: Units = {}
+    for block in blocks:
+        count = block.min_units
+        if share:
+            steps = int(block.units * share) // block.granularity
+            count = max(block.granularity, steps * block.granularity)
+        kept_units[block.name] = sample_units(block, count, generator=generator)
+    return kept_units
 
 
 @torch.no_grad()
-def prove_cuts(node: str, model: Model, *, batch: int = 3) -> list[Proof]:
-    """masked == sliced for every cut of `cuts`."""
-    proofs, given = [], random_inputs(model, batch)
-    for name, units in sample_cuts(model).items():
-        masks = {}
-        for block, kept in units.items():
-            masks[block] = torch.zeros(model.get_block(block).units)
-            masks[block][kept] = 1
-        with mask_units(model, masks):
-            want = tuple_outputs(model, given)
-        got = tuple_outputs(copy_without_units(model, units), given)
-        worst = max(relative_difference(a, b) for a, b in zip(want, got, strict=True))
-        proofs.append(
-            _proof(f"masked == sliced: {name}", node, difference=worst, bound=SURGERY_BOUND)
+def prove_cuts(node: str, model: Model, *, batch_size: int = 3) -> list[Proof]:
+    """Prove that removing units gives what masking them gives: `masked == sliced: <cut>`.
+
+    This is `prove_surgery` for one model: the outputs with units masked are compared with those of
+    a copy without these units, on random inputs, for every cut of `sample_cuts`. The bound is
+    `SURGERY_BOUND`: only the order of sums may differ.
+
+    Args:
+        node: A name for the model, to be kept in the proofs.
+        model: The dense model.
+        batch_size: Random inputs that are compared.
+
+    Returns:
+        One proof for each cut.
+    """
+    inputs = make_random_inputs(model, batch_size)
+    proofs: list[Proof] = []
+    for cut_name, kept_units in sample_cuts(model).items():
+        with mask_units(model, make_masks(model, kept_units)):
+            masked = compute_outputs(model, inputs)
+        sliced = compute_outputs(copy_without_units(model, kept_units), inputs)
+        proof = make_proof(
+            f"masked == sliced: {cut_name}",
+            node,
+            difference=compare_outputs(masked, sliced),
+            bound=SURGERY_BOUND,
         )
+        proofs.append(proof)
     return proofs
 
 
 @torch.no_grad()
 def prove_library_match(
-    node: str, model: Model, *, says: Callable[..., tuple[Tensor, ...]], batch: int = 3
+    node: str,
+    model: Model,
+    *,
+    run_library: Callable[..., tuple[Tensor, ...]],
+    batch_size: int = 3,
 ) -> list[Proof]:
-    """The whole model == `says`, the (first) outputs of its library's own untouched one for the same inputs."""
-    given = random_inputs(model, batch)
-    worst = max(
-        relative_difference(a, b)
-        for a, b in zip(says(*given), tuple_outputs(model, given), strict=False)
-    )
-    return [_proof("dense == library", node, difference=worst, bound=SURGERY_BOUND)]
+    """Prove that a whole model computes what its library computes: `dense == library`.
+
+    A family rebuilds parts of a library's model, so that blocks can be cut. The outputs of both are
+    compared on the same random inputs. The bound is `SURGERY_BOUND`: both run in torch, with the
+    same weights.
+
+    Args:
+        node: A name for the model, to be kept in the proof.
+        model: The dense model.
+        run_library: Returns the outputs of the library's untouched model for these inputs. Outputs
+            of `model` beyond those are not compared.
+        batch_size: Random inputs that are compared.
+
+    Returns:
+        One proof.
+    """
+    inputs = make_random_inputs(model, batch_size)
+    expected = run_library(*inputs)
+    actual = compute_outputs(model, inputs)
+    count = min(len(expected), len(actual))
+    difference = compare_outputs(expected[:count], actual[:count])
+    return [make_proof("dense == library", node, difference=difference, bound=SURGERY_BOUND)]
 
 
-def count_removed_params(model: Model, units: Units) -> int:
-    """Parameters that a cut takes away, computed from the blocks alone; whole sub-layers are not among the cuts."""
-    rows, columns = _gone(model, units)
-    total = 0
-    for path in {*rows, *columns}:
-        module: Any = model.get_submodule(path)
-        gone = _weights_gone(module, rows.get(path, 0), columns=columns.get(path, 0))
-        total += gone + rows.get(path, 0) * (module.bias is not None)
-    return total
+@dataclass(kw_only=True)
+class _LostFeatures:
+    """What the layers of a model lose by a cut, by path of the layer."""
+
+    outputs: dict[str, int] = field(default_factory=dict)
+    """Rows of the weight: output features or channels."""
+    inputs: dict[str, int] = field(default_factory=dict)
+    """Columns of the weight: input features or channels."""
+
+    @property
+    def paths(self) -> set[str]:
+        """Every layer that loses something."""
+        return {*self.outputs, *self.inputs}
 
 
-def _weights_gone(module: Any, rows: int, *, columns: int) -> int:
-    """Weights of a layer that loses so many of its outputs and inputs."""
-    height = module.weight.shape[0]
-    width = module.weight.shape[1] if module.weight.ndim > 1 else 1
-    cell = module.weight.numel() // (height * width)
-    return (height * width - (height - rows) * (width - columns)) * cell
-
-
-def _gone(model: Model, units: Units) -> tuple[dict[str, int], dict[str, int]]:
-    """(outputs, inputs) that layers lose by a cut."""
-    rows: dict[str, int] = {}
-    columns: dict[str, int] = {}
-    for name, kept in units.items():
-        b = model.get_block(name)
-        if b.group == "tokens":
+def _count_lost_features(model: Model, kept_units: Units) -> _LostFeatures:
+    """Return what layers lose by a cut, from the descriptions of its blocks alone."""
+    lost = _LostFeatures()
+    for block_name, kept in kept_units.items():
+        block = model.get_block(block_name)
+        if block.group == "tokens":
             continue
-        gone = b.units - len(kept)
-        for w in b.writers:
-            rows[w.path] = gone * w.parts * w.width
-        for path in b.per_channel:
-            rows[path] = gone * b.width
-        for path in (b.reader, *b.extra_readers):
-            columns[path] = gone * b.width
-    return rows, columns
+        removed_units = block.units - len(kept)
+        for writer in block.writers:
+            lost.outputs[writer.path] = removed_units * writer.parts * writer.width
+        for path in block.per_channel:
+            lost.outputs[path] = removed_units * block.width
+        for path in (block.reader, *block.extra_readers):
+            lost.inputs[path] = removed_units * block.width
+    return lost
+
+
+def _count_removed_weights(weight: Tensor, *, lost_outputs: int, lost_inputs: int) -> int:
+    """Return the elements that a weight [outputs, inputs, *kernel] loses."""
+    output_count = weight.shape[0]
+    input_count = weight.shape[1] if weight.ndim > 1 else 1
+    kernel_size = weight.numel() // (output_count * input_count)
+    pairs_left = (output_count - lost_outputs) * (input_count - lost_inputs)
+    return (output_count * input_count - pairs_left) * kernel_size
+
+
+def count_removed_params(model: Model, kept_units: Units) -> int:
+    """Count the parameters that a cut takes away, from the descriptions of the blocks alone.
+
+    Args:
+        model: The dense model.
+        kept_units: The cut. It must leave units in every block: a removed sub-layer leaves a
+            constant behind, which is not counted here.
+    """
+    lost = _count_lost_features(model, kept_units)
+    total = 0
+    for path in lost.paths:
+        layer = model.get_submodule(path)
+        lost_outputs = lost.outputs.get(path, 0)
+        total += _count_removed_weights(
+            layer.weight, lost_outputs=lost_outputs, lost_inputs=lost.inputs.get(path, 0)
+        )
+        if layer.bias is not None:
+            total += lost_outputs
+    return total
 
 
 @torch.no_grad()
-def count_removed_macs(model: Model, units: Units, *, steps: float, beams: int) -> float:
-    """Multiply-accumulates a request that a cut spares, computed from the whole model: what each weight that goes meets
-    there, and the products of attention by shape."""
-    rows, columns = _gone(model, units)
-    met: dict[str, float] = {}
-    paths = {id(model.get_submodule(p)): p for p in {*rows, *columns}}
-    for name, (given, calls) in model.make_example_requests(steps, beams).items():
+def count_removed_macs(model: Model, kept_units: Units, *, steps: float, beams: int) -> float:
+    """Count the MACs per request that a cut saves, from the dense model and its blocks.
 
-        def hook(m: torch.nn.Module, args: tuple, out: Tensor, calls: float = calls) -> None:
-            places = out.numel() / (out.shape[1] if out.ndim == 4 else out.shape[-1])
-            met[paths[id(m)]] = met.get(paths[id(m)], 0.0) + places * calls
+    A removed weight saves one MAC at every position that its layer computes. A removed head also
+    saves the products of queries with keys and of attention weights with values.
 
-        module = model.export_graphs()[name].module
-        handles = [m.register_forward_hook(hook) for m in module.modules() if id(m) in paths]
-        module(*given)
-        for h in handles:
-            h.remove()
+    Args:
+        model: The dense model.
+        kept_units: The cut; it must leave units in every block.
+        steps: Decode steps of a request.
+        beams: Texts that a request holds at once.
+    """
+    lost = _count_lost_features(model, kept_units)
     total = 0.0
-    for path, places in met.items():
-        module = model.get_submodule(path)
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            total += places * _weights_gone(module, rows.get(path, 0), columns=columns.get(path, 0))
+    positions = _count_positions(model, lost.paths, steps=steps, beams=beams)
+    for path, position_count in positions.items():
+        layer = model.get_submodule(path)
+        if not isinstance(layer, nn.Linear | nn.Conv2d):
+            continue
+        removed_weights = _count_removed_weights(
+            layer.weight,
+            lost_outputs=lost.outputs.get(path, 0),
+            lost_inputs=lost.inputs.get(path, 0),
+        )
+        total += position_count * removed_weights
     shapes = model.list_block_shapes(steps, beams)
-    for b in (model.get_block(name) for name in units):
-        if b.group == "heads":
-            s, gone = shapes[b.name], b.units - len(units[b.name])
-            total += 2 * gone * b.width * s.positions * s.keys * s.batch * s.calls
+    for block_name, kept in kept_units.items():
+        block = model.get_block(block_name)
+        if block.group == "heads":
+            removed_units = block.units - len(kept)
+            total += _count_attention_macs(block, removed_units, shape=shapes[block_name])
     return total
 
 
+def _count_attention_macs(block: Block, units: int, *, shape: BlockShape) -> float:
+    """Return the MACs per request in the two products of attention, for some of its units."""
+    products = shape.positions * shape.keys * shape.batch * shape.calls
+    return 2 * units * block.width * products
+
+
+def _count_positions(
+    model: Model, paths: Iterable[str], *, steps: float, beams: int
+) -> dict[str, float]:
+    """Return the positions (or places of a feature map) per request that layers compute, by path."""
+    paths_by_layer = {id(model.get_submodule(path)): path for path in paths}
+    graphs = model.export_graphs()
+    positions: dict[str, float] = {}
+    for graph_name, request in model.make_example_requests(steps, beams).items():
+        module = graphs[graph_name].module
+        _add_positions_(positions, module, request=request, paths_by_layer=paths_by_layer)
+    return positions
+
+
+def _add_positions_(
+    positions: dict[str, float],
+    module: nn.Module,
+    *,
+    request: ExampleRequest,
+    paths_by_layer: Mapping[int, str],
+) -> None:
+    """Run one graph, and add the positions that its layers compute in a request, in place."""
+
+    def add_output(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        path = paths_by_layer[id(layer)]
+        channel_axis = 1 if output.ndim == 4 else -1
+        position_count = output.numel() / output.shape[channel_axis]
+        positions[path] = positions.get(path, 0.0) + position_count * request.calls
+
+    handles = []
+    for layer in module.modules():
+        if id(layer) in paths_by_layer:
+            handles.append(layer.register_forward_hook(add_output))
+    compute_outputs(module, request.inputs)
+    for handle in handles:
+        handle.remove()
+
+
 def prove_counts(node: str, model: Model) -> list[Proof]:
-    """Parameters and multiply-accumulates fall as computed; with positions gone, the latter just fall."""
-    proofs, whole = [], count_params_and_macs(model, 4.0, beams=1)[1]
+    """Prove that a cut removes the parameters and MACs that its blocks describe.
+
+    Half of the units of each kind are cut out, and both are counted before and after:
+
+    - `parameters fall as computed: <kind>` compares with `count_removed_params`. The bound is 0:
+      these are whole numbers.
+    - `MACs fall as computed: <kind>` compares with `count_removed_macs`, relatively. The bound is
+      `MACS_BOUND`: the computed figure is a sum of floats.
+    - `MACs fall: tokens`, for positions: there the difference is the share of MACs that remains,
+      and the bound `REMAINING_MACS_BOUND`.
+
+    A block that describes its layers wrongly fails here, and so would the predicted latency.
+
+    Args:
+        node: A name for the model, to be kept in the proofs.
+        model: The dense model.
+
+    Returns:
+        Two proofs for each unit kind.
+    """
+    proofs: list[Proof] = []
+    dense_macs = _count_macs(model)
     for kind, blocks in group_blocks_by_kind(model).items():
-        units = _some(blocks, 0.5, seed=1)
-        small = copy_without_units(model, units)
-        off = abs(count_params(model) - count_params(small) - count_removed_params(model, units))
-        proofs.append(_proof(f"parameters fall as computed: {kind}", node, difference=off, bound=0))
-        fell = whole - count_params_and_macs(small, 4.0, beams=1)[1]
+        kept_units = _sample_kept_units(blocks, 0.5, seed=1)
+        cut_model = copy_without_units(model, kept_units)
+        removed_params = count_params(model) - count_params(cut_model)
+        params_proof = make_proof(
+            f"parameters fall as computed: {kind}",
+            node,
+            difference=abs(removed_params - count_removed_params(model, kept_units)),
+            bound=0,
+        )
+        proofs.append(params_proof)
+        removed_macs = dense_macs - _count_macs(cut_model)
         if kind == "tokens":
-            proofs.append(
-                _proof("MACs fall: tokens", node, difference=1 - fell / whole, bound=0.9999)
+            macs_proof = make_proof(
+                "MACs fall: tokens",
+                node,
+                difference=1 - removed_macs / dense_macs,
+                bound=REMAINING_MACS_BOUND,
             )
         else:
-            wanted = count_removed_macs(model, units, steps=4.0, beams=1)
-            proofs.append(
-                _proof(
-                    f"MACs fall as computed: {kind}",
-                    node,
-                    difference=abs(fell - wanted) / wanted,
-                    bound=1e-6,
-                )
+            computed_macs = count_removed_macs(
+                model, kept_units, steps=COUNTED_STEPS, beams=COUNTED_BEAMS
             )
+            macs_proof = make_proof(
+                f"MACs fall as computed: {kind}",
+                node,
+                difference=abs(removed_macs - computed_macs) / computed_macs,
+                bound=MACS_BOUND,
+            )
+        proofs.append(macs_proof)
     return proofs
+
+
+def _count_macs(model: Model) -> int:
+    """Return the MACs of a model in the request that is counted here."""
+    _, macs = count_params_and_macs(model, COUNTED_STEPS, beams=COUNTED_BEAMS)
+    return macs
 
 
 def prove_learning(node: str, model: Model) -> list[Proof]:
-    """A backward pass reaches every part, and one step of distillation lowers the loss; `difference` is the ratio."""
-    given = random_inputs(model, 4)
+    """Prove that a pruned student can be distilled.
+
+    A student that lost half of its units learns the outputs of the dense model on random inputs:
+
+    - `the gradient reaches every block`: the difference is the number of writing layers that got no
+      gradient after one backward pass, the bound 0.
+    - `one step of distillation lowers the loss`: the difference is the loss after a step of
+      `STEP_LENGTH` along the gradient over the loss before, the bound `LOSS_RATIO_BOUND`.
+
+    Args:
+        node: A name for the model, to be kept in the proofs.
+        model: The dense model.
+
+    Returns:
+        Two proofs.
+    """
+    inputs = make_random_inputs(model, 4)
     with torch.no_grad():
-        target = [x.clone() for x in tuple_outputs(model, given)]
-    student = copy_without_units(
-        model, _some([b for b in model.blocks if b.group != "tokens"], 0.5, seed=2)
-    )
-    loss = lambda: sum(
-        (a - b).square().mean() for a, b in zip(tuple_outputs(student, given), target, strict=True)
-    )
-    before = loss()
-    before.backward()
-    reached = [
-        student.get_submodule(w.path).weight.grad is not None
-        for b in student.weighted_blocks
-        for w in b.writers
-    ]
+        targets = [output.clone() for output in compute_outputs(model, inputs)]
+    kept_units = _sample_kept_units(model.weighted_blocks, 0.5, seed=2)
+    student = copy_without_units(model, kept_units)
+    loss_before = _compute_distance(student, inputs, targets=targets)
+    loss_before.backward()
+    unreached_count = 0
+    for block in student.weighted_blocks:
+        for writer in block.writers:
+            if student.get_submodule(writer.path).weight.grad is None:
+                unreached_count += 1
     with torch.no_grad():
-        norm = (
-            sum(float(p.grad.square().sum()) for p in student.parameters() if p.grad is not None)
-            ** 0.5
-        )
-        for p in student.parameters():
-            if p.grad is not None:
-                p -= 1e-3 * p.grad / max(norm, 1e-12)
-        ratio = float(loss()) / float(before)
-    proofs = [
-        _proof("the gradient reaches every block", node, difference=reached.count(False), bound=0)
-    ]
-    return [
-        *proofs,
-        _proof("one step of distillation lowers the loss", node, difference=ratio, bound=0.999999),
-    ]
+        _take_gradient_step_(student)
+        loss_after = _compute_distance(student, inputs, targets=targets)
+    gradient_proof = make_proof(
+        "the gradient reaches every block", node, difference=unreached_count, bound=0
+    )
+    loss_proof = make_proof(
+        "one step of distillation lowers the loss",
+        node,
+        difference=float(loss_after) / float(loss_before),
+        bound=LOSS_RATIO_BOUND,
+    )
+    return [gradient_proof, loss_proof]
+
+
+def _compute_distance(
+    student: Model, inputs: Sequence[Tensor], *, targets: Sequence[Tensor]
+) -> Tensor:
+    """Return the mean squared difference of a student's outputs from targets, summed over outputs."""
+    outputs = compute_outputs(student, inputs)
+    distance = torch.zeros(())
+    for output, target in zip(outputs, targets, strict=True):
+        distance = distance + (output - target).square().mean()
+    return distance
+
+
+def _take_gradient_step_(model: nn.Module) -> None:
+    """Move all parameters together by `STEP_LENGTH` against their gradient, in place."""
+    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    squared_norm = 0.0
+    for parameter in parameters:
+        squared_norm += float(parameter.grad.square().sum())
+    norm = max(squared_norm**0.5, 1e-12)
+    for parameter in parameters:
+        parameter -= STEP_LENGTH * parameter.grad / norm
 
 
 def prove_contract(model: Model, folder: Path, *, node: str = "node") -> list[Proof]:
-    """All proofs of the contract, on the dense model and on a random mixture of cuts."""
+    """Prove the whole contract for a model: cuts, counts, learning, export and generation.
+
+    Exports (and for a generator, what it writes) are proved for the dense model and for a random
+    mixture of cuts; see `prove_export` and `prove_generation`.
+
+    Args:
+        model: The dense model.
+        folder: Where the exported graphs go.
+        node: A name for the model, to be kept in the proofs.
+
+    Returns:
+        All proofs, failed ones included.
+    """
     proofs = prove_cuts(node, model) + prove_counts(node, model) + prove_learning(node, model)
-    for name, m in (
-        ("dense", model),
-        ("mixture", copy_without_units(model, sample_cuts(model)["mixture"]).eval()),
-    ):
-        files = export_node(m, folder / name)
-        proofs += [_named(p, name) for p in prove_export(node, m, files=files)]
-        if model.kind == "text_decoder":
-            (folder / name / "tokenizer.json").write_text(m.tokenizer_json or "")
-            context = torch.randn(
-                4, 9, model.dims["context"], generator=torch.Generator().manual_seed(5)
-            )
-            proofs += [
-                _named(p, name)
-                for p in prove_generation(
-                    node, m, files=files, folder=folder / name, contexts=context
-                )
-            ]
+    mixture = copy_without_units(model, sample_cuts(model)["mixture"]).eval()
+    for structure_name, structure in (("dense", model), ("mixture", mixture)):
+        structure_proofs = _prove_deployment(node, structure, folder=folder / structure_name)
+        for proof in structure_proofs:
+            proofs.append(replace(proof, name=f"{proof.name}: {structure_name}"))
     return proofs
 
 
-def _named(p: Proof, name: str) -> Proof:
-    return Proof(
-        name=f"{p.name}: {name}",
-        node=p.node,
-        difference=p.difference,
-        bound=p.bound,
-        passed=p.passed,
-        detail=p.detail,
-    )
+def _prove_deployment(node: str, model: Model, *, folder: Path) -> list[Proof]:
+    """Export a model to a folder, and prove the graphs and, for a generator, what it writes."""
+    files = export_node(model, folder)
+    proofs = prove_export(node, model, files=files)
+    if not kind_of(model.kind).writes_text:
+        return proofs
+    (folder / "tokenizer.json").write_text(model.tokenizer_json or "")
+    shape = (*GENERATION_CONTEXT_SHAPE, model.dims["context"])
+    contexts = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+    return proofs + prove_generation(node, model, files=files, folder=folder, contexts=contexts)

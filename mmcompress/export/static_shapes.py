@@ -1,13 +1,13 @@
-"""Takes out of a traced graph what it computes of shapes that are known.
+"""Replaces computations of sizes in a traced graph by constants, where the sizes are known.
 
-Python's arithmetic with sizes is traced node by node, and each node costs ONNX Runtime a microsecond or two. That is
-nothing to a large model, and a fifth of the time of a small, pruned one.
+The tracer records Python's arithmetic with sizes node by node, and each node costs ONNX Runtime a
+microsecond or two. That is nothing to a large model, and a fifth of the time of a small, pruned
+one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Mapping
 
 import numpy as np
 import onnx
@@ -15,143 +15,235 @@ from onnx import helper, numpy_helper
 from onnx.shape_inference import infer_shapes
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
-MAX_FOLDED_BYTES = 1024
-"""Bytes of a tensor at most that may be part of a shape."""
+MAX_SHAPE_TENSOR_BYTES = 1024
+"""Bytes of the largest tensor that may be part of a shape: a shape is a few numbers, and weights
+must not be copied into the shape inference."""
 
+KEEP_SIZE = 0
+"""In the target of a Reshape: the axis keeps the size that it has in the input."""
+
+INFER_SIZE = -1
+"""In the target of a Reshape: the size follows from those of the other axes. One axis may have it.
+"""
 
 Shape = list[int | str]
-"""Sizes, and the names of those that are not fixed."""
+"""The size of each axis. A text names a size that is not fixed; the empty text is an unknown one.
+"""
+
+UNKNOWN_SHAPE: Shape = ["", ""]
+"""What stands for a shape that was not inferred: two unknown axes, so that no Reshape can use it.
+"""
 
 
 def fix_static_shapes_(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Write down what is known of shapes, in place.
+    """Write known shapes into a graph as constants, in place.
 
-    A reshape whose result is known but for one axis gets a constant shape: an axis is known when it is a number, or the
-    one at the same place of what is reshaped. A shape, or sizes read from one, that are numbers become constants. Nodes
-    that nobody reads from any more are taken out: ONNX Runtime would run them.
+    - A Reshape gets a constant target when at most one axis of its result is unknown. An axis is
+      known if it is a number, or has the size of the axis at the same place of the input.
+    - A Shape node, or a Gather of sizes from one, becomes a constant when those sizes are numbers.
+    - Nodes that nothing reads any more are removed: ONNX Runtime would run them.
+
+    Args:
+        model: The model; its graph is changed.
+
+    Returns:
+        The same model.
     """
-    graph, shapes = model.graph, _shapes(model)
-    numbers = {t.name: numpy_helper.to_array(t) for t in graph.initializer if not _heavy(t)}
-    numbers |= {
-        n.output[0]: numpy_helper.to_array(n.attribute[0].t) for n in graph.node if _is_number(n)
-    }
-    measured = {
-        n.output[0]: shapes.get(n.input[0], [""])
-        for n in graph.node
-        if n.op_type == "Shape" and _plain(n)
-    }
-    left: list[onnx.NodeProto] = []
-    for n in graph.node:
-        out, found = n.output[0], None
-        if n.op_type == "Reshape" and n.input[1] not in numbers and _plain(n):
-            shape = _target(shapes.get(n.input[0], []), shapes.get(out, ["", ""]))
-            if shape.count(-1) <= 1:
-                n.input[1] = f"{out}_shape"
-                graph.initializer.append(_constant(n.input[1], shape))
-        elif out in measured:
-            found = _numbers(measured[out], np.arange(len(measured[out])))
-        elif n.op_type == "Gather" and n.input[0] in measured and n.input[1] in numbers:
-            found = _numbers(measured[n.input[0]], numbers[n.input[1]])
-        if found is None:
-            left.append(n)
+    graph = model.graph
+    shapes = _infer_shapes(model)
+    known_tensors = _collect_small_tensors(graph)
+    measured_shapes: dict[str, Shape] = {}
+    for node in graph.node:
+        if node.op_type == "Shape" and _has_default_attributes(node):
+            measured_shapes[node.output[0]] = shapes.get(node.input[0], [""])
+    remaining_nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        _fix_reshape_(node, graph, shapes=shapes, known=known_tensors)
+        sizes = _read_sizes(node, measured_shapes, known=known_tensors)
+        if sizes is None:
+            remaining_nodes.append(node)
         else:
-            graph.initializer.append(_constant(out, found))
-    kept = _read(left, graph)
+            graph.initializer.append(_make_shape_tensor(node.output[0], sizes))
+    needed_nodes = _select_needed_nodes(remaining_nodes, graph)
     del graph.node[:]
-    graph.node.extend(kept)
+    graph.node.extend(needed_nodes)
     return model
 
 
-def _target(given: Shape, wanted: Shape) -> list[int]:
-    """What to reshape to: numbers, 0 for an axis that stays where it is, -1 for one that isn't known."""
-    stays = lambda i, d: bool(d) and i < len(given) and d == given[i]
-    return [
-        d if isinstance(d, int) and d else 0 if stays(i, d) else -1 for i, d in enumerate(wanted)
-    ]
-
-
-def _numbers(shape: Shape, places: np.ndarray) -> np.ndarray | None:
-    """The sizes at some places of a shape, if all of them are fixed."""
-    sizes = [shape[i] if -len(shape) <= i < len(shape) else "" for i in places.flat]
-    return (
-        np.array(sizes, np.int64).reshape(places.shape)
-        if all(isinstance(s, int) for s in sizes)
-        else None
-    )
-
-
 def has_subgraphs(nodes: Iterable[onnx.NodeProto]) -> bool:
-    """Whether a node holds a graph of its own."""
-    return any(a.HasField("g") or a.graphs for n in nodes for a in n.attribute)
+    """Return whether one of the nodes holds a graph of its own, such as a branch or a loop."""
+    for node in nodes:
+        if any(attribute.HasField("g") or attribute.graphs for attribute in node.attribute):
+            return True
+    return False
 
 
-def _read(nodes: list[onnx.NodeProto], graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes that lead to an output. Where nodes hold graphs of their own, which may read any value: all."""
+def _collect_small_tensors(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
+    """Return the values of all constants that are small enough to be part of a shape, by name."""
+    tensors: dict[str, np.ndarray] = {}
+    for tensor in graph.initializer:
+        if not _is_large(tensor):
+            tensors[tensor.name] = numpy_helper.to_array(tensor)
+    for node in graph.node:
+        if node.op_type != "Constant" or node.attribute[0].name != "value":
+            continue
+        if not _is_large(node.attribute[0].t):
+            tensors[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return tensors
+
+
+def _fix_reshape_(
+    node: onnx.NodeProto,
+    graph: onnx.GraphProto,
+    *,
+    shapes: Mapping[str, Shape],
+    known: Collection[str],
+) -> None:
+    """Give a Reshape a constant target, in place, if enough of its shape is known."""
+    if node.op_type != "Reshape" or node.input[1] in known or not _has_default_attributes(node):
+        return
+    input_shape = shapes.get(node.input[0], [])
+    output_shape = shapes.get(node.output[0], UNKNOWN_SHAPE)
+    target = _choose_reshape_target(input_shape, output_shape)
+    if target.count(INFER_SIZE) <= 1:
+        node.input[1] = f"{node.output[0]}_shape"
+        graph.initializer.append(_make_shape_tensor(node.input[1], target))
+
+
+def _choose_reshape_target(input_shape: Shape, output_shape: Shape) -> list[int]:
+    """Return the target of a Reshape: a number, `KEEP_SIZE` or `INFER_SIZE` for each axis."""
+    target: list[int] = []
+    for i, size in enumerate(output_shape):
+        if isinstance(size, int) and size:
+            target.append(size)
+        elif size and i < len(input_shape) and size == input_shape[i]:
+            target.append(KEEP_SIZE)
+        else:
+            target.append(INFER_SIZE)
+    return target
+
+
+def _read_sizes(
+    node: onnx.NodeProto,
+    measured_shapes: Mapping[str, Shape],
+    *,
+    known: Mapping[str, np.ndarray],
+) -> np.ndarray | None:
+    """Return the sizes that a node reads from a shape, None if it does not or they aren't fixed."""
+    if node.output[0] in measured_shapes:
+        shape = measured_shapes[node.output[0]]
+        return _select_sizes(shape, np.arange(len(shape)))
+    if node.op_type == "Gather" and node.input[0] in measured_shapes and node.input[1] in known:
+        return _select_sizes(measured_shapes[node.input[0]], known[node.input[1]])
+    return None
+
+
+def _select_sizes(shape: Shape, axes: np.ndarray) -> np.ndarray | None:
+    """Return the sizes of some axes of a shape, None if one of them is not fixed."""
+    sizes: list[int] = []
+    for axis in axes.flat:
+        exists = -len(shape) <= axis < len(shape)
+        size = shape[axis] if exists else ""
+        if not isinstance(size, int):
+            return None
+        sizes.append(size)
+    return np.array(sizes, np.int64).reshape(axes.shape)
+
+
+def _select_needed_nodes(
+    nodes: list[onnx.NodeProto], graph: onnx.GraphProto
+) -> list[onnx.NodeProto]:
+    """Return the nodes that lead to an output of the graph.
+
+    Where nodes hold graphs of their own, these are all nodes: those graphs may read any value.
+    """
     if has_subgraphs(nodes):
         return nodes
-    read, kept = {o.name for o in graph.output}, []
-    for n in reversed(nodes):
-        if not read.isdisjoint(n.output):
-            read.update(n.input)
-            kept.append(n)
-    return kept[::-1]
+    needed_values = {output.name for output in graph.output}
+    needed_nodes: list[onnx.NodeProto] = []
+    for node in reversed(nodes):
+        if not needed_values.isdisjoint(node.output):
+            needed_values.update(node.input)
+            needed_nodes.append(node)
+    needed_nodes.reverse()
+    return needed_nodes
 
 
-def _shapes(model: onnx.ModelProto) -> dict[str, Shape]:
-    """The inferred shape of every value; weights stay out of the inference, which would copy them.
+def _infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Return the inferred shape of every value, by name.
 
-    ONNX Runtime's follows sizes through arithmetic, but not every graph; with ONNX's own it is the other way round.
+    ONNX Runtime's inference follows sizes through arithmetic, but fails on some graphs. ONNX's own
+    works for every graph, but loses sizes in arithmetic. Weights become inputs of the graph that is
+    analyzed: an inference would copy them.
     """
     graph = model.graph
-    values = [
-        helper.make_tensor_value_info(t.name, t.data_type, t.dims)
-        for t in graph.initializer
-        if _heavy(t)
-    ]
-    rest = [t for t in graph.initializer if not _heavy(t)]
-    light = helper.make_graph(graph.node, graph.name, [*graph.input, *values], graph.output, rest)
-    plain = helper.make_model(light, opset_imports=model.opset_import)
-    found = (_symbolic(plain) or infer_shapes(plain, data_prop=True)).graph
-    size = lambda d: int(d.dim_value) if d.HasField("dim_value") else str(d.dim_param)
-    known = [
-        v
-        for v in (*found.value_info, *found.input, *found.output)
-        if v.type.tensor_type.HasField("shape")
-    ]
-    return {v.name: [size(d) for d in v.type.tensor_type.shape.dim] for v in known}
+    small_tensors: list[onnx.TensorProto] = []
+    inputs = list(graph.input)
+    for tensor in graph.initializer:
+        if _is_large(tensor):
+            info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            inputs.append(info)
+        else:
+            small_tensors.append(tensor)
+    light_graph = helper.make_graph(
+        graph.node,
+        graph.name,
+        inputs=inputs,
+        outputs=graph.output,
+        initializer=small_tensors,
+    )
+    light_model = helper.make_model(light_graph, opset_imports=model.opset_import)
+    inferred = _infer_symbolic_shapes(light_model)
+    if inferred is None:
+        inferred = infer_shapes(light_model, data_prop=True)
+    shapes: dict[str, Shape] = {}
+    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+        if value.type.tensor_type.HasField("shape"):
+            dimensions = value.type.tensor_type.shape.dim
+            shapes[value.name] = [_read_size(dimension) for dimension in dimensions]
+    return shapes
 
 
-def _symbolic(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """`SymbolicShapeInference.infer_shapes`, which leaves a file in the working directory where it fails."""
-    inference, whole = SymbolicShapeInference(2**31 - 1, True, False, 0), False
+def _infer_symbolic_shapes(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """Return a model with the shapes that ONNX Runtime infers, None if it fails.
+
+    This repeats `SymbolicShapeInference.infer_shapes`, which leaves a file in the working directory
+    when it fails. `auto_merge` takes two named sizes for one where an operator needs them equal:
+    the tracer names the same size more than once.
+    """
+    inference = SymbolicShapeInference(
+        int_max=2**31 - 1, auto_merge=True, guess_output_rank=False, verbose=0
+    )
+    is_complete = False
     try:
         inference._preprocess(model)
         while inference.run_:
-            whole = inference._infer_impl()
+            is_complete = inference._infer_impl()
         inference._update_output_from_vi()
-    except Exception:  # its checks are assertions of every kind
+    except Exception:  # its checks raise exceptions of many types, most of them assertions
         return None
-    return inference.out_mp_ if whole else None
+    return inference.out_mp_ if is_complete else None
 
 
-def _heavy(tensor: onnx.TensorProto) -> bool:
-    return (
-        tensor.data_location == tensor.EXTERNAL or int(np.prod(tensor.dims)) * 8 > MAX_FOLDED_BYTES
-    )
+def _read_size(dimension: onnx.TensorShapeProto.Dimension) -> int | str:
+    """Return the size of an axis: a number, or the name of a size that is not fixed."""
+    if dimension.HasField("dim_value"):
+        return int(dimension.dim_value)
+    return str(dimension.dim_param)
 
 
-def _is_number(node: onnx.NodeProto) -> bool:
-    return (
-        node.op_type == "Constant"
-        and node.attribute[0].name == "value"
-        and not _heavy(node.attribute[0].t)
-    )
+def _is_large(tensor: onnx.TensorProto) -> bool:
+    """Return whether a tensor is too large to be part of a shape."""
+    if tensor.data_location == tensor.EXTERNAL:
+        return True
+    return int(np.prod(tensor.dims)) * 8 > MAX_SHAPE_TENSOR_BYTES
 
 
-def _plain(node: onnx.NodeProto) -> bool:
-    """Whether every attribute is nought, as it is when left out."""
-    return not any(a.i for a in node.attribute)
+def _has_default_attributes(node: onnx.NodeProto) -> bool:
+    """Return whether every attribute is 0, as it is when left out."""
+    return not any(attribute.i for attribute in node.attribute)
 
 
-def _constant(name: str, values: Any) -> onnx.TensorProto:
-    return numpy_helper.from_array(np.asarray(values, np.int64), name)
+def _make_shape_tensor(name: str, sizes: np.ndarray | list[int]) -> onnx.TensorProto:
+    """Return sizes as a constant of a graph."""
+    return numpy_helper.from_array(np.asarray(sizes, np.int64), name)

@@ -1,36 +1,63 @@
-"""TODO."""
+"""Saves and loads the weights of pruned models, to be trained further or exported again."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Tensor
+
 from mmcompress.models.base import Model
 
 
 def save_weights(models: Mapping[str, Model], folder: Path) -> None:
-    """Weights of pruned models as safetensors, so that they can be trained further or exported again."""
+    """Write the weights of models as safetensors, one file `<node>.safetensors` for each.
+
+    Args:
+        models: The models by node.
+        folder: Where the files go; it is made when it is missing.
+    """
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    for name, model in models.items():
-        unique: dict[int, str] = {}
-        state = {}
-        for key, value in model.state_dict().items():
-            if unique.setdefault(value.data_ptr(), key) == key or value.numel() == 0:
-                state[key] = value.contiguous()
-        save_file(state, folder / f"{name}.safetensors")
+    for node_name, model in models.items():
+        save_file(_select_unshared_tensors(model), folder / f"{node_name}.safetensors")
+
+
+def _select_unshared_tensors(model: Model) -> dict[str, Tensor]:
+    """Return the tensors of a model, tied ones once: safetensors refuses shared memory.
+
+    Empty tensors have no memory of their own, so all of them are kept.
+    """
+    first_keys: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in model.state_dict().items():
+        first_key = first_keys.setdefault(tensor.data_ptr(), key)
+        if first_key == key or tensor.numel() == 0:
+            tensors[key] = tensor.contiguous()
+    return tensors
 
 
 def load_weights(model: Model, path: Path) -> Model:
-    """Read weights written by `save_weights` into a model of the same structure."""
+    """Read weights written by `save_weights` into a model of the same structure.
+
+    Args:
+        model: The model; its weights are replaced.
+        path: The file of one node.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: The file lacks weights of the model, or has others.
+    """
     from safetensors.torch import load_file
 
     missing, unexpected = model.load_state_dict(load_file(path), strict=False)
-    tied = {n for n, p in model.named_parameters(remove_duplicate=False)} - {
-        n for n, _ in model.named_parameters()
-    }
-    left = [m for m in missing if m not in tied]
-    if left or unexpected:
-        raise ValueError(f"{path}: does not fit the structure: {(left + list(unexpected))[:3]}")
+    all_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    tied_names = all_names - {name for name, _ in model.named_parameters()}
+    unfit_names = [name for name in missing if name not in tied_names]
+    unfit_names += unexpected
+    if unfit_names:
+        raise ValueError(f"{path}: does not fit the structure: {unfit_names[:3]}")
     return model

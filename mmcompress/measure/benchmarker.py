@@ -24,17 +24,39 @@ class Benchmarker:
         precisions: Sequence[str],
         progress: Callable[[str, float], None],
     ) -> DeviceTable:
-        """Return the device table with a row for every block in `needs`; see `measure.table.completed`."""
+        """Return the device table with a row for every block in `needs`; see `complete_table`.
+
+        Args:
+            needs: (key of a block, its largest number of units, their granularity) each.
+            threads: Threads of every session.
+            precisions: Precisions that every block is measured in.
+            progress: Receives (message, share done).
+        """
         return complete_table(needs, threads, progress=progress, precisions=precisions)
 
     def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
-        """Return the milliseconds that one request spends in the sessions of an export."""
+        """Return the milliseconds that one request spends in the sessions of an export.
+
+        Args:
+            export: The exported node.
+            folder: Where its files lie.
+            threads: Threads of every session.
+        """
         return time_export(export, folder, threads=threads)
 
     def benchmark_bundles(self, job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
-        """Return what was observed of every bundle of a job, measured in a process of its own."""
+        """Return what was observed of every bundle of a job; see `benchmark_in_subprocess`.
+
+        Args:
+            job: What to measure.
+            folder: Where its requests lie.
+        """
         return benchmark_in_subprocess(job, folder)
 
     def measure_memory_mb(self, bundle: Path | None = None) -> float:
-        """Return the peak resident memory of a process that loads a bundle and answers once."""
+        """Return the peak resident memory (MB) of a process that loads a bundle and asks it once.
+
+        Args:
+            bundle: The bundle; None measures a process that only imports the runtime.
+        """
         return measure_memory_mb(bundle)

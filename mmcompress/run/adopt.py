@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from mmcompress.errors import DataError
-from mmcompress.measure.devices.readings import BundleCheck
+from mmcompress.measure.devices.bundle_check import BundleCheck
 from mmcompress.report.comparison_pages import write_front
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
-from mmcompress.measure.devices.readings import BundleCheck
+from mmcompress.measure.devices.bundle_check import BundleCheck
 from mmcompress.results.records import NodeResult, SearchResult, Side, Summary, Target, Trial
 from mmcompress.results.target import list_exceeded_bounds, scale_latencies
 from mmcompress.run.warnings import list_warnings

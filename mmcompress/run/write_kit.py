@@ -8,7 +8,7 @@ from pathlib import Path
 from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.calibrate import write_exports
 from mmcompress.measure.cost_model.plan import QUANTIZED_FOLDER
-from mmcompress.measure.devices.kit import Kit
+from mmcompress.measure.devices.kit import BASELINE_FOLDER, KIT_FILE, Kit
 from mmcompress.measure.latency.benchmark_in_subprocess import save_requests
 from mmcompress.run.predictor import plan_run_measurements, write_reference_bundles
 from mmcompress.run.profile import BENCH_REQUESTS, profile_pipeline
@@ -34,7 +34,7 @@ def write_kit(run: RunContext, folder: Path) -> Path:
     dense = profile_pipeline(run)
     plan = plan_run_measurements(run, dense)
     folder.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(run.shared.baseline, folder / "baseline")
+    shutil.copytree(run.shared.baseline, folder / BASELINE_FOLDER)
     save_requests(folder, run.load_requests(BENCH_REQUESTS))
     write_reference_bundles(run, plan, folder=folder / QUANTIZED_FOLDER)
     exports = []
@@ -54,5 +54,5 @@ def write_kit(run: RunContext, folder: Path) -> Path:
         plan=plan,
         exports=tuple(exports),
     )
-    write_record(folder / "kit.json", kit)
+    write_record(folder / KIT_FILE, kit)
     return folder

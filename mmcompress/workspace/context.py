@@ -20,7 +20,7 @@ import numpy as np
 from mmcompress.data.base import Dataset
 from mmcompress.data.open_dataset import open_dataset, read_lookup_texts
 from mmcompress.errors import DataError, ModelError, suggest_nearest
-from mmcompress.export.bundle import write_bundle
+from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.modality import find_cross_modal_blocks
@@ -217,17 +217,16 @@ class RunContext:
         Returns:
             The proofs, failed ones included.
         """
+        contents = BundleContents(
+            models=models,
+            precisions=precision,
+            kept_units=kept,
+            fp32_blocks=fp32_blocks,
+            lookup_texts=self.lookup_texts,
+            calibration_inputs=self._load_range_inputs(precision),
+        )
         return write_bundle(
-            self.spec,
-            models,
-            precision=precision,
-            kept=kept,
-            folder=folder,
-            prove=prove,
-            listed=self.lookup_texts,
-            calibration=self._load_range_inputs(precision),
-            spared=fp32_blocks,
-            aside=fp32_folder,
+            self.spec, contents, folder=folder, prove=prove, fp32_folder=fp32_folder
         )
 
     def _load_range_inputs(self, precision: Mapping[str, str]) -> list[np.ndarray]:

@@ -1,4 +1,10 @@
-"""TODO."""
+"""A kit: a folder that another device measures, so that a search for that device can run elsewhere.
+
+`mmcompress device kit` writes it (`run/write_kit.py`), `mmcompress device measure` measures it
+(`measure_kit.py`), and the figures are a `Readings` record (`readings.py`). `mmcompress device
+check` measures a compressed bundle beside the dense one of the kit (`bundle_check.py`). The device
+needs neither torch nor the models' libraries.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +15,45 @@ from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.plan import Export, MeasurementPlan
 from mmcompress.storage import read_record
 
+KIT_FILE = "kit.json"
+"""Name of the record in a kit's folder."""
+
+BASELINE_FOLDER = "baseline"
+"""Name of the dense bundle's folder in a kit."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Kit:
-    """`kit.json`: beside it lie `baseline/`, the same in every other precision in `rounded/`, `requests.npz`, and a
-    folder for every structure that was exported."""
+    """`kit.json`, the record of a kit.
+
+    Beside it lie the dense bundle in `baseline/`, the same in other precisions and smaller
+    pipelines in `rounded/`, the requests in `requests.npz`, and a folder for every node that was
+    exported.
+    """
 
     pipeline: str
+    """Name of the pipeline."""
     threads: int
+    """Threads that the device is to measure with."""
     warmup: int
+    """Requests sent before a measurement, uncounted."""
     requests: int
+    """Requests counted in a measurement."""
     plan: MeasurementPlan
+    """What has to be known of the device."""
     exports: tuple[Export, ...]
+    """The exported nodes whose sessions are timed."""
 
 
 def open_kit(folder: Path) -> Kit:
-    """Raises `DataError` for what is no kit."""
-    if not (folder / "kit.json").is_file():
+    """Read the record of a kit.
+
+    Raises:
+        DataError: The folder is no kit, or its record is damaged.
+    """
+    if not (folder / KIT_FILE).is_file():
         raise DataError(
-            f"{folder}: not a kit: it holds no kit.json (mmcompress device kit SPEC --out FOLDER makes one)"
+            f"{folder}: not a kit: it holds no kit.json "
+            "(mmcompress device kit SPEC --out FOLDER makes one)"
         )
-    return read_record(Kit, folder / "kit.json")
+    return read_record(Kit, folder / KIT_FILE)

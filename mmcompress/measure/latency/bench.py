@@ -1,4 +1,4 @@
-"""Measures latency as a user feels it: wall time of whole requests, the compared pipelines in turns.
+"""Measures latency as a user feels it: whole requests, by wall time, compared pipelines in turns.
 
 The figures are medians with their spread. `bench_pipelines` sends the requests, `Samples` collects
 what every request took, and `PipelineLatency` is the summary.
@@ -44,16 +44,17 @@ TURN_SECONDS = 0.1
 """Seconds that one pipeline answers for before the next pipeline takes its turn.
 
 The first request of a turn is sent but not counted: it finds its weights thrown out of the caches.
-That costs a small pipeline a fifth of its time, and does not happen to a pipeline that serves alone.
-Where one request takes longer than a turn, every turn is one request and every request counts.
+That costs a small pipeline a fifth of its time, and does not happen to a pipeline that serves
+alone. Where one request takes longer than a turn, every turn is one request and every request
+counts.
 """
 
 BUNDLE_LOADS = 4
 """Loads of quick pipelines over which one measurement is divided.
 
-Where its weights come to lie in memory makes one load quicker than the next for as long as it lives.
-The ratio of one pair of bundles had a spread (one sigma) of 2 % from load to load, and of 0.8 %
-within one load.
+Where its weights come to lie in memory makes one load quicker than the next for as long as it
+lives. The ratio of one pair of bundles had a spread (one sigma) of 2 % from load to load, and of
+0.8 % within one load.
 """
 
 

@@ -34,7 +34,8 @@ def bench_with_replay(
     Args:
         bundles: Folders of the bundles by name.
         requests: What to send; `select_requests` chooses the first of them.
-        options: Its `traces` are those of the dense bundle. `seconds` and `loads` are replaced: they
+        options: Its `traces` are those of the dense bundle. `seconds` and `loads` are replaced:
+        they
             follow from `dense_ms`.
         dense_ms: Milliseconds per request of the dense pipeline.
         benchmark: Does one job; default: `benchmark_in_subprocess`.

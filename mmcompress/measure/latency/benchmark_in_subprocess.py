@@ -1,17 +1,16 @@
 """Measures bundles in fresh processes, as they are deployed.
 
-In a process that holds torch and its models, or has trained, a large pipeline answers 1 to 3 % slower
-than in a fresh one, and a small pipeline does not. One pair was measured in turn in both kinds of
-process: the speed-up came out 1.3 to 2.5 % too good where torch was.
+In a process that holds torch and its models, or has trained, a large pipeline answers 1 to 3 %
+slower than in a fresh one, and a small pipeline does not. One pair was measured in turn in both
+kinds of process: the speed-up came out 1.3 to 2.5 % too good where torch was.
 
 A job crosses to its process as files: `job.json` and `requests.npz` go there, `outcome.json` comes
-back. `python -m mmcompress.measure.latency.benchmark_in_subprocess FOLDER` does the job of a folder.
+back. `python -m mmcompress.measure.latency.benchmark_in_subprocess FOLDER` does the job of a
+folder.
 """
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,13 +23,18 @@ import numpy as np
 from mmcompress import errors
 from mmcompress.errors import DataError, MmcompressError
 from mmcompress.measure.latency.bench import BenchmarkOptions, Request, Samples, bench_pipelines
+from mmcompress.measure.latency.fresh_python import run_in_fresh_python
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.storage import read_record, write_record
-from mmcompress.version import CHECKOUT_FOLDER
 
 JOB_FILE = "job.json"
+"""The `BenchmarkJob` of a folder."""
+
 REQUESTS_FILE = "requests.npz"
+"""The arrays of all requests, each under `number/input`."""
+
 OUTCOME_FILE = "outcome.json"
+"""The `BenchmarkOutcome` of a folder, once its job is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,17 +134,7 @@ def benchmark_in_subprocess(job: BenchmarkJob, folder: Path) -> dict[str, Sample
         MmcompressError: What the job raised, or that its process ended without an outcome.
     """
     write_record(folder / JOB_FILE, job, indent=None)
-    command = [sys.executable, "-m", "mmcompress.measure.latency.benchmark_in_subprocess"]
-    # The process must find this checkout even where mmcompress is not installed.
-    search_paths = [str(CHECKOUT_FOLDER)]
-    if os.environ.get("PYTHONPATH"):
-        search_paths.append(os.environ["PYTHONPATH"])
-    process = subprocess.run(
-        [*command, str(folder)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(search_paths)},
-    )
+    process = run_in_fresh_python("mmcompress.measure.latency.benchmark_in_subprocess", str(folder))
     if process.returncode:
         error_lines = process.stderr.strip().splitlines()
         reason = f"it ended with {process.returncode}; out of memory?"

@@ -1,49 +1,77 @@
-"""TODO."""
+"""Measures the memory of processes.
+
+This file imports the runtime alone: run as a module, it is the process whose memory is measured.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import gc
-import subprocess
 import sys
 from pathlib import Path
 
+from mmcompress.measure.latency.fresh_python import run_in_fresh_python
+from mmcompress.runtime.graph import load_bundle
+
 MB = 1e6
+"""Bytes of a megabyte."""
 
-
-MEMORY_PROBE = """\
-import pathlib, resource, sys
-from mmcompress.runtime import load
-if len(sys.argv) > 1:
-    pipeline = load(sys.argv[1])
-    pipeline(**pipeline.make_noise_request())
-status = pathlib.Path("/proc/self/status")  # where there is one: the other figure counts the parent before the start
-lines = status.read_text().splitlines() if status.exists() else []
-peak = [int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM")]
-print(peak[0] if peak else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
+MAX_MEMORY_PROBE_SECONDS = 600
+"""Seconds after which the measurement of a bundle's memory is given up."""
 
 
 def peak_memory_mb() -> float:
-    """Peak resident memory of this process so far; 0 where the system does not say."""
+    """Return the peak resident memory of this process so far, in MB; 0 where Linux's figure lacks."""
     status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next(
-        (int(line.split()[1]) * 1024 / MB for line in lines if line.startswith("VmHWM")), 0.0
-    )
+    if not status.exists():
+        return 0.0
+    for line in status.read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) * 1024 / MB
+    return 0.0
 
 
 def release_memory() -> None:
-    """Return to the system what was let go: the C library keeps freed memory of large models for itself."""
+    """Return freed memory to the system: the C library keeps that of large models for itself."""
     gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # glibc alone has it
+    with contextlib.suppress(OSError, AttributeError):  # only glibc has this function
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def measure_memory_mb(bundle: Path | None = None) -> float:
-    """Peak resident memory of a process that loads a bundle and answers once; without one, of the bare runtime."""
-    release_memory()  # of large models, both processes must fit
-    command = [sys.executable, "-c", MEMORY_PROBE, *([str(bundle)] if bundle else [])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
-    return int(done.stdout.split()[-1]) / MB
+    """Return the peak resident memory of a fresh process, in MB.
+
+    Args:
+        bundle: The bundle that the process loads and asks once; None only imports the runtime.
+
+    Raises:
+        subprocess.CalledProcessError: The process failed.
+        subprocess.TimeoutExpired: It took longer than `MAX_MEMORY_PROBE_SECONDS`.
+    """
+    release_memory()  # this process and the new one both hold a large pipeline
+    process = run_in_fresh_python(
+        "mmcompress.measure.latency.memory",
+        str(bundle) if bundle else "",
+        timeout=MAX_MEMORY_PROBE_SECONDS,
+    )
+    process.check_returncode()
+    return int(process.stdout.split()[-1]) / MB
+
+
+def _probe_memory(bundle: str) -> int:
+    """Load a bundle, if one is named, and ask it once; returns the peak memory so far, in bytes."""
+    if bundle:
+        pipeline = load_bundle(bundle)
+        pipeline(**pipeline.make_noise_request())
+    peak_mb = peak_memory_mb()
+    if peak_mb:
+        return round(peak_mb * MB)
+    import resource  # only Unix has it
+
+    # Second choice: on Linux this figure also counts the parent process before the start.
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+if __name__ == "__main__":
+    print(_probe_memory(sys.argv[1] if len(sys.argv) > 1 else ""))

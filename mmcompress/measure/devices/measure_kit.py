@@ -1,0 +1,103 @@
+"""Measures a kit on the device that it was carried to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from mmcompress.measure.cost_model.device_table import DeviceTable, complete_table
+from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement, compute_node_ratios
+from mmcompress.measure.cost_model.plan import list_reference_bundles
+from mmcompress.measure.cost_model.predictor import list_table_needs
+from mmcompress.measure.cost_model.time_export import time_export
+from mmcompress.measure.devices.kit import BASELINE_FOLDER, Kit, open_kit
+from mmcompress.measure.devices.readings import Readings
+from mmcompress.measure.latency.bench import BenchmarkOptions
+from mmcompress.measure.latency.bench_with_replay import bench_with_replay
+from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated, load_requests
+from mmcompress.runtime.bundle import hash_bundle_models
+from mmcompress.runtime.machine import describe_cpu, fingerprint_device, list_package_versions
+
+Progress = Callable[[str, float], None]
+"""Receives (message, share done): progress for a person."""
+
+TABLE_START = 0.1
+"""Share of the work that is done, about, when the device table begins."""
+
+EXPORTS_START = 0.7
+"""Share of the work that is done, about, when the exports begin: the table takes longest."""
+
+
+def ignore_progress(message: str, share: float) -> None:
+    """Tell nobody."""
+
+
+def measure_kit(folder: Path, progress: Progress = ignore_progress) -> Readings:
+    """Measure a kit on this device: whole pipelines, the device table, every export.
+
+    Args:
+        folder: The kit.
+        progress: Receives what is measured.
+
+    Returns:
+        The readings.
+
+    Raises:
+        DataError: The folder is no kit, or a file of it can't be read.
+        BundleError: A bundle of the kit is damaged.
+    """
+    kit = open_kit(folder)
+    progress("the dense pipeline", 0.0)
+    requests = load_requests(folder)
+    options = BenchmarkOptions(
+        warmup=kit.warmup, max_requests=kit.requests, threads=kit.threads, loads=1
+    )
+    samples = bench_repeated({"dense": folder / BASELINE_FOLDER}, requests, options=options)
+    dense_latency = samples["dense"].summarize()
+    reference_latencies = bench_with_replay(
+        list_reference_bundles(folder, kit.plan.reference_names),
+        requests,
+        options=replace(options, traces=dense_latency.traces),
+        dense_ms=dense_latency.latency.p50,
+    )
+    table = _measure_table(kit, progress)
+    export_ms = _time_exports(kit, folder, progress=progress)
+    return Readings(
+        device=fingerprint_device(kit.threads),
+        cpu=describe_cpu(),
+        versions=list_package_versions(),
+        threads=kit.threads,
+        pipeline=kit.pipeline,
+        dense_identity=hash_bundle_models(folder / BASELINE_FOLDER),
+        plan=kit.plan,
+        exports=kit.exports,
+        export_ms=tuple(export_ms),
+        node_ratios=compute_node_ratios(reference_latencies),
+        baseline=PipelineMeasurement.from_latency(dense_latency),
+        table=table,
+    )
+
+
+def _measure_table(kit: Kit, progress: Progress) -> DeviceTable:
+    """Return the device table with a row for every block of the kit."""
+
+    def report_table_progress(message: str, share: float) -> None:
+        progress(message, TABLE_START + (EXPORTS_START - TABLE_START) * share)
+
+    return complete_table(
+        list_table_needs(kit.plan.deployed, kit.plan.windows),
+        kit.threads,
+        precisions=kit.plan.every_precision,
+        progress=report_table_progress,
+    )
+
+
+def _time_exports(kit: Kit, folder: Path, *, progress: Progress) -> list[float]:
+    """Return the milliseconds per request in the sessions of every export."""
+    export_ms: list[float] = []
+    for i, export in enumerate(kit.exports):
+        share = EXPORTS_START + (1 - EXPORTS_START) * i / len(kit.exports)
+        progress(f"whole export of {export.node}, {export.precision}", share)
+        export_ms.append(time_export(export, folder, threads=kit.threads))
+    return export_ms
