@@ -41,20 +41,17 @@ class SimulatedBenchmarker(Benchmarker):
 
     def complete_device_table(self, needs, threads, *, precisions, progress):
         largest: dict = {}
-        for key, units, step in needs:
-            have_units, have_step = largest.get(key, (0, 1))
-            largest[key] = (max(have_units, units), max(have_step, step))
+        for need in needs:
+            have_units, have_step = largest.get(need.key, (0, 1))
+            largest[need.key] = (max(have_units, need.units), max(have_step, need.granularity))
         rows = []
         for key, (units, step) in sorted(largest.items()):
-            kind, width, head, positions, keys, batch = key
             sizes = choose_measured_sizes(units, step)
-            span = 1 if kind == "conv" else keys
+            span = 1 if key.kind == "conv" else key.keys
             for precision in precisions:
-                per_unit = 1e-7 * batch * positions * head * (4 * width + span)
+                per_unit = 1e-7 * key.batch * key.positions * key.head * (4 * key.width + span)
                 ms = tuple(SPEED.get(precision, 0.8) * (1e-3 + per_unit * size) for size in sizes)
-                rows.append(
-                    TableRow(kind, width, head, positions, keys, batch, precision, sizes, ms)
-                )
+                rows.append(TableRow(key=key, precision=precision, units=sizes, ms=ms))
         return DeviceTable(device=fingerprint_device(threads), threads=threads, rows=tuple(rows))
 
     def time_export(self, export: Export, folder: Path, *, threads: int) -> float:

@@ -92,7 +92,7 @@ def test_a_second_kit_of_a_device_finds_its_table_measured(kit, readings, monkey
 
     stacked = []
     monkeypatch.setattr(
-        "mmcompress.measure.cost_model.microbenchmarks.build_stack",
+        "mmcompress.measure.cost_model.device_table.build_stack",
         lambda *a: stacked.append(a) or build_stack(*a),
     )
     assert (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -10,11 +11,14 @@ import onnx
 import pytest
 
 from mmcompress.errors import BundleError
+from mmcompress.graph.blocks import ConvGeometry
 from mmcompress.measure.cost_model import device_table as table
 from mmcompress.measure.cost_model import drift as anchors
+from mmcompress.measure.cost_model.calibrate import plan_measurements
 from mmcompress.measure.cost_model.microbenchmarks import (
-    KINDS,
-    BlockShape,
+    BLOCK_BUILDERS,
+    SizedBlock,
+    TableKey,
     build_stack,
     make_random_feed,
 )
@@ -26,6 +30,7 @@ from mmcompress.measure.latency.bench import (
     Samples,
     bench_pipelines,
 )
+from mmcompress.models.base import ImageEncoderModel
 from mmcompress.models.counts import count_block_params, count_params_and_macs
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu, fingerprint_device, list_package_versions
@@ -42,52 +47,108 @@ def bench(pipelines, requests, warmup, max_requests, traces=()):
 
 
 def end_to_end(pipelines, requests, warmup, rounds, said=()):
-    return {
-        n: s.summarize() for n, s in bench(pipelines, requests, warmup, rounds, said).items()
-    }
+    return {n: s.summarize() for n, s in bench(pipelines, requests, warmup, rounds, said).items()}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", BLOCK_BUILDERS)
 @pytest.mark.parametrize("copies", [0, 3])
 def test_stacks_are_valid_and_run(kind, copies):
-    cell = BlockShape(kind, 32, 2, 8, 1 if kind == "cross_attention" else 5, 5, 2)
-    if kind == "conv":  # 16 places, kernels 3 and 1, stride 2, a depthwise kernel of 3
-        cell = BlockShape(kind, 32, 16, 24, 16, 3123, 2)
-    model = build_stack(cell, copies)
+    positions = 1 if kind == "cross_attention" else 5
+    key = TableKey(kind=kind, width=32, head=8, positions=positions, keys=5, batch=2)
+    block = SizedBlock(key=key, units=2)
+    if kind == "conv":
+        geometry = ConvGeometry(first_kernel=3, last_kernel=1, stride=2, depthwise_kernel=3)
+        key = replace(key, head=24, positions=16, keys=1, conv=geometry)
+        block = SizedBlock(key=key, units=16)
+    model = build_stack(block, copies)
     onnx.checker.check_model(model)
-    out = open_session(model.SerializeToString(), 1).run(None, make_random_feed(cell, model))
-    assert out[-1].shape == (2, cell.positions, 32)
+    out = open_session(model.SerializeToString(), 1).run(None, make_random_feed(model))
+    assert out[-1].shape == (2, key.positions, 32)
     if kind == "conv":
         assert [o.shape for o in out[:-1]] == [(2, 24, 2, 2)] * copies
 
 
+def test_convolutions_differ_by_their_kernels_and_their_stride():
+    """Every number of the geometry is in the graph: kernels [o, i, k, k] of 5, 3 and 1, a stride of 2."""
+    geometry = ConvGeometry(first_kernel=5, last_kernel=1, stride=2, depthwise_kernel=3)
+    key = TableKey(kind="conv", width=6, head=10, positions=64, keys=1, batch=1, conv=geometry)
+
+    def list_convolutions(key):
+        graph = build_stack(SizedBlock(key=key, units=4), 1).graph
+        shapes = {weight.name: tuple(weight.dims) for weight in graph.initializer}
+        nodes = [node for node in graph.node if node.op_type == "Conv"]
+        strides = [{a.name: list(a.ints) for a in node.attribute}["strides"] for node in nodes]
+        return [(shapes[node.input[1]], s[0]) for node, s in zip(nodes, strides, strict=True)]
+
+    assert list_convolutions(key) == [
+        ((4, 6, 5, 5), 1),
+        ((4, 1, 3, 3), 2),
+        ((10, 4, 1, 1), 1),
+    ]
+    without_depthwise = replace(key, conv=replace(geometry, depthwise_kernel=0))
+    assert list_convolutions(without_depthwise) == [((4, 6, 5, 5), 2), ((10, 4, 1, 1), 1)]
+
+
 def test_a_cached_step_appends_to_its_past():
-    cell = BlockShape("attention", 32, 2, 8, 1, 7, 3)
-    out = open_session(build_stack(cell, 1).SerializeToString(), 1).run(
-        None, make_random_feed(cell, build_stack(cell, 1))
-    )
+    key = TableKey(kind="attention", width=32, head=8, positions=1, keys=7, batch=3)
+    model = build_stack(SizedBlock(key=key, units=2), 1)
+    out = open_session(model.SerializeToString(), 1).run(None, make_random_feed(model))
     assert out[0].shape == (3, 2, 7, 8)
 
 
+FFN_KEY = TableKey(kind="ffn", width=32, head=1, positions=4, keys=4, batch=1)
+
+
 def test_the_table_measures_only_what_is_missing(monkeypatch):
-    need = [(("ffn", 32, 1, 4, 4, 1), 64, 16)]
+    need = [table.TableNeed(key=FFN_KEY, units=64, granularity=16)]
     first = table.measure_table(need, 1)
     assert len(first.rows) == 2 and first.device == fingerprint_device(1)
     assert all(list(r.ms) == sorted(r.ms) and r.units == (16, 32, 48, 64) for r in first.rows)
-    monkeypatch.setattr(
-        "mmcompress.measure.cost_model.microbenchmarks.build_stack", None
-    )  # nothing is built
+    monkeypatch.setattr(table, "build_stack", None)  # nothing is built
     assert table.measure_table(need, 1, cached=first) == first
 
 
 def test_a_table_of_another_device_is_not_used():
-    need = [(("ffn", 32, 1, 4, 4, 1), 16, 16)]
+    need = [table.TableNeed(key=FFN_KEY, units=16, granularity=16)]
     foreign = table.DeviceTable(
         device="another",
         threads=1,
-        rows=tuple(table.TableRow(*need[0][0], p, (16,), (99.0,)) for p in ("fp32", "int8")),
+        rows=tuple(
+            table.TableRow(key=FFN_KEY, precision=p, units=(16,), ms=(99.0,))
+            for p in ("fp32", "int8")
+        ),
     )
     assert all(r.ms[0] < 99 for r in table.measure_table(need, 1, cached=foreign).rows)
+
+
+def test_a_kept_table_of_the_old_form_is_not_read(tmp_path, monkeypatch):
+    """Neither under its own name, nor when its content lies under the present one."""
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path))
+    folder = tmp_path / "mmcompress"
+    folder.mkdir()
+    device = fingerprint_device(1)
+    old_row = {"kind": "ffn", "width": 32, "head": 1, "positions": 4, "keys": 4, "batch": 1}
+    old_row |= {"precision": "fp32", "units": [16], "ms": [99.0]}
+    old_table = json.dumps({"device": device, "threads": 1, "rows": [old_row]})
+    need = [table.TableNeed(key=FFN_KEY, units=16, granularity=16)]
+    assert table.TABLE_FORMAT > 2
+    for version in (2, table.TABLE_FORMAT):
+        (folder / f"device-{device}-{version}.json").write_text(old_table)
+        found = table.complete_table(need, 1, precisions=("fp32",))
+        assert [row.key for row in found.rows] == [FFN_KEY] and found.rows[0].ms[0] < 99
+        (folder / f"device-{device}-{table.TABLE_FORMAT}.json").unlink()
+
+
+@pytest.mark.parametrize("passes", [True, False])
+def test_a_cut_shortens_a_context_only_where_its_positions_come_out(
+    spec, models, monkeypatch, passes
+):
+    """An encoder that pools its positions by a few queries gives as many tokens whatever is cut."""
+    monkeypatch.setattr(ImageEncoderModel, "passes_positions", property(lambda self: passes))
+    plan = plan_measurements(spec, models, calls={}, largest_cut_shares={"vision": 0.5})
+    assert {block.window for block in plan.deployed["vision"]} == {"vision"}
+    windows = {block.window for block in plan.deployed["captioner"] if block.context}
+    assert windows == {"vision" if passes else ""}
 
 
 @pytest.fixture()

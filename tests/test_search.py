@@ -17,6 +17,7 @@ import pytest
 from mmcompress.graph.blocks import Block, units_after
 from mmcompress.graph.structure import Candidate, cut_uniformly
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow
+from mmcompress.measure.cost_model.microbenchmarks import TableKey
 from mmcompress.measure.cost_model.predictor import DeployedBlock, LinearFit, Predictor
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import Trial
@@ -55,12 +56,13 @@ def block(name, units=64, step=16):
 
 
 BLOCKS = {"a": (block("0"), block("1")), "b": (block("0"), block("1"))}
-KEY = ("ffn", 8, 1, 1, 1, 1)
+KEY = TableKey(kind="ffn", width=8, head=1, positions=1, keys=1, batch=1)
 TABLE = DeviceTable(
     device="here",
     threads=1,
     rows=tuple(
-        TableRow(*KEY, p, (16, 64), (0.25 * f, 1.0 * f)) for p, f in (("fp32", 1.0), ("int8", 0.5))
+        TableRow(key=KEY, precision=p, units=(16, 64), ms=(0.25 * f, 1.0 * f))
+        for p, f in (("fp32", 1.0), ("int8", 0.5))
     ),
 )
 PLACED = {
@@ -158,7 +160,7 @@ def test_prediction_is_the_sum_along_the_pipeline():
 
 
 def test_affine_fit_recovers_base_and_scale():
-    fit = LinearFit.fit([1.0, 2.0, 4.0], [0.5 + 2 * x for x in (1.0, 2.0, 4.0)])
+    fit = LinearFit.fit_line([1.0, 2.0, 4.0], [0.5 + 2 * x for x in (1.0, 2.0, 4.0)])
     assert fit.base == pytest.approx(0.5) and fit.scale == pytest.approx(2.0)
 
 

@@ -69,6 +69,21 @@ class Block:
         return "ffn" if self.kind.endswith("ffn") or self.kind == "conv" else "heads"
 
 
+@dataclass(frozen=True, kw_only=True, order=True)
+class ConvGeometry:
+    """The kernels and the stride of a block of convolutions: channels in -> units -> channels
+    out."""
+
+    first_kernel: int
+    """Side in places: the kernel that writes the units."""
+    last_kernel: int
+    """Side in places: the kernel that reads the units."""
+    stride: int
+    """Places that the depthwise convolution moves by; the first one does where there is none."""
+    depthwise_kernel: int = 0
+    """Side in places: the kernel of a depthwise convolution between the two. 0: there is none."""
+
+
 def count_steps(block: Block) -> int:
     """How many cuts of `step` units a block allows."""
     return -(-block.units // block.granularity)

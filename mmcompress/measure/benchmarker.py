@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from mmcompress.measure.cost_model.device_table import DeviceTable, TableKey, complete_table
+from mmcompress.measure.cost_model.device_table import DeviceTable, TableNeed, complete_table
 from mmcompress.measure.cost_model.plan import Export
 from mmcompress.measure.cost_model.time_export import time_export
 from mmcompress.measure.latency.bench import Samples
@@ -18,7 +18,7 @@ class Benchmarker:
 
     def complete_device_table(
         self,
-        needs: Iterable[tuple[TableKey, int, int]],
+        needs: Iterable[TableNeed],
         threads: int,
         *,
         precisions: Sequence[str],

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mmcompress.graph.blocks import Block
+from mmcompress.graph.blocks import Block, ConvGeometry
 
 IMAGE_TOKEN_STEPS = 16
 """Steps in which the patches of an image can be cut: one step takes about a sixteenth of them."""
@@ -67,7 +67,7 @@ class BlockShape:
     positions: int
     """Positions of the sequence (or places of a feature map) that one call computes."""
     keys: int
-    """Positions that attention reads; for a convolution, its kernel sizes and stride as digits."""
+    """Positions that attention reads; 1 for a convolution."""
     batch: int
     """Sequences in one call: the beams of a generator, 1 for an image."""
     calls: float = 1.0
@@ -77,6 +77,8 @@ class BlockShape:
     head: int = 0
     """What stands in for the width of a unit where the block's own says nothing: the output
     channels of a convolution. 0 takes the block's own."""
+    conv: ConvGeometry | None = None
+    """Kernels and stride of a block of convolutions; None for every other block."""
 
 
 class Model(nn.Module, ABC):

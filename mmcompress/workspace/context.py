@@ -166,9 +166,9 @@ class RunContext:
             footprint = measure_footprint(
                 self.models,
                 predictor.size_fits,
-                dense_params,
-                self.shared.baseline,
-                memory=self.bench.measure_memory_mb,
+                dense_params=dense_params,
+                bundle=self.shared.baseline,
+                measure_memory=self.bench.measure_memory_mb,
             )
             write_record(record, footprint)
         return replace(read_record(Footprint, record), fp32_blocks=self.fp32_blocks)

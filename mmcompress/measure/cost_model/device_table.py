@@ -1,4 +1,8 @@
-"""The device table: latency of every block kind x shape x size x precision, measured on ONNX Runtime."""
+"""Measure the device table: milliseconds of every block at several sizes, in every precision.
+
+ONNX Runtime runs small stacks of blocks (`microbenchmarks`). A device is measured once; its table
+is kept in the cache folder and grows when another pipeline needs other blocks. No torch here.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.errors import DataError
-from mmcompress.measure.cost_model.microbenchmarks import BlockShape, build_stack, make_random_feed
+from mmcompress.measure.cost_model.microbenchmarks import (
+    SizedBlock,
+    TableKey,
+    build_stack,
+    make_random_feed,
+)
 from mmcompress.quantize.base import quantize_model
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.machine import fingerprint_device
@@ -20,159 +29,296 @@ from mmcompress.runtime.sessions import open_session
 from mmcompress.runtime.timing import min_of_medians
 from mmcompress.storage import read_record, write_record
 
-TABLE_FORMAT = 2
-"""Of what rows are measured with: it changes with `measure.blocks` and `quantize`; tables of another are not used."""
+TABLE_FORMAT = 3
+"""Version of what rows are measured with. It rises with changes of `microbenchmarks`, of `quantize`
+and of the key.
 
+The version is part of the file name, so a table of another format is never read.
+"""
 
 STACKED_COPIES = 4
-
+"""Blocks in a stack. One small block alone would be lost beside the cost of a call."""
 
 LARGE_BLOCK_MACS = 1 << 26
-"""Above this many multiply-accumulates one block is timed, not a stack of them, and at fewer sizes: its cost stands out
-by itself and grows evenly."""
+"""Multiply-accumulates. A larger block is timed alone and at fewer sizes: its cost stands out and
+grows evenly."""
+
+CONV_COLUMNS_PER_KERNEL_PLACE = 1000
+"""Columns per place of a kernel's side: how a block of convolutions is counted when it is compared
+to `LARGE_BLOCK_MACS`. With it every block of an RN50 is large."""
+
+EVERY_EIGHTH = (1, 2, 3, 4, 5, 6, 7, 8)
+"""Eighths of all units: the sizes at which a small block is timed."""
+
+FEW_EIGHTHS = (1, 2, 4, 6, 8)
+"""Eighths of all units: the sizes at which a large block is timed."""
+
+STACK_WARMUP_CALLS = 5
+"""Calls before a stack is timed: the first ones allocate its memory."""
+
+STACK_CALLS = 60
+"""Calls of one short measurement of a stack."""
+
+STACK_SECONDS = 0.12
+"""Seconds of all short measurements of one stack. A table has hundreds of stacks."""
+
+MIN_STACK_MS = 1e-4
+"""Milliseconds that a stack takes at least. Noise may make a tiny one quicker than an empty
+call."""
 
 
-ALL_EIGHTHS, FEW_EIGHTHS = tuple(range(1, 9)), (1, 2, 4, 6, 8)
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """Latency in milliseconds of one block kind at one shape, against its units."""
+    """Latency of one block against its units."""
 
-    kind: str
-    width: int
-    head: int
-    positions: int
-    keys: int
-    batch: int
+    key: TableKey
+    """The block."""
     precision: str
+    """Precision of its weights."""
     units: tuple[int, ...]
+    """Sizes that were measured, smallest first."""
     ms: tuple[float, ...]
+    """Milliseconds of one call at each size; never less than at the size before."""
+
+
+RowKey = tuple[TableKey, str]
+"""A block and its precision."""
+
+Rows = Mapping[RowKey, TableRow]
+"""Rows of a table by block and precision."""
+
+Progress = Callable[[str, float], None]
+"""Takes what is measured now, and the share that is done, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceTable:
-    """Rows measured on one device with one number of threads. Tables of two devices are never mixed."""
+    """Rows measured on one device with one number of threads. Tables of two devices are never
+    mixed."""
 
     device: str
+    """Fingerprint of the device (`runtime.machine.fingerprint_device`)."""
     threads: int
+    """Threads of a session."""
     rows: tuple[TableRow, ...]
 
-    def index_rows(self) -> Mapping[tuple, TableRow]:
-        return self._rows
+    def index_rows(self) -> Rows:
+        """Return the rows by block and precision."""
+        return self._rows_by_key
 
     @cached_property
-    def _rows(self) -> dict[tuple, TableRow]:
-        return {
-            (r.kind, r.width, r.head, r.positions, r.keys, r.batch, r.precision): r
-            for r in self.rows
-        }
+    def _rows_by_key(self) -> dict[RowKey, TableRow]:
+        return {(row.key, row.precision): row for row in self.rows}
 
 
-TableKey = tuple[str, int, int, int, int, int]
-"""(kind, width, head width, positions, key positions, batch)."""
+@dataclass(frozen=True, kw_only=True)
+class TableNeed:
+    """A block that the table must hold."""
+
+    key: TableKey
+    units: int
+    """Units of the whole block: the largest size."""
+    granularity: int
+    """Units: the smallest step between two sizes that a cut can lead to."""
 
 
-def interpolate_ms(
-    rows: Mapping[tuple, TableRow], key: TableKey, *, units: int, precision: str
-) -> float:
-    """Milliseconds of one call of a block, linear between measured sizes; nothing when no unit is left."""
+def interpolate_ms(rows: Rows, key: TableKey, *, units: int, precision: str) -> float:
+    """Return the milliseconds of one call of a block, linear between the measured sizes.
+
+    Args:
+        rows: Rows of the table.
+        key: The block.
+        units: Units that are left.
+        precision: Precision of the block.
+
+    Returns:
+        Milliseconds; 0 when no unit is left.
+
+    Raises:
+        KeyError: The table lacks the block.
+    """
     if units == 0:
         return 0.0
-    row = rows[(*key, precision)]
-    if (
-        units < row.units[0] and len(row.units) > 1
-    ):  # below what was measured: on along the first line
+    row = rows[key, precision]
+    if units < row.units[0] and len(row.units) > 1:
+        # below the smallest size the first line goes on
         slope = (row.ms[1] - row.ms[0]) / (row.units[1] - row.units[0])
         return max(row.ms[0] - slope * (row.units[0] - units), 0.0)
     return float(np.interp(units, row.units, row.ms))
 
 
 def choose_measured_sizes(
-    units: int, step: int, *, eighths: Sequence[int] = ALL_EIGHTHS
+    units: int, granularity: int, *, eighths: Sequence[int] = EVERY_EIGHTH
 ) -> tuple[int, ...]:
-    """Sizes a table row is measured at: every size of a small block, some eighths of one of many steps."""
-    count = -(-units // step)
-    picks = sorted({max(1, round(count * i / 8)) for i in eighths})
-    return tuple(min(p * step, units) for p in picks)
+    """Choose the sizes at which a block is timed.
+
+    Args:
+        units: Units of the whole block.
+        granularity: Units of one cut.
+        eighths: Eighths of the block to choose.
+
+    Returns:
+        Units, smallest first: every size of a block of few cuts, the chosen eighths of one of many.
+    """
+    cut_count = -(-units // granularity)
+    chosen_cuts = sorted({max(1, round(cut_count * eighth / 8)) for eighth in eighths})
+    return tuple(min(cuts * granularity, units) for cuts in chosen_cuts)
 
 
 def measure_table(
-    needs: Iterable[tuple[TableKey, int, int]],
+    needs: Iterable[TableNeed],
     threads: int,
     *,
     cached: DeviceTable | None = None,
-    progress: Callable[[str, float], None] = lambda what, share: None,
+    progress: Progress | None = None,
     precisions: Sequence[str] = ("fp32", "int8"),
 ) -> DeviceTable:
-    """Measure what `needs` asks for and `cached` lacks: (key, units, step) of every block of the pipeline."""
+    """Measure the blocks that a cached table lacks.
 
+    Args:
+        needs: Blocks of a pipeline; one may occur several times.
+        threads: Threads of a session.
+        cached: The table so far. One of another device is not used.
+        progress: Called before every row.
+        precisions: Precisions that every block is needed in.
+
+    Returns:
+        The cached rows and the new ones.
+    """
     device = fingerprint_device(threads)
-    old = cached.index_rows() if cached and cached.device == device else {}
-    rows: dict[tuple, TableRow] = dict(old)
-    largest: dict[TableKey, tuple[int, int]] = {}
-    for k, u, s in needs:
-        largest[k] = max(largest.get(k, (0, 1)), (u, s))
-    todo = [
-        (k, u, s, p)
-        for k, (u, s) in sorted(largest.items())
-        for p in precisions
-        if (*k, p) not in old or old[(*k, p)].units[-1] < u
-    ]
-    bare: dict[tuple[int, int, int], float] = {}
+    rows: dict[RowKey, TableRow] = {}
+    if cached is not None and cached.device == device:
+        rows.update(cached.index_rows())
+    missing = _list_missing_rows(_merge_needs(needs), rows, precisions=precisions)
     with tempfile.TemporaryDirectory() as scratch:
-
-        def clocked(cell: BlockShape, copies: int, precision: str) -> float:
-            model = build_stack(cell, copies)
-            inputs = make_random_feed(cell, model)
-            if precision == "fp32":
-                run = open_session(model.SerializeToString(), threads)
-            else:
-                rounded, _ = quantize_model(
-                    precision, model, target=Path(scratch) / "q.onnx", feeds=[inputs]
-                )
-                run = open_session(rounded.read_bytes(), threads)
-            return min_of_medians(partial(run.run, None, inputs), 5, rounds=60, limit=0.12)
-
-        for done, (key, units, step, precision) in enumerate(todo):
-            kind, width, head, positions, keys, batch = key
-            heavy = lambda size, k=key: k[3] * k[1] * max(size, k[4]) > LARGE_BLOCK_MACS
-            sizes, ms = (
-                choose_measured_sizes(
-                    units, step, eighths=FEW_EIGHTHS if heavy(units) else ALL_EIGHTHS
-                ),
-                [],
-            )
-            progress(f"{kind} {precision}", done / len(todo))
-            for size in sizes:
-                cell, copies = (
-                    BlockShape(kind, width, size, head, positions, keys, batch),
-                    1 if heavy(size) else STACKED_COPIES,
-                )
-                call = (width, positions, batch)  # all that the bare cost of a call depends on
-                if call not in bare:
-                    bare[call] = clocked(cell, 0, "fp32")
-                ms.append(max(clocked(cell, copies, precision) - bare[call], 1e-4) / copies)
-            rows[(*key, precision)] = TableRow(
-                *key, precision, sizes, tuple(np.maximum.accumulate(ms).tolist())
-            )
+        timer = _BlockTimer(threads, Path(scratch))
+        for i, (need, precision) in enumerate(missing):
+            if progress is not None:
+                progress(f"{need.key.kind} {precision}", i / len(missing))
+            rows[need.key, precision] = _measure_row(timer, need, precision=precision)
     return DeviceTable(device=device, threads=threads, rows=tuple(rows.values()))
 
 
+def _merge_needs(needs: Iterable[TableNeed]) -> list[TableNeed]:
+    """Merge the needs of one key into one of the most units and the largest step, sorted by key."""
+    merged: dict[TableKey, TableNeed] = {}
+    for need in needs:
+        known = merged.get(need.key, need)
+        merged[need.key] = TableNeed(
+            key=need.key,
+            units=max(known.units, need.units),
+            granularity=max(known.granularity, need.granularity),
+        )
+    return [merged[key] for key in sorted(merged)]
+
+
+def _list_missing_rows(
+    needs: Sequence[TableNeed], rows: Rows, *, precisions: Sequence[str]
+) -> list[tuple[TableNeed, str]]:
+    """List the needs, with a precision each, that no row covers up to the largest size."""
+    missing: list[tuple[TableNeed, str]] = []
+    for need in needs:
+        for precision in precisions:
+            row = rows.get((need.key, precision))
+            if row is None or row.units[-1] < need.units:
+                missing.append((need, precision))
+    return missing
+
+
+def _measure_row(timer: _BlockTimer, need: TableNeed, *, precision: str) -> TableRow:
+    """Measure one block in one precision at several sizes."""
+    whole_block = SizedBlock(key=need.key, units=need.units)
+    sizes = choose_measured_sizes(
+        need.units,
+        need.granularity,
+        eighths=FEW_EIGHTHS if _is_large(whole_block) else EVERY_EIGHTH,
+    )
+    ms = [timer.time_block(SizedBlock(key=need.key, units=size), precision) for size in sizes]
+    # more units never take less time: what falls is noise
+    rising_ms = np.maximum.accumulate(ms).tolist()
+    return TableRow(key=need.key, precision=precision, units=sizes, ms=tuple(rising_ms))
+
+
+def _is_large(block: SizedBlock) -> bool:
+    """Return whether a block is timed alone: a rough count of its multiply-accumulates decides."""
+    key = block.key
+    columns = max(block.units, key.keys)
+    if key.conv is not None:
+        columns = max(columns, CONV_COLUMNS_PER_KERNEL_PLACE * key.conv.first_kernel)
+    return key.positions * key.width * columns > LARGE_BLOCK_MACS
+
+
+class _BlockTimer:
+    """Times blocks in stacks, and remembers what empty calls cost."""
+
+    def __init__(self, threads: int, scratch: Path):
+        self.threads = threads
+        self.scratch = scratch
+        self.empty_call_ms: dict[tuple[int, int, int], float] = {}
+
+    def time_block(self, block: SizedBlock, precision: str) -> float:
+        """Return the milliseconds of one block: those of a stack without those of an empty call."""
+        copies = 1 if _is_large(block) else STACKED_COPIES
+        empty_ms = self._time_empty_call(block)
+        stack_ms = self._time_stack(block, copies, precision=precision)
+        return max(stack_ms - empty_ms, MIN_STACK_MS) / copies
+
+    def _time_empty_call(self, block: SizedBlock) -> float:
+        """Return the milliseconds of a call without a block, measured once for every shape of the
+        stream."""
+        stream_shape = (block.key.width, block.key.positions, block.key.batch)
+        if stream_shape not in self.empty_call_ms:
+            self.empty_call_ms[stream_shape] = self._time_stack(block, 0, precision="fp32")
+        return self.empty_call_ms[stream_shape]
+
+    def _time_stack(self, block: SizedBlock, copies: int, *, precision: str) -> float:
+        """Return the milliseconds of a call of some copies of a block in a row."""
+        model = build_stack(block, copies)
+        feed = make_random_feed(model)
+        if precision == "fp32":
+            model_bytes = model.SerializeToString()
+        else:
+            quantized_file, _ = quantize_model(
+                precision, model, target=self.scratch / "q.onnx", feeds=[feed]
+            )
+            model_bytes = quantized_file.read_bytes()
+        session = open_session(model_bytes, self.threads)
+        return min_of_medians(
+            partial(session.run, None, feed),
+            STACK_WARMUP_CALLS,
+            rounds=STACK_CALLS,
+            limit=STACK_SECONDS,
+        )
+
+
 def complete_table(
-    needs: Iterable[tuple[TableKey, int, int]],
+    needs: Iterable[TableNeed],
     threads: int,
     *,
-    progress: Callable[[str, float], None] = lambda what, share: None,
+    progress: Progress | None = None,
     precisions: Sequence[str] = ("fp32", "int8"),
 ) -> DeviceTable:
-    """The table of this device, which is kept, with what it lacks measured: once per device, whatever asks for it."""
+    """Measure what the kept table of this device lacks, and keep the result.
+
+    Args:
+        needs: Blocks of a pipeline.
+        threads: Threads of a session.
+        progress: Called before every row.
+        precisions: Precisions that every block is needed in.
+
+    Returns:
+        The table of this device, with a row for every need.
+    """
     path = locate_cache_folder() / f"device-{fingerprint_device(threads)}-{TABLE_FORMAT}.json"
     try:
-        known = read_record(DeviceTable, path)
-    except DataError:  # there is none that can be read
-        known = None
-    found = measure_table(needs, threads, cached=known, progress=progress, precisions=precisions)
-    with suppress(OSError):  # it can't be kept here
-        write_record(path, found)
-    return found
+        kept_table = read_record(DeviceTable, path)
+    except DataError:
+        # this device was never measured, or the file is damaged: all is measured
+        kept_table = None
+    table = measure_table(
+        needs, threads, cached=kept_table, progress=progress, precisions=precisions
+    )
+    # a cache folder that can't be written costs time, not the result
+    with suppress(OSError):
+        write_record(path, table)
+    return table

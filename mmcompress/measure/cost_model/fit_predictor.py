@@ -1,51 +1,80 @@
-"""TODO."""
+"""Fit the latency predictor to measurements: whole exports, and pipelines in a few variants."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from mmcompress.graph.structure import KeptUnits
 from mmcompress.measure.cost_model.device_table import DeviceTable
-from mmcompress.measure.cost_model.plan import Export, MeasurementPlan, name_small_pipeline
+from mmcompress.measure.cost_model.plan import (
+    DENSE_NAME,
+    Export,
+    MeasurementPlan,
+    name_small_pipeline,
+)
 from mmcompress.measure.cost_model.predictor import LinearFit, Predictor
 from mmcompress.measure.latency.bench import PipelineLatency
 from mmcompress.stats import Latency
 
+MIN_SESSION_MS = 1e-3
+"""Milliseconds that the sessions of a node take at least. Noise may leave a tiny node none, and a
+fit divides by it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class PipelineMeasurement:
-    """A pipeline end to end: latency, its nodes, the share spent inside models, session calls per request, and the p50
-    of the milliseconds inside the sessions of each node."""
+    """What was measured of a whole pipeline."""
 
     latency: Latency
+    """Of a request, end to end."""
     nodes: dict[str, Latency]
+    """Of each node."""
     model_share: float
+    """Share of a request that is spent inside sessions, 0..1."""
     calls: dict[str, float]
+    """Session calls per request, by `node/graph`."""
     in_session_ms: dict[str, float]
+    """p50 of the milliseconds inside the sessions of each node."""
 
     @classmethod
-    def from_latency(cls, m: PipelineLatency) -> PipelineMeasurement:
+    def from_latency(cls, pipeline: PipelineLatency) -> PipelineMeasurement:
+        """Keep the figures of a benchmark, without its samples and traces."""
         return cls(
-            latency=m.latency,
-            nodes=m.nodes,
-            model_share=m.model_share,
-            calls=m.calls,
-            in_session_ms=m.in_session_ms,
+            latency=pipeline.latency,
+            nodes=pipeline.nodes,
+            model_share=pipeline.model_share,
+            calls=pipeline.calls,
+            in_session_ms=pipeline.in_session_ms,
         )
 
 
 NodeRatios = Mapping[str, Mapping[str, float]]
-"""Pipeline (a precision, or a smaller one in it) -> node: its time over that of the dense one beside it."""
+"""Milliseconds of a node / those of the dense one measured in turn with it, by pipeline and node.
+
+A pipeline is named by its precision, or by `name_small_pipeline`.
+"""
 
 
-def compute_node_ratios(found: Mapping[str, PipelineLatency]) -> dict[str, dict[str, float]]:
-    """Of pipelines measured in turn, what each node takes over the same in fp32, by precision."""
-    of = lambda p, n: found[p].nodes[n].p50 / found["fp32"].nodes[n].p50
-    return {
-        p: {n: of(p, n) for n, ms in found["fp32"].in_session_ms.items() if ms > 0}
-        for p in found
-        if p != "fp32"
-    }
+def compute_node_ratios(pipelines: Mapping[str, PipelineLatency]) -> dict[str, dict[str, float]]:
+    """Divide the latency of every node by that of the same node in the dense pipeline.
+
+    Args:
+        pipelines: Pipelines measured in turn, by name; the dense one is `DENSE_NAME`.
+
+    Returns:
+        Ratios by pipeline and node, for nodes that run a model.
+    """
+    dense = pipelines[DENSE_NAME]
+    model_nodes = [node for node, ms in dense.in_session_ms.items() if ms > 0]
+    ratios: dict[str, dict[str, float]] = {}
+    for name, pipeline in pipelines.items():
+        if name == DENSE_NAME:
+            continue
+        ratios[name] = {
+            node: pipeline.nodes[node].p50 / dense.nodes[node].p50 for node in model_nodes
+        }
+    return ratios
 
 
 def fit_predictor(
@@ -57,79 +86,189 @@ def fit_predictor(
     dense: PipelineMeasurement,
     node_ratios: NodeRatios,
 ) -> Predictor:
-    """Base and scale of every node and precision, from the table and whole exports of `export_ms` milliseconds each.
+    """Fit base and scale of every node and precision.
 
-    The prediction for the `dense` pipeline is exactly what was measured, as a whole and node by node; `node_ratios` holds
-    every other precision, and small nodes, to what was measured of them inside a pipeline.
+    For a node n in a precision p, with the table sum T of a structure and W of the whole node:
+
+        1. exports, alone:     export_ms = remaining_share * base + scale * T
+        2. in a pipeline:      S(ratio) = ratio * dense_n - outside_n
+        3. scaled to its place: base and scale are multiplied by S(ratio_p) / (base + scale * W)
+        4. smaller pipelines:  S(ratio) = base + scale * T + per_block * blocks_left
+
+    S are the milliseconds in the sessions of n; `ratio` is node_ratios[pipeline][n]. Step 4
+    replaces step 3 where smaller pipelines were measured, and the whole node is one of its points.
+
+    Sessions inside a pipeline find colder caches, and the machine may be slower at another time.
+    Both show as the factor of step 3.
+
+    Args:
+        plan: Blocks, precisions and smaller structures.
+        table: Rows for every need of the plan.
+        exports: Nodes exported whole; the first one of a node and precision is the dense structure.
+        export_ms: Milliseconds per request in the sessions of each export.
+        dense: The dense pipeline.
+        node_ratios: What each node took in every other precision, and in smaller pipelines.
+
+    Returns:
+        A predictor that gives back exactly what was measured of the dense pipeline, as a whole and
+        node by node.
     """
-    draft, rows = (
-        Predictor(
-            table=table,
-            deployed=plan.deployed,
-            fits={},
-            overhead_ms=0.0,
-            windows=plan.windows,
-            reads=plan.reads,
-        ),
-        table.index_rows(),
+    draft = Predictor(
+        table=table,
+        deployed=plan.deployed,
+        fits={},
+        overhead_ms=0.0,
+        windows=plan.windows,
+        reads=plan.reads,
     )
-    affine: dict[str, dict[str, LinearFit]] = {}
-    sizes: dict[str, dict[str, LinearFit]] = {}
-    whole = {n: dense.nodes[n].p50 for n in plan.deployed}
-    # A decode loop moves a cache about that is as large as the structure: where smaller pipelines were measured, what
-    # is spent around the sessions of a node is part of its fit; but the features of a sound do not shrink.
-    apart = lambda n: not plan.small_structures or (n in plan.windows and plan.windows[n].ordered)
-    around = {
-        n: max(whole[n] - dense.in_session_ms[n], 0.0) if apart(n) else 0.0 for n in plan.deployed
-    }
-    for n in plan.deployed:
-        sizes[n], affine[n] = {}, {}
-        for p in plan.precisions[n]:
-            mine = [
-                (e, t)
-                for e, t in zip(exports, export_ms, strict=True)
-                if e.node == n and e.precision == p
-            ]
-            raw = [
-                draft.table_ms(n, e.kept_units, precision=p, rows=rows, cuts={n: e.cut_positions})
-                for e, _ in mine
-            ]
-            a = LinearFit.fit(
-                raw,
-                [t for _, t in mine],
-                left=[draft.compute_remaining_share(n, e.cut_positions) for e, _ in mine],
+    dense_node_ms = {node: dense.nodes[node].p50 for node in plan.deployed}
+    outside_sessions_ms = _measure_outside_sessions(plan, dense)
+    fits: dict[str, dict[str, LinearFit]] = {}
+    size_fits: dict[str, dict[str, LinearFit]] = {}
+    for node in plan.deployed:
+        fits[node] = {}
+        size_fits[node] = {}
+        for precision in plan.precisions[node]:
+            timed_exports = _select_exports(exports, export_ms, node=node, precision=precision)
+            size_fits[node][precision] = _fit_size(timed_exports)
+            fits[node][precision] = _fit_node(
+                draft,
+                plan,
+                node=node,
+                precision=precision,
+                timed_exports=timed_exports,
+                node_ratios=node_ratios,
+                dense_ms=dense_node_ms[node],
+                outside_ms=outside_sessions_ms[node],
             )
-            sizes[n][p] = LinearFit.fit([e.params_m for e, _ in mine], [e.size_mb for e, _ in mine])
-            # Inside a pipeline sessions find colder caches, and the machine may have been slower then than now: both
-            # show as a factor between the time in a node's sessions there and alone. The first export is the whole one.
-            share = node_ratios[p][n] if p != "fp32" else 1.0
-            spent = lambda rate, n=n: rate * dense.nodes[n].p50 - around[n]
-            affine[n][p] = a.scaled(max(spent(share), 1e-3) / (a.base + a.scale * raw[0]))
-            less = [
-                (by[n], node_ratios[k][n])
-                for name, by in plan.small_structures.items()
-                if (k := name_small_pipeline(name, p)) in node_ratios
-            ]
-            if less:  # points from inside a pipeline beat those from alone
-                sums = [
-                    raw[0],
-                    *(draft.table_ms(n, kept, precision=p, rows=rows) for kept, _ in less),
-                ]
-                left = [
-                    len(plan.deployed[n]),
-                    *(sum(kept[x.name] > 0 for x in plan.deployed[n]) for kept, _ in less),
-                ]
-                rates = (share, *(rate for _, rate in less))
-                affine[n][p] = (
-                    LinearFit.fit_in_pipeline(
-                        sums, left, measured=[max(spent(rate), 1e-3) for rate in rates]
-                    )
-                    or affine[n][p]
-                )
     return replace(
         draft,
-        fits=affine,
-        overhead_ms=dense.latency.p50 - draft.critical_path_ms(whole),
-        size_fits=sizes,
-        outside_sessions_ms=around,
+        fits=fits,
+        overhead_ms=dense.latency.p50 - draft.critical_path_ms(dense_node_ms),
+        size_fits=size_fits,
+        outside_sessions_ms=outside_sessions_ms,
     )
+
+
+def _measure_outside_sessions(
+    plan: MeasurementPlan, dense: PipelineMeasurement
+) -> dict[str, float]:
+    """Return the milliseconds of every node that its fit leaves out, since they don't depend on its
+    structure.
+
+    A decode loop moves a cache that is as large as the structure. Where smaller pipelines were
+    measured, what a node spends outside its sessions is therefore part of its fit; but the features
+    of a sound never get smaller.
+    """
+    outside_sessions_ms: dict[str, float] = {}
+    for node in plan.deployed:
+        reads_sound = node in plan.windows and plan.windows[node].ordered
+        if plan.small_structures and not reads_sound:
+            outside_sessions_ms[node] = 0.0
+        else:
+            outside_ms = dense.nodes[node].p50 - dense.in_session_ms[node]
+            outside_sessions_ms[node] = max(outside_ms, 0.0)
+    return outside_sessions_ms
+
+
+@dataclass(frozen=True, kw_only=True)
+class _TimedExport:
+    """An export, and the milliseconds that a request spends in its sessions."""
+
+    export: Export
+    ms: float
+
+
+def _select_exports(
+    exports: Sequence[Export], export_ms: Sequence[float], *, node: str, precision: str
+) -> list[_TimedExport]:
+    """Select the exports of one node in one precision."""
+    selected: list[_TimedExport] = []
+    for export, ms in zip(exports, export_ms, strict=True):
+        if export.node == node and export.precision == precision:
+            selected.append(_TimedExport(export=export, ms=ms))
+    return selected
+
+
+def _fit_size(timed_exports: Sequence[_TimedExport]) -> LinearFit:
+    """Fit the megabytes of exports to their millions of parameters."""
+    return LinearFit.fit_line(
+        [timed.export.params_m for timed in timed_exports],
+        [timed.export.size_mb for timed in timed_exports],
+    )
+
+
+def _fit_node(
+    draft: Predictor,
+    plan: MeasurementPlan,
+    *,
+    node: str,
+    precision: str,
+    timed_exports: Sequence[_TimedExport],
+    node_ratios: NodeRatios,
+    dense_ms: float,
+    outside_ms: float,
+) -> LinearFit:
+    """Fit one node in one precision: the steps of `fit_predictor`."""
+    alone_table_ms = [
+        _sum_export_table(draft, timed.export, precision=precision) for timed in timed_exports
+    ]
+    alone_fit = _fit_exports(draft, timed_exports, table_ms=alone_table_ms)
+    whole_table_ms = alone_table_ms[0]
+    whole_ratio = 1.0 if precision == DENSE_NAME else node_ratios[precision][node]
+    whole_session_ms = _convert_to_session_ms(whole_ratio, dense_ms, outside_ms=outside_ms)
+    whole_alone_ms = alone_fit.base + alone_fit.scale * whole_table_ms
+    fit_in_place = alone_fit.scaled(whole_session_ms / whole_alone_ms)
+
+    table_ms = [whole_table_ms]
+    block_counts = [len(plan.deployed[node])]
+    session_ms = [whole_session_ms]
+    for name, structure in plan.small_structures.items():
+        pipeline = name_small_pipeline(name, precision)
+        if pipeline not in node_ratios:
+            continue
+        kept_units = structure[node]
+        ratio = node_ratios[pipeline][node]
+        table_ms.append(
+            draft.table_ms(node, kept_units, precision=precision, rows=draft.table.index_rows())
+        )
+        block_counts.append(_count_left_blocks(plan, node, kept_units=kept_units))
+        session_ms.append(_convert_to_session_ms(ratio, dense_ms, outside_ms=outside_ms))
+    if len(session_ms) == 1:
+        return fit_in_place
+    # points from inside a pipeline are better than those from exports alone
+    fit_in_pipeline = LinearFit.fit_in_pipeline(table_ms, block_counts, measured_ms=session_ms)
+    return fit_in_pipeline or fit_in_place
+
+
+def _fit_exports(
+    draft: Predictor, timed_exports: Sequence[_TimedExport], *, table_ms: Sequence[float]
+) -> LinearFit:
+    """Fit base and scale to exports that were timed alone."""
+    base_shares: list[float] = []
+    for timed in timed_exports:
+        export = timed.export
+        base_shares.append(draft.compute_remaining_share(export.node, export.cut_positions))
+    export_ms = [timed.ms for timed in timed_exports]
+    return LinearFit.fit_line(table_ms, export_ms, base_shares=base_shares)
+
+
+def _sum_export_table(draft: Predictor, export: Export, *, precision: str) -> float:
+    """Sum the table over the blocks of an export."""
+    return draft.table_ms(
+        export.node,
+        export.kept_units,
+        precision=precision,
+        rows=draft.table.index_rows(),
+        cuts={export.node: export.cut_positions},
+    )
+
+
+def _convert_to_session_ms(ratio: float, dense_ms: float, *, outside_ms: float) -> float:
+    """Return the milliseconds in a node's sessions, from its ratio to the dense node."""
+    return max(ratio * dense_ms - outside_ms, MIN_SESSION_MS)
+
+
+def _count_left_blocks(plan: MeasurementPlan, node: str, *, kept_units: KeptUnits) -> int:
+    """Count the blocks of a node that have units left."""
+    return sum(kept_units[block.name] > 0 for block in plan.deployed[node])

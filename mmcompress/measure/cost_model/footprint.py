@@ -1,102 +1,150 @@
-"""What a structure weighs: parameters from its blocks, size and memory calibrated on whole exports."""
+"""Estimate parameters, size and memory of a structure.
+
+Parameters follow from its blocks; size and memory are fitted to whole exports.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import LinearFit
 from mmcompress.measure.latency.memory import MB, measure_memory_mb
 
+if TYPE_CHECKING:  # it imports torch
+    from mmcompress.models.base import Model
+
 
 @dataclass(frozen=True, kw_only=True)
 class Footprint:
-    """Parameters, size and memory of any structure of one pipeline.
-
-    `params`: of the dense nodes; `unit`: parameters that go with each unit of a block; `size`: megabytes of a node
-    against its parameters in millions, by precision; `rest_mb`: files that are no models; `empty_mb`: the memory of the
-    bare runtime, `per_mb`: what a megabyte of bundle takes beside it.
-    """
+    """Estimates parameters, size and memory of any structure of one pipeline."""
 
     dense_params: dict[str, int]
+    """Parameters of the whole nodes."""
     params_per_unit: dict[str, dict[str, float]]
+    """Parameters that go with one unit, by node and block."""
     size_fits: dict[str, dict[str, LinearFit]]
+    """Megabytes of a node against its parameters in millions, by node and precision."""
     rest_mb: float = 0.0
+    """Megabytes of a bundle's files that are no models."""
     empty_mb: float = 0.0
+    """Megabytes of memory of the bare runtime."""
     per_mb: float = 1.0
+    """Megabytes of memory per megabyte of bundle, besides the bare runtime."""
     units: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Units of the whole blocks, by node and block."""
     fp32_blocks: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     """Blocks that stay in fp32, by node and precision."""
 
     def node_params(self, node: str, candidate: Candidate) -> float:
-        kept = candidate.kept_units.get(node, {})
-        return self.dense_params[node] - sum(
-            each * (self.units[node][b] - kept.get(b, self.units[node][b]))
-            for b, each in self.params_per_unit[node].items()
-        )
+        """Return the parameters of one node."""
+        removed_params = 0.0
+        for block, params in self.params_per_unit[node].items():
+            whole_units = self.units[node][block]
+            removed_params += params * (whole_units - self._left_units(node, block, candidate))
+        return self.dense_params[node] - removed_params
 
     def total_params(self, candidate: Candidate) -> float:
-        return sum(self.node_params(n, candidate) for n in self.dense_params)
+        """Return the parameters of all nodes."""
+        return sum(self.node_params(node, candidate) for node in self.dense_params)
 
     def size_mb(self, candidate: Candidate) -> float:
-        total = self.rest_mb
-        for n in self.dense_params:
-            a = self.size_fits[n][candidate.precision[n]]
-            total += a.base + a.scale * self.node_params(n, candidate) / 1e6
-            whole = self.size_fits[n].get("fp32", a).scale - a.scale
-            for b in self.fp32_blocks.get(n, {}).get(candidate.precision[n], ()):
-                total += (
-                    whole
-                    * self.params_per_unit[n][b]
-                    * candidate.kept_units.get(n, {}).get(b, self.units[n][b])
-                    / 1e6
-                )
-        return total
+        """Return the megabytes of a bundle."""
+        total_mb = self.rest_mb
+        for node in self.dense_params:
+            precision = candidate.precision[node]
+            fit = self.size_fits[node][precision]
+            total_mb += fit.base + fit.scale * self.node_params(node, candidate) / 1e6
+            # the fit holds for a node that is all in its precision: blocks in fp32 are larger
+            fp32_fit = self.size_fits[node].get("fp32", fit)
+            extra_mb_per_m = fp32_fit.scale - fit.scale
+            for block in self.fp32_blocks.get(node, {}).get(precision, ()):
+                unit_params = self.params_per_unit[node][block]
+                left_units = self._left_units(node, block, candidate)
+                total_mb += extra_mb_per_m * unit_params * left_units / 1e6
+        return total_mb
 
     def memory_mb(self, candidate: Candidate) -> float:
+        """Return the peak megabytes of memory of a process that runs a bundle."""
         return self.empty_mb + self.per_mb * self.size_mb(candidate)
 
+    def _left_units(self, node: str, block: str, candidate: Candidate) -> int:
+        """Return the units of a block that a candidate keeps."""
+        return candidate.kept_units.get(node, {}).get(block, self.units[node][block])
 
-def count_params_per_unit(model: Any, block: Block) -> float:
-    """Parameters that go with one unit of a block: rows of its writers, columns of its readers, all it passes."""
+
+def count_params_per_unit(model: Model, block: Block) -> float:
+    """Count the parameters that go with one unit of a block.
+
+    Args:
+        model: The model that has the block.
+        block: A block; positions carry no parameters.
+
+    Returns:
+        Rows of its writers, columns of its readers, and what modules between them have for each
+        channel.
+    """
     if block.group == "tokens":
         return 0.0
     total = 0.0
-    for w in block.writers:
-        module = model.get_submodule(w.path)
-        row = module.weight[0].numel() + (module.bias is not None)
-        total += w.parts * w.width * row
+    for writer in block.writers:
+        parameters = dict(model.get_submodule(writer.path).named_parameters(recurse=False))
+        row_params = parameters["weight"][0].numel() + ("bias" in parameters)
+        total += writer.parts * writer.width * row_params
     for path in block.per_channel:
-        total += block.width * sum(p[0].numel() for p in model.get_submodule(path).parameters())
+        module = model.get_submodule(path)
+        channel_params = sum(parameter[0].numel() for parameter in module.parameters())
+        total += block.width * channel_params
     for path in (block.reader, *block.extra_readers):
-        total += block.width * model.get_submodule(path).weight[:, 0].numel()
+        column = model.get_submodule(path).get_parameter("weight")[:, 0]
+        total += block.width * column.numel()
     return total
 
 
 def measure_footprint(
-    models: Mapping[str, Any],
-    size: dict[str, dict[str, LinearFit]],
-    params: Mapping[str, int],
-    bundle: Path,
+    models: Mapping[str, Model],
+    size_fits: dict[str, dict[str, LinearFit]],
     *,
-    memory: Callable[[Path | None], float] = measure_memory_mb,
+    dense_params: Mapping[str, int],
+    bundle: Path,
+    measure_memory: Callable[[Path | None], float] = measure_memory_mb,
 ) -> Footprint:
-    """The footprint of a pipeline from its models, calibrated sizes, and its dense bundle."""
-    whole = sum(f.stat().st_size for f in bundle.rglob("*") if f.is_file()) / MB
-    in_nodes = sum(f.stat().st_size for n in models for f in (bundle / n).glob("*.onnx")) / MB
-    empty = memory(None)
+    """Measure what a footprint needs of a pipeline.
+
+    Args:
+        models: The whole models, by node.
+        size_fits: Megabytes against millions of parameters, by node and precision.
+        dense_params: Parameters of the whole nodes.
+        bundle: The dense bundle.
+        measure_memory: Returns the peak megabytes of a process that runs a bundle, or just the
+            runtime for None.
+
+    Returns:
+        The footprint.
+    """
+    bundle_mb = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / MB
+    model_bytes = 0
+    for node in models:
+        model_bytes += sum(file.stat().st_size for file in (bundle / node).glob("*.onnx"))
+    empty_mb = measure_memory(None)
+    bundle_memory_mb = max(measure_memory(bundle) - empty_mb, 0.0)
+    params_per_unit: dict[str, dict[str, float]] = {}
+    units: dict[str, dict[str, int]] = {}
+    for node, model in models.items():
+        params_per_unit[node] = {
+            block.name: count_params_per_unit(model, block) for block in model.blocks
+        }
+        units[node] = {block.name: block.units for block in model.blocks}
     return Footprint(
-        dense_params=dict(params),
-        params_per_unit={
-            n: {b.name: count_params_per_unit(m, b) for b in m.blocks} for n, m in models.items()
-        },
-        size_fits=size,
-        rest_mb=whole - in_nodes,
-        empty_mb=empty,
-        per_mb=max(memory(bundle) - empty, 0.0) / whole,
-        units={n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
+        dense_params=dict(dense_params),
+        params_per_unit=params_per_unit,
+        size_fits=size_fits,
+        rest_mb=bundle_mb - model_bytes / MB,
+        empty_mb=empty_mb,
+        per_mb=bundle_memory_mb / bundle_mb,
+        units=units,
     )

@@ -1,78 +1,140 @@
-"""TODO."""
+"""What has to be measured of a device to predict a pipeline on it. Records only, no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from mmcompress.graph.structure import KeptUnits
 from mmcompress.measure.cost_model.predictor import DeployedBlock, PositionWindow
 
+DENSE_NAME = "fp32"
+"""Precision of the dense pipeline, and its name among pipelines that are measured in turn."""
+
+BASELINE_FOLDER = "baseline"
+"""Folder of the dense bundle in a run's shared folder, and in a kit."""
+
 QUANTIZED_FOLDER = "rounded"
-"""The folder of pipelines that the dense one is measured beside: in other precisions, and smaller ones."""
+"""Folder of the pipelines that the dense one is measured in turn with: other precisions, and
+smaller structures."""
 
 
 @dataclass(frozen=True)
 class GraphCall:
-    """One graph of an export: its file, the inputs it gets in deployment (.npz), and its calls per request."""
+    """One graph of an export."""
 
     file: str
+    """ONNX file, relative to the folder of all exports."""
     feed: str
+    """Inputs as they come in deployment (.npz), relative to the same folder."""
     calls: float
+    """Calls per request."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A node exported whole. `kept`: its units; `cut`: positions gone; `graphs`: what a request runs."""
+    """A node exported whole, at one structure and in one precision."""
 
     node: str
     precision: str
-    kept_units: dict[str, int]
+    kept_units: KeptUnits
     cut_positions: int
+    """Positions that the structure leaves out."""
     params_m: float
+    """Parameters in millions."""
     size_mb: float
+    """Megabytes of its graphs."""
     graphs: dict[str, GraphCall]
+    """What a request runs, by the name of the graph."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockFacts:
+    """What must agree between two plans for the readings of one to serve the other.
+
+    Key positions are left out: they depend on how much a generator writes.
+    """
+
+    name: str
+    units: int
+    kind: str
+    width: int
+    head: int
+    batch: int
+    positions: int
+    """Positions of a call; 0 where they depend on how much a generator writes, or can be cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementPlan:
-    """What has to be known of a device: blocks with their shapes, windows, precisions by node."""
+    """Blocks with their shapes, positions that can be cut, and precisions, by node."""
 
     deployed: dict[str, tuple[DeployedBlock, ...]]
     windows: dict[str, PositionWindow]
     precisions: dict[str, tuple[str, ...]]
+    """Precisions that the search may choose, fp32 first."""
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Where branches run in parallel, the nodes that each waits for."""
-    small_structures: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
-    """Units of the smaller pipelines by name and node: with a share of all blocks, and without some of them."""
-
-    @property
-    def reference_names(self) -> tuple[str, ...]:
-        """The pipelines measured beside the dense one, by folder."""
-        other = tuple(p for p in self.every_precision if p != "fp32")
-        return other + tuple(
-            name_small_pipeline(name, p)
-            for name in self.small_structures
-            for p in self.every_precision
-        )
+    """Nodes that each node waits for. Empty where all nodes run one after the other."""
+    small_structures: dict[str, dict[str, KeptUnits]] = field(default_factory=dict)
+    """Kept units of smaller pipelines, by name and node: a share of all blocks, and some blocks
+    left out."""
 
     @property
     def every_precision(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(p for by in self.precisions.values() for p in by))
+        """Precisions of any node, each once."""
+        precisions: dict[str, None] = {}
+        for node_precisions in self.precisions.values():
+            precisions.update(dict.fromkeys(node_precisions))
+        return tuple(precisions)
 
-    def describe_blocks(self) -> dict[str, list[tuple[Any, ...]]]:
-        """Name, units, kind, widths and batch of every block by node, and its positions where those do not depend on
-        how much a generator writes."""
-        shape = lambda p: (*p.key[:3], p.key[5], p.key[3] if p.calls == 1 and not p.window else 0)
-        return {n: [(p.name, p.units, *shape(p)) for p in row] for n, row in self.deployed.items()}
+    @property
+    def reference_names(self) -> tuple[str, ...]:
+        """Folders of the pipelines that are measured in turn with the dense one."""
+        names = [precision for precision in self.every_precision if precision != DENSE_NAME]
+        for small_structure in self.small_structures:
+            for precision in self.every_precision:
+                names.append(name_small_pipeline(small_structure, precision))
+        return tuple(names)
+
+    def describe_blocks(self) -> dict[str, list[BlockFacts]]:
+        """Describe every block, by node, by what must agree between two plans."""
+        return {
+            node: [_describe_block(block) for block in blocks]
+            for node, blocks in self.deployed.items()
+        }
 
 
-def name_small_pipeline(name: str, precision: str) -> str:
-    """The folder of a smaller pipeline in a precision."""
-    return f"{name}-{precision}"
+def _describe_block(block: DeployedBlock) -> BlockFacts:
+    """Describe a block by what must agree between two plans."""
+    has_fixed_positions = block.calls == 1 and not block.window
+    return BlockFacts(
+        name=block.name,
+        units=block.units,
+        kind=block.key.kind,
+        width=block.key.width,
+        head=block.key.head,
+        batch=block.key.batch,
+        positions=block.key.positions if has_fixed_positions else 0,
+    )
+
+
+def name_small_pipeline(small_structure: str, precision: str) -> str:
+    """Name the folder of a smaller pipeline in a precision."""
+    return f"{small_structure}-{precision}"
 
 
 def list_reference_bundles(folder: Path, names: Sequence[str]) -> dict[str, Path]:
-    """The dense bundle and those measured beside it, by name."""
-    return {"fp32": folder / "baseline", **{n: folder / QUANTIZED_FOLDER / n for n in names}}
+    """List the dense bundle and those that are measured in turn with it.
+
+    Args:
+        folder: The folder of a kit, or the shared folder of a run.
+        names: `MeasurementPlan.reference_names`.
+
+    Returns:
+        Folders of bundles by name; the dense one is `DENSE_NAME`.
+    """
+    bundles = {DENSE_NAME: folder / BASELINE_FOLDER}
+    for name in names:
+        bundles[name] = folder / QUANTIZED_FOLDER / name
+    return bundles

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmcompress.errors import MissingPackage, ModelError
+from mmcompress.graph.blocks import ConvGeometry
 from mmcompress.models.base import (
     BlockShape,
     ImageEncoderModel,
@@ -119,11 +120,7 @@ class ConvEncoder(ImageEncoderModel):
         return F.normalize(embedding_BD, dim=-1), tokens_BNW
 
     def list_block_shapes(self, steps: float, beams: int) -> dict[str, BlockShape]:
-        """Describe every pair of convolutions; `keys` holds four digits, not a number of keys.
-
-        The digits: kernel of the first convolution, kernel of the last one, stride, kernel of the
-        depthwise one.
-        """
+        """Describe every pair of convolutions, with its kernels and its stride."""
         shapes = {}
         for block in self.blocks:
             first = self.get_submodule(block.writers[0].path)
@@ -134,13 +131,19 @@ class ConvEncoder(ImageEncoderModel):
             if depthwise is not None:
                 stride = max(stride, depthwise.stride[0])
                 depthwise_kernel = depthwise.kernel_size[0]
-            digits = f"{first.kernel_size[0]}{last.kernel_size[0]}{stride}{depthwise_kernel}"
+            geometry = ConvGeometry(
+                first_kernel=first.kernel_size[0],
+                last_kernel=last.kernel_size[0],
+                stride=stride,
+                depthwise_kernel=depthwise_kernel,
+            )
             shapes[block.name] = BlockShape(
                 width=first.in_channels,
                 positions=self.position_counts[block.name],
-                keys=int(digits),
+                keys=1,
                 batch=1,
                 head=last.out_channels,
+                conv=geometry,
             )
         return shapes
 
