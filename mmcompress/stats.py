@@ -1,4 +1,5 @@
-"""Right or wrong, input by input: a metric's figure with its 95 % interval, and the gap between answers to the same."""
+"""Figures with their spread: latencies, metrics with a 95 % interval, differences between two
+sides."""
 
 from __future__ import annotations
 
@@ -11,146 +12,235 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
-    """Milliseconds of `n` samples."""
+    """Milliseconds of some samples."""
 
     p50: float
+    """Milliseconds: the median."""
     p95: float
+    """Milliseconds: 95 of 100 samples take less."""
     n: int
+    """Samples; 0 where the figure is a prediction."""
     iqr: float = 0.0
-    """Interquartile range."""
+    """Milliseconds: interquartile range."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """A metric with its 95 % interval over `n` samples."""
+    """A metric with its 95 % interval."""
 
     value: float
+    """The figure itself."""
     low: float
+    """Lower end of the interval."""
     high: float
+    """Upper end of the interval."""
     n: int
+    """Inputs that were scored."""
     is_error_rate: bool = False
-    """An error rate: lower is better."""
+    """Whether lower is better."""
 
 
 NORMAL_975 = 1.959964
-
+"""The 97.5 % point of the normal distribution: half a 95 % interval, in standard deviations."""
 
 BOOTSTRAP_DRAWS = 2000
+"""Draws of a bootstrap. The ends of a 95 % interval then rest on 50 draws each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PerSampleScores:
-    """What a metric counted for each input: `hits` out of `of` (nothing: out of one); its figure is sum over sum."""
+    """What a metric counted for each input. Its figure is the sum of the numerators / that of the
+    denominators."""
 
     numerators: tuple[float, ...]
+    """Hits of each input; of an error rate, its errors."""
     denominators: tuple[float, ...] = ()
+    """What each input could have; empty: 1."""
     is_error_rate: bool = False
-    """Hits are errors: lower is better."""
+    """Whether hits are errors, so that lower is better."""
 
     @property
     def share_right(self) -> float:
-        """The share that is right."""
-        share = (
-            sum(self.numerators) / max(sum(self.denominators), 1)
-            if self.denominators
-            else float(np.mean(self.numerators))
-        )
+        """The share that is right, 0..1."""
+        if self.denominators:
+            share = sum(self.numerators) / max(sum(self.denominators), 1)
+        else:
+            share = float(np.mean(self.numerators))
         return 1 - share if self.is_error_rate else share
 
 
 @dataclass(frozen=True)
 class SplitScores:
-    """`outcomes.json`: tallies of both sides over the test split, by metric."""
+    """`outcomes.json`: scores of both sides over the test split, by metric."""
 
     baseline: dict[str, PerSampleScores]
+    """Of the dense pipeline."""
     compressed: dict[str, PerSampleScores]
+    """Of the compressed one."""
 
 
-def estimate_quality(t: PerSampleScores) -> Quality:
-    """The figure with its 95 % interval: Wilson's for a share of inputs, else by bootstrap over inputs."""
-    hits, n = np.array(t.numerators), len(t.numerators)
-    if not t.denominators:
-        p = float(hits.mean())
-        middle = (p + NORMAL_975 * NORMAL_975 / (2 * n)) / (1 + NORMAL_975 * NORMAL_975 / n)
-        half = (
-            NORMAL_975
-            / (1 + NORMAL_975 * NORMAL_975 / n)
-            * math.sqrt(p * (1 - p) / n + NORMAL_975 * NORMAL_975 / (4 * n * n))
-        )
-        return Quality(
-            value=p,
-            low=max(0.0, middle - half),
-            high=min(1.0, middle + half),
-            n=n,
-            is_error_rate=t.is_error_rate,
-        )
-    of, draws = (
-        np.array(t.denominators),
-        np.random.default_rng(0).integers(0, n, (BOOTSTRAP_DRAWS, n)),
-    )
-    rate = lambda a, b: a.sum(-1) / np.maximum(b.sum(-1), 1)
-    low, high = np.percentile(rate(hits[draws], of[draws]), (2.5, 97.5))
+def estimate_quality(scores: PerSampleScores) -> Quality:
+    """Estimate the figure of a metric with its 95 % interval.
+
+    Args:
+        scores: What was counted for each input.
+
+    Returns:
+        The figure. A share of inputs has Wilson's interval (Wilson 1927), any other one a bootstrap
+        over inputs.
+    """
+    if scores.denominators:
+        value, low, high = _bootstrap_ratio(scores)
+    else:
+        value, low, high = _estimate_wilson_interval(scores)
     return Quality(
-        value=float(rate(hits, of)),
-        low=float(low),
-        high=float(high),
-        n=n,
-        is_error_rate=t.is_error_rate,
+        value=value,
+        low=low,
+        high=high,
+        n=len(scores.numerators),
+        is_error_rate=scores.is_error_rate,
     )
+
+
+def _estimate_wilson_interval(scores: PerSampleScores) -> tuple[float, float, float]:
+    """Return the share of hits with its lower and upper end.
+
+    With the share p over n inputs and z = 1.96:
+
+        middle = (p + z^2 / 2n) / (1 + z^2 / n)
+        half   = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
+    """
+    n = len(scores.numerators)
+    share = float(np.array(scores.numerators).mean())
+    z_squared = NORMAL_975 * NORMAL_975
+    shrinkage = 1 + z_squared / n
+    middle = (share + z_squared / (2 * n)) / shrinkage
+    variance = share * (1 - share) / n + z_squared / (4 * n * n)
+    half = NORMAL_975 / shrinkage * math.sqrt(variance)
+    return share, max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _bootstrap_ratio(scores: PerSampleScores) -> tuple[float, float, float]:
+    """Return the ratio of sums with its lower and upper end: inputs are drawn with replacement
+    (Efron 1979)."""
+    numerators = np.array(scores.numerators)
+    denominators = np.array(scores.denominators)
+    n = len(numerators)
+    draws = np.random.default_rng(0).integers(0, n, (BOOTSTRAP_DRAWS, n))
+    drawn_ratios = _divide_sums(numerators[draws], denominators[draws])
+    low, high = np.percentile(drawn_ratios, (2.5, 97.5))
+    return float(_divide_sums(numerators, denominators)), float(low), float(high)
+
+
+def _divide_sums(numerators: np.ndarray, denominators: np.ndarray) -> np.ndarray:
+    """Divide sums over the last axis; a denominator of nothing counts as 1."""
+    ratios: np.ndarray = numerators.sum(-1) / np.maximum(denominators.sum(-1), 1)
+    return ratios
 
 
 def estimate_paired_difference(
     better: Sequence[Mapping[str, PerSampleScores]], worse: Sequence[Mapping[str, PerSampleScores]]
 ) -> tuple[float, float]:
-    """(how much more of what is right the first side keeps, mean over metrics and over several runs of a side; half its
-    95 % interval).
+    """Estimate how much more of what is right one side keeps than the other.
 
-    The interval is paired: inputs are drawn anew with all answers to them (bootstrap), so what both sides get right or
-    wrong together does not widen it, and metrics that hang together do not narrow it. Where a side is several runs,
-    they are drawn anew as well.
+    The interval is paired: a bootstrap draws inputs together with all answers to them. So what both
+    sides get right or wrong together does not widen it, and metrics that depend on each other do
+    not narrow it. Where a side is several runs, they are drawn as well.
+
+    Args:
+        better: Scores by metric, of every run of the side that may be better.
+        worse: The same of the other side, over the same inputs.
+
+    Returns:
+        The difference of the shares that are right, a mean over metrics and runs, and half its 95 %
+        interval.
     """
-    n = len(next(iter(better[0].values())).numerators)
-    rng = np.random.default_rng(0)
-    weights = rng.multinomial(n, np.full(n, 1 / n), BOOTSTRAP_DRAWS)
-    point, drawn = 0.0, np.zeros(BOOTSTRAP_DRAWS)
+    first_scores = next(iter(better[0].values()))
+    n = len(first_scores.numerators)
+    random = np.random.default_rng(0)
+    # how often each draw holds each input
+    input_counts = random.multinomial(n, np.full(n, 1 / n), BOOTSTRAP_DRAWS)
+    difference = 0.0
+    drawn_differences = np.zeros(BOOTSTRAP_DRAWS)
     for sign, side in ((1, better), (-1, worse)):
-        often = rng.multinomial(len(side), np.full(len(side), 1 / len(side)), BOOTSTRAP_DRAWS)
-        for run, times in zip(side, often.T, strict=True):
-            for t in run.values():
-                share = sign / len(side) / len(run)
-                of = np.array(t.denominators) if t.denominators else np.ones(n)
-                rate = weights @ np.array(t.numerators) / np.maximum(weights @ of, 1)
-                point += share * t.share_right
-                drawn += share * times * (1 - rate if t.is_error_rate else rate)
-    return point, NORMAL_975 * float(drawn.std())
+        run_count = len(side)
+        run_counts = random.multinomial(
+            run_count, np.full(run_count, 1 / run_count), BOOTSTRAP_DRAWS
+        )
+        for scores_by_metric, counts_of_run in zip(side, run_counts.T, strict=True):
+            weight = sign / run_count / len(scores_by_metric)
+            for scores in scores_by_metric.values():
+                difference += weight * scores.share_right
+                drawn_shares = _draw_shares_right(scores, input_counts)
+                drawn_differences += weight * counts_of_run * drawn_shares
+    return difference, NORMAL_975 * float(drawn_differences.std())
+
+
+def _draw_shares_right(scores: PerSampleScores, input_counts: np.ndarray) -> np.ndarray:
+    """Return the share that is right in every draw; `input_counts` [draws, inputs] says what each
+    draw holds."""
+    n = len(scores.numerators)
+    denominators = np.array(scores.denominators) if scores.denominators else np.ones(n)
+    hits = input_counts @ np.array(scores.numerators)
+    shares: np.ndarray = hits / np.maximum(input_counts @ denominators, 1)
+    return 1 - shares if scores.is_error_rate else shares
 
 
 def decide_claim(
     better: Sequence[Mapping[str, PerSampleScores]], worse: Sequence[Mapping[str, PerSampleScores]]
 ) -> tuple[str, float, float]:
-    """(supported, not supported or undecided; the gap; half its 95 % interval)."""
-    found, half = estimate_paired_difference(better, worse)
-    return (
-        (
-            "supported"
-            if found > half
-            else "not supported"
-            if found < -half
-            else "undecided at this n"
-        ),
-        found,
-        half,
-    )
+    """Decide whether one side keeps more of what is right than the other.
+
+    Args:
+        better: Scores by metric, of every run of the side that is claimed to be better.
+        worse: The same of the other side, over the same inputs.
+
+    Returns:
+        The verdict (`supported`, `not supported` or `undecided at this n`), the difference, and
+        half its 95 % interval. The claim is undecided when the interval holds 0.
+    """
+    difference, half = estimate_paired_difference(better, worse)
+    if difference > half:
+        return "supported", difference, half
+    if difference < -half:
+        return "not supported", difference, half
+    return "undecided at this n", difference, half
 
 
-def compute_quality_retained(baseline: dict[str, Quality], compressed: dict[str, Quality]) -> float:
-    """The smallest ratio compressed / baseline over the metrics; of an error rate, the ratio of what is right."""
-    good = lambda q: max(1 - q.value, 0.0) if q.is_error_rate else q.value
-    return min(
-        (good(compressed[k]) / good(b) for k, b in baseline.items() if good(b) > 0), default=0.0
-    )
+def compute_quality_retained(
+    baseline: Mapping[str, Quality], compressed: Mapping[str, Quality]
+) -> float:
+    """Compute how much of its quality a pipeline keeps.
+
+    Args:
+        baseline: Metrics of the dense pipeline.
+        compressed: The same metrics of the compressed one.
+
+    Returns:
+        The smallest ratio compressed / baseline over the metrics; of an error rate, the ratio of
+        what is right. 0 when the dense pipeline gets nothing right.
+    """
+    ratios: list[float] = []
+    for metric, dense_quality in baseline.items():
+        dense_share = _get_share_right(dense_quality)
+        if dense_share > 0:
+            ratios.append(_get_share_right(compressed[metric]) / dense_share)
+    return min(ratios, default=0.0)
+
+
+def _get_share_right(quality: Quality) -> float:
+    """Return what is right: the figure itself, or 1 - an error rate."""
+    return max(1 - quality.value, 0.0) if quality.is_error_rate else quality.value
 
 
 def summarize_latency(ms: Sequence[float]) -> Latency:
+    """Summarize samples.
+
+    Args:
+        ms: Milliseconds of each sample.
+
+    Returns:
+        Median, 95 % point and interquartile range.
+    """
     p25, p50, p75, p95 = np.percentile(ms, (25, 50, 75, 95))
     return Latency(p50=float(p50), p95=float(p95), n=len(ms), iqr=float(p75 - p25))

@@ -151,10 +151,10 @@ def test_constants_on_a_stream_go_into_the_bias_before(tmp_path):
 
 
 def test_a_new_token_sees_all_before_it_and_none_after():
-    from mmcompress.runtime.beam_search import FAR, build_causal_mask
+    from mmcompress.runtime.beam_search import MASKED_SCORE, build_causal_mask
 
     assert build_causal_mask(1, 4).shape == (1, 1, 1, 5) and not build_causal_mask(1, 4).any()
-    far = build_causal_mask(3, 2)[0, 0] == FAR
+    far = build_causal_mask(3, 2)[0, 0] == MASKED_SCORE
     assert far.astype(int).tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
 
 

@@ -432,12 +432,12 @@ def test_what_follows_the_moves_of_beams_is_fed_the_same_and_moves_its_cache_ali
             fed.append((ids.tolist(), past[0].tolist()))
             return rng.normal(size=(len(ids), width)).astype(np.float32), [trail]
 
-        return beam_search(step, [np.zeros((3, 0), np.float32)], g=g, **how), fed
+        return beam_search(step, [np.zeros((3, 0), np.float32)], generation=g, **how), fed
 
     made = []
-    _, free = run(0, g, made=made)
+    _, free = run(0, g, made_moves=made)
     assert len(made) == len(free) - 1 and any(beams != (0, 1, 2) for beams, _ in made)
-    _, followed = run(1, g.paced(len(free)), follow=made)
+    _, followed = run(1, g.paced(len(free)), moves_to_follow=made)
     assert followed == free
     assert run(1, g.paced(len(free)))[1] != free
 
@@ -455,7 +455,7 @@ def test_a_paced_generator_takes_its_steps_though_every_token_would_end_it():
 
     for how, steps in ((g, 1), (g.paced(7), 7), (replace(g, early_stopping=True).paced(30), 30)):
         calls.clear()
-        beam_search(step, [np.zeros((2, 0), np.float32)], g=how)
+        beam_search(step, [np.zeros((2, 0), np.float32)], generation=how)
         assert len(calls) == steps or (how is g and len(calls) < 12)
 
 

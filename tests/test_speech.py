@@ -212,12 +212,12 @@ def test_the_guard_ends_a_loop_and_says_so(beams):
         return scores, past
 
     options = {"bos": 8, "eos": 2, "pad": 1, "beams": beams, "max_tokens": 60}
-    found = beam_search(step, [], g=Generation(**options, guard=True))
+    found = beam_search(step, [], generation=Generation(**options, guard=True))
     assert (
         found[0][1] == [8, 5, 6, 7, 8]
         and Generation(**options).describe_ending(found[0][1]) == "repetition"
     )
-    free = beam_search(step, [], g=Generation(**options))
+    free = beam_search(step, [], generation=Generation(**options))
     assert len(free[0][1]) == 60 and Generation(**options).describe_ending(free[0][1]) == "length"
 
 

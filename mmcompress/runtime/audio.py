@@ -1,33 +1,78 @@
-"""Sound file -> log-mel features as Whisper reads them (Radford et al. 2022), in numpy."""
+"""Sound as log-mel features, as Whisper reads it (Radford et al. 2022), in numpy.
+
+Shapes: F frames of 10 ms, N samples of a window, K frequency bins, M mel bands.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mmcompress.errors import DataError, MissingPackage
 
-SAMPLE_RATE, WINDOW, HOP = 16_000, 400, 160
+SAMPLE_RATE = 16_000
+"""Samples per second that every sound is brought to."""
 
+WINDOW = 400
+"""Samples that one frame looks at: 25 ms."""
+
+HOP = 160
+"""Samples from one frame to the next: 10 ms."""
+
+CUT_REGION_DIVISOR = 5
+"""A long sound is cut in the last fifth of a window: earlier cuts would waste too much of it."""
+
+CUT_QUIET_SAMPLES = SAMPLE_RATE // 10
+"""Samples over which a spot must be quiet to be cut there: 100 ms, a short pause between words."""
+
+SLANEY_BREAK_HZ = 1000.0
+"""Hertz: below, the mel scale of Slaney (Auditory Toolbox, 1998) is linear, above logarithmic."""
+
+SLANEY_HZ_PER_MEL = 200 / 3
+"""Hertz per mel below the break."""
+
+SLANEY_BREAK_MEL = 15
+"""The break in mel."""
+
+SLANEY_LOG_STEP = np.log(6.4) / 27
+"""Natural logarithm of the frequency, per mel above the break."""
+
+MIN_POWER = 1e-10
+"""Power that counts as silence: a logarithm needs more than 0."""
+
+DYNAMIC_RANGE = 8
+"""Powers of ten below the loudest spot that are kept; Whisper was trained with as many."""
 
 AudioLike = str | Path | bytes | np.ndarray
 """A file, its bytes, or samples at 16 kHz, mono, in -1..1."""
 
 
 def open_audio(source: AudioLike) -> np.ndarray:
-    """Any sound file as float32 samples at 16 kHz, mono. Raises `DataError` for what is no sound."""
+    """Open a sound.
+
+    Args:
+        source: A file of any format that libsndfile reads, its bytes, or samples.
+
+    Returns:
+        Samples float32 at 16 kHz, mono, in -1..1.
+
+    Raises:
+        DataError: There is no such file, or it is no sound.
+        MissingPackage: soundfile or soxr is not installed.
+    """
     if isinstance(source, np.ndarray):
         return source.astype(np.float32)
     try:
         import soundfile
         import soxr
-    except ImportError as e:
-        raise MissingPackage("soundfile", "audio") from e
-    name = "the given audio" if isinstance(source, bytes) else str(source)
+    except ImportError as error:
+        raise MissingPackage("soundfile", "audio") from error
+    is_file = not isinstance(source, bytes)
+    name = str(source) if is_file else "the given audio"
     if not isinstance(source, bytes) and not Path(source).is_file():
         raise DataError(f"{name}: no such sound file")
     try:
@@ -36,71 +81,129 @@ def open_audio(source: AudioLike) -> np.ndarray:
             dtype="float32",
             always_2d=True,
         )
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as e:
-        raise DataError(f"{name}: not readable sound: {e}") from e
+    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
+        raise DataError(f"{name}: not readable sound: {error}") from error
     if not len(samples):
         raise DataError(f"{name}: holds no sound")
     mono = samples.mean(1)
-    return (
-        mono if rate == SAMPLE_RATE else soxr.resample(mono, rate, SAMPLE_RATE).astype(np.float32)
-    )
+    if rate == SAMPLE_RATE:
+        return mono
+    return soxr.resample(mono, rate, SAMPLE_RATE).astype(np.float32)
 
 
 def check_audio(path: Path) -> None:
-    """Read the header alone. Raises `DataError` as `open_audio` would."""
+    """Check a sound file by its header.
+
+    Args:
+        path: The file.
+
+    Raises:
+        DataError: There is no such file, or it is no sound.
+        MissingPackage: soundfile is not installed.
+    """
     try:
         import soundfile
-    except ImportError as e:
-        raise MissingPackage("soundfile", "audio") from e
+    except ImportError as error:
+        raise MissingPackage("soundfile", "audio") from error
     if not path.is_file():
         raise DataError(f"{path}: no such sound file")
     try:
-        found = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, RuntimeError) as e:
-        raise DataError(f"{path}: not readable sound ({path.stat().st_size} bytes): {e}") from e
-    if not found.frames:
+        header = soundfile.info(str(path))
+    except (soundfile.LibsndfileError, RuntimeError) as error:
+        size = path.stat().st_size
+        raise DataError(f"{path}: not readable sound ({size} bytes): {error}") from error
+    if not header.frames:
         raise DataError(f"{path}: holds no sound")
 
 
 def split_sound(samples: np.ndarray, seconds: float) -> list[np.ndarray]:
-    """Pieces of at most `seconds`, in order, nothing left out; a cut falls on the quietest spot near the limit."""
-    limit, pieces = int(seconds * SAMPLE_RATE), []
-    while len(samples) > limit:
-        tail = np.abs(samples[limit - limit // 5 : limit])
-        heard = (
-            np.convolve(tail, np.ones(SAMPLE_RATE // 10), mode="valid")
-            if len(tail) >= SAMPLE_RATE // 10
-            else tail
-        )
-        at = max(1, limit - limit // 5 + int(heard.argmin()) + SAMPLE_RATE // 20)
-        pieces.append(samples[:at])
-        samples = samples[at:]
-    return [*pieces, samples]
+    """Split a sound into pieces for a window, in order, with nothing left out.
+
+    Args:
+        samples: Samples at 16 kHz.
+        seconds: Seconds of the longest piece.
+
+    Returns:
+        Pieces; each but the last ends at the quietest spot of the last fifth of the window.
+    """
+    limit = int(seconds * SAMPLE_RATE)
+    pieces: list[np.ndarray] = []
+    remaining = samples
+    while len(remaining) > limit:
+        cut = _find_quiet_spot(remaining, limit)
+        pieces.append(remaining[:cut])
+        remaining = remaining[cut:]
+    return [*pieces, remaining]
+
+
+def _find_quiet_spot(samples: np.ndarray, limit: int) -> int:
+    """Find the index of the quietest spot in the last fifth of the first `limit` samples."""
+    region_start = limit - limit // CUT_REGION_DIVISOR
+    loudness = np.abs(samples[region_start:limit])
+    if len(loudness) >= CUT_QUIET_SAMPLES:
+        loudness = np.convolve(loudness, np.ones(CUT_QUIET_SAMPLES), mode="valid")
+    # the middle of the quiet stretch
+    return max(1, region_start + int(loudness.argmin()) + CUT_QUIET_SAMPLES // 2)
 
 
 @lru_cache(maxsize=4)
 def build_mel_filters(mels: int) -> np.ndarray:
-    """Triangles on Slaney's mel scale, each of unit area, [bins, mels]: 0 to 8 kHz over 201 frequency bins."""
-    linear, step = 200 / 3, np.log(6.4) / 27
-    to_mel = lambda f: np.where(
-        f < 1000, f / linear, 15 + np.log(np.maximum(f, 1e-9) / 1000) / step
-    )
-    to_hz = lambda m: np.where(m < 15, m * linear, 1000 * np.exp(step * (m - 15)))
-    edges = to_hz(np.linspace(to_mel(np.float64(0)), to_mel(np.float64(SAMPLE_RATE / 2)), mels + 2))
-    bins = np.linspace(0, SAMPLE_RATE / 2, WINDOW // 2 + 1)[:, None]
-    rising = (bins - edges[:-2]) / np.diff(edges)[:-1]
-    falling = (edges[2:] - bins) / np.diff(edges)[1:]
-    return np.maximum(0, np.minimum(rising, falling)) * (2 / (edges[2:] - edges[:-2]))
+    """Build triangular filters on Slaney's mel scale, each of unit area.
+
+    Args:
+        mels: Bands from 0 to 8 kHz.
+
+    Returns:
+        float64 [K, M], with 201 frequency bins.
+    """
+    highest_hz = SAMPLE_RATE / 2
+    lowest_mel = _convert_to_mel(np.float64(0))
+    highest_mel = _convert_to_mel(np.float64(highest_hz))
+    edges = _convert_to_hz(np.linspace(lowest_mel, highest_mel, mels + 2))
+    bins_K1 = np.linspace(0, highest_hz, WINDOW // 2 + 1)[:, None]
+    widths = np.diff(edges)
+    rising_KM = (bins_K1 - edges[:-2]) / widths[:-1]
+    falling_KM = (edges[2:] - bins_K1) / widths[1:]
+    triangles_KM = np.maximum(0, np.minimum(rising_KM, falling_KM))
+    return triangles_KM * (2 / (edges[2:] - edges[:-2]))
 
 
-def compute_log_mel(samples: np.ndarray, config: dict[str, Any]) -> np.ndarray:
-    """Samples at 16 kHz -> float32 [mels, frames]; padded with silence or cut to `frames` of 10 ms."""
+def _convert_to_mel(hz: np.ndarray | np.float64) -> np.ndarray:
+    """Convert hertz to Slaney's mel scale."""
+    linear = hz / SLANEY_HZ_PER_MEL
+    # the floor keeps 0 Hz, whose logarithm is not used, from warning
+    logarithmic = SLANEY_BREAK_MEL + np.log(np.maximum(hz, 1e-9) / 1000) / SLANEY_LOG_STEP
+    return np.where(hz < SLANEY_BREAK_HZ, linear, logarithmic)
+
+
+def _convert_to_hz(mel: np.ndarray) -> np.ndarray:
+    """Convert Slaney's mel scale to hertz."""
+    linear = mel * SLANEY_HZ_PER_MEL
+    logarithmic = SLANEY_BREAK_HZ * np.exp(SLANEY_LOG_STEP * (mel - SLANEY_BREAK_MEL))
+    return np.where(mel < SLANEY_BREAK_MEL, linear, logarithmic)
+
+
+def compute_log_mel(samples: np.ndarray, config: Mapping[str, float]) -> np.ndarray:
+    """Compute the features that Whisper reads.
+
+    features = (max(m, max over all of m - 8) + 4) / 4, with m = log10 of the power in each mel
+    band.
+
+    Args:
+        samples: Samples at 16 kHz; padded with silence or cut to the frames.
+        config: `mels`: bands; `frames`: frames of 10 ms.
+
+    Returns:
+        float32 [M, F].
+    """
     frames = int(config["frames"])
-    padded = np.zeros(frames * HOP, np.float64)
-    padded[: len(samples)] = samples[: len(padded)]
-    padded = np.pad(padded, WINDOW // 2, mode="reflect")
-    window = np.hanning(WINDOW + 1)[:-1]
-    pieces = np.lib.stride_tricks.sliding_window_view(padded, WINDOW)[::HOP][:frames]
-    power = np.abs(np.fft.rfft(pieces * window, axis=1)) ** 2
-    mel = np.log10(np.maximum(power @ build_mel_filters(int(config["mels"])), 1e-10)).T
-    return ((np.maximum(mel, mel.max() - 8) + 4) / 4).astype(np.float32)
+    sound = np.zeros(frames * HOP, np.float64)
+    sound[: len(samples)] = samples[: len(sound)]
+    padded_sound = np.pad(sound, WINDOW // 2, mode="reflect")
+    hann_N = np.hanning(WINDOW + 1)[:-1]
+    pieces_FN = np.lib.stride_tricks.sliding_window_view(padded_sound, WINDOW)[::HOP][:frames]
+    power_FK = np.abs(np.fft.rfft(pieces_FN * hann_N, axis=1)) ** 2
+    power_FM = power_FK @ build_mel_filters(int(config["mels"]))
+    log_power_MF = np.log10(np.maximum(power_FM, MIN_POWER)).T
+    audible_MF = np.maximum(log_power_MF, log_power_MF.max() - DYNAMIC_RANGE)
+    return ((audible_MF + 4) / 4).astype(np.float32)

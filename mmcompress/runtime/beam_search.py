@@ -1,4 +1,7 @@
-"""Beam search with a KV cache, step for step that of transformers' `generate`."""
+"""Beam search with a KV cache, step for step that of transformers' `generate`.
+
+Shapes: B beams, T new tokens, S tokens in the cache, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -8,143 +11,272 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 DecodeStep = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.ndarray]]]
-"""(ids [b, t], position of the first, past) -> (log-probabilities [b, v] after the last token, new past)."""
+"""Runs the model on new tokens.
 
+It takes ids int64 [B, T], the position of the first of them, and the cache (batch axis first). It
+returns log-probabilities float32 [B, V] after the last token, and the new cache.
+"""
 
 BeamMove = tuple[tuple[int, ...], tuple[int, ...]]
-"""From one step to the next: which running sequence each of the next ones goes on with, and the token it gets."""
+"""One step of all beams: the beam that each new sequence continues, and the token that it gets."""
 
+ScoredSequence = tuple[float, list[int]]
+"""Mean log-probability of a token, and the ids with prompt and end."""
 
-LONGEST_SPAN, COPIES, TOKENS = 16, 4, 16
+_Option = tuple[float, int, int]
+"""A way to go on: log-probability of the whole sequence, the beam that it continues, the token that
+it gets."""
 
+MAX_REPEATED_SPAN = 16
+"""Tokens: the longest span whose repetition is looked for."""
 
-NONE = -1
-"""No token."""
+MIN_REPEATED_COPIES = 4
+"""Copies of a span in a row that count as a loop. A speaker may say a word three times."""
 
+MIN_REPEATED_TOKENS = 16
+"""Tokens that all copies of a span have at least, so that short words may be repeated more
+often."""
 
-FAR = -1e9
-"""What is added to the score of a position that must not be seen."""
+NO_TOKEN = -1
+"""In place of a token id: no token."""
+
+MASKED_SCORE = -1e9
+"""Added to the score of what must not be chosen or seen; finite, since -inf - -inf is no number."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How to generate: special ids, beams (all of them are returned), the longest sequence in tokens, prompt.
-
-    `early_stopping`: end with the first `beams` finished sequences; otherwise (transformers' default) only when no
-    running one can still beat the worst of them. The first saves steps, but where an end token is the only other
-    choice, ends that nobody believes in fill the list before the right sequence is complete.
-    """
+    """How a generator writes. All of its beams are returned."""
 
     bos: int
+    """Token id: starts a sequence that has no prompt."""
     eos: int
+    """Token id: ends a sequence; `NO_TOKEN`: none does."""
     pad: int
+    """Token id: fills up shorter texts of a batch."""
     beams: int
+    """Sequences that are followed at once."""
     max_tokens: int
+    """Tokens of the longest sequence, prompt and end included."""
     prompt: tuple[int, ...] = ()
+    """Token ids that every sequence starts with."""
     early_stopping: bool = False
+    """Whether to end with the first `beams` finished sequences.
+
+    Otherwise, which is the default of transformers, the search ends when no running sequence can
+    still beat the worst of them. Early stopping saves steps. But where an end token is the only
+    other choice, improbable ends fill the list before the right sequence is complete.
+    """
     suppress: tuple[int, ...] = ()
-    """Tokens never written; `begin_suppress`: never as the first one after the prompt."""
+    """Token ids that are never written."""
     begin_suppress: tuple[int, ...] = ()
+    """Token ids that are never written as the first one after the prompt."""
     guard: bool = False
-    """End as soon as the best sequence does nothing but repeat itself; of the copies one stays."""
+    """Whether to end as soon as the best sequence only repeats itself. One of the copies stays."""
 
     def paced(self, steps: int) -> Generation:
-        """The same, writing exactly as long as `steps` calls of the model take, whatever it says.
+        """Return the same generation, ending after exactly so many calls of the model.
 
-        No token ends it: to suppress the one that does would take time at every step, which is not to be measured.
+        No token ends it. To suppress the end token would take time at every step, which is not to
+        be measured.
         """
-        longest = len(self.prompt or (self.bos,)) + steps
-        return replace(self, max_tokens=longest, eos=NONE, guard=False)
+        prompt_length = len(self.prompt or (self.bos,))
+        return replace(self, max_tokens=prompt_length + steps, eos=NO_TOKEN, guard=False)
 
     def describe_ending(self, ids: Sequence[int]) -> str:
-        """How a sequence ended: by its `end` token, at the longest `length`, or by the guard against `repetition`."""
-        return (
-            "end"
-            if ids[-1] == self.eos
-            else "length"
-            if len(ids) >= self.max_tokens
-            else "repetition"
-        )
+        """Tell how a sequence ended.
+
+        Args:
+            ids: Token ids with the prompt.
+
+        Returns:
+            `end`: by its end token; `length`: at the longest length; `repetition`: by the guard.
+        """
+        if ids[-1] == self.eos:
+            return "end"
+        return "length" if len(ids) >= self.max_tokens else "repetition"
 
 
-def build_causal_mask(new: int, past: int) -> np.ndarray:
-    """float32 [1, 1, new, past + new], added to attention scores: none of the new tokens sees those after it."""
-    mask = np.zeros((new, past + new), np.float32)
-    if new > 1:
-        mask[:, past:] = np.triu(np.full((new, new), FAR, np.float32), 1)
-    return mask[None, None]
+def build_causal_mask(new_tokens: int, past_tokens: int) -> np.ndarray:
+    """Build the mask that keeps new tokens from seeing those after them.
+
+    Args:
+        new_tokens: Tokens of this step, T.
+        past_tokens: Tokens in the cache, S.
+
+    Returns:
+        float32 [1, 1, T, S + T], added to attention scores.
+    """
+    mask_TS = np.zeros((new_tokens, past_tokens + new_tokens), np.float32)
+    if new_tokens > 1:
+        masked = np.full((new_tokens, new_tokens), MASKED_SCORE, np.float32)
+        mask_TS[:, past_tokens:] = np.triu(masked, 1)
+    return mask_TS[None, None]
 
 
 def count_repeated_tail(ids: Sequence[int]) -> int:
-    """Tokens at the end that only repeat those before them: a span said four times or more, over 16 tokens or more."""
-    for span in range(1, LONGEST_SPAN + 1):
-        copies = max(COPIES, -(-TOKENS // span))
-        if len(ids) >= span * copies and all(
-            ids[-i] == ids[-i - span] for i in range(1, span * (copies - 1) + 1)
-        ):
-            return span * (copies - 1)
+    """Count the tokens at the end that only repeat those before them.
+
+    A loop is a span of up to `MAX_REPEATED_SPAN` tokens that stands at the end
+    `MIN_REPEATED_COPIES` times or more, over `MIN_REPEATED_TOKENS` tokens or more.
+
+    Args:
+        ids: Token ids without the prompt.
+
+    Returns:
+        Tokens of all copies but the first; 0 where nothing is repeated.
+    """
+    for span in range(1, MAX_REPEATED_SPAN + 1):
+        copies = max(MIN_REPEATED_COPIES, -(-MIN_REPEATED_TOKENS // span))
+        repeated_tokens = span * (copies - 1)
+        if len(ids) < span * copies:
+            continue
+        if all(ids[-i] == ids[-i - span] for i in range(1, repeated_tokens + 1)):
+            return repeated_tokens
     return 0
 
 
 def beam_search(
-    step: DecodeStep,
+    decode_step: DecodeStep,
     past: list[np.ndarray],
     *,
-    g: Generation,
-    made: list[BeamMove] | None = None,
-    follow: Sequence[BeamMove] = (),
-) -> list[tuple[float, list[int]]]:
-    """The `g.beams` best sequences of one item, best first, as (score per token, ids with prompt and end).
+    generation: Generation,
+    made_moves: list[BeamMove] | None = None,
+    moves_to_follow: Sequence[BeamMove] = (),
+) -> list[ScoredSequence]:
+    """Write the best sequences of one item.
 
-    `past` is the empty cache, batch axis first: beams are gathered along it. The moves are added to `made`; those to
-    `follow` are made in place of what the scores say, of which there must be one for every step but the last.
+    Args:
+        decode_step: Runs the model on new tokens.
+        past: The cache before the first step, batch axis first.
+        generation: How to write.
+        made_moves: A list that every move is appended to.
+        moves_to_follow: Moves to make in place of those that the scores ask for, one for each step
+            but the last.
+
+    Returns:
+        `generation.beams` sequences, the best first.
     """
-    start = list(g.prompt or (g.bos,))
-    running = [start] * g.beams
-    scores = [0.0] + [-1e9] * (g.beams - 1)
-    unmoved = tuple(range(g.beams))
-    finished: list[tuple[float, list[int]]] = []
-    feed, position = np.array([start] * g.beams, np.int64), 0
+    prompt = list(generation.prompt or (generation.bos,))
+    running = [prompt] * generation.beams
+    # all beams start alike, so only one of them may be continued in the first step
+    scores = [0.0] + [MASKED_SCORE] * (generation.beams - 1)
+    unmoved_beams = tuple(range(generation.beams))
+    finished: list[ScoredSequence] = []
+    new_ids_BT = np.array(running, np.int64)
+    position = 0
     while True:
-        scored, past = step(feed, position, past)
-        position += feed.shape[1]
-        if g.suppress:
-            scored[:, g.suppress] = -np.inf
-        if g.begin_suppress and position == len(start):
-            scored[:, g.begin_suppress] = -np.inf
-        flat = (scored + np.array(scores, np.float32)[:, None]).ravel()
-        vocabulary = scored.shape[1]
-        keep = min(2 * g.beams, flat.size)
-        top = flat.argpartition(-keep)[-keep:]
-        # a handful of numbers from here on: plain Python is quicker than arrays
-        ranked = sorted(zip(flat[top].tolist(), top.tolist(), strict=True), key=lambda r: -r[0])
-        options = [(score, *divmod(index, vocabulary)) for score, index in ranked]
-        last = position + 1 >= g.max_tokens
-        length = position + 1 - len(start)
-        for score, beam, token in options[: g.beams]:
-            if last or token == g.eos:
-                finished.append((score / length, [*running[beam], token]))
-        finished = sorted(finished, key=lambda f: -f[0])[: g.beams]
-        if last:
-            break
-        alive = [o for o in options if o[2] != g.eos][: g.beams]
-        if len(finished) == g.beams and (
-            g.early_stopping or alive[0][0] / length <= finished[-1][0]
-        ):
-            break
-        scores = [score for score, _, _ in alive]
-        beams, tokens = zip(*((beam, token) for _, beam, token in alive), strict=True)
-        if follow:
-            beams, tokens = follow[length - 1]
+        log_probabilities_BV, past = decode_step(new_ids_BT, position, past)
+        position += new_ids_BT.shape[1]
+        _suppress_tokens_(log_probabilities_BV, generation, is_first=position == len(prompt))
+        options = _rank_options(log_probabilities_BV, scores)
+        is_last = position + 1 >= generation.max_tokens
+        length = position + 1 - len(prompt)
+        finished = _add_finished(
+            finished,
+            options,
+            running=running,
+            generation=generation,
+            length=length,
+            is_last=is_last,
+        )
+        if is_last:
+            return finished
+        unfinished = [option for option in options if option[2] != generation.eos]
+        unfinished = unfinished[: generation.beams]
+        if _is_settled(finished, unfinished, generation=generation, length=length):
+            return finished
+        scores = [score for score, _, _ in unfinished]
+        beams = tuple(beam for _, beam, _ in unfinished)
+        tokens = tuple(token for _, _, token in unfinished)
+        if moves_to_follow:
+            beams, tokens = moves_to_follow[length - 1]
         running = [[*running[beam], token] for beam, token in zip(beams, tokens, strict=True)]
-        if g.guard and (copies := count_repeated_tail(running[0][len(start) :])):
-            cut = [(s / length, r) for s, r in zip(scores, running, strict=True)]
-            cut[0] = (cut[0][0], running[0][:-copies])
-            return sorted([*finished, *cut], key=lambda f: -f[0])[: g.beams]
-        if made is not None:
-            made.append((beams, tokens))
-        if beams != unmoved:
+        if generation.guard:
+            repeated_tokens = count_repeated_tail(running[0][len(prompt) :])
+            if repeated_tokens:
+                means = [score / length for score in scores]
+                running[0] = running[0][:-repeated_tokens]
+                ended = list(zip(means, running, strict=True))
+                return _take_best([*finished, *ended], generation.beams)
+        if made_moves is not None:
+            made_moves.append((beams, tokens))
+        if beams != unmoved_beams:
+            # the cache goes along with the beams
             order = np.array(beams)
-            past = [p.take(order, 0) for p in past]
-        feed = np.array(tokens, np.int64)[:, None]
-    return finished
+            past = [cache.take(order, 0) for cache in past]
+        new_ids_BT = np.array(tokens, np.int64)[:, None]
+
+
+def _suppress_tokens_(
+    log_probabilities_BV: np.ndarray, generation: Generation, *, is_first: bool
+) -> None:
+    """Set the log-probabilities of tokens that must not be written, in place."""
+    if generation.suppress:
+        log_probabilities_BV[:, generation.suppress] = -np.inf
+    if generation.begin_suppress and is_first:
+        log_probabilities_BV[:, generation.begin_suppress] = -np.inf
+
+
+def _rank_options(log_probabilities_BV: np.ndarray, scores: Sequence[float]) -> list[_Option]:
+    """List the best ways to go on, the best first.
+
+    There are twice as many as beams: even if every beam could end, as many are left to go on.
+    """
+    beams, vocabulary = log_probabilities_BV.shape
+    totals = (log_probabilities_BV + np.array(scores, np.float32)[:, None]).ravel()
+    option_count = min(2 * beams, totals.size)
+    best_indices = totals.argpartition(-option_count)[-option_count:]
+    # a handful of numbers from here on: plain Python is quicker than arrays
+    ranked = sorted(
+        zip(totals[best_indices].tolist(), best_indices.tolist(), strict=True),
+        key=_get_negative_score,
+    )
+    return [(score, index // vocabulary, index % vocabulary) for score, index in ranked]
+
+
+def _get_negative_score(scored: tuple[float, object]) -> float:
+    """Return the key that sorts the best score first, and equal ones in the order they had."""
+    return -scored[0]
+
+
+def _add_finished(
+    finished: list[ScoredSequence],
+    options: Sequence[_Option],
+    *,
+    running: Sequence[list[int]],
+    generation: Generation,
+    length: int,
+    is_last: bool,
+) -> list[ScoredSequence]:
+    """Add the sequences that end in this step, and keep the best.
+
+    Only the first `beams` options may end: an end token further down is not probable enough.
+    """
+    ended: list[ScoredSequence] = []
+    for score, beam, token in options[: generation.beams]:
+        if is_last or token == generation.eos:
+            ended.append((score / length, [*running[beam], token]))
+    return _take_best([*finished, *ended], generation.beams)
+
+
+def _take_best(sequences: list[ScoredSequence], count: int) -> list[ScoredSequence]:
+    """Return the best sequences, the best first."""
+    return sorted(sequences, key=_get_negative_score)[:count]
+
+
+def _is_settled(
+    finished: Sequence[ScoredSequence],
+    unfinished: Sequence[_Option],
+    *,
+    generation: Generation,
+    length: int,
+) -> bool:
+    """Return whether enough sequences are finished, and no running one beats the worst of them."""
+    if len(finished) < generation.beams:
+        return False
+    if generation.early_stopping:
+        return True
+    worst_score = finished[-1][0]
+    best_running_score = unfinished[0][0] / length
+    return best_running_score <= worst_score

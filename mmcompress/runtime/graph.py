@@ -1,12 +1,11 @@
-"""A bundle as a callable: the graph of `manifest.json` executed in order."""
+"""A bundle as a callable: the graph of `manifest.json`, run node by node."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,128 +14,211 @@ from mmcompress.registry import NODE_KINDS, resolve_entry
 from mmcompress.runtime.bundle import Manifest, read_manifest, verify_files
 from mmcompress.runtime.machine import describe_cpu
 from mmcompress.runtime.sessions import TimedSession
+from mmcompress.runtime.text import Values
+
+NOISE_IMAGE_SIZE = 224
+"""Pixels: side of the picture of a request that says nothing."""
+
+NOISE_SAMPLES = 32_000
+"""Samples: the sound of a request that says nothing, two seconds at 16 kHz."""
+
+NOISE_LOUDNESS = 0.1
+"""Standard deviation of these samples, which lie in -1..1."""
 
 
 def sum_critical_path(seconds: Mapping[str, float], reads: Mapping[str, Collection[str]]) -> float:
-    """The longest way through a graph whose nodes take so long each; `reads`: the nodes that each waits for."""
-    ends: dict[str, float] = {}
+    """Sum the longest way through a graph.
 
-    def end(node: str) -> float:
-        if node not in ends:
-            ends[node] = seconds.get(node, 0.0) + max((end(n) for n in reads[node]), default=0.0)
-        return ends[node]
+    Args:
+        seconds: What each node takes, in any unit; a node that is missing takes nothing.
+        reads: The nodes that each node waits for.
 
-    return max(map(end, reads), default=0.0)
+    Returns:
+        What all nodes take when each starts as soon as it can, in the unit of `seconds`.
+    """
+    end_by_node: dict[str, float] = {}
+
+    def find_end(node: str) -> float:
+        if node not in end_by_node:
+            start = max((find_end(source) for source in reads[node]), default=0.0)
+            end_by_node[node] = seconds.get(node, 0.0) + start
+        return end_by_node[node]
+
+    return max((find_end(node) for node in reads), default=0.0)
 
 
 class Pipeline:
-    """Callable with the pipeline's inputs by name; gives its outputs by name.
+    """Runs the pipeline of a bundle: takes its inputs by name, gives its outputs by name.
 
-    After each call `node_seconds` holds the wall time of every node and `model_seconds` the part of each spent inside
-    its model sessions, `inside` what of the whole was: their sum, or where branches run in parallel the longest way.
-    Not safe for concurrent calls: load one per thread.
+    It is not safe for concurrent calls: load one per thread.
+
+    Args:
+        folder: The bundle.
+        manifest: Its manifest.
+        threads: Threads of a session.
+
+    Raises:
+        BundleError: A node is of an unknown kind, needs another processor, or can't be loaded.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, *, threads: int):
-        self.folder, self.manifest, self.threads = folder, manifest, threads
+        self.folder = folder
+        self.manifest = manifest
+        self.threads = threads
         graph = manifest["graph"]
         self.inputs: dict[str, str] = graph["inputs"]
+        """Value types of the inputs, by name."""
         self.outputs: dict[str, str] = graph["outputs"]
-        self.wiring: dict[str, dict[str, str]] = {}
-        self.nodes: dict[str, Any] = {}
+        """References (`node.port`) of the outputs, by name."""
+        self.nodes: dict[str, Callable[..., Values]] = {}
         self.sessions: dict[str, dict[str, TimedSession]] = {}
+        """Sessions by node and graph."""
+        self.wiring: dict[str, dict[str, str]] = {}
+        """References by node and port."""
         for name, node in graph["nodes"].items():
-            if node["kind"] not in NODE_KINDS.names():
-                raise BundleError(
-                    f"{folder}: node '{name}' is of kind '{node['kind']}', which this runtime doesn't know"
-                )
-            if (needed := set(node.get("cpu_flags", ()))) and not needed & set(
-                describe_cpu()["flags"]
-            ):
-                raise BundleError(
-                    f"{folder}: node '{name}' is in {node['precision']}, which needs a CPU with one of "
-                    f"{', '.join(sorted(needed))}: without, its results would be wrong"
-                )
-            self.sessions[name] = {
-                k: TimedSession(folder / f, threads) for k, f in node.get("files", {}).items()
-            }
-            self.nodes[name] = resolve_entry(NODE_KINDS.get(node["kind"]).deployed)(
-                self.sessions[name], node.get("config", {}), folder
-            )
-            self.wiring[name] = node["inputs"]
+            self._load_node(name, node)
         self.node_seconds: dict[str, float] = {}
+        """Seconds of every node in the last call."""
         self.model_seconds: dict[str, float] = {}
-        sources = lambda wires: {r.partition(".")[0] for r in wires.values()} & set(self.nodes)
-        self.reads = {n: sources(wires) for n, wires in self.wiring.items()}
-        self.pool = ThreadPoolExecutor(len(self.nodes)) if manifest.get("parallel") else None
+        """The part of them that was spent inside sessions."""
+        self.reads = {name: self._list_sources(name) for name in self.wiring}
+        """Nodes that each node waits for."""
+        runs_branches_at_once = bool(manifest.get("parallel"))
+        self.pool = ThreadPoolExecutor(len(self.nodes)) if runs_branches_at_once else None
+        """Threads of the branches; None where nodes run one after the other."""
 
-    def make_noise_request(self) -> dict[str, Any]:
-        """A request of the right kind that says nothing: a picture of 224 x 224 pixels, or two seconds of sound."""
-        name, kind = next(iter(self.inputs.items()))
-        rng = np.random.default_rng(0)
-        if kind == "image":
-            return {name: rng.integers(0, 255, (224, 224, 3), np.uint8)}
-        return {name: rng.normal(0, 0.1, 32_000).astype(np.float32)}
+    def _load_node(self, name: str, node: Values) -> None:
+        """Load the sessions of a node, and build it."""
+        kind = node["kind"]
+        if kind not in NODE_KINDS.names():
+            raise BundleError(
+                f"{self.folder}: node '{name}' is of kind '{kind}', which this runtime doesn't know"
+            )
+        self._check_cpu(name, node)
+        sessions: dict[str, TimedSession] = {}
+        for graph, file in node.get("files", {}).items():
+            sessions[graph] = TimedSession(self.folder / file, self.threads)
+        build_node = resolve_entry(NODE_KINDS.get(kind).deployed)
+        self.sessions[name] = sessions
+        self.nodes[name] = build_node(sessions, node.get("config", {}), self.folder)
+        self.wiring[name] = node["inputs"]
+
+    def _check_cpu(self, name: str, node: Values) -> None:
+        """Raise a `BundleError` when this processor would round a node wrongly."""
+        needed_flags = set(node.get("cpu_flags", ()))
+        if needed_flags and not needed_flags & set(describe_cpu()["flags"]):
+            raise BundleError(
+                f"{self.folder}: node '{name}' is in {node['precision']}, which needs a CPU with "
+                f"one of {', '.join(sorted(needed_flags))}: without, its results would be wrong"
+            )
+
+    def _list_sources(self, name: str) -> set[str]:
+        """List the nodes that a node reads."""
+        names = {reference.partition(".")[0] for reference in self.wiring[name].values()}
+        return names & set(self.nodes)
+
+    def make_noise_request(self) -> Values:
+        """Make a request that says nothing: a picture of 224 x 224 pixels, or two seconds of
+        sound."""
+        name, value_type = next(iter(self.inputs.items()))
+        random = np.random.default_rng(0)
+        if value_type == "image":
+            shape = (NOISE_IMAGE_SIZE, NOISE_IMAGE_SIZE, 3)
+            return {name: random.integers(0, 255, shape, np.uint8)}
+        return {name: random.normal(0, NOISE_LOUDNESS, NOISE_SAMPLES).astype(np.float32)}
 
     @property
     def session_seconds(self) -> float:
-        return (
-            sum_critical_path(self.model_seconds, self.reads)
-            if self.pool
-            else sum(self.model_seconds.values())
-        )
+        """Seconds of the last call inside sessions: their sum, or the longest way where branches
+        run at once."""
+        if self.pool is not None:
+            return sum_critical_path(self.model_seconds, self.reads)
+        return sum(self.model_seconds.values())
 
-    def __call__(self, **inputs: Any) -> dict[str, Any]:
+    def __call__(self, **inputs: object) -> Values:
+        """Answer a request.
+
+        Args:
+            inputs: Values of the pipeline's inputs, by name: a file, bytes or an array.
+
+        Returns:
+            Values of the pipeline's outputs, by name.
+
+        Raises:
+            DataError: An input is missing or unknown, or can't be read.
+        """
         values = self.run(**inputs)
-        return {name: self.value_of(values, reference) for name, reference in self.outputs.items()}
+        return {name: _read_value(values, reference) for name, reference in self.outputs.items()}
 
-    def run(self, **inputs: Any) -> dict[str, dict[str, Any]]:
-        """Every node's outputs. Raises `DataError` for a missing or unknown input."""
+    def run(self, **inputs: object) -> dict[str, Values]:
+        """Answer a request with the outputs of every node, by node and port. See `__call__`."""
         if set(inputs) != set(self.inputs):
-            raise DataError(
-                f"this pipeline takes {', '.join(self.inputs)}; got {', '.join(inputs) or 'nothing'}"
-            )
-        values: dict[str, dict[str, Any]] = {name: {"": v} for name, v in inputs.items()}
-        if self.pool is None:
+            given_names = ", ".join(inputs) or "nothing"
+            raise DataError(f"this pipeline takes {', '.join(self.inputs)}; got {given_names}")
+        values: dict[str, Values] = {name: {"": value} for name, value in inputs.items()}
+        if self.pool is not None:
+            self._run_branches(self.pool, values)
+        else:
             for name in self.nodes:
-                self._answer(name, values)
-            return values
-        waiting, done = dict(self.reads), set(inputs)
-        running: dict[Future, str] = {}
+                self._run_node(name, values)
+        return values
+
+    def _run_branches(self, pool: ThreadPoolExecutor, values: dict[str, Values]) -> None:
+        """Run every node as soon as all that it reads is there."""
+        waiting = dict(self.reads)
+        done = set(values)
+        running: dict[Future[None], str] = {}
         while waiting or running:
-            for name in [n for n, needed in waiting.items() if needed <= done]:
+            ready = [name for name, sources in waiting.items() if sources <= done]
+            for name in ready:
                 del waiting[name]
-                running[self.pool.submit(self._answer, name, values)] = name
+                running[pool.submit(self._run_node, name, values)] = name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 done.add(running.pop(future))
                 future.result()
-        return values
 
-    def _answer(self, name: str, values: dict[str, dict[str, Any]]) -> None:
-        feed = {
-            port: self.value_of(values, reference) for port, reference in self.wiring[name].items()
-        }
-        before = sum(s.seconds for s in self.sessions[name].values())
+    def _run_node(self, name: str, values: dict[str, Values]) -> None:
+        """Run one node, add its outputs to the values, and keep the time it took."""
+        ports: Values = {}
+        for port, reference in self.wiring[name].items():
+            ports[port] = _read_value(values, reference)
+        seconds_before = self._count_session_seconds(name)
         start = time.perf_counter()
-        values[name] = self.nodes[name](**feed)
+        values[name] = self.nodes[name](**ports)
         self.node_seconds[name] = time.perf_counter() - start
-        self.model_seconds[name] = sum(s.seconds for s in self.sessions[name].values()) - before
+        self.model_seconds[name] = self._count_session_seconds(name) - seconds_before
 
-    @staticmethod
-    def value_of(values: dict[str, dict[str, Any]], reference: str) -> Any:
-        node, _, port = reference.partition(".")
-        return values[node][port]
+    def _count_session_seconds(self, name: str) -> float:
+        """Return the seconds inside the sessions of a node so far."""
+        return sum(session.seconds for session in self.sessions[name].values())
+
+
+def _read_value(values: Mapping[str, Values], reference: str) -> object:
+    """Return the value behind a reference: `node.port`, or the name of an input."""
+    node, _, port = reference.partition(".")
+    return values[node][port]
 
 
 def load_bundle(bundle: str | Path, threads: int | None = None) -> Pipeline:
-    """Load a bundle after checking every file. `threads` defaults to what it was measured with.
+    """Load a bundle after checking every file.
 
-    Raises `BundleError` when a file is missing, altered or unreadable.
+    Args:
+        bundle: The folder.
+        threads: Threads of a session; default: as many as the bundle was measured with.
+
+    Returns:
+        The pipeline, ready to answer requests.
+
+    Raises:
+        BundleError: A file is missing, altered or unreadable.
     """
     folder = Path(bundle)
     manifest = read_manifest(folder)
     verify_files(folder, manifest)
     try:
-        return Pipeline(folder, manifest, threads=threads or int(manifest.get("threads", 1)))
-    except (KeyError, TypeError, ValueError, AttributeError) as e:
-        raise BundleError(f"{folder}/manifest.json: damaged: {type(e).__name__}: {e}") from e
+        measured_threads = int(manifest.get("threads", 1))
+        return Pipeline(folder, manifest, threads=threads or measured_threads)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"{folder}/manifest.json: damaged: {type(error).__name__}: {error}"
+        ) from error

@@ -1,8 +1,12 @@
-"""Image file -> pixel values, the same on the training and the deployed side."""
+"""Pictures as pixel values, prepared in the same way for training and in deployment.
+
+Shapes: C planes (red, green, blue), H height, W width.
+"""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +16,32 @@ from PIL import Image, UnidentifiedImageError
 from mmcompress.errors import DataError
 
 ImageLike = str | Path | bytes | np.ndarray | Image.Image
+"""A file, its bytes, an array uint8 [H, W, C], or an image of Pillow."""
+
+LARGEST_PIXEL_VALUE = 255
+"""Value of a byte that counts as 1."""
+
+MAX_NAME_LENGTH = 200
+"""Characters of a file name that a message shows: bytes by mistake given as a name may be
+millions."""
 
 
 def open_image(source: ImageLike) -> Image.Image:
-    """Any image as RGB; transparency falls on white. Raises `DataError` for what is no image."""
+    """Open a picture as RGB. Transparency falls on white.
+
+    Args:
+        source: A file, its bytes, an array, or an image.
+
+    Returns:
+        The picture in the mode RGB.
+
+    Raises:
+        DataError: There is no such file, or it is no picture.
+    """
     try:
-        if isinstance(source, np.ndarray):
-            im = Image.fromarray(source)
-        elif isinstance(source, Image.Image):
-            im = source
-        else:
-            im = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
-            im.load()
-    except FileNotFoundError as e:
-        raise DataError(f"{source!s}: no such image") from e
+        image = _load_image(source)
+    except FileNotFoundError as error:
+        raise DataError(f"{source!s}: no such image") from error
     except (
         UnidentifiedImageError,
         OSError,
@@ -33,52 +49,86 @@ def open_image(source: ImageLike) -> Image.Image:
         ValueError,
         TypeError,
         Image.DecompressionBombError,
-    ) as e:
-        name = (
-            str(source)[:200]
-            if not isinstance(source, bytes | np.ndarray | Image.Image)
-            else "the given image"
-        )
-        size = (
-            f" ({Path(source).stat().st_size} bytes)"
-            if isinstance(source, str | Path) and Path(source).exists()
-            else ""
-        )
-        raise DataError(f"{name}: not a readable image{size}") from e
-    if im.mode in ("RGBA", "LA", "PA") or "transparency" in im.info:
-        rgba = im.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, "white")
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return im if im.mode == "RGB" else im.convert("RGB")
+    ) as error:
+        raise DataError(f"{_describe_source(source, 'not a readable image')}") from error
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        transparent_image = image.convert("RGBA")
+        white_image = Image.new("RGBA", transparent_image.size, "white")
+        return Image.alpha_composite(white_image, transparent_image).convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def preprocess_image(source: ImageLike, config: dict[str, Any]) -> np.ndarray:
-    """float32 [3, size, size], resized and normalized as `config` says (keys of open_clip's `preprocess_cfg`).
+def _load_image(source: ImageLike) -> Image.Image:
+    """Load a picture in whatever mode it has."""
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source)
+    if isinstance(source, Image.Image):
+        return source
+    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    # Pillow reads the header only; a damaged file shall fail here
+    image.load()
+    return image
 
-    `resize_mode`: "shortest" (the shorter side to size, centre crop), "longest" (the longer side, padded) or "squash".
+
+def _describe_source(source: ImageLike, problem: str) -> str:
+    """Write a message about a picture: its name, the problem, and the size of its file."""
+    if isinstance(source, bytes | np.ndarray | Image.Image):
+        return f"the given image: {problem}"
+    name = str(source)[:MAX_NAME_LENGTH]
+    if isinstance(source, str | Path) and Path(source).exists():
+        return f"{name}: {problem} ({Path(source).stat().st_size} bytes)"
+    return f"{name}: {problem}"
+
+
+def preprocess_image(source: ImageLike, config: Mapping[str, Any]) -> np.ndarray:
+    """Prepare a picture for an image encoder.
+
+    Args:
+        source: A file, its bytes, an array, or an image.
+        config: Keys of open_clip's `preprocess_cfg`. `size`: pixels of a side; `mean`, `std`: of a
+            plane, in 0..1; `interpolation`: bicubic (default) or bilinear; `resize_mode`:
+            "shortest" (default: the shorter side gets the size, the centre is kept), "longest" (the
+            longer side, with a border) or "squash".
+
+    Returns:
+        float32 [C, size, size], with the mean 0 and the standard deviation 1 that the encoder was
+        trained with.
+
+    Raises:
+        DataError: There is no such file, or it is no picture.
     """
-    im, size = open_image(source), int(config["size"])
-    if im.size != (size, size):
-        resample = (
-            Image.Resampling.BILINEAR
-            if config.get("interpolation") == "bilinear"
-            else Image.Resampling.BICUBIC
+    image = open_image(source)
+    size = int(config["size"])
+    if image.size != (size, size):
+        is_bilinear = config.get("interpolation") == "bilinear"
+        image = _resize_image(
+            image,
+            size,
+            mode=config.get("resize_mode", "shortest"),
+            resampling=Image.Resampling.BILINEAR if is_bilinear else Image.Resampling.BICUBIC,
         )
-        w, h = im.size
-        mode = config.get("resize_mode", "shortest")
-        if mode == "squash":
-            im = im.resize((size, size), resample)
-        else:
-            scale = size / (min(w, h) if mode == "shortest" else max(w, h))
-            w, h = max(1, round(w * scale)), max(1, round(h * scale))
-            im = im.resize((w, h), resample)
-            left, top = (w - size) // 2, (h - size) // 2
-            im = im.crop((left, top, left + size, top + size))
     # planes first: numpy is slow where the last axis has three entries
-    x = np.asarray(im).transpose(2, 0, 1).astype(np.float32, order="C")
-    for plane, mean, std in zip(
-        x, *(np.broadcast_to(config[k], 3) for k in ("mean", "std")), strict=True
-    ):
-        plane -= np.float32(mean) * 255
-        plane /= np.float32(std) * 255
-    return x
+    pixels_CHW = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+    means = np.broadcast_to(config["mean"], 3)
+    deviations = np.broadcast_to(config["std"], 3)
+    for plane_HW, mean, deviation in zip(pixels_CHW, means, deviations, strict=True):
+        plane_HW -= np.float32(mean) * LARGEST_PIXEL_VALUE
+        plane_HW /= np.float32(deviation) * LARGEST_PIXEL_VALUE
+    return pixels_CHW
+
+
+def _resize_image(
+    image: Image.Image, size: int, *, mode: str, resampling: Image.Resampling
+) -> Image.Image:
+    """Bring a picture to a square of `size` pixels."""
+    if mode == "squash":
+        return image.resize((size, size), resampling)
+    decisive_side = min(image.size) if mode == "shortest" else max(image.size)
+    scale = size / decisive_side
+    width = max(1, round(image.size[0] * scale))
+    height = max(1, round(image.size[1] * scale))
+    resized_image = image.resize((width, height), resampling)
+    # a negative edge lies outside the picture: there the crop adds a border
+    left = (width - size) // 2
+    top = (height - size) // 2
+    return resized_image.crop((left, top, left + size, top + size))

@@ -1,4 +1,4 @@
-"""The processor this runs on."""
+"""What this process runs on: processor, package versions, commit."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 from mmcompress.version import CHECKOUT_FOLDER, __version__
 
-FLAGS = (
+REPORTED_CPU_FLAGS = (
     "avx2",
     "fma",
     "avx512f",
@@ -24,9 +24,9 @@ FLAGS = (
     "asimddp",
     "i8mm",
 )
+"""Instruction sets that decide the speed of inference, as Linux names them."""
 
-
-IDENTITY = (
+IDENTITY_KEYS = (
     "vendor_id",
     "cpu family",
     "model",
@@ -35,37 +35,9 @@ IDENTITY = (
     "CPU part",
     "CPU revision",
 )
-"""What tells processors of one name, or of none, apart."""
+"""Keys of /proc/cpuinfo that tell processors of one name, or of no name, apart."""
 
-
-def describe_cpu() -> dict[str, Any]:
-    """Model name, cores this process may use, and the instruction sets that decide the speed of inference."""
-    name, flags, identity = platform.processor() or platform.machine(), set(), {}
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                name = value.strip()
-            if key.strip() in ("flags", "Features"):
-                flags = set(value.split())
-            if key.strip() in IDENTITY:
-                identity[key.strip()] = value.strip()
-    except OSError:
-        pass
-    cores = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    return {
-        "name": name,
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": cores,
-        "flags": [f for f in FLAGS if f in flags],
-        "identity": [identity[k] for k in IDENTITY if k in identity],
-    }
-
-
-PACKAGES = (
+REPORTED_PACKAGES = (
     "torch",
     "open_clip_torch",
     "transformers",
@@ -75,39 +47,114 @@ PACKAGES = (
     "onnxruntime",
     "numpy",
 )
+"""Packages whose versions stand beside every figure."""
+
+GIT_TIMEOUT_SECONDS = 10
+"""Seconds: a file system that hangs must not hang a run."""
+
+
+def describe_cpu() -> dict[str, Any]:
+    """Describe the processor, as JSON-ready facts.
+
+    Returns:
+        `name`, `machine`, `system`; `cores` that this process may use; `flags` that decide the
+        speed of inference; `identity`, what tells processors of one name apart. Without
+        /proc/cpuinfo the last two are empty.
+    """
+    name = platform.processor() or platform.machine()
+    flags: set[str] = set()
+    identity: dict[str, str] = {}
+    for key, value in _read_cpuinfo():
+        if key == "model name":
+            name = value
+        if key in ("flags", "Features"):
+            flags = set(value.split())
+        if key in IDENTITY_KEYS:
+            identity[key] = value
+    return {
+        "name": name,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": _count_cores(),
+        "flags": [flag for flag in REPORTED_CPU_FLAGS if flag in flags],
+        "identity": [identity[key] for key in IDENTITY_KEYS if key in identity],
+    }
+
+
+def _read_cpuinfo() -> list[tuple[str, str]]:
+    """Read the lines of /proc/cpuinfo as (key, value); none where the system has no such file."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return []
+    entries: list[tuple[str, str]] = []
+    for line in text.splitlines():
+        key, _, value = line.partition(":")
+        entries.append((key.strip(), value.strip()))
+    return entries
+
+
+def _count_cores() -> int:
+    """Count the cores that this process may use; a container may have fewer than the machine."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def list_package_versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "mmcompress": __version__}
-    for package in PACKAGES:
+    """List the versions of Python, of mmcompress, and of the packages that are installed."""
+    versions = {"python": platform.python_version(), "mmcompress": __version__}
+    for package in REPORTED_PACKAGES:
         try:
-            found[package] = importlib.metadata.version(package)
+            versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def fingerprint_device(threads: int) -> str:
-    """Names a device for its table: CPU, threads and the version of ONNX Runtime."""
+    """Name a device for its table.
+
+    Args:
+        threads: Threads of a session.
+
+    Returns:
+        16 hexadecimal digits that change with the processor, the threads and the version of ONNX
+        Runtime.
+    """
     facts = {
         "cpu": describe_cpu(),
         "threads": threads,
         "onnxruntime": list_package_versions().get("onnxruntime"),
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    facts_json = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(facts_json.encode()).hexdigest()[:16]
 
 
 def read_git_commit() -> str:
-    """The commit of this checkout, marked when it was changed; empty outside one."""
-    here = CHECKOUT_FOLDER
-    if not (here / ".git").exists():
+    """Read the commit of this checkout.
+
+    Returns:
+        The hash, with `-dirty` when tracked files were changed; empty outside a checkout or without
+        git.
+    """
+    if not (CHECKOUT_FOLDER / ".git").exists():
         return ""
     try:
-        run = lambda *a: (
-            subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, timeout=10).stdout
-        )
-        return run("rev-parse", "HEAD").strip() + (
-            "-dirty" if run("status", "--porcelain", "-uno").strip() else ""
-        )
+        commit = _run_git(["rev-parse", "HEAD"])
+        changes = _run_git(["status", "--porcelain", "-uno"])
     except (OSError, subprocess.SubprocessError):
         return ""
+    return f"{commit}-dirty" if changes else commit
+
+
+def _run_git(arguments: list[str]) -> str:
+    """Run git in the checkout, and return what it prints."""
+    done = subprocess.run(
+        ["git", *arguments],
+        cwd=CHECKOUT_FOLDER,
+        capture_output=True,
+        text=True,
+        timeout=GIT_TIMEOUT_SECONDS,
+    )
+    return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""The one door to onnxruntime for running models."""
+"""The one place where models run: sessions of ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -6,53 +6,85 @@ import time
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
+import onnxruntime
 
 from mmcompress.errors import BundleError
+
+ERRORS_ONLY = 3
+"""Severity of messages that ONNX Runtime writes: errors. Its warnings tell of choices that nobody
+can change."""
 
 
 def open_session(
     model: str | Path | bytes, threads: int, *, optimize: bool = True
-) -> ort.InferenceSession:
-    """An inference session on the CPU; `threads` 0: one for each core.
+) -> onnxruntime.InferenceSession:
+    """Open an inference session on the CPU.
 
-    Threads don't spin: several sessions of one pipeline would otherwise fight for the cores and the dense baseline
-    would look slower than it is.
+    Threads don't spin. Otherwise several sessions of one pipeline would fight for the cores, and
+    the dense baseline would look slower than it is.
+
+    Args:
+        model: A file, or its bytes.
+        threads: Threads of a call; 0: one for each core.
+        optimize: Whether ONNX Runtime may fuse operators.
+
+    Returns:
+        The session.
+
+    Raises:
+        BundleError: ONNX Runtime can't load the model.
     """
-    options = ort.SessionOptions()
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = ERRORS_ONLY
     if not optimize:
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    is_file = not isinstance(model, bytes)
     try:
-        return ort.InferenceSession(
-            model if isinstance(model, bytes) else str(model),
-            options,
-            providers=["CPUExecutionProvider"],
+        return onnxruntime.InferenceSession(
+            str(model) if is_file else model, options, providers=["CPUExecutionProvider"]
         )
-    except Exception as e:  # onnxruntime raises its own unexported types
-        name = "the model" if isinstance(model, bytes) else str(model)
-        raise BundleError(f"{name}: onnxruntime can't load it: {e}") from e
+    except Exception as error:  # onnxruntime raises types that it does not export
+        name = str(model) if is_file else "the model"
+        raise BundleError(f"{name}: onnxruntime can't load it: {error}") from error
 
 
 class TimedSession:
-    """A session that adds up the time spent inside it."""
+    """A session that counts its calls and the time spent inside them.
+
+    Args:
+        model: A file, or its bytes.
+        threads: Threads of a call; 0: one for each core.
+    """
 
     def __init__(self, model: str | Path | bytes, threads: int):
         self.inner = open_session(model, threads)
-        self.outputs = [o.name for o in self.inner.get_outputs()]
-        self.inputs = [i.name for i in self.inner.get_inputs()]
-        self.seconds, self.calls = 0.0, 0
+        self.outputs = [output.name for output in self.inner.get_outputs()]
+        """Names of the outputs, in the order of the graph."""
+        self.inputs = [graph_input.name for graph_input in self.inner.get_inputs()]
+        """Names of the inputs, in the order of the graph."""
+        self.seconds = 0.0
+        """Seconds inside all calls so far."""
+        self.calls = 0
+        """Calls so far."""
         self.feeds: list[dict[str, np.ndarray]] | None = None
-        """Inputs of every call, where somebody asks for them."""
+        """A list that the inputs of every call are added to; None: they are not kept."""
 
     def __call__(self, feed: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """Run the model.
+
+        Args:
+            feed: Arrays by the name of the input.
+
+        Returns:
+            Arrays in the order of `outputs`.
+        """
         if self.feeds is not None:
             self.feeds.append(feed)
         start = time.perf_counter()
-        out = self.inner.run(self.outputs, feed)
+        results = self.inner.run(self.outputs, feed)
         self.seconds += time.perf_counter() - start
         self.calls += 1
-        return out
+        return results

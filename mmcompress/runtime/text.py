@@ -1,7 +1,8 @@
-"""Each kind of node as deployed: named inputs -> named outputs, one request (or a list of texts) at a time."""
+"""Texts as token ids, and the type of what nodes exchange."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,22 +12,54 @@ from tokenizers import Tokenizer
 from mmcompress.errors import BundleError
 
 Values = dict[str, Any]
+"""Named values of a node: its outputs by port, or its configuration in the manifest."""
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
+    """Load a tokenizer of the library `tokenizers`.
+
+    Raises:
+        BundleError: The file is missing or no tokenizer.
+    """
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as e:  # tokenizers raises plain Exception
-        raise BundleError(f"{path}: not a tokenizer: {e}") from e
+    except Exception as error:  # tokenizers raises plain Exception
+        raise BundleError(f"{path}: not a tokenizer: {error}") from error
 
 
-def pad_ids(ids: list[list[int]], length: int, *, pad: int, eos: int) -> np.ndarray:
-    """int64 [n, length]; what is too long loses its last words, never its end token."""
-    rows = [r if len(r) <= length else [*r[: length - 1], eos] for r in ids]
-    return np.array([[*r, *[pad] * (length - len(r))] for r in rows], np.int64)
+def pad_ids(rows: Sequence[Sequence[int]], length: int, *, pad: int, eos: int) -> np.ndarray:
+    """Bring texts to one length.
+
+    Args:
+        rows: Token ids of each text.
+        length: Tokens of every row. A text that is too long loses its last words, never its end
+            token.
+        pad: Token id that fills up short texts.
+        eos: Token id that ends a text.
+
+    Returns:
+        int64 [texts, length].
+    """
+    padded_rows: list[list[int]] = []
+    for row in rows:
+        ids = list(row) if len(row) <= length else [*row[: length - 1], eos]
+        padded_rows.append(ids + [pad] * (length - len(ids)))
+    return np.array(padded_rows, np.int64)
 
 
-def choose_padded_length(ids: list[list[int]], config: Values) -> int:
-    """To what length texts are padded: the longest of them where the tower ignores padding, else its whole context."""
-    whole = int(config["context_length"])
-    return min(max(1, *map(len, ids)), whole) if config.get("any_length") else whole
+def choose_padded_length(rows: Sequence[Sequence[int]], config: Values) -> int:
+    """Choose the length that texts are padded to.
+
+    Args:
+        rows: Token ids of each text.
+        config: Configuration of a text encoder: `context_length`, and `any_length` where it ignores
+            padding.
+
+    Returns:
+        Tokens: the longest text where the encoder ignores padding, else its whole context.
+    """
+    context_length = int(config["context_length"])
+    if not config.get("any_length"):
+        return context_length
+    longest = max((len(row) for row in rows), default=0)
+    return min(max(1, longest), context_length)

@@ -1,16 +1,22 @@
-"""The clock that a run reads and waits by, in one place so that a test can hand it another one."""
+"""The clock that a run reads and waits by, and the timing of single calls."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from mmcompress.stats import Latency, summarize_latency
 
+MIN_TIMED_CALLS = 3
+"""Calls that are timed even when the time is up: fewer have no median."""
+
+MIN_TRIES = 2
+"""Short measurements that are made even when the time is up: the lower of them is taken."""
+
 
 class Clock(Protocol):
-    """A source of elapsed time."""
+    """A source of elapsed time. It stands in one place so that a test can replace it."""
 
     def now(self) -> float:
         """Return seconds since some fixed moment."""
@@ -25,38 +31,68 @@ class SystemClock:
     """The clock of this machine; it never goes backwards."""
 
     def now(self) -> float:
+        """Return seconds since some fixed moment."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
+        """Wait for some seconds."""
         time.sleep(seconds)
 
 
-def time_call(call: Callable[[], Any], warmup: int, *, rounds: int, limit: float = 1e9) -> Latency:
-    """Time one call in milliseconds; stops after `limit` seconds with what it has (at least three samples)."""
-    began = time.perf_counter()
+def time_call(
+    call: Callable[[], object], warmup: int, *, rounds: int, limit: float = 1e9
+) -> Latency:
+    """Time a call many times.
+
+    Args:
+        call: What is timed.
+        warmup: Calls before the first one that counts.
+        rounds: Calls that count.
+        limit: Seconds after which no further call starts; `MIN_TIMED_CALLS` are made anyway. The
+            warm-up has as many seconds of its own.
+
+    Returns:
+        Milliseconds of a call.
+    """
+    warmup_start = time.perf_counter()
     for _ in range(warmup):
         call()
-        if time.perf_counter() - began > limit:
+        if time.perf_counter() - warmup_start > limit:
             break
-    times: list[float] = []
-    began = time.perf_counter()
-    while len(times) < rounds and (len(times) < 3 or time.perf_counter() - began < limit):
+    call_ms: list[float] = []
+    timing_start = time.perf_counter()
+    while len(call_ms) < rounds:
+        has_enough_calls = len(call_ms) >= MIN_TIMED_CALLS
+        if has_enough_calls and time.perf_counter() - timing_start >= limit:
+            break
         start = time.perf_counter()
         call()
-        times.append((time.perf_counter() - start) * 1e3)
-    return summarize_latency(times)
+        call_ms.append((time.perf_counter() - start) * 1e3)
+    return summarize_latency(call_ms)
 
 
 def min_of_medians(
-    call: Callable[[], Any], warmup: int, *, rounds: int, limit: float, tries: int = 3
+    call: Callable[[], object], warmup: int, *, rounds: int, limit: float, tries: int = 3
 ) -> float:
-    """The lowest p50 in milliseconds of a few short measurements: what others do on a machine only ever adds time.
+    """Measure a call a few times, and take the lowest median: what else runs on a machine only adds
+    time.
 
-    Two of them will do for a call so slow that they take longer than `limit` seconds.
+    Args:
+        call: What is timed.
+        warmup: Calls before every measurement.
+        rounds: Calls of every measurement.
+        limit: Seconds of all measurements together. When a slow call takes longer, `MIN_TRIES` will
+            do.
+        tries: Measurements.
+
+    Returns:
+        The lowest p50 in milliseconds.
     """
-    began, found = time.perf_counter(), float("inf")
+    start = time.perf_counter()
+    lowest_p50 = float("inf")
     for i in range(tries):
-        if i > 1 and time.perf_counter() - began > limit:
+        if i >= MIN_TRIES and time.perf_counter() - start > limit:
             break
-        found = min(found, time_call(call, warmup, rounds=rounds, limit=limit / tries).p50)
-    return found
+        latency = time_call(call, warmup, rounds=rounds, limit=limit / tries)
+        lowest_p50 = min(lowest_p50, latency.p50)
+    return lowest_p50

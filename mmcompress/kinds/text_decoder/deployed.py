@@ -112,7 +112,13 @@ class TextDecoder:
             past = [
                 np.zeros((beams, heads, 0, width), np.float32) for heads, width in self.past_shapes
             ]
-        return beam_search(take_step, past, g=generation, made=made, follow=follow)
+        return beam_search(
+            take_step,
+            past,
+            generation=generation,
+            made_moves=made,
+            moves_to_follow=follow,
+        )
 
     def _prefill(self, context: np.ndarray) -> dict[str, np.ndarray]:
         """Return what is computed once a request: K and V of cross-attention, or of a prefix."""

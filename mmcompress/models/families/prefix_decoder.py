@@ -42,7 +42,7 @@ from mmcompress.models.families.decoding import (
 )
 from mmcompress.models.hub import POOLER, load_library_model, load_tokenizer_json
 from mmcompress.models.layouts import find_blocks, normalize_
-from mmcompress.runtime.beam_search import FAR
+from mmcompress.runtime.beam_search import MASKED_SCORE
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -334,7 +334,7 @@ class PrefixDecoder(Model):
         is_hidden_SS = positions_S[None] > positions_S[:, None]
         if self.family.bidirectional_prefix:
             is_hidden_SS = is_hidden_SS & (positions_S[None] >= prefix_length)
-        return (is_hidden_SS[None, None] * FAR).expand(batch, 1, -1, -1)
+        return (is_hidden_SS[None, None] * MASKED_SCORE).expand(batch, 1, -1, -1)
 
     def export_graphs(self) -> dict[str, ExportGraph]:
         """Describe the two graphs.
