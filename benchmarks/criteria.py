@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from mmcompress.cli.shared import parse_settings
+from mmcompress.cli.options import parse_settings
 from mmcompress.experiments.ablate import CRITERIA
 from mmcompress.experiments.compare import replace_scores
 from mmcompress.graph.structure import Candidate, cut_uniformly

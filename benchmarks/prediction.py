@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import spearmanr
 
-from mmcompress.cli.shared import parse_settings
+from mmcompress.cli.options import parse_settings
 from mmcompress.graph.blocks import cut_by_share
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.latency.bench import BenchmarkOptions

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
 
-from mmcompress.cli import main
+from mmcompress.cli import COMMANDS, main
+from mmcompress.registry import resolve_entry
 
 
 def call(*args):
@@ -142,12 +145,50 @@ def test_predict_and_bench(run_folder, tmp_path):
 
 
 def test_help_names_every_method_and_table(spec):
-    from mmcompress.cli.runs import METHODS, TABLES
-    from mmcompress.experiments.ablate import list_cells
-    from mmcompress.experiments.baselines import BASELINES as EVERY
+    from mmcompress.experiments.ablate import TABLES, list_cells
+    from mmcompress.experiments.baselines import BASELINES
 
-    assert METHODS.split(", ") == list(EVERY)
-    assert sorted(TABLES.split(", ")) == sorted({c.table for c in list_cells(spec)})
+    compare_help, ablate_help = call("compare", "--help").output, call("ablate", "--help").output
+    assert all(name in compare_help for name in BASELINES)
+    assert all(name in ablate_help for name in TABLES)
+    assert sorted(TABLES) == sorted({c.table for c in list_cells(spec)})
+
+
+def test_help_imports_no_command():
+    code = (
+        "import sys\n"
+        "for m in ('torch', 'transformers', 'open_clip', 'ray', 'optuna'): sys.modules[m] = None\n"
+        "from click.testing import CliRunner\n"
+        "from mmcompress.cli import COMMANDS, main\n"
+        "done = CliRunner().invoke(main, ['--help'])\n"
+        "assert done.exit_code == 0 and all(name in done.output for name in COMMANDS)\n"
+        "for line in ('predict', 'show', 'submit', 'schema', 'list', 'bench'):\n"
+        "    assert CliRunner().invoke(main, [line, '--help']).exit_code == 0, line\n"
+        "assert CliRunner().invoke(main, ['device', 'measure', '--help']).exit_code == 0\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_every_command_has_its_line_and_its_name():
+    for name, row in COMMANDS.items():
+        assert (
+            resolve_entry(row.target).name == name and row.about.endswith(".") or "..." in row.about
+        )
+
+
+def test_the_schema_of_a_spec_and_of_a_space_is_printed():
+    assert (
+        json.loads(call("schema").output)["$defs"]["Search"]["properties"]["trials"]["minimum"] == 0
+    )
+    assert "dimensions" in json.loads(call("schema", "--space").output)["properties"]
+
+
+def test_an_old_key_is_told_on_the_terminal(tiny):
+    done = call("validate", tiny / "spec.yaml", "--set", "search.mutations=3")
+    assert (
+        done.exit_code == 0
+        and "'search.mutations' is called 'search.level_switches'" in done.output
+    )
 
 
 def test_several_targets_are_refused_before_a_folder_is_made(tiny, tmp_path):
@@ -156,18 +197,15 @@ def test_several_targets_are_refused_before_a_folder_is_made(tiny, tmp_path):
         assert done.exit_code == 2 and "one target" in done.output and not (tmp_path / "c").exists()
 
 
-def test_where_torch_is_missing_the_extra_is_named(tiny, tmp_path, monkeypatch):
-    from mmcompress.workspace import context as state
-
-    def missing(*_):
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
-
-    monkeypatch.setattr(state, "load", missing)
-    done = call("run", tiny / "spec.yaml", "--out", tmp_path / "r")
+def test_where_torch_is_missing_the_extra_is_named(tiny, tmp_path):
+    code = "import sys\nsys.modules['torch'] = None\nfrom mmcompress.cli import main\nmain()\n"
+    asked = ["run", str(tiny / "spec.yaml"), "--out", str(tmp_path / "r")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *asked], capture_output=True, text=True, timeout=120
+    )
+    told = done.stdout + done.stderr
     assert (
-        done.exit_code == 2
-        and "the package 'torch' is needed here" in done.output
-        and "compress" in done.output
+        done.returncode == 2 and "the package 'torch' is needed here" in told and "compress" in told
     )
 
 

@@ -217,7 +217,7 @@ def test_what_is_made_after_more_trials_is_kept_only_if_it_is_better(tiny, tmp_p
 
 
 def test_another_search_space_is_refused_on_resume(run_folder, tiny):
-    from mmcompress.workspace.context import default_space
+    from mmcompress.spec.space import default_space
 
     with pytest.raises(DataError, match="another search space"):
         workflow.run(

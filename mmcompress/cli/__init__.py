@@ -1,4 +1,7 @@
-"""Commands: arguments in, a function of another room, a table out. No logic here."""
+"""Commands: arguments in, a function of another room, a table out. There is no logic here.
+
+A command is one file. Its row holds where it is and its help line, so that `--help` imports no command at all.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,71 @@ import warnings
 
 import click
 
-from mmcompress import __version__
-from mmcompress.cli import bundles, device, runs, specs
-from mmcompress.cli.shared import Group
+from mmcompress.cli.lazy_group import CommandRow, LazyGroup
+from mmcompress.version import __version__
+
+COMMANDS = {
+    "run": CommandRow(
+        target="mmcompress.cli.run:run_command",
+        about="Compress a pipeline to its latency target.",
+    ),
+    "validate": CommandRow(
+        target="mmcompress.cli.validate:validate_command",
+        about="Check a spec, its search space, its sources and its data.",
+    ),
+    "profile": CommandRow(
+        target="mmcompress.cli.profile:profile_command",
+        about="Measure the dense pipeline: every node and block, with its modality.",
+    ),
+    "show": CommandRow(
+        target="mmcompress.cli.show:show_command",
+        about="Show the result of a finished run.",
+    ),
+    "report": CommandRow(
+        target="mmcompress.cli.report:report_command",
+        about="Write the report of a finished run again.",
+    ),
+    "compare": CommandRow(
+        target="mmcompress.cli.compare:compare_command",
+        about="Compare the search with other methods at equal latency.",
+    ),
+    "ablate": CommandRow(
+        target="mmcompress.cli.ablate:ablate_command",
+        about="Measure what each part of the recipe brings.",
+    ),
+    "predict": CommandRow(
+        target="mmcompress.cli.predict:predict_command",
+        about="Run a bundle on one request; print its outputs as JSON.",
+    ),
+    "bench": CommandRow(
+        target="mmcompress.cli.bench:bench_command",
+        about="Measure the latency of a bundle, alone or in turn with another.",
+    ),
+    "device": CommandRow(
+        target="mmcompress.cli.device:device_command",
+        about="Search for a device that is not this machine.",
+    ),
+    "submit": CommandRow(
+        target="mmcompress.cli.submit:submit_command",
+        about="Run the same command as a job on a Ray cluster.",
+    ),
+    "list": CommandRow(
+        target="mmcompress.cli.list:list_command",
+        about="List what a spec may name: kinds, models, metrics, ...",
+    ),
+    "schema": CommandRow(
+        target="mmcompress.cli.schema:schema_command",
+        about="Print the JSON Schema of a spec, every key described.",
+    ),
+}
+"""The commands, in the order in which `--help` lists them."""
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=LazyGroup,
+    commands_by_name=COMMANDS,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(__version__, prog_name="mmcompress")
 def main() -> None:
     """Compress a multi-model multimodal pipeline to an end-to-end latency target."""
@@ -23,12 +85,6 @@ def main() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     logging.getLogger().setLevel(logging.ERROR)
+    # Other libraries warn of their own affairs; what this project warns of is for the user.
     warnings.simplefilter("ignore")
-
-
-for command in (
-    *(specs.validate, specs.profile, specs.list_),
-    *(runs.run, runs.submit, runs.show, runs.report, runs.compare, runs.ablate),
-    *(bundles.predict, bundles.bench, device.device),
-):
-    main.add_command(command)
+    warnings.filterwarnings("default", category=FutureWarning, module=r"mmcompress\.")

@@ -67,6 +67,17 @@ CRITERIA = (
 )
 
 
+TABLES = (
+    "order",
+    "allocation",
+    "protection",
+    "importance",
+    "zeros",
+    "schedule",
+    "losses",
+)
+"""The tables of an ablation, as `--tables` names them."""
+
 PLACEBO_DRAWS = 3
 """Random sets of blocks that are protected in place of the cross-modal ones."""
 

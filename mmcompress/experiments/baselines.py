@@ -22,7 +22,7 @@ from mmcompress.run.fit import Propose, open_search
 from mmcompress.search.bisection import bisect_share
 from mmcompress.search.build_problem import build_problem, find_fastest
 from mmcompress.search.evaluator import start_evaluator
-from mmcompress.search.linearize import linearize_successively, count_max_evaluations
+from mmcompress.search.linearize import count_max_evaluations, linearize_successively
 from mmcompress.search.repair import cut_to_budget, grow_to_budget, restore_dropped
 from mmcompress.search.run_search import choose_trial, run_unguided_search
 from mmcompress.search.sensitivity.store import Sensitivity

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sysconfig
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from mmcompress.errors import suggest_nearest
 from mmcompress.registry import PRECISIONS
 from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
+from mmcompress.version import CHECKOUT_FOLDER
 
 SEARCHABLE_KEYS = (
     "nodes.*.prune.heads",
@@ -114,3 +116,15 @@ def _find_value_problem(dotted: str, dimension: Dimension) -> str:
     ):
         return f"must lie in {least:g} .. {most:g}"
     return ""
+
+
+def default_space() -> Path:
+    """Return the path of the default search space.
+
+    In a checkout it lies beside the package, in an installed copy among the data files of its
+    environment.
+    """
+    name = Path("search_spaces") / "joint.yaml"
+    if (CHECKOUT_FOLDER / name).exists():
+        return CHECKOUT_FOLDER / name
+    return Path(sysconfig.get_path("data")) / "share" / "mmcompress" / name

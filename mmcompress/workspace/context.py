@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import sysconfig
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 
 from mmcompress.data.base import Dataset
-from mmcompress.data.open_dataset import open_dataset, read_lookup_texts
+from mmcompress.data.check_data import describe_shortage, open_data
+from mmcompress.data.open_dataset import read_lookup_texts
 from mmcompress.errors import DataError, ModelError, suggest_nearest
 from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.graph.blocks import Block
@@ -40,10 +40,9 @@ from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.loader import list_given_keys
 from mmcompress.spec.schema import Node, Spec
-from mmcompress.spec.space import Space, load_space
+from mmcompress.spec.space import Space, default_space, load_space
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.storage import read_record, to_plain, write_record
-from mmcompress.version import CHECKOUT_FOLDER
 from mmcompress.workspace.folder import RunFolder
 
 OnProgress = Callable[[str, str, float | None], None]
@@ -255,18 +254,6 @@ def has_static_ranges(precision: str) -> bool:
     return bool(PRECISIONS.get(precision).activations == "static")
 
 
-def default_space() -> Path:
-    """Return the path of the default search space.
-
-    In a checkout it lies beside the package, in an installed copy among the data files of its
-    environment.
-    """
-    name = Path("search_spaces") / "joint.yaml"
-    if (CHECKOUT_FOLDER / name).exists():
-        return CHECKOUT_FOLDER / name
-    return Path(sysconfig.get_path("data")) / "share" / "mmcompress" / name
-
-
 def open_run(
     spec_path: str | Path,
     out: str | Path,
@@ -334,67 +321,6 @@ def open_run(
         _keep_readings(run, readings)
     run.timings |= folder.read_timings()
     return run
-
-
-def open_data(spec: Spec) -> Dataset:
-    """Open the data of a spec and look at one pair of every split.
-
-    Raises:
-        DataError: A split is missing or can't be read, or the data do not fit the pipeline.
-    """
-    data = open_dataset(spec.data)
-    for split in ("train", "val", "test", *spec.data.report):
-        if split not in data.splits:
-            raise DataError(
-                f"data.report: '{spec.data.kind}' has no split '{split}' "
-                f"(known: {', '.join(data.splits)})"
-            )
-        data.load(split, 1)
-    _check_input_type(spec, data)
-    if spec.data.labels == "teacher":
-        _check_teacher_labels(spec, data)
-    return data
-
-
-def _check_input_type(spec: Spec, data: Dataset) -> None:
-    """Raise `DataError` when the data give another type of input than the pipeline takes."""
-    # A plug-in of an earlier version may not say what it gives: those were all images.
-    given = getattr(data, "modality", "image")
-    taken = next(iter(spec.inputs.values()))
-    if given != taken:
-        raise DataError(f"data: '{spec.data.kind}' gives {given}, the pipeline takes {taken}")
-
-
-def _check_teacher_labels(spec: Spec, data: Dataset) -> None:
-    """Raise `DataError` when the dense pipeline can't label this data."""
-    generators = sum(kind_of(node.kind).writes_text for node in spec.nodes.values())
-    if generators != 1:
-        raise DataError(
-            f"data.labels: 'teacher' takes one node that writes text, here are {generators}"
-        )
-    # The labels are kept by file name.
-    if not data.load("val", 1).names:
-        raise DataError(
-            f"data.labels: 'teacher' needs a data kind of files, not '{spec.data.kind}'"
-        )
-
-
-def describe_shortage(spec: Spec, data: Dataset) -> str:
-    """Return a sentence on splits with fewer pairs than the spec asks for, if there are any."""
-    # Only data of limited size counts its pairs.
-    count_pairs = getattr(data, "count_pairs", None)
-    if count_pairs is None:
-        return ""
-    available: dict[str, int] = count_pairs()
-    wanted = {"train": spec.data.calibration, "val": spec.data.validation_pairs}
-    shortages = [
-        f"{available[split]} of {count} in {split}"
-        for split, count in wanted.items()
-        if available[split] < count
-    ]
-    if not shortages:
-        return ""
-    return f"fewer pairs than asked for: {', '.join(shortages)}; {available['test']} in test"
 
 
 def _read_all_lookup_texts(spec: Spec, data: Dataset) -> dict[str, tuple[str, ...]]:

@@ -1,0 +1,54 @@
+"""`mmcompress ablate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmcompress.cli.console import Progress
+from mmcompress.cli.options import (
+    add_run_options,
+    collect_overrides,
+    default_folder,
+    resume_option,
+    split_names,
+)
+from mmcompress.cli.results_table import print_claims, print_path
+from mmcompress.experiments.ablate import TABLES, ablate
+
+
+@click.command("ablate")
+@click.argument("spec", type=click.Path())
+@add_run_options
+@click.option(
+    "--tables", help=f"Which, with commas between them (default: all): {', '.join(TABLES)}."
+)
+@click.option(
+    "--out", "folder", type=click.Path(), help="Folder (default: runs/NAME-TARGET-ablation)."
+)
+@resume_option
+def ablate_command(
+    spec: str,
+    tables: str | None,
+    space: str | None,
+    folder: str | None,
+    resume: bool,
+    **options: Any,
+) -> None:
+    """Measure what each part of the recipe brings: cells that differ in one thing, and claims on them."""
+    overrides = collect_overrides(**options)
+    folder = folder or default_folder(spec, overrides, kind="ablation")
+    with Progress() as on_progress:
+        ablate(
+            spec,
+            folder,
+            space=space,
+            overrides=overrides,
+            resume=resume,
+            on_progress=on_progress,
+            tables=split_names(tables),
+        )
+    print_claims(Path(folder))
+    print_path("report", Path(folder) / "ablation.html")

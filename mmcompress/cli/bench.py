@@ -1,0 +1,70 @@
+"""`mmcompress bench`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from mmcompress.cli.console import out
+from mmcompress.cli.predict import parse_input
+from mmcompress.measure.latency.bench import BenchmarkOptions
+from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
+from mmcompress.runtime.graph import load_bundle
+
+WARMUP_REQUESTS = 10
+"""Requests to each bundle that are not counted."""
+
+
+@click.command("bench")
+@click.argument("bundle", type=click.Path())
+@click.option("--against", type=click.Path(), help="A second bundle, measured in turn with it.")
+@click.option(
+    "--input", "inputs", multiple=True, metavar="NAME=FILE", help="Requests (default: noise)."
+)
+@click.option(
+    "--requests",
+    "--rounds",
+    "max_requests",
+    type=click.IntRange(2),
+    default=200,
+    show_default=True,
+    help="Requests to each bundle.",
+)
+@click.option("--threads", type=int, help="Threads of every session (default: as measured).")
+def bench_command(
+    bundle: str,
+    against: str | None,
+    inputs: tuple[str, ...],
+    max_requests: int,
+    threads: int | None,
+) -> None:
+    """Measure a bundle end to end, alone or in turn with another."""
+    bundles = {"bundle": Path(bundle)}
+    if against:
+        bundles["against"] = Path(against)
+    requests: list[dict[str, Any]] = [dict([parse_input(text)]) for text in inputs]
+    if not requests:
+        requests.append(load_bundle(bundle, threads).make_noise_request())
+    options = BenchmarkOptions(warmup=WARMUP_REQUESTS, max_requests=max_requests, threads=threads)
+    samples = bench_repeated(bundles, requests, options=options)
+    latencies = {name: sample.summarize() for name, sample in samples.items()}
+    table = Table("", "p50", "p95", "IQR", "n", "inside models", box=None)
+    for name, measured in latencies.items():
+        table.add_row(
+            escape(str(bundles[name])),
+            f"{measured.latency.p50:.2f} ms",
+            f"{measured.latency.p95:.2f} ms",
+            f"{measured.latency.iqr:.2f} ms",
+            str(measured.latency.n),
+            f"{measured.model_share:.0%}",
+        )
+        for node, latency in measured.nodes.items():
+            table.add_row(f"  {node}", f"{latency.p50:.2f} ms", f"{latency.p95:.2f} ms")
+    out.print(table)
+    if against:
+        ratio = latencies["against"].latency.p50 / latencies["bundle"].latency.p50
+        out.print(f"[bold]{ratio:.2f}x[/bold] as fast as {escape(against)}")

@@ -1,0 +1,80 @@
+"""`mmcompress compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.table import Table
+
+from mmcompress.cli.console import Progress, out
+from mmcompress.cli.options import (
+    add_run_options,
+    collect_overrides,
+    default_folder,
+    resume_option,
+    split_names,
+)
+from mmcompress.cli.results_table import print_claims, print_path
+from mmcompress.experiments.baselines import BASELINES
+from mmcompress.experiments.compare import compare
+from mmcompress.report.page import format_percent, format_quality
+from mmcompress.results.records import Summary
+from mmcompress.results.target import target_share
+
+
+@click.command("compare")
+@click.argument("spec", type=click.Path())
+@add_run_options
+@click.option(
+    "--methods", help=f"Which, with commas between them (default: all): {', '.join(BASELINES)}."
+)
+@click.option(
+    "--out", "folder", type=click.Path(), help="Folder (default: runs/NAME-TARGET-compare)."
+)
+@resume_option
+def compare_command(
+    spec: str,
+    methods: str | None,
+    space: str | None,
+    folder: str | None,
+    resume: bool,
+    **options: Any,
+) -> None:
+    """Compare the search with other methods: same sensitivity, training and measured latency."""
+    overrides = collect_overrides(**options)
+    folder = folder or default_folder(spec, overrides, kind="compare")
+    with Progress() as on_progress:
+        summaries = compare(
+            spec,
+            folder,
+            methods=split_names(methods) or tuple(BASELINES),
+            space=space,
+            overrides=overrides,
+            resume=resume,
+            on_progress=on_progress,
+        )
+    out.print(_make_table(summaries))
+    print_claims(Path(folder))
+    print_path("report", Path(folder) / "compare.html")
+
+
+def _make_table(summaries: dict[str, Summary]) -> Table:
+    """Return a row for the dense pipeline and for every method."""
+    first = next(iter(summaries.values()))
+    dense = first.baseline.quality
+    title = f"{first.pipeline} at {first.target.asked}"
+    headings = ["method", "speed-up", "of the target", "retained", *dense]
+    table = Table(box=None, title=title)
+    for heading in headings:
+        table.add_column(heading)
+    rows = [["dense", "1.00x", "", "100.0 %", *map(format_quality, dense.values())]]
+    for method, summary in summaries.items():
+        row = [method, f"{summary.speedup:.2f}x", format_percent(target_share(summary))]
+        row.append(format_percent(summary.quality_retained))
+        row += [format_quality(quality) for quality in summary.compressed.quality.values()]
+        rows.append(row)
+    for row in rows:
+        table.add_row(*row)
+    return table

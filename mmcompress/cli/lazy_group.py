@@ -1,0 +1,86 @@
+"""A group of commands that imports a command when it is called, and tells errors in one message."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import click
+from rich.markup import escape
+
+from mmcompress.cli.console import err
+from mmcompress.errors import MissingPackage, MmcompressError
+from mmcompress.registry import resolve_entry
+
+COMPRESS_PACKAGES = (
+    "torch",
+    "torchvision",
+    "open_clip",
+    "transformers",
+    "optuna",
+    "safetensors",
+    "scipy",
+)
+"""Packages that the plain install lacks; the extra `compress` brings them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandRow:
+    """One command."""
+
+    target: str
+    """`module:function` of the command."""
+    about: str
+    """Its line in the help of the group."""
+
+
+class LazyGroup(click.Group):
+    """Imports a command when it is called."""
+
+    def __init__(self, *args: Any, commands_by_name: Mapping[str, CommandRow], **options: Any):
+        super().__init__(*args, **options)
+        self.commands_by_name = commands_by_name
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Return the names of all commands."""
+        return list(self.commands_by_name)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Import a command."""
+        row = self.commands_by_name.get(name)
+        if row is None:
+            return None
+        command: click.Command = resolve_entry(row.target)
+        return command
+
+    def format_commands(self, context: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the help of the group from its rows; no command is imported."""
+        rows = [(name, row.about) for name, row in self.commands_by_name.items()]
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def invoke(self, context: click.Context) -> Any:
+        """Run a command; an error of this project becomes one message and its exit code."""
+        warnings.showwarning = _show_warning
+        try:
+            return self._invoke_naming_packages(context)
+        except MmcompressError as error:
+            err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+            context.exit(error.exit_code)
+
+    def _invoke_naming_packages(self, context: click.Context) -> Any:
+        """Run a command; a missing package is told with the extra that brings it."""
+        try:
+            return super().invoke(context)
+        except ModuleNotFoundError as error:
+            package = (error.name or "").partition(".")[0]
+            if package in COMPRESS_PACKAGES:
+                raise MissingPackage(package, "compress") from error
+            raise
+
+
+def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
+    """Tell a warning of this project as one line."""
+    err.print(f"[yellow]warning:[/yellow] {escape(str(message))}", soft_wrap=True)

@@ -1,0 +1,107 @@
+"""Options that several commands have, and the overrides of a spec that they stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+import yaml
+
+from mmcompress.errors import SpecError
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.spec.loader import SpecYaml
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+space_option = click.option(
+    "--space", type=click.Path(), help="Search space (default: search_spaces/joint.yaml)."
+)
+set_option = click.option(
+    "--set", "settings", multiple=True, metavar="A.B=C", help="Override any key of the spec."
+)
+resume_option = click.option(
+    "--resume", is_flag=True, help="Go on in the folder; nothing that is finished is lost."
+)
+
+RUN_OPTIONS = (
+    space_option,
+    click.option("--target", help="2x, 12ms or '12ms p95'; several with commas between them."),
+    click.option("--trials", type=int, help="Trials of the search."),
+    click.option("--workers", type=int, help="Trials at a time."),
+    click.option(
+        "--ray-address",
+        help="A running Ray cluster: 'auto' or HOST:PORT (default: a local Ray).",
+    ),
+    click.option(
+        "--device",
+        type=click.Path(),
+        help="Readings of another device: the target is for that device.",
+    ),
+    click.option("--seed", type=int, help="Seed of data, search and training."),
+    set_option,
+)
+"""The options of every command that searches."""
+
+SHORT_FORMS = {
+    "target": "target",
+    "trials": "search.trials",
+    "workers": "search.workers",
+    "ray_address": "search.ray_address",
+    "device": "measure.readings",
+    "seed": "seed",
+}
+"""Options that stand for a key of the spec."""
+
+
+def add_run_options(command: Command) -> Command:
+    """Give a command the options of every command that searches."""
+    for option in reversed(RUN_OPTIONS):
+        command = option(command)
+    return command
+
+
+def parse_settings(settings: tuple[str, ...]) -> dict[str, Any]:
+    """Read `--set a.b=c`.
+
+    Raises:
+        SpecError: A setting has no `=`, or its value is not YAML.
+    """
+    overrides: dict[str, Any] = {}
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key.strip():
+            raise SpecError(f"--set {setting}: expected a.b=value")
+        try:
+            overrides[key.strip()] = yaml.load(value, Loader=SpecYaml)
+        except yaml.YAMLError as error:
+            raise SpecError(f"--set {setting}: '{value}' is not a YAML value") from error
+    return overrides
+
+
+def collect_overrides(settings: tuple[str, ...], **options: Any) -> dict[str, Any]:
+    """Return the overrides of a spec that the options of a command stand for.
+
+    Args:
+        settings: What `--set` says; it comes after the other options.
+        options: The values of the options in `SHORT_FORMS`; None where one is not given.
+    """
+    overrides: dict[str, Any] = {}
+    for option, key in SHORT_FORMS.items():
+        if options.get(option) is not None:
+            overrides[key] = options[option]
+    return overrides | parse_settings(settings)
+
+
+def default_folder(spec_path: str, overrides: dict[str, Any], *, kind: str = "") -> str:
+    """Return `runs/NAME-TARGET-sSEED`, or with another ending in place of the seed."""
+    spec = load_spec(spec_path, overrides)
+    ending = kind or f"s{spec.seed}"
+    return f"runs/{spec.name}-{spec.target.replace(' ', '')}-{ending}"
+
+
+def split_names(text: str | None) -> tuple[str, ...]:
+    """Split names with commas between them; none when nothing is given."""
+    if not text:
+        return ()
+    return tuple(name.strip() for name in text.split(","))

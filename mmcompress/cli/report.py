@@ -1,0 +1,33 @@
+"""`mmcompress report`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from mmcompress.cli.console import out
+from mmcompress.errors import TargetNotMet
+from mmcompress.report.page import load_summary, write_report
+from mmcompress.run.adopt import adopt_measurements
+
+
+@click.command("report")
+@click.argument("folder", type=click.Path())
+@click.option(
+    "--measured",
+    type=click.Path(),
+    help="Figures of `device check`: they take the place of predicted ones.",
+)
+def report_command(folder: str, measured: str | None) -> None:
+    """Write the report of a finished run again; figures that miss the target end with exit code 3."""
+    if not measured:
+        page = write_report(load_summary(folder), folder)
+        out.print(str(page), soft_wrap=True)
+        return
+    page = adopt_measurements(Path(folder), Path(measured))
+    out.print(str(page), soft_wrap=True)
+    exceeded = load_summary(folder).target.exceeded_bounds
+    if exceeded:
+        advice = "the same run with --resume goes on from what was measured"
+        raise TargetNotMet(f"{', '.join(exceeded)}; {advice}")

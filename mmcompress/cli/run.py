@@ -1,0 +1,66 @@
+"""`mmcompress run`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmcompress.cli.console import Progress, out
+from mmcompress.cli.options import (
+    add_run_options,
+    collect_overrides,
+    default_folder,
+    resume_option,
+)
+from mmcompress.cli.results_table import print_path, print_summary
+from mmcompress.errors import TargetNotMet
+from mmcompress.results.records import Summary
+from mmcompress.run.targets import run_targets
+
+
+@click.command("run")
+@click.argument("spec", type=click.Path())
+@add_run_options
+@click.option(
+    "--out", "folder", type=click.Path(), help="Run folder (default: runs/NAME-TARGET-sSEED)."
+)
+@resume_option
+def run_command(
+    spec: str, space: str | None, folder: str | None, resume: bool, **options: Any
+) -> None:
+    """Compress a pipeline to its target: profile, search, prune, distill, quantize, export, measure, report."""
+    overrides = collect_overrides(**options)
+    folder = folder or default_folder(spec, overrides)
+    with Progress() as on_progress:
+        summaries = run_targets(
+            spec,
+            folder,
+            space=space,
+            overrides=overrides,
+            resume=resume,
+            on_progress=on_progress,
+        )
+    for summary in summaries:
+        place = Path(folder)
+        if len(summaries) > 1:
+            place = place / summary.target.asked.replace(" ", "-")
+        print_summary(summary)
+        out.print()
+        print_path("report", place / "report.html")
+        print_path("bundle", place / "bundle")
+    if len(summaries) > 1:
+        print_path("front", Path(folder) / "front.html")
+    _require_met_targets(summaries)
+
+
+def _require_met_targets(summaries: Sequence[Summary]) -> None:
+    """Raise `TargetNotMet` when a target is missed."""
+    misses: list[str] = []
+    for summary in summaries:
+        if not summary.target.met:
+            misses.append(f"{summary.target.asked}: {', '.join(summary.target.exceeded_bounds)}")
+    if misses:
+        raise TargetNotMet(f"{'; '.join(misses)}; the best found was written")

@@ -1,0 +1,23 @@
+"""`mmcompress show`."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from mmcompress.cli.results_table import print_summary
+from mmcompress.report.page import load_summary
+from mmcompress.storage import to_plain
+
+
+@click.command("show")
+@click.argument("folder", type=click.Path())
+@click.option("--json", "as_json", is_flag=True, help="The whole summary as JSON.")
+def show_command(folder: str, as_json: bool) -> None:
+    """Show the result of a finished run."""
+    summary = load_summary(folder)
+    if as_json:
+        click.echo(json.dumps(to_plain(summary), indent=1))
+    else:
+        print_summary(summary)

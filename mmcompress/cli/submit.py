@@ -1,0 +1,50 @@
+"""`mmcompress submit`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from mmcompress.cli.options import add_run_options, collect_overrides
+from mmcompress.graph.load_spec import load_document, load_spec
+from mmcompress.search.jobs import submit_run
+from mmcompress.spec.space import default_space
+
+
+@click.command("submit")
+@click.argument("spec", type=click.Path())
+@click.option(
+    "--address", required=True, metavar="http://HOST:8265", help="The cluster's job server."
+)
+@click.option(
+    "--out",
+    "folder",
+    required=True,
+    type=click.Path(),
+    help="Run folder, on storage that the cluster sees.",
+)
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder.")
+@add_run_options
+def submit_command(
+    spec: str, address: str, folder: str, resume: bool, space: str | None, **options: Any
+) -> None:
+    """Run the same command as a job on a Ray cluster; follow its log until it ends."""
+    overrides = collect_overrides(**options) | {"search.ray_address": "auto"}
+    load_spec(spec, overrides)
+    exit_code = submit_run(
+        load_document(spec, overrides),
+        address,
+        folder=folder,
+        space=space or default_space(),
+        resume=resume,
+        echo=_echo,
+    )
+    if exit_code:
+        sys.exit(exit_code)
+
+
+def _echo(text: str) -> None:
+    """Print a part of a log as it is."""
+    click.echo(text, nl=False)

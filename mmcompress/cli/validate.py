@@ -1,0 +1,80 @@
+"""`mmcompress validate`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from mmcompress.cli.console import out
+from mmcompress.cli.options import parse_settings, set_option, space_option
+from mmcompress.data.check_data import describe_shortage, open_data
+from mmcompress.errors import MissingPackage, ModelError
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.graph.modality import propagate_modalities
+from mmcompress.graph.references import topological_order
+from mmcompress.registry import resolve_entry
+from mmcompress.spec.loader import list_given_keys
+from mmcompress.spec.schema import Spec
+from mmcompress.spec.space import default_space, load_space
+
+
+@click.command("validate")
+@click.argument("spec", type=click.Path())
+@space_option
+@set_option
+def validate_command(spec: str, space: str | None, settings: tuple[str, ...]) -> None:
+    """Check a spec, its graph and the search space, and that sources and data are there."""
+    overrides = parse_settings(settings)
+    loaded = load_spec(spec, overrides)
+    load_space(space or default_space(), loaded, fixed=list_given_keys(spec, overrides))
+    out.print(_make_table(loaded))
+    unchecked = ""
+    try:
+        hub_models = _find_hub_models(loaded)
+        shortage = describe_shortage(loaded, open_data(loaded))
+    except (MissingPackage, ImportError) as error:
+        shortage = ""
+        unchecked = f" (weights and data were not looked at: {error})"
+    else:
+        if hub_models:
+            unchecked = f" (not looked up at a hub: {', '.join(hub_models)})"
+    if shortage:
+        out.print(f"[yellow]{escape(shortage)}[/yellow]")
+    out.print(f"[green]{escape(spec)} is valid[/green]{escape(unchecked)}", soft_wrap=True)
+
+
+def _make_table(spec: Spec) -> Table:
+    """Return a row for every node: its kind, what it reads, and the modalities in its outputs."""
+    modalities = propagate_modalities(spec)
+    table = Table("node", "kind", "reads", "modalities", box=None)
+    for name in topological_order(spec):
+        node = spec.nodes[name]
+        reads = [f"{port}: {reference}" for port, reference in node.inputs.items()]
+        table.add_row(name, node.kind, ", ".join(reads), "+".join(sorted(modalities[name])))
+    return table
+
+
+def _find_hub_models(spec: Spec) -> list[str]:
+    """Check every source, and return the nodes whose weights would come from a hub. No weights are read.
+
+    Raises:
+        ModelError: A source names nothing that is there.
+    """
+    # It takes torch, which a light install lacks: validation then says that it did not look.
+    locate_node_source = resolve_entry("mmcompress.models.sources:locate_node_source")
+    hub_models: list[str] = []
+    for name, node in spec.model_nodes().items():
+        sources = {name: node}
+        if node.rewind:
+            sources[f"{name}.rewind"] = replace(node, source=node.rewind)
+        for place, source_node in sources.items():
+            try:
+                location = locate_node_source(source_node)
+            except ModelError as error:
+                raise ModelError(f"nodes.{place}: {error}") from error
+            if location.folder is None and location.library != "python":
+                hub_models.append(place)
+    return hub_models

@@ -1,0 +1,70 @@
+"""Opens the data of a spec, and says what is wrong with it or short of."""
+
+from __future__ import annotations
+
+from mmcompress.data.base import Dataset
+from mmcompress.data.open_dataset import open_dataset
+from mmcompress.errors import DataError
+from mmcompress.graph.ports import kind_of
+from mmcompress.spec.schema import Spec
+
+
+def open_data(spec: Spec) -> Dataset:
+    """Open the data of a spec and look at one pair of every split.
+
+    Raises:
+        DataError: A split is missing or can't be read, or the data do not fit the pipeline.
+    """
+    data = open_dataset(spec.data)
+    for split in ("train", "val", "test", *spec.data.report):
+        if split not in data.splits:
+            raise DataError(
+                f"data.report: '{spec.data.kind}' has no split '{split}' "
+                f"(known: {', '.join(data.splits)})"
+            )
+        data.load(split, 1)
+    _check_input_type(spec, data)
+    if spec.data.labels == "teacher":
+        _check_teacher_labels(spec, data)
+    return data
+
+
+def _check_input_type(spec: Spec, data: Dataset) -> None:
+    """Raise `DataError` when the data give another type of input than the pipeline takes."""
+    # A plug-in of an earlier version may not say what it gives: those were all images.
+    given = getattr(data, "modality", "image")
+    taken = next(iter(spec.inputs.values()))
+    if given != taken:
+        raise DataError(f"data: '{spec.data.kind}' gives {given}, the pipeline takes {taken}")
+
+
+def _check_teacher_labels(spec: Spec, data: Dataset) -> None:
+    """Raise `DataError` when the dense pipeline can't label this data."""
+    generators = sum(kind_of(node.kind).writes_text for node in spec.nodes.values())
+    if generators != 1:
+        raise DataError(
+            f"data.labels: 'teacher' takes one node that writes text, here are {generators}"
+        )
+    # The labels are kept by file name.
+    if not data.load("val", 1).names:
+        raise DataError(
+            f"data.labels: 'teacher' needs a data kind of files, not '{spec.data.kind}'"
+        )
+
+
+def describe_shortage(spec: Spec, data: Dataset) -> str:
+    """Return a sentence on splits with fewer pairs than the spec asks for, if there are any."""
+    # Only data of limited size counts its pairs.
+    count_pairs = getattr(data, "count_pairs", None)
+    if count_pairs is None:
+        return ""
+    available: dict[str, int] = count_pairs()
+    wanted = {"train": spec.data.calibration, "val": spec.data.validation_pairs}
+    shortages = [
+        f"{available[split]} of {count} in {split}"
+        for split, count in wanted.items()
+        if available[split] < count
+    ]
+    if not shortages:
+        return ""
+    return f"fewer pairs than asked for: {', '.join(shortages)}; {available['test']} in test"
