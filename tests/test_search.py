@@ -13,17 +13,20 @@ import time
 
 import numpy as np
 import pytest
+import yaml
 
+from mmcompress.errors import SpecError
 from mmcompress.graph.blocks import Block, units_after
+from mmcompress.graph.load_spec import load_document
 from mmcompress.graph.structure import Candidate, cut_uniformly
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow
 from mmcompress.measure.cost_model.microbenchmarks import TableKey
 from mmcompress.measure.cost_model.predictor import DeployedBlock, LinearFit, Predictor
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import Trial
+from mmcompress.search import jobs, study
 from mmcompress.search import repair as moves
 from mmcompress.search import split as splitting
-from mmcompress.search import study
 from mmcompress.search.bisection import bisect_share
 from mmcompress.search.executors import InlineExecutor, RayExecutor, make_process_executor
 from mmcompress.search.knapsack import choose_options_at_total, choose_options_within_budget
@@ -607,3 +610,27 @@ def test_of_splits_that_do_no_harm_the_knapsack_takes_the_largest():
     assert sum(
         choose_options_within_budget(costs, none, budget=3.1)
     ) == 3 and choose_options_within_budget(costs, none, budget=9.0) == [2, 2]
+
+
+def test_a_job_takes_its_readings_and_its_space_along(tmp_path):
+    (tmp_path / "far.json").write_text("{}")
+    (tmp_path / "joint.yaml").write_text("name: s\n")
+    work = tmp_path / "work"
+    work.mkdir()
+    spec = {"nodes": {}, "measure": {"readings": str(tmp_path / "far.json"), "threads": 2}}
+    jobs._fill_work_folder(work, spec, space=tmp_path / "joint.yaml")
+    sent = yaml.safe_load((work / "spec.yaml").read_text())
+    assert sent["measure"] == {"readings": "device.json", "threads": 2}
+    assert (work / "device.json").read_text() == "{}"
+    assert (work / "space.yaml").exists()
+    assert spec["measure"]["readings"] == str(tmp_path / "far.json")  # the caller's stays
+    missing = {"nodes": {}, "measure": {"readings": "nowhere.json"}}
+    with pytest.raises(SpecError, match=r"measure\.readings: nowhere\.json: no such file"):
+        jobs._fill_work_folder(work, missing, space=tmp_path / "joint.yaml")
+
+
+def test_names_of_readings_become_absolute(tmp_path):
+    (tmp_path / "far.json").write_text("{}")
+    (tmp_path / "spec.yaml").write_text("nodes: {}\nmeasure: {readings: far.json}\n")
+    document = load_document(tmp_path / "spec.yaml")
+    assert document["measure"]["readings"] == str(tmp_path / "far.json")

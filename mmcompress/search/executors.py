@@ -34,7 +34,9 @@ Evaluate = Callable[..., TaskResult]
 """(context, candidate as plain data) -> result. The executor supplies the context."""
 
 
-def call_task(evaluate: Evaluate, context: object, *args: object, **kwargs: object) -> TaskResult:
+def call_task(
+    evaluate: Evaluate, context: object, args: tuple[object, ...], kwargs: dict[str, object]
+) -> TaskResult:
     """Call `evaluate(context, ...)` and add the name of the worker to its result."""
     return {**evaluate(context, *args, **kwargs), "worker": name_worker()}
 
@@ -129,7 +131,7 @@ class InlineExecutor(Executor):
     ) -> Future[TaskResult]:
         future: Future[TaskResult] = Future()
         try:
-            future.set_result(call_task(evaluate, self.context, *args, **kwargs))
+            future.set_result(call_task(evaluate, self.context, args=args, kwargs=kwargs))
         except Exception as error:  # the caller records a failed trial
             future.set_exception(error)
         return future
@@ -146,9 +148,10 @@ def _keep_context(context: object) -> None:
 
 
 def _call_with_kept_context(
-    evaluate: Evaluate, args: tuple[object, ...], kwargs: dict[str, object]
+    evaluate: Evaluate, *, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> TaskResult:
-    return call_task(evaluate, _process_context, *args, **kwargs)
+    """Call a task with the context of this worker process."""
+    return call_task(evaluate, _process_context, args=args, kwargs=kwargs)
 
 
 class _ProcessExecutor(ProcessPoolExecutor):
@@ -157,7 +160,7 @@ class _ProcessExecutor(ProcessPoolExecutor):
     def submit(  # type: ignore[override]
         self, evaluate: Evaluate, /, *args: object, **kwargs: object
     ) -> Future[TaskResult]:
-        return super().submit(_call_with_kept_context, evaluate, args, kwargs)
+        return super().submit(_call_with_kept_context, evaluate, args=args, kwargs=kwargs)
 
 
 def make_process_executor(
@@ -233,7 +236,7 @@ class RayExecutor(Executor):
     def submit(  # type: ignore[override]
         self, evaluate: Evaluate, /, *args: object, **kwargs: object
     ) -> Future[TaskResult]:
-        reference = self.remote_task.remote(evaluate, self.context, *args, **kwargs)
+        reference = self.remote_task.remote(evaluate, self.context, args, kwargs)
         future: Future[TaskResult] = reference.future()
         return future
 
