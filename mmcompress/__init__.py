@@ -1,7 +1,7 @@
 """mmcompress compresses multi-model multimodal pipelines to one end-to-end latency target.
 
     import mmcompress
-    summary = mmcompress.run("pipelines/clip_captioner.yaml", out="runs/a", overrides={"target": "2x"})
+    summary = mmcompress.run("pipelines/clip_captioner.yaml", "runs/a", overrides={"target": "2x"})
     pipeline = mmcompress.load_bundle("runs/a/bundle")
     pipeline(image="photo.png")["caption"]
 

@@ -1,8 +1,9 @@
 """The plug points: names that a spec may use, each resolved to code when it is used.
 
-An entry names its code as `"module:attribute"`, or holds the object itself. Beside it stand one line for people and the
-facts that validation asks for, as plain data. Code outside the project joins with `plugins: [my.module]` in the spec:
-that module calls, for example, `IMPORTANCE.add("mine", score_mine, "my criterion")` when it is imported.
+An entry names its code as `"module:attribute"`, or holds the object itself. Beside it stand one
+line for people and the facts that validation asks for, as plain data. Code outside the project
+joins with `plugins: [my.module]` in the spec: that module calls, for example,
+`IMPORTANCE.add("mine", score_mine, "my criterion")` when it is imported.
 """
 
 from __future__ import annotations
@@ -304,7 +305,7 @@ FAMILIES = Registry(
         ),
         "transformers/text_decoder": (
             "mmcompress.models.families.transformers_decoders:load_text_decoder",
-            "cross-attending (mBART, GPT-2, BERT, BLIP, Whisper, T5) or reading a prefix (GIT, LLaVA)",
+            "mBART, GPT-2, BERT, BLIP, Whisper, T5 (cross-attention); GIT, LLaVA (prefix)",
         ),
     },
 )

@@ -1,8 +1,8 @@
 """Records as JSON: made of plain data with every value checked, and written whole or not at all.
 
-A record is a frozen dataclass. pydantic checks plain data against its type hints; what is wrong comes back as a list of
-`Problem`, each with the path to the value. `mmcompress.runtime` must not import this module: a device that only runs
-bundles has no pydantic.
+A record is a frozen dataclass. pydantic checks plain data against its type hints; what is wrong
+comes back as a list of `Problem`, each with the path to the value. `mmcompress.runtime` must not
+import this module: a device that only runs bundles has no pydantic.
 """
 
 from __future__ import annotations
@@ -59,7 +59,8 @@ class InvalidValue(Exception):
 def _adapter(record_type: Any) -> TypeAdapter[Any]:
     """Return the checker of a record type.
 
-    It checks a list of one record: pydantic takes a configuration for a list, not for a bare dataclass.
+    It checks a list of one record: pydantic takes a configuration for a list, not for a bare
+    dataclass.
     """
     return TypeAdapter(tuple[record_type], config=RECORD_CONFIG)
 
@@ -200,7 +201,8 @@ def to_plain(record: Any) -> Any:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to, and put it in place once the block ends: whole or not at all.
+    """Give a path beside `path` to write to, and put it in place once the block ends: whole or not
+    at all.
 
     Args:
         path: The file to be written; its folder is made when it is missing.
@@ -220,10 +222,12 @@ def replace_file(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def replace_folder(folder: Path) -> Iterator[Path]:
-    """Give an empty folder beside `folder` to fill, and put it in place once the block ends: whole or not at all.
+    """Give an empty folder beside `folder` to fill, and put it in place once the block ends: whole
+    or not at all.
 
     Args:
-        folder: The folder to be written; what it held before is gone once the block ends without an error.
+        folder: The folder to be written; what it held before is gone once the block ends without an
+            error.
 
     Yields:
         The folder to fill. When the block raises, it is removed and `folder` stays as it was.

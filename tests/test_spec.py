@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
 
 from mmcompress.errors import SpecError
 from mmcompress.graph.load_spec import load_document, load_spec

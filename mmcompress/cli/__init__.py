@@ -1,6 +1,7 @@
 """Commands: arguments in, a function of another room, a table out. There is no logic here.
 
-A command is one file. Its row holds where it is and its help line, so that `--help` imports no command at all.
+A command is one file. Its row holds where it is and its help line, so that `--help` imports no
+command at all.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ def ablate_command(
     resume: bool,
     **options: Any,
 ) -> None:
-    """Measure what each part of the recipe brings: cells that differ in one thing, and claims on them."""
+    """Measure what each part of the recipe brings: cells that differ in one thing, and claims on
+    them."""
     overrides = collect_overrides(**options)
     folder = folder or default_folder(spec, overrides, kind="ablation")
     with Progress() as on_progress:

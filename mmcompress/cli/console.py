@@ -18,7 +18,8 @@ SECONDS_BETWEEN_LINES = 10
 
 
 class Progress:
-    """Shows stages as they pass: one live line on a terminal, a line every few seconds elsewhere."""
+    """Shows stages as they pass: one live line on a terminal, a line every few seconds
+    elsewhere."""
 
     def __init__(self) -> None:
         self.began_at = time.monotonic()

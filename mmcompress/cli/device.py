@@ -25,4 +25,5 @@ DEVICE_COMMANDS = {
 
 @click.group("device", cls=LazyGroup, commands_by_name=DEVICE_COMMANDS)
 def device_command() -> None:
-    """Search for a device that is not this machine: make a kit here, measure it there, search here or on a cluster."""
+    """Search for a device that is not this machine: make a kit here, measure it there, search here
+    or on a cluster."""

@@ -16,7 +16,8 @@ from mmcompress.storage import write_record
 @click.argument("bundle", type=click.Path())
 @click.option("--out", "file", required=True, type=click.Path(), help="The figures (JSON).")
 def check_command(kit: str, bundle: str, file: str) -> None:
-    """Measure a bundle in turn with the dense one of its kit; `report --measured` takes the figures."""
+    """Measure a bundle in turn with the dense one of its kit; `report --measured` takes the
+    figures."""
     figures = check_bundle(Path(kit), Path(bundle))
     write_record(Path(file), figures)
     dense_ms = figures.baseline.latency.p50

@@ -20,7 +20,8 @@ from mmcompress.run.adopt import adopt_measurements
     help="Figures of `device check`: they take the place of predicted ones.",
 )
 def report_command(folder: str, measured: str | None) -> None:
-    """Write the report of a finished run again; figures that miss the target end with exit code 3."""
+    """Write the report of a finished run again; figures that miss the target end with exit code
+    3."""
     if not measured:
         page = write_report(load_summary(folder), folder)
         out.print(str(page), soft_wrap=True)

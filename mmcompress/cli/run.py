@@ -31,7 +31,8 @@ from mmcompress.run.targets import run_targets
 def run_command(
     spec: str, space: str | None, folder: str | None, resume: bool, **options: Any
 ) -> None:
-    """Compress a pipeline to its target: profile, search, prune, distill, quantize, export, measure, report."""
+    """Compress a pipeline to its target: profile, search, prune, distill, quantize, export,
+    measure, report."""
     overrides = collect_overrides(**options)
     folder = folder or default_folder(spec, overrides)
     with Progress() as on_progress:

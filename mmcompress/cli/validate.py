@@ -58,7 +58,8 @@ def _make_table(spec: Spec) -> Table:
 
 
 def _find_hub_models(spec: Spec) -> list[str]:
-    """Check every source, and return the nodes whose weights would come from a hub. No weights are read.
+    """Check every source, and return the nodes whose weights would come from a hub. No weights are
+    read.
 
     Raises:
         ModelError: A source names nothing that is there.

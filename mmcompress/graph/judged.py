@@ -1,4 +1,5 @@
-"""Which nodes of a pipeline a metric judges: a metric says what it needs, the graph says which nodes have it."""
+"""Which nodes of a pipeline a metric judges: a metric says what it needs, the graph says which
+nodes have it."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ WRITTEN_TEXTS = "written_texts"
 """Generators."""
 
 FINAL_TEXTS = "final_texts"
-"""For each generator, the join that chooses among its texts, or the generator itself when none does."""
+"""For each generator, the join that chooses among its texts, or the generator itself when none
+does."""
 
 ANSWERS = "answers"
 """All joins, or the generators when there is no join."""

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Reads a spec from a YAML file: values, graph and targets checked, all errors of a kind at once."""
 
 from __future__ import annotations
 
@@ -12,98 +12,138 @@ from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.target import parse_target, split_targets
 
+LIBRARY_SCHEMES = ("transformers", "open_clip")
+"""Schemes of a source that may be followed by a folder."""
+
 
 def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
-    """Read, override and validate a pipeline spec, its graph included. Raises `SpecError`.
+    """Read, override and validate a pipeline spec, its graph included.
 
-    File names in it may begin with `~`; relative ones are looked for in the spec's folder, then in the working one.
+    File names in it may begin with `~`. Relative ones are looked for in the folder of the spec, then
+    in the working folder.
+
+    Args:
+        path: The YAML file.
+        overrides: Values by dotted key that take the place of what the file says.
+
+    Raises:
+        SpecError: Something is wrong; one line for each problem, with its place.
     """
-
     source = YamlSource(path, overrides)
-    plugins = source.data.get("plugins") if isinstance(source.data, dict) else None
-    if (
-        plugins and (here := str(Path.cwd())) not in sys.path
-    ):  # a console script does not look where it is started
-        sys.path.append(here)
-    for i, name in enumerate(plugins or ()):
-        try:
-            importlib.import_module(str(name))
-        except ImportError as e:
-            raise source.error(("plugins", str(i)), f"can't import '{name}': {e}") from e
-    folder = Path(path).resolve().parent
-    _resolve(source, folder)
+    _import_plugins(source)
+    _make_paths_absolute(source.data, Path(path).resolve().parent)
     _expand_metrics(source.data)
     spec = source.build(Spec)
-    for one in split_targets(spec):
-        parse_target(one, source.error(("target",), ""))
-    if spec.prune.sensitivity == "estimated" and spec.prune.importance != "fisher":
-        raise source.error(
-            ("prune", "sensitivity"),
-            f"can be estimated from fisher scores, not from {spec.prune.importance}: add importance: fisher",
-        )
-    if spec.prune.sensitivity == "estimated" and spec.quantize.max_loss_increase:
-        raise source.error(
-            ("quantize", "max_loss_increase"),
-            "is found by running the pipeline; prune.sensitivity says estimated",
-        )
-    for n, node in spec.nodes.items():
-        if node.rewind and not node.source:
-            raise source.error(("nodes", n, "rewind"), "this node has no model")
-        if node.rewind and spec.prune.schedule != "rewind":
-            raise source.error(
-                ("nodes", n, "rewind"),
-                f"prune.schedule is {spec.prune.schedule}, which rewinds nothing",
-            )
+    for target in split_targets(spec):
+        parse_target(target, source.error(("target",), ""))
+    _check_sensitivity(spec, source)
+    _check_rewinding(spec, source)
     validate_graph(spec, source.error)
     return spec
 
 
+def load_document(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Return a spec as plain data, overrides applied and file names absolute.
+
+    What the spec leaves open stays open: it is what a cluster is sent.
+    """
+    source = YamlSource(path, overrides)
+    _make_paths_absolute(source.data, Path(path).resolve().parent)
+    return dict(source.data)
+
+
+def _import_plugins(source: YamlSource) -> None:
+    """Import the modules that a spec names: they add entries of their own."""
+    plugins = source.data.get("plugins") or ()
+    working_folder = str(Path.cwd())
+    if plugins and working_folder not in sys.path:
+        sys.path.append(working_folder)  # a console script does not look where it is started
+    for i, name in enumerate(plugins):
+        try:
+            importlib.import_module(str(name))
+        except ImportError as error:
+            message = f"can't import '{name}': {error}"
+            raise source.error(("plugins", str(i)), message) from error
+
+
 def _expand_metrics(data: dict[str, Any]) -> None:
-    """Write a metric that is named alone as the mapping that it stands for: `wer` as `{kind: wer}`."""
+    """Write a metric that is named alone as the mapping that it stands for."""
     metrics = data.get("metrics")
     if isinstance(metrics, list):
         data["metrics"] = [{"kind": m} if isinstance(m, str) else m for m in metrics]
 
 
-def load_document(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:
-    """A spec's own text as plain data, overrides applied and local names absolute; what it leaves open stays open."""
-    source = YamlSource(path, overrides)
-    _resolve(source, Path(path).resolve().parent)
-    return dict(source.data)
+def _check_sensitivity(spec: Spec, source: YamlSource) -> None:
+    """Raise when sensitivity can't be estimated from what the spec asks for."""
+    if spec.prune.sensitivity != "estimated":
+        return
+    if spec.prune.importance != "fisher":
+        message = (
+            f"can be estimated from fisher scores, not from {spec.prune.importance}: "
+            "add importance: fisher"
+        )
+        raise source.error(("prune", "sensitivity"), message)
+    if spec.quantize.max_loss_increase:
+        message = "is found by running the pipeline; prune.sensitivity says estimated"
+        raise source.error(("quantize", "max_loss_increase"), message)
 
 
-def _resolve(source: YamlSource, folder: Path) -> None:
-    """Make local file names absolute, so that the spec means the same on every worker."""
-    data = source.data if isinstance(source.data, dict) else {}
+def _check_rewinding(spec: Spec, source: YamlSource) -> None:
+    """Raise when a node names earlier weights that nothing goes back to."""
+    for name, node in spec.nodes.items():
+        if not node.rewind:
+            continue
+        path = ("nodes", name, "rewind")
+        if not node.source:
+            raise source.error(path, "this node has no model")
+        if spec.prune.schedule != "rewind":
+            message = f"prune.schedule is {spec.prune.schedule}, which rewinds nothing"
+            raise source.error(path, message)
+
+
+def _make_paths_absolute(data: dict[str, Any], folder: Path) -> None:
+    """Make local file names absolute, in place: the spec then means the same on every worker."""
     nodes = data.get("nodes")
     for node in nodes.values() if isinstance(nodes, dict) else ():
-        for key in ("source", "rewind") if isinstance(node, dict) else ():
-            text = node.get(key)
-            if not isinstance(text, str) or not text:
-                continue
-            scheme, colon, rest = text.partition(":")
-            library = colon and scheme in ("transformers", "open_clip")
-            local, head = (rest, f"{scheme}:") if library else (text, "")
-            name, at, file = local.partition("@") if scheme == "open_clip" else ("", "", local)
-            if file.startswith((".", "~")) or any(
-                (place / file).is_dir() for place in (folder, Path.cwd()) if not at
-            ):
-                node[key] = head + name + at + _local(folder, file)
+        if isinstance(node, dict):
+            for key in ("source", "rewind"):
+                if isinstance(node.get(key), str) and node[key]:
+                    node[key] = _resolve_source(node[key], folder)
         _resolve_key(node, "texts", folder=folder)
     _resolve_key(data.get("measure"), "readings", folder=folder)
     section = data.get("data")
-    _resolve_key(
-        section.get("options") if isinstance(section, dict) else None, "path", folder=folder
-    )
+    options = section.get("options") if isinstance(section, dict) else None
+    _resolve_key(options, "path", folder=folder)
+
+
+def _resolve_source(text: str, folder: Path) -> str:
+    """Return a source with its folder or file absolute; other sources stay as they are."""
+    scheme, colon, rest = text.partition(":")
+    head = ""
+    local = text
+    if colon and scheme in LIBRARY_SCHEMES:
+        head = f"{scheme}:"
+        local = rest
+    if scheme == "open_clip" and "@" in local:
+        name, _, file = local.partition("@")
+        is_file = file.startswith((".", "~"))
+        return f"{head}{name}@{_resolve_name(folder, file)}" if is_file else text
+    is_folder = any((place / local).is_dir() for place in (folder, Path.cwd()))
+    if local.startswith((".", "~")) or is_folder:
+        return head + _resolve_name(folder, local)
+    return text
 
 
 def _resolve_key(section: Any, key: str, *, folder: Path) -> None:
+    """Make the file name at a key of a section absolute, in place."""
     if isinstance(section, dict) and isinstance(section.get(key), str) and section[key]:
-        section[key] = _local(folder, section[key])
+        section[key] = _resolve_name(folder, section[key])
 
 
-def _local(folder: Path, name: str) -> str:
-    """A file name as an absolute one; what is nowhere is told of as in the spec's folder."""
+def _resolve_name(folder: Path, name: str) -> str:
+    """Return a file name as an absolute one; what is nowhere is told of as in the spec's folder."""
     path = Path(name).expanduser()
-    beside = folder / path
-    return str((path if path.exists() and not beside.exists() else beside).resolve())
+    beside_spec = folder / path
+    if path.exists() and not beside_spec.exists():
+        return str(path.resolve())
+    return str(beside_spec.resolve())

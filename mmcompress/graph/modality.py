@@ -1,7 +1,9 @@
-"""Which layers are cross-modal, and why: modality tags pass along the graph and through the blocks of each model.
+"""Which layers are cross-modal, and why: modality tags pass along the graph and through the blocks
+of each model.
 
-A layer is cross-modal when values of two modalities meet in it (cross-attention, fusion). It is so too when it carries
-one modality into a space that is compared with another: the projection behind an embedding that a join compares.
+A layer is cross-modal when values of two modalities meet in it (cross-attention, fusion). It is so
+too when it carries one modality into a space that is compared with another: the projection behind
+an embedding that a join compares.
 """
 
 from __future__ import annotations
@@ -52,7 +54,8 @@ def _written_modality(kind: NodeKind) -> Tags:
 
 
 def classify_layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[LayerModality, ...]:
-    """Return every prunable block and every joined projection of the pipeline, in order, with the verdict on each."""
+    """Return every prunable block and every joined projection of the pipeline, in order, with the
+    verdict on each."""
     tags = propagate_modalities(spec)
     layers: list[LayerModality] = []
     for name in topological_order(spec):
@@ -69,7 +72,8 @@ def _classify_blocks(
     """Follow the stream through the blocks of one model."""
     node = spec.nodes[name]
     kind = kind_of(node.kind)
-    # A text encoder reads text whatever wrote it; a generator's stream starts from the words that it writes.
+    # A text encoder reads text whatever wrote it; a generator's stream starts from the words that
+    # it writes.
     stream: Tags = frozenset({kind.stream_modality or kind.written_modality})
     fused_in = ""
     layers: list[LayerModality] = []

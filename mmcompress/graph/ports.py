@@ -1,7 +1,8 @@
 """What a kind of node says of itself: its ports, their value types, and what it is able to do.
 
-This is plain data without torch. Each kind has a folder in `mmcompress/kinds/`, whose `entry.py` holds one `NodeKind`;
-the registry names it. The other rooms ask for abilities (`writes_text`, `perceives`), never for a kind by its name.
+This is plain data without torch. Each kind has a folder in `mmcompress/kinds/`, whose `entry.py`
+holds one `NodeKind`; the registry names it. The other rooms ask for abilities (`writes_text`,
+`perceives`), never for a kind by its name.
 """
 
 from __future__ import annotations
@@ -58,13 +59,15 @@ class NodeKind:
     perceives: bool = False
     """Whether it reads what the pipeline is given: a picture or a sound."""
     loop_graph: str = ""
-    """Name of the graph that runs once for each token that it writes; empty when it writes no text."""
+    """Name of the graph that runs once for each token that it writes; empty when it writes no
+    text."""
     compared_ports: tuple[str, ...] = ()
     """Two input ports whose embeddings it compares; empty when it compares none."""
     embeds_list: bool = False
     """Whether it compares its query to a list of texts, which the node behind the query embeds."""
     options: tuple[str, ...] = field(default_factory=tuple)
-    """Keys of a node in the spec that this kind has, beside `kind`, `inputs`, `precision` and `prune`."""
+    """Keys of a node in the spec that this kind has, beside `kind`, `inputs`, `precision` and
+    `prune`."""
 
     @property
     def writes_text(self) -> bool:

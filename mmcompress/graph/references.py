@@ -1,4 +1,5 @@
-"""References between the nodes of a spec: who reads whom, in which order, and how often a request runs each."""
+"""References between the nodes of a spec: who reads whom, in which order, and how often a request
+runs each."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ Value = TypeVar("Value")
 
 
 def split_reference(reference: str) -> tuple[str, str]:
-    """Split `vision.tokens` into ("vision", "tokens"). A pipeline input has no port: ("image", "")."""
+    """Split `vision.tokens` into ("vision", "tokens"). A pipeline input has no port: ("image",
+    "")."""
     node, _, port = reference.partition(".")
     return node, port
 
@@ -46,7 +48,8 @@ def value_type_of(spec: Spec, reference: str) -> str | None:
 
 
 def decode_steps_by_node(spec: Spec, calls: Mapping[str, float]) -> dict[str, float]:
-    """Return the decode steps of a request behind every model: its own, or those of the generator whose text it reads.
+    """Return the decode steps of a request behind every model: its own, or those of the generator
+    whose text it reads.
 
     Args:
         spec: The pipeline.
@@ -66,7 +69,8 @@ def decode_steps_by_node(spec: Spec, calls: Mapping[str, float]) -> dict[str, fl
 
 
 def texts_per_request(spec: Spec) -> dict[str, int]:
-    """Return how many texts a request holds in every model at once: those that a generator writes."""
+    """Return how many texts a request holds in every model at once: those that a generator
+    writes."""
     counts: dict[str, int] = {}
     for name, node in spec.model_nodes().items():
         writer, _ = split_reference(node.inputs.get("text", ""))
@@ -93,7 +97,8 @@ def find_unjoined_encoders(spec: Spec) -> tuple[str, ...]:
 
 
 def name_by_node(figures: Mapping[str, Mapping[str, Value]]) -> dict[str, Value]:
-    """Name figures of several nodes: `<figure>` when one node has it, `<figure>.<node>` when several do.
+    """Name figures of several nodes: `<figure>` when one node has it, `<figure>.<node>` when
+    several do.
 
     Args:
         figures: Figures by name, by node.

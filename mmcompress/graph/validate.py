@@ -1,4 +1,5 @@
-"""Finds what is wrong with the graph of a spec: names, ports, value types, cycles, and what metrics and criteria need."""
+"""Finds what is wrong with the graph of a spec: names, ports, value types, cycles, and what metrics
+and criteria need."""
 
 from __future__ import annotations
 
@@ -49,7 +50,8 @@ def validate_graph(spec: Spec, error: MakeError) -> None:
 
 
 def list_problems(spec: Spec) -> list[Problem]:
-    """Return everything that is wrong with the graph of a spec; later checks wait for earlier ones to pass."""
+    """Return everything that is wrong with the graph of a spec; later checks wait for earlier ones
+    to pass."""
     problems = _check_names(spec)
     for name in spec.nodes:
         problems += _check_options(spec, name)
@@ -218,8 +220,8 @@ def _check_importance(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
     for name in find_unjoined_encoders(spec) if by_gradient else ():
         message = (
-            f"{by_gradient[0]} says nothing of the embedding of '{name}', which no joining node reads; "
-            "reconstruction, the default, does (with prune.sensitivity: measured)"
+            f"{by_gradient[0]} says nothing of the embedding of '{name}', which no joining node "
+            "reads; reconstruction, the default, does (with prune.sensitivity: measured)"
         )
         problems.append((("prune", "importance"), message))
     return problems

@@ -1,7 +1,9 @@
-"""What every kind of node shares in torch: batches, outputs, and the interface of a node and of a join.
+"""What every kind of node shares in torch: batches, outputs, and the interface of a node and of a
+join.
 
-A kind has a folder of up to three small files: `entry.py` (what it is, plain data), `deployed.py` (how it runs on ONNX
-Runtime) and `trainable.py` (how it runs and learns in torch). The classes below are the interface of the last one.
+A kind has a folder of up to three small files: `entry.py` (what it is, plain data), `deployed.py`
+(how it runs on ONNX Runtime) and `trainable.py` (how it runs and learns in torch). The classes
+below are the interface of the last one.
 """
 
 from __future__ import annotations
@@ -33,12 +35,15 @@ class Batch:
     """The inputs of every model for b pairs."""
 
     inputs: dict[str, Tensor]
-    """Input of each node by name: pixels [b, 3, s, s], features [b, m, f] or token ids [b, t]. A text encoder behind a
-    lookup reads two texts a pair, ids [b, 2, t]: the query, and the text that it should find."""
+    """Input of each node by name: pixels [b, 3, s, s], features [b, m, f] or token ids [b, t]. A
+    text encoder behind a lookup reads two texts a pair, ids [b, 2, t]: the query, and the text that
+    it should find."""
     keep: dict[str, Tensor] = field(default_factory=dict)
-    """Which positions hold something [b, p], by node, where not all do. For a generator: those with a next token."""
+    """Which positions hold something [b, p], by node, where not all do. For a generator: those with
+    a next token."""
     names: tuple[str, ...] = ()
-    """Names of the pairs, when the data gives them any: a pair of the same name is the same pair."""
+    """Names of the pairs, when the data gives them any: a pair of the same name is the same
+    pair."""
 
     def __len__(self) -> int:
         first_input = next(iter(self.inputs.values()))
@@ -78,13 +83,15 @@ class NodeSetup:
     feeds_list: bool
     """Whether a join compares its embedding to a list of texts that it embeds as well."""
     is_unjoined: bool
-    """Whether no join compares its embedding: its distance to the dense model's is then its loss."""
+    """Whether no join compares its embedding: its distance to the dense model's is then its
+    loss."""
     labels_by_teacher: bool
     """Whether generators learn what the dense pipeline writes, not the texts of the data."""
 
 
 class TrainableNode(ABC):
-    """A model of the pipeline in torch: how pairs become its inputs, how it runs, and which losses it brings."""
+    """A model of the pipeline in torch: how pairs become its inputs, how it runs, and which losses
+    it brings."""
 
     def __init__(self, setup: NodeSetup):
         self.setup = setup
@@ -98,7 +105,8 @@ class TrainableNode(ABC):
             pairs: b pairs of input and text.
 
         Returns:
-            The input, batch first, and which positions hold something [b, p], or None when all of them do.
+            The input, batch first, and which positions hold something [b, p], or None when all of
+            them do.
         """
 
     @abstractmethod
@@ -116,7 +124,8 @@ class TrainableNode(ABC):
 
     @property
     def read_nodes(self) -> tuple[str, ...]:
-        """The nodes whose outputs `forward` reads. Text is read from the data here, not from a generator."""
+        """The nodes whose outputs `forward` reads. Text is read from the data here, not from a
+        generator."""
         return ()
 
     @property
@@ -136,7 +145,8 @@ class TrainableNode(ABC):
         Args:
             batch: The inputs of b pairs.
             outputs: Outputs of all nodes.
-            reference: What `select_reference` gave for the dense pipeline, by node; None when there is none.
+            reference: What `select_reference` gave for the dense pipeline, by node; None when there
+                is none.
 
         Returns:
             Scalar losses by name, each ending in `.<node>`.
@@ -188,7 +198,8 @@ class TrainableJoin(ABC):
         return outputs[query_node][query_output], outputs[keys_node][keys_output]
 
     def losses(self, outputs: Outputs, *, reference: Outputs | None) -> dict[str, Tensor]:
-        """Return the losses of this join by name: the symmetric contrastive loss (CLIP, Radford et al. 2021)."""
+        """Return the losses of this join by name: the symmetric contrastive loss (CLIP, Radford et
+        al. 2021)."""
         query_BD, keys_BD = self.pair(outputs)
         similarity_BB = SIMILARITY_SCALE * query_BD @ keys_BD.T
         own_B = torch.arange(len(query_BD))
@@ -201,7 +212,8 @@ class TrainableJoin(ABC):
         """Return figures of quality on a batch, by name without the node's."""
 
     def rank_pairs(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
-        """Return for every query the key that is nearest, and for every key the query, as indices [b]."""
+        """Return for every query the key that is nearest, and for every key the query, as indices
+        [b]."""
         query_BD, keys_BD = self.pair(outputs)
         similarity_BB = query_BD @ keys_BD.T
         return similarity_BB.argmax(1), similarity_BB.argmax(0)

@@ -59,7 +59,8 @@ def answer_pairs(
     unjoined_encoders: Sequence[str] = (),
     on_progress: Callable[[float], None] | None = None,
 ) -> dict[str, Answers]:
-    """Send every input through a pipeline, one request each, and embed the references with its own encoder.
+    """Send every input through a pipeline, one request each, and embed the references with its own
+    encoder.
 
     Args:
         pipeline: A bundle.
@@ -116,7 +117,8 @@ def _mean_direction(embedding_KD: np.ndarray) -> np.ndarray:
 
 
 def _embed_references(pipeline: Pipeline, join: str, *, pairs: Pairs) -> np.ndarray:
-    """Embed the reference texts with the encoder behind the second compared port of a join [n, d]."""
+    """Embed the reference texts with the encoder behind the second compared port of a join [n,
+    d]."""
     kind = kind_of(pipeline.manifest["graph"]["nodes"][join]["kind"])
     encoder_name, port = split_reference(pipeline.wiring[join][kind.compared_ports[1]])
     encoder = pipeline.nodes[encoder_name]
@@ -134,11 +136,13 @@ def score_answers(
 
     Args:
         answers: The answers by node.
-        spec: The spec; each of its metrics judges the nodes that have what it needs, or the one that it names.
+        spec: The spec; each of its metrics judges the nodes that have what it needs, or the one
+            that it names.
         dense: The answers of the dense pipeline; None when these are the dense ones.
 
     Returns:
-        Scores by name of the figure: `<figure>` when one node has it, `<figure>.<node>` when several do.
+        Scores by name of the figure: `<figure>` when one node has it, `<figure>.<node>` when
+        several do.
     """
     by_node: dict[str, dict[str, PerSampleScores]] = {}
     for metric in spec.metrics:

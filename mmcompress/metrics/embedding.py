@@ -10,7 +10,8 @@ ROUNDING = 1e-6
 
 
 def score_embeddings(answers: Answers) -> dict[str, PerSampleScores]:
-    """Score inputs whose embedding is nearer to the dense one of the same input than to that of any other."""
+    """Score inputs whose embedding is nearer to the dense one of the same input than to that of any
+    other."""
     dense = answers.dense or answers
     assert answers.vectors is not None and dense.vectors is not None
     similarity = answers.vectors @ dense.vectors.T

@@ -7,5 +7,6 @@ from mmcompress.stats import PerSampleScores
 
 
 def score_endings(answers: Answers) -> dict[str, PerSampleScores]:
-    """Score texts that end by their end token: neither cut off at the longest length nor for repeating themselves."""
+    """Score texts that end by their end token: neither cut off at the longest length nor for
+    repeating themselves."""
     return {"ends_by_itself": count_right([ending == "end" for ending in answers.endings])}

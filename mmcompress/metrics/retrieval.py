@@ -9,7 +9,8 @@ from mmcompress.stats import PerSampleScores
 
 
 def score_retrieval(answers: Answers) -> dict[str, PerSampleScores]:
-    """Score R@1 both ways. A text that belongs to several inputs counts as right for each of them."""
+    """Score R@1 both ways. A text that belongs to several inputs counts as right for each of
+    them."""
     assert answers.queries is not None and answers.keys is not None
     similarity = answers.queries @ answers.keys.T
     references = np.array(answers.references)

@@ -1,7 +1,8 @@
-"""The pipeline in torch: its graph run on batches of pairs, its own loss, and the quality that a trial is judged by.
+"""The pipeline in torch: its graph run on batches of pairs, its own loss, and the quality that a
+trial is judged by.
 
-Every kind of node says itself how it runs and what it loses (`mmcompress/kinds/*/trainable.py`). This file only goes
-along the graph.
+Every kind of node says itself how it runs and what it loses (`mmcompress/kinds/*/trainable.py`).
+This file only goes along the graph.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ class TorchPipeline:
         return Batch(inputs, keep, names=pairs.names)
 
     def sources_of(self, name: str) -> tuple[str, ...]:
-        """Return the models whose outputs `forward` gives to a node. Texts come from the data here."""
+        """Return the models whose outputs `forward` gives to a node. Texts come from the data
+        here."""
         return self.nodes[name].read_nodes
 
     def downstream(self, name: str) -> set[str]:
@@ -100,7 +102,8 @@ class TorchPipeline:
         return reached
 
     def target_positions(self, batch: Batch, name: str) -> Tensor:
-        """Return the positions of a generator whose next token counts [b, t - 1]; see `TrainableTextDecoder`."""
+        """Return the positions of a generator whose next token counts [b, t - 1]; see
+        `TrainableTextDecoder`."""
         positions: Tensor = self.nodes[name].target_positions(batch)  # type: ignore[attr-defined]
         return positions
 
@@ -125,7 +128,8 @@ class TorchPipeline:
     def forward_in_pieces(
         self, models: Models, batch: Batch, *, known: Outputs | None = None
     ) -> Outputs:
-        """Run every model on a large batch in pieces of the spec's `data.batch`; arguments as in `forward`."""
+        """Run every model on a large batch in pieces of the spec's `data.batch`; arguments as in
+        `forward`."""
         pieces: list[Outputs] = []
         for start in range(0, len(batch), self.batch_size):
             rows = slice(start, start + self.batch_size)
@@ -149,10 +153,12 @@ class TorchPipeline:
         Args:
             outputs: Outputs of every model.
             batch: The inputs that they belong to.
-            dense: What `reference_outputs` gave for the dense pipeline; without it, drift does not count.
+            dense: What `reference_outputs` gave for the dense pipeline; without it, drift does not
+                count.
 
         Returns:
-            Scalar losses by name: `contrast.<join>`, `drift.<join or node>`, `caption.<node>`, and others of a kind.
+            Scalar losses by name: `contrast.<join>`, `drift.<join or node>`, `caption.<node>`, and
+            others of a kind.
         """
         parts: dict[str, Tensor] = {}
         for join in self.joins:
@@ -192,7 +198,8 @@ class TorchPipeline:
         return float(sum(parts.values()))
 
     def reference_outputs(self, models: Models, batch: Batch) -> Outputs:
-        """Return what `losses` compares with: outputs of the dense models, as far as any loss needs them."""
+        """Return what `losses` compares with: outputs of the dense models, as far as any loss needs
+        them."""
         needed = {name for name, node in self.nodes.items() if node.needs_reference}
         reads_others = any(self.sources_of(name) for name in needed)
         skipped: Outputs = {}

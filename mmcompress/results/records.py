@@ -1,4 +1,5 @@
-"""What stages leave for each other and for the report: frozen records that survive a JSON round trip."""
+"""What stages leave for each other and for the report: frozen records that survive a JSON round
+trip."""
 
 from __future__ import annotations
 
@@ -129,7 +130,8 @@ class Side:
     model_share: float
     """Share of the time of a request that is spent inside model sessions."""
     memory_mb: float = 0.0
-    """Peak resident MB of a process that loads the bundle and answers once; 0 when it was not measured."""
+    """Peak resident MB of a process that loads the bundle and answers once; 0 when it was not
+    measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +159,8 @@ class Target:
     fixed_ms_by_node: dict[str, float] = field(default_factory=dict)
     """What each node has of `fixed_ms`."""
     lowest_reachable: dict[str, float] = field(default_factory=dict)
-    """The least that is predicted of everything with a limit: nodes in ms, parameters in M, size and memory in MB."""
+    """The least that is predicted of everything with a limit: nodes in ms, parameters in M, size
+    and memory in MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +178,8 @@ class SearchResult:
     workers: dict[str, int] = field(default_factory=dict)
     """Trials by worker."""
     split_losses: tuple[float, ...] = ()
-    """Least loss of a split of the budget, round by round; loss increases were measured again in between."""
+    """Least loss of a split of the budget, round by round; loss increases were measured again in
+    between."""
     linearization_evaluations: int = 0
     """Structures that were evaluated for these rounds."""
 
@@ -231,11 +235,13 @@ class Summary:
     command: str
     """The command that made this."""
     device: str = ""
-    """Fingerprint of the device that the latencies are of. Those of no samples (n = 0) are predicted, not measured."""
+    """Fingerprint of the device that the latencies are of. Those of no samples (n = 0) are
+    predicted, not measured."""
     peak_memory_mb: float = 0.0
     """Peak resident MB of the process that drove the run; workers come on top."""
     validation_losses: tuple[float, ...] = ()
-    """The pipeline's own loss on validation pairs: dense, before training, on the way, and at the end."""
+    """The pipeline's own loss on validation pairs: dense, before training, on the way, and at the
+    end."""
     samples: tuple[dict[str, str], ...] = ()
     """A few texts: the reference, and what both sides wrote."""
     extra_splits: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
@@ -245,7 +251,8 @@ class Summary:
     bench_repeats: int = 0
     """Parts in which the latency of both sides was measured."""
     machine_speed_factor: float = 1.0
-    """Factor from the measured latency ratio to what it is on this machine in the long run. Whole pipelines of the same
-    precisions, measured now and all through the run, show it. 1 when none was measured."""
+    """Factor from the measured latency ratio to what it is on this machine in the long run. Whole
+    pipelines of the same precisions, measured now and all through the run, show it. 1 when none was
+    measured."""
     aimed_share: float = 1.0
     """Share of the target that the structure was chosen for."""

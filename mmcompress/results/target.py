@@ -19,15 +19,16 @@ def target_share(summary: Summary) -> float:
 
 
 def long_run_target_share(summary: Summary) -> float:
-    """Return latency / target as it is in the long run on this machine (`Summary.machine_speed_factor`)."""
+    """Return latency / target as it is in the long run on this machine
+    (`Summary.machine_speed_factor`)."""
     return target_share(summary) * summary.machine_speed_factor
 
 
 def corrected_target_share(summary: Summary) -> float:
     """Return latency / target for the decision whether more was cut than needed.
 
-    A pipeline that only seems too fast while the machine is in a mood counts at its long-run latency. A miss stays a
-    miss.
+    A pipeline that only seems too fast while the machine is in a mood counts at its long-run
+    latency. A miss stays a miss.
     """
     share = target_share(summary)
     if share > 1:
@@ -38,7 +39,8 @@ def corrected_target_share(summary: Summary) -> float:
 def list_exceeded_bounds(
     spec: Spec, goal: Goal, *, target_ms: float, side: Side
 ) -> tuple[str, ...]:
-    """Return every bound of a spec that a measured side exceeds, in words; empty when the target is met."""
+    """Return every bound of a spec that a measured side exceeds, in words; empty when the target is
+    met."""
     latency_ms: float = getattr(side.latency_ms, goal.statistic)
     bounds: list[Bound] = [(f"{goal.statistic} end to end", latency_ms, target_ms, "ms")]
     bounds += _list_limits(spec.limits, side)
@@ -70,7 +72,8 @@ def worst_limit_ratio(limits: Limits, side: Side) -> float:
 
 
 def is_out_of_reach(limits: Limits, side: Side, *, lowest: Mapping[str, float]) -> bool:
-    """Return whether a limit lies below the least that is predicted of anything in the search space.
+    """Return whether a limit lies below the least that is predicted of anything in the search
+    space.
 
     Args:
         limits: The limits of the spec.
@@ -84,7 +87,8 @@ def is_out_of_reach(limits: Limits, side: Side, *, lowest: Mapping[str, float]) 
 
 
 def scale_latencies(lowest: Mapping[str, float], pace: float) -> dict[str, float]:
-    """Return `Target.lowest_reachable` on a machine that is `pace` times slower than when it was predicted."""
+    """Return `Target.lowest_reachable` on a machine that is `pace` times slower than when it was
+    predicted."""
     scaled: dict[str, float] = {}
     for what, least in lowest.items():
         scaled[what] = least * pace if what.startswith("p50 ") else least
@@ -92,7 +96,8 @@ def scale_latencies(lowest: Mapping[str, float], pace: float) -> dict[str, float
 
 
 def tighten_limits(current: Limits, asked: Limits, *, side: Side) -> Limits:
-    """Return limits to search with after a side exceeded some: lowered by as much as it exceeded them.
+    """Return limits to search with after a side exceeded some: lowered by as much as it exceeded
+    them.
 
     Args:
         current: The limits that were searched with.

@@ -1,4 +1,5 @@
-"""Reads a YAML file as plain data that knows the line of every key, so that an error can name it."""
+"""Reads a YAML file as plain data that knows the line of every key, so that an error can name
+it."""
 
 from __future__ import annotations
 
@@ -46,7 +47,8 @@ class YamlSource:
             overrides: Values by dotted key that take the place of what the file says.
 
         Raises:
-            SpecError: The file can't be read, is not YAML, names a key twice or an unknown environment variable.
+            SpecError: The file can't be read, is not YAML, names a key twice or an unknown
+                environment variable.
         """
         self.path = Path(path)
         self.lines: dict[KeyPath, int] = {}

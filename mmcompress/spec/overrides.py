@@ -62,7 +62,8 @@ def apply_overrides(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 
 def rename_old_key(dotted: str, value: Any) -> tuple[str, Any]:
-    """Return a key and its value under their present names, with a warning when one was an old name."""
+    """Return a key and its value under their present names, with a warning when one was an old
+    name."""
     if dotted in OLD_KEYS:
         _warn_of(dotted, OLD_KEYS[dotted])
         dotted = OLD_KEYS[dotted]

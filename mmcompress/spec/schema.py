@@ -1,6 +1,8 @@
-"""The schema of a spec: every section as a frozen record, every key with its unit, meaning, default and bounds.
+"""The schema of a spec: every section as a frozen record, every key with its unit, meaning, default
+and bounds.
 
-`mmcompress schema` prints it as JSON Schema. The string under a field is what an editor shows of it.
+`mmcompress schema` prints it as JSON Schema. The string under a field is what an editor shows of
+it.
 """
 
 from __future__ import annotations
@@ -55,13 +57,16 @@ class NodePrune:
     heads: Share = 0.0
     """Share of the attention heads that is removed."""
     ffn: Share = 0.0
-    """Share of the FFN channels that is removed; of a CNN, of the inner channels of its convolutions."""
+    """Share of the FFN channels that is removed; of a CNN, of the inner channels of its
+    convolutions."""
     tokens: Share = 0.0
-    """Share of the positions that is left out for every input: image patches, or the end of an audio window."""
+    """Share of the positions that is left out for every input: image patches, or the end of an
+    audio window."""
     drop: Annotated[int, Field(ge=0, le=1000)] = 0
     """Whole sub-layers that are removed, the least sensitive first."""
     blocks: dict[str, float] = field(default_factory=dict)
-    """Share removed of single blocks, by name (`0.ffn`); it overrides the other keys for these blocks."""
+    """Share removed of single blocks, by name (`0.ffn`); it overrides the other keys for these
+    blocks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,22 +78,28 @@ class Node:
     inputs: dict[str, str]
     """What each input port reads: `node.port`, or the name of a pipeline input."""
     source: str = ""
-    """Where the weights come from: `embedded:`, `open_clip:`, `transformers:`, `pip:`, `python:` or a folder."""
+    """Where the weights come from: `embedded:`, `open_clip:`, `transformers:`, `pip:`, `python:` or
+    a folder."""
     candidates: Annotated[int, Field(ge=1, le=64)] = 1
     """Texts that a generator writes for an input; it finds them with as many beams."""
     max_tokens: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Tokens of the longest text, written or read. 0 stands for 20 of a generator, and for a text encoder's own length."""
+    """Tokens of the longest text, written or read. 0 stands for 20 of a generator, and for a text
+    encoder's own length."""
     prompt: str = ""
-    """What a generator reads before it writes. With an image among the words: `USER: <image> ASSISTANT:`."""
+    """What a generator reads before it writes. With an image among the words: `USER: <image>
+    ASSISTANT:`."""
     prior: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Weight of the generator's own score beside the similarity, in a `nearest` node with `scores`."""
+    """Weight of the generator's own score beside the similarity, in a `nearest` node with
+    `scores`."""
     texts: str = ""
-    """File of a `lookup` with one text a line. Without it, the list holds all reference texts of the data."""
+    """File of a `lookup` with one text a line. Without it, the list holds all reference texts of
+    the data."""
     precision: Annotated[str, AfterValidator(_check_precision)] = "auto"
-    """Precision of the weights and products: see `mmcompress list precisions`. `auto` leaves it to the search."""
+    """Precision of the weights and products: see `mmcompress list precisions`. `auto` leaves it to
+    the search."""
     rewind: str = ""
-    """Where `prune.schedule: rewind` finds the weights of an earlier time of this model's training, as a `source`.
-    Without it, survivors start again from the weights of `source`."""
+    """Where `prune.schedule: rewind` finds the weights of an earlier time of this model's training,
+    as a `source`. Without it, survivors start again from the weights of `source`."""
     prune: NodePrune = field(default_factory=NodePrune)
     """How much of this node is removed."""
 
@@ -104,14 +115,17 @@ class Data:
     calibration: PairCount = 256
     """Training pairs for importance, sensitivity, refit and calibration."""
     sensitivity_pairs: PairCount = 128
-    """Calibration pairs, the first ones, that the loss increase of every single cut is measured on."""
+    """Calibration pairs, the first ones, that the loss increase of every single cut is measured
+    on."""
     validation_pairs: PairCount = 256
-    """Pairs of the split `val` that each trial is evaluated on. The test split is never used to choose."""
+    """Pairs of the split `val` that each trial is evaluated on. The test split is never used to
+    choose."""
     final_pairs_factor: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Factor from `validation_pairs` to the pairs that the best few trials are evaluated on, as far as the data goes."""
+    """Factor from `validation_pairs` to the pairs that the best few trials are evaluated on, as far
+    as the data goes."""
     labels: Literal["reference", "teacher"] = "reference"
-    """What generators learn and are chosen by: the texts of the data, or what the dense pipeline itself writes. A text
-    in another style than the model's own tells little of what a cut does."""
+    """What generators learn and are chosen by: the texts of the data, or what the dense pipeline
+    itself writes. A text in another style than the model's own tells little of what a cut does."""
     batch: Annotated[int, Field(ge=1, le=65_536)] = 64
     """Pairs that run through the models at once. Large models on large images need few."""
     report: tuple[str, ...] = ()
@@ -123,24 +137,28 @@ class Prune:
     """How units are scored, chosen and removed."""
 
     importance: Annotated[str, AfterValidator(_known_in(IMPORTANCE))] = "reconstruction"
-    """The criterion that scores units, or a mixture (`fisher + 0.5 * magnitude`): see `mmcompress list importance`."""
+    """The criterion that scores units, or a mixture (`fisher + 0.5 * magnitude`): see `mmcompress
+    list importance`."""
     allocation: Annotated[str, AfterValidator(_known_in(ALLOCATIONS))] = "knapsack"
     """How the cuts of a group are dealt to its blocks: see `mmcompress list allocation`."""
     protection: Annotated[float, Field(ge=1, le=100)] = 2.0
     """Factor by which cross-modal units are pruned less than the others."""
     schedule: Literal["one_shot", "gradual", "rewind", "late"] = "one_shot"
-    """`one_shot` makes all cuts at once. `gradual` prunes and trains in `rounds`, and scores units anew in each.
-    `rewind` does so, then trains the survivors again from their first weights (or `nodes.*.rewind`). `late` trains the
-    dense models first and cuts then, to compare with. All share one training budget."""
+    """`one_shot` makes all cuts at once. `gradual` prunes and trains in `rounds`, and scores units
+    anew in each. `rewind` does so, then trains the survivors again from their first weights (or
+    `nodes.*.rewind`). `late` trains the dense models first and cuts then, to compare with. All
+    share one training budget."""
     rounds: Annotated[int, Field(ge=2, le=100)] = 3
     """Rounds of pruning and training of the schedules `gradual` and `rewind`."""
     sparsity: Annotated[float, Field(ge=0, le=0.99)] = 0.0
-    """Share of single weights that is set to zero in what is left, the smallest first. ONNX Runtime gains no speed."""
+    """Share of single weights that is set to zero in what is left, the smallest first. ONNX Runtime
+    gains no speed."""
     pattern: Literal["unstructured", "2:4"] = "unstructured"
-    """Where the zeros lie. `2:4` sets half of the weights to zero, whatever positive `sparsity` says."""
+    """Where the zeros lie. `2:4` sets half of the weights to zero, whatever positive `sparsity`
+    says."""
     sensitivity: Literal["measured", "estimated"] = "measured"
-    """How the loss increase of a cut is found: by running the pipeline with it, or as half the importance that is lost
-    (for `importance: fisher`)."""
+    """How the loss increase of a cut is found: by running the pipeline with it, or as half the
+    importance that is lost (for `importance: fisher`)."""
     refit: bool = True
     """Whether the output projection of a cut block is fitted to what the dense block put out."""
     ridge: Annotated[float, Field(ge=1e-6, le=10)] = 0.01
@@ -152,7 +170,8 @@ class Quantize:
     """What stays in fp32 within a node of another precision."""
 
     max_loss_increase: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Loss increase by rounding a single block above which the block stays in fp32. 0: no block is asked."""
+    """Loss increase by rounding a single block above which the block stays in fp32. 0: no block is
+    asked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,12 +185,13 @@ class Distill:
     batch: Annotated[int, Field(ge=2, le=65_536)] = 24
     """Pairs per step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of products while training; weights and losses are fp32. `auto` takes bf16 where a product is measured
-    to be clearly faster in it."""
+    """Precision of products while training; weights and losses are fp32. `auto` takes bf16 where a
+    product is measured to be clearly faster in it."""
     learning_rate: Share = 7e-4
     """Highest learning rate of the schedule (warm-up, then cosine)."""
     find_learning_rate: bool = True
-    """Whether the rate is halved while a few steps of it make matters worse: structures that lost little need less."""
+    """Whether the rate is halved while a few steps of it make matters worse: structures that lost
+    little need less."""
     embedding: LossWeight = 1.0
     """Weight of the squared distance of embeddings to the teacher's (CLIP-KD)."""
     tokens: LossWeight = 1.0
@@ -185,14 +205,16 @@ class Distill:
     logits: LossWeight = 4.0
     """Weight of the divergence of next-token distributions from the teacher's."""
     hidden: LossWeight = 0.0
-    """Weight of the error of what every block adds to its stream, relative to the teacher's variance."""
+    """Weight of the error of what every block adds to its stream, relative to the teacher's
+    variance."""
     cross: LossWeight = 0.0
     """Weight of the same error in cross-attention blocks."""
     validations: Annotated[int, Field(ge=0, le=1000)] = 4
-    """Times that the loss on validation pairs is taken on the way. When the last weights are clearly worse than others
-    seen, those are kept. 0: always the last."""
+    """Times that the loss on validation pairs is taken on the way. When the last weights are
+    clearly worse than others seen, those are kept. 0: always the last."""
     patience: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Validations in a row without a lower loss after which training ends early. 0: it never does."""
+    """Validations in a row without a lower loss after which training ends early. 0: it never
+    does."""
     distinct_pairs: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Distinct training pairs. 0: fresh ones for every step, as far as the data has them."""
 
@@ -202,12 +224,14 @@ class Search:
     """How structures are searched for."""
 
     trials: Annotated[int, Field(ge=0, le=100_000)] = 40
-    """Proposals of the sampler. Splits of the budget, and what is evaluated for them, come on top."""
+    """Proposals of the sampler. Splits of the budget, and what is evaluated for them, come on
+    top."""
     level_switches: Annotated[int, Field(ge=0, le=100_000)] = 16
     """Exchanges of units between blocks of the best structures, after the proposals (EvoPress)."""
     linearization_rounds: Annotated[int, Field(ge=0, le=100)] = 4
-    """Rounds before the proposals in which the loss increase of every cut is measured among the other cuts, and the
-    budget is split again. 0: loss increases are taken to add up. They end early when they take twice the search."""
+    """Rounds before the proposals in which the loss increase of every cut is measured among the
+    other cuts, and the budget is split again. 0: loss increases are taken to add up. They end early
+    when they take twice the search."""
     sampler: Annotated[str, AfterValidator(_known_in(SAMPLERS))] = "tpe"
     """Optuna's sampler: see `mmcompress list samplers`."""
     executor: Annotated[str, AfterValidator(_known_in(EXECUTORS))] = "ray"
@@ -217,17 +241,19 @@ class Search:
     ray_address: str | None = None
     """Address of a running Ray cluster: `auto` or HOST:PORT. Without it, a local Ray is started."""
     evaluator: Literal["measured", "estimated"] = "measured"
-    """How the loss of a trial is found: by running the cut pipeline, or as the sum of the loss increases of its cuts."""
+    """How the loss of a trial is found: by running the cut pipeline, or as the sum of the loss
+    increases of its cuts."""
     finalists: Annotated[int, Field(ge=1, le=1000)] = 3
-    """Trials within the budget that are evaluated on more pairs (`data.final_pairs_factor`) before one is chosen."""
+    """Trials within the budget that are evaluated on more pairs (`data.final_pairs_factor`) before
+    one is chosen."""
     short_finetunings: Annotated[int, Field(ge=0, le=100)] = 5
-    """Structures that are trained for a tenth of the budget each, when the best loss before training is so high that it
-    says little. 0: none."""
+    """Structures that are trained for a tenth of the budget each, when the best loss before
+    training is so high that it says little. 0: none."""
     retries: Annotated[int, Field(ge=0, le=10)] = 1
     """Times that a failed trial is tried again."""
     max_artifacts: Annotated[int, Field(ge=1, le=10)] = 2
-    """Artifacts that are made at most: another one when the finished one misses the target, or lies 5 % under it. A
-    miss is tried again once even with 1."""
+    """Artifacts that are made at most: another one when the finished one misses the target, or lies
+    5 % under it. A miss is tried again once even with 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,7 +281,8 @@ class Measure:
     memory: bool = True
     """Whether the peak memory of both bundles is measured, each in a process of its own."""
     readings: str = ""
-    """Readings of another device (a JSON of `mmcompress device measure`). The target is then for that device."""
+    """Readings of another device (a JSON of `mmcompress device measure`). The target is then for
+    that device."""
     warmup: Annotated[int, Field(ge=0, le=10_000)] = 10
     """Requests after loading that are not counted."""
     requests: Annotated[int, Field(ge=2, le=100_000)] = 200
@@ -264,7 +291,8 @@ class Measure:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """A metric that the result is judged by. Its name alone stands for it: `wer` for `{kind: wer}`."""
+    """A metric that the result is judged by. Its name alone stands for it: `wer` for `{kind:
+    wer}`."""
 
     kind: Annotated[str, AfterValidator(_known_in(METRICS))]
     """The metric: see `mmcompress list metrics`."""
@@ -289,7 +317,8 @@ class Spec:
     metrics: tuple[Metric, ...] = (Metric(kind="retrieval"), Metric(kind="caption"))
     """What the result is judged by."""
     target: str = "2x"
-    """Latency end to end: `2x`, `12ms` or `12ms p95`. Several, with commas, share all but search and training."""
+    """Latency end to end: `2x`, `12ms` or `12ms p95`. Several, with commas, share all but search
+    and training."""
     limits: Limits = field(default_factory=Limits)
     """Upper bounds beside the target."""
     prune: Prune = field(default_factory=Prune)

@@ -32,7 +32,8 @@ class Dimension:
     high: float | None = None
     """The largest value."""
     step: float | None = None
-    """Distance of the values that are tried; 1 for whole numbers. Without it, every number between."""
+    """Distance of the values that are tried; 1 for whole numbers. Without it, every number
+    between."""
     choices: tuple[str, ...] = ()
     """The values of a precision."""
 
@@ -95,7 +96,8 @@ def _find_problem(dotted: str, dimension: Dimension, *, models: list[str]) -> st
 
 
 def _find_value_problem(dotted: str, dimension: Dimension) -> str:
-    """Return what is wrong with the step, the choices or the bounds of a dimension, or an empty text."""
+    """Return what is wrong with the step, the choices or the bounds of a dimension, or an empty
+    text."""
     is_whole = dotted.endswith("drop")
     step = dimension.step
     if step is not None and (step <= 0 or (is_whole and step % 1)):

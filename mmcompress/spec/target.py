@@ -26,13 +26,15 @@ class Goal:
     """The statistic of the latency that counts."""
 
     def target_ms(self, dense: Latency) -> float:
-        """Return the milliseconds that a request may take, given the latency of the dense pipeline."""
+        """Return the milliseconds that a request may take, given the latency of the dense
+        pipeline."""
         if self.kind == "latency":
             return self.value
         return getattr(dense, self.statistic) / self.value
 
     def p95_ratio(self, dense: Latency) -> float:
-        """Return the statistic over the median of the dense pipeline: predictors know medians only."""
+        """Return the statistic over the median of the dense pipeline: predictors know medians
+        only."""
         return getattr(dense, self.statistic) / dense.p50
 
 

@@ -15,7 +15,8 @@ TOKENS_PER_SECOND = 50
 """Tokens of an audio encoder for each second of sound (Whisper: two frames of 10 ms each)."""
 
 TAIL_TOKENS = 50
-"""Tokens behind the end of the sound that count as sound: one second, in which an encoder says that it ended."""
+"""Tokens behind the end of the sound that count as sound: one second, in which an encoder says that
+it ended."""
 
 
 class TrainableAudioEncoder(TrainableNode):

@@ -20,7 +20,8 @@ class ImageEncoder:
         self.preprocessing = config["preprocess"]
 
     def __call__(self, image: Any) -> Values:
-        """Encode a picture: a file, its bytes, an array, or pixels [1, 3, s, s] that are prepared already."""
+        """Encode a picture: a file, its bytes, an array, or pixels [1, 3, s, s] that are prepared
+        already."""
         is_prepared = isinstance(image, np.ndarray) and image.ndim == 4
         pixels = image if is_prepared else preprocess_image(image, self.preprocessing)[None]
         results = self.session({"pixels": pixels})

@@ -15,7 +15,8 @@ from mmcompress.runtime.text import Values
 class Lookup:
     """Finds the text of a list whose embedding is nearest to the query by cosine.
 
-    The list lies in the bundle: the texts as JSON, and their embeddings [k, d] as the deployed encoder gives them.
+    The list lies in the bundle: the texts as JSON, and their embeddings [k, d] as the deployed
+    encoder gives them.
     """
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
@@ -26,7 +27,8 @@ class Lookup:
             raise BundleError(f"{folder}: the list of a lookup can't be read: {error}") from error
 
     def __call__(self, query: np.ndarray) -> Values:
-        """Find the nearest text to an embedding [1, d], with its similarity and its place in the list."""
+        """Find the nearest text to an embedding [1, d], with its similarity and its place in the
+        list."""
         similarity = self.embeddings @ query[0]
         place = int(similarity.argmax())
         return {"best": self.texts[place], "score": float(similarity[place]), "place": place}

@@ -17,12 +17,13 @@ from mmcompress.runtime.text import Values, load_tokenizer
 class TextDecoder:
     """The tokens of another node, float32 [k, n, w], to texts, the best first.
 
-    K and V of cross-attention are computed once a request. Several contexts are windows of one thing: their best texts
-    are joined. After a call, `traces` holds what was written of each window.
+    K and V of cross-attention are computed once a request. Several contexts are windows of one
+    thing: their best texts are joined. After a call, `traces` holds what was written of each
+    window.
 
-    With a `replay`, a call does the work of those traces and gives their texts: as many steps of the model, and the
-    same moves of its cache. Structures are then timed for the same work, whatever they would write. (Beams of a model
-    that was cut and not trained yet never settle.)
+    With a `replay`, a call does the work of those traces and gives their texts: as many steps of
+    the model, and the same moves of its cache. Structures are then timed for the same work,
+    whatever they would write. (Beams of a model that was cut and not trained yet never settle.)
     """
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
@@ -38,7 +39,8 @@ class TextDecoder:
         """Write texts for k contexts [k, n, w].
 
         Returns:
-            `text`, the best one; `texts` and `scores`, the best first; `ended`, how each ended (`Generation.describe_ending`).
+            `text`, the best one; `texts` and `scores`, the best first; `ended`, how each ended
+            (`Generation.describe_ending`).
         """
         contexts = [context[i : i + 1] for i in range(len(context))]
         if self.replay:

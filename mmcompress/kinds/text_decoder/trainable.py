@@ -1,6 +1,7 @@
 """A text decoder in torch: it learns by teacher forcing.
 
-Under greedy decoding a caption is right exactly when every teacher-forced argmax is. Exact match then costs one pass.
+Under greedy decoding a caption is right exactly when every teacher-forced argmax is. Exact match
+then costs one pass.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from mmcompress.models.base import Model
 from mmcompress.runtime.text import pad_ids
 
 MAX_REFERENCE_TOKENS = 32
-"""Next tokens of the dense generator, the likeliest ones, that a pruned one is compared on; the rest is taken as one."""
+"""Next tokens of the dense generator, the likeliest ones, that a pruned one is compared on; the
+rest is taken as one."""
 
 
 class TrainableTextDecoder(TrainableNode):
@@ -67,7 +69,8 @@ class TrainableTextDecoder(TrainableNode):
         return {"logits": model(ids[:, :-1], outputs[source]["tokens"])}
 
     def target_positions(self, batch: Batch) -> Tensor:
-        """Return the positions whose next token counts [b, t - 1]: all but those within the prompt."""
+        """Return the positions whose next token counts [b, t - 1]: all but those within the
+        prompt."""
         prompt_length = max(len(self.setup.config["generation"]["prompt"]), 1)
         has_next = batch.keep[self.name]
         return has_next & (torch.arange(has_next.shape[1]) >= prompt_length - 1)
@@ -78,7 +81,8 @@ class TrainableTextDecoder(TrainableNode):
         return self.setup.labels_by_teacher
 
     def select_reference(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Return the likeliest next tokens of the dense generator [b, t, k] and their probabilities."""
+        """Return the likeliest next tokens of the dense generator [b, t, k] and their
+        probabilities."""
         if not self.needs_reference:
             return {}
         probabilities = dense["logits"].softmax(-1)
@@ -91,8 +95,8 @@ class TrainableTextDecoder(TrainableNode):
     ) -> dict[str, Tensor]:
         """Return the cross-entropy of the next tokens, or the divergence from the dense generator.
 
-        Cross-entropy on few texts falls as often as it rises with a small cut. The divergence from the dense
-        distribution can only rise.
+        Cross-entropy on few texts falls as often as it rises with a small cut. The divergence from
+        the dense distribution can only rise.
         """
         positions = self.target_positions(batch)
         logits = outputs[self.name]["logits"][positions]

@@ -8,7 +8,8 @@ from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values, choose_padded_length, load_tokenizer, pad_ids
 
 BATCHED_FROM = 17
-"""Texts from which on the tokenizer's thread pool is used: for a few short texts it costs more than it saves."""
+"""Texts from which on the tokenizer's thread pool is used: for a few short texts it costs more than
+it saves."""
 
 
 class TextEncoder:

@@ -15,7 +15,8 @@ from mmcompress.models.base import Model
 from mmcompress.runtime.text import choose_padded_length, pad_ids
 
 DROPPED_WORD_SHARE = 0.15
-"""Share of words left out of the text that queries a list: about what a speech recognizer gets wrong."""
+"""Share of words left out of the text that queries a list: about what a speech recognizer gets
+wrong."""
 
 
 def drop_words(text: str) -> str:
@@ -29,8 +30,9 @@ def drop_words(text: str) -> str:
 class TrainableTextEncoder(TrainableNode):
     """Token ids [b, t] to an embedding [b, d].
 
-    Behind a list of texts it reads two texts a pair, ids [b, 2, t]: the query, which is written by a generator and has
-    errors, and the text that it should find. It then gives two embeddings, `embedding` and `keys`.
+    Behind a list of texts it reads two texts a pair, ids [b, 2, t]: the query, which is written by
+    a generator and has errors, and the text that it should find. It then gives two embeddings,
+    `embedding` and `keys`.
     """
 
     def __init__(self, setup: NodeSetup):
