@@ -2,10 +2,15 @@
 
     python tools/train_demo_models.py --out OUT --minutes 50
 
-Writes `clip/` (open_clip's folder format: both towers) and `captioner/` (a transformers folder), float16 safetensors,
-and `card.json` with the figures of the model card. Three auxiliary heads, thrown away at the end, make an hour on two
-cores enough: one names the emoji under each image patch, one tells where the patch is, one names the set of emoji in
-an embedding. The first quarter of the time trains the vision tower alone, on crowded scenes.
+Writes `clip/` (open_clip's folder format, both towers) and `captioner/` (a transformers folder),
+float16 safetensors, and `card.json` with the figures of the model card.
+
+Three auxiliary heads make an hour on two cores enough. One names the emoji under each image patch,
+one says where the patch is, one names the set of emoji in an embedding. They are thrown away at the
+end. The first quarter of the time trains the vision tower alone, on crowded scenes.
+
+Shapes: B batch, S side of the image in pixels, N patches, W width, D width of the embedding,
+T tokens of a caption, V vocabulary, E emoji.
 """
 
 from __future__ import annotations
@@ -13,6 +18,8 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,48 +32,116 @@ from torch import Tensor, nn
 from mmcompress.data.emoji_scenes import EMOJI_NAMES, RELATIONS, EmojiScenes, Scene
 from mmcompress.models.sources import EMBEDDED_FOLDER
 
-WIDTH, EMBED, CONTEXT, PATCH = 256, 256, 20, 10
-BOS, PAD, EOS = 0, 1, 2
+WIDTH = 256
+"""Width of the layers of all three models."""
+EMBEDDING_WIDTH = 256
+"""Width of the embedding that image and text share."""
+CONTEXT_LENGTH = 20
+"""Tokens of the longest caption, start and end included."""
+PATCH_SIDE = 10
+"""Side of an image patch in pixels."""
+BOS_ID = 0
+"""Token that starts a caption."""
+PAD_ID = 1
+"""Token that fills up a shorter caption."""
+EOS_ID = 2
+"""Token that ends a caption."""
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")
+"""Tokens that are no words, at their ids."""
+
+VISION_ONLY_SHARE = 0.25
+"""Share of the time that trains the vision tower alone."""
+SET_LOSS_WEIGHT = 10
+"""Weight of naming the set of emoji: its binary cross-entropy is small beside the other losses."""
+MAX_LOGIT_SCALE = 100
+"""Largest factor on similarities, as in CLIP (Radford et al. 2021)."""
+MAX_GRADIENT_NORM = 5.0
+"""Norm that gradients are cut to."""
+
+MATRIX_LEARNING_RATE = 0.02
+"""Learning rate of Muon, for the matrices inside the blocks."""
+MATRIX_MOMENTUM = 0.95
+"""Share of Muon's momentum that is left after a step."""
+MATRIX_WEIGHT_DECAY = 0.01
+"""Weight decay of the matrices inside the blocks."""
+OTHER_LEARNING_RATE = 1.5e-3
+"""Learning rate of AdamW, for everything else."""
+NEWTON_SCHULZ_FACTORS = (3.4445, -4.7750, 2.0315)
+"""Factors a, b, c of a x + (b A + c A A) x with A = x x^T, as Jordan et al. 2024 tuned them."""
+WARMUP_STEPS = 40
+"""Steps over which the learning rates rise."""
+COOLDOWN_SHARE = 0.5
+"""Share of the time, at its end, over which the learning rates fall."""
+LAST_RATE_SCALE = 0.005
+"""Factor on both learning rates at the end."""
+
+PRINT_EVERY_STEPS = 20
+"""Steps between two lines of losses."""
+SAVE_EVERY_STEPS = 200
+"""Steps between two checkpoints."""
+VALIDATION_SCENES = 200
+"""Scenes of a validation while training."""
+CARD_SCENES = 1000
+"""Scenes behind each figure of the model card."""
+EVALUATION_BATCH = 100
+"""Scenes evaluated at once."""
 
 
-def build_tokenizer() -> object:
-    """A word-level tokenizer over every word a caption can hold, `<s> ... </s>` around it."""
-    words = sorted({w for n in (*EMOJI_NAMES, *RELATIONS) for w in n.split()} | {"a", "an", ","})
-    vocab = {w: i for i, w in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words])}
-    tok = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tok.normalizer = normalizers.Lowercase()
-    tok.pre_tokenizer = pre_tokenizers.Whitespace()
-    tok.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", BOS), ("</s>", EOS)]
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Hold the options of the command line."""
+
+    out: Path
+    """Folder for the weights and the checkpoint."""
+    minutes: float
+    """Minutes of training, those of an earlier session included."""
+    batch: int
+    """Scenes of a step."""
+    threads: int
+    """Threads of torch."""
+    seed: int
+    """Seed of the weights and of the scenes."""
+
+
+def build_tokenizer() -> Tokenizer:
+    """Build a word-level tokenizer over all words of captions; it adds `<s>` and `</s>`."""
+    all_words = {"a", "an", ","}
+    for phrase in (*EMOJI_NAMES, *RELATIONS):
+        all_words.update(phrase.split())
+    vocabulary = {word: i for i, word in enumerate([*SPECIAL_TOKENS, *sorted(all_words)])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", BOS_ID), ("</s>", EOS_ID)]
     )
-    tok.decoder = decoders.WordPiece(prefix="##", cleanup=True)
-    tok.add_special_tokens(["<s>", "<pad>", "</s>", "<unk>"])
-    return tok
+    tokenizer.decoder = decoders.WordPiece(prefix="##", cleanup=True)
+    tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+    return tokenizer
 
 
-def model_config(vocab: int, image_size: int) -> dict:
+def make_clip_config(vocabulary_size: int, image_side: int) -> dict[str, dict]:
+    """Make the content of `open_clip_config.json`."""
+    vision = {
+        "image_size": image_side,
+        "patch_size": PATCH_SIDE,
+        "width": WIDTH,
+        "layers": 4,
+        "head_width": 32,
+        "output_tokens": True,
+    }
+    text = {
+        "context_length": CONTEXT_LENGTH,
+        "vocab_size": vocabulary_size,
+        "width": WIDTH,
+        "heads": 8,
+        "layers": 3,
+        "pad_id": PAD_ID,
+        "eos_id": EOS_ID,
+        "pool_type": "eos",
+    }
     return {
-        "model_cfg": {
-            "embed_dim": EMBED,
-            "vision_cfg": {
-                "image_size": image_size,
-                "patch_size": PATCH,
-                "width": WIDTH,
-                "layers": 4,
-                "head_width": 32,
-                "output_tokens": True,
-            },
-            "text_cfg": {
-                "context_length": CONTEXT,
-                "vocab_size": vocab,
-                "width": WIDTH,
-                "heads": 8,
-                "layers": 3,
-                "pad_id": PAD,
-                "eos_id": EOS,
-                "pool_type": "eos",
-            },
-        },
+        "model_cfg": {"embed_dim": EMBEDDING_WIDTH, "vision_cfg": vision, "text_cfg": text},
         "preprocess_cfg": {
             "mean": [0.5, 0.5, 0.5],
             "std": [0.5, 0.5, 0.5],
@@ -76,282 +151,451 @@ def model_config(vocab: int, image_size: int) -> dict:
 
 
 class Trainee(nn.Module):
-    """Both towers, the captioner and the auxiliary heads."""
+    """Hold both towers, the captioner and the auxiliary heads.
 
-    def __init__(self, vocab: int, image_size: int):
+    Args:
+        vocabulary_size: V.
+        image_side: S, in pixels.
+    """
+
+    def __init__(self, vocabulary_size: int, image_side: int):
         super().__init__()
+        # Tests take the tokenizer alone, and these imports take seconds.
         from open_clip.model import CLIP
         from transformers import MBartConfig, MBartForCausalLM
 
-        self.clip = CLIP(**model_config(vocab, image_size)["model_cfg"])
-        self.captioner = MBartForCausalLM(
-            MBartConfig(
-                vocab_size=vocab,
-                d_model=WIDTH,
-                decoder_layers=3,
-                decoder_attention_heads=8,
-                decoder_ffn_dim=4 * WIDTH,
-                encoder_layers=0,
-                max_position_embeddings=CONTEXT,
-                dropout=0.0,
-                is_decoder=True,
-                is_encoder_decoder=False,
-                scale_embedding=False,
-                bos_token_id=BOS,
-                pad_token_id=PAD,
-                eos_token_id=EOS,
-                forced_eos_token_id=None,
-            )
+        self.clip = CLIP(**make_clip_config(vocabulary_size, image_side)["model_cfg"])
+        captioner_config = MBartConfig(
+            vocab_size=vocabulary_size,
+            d_model=WIDTH,
+            decoder_layers=3,
+            decoder_attention_heads=8,
+            decoder_ffn_dim=4 * WIDTH,
+            encoder_layers=0,
+            max_position_embeddings=CONTEXT_LENGTH,
+            dropout=0.0,
+            is_decoder=True,
+            is_encoder_decoder=False,
+            scale_embedding=False,
+            bos_token_id=BOS_ID,
+            pad_token_id=PAD_ID,
+            eos_token_id=EOS_ID,
+            forced_eos_token_id=None,
         )
+        self.captioner = MBartForCausalLM(captioner_config)
+        # One class more than there are emoji: no emoji under the patch.
         self.patch_head = nn.Linear(WIDTH, len(EMOJI_NAMES) + 1)
-        self.set_head = nn.Linear(EMBED, len(EMOJI_NAMES))
+        self.set_head = nn.Linear(EMBEDDING_WIDTH, len(EMOJI_NAMES))
         self.place_head = nn.Linear(WIDTH, 2)
-        grid = torch.linspace(-1, 1, image_size // PATCH)
-        self.register_buffer("places", torch.cartesian_prod(grid, grid), persistent=False)
+        grid = torch.linspace(-1, 1, image_side // PATCH_SIDE)
+        places_N2 = torch.cartesian_prod(grid, grid)
+        self.register_buffer("places", places_N2, persistent=False)
 
-    def patch_losses(self, tokens: Tensor, under: Tensor) -> dict[str, Tensor]:
-        """Each patch token [b, n, w] names the emoji under it, under [b, n], and where it is."""
+    def compute_patch_losses(self, tokens_BNW: Tensor, emoji_BN: Tensor) -> dict[str, Tensor]:
+        """Compute how well each patch token names the emoji under it, and its place.
+
+        Args:
+            tokens_BNW: [B, N, W], patch tokens of the vision tower.
+            emoji_BN: [B, N], the emoji under each patch; E where there is none.
+        """
+        logits = self.patch_head(tokens_BNW).flatten(0, 1)
+        place_errors = self.place_head(tokens_BNW) - self.places
         return {
-            "patch": F.cross_entropy(self.patch_head(tokens).flatten(0, 1), under.flatten()),
-            "place": (self.place_head(tokens) - self.places).square().mean(),
+            "patch": F.cross_entropy(logits, emoji_BN.flatten()),
+            "place": place_errors.square().mean(),
         }
 
-    def losses(
-        self, image: Tensor, ids: Tensor, under: Tensor, present: Tensor
+    def compute_losses(
+        self, image: Tensor, ids_BT: Tensor, *, emoji_BN: Tensor, present_BE: Tensor
     ) -> dict[str, Tensor]:
-        """image [b, 3, s, s], ids [b, t], under [b, patches] emoji per patch, present [b, emoji] in {0, 1}."""
-        embedding, tokens = self.clip.visual(image)
-        padded = F.pad(ids, (0, CONTEXT - ids.shape[1]), value=PAD)
-        text = self.clip.encode_text(padded)
-        logits = self.captioner(input_ids=ids[:, :-1], encoder_hidden_states=tokens).logits
-        scale = self.clip.logit_scale.exp().clamp(max=100)
-        sim = scale * F.normalize(embedding, dim=-1) @ F.normalize(text, dim=-1).T
-        own = torch.arange(len(sim))
-        named = torch.stack(
-            [
-                F.binary_cross_entropy_with_logits(self.set_head(e), present)
-                for e in (embedding, text)
-            ]
-        ).sum()
+        """Compute all losses of a batch.
+
+        Args:
+            image: [B, 3, S, S], pixels in -1..1.
+            ids_BT: [B, T], captions.
+            emoji_BN: [B, N], the emoji under each patch; E where there is none.
+            present_BE: [B, E], 1 where an emoji is in the scene, else 0.
+        """
+        embedding_BD, tokens_BNW = self.clip.visual(image)
+        text_BD = self.clip.encode_text(pad_captions(ids_BT))
+        logits_BTV = self.captioner(
+            input_ids=ids_BT[:, :-1], encoder_hidden_states=tokens_BNW
+        ).logits
+        caption_loss = F.cross_entropy(
+            logits_BTV.flatten(0, 1), ids_BT[:, 1:].flatten(), ignore_index=PAD_ID
+        )
+        # CLIP's contrast: each image must be nearest to its own caption, and the other way round.
+        scale = self.clip.logit_scale.exp().clamp(max=MAX_LOGIT_SCALE)
+        similarity_BB = scale * F.normalize(embedding_BD, dim=-1) @ F.normalize(text_BD, dim=-1).T
+        own_pair_B = torch.arange(len(similarity_BB))
+        image_loss = F.cross_entropy(similarity_BB, own_pair_B)
+        text_loss = F.cross_entropy(similarity_BB.T, own_pair_B)
+        set_losses = [
+            F.binary_cross_entropy_with_logits(self.set_head(vector_BD), present_BE)
+            for vector_BD in (embedding_BD, text_BD)
+        ]
         return {
-            "caption": F.cross_entropy(
-                logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=PAD
-            ),
-            **self.patch_losses(tokens, under),
-            "contrast": (F.cross_entropy(sim, own) + F.cross_entropy(sim.T, own)) / 2,
-            "set": 10 * named,
+            "caption": caption_loss,
+            **self.compute_patch_losses(tokens_BNW, emoji_BN),
+            "contrast": (image_loss + text_loss) / 2,
+            "set": SET_LOSS_WEIGHT * torch.stack(set_losses).sum(),
         }
 
 
-def orthogonal(update: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrix to `update` by Newton-Schulz (the Muon optimizer, Jordan et al. 2024)."""
+def pad_captions(ids_BT: Tensor) -> Tensor:
+    """Pad captions [B, T] to the context length of the text tower."""
+    return F.pad(ids_BT, (0, CONTEXT_LENGTH - ids_BT.shape[1]), value=PAD_ID)
+
+
+def orthogonalize(update: Tensor, steps: int = 5) -> Tensor:
+    """Compute nearly the nearest semi-orthogonal matrix by the iteration of Newton and Schulz.
+
+    It is the step of the Muon optimizer (Jordan et al. 2024).
+
+    Args:
+        update: a matrix.
+        steps: iterations.
+    """
+    a, b, c = NEWTON_SCHULZ_FACTORS
     x = update / (update.norm() + 1e-7)
-    if tall := x.shape[0] > x.shape[1]:
+    is_tall = x.shape[0] > x.shape[1]
+    if is_tall:
         x = x.T
     for _ in range(steps):
-        a = x @ x.T
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * a @ a) @ x
-    return x.T if tall else x
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return x.T if is_tall else x
 
 
 class Optimizer:
-    """Muon for the matrices inside the blocks, AdamW for the rest; all state is tensors, so safetensors can hold it."""
+    """Update matrices inside the blocks by Muon and everything else by AdamW.
+
+    All state is tensors, so that safetensors can hold it.
+    """
 
     def __init__(self, model: nn.Module):
-        inner = ("resblocks", "layers")
-        named = list(model.named_parameters())
-        self.matrices = {n: p for n, p in named if p.ndim == 2 and any(k in n for k in inner)}
-        self.rest = {n: p for n, p in named if n not in self.matrices}
-        self.momentum = {n: torch.zeros_like(p) for n, p in self.matrices.items()}
-        decay = [p for p in self.rest.values() if p.ndim > 1]
-        plain = [p for p in self.rest.values() if p.ndim <= 1]
+        self.matrices: dict[str, nn.Parameter] = {}
+        other_parameters: list[nn.Parameter] = []
+        for name, parameter in model.named_parameters():
+            is_inside_block = "resblocks" in name or "layers" in name
+            if parameter.ndim == 2 and is_inside_block:
+                self.matrices[name] = parameter
+            else:
+                other_parameters.append(parameter)
+        self.momentum = {name: torch.zeros_like(p) for name, p in self.matrices.items()}
+        # Biases and norms are not decayed.
+        decayed = [parameter for parameter in other_parameters if parameter.ndim > 1]
+        kept = [parameter for parameter in other_parameters if parameter.ndim <= 1]
         self.adam = torch.optim.AdamW(
-            [{"params": decay, "weight_decay": 0.01}, {"params": plain, "weight_decay": 0.0}],
+            [{"params": decayed, "weight_decay": 0.01}, {"params": kept, "weight_decay": 0.0}],
             betas=(0.9, 0.98),
         )
 
     @torch.no_grad()
-    def step(self, rate: float) -> None:
-        """One update; `rate` in 0..1 scales both learning rates."""
-        for name, p in self.matrices.items():
-            if p.grad is None:
+    def step(self, rate_scale: float) -> None:
+        """Update all weights once.
+
+        Args:
+            rate_scale: factor on both learning rates, 0 to 1.
+        """
+        for name, matrix in self.matrices.items():
+            # The first part of the training does not reach the text models.
+            if matrix.grad is None:
                 continue
-            m = self.momentum[name].mul_(0.95).add_(p.grad)
-            g = p.grad.add(m, alpha=0.95)
-            parts = g.chunk(3) if "in_proj" in name else (g,)
-            g = torch.cat([orthogonal(x) * max(1.0, x.shape[0] / x.shape[1]) ** 0.5 for x in parts])
-            p.mul_(1 - 0.01 * rate * 0.02).add_(g, alpha=-0.02 * rate)
+            momentum = self.momentum[name].mul_(MATRIX_MOMENTUM).add_(matrix.grad)
+            gradient = matrix.grad.add(momentum, alpha=MATRIX_MOMENTUM)
+            # A packed projection holds three matrices.
+            parts = gradient.chunk(3) if "in_proj" in name else (gradient,)
+            update = torch.cat([_scale_update(part) for part in parts])
+            matrix.mul_(1 - MATRIX_WEIGHT_DECAY * rate_scale * MATRIX_LEARNING_RATE)
+            matrix.add_(update, alpha=-MATRIX_LEARNING_RATE * rate_scale)
         for group in self.adam.param_groups:
-            group["lr"] = 1.5e-3 * rate
+            group["lr"] = OTHER_LEARNING_RATE * rate_scale
         self.adam.step()
 
 
-def targets(scenes: list[Scene], size: int) -> tuple[Tensor, Tensor]:
-    """The emoji under each patch (the last class: none) and the set of emoji of each scene."""
-    grid = size // PATCH
-    centres = (np.arange(grid) + 0.5) * PATCH
-    under = np.full((len(scenes), grid, grid), len(EMOJI_NAMES))
-    present = np.zeros((len(scenes), len(EMOJI_NAMES)), np.float32)
+def _scale_update(gradient: Tensor) -> Tensor:
+    """Make Muon's update of one matrix; a tall matrix gets a larger one."""
+    return orthogonalize(gradient) * max(1.0, gradient.shape[0] / gradient.shape[1]) ** 0.5
+
+
+def make_targets(scenes: Sequence[Scene], image_side: int) -> tuple[Tensor, Tensor]:
+    """Make the targets of the auxiliary heads.
+
+    Args:
+        scenes: B scenes.
+        image_side: S, in pixels.
+
+    Returns:
+        The emoji under each patch [B, N], E where there is none; and the set of emoji of each
+        scene [B, E], 1 or 0.
+    """
+    grid = image_side // PATCH_SIDE
+    centres = (np.arange(grid) + 0.5) * PATCH_SIDE
+    emoji_by_patch = np.full((len(scenes), grid, grid), len(EMOJI_NAMES))
+    present_BE = np.zeros((len(scenes), len(EMOJI_NAMES)), np.float32)
     for i, scene in enumerate(scenes):
-        present[i, list(scene.emoji)] = 1
-        for e, (cx, cy, side) in zip(scene.emoji, scene.boxes, strict=True):
-            inside = (np.abs(centres[:, None] - cy) < side / 2) & (
-                np.abs(centres[None] - cx) < side / 2
-            )
-            under[i][inside] = e
-    return torch.from_numpy(under.reshape(len(scenes), -1)), torch.from_numpy(present)
+        present_BE[i, list(scene.emoji)] = 1
+        for emoji, box in zip(scene.emoji, scene.boxes, strict=True):
+            centre_x, centre_y, side = box
+            in_row = np.abs(centres[:, None] - centre_y) < side / 2
+            in_column = np.abs(centres[None] - centre_x) < side / 2
+            emoji_by_patch[i][in_row & in_column] = emoji
+    emoji_BN = emoji_by_patch.reshape(len(scenes), -1)
+    return torch.from_numpy(emoji_BN), torch.from_numpy(present_BE)
 
 
-def images(data: EmojiScenes, scenes: list[Scene]) -> Tensor:
-    return (
-        torch.from_numpy(np.stack([data.render_scene(s) for s in scenes]))
-        .permute(0, 3, 1, 2)
-        .float()
-        / 127.5
-        - 1
-    )
+def draw_images(data: EmojiScenes, scenes: Sequence[Scene]) -> Tensor:
+    """Draw scenes as images [B, 3, S, S] in -1..1."""
+    pixels = torch.from_numpy(np.stack([data.render_scene(scene) for scene in scenes]))
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def words(tok: Tokenizer, scenes: list[Scene]) -> Tensor:
-    ids = [tok.encode(s.caption).ids for s in scenes]
-    longest = max(map(len, ids))
-    return torch.tensor([i + [PAD] * (longest - len(i)) for i in ids])
+def tokenize_captions(tokenizer: Tokenizer, scenes: Sequence[Scene]) -> Tensor:
+    """Tokenize captions to [B, T], padded to the longest of them."""
+    rows = [tokenizer.encode(scene.caption).ids for scene in scenes]
+    longest = max(len(row) for row in rows)
+    return torch.tensor([row + [PAD_ID] * (longest - len(row)) for row in rows])
+
+
+def select_distinct_scenes(data: EmojiScenes, split: str, *, count: int) -> list[Scene]:
+    """Take the first scenes of a split, each caption once."""
+    captions: set[str] = set()
+    scenes: list[Scene] = []
+    for scene in data.generate_scenes(split):
+        if scene.caption not in captions:
+            captions.add(scene.caption)
+            scenes.append(scene)
+        if len(scenes) == count:
+            break
+    return scenes
 
 
 @torch.no_grad()
 def evaluate(
-    model: Trainee, data: EmojiScenes, tok: Tokenizer, split: str, count: int
+    model: Trainee, data: EmojiScenes, *, tokenizer: Tokenizer, split: str, count: int
 ) -> dict[str, float]:
-    """Retrieval R@1 both ways among `count` scenes of distinct captions; exact match of greedy captions.
+    """Measure retrieval both ways among scenes of distinct captions, and exact match of captions.
 
-    Under greedy decoding a caption is right exactly when every teacher-forced argmax is, so no decoding is needed.
+    Greedy decoding writes a caption exactly if every teacher-forced argmax is right, so nothing is
+    decoded here.
+
+    Args:
+        model: what is measured.
+        data: where the scenes come from.
+        tokenizer: of the captions.
+        split: of the data.
+        count: number of scenes.
+
+    Returns:
+        R@1 of image to text and of text to image, exact match of greedy captions, the count.
     """
     model.eval()
-    scenes, seen = [], set()
-    for s in data.generate_scenes(split):
-        if s.caption not in seen:
-            seen.add(s.caption)
-            scenes.append(s)
-        if len(scenes) == count:
-            break
-    found, texts, right = [], [], []
-    for i in range(0, count, 100):
-        ids = words(tok, scenes[i : i + 100])
-        e, tokens = model.clip.visual(images(data, scenes[i : i + 100]))
-        found.append(F.normalize(e, dim=-1))
-        texts.append(
-            F.normalize(
-                model.clip.encode_text(F.pad(ids, (0, CONTEXT - ids.shape[1]), value=PAD)), dim=-1
-            )
-        )
-        guess = model.captioner(input_ids=ids[:, :-1], encoder_hidden_states=tokens).logits.argmax(
-            -1
-        )
-        right.append(((guess == ids[:, 1:]) | (ids[:, 1:] == PAD)).all(1))
-    sim, own = torch.cat(found) @ torch.cat(texts).T, torch.arange(count)
+    scenes = select_distinct_scenes(data, split, count=count)
+    image_embeddings: list[Tensor] = []
+    text_embeddings: list[Tensor] = []
+    exact_matches: list[Tensor] = []
+    for start in range(0, count, EVALUATION_BATCH):
+        batch = scenes[start : start + EVALUATION_BATCH]
+        ids_BT = tokenize_captions(tokenizer, batch)
+        embedding_BD, tokens_BNW = model.clip.visual(draw_images(data, batch))
+        text_BD = model.clip.encode_text(pad_captions(ids_BT))
+        image_embeddings.append(F.normalize(embedding_BD, dim=-1))
+        text_embeddings.append(F.normalize(text_BD, dim=-1))
+        outputs = model.captioner(input_ids=ids_BT[:, :-1], encoder_hidden_states=tokens_BNW)
+        expected_BT = ids_BT[:, 1:]
+        is_right_BT = outputs.logits.argmax(-1) == expected_BT
+        exact_matches.append((is_right_BT | (expected_BT == PAD_ID)).all(1))
+    similarity = torch.cat(image_embeddings) @ torch.cat(text_embeddings).T
+    own_pair = torch.arange(count)
     model.train()
     return {
-        "image_to_text_r1": (sim.argmax(1) == own).float().mean().item(),
-        "text_to_image_r1": (sim.argmax(0) == own).float().mean().item(),
-        "caption_exact_match": torch.cat(right).float().mean().item(),
+        "image_to_text_r1": (similarity.argmax(1) == own_pair).float().mean().item(),
+        "text_to_image_r1": (similarity.argmax(0) == own_pair).float().mean().item(),
+        "caption_exact_match": torch.cat(exact_matches).float().mean().item(),
         "n": count,
     }
 
 
-def save(model: Trainee, tok: Tokenizer, image_size: int, out: Path) -> None:
-    """The two folders, as open_clip and transformers themselves load them."""
-    half = lambda m: {k: v.half().contiguous().clone() for k, v in m.state_dict().items()}
+def _copy_as_half(module: nn.Module) -> dict[str, Tensor]:
+    """Copy the weights of a module as float16."""
+    return {
+        name: tensor.half().contiguous().clone() for name, tensor in module.state_dict().items()
+    }
+
+
+def save_models(model: Trainee, tokenizer: Tokenizer, *, image_side: int, out: Path) -> None:
+    """Write `clip/` and `captioner/` as open_clip and transformers themselves load them."""
     for name in ("clip", "captioner"):
         (out / name).mkdir(parents=True, exist_ok=True)
-        tok.save(str(out / name / "tokenizer.json"))
-    save_file(half(model.clip), out / "clip" / "open_clip_model.safetensors")
-    config = model_config(tok.get_vocab_size(), image_size)
+        tokenizer.save(str(out / name / "tokenizer.json"))
+    save_file(_copy_as_half(model.clip), out / "clip" / "open_clip_model.safetensors")
+    config = make_clip_config(tokenizer.get_vocab_size(), image_side)
     (out / "clip" / "open_clip_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    state = half(model.captioner)
-    state.pop("lm_head.weight")  # tied to the embedding
-    save_file(state, out / "captioner" / "model.safetensors", {"format": "pt"})
+    captioner_weights = _copy_as_half(model.captioner)
+    # The head is tied to the embedding.
+    captioner_weights.pop("lm_head.weight")
+    save_file(captioner_weights, out / "captioner" / "model.safetensors", {"format": "pt"})
     model.captioner.config.save_pretrained(out / "captioner")
     model.captioner.generation_config.save_pretrained(out / "captioner")
 
 
-def checkpoint(path: Path, model: Trainee, optimizer: Optimizer, step: int, seconds: float) -> None:
-    tensors = {
-        f"model.{k}": v for k, v in model.state_dict().items() if k != "captioner.lm_head.weight"
-    }
-    tensors |= {f"muon.{k}": v for k, v in optimizer.momentum.items()}
-    for i, s in optimizer.adam.state_dict()["state"].items():
-        tensors |= {f"adam.{i}.{k}": torch.as_tensor(v) for k, v in s.items()}
-    save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path.with_suffix(".new"))
+def save_checkpoint(
+    path: Path, model: Trainee, *, optimizer: Optimizer, step: int, seconds: float
+) -> None:
+    """Write weights and state of the optimizer, whole or not at all.
+
+    Args:
+        path: a `.safetensors` file; step and seconds go to the `.json` file beside it.
+        model: its weights.
+        optimizer: its state.
+        step: steps so far.
+        seconds: of training so far.
+    """
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        # The head of the captioner is tied to the embedding.
+        if name != "captioner.lm_head.weight":
+            tensors[f"model.{name}"] = tensor
+    for name, tensor in optimizer.momentum.items():
+        tensors[f"muon.{name}"] = tensor
+    for i, state in optimizer.adam.state_dict()["state"].items():
+        for name, value in state.items():
+            tensors[f"adam.{i}.{name}"] = torch.as_tensor(value)
+    copies = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(copies, path.with_suffix(".new"))
     path.with_suffix(".new").replace(path)
     path.with_suffix(".json").write_text(json.dumps({"step": step, "seconds": seconds}))
 
 
-def restore(path: Path, model: Trainee, optimizer: Optimizer) -> tuple[int, float]:
+def _select_by_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Select the tensors whose names start with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(prefix)
+    }
+
+
+def restore_checkpoint(path: Path, model: Trainee, *, optimizer: Optimizer) -> tuple[int, float]:
+    """Read a checkpoint into a model and its optimizer; returns steps and seconds so far."""
     tensors = load_file(path)
-    part = lambda p: {k[len(p) :]: v for k, v in tensors.items() if k.startswith(p)}
-    model.load_state_dict(part("model."), strict=False)
-    optimizer.momentum = part("muon.")
-    state: dict[int, dict] = {}
-    for k, v in part("adam.").items():
-        i, name = k.split(".")
-        state.setdefault(int(i), {})[name] = v
-    optimizer.adam.load_state_dict(optimizer.adam.state_dict() | {"state": state})
-    at = json.loads(path.with_suffix(".json").read_text())
-    return at["step"], at["seconds"]
+    # The tied head is missing in the file.
+    model.load_state_dict(_select_by_prefix(tensors, "model."), strict=False)
+    optimizer.momentum = _select_by_prefix(tensors, "muon.")
+    adam_state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in _select_by_prefix(tensors, "adam.").items():
+        index, name = key.split(".")
+        adam_state.setdefault(int(index), {})[name] = tensor
+    optimizer.adam.load_state_dict(optimizer.adam.state_dict() | {"state": adam_state})
+    progress = json.loads(path.with_suffix(".json").read_text())
+    return progress["step"], progress["seconds"]
 
 
-def train(out: Path, minutes: float, size: int, threads: int, seed: int) -> None:
-    torch.manual_seed(seed)
-    torch.set_num_threads(threads)
-    data, tok = EmojiScenes(), build_tokenizer()
-    model = Trainee(tok.get_vocab_size(), data.image_size).train()
+def scale_learning_rate(step: int, share_left: float) -> float:
+    """Compute the factor on both learning rates: it rises, stays at 1, and falls at the end.
+
+    Args:
+        step: steps so far.
+        share_left: share of the time that is left, 0 to 1.
+    """
+    return min((step + 1) / WARMUP_STEPS, 1.0, share_left / COOLDOWN_SHARE + LAST_RATE_SCALE)
+
+
+def train(options: TrainingOptions) -> None:
+    """Train until the time is over; go on from the checkpoint in the folder if there is one."""
+    torch.manual_seed(options.seed)
+    torch.set_num_threads(options.threads)
+    data = EmojiScenes()
+    tokenizer = build_tokenizer()
+    model = Trainee(tokenizer.get_vocab_size(), data.image_size).train()
     optimizer = Optimizer(model)
-    state = out / "checkpoint.safetensors"
-    out.mkdir(parents=True, exist_ok=True)
-    step, used = restore(state, model, optimizer) if state.exists() else (0, 0.0)
-    stream, crowds = data.generate_scenes("train", seed + step), data.generate_crowds(seed + step)
-    began = time.time() - used
-    alone = minutes * 60 * 0.25
-    while (elapsed := time.time() - began) < minutes * 60:
-        if elapsed < alone:
-            scenes = [next(crowds) for _ in range(size)]
-            image = images(data, scenes)
-            losses = model.patch_losses(
-                model.clip.visual(image)[1], targets(scenes, data.image_size)[0]
-            )
+    checkpoint = options.out / "checkpoint.safetensors"
+    options.out.mkdir(parents=True, exist_ok=True)
+    step = 0
+    earlier_seconds = 0.0
+    if checkpoint.exists():
+        step, earlier_seconds = restore_checkpoint(checkpoint, model, optimizer=optimizer)
+    scene_stream = data.generate_scenes("train", options.seed + step)
+    crowd_stream = data.generate_crowds(options.seed + step)
+    start = time.time() - earlier_seconds
+    total_seconds = options.minutes * 60
+    vision_only_seconds = total_seconds * VISION_ONLY_SHARE
+    while (elapsed := time.time() - start) < total_seconds:
+        if elapsed < vision_only_seconds:
+            scenes = [next(crowd_stream) for _ in range(options.batch)]
+            emoji_BN, present_BE = make_targets(scenes, data.image_size)
+            _, tokens_BNW = model.clip.visual(draw_images(data, scenes))
+            losses = model.compute_patch_losses(tokens_BNW, emoji_BN)
         else:
-            scenes = [next(stream) for _ in range(size)]
-            losses = model.losses(
-                images(data, scenes), words(tok, scenes), *targets(scenes, data.image_size)
+            scenes = [next(scene_stream) for _ in range(options.batch)]
+            emoji_BN, present_BE = make_targets(scenes, data.image_size)
+            losses = model.compute_losses(
+                draw_images(data, scenes),
+                tokenize_captions(tokenizer, scenes),
+                emoji_BN=emoji_BN,
+                present_BE=present_BE,
             )
-        sum(losses.values()).backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 5.0)
-        left = 1 - elapsed / (minutes * 60)
-        optimizer.step(min((step + 1) / 40, 1.0, left / 0.5 + 0.005))
+        total_loss = torch.zeros(())
+        for loss in losses.values():
+            total_loss = total_loss + loss
+        total_loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRADIENT_NORM)
+        optimizer.step(scale_learning_rate(step, 1 - elapsed / total_seconds))
         model.zero_grad()
         step += 1
-        if step % 20 == 0:
-            shown = " ".join(f"{k} {v.item():.3f}" for k, v in losses.items())
-            print(f"step {step} {elapsed:.0f}s {shown}", flush=True)
-        if step % 200 == 0:
-            if elapsed > alone:
-                print("val", evaluate(model, data, tok, "val", 200), flush=True)
-            checkpoint(state, model, optimizer, step, time.time() - began)
-            save(model, tok, data.image_size, out)
-    save(model, tok, data.image_size, out)
-    model.half().float()  # judge what was written
-    card = {"steps": step, "batch": size, "minutes": minutes, "seed": seed}
-    card |= {s: evaluate(model, data, tok, s, 1000) for s in ("val", "test", "test_style")}
-    (out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
+        if step % PRINT_EVERY_STEPS == 0:
+            figures = " ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items())
+            print(f"step {step} {elapsed:.0f}s {figures}", flush=True)
+        if step % SAVE_EVERY_STEPS == 0:
+            if elapsed > vision_only_seconds:
+                quality = evaluate(
+                    model, data, tokenizer=tokenizer, split="val", count=VALIDATION_SCENES
+                )
+                print("val", quality, flush=True)
+            save_checkpoint(
+                checkpoint, model, optimizer=optimizer, step=step, seconds=time.time() - start
+            )
+            save_models(model, tokenizer, image_side=data.image_size, out=options.out)
+    save_models(model, tokenizer, image_side=data.image_size, out=options.out)
+    # The figures of the card are those of the weights as they were written, in float16.
+    model.half().float()
+    card: dict[str, object] = {
+        "steps": step,
+        "batch": options.batch,
+        "minutes": options.minutes,
+        "seed": options.seed,
+    }
+    for split in ("val", "test", "test_style"):
+        card[split] = evaluate(model, data, tokenizer=tokenizer, split=split, count=CARD_SCENES)
+    (options.out / "card.json").write_text(json.dumps(card, indent=2) + "\n")
     print(json.dumps(card, indent=2))
 
 
+def parse_options() -> TrainingOptions:
+    """Read the options of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=EMBEDDED_FOLDER / "clip_captioner",
+        help="folder for weights and checkpoint",
+    )
+    parser.add_argument("--minutes", type=float, default=50, help="minutes of training in all")
+    parser.add_argument("--batch", type=int, default=64, help="scenes of a step")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights and scenes")
+    arguments = parser.parse_args()
+    return TrainingOptions(
+        out=arguments.out,
+        minutes=arguments.minutes,
+        batch=arguments.batch,
+        threads=arguments.threads,
+        seed=arguments.seed,
+    )
+
+
 if __name__ == "__main__":
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("--out", type=Path, default=EMBEDDED_FOLDER / "clip_captioner")
-    p.add_argument("--minutes", type=float, default=50)
-    p.add_argument("--batch", type=int, default=64)
-    p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--seed", type=int, default=0)
-    a = p.parse_args()
-    train(a.out, a.minutes, a.batch, a.threads, a.seed)
+    train(parse_options())
