@@ -1,11 +1,15 @@
-"""Predicted against measured latency of random structures of one pipeline, each exported whole.
+"""Compare predicted with measured latency on random structures of one pipeline.
 
-    python benchmarks/prediction.py pipelines/clip_captioner.yaml --run runs/demo-2x-s0 --out reports/prediction
+    python benchmarks/prediction.py pipelines/clip_captioner.yaml \\
+        --run runs/demo-2x-s0 --out reports/prediction
 
-Every structure and the dense pipeline answer the same requests in turn, both writing what the dense one does; the
-ratio of their medians, times the dense p50 the predictor was calibrated on, is what was measured. Writes OUT-NAME.json
-and OUT-NAME.svg, prints the mean absolute error and Spearman's rank correlation. The structures so far lie in the run
-folder as prediction.json, which `mmcompress report RUN` draws; `--resume` goes on from there.
+Every structure is exported whole. It and the dense pipeline answer the same requests in turn, and
+both write what the dense one writes. The measured latency is the ratio of their medians, times the
+dense p50 that the predictor was calibrated on.
+
+Writes OUT-NAME.json and OUT-NAME.svg, and prints the mean absolute error and Spearman's rank
+correlation. The structures so far lie in the run folder as prediction.json, which
+`mmcompress report RUN` draws; `--resume` goes on from there.
 """
 
 from __future__ import annotations
@@ -19,8 +23,8 @@ import numpy as np
 from scipy.stats import spearmanr
 
 from mmcompress.cli.options import parse_settings
-from mmcompress.graph.blocks import cut_by_share
-from mmcompress.graph.structure import Candidate
+from mmcompress.graph.blocks import Block, cut_by_share
+from mmcompress.graph.structure import Candidate, KeptUnits
 from mmcompress.measure.latency.bench import BenchmarkOptions
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.sources import set_context_lengths
@@ -32,105 +36,183 @@ from mmcompress.run.predictor import build_predictor
 from mmcompress.run.profile import BENCH_REQUESTS, profile_pipeline
 from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit
 from mmcompress.storage import read_record, write_record
-from mmcompress.workspace import context as workflow
+from mmcompress.workspace.context import RunContext, open_run
+
+MAX_MEAN_SHARE = 0.8
+"""Largest mean share of a structure that is cut, over its blocks."""
+SHARE_SPREAD = 0.2
+"""Standard deviation of the share from block to block."""
+PRECISIONS = ("fp32", "int8")
+"""Precisions that a node may have."""
+WARMUP_REQUESTS = 3
+"""Requests that are sent before the measurement."""
+MAX_REQUESTS = 10_000
+"""Requests at most; the seconds end a measurement before."""
 
 
-def drawn(run, rng: np.random.Generator) -> Candidate:
-    """A random structure of the search space: how much is cut differs from one to the next, and from block to block;
-    of every other node some sub-layers are gone, as many as the space allows or fewer."""
-    kept, much = {}, rng.uniform(0, 0.8)
-    for n, blocks in run.blocks.items():
-        kept[n] = {}
-        for b in blocks:
-            high = getattr(run.space.dimensions.get(f"nodes.{n}.prune.{b.group}"), "high", 0) or 0
-            share = float(np.clip(rng.normal(much, 0.2), 0, high))
-            kept[n][b.name] = cut_by_share(b, share)
-        drop = getattr(run.space.dimensions.get(f"nodes.{n}.prune.drop"), "high", 0) or 0
-        some, most = [b.name for b in blocks if b.drop], int(rng.integers(0, int(drop) + 1))
-        kept[n] |= dict.fromkeys(
-            rng.permutation(some)[: most * int(rng.integers(0, 2))].tolist(), 0
-        )
-    return Candidate(kept, {n: str(rng.choice(["fp32", "int8"])) for n in run.blocks})
+def find_highest_value(run: RunContext, path: str) -> float:
+    """Find the highest value of a dimension of the search space; 0 if the space has no such one."""
+    dimension = run.space.dimensions.get(path)
+    if dimension is None:
+        return 0.0
+    return dimension.high or 0.0
 
 
-def result(pipeline: str, x: list[float], y: list[float]) -> Prediction:
-    """Predicted milliseconds x against measured y."""
-    error = float(np.mean(np.abs(np.array(x) / np.array(y) - 1)))
-    rank = float(spearmanr(x, y).statistic) if len(x) > 2 else 0.0
+def draw_kept_units(
+    run: RunContext, node_name: str, *, mean_share: float, rng: np.random.Generator
+) -> KeptUnits:
+    """Draw the units that are kept in the blocks of a node.
+
+    Args:
+        run: its space limits what may be cut.
+        node_name: the node.
+        mean_share: share that is cut, on average over blocks.
+        rng: draws in the order of the blocks.
+    """
+    blocks: tuple[Block, ...] = run.blocks[node_name]
+    kept_units: KeptUnits = {}
+    for block in blocks:
+        highest = find_highest_value(run, f"nodes.{node_name}.prune.{block.group}")
+        share = float(np.clip(rng.normal(mean_share, SHARE_SPREAD), 0, highest))
+        kept_units[block.name] = cut_by_share(block, share)
+    # Every other node also loses some sub-layers, as many as the space allows or fewer.
+    max_dropped = int(find_highest_value(run, f"nodes.{node_name}.prune.drop"))
+    droppable = [block.name for block in blocks if block.drop]
+    drop_count = int(rng.integers(0, max_dropped + 1))
+    shuffled = rng.permutation(droppable)
+    drop_count *= int(rng.integers(0, 2))
+    for block_name in shuffled[:drop_count].tolist():
+        kept_units[block_name] = 0
+    return kept_units
+
+
+def draw_candidate(run: RunContext, rng: np.random.Generator) -> Candidate:
+    """Draw a random structure of the search space.
+
+    How much is cut differs from structure to structure, and from block to block.
+    """
+    mean_share = rng.uniform(0, MAX_MEAN_SHARE)
+    kept_units: dict[str, KeptUnits] = {}
+    for node_name in run.blocks:
+        kept_units[node_name] = draw_kept_units(run, node_name, mean_share=mean_share, rng=rng)
+    precision = {node_name: str(rng.choice(PRECISIONS)) for node_name in run.blocks}
+    return Candidate(kept_units=kept_units, precision=precision)
+
+
+def summarize_errors(
+    pipeline: str, predicted_ms: list[float], *, measured_ms: list[float]
+) -> Prediction:
+    """Make the record of predicted and measured milliseconds."""
+    errors = np.abs(np.array(predicted_ms) / np.array(measured_ms) - 1)
+    # A rank correlation needs three structures.
+    rank_correlation = 0.0
+    if len(predicted_ms) > 2:
+        rank_correlation = float(spearmanr(predicted_ms, measured_ms).statistic)
     return Prediction(
         pipeline=pipeline,
-        mean_absolute_error=error,
-        spearman=rank,
-        predicted_ms=tuple(x),
-        measured_ms=tuple(y),
+        mean_absolute_error=float(np.mean(errors)),
+        spearman=rank_correlation,
+        predicted_ms=tuple(predicted_ms),
+        measured_ms=tuple(measured_ms),
         cpu=describe_cpu(),
         commit=read_git_commit(),
         versions=list_package_versions(),
     )
 
 
-def main() -> int:
-    p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument("spec")
-    p.add_argument(
+def export_candidate(run: RunContext, candidate: Candidate, *, folder: Path) -> None:
+    """Write the bundle of a structure with the dense weights that it keeps."""
+    models = {}
+    for node_name, model in run.models.items():
+        models[node_name] = copy_resized(model, candidate.kept_units[node_name])
+    set_context_lengths(run.spec, models)
+    run.write_bundle(
+        models, candidate.precision, kept=candidate.kept_units, folder=folder, prove=False
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Read the arguments of the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("spec")
+    parser.add_argument(
         "--run",
         type=Path,
         required=True,
-        help="a run folder of it: its profile and predictor are used",
+        help="a run folder of the spec, whose profile and predictor are used",
     )
-    p.add_argument("--out", default="reports/prediction")
-    p.add_argument("--count", type=int, default=30)
-    p.add_argument("--seconds", type=float, default=15, help="how long each structure is measured")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument(
-        "--resume", action="store_true", help="go on with the structures that the run folder has"
+    parser.add_argument("--out", default="reports/prediction", help="start of the files' names")
+    parser.add_argument("--count", type=int, default=30, help="number of structures")
+    parser.add_argument(
+        "--seconds", type=float, default=15, help="how long each structure is measured"
     )
-    p.add_argument("--set", action="append", default=[], help="as the run was started with")
-    a = p.parse_args()
-    run = workflow.open_run(a.spec, a.run, overrides=parse_settings(tuple(a.set)), resume=True)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the structures")
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with the structures that the run folder has",
+    )
+    parser.add_argument(
+        "--set", action="append", default=[], help="the settings that the run was started with"
+    )
+    return parser.parse_args()
+
+
+def main() -> int:
+    arguments = parse_arguments()
+    run = open_run(
+        arguments.spec,
+        arguments.run,
+        overrides=parse_settings(tuple(arguments.set)),
+        resume=True,
+    )
     dense = profile_pipeline(run)
-    predict = build_predictor(run, dense)
+    predictor = build_predictor(run, dense)
     requests = run.load_requests(BENCH_REQUESTS)[: len(dense.traces)]
-    bundles, threads = (
-        {"new": a.run / "scratch", "dense": a.run / "baseline"},
-        run.spec.measure.threads,
+    scratch = run.folder.scratch
+    bundles = {"candidate": scratch, "dense": run.folder.baseline}
+    options = BenchmarkOptions(
+        warmup=WARMUP_REQUESTS,
+        max_requests=MAX_REQUESTS,
+        seconds=arguments.seconds,
+        traces=dense.traces,
+        threads=run.spec.measure.threads,
     )
-    known = (
-        read_record(Prediction, a.run / PREDICTION_FILE)
-        if a.resume and (a.run / PREDICTION_FILE).exists()
-        else None
-    )
-    x, y = (list(known.predicted_ms), list(known.measured_ms)) if known else ([], [])
-    rng = np.random.default_rng(a.seed)
-    for i in range(a.count):
-        c = drawn(run, rng)
-        if i < len(x):
+    record_path = arguments.run / PREDICTION_FILE
+    predicted_ms: list[float] = []
+    measured_ms: list[float] = []
+    if arguments.resume and record_path.exists():
+        earlier = read_record(Prediction, record_path)
+        predicted_ms = list(earlier.predicted_ms)
+        measured_ms = list(earlier.measured_ms)
+    rng = np.random.default_rng(arguments.seed)
+    for i in range(arguments.count):
+        # Known structures are drawn as well, so that the ones after them stay the same.
+        candidate = draw_candidate(run, rng)
+        if i < len(predicted_ms):
             continue
-        models = {n: copy_resized(m, c.kept_units[n]) for n, m in run.models.items()}
-        set_context_lengths(run.spec, models)
-        run.write_bundle(
-            models, c.precision, kept=c.kept_units, folder=a.run / "scratch", prove=False
+        export_candidate(run, candidate, folder=scratch)
+        samples = bench_repeated(bundles, requests, options=options)
+        latency_ratio = float(np.median(samples["candidate"].ms) / np.median(samples["dense"].ms))
+        predicted_ms.append(predictor(candidate))
+        measured_ms.append(latency_ratio * dense.latency_ms.p50)
+        print(
+            f"{i + 1:3d}  predicted {predicted_ms[-1]:8.2f} ms, measured {measured_ms[-1]:8.2f} ms",
+            flush=True,
         )
-        options = BenchmarkOptions(
-            warmup=3,
-            max_requests=10_000,
-            seconds=a.seconds,
-            traces=dense.traces,
-            threads=threads,
-        )
-        found = bench_repeated(bundles, requests, options=options)
-        share = float(np.median(found["new"].ms) / np.median(found["dense"].ms))
-        x.append(predict(c))
-        y.append(share * dense.latency_ms.p50)
-        print(f"{i + 1:3d}  predicted {x[-1]:8.2f} ms, measured {y[-1]:8.2f} ms", flush=True)
-        told = result(run.spec.name, x, y)
-        write_record(a.run / PREDICTION_FILE, told)
-    shutil.rmtree(a.run / "scratch", ignore_errors=True)
-    told = result(run.spec.name, x, y)
-    write_record(Path(f"{a.out}-{run.spec.name}.json"), told)
-    Path(f"{a.out}-{run.spec.name}.svg").write_text(draw_prediction(x, y))
-    figures = f"mean absolute error {told.mean_absolute_error:.1%}, Spearman {told.spearman:.3f}"
-    print(f"{told.pipeline}: {figures} over {len(x)} structures")
+        prediction = summarize_errors(run.spec.name, predicted_ms, measured_ms=measured_ms)
+        write_record(record_path, prediction)
+    shutil.rmtree(scratch, ignore_errors=True)
+    prediction = summarize_errors(run.spec.name, predicted_ms, measured_ms=measured_ms)
+    write_record(Path(f"{arguments.out}-{run.spec.name}.json"), prediction)
+    chart = draw_prediction(predicted_ms, measured_ms)
+    Path(f"{arguments.out}-{run.spec.name}.svg").write_text(chart)
+    print(
+        f"{prediction.pipeline}: mean absolute error {prediction.mean_absolute_error:.1%}, "
+        f"Spearman {prediction.spearman:.3f} over {len(predicted_ms)} structures"
+    )
     return 0
 
 
