@@ -15,7 +15,7 @@ import typing
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -55,7 +55,7 @@ class InvalidValue(Exception):
         return "; ".join(f"{'.'.join(p.path)}: {p.message}" for p in self.problems)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _adapter(record_type: Any) -> TypeAdapter[Any]:
     """Return the checker of a record type.
 

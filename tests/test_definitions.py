@@ -232,7 +232,11 @@ def test_damage_of_positions_is_measured_as_far_as_they_may_be_cut():
         drop=(("mlp", "zero"),),
     )
     within = damage.list_measured_levels(tokens, 0.6)
-    assert len(within) == 4 and within[-1] == 600 and damage.list_measured_levels(tokens, 0.0)[-1] <= 50
+    assert (
+        len(within) == 4
+        and within[-1] == 600
+        and damage.list_measured_levels(tokens, 0.0)[-1] <= 50
+    )
     assert damage.list_measured_levels(ffn, 0.6) == [48, 32, 16, 0]
 
 

@@ -12,7 +12,7 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.references import name_by_node
 from mmcompress.models.sources import load_models
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.run.stages import run
+from mmcompress.run.targets import run
 
 SECOND = """\
   writer:
@@ -73,7 +73,7 @@ def test_a_metric_may_name_the_node_that_it_judges(twice):
     spec = load_spec(twice, {"metrics": ["endings", {"kind": "caption", "of": "pick"}]})
     assert [(m.kind, m.of) for m in spec.metrics] == [("endings", ""), ("caption", "pick")]
     assert judged_nodes(spec, "final_texts") == ("choose", "pick")
-    with pytest.raises(SpecError, match="'caption' can't judge 'vision'; .*choose, pick"):
+    with pytest.raises(SpecError, match=r"'caption' can't judge 'vision'; .*choose, pick"):
         load_spec(twice, {"metrics": [{"kind": "caption", "of": "vision"}]})
 
 

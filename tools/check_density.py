@@ -1,13 +1,15 @@
 """Measures how dense the code of the package is, and fails for what must not be there.
 
     python tools/check_density.py            prints the table; exit code 1 when a limit is broken
-    python tools/check_density.py --places   prints the places of everything that is counted exactly as well
+    python tools/check_density.py --places   prints the places of everything that is counted exactly
+    as well
 
-A limit on density keeps code readable where a limit on length only squeezes it: a function may have sixty plain lines,
-but not twenty that must be decoded.
+A limit on density keeps code readable where a limit on length only squeezes it: a function may have
+sixty plain lines, but not twenty that must be decoded.
 
-Definitions. A code line is not blank, not a comment, and not part of a docstring or of a string that stands alone. AST
-nodes leave out Load, Store and Del. A described field is a string that stands under an assignment.
+Definitions. A code line is not blank, not a comment, and not part of a docstring or of a string
+that stands alone. AST nodes leave out Load, Store and Del. A described field is a string that
+stands under an assignment.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import tokenize
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parents[1] / "mmcompress"
@@ -57,7 +60,9 @@ FIGURES = {
     "short": Figure("% of local names of one or two letters (but i, j, k)", 10),
     "lambdas": Figure("lambdas bound to a name", 0, is_exact=True),
     "tuples": Figure("tuple assignments per 1,000 lines", 1, is_exact=True),
-    "positional": Figure("calls with five or more positional arguments per 1,000 lines", 2, is_exact=True),
+    "positional": Figure(
+        "calls with five or more positional arguments per 1,000 lines", 2, is_exact=True
+    ),
     "splats": Figure("calls that splat a tuple per 1,000 lines", 1, is_exact=True),
     "keyword": Figure("% of functions with a keyword-only parameter", 10, at_least=True),
     "nested": Figure("nested comprehensions", 15, is_exact=True),
@@ -114,7 +119,7 @@ def count_described_lines(tree: ast.AST) -> int:
         body = getattr(node, "body", None)
         if not isinstance(body, list):
             continue
-        for before, after in zip(body, body[1:], strict=False):
+        for before, after in pairwise(body):
             if isinstance(before, ast.Assign | ast.AnnAssign) and _is_standalone_string(after):
                 count += (after.end_lineno or after.lineno) - after.lineno + 1
     return count
@@ -128,8 +133,14 @@ def own_imports_inside(function: ast.AST) -> Iterator[ast.stmt]:
             if node.level or first_name == PACKAGE.name:
                 yield node
         elif isinstance(node, ast.Import):
-            if any(alias.name.split(".")[0] == PACKAGE.name for alias in node.names):
+            first_names = [alias.name.split(".")[0] for alias in node.names]
+            if PACKAGE.name in first_names:
                 yield node
+
+
+def _first_names(node: ast.Import) -> list[str]:
+    """Return the packages that a statement imports from."""
+    return [alias.name.split(".")[0] for alias in node.names]
 
 
 def count_file(path: Path, counts: Counts) -> None:

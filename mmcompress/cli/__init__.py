@@ -62,7 +62,7 @@ COMMANDS = {
     ),
     "list": CommandRow(
         target="mmcompress.cli.list:list_command",
-        about="List what a spec may name: kinds, models, metrics, ...",
+        about="List what a spec may name: kinds, models, metrics and more.",
     ),
     "schema": CommandRow(
         target="mmcompress.cli.schema:schema_command",

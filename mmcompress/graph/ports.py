@@ -75,6 +75,11 @@ class NodeKind:
         return bool(self.loop_graph)
 
     @property
+    def token_ports(self) -> tuple[str, ...]:
+        """The input ports that read the tokens of another model."""
+        return tuple(name for name, port in self.inputs.items() if "tokens" in port.types)
+
+    @property
     def joins(self) -> bool:
         """Whether it compares embeddings of models."""
         return bool(self.compared_ports) or self.embeds_list

@@ -8,8 +8,10 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mmcompress.errors import ModelError
+from mmcompress.graph.ports import kind_of
 from mmcompress.graph.references import split_reference
 from mmcompress.models.base import LoadContext, Model
 from mmcompress.models.packaged import find_packaged_folder
@@ -223,30 +225,34 @@ def load_models(spec: Spec) -> dict[str, Model]:
         except ModelError as error:
             raise ModelError(f"nodes.{node_name}: {error}") from error
     for node_name, node in spec.nodes.items():
-        if node.kind == "text_decoder":
-            _check_context_width(node_name, node, models=models)
-        if node.kind == "nearest":
+        kind = kind_of(node.kind)
+        for port in kind.token_ports:
+            _check_token_width(node_name, node, port=port, models=models)
+        if kind.compared_ports:
             _check_embedding_widths(node_name, node, models=models)
     set_context_lengths(spec, models)
     return models
 
 
-def _check_context_width(node_name: str, node: Node, *, models: Mapping[str, Model]) -> None:
-    """Raise `ModelError` when a generator takes tokens of another width than it is given."""
-    encoder_name, _ = split_reference(node.inputs["context"])
+def _check_token_width(
+    node_name: str, node: Node, *, port: str, models: Mapping[str, Model]
+) -> None:
+    """Raise `ModelError` when a model takes tokens of another width than it is given."""
+    encoder_name, _ = split_reference(node.inputs[port])
     given_width = models[encoder_name].dims["tokens"]
-    expected_width = models[node_name].dims["context"]
+    expected_width = models[node_name].dims[port]
     if given_width != expected_width:
         raise ModelError(
-            f"nodes.{node_name}.inputs.context: '{encoder_name}.tokens' is {given_width} wide,"
+            f"nodes.{node_name}.inputs.{port}: '{encoder_name}.tokens' is {given_width} wide,"
             f" '{node_name}' takes {expected_width}"
         )
 
 
 def _check_embedding_widths(node_name: str, node: Node, *, models: Mapping[str, Model]) -> None:
     """Raise `ModelError` when a join compares embeddings of two widths."""
-    query_name, _ = split_reference(node.inputs["query"])
-    keys_name, _ = split_reference(node.inputs["keys"])
+    query_port, keys_port = kind_of(node.kind).compared_ports
+    query_name, _ = split_reference(node.inputs[query_port])
+    keys_name, _ = split_reference(node.inputs[keys_port])
     query_width = models[query_name].dims["embedding"]
     keys_width = models[keys_name].dims["embedding"]
     if query_width != keys_width:
@@ -264,8 +270,9 @@ def set_context_lengths(spec: Spec, models: Mapping[str, Model]) -> None:
         models: Its models by node; those of generators are changed in place.
     """
     for node_name, node in spec.nodes.items():
-        if node.kind != "text_decoder":
-            continue
-        encoder_name, _ = split_reference(node.inputs["context"])
-        encoder = models[encoder_name]
-        models[node_name].context_tokens = getattr(encoder, "token_count", DEFAULT_CONTEXT_TOKENS)
+        for port in kind_of(node.kind).token_ports:
+            encoder_name, _ = split_reference(node.inputs[port])
+            encoder = models[encoder_name]
+            count = getattr(encoder, "token_count", DEFAULT_CONTEXT_TOKENS)
+            reader: Any = models[node_name]
+            reader.context_tokens = count

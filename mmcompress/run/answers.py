@@ -140,7 +140,8 @@ def select_samples(
 ) -> tuple[dict[str, str], ...]:
     """Return a few references of a split with the texts of both sides, for the eye.
 
-    Where several generators write, the first one is shown, or the join that chooses among its texts.
+    Where several generators write, the first one is shown, or the join that chooses among its
+    texts.
     """
     nodes = judged_nodes(run.spec, FINAL_TEXTS)
     samples = []
