@@ -1,4 +1,7 @@
-"""A machine made of arithmetic: what a run measures follows from sizes and counts, so every run is the same run."""
+"""A machine made of arithmetic: what a run measures follows from sizes and counts.
+
+So every run is the same run.
+"""
 
 from __future__ import annotations
 
@@ -8,18 +11,25 @@ from mmcompress.kinds.text_decoder.deployed import TextDecoder
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow, choose_measured_sizes
 from mmcompress.measure.cost_model.plan import Export
-from mmcompress.measure.latency.bench import Samples
+from mmcompress.measure.latency.bench import BenchmarkOptions, Samples
 from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, load_requests
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import fingerprint_device
 
 CALL_MS = 0.01
-"""What a call of a graph takes whatever its size."""
+"""Milliseconds of a session call, whatever the size of its graph."""
+
 MS_PER_MB = 2.0
-REQUESTS_MS = 0.05
-"""What a request takes beside its graphs."""
-SPEED = {"fp32": 1.0, "int8": 0.6, "uint8": 0.7}
-MOST_REQUESTS = 12
+"""Milliseconds of a session call for every MB of its file."""
+
+REQUEST_MS = 0.05
+"""Milliseconds of a request outside its sessions."""
+
+PRECISION_FACTORS = {"fp32": 1.0, "int8": 0.6, "uint8": 0.7}
+"""Latency of a block in a precision over that in fp32; 0.8 in any other."""
+
+MAX_REQUESTS = 12
+"""Requests counted at most: they all take the same time."""
 
 
 class StoppedClock:
@@ -32,7 +42,8 @@ class StoppedClock:
         pass
 
 
-def graph_ms(file: Path) -> float:
+def compute_call_ms(file: Path) -> float:
+    """Return the milliseconds of one call of a graph."""
     return CALL_MS + MS_PER_MB * file.stat().st_size / 1e6
 
 
@@ -40,56 +51,72 @@ class SimulatedBenchmarker(Benchmarker):
     """Latencies from the sizes of files, and from the shapes of blocks."""
 
     def complete_device_table(self, needs, threads, *, precisions, progress):
-        largest: dict = {}
+        largest_needs: dict = {}
         for need in needs:
-            have_units, have_step = largest.get(need.key, (0, 1))
-            largest[need.key] = (max(have_units, need.units), max(have_step, need.granularity))
+            known_units, known_step = largest_needs.get(need.key, (0, 1))
+            largest_needs[need.key] = (
+                max(known_units, need.units),
+                max(known_step, need.granularity),
+            )
         rows = []
-        for key, (units, step) in sorted(largest.items()):
+        for key, (units, step) in sorted(largest_needs.items()):
             sizes = choose_measured_sizes(units, step)
             span = 1 if key.kind == "conv" else key.keys
+            ms_per_unit = 1e-7 * key.batch * key.positions * key.head * (4 * key.width + span)
             for precision in precisions:
-                per_unit = 1e-7 * key.batch * key.positions * key.head * (4 * key.width + span)
-                ms = tuple(SPEED.get(precision, 0.8) * (1e-3 + per_unit * size) for size in sizes)
+                factor = PRECISION_FACTORS.get(precision, 0.8)
+                ms = tuple(factor * (1e-3 + ms_per_unit * size) for size in sizes)
                 rows.append(TableRow(key=key, precision=precision, units=sizes, ms=ms))
         return DeviceTable(device=fingerprint_device(threads), threads=threads, rows=tuple(rows))
 
     def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
-        return sum(call.calls * graph_ms(folder / call.file) for call in export.graphs.values())
+        return sum(
+            call.calls * compute_call_ms(folder / call.file) for call in export.graphs.values()
+        )
 
     def benchmark_bundles(self, job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
         requests = load_requests(folder, job.requests)
-        return {name: self.observe(Path(at), job, requests) for name, at in job.bundles.items()}
-
-    def observe(self, bundle: Path, job: BenchmarkJob, requests: list) -> Samples:
-        pipeline, found = load_bundle(bundle, job.options.threads), Samples()
-        cost = {}
-        for node, entry in pipeline.manifest["graph"]["nodes"].items():
-            cost |= {
-                (node, graph): graph_ms(bundle / file)
-                for graph, file in entry.get("files", {}).items()
-            }
-        writers = {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
-        for i in range(min(job.options.max_requests, MOST_REQUESTS)):
-            at = (job.options.first_request + i) % len(requests)
-            for name, node in writers.items():
-                node.replay = job.options.traces[at][name] if job.options.traces else ()
-            before = {key: pipeline.sessions[key[0]][key[1]].calls for key in cost}
-            pipeline(**requests[at])
-            made = {key: pipeline.sessions[key[0]][key[1]].calls - n for key, n in before.items()}
-            inside = {n: sum(made[k] * cost[k] for k in cost if k[0] == n) for n in pipeline.nodes}
-            total = sum(inside.values()) + REQUESTS_MS
-            found.ms.append(total)
-            found.session_shares.append(sum(inside.values()) / total)
-            for n, ms in inside.items():
-                found.nodes.setdefault(n, []).append(ms)
-                found.in_session.setdefault(n, []).append(ms)
-            for (n, graph), calls in made.items():
-                found.calls[f"{n}/{graph}"] = found.calls.get(f"{n}/{graph}", 0) + calls
-            if at == i:
-                found.traces.append({n: tuple(node.traces) for n, node in writers.items()})
-        return found
+        samples = {}
+        for name, bundle in job.bundles.items():
+            samples[name] = simulate_bundle(Path(bundle), requests, options=job.options)
+        return samples
 
     def measure_memory_mb(self, bundle: Path | None = None) -> float:
         files = bundle.rglob("*") if bundle else ()
-        return 100.0 + sum(f.stat().st_size for f in files if f.is_file()) / 1e6
+        return 100.0 + sum(file.stat().st_size for file in files if file.is_file()) / 1e6
+
+
+def simulate_bundle(bundle: Path, requests: list, *, options: BenchmarkOptions) -> Samples:
+    """Send requests to a bundle, and compute what they take from the calls of its sessions."""
+    pipeline = load_bundle(bundle, options.threads)
+    call_ms = {}
+    for node_name, entry in pipeline.manifest["graph"]["nodes"].items():
+        for graph_name, file_name in entry.get("files", {}).items():
+            call_ms[node_name, graph_name] = compute_call_ms(bundle / file_name)
+    decoders = {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
+    samples = Samples()
+    for number in range(min(options.max_requests, MAX_REQUESTS)):
+        position = (options.first_request + number) % len(requests)
+        for node_name, decoder in decoders.items():
+            decoder.replay = options.traces[position][node_name] if options.traces else ()
+        calls_before = {graph: pipeline.sessions[graph[0]][graph[1]].calls for graph in call_ms}
+        pipeline(**requests[position])
+        calls = {}
+        session_ms = dict.fromkeys(pipeline.nodes, 0)
+        for graph, count_before in calls_before.items():
+            node_name, graph_name = graph
+            calls[graph] = pipeline.sessions[node_name][graph_name].calls - count_before
+            session_ms[node_name] += calls[graph] * call_ms[graph]
+        in_sessions_ms = sum(session_ms.values())
+        request_ms = in_sessions_ms + REQUEST_MS
+        samples.ms.append(request_ms)
+        samples.session_shares.append(in_sessions_ms / request_ms)
+        for node_name, node_ms in session_ms.items():
+            samples.nodes.setdefault(node_name, []).append(node_ms)
+            samples.in_session.setdefault(node_name, []).append(node_ms)
+        for (node_name, graph_name), count in calls.items():
+            key = f"{node_name}/{graph_name}"
+            samples.calls[key] = samples.calls.get(key, 0) + count
+        if position == number:
+            samples.traces.append({n: tuple(decoder.traces) for n, decoder in decoders.items()})
+    return samples

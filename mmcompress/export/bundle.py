@@ -158,24 +158,29 @@ class _BundleWriter:
         self.prove = prove
         self.fp32_folder = fp32_folder
         self.node_entries: dict[str, JsonMapping] = {}
+        """What the manifest says of each node that is written so far, in their order."""
         self.proofs: list[Proof] = []
+        """The proofs of these nodes, failed ones included."""
 
     def write_node(self, node_name: str) -> None:
         """Write the files of a node and its entry for the manifest. Its sources must be written."""
         node = self.spec.nodes[node_name]
         kind = kind_of(node.kind)
-        self.node_entries[node_name] = {"kind": node.kind, "inputs": dict(node.inputs)}
+        entry: JsonMapping = {"kind": node.kind, "inputs": dict(node.inputs)}
+        self.node_entries[node_name] = entry
         if kind.is_model:
             self._write_model(node_name)
         elif kind.embeds_list:
-            self.node_entries[node_name]["config"] = self._write_lookup_list(node_name, node)
+            entry["config"] = self._write_lookup_list(node_name, node)
         else:
-            options = {option: getattr(node, option) for option in kind.options}
-            self.node_entries[node_name]["config"] = options
+            entry["config"] = {option: getattr(node, option) for option in kind.options}
 
     def build_manifest(self) -> JsonMapping:
         """Return the manifest of everything that lies in the folder now."""
-        files = sorted(path for path in self.folder.rglob("*") if path.is_file())
+        file_entries: JsonMapping = {}
+        for path in sorted(self.folder.rglob("*")):
+            if path.is_file():
+                file_entries[self._name_file(path)] = _describe_file(path)
         return {
             "format": BUNDLE_FORMAT,
             "name": self.spec.name,
@@ -186,7 +191,7 @@ class _BundleWriter:
                 "outputs": dict(self.spec.outputs),
                 "nodes": self.node_entries,
             },
-            "files": {self._name_file(file): _describe_file(file) for file in files},
+            "files": file_entries,
             "proofs": to_plain(self.proofs),
             "versions": list_package_versions(),
             "cpu": describe_cpu(),
@@ -218,7 +223,8 @@ class _BundleWriter:
         entry["spared"] = fp32_blocks
         entry["cpu_flags"] = cpu_flags
         entry["params"] = count_params(model)
-        entry["structure"] = dict(self.contents.kept_units.get(node_name, {}))
+        kept_units = self.contents.kept_units.get(node_name, {})
+        entry["structure"] = dict(kept_units)
 
     def _quantize_node(self, node_name: str, precision: str, *, files: Mapping[str, Path]) -> None:
         """Replace the fp32 files of a node by files in a precision, and record the drift."""
@@ -226,7 +232,8 @@ class _BundleWriter:
         feeds: dict[str, list[Feed]] = {}
         if _has_static_ranges(precision):
             feeds = self._collect_feeds(node_name)
-        fp32_layers = model.list_linear_layers(self.contents.fp32_blocks.get(node_name, ()))
+        fp32_blocks = self.contents.fp32_blocks.get(node_name, ())
+        fp32_layers = model.list_linear_layers(fp32_blocks)
         quantized_files = _quantize_graphs(
             precision,
             files,
@@ -241,6 +248,7 @@ class _BundleWriter:
                 quantized=quantized_files,
                 model=model,
             )
+        # Only of generators is there a proof that needs the fp32 files later.
         keeps_fp32_files = kind_of(self.spec.nodes[node_name].kind).writes_text
         for graph_name, quantized_file in quantized_files.items():
             file = files[graph_name]
@@ -262,6 +270,7 @@ class _BundleWriter:
         pipeline = Pipeline(self.folder, {"graph": graph}, threads=0)
         sessions = pipeline.sessions[node_name]
         for session in sessions.values():
+            # With a list there, a session records what it is fed.
             session.feeds = []
         input_name = next(iter(self.spec.inputs))
         for calibration_input in self.contents.calibration_inputs:
@@ -269,6 +278,7 @@ class _BundleWriter:
         feeds: dict[str, list[Feed]] = {}
         for graph_name, session in sessions.items():
             calls = session.feeds or []
+            # Calls from all over the inputs, not only from the first ones.
             stride = max(1, len(calls) // MAX_CALIBRATION_CALLS)
             feeds[graph_name] = calls[::stride]
         return feeds
@@ -331,6 +341,7 @@ def _quantize_graphs(
             spared=fp32_weights,
         )
         fp32_count += graph_fp32_count
+    # A layer that is not found would be quantized in silence.
     if fp32_count < len(fp32_weights):
         node_name = min(files.values()).parent.name
         raise ModelError(

@@ -220,6 +220,7 @@ def _count_lost_features(model: Model, kept_units: Units) -> _LostFeatures:
     lost = _LostFeatures()
     for block_name, kept in kept_units.items():
         block = model.get_block(block_name)
+        # Positions carry no weights.
         if block.group == "tokens":
             continue
         removed_units = block.units - len(kept)
@@ -280,6 +281,7 @@ def count_removed_macs(model: Model, kept_units: Units, *, steps: float, beams: 
     positions = _count_positions(model, lost.paths, steps=steps, beams=beams)
     for path, position_count in positions.items():
         layer = model.get_submodule(path)
+        # Normalizations lose features too, but their work is no product of a weight with an input.
         if not isinstance(layer, nn.Linear | nn.Conv2d):
             continue
         removed_weights = _count_removed_weights(
@@ -306,7 +308,7 @@ def _count_attention_macs(block: Block, units: int, *, shape: BlockShape) -> flo
 def _count_positions(
     model: Model, paths: Iterable[str], *, steps: float, beams: int
 ) -> dict[str, float]:
-    """Return the positions (or places of a feature map) per request that layers compute, by path."""
+    """Return the positions (places of a feature map) that layers compute per request, by path."""
     paths_by_layer = {id(model.get_submodule(path)): path for path in paths}
     graphs = model.export_graphs()
     positions: dict[str, float] = {}
@@ -327,6 +329,7 @@ def _add_positions_(
 
     def add_output(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         path = paths_by_layer[id(layer)]
+        # Outputs are [b, channels, height, width] or [.., features].
         channel_axis = 1 if output.ndim == 4 else -1
         position_count = output.numel() / output.shape[channel_axis]
         positions[path] = positions.get(path, 0.0) + position_count * request.calls
@@ -449,7 +452,7 @@ def prove_learning(node: str, model: Model) -> list[Proof]:
 def _compute_distance(
     student: Model, inputs: Sequence[Tensor], *, targets: Sequence[Tensor]
 ) -> Tensor:
-    """Return the mean squared difference of a student's outputs from targets, summed over outputs."""
+    """Return the mean squared difference of outputs from their targets, summed over outputs."""
     outputs = compute_outputs(student, inputs)
     distance = torch.zeros(())
     for output, target in zip(outputs, targets, strict=True):
@@ -482,9 +485,12 @@ def prove_contract(model: Model, folder: Path, *, node: str = "node") -> list[Pr
     Returns:
         All proofs, failed ones included.
     """
-    proofs = prove_cuts(node, model) + prove_counts(node, model) + prove_learning(node, model)
+    proofs = prove_cuts(node, model)
+    proofs += prove_counts(node, model)
+    proofs += prove_learning(node, model)
     mixture = copy_without_units(model, sample_cuts(model)["mixture"]).eval()
-    for structure_name, structure in (("dense", model), ("mixture", mixture)):
+    structures = {"dense": model, "mixture": mixture}
+    for structure_name, structure in structures.items():
         structure_proofs = _prove_deployment(node, structure, folder=folder / structure_name)
         for proof in structure_proofs:
             proofs.append(replace(proof, name=f"{proof.name}: {structure_name}"))
@@ -499,5 +505,7 @@ def _prove_deployment(node: str, model: Model, *, folder: Path) -> list[Proof]:
         return proofs
     (folder / "tokenizer.json").write_text(model.tokenizer_json or "")
     shape = (*GENERATION_CONTEXT_SHAPE, model.dims["context"])
-    contexts = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-    return proofs + prove_generation(node, model, files=files, folder=folder, contexts=contexts)
+    generator = torch.Generator().manual_seed(5)
+    contexts = torch.randn(shape, generator=generator)
+    proofs += prove_generation(node, model, files=files, folder=folder, contexts=contexts)
+    return proofs

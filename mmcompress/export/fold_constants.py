@@ -31,12 +31,15 @@ class _ConstantFolder:
 
     def __init__(self, graph: onnx.GraphProto):
         self.vectors: dict[str, onnx.TensorProto] = {}
+        """Constant vectors of the graph: biases, and what is left of removed sub-layers."""
         for tensor in graph.initializer:
             if len(tensor.dims) == 1 and tensor.data_location != tensor.EXTERNAL:
                 self.vectors[tensor.name] = tensor
         self.graph_outputs = {output.name for output in graph.output}
         self.reader_counts: Counter[str] = Counter()
+        """How many inputs of nodes read each value."""
         self.nodes_by_output: dict[str, onnx.NodeProto] = {}
+        """The node that computes each value."""
         for node in graph.node:
             self.reader_counts.update(node.input)
             for output_name in node.output:
@@ -66,7 +69,8 @@ class _ConstantFolder:
             Name of the bias, None when there is no such bias.
         """
         node = self.nodes_by_output.get(value)
-        if node is None or self.reader_counts[value] != 1 or value in self.graph_outputs:
+        is_read_elsewhere = self.reader_counts[value] != 1 or value in self.graph_outputs
+        if node is None or is_read_elsewhere:
             return None
         parts = self.split_sum(node)
         if node.op_type == "LayerNormalization" and len(node.input) == 3:
@@ -75,6 +79,7 @@ class _ConstantFolder:
             return self._accept_bias(parts.vector, like)
         if node.op_type != "Add":
             return None
+        # A sum of two streams: the constant may join the bias of either.
         for term in node.input:
             bias = self.find_bias(term, like)
             if bias is not None:
@@ -84,6 +89,7 @@ class _ConstantFolder:
     def _accept_bias(self, name: str, like: onnx.TensorProto) -> str | None:
         """Return a bias if one node alone reads it and it has the size and type of `like`."""
         bias = self.vectors.get(name)
+        # A vector that others read as well (a tied bias, say) must not change.
         if bias is None or self.reader_counts[name] != 1:
             return None
         if bias.dims != like.dims or bias.data_type != like.data_type:

@@ -51,6 +51,7 @@ def export_graph(graph: ExportGraph, path: Path) -> Path:
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path_enabled)
+    # Weights in files of their own stay where they are: neither step reads them.
     model = onnx.load(path, load_external_data=False)
     fix_static_shapes_(model)
     fold_constants_(model)

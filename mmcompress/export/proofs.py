@@ -171,6 +171,7 @@ def prove_surgery(
         other_outputs = {
             name: outputs for name, outputs in dense_outputs.items() if name != node_name
         }
+        # What the other nodes give is known, so that the node is compared behind dense ones.
         with mask_units(model, make_masks(model, node_units)):
             masked = pipeline.forward(dense, batch, other_outputs)[node_name]
         sliced_model = copy_without_units(model, node_units)
@@ -262,9 +263,11 @@ def prove_generation(
     deployed.generation = replace(deployed.generation, guard=False)
     different_count = 0
     for context in contexts:
-        deployed_rows = [ids for _, ids in deployed.generate(context[None].numpy())]
+        one_context = context[None]
+        deployed_beams = deployed.generate(one_context.numpy())
+        deployed_rows = [ids for _, ids in deployed_beams]
         library_rows: list[list[int]] = []
-        for ids in model.library_generate(context[None]):
+        for ids in model.library_generate(one_context):
             library_rows.append(_cut_behind_end(ids, deployed.generation.eos))
         if deployed_rows != library_rows:
             different_count += 1
@@ -308,10 +311,13 @@ def measure_drift(
         inputs = _make_graph_inputs(model, graph, batch_size=DRIFT_BATCH_SIZE, seed=DRIFT_SEED)
         feed = make_feed(graph, inputs, input_names=input_names)
         first_output = [graph.outputs[0]]
-        x_BF = fp32_session.run(first_output, feed)[0].reshape(DRIFT_BATCH_SIZE, -1)
-        y_BF = quantized_session.run(first_output, feed)[0].reshape(DRIFT_BATCH_SIZE, -1)
+        (fp32_output,) = fp32_session.run(first_output, feed)
+        (quantized_output,) = quantized_session.run(first_output, feed)
+        x_BF = fp32_output.reshape(DRIFT_BATCH_SIZE, -1)
+        y_BF = quantized_output.reshape(DRIFT_BATCH_SIZE, -1)
+        dot_B = (x_BF * y_BF).sum(1)
         norms_B = np.linalg.norm(x_BF, axis=1) * np.linalg.norm(y_BF, axis=1)
-        cosine_B = (x_BF * y_BF).sum(1) / np.maximum(norms_B, 1e-12)
+        cosine_B = dot_B / np.maximum(norms_B, 1e-12)
         proof = make_proof(
             f"{precision} drift (1 - cosine)",
             node,

@@ -85,10 +85,11 @@ def _collect_small_tensors(graph: onnx.GraphProto) -> dict[str, np.ndarray]:
         if not _is_large(tensor):
             tensors[tensor.name] = numpy_helper.to_array(tensor)
     for node in graph.node:
-        if node.op_type != "Constant" or node.attribute[0].name != "value":
+        if node.op_type != "Constant":
             continue
-        if not _is_large(node.attribute[0].t):
-            tensors[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+        attribute = node.attribute[0]
+        if attribute.name == "value" and not _is_large(attribute.t):
+            tensors[node.output[0]] = numpy_helper.to_array(attribute.t)
     return tensors
 
 
@@ -100,23 +101,30 @@ def _fix_reshape_(
     known: Collection[str],
 ) -> None:
     """Give a Reshape a constant target, in place, if enough of its shape is known."""
-    if node.op_type != "Reshape" or node.input[1] in known or not _has_default_attributes(node):
+    if node.op_type != "Reshape" or not _has_default_attributes(node):
         return
-    input_shape = shapes.get(node.input[0], [])
-    output_shape = shapes.get(node.output[0], UNKNOWN_SHAPE)
+    input_name, target_name = node.input
+    output_name = node.output[0]
+    if target_name in known:
+        return
+    input_shape = shapes.get(input_name, [])
+    output_shape = shapes.get(output_name, UNKNOWN_SHAPE)
     target = _choose_reshape_target(input_shape, output_shape)
     if target.count(INFER_SIZE) <= 1:
-        node.input[1] = f"{node.output[0]}_shape"
-        graph.initializer.append(_make_shape_tensor(node.input[1], target))
+        # A name of its own: others may read the target that is computed.
+        new_target_name = f"{output_name}_shape"
+        node.input[1] = new_target_name
+        graph.initializer.append(_make_shape_tensor(new_target_name, target))
 
 
 def _choose_reshape_target(input_shape: Shape, output_shape: Shape) -> list[int]:
     """Return the target of a Reshape: a number, `KEEP_SIZE` or `INFER_SIZE` for each axis."""
     target: list[int] = []
     for i, size in enumerate(output_shape):
+        stays_in_place = i < len(input_shape) and size == input_shape[i]
         if isinstance(size, int) and size:
             target.append(size)
-        elif size and i < len(input_shape) and size == input_shape[i]:
+        elif size and stays_in_place:
             target.append(KEEP_SIZE)
         else:
             target.append(INFER_SIZE)
@@ -133,15 +141,19 @@ def _read_sizes(
     if node.output[0] in measured_shapes:
         shape = measured_shapes[node.output[0]]
         return _select_sizes(shape, np.arange(len(shape)))
-    if node.op_type == "Gather" and node.input[0] in measured_shapes and node.input[1] in known:
-        return _select_sizes(measured_shapes[node.input[0]], known[node.input[1]])
-    return None
+    if node.op_type != "Gather":
+        return None
+    shape_name, axes_name = node.input
+    if shape_name not in measured_shapes or axes_name not in known:
+        return None
+    return _select_sizes(measured_shapes[shape_name], known[axes_name])
 
 
 def _select_sizes(shape: Shape, axes: np.ndarray) -> np.ndarray | None:
     """Return the sizes of some axes of a shape, None if one of them is not fixed."""
     sizes: list[int] = []
     for axis in axes.flat:
+        # A shape that was not inferred has fewer axes than the graph reads.
         exists = -len(shape) <= axis < len(shape)
         size = shape[axis] if exists else ""
         if not isinstance(size, int):
@@ -196,8 +208,9 @@ def _infer_shapes(model: onnx.ModelProto) -> dict[str, Shape]:
     inferred = _infer_symbolic_shapes(light_model)
     if inferred is None:
         inferred = infer_shapes(light_model, data_prop=True)
+    values = [*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output]
     shapes: dict[str, Shape] = {}
-    for value in (*inferred.graph.value_info, *inferred.graph.input, *inferred.graph.output):
+    for value in values:
         if value.type.tensor_type.HasField("shape"):
             dimensions = value.type.tensor_type.shape.dim
             shapes[value.name] = [_read_size(dimension) for dimension in dimensions]

@@ -1,4 +1,4 @@
-"""Everything that a run measures with a clock, behind one object: a test hands the run another one."""
+"""Everything that a run measures with a clock, behind one object: tests pass another one."""
 
 from __future__ import annotations
 

@@ -25,6 +25,9 @@ Request = Mapping[str, object]
 GenerationTraces = dict[str, tuple[GenerationTrace, ...]]
 """What every generator writes for one request, by node and window by window."""
 
+MsByNode = dict[str, list[float]]
+"""Milliseconds by node, request by request."""
+
 COMPARISON_SECONDS = 30.0
 """Seconds that two quick pipelines are compared for.
 
@@ -108,9 +111,9 @@ class Samples:
     """Milliseconds of every counted request."""
     session_shares: list[float] = field(default_factory=list)
     """Share of each request (0 to 1) spent inside model sessions."""
-    nodes: dict[str, list[float]] = field(default_factory=dict)
+    nodes: MsByNode = field(default_factory=dict)
     """Milliseconds of each node, request by request."""
-    in_session: dict[str, list[float]] = field(default_factory=dict)
+    in_session: MsByNode = field(default_factory=dict)
     """Milliseconds inside the sessions of each node, request by request."""
     calls: dict[str, int] = field(default_factory=dict)
     """Session calls of all counted requests, by `node/graph`."""
@@ -143,7 +146,8 @@ class Samples:
     def add_calls(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
         """Add the session calls of one request, from the counters before and after it."""
         for graph_name, count in after.items():
-            self.calls[graph_name] = self.calls.get(graph_name, 0) + count - before[graph_name]
+            new_calls = count - before[graph_name]
+            self.calls[graph_name] = self.calls.get(graph_name, 0) + new_calls
 
     def summarize(self) -> PipelineLatency:
         """Return medians and percentiles of what was observed."""
@@ -151,12 +155,14 @@ class Samples:
         in_session_ms: dict[str, float] = {}
         for node_name, node_ms in self.nodes.items():
             node_latencies[node_name] = summarize_latency(node_ms)
-            in_session_ms[node_name] = float(np.median(self.in_session[node_name]))
+            median_ms = np.median(self.in_session[node_name])
+            in_session_ms[node_name] = float(median_ms)
+        request_count = len(self.ms)
         return PipelineLatency(
             latency=summarize_latency(self.ms),
             nodes=node_latencies,
             model_share=float(np.median(self.session_shares)),
-            calls={graph_name: count / len(self.ms) for graph_name, count in self.calls.items()},
+            calls={name: count / request_count for name, count in self.calls.items()},
             samples=tuple(self.ms),
             in_session_ms=in_session_ms,
             traces=tuple(self.traces),
@@ -258,15 +264,21 @@ class _RequestSender:
         self.pipelines = pipelines
         self.requests = requests
         self.options = options
-        self.decoders = {name: _list_decoders(pipeline) for name, pipeline in pipelines.items()}
-        self.samples = {name: Samples() for name in pipelines}
+        self.samples: dict[str, Samples] = {}
+        """What was observed of each pipeline so far."""
+        self.decoders: dict[str, dict[str, TextDecoder]] = {}
+        """The generators of each pipeline, by node."""
+        for name, pipeline in pipelines.items():
+            self.samples[name] = Samples()
+            self.decoders[name] = _list_decoders(pipeline)
 
     def warm_up(self) -> float:
         """Send the warm-up requests; returns the seconds of the slowest pipeline's quickest."""
         slowest_seconds = 0.0
         for name in self.pipelines:
-            seconds = []
-            for number in range(-max(1, self.options.warmup), 0):
+            seconds: list[float] = []
+            count = max(1, self.options.warmup)
+            for number in range(-count, 0):
                 seconds.append(self.send_request(name, number))
             slowest_seconds = max(slowest_seconds, min(seconds))
         return slowest_seconds
@@ -292,10 +304,10 @@ class _RequestSender:
         # Traces are kept of the first pass over the requests alone, and only from its start: their
         # place in the list is the index of the request.
         if self.find_position(number) == number:
-            decoders = self.decoders[name]
-            samples.traces.append(
-                {node_name: tuple(decoder.traces) for node_name, decoder in decoders.items()}
-            )
+            traces: GenerationTraces = {}
+            for node_name, decoder in self.decoders[name].items():
+                traces[node_name] = tuple(decoder.traces)
+            samples.traces.append(traces)
 
     def find_position(self, number: int) -> int:
         """Return the index of the request that has a number; numbers below 0 are warm-up."""
@@ -310,7 +322,11 @@ class _RequestSender:
 
 def _list_decoders(pipeline: Pipeline) -> dict[str, TextDecoder]:
     """Return the generators of a pipeline by node."""
-    return {name: node for name, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
+    decoders: dict[str, TextDecoder] = {}
+    for node_name, node in pipeline.nodes.items():
+        if isinstance(node, TextDecoder):
+            decoders[node_name] = node
+    return decoders
 
 
 def _count_calls(pipeline: Pipeline) -> dict[str, int]:
@@ -322,8 +338,9 @@ def _count_calls(pipeline: Pipeline) -> dict[str, int]:
     return calls
 
 
-def _join_rows(
-    first: Mapping[str, list[float]], second: Mapping[str, list[float]]
-) -> dict[str, list[float]]:
+def _join_rows(first: MsByNode, second: MsByNode) -> MsByNode:
     """Return the rows of `second`, each behind the row of `first` that has the same name."""
-    return {name: first.get(name, []) + row for name, row in second.items()}
+    joined: MsByNode = {}
+    for name, row in second.items():
+        joined[name] = first.get(name, []) + row
+    return joined

@@ -37,13 +37,17 @@ OUTCOME_FILE = "outcome.json"
 """The `BenchmarkOutcome` of a folder, once its job is done."""
 
 
+SavedRequest = dict[str, object]
+"""The inputs of one request by name, as they are read back from files."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkJob:
     """One load of some bundles and the requests that are sent to them: `job.json`."""
 
     bundles: dict[str, str]
     """Absolute folders of the bundles, by name."""
-    requests: tuple[dict[str, object], ...]
+    requests: tuple[SavedRequest, ...]
     """The requests without their arrays, which lie in `requests.npz` beside the job."""
     options: BenchmarkOptions
     """How to measure. `loads` is 1: the job is one of them."""
@@ -85,19 +89,24 @@ def bench_repeated(
         MmcompressError: What loading or running a bundle raised, or that its process died.
     """
     benchmark = benchmark or benchmark_in_subprocess
-    folders = {name: str(Path(folder).resolve()) for name, folder in bundles.items()}
-    samples = {name: Samples() for name in bundles}
+    samples: dict[str, Samples] = {}
+    folders: dict[str, str] = {}
+    for name, folder in bundles.items():
+        samples[name] = Samples()
+        # The process may have another working directory.
+        folders[name] = str(folder.resolve())
     with tempfile.TemporaryDirectory() as scratch:
         saved_requests = save_requests(Path(scratch), requests)
         for _ in range(options.loads):
-            sent = len(next(iter(samples.values())).ms)
+            any_samples = next(iter(samples.values()))
+            next_request = (options.first_request + len(any_samples.ms)) % len(requests)
             job = BenchmarkJob(
                 bundles=folders,
                 requests=saved_requests,
-                options=_plan_load(options, (options.first_request + sent) % len(requests)),
+                options=_plan_load(options, next_request),
             )
-            new_samples = benchmark(job, Path(scratch))
-            samples = {name: sample + new_samples[name] for name, sample in samples.items()}
+            for name, new_samples in benchmark(job, Path(scratch)).items():
+                samples[name] = samples[name] + new_samples
     return samples
 
 
@@ -158,7 +167,7 @@ def bench_in_process(job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
     return bench_pipelines(pipelines, requests, options=job.options)
 
 
-def save_requests(folder: Path, requests: Sequence[Request]) -> tuple[dict[str, object], ...]:
+def save_requests(folder: Path, requests: Sequence[Request]) -> tuple[SavedRequest, ...]:
     """Write the arrays of requests to `requests.npz`, each under `number/input`.
 
     Args:
@@ -169,9 +178,9 @@ def save_requests(folder: Path, requests: Sequence[Request]) -> tuple[dict[str, 
         What is not an array, one entry per request. Paths are given as text.
     """
     arrays: dict[str, np.ndarray] = {}
-    saved: list[dict[str, object]] = []
+    saved: list[SavedRequest] = []
     for i, request in enumerate(requests):
-        rest: dict[str, object] = {}
+        rest: SavedRequest = {}
         for input_name, value in request.items():
             if isinstance(value, np.ndarray):
                 arrays[f"{i}/{input_name}"] = value
@@ -184,7 +193,7 @@ def save_requests(folder: Path, requests: Sequence[Request]) -> tuple[dict[str, 
     return tuple(saved)
 
 
-def load_requests(folder: Path, saved: Sequence[Request] = ()) -> list[dict[str, object]]:
+def load_requests(folder: Path, saved: Sequence[Request] = ()) -> list[SavedRequest]:
     """Read requests that `save_requests` wrote.
 
     Args:
@@ -194,7 +203,9 @@ def load_requests(folder: Path, saved: Sequence[Request] = ()) -> list[dict[str,
     Raises:
         DataError: The file is missing or damaged.
     """
-    requests: dict[int, dict[str, object]] = {i: dict(rest) for i, rest in enumerate(saved)}
+    requests: dict[int, SavedRequest] = {}
+    for i, rest in enumerate(saved):
+        requests[i] = dict(rest)
     try:
         with np.load(folder / REQUESTS_FILE, allow_pickle=False) as arrays:
             for key in arrays.files:
@@ -209,10 +220,12 @@ def _do_job(folder: Path) -> None:
     """Do the job of a folder in this process and write its outcome there."""
     started = time.perf_counter()
     try:
-        samples = bench_in_process(read_record(BenchmarkJob, folder / JOB_FILE), folder)
-        outcome = BenchmarkOutcome(samples=samples, seconds=time.perf_counter() - started)
+        job = read_record(BenchmarkJob, folder / JOB_FILE)
+        samples = bench_in_process(job, folder)
+        seconds = time.perf_counter() - started
+        outcome = BenchmarkOutcome(samples=samples, seconds=seconds)
     except MmcompressError as error:
-        arguments = map(str, error.args)
+        arguments = [str(argument) for argument in error.args]
         outcome = BenchmarkOutcome(samples={}, error=(type(error).__name__, *arguments))
     write_record(folder / OUTCOME_FILE, outcome, indent=None)
 

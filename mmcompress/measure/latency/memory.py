@@ -22,7 +22,10 @@ MAX_MEMORY_PROBE_SECONDS = 600
 
 
 def peak_memory_mb() -> float:
-    """Return the peak resident memory of this process so far, in MB; 0 where Linux's figure lacks."""
+    """Return the peak resident memory of this process so far, in MB; 0 if the system has no figure.
+
+    Only Linux has one.
+    """
     status = Path("/proc/self/status")
     if not status.exists():
         return 0.0
