@@ -1,4 +1,4 @@
-"""TODO."""
+"""A prunable block: which units it has, who writes them, who reads them, and how it is cut."""
 
 from __future__ import annotations
 
@@ -10,50 +10,63 @@ import numpy as np
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """A linear layer or convolution that writes `width` rows for each unit, `parts` times over (a
-    fused q, k, v: 3)."""
+    """A linear layer or a convolution that writes the units of a block."""
 
     path: str
+    """Path of the module in its model."""
     parts: int
+    """Times that it holds the block's features: 3 for a fused q, k, v projection, else 1."""
     width: int
+    """Rows that it writes for each unit, in each of its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A prunable sub-layer: `units` units of `width` features each, read by the linear layer `out`.
+    """A prunable sub-layer.
 
-    Every unit kind fits this form: a unit's features are columns of `out`, and rows of the
-    `writers` bring them about (a group of query heads has more of them than the key head it
-    shares). `step` is the granularity of a cut, `reads` the streams whose values meet in the block,
-    `drop` the modules replaced by a constant when no unit is left: (path, mode); where it is empty,
-    the block can't be removed whole. Between writers and `out`, features may pass `through` modules
-    that treat each alone (batch norms, depthwise convolutions) and be read by others `also` (a
-    squeeze).
-
-    Positions of a sequence are units too (`kind` tokens): `out` is the `models.base.Tokens` that
-    passes on those kept.
+    Every kind of unit fits one form. The features of a unit are columns of the `reader`, and rows
+    of the `writers` make them. A group of query heads has more rows than the key head that it
+    shares. Positions of a sequence are units too, of kind `tokens`: their `reader` is the
+    `TokenSelector` that passes on the positions that are kept.
     """
 
     name: str
+    """Name within its model: `3.attention`."""
     kind: str
+    """Kind of block: `attention`, `cross_attention`, `ffn`, `gated_ffn`, `conv` or `tokens`."""
     reader: str
+    """Path of the layer that reads the units."""
     writers: tuple[Writer, ...]
+    """The layers that write the units."""
     units: int
+    """Units that the block has: heads, channels or positions."""
     width: int
+    """Features of a unit: columns of the reader."""
     granularity: int
+    """Units that are cut at a time: unrounded sizes are slow."""
     module: str
+    """Path of the module that repeats sizes of the block as attributes."""
     reads: tuple[str, ...]
+    """The streams whose values meet in the block: `stream`, and input ports of the node."""
     drop: tuple[tuple[str, str], ...]
+    """What replaces modules when no unit is left: (path, name in `REPLACEMENTS`). Empty: the block
+    can't be removed whole."""
     per_channel: tuple[str, ...] = ()
+    """Modules between writers and reader that treat each feature alone: batch norms, depthwise
+    convolutions."""
     extra_readers: tuple[str, ...] = ()
+    """Further layers that read the units: a squeeze-and-excitation."""
     prefix_only: bool = False
-    """Units go from the end alone (the window of an audio encoder)."""
+    """Whether units go from the end only, as in the window of an audio encoder."""
 
     @property
     def rows_and_columns_per_unit(self) -> int:
-        """What a unit counts where shares of several blocks are added up: its rows of writers and
-        columns of `out`."""
-        return self.width + sum(w.parts * w.width for w in self.writers)
+        """Rows of the writers and columns of the reader that go with one unit.
+
+        Shares of several blocks are added up by it.
+        """
+        written_rows = sum(writer.parts * writer.width for writer in self.writers)
+        return self.width + written_rows
 
     @property
     def min_units(self) -> int:
@@ -62,11 +75,11 @@ class Block:
 
     @property
     def group(self) -> str:
-        """`heads`, `ffn` (channels, of convolutions too) or `tokens`: what a pruning ratio in the
-        spec speaks of."""
+        """The pruning ratio of a spec that speaks of it: `heads`, `ffn` or `tokens`."""
         if self.kind == "tokens":
             return "tokens"
-        return "ffn" if self.kind.endswith("ffn") or self.kind == "conv" else "heads"
+        is_feed_forward = self.kind.endswith("ffn") or self.kind == "conv"
+        return "ffn" if is_feed_forward else "heads"
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
@@ -85,12 +98,12 @@ class ConvGeometry:
 
 
 def count_steps(block: Block) -> int:
-    """How many cuts of `step` units a block allows."""
+    """Count the cuts of `granularity` units that a block allows."""
     return -(-block.units // block.granularity)
 
 
 def units_after(block: Block, removed: int | np.ndarray) -> int | np.ndarray:
-    """Units left when `removed` steps are cut."""
+    """Return the units that are left when `removed` steps are cut."""
     return np.maximum(block.units - np.asarray(removed) * block.granularity, block.min_units)
 
 

@@ -1,4 +1,4 @@
-"""TODO."""
+"""A structure: the units that every block keeps, and the precision of every node."""
 
 from __future__ import annotations
 
@@ -18,9 +18,12 @@ class Candidate:
     """A structure and the precision of each node: all that a trial decides."""
 
     kept_units: dict[str, KeptUnits]
+    """Units kept, by node and block; a block that is not listed keeps all of them."""
     precision: dict[str, str]
+    """Precision of each node."""
 
     def key(self) -> str:
+        """Return a text that is the same for equal candidates."""
         return json.dumps(to_plain(self), sort_keys=True)
 
 
