@@ -50,7 +50,7 @@ def test_every_proof_holds_and_generation_is_the_librarys(
     elif structure != "dense":
         models = {n: cut(m, structure.startswith("first")) for n, m in models.items()}
     proofs = write_bundle(spec, BundleContents(models=models), folder=tmp_path / "b")
-    tokens = pipeline.run(models, batch)["vision"]["tokens"]
+    tokens = pipeline.forward_in_pieces(models, batch)["vision"]["tokens"]
     files = {f.stem: f for f in (tmp_path / "b" / "captioner").glob("*.onnx")}
     proofs += prove_generation(
         "captioner",
@@ -65,6 +65,13 @@ def test_every_proof_holds_and_generation_is_the_librarys(
         "fused == unfused",
         "cached generation == library",
     }
+
+
+def test_the_memory_of_a_bundle_is_measured_in_a_process_that_answers(spec, models, tmp_path):
+    from mmcompress.measure.latency.memory import measure_memory_mb
+
+    write_bundle(spec, BundleContents(models=models), folder=tmp_path / "b", prove=False)
+    assert measure_memory_mb(tmp_path / "b") > measure_memory_mb() > 10
 
 
 class Shapely(torch.nn.Module):
@@ -225,7 +232,7 @@ def test_a_bundle_answers_where_torch_cannot_be_imported(bundle, tmp_path):
 
 def test_the_bundle_and_the_torch_pipeline_agree(bundle, pipeline, models, batch):
     deployed = load_bundle(bundle)
-    out = pipeline.run(models, batch)
+    out = pipeline.forward_in_pieces(models, batch)
     for i in range(4):
         values = deployed.run(image=batch.inputs["vision"][i : i + 1].numpy())
         assert np.allclose(

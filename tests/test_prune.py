@@ -66,7 +66,7 @@ def test_the_proof_can_fail(pipeline, models, batch, monkeypatch):
     wrong = lambda m, kept: copy_without_units(
         m, {k: (v + 1) % m.get_block(k).units for k, v in kept.items()}
     )
-    monkeypatch.setattr(proofs, "sliced", wrong)
+    monkeypatch.setattr(proofs, "copy_without_units", wrong)
     found = prove_surgery(
         pipeline,
         models,
