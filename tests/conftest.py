@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
-from dataclasses import replace
-from importlib import import_module
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -116,64 +115,39 @@ data:
   calibration: 16
   validation_pairs: 16
 target: 1.2x
-distill: {steps: 4, minutes: 1, batch: 4}
+distill: {steps: 4, minutes: 1, batch: 4, precision: fp32}
 search: {trials: 4, level_switches: 2, executor: inline, workers: 1, max_artifacts: 1}
 measure: {threads: 1, warmup: 1, requests: 8, memory: false}
 """
 
 
 def pytest_addoption(parser):
-    told = "a seed: every measurement is off by some 15 %, by lot, so that tests that need a calm machine are found"
-    parser.addoption("--moods", type=int, default=None, help=told)
+    help_text = (
+        "a seed: every simulated measurement is off by some 15 %, by lot; "
+        "a test that needs exact latencies then fails"
+    )
+    parser.addoption("--moods", type=int, default=None, help=help_text)
 
 
 @pytest.fixture(scope="session", autouse=True)
-def quiet_torch(request):
-    """One thread; two attempts at a target, and no patience: models of a tenth of a millisecond jump about it. What is
-    measured is so in this process: to start others takes longer than to measure those."""
+def one_thread():
+    """One thread: tests run beside each other, and sums round the same way every time."""
     import torch
 
-    from mmcompress.distill import training
-    from mmcompress.measure.latency import benchmark_in_subprocess as apart
-    from mmcompress.run import evaluate as conclude
-
-    fit = import_module("mmcompress.run.fit")  # the package has a function of this name
     torch.set_num_threads(1)
-    fit.ATTEMPTS, conclude.EXTRA_BENCH_REPEATS, apart.benchmark_in_subprocess = (
-        2,
-        0,
-        apart.bench_in_process,
-    )
-    training.is_bf16_faster = lambda: False  # the answer may change from one process to the next
-    if (seed := request.config.getoption("--moods")) is not None:
-        _moody_(random.Random(seed))
 
 
-def _moody_(lot: random.Random) -> None:
-    from mmcompress.measure.latency import bench as latency
-    from mmcompress.measure.latency import bench as readings
-    from mmcompress.measure.latency import bench as table
-    from mmcompress.measure.latency import benchmark_in_subprocess as apart
+@pytest.fixture(scope="session")
+def machine(request) -> dict[str, Any]:
+    """What a run measures with and reads the time from: `run(spec, out, **machine)`.
 
-    off = lambda: lot.lognormvariate(0.0, 0.15)
-    here, quiet = apart.bench_in_process, latency.min_of_medians
+    Latencies follow from sizes and time stands still. A test of measuring itself leaves it out.
+    """
+    from simulated import MoodyBenchmarker, SimulatedBenchmarker, StoppedClock
 
-    def moody(job, folder):
-        found = {}
-        for n, s in here(job, folder).items():
-            by = off()
-            torn = (
-                lot.uniform(1.0, 4.0) if lot.random() < 0.2 else 1.0
-            )  # interrupted at another node every time
-            times = lambda row, by=by: [by * ms for ms in row]
-            nodes, inside = (
-                {k: times(v) for k, v in rows.items()} for rows in (s.nodes, s.in_session)
-            )
-            found[n] = replace(s, ms=[torn * ms for ms in times(s.ms)], nodes=nodes, inside=inside)
-        return found
-
-    apart.benchmark_in_subprocess = moody
-    readings.min_of_medians = table.min_of_medians = lambda *a, **k: off() * quiet(*a, **k)
+    seed = request.config.getoption("--moods")
+    bench = SimulatedBenchmarker() if seed is None else MoodyBenchmarker(seed)
+    return {"bench": bench, "clock": StoppedClock()}
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -202,12 +176,16 @@ def loose(tiny, tmp_path):
     return tmp_path / "loose.yaml", {"metrics": ["agreement", "embedding"], "outputs": outputs}
 
 
-@pytest.fixture()
-def one_round(monkeypatch):
-    """Whatever was made ends the rounds, however quick it was measured to be."""
-    from mmcompress.run import targets as workflow
+@pytest.fixture(scope="session")
+def one_artifact():
+    """A policy by which the first artifact ends a run, wherever it lies and without patience."""
+    from mmcompress.run.next_artifact import Done
+    from mmcompress.run.policy import ExtraMeasurements, RunPolicy
 
-    monkeypatch.setattr(workflow, "_enough", lambda *a: True)
+    def stop_after_one(history, limits):
+        return Done(reason="one artifact is enough for this test")
+
+    return RunPolicy(next_step=stop_after_one, extra_measurements=ExtraMeasurements(count=0))
 
 
 @pytest.fixture(scope="session")
@@ -241,9 +219,46 @@ def batch(spec, pipeline):
 
 
 @pytest.fixture(scope="session")
-def run_folder(tiny) -> Path:
-    """A whole finished run of the tiny pipeline."""
+def run_folder(tiny, machine) -> Path:
+    """A whole finished run of the tiny pipeline, on a simulated machine."""
     from mmcompress.run import targets as workflow
 
-    workflow.run(tiny / "spec.yaml", tiny / "run")
+    workflow.run(tiny / "spec.yaml", tiny / "run", **machine)
     return tiny / "run"
+
+
+SHARED_BY_TARGETS = (
+    "baseline",
+    "dense-test.json",
+    "evidence.json",
+    "evidence.safetensors",
+    "predictor.json",
+    "profile.json",
+    "rounded",
+    "windows.json",
+)
+"""What a run folder holds that depends neither on the target nor on search, pruning and training."""
+
+
+@pytest.fixture()
+def run_tiny(tiny, run_folder, machine):
+    """`run_tiny(out, overrides)`: run the tiny pipeline; profile, predictor and sensitivity are those of `run_folder`.
+
+    They take two thirds of a run. A test that changes data, measuring, importance, sensitivity or models runs it whole.
+    """
+    from mmcompress.run import targets as workflow
+    from mmcompress.workspace.context import open_run
+
+    def run_prepared(out, overrides, *, several_targets=False, **options):
+        spec = tiny / "spec.yaml"
+        options = {**machine, **options}
+        if not out.exists():
+            open_run(spec, out, overrides=overrides, **machine)
+            for name in SHARED_BY_TARGETS:
+                source = run_folder / name
+                copy = shutil.copytree if source.is_dir() else shutil.copy
+                copy(source, out / name)
+        run = workflow.run_targets if several_targets else workflow.run
+        return run(spec, out, overrides=overrides, resume=True, **options)
+
+    return run_prepared

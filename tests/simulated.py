@@ -5,6 +5,8 @@ So every run is the same run.
 
 from __future__ import annotations
 
+import random
+from dataclasses import replace
 from pathlib import Path
 
 from mmcompress.kinds.text_decoder.deployed import TextDecoder
@@ -12,7 +14,11 @@ from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow, choose_measured_sizes
 from mmcompress.measure.cost_model.plan import Export
 from mmcompress.measure.latency.bench import BenchmarkOptions, Samples
-from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, load_requests
+from mmcompress.measure.latency.benchmark_in_subprocess import (
+    BenchmarkJob,
+    bench_in_process,
+    load_requests,
+)
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import fingerprint_device
 
@@ -120,3 +126,40 @@ def simulate_bundle(bundle: Path, requests: list, *, options: BenchmarkOptions) 
         if position == number:
             samples.traces.append({n: tuple(decoder.traces) for n, decoder in decoders.items()})
     return samples
+
+
+class InProcessBenchmarker(Benchmarker):
+    """This machine, measured in this process: to start another takes longer than tiny models do."""
+
+    def benchmark_bundles(self, job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
+        return bench_in_process(job, folder)
+
+
+class MoodyBenchmarker(SimulatedBenchmarker):
+    """A simulated machine whose every measurement is off by some 15 %, by lot."""
+
+    def __init__(self, seed: int):
+        self.lot = random.Random(seed)
+
+    def time_export(self, export: Export, folder: Path, *, threads: int) -> float:
+        return self.draw_factor() * super().time_export(export, folder, threads=threads)
+
+    def benchmark_bundles(self, job: BenchmarkJob, folder: Path) -> dict[str, Samples]:
+        samples = super().benchmark_bundles(job, folder)
+        return {name: self.disturb(one) for name, one in samples.items()}
+
+    def disturb(self, samples: Samples) -> Samples:
+        factor = self.draw_factor()
+        # One measurement in five is interrupted, and no node accounts for the time.
+        pause = self.lot.uniform(1.0, 4.0) if self.lot.random() < 0.2 else 1.0
+        return replace(
+            samples,
+            ms=[factor * pause * ms for ms in samples.ms],
+            nodes={node: [factor * ms for ms in row] for node, row in samples.nodes.items()},
+            in_session={
+                node: [factor * ms for ms in row] for node, row in samples.in_session.items()
+            },
+        )
+
+    def draw_factor(self) -> float:
+        return self.lot.lognormvariate(0.0, 0.15)

@@ -410,7 +410,7 @@ def _keep_readings(run: RunContext, readings: Readings) -> None:
     write_record(record, readings, indent=None)
 
 
-def _select_decisive_options(spec: Spec) -> dict[str, Any]:
+def _select_decisive_options(spec: Spec) -> object:
     """Return the part of a spec that must not change between a run and its resumption.
 
     Where and how long it searches may change. So may the path of a device's readings: their content
@@ -420,8 +420,7 @@ def _select_decisive_options(spec: Spec) -> dict[str, Any]:
         spec.search, workers=1, trials=0, level_switches=0, ray_address=None, executor="ray"
     )
     measure = replace(spec.measure, readings=spec.measure.readings and "given")
-    options: dict[str, Any] = to_plain(replace(spec, search=search, measure=measure))
-    return options
+    return to_plain(replace(spec, search=search, measure=measure))
 
 
 def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:
