@@ -28,7 +28,7 @@ from mmcompress.kinds.base import Batch
 from mmcompress.models.base import Model
 from mmcompress.models.sources import load_models
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.prune.surgery import resize_
+from mmcompress.prune.surgery import resize_model_
 from mmcompress.report.page import load_summary
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.text import pad_ids
@@ -112,7 +112,7 @@ def load_compressed_models(
     """Cut copies of the dense models and load the weights of a run."""
     compressed: dict[str, Model] = {}
     for name, model in dense.items():
-        cut = resize_(copy.deepcopy(model), kept_units[name])
+        cut = resize_model_(copy.deepcopy(model), kept_units[name])
         compressed[name] = load_weights(cut, run.node_weights(name)).eval()
     return compressed
 

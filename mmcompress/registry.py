@@ -156,44 +156,44 @@ class MixtureRegistry(Registry):
 
 IMPORTANCE = MixtureRegistry(
     "importance",
-    "mmcompress.prune.importance:mix_criteria",
+    "mmcompress.prune.importance.mixture:mix_criteria",
     entries={
         "fisher": (
-            "mmcompress.prune.importance:score_by_fisher",
+            "mmcompress.prune.importance.gradients:score_by_fisher",
             "sum over pairs of the squared gradient of a unit's mask",
             {"takes_gradients": True},
         ),
         "taylor": (
-            "mmcompress.prune.importance:score_by_taylor",
+            "mmcompress.prune.importance.gradients:score_by_taylor",
             "absolute mean gradient of a unit's mask",
             {"takes_gradients": True},
         ),
         "magnitude": (
-            "mmcompress.prune.importance:score_by_magnitude",
+            "mmcompress.prune.importance.norms:score_by_magnitude",
             "L2 norm of all weights of a unit, written and read",
         ),
         "activation": (
-            "mmcompress.prune.importance:score_by_activation",
+            "mmcompress.prune.importance.activations:score_by_activation",
             "weight norm times input norm (Wanda)",
         ),
         "fluctuation": (
-            "mmcompress.prune.importance:score_by_fluctuation",
+            "mmcompress.prune.importance.activations:score_by_fluctuation",
             "weight norm times input variance (FLAP)",
         ),
         "reconstruction": (
-            "mmcompress.prune.importance:score_by_reconstruction",
+            "mmcompress.prune.importance.reconstruction:score_by_reconstruction",
             "error of the block's output when the rest is refitted (ZipLM)",
         ),
         "magnitude_l1": (
-            "mmcompress.prune.importance:score_by_magnitude_l1",
+            "mmcompress.prune.importance.norms:score_by_magnitude_l1",
             "L1 norm of the same weights",
         ),
         "movement": (
-            "mmcompress.prune.importance:score_by_movement",
+            "mmcompress.prune.importance.gradients:score_by_movement",
             "how far fine-tuning moves a unit away from zero",
             {"takes_gradients": True},
         ),
-        "random": ("mmcompress.prune.importance:score_at_random", "the control"),
+        "random": ("mmcompress.prune.importance.random:score_at_random", "the control"),
     },
 )
 ALLOCATIONS = Registry(

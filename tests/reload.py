@@ -15,13 +15,13 @@ from safetensors.torch import load_file
 
 from mmcompress.export import family_contract as contract
 from mmcompress.export.weights import load_weights
-from mmcompress.prune.surgery import resize_
+from mmcompress.prune.surgery import resize_model_
 
 
 def measure_difference(name: str, folder: Path, *, kept_units: dict[str, int]) -> float:
     """The largest difference between the answers of a rebuilt model and those in the folder."""
     file_name = name.replace("/", "-")
-    model = resize_(FAMILIES[name](), kept_units)
+    model = resize_model_(FAMILIES[name](), kept_units)
     model = load_weights(model, folder / f"{file_name}.safetensors").eval()
     expected = load_file(folder / f"{file_name}.answers")
     with torch.no_grad():

@@ -11,7 +11,7 @@ import pytest
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.metrics.answers import Answers
-from mmcompress.prune.importance import ImportanceInputs
+from mmcompress.prune.importance.inputs import ImportanceInputs
 from mmcompress.registry import DATA_KINDS, IMPORTANCE, METRICS, NODE_KINDS, resolve_entry
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "contributing.md"

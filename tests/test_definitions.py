@@ -12,9 +12,10 @@ import torch
 from mmcompress.distill import losses
 from mmcompress.graph.blocks import Block
 from mmcompress.kinds.base import SIMILARITY_SCALE
-from mmcompress.prune.importance import ImportanceInputs
+from mmcompress.prune.importance.inputs import ImportanceInputs
+from mmcompress.prune.importance.reconstruction import ELIMINATION_RIDGE, score_by_elimination
 from mmcompress.prune.masks import mask_units
-from mmcompress.prune.refit import _regress_, measure_grams, refit_from_gram_
+from mmcompress.prune.refit import Gram, fit_linear_, measure_grams, refit_from_gram_
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.registry import IMPORTANCE
 from mmcompress.search.sensitivity import measure as damage
@@ -80,9 +81,6 @@ def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(
 @pytest.mark.parametrize("bias", [True, False])
 def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name, bias):
     """Units go one by one, always the one whose loss leaves the least ridge error; computed by least squares anew."""
-    from mmcompress.prune.importance import ELIMINATION_RIDGE, _eliminated
-    from mmcompress.prune.refit import Gram
-
     block, rng = models[node].get_block(name), np.random.default_rng(0)
     units, width, rows = 6, block.width, 400
     block = dataclasses.replace(block, units=units)
@@ -111,7 +109,7 @@ def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name
         least = min(left, key=lambda u: error([v for v in left if v != u]))
         left.remove(least)
         want[least] = error(left)
-    np.testing.assert_allclose(_eliminated(out, block, gram=gram).numpy(), want, rtol=2e-3)
+    np.testing.assert_allclose(score_by_elimination(out, block, gram=gram).numpy(), want, rtol=2e-3)
 
 
 @pytest.mark.parametrize(("node", "name"), BLOCKS[:2])
@@ -173,8 +171,8 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
         ridge=ridge,
     )
     new, again = small.get_linear(b.reader), torch.nn.Linear(len(keep), y.shape[1], bias=bias)
-    _regress_(
-        again, torch.from_numpy(x[:, keep]).float(), y=torch.from_numpy(y).float(), ridge=ridge
+    fit_linear_(
+        again, torch.from_numpy(x[:, keep]).float(), target=torch.from_numpy(y).float(), ridge=ridge
     )
     for found in (new, again):
         np.testing.assert_allclose(found.weight.detach().numpy(), w, atol=2e-4)

@@ -16,7 +16,7 @@ from mmcompress.distill.checkpoint import Checkpoint
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions, compute_losses
-from mmcompress.prune.sparsity import zero_share, zero_weights_
+from mmcompress.prune.sparsity import measure_zero_share, zero_weights_
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.spec.schema import Distill
 
@@ -248,7 +248,7 @@ def test_weights_held_at_zero_stay_there(inputs, models):
     hold_ = zero_weights_(student, "2:4", share=0.5)
     options = TrainingOptions(settings=Distill(steps=3, batch=4), hold_weights_=hold_)
     distill_models_(student, inputs, options=options)
-    assert zero_share(student["text"]) >= 0.5
+    assert measure_zero_share(student["text"]) >= 0.5
 
 
 def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(inputs, models, batch, tmp_path):

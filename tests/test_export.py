@@ -16,7 +16,7 @@ from mmcompress.errors import BundleError, DataError
 from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.export.proofs import prove_generation
 from mmcompress.export.weights import load_weights, save_weights
-from mmcompress.prune.surgery import copy_without_units, resize_
+from mmcompress.prune.surgery import copy_without_units, resize_model_
 from mmcompress.quantize.base import quantize_model
 from mmcompress.quantize.simulation import round_activation, round_weight, simulate_precision
 from mmcompress.registry import PRECISIONS
@@ -307,7 +307,7 @@ def test_weights_survive_a_round_trip(models, tmp_path):
     for n, m in small.items():
         counts = {b.name: 0 for b in models[n].blocks} | {b.name: b.units for b in m.blocks}
         again = load_weights(
-            resize_(copy_without_units(models[n], {}), counts), tmp_path / f"{n}.safetensors"
+            resize_model_(copy_without_units(models[n], {}), counts), tmp_path / f"{n}.safetensors"
         )
         assert all(
             torch.equal(a, b)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from mmcompress.export import family_contract as contract
 from mmcompress.export.weights import save_weights
 from mmcompress.models.sources import load_model
-from mmcompress.prune.surgery import copy_without_units, resize_
+from mmcompress.prune.surgery import copy_without_units, resize_model_
 from mmcompress.spec.schema import Node
 
 FAST = (
@@ -121,7 +121,7 @@ def test_encoders_of_one_open_clip_source_share_nothing(tiny):
         first = load_model(node)
         first_before = _describe_module(first)
         config_before = copy.deepcopy(first.config)
-        resize_(first, {block.name: block.min_units for block in first.blocks})
+        resize_model_(first, {block.name: block.min_units for block in first.blocks})
         with torch.no_grad():
             for parameter in first.parameters():
                 parameter.zero_()

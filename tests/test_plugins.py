@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from mmcompress.graph.load_spec import load_spec
-from mmcompress.prune.importance import ImportanceInputs
+from mmcompress.prune.importance.inputs import ImportanceInputs
 from mmcompress.registry import IMPORTANCE
 
 README = Path(__file__).resolve().parents[1] / "README.md"

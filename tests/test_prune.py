@@ -12,10 +12,12 @@ import torch
 from mmcompress.export.proofs import SURGERY_BOUND, prove_surgery
 from mmcompress.graph.blocks import count_steps, units_after
 from mmcompress.graph.structure import removed_share
-from mmcompress.prune.importance import ImportanceInputs, compute_mask_gradients, score_units
+from mmcompress.prune.importance import gradients as gradient_criteria
+from mmcompress.prune.importance.gradients import compute_mask_gradients
+from mmcompress.prune.importance.inputs import ImportanceInputs, score_units
 from mmcompress.prune.masks import mask_units, sample_units
-from mmcompress.prune.refit import measure_grams, refit_, refit_from_gram_, solve_ridge
-from mmcompress.prune.surgery import copy_resized, copy_without_units, resize_, restore_units
+from mmcompress.prune.refit import measure_grams, refit_from_gram_, refit_in_order_, solve_ridge
+from mmcompress.prune.surgery import copy_resized, copy_without_units, resize_model_, restore_units
 from mmcompress.prune.units import choose_units
 from mmcompress.registry import ALLOCATIONS, IMPORTANCE
 from mmcompress.search.allocation import NodeAllocation, allocate_node
@@ -99,7 +101,7 @@ def test_a_structure_is_rebuilt_from_its_counts(models):
             model.blocks[-1].name: torch.arange(0)
         }
         small = copy_without_units(model, units)
-        again = resize_(copy_without_units(model, {}), {k: len(v) for k, v in units.items()})
+        again = resize_model_(copy_without_units(model, {}), {k: len(v) for k, v in units.items()})
         again.load_state_dict(small.state_dict())
         assert [b.units for b in again.blocks] == [b.units for b in small.blocks]
 
@@ -160,14 +162,16 @@ def test_the_solver_is_ridge_least_squares():
 @pytest.mark.parametrize("how", ["from moments", "in order"])
 def test_refit_brings_the_output_closer(pipeline, models, batch, how):
     grams = measure_grams(pipeline, models, batch=batch)
-    want = pipeline.run(models, batch)["vision"]["tokens"]
+    want = pipeline.forward_in_pieces(models, batch)["vision"]["tokens"]
     units = {b.name: torch.arange(0, b.units, 2) for b in models["vision"].weighted_blocks}
     plain = copy_without_units(models["vision"], units)
     fitted = copy_without_units(models["vision"], units)
     if how == "from moments":
         refit_from_gram_(fitted, models["vision"], units=units, grams=grams["vision"], ridge=0.01)
     else:
-        refit_(pipeline, {**models, "vision": fitted}, dense=models, batch=batch, ridge=0.01)
+        refit_in_order_(
+            pipeline, {**models, "vision": fitted}, dense=models, batch=batch, ridge=0.01
+        )
     error = lambda m: float((m(batch.inputs["vision"])[1] - want).square().mean())
     assert error(fitted) < 0.9 * error(plain)
 
@@ -181,7 +185,7 @@ def test_refit_of_a_dropped_block_is_its_mean(pipeline, models, batch):
     seen = []
     handle = (
         models["vision"]
-        .get_linear(models["vision"].weighted_blocks[1].out)
+        .get_linear(models["vision"].weighted_blocks[1].reader)
         .register_forward_hook(lambda m, a, o: seen.append(o))
     )
     models["vision"](batch.inputs["vision"])
@@ -452,14 +456,14 @@ def test_the_gradual_plan_is_cubic_and_ends_where_it_should(models):
 
 
 def test_rounds_leave_a_part_of_the_dense_units(pipeline, models, batch):
-    from mmcompress.prune.schedule import all_units, narrow_models, plan_rounds
+    from mmcompress.prune.schedule import list_all_units, narrow_models, plan_rounds
 
     blocks = {n: m.blocks for n, m in models.items()}
     final = {
         n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs}
         for n, bs in blocks.items()
     }
-    now, survivors, g = models, all_units(blocks), torch.Generator().manual_seed(0)
+    now, survivors, g = models, list_all_units(blocks), torch.Generator().manual_seed(0)
     for kept in plan_rounds(blocks, final, rounds=3):
         scores = {
             n: {b.name: torch.rand(b.units, generator=g) for b in m.blocks} for n, m in now.items()
@@ -469,7 +473,7 @@ def test_rounds_leave_a_part_of_the_dense_units(pipeline, models, batch):
         for n, by in survivors.items():
             assert all(set(u.tolist()) <= set(before[n][b].tolist()) for b, u in by.items())
     direct = {n: copy_without_units(m, survivors[n]) for n, m in models.items()}
-    want, got = pipeline.run(direct, batch), pipeline.run(now, batch)
+    want, got = pipeline.forward_in_pieces(direct, batch), pipeline.forward_in_pieces(now, batch)
     assert all(torch.equal(want[n][k], got[n][k]) for n in want for k in want[n])
 
 
@@ -486,11 +490,9 @@ def test_l1_and_l2_magnitude_are_those_norms(material, models):
 def test_movement_is_the_sum_of_weight_times_gradient_at_the_start(
     material, models, pipeline, batch, monkeypatch
 ):
-    from mmcompress.prune import importance
-
-    monkeypatch.setattr(importance, "MOVEMENT_STEPS", 1)
+    monkeypatch.setattr(gradient_criteria, "MOVEMENT_STEPS", 1)
     monkeypatch.setattr(pipeline, "batch_size", 10**6)
-    scores = importance.score_by_movement(material)
+    scores = gradient_criteria.score_by_movement(material)
     m, b = models["captioner"], models["captioner"].get_block("1.ffn")
     piece = batch.chunks(10**6)[0]
     sum(pipeline.losses(pipeline.forward(models, piece), piece).values()).backward()
@@ -523,7 +525,7 @@ def test_a_wrong_mixture_is_told(name, message):
 
 @pytest.mark.parametrize(("pattern", "share"), [("unstructured", 0.7), ("2:4", 0.5)])
 def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern, share):
-    from mmcompress.prune.sparsity import zero_share, zero_weights_
+    from mmcompress.prune.sparsity import measure_zero_share, zero_weights_
 
     before = [
         m.weight.detach().clone() for model in models.values() for m in model.list_linear_layers()
@@ -547,7 +549,7 @@ def test_single_weights_go_where_they_are_smallest_and_stay_gone(models, pattern
         assert torch.equal(new[~gone], old[~gone])
         new.data += 1.0
     hold_()
-    assert zero_share(models["vision"]) == pytest.approx(share, abs=0.02)
+    assert measure_zero_share(models["vision"]) == pytest.approx(share, abs=0.02)
     now = next(p for n, p in models["captioner"].named_parameters() if "embed_tokens" in n)
     assert torch.equal(now, embedding)
 

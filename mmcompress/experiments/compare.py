@@ -19,7 +19,7 @@ from mmcompress.measure.latency.bench import (
     BenchmarkOptions,
 )
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
-from mmcompress.prune.importance import ImportanceInputs, score_units
+from mmcompress.prune.importance.inputs import ImportanceInputs, score_units
 from mmcompress.prune.refit import measure_grams
 from mmcompress.registry import IMPORTANCE
 from mmcompress.report.comparison_pages import ClaimResult, write_comparison

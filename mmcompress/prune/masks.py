@@ -1,4 +1,8 @@
-"""Units switched off by masks on the inputs of each block's output projection: the reference surgery is held to."""
+"""Units switched off by masks, which change no weights: surgery is proved against them.
+
+Shapes in this file:
+    B  samples of a batch, or their rows    F  features: units times the width of a unit
+"""
 
 from __future__ import annotations
 
@@ -6,95 +10,136 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcompress.graph.blocks import Block, Writer
 from mmcompress.models.base import Model, TokenSelector
 
 
 @contextmanager
-def hook_inputs(
-    model: Model, paths: Iterable[str], *, hook: Callable[[Tensor], Tensor]
+def transform_inputs(
+    model: Model, paths: Iterable[str], *, transform: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """`hook(x) -> x` on the input of some modules."""
+    """Replace the first input of some modules by `transform(input)` inside the context."""
+
+    def transform_first_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (transform(inputs[0]), *inputs[1:])
+
     with ExitStack() as stack:
         for path in paths:
             module = model.get_submodule(path)
-            handle = module.register_forward_pre_hook(lambda m, args: (hook(args[0]), *args[1:]))
+            handle = module.register_forward_pre_hook(transform_first_input)
             stack.callback(handle.remove)
         yield
 
 
-def expand_mask(mask: Tensor, block: Block, *, like: Tensor) -> Tensor:
-    """A mask per unit, [units] or [b, units], as one per feature that multiplies `like`: [b, .., f] or [b, f, h, w]."""
-    features = mask.repeat_interleave(block.width, -1)
-    if mask.ndim == 2 and len(like) != len(mask):  # several texts a sample
-        features = features.repeat_interleave(len(like) // len(mask), 0)
-    if like.ndim == 4:
-        return features[..., None, None]
-    return features if mask.ndim == 1 else features.view(len(features), *[1] * (like.ndim - 2), -1)
-
-
 @contextmanager
 def mask_units(model: Model, masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """Run `model` with units scaled by `masks[block]`, [units] or one row a sample [b, units]."""
+    """Run a model with its units scaled by masks inside the context.
+
+    Args:
+        model: The model; its weights are not changed.
+        masks: Mask by name of the block: [units] for all samples, or a row for each one [b, units].
+    """
     with ExitStack() as stack:
-        for name, mask in masks.items():
-            block = model.get_block(name)
+        for block_name, mask in masks.items():
+            block = model.get_block(block_name)
             if block.group == "tokens":
-                stack.enter_context(_thinned(model, block, mask=mask))
-                continue
-            paths = (block.reader, *block.extra_readers)
-            stack.enter_context(
-                hook_inputs(
-                    model, paths, hook=lambda x, m=mask, b=block: x * expand_mask(m, b, like=x)
-                )
-            )
+                stack.enter_context(_mask_positions(model, block, mask=mask))
+            else:
+                stack.enter_context(_mask_features(model, block, mask=mask))
         yield
 
 
 @contextmanager
-def _thinned(model: Model, block: Block, *, mask: Tensor) -> Iterator[None]:
-    """Positions left out where a mask [units] is zero; faded, all of them there, by one row a sample [b, units]."""
-    at = model.get_submodule(block.reader)
-    assert isinstance(at, TokenSelector)
+def _mask_features(model: Model, block: Block, *, mask: Tensor) -> Iterator[None]:
+    """Scale the units of a block where its readers read them."""
 
-    def hook(m: object, args: tuple, x: Tensor) -> Tensor:
+    def scale_units(x: Tensor) -> Tensor:
+        return x * expand_mask(mask, block, like=x)
+
+    paths = (block.reader, *block.extra_readers)
+    with transform_inputs(model, paths, transform=scale_units):
+        yield
+
+
+@contextmanager
+def _mask_positions(model: Model, block: Block, *, mask: Tensor) -> Iterator[None]:
+    """Leave out the positions where a mask [units] is 0, or scale them by a row a sample."""
+    selector = model.get_submodule(block.reader)
+    assert isinstance(selector, TokenSelector)
+
+    def mask_output(module: nn.Module, inputs: tuple[Tensor, ...], x: Tensor) -> Tensor:
         if mask.ndim == 1:
-            return at.select_positions(x[:, : at.extra + at.count], mask.nonzero().flatten())
-        return (
-            x
-            * torch.cat([mask.new_ones(len(mask), x.shape[1] - mask.shape[1]), mask], 1)[..., None]
-        )
+            sequence = x[:, : selector.extra + selector.count]
+            return selector.select_positions(sequence, mask.nonzero().flatten())
+        leading_count = x.shape[1] - mask.shape[1]
+        leading_ones = mask.new_ones(len(mask), leading_count)
+        scales = torch.cat([leading_ones, mask], 1)
+        return x * scales[..., None]
 
-    handle = at.register_forward_hook(hook)
-    yield
-    handle.remove()
+    handle = selector.register_forward_hook(mask_output)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
-def sample_units(block: Block, keep: int, *, generator: torch.Generator) -> Tensor:
-    """`keep` units of a block at random, sorted; of an ordered one the first."""
+def expand_mask(mask: Tensor, block: Block, *, like: Tensor) -> Tensor:
+    """Expand a mask of units to one that multiplies what a block's reader reads.
+
+    Args:
+        mask: [units] for all samples, or a row for each one [b, units].
+        block: The block.
+        like: What is multiplied: [b, ..., f], or [b, f, h, w] of a convolution. It may hold several
+            texts for each sample.
+    """
+    features_F = mask.repeat_interleave(block.width, -1)
+    if mask.ndim == 2 and len(like) != len(mask):
+        texts_per_sample = len(like) // len(mask)
+        features_F = features_F.repeat_interleave(texts_per_sample, 0)
+    if like.ndim == 4:
+        return features_F[..., None, None]
+    if mask.ndim == 1:
+        return features_F
+    middle_axes = [1] * (like.ndim - 2)
+    return features_F.view([len(features_F), *middle_axes, -1])
+
+
+def sample_units(block: Block, count: int, *, generator: torch.Generator) -> Tensor:
+    """Draw some units of a block at random, sorted; the first ones where only a prefix may stay."""
     if block.prefix_only:
-        return torch.arange(keep)
-    return torch.sort(torch.randperm(block.units, generator=generator)[:keep]).values
+        return torch.arange(count)
+    order = torch.randperm(block.units, generator=generator)
+    return torch.sort(order[:count]).values
 
 
-def _spans(units: Tensor, width: int) -> Tensor:
-    return (units[:, None] * width + torch.arange(width)).flatten()
+def list_feature_indices(block: Block, units: Tensor) -> Tensor:
+    """Return the indices of the features of some units."""
+    return _list_spans(units, block.width)
 
 
-def feature_indices(block: Block, units: Tensor) -> Tensor:
-    """Feature indices of the given units."""
-    return _spans(units, block.width)
+def list_writer_rows(block: Block, writer: Writer, *, units: Tensor) -> Tensor:
+    """Return the rows of a writer that write some units, part by part."""
+    rows = _list_spans(units, writer.width)
+    rows_per_part = block.units * writer.width
+    return torch.cat([rows + i * rows_per_part for i in range(writer.parts)])
 
 
-def writer_rows(block: Block, writer: Writer, *, units: Tensor) -> Tensor:
-    """Rows of a writer that belong to the given units."""
-    kept = _spans(units, writer.width)
-    return torch.cat([kept + p * block.units * writer.width for p in range(writer.parts)])
+def _list_spans(units: Tensor, width: int) -> Tensor:
+    """Return the indices that units of a width cover."""
+    first_indices = units[:, None] * width
+    return (first_indices + torch.arange(width)).flatten()
 
 
-def reader_norms(model: Model, block: Block) -> Tensor:
-    """Squared norm of the weights that read each feature of a block [f]."""
-    weight = model.get_submodule(block.reader).weight.detach()
-    return weight.square().transpose(0, 1).flatten(1).sum(1)
+def get_weight(model: Model, path: str) -> Tensor:
+    """Return the weight of the linear layer or convolution at a path, without its gradient."""
+    weight = model.get_submodule(path).weight
+    assert isinstance(weight, Tensor), path
+    return weight.detach()
+
+
+def measure_reader_norms(model: Model, block: Block) -> Tensor:
+    """Return the squared norm of the weights that read each feature of a block [f]."""
+    squares = get_weight(model, block.reader).square()
+    return squares.transpose(0, 1).flatten(1).sum(1)

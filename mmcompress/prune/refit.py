@@ -1,12 +1,21 @@
-"""Closed-form repair: the output projection of a cut block, fitted to what the dense block put out.
+"""Refit: closed-form repair of the layer that reads a cut block.
 
-Ridge least squares from second moments alone: W' = C (G + r I)^-1, where G is the covariance of the kept inputs and C
-their cross-covariance with the dense outputs; of a layer without a bias, which can't make up for means, both about the
-origin. See Kwon et al. 2022, ZipLM (Kurtic et al. 2023), OSSCAR.
+The layer is fitted to what the dense block put out, by ridge least squares from moments:
+
+    W' = C (G + r I)^-1
+
+G is the covariance of the inputs that are kept, C their cross-covariance with the dense outputs. A
+layer without a bias can't make up for means: there both are about the origin. See Kwon et al. 2022,
+ZipLM (Kurtic et al. 2023) and OSSCAR (Meng et al. 2024).
+
+Shapes in this file:
+    R  rows: samples times positions     O  outputs of the layer
+    F  features that it reads            K  features that are kept
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -14,230 +23,339 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.graph.blocks import Block
-from mmcompress.kinds.base import Batch, Models
+from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.models.base import Model
 from mmcompress.models.replacements import ConstantOutput
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.prune.masks import feature_indices, hook_inputs
+from mmcompress.prune.masks import list_feature_indices, transform_inputs
 from mmcompress.prune.surgery import copy_without_units
+
+MIN_MEAN_VARIANCE = 1e-8
+"""Least mean variance that a ridge is a share of: what a block reads may be constant."""
 
 
 @dataclass(kw_only=True)
 class Gram:
-    """Running sums over n rows of inputs x [f] of one output projection."""
+    """Running sums over the inputs of one output projection."""
 
     xx: Tensor
+    """[f, f] sum over rows of x x^T."""
     x: Tensor
+    """[f] sum over rows of x."""
     n: float = 0.0
+    """Rows that were added."""
 
     @classmethod
     def empty(cls, size: int) -> Gram:
+        """Return sums over no rows of `size` features."""
         return cls(xx=torch.zeros(size, size), x=torch.zeros(size))
 
-    def add_(self, rows: Tensor) -> None:
-        self.xx += rows.T @ rows
-        self.x += rows.sum(0)
-        self.n += len(rows)
+    def add_(self, rows_RF: Tensor) -> None:
+        """Add some rows."""
+        self.xx += rows_RF.T @ rows_RF
+        self.x += rows_RF.sum(0)
+        self.n += len(rows_RF)
 
-    def second(self) -> Tensor:
+    def compute_second_moment(self) -> Tensor:
+        """Return the mean of x x^T [f, f]."""
         return self.xx / self.n
 
-    def mean(self) -> Tensor:
+    def compute_mean(self) -> Tensor:
+        """Return the mean of x [f]."""
         return self.x / self.n
 
-    def covariance(self) -> Tensor:
-        return self.second() - torch.outer(self.mean(), self.mean())
+    def compute_covariance(self) -> Tensor:
+        """Return the covariance of x [f, f]."""
+        mean_F = self.compute_mean()
+        return self.compute_second_moment() - torch.outer(mean_F, mean_F)
 
 
 Grams = dict[str, Gram]
-
-
-def _rows(x: Tensor, block: Block, *, batch: Batch, node: str) -> Tensor:
-    """The positions that count as rows [r, f]; of a prefix before the text all of them."""
-    if x.ndim == 4:  # [b, f, h, w] of a convolution
-        x = x.permute(0, 2, 3, 1)
-    keep = batch.keep.get(node)
-    if keep is not None and "stream" in block.reads:
-        keep = keep.flatten(0, -2)
-        before = x.shape[1] - keep.shape[1]
-        keep = (
-            torch.cat([keep.new_ones(len(keep), before), keep], 1)
-            if before > 0
-            else keep[:, : x.shape[1]]
-        )
-        x = x[keep]
-    return x.reshape(-1, x.shape[-1])
+"""Moments by block of one node."""
 
 
 @torch.inference_mode()
 def measure_grams(pipeline: TorchPipeline, models: Models, *, batch: Batch) -> dict[str, Grams]:
-    """Second moments of the inputs of every block's output projection in the dense pipeline."""
-    found = {
-        n: {b.name: Gram.empty(b.units * b.width) for b in m.weighted_blocks}
-        for n, m in models.items()
-    }
+    """Measure the moments of what every block's reader reads.
+
+    Args:
+        pipeline: The graph that the models run in.
+        models: The models by node, usually the dense ones.
+        batch: Calibration pairs.
+
+    Returns:
+        Moments by node and block.
+    """
+    grams: dict[str, Grams] = {}
+    for node_name, model in models.items():
+        grams[node_name] = {}
+        for block in model.weighted_blocks:
+            grams[node_name][block.name] = Gram.empty(block.units * block.width)
     for piece in batch.chunks(pipeline.batch_size):
         with ExitStack() as stack:
-            for n, m in models.items():
-                for b in m.weighted_blocks:
-
-                    def record(x: Tensor, b: Block = b, n: str = n, piece: Batch = piece) -> Tensor:
-                        found[n][b.name].add_(_rows(x, b, batch=piece, node=n))
-                        return x
-
-                    stack.enter_context(hook_inputs(m, (b.reader,), hook=record))
+            for node_name, model in models.items():
+                for block in model.weighted_blocks:
+                    record = _make_gram_recorder(
+                        grams[node_name][block.name], block, batch=piece, node_name=node_name
+                    )
+                    hook = transform_inputs(model, (block.reader,), transform=record)
+                    stack.enter_context(hook)
             pipeline.forward(models, piece)
-    return found
+    return grams
 
 
-def solve_ridge(cross: Tensor, covariance: Tensor, *, ridge: float) -> Tensor:
-    """cross (covariance + r I)^-1 with r = ridge times the mean of the diagonal; cross is [o, k]."""
-    r = ridge * covariance.diag().mean().clamp(min=1e-8)
-    a = covariance.double() + r.double() * torch.eye(len(covariance), dtype=torch.double)
-    return torch.linalg.solve(a, cross.double().T).T.float()
+def _make_gram_recorder(
+    gram: Gram, block: Block, *, batch: Batch, node_name: str
+) -> Callable[[Tensor], Tensor]:
+    """Make a function that adds an input to moments and returns it unchanged."""
+
+    def record_input(x: Tensor) -> Tensor:
+        gram.add_(_select_rows(x, block, batch=batch, node_name=node_name))
+        return x
+
+    return record_input
+
+
+def _select_rows(x: Tensor, block: Block, *, batch: Batch, node_name: str) -> Tensor:
+    """Return the positions that hold something as rows [r, f]; a prefix before the text always does."""
+    if x.ndim == 4:
+        # [b, f, h, w] of a convolution
+        x = x.permute(0, 2, 3, 1)
+    keep = batch.keep.get(node_name)
+    if keep is not None and "stream" in block.reads:
+        keep = keep.flatten(0, -2)
+        prefix_length = x.shape[1] - keep.shape[1]
+        if prefix_length > 0:
+            prefix = keep.new_ones(len(keep), prefix_length)
+            keep = torch.cat([prefix, keep], 1)
+        else:
+            keep = keep[:, : x.shape[1]]
+        x = x[keep]
+    return x.reshape(-1, x.shape[-1])
+
+
+def solve_ridge(cross_OK: Tensor, covariance_KK: Tensor, *, ridge: float) -> Tensor:
+    """Return the weights of a ridge regression [o, k]: C (G + r I)^-1.
+
+    Args:
+        cross_OK: Cross-covariance C of outputs and inputs.
+        covariance_KK: Covariance G of the inputs.
+        ridge: r as a share of the mean of G's diagonal.
+    """
+    mean_variance = covariance_KK.diag().mean().clamp(min=MIN_MEAN_VARIANCE)
+    added_variance = (ridge * mean_variance).double()
+    identity_KK = torch.eye(len(covariance_KK), dtype=torch.double)
+    regular_KK = covariance_KK.double() + added_variance * identity_KK
+    # W A = C is solved as A W^T = C^T, for A is symmetric.
+    return torch.linalg.solve(regular_KK, cross_OK.double().T).T.float()
 
 
 @torch.no_grad()
 def refit_from_gram_(
-    model: Model, dense: Model, *, units: dict[str, Tensor], grams: Grams, ridge: float
+    model: Model, dense: Model, *, units: Mapping[str, Tensor], grams: Grams, ridge: float
 ) -> None:
-    """Refit every cut block of `model` (already sliced to `units`) as if only that block had been cut.
+    """Refit every cut block of a model as if no other block had been cut.
 
-    Needs no forward pass: the inputs' moments are those of the dense model. This is what a trial uses.
+    It takes no forward pass, for the moments are those of the dense model. Trials use it.
+
+    Args:
+        model: The pruned model; the readers of its cut blocks are changed in place.
+        dense: The model that it was cut from.
+        units: The units that were kept, by block.
+        grams: Moments of what the dense blocks' readers read.
+        ridge: Ridge as a share of the mean variance of the inputs.
     """
     for block in dense.blocks:
-        kept = units.get(block.name)
-        if kept is None or len(kept) == block.units or not is_refittable(dense, block):
+        kept_units = units.get(block.name)
+        if kept_units is None or len(kept_units) == block.units:
             continue
-        gram, out = grams[block.name], dense.get_linear(block.reader)
-        mean, k = gram.mean(), feature_indices(block, kept)
-        bias = out.bias if out.bias is not None else torch.zeros(out.out_features)
-        if len(k) == 0:
-            _constant(model, block).bias.copy_(bias + out.weight @ mean)
+        if not is_refittable(dense, block):
             continue
-        new = model.get_linear(block.reader)
-        moments = gram.second() if new.bias is None else gram.covariance()
-        w = solve_ridge(out.weight @ moments[:, k], moments[k][:, k], ridge=ridge)
-        new.weight.copy_(w)
-        if new.bias is not None:
-            new.bias.copy_(bias + out.weight @ mean - w @ mean[k])
+        gram = grams[block.name]
+        mean_F = gram.compute_mean()
+        dense_reader = dense.get_linear(block.reader)
+        weight_OF = dense_reader.weight
+        bias_O = dense_reader.bias
+        if bias_O is None:
+            bias_O = torch.zeros(dense_reader.out_features)
+        kept = list_feature_indices(block, kept_units)
+        if len(kept) == 0:
+            _get_constant(model, block).bias.copy_(bias_O + weight_OF @ mean_F)
+            continue
+        reader = model.get_linear(block.reader)
+        if reader.bias is None:
+            moments_FF = gram.compute_second_moment()
+        else:
+            moments_FF = gram.compute_covariance()
+        cross_OK = weight_OF @ moments_FF[:, kept]
+        fitted_OK = solve_ridge(cross_OK, moments_FF[kept][:, kept], ridge=ridge)
+        reader.weight.copy_(fitted_OK)
+        if reader.bias is not None:
+            reader.bias.copy_(bias_O + weight_OF @ mean_F - fitted_OK @ mean_F[kept])
 
 
 def is_refittable(model: Model, block: Block) -> bool:
-    """A block read by a linear layer can be refitted; what a convolution reads is mixed over places."""
+    """Return whether a linear layer reads a block; a convolution mixes what it reads over places."""
     return isinstance(model.get_submodule(block.reader), nn.Linear)
 
 
-def _constant(model: Model, block: Block) -> ConstantOutput:
-    path = next(p for p, mode in block.drop if not mode.startswith("skip"))
-    found = model.get_submodule(path)
-    assert isinstance(found, ConstantOutput)
-    return found
+def _get_constant(model: Model, block: Block) -> ConstantOutput:
+    """Return the module that replaced a removed block and gives a constant."""
+    path = next(path for path, mode in block.drop if not mode.startswith("skip"))
+    constant = model.get_submodule(path)
+    assert isinstance(constant, ConstantOutput)
+    return constant
 
 
 @torch.inference_mode()
-def refit_(
+def refit_in_order_(
     pipeline: TorchPipeline, models: dict[str, Model], *, dense: Models, batch: Batch, ridge: float
 ) -> None:
-    """Refit every cut block in order, each on the inputs that the pruned pipeline before it really gives.
+    """Refit every cut block in order, on the inputs that the pruned pipeline before it gives.
 
-    One pass over the whole batch for each node: a block is refitted as the pass comes to it, which goes on from what it
-    then puts out. Positions that were cut are cut of the dense side too: they have no counterpart.
+    Each node runs once over the whole batch. A block is refitted when the pass comes to it, and the
+    pass goes on with what the block puts out then. Positions that the pruned models have cut are
+    cut from the dense ones too: they have no counterpart.
+
+    Args:
+        pipeline: The graph that the models run in.
+        models: The pruned models by node; the readers of cut blocks are changed in place.
+        dense: The models that they were cut from.
+        batch: Calibration pairs.
+        ridge: Ridge as a share of the mean variance of the inputs.
     """
-    dense = {n: _as_long(m, models[n]) for n, m in dense.items()}
-    teacher = pipeline.forward_in_pieces(dense, batch)
-    upstream: dict[str, dict[str, Tensor]] = {}
-    for node in pipeline.order:
-        small, big = models[node], dense[node]
-        now = {b.name: b for b in small.blocks}
-        cut = [
-            b
-            for b in big.weighted_blocks
-            if is_refittable(big, b) and (b.name not in now or now[b.name].units < b.units)
-        ]
-        targets = _record(pipeline, node, models=dense, batch=batch, known=teacher, blocks=cut)
+    dense_models: dict[str, Model] = {}
+    for node_name, model in dense.items():
+        dense_models[node_name] = _cut_same_positions(model, models[node_name])
+    dense_outputs = pipeline.forward_in_pieces(dense_models, batch)
+    refitted_outputs: Outputs = {}
+    for node_name in pipeline.order:
+        model = models[node_name]
+        left_blocks = {block.name for block in model.blocks}
+        cut_blocks = _list_cut_blocks(model, dense_models[node_name])
+        targets = _record_outputs(
+            pipeline,
+            node_name,
+            models=dense_models,
+            batch=batch,
+            known=dense_outputs,
+            blocks=cut_blocks,
+        )
+        known = {**dense_outputs, **refitted_outputs}
+        del known[node_name]
         with ExitStack() as stack:
-            for block in cut:
-                if block.name not in now:
-                    _constant(small, block).bias.data.copy_(targets.pop(block.name).mean(0))
+            for block in cut_blocks:
+                if block.name not in left_blocks:
+                    mean_O = targets.pop(block.name).mean(0)
+                    _get_constant(model, block).bias.data.copy_(mean_O)
                     continue
-
-                def repair(
-                    out: nn.Linear, args: tuple, _: Tensor, b: Block = block, node: str = node
-                ) -> Tensor:
-                    _regress_(
-                        out,
-                        _rows(args[0], b, batch=batch, node=node),
-                        y=targets.pop(b.name),
-                        ridge=ridge,
-                    )  # noqa: B023
-                    return out.forward(args[0])
-
-                handle = small.get_linear(block.reader).register_forward_hook(repair)
+                repair = _make_repair_hook(
+                    block, targets, batch=batch, node_name=node_name, ridge=ridge
+                )
+                handle = model.get_linear(block.reader).register_forward_hook(repair)
                 stack.callback(handle.remove)
-            known = dict(upstream) | _others(teacher, upstream, node=node)
-            upstream[node] = pipeline.forward({node: small}, batch, known)[node]
+            outputs = pipeline.forward({node_name: model}, batch, known)
+        refitted_outputs[node_name] = outputs[node_name]
 
 
-def _regress_(out: nn.Linear, x: Tensor, *, y: Tensor, ridge: float) -> None:
-    """Make a linear layer give y [r, o] for inputs x [r, f], as nearly as it can."""
-    mx, my = (
-        (x.mean(0), y.mean(0))
-        if out.bias is not None
-        else (x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1]))
-    )
-    xc = x - mx
-    w = solve_ridge((y - my).T @ xc / len(x), xc.T @ xc / len(x), ridge=ridge)
-    out.weight.data.copy_(w)
-    if out.bias is not None:
-        out.bias.data.copy_(my - w @ mx)
+def _cut_same_positions(dense: Model, small: Model) -> Model:
+    """Return the dense model, without the positions that the small one has cut."""
+    selector = small.token_selector
+    if selector is None or selector.kept_count == selector.count:
+        return dense
+    return copy_without_units(dense, {"tokens": selector.index})
 
 
-def _as_long(dense: Model, small: Model) -> Model:
-    at = small.token_selector
-    return (
-        dense
-        if at is None or at.kept_count == at.count
-        else copy_without_units(dense, {"tokens": at.index})
-    )
+def _list_cut_blocks(model: Model, dense: Model) -> list[Block]:
+    """Return the dense blocks that lost units and can be refitted, those that are gone included."""
+    units_left = {block.name: block.units for block in model.blocks}
+    cut_blocks: list[Block] = []
+    for block in dense.weighted_blocks:
+        if is_refittable(dense, block) and units_left.get(block.name, 0) < block.units:
+            cut_blocks.append(block)
+    return cut_blocks
 
 
-def _others(teacher: dict, upstream: dict, *, node: str) -> dict:
-    return {n: o for n, o in teacher.items() if n != node and n not in upstream}
+def _make_repair_hook(
+    block: Block, targets: dict[str, Tensor], *, batch: Batch, node_name: str, ridge: float
+) -> Callable[[nn.Linear, tuple[Tensor, ...], Tensor], Tensor]:
+    """Make a forward hook that fits a reader to its target, and returns what it gives then.
+
+    The target is taken out of `targets`, which frees its memory.
+    """
+
+    def refit_reader(reader: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        rows_RK = _select_rows(inputs[0], block, batch=batch, node_name=node_name)
+        fit_linear_(reader, rows_RK, target=targets.pop(block.name), ridge=ridge)
+        return reader.forward(inputs[0])
+
+    return refit_reader
 
 
-def _record(
+def fit_linear_(layer: nn.Linear, rows_RK: Tensor, *, target: Tensor, ridge: float) -> None:
+    """Fit a linear layer, so that it gives a target as nearly as it can.
+
+    Args:
+        layer: The layer; its weight and bias are changed in place.
+        rows_RK: Its inputs.
+        target: [r, o] what it is to give.
+        ridge: Ridge as a share of the mean variance of the inputs.
+    """
+    if layer.bias is not None:
+        mean_K = rows_RK.mean(0)
+        target_mean_O = target.mean(0)
+    else:
+        mean_K = rows_RK.new_zeros(rows_RK.shape[1])
+        target_mean_O = target.new_zeros(target.shape[1])
+    count = len(rows_RK)
+    centred_RK = rows_RK - mean_K
+    cross_OK = (target - target_mean_O).T @ centred_RK / count
+    covariance_KK = centred_RK.T @ centred_RK / count
+    weight_OK = solve_ridge(cross_OK, covariance_KK, ridge=ridge)
+    layer.weight.data.copy_(weight_OK)
+    if layer.bias is not None:
+        layer.bias.data.copy_(target_mean_O - weight_OK @ mean_K)
+
+
+def _record_outputs(
     pipeline: TorchPipeline,
-    node: str,
+    node_name: str,
     *,
     models: Models,
     batch: Batch,
-    known: dict,
+    known: Outputs,
     blocks: list[Block],
 ) -> dict[str, Tensor]:
-    """Outputs [rows, f] of the output projections of some blocks of one node, over the whole batch."""
-    found: dict[str, list[Tensor]] = {b.name: [] for b in blocks}
+    """Record what the readers of some blocks of a node give over a batch: block -> [r, o]."""
     if not blocks:
         return {}
-    size = pipeline.batch_size
-    for i in range(0, len(batch), size):
-        piece = batch[slice(i, i + size)]
-        handles = []
-        for b in blocks:
+    parts: dict[str, list[Tensor]] = {block.name: [] for block in blocks}
+    for start in range(0, len(batch), pipeline.batch_size):
+        piece_rows = slice(start, start + pipeline.batch_size)
+        piece = batch[piece_rows]
+        # Every other node has known outputs, or none at all: only this one runs.
+        others: Outputs = {other: {} for other in pipeline.order if other != node_name}
+        for other, tensors in known.items():
+            if other != node_name:
+                others[other] = {name: tensor[piece_rows] for name, tensor in tensors.items()}
+        with ExitStack() as stack:
+            for block in blocks:
+                record = _make_output_recorder(
+                    parts[block.name], block, batch=piece, node_name=node_name
+                )
+                reader = models[node_name].get_submodule(block.reader)
+                handle = reader.register_forward_hook(record)
+                stack.callback(handle.remove)
+            pipeline.forward(models, piece, others)
+    return {block_name: torch.cat(rows) for block_name, rows in parts.items()}
 
-            def hook(
-                m: object, args: tuple, out: Tensor, b: Block = b, piece: Batch = piece
-            ) -> None:
-                found[b.name].append(_rows(out, b, batch=piece, node=node))
 
-            handles.append(models[node].get_submodule(b.reader).register_forward_hook(hook))
-        part = {
-            n: {k: v[i : i + size] for k, v in o.items()} for n, o in known.items() if n != node
-        }
-        missing: dict[str, dict[str, Tensor]] = {
-            n: {} for n in pipeline.order if n != node and n not in part
-        }
-        pipeline.forward(models, piece, part | missing)
-        for h in handles:
-            h.remove()
-    return {name: torch.cat(rows) for name, rows in found.items()}
+def _make_output_recorder(
+    parts: list[Tensor], block: Block, *, batch: Batch, node_name: str
+) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+    """Make a forward hook that keeps the rows of an output."""
+
+    def record_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        parts.append(_select_rows(output, block, batch=batch, node_name=node_name))
+
+    return record_output

@@ -1,4 +1,4 @@
-"""When units go: all at once, or over rounds of pruning and training; and back to the first weights at the end."""
+"""Rounds of pruning: how many units are left after each, and which ones."""
 
 from __future__ import annotations
 
@@ -14,36 +14,57 @@ from mmcompress.prune.surgery import copy_without_units
 from mmcompress.prune.units import choose_units
 
 Survivors = dict[str, dict[str, Tensor]]
-"""Units of the dense model that are left, by node and block."""
+"""Sorted indices of the units of the dense models that are left, by node and block."""
 
 
 def plan_rounds(
     blocks: Mapping[str, Sequence[Block]], final: Mapping[str, KeptUnits], *, rounds: int
 ) -> list[dict[str, KeptUnits]]:
-    """Units kept after each of `rounds`, the last being `final`; much at first, less and less (Zhu and Gupta 2017).
+    """Plan how many units are kept after each round, many cut at first and few at the end.
 
-    The share of all cuts made by the end of round i of n is 1 - (1 - i / n)^3. What is dropped whole goes in the last.
+    The share of all cuts that is done after round i of n is 1 - (1 - i / n)^3 (Zhu and Gupta 2017).
+    What is dropped whole goes in the last round.
+
+    Args:
+        blocks: Blocks by node.
+        final: Units kept after the last round; a block that is not listed stays whole.
+        rounds: How many rounds there are.
+
+    Returns:
+        Units kept after each round, by node and block.
     """
-    found = []
+    plan: list[dict[str, KeptUnits]] = []
     for i in range(1, rounds + 1):
-        done = 1 - (1 - i / rounds) ** 3
+        cut_share = 1 - (1 - i / rounds) ** 3
+        is_last = i == rounds
         kept: dict[str, KeptUnits] = {}
-        for n, bs in blocks.items():
-            kept[n] = {}
-            for b in bs:
-                end = final[n].get(b.name, b.units)
-                now = (
-                    end
-                    if i == rounds
-                    else int(units_after(b, int(done * (b.units - end) / b.granularity)))
-                )
-                kept[n][b.name] = max(now, end, 0 if i == rounds else b.granularity)
-        found.append(kept)
-    return found
+        for node_name, node_blocks in blocks.items():
+            kept[node_name] = {}
+            for block in node_blocks:
+                final_units = final[node_name].get(block.name, block.units)
+                if is_last:
+                    kept[node_name][block.name] = final_units
+                else:
+                    kept[node_name][block.name] = _plan_units(
+                        block, final_units, cut_share=cut_share
+                    )
+        plan.append(kept)
+    return plan
 
 
-def all_units(blocks: Mapping[str, Sequence[Block]]) -> Survivors:
-    return {n: {b.name: torch.arange(b.units) for b in bs} for n, bs in blocks.items()}
+def _plan_units(block: Block, final_units: int, *, cut_share: float) -> int:
+    """Return the units kept when a share of a block's cut is done: one step at least."""
+    all_steps = (block.units - final_units) / block.granularity
+    left = int(units_after(block, int(cut_share * all_steps)))
+    return max(left, final_units, block.granularity)
+
+
+def list_all_units(blocks: Mapping[str, Sequence[Block]]) -> Survivors:
+    """Return the units of blocks before any cut."""
+    survivors: Survivors = {}
+    for node_name, node_blocks in blocks.items():
+        survivors[node_name] = {block.name: torch.arange(block.units) for block in node_blocks}
+    return survivors
 
 
 def narrow_models(
@@ -53,13 +74,24 @@ def narrow_models(
     kept: Mapping[str, KeptUnits],
     scores: Mapping[str, Mapping[str, Tensor]],
 ) -> tuple[dict[str, Model], Survivors]:
-    """Models cut down to `kept`, the least important of their own units gone, and what that leaves of the dense ones.
+    """Cut the least important units of models that may have been cut before.
 
-    `scores`: of the units the models have now.
+    Args:
+        models: The models by node. They are not changed.
+        survivors: The units of the dense models that they hold.
+        kept: Units kept after the cut, by node and block.
+        scores: Importance of the units that the models have now.
+
+    Returns:
+        The smaller models, and the units of the dense models that these hold.
     """
-    cut, left = {}, {}
-    for n, m in models.items():
-        units = choose_units(kept[n], m.blocks, scores=scores[n])
-        cut[n] = copy_without_units(m, units).eval()
-        left[n] = {b: s[units[b]] if b in units else s for b, s in survivors[n].items()}
-    return cut, left
+    smaller_models: dict[str, Model] = {}
+    smaller_survivors: Survivors = {}
+    for node_name, model in models.items():
+        units = choose_units(kept[node_name], model.blocks, scores=scores[node_name])
+        smaller_models[node_name] = copy_without_units(model, units).eval()
+        smaller_survivors[node_name] = dict(survivors[node_name])
+        for block_name, kept_indices in units.items():
+            old_units = survivors[node_name][block_name]
+            smaller_survivors[node_name][block_name] = old_units[kept_indices]
+    return smaller_models, smaller_survivors

@@ -1,6 +1,10 @@
-"""Single weights set to zero inside the blocks that are left: scattered, or two of every four. No structure goes.
+"""Single weights set to zero inside the blocks that are left. No unit goes.
 
-ONNX Runtime multiplies zeros like any other number, so this makes nothing faster there; the tool measures and says so.
+ONNX Runtime multiplies zeros like any other number, so this makes nothing faster there. The tool
+measures that and says so.
+
+Shapes in this file:
+    O  outputs of a layer, I  its inputs, G  groups of four inputs
 """
 
 from __future__ import annotations
@@ -9,52 +13,78 @@ from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmcompress.models.base import Model
 
 
-def mask_unstructured(weight: Tensor, share: float) -> Tensor:
-    """Mask [o, i] without the `share` of smallest magnitude in every row (Han et al. 2015; rows as Wanda compares)."""
-    gone = round(share * weight.shape[1])
-    order = weight.abs().argsort(1)
-    return torch.ones_like(weight).scatter(1, order[:, :gone], 0.0)
+def mask_unstructured(weight_OI: Tensor, share: float) -> Tensor:
+    """Return a mask of 0 and 1 that drops the smallest weights of every row (Han et al. 2015).
+
+    Args:
+        weight_OI: The weights; compared within a row, as Wanda does.
+        share: The share of each row that is dropped.
+    """
+    drop_count = round(share * weight_OI.shape[1])
+    smallest_first = weight_OI.abs().argsort(1)
+    return torch.ones_like(weight_OI).scatter(1, smallest_first[:, :drop_count], 0.0)
 
 
-def mask_two_of_four(weight: Tensor, share: float = 0.5) -> Tensor:
-    """Mask [o, i] that keeps the two largest of every four inputs in a row (Mishra et al. 2021); `share` is fixed."""
-    rows, columns = weight.shape
-    groups = F.pad(weight.abs(), (0, -columns % 4), value=-1.0).view(rows, -1, 4)
-    kept = torch.zeros_like(groups).scatter(2, groups.topk(2, 2).indices, 1.0)
-    return kept.view(rows, -1)[:, :columns]
+def mask_two_of_four(weight_OI: Tensor, share: float = 0.5) -> Tensor:
+    """Return a mask that keeps the two largest of every four inputs (Mishra et al. 2021).
+
+    Args:
+        weight_OI: The weights.
+        share: Not used: it is always one half.
+    """
+    rows, columns = weight_OI.shape
+    padding = -columns % 4
+    # Padding is smaller than any magnitude, so it is never kept before a weight.
+    groups_OG4 = F.pad(weight_OI.abs(), (0, padding), value=-1.0).view(rows, -1, 4)
+    largest = groups_OG4.topk(2, 2).indices
+    kept_OG4 = torch.zeros_like(groups_OG4).scatter(2, largest, 1.0)
+    return kept_OG4.view(rows, -1)[:, :columns]
 
 
 PATTERNS: dict[str, Callable[[Tensor, float], Tensor]] = {
     "unstructured": mask_unstructured,
     "2:4": mask_two_of_four,
 }
+"""How zeros may lie: a function of a weight [o, i] and the share of zeros that returns a mask."""
 
 
 @torch.no_grad()
 def zero_weights_(models: Mapping[str, Model], pattern: str, *, share: float) -> Callable[[], None]:
-    """Set weights to zero in place; the function returned sets them to zero again after a step of training."""
-    held = [
-        (m.weight, PATTERNS[pattern](m.weight, share))
-        for model in models.values()
-        for m in model.list_linear_layers()
-    ]
+    """Set weights of all blocks to zero in place.
+
+    Args:
+        models: The models by node.
+        pattern: A key of `PATTERNS`.
+        share: The share of zeros.
+
+    Returns:
+        A function that sets the same weights to zero again, to be called after a training step.
+    """
+    layers: list[nn.Linear] = []
+    for model in models.values():
+        layers += model.list_linear_layers()
+    make_mask = PATTERNS[pattern]
+    masks = [make_mask(layer.weight, share) for layer in layers]
 
     @torch.no_grad()
-    def hold_() -> None:
-        for weight, mask in held:
-            weight.mul_(mask)
+    def hold_zeros_() -> None:
+        for layer, mask in zip(layers, masks, strict=True):
+            layer.weight.mul_(mask)
 
-    hold_()
-    return hold_
+    hold_zeros_()
+    return hold_zeros_
 
 
-def zero_share(model: Model) -> float:
-    """Share of the weights of a model's blocks that are zero."""
-    found = model.list_linear_layers()
-    total = sum(m.weight.numel() for m in found)
-    return sum(int((m.weight == 0).sum()) for m in found) / total if total else 0.0
+def measure_zero_share(model: Model) -> float:
+    """Return the share of the weights of a model's blocks that are zero."""
+    total = 0
+    zeros = 0
+    for layer in model.list_linear_layers():
+        total += layer.weight.numel()
+        zeros += int((layer.weight == 0).sum())
+    return zeros / total if total else 0.0

@@ -1,4 +1,4 @@
-"""Removing units for good: smaller linear layers, whole sub-layers replaced by a constant."""
+"""Surgery: units removed for good. Layers get smaller, and a whole sub-layer becomes a constant."""
 
 from __future__ import annotations
 
@@ -11,16 +11,48 @@ from torch import Tensor, nn
 
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import KeptUnits
-from mmcompress.models.base import Model
+from mmcompress.models.base import Model, TokenSelector
 from mmcompress.models.layouts import refresh_sizes_
 from mmcompress.models.replacements import REPLACEMENTS, ConstantOutput
-from mmcompress.prune.masks import feature_indices, writer_rows
+from mmcompress.prune.masks import list_feature_indices, list_writer_rows
 
 Units = Mapping[str, Tensor]
-"""Sorted unit indices to keep, by block."""
+"""Sorted indices of the units to keep, by block. A block that is not listed stays whole."""
 
 
-def _keep_(module: nn.Module, names: tuple[str, ...], *, index: Tensor) -> None:
+def keep_out_features_(module: nn.Module, index: Tensor) -> None:
+    """Keep some outputs of a linear layer or convolution, in place."""
+    _index_tensors_(module, ("weight", "bias"), index=index)
+    size_name = "out_features" if isinstance(module, nn.Linear) else "out_channels"
+    setattr(module, size_name, len(index))
+
+
+def keep_in_features_(module: nn.Module, index: Tensor) -> None:
+    """Keep some inputs of a linear layer or convolution, in place."""
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    module.weight = nn.Parameter(weight.detach()[:, index].clone())
+    size_name = "in_features" if isinstance(module, nn.Linear) else "in_channels"
+    setattr(module, size_name, len(index))
+
+
+def keep_channels_(module: nn.Module, index: Tensor) -> None:
+    """Keep some features of a batch norm or depthwise convolution, in place."""
+    if isinstance(module, nn.Conv2d):
+        keep_out_features_(module, index)
+        module.in_channels = len(index)
+        module.groups = len(index)
+        return
+    _index_tensors_(module, ("weight", "bias", "running_mean", "running_var"), index=index)
+    size_name = "num_features"
+    setattr(module, size_name, len(index))
+
+
+def _index_tensors_(module: nn.Module, names: tuple[str, ...], *, index: Tensor) -> None:
+    """Replace tensors of a module by their rows at some indices; never change one in place.
+
+    Other modules may share it (a tied embedding).
+    """
     for name in names:
         value = getattr(module, name)
         if isinstance(value, nn.Parameter):
@@ -29,104 +61,139 @@ def _keep_(module: nn.Module, names: tuple[str, ...], *, index: Tensor) -> None:
             setattr(module, name, value[index].clone())
 
 
-def keep_out_features_(module: nn.Module, index: Tensor) -> None:
-    """Keep some outputs of a linear layer or convolution, in place."""
-    _keep_(module, ("weight", "bias"), index=index)
-    setattr(module, "out_features" if isinstance(module, nn.Linear) else "out_channels", len(index))
-
-
-def keep_in_features_(module: nn.Module, index: Tensor) -> None:
-    """Keep some inputs of a linear layer or convolution, in place."""
-    module.weight = nn.Parameter(module.weight.detach()[:, index].clone())
-    setattr(module, "in_features" if isinstance(module, nn.Linear) else "in_channels", len(index))
-
-
-def keep_channels_(module: nn.Module, index: Tensor) -> None:
-    """Keep some features of a batch norm or depthwise convolution, in place."""
-    if isinstance(module, nn.Conv2d):
-        keep_out_features_(module, index)
-        module.in_channels = module.groups = len(index)
-        return
-    _keep_(module, ("weight", "bias", "running_mean", "running_var"), index=index)
-    module.num_features = len(index)  # type: ignore[assignment]
-
-
-def _slice_block_(model: Model, block: Block, *, units: Tensor) -> Block | None:
-    if len(units) < block.min_units:
-        raise ValueError(f"{block.name} can't be removed whole")
-    if block.prefix_only and len(units) and int(units[-1]) != len(units) - 1:
-        raise ValueError(f"{block.name} loses units from its end alone")
-    if len(units) == 0:
-        out = model.get_linear(block.reader)
-        bias = out.bias if out.bias is not None else torch.zeros(out.out_features)
-        for path, mode in block.drop:
-            model.set_submodule(path, REPLACEMENTS[mode](bias))
-        return None
-    if len(units) == block.units:
-        return block
-    if block.group == "tokens":
-        model.get_submodule(block.reader).keep_positions_(units)
-        return dataclasses.replace(block, units=len(units))
-    for w in block.writers:
-        keep_out_features_(model.get_submodule(w.path), writer_rows(block, w, units=units))
-    for path in block.per_channel:
-        keep_channels_(model.get_submodule(path), feature_indices(block, units))
-    for path in (block.reader, *block.extra_readers):
-        keep_in_features_(model.get_submodule(path), feature_indices(block, units))
-    if block.group == "heads":
-        refresh_sizes_(model.get_submodule(block.module), len(units), width=block.width)
-    return dataclasses.replace(block, units=len(units))
-
-
 def remove_units_(model: Model, kept: Units) -> Model:
-    """Remove in place every unit not named in `kept` (blocks not named stay whole). Returns `model`.
+    """Remove the units that are not kept, in place.
 
     Weights that other modules share (a tied embedding) are replaced, never changed.
+
+    Args:
+        model: The model.
+        kept: Units to keep, by block.
+
+    Returns:
+        The same model.
+
+    Raises:
+        ValueError: A block can't lose these units.
     """
-    blocks = []
+    blocks: list[Block] = []
     for block in model.blocks:
-        new = (
-            _slice_block_(model, block, units=kept[block.name].long())
-            if block.name in kept
-            else block
-        )
-        if new is not None:
-            blocks.append(new)
+        if block.name not in kept:
+            blocks.append(block)
+            continue
+        smaller_block = _cut_block_(model, block, units=kept[block.name].long())
+        if smaller_block is not None:
+            blocks.append(smaller_block)
     model.blocks = tuple(blocks)
     return model
 
 
+def _cut_block_(model: Model, block: Block, *, units: Tensor) -> Block | None:
+    """Keep some units of a block; returns the smaller block, None when nothing is left of it."""
+    count = len(units)
+    if count < block.min_units:
+        raise ValueError(f"{block.name} can't be removed whole: at least {block.min_units} stay")
+    if block.prefix_only and count > 0 and int(units[-1]) != count - 1:
+        raise ValueError(f"{block.name} can lose units from its end only")
+    if count == 0:
+        _drop_block_(model, block)
+        return None
+    if count == block.units:
+        return block
+    if block.group == "tokens":
+        selector = model.get_submodule(block.reader)
+        assert isinstance(selector, TokenSelector)
+        selector.keep_positions_(units)
+    else:
+        _slice_layers_(model, block, units=units)
+    return dataclasses.replace(block, units=count)
+
+
+def _drop_block_(model: Model, block: Block) -> None:
+    """Replace the modules of a block by constants, which start as the bias of its reader."""
+    reader = model.get_linear(block.reader)
+    bias = reader.bias if reader.bias is not None else torch.zeros(reader.out_features)
+    for path, mode in block.drop:
+        model.set_submodule(path, REPLACEMENTS[mode](bias))
+
+
+def _slice_layers_(model: Model, block: Block, *, units: Tensor) -> None:
+    """Keep the rows and columns of some units in all layers of a block."""
+    features = list_feature_indices(block, units)
+    for writer in block.writers:
+        rows = list_writer_rows(block, writer, units=units)
+        keep_out_features_(model.get_submodule(writer.path), rows)
+    for path in block.per_channel:
+        keep_channels_(model.get_submodule(path), features)
+    for path in (block.reader, *block.extra_readers):
+        keep_in_features_(model.get_submodule(path), features)
+    if block.group == "heads":
+        refresh_sizes_(model.get_submodule(block.module), len(units), width=block.width)
+
+
 def copy_without_units(model: Model, kept: Units) -> Model:
-    """A copy of `model` without the removed units."""
+    """Return a copy of a model without the units that are not kept; arguments as `remove_units_`."""
     return remove_units_(copy.deepcopy(model), kept)
 
 
 def restore_units(model: Model, small: Model, *, kept: Units) -> Model:
-    """A copy of `model` with the weights of `small`, which was cut out of it and trained since, each in its place.
+    """Put the weights of a pruned model back to their places in the dense one.
 
-    What stands in for a removed sub-layer has none.
+    What replaced a removed sub-layer has no place there.
+
+    Args:
+        model: The dense model. It is not changed.
+        small: What was cut out of it, and trained since.
+        kept: The units that were kept, by block.
+
+    Returns:
+        A copy of the dense model with the weights of the small one.
     """
-    places, whole = copy.deepcopy(model), copy.deepcopy(model)
-    for p in places.parameters():
-        p.data = torch.arange(p.numel(), dtype=torch.float64).view(
-            p.shape
-        )  # cut as the weights were
+    places = _number_weights(model)
     remove_units_(places, kept)
-    standing = {f"{at}.bias" for at, m in places.named_modules() if isinstance(m, ConstantOutput)}
-    trained, of = dict(small.named_parameters()), dict(places.named_parameters())
-    for name, p in whole.named_parameters():
-        if name in trained and name in of and name not in standing:
-            flat = p.detach().flatten().clone()
-            flat[of[name].detach().flatten().long()] = trained[name].detach().flatten()
-            p.data = flat.view(p.shape)
+    constant_names = {
+        f"{path}.bias"
+        for path, module in places.named_modules()
+        if isinstance(module, ConstantOutput)
+    }
+    trained_weights = dict(small.named_parameters())
+    numbers_by_name = dict(places.named_parameters())
+    whole = copy.deepcopy(model)
+    for name, parameter in whole.named_parameters():
+        is_left = name in trained_weights and name in numbers_by_name
+        if not is_left or name in constant_names:
+            continue
+        flat = parameter.detach().flatten().clone()
+        indices = numbers_by_name[name].detach().flatten().long()
+        flat[indices] = trained_weights[name].detach().flatten()
+        parameter.data = flat.view(parameter.shape)
     return whole
 
 
-def resize_(model: Model, kept: KeptUnits) -> Model:
-    """Give a freshly loaded dense model the structure of a pruned one, ready for its weights."""
-    return remove_units_(model, {name: torch.arange(count) for name, count in kept.items()})
+def _number_weights(model: Model) -> Model:
+    """Return a copy whose weights hold their own index: cut like the model, it tells what is where."""
+    numbered = copy.deepcopy(model)
+    for parameter in numbered.parameters():
+        # float64 holds every index exactly
+        indices = torch.arange(parameter.numel(), dtype=torch.float64)
+        parameter.data = indices.view(parameter.shape)
+    return numbered
+
+
+def resize_model_(model: Model, kept: KeptUnits) -> Model:
+    """Give a dense model the structure of a pruned one, ready to load its weights.
+
+    Args:
+        model: The model; it is changed in place.
+        kept: How many units stay, by block.
+
+    Returns:
+        The same model.
+    """
+    units = {block_name: torch.arange(count) for block_name, count in kept.items()}
+    return remove_units_(model, units)
 
 
 def copy_resized(model: Model, kept: KeptUnits) -> Model:
-    """A copy of that structure, whichever units are left: for what depends on shapes alone."""
-    return resize_(copy.deepcopy(model), kept).eval()
+    """Return a copy with the first units of each block: for what depends on shapes only."""
+    return resize_model_(copy.deepcopy(model), kept).eval()

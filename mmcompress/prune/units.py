@@ -1,4 +1,4 @@
-"""TODO."""
+"""Which units of a block stay."""
 
 from __future__ import annotations
 
@@ -14,10 +14,25 @@ from mmcompress.graph.structure import KeptUnits
 def choose_units(
     kept: KeptUnits, blocks: Sequence[Block], *, scores: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The most important units of each block (of an ordered one the first), sorted; whole blocks are left out."""
-    best = lambda b: torch.sort(scores[b.name].topk(kept[b.name]).indices).values
-    return {
-        b.name: torch.arange(kept[b.name]) if b.prefix_only else best(b)
-        for b in blocks
-        if kept.get(b.name, b.units) < b.units
-    }
+    """Choose the most important units of each block that is cut.
+
+    Args:
+        kept: How many units stay, by block. A block that is not listed stays whole.
+        blocks: The blocks of one model.
+        scores: Importance of the units by block, higher for what should stay.
+
+    Returns:
+        Sorted indices of the units that stay, for the blocks that lose some. Where only a prefix may
+        stay, these are the first units.
+    """
+    units: dict[str, Tensor] = {}
+    for block in blocks:
+        count = kept.get(block.name, block.units)
+        if count >= block.units:
+            continue
+        if block.prefix_only:
+            units[block.name] = torch.arange(count)
+        else:
+            best_units = scores[block.name].topk(count).indices
+            units[block.name] = torch.sort(best_units).values
+    return units

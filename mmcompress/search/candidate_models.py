@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
 from mmcompress.models.sources import set_context_lengths
-from mmcompress.prune.refit import refit_
+from mmcompress.prune.refit import refit_in_order_
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.worker import prune_node
 from mmcompress.workspace.context import RunContext
@@ -46,7 +46,7 @@ def build_pruned_models(
     set_context_lengths(run.spec, pruned_models)
     if refit:
         pairs = run.data.load("train", run.spec.data.calibration)
-        refit_(
+        refit_in_order_(
             run.pipeline,
             pruned_models,
             dense=dense_models,

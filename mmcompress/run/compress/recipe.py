@@ -16,8 +16,8 @@ from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params_and_macs
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.masks import sample_units
-from mmcompress.prune.schedule import Survivors, all_units
-from mmcompress.prune.sparsity import zero_share, zero_weights_
+from mmcompress.prune.schedule import Survivors, list_all_units
+from mmcompress.prune.sparsity import measure_zero_share, zero_weights_
 from mmcompress.prune.units import choose_units
 from mmcompress.results.records import Proof
 from mmcompress.run.assemble import NodeSize
@@ -188,7 +188,7 @@ def _select_survivors(
     run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate
 ) -> Survivors:
     """Return the units of the dense models that a candidate keeps."""
-    survivors = all_units(run.blocks)
+    survivors = list_all_units(run.blocks)
     for node_name, blocks in run.blocks.items():
         survivors[node_name] |= choose_units(
             candidate.kept_units[node_name], blocks, scores=sensitivity.scores[node_name]
@@ -251,7 +251,7 @@ def _measure_sizes(
     sizes = {}
     for node_name, model in models.items():
         params, macs = count_params_and_macs(model, decode_steps[node_name], beams=texts[node_name])
-        sizes[node_name] = NodeSize(params=params, macs=macs, zero_share=zero_share(model))
+        sizes[node_name] = NodeSize(params=params, macs=macs, zero_share=measure_zero_share(model))
     return sizes
 
 

@@ -14,7 +14,7 @@ from torch import nn
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
 from mmcompress.models.sources import set_context_lengths
-from mmcompress.prune.refit import refit_
+from mmcompress.prune.refit import refit_in_order_
 from mmcompress.prune.surgery import restore_units
 from mmcompress.run.compress.trained import load_trained_models
 from mmcompress.run.fitted_structure import FittedStructure
@@ -93,7 +93,9 @@ def find_best_start(
     inherited = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
     refitted = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
     batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
-    refit_(run.pipeline, refitted, dense=run.models, batch=batch, ridge=run.spec.prune.ridge)
+    refit_in_order_(
+        run.pipeline, refitted, dense=run.models, batch=batch, ridge=run.spec.prune.ridge
+    )
 
     candidates = (fresh, inherited, refitted)
     losses = [measure_validation_loss(run, models) for models in candidates]

@@ -6,9 +6,9 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.kinds.base import Batch
 from mmcompress.models.base import Model
 from mmcompress.models.sources import load_rewind_models, set_context_lengths
-from mmcompress.prune.importance import ImportanceInputs, Scores, score_units
-from mmcompress.prune.refit import measure_grams, refit_
-from mmcompress.prune.schedule import Survivors, all_units, narrow_models, plan_rounds
+from mmcompress.prune.importance.inputs import ImportanceInputs, Scores, score_units
+from mmcompress.prune.refit import measure_grams, refit_in_order_
+from mmcompress.prune.schedule import Survivors, list_all_units, narrow_models, plan_rounds
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.registry import IMPORTANCE
 from mmcompress.run.compress.trained import TrainedModels
@@ -30,7 +30,7 @@ def train_in_rounds(
     budget_share = 1 / (prune.rounds + rewinds)
     batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
     models = run.models
-    survivors = all_units(run.blocks)
+    survivors = list_all_units(run.blocks)
     scores = sensitivity.scores
     steps = 0
     for i, kept in enumerate(plan_rounds(run.blocks, candidate.kept_units, rounds=prune.rounds)):
@@ -85,4 +85,6 @@ def _adapt_pruned_models_(run: RunContext, models: dict[str, Model], *, batch: B
     """Tell generators their context lengths after a cut, and refit where the spec asks for it."""
     set_context_lengths(run.spec, models)
     if run.spec.prune.refit:
-        refit_(run.pipeline, models, dense=run.models, batch=batch, ridge=run.spec.prune.ridge)
+        refit_in_order_(
+            run.pipeline, models, dense=run.models, batch=batch, ridge=run.spec.prune.ridge
+        )

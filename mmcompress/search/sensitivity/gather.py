@@ -8,7 +8,7 @@ from mmcompress.data.base import Dataset
 from mmcompress.kinds.base import Batch
 from mmcompress.models.base import Model
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.prune.importance import ImportanceInputs, Scores, score_units
+from mmcompress.prune.importance.inputs import ImportanceInputs, Scores, score_units
 from mmcompress.prune.refit import Grams, measure_grams
 from mmcompress.quantize.simulation import simulate_precision
 from mmcompress.registry import IMPORTANCE

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
-from mmcompress.prune.importance import Scores
+from mmcompress.prune.importance.inputs import Scores
 from mmcompress.prune.refit import Gram, Grams
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
 from mmcompress.storage import read_record, replace_file, write_record

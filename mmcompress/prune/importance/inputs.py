@@ -1,0 +1,86 @@
+"""What a criterion is given and what it returns.
+
+A criterion is one function: it takes `ImportanceInputs` and returns scores for the units of every
+block, higher for what should stay. Scores are compared only within one node and kind of block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mmcompress.graph.blocks import Block
+from mmcompress.kinds.base import Batch, Models
+from mmcompress.models.base import Model
+from mmcompress.pipeline.forward import TorchPipeline
+from mmcompress.prune.refit import Grams
+
+Scores = dict[str, dict[str, Tensor]]
+"""Importance of units: node -> block -> scores [units]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceInputs:
+    """What a criterion may look at."""
+
+    pipeline: TorchPipeline
+    """The graph, with its own loss."""
+    models: Models
+    """The models by node. A criterion must not change them."""
+    batch: Batch
+    """Calibration pairs."""
+    grams: dict[str, Grams]
+    """Moments of what the blocks' output projections read, by node and block."""
+    seed: int
+    """Seed of what is drawn at random."""
+
+
+Criterion = Callable[[ImportanceInputs], Scores]
+"""A criterion must score `model.weighted_blocks`; positions may be left out."""
+
+
+def score_units(criterion: Criterion, inputs: ImportanceInputs) -> Scores:
+    """Score all units by a criterion; positions that it says nothing about are spread evenly."""
+    criterion_scores = criterion(inputs)
+    scores: Scores = {}
+    for node_name, model in inputs.models.items():
+        scores[node_name] = {}
+        for block in model.blocks:
+            block_scores = criterion_scores[node_name].get(block.name)
+            if block_scores is None:
+                block_scores = score_positions_evenly(block)
+            scores[node_name][block.name] = block_scores
+    return scores
+
+
+def score_positions_evenly(block: Block) -> Tensor:
+    """Score positions, which have no weights, so that any number of the best lies evenly.
+
+    The score falls with the van der Corput sequence: the bits of the index in reverse order.
+    """
+    bit_count = max(1, (block.units - 1).bit_length())
+    reversed_indices: list[int] = []
+    for i in range(block.units):
+        bits = f"{i:0{bit_count}b}"
+        reversed_indices.append(int(bits[::-1], 2))
+    return -torch.tensor(reversed_indices, dtype=torch.float)
+
+
+def score_weighted_blocks(
+    inputs: ImportanceInputs, score_block: Callable[[str, Model, Block], Tensor]
+) -> Scores:
+    """Score every block that has weights by one function of its node's name, model and block."""
+    scores: Scores = {}
+    for node_name, model in inputs.models.items():
+        scores[node_name] = {}
+        for block in model.weighted_blocks:
+            scores[node_name][block.name] = score_block(node_name, model, block)
+    return scores
+
+
+def sum_over_width(per_feature_F: Tensor, block: Block) -> Tensor:
+    """Add up a value of every feature [units * width] within each unit [units]."""
+    return per_feature_F.view(block.units, block.width).sum(1)

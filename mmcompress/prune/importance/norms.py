@@ -1,0 +1,61 @@
+"""Criteria that read the weights only: magnitude and magnitude_l1.
+
+Shapes in this file:
+    U  units of a block     F  features that are read: units * width of a unit
+    R  rows of a writer     P  parts of a fused writer (q, k and v: 3)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mmcompress.graph.blocks import Block, Writer
+from mmcompress.models.base import Model
+from mmcompress.prune.importance.inputs import (
+    ImportanceInputs,
+    Scores,
+    score_weighted_blocks,
+    sum_over_width,
+)
+from mmcompress.prune.masks import get_weight, list_writer_rows
+
+
+def score_by_magnitude(inputs: ImportanceInputs) -> Scores:
+    """Score units by the L2 norm of all weights that write or read them (Li et al. 2017)."""
+
+    def score_block(node_name: str, model: Model, block: Block) -> Tensor:
+        return _sum_unit_weights(model, block, size_of=Tensor.square).sqrt()
+
+    return score_weighted_blocks(inputs, score_block)
+
+
+def score_by_magnitude_l1(inputs: ImportanceInputs) -> Scores:
+    """Score units by the L1 norm of all weights that write or read them."""
+
+    def score_block(node_name: str, model: Model, block: Block) -> Tensor:
+        return _sum_unit_weights(model, block, size_of=Tensor.abs)
+
+    return score_weighted_blocks(inputs, score_block)
+
+
+def _sum_unit_weights(model: Model, block: Block, *, size_of: Callable[[Tensor], Tensor]) -> Tensor:
+    """Add up a size of every weight that writes or reads a unit [units]."""
+    read_weight = size_of(get_weight(model, block.reader))
+    read_F = read_weight.transpose(0, 1).flatten(1).sum(1)
+    total_U = sum_over_width(read_F, block)
+    for writer in block.writers:
+        total_U = total_U + _sum_written_weights(model, block, writer=writer, size_of=size_of)
+    return total_U
+
+
+def _sum_written_weights(
+    model: Model, block: Block, *, writer: Writer, size_of: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Add up a size of every weight of a writer that writes a unit [units]."""
+    written_R = size_of(get_weight(model, writer.path)).flatten(1).sum(1)
+    rows = list_writer_rows(block, writer, units=torch.arange(block.units))
+    rows_PUW = rows.view(writer.parts, block.units, writer.width)
+    return written_R[rows_PUW].sum((0, 2))

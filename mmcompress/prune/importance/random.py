@@ -1,0 +1,18 @@
+"""Random scores: the control that every criterion must beat."""
+
+from __future__ import annotations
+
+import torch
+
+from mmcompress.prune.importance.inputs import ImportanceInputs, Scores
+
+
+def score_at_random(inputs: ImportanceInputs) -> Scores:
+    """Score units by uniform numbers from the seed."""
+    generator = torch.Generator().manual_seed(inputs.seed)
+    scores: Scores = {}
+    for node_name, model in inputs.models.items():
+        scores[node_name] = {}
+        for block in model.blocks:
+            scores[node_name][block.name] = torch.rand(block.units, generator=generator)
+    return scores

@@ -1,0 +1,109 @@
+"""The criterion reconstruction: what a block's output loses when a unit goes and the rest is refitted.
+
+Shapes in this file:
+    O  outputs of the layer that reads the block
+    U  units that are left, W  width of a unit, F  features that are left: U * W
+    G  features of the units that go in a round, K  features of those that stay
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mmcompress.graph.blocks import Block
+from mmcompress.models.base import Model
+from mmcompress.prune.importance.activations import score_by_fluctuation
+from mmcompress.prune.importance.inputs import ImportanceInputs, Scores, score_weighted_blocks
+from mmcompress.prune.refit import MIN_MEAN_VARIANCE, Gram, is_refittable
+
+ELIMINATION_RIDGE = 0.01
+"""Share of the mean variance that is added to the diagonal before the moments are inverted."""
+
+MAX_ELIMINATION_ROUNDS = 64
+"""Rounds in which the units of a block go at most. Of larger blocks, several units go at once."""
+
+
+def score_by_reconstruction(inputs: ImportanceInputs) -> Scores:
+    """Score units by the output error when they go one after the other and the rest is refitted.
+
+    A unit that others can stand in for is worth little, however large it is (structured optimal
+    brain surgeon; ZipLM, Kurtic et al. 2023). Blocks that can't be refitted are scored by
+    `score_by_fluctuation`.
+    """
+    fluctuation = score_by_fluctuation(inputs)
+
+    def score_block(node_name: str, model: Model, block: Block) -> Tensor:
+        if not is_refittable(model, block):
+            return fluctuation[node_name][block.name]
+        gram = inputs.grams[node_name][block.name]
+        return score_by_elimination(model.get_linear(block.reader), block, gram=gram)
+
+    return score_weighted_blocks(inputs, score_block)
+
+
+def score_by_elimination(reader: nn.Linear, block: Block, *, gram: Gram) -> Tensor:
+    """Return the output error at the time that each unit goes.
+
+    Args:
+        reader: The layer that reads the block.
+        block: The block; its units times width are the inputs of the layer.
+        gram: The moments of these inputs.
+
+    Returns:
+        [units] the errors. They rise in the order in which the units go.
+    """
+    width = block.width
+    units_per_round = max(1, block.units // MAX_ELIMINATION_ROUNDS)
+    weight_OF = reader.weight.detach().double()
+    inverse_FF = _invert_moments(reader, gram)
+    units_U = torch.arange(block.units)
+    scores = torch.zeros(block.units, dtype=torch.double)
+    error = 0.0
+    # Structured optimal brain surgeon (ZipLM, Kurtic et al. 2023). H are the moments of the inputs,
+    # u the features of one unit, G those of the units that go, K those of the units that stay:
+    #     cost(u)  = sum over outputs of w_u^T [(H^-1)_uu]^-1 w_u
+    #     W_K     <- W_K - W_G [(H^-1)_GG]^-1 (H^-1)_GK
+    #     H^-1_KK <- H^-1_KK - H^-1_KG [(H^-1)_GG]^-1 (H^-1)_GK
+    while len(units_U) > 0:
+        costs_U = _measure_costs(weight_OF, inverse_FF, width=width)
+        leaving = costs_U.argsort()[:units_per_round]
+        scores[units_U[leaving]] = error + costs_U[leaving].cumsum(0)
+        error += float(costs_U[leaving].sum())
+
+        is_kept_U = torch.ones(len(units_U), dtype=torch.bool)
+        is_kept_U[leaving] = False
+        is_kept_F = is_kept_U.repeat_interleave(width)
+        goes_F = ~is_kept_F
+
+        inverse_GG = inverse_FF[goes_F][:, goes_F]
+        inverse_GK = inverse_FF[goes_F][:, is_kept_F]
+        inverse_KG = inverse_FF[is_kept_F][:, goes_F]
+        inverse_KK = inverse_FF[is_kept_F][:, is_kept_F]
+        substitutes_GK = torch.linalg.solve(inverse_GG, inverse_GK)
+        weight_OF = weight_OF[:, is_kept_F] - weight_OF[:, goes_F] @ substitutes_GK
+        inverse_FF = inverse_KK - inverse_KG @ substitutes_GK
+        units_U = units_U[is_kept_U]
+    return scores.float()
+
+
+def _invert_moments(reader: nn.Linear, gram: Gram) -> Tensor:
+    """Return the inverse of the inputs' moments [f, f] in double precision, with a ridge.
+
+    A layer without a bias can't make up for means: its moments are about the origin.
+    """
+    moments = gram.compute_second_moment() if reader.bias is None else gram.compute_covariance()
+    moments_FF = moments.double()
+    mean_variance = moments_FF.diag().mean().clamp(min=MIN_MEAN_VARIANCE)
+    identity_FF = torch.eye(len(moments_FF), dtype=torch.double)
+    return torch.linalg.inv(moments_FF + ELIMINATION_RIDGE * mean_variance * identity_FF)
+
+
+def _measure_costs(weight_OF: Tensor, inverse_FF: Tensor, *, width: int) -> Tensor:
+    """Return the error that each unit adds when it goes next [u]."""
+    unit_count = len(inverse_FF) // width
+    inverse_UWUW = inverse_FF.view(unit_count, width, unit_count, width)
+    own_inverse_UWW = inverse_UWUW.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+    weight_UWO = weight_OF.view(-1, unit_count, width).permute(1, 2, 0)
+    solved_UWO = torch.linalg.solve(own_inverse_UWW, weight_UWO)
+    return (weight_UWO * solved_UWO).sum((1, 2))
