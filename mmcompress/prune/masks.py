@@ -23,7 +23,8 @@ def transform_inputs(
     """Replace the first input of some modules by `transform(input)` inside the context."""
 
     def transform_first_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (transform(inputs[0]), *inputs[1:])
+        first_input = transform(inputs[0])
+        return (first_input, *inputs[1:])
 
     with ExitStack() as stack:
         for path in paths:
@@ -72,7 +73,9 @@ def _mask_positions(model: Model, block: Block, *, mask: Tensor) -> Iterator[Non
     def mask_output(module: nn.Module, inputs: tuple[Tensor, ...], x: Tensor) -> Tensor:
         if mask.ndim == 1:
             sequence = x[:, : selector.extra + selector.count]
-            return selector.select_positions(sequence, mask.nonzero().flatten())
+            positions = mask.nonzero().flatten()
+            return selector.select_positions(sequence, positions)
+        # Leading positions, such as a class token, always stay.
         leading_count = x.shape[1] - mask.shape[1]
         leading_ones = mask.new_ones(len(mask), leading_count)
         scales = torch.cat([leading_ones, mask], 1)
@@ -95,6 +98,7 @@ def expand_mask(mask: Tensor, block: Block, *, like: Tensor) -> Tensor:
             texts for each sample.
     """
     features_F = mask.repeat_interleave(block.width, -1)
+    # A sample may hold several texts; `like` then has a row for each of them.
     if mask.ndim == 2 and len(like) != len(mask):
         texts_per_sample = len(like) // len(mask)
         features_F = features_F.repeat_interleave(texts_per_sample, 0)
@@ -121,9 +125,12 @@ def list_feature_indices(block: Block, units: Tensor) -> Tensor:
 
 def list_writer_rows(block: Block, writer: Writer, *, units: Tensor) -> Tensor:
     """Return the rows of a writer that write some units, part by part."""
-    rows = _list_spans(units, writer.width)
+    first_part_rows = _list_spans(units, writer.width)
     rows_per_part = block.units * writer.width
-    return torch.cat([rows + i * rows_per_part for i in range(writer.parts)])
+    rows: list[Tensor] = []
+    for i in range(writer.parts):
+        rows.append(first_part_rows + i * rows_per_part)
+    return torch.cat(rows)
 
 
 def _list_spans(units: Tensor, width: int) -> Tensor:
@@ -142,4 +149,6 @@ def get_weight(model: Model, path: str) -> Tensor:
 def measure_reader_norms(model: Model, block: Block) -> Tensor:
     """Return the squared norm of the weights that read each feature of a block [f]."""
     squares = get_weight(model, block.reader).square()
-    return squares.transpose(0, 1).flatten(1).sum(1)
+    # Inputs are the second axis; behind it lie the places of a convolution's kernel.
+    squares_by_feature = squares.transpose(0, 1).flatten(1)
+    return squares_by_feature.sum(1)

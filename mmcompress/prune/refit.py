@@ -48,7 +48,8 @@ class Gram:
     @classmethod
     def empty(cls, size: int) -> Gram:
         """Return sums over no rows of `size` features."""
-        return cls(xx=torch.zeros(size, size), x=torch.zeros(size))
+        product_sums = torch.zeros(size, size)
+        return cls(xx=product_sums, x=torch.zeros(size))
 
     def add_(self, rows_RF: Tensor) -> None:
         """Add some rows."""
@@ -110,14 +111,15 @@ def _make_gram_recorder(
     """Make a function that adds an input to moments and returns it unchanged."""
 
     def record_input(x: Tensor) -> Tensor:
-        gram.add_(_select_rows(x, block, batch=batch, node_name=node_name))
+        rows_RF = _select_rows(x, block, batch=batch, node_name=node_name)
+        gram.add_(rows_RF)
         return x
 
     return record_input
 
 
 def _select_rows(x: Tensor, block: Block, *, batch: Batch, node_name: str) -> Tensor:
-    """Return the positions that hold something as rows [r, f]; a prefix before the text always does."""
+    """Return the positions that hold something as rows [r, f]; all those of a prefix do."""
     if x.ndim == 4:
         # [b, f, h, w] of a convolution
         x = x.permute(0, 2, 3, 1)
@@ -142,12 +144,15 @@ def solve_ridge(cross_OK: Tensor, covariance_KK: Tensor, *, ridge: float) -> Ten
         covariance_KK: Covariance G of the inputs.
         ridge: r as a share of the mean of G's diagonal.
     """
-    mean_variance = covariance_KK.diag().mean().clamp(min=MIN_MEAN_VARIANCE)
-    added_variance = (ridge * mean_variance).double()
+    mean_variance = covariance_KK.diag().mean()
+    added_variance = ridge * mean_variance.clamp(min=MIN_MEAN_VARIANCE)
     identity_KK = torch.eye(len(covariance_KK), dtype=torch.double)
-    regular_KK = covariance_KK.double() + added_variance * identity_KK
+    # Double precision: the inputs of a layer may be nearly dependent.
+    regular_KK = covariance_KK.double() + added_variance.double() * identity_KK
     # W A = C is solved as A W^T = C^T, for A is symmetric.
-    return torch.linalg.solve(regular_KK, cross_OK.double().T).T.float()
+    cross_KO = cross_OK.double().T
+    weight_KO = torch.linalg.solve(regular_KK, cross_KO)
+    return weight_KO.T.float()
 
 
 @torch.no_grad()
@@ -180,7 +185,9 @@ def refit_from_gram_(
             bias_O = torch.zeros(dense_reader.out_features)
         kept = list_feature_indices(block, kept_units)
         if len(kept) == 0:
-            _get_constant(model, block).bias.copy_(bias_O + weight_OF @ mean_F)
+            # What is left of a dropped block is the mean of its output.
+            constant = _get_constant(model, block)
+            constant.bias.copy_(bias_O + weight_OF @ mean_F)
             continue
         reader = model.get_linear(block.reader)
         if reader.bias is None:
@@ -188,15 +195,19 @@ def refit_from_gram_(
         else:
             moments_FF = gram.compute_covariance()
         cross_OK = weight_OF @ moments_FF[:, kept]
-        fitted_OK = solve_ridge(cross_OK, moments_FF[kept][:, kept], ridge=ridge)
+        moments_KK = moments_FF[kept][:, kept]
+        fitted_OK = solve_ridge(cross_OK, moments_KK, ridge=ridge)
         reader.weight.copy_(fitted_OK)
         if reader.bias is not None:
-            reader.bias.copy_(bias_O + weight_OF @ mean_F - fitted_OK @ mean_F[kept])
+            mean_K = mean_F[kept]
+            reader.bias.copy_(bias_O + weight_OF @ mean_F - fitted_OK @ mean_K)
 
 
 def is_refittable(model: Model, block: Block) -> bool:
-    """Return whether a linear layer reads a block; a convolution mixes what it reads over places."""
-    return isinstance(model.get_submodule(block.reader), nn.Linear)
+    """Return whether a block can be refitted: whether a linear layer reads it."""
+    # A convolution mixes what it reads over places: moments of single places are not enough.
+    reader = model.get_submodule(block.reader)
+    return isinstance(reader, nn.Linear)
 
 
 def _get_constant(model: Model, block: Block) -> ConstantOutput:
@@ -247,7 +258,8 @@ def refit_in_order_(
             for block in cut_blocks:
                 if block.name not in left_blocks:
                     mean_O = targets.pop(block.name).mean(0)
-                    _get_constant(model, block).bias.data.copy_(mean_O)
+                    constant = _get_constant(model, block)
+                    constant.bias.data.copy_(mean_O)
                     continue
                 repair = _make_repair_hook(
                     block, targets, batch=batch, node_name=node_name, ridge=ridge
@@ -271,7 +283,8 @@ def _list_cut_blocks(model: Model, dense: Model) -> list[Block]:
     units_left = {block.name: block.units for block in model.blocks}
     cut_blocks: list[Block] = []
     for block in dense.weighted_blocks:
-        if is_refittable(dense, block) and units_left.get(block.name, 0) < block.units:
+        is_cut = units_left.get(block.name, 0) < block.units
+        if is_cut and is_refittable(dense, block):
             cut_blocks.append(block)
     return cut_blocks
 
@@ -286,7 +299,9 @@ def _make_repair_hook(
 
     def refit_reader(reader: nn.Linear, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         rows_RK = _select_rows(inputs[0], block, batch=batch, node_name=node_name)
-        fit_linear_(reader, rows_RK, target=targets.pop(block.name), ridge=ridge)
+        target_RO = targets.pop(block.name)
+        fit_linear_(reader, rows_RK, target=target_RO, ridge=ridge)
+        # The pass has to go on with what the fitted layer gives.
         return reader.forward(inputs[0])
 
     return refit_reader
@@ -301,6 +316,7 @@ def fit_linear_(layer: nn.Linear, rows_RK: Tensor, *, target: Tensor, ridge: flo
         target: [r, o] what it is to give.
         ridge: Ridge as a share of the mean variance of the inputs.
     """
+    # Without a bias nothing can make up for means: the fit is about the origin.
     if layer.bias is not None:
         mean_K = rows_RK.mean(0)
         target_mean_O = target.mean(0)
@@ -309,7 +325,8 @@ def fit_linear_(layer: nn.Linear, rows_RK: Tensor, *, target: Tensor, ridge: flo
         target_mean_O = target.new_zeros(target.shape[1])
     count = len(rows_RK)
     centred_RK = rows_RK - mean_K
-    cross_OK = (target - target_mean_O).T @ centred_RK / count
+    centred_target_RO = target - target_mean_O
+    cross_OK = centred_target_RO.T @ centred_RK / count
     covariance_KK = centred_RK.T @ centred_RK / count
     weight_OK = solve_ridge(cross_OK, covariance_KK, ridge=ridge)
     layer.weight.data.copy_(weight_OK)
@@ -356,6 +373,7 @@ def _make_output_recorder(
     """Make a forward hook that keeps the rows of an output."""
 
     def record_output(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        parts.append(_select_rows(output, block, batch=batch, node_name=node_name))
+        rows_RO = _select_rows(output, block, batch=batch, node_name=node_name)
+        parts.append(rows_RO)
 
     return record_output

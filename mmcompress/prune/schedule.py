@@ -54,9 +54,10 @@ def plan_rounds(
 
 def _plan_units(block: Block, final_units: int, *, cut_share: float) -> int:
     """Return the units kept when a share of a block's cut is done: one step at least."""
-    all_steps = (block.units - final_units) / block.granularity
-    left = int(units_after(block, int(cut_share * all_steps)))
-    return max(left, final_units, block.granularity)
+    final_steps = (block.units - final_units) / block.granularity
+    removed_steps = int(cut_share * final_steps)
+    units_left = int(units_after(block, removed_steps))
+    return max(units_left, final_units, block.granularity)
 
 
 def list_all_units(blocks: Mapping[str, Sequence[Block]]) -> Survivors:

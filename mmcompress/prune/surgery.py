@@ -31,7 +31,8 @@ def keep_in_features_(module: nn.Module, index: Tensor) -> None:
     """Keep some inputs of a linear layer or convolution, in place."""
     weight = module.weight
     assert isinstance(weight, Tensor)
-    module.weight = nn.Parameter(weight.detach()[:, index].clone())
+    kept_weight = weight.detach()[:, index].clone()
+    module.weight = nn.Parameter(kept_weight)
     size_name = "in_features" if isinstance(module, nn.Linear) else "in_channels"
     setattr(module, size_name, len(index))
 
@@ -40,6 +41,7 @@ def keep_channels_(module: nn.Module, index: Tensor) -> None:
     """Keep some features of a batch norm or depthwise convolution, in place."""
     if isinstance(module, nn.Conv2d):
         keep_out_features_(module, index)
+        # Depthwise: each channel is a group of its own.
         module.in_channels = len(index)
         module.groups = len(index)
         return
@@ -128,12 +130,14 @@ def _slice_layers_(model: Model, block: Block, *, units: Tensor) -> None:
     for path in (block.reader, *block.extra_readers):
         keep_in_features_(model.get_submodule(path), features)
     if block.group == "heads":
+        # Libraries keep the number of heads as an attribute beside the weights.
         refresh_sizes_(model.get_submodule(block.module), len(units), width=block.width)
 
 
 def copy_without_units(model: Model, kept: Units) -> Model:
-    """Return a copy of a model without the units that are not kept; arguments as `remove_units_`."""
-    return remove_units_(copy.deepcopy(model), kept)
+    """Return a copy of a model that has only the units in `kept`; see `remove_units_`."""
+    smaller = copy.deepcopy(model)
+    return remove_units_(smaller, kept)
 
 
 def restore_units(model: Model, small: Model, *, kept: Units) -> Model:
@@ -163,18 +167,19 @@ def restore_units(model: Model, small: Model, *, kept: Units) -> Model:
         is_left = name in trained_weights and name in numbers_by_name
         if not is_left or name in constant_names:
             continue
+        numbers = numbers_by_name[name].detach()
+        trained_weight = trained_weights[name].detach()
         flat = parameter.detach().flatten().clone()
-        indices = numbers_by_name[name].detach().flatten().long()
-        flat[indices] = trained_weights[name].detach().flatten()
+        flat[numbers.flatten().long()] = trained_weight.flatten()
         parameter.data = flat.view(parameter.shape)
     return whole
 
 
 def _number_weights(model: Model) -> Model:
-    """Return a copy whose weights hold their own index: cut like the model, it tells what is where."""
+    """Return a copy whose weights hold their own index: after a cut, it tells what is where."""
     numbered = copy.deepcopy(model)
     for parameter in numbered.parameters():
-        # float64 holds every index exactly
+        # Double precision holds every index exactly.
         indices = torch.arange(parameter.numel(), dtype=torch.float64)
         parameter.data = indices.view(parameter.shape)
     return numbered
@@ -196,4 +201,5 @@ def resize_model_(model: Model, kept: KeptUnits) -> Model:
 
 def copy_resized(model: Model, kept: KeptUnits) -> Model:
     """Return a copy with the first units of each block: for what depends on shapes only."""
-    return resize_model_(copy.deepcopy(model), kept).eval()
+    smaller = copy.deepcopy(model)
+    return resize_model_(smaller, kept).eval()

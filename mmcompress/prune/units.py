@@ -22,8 +22,8 @@ def choose_units(
         scores: Importance of the units by block, higher for what should stay.
 
     Returns:
-        Sorted indices of the units that stay, for the blocks that lose some. Where only a prefix may
-        stay, these are the first units.
+        Sorted indices of the units that stay, for the blocks that lose some. Where only a prefix
+        may stay, these are the first units.
     """
     units: dict[str, Tensor] = {}
     for block in blocks:

@@ -1,4 +1,8 @@
-"""Criteria that weigh the weights by what they read: activation and fluctuation."""
+"""Criteria that weigh the weights by what they read: activation and fluctuation.
+
+Shapes in this file:
+    F  features that a block's reader reads
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,10 @@ def score_by_activation(inputs: ImportanceInputs) -> Scores:
     """
 
     def score_block(node_name: str, model: Model, block: Block) -> Tensor:
-        mean_squares_F = inputs.grams[node_name][block.name].compute_second_moment().diag()
-        return sum_over_width(measure_reader_norms(model, block) * mean_squares_F, block)
+        gram = inputs.grams[node_name][block.name]
+        mean_squares_F = gram.compute_second_moment().diag()
+        norms_F = measure_reader_norms(model, block)
+        return sum_over_width(norms_F * mean_squares_F, block)
 
     return score_weighted_blocks(inputs, score_block)
 
@@ -37,7 +43,9 @@ def score_by_fluctuation(inputs: ImportanceInputs) -> Scores:
     """
 
     def score_block(node_name: str, model: Model, block: Block) -> Tensor:
-        variances_F = inputs.grams[node_name][block.name].compute_covariance().diag()
-        return sum_over_width(measure_reader_norms(model, block) * variances_F, block)
+        gram = inputs.grams[node_name][block.name]
+        variances_F = gram.compute_covariance().diag()
+        norms_F = measure_reader_norms(model, block)
+        return sum_over_width(norms_F * variances_F, block)
 
     return score_weighted_blocks(inputs, score_block)

@@ -38,9 +38,9 @@ def score_by_fisher(inputs: ImportanceInputs) -> Scores:
     """
     scores: Scores = {}
     for node_name, gradients in compute_mask_gradients(inputs).items():
-        scores[node_name] = {
-            block_name: gradient_PU.square().sum(0) for block_name, gradient_PU in gradients.items()
-        }
+        scores[node_name] = {}
+        for block_name, gradient_PU in gradients.items():
+            scores[node_name][block_name] = gradient_PU.square().sum(0)
     return scores
 
 
@@ -51,9 +51,9 @@ def score_by_taylor(inputs: ImportanceInputs) -> Scores:
     """
     scores: Scores = {}
     for node_name, gradients in compute_mask_gradients(inputs).items():
-        scores[node_name] = {
-            block_name: gradient_PU.mean(0).abs() for block_name, gradient_PU in gradients.items()
-        }
+        scores[node_name] = {}
+        for block_name, gradient_PU in gradients.items():
+            scores[node_name][block_name] = gradient_PU.mean(0).abs()
     return scores
 
 
@@ -66,6 +66,7 @@ def score_by_movement(inputs: ImportanceInputs) -> Scores:
     of w dL/dw over the unit.
     """
     models = {node_name: copy.deepcopy(model) for node_name, model in inputs.models.items()}
+    # The copies are trained; the models of the inputs stay as they are.
     parameters: list[Tensor] = []
     for model in models.values():
         parameters += model.parameters()
@@ -79,10 +80,10 @@ def score_by_movement(inputs: ImportanceInputs) -> Scores:
     for step in range(max(MOVEMENT_STEPS, len(pieces))):
         masks: dict[str, dict[str, Tensor]] = {}
         for node_name, model in models.items():
-            masks[node_name] = {
-                block.name: torch.ones(block.units, requires_grad=True)
-                for block in model.weighted_blocks
-            }
+            masks[node_name] = {}
+            for block in model.weighted_blocks:
+                mask_U = torch.ones(block.units, requires_grad=True)
+                masks[node_name][block.name] = mask_U
         piece = pieces[step % len(pieces)]
         loss = _compute_masked_loss(inputs.pipeline, models, piece=piece, masks=masks)
         loss.backward()
@@ -90,6 +91,7 @@ def score_by_movement(inputs: ImportanceInputs) -> Scores:
         optimizer.zero_grad()
         for node_name, node_masks in masks.items():
             for block_name, mask_U in node_masks.items():
+                # What the loss does not depend on has no gradient: it has not moved.
                 if mask_U.grad is not None:
                     scores[node_name][block_name] -= mask_U.grad
     return scores
@@ -126,15 +128,17 @@ def compute_mask_gradients(inputs: ImportanceInputs) -> Scores:
             rows[node_name][block_name].append(gradient_BU)
     stacked: Scores = {}
     for node_name, rows_by_block in rows.items():
-        stacked[node_name] = {
-            block_name: torch.cat(parts) for block_name, parts in rows_by_block.items()
-        }
+        stacked[node_name] = {}
+        for block_name, parts in rows_by_block.items():
+            stacked[node_name][block_name] = torch.cat(parts)
     return stacked
 
 
 def _split_for_backward(inputs: ImportanceInputs) -> list[Batch]:
-    """Split the calibration pairs into pieces of half a batch: a backward pass takes more memory."""
-    return inputs.batch.chunks(max(1, inputs.pipeline.batch_size // 2))
+    """Split the calibration pairs into pieces of half a batch."""
+    # A backward pass keeps all activations: it takes more memory than a forward pass.
+    size = inputs.pipeline.batch_size // 2
+    return inputs.batch.chunks(max(1, size))
 
 
 def _compute_masked_loss(

@@ -2,6 +2,9 @@
 
 A criterion is one function: it takes `ImportanceInputs` and returns scores for the units of every
 block, higher for what should stay. Scores are compared only within one node and kind of block.
+
+Shapes in this file:
+    U  units of a block, W  features of a unit, F  features of a block: units * width
 """
 
 from __future__ import annotations
@@ -66,6 +69,7 @@ def score_positions_evenly(block: Block) -> Tensor:
     for i in range(block.units):
         bits = f"{i:0{bit_count}b}"
         reversed_indices.append(int(bits[::-1], 2))
+    # The first ones of the sequence stay longest, so scores fall along it.
     return -torch.tensor(reversed_indices, dtype=torch.float)
 
 
@@ -83,4 +87,5 @@ def score_weighted_blocks(
 
 def sum_over_width(per_feature_F: Tensor, block: Block) -> Tensor:
     """Add up a value of every feature [units * width] within each unit [units]."""
-    return per_feature_F.view(block.units, block.width).sum(1)
+    per_feature_UW = per_feature_F.view(block.units, block.width)
+    return per_feature_UW.sum(1)

@@ -11,7 +11,7 @@ from mmcompress.models.base import Model
 from mmcompress.prune.importance.inputs import Criterion, ImportanceInputs, Scores
 
 MIN_MEAN_SCORE = 1e-12
-"""Least mean that scores are divided by."""
+"""Least mean that scores are divided by: a criterion may give 0 to every unit of a kind."""
 
 
 def mix_criteria(parts: Sequence[tuple[float, Criterion]]) -> Criterion:
@@ -40,16 +40,18 @@ def _add_scores_(
 ) -> None:
     """Add the scores of one criterion for one node, divided by the mean of each kind."""
     for names in _group_by_kind(model, scores).values():
-        mean = torch.cat([scores[name] for name in names]).abs().mean()
-        mean = mean.clamp(min=MIN_MEAN_SCORE)
+        all_scores = torch.cat([scores[name] for name in names])
+        mean = all_scores.abs().mean().clamp(min=MIN_MEAN_SCORE)
         for name in names:
-            total[name] = total.get(name, 0) + weight * scores[name] / mean
+            weighted_scores = weight * scores[name] / mean
+            total[name] = total.get(name, 0) + weighted_scores
 
 
 def _group_by_kind(model: Model, scores: Mapping[str, Tensor]) -> dict[str, list[str]]:
     """Return the names of the blocks that have scores, by kind of block."""
     names_by_kind: dict[str, list[str]] = {}
     for block in model.blocks:
+        # Most criteria say nothing about positions.
         if block.name in scores:
             names_by_kind.setdefault(block.kind, []).append(block.name)
     return names_by_kind

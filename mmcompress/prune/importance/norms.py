@@ -3,6 +3,7 @@
 Shapes in this file:
     U  units of a block     F  features that are read: units * width of a unit
     R  rows of a writer     P  parts of a fused writer (q, k and v: 3)
+    W  rows that a unit has in one part of a writer
 """
 
 from __future__ import annotations
@@ -43,8 +44,9 @@ def score_by_magnitude_l1(inputs: ImportanceInputs) -> Scores:
 
 def _sum_unit_weights(model: Model, block: Block, *, size_of: Callable[[Tensor], Tensor]) -> Tensor:
     """Add up a size of every weight that writes or reads a unit [units]."""
-    read_weight = size_of(get_weight(model, block.reader))
-    read_F = read_weight.transpose(0, 1).flatten(1).sum(1)
+    read_sizes = size_of(get_weight(model, block.reader))
+    # Inputs are the second axis; behind it lie the places of a convolution's kernel.
+    read_F = read_sizes.transpose(0, 1).flatten(1).sum(1)
     total_U = sum_over_width(read_F, block)
     for writer in block.writers:
         total_U = total_U + _sum_written_weights(model, block, writer=writer, size_of=size_of)
@@ -55,7 +57,9 @@ def _sum_written_weights(
     model: Model, block: Block, *, writer: Writer, size_of: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Add up a size of every weight of a writer that writes a unit [units]."""
-    written_R = size_of(get_weight(model, writer.path)).flatten(1).sum(1)
-    rows = list_writer_rows(block, writer, units=torch.arange(block.units))
+    written_sizes = size_of(get_weight(model, writer.path))
+    written_R = written_sizes.flatten(1).sum(1)
+    all_units = torch.arange(block.units)
+    rows = list_writer_rows(block, writer, units=all_units)
     rows_PUW = rows.view(writer.parts, block.units, writer.width)
     return written_R[rows_PUW].sum((0, 2))

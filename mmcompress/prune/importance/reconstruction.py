@@ -1,4 +1,4 @@
-"""The criterion reconstruction: what a block's output loses when a unit goes and the rest is refitted.
+"""The criterion reconstruction: the error when a unit goes and what is left is refitted.
 
 Shapes in this file:
     O  outputs of the layer that reads the block
@@ -68,8 +68,9 @@ def score_by_elimination(reader: nn.Linear, block: Block, *, gram: Gram) -> Tens
     while len(units_U) > 0:
         costs_U = _measure_costs(weight_OF, inverse_FF, width=width)
         leaving = costs_U.argsort()[:units_per_round]
-        scores[units_U[leaving]] = error + costs_U[leaving].cumsum(0)
-        error += float(costs_U[leaving].sum())
+        leaving_costs = costs_U[leaving]
+        scores[units_U[leaving]] = error + leaving_costs.cumsum(0)
+        error += float(leaving_costs.sum())
 
         is_kept_U = torch.ones(len(units_U), dtype=torch.bool)
         is_kept_U[leaving] = False
@@ -81,7 +82,9 @@ def score_by_elimination(reader: nn.Linear, block: Block, *, gram: Gram) -> Tens
         inverse_KG = inverse_FF[is_kept_F][:, goes_F]
         inverse_KK = inverse_FF[is_kept_F][:, is_kept_F]
         substitutes_GK = torch.linalg.solve(inverse_GG, inverse_GK)
-        weight_OF = weight_OF[:, is_kept_F] - weight_OF[:, goes_F] @ substitutes_GK
+        weight_OK = weight_OF[:, is_kept_F]
+        weight_OG = weight_OF[:, goes_F]
+        weight_OF = weight_OK - weight_OG @ substitutes_GK
         inverse_FF = inverse_KK - inverse_KG @ substitutes_GK
         units_U = units_U[is_kept_U]
     return scores.float()
@@ -92,18 +95,24 @@ def _invert_moments(reader: nn.Linear, gram: Gram) -> Tensor:
 
     A layer without a bias can't make up for means: its moments are about the origin.
     """
-    moments = gram.compute_second_moment() if reader.bias is None else gram.compute_covariance()
-    moments_FF = moments.double()
-    mean_variance = moments_FF.diag().mean().clamp(min=MIN_MEAN_VARIANCE)
+    if reader.bias is None:
+        moments_FF = gram.compute_second_moment().double()
+    else:
+        moments_FF = gram.compute_covariance().double()
+    mean_variance = moments_FF.diag().mean()
+    ridge = ELIMINATION_RIDGE * mean_variance.clamp(min=MIN_MEAN_VARIANCE)
     identity_FF = torch.eye(len(moments_FF), dtype=torch.double)
-    return torch.linalg.inv(moments_FF + ELIMINATION_RIDGE * mean_variance * identity_FF)
+    return torch.linalg.inv(moments_FF + ridge * identity_FF)
 
 
 def _measure_costs(weight_OF: Tensor, inverse_FF: Tensor, *, width: int) -> Tensor:
     """Return the error that each unit adds when it goes next [u]."""
     unit_count = len(inverse_FF) // width
     inverse_UWUW = inverse_FF.view(unit_count, width, unit_count, width)
-    own_inverse_UWW = inverse_UWUW.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
-    weight_UWO = weight_OF.view(-1, unit_count, width).permute(1, 2, 0)
+    # The diagonal over both unit axes comes last.
+    own_inverse_WWU = inverse_UWUW.diagonal(dim1=0, dim2=2)
+    own_inverse_UWW = own_inverse_WWU.permute(2, 0, 1)
+    weight_OUW = weight_OF.view(-1, unit_count, width)
+    weight_UWO = weight_OUW.permute(1, 2, 0)
     solved_UWO = torch.linalg.solve(own_inverse_UWW, weight_UWO)
     return (weight_UWO * solved_UWO).sum((1, 2))
