@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 
 from mmcompress.cli.options import parse_settings
-from mmcompress.experiments.ablate import CRITERIA
-from mmcompress.experiments.compare import replace_scores
+from mmcompress.experiments.cells import CRITERIA
+from mmcompress.experiments.make_cell import replace_scores
 from mmcompress.graph.structure import Candidate, cut_uniformly
 from mmcompress.run.stages import prepare_run
 from mmcompress.runtime.machine import describe_cpu

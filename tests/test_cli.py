@@ -145,7 +145,7 @@ def test_predict_and_bench(run_folder, tmp_path):
 
 
 def test_help_names_every_method_and_table(spec):
-    from mmcompress.experiments.ablate import TABLES, list_cells
+    from mmcompress.experiments.cells import TABLES, list_cells
     from mmcompress.experiments.baselines import BASELINES
 
     compare_help, ablate_help = call("compare", "--help").output, call("ablate", "--help").output

@@ -9,9 +9,13 @@ import numpy as np
 import pytest
 
 from mmcompress.errors import SpecError
-from mmcompress.experiments.ablate import CLAIMS, REFERENCE_CELL, _pinned, ablate, list_cells
+from mmcompress.experiments.ablate import ablate, remove_fixed_dimensions
 from mmcompress.experiments.baselines import BASELINES
+from mmcompress.experiments.cells import CLAIMS, REFERENCE_CELL, list_cells
+from mmcompress.experiments.claims import Claim, judge_claim, measure_side_by_side
 from mmcompress.experiments.compare import compare
+from mmcompress.experiments.make_cell import plan_training
+from mmcompress.experiments.proposals import choose_fastest_precisions
 from mmcompress.graph.blocks import count_steps
 from mmcompress.stats import PerSampleScores, decide_claim, estimate_paired_difference
 from mmcompress.workspace.folder import RunFolder
@@ -120,15 +124,15 @@ def test_what_a_cell_fixes_is_not_searched():
     from mmcompress.spec.space import Dimension, Space
 
     space = Space(
-        "s",
-        {
+        name="s",
+        dimensions={
             "prune.protection": Dimension(low=1.0, high=4.0),
             "nodes.a.prune.ffn": Dimension(low=0.0, high=0.5),
         },
     )
-    assert set(_pinned(space, {"prune.protection": 1.0, "distill.steps": 0}).dimensions) == {
-        "nodes.a.prune.ffn"
-    }
+    assert set(
+        remove_fixed_dimensions(space, {"prune.protection": 1.0, "distill.steps": 0}).dimensions
+    ) == {"nodes.a.prune.ffn"}
 
 
 def test_every_claim_names_cells_that_are_made(spec):
@@ -200,7 +204,7 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
     prepared = prepare_run(r)
     predict, ev = prepared.predictor, prepared.sensitivity
     r = dataclasses.replace(r, folder=RunFolder(tmp_path))
-    with BASELINES[name].propose(r, ev) as propose:
+    with BASELINES[name].open_proposals(r, ev) as propose:
         found = propose(predict, 1e-6, 0)
     assert (
         found.candidate
@@ -211,7 +215,6 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
 
 def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     """Blocks of one size that all lose a unit together would jump over the target."""
-    from mmcompress.experiments.baselines import _quickest
     from mmcompress.graph.blocks import apportion_cuts
     from mmcompress.run.stages import prepare_run
     from mmcompress.workspace import context as workflow
@@ -226,8 +229,8 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     prepared = prepare_run(r)
     predict, ev = prepared.predictor, prepared.sensitivity
     predict = dataclasses.replace(predict, overhead_ms=0.0)  # all of it may be cut
-    ms = predict(dataclasses.replace(_whole(r), precision=_quickest(r, predict)))
-    with BASELINES["uniform"].propose(r, ev) as propose:
+    ms = predict(dataclasses.replace(_whole(r), precision=choose_fastest_precisions(r, predict)))
+    with BASELINES["uniform"].open_proposals(r, ev) as propose:
         slow, quick = (propose(predict, share * ms, 0) for share in (0.97, 0.95))
     removed = lambda t: sum(
         b.units - t.candidate.kept_units[n][b.name] for n, bs in r.blocks.items() for b in bs
@@ -235,7 +238,7 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     assert removed(slow) <= removed(quick) and slow.latency_ms >= quick.latency_ms
     left = lambda t: t.candidate.kept_units["vision"]["tokens"]
     [window] = [b for b in r.blocks["vision"] if b.group == "tokens"]
-    with BASELINES["shortened"].propose(r, ev) as propose:
+    with BASELINES["shortened"].open_proposals(r, ev) as propose:
         short = propose(predict, 0.9 * ms, 0)
     assert left(quick) == window.units > left(short) and short.latency_ms <= 0.9 * ms
 
@@ -319,23 +322,22 @@ def _whole(r):
 
 
 def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
-    from mmcompress.experiments.compare import judge_claim, measure_side_by_side
-    from mmcompress.measure.latency import bench_with_replay as readings
+    from mmcompress.experiments import claims
     from mmcompress.run.profile import profile_pipeline
     from mmcompress.workspace import context as workflow
 
     folder, _ = compared
     r = workflow.open_run(tiny / "spec.yaml", folder, overrides=QUICK, resume=True)
-    dense, asked, real = profile_pipeline(r), [], readings.bench_with_replay
+    dense, asked, real = profile_pipeline(r), [], claims.bench_with_replay
     monkeypatch.setattr(
-        readings, "bench_with_replay", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k)
+        claims, "bench_with_replay", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k)
     )
     (folder / "beside.json").unlink(missing_ok=True)
-    found = measure_side_by_side(r, dense, names=("searched", "int8"))
+    found = measure_side_by_side(r, ("searched", "int8"), dense=dense)
     assert asked == [["fp32", "searched", "int8"]] and all(0 < x < 3 for x in found.values())
-    assert measure_side_by_side(r, dense, names=("searched", "int8")) == found and len(asked) == 1
+    assert measure_side_by_side(r, ("searched", "int8"), dense=dense) == found and len(asked) == 1
     assert (
-        len(set(measure_side_by_side(r, dense, names=("searched", "student")).values())) == 1
+        len(set(measure_side_by_side(r, ("searched", "student"), dense=dense).values())) == 1
         and len(asked) == 1
     )  # one structure
 
@@ -347,9 +349,10 @@ def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
             "supported" if gap > 0.1 else "not supported" if gap < -0.1 else "undecided at this n"
         )
         monkeypatch.setattr(
-            "mmcompress.experiments.compare.decide_claim", lambda *sides: (word, gap, 0.1)
+            "mmcompress.experiments.claims.decide_claim", lambda *sides: (word, gap, 0.1)
         )
-        return judge_claim(r, dense, says="it is so", better=("searched",), worse=("int8",))[1]
+        claim = Claim(text="it is so", better=("searched",), worse=("int8",))
+        return judge_claim(r, claim, dense=dense).verdict
 
     unequal = "not at equal latency (50.0% and 54.0% of the dense pipeline's)"
     assert claimed(0.5, 0.54, 0.0) == claimed(0.54, 0.5, 0.2) == claimed(0.5, 0.54, -0.2) == unequal
@@ -364,7 +367,7 @@ def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path):
     with pytest.raises(SpecError, match="no node may be int8"):
         compare(
             tiny / "spec.yaml", tmp_path / "c", methods=("searched", "int8"), space="search_spaces/prune_only.yaml", overrides=QUICK,
-            say=lambda stage, *a: told.append(stage),
+            on_progress=lambda stage, *a: told.append(stage),
         )  # fmt: skip
     assert "search" not in told
     off = {**QUICK, "search.linearization_rounds": 0}
@@ -375,9 +378,7 @@ def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path):
 def test_the_task_loss_alone_teaches_the_generator(spec):
     from dataclasses import replace
 
-    from mmcompress.experiments.compare import _training
-
     quiet = replace(spec, distill=replace(spec.distill, caption=0.0))
     (cell,) = [c for c in list_cells(quiet) if c.name == "task loss alone"]
     assert cell.changes["distill.caption"] == 1.0 and cell.changes["distill.logits"] == 0.0
-    assert _training(quiet.distill, BASELINES["longer"], steps=5).caption == 1.0
+    assert plan_training(quiet.distill, BASELINES["longer"], steps=5).caption == 1.0

@@ -16,7 +16,8 @@ from mmcompress.cli.options import (
     split_names,
 )
 from mmcompress.cli.results_table import print_claims, print_path
-from mmcompress.experiments.ablate import TABLES, ablate
+from mmcompress.experiments.ablate import ablate
+from mmcompress.experiments.cells import TABLES
 
 
 @click.command("ablate")

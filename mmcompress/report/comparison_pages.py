@@ -8,6 +8,7 @@ from typing import Any
 
 from mmcompress.report.charts import draw_comparison, draw_front
 from mmcompress.report.page import template_environment
+from mmcompress.results.claims import ClaimResult
 from mmcompress.results.records import Summary
 from mmcompress.results.target import target_share
 from mmcompress.storage import write_record
@@ -40,14 +41,18 @@ def _pages(name: str, folder: Path, **values: Any) -> Path:
     return folder / f"{name}.html"
 
 
-ClaimResult = tuple[str, str, float, float]
-"""A claim, its verdict, the gap and half its 95 % interval."""
-
-
 def write_claims(claims: Sequence[ClaimResult], folder: Path) -> Path:
     """Write `claims.json`."""
-    keys = ("claim", "verdict", "gap", "half")
-    return write_record(folder / "claims.json", [dict(zip(keys, c, strict=True)) for c in claims])
+    rows = [
+        {
+            "claim": claim.text,
+            "verdict": claim.verdict,
+            "gap": claim.difference,
+            "half": claim.ci_half_width,
+        }
+        for claim in claims
+    ]
+    return write_record(folder / "claims.json", rows)
 
 
 def write_comparison(
