@@ -222,8 +222,11 @@ def batch(spec, pipeline):
 def run_folder(tiny, machine) -> Path:
     """A whole finished run of the tiny pipeline, on a simulated machine."""
     from mmcompress.run import targets as workflow
+    from mmcompress.run.policy import ExtraMeasurements, RunPolicy
 
-    workflow.run(tiny / "spec.yaml", tiny / "run", **machine)
+    # without patience, as with `--moods` the latency would be measured again
+    policy = RunPolicy(extra_measurements=ExtraMeasurements(count=0))
+    workflow.run(tiny / "spec.yaml", tiny / "run", policy=policy, **machine)
     return tiny / "run"
 
 
