@@ -156,7 +156,7 @@ def passing(monkeypatch):
     """A clock that only a call of this moves, by so many seconds."""
     now = [0.0]
     monkeypatch.setattr(
-        "mmcompress.measure.latency.time", SimpleNamespace(perf_counter=lambda: now[0])
+        "mmcompress.runtime.timing.time", SimpleNamespace(perf_counter=lambda: now[0])
     )
 
     def sleep(seconds):
@@ -406,14 +406,14 @@ def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(r
 
     writer, eye = pair["b"].nodes["captioner"], pair["b"].nodes["vision"](images[0])["tokens"]
     free = writer(eye)
-    writer.dictated = (line,)
+    writer.replay = (line,)
     assert writer(eye)["scores"] == [-0.5] * len(line.sequences)
-    before = writer.step.calls
+    before = writer.step_session.calls
     assert writer(np.concatenate([eye, eye]))["scores"] == [-0.5] * len(
         line.sequences
     )  # windows share what was written of one
-    assert writer.step.calls - before == 5
-    writer.dictated = ()
+    assert writer.step_session.calls - before == 5
+    writer.replay = ()
     assert writer(eye) == free
 
 
@@ -527,10 +527,10 @@ def test_a_node_is_fitted_from_pipelines_whole_small_and_without_some_blocks():
         real.base + real.scale * s + real.per_block_ms * b
         for s, b in zip(sums, blocks, strict=True)
     ]
-    found = LinearFit.fit_in_pipeline(sums, blocks, measured=ms)
+    found = LinearFit.fit_in_pipeline(sums, blocks, measured_ms=ms)
     assert (found.base, found.scale, found.per_block_ms) == pytest.approx((0.5, 1.4, 0.05))
     odd = LinearFit.fit_in_pipeline(
-        sums, blocks, measured=[4.0, 0.9, 1.4]
+        sums, blocks, measured_ms=[4.0, 0.9, 1.4]
     )  # less than proportional: no negative base makes up for it
     assert min(odd.base, odd.scale, odd.per_block_ms) >= 0
     assert odd.base + odd.scale * 4.0 + odd.per_block_ms * 8 == pytest.approx(4.0)

@@ -433,11 +433,15 @@ def test_a_speech_folder_that_is_wrong_says_where(tmp_path, text, message):
             "query: ears.embedding",
             "must be the embedding of a text_encoder",
         ),
-        ("metrics: [wer", "metrics: [retrieval", "'retrieval' needs a node of kind nearest"),
+        (
+            "metrics: [wer",
+            "metrics: [retrieval",
+            "'retrieval' judges a node that compares two embeddings",
+        ),
         (
             "inputs: {audio: audio}\nnodes",
             "inputs: {audio: text}\nnodes",
-            "is a text, the port takes a audio",
+            "is a text, the port takes an audio",
         ),
     ],
 )
@@ -475,7 +479,7 @@ def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monk
     from mmcompress.pipeline.forward import TorchPipeline
     from mmcompress.prune.surgery import copy_without_units
 
-    monkeypatch.setattr("mmcompress.pipeline.forward.MAX_REFERENCE_TOKENS", 60)
+    monkeypatch.setattr("mmcompress.kinds.text_decoder.trainable.MAX_REFERENCE_TOKENS", 60)
     spec = load_spec(talk / "spec.yaml")
     models = load_models(spec)
     pipeline = TorchPipeline(spec, models)
