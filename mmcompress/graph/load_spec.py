@@ -1,4 +1,5 @@
-"""Reads a spec from a YAML file: values, graph and targets checked, all errors of a kind at once."""
+"""Reads a spec from a YAML file: values, graph and targets checked, all errors of a kind at
+once."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ LIBRARY_SCHEMES = ("transformers", "open_clip")
 def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
     """Read, override and validate a pipeline spec, its graph included.
 
-    File names in it may begin with `~`. Relative ones are looked for in the folder of the spec, then
-    in the working folder.
+    File names in it may begin with `~`. Relative ones are looked for in the folder of the spec,
+    then in the working folder.
 
     Args:
         path: The YAML file.

@@ -1,4 +1,5 @@
-"""Precisions a node may be deployed in: what is written, by ONNX Runtime's own quantizers. No torch."""
+"""Precisions a node may be deployed in: what is written, by ONNX Runtime's own quantizers. No
+torch."""
 
 from __future__ import annotations
 
@@ -20,11 +21,12 @@ Feeds = Sequence[Mapping[str, np.ndarray]]
 class Precision:
     """How the weights of matrix products are stored, and what they are multiplied with.
 
-    `levels`: largest magnitude of a symmetric weight, 0 for an asymmetric byte; one scale for each output channel, or
-    for every `group` inputs of one. `activations`: rounded to 8 bits over the range they have at run time ("dynamic"),
-    over that seen on calibration data ("static"), within a product every `group` over its own ("grouped"), or left as
-    they are. `exponent`: bits of it in a float of 16 `bits`; with 5 everything is such a float (weights, activations,
-    products), with 8 the weights are, all else being float. `flags`: CPU instructions one of which it needs to be
+    `levels`: largest magnitude of a symmetric weight, 0 for an asymmetric byte; one scale for each
+    output channel, or for every `group` inputs of one. `activations`: rounded to 8 bits over the
+    range they have at run time ("dynamic"), over that seen on calibration data ("static"), within a
+    product every `group` over its own ("grouped"), or left as they are. `exponent`: bits of it in a
+    float of 16 `bits`; with 5 everything is such a float (weights, activations, products), with 8
+    the weights are, all else being float. `flags`: CPU instructions one of which it needs to be
     right.
     """
 
@@ -36,7 +38,8 @@ class Precision:
     flags: tuple[str, ...] = ()
 
 
-# Weights of 7 bits: without VNNI the 8-bit products of AVX2 saturate in 16 bits and results are silently wrong.
+# Weights of 7 bits: without VNNI the 8-bit products of AVX2 saturate in 16 bits and results are
+# silently wrong.
 INT8 = Precision(levels=64, activations="dynamic")
 
 
@@ -83,7 +86,8 @@ def quantize_model(
     feeds: Feeds = (),
     spared: Sequence[np.ndarray] = (),
 ) -> tuple[Path, int]:
-    """Write an ONNX model (a path or a `ModelProto`) in a precision other than fp32; (the file, products spared).
+    """Write an ONNX model (a path or a `ModelProto`) in a precision other than fp32; (the file,
+    products spared).
 
     `feeds`: for a static one; `spared`: weights [o, i] whose products stay in fp32.
 
@@ -152,7 +156,8 @@ def _excluded(names: Sequence[str]) -> list[str]:
 
 
 def _half(model: Any, target: Path, left: Sequence[str]) -> Path:
-    """Everything in 16 bits but inputs and outputs; a CPU without such kernels converts back and forth."""
+    """Everything in 16 bits but inputs and outputs; a CPU without such kernels converts back and
+    forth."""
     import onnx
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
@@ -165,8 +170,8 @@ def _half(model: Any, target: Path, left: Sequence[str]) -> Path:
 
 
 def _brain(model: Any, target: Path, left: Sequence[str]) -> Path:
-    """Matrices as bfloat16, cast to float where they are read, once at load: ONNX Runtime has no bfloat16 products on a
-    CPU (microsoft/onnxruntime#28768)."""
+    """Matrices as bfloat16, cast to float where they are read, once at load: ONNX Runtime has no
+    bfloat16 products on a CPU (microsoft/onnxruntime#28768)."""
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 

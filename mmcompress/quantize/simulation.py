@@ -21,7 +21,8 @@ def round_weight(w: Tensor, p: Precision = INT8) -> Tensor:
     if p.group:
         rows, columns = w.shape
         padded = F.pad(w, (0, -columns % p.group)).view(rows, -1, p.group)
-        # a group's largest weight, sign and all, becomes the lowest level, of which there is one more
+        # a group's largest weight, sign and all, becomes the lowest level, of which there is one
+        # more
         top = padded.gather(2, padded.abs().argmax(2, keepdim=True))
         scale = torch.where(top == 0, torch.ones_like(top), -top / (p.levels + 1))
         return ((padded / scale).round().clamp(-p.levels - 1, p.levels) * scale).view(rows, -1)[
@@ -45,7 +46,8 @@ def round_activation(x: Tensor) -> Tensor:
 
 
 def round_groups(x: Tensor, size: int) -> Tensor:
-    """x [..., i] rounded to 8 symmetric bits over every `size` inputs, as MatMulNBits does at accuracy level 4."""
+    """x [..., i] rounded to 8 symmetric bits over every `size` inputs, as MatMulNBits does at
+    accuracy level 4."""
     padded = F.pad(x, (0, -x.shape[-1] % size)).unflatten(-1, (-1, size))
     scale = (padded.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-12)
     return ((padded / scale).round() * scale).flatten(-2)[..., : x.shape[-1]]
@@ -59,7 +61,8 @@ def simulate_precision(
     spared: Container[nn.Module] = (),
     only: Container[nn.Module] | None = None,
 ) -> Iterator[None]:
-    """Run `model` as if its linear layers were of a precision; a static range is taken to be that of the batch.
+    """Run `model` as if its linear layers were of a precision; a static range is taken to be that
+    of the batch.
 
     `spared`: layers that are not rounded; `only`: if given, nothing but these is.
     """

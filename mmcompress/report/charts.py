@@ -82,7 +82,8 @@ def draw_node_bars(s: Summary) -> str:
 
 
 def draw_structure_map(s: Summary) -> str:
-    """Every block of every model: what was kept (filled) of what there was; cross-modal blocks outlined."""
+    """Every block of every model: what was kept (filled) of what there was; cross-modal blocks
+    outlined."""
     rows = structure_rows(s.blocks, s.kept_units)
     cell, gap, left = 74.0, 6.0, 96.0
     width = left + max(len(r) for r in rows.values()) * (cell + gap)
@@ -184,8 +185,13 @@ def draw_front(summaries: Mapping[str, Summary]) -> str:
     runs = list(summaries.values())
     fastest = max([s.speedup for s in runs] + [s.target.speedup for s in runs]) * 1.08
     least = min(0.9, *(s.quality_retained for s in runs)) - 0.02
-    x = lambda v: left + (v - 1) / max(fastest - 1, 1e-9) * (width - left - 40)
-    y = lambda v: 12 + (1.01 - v) / (1.01 - least) * (height - bottom - 12)
+
+    def x(speedup: float) -> float:
+        return left + (speedup - 1) / max(fastest - 1, 1e-9) * (width - left - 40)
+
+    def y(retained: float) -> float:
+        return 12 + (1.01 - retained) / (1.01 - least) * (height - bottom - 12)
+
     body = []
     for k in range(5):
         v = least + (1 - least) * k / 4
@@ -233,9 +239,7 @@ def draw_comparison(summaries: Mapping[str, Summary]) -> str:
         values = [v for _, _, q in rows for v in (q[metric].low, q[metric].high)]
         low, high = min(values), max(max(values), min(values) + 1e-6)
         start = left + k * panel
-        x = lambda v, start=start, low=low, high=high: (
-            start + (v - low) / (high - low) * (panel - 30)
-        )
+        scale = (panel - 30) / (high - low)
         body.append(
             _text(
                 start,
@@ -245,11 +249,16 @@ def draw_comparison(summaries: Mapping[str, Summary]) -> str:
             )
         )
         for i, (_, _, quality) in enumerate(rows):
-            q, y = quality[metric], 34 + i * step
+            q = quality[metric]
+            y = 34 + i * step
+            left_end = start + (q.low - low) * scale
+            right_end = start + (q.high - low) * scale
+            middle = start + (q.value - low) * scale
             body.append(
-                f'<line x1="{x(q.low):.1f}" x2="{x(q.high):.1f}" y1="{y}" y2="{y}" class="interval"/>'
+                f'<line x1="{left_end:.1f}" x2="{right_end:.1f}" y1="{y}" y2="{y}" '
+                'class="interval"/>'
             )
-            dot = f'<circle cx="{x(q.value):.1f}" cy="{y}" r="5" fill="{PALETTE[k % 6]}">'
+            dot = f'<circle cx="{middle:.1f}" cy="{y}" r="5" fill="{PALETTE[k % 6]}">'
             body.append(f"{dot}<title>{q.value:.1%}</title></circle>")
     for i, label in enumerate(labels):
         body.append(_text(left - 14, 38 + i * step, text=label, anchor="end"))
@@ -260,11 +269,21 @@ def draw_prediction(predicted: Sequence[float], measured: Sequence[float]) -> st
     """Predicted against measured milliseconds, on one scale; it can stand in a file of its own."""
     size, left = 420.0, 54.0
     low, high = 0.95 * min(*predicted, *measured), 1.05 * max(*predicted, *measured)
-    at = lambda v: (v - low) / (high - low) * (size - left - 16)
-    x, y = (lambda v: left + at(v)), (lambda v: size - 46 - at(v))
-    style = 'style="max-width: 420px" xmlns="http://www.w3.org/2000/svg" font-family="system-ui, sans-serif" font-size="12"'
+    scale = (size - left - 16) / (high - low)
+
+    def x(milliseconds: float) -> float:
+        return left + (milliseconds - low) * scale
+
+    def y(milliseconds: float) -> float:
+        return size - 46 - (milliseconds - low) * scale
+
+    style = (
+        'style="max-width: 420px" xmlns="http://www.w3.org/2000/svg" '
+        'font-family="system-ui, sans-serif" font-size="12"'
+    )
     body = [
-        f'<line x1="{x(low)}" y1="{y(low)}" x2="{x(high)}" y2="{y(high)}" stroke="#999" stroke-dasharray="5 4"/>'
+        f'<line x1="{x(low)}" y1="{y(low)}" x2="{x(high)}" y2="{y(high)}" '
+        'stroke="#999" stroke-dasharray="5 4"/>'
     ]
     for k in range(5):
         v = low + (high - low) * k / 4

@@ -62,7 +62,8 @@ def write_comparison(
     claims: Sequence[ClaimResult],
     folder: Path,
 ) -> Path:
-    """Write `compare.json`, `.md` and `.html`, and the claims; `summaries` and what they are, by method."""
+    """Write `compare.json`, `.md` and `.html`, and the claims; `summaries` and what they are, by
+    method."""
 
     write_claims(claims, folder)
     write_record(folder / "compare.json", {name: summary_row(s) for name, s in summaries.items()})
@@ -75,7 +76,8 @@ def write_comparison(
 def write_ablation(
     tables: Mapping[str, Mapping[str, Summary]], claims: Sequence[ClaimResult], *, folder: Path
 ) -> Path:
-    """Write `ablation.json`, `.md` and `.html`, and the claims: cells by table, and what they say of each."""
+    """Write `ablation.json`, `.md` and `.html`, and the claims: cells by table, and what they say
+    of each."""
 
     write_claims(claims, folder)
     write_record(
@@ -90,7 +92,8 @@ def write_ablation(
 
 
 def write_front(summaries: Mapping[str, Summary], folder: Path) -> Path:
-    """Write `front.json`, `.md` and `.html`; `summaries` by the name of their folder. Returns the page."""
+    """Write `front.json`, `.md` and `.html`; `summaries` by the name of their folder. Returns the
+    page."""
 
     summaries = dict(sorted(summaries.items(), key=lambda named: named[1].target.speedup))
     write_record(folder / "front.json", {name: summary_row(s) for name, s in summaries.items()})

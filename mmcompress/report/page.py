@@ -1,4 +1,5 @@
-"""Records -> one self-contained HTML file, a Markdown file and `summary.json`. No torch, no network."""
+"""Records -> one self-contained HTML file, a Markdown file and `summary.json`. No torch, no
+network."""
 
 from __future__ import annotations
 
@@ -79,7 +80,8 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
 
 
 def _drawn(summary: Summary, folder: Path) -> Prediction | None:
-    """What lies of that in the folder of a run, or of several targets together; nothing of another pipeline."""
+    """What lies of that in the folder of a run, or of several targets together; nothing of another
+    pipeline."""
     for at in (folder / PREDICTION_FILE, folder.parent / PREDICTION_FILE):
         with suppress(DataError):  # a report does not fail for it
             if at.exists() and (found := read_record(Prediction, at)).pipeline == summary.pipeline:
