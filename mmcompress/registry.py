@@ -329,34 +329,34 @@ EXECUTORS = Registry(
 PRECISIONS = Registry(
     "precision",
     {
-        "fp32": ("mmcompress.quantize.base:FP32", "as trained"),
+        "fp32": ("mmcompress.quantize.schemes.fp32:FP32", "as trained"),
         "int8": (
-            "mmcompress.quantize.base:INT8",
+            "mmcompress.quantize.schemes.dynamic:INT8",
             "dynamic, 7-bit weights per channel: right on any CPU",
         ),
         "int8_full": (
-            "mmcompress.quantize.base:INT8_FULL",
+            "mmcompress.quantize.schemes.dynamic:INT8_FULL",
             "dynamic, 8-bit weights: for CPUs with VNNI alone",
         ),
-        "uint8": ("mmcompress.quantize.base:UINT8", "dynamic, asymmetric 8-bit weights"),
+        "uint8": ("mmcompress.quantize.schemes.dynamic:UINT8", "dynamic, asymmetric 8-bit weights"),
         "int8_static": (
-            "mmcompress.quantize.base:INT8_STATIC",
+            "mmcompress.quantize.schemes.static:INT8_STATIC",
             "ranges of activations from calibration data",
         ),
         "w8": (
-            "mmcompress.quantize.base:W8",
+            "mmcompress.quantize.schemes.weights_only:W8",
             "weights in 8 bits, in groups of 32; float between products",
         ),
         "w4": (
-            "mmcompress.quantize.base:W4",
+            "mmcompress.quantize.schemes.weights_only:W4",
             "weights in 4 bits, in groups of 32; float between products",
         ),
         "fp16": (
-            "mmcompress.quantize.base:FP16",
+            "mmcompress.quantize.schemes.sixteen_bit:FP16",
             "half precision: half the size, faster where a device has it",
         ),
         "bf16": (
-            "mmcompress.quantize.base:BF16",
+            "mmcompress.quantize.schemes.sixteen_bit:BF16",
             "weights alone, as bfloat16: half the size, no faster",
         ),
     },

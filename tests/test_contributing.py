@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.metrics.answers import Answers
 from mmcompress.prune.importance.inputs import ImportanceInputs
+from mmcompress.quantize.simulation import simulate_precision
 from mmcompress.registry import DATA_KINDS, IMPORTANCE, METRICS, NODE_KINDS, resolve_entry
 
 GUIDE = Path(__file__).resolve().parents[1] / "docs" / "contributing.md"
@@ -33,7 +35,13 @@ def plugins(tmp_path_factory):
 
 
 def test_there_is_an_example_for_every_plug_point_of_the_guide(plugins):
-    assert set(plugins) == {"farthest", "largest_first", "short_answers", "grey_squares"}
+    assert set(plugins) == {
+        "farthest",
+        "largest_first",
+        "small_groups",
+        "short_answers",
+        "grey_squares",
+    }
 
 
 def test_a_spec_takes_a_kind_of_node_from_a_plugin(plugins, tiny, tmp_path):
@@ -54,6 +62,17 @@ def test_a_criterion_scores_every_unit(plugins, pipeline, models, batch):
     scores = IMPORTANCE.get("largest_first")(inputs)
     for node, model in models.items():
         assert all(len(scores[node][b.name]) == b.units for b in model.weighted_blocks)
+
+
+def test_a_precision_of_a_plugin_is_simulated(plugins):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 8)
+    exact = layer.weight.detach().clone()
+    with simulate_precision(layer, "w4_small_groups"):
+        groups = layer.weight.view(8, 4, 16)
+        assert all(len(group.unique()) <= 16 for row in groups for group in row)
+        assert not torch.equal(layer.weight, exact)
+    assert torch.equal(layer.weight, exact)
 
 
 def test_a_metric_scores_every_answer(plugins):

@@ -200,10 +200,10 @@ def test_a_target_of_a_percentile_is_predicted_as_one(tiny, elsewhere, tmp_path)
 
 
 def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_path, monkeypatch):
-    from mmcompress.quantize import base as precision
+    from mmcompress.quantize.schemes import dynamic as precision
 
     monkeypatch.setattr(
-        precision, "INT8", dataclasses.replace(precision.INT8, flags=("no_such_flag",))
+        precision, "INT8", dataclasses.replace(precision.INT8, cpu_flags=("no_such_flag",))
     )
     with pytest.raises(DataError, match="that device lacks no_such_flag"):
         workflow.run(

@@ -18,7 +18,12 @@ from mmcompress.export.proofs import prove_generation
 from mmcompress.export.weights import load_weights, save_weights
 from mmcompress.prune.surgery import copy_without_units, resize_model_
 from mmcompress.quantize.base import quantize_model
-from mmcompress.quantize.simulation import round_activation, round_weight, simulate_precision
+from mmcompress.quantize.schemes.dynamic import INT8
+from mmcompress.quantize.simulation import (
+    round_signed_channels,
+    round_to_bytes,
+    simulate_precision,
+)
 from mmcompress.registry import PRECISIONS
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu
@@ -332,9 +337,9 @@ def test_int8_does_not_saturate_and_is_what_was_simulated(tmp_path):
 
 def test_fake_rounding_has_the_stated_number_of_levels():
     w = torch.randn(4, 1000)
-    assert max(len(torch.unique(row)) for row in round_weight(w)) <= 129
-    assert len(torch.unique(round_activation(torch.randn(1000)))) <= 256
-    assert torch.equal(round_activation(torch.zeros(5)), torch.zeros(5))
+    assert max(len(torch.unique(row)) for row in round_signed_channels(w, INT8)) <= 129
+    assert len(torch.unique(round_to_bytes(torch.randn(1000), INT8))) <= 256
+    assert torch.equal(round_to_bytes(torch.zeros(5), INT8), torch.zeros(5))
 
 
 ROUNDED = [p for p in PRECISIONS.names() if p != "fp32"]
@@ -342,7 +347,7 @@ ROUNDED = [p for p in PRECISIONS.names() if p != "fp32"]
 
 @pytest.mark.parametrize("precision", ROUNDED)
 def test_every_precision_is_deployed_as_it_is_simulated(tmp_path, precision):
-    needed = PRECISIONS.get(precision).flags
+    needed = PRECISIONS.get(precision).cpu_flags
     if needed and not set(needed) & set(describe_cpu()["flags"]):
         pytest.skip("this CPU has none of the instructions it needs")
     torch.manual_seed(0)
@@ -418,7 +423,7 @@ def test_simulated_rounding_spares_and_singles_out(models):
     changed = lambda: {n for n, p in m.named_parameters() if not torch.equal(p, before[n])}
     with simulate_precision(m, "int8"):
         every = changed()
-    with simulate_precision(m, "int8", spared=m.list_linear_layers(("0.ffn",))):
+    with simulate_precision(m, "int8", fp32_layers=m.list_linear_layers(("0.ffn",))):
         most = changed()
     with simulate_precision(m, "int8", only=m.list_linear_layers(("0.ffn",))):
         one = changed()

@@ -950,7 +950,7 @@ def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, one_
 
 def test_a_static_precision_of_a_plugin_gets_calibration_inputs(tiny, tmp_path):
     """Not only the one that is named int8_static."""
-    from mmcompress.quantize.base import INT8_STATIC
+    from mmcompress.quantize.schemes.static import INT8_STATIC
     from mmcompress.registry import PRECISIONS
 
     PRECISIONS.add("own_static", INT8_STATIC)

@@ -135,7 +135,7 @@ def quantize_bundle(
                 _quantize_file_(file, node_precision, graph=graphs.get(graph_name))
                 manifest["files"][file_name] = _describe_file(file)
             entry["precision"] = node_precision
-            entry["cpu_flags"] = list(PRECISIONS.get(node_precision).flags)
+            entry["cpu_flags"] = list(PRECISIONS.get(node_precision).cpu_flags)
         write_record(new_folder / "manifest.json", manifest)
     return folder
 
@@ -216,7 +216,7 @@ class _BundleWriter:
         cpu_flags: list[str] = []
         if precision != FP32:
             fp32_blocks = sorted(self.contents.fp32_blocks.get(node_name, ()))
-            cpu_flags = list(PRECISIONS.get(precision).flags)
+            cpu_flags = list(PRECISIONS.get(precision).cpu_flags)
             self._quantize_node(node_name, precision, files=files)
         # `spared` and `structure` are the names of format 2 for fp32 blocks and kept units.
         entry["precision"] = precision
@@ -338,7 +338,7 @@ def _quantize_graphs(
             file,
             target=file.with_suffix(".small.onnx"),
             feeds=feeds.get(graph_name, ()),
-            spared=fp32_weights,
+            fp32_weights=fp32_weights,
         )
         fp32_count += graph_fp32_count
     # A layer that is not found would be quantized in silence.
@@ -365,4 +365,4 @@ def _quantize_file_(file: Path, precision: str, *, graph: ExportGraph | None) ->
 
 def _has_static_ranges(precision: str) -> bool:
     """Return whether a precision takes the ranges of activations from calibration inputs."""
-    return bool(PRECISIONS.get(precision).activations == "static")
+    return bool(PRECISIONS.get(precision).needs_calibration)

@@ -188,7 +188,7 @@ def _predict_from_readings(readings: Readings, plan: MeasurementPlan) -> Predict
 
 def _check_precision_flags(readings: Readings, node_name: str, *, precision: str) -> None:
     """Raise `DataError` when one of the machines lacks instructions that a precision needs."""
-    needed = set(getattr(PRECISIONS.get(precision), "flags", ()))
+    needed = set(PRECISIONS.get(precision).cpu_flags)
     machines = {
         "that device": readings.cpu["flags"],
         "this machine, which judges,": describe_cpu()["flags"],

@@ -347,7 +347,7 @@ def _run_candidate(
             precision = structure.precision[node_name]
             fp32_blocks = state.fp32_blocks.get(node_name, {}).get(precision, ())
             fp32_layers = model.list_linear_layers(fp32_blocks)
-            simulations.enter_context(simulate_precision(model, precision, spared=fp32_layers))
+            simulations.enter_context(simulate_precision(model, precision, fp32_layers=fp32_layers))
             models[node_name] = model
         return state.pipeline.forward_in_pieces(models, batch, known=known)
 

@@ -251,7 +251,7 @@ def has_static_ranges(precision: str) -> bool:
     """Return whether a precision takes the ranges of its activations from calibration inputs."""
     if precision == "fp32":
         return False
-    return bool(PRECISIONS.get(precision).activations == "static")
+    return bool(PRECISIONS.get(precision).needs_calibration)
 
 
 def open_run(

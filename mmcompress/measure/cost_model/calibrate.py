@@ -380,7 +380,7 @@ def _quantize_file(file: Path, precision: str, *, feed: Mapping[str, np.ndarray]
     """
     calibration_feeds: list[dict[str, np.ndarray]] = []
     quantization: Precision = PRECISIONS.get(precision)
-    if quantization.activations == "static":
+    if quantization.needs_calibration:
         input_names = {graph_input.name for graph_input in open_session(file, 0).get_inputs()}
         # an optimized graph may have lost an input that it did not use
         used_inputs = {name: array for name, array in feed.items() if name in input_names}

@@ -108,7 +108,7 @@ def gather_sensitivity(
                 )
                 fp32_blocks[node_name][precision] = sensitive_blocks
             fp32_layers = model.list_linear_layers(sensitive_blocks)
-            with simulate_precision(model, precision, spared=fp32_layers):
+            with simulate_precision(model, precision, fp32_layers=fp32_layers):
                 rounding[node_name][precision] = measure_loss_increase()
     sensitivity = Sensitivity(
         scores=scores,
