@@ -102,6 +102,7 @@ def expand_mask(mask: Tensor, block: Block, *, like: Tensor) -> Tensor:
     if mask.ndim == 2 and len(like) != len(mask):
         texts_per_sample = len(like) // len(mask)
         features_F = features_F.repeat_interleave(texts_per_sample, 0)
+    # A convolution has its features on the second axis, all other layers on the last one.
     if like.ndim == 4:
         return features_F[..., None, None]
     if mask.ndim == 1:
@@ -136,7 +137,8 @@ def list_writer_rows(block: Block, writer: Writer, *, units: Tensor) -> Tensor:
 def _list_spans(units: Tensor, width: int) -> Tensor:
     """Return the indices that units of a width cover."""
     first_indices = units[:, None] * width
-    return (first_indices + torch.arange(width)).flatten()
+    spans = first_indices + torch.arange(width)
+    return spans.flatten()
 
 
 def get_weight(model: Model, path: str) -> Tensor:

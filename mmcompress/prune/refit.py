@@ -38,32 +38,32 @@ MIN_MEAN_VARIANCE = 1e-8
 class Gram:
     """Running sums over the inputs of one output projection."""
 
-    xx: Tensor
+    product_sums: Tensor
     """[f, f] sum over rows of x x^T."""
-    x: Tensor
+    sums: Tensor
     """[f] sum over rows of x."""
-    n: float = 0.0
+    row_count: float = 0.0
     """Rows that were added."""
 
     @classmethod
     def empty(cls, size: int) -> Gram:
         """Return sums over no rows of `size` features."""
         product_sums = torch.zeros(size, size)
-        return cls(xx=product_sums, x=torch.zeros(size))
+        return cls(product_sums=product_sums, sums=torch.zeros(size))
 
     def add_(self, rows_RF: Tensor) -> None:
         """Add some rows."""
-        self.xx += rows_RF.T @ rows_RF
-        self.x += rows_RF.sum(0)
-        self.n += len(rows_RF)
+        self.product_sums += rows_RF.T @ rows_RF
+        self.sums += rows_RF.sum(0)
+        self.row_count += len(rows_RF)
 
     def compute_second_moment(self) -> Tensor:
         """Return the mean of x x^T [f, f]."""
-        return self.xx / self.n
+        return self.product_sums / self.row_count
 
     def compute_mean(self) -> Tensor:
         """Return the mean of x [f]."""
-        return self.x / self.n
+        return self.sums / self.row_count
 
     def compute_covariance(self) -> Tensor:
         """Return the covariance of x [f, f]."""
@@ -101,6 +101,7 @@ def measure_grams(pipeline: TorchPipeline, models: Models, *, batch: Batch) -> d
                     )
                     hook = transform_inputs(model, (block.reader,), transform=record)
                     stack.enter_context(hook)
+            # Outputs don't matter: the hooks see what is read.
             pipeline.forward(models, piece)
     return grams
 
@@ -121,10 +122,11 @@ def _make_gram_recorder(
 def _select_rows(x: Tensor, block: Block, *, batch: Batch, node_name: str) -> Tensor:
     """Return the positions that hold something as rows [r, f]; all those of a prefix do."""
     if x.ndim == 4:
-        # [b, f, h, w] of a convolution
+        # [b, f, h, w] of a convolution: every place of the picture is a row.
         x = x.permute(0, 2, 3, 1)
     keep = batch.keep.get(node_name)
     if keep is not None and "stream" in block.reads:
+        # Of several texts a sample, each one has a row of its own.
         keep = keep.flatten(0, -2)
         prefix_length = x.shape[1] - keep.shape[1]
         if prefix_length > 0:
@@ -212,6 +214,7 @@ def is_refittable(model: Model, block: Block) -> bool:
 
 def _get_constant(model: Model, block: Block) -> ConstantOutput:
     """Return the module that replaced a removed block and gives a constant."""
+    # A "skip" only passes on its input, to the constant behind it.
     path = next(path for path, mode in block.drop if not mode.startswith("skip"))
     constant = model.get_submodule(path)
     assert isinstance(constant, ConstantOutput)
@@ -235,6 +238,7 @@ def refit_in_order_(
         batch: Calibration pairs.
         ridge: Ridge as a share of the mean variance of the inputs.
     """
+    # What a block put out is compared position by position, so both sides need the same ones.
     dense_models: dict[str, Model] = {}
     for node_name, model in dense.items():
         dense_models[node_name] = _cut_same_positions(model, models[node_name])
@@ -252,6 +256,7 @@ def refit_in_order_(
             known=dense_outputs,
             blocks=cut_blocks,
         )
+        # Nodes that were refitted give what they give now, those behind what the dense ones give.
         known = {**dense_outputs, **refitted_outputs}
         del known[node_name]
         with ExitStack() as stack:

@@ -43,6 +43,7 @@ def plan_rounds(
             for block in node_blocks:
                 final_units = final[node_name].get(block.name, block.units)
                 if is_last:
+                    # Only the last round may drop a block whole.
                     kept[node_name][block.name] = final_units
                 else:
                     kept[node_name][block.name] = _plan_units(
@@ -92,6 +93,7 @@ def narrow_models(
         units = choose_units(kept[node_name], model.blocks, scores=scores[node_name])
         smaller_models[node_name] = copy_without_units(model, units).eval()
         smaller_survivors[node_name] = dict(survivors[node_name])
+        # The indices are those of the model as it is now, survivors those of the dense model.
         for block_name, kept_indices in units.items():
             old_units = survivors[node_name][block_name]
             smaller_survivors[node_name][block_name] = old_units[kept_indices]

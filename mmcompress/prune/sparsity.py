@@ -89,6 +89,7 @@ def measure_zero_share(model: Model) -> float:
     total = 0
     zeros = 0
     for layer in model.list_linear_layers():
-        total += layer.weight.numel()
-        zeros += int((layer.weight == 0).sum())
+        is_zero = layer.weight == 0
+        total += is_zero.numel()
+        zeros += int(is_zero.sum())
     return zeros / total if total else 0.0

@@ -58,8 +58,10 @@ def _index_tensors_(module: nn.Module, names: tuple[str, ...], *, index: Tensor)
     for name in names:
         value = getattr(module, name)
         if isinstance(value, nn.Parameter):
-            setattr(module, name, nn.Parameter(value.detach()[index].clone()))
+            kept_rows = value.detach()[index].clone()
+            setattr(module, name, nn.Parameter(kept_rows))
         elif value is not None:
+            # A buffer, such as the running mean of a batch norm.
             setattr(module, name, value[index].clone())
 
 
@@ -103,6 +105,7 @@ def _cut_block_(model: Model, block: Block, *, units: Tensor) -> Block | None:
     if count == block.units:
         return block
     if block.group == "tokens":
+        # Positions have no weights: the selector only passes on fewer.
         selector = model.get_submodule(block.reader)
         assert isinstance(selector, TokenSelector)
         selector.keep_positions_(units)
@@ -114,9 +117,12 @@ def _cut_block_(model: Model, block: Block, *, units: Tensor) -> Block | None:
 def _drop_block_(model: Model, block: Block) -> None:
     """Replace the modules of a block by constants, which start as the bias of its reader."""
     reader = model.get_linear(block.reader)
-    bias = reader.bias if reader.bias is not None else torch.zeros(reader.out_features)
+    bias = reader.bias
+    if bias is None:
+        bias = torch.zeros(reader.out_features)
     for path, mode in block.drop:
-        model.set_submodule(path, REPLACEMENTS[mode](bias))
+        make_replacement = REPLACEMENTS[mode]
+        model.set_submodule(path, make_replacement(bias))
 
 
 def _slice_layers_(model: Model, block: Block, *, units: Tensor) -> None:
@@ -126,6 +132,7 @@ def _slice_layers_(model: Model, block: Block, *, units: Tensor) -> None:
         rows = list_writer_rows(block, writer, units=units)
         keep_out_features_(model.get_submodule(writer.path), rows)
     for path in block.per_channel:
+        # Modules between writers and readers treat each feature alone: batch norms, for example.
         keep_channels_(model.get_submodule(path), features)
     for path in (block.reader, *block.extra_readers):
         keep_in_features_(model.get_submodule(path), features)
@@ -163,6 +170,7 @@ def restore_units(model: Model, small: Model, *, kept: Units) -> Model:
     trained_weights = dict(small.named_parameters())
     numbers_by_name = dict(places.named_parameters())
     whole = copy.deepcopy(model)
+    # A name may be missing on either side: blocks that were dropped have no weights left.
     for name, parameter in whole.named_parameters():
         is_left = name in trained_weights and name in numbers_by_name
         if not is_left or name in constant_names:

@@ -168,7 +168,7 @@ def make_worker_context(
     gram_arrays = {}
     for node_name, node_grams in grams.items():
         gram_arrays[node_name] = {
-            block: GramArrays(xx=gram.xx.numpy(), x=gram.x.numpy(), n=gram.n)
+            block: GramArrays(xx=gram.product_sums.numpy(), x=gram.sums.numpy(), n=gram.row_count)
             for block, gram in node_grams.items()
         }
     return WorkerContext(
@@ -299,7 +299,9 @@ def _load_state(context: WorkerContext) -> _WorkerState:
     grams: dict[str, Grams] = {}
     for node_name, node_grams in context.grams.items():
         grams[node_name] = {
-            block: Gram(xx=_make_tensor(gram.xx), x=_make_tensor(gram.x), n=gram.n)
+            block: Gram(
+                product_sums=_make_tensor(gram.xx), sums=_make_tensor(gram.x), row_count=gram.n
+            )
             for block, gram in node_grams.items()
         }
     batch = _make_batch(context.batch)

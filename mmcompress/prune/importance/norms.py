@@ -28,7 +28,8 @@ def score_by_magnitude(inputs: ImportanceInputs) -> Scores:
     """Score units by the L2 norm of all weights that write or read them (Li et al. 2017)."""
 
     def score_block(node_name: str, model: Model, block: Block) -> Tensor:
-        return _sum_unit_weights(model, block, size_of=Tensor.square).sqrt()
+        squares_U = _sum_unit_weights(model, block, size_of=Tensor.square)
+        return squares_U.sqrt()
 
     return score_weighted_blocks(inputs, score_block)
 
@@ -62,4 +63,5 @@ def _sum_written_weights(
     all_units = torch.arange(block.units)
     rows = list_writer_rows(block, writer, units=all_units)
     rows_PUW = rows.view(writer.parts, block.units, writer.width)
-    return written_R[rows_PUW].sum((0, 2))
+    written_PUW = written_R[rows_PUW]
+    return written_PUW.sum((0, 2))

@@ -1,4 +1,4 @@
-"""Random scores: the control that every criterion must beat."""
+"""Random scores: the control that every criterion must beat. U: units of a block."""
 
 from __future__ import annotations
 
@@ -14,5 +14,6 @@ def score_at_random(inputs: ImportanceInputs) -> Scores:
     for node_name, model in inputs.models.items():
         scores[node_name] = {}
         for block in model.blocks:
-            scores[node_name][block.name] = torch.rand(block.units, generator=generator)
+            uniform_U = torch.rand(block.units, generator=generator)
+            scores[node_name][block.name] = uniform_U
     return scores

@@ -72,6 +72,7 @@ def score_by_elimination(reader: nn.Linear, block: Block, *, gram: Gram) -> Tens
         scores[units_U[leaving]] = error + leaving_costs.cumsum(0)
         error += float(leaving_costs.sum())
 
+        # The rest takes over what it can of those that go, as a refit would.
         is_kept_U = torch.ones(len(units_U), dtype=torch.bool)
         is_kept_U[leaving] = False
         is_kept_F = is_kept_U.repeat_interleave(width)
@@ -115,4 +116,5 @@ def _measure_costs(weight_OF: Tensor, inverse_FF: Tensor, *, width: int) -> Tens
     weight_OUW = weight_OF.view(-1, unit_count, width)
     weight_UWO = weight_OUW.permute(1, 2, 0)
     solved_UWO = torch.linalg.solve(own_inverse_UWW, weight_UWO)
-    return (weight_UWO * solved_UWO).sum((1, 2))
+    products_UWO = weight_UWO * solved_UWO
+    return products_UWO.sum((1, 2))

@@ -70,9 +70,9 @@ def write_sensitivity(sensitivity: Sensitivity, folder: RunFolder) -> None:
             tensors[f"score/{node_name}/{block_name}"] = block_scores.contiguous()
     for node_name, node_grams in sensitivity.grams.items():
         for block_name, gram in node_grams.items():
-            tensors[f"xx/{node_name}/{block_name}"] = gram.xx
-            tensors[f"x/{node_name}/{block_name}"] = gram.x
-            tensors[f"n/{node_name}/{block_name}"] = torch.tensor(gram.n)
+            tensors[f"xx/{node_name}/{block_name}"] = gram.product_sums
+            tensors[f"x/{node_name}/{block_name}"] = gram.sums
+            tensors[f"n/{node_name}/{block_name}"] = torch.tensor(gram.row_count)
     with replace_file(folder.sensitivity_tensors) as path:
         save_file(tensors, path)
     figures = _StoredFigures(
@@ -102,9 +102,9 @@ def read_sensitivity(models: Mapping[str, Model], folder: RunFolder) -> Sensitiv
             scores[node_name][block.name] = tensors[f"score/{place}"]
             if f"xx/{place}" in tensors:
                 grams[node_name][block.name] = Gram(
-                    xx=tensors[f"xx/{place}"],
-                    x=tensors[f"x/{place}"],
-                    n=float(tensors[f"n/{place}"]),
+                    product_sums=tensors[f"xx/{place}"],
+                    sums=tensors[f"x/{place}"],
+                    row_count=float(tensors[f"n/{place}"]),
                 )
     return Sensitivity(
         scores=scores,
