@@ -110,12 +110,12 @@ def _estimate_wilson_interval(scores: PerSampleScores) -> tuple[float, float, fl
         middle = (p + z^2 / 2n) / (1 + z^2 / n)
         half   = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
     """
-    n = len(scores.numerators)
+    input_count = len(scores.numerators)
     share = float(np.array(scores.numerators).mean())
     z_squared = NORMAL_975 * NORMAL_975
-    shrinkage = 1 + z_squared / n
-    middle = (share + z_squared / (2 * n)) / shrinkage
-    variance = share * (1 - share) / n + z_squared / (4 * n * n)
+    shrinkage = 1 + z_squared / input_count
+    middle = (share + z_squared / (2 * input_count)) / shrinkage
+    variance = share * (1 - share) / input_count + z_squared / (4 * input_count * input_count)
     half = NORMAL_975 / shrinkage * math.sqrt(variance)
     return share, max(0.0, middle - half), min(1.0, middle + half)
 
@@ -125,8 +125,8 @@ def _bootstrap_ratio(scores: PerSampleScores) -> tuple[float, float, float]:
     (Efron 1979)."""
     numerators = np.array(scores.numerators)
     denominators = np.array(scores.denominators)
-    n = len(numerators)
-    draws = np.random.default_rng(0).integers(0, n, (BOOTSTRAP_DRAWS, n))
+    input_count = len(numerators)
+    draws = np.random.default_rng(0).integers(0, input_count, (BOOTSTRAP_DRAWS, input_count))
     drawn_ratios = _divide_sums(numerators[draws], denominators[draws])
     low, high = np.percentile(drawn_ratios, (2.5, 97.5))
     return float(_divide_sums(numerators, denominators)), float(low), float(high)
@@ -156,10 +156,12 @@ def estimate_paired_difference(
         interval.
     """
     first_scores = next(iter(better[0].values()))
-    n = len(first_scores.numerators)
+    input_count = len(first_scores.numerators)
     random = np.random.default_rng(0)
     # how often each draw holds each input
-    input_counts = random.multinomial(n, np.full(n, 1 / n), BOOTSTRAP_DRAWS)
+    input_counts = random.multinomial(
+        input_count, np.full(input_count, 1 / input_count), BOOTSTRAP_DRAWS
+    )
     difference = 0.0
     drawn_differences = np.zeros(BOOTSTRAP_DRAWS)
     for sign, side in ((1, better), (-1, worse)):
@@ -179,8 +181,8 @@ def estimate_paired_difference(
 def _draw_shares_right(scores: PerSampleScores, input_counts: np.ndarray) -> np.ndarray:
     """Return the share that is right in every draw; `input_counts` [draws, inputs] says what each
     draw holds."""
-    n = len(scores.numerators)
-    denominators = np.array(scores.denominators) if scores.denominators else np.ones(n)
+    input_count = len(scores.numerators)
+    denominators = np.array(scores.denominators) if scores.denominators else np.ones(input_count)
     hits = input_counts @ np.array(scores.numerators)
     shares: np.ndarray = hits / np.maximum(input_counts @ denominators, 1)
     return 1 - shares if scores.is_error_rate else shares

@@ -142,8 +142,9 @@ def _find_quiet_spot(samples: np.ndarray, limit: int) -> int:
     loudness = np.abs(samples[region_start:limit])
     if len(loudness) >= CUT_QUIET_SAMPLES:
         loudness = np.convolve(loudness, np.ones(CUT_QUIET_SAMPLES), mode="valid")
+    quiet_start = region_start + int(loudness.argmin())
     # the middle of the quiet stretch
-    return max(1, region_start + int(loudness.argmin()) + CUT_QUIET_SAMPLES // 2)
+    return max(1, quiet_start + CUT_QUIET_SAMPLES // 2)
 
 
 @lru_cache(maxsize=4)
@@ -165,14 +166,17 @@ def build_mel_filters(mels: int) -> np.ndarray:
     rising_KM = (bins_K1 - edges[:-2]) / widths[:-1]
     falling_KM = (edges[2:] - bins_K1) / widths[1:]
     triangles_KM = np.maximum(0, np.minimum(rising_KM, falling_KM))
-    return triangles_KM * (2 / (edges[2:] - edges[:-2]))
+    base_widths_M = edges[2:] - edges[:-2]
+    return triangles_KM * (2 / base_widths_M)
 
 
 def _convert_to_mel(hz: np.ndarray | np.float64) -> np.ndarray:
     """Convert hertz to Slaney's mel scale."""
     linear = hz / SLANEY_HZ_PER_MEL
     # the floor keeps 0 Hz, whose logarithm is not used, from warning
-    logarithmic = SLANEY_BREAK_MEL + np.log(np.maximum(hz, 1e-9) / 1000) / SLANEY_LOG_STEP
+    positive_hz = np.maximum(hz, 1e-9)
+    logarithm = np.log(positive_hz / SLANEY_BREAK_HZ)
+    logarithmic = SLANEY_BREAK_MEL + logarithm / SLANEY_LOG_STEP
     return np.where(hz < SLANEY_BREAK_HZ, linear, logarithmic)
 
 
@@ -201,8 +205,10 @@ def compute_log_mel(samples: np.ndarray, config: Mapping[str, float]) -> np.ndar
     sound[: len(samples)] = samples[: len(sound)]
     padded_sound = np.pad(sound, WINDOW // 2, mode="reflect")
     hann_N = np.hanning(WINDOW + 1)[:-1]
-    pieces_FN = np.lib.stride_tricks.sliding_window_view(padded_sound, WINDOW)[::HOP][:frames]
-    power_FK = np.abs(np.fft.rfft(pieces_FN * hann_N, axis=1)) ** 2
+    windows = np.lib.stride_tricks.sliding_window_view(padded_sound, WINDOW)
+    pieces_FN = windows[::HOP][:frames]
+    spectrum_FK = np.fft.rfft(pieces_FN * hann_N, axis=1)
+    power_FK = np.abs(spectrum_FK) ** 2
     power_FM = power_FK @ build_mel_filters(int(config["mels"]))
     log_power_MF = np.log10(np.maximum(power_FM, MIN_POWER)).T
     audible_MF = np.maximum(log_power_MF, log_power_MF.max() - DYNAMIC_RANGE)

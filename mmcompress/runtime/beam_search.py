@@ -191,7 +191,7 @@ def beam_search(
         tokens = tuple(token for _, _, token in unfinished)
         if moves_to_follow:
             beams, tokens = moves_to_follow[length - 1]
-        running = [[*running[beam], token] for beam, token in zip(beams, tokens, strict=True)]
+        running = _extend_sequences(running, (beams, tokens))
         if generation.guard:
             repeated_tokens = count_repeated_tail(running[0][len(prompt) :])
             if repeated_tokens:
@@ -224,7 +224,8 @@ def _rank_options(log_probabilities_BV: np.ndarray, scores: Sequence[float]) -> 
     There are twice as many as beams: even if every beam could end, as many are left to go on.
     """
     beams, vocabulary = log_probabilities_BV.shape
-    totals = (log_probabilities_BV + np.array(scores, np.float32)[:, None]).ravel()
+    scores_B1 = np.array(scores, np.float32)[:, None]
+    totals = (log_probabilities_BV + scores_B1).ravel()
     option_count = min(2 * beams, totals.size)
     best_indices = totals.argpartition(-option_count)[-option_count:]
     # a handful of numbers from here on: plain Python is quicker than arrays
@@ -232,7 +233,11 @@ def _rank_options(log_probabilities_BV: np.ndarray, scores: Sequence[float]) -> 
         zip(totals[best_indices].tolist(), best_indices.tolist(), strict=True),
         key=_get_negative_score,
     )
-    return [(score, index // vocabulary, index % vocabulary) for score, index in ranked]
+    options: list[_Option] = []
+    for score, index in ranked:
+        beam, token = divmod(index, vocabulary)
+        options.append((score, beam, token))
+    return options
 
 
 def _get_negative_score(scored: tuple[float, object]) -> float:
@@ -256,8 +261,18 @@ def _add_finished(
     ended: list[ScoredSequence] = []
     for score, beam, token in options[: generation.beams]:
         if is_last or token == generation.eos:
-            ended.append((score / length, [*running[beam], token]))
+            ids = [*running[beam], token]
+            ended.append((score / length, ids))
     return _take_best([*finished, *ended], generation.beams)
+
+
+def _extend_sequences(running: Sequence[list[int]], move: BeamMove) -> list[list[int]]:
+    """Give every beam the sequence that it continues, and its next token."""
+    beams, tokens = move
+    extended: list[list[int]] = []
+    for beam, token in zip(beams, tokens, strict=True):
+        extended.append([*running[beam], token])
+    return extended
 
 
 def _take_best(sequences: list[ScoredSequence], count: int) -> list[ScoredSequence]:

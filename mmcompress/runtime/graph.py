@@ -114,8 +114,12 @@ class Pipeline:
 
     def _list_sources(self, name: str) -> set[str]:
         """List the nodes that a node reads."""
-        names = {reference.partition(".")[0] for reference in self.wiring[name].values()}
-        return names & set(self.nodes)
+        sources: set[str] = set()
+        for reference in self.wiring[name].values():
+            source, _, _ = reference.partition(".")
+            if source in self.nodes:
+                sources.add(source)
+        return sources
 
     def make_noise_request(self) -> Values:
         """Make a request that says nothing: a picture of 224 x 224 pixels, or two seconds of
@@ -148,14 +152,20 @@ class Pipeline:
             DataError: An input is missing or unknown, or can't be read.
         """
         values = self.run(**inputs)
-        return {name: _read_value(values, reference) for name, reference in self.outputs.items()}
+        outputs: Values = {}
+        for name, reference in self.outputs.items():
+            outputs[name] = _read_value(values, reference)
+        return outputs
 
     def run(self, **inputs: object) -> dict[str, Values]:
         """Answer a request with the outputs of every node, by node and port. See `__call__`."""
         if set(inputs) != set(self.inputs):
             given_names = ", ".join(inputs) or "nothing"
             raise DataError(f"this pipeline takes {', '.join(self.inputs)}; got {given_names}")
-        values: dict[str, Values] = {name: {"": value} for name, value in inputs.items()}
+        values: dict[str, Values] = {}
+        for name, value in inputs.items():
+            # the reference of an input has no port
+            values[name] = {"": value}
         if self.pool is not None:
             self._run_branches(self.pool, values)
         else:

@@ -64,7 +64,8 @@ def _load_image(source: ImageLike) -> Image.Image:
         return Image.fromarray(source)
     if isinstance(source, Image.Image):
         return source
-    image = Image.open(io.BytesIO(source) if isinstance(source, bytes) else source)
+    file = io.BytesIO(source) if isinstance(source, bytes) else source
+    image = Image.open(file)
     # Pillow reads the header only; a damaged file shall fail here
     image.load()
     return image
@@ -76,7 +77,8 @@ def _describe_source(source: ImageLike, problem: str) -> str:
         return f"the given image: {problem}"
     name = str(source)[:MAX_NAME_LENGTH]
     if isinstance(source, str | Path) and Path(source).exists():
-        return f"{name}: {problem} ({Path(source).stat().st_size} bytes)"
+        size = Path(source).stat().st_size
+        return f"{name}: {problem} ({size} bytes)"
     return f"{name}: {problem}"
 
 
@@ -108,7 +110,8 @@ def preprocess_image(source: ImageLike, config: Mapping[str, Any]) -> np.ndarray
             resampling=Image.Resampling.BILINEAR if is_bilinear else Image.Resampling.BICUBIC,
         )
     # planes first: numpy is slow where the last axis has three entries
-    pixels_CHW = np.asarray(image).transpose(2, 0, 1).astype(np.float32, order="C")
+    planes_CHW = np.asarray(image).transpose(2, 0, 1)
+    pixels_CHW = planes_CHW.astype(np.float32, order="C")
     means = np.broadcast_to(config["mean"], 3)
     deviations = np.broadcast_to(config["std"], 3)
     for plane_HW, mean, deviation in zip(pixels_CHW, means, deviations, strict=True):
@@ -123,10 +126,11 @@ def _resize_image(
     """Bring a picture to a square of `size` pixels."""
     if mode == "squash":
         return image.resize((size, size), resampling)
-    decisive_side = min(image.size) if mode == "shortest" else max(image.size)
-    scale = size / decisive_side
-    width = max(1, round(image.size[0] * scale))
-    height = max(1, round(image.size[1] * scale))
+    old_width, old_height = image.size
+    side = min(old_width, old_height) if mode == "shortest" else max(old_width, old_height)
+    scale = size / side
+    width = max(1, round(old_width * scale))
+    height = max(1, round(old_height * scale))
     resized_image = image.resize((width, height), resampling)
     # a negative edge lies outside the picture: there the crop adds a border
     left = (width - size) // 2

@@ -42,8 +42,11 @@ def pad_ids(rows: Sequence[Sequence[int]], length: int, *, pad: int, eos: int) -
     """
     padded_rows: list[list[int]] = []
     for row in rows:
-        ids = list(row) if len(row) <= length else [*row[: length - 1], eos]
-        padded_rows.append(ids + [pad] * (length - len(ids)))
+        ids = list(row)
+        if len(ids) > length:
+            ids = [*ids[: length - 1], eos]
+        missing = length - len(ids)
+        padded_rows.append(ids + [pad] * missing)
     return np.array(padded_rows, np.int64)
 
 

@@ -99,10 +99,10 @@ class MeasurementPlan:
 
     def describe_blocks(self) -> dict[str, list[BlockFacts]]:
         """Describe every block, by node, by what must agree between two plans."""
-        return {
-            node: [_describe_block(block) for block in blocks]
-            for node, blocks in self.deployed.items()
-        }
+        facts_by_node: dict[str, list[BlockFacts]] = {}
+        for node, blocks in self.deployed.items():
+            facts_by_node[node] = [_describe_block(block) for block in blocks]
+        return facts_by_node
 
 
 def _describe_block(block: DeployedBlock) -> BlockFacts:
