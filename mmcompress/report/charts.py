@@ -22,7 +22,10 @@ PALETTE = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#9d755d", "#72b7b2")
 
 
 def _svg(width: float, height: float, *, body: Sequence[str], label: str) -> str:
-    return f'<svg viewBox="0 0 {width:g} {height:g}" role="img" aria-label="{escape(label)}">{"".join(body)}</svg>'
+    return (
+        f'<svg viewBox="0 0 {width:g} {height:g}" role="img" '
+        f'aria-label="{escape(label)}">{"".join(body)}</svg>'
+    )
 
 
 def _text(x: float, y: float, *, text: str, cls: str = "", anchor: str = "start") -> str:
@@ -50,7 +53,8 @@ def draw_node_bars(s: Summary) -> str:
             rest -= node.latency_ms_p50
             title = f"{name}: {node.latency_ms_p50:.2f} ms"
             body.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{bar}" fill="{PALETTE[i % 6]}">'
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{w:.1f}" height="{bar}"'
+                f' fill="{PALETTE[i % 6]}">'
                 f"<title>{escape(title)}</title></rect>"
             )
             if w > 60:
@@ -66,7 +70,8 @@ def draw_node_bars(s: Summary) -> str:
             x += w
         if rest > 0:
             body.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{rest * scale:.1f}" height="{bar}" class="rest">'
+                f'<rect x="{x:.1f}" y="{y:.1f}" width="{rest * scale:.1f}"'
+                f' height="{bar}" class="rest">'
                 f"<title>around the models: {rest:.2f} ms</title></rect>"
             )
             x += rest * scale
@@ -97,8 +102,10 @@ def draw_structure_map(s: Summary) -> str:
                 " (cross-modal)" if crossing else ""
             )
             body.append(
-                f'<g><title>{escape(title)}</title><rect x="{x}" y="{y}" width="{cell}" height="40" class="slot"/>'
-                f'<rect x="{x}" y="{y + 40 * (1 - share):.1f}" width="{cell}" height="{40 * share:.1f}" '
+                f"<g><title>{escape(title)}</title>"
+                f'<rect x="{x}" y="{y}" width="{cell}" height="40" class="slot"/>'
+                f'<rect x="{x}" y="{y + 40 * (1 - share):.1f}" width="{cell}"'
+                f' height="{40 * share:.1f}" '
                 f'fill="{PALETTE[i % 6]}"/>'
             )
             if crossing:
@@ -160,7 +167,8 @@ def draw_trials(s: Summary) -> str:
         px, py = at(t)
         cls = "trial mutation" if t.origin == "mutation" else "trial"
         body.append(
-            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" class="{cls}"><title>trial {t.number} ({t.origin}): '
+            f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" class="{cls}">'
+            f"<title>trial {t.number} ({t.origin}): "
             f"{t.latency_ms:.2f} ms, loss {t.loss:.3f}</title></circle>"
         )
     if chosen:
@@ -209,7 +217,8 @@ def draw_front(summaries: Mapping[str, Summary]) -> str:
         )
         body.append(_text(at, height - 20, text=s.target.asked, cls="small", anchor="middle"))
         body.append(
-            f'<circle cx="{x(s.speedup):.1f}" cy="{y(s.quality_retained):.1f}" r="5" fill="{PALETTE[0]}"/>'
+            f'<circle cx="{x(s.speedup):.1f}" cy="{y(s.quality_retained):.1f}"'
+            f' r="5" fill="{PALETTE[0]}"/>'
         )
         body.append(
             _text(
@@ -316,7 +325,8 @@ def draw_quality_bars(before: dict[str, Quality], after: dict[str, Quality]) -> 
                 f'<rect x="{left}" y="{y}" width="{x[1] - left:.1f}" height="13" class="{cls}"/>'
             )
             body.append(
-                f'<line x1="{x[0]:.1f}" x2="{x[2]:.1f}" y1="{y + 6.5}" y2="{y + 6.5}" class="interval"/>'
+                f'<line x1="{x[0]:.1f}" x2="{x[2]:.1f}" y1="{y + 6.5}"'
+                f' y2="{y + 6.5}" class="interval"/>'
             )
             body.append(_text(x[2] + 8, y + 11, text=f"{q.value:.1%}", cls="small"))
         label = f"{name} (less is better)" if b.is_error_rate else name
