@@ -145,8 +145,8 @@ def test_predict_and_bench(run_folder, tmp_path):
 
 
 def test_help_names_every_method_and_table(spec):
-    from mmcompress.experiments.cells import TABLES, list_cells
     from mmcompress.experiments.baselines import BASELINES
+    from mmcompress.experiments.cells import TABLES, list_cells
 
     compare_help, ablate_help = call("compare", "--help").output, call("ablate", "--help").output
     assert all(name in compare_help for name in BASELINES)

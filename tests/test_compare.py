@@ -275,7 +275,7 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     p = choose.build_problem(r, ev, predictor=Line(), budget_ms=budget)
     first = moves.cut_to_budget(p, whole, loss_increase=ev.loss_increase)
 
-    def search(run, ev, predict, budget_ms, who, attempt, known):
+    def search(run, sensitivity, *, predictor, budget_ms, evaluator, attempt, known_candidates):
         searches.append(attempt)
         return [
             Trial(
@@ -283,18 +283,27 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
                 origin="seed",
                 overrides={},
                 candidate=first,
-                latency_ms=predict(first),
+                latency_ms=predictor(first),
                 loss=0.0,
                 quality={},
                 evaluation_seconds=0.0,
             )
         ]
 
-    monkeypatch.setattr(fit, "relinearized", lambda run, ev, *_: (ev, []))
-    monkeypatch.setattr(fit, "search", search)
-    monkeypatch.setattr(fit, "chosen", lambda run, who, trials, budget_ms: trials[0])
-    monkeypatch.setattr(fit, "tried_out", lambda *a: a[5])
-    with fit.searching(r, ev) as propose:
+    def keep_sensitivity(run, sensitivity, **_):
+        return sensitivity, []
+
+    def take_first(run, evaluator, *, trials, budget_ms):
+        return trials[0]
+
+    def take_best(run, sensitivity, *, best, **_):
+        return best
+
+    monkeypatch.setattr(fit, "linearize_successively", keep_sensitivity)
+    monkeypatch.setattr(fit, "run_search", search)
+    monkeypatch.setattr(fit, "choose_trial", take_first)
+    monkeypatch.setattr(fit, "rank_by_short_finetuning", take_best)
+    with fit.open_search(r, ev) as propose:
         assert propose(Line(), budget, 0).candidate == first and searches == [0]
         near = propose(Line(1.05), budget, 1)
         assert searches == [0] and near.origin == "adjusted" and np.isfinite(near.loss)
