@@ -55,7 +55,7 @@ def test_every_method_leaves_a_summary_and_a_row(compared):
     said = json.loads((folder / "uniform" / "outcomes.json").read_text())
     for side in ("baseline", "compressed"):
         for metric, q in getattr(found["uniform"], side).quality.items():
-            assert sum(said[side][metric]["hits"]) / q.n == pytest.approx(q.value)
+            assert sum(said[side][metric]["numerators"]) / q.n == pytest.approx(q.value)
     assert "The search keeps more than 'uniform': **" in (folder / "compare.md").read_text()
     told = json.loads((folder / "claims.json").read_text())
     assert {c["claim"] for c in told} >= {

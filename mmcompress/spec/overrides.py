@@ -63,7 +63,16 @@ def apply_overrides(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
 
 def rename_old_key(dotted: str, value: Any) -> tuple[str, Any]:
     """Return a key and its value under their present names, with a warning when one was an old
-    name."""
+    name.
+
+    Args:
+        dotted: A key such as `distill.rate`, or a whole section such as `distill`.
+        value: Its value. When it is a section, the keys in it are renamed too.
+    """
+    if isinstance(value, dict):
+        section = {dotted: dict(value)}
+        rename_old_keys(section, {})
+        return dotted, section[dotted]
     if dotted in OLD_KEYS:
         _warn_of(dotted, OLD_KEYS[dotted])
         dotted = OLD_KEYS[dotted]
