@@ -387,7 +387,9 @@ def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path):
 def test_the_task_loss_alone_teaches_the_generator(spec):
     from dataclasses import replace
 
-    quiet = replace(spec, distill=replace(spec.distill, caption=0.0))
+    quiet = replace(spec, distill=replace(spec.distill, losses={"caption": 0.0}))
     (cell,) = [c for c in list_cells(quiet) if c.name == "task loss alone"]
-    assert cell.changes["distill.caption"] == 1.0 and cell.changes["distill.logits"] == 0.0
-    assert plan_training(quiet.distill, BASELINES["longer"], steps=5).caption == 1.0
+    assert cell.changes["distill.losses.caption"] == 1.0
+    assert cell.changes["distill.losses.logits"] == 0.0
+    trained = plan_training(quiet, BASELINES["longer"], steps=5)
+    assert trained.losses["caption"] == 1.0 and trained.losses["logits"] == 0.0

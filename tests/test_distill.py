@@ -179,7 +179,12 @@ def test_the_rate_is_one_that_a_structure_can_bear(inputs, models, much):
     first = [p.detach().clone() for m in student.values() for p in m.parameters()]
     said = []
     settings = Distill(
-        steps=160, minutes=5, batch=4, learning_rate=2e-3, validations=0, contrast=0, caption=0
+        steps=160,
+        minutes=5,
+        batch=4,
+        learning_rate=2e-3,
+        validations=0,
+        losses={"contrast": 0, "caption": 0},
     )
     options = TrainingOptions(
         settings=settings,

@@ -1,4 +1,4 @@
-"""Distillation losses, each by the name of its weight in the spec's `distill` section.
+"""Distillation losses, each by the name of its weight in the spec's `distill.losses`.
 
 Shapes in this file:
     B  batch                  D  width of an embedding
@@ -19,27 +19,9 @@ from torch import Tensor, nn
 from mmcompress.kinds.base import SIMILARITY_SCALE, Batch, Models, Outputs
 from mmcompress.models.base import TokenSelector
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.spec.schema import Distill
-
-LOSS_NAMES = (
-    "embedding",
-    "tokens",
-    "affinity",
-    "contrast",
-    "caption",
-    "logits",
-    "hidden",
-    "cross",
-)
-"""The fields of `Distill` that are weights of losses."""
 
 MIN_VARIANCE = 1e-6
 """Least variance that a squared error is divided by: outputs of a small batch may be constant."""
-
-
-def select_loss_weights(settings: Distill) -> dict[str, float]:
-    """Return the weight of every loss by name."""
-    return {name: getattr(settings, name) for name in LOSS_NAMES}
 
 
 def embedding_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
@@ -49,7 +31,8 @@ def embedding_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
 
 
 def token_loss(student_BNW: Tensor, teacher_BNW: Tensor) -> Tensor:
-    """Return the mean squared error of token states / the teacher's variance over the batch."""
+    """Return the mean squared error of token states, or scores, / the teacher's variance over the
+    batch."""
     error = F.mse_loss(student_BNW, teacher_BNW)
     variance = teacher_BNW.var().clamp(min=MIN_VARIANCE)
     return error / variance
@@ -216,6 +199,9 @@ def weighted_losses(
         if "tokens" in outputs:
             error = token_loss(outputs["tokens"], target["tokens"])
             losses[f"tokens.{node_name}"] = weights["tokens"] * error
+        if "scores" in outputs:
+            error = token_loss(outputs["scores"], target["scores"])
+            losses[f"scores.{node_name}"] = weights["scores"] * error
         if "logits" in outputs:
             keep = pipeline.target_positions(batch, node_name)
             divergence = logit_loss(outputs["logits"], target["logits"], keep=keep)
@@ -224,6 +210,6 @@ def weighted_losses(
         divergence = affinity_loss(join.pair(student), join.pair(teacher))
         losses[f"affinity.{join.name}"] = weights["affinity"] * divergence
     for name, loss in pipeline.losses(student, batch).items():
-        weight_name = "contrast" if name.startswith("contrast") else "caption"
-        losses[name] = weights[weight_name] * loss
+        loss_name, _, _ = name.partition(".")
+        losses[name] = weights[loss_name] * loss
     return losses

@@ -16,10 +16,10 @@ from mmcompress.distill.losses import (
     block_output_losses,
     drop_cut_positions,
     record_block_outputs,
-    select_loss_weights,
     weighted_losses,
 )
 from mmcompress.distill.teacher_cache import Teacher
+from mmcompress.graph.losses import resolve_loss_weights
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.runtime.timing import Clock, SystemClock, min_of_medians
@@ -99,7 +99,7 @@ class Training:
         self.options = options
         self.settings = settings
         self.clock = options.clock
-        self.loss_weights = select_loss_weights(settings)
+        self.loss_weights = resolve_loss_weights(settings)
         self.uses_bf16 = settings.precision == "bf16" or (
             settings.precision == "auto" and is_bf16_faster()
         )

@@ -9,8 +9,9 @@ from typing import Any
 
 from mmcompress.experiments.baselines import BASELINES, Baseline
 from mmcompress.experiments.claims import Claim
-from mmcompress.experiments.make_cell import TEACHER_LOSSES
+from mmcompress.experiments.make_cell import list_weights_without_teacher
 from mmcompress.experiments.proposals import propose_with_placebo
+from mmcompress.graph.losses import TEACHER_LOSSES, list_task_losses, resolve_loss_weights
 from mmcompress.graph.references import find_unjoined_encoders
 from mmcompress.registry import IMPORTANCE
 from mmcompress.spec.schema import Spec
@@ -43,9 +44,6 @@ ALLOCATIONS_COMPARED = (
     "separate",
 )
 """Methods that are compared without training, by their names in `BASELINES`."""
-
-TASK_LOSSES = ("contrast", "caption")
-"""Weights of the losses that need no teacher, as keys of `distill`."""
 
 TABLES = (
     "order",
@@ -216,33 +214,35 @@ def _list_schedule_cells() -> list[Cell]:
 
 def _list_loss_cells(spec: Spec) -> list[Cell]:
     """List losses of training left out or added."""
-    every_block = {"distill.hidden": 1.0, "distill.cross": 1.0}
+    every_block = {"distill.losses.hidden": 1.0, "distill.losses.cross": 1.0}
     cells = [_change_reference("losses", "what blocks add too", changes=every_block)]
     losses_left_out = {
-        "no task loss": TASK_LOSSES,
+        "no task loss": tuple(list_task_losses(spec)),
         "no logits": ("logits",),
         "no features": ("embedding", "tokens"),
         "no affinity": ("affinity",),
-        "task loss alone": TEACHER_LOSSES,
+        "task loss alone": tuple(TEACHER_LOSSES),
     }
     has_unjoined_encoder = bool(find_unjoined_encoders(spec))
     for name, left_out in losses_left_out.items():
         # Such an encoder has no task loss, so it learns nothing without a teacher.
-        if left_out == TEACHER_LOSSES and has_unjoined_encoder:
+        leaves_no_teacher = left_out == tuple(TEACHER_LOSSES)
+        if leaves_no_teacher and has_unjoined_encoder:
             continue
         if not _leaves_another_training(spec, left_out):
             continue
-        changes = {f"distill.{loss}": 0.0 for loss in left_out}
-        if left_out == TEACHER_LOSSES:
-            # A generator needs a loss of its own when its teacher's are gone.
-            changes["distill.caption"] = spec.distill.caption or 1.0
+        weights = dict.fromkeys(left_out, 0.0)
+        if leaves_no_teacher:
+            weights = list_weights_without_teacher(spec)
+        changes = {f"distill.losses.{loss}": weight for loss, weight in weights.items()}
         cells.append(_change_reference("losses", name, changes=changes))
     return cells
 
 
 def _leaves_another_training(spec: Spec, left_out: tuple[str, ...]) -> bool:
     """Return whether leaving losses out changes the training, and leaves one to learn from."""
-    used = [loss for loss in (*TEACHER_LOSSES, *TASK_LOSSES) if getattr(spec.distill, loss)]
+    weights = resolve_loss_weights(spec.distill)
+    used = [loss for loss in (*TEACHER_LOSSES, *list_task_losses(spec)) if weights[loss]]
     is_changed = any(loss in left_out for loss in used)
     is_taught = any(loss not in left_out for loss in used)
     return is_changed and is_taught

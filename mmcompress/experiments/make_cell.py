@@ -7,6 +7,8 @@ from pathlib import Path
 
 from mmcompress.errors import DataError
 from mmcompress.experiments.baselines import Baseline
+from mmcompress.graph.losses import TEACHER_LOSSES, list_task_losses, resolve_loss_weights
+from mmcompress.graph.ports import kind_of
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, MIN_REQUESTS
 from mmcompress.prune.importance.inputs import ImportanceInputs, score_units
@@ -20,14 +22,11 @@ from mmcompress.run.prepared import PreparedRun
 from mmcompress.run.structure_benchmark import measure_structure
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.spec.schema import Distill, Spec
-from mmcompress.storage import build_record, read_record, to_plain, write_record
+from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 
 UNLIMITED_MINUTES = 1e5
 """Minutes, about ten weeks: training that is limited by its steps never reaches them."""
-
-TEACHER_LOSSES = ("embedding", "tokens", "affinity", "logits", "hidden", "cross")
-"""Weights of the losses that need a teacher, as keys of `distill`."""
 
 
 def make_cell(
@@ -45,7 +44,7 @@ def make_cell(
     folder = run.folder.subfolder(name)
     timings = folder.read_timings()
     spec = _shorten_measurement(run.spec, is_latency_known=bool(method.structure_of))
-    spec = replace(spec, distill=plan_training(spec.distill, method, steps=steps))
+    spec = replace(spec, distill=plan_training(spec, method, steps=steps))
     if method.importance:
         scored = replace_scores(run, prepared.sensitivity, importance=method.importance)
         prepared = replace(prepared, sensitivity=scored)
@@ -64,21 +63,33 @@ def make_cell(
     evaluate_artifact(cell_run, prepared, fitted=fitted, compressed=compressed)
 
 
-def plan_training(distill: Distill, method: Baseline, *, steps: int) -> Distill:
+def list_weights_without_teacher(spec: Spec) -> dict[str, float]:
+    """Return the weights of losses for a training by the task alone.
+
+    A model needs a loss of its own when its teacher's are gone, even where the spec turns it off.
+    """
+    weights = dict.fromkeys(TEACHER_LOSSES, 0.0)
+    for node in spec.model_nodes().values():
+        for name, default in kind_of(node.kind).losses.items():
+            weights[name] = spec.distill.losses.get(name, default) or default
+    return weights
+
+
+def plan_training(spec: Spec, method: Baseline, *, steps: int) -> Distill:
     """Return how a method is trained: by its own losses, for as many steps as the others.
 
     Args:
-        distill: Training as the spec has it.
+        spec: The pipeline, with training as the others have it.
         method: The method.
         steps: Training steps. 0: as long as the spec says.
     """
+    distill = spec.distill
     if not method.is_trained or not distill.steps:
         return replace(distill, steps=0)
-    if method.task_loss_only and (distill.contrast or distill.caption):
-        changes = dict.fromkeys(TEACHER_LOSSES, 0.0)
-        # A generator needs a loss of its own when its teacher's are gone.
-        changes["caption"] = distill.caption or 1.0
-        distill = build_record(Distill, {**to_plain(distill), **changes})
+    weights = resolve_loss_weights(distill)
+    if method.task_loss_only and any(weights[name] for name in list_task_losses(spec)):
+        losses = {**distill.losses, **list_weights_without_teacher(spec)}
+        distill = replace(distill, losses=losses)
     if not steps:
         return distill
     return replace(distill, steps=steps, minutes=UNLIMITED_MINUTES)

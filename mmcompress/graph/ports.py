@@ -65,6 +65,9 @@ class NodeKind:
     """Two input ports whose embeddings it compares; empty when it compares none."""
     embeds_list: bool = False
     """Whether it compares its query to a list of texts, which the node behind the query embeds."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """Losses that it brings to training by name, with the weight of each that a spec does not
+    name. Kinds that share a loss give it the same weight."""
     options: tuple[str, ...] = field(default_factory=tuple)
     """Keys of a node in the spec that this kind has, beside `kind`, `inputs`, `precision` and
     `prune`."""

@@ -10,6 +10,7 @@ from graphlib import CycleError
 
 from mmcompress.errors import SpecError, suggest_nearest
 from mmcompress.graph.judged import judged_nodes
+from mmcompress.graph.losses import list_known_losses
 from mmcompress.graph.ports import NodeKind, kind_of
 from mmcompress.graph.references import (
     find_unjoined_encoders,
@@ -65,6 +66,7 @@ def list_problems(spec: Spec) -> list[Problem]:
     problems += _check_inputs(spec)
     problems += _check_lists(spec)
     problems += _check_limits(spec)
+    problems += _check_losses(spec)
     problems += _check_importance(spec)
     problems += _check_metrics(spec)
     return problems
@@ -194,7 +196,9 @@ def _check_lists(spec: Spec) -> list[Problem]:
         if not kind_of(node.kind).embeds_list:
             continue
         source = split_reference(node.inputs["query"])[0]
-        embeds_text = source in spec.nodes and "text" in kind_of(spec.nodes[source].kind).inputs
+        embeds_text = source in spec.nodes and list(kind_of(spec.nodes[source].kind).inputs) == [
+            "text"
+        ]
         if not embeds_text:
             message = "must be the embedding of a text_encoder: it embeds the list too"
             problems.append((("nodes", name, "inputs", "query"), message))
@@ -208,6 +212,17 @@ def _check_limits(spec: Spec) -> list[Problem]:
         if name not in models:
             message = f"no model is named '{name}'; {suggest_nearest(name, models)}"
             problems.append((("limits", "node_ms", name), message))
+    return problems
+
+
+def _check_losses(spec: Spec) -> list[Problem]:
+    """Check that every weight is that of a loss which some kind of node has."""
+    known = list_known_losses()
+    problems: list[Problem] = []
+    for name in spec.distill.losses:
+        if name not in known:
+            message = f"no loss is named '{name}'; {suggest_nearest(name, known)}"
+            problems.append((("distill", "losses", name), message))
     return problems
 
 

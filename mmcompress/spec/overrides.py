@@ -17,6 +17,14 @@ OLD_KEYS = {
     "distill.gentle": "distill.find_learning_rate",
     "distill.checks": "distill.validations",
     "distill.pairs": "distill.distinct_pairs",
+    "distill.embedding": "distill.losses.embedding",
+    "distill.tokens": "distill.losses.tokens",
+    "distill.affinity": "distill.losses.affinity",
+    "distill.contrast": "distill.losses.contrast",
+    "distill.caption": "distill.losses.caption",
+    "distill.logits": "distill.losses.logits",
+    "distill.hidden": "distill.losses.hidden",
+    "distill.cross": "distill.losses.cross",
     "search.mutations": "search.level_switches",
     "search.relinearize": "search.linearization_rounds",
     "search.judge": "search.evaluator",
@@ -102,10 +110,21 @@ def rename_old_keys(data: dict[str, Any], lines: dict[tuple[str, ...], int]) -> 
         if not isinstance(section, dict) or key not in section:
             continue
         new_dotted, value = rename_old_key(dotted, section[key])
-        new_key = new_dotted.split(".")[1]
-        if new_key in section and new_key != key:
+        *_, new_key = new_path = tuple(new_dotted.split("."))
+        new_section = _open_section(data, new_path[:-1])
+        if new_section is None or (new_key in new_section and new_dotted != dotted):
             continue  # both names are given: the old one is told as unknown
         del section[key]
-        section[new_key] = value
+        new_section[new_key] = value
         for path in [path for path in lines if path[:2] == (section_name, key)]:
-            lines[(section_name, new_key, *path[2:])] = lines.pop(path)
+            lines[(*new_path, *path[2:])] = lines.pop(path)
+
+
+def _open_section(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
+    """Return the mapping at a path, made where it is missing; None where something else is."""
+    section: Any = data
+    for key in path:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            return None
+    return section

@@ -192,23 +192,13 @@ class Distill:
     find_learning_rate: bool = True
     """Whether the rate is halved while a few steps of it make matters worse: structures that lost
     little need less."""
-    embedding: LossWeight = 1.0
-    """Weight of the squared distance of embeddings to the teacher's (CLIP-KD)."""
-    tokens: LossWeight = 1.0
-    """Weight of the squared error of token states, relative to their variance."""
-    affinity: LossWeight = 1.0
-    """Weight of the divergence of similarity rows and columns at every join (TinyCLIP)."""
-    contrast: LossWeight = 0.2
-    """Weight of the contrastive loss of the task at every join."""
-    caption: LossWeight = 1.0
-    """Weight of the other losses of the task: cross-entropy of generators."""
-    logits: LossWeight = 4.0
-    """Weight of the divergence of next-token distributions from the teacher's."""
-    hidden: LossWeight = 0.0
-    """Weight of the error of what every block adds to its stream, relative to the teacher's
-    variance."""
-    cross: LossWeight = 0.0
-    """Weight of the same error in cross-attention blocks."""
+    losses: dict[str, LossWeight] = field(default_factory=dict)
+    """Weights of losses by name; those that are not named keep their defaults. From the dense
+    pipeline: `embedding` 1, squared distance of embeddings (CLIP-KD); `tokens` 1 and `scores` 1,
+    squared errors relative to the variance; `affinity` 1, divergence of similarities at every join
+    (TinyCLIP); `logits` 4, divergence of next-token distributions; `hidden` 0 and `cross` 0, error
+    of what blocks (or cross-attention alone) add to their streams. From the task: `contrast` 0.2,
+    of joins; `caption` 1, cross-entropy of generators; and those of other kinds of node."""
     validations: Annotated[int, Field(ge=0, le=1000)] = 4
     """Times that the loss on validation pairs is taken on the way. When the last weights are
     clearly worse than others seen, those are kept. 0: always the last."""

@@ -11,5 +11,6 @@ ENTRY = NodeKind(
     outputs={"best": "text", "score": "number", "place": "number"},
     is_model=False,
     embeds_list=True,
+    losses={"contrast": 0.2},
     options=("texts",),
 )

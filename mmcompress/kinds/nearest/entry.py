@@ -16,5 +16,6 @@ ENTRY = NodeKind(
     outputs={"best": "text"},
     is_model=False,
     compared_ports=("query", "keys"),
+    losses={"contrast": 0.2},
     options=("prior",),
 )

@@ -11,5 +11,6 @@ ENTRY = NodeKind(
     outputs={"text": "text", "texts": "texts", "scores": "scores"},
     written_modality="text",
     loop_graph="step",
+    losses={"caption": 1.0},
     options=("source", "rewind", "candidates", "max_tokens", "prompt"),
 )
