@@ -271,6 +271,10 @@ NODE_KINDS = Registry(
         "image_encoder": ("mmcompress.kinds.image_encoder.entry:ENTRY", "a picture to vectors"),
         "audio_encoder": ("mmcompress.kinds.audio_encoder.entry:ENTRY", "a sound to vectors"),
         "text_encoder": ("mmcompress.kinds.text_encoder.entry:ENTRY", "texts to vectors"),
+        "fusion_encoder": (
+            "mmcompress.kinds.fusion_encoder.entry:ENTRY",
+            "texts and the vectors of a picture to vectors and scores",
+        ),
         "text_decoder": ("mmcompress.kinds.text_decoder.entry:ENTRY", "vectors to texts"),
         "nearest": ("mmcompress.kinds.nearest.entry:ENTRY", "the nearest of a few texts"),
         "lookup": ("mmcompress.kinds.lookup.entry:ENTRY", "the nearest text of a list"),
@@ -302,6 +306,10 @@ FAMILIES = Registry(
         "transformers/audio_encoder": (
             "mmcompress.models.families.transformers_encoders:load_audio_encoder",
             "Whisper's encoder",
+        ),
+        "transformers/fusion_encoder": (
+            "mmcompress.models.families.fusion_encoders:load_fusion_encoder",
+            "BLIP's image-text matching",
         ),
         "transformers/text_decoder": (
             "mmcompress.models.families.transformers_decoders:load_text_decoder",

@@ -67,7 +67,9 @@ class FixedEncoder(nn.Module):
     def forward(self, *_: object, **__: object) -> object:
         class_token = torch.zeros(len(self.context), 1, self.context.shape[2])
         layers = (None, torch.cat([class_token, self.context], 1), None)
-        return SimpleNamespace(last_hidden_state=self.context, hidden_states=layers)
+        return SimpleNamespace(
+            last_hidden_state=self.context, hidden_states=layers, attentions=None
+        )
 
 
 def _image(*, config: str, tower: str, model_type: str, **extra: object) -> Model:
@@ -219,6 +221,45 @@ def _blip() -> Model:
         **TEXT, encoder_hidden_size=48, sep_token_id=2, is_decoder=True, **EAGER
     )
     return _decoder(BlipTextLMHeadModel(config), "blip_text_model")
+
+
+def _blip_matching() -> Model:
+    from mmcompress.models.families.fusion_encoders import FUSION_FAMILIES, FusionEncoder
+
+    library_model = blip_matching_model()
+    raw = copy.deepcopy(library_model)
+
+    def says(ids: Tensor, context: Tensor) -> tuple[Tensor, ...]:
+        raw.vision_model = FixedEncoder()
+        raw.vision_model.context = context
+        pixels = torch.zeros(len(ids), 3, 32, 32)
+        outputs = raw(input_ids=ids, pixel_values=pixels, attention_mask=(ids != 1).long())
+        tokens = outputs.question_embeds
+        log_probabilities = outputs.itm_score.log_softmax(-1)
+        log_odds = log_probabilities[:, 1] - log_probabilities[:, 0]
+        return F.normalize(tokens[:, 0], dim=-1), tokens, log_odds
+
+    model = FusionEncoder(
+        library_model, FUSION_FAMILIES["blip"], tokenizer_json=TOKENIZER(), context_length=16
+    )
+    return _with(model, says)
+
+
+def blip_matching_model(vocabulary: int = 60) -> nn.Module:
+    """A small BLIP of transformers that tells how well a text matches a picture."""
+    from transformers import BlipConfig, BlipForImageTextRetrieval
+
+    text = {**TEXT, "vocab_size": vocabulary, "sep_token_id": 2, "encoder_hidden_size": 32}
+    config = BlipConfig(text_config=text, vision_config=VISION, image_text_hidden_size=16)
+    config._attn_implementation = "eager"
+    return _stirred(BlipForImageTextRetrieval(config))
+
+
+def _own_fusion_encoder() -> Model:
+    from own_fusion import OwnFusionEncoder
+
+    model = _stirred(OwnFusionEncoder(TOKENIZER(), vocabulary=60))
+    return _with(model, copy.deepcopy(model))
 
 
 def _vision_encoder_decoder(*, decoder_config: str) -> Model:
@@ -557,6 +598,8 @@ FAMILIES: dict[str, Callable[[], Model]] = {
         model_type="bert",
     ),
     "transformers BLIP captioner": _blip,
+    "transformers BLIP image-text matching": _blip_matching,
+    "own fusion encoder": _own_fusion_encoder,
     "transformers VisionEncoderDecoder, GPT-2": partial(
         _vision_encoder_decoder,
         decoder_config="GPT2Config",

@@ -27,11 +27,16 @@ class Attention(nn.Module):
         self.num_heads = heads
         self.head_dim = width // heads
 
-    def forward(self, x: Tensor, context: Tensor) -> tuple[Tensor, None]:
+    def forward(
+        self, x: Tensor, context: Tensor, padding: Tensor | None = None
+    ) -> tuple[Tensor, None]:
         queries = self._split_heads(self.q_proj(x))
         keys = self._split_heads(self.k_proj(context))
         values = self._split_heads(self.v_proj(context))
-        weights = torch.softmax(queries @ keys.transpose(-1, -2) * self.head_dim**-0.5, -1)
+        scores = queries @ keys.transpose(-1, -2) * self.head_dim**-0.5
+        if padding is not None:
+            scores = scores.masked_fill(padding, float("-inf"))
+        weights = torch.softmax(scores, -1)
         return self.out_proj((weights @ values).transpose(1, 2).flatten(2)), None
 
     def _split_heads(self, x: Tensor) -> Tensor:

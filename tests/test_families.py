@@ -33,6 +33,8 @@ FAST = (
     "transformers mBART",
     "transformers GPT-2, cross-attending",
     "transformers BLIP captioner",
+    "transformers BLIP image-text matching",
+    "own fusion encoder",
     "transformers LLaVA, with a prompt",
     "transformers T5 gated",
 )

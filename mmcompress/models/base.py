@@ -91,13 +91,14 @@ class Model(nn.Module, ABC):
     - text_encoder: ids [b, t] -> embedding [b, d]
     - text_decoder: ids [b, t], context [b, n, w] -> logits [b, t, v]; the logits at a position
       score the token that follows it (teacher forcing)
+    - fusion_encoder: ids [b, t], context [b, n, w] -> embedding [b, d], tokens [b, t, d], scores [b]
 
     All tensors are float32, ids are int64, embeddings have length 1. A text_decoder also has
     `context_tokens`: the pipeline sets it to the tokens n that the encoder before it gives.
     """
 
     kind: str
-    """The kind of node it serves: one of the four above."""
+    """The kind of node it serves: one of those above, or one that a plug-in adds."""
     blocks: tuple[Block, ...]
     """What can be cut, in the order of execution; `models.layouts.find_blocks` finds most of it.
     A cut replaces them by smaller ones."""

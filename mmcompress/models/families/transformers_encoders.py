@@ -53,6 +53,14 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of red, green and blue, as CLIP normalizes images."""
 PIL_BILINEAR = 2
 """Number of Pillow's bilinear filter in `preprocessor_config.json`."""
+BLIP_CLASSES = (
+    "BlipForConditionalGeneration",
+    "BlipForImageTextRetrieval",
+    "BlipForQuestionAnswering",
+    "BlipModel",
+)
+"""Classes of transformers that hold BLIP's image tower; the configuration names the one that the
+weights were written by."""
 LLAVA_STACKS = ("encoder", "vision_model.encoder")
 """Paths of the layers in LLaVA's tower; they differ between versions of transformers."""
 
@@ -508,9 +516,13 @@ def _select_tower_config(config: PretrainedConfig, family: EncoderFamily) -> Pre
 def _find_image_family(config: PretrainedConfig, context: LoadContext) -> EncoderFamily:
     """Find the row of an image tower; a VisionEncoderDecoder holds a tower of another type."""
     if config.model_type != "vision-encoder-decoder":
-        return find_family(
+        family = find_family(
             "image_encoder", config.model_type, table=IMAGE_FAMILIES, context=context
         )
+        class_names = [name for name in config.architectures or () if name in BLIP_CLASSES]
+        if config.model_type == "blip" and class_names:
+            family = replace(family, class_name=class_names[0])
+        return family
     tower_type = config.encoder.model_type
     family = find_family("image_encoder", tower_type, table=IMAGE_FAMILIES, context=context)
     return replace(

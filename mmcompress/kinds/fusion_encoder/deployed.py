@@ -1,0 +1,39 @@
+"""A fusion encoder on ONNX Runtime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from mmcompress.runtime.sessions import TimedSession
+from mmcompress.runtime.text import Values, choose_padded_length, load_tokenizer, pad_ids
+
+
+class FusionEncoder:
+    """One or several texts, read together with one picture."""
+
+    def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
+        self.session = sessions["model"]
+        self.config = config
+        self.tokenizer = load_tokenizer(folder / config["tokenizer"])
+
+    def __call__(self, text: str | list[str], context: np.ndarray) -> Values:
+        """Read k texts together with a picture.
+
+        Args:
+            text: One text, or several.
+            context: The tokens of the picture, float32 [1, n, w].
+
+        Returns:
+            `embedding` float32 [k, d] of length 1, `tokens` float32 [k, t, d], and `scores`: for
+            each text the log-odds that it describes the picture.
+        """
+        texts = [text] if isinstance(text, str) else text
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        length = choose_padded_length(rows, self.config)
+        ids = pad_ids(rows, length, pad=self.config["pad"], eos=self.config["eos"])
+        results = self.session({"ids": ids, "context": context})
+        values: Values = dict(zip(self.session.outputs, results, strict=True))
+        values["scores"] = values["scores"].tolist()
+        return values

@@ -1,0 +1,19 @@
+"""A text, and the tokens of a picture that it attends to, to one vector and a score."""
+
+from __future__ import annotations
+
+from mmcompress.graph.ports import InputPort, NodeKind
+
+ENTRY = NodeKind(
+    deployed="mmcompress.kinds.fusion_encoder.deployed:FusionEncoder",
+    trainable="mmcompress.kinds.fusion_encoder.trainable:TrainableFusionEncoder",
+    inputs={
+        "text": InputPort(types=("text", "texts")),
+        "context": InputPort(types=("tokens",)),
+    },
+    outputs={"embedding": "embedding", "tokens": "tokens", "scores": "scores"},
+    stream_modality="text",
+    fuses=True,
+    losses={"match": 1.0},
+    options=("source", "rewind", "max_tokens"),
+)
