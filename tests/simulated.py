@@ -9,7 +9,6 @@ import random
 from dataclasses import replace
 from pathlib import Path
 
-from mmcompress.kinds.text_decoder.deployed import TextDecoder
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow, choose_measured_sizes
 from mmcompress.measure.cost_model.plan import Export
@@ -99,11 +98,10 @@ def simulate_bundle(bundle: Path, requests: list, *, options: BenchmarkOptions) 
     for node_name, entry in pipeline.manifest["graph"]["nodes"].items():
         for graph_name, file_name in entry.get("files", {}).items():
             call_ms[node_name, graph_name] = compute_call_ms(bundle / file_name)
-    decoders = {n: node for n, node in pipeline.nodes.items() if isinstance(node, TextDecoder)}
     samples = Samples()
     for number in range(min(options.max_requests, MAX_REQUESTS)):
         position = (options.first_request + number) % len(requests)
-        for node_name, decoder in decoders.items():
+        for node_name, decoder in pipeline.writers.items():
             decoder.replay = options.traces[position][node_name] if options.traces else ()
         calls_before = {graph: pipeline.sessions[graph[0]][graph[1]].calls for graph in call_ms}
         pipeline(**requests[position])
@@ -124,7 +122,9 @@ def simulate_bundle(bundle: Path, requests: list, *, options: BenchmarkOptions) 
             key = f"{node_name}/{graph_name}"
             samples.calls[key] = samples.calls.get(key, 0) + count
         if position == number:
-            samples.traces.append({n: tuple(decoder.traces) for n, decoder in decoders.items()})
+            samples.traces.append(
+                {n: tuple(decoder.traces) for n, decoder in pipeline.writers.items()}
+            )
     return samples
 
 

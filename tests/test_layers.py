@@ -74,6 +74,20 @@ def _kind_assignments(path: Path) -> set[int]:
     return lines
 
 
+def _imported_modules(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    return {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+
+
+def test_no_room_imports_the_folder_of_a_node_kind():
+    folders = tuple(f"mmcompress.kinds.{name}" for name in NODE_KINDS.names())
+    users = []
+    for name, path in files():
+        if not name.startswith("kinds/"):
+            users += [(name, m) for m in _imported_modules(path) if m.startswith(folders)]
+    assert users == []
+
+
 def test_no_room_asks_for_a_node_kind_by_name():
     """A kind is named in its folder, in the registry, and where a model or a table of families says its own kind."""
     kinds = set(NODE_KINDS.names())

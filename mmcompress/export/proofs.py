@@ -27,12 +27,13 @@ from torch import Tensor, nn
 
 from mmcompress.errors import ProofFailed
 from mmcompress.export.onnx import make_feed
+from mmcompress.graph.ports import kind_of
 from mmcompress.kinds.base import Batch, Models, Outputs
-from mmcompress.kinds.text_decoder.deployed import TextDecoder
 from mmcompress.models.base import ExportGraph, Model
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.masks import mask_units
 from mmcompress.prune.surgery import copy_without_units
+from mmcompress.registry import resolve_entry
 from mmcompress.results.records import Proof
 from mmcompress.runtime.sessions import TimedSession, open_session
 
@@ -258,7 +259,8 @@ def prove_generation(
         One proof.
     """
     sessions = {graph_name: TimedSession(file, 0) for graph_name, file in files.items()}
-    deployed = TextDecoder(sessions, model.config, folder)
+    make_decoder = resolve_entry(kind_of(model.kind).deployed)
+    deployed = make_decoder(sessions, model.config, folder)
     # The guard against endless repetition is ours; the library has none.
     deployed.generation = replace(deployed.generation, guard=False)
     different_count = 0

@@ -91,7 +91,8 @@ class Model(nn.Module, ABC):
     - text_encoder: ids [b, t] -> embedding [b, d]
     - text_decoder: ids [b, t], context [b, n, w] -> logits [b, t, v]; the logits at a position
       score the token that follows it (teacher forcing)
-    - fusion_encoder: ids [b, t], context [b, n, w] -> embedding [b, d], tokens [b, t, d], scores [b]
+    - fusion_encoder: ids [b, t], context [b, n, w] -> embedding [b, d], tokens [b, t, d], scores
+      [b], the log-odds that a text describes its picture
 
     All tensors are float32, ids are int64, embeddings have length 1. A text_decoder also has
     `context_tokens`: the pipeline sets it to the tokens n that the encoder before it gives.

@@ -13,6 +13,7 @@ from mmcompress.errors import BundleError, DataError
 from mmcompress.registry import NODE_KINDS, resolve_entry
 from mmcompress.runtime.bundle import Manifest, read_manifest, verify_files
 from mmcompress.runtime.machine import describe_cpu
+from mmcompress.runtime.replay import TextWriter
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
 
@@ -71,6 +72,8 @@ class Pipeline:
         self.outputs: dict[str, str] = graph["outputs"]
         """References (`node.port`) of the outputs, by name."""
         self.nodes: dict[str, Callable[..., Values]] = {}
+        self.writers: dict[str, TextWriter] = {}
+        """The nodes that write text."""
         self.sessions: dict[str, dict[str, TimedSession]] = {}
         """Sessions by node and graph."""
         self.wiring: dict[str, dict[str, str]] = {}
@@ -98,9 +101,12 @@ class Pipeline:
         sessions: dict[str, TimedSession] = {}
         for graph, file in node.get("files", {}).items():
             sessions[graph] = TimedSession(self.folder / file, self.threads)
-        build_node = resolve_entry(NODE_KINDS.get(kind).deployed)
+        entry = NODE_KINDS.get(kind)
+        build_node = resolve_entry(entry.deployed)
         self.sessions[name] = sessions
-        self.nodes[name] = build_node(sessions, node.get("config", {}), self.folder)
+        self.nodes[name] = built = build_node(sessions, node.get("config", {}), self.folder)
+        if entry.writes_text:
+            self.writers[name] = built
         self.wiring[name] = node["inputs"]
 
     def _check_cpu(self, name: str, node: Values) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from mmcompress.runtime.beam_search import BeamMove
 
@@ -18,3 +20,12 @@ class GenerationTrace:
     first."""
     moves: tuple[BeamMove, ...] = ()
     """Moves of its beams between the calls. Empty: only the number of calls is repeated."""
+
+
+class TextWriter(Protocol):
+    """A deployed node that writes text: it says what it wrote, and can repeat the work."""
+
+    traces: list[GenerationTrace]
+    """What it wrote in the last call, of each context."""
+    replay: Sequence[GenerationTrace]
+    """Traces whose work the next calls repeat. Empty: it writes freely."""

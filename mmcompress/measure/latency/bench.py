@@ -14,9 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mmcompress.kinds.text_decoder.deployed import TextDecoder
 from mmcompress.runtime.graph import Pipeline
-from mmcompress.runtime.replay import GenerationTrace
+from mmcompress.runtime.replay import GenerationTrace, TextWriter
 from mmcompress.stats import Latency, summarize_latency
 
 Request = Mapping[str, object]
@@ -266,11 +265,11 @@ class _RequestSender:
         self.options = options
         self.samples: dict[str, Samples] = {}
         """What was observed of each pipeline so far."""
-        self.decoders: dict[str, dict[str, TextDecoder]] = {}
+        self.writers: dict[str, dict[str, TextWriter]] = {}
         """The generators of each pipeline, by node."""
         for name, pipeline in pipelines.items():
             self.samples[name] = Samples()
-            self.decoders[name] = _list_decoders(pipeline)
+            self.writers[name] = pipeline.writers
 
     def warm_up(self) -> float:
         """Send the warm-up requests; returns the seconds of the slowest pipeline's quickest."""
@@ -286,9 +285,9 @@ class _RequestSender:
     def send_request(self, name: str, number: int) -> float:
         """Send a request to a pipeline; returns the seconds it took."""
         position = self.find_position(number)
-        for node_name, decoder in self.decoders[name].items():
+        for node_name, writer in self.writers[name].items():
             traces = self.options.traces
-            decoder.replay = traces[position][node_name] if traces else ()
+            writer.replay = traces[position][node_name] if traces else ()
         started = time.perf_counter()
         self.pipelines[name](**self.requests[position])
         return time.perf_counter() - started
@@ -305,8 +304,8 @@ class _RequestSender:
         # place in the list is the index of the request.
         if self.find_position(number) == number:
             traces: GenerationTraces = {}
-            for node_name, decoder in self.decoders[name].items():
-                traces[node_name] = tuple(decoder.traces)
+            for node_name, writer in self.writers[name].items():
+                traces[node_name] = tuple(writer.traces)
             samples.traces.append(traces)
 
     def find_position(self, number: int) -> int:
@@ -315,18 +314,9 @@ class _RequestSender:
 
     def stop_replay(self) -> None:
         """Let every generator write for itself again."""
-        for decoders in self.decoders.values():
-            for decoder in decoders.values():
-                decoder.replay = ()
-
-
-def _list_decoders(pipeline: Pipeline) -> dict[str, TextDecoder]:
-    """Return the generators of a pipeline by node."""
-    decoders: dict[str, TextDecoder] = {}
-    for node_name, node in pipeline.nodes.items():
-        if isinstance(node, TextDecoder):
-            decoders[node_name] = node
-    return decoders
+        for writers in self.writers.values():
+            for writer in writers.values():
+                writer.replay = ()
 
 
 def _count_calls(pipeline: Pipeline) -> dict[str, int]:
