@@ -29,7 +29,7 @@ from mmcompress.measure.latency.bench import BenchmarkOptions
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.surgery import copy_resized
-from mmcompress.report.charts import draw_prediction
+from mmcompress.report.charts.prediction import draw_prediction
 from mmcompress.report.page import PREDICTION_FILE
 from mmcompress.results.records import Prediction
 from mmcompress.run.predictor import build_predictor

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mmcompress.report.charts import draw_comparison, draw_front
+from mmcompress.report.charts.comparison import draw_comparison
+from mmcompress.report.charts.front import draw_front
 from mmcompress.report.page import template_environment
 from mmcompress.results.claims import ClaimResult
 from mmcompress.results.records import Summary

@@ -8,13 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import DataError
-from mmcompress.report.charts import (
-    draw_node_bars,
-    draw_prediction,
-    draw_quality_bars,
-    draw_structure_map,
-    draw_trials,
-)
+from mmcompress.report.charts.node_bars import draw_node_bars
+from mmcompress.report.charts.prediction import draw_prediction
+from mmcompress.report.charts.quality_bars import draw_quality_bars
+from mmcompress.report.charts.structure_map import draw_structure_map
+from mmcompress.report.charts.trials import draw_trials
 from mmcompress.results.records import Prediction, Summary
 from mmcompress.results.target import target_share
 from mmcompress.stats import Quality

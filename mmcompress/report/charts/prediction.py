@@ -1,0 +1,70 @@
+"""Predicted against measured milliseconds, on one scale. The chart can stand in a file of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmcompress.report.charts.svg import (
+    PALETTE,
+    Scale,
+    build_svg,
+    draw_circle,
+    draw_line,
+    draw_text,
+)
+
+SIZE = 420.0
+"""Units of width and of height."""
+
+LEFT = 54.0
+"""Units left of the plot."""
+
+RIGHT = SIZE - 16
+"""Units from the left edge to the right end of the plot."""
+
+BOTTOM = SIZE - 46
+"""Units from the upper edge to the lower end of the plot."""
+
+TOP = BOTTOM - (RIGHT - LEFT)
+"""Units above the plot, which is a square."""
+
+ROOT_ATTRIBUTES = {
+    "style": "max-width: 420px",
+    "xmlns": "http://www.w3.org/2000/svg",
+    "font-family": "system-ui, sans-serif",
+    "font-size": "12",
+}
+"""What a file of its own needs where no style sheet is."""
+
+
+def draw_prediction(predicted_ms: Sequence[float], measured_ms: Sequence[float]) -> str:
+    """Draw a point for each structure, and the line on which both are equal.
+
+    Args:
+        predicted_ms: Milliseconds of each structure; at least one.
+        measured_ms: Milliseconds of the same structures.
+    """
+    low = 0.95 * min(*predicted_ms, *measured_ms)
+    high = 1.05 * max(*predicted_ms, *measured_ms)
+    x_scale = Scale(low=low, high=high, start=LEFT, end=RIGHT)
+    y_scale = Scale(low=low, high=high, start=BOTTOM, end=TOP)
+    elements = [draw_line((LEFT, BOTTOM), (RIGHT, TOP), stroke="#999", dash="5 4")]
+    for milliseconds in x_scale.list_ticks():
+        text = f"{milliseconds:.3g}"
+        x = x_scale.place(milliseconds)
+        elements.append(draw_text(x, SIZE - 26, text=text, anchor="middle"))
+        y = y_scale.place(milliseconds)
+        elements.append(draw_text(LEFT - 8, y + 4, text=text, anchor="end"))
+    for predicted, measured in zip(predicted_ms, measured_ms, strict=True):
+        x = x_scale.place(predicted)
+        y = y_scale.place(measured)
+        elements.append(draw_circle(x, y, radius=4, fill=PALETTE[0], opacity=".8"))
+    elements.append(draw_text(SIZE / 2, SIZE - 6, text="predicted, ms", anchor="middle"))
+    elements.append(draw_text(6, 14, text="measured, ms"))
+    return build_svg(
+        SIZE,
+        SIZE,
+        elements=elements,
+        label="predicted against measured latency",
+        attributes=ROOT_ATTRIBUTES,
+    )

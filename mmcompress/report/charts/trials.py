@@ -1,0 +1,103 @@
+"""Every trial of the search: predicted latency against the loss that it was evaluated by."""
+
+from __future__ import annotations
+
+from mmcompress.graph.structure import Candidate
+from mmcompress.report.charts.svg import (
+    WIDTH,
+    Scale,
+    build_svg,
+    draw_circle,
+    draw_line,
+    draw_text,
+)
+from mmcompress.results.records import Summary, Trial
+
+HEIGHT = 280.0
+"""Units of height."""
+
+LEFT = 60.0
+"""Units left of the plot."""
+
+RIGHT = WIDTH - 16
+"""Units from the left edge to the right end of the plot."""
+
+TOP = 12.0
+"""Units above the plot."""
+
+BOTTOM = HEIGHT - 40
+"""Units from the upper edge to the lower end of the plot."""
+
+SHOWN_SHARE = 0.95
+"""Share of the trials whose loss fits the scale. Higher losses lie at its upper end, so that a few
+collapsed trials don't press all others together."""
+
+
+def draw_trials(summary: Summary) -> str:
+    """Draw a circle for each trial; the chosen one is ringed. Nothing when there are no trials."""
+    if not summary.trials:
+        return ""
+    latency_scale = _fit_latency_scale(summary)
+    loss_scale = _fit_loss_scale(summary)
+    elements = _draw_axes(latency_scale, loss_scale)
+    target_x = latency_scale.place(summary.target.latency_ms)
+    elements.append(draw_line((target_x, 8), (target_x, BOTTOM), css="target"))
+    chosen = _find_chosen_trial(summary)
+    for trial in summary.trials:
+        x = latency_scale.place(trial.latency_ms)
+        y = loss_scale.place(min(trial.loss, loss_scale.high))
+        css = "trial mutation" if trial.origin == "mutation" else "trial"
+        elements.append(draw_circle(x, y, radius=4, css=css, title=_describe_trial(trial)))
+        if trial is chosen:
+            elements.append(draw_circle(x, y, radius=8, css="chosen"))
+    return build_svg(WIDTH, HEIGHT, elements=elements, label="trials of the search")
+
+
+def _fit_latency_scale(summary: Summary) -> Scale:
+    """Return the scale that holds every trial and the target."""
+    latencies = [trial.latency_ms for trial in summary.trials]
+    latencies.append(summary.target.latency_ms)
+    return Scale(low=min(latencies) * 0.98, high=max(latencies) * 1.02, start=LEFT, end=RIGHT)
+
+
+def _fit_loss_scale(summary: Summary) -> Scale:
+    """Return the scale that holds all losses but the highest."""
+    losses = sorted(trial.loss for trial in summary.trials)
+    highest_shown = losses[min(len(losses) - 1, int(len(losses) * SHOWN_SHARE))]
+    return Scale(low=losses[0] * 0.95, high=highest_shown * 1.05, start=BOTTOM, end=TOP)
+
+
+def _draw_axes(latency_scale: Scale, loss_scale: Scale) -> list[str]:
+    """Draw the grid, the ticks and the names of both axes."""
+    elements: list[str] = []
+    for loss in loss_scale.list_ticks():
+        y = loss_scale.place(loss)
+        elements.append(draw_line((LEFT, y), (RIGHT, y), css="grid"))
+        elements.append(draw_text(LEFT - 8, y + 4, text=f"{loss:.2f}", css="small", anchor="end"))
+    for latency_ms in latency_scale.list_ticks():
+        x = latency_scale.place(latency_ms)
+        elements.append(
+            draw_text(x, HEIGHT - 20, text=f"{latency_ms:.2f}", css="small", anchor="middle")
+        )
+    middle = (LEFT + WIDTH) / 2
+    elements.append(
+        draw_text(middle, HEIGHT - 4, text="predicted latency, ms", css="small", anchor="middle")
+    )
+    elements.append(draw_text(4, HEIGHT / 2, text="loss", css="small"))
+    return elements
+
+
+def _find_chosen_trial(summary: Summary) -> Trial | None:
+    """Return the first trial of the structure and precisions that were chosen, if there is one."""
+    precision = {name: node.precision for name, node in summary.compressed.nodes.items()}
+    chosen = Candidate(summary.kept_units, precision)
+    for trial in summary.trials:
+        if trial.candidate == chosen:
+            return trial
+    return None
+
+
+def _describe_trial(trial: Trial) -> str:
+    """Return what is shown under the mouse."""
+    figures = f"{trial.latency_ms:.2f} ms, loss {trial.loss:.3f}"
+    return f"trial {trial.number} ({trial.origin}): {figures}"
