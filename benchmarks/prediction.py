@@ -30,7 +30,6 @@ from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.surgery import copy_resized
 from mmcompress.report.charts.prediction import draw_prediction
-from mmcompress.report.page import PREDICTION_FILE
 from mmcompress.results.records import Prediction
 from mmcompress.run.predictor import build_predictor
 from mmcompress.run.profile import BENCH_REQUESTS, profile_pipeline
@@ -180,7 +179,7 @@ def main() -> int:
         traces=dense.traces,
         threads=run.spec.measure.threads,
     )
-    record_path = arguments.run / PREDICTION_FILE
+    record_path = run.folder.prediction
     predicted_ms: list[float] = []
     measured_ms: list[float] = []
     if arguments.resume and record_path.exists():

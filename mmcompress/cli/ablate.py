@@ -18,6 +18,7 @@ from mmcompress.cli.options import (
 from mmcompress.cli.results_table import print_claims, print_path
 from mmcompress.experiments.ablate import ablate
 from mmcompress.experiments.cells import TABLES
+from mmcompress.workspace.folder import RunFolder
 
 
 @click.command("ablate")
@@ -52,5 +53,6 @@ def ablate_command(
             on_progress=on_progress,
             tables=split_names(tables),
         )
-    print_claims(Path(folder))
-    print_path("report", Path(folder) / "ablation.html")
+    results = RunFolder(Path(folder))
+    print_claims(results)
+    print_path("report", results.ablation_page)

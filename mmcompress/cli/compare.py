@@ -19,9 +19,10 @@ from mmcompress.cli.options import (
 from mmcompress.cli.results_table import print_claims, print_path
 from mmcompress.experiments.baselines import BASELINES
 from mmcompress.experiments.compare import compare
-from mmcompress.report.page import format_percent, format_quality
+from mmcompress.report.formats import format_percent, format_quality
 from mmcompress.results.records import Summary
 from mmcompress.results.target import target_share
+from mmcompress.workspace.folder import RunFolder
 
 
 @click.command("compare")
@@ -56,8 +57,9 @@ def compare_command(
             on_progress=on_progress,
         )
     out.print(_make_table(summaries))
-    print_claims(Path(folder))
-    print_path("report", Path(folder) / "compare.html")
+    results = RunFolder(Path(folder))
+    print_claims(results)
+    print_path("report", results.comparison_page)
 
 
 def _make_table(summaries: dict[str, Summary]) -> Table:
@@ -65,7 +67,7 @@ def _make_table(summaries: dict[str, Summary]) -> Table:
     first = next(iter(summaries.values()))
     dense = first.baseline.quality
     title = f"{first.pipeline} at {first.target.asked}"
-    headings = ["method", "speed-up", "of the target", "retained", *dense]
+    headings = ["method", "speedup", "latency / target", "quality retained", *dense]
     table = Table(box=None, title=title)
     for heading in headings:
         table.add_column(heading)

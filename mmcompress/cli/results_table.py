@@ -9,8 +9,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from mmcompress.cli.console import out
-from mmcompress.report.page import format_quality
+from mmcompress.report.formats import format_quality
 from mmcompress.results.records import Summary
+from mmcompress.workspace.folder import RunFolder
 
 
 def print_summary(summary: Summary) -> None:
@@ -63,9 +64,9 @@ def _describe_verdict(summary: Summary) -> str:
     )
 
 
-def print_claims(folder: Path) -> None:
+def print_claims(folder: RunFolder) -> None:
     """Print the claims that a comparison or an ablation tested, with their verdicts."""
-    for claim in json.loads((folder / "claims.json").read_text()):
+    for claim in json.loads(folder.claims.read_text()):
         points = f"{100 * claim['gap']:+.1f} ± {100 * claim['half']:.1f} points"
         verdict = f"[bold]{escape(claim['verdict'])}[/bold]"
         out.print(f"{escape(claim['claim'])}: {verdict} ({points})", soft_wrap=True)

@@ -19,6 +19,7 @@ from mmcompress.cli.results_table import print_path, print_summary
 from mmcompress.errors import TargetNotMet
 from mmcompress.results.records import Summary
 from mmcompress.run.targets import run_targets
+from mmcompress.workspace.folder import RunFolder
 
 
 @click.command("run")
@@ -44,16 +45,17 @@ def run_command(
             resume=resume,
             on_progress=on_progress,
         )
+    run_folder = RunFolder(Path(folder))
     for summary in summaries:
-        place = Path(folder)
+        target_folder = run_folder
         if len(summaries) > 1:
-            place = place / summary.target.asked.replace(" ", "-")
+            target_folder = run_folder.target_folder(summary.target.asked)
         print_summary(summary)
         out.print()
-        print_path("report", place / "report.html")
-        print_path("bundle", place / "bundle")
+        print_path("report", target_folder.report)
+        print_path("bundle", target_folder.bundle)
     if len(summaries) > 1:
-        print_path("front", Path(folder) / "front.html")
+        print_path("front", run_folder.front_page)
     _require_met_targets(summaries)
 
 

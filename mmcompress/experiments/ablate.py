@@ -163,7 +163,7 @@ def _write_report(
     for claim in CLAIMS:
         if all(folder in summaries for folder in (*claim.better, *claim.worse)):
             claims.append(judge_claim(prepared.run, claim, dense=prepared.dense))
-    write_ablation(tables, claims, folder=prepared.run.folder.path)
+    write_ablation(tables, claims, folder=prepared.run.folder)
 
 
 def remove_fixed_dimensions(space: Space, changes: Mapping[str, Any]) -> Space:

@@ -114,7 +114,7 @@ def _make_methods(prepared: PreparedRun, methods: Sequence[str]) -> dict[str, Su
             summaries,
             {method: BASELINES[method].about for method in summaries},
             claims=claims,
-            folder=run.folder.path,
+            folder=run.folder,
         )
     return summaries
 

@@ -1,59 +1,70 @@
-"""Reports over several runs: targets, methods or cells side by side."""
+"""Pages over several runs: targets, methods or cells side by side.
+
+Each page lies beside a JSON file with the same figures.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mmcompress.report.charts.comparison import draw_comparison
 from mmcompress.report.charts.front import draw_front
-from mmcompress.report.page import template_environment
+from mmcompress.report.templates import write_pages
 from mmcompress.results.claims import ClaimResult
 from mmcompress.results.records import Summary
 from mmcompress.results.target import target_share
 from mmcompress.storage import write_record
+from mmcompress.workspace.folder import RunFolder
 
 
-def summary_row(s: Summary) -> dict[str, Any]:
-    """The figures of one run."""
+@dataclass(frozen=True, kw_only=True)
+class QualityFigure:
+    """A metric as the JSON files hold it."""
 
-    return {
-        "speedup": s.speedup,
-        "share_of_target": target_share(s),
-        "latency_ms_p50": s.compressed.latency_ms.p50,
-        "met": s.target.met,
-        "retained": s.quality_retained,
-        "quality": {
-            k: {"value": q.value, "low": q.low, "high": q.high}
-            for k, q in s.compressed.quality.items()
-        },
-        "params": s.compressed.params,
-        "size_mb": s.compressed.size_mb,
-    }
+    value: float
+    """The figure itself."""
+    low: float
+    """Lower end of its 95 % interval."""
+    high: float
+    """Upper end of its 95 % interval."""
 
 
-def _pages(name: str, folder: Path, **values: Any) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class RunFigures:
+    """The figures of one run as the JSON files hold them."""
 
-    for suffix in (".md", ".html"):
-        (folder / (name + suffix)).write_text(
-            template_environment().get_template(name + suffix).render(**values)
-        )
-    return folder / f"{name}.html"
+    speedup: float
+    """Median latency of the dense pipeline over that of the compressed one."""
+    share_of_target: float
+    """Measured latency / target."""
+    latency_ms_p50: float
+    """Median milliseconds of a request, end to end."""
+    met: bool
+    """Whether the target and every limit are kept."""
+    retained: float
+    """The smallest ratio of compressed to dense over all metrics."""
+    quality: dict[str, QualityFigure]
+    """Every metric by name."""
+    params: int
+    """Parameters of all models."""
+    size_mb: float
+    """MB of the bundle."""
 
 
-def write_claims(claims: Sequence[ClaimResult], folder: Path) -> Path:
-    """Write `claims.json`."""
-    rows = [
-        {
-            "claim": claim.text,
-            "verdict": claim.verdict,
-            "gap": claim.difference,
-            "half": claim.ci_half_width,
-        }
-        for claim in claims
-    ]
-    return write_record(folder / "claims.json", rows)
+@dataclass(frozen=True, kw_only=True)
+class ClaimFigures:
+    """A claim as `claims.json` holds it."""
+
+    claim: str
+    """The claim as a sentence."""
+    verdict: str
+    """Whether it is supported."""
+    gap: float
+    """Share of the test inputs: difference of both sides, mean over the metrics."""
+    half: float
+    """Share of the test inputs: half the width of its 95 % interval."""
 
 
 def write_comparison(
@@ -61,47 +72,121 @@ def write_comparison(
     about: Mapping[str, str],
     *,
     claims: Sequence[ClaimResult],
-    folder: Path,
+    folder: RunFolder,
 ) -> Path:
-    """Write `compare.json`, `.md` and `.html`, and the claims; `summaries` and what they are, by
-    method."""
+    """Write the page and the figures of several methods, and their claims.
 
-    write_claims(claims, folder)
-    write_record(folder / "compare.json", {name: summary_row(s) for name, s in summaries.items()})
-    one, chart = next(iter(summaries.values())), draw_comparison(summaries)
-    return _pages(
-        "compare", folder, s=one, summaries=summaries, about=about, claims=claims, chart=chart
+    Args:
+        summaries: The result of each method, by its name; at least one.
+        about: What each method is, by its name.
+        claims: What the comparison says.
+        folder: The folder of the comparison.
+
+    Returns:
+        The page.
+    """
+    _write_claims(claims, folder)
+    write_record(folder.comparison, _list_figures(summaries))
+    return write_pages(
+        folder.comparison_page,
+        first=next(iter(summaries.values())),
+        summaries=summaries,
+        about=about,
+        claims=claims,
+        chart=draw_comparison(summaries),
     )
 
 
 def write_ablation(
-    tables: Mapping[str, Mapping[str, Summary]], claims: Sequence[ClaimResult], *, folder: Path
+    tables: Mapping[str, Mapping[str, Summary]],
+    claims: Sequence[ClaimResult],
+    *,
+    folder: RunFolder,
 ) -> Path:
-    """Write `ablation.json`, `.md` and `.html`, and the claims: cells by table, and what they say
-    of each."""
+    """Write the page and the figures of an ablation, and its claims.
 
-    write_claims(claims, folder)
-    write_record(
-        folder / "ablation.json",
-        {t: {name: summary_row(s) for name, s in by.items()} for t, by in tables.items()},
+    Args:
+        tables: The result of each cell, by table and name of the cell; at least one.
+        claims: What the ablation says.
+        folder: The folder of the ablation.
+
+    Returns:
+        The page.
+    """
+    _write_claims(claims, folder)
+    figures = {table: _list_figures(summaries) for table, summaries in tables.items()}
+    write_record(folder.ablation, figures)
+    charts = {table: draw_comparison(summaries) for table, summaries in tables.items()}
+    first_table = next(iter(tables.values()))
+    return write_pages(
+        folder.ablation_page,
+        first=next(iter(first_table.values())),
+        tables=tables,
+        claims=claims,
+        charts=charts,
     )
-    one, charts = (
-        next(iter(next(iter(tables.values())).values())),
-        {t: draw_comparison(by) for t, by in tables.items()},
+
+
+def write_front(summaries: Mapping[str, Summary], folder: RunFolder) -> Path:
+    """Write the page and the figures of several targets.
+
+    Args:
+        summaries: The result of each target, by the name of its folder; at least one.
+        folder: The folder that the targets share.
+
+    Returns:
+        The page.
+    """
+    by_speedup = dict(sorted(summaries.items(), key=_get_target_speedup))
+    write_record(folder.front, _list_figures(by_speedup))
+    return write_pages(
+        folder.front_page,
+        first=next(iter(by_speedup.values())),
+        summaries=by_speedup,
+        report_name=folder.report.stem,
+        chart=draw_front(by_speedup),
     )
-    return _pages("ablation", folder, s=one, tables=tables, claims=claims, charts=charts)
 
 
-def write_front(summaries: Mapping[str, Summary], folder: Path) -> Path:
-    """Write `front.json`, `.md` and `.html`; `summaries` by the name of their folder. Returns the
-    page."""
+def _get_target_speedup(named_summary: tuple[str, Summary]) -> float:
+    """Return the speedup of a target, by which targets are sorted."""
+    _, summary = named_summary
+    return summary.target.speedup
 
-    summaries = dict(sorted(summaries.items(), key=lambda named: named[1].target.speedup))
-    write_record(folder / "front.json", {name: summary_row(s) for name, s in summaries.items()})
-    return _pages(
-        "front",
-        folder,
-        s=next(iter(summaries.values())),
-        summaries=summaries,
-        chart=draw_front(summaries),
+
+def _list_figures(summaries: Mapping[str, Summary]) -> dict[str, RunFigures]:
+    """Return the figures of every run by its name."""
+    return {name: _collect_figures(summary) for name, summary in summaries.items()}
+
+
+def _collect_figures(summary: Summary) -> RunFigures:
+    """Return the figures of one run."""
+    compressed = summary.compressed
+    quality: dict[str, QualityFigure] = {}
+    for metric, figure in compressed.quality.items():
+        quality[metric] = QualityFigure(value=figure.value, low=figure.low, high=figure.high)
+    return RunFigures(
+        speedup=summary.speedup,
+        share_of_target=target_share(summary),
+        latency_ms_p50=compressed.latency_ms.p50,
+        met=summary.target.met,
+        retained=summary.quality_retained,
+        quality=quality,
+        params=compressed.params,
+        size_mb=compressed.size_mb,
     )
+
+
+def _write_claims(claims: Sequence[ClaimResult], folder: RunFolder) -> None:
+    """Write the claims with their verdicts."""
+    figures: list[ClaimFigures] = []
+    for claim in claims:
+        figures.append(
+            ClaimFigures(
+                claim=claim.text,
+                verdict=claim.verdict,
+                gap=claim.difference,
+                half=claim.ci_half_width,
+            )
+        )
+    write_record(folder.claims, figures)

@@ -46,7 +46,7 @@ def _rewrite_front(shared: RunFolder) -> None:
         return
     names = json.loads(shared.front.read_text())
     summaries = {name: load_summary(shared.subfolder(name).path) for name in names}
-    write_front(summaries, shared.path)
+    write_front(summaries, shared)
 
 
 def restore_measurements(summary: Summary, folder: RunFolder) -> Summary:

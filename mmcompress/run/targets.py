@@ -139,7 +139,7 @@ def reach_each_target(
             if isinstance(error, ClusterError):
                 break
     if len(summaries) > 1:
-        write_front(summaries, run.folder.path)
+        write_front(summaries, run.folder)
     if errors:
         raise errors[0]
     return tuple(summaries.values())

@@ -187,10 +187,54 @@ class RunFolder:
         """Latencies of both bundles that another device measured."""
         return self.path / "measured.json"
 
+    # What people read. Every page lies beside a Markdown file of the same name.
+
+    @property
+    def report(self) -> Path:
+        """The page of a finished run."""
+        return self.path / "report.html"
+
+    @property
+    def prediction(self) -> Path:
+        """Random structures, predicted and measured, where somebody asked for them."""
+        return self.path / "prediction.json"
+
     @property
     def front(self) -> Path:
         """The results of several targets, side by side."""
         return self.path / "front.json"
+
+    @property
+    def front_page(self) -> Path:
+        """The page of several targets."""
+        return self.path / "front.html"
+
+    # What a comparison or an ablation leaves.
+
+    @property
+    def comparison(self) -> Path:
+        """The results of several methods, side by side."""
+        return self.path / "compare.json"
+
+    @property
+    def comparison_page(self) -> Path:
+        """The page of several methods."""
+        return self.path / "compare.html"
+
+    @property
+    def ablation(self) -> Path:
+        """The results of all cells of an ablation, by table."""
+        return self.path / "ablation.json"
+
+    @property
+    def ablation_page(self) -> Path:
+        """The page of an ablation."""
+        return self.path / "ablation.html"
+
+    @property
+    def claims(self) -> Path:
+        """Claims with their verdicts."""
+        return self.path / "claims.json"
 
     @property
     def side_by_side(self) -> Path:
@@ -235,6 +279,10 @@ class RunFolder:
     def list_training_histories(self) -> list[Path]:
         """Return the files of all training histories of the artifact, in no particular order."""
         return list(self.path.glob("distill*.json"))
+
+    def list_finished_subfolders(self) -> list[str]:
+        """Return the names of the folders in this one that hold a finished run, sorted."""
+        return sorted(path.parent.name for path in self.path.glob(f"*/{self.summary.name}"))
 
     def read_timings(self) -> dict[str, float]:
         """Return the seconds spent in every stage so far; empty before the first stage."""

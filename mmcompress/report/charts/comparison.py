@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmcompress.report.charts.svg import (
+    CHARACTER_WIDTH,
     WIDTH,
     Scale,
     build_svg,
@@ -13,27 +14,32 @@ from mmcompress.report.charts.svg import (
     draw_circle,
     draw_line,
     draw_text,
+    format_ticks,
+    shorten_text,
 )
 from mmcompress.results.records import Summary
 from mmcompress.stats import Quality
 
-MIN_LEFT = 150.0
+MIN_LEFT = 130.0
 """Units left of the panels at least, for the names of the methods."""
 
-CHARACTER_WIDTH = 7.0
-"""Units of width of a character of a name."""
+MAX_LEFT = WIDTH / 2.5
+"""Units left of the panels at most; longer names are cut off."""
 
-PANEL_GAP = 30.0
+PANEL_GAP = 48.0
 """Units between two panels."""
 
-TOP = 34.0
-"""Units above the first row."""
+TOP = 50.0
+"""Units above the first row, for two lines of title."""
 
 ROW_STEP = 24.0
 """Units from one row to the next."""
 
 MIN_RANGE = 1e-6
 """Least difference between the ends of a scale."""
+
+TICK_WIDTH = 40.0
+"""Units of width of the text of a tick."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +56,21 @@ def draw_comparison(summaries: Mapping[str, Summary]) -> str:
     """Draw each metric of each method with its interval, the dense pipeline first."""
     rows = _list_rows(summaries)
     metrics = list(rows[0].quality)
-    left = max(MIN_LEFT, CHARACTER_WIDTH * max(len(row.label) for row in rows) + 20)
-    panel_step = (WIDTH - left - 20) / len(metrics)
+    longest_label = max(len(row.label) for row in rows)
+    left = min(MAX_LEFT, max(MIN_LEFT, CHARACTER_WIDTH * longest_label + 20))
+    panel_step = (WIDTH - left) / max(1, len(metrics))
     elements: list[str] = []
+    for i, row in enumerate(rows):
+        label = shorten_text(row.label, left - 14)
+        y = TOP + 4 + i * ROW_STEP
+        elements.append(draw_text(left - 14, y, text=label, anchor="end"))
     for i, metric in enumerate(metrics):
         start = left + i * panel_step
         scale = _fit_scale(rows, metric, start=start, end=start + panel_step - PANEL_GAP)
-        elements += _draw_panel(rows, metric, scale=scale, color=choose_color(i))
-    for i, row in enumerate(rows):
-        elements.append(draw_text(left - 14, TOP + 4 + i * ROW_STEP, text=row.label, anchor="end"))
-    height = TOP + 10 + len(rows) * ROW_STEP
-    return build_svg(WIDTH, height, elements=elements, label="methods compared")
+        elements += _draw_panel_frame(rows, metric, scale=scale)
+        elements += _draw_panel_rows(rows, metric, scale=scale, color=choose_color(i))
+    height = TOP + len(rows) * ROW_STEP + 20
+    return build_svg(WIDTH, height, elements=elements, label="quality of every method")
 
 
 def _list_rows(summaries: Mapping[str, Summary]) -> list[Row]:
@@ -73,19 +83,32 @@ def _list_rows(summaries: Mapping[str, Summary]) -> list[Row]:
     return rows
 
 
-def _fit_scale(rows: list[Row], metric: str, *, start: float, end: float) -> Scale:
+def _fit_scale(rows: Sequence[Row], metric: str, *, start: float, end: float) -> Scale:
     """Return the scale of a panel, which holds the intervals of all rows."""
     low = min(row.quality[metric].low for row in rows)
     high = max(row.quality[metric].high for row in rows)
     return Scale(low=low, high=max(high, low + MIN_RANGE), start=start, end=end)
 
 
-def _draw_panel(rows: list[Row], metric: str, *, scale: Scale, color: str) -> list[str]:
-    """Draw one metric of all rows."""
-    title = metric
+def _draw_panel_frame(rows: Sequence[Row], metric: str, *, scale: Scale) -> list[str]:
+    """Draw the title and the axis of one metric."""
+    width = scale.end - scale.start
+    title = shorten_text(metric, width + PANEL_GAP - 6)
+    elements = [draw_text(scale.start, 14, text=title)]
     if rows[0].quality[metric].is_error_rate:
-        title += " (less is better)"
-    elements = [draw_text(scale.start, 14, text=title, css="small")]
+        elements.append(draw_text(scale.start, 29, text="less is better", css="small"))
+    bottom = TOP + (len(rows) - 0.5) * ROW_STEP
+    shares = scale.list_ticks(max(3, int(width / TICK_WIDTH)))
+    for share, text in zip(shares, format_ticks(shares, is_share=True), strict=True):
+        x = scale.place(share)
+        elements.append(draw_line((x, TOP - ROW_STEP / 2), (x, bottom), css="grid"))
+        elements.append(draw_text(x, bottom + 16, text=text, css="small", anchor="middle"))
+    return elements
+
+
+def _draw_panel_rows(rows: Sequence[Row], metric: str, *, scale: Scale, color: str) -> list[str]:
+    """Draw one metric of all rows, each with its interval."""
+    elements: list[str] = []
     for i, row in enumerate(rows):
         quality = row.quality[metric]
         y = TOP + i * ROW_STEP

@@ -1,4 +1,7 @@
-"""Predicted against measured milliseconds, on one scale. The chart can stand in a file of its own."""
+"""Predicted against measured milliseconds, on one scale.
+
+The chart can stand in a file of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from mmcompress.report.charts.svg import (
     draw_circle,
     draw_line,
     draw_text,
+    format_ticks,
 )
 
 SIZE = 420.0
@@ -29,7 +33,7 @@ TOP = BOTTOM - (RIGHT - LEFT)
 """Units above the plot, which is a square."""
 
 ROOT_ATTRIBUTES = {
-    "style": "max-width: 420px",
+    "style": "max-width: 420px; min-width: 300px",
     "xmlns": "http://www.w3.org/2000/svg",
     "font-family": "system-ui, sans-serif",
     "font-size": "12",
@@ -48,18 +52,21 @@ def draw_prediction(predicted_ms: Sequence[float], measured_ms: Sequence[float])
     high = 1.05 * max(*predicted_ms, *measured_ms)
     x_scale = Scale(low=low, high=high, start=LEFT, end=RIGHT)
     y_scale = Scale(low=low, high=high, start=BOTTOM, end=TOP)
-    elements = [draw_line((LEFT, BOTTOM), (RIGHT, TOP), stroke="#999", dash="5 4")]
-    for milliseconds in x_scale.list_ticks():
-        text = f"{milliseconds:.3g}"
+    elements: list[str] = []
+    ticks = x_scale.list_ticks()
+    for milliseconds, text in zip(ticks, format_ticks(ticks), strict=True):
         x = x_scale.place(milliseconds)
-        elements.append(draw_text(x, SIZE - 26, text=text, anchor="middle"))
         y = y_scale.place(milliseconds)
+        elements.append(draw_line((x, TOP), (x, BOTTOM), stroke="#999", opacity=".3"))
+        elements.append(draw_line((LEFT, y), (RIGHT, y), stroke="#999", opacity=".3"))
+        elements.append(draw_text(x, BOTTOM + 18, text=text, anchor="middle"))
         elements.append(draw_text(LEFT - 8, y + 4, text=text, anchor="end"))
+    elements.append(draw_line((LEFT, BOTTOM), (RIGHT, TOP), stroke="#999", dash="5 4"))
     for predicted, measured in zip(predicted_ms, measured_ms, strict=True):
         x = x_scale.place(predicted)
         y = y_scale.place(measured)
         elements.append(draw_circle(x, y, radius=4, fill=PALETTE[0], opacity=".8"))
-    elements.append(draw_text(SIZE / 2, SIZE - 6, text="predicted, ms", anchor="middle"))
+    elements.append(draw_text((LEFT + RIGHT) / 2, SIZE - 6, text="predicted, ms", anchor="middle"))
     elements.append(draw_text(6, 14, text="measured, ms"))
     return build_svg(
         SIZE,

@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from mmcompress.report.charts.svg import (
+    CHARACTER_WIDTH,
     WIDTH,
+    LegendEntry,
     Scale,
     build_svg,
+    draw_legend,
     draw_line,
     draw_rectangle,
     draw_text,
 )
 from mmcompress.stats import Quality
 
-LEFT = 170.0
-"""Units left of the bars, for the names of the metrics."""
+MIN_LEFT = 130.0
+"""Units left of the bars at least, for the names of the metrics."""
 
 RIGHT = WIDTH - 80
-"""Units from the left edge to where 100 % lies."""
+"""Units from the left edge to where 100 % lies, or the highest figure above it."""
 
-TOP = 8.0
-"""Units above the first bar."""
+TOP = 28.0
+"""Units above the first bar, for the legend."""
 
 BAR_HEIGHT = 13.0
 """Units of height of a bar."""
@@ -32,6 +35,12 @@ BAR_STEP = 17.0
 METRIC_STEP = 46.0
 """Units from one metric to the next."""
 
+LEGEND = (
+    LegendEntry(label="before", css="dense"),
+    LegendEntry(label="after", css="compressed"),
+)
+"""What the colours say."""
+
 
 def draw_quality_bars(before: Mapping[str, Quality], after: Mapping[str, Quality]) -> str:
     """Draw two bars for each metric.
@@ -40,25 +49,34 @@ def draw_quality_bars(before: Mapping[str, Quality], after: Mapping[str, Quality
         before: Metrics of the dense pipeline.
         after: The same metrics of the compressed one.
     """
-    scale = Scale(low=0.0, high=1.0, start=LEFT, end=RIGHT)
-    elements: list[str] = []
-    for i, (name, dense_quality) in enumerate(before.items()):
+    labels = [_name_metric(metric, quality) for metric, quality in before.items()]
+    longest_label = max((len(label) for label in labels), default=0)
+    left = max(MIN_LEFT, CHARACTER_WIDTH * longest_label + 12)
+    # An error rate may be above 100 %.
+    highest = max((quality.high for quality in [*before.values(), *after.values()]), default=1.0)
+    scale = Scale(low=0.0, high=max(1.0, highest), start=left, end=RIGHT)
+    elements = draw_legend(left, 14, entries=LEGEND)
+    for i, (metric, label) in enumerate(zip(before, labels, strict=True)):
         top = TOP + i * METRIC_STEP
-        elements += _draw_bar(dense_quality, scale, top=top, css="dense")
-        elements += _draw_bar(after[name], scale, top=top + BAR_STEP, css="compressed")
-        label = f"{name} (less is better)" if dense_quality.is_error_rate else name
-        elements.append(draw_text(LEFT - 10, top + 20, text=label, anchor="end"))
-    height = len(before) * METRIC_STEP + 4
+        elements += _draw_bar(before[metric], scale, top=top, css="dense")
+        elements += _draw_bar(after[metric], scale, top=top + BAR_STEP, css="compressed")
+        elements.append(draw_text(left - 10, top + 20, text=label, anchor="end"))
+    height = TOP + len(before) * METRIC_STEP
     return build_svg(WIDTH, height, elements=elements, label="quality before and after")
+
+
+def _name_metric(metric: str, quality: Quality) -> str:
+    """Return the name of a metric; it says where less is better."""
+    return f"{metric} (less is better)" if quality.is_error_rate else metric
 
 
 def _draw_bar(quality: Quality, scale: Scale, *, top: float, css: str) -> list[str]:
     """Draw one bar with its interval and its figure."""
-    width = scale.place(quality.value) - LEFT
+    width = scale.place(quality.value) - scale.start
     middle = top + BAR_HEIGHT / 2
     interval_end = scale.place(quality.high)
     return [
-        draw_rectangle(LEFT, top, width=width, height=BAR_HEIGHT, css=css),
+        draw_rectangle(scale.start, top, width=width, height=BAR_HEIGHT, css=css),
         draw_line((scale.place(quality.low), middle), (interval_end, middle), css="interval"),
         draw_text(interval_end + 8, top + 11, text=f"{quality.value:.1%}", css="small"),
     ]

@@ -1,86 +1,100 @@
-"""Every block of every model: units kept of the units there were. Cross-modal blocks are outlined."""
+"""Every block of every node: units kept of the units there were.
+
+Cross-modal blocks are outlined.
+"""
 
 from __future__ import annotations
 
 from mmcompress.graph.blocks import Block
 from mmcompress.report.charts.svg import (
+    WIDTH,
     build_svg,
     choose_color,
     draw_rectangle,
     draw_text,
     group_elements,
+    shorten_text,
 )
 from mmcompress.results.records import Summary
 
 LEFT = 96.0
 """Units left of the cells, for the names of the nodes."""
 
-TOP = 18.0
+TOP = 6.0
 """Units above the first row."""
 
-CELL_WIDTH = 74.0
-"""Units of width of a cell."""
+CELLS_PER_ROW = 9
+"""Cells of a row. A node with more blocks goes on in the next row."""
 
-CELL_HEIGHT = 40.0
-"""Units of height of a cell."""
-
-CELL_STEP = 80.0
+CELL_STEP = (WIDTH - LEFT) / CELLS_PER_ROW
 """Units from one cell to the next."""
 
-ROW_STEP = 74.0
+CELL_WIDTH = CELL_STEP - 6
+"""Units of width of a cell."""
+
+CELL_HEIGHT = 30.0
+"""Units of height of a cell."""
+
+FIGURES_Y = CELL_HEIGHT + 15
+"""Units from the upper edge of a cell to the base line of its figures."""
+
+NAME_Y = CELL_HEIGHT + 29
+"""Units from the upper edge of a cell to the base line of its name."""
+
+ROW_STEP = 76.0
 """Units from one row to the next."""
 
 
 def draw_structure_map(summary: Summary) -> str:
-    """Draw a row of cells for each node, filled by the share of units that is kept."""
-    most_blocks = max(len(blocks) for blocks in summary.blocks.values())
+    """Draw a cell for each block, filled by the share of its units that is kept."""
     top = TOP
     elements: list[str] = []
     for i, (node, blocks) in enumerate(summary.blocks.items()):
-        elements.append(draw_text(LEFT - 10, top + 24, text=node, css="strong", anchor="end"))
+        name = shorten_text(node, LEFT - 10)
+        elements.append(draw_text(LEFT - 10, top + 20, text=name, css="strong", anchor="end"))
         for j, block in enumerate(blocks):
-            left = LEFT + j * CELL_STEP
+            column = j % CELLS_PER_ROW
+            if j and column == 0:
+                top += ROW_STEP
             elements.append(
                 _draw_cell(
-                    left, top, node=node, block=block, summary=summary, color=choose_color(i)
+                    LEFT + column * CELL_STEP,
+                    top,
+                    node=node,
+                    block=block,
+                    summary=summary,
+                    color=choose_color(i),
                 )
             )
         top += ROW_STEP
-    width = LEFT + most_blocks * CELL_STEP
-    return build_svg(width, top, elements=elements, label="units kept in every block")
+    return build_svg(WIDTH, top, elements=elements, label="units kept in every block")
 
 
 def _draw_cell(
     left: float, top: float, *, node: str, block: Block, summary: Summary, color: str
 ) -> str:
-    """Draw the cell of one block, with its name and figures."""
+    """Draw the cell of one block, with its figures and its name below."""
     kept = summary.kept_units.get(node, {}).get(block.name, block.units)
-    share = kept / block.units
-    is_cross_modal = block.name in summary.cross_modal_reasons.get(node, {})
+    filled = CELL_HEIGHT * kept / block.units
+    bottom = top + CELL_HEIGHT
     middle = left + CELL_WIDTH / 2
-    filled = CELL_HEIGHT * share
+    title = f"{node}.{block.name}: {kept} of {block.units} kept"
     elements = [
         draw_rectangle(left, top, width=CELL_WIDTH, height=CELL_HEIGHT, css="slot"),
-        draw_rectangle(
-            left, top + CELL_HEIGHT - filled, width=CELL_WIDTH, height=filled, fill=color
-        ),
+        draw_rectangle(left, bottom - filled, width=CELL_WIDTH, height=filled, fill=color),
     ]
-    if is_cross_modal:
+    if block.name in summary.cross_modal_reasons.get(node, {}):
+        title += " (cross-modal)"
         elements.append(
             draw_rectangle(left, top, width=CELL_WIDTH, height=CELL_HEIGHT, css="crossing")
         )
     figures = f"{kept}/{block.units}"
-    figures_css = "on" if share > 0.6 else ""
-    elements.append(draw_text(middle, top + 24, text=figures, css=figures_css, anchor="middle"))
-    elements.append(
-        draw_text(middle, top + 53, text=_shorten_name(block.name), css="small", anchor="middle")
-    )
-    title = f"{node}.{block.name}: {kept} of {block.units} kept"
-    if is_cross_modal:
-        title += " (cross-modal)"
+    name = shorten_text(_abbreviate_name(block.name), CELL_STEP)
+    elements.append(draw_text(middle, top + FIGURES_Y, text=figures, anchor="middle"))
+    elements.append(draw_text(middle, top + NAME_Y, text=name, css="small", anchor="middle"))
     return group_elements(elements, title=title)
 
 
-def _shorten_name(block_name: str) -> str:
+def _abbreviate_name(block_name: str) -> str:
     """Return the name of a block as it fits under its cell."""
     return block_name.replace("attention", "attn").replace("cross_attn", "cross")

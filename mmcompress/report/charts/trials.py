@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import math
+
 from mmcompress.graph.structure import Candidate
 from mmcompress.report.charts.svg import (
     WIDTH,
+    LegendEntry,
     Scale,
     build_svg,
     draw_circle,
+    draw_legend,
     draw_line,
     draw_text,
+    format_ticks,
 )
 from mmcompress.results.records import Summary, Trial
 
-HEIGHT = 280.0
+HEIGHT = 312.0
 """Units of height."""
 
 LEFT = 60.0
@@ -22,8 +27,8 @@ LEFT = 60.0
 RIGHT = WIDTH - 16
 """Units from the left edge to the right end of the plot."""
 
-TOP = 12.0
-"""Units above the plot."""
+TOP = 44.0
+"""Units above the plot, for the legend and the name of the target."""
 
 BOTTOM = HEIGHT - 40
 """Units from the upper edge to the lower end of the plot."""
@@ -32,21 +37,33 @@ SHOWN_SHARE = 0.95
 """Share of the trials whose loss fits the scale. Higher losses lie at its upper end, so that a few
 collapsed trials don't press all others together."""
 
+LEVEL_SWITCH_ORIGIN = "mutation"
+"""Origin of a trial that switched one level of the best structure, as journals hold it."""
+
+LEGEND = (
+    LegendEntry(label="sampler or split of the budget", css="trial"),
+    LegendEntry(label="level switch around the best", css="mutation"),
+)
+"""What the colours say."""
+
 
 def draw_trials(summary: Summary) -> str:
     """Draw a circle for each trial; the chosen one is ringed. Nothing when there are no trials."""
     if not summary.trials:
         return ""
     latency_scale = _fit_latency_scale(summary)
-    loss_scale = _fit_loss_scale(summary)
+    loss_scale = _fit_loss_scale(summary.trials)
     elements = _draw_axes(latency_scale, loss_scale)
+    elements += draw_legend(LEFT, 12, entries=LEGEND)
     target_x = latency_scale.place(summary.target.latency_ms)
-    elements.append(draw_line((target_x, 8), (target_x, BOTTOM), css="target"))
+    elements.append(draw_line((target_x, TOP - 4), (target_x, BOTTOM), css="target"))
+    anchor = "end" if target_x > WIDTH / 2 else "start"
+    elements.append(draw_text(target_x, TOP - 8, text="target", css="small", anchor=anchor))
     chosen = _find_chosen_trial(summary)
     for trial in summary.trials:
         x = latency_scale.place(trial.latency_ms)
-        y = loss_scale.place(min(trial.loss, loss_scale.high))
-        css = "trial mutation" if trial.origin == "mutation" else "trial"
+        y = loss_scale.place(_limit_loss(trial.loss, loss_scale.high))
+        css = "trial mutation" if trial.origin == LEVEL_SWITCH_ORIGIN else "trial"
         elements.append(draw_circle(x, y, radius=4, css=css, title=_describe_trial(trial)))
         if trial is chosen:
             elements.append(draw_circle(x, y, radius=8, css="chosen"))
@@ -60,30 +77,37 @@ def _fit_latency_scale(summary: Summary) -> Scale:
     return Scale(low=min(latencies) * 0.98, high=max(latencies) * 1.02, start=LEFT, end=RIGHT)
 
 
-def _fit_loss_scale(summary: Summary) -> Scale:
+def _fit_loss_scale(trials: tuple[Trial, ...]) -> Scale:
     """Return the scale that holds all losses but the highest."""
-    losses = sorted(trial.loss for trial in summary.trials)
+    losses = sorted(trial.loss for trial in trials if math.isfinite(trial.loss))
+    if not losses:
+        return Scale(low=0.0, high=0.0, start=TOP, end=TOP)
     highest_shown = losses[min(len(losses) - 1, int(len(losses) * SHOWN_SHARE))]
     return Scale(low=losses[0] * 0.95, high=highest_shown * 1.05, start=BOTTOM, end=TOP)
+
+
+def _limit_loss(loss: float, highest: float) -> float:
+    """Return the loss at which a trial is drawn: the upper end for what is higher or no number."""
+    return min(loss, highest) if math.isfinite(loss) else highest
 
 
 def _draw_axes(latency_scale: Scale, loss_scale: Scale) -> list[str]:
     """Draw the grid, the ticks and the names of both axes."""
     elements: list[str] = []
-    for loss in loss_scale.list_ticks():
+    losses = loss_scale.list_ticks()
+    for loss, text in zip(losses, format_ticks(losses), strict=True):
         y = loss_scale.place(loss)
         elements.append(draw_line((LEFT, y), (RIGHT, y), css="grid"))
-        elements.append(draw_text(LEFT - 8, y + 4, text=f"{loss:.2f}", css="small", anchor="end"))
-    for latency_ms in latency_scale.list_ticks():
+        elements.append(draw_text(LEFT - 8, y + 4, text=text, css="small", anchor="end"))
+    latencies = latency_scale.list_ticks()
+    for latency_ms, text in zip(latencies, format_ticks(latencies), strict=True):
         x = latency_scale.place(latency_ms)
-        elements.append(
-            draw_text(x, HEIGHT - 20, text=f"{latency_ms:.2f}", css="small", anchor="middle")
-        )
-    middle = (LEFT + WIDTH) / 2
+        elements.append(draw_text(x, BOTTOM + 18, text=text, css="small", anchor="middle"))
+    middle = (LEFT + RIGHT) / 2
     elements.append(
         draw_text(middle, HEIGHT - 4, text="predicted latency, ms", css="small", anchor="middle")
     )
-    elements.append(draw_text(4, HEIGHT / 2, text="loss", css="small"))
+    elements.append(draw_text(LEFT - 8, TOP - 8, text="loss", css="small", anchor="end"))
     return elements
 
 

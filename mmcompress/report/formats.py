@@ -1,0 +1,56 @@
+"""Figures as a person reads them: in tables of pages and of the command line."""
+
+from __future__ import annotations
+
+from mmcompress.stats import Quality
+
+MAGNITUDES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+"""Factors with their letters, the largest first."""
+
+NO_FIGURE = "–"
+"""What stands where there is no figure."""
+
+
+def format_percent(share: float | None) -> str:
+    """Return a share in percent with one decimal; a dash for None."""
+    return NO_FIGURE if share is None else f"{100 * share:.1f} %"
+
+
+def format_quality(quality: Quality) -> str:
+    """Return a metric in percent with its 95 % interval: `92.9 % (91.1 – 94.4)`."""
+    interval = f"({100 * quality.low:.1f} – {100 * quality.high:.1f})"
+    return f"{format_percent(quality.value)} {interval}"
+
+
+def format_count(count: float) -> str:
+    """Return a count with three digits or so: 1234567 becomes `1.23 M`."""
+    for factor, letter in MAGNITUDES:
+        if count >= factor:
+            return f"{count / factor:.2f} {letter}"
+    return f"{count:.0f}"
+
+
+def format_milliseconds(milliseconds: float) -> str:
+    """Return milliseconds with two decimals."""
+    return f"{milliseconds:.2f} ms"
+
+
+def format_megabytes(megabytes: float) -> str:
+    """Return a size on disk or in memory with one decimal."""
+    return f"{megabytes:.1f} MB"
+
+
+def format_speedup(speedup: float) -> str:
+    """Return a speedup with two decimals: `2.03×`."""
+    return f"{speedup:.2f}×"
+
+
+def count_noun(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 thread`, `4 threads`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def keep_together(text: str) -> str:
+    """Return a text that a browser breaks in one place only: before the interval of a figure."""
+    unbroken = text.replace(" ", "\N{NO-BREAK SPACE}").replace("–", "–\N{WORD JOINER}")
+    return unbroken.replace("\N{NO-BREAK SPACE}(", " (")

@@ -1,0 +1,69 @@
+"""Fills the templates of this room: each page is an HTML file and a Markdown file beside it.
+
+A page needs nothing else: its style and its charts are inside, and it loads nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+
+from mmcompress.report.formats import (
+    count_noun,
+    format_count,
+    format_megabytes,
+    format_milliseconds,
+    format_percent,
+    format_quality,
+    format_speedup,
+    keep_together,
+)
+from mmcompress.results.target import target_share
+from mmcompress.version import PACKAGE_FOLDER
+
+TEMPLATE_FOLDER = PACKAGE_FOLDER / "report" / "templates"
+"""Where the templates are."""
+
+FILTERS = {
+    "percent": format_percent,
+    "quality": format_quality,
+    "count": format_count,
+    "ms": format_milliseconds,
+    "mb": format_megabytes,
+    "speedup": format_speedup,
+    "noun": count_noun,
+    "target_share": target_share,
+    "unbroken": keep_together,
+}
+"""What templates write figures with."""
+
+
+def write_pages(page: Path, **values: object) -> Path:
+    """Write a page and its Markdown twin.
+
+    Args:
+        page: The HTML file. Its name without the ending is the name of both templates.
+        values: What the templates show.
+
+    Returns:
+        The HTML file.
+    """
+    environment = _open_templates()
+    page.parent.mkdir(parents=True, exist_ok=True)
+    for path in (page.with_suffix(".md"), page):
+        path.write_text(environment.get_template(path.name).render(values))
+    return page
+
+
+def _open_templates() -> jinja2.Environment:
+    """Return the templates with their filters. A value that is missing is an error."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATE_FOLDER),
+        autoescape=jinja2.select_autoescape(["html"]),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    return environment
