@@ -6,6 +6,7 @@
     pipeline(image="photo.png")["caption"]
 
 Names are imported when used: `load_bundle` needs only onnxruntime, numpy, pillow and tokenizers.
+Their types stand in `__init__.pyi`, which editors and type checkers read.
 """
 
 from __future__ import annotations
@@ -26,11 +27,19 @@ _NAMES = {
     "load_bundle": "mmcompress.runtime.graph:load_bundle",
     "MmcompressError": "mmcompress.errors:MmcompressError",
 }
+"""Where each public name comes from, as `module:attribute`."""
+
 __all__ = ["__version__", *_NAMES]
 
 
 def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
     if name not in _NAMES:
         raise AttributeError(f"module 'mmcompress' has no attribute '{name}'")
     module, attribute = _NAMES[name].split(":")
     return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    """List the public names as well, for completion at a prompt."""
+    return sorted({*globals(), *__all__})
