@@ -172,7 +172,12 @@ def draw_line(
 def draw_polyline(points: Sequence[Point], *, stroke: str) -> str:
     """Draw a line through some points."""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    attributes: Attributes = {"points": path, "fill": "none", "stroke": stroke, "stroke-width": "1.5"}
+    attributes: Attributes = {
+        "points": path,
+        "fill": "none",
+        "stroke": stroke,
+        "stroke-width": "1.5",
+    }
     return _build_element("polyline", attributes)
 
 
@@ -187,7 +192,14 @@ def draw_rectangle(
     title: str = "",
 ) -> str:
     """Draw a rectangle from its upper left corner; `title` is shown under the mouse."""
-    attributes: Attributes = {"x": x, "y": y, "width": width, "height": height, "class": css, "fill": fill}
+    attributes: Attributes = {
+        "x": x,
+        "y": y,
+        "width": width,
+        "height": height,
+        "class": css,
+        "fill": fill,
+    }
     return _build_element("rect", attributes, content=_build_title(title))
 
 
@@ -202,7 +214,14 @@ def draw_circle(
     title: str = "",
 ) -> str:
     """Draw a circle around a point; `title` is shown under the mouse."""
-    attributes: Attributes = {"cx": x, "cy": y, "r": radius, "class": css, "fill": fill, "opacity": opacity}
+    attributes: Attributes = {
+        "cx": x,
+        "cy": y,
+        "r": radius,
+        "class": css,
+        "fill": fill,
+        "opacity": opacity,
+    }
     return _build_element("circle", attributes, content=_build_title(title))
 
 
