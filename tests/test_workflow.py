@@ -56,7 +56,7 @@ def test_a_run_leaves_a_summary_a_report_and_a_bundle(run_folder):
     assert all(p.passed for p in s.proofs) and len(s.proofs) > 10
     assert s.search.trials >= 4 and s.search.failed == 0
     assert s.search.linearization_evaluations >= len(s.search.split_losses)
-    told = "Before them the budget was split" in (run_folder / "report.html").read_text()
+    told = "Before the trials, the budget was split" in (run_folder / "report.html").read_text()
     assert told == (len(s.search.split_losses) > 1)
     assert set(s.compressed.quality) == {
         "image_to_text_r1",
@@ -329,7 +329,7 @@ def test_one_target_that_goes_wrong_costs_the_others_nothing(run_folder, tiny, t
 
 
 def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_path):
-    from mmcompress.report.page import PREDICTION_FILE, write_report
+    from mmcompress.report.page import write_report
     from mmcompress.results.records import Prediction
     from mmcompress.storage import write_record
 
@@ -340,7 +340,7 @@ def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_
     write_report(summary, page.parent)
     assert "random structures" not in page.read_text()
     write_record(
-        tmp_path / "run" / PREDICTION_FILE,
+        RunFolder(tmp_path / "run").prediction,
         Prediction(
             pipeline=summary.pipeline,
             mean_absolute_error=0.0321,
@@ -352,7 +352,7 @@ def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_
     )
     write_report(summary, page.parent)  # what several targets share lies a folder above
     write_record(
-        page.parent / PREDICTION_FILE,
+        RunFolder(page.parent).prediction,
         Prediction(
             pipeline="another",
             mean_absolute_error=0.0,
@@ -363,8 +363,8 @@ def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_
         ),
     )
     write_report(summary, page.parent)
-    assert "1 structures" not in page.read_text()
-    (page.parent / PREDICTION_FILE).write_text(
+    assert "1 structure drawn" not in page.read_text()
+    RunFolder(page.parent).prediction.write_text(
         "{"
     )  # nor does a report fail for what somebody broke
     write_report(summary, page.parent)

@@ -1,0 +1,434 @@
+"""Pages and charts: well-formed for every record, loading nothing, and saying what a run came to."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from made_summary import (
+    make_bare_summary,
+    make_block,
+    make_missed_summary,
+    make_quality,
+    make_side,
+    make_summary,
+    make_trial,
+)
+
+from mmcompress.errors import DataError
+from mmcompress.report.charts.comparison import draw_comparison
+from mmcompress.report.charts.front import draw_front
+from mmcompress.report.charts.node_bars import draw_node_bars
+from mmcompress.report.charts.prediction import draw_prediction
+from mmcompress.report.charts.quality_bars import draw_quality_bars
+from mmcompress.report.charts.structure_map import CELLS_PER_ROW, draw_structure_map
+from mmcompress.report.charts.svg import WIDTH, Scale, format_ticks, shorten_text
+from mmcompress.report.charts.trials import draw_trials
+from mmcompress.report.comparison_pages import write_ablation, write_comparison, write_front
+from mmcompress.report.formats import count_noun, format_count, format_percent, keep_together
+from mmcompress.report.page import load_summary, write_report
+from mmcompress.report.templates import TEMPLATE_FOLDER
+from mmcompress.results.claims import ClaimResult
+from mmcompress.results.records import Target
+from mmcompress.stats import Latency, Quality
+from mmcompress.storage import write_record
+from mmcompress.workspace.folder import RunFolder
+
+VOID_TAGS = {"meta", "br", "link", "img", "hr", "input"}
+
+CLAIMS = (
+    ClaimResult(text="a > b", verdict="supported", difference=0.05, ci_half_width=0.01),
+    ClaimResult(text="a > c", verdict="not supported", difference=-0.05, ci_half_width=0.01),
+    ClaimResult(text="a > d", verdict="undecided at this n", difference=0.0, ci_half_width=0.1),
+)
+
+
+def read_chart(chart: str) -> ElementTree.Element:
+    """Parse a chart; every number in it is finite, and every rectangle has a size of at least 0."""
+    root = ElementTree.fromstring(chart)
+    _, _, width, height = map(float, root.attrib["viewBox"].split())
+    assert width > 0 and height > 0
+    for element in root.iter():
+        for name, value in element.attrib.items():
+            if name in ("x", "y", "x1", "x2", "y1", "y2", "cx", "cy", "r", "width", "height"):
+                assert math.isfinite(float(value)), (name, value)
+            if name in ("width", "height"):
+                assert float(value) >= 0
+    return root
+
+
+def list_texts(root: ElementTree.Element) -> list[str]:
+    return [element.text or "" for element in root.iter() if element.tag.endswith("text")]
+
+
+class TagBalance(HTMLParser):
+    """Checks that every tag is closed by its own, and no attribute stands twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        assert len(attrs) == len({name for name, _ in attrs}), self.get_starttag_text()
+        self.seen.append(tag)
+        if tag not in VOID_TAGS:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.seen.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag, (tag, self.getpos())
+
+
+def check_page(page) -> str:
+    """Check that a page is well-formed, loads nothing and left no template behind."""
+    html = page.read_text()
+    balance = TagBalance()
+    balance.feed(html)
+    assert balance.open == []
+    assert {"html", "title", "h1"} <= set(balance.seen)
+    assert not {"script", "link", "img", "iframe"} & set(balance.seen)
+    assert "src=" not in html and "url(" not in html and "@import" not in html
+    assert "http" not in html.replace("http://www.w3.org/2000/svg", "")
+    markdown = page.with_suffix(".md").read_text()
+    for text in (html, markdown):
+        assert "{{" not in text and "{%" not in text and "None" not in text and "nan" not in text
+    check_tables(markdown)
+    for chart in re.findall(r"<svg.*?</svg>", html, re.DOTALL):
+        read_chart(chart)
+    return html
+
+
+def check_tables(markdown: str) -> None:
+    """Check that every row of a table has as many cells as the row above."""
+    above = ""
+    for line in markdown.splitlines():
+        if above.startswith("|") and line.startswith("|"):
+            assert line.count("|") == above.count("|"), line
+        above = line
+
+
+def make_equal_quality() -> Quality:
+    return Quality(value=0.5, low=0.5, high=0.5, n=1)
+
+
+# Scales and texts.
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (8.41, 9.83, ["8.50", "8.75", "9.00", "9.25", "9.50", "9.75"]),
+        (0.0, 30.0, ["0", "5", "10", "15", "20", "25", "30"]),
+        (0.97, 1.02, ["0.97", "0.98", "0.99", "1.00", "1.01", "1.02"]),
+        (0.08, 0.31, ["0.10", "0.15", "0.20", "0.25", "0.30"]),
+    ],
+)
+def test_ticks_are_round(low, high, ticks):
+    scale = Scale(low=low, high=high, start=0, end=100)
+    assert format_ticks(scale.list_ticks()) == ticks
+
+
+@pytest.mark.parametrize("max_count", [2, 3, 7])
+@pytest.mark.parametrize("span", [1e-6, 0.12, 0.15, 1.0, 7.3, 99.0, 1e5])
+def test_a_scale_has_two_ticks_or_more_and_not_too_many(span, max_count):
+    scale = Scale(low=1.7, high=1.7 + span, start=0, end=100)
+    ticks = scale.list_ticks(max_count)
+    assert 1 <= len(ticks) <= max_count + 1
+    assert len(ticks) >= 2 or max_count == 2
+    assert all(scale.low <= tick <= scale.high for tick in ticks)
+
+
+def test_a_scale_without_range_has_one_tick():
+    scale = Scale(low=3.0, high=3.0, start=10, end=100)
+    assert scale.list_ticks() == [3.0] and scale.place(3.0) == scale.place(7.0) == 10
+
+
+def test_texts_are_shortened_to_their_room():
+    assert shorten_text("0.attn", 80) == "0.attn"
+    assert shorten_text("blocks.10.long_attention", 70) == "blocks.10…"
+
+
+def test_figures_are_written_for_people():
+    assert [format_count(value) for value in (12, 1234, 1234567, 2.5e9)] == [
+        "12",
+        "1.23 k",
+        "1.23 M",
+        "2.50 G",
+    ]
+    assert format_percent(None) == "–" and format_percent(0.123) == "12.3 %"
+    assert count_noun(1, "thread") == "1 thread" and count_noun(0, "trial") == "0 trials"
+    assert keep_together("9.0 % (1.0 – 2.0)") == "9.0\u00a0% (1.0\u00a0–\u2060\u00a02.0)"
+
+
+# Charts.
+
+
+def test_the_bars_of_nodes_hold_every_node_and_the_target():
+    texts = list_texts(read_chart(draw_node_bars(make_summary())))
+    assert {"before", "after", "10.00 ms", "4.80 ms", "target 5.00 ms"} <= set(texts)
+    assert {"vision", "captioner", "outside the nodes"} <= set(texts)
+
+
+def test_the_bars_of_nodes_hold_a_target_that_is_slower_than_both_sides():
+    target = Target(latency_ms=30.0, speedup=1 / 3, met=True, asked="30ms")
+    root = read_chart(draw_node_bars(make_summary(target=target)))
+    [line] = root.iter("line")
+    assert float(line.attrib["x1"]) <= WIDTH
+
+
+def test_the_bars_of_nodes_take_sides_without_nodes_or_time():
+    side = replace(make_side(0.0, precision="fp32"), nodes={})
+    target = Target(latency_ms=0.0, speedup=1.0, met=True, asked="1x")
+    read_chart(draw_node_bars(make_summary(baseline=side, compressed=side, target=target)))
+
+
+def test_the_map_of_a_structure_outlines_cross_modal_blocks():
+    root = read_chart(draw_structure_map(make_summary()))
+    titles = [element.text for element in root.iter("title")]
+    assert titles == [
+        "vision.0.attention: 2 of 4 kept",
+        "vision.0.ffn: 16 of 32 kept",
+        "captioner.0.cross_attention: 4 of 4 kept (cross-modal)",
+    ]
+    outlined = [e for e in root.iter("rect") if e.attrib.get("class") == "crossing"]
+    assert len(outlined) == 1
+
+
+def test_a_model_of_many_blocks_takes_several_rows_of_cells():
+    blocks = tuple(make_block(f"{i}.attention", "attention", units=4) for i in range(48))
+    root = read_chart(draw_structure_map(make_summary(blocks={"vision": blocks, "text": ()})))
+    lefts = [float(e.attrib["x"]) for e in root.iter("rect") if e.attrib.get("class") == "slot"]
+    assert len(lefts) == 48 and len(set(lefts)) == CELLS_PER_ROW
+    assert max(lefts) < WIDTH
+
+
+def test_the_chosen_trial_is_ringed_once():
+    root = read_chart(draw_trials(make_summary()))
+    classes = [element.attrib.get("class") for element in root.iter("circle")]
+    assert classes.count("chosen") == 1
+    assert classes.count("trial") == 2 and classes.count("trial mutation") == 1
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [[0.3], [0.3, 0.3, 0.3], [0.0], [0.1, math.inf], [math.inf], [math.nan, 0.2]],
+    ids=["one trial", "equal", "zero", "one infinite", "all infinite", "no number"],
+)
+def test_trials_are_drawn_whatever_their_losses_are(losses):
+    trials = tuple(
+        make_trial(i, latency_ms=5.0, loss=loss, origin="knapsack") for i, loss in enumerate(losses)
+    )
+    root = read_chart(draw_trials(make_summary(trials=trials)))
+    assert len([e for e in root.iter("circle") if e.attrib["class"] == "trial"]) == len(losses)
+
+
+def test_no_trial_is_no_chart():
+    assert draw_trials(make_summary(trials=())) == ""
+
+
+@pytest.mark.parametrize("value", [0.0, 0.4, 1.0, 2.1])
+def test_bars_of_quality_stay_within_the_chart(value):
+    quality = {"wer": make_quality(value, is_error_rate=True)}
+    root = read_chart(draw_quality_bars(quality, quality))
+    for bar in root.iter("rect"):
+        assert float(bar.attrib["x"]) + float(bar.attrib["width"]) <= WIDTH
+    assert "wer (less is better)" in list_texts(root)
+
+
+def test_bars_of_quality_take_no_metric_and_no_interval():
+    read_chart(draw_quality_bars({}, {}))
+    figure = {"r1": make_equal_quality()}
+    read_chart(draw_quality_bars(figure, figure))
+
+
+@pytest.mark.parametrize(
+    ("predicted_ms", "measured_ms"),
+    [([5.0], [5.0]), ([5.0, 5.0], [5.0, 5.0]), ([0.0], [0.0]), ([1.0, 2.0], [1.1, 90.0])],
+)
+def test_predictions_are_drawn_to_one_scale(predicted_ms, measured_ms):
+    chart = draw_prediction(predicted_ms, measured_ms)
+    assert 'xmlns="http://www.w3.org/2000/svg"' in chart
+    root = read_chart(chart)
+    circles = [element for element in root.iter() if element.tag.endswith("circle")]
+    assert len(circles) == len(predicted_ms)
+
+
+def test_a_comparison_has_a_row_for_each_method_and_a_panel_for_each_metric():
+    names = ("searched", "random", "a_method_with_a_name_that_no_chart_has_room_for_at_all")
+    root = read_chart(draw_comparison({name: make_summary() for name in names}))
+    texts = list_texts(root)
+    assert {"dense 1.00×", "searched 2.08×", "caption_exact_match", "less is better"} <= set(texts)
+    assert any(text.startswith("a_method") and text.endswith("…") for text in texts)
+    assert len(list(root.iter("circle"))) == 4 * 2
+
+
+@pytest.mark.parametrize("quality", [{}, {"r1": make_equal_quality()}], ids=["none", "equal"])
+def test_a_comparison_takes_no_metric_and_equal_values(quality):
+    side = replace(make_side(5.0, precision="fp32"), quality=quality)
+    read_chart(draw_comparison({"one": make_summary(baseline=side, compressed=side)}))
+
+
+def test_a_front_has_a_point_for_each_target():
+    runs = {}
+    for speedup in (1.05, 1.07, 1.1, 3.0):
+        target = Target(latency_ms=10 / speedup, speedup=speedup, met=True, asked=f"{speedup}x p95")
+        runs[f"{speedup}"] = make_summary(target=target, speedup=speedup, quality_retained=1.02)
+    root = read_chart(draw_front(runs))
+    assert len(list(root.iter("circle"))) == 4
+    # The names of near targets stand on two lines.
+    heights = {e.attrib["y"] for e in root.iter("text") if (e.text or "").endswith("p95")}
+    assert len(heights) == 2
+
+
+@pytest.mark.parametrize("speedup", [0.8, 1.0])
+def test_a_front_takes_a_result_that_is_no_faster(speedup):
+    target = Target(latency_ms=10.0, speedup=1.0, met=False, asked="1x")
+    run = make_summary(target=target, speedup=speedup, quality_retained=0.0)
+    read_chart(draw_front({"1x": run}))
+
+
+# Pages.
+
+
+def test_the_report_says_what_a_run_came_to(tmp_path):
+    html = check_page(write_report(make_summary(), tmp_path / "run"))
+    for fact in (
+        "The target is met.",
+        "measured end to end",
+        "5.00 ms end to end (p50)",
+        "97.0 %",
+        "Cross-modal layers lost less than the others.",
+        "3 trials in 12 s on 1 worker",
+        "2 threads of Some CPU",
+        "seed 7",
+        "0123456789ab",
+        "values meet: text and &lt;image&gt;",
+        "a &lt;cat&gt;",
+        "passed",
+        "1 warning</a>",
+        "measured in 3 parts",
+    ):
+        assert fact in html, fact
+    assert html.index("The target is met") < html.index("<h2>Before and after")
+    assert html.index("What was removed") < html.index("<h2>Proofs") < html.index("How it was")
+
+
+def test_the_report_of_a_missed_target_says_what_was_exceeded(tmp_path):
+    page = write_report(make_missed_summary(), tmp_path)
+    assert "The target is not met." in check_page(page)
+    for text in (page.read_text(), page.with_suffix(".md").read_text()):
+        assert "Exceeded: p95 end to end: 5.76 ms, asked for 1.00." in text
+        assert "5.76 ms, measured end to end" in text
+
+
+def test_the_report_of_a_predicted_latency_does_not_call_it_measured(tmp_path):
+    predicted = replace(make_side(4.8, precision="int8"), latency_ms=Latency(p50=4.8, p95=5, n=0))
+    html = check_page(write_report(make_summary(compressed=predicted), tmp_path))
+    assert "as predicted for that device" in html and "not measured there yet" in html
+    assert "measured end to end" not in html and "ms as measured" not in html
+
+
+def test_the_report_of_empty_records_leaves_their_parts_out(tmp_path):
+    html = check_page(write_report(make_bare_summary(), tmp_path))
+    assert "The pipeline has no cross-modal layers." in html
+    for absent in (
+        "Prediction",
+        "Warnings",
+        "warnings",
+        "Answers of both",
+        "Why a layer",
+        "commit",
+    ):
+        assert absent not in html, absent
+
+
+def test_the_report_shows_optional_records_where_there_are_some(tmp_path):
+    quality = {"wer": make_quality(0.3, is_error_rate=True)}
+    search = replace(make_summary().search, split_losses=(0.4, 0.35), linearization_evaluations=9)
+    summary = make_summary(
+        extra_splits={"test_style": {"baseline": quality, "compressed": quality}},
+        search=search,
+        machine_speed_factor=0.9,
+        peak_memory_mb=812.0,
+    )
+    html = check_page(write_report(summary, tmp_path))
+    for fact in ("test_style", "0.400, 0.350", "9 structures", "&times; 0.900 = 86.4 %", "812 MB"):
+        assert fact in html, fact
+
+
+def test_every_sentence_of_a_template_has_at_most_25_words():
+    for template in sorted(TEMPLATE_FOLDER.iterdir()):
+        text = re.sub(r"<style>.*?</style>|<t[dhr][ >].*?\n", "", template.read_text(), flags=re.S)
+        text = re.sub(r"\{%.*?%\}|\{#.*?#\}", " ", text, flags=re.S)
+        text = re.sub(r"\{\{.*?\}\}", "X", text, flags=re.S)
+        text = re.sub(r"<[^>]*>", " ", text)
+        for sentence in re.split(r"[.]\s|\n", text):
+            words = re.findall(r"\w+", sentence)
+            assert sentence.startswith("|") or len(words) <= 25, (template.name, sentence)
+
+
+def test_a_folder_of_several_runs_names_them(tmp_path):
+    for name in ("2x", "3x"):
+        write_record(RunFolder(tmp_path).subfolder(name).summary, make_summary())
+    assert load_summary(tmp_path / "2x").pipeline == "made"
+    with pytest.raises(DataError, match="several runs in it: 2x, 3x"):
+        load_summary(tmp_path)
+    with pytest.raises(DataError, match="not a finished run"):
+        load_summary(tmp_path / "4x")
+
+
+def test_the_front_links_the_report_of_each_target(tmp_path):
+    folder = RunFolder(tmp_path)
+    page = write_front({"10x-p95": make_missed_summary(), "2x": make_summary()}, folder)
+    html = check_page(page)
+    assert page == folder.front_page
+    assert html.index('href="2x/report.html"') < html.index('href="10x-p95/report.html"')
+    assert '<td class="bad">no</td>' in html and '<td class="good">yes</td>' in html
+    figures = json.loads(folder.front.read_text())
+    assert list(figures) == ["2x", "10x-p95"]
+    assert set(figures["2x"]) == {
+        "speedup",
+        "share_of_target",
+        "latency_ms_p50",
+        "met",
+        "retained",
+        "quality",
+        "params",
+        "size_mb",
+    }
+    assert figures["2x"]["share_of_target"] == pytest.approx(0.96)
+    assert set(figures["2x"]["quality"]["wer"]) == {"value", "low", "high"}
+
+
+@pytest.mark.parametrize("claims", [(), CLAIMS], ids=["no claim", "claims"])
+def test_a_comparison_describes_its_methods_and_claims(tmp_path, claims):
+    folder = RunFolder(tmp_path)
+    summaries = {"searched": make_summary(), "random": make_missed_summary()}
+    about = {"searched": "what the search found", "random": "as many <random> trials"}
+    page = write_comparison(summaries, about, claims=claims, folder=folder)
+    html = check_page(page)
+    assert page == folder.comparison_page
+    assert "as many &lt;random&gt; trials" in html
+    assert ("undecided at this n" in html) == bool(claims) == ("Claims" in html)
+    assert set(json.loads(folder.comparison.read_text())) == set(summaries)
+    stored = json.loads(folder.claims.read_text())
+    assert [claim["gap"] for claim in stored] == [claim.difference for claim in claims]
+
+
+def test_an_ablation_has_a_section_for_each_table(tmp_path):
+    folder = RunFolder(tmp_path)
+    tables = {"order": {"a": make_summary()}, "precision": {"b": make_summary()}}
+    page = write_ablation(tables, CLAIMS, folder=folder)
+    html = check_page(page)
+    assert page == folder.ablation_page
+    assert "<h2>order</h2>" in html and "<h2>precision</h2>" in html
+    assert "+5.0 ± 1.0 points" in html
+    assert set(json.loads(folder.ablation.read_text())) == {"order", "precision"}
