@@ -8,10 +8,9 @@ functions are pure and run without torch. `loss_increase` is the estimate for si
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate
 from mmcompress.search.problem import (
     LossIncrease,
@@ -73,9 +72,17 @@ def cut_to_budget(
     current = complete_candidate(problem, candidate)
     latency_ms = problem.predict(current)
     while latency_ms > problem.budget_ms:
-        smaller = _find_cheapest_cut(
-            problem, current, latency_ms=latency_ms, loss_increase=loss_increase
-        )
+        smaller = None
+        # Coarse cuts take few predictions. Fine ones cut what coarse ones leave of a block.
+        for coarse in (True, False):
+            if smaller is None:
+                smaller = _find_cheapest_cut(
+                    problem,
+                    current,
+                    latency_ms=latency_ms,
+                    loss_increase=loss_increase,
+                    coarse=coarse,
+                )
         if smaller is None:
             return None
         current = smaller
@@ -89,14 +96,17 @@ def _find_cheapest_cut(
     *,
     latency_ms: float,
     loss_increase: LossIncrease,
+    coarse: bool,
 ) -> Candidate | None:
-    """Find the coarse cut of one block that costs least loss per saved millisecond."""
+    """Find the cut of one block that costs least loss per saved millisecond."""
     best_price = math.inf
     best: Candidate | None = None
     for node_name, blocks in problem.blocks.items():
         for block in blocks:
             kept_units = current.kept_units[node_name][block.name]
-            units = _find_smaller_choice(problem, node_name, block=block, kept_units=kept_units)
+            min_step = max(block.granularity, block.units // COARSE_STEP_DIVISOR) if coarse else 1
+            choices = problem.list_unit_choices(node_name, block.name)
+            units = _find_largest_choice(choices, kept_units - min_step)
             if units is None:
                 continue
             smaller = replace_units(current, node_name, block_name=block.name, units=units)
@@ -114,13 +124,9 @@ def _find_cheapest_cut(
     return best
 
 
-def _find_smaller_choice(
-    problem: SearchProblem, node_name: str, *, block: Block, kept_units: int
-) -> int | None:
-    """Find the largest number of units that is a coarse step down; None where there is none."""
-    min_step = max(block.granularity, block.units // COARSE_STEP_DIVISOR)
-    choices = problem.list_unit_choices(node_name, block.name)
-    smaller = [units for units in choices if units <= kept_units - min_step]
+def _find_largest_choice(choices: Sequence[int], max_units: int) -> int | None:
+    """Find the largest choice that does not exceed `max_units`; None where all do."""
+    smaller = [units for units in choices if units <= max_units]
     return smaller[-1] if smaller else None
 
 
