@@ -172,7 +172,8 @@ def to_overrides(problem: SearchProblem, candidate: Candidate) -> SearchPoint:
         kept_units = candidate.kept_units[node_name]
         for block in blocks:
             units_removed = block.units - kept_units.get(block.name, block.units)
-            steps_removed = round(units_removed / block.granularity)
+            # The last step of a block may be smaller than the others: it counts as a whole one.
+            steps_removed = math.ceil(units_removed / block.granularity)
             path = f"nodes.{node_name}.prune.blocks.{block.name}"
             overrides[path] = round(steps_removed / count_steps(block), 5)
         overrides[f"nodes.{node_name}.precision"] = candidate.precision[node_name]
