@@ -68,12 +68,13 @@ def _draw_neighbour(
     precision = dict(candidate.precision)
     if rng.random() < PRECISION_SWITCH_CHANCE:
         node_name = rng.choice(list(precision))
-        precision[node_name] = rng.choice(problem.precisions.get(node_name, ("fp32",)))
+        own_precision = (precision[node_name],)
+        precision[node_name] = rng.choice(problem.precisions.get(node_name, own_precision))
 
     # Units are given first and taken next, so that a switch keeps the latency about the same.
     places = [(name, block) for name, blocks in problem.blocks.items() for block in blocks]
     for direction in (1, -1):
-        count = rng.choice(SWITCHED_BLOCK_COUNTS)
+        count = min(rng.choice(SWITCHED_BLOCK_COUNTS), len(places))
         for node_name, block in rng.sample(places, count):
             steps = rng.choice(FFN_STEP_FACTORS) if block.group == "ffn" else 1
             units = kept_units[node_name].get(block.name, block.units)
