@@ -10,8 +10,7 @@ from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.search.bisection import bisect_share
 from mmcompress.search.problem import SearchProblem
 from mmcompress.search.repair import cut_to_budget, restore_dropped
-from mmcompress.search.sensitivity.curves import CutWeights
-from mmcompress.search.sensitivity.store import Sensitivity
+from mmcompress.search.sensitivity.curves import CutWeights, SensitivityTable
 from mmcompress.search.split import BudgetSplit, SplitInputs, split_by_knapsack
 
 MAX_ALLOWED_SPLITS = 12
@@ -24,7 +23,7 @@ PARALLEL_BISECTION_STEPS = 6
 
 def split_budget(
     problem: SearchProblem,
-    sensitivity: Sensitivity,
+    sensitivity: SensitivityTable,
     *,
     predictor: Predictor,
     budget_ms: float,
@@ -77,7 +76,7 @@ def split_budget(
 
 def _collect_inputs(
     problem: SearchProblem,
-    sensitivity: Sensitivity,
+    sensitivity: SensitivityTable,
     *,
     predictor: Predictor,
     nodes: Sequence[str],
@@ -95,9 +94,12 @@ def _collect_inputs(
 
 
 def _repair_splits(
-    problem: SearchProblem, sensitivity: Sensitivity, *, splits: Sequence[BudgetSplit]
+    problem: SearchProblem, sensitivity: SensitivityTable, *, splits: Sequence[BudgetSplit]
 ) -> list[BudgetSplit]:
-    """Repair splits that the problem does not allow; the first few remain, sorted anew."""
+    """Repair splits that the problem does not allow; the first few remain, sorted anew.
+
+    A split that no repair brings within every limit is left out.
+    """
     cut_weights = _weigh_cuts(problem)
     allowed: list[BudgetSplit] = []
     for split in splits:
@@ -108,7 +110,7 @@ def _repair_splits(
                 problem, split.candidate, loss_increase=sensitivity.loss_increase
             )
             smaller = cut_to_budget(problem, restored, loss_increase=sensitivity.loss_increase)
-            if smaller is not None:
+            if smaller is not None and problem.is_allowed(smaller):
                 loss_increase = sensitivity.added_loss(smaller, cut_weights=cut_weights)
                 allowed.append(BudgetSplit(candidate=smaller, loss_increase=loss_increase))
         # A repair does not lower the estimated loss: the splits behind are worse.
