@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -136,3 +137,25 @@ def test_a_light_install_plans_and_reports_where_torch_cannot_be_imported():
         "import mmcompress.results.target\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_what_the_contracts_call_torch_free_is_imported_where_torch_is_not():
+    """The contracts follow import statements; this test follows what an import runs."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    names = []
+    for contract in settings["tool"]["importlinter"]["contracts"]:
+        if contract["id"].startswith("torch-free"):
+            names += contract["source_modules"]
+    assert "mmcompress.search.split" in names and "mmcompress.search.study" in names
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "for m in ('torch', 'transformers', 'open_clip'): sys.modules[m] = None\n"
+        "for name in sys.argv[1:]:\n"
+        "    module = importlib.import_module(name)\n"
+        "    for inner in pkgutil.walk_packages(getattr(module, '__path__', ()), name + '.'):\n"
+        "        importlib.import_module(inner.name)\n"
+    )
+    plain = [name for name in names if "*" not in name]
+    for kind in NODE_KINDS.names():
+        plain += [f"mmcompress.kinds.{kind}.entry", f"mmcompress.kinds.{kind}.deployed"]
+    subprocess.run([sys.executable, "-c", code, *plain], check=True, timeout=120)
