@@ -15,7 +15,7 @@ from simulated import InProcessBenchmarker
 from mmcompress.errors import DataError, ModelError, ProofFailed, SpecError
 from mmcompress.graph.blocks import count_steps, units_after
 from mmcompress.graph.structure import Candidate, removed_share
-from mmcompress.results.records import Attempt, Summary, Trial
+from mmcompress.results.records import Attempt, Bound, Summary, Trial
 from mmcompress.run import targets as workflow
 from mmcompress.run.approach import ApproachOptions, FitAttempt, approach_target
 from mmcompress.run.compress.restart import StartChoice, choose_start
@@ -43,7 +43,7 @@ from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.build_problem import AIMED_SHARE
 from mmcompress.search.study import open_study, read_finished_trials
 from mmcompress.spec.schema import Limits
-from mmcompress.storage import read_record
+from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import _select_decisive_options, open_run
 from mmcompress.workspace.folder import RunFolder
 
@@ -383,9 +383,10 @@ def test_a_target_out_of_reach_says_what_limits_it(tmp_path, run_tiny):
     }
     s = run_tiny(tmp_path / "r", overrides=changes)
     assert not s.target.met and (tmp_path / "r" / "bundle" / "manifest.json").exists()
-    assert 0 < s.target.fixed_ms <= s.target.floor_ms and s.target.exceeded_bounds[0].startswith(
-        "p50 end to end: "
-    )
+    assert 0 < s.target.fixed_ms <= s.target.floor_ms
+    [exceeded] = s.target.exceeded_bounds
+    assert exceeded.kind == "p50" and exceeded.node == "" and exceeded.unit == "ms"
+    assert exceeded.value == s.compressed.latency_ms.p50 and exceeded.limit == 0.01
     [told] = [w for w in s.warnings if "bottleneck" in w]
     assert f"{s.target.floor_ms:.2f} ms" in told
     assert (
@@ -475,24 +476,19 @@ def test_limits_bind_the_search_and_are_checked_on_what_was_made(tmp_path, run_t
     bound = 0.8 * free.baseline.params / 1e6
     asked = {**changes, "limits": {"params_m": bound, "memory_mb": 4000.0}}
     s = run_tiny(tmp_path / "r", overrides=asked)
-    assert s.compressed.params / 1e6 <= bound and not any(
-        "parameters" in u for u in s.target.exceeded_bounds
-    )
+    assert s.compressed.params / 1e6 <= bound
+    assert "parameters" not in {exceeded.kind for exceeded in s.target.exceeded_bounds}
     assert s.compressed.memory_mb > 20
     tight = run_tiny(
         tmp_path / "t",
         overrides={**changes, "limits": {"size_mb": 0.001}},
     )
-    assert not tight.target.met and any(
-        u.startswith("size: ") for u in tight.target.exceeded_bounds
-    )
-    assert (
-        list(tight.target.lowest_reachable) == ["size"]
-        and 0.001 < tight.target.lowest_reachable["size"] < tight.baseline.size_mb
-    )
-    assert any(
-        f"predicted at {tight.target.lowest_reachable['size']:.2f} MB" in w for w in tight.warnings
-    )
+    assert not tight.target.met
+    assert "size" in {exceeded.kind for exceeded in tight.target.exceeded_bounds}
+    [lowest] = tight.target.lowest_reachable
+    assert lowest.kind == "size" and lowest.limit == 0.001
+    assert 0.001 < lowest.value < tight.baseline.size_mb
+    assert any(f"predicted at {lowest.value:.2f} MB" in w for w in tight.warnings)
 
 
 @pytest.mark.slow
@@ -587,7 +583,7 @@ def test_the_margin_of_a_measurement_is_what_it_may_be_off_by():
 def _judged_artifact(share, *, speed_factor=1.0, effort=0, params=1e6, floor_ms=0.1, aimed=0.97):
     """An artifact of a target of 1 ms that takes `share` ms, as far as the policy looks at it."""
     target = SimpleNamespace(
-        latency_ms=1.0, statistic="p50", floor_ms=floor_ms, met=share <= 1, lowest_reachable={}
+        latency_ms=1.0, statistic="p50", floor_ms=floor_ms, met=share <= 1, lowest_reachable=()
     )
     side = SimpleNamespace(
         latency_ms=SimpleNamespace(p50=share), nodes={}, params=params, size_mb=0.0, memory_mb=0.0
@@ -820,12 +816,14 @@ def test_limits_that_were_exceeded_are_lowered_by_as_much():
         and found.size_mb == pytest.approx(20 * 20 / 22)
         and found.memory_mb is None
     )
-    assert is_out_of_reach(asked, side, lowest={"size": 20.1}) and is_out_of_reach(
-        asked, side, lowest={"p50 of 'a'": 2.1}
-    )
-    assert not is_out_of_reach(
-        asked, side, lowest={"size": 19.9, "parameters": 3.9, "p50 of 'a'": 1.0}
-    )
+    size = Bound(kind="size", value=20.1, limit=20.0, unit="MB")
+    node_ms = Bound(kind="p50", node="a", value=2.1, limit=2.0, unit="ms")
+    params = Bound(kind="parameters", value=3.9, limit=4.0, unit="M")
+    assert is_out_of_reach(asked, side, lowest=[size])
+    assert is_out_of_reach(asked, side, lowest=[params, node_ms])
+    # The node of another limit, and what can be reached, are no reason.
+    lower = [replace(size, value=19.9), replace(node_ms, value=1.0), replace(node_ms, node="b")]
+    assert not is_out_of_reach(asked, side, lowest=[*lower, params])
     assert found.node_ms == {"a": pytest.approx(2 * 2 / 2.2), "b": 3.0}
     assert tighten_limits(found, asked, side=side).size_mb == pytest.approx(
         20 * (20 / 22) ** 2
@@ -1225,3 +1223,25 @@ def test_a_target_that_is_not_used_up_is_told_with_its_reason(
     s = replace(s, target=target, machine_speed_factor=usual, aimed_share=meant)
     found = [w for w in list_warnings(s) if "of its target" in w]
     assert bool(found) == bool(told) and all(told in w for w in found)
+
+
+def test_a_miss_is_told_by_its_bounds_with_the_least_that_can_be_reached(run_folder):
+    s = read_record(Summary, run_folder / "summary.json")
+    size = Bound(kind="size", value=2.0, limit=1.5, unit="MB")
+    latency = Bound(kind="p95", value=12.0, limit=10.0, unit="ms")
+    node = Bound(kind="p50", node="vision", value=4.0, limit=3.0, unit="ms")
+    reachable = (replace(size, value=1.75), replace(node, value=3.25), replace(node, node="text"))
+    target = replace(s.target, met=False, exceeded_bounds=(size,), lowest_reachable=reachable)
+    told = list_warnings(replace(s, target=target))[-1]
+    assert told.startswith("size: 2.00 MB, asked for 1.50: the target is not met")
+    assert "The largest model is" in told and "bottleneck" not in told
+    assert told.endswith("The least size of this search space is predicted at 1.75 MB")
+    target = replace(target, exceeded_bounds=(latency, node))
+    told = list_warnings(replace(s, target=target))[-1]
+    assert told.startswith(
+        "p95 end to end: 12.00 ms, asked for 10.00; p50 of 'vision': 4.00 ms, asked for 3.00"
+    )
+    assert "The bottleneck is" in told
+    assert told.endswith("The least p50 of 'vision' of this search space is predicted at 3.25 ms")
+    stored = write_record(run_folder.parent / "missed.json", replace(s, target=target))
+    assert read_record(Summary, stored).target == target

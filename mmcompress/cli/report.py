@@ -28,7 +28,7 @@ def report_command(folder: str, measured: str | None) -> None:
         return
     page = adopt_measurements(Path(folder), Path(measured))
     out.print(str(page), soft_wrap=True)
-    exceeded = load_summary(folder).target.exceeded_bounds
-    if exceeded:
+    misses = load_summary(folder).target.describe_misses()
+    if misses:
         advice = "the same run with --resume goes on from what was measured"
-        raise TargetNotMet(f"{', '.join(exceeded)}; {advice}")
+        raise TargetNotMet(f"{', '.join(misses)}; {advice}")

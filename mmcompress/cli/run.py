@@ -64,6 +64,6 @@ def _require_met_targets(summaries: Sequence[Summary]) -> None:
     misses: list[str] = []
     for summary in summaries:
         if not summary.target.met:
-            misses.append(f"{summary.target.asked}: {', '.join(summary.target.exceeded_bounds)}")
+            misses.append(f"{summary.target.asked}: {', '.join(summary.target.describe_misses())}")
     if misses:
         raise TargetNotMet(f"{'; '.join(misses)}; the best found was written")

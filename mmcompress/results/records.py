@@ -4,7 +4,7 @@ trip."""
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate, KeptUnits
@@ -27,6 +27,47 @@ class Proof:
     """Whether the difference stayed within the bound."""
     detail: str = ""
     """Which graph or which input it was, when there are several."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """A limit, and what is measured or predicted of the thing that it limits."""
+
+    kind: Literal["p50", "p95", "parameters", "size", "memory"]
+    """What is limited: a statistic of the latency, or a size."""
+    node: str = ""
+    """The node that is limited; empty: the whole pipeline."""
+    value: float
+    """In `unit`: what is measured, or predicted."""
+    limit: float
+    """In `unit`: the most that is allowed."""
+    unit: Literal["ms", "M", "MB"]
+    """Unit of both figures: milliseconds, millions, or megabytes."""
+
+    @property
+    def is_exceeded(self) -> bool:
+        """Whether the value lies above the limit."""
+        return self.value > self.limit
+
+    @property
+    def is_latency(self) -> bool:
+        """Whether a latency is limited: it changes with the speed of the machine."""
+        return self.kind in ("p50", "p95")
+
+    @property
+    def name(self) -> str:
+        """What is limited, in words: `p50 end to end`, `p50 of 'vision'`, `size`."""
+        if self.node:
+            return f"{self.kind} of '{self.node}'"
+        return f"{self.kind} end to end" if self.is_latency else self.kind
+
+    def limits_same_thing(self, other: Bound) -> bool:
+        """Return whether both bounds are of one kind and one node."""
+        return self.kind == other.kind and self.node == other.node
+
+    def describe_miss(self) -> str:
+        """Return what there is and what was asked for, in words."""
+        return f"{self.name}: {self.value:.2f} {self.unit}, asked for {self.limit:.2f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,13 +195,17 @@ class Target:
     """The part of `floor_ms` that no prunable block accounts for."""
     latency_ms_p50: float | None = None
     """The same as `latency_ms` when the target is a median, else None."""
-    exceeded_bounds: tuple[str, ...] = ()
-    """Every bound that the result exceeds, in words."""
+    exceeded_bounds: tuple[Bound, ...] = ()
+    """Every bound that the result exceeds, with what was measured."""
     fixed_ms_by_node: dict[str, float] = field(default_factory=dict)
     """What each node has of `fixed_ms`."""
-    lowest_reachable: dict[str, float] = field(default_factory=dict)
-    """The least that is predicted of everything with a limit: nodes in ms, parameters in M, size
-    and memory in MB."""
+    lowest_reachable: tuple[Bound, ...] = ()
+    """Every limit beside the target; its value is the least that is predicted of anything in the
+    search space."""
+
+    def describe_misses(self) -> tuple[str, ...]:
+        """Return every bound that the result exceeds, in words."""
+        return tuple(bound.describe_miss() for bound in self.exceeded_bounds)
 
 
 @dataclass(frozen=True, kw_only=True)

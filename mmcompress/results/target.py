@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import replace
 
-from mmcompress.results.records import Side, Summary
+from mmcompress.results.records import Bound, Side, Summary
 from mmcompress.spec.schema import Limits, Spec
 from mmcompress.spec.target import Goal
-
-Bound = tuple[str, float, float, str]
-"""(what is bound, what a side has of it, the limit, unit)."""
 
 
 def target_share(summary: Summary) -> float:
@@ -38,40 +36,37 @@ def corrected_target_share(summary: Summary) -> float:
 
 def list_exceeded_bounds(
     spec: Spec, goal: Goal, *, target_ms: float, side: Side
-) -> tuple[str, ...]:
-    """Return every bound of a spec that a measured side exceeds, in words; empty when the target is
-    met."""
+) -> tuple[Bound, ...]:
+    """Return every bound of a spec that a measured side exceeds; empty when the target is met."""
     latency_ms: float = getattr(side.latency_ms, goal.statistic)
-    bounds: list[Bound] = [(f"{goal.statistic} end to end", latency_ms, target_ms, "ms")]
-    bounds += _list_limits(spec.limits, side)
-    exceeded: list[str] = []
-    for what, value, limit, unit in bounds:
-        if value > limit:
-            exceeded.append(f"{what}: {value:.2f} {unit}, asked for {limit:.2f}")
-    return tuple(exceeded)
+    target = Bound(kind=goal.statistic, value=latency_ms, limit=target_ms, unit="ms")
+    bounds = [target, *list_limits(spec.limits, side)]
+    return tuple(bound for bound in bounds if bound.is_exceeded)
 
 
-def _list_limits(limits: Limits, side: Side) -> list[Bound]:
+def list_limits(limits: Limits, side: Side) -> list[Bound]:
     """Return every limit beside the target, with what a side has of it."""
     bounds: list[Bound] = []
     for node, limit_ms in limits.node_ms.items():
-        bounds.append((f"p50 of '{node}'", side.nodes[node].latency_ms_p50, limit_ms, "ms"))
+        node_ms = side.nodes[node].latency_ms_p50
+        bounds.append(Bound(kind="p50", node=node, value=node_ms, limit=limit_ms, unit="ms"))
     if limits.params_m is not None:
-        bounds.append(("parameters", side.params / 1e6, limits.params_m, "M"))
+        params_m = side.params / 1e6
+        bounds.append(Bound(kind="parameters", value=params_m, limit=limits.params_m, unit="M"))
     if limits.size_mb is not None:
-        bounds.append(("size", side.size_mb, limits.size_mb, "MB"))
+        bounds.append(Bound(kind="size", value=side.size_mb, limit=limits.size_mb, unit="MB"))
     if limits.memory_mb is not None:
-        bounds.append(("memory", side.memory_mb, limits.memory_mb, "MB"))
+        bounds.append(Bound(kind="memory", value=side.memory_mb, limit=limits.memory_mb, unit="MB"))
     return bounds
 
 
 def worst_limit_ratio(limits: Limits, side: Side) -> float:
     """Return the largest ratio of what a side has to its limit; 0 when there is no limit."""
-    ratios = [value / limit for _, value, limit, _ in _list_limits(limits, side)]
+    ratios = [bound.value / bound.limit for bound in list_limits(limits, side)]
     return max(ratios, default=0.0)
 
 
-def is_out_of_reach(limits: Limits, side: Side, *, lowest: Mapping[str, float]) -> bool:
+def is_out_of_reach(limits: Limits, side: Side, *, lowest: Sequence[Bound]) -> bool:
     """Return whether a limit lies below the least that is predicted of anything in the search
     space.
 
@@ -80,19 +75,23 @@ def is_out_of_reach(limits: Limits, side: Side, *, lowest: Mapping[str, float]) 
         side: The measured pipeline.
         lowest: `Target.lowest_reachable`.
     """
-    for what, value, limit, _ in _list_limits(limits, side):
-        if value > limit and lowest.get(what, 0.0) > limit:
-            return True
+    for bound in list_limits(limits, side):
+        if not bound.is_exceeded:
+            continue
+        for least in lowest:
+            if least.limits_same_thing(bound) and least.value > bound.limit:
+                return True
     return False
 
 
-def scale_latencies(lowest: Mapping[str, float], pace: float) -> dict[str, float]:
+def scale_latencies(lowest: Sequence[Bound], pace: float) -> tuple[Bound, ...]:
     """Return `Target.lowest_reachable` on a machine that is `pace` times slower than when it was
     predicted."""
-    scaled: dict[str, float] = {}
-    for what, least in lowest.items():
-        scaled[what] = least * pace if what.startswith("p50 ") else least
-    return scaled
+    scaled: list[Bound] = []
+    for least in lowest:
+        factor = pace if least.is_latency else 1.0
+        scaled.append(replace(least, value=least.value * factor))
+    return tuple(scaled)
 
 
 def tighten_limits(current: Limits, asked: Limits, *, side: Side) -> Limits:

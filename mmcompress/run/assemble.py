@@ -11,7 +11,7 @@ from pathlib import Path
 from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.devices.bundle_check import BundleCheck
-from mmcompress.results.records import NodeResult, SearchResult, Side, Summary, Target, Trial
+from mmcompress.results.records import Bound, NodeResult, SearchResult, Side, Summary, Target, Trial
 from mmcompress.results.target import list_exceeded_bounds, scale_latencies
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.bundle import read_manifest
@@ -56,8 +56,8 @@ class PredictedReach:
     """Milliseconds of the floor that no prunable block accounts for."""
     fixed_ms_by_node: Mapping[str, float]
     """The same by node."""
-    lowest_reachable: Mapping[str, float]
-    """The least of everything that has a limit, in the unit of the limit."""
+    lowest_reachable: Sequence[Bound]
+    """Every limit beside the target; its value is the least of anything in the space."""
 
 
 def assemble_side(

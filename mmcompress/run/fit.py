@@ -9,7 +9,7 @@ from dataclasses import replace
 from mmcompress.errors import DataError
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
-from mmcompress.results.records import Trial
+from mmcompress.results.records import Bound, Trial
 from mmcompress.run.approach import (
     ApproachOptions,
     ApproachResult,
@@ -287,8 +287,8 @@ def _record_fit(
 
 def _find_lowest_reachable(
     run: RunContext, predictor: Predictor, *, problem: SearchProblem, smallest: Candidate
-) -> dict[str, float]:
-    """Return the least that is predicted of everything that has a limit.
+) -> tuple[Bound, ...]:
+    """Return every limit beside the target, with the least that is predicted against it.
 
     Args:
         run: The run; its spec has the limits.
@@ -298,21 +298,24 @@ def _find_lowest_reachable(
             best for it.
     """
     limits = run.spec.limits
-    lowest = {}
-    for node_name in limits.node_ms:
+    lowest: list[Bound] = []
+    for node_name, limit_ms in limits.node_ms.items():
 
         def predict_node(candidate: Candidate, node_name: str = node_name) -> float:
             return predictor.node_ms(node_name, candidate)
 
-        lowest[f"p50 of '{node_name}'"] = _minimize_load(predict_node, smallest, problem=problem)
+        node_ms = _minimize_load(predict_node, smallest, problem=problem)
+        lowest.append(Bound(kind="p50", node=node_name, value=node_ms, limit=limit_ms, unit="ms"))
     if limits.params_m is not None:
         params = _minimize_load(run.footprint.total_params, smallest, problem=problem)
-        lowest["parameters"] = params / 1e6
+        lowest.append(Bound(kind="parameters", value=params / 1e6, limit=limits.params_m, unit="M"))
     if limits.size_mb is not None:
-        lowest["size"] = _minimize_load(run.footprint.size_mb, smallest, problem=problem)
+        size_mb = _minimize_load(run.footprint.size_mb, smallest, problem=problem)
+        lowest.append(Bound(kind="size", value=size_mb, limit=limits.size_mb, unit="MB"))
     if limits.memory_mb is not None:
-        lowest["memory"] = _minimize_load(run.footprint.memory_mb, smallest, problem=problem)
-    return lowest
+        memory_mb = _minimize_load(run.footprint.memory_mb, smallest, problem=problem)
+        lowest.append(Bound(kind="memory", value=memory_mb, limit=limits.memory_mb, unit="MB"))
+    return tuple(lowest)
 
 
 def _minimize_load(

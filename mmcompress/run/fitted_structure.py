@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mmcompress.graph.structure import Candidate
-from mmcompress.results.records import Attempt
+from mmcompress.results.records import Attempt, Bound
 
 MIN_TARGET_SHARE = 0.95
 """Measured latency / target below which more was cut than needed, of a fitted structure and of a
@@ -46,8 +46,8 @@ class FittedStructure:
     """Milliseconds of the floor that no prunable block accounts for."""
     fixed_ms_by_node: dict[str, float] = field(default_factory=dict)
     """The same by node."""
-    lowest_reachable: dict[str, float] = field(default_factory=dict)
-    """The least predicted of everything that has a limit, in the unit of the limit."""
+    lowest_reachable: tuple[Bound, ...] = ()
+    """Every limit beside the target; its value is the least predicted of anything in the space."""
     attempts: tuple[Attempt, ...] = ()
     """Structures that were measured on the way, in order."""
     final_to_fitted: float = 1.0

@@ -35,9 +35,6 @@ MAX_PREDICTION_ERROR = 0.1
 MIN_USED_TARGET_SHARE = 0.95
 """Latency / target below which more was cut than needed."""
 
-LOWEST_UNITS = {"parameters": "M", "size": "MB", "memory": "MB"}
-"""Unit of the least that the search space reaches. Anything else is a node's latency in ms."""
-
 
 def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return what to know before trusting or deploying the result, each with its reason."""
@@ -225,8 +222,8 @@ def _explain_miss(summary: Summary) -> str:
     """Return what was exceeded, what stands in the way, and what could be reached."""
     target = summary.target
     nodes = summary.compressed.nodes
-    text = f"{'; '.join(target.exceeded_bounds)}: the target is not met"
-    if any(" ms, asked" in bound for bound in target.exceeded_bounds):
+    text = f"{'; '.join(target.describe_misses())}: the target is not met"
+    if any(bound.is_latency for bound in target.exceeded_bounds):
         name = max(nodes, key=lambda node_name: nodes[node_name].latency_ms_p50)
         text += (
             f". The bottleneck is '{name}' ({nodes[name].latency_ms_p50:.2f} ms). The lowest "
@@ -240,11 +237,11 @@ def _explain_miss(summary: Summary) -> str:
             f". The largest model is '{name}' ({nodes[name].params / 1e6:.2f} M parameters, "
             f"{nodes[name].size_mb:.1f} MB)"
         )
-    for limit_name, least in target.lowest_reachable.items():
-        if any(bound.startswith(f"{limit_name}: ") for bound in target.exceeded_bounds):
-            unit = LOWEST_UNITS.get(limit_name, "ms")
+    for least in target.lowest_reachable:
+        if any(least.limits_same_thing(bound) for bound in target.exceeded_bounds):
             text += (
-                f". The least {limit_name} of this search space is predicted at {least:.2f} {unit}"
+                f". The least {least.name} of this search space is predicted at "
+                f"{least.value:.2f} {least.unit}"
             )
     return text
 
