@@ -131,10 +131,15 @@ def pytest_addoption(parser):
 
 @pytest.fixture(scope="session", autouse=True)
 def one_thread():
-    """One thread: tests run beside each other, and sums round the same way every time."""
+    """One thread: tests run beside each other, and sums round the same way every time.
+
+    Warnings of torch come every time, too. It gives most of them once a process, so that the order of tests would
+    decide which test fails.
+    """
     import torch
 
     torch.set_num_threads(1)
+    torch.set_warn_always(True)
 
 
 @pytest.fixture(scope="session")

@@ -52,7 +52,7 @@ def test_losses_vanish_when_student_is_teacher(pipeline, models, batch):
         "contrast",
         "caption",
     }
-    assert all(abs(float(v)) < 1e-5 for v in parts.values())
+    assert all(abs(v.item()) < 1e-5 for v in parts.values())
 
 
 def test_affinity_is_a_divergence():
@@ -153,7 +153,7 @@ def test_what_blocks_add_to_their_streams_is_distilled(inputs, models, batch, pa
     }
     weights |= {"hidden": 0.0, "cross": 0.0, part: 1.0}
     same = compute_losses(models, batch, inputs=inputs, loss_weights=weights)
-    mine = {k: float(v) for k, v in same.items() if k.startswith(part)}
+    mine = {k: v.item() for k, v in same.items() if k.startswith(part)}
     assert set(mine) == (
         {"cross.captioner"} if part == "cross" else {f"hidden.{n}" for n in models}
     )
@@ -162,7 +162,7 @@ def test_what_blocks_add_to_their_streams_is_distilled(inputs, models, batch, pa
     cut["captioner"]["0.ffn"] = torch.arange(0)
     student = {n: copy_without_units(m, cut[n]) for n, m in models.items()}
     parts = compute_losses(student, batch, inputs=inputs, loss_weights=weights)
-    assert all(float(parts[k]) > 1e-3 for k in mine)
+    assert all(parts[k].item() > 1e-3 for k in mine)
     sum(parts[k] for k in mine).backward()
     block = student["captioner"].get_block("1.cross_attention" if part == "cross" else "1.ffn")
     assert student["captioner"].get_linear(block.reader).weight.grad.abs().sum() > 0
@@ -197,7 +197,7 @@ def test_the_rate_is_one_that_a_structure_can_bear(inputs, models, much):
     lowest = 2e-3 / 2**learning_rate.MAX_RATE_HALVINGS
     assert rate == 2e-3 if much else lowest <= rate < 2e-3
     now = [p for m in student.values() for p in m.parameters()]
-    moved = max(float((p - q).abs().max()) for p, q in zip(now, first, strict=True))
+    moved = max((p - q).abs().max().item() for p, q in zip(now, first, strict=True))
     assert 0 < moved <= rate / learning_rate.WARMUP_STEPS * 1.1  # one step of the warm-up
 
 

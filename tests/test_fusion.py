@@ -80,7 +80,7 @@ def test_matching_is_learned_from_the_own_picture_and_another_one(fused):
     right = -torch.log(torch.sigmoid(own["scores"])).sum()
     wrong = -torch.log(1 - torch.sigmoid(own["other_scores"])).sum()
     losses = pipeline.losses(outputs, batch)
-    assert float(losses["match.match"]) == pytest.approx(float(right + wrong) / 12, rel=1e-4)
+    assert losses["match.match"].item() == pytest.approx((right + wrong).item() / 12, rel=1e-4)
     assert pipeline.quality(outputs, batch)["match_accuracy"] == pytest.approx(
         float((own["scores"] > own["other_scores"]).float().mean())
     )
@@ -100,7 +100,7 @@ def test_labels_of_the_teacher_are_its_scores(fused):
     logits = torch.cat([own["scores"], own["other_scores"]])
     loss = pipeline.losses(outputs, batch, dense=reference)["match.match"]
     entropy = torch.distributions.Bernoulli(logits=logits).entropy().mean()
-    assert float(loss) == pytest.approx(float(entropy), rel=1e-5)
+    assert loss.item() == pytest.approx(entropy.item(), rel=1e-5)
 
 
 def test_a_pipeline_with_a_fusion_encoder_is_pruned_proved_and_exported(fused, tmp_path, machine):

@@ -172,7 +172,7 @@ def test_refit_brings_the_output_closer(pipeline, models, batch, how):
         refit_in_order_(
             pipeline, {**models, "vision": fitted}, dense=models, batch=batch, ridge=0.01
         )
-    error = lambda m: float((m(batch.inputs["vision"])[1] - want).square().mean())
+    error = lambda m: (m(batch.inputs["vision"])[1] - want).square().mean().item()
     assert error(fitted) < 0.9 * error(plain)
 
 
@@ -227,7 +227,7 @@ def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, model
         mask = torch.ones(block.units)
         mask[0] = value
         with mask_units(models["captioner"], {block.name: mask}):
-            return float(sum(pipeline.losses(pipeline.forward(models, batch), batch).values()))
+            return sum(pipeline.losses(pipeline.forward(models, batch), batch).values()).item()
 
     numeric = (loss(1.05) - loss(0.95)) / 0.1
     assert float(gradients["captioner"][block.name][:, 0].mean()) == pytest.approx(

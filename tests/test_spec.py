@@ -338,7 +338,9 @@ def test_a_document_travels_without_closing_what_was_open(tiny, tmp_path):
 
 def test_a_number_without_a_point_is_a_number(tmp_path):
     text = (ROOT / "pipelines/clip_captioner.yaml").read_text()
-    (tmp_path / "a.yaml").write_text(text.replace("minutes: 3.4", "rate: 1e-4, minutes: 3.4"))
+    (tmp_path / "a.yaml").write_text(
+        text.replace("minutes: 3.4", "learning_rate: 1e-4, minutes: 3.4")
+    )
     assert load_spec(tmp_path / "a.yaml").distill.learning_rate == 1e-4
 
 

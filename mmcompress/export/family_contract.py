@@ -443,7 +443,7 @@ def prove_learning(node: str, model: Model) -> list[Proof]:
     loss_proof = make_proof(
         "one step of distillation lowers the loss",
         node,
-        difference=float(loss_after) / float(loss_before),
+        difference=loss_after.item() / loss_before.item(),
         bound=LOSS_RATIO_BOUND,
     )
     return [gradient_proof, loss_proof]
