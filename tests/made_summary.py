@@ -8,6 +8,7 @@ from typing import Any
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate
 from mmcompress.results.records import (
+    Bound,
     Attempt,
     NodeResult,
     Proof,
@@ -145,7 +146,7 @@ def make_missed_summary() -> Summary:
         met=False,
         asked="10x p95",
         statistic="p95",
-        exceeded_bounds=("p95 end to end: 5.76 ms, asked for 1.00",),
+        exceeded_bounds=(Bound(kind="p95", value=5.76, limit=1.0, unit="ms"),),
     )
     return make_summary(target=target)
 
