@@ -199,7 +199,8 @@ def _stand_in_relation(first: np.ndarray, second: np.ndarray, *, relation: int) 
     distance_across = np.abs(second[:, other_axis] - first[:, other_axis])
     touching_distance = (first[:, 2] + second[:, 2]) / 2
     clear_distance = distance_across + MIN_OFFSET_EXCESS
-    return distance_along >= np.maximum(clear_distance, touching_distance)
+    is_clear: np.ndarray = distance_along >= np.maximum(clear_distance, touching_distance)
+    return is_clear
 
 
 def _place_objects(

@@ -256,9 +256,11 @@ def count_removed_params(model: Model, kept_units: Units) -> int:
         layer = model.get_submodule(path)
         lost_outputs = lost.outputs.get(path, 0)
         total += _count_removed_weights(
-            layer.weight, lost_outputs=lost_outputs, lost_inputs=lost.inputs.get(path, 0)
+            layer.get_parameter("weight"),
+            lost_outputs=lost_outputs,
+            lost_inputs=lost.inputs.get(path, 0),
         )
-        if layer.bias is not None:
+        if getattr(layer, "bias", None) is not None:
             total += lost_outputs
     return total
 
@@ -462,13 +464,15 @@ def _compute_distance(
 
 def _take_gradient_step_(model: nn.Module) -> None:
     """Move all parameters together by `STEP_LENGTH` against their gradient, in place."""
-    parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+    gradients: list[tuple[nn.Parameter, Tensor]] = []
     squared_norm = 0.0
-    for parameter in parameters:
-        squared_norm += float(parameter.grad.square().sum())
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            gradients.append((parameter, parameter.grad))
+            squared_norm += float(parameter.grad.square().sum())
     norm = max(squared_norm**0.5, 1e-12)
-    for parameter in parameters:
-        parameter -= STEP_LENGTH * parameter.grad / norm
+    for parameter, gradient in gradients:
+        parameter.sub_(STEP_LENGTH * gradient / norm)
 
 
 def prove_contract(model: Model, folder: Path, *, node: str = "node") -> list[Proof]:

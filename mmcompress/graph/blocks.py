@@ -104,7 +104,10 @@ def count_steps(block: Block) -> int:
 
 def units_after(block: Block, removed: int | np.ndarray) -> int | np.ndarray:
     """Return the units that are left when `removed` steps are cut."""
-    return np.maximum(block.units - np.asarray(removed) * block.granularity, block.min_units)
+    left: int | np.ndarray = np.maximum(
+        block.units - np.asarray(removed) * block.granularity, block.min_units
+    )
+    return left
 
 
 def cut_by_share(block: Block, share: float) -> int:

@@ -112,8 +112,9 @@ def answer_pairs(
 
 def _mean_direction(embedding_KD: np.ndarray) -> np.ndarray:
     """Return the mean of the embeddings of k windows, with length 1 [d]."""
-    mean_D = embedding_KD.mean(0)
-    return mean_D / max(float(np.linalg.norm(mean_D)), 1e-9)
+    mean_D: np.ndarray = embedding_KD.mean(0)
+    direction_D: np.ndarray = mean_D / max(float(np.linalg.norm(mean_D)), 1e-9)
+    return direction_D
 
 
 def _embed_references(pipeline: Pipeline, join: str, *, pairs: Pairs) -> np.ndarray:

@@ -146,6 +146,17 @@ class Model(nn.Module, ABC):
             The call by name of the graph. Only sizes count, so values may be random.
         """
 
+    def library_generate(self, context: Tensor) -> list[list[int]]:
+        """Generate texts with the `generate` of the model's library, for models that write text.
+
+        Args:
+            context: The tokens that a generator reads, of one input [1, n, w].
+
+        Returns:
+            Token ids of all beams, the best first.
+        """
+        raise NotImplementedError(f"a {self.kind} writes no text")
+
     def get_linear(self, path: str) -> nn.Linear:
         """Return the linear layer at a path."""
         module = self.get_submodule(path)
@@ -201,6 +212,7 @@ class TokenSelector(nn.Module):
         self.inner = inner
         self.extra = extra
         self.count = count
+        self.index: Tensor
         self.register_buffer("index", torch.arange(count))
 
     def __getattr__(self, name: str) -> Any:
@@ -235,7 +247,7 @@ class TokenSelector(nn.Module):
 
     def forward(self, *args: Any, **options: Any) -> Tensor:
         """Return the output of the wrapped module, [b, extra + kept_count, w]."""
-        x = self.inner(*args, **options)
+        x: Tensor = self.inner(*args, **options)
         if self.kept_count == self.count:
             return x
         return x[:, torch.cat([torch.arange(self.extra), self.extra + self.index])]

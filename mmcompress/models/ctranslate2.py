@@ -239,7 +239,7 @@ def convert_to_transformers(source: Path, target: Path) -> Path:
     stored_config = json.loads((source / "config.json").read_text())
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     end_id = tokenizer.token_to_id("<|endoftext|>")
-    special_ids = {
+    special_ids: dict[str, Any] = {
         "bos_token_id": end_id,
         "pad_token_id": end_id,
         "eos_token_id": end_id,

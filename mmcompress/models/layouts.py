@@ -229,18 +229,26 @@ def _make_cuttable(module: nn.Module) -> nn.Module | None:
     # BLIP's attention fixes its width in reshapes
     if _has_linear_layers(module, ("qkv", "projection")) and hasattr(module, "num_heads"):
         return SelfAttention(
-            module.get_submodule("qkv"),
-            module.get_submodule("projection"),
-            num_heads=int(module.num_heads),
+            _get_linear(module, "qkv"),
+            _get_linear(module, "projection"),
+            num_heads=_read_first_attribute(module, HEAD_COUNT_ATTRIBUTES) or 0,
         )
     # GPT-2's linear layer computes x @ weight, so its weight is transposed
     if type(module).__name__ == "Conv1D" and hasattr(module, "nf"):
-        in_features, out_features = module.weight.shape
+        weight = module.get_parameter("weight").detach()
+        in_features, out_features = weight.shape
         linear = nn.Linear(in_features, out_features)
-        linear.weight = nn.Parameter(module.weight.detach().T.contiguous())
-        linear.bias = nn.Parameter(module.bias.detach().clone())
+        linear.weight = nn.Parameter(weight.T.contiguous())
+        linear.bias = nn.Parameter(module.get_parameter("bias").detach().clone())
         return linear
     return None
+
+
+def _get_linear(module: nn.Module, path: str) -> nn.Linear:
+    """Return the linear layer at a path, which must be one."""
+    layer = module.get_submodule(path)
+    assert isinstance(layer, nn.Linear), path
+    return layer
 
 
 def _find_submodule(module: nn.Module, path: str) -> nn.Module | None:
@@ -345,7 +353,7 @@ def _make_block(
     """Describe the block that a module at a path holds, all paths from the model on."""
     feature_counts: list[int] = []
     for writer_path, parts in layout.writers:
-        feature_counts.append(int(module.get_submodule(writer_path).out_features) // parts)
+        feature_counts.append(_get_linear(module, writer_path).out_features // parts)
     if layout.kind == "attention":
         units = _count_key_heads(module, layout, feature_counts=feature_counts)
         granularity = 1
@@ -436,7 +444,7 @@ def _make_conv_block(module: nn.Module, layout: ConvLayout, *, name: str, path: 
         kind="conv",
         reader=f"{path}.{layout.reader}",
         writers=tuple(writers),
-        units=int(module.get_submodule(layout.writer).out_channels),
+        units=len(module.get_submodule(layout.writer).get_parameter("weight")),
         width=1,
         granularity=CONV_GRANULARITY,
         module=path,

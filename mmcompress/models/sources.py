@@ -154,7 +154,8 @@ def load_model(node: Node) -> Model:
     if location.library == "python":
         return _load_own_model(node, context).eval()
     load_family = FAMILIES.get(f"{location.library}/{node.kind}")
-    return load_family(context).eval()
+    model: Model = load_family(context)
+    return model.eval()
 
 
 def _load_own_model(node: Node, context: LoadContext) -> Model:

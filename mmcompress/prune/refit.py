@@ -153,7 +153,7 @@ def solve_ridge(cross_OK: Tensor, covariance_KK: Tensor, *, ridge: float) -> Ten
     regular_KK = covariance_KK.double() + added_variance.double() * identity_KK
     # W A = C is solved as A W^T = C^T, for A is symmetric.
     cross_KO = cross_OK.double().T
-    weight_KO = torch.linalg.solve(regular_KK, cross_KO)
+    weight_KO: Tensor = torch.linalg.solve(regular_KK, cross_KO)
     return weight_KO.T.float()
 
 

@@ -95,7 +95,7 @@ def round_input_groups(x: Tensor, precision: Precision) -> Tensor:
     """
     inputs = x.shape[-1]
     padding = -inputs % precision.group_size
-    groups = F.pad(x, (0, padding)).unflatten(-1, (-1, precision.group_size))
+    groups: Tensor = F.pad(x, (0, padding)).unflatten(-1, (-1, precision.group_size))
     magnitude = groups.abs().amax(-1, keepdim=True)
     scale = (magnitude / SIGNED_BYTE_LEVELS).clamp(min=MIN_SCALE)
     rounded = (groups / scale).round() * scale

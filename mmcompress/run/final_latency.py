@@ -7,11 +7,11 @@ from pathlib import Path
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.drift import (
-    DENSE_NAME,
     compute_machine_speed_factor,
     include_latest_run,
 )
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
+from mmcompress.measure.cost_model.plan import DENSE_NAME
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.latency.bench import (
     MAX_REQUESTS_FACTOR,

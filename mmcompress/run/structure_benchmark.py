@@ -13,11 +13,11 @@ import numpy as np
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.drift import (
-    DENSE_NAME,
     append_reference_run,
     compute_machine_speed_factor,
     load_reference_runs,
 )
+from mmcompress.measure.cost_model.plan import DENSE_NAME
 from mmcompress.measure.latency.bench import (
     MAX_REQUESTS_FACTOR,
     BenchmarkOptions,

@@ -85,10 +85,11 @@ def open_audio(source: AudioLike) -> np.ndarray:
         raise DataError(f"{name}: not readable sound: {error}") from error
     if not len(samples):
         raise DataError(f"{name}: holds no sound")
-    mono = samples.mean(1)
+    mono: np.ndarray = samples.mean(1)
     if rate == SAMPLE_RATE:
         return mono
-    return soxr.resample(mono, rate, SAMPLE_RATE).astype(np.float32)
+    resampled: np.ndarray = soxr.resample(mono, rate, SAMPLE_RATE)
+    return resampled.astype(np.float32)
 
 
 def check_audio(path: Path) -> None:
@@ -167,7 +168,8 @@ def build_mel_filters(mels: int) -> np.ndarray:
     falling_KM = (edges[2:] - bins_K1) / widths[1:]
     triangles_KM = np.maximum(0, np.minimum(rising_KM, falling_KM))
     base_widths_M = edges[2:] - edges[:-2]
-    return triangles_KM * (2 / base_widths_M)
+    filters_KM: np.ndarray = triangles_KM * (2 / base_widths_M)
+    return filters_KM
 
 
 def _convert_to_mel(hz: np.ndarray | np.float64) -> np.ndarray:
@@ -212,4 +214,5 @@ def compute_log_mel(samples: np.ndarray, config: Mapping[str, float]) -> np.ndar
     power_FM = power_FK @ build_mel_filters(int(config["mels"]))
     log_power_MF = np.log10(np.maximum(power_FM, MIN_POWER)).T
     audible_MF = np.maximum(log_power_MF, log_power_MF.max() - DYNAMIC_RANGE)
-    return ((audible_MF + 4) / 4).astype(np.float32)
+    features_MF: np.ndarray = ((audible_MF + 4) / 4).astype(np.float32)
+    return features_MF

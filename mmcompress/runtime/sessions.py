@@ -84,7 +84,7 @@ class TimedSession:
         if self.feeds is not None:
             self.feeds.append(feed)
         start = time.perf_counter()
-        results = self.inner.run(self.outputs, feed)
+        results: list[np.ndarray] = self.inner.run(self.outputs, feed)
         self.seconds += time.perf_counter() - start
         self.calls += 1
         return results

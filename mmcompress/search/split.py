@@ -15,7 +15,8 @@ import numpy as np
 
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate, KeptUnits
-from mmcompress.measure.cost_model.predictor import Predictor, Rows
+from mmcompress.measure.cost_model.device_table import Rows
+from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.search.knapsack import choose_options_within_budget
 from mmcompress.search.sensitivity.curves import CutWeights, SensitivityTable
 

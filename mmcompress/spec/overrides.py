@@ -122,9 +122,10 @@ def rename_old_keys(data: dict[str, Any], lines: dict[tuple[str, ...], int]) -> 
 
 def _open_section(data: dict[str, Any], path: tuple[str, ...]) -> dict[str, Any] | None:
     """Return the mapping at a path, made where it is missing; None where something else is."""
-    section: Any = data
+    section = data
     for key in path:
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
+        inner = section.setdefault(key, {})
+        if not isinstance(inner, dict):
             return None
+        section = inner
     return section

@@ -30,12 +30,14 @@ class Goal:
         pipeline."""
         if self.kind == "latency":
             return self.value
-        return getattr(dense, self.statistic) / self.value
+        dense_ms: float = getattr(dense, self.statistic)
+        return dense_ms / self.value
 
     def p95_ratio(self, dense: Latency) -> float:
         """Return the statistic over the median of the dense pipeline: predictors know medians
         only."""
-        return getattr(dense, self.statistic) / dense.p50
+        dense_ms: float = getattr(dense, self.statistic)
+        return dense_ms / dense.p50
 
 
 def split_targets(spec: Spec) -> tuple[str, ...]:

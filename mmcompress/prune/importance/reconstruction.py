@@ -103,7 +103,8 @@ def _invert_moments(reader: nn.Linear, gram: Gram) -> Tensor:
     mean_variance = moments_FF.diag().mean()
     ridge = ELIMINATION_RIDGE * mean_variance.clamp(min=MIN_MEAN_VARIANCE)
     identity_FF = torch.eye(len(moments_FF), dtype=torch.double)
-    return torch.linalg.inv(moments_FF + ridge * identity_FF)
+    inverse_FF: Tensor = torch.linalg.inv(moments_FF + ridge * identity_FF)
+    return inverse_FF
 
 
 def _measure_costs(weight_OF: Tensor, inverse_FF: Tensor, *, width: int) -> Tensor:
@@ -115,6 +116,6 @@ def _measure_costs(weight_OF: Tensor, inverse_FF: Tensor, *, width: int) -> Tens
     own_inverse_UWW = own_inverse_WWU.permute(2, 0, 1)
     weight_OUW = weight_OF.view(-1, unit_count, width)
     weight_UWO = weight_OUW.permute(1, 2, 0)
-    solved_UWO = torch.linalg.solve(own_inverse_UWW, weight_UWO)
+    solved_UWO: Tensor = torch.linalg.solve(own_inverse_UWW, weight_UWO)
     products_UWO = weight_UWO * solved_UWO
     return products_UWO.sum((1, 2))

@@ -158,7 +158,7 @@ def _draw_initial_values(
     """Return initial values in the shape of a parameter."""
     if parameter.ndim > 1:
         inputs = parameter[0].numel()
-        return torch.randn(parameter.shape, generator=generator) * inputs**-0.5
+        return torch.randn(parameter.shape, generator=generator) * float(inputs**-0.5)
     last_name = name.rpartition(".")[2]
     is_scale = any(part in last_name for part in SCALE_NAMES)
     return torch.full_like(parameter.data, 1.0 if is_scale else 0.0)
