@@ -17,6 +17,7 @@ from mmcompress.report.charts.svg import (
     format_ticks,
     shorten_text,
 )
+from mmcompress.report.formats import format_percent
 from mmcompress.results.records import Summary
 from mmcompress.stats import Quality
 
@@ -116,5 +117,7 @@ def _draw_panel_rows(rows: Sequence[Row], metric: str, *, scale: Scale, color: s
         interval_end = (scale.place(quality.high), y)
         elements.append(draw_line(interval_start, interval_end, css="interval"))
         x = scale.place(quality.value)
-        elements.append(draw_circle(x, y, radius=5, fill=color, title=f"{quality.value:.1%}"))
+        elements.append(
+            draw_circle(x, y, radius=5, fill=color, title=format_percent(quality.value))
+        )
     return elements

@@ -15,6 +15,7 @@ from mmcompress.report.charts.svg import (
     draw_rectangle,
     draw_text,
 )
+from mmcompress.report.formats import format_percent
 from mmcompress.stats import Quality
 
 MIN_LEFT = 130.0
@@ -78,5 +79,5 @@ def _draw_bar(quality: Quality, scale: Scale, *, top: float, css: str) -> list[s
     return [
         draw_rectangle(scale.start, top, width=width, height=BAR_HEIGHT, css=css),
         draw_line((scale.place(quality.low), middle), (interval_end, middle), css="interval"),
-        draw_text(interval_end + 8, top + 11, text=f"{quality.value:.1%}", css="small"),
+        draw_text(interval_end + 8, top + 11, text=format_percent(quality.value), css="small"),
     ]
