@@ -8,8 +8,8 @@ from typing import Any
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate
 from mmcompress.results.records import (
-    Bound,
     Attempt,
+    Bound,
     NodeResult,
     Proof,
     SearchResult,

@@ -19,7 +19,7 @@ from mmcompress.errors import ModelError
 from mmcompress.export.onnx import export_node, make_feed
 from mmcompress.export.proofs import measure_drift, prove_export
 from mmcompress.graph.ports import kind_of
-from mmcompress.graph.references import split_reference, topological_order
+from mmcompress.graph.references import parse_reference, topological_order
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.models.base import ExportGraph, Model
 from mmcompress.models.counts import count_params
@@ -289,7 +289,7 @@ class _BundleWriter:
         The texts are embedded by the encoder behind the query, as it will be deployed.
         """
         texts = list(self.contents.lookup_texts[node_name])
-        encoder_name, _ = split_reference(node.inputs["query"])
+        encoder_name = parse_reference(node.inputs["query"]).node
         entry = self.node_entries[encoder_name]
         sessions: dict[str, TimedSession] = {}
         for graph_name, file_name in entry["files"].items():

@@ -4,7 +4,7 @@ nodes have it."""
 from __future__ import annotations
 
 from mmcompress.graph.ports import kind_of
-from mmcompress.graph.references import find_unjoined_encoders, split_reference
+from mmcompress.graph.references import find_unjoined_encoders, parse_reference
 from mmcompress.spec.schema import Spec
 
 COMPARED_EMBEDDINGS = "compared_embeddings"
@@ -56,7 +56,7 @@ def judged_nodes(spec: Spec, need: str) -> tuple[str, ...]:
 def _choosing_join(spec: Spec, writer: str) -> str:
     """Return the join that chooses among the texts of a generator, or an empty name."""
     for name, node in spec.nodes.items():
-        values, _ = split_reference(node.inputs.get("values", ""))
+        values = parse_reference(node.inputs.get("values", "")).node
         if kind_of(node.kind).compared_ports and values == writer:
             return name
     return ""

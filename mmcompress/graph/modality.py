@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.ports import NodeKind, kind_of
-from mmcompress.graph.references import split_reference, topological_order
+from mmcompress.graph.references import parse_reference, topological_order
 from mmcompress.spec.schema import Spec
 
 Tags = frozenset[str]
@@ -43,7 +43,7 @@ def propagate_modalities(spec: Spec) -> dict[str, Tags]:
         node = spec.nodes[name]
         modalities = set(_written_modality(kind_of(node.kind)))
         for reference in node.inputs.values():
-            modalities |= tags[split_reference(reference)[0]]
+            modalities |= tags[parse_reference(reference).node]
         tags[name] = frozenset(modalities)
     return tags
 
@@ -83,7 +83,7 @@ def _classify_blocks(
             tags_by_port["stream"] = stream
         for port in block.reads:
             if port != "stream":
-                tags_by_port[port] = tags[split_reference(node.inputs[port])[0]]
+                tags_by_port[port] = tags[parse_reference(node.inputs[port]).node]
         met: Tags = frozenset().union(*tags_by_port.values())
         meets = len(tags_by_port) > 1 and len(met) > 1
         if "stream" not in block.reads and not met <= stream:
@@ -123,7 +123,7 @@ def _classify_projections(spec: Spec, name: str) -> list[LayerModality]:
         others: set[str] = set()
         for reference in compared.values():
             if reference != f"{name}.embedding":
-                others.add(split_reference(reference)[0])
+                others.add(parse_reference(reference).node)
         against = frozenset(kind_of(spec.nodes[other].kind).stream_modality for other in others)
         own = frozenset({own_modality})
         layers.append(

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 from graphlib import TopologicalSorter
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from mmcompress.graph.ports import kind_of
 from mmcompress.spec.schema import Spec
@@ -14,17 +14,33 @@ from mmcompress.spec.schema import Spec
 Value = TypeVar("Value")
 
 
-def split_reference(reference: str) -> tuple[str, str]:
-    """Split `vision.tokens` into ("vision", "tokens"). A pipeline input has no port: ("image",
-    "")."""
+class NodeRef(NamedTuple):
+    """A value in the graph: what a spec writes as `vision.tokens`."""
+
+    node: str
+    """The node that gives the value, or the name of a pipeline input."""
+    port: str = ""
+    """Its output port. Empty: the value of a pipeline input."""
+
+
+def parse_reference(reference: str) -> NodeRef:
+    """Parse `vision.tokens`, or the name of a pipeline input."""
     node, _, port = reference.partition(".")
-    return node, port
+    return NodeRef(node, port)
 
 
 def source_nodes(spec: Spec, name: str) -> set[str]:
     """Return the nodes that a node reads."""
-    sources = {split_reference(reference)[0] for reference in spec.nodes[name].inputs.values()}
+    sources = {parse_reference(reference).node for reference in spec.nodes[name].inputs.values()}
     return sources & set(spec.nodes)
+
+
+def find_token_source(spec: Spec, name: str) -> str:
+    """Return the node whose tokens a node reads, or an empty name when it reads none."""
+    node = spec.nodes[name]
+    for port in kind_of(node.kind).token_ports:
+        return parse_reference(node.inputs[port]).node
+    return ""
 
 
 def topological_order(spec: Spec) -> tuple[str, ...]:
@@ -39,7 +55,7 @@ def topological_order(spec: Spec) -> tuple[str, ...]:
 
 def value_type_of(spec: Spec, reference: str) -> str | None:
     """Return the value type behind a reference, None when nothing has that name."""
-    name, port = split_reference(reference)
+    name, port = parse_reference(reference)
     if not port:
         return spec.inputs.get(name)
     if name not in spec.nodes:
@@ -60,7 +76,7 @@ def decode_steps_by_node(spec: Spec, calls: Mapping[str, float]) -> dict[str, fl
     """
     steps: dict[str, float] = {}
     for name, node in spec.model_nodes().items():
-        writer, _ = split_reference(node.inputs.get("text", name))
+        writer = parse_reference(node.inputs.get("text", name)).node
         loop_graph = ""
         if writer in spec.nodes:
             loop_graph = kind_of(spec.nodes[writer].kind).loop_graph
@@ -73,7 +89,7 @@ def texts_per_request(spec: Spec) -> dict[str, int]:
     writes."""
     counts: dict[str, int] = {}
     for name, node in spec.model_nodes().items():
-        writer, _ = split_reference(node.inputs.get("text", ""))
+        writer = parse_reference(node.inputs.get("text", "")).node
         reads_several = value_type_of(spec, node.inputs.get("text", "")) == "texts"
         counts[name] = spec.nodes[writer].candidates if reads_several else node.candidates
     return counts
@@ -85,7 +101,7 @@ def find_unjoined_encoders(spec: Spec) -> tuple[str, ...]:
     The embedding is an output of the pipeline, or nothing reads the encoder at all.
     """
     references = {r for node in spec.nodes.values() for r in node.inputs.values()}
-    read_nodes = {split_reference(reference)[0] for reference in references}
+    read_nodes = {parse_reference(reference).node for reference in references}
     unjoined: list[str] = []
     for name, node in spec.model_nodes().items():
         embedding = f"{name}.embedding"

@@ -14,7 +14,7 @@ from mmcompress.graph.losses import list_known_losses
 from mmcompress.graph.ports import NodeKind, kind_of
 from mmcompress.graph.references import (
     find_unjoined_encoders,
-    split_reference,
+    parse_reference,
     topological_order,
     value_type_of,
 )
@@ -195,7 +195,7 @@ def _check_lists(spec: Spec) -> list[Problem]:
     for name, node in spec.nodes.items():
         if not kind_of(node.kind).embeds_list:
             continue
-        source = split_reference(node.inputs["query"])[0]
+        source = parse_reference(node.inputs["query"]).node
         embeds_text = source in spec.nodes and list(kind_of(spec.nodes[source].kind).inputs) == [
             "text"
         ]

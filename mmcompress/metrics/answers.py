@@ -10,7 +10,7 @@ import numpy as np
 from mmcompress.data.base import Pairs
 from mmcompress.graph.judged import judged_nodes
 from mmcompress.graph.ports import kind_of
-from mmcompress.graph.references import name_by_node, split_reference
+from mmcompress.graph.references import name_by_node, parse_reference
 from mmcompress.registry import METRICS
 from mmcompress.runtime.graph import Pipeline
 from mmcompress.spec.schema import Spec
@@ -91,7 +91,7 @@ def answer_pairs(
             texts[name].append(outputs[name]["best"])
         for name in comparing:
             query_port = kinds[name].compared_ports[0]
-            query_node, port = split_reference(pipeline.wiring[name][query_port])
+            query_node, port = parse_reference(pipeline.wiring[name][query_port])
             queries[name].append(outputs[query_node][port][0])
         for name in unjoined_encoders:
             vectors[name].append(_mean_direction(outputs[name]["embedding"]))
@@ -121,7 +121,7 @@ def _embed_references(pipeline: Pipeline, join: str, *, pairs: Pairs) -> np.ndar
     """Embed the reference texts with the encoder behind the second compared port of a join [n,
     d]."""
     kind = kind_of(pipeline.manifest["graph"]["nodes"][join]["kind"])
-    encoder_name, port = split_reference(pipeline.wiring[join][kind.compared_ports[1]])
+    encoder_name, port = parse_reference(pipeline.wiring[join][kind.compared_ports[1]])
     encoder = pipeline.nodes[encoder_name]
     parts: list[np.ndarray] = []
     for start in range(0, len(pairs), ENCODE_BATCH):

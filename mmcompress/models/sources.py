@@ -12,7 +12,7 @@ from typing import Any
 
 from mmcompress.errors import ModelError
 from mmcompress.graph.ports import kind_of
-from mmcompress.graph.references import split_reference
+from mmcompress.graph.references import parse_reference
 from mmcompress.models.base import LoadContext, Model
 from mmcompress.models.packaged import find_packaged_folder
 from mmcompress.registry import FAMILIES
@@ -239,7 +239,7 @@ def _check_token_width(
     node_name: str, node: Node, *, port: str, models: Mapping[str, Model]
 ) -> None:
     """Raise `ModelError` when a model takes tokens of another width than it is given."""
-    encoder_name, _ = split_reference(node.inputs[port])
+    encoder_name = parse_reference(node.inputs[port]).node
     given_width = models[encoder_name].dims["tokens"]
     expected_width = models[node_name].dims[port]
     if given_width != expected_width:
@@ -252,8 +252,8 @@ def _check_token_width(
 def _check_embedding_widths(node_name: str, node: Node, *, models: Mapping[str, Model]) -> None:
     """Raise `ModelError` when a join compares embeddings of two widths."""
     query_port, keys_port = kind_of(node.kind).compared_ports
-    query_name, _ = split_reference(node.inputs[query_port])
-    keys_name, _ = split_reference(node.inputs[keys_port])
+    query_name = parse_reference(node.inputs[query_port]).node
+    keys_name = parse_reference(node.inputs[keys_port]).node
     query_width = models[query_name].dims["embedding"]
     keys_width = models[keys_name].dims["embedding"]
     if query_width != keys_width:
@@ -272,7 +272,7 @@ def set_context_lengths(spec: Spec, models: Mapping[str, Model]) -> None:
     """
     for node_name, node in spec.nodes.items():
         for port in kind_of(node.kind).token_ports:
-            encoder_name, _ = split_reference(node.inputs[port])
+            encoder_name = parse_reference(node.inputs[port]).node
             encoder = models[encoder_name]
             count = getattr(encoder, "token_count", DEFAULT_CONTEXT_TOKENS)
             reader: Any = models[node_name]

@@ -17,7 +17,7 @@ from mmcompress.graph.ports import kind_of
 from mmcompress.graph.references import (
     find_unjoined_encoders,
     name_by_node,
-    split_reference,
+    parse_reference,
     topological_order,
 )
 from mmcompress.kinds.base import (
@@ -60,13 +60,13 @@ class TorchPipeline:
     def _sources(self, name: str) -> dict[str, str]:
         """Return the node or pipeline input behind every input port of a node."""
         inputs = self.spec.nodes[name].inputs
-        return {port: split_reference(reference)[0] for port, reference in inputs.items()}
+        return {port: parse_reference(reference).node for port, reference in inputs.items()}
 
     def _set_up(self, name: str, model: Model) -> NodeSetup:
         """Return what a trainable node is told of its place in the pipeline."""
         feeds_list = False
         for node in self.spec.nodes.values():
-            reads_it = any(split_reference(r)[0] == name for r in node.inputs.values())
+            reads_it = any(parse_reference(r).node == name for r in node.inputs.values())
             feeds_list = feeds_list or (kind_of(node.kind).embeds_list and reads_it)
         return NodeSetup(
             name=name,

@@ -12,7 +12,11 @@ from mmcompress.export.proofs import prove_generation, require_proofs
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.modality import classify_layers
 from mmcompress.graph.ports import kind_of
-from mmcompress.graph.references import decode_steps_by_node, texts_per_request
+from mmcompress.graph.references import (
+    decode_steps_by_node,
+    find_token_source,
+    texts_per_request,
+)
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.latency.bench import (
     BenchmarkOptions,
@@ -183,7 +187,7 @@ def prove_generators(
     for node_name in run.pipeline.order:
         if not kind_of(run.spec.nodes[node_name].kind).writes_text:
             continue
-        source_node = run.spec.nodes[node_name].inputs["context"].split(".")[0]
+        source_node = find_token_source(run.spec, node_name)
         folder = bundle / node_name
         if fp32_folder and (fp32_folder / node_name).exists():
             folder = fp32_folder / node_name

@@ -18,8 +18,8 @@ from mmcompress.export.onnx import export_node
 from mmcompress.graph.blocks import Block, count_steps, cut_by_share, units_after
 from mmcompress.graph.references import (
     decode_steps_by_node,
+    find_token_source,
     source_nodes,
-    split_reference,
     texts_per_request,
 )
 from mmcompress.graph.structure import KeptUnits
@@ -212,7 +212,7 @@ def _find_context_window(
     windows: Mapping[str, PositionWindow],
 ) -> str:
     """Return the node whose positions a node reads, where those can be cut; else an empty name."""
-    source, _ = split_reference(spec.nodes[node].inputs.get("context", ""))
+    source = find_token_source(spec, node)
     if source not in windows:
         return ""
     source_model = models[source]
