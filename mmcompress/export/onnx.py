@@ -32,6 +32,20 @@ def export_graph(graph: ExportGraph, path: Path) -> Path:
     Returns:
         The same path.
     """
+    model = trace_graph(graph, path)
+    fix_static_shapes_(model)
+    fold_constants_(model)
+    onnx.save(model, path)
+    return path
+
+
+def trace_graph(graph: ExportGraph, path: Path) -> onnx.ModelProto:
+    """Write one ONNX graph as the tracer gives it, and return it.
+
+    Args:
+        graph: What is traced.
+        path: The file to write. Weights in files of their own lie beside it; they are not read.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The fast path of torch's attention is one operator, which the exporter doesn't know.
     fast_path_enabled = torch.backends.mha.get_fastpath_enabled()
@@ -51,12 +65,7 @@ def export_graph(graph: ExportGraph, path: Path) -> Path:
             )
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path_enabled)
-    # Weights in files of their own stay where they are: neither step reads them.
-    model = onnx.load(path, load_external_data=False)
-    fix_static_shapes_(model)
-    fold_constants_(model)
-    onnx.save(model, path)
-    return path
+    return onnx.load(path, load_external_data=False)
 
 
 def export_node(model: Model, folder: Path) -> dict[str, Path]:
