@@ -24,21 +24,33 @@ QUICK = {"target": "1.2x", "search.trials": 2, "search.level_switches": 1, "dist
 
 
 @pytest.fixture(scope="module")
-def compared(tiny, tmp_path_factory):
+def compared(tiny, machine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("compared")
-    return folder, compare(
-        tiny / "spec.yaml", folder, methods=("student", "uniform", "int8"), overrides=QUICK
-    )
+    methods = ("student", "uniform", "int8")
+    return folder, compare(tiny / "spec.yaml", folder, methods=methods, overrides=QUICK, **machine)
 
 
 @pytest.mark.slow
-def test_every_method_goes_the_whole_way(tiny, tmp_path):
-    found = compare(tiny / "spec.yaml", tmp_path / "all", overrides=QUICK)
+def test_every_method_goes_the_whole_way(tiny, tmp_path, machine):
+    found = compare(tiny / "spec.yaml", tmp_path / "all", overrides=QUICK, **machine)
     assert set(found) == set(BASELINES)
     assert (
         found["longer"].compressed.nodes["vision"].precision == "fp32"
         and found["longer"].unimodal_ratio == 0
     )
+
+
+@pytest.mark.slow
+def test_methods_are_compared_on_this_machine(tiny, tmp_path):
+    """Everything is measured for real: device table, processes of their own, side by side."""
+    changes = {**QUICK, "search.level_switches": 0, "search.trials": 1}
+    found = compare(tiny / "spec.yaml", tmp_path / "c", methods=("int8",), overrides=changes)
+    assert list(found) == ["searched", "int8"]
+    rows = json.loads((tmp_path / "c" / "compare.json").read_text())
+    assert set(rows) == set(found) and all(r["speedup"] > 0 for r in rows.values())
+    assert all(p.passed for summary in found.values() for p in summary.proofs)
+    [beside] = json.loads((tmp_path / "c" / "beside.json").read_text()).values()
+    assert set(beside) == set(found) and all(0 < share < 3 for share in beside.values())
 
 
 def test_every_method_leaves_a_summary_and_a_row(compared):
@@ -84,10 +96,11 @@ def test_methods_are_what_they_say(compared):
     assert found["student"].samples != found["searched"].samples
 
 
-def test_a_done_method_is_not_done_again(compared, tiny):
+def test_a_done_method_is_not_done_again(compared, tiny, machine):
     folder, _ = compared
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*/summary.json")}
-    compare(tiny / "spec.yaml", folder, methods=("uniform", "int8"), overrides=QUICK, resume=True)
+    options = {"overrides": QUICK, "resume": True, **machine}
+    compare(tiny / "spec.yaml", folder, methods=("uniform", "int8"), **options)
     assert {p: p.stat().st_mtime_ns for p in before} == before
 
 
@@ -97,11 +110,10 @@ def test_an_unknown_method_is_refused(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path):
+def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path, machine):
     changes = {**QUICK, "prune.rounds": 2}
-    found = ablate(
-        tiny / "spec.yaml", tmp_path / "a", overrides=changes, tables=("order", "schedule")
-    )
+    tables = ("order", "schedule")
+    found = ablate(tiny / "spec.yaml", tmp_path / "a", overrides=changes, tables=tables, **machine)
     assert {REFERENCE_CELL, "order-prune", "order-prune__refit", "schedule-gradual"} <= set(found)
     assert found["order-prune"].kept_units == found[REFERENCE_CELL].kept_units
     precisions = lambda name: {n.precision for n in found[name].compressed.nodes.values()}
@@ -330,13 +342,14 @@ def _whole(r):
     )
 
 
-def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
+def test_equal_latency_is_measured_side_by_side(compared, tiny, machine, monkeypatch):
     from mmcompress.experiments import claims
     from mmcompress.run.profile import profile_pipeline
     from mmcompress.workspace import context as workflow
 
     folder, _ = compared
-    r = workflow.open_run(tiny / "spec.yaml", folder, overrides=QUICK, resume=True)
+    options = {"overrides": QUICK, "resume": True, **machine}
+    r = workflow.open_run(tiny / "spec.yaml", folder, **options)
     dense, asked, real = profile_pipeline(r), [], claims.bench_with_replay
     monkeypatch.setattr(
         claims, "bench_with_replay", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k)
@@ -371,12 +384,12 @@ def test_equal_latency_is_measured_side_by_side(compared, tiny, monkeypatch):
     assert claimed(0.5, 0.51, 0.0) == "undecided at this n"
 
 
-def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path):
+def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path, machine):
     told = []
     with pytest.raises(SpecError, match="no node may be int8"):
         compare(
             tiny / "spec.yaml", tmp_path / "c", methods=("searched", "int8"), space="search_spaces/prune_only.yaml", overrides=QUICK,
-            on_progress=lambda stage, *a: told.append(stage),
+            on_progress=lambda stage, *a: told.append(stage), **machine,
         )  # fmt: skip
     assert "search" not in told
     off = {**QUICK, "search.linearization_rounds": 0}

@@ -44,17 +44,25 @@ def on_device(*arguments):
 
 
 @pytest.fixture(scope="module")
-def kit(tiny, tmp_path_factory):
+def kit(tiny, machine, tmp_path_factory):
     folder = tmp_path_factory.mktemp("device") / "kit"
-    r = open_run(tiny / "spec.yaml", folder.with_name("host"))
+    r = open_run(tiny / "spec.yaml", folder.with_name("host"), **machine)
     return write_kit(r, folder)
 
 
 @pytest.fixture(scope="module")
-def readings(kit):
-    done = on_device("device", "measure", kit, "--out", kit.parent / "readings.json")
+def readings(kit, machine):
+    """What a simulated device measures."""
+    measured = measure_kit(kit, bench=machine["bench"])
+    return write_record(kit.parent / "readings.json", measured)
+
+
+@pytest.fixture(scope="module")
+def real_readings(kit):
+    """What this machine measures, by the command and where no training package can be imported."""
+    done = on_device("device", "measure", kit, "--out", kit.parent / "real.json")
     assert done.returncode == 0, done.stderr
-    return kit.parent / "readings.json"
+    return kit.parent / "real.json"
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +83,8 @@ def elsewhere(readings):
     return path
 
 
-def test_the_readings_make_the_predictor_that_this_machine_would_make(readings):
+def check_predictor(readings):
+    """Readings make the predictor that their machine would make."""
     found = read_record(Readings, readings)
     p = found.fit_predictor()
     whole = {n: {} for n in found.plan.deployed}
@@ -86,7 +95,17 @@ def test_the_readings_make_the_predictor_that_this_machine_would_make(readings):
     assert {e.precision for e in found.exports} == {"fp32", "int8"} and min(found.export_ms) > 0
 
 
-def test_a_second_kit_of_a_device_finds_its_table_measured(kit, readings, monkeypatch):
+def test_the_readings_make_the_predictor_that_their_machine_would_make(readings):
+    check_predictor(readings)
+
+
+@pytest.mark.slow
+def test_the_readings_make_the_predictor_that_this_machine_would_make(real_readings):
+    check_predictor(real_readings)
+
+
+@pytest.mark.slow
+def test_a_second_kit_of_a_device_finds_its_table_measured(kit, real_readings, monkeypatch):
     from mmcompress.measure.cost_model import device_table as table
     from mmcompress.measure.cost_model.microbenchmarks import build_stack
 
@@ -97,11 +116,10 @@ def test_a_second_kit_of_a_device_finds_its_table_measured(kit, readings, monkey
     )
     assert (
         measure_kit(kit).table.index_rows().keys()
-        >= read_record(Readings, readings).table.index_rows().keys()
+        >= read_record(Readings, real_readings).table.index_rows().keys()
     )
-    assert (
-        not stacked and table.complete_table([], 1).device == read_record(Readings, readings).device
-    )
+    device = read_record(Readings, real_readings).device
+    assert not stacked and table.complete_table([], 1).device == device
 
 
 def test_readings_put_together_from_two_devices_are_refused(tiny, readings, tmp_path):
@@ -116,10 +134,12 @@ def test_readings_put_together_from_two_devices_are_refused(tiny, readings, tmp_
         )
 
 
-def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, elsewhere, tmp_path):
+def test_a_run_for_another_device_is_predicted_then_checked_there(
+    tiny, kit, elsewhere, tmp_path, machine
+):
     elsewhere = Path(shutil.copy(elsewhere, tmp_path / "elsewhere.json"))
     changes = {**QUICK, "measure.readings": str(elsewhere)}
-    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, **machine)
     theirs = read_record(Readings, elsewhere)
     assert s.device == "another" and s.cpu["name"] == "Slow One"
     assert s.baseline.latency_ms == theirs.baseline.latency
@@ -154,7 +174,8 @@ def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, els
     )
     assert new.target.met
     assert not any("device check" in w for w in new.warnings)
-    again = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
+    go_on = {"overrides": changes, "resume": True, **machine}
+    again = workflow.run(tiny / "spec.yaml", tmp_path / "r", **go_on)
     assert again.compressed.latency_ms == there.compressed.latency  # going on with it keeps them
     slow = dataclasses.replace(there.compressed, latency=there.baseline.latency)
     write_record(tmp_path / "check.json", dataclasses.replace(there, compressed=slow))
@@ -163,7 +184,7 @@ def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, els
     )
     assert told.exit_code == 3 and "--resume" in told.output
     before = read_record(FittedStructure, tmp_path / "r" / "fitted.json")
-    more = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
+    more = workflow.run(tiny / "spec.yaml", tmp_path / "r", **go_on)
     after = read_record(
         FittedStructure, tmp_path / "r" / "fitted.json"
     )  # what was measured there corrects the prediction here
@@ -178,7 +199,7 @@ def test_a_run_for_another_device_is_predicted_then_checked_there(tiny, kit, els
     )
     shutil.copy(anew, elsewhere)
     with pytest.raises(DataError, match="has changed since this run"):
-        workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
+        workflow.run(tiny / "spec.yaml", tmp_path / "r", **go_on)
 
 
 def test_a_run_profiled_on_another_device_is_not_gone_on_with(run_folder, tiny, tmp_path):
@@ -190,16 +211,18 @@ def test_a_run_profiled_on_another_device_is_not_gone_on_with(run_folder, tiny, 
 
 
 @pytest.mark.slow
-def test_a_target_of_a_percentile_is_predicted_as_one(tiny, elsewhere, tmp_path):
+def test_a_target_of_a_percentile_is_predicted_as_one(tiny, elsewhere, tmp_path, machine):
     changes = {**QUICK, "measure.readings": str(elsewhere), "target": "1.1x p95"}
-    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes)
+    s = workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, **machine)
     latency, dense = s.compressed.latency_ms, s.baseline.latency_ms
     assert latency.p95 == pytest.approx(s.predicted_latency_ms_p50)
     assert s.target.statistic == "p95" and s.target.met == (latency.p95 <= s.target.latency_ms)
     assert latency.p95 / latency.p50 == pytest.approx(dense.p95 / dense.p50)
 
 
-def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_path, monkeypatch):
+def test_a_precision_that_the_device_gets_wrong_is_refused(
+    tiny, readings, tmp_path, machine, monkeypatch
+):
     from mmcompress.quantize.schemes import dynamic as precision
 
     monkeypatch.setattr(
@@ -210,6 +233,7 @@ def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_p
             tiny / "spec.yaml",
             tmp_path / "r",
             overrides={**QUICK, "measure.readings": str(readings)},
+            **machine,
         )
 
 
@@ -222,12 +246,13 @@ def test_a_precision_that_the_device_gets_wrong_is_refused(tiny, readings, tmp_p
         ({"measure.parallel": True}, "or wired otherwise"),
     ],
 )
-def test_readings_of_something_else_are_refused(tiny, readings, tmp_path, change, message):
+def test_readings_of_something_else_are_refused(tiny, readings, tmp_path, machine, change, message):
     with pytest.raises(DataError, match=message):
         workflow.run(
             tiny / "spec.yaml",
             tmp_path / "r",
             overrides={**QUICK, "measure.readings": str(readings), **change},
+            **machine,
         )
 
 

@@ -500,13 +500,14 @@ def test_branches_run_at_the_same_time_and_say_the_same(run_folder, tmp_path):
     many.run(image=image)  # or the barrier breaks
 
 
-def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_path):
+def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_path, machine):
     from mmcompress.graph.structure import Candidate
     from mmcompress.run.predictor import build_predictor
     from mmcompress.run.profile import profile_pipeline
     from mmcompress.workspace import context as workflow
 
-    r = workflow.open_run(tiny / "spec.yaml", tmp_path / "r", overrides={"measure.parallel": True})
+    changes = {"measure.parallel": True}
+    r = workflow.open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, **machine)
     dense = profile_pipeline(r)
     predict = build_predictor(r, dense)
     assert predict.reads["choose"] == ("captioner", "text", "vision")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pytest
-from simulated import SimulatedBenchmarker, StoppedClock
 
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.errors import SpecError
@@ -77,15 +76,10 @@ def test_a_metric_may_name_the_node_that_it_judges(twice):
         load_spec(twice, {"metrics": [{"kind": "caption", "of": "vision"}]})
 
 
-def test_a_run_judges_each_under_its_own_name(twice, tmp_path):
+def test_a_run_judges_each_under_its_own_name(twice, tmp_path, machine):
     metrics = ["retrieval", {"kind": "caption", "of": "pick"}, "endings"]
-    summary = run(
-        twice,
-        tmp_path / "r",
-        overrides=QUICK | {"metrics": metrics},
-        bench=SimulatedBenchmarker(),
-        clock=StoppedClock(),
-    )
+    changes = QUICK | {"metrics": metrics}
+    summary = run(twice, tmp_path / "r", overrides=changes, **machine)
     expected = {"caption_exact_match", "ends_by_itself.captioner", "ends_by_itself.writer"}
     expected |= {
         f"{figure}.{join}"

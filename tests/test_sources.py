@@ -283,7 +283,7 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
+def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path, machine):
     from mmcompress.run import targets as workflow
 
     text = (
@@ -294,7 +294,10 @@ def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
     text = text.replace("./", f"{tiny}/")
     (tmp_path / "own.yaml").write_text(text)
     summary = workflow.run(
-        tmp_path / "own.yaml", tmp_path / "run", overrides={"search.executor": "process"}
+        tmp_path / "own.yaml",
+        tmp_path / "run",
+        overrides={"search.executor": "process"},
+        **machine,
     )
     assert summary.search.failed == 0
     kept = summary.kept_units["vision"]
@@ -303,7 +306,7 @@ def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
+def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path, machine):
     from mmcompress.run import targets as workflow
 
     source = "python:own_tower:build_convolutional"
@@ -317,7 +320,7 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path):
     (tmp_path / "conv.yaml").write_text(
         text.replace("query: vision.embedding", "query: look.embedding")
     )
-    summary = workflow.run(tmp_path / "conv.yaml", tmp_path / "run")
+    summary = workflow.run(tmp_path / "conv.yaml", tmp_path / "run", **machine)
     assert len(summary.kept_units["look"]) == 10 and all(
         k >= 8 for k in summary.kept_units["look"].values()
     )

@@ -338,18 +338,18 @@ def test_a_cut_window_is_what_nobody_beyond_it_is_attended_to():
         copy_without_units(model, {"tokens": torch.arange(4, 12)})
 
 
-@pytest.mark.parametrize(
-    "pins", [{}, {"nodes.ears.prune.tokens": 0.5, "nodes.ears.precision": "fp32"}]
-)
-def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, pins):
-    s = workflow.run(talk / "spec.yaml", tmp_path / "run", overrides=pins)
+CUT_WINDOW = {"nodes.ears.prune.tokens": 0.5, "nodes.ears.precision": "fp32"}
+
+
+def check_speech_run(talk, folder, s, *, pins):
+    """What holds of every finished run of the speech pipeline, and of one with a cut window."""
     assert set(s.compressed.quality) == {"wer", "agreement", "ends_by_itself"}
     assert s.baseline.quality["agreement"].value == 1 and s.baseline.quality["wer"].is_error_rate
     assert all(p.passed for p in s.proofs) and s.compressed.quality["wer"].n == 12
     assert any(p.name == "cached generation == library" for p in s.proofs)
-    written = json.loads((tmp_path / "run" / "written.json").read_text())
+    written = json.loads((folder / "written.json").read_text())
     assert len(written) == 12 and written["c3.wav" if "c3.wav" in written else next(iter(written))]
-    bundle = load_bundle(tmp_path / "run" / "bundle")
+    bundle = load_bundle(folder / "bundle")
     clip = talk / "talk" / "wavs" / "c3.wav"
     answer = bundle(audio=str(clip))
     assert (
@@ -366,6 +366,19 @@ def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, pins):
         }
         long = bundle.run(audio=tone(0.9))  # four windows, one text
         assert long["ears"]["tokens"].shape[0] >= 4 and isinstance(long["writer"]["text"], str)
+
+
+@pytest.mark.parametrize("pins", [{}, CUT_WINDOW])
+def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, machine, pins):
+    s = workflow.run(talk / "spec.yaml", tmp_path / "run", overrides=pins, **machine)
+    check_speech_run(talk, tmp_path / "run", s, pins=pins)
+
+
+@pytest.mark.slow
+def test_a_speech_pipeline_is_measured_on_this_machine(talk, tmp_path):
+    """Everything is measured for real: device table, processes of their own."""
+    s = workflow.run(talk / "spec.yaml", tmp_path / "run", overrides=CUT_WINDOW)
+    check_speech_run(talk, tmp_path / "run", s, pins=CUT_WINDOW)
 
 
 def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from mmcompress.measure.cost_model.device_table import DeviceTable, complete_table
+from mmcompress.measure.benchmarker import Benchmarker
+from mmcompress.measure.cost_model.device_table import DeviceTable
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement, compute_node_ratios
 from mmcompress.measure.cost_model.plan import list_reference_bundles
 from mmcompress.measure.cost_model.predictor import list_table_needs
-from mmcompress.measure.cost_model.time_export import time_export
 from mmcompress.measure.devices.kit import BASELINE_FOLDER, Kit, open_kit
 from mmcompress.measure.devices.readings import Readings
 from mmcompress.measure.latency.bench import BenchmarkOptions
@@ -33,12 +33,15 @@ def ignore_progress(message: str, share: float) -> None:
     """Tell nobody."""
 
 
-def measure_kit(folder: Path, progress: Progress = ignore_progress) -> Readings:
+def measure_kit(
+    folder: Path, progress: Progress = ignore_progress, *, bench: Benchmarker | None = None
+) -> Readings:
     """Measure a kit on this device: whole pipelines, the device table, every export.
 
     Args:
         folder: The kit.
         progress: Receives what is measured.
+        bench: Measures latency; by default this device.
 
     Returns:
         The readings.
@@ -48,21 +51,28 @@ def measure_kit(folder: Path, progress: Progress = ignore_progress) -> Readings:
         BundleError: A bundle of the kit is damaged.
     """
     kit = open_kit(folder)
+    bench = bench or Benchmarker()
     progress("the dense pipeline", 0.0)
     requests = load_requests(folder)
     options = BenchmarkOptions(
         warmup=kit.warmup, max_requests=kit.requests, threads=kit.threads, loads=1
     )
-    samples = bench_repeated({"dense": folder / BASELINE_FOLDER}, requests, options=options)
+    samples = bench_repeated(
+        {"dense": folder / BASELINE_FOLDER},
+        requests,
+        options=options,
+        benchmark=bench.benchmark_bundles,
+    )
     dense_latency = samples["dense"].summarize()
     reference_latencies = bench_with_replay(
         list_reference_bundles(folder, kit.plan.reference_names),
         requests,
         options=replace(options, traces=dense_latency.traces),
         dense_ms=dense_latency.latency.p50,
+        benchmark=bench.benchmark_bundles,
     )
-    table = _measure_table(kit, progress)
-    export_ms = _time_exports(kit, folder, progress=progress)
+    table = _measure_table(kit, progress, bench=bench)
+    export_ms = _time_exports(kit, folder, progress=progress, bench=bench)
     return Readings(
         device=fingerprint_device(kit.threads),
         cpu=describe_cpu(),
@@ -79,13 +89,13 @@ def measure_kit(folder: Path, progress: Progress = ignore_progress) -> Readings:
     )
 
 
-def _measure_table(kit: Kit, progress: Progress) -> DeviceTable:
+def _measure_table(kit: Kit, progress: Progress, *, bench: Benchmarker) -> DeviceTable:
     """Return the device table with a row for every block of the kit."""
 
     def report_table_progress(message: str, share: float) -> None:
         progress(message, TABLE_START + (EXPORTS_START - TABLE_START) * share)
 
-    return complete_table(
+    return bench.complete_device_table(
         list_table_needs(kit.plan.deployed, kit.plan.windows),
         kit.threads,
         precisions=kit.plan.every_precision,
@@ -93,11 +103,13 @@ def _measure_table(kit: Kit, progress: Progress) -> DeviceTable:
     )
 
 
-def _time_exports(kit: Kit, folder: Path, *, progress: Progress) -> list[float]:
+def _time_exports(
+    kit: Kit, folder: Path, *, progress: Progress, bench: Benchmarker
+) -> list[float]:
     """Return the milliseconds per request in the sessions of every export."""
     export_ms: list[float] = []
     for i, export in enumerate(kit.exports):
         share = EXPORTS_START + (1 - EXPORTS_START) * i / len(kit.exports)
         progress(f"whole export of {export.node}, {export.precision}", share)
-        export_ms.append(time_export(export, folder, threads=kit.threads))
+        export_ms.append(bench.time_export(export, folder, threads=kit.threads))
     return export_ms
