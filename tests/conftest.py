@@ -248,25 +248,35 @@ SHARED_BY_TARGETS = (
 """What a run folder holds that depends neither on the target nor on search, pruning and training."""
 
 
-@pytest.fixture()
-def run_tiny(tiny, run_folder, machine):
-    """`run_tiny(out, overrides)`: run the tiny pipeline; profile, predictor and sensitivity are those of `run_folder`.
+@pytest.fixture(scope="session")
+def prepare_tiny(tiny, run_folder, machine):
+    """`prepare_tiny(out, overrides)`: open a run of the tiny pipeline with what `run_folder` has measured.
 
-    They take two thirds of a run. A test that changes data, measuring, importance, sensitivity or models runs it whole.
+    Profile, predictor and sensitivity take two thirds of a run. A test that changes data, measuring, importance,
+    sensitivity or models runs it whole.
     """
-    from mmcompress.run import targets as workflow
     from mmcompress.workspace.context import open_run
 
+    def prepare(out, overrides):
+        open_run(tiny / "spec.yaml", out, overrides=overrides, **machine)
+        for name in SHARED_BY_TARGETS:
+            source = run_folder / name
+            copy = shutil.copytree if source.is_dir() else shutil.copy
+            copy(source, out / name)
+
+    return prepare
+
+
+@pytest.fixture(scope="session")
+def run_tiny(tiny, prepare_tiny, machine):
+    """`run_tiny(out, overrides)`: run the tiny pipeline from what `prepare_tiny` leaves."""
+    from mmcompress.run import targets as workflow
+
     def run_prepared(out, overrides, *, several_targets=False, **options):
-        spec = tiny / "spec.yaml"
         options = {**machine, **options}
         if not out.exists():
-            open_run(spec, out, overrides=overrides, **machine)
-            for name in SHARED_BY_TARGETS:
-                source = run_folder / name
-                copy = shutil.copytree if source.is_dir() else shutil.copy
-                copy(source, out / name)
+            prepare_tiny(out, overrides)
         run = workflow.run_targets if several_targets else workflow.run
-        return run(spec, out, overrides=overrides, resume=True, **options)
+        return run(tiny / "spec.yaml", out, overrides=overrides, resume=True, **options)
 
     return run_prepared

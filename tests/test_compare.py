@@ -24,15 +24,25 @@ QUICK = {"target": "1.2x", "search.trials": 2, "search.level_switches": 1, "dist
 
 
 @pytest.fixture(scope="module")
-def compared(tiny, machine, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("compared")
-    methods = ("student", "uniform", "int8")
-    return folder, compare(tiny / "spec.yaml", folder, methods=methods, overrides=QUICK, **machine)
+def compare_tiny(tiny, prepare_tiny, machine):
+    """`compare_tiny(out)`: compare methods on the tiny pipeline from what `prepare_tiny` leaves."""
+
+    def compare_prepared(out, **options):
+        prepare_tiny(out, QUICK)
+        return compare(tiny / "spec.yaml", out, overrides=QUICK, resume=True, **options, **machine)
+
+    return compare_prepared
+
+
+@pytest.fixture(scope="module")
+def compared(compare_tiny, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared") / "c"
+    return folder, compare_tiny(folder, methods=("student", "uniform", "int8"))
 
 
 @pytest.mark.slow
-def test_every_method_goes_the_whole_way(tiny, tmp_path, machine):
-    found = compare(tiny / "spec.yaml", tmp_path / "all", overrides=QUICK, **machine)
+def test_every_method_goes_the_whole_way(compare_tiny, tmp_path):
+    found = compare_tiny(tmp_path / "all")
     assert set(found) == set(BASELINES)
     assert (
         found["longer"].compressed.nodes["vision"].precision == "fp32"
@@ -110,10 +120,11 @@ def test_an_unknown_method_is_refused(tiny, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path, machine):
+def test_an_ablation_makes_its_cells_and_judges_its_claims(tiny, tmp_path, machine, prepare_tiny):
     changes = {**QUICK, "prune.rounds": 2}
-    tables = ("order", "schedule")
-    found = ablate(tiny / "spec.yaml", tmp_path / "a", overrides=changes, tables=tables, **machine)
+    prepare_tiny(tmp_path / "a", changes)
+    options = {"tables": ("order", "schedule"), "resume": True, **machine}
+    found = ablate(tiny / "spec.yaml", tmp_path / "a", overrides=changes, **options)
     assert {REFERENCE_CELL, "order-prune", "order-prune__refit", "schedule-gradual"} <= set(found)
     assert found["order-prune"].kept_units == found[REFERENCE_CELL].kept_units
     precisions = lambda name: {n.precision for n in found[name].compressed.nodes.values()}

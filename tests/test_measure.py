@@ -506,7 +506,8 @@ def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_p
     from mmcompress.run.profile import profile_pipeline
     from mmcompress.workspace import context as workflow
 
-    changes = {"measure.parallel": True}
+    precisions = {f"nodes.{node}.precision": "fp32" for node in ("vision", "captioner", "text")}
+    changes = {"measure.parallel": True, **precisions}
     r = workflow.open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, **machine)
     dense = profile_pipeline(r)
     predict = build_predictor(r, dense)

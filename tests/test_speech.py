@@ -368,7 +368,7 @@ def check_speech_run(talk, folder, s, *, pins):
         assert long["ears"]["tokens"].shape[0] >= 4 and isinstance(long["writer"]["text"], str)
 
 
-@pytest.mark.parametrize("pins", [{}, CUT_WINDOW])
+@pytest.mark.parametrize("pins", [pytest.param({}, marks=pytest.mark.slow), CUT_WINDOW])
 def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, machine, pins):
     s = workflow.run(talk / "spec.yaml", tmp_path / "run", overrides=pins, **machine)
     check_speech_run(talk, tmp_path / "run", s, pins=pins)

@@ -10,8 +10,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from simulated import InProcessBenchmarker
 
+from mmcompress.cli import main
 from mmcompress.errors import DataError, ModelError, ProofFailed, SpecError
 from mmcompress.graph.blocks import count_steps, units_after
 from mmcompress.graph.structure import Candidate, removed_share
@@ -155,6 +157,7 @@ def test_a_protection_that_is_searched_holds_at_its_lower_end(run_folder, tiny):
         assert cross <= rest + 1e-6, t.origin
 
 
+@pytest.mark.slow
 def test_a_criterion_from_a_plugin_reaches_the_workers(tiny, tmp_path, monkeypatch, machine):
     code = "import torch\nfrom mmcompress.registry import IMPORTANCE\n"
     code += "up = lambda b: torch.arange(b.units).float() + 1\n"
@@ -217,12 +220,15 @@ class RecordingData:
         return self._data.load(split, count, seed=seed)
 
 
-def test_rounds_of_training_go_on_with_pairs_not_seen_before(tiny, tmp_path, one_artifact, machine):
+def test_rounds_of_training_go_on_with_pairs_not_seen_before(
+    tiny, tmp_path, one_artifact, machine, prepare_tiny
+):
     changes = {"prune.schedule": "gradual", "prune.rounds": 2, "distill.steps": 14}
     changes |= {"search.trials": 1, "search.level_switches": 0, "target": "1.1x"}
     changes |= {"search.short_finetunings": 0}
-    run = open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, **machine)
-    prepared = prepare_run(run)
+    prepare_tiny(tmp_path / "r", changes)
+    options = {"overrides": changes, "resume": True, **machine}
+    prepared = prepare_run(open_run(tiny / "spec.yaml", tmp_path / "r", **options))
     loaded = []
     recorded = replace(prepared.run, data=RecordingData(prepared.run.data, loaded))
     reach_target(recorded, prepared=prepared, policy=one_artifact)
@@ -374,15 +380,17 @@ def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_
     )
 
 
-def test_a_target_out_of_reach_says_what_limits_it(tmp_path, run_tiny):
-    changes = {
-        "target": "0.01ms",
-        "search.trials": 2,
-        "search.level_switches": 0,
-        "distill.steps": 1,
-    }
-    s = run_tiny(tmp_path / "r", overrides=changes)
-    assert not s.target.met and (tmp_path / "r" / "bundle" / "manifest.json").exists()
+@pytest.fixture(scope="module")
+def out_of_reach(run_tiny, tmp_path_factory):
+    """(folder, summary) of a run for a target that nothing meets."""
+    folder = tmp_path_factory.mktemp("out_of_reach") / "r"
+    changes = {"search.trials": 2, "search.level_switches": 0, "distill.steps": 1}
+    return folder, run_tiny(folder, overrides={"target": "0.01ms", **changes})
+
+
+def test_a_target_out_of_reach_says_what_limits_it(out_of_reach):
+    folder, s = out_of_reach
+    assert not s.target.met and (folder / "bundle" / "manifest.json").exists()
     assert 0 < s.target.fixed_ms <= s.target.floor_ms
     [exceeded] = s.target.exceeded_bounds
     assert exceeded.kind == "p50" and exceeded.node == "" and exceeded.unit == "ms"
@@ -396,6 +404,19 @@ def test_a_target_out_of_reach_says_what_limits_it(tmp_path, run_tiny):
     assert all(f"{n} {ms:.2f} ms" in told for n, ms in s.target.fixed_ms_by_node.items())
 
 
+def test_the_command_exits_with_3_where_a_target_cannot_be_met(tiny, out_of_reach):
+    """It goes on with a finished run; `test_cli.py` has one that it makes by itself."""
+    folder, _ = out_of_reach
+    options = ["--target", "0.01ms", "--trials", "2", "--resume"]
+    options += ["--set", "search.level_switches=0", "--set", "distill.steps=1"]
+    command = ["run", str(tiny / "spec.yaml"), "--out", str(folder), *options]
+    done = CliRunner().invoke(main, command)
+    assert done.exit_code == 3, done.output
+    assert (folder / "bundle" / "manifest.json").exists()
+    assert "bottleneck" in " ".join(done.output.split())
+
+
+@pytest.mark.slow
 def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path, machine):
     """As `clip_blip_base.yaml` does: damage from Fisher scores, trials as sums, no input moments, no model run."""
     scores = {"prune.importance": "fisher", "prune.sensitivity": "estimated"}
@@ -921,6 +942,7 @@ def test_a_node_over_its_limit_is_cut_by_what_it_is_over():
     assert result.predictor.correction == pytest.approx(wrong, rel=0.01)
 
 
+@pytest.mark.slow
 def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, one_artifact, machine):
     """Everything that is chosen is chosen on other pairs; one pair is loaded at the start to see that it is there."""
     changes = {"search.trials": 2, "search.level_switches": 1, "distill.steps": 3}
