@@ -98,6 +98,9 @@ TRAIN_AND_VALIDATION_SHARE = 0.88
 DEFAULT_TRAIN_PAIRS = 2048
 """Pairs of the endless split `train` that are loaded when no number is asked for."""
 
+KEPT_SELECTIONS = 16
+"""Lists of scenes that are remembered: a run asks for the same pairs in several of its stages."""
+
 MAX_STYLE_PAIRS = 400
 """Pairs of `test_style` that are loaded at most when no number is asked for."""
 
@@ -396,19 +399,11 @@ class EmojiScenes:
         Raises:
             DataError: There is no such split.
         """
-        count = count or self._default_count(split)
-        images: list[np.ndarray] = []
-        captions: list[str] = []
-        known_captions: set[str] = set()
-        for scene in self.generate_scenes(split, seed):
-            if split != "train" and scene.caption in known_captions:
-                continue
-            known_captions.add(scene.caption)
-            images.append(self.render_scene(scene))
-            captions.append(scene.caption)
-            if len(images) == count:
-                return Pairs(inputs=images, texts=tuple(captions))
-        raise AssertionError("the stream of scenes is endless")
+        scenes = _choose_scenes(self, split, count=count or self._default_count(split), seed=seed)
+        return Pairs(
+            inputs=[self.render_scene(scene) for scene in scenes],
+            texts=tuple(scene.caption for scene in scenes),
+        )
 
     def _default_count(self, split: str) -> int:
         """Return how many pairs of a split are loaded when no number is asked for."""
@@ -419,3 +414,18 @@ class EmojiScenes:
         if split == "test_style":
             return min(self.test, MAX_STYLE_PAIRS)
         return self.test
+
+
+@lru_cache(maxsize=KEPT_SELECTIONS)
+def _choose_scenes(dataset: EmojiScenes, split: str, *, count: int, seed: int) -> tuple[Scene, ...]:
+    """Return the first scenes of a split. All captions are distinct, but for those of `train`."""
+    scenes: list[Scene] = []
+    known_captions: set[str] = set()
+    for scene in dataset.generate_scenes(split, seed):
+        if split != "train" and scene.caption in known_captions:
+            continue
+        known_captions.add(scene.caption)
+        scenes.append(scene)
+        if len(scenes) == count:
+            return tuple(scenes)
+    raise AssertionError("the stream of scenes is endless")

@@ -103,9 +103,7 @@ def _measure_table(kit: Kit, progress: Progress, *, bench: Benchmarker) -> Devic
     )
 
 
-def _time_exports(
-    kit: Kit, folder: Path, *, progress: Progress, bench: Benchmarker
-) -> list[float]:
+def _time_exports(kit: Kit, folder: Path, *, progress: Progress, bench: Benchmarker) -> list[float]:
     """Return the milliseconds per request in the sessions of every export."""
     export_ms: list[float] = []
     for i, export in enumerate(kit.exports):
