@@ -170,26 +170,33 @@ def test_a_new_token_sees_all_before_it_and_none_after():
     assert far.astype(int).tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 1], [0, 0, 0, 0, 0]]
 
 
+@pytest.fixture(scope="module", params=range(3))
+def stirred_captioner(request, spec, tmp_path_factory):
+    """(model, files, folder, contexts): the captioner with other embeddings, exported once for all kinds of search."""
+    from mmcompress.export.onnx import export_node
+    from mmcompress.models.sources import load_model
+
+    folder = tmp_path_factory.mktemp("captioner")
+    model = load_model(spec.nodes["captioner"])
+    g = torch.Generator().manual_seed(request.param)
+    embeddings = model.lm.model.decoder.embed_tokens.weight
+    embeddings.data += 0.3 * torch.randn(embeddings.shape, generator=g)
+    files = export_node(model, folder)
+    (folder / "tokenizer.json").write_text(model.tokenizer_json)
+    return model, files, folder, torch.randn(4, 16, 32, generator=g)
+
+
 @pytest.mark.parametrize("beams", [1, 3, 5])
 @pytest.mark.parametrize("early_stopping", [False, True])
-@pytest.mark.parametrize("seed", range(3))
-def test_beam_search_is_that_of_transformers(models, batch, tmp_path, beams, early_stopping, seed):
-    from mmcompress.export.onnx import export_node
-
-    model = models["captioner"]
+def test_beam_search_is_that_of_transformers(stirred_captioner, beams, early_stopping):
+    model, files, folder, contexts = stirred_captioner
     model.generation |= {"beams": beams, "early_stopping": early_stopping}
-    g = torch.Generator().manual_seed(seed)
-    model.lm.model.decoder.embed_tokens.weight.data += 0.3 * torch.randn(
-        model.lm.model.decoder.embed_tokens.weight.shape, generator=g
-    )
-    files = export_node(model, tmp_path)
-    (tmp_path / "tokenizer.json").write_text(model.tokenizer_json)
     found = prove_generation(
         "captioner",
         model,
         files=files,
-        folder=tmp_path,
-        contexts=torch.randn(4, 16, 32, generator=g),
+        folder=folder,
+        contexts=contexts,
     )
     assert found[0].passed, found
 
