@@ -134,6 +134,7 @@ def test_readings_put_together_from_two_devices_are_refused(tiny, readings, tmp_
         )
 
 
+@pytest.mark.slow
 def test_a_run_for_another_device_is_predicted_then_checked_there(
     tiny, kit, elsewhere, tmp_path, machine
 ):

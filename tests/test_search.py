@@ -409,6 +409,7 @@ def test_processes_give_what_inline_gives(tmp_path):
     assert all(t.worker for t in one)
 
 
+@pytest.mark.slow
 def test_ray_gives_what_inline_gives(tmp_path):
     def by_value(context, candidate):  # workers can't import a test module
         lost = {

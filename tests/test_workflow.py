@@ -289,6 +289,7 @@ def test_a_cut_that_a_model_cannot_take_is_refused(tiny, tmp_path, path, value, 
         workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={path: value}, **machine)
 
 
+@pytest.mark.slow
 def test_several_targets_share_what_does_not_depend_on_them(tmp_path, run_tiny):
     changes = {
         "target": "1.05x, 1.2x p95",
