@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 import tomllib
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -29,9 +30,15 @@ def files() -> list[tuple[str, Path]]:
     return [(name, path) for name, path in found if name != "__init__.py"]
 
 
+@cache
+def parse_file(path: Path) -> ast.Module:
+    """Every test here reads the same files."""
+    return ast.parse(path.read_text())
+
+
 def imported_packages(path: Path) -> set[str]:
     packages = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse_file(path)):
         if isinstance(node, ast.Import):
             packages |= {alias.name.split(".")[0] for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -55,7 +62,7 @@ def test_heavy_packages_enter_by_their_doors(package, doors):
 
 def _strings(path: Path) -> list[tuple[int, str]]:
     """Every string of a file that is no docstring and no description."""
-    tree = ast.parse(path.read_text())
+    tree = parse_file(path)
     alone = {id(n.value) for n in ast.walk(tree) if isinstance(n, ast.Expr)}
     return [
         (n.lineno, n.value)
@@ -67,7 +74,7 @@ def _strings(path: Path) -> list[tuple[int, str]]:
 def _kind_assignments(path: Path) -> set[int]:
     """Lines on which a model says of which kind it is: `kind = "image_encoder"`."""
     lines = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parse_file(path)):
         if isinstance(node, ast.Assign) and any(
             isinstance(t, ast.Name) and t.id == "kind" for t in node.targets
         ):
@@ -76,7 +83,7 @@ def _kind_assignments(path: Path) -> set[int]:
 
 
 def _imported_modules(path: Path) -> set[str]:
-    nodes = ast.walk(ast.parse(path.read_text()))
+    nodes = ast.walk(parse_file(path))
     return {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
 
 
