@@ -26,10 +26,10 @@ $(VENV)/.speech: $(VENV)/.installed
 	touch $@
 
 test: $(VENV)/.speech
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-fast: install
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 check: install
 	$(BIN)/ruff format --check mmcompress tests benchmarks tools
@@ -37,7 +37,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_density.py
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 format: install
 	$(BIN)/ruff format mmcompress tests benchmarks tools
