@@ -103,6 +103,7 @@ def test_labels_of_the_teacher_are_its_scores(fused):
     assert loss.item() == pytest.approx(entropy.item(), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_pipeline_with_a_fusion_encoder_is_pruned_proved_and_exported(fused, tmp_path, machine):
     out = tmp_path / "run"
     summary = run(fused, out, overrides=QUICK, **machine)
