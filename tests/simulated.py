@@ -25,6 +25,7 @@ from mmcompress.measure.latency.benchmark_in_subprocess import (
 )
 from mmcompress.runtime.graph import Pipeline, load_bundle
 from mmcompress.runtime.machine import fingerprint_device
+from mmcompress.runtime.timing import SystemClock
 
 CALL_MS = 0.01
 """Milliseconds of a session call, whatever the size of its graph."""
@@ -47,6 +48,13 @@ class StoppedClock:
 
     def now(self) -> float:
         return 0.0
+
+    def sleep(self, seconds: float) -> None:
+        pass
+
+
+class ImpatientClock(SystemClock):
+    """The clock of this machine without pauses: a test does not wait for a busy machine to become calm."""
 
     def sleep(self, seconds: float) -> None:
         pass

@@ -7,6 +7,7 @@ import json
 
 import numpy as np
 import pytest
+from simulated import ImpatientClock
 
 from mmcompress.errors import SpecError
 from mmcompress.experiments.ablate import ablate, remove_fixed_dimensions
@@ -55,7 +56,11 @@ def test_methods_are_compared_on_this_machine(tiny, tmp_path):
     """Everything is measured for real: device table, processes of their own, side by side."""
     changes = {**QUICK, "search.level_switches": 0, "search.trials": 1}
     found = compare(
-        tiny / "spec.yaml", tmp_path / "c", methods=("searched", "int8"), overrides=changes
+        tiny / "spec.yaml",
+        tmp_path / "c",
+        methods=("searched", "int8"),
+        overrides=changes,
+        clock=ImpatientClock(),
     )
     assert list(found) == ["searched", "int8"]
     rows = json.loads((tmp_path / "c" / "compare.json").read_text())

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from simulated import ImpatientClock
 
 from mmcompress.data.speech_folder import SpeechFolder
 from mmcompress.errors import BundleError, DataError, ModelError, SpecError
@@ -377,7 +378,9 @@ def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, machine, pins):
 @pytest.mark.slow
 def test_a_speech_pipeline_is_measured_on_this_machine(talk, tmp_path):
     """Everything is measured for real: device table, processes of their own."""
-    s = workflow.run(talk / "spec.yaml", tmp_path / "run", overrides=CUT_WINDOW)
+    s = workflow.run(
+        talk / "spec.yaml", tmp_path / "run", overrides=CUT_WINDOW, clock=ImpatientClock()
+    )
     check_speech_run(talk, tmp_path / "run", s, pins=CUT_WINDOW)
 
 
