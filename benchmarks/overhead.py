@@ -42,7 +42,7 @@ from mmcompress.measure.latency.benchmark_in_subprocess import (
     BenchmarkOutcome,
 )
 from mmcompress.results.records import Summary
-from mmcompress.run.targets import run
+from mmcompress.run.run_targets import run
 from mmcompress.runtime.machine import describe_cpu
 from mmcompress.search.executors import RayExecutor, TaskResult
 from mmcompress.storage import read_record

@@ -18,8 +18,8 @@ from mmcompress.version import __version__
 
 _NAMES = {
     "load_spec": "mmcompress.graph.load_spec:load_spec",
-    "run": "mmcompress.run.targets:run",
-    "run_targets": "mmcompress.run.targets:run_targets",
+    "run": "mmcompress.run.run_targets:run",
+    "run_targets": "mmcompress.run.run_targets:run_targets",
     "open_run": "mmcompress.workspace.context:open_run",
     "profile": "mmcompress.run.profile:profile_pipeline",
     "load_summary": "mmcompress.report.page:load_summary",

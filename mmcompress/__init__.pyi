@@ -4,8 +4,8 @@ from mmcompress.graph.load_spec import load_spec as load_spec
 from mmcompress.report.page import load_summary as load_summary
 from mmcompress.report.page import write_report as write_report
 from mmcompress.run.profile import profile_pipeline as profile
-from mmcompress.run.targets import run as run
-from mmcompress.run.targets import run_targets as run_targets
+from mmcompress.run.run_targets import run as run
+from mmcompress.run.run_targets import run_targets as run_targets
 from mmcompress.runtime.graph import load_bundle as load_bundle
 from mmcompress.version import __version__ as __version__
 from mmcompress.workspace.context import open_run as open_run

@@ -185,7 +185,7 @@ def loose(tiny, tmp_path):
 def one_artifact():
     """A policy by which the first artifact ends a run, wherever it lies and without patience."""
     from mmcompress.run.next_artifact import Done
-    from mmcompress.run.policy import ExtraMeasurements, RunPolicy
+    from mmcompress.run.run_policy import ExtraMeasurements, RunPolicy
 
     def stop_after_one(history, limits):
         return Done(reason="one artifact is enough for this test")
@@ -226,8 +226,8 @@ def batch(spec, pipeline):
 @pytest.fixture(scope="session")
 def run_folder(tiny, machine) -> Path:
     """A whole finished run of the tiny pipeline, on a simulated machine."""
-    from mmcompress.run import targets as workflow
-    from mmcompress.run.policy import ExtraMeasurements, RunPolicy
+    from mmcompress.run import run_targets as workflow
+    from mmcompress.run.run_policy import ExtraMeasurements, RunPolicy
 
     # without patience, as with `--moods` the latency would be measured again
     policy = RunPolicy(extra_measurements=ExtraMeasurements(count=0))
@@ -270,7 +270,7 @@ def prepare_tiny(tiny, run_folder, machine):
 @pytest.fixture(scope="session")
 def run_tiny(tiny, prepare_tiny, machine):
     """`run_tiny(out, overrides)`: run the tiny pipeline from what `prepare_tiny` leaves."""
-    from mmcompress.run import targets as workflow
+    from mmcompress.run import run_targets as workflow
 
     def run_prepared(out, overrides, *, several_targets=False, **options):
         options = {**machine, **options}

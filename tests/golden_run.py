@@ -66,7 +66,7 @@ def run_pipeline(
     from safetensors.numpy import load_file
     from simulated import SimulatedBenchmarker, StoppedClock
 
-    from mmcompress.run import targets as workflow
+    from mmcompress.run import run_targets as workflow
 
     torch.set_num_threads(1)
     changes = COMMON | CHANGES[name]

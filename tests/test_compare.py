@@ -285,7 +285,7 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     from mmcompress.search.run_search import FULL_BUDGET_SHARE
     from mmcompress.workspace import context as workflow
 
-    fit = import_module("mmcompress.run.fit")
+    fit = import_module("mmcompress.run.fit_structure")
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     ev = prepare_run(r).sensitivity
     r = dataclasses.replace(r, folder=RunFolder(tmp_path))

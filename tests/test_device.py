@@ -21,7 +21,7 @@ from mmcompress.measure.devices.kit import Kit, open_kit
 from mmcompress.measure.devices.measure_kit import measure_kit
 from mmcompress.measure.devices.readings import Readings
 from mmcompress.results.records import Summary
-from mmcompress.run import targets as workflow
+from mmcompress.run import run_targets as workflow
 from mmcompress.run.assemble import replace_measurements
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.write_kit import write_kit

@@ -17,7 +17,7 @@ from mmcompress.graph.modality import classify_layers
 from mmcompress.kinds.fusion_encoder.deployed import FusionEncoder
 from mmcompress.models.sources import load_model, load_models
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.run.targets import run
+from mmcompress.run.run_targets import run
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.spec.schema import Node
 

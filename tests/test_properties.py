@@ -68,8 +68,8 @@ from mmcompress.search.repair import (
     trade_for_precision,
 )
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
-from mmcompress.search.split import SplitInputs, split_by_knapsack
 from mmcompress.search.split_budget import split_budget
+from mmcompress.search.split_by_knapsack import SplitInputs, split_by_knapsack
 from mmcompress.spec.overrides import OLD_KEYS, OLD_VALUES, apply_overrides
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Dimension, Space

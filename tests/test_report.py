@@ -30,9 +30,9 @@ from mmcompress.report.charts.structure_map import CELLS_PER_ROW, draw_structure
 from mmcompress.report.charts.svg import WIDTH, Scale, format_ticks, shorten_text
 from mmcompress.report.charts.trials import draw_trials
 from mmcompress.report.comparison_pages import write_ablation, write_comparison, write_front
+from mmcompress.report.fill_templates import TEMPLATE_FOLDER
 from mmcompress.report.formats import count_noun, format_count, format_percent, keep_together
 from mmcompress.report.page import load_summary, write_report
-from mmcompress.report.templates import TEMPLATE_FOLDER
 from mmcompress.results.claims import ClaimResult
 from mmcompress.results.records import Target
 from mmcompress.stats import Latency, Quality

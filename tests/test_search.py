@@ -26,7 +26,7 @@ from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import Trial
 from mmcompress.search import jobs, study
 from mmcompress.search import repair as moves
-from mmcompress.search import split as splitting
+from mmcompress.search import split_by_knapsack as splitting
 from mmcompress.search.bisection import bisect_share
 from mmcompress.search.executors import InlineExecutor, RayExecutor, make_process_executor
 from mmcompress.search.knapsack import choose_options_at_total, choose_options_within_budget

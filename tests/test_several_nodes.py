@@ -6,12 +6,12 @@ import pytest
 
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.errors import SpecError
-from mmcompress.graph.judged import judged_nodes
+from mmcompress.graph.judged_nodes import judged_nodes
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.references import name_by_node
 from mmcompress.models.sources import load_models
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.run.targets import run
+from mmcompress.run.run_targets import run
 
 SECOND = """\
   writer:

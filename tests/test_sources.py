@@ -284,7 +284,7 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
 
 @pytest.mark.slow
 def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path, machine):
-    from mmcompress.run import targets as workflow
+    from mmcompress.run import run_targets as workflow
 
     text = (
         (tiny / "spec.yaml")
@@ -307,7 +307,7 @@ def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path, machine):
 
 @pytest.mark.slow
 def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path, machine):
-    from mmcompress.run import targets as workflow
+    from mmcompress.run import run_targets as workflow
 
     source = "python:own_tower:build_convolutional"
     node = f"  look:\n    kind: image_encoder\n    source: {source}\n    inputs: {{image: image}}\n"

@@ -17,7 +17,7 @@ from mmcompress.errors import BundleError, DataError, ModelError, SpecError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.metrics.answers import Answers
 from mmcompress.metrics.wer import normalize_transcript, score_word_errors
-from mmcompress.run import targets as workflow
+from mmcompress.run import run_targets as workflow
 from mmcompress.runtime.audio import SAMPLE_RATE, compute_log_mel, open_audio, split_sound
 from mmcompress.runtime.beam_search import Generation, beam_search, count_repeated_tail
 from mmcompress.runtime.graph import load_bundle

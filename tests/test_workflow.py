@@ -18,8 +18,8 @@ from mmcompress.errors import DataError, ModelError, ProofFailed, SpecError
 from mmcompress.graph.blocks import count_steps, units_after
 from mmcompress.graph.structure import Candidate, removed_share
 from mmcompress.results.records import Attempt, Bound, Summary, Trial
-from mmcompress.run import targets as workflow
-from mmcompress.run.approach import ApproachOptions, FitAttempt, approach_target
+from mmcompress.run import run_targets as workflow
+from mmcompress.run.approach_target import ApproachOptions, FitAttempt, approach_target
 from mmcompress.run.compress.restart import StartChoice, choose_start
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure, FitTolerances
 from mmcompress.run.next_artifact import (
@@ -31,7 +31,8 @@ from mmcompress.run.next_artifact import (
     next_step,
     plan_artifact,
 )
-from mmcompress.run.policy import RunPolicy
+from mmcompress.run.run_policy import RunPolicy
+from mmcompress.run.run_targets import reach_each_target
 from mmcompress.run.stages import prepare_run, reach_target
 from mmcompress.run.structure_benchmark import (
     MAX_MARGIN,
@@ -39,7 +40,6 @@ from mmcompress.run.structure_benchmark import (
     StructureBenchmark,
     estimate_margin,
 )
-from mmcompress.run.targets import reach_each_target
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.build_problem import AIMED_SHARE
@@ -818,7 +818,7 @@ def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_t
 
 
 def test_limits_that_were_exceeded_are_lowered_by_as_much():
-    from mmcompress.results.target import is_out_of_reach, tighten_limits, worst_limit_ratio
+    from mmcompress.results.target_met import is_out_of_reach, tighten_limits, worst_limit_ratio
 
     ns = SimpleNamespace
     side = ns(

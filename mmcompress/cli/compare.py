@@ -21,7 +21,7 @@ from mmcompress.experiments.baselines import BASELINES
 from mmcompress.experiments.compare import compare
 from mmcompress.report.formats import format_percent, format_quality
 from mmcompress.results.records import Summary
-from mmcompress.results.target import target_share
+from mmcompress.results.target_met import target_share
 from mmcompress.workspace.folder import RunFolder
 
 

@@ -9,7 +9,7 @@ import click
 from mmcompress.cli.console import out
 from mmcompress.errors import TargetNotMet
 from mmcompress.report.page import load_summary, write_report
-from mmcompress.run.adopt import adopt_measurements
+from mmcompress.run.adopt_artifacts import adopt_measurements
 
 
 @click.command("report")

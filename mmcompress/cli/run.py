@@ -18,7 +18,7 @@ from mmcompress.cli.options import (
 from mmcompress.cli.results_table import print_path, print_summary
 from mmcompress.errors import TargetNotMet
 from mmcompress.results.records import Summary
-from mmcompress.run.targets import run_targets
+from mmcompress.run.run_targets import run_targets
 from mmcompress.workspace.folder import RunFolder
 
 

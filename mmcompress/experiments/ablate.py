@@ -22,7 +22,7 @@ from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_ablation
 from mmcompress.results.records import Summary
 from mmcompress.run.compress.training import count_trained_steps
-from mmcompress.run.prepared import PreparedRun
+from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.overrides import apply_overrides

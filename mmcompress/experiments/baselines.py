@@ -20,7 +20,7 @@ from mmcompress.experiments.proposals import (
     propose_uniform,
 )
 from mmcompress.graph.structure import Candidate
-from mmcompress.run.fit import OpenProposals, open_search
+from mmcompress.run.fit_structure import OpenProposals, open_search
 from mmcompress.search.linearize import count_max_evaluations
 from mmcompress.workspace.context import RunContext, list_precisions
 

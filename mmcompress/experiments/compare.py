@@ -15,7 +15,7 @@ from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_comparison
 from mmcompress.results.records import Summary
 from mmcompress.run.compress.training import count_trained_steps
-from mmcompress.run.prepared import PreparedRun
+from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.target import require_one_target

@@ -16,9 +16,9 @@ from mmcompress.prune.refit import measure_grams
 from mmcompress.registry import IMPORTANCE
 from mmcompress.run.compress.recipe import compress_pipeline
 from mmcompress.run.evaluate import evaluate_artifact
-from mmcompress.run.fit import fit_structure
+from mmcompress.run.fit_structure import fit_structure
 from mmcompress.run.fitted_structure import FittedStructure
-from mmcompress.run.prepared import PreparedRun
+from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.structure_benchmark import measure_structure
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.spec.schema import Distill, Spec

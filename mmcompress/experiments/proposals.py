@@ -15,7 +15,7 @@ from mmcompress.graph.blocks import Block, units_after
 from mmcompress.graph.structure import Candidate, KeptUnits, cut_uniformly
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Trial
-from mmcompress.run.approach import Propose
+from mmcompress.run.approach_target import Propose
 from mmcompress.run.predictor import build_predictor
 from mmcompress.run.profile import Profile
 from mmcompress.search.bisection import bisect_share

@@ -9,7 +9,7 @@ from dataclasses import fields
 from graphlib import CycleError
 
 from mmcompress.errors import SpecError, suggest_nearest
-from mmcompress.graph.judged import judged_nodes
+from mmcompress.graph.judged_nodes import judged_nodes
 from mmcompress.graph.losses import list_known_losses
 from mmcompress.graph.ports import NodeKind, kind_of
 from mmcompress.graph.references import (

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmcompress.data.base import Pairs
-from mmcompress.graph.judged import judged_nodes
+from mmcompress.graph.judged_nodes import judged_nodes
 from mmcompress.graph.ports import kind_of
 from mmcompress.graph.references import name_by_node, parse_reference
 from mmcompress.registry import METRICS

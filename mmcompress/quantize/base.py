@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import ModelProto, numpy_helper
 
-from mmcompress.quantize.quiet import quiet_quantizers
+from mmcompress.quantize.quiet_logging import quiet_quantizers
 from mmcompress.registry import PRECISIONS, resolve_entry
 
 Feeds = Sequence[Mapping[str, np.ndarray]]

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from mmcompress.report.charts.comparison import draw_comparison
 from mmcompress.report.charts.front import draw_front
-from mmcompress.report.templates import write_pages
+from mmcompress.report.fill_templates import write_pages
 from mmcompress.results.claims import ClaimResult
 from mmcompress.results.records import Summary
-from mmcompress.results.target import target_share
+from mmcompress.results.target_met import target_share
 from mmcompress.storage import write_record
 from mmcompress.workspace.folder import RunFolder
 

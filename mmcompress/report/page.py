@@ -10,7 +10,7 @@ from mmcompress.report.charts.prediction import draw_prediction
 from mmcompress.report.charts.quality_bars import draw_quality_bars
 from mmcompress.report.charts.structure_map import draw_structure_map
 from mmcompress.report.charts.trials import draw_trials
-from mmcompress.report.templates import write_pages
+from mmcompress.report.fill_templates import write_pages
 from mmcompress.results.records import Prediction, Summary
 from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RunFolder

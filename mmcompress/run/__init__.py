@@ -12,11 +12,11 @@ from typing import Any
 
 
 class _CallableRoom(ModuleType):
-    """The module of this room; a call is a call of `mmcompress.run.targets.run`."""
+    """The module of this room; a call is a call of `mmcompress.run.run_targets.run`."""
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """Compress a pipeline to its one target: see `mmcompress.run.targets.run`."""
-        return import_module("mmcompress.run.targets").run(*arguments, **options)
+        """Compress a pipeline to its one target: see `mmcompress.run.run_targets.run`."""
+        return import_module("mmcompress.run.run_targets").run(*arguments, **options)
 
 
 sys.modules[__name__].__class__ = _CallableRoom

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.data.base import Pairs
-from mmcompress.graph.judged import FINAL_TEXTS, judged_nodes
+from mmcompress.graph.judged_nodes import FINAL_TEXTS, judged_nodes
 from mmcompress.graph.references import find_unjoined_encoders
 from mmcompress.metrics.answers import Answers, AnswersByNode, answer_pairs, score_answers
 from mmcompress.runtime.graph import load_bundle

@@ -12,7 +12,7 @@ from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.devices.bundle_check import BundleCheck
 from mmcompress.results.records import Bound, NodeResult, SearchResult, Side, Summary, Target, Trial
-from mmcompress.results.target import list_exceeded_bounds, scale_latencies
+from mmcompress.results.target_met import list_exceeded_bounds, scale_latencies
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.bundle import read_manifest
 from mmcompress.spec.schema import Spec

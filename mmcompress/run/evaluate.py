@@ -13,7 +13,7 @@ from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.latency.memory import peak_memory_mb
 from mmcompress.results.records import SearchResult, Side, Summary, Trial
-from mmcompress.run.adopt import restore_measurements
+from mmcompress.run.adopt_artifacts import restore_measurements
 from mmcompress.run.answers import (
     SplitAnswers,
     answer_split,
@@ -32,9 +32,9 @@ from mmcompress.run.assemble import (
 from mmcompress.run.compress.recipe import CompressedPipeline
 from mmcompress.run.final_latency import FinalLatency
 from mmcompress.run.fitted_structure import FittedStructure
-from mmcompress.run.policy import ExtraMeasurements
-from mmcompress.run.prepared import PreparedRun
+from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile
+from mmcompress.run.run_policy import ExtraMeasurements
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit
 from mmcompress.search.linearize import load_interaction_factors

@@ -25,8 +25,8 @@ from mmcompress.measure.latency.bench import (
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.run.answers import list_bundles
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE
-from mmcompress.run.policy import ExtraMeasurements
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
+from mmcompress.run.run_policy import ExtraMeasurements
 from mmcompress.run.structure_benchmark import find_reference_bundles
 from mmcompress.stats import Latency
 from mmcompress.workspace.context import RunContext

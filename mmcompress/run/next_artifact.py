@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmcompress.results.records import Summary
-from mmcompress.results.target import (
+from mmcompress.results.target_met import (
     corrected_target_share,
     is_out_of_reach,
     long_run_target_share,

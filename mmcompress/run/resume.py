@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mmcompress.results.records import Summary
-from mmcompress.results.target import corrected_target_share
+from mmcompress.results.target_met import corrected_target_share
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Retry, plan_artifact
 from mmcompress.storage import read_record, write_record

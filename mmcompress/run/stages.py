@@ -12,13 +12,13 @@ from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
 from mmcompress.run.compress.recipe import compress_pipeline
 from mmcompress.run.evaluate import evaluate_artifact
-from mmcompress.run.fit import fit_structure
+from mmcompress.run.fit_structure import fit_structure
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Done
-from mmcompress.run.policy import RunPolicy
 from mmcompress.run.predictor import build_predictor
-from mmcompress.run.prepared import PreparedRun
+from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import profile_pipeline
 from mmcompress.run.resume import restore_better, resume_target, set_better_aside
+from mmcompress.run.run_policy import RunPolicy
 from mmcompress.run.sensitivity import measure_run_sensitivity
 from mmcompress.run.teacher_labels import label_by_teacher
 from mmcompress.workspace.context import RunContext

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mmcompress.results.records import Summary, Target
-from mmcompress.results.target import corrected_target_share, target_share
+from mmcompress.results.target_met import corrected_target_share, target_share
 
 MAX_INTERVAL_WIDTH = 0.06
 """Width of a 95 % interval above which a metric tells little apart."""

@@ -11,7 +11,7 @@ from mmcompress.search.bisection import bisect_share
 from mmcompress.search.problem import SearchProblem
 from mmcompress.search.repair import cut_to_budget, restore_dropped
 from mmcompress.search.sensitivity.curves import CutWeights, SensitivityTable
-from mmcompress.search.split import BudgetSplit, SplitInputs, split_by_knapsack
+from mmcompress.search.split_by_knapsack import BudgetSplit, SplitInputs, split_by_knapsack
 
 MAX_ALLOWED_SPLITS = 12
 """Splits of the knapsack that are looked at, the best ones."""

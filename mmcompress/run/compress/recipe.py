@@ -34,7 +34,7 @@ from mmcompress.run.compress.training import (
     train_pruned_models_,
 )
 from mmcompress.run.fitted_structure import FittedStructure
-from mmcompress.run.prepared import PreparedRun
+from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile, prove_generators
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks

@@ -12,7 +12,7 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Summary
-from mmcompress.run.policy import RunPolicy
+from mmcompress.run.run_policy import RunPolicy
 from mmcompress.run.stages import prepare_run, reach_target
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.target import split_targets

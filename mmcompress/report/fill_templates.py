@@ -19,7 +19,7 @@ from mmcompress.report.formats import (
     format_speedup,
     keep_together,
 )
-from mmcompress.results.target import target_share
+from mmcompress.results.target_met import target_share
 from mmcompress.version import PACKAGE_FOLDER
 
 TEMPLATE_FOLDER = PACKAGE_FOLDER / "report" / "templates"

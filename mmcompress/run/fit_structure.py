@@ -10,7 +10,7 @@ from mmcompress.errors import DataError
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Bound, Trial
-from mmcompress.run.approach import (
+from mmcompress.run.approach_target import (
     ApproachOptions,
     ApproachResult,
     FitAttempt,
@@ -19,7 +19,7 @@ from mmcompress.run.approach import (
 )
 from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
 from mmcompress.run.next_artifact import ArtifactLimits, Retry, plan_artifact
-from mmcompress.run.prepared import PreparedRun
+from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.structure_benchmark import StructureBenchmark, measure_structure
 from mmcompress.search.build_problem import AIMED_SHARE, build_problem, find_fastest
 from mmcompress.search.evaluator import start_evaluator
