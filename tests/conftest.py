@@ -238,12 +238,12 @@ def run_folder(tiny, machine) -> Path:
 SHARED_BY_TARGETS = (
     "baseline",
     "dense-test.json",
-    "evidence.json",
-    "evidence.safetensors",
+    "sensitivity.json",
+    "sensitivity.safetensors",
     "predictor.json",
     "profile.json",
     "rounded",
-    "windows.json",
+    "reference_runs.json",
 )
 """What a run folder holds that depends neither on the target nor on search, pruning and training."""
 

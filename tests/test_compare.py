@@ -66,7 +66,7 @@ def test_methods_are_compared_on_this_machine(tiny, tmp_path):
     rows = json.loads((tmp_path / "c" / "compare.json").read_text())
     assert set(rows) == set(found) and all(r["speedup"] > 0 for r in rows.values())
     assert all(p.passed for summary in found.values() for p in summary.proofs)
-    [beside] = json.loads((tmp_path / "c" / "beside.json").read_text()).values()
+    [beside] = json.loads((tmp_path / "c" / "side_by_side.json").read_text()).values()
     assert set(beside) == set(found) and all(0 < share < 3 for share in beside.values())
 
 
@@ -224,7 +224,7 @@ def test_a_gap_is_paired_and_metrics_are_drawn_together():
     )[0] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize("name", ["knapsack", "relinearized", "separate"])
+@pytest.mark.parametrize("name", ["knapsack", "linearized", "separate"])
 def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tiny, tmp_path):
     from mmcompress.run.stages import prepare_run
     from mmcompress.search.build_problem import build_problem, find_fastest
@@ -372,7 +372,7 @@ def test_equal_latency_is_measured_side_by_side(compared, tiny, machine, monkeyp
     monkeypatch.setattr(
         claims, "bench_with_replay", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k)
     )
-    (folder / "beside.json").unlink(missing_ok=True)
+    (folder / "side_by_side.json").unlink(missing_ok=True)
     found = measure_side_by_side(r, ("searched", "int8"), dense=dense)
     assert asked == [["fp32", "searched", "int8"]] and all(0 < x < 3 for x in found.values())
     assert measure_side_by_side(r, ("searched", "int8"), dense=dense) == found and len(asked) == 1
@@ -382,7 +382,7 @@ def test_equal_latency_is_measured_side_by_side(compared, tiny, machine, monkeyp
     )  # one structure
 
     def claimed(ours: float, theirs: float, gap: float) -> str:
-        (folder / "beside.json").write_text(
+        (folder / "side_by_side.json").write_text(
             json.dumps({"searched int8": {"searched": ours, "int8": theirs}})
         )
         word = (
@@ -411,8 +411,8 @@ def test_what_a_space_does_not_hold_is_told_before_the_work(tiny, tmp_path, mach
         )  # fmt: skip
     assert "search" not in told
     off = {**QUICK, "search.linearization_rounds": 0}
-    with pytest.raises(SpecError, match="'relinearized' is of no use here"):
-        compare(tiny / "spec.yaml", tmp_path / "d", methods=("relinearized",), overrides=off)
+    with pytest.raises(SpecError, match="'linearized' is of no use here"):
+        compare(tiny / "spec.yaml", tmp_path / "d", methods=("linearized",), overrides=off)
 
 
 def test_the_task_loss_alone_teaches_the_generator(spec):

@@ -127,7 +127,7 @@ def test_training_that_does_harm_is_taken_back(inputs, pipeline, models, batch, 
         p.data += harm * torch.randn(p.shape, generator=g)
     best.validate(0.6, 1)
     after = loss()
-    assert [row["choosing"] for row in best.validations] == pytest.approx([before, after])
+    assert [row["validation_loss"] for row in best.validations] == pytest.approx([before, after])
     assert (after > 1.05 * before) == bool(harm)
     best.restore_()
     assert loss() == pytest.approx(before, rel=1e-5)
@@ -140,7 +140,9 @@ def test_weights_that_are_hardly_worse_stay(inputs, models, batch):
     weight = next(student["text"].parameters())
     weight.data *= 1 + 1e-4
     changed = weight.detach().clone()
-    best.validations.append({"step": 1, "choosing": best.validations[0]["choosing"] * 1.04})
+    best.validations.append(
+        {"step": 1, "validation_loss": best.validations[0]["validation_loss"] * 1.04}
+    )
     best.restore_()
     assert torch.equal(weight, changed)
 

@@ -51,7 +51,9 @@ def test_an_unknown_name_is_an_attribute_error():
 
 def test_run_stays_a_function_after_its_room_is_imported(monkeypatch):
     calls = []
-    monkeypatch.setattr(run_targets, "run", lambda spec, out, **options: calls.append((spec, options)))
+    monkeypatch.setattr(
+        run_targets, "run", lambda spec, out, **options: calls.append((spec, options))
+    )
     for _ in range(2):
         mmcompress.run("a.yaml", "out", resume=True)
     assert calls == [("a.yaml", {"resume": True})] * 2

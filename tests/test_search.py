@@ -568,7 +568,7 @@ def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler)
     trials = go(tmp_path / "s.journal", trials=12, mutations=0, sampler=sampler)
     assert len(trials) >= 4 and find_best_trial(trials, 2.5) is not None
     assert len(study.open_study(tmp_path / "s.journal", 0).trials) >= 12
-    again = go(tmp_path / "s.journal", trials=16, mutations=0, sampler=sampler)
+    again = go(tmp_path / "s.journal", trials=13, mutations=0, sampler=sampler)
     assert {t.candidate.key() for t in trials} <= {t.candidate.key() for t in again}
 
 

@@ -348,7 +348,7 @@ def check_speech_run(talk, folder, s, *, pins):
     assert s.baseline.quality["agreement"].value == 1 and s.baseline.quality["wer"].is_error_rate
     assert all(p.passed for p in s.proofs) and s.compressed.quality["wer"].n == 12
     assert any(p.name == "cached generation == library" for p in s.proofs)
-    written = json.loads((folder / "written.json").read_text())
+    written = json.loads((folder / "teacher_texts.json").read_text())
     assert len(written) == 12 and written["c3.wav" if "c3.wav" in written else next(iter(written))]
     bundle = load_bundle(folder / "bundle")
     clip = talk / "talk" / "wavs" / "c3.wav"

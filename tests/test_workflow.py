@@ -200,7 +200,7 @@ def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(loose, tmp_pa
     assert set(s.baseline.quality) == {"agreement", "embedding_r1"}
     assert all(q.value == 1 for q in s.baseline.quality.values())
     assert s.compressed.quality["embedding_r1"].n == 24
-    curves = json.loads((tmp_path / "r" / "evidence.json").read_text())["curves"]["text"]
+    curves = json.loads((tmp_path / "r" / "sensitivity.json").read_text())["curves"]["text"]
     assert max(max(c["loss_increases"]) for c in curves.values()) > 0  # not cut for free
 
 
@@ -432,7 +432,7 @@ def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path, machine
     )
     assert s.search.failed == 0 and s.search.trials >= 6 and all(p.passed for p in s.proofs)
     assert all(t.quality == {} for t in s.trials)
-    rounding = json.loads((tmp_path / "r" / "evidence.json").read_text())[
+    rounding = json.loads((tmp_path / "r" / "sensitivity.json").read_text())[
         "rounding"
     ]  # of that there is no estimate
     assert all(by["fp32"] == 0 for by in rounding.values()) and any(
@@ -482,7 +482,7 @@ def test_blocks_that_rounding_harms_stay_in_fp32(tiny, tmp_path, machine):
         "nodes.text.precision": "int8",
     }
     workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, **machine)
-    spared = json.loads((tmp_path / "r" / "evidence.json").read_text())["spared"]
+    spared = json.loads((tmp_path / "r" / "sensitivity.json").read_text())["fp32_blocks"]
     manifest = json.loads((tmp_path / "r" / "bundle" / "manifest.json").read_text())["graph"][
         "nodes"
     ]
@@ -897,7 +897,7 @@ def test_what_was_measured_while_the_machine_was_fast_is_seen_in_the_light_of_al
     from mmcompress.measure.latency.bench import PipelineLatency
     from mmcompress.stats import Latency
 
-    record = tmp_path / "windows.json"
+    record = tmp_path / "reference_runs.json"
 
     def took(ms):
         latency = Latency(p50=ms, p95=ms, n=9)
@@ -1150,7 +1150,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         on_progress=lambda *a: told.append(a),
         policy=policy,
     )
-    tried = json.loads((tmp_path / "r" / "tryouts.json").read_text())["tried"]
+    tried = json.loads((tmp_path / "r" / "short_finetunings.json").read_text())["tried"]
     found = [t["loss"] for t in tried]
     assert (
         found and found == [3.0, 1.0, 2.0][: len(found)]
@@ -1169,7 +1169,9 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         rounding=ev.rounding,
     )
     assert s.kept_units == fitted.kept_units  # the winner, fitted to the budget
-    assert any(stage == "tryout" for stage, *_ in told) and "tryouts" in s.timings
+    assert (
+        any(stage == "short finetuning" for stage, *_ in told) and "short finetuning" in s.timings
+    )
 
 
 def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):

@@ -93,7 +93,7 @@ TRAIN_SHARE = 0.8
 """Share of the combinations of emoji that are for training."""
 
 TRAIN_AND_VALIDATION_SHARE = 0.88
-"""The same for training and choosing together; the rest is for the test."""
+"""The same for training and validation together; the rest is for the test."""
 
 DEFAULT_TRAIN_PAIRS = 2048
 """Pairs of the endless split `train` that are loaded when no number is asked for."""
@@ -254,7 +254,7 @@ def _place_start(centre: float, side: float, *, size: int) -> int:
 class EmojiScenes:
     """Scenes over `EMOJI_NAMES`, split by combination: no set of emoji occurs in two splits.
 
-    Splits: `train` (endless), `val` (for choosing), `test` (reported once) and `test_style`, whose
+    Splits: `train` (endless), `val` (for validation), `test` (reported once) and `test_style`, whose
     drawings occur in no other split.
     """
 
@@ -287,7 +287,7 @@ class EmojiScenes:
     def assign_split(self, emoji: tuple[int, ...]) -> str:
         """Return the split of a combination of emoji, in any order of them.
 
-        By a hash, 80 % of the combinations are for training, 8 % for choosing, 12 % for the test.
+        By a hash, 80 % of the combinations are for training, 8 % for validation, 12 % for the test.
         """
         key = f"{self.seed}:{sorted(emoji)}".encode()
         digest = hashlib.blake2b(key, digest_size=4).digest()

@@ -31,7 +31,7 @@ TRAIN_SHARE = 0.8
 """Share of the images without a split of their own that are for training."""
 
 TRAIN_AND_VALIDATION_SHARE = 0.9
-"""The same for training and choosing together; the rest is for the test."""
+"""The same for training and validation together; the rest is for the test."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,7 +60,7 @@ class BestWeights:
             self.weights = [parameter.detach().clone() for parameter in self._list_parameters()]
         else:
             self.unimproved_validations += 1
-        self.validations.append({"step": step, "choosing": loss, "dense": self.dense_loss})
+        self.validations.append({"step": step, "validation_loss": loss, "dense": self.dense_loss})
 
     def restore_(self) -> None:
         """Go back to the best weights, when the last ones are clearly worse."""
@@ -86,4 +86,4 @@ class BestWeights:
 
 def _read_loss(row: dict[str, float]) -> float:
     """Return the loss of a row of the history; its key is older than the word validation."""
-    return row["choosing"]
+    return row["validation_loss"]

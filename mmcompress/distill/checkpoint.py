@@ -127,7 +127,7 @@ def _format_state(state: TrainingState) -> str:
             "share": state.share,
             "curve": state.curve,
             "rate": state.rate,
-            "seen": state.validations,
+            "validations": state.validations,
             "looked": len(state.validations),
             "waited": state.unimproved_validations,
             "elapsed": state.elapsed,
@@ -144,6 +144,6 @@ def _parse_state(text: str) -> TrainingState:
         share=values["share"],
         elapsed=float(values["elapsed"]),
         curve=values["curve"],
-        validations=values["seen"],
+        validations=values["validations"],
         unimproved_validations=values["waited"],
     )

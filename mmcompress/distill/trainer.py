@@ -62,7 +62,7 @@ def distill_models_(
     while state.share < 1:
         best.validate(state.share, state.step)
         if state.step == 0 and best.validations:
-            loss = best.validations[0]["choosing"]
+            loss = best.validations[0]["validation_loss"]
             options.on_progress(
                 f"the loss on validation pairs is {loss:.3f}; that of the dense pipeline is "
                 f"{best.dense_loss:.3f}",

@@ -15,7 +15,7 @@ from mmcompress.experiments.proposals import (
     propose_at_random,
     propose_by_knapsack,
     propose_by_ranking,
-    propose_relinearized,
+    propose_linearized,
     propose_separately,
     propose_uniform,
 )
@@ -103,9 +103,9 @@ BASELINES = {
         about="the best split of the budget by measured loss increases, without a search",
         open_proposals=propose_by_knapsack,
     ),
-    "relinearized": Baseline(
+    "linearized": Baseline(
         about="the knapsack on loss increases measured again in its own split, without a search",
-        open_proposals=propose_relinearized,
+        open_proposals=propose_linearized,
         needs_linearization=True,
     ),
     "separate": Baseline(

@@ -38,7 +38,7 @@ ALLOCATIONS_COMPARED = (
     "uniform",
     "ranking",
     "knapsack",
-    "relinearized",
+    "linearized",
     "searched",
     "random",
     "separate",
@@ -277,7 +277,7 @@ CLAIMS = (
     ),
     Claim(
         text="Loss increases measured among the other cuts make a better split",
-        better=("allocation-relinearized",),
+        better=("allocation-linearized",),
         worse=("allocation-knapsack",),
     ),
     Claim(

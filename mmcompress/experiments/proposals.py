@@ -90,7 +90,7 @@ def propose_by_knapsack(run: RunContext, sensitivity: Sensitivity) -> Iterator[P
 
 
 @contextmanager
-def propose_relinearized(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
+def propose_linearized(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
     """Take the split after the linearization rounds that the search begins with.
 
     Without a split that improves on it, the split before these rounds is taken.
@@ -104,7 +104,7 @@ def propose_relinearized(run: RunContext, sensitivity: Sensitivity) -> Iterator[
             if not splits:
                 return _propose_split(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
             problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
-            return _make_trial("relinearized", splits[0], latency_ms=problem.predict(splits[0]))
+            return _make_trial("linearized", splits[0], latency_ms=problem.predict(splits[0]))
 
         yield propose
 

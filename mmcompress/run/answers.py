@@ -108,7 +108,7 @@ def _make_reporter(run: RunContext, message: str) -> Callable[[float], None]:
     """Return a function that reports the share of a split that is answered."""
 
     def report_share(share: float) -> None:
-        run.on_progress("judge", message, share)
+        run.on_progress("evaluate", message, share)
 
     return report_share
 

@@ -67,7 +67,7 @@ def evaluate_artifact(
     latency.measure_part()
     answers: dict[str, dict[str, SplitAnswers]] = {}
     for split in ("test", *run.spec.data.report):
-        with run.time_stage("judge"):
+        with run.time_stage("evaluate"):
             answers[split] = answer_split(run, split)
         latency.measure_part()
     if extra:
@@ -243,10 +243,10 @@ def read_validation_losses(folder: RunFolder) -> tuple[float, ...]:
     """Return the losses on validation pairs that training recorded, the dense pipeline's first."""
     losses: list[float] = []
     for history in sorted(folder.list_training_histories(), key=_get_round_number):
-        rows = [row for row in json.loads(history.read_text()) if "choosing" in row]
+        rows = [row for row in json.loads(history.read_text()) if "validation_loss" in row]
         if rows and not losses:
             losses.append(rows[0]["dense"])
-        losses += [row["choosing"] for row in rows]
+        losses += [row["validation_loss"] for row in rows]
     return tuple(losses)
 
 

@@ -11,9 +11,9 @@ def measure_run_sensitivity(run: RunContext) -> Sensitivity:
     """Measure importance and loss increases on training pairs, or read them from the run folder."""
 
     def report_progress(message: str, share: float) -> None:
-        run.on_progress("importance", message, share)
+        run.on_progress("sensitivity", message, share)
 
-    with run.time_stage("importance"):
+    with run.time_stage("sensitivity"):
         return gather_sensitivity(
             run.spec,
             run.pipeline,

@@ -159,7 +159,7 @@ def linearize_successively(
         evaluator=evaluator,
     )
     factors = load_interaction_factors(run.folder)
-    with run.time_stage("relinearize"):
+    with run.time_stage("linearize"):
         while factors.rounds <= run.spec.search.linearization_rounds:
             next_factors = linearizer.run_round(factors)
             if next_factors is None:

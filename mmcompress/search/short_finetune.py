@@ -94,7 +94,7 @@ def rank_by_short_finetuning(
     record = run.folder.short_finetunings
     if not record.exists():
         pool = _list_distinct_structures(problem, sensitivity, run=run, trials=trials)
-        with run.time_stage("tryouts"):
+        with run.time_stage("short finetuning"):
             finetuned = _finetune_all(
                 run, sensitivity, pool=pool[: run.spec.search.short_finetunings]
             )
@@ -242,7 +242,7 @@ def _finetune_candidate(
     )
 
     def report_progress(message: str, share: float) -> None:
-        run.on_progress("tryout", f"{name}: {message}", share)
+        run.on_progress("short finetuning", f"{name}: {message}", share)
 
     models = build_pruned_models(run, sensitivity, candidate=candidate, refit=run.spec.prune.refit)
     distill_models_(
@@ -256,5 +256,5 @@ def _finetune_candidate(
         ),
     )
     loss = measure_validation_loss(run, models)
-    run.on_progress("tryout", f"{name}: loss {loss:.3f} after training", None)
+    run.on_progress("short finetuning", f"{name}: loss {loss:.3f} after training", None)
     return loss

@@ -107,8 +107,7 @@ class RunContext:
         """Blocks that stay in fp32, by node and precision; empty before they are measured."""
         if not self.shared.sensitivity.exists():
             return {}
-        # The JSON key `spared` is what earlier versions wrote; their folders stay readable.
-        stored = json.loads(self.shared.sensitivity.read_text())["spared"]
+        stored = json.loads(self.shared.sensitivity.read_text())["fp32_blocks"]
         blocks_by_node: dict[str, dict[str, tuple[str, ...]]] = {}
         for node_name, blocks_by_precision in stored.items():
             blocks_by_node[node_name] = {

@@ -84,17 +84,17 @@ class RunFolder:
     @property
     def sensitivity(self) -> Path:
         """Loss increases by block and precision."""
-        return self.path / "evidence.json"
+        return self.path / "sensitivity.json"
 
     @property
     def sensitivity_tensors(self) -> Path:
         """Importance scores and input moments."""
-        return self.path / "evidence.safetensors"
+        return self.path / "sensitivity.safetensors"
 
     @property
     def reference_runs(self) -> Path:
         """Every measurement of the whole pipelines that structures are compared with."""
-        return self.path / "windows.json"
+        return self.path / "reference_runs.json"
 
     @property
     def quantized(self) -> Path:
@@ -104,7 +104,7 @@ class RunFolder:
     @property
     def teacher_texts(self) -> Path:
         """What the dense pipeline writes for training and validation inputs."""
-        return self.path / "written.json"
+        return self.path / "teacher_texts.json"
 
     def dense_answers(self, split: str) -> Path:
         """Return the file of what the dense pipeline answers to a split."""
@@ -120,12 +120,12 @@ class RunFolder:
     @property
     def interaction_factors(self) -> Path:
         """Loss increases measured among other cuts."""
-        return self.path / "relinearized.json"
+        return self.path / "interaction_factors.json"
 
     @property
     def short_finetunings(self) -> Path:
         """Structures that were trained for a short while, with their losses."""
-        return self.path / "tryouts.json"
+        return self.path / "short_finetunings.json"
 
     # The artifact.
 
@@ -239,7 +239,7 @@ class RunFolder:
     @property
     def side_by_side(self) -> Path:
         """Latencies of the artifacts of a comparison, all measured in turn."""
-        return self.path / "beside.json"
+        return self.path / "side_by_side.json"
 
     @property
     def cell(self) -> Path:

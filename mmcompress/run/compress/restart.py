@@ -106,7 +106,7 @@ def find_best_start(
         None,
     )
     rows = json.loads(earlier.training_history.read_text())
-    earlier_losses = [row["choosing"] for row in rows if "choosing" in row]
+    earlier_losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
     choice = choose_start(losses, earlier_best=min(earlier_losses, default=math.inf))
     is_inherited = choice.index > 0
     if is_inherited:

@@ -51,7 +51,7 @@ class _StoredFigures:
     curves: dict[str, dict[str, SensitivityCurve]]
     rounding: dict[str, dict[str, float]]
     base_loss: float
-    spared: Fp32Blocks
+    fp32_blocks: Fp32Blocks
 
 
 def is_sensitivity_stored(folder: RunFolder) -> bool:
@@ -79,7 +79,7 @@ def write_sensitivity(sensitivity: Sensitivity, folder: RunFolder) -> None:
         curves=sensitivity.curves,
         rounding=sensitivity.rounding,
         base_loss=sensitivity.base_loss,
-        spared=sensitivity.fp32_blocks,
+        fp32_blocks=sensitivity.fp32_blocks,
     )
     write_record(folder.sensitivity, figures)
 
@@ -112,7 +112,7 @@ def read_sensitivity(models: Mapping[str, Model], folder: RunFolder) -> Sensitiv
         curves=figures.curves,
         rounding=figures.rounding,
         base_loss=figures.base_loss,
-        fp32_blocks=figures.spared,
+        fp32_blocks=figures.fp32_blocks,
     )
 
 
