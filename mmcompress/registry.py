@@ -201,7 +201,7 @@ ALLOCATIONS = Registry(
     {
         "knapsack": (
             "mmcompress.search.allocation:allocate_by_knapsack",
-            "least measured damage at the ratio of the group",
+            "least measured loss increase at the ratio of the group",
         ),
         "ranked": (
             "mmcompress.search.allocation:allocate_by_rank",

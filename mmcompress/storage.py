@@ -201,8 +201,7 @@ def to_plain(record: Any) -> Any:
 
 @contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
-    """Give a path beside `path` to write to, and put it in place once the block ends: whole or not
-    at all.
+    """Yield a temporary path; move it to `path` when the block ends.
 
     Args:
         path: The file to be written; its folder is made when it is missing.

@@ -115,7 +115,7 @@ WRONG = [
     (
         "target: 1.2x",
         "metrics: [embedding]",
-        r"metrics.0: 'embedding' judges embeddings that no joining",
+        r"metrics.0: metric 'embedding' needs embeddings that no joining",
     ),
     ("  choose:\n", "  units:\n", "nodes.units: choose another name"),
     ("target: 1.2x", "metrics: []", r"metrics: name at least one to judge by"),
@@ -186,7 +186,7 @@ def test_files_lie_beside_the_spec_or_where_it_is_started_from(tiny, tmp_path, m
     (tmp_path / "there" / "photos").rmdir()
     assert where() == str(
         tmp_path / "there" / "photos"
-    )  # it is nowhere: told of as beside the spec
+    )  # a missing file: its path in the spec's folder
     monkeypatch.setenv("HOME", str(tmp_path / "here"))
     assert load_spec(path, {"data.options.path": "~/photos"}).data.options["path"] == str(
         tmp_path / "here" / "photos"

@@ -452,7 +452,7 @@ def test_a_speech_folder_that_is_wrong_says_where(tmp_path, text, message):
         (
             "metrics: [wer",
             "metrics: [retrieval",
-            "'retrieval' judges a node that compares two embeddings",
+            "metric 'retrieval' needs a node that compares two embeddings",
         ),
         (
             "inputs: {audio: audio}\nnodes",

@@ -1234,7 +1234,7 @@ def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
     ("reached", "usual", "meant", "told"),
     [
         (0.97, 1.0, 0.97, ""),
-        (0.90, 1.08, 0.97, ""),  # it only seems to be: the machine is in a mood
+        (0.90, 1.08, 0.97, ""),  # it only seems to be: the machine is faster than usual
         (0.90, 1.0, 0.97, "another round may use the rest"),
         (0.87, 1.0, 0.88, "no structure"),  # the search had nothing slower to offer
     ],

@@ -42,7 +42,7 @@ PAIR_SEED_FACTOR = 1_000_003
 
 
 def ignore_progress(message: str, share: float) -> None:
-    """Tell nobody how far a training is."""
+    """Ignore progress messages."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -56,7 +56,7 @@ def ablate(
         space: The search space file. By default the one of the spec.
         overrides: Keys of the spec and their values.
         resume: Whether to go on in a folder; cells that are done are kept.
-        on_progress: Is told what is done.
+        on_progress: Receives progress messages.
         tables: Names of tables. Empty: all of them.
         bench: Measures bundles. By default in processes of their own.
         clock: Tells the time. By default the one of the machine.

@@ -44,7 +44,7 @@ def compare(
         space: The search space file. By default the one of the spec.
         overrides: Keys of the spec and their values.
         resume: Whether to go on in a folder; methods that are done are kept.
-        on_progress: Is told what is done.
+        on_progress: Receives progress messages.
         bench: Measures bundles. By default in processes of their own.
         clock: Tells the time. By default the one of the machine.
 

@@ -68,7 +68,7 @@ def _import_plugins(source: YamlSource) -> None:
 
 
 def _expand_metrics(data: dict[str, Any]) -> None:
-    """Write a metric that is named alone as the mapping that it stands for."""
+    """Expand `wer` to `{kind: wer}`."""
     metrics = data.get("metrics")
     if isinstance(metrics, list):
         data["metrics"] = [{"kind": m} if isinstance(m, str) else m for m in metrics]
@@ -142,7 +142,10 @@ def _resolve_key(section: Any, key: str, *, folder: Path) -> None:
 
 
 def _resolve_name(folder: Path, name: str) -> str:
-    """Return a file name as an absolute one; what is nowhere is told of as in the spec's folder."""
+    """Return a file name as an absolute one.
+
+    A missing file gets the path it would have in the spec's folder.
+    """
     path = Path(name).expanduser()
     beside_spec = folder / path
     if path.exists() and not beside_spec.exists():

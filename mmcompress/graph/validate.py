@@ -252,7 +252,8 @@ def _check_metrics(spec: Spec) -> list[Problem]:
         needs = METRICS.fact(metric.kind, "needs")
         nodes = judged_nodes(spec, needs)
         if not nodes:
-            message = f"'{metric.kind}' judges {METRICS.fact(metric.kind, 'judges')}: here is none"
+            needed_node = METRICS.fact(metric.kind, "judges")
+            message = f"metric '{metric.kind}' needs {needed_node}; the spec has none"
             problems.append((("metrics", str(i)), message))
         elif metric.of and metric.of not in nodes:
             message = (

@@ -1,4 +1,4 @@
-"""Decides whether a target is met: what a measured pipeline takes, over what it may take."""
+"""Decides whether a target is met: measured latency / target."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def long_run_target_share(summary: Summary) -> float:
 def corrected_target_share(summary: Summary) -> float:
     """Return latency / target for the decision whether more was cut than needed.
 
-    A pipeline that only seems too fast while the machine is in a mood counts at its long-run
+    A pipeline that seems too fast while the machine is faster than usual counts at its long-run
     latency. A miss stays a miss.
     """
     share = target_share(summary)

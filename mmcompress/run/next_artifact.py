@@ -77,9 +77,12 @@ def next_step(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry | Do
         limits: What the spec asks for.
 
     Returns:
-        `Done` when the last artifact lies just within its bounds or as near as was aimed at, when
-        nothing in the search space can meet them, or when no artifact is left; else how the next
-        one is made.
+        `Retry` says how the next artifact is made. `Done` comes in four cases:
+
+        1. The last artifact lies just within its bounds.
+        2. The search has nothing larger within the target.
+        3. Nothing in the search space can meet the bounds.
+        4. No further artifact is allowed.
     """
     last = history[-1]
     summary = last.summary
@@ -126,9 +129,13 @@ def plan_artifact(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry:
 def is_better(one: Summary, other: Summary) -> bool:
     """Return whether one of two artifacts for a target is kept rather than the other.
 
-    One that meets the target comes first. Of two that miss it the faster one is kept. Of two that
-    meet it one that is faster and lost no more is kept; else the one that uses up its target; then
-    the one that lost less.
+    The first rule that tells the two apart decides:
+
+    1. One meets the target and the other misses it: the one that meets it is kept.
+    2. Both miss it: the faster one is kept.
+    3. One is both faster and lost less: it is kept.
+    4. One uses at least `MIN_TARGET_SHARE` of the target, the other less: the first is kept.
+    5. The one that lost less is kept.
     """
     if one.target.met != other.target.met:
         return one.target.met

@@ -191,7 +191,7 @@ def _check_precision_flags(readings: Readings, node_name: str, *, precision: str
     needed = set(PRECISIONS.get(precision).cpu_flags)
     machines = {
         "that device": readings.cpu["flags"],
-        "this machine, which judges,": describe_cpu()["flags"],
+        "this machine, which evaluates the trials,": describe_cpu()["flags"],
     }
     for machine, flags in machines.items():
         if needed and not needed & set(flags):

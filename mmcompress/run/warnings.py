@@ -198,7 +198,7 @@ def _warn_of_unused_target(summary: Summary) -> list[str]:
     if summary.aimed_share < MIN_USED_TARGET_SHARE:
         reason = (
             f"it was meant to take {summary.aimed_share:.1%}, "
-            "for no structure that the search found between loses less"
+            "and the search found no slower structure with a lower loss"
         )
     else:
         reason = (

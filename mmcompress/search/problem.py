@@ -59,7 +59,7 @@ class SearchProblem:
     resolve: Resolve
     """Makes a candidate of overrides."""
     predict: Predict
-    """Predicts milliseconds; where another limit is exceeded, the budget is by as much."""
+    """Predicts milliseconds; an exceeded limit raises the result to budget × its ratio."""
     budget_ms: float
     """Milliseconds a candidate may be predicted to take."""
     precisions: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -171,7 +171,7 @@ class Quantize:
 
     max_loss_increase: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Loss increase by rounding a single block above which the block stays in fp32. 0: no block is
-    asked."""
+    measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,7 +248,7 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Upper bounds beside the latency target. What is not given is not bound."""
+    """Upper bounds beside the latency target. A missing limit is not checked."""
 
     params_m: Annotated[float, Field(ge=0, le=1e6)] | None = None
     """Parameters of all models, in millions."""

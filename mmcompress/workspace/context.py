@@ -57,7 +57,7 @@ pipeline."""
 
 
 def ignore_progress(stage: str, message: str, share: float | None) -> None:
-    """Tell nobody."""
+    """Ignore progress messages."""
 
 
 @dataclass(kw_only=True)

@@ -30,7 +30,7 @@ EXPORTS_START = 0.7
 
 
 def ignore_progress(message: str, share: float) -> None:
-    """Tell nobody."""
+    """Ignore progress messages."""
 
 
 def measure_kit(
