@@ -10,14 +10,19 @@ import copy
 import functools
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmcompress.export.family_contract import prove_contract, prove_library_match
 from mmcompress.models.base import Model
 from mmcompress.models.families.transformers_encoders import EncoderFamily
+from mmcompress.models.sources import load_model
+from mmcompress.results.records import Proof
+from mmcompress.spec.schema import Node
 
 SMALL = {
     "hidden_size": 32,
@@ -629,3 +634,48 @@ FAMILIES: dict[str, Callable[[], Model]] = {
     "transformers T5 gated": partial(_t5, gated=True),
 }
 """How to make each model, by the name in `reports/families.md`; to add one, copy a row."""
+
+
+def prove_marian(folder: Path) -> list[Proof]:
+    """Prove the contract for Marian's decoder, a family that only worked examples add.
+
+    Args:
+        folder: An empty folder for the checkpoint and the exports.
+    """
+    from transformers import MarianConfig, MarianForCausalLM
+
+    config = MarianConfig(
+        vocab_size=60,
+        d_model=32,
+        decoder_layers=2,
+        decoder_attention_heads=4,
+        decoder_ffn_dim=64,
+        bos_token_id=0,
+        pad_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=0,
+        attn_implementation="eager",
+        forced_eos_token_id=None,
+        max_position_embeddings=24,
+        is_decoder=True,
+        is_encoder_decoder=False,
+    )
+    torch.manual_seed(0)
+    library_model = _stirred(MarianForCausalLM(config))
+    checkpoint = folder / "marian"
+    library_model.save_pretrained(checkpoint)
+    (checkpoint / "tokenizer.json").write_text(TOKENIZER())
+    node = Node(
+        kind="text_decoder",
+        inputs={},
+        source=f"transformers:{checkpoint}",
+        candidates=2,
+        max_tokens=12,
+    )
+    model = load_model(node)
+
+    def run_library(ids: Tensor, context: Tensor) -> tuple[Tensor]:
+        return (library_model(input_ids=ids, encoder_hidden_states=context).logits,)
+
+    proofs = prove_library_match("node", model, run_library=run_library)
+    return [*proofs, *prove_contract(model, folder / "proofs")]

@@ -8,15 +8,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from families import prove_marian
 
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.metrics.answers import Answers
+from mmcompress.models import layouts
+from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES
 from mmcompress.prune.importance.inputs import ImportanceInputs
 from mmcompress.quantize.simulation import simulate_precision
 from mmcompress.registry import DATA_KINDS, IMPORTANCE, METRICS, NODE_KINDS, resolve_entry
 
-GUIDE = Path(__file__).resolve().parents[1] / "docs" / "contributing.md"
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "mmcompress"
+GUIDE = ROOT / "docs" / "contributing.md"
+MEASURING = ROOT / "docs" / "measuring.md"
 EXAMPLES = re.findall(r"```python\n# plugin: (\w+)\.py\n(.*?)```", GUIDE.read_text(), re.S)
 
 
@@ -24,6 +30,7 @@ EXAMPLES = re.findall(r"```python\n# plugin: (\w+)\.py\n(.*?)```", GUIDE.read_te
 def plugins(tmp_path_factory):
     """Every example as a module that can be imported."""
     folder = tmp_path_factory.mktemp("plugins")
+    families = dict(DECODER_FAMILIES)
     for name, code in EXAMPLES:
         (folder / f"{name}.py").write_text(code)
     with pytest.MonkeyPatch.context() as patch:
@@ -32,11 +39,14 @@ def plugins(tmp_path_factory):
         for name, _ in EXAMPLES:
             importlib.import_module(name)
         yield [name for name, _ in EXAMPLES]
+    DECODER_FAMILIES.clear()
+    DECODER_FAMILIES.update(families)
 
 
 def test_there_is_an_example_for_every_plug_point_of_the_guide(plugins):
     assert set(plugins) == {
         "farthest",
+        "marian_family",
         "largest_first",
         "small_groups",
         "short_answers",
@@ -55,6 +65,20 @@ def test_a_spec_takes_a_kind_of_node_from_a_plugin(plugins, tiny, tmp_path):
 
     keys = np.eye(2, dtype=np.float32)
     assert node(keys[:1], keys, ["near", "far"]) == {"best": "far"}
+
+
+def test_a_family_of_a_plugin_passes_its_contract(plugins, tmp_path):
+    proofs = prove_marian(tmp_path)
+    assert len(proofs) > 12 and all(proof.passed for proof in proofs)
+
+
+def test_a_layout_of_a_plugin_is_found(monkeypatch):
+    [code] = re.findall(r"```python\n(BlockLayout\(.*?)```", GUIDE.read_text(), re.S)
+    layout = eval(code, {"BlockLayout": layouts.BlockLayout})
+    monkeypatch.setattr(layouts, "BLOCK_LAYOUTS", (layout,))
+    linears = {"dense_in": torch.nn.Linear(8, 32), "dense_out": torch.nn.Linear(32, 8)}
+    [block] = layouts.find_blocks(torch.nn.Sequential(torch.nn.ModuleDict(linears)))
+    assert (block.name, block.units, block.reader) == ("0.ffn", 32, "0.dense_out")
 
 
 def test_a_criterion_scores_every_unit(plugins, pipeline, models, batch):
@@ -86,3 +110,13 @@ def test_data_takes_its_options_from_the_spec(plugins, tiny):
     data = open_dataset(load_spec(tiny / "spec.yaml", changes).data)
     assert data == DATA_KINDS.get("grey_squares")(size=8)
     assert data.load("train", 3).inputs[0].shape == (8, 8, 3)
+
+
+def test_the_page_on_measuring_names_constants_where_they_stand():
+    rows = re.findall(r"^\| (`[A-Z].*?) \|.*\| (.*?) \|$", MEASURING.read_text(), re.M)
+    assert len(rows) > 20
+    for names, files in rows:
+        paths = [PACKAGE / file for file in re.findall(r"`(.*?)`", files)]
+        text = "\n".join(path.read_text() for path in paths)
+        for name in re.findall(r"`(.*?)`", names):
+            assert re.search(rf"^{name} = ", text, re.M), f"{name} is not in {files}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from families import FAMILIES, TOKENIZER, _stirred, coca_model
+from families import FAMILIES, TOKENIZER, coca_model, prove_marian
 from safetensors.torch import save_file
 
 from mmcompress.export import family_contract as contract
@@ -205,8 +205,6 @@ def test_saved_and_loaded_in_a_new_process_it_answers_the_same(tmp_path):
 
 def test_the_readmes_new_line_is_one_row(tmp_path, monkeypatch):
     """The worked example of the README: a decoder this project does not list."""
-    from transformers import MarianConfig, MarianForCausalLM
-
     from mmcompress.models.families import cross_attention_decoder
 
     readme = (Path(__file__).parents[1] / "README.md").read_text()
@@ -223,38 +221,5 @@ def test_the_readmes_new_line_is_one_row(tmp_path, monkeypatch):
     monkeypatch.setattr(
         "mmcompress.models.families.transformers_decoders.DECODER_FAMILIES", families
     )
-    config = MarianConfig(
-        vocab_size=60,
-        d_model=32,
-        decoder_layers=2,
-        decoder_attention_heads=4,
-        decoder_ffn_dim=64,
-        bos_token_id=0,
-        pad_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=0,
-        attn_implementation="eager",
-        forced_eos_token_id=None,
-        max_position_embeddings=24,
-        is_decoder=True,
-        is_encoder_decoder=False,
-    )
-    torch.manual_seed(0)
-    library_model = _stirred(MarianForCausalLM(config))
-    library_model.save_pretrained(tmp_path / "marian")
-    (tmp_path / "marian" / "tokenizer.json").write_text(TOKENIZER())
-    node = Node(
-        kind="text_decoder",
-        inputs={},
-        source=f"transformers:{tmp_path / 'marian'}",
-        candidates=2,
-        max_tokens=12,
-    )
-    model = load_model(node)
-
-    def says(ids, context):
-        return (library_model(input_ids=ids, encoder_hidden_states=context).logits,)
-
-    proofs = contract.prove_library_match("node", model, run_library=says)
-    proofs += contract.prove_contract(model, tmp_path / "proofs")
+    proofs = prove_marian(tmp_path)
     assert len(proofs) > 12 and not [proof for proof in proofs if not proof.passed]
