@@ -17,7 +17,14 @@ from mmcompress.models import layouts
 from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES
 from mmcompress.prune.importance.inputs import ImportanceInputs
 from mmcompress.quantize.simulation import simulate_precision
-from mmcompress.registry import DATA_KINDS, IMPORTANCE, METRICS, NODE_KINDS, resolve_entry
+from mmcompress.registry import (
+    DATA_KINDS,
+    IMPORTANCE,
+    METRICS,
+    NODE_KINDS,
+    PLUG_POINTS,
+    resolve_entry,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmcompress"
@@ -28,7 +35,7 @@ EXAMPLES = re.findall(r"```python\n# plugin: (\w+)\.py\n(.*?)```", GUIDE.read_te
 
 @pytest.fixture(scope="module")
 def plugins(tmp_path_factory):
-    """Every example as a module that can be imported."""
+    """Every example as a module that can be imported. What they register is gone afterwards."""
     folder = tmp_path_factory.mktemp("plugins")
     families = dict(DECODER_FAMILIES)
     for name, code in EXAMPLES:
@@ -36,6 +43,8 @@ def plugins(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         patch.setenv("PYTHONPATH", str(folder))
+        for registry in PLUG_POINTS.values():
+            patch.setattr(registry, "_entries", dict(registry._entries))
         for name, _ in EXAMPLES:
             importlib.import_module(name)
         yield [name for name, _ in EXAMPLES]
