@@ -254,8 +254,8 @@ def _place_start(centre: float, side: float, *, size: int) -> int:
 class EmojiScenes:
     """Scenes over `EMOJI_NAMES`, split by combination: no set of emoji occurs in two splits.
 
-    Splits: `train` (endless), `val` (for validation), `test` (reported once) and `test_style`, whose
-    drawings occur in no other split.
+    Splits: `train` (endless), `val` (for validation), `test` (reported once) and `test_style`,
+    whose drawings occur in no other split.
     """
 
     image_size: int = 80

@@ -33,8 +33,8 @@ class SpeechFolder:
     any format and sample rate that libsndfile reads will do.
 
     Half of the clips are for the test, drawn by `seed`. Of the rest, 70 % are for calibration and
-    distillation (`train`), and 30 % are for validation (`val`). Every sound file is checked when the
-    folder is loaded, and one error lists all that can't be read.
+    distillation (`train`), and 30 % are for validation (`val`). Every sound file is checked when
+    the folder is loaded, and one error lists all that can't be read.
     """
 
     path: str
