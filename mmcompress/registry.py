@@ -72,7 +72,7 @@ class Registry:
         entry = RegistryEntry(target=target, about=about, facts=facts)
         known = self._entries.get(name)
         if known is not None and known.target != target:
-            raise ValueError(f"a {self.what} named '{name}' is there already; choose another name")
+            raise ValueError(f"'{name}' names another {self.what} already; choose another name")
         self._entries[name] = entry
 
     def names(self) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import re
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from mmcompress.graph.load_spec import load_spec
@@ -64,3 +65,10 @@ def test_the_readme_names_every_folder_and_command():
         assert f"  {folder}/" in text, folder
     for command in main.commands:
         assert f"`{command} " in text, command
+
+
+def test_a_name_that_is_taken_is_not_given_to_something_else():
+    with pytest.raises(ValueError, match="'fisher' names another importance already"):
+        IMPORTANCE.add("fisher", "another.module:score")
+    fisher = "mmcompress.prune.importance.gradients:score_by_fisher"
+    IMPORTANCE.add("fisher", fisher, IMPORTANCE.about("fisher"), takes_gradients=True)

@@ -360,6 +360,27 @@ def test_all_that_is_wrong_with_a_spec_is_told_at_once(tiny, tmp_path):
     assert any("distill.steps: expected a whole number, got 'four'" in line for line in lines)
 
 
+def test_targets_options_and_graph_are_told_of_at_once(tiny, tmp_path):
+    text = (tiny / "spec.yaml").read_text().replace("./", f"{tiny}/")
+    (tmp_path / "spec.yaml").write_text(text.replace("choose.best", "chose.best"))
+    wrong = {"target": "0.5x", "prune.sensitivity": "estimated"}
+    with pytest.raises(SpecError) as caught:
+        load_spec(tmp_path / "spec.yaml", wrong)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 3
+    for place in ("--set target", "--set prune.sensitivity", "outputs.caption"):
+        assert place in message
+
+
+def test_all_that_is_wrong_with_a_space_is_told_at_once(tiny, tmp_path):
+    path = tmp_path / "space.yaml"
+    dimensions = "  nodes.*.prune.fnn: {low: 0, high: 1}\n  nodes.*.prune.ffn: {low: 0, high: 2}\n"
+    path.write_text(f"name: wrong\ndimensions:\n{dimensions}")
+    with pytest.raises(SpecError) as caught:
+        load_space(path, load_spec(tiny / "spec.yaml"))
+    assert [line.split(":")[1] for line in str(caught.value).splitlines()] == ["3", "4"]
+
+
 def test_all_that_is_wrong_with_a_graph_is_told_at_once(tiny, tmp_path):
     text = (tiny / "spec.yaml").read_text().replace("./", f"{tiny}/")
     text = text.replace("vision.tokens", "vision.token").replace("choose.best", "chose.best")

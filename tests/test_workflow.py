@@ -1236,7 +1236,7 @@ def test_a_steep_cut_is_warned_about_where_it_did_harm(run_folder):
         (0.97, 1.0, 0.97, ""),
         (0.90, 1.08, 0.97, ""),  # it only seems to be: the machine is faster than usual
         (0.90, 1.0, 0.97, "another round may use the rest"),
-        (0.87, 1.0, 0.88, "no structure"),  # the search had nothing slower to offer
+        (0.87, 1.0, 0.88, "no slower structure"),  # the search had nothing slower to offer
     ],
 )
 def test_a_target_that_is_not_used_up_is_told_with_its_reason(
@@ -1270,3 +1270,11 @@ def test_a_miss_is_told_by_its_bounds_with_the_least_that_can_be_reached(run_fol
     assert told.endswith("The least p50 of 'vision' of this search space is predicted at 3.25 ms")
     stored = write_record(run_folder.parent / "missed.json", replace(s, target=target))
     assert read_record(Summary, stored).target == target
+
+
+def test_a_run_folder_of_another_format_is_refused_by_name(tiny, tmp_path, machine):
+    open_run(tiny / "spec.yaml", tmp_path / "r", **machine)
+    open_run(tiny / "spec.yaml", tmp_path / "r", resume=True, **machine)
+    (tmp_path / "r" / "format.json").unlink()
+    with pytest.raises(DataError, match=r"of format 1 \(mmcompress 0\.1\.0\).* a new --out"):
+        open_run(tiny / "spec.yaml", tmp_path / "r", resume=True, **machine)

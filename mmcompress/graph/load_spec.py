@@ -1,5 +1,5 @@
-"""Reads a spec from a YAML file: values, graph and targets checked, all errors of a kind at
-once."""
+"""Reads a spec from a YAML file, and checks it. All errors of its values are told at once, and
+then all errors of its graph, targets and options."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmcompress.graph.validate import validate_graph
+from mmcompress.errors import SpecError
+from mmcompress.graph.validate import Problem, list_problems, raise_problems
 from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.target import parse_target, split_targets
@@ -35,11 +36,8 @@ def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec
     _make_paths_absolute(source.data, Path(path).resolve().parent)
     _expand_metrics(source.data)
     spec = source.build(Spec)
-    for target in split_targets(spec):
-        parse_target(target, source.error(("target",), ""))
-    _check_sensitivity(spec, source)
-    _check_rewinding(spec, source)
-    validate_graph(spec, source.error)
+    problems = _check_targets(spec) + _check_sensitivity(spec) + _check_rewinding(spec)
+    raise_problems(problems + list_problems(spec), source.error)
     return spec
 
 
@@ -74,32 +72,47 @@ def _expand_metrics(data: dict[str, Any]) -> None:
         data["metrics"] = [{"kind": m} if isinstance(m, str) else m for m in metrics]
 
 
-def _check_sensitivity(spec: Spec, source: YamlSource) -> None:
-    """Raise when sensitivity can't be estimated from what the spec asks for."""
+def _check_targets(spec: Spec) -> list[Problem]:
+    """Check that every target is one."""
+    problems: list[Problem] = []
+    for target in split_targets(spec):
+        try:
+            parse_target(target, "")
+        except SpecError as error:
+            problems.append((("target",), str(error)))
+    return problems
+
+
+def _check_sensitivity(spec: Spec) -> list[Problem]:
+    """Check that sensitivity can be estimated from what the spec asks for."""
     if spec.prune.sensitivity != "estimated":
-        return
+        return []
+    problems: list[Problem] = []
     if spec.prune.importance != "fisher":
         message = (
             f"can be estimated from fisher scores, not from {spec.prune.importance}: "
             "add importance: fisher"
         )
-        raise source.error(("prune", "sensitivity"), message)
+        problems.append((("prune", "sensitivity"), message))
     if spec.quantize.max_loss_increase:
         message = "is found by running the pipeline; prune.sensitivity says estimated"
-        raise source.error(("quantize", "max_loss_increase"), message)
+        problems.append((("quantize", "max_loss_increase"), message))
+    return problems
 
 
-def _check_rewinding(spec: Spec, source: YamlSource) -> None:
-    """Raise when a node names earlier weights that nothing goes back to."""
+def _check_rewinding(spec: Spec) -> list[Problem]:
+    """Check that earlier weights are named only where something goes back to them."""
+    problems: list[Problem] = []
     for name, node in spec.nodes.items():
         if not node.rewind:
             continue
         path = ("nodes", name, "rewind")
         if not node.source:
-            raise source.error(path, "this node has no model")
-        if spec.prune.schedule != "rewind":
+            problems.append((path, "this node has no model"))
+        elif spec.prune.schedule != "rewind":
             message = f"prune.schedule is {spec.prune.schedule}, which rewinds nothing"
-            raise source.error(path, message)
+            problems.append((path, message))
+    return problems
 
 
 def _make_paths_absolute(data: dict[str, Any], folder: Path) -> None:

@@ -4,7 +4,7 @@ and criteria need."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from graphlib import CycleError
 
@@ -34,17 +34,16 @@ COMMON_OPTIONS = ("kind", "inputs", "precision", "prune")
 """Keys that every node of a spec has."""
 
 
-def validate_graph(spec: Spec, error: MakeError) -> None:
-    """Raise what is wrong with the graph of a spec, all of it in one error.
+def raise_problems(problems: Sequence[Problem], error: MakeError) -> None:
+    """Raise all problems in one error, or nothing when there are none.
 
     Args:
-        spec: A spec whose values fit their types.
+        problems: What is wrong with a spec.
         error: Makes the error at a place in the spec.
 
     Raises:
         SpecError: Something is wrong; the message has one line for each problem.
     """
-    problems = list_problems(spec)
     if problems:
         messages = [str(error(path, message)) for path, message in problems]
         raise SpecError("\n".join(dict.fromkeys(messages)))

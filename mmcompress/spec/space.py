@@ -6,7 +6,7 @@ import sysconfig
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from mmcompress.errors import suggest_nearest
+from mmcompress.errors import SpecError, suggest_nearest
 from mmcompress.registry import PRECISIONS
 from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
@@ -62,11 +62,15 @@ def load_space(path: str | Path, spec: Spec, *, fixed: frozenset[str] = frozense
     source = YamlSource(path)
     space = source.build(Space)
     models = list(spec.model_nodes())
-    dimensions: dict[str, Dimension] = {}
+    errors: list[str] = []
     for dotted, dimension in space.dimensions.items():
         problem = _find_problem(dotted, dimension, models=models)
         if problem:
-            raise source.error(("dimensions", dotted), problem)
+            errors.append(str(source.error(("dimensions", dotted), problem)))
+    if errors:
+        raise SpecError("\n".join(errors))
+    dimensions: dict[str, Dimension] = {}
+    for dotted, dimension in space.dimensions.items():
         if dotted.endswith("drop") and not dimension.step:
             dimension = replace(dimension, step=1.0)
         node = dotted.split(".")[1]

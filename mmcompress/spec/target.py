@@ -57,12 +57,12 @@ def require_one_target(spec: Spec) -> Spec:
     return spec
 
 
-def parse_target(text: str, error: Exception | None = None) -> Goal:
+def parse_target(text: str, place: str = "target: ") -> Goal:
     """Read `2x`, `12ms` or `12ms p95`.
 
     Args:
         text: The target.
-        error: An error whose text comes before the message: it names the place in the spec.
+        place: What comes before the message of an error.
 
     Raises:
         SpecError: The text is no target.
@@ -72,7 +72,7 @@ def parse_target(text: str, error: Exception | None = None) -> Goal:
     is_speedup = match is not None and match.group(2) == "x"
     if match is None or value <= 0 or (is_speedup and value < 1):
         expected = "expected a target like 2x (at least 1x), 12ms or 12ms p95"
-        raise SpecError(f"{error or 'target: '}{expected}, got '{text}'")
+        raise SpecError(f"{place}{expected}, got '{text}'")
     return Goal(
         kind="speedup" if is_speedup else "latency",
         value=value,

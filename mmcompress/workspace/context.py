@@ -373,10 +373,12 @@ def _claim_folder(run: RunContext, *, resume: bool) -> None:
     """Write spec and space into a new folder, or compare them with those of the resumed run.
 
     Raises:
-        DataError: The folder is not empty, or was begun with another spec or search space.
+        DataError: The folder is not empty, or was begun with another spec or search space, or by a
+            version of mmcompress that wrote another format.
     """
     folder = run.folder
     if folder.spec.exists() and resume:
+        folder.check_format()
         begun = read_record(Spec, folder.spec)
         if _select_decisive_options(begun) != _select_decisive_options(run.spec):
             raise DataError(
@@ -390,6 +392,7 @@ def _claim_folder(run: RunContext, *, resume: bool) -> None:
             f"{folder}: not empty; add --resume to go on with the run in it, "
             "or choose another --out"
         )
+    folder.write_format()
     write_record(folder.space, run.space)
     write_record(folder.spec, run.spec)
 

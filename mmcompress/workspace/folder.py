@@ -13,7 +13,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.plan import QUANTIZED_FOLDER
+from mmcompress.storage import write_record
+from mmcompress.version import __version__
 
 ARTIFACT_PATTERNS = (
     "bundle",
@@ -25,6 +28,15 @@ ARTIFACT_PATTERNS = (
 )
 """Globs of everything that belongs to one artifact: it is set aside, put back and removed as a
 whole."""
+
+RUN_FORMAT = 2
+"""Format of run folders that this version writes and reads."""
+
+FIRST_FORMAT = 1
+"""Format of run folders that state none."""
+
+FIRST_VERSION = "0.1.0"
+"""Version of mmcompress that wrote them."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,11 @@ class RunFolder:
     def spec(self) -> Path:
         """The spec with all overrides applied."""
         return self.path / "spec.json"
+
+    @property
+    def format(self) -> Path:
+        """The format of the folder, and the version of mmcompress that began the run."""
+        return self.path / "format.json"
 
     @property
     def space(self) -> Path:
@@ -290,6 +307,26 @@ class RunFolder:
             return {}
         seconds_by_stage: dict[str, float] = json.loads(self.timings.read_text())
         return seconds_by_stage
+
+    def write_format(self) -> None:
+        """Write down the format of a new folder."""
+        stated = {"format": RUN_FORMAT, "mmcompress": __version__}
+        write_record(self.format, stated)
+
+    def check_format(self) -> None:
+        """Check that this version of mmcompress can go on with the run of the folder.
+
+        Raises:
+            DataError: The run was begun in another format; the message names both.
+        """
+        stated = json.loads(self.format.read_text()) if self.format.exists() else {}
+        run_format = stated.get("format", FIRST_FORMAT)
+        if run_format != RUN_FORMAT:
+            version = stated.get("mmcompress", FIRST_VERSION)
+            raise DataError(
+                f"{self}: a run folder of format {run_format} (mmcompress {version}); "
+                f"this version reads format {RUN_FORMAT}: use a new --out"
+            )
 
     def has_files(self) -> bool:
         """Return whether the folder exists and anything lies in it."""
