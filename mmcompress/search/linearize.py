@@ -184,12 +184,15 @@ class _Linearizer:
     """What every round works with."""
 
     run: RunContext
+    """The run: its settings, its folder, and who hears of progress."""
     sensitivity: Sensitivity
     """Loss increases of every cut alone."""
     predictor: Predictor
+    """Latency of a structure."""
     problem: SearchProblem
     """Budget and limits that every split keeps."""
     evaluator: TrialEvaluator
+    """Measures the loss of a structure."""
 
     def run_round(self, factors: InteractionFactors) -> InteractionFactors | None:
         """Run one round: split, evaluate the splits, and measure the cuts of the best one.

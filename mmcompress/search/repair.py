@@ -51,7 +51,9 @@ class _Growth:
     """A step up: one block with more units."""
 
     node_name: str
+    """Node of the block."""
     block_name: str
+    """Block that gets more units."""
     units: int
     """Units kept after the step."""
 

@@ -212,9 +212,13 @@ class _Proposal:
     """A candidate before it is evaluated."""
 
     origin: str
+    """What proposed it: a sampler, a split of the budget, a level switch."""
     overrides: SearchPoint
+    """The point of the search space: spec overrides that give the candidate."""
     candidate: Candidate
+    """Its structure and precisions."""
     latency_ms: float
+    """Predicted milliseconds of a request."""
     optuna_trial: optuna.trial.Trial | None
     """The open trial of the sampler; None for a candidate that no sampler proposed."""
 
@@ -224,7 +228,9 @@ class _RunningTrial:
     """A proposal on a worker."""
 
     proposal: _Proposal
+    """What is evaluated."""
     task: SubmittedTask
+    """The evaluation on the executor."""
 
 
 class _TrialJournal:

@@ -131,15 +131,23 @@ class _WorkerState:
     """A context as loaded: models, tensors, and what was computed from them."""
 
     spec: Spec
+    """The pipeline."""
     models: dict[str, Model]
+    """The dense models by node."""
     pipeline: TorchPipeline
+    """The graph that the models run in."""
     scores: dict[str, dict[str, Tensor]]
+    """Importance of every unit [units], by node and block."""
     grams: dict[str, Grams]
+    """Moments of the inputs of every block, by node: what a refit needs."""
     fp32_blocks: Fp32BlockNames
+    """Blocks that stay in fp32 when a node is rounded."""
     batch: Batch
+    """Validation pairs that trials are evaluated on."""
     references: Outputs
     """Outputs of the dense pipeline on `batch` that losses are measured against."""
     output_cache: OutputCache = field(default_factory=OutputCache)
+    """Outputs of pruned nodes that other trials may ask for again."""
     more_batches: list[Batch] = field(default_factory=list)
     """Further pairs in pieces as large as `batch`; empty until a finalist is evaluated."""
     more_references: list[Outputs] = field(default_factory=list)

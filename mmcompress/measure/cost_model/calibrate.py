@@ -252,6 +252,7 @@ class _FeedFile:
     calls: float
     """Calls per request."""
     arrays: dict[str, np.ndarray]
+    """One array for each input of the graph, by name."""
 
 
 def write_exports(

@@ -101,6 +101,7 @@ class DeviceTable:
     threads: int
     """Threads of a session."""
     rows: tuple[TableRow, ...]
+    """Measured milliseconds, a row for each kind of block and precision."""
 
     def index_rows(self) -> Rows:
         """Return the rows by block and precision."""
@@ -116,6 +117,7 @@ class TableNeed:
     """A block that the table must hold."""
 
     key: TableKey
+    """Kind and sizes of the block: what its row is found by."""
     units: int
     """Units of the whole block: the largest size."""
     granularity: int

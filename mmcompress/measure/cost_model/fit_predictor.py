@@ -176,7 +176,9 @@ class _TimedExport:
     """An export, and the milliseconds that a request spends in its sessions."""
 
     export: Export
+    """What was exported: node, structure and precision."""
     ms: float
+    """Milliseconds per request in its sessions."""
 
 
 def _select_exports(

@@ -68,6 +68,7 @@ class SizedBlock:
     """A block of the device table at one size."""
 
     key: TableKey
+    """Kind and sizes of the block around its units."""
     units: int
     """Heads of an attention, channels of a feed-forward block or a convolution."""
 

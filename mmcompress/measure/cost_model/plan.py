@@ -37,8 +37,11 @@ class Export:
     """A node exported whole, at one structure and in one precision."""
 
     node: str
+    """The node that was exported."""
     precision: str
+    """Its precision, by the name that a spec uses."""
     kept_units: KeptUnits
+    """Units kept in every block."""
     cut_positions: int
     """Positions that the structure leaves out."""
     params_m: float
@@ -57,11 +60,17 @@ class BlockFacts:
     """
 
     name: str
+    """Name of the block in its model."""
     units: int
+    """Units of the whole block."""
     kind: str
+    """Kind of block: `attention`, `ffn` and others."""
     width: int
+    """Features of the residual stream around the block."""
     head: int
+    """Features of one unit."""
     batch: int
+    """Sequences in one call."""
     positions: int
     """Positions of a call; 0 where they depend on how much a generator writes, or can be cut."""
 
@@ -71,7 +80,9 @@ class MeasurementPlan:
     """Blocks with their shapes, positions that can be cut, and precisions, by node."""
 
     deployed: dict[str, tuple[DeployedBlock, ...]]
+    """Every prunable block at the shape that it runs at."""
     windows: dict[str, PositionWindow]
+    """Positions that can be cut; nodes without any are missing."""
     precisions: dict[str, tuple[str, ...]]
     """Precisions that the search may choose, fp32 first."""
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -47,11 +47,13 @@ class DeployedBlock:
     """A block as deployed: its key in the table, and how often a request runs it."""
 
     name: str
+    """Name of the block in its model."""
     units: int
     """Units of the whole block."""
     granularity: int
     """Units of one cut."""
     key: TableKey
+    """Kind and sizes of the block: its row in the table."""
     calls: float
     """Calls per request: 1, or the steps of a decode loop."""
     context: TableKey | None = None
@@ -209,6 +211,7 @@ class Predictor:
     """
 
     table: DeviceTable
+    """Milliseconds of single blocks on the device."""
     deployed: dict[str, tuple[DeployedBlock, ...]]
     """Blocks by node."""
     fits: dict[str, dict[str, LinearFit]]

@@ -49,9 +49,13 @@ class _StoredFigures:
     """Content of the JSON file. Field names are its keys."""
 
     curves: dict[str, dict[str, SensitivityCurve]]
+    """Loss increase of every cut, by node and block."""
     rounding: dict[str, dict[str, float]]
+    """Loss increase of every precision, by node and precision."""
     base_loss: float
+    """Loss of the dense pipeline."""
     fp32_blocks: Fp32Blocks
+    """Blocks that stay in fp32, by node and precision."""
 
 
 def is_sensitivity_stored(folder: RunFolder) -> bool:
