@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableNeed, complete_table
@@ -11,6 +11,7 @@ from mmcompress.measure.cost_model.time_export import time_export
 from mmcompress.measure.latency.bench import Samples
 from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, benchmark_in_subprocess
 from mmcompress.measure.latency.memory import measure_memory_mb
+from mmcompress.runtime.progress import Progress
 
 
 class Benchmarker:
@@ -22,7 +23,7 @@ class Benchmarker:
         threads: int,
         *,
         precisions: Sequence[str],
-        progress: Callable[[str, float], None],
+        progress: Progress,
     ) -> DeviceTable:
         """Return the device table with a row for every block in `needs`; see `complete_table`.
 

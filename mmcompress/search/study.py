@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from mmcompress.graph.structure import Candidate
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import Trial
+from mmcompress.runtime.progress import Progress, ignore_progress
 from mmcompress.search.executors import (
     Evaluate,
     SubmittedTask,
@@ -57,15 +58,8 @@ MAX_REPEATS_PER_TRIAL = 4
 Samplers repeat points in small spaces: without a limit, searching one that is exhausted never ends.
 """
 
-Progress = Callable[[str, float], None]
-"""(message, share done)."""
-
 SeedCandidates = Sequence[tuple[str, Candidate]]
 """(origin, candidate): evaluated as they are, before anything is sampled."""
-
-
-def ignore_progress(message: str, share: float) -> None:
-    """Do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from mmcompress.graph.references import (
 )
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.measure.benchmarker import Benchmarker
-from mmcompress.measure.cost_model.device_table import Progress
 from mmcompress.measure.cost_model.fit_predictor import (
     NodeRatios,
     PipelineMeasurement,
@@ -49,6 +48,7 @@ from mmcompress.prune.surgery import copy_resized
 from mmcompress.quantize.base import Precision, quantize_model
 from mmcompress.registry import PRECISIONS
 from mmcompress.runtime.bundle import read_manifest
+from mmcompress.runtime.progress import Progress
 from mmcompress.runtime.sessions import open_session
 from mmcompress.spec.schema import Spec
 

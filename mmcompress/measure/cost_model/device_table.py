@@ -7,7 +7,7 @@ is kept in the cache folder and grows when another pipeline needs other blocks. 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,6 +25,7 @@ from mmcompress.measure.cost_model.microbenchmarks import (
 from mmcompress.quantize.base import quantize_model
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.machine import fingerprint_device
+from mmcompress.runtime.progress import Progress
 from mmcompress.runtime.sessions import open_session
 from mmcompress.runtime.timing import min_of_medians
 from mmcompress.storage import read_record, write_record
@@ -86,9 +87,6 @@ RowKey = tuple[TableKey, str]
 
 Rows = Mapping[RowKey, TableRow]
 """Rows of a table by block and precision."""
-
-Progress = Callable[[str, float], None]
-"""Takes what is measured now, and the share that is done, 0..1."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,19 +17,13 @@ from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated, load_requests
 from mmcompress.runtime.bundle import hash_bundle_models
 from mmcompress.runtime.machine import describe_cpu, fingerprint_device, list_package_versions
-
-Progress = Callable[[str, float], None]
-"""Receives (message, share done): progress for a person."""
+from mmcompress.runtime.progress import Progress, ignore_progress
 
 TABLE_START = 0.1
 """Share of the work that is done, about, when the device table begins."""
 
 EXPORTS_START = 0.7
 """Share of the work that is done, about, when the exports begin: the table takes longest."""
-
-
-def ignore_progress(message: str, share: float) -> None:
-    """Ignore progress messages."""
 
 
 def measure_kit(

@@ -12,6 +12,7 @@ from mmcompress.prune.importance.inputs import ImportanceInputs, Scores, score_u
 from mmcompress.prune.refit import Grams, measure_grams
 from mmcompress.quantize.simulation import simulate_precision
 from mmcompress.registry import IMPORTANCE
+from mmcompress.runtime.progress import Progress
 from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.search.sensitivity.estimate import estimate_sensitivity
 from mmcompress.search.sensitivity.measure import NO_LIMIT, measure_sensitivity
@@ -24,9 +25,6 @@ from mmcompress.search.sensitivity.store import (
 )
 from mmcompress.spec.schema import Spec
 from mmcompress.workspace.folder import RunFolder
-
-Progress = Callable[[str, float], None]
-"""(what is measured, share done)."""
 
 
 def gather_sensitivity(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import torch
@@ -12,6 +12,7 @@ from mmcompress.graph.blocks import Block, cut_by_share
 from mmcompress.kinds.base import Batch, Models
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.refit import Grams
+from mmcompress.runtime.progress import Progress, ignore_progress
 from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.search.worker import prune_node
 
@@ -20,10 +21,6 @@ MEASURED_SHARES = (0.25, 0.5, 0.75, 1.0)
 
 NO_LIMIT: Mapping[str, float] = MappingProxyType({})
 """Every node may lose all of its positions."""
-
-
-def ignore_progress(message: str, share: float) -> None:
-    """Do nothing."""
 
 
 @torch.inference_mode()
@@ -35,7 +32,7 @@ def measure_sensitivity(
     scores: Mapping[str, Mapping[str, Tensor]],
     grams: Mapping[str, Grams],
     ridge: float,
-    progress: Callable[[str, float], None] = ignore_progress,
+    progress: Progress = ignore_progress,
     max_token_shares: Mapping[str, float] = NO_LIMIT,
 ) -> dict[str, dict[str, SensitivityCurve]]:
     """Measure the curve of every block. Only nodes downstream of a cut are run again.
