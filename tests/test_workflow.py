@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from simulated import InProcessBenchmarker
 
 from mmcompress.cli import main
-from mmcompress.errors import DataError, ModelError, ProofFailed, SpecError
+from mmcompress.errors import DataError, ModelError, SpecError
 from mmcompress.graph.blocks import count_steps, units_after
 from mmcompress.graph.structure import Candidate, removed_share
 from mmcompress.results.records import Attempt, Bound, Summary, Trial
@@ -32,7 +32,6 @@ from mmcompress.run.next_artifact import (
     plan_artifact,
 )
 from mmcompress.run.run_policy import RunPolicy
-from mmcompress.run.run_targets import reach_each_target
 from mmcompress.run.stages import prepare_run, reach_target
 from mmcompress.run.structure_benchmark import (
     MAX_MARGIN,
@@ -43,7 +42,6 @@ from mmcompress.run.structure_benchmark import (
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.build_problem import AIMED_SHARE
-from mmcompress.search.study import open_study, read_finished_trials
 from mmcompress.spec.schema import Limits
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import _select_decisive_options, open_run
@@ -176,23 +174,6 @@ def test_a_criterion_from_a_plugin_reaches_the_workers(tiny, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_asking_for_more_trials_on_resume_searches_again(tmp_path, run_tiny):
-    few = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 1, "target": "1.1x"}
-    first = run_tiny(tmp_path / "r", overrides=few)
-    asked = {"search.trials": first.search.trials + 12}
-    more = run_tiny(tmp_path / "r", overrides=few | asked)
-    assert (
-        len(read_finished_trials(open_study(tmp_path / "r" / "study.journal", 0)))
-        > first.search.trials
-    )
-    assert (
-        more.kept_units == first.kept_units or is_better(more, first) or not is_better(first, more)
-    )
-    again = run_tiny(tmp_path / "r", overrides=few | asked)
-    assert again == more  # it has been searched, whichever was kept
-
-
-@pytest.mark.slow
 def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(loose, tmp_path, machine):
     path, changes = loose
     quick = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 2, "target": "1.3x"}
@@ -239,30 +220,6 @@ def test_rounds_of_training_go_on_with_pairs_not_seen_before(
         assert max(row["step"] for row in rows) == 7
 
 
-def _note_stages(stages):
-    """Return a progress listener that notes the stage of every message."""
-
-    def note_stage(stage, message, share):
-        stages.append(stage)
-
-    return note_stage
-
-
-@pytest.mark.slow
-def test_what_is_made_after_more_trials_is_kept_only_if_it_is_better(tmp_path, run_tiny):
-    few = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 1, "target": "1.1x"}
-    first = run_tiny(tmp_path / "r", overrides=few)
-    prefer_first = RunPolicy(is_better=lambda one, other: one == first)
-    options = {"overrides": {**few, "search.trials": 4}, "policy": prefer_first}
-    assert run_tiny(tmp_path / "r", **options) == first
-    assert (tmp_path / "r" / "bundle" / "manifest.json").exists() and not (
-        tmp_path / "r" / "earlier"
-    ).exists()
-    stages = []
-    again = run_tiny(tmp_path / "r", on_progress=_note_stages(stages), **options)
-    assert again == first and not {"prune", "export", "measure"} & set(stages)
-
-
 def test_another_search_space_is_refused_on_resume(run_folder, tiny, machine):
     from mmcompress.spec.space import default_space
 
@@ -287,52 +244,6 @@ def test_another_search_space_is_refused_on_resume(run_folder, tiny, machine):
 def test_a_cut_that_a_model_cannot_take_is_refused(tiny, tmp_path, path, value, message, machine):
     with pytest.raises(ModelError, match=message):
         workflow.run(tiny / "spec.yaml", tmp_path / "r", overrides={path: value}, **machine)
-
-
-@pytest.mark.slow
-def test_several_targets_share_what_does_not_depend_on_them(tmp_path, run_tiny):
-    changes = {
-        "target": "1.05x, 1.2x p95",
-        "search.trials": 2,
-        "search.level_switches": 0,
-        "distill.steps": 1,
-    }
-    found = run_tiny(tmp_path / "r", overrides=changes, several_targets=True)
-    assert [s.target.asked for s in found] == ["1.05x", "1.2x p95"]
-    assert [s.target.statistic for s in found] == ["p50", "p95"]
-    for folder in ("1.05x", "1.2x-p95"):
-        assert {"bundle", "report.html", "summary.json", "study.journal"} <= {
-            p.name for p in (tmp_path / "r" / folder).iterdir()
-        }
-        assert not (tmp_path / "r" / folder / "baseline").exists()
-    assert {"baseline", "predictor.json", "front.html", "front.json"} <= {
-        p.name for p in (tmp_path / "r").iterdir()
-    }
-    front = json.loads((tmp_path / "r" / "front.json").read_text())
-    assert front["1.05x"]["speedup"] == pytest.approx(found[0].speedup)
-    with pytest.raises(SpecError, match="run_targets"):
-        run_tiny(tmp_path / "r", overrides=changes)
-
-
-def test_one_target_that_goes_wrong_costs_the_others_nothing(run_folder, tiny, tmp_path):
-    summary = read_record(Summary, run_folder / "summary.json")
-    messages = []
-    run = open_run(
-        tiny / "spec.yaml",
-        tmp_path / "r",
-        overrides={"target": "1.1x,1.2x,1.3x"},
-        on_progress=lambda stage, message, share: messages.append(message),
-    )
-
-    def reach(target_run):
-        if target_run.spec.target == "1.2x":
-            raise ProofFailed("masked is not sliced")
-        return summary
-
-    with pytest.raises(ProofFailed, match="masked is not sliced"):
-        reach_each_target(run, ("1.1x", "1.2x", "1.3x"), reach=reach)
-    assert set(json.loads((tmp_path / "r" / "front.json").read_text())) == {"1.1x", "1.3x"}
-    assert "target 1.2x: masked is not sliced" in messages
 
 
 def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_path):
@@ -1089,33 +1000,6 @@ def test_a_second_artifact_goes_on_from_what_the_first_learned(tmp_path, run_tin
     history = json.loads((tmp_path / "r" / "distill.json").read_text())
     inherits = (tmp_path / "r" / "distill-0.json").exists()
     assert max(row["step"] for row in history) in ((2, 6) if inherits else (6,))
-
-
-@pytest.mark.slow
-def test_what_was_made_before_more_was_asked_for_is_not_taken_for_the_result(tmp_path, run_tiny):
-    """Cut off between the new search and the new artifact."""
-    folder = tmp_path / "r"
-    changes = {"search.level_switches": 0, "distill.steps": 2, "target": "1.2x"}
-
-    def go_on(trials, on_progress):
-        return run_tiny(
-            folder,
-            overrides={**changes, "search.trials": trials},
-            on_progress=on_progress,
-        )
-
-    def interrupt(stage, message, share):
-        if stage == "prune":
-            raise KeyboardInterrupt
-
-    stages = []
-    go_on(2, _note_stages(stages))
-    with pytest.raises(KeyboardInterrupt):
-        go_on(4, interrupt)
-    assert not (folder / "summary.json").exists()
-    stages.clear()
-    s = go_on(4, _note_stages(stages))
-    assert "prune" in stages and read_record(Summary, folder / "summary.json") == s
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from mmcompress.run.approach_target import (
 from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
 from mmcompress.run.next_artifact import ArtifactLimits, Retry, plan_artifact
 from mmcompress.run.prepared_run import PreparedRun
+from mmcompress.run.resume import read_valid_structure
 from mmcompress.run.structure_benchmark import StructureBenchmark, measure_structure
 from mmcompress.search.build_problem import AIMED_SHARE, build_problem, find_fastest
 from mmcompress.search.evaluator import start_evaluator
@@ -29,7 +30,7 @@ from mmcompress.search.run_search import adjust_structure, choose_trial, run_sea
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.short_finetune import rank_by_short_finetuning
 from mmcompress.search.study import open_study, read_first_error
-from mmcompress.storage import read_record, write_record
+from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
 
 MAX_BUDGET_SHIFT = 0.08
@@ -127,11 +128,9 @@ def fit_structure(
     effort = ArtifactLimits.from_spec(run.spec).search_effort
     if plan.bounds != run.spec.limits:
         run = replace(run, spec=replace(run.spec, limits=plan.bounds))
-    if run.folder.fitted.exists():
-        stored = read_record(FittedStructure, run.folder.fitted)
-        if stored.search_effort >= effort and stored.final_to_fitted == plan.final_to_fitted:
-            return stored
-        run.folder.discard_fitted_structure(search_goes_on=stored.search_effort < effort)
+    stored = read_valid_structure(run.folder, plan, effort=effort)
+    if stored:
+        return stored
 
     dense_latency = prepared.dense.latency_ms
     target_ms = run.goal.target_ms(dense_latency)

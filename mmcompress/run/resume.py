@@ -11,6 +11,7 @@ from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Retry, plan_artifact
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.folder import RunFolder
 
 IsBetter = Callable[[Summary, Summary], bool]
 """Whether the first of two artifacts is kept rather than the second."""
@@ -79,6 +80,26 @@ def resume_target(run: RunContext) -> TargetState:
         # The record on disk was made with this factor; another one would make it invalid.
         plan = replace(plan, final_to_fitted=known.final_to_fitted)
     return TargetState(history=history, known=known, finished=finished, plan=plan)
+
+
+def read_valid_structure(folder: RunFolder, plan: Retry, *, effort: int) -> FittedStructure | None:
+    """Return the fitted structure on record, or remove it if it is not what is due now.
+
+    Args:
+        folder: The folder of the target.
+        plan: How the artifact is made that is due. Another factor makes the record invalid.
+        effort: Trials and level switches that are asked for. A shorter search makes it invalid.
+
+    Returns:
+        The structure; None where there is none, or none that is valid.
+    """
+    if not folder.fitted.exists():
+        return None
+    stored = read_record(FittedStructure, folder.fitted)
+    if stored.search_effort >= effort and stored.final_to_fitted == plan.final_to_fitted:
+        return stored
+    folder.discard_fitted_structure(search_goes_on=stored.search_effort < effort)
+    return None
 
 
 def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) -> None:

@@ -13,7 +13,7 @@ from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Summary
 from mmcompress.run.run_policy import RunPolicy
-from mmcompress.run.stages import prepare_run, reach_target
+from mmcompress.run.stages import RunStages, reach_target
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.target import split_targets
 from mmcompress.workspace.context import OnProgress, RunContext, ignore_progress, open_run
@@ -31,6 +31,7 @@ def run(
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
     policy: RunPolicy | None = None,
+    stages: RunStages | None = None,
 ) -> Summary:
     """Compress a pipeline to its one target; the report is written into `out`.
 
@@ -60,6 +61,7 @@ def run(
         bench=bench,
         clock=clock,
         policy=policy,
+        stages=stages,
     )
     return summary
 
@@ -75,6 +77,7 @@ def run_targets(
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
     policy: RunPolicy | None = None,
+    stages: RunStages | None = None,
 ) -> tuple[Summary, ...]:
     """Compress a pipeline to every target of its spec.
 
@@ -88,6 +91,7 @@ def run_targets(
         bench: Measures latency; by default this machine.
         clock: Tells the time; by default the clock of this machine.
         policy: Tunables and decisions; by default those of the package.
+        stages: What each stage does; by default the stages of the package.
 
     Returns:
         The summary of every target, in their order.
@@ -105,8 +109,9 @@ def run_targets(
         bench=bench,
         clock=clock,
     )
-    prepared = prepare_run(opened)
-    reach = partial(reach_target, prepared=prepared, policy=policy or RunPolicy())
+    stages = stages or RunStages()
+    prepared = stages.prepare(opened)
+    reach = partial(reach_target, prepared=prepared, policy=policy, stages=stages)
     targets = split_targets(opened.spec)
     if len(targets) == 1:
         return (reach(prepared.run),)

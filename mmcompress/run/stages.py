@@ -6,22 +6,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
 
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
-from mmcompress.run.compress.recipe import compress_pipeline
+from mmcompress.run.compress.recipe import CompressedPipeline, compress_pipeline
 from mmcompress.run.evaluate import evaluate_artifact
 from mmcompress.run.fit_structure import fit_structure
-from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Done
+from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
+from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Done, Retry
 from mmcompress.run.predictor import build_predictor
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import profile_pipeline
 from mmcompress.run.resume import restore_better, resume_target, set_better_aside
-from mmcompress.run.run_policy import RunPolicy
+from mmcompress.run.run_policy import ExtraMeasurements, RunPolicy
 from mmcompress.run.sensitivity import measure_run_sensitivity
 from mmcompress.run.teacher_labels import label_by_teacher
 from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.folder import RunFolder
 
 
 def prepare_run(run: RunContext) -> PreparedRun:
@@ -38,28 +43,99 @@ def prepare_run(run: RunContext) -> PreparedRun:
     )
 
 
-def reach_target(run: RunContext, *, prepared: PreparedRun, policy: RunPolicy) -> Summary:
+class FitStage(Protocol):
+    """Searches a structure that measures just under the target."""
+
+    def __call__(
+        self,
+        run: RunContext,
+        prepared: PreparedRun,
+        *,
+        plan: Retry | None,
+        tolerances: FitTolerances | None,
+    ) -> FittedStructure:
+        """Return the structure on record, or search one and write it down."""
+        ...
+
+
+class CompressStage(Protocol):
+    """Cuts, trains and exports a structure."""
+
+    def __call__(
+        self,
+        run: RunContext,
+        prepared: PreparedRun,
+        *,
+        fitted: FittedStructure,
+        earlier: RunFolder | None,
+    ) -> CompressedPipeline:
+        """Write weights and bundle, unless the folder has them; return what is known of them."""
+        ...
+
+
+class EvaluateStage(Protocol):
+    """Measures a finished artifact."""
+
+    def __call__(
+        self,
+        run: RunContext,
+        prepared: PreparedRun,
+        *,
+        fitted: FittedStructure,
+        compressed: CompressedPipeline,
+        extra: ExtraMeasurements | None,
+    ) -> Summary:
+        """Write the summary of an artifact and return it."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunStages:
+    """The functions of the stages. The order of the stages is tested with others than these."""
+
+    prepare: Callable[[RunContext], PreparedRun] = prepare_run
+    """Makes what the targets share."""
+    fit: FitStage = fit_structure
+    """Finds the structure of an artifact."""
+    compress: CompressStage = compress_pipeline
+    """Makes the artifact."""
+    evaluate: EvaluateStage = evaluate_artifact
+    """Measures it."""
+    report: Callable[[Summary, Path], Path] = write_report
+    """Writes the pages of the best artifact."""
+
+
+def reach_target(
+    run: RunContext,
+    *,
+    prepared: PreparedRun,
+    policy: RunPolicy | None = None,
+    stages: RunStages | None = None,
+) -> Summary:
     """Make artifacts for one target until the policy is content.
 
     Args:
         run: The run with one target, in a folder of its own where there are several.
         prepared: What the targets share.
         policy: Decides whether a finished artifact ends the run, and which of two is kept.
+        stages: What each stage does; by default the stages of the package.
 
     Returns:
         The summary of the best artifact, which stays in the run folder.
     """
+    policy = policy or RunPolicy()
+    stages = stages or RunStages()
     state = resume_target(run)
     history = list(state.history)
     plan = state.plan
     while True:
-        fitted = fit_structure(run, prepared, plan=plan, tolerances=policy.fit)
+        fitted = stages.fit(run, prepared, plan=plan, tolerances=policy.fit)
         if state.can_reuse(run, fitted):
             summary = load_summary(run.folder.path)
             break
         earlier = run.folder.find_stash()
-        compressed = compress_pipeline(run, prepared, fitted=fitted, earlier=earlier)
-        summary = evaluate_artifact(
+        compressed = stages.compress(run, prepared, fitted=fitted, earlier=earlier)
+        summary = stages.evaluate(
             run, prepared, fitted=fitted, compressed=compressed, extra=policy.extra_measurements
         )
         history.append(Artifact(fitted=fitted, summary=summary))
@@ -71,5 +147,5 @@ def reach_target(run: RunContext, *, prepared: PreparedRun, policy: RunPolicy) -
         set_better_aside(run, summary, is_better=policy.is_better)
         plan = step
     summary = restore_better(run, summary, is_better=policy.is_better)
-    write_report(summary, run.folder.path)
+    stages.report(summary, run.folder.path)
     return summary

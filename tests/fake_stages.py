@@ -1,0 +1,127 @@
+"""Stages of milliseconds: they write the records that the real ones write, and build no model.
+
+The order of the stages, what a resumed run makes anew, and which artifact stays are tested with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from made_summary import make_summary
+
+from mmcompress.graph.structure import Candidate
+from mmcompress.results.records import Attempt, Summary
+from mmcompress.run.fitted_structure import FittedStructure
+from mmcompress.run.next_artifact import ArtifactLimits
+from mmcompress.run.prepared_run import PreparedRun
+from mmcompress.run.resume import read_valid_structure
+from mmcompress.run.stages import RunStages
+from mmcompress.stats import Latency
+from mmcompress.storage import write_record
+from mmcompress.workspace.context import RunContext
+
+TARGET_MS = 1.0
+"""Milliseconds that every target asks for."""
+
+
+@dataclass
+class FakeStages:
+    """Stages that note what they were called for, and make artifacts that were decided beforehand."""
+
+    shares: Sequence[float]
+    """Measured latency / target of the artifacts, in the order they are made; the last one stays."""
+    losses: Sequence[float] = (0.1,)
+    """Their validation losses."""
+    calls: list[str] = field(default_factory=list)
+    """What was made: `prepare`, `search`, `train`, `evaluate`, `report`."""
+    interrupt: str = ""
+    """The stage that is killed when it begins."""
+    artifacts: int = 0
+    """Artifacts that were trained."""
+
+    @property
+    def stages(self) -> RunStages:
+        """The stages as a run takes them."""
+        return RunStages(
+            prepare=self.prepare,
+            fit=self.fit,
+            compress=self.compress,
+            evaluate=self.evaluate,
+            report=self.report,
+        )
+
+    def prepare(self, run: RunContext) -> PreparedRun:
+        """Return the run itself: no other fake stage looks at what the targets share."""
+        self._begin("prepare")
+        return PreparedRun(run=run, dense=None, predictor=None, sensitivity=None)
+
+    def fit(self, run, prepared, *, plan, tolerances) -> FittedStructure:
+        """Return the structure on record if it is valid, else another one."""
+        effort = ArtifactLimits.from_spec(run.spec).search_effort
+        stored = read_valid_structure(run.folder, plan, effort=effort)
+        if stored:
+            return stored
+        self._begin("search")
+        attempt = Attempt(predicted_ms=0.97, measured_ms=0.97, target_ms=TARGET_MS)
+        fitted = FittedStructure(
+            candidate=Candidate({"vision": {"0.ffn": self.artifacts}}, {"vision": "fp32"}),
+            predicted_ms=0.97,
+            measured_ms=0.97,
+            target_ms=TARGET_MS,
+            search_effort=effort,
+            correction=1.0,
+            attempts=(attempt,),
+            final_to_fitted=plan.final_to_fitted,
+        )
+        write_record(run.folder.fitted, fitted)
+        return fitted
+
+    def compress(self, run, prepared, *, fitted, earlier) -> None:
+        """Train unless the weights are there, and write the bundle."""
+        folder = run.folder
+        if not folder.units.exists():
+            self._begin("train")
+            self.artifacts += 1
+            folder.weights.mkdir(exist_ok=True)
+            folder.units.write_text(str(self.artifacts))
+            folder.training_history.write_text("[]")
+        self._begin("export")
+        folder.bundle.mkdir(exist_ok=True)
+        (folder.bundle / "manifest.json").write_text(folder.units.read_text())
+
+    def evaluate(self, run, prepared, *, fitted, compressed, extra) -> Summary:
+        """Write the summary of the artifact whose weights lie in the folder."""
+        self._begin("evaluate")
+        number = int(run.folder.units.read_text()) - 1
+        share = self.shares[min(number, len(self.shares) - 1)]
+        loss = self.losses[min(number, len(self.losses) - 1)]
+        made = make_summary()
+        latency = Latency(p50=share * TARGET_MS, p95=share * TARGET_MS, n=9)
+        target = replace(
+            made.target, latency_ms=TARGET_MS, met=share <= 1, asked=run.spec.target, floor_ms=0.1
+        )
+        summary = replace(
+            made,
+            pipeline=run.spec.name,
+            target=target,
+            compressed=replace(made.compressed, latency_ms=latency),
+            kept_units=fitted.candidate.kept_units,
+            validation_losses=(0.05, loss),
+        )
+        write_record(run.folder.outcomes, {})
+        write_record(run.folder.summary, summary)
+        return summary
+
+    def report(self, summary: Summary, folder: Path) -> Path:
+        """Write a page of one line."""
+        self._begin("report")
+        page = folder / "report.html"
+        page.write_text(f"{summary.compressed.latency_ms.p50}")
+        return page
+
+    def _begin(self, stage: str) -> None:
+        if stage == self.interrupt:
+            raise KeyboardInterrupt(stage)
+        self.calls.append(stage)

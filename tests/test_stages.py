@@ -1,0 +1,213 @@
+"""The order of the stages, resuming, and which artifact stays: with stages of milliseconds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+from fake_stages import TARGET_MS, FakeStages
+
+from mmcompress.errors import ClusterError, ProofFailed, SpecError
+from mmcompress.report.page import load_summary
+from mmcompress.run import run_targets as workflow
+from mmcompress.run.next_artifact import Done, plan_artifact
+from mmcompress.run.run_policy import RunPolicy
+
+ARTIFACT = ["search", "train", "export", "evaluate"]
+"""What is done for one artifact."""
+
+
+@pytest.fixture()
+def run_fake(tiny, tmp_path):
+    """`run_fake(fake, **options)`: run the tiny pipeline with fake stages in one folder."""
+
+    def run(fake, *, overrides=None, several_targets=False, **options):
+        command = workflow.run_targets if several_targets else workflow.run
+        folder = tmp_path / "r"
+        options.setdefault("resume", folder.exists())
+        return command(
+            tiny / "spec.yaml",
+            folder,
+            overrides={"search.max_artifacts": 2, **(overrides or {})},
+            stages=fake.stages,
+            **options,
+        )
+
+    return run
+
+
+def share_of(summary):
+    return summary.compressed.latency_ms.p50 / TARGET_MS
+
+
+def read_kept_artifact(folder):
+    """Return which artifact, counted from 1, each of its files is of."""
+    return {
+        (folder / "bundle" / "manifest.json").read_text(),
+        (folder / "weights" / "units.safetensors").read_text(),
+    }
+
+
+def test_each_stage_follows_the_one_before(run_fake):
+    fake = FakeStages(shares=(0.97,))
+    run_fake(fake)
+    assert fake.calls == ["prepare", *ARTIFACT, "report"]
+
+
+@pytest.mark.parametrize(
+    ("shares", "losses", "kept"),
+    [
+        ((1.02, 0.98), (0.1, 0.2), 2),  # the second one meets the target
+        ((1.02, 1.04), (0.2, 0.1), 1),  # both miss it, the first is faster
+        ((0.90, 0.97), (0.1, 0.05), 2),  # the first leaves more than a twentieth unused
+        ((0.90, 0.92), (0.1, 0.2), 1),  # the first is faster and lost less
+    ],
+)
+def test_of_two_artifacts_the_better_one_stays(run_fake, tmp_path, shares, losses, kept):
+    fake = FakeStages(shares=shares, losses=losses)
+    summary = run_fake(fake)
+    assert fake.calls == ["prepare", *ARTIFACT, *ARTIFACT, "report"]
+    assert share_of(summary) == shares[kept - 1]
+    folder = tmp_path / "r"
+    assert load_summary(folder) == summary and read_kept_artifact(folder) == {str(kept)}
+    assert not (folder / "earlier").exists()
+
+
+def test_a_finished_run_makes_nothing_anew(run_fake):
+    first = run_fake(FakeStages(shares=(1.02, 1.01)))
+    again = FakeStages(shares=(0.5,))
+    assert run_fake(again) == first
+    assert again.calls == ["prepare", "report"]
+
+
+@pytest.mark.parametrize(
+    ("stage", "made"),
+    [
+        ("search", [*ARTIFACT, *ARTIFACT]),
+        ("train", ["train", "export", "evaluate", *ARTIFACT]),
+        ("export", ["export", "evaluate", *ARTIFACT]),
+        ("evaluate", ["export", "evaluate", *ARTIFACT]),
+    ],
+)
+def test_a_run_that_is_killed_goes_on_where_it_was(run_fake, stage, made):
+    """What lies on disk of the first artifact is not made again."""
+    fake = FakeStages(shares=(1.02, 0.98), interrupt=stage)
+    with pytest.raises(KeyboardInterrupt):
+        run_fake(fake)
+    rest = replace(fake, interrupt="", calls=[])
+    assert share_of(run_fake(rest)) == 0.98
+    assert rest.calls == ["prepare", *made, "report"]
+
+
+@pytest.mark.parametrize("calls_before", range(1, 10))
+def test_wherever_a_run_is_killed_it_ends_with_the_same_artifact(run_fake, tmp_path, calls_before):
+    class Killed(FakeStages):
+        def _begin(self, stage):
+            if len(self.calls) == calls_before:
+                raise KeyboardInterrupt(stage)
+            super()._begin(stage)
+
+    fake = Killed(shares=(1.02, 0.98))
+    with pytest.raises(KeyboardInterrupt):
+        run_fake(fake)
+    rest = FakeStages(shares=fake.shares, artifacts=fake.artifacts)
+    summary = run_fake(rest)
+    assert share_of(summary) == 0.98
+    assert read_kept_artifact(tmp_path / "r") == {"2"}
+    # Nothing is trained twice.
+    assert fake.calls.count("train") + rest.calls.count("train") == 2
+
+
+def test_more_trials_on_resume_search_again(run_fake):
+    few = {"search.trials": 1, "search.max_artifacts": 1}
+    run_fake(FakeStages(shares=(0.97,)), overrides=few)
+    more = FakeStages(shares=(0.97, 0.99), losses=(0.1, 0.05), artifacts=1)
+    longer = {**few, "search.trials": 9}
+    kept = run_fake(more, overrides=longer)
+    assert more.calls == ["prepare", *ARTIFACT, "report"] and share_of(kept) == 0.99
+    again = FakeStages(shares=(0.5,))
+    assert run_fake(again, overrides=longer) == kept
+    assert again.calls == ["prepare", "report"]
+
+
+def test_what_more_trials_find_is_kept_only_if_it_is_better(run_fake, tmp_path):
+    few = {"search.trials": 1, "search.max_artifacts": 1}
+    first = run_fake(FakeStages(shares=(0.97,)), overrides=few)
+    longer = {**few, "search.trials": 4}
+    worse = FakeStages(shares=(0.97, 0.96), losses=(0.1, 0.3), artifacts=1)
+    prefer_first = RunPolicy(is_better=lambda one, other: one == first)
+    assert run_fake(worse, overrides=longer, policy=prefer_first) == first
+    assert "train" in worse.calls and read_kept_artifact(tmp_path / "r") == {"1"}
+    assert not (tmp_path / "r" / "earlier").exists()
+    # It has been searched, whichever artifact was kept.
+    again = FakeStages(shares=(0.5,))
+    assert run_fake(again, overrides=longer, policy=prefer_first) == first
+    assert again.calls == ["prepare", "report"]
+
+
+def test_an_artifact_of_fewer_trials_is_no_result_of_a_run_that_was_cut_off(run_fake, tmp_path):
+    """Cut off between the new search and the new artifact."""
+    few = {"search.trials": 2, "search.max_artifacts": 1}
+    run_fake(FakeStages(shares=(0.97,)), overrides=few)
+    longer = {**few, "search.trials": 4}
+    killed = FakeStages(shares=(0.97, 0.98), losses=(0.1, 0.05), artifacts=1, interrupt="train")
+    with pytest.raises(KeyboardInterrupt):
+        run_fake(killed, overrides=longer)
+    assert killed.calls == ["prepare", "search"]
+    assert not (tmp_path / "r" / "summary.json").exists()
+    rest = replace(killed, interrupt="", calls=[])
+    assert share_of(run_fake(rest, overrides=longer)) == 0.98
+    assert rest.calls == ["prepare", *ARTIFACT[1:], "report"]
+
+
+def test_a_policy_may_ask_for_a_further_artifact(run_fake):
+    def make_three(history, limits):
+        return plan_artifact(history, limits) if len(history) < 3 else Done(reason="three are made")
+
+    fake = FakeStages(shares=(0.97, 0.98, 0.99), losses=(0.3, 0.1, 0.2))
+    summary = run_fake(fake, policy=RunPolicy(next_step=make_three))
+    assert fake.calls == ["prepare", *ARTIFACT, *ARTIFACT, *ARTIFACT, "report"]
+    assert summary.validation_losses[-1] == 0.1
+
+
+def test_targets_share_what_is_prepared_and_have_folders_of_their_own(run_fake, tmp_path):
+    fake = FakeStages(shares=(0.97,))
+    changes = {"target": "1.05x, 1.2x p95"}
+    summaries = run_fake(fake, overrides=changes, several_targets=True)
+    assert fake.calls == ["prepare", *ARTIFACT, "report", *ARTIFACT, "report"]
+    assert [summary.target.asked for summary in summaries] == ["1.05x", "1.2x p95"]
+    for name in ("1.05x", "1.2x-p95"):
+        made = {path.name for path in (tmp_path / "r" / name).iterdir()}
+        assert {"bundle", "report.html", "summary.json", "weights"} <= made
+    front = json.loads((tmp_path / "r" / "front.json").read_text())
+    assert front["1.05x"]["speedup"] == pytest.approx(summaries[0].speedup)
+    assert (tmp_path / "r" / "front.html").exists()
+    with pytest.raises(SpecError, match="run_targets"):
+        run_fake(fake, overrides=changes)
+
+
+@pytest.mark.parametrize(
+    ("error", "reached"), [(ProofFailed, ["1.1x", "1.3x"]), (ClusterError, ["1.1x"])]
+)
+def test_a_target_that_goes_wrong_costs_the_others_nothing(run_fake, tmp_path, error, reached):
+    """An error of the cluster ends the run: the others would end the same way."""
+
+    class OneFails(FakeStages):
+        def fit(self, run, prepared, *, plan, tolerances):
+            if run.spec.target == "1.2x":
+                raise error("went wrong")
+            return super().fit(run, prepared, plan=plan, tolerances=tolerances)
+
+    messages = []
+    with pytest.raises(error, match="went wrong"):
+        run_fake(
+            OneFails(shares=(0.97,)),
+            overrides={"target": "1.1x,1.2x,1.3x"},
+            several_targets=True,
+            on_progress=lambda stage, message, share: messages.append(message),
+        )
+    assert "target 1.2x: went wrong" in messages
+    finished = sorted(path.parent.name for path in (tmp_path / "r").glob("*/summary.json"))
+    assert finished == reached
+    assert (tmp_path / "r" / "front.json").exists() == (len(reached) > 1)
