@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 WIDTH, CONTEXT = 32, 20
 
 
-def write_tiny(folder: Path, seed: int = 0) -> None:
-    """`clip/` and `captioner/` with random weights, width 32, two layers of four heads."""
+def write_tiny(folder: Path, seed: int = 0, *, layers: int = 1) -> None:
+    """`clip/` and `captioner/` with random weights: width 32, four heads a layer."""
     import torch
     from open_clip.model import CLIP
     from safetensors.torch import save_file
@@ -34,7 +34,7 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
             "image_size": 32,
             "patch_size": 8,
             "width": WIDTH,
-            "layers": 2,
+            "layers": layers,
             "head_width": 8,
             "output_tokens": True,
         },
@@ -43,7 +43,7 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
             "vocab_size": vocab,
             "width": WIDTH,
             "heads": 4,
-            "layers": 2,
+            "layers": layers,
             "pad_id": 1,
             "eos_id": 2,
             "pool_type": "eos",
@@ -58,7 +58,7 @@ def write_tiny(folder: Path, seed: int = 0) -> None:
         MBartConfig(
             vocab_size=vocab,
             d_model=WIDTH,
-            decoder_layers=2,
+            decoder_layers=layers,
             decoder_attention_heads=4,
             decoder_ffn_dim=64,
             encoder_layers=0,
@@ -163,9 +163,18 @@ def own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory) -> Path:
-    """A folder with the tiny models and `spec.yaml`."""
+    """A folder with the tiny models, one layer each, and `spec.yaml`: whole runs take seconds."""
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny(folder)
+    (folder / "spec.yaml").write_text(SPEC)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def two_layers(tmp_path_factory) -> Path:
+    """The same with two layers in each model, for what is asked of a deeper layer."""
+    folder = tmp_path_factory.mktemp("two_layers")
+    write_tiny(folder, layers=2)
     (folder / "spec.yaml").write_text(SPEC)
     return folder
 
@@ -194,10 +203,10 @@ def one_artifact():
 
 
 @pytest.fixture(scope="session")
-def spec(tiny):
+def spec(two_layers):
     from mmcompress.graph.load_spec import load_spec
 
-    return load_spec(tiny / "spec.yaml")
+    return load_spec(two_layers / "spec.yaml")
 
 
 @pytest.fixture()
@@ -268,12 +277,15 @@ def prepare_tiny(tiny, run_folder, machine):
 
 
 @pytest.fixture(scope="session")
-def run_tiny(tiny, prepare_tiny, machine):
-    """`run_tiny(out, overrides)`: run the tiny pipeline from what `prepare_tiny` leaves."""
+def run_tiny(tiny, prepare_tiny, machine, one_artifact):
+    """`run_tiny(out, overrides)`: run the tiny pipeline from what `prepare_tiny` leaves.
+
+    Its first artifact is its last one: `test_stages.py` holds what follows an artifact.
+    """
     from mmcompress.run import run_targets as workflow
 
     def run_prepared(out, overrides, *, several_targets=False, **options):
-        options = {**machine, **options}
+        options = {**machine, "policy": one_artifact, **options}
         if not out.exists():
             prepare_tiny(out, overrides)
         run = workflow.run_targets if several_targets else workflow.run

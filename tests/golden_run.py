@@ -37,7 +37,7 @@ def spec_folders(folder: Path) -> dict[str, Path]:
     from test_speech import write_talk
 
     image, speech = folder / "image", folder / "speech"
-    write_tiny(image)
+    write_tiny(image, layers=2)
     (image / "spec.yaml").write_text(SPEC)
     speech.mkdir()
     write_talk(speech)

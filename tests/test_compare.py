@@ -7,7 +7,6 @@ import json
 
 import numpy as np
 import pytest
-from simulated import ImpatientClock
 
 from mmcompress.errors import SpecError
 from mmcompress.experiments.ablate import ablate, remove_fixed_dimensions
@@ -42,32 +41,14 @@ def compared(compare_tiny, tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_every_method_goes_the_whole_way(compare_tiny, tmp_path):
-    found = compare_tiny(tmp_path / "all")
+def test_every_method_goes_the_whole_way(compared, tiny, machine):
+    folder, _ = compared
+    found = compare(tiny / "spec.yaml", folder, overrides=QUICK, resume=True, **machine)
     assert set(found) == set(BASELINES)
     assert (
         found["longer"].compressed.nodes["vision"].precision == "fp32"
         and found["longer"].unimodal_ratio == 0
     )
-
-
-@pytest.mark.slow
-def test_methods_are_compared_on_this_machine(tiny, tmp_path):
-    """Everything is measured for real: device table, processes of their own, side by side."""
-    changes = {**QUICK, "search.level_switches": 0, "search.trials": 1}
-    found = compare(
-        tiny / "spec.yaml",
-        tmp_path / "c",
-        methods=("searched", "int8"),
-        overrides=changes,
-        clock=ImpatientClock(),
-    )
-    assert list(found) == ["searched", "int8"]
-    rows = json.loads((tmp_path / "c" / "compare.json").read_text())
-    assert set(rows) == set(found) and all(r["speedup"] > 0 for r in rows.values())
-    assert all(p.passed for summary in found.values() for p in summary.proofs)
-    [beside] = json.loads((tmp_path / "c" / "side_by_side.json").read_text()).values()
-    assert set(beside) == set(found) and all(0 < share < 3 for share in beside.values())
 
 
 def test_every_method_leaves_a_summary_and_a_row(compared):

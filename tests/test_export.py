@@ -242,8 +242,10 @@ def test_a_bundle_answers_where_torch_cannot_be_imported(bundle, tmp_path):
     assert got["caption"] == load_bundle(bundle)(image=tmp_path / "new.png")["caption"]
 
 
-def test_the_bundle_and_the_torch_pipeline_agree(bundle, pipeline, models, batch):
-    deployed = load_bundle(bundle)
+def test_the_bundle_and_the_torch_pipeline_agree(spec, pipeline, models, batch, tmp_path):
+    contents = BundleContents(models=models, precisions=dict.fromkeys(models, "fp32"))
+    write_bundle(spec, contents, folder=tmp_path / "b", prove=False)
+    deployed = load_bundle(tmp_path / "b")
     out = pipeline.forward_in_pieces(models, batch)
     for i in range(4):
         values = deployed.run(image=batch.inputs["vision"][i : i + 1].numpy())

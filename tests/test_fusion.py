@@ -104,9 +104,11 @@ def test_labels_of_the_teacher_are_its_scores(fused):
 
 
 @pytest.mark.slow
-def test_a_pipeline_with_a_fusion_encoder_is_pruned_proved_and_exported(fused, tmp_path, machine):
+def test_a_pipeline_with_a_fusion_encoder_is_pruned_proved_and_exported(
+    fused, tmp_path, machine, one_artifact
+):
     out = tmp_path / "run"
-    summary = run(fused, out, overrides=QUICK, **machine)
+    summary = run(fused, out, overrides=QUICK, policy=one_artifact, **machine)
     assert all(proof.passed for proof in summary.proofs)
     assert {proof.name for proof in summary.proofs if proof.node == "match"} >= {
         "masked == sliced",

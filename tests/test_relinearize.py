@@ -240,7 +240,7 @@ def test_splits_keep_other_limits_as_well(compounding):
         c.kept_units["text"].get(b.name, b.units) * b.rows_and_columns_per_unit
         for b in r.blocks["text"]
     )
-    most = 0.4 * sum(b.units * b.rows_and_columns_per_unit for b in r.blocks["text"])
+    most = 0.15 * sum(b.units * b.rows_and_columns_per_unit for b in r.blocks["text"])
     limits = dataclasses.replace(r.spec.limits, params_m=most / 1e6)
     bound = dataclasses.replace(r, spec=dataclasses.replace(r.spec, limits=limits))
     bound.__dict__["footprint"] = SimpleNamespace(total_params=weight)

@@ -77,11 +77,12 @@ def test_a_metric_may_name_the_node_that_it_judges(twice):
 
 
 @pytest.mark.slow
-def test_a_run_judges_each_under_its_own_name(twice, tmp_path, machine):
+def test_a_run_judges_each_under_its_own_name(twice, tmp_path, machine, one_artifact):
     metrics = ["retrieval", {"kind": "caption", "of": "pick"}, "endings"]
     changes = QUICK | {"metrics": metrics}
     space = "search_spaces/prune_only.yaml"
-    summary = run(twice, tmp_path / "r", overrides=changes, space=space, **machine)
+    options = {"space": space, "policy": one_artifact, **machine}
+    summary = run(twice, tmp_path / "r", overrides=changes, **options)
     expected = {"caption_exact_match", "ends_by_itself.captioner", "ends_by_itself.writer"}
     expected |= {
         f"{figure}.{join}"

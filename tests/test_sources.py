@@ -283,7 +283,7 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path, machine):
+def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path, machine, one_artifact):
     from mmcompress.run import run_targets as workflow
 
     text = (
@@ -297,6 +297,7 @@ def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path, machine):
         tmp_path / "own.yaml",
         tmp_path / "run",
         overrides={"search.executor": "process"},
+        policy=one_artifact,
         **machine,
     )
     assert summary.search.failed == 0
@@ -306,7 +307,7 @@ def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path, machine):
 
 
 @pytest.mark.slow
-def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path, machine):
+def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path, machine, one_artifact):
     from mmcompress.run import run_targets as workflow
 
     source = "python:own_tower:build_convolutional"
@@ -320,7 +321,7 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path, machin
     (tmp_path / "conv.yaml").write_text(
         text.replace("query: vision.embedding", "query: look.embedding")
     )
-    summary = workflow.run(tmp_path / "conv.yaml", tmp_path / "run", **machine)
+    summary = workflow.run(tmp_path / "conv.yaml", tmp_path / "run", policy=one_artifact, **machine)
     assert len(summary.kept_units["look"]) == 10 and all(
         k >= 8 for k in summary.kept_units["look"].values()
     )

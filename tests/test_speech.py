@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from simulated import ImpatientClock
 
 from mmcompress.data.speech_folder import SpeechFolder
 from mmcompress.errors import BundleError, DataError, ModelError, SpecError
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.measure.latency.bench import BenchmarkOptions
+from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.metrics.answers import Answers
 from mmcompress.metrics.wer import normalize_transcript, score_word_errors
 from mmcompress.run import run_targets as workflow
@@ -342,8 +343,8 @@ def test_a_cut_window_is_what_nobody_beyond_it_is_attended_to():
 CUT_WINDOW = {"nodes.ears.prune.tokens": 0.5, "nodes.ears.precision": "fp32"}
 
 
-def check_speech_run(talk, folder, s, *, pins):
-    """What holds of every finished run of the speech pipeline, and of one with a cut window."""
+def check_speech_run(talk, folder, s):
+    """What holds of a finished run of the speech pipeline whose window is cut."""
     assert set(s.compressed.quality) == {"wer", "agreement", "ends_by_itself"}
     assert s.baseline.quality["agreement"].value == 1 and s.baseline.quality["wer"].is_error_rate
     assert all(p.passed for p in s.proofs) and s.compressed.quality["wer"].n == 12
@@ -358,30 +359,33 @@ def check_speech_run(talk, folder, s, *, pins):
         and -1 <= answer["score"] <= 1.001
     )
     assert set(bundle(audio=clip.read_bytes())) == {"text", "sentence", "score"}
-    if pins:
-        assert s.kept_units["ears"]["tokens"] == 12
-        assert bundle.manifest["graph"]["nodes"]["ears"]["config"]["features"] == {
-            "mels": 16,
-            "frames": 26,
-            "seconds": 0.24,
-        }
-        long = bundle.run(audio=tone(0.9))  # four windows, one text
-        assert long["ears"]["tokens"].shape[0] >= 4 and isinstance(long["writer"]["text"], str)
+    assert s.kept_units["ears"]["tokens"] == 12
+    assert bundle.manifest["graph"]["nodes"]["ears"]["config"]["features"] == {
+        "mels": 16,
+        "frames": 26,
+        "seconds": 0.24,
+    }
+    long = bundle.run(audio=tone(0.9))  # four windows, one text
+    assert long["ears"]["tokens"].shape[0] >= 4 and isinstance(long["writer"]["text"], str)
 
 
-@pytest.mark.parametrize("pins", [pytest.param({}, marks=pytest.mark.slow), CUT_WINDOW])
-def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, machine, pins):
-    s = workflow.run(talk / "spec.yaml", tmp_path / "run", overrides=pins, **machine)
-    check_speech_run(talk, tmp_path / "run", s, pins=pins)
-
-
-@pytest.mark.slow
-def test_a_speech_pipeline_is_measured_on_this_machine(talk, tmp_path):
-    """Everything is measured for real: device table, processes of their own."""
+def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, machine, one_artifact):
+    folder = tmp_path / "run"
     s = workflow.run(
-        talk / "spec.yaml", tmp_path / "run", overrides=CUT_WINDOW, clock=ImpatientClock()
+        talk / "spec.yaml", folder, overrides=CUT_WINDOW, policy=one_artifact, **machine
     )
-    check_speech_run(talk, tmp_path / "run", s, pins=CUT_WINDOW)
+    check_speech_run(talk, folder, s)
+    # Both bundles are measured on this machine, in a process of their own.
+    clips = [{"audio": clip} for clip in sorted((talk / "talk" / "wavs").glob("*.wav"))[:3]]
+    samples = bench_repeated(
+        {"dense": folder / "baseline", "cut": folder / "bundle"},
+        clips,
+        options=BenchmarkOptions(warmup=1, max_requests=6, threads=1, loads=1),
+    )
+    dense, cut = (samples[name].summarize() for name in ("dense", "cut"))
+    assert dense.latency.n == cut.latency.n == 6
+    assert min(latency.p50 for latency in cut.nodes.values()) > 0
+    assert dense.calls["writer/step"] >= 1 and set(dense.calls) == set(cut.calls)
 
 
 def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
