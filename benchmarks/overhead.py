@@ -44,7 +44,8 @@ from mmcompress.measure.latency.benchmark_in_subprocess import (
 from mmcompress.results.records import Summary
 from mmcompress.run.run_targets import run
 from mmcompress.runtime.machine import describe_cpu
-from mmcompress.search.executors import RayExecutor, TaskResult
+from mmcompress.search.executors import TaskResult
+from mmcompress.search.ray_executor import RayExecutor
 from mmcompress.storage import read_record
 
 IMPORT_SECONDS = time.perf_counter() - START

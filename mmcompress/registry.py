@@ -9,17 +9,69 @@ joins with `plugins: [my.module]` in the spec: that module calls, for example,
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmcompress.errors import suggest_nearest
+from mmcompress.errors import MissingPackage, suggest_nearest
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptionalPackage:
+    """A package that the plain install lacks."""
+
+    distribution: str
+    """The name that pip installs it by."""
+    extra: str = "compress"
+    """The extra of this project that brings it."""
+
+
+OPTIONAL_PACKAGES = {
+    "cachetools": OptionalPackage(distribution="cachetools"),
+    "cmaes": OptionalPackage(distribution="cmaes"),
+    "emoji": OptionalPackage(distribution="emoji"),
+    "jiwer": OptionalPackage(distribution="jiwer"),
+    "open_clip": OptionalPackage(distribution="open_clip_torch"),
+    "optuna": OptionalPackage(distribution="optuna"),
+    "ray": OptionalPackage(distribution="ray[default]"),
+    "safetensors": OptionalPackage(distribution="safetensors"),
+    "scipy": OptionalPackage(distribution="scipy"),
+    "soundfile": OptionalPackage(distribution="soundfile", extra="audio"),
+    "soxr": OptionalPackage(distribution="soxr", extra="audio"),
+    "torch": OptionalPackage(distribution="torch"),
+    "torchvision": OptionalPackage(distribution="torchvision"),
+    "transformers": OptionalPackage(distribution="transformers"),
+}
+"""Optional packages by the name that Python imports them by."""
 
 
 def resolve_entry(target: str) -> Any:
-    """Import and return what `module:attribute` names."""
+    """Import and return what `module:attribute` names.
+
+    Raises:
+        MissingPackage: The module imports an optional package that is not installed.
+    """
     module, attribute = target.split(":")
-    return getattr(importlib.import_module(module), attribute)
+    with name_missing_packages():
+        return getattr(importlib.import_module(module), attribute)
+
+
+@contextmanager
+def name_missing_packages() -> Iterator[None]:
+    """Name the extra that brings a package, where an import in the block lacks it.
+
+    Raises:
+        MissingPackage: An optional package is not installed.
+        ModuleNotFoundError: Any other module is missing.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = OPTIONAL_PACKAGES.get((error.name or "").partition(".")[0])
+        if package is None:
+            raise
+        raise MissingPackage(package.distribution, package.extra) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -321,7 +373,7 @@ EXECUTORS = Registry(
     "executor",
     {
         "ray": (
-            "mmcompress.search.executors:RayExecutor",
+            "mmcompress.search.ray_executor:RayExecutor",
             "Ray workers, on this machine or a cluster",
         ),
         "process": (
@@ -379,7 +431,7 @@ SAMPLERS = Registry(
         "gp": ("mmcompress.search.samplers:make_gp", "Gaussian process"),
         "nsga2": ("mmcompress.search.samplers:make_nsga2", "the genetic algorithm NSGA-II"),
         "cmaes": (
-            "mmcompress.search.samplers:make_cmaes",
+            "mmcompress.search.cma_sampler:make_cmaes",
             "CMA-ES over the ranges, choices at random",
         ),
         "random": ("mmcompress.search.samplers:make_random", "the control"),

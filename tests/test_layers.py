@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 import tomllib
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mmcompress.errors import MissingPackage
 from mmcompress.registry import NODE_KINDS, PLUG_POINTS, resolve_entry
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -18,11 +20,14 @@ PACKAGE = ROOT / "mmcompress"
 OWN_KINDS = tuple(sorted(path.parent.name for path in PACKAGE.glob("kinds/*/entry.py")))
 """Kinds of the project: tests of plug-ins in the same process add others to the registry."""
 DOORS = {
-    "ray": {"search/executors.py", "search/jobs.py"},
-    "optuna": {"search/study.py", "search/samplers.py"},
+    "ray": {"search/ray_executor.py", "search/jobs.py"},
+    "optuna": {"search/study.py", "search/samplers.py", "search/cma_sampler.py"},
     "open_clip": {"models/families/open_clip.py"},
     "jiwer": {"metrics/wer.py"},
-    "cmaes": {"search/samplers.py"},
+    "cmaes": {"search/cma_sampler.py"},
+    "emoji": {"data/emoji_characters.py"},
+    "soundfile": {"runtime/sound_files.py"},
+    "soxr": {"runtime/sound_files.py"},
 }
 """Where an optional package may be imported."""
 
@@ -114,6 +119,52 @@ def test_no_room_asks_for_a_node_kind_by_name():
     assert named == []
 
 
+@pytest.mark.parametrize("package", DOORS)
+def test_a_door_imports_its_package_at_the_top(package):
+    for name in DOORS[package]:
+        top = ast.Module(body=parse_file(PACKAGE / name).body, type_ignores=[])
+        statements = [n for n in top.body if isinstance(n, ast.Import | ast.ImportFrom)]
+        packages = set()
+        for statement in statements:
+            module = getattr(statement, "module", None) or statement.names[0].name
+            packages.add(module.split(".")[0])
+        assert package in packages, name
+
+
+@pytest.mark.parametrize(
+    ("package", "target", "extra"),
+    [
+        ("ray", "mmcompress.search.ray_executor:RayExecutor", "compress"),
+        ("ray", "mmcompress.search.jobs:submit_run", "compress"),
+        ("cmaes", "mmcompress.search.cma_sampler:make_cmaes", "compress"),
+        ("jiwer", "mmcompress.metrics.wer:score_word_errors", "compress"),
+        ("emoji", "mmcompress.data.emoji_characters:list_characters", "compress"),
+        ("soundfile", "mmcompress.runtime.sound_files:decode_sound", "audio"),
+        ("soxr", "mmcompress.runtime.sound_files:check_header", "audio"),
+    ],
+)
+def test_a_missing_package_is_told_with_its_extra(monkeypatch, package, target, extra):
+    module, attribute = target.split(":")
+    assert callable(getattr(importlib.import_module(module), attribute))
+    loaded = [name for name in sys.modules if name.startswith(f"{package}.")]
+    for name in (module, *loaded):
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackage, match=rf"'{package}.*\[{extra}\]"):
+        resolve_entry(target)
+
+
+def test_samples_need_no_library_for_sound():
+    code = (
+        "import sys\n"
+        "for m in ('soundfile', 'soxr'): sys.modules[m] = None\n"
+        "import numpy, mmcompress.kinds.audio_encoder.deployed\n"
+        "from mmcompress.runtime.audio import open_audio\n"
+        "assert len(open_audio(numpy.zeros(16))) == 16\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 @pytest.mark.parametrize("point", PLUG_POINTS)
 def test_every_string_that_names_code_is_right(point):
     registry = PLUG_POINTS[point]
@@ -156,9 +207,14 @@ def test_what_the_contracts_call_torch_free_is_imported_where_torch_is_not():
         if contract["id"].startswith("torch-free"):
             names += contract["source_modules"]
     assert "mmcompress.search.split_by_knapsack" in names and "mmcompress.search.study" in names
+    # A None in `sys.modules` would not do: scipy, which cmaes imports, looks for torch in there.
     code = (
         "import importlib, pkgutil, sys\n"
-        "for m in ('torch', 'transformers', 'open_clip'): sys.modules[m] = None\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('torch', 'transformers', 'open_clip'):\n"
+        "            raise ModuleNotFoundError(name, name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
         "for name in sys.argv[1:]:\n"
         "    module = importlib.import_module(name)\n"
         "    for inner in pkgutil.walk_packages(getattr(module, '__path__', ()), name + '.'):\n"

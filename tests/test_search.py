@@ -28,7 +28,7 @@ from mmcompress.search import jobs, study
 from mmcompress.search import repair as moves
 from mmcompress.search import split_by_knapsack as splitting
 from mmcompress.search.bisection import bisect_share
-from mmcompress.search.executors import InlineExecutor, RayExecutor, make_process_executor
+from mmcompress.search.executors import InlineExecutor, make_process_executor
 from mmcompress.search.knapsack import choose_options_at_total, choose_options_within_budget
 from mmcompress.search.neighbors import switch_levels
 from mmcompress.search.problem import (
@@ -37,6 +37,7 @@ from mmcompress.search.problem import (
     scale_to_budget,
     to_search_point,
 )
+from mmcompress.search.ray_executor import RayExecutor
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.split_budget import split_budget

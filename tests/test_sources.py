@@ -402,7 +402,7 @@ def test_an_error_of_the_hub_is_told_by_its_class_and_not_by_its_words(
         _raise_from(error, *wrappers)
 
     library = SimpleNamespace(AutoConfig=SimpleNamespace(from_pretrained=fail))
-    monkeypatch.setattr(hub, "import_transformers", lambda: library)
+    monkeypatch.setattr(hub, "transformers", library)
     with pytest.raises(ModelError, match=message):
         load_model(Node(kind="image_encoder", inputs={}, source="transformers:a/b"))
 

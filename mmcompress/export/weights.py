@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmcompress.models.base import Model
@@ -17,8 +18,6 @@ def save_weights(models: Mapping[str, Model], folder: Path) -> None:
         models: The models by node.
         folder: Where the files go; it is made when it is missing.
     """
-    from safetensors.torch import save_file
-
     folder.mkdir(parents=True, exist_ok=True)
     for node_name, model in models.items():
         save_file(_select_unshared_tensors(model), folder / f"{node_name}.safetensors")
@@ -51,8 +50,6 @@ def load_weights(model: Model, path: Path) -> Model:
     Raises:
         ValueError: The file lacks weights of the model, or has others.
     """
-    from safetensors.torch import load_file
-
     missing, unexpected = model.load_state_dict(load_file(path), strict=False)
     all_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     tied_names = all_names - {name for name, _ in model.named_parameters()}

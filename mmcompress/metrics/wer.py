@@ -5,19 +5,25 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from mmcompress.errors import MissingPackage
+import jiwer
+
 from mmcompress.metrics.answers import Answers
+from mmcompress.registry import resolve_entry
 from mmcompress.stats import PerSampleScores
+
+NORMALIZER = "transformers.models.whisper.english_normalizer:EnglishTextNormalizer"
+"""The text normalizer of Whisper's authors. It comes late, since metrics import no transformers."""
 
 
 @lru_cache(maxsize=1)
 def _load_normalizer() -> Any:
-    """Return the text normalizer of Whisper's authors."""
-    try:
-        from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
-    except ImportError as error:
-        raise MissingPackage("transformers", "compress") from error
-    return EnglishTextNormalizer({})
+    """Return the text normalizer of Whisper's authors.
+
+    Raises:
+        MissingPackage: transformers is not installed.
+    """
+    make_normalizer = resolve_entry(NORMALIZER)
+    return make_normalizer({})
 
 
 def normalize_transcript(text: str) -> str:
@@ -33,14 +39,7 @@ def count_word_errors(heard: str, reference: str) -> tuple[int, int]:
 
     Returns:
         The words that were substituted, left out or put in, and the words of the reference.
-
-    Raises:
-        MissingPackage: `jiwer` is not installed.
     """
-    try:
-        import jiwer
-    except ImportError as error:
-        raise MissingPackage("jiwer", "compress") from error
     reference_words = normalize_transcript(reference)
     heard_words = normalize_transcript(heard)
     if not reference_words:

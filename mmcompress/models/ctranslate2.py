@@ -14,7 +14,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import GenerationConfig, WhisperConfig
 
 from mmcompress.errors import ModelError
 from mmcompress.storage import replace_folder
@@ -227,10 +230,6 @@ def convert_to_transformers(source: Path, target: Path) -> Path:
     Raises:
         ModelError: A file is missing, damaged or of another format.
     """
-    from safetensors.torch import save_file
-    from tokenizers import Tokenizer
-    from transformers import GenerationConfig, WhisperConfig
-
     for file_name in REQUIRED_FILES:
         if not (source / file_name).is_file():
             raise ModelError(f"{source}: {file_name} is missing")

@@ -15,8 +15,16 @@ from typing import Any, TypeVar
 from urllib.error import HTTPError, URLError
 
 import torch
+import transformers
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 
-from mmcompress.errors import MissingPackage, ModelError
+from mmcompress.errors import ModelError
 from mmcompress.models.base import LoadContext
 
 Family = TypeVar("Family")
@@ -38,19 +46,6 @@ FIRST_SERVER_ERROR = 500
 
 MAX_NAMED_WEIGHTS = 4
 """Weights that an error message names at most, so that it stays readable."""
-
-
-def import_transformers() -> Any:
-    """Return the module `transformers`.
-
-    Raises:
-        MissingPackage: It is not installed.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingPackage("transformers", "compress") from error
-    return transformers
 
 
 @contextmanager
@@ -103,15 +98,11 @@ def list_error_chain(error: BaseException) -> list[BaseException]:
 
 def is_gated(error: BaseException) -> bool:
     """Tell whether a hub refused a model because its owners ask for consent first."""
-    from huggingface_hub.errors import GatedRepoError
-
     return any(isinstance(cause, GatedRepoError) for cause in list_error_chain(error))
 
 
 def is_absent(error: BaseException) -> bool:
     """Tell whether a hub answered that it has no such model; a private one looks the same."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
     return any(isinstance(cause, RepositoryNotFoundError) for cause in list_error_chain(error))
 
 
@@ -122,8 +113,6 @@ def is_unreachable(error: BaseException) -> bool:
 
 def _is_connection_error(error: BaseException) -> bool:
     """Tell whether this error alone, without what led to it, is one of the connection."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
     # the hub's library raises it offline, or with no connection, for a file that is not cached
     if isinstance(error, (*CONNECTION_ERRORS, LocalEntryNotFoundError)):
         return True
@@ -163,7 +152,7 @@ def load_config(context: LoadContext) -> Any:
     Raises:
         ModelError: It is missing or damaged, or the hub does not give it.
     """
-    auto_config = import_transformers().AutoConfig
+    auto_config = transformers.AutoConfig
     try:
         return auto_config.from_pretrained(describe_source(context), trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -195,7 +184,7 @@ def load_library_model(
     if context.path is not None:
         _check_safetensors(context.path)
     config._attn_implementation = "eager"
-    library_class = getattr(import_transformers(), class_name)
+    library_class = getattr(transformers, class_name)
     try:
         model, loading_info = library_class.from_pretrained(
             describe_source(context),
@@ -275,7 +264,7 @@ def load_tokenizer_json(context: LoadContext) -> str:
         ModelError: It is missing or no JSON, or the hub does not give it.
     """
     if context.path is None:
-        auto_tokenizer = import_transformers().AutoTokenizer
+        auto_tokenizer = transformers.AutoTokenizer
         try:
             tokenizer = auto_tokenizer.from_pretrained(context.name, trust_remote_code=False)
             return str(tokenizer.backend_tokenizer.to_str())
@@ -311,8 +300,6 @@ def _find_optional_file(context: LoadContext, file_name: str) -> Path | None:
     """Return the path of a file in the folder or from the hub; None when a hub does not give it."""
     if context.path is not None:
         return context.path / file_name
-    from huggingface_hub import hf_hub_download
-
     try:
         return Path(hf_hub_download(context.name, file_name))
     except OSError:

@@ -1,18 +1,19 @@
 """Sound as log-mel features, as Whisper reads it (Radford et al. 2022), in numpy.
 
+Files are decoded in `sound_files.py`: a device that is given samples needs no library for sound.
+
 Shapes: F frames of 10 ms, N samples of a window, K frequency bins, M mel bands.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from mmcompress.errors import DataError, MissingPackage
+from mmcompress.registry import resolve_entry
 
 SAMPLE_RATE = 16_000
 """Samples per second that every sound is brought to."""
@@ -66,30 +67,9 @@ def open_audio(source: AudioLike) -> np.ndarray:
     """
     if isinstance(source, np.ndarray):
         return source.astype(np.float32)
-    try:
-        import soundfile
-        import soxr
-    except ImportError as error:
-        raise MissingPackage("soundfile", "audio") from error
-    is_file = not isinstance(source, bytes)
-    name = str(source) if is_file else "the given audio"
-    if not isinstance(source, bytes) and not Path(source).is_file():
-        raise DataError(f"{name}: no such sound file")
-    try:
-        samples, rate = soundfile.read(
-            io.BytesIO(source) if isinstance(source, bytes) else str(source),
-            dtype="float32",
-            always_2d=True,
-        )
-    except (soundfile.LibsndfileError, RuntimeError, TypeError) as error:
-        raise DataError(f"{name}: not readable sound: {error}") from error
-    if not len(samples):
-        raise DataError(f"{name}: holds no sound")
-    mono: np.ndarray = samples.mean(1)
-    if rate == SAMPLE_RATE:
-        return mono
-    resampled: np.ndarray = soxr.resample(mono, rate, SAMPLE_RATE)
-    return resampled.astype(np.float32)
+    decode_sound = resolve_entry("mmcompress.runtime.sound_files:decode_sound")
+    samples: np.ndarray = decode_sound(source, SAMPLE_RATE)
+    return samples
 
 
 def check_audio(path: Path) -> None:
@@ -100,21 +80,10 @@ def check_audio(path: Path) -> None:
 
     Raises:
         DataError: There is no such file, or it is no sound.
-        MissingPackage: soundfile is not installed.
+        MissingPackage: soundfile or soxr is not installed.
     """
-    try:
-        import soundfile
-    except ImportError as error:
-        raise MissingPackage("soundfile", "audio") from error
-    if not path.is_file():
-        raise DataError(f"{path}: no such sound file")
-    try:
-        header = soundfile.info(str(path))
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        size = path.stat().st_size
-        raise DataError(f"{path}: not readable sound ({size} bytes): {error}") from error
-    if not header.frames:
-        raise DataError(f"{path}: holds no sound")
+    check_header = resolve_entry("mmcompress.runtime.sound_files:check_header")
+    check_header(path)
 
 
 def split_sound(samples: np.ndarray, seconds: float) -> list[np.ndarray]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import multiprocessing
 import os
 from collections.abc import Callable
@@ -11,10 +9,9 @@ from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExec
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
-from mmcompress.errors import ClusterError, MissingPackage
+from mmcompress.errors import ClusterError
 from mmcompress.graph.structure import Candidate
 from mmcompress.storage import to_plain
-from mmcompress.version import PACKAGE_FOLDER
 
 
 class TaskResult(TypedDict):
@@ -27,7 +24,7 @@ class TaskResult(TypedDict):
     quality: NotRequired[dict[str, float]]
     """Shares from 0 to 1 by name; missing where only the loss is measured."""
     worker: NotRequired[str]
-    """Node and process that ran the task; the executor adds it."""
+    """Machine and process that ran the task; the executor adds it."""
 
 
 Evaluate = Callable[..., TaskResult]
@@ -37,20 +34,9 @@ Evaluate = Callable[..., TaskResult]
 def call_task(
     evaluate: Evaluate, context: object, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> TaskResult:
-    """Call `evaluate(context, ...)` and add the name of the worker to its result."""
-    return {**evaluate(context, *args, **kwargs), "worker": name_worker()}
-
-
-def name_worker() -> str:
-    """Return the node and process this code runs on, for the record of a trial."""
-    process_id = os.getpid()
-    # ray is optional: without it the process belongs to this machine.
-    with contextlib.suppress(ImportError):
-        import ray
-
-        if ray.is_initialized():
-            return f"{ray.get_runtime_context().get_node_id()[:8]}/{process_id}"
-    return f"{os.uname().nodename}/{process_id}"
+    """Call `evaluate(context, ...)` and add the machine and the process to its result."""
+    worker = f"{os.uname().nodename}/{os.getpid()}"
+    return {**evaluate(context, *args, **kwargs), "worker": worker}
 
 
 @dataclass(kw_only=True)
@@ -180,68 +166,3 @@ def make_process_executor(
         initializer=_keep_context,
         initargs=(context,),
     )
-
-
-class RayExecutor(Executor):
-    """Runs tasks of one CPU each on Ray, spread over the nodes of a cluster.
-
-    The context is put into the object store once.
-
-    Args:
-        context: First argument of every task.
-        workers: Tasks at a time; the CPUs of a local Ray.
-        address: Address of the cluster; without one a local Ray is started.
-
-    Raises:
-        MissingPackage: ray is not installed.
-        ClusterError: No cluster answers at the address, or no local Ray starts.
-    """
-
-    def __init__(self, context: object, workers: int = 2, *, address: str | None = None):
-        try:
-            import ray
-        except ImportError as error:
-            raise MissingPackage("ray", "compress") from error
-        self.ray = ray
-        self.workers = workers
-        self.started_ray = not ray.is_initialized()
-        if self.started_ray:
-            self._start_ray(workers, address)
-        self.context = ray.put(context)
-        # By default Ray runs a crashing task four times; the search decides what is tried again.
-        self.remote_task = ray.remote(num_cpus=1, max_retries=0, scheduling_strategy="SPREAD")(
-            call_task
-        )
-
-    def _start_ray(self, workers: int, address: str | None) -> None:
-        """Connect to a cluster, or start a Ray of this machine."""
-        # Otherwise Ray hides the accelerators of tasks that ask for none.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        package = {"py_modules": [str(PACKAGE_FOLDER)]}
-        # A Ray job already brings the package along, and so does this machine.
-        is_job = bool(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR"))
-        try:
-            self.ray.init(
-                address=address or "local",
-                num_cpus=None if address else workers,
-                include_dashboard=None if address else False,
-                runtime_env=package if address and not is_job else None,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-            )
-        except (ConnectionError, RuntimeError, ValueError, self.ray.exceptions.RayError) as error:
-            place = address or "this machine"
-            raise ClusterError(f"no Ray cluster at {place}: {error}") from error
-
-    def submit(  # type: ignore[override]
-        self, evaluate: Evaluate, /, *args: object, **kwargs: object
-    ) -> Future[TaskResult]:
-        reference = self.remote_task.remote(evaluate, self.context, args, kwargs)
-        future: Future[TaskResult] = reference.future()
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Stop Ray if this executor started it."""
-        if self.started_ray:
-            with contextlib.suppress(Exception):
-                self.ray.shutdown()

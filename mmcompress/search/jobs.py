@@ -14,15 +14,14 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import yaml
+from ray.exceptions import RayError
+from ray.job_submission import JobStatus, JobSubmissionClient
 
-from mmcompress.errors import ClusterError, MissingPackage, SpecError
+from mmcompress.errors import ClusterError, SpecError
 from mmcompress.version import PACKAGE_FOLDER
-
-if TYPE_CHECKING:
-    from ray.job_submission import JobSubmissionClient
 
 LOG_POLL_SECONDS = 1.0
 """Seconds between two looks at the log of a job."""
@@ -116,7 +115,6 @@ def submit_run(
         The exit code of the run.
 
     Raises:
-        MissingPackage: ray is not installed.
         ClusterError: No job server answers.
         SpecError: A file or module that the spec names is missing.
     """
@@ -140,11 +138,6 @@ def submit_run(
 
 def _connect_to_server(address: str) -> JobSubmissionClient:
     """Connect to a job server."""
-    try:
-        from ray.exceptions import RayError
-        from ray.job_submission import JobSubmissionClient
-    except ImportError as error:
-        raise MissingPackage("ray[default]", "compress") from error
     try:
         return JobSubmissionClient(address)
     except (ConnectionError, RuntimeError, RayError) as error:
@@ -183,8 +176,6 @@ def _make_command_line(target_folder: Path, *, resume: bool) -> str:
 
 def _follow_log(client: JobSubmissionClient, job_id: str, *, echo: Callable[[str], None]) -> bool:
     """Pass on the log of a job until it ends; returns whether it succeeded."""
-    from ray.job_submission import JobStatus
-
     shown_characters = 0
     while True:
         # The status goes first: what is logged before the end is then still shown.

@@ -14,7 +14,17 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState, create_trial
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.registry import SAMPLERS
@@ -38,10 +48,6 @@ from mmcompress.search.problem import (
 )
 from mmcompress.spec.space import Dimension, Space
 from mmcompress.storage import build_record, to_plain
-
-if TYPE_CHECKING:
-    import optuna
-    from optuna.distributions import BaseDistribution
 
 STUDY_NAME = "mmcompress"
 """Name of the only study in a journal."""
@@ -86,10 +92,6 @@ def open_study(path: Path, seed: int, *, sampler: str = "tpe") -> optuna.Study:
         seed: Of the sampler; together with the trials that stand in the study.
         sampler: Name in the registry of samplers.
     """
-    import optuna
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna").setLevel(logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,8 +115,6 @@ def open_study(path: Path, seed: int, *, sampler: str = "tpe") -> optuna.Study:
 
 def _requeue_interrupted_trials(study: optuna.Study) -> None:
     """Mark running trials as failed and queue their points again."""
-    from optuna.trial import TrialState
-
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:
@@ -242,8 +242,6 @@ class _TrialJournal:
 
     def record_result(self, proposal: _Proposal, result: TaskResult) -> None:
         """Write the result of a proposal; a candidate's first result stays the one of its key."""
-        from optuna.trial import TrialState, create_trial
-
         optuna_trial = proposal.optuna_trial
         if optuna_trial is not None:
             number = optuna_trial.number
@@ -282,8 +280,6 @@ class _TrialJournal:
 
     def record_failure(self, proposal: _Proposal, error: BaseException) -> None:
         """Write the error of a proposal."""
-        from optuna.trial import TrialState, create_trial
-
         text = _describe_error(error)
         optuna_trial = proposal.optuna_trial
         if optuna_trial is not None:
@@ -470,8 +466,6 @@ def _make_distributions(space: Space) -> dict[str, BaseDistribution]:
 
 def _make_distribution(dimension: Dimension) -> BaseDistribution:
     """Make Optuna's distribution of one dimension."""
-    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-
     if dimension.choices:
         return CategoricalDistribution(list(dimension.choices))
     low = dimension.low or 0.0

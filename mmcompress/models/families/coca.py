@@ -10,18 +10,14 @@ Shapes: B batch, T text tokens, V vocabulary, N image tokens, W width, H heads, 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 from transformers.modeling_outputs import CausalLMOutput
 
 from mmcompress.models.attention import SelfAttention, attend, merge_heads, split_heads
 from mmcompress.models.layouts import normalize_
-
-if TYPE_CHECKING:
-    from transformers.cache_utils import DynamicCache, DynamicLayer, EncoderDecoderCache
 
 HIDDEN_SCORE = -1e9
 """Added to the score of a hidden token; far below every score, yet finite in float32."""

@@ -16,6 +16,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationMixin
+from transformers.cache_utils import EncoderDecoderCache
+from transformers.modeling_outputs import BaseModelOutput
 
 from mmcompress.errors import ModelError
 from mmcompress.graph.blocks import Block
@@ -378,9 +381,6 @@ class TextDecoder(Model):
         Returns:
             Token ids of all beams, the best first.
         """
-        from transformers import GenerationMixin
-        from transformers.modeling_outputs import BaseModelOutput
-
         settings = self.generation
         prompt = torch.tensor([settings["prompt"] or [settings["bos"]]])
         options = make_generate_options(settings)
@@ -456,8 +456,6 @@ class Step(nn.Module):
     def forward(
         self, ids: Tensor, position: Tensor, mask: Tensor, *cache: Tensor
     ) -> tuple[Tensor, ...]:
-        from transformers.cache_utils import EncoderDecoderCache
-
         model = self.model
         past_count = 2 * len(self.attention_layers)
         past = arrange_cache_by_layer(

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, TypedDict
+from typing import TypedDict
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from mmcompress.errors import ModelError
 from mmcompress.graph.blocks import Block
-
-if TYPE_CHECKING:
-    from transformers.cache_utils import DynamicCache
-
 
 DEFAULT_MAX_TOKENS = 20
 """Tokens of the longest text if the node has no `max_tokens`: transformers' own default."""
@@ -161,8 +159,6 @@ def arrange_cache_by_layer(
 
 def build_cache(layers: LayerCache) -> DynamicCache:
     """Build a cache of transformers that holds exactly these keys and values."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
     cache = DynamicCache()
     for pair in layers:
         layer = DynamicLayer()
@@ -210,8 +206,6 @@ def tokenize_prompt(tokenizer_json: str, prompt: str, *, max_tokens: int) -> lis
     Raises:
         ModelError: if the prompt leaves no token to write.
     """
-    from tokenizers import Tokenizer
-
     if not prompt:
         ids: list[int] = []
     else:

@@ -12,12 +12,15 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import open_clip
 import torch.nn.functional as F
+from open_clip.tokenizer import SimpleTokenizer
+from open_clip.transformer import TextTransformer, VisionTransformer
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from mmcompress.errors import MissingPackage, ModelError
+from mmcompress.errors import ModelError
 from mmcompress.graph.blocks import ConvGeometry
 from mmcompress.models.base import (
     BlockShape,
@@ -37,9 +40,6 @@ from mmcompress.models.hub import (
     summarize_error,
 )
 from mmcompress.models.layouts import find_blocks, find_convolutions, normalize_
-
-if TYPE_CHECKING:
-    from open_clip.transformer import TextTransformer, VisionTransformer
 
 RANDOM_WEIGHTS_TAG = "random"
 """Stands in the place of a tag of open_clip: weights as they are before training."""
@@ -203,10 +203,6 @@ def _load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, 
 
     All callers share what comes back: an encoder that changes a tower must copy it first.
     """
-    try:
-        import open_clip
-    except ImportError as error:
-        raise MissingPackage("open_clip_torch", "compress") from error
     source = f"open_clip:{name}"
     if pretrained:
         source += f"@{pretrained}"
@@ -238,8 +234,6 @@ def _load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, 
 
 def _check_model_name(source: str, name: str) -> None:
     """Refuse a name that open_clip does not know, and suggest the nearest ones."""
-    import open_clip
-
     if name.startswith(("local-dir:", "hf-hub:")):
         return
     known_names = open_clip.list_models()
@@ -264,17 +258,6 @@ def clip_tokenizer_json() -> str:
 
     The vocabulary is the one that open_clip brings: OpenAI CLIP's, MIT licence.
     """
-    from open_clip.tokenizer import SimpleTokenizer
-    from tokenizers import (
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        processors,
-    )
-
     library_tokenizer = SimpleTokenizer()
     vocabulary = library_tokenizer.encoder
     start = "<start_of_text>"

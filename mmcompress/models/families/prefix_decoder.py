@@ -14,10 +14,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.cache_utils import DynamicCache
 
 from mmcompress.errors import ModelError
 from mmcompress.graph.blocks import Block
@@ -43,10 +44,6 @@ from mmcompress.models.families.decoding import (
 from mmcompress.models.hub import POOLER, load_library_model, load_tokenizer_json
 from mmcompress.models.layouts import find_blocks, normalize_
 from mmcompress.runtime.beam_search import MASKED_SCORE
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-    from transformers.cache_utils import DynamicCache
 
 PROJECTOR_PREFIX = "bridge."
 """Start of the names of a projector's blocks; structures and bundles store it."""

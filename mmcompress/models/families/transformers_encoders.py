@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers import PretrainedConfig
+from transformers.utils import ModelOutput
 
 from mmcompress.errors import ModelError
 from mmcompress.models.base import (
@@ -36,10 +37,6 @@ from mmcompress.models.hub import (
     load_tokenizer_json,
 )
 from mmcompress.models.layouts import find_blocks, normalize_
-
-if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-    from transformers.utils import ModelOutput
 
 WITHOUT_POOLER = {"add_pooling_layer": False}
 """Option of transformers: leave out a layer whose output nobody reads here."""
