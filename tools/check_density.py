@@ -1,6 +1,7 @@
 """Measures how dense the code of the package is, and fails for what must not be there.
 
     python tools/check_density.py            prints the table; exit code 1 when a limit is broken
+                                             on what is counted exactly
     python tools/check_density.py --places   prints the places of everything that is counted exactly
     as well
 
@@ -9,13 +10,15 @@ sixty plain lines, but not twenty that must be decoded.
 
 Definitions. A code line is not blank, not a comment, and not part of a docstring or of a string
 that stands alone. AST nodes leave out Load, Store and Del. A described field is a string that
-stands under an assignment.
+stands under an assignment. A constant is a name in capitals that a module assigns. It is explained
+by a string under it, or by a comment above it or at its line.
 """
 
 from __future__ import annotations
 
 import ast
 import io
+import re
 import sys
 import tokenize
 from collections import Counter
@@ -32,6 +35,13 @@ LINE_LENGTH = 100
 MANY_POSITIONAL = 5
 """Positional arguments from which on a call is counted."""
 
+CONSTANT_NAME = re.compile("_?[A-Z][A-Z0-9_]*")
+"""Names of constants and registries."""
+
+PROTOCOL_NAMES = ("ENTRY",)
+"""Constants that several modules define, since a registry string finds each by the same name. The
+docstring of the module explains it."""
+
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
@@ -44,7 +54,7 @@ class Figure:
     limit: float
     """The figure to reach: at most this, or at least this when `at_least`."""
     is_exact: bool = False
-    """Whether each count is a place that can be mended: the check fails above the limit."""
+    """Whether each count is a place that can be mended: only then does the check fail."""
     at_least: bool = False
     """Whether more is better."""
 
@@ -68,6 +78,8 @@ FIGURES = {
     "nested": Figure("nested comprehensions", 15, is_exact=True),
     "inside": Figure("imports of own modules inside functions", 0, is_exact=True),
     "any": Figure("Any per 1,000 lines", 5, is_exact=True),
+    "repeated": Figure("constants whose name is taken by another module", 0, is_exact=True),
+    "unexplained": Figure("constants without a string or a comment", 0, is_exact=True),
     "long": Figure("lines over 100 characters per 1,000 lines", 0, is_exact=True),
 }
 """The table, in the order in which it is printed."""
@@ -81,6 +93,8 @@ class Counts:
     """Counts by name."""
     places: dict[str, list[str]] = field(default_factory=dict)
     """`file:line` of what is counted exactly, by figure."""
+    constants: set[str] = field(default_factory=set)
+    """Names of the constants of all files so far."""
 
     def add_place(self, figure: str, path: Path, line: int) -> None:
         """Count one thing at a place."""
@@ -101,15 +115,6 @@ def standalone_string_lines(tree: ast.AST) -> set[int]:
 def _is_standalone_string(node: ast.AST) -> bool:
     is_constant = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     return is_constant and isinstance(node.value.value, str)
-
-
-def count_comment_lines(text: str) -> int:
-    """Return how many lines hold a comment that is not for a tool."""
-    lines: set[int] = set()
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
-        if token.type == tokenize.COMMENT and not token.string.startswith(("# noqa", "# type:")):
-            lines.add(token.start[0])
-    return len(lines)
 
 
 def count_described_lines(tree: ast.AST) -> int:
@@ -138,9 +143,40 @@ def own_imports_inside(function: ast.AST) -> Iterator[ast.stmt]:
                 yield node
 
 
-def _first_names(node: ast.Import) -> list[str]:
-    """Return the packages that a statement imports from."""
-    return [alias.name.split(".")[0] for alias in node.names]
+def list_comment_lines(text: str) -> set[int]:
+    """List the lines that hold a comment that is not for a tool."""
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT and not token.string.startswith(("# noqa", "# type:")):
+            lines.add(token.start[0])
+    return lines
+
+
+def list_constants(statement: ast.stmt) -> list[str]:
+    """List the constants that a statement of a module assigns."""
+    targets: list[ast.expr] = []
+    if isinstance(statement, ast.Assign):
+        targets = statement.targets
+    elif isinstance(statement, ast.AnnAssign):
+        targets = [statement.target]
+    names = [target.id for target in targets if isinstance(target, ast.Name)]
+    return [name for name in names if CONSTANT_NAME.fullmatch(name) and name not in PROTOCOL_NAMES]
+
+
+def count_constants(tree: ast.Module, path: Path, *, comments: set[int], counts: Counts) -> None:
+    """Add the constants of one file that share a name or that nothing explains."""
+    for i, statement in enumerate(tree.body):
+        names = list_constants(statement)
+        for name in names:
+            if name in counts.constants:
+                counts.add_place("repeated", path, statement.lineno)
+            counts.constants.add(name)
+        after = tree.body[i + 1] if i + 1 < len(tree.body) else None
+        is_described = after is not None and _is_standalone_string(after)
+        last_line = statement.end_lineno or statement.lineno
+        near_lines = range(statement.lineno - 1, last_line + 1)
+        if names and not is_described and comments.isdisjoint(near_lines):
+            counts.add_place("unexplained", path, statement.lineno)
 
 
 def count_file(path: Path, counts: Counts) -> None:
@@ -156,7 +192,9 @@ def count_file(path: Path, counts: Counts) -> None:
             counts.totals["code"] += 1
         if len(row) > LINE_LENGTH:
             counts.add_place("long", path, number)
-    counts.totals["comments"] += count_comment_lines(text) + count_described_lines(tree)
+    comments = list_comment_lines(text)
+    counts.totals["comments"] += len(comments) + count_described_lines(tree)
+    count_constants(tree, path, comments=comments, counts=counts)
     for statement in tree.body:
         if isinstance(statement, ast.FunctionDef):
             counts.totals["module functions"] += 1
@@ -208,13 +246,13 @@ def compute_values(totals: Counter[str]) -> dict[str, float]:
     }
     for name in ("comments", "tuples", "positional", "splats", "any", "long"):
         values[name] = totals[name] * per_1000
-    for name in ("lambdas", "nested", "inside"):
+    for name in ("lambdas", "nested", "inside", "repeated", "unexplained"):
         values[name] = totals[name]
     return values
 
 
 def main() -> int:
-    """Print the table; return 1 when a limit is broken."""
+    """Print the table; return 1 when a limit on what is counted exactly is broken."""
     counts = Counts()
     for path in sorted(PACKAGE.rglob("*.py")):
         count_file(path, counts)
@@ -224,7 +262,7 @@ def main() -> int:
     print(f"{'now':>8}  {'to reach':>8}")
     for name, figure in FIGURES.items():
         holds = figure.holds(values[name])
-        broken += not holds
+        broken += figure.is_exact and not holds
         mark = "" if holds else "  <-- not reached"
         print(f"{values[name]:8.1f}  {figure.limit:8g}  {figure.name}{mark}")
         if figure.is_exact and (not holds or "--places" in sys.argv):
