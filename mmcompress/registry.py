@@ -248,6 +248,7 @@ IMPORTANCE = MixtureRegistry(
         "random": ("mmcompress.prune.importance.random:score_at_random", "the control"),
     },
 )
+"""Criteria that score the units of every block."""
 ALLOCATIONS = Registry(
     "allocation",
     {
@@ -265,6 +266,7 @@ ALLOCATIONS = Registry(
         ),
     },
 )
+"""Ways to spread a ratio over the blocks of a group."""
 DATA_KINDS = Registry(
     "data kind",
     {
@@ -282,6 +284,7 @@ DATA_KINDS = Registry(
         ),
     },
 )
+"""Sources of pairs of input and text."""
 METRICS = Registry(
     "metric",
     {
@@ -317,6 +320,7 @@ METRICS = Registry(
         ),
     },
 )
+"""Figures that answers are scored by."""
 NODE_KINDS = Registry(
     "kind of node",
     {
@@ -332,6 +336,7 @@ NODE_KINDS = Registry(
         "lookup": ("mmcompress.kinds.lookup.entry:ENTRY", "the nearest text of a list"),
     },
 )
+"""What a node of the graph may be."""
 FAMILIES = Registry(
     "model family",
     {
@@ -369,6 +374,7 @@ FAMILIES = Registry(
         ),
     },
 )
+"""Loaders of models, as `library/kind of node`."""
 EXECUTORS = Registry(
     "executor",
     {
@@ -386,6 +392,7 @@ EXECUTORS = Registry(
         ),
     },
 )
+"""Where trials run."""
 PRECISIONS = Registry(
     "precision",
     {
@@ -421,6 +428,7 @@ PRECISIONS = Registry(
         ),
     },
 )
+"""Precisions that a node may be deployed in."""
 SAMPLERS = Registry(
     "sampler",
     {
@@ -437,6 +445,7 @@ SAMPLERS = Registry(
         "random": ("mmcompress.search.samplers:make_random", "the control"),
     },
 )
+"""Samplers that propose the candidates of a search."""
 PLUG_POINTS = {
     "models": FAMILIES,
     "kinds": NODE_KINDS,

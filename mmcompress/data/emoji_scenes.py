@@ -90,10 +90,10 @@ HELD_OUT_STREAM = 77
 CROWD_STREAM = 99
 """Sets the random numbers of crowds apart from those of the scenes."""
 
-TRAIN_SHARE = 0.8
+COMBINATION_TRAIN_SHARE = 0.8
 """Share of the combinations of emoji that are for training."""
 
-TRAIN_AND_VALIDATION_SHARE = 0.88
+COMBINATION_TRAIN_AND_VALIDATION_SHARE = 0.88
 """The same for training and validation together; the rest is for the test."""
 
 DEFAULT_TRAIN_PAIRS = 2048
@@ -279,9 +279,9 @@ class EmojiScenes:
         key = f"{self.seed}:{sorted(emoji)}".encode()
         digest = hashlib.blake2b(key, digest_size=4).digest()
         position = int.from_bytes(digest, "big") / 2**32
-        if position < TRAIN_SHARE:
+        if position < COMBINATION_TRAIN_SHARE:
             return "train"
-        if position < TRAIN_AND_VALIDATION_SHARE:
+        if position < COMBINATION_TRAIN_AND_VALIDATION_SHARE:
             return "val"
         return "test"
 

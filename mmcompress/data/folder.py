@@ -27,10 +27,10 @@ IMAGE_KEYS = ("image", "file_name", "file", "path")
 CAPTION_KEYS = ("caption", "text")
 """Names that the field with the caption may have, the preferred one first."""
 
-TRAIN_SHARE = 0.8
+IMAGE_TRAIN_SHARE = 0.8
 """Share of the images without a split of their own that are for training."""
 
-TRAIN_AND_VALIDATION_SHARE = 0.9
+IMAGE_TRAIN_AND_VALIDATION_SHARE = 0.9
 """The same for training and validation together; the rest is for the test."""
 
 
@@ -70,9 +70,9 @@ class Folder:
         key = f"{self.seed}:{image_name}".encode()
         digest = hashlib.blake2b(key, digest_size=2).digest()
         position = int.from_bytes(digest, "big") / 65536
-        if position < TRAIN_SHARE:
+        if position < IMAGE_TRAIN_SHARE:
             return "train"
-        if position < TRAIN_AND_VALIDATION_SHARE:
+        if position < IMAGE_TRAIN_AND_VALIDATION_SHARE:
             return "val"
         return "test"
 

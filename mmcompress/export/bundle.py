@@ -39,7 +39,7 @@ MAX_CALIBRATION_CALLS = 48
 MAX_EMBEDDED_TEXTS = 64
 """Texts of a list that are embedded in one call: more would only take memory."""
 
-FP32 = "fp32"
+UNROUNDED_PRECISION = "fp32"
 """The precision in which nothing is rounded."""
 
 Feed = dict[str, np.ndarray]
@@ -124,8 +124,8 @@ def quantize_bundle(
         shutil.copytree(source, new_folder, dirs_exist_ok=True)
         manifest = read_manifest(new_folder)
         for node_name, entry in manifest["graph"]["nodes"].items():
-            node_precision = precision.get(node_name, FP32)
-            if node_precision == FP32:
+            node_precision = precision.get(node_name, UNROUNDED_PRECISION)
+            if node_precision == UNROUNDED_PRECISION:
                 continue
             graphs: dict[str, ExportGraph] = {}
             if _has_static_ranges(node_precision):
@@ -211,10 +211,10 @@ class _BundleWriter:
         entry["config"] = config
         if self.prove:
             self.proofs += prove_export(node_name, model, files=files)
-        precision = self.contents.precisions.get(node_name, FP32)
+        precision = self.contents.precisions.get(node_name, UNROUNDED_PRECISION)
         fp32_blocks: list[str] = []
         cpu_flags: list[str] = []
-        if precision != FP32:
+        if precision != UNROUNDED_PRECISION:
             fp32_blocks = sorted(self.contents.fp32_blocks.get(node_name, ()))
             cpu_flags = list(PRECISIONS.get(precision).cpu_flags)
             self._quantize_node(node_name, precision, files=files)

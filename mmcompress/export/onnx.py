@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from mmcompress.export.fold_constants import fold_constants_
+from mmcompress.export.opset import OPSET
 from mmcompress.export.static_shapes import fix_static_shapes_
 from mmcompress.models.base import ExportGraph, Model
-
-OPSET = 17
-"""Version of the ONNX operators that are written: the first one with LayerNormalization."""
 
 
 def export_graph(graph: ExportGraph, path: Path) -> Path:

@@ -70,6 +70,10 @@ class Bound:
         return f"{self.name}: {self.value:.2f} {self.unit}, asked for {self.limit:.2f}"
 
 
+LEVEL_SWITCH_ORIGIN = "mutation"
+"""`Trial.origin` of a candidate that switches one level of the best; journals hold this word."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One evaluated candidate."""

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.calibrate import write_exports
-from mmcompress.measure.cost_model.plan import QUANTIZED_FOLDER
-from mmcompress.measure.devices.kit import BASELINE_FOLDER, KIT_FILE, Kit
+from mmcompress.measure.cost_model.plan import BASELINE_FOLDER, QUANTIZED_FOLDER
+from mmcompress.measure.devices.kit import KIT_FILE, Kit
 from mmcompress.measure.latency.benchmark_in_subprocess import save_requests
 from mmcompress.run.predictor import plan_run_measurements, write_reference_bundles
 from mmcompress.run.profile import BENCH_REQUESTS, profile_pipeline

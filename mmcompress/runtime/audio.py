@@ -24,6 +24,9 @@ WINDOW = 400
 HOP = 160
 """Samples from one frame to the next: 10 ms."""
 
+TOKENS_PER_SECOND = 50
+"""Tokens that Whisper's encoder makes of a second of sound: each spans two frames, 20 ms."""
+
 CUT_REGION_DIVISOR = 5
 """A long sound is cut in the last fifth of a window: earlier cuts would waste too much of it."""
 

@@ -32,7 +32,8 @@ from mmcompress.search.worker import (
 )
 from mmcompress.workspace.context import OnProgress, RunContext
 
-K = TypeVar("K", bound=Hashable)
+CandidateKey = TypeVar("CandidateKey", bound=Hashable)
+"""What the caller knows a candidate by."""
 
 COLLAPSE_RATIO = 3.0
 """Loss before training / dense loss above which the quality of a pipeline counts as collapsed."""
@@ -70,12 +71,12 @@ class TrialEvaluator:
 
     def evaluate_all(
         self,
-        candidates: Mapping[K, Candidate],
+        candidates: Mapping[CandidateKey, Candidate],
         *,
         evaluate: Evaluate,
         on_progress: OnProgress,
         message: str,
-    ) -> dict[K, float]:
+    ) -> dict[CandidateKey, float]:
         """Measure the loss of every candidate.
 
         Args:
@@ -90,12 +91,12 @@ class TrialEvaluator:
         Raises:
             ClusterError: A worker process died.
         """
-        tasks: dict[K, SubmittedTask] = {}
+        tasks: dict[CandidateKey, SubmittedTask] = {}
         for key, candidate in candidates.items():
             tasks[key] = submit_candidate(
                 candidate, evaluate, executor=self.executor, retries=self.retries
             )
-        losses: dict[K, float] = {}
+        losses: dict[CandidateKey, float] = {}
         for i, (key, task) in enumerate(tasks.items()):
             on_progress("search", message, i / len(tasks))
             losses[key] = _wait_for_loss(task, on_progress)

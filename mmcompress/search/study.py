@@ -28,7 +28,7 @@ from optuna.trial import TrialState, create_trial
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.registry import SAMPLERS
-from mmcompress.results.records import Trial
+from mmcompress.results.records import LEVEL_SWITCH_ORIGIN, Trial
 from mmcompress.runtime.progress import Progress, ignore_progress
 from mmcompress.search.executors import (
     Evaluate,
@@ -54,9 +54,6 @@ STUDY_NAME = "mmcompress"
 
 SAMPLER_ORIGIN = "sampler"
 """`Trial.origin` of a proposal of the sampler."""
-
-LEVEL_SWITCH_ORIGIN = "mutation"
-"""`Trial.origin` of a level switch."""
 
 MAX_REPEATS_PER_TRIAL = 4
 """Known candidates a sampler may propose, per trial of the session, before one is evaluated again.

@@ -9,10 +9,7 @@ from torch import Tensor
 from mmcompress.data.base import Pairs
 from mmcompress.kinds.base import Batch, Outputs, TrainableNode
 from mmcompress.models.base import Model
-from mmcompress.runtime.audio import SAMPLE_RATE, compute_log_mel
-
-TOKENS_PER_SECOND = 50
-"""Tokens of an audio encoder for each second of sound (Whisper: two frames of 10 ms each)."""
+from mmcompress.runtime.audio import SAMPLE_RATE, TOKENS_PER_SECOND, compute_log_mel
 
 TAIL_TOKENS = 50
 """Tokens behind the end of the sound that count as sound: one second, in which an encoder says that

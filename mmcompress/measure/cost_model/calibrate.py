@@ -73,6 +73,7 @@ MEASURED_CUTS_PER_WINDOW = 3
 """Cuts of positions that the table is measured at, evenly spaced up to the largest one."""
 
 STRUCTURES_FOLDER = "structures"
+"""Folder of the cut exports that are timed whole; it is removed after the calibration."""
 
 TABLE_SHARE_OF_PROGRESS = 0.7
 """Share of the calibration that measuring the table takes, 0..1; whole exports take the rest."""

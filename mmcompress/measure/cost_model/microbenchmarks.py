@@ -16,11 +16,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mmcompress.export.opset import OPSET
 from mmcompress.graph.blocks import ConvGeometry
-
-OPSET = 17
-"""Version of the ONNX operators. It is the first one with LayerNormalization, which exports of
-models use too."""
 
 IR_VERSION = 9
 """Version of the ONNX file format. Every ONNX Runtime that this project accepts reads it."""
@@ -29,6 +26,7 @@ WEIGHT_SEED = 0
 """Weights need not mean anything: latency does not depend on their values."""
 
 FEED_SEED = 1
+"""Inputs need not mean anything either. Another seed than that of the weights keeps them apart."""
 
 BTUH_TO_BUTH = (0, 2, 1, 3)
 """Axes: heads move before positions."""

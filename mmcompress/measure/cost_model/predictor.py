@@ -30,6 +30,7 @@ Cuts = Mapping[str, int]
 """Positions that are cut, by the node whose positions they are."""
 
 NO_CUTS: Cuts = MappingProxyType({})
+"""Every position of every node stays."""
 
 MIN_TABLE_SPREAD_MS = 1e-6
 """Milliseconds between the smallest and the largest table sum of a fit. Below it no line can be

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
-from mmcompress.measure.devices.kit import BASELINE_FOLDER, open_kit
+from mmcompress.measure.cost_model.plan import BASELINE_FOLDER
+from mmcompress.measure.devices.kit import open_kit
 from mmcompress.measure.latency.bench import (
     COMPARISON_SECONDS,
     MAX_REQUESTS_FACTOR,

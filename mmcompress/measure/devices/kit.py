@@ -18,9 +18,6 @@ from mmcompress.storage import read_record
 KIT_FILE = "kit.json"
 """Name of the record in a kit's folder."""
 
-BASELINE_FOLDER = "baseline"
-"""Name of the dense bundle's folder in a kit."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Kit:

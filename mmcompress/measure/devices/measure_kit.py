@@ -8,9 +8,9 @@ from pathlib import Path
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.cost_model.device_table import DeviceTable
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement, compute_node_ratios
-from mmcompress.measure.cost_model.plan import list_reference_bundles
+from mmcompress.measure.cost_model.plan import BASELINE_FOLDER, list_reference_bundles
 from mmcompress.measure.cost_model.predictor import list_table_needs
-from mmcompress.measure.devices.kit import BASELINE_FOLDER, Kit, open_kit
+from mmcompress.measure.devices.kit import Kit, open_kit
 from mmcompress.measure.devices.readings import Readings
 from mmcompress.measure.latency.bench import BenchmarkOptions
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay

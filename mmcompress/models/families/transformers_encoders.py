@@ -37,13 +37,12 @@ from mmcompress.models.hub import (
     load_tokenizer_json,
 )
 from mmcompress.models.layouts import find_blocks, normalize_
+from mmcompress.runtime.audio import TOKENS_PER_SECOND
 
 WITHOUT_POOLER = {"add_pooling_layer": False}
 """Option of transformers: leave out a layer whose output nobody reads here."""
 UNMASKED_TEXT_TYPES = ("clip", "siglip")
 """Starts of the model types whose text towers see padding, as they did in training."""
-TOKENS_PER_SECOND = 50
-"""Tokens that Whisper's encoder makes of one second of sound: each is 20 ms long."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of red, green and blue in 0..1, as CLIP normalizes images."""
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

@@ -20,6 +20,7 @@ INT8 = Precision(
     simulation="mmcompress.quantize.simulation:SIGNED_CHANNELS",
     levels=REDUCED_LEVELS,
 )
+"""int8: weights of 7 bits for each output channel, right on any CPU."""
 
 INT8_FULL = Precision(
     writer="mmcompress.quantize.schemes.dynamic:write_dynamic",
@@ -28,11 +29,13 @@ INT8_FULL = Precision(
     # All 8 bits are right only where pairs of products are added in 32 bits.
     cpu_flags=("avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"),
 )
+"""int8_full: weights of 8 bits for each output channel, on CPUs that add products in 32 bits."""
 
 UINT8 = Precision(
     writer="mmcompress.quantize.schemes.dynamic:write_dynamic",
     simulation="mmcompress.quantize.simulation:UNSIGNED_CHANNELS",
 )
+"""uint8: asymmetric weights of 8 bits, with a zero point for each output channel."""
 
 
 def write_dynamic(

@@ -15,6 +15,7 @@ FP32 = Precision(
     simulation=None,
     bits=32,
 )
+"""fp32: weights as they were trained."""
 
 
 def write_unchanged(

@@ -16,12 +16,14 @@ FP16 = Precision(
     simulation="mmcompress.quantize.simulation:FLOAT16",
     bits=16,
 )
+"""fp16: weights and activations as floats of half precision."""
 
 BF16 = Precision(
     writer="mmcompress.quantize.schemes.sixteen_bit:write_bfloat16",
     simulation="mmcompress.quantize.simulation:BFLOAT16",
     bits=16,
 )
+"""bf16: weights alone in 16 bits, with the exponent of fp32."""
 
 
 def write_float16(

@@ -23,6 +23,7 @@ INT8_STATIC = Precision(
     needs_calibration=True,
     levels=REDUCED_LEVELS,
 )
+"""int8_static: weights of 7 bits, and activations over ranges of calibration inputs."""
 
 
 class FeedReader:

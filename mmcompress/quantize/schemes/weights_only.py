@@ -18,6 +18,7 @@ W8 = Precision(
     levels=127,
     group_size=32,
 )
+"""w8: weights of 8 bits in groups of 32, activations in fp32 between products."""
 
 W4 = Precision(
     writer="mmcompress.quantize.schemes.weights_only:write_weight_groups",
@@ -26,6 +27,7 @@ W4 = Precision(
     levels=7,
     group_size=32,
 )
+"""w4: weights of 4 bits in groups of 32, activations in fp32 between products."""
 
 
 def write_weight_groups(

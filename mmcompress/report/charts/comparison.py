@@ -21,7 +21,7 @@ from mmcompress.report.formats import format_percent
 from mmcompress.results.records import Summary
 from mmcompress.stats import Quality
 
-MIN_LEFT = 130.0
+COMPARISON_MIN_LEFT = 130.0
 """Units left of the panels at least, for the names of the methods."""
 
 MAX_LEFT = WIDTH / 2.5
@@ -30,10 +30,10 @@ MAX_LEFT = WIDTH / 2.5
 PANEL_GAP = 48.0
 """Units between two panels."""
 
-TOP = 50.0
+COMPARISON_TOP = 50.0
 """Units above the first row, for two lines of title."""
 
-ROW_STEP = 24.0
+COMPARISON_ROW_STEP = 24.0
 """Units from one row to the next."""
 
 MIN_RANGE = 1e-6
@@ -58,19 +58,19 @@ def draw_comparison(summaries: Mapping[str, Summary]) -> str:
     rows = _list_rows(summaries)
     metrics = list(rows[0].quality)
     longest_label = max(len(row.label) for row in rows)
-    left = min(MAX_LEFT, max(MIN_LEFT, CHARACTER_WIDTH * longest_label + 20))
+    left = min(MAX_LEFT, max(COMPARISON_MIN_LEFT, CHARACTER_WIDTH * longest_label + 20))
     panel_step = (WIDTH - left) / max(1, len(metrics))
     elements: list[str] = []
     for i, row in enumerate(rows):
         label = shorten_text(row.label, left - 14)
-        y = TOP + 4 + i * ROW_STEP
+        y = COMPARISON_TOP + 4 + i * COMPARISON_ROW_STEP
         elements.append(draw_text(left - 14, y, text=label, anchor="end"))
     for i, metric in enumerate(metrics):
         start = left + i * panel_step
         scale = _fit_scale(rows, metric, start=start, end=start + panel_step - PANEL_GAP)
         elements += _draw_panel_frame(rows, metric, scale=scale)
         elements += _draw_panel_rows(rows, metric, scale=scale, color=choose_color(i))
-    height = TOP + len(rows) * ROW_STEP + 20
+    height = COMPARISON_TOP + len(rows) * COMPARISON_ROW_STEP + 20
     return build_svg(WIDTH, height, elements=elements, label="quality of every method")
 
 
@@ -98,11 +98,13 @@ def _draw_panel_frame(rows: Sequence[Row], metric: str, *, scale: Scale) -> list
     elements = [draw_text(scale.start, 14, text=title)]
     if rows[0].quality[metric].is_error_rate:
         elements.append(draw_text(scale.start, 29, text="less is better", css="small"))
-    bottom = TOP + (len(rows) - 0.5) * ROW_STEP
+    bottom = COMPARISON_TOP + (len(rows) - 0.5) * COMPARISON_ROW_STEP
     shares = scale.list_ticks(max(3, int(width / TICK_WIDTH)))
     for share, text in zip(shares, format_ticks(shares, is_share=True), strict=True):
         x = scale.place(share)
-        elements.append(draw_line((x, TOP - ROW_STEP / 2), (x, bottom), css="grid"))
+        elements.append(
+            draw_line((x, COMPARISON_TOP - COMPARISON_ROW_STEP / 2), (x, bottom), css="grid")
+        )
         elements.append(draw_text(x, bottom + 16, text=text, css="small", anchor="middle"))
     return elements
 
@@ -112,7 +114,7 @@ def _draw_panel_rows(rows: Sequence[Row], metric: str, *, scale: Scale, color: s
     elements: list[str] = []
     for i, row in enumerate(rows):
         quality = row.quality[metric]
-        y = TOP + i * ROW_STEP
+        y = COMPARISON_TOP + i * COMPARISON_ROW_STEP
         interval_start = (scale.place(quality.low), y)
         interval_end = (scale.place(quality.high), y)
         elements.append(draw_line(interval_start, interval_end, css="interval"))

@@ -20,19 +20,19 @@ from mmcompress.report.charts.svg import (
 from mmcompress.report.formats import format_percent
 from mmcompress.results.records import Summary
 
-HEIGHT = 312.0
+FRONT_HEIGHT = 312.0
 """Units of height."""
 
-LEFT = 60.0
+FRONT_LEFT = 60.0
 """Units left of the plot."""
 
-RIGHT = WIDTH - 16
+FRONT_RIGHT = WIDTH - 16
 """Units from the left edge to the right end of the grid."""
 
-TOP = 44.0
+FRONT_TOP = 44.0
 """Units above the plot, for two lines of names of targets."""
 
-BOTTOM = HEIGHT - 40
+FRONT_BOTTOM = FRONT_HEIGHT - 40
 """Units from the upper edge to the lower end of the plot."""
 
 RESULT_ROOM = 110.0
@@ -53,7 +53,9 @@ def draw_front(summaries: Mapping[str, Summary]) -> str:
     elements += _draw_targets(runs, speedup_scale)
     elements.append(draw_polyline([dense_point, *points], stroke=PALETTE[0]))
     elements += _draw_results(runs, points)
-    return build_svg(WIDTH, HEIGHT, elements=elements, label="quality retained against speedup")
+    return build_svg(
+        WIDTH, FRONT_HEIGHT, elements=elements, label="quality retained against speedup"
+    )
 
 
 def _get_speedup(run: Summary) -> float:
@@ -66,7 +68,9 @@ def _fit_speedup_scale(runs: Sequence[Summary]) -> Scale:
     speedups = [1.0]
     for run in runs:
         speedups += [run.speedup, run.target.speedup]
-    return Scale(low=min(speedups), high=max(speedups), start=LEFT, end=RIGHT - RESULT_ROOM)
+    return Scale(
+        low=min(speedups), high=max(speedups), start=FRONT_LEFT, end=FRONT_RIGHT - RESULT_ROOM
+    )
 
 
 def _fit_quality_scale(runs: Sequence[Summary]) -> Scale:
@@ -74,7 +78,7 @@ def _fit_quality_scale(runs: Sequence[Summary]) -> Scale:
     retained = [run.quality_retained for run in runs]
     lowest = min(0.9, *retained) - 0.02
     highest = max(1.0, *retained) + 0.01
-    return Scale(low=lowest, high=highest, start=BOTTOM, end=TOP)
+    return Scale(low=lowest, high=highest, start=FRONT_BOTTOM, end=FRONT_TOP)
 
 
 def _draw_axes(speedup_scale: Scale, quality_scale: Scale) -> list[str]:
@@ -83,14 +87,18 @@ def _draw_axes(speedup_scale: Scale, quality_scale: Scale) -> list[str]:
     shares = quality_scale.list_ticks()
     for share, text in zip(shares, format_ticks(shares, is_share=True), strict=True):
         y = quality_scale.place(share)
-        elements.append(draw_line((LEFT, y), (RIGHT, y), css="grid"))
-        elements.append(draw_text(LEFT - 8, y + 4, text=text, css="small", anchor="end"))
+        elements.append(draw_line((FRONT_LEFT, y), (FRONT_RIGHT, y), css="grid"))
+        elements.append(draw_text(FRONT_LEFT - 8, y + 4, text=text, css="small", anchor="end"))
     speedups = speedup_scale.list_ticks()
     for speedup, text in zip(speedups, format_ticks(speedups), strict=True):
         x = speedup_scale.place(speedup)
-        elements.append(draw_text(x, BOTTOM + 18, text=f"{text}×", css="small", anchor="middle"))
-    middle = (LEFT + RIGHT) / 2
-    elements.append(draw_text(middle, HEIGHT - 4, text="speedup", css="small", anchor="middle"))
+        elements.append(
+            draw_text(x, FRONT_BOTTOM + 18, text=f"{text}×", css="small", anchor="middle")
+        )
+    middle = (FRONT_LEFT + FRONT_RIGHT) / 2
+    elements.append(
+        draw_text(middle, FRONT_HEIGHT - 4, text="speedup", css="small", anchor="middle")
+    )
     return elements
 
 
@@ -121,7 +129,7 @@ def _draw_targets(runs: Sequence[Summary], speedup_scale: Scale) -> list[str]:
         half_width = CHARACTER_WIDTH * len(asked) / 2
         is_raised = x - half_width < last_end and not is_raised
         last_end = x + half_width
-        text_y = TOP - 26 if is_raised else TOP - 10
-        elements.append(draw_line((x, text_y + 4), (x, BOTTOM), css="target"))
+        text_y = FRONT_TOP - 26 if is_raised else FRONT_TOP - 10
+        elements.append(draw_line((x, text_y + 4), (x, FRONT_BOTTOM), css="target"))
         elements.append(draw_text(x, text_y, text=asked, css="small halo", anchor="middle"))
     return elements

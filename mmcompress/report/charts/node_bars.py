@@ -18,25 +18,25 @@ from mmcompress.report.charts.svg import (
 )
 from mmcompress.results.records import Side, Summary
 
-LEFT = 64.0
+NODE_BARS_LEFT = 64.0
 """Units left of the bars, for their names."""
 
-RIGHT = 90.0
+NODE_BARS_RIGHT = 90.0
 """Units right of the longest bar, for its milliseconds."""
 
-TOP = 26.0
+NODE_BARS_TOP = 26.0
 """Units above the first bar, for the target."""
 
-BAR_HEIGHT = 34.0
+NODE_BAR_HEIGHT = 34.0
 """Units of height of a bar."""
 
-BAR_STEP = 48.0
+NODE_BAR_STEP = 48.0
 """Units from one bar to the next."""
 
 LEGEND_Y = 140.0
 """Units from the upper edge to the base line of the legend."""
 
-HEIGHT = 150.0
+NODE_BARS_HEIGHT = 150.0
 """Units of height."""
 
 TARGET_LABEL_WIDTH = 130.0
@@ -64,14 +64,17 @@ def draw_node_bars(summary: Summary) -> str:
     bars: list[str] = []
     texts: list[str] = []
     for row, (name, side) in enumerate(sides.items()):
-        top = TOP + row * BAR_STEP
+        top = NODE_BARS_TOP + row * NODE_BAR_STEP
         bars += _draw_bar(side, scale, top=top)
         texts += _draw_bar_texts(side, scale, name=name, top=top)
     # The line of the target lies under the texts, so that it crosses none of them out.
     elements = bars + _draw_target(summary.target.latency_ms, scale) + texts
-    elements += draw_legend(LEFT, LEGEND_Y, entries=_list_legend(summary.baseline))
+    elements += draw_legend(NODE_BARS_LEFT, LEGEND_Y, entries=_list_legend(summary.baseline))
     return build_svg(
-        WIDTH, HEIGHT, elements=elements, label="latency by node, before and after compression"
+        WIDTH,
+        NODE_BARS_HEIGHT,
+        elements=elements,
+        label="latency by node, before and after compression",
     )
 
 
@@ -82,7 +85,7 @@ def _fit_scale(summary: Summary) -> Scale:
         # Branches that run at the same time add up to more than a request takes.
         node_ms = sum(node.latency_ms_p50 for node in side.nodes.values())
         longest = max(longest, side.latency_ms.p50, node_ms)
-    return Scale(low=0.0, high=longest, start=LEFT, end=WIDTH - RIGHT)
+    return Scale(low=0.0, high=longest, start=NODE_BARS_LEFT, end=WIDTH - NODE_BARS_RIGHT)
 
 
 def _list_parts(side: Side) -> list[Part]:
@@ -109,7 +112,7 @@ def _draw_bar(side: Side, scale: Scale, *, top: float) -> list[str]:
                 start,
                 top,
                 width=scale.place(spent_ms) - start,
-                height=BAR_HEIGHT,
+                height=NODE_BAR_HEIGHT,
                 css=part.css,
                 fill=part.fill,
                 title=f"{part.name}: {part.milliseconds:.2f} ms",
@@ -120,8 +123,8 @@ def _draw_bar(side: Side, scale: Scale, *, top: float) -> list[str]:
 
 def _draw_bar_texts(side: Side, scale: Scale, *, name: str, top: float) -> list[str]:
     """Draw the name of a bar, the milliseconds of parts that are wide enough, and the total."""
-    y = top + BAR_HEIGHT / 2 + 4
-    elements = [draw_text(LEFT - 10, y, text=name, anchor="end")]
+    y = top + NODE_BAR_HEIGHT / 2 + 4
+    elements = [draw_text(NODE_BARS_LEFT - 10, y, text=name, anchor="end")]
     spent_ms = 0.0
     for part in _list_parts(side):
         start = scale.place(spent_ms)
@@ -140,12 +143,12 @@ def _draw_bar_texts(side: Side, scale: Scale, *, name: str, top: float) -> list[
 def _draw_target(target_ms: float, scale: Scale) -> list[str]:
     """Draw the target as a line through both bars, with its name above them."""
     x = scale.place(target_ms)
-    bottom = TOP + BAR_STEP + BAR_HEIGHT + 6
-    line = draw_line((x, TOP - 6), (x, bottom), css="target")
+    bottom = NODE_BARS_TOP + NODE_BAR_STEP + NODE_BAR_HEIGHT + 6
+    line = draw_line((x, NODE_BARS_TOP - 6), (x, bottom), css="target")
     # The name starts at the line, or ends there where the right edge is near.
     anchor = "end" if x > WIDTH - TARGET_LABEL_WIDTH else "start"
     text = f"target {target_ms:.2f} ms"
-    return [line, draw_text(x, TOP - 12, text=text, css="small", anchor=anchor)]
+    return [line, draw_text(x, NODE_BARS_TOP - 12, text=text, css="small", anchor=anchor)]
 
 
 def _list_legend(side: Side) -> list[LegendEntry]:

@@ -18,25 +18,25 @@ from mmcompress.report.charts.svg import (
 from mmcompress.report.formats import format_percent
 from mmcompress.stats import Quality
 
-MIN_LEFT = 130.0
+QUALITY_BARS_MIN_LEFT = 130.0
 """Units left of the bars at least, for the names of the metrics."""
 
-RIGHT = WIDTH - 80
+QUALITY_BARS_RIGHT = WIDTH - 80
 """Units from the left edge to where 100 % lies, or the highest figure above it."""
 
-TOP = 28.0
+QUALITY_BARS_TOP = 28.0
 """Units above the first bar, for the legend."""
 
-BAR_HEIGHT = 13.0
+QUALITY_BAR_HEIGHT = 13.0
 """Units of height of a bar."""
 
-BAR_STEP = 17.0
+QUALITY_BAR_STEP = 17.0
 """Units from one bar of a metric to the other."""
 
 METRIC_STEP = 46.0
 """Units from one metric to the next."""
 
-LEGEND = (
+QUALITY_BARS_LEGEND = (
     LegendEntry(label="before", css="dense"),
     LegendEntry(label="after", css="compressed"),
 )
@@ -52,17 +52,17 @@ def draw_quality_bars(before: Mapping[str, Quality], after: Mapping[str, Quality
     """
     labels = [_name_metric(metric, quality) for metric, quality in before.items()]
     longest_label = max((len(label) for label in labels), default=0)
-    left = max(MIN_LEFT, CHARACTER_WIDTH * longest_label + 12)
+    left = max(QUALITY_BARS_MIN_LEFT, CHARACTER_WIDTH * longest_label + 12)
     # An error rate may be above 100 %.
     highest = max((quality.high for quality in [*before.values(), *after.values()]), default=1.0)
-    scale = Scale(low=0.0, high=max(1.0, highest), start=left, end=RIGHT)
-    elements = draw_legend(left, 14, entries=LEGEND)
+    scale = Scale(low=0.0, high=max(1.0, highest), start=left, end=QUALITY_BARS_RIGHT)
+    elements = draw_legend(left, 14, entries=QUALITY_BARS_LEGEND)
     for i, (metric, label) in enumerate(zip(before, labels, strict=True)):
-        top = TOP + i * METRIC_STEP
+        top = QUALITY_BARS_TOP + i * METRIC_STEP
         elements += _draw_bar(before[metric], scale, top=top, css="dense")
-        elements += _draw_bar(after[metric], scale, top=top + BAR_STEP, css="compressed")
+        elements += _draw_bar(after[metric], scale, top=top + QUALITY_BAR_STEP, css="compressed")
         elements.append(draw_text(left - 10, top + 20, text=label, anchor="end"))
-    height = TOP + len(before) * METRIC_STEP
+    height = QUALITY_BARS_TOP + len(before) * METRIC_STEP
     return build_svg(WIDTH, height, elements=elements, label="quality before and after")
 
 
@@ -74,10 +74,10 @@ def _name_metric(metric: str, quality: Quality) -> str:
 def _draw_bar(quality: Quality, scale: Scale, *, top: float, css: str) -> list[str]:
     """Draw one bar with its interval and its figure."""
     width = scale.place(quality.value) - scale.start
-    middle = top + BAR_HEIGHT / 2
+    middle = top + QUALITY_BAR_HEIGHT / 2
     interval_end = scale.place(quality.high)
     return [
-        draw_rectangle(scale.start, top, width=width, height=BAR_HEIGHT, css=css),
+        draw_rectangle(scale.start, top, width=width, height=QUALITY_BAR_HEIGHT, css=css),
         draw_line((scale.place(quality.low), middle), (interval_end, middle), css="interval"),
         draw_text(interval_end + 8, top + 11, text=format_percent(quality.value), css="small"),
     ]

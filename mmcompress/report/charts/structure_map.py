@@ -17,16 +17,16 @@ from mmcompress.report.charts.svg import (
 )
 from mmcompress.results.records import Summary
 
-LEFT = 96.0
+MAP_LEFT = 96.0
 """Units left of the cells, for the names of the nodes."""
 
-TOP = 6.0
+MAP_TOP = 6.0
 """Units above the first row."""
 
 CELLS_PER_ROW = 9
 """Cells of a row. A node with more blocks goes on in the next row."""
 
-CELL_STEP = (WIDTH - LEFT) / CELLS_PER_ROW
+CELL_STEP = (WIDTH - MAP_LEFT) / CELLS_PER_ROW
 """Units from one cell to the next."""
 
 CELL_WIDTH = CELL_STEP - 6
@@ -41,24 +41,24 @@ FIGURES_Y = CELL_HEIGHT + 15
 NAME_Y = CELL_HEIGHT + 29
 """Units from the upper edge of a cell to the base line of its name."""
 
-ROW_STEP = 76.0
+MAP_ROW_STEP = 76.0
 """Units from one row to the next."""
 
 
 def draw_structure_map(summary: Summary) -> str:
     """Draw a cell for each block, filled by the share of its units that is kept."""
-    top = TOP
+    top = MAP_TOP
     elements: list[str] = []
     for i, (node, blocks) in enumerate(summary.blocks.items()):
-        name = shorten_text(node, LEFT - 10)
-        elements.append(draw_text(LEFT - 10, top + 20, text=name, css="strong", anchor="end"))
+        name = shorten_text(node, MAP_LEFT - 10)
+        elements.append(draw_text(MAP_LEFT - 10, top + 20, text=name, css="strong", anchor="end"))
         for j, block in enumerate(blocks):
             column = j % CELLS_PER_ROW
             if j and column == 0:
-                top += ROW_STEP
+                top += MAP_ROW_STEP
             elements.append(
                 _draw_cell(
-                    LEFT + column * CELL_STEP,
+                    MAP_LEFT + column * CELL_STEP,
                     top,
                     node=node,
                     block=block,
@@ -66,7 +66,7 @@ def draw_structure_map(summary: Summary) -> str:
                     color=choose_color(i),
                 )
             )
-        top += ROW_STEP
+        top += MAP_ROW_STEP
     return build_svg(WIDTH, top, elements=elements, label="units kept in every block")
 
 

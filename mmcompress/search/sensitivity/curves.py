@@ -24,6 +24,7 @@ CutWeights = Mapping[str, Mapping[str, float]]
 """Factor of a block's loss increase by node and block; 1 where a block is missing."""
 
 EQUAL_WEIGHTS: CutWeights = MappingProxyType({})
+"""Factor 1 for every block: loss increases count as they were measured."""
 
 
 @dataclass(frozen=True)
