@@ -12,6 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmcompress.storage import replace_file
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """The running means that AdamW keeps for each weight, under torch's names."""
 
@@ -79,9 +81,8 @@ class Checkpoint:
                     tensors[f"{name}/{i}"] = moments[name]
         # Tied weights share memory, which safetensors refuses to write.
         copies = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
-        unfinished = self.path.with_suffix(".new")
-        save_file(copies, unfinished, metadata={"state": _format_state(state)})
-        unfinished.replace(self.path)
+        with replace_file(self.path) as unfinished:
+            save_file(copies, unfinished, metadata={"state": _format_state(state)})
         self.last_saved_at = state.elapsed
 
     def load_(

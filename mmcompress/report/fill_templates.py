@@ -20,6 +20,7 @@ from mmcompress.report.formats import (
     keep_together,
 )
 from mmcompress.results.target_met import target_share
+from mmcompress.storage import replace_file
 from mmcompress.version import PACKAGE_FOLDER
 
 TEMPLATE_FOLDER = PACKAGE_FOLDER / "report" / "templates"
@@ -40,7 +41,7 @@ FILTERS = {
 
 
 def write_pages(page: Path, **values: object) -> Path:
-    """Write a page and its Markdown twin.
+    """Write a page and its Markdown twin, each whole or not at all.
 
     Args:
         page: The HTML file. Its name without the ending is the name of both templates.
@@ -50,9 +51,10 @@ def write_pages(page: Path, **values: object) -> Path:
         The HTML file.
     """
     environment = _open_templates()
-    page.parent.mkdir(parents=True, exist_ok=True)
     for path in (page.with_suffix(".md"), page):
-        path.write_text(environment.get_template(path.name).render(values))
+        text = environment.get_template(path.name).render(values)
+        with replace_file(path) as unfinished:
+            unfinished.write_text(text)
     return page
 
 
