@@ -28,6 +28,7 @@ class OptionalPackage:
 
 
 OPTIONAL_PACKAGES = {
+    "aiohttp": OptionalPackage(distribution="ray[default]"),
     "cachetools": OptionalPackage(distribution="cachetools"),
     "cmaes": OptionalPackage(distribution="cmaes"),
     "emoji": OptionalPackage(distribution="emoji"),

@@ -190,7 +190,7 @@ def test_the_rate_is_one_that_a_structure_can_bear(inputs, models, much):
     )
     options = TrainingOptions(
         settings=settings,
-        on_progress=lambda message, share: said.append(message),
+        progress=lambda message, share: said.append(message),
         hold_weights_=_Enough(said),
     )
     with contextlib.suppress(StopIteration):
@@ -267,7 +267,7 @@ def test_a_training_that_was_cut_off_ends_as_if_it_had_not_been(inputs, models, 
 
     def train(student, history, kept=None, progress=lambda *_: None):
         options = TrainingOptions(
-            settings=settings, on_progress=progress, history=tmp_path / history, checkpoint=kept
+            settings=settings, progress=progress, history=tmp_path / history, checkpoint=kept
         )
         distill_models_(student, with_validation(inputs, batch), options=options)
 

@@ -21,6 +21,7 @@ OWN_KINDS = tuple(sorted(path.parent.name for path in PACKAGE.glob("kinds/*/entr
 """Kinds of the project: tests of plug-ins in the same process add others to the registry."""
 DOORS = {
     "ray": {"search/ray_executor.py", "search/jobs.py"},
+    "aiohttp": {"search/jobs.py"},
     "optuna": {"search/study.py", "search/samplers.py", "search/cma_sampler.py"},
     "open_clip": {"models/families/open_clip.py"},
     "jiwer": {"metrics/wer.py"},

@@ -214,7 +214,7 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
 
     with pytest.raises(ClusterError, match="--resume"):
         TrialEvaluator(evaluate=judge, executor=Gone(None), workers=1).evaluate_all(
-            {"c": Candidate({}, {})}, evaluate=judge, on_progress=say, message="it"
+            {"c": Candidate({}, {})}, evaluate=judge, progress=lambda *a: None, message="it"
         )
 
 
@@ -229,7 +229,7 @@ def test_what_fails_by_chance_is_tried_again():
 
     who = TrialEvaluator(evaluate=once, executor=InlineExecutor(None), workers=1, retries=1)
     losses = who.evaluate_all(
-        {"c": Candidate({}, {})}, evaluate=once, on_progress=lambda *a: None, message="it"
+        {"c": Candidate({}, {})}, evaluate=once, progress=lambda *a: None, message="it"
     )
     assert losses == {"c": 2.0} and len(tries) == 2
 

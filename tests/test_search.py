@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import itertools
 import os
 import random
@@ -11,11 +12,13 @@ import subprocess
 import sys
 import time
 
+import aiohttp
 import numpy as np
 import pytest
 import yaml
+from ray.job_submission import JobStatus
 
-from mmcompress.errors import SpecError
+from mmcompress.errors import ClusterError, SpecError
 from mmcompress.graph.blocks import Block, units_after
 from mmcompress.graph.load_spec import load_document
 from mmcompress.graph.structure import Candidate, cut_uniformly
@@ -631,6 +634,42 @@ def test_a_job_takes_its_readings_and_its_space_along(tmp_path):
     missing = {"nodes": {}, "measure": {"readings": "nowhere.json"}}
     with pytest.raises(SpecError, match=r"measure\.readings: nowhere\.json: no such file"):
         jobs._fill_work_folder(work, missing, space=tmp_path / "joint.yaml")
+
+
+class LoggedJob:
+    """A job server with one job, whose log has two pieces."""
+
+    def __init__(self, status, error=None):
+        self.status = status
+        self.error = error
+
+    async def tail_job_logs(self, job_id):
+        yield "one\n"
+        yield "two\n"
+        if self.error:
+            raise self.error
+
+    def get_job_status(self, job_id):
+        return self.status
+
+
+def test_the_log_of_a_job_is_followed_to_its_end():
+    log = io.StringIO()
+    assert jobs._follow_log(LoggedJob(JobStatus.FAILED), "j", log=log) == JobStatus.FAILED
+    assert log.getvalue() == "one\ntwo\n"
+
+
+@pytest.mark.parametrize(
+    ("job", "reason"),
+    [
+        (LoggedJob(JobStatus.RUNNING), "was closed"),
+        (LoggedJob(JobStatus.RUNNING, RuntimeError("code 1006")), "code 1006"),
+        (LoggedJob(JobStatus.RUNNING, aiohttp.ClientError("gone")), "gone"),
+    ],
+)
+def test_a_log_that_breaks_off_is_told_with_its_job(job, reason):
+    with pytest.raises(ClusterError, match=f"log of job j broke off: .*{reason}"):
+        jobs._follow_log(job, "j", log=io.StringIO())
 
 
 def test_names_of_readings_become_absolute(tmp_path):

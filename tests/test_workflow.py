@@ -41,6 +41,7 @@ from mmcompress.run.structure_benchmark import (
 )
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.graph import load_bundle
+from mmcompress.runtime.progress import ignore_progress
 from mmcompress.search.build_problem import AIMED_SHARE
 from mmcompress.spec.schema import Limits
 from mmcompress.storage import read_record, write_record
@@ -671,7 +672,7 @@ def _approach(propose, predictor, *, measure, target_ms, node_limits_ms=None, fi
         )
 
     result = approach_target(
-        propose, predictor, options=options, measure=measure_candidate, report=lambda message: None
+        propose, predictor, options=options, measure=measure_candidate, progress=ignore_progress
     )
     return result, options
 

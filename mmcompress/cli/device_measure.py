@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,11 +18,7 @@ from mmcompress.storage import write_record
 def measure_command(kit: str, file: str) -> None:
     """Measure a kit on this device; neither torch nor the models' libraries are needed."""
     with Progress() as on_progress:
-
-        def report(message: str, share: float) -> None:
-            on_progress("measure", message, share)
-
-        readings = measure_kit(Path(kit), report)
+        readings = measure_kit(Path(kit), partial(on_progress, "measure"))
     write_record(Path(file), readings)
     device = f"{readings.cpu['name']}, {readings.threads} threads"
     p50 = readings.baseline.latency.p50

@@ -41,12 +41,7 @@ def submit_command(
         folder=folder,
         space=space or default_space(),
         resume=resume,
-        echo=_echo,
+        log=sys.stdout,
     )
     if exit_code:
         sys.exit(exit_code)
-
-
-def _echo(text: str) -> None:
-    """Print a part of a log as it is."""
-    click.echo(text, nl=False)

@@ -56,14 +56,14 @@ def distill_models_(
         if is_rate_searched(settings):
             deadline = start + RATE_SEARCH_SHARE * settings.minutes * 60
             state.rate = find_learning_rate(training, deadline=deadline)
-            options.on_progress(f"the learning rate is {state.rate:.2g}", 0.0)
+            options.progress(f"the learning rate is {state.rate:.2g}", 0.0)
 
     losses: dict[str, float] = {}
     while state.share < 1:
         best.validate(state.share, state.step)
         if state.step == 0 and best.validations:
             loss = best.validations[0]["validation_loss"]
-            options.on_progress(
+            options.progress(
                 f"the loss on validation pairs is {loss:.3f}; that of the dense pipeline is "
                 f"{best.dense_loss:.3f}",
                 0.0,
@@ -81,7 +81,7 @@ def distill_models_(
         if state.step % CURVE_STEPS == 1:
             state.curve.append(_make_curve_row(state.step, losses))
             loss = state.curve[-1]["loss"]
-            options.on_progress(f"step {state.step}, loss {loss:.3f}", min(state.share, 1.0))
+            options.progress(f"step {state.step}, loss {loss:.3f}", min(state.share, 1.0))
         _save_checkpoint(training, optimizer, state=state, best=best)
 
     if losses and state.curve[-1]["step"] != state.step:

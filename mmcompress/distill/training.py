@@ -22,7 +22,7 @@ from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.graph.losses import resolve_loss_weights
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.runtime.progress import Progress, ignore_progress
+from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.runtime.timing import Clock, SystemClock, min_of_medians
 from mmcompress.spec.schema import Distill
 
@@ -69,7 +69,7 @@ class TrainingOptions:
     """Steps of earlier trainings. Their pairs are not drawn again."""
     hold_weights_: Callable[[], None] | None = None
     """Called after every step, to restore weights that must not change (zeros that must stay)."""
-    on_progress: Progress = ignore_progress
+    progress: StageProgress = ignore_progress
     """Called with a message and the share of the budget that is used up, 0 .. 1."""
     history: Path | None = None
     """A file for the losses of training and validation, written at the end."""

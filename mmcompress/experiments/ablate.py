@@ -24,13 +24,14 @@ from mmcompress.results.records import Summary
 from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
+from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.overrides import apply_overrides
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Space
 from mmcompress.spec.target import require_one_target
 from mmcompress.storage import build_record, read_record, to_plain, write_record
-from mmcompress.workspace.context import OnProgress, RunContext, ignore_progress, open_run
+from mmcompress.workspace.context import RunContext, open_run
 
 REFERENCE_CHANGES = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
 """Keys of the spec, and their values in the reference that every cell differs from."""
@@ -43,7 +44,7 @@ def ablate(
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: ProgressListener = ignore_progress,
     tables: tuple[str, ...] = (),
     bench: Benchmarker | None = None,
     clock: Clock | None = None,

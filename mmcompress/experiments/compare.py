@@ -17,10 +17,11 @@ from mmcompress.results.records import Summary
 from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
+from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.target import require_one_target
 from mmcompress.storage import read_record
-from mmcompress.workspace.context import OnProgress, RunContext, ignore_progress, open_run
+from mmcompress.workspace.context import RunContext, open_run
 
 
 def compare(
@@ -31,7 +32,7 @@ def compare(
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: ProgressListener = ignore_progress,
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
 ) -> dict[str, Summary]:

@@ -11,7 +11,7 @@ from mmcompress.measure.cost_model.time_export import time_export
 from mmcompress.measure.latency.bench import Samples
 from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, benchmark_in_subprocess
 from mmcompress.measure.latency.memory import measure_memory_mb
-from mmcompress.runtime.progress import Progress
+from mmcompress.runtime.progress import StageProgress
 
 
 class Benchmarker:
@@ -23,7 +23,7 @@ class Benchmarker:
         threads: int,
         *,
         precisions: Sequence[str],
-        progress: Progress,
+        progress: StageProgress,
     ) -> DeviceTable:
         """Return the device table with a row for every block in `needs`; see `complete_table`.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,6 +13,7 @@ from mmcompress.graph.ports import kind_of
 from mmcompress.graph.references import name_by_node, parse_reference
 from mmcompress.registry import METRICS
 from mmcompress.runtime.graph import Pipeline
+from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.spec.schema import Spec
 from mmcompress.stats import PerSampleScores
 
@@ -57,7 +58,7 @@ def answer_pairs(
     pairs: Pairs,
     *,
     unjoined_encoders: Sequence[str] = (),
-    on_progress: Callable[[float], None] | None = None,
+    progress: StageProgress = ignore_progress,
 ) -> dict[str, Answers]:
     """Send every input through a pipeline, one request each, and embed the references with its own
     encoder.
@@ -66,7 +67,7 @@ def answer_pairs(
         pipeline: A bundle.
         pairs: The inputs and their texts.
         unjoined_encoders: Encoders whose embeddings no join compares; these are kept.
-        on_progress: Is called with the share that is done.
+        progress: Receives how many inputs are answered.
 
     Returns:
         The answers of every node that a metric may judge.
@@ -95,8 +96,8 @@ def answer_pairs(
             queries[name].append(outputs[query_node][port][0])
         for name in unjoined_encoders:
             vectors[name].append(_mean_direction(outputs[name]["embedding"]))
-        if on_progress is not None and i % PROGRESS_EVERY == 0:
-            on_progress(i / len(pairs))
+        if i % PROGRESS_EVERY == 0:
+            progress(f"{i} of {len(pairs)} inputs", i / len(pairs))
     answers: dict[str, Answers] = {}
     for name in (*writers, *joins, *unjoined_encoders):
         answers[name] = Answers(

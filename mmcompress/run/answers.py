@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from mmcompress.graph.judged_nodes import FINAL_TEXTS, judged_nodes
 from mmcompress.graph.references import find_unjoined_encoders
 from mmcompress.metrics.answers import Answers, AnswersByNode, answer_pairs, score_answers
 from mmcompress.runtime.graph import load_bundle
+from mmcompress.runtime.progress import prefix_progress
 from mmcompress.stats import PerSampleScores, Quality, estimate_quality
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
@@ -91,6 +92,7 @@ def _ask_bundles(
     pipelines = {
         side: load_bundle(bundle, run.spec.measure.threads) for side, bundle in bundles.items()
     }
+    progress = partial(run.on_progress, "evaluate")
     pending: dict[str, Future[dict[str, Answers]]] = {}
     with ThreadPoolExecutor() as pool:
         for side, pipeline in pipelines.items():
@@ -99,18 +101,9 @@ def _ask_bundles(
                 pipeline,
                 pairs,
                 unjoined_encoders=unjoined_encoders,
-                on_progress=_make_reporter(run, f"{side} on {split}"),
+                progress=prefix_progress(progress, f"{side} on {split}: "),
             )
         return {side: future.result() for side, future in pending.items()}
-
-
-def _make_reporter(run: RunContext, message: str) -> Callable[[float], None]:
-    """Return a function that reports the share of a split that is answered."""
-
-    def report_share(share: float) -> None:
-        run.on_progress("evaluate", message, share)
-
-    return report_share
 
 
 def _keep_answers(answers: AnswersByNode, scores: dict[str, PerSampleScores]) -> SplitAnswers:

@@ -13,6 +13,7 @@ from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Attempt, Trial
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FitTolerances
 from mmcompress.run.structure_benchmark import MIN_MARGIN, StructureBenchmark
+from mmcompress.runtime.progress import StageProgress
 from mmcompress.search.build_problem import AIMED_SHARE
 from mmcompress.search.run_search import FULL_BUDGET_SHARE
 
@@ -121,7 +122,7 @@ def approach_target(
     *,
     options: ApproachOptions,
     measure: Callable[[Candidate, float], StructureBenchmark],
-    report: Callable[[str], None],
+    progress: StageProgress,
 ) -> ApproachResult:
     """Propose and measure structures in turn. A miss corrects the prediction of the next one.
 
@@ -130,7 +131,7 @@ def approach_target(
         predictor: Predicts latency.
         options: What a structure has to meet.
         measure: Measures a candidate; its second argument is the predicted latency in milliseconds.
-        report: Receives messages for a person.
+        progress: Receives what each structure measures.
     """
     target_ms = options.target_ms
     budget_ms = target_ms * AIMED_SHARE
@@ -155,9 +156,10 @@ def approach_target(
         # machine.
         attempts = [_update_latency(attempt, options) for attempt in attempts]
         last = attempts[-1]
-        report(
+        progress(
             f"measured {last.bounded_ms:.2f} ms, target {target_ms:.2f} ms, "
-            f"give or take {last.benchmark.margin:.1%}"
+            f"give or take {last.benchmark.margin:.1%}",
+            None,
         )
         if last.is_accepted(options):
             exhausted = False

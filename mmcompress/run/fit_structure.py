@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from functools import partial
 
 from mmcompress.errors import DataError
 from mmcompress.graph.structure import Candidate
@@ -200,11 +201,12 @@ def _approach_by_measuring(
                 run, prepared.sensitivity, candidate=candidate, dense=prepared.dense
             )
 
-    def report_fit(message: str) -> None:
-        run.on_progress("fit", message, None)
-
     return approach_target(
-        propose, predictor, options=options, measure=measure_candidate, report=report_fit
+        propose,
+        predictor,
+        options=options,
+        measure=measure_candidate,
+        progress=partial(run.on_progress, "fit"),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from mmcompress.errors import DataError
@@ -64,10 +65,6 @@ def _calibrate_on_this_machine(
     run: RunContext, plan: MeasurementPlan, *, dense: Profile
 ) -> Predictor:
     """Measure what the plan asks for, and fit the predictor to it node by node."""
-
-    def report_progress(message: str, share: float) -> None:
-        run.on_progress("device table", message, share)
-
     measured = PipelineMeasurement(
         latency=dense.latency_ms,
         nodes=dense.nodes,
@@ -84,7 +81,7 @@ def _calibrate_on_this_machine(
         node_ratios=_measure_node_ratios(run, plan, dense=dense),
         folder=run.shared.path,
         benchmarker=run.bench,
-        progress=report_progress,
+        progress=partial(run.on_progress, "device table"),
     )
 
 

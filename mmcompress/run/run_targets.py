@@ -14,9 +14,10 @@ from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Summary
 from mmcompress.run.run_policy import RunPolicy
 from mmcompress.run.stages import RunStages, reach_target
+from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.target import split_targets
-from mmcompress.workspace.context import OnProgress, RunContext, ignore_progress, open_run
+from mmcompress.workspace.context import RunContext, open_run
 from mmcompress.workspace.folder import name_target_folder
 
 
@@ -27,7 +28,7 @@ def run(
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: ProgressListener = ignore_progress,
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
     policy: RunPolicy | None = None,
@@ -73,7 +74,7 @@ def run_targets(
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: ProgressListener = ignore_progress,
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
     policy: RunPolicy | None = None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from mmcompress.search.sensitivity.gather import gather_sensitivity
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.workspace.context import RunContext, find_largest_position_cut, list_precisions
@@ -9,10 +11,6 @@ from mmcompress.workspace.context import RunContext, find_largest_position_cut, 
 
 def measure_run_sensitivity(run: RunContext) -> Sensitivity:
     """Measure importance and loss increases on training pairs, or read them from the run folder."""
-
-    def report_progress(message: str, share: float) -> None:
-        run.on_progress("sensitivity", message, share)
-
     with run.time_stage("sensitivity"):
         return gather_sensitivity(
             run.spec,
@@ -20,7 +18,7 @@ def measure_run_sensitivity(run: RunContext) -> Sensitivity:
             models=run.models,
             data=run.data,
             folder=run.shared,
-            progress=report_progress,
+            progress=partial(run.on_progress, "sensitivity"),
             precisions=list_precisions(run),
             max_token_shares={
                 node_name: find_largest_position_cut(run, node_name) for node_name in run.models

@@ -13,6 +13,7 @@ from uuid import uuid4
 from mmcompress.graph.structure import Candidate
 from mmcompress.kinds.base import Batch
 from mmcompress.registry import EXECUTORS
+from mmcompress.runtime.progress import StageProgress
 from mmcompress.search.executors import (
     Evaluate,
     SubmittedTask,
@@ -30,7 +31,7 @@ from mmcompress.search.worker import (
     evaluate_on_more_pairs,
     make_worker_context,
 )
-from mmcompress.workspace.context import OnProgress, RunContext
+from mmcompress.workspace.context import RunContext
 
 CandidateKey = TypeVar("CandidateKey", bound=Hashable)
 """What the caller knows a candidate by."""
@@ -74,7 +75,7 @@ class TrialEvaluator:
         candidates: Mapping[CandidateKey, Candidate],
         *,
         evaluate: Evaluate,
-        on_progress: OnProgress,
+        progress: StageProgress,
         message: str,
     ) -> dict[CandidateKey, float]:
         """Measure the loss of every candidate.
@@ -82,7 +83,7 @@ class TrialEvaluator:
         Args:
             candidates: Candidates by any key.
             evaluate: `self.evaluate` or `self.evaluate_again`.
-            on_progress: Receives the share done, and every evaluation that failed.
+            progress: Receives the share done, and every evaluation that failed.
             message: What is being done, for a person.
 
         Returns:
@@ -98,12 +99,12 @@ class TrialEvaluator:
             )
         losses: dict[CandidateKey, float] = {}
         for i, (key, task) in enumerate(tasks.items()):
-            on_progress("search", message, i / len(tasks))
-            losses[key] = _wait_for_loss(task, on_progress)
+            progress(message, i / len(tasks))
+            losses[key] = _wait_for_loss(task, progress)
         return losses
 
 
-def _wait_for_loss(task: SubmittedTask, on_progress: OnProgress) -> float:
+def _wait_for_loss(task: SubmittedTask, progress: StageProgress) -> float:
     """Wait for the loss of one candidate; infinite after a failure, which does not end a search."""
     while retry_failed_task(task):
         pass
@@ -112,7 +113,7 @@ def _wait_for_loss(task: SubmittedTask, on_progress: OnProgress) -> float:
         raise make_broken_executor_error() from error
     if error is not None:
         text = f"a structure could not be evaluated: {type(error).__name__}: {error}"
-        on_progress("search", text, None)
+        progress(text, None)
         return math.inf
     loss = float(task.future.result()["loss"])
     return loss if math.isfinite(loss) else math.inf

@@ -6,25 +6,22 @@ needs only what they depend on.
 
 from __future__ import annotations
 
+import asyncio
 import importlib.util
 import shlex
 import shutil
 import sysconfig
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import aiohttp
 import yaml
 from ray.exceptions import RayError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
 from mmcompress.errors import ClusterError, SpecError
 from mmcompress.version import PACKAGE_FOLDER
-
-LOG_POLL_SECONDS = 1.0
-"""Seconds between two looks at the log of a job."""
 
 SPEC_FILE = "spec.yaml"
 """The spec in the working folder of a job."""
@@ -97,7 +94,7 @@ def submit_run(
     folder: str,
     space: str | Path,
     resume: bool,
-    echo: Callable[[str], None],
+    log: TextIO,
 ) -> int:
     """Submit a run as a job and follow its log to the end.
 
@@ -109,13 +106,13 @@ def submit_run(
         folder: Run folder, on storage that the cluster sees.
         space: File of the search space.
         resume: Whether the run goes on with what is in its folder.
-        echo: Receives the log, piece by piece.
+        log: Receives the log of the job as it grows.
 
     Returns:
         The exit code of the run.
 
     Raises:
-        ClusterError: No job server answers.
+        ClusterError: No job server answers, or the connection to it breaks off.
         SpecError: A file or module that the spec names is missing.
     """
     client = _connect_to_server(address)
@@ -128,11 +125,11 @@ def submit_run(
             entrypoint=_make_command_line(target_folder, resume=resume),
             runtime_env={"working_dir": work_folder, "py_modules": [str(PACKAGE_FOLDER)]},
         )
-        echo(f"job {job_id}\n")
-        succeeded = _follow_log(client, job_id, echo=echo)
+        log.write(f"job {job_id}\n")
+        status = _follow_log(client, job_id, log=log)
     exit_code = client.get_job_info(job_id).driver_exit_code
     if exit_code is None:
-        return 0 if succeeded else 1
+        return 0 if status == JobStatus.SUCCEEDED else 1
     return exit_code
 
 
@@ -174,15 +171,31 @@ def _make_command_line(target_folder: Path, *, resume: bool) -> str:
     return f"mkdir -p {parent_folder} && exec {command}"
 
 
-def _follow_log(client: JobSubmissionClient, job_id: str, *, echo: Callable[[str], None]) -> bool:
-    """Pass on the log of a job until it ends; returns whether it succeeded."""
-    shown_characters = 0
-    while True:
-        # The status goes first: what is logged before the end is then still shown.
-        status = client.get_job_status(job_id)
-        log = client.get_job_logs(job_id)
-        echo(log[shown_characters:])
-        shown_characters = len(log)
-        if status in (JobStatus.SUCCEEDED, JobStatus.FAILED, JobStatus.STOPPED):
-            return bool(status == JobStatus.SUCCEEDED)
-        time.sleep(LOG_POLL_SECONDS)
+def _follow_log(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> JobStatus:
+    """Pass on the log of a job until it ends, and return how it ended.
+
+    Raises:
+        ClusterError: The connection broke off.
+    """
+    try:
+        asyncio.run(_copy_log(client, job_id, log=log))
+    except (RuntimeError, aiohttp.ClientError) as error:
+        raise _make_log_error(job_id, str(error)) from error
+    status = client.get_job_status(job_id)
+    if not status.is_terminal():
+        raise _make_log_error(job_id, "the connection was closed")
+    return status
+
+
+async def _copy_log(client: JobSubmissionClient, job_id: str, *, log: TextIO) -> None:
+    """Write the log of a job, piece by piece as it grows."""
+    async for piece in client.tail_job_logs(job_id):
+        log.write(piece)
+        log.flush()
+
+
+def _make_log_error(job_id: str, reason: str) -> ClusterError:
+    """Make the error for a log that broke off; the job itself knows nothing of it."""
+    return ClusterError(
+        f"the log of job {job_id} broke off: {reason}; the job may go on: see `ray job status`"
+    )

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
@@ -281,7 +282,7 @@ class _Linearizer:
         losses = self.evaluator.evaluate_all(
             new_candidates,
             evaluate=self.evaluator.evaluate,
-            on_progress=self.run.on_progress,
+            progress=partial(self.run.on_progress, "search"),
             message=self._name_round(factors),
         )
         dense_loss = losses.pop(DENSE_KEY, factors.dense_loss)
@@ -305,7 +306,7 @@ class _Linearizer:
         losses_without = self.evaluator.evaluate_all(
             candidates,
             evaluate=self.evaluator.evaluate,
-            on_progress=self.run.on_progress,
+            progress=partial(self.run.on_progress, "search"),
             message=f"the loss without each cut, round {factors.rounds + 1}",
         )
         moved = _move_factors(factors, self.sensitivity, split=split, losses_without=losses_without)

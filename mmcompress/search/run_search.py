@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from mmcompress.graph.ports import kind_of
@@ -116,7 +117,7 @@ def choose_trial(
         losses = evaluator.evaluate_all(
             unknown,
             evaluate=evaluator.evaluate_again,
-            on_progress=run.on_progress,
+            progress=partial(run.on_progress, "search"),
             message=f"the best {len(finalists)} on more pairs",
         )
         evaluator.final_losses.update(losses)
@@ -282,10 +283,6 @@ def _run_study(
     seeds: SeedCandidates,
 ) -> list[Trial]:
     """Run an open study with the evaluator, the seed and the progress of a run."""
-
-    def report_progress(message: str, share: float) -> None:
-        run.on_progress("search", message, share)
-
     return run_study(
         study,
         problem,
@@ -295,7 +292,7 @@ def _run_study(
         seeds=seeds,
         effort=effort,
         seed=run.spec.seed,
-        progress=report_progress,
+        progress=partial(run.on_progress, "search"),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.trainer import distill_models_
@@ -18,6 +19,7 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.models.base import Model
 from mmcompress.results.records import Trial
+from mmcompress.runtime.progress import prefix_progress
 from mmcompress.search.build_problem import build_problem
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.evaluator import quality_collapsed
@@ -241,9 +243,7 @@ def _finetune_candidate(
         find_learning_rate=False,
     )
 
-    def report_progress(message: str, share: float) -> None:
-        run.on_progress("short finetuning", f"{name}: {message}", share)
-
+    progress = prefix_progress(partial(run.on_progress, "short finetuning"), f"{name}: ")
     models = build_pruned_models(run, sensitivity, candidate=candidate, refit=run.spec.prune.refit)
     distill_models_(
         models,
@@ -251,10 +251,10 @@ def _finetune_candidate(
         options=TrainingOptions(
             settings=settings,
             seed=run.spec.seed,
-            on_progress=report_progress,
+            progress=progress,
             clock=run.clock,
         ),
     )
     loss = measure_validation_loss(run, models)
-    run.on_progress("short finetuning", f"{name}: loss {loss:.3f} after training", None)
+    progress(f"loss {loss:.3f} after training", None)
     return loss

@@ -29,7 +29,7 @@ from optuna.trial import TrialState, create_trial
 from mmcompress.graph.structure import Candidate
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import LEVEL_SWITCH_ORIGIN, Trial
-from mmcompress.runtime.progress import Progress, ignore_progress
+from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.search.executors import (
     Evaluate,
     SubmittedTask,
@@ -159,7 +159,7 @@ def run_study(
     seeds: SeedCandidates,
     effort: SearchEffort,
     seed: int,
-    progress: Progress = ignore_progress,
+    progress: StageProgress = ignore_progress,
 ) -> list[Trial]:
     """Search until the proposals and level switches of `effort` stand in the study.
 
@@ -306,7 +306,7 @@ class _SearchSession:
         seeds: SeedCandidates,
         effort: SearchEffort,
         seed: int,
-        progress: Progress,
+        progress: StageProgress,
     ):
         self.journal = journal
         self.problem = journal.problem

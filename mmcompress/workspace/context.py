@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -37,6 +37,7 @@ from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.registry import PRECISIONS
 from mmcompress.results.records import Proof
 from mmcompress.runtime.machine import fingerprint_device
+from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.loader import list_given_keys
 from mmcompress.spec.schema import Node, Spec
@@ -45,19 +46,12 @@ from mmcompress.spec.target import Goal, parse_target
 from mmcompress.storage import read_record, to_plain, write_record
 from mmcompress.workspace.folder import RunFolder
 
-OnProgress = Callable[[str, str, float | None], None]
-"""Receives (stage, message, share done or None): progress for a person."""
-
 UNIT_KINDS = ("heads", "ffn", "tokens")
 """Groups of blocks that a spec or a search space gives a prune ratio for."""
 
 MAX_STATIC_RANGE_INPUTS = 32
 """Training inputs at most that static activation ranges are taken from: each runs through the whole
 pipeline."""
-
-
-def ignore_progress(stage: str, message: str, share: float | None) -> None:
-    """Ignore progress messages."""
 
 
 @dataclass(kw_only=True)
@@ -72,7 +66,7 @@ class RunContext:
     """The folder of this target."""
     shared: RunFolder
     """The folder of what does not depend on the target; `folder` itself for a single target."""
-    on_progress: OnProgress
+    on_progress: ProgressListener
     """Receives messages for a person."""
     models: dict[str, Model]
     """The dense models by node. They are never changed."""
@@ -260,7 +254,7 @@ def open_run(
     space: str | Path | None = None,
     overrides: dict[str, Any] | None = None,
     resume: bool = False,
-    on_progress: OnProgress = ignore_progress,
+    on_progress: ProgressListener = ignore_progress,
     bench: Benchmarker | None = None,
     clock: Clock | None = None,
 ) -> RunContext:

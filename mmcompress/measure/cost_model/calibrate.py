@@ -48,7 +48,7 @@ from mmcompress.prune.surgery import copy_resized
 from mmcompress.quantize.base import Precision, quantize_model
 from mmcompress.registry import PRECISIONS
 from mmcompress.runtime.bundle import read_manifest
-from mmcompress.runtime.progress import Progress
+from mmcompress.runtime.progress import StageProgress, scale_progress
 from mmcompress.runtime.sessions import open_session
 from mmcompress.spec.schema import Spec
 
@@ -418,7 +418,7 @@ def calibrate_predictor(
     node_ratios: NodeRatios,
     folder: Path,
     benchmarker: Benchmarker,
-    progress: Progress,
+    progress: StageProgress,
 ) -> Predictor:
     """Measure the blocks that the table of this machine lacks and the whole exports, and fit the
     predictor.
@@ -437,15 +437,11 @@ def calibrate_predictor(
     Returns:
         The predictor, not corrected yet.
     """
-
-    def report_table_progress(message: str, share: float) -> None:
-        progress(message, share * TABLE_SHARE_OF_PROGRESS)
-
     table = benchmarker.complete_device_table(
         list_table_needs(plan.deployed, plan.windows),
         spec.measure.threads,
         precisions=plan.every_precision,
-        progress=report_table_progress,
+        progress=scale_progress(progress, start=0.0, end=TABLE_SHARE_OF_PROGRESS),
     )
     exports: list[Export] = []
     export_ms: list[float] = []

@@ -25,7 +25,7 @@ from mmcompress.measure.cost_model.microbenchmarks import (
 from mmcompress.quantize.base import quantize_model
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.machine import fingerprint_device
-from mmcompress.runtime.progress import Progress
+from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.runtime.sessions import open_session
 from mmcompress.runtime.timing import min_of_medians
 from mmcompress.storage import read_record, write_record
@@ -170,7 +170,7 @@ def measure_table(
     threads: int,
     *,
     cached: DeviceTable | None = None,
-    progress: Progress | None = None,
+    progress: StageProgress = ignore_progress,
     precisions: Sequence[str] = ("fp32", "int8"),
 ) -> DeviceTable:
     """Measure the blocks that a cached table lacks.
@@ -193,8 +193,7 @@ def measure_table(
     with tempfile.TemporaryDirectory() as scratch:
         timer = _BlockTimer(threads, Path(scratch))
         for i, (need, precision) in enumerate(missing):
-            if progress is not None:
-                progress(f"{need.key.kind} {precision}", i / len(missing))
+            progress(f"{need.key.kind} {precision}", i / len(missing))
             rows[need.key, precision] = _measure_row(timer, need, precision=precision)
     return DeviceTable(device=device, threads=threads, rows=tuple(rows.values()))
 
@@ -295,7 +294,7 @@ def complete_table(
     needs: Iterable[TableNeed],
     threads: int,
     *,
-    progress: Progress | None = None,
+    progress: StageProgress = ignore_progress,
     precisions: Sequence[str] = ("fp32", "int8"),
 ) -> DeviceTable:
     """Measure what the kept table of this device lacks, and keep the result.

@@ -17,7 +17,7 @@ from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated, load_requests
 from mmcompress.runtime.bundle import hash_bundle_models
 from mmcompress.runtime.machine import describe_cpu, fingerprint_device, list_package_versions
-from mmcompress.runtime.progress import Progress, ignore_progress
+from mmcompress.runtime.progress import StageProgress, ignore_progress, scale_progress
 
 TABLE_START = 0.1
 """Share of the work that is done, about, when the device table begins."""
@@ -27,7 +27,7 @@ EXPORTS_START = 0.7
 
 
 def measure_kit(
-    folder: Path, progress: Progress = ignore_progress, *, bench: Benchmarker | None = None
+    folder: Path, progress: StageProgress = ignore_progress, *, bench: Benchmarker | None = None
 ) -> Readings:
     """Measure a kit on this device: whole pipelines, the device table, every export.
 
@@ -82,21 +82,19 @@ def measure_kit(
     )
 
 
-def _measure_table(kit: Kit, progress: Progress, *, bench: Benchmarker) -> DeviceTable:
+def _measure_table(kit: Kit, progress: StageProgress, *, bench: Benchmarker) -> DeviceTable:
     """Return the device table with a row for every block of the kit."""
-
-    def report_table_progress(message: str, share: float) -> None:
-        progress(message, TABLE_START + (EXPORTS_START - TABLE_START) * share)
-
     return bench.complete_device_table(
         list_table_needs(kit.plan.deployed, kit.plan.windows),
         kit.threads,
         precisions=kit.plan.every_precision,
-        progress=report_table_progress,
+        progress=scale_progress(progress, start=TABLE_START, end=EXPORTS_START),
     )
 
 
-def _time_exports(kit: Kit, folder: Path, *, progress: Progress, bench: Benchmarker) -> list[float]:
+def _time_exports(
+    kit: Kit, folder: Path, *, progress: StageProgress, bench: Benchmarker
+) -> list[float]:
     """Return the milliseconds per request in the sessions of every export."""
     export_ms: list[float] = []
     for i, export in enumerate(kit.exports):

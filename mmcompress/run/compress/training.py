@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mmcompress.distill.checkpoint import Checkpoint
@@ -62,9 +63,6 @@ def train_pruned_models_(
             path=run.folder.training_checkpoint, interval_seconds=CHECKPOINT_SECONDS
         )
 
-    def report_progress(message: str, share: float) -> None:
-        run.on_progress("distill", message, share)
-
     with run.time_stage("distill"):
         count = min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS)
         validation = run.pipeline.collate(run.data.load("val", count))
@@ -79,7 +77,7 @@ def train_pruned_models_(
             seed=run.spec.seed,
             first_step=steps_before,
             hold_weights_=hold_zeros_,
-            on_progress=report_progress,
+            progress=partial(run.on_progress, "distill"),
             history=history,
             checkpoint=checkpoint,
             clock=run.clock,

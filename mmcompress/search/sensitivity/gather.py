@@ -12,7 +12,7 @@ from mmcompress.prune.importance.inputs import ImportanceInputs, Scores, score_u
 from mmcompress.prune.refit import Grams, measure_grams
 from mmcompress.quantize.simulation import simulate_precision
 from mmcompress.registry import IMPORTANCE
-from mmcompress.runtime.progress import Progress
+from mmcompress.runtime.progress import StageProgress, prefix_progress, scale_progress
 from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.search.sensitivity.estimate import estimate_sensitivity
 from mmcompress.search.sensitivity.measure import NO_LIMIT, measure_sensitivity
@@ -34,7 +34,7 @@ def gather_sensitivity(
     models: Mapping[str, Model],
     data: Dataset,
     folder: RunFolder,
-    progress: Progress,
+    progress: StageProgress,
     precisions: Mapping[str, Sequence[str]],
     max_token_shares: Mapping[str, float] = NO_LIMIT,
 ) -> Sensitivity:
@@ -164,14 +164,11 @@ def _measure_curves(
     batch: Batch,
     scores: Scores,
     grams: dict[str, Grams],
-    progress: Progress,
+    progress: StageProgress,
     max_token_shares: Mapping[str, float],
 ) -> dict[str, dict[str, SensitivityCurve]]:
     """Measure all curves and report them as the last four fifths of the work."""
-
-    def report_block(block_name: str, share: float) -> None:
-        progress(f"sensitivity of {block_name}", 0.2 + 0.8 * share)
-
+    curve_progress = scale_progress(progress, start=0.2, end=1.0)
     return measure_sensitivity(
         pipeline,
         models,
@@ -179,6 +176,6 @@ def _measure_curves(
         scores=scores,
         grams=grams,
         ridge=spec.prune.ridge,
-        progress=report_block,
+        progress=prefix_progress(curve_progress, "sensitivity of "),
         max_token_shares=max_token_shares,
     )

@@ -12,7 +12,7 @@ from mmcompress.graph.blocks import Block, cut_by_share
 from mmcompress.kinds.base import Batch, Models
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.refit import Grams
-from mmcompress.runtime.progress import Progress, ignore_progress
+from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.search.worker import prune_node
 
@@ -32,7 +32,7 @@ def measure_sensitivity(
     scores: Mapping[str, Mapping[str, Tensor]],
     grams: Mapping[str, Grams],
     ridge: float,
-    progress: Progress = ignore_progress,
+    progress: StageProgress = ignore_progress,
     max_token_shares: Mapping[str, float] = NO_LIMIT,
 ) -> dict[str, dict[str, SensitivityCurve]]:
     """Measure the curve of every block. Only nodes downstream of a cut are run again.
