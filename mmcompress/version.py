@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 PACKAGE_FOLDER = Path(__file__).resolve().parent
 """The folder of the installed package. What belongs to it is found from here, wherever a module
