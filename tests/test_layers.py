@@ -10,6 +10,7 @@ import tomllib
 from functools import cache
 from pathlib import Path
 
+import check_density
 import pytest
 
 from mmcompress.errors import MissingPackage
@@ -225,3 +226,19 @@ def test_what_the_contracts_call_torch_free_is_imported_where_torch_is_not():
     for kind in OWN_KINDS:
         plain += [f"mmcompress.kinds.{kind}.entry", f"mmcompress.kinds.{kind}.deployed"]
     subprocess.run([sys.executable, "-c", code, *plain], check=True, timeout=120)
+
+
+def test_a_constant_is_named_once_and_explained():
+    counts = check_density.Counts()
+    sources = (
+        'LIMIT = 1\n"""Seconds."""\n# Metres.\nREACH: int = 2\nWIDE = (  # columns\n    3,\n)\n',
+        'LIMIT = 4\n"""Bytes."""\nBARE = 5\nlower = 6\nENTRY = 7\n',
+    )
+    for i, text in enumerate(sources):
+        comments = check_density.list_comment_lines(text)
+        path = PACKAGE / f"{i}.py"
+        check_density.count_constants(ast.parse(text), path, comments=comments, counts=counts)
+    assert counts.places == {
+        "repeated": ["mmcompress/1.py:1"],
+        "unexplained": ["mmcompress/1.py:3"],
+    }
