@@ -100,14 +100,14 @@ def _make_entry(row: Row) -> RegistryEntry:
 class Registry:
     """The names at one plug point."""
 
-    def __init__(self, what: str, entries: Mapping[str, Row]):
+    def __init__(self, noun: str, entries: Mapping[str, Row]):
         """Make a plug point.
 
         Args:
-            what: The word for an entry in messages: "metric", "sampler".
+            noun: The word for an entry in messages: "metric", "sampler".
             entries: The entries by name.
         """
-        self.what = what
+        self.noun = noun
         self._entries = {name: _make_entry(row) for name, row in entries.items()}
 
     def add(self, name: str, target: Any, about: str = "", **facts: Any) -> None:
@@ -125,7 +125,7 @@ class Registry:
         entry = RegistryEntry(target=target, about=about, facts=facts)
         known = self._entries.get(name)
         if known is not None and known.target != target:
-            raise ValueError(f"'{name}' names another {self.what} already; choose another name")
+            raise ValueError(f"'{name}' names another {self.noun} already; choose another name")
         self._entries[name] = entry
 
     def names(self) -> tuple[str, ...]:
@@ -144,7 +144,7 @@ class Registry:
         """Return what is wrong with a name, None when there is an entry of that name."""
         if name in self._entries:
             return None
-        return f"unknown {self.what} '{name}'; {suggest_nearest(name, self._entries)}"
+        return f"unknown {self.noun} '{name}'; {suggest_nearest(name, self._entries)}"
 
     def get(self, name: str) -> Any:
         """Return the code behind a name.
@@ -162,15 +162,15 @@ class Registry:
 class MixtureRegistry(Registry):
     """A plug point whose entries can be added up: `fisher + 0.5 * magnitude`."""
 
-    def __init__(self, what: str, mix: str, *, entries: Mapping[str, Row]):
+    def __init__(self, noun: str, mix: str, *, entries: Mapping[str, Row]):
         """Make a plug point.
 
         Args:
-            what: The word for an entry in messages.
+            noun: The word for an entry in messages.
             mix: `module:attribute` of a function that makes one entry of a list of (weight, entry).
             entries: The entries by name.
         """
-        super().__init__(what, entries)
+        super().__init__(noun, entries)
         self.mix = mix
 
     def _split_terms(self, name: str) -> list[tuple[str, str]]:

@@ -113,7 +113,7 @@ def _explain(record_type: type, details: Any) -> Problem:
     if kind == "literal_error":
         choices = typing.get_args(_type_at(record_type, path))
         return Problem(path, f"unknown value '{value}'; {suggest_nearest(str(value), choices)}")
-    if kind in ("greater_than_equal", "less_than_equal"):
+    if kind in ("greater_than", "greater_than_equal", "less_than_equal"):
         return Problem(path, f"must lie in {_range_at(record_type, path)}, got {value!r}")
     if kind == "value_error":
         return Problem(path, str(context["error"]))
@@ -133,6 +133,11 @@ def _explain(record_type: type, details: Any) -> Problem:
 
 def _type_at(record_type: Any, path: tuple[str, ...]) -> Any:
     """Return the type hint that a path leads to, without `None` and without bounds."""
+    return _plain_hint(_hint_at(record_type, path))
+
+
+def _hint_at(record_type: Any, path: tuple[str, ...]) -> Any:
+    """Return the type hint that a path leads to, as it is written."""
     hint = record_type
     for key in path:
         hint = _plain_hint(hint)
@@ -142,7 +147,7 @@ def _type_at(record_type: Any, path: tuple[str, ...]) -> Any:
         else:
             arguments = typing.get_args(hint)
             hint = arguments[-1] if arguments and arguments[-1] is not ... else arguments[0]
-    return _plain_hint(hint)
+    return hint
 
 
 def _plain_hint(hint: Any) -> Any:
@@ -164,11 +169,11 @@ def _field_names(record_type: Any) -> list[str]:
 
 def _range_at(record_type: type, path: tuple[str, ...]) -> str:
     """Return the bounds of the number that a path leads to, as text."""
-    parent = _type_at(record_type, path[:-1])
-    hint = typing.get_type_hints(parent, include_extras=True)[path[-1]]
     low = ""
     high = ""
-    for part in _metadata(hint):
+    for part in _metadata(_hint_at(record_type, path)):
+        if getattr(part, "gt", None) is not None:
+            low = f"more than {part.gt:g}"
         low = f"{part.ge:g}" if getattr(part, "ge", None) is not None else low
         high = f"{part.le:g}" if getattr(part, "le", None) is not None else high
     return f"{low} .. {high}"

@@ -100,7 +100,7 @@ class FakeStages:
         made = make_summary()
         latency = Latency(p50=share * TARGET_MS, p95=share * TARGET_MS, n=9)
         target = replace(
-            made.target, latency_ms=TARGET_MS, met=share <= 1, asked=run.spec.target, floor_ms=0.1
+            made.target, latency_ms=TARGET_MS, met=share <= 1, text=run.spec.target, floor_ms=0.1
         )
         summary = replace(
             made,

@@ -97,7 +97,7 @@ def make_summary(**changes: Any) -> Summary:
     """A run that met its target of 2x; `changes` are fields that differ."""
     summary = Summary(
         pipeline="made",
-        target=Target(latency_ms=5.0, speedup=2.0, met=True, asked="2x"),
+        target=Target(latency_ms=5.0, speedup=2.0, met=True, text="2x"),
         baseline=make_side(10.0, precision="fp32"),
         compressed=make_side(4.8, precision="int8"),
         speedup=10 / 4.8,
@@ -144,7 +144,7 @@ def make_missed_summary() -> Summary:
         latency_ms=1.0,
         speedup=10.0,
         met=False,
-        asked="10x p95",
+        text="10x p95",
         statistic="p95",
         exceeded_bounds=(Bound(kind="p95", value=5.76, limit=1.0, unit="ms"),),
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from mmcompress.graph.modality import classify_layers, find_cross_modal_blocks, propagate_modalities
-from mmcompress.graph.references import topological_order
+from mmcompress.graph.references import sort_nodes
 
 
 def test_order_follows_the_edges(spec):
-    place = {n: i for i, n in enumerate(topological_order(spec))}
+    place = {n: i for i, n in enumerate(sort_nodes(spec))}
     assert place["vision"] < place["captioner"] < place["text"] < place["choose"]
 
 

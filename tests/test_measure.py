@@ -35,7 +35,7 @@ from mmcompress.models.counts import count_block_params, count_params_and_macs
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.machine import describe_cpu, fingerprint_device, list_package_versions
 from mmcompress.runtime.sessions import open_session
-from mmcompress.runtime.timing import min_of_medians, time_call
+from mmcompress.runtime.timing import find_lowest_median, time_call
 from mmcompress.stats import Latency
 
 ALONE = apart.benchmark_in_subprocess  # as it is; tests measure in their own process
@@ -376,9 +376,9 @@ def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
 
 def test_quiet_ignores_what_only_adds_time(passing):
     calls = iter([0.02] * 6 + [0.002] * 100)
-    assert min_of_medians(lambda: passing(next(calls)), 1, rounds=5, limit=0.3) == pytest.approx(
-        2.0
-    )
+    assert find_lowest_median(
+        lambda: passing(next(calls)), 1, rounds=5, limit=0.3
+    ) == pytest.approx(2.0)
 
 
 def test_generators_that_are_dictated_to_take_as_many_steps_and_give_just_that(run_folder):

@@ -24,7 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from mmcompress.graph.blocks import Block, Writer, cut_by_share, units_after
+from mmcompress.graph.blocks import Block, Writer, count_units_after, cut_by_share
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow
@@ -555,7 +555,7 @@ def test_overrides_give_back_the_structure_they_were_made_of(blocks, rng):
 @given(blocks_of_a_node(most=1))
 def test_steps_lead_through_the_sizes_of_a_block(blocks):
     (block,) = blocks
-    sizes = {int(units_after(block, steps)) for steps in range(block.units + 2)}
+    sizes = {int(count_units_after(block, steps)) for steps in range(block.units + 2)}
     assert sorted(sizes) == sizes_of(block)
 
 
@@ -1000,8 +1000,8 @@ def test_every_allocation_keeps_to_the_sizes_of_its_blocks(drawn):
     for block, count in zip(blocks, counts, strict=True):
         share = steps * count / sum(counts)
         fair = {
-            int(units_after(block, math.floor(share))),
-            int(units_after(block, math.ceil(share))),
+            int(count_units_after(block, math.floor(share))),
+            int(count_units_after(block, math.ceil(share))),
         }
         assert kept[block.name] in fair
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from mmcompress.export.proofs import SURGERY_BOUND, prove_surgery
-from mmcompress.graph.blocks import count_steps, units_after
-from mmcompress.graph.structure import removed_share
+from mmcompress.graph.blocks import count_steps, count_units_after
+from mmcompress.graph.structure import measure_removed_share
 from mmcompress.prune.importance import gradients as gradient_criteria
 from mmcompress.prune.importance.gradients import compute_mask_gradients
 from mmcompress.prune.importance.inputs import ImportanceInputs, score_units
@@ -285,7 +285,7 @@ def test_the_knapsack_is_optimal(models):
     options = itertools.product(*(range(count_steps(b) + 1) for b in blocks))
     best = min(
         sum(
-            float(c[b.name].loss_increase(units_after(b, k)))
+            float(c[b.name].loss_increase(count_units_after(b, k)))
             for b, k in zip(blocks, cuts, strict=True)
         )
         for cuts in options
@@ -311,10 +311,10 @@ def test_protection_cuts_cross_modal_units_less(models, spec):
                 scores=scores,
             ),
         )
-        assert removed_share(
+        assert measure_removed_share(
             {"c": kept}, {"c": m.blocks}, cross={"c": cross}, crossing=True
         ) == pytest.approx(expected)
-        assert removed_share(
+        assert measure_removed_share(
             {"c": kept}, {"c": m.blocks}, cross={"c": cross}, crossing=False
         ) == pytest.approx(0.5, abs=0.05)
 
@@ -400,7 +400,7 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
     full = {n: {b.name: b.units for b in m.blocks} for n, m in models.items()}
     halved = lambda n: {
         **full,
-        n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in models[n].blocks},
+        n: {b.name: int(count_units_after(b, count_steps(b) // 2)) for b in models[n].blocks},
     }
     fp32 = dict.fromkeys(models, "fp32")
     trials = [Candidate(full, fp32), *(Candidate(halved(n), fp32) for n in models)]
@@ -440,7 +440,7 @@ def test_the_gradual_plan_is_cubic_and_ends_where_it_should(models):
 
     blocks = {n: m.blocks for n, m in models.items()}
     final = {
-        n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs}
+        n: {b.name: int(count_units_after(b, count_steps(b) // 2)) for b in bs}
         for n, bs in blocks.items()
     }
     final["captioner"]["0.ffn"] = 0
@@ -460,7 +460,7 @@ def test_rounds_leave_a_part_of_the_dense_units(pipeline, models, batch):
 
     blocks = {n: m.blocks for n, m in models.items()}
     final = {
-        n: {b.name: int(units_after(b, count_steps(b) // 2)) for b in bs}
+        n: {b.name: int(count_units_after(b, count_steps(b) // 2)) for b in bs}
         for n, bs in blocks.items()
     }
     now, survivors, g = models, list_all_units(blocks), torch.Generator().manual_seed(0)

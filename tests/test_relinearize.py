@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from types import SimpleNamespace
 
 import pytest
 
 from mmcompress.errors import ClusterError
 from mmcompress.graph.structure import Candidate
+from mmcompress.measure.cost_model.footprint import Footprint
 from mmcompress.run.stages import prepare_run
 from mmcompress.search import repair as moves
-from mmcompress.search.evaluator import TrialEvaluator, quality_collapsed
+from mmcompress.search.evaluator import TrialEvaluator, has_quality_collapsed
 from mmcompress.search.executors import InlineExecutor
 from mmcompress.search.linearize import (
     MAX_SEED_SPLITS,
@@ -27,7 +27,7 @@ from mmcompress.search.linearize import (
 )
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
 from mmcompress.search.worker import EstimateContext, estimate_candidate
-from mmcompress.storage import read_record, to_plain
+from mmcompress.storage import read_record, to_plain, write_record
 from mmcompress.workspace import context as workflow
 from mmcompress.workspace.folder import RunFolder
 
@@ -38,6 +38,7 @@ def line(run):
     @dataclasses.dataclass(frozen=True)
     class Line:
         reads: dict = dataclasses.field(default_factory=dict)
+        size_fits: dict = dataclasses.field(default_factory=dict)
 
         def __call__(self, c):
             return sum(
@@ -243,7 +244,16 @@ def test_splits_keep_other_limits_as_well(compounding):
     most = 0.15 * sum(b.units * b.rows_and_columns_per_unit for b in r.blocks["text"])
     limits = dataclasses.replace(r.spec.limits, params_m=most / 1e6)
     bound = dataclasses.replace(r, spec=dataclasses.replace(r.spec, limits=limits))
-    bound.__dict__["footprint"] = SimpleNamespace(total_params=weight)
+    per_unit = {b.name: b.rows_and_columns_per_unit for b in r.blocks["text"]}
+    units = {b.name: b.units for b in r.blocks["text"]}
+    footprint = Footprint(
+        dense_params={"text": sum(per_unit[name] * units[name] for name in units)},
+        params_per_unit={"text": per_unit},
+        size_fits={},
+        units={"text": units},
+    )
+    bound = dataclasses.replace(bound, shared=RunFolder(bound.folder.path))
+    write_record(bound.shared.footprint, footprint)
     _, good = linearize_successively(
         bound,
         ev,
@@ -321,7 +331,9 @@ def test_what_is_measured_in_wrecks_is_not_believed(compounding, monkeypatch):
     who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
     assert linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)[1]
     known, before = read_record(InteractionFactors, r.folder.interaction_factors), len(asked)
-    assert known.dense_loss == 1.0 and not quality_collapsed(min(known.losses), known.dense_loss)
+    assert known.dense_loss == 1.0 and not has_quality_collapsed(
+        min(known.losses), known.dense_loss
+    )
     monkeypatch.setattr("mmcompress.search.evaluator.COLLAPSE_RATIO", 0.99 * min(known.losses))
     assert (
         linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)

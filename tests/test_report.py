@@ -178,7 +178,7 @@ def test_the_bars_of_nodes_hold_every_node_and_the_target():
 
 
 def test_the_bars_of_nodes_hold_a_target_that_is_slower_than_both_sides():
-    target = Target(latency_ms=30.0, speedup=1 / 3, met=True, asked="30ms")
+    target = Target(latency_ms=30.0, speedup=1 / 3, met=True, text="30ms")
     root = read_chart(draw_node_bars(make_summary(target=target)))
     [line] = root.iter("line")
     assert float(line.attrib["x1"]) <= WIDTH
@@ -186,7 +186,7 @@ def test_the_bars_of_nodes_hold_a_target_that_is_slower_than_both_sides():
 
 def test_the_bars_of_nodes_take_sides_without_nodes_or_time():
     side = replace(make_side(0.0, precision="fp32"), nodes={})
-    target = Target(latency_ms=0.0, speedup=1.0, met=True, asked="1x")
+    target = Target(latency_ms=0.0, speedup=1.0, met=True, text="1x")
     read_chart(draw_node_bars(make_summary(baseline=side, compressed=side, target=target)))
 
 
@@ -279,7 +279,7 @@ def test_a_comparison_takes_no_metric_and_equal_values(quality):
 def test_a_front_has_a_point_for_each_target():
     runs = {}
     for speedup in (1.05, 1.07, 1.1, 3.0):
-        target = Target(latency_ms=10 / speedup, speedup=speedup, met=True, asked=f"{speedup}x p95")
+        target = Target(latency_ms=10 / speedup, speedup=speedup, met=True, text=f"{speedup}x p95")
         runs[f"{speedup}"] = make_summary(target=target, speedup=speedup, quality_retained=1.02)
     root = read_chart(draw_front(runs))
     assert len(list(root.iter("circle"))) == 4
@@ -290,7 +290,7 @@ def test_a_front_has_a_point_for_each_target():
 
 @pytest.mark.parametrize("speedup", [0.8, 1.0])
 def test_a_front_takes_a_result_that_is_no_faster(speedup):
-    target = Target(latency_ms=10.0, speedup=1.0, met=False, asked="1x")
+    target = Target(latency_ms=10.0, speedup=1.0, met=False, text="1x")
     run = make_summary(target=target, speedup=speedup, quality_retained=0.0)
     read_chart(draw_front({"1x": run}))
 

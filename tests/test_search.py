@@ -19,7 +19,7 @@ import yaml
 from ray.job_submission import JobStatus
 
 from mmcompress.errors import ClusterError, SpecError
-from mmcompress.graph.blocks import Block, units_after
+from mmcompress.graph.blocks import Block, count_units_after
 from mmcompress.graph.load_spec import load_document
 from mmcompress.graph.structure import Candidate, cut_uniformly
 from mmcompress.measure.cost_model.device_table import DeviceTable, TableRow
@@ -98,7 +98,7 @@ KEPT = {n: dict.fromkeys(("0", "1"), 32) for n in BLOCKS}
 def resolve(overrides):
     kept = {
         n: {
-            b.name: int(units_after(b, round(overrides.get(f"nodes.{n}.prune.ffn", 0) * 4)))
+            b.name: int(count_units_after(b, round(overrides.get(f"nodes.{n}.prune.ffn", 0) * 4)))
             for b in bs
         }
         for n, bs in BLOCKS.items()
@@ -231,9 +231,9 @@ def test_every_trial_is_given_back_by_its_overrides(tmp_path):
                 if k.startswith("nodes.a.prune.blocks")
             }
             for b in BLOCKS["a"]:
-                assert int(units_after(b, round(blocks[b.name] * 4))) == t.candidate.kept_units[
-                    "a"
-                ].get(b.name, 64)
+                assert int(
+                    count_units_after(b, round(blocks[b.name] * 4))
+                ) == t.candidate.kept_units["a"].get(b.name, 64)
         else:
             assert resolve(t.overrides) == t.candidate
 

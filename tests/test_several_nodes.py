@@ -6,7 +6,7 @@ import pytest
 
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.errors import SpecError
-from mmcompress.graph.judged_nodes import judged_nodes
+from mmcompress.graph.judged_nodes import find_judged_nodes
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.references import name_by_node
 from mmcompress.models.sources import load_models
@@ -71,7 +71,7 @@ def test_a_trial_tells_every_generator_and_every_join_apart(twice):
 def test_a_metric_may_name_the_node_that_it_judges(twice):
     spec = load_spec(twice, {"metrics": ["endings", {"kind": "caption", "of": "pick"}]})
     assert [(m.kind, m.of) for m in spec.metrics] == [("endings", ""), ("caption", "pick")]
-    assert judged_nodes(spec, "final_texts") == ("choose", "pick")
+    assert find_judged_nodes(spec, "final_texts") == ("choose", "pick")
     with pytest.raises(SpecError, match=r"'caption' can't judge 'vision'; .*choose, pick"):
         load_spec(twice, {"metrics": [{"kind": "caption", "of": "vision"}]})
 

@@ -9,7 +9,7 @@ import pytest
 
 from mmcompress.errors import SpecError
 from mmcompress.graph.load_spec import load_document, load_spec
-from mmcompress.graph.references import find_unjoined_encoders, texts_per_request
+from mmcompress.graph.references import count_texts_per_request, find_unjoined_encoders
 from mmcompress.spec.loader import list_given_keys
 from mmcompress.spec.overrides import OLD_KEYS
 from mmcompress.spec.schema import Spec
@@ -118,6 +118,16 @@ WRONG = [
         r"metrics.0: metric 'embedding' needs embeddings that no joining",
     ),
     ("  choose:\n", "  units:\n", "nodes.units: choose another name"),
+    (
+        "target: 1.2x",
+        "target: 1.2x\nlimits: {size_mb: 0}",
+        r"limits.size_mb: must lie in more than 0 .. 1e\+09, got 0",
+    ),
+    (
+        "target: 1.2x",
+        "target: 1.2x\nlimits: {node_ms: {vision: 0}}",
+        r"limits.node_ms.vision: must lie in more than 0 .. 1e\+09, got 0",
+    ),
     ("target: 1.2x", "metrics: []", r"metrics: name at least one to judge by"),
     ("prior: 0.1", "prompt: hello", r"choose.prompt: a nearest has no prompt, only text_decoder"),
     (
@@ -195,9 +205,9 @@ def test_files_lie_beside_the_spec_or_where_it_is_started_from(tiny, tmp_path, m
 
 def test_a_tower_reads_all_that_a_generator_writes(tiny):
     spec = load_spec(tiny / "spec.yaml")
-    assert texts_per_request(spec) == {"vision": 1, "captioner": 2, "text": 2}
+    assert count_texts_per_request(spec) == {"vision": 1, "captioner": 2, "text": 2}
     assert (
-        texts_per_request(
+        count_texts_per_request(
             load_spec(tiny / "spec.yaml", {"nodes.text.inputs.text": "captioner.text"})
         )["text"]
         == 1

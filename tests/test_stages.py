@@ -37,7 +37,7 @@ def run_fake(tiny, tmp_path):
     return run
 
 
-def share_of(summary):
+def compute_share(summary):
     return summary.compressed.latency_ms.p50 / TARGET_MS
 
 
@@ -68,7 +68,7 @@ def test_of_two_artifacts_the_better_one_stays(run_fake, tmp_path, shares, losse
     fake = FakeStages(shares=shares, losses=losses)
     summary = run_fake(fake)
     assert fake.calls == ["prepare", *ARTIFACT, *ARTIFACT, "report"]
-    assert share_of(summary) == shares[kept - 1]
+    assert compute_share(summary) == shares[kept - 1]
     folder = tmp_path / "r"
     assert load_summary(folder) == summary and read_kept_artifact(folder) == {str(kept)}
     assert not (folder / "earlier").exists()
@@ -96,7 +96,7 @@ def test_a_run_that_is_killed_goes_on_where_it_was(run_fake, stage, made):
     with pytest.raises(KeyboardInterrupt):
         run_fake(fake)
     rest = replace(fake, interrupt="", calls=[])
-    assert share_of(run_fake(rest)) == 0.98
+    assert compute_share(run_fake(rest)) == 0.98
     assert rest.calls == ["prepare", *made, "report"]
 
 
@@ -113,7 +113,7 @@ def test_wherever_a_run_is_killed_it_ends_with_the_same_artifact(run_fake, tmp_p
         run_fake(fake)
     rest = FakeStages(shares=fake.shares, artifacts=fake.artifacts)
     summary = run_fake(rest)
-    assert share_of(summary) == 0.98
+    assert compute_share(summary) == 0.98
     assert read_kept_artifact(tmp_path / "r") == {"2"}
     # Nothing is trained twice.
     assert fake.calls.count("train") + rest.calls.count("train") == 2
@@ -125,7 +125,7 @@ def test_more_trials_on_resume_search_again(run_fake):
     more = FakeStages(shares=(0.97, 0.99), losses=(0.1, 0.05), artifacts=1)
     longer = {**few, "search.trials": 9}
     kept = run_fake(more, overrides=longer)
-    assert more.calls == ["prepare", *ARTIFACT, "report"] and share_of(kept) == 0.99
+    assert more.calls == ["prepare", *ARTIFACT, "report"] and compute_share(kept) == 0.99
     again = FakeStages(shares=(0.5,))
     assert run_fake(again, overrides=longer) == kept
     assert again.calls == ["prepare", "report"]
@@ -157,7 +157,7 @@ def test_an_artifact_of_fewer_trials_is_no_result_of_a_run_that_was_cut_off(run_
     assert killed.calls == ["prepare", "search"]
     assert not (tmp_path / "r" / "summary.json").exists()
     rest = replace(killed, interrupt="", calls=[])
-    assert share_of(run_fake(rest, overrides=longer)) == 0.98
+    assert compute_share(run_fake(rest, overrides=longer)) == 0.98
     assert rest.calls == ["prepare", *ARTIFACT[1:], "report"]
 
 
@@ -176,7 +176,7 @@ def test_targets_share_what_is_prepared_and_have_folders_of_their_own(run_fake, 
     changes = {"target": "1.05x, 1.2x p95"}
     summaries = run_fake(fake, overrides=changes, several_targets=True)
     assert fake.calls == ["prepare", *ARTIFACT, "report", *ARTIFACT, "report"]
-    assert [summary.target.asked for summary in summaries] == ["1.05x", "1.2x p95"]
+    assert [summary.target.text for summary in summaries] == ["1.05x", "1.2x p95"]
     for name in ("1.05x", "1.2x-p95"):
         made = {path.name for path in (tmp_path / "r" / name).iterdir()}
         assert {"bundle", "report.html", "summary.json", "weights"} <= made

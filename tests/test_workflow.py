@@ -15,8 +15,8 @@ from simulated import InProcessBenchmarker
 
 from mmcompress.cli import main
 from mmcompress.errors import DataError, ModelError, SpecError
-from mmcompress.graph.blocks import count_steps, units_after
-from mmcompress.graph.structure import Candidate, removed_share
+from mmcompress.graph.blocks import count_steps, count_units_after
+from mmcompress.graph.structure import Candidate, measure_removed_share
 from mmcompress.results.records import Attempt, Bound, Summary, Trial
 from mmcompress.run import run_targets as workflow
 from mmcompress.run.approach_target import ApproachOptions, FitAttempt, approach_target
@@ -138,7 +138,9 @@ def test_what_a_spec_pins_is_kept_by_every_trial(tmp_path, run_tiny):
         t
     ) in s.trials:  # a protection that is given holds for every structure, wherever it comes from
         cross, rest = (
-            removed_share(t.candidate.kept_units, s.blocks, cross=s.cross_modal_reasons, crossing=c)
+            measure_removed_share(
+                t.candidate.kept_units, s.blocks, cross=s.cross_modal_reasons, crossing=c
+            )
             for c in (True, False)
         )
         assert 3.0 * cross <= rest + 1e-6, t.origin
@@ -150,7 +152,9 @@ def test_a_protection_that_is_searched_holds_at_its_lower_end(run_folder, tiny):
     assert s.trials
     for t in s.trials:
         cross, rest = (
-            removed_share(t.candidate.kept_units, s.blocks, cross=s.cross_modal_reasons, crossing=c)
+            measure_removed_share(
+                t.candidate.kept_units, s.blocks, cross=s.cross_modal_reasons, crossing=c
+            )
             for c in (True, False)
         )
         assert cross <= rest + 1e-6, t.origin
@@ -230,13 +234,13 @@ def test_rounds_of_training_go_on_with_pairs_not_seen_before(
 
 
 def test_another_search_space_is_refused_on_resume(run_folder, tiny, machine):
-    from mmcompress.spec.space import default_space
+    from mmcompress.spec.space import find_default_space
 
     with pytest.raises(DataError, match="another search space"):
         workflow.run(
             tiny / "spec.yaml",
             run_folder,
-            space=default_space().with_name("prune_only.yaml"),
+            space=find_default_space().with_name("prune_only.yaml"),
             resume=True,
             **machine,
         )
@@ -744,7 +748,11 @@ def test_what_is_faster_than_asked_is_meant_to_be_only_where_nothing_larger_is_t
 
 
 def test_limits_that_were_exceeded_are_lowered_by_as_much():
-    from mmcompress.results.target_met import is_out_of_reach, tighten_limits, worst_limit_ratio
+    from mmcompress.results.target_met import (
+        find_worst_limit_ratio,
+        is_out_of_reach,
+        tighten_limits,
+    )
 
     ns = SimpleNamespace
     side = ns(
@@ -755,8 +763,8 @@ def test_limits_that_were_exceeded_are_lowered_by_as_much():
     )
     asked = Limits(params_m=4.0, size_mb=20.0, node_ms={"a": 2.0, "b": 3.0})
     assert (
-        worst_limit_ratio(asked, side) == pytest.approx(1.1)
-        and worst_limit_ratio(Limits(), side) == 0
+        find_worst_limit_ratio(asked, side) == pytest.approx(1.1)
+        and find_worst_limit_ratio(Limits(), side) == 0
     )
     found = tighten_limits(asked, asked, side=side)
     assert (
@@ -793,7 +801,7 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
     plain = {p: d for p, d in r.space.dimensions.items() if not p.endswith(".drop")}
     narrow = replace(r, space=replace(r.space, dimensions=plain | heads))
     p = build_problem(narrow, ev, predictor=predict, budget_ms=1.0)
-    nearest = lambda b: int(units_after(b, round(0.4 * count_steps(b))))
+    nearest = lambda b: int(count_units_after(b, round(0.4 * count_steps(b))))
     assert all(
         p.unit_choices[n][b.name] == (nearest(b),)
         for n, bs in r.blocks.items()
@@ -864,7 +872,7 @@ def test_a_node_over_its_limit_is_cut_by_what_it_is_over():
         target_ms=target_ms,
         node_limits_ms={"n": limit},
     )
-    within = [item.target_share(target_ms) <= item.upper_share for item in result.attempts]
+    within = [item.compute_target_share(target_ms) <= item.upper_share for item in result.attempts]
     assert within == [False, True]
     assert result.predictor.correction == pytest.approx(wrong, rel=0.01)
 

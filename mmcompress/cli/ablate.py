@@ -10,8 +10,8 @@ import click
 from mmcompress.cli.console import Progress
 from mmcompress.cli.options import (
     add_run_options,
+    choose_default_folder,
     collect_overrides,
-    default_folder,
     resume_option,
     split_names,
 )
@@ -42,7 +42,7 @@ def ablate_command(
     """Measure what each part of the recipe brings: cells that differ in one thing, and claims on
     them."""
     overrides = collect_overrides(**options)
-    folder = folder or default_folder(spec, overrides, kind="ablation")
+    folder = folder or choose_default_folder(spec, overrides, kind="ablation")
     with Progress() as on_progress:
         ablate(
             spec,

@@ -11,8 +11,8 @@ from rich.table import Table
 from mmcompress.cli.console import Progress, out
 from mmcompress.cli.options import (
     add_run_options,
+    choose_default_folder,
     collect_overrides,
-    default_folder,
     resume_option,
     split_names,
 )
@@ -21,7 +21,7 @@ from mmcompress.experiments.baselines import BASELINES
 from mmcompress.experiments.compare import compare
 from mmcompress.report.formats import format_percent, format_quality
 from mmcompress.results.records import Summary
-from mmcompress.results.target_met import target_share
+from mmcompress.results.target_met import compute_target_share
 from mmcompress.workspace.folder import RunFolder
 
 
@@ -45,7 +45,7 @@ def compare_command(
 ) -> None:
     """Compare the search with other methods: same sensitivity, training and measured latency."""
     overrides = collect_overrides(**options)
-    folder = folder or default_folder(spec, overrides, kind="compare")
+    folder = folder or choose_default_folder(spec, overrides, kind="compare")
     with Progress() as on_progress:
         summaries = compare(
             spec,
@@ -66,14 +66,14 @@ def _make_table(summaries: dict[str, Summary]) -> Table:
     """Return a row for the dense pipeline and for every method."""
     first = next(iter(summaries.values()))
     dense = first.baseline.quality
-    title = f"{first.pipeline} at {first.target.asked}"
+    title = f"{first.pipeline} at {first.target.text}"
     headings = ["method", "speedup", "latency / target", "quality retained", *dense]
     table = Table(box=None, title=title)
     for heading in headings:
         table.add_column(heading)
     rows = [["dense", "1.00x", "", "100.0 %", *map(format_quality, dense.values())]]
     for method, summary in summaries.items():
-        row = [method, f"{summary.speedup:.2f}x", format_percent(target_share(summary))]
+        row = [method, f"{summary.speedup:.2f}x", format_percent(compute_target_share(summary))]
         row.append(format_percent(summary.quality_retained))
         row += [format_quality(quality) for quality in summary.compressed.quality.values()]
         rows.append(row)

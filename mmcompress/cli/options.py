@@ -93,7 +93,7 @@ def collect_overrides(settings: tuple[str, ...], **options: Any) -> dict[str, An
     return overrides | parse_settings(settings)
 
 
-def default_folder(spec_path: str, overrides: dict[str, Any], *, kind: str = "") -> str:
+def choose_default_folder(spec_path: str, overrides: dict[str, Any], *, kind: str = "") -> str:
     """Return `runs/NAME-TARGET-sSEED`, or with another ending in place of the seed."""
     spec = load_spec(spec_path, overrides)
     ending = kind or f"s{spec.seed}"

@@ -16,7 +16,7 @@ from mmcompress.workspace.folder import RunFolder
 
 def print_summary(summary: Summary) -> None:
     """Print the table that a run ends with, its verdict and its warnings."""
-    title = f"{summary.pipeline}, target {summary.target.asked}"
+    title = f"{summary.pipeline}, target {summary.target.text}"
     table = Table("", "before", "after", box=None, title=title)
     before = summary.baseline
     after = summary.compressed

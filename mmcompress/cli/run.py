@@ -11,8 +11,8 @@ import click
 from mmcompress.cli.console import Progress, out
 from mmcompress.cli.options import (
     add_run_options,
+    choose_default_folder,
     collect_overrides,
-    default_folder,
     resume_option,
 )
 from mmcompress.cli.results_table import print_path, print_summary
@@ -35,7 +35,7 @@ def run_command(
     """Compress a pipeline to its target: profile, search, prune, distill, quantize, export,
     measure, report."""
     overrides = collect_overrides(**options)
-    folder = folder or default_folder(spec, overrides)
+    folder = folder or choose_default_folder(spec, overrides)
     with Progress() as on_progress:
         summaries = run_targets(
             spec,
@@ -49,7 +49,7 @@ def run_command(
     for summary in summaries:
         target_folder = run_folder
         if len(summaries) > 1:
-            target_folder = run_folder.target_folder(summary.target.asked)
+            target_folder = run_folder.target_folder(summary.target.text)
         print_summary(summary)
         out.print()
         print_path("report", target_folder.report)
@@ -64,6 +64,6 @@ def _require_met_targets(summaries: Sequence[Summary]) -> None:
     misses: list[str] = []
     for summary in summaries:
         if not summary.target.met:
-            misses.append(f"{summary.target.asked}: {', '.join(summary.target.describe_misses())}")
+            misses.append(f"{summary.target.text}: {', '.join(summary.target.describe_misses())}")
     if misses:
         raise TargetNotMet(f"{'; '.join(misses)}; the best found was written")

@@ -10,7 +10,7 @@ import click
 from mmcompress.cli.options import add_run_options, collect_overrides
 from mmcompress.graph.load_spec import load_document, load_spec
 from mmcompress.registry import resolve_entry
-from mmcompress.spec.space import default_space
+from mmcompress.spec.space import find_default_space
 
 
 @click.command("submit")
@@ -39,7 +39,7 @@ def submit_command(
         load_document(spec, overrides),
         address,
         folder=folder,
-        space=space or default_space(),
+        space=space or find_default_space(),
         resume=resume,
         log=sys.stdout,
     )

@@ -14,11 +14,11 @@ from mmcompress.data.check_data import describe_shortage, open_data
 from mmcompress.errors import MissingPackage, ModelError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.modality import propagate_modalities
-from mmcompress.graph.references import topological_order
+from mmcompress.graph.references import sort_nodes
 from mmcompress.registry import resolve_entry
 from mmcompress.spec.loader import list_given_keys
 from mmcompress.spec.schema import Spec
-from mmcompress.spec.space import default_space, load_space
+from mmcompress.spec.space import find_default_space, load_space
 
 
 @click.command("validate")
@@ -29,7 +29,7 @@ def validate_command(spec: str, space: str | None, settings: tuple[str, ...]) ->
     """Check a spec, its graph and the search space, and that sources and data are there."""
     overrides = parse_settings(settings)
     loaded = load_spec(spec, overrides)
-    load_space(space or default_space(), loaded, fixed=list_given_keys(spec, overrides))
+    load_space(space or find_default_space(), loaded, fixed=list_given_keys(spec, overrides))
     out.print(_make_table(loaded))
     unchecked = ""
     try:
@@ -50,7 +50,7 @@ def _make_table(spec: Spec) -> Table:
     """Return a row for every node: its kind, what it reads, and the modalities in its outputs."""
     modalities = propagate_modalities(spec)
     table = Table("node", "kind", "reads", "modalities", box=None)
-    for name in topological_order(spec):
+    for name in sort_nodes(spec):
         node = spec.nodes[name]
         reads = [f"{port}: {reference}" for port, reference in node.inputs.items()]
         table.add_row(name, node.kind, ", ".join(reads), "+".join(sorted(modalities[name])))

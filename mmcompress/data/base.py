@@ -106,19 +106,19 @@ def draw_rows(rows: list[Row], count: int | None, *, seeds: list[int]) -> list[R
     return [rows[i] for i in order[:count]]
 
 
-def refuse_rows(problems: Sequence[str], what: str) -> None:
+def refuse_rows(problems: Sequence[str], noun: str) -> None:
     """Raise an error that lists problems with rows, if there are any.
 
     Args:
         problems: One sentence per row that can't be used.
-        what: What the rows name, in the plural.
+        noun: What the rows name, in the plural.
 
     Raises:
         DataError: There is a problem.
     """
     if not problems:
         return
-    lines = [f"{len(problems)} {what} can't be used:", *problems[:MAX_LISTED_PROBLEMS]]
+    lines = [f"{len(problems)} {noun} can't be used:", *problems[:MAX_LISTED_PROBLEMS]]
     if len(problems) > MAX_LISTED_PROBLEMS:
         lines.append(f"... and {len(problems) - MAX_LISTED_PROBLEMS} more")
     raise DataError("\n  ".join(lines))

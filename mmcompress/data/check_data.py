@@ -5,7 +5,7 @@ from __future__ import annotations
 from mmcompress.data.base import Dataset
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.errors import DataError
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.spec.schema import Spec
 
 
@@ -40,7 +40,7 @@ def _check_input_type(spec: Spec, data: Dataset) -> None:
 
 def _check_teacher_labels(spec: Spec, data: Dataset) -> None:
     """Raise `DataError` when the dense pipeline can't label this data."""
-    generators = sum(kind_of(node.kind).writes_text for node in spec.nodes.values())
+    generators = sum(get_kind(node.kind).writes_text for node in spec.nodes.values())
     if generators != 1:
         raise DataError(
             f"data.labels: 'teacher' takes one node that writes text, here are {generators}"

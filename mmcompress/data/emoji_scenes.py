@@ -386,13 +386,15 @@ class EmojiScenes:
         Raises:
             DataError: There is no such split.
         """
-        scenes = _choose_scenes(self, split, count=count or self._default_count(split), seed=seed)
+        scenes = _choose_scenes(
+            self, split, count=count or self._choose_default_count(split), seed=seed
+        )
         return Pairs(
             inputs=[self.render_scene(scene) for scene in scenes],
             texts=tuple(scene.caption for scene in scenes),
         )
 
-    def _default_count(self, split: str) -> int:
+    def _choose_default_count(self, split: str) -> int:
         """Return how many pairs of a split are loaded when no number is asked for."""
         if split == "train":
             return DEFAULT_TRAIN_PAIRS

@@ -24,13 +24,13 @@ MIN_VARIANCE = 1e-6
 """Least variance that a squared error is divided by: outputs of a small batch may be constant."""
 
 
-def embedding_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
+def compute_embedding_loss(student_BD: Tensor, teacher_BD: Tensor) -> Tensor:
     """Return the mean squared distance of embeddings of length 1 (CLIP-KD, Yang et al. 2024)."""
     distances_B = (student_BD - teacher_BD).square().sum(-1)
     return distances_B.mean()
 
 
-def token_loss(student_BNW: Tensor, teacher_BNW: Tensor) -> Tensor:
+def compute_token_loss(student_BNW: Tensor, teacher_BNW: Tensor) -> Tensor:
     """Return the mean squared error of token states, or scores, / the teacher's variance over the
     batch."""
     error = F.mse_loss(student_BNW, teacher_BNW)
@@ -38,7 +38,7 @@ def token_loss(student_BNW: Tensor, teacher_BNW: Tensor) -> Tensor:
     return error / variance
 
 
-def affinity_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
+def compute_affinity_loss(student: tuple[Tensor, Tensor], teacher: tuple[Tensor, Tensor]) -> Tensor:
     """Return the divergence of similarities from the teacher's (TinyCLIP, Wu et al. 2023).
 
     It is the mean of two KL divergences from the teacher: of the keys for each query, and of the
@@ -69,7 +69,7 @@ def _scale_similarities(pair: tuple[Tensor, Tensor]) -> Tensor:
     return SIMILARITY_SCALE * query_QD @ key_KD.T
 
 
-def logit_loss(student_BTV: Tensor, teacher_BTV: Tensor, *, keep: Tensor) -> Tensor:
+def compute_logit_loss(student_BTV: Tensor, teacher_BTV: Tensor, *, keep: Tensor) -> Tensor:
     """Return the divergence of next-token distributions from the teacher's (Hinton et al. 2015).
 
     Args:
@@ -118,7 +118,7 @@ def _make_recorder(
     return record_output
 
 
-def block_output_losses(
+def compute_block_output_losses(
     student: Models,
     student_outputs: Mapping[str, Mapping[str, Tensor]],
     *,
@@ -148,7 +148,7 @@ def block_output_losses(
                 continue
             loss_name = "cross" if block.kind == "cross_attention" else "hidden"
             block_losses = losses.setdefault(f"{loss_name}.{node_name}", [])
-            block_losses.append(token_loss(student_BNW, teacher_BNW))
+            block_losses.append(compute_token_loss(student_BNW, teacher_BNW))
     return {name: torch.stack(values).mean() for name, values in losses.items()}
 
 
@@ -170,7 +170,7 @@ def drop_cut_positions(teacher: Outputs, student: Models) -> Outputs:
     return outputs
 
 
-def weighted_losses(
+def weigh_losses(
     pipeline: TorchPipeline,
     student: Outputs,
     *,
@@ -194,20 +194,20 @@ def weighted_losses(
     for node_name, outputs in student.items():
         target = teacher[node_name]
         for name in outputs.keys() & {"embedding", "keys"}:
-            distance = embedding_loss(outputs[name], target[name])
+            distance = compute_embedding_loss(outputs[name], target[name])
             losses[f"{name}.{node_name}"] = weights["embedding"] * distance
         if "tokens" in outputs:
-            error = token_loss(outputs["tokens"], target["tokens"])
+            error = compute_token_loss(outputs["tokens"], target["tokens"])
             losses[f"tokens.{node_name}"] = weights["tokens"] * error
         if "scores" in outputs:
-            error = token_loss(outputs["scores"], target["scores"])
+            error = compute_token_loss(outputs["scores"], target["scores"])
             losses[f"scores.{node_name}"] = weights["scores"] * error
         if "logits" in outputs:
             keep = pipeline.target_positions(batch, node_name)
-            divergence = logit_loss(outputs["logits"], target["logits"], keep=keep)
+            divergence = compute_logit_loss(outputs["logits"], target["logits"], keep=keep)
             losses[f"logits.{node_name}"] = weights["logits"] * divergence
     for join in pipeline.joins:
-        divergence = affinity_loss(join.pair(student), join.pair(teacher))
+        divergence = compute_affinity_loss(join.pair(student), join.pair(teacher))
         losses[f"affinity.{join.name}"] = weights["affinity"] * divergence
     for name, loss in pipeline.losses(student, batch).items():
         loss_name, _, _ = name.partition(".")

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from mmcompress.data.base import Dataset
 from mmcompress.distill.checkpoint import Checkpoint
 from mmcompress.distill.losses import (
-    block_output_losses,
+    compute_block_output_losses,
     drop_cut_positions,
     record_block_outputs,
-    weighted_losses,
+    weigh_losses,
 )
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.graph.losses import resolve_loss_weights
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.runtime.progress import StageProgress, ignore_progress
-from mmcompress.runtime.timing import Clock, SystemClock, min_of_medians
+from mmcompress.runtime.timing import Clock, SystemClock, find_lowest_median
 from mmcompress.spec.schema import Distill
 
 ADAM_BETAS = (0.9, 0.98)
@@ -205,7 +205,7 @@ def compute_losses(
     with record_block_outputs(student, recorded_models) as student_blocks:
         with torch.autocast("cpu", enabled=uses_bf16):
             student_outputs = pipeline.forward(student, batch)
-        losses = weighted_losses(
+        losses = weigh_losses(
             pipeline,
             _cast_to_float(student_outputs),
             teacher=target,
@@ -213,7 +213,7 @@ def compute_losses(
             weights=loss_weights,
         )
     if compares_blocks:
-        block_losses = block_output_losses(
+        block_losses = compute_block_output_losses(
             student, student_blocks, teacher_outputs=_copy_outputs(teacher_blocks)
         )
         for name, loss in block_losses.items():
@@ -256,4 +256,4 @@ def _time_product(dtype: torch.dtype) -> float:
     x = torch.zeros(512, 384, dtype=dtype)
     weight = torch.zeros(1536, 384, dtype=dtype)
     multiply = partial(nn.functional.linear, x, weight)
-    return min_of_medians(multiply, 3, rounds=20, limit=0.3)
+    return find_lowest_median(multiply, 3, rounds=20, limit=0.3)

@@ -229,7 +229,7 @@ def _list_loss_cells(spec: Spec) -> list[Cell]:
         leaves_no_teacher = left_out == tuple(TEACHER_LOSSES)
         if leaves_no_teacher and has_unjoined_encoder:
             continue
-        if not _leaves_another_training(spec, left_out):
+        if not _has_other_training(spec, left_out):
             continue
         weights = dict.fromkeys(left_out, 0.0)
         if leaves_no_teacher:
@@ -239,7 +239,7 @@ def _list_loss_cells(spec: Spec) -> list[Cell]:
     return cells
 
 
-def _leaves_another_training(spec: Spec, left_out: tuple[str, ...]) -> bool:
+def _has_other_training(spec: Spec, left_out: tuple[str, ...]) -> bool:
     """Return whether leaving losses out changes the training, and leaves one to learn from."""
     weights = resolve_loss_weights(spec.distill)
     used = [loss for loss in (*TEACHER_LOSSES, *list_task_losses(spec)) if weights[loss]]

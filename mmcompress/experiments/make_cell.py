@@ -8,7 +8,7 @@ from pathlib import Path
 from mmcompress.errors import DataError
 from mmcompress.experiments.baselines import Baseline
 from mmcompress.graph.losses import TEACHER_LOSSES, list_task_losses, resolve_loss_weights
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, MIN_REQUESTS
 from mmcompress.prune.importance.inputs import ImportanceInputs, score_units
@@ -70,7 +70,7 @@ def list_weights_without_teacher(spec: Spec) -> dict[str, float]:
     """
     weights = dict.fromkeys(TEACHER_LOSSES, 0.0)
     for node in spec.model_nodes().values():
-        for name, default in kind_of(node.kind).losses.items():
+        for name, default in get_kind(node.kind).losses.items():
             weights[name] = spec.distill.losses.get(name, default) or default
     return weights
 

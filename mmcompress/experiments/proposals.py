@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mmcompress.graph.blocks import Block, units_after
+from mmcompress.graph.blocks import Block, count_units_after
 from mmcompress.graph.structure import Candidate, KeptUnits, cut_uniformly
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Trial
@@ -71,7 +71,7 @@ def propose_by_ranking(run: RunContext, sensitivity: Sensitivity) -> Iterator[Pr
         kept_units: dict[str, KeptUnits] = {}
         for node_name, blocks in run.blocks.items():
             kept_units[node_name] = {
-                block.name: int(units_after(block, removed.get((node_name, block.name), 0)))
+                block.name: int(count_units_after(block, removed.get((node_name, block.name), 0)))
                 for block in blocks
             }
         return kept_units

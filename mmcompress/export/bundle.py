@@ -18,8 +18,8 @@ import numpy as np
 from mmcompress.errors import ModelError
 from mmcompress.export.onnx import export_node, make_feed
 from mmcompress.export.proofs import measure_drift, prove_export
-from mmcompress.graph.ports import kind_of
-from mmcompress.graph.references import parse_reference, topological_order
+from mmcompress.graph.ports import get_kind
+from mmcompress.graph.references import parse_reference, sort_nodes
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.models.base import ExportGraph, Model
 from mmcompress.models.counts import count_params
@@ -97,7 +97,7 @@ def write_bundle(
         writer = _BundleWriter(
             spec, contents, folder=new_folder, prove=prove, fp32_folder=fp32_folder
         )
-        for node_name in topological_order(spec):
+        for node_name in sort_nodes(spec):
             writer.write_node(node_name)
         write_record(new_folder / "manifest.json", writer.build_manifest())
     return writer.proofs
@@ -165,7 +165,7 @@ class _BundleWriter:
     def write_node(self, node_name: str) -> None:
         """Write the files of a node and its entry for the manifest. Its sources must be written."""
         node = self.spec.nodes[node_name]
-        kind = kind_of(node.kind)
+        kind = get_kind(node.kind)
         entry: JsonMapping = {"kind": node.kind, "inputs": dict(node.inputs)}
         self.node_entries[node_name] = entry
         if kind.is_model:
@@ -249,7 +249,7 @@ class _BundleWriter:
                 model=model,
             )
         # Only of generators is there a proof that needs the fp32 files later.
-        keeps_fp32_files = kind_of(self.spec.nodes[node_name].kind).writes_text
+        keeps_fp32_files = get_kind(self.spec.nodes[node_name].kind).writes_text
         for graph_name, quantized_file in quantized_files.items():
             file = files[graph_name]
             if self.fp32_folder and keeps_fp32_files:
@@ -289,12 +289,13 @@ class _BundleWriter:
         The texts are embedded by the encoder behind the query, as it will be deployed.
         """
         texts = list(self.contents.lookup_texts[node_name])
-        encoder_name = parse_reference(node.inputs["query"]).node
+        [query_port] = get_kind(node.kind).embedding_ports
+        encoder_name = parse_reference(node.inputs[query_port]).node
         entry = self.node_entries[encoder_name]
         sessions: dict[str, TimedSession] = {}
         for graph_name, file_name in entry["files"].items():
             sessions[graph_name] = TimedSession(self.folder / file_name, 0)
-        make_encoder = resolve_entry(kind_of(entry["kind"]).deployed)
+        make_encoder = resolve_entry(get_kind(entry["kind"]).deployed)
         encoder = make_encoder(sessions, entry["config"], self.folder)
         embeddings: list[np.ndarray] = []
         for start in range(0, len(texts), MAX_EMBEDDED_TEXTS):

@@ -36,7 +36,7 @@ from mmcompress.export.proofs import (
     prove_generation,
 )
 from mmcompress.graph.blocks import Block
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.models.base import BlockShape, ExampleRequest, Model
 from mmcompress.models.counts import count_params, count_params_and_macs
 from mmcompress.prune.masks import mask_units, sample_units
@@ -77,7 +77,7 @@ GENERATION_CONTEXT_SHAPE = (4, 9)
 def make_random_inputs(model: Model, batch_size: int, *, seed: int = 0) -> tuple[Tensor, ...]:
     """Return random inputs of a model's `forward`; the kind of its node says which."""
     generator = torch.Generator().manual_seed(seed)
-    trainable_node = resolve_entry(kind_of(model.kind).trainable)
+    trainable_node = resolve_entry(get_kind(model.kind).trainable)
     inputs: tuple[Tensor, ...] = trainable_node.random_inputs(
         model, batch_size, generator=generator
     )
@@ -505,7 +505,7 @@ def _prove_deployment(node: str, model: Model, *, folder: Path) -> list[Proof]:
     """Export a model to a folder, and prove the graphs and, for a generator, what it writes."""
     files = export_node(model, folder)
     proofs = prove_export(node, model, files=files)
-    if not kind_of(model.kind).writes_text:
+    if not get_kind(model.kind).writes_text:
         return proofs
     (folder / "tokenizer.json").write_text(model.tokenizer_json or "")
     shape = (*GENERATION_CONTEXT_SHAPE, model.dims["context"])

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from mmcompress.errors import ProofFailed
 from mmcompress.export.onnx import make_feed
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.models.base import ExportGraph, Model
 from mmcompress.pipeline.forward import TorchPipeline
@@ -259,7 +259,7 @@ def prove_generation(
         One proof.
     """
     sessions = {graph_name: TimedSession(file, 0) for graph_name, file in files.items()}
-    make_decoder = resolve_entry(kind_of(model.kind).deployed)
+    make_decoder = resolve_entry(get_kind(model.kind).deployed)
     deployed = make_decoder(sessions, model.config, folder)
     # The guard against endless repetition is ours; the library has none.
     deployed.generation = replace(deployed.generation, guard=False)
@@ -269,7 +269,7 @@ def prove_generation(
         deployed_beams = deployed.generate(one_context.numpy())
         deployed_rows = [ids for _, ids in deployed_beams]
         library_rows: list[list[int]] = []
-        for ids in model.library_generate(one_context):
+        for ids in model.generate_with_library(one_context):
             library_rows.append(_cut_behind_end(ids, deployed.generation.eos))
         if deployed_rows != library_rows:
             different_count += 1

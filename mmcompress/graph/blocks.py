@@ -102,7 +102,7 @@ def count_steps(block: Block) -> int:
     return -(-block.units // block.granularity)
 
 
-def units_after(block: Block, removed: int | np.ndarray) -> int | np.ndarray:
+def count_units_after(block: Block, removed: int | np.ndarray) -> int | np.ndarray:
     """Return the units that are left when `removed` steps are cut."""
     left: int | np.ndarray = np.maximum(
         block.units - np.asarray(removed) * block.granularity, block.min_units
@@ -112,7 +112,7 @@ def units_after(block: Block, removed: int | np.ndarray) -> int | np.ndarray:
 
 def cut_by_share(block: Block, share: float) -> int:
     """Count the units left when a share of a block's steps is cut, rounded to the nearest step."""
-    return int(units_after(block, round(share * count_steps(block))))
+    return int(count_units_after(block, round(share * count_steps(block))))
 
 
 def cut_evenly(blocks: Sequence[Block], removed_steps: int) -> list[int]:
@@ -129,7 +129,7 @@ def cut_evenly(blocks: Sequence[Block], removed_steps: int) -> list[int]:
     sizes = [count_steps(block) for block in blocks]
     kept_units = []
     for block, steps in zip(blocks, apportion_cuts(sizes, removed_steps), strict=True):
-        kept_units.append(int(units_after(block, steps)))
+        kept_units.append(int(count_units_after(block, steps)))
     return kept_units
 
 

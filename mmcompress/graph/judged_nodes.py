@@ -3,7 +3,7 @@ nodes have it."""
 
 from __future__ import annotations
 
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import find_unjoined_encoders, parse_reference
 from mmcompress.spec.schema import Spec
 
@@ -24,7 +24,7 @@ UNJOINED_EMBEDDINGS = "unjoined_embeddings"
 """Encoders whose embedding no join compares."""
 
 
-def judged_nodes(spec: Spec, need: str) -> tuple[str, ...]:
+def find_judged_nodes(spec: Spec, need: str) -> tuple[str, ...]:
     """Return the nodes that have what a metric needs.
 
     Args:
@@ -37,7 +37,7 @@ def judged_nodes(spec: Spec, need: str) -> tuple[str, ...]:
     Raises:
         ValueError: A metric needs something that no node has a name for.
     """
-    kinds = {name: kind_of(node.kind) for name, node in spec.nodes.items()}
+    kinds = {name: get_kind(node.kind) for name, node in spec.nodes.items()}
     writers = [name for name, kind in kinds.items() if kind.writes_text]
     joins = [name for name, kind in kinds.items() if kind.joins]
     if need == COMPARED_EMBEDDINGS:
@@ -45,7 +45,7 @@ def judged_nodes(spec: Spec, need: str) -> tuple[str, ...]:
     if need == WRITTEN_TEXTS:
         return tuple(writers)
     if need == FINAL_TEXTS:
-        return tuple(_choosing_join(spec, writer) or writer for writer in writers)
+        return tuple(_find_choosing_join(spec, writer) or writer for writer in writers)
     if need == ANSWERS:
         return tuple(joins or writers)
     if need == UNJOINED_EMBEDDINGS:
@@ -53,10 +53,12 @@ def judged_nodes(spec: Spec, need: str) -> tuple[str, ...]:
     raise ValueError(f"a metric needs '{need}', which is nothing that a node has")
 
 
-def _choosing_join(spec: Spec, writer: str) -> str:
+def _find_choosing_join(spec: Spec, writer: str) -> str:
     """Return the join that chooses among the texts of a generator, or an empty name."""
     for name, node in spec.nodes.items():
-        values = parse_reference(node.inputs.get("values", "")).node
-        if kind_of(node.kind).compared_ports and values == writer:
+        kind = get_kind(node.kind)
+        references = [node.inputs.get(port, "") for port in kind.text_ports]
+        text_sources = [parse_reference(reference).node for reference in references]
+        if kind.compared_ports and writer in text_sources:
             return name
     return ""

@@ -6,7 +6,7 @@ gives them. The others are brought by the kinds of node: see `NodeKind.losses`.
 
 from __future__ import annotations
 
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.registry import NODE_KINDS
 from mmcompress.spec.schema import Distill, Spec
 
@@ -27,7 +27,7 @@ def list_task_losses(spec: Spec) -> dict[str, float]:
     """Return the losses that the kinds of node in a pipeline bring, with their default weights."""
     weights: dict[str, float] = {}
     for node in spec.nodes.values():
-        weights |= kind_of(node.kind).losses
+        weights |= get_kind(node.kind).losses
     return weights
 
 
@@ -35,7 +35,7 @@ def list_known_losses() -> dict[str, float]:
     """Return every loss that a spec may name, with its default weight."""
     weights = dict(TEACHER_LOSSES)
     for name in NODE_KINDS.names():
-        weights |= kind_of(name).losses
+        weights |= get_kind(name).losses
     return weights
 
 

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mmcompress.graph.blocks import Block
-from mmcompress.graph.ports import NodeKind, kind_of
-from mmcompress.graph.references import parse_reference, topological_order
+from mmcompress.graph.ports import NodeKind, get_kind
+from mmcompress.graph.references import parse_reference, sort_nodes
 from mmcompress.spec.schema import Spec
 
 Tags = frozenset[str]
@@ -39,16 +39,16 @@ class LayerModality:
 def propagate_modalities(spec: Spec) -> dict[str, Tags]:
     """Return the modalities in the outputs of every node, and those of the pipeline inputs."""
     tags: dict[str, Tags] = {name: frozenset({kind}) for name, kind in spec.inputs.items()}
-    for name in topological_order(spec):
+    for name in sort_nodes(spec):
         node = spec.nodes[name]
-        modalities = set(_written_modality(kind_of(node.kind)))
+        modalities = set(_find_written_modality(get_kind(node.kind)))
         for reference in node.inputs.values():
             modalities |= tags[parse_reference(reference).node]
         tags[name] = frozenset(modalities)
     return tags
 
 
-def _written_modality(kind: NodeKind) -> Tags:
+def _find_written_modality(kind: NodeKind) -> Tags:
     """Return the modality of what a kind of node generates itself."""
     return frozenset({kind.written_modality} - {""})
 
@@ -58,8 +58,8 @@ def classify_layers(spec: Spec, blocks: Mapping[str, Sequence[Block]]) -> tuple[
     verdict on each."""
     tags = propagate_modalities(spec)
     layers: list[LayerModality] = []
-    for name in topological_order(spec):
-        if not kind_of(spec.nodes[name].kind).is_model:
+    for name in sort_nodes(spec):
+        if not get_kind(spec.nodes[name].kind).is_model:
             continue
         layers += _classify_blocks(spec, name, blocks=blocks.get(name, ()), tags=tags)
         layers += _classify_projections(spec, name)
@@ -71,7 +71,7 @@ def _classify_blocks(
 ) -> list[LayerModality]:
     """Follow the stream through the blocks of one model."""
     node = spec.nodes[name]
-    kind = kind_of(node.kind)
+    kind = get_kind(node.kind)
     # A text encoder reads text whatever wrote it; a generator's stream starts from the words that
     # it writes.
     stream: Tags = frozenset({kind.stream_modality or kind.written_modality})
@@ -84,57 +84,61 @@ def _classify_blocks(
         for port in block.reads:
             if port != "stream":
                 tags_by_port[port] = tags[parse_reference(node.inputs[port]).node]
-        met: Tags = frozenset().union(*tags_by_port.values())
-        meets = len(tags_by_port) > 1 and len(met) > 1
-        if "stream" not in block.reads and not met <= stream:
-            meets = True
-            reason = f"carries {_join(met)} into the {_join(stream)} stream"
-        elif meets:
-            values = [f"{_join(found)} from '{port}'" for port, found in tags_by_port.items()]
+        read_modalities: Tags = frozenset().union(*tags_by_port.values())
+        is_cross_modal = len(tags_by_port) > 1 and len(read_modalities) > 1
+        if "stream" not in block.reads and not read_modalities <= stream:
+            is_cross_modal = True
+            reason = f"carries {_join(read_modalities)} into the {_join(stream)} stream"
+        elif is_cross_modal:
+            values = [
+                f"{_join(modalities)} from '{port}'" for port, modalities in tags_by_port.items()
+            ]
             reason = f"values meet: {' and '.join(values)}"
-        elif kind.fuses and len(met) > 1:
-            meets = True
-            reason = f"the stream holds {_join(met)} since they met in '{fused_in}'"
+        elif kind.fuses and len(read_modalities) > 1:
+            is_cross_modal = True
+            reason = f"the stream holds {_join(read_modalities)} since they met in '{fused_in}'"
         else:
-            reason = f"only the {_join(met)} stream passes through it"
+            reason = f"only the {_join(read_modalities)} stream passes through it"
         layers.append(
             LayerModality(
                 node=name,
                 name=block.name,
-                modalities=tuple(sorted(met)),
-                cross_modal=meets,
+                modalities=tuple(sorted(read_modalities)),
+                cross_modal=is_cross_modal,
                 reason=reason,
             )
         )
-        if len(stream) == 1 and len(stream | met) > 1:
+        if len(stream) == 1 and len(stream | read_modalities) > 1:
             fused_in = block.name
-        stream = stream | met
+        stream = stream | read_modalities
     return layers
 
 
 def _classify_projections(spec: Spec, name: str) -> list[LayerModality]:
     """Look at every join that compares the embedding of a model with another's."""
-    own_modality = kind_of(spec.nodes[name].kind).stream_modality
+    own_modality = get_kind(spec.nodes[name].kind).stream_modality
     layers: list[LayerModality] = []
     for join_name, join in spec.nodes.items():
-        compared = {port: join.inputs[port] for port in kind_of(join.kind).compared_ports}
+        compared = {port: join.inputs[port] for port in get_kind(join.kind).compared_ports}
         if f"{name}.embedding" not in compared.values():
             continue
         others: set[str] = set()
         for reference in compared.values():
             if reference != f"{name}.embedding":
                 others.add(parse_reference(reference).node)
-        against = frozenset(kind_of(spec.nodes[other].kind).stream_modality for other in others)
-        own = frozenset({own_modality})
+        other_modalities = frozenset(
+            get_kind(spec.nodes[other].kind).stream_modality for other in others
+        )
+        own_modalities = frozenset({own_modality})
         layers.append(
             LayerModality(
                 node=name,
                 name="projection",
-                modalities=tuple(sorted(own | against)),
-                cross_modal=bool(against - own),
+                modalities=tuple(sorted(own_modalities | other_modalities)),
+                cross_modal=bool(other_modalities - own_modalities),
                 reason=(
                     f"carries {own_modality} into the space where '{join_name}' compares it with "
-                    f"{'+'.join(against)}"
+                    f"{'+'.join(other_modalities)}"
                 ),
             )
         )

@@ -63,6 +63,10 @@ class NodeKind:
     text."""
     compared_ports: tuple[str, ...] = ()
     """Two input ports whose embeddings it compares; empty when it compares none."""
+    answer_port: str = ""
+    """Output port of the text that metrics judge; empty when it answers no text."""
+    ending_output: str = ""
+    """What the deployed node gives beside its ports: how each text that it wrote ended."""
     embeds_list: bool = False
     """Whether it compares its query to a list of texts, which the node behind the query embeds."""
     losses: Mapping[str, float] = field(default_factory=dict)
@@ -83,12 +87,22 @@ class NodeKind:
         return tuple(name for name, port in self.inputs.items() if "tokens" in port.types)
 
     @property
+    def text_ports(self) -> tuple[str, ...]:
+        """The input ports that read a text, or several."""
+        return tuple(name for name, port in self.inputs.items() if "text" in port.types)
+
+    @property
+    def embedding_ports(self) -> tuple[str, ...]:
+        """The input ports that read the embedding of a model."""
+        return tuple(name for name, port in self.inputs.items() if "embedding" in port.types)
+
+    @property
     def joins(self) -> bool:
         """Whether it compares embeddings of models."""
         return bool(self.compared_ports) or self.embeds_list
 
 
-def kind_of(name: str) -> NodeKind:
+def get_kind(name: str) -> NodeKind:
     """Return the kind of node that a spec calls `name`.
 
     Raises:

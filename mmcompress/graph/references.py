@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from graphlib import TopologicalSorter
 from typing import NamedTuple, TypeVar
 
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.spec.schema import Spec
 
 Value = TypeVar("Value")
@@ -29,7 +29,7 @@ def parse_reference(reference: str) -> NodeRef:
     return NodeRef(node, port)
 
 
-def source_nodes(spec: Spec, name: str) -> set[str]:
+def find_source_nodes(spec: Spec, name: str) -> set[str]:
     """Return the nodes that a node reads."""
     sources = {parse_reference(reference).node for reference in spec.nodes[name].inputs.values()}
     return sources & set(spec.nodes)
@@ -38,32 +38,42 @@ def source_nodes(spec: Spec, name: str) -> set[str]:
 def find_token_source(spec: Spec, name: str) -> str:
     """Return the node whose tokens a node reads, or an empty name when it reads none."""
     node = spec.nodes[name]
-    for port in kind_of(node.kind).token_ports:
+    for port in get_kind(node.kind).token_ports:
         return parse_reference(node.inputs[port]).node
     return ""
 
 
-def topological_order(spec: Spec) -> tuple[str, ...]:
+def sort_nodes(spec: Spec) -> tuple[str, ...]:
     """Return the nodes in an order in which every input is there.
 
     Raises:
         graphlib.CycleError: Some nodes read each other.
     """
-    graph = {name: source_nodes(spec, name) for name in spec.nodes}
+    graph = {name: find_source_nodes(spec, name) for name in spec.nodes}
     return tuple(TopologicalSorter(graph).static_order())
 
 
-def value_type_of(spec: Spec, reference: str) -> str | None:
+def find_value_type(spec: Spec, reference: str) -> str | None:
     """Return the value type behind a reference, None when nothing has that name."""
     name, port = parse_reference(reference)
     if not port:
         return spec.inputs.get(name)
     if name not in spec.nodes:
         return None
-    return kind_of(spec.nodes[name].kind).outputs.get(port)
+    return get_kind(spec.nodes[name].kind).outputs.get(port)
 
 
-def decode_steps_by_node(spec: Spec, calls: Mapping[str, float]) -> dict[str, float]:
+def find_text_source(spec: Spec, name: str) -> str:
+    """Return the node, or the input of the pipeline, whose text a node reads; empty: it reads
+    none."""
+    node = spec.nodes[name]
+    for port in get_kind(node.kind).text_ports:
+        if port in node.inputs:
+            return parse_reference(node.inputs[port]).node
+    return ""
+
+
+def count_decode_steps(spec: Spec, calls: Mapping[str, float]) -> dict[str, float]:
     """Return the decode steps of a request behind every model: its own, or those of the generator
     whose text it reads.
 
@@ -75,23 +85,25 @@ def decode_steps_by_node(spec: Spec, calls: Mapping[str, float]) -> dict[str, fl
         Steps by node; 1 where no generator is involved.
     """
     steps: dict[str, float] = {}
-    for name, node in spec.model_nodes().items():
-        writer = parse_reference(node.inputs.get("text", name)).node
+    for name in spec.model_nodes():
+        writer = find_text_source(spec, name) or name
         loop_graph = ""
         if writer in spec.nodes:
-            loop_graph = kind_of(spec.nodes[writer].kind).loop_graph
+            loop_graph = get_kind(spec.nodes[writer].kind).loop_graph
         steps[name] = calls.get(f"{writer}/{loop_graph}", 1.0)
     return steps
 
 
-def texts_per_request(spec: Spec) -> dict[str, int]:
+def count_texts_per_request(spec: Spec) -> dict[str, int]:
     """Return how many texts a request holds in every model at once: those that a generator
     writes."""
     counts: dict[str, int] = {}
     for name, node in spec.model_nodes().items():
-        writer = parse_reference(node.inputs.get("text", "")).node
-        reads_several = value_type_of(spec, node.inputs.get("text", "")) == "texts"
-        counts[name] = spec.nodes[writer].candidates if reads_several else node.candidates
+        counts[name] = node.candidates
+        for port in get_kind(node.kind).text_ports:
+            reference = node.inputs.get(port, "")
+            if find_value_type(spec, reference) == "texts":
+                counts[name] = spec.nodes[parse_reference(reference).node].candidates
     return counts
 
 
@@ -105,7 +117,7 @@ def find_unjoined_encoders(spec: Spec) -> tuple[str, ...]:
     unjoined: list[str] = []
     for name, node in spec.model_nodes().items():
         embedding = f"{name}.embedding"
-        if "embedding" not in kind_of(node.kind).outputs or embedding in references:
+        if "embedding" not in get_kind(node.kind).outputs or embedding in references:
             continue
         if embedding in spec.outputs.values() or name not in read_nodes:
             unjoined.append(name)

@@ -60,7 +60,7 @@ def cut_uniformly(
     return kept_units
 
 
-def removed_share(
+def measure_removed_share(
     kept: Mapping[str, KeptUnits],
     blocks: Mapping[str, Sequence[Block]],
     *,

@@ -9,14 +9,14 @@ from dataclasses import fields
 from graphlib import CycleError
 
 from mmcompress.errors import SpecError, suggest_nearest
-from mmcompress.graph.judged_nodes import judged_nodes
+from mmcompress.graph.judged_nodes import find_judged_nodes
 from mmcompress.graph.losses import list_known_losses
-from mmcompress.graph.ports import NodeKind, kind_of
+from mmcompress.graph.ports import NodeKind, get_kind
 from mmcompress.graph.references import (
     find_unjoined_encoders,
+    find_value_type,
     parse_reference,
-    topological_order,
-    value_type_of,
+    sort_nodes,
 )
 from mmcompress.registry import IMPORTANCE, METRICS, NODE_KINDS
 from mmcompress.spec.schema import Node, Spec
@@ -86,7 +86,7 @@ def _check_names(spec: Spec) -> list[Problem]:
 def _check_options(spec: Spec, name: str) -> list[Problem]:
     """Check the keys of a node against those that its kind has."""
     node = spec.nodes[name]
-    kind = kind_of(node.kind)
+    kind = get_kind(node.kind)
     problems: list[Problem] = []
     if kind.is_model and not node.source:
         sources = "embedded:, open_clip:, transformers:, pip:, python: or a folder"
@@ -96,21 +96,21 @@ def _check_options(spec: Spec, name: str) -> list[Problem]:
         if option.name in COMMON_OPTIONS or option.name in kind.options:
             continue
         if getattr(node, option.name) != option.default:
-            owners = _kinds_with_option(option.name)
+            owners = _list_kinds_with_option(option.name)
             message = f"a {node.kind} has no {option.name}, only {' and '.join(owners)}"
             problems.append((("nodes", name, option.name), message))
     return problems
 
 
-def _kinds_with_option(option: str) -> list[str]:
+def _list_kinds_with_option(option: str) -> list[str]:
     """Return the kinds of node that have an option."""
-    return [name for name in NODE_KINDS.names() if option in kind_of(name).options]
+    return [name for name in NODE_KINDS.names() if option in get_kind(name).options]
 
 
 def _check_ports(spec: Spec, name: str) -> list[Problem]:
     """Check that every port of a node is connected to a value that it accepts."""
     node = spec.nodes[name]
-    kind = kind_of(node.kind)
+    kind = get_kind(node.kind)
     problems: list[Problem] = []
     for port, expected in kind.inputs.items():
         if port not in node.inputs and not expected.optional:
@@ -129,14 +129,14 @@ def _check_connection(
     """Return what is wrong with one connection, or an empty text."""
     if port not in kind.inputs:
         return f"a {kind_name} has no port '{port}'; {suggest_nearest(port, kind.inputs)}"
-    value_type = value_type_of(spec, reference)
+    value_type = find_value_type(spec, reference)
     if value_type is None:
         nearest = suggest_nearest(reference, _list_values(spec))
         return f"nothing is named '{reference}'; {nearest}"
     accepted = kind.inputs[port].types
     if value_type in accepted:
         return ""
-    fitting = [value for value in _list_values(spec) if value_type_of(spec, value) in accepted]
+    fitting = [value for value in _list_values(spec) if find_value_type(spec, value) in accepted]
     return (
         f"'{reference}' is {_with_article(value_type)}, the port takes "
         f"{_with_article(' or '.join(accepted))} (these fit: {', '.join(fitting) or 'none'})"
@@ -154,14 +154,14 @@ def _list_values(spec: Spec) -> list[str]:
     """Return every reference that the graph offers: pipeline inputs and the outputs of nodes."""
     values = list(spec.inputs)
     for name, node in spec.nodes.items():
-        values += [f"{name}.{port}" for port in kind_of(node.kind).outputs]
+        values += [f"{name}.{port}" for port in get_kind(node.kind).outputs]
     return values
 
 
 def _check_outputs(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
     for name, reference in spec.outputs.items():
-        if value_type_of(spec, reference) is None:
+        if find_value_type(spec, reference) is None:
             nearest = suggest_nearest(reference, _list_values(spec))
             problems.append((("outputs", name), f"nothing is named '{reference}'; {nearest}"))
     return problems
@@ -170,7 +170,7 @@ def _check_outputs(spec: Spec) -> list[Problem]:
 def _check_order(spec: Spec) -> list[Problem]:
     """Check that no nodes read each other."""
     try:
-        topological_order(spec)
+        sort_nodes(spec)
     except CycleError as cycle:
         ring = list(reversed(cycle.args[1]))
         message = f"the nodes form a cycle: {' -> '.join(ring)}"
@@ -188,19 +188,23 @@ def _check_inputs(spec: Spec) -> list[Problem]:
     return problems
 
 
+def _reads_text_alone(kind: NodeKind) -> bool:
+    """Return whether a kind of node has one input, a text."""
+    return bool(kind.text_ports) and tuple(kind.inputs) == kind.text_ports
+
+
 def _check_lists(spec: Spec) -> list[Problem]:
     """Check that the query of a list comes from a model that can embed the list too."""
     problems: list[Problem] = []
     for name, node in spec.nodes.items():
-        if not kind_of(node.kind).embeds_list:
+        kind = get_kind(node.kind)
+        if not kind.embeds_list:
             continue
-        source = parse_reference(node.inputs["query"]).node
-        embeds_text = source in spec.nodes and list(kind_of(spec.nodes[source].kind).inputs) == [
-            "text"
-        ]
-        if not embeds_text:
+        [query_port] = kind.embedding_ports
+        source = parse_reference(node.inputs[query_port]).node
+        if source not in spec.nodes or not _reads_text_alone(get_kind(spec.nodes[source].kind)):
             message = "must be the embedding of a text_encoder: it embeds the list too"
-            problems.append((("nodes", name, "inputs", "query"), message))
+            problems.append((("nodes", name, "inputs", query_port), message))
     return problems
 
 
@@ -249,7 +253,7 @@ def _check_metrics(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
     for i, metric in enumerate(spec.metrics):
         needs = METRICS.fact(metric.kind, "needs")
-        nodes = judged_nodes(spec, needs)
+        nodes = find_judged_nodes(spec, needs)
         if not nodes:
             needed_node = METRICS.fact(metric.kind, "judges")
             message = f"metric '{metric.kind}' needs {needed_node}; the spec has none"

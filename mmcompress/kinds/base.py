@@ -153,7 +153,9 @@ class TrainableNode(ABC):
         """
         if reference is None or not self.setup.is_unjoined:
             return {}
-        drift = squared_distance(outputs[self.name]["embedding"], reference[self.name]["embedding"])
+        drift = compute_squared_distance(
+            outputs[self.name]["embedding"], reference[self.name]["embedding"]
+        )
         return {f"drift.{self.name}": drift}
 
     def quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
@@ -219,11 +221,11 @@ class TrainableJoin(ABC):
         return similarity_BB.argmax(1), similarity_BB.argmax(0)
 
 
-def squared_distance(one_BD: Tensor, other_BD: Tensor) -> Tensor:
+def compute_squared_distance(one_BD: Tensor, other_BD: Tensor) -> Tensor:
     """Return the mean squared distance of embeddings [b, d]."""
     return (one_BD - other_BD).square().sum(-1).mean()
 
 
-def share_of(right: Tensor) -> float:
+def compute_share(right: Tensor) -> float:
     """Return the share of a boolean tensor that is true."""
     return right.float().mean().item()

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mmcompress.data.base import Pairs
-from mmcompress.graph.judged_nodes import judged_nodes
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.judged_nodes import find_judged_nodes
+from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import name_by_node, parse_reference
 from mmcompress.registry import METRICS
 from mmcompress.runtime.graph import Pipeline
@@ -73,7 +73,7 @@ def answer_pairs(
         The answers of every node that a metric may judge.
     """
     kinds = {
-        name: kind_of(node["kind"]) for name, node in pipeline.manifest["graph"]["nodes"].items()
+        name: get_kind(node["kind"]) for name, node in pipeline.manifest["graph"]["nodes"].items()
     }
     writers = [name for name, kind in kinds.items() if kind.writes_text]
     joins = [name for name, kind in kinds.items() if kind.joins]
@@ -85,17 +85,16 @@ def answer_pairs(
     input_name = next(iter(pipeline.inputs))
     for i, value in enumerate(pairs.inputs):
         outputs = pipeline.run(**{input_name: value})
+        for name in texts:
+            texts[name].append(outputs[name][kinds[name].answer_port])
         for name in writers:
-            texts[name].append(outputs[name]["text"])
-            endings[name].append(outputs[name]["ended"][0])
-        for name in joins:
-            texts[name].append(outputs[name]["best"])
+            endings[name].append(outputs[name][kinds[name].ending_output][0])
         for name in comparing:
             query_port = kinds[name].compared_ports[0]
             query_node, port = parse_reference(pipeline.wiring[name][query_port])
             queries[name].append(outputs[query_node][port][0])
         for name in unjoined_encoders:
-            vectors[name].append(_mean_direction(outputs[name]["embedding"]))
+            vectors[name].append(_average_directions(outputs[name]["embedding"]))
         if i % PROGRESS_EVERY == 0:
             progress(f"{i} of {len(pairs)} inputs", i / len(pairs))
     answers: dict[str, Answers] = {}
@@ -111,7 +110,7 @@ def answer_pairs(
     return answers
 
 
-def _mean_direction(embedding_KD: np.ndarray) -> np.ndarray:
+def _average_directions(embedding_KD: np.ndarray) -> np.ndarray:
     """Return the mean of the embeddings of k windows, with length 1 [d]."""
     mean_D: np.ndarray = embedding_KD.mean(0)
     direction_D: np.ndarray = mean_D / max(float(np.linalg.norm(mean_D)), 1e-9)
@@ -121,7 +120,7 @@ def _mean_direction(embedding_KD: np.ndarray) -> np.ndarray:
 def _embed_references(pipeline: Pipeline, join: str, *, pairs: Pairs) -> np.ndarray:
     """Embed the reference texts with the encoder behind the second compared port of a join [n,
     d]."""
-    kind = kind_of(pipeline.manifest["graph"]["nodes"][join]["kind"])
+    kind = get_kind(pipeline.manifest["graph"]["nodes"][join]["kind"])
     encoder_name, port = parse_reference(pipeline.wiring[join][kind.compared_ports[1]])
     encoder = pipeline.nodes[encoder_name]
     parts: list[np.ndarray] = []
@@ -148,7 +147,7 @@ def score_answers(
     """
     by_node: dict[str, dict[str, PerSampleScores]] = {}
     for metric in spec.metrics:
-        nodes = judged_nodes(spec, METRICS.fact(metric.kind, "needs"))
+        nodes = find_judged_nodes(spec, METRICS.fact(metric.kind, "needs"))
         score = METRICS.get(metric.kind)
         for node in (metric.of,) if metric.of else nodes:
             judged = answers[node]

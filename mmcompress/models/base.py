@@ -146,7 +146,7 @@ class Model(nn.Module, ABC):
             The call by name of the graph. Only sizes count, so values may be random.
         """
 
-    def library_generate(self, context: Tensor) -> list[list[int]]:
+    def generate_with_library(self, context: Tensor) -> list[list[int]]:
         """Generate texts with the `generate` of the model's library, for models that write text.
 
         Args:

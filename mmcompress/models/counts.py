@@ -86,3 +86,31 @@ def _count_attention_macs(block: Block, shape: BlockShape) -> float:
     """Count the MACs per request of queries times keys and of weights times values."""
     products_per_call = shape.positions * shape.keys * shape.batch
     return 2 * block.units * block.width * products_per_call * shape.calls
+
+
+def count_params_per_unit(model: Model, block: Block) -> float:
+    """Count the parameters that go with one unit of a block.
+
+    Args:
+        model: The model that has the block.
+        block: A block; positions carry no parameters.
+
+    Returns:
+        Rows of its writers, columns of its readers, and what modules between them have for each
+        channel.
+    """
+    if block.group == "tokens":
+        return 0.0
+    total = 0.0
+    for writer in block.writers:
+        parameters = dict(model.get_submodule(writer.path).named_parameters(recurse=False))
+        row_params = parameters["weight"][0].numel() + ("bias" in parameters)
+        total += writer.parts * writer.width * row_params
+    for path in block.per_channel:
+        module = model.get_submodule(path)
+        channel_params = sum(parameter[0].numel() for parameter in module.parameters())
+        total += block.width * channel_params
+    for path in (block.reader, *block.extra_readers):
+        column = model.get_submodule(path).get_parameter("weight")[:, 0]
+        total += block.width * column.numel()
+    return total

@@ -49,11 +49,11 @@ MAX_NAMED_WEIGHTS = 4
 
 
 @contextmanager
-def refuse_pickles(what: str) -> Iterator[None]:
+def refuse_pickles(source: str) -> Iterator[None]:
     """Allow no unpickling while the block runs, whatever a library tries.
 
     Args:
-        what: The source that is loaded, for the message.
+        source: The source that is loaded, for the message.
 
     Raises:
         ModelError: A library called `torch.load`, and nothing was read.
@@ -61,7 +61,7 @@ def refuse_pickles(what: str) -> Iterator[None]:
 
     def refuse_file(file: Any, *_: Any, **__: Any) -> None:
         raise ModelError(
-            f"{what}: {file} is a pickle, a format that can run code; convert it to .safetensors"
+            f"{source}: {file} is a pickle, a format that can run code; convert it to .safetensors"
         )
 
     torch_load = torch.load

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import ModelError
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import parse_reference
 from mmcompress.models.base import LoadContext, Model
 from mmcompress.models.packaged import find_packaged_folder
@@ -226,7 +226,7 @@ def load_models(spec: Spec) -> dict[str, Model]:
         except ModelError as error:
             raise ModelError(f"nodes.{node_name}: {error}") from error
     for node_name, node in spec.nodes.items():
-        kind = kind_of(node.kind)
+        kind = get_kind(node.kind)
         for port in kind.token_ports:
             _check_token_width(node_name, node, port=port, models=models)
         if kind.compared_ports:
@@ -251,7 +251,7 @@ def _check_token_width(
 
 def _check_embedding_widths(node_name: str, node: Node, *, models: Mapping[str, Model]) -> None:
     """Raise `ModelError` when a join compares embeddings of two widths."""
-    query_port, keys_port = kind_of(node.kind).compared_ports
+    query_port, keys_port = get_kind(node.kind).compared_ports
     query_name = parse_reference(node.inputs[query_port]).node
     keys_name = parse_reference(node.inputs[keys_port]).node
     query_width = models[query_name].dims["embedding"]
@@ -271,7 +271,7 @@ def set_context_lengths(spec: Spec, models: Mapping[str, Model]) -> None:
         models: Its models by node; those of generators are changed in place.
     """
     for node_name, node in spec.nodes.items():
-        for port in kind_of(node.kind).token_ports:
+        for port in get_kind(node.kind).token_ports:
             encoder_name = parse_reference(node.inputs[port]).node
             encoder = models[encoder_name]
             count = getattr(encoder, "token_count", DEFAULT_CONTEXT_TOKENS)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from mmcompress.data.base import Pairs
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import (
     find_unjoined_encoders,
     name_by_node,
     parse_reference,
-    topological_order,
+    sort_nodes,
 )
 from mmcompress.kinds.base import (
     Batch,
@@ -45,13 +45,13 @@ class TorchPipeline:
         self.unjoined_encoders = find_unjoined_encoders(spec)
         self.nodes: dict[str, TrainableNode] = {}
         self.joins: list[TrainableJoin] = []
-        for name in topological_order(spec):
-            kind = kind_of(spec.nodes[name].kind)
+        for name in sort_nodes(spec):
+            kind = get_kind(spec.nodes[name].kind)
             make = resolve_entry(kind.trainable)
             if kind.is_model:
                 self.nodes[name] = make(self._set_up(name, models[name]))
         for name, node in spec.nodes.items():
-            kind = kind_of(node.kind)
+            kind = get_kind(node.kind)
             if not kind.is_model:
                 make = resolve_entry(kind.trainable)
                 self.joins.append(make(name, sources=self._sources(name)))
@@ -67,7 +67,7 @@ class TorchPipeline:
         feeds_list = False
         for node in self.spec.nodes.values():
             reads_it = any(parse_reference(r).node == name for r in node.inputs.values())
-            feeds_list = feeds_list or (kind_of(node.kind).embeds_list and reads_it)
+            feeds_list = feeds_list or (get_kind(node.kind).embeds_list and reads_it)
         return NodeSetup(
             name=name,
             config=model.config,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mmcompress.graph.blocks import Block, units_after
+from mmcompress.graph.blocks import Block, count_units_after
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.models.base import Model
 from mmcompress.prune.surgery import copy_without_units
@@ -57,7 +57,7 @@ def _plan_units(block: Block, final_units: int, *, cut_share: float) -> int:
     """Return the units kept when a share of a block's cut is done: one step at least."""
     final_steps = (block.units - final_units) / block.granularity
     removed_steps = int(cut_share * final_steps)
-    units_left = int(units_after(block, removed_steps))
+    units_left = int(count_units_after(block, removed_steps))
     return max(units_left, final_units, block.granularity)
 
 

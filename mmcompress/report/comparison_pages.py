@@ -14,7 +14,7 @@ from mmcompress.report.charts.front import draw_front
 from mmcompress.report.fill_templates import write_pages
 from mmcompress.results.claims import ClaimResult
 from mmcompress.results.records import Summary
-from mmcompress.results.target_met import target_share
+from mmcompress.results.target_met import compute_target_share
 from mmcompress.storage import write_record
 from mmcompress.workspace.folder import RunFolder
 
@@ -167,7 +167,7 @@ def _collect_figures(summary: Summary) -> RunFigures:
         quality[metric] = QualityFigure(value=figure.value, low=figure.low, high=figure.high)
     return RunFigures(
         speedup=summary.speedup,
-        share_of_target=target_share(summary),
+        share_of_target=compute_target_share(summary),
         latency_ms_p50=compressed.latency_ms.p50,
         met=summary.target.met,
         retained=summary.quality_retained,

@@ -19,7 +19,7 @@ from mmcompress.report.formats import (
     format_speedup,
     keep_together,
 )
-from mmcompress.results.target_met import target_share
+from mmcompress.results.target_met import compute_target_share
 from mmcompress.storage import replace_file
 from mmcompress.version import PACKAGE_FOLDER
 
@@ -34,7 +34,7 @@ FILTERS = {
     "mb": format_megabytes,
     "speedup": format_speedup,
     "noun": count_noun,
-    "target_share": target_share,
+    "target_share": compute_target_share,
     "unbroken": keep_together,
 }
 """What templates write figures with."""

@@ -29,12 +29,16 @@ class Proof:
     """Which graph or which input it was, when there are several."""
 
 
+BoundKind = Literal["p50", "p95", "parameters", "size", "memory"]
+"""What a bound limits: a statistic of the latency, or a size."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bound:
     """A limit, and what is measured or predicted of the thing that it limits."""
 
-    kind: Literal["p50", "p95", "parameters", "size", "memory"]
-    """What is limited: a statistic of the latency, or a size."""
+    kind: BoundKind
+    """What is limited."""
     node: str = ""
     """The node that is limited; empty: the whole pipeline."""
     value: float
@@ -189,7 +193,7 @@ class Target:
     """Latency of the dense pipeline over that."""
     met: bool
     """Whether the result keeps the target and every limit."""
-    asked: str = ""
+    text: str = ""
     """The target as the spec says it."""
     statistic: str = "p50"
     """The statistic that counts: p50 or p95."""

@@ -2,36 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from mmcompress.results.records import Bound, Side, Summary
+from mmcompress.results.records import Bound, BoundKind, Side, Summary
 from mmcompress.spec.schema import Limits, Spec
 from mmcompress.spec.target import Goal
 
+MeasureLoad = Callable[[BoundKind, str], float]
+"""Returns what there is of the thing that a limit is about, in the limit's unit: receives the kind
+of the bound and its node, which is empty for the whole pipeline."""
 
-def target_share(summary: Summary) -> float:
+
+def compute_target_share(summary: Summary) -> float:
     """Return measured latency / target."""
     measured_ms: float = getattr(summary.compressed.latency_ms, summary.target.statistic)
     return measured_ms / summary.target.latency_ms
 
 
-def long_run_target_share(summary: Summary) -> float:
+def compute_long_run_target_share(summary: Summary) -> float:
     """Return latency / target as it is in the long run on this machine
     (`Summary.machine_speed_factor`)."""
-    return target_share(summary) * summary.machine_speed_factor
+    return compute_target_share(summary) * summary.machine_speed_factor
 
 
-def corrected_target_share(summary: Summary) -> float:
+def compute_corrected_target_share(summary: Summary) -> float:
     """Return latency / target for the decision whether more was cut than needed.
 
     A pipeline that seems too fast while the machine is faster than usual counts at its long-run
     latency. A miss stays a miss.
     """
-    share = target_share(summary)
+    share = compute_target_share(summary)
     if share > 1:
         return share
-    return min(max(share, long_run_target_share(summary)), 1.0)
+    return min(max(share, compute_long_run_target_share(summary)), 1.0)
 
 
 def list_exceeded_bounds(
@@ -44,23 +48,44 @@ def list_exceeded_bounds(
     return tuple(bound for bound in bounds if bound.is_exceeded)
 
 
-def list_limits(limits: Limits, side: Side) -> list[Bound]:
-    """Return every limit beside the target, with what a side has of it."""
+def list_bounds(limits: Limits, measure_load: MeasureLoad) -> list[Bound]:
+    """Return every limit beside the target, with what there is of it.
+
+    All rooms that look at limits do so by this list.
+
+    Args:
+        limits: The limits of a spec; those that are missing are not listed.
+        measure_load: Called for every limit that is there, in the order of `Limits`.
+    """
     bounds: list[Bound] = []
-    for node, limit_ms in limits.node_ms.items():
-        node_ms = side.nodes[node].latency_ms_p50
-        bounds.append(Bound(kind="p50", node=node, value=node_ms, limit=limit_ms, unit="ms"))
     if limits.params_m is not None:
-        params_m = side.params / 1e6
-        bounds.append(Bound(kind="parameters", value=params_m, limit=limits.params_m, unit="M"))
+        value = measure_load("parameters", "")
+        bounds.append(Bound(kind="parameters", value=value, limit=limits.params_m, unit="M"))
     if limits.size_mb is not None:
-        bounds.append(Bound(kind="size", value=side.size_mb, limit=limits.size_mb, unit="MB"))
+        value = measure_load("size", "")
+        bounds.append(Bound(kind="size", value=value, limit=limits.size_mb, unit="MB"))
     if limits.memory_mb is not None:
-        bounds.append(Bound(kind="memory", value=side.memory_mb, limit=limits.memory_mb, unit="MB"))
+        value = measure_load("memory", "")
+        bounds.append(Bound(kind="memory", value=value, limit=limits.memory_mb, unit="MB"))
+    for node, limit_ms in limits.node_ms.items():
+        value = measure_load("p50", node)
+        bounds.append(Bound(kind="p50", node=node, value=value, limit=limit_ms, unit="ms"))
     return bounds
 
 
-def worst_limit_ratio(limits: Limits, side: Side) -> float:
+def list_limits(limits: Limits, side: Side) -> list[Bound]:
+    """Return every limit beside the target, with what a measured side has of it."""
+
+    def get_load(kind: BoundKind, node: str) -> float:
+        if node:
+            return side.nodes[node].latency_ms_p50
+        loads = {"parameters": side.params / 1e6, "size": side.size_mb, "memory": side.memory_mb}
+        return loads[kind]
+
+    return list_bounds(limits, get_load)
+
+
+def find_worst_limit_ratio(limits: Limits, side: Side) -> float:
     """Return the largest ratio of what a side has to its limit; 0 when there is no limit."""
     ratios = [bound.value / bound.limit for bound in list_limits(limits, side)]
     return max(ratios, default=0.0)
@@ -94,34 +119,28 @@ def scale_latencies(lowest: Sequence[Bound], pace: float) -> tuple[Bound, ...]:
     return tuple(scaled)
 
 
-def tighten_limits(current: Limits, asked: Limits, *, side: Side) -> Limits:
+def tighten_limits(current: Limits, requested: Limits, *, side: Side) -> Limits:
     """Return limits to search with after a side exceeded some: lowered by as much as it exceeded
     them.
 
     Args:
         current: The limits that were searched with.
-        asked: The limits of the spec.
+        requested: The limits of the spec.
         side: The measured pipeline.
     """
-    node_ms: dict[str, float] = {}
-    for node, limit_ms in asked.node_ms.items():
-        factor = _tightening_factor(limit_ms, side.nodes[node].latency_ms_p50)
-        node_ms[node] = current.node_ms[node] * factor
+    factors: dict[tuple[str, str], float] = {}
+    for bound in list_limits(requested, side):
+        factors[bound.kind, bound.node] = min(bound.limit / max(bound.value, 1e-12), 1.0)
+
+    def tighten(limit: float | None, kind: str) -> float | None:
+        return None if limit is None else limit * factors.get((kind, ""), 1.0)
+
+    node_ms = {}
+    for node, limit_ms in current.node_ms.items():
+        node_ms[node] = limit_ms * factors.get(("p50", node), 1.0)
     return Limits(
-        params_m=_tighten(current.params_m, asked.params_m, value=side.params / 1e6),
-        size_mb=_tighten(current.size_mb, asked.size_mb, value=side.size_mb),
-        memory_mb=_tighten(current.memory_mb, asked.memory_mb, value=side.memory_mb),
+        params_m=tighten(current.params_m, "parameters"),
+        size_mb=tighten(current.size_mb, "size"),
+        memory_mb=tighten(current.memory_mb, "memory"),
         node_ms=node_ms,
     )
-
-
-def _tighten(current: float | None, asked: float | None, *, value: float) -> float | None:
-    """Return one limit, lowered when it was exceeded; None stays None."""
-    if current is None or asked is None:
-        return current
-    return current * _tightening_factor(asked, value)
-
-
-def _tightening_factor(asked: float, value: float) -> float:
-    """Return limit / value when the limit was exceeded, else 1."""
-    return asked / value if value > asked else 1.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.data.base import Pairs
-from mmcompress.graph.judged_nodes import FINAL_TEXTS, judged_nodes
+from mmcompress.graph.judged_nodes import FINAL_TEXTS, find_judged_nodes
 from mmcompress.graph.references import find_unjoined_encoders
 from mmcompress.metrics.answers import Answers, AnswersByNode, answer_pairs, score_answers
 from mmcompress.runtime.graph import load_bundle
@@ -136,7 +136,7 @@ def select_samples(
     Where several generators write, the first one is shown, or the join that chooses among its
     texts.
     """
-    nodes = judged_nodes(run.spec, FINAL_TEXTS)
+    nodes = find_judged_nodes(run.spec, FINAL_TEXTS)
     samples = []
     for i, reference in enumerate(run.data.load(split).texts[:SHOWN_SAMPLES]):
         row = {"reference": reference}

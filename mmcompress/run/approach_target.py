@@ -83,13 +83,13 @@ class FitAttempt:
         safe = MIN_TARGET_SHARE + self.benchmark.margin / 2
         return min(max(wide, safe), self.upper_share - MIN_MARGIN)
 
-    def target_share(self, target_ms: float) -> float:
+    def compute_target_share(self, target_ms: float) -> float:
         """Return expected latency / target."""
         return self.bounded_ms / target_ms
 
     def is_accepted(self, options: ApproachOptions) -> bool:
         """Return whether the structure lies just under the target."""
-        share = self.target_share(options.target_ms)
+        share = self.compute_target_share(options.target_ms)
         return self.lower_share(options.tolerances) <= share <= self.upper_share
 
     def to_record(self, target_ms: float) -> Attempt:
@@ -164,7 +164,7 @@ def approach_target(
         if last.is_accepted(options):
             exhausted = False
             break
-        is_too_fast = last.target_share(target_ms) < last.lower_share(options.tolerances)
+        is_too_fast = last.compute_target_share(target_ms) < last.lower_share(options.tolerances)
         exhausted = is_too_fast and predicted_ms < FULL_BUDGET_SHARE * budget_ms
         if exhausted:
             break

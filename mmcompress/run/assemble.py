@@ -131,7 +131,7 @@ def build_target(
         latency_ms=target_ms,
         speedup=dense_ms / target_ms,
         met=not exceeded,
-        asked=spec.target,
+        text=spec.target,
         statistic=goal.statistic,
         floor_ms=pace * reach.floor_ms,
         fixed_ms=pace * reach.fixed_ms,

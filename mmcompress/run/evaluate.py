@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from mmcompress.graph.structure import Candidate, KeptUnits, removed_share
+from mmcompress.graph.structure import Candidate, KeptUnits, measure_removed_share
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.cost_model.predictor import Predictor
-from mmcompress.measure.latency.memory import peak_memory_mb
+from mmcompress.measure.latency.memory import read_peak_memory_mb
 from mmcompress.results.records import SearchResult, Side, Summary, Trial
 from mmcompress.run.adopt_artifacts import restore_measurements
 from mmcompress.run.answers import (
@@ -152,7 +152,7 @@ def _build_summary(
         commit=read_git_commit(),
         command="mmcompress " + " ".join(sys.argv[1:]),
         device=run.device,
-        peak_memory_mb=peak_memory_mb(),
+        peak_memory_mb=read_peak_memory_mb(),
         validation_losses=read_validation_losses(run.folder),
         samples=select_samples(run, answers["test"], split="test"),
         extra_splits=extra_splits,
@@ -167,7 +167,7 @@ def _measure_removed(
     run: RunContext, kept: Mapping[str, KeptUnits], *, cross_modal: bool
 ) -> float | None:
     """Return the share of unit features that is removed, of cross-modal blocks or of all others."""
-    return removed_share(kept, run.blocks, cross=run.cross_modal, crossing=cross_modal)
+    return measure_removed_share(kept, run.blocks, cross=run.cross_modal, crossing=cross_modal)
 
 
 def _assemble_sides(

@@ -19,7 +19,7 @@ from mmcompress.measure.latency.bench import (
     PipelineLatency,
     Samples,
     bench_repeats,
-    comparison_seconds,
+    choose_comparison_seconds,
     has_time_budget,
 )
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
@@ -80,7 +80,7 @@ class FinalLatency:
                     warmup=measure.warmup,
                     max_requests=MAX_REQUESTS_FACTOR * min_requests,
                     min_requests=min_requests,
-                    seconds=share * comparison_seconds(dense_ms),
+                    seconds=share * choose_comparison_seconds(dense_ms),
                     first_request=sent,
                     threads=measure.threads,
                     loads=max(1, round(share * bench_repeats(dense_ms))),

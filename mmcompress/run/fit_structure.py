@@ -10,7 +10,8 @@ from functools import partial
 from mmcompress.errors import DataError
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
-from mmcompress.results.records import Bound, Trial
+from mmcompress.results.records import Bound, BoundKind, Trial
+from mmcompress.results.target_met import list_bounds
 from mmcompress.run.approach_target import (
     ApproachOptions,
     ApproachResult,
@@ -23,7 +24,7 @@ from mmcompress.run.next_artifact import ArtifactLimits, Retry, plan_artifact
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.resume import read_valid_structure
 from mmcompress.run.structure_benchmark import StructureBenchmark, measure_structure
-from mmcompress.search.build_problem import AIMED_SHARE, build_problem, find_fastest
+from mmcompress.search.build_problem import AIMED_SHARE, LoadPredictor, build_problem, find_fastest
 from mmcompress.search.evaluator import start_evaluator
 from mmcompress.search.linearize import linearize_successively
 from mmcompress.search.problem import SearchProblem
@@ -31,6 +32,7 @@ from mmcompress.search.run_search import adjust_structure, choose_trial, run_sea
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.short_finetune import rank_by_short_finetuning
 from mmcompress.search.study import open_study, read_first_error
+from mmcompress.spec.schema import Limits
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
 
@@ -239,12 +241,12 @@ def choose_attempt(attempts: tuple[FitAttempt, ...], options: ApproachOptions) -
     Where all exceed the target, it is the fastest one.
     """
     target_ms = options.target_ms
-    within = [item for item in attempts if item.target_share(target_ms) <= item.upper_share]
+    within = [item for item in attempts if item.compute_target_share(target_ms) <= item.upper_share]
     if not within:
         return min(attempts, key=_get_bounded_ms)
 
     def rank(attempt: FitAttempt) -> tuple[float, float]:
-        missing = attempt.lower_share(options.tolerances) - attempt.target_share(target_ms)
+        missing = attempt.lower_share(options.tolerances) - attempt.compute_target_share(target_ms)
         return max(missing, 0.0), attempt.trial.loss
 
     return min(within, key=rank)
@@ -279,7 +281,12 @@ def _record_fit(
         floor_ms=predictor(fastest),
         fixed_ms=predictor.fixed_ms(fastest),
         fixed_ms_by_node=predictor.fixed_ms_by_node(fastest),
-        lowest_reachable=_find_lowest_reachable(run, predictor, problem=problem, smallest=fastest),
+        lowest_reachable=_find_lowest_reachable(
+            run.spec.limits,
+            LoadPredictor(run, prepared.sensitivity, predictor),
+            problem=problem,
+            smallest=fastest,
+        ),
         attempts=tuple(attempt.to_record(options.target_ms) for attempt in result.attempts),
         final_to_fitted=options.final_to_fitted,
         exhausted=result.exhausted,
@@ -287,47 +294,29 @@ def _record_fit(
 
 
 def _find_lowest_reachable(
-    run: RunContext, predictor: Predictor, *, problem: SearchProblem, smallest: Candidate
+    limits: Limits, predict_load: LoadPredictor, *, problem: SearchProblem, smallest: Candidate
 ) -> tuple[Bound, ...]:
     """Return every limit beside the target, with the least that is predicted against it.
 
     Args:
-        run: The run; its spec has the limits.
-        predictor: Predicts the latency of nodes.
+        limits: The limits of the spec.
+        predict_load: Predicts what a candidate takes of each limit.
         problem: The search problem; it has the precisions that each node may have.
         smallest: The smallest structure. Each limit is looked at in the precisions that are
             best for it.
     """
-    limits = run.spec.limits
-    lowest: list[Bound] = []
-    for node_name, limit_ms in limits.node_ms.items():
 
-        def predict_node(candidate: Candidate, node_name: str = node_name) -> float:
-            return predictor.node_ms(node_name, candidate)
+    def minimize_load(kind: BoundKind, node: str) -> float:
+        def predict_one_load(candidate: Candidate) -> float:
+            return predict_load(candidate, kind, node)
 
-        node_ms = _minimize_load(predict_node, smallest, problem=problem)
-        lowest.append(Bound(kind="p50", node=node_name, value=node_ms, limit=limit_ms, unit="ms"))
-    if limits.params_m is not None:
-        params = _minimize_load(run.footprint.total_params, smallest, problem=problem)
-        lowest.append(Bound(kind="parameters", value=params / 1e6, limit=limits.params_m, unit="M"))
-    if limits.size_mb is not None:
-        size_mb = _minimize_load(run.footprint.size_mb, smallest, problem=problem)
-        lowest.append(Bound(kind="size", value=size_mb, limit=limits.size_mb, unit="MB"))
-    if limits.memory_mb is not None:
-        memory_mb = _minimize_load(run.footprint.memory_mb, smallest, problem=problem)
-        lowest.append(Bound(kind="memory", value=memory_mb, limit=limits.memory_mb, unit="MB"))
-    return tuple(lowest)
+        best = smallest
+        for node_name, precisions in problem.precisions.items():
+            candidates = [
+                replace(best, precision={**best.precision, node_name: precision})
+                for precision in precisions
+            ]
+            best = min(candidates, key=predict_one_load)
+        return predict_one_load(best)
 
-
-def _minimize_load(
-    measure_load: Callable[[Candidate], float], smallest: Candidate, *, problem: SearchProblem
-) -> float:
-    """Return the least load of a structure over the precisions of its nodes."""
-    best = smallest
-    for node_name, precisions in problem.precisions.items():
-        candidates = [
-            replace(best, precision={**best.precision, node_name: precision})
-            for precision in precisions
-        ]
-        best = min(candidates, key=measure_load)
-    return float(measure_load(best))
+    return tuple(list_bounds(limits, minimize_load))

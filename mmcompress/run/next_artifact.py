@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from mmcompress.results.records import Summary
 from mmcompress.results.target_met import (
-    corrected_target_share,
+    compute_corrected_target_share,
+    compute_long_run_target_share,
+    compute_target_share,
+    find_worst_limit_ratio,
     is_out_of_reach,
-    long_run_target_share,
-    target_share,
     tighten_limits,
-    worst_limit_ratio,
 )
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure
 from mmcompress.spec.schema import Limits, Spec
@@ -86,8 +86,8 @@ def next_step(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry | Do
     """
     last = history[-1]
     summary = last.summary
-    reached = corrected_target_share(summary)
-    worst_ratio = worst_limit_ratio(limits.bounds, summary.compressed)
+    reached = compute_corrected_target_share(summary)
+    worst_ratio = find_worst_limit_ratio(limits.bounds, summary.compressed)
     finished = sum(item.fitted.search_effort >= limits.search_effort for item in history)
     if max(reached, worst_ratio) <= 1:
         if reached >= MIN_TARGET_SHARE:
@@ -119,7 +119,7 @@ def plan_artifact(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry:
     bounds = limits.bounds
     first_attempt = 0
     for artifact in history:
-        reached = long_run_target_share(artifact.summary)
+        reached = compute_long_run_target_share(artifact.summary)
         final_to_fitted = artifact.fitted.next_final_to_fitted(reached)
         bounds = tighten_limits(bounds, limits.bounds, side=artifact.summary.compressed)
         first_attempt += len(artifact.fitted.attempts)
@@ -139,20 +139,20 @@ def is_better(one: Summary, other: Summary) -> bool:
     """
     if one.target.met != other.target.met:
         return one.target.met
-    faster_by = target_share(other) - target_share(one)
+    faster_by = compute_target_share(other) - compute_target_share(one)
     if not one.target.met:
         return faster_by > 0
-    milder_by = _final_loss(other) - _final_loss(one)
+    milder_by = _get_final_loss(other) - _get_final_loss(one)
     if faster_by * milder_by > 0:
         # One of the two is both faster and milder.
         return faster_by > 0
-    one_is_near = corrected_target_share(one) >= MIN_TARGET_SHARE
-    other_is_near = corrected_target_share(other) >= MIN_TARGET_SHARE
+    one_is_near = compute_corrected_target_share(one) >= MIN_TARGET_SHARE
+    other_is_near = compute_corrected_target_share(other) >= MIN_TARGET_SHARE
     if one_is_near != other_is_near:
         return one_is_near
     return milder_by > 0
 
 
-def _final_loss(summary: Summary) -> float:
+def _get_final_loss(summary: Summary) -> float:
     """Return the validation loss after training; 0 where it was not measured."""
     return summary.validation_losses[-1] if summary.validation_losses else 0.0

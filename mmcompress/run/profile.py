@@ -11,11 +11,11 @@ from mmcompress.errors import DataError
 from mmcompress.export.proofs import prove_generation, require_proofs
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.modality import classify_layers
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import (
-    decode_steps_by_node,
+    count_decode_steps,
+    count_texts_per_request,
     find_token_source,
-    texts_per_request,
 )
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.latency.bench import (
@@ -118,8 +118,8 @@ def _make_profile(run: RunContext) -> Profile:
         latency = _bench_dense(run)
         measured = PipelineMeasurement.from_latency(latency)
         traces = latency.traces
-    decode_steps = decode_steps_by_node(run.spec, measured.calls)
-    texts = texts_per_request(run.spec)
+    decode_steps = count_decode_steps(run.spec, measured.calls)
+    texts = count_texts_per_request(run.spec)
     params: dict[str, int] = {}
     macs: dict[str, int] = {}
     for node_name, model in run.models.items():
@@ -185,7 +185,7 @@ def prove_generators(
     batch = run.pipeline.collate(run.data.load("val", count, seed=2))
     outputs = run.pipeline.forward_in_pieces(models, batch)
     for node_name in run.pipeline.order:
-        if not kind_of(run.spec.nodes[node_name].kind).writes_text:
+        if not get_kind(run.spec.nodes[node_name].kind).writes_text:
             continue
         source_node = find_token_source(run.spec, node_name)
         folder = bundle / node_name

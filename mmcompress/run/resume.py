@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from mmcompress.results.records import Summary
-from mmcompress.results.target_met import corrected_target_share
+from mmcompress.results.target_met import compute_corrected_target_share
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Retry, plan_artifact
 from mmcompress.storage import read_record, write_record
@@ -104,7 +104,7 @@ def read_valid_structure(folder: RunFolder, plan: Retry, *, effort: int) -> Fitt
 
 def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) -> None:
     """Set the better one of the new artifact and the stashed one aside before another is made."""
-    share = corrected_target_share(summary)
+    share = compute_corrected_target_share(summary)
     message = f"the finished artifact lies at {share:.1%} of its target: another one is made"
     run.on_progress("fit", message, None)
     folder = run.folder

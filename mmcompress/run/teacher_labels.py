@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from mmcompress.data.base import Dataset, Pairs
-from mmcompress.graph.ports import kind_of
+from mmcompress.errors import DataError
+from mmcompress.graph.ports import NodeKind, get_kind
 from mmcompress.runtime.graph import Pipeline, load_bundle
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
@@ -48,14 +49,21 @@ class TeacherLabelledData:
         if not missing:
             return texts_by_name
         pipeline = self._load_pipeline()
-        nodes = pipeline.manifest["graph"]["nodes"]
-        generator = next(name for name, node in nodes.items() if kind_of(node["kind"]).writes_text)
+        generator, kind = self._find_generator(pipeline)
         port = next(iter(pipeline.inputs))
         for i in missing:
             outputs = pipeline.run(**{port: pairs.inputs[i]})
-            texts_by_name[pairs.names[i]] = outputs[generator]["text"]
+            texts_by_name[pairs.names[i]] = outputs[generator][kind.answer_port]
         write_record(self._record, texts_by_name)
         return texts_by_name
+
+    def _find_generator(self, pipeline: Pipeline) -> tuple[str, NodeKind]:
+        """Return the first node that writes text, and its kind."""
+        for name, node in pipeline.manifest["graph"]["nodes"].items():
+            kind = get_kind(node["kind"])
+            if kind.writes_text:
+                return name, kind
+        raise DataError("data.labels: teacher needs a node that writes text")
 
     def _load_pipeline(self) -> Pipeline:
         """Return the dense pipeline, loaded on first use."""

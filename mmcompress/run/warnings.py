@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from mmcompress.graph.structure import measure_removed_share
 from mmcompress.results.records import Summary, Target
-from mmcompress.results.target_met import corrected_target_share, target_share
+from mmcompress.results.target_met import compute_corrected_target_share, compute_target_share
 
 MAX_INTERVAL_WIDTH = 0.06
 """Width of a 95 % interval above which a metric tells little apart."""
@@ -87,7 +88,7 @@ def _warn_of_weak_metrics(summary: Summary) -> list[str]:
 def _warn_of_steep_cut(summary: Summary) -> list[str]:
     """Warn of much that was cut in one step, where that did harm."""
     steep = []
-    for (node_name, kind), share in _average_cuts(summary).items():
+    for (node_name, kind), share in _list_cuts_by_kind(summary).items():
         if share > STEEP_CUT_SHARE:
             steep.append(f"{share:.0%} of the {kind} units of {node_name}")
     schedule = summary.settings.get("prune", {}).get("schedule")
@@ -100,17 +101,17 @@ def _warn_of_steep_cut(summary: Summary) -> list[str]:
     ]
 
 
-def _average_cuts(summary: Summary) -> dict[tuple[str, str], float]:
-    """Return the mean share of units cut, by node and kind; positions carry no weights."""
-    shares: dict[tuple[str, str], list[float]] = {}
+def _list_cuts_by_kind(summary: Summary) -> dict[tuple[str, str], float]:
+    """Return the share of units cut, by node and unit kind."""
+    shares: dict[tuple[str, str], float] = {}
     for node_name, blocks in summary.blocks.items():
-        kept = summary.kept_units[node_name]
-        for block in blocks:
-            if block.group == "tokens":
-                continue
-            share = 1 - kept.get(block.name, block.units) / block.units
-            shares.setdefault((node_name, block.kind), []).append(share)
-    return {key: sum(values) / len(values) for key, values in shares.items()}
+        kept = {node_name: summary.kept_units[node_name]}
+        for kind in dict.fromkeys(block.kind for block in blocks):
+            blocks_of_kind = {node_name: [block for block in blocks if block.kind == kind]}
+            share = measure_removed_share(kept, blocks_of_kind, cross={}, crossing=False)
+            if share is not None:
+                shares[node_name, kind] = share
+    return shares
 
 
 def _was_cut_harmful(summary: Summary) -> bool:
@@ -193,7 +194,7 @@ def _warn_of_cross_modal_cut(summary: Summary) -> list[str]:
 
 def _warn_of_unused_target(summary: Summary) -> list[str]:
     """Warn of an artifact that is faster than asked for, with the reason."""
-    if not summary.target.met or corrected_target_share(summary) >= MIN_USED_TARGET_SHARE:
+    if not summary.target.met or compute_corrected_target_share(summary) >= MIN_USED_TARGET_SHARE:
         return []
     if summary.aimed_share < MIN_USED_TARGET_SHARE:
         reason = (
@@ -204,7 +205,7 @@ def _warn_of_unused_target(summary: Summary) -> list[str]:
         reason = (
             "more was cut than needed, and another round may use the rest (search.max_artifacts)"
         )
-    return [f"the pipeline takes {target_share(summary):.1%} of its target: {reason}"]
+    return [f"the pipeline takes {compute_target_share(summary):.1%} of its target: {reason}"]
 
 
 def _warn_of_predicted_latency(summary: Summary) -> list[str]:

@@ -71,7 +71,7 @@ def time_call(
     return summarize_latency(call_ms)
 
 
-def min_of_medians(
+def find_lowest_median(
     call: Callable[[], object], warmup: int, *, rounds: int, limit: float, tries: int = 3
 ) -> float:
     """Measure a call a few times, and take the lowest median: what else runs on a machine only adds

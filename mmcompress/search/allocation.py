@@ -16,9 +16,9 @@ from numpy.typing import ArrayLike
 from mmcompress.graph.blocks import (
     Block,
     count_steps,
+    count_units_after,
     cut_by_share,
     cut_evenly,
-    units_after,
 )
 from mmcompress.graph.structure import Candidate, KeptUnits
 from mmcompress.search.knapsack import choose_options_at_total
@@ -66,7 +66,7 @@ def allocate_by_knapsack(
     steps_by_block = [np.arange(count_steps(block) + 1) for block in blocks]
     losses = []
     for block, steps in zip(blocks, steps_by_block, strict=True):
-        losses.append(curves[block.name].loss_increase(units_after(block, steps)))
+        losses.append(curves[block.name].loss_increase(count_units_after(block, steps)))
     removed_steps = choose_options_at_total(steps_by_block, losses, total=steps_to_remove)
     return _keep_after_steps(blocks, removed_steps)
 
@@ -119,7 +119,7 @@ def _keep_after_steps(blocks: Sequence[Block], removed_steps: Sequence[int]) -> 
     """List the units that blocks keep after steps are removed."""
     kept_units: KeptUnits = {}
     for block, steps in zip(blocks, removed_steps, strict=True):
-        kept_units[block.name] = int(units_after(block, steps))
+        kept_units[block.name] = int(count_units_after(block, steps))
     return kept_units
 
 

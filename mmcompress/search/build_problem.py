@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property, partial
 
-from mmcompress.graph.blocks import Block, count_steps, units_after
+from mmcompress.graph.blocks import Block, count_steps, count_units_after
 from mmcompress.graph.structure import Candidate
+from mmcompress.measure.cost_model.footprint import Footprint
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.registry import ALLOCATIONS
+from mmcompress.results.records import BoundKind
+from mmcompress.results.target_met import list_bounds
 from mmcompress.search.allocation import allocate_pipeline
 from mmcompress.search.problem import (
     Predict,
@@ -21,7 +25,7 @@ from mmcompress.search.problem import (
 from mmcompress.search.repair import restore_dropped
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.spec.overrides import apply_overrides
-from mmcompress.spec.schema import Spec
+from mmcompress.spec.schema import Limits, Spec
 from mmcompress.spec.space import Dimension, Space
 from mmcompress.storage import build_record, to_plain
 from mmcompress.workspace.context import RunContext, list_precisions
@@ -63,7 +67,7 @@ def build_problem(
         space=run.space,
         blocks=run.blocks,
         resolve=allocate,
-        predict=_make_predict(run, predictor, budget_ms=budget_ms),
+        predict=_make_predict(run, sensitivity, predictor=predictor, budget_ms=budget_ms),
         budget_ms=budget_ms,
         precisions=list_precisions(run),
         unit_choices=unit_choices,
@@ -106,41 +110,47 @@ def _find_most_protected(problem: SearchProblem, precision: dict[str, str]) -> C
     return Candidate(kept_units, precision)
 
 
-def _make_predict(run: RunContext, predictor: Predictor, *, budget_ms: float) -> Predict:
+def _make_predict(
+    run: RunContext, sensitivity: Sensitivity, *, predictor: Predictor, budget_ms: float
+) -> Predict:
     """Make a prediction that exceeds the budget by as much as any other limit is exceeded."""
     limits = run.spec.limits
-    has_size_limit = (
-        limits.params_m is not None or limits.size_mb is not None or limits.memory_mb is not None
-    )
-    if not has_size_limit and not limits.node_ms:
+    if limits == Limits():
         return predictor
+    predict_load = LoadPredictor(run, sensitivity, predictor)
 
     def predict_worst_ms(candidate: Candidate) -> float:
         worst_ms = predictor(candidate)
-        for share in _list_limit_shares(run, predictor, candidate=candidate):
-            worst_ms = max(worst_ms, budget_ms * share)
+        for bound in list_bounds(limits, partial(predict_load, candidate)):
+            worst_ms = max(worst_ms, budget_ms * bound.value / (bound.limit * AIMED_SHARE))
         return worst_ms
 
     return predict_worst_ms
 
 
-def _list_limit_shares(
-    run: RunContext, predictor: Predictor, *, candidate: Candidate
-) -> list[float]:
-    """List what a candidate takes of each limit but the latency, as a share of what is aimed at."""
-    limits = run.spec.limits
-    shares: list[float] = []
-    # The footprint is measured when it is first asked for: only where a limit needs it.
-    if limits.params_m is not None:
-        params_m = run.footprint.total_params(candidate) / 1e6
-        shares.append(params_m / (limits.params_m * AIMED_SHARE))
-    if limits.size_mb is not None:
-        shares.append(run.footprint.size_mb(candidate) / (limits.size_mb * AIMED_SHARE))
-    if limits.memory_mb is not None:
-        shares.append(run.footprint.memory_mb(candidate) / (limits.memory_mb * AIMED_SHARE))
-    for node_name, limit_ms in limits.node_ms.items():
-        shares.append(predictor.node_ms(node_name, candidate) / (AIMED_SHARE * limit_ms))
-    return shares
+class LoadPredictor:
+    """Predicts what a candidate takes of each limit."""
+
+    def __init__(self, run: RunContext, sensitivity: Sensitivity, predictor: Predictor):
+        self._run = run
+        self._fp32_blocks = sensitivity.fp32_blocks
+        self._predictor = predictor
+
+    def __call__(self, candidate: Candidate, kind: BoundKind, node: str) -> float:
+        """Return the load of a candidate, in the unit of the limit."""
+        if kind == "p50":
+            return self._predictor.node_ms(node, candidate)
+        if kind == "parameters":
+            return self._footprint.total_params(candidate) / 1e6
+        if kind == "size":
+            return self._footprint.size_mb(candidate)
+        return self._footprint.memory_mb(candidate)
+
+    @cached_property
+    def _footprint(self) -> Footprint:
+        """It is measured when it is first asked for: only where a limit needs it."""
+        footprint = self._run.measure_footprint(self._predictor.size_fits)
+        return replace(footprint, fp32_blocks=self._fp32_blocks)
 
 
 def find_fastest(problem: SearchProblem, predictor: Predictor) -> Candidate:
@@ -212,7 +222,7 @@ def _list_block_choices(
     if not steps:
         # No step lies between the bounds: the nearest one is taken.
         steps = [round(low)]
-    choices = {int(units_after(block, step)) for step in steps}
+    choices = {int(count_units_after(block, step)) for step in steps}
     if block.drop and drop is not None and (drop.high or 0) >= 1:
         choices.add(0)
     return tuple(sorted(choices))
@@ -225,6 +235,6 @@ def _list_max_drops(run: RunContext, spec_candidate: Candidate) -> dict[str, int
         dimension = run.space.dimensions.get(f"nodes.{node_name}.prune.drop")
         searched = int(dimension.high or 0) if dimension is not None else 0
         kept_units = spec_candidate.kept_units[node_name]
-        asked = sum(units == 0 for units in kept_units.values())
-        max_drops[node_name] = max(asked, searched)
+        fixed_drops = sum(units == 0 for units in kept_units.values())
+        max_drops[node_name] = max(fixed_drops, searched)
     return max_drops

@@ -46,7 +46,7 @@ A pipeline judged by its distance from the dense one has a dense loss of zero.
 """
 
 
-def quality_collapsed(loss: float, dense_loss: float) -> bool:
+def has_quality_collapsed(loss: float, dense_loss: float) -> bool:
     """Return whether a loss before training says little about the loss after training."""
     return loss > COLLAPSE_RATIO * max(dense_loss, MIN_DENSE_LOSS)
 

@@ -25,7 +25,7 @@ from functools import partial
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.search.build_problem import build_problem
-from mmcompress.search.evaluator import TrialEvaluator, quality_collapsed
+from mmcompress.search.evaluator import TrialEvaluator, has_quality_collapsed
 from mmcompress.search.problem import (
     BUDGET_SHARE,
     SearchProblem,
@@ -168,7 +168,7 @@ def linearize_successively(
                 break
             factors = next_factors
             write_record(run.folder.interaction_factors, factors)
-        if not factors.losses or quality_collapsed(min(factors.losses), factors.dense_loss):
+        if not factors.losses or has_quality_collapsed(min(factors.losses), factors.dense_loss):
             return sensitivity, []
         scaled_sensitivity = linearizer.scale_sensitivity(factors)
         best_splits = sorted(factors.splits, key=lambda split: split.loss)[:MAX_SEED_SPLITS]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from mmcompress.graph.blocks import Block, count_steps
-from mmcompress.graph.structure import Candidate, KeptUnits, removed_share
+from mmcompress.graph.structure import Candidate, KeptUnits, measure_removed_share
 from mmcompress.results.records import Trial
 from mmcompress.search.bisection import bisect_share
 from mmcompress.spec.space import Dimension, Space
@@ -78,10 +78,10 @@ class SearchProblem:
     def compute_removed_shares(self, candidate: Candidate) -> tuple[float, float]:
         """Compute the removed shares of unimodal and cross-modal units; 0 where a kind is
         missing."""
-        unimodal = removed_share(
+        unimodal = measure_removed_share(
             candidate.kept_units, self.blocks, cross=self.cross_modal, crossing=False
         )
-        cross_modal = removed_share(
+        cross_modal = measure_removed_share(
             candidate.kept_units, self.blocks, cross=self.cross_modal, crossing=True
         )
         if unimodal is None or cross_modal is None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Trial
@@ -419,7 +419,7 @@ def list_plain_starts(problem: SearchProblem, spec: Spec) -> list[SearchPoint]:
     sparing_ratios: dict[str, float] = {}
     for node_name, node in spec.model_nodes().items():
         # All that follows depends on what these nodes see and hear.
-        perceives = kind_of(node.kind).perceives
+        perceives = get_kind(node.kind).perceives
         sparing_ratios[node_name] = PLAIN_PERCEIVING_RATIO if perceives else PLAIN_REST_RATIO
     starts: list[SearchPoint] = []
     for ratio_by_node in (ratios, sparing_ratios):

@@ -22,7 +22,7 @@ from mmcompress.results.records import Trial
 from mmcompress.runtime.progress import prefix_progress
 from mmcompress.search.build_problem import build_problem
 from mmcompress.search.candidate_models import build_pruned_models
-from mmcompress.search.evaluator import quality_collapsed
+from mmcompress.search.evaluator import has_quality_collapsed
 from mmcompress.search.problem import SearchProblem, complete_candidate, scale_to_budget
 from mmcompress.search.repair import cut_to_budget, grow_to_budget
 from mmcompress.search.run_search import FULL_BUDGET_SHARE, list_plain_starts
@@ -90,7 +90,7 @@ def rank_by_short_finetuning(
     """
     if best is None or best.latency_ms > budget_ms or not _has_finetunings(run.spec):
         return best
-    if not quality_collapsed(best.loss, measure_validation_loss(run, run.models)):
+    if not has_quality_collapsed(best.loss, measure_validation_loss(run, run.models)):
         return best
     problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
     record = run.folder.short_finetunings

@@ -163,13 +163,13 @@ def list_given_keys(path: str | Path, overrides: dict[str, Any] | None = None) -
     source = YamlSource(path, overrides)
     given: set[str] = set()
     for keys in source.lines:
-        value = _value_at(source.data, keys)
+        value = _find_value(source.data, keys)
         if value != "auto" and not isinstance(value, dict):
             given.add(".".join(keys))
     return frozenset(given)
 
 
-def _value_at(data: Any, keys: KeyPath) -> Any:
+def _find_value(data: Any, keys: KeyPath) -> Any:
     """Return the value that keys lead to, None when they lead nowhere."""
     value = data
     for key in keys:

@@ -250,13 +250,13 @@ class Search:
 class Limits:
     """Upper bounds beside the latency target. A missing limit is not checked."""
 
-    params_m: Annotated[float, Field(ge=0, le=1e6)] | None = None
+    params_m: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Parameters of all models, in millions."""
-    size_mb: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    size_mb: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Size of the bundle in MB."""
-    memory_mb: Annotated[float, Field(ge=0, le=1e9)] | None = None
+    memory_mb: Annotated[float, Field(gt=0, le=1e9)] | None = None
     """Peak resident memory in MB of a process that loads the bundle and answers once."""
-    node_ms: dict[str, float] = field(default_factory=dict)
+    node_ms: dict[str, Annotated[float, Field(gt=0, le=1e9)]] = field(default_factory=dict)
     """p50 of single nodes in milliseconds, by node."""
 
 

@@ -124,7 +124,7 @@ def _find_value_problem(dotted: str, dimension: Dimension) -> str:
     return ""
 
 
-def default_space() -> Path:
+def find_default_space() -> Path:
     """Return the path of the default search space.
 
     In a checkout it lies beside the package, in an installed copy among the data files of its

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -24,14 +23,14 @@ from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.modality import find_cross_modal_blocks
-from mmcompress.graph.ports import kind_of
+from mmcompress.graph.ports import get_kind
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.cost_model.footprint import Footprint, measure_footprint
-from mmcompress.measure.cost_model.predictor import Predictor
+from mmcompress.measure.cost_model.predictor import LinearFit
 from mmcompress.measure.devices.readings import Readings
 from mmcompress.models.base import Model
-from mmcompress.models.counts import count_params
+from mmcompress.models.counts import count_params, count_params_per_unit
 from mmcompress.models.sources import load_models, load_rewind_models
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.registry import PRECISIONS
@@ -41,7 +40,7 @@ from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock, SystemClock
 from mmcompress.spec.loader import list_given_keys
 from mmcompress.spec.schema import Node, Spec
-from mmcompress.spec.space import Space, default_space, load_space
+from mmcompress.spec.space import Space, find_default_space, load_space
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.storage import read_record, to_plain, write_record
 from mmcompress.workspace.folder import RunFolder
@@ -96,19 +95,6 @@ class RunContext:
         """The prunable blocks of the dense models, by node."""
         return {node_name: model.blocks for node_name, model in self.models.items()}
 
-    @property
-    def fp32_blocks(self) -> dict[str, dict[str, tuple[str, ...]]]:
-        """Blocks that stay in fp32, by node and precision; empty before they are measured."""
-        if not self.shared.sensitivity.exists():
-            return {}
-        stored = json.loads(self.shared.sensitivity.read_text())["fp32_blocks"]
-        blocks_by_node: dict[str, dict[str, tuple[str, ...]]] = {}
-        for node_name, blocks_by_precision in stored.items():
-            blocks_by_node[node_name] = {
-                precision: tuple(blocks) for precision, blocks in blocks_by_precision.items()
-            }
-        return blocks_by_node
-
     @cached_property
     def device_readings(self) -> Readings | None:
         """What another device measured, if the spec names its readings.
@@ -145,25 +131,34 @@ class RunContext:
             return str(self.device_readings.device)
         return fingerprint_device(self.spec.measure.threads)
 
-    @cached_property
-    def footprint(self) -> Footprint:
-        """File sizes and memory by structure.
+    def measure_footprint(self, size_fits: Mapping[str, Mapping[str, LinearFit]]) -> Footprint:
+        """Measure file sizes and memory by structure, or read the record of the run folder.
 
-        Measured once per run folder, when a limit asks for it.
+        Args:
+            size_fits: Megabytes of a node against its parameters in millions, by node and
+                precision; the predictor has them.
+
+        Returns:
+            The footprint of structures that are all in their precision.
         """
         record = self.shared.footprint
-        if not record.exists():
-            predictor = read_record(Predictor, self.shared.predictor)
-            dense_params = {name: count_params(model) for name, model in self.models.items()}
-            footprint = measure_footprint(
-                self.models,
-                predictor.size_fits,
-                dense_params=dense_params,
-                bundle=self.shared.baseline,
-                measure_memory=self.bench.measure_memory_mb,
-            )
-            write_record(record, footprint)
-        return replace(read_record(Footprint, record), fp32_blocks=self.fp32_blocks)
+        if record.exists():
+            return read_record(Footprint, record)
+        params_per_unit = {}
+        for node_name, model in self.models.items():
+            params_per_unit[node_name] = {
+                block.name: count_params_per_unit(model, block) for block in model.blocks
+            }
+        footprint = measure_footprint(
+            self.blocks,
+            size_fits,
+            dense_params={name: count_params(model) for name, model in self.models.items()},
+            params_per_unit=params_per_unit,
+            bundle=self.shared.baseline,
+            measure_memory=self.bench.measure_memory_mb,
+        )
+        write_record(record, footprint)
+        return footprint
 
     def aim_at(self, target: str) -> RunContext:
         """Return the same run for one of its targets, in a folder of its own."""
@@ -277,7 +272,7 @@ def open_run(
     """
     spec = load_spec(spec_path, overrides)
     given_keys = list_given_keys(spec_path, overrides)
-    whole_space = load_space(space or default_space(), spec, fixed=given_keys)
+    whole_space = load_space(space or find_default_space(), spec, fixed=given_keys)
     on_progress("load", f"{spec.name}: {len(spec.model_nodes())} models", None)
 
     data = open_data(spec)
@@ -321,7 +316,7 @@ def _read_all_lookup_texts(spec: Spec, data: Dataset) -> dict[str, tuple[str, ..
     return {
         node_name: read_lookup_texts(data, node.texts)
         for node_name, node in spec.nodes.items()
-        if kind_of(node.kind).embeds_list
+        if get_kind(node.kind).embeds_list
     }
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmcompress.data.base import Pairs
-from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, share_of
+from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, compute_share
 from mmcompress.models.base import Model
 from mmcompress.runtime.text import choose_padded_length, pad_ids
 
@@ -101,7 +101,7 @@ class TrainableFusionEncoder(TrainableNode):
     def quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
         """Return the share of texts that fit their own picture better than another one."""
         own = outputs[self.name]
-        return {"match_accuracy": share_of(own["scores"] > own["other_scores"])}
+        return {"match_accuracy": compute_share(own["scores"] > own["other_scores"])}
 
     @staticmethod
     def random_inputs(

@@ -10,6 +10,7 @@ ENTRY = NodeKind(
     inputs={"query": InputPort(types=("embedding",))},
     outputs={"best": "text", "score": "number", "place": "number"},
     is_model=False,
+    answer_port="best",
     embeds_list=True,
     losses={"contrast": 0.2},
     options=("texts",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mmcompress.kinds.base import Outputs, TrainableJoin, share_of, squared_distance
+from mmcompress.kinds.base import Outputs, TrainableJoin, compute_share, compute_squared_distance
 
 
 class TrainableLookup(TrainableJoin):
@@ -31,10 +31,12 @@ class TrainableLookup(TrainableJoin):
             return parts
         query, keys = self.pair(outputs)
         dense_query, dense_keys = self.pair(reference)
-        drift = squared_distance(query, dense_query) + squared_distance(keys, dense_keys)
+        drift = compute_squared_distance(query, dense_query) + compute_squared_distance(
+            keys, dense_keys
+        )
         return {**parts, f"drift.{self.name}": drift / 2}
 
     def quality(self, outputs: Outputs) -> dict[str, float]:
         """Return the share of queries whose nearest text is the right one."""
         nearest_key, _ = self.rank_pairs(outputs)
-        return {"lookup_r1": share_of(nearest_key == torch.arange(len(nearest_key)))}
+        return {"lookup_r1": compute_share(nearest_key == torch.arange(len(nearest_key)))}

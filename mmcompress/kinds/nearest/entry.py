@@ -15,6 +15,7 @@ ENTRY = NodeKind(
     },
     outputs={"best": "text"},
     is_model=False,
+    answer_port="best",
     compared_ports=("query", "keys"),
     losses={"contrast": 0.2},
     options=("prior",),

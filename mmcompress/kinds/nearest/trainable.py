@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmcompress.kinds.base import Outputs, TrainableJoin, share_of
+from mmcompress.kinds.base import Outputs, TrainableJoin, compute_share
 
 
 class TrainableNearest(TrainableJoin):
@@ -25,6 +25,6 @@ class TrainableNearest(TrainableJoin):
         nearest_key, nearest_query = self.rank_pairs(outputs)
         own = torch.arange(len(nearest_key))
         return {
-            "image_to_text_r1": share_of(nearest_key == own),
-            "text_to_image_r1": share_of(nearest_query == own),
+            "image_to_text_r1": compute_share(nearest_key == own),
+            "text_to_image_r1": compute_share(nearest_query == own),
         }

@@ -11,6 +11,8 @@ ENTRY = NodeKind(
     outputs={"text": "text", "texts": "texts", "scores": "scores"},
     written_modality="text",
     loop_graph="step",
+    answer_port="text",
+    ending_output="ended",
     losses={"caption": 1.0},
     options=("source", "rewind", "candidates", "max_tokens", "prompt"),
 )

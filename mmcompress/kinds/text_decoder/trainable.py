@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmcompress.data.base import Pairs
-from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, share_of
+from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, compute_share
 from mmcompress.models.base import Model
 from mmcompress.runtime.text import pad_ids
 
@@ -102,7 +102,7 @@ class TrainableTextDecoder(TrainableNode):
         logits = outputs[self.name]["logits"][positions]
         dense = (reference or {}).get(self.name, {})
         if "likely" in dense:
-            loss = divergence(
+            loss = compute_divergence(
                 logits, dense["likely"][positions], share_RK=dense["share"][positions]
             )
         else:
@@ -115,8 +115,8 @@ class TrainableTextDecoder(TrainableNode):
         positions = self.target_positions(batch)
         right = outputs[self.name]["logits"].argmax(-1) == batch.inputs[self.name][:, 1:]
         return {
-            "token_accuracy": share_of(right[positions]),
-            "caption_exact_match": share_of((right | ~positions).all(1)),
+            "token_accuracy": compute_share(right[positions]),
+            "caption_exact_match": compute_share((right | ~positions).all(1)),
         }
 
     @staticmethod
@@ -129,7 +129,7 @@ class TrainableTextDecoder(TrainableNode):
         return ids, context
 
 
-def divergence(logits_RV: Tensor, likely_RK: Tensor, *, share_RK: Tensor) -> Tensor:
+def compute_divergence(logits_RV: Tensor, likely_RK: Tensor, *, share_RK: Tensor) -> Tensor:
     """Return the mean KL divergence of next-token distributions from the dense ones.
 
     Args:

@@ -15,12 +15,12 @@ from types import MappingProxyType
 import numpy as np
 
 from mmcompress.export.onnx import export_node
-from mmcompress.graph.blocks import Block, count_steps, cut_by_share, units_after
+from mmcompress.graph.blocks import Block, count_steps, count_units_after, cut_by_share
 from mmcompress.graph.references import (
-    decode_steps_by_node,
+    count_decode_steps,
+    count_texts_per_request,
+    find_source_nodes,
     find_token_source,
-    source_nodes,
-    texts_per_request,
 )
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.measure.benchmarker import Benchmarker
@@ -137,7 +137,7 @@ def find_position_windows(
         cuts: set[int] = set()
         for i in range(1, MEASURED_CUTS_PER_WINDOW + 1):
             removed_steps = round(share * count_steps(block) * i / MEASURED_CUTS_PER_WINDOW)
-            cuts.add(block.units - int(units_after(block, removed_steps)))
+            cuts.add(block.units - int(count_units_after(block, removed_steps)))
         windows[node] = PositionWindow(
             count=block.units, ordered=block.prefix_only, cuts=tuple(sorted(cuts - {0}))
         )
@@ -175,8 +175,8 @@ def plan_measurements(
     Returns:
         The plan, with every block at the shape that it runs at.
     """
-    decode_steps = decode_steps_by_node(spec, calls)
-    texts = texts_per_request(spec)
+    decode_steps = count_decode_steps(spec, calls)
+    texts = count_texts_per_request(spec)
     windows = find_position_windows(models, largest_cut_shares)
     deployed = {}
     precisions_by_node: dict[str, tuple[str, ...]] = {}
@@ -192,7 +192,7 @@ def plan_measurements(
     reads: dict[str, tuple[str, ...]] = {}
     if spec.measure.parallel:
         for node in spec.nodes:
-            reads[node] = tuple(sorted(source_nodes(spec, node)))
+            reads[node] = tuple(sorted(find_source_nodes(spec, node)))
     small_structures: dict[str, dict[str, KeptUnits]] = {}
     if measure_small_pipelines:
         small_structures = _choose_small_structures(models)
@@ -286,8 +286,8 @@ def write_exports(
     whole_files: dict[str, dict[str, dict[str, Path]]] = {}
     for precision in plan.every_precision:
         whole_files[precision] = _list_graph_files(bundles[precision])
-    decode_steps = decode_steps_by_node(spec, calls)
-    texts = texts_per_request(spec)
+    decode_steps = count_decode_steps(spec, calls)
+    texts = count_texts_per_request(spec)
     for node, model in models.items():
         structures = _list_export_structures(model, plan.windows.get(node))
         for i, structure in enumerate(structures):

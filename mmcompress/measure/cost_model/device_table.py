@@ -27,7 +27,7 @@ from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.machine import fingerprint_device
 from mmcompress.runtime.progress import StageProgress, ignore_progress
 from mmcompress.runtime.sessions import open_session
-from mmcompress.runtime.timing import min_of_medians
+from mmcompress.runtime.timing import find_lowest_median
 from mmcompress.storage import read_record, write_record
 
 TABLE_FORMAT = 3
@@ -282,7 +282,7 @@ class _BlockTimer:
             )
             model_bytes = quantized_file.read_bytes()
         session = open_session(model_bytes, self.threads)
-        return min_of_medians(
+        return find_lowest_median(
             partial(session.run, None, feed),
             STACK_WARMUP_CALLS,
             rounds=STACK_CALLS,

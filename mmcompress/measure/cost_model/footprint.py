@@ -5,18 +5,14 @@ Parameters follow from its blocks; size and memory are fitted to whole exports.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import LinearFit
 from mmcompress.measure.latency.memory import MB, measure_memory_mb
-
-if TYPE_CHECKING:  # it imports torch
-    from mmcompress.models.base import Model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,48 +73,22 @@ class Footprint:
         return candidate.kept_units.get(node, {}).get(block, self.units[node][block])
 
 
-def count_params_per_unit(model: Model, block: Block) -> float:
-    """Count the parameters that go with one unit of a block.
-
-    Args:
-        model: The model that has the block.
-        block: A block; positions carry no parameters.
-
-    Returns:
-        Rows of its writers, columns of its readers, and what modules between them have for each
-        channel.
-    """
-    if block.group == "tokens":
-        return 0.0
-    total = 0.0
-    for writer in block.writers:
-        parameters = dict(model.get_submodule(writer.path).named_parameters(recurse=False))
-        row_params = parameters["weight"][0].numel() + ("bias" in parameters)
-        total += writer.parts * writer.width * row_params
-    for path in block.per_channel:
-        module = model.get_submodule(path)
-        channel_params = sum(parameter[0].numel() for parameter in module.parameters())
-        total += block.width * channel_params
-    for path in (block.reader, *block.extra_readers):
-        column = model.get_submodule(path).get_parameter("weight")[:, 0]
-        total += block.width * column.numel()
-    return total
-
-
 def measure_footprint(
-    models: Mapping[str, Model],
-    size_fits: dict[str, dict[str, LinearFit]],
+    blocks: Mapping[str, Sequence[Block]],
+    size_fits: Mapping[str, Mapping[str, LinearFit]],
     *,
     dense_params: Mapping[str, int],
+    params_per_unit: Mapping[str, Mapping[str, float]],
     bundle: Path,
     measure_memory: Callable[[Path | None], float] = measure_memory_mb,
 ) -> Footprint:
     """Measure what a footprint needs of a pipeline.
 
     Args:
-        models: The whole models, by node.
+        blocks: The whole blocks, by node.
         size_fits: Megabytes against millions of parameters, by node and precision.
         dense_params: Parameters of the whole nodes.
+        params_per_unit: Parameters that go with one unit, by node and block.
         bundle: The dense bundle.
         measure_memory: Returns the peak megabytes of a process that runs a bundle, or just the
             runtime for None.
@@ -128,21 +98,17 @@ def measure_footprint(
     """
     bundle_mb = sum(file.stat().st_size for file in bundle.rglob("*") if file.is_file()) / MB
     model_bytes = 0
-    for node in models:
+    for node in blocks:
         model_bytes += sum(file.stat().st_size for file in (bundle / node).glob("*.onnx"))
     empty_mb = measure_memory(None)
     bundle_memory_mb = max(measure_memory(bundle) - empty_mb, 0.0)
-    params_per_unit: dict[str, dict[str, float]] = {}
     units: dict[str, dict[str, int]] = {}
-    for node, model in models.items():
-        params_per_unit[node] = {
-            block.name: count_params_per_unit(model, block) for block in model.blocks
-        }
-        units[node] = {block.name: block.units for block in model.blocks}
+    for node, node_blocks in blocks.items():
+        units[node] = {block.name: block.units for block in node_blocks}
     return Footprint(
         dense_params=dict(dense_params),
-        params_per_unit=params_per_unit,
-        size_fits=size_fits,
+        params_per_unit={node: dict(params) for node, params in params_per_unit.items()},
+        size_fits={node: dict(fits) for node, fits in size_fits.items()},
         rest_mb=bundle_mb - model_bytes / MB,
         empty_mb=empty_mb,
         per_mb=bundle_memory_mb / bundle_mb,

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmcompress.measure.cost_model.plan import Export
 from mmcompress.runtime.sessions import open_session
-from mmcompress.runtime.timing import min_of_medians
+from mmcompress.runtime.timing import find_lowest_median
 
 EXPORT_WARMUP_CALLS = 5
 """Calls before an export is timed: the first ones allocate its memory."""
@@ -40,7 +40,7 @@ def time_export(export: Export, folder: Path, *, threads: int) -> float:
         with np.load(folder / call.feed, allow_pickle=False) as arrays:
             # an optimized graph may have lost an input that it did not use
             feed = {name: arrays[name] for name in arrays.files if name in input_names}
-        call_ms = min_of_medians(
+        call_ms = find_lowest_median(
             partial(session.run, None, feed),
             EXPORT_WARMUP_CALLS,
             rounds=EXPORT_CALLS,

@@ -168,7 +168,7 @@ class Samples:
         )
 
 
-def comparison_seconds(dense_ms: float) -> float:
+def choose_comparison_seconds(dense_ms: float) -> float:
     """Return the seconds that pipelines are compared for.
 
     Where every request is a turn of its own, they are compared for twice as long: 30 seconds are 40

@@ -12,7 +12,7 @@ from mmcompress.measure.latency.bench import (
     Request,
     Samples,
     bench_repeats,
-    comparison_seconds,
+    choose_comparison_seconds,
 )
 from mmcompress.measure.latency.benchmark_in_subprocess import BenchmarkJob, bench_repeated
 
@@ -43,7 +43,9 @@ def bench_with_replay(
     Returns:
         The summary of each bundle, by name.
     """
-    options = replace(options, seconds=comparison_seconds(dense_ms), loads=bench_repeats(dense_ms))
+    options = replace(
+        options, seconds=choose_comparison_seconds(dense_ms), loads=bench_repeats(dense_ms)
+    )
     selected = select_requests(requests, len(options.traces), dense_ms=dense_ms)
     samples = bench_repeated(bundles, selected, options=options, benchmark=benchmark)
     return {name: sample.summarize() for name, sample in samples.items()}
@@ -59,6 +61,6 @@ def select_requests(
         trace_count: Requests whose answers by the dense pipeline are known.
         dense_ms: Milliseconds per request of the dense pipeline.
     """
-    requests_in_time = int(comparison_seconds(dense_ms) * 1e3 / dense_ms)
+    requests_in_time = int(choose_comparison_seconds(dense_ms) * 1e3 / dense_ms)
     count = min(trace_count, max(MIN_REPLAYED_REQUESTS, requests_in_time))
     return list(requests[:count])

@@ -21,7 +21,7 @@ MAX_MEMORY_PROBE_SECONDS = 600
 """Seconds after which the measurement of a bundle's memory is given up."""
 
 
-def peak_memory_mb() -> float:
+def read_peak_memory_mb() -> float:
     """Return the peak resident memory of this process so far, in MB; 0 if the system has no figure.
 
     Only Linux has one.
@@ -67,7 +67,7 @@ def _probe_memory(bundle: str) -> int:
     if bundle:
         pipeline = load_bundle(bundle)
         pipeline(**pipeline.make_noise_request())
-    peak_mb = peak_memory_mb()
+    peak_mb = read_peak_memory_mb()
     if peak_mb:
         return round(peak_mb * MB)
     import resource  # only Unix has it

@@ -423,7 +423,7 @@ class PrefixDecoder(Model):
         }
 
     @torch.inference_mode()
-    def library_generate(self, context: Tensor) -> list[list[int]]:
+    def generate_with_library(self, context: Tensor) -> list[list[int]]:
         """Generate with the library's own `generate`.
 
         Args:

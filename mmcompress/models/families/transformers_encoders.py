@@ -136,14 +136,14 @@ def cut_llava_tower(library_model: nn.Module) -> nn.Module:
             "LLaVA with vision_feature_select_strategy other than 'default', or several layers"
         )
     tower = library_model.get_submodule("model.vision_tower")
-    stack = tower.get_submodule(first_submodule(tower, LLAVA_STACKS))
+    stack = tower.get_submodule(find_first_submodule(tower, LLAVA_STACKS))
     # Layer -1 is the output of the last layer, -2 the output of the one before.
     if layer < 0:
         stack.layers = stack.layers[: len(stack.layers) + 1 + layer]
     return tower
 
 
-def first_submodule(tower: nn.Module, paths: tuple[str, ...]) -> str:
+def find_first_submodule(tower: nn.Module, paths: tuple[str, ...]) -> str:
     """Return the first of the paths that a tower has.
 
     Raises:

@@ -121,15 +121,15 @@ def _draw_results(runs: Sequence[Summary], points: Sequence[Point]) -> list[str]
 def _draw_targets(runs: Sequence[Summary], speedup_scale: Scale) -> list[str]:
     """Draw a dashed line at each target, with its name above; names that are near use two lines."""
     elements: list[str] = []
-    targets = sorted((run.target.speedup, run.target.asked) for run in runs)
+    targets = sorted((run.target.speedup, run.target.text) for run in runs)
     last_end = 0.0
     is_raised = False
-    for speedup, asked in targets:
+    for speedup, target_text in targets:
         x = speedup_scale.place(speedup)
-        half_width = CHARACTER_WIDTH * len(asked) / 2
+        half_width = CHARACTER_WIDTH * len(target_text) / 2
         is_raised = x - half_width < last_end and not is_raised
         last_end = x + half_width
         text_y = FRONT_TOP - 26 if is_raised else FRONT_TOP - 10
         elements.append(draw_line((x, text_y + 4), (x, FRONT_BOTTOM), css="target"))
-        elements.append(draw_text(x, text_y, text=asked, css="small halo", anchor="middle"))
+        elements.append(draw_text(x, text_y, text=target_text, css="small halo", anchor="middle"))
     return elements

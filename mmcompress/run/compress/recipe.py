@@ -10,7 +10,7 @@ import torch
 
 from mmcompress.export.proofs import prove_surgery, require_proofs
 from mmcompress.graph.blocks import Block
-from mmcompress.graph.references import decode_steps_by_node, texts_per_request
+from mmcompress.graph.references import count_decode_steps, count_texts_per_request
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params_and_macs
@@ -246,8 +246,8 @@ def _measure_sizes(
     run: RunContext, dense: Profile, *, models: dict[str, Model]
 ) -> dict[str, NodeSize]:
     """Return parameters, operations and zeros of every model."""
-    decode_steps = decode_steps_by_node(run.spec, dense.calls)
-    texts = texts_per_request(run.spec)
+    decode_steps = count_decode_steps(run.spec, dense.calls)
+    texts = count_texts_per_request(run.spec)
     sizes = {}
     for node_name, model in models.items():
         params, macs = count_params_and_macs(model, decode_steps[node_name], beams=texts[node_name])
