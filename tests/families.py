@@ -55,8 +55,15 @@ def _stirred(module: nn.Module) -> nn.Module:
 def _with(model: Model, says: Callable[..., object]) -> Model:
     """The model, with what its library says."""
 
+    library = [says, *(cell.cell_contents for cell in getattr(says, "__closure__", None) or ())]
+    modules = [part for part in library if isinstance(part, nn.Module)]
+
     def library_says(*inputs: Tensor) -> tuple[Tensor, ...]:
+        for module in modules:
+            module.double()
         outputs = says(*inputs)
+        for module in modules:
+            module.float()
         return outputs if isinstance(outputs, tuple) else (outputs,)
 
     model.library_says = library_says  # type: ignore[assignment]
@@ -675,7 +682,8 @@ def prove_marian(folder: Path) -> list[Proof]:
     model = load_model(node)
 
     def run_library(ids: Tensor, context: Tensor) -> tuple[Tensor]:
-        return (library_model(input_ids=ids, encoder_hidden_states=context).logits,)
+        exact = copy.deepcopy(library_model).double()
+        return (exact(input_ids=ids, encoder_hidden_states=context).logits,)
 
     proofs = prove_library_match("node", model, run_library=run_library)
     return [*proofs, *prove_contract(model, folder / "proofs")]

@@ -30,6 +30,7 @@ from mmcompress.export.proofs import (
     SURGERY_BOUND,
     compare_outputs,
     compute_outputs,
+    copy_in_float64,
     make_masks,
     make_proof,
     prove_export,
@@ -82,6 +83,12 @@ def make_random_inputs(model: Model, batch_size: int, *, seed: int = 0) -> tuple
         model, batch_size, generator=generator
     )
     return inputs
+
+
+def _make_exact_inputs(model: Model, batch_size: int) -> tuple[Tensor, ...]:
+    """Return random inputs of a model's `forward` for a copy of it in float64."""
+    inputs = make_random_inputs(model, batch_size)
+    return tuple(tensor.double() if tensor.is_floating_point() else tensor for tensor in inputs)
 
 
 def group_blocks_by_kind(model: Model) -> dict[str, list[Block]]:
@@ -141,8 +148,8 @@ def prove_cuts(node: str, model: Model, *, batch_size: int = 3) -> list[Proof]:
     """Prove that removing units gives what masking them gives: `masked == sliced: <cut>`.
 
     This is `prove_surgery` for one model: the outputs with units masked are compared with those of
-    a copy without these units, on random inputs, for every cut of `sample_cuts`. The bound is
-    `SURGERY_BOUND`: only the order of sums may differ.
+    a copy without these units, on random inputs, for every cut of `sample_cuts`, in float64. The
+    bound is `SURGERY_BOUND`: only the order of sums may differ.
 
     Args:
         node: A name for the model, to be kept in the proofs.
@@ -152,12 +159,13 @@ def prove_cuts(node: str, model: Model, *, batch_size: int = 3) -> list[Proof]:
     Returns:
         One proof for each cut.
     """
-    inputs = make_random_inputs(model, batch_size)
+    inputs = _make_exact_inputs(model, batch_size)
+    exact_model = copy_in_float64(model)
     proofs: list[Proof] = []
     for cut_name, kept_units in sample_cuts(model).items():
-        with mask_units(model, make_masks(model, kept_units)):
-            masked = compute_outputs(model, inputs)
-        sliced = compute_outputs(copy_without_units(model, kept_units), inputs)
+        with mask_units(exact_model, make_masks(exact_model, kept_units)):
+            masked = compute_outputs(exact_model, inputs)
+        sliced = compute_outputs(copy_without_units(exact_model, kept_units), inputs)
         proof = make_proof(
             f"masked == sliced: {cut_name}",
             node,
@@ -179,22 +187,22 @@ def prove_library_match(
     """Prove that a whole model computes what its library computes: `dense == library`.
 
     A family rebuilds parts of a library's model, so that blocks can be cut. The outputs of both are
-    compared on the same random inputs. The bound is `SURGERY_BOUND`: both run in torch, with the
-    same weights.
+    compared on the same random inputs, in float64. The bound is `SURGERY_BOUND`: both run in torch,
+    with the same weights.
 
     Args:
         node: A name for the model, to be kept in the proof.
         model: The dense model.
-        run_library: Returns the outputs of the library's untouched model for these inputs. Outputs
-            of `model` beyond those are not compared.
+        run_library: Returns the outputs of the library's untouched model, in float64, for these
+            inputs. Outputs of `model` beyond those are not compared.
         batch_size: Random inputs that are compared.
 
     Returns:
         One proof.
     """
-    inputs = make_random_inputs(model, batch_size)
+    inputs = _make_exact_inputs(model, batch_size)
     expected = run_library(*inputs)
-    actual = compute_outputs(model, inputs)
+    actual = compute_outputs(copy_in_float64(model), inputs)
     count = min(len(expected), len(actual))
     difference = compare_outputs(expected[:count], actual[:count])
     return [make_proof("dense == library", node, difference=difference, bound=SURGERY_BOUND)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 
@@ -24,8 +23,8 @@ class ConstantOutput(nn.Module):
     def __init__(self, bias: Tensor, returns: str = "plain"):
         super().__init__()
         self.bias = nn.Parameter(bias.detach().clone())
-        # libraries ask a layer for the dtype of its weight
-        self.register_buffer("weight", torch.zeros(0), persistent=False)
+        # Libraries ask a layer for the dtype of its weight.
+        self.register_buffer("weight", bias.detach().new_zeros(0), persistent=False)
         self.returns = returns
 
     def forward(self, *_: Any, position_bias: Tensor | None = None, **__: Any) -> Any:
@@ -41,13 +40,14 @@ class Passthrough(nn.Module):
     """Return the input, before a `ConstantOutput` that ignores it.
 
     Args:
+        bias: [w] the bias of the removed output projection, for its dtype.
         pair: The library expects a tensor and its attention weights.
     """
 
-    def __init__(self, pair: bool = False) -> None:
+    def __init__(self, bias: Tensor, *, pair: bool = False) -> None:
         super().__init__()
-        # libraries ask a layer for the dtype of its weight
-        self.register_buffer("weight", torch.zeros(0), persistent=False)
+        # Libraries ask a layer for the dtype of its weight.
+        self.register_buffer("weight", bias.detach().new_zeros(0), persistent=False)
         self.pair = pair
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Any:
@@ -64,11 +64,11 @@ def _make_constant_with_position_bias(bias: Tensor) -> nn.Module:
 
 
 def _make_passthrough(bias: Tensor) -> nn.Module:
-    return Passthrough()
+    return Passthrough(bias)
 
 
 def _make_passthrough_pair(bias: Tensor) -> nn.Module:
-    return Passthrough(pair=True)
+    return Passthrough(bias, pair=True)
 
 
 REPLACEMENTS: dict[str, Callable[[Tensor], nn.Module]] = {
