@@ -11,6 +11,7 @@ from pathlib import Path
 
 from made_summary import make_summary
 
+from mmcompress.errors import ProofFailed
 from mmcompress.graph.structure import Candidate
 from mmcompress.results.records import Attempt, Summary
 from mmcompress.run.fitted_structure import FittedStructure
@@ -36,6 +37,10 @@ class FakeStages:
     """Their validation losses."""
     calls: list[str] = field(default_factory=list)
     """What was made: `prepare`, `search`, `train`, `evaluate`, `report`."""
+    unproved: Sequence[int] = ()
+    """Artifacts whose proof fails, counted from 1."""
+    excluded: list[tuple[str, ...]] = field(default_factory=list)
+    """What every search was told to leave out."""
     interrupt: str = ""
     """The stage that is killed when it begins."""
     artifacts: int = 0
@@ -64,6 +69,7 @@ class FakeStages:
         if stored:
             return stored
         self._begin("search")
+        self.excluded.append(plan.excluded)
         attempt = Attempt(predicted_ms=0.97, measured_ms=0.97, target_ms=TARGET_MS)
         fitted = FittedStructure(
             candidate=Candidate({"vision": {"0.ffn": self.artifacts}}, {"vision": "fp32"}),
@@ -87,6 +93,8 @@ class FakeStages:
             folder.weights.mkdir(exist_ok=True)
             folder.units.write_text(str(self.artifacts))
             folder.training_history.write_text("[]")
+        if int(folder.units.read_text()) in self.unproved:
+            raise ProofFailed("vision: masked == sliced: difference 3.00e-02 (in '0.ffn')")
         self._begin("export")
         folder.bundle.mkdir(exist_ok=True)
         (folder.bundle / "manifest.json").write_text(folder.units.read_text())

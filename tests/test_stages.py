@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from fake_stages import TARGET_MS, FakeStages
+from made_summary import make_trial
 
 from mmcompress.errors import ClusterError, ProofFailed, SpecError
+from mmcompress.graph.structure import Candidate
 from mmcompress.report.page import load_summary
 from mmcompress.run import run_targets as workflow
+from mmcompress.run.fit_structure import exclude_structures
 from mmcompress.run.next_artifact import Done, plan_artifact
 from mmcompress.run.run_policy import RunPolicy
+from mmcompress.workspace.folder import RunFolder
 
 ARTIFACT = ["search", "train", "export", "evaluate"]
 """What is done for one artifact."""
@@ -211,3 +216,74 @@ def test_a_target_that_goes_wrong_costs_the_others_nothing(run_fake, tmp_path, e
     finished = sorted(path.parent.name for path in (tmp_path / "r").glob("*/summary.json"))
     assert finished == reached
     assert (tmp_path / "r" / "front.json").exists() == (len(reached) > 1)
+
+
+def list_unproved(folder):
+    """Return what every set-aside artifact was, by its folder."""
+    return {
+        record.parent.name: (record.parent / "weights" / "units.safetensors").read_text()
+        for record in (folder / "unproved").glob("*/failed_proof.json")
+    }
+
+
+def test_another_structure_is_made_where_a_proof_fails(run_fake, tmp_path):
+    messages = []
+    fake = FakeStages(shares=(0.97,), unproved=(1,))
+    summary = run_fake(fake, on_progress=lambda stage, message, share: messages.append(message))
+    assert fake.calls == ["prepare", "search", "train", *ARTIFACT, "report"]
+    assert summary.kept_units == {"vision": {"0.ffn": 1}}
+    assert list_unproved(tmp_path / "r") == {"1": "1"}
+    assert fake.excluded[0] == () and len(fake.excluded[1]) == 1
+    assert any("masked == sliced" in message and "0.ffn" in message for message in messages)
+
+
+def test_three_failed_proofs_end_a_run_and_resuming_makes_others(run_fake, tmp_path):
+    fake = FakeStages(shares=(0.97,), unproved=(1, 2, 3))
+    with pytest.raises(ProofFailed, match="proofs of 3 structures failed .* --resume tries other"):
+        run_fake(fake)
+    assert fake.calls == ["prepare", *["search", "train"] * 3]
+    assert list_unproved(tmp_path / "r") == {"1": "1", "2": "2", "3": "3"}
+    rest = replace(fake, calls=[], excluded=[])
+    assert run_fake(rest).kept_units == {"vision": {"0.ffn": 3}}
+    assert rest.calls == ["prepare", *ARTIFACT, "report"] and len(rest.excluded[0]) == 3
+
+
+def test_a_proved_artifact_stays_where_the_proof_of_a_further_one_fails(run_fake, tmp_path):
+    fake = FakeStages(shares=(1.02,), unproved=(2,))
+    summary = run_fake(fake)
+    assert compute_share(summary) == 1.02 and load_summary(tmp_path / "r") == summary
+    assert fake.calls == ["prepare", *ARTIFACT, "search", "train", "report"]
+    assert read_kept_artifact(tmp_path / "r") == {"1"}
+    assert list_unproved(tmp_path / "r") == {"1": "2"}
+    assert not (tmp_path / "r" / "earlier").exists()
+
+
+def test_a_move_of_an_unproved_artifact_that_was_cut_off_is_completed(run_fake, tmp_path):
+    fake = FakeStages(shares=(0.97,), unproved=(1,), interrupt="report")
+    with pytest.raises(KeyboardInterrupt):
+        run_fake(fake)
+    folder = RunFolder(tmp_path / "r")
+    # As it lies there when only the weights have been moved.
+    (folder.unproved / "1" / "failed_proof.json").rename(folder.failed_proof)
+    shutil.rmtree(folder.bundle)
+    shutil.rmtree(folder.weights)
+    (folder.unproved / "1" / "fitted.json").rename(folder.fitted)
+    folder.finish_interrupted_move()
+    assert list_unproved(tmp_path / "r") == {"1": "1"}
+    assert not folder.failed_proof.exists() and not folder.fitted.exists()
+
+
+def test_proposals_leave_excluded_structures_out():
+    def propose(predictor, budget_ms, attempt):
+        return replace(
+            make_trial(attempt, latency_ms=budget_ms, loss=0.0),
+            candidate=Candidate({"n": {"b": round(budget_ms)}}, {"n": "fp32"}),
+        )
+
+    first = propose(None, 100.0, 0).candidate.key()
+    second = propose(None, 99.0, 0).candidate.key()
+    other = exclude_structures(propose, (first, second))
+    assert other(None, 100.0, attempt=0).candidate.kept_units["n"]["b"] == 98
+    assert exclude_structures(propose, ())(None, 100.0, attempt=0).candidate.key() == first
+    nothing_else = exclude_structures(lambda *args, **_: propose(None, 100.0, 0), (first,))
+    assert nothing_else(None, 100.0, attempt=0) is None

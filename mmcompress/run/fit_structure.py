@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -39,6 +39,12 @@ from mmcompress.workspace.context import RunContext
 MAX_BUDGET_SHIFT = 0.08
 """Share of a budget by which it may have moved for the last structure to be adjusted; else the
 search goes on."""
+
+MAX_SMALLER_BUDGETS = 8
+"""Budgets that are tried for a structure that is not excluded."""
+
+SMALLER_BUDGET_STEP = 0.01
+"""Share by which each of these budgets is smaller than the one before: a unit or two of a block."""
 
 OpenProposals = Callable[[RunContext, Sensitivity], AbstractContextManager[Propose]]
 """Opens a source of proposals; what it needs (workers) is let go at the end."""
@@ -96,6 +102,29 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
         yield propose
 
 
+def exclude_structures(propose: Propose, excluded: Collection[str]) -> Propose:
+    """Return a source of proposals that leaves some structures out.
+
+    In place of an excluded one, it proposes what fits a slightly smaller budget.
+
+    Args:
+        propose: The source of all proposals.
+        excluded: Keys of the structures that are left out.
+    """
+    if not excluded:
+        return propose
+
+    def propose_other(predictor: Predictor, budget_ms: float, attempt: int) -> Trial | None:
+        for number in range(MAX_SMALLER_BUDGETS):
+            smaller_ms = budget_ms * (1 - SMALLER_BUDGET_STEP) ** number
+            trial = propose(predictor, smaller_ms, attempt=attempt)
+            if trial is None or trial.candidate.key() not in excluded:
+                return trial
+        return None
+
+    return propose_other
+
+
 def _is_near_budget(trial: Trial, predictor: Predictor, *, budget_ms: float) -> bool:
     """Return whether a structure can be adjusted to a budget rather than searched for anew."""
     return abs(predictor(trial.candidate) / budget_ms - 1) <= MAX_BUDGET_SHIFT
@@ -151,7 +180,8 @@ def fit_structure(
         reference_runs=run.shared.reference_runs,
         tolerances=tolerances or FitTolerances(),
     )
-    with open_proposals(run, prepared.sensitivity) as propose:
+    with open_proposals(run, prepared.sensitivity) as propose_any:
+        propose = exclude_structures(propose_any, plan.excluded)
         if run.device_readings:
             result = _take_first_proposal(propose, predictor, options=options)
         else:

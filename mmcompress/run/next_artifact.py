@@ -59,6 +59,8 @@ class Retry:
     """Limits to search with: an exceeded one is lowered by the ratio it was exceeded by."""
     first_attempt: int
     """Number of structures measured for earlier artifacts; the search goes on from there."""
+    excluded: tuple[str, ...] = ()
+    """Keys of structures that are not made again: their proof failed."""
 
 
 @dataclass(frozen=True, kw_only=True)

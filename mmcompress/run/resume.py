@@ -114,13 +114,19 @@ def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) 
         folder.stash_artifact()
 
 
-def restore_better(run: RunContext, summary: Summary, *, is_better: IsBetter) -> Summary:
-    """Put the stashed artifact back if it is better; return the summary of the one that stays."""
+def restore_better(run: RunContext, summary: Summary | None, *, is_better: IsBetter) -> Summary:
+    """Put the stashed artifact back if it is better; return the summary of the one that stays.
+
+    Args:
+        run: The run with one target.
+        summary: The summary of the last artifact; None: there is none, so the stashed one stays.
+        is_better: Whether the first of two artifacts is kept.
+    """
     folder = run.folder
-    if not folder.has_stash():
+    if summary is not None and not folder.has_stash():
         return summary
     earlier = read_record(Summary, folder.stash.summary)
-    if is_better(earlier, summary):
+    if summary is None or is_better(earlier, summary):
         folder.restore_stash()
         summary = earlier
         # All trials that were asked for have been tried: a resumed run must not search again.

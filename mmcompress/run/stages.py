@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+from mmcompress.errors import ProofFailed
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
 from mmcompress.run.compress.recipe import CompressedPipeline, compress_pipeline
@@ -25,6 +26,7 @@ from mmcompress.run.resume import restore_better, resume_target, set_better_asid
 from mmcompress.run.run_policy import ExtraMeasurements, RunPolicy
 from mmcompress.run.sensitivity import measure_run_sensitivity
 from mmcompress.run.teacher_labels import label_by_teacher
+from mmcompress.run.unproved import exclude_unproved, set_unproved_aside
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
 
@@ -122,19 +124,34 @@ def reach_target(
 
     Returns:
         The summary of the best artifact, which stays in the run folder.
+
+    Raises:
+        ProofFailed: The proofs of several structures failed one after the other.
     """
     policy = policy or RunPolicy()
     stages = stages or RunStages()
     state = resume_target(run)
+    summary: Summary | None
     history = list(state.history)
     plan = state.plan
+    unproved_count = 0
     while True:
+        plan = exclude_unproved(plan, run.folder)
         fitted = stages.fit(run, prepared, plan=plan, tolerances=policy.fit)
         if state.can_reuse(run, fitted):
             summary = load_summary(run.folder.path)
             break
         earlier = run.folder.find_stash()
-        compressed = stages.compress(run, prepared, fitted=fitted, earlier=earlier)
+        try:
+            compressed = stages.compress(run, prepared, fitted=fitted, earlier=earlier)
+        except ProofFailed as error:
+            unproved_count += 1
+            set_unproved_aside(run, fitted, error=error, count=unproved_count)
+            if earlier is None:
+                continue
+            # An artifact is finished and proved already.
+            summary = None
+            break
         summary = stages.evaluate(
             run, prepared, fitted=fitted, compressed=compressed, extra=policy.extra_measurements
         )

@@ -271,6 +271,36 @@ class RunFolder:
         return RunFolder(self.path / "earlier")
 
     @property
+    def failed_proof(self) -> Path:
+        """Why an artifact was set aside as unproved; it lies beside its weights."""
+        return self.path / "failed_proof.json"
+
+    @property
+    def unproved(self) -> Path:
+        """The folder of the artifacts whose proof failed, numbered from 1."""
+        return self.path / "unproved"
+
+    def list_unproved(self) -> list[RunFolder]:
+        """Return the folders of the artifacts whose proof failed, in the order they were made."""
+        records = self.unproved.glob(f"*/{self.failed_proof.name}")
+        numbers = sorted(int(record.parent.name) for record in records)
+        return [RunFolder(self.unproved / str(number)) for number in numbers]
+
+    def set_unproved_aside(self) -> RunFolder:
+        """Move the artifact, whose proof failed, to a folder of its own; returns that folder.
+
+        The proof goes last: without it the move is not complete, and is made again.
+        """
+        number = len(self.list_unproved()) + 1
+        unproved = RunFolder(self.unproved / str(number))
+        unproved.path.mkdir(parents=True, exist_ok=True)
+        for path in self._list_artifact():
+            _remove_path(unproved.path / path.name)
+            path.rename(unproved.path / path.name)
+        self.failed_proof.rename(unproved.failed_proof)
+        return unproved
+
+    @property
     def _unfinished_stash(self) -> Path:
         return self.path / "earlier.new"
 
@@ -392,7 +422,9 @@ class RunFolder:
         shutil.rmtree(self.stash.path, ignore_errors=True)
 
     def finish_interrupted_move(self) -> None:
-        """Complete a move to or from the stash that was cut off."""
+        """Complete a move to or from the stash, or of an unproved artifact, that was cut off."""
+        if self.failed_proof.exists():
+            self.set_unproved_aside()
         if self._unfinished_stash.exists():
             self.stash_artifact()
         if self._unfinished_restore.exists():

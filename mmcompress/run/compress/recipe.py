@@ -83,10 +83,15 @@ def compress_pipeline(
     """
     candidate = fitted.candidate
     sensitivity = prepared.sensitivity
+    planned = _select_survivors(run, sensitivity, candidate=candidate)
+    # Surgery does not depend on the weights: it is proved before anything is trained.
+    proofs = _prove_structures(run, planned)
     trained = _make_models(
         run, sensitivity, candidate=candidate, from_scratch=from_scratch, earlier=earlier
     )
-    proofs = _prove_structures(run, trained.survivors)
+    if not _are_equal_survivors(planned, trained.survivors):
+        # Rounds of pruning and training choose units anew.
+        proofs = _prove_structures(run, trained.survivors)
     proofs += _write_proved_bundle(run, sensitivity, candidate=candidate, models=trained.models)
     return CompressedPipeline(
         sizes=_measure_sizes(run, prepared.dense, models=trained.models),
@@ -196,6 +201,15 @@ def _select_survivors(
     return survivors
 
 
+def _are_equal_survivors(one: Survivors, other: Survivors) -> bool:
+    """Return whether two structures have the same units of the dense models."""
+    for node_name, units_by_block in one.items():
+        for block_name, units in units_by_block.items():
+            if not torch.equal(units, other[node_name][block_name]):
+                return False
+    return True
+
+
 def _prove_structures(run: RunContext, survivors: Survivors) -> list[Proof]:
     """Prove that removing units equals masking them, for this structure and for a random one.
 
@@ -229,6 +243,8 @@ def _write_proved_bundle(
     with run.time_stage("export"):
         run.on_progress("export", "ONNX, rounding, proofs", None)
         fp32_folder = run.folder.scratch
+        # A run that was cut off, or whose proof failed, left the files of another structure.
+        shutil.rmtree(fp32_folder, ignore_errors=True)
         proofs = run.write_bundle(
             models,
             candidate.precision,
