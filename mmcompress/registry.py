@@ -279,6 +279,10 @@ DATA_KINDS = Registry(
             "mmcompress.data.folder:Folder",
             "the user's own images and captions (JSONL or CSV)",
         ),
+        "drawn": (
+            "mmcompress.data.drawn_inputs:DrawnInputs",
+            "pictures, sounds or texts without meaning, for an export without data",
+        ),
         "speech_folder": (
             "mmcompress.data.speech_folder:SpeechFolder",
             "the user's own recordings and transcripts, as LJSpeech lays them out",
@@ -376,6 +380,33 @@ FAMILIES = Registry(
     },
 )
 """Loaders of models, as `library/kind of node`."""
+LIBRARY_REFERENCES = Registry(
+    "library reference",
+    {
+        "open_clip/image_encoder": (
+            "mmcompress.models.reference.open_clip:OpenClipImages",
+            "open_clip's transform and encode_image",
+        ),
+        "open_clip/text_encoder": (
+            "mmcompress.models.reference.open_clip:OpenClipTexts",
+            "open_clip's tokenizer and encode_text",
+        ),
+        "transformers/image_encoder": (
+            "mmcompress.models.reference.transformers:TransformersImages",
+            "AutoImageProcessor and the model as it was saved",
+        ),
+        "transformers/audio_encoder": (
+            "mmcompress.models.reference.transformers:TransformersSounds",
+            "AutoFeatureExtractor and AutoModelForSpeechSeq2Seq",
+        ),
+        "transformers/text_encoder": (
+            "mmcompress.models.reference.transformers:TransformersTexts",
+            "AutoTokenizer, AutoModel and sentence-transformers' folders",
+        ),
+    },
+)
+"""A library's own way from a raw input to an answer, as `library/kind of node`: what the dense
+bundle is compared with."""
 EXECUTORS = Registry(
     "executor",
     {

@@ -239,7 +239,7 @@ def test_another_structure_is_made_where_a_proof_fails(run_fake, tmp_path):
 
 def test_three_failed_proofs_end_a_run_and_resuming_makes_others(run_fake, tmp_path):
     fake = FakeStages(shares=(0.97,), unproved=(1, 2, 3))
-    with pytest.raises(ProofFailed, match="proofs of 3 structures failed .* --resume tries other"):
+    with pytest.raises(ProofFailed, match=r"proofs of 3 structures failed .* --resume tries other"):
         run_fake(fake)
     assert fake.calls == ["prepare", *["search", "train"] * 3]
     assert list_unproved(tmp_path / "r") == {"1": "1", "2": "2", "3": "3"}
@@ -287,3 +287,17 @@ def test_proposals_leave_excluded_structures_out():
     assert exclude_structures(propose, ())(None, 100.0, attempt=0).candidate.key() == first
     nothing_else = exclude_structures(lambda *args, **_: propose(None, 100.0, 0), (first,))
     assert nothing_else(None, 100.0, attempt=0) is None
+
+
+def test_a_report_that_cannot_be_written_costs_nothing(run_fake, tmp_path):
+    class NoReport(FakeStages):
+        def report(self, summary, folder):
+            raise OSError("no space left on device")
+
+    messages = []
+    fake = NoReport(shares=(0.97,))
+    summary = run_fake(fake, on_progress=lambda stage, message, share: messages.append(message))
+    assert load_summary(tmp_path / "r") == summary
+    assert any(
+        "no space left" in message and "mmcompress report" in message for message in messages
+    )

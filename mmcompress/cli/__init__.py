@@ -24,6 +24,10 @@ COMMANDS = {
         target="mmcompress.cli.validate:validate_command",
         about="Check a spec, its search space, its sources and its data.",
     ),
+    "export": CommandRow(
+        target="mmcompress.cli.export:export_command",
+        about="Write the dense pipeline as a bundle, with proofs; nothing is compressed.",
+    ),
     "profile": CommandRow(
         target="mmcompress.cli.profile:profile_command",
         about="Measure the dense pipeline: every node and block, with its modality.",

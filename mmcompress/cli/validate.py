@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import click
 from rich.markup import escape
 from rich.table import Table
 
-from mmcompress.cli.console import out
+from mmcompress.cli.console import Progress, out
 from mmcompress.cli.options import parse_settings, set_option, space_option
 from mmcompress.data.check_data import describe_shortage, open_data
 from mmcompress.errors import MissingPackage, ModelError
@@ -24,8 +27,11 @@ from mmcompress.spec.space import find_default_space, load_space
 @click.command("validate")
 @click.argument("spec", type=click.Path())
 @space_option
+@click.option(
+    "--deep", is_flag=True, help="Also try everything that a run does, on the dense pipeline."
+)
 @set_option
-def validate_command(spec: str, space: str | None, settings: tuple[str, ...]) -> None:
+def validate_command(spec: str, space: str | None, deep: bool, settings: tuple[str, ...]) -> None:
     """Check a spec, its graph and the search space, and that sources and data are there."""
     overrides = parse_settings(settings)
     loaded = load_spec(spec, overrides)
@@ -41,9 +47,25 @@ def validate_command(spec: str, space: str | None, settings: tuple[str, ...]) ->
     else:
         if hub_models:
             unchecked = f" (not looked up at a hub: {', '.join(hub_models)})"
+    if deep:
+        _check_deeply(spec, space, overrides)
     if shortage:
         out.print(f"[yellow]{escape(shortage)}[/yellow]")
     out.print(f"[green]{escape(spec)} is valid[/green]{escape(unchecked)}", soft_wrap=True)
+
+
+def _check_deeply(spec: str, space: str | None, overrides: dict[str, Any]) -> None:
+    """Export, prove and run the dense pipeline in a folder that is removed again."""
+    # They take torch, which a light install lacks.
+    open_run = resolve_entry("mmcompress.workspace.context:open_run")
+    check_everything = resolve_entry("mmcompress.run.preflight:check_everything")
+    with tempfile.TemporaryDirectory() as scratch, Progress() as on_progress:
+        folder = Path(scratch)
+        run = open_run(
+            spec, folder / "run", space=space, overrides=overrides, on_progress=on_progress
+        )
+        proofs = check_everything(run, folder / "bundles")
+    out.print(f"[green]{len(proofs)} proofs of the dense pipeline hold[/green]")
 
 
 def _make_table(spec: Spec) -> Table:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol, overload
+from typing import Any, Literal, Protocol, overload
 
 import numpy as np
 
@@ -25,9 +25,9 @@ MAX_LISTED_PROBLEMS = 10
 class Pairs:
     """Inputs of a pipeline and their reference texts."""
 
-    inputs: Sequence[np.ndarray]
-    """Images, uint8 [H, W, 3], or sounds, float32 [n] at 16 kHz. A file may be read only when its
-    item is asked for."""
+    inputs: Sequence[Any]
+    """Images, uint8 [H, W, 3], sounds, float32 [n] at 16 kHz, or texts. A file may be read only
+    when its item is asked for."""
     texts: tuple[str, ...]
     """One reference text per input."""
     names: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Dataset(Protocol):
 
     splits: tuple[str, ...]
     """Names of the splits: `train`, `val`, `test`, and further ones that a spec may report."""
-    modality: Literal["image", "audio"]
+    modality: Literal["image", "audio", "text"]
     """What the inputs are."""
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from mmcompress.data.base import Dataset
 from mmcompress.errors import DataError
+from mmcompress.graph.ports import get_kind
 from mmcompress.registry import DATA_KINDS
-from mmcompress.spec.schema import Data
+from mmcompress.spec.schema import Data, Spec
 from mmcompress.storage import InvalidValue, build_record
 
 LOOKUP_SPLITS = ("train", "val", "test")
@@ -49,6 +50,15 @@ def read_lookup_texts(data: Dataset, file: str = "") -> tuple[str, ...]:
     if not texts:
         raise DataError(f"{file}: holds no text")
     return tuple(dict.fromkeys(texts))
+
+
+def read_all_lookup_texts(spec: Spec, data: Dataset) -> dict[str, tuple[str, ...]]:
+    """Return the texts of every lookup node."""
+    return {
+        node_name: read_lookup_texts(data, node.texts)
+        for node_name, node in spec.nodes.items()
+        if get_kind(node.kind).embeds_list
+    }
 
 
 def _read_text_lines(path: Path) -> list[str]:

@@ -103,6 +103,13 @@ def write_bundle(
     return writer.proofs
 
 
+def record_proofs(folder: Path, proofs: Sequence[Proof]) -> None:
+    """Write all proofs of a bundle into its manifest, in place of those of its exports alone."""
+    manifest = read_manifest(folder)
+    manifest["proofs"] = to_plain(list(proofs))
+    write_record(folder / "manifest.json", manifest)
+
+
 def quantize_bundle(
     source: Path, models: Mapping[str, Model], *, precision: Mapping[str, str], folder: Path
 ) -> Path:

@@ -18,7 +18,9 @@ LIBRARY_SCHEMES = ("transformers", "open_clip")
 """Schemes of a source that may be followed by a folder."""
 
 
-def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec:
+def load_spec(
+    path: str | Path, overrides: dict[str, Any] | None = None, *, for_export: bool = False
+) -> Spec:
     """Read, override and validate a pipeline spec, its graph included.
 
     File names in it may begin with `~`. Relative ones are looked for in the folder of the spec,
@@ -27,6 +29,7 @@ def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec
     Args:
         path: The YAML file.
         overrides: Values by dotted key that take the place of what the file says.
+        for_export: The pipeline is only exported: data may be missing, and no metric need fit.
 
     Raises:
         SpecError: Something is wrong; one line for each problem, with its place.
@@ -35,10 +38,21 @@ def load_spec(path: str | Path, overrides: dict[str, Any] | None = None) -> Spec
     _import_plugins(source)
     _make_paths_absolute(source.data, Path(path).resolve().parent)
     _expand_metrics(source.data)
+    if for_export:
+        _fill_in_data(source.data)
     spec = source.build(Spec)
     problems = _check_targets(spec) + _check_sensitivity(spec) + _check_rewinding(spec)
-    raise_problems(problems + list_problems(spec), source.error)
+    raise_problems(problems + list_problems(spec, is_judged=not for_export), source.error)
     return spec
+
+
+def _fill_in_data(data: dict[str, Any]) -> None:
+    """Give a spec without data inputs that are drawn, of the type that the pipeline takes."""
+    inputs = data.get("inputs")
+    if "data" in data or not isinstance(inputs, dict) or not inputs:
+        return
+    options = {"modality": next(iter(inputs.values()))}
+    data["data"] = {"kind": "drawn", "options": options}
 
 
 def load_document(path: str | Path, overrides: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -49,9 +49,14 @@ def raise_problems(problems: Sequence[Problem], error: MakeError) -> None:
         raise SpecError("\n".join(dict.fromkeys(messages)))
 
 
-def list_problems(spec: Spec) -> list[Problem]:
+def list_problems(spec: Spec, *, is_judged: bool = True) -> list[Problem]:
     """Return everything that is wrong with the graph of a spec; later checks wait for earlier ones
-    to pass."""
+    to pass.
+
+    Args:
+        spec: The pipeline.
+        is_judged: Whether its metrics count. An export asks for none.
+    """
     problems = _check_names(spec)
     for name in spec.nodes:
         problems += _check_options(spec, name)
@@ -67,7 +72,8 @@ def list_problems(spec: Spec) -> list[Problem]:
     problems += _check_limits(spec)
     problems += _check_losses(spec)
     problems += _check_importance(spec)
-    problems += _check_metrics(spec)
+    if is_judged:
+        problems += _check_metrics(spec)
     return problems
 
 
@@ -182,8 +188,8 @@ def _check_inputs(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
     if not spec.model_nodes():
         problems.append((("nodes",), "no node is a model: there is nothing to compress"))
-    if list(spec.inputs.values()) not in (["image"], ["audio"]):
-        message = "a pipeline takes exactly one input, an image or audio"
+    if len(spec.inputs) != 1:
+        message = "a pipeline takes exactly one input, an image, audio or a text"
         problems.append((("inputs",), message))
     return problems
 

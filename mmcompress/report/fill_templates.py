@@ -58,6 +58,17 @@ def write_pages(page: Path, **values: object) -> Path:
     return page
 
 
+def check_templates() -> None:
+    """Parse every template: a broken one is found before a run, not at its end.
+
+    Raises:
+        jinja2.TemplateError: A template is broken.
+    """
+    environment = _open_templates()
+    for name in environment.list_templates():
+        environment.get_template(name)
+
+
 def _open_templates() -> jinja2.Environment:
     """Return the templates with their filters. A value that is missing is an error."""
     environment = jinja2.Environment(

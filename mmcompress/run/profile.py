@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from mmcompress.data.base import Dataset
 from mmcompress.errors import DataError
 from mmcompress.export.proofs import prove_generation, require_proofs
 from mmcompress.graph.blocks import Block
@@ -26,6 +27,7 @@ from mmcompress.measure.latency.bench import (
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_block_params, count_params_and_macs
+from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.results.records import Proof
 from mmcompress.runtime.bundle import BUNDLE_FORMAT, read_manifest
 from mmcompress.stats import Latency
@@ -109,7 +111,7 @@ def _make_profile(run: RunContext) -> Profile:
     bundle = run.shared.baseline
     precision = dict.fromkeys(run.models, "fp32")
     proofs = run.write_bundle(run.models, precision, kept={}, folder=bundle)
-    proofs += prove_generators(run, run.models, bundle=bundle)
+    proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=bundle)
     require_proofs(proofs)
     traces: tuple[GenerationTraces, ...] = ()
     if run.device_readings:
@@ -162,17 +164,19 @@ def _bench_dense(run: RunContext) -> PipelineLatency:
 
 
 def prove_generators(
-    run: RunContext,
+    pipeline: TorchPipeline,
     models: Mapping[str, Model],
     *,
+    data: Dataset,
     bundle: Path,
     fp32_folder: Path | None = None,
 ) -> list[Proof]:
     """Compare the deployed generation of every generator with the library's own, on real contexts.
 
     Args:
-        run: The run.
+        pipeline: The graph of the pipeline.
         models: The models in torch, by node.
+        data: Its validation split gives the contexts.
         bundle: The bundle that was written of them.
         fp32_folder: The fp32 files of generators that are quantized in the bundle: the loop
             itself must be exact.
@@ -181,13 +185,13 @@ def prove_generators(
         The proofs, failed ones included.
     """
     proofs: list[Proof] = []
-    count = max(1, min(MAX_GENERATION_PROOF_PAIRS, run.spec.data.batch // 4))
-    batch = run.pipeline.collate(run.data.load("val", count, seed=2))
-    outputs = run.pipeline.forward_in_pieces(models, batch)
-    for node_name in run.pipeline.order:
-        if not get_kind(run.spec.nodes[node_name].kind).writes_text:
+    count = max(1, min(MAX_GENERATION_PROOF_PAIRS, pipeline.batch_size // 4))
+    batch = pipeline.collate(data.load("val", count, seed=2))
+    outputs = pipeline.forward_in_pieces(models, batch)
+    for node_name in pipeline.order:
+        if not get_kind(pipeline.spec.nodes[node_name].kind).writes_text:
             continue
-        source_node = find_token_source(run.spec, node_name)
+        source_node = find_token_source(pipeline.spec, node_name)
         folder = bundle / node_name
         if fp32_folder and (fp32_folder / node_name).exists():
             folder = fp32_folder / node_name

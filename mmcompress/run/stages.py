@@ -1,6 +1,6 @@
 """The order of the stages. Each stage is a function that leaves a record in the run folder.
 
-`prepare_run`   profile > labels > predictor > sensitivity     once for all targets
+`prepare_run`   checks > profile > labels > predictor > sensitivity     once for all targets
 `reach_target`  search and fit > compress > evaluate > report  for each, until the policy is content
 """
 
@@ -20,6 +20,7 @@ from mmcompress.run.fit_structure import fit_structure
 from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Done, Retry
 from mmcompress.run.predictor import build_predictor
+from mmcompress.run.preflight import check_machine
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import profile_pipeline
 from mmcompress.run.resume import restore_better, resume_target, set_better_aside
@@ -33,6 +34,8 @@ from mmcompress.workspace.folder import RunFolder
 
 def prepare_run(run: RunContext) -> PreparedRun:
     """Make, or read from the run folder, everything that does not depend on a target."""
+    if not run.shared.profile.exists():
+        check_machine(run)
     dense = profile_pipeline(run)
     labelled_run = label_by_teacher(run)
     predictor = build_predictor(labelled_run, dense)
@@ -164,5 +167,21 @@ def reach_target(
         set_better_aside(run, summary, is_better=policy.is_better)
         plan = step
     summary = restore_better(run, summary, is_better=policy.is_better)
-    stages.report(summary, run.folder.path)
+    _write_report(run, summary, write=stages.report)
     return summary
+
+
+def _write_report(
+    run: RunContext, summary: Summary, *, write: Callable[[Summary, Path], Path]
+) -> None:
+    """Write the report. An error there costs nothing: the summary is on disk already."""
+    try:
+        write(summary, run.folder.path)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        run.on_progress(
+            "report",
+            f"the report could not be written ({message}); everything else is done, and "
+            f"`mmcompress report {run.folder}` writes it",
+            None,
+        )

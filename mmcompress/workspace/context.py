@@ -17,13 +17,12 @@ import numpy as np
 
 from mmcompress.data.base import Dataset
 from mmcompress.data.check_data import describe_shortage, open_data
-from mmcompress.data.open_dataset import read_lookup_texts
+from mmcompress.data.open_dataset import read_all_lookup_texts
 from mmcompress.errors import DataError, ModelError, suggest_nearest
 from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.modality import find_cross_modal_blocks
-from mmcompress.graph.ports import get_kind
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.cost_model.footprint import Footprint, measure_footprint
@@ -279,7 +278,7 @@ def open_run(
     shortage = describe_shortage(spec, data)
     if shortage:
         on_progress("load", shortage, None)
-    lookup_texts = _read_all_lookup_texts(spec, data)
+    lookup_texts = read_all_lookup_texts(spec, data)
 
     models = load_models(spec)
     # A checkpoint that can't be rewound to is reported now, not after hours of work.
@@ -309,15 +308,6 @@ def open_run(
         _keep_readings(run, readings)
     run.timings |= folder.read_timings()
     return run
-
-
-def _read_all_lookup_texts(spec: Spec, data: Dataset) -> dict[str, tuple[str, ...]]:
-    """Return the texts of every lookup node."""
-    return {
-        node_name: read_lookup_texts(data, node.texts)
-        for node_name, node in spec.nodes.items()
-        if get_kind(node.kind).embeds_list
-    }
 
 
 def _check_prune_options(spec: Spec, models: Mapping[str, Model]) -> None:

@@ -23,7 +23,10 @@ class AudioEncoder:
 
     def __call__(self, audio: AudioLike) -> Values:
         """Encode a sound: a file, its bytes, or samples at 16 kHz."""
-        windows = split_sound(open_audio(audio), float(self.options["seconds"]))
-        features = [compute_log_mel(window, self.options) for window in windows]
-        results = self.session({"features": np.stack(features)})
+        results = self.session({"features": self.prepare(audio)})
         return dict(zip(self.session.outputs, results, strict=True))
+
+    def prepare(self, audio: AudioLike) -> np.ndarray:
+        """Return the features [k, m, f] that the model is given."""
+        windows = split_sound(open_audio(audio), float(self.options["seconds"]))
+        return np.stack([compute_log_mel(window, self.options) for window in windows])

@@ -22,7 +22,11 @@ class ImageEncoder:
     def __call__(self, image: Any) -> Values:
         """Encode a picture: a file, its bytes, an array, or pixels [1, 3, s, s] that are prepared
         already."""
-        is_prepared = isinstance(image, np.ndarray) and image.ndim == 4
-        pixels = image if is_prepared else preprocess_image(image, self.preprocessing)[None]
-        results = self.session({"pixels": pixels})
+        results = self.session({"pixels": self.prepare(image)})
         return dict(zip(self.session.outputs, results, strict=True))
+
+    def prepare(self, image: Any) -> np.ndarray:
+        """Return the pixels [1, 3, s, s] that the model is given."""
+        if isinstance(image, np.ndarray) and image.ndim == 4:
+            return image
+        return preprocess_image(image, self.preprocessing)[None]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values, choose_padded_length, load_tokenizer, pad_ids
 
@@ -22,6 +24,10 @@ class TextEncoder:
 
     def __call__(self, text: str | list[str]) -> Values:
         """Embed a text, or several at once."""
+        return {"embedding": self.session({"ids": self.prepare(text)})[0]}
+
+    def prepare(self, text: str | list[str]) -> np.ndarray:
+        """Return the token ids [n, t] that the model is given."""
         texts = [text] if isinstance(text, str) else text
         if len(texts) < BATCHED_FROM:
             encodings = [self.tokenizer.encode(one) for one in texts]
@@ -29,5 +35,4 @@ class TextEncoder:
             encodings = self.tokenizer.encode_batch(texts)
         rows = [encoding.ids for encoding in encodings]
         length = choose_padded_length(rows, self.config)
-        ids = pad_ids(rows, length, pad=self.config["pad"], eos=self.config["eos"])
-        return {"embedding": self.session({"ids": ids})[0]}
+        return pad_ids(rows, length, pad=self.config["pad"], eos=self.config["eos"])

@@ -253,7 +253,13 @@ def _write_proved_bundle(
             fp32_blocks=select_fp32_blocks(sensitivity, candidate),
             fp32_folder=fp32_folder,
         )
-        proofs += prove_generators(run, models, bundle=run.folder.bundle, fp32_folder=fp32_folder)
+        proofs += prove_generators(
+            run.pipeline,
+            models,
+            data=run.data,
+            bundle=run.folder.bundle,
+            fp32_folder=fp32_folder,
+        )
         shutil.rmtree(fp32_folder, ignore_errors=True)
         return require_proofs(proofs)
 

@@ -1,0 +1,62 @@
+"""Export a pipeline as it is, with all proofs: no target, no metric, no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from mmcompress.data.open_dataset import open_dataset, read_all_lookup_texts
+from mmcompress.errors import DataError
+from mmcompress.export.bundle import BundleContents, record_proofs, write_bundle
+from mmcompress.export.fidelity import prove_fidelity
+from mmcompress.export.proofs import require_proofs
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.models.sources import load_models
+from mmcompress.pipeline.forward import TorchPipeline
+from mmcompress.results.records import Proof
+from mmcompress.run.profile import prove_generators
+from mmcompress.runtime.progress import ProgressListener, ignore_progress
+
+
+def export_dense(
+    spec_path: str | Path,
+    bundle: str | Path,
+    *,
+    overrides: dict[str, Any] | None = None,
+    on_progress: ProgressListener = ignore_progress,
+) -> list[Proof]:
+    """Write the dense pipeline of a spec as a bundle.
+
+    Args:
+        spec_path: The spec file. Its target and metrics are not looked at. Without `data`, inputs
+            are drawn.
+        bundle: The folder of the bundle; it must be new or empty.
+        overrides: Values by dotted key that replace those of the spec.
+        on_progress: Receives messages for a person.
+
+    Returns:
+        The proofs, which are in the bundle's manifest too.
+
+    Raises:
+        SpecError: The spec is wrong.
+        ModelError: A model can't be loaded.
+        DataError: The folder is not empty, or the data do not fit.
+        ProofFailed: The bundle does not answer as the models do.
+    """
+    folder = Path(bundle)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder}: not empty; choose another --out")
+    spec = load_spec(spec_path, overrides, for_export=True)
+    on_progress("export", f"{spec.name}: {len(spec.model_nodes())} models", None)
+    data = open_dataset(spec.data)
+    models = load_models(spec)
+    on_progress("export", "writing and proving the graphs", 0.2)
+    contents = BundleContents(models=models, lookup_texts=read_all_lookup_texts(spec, data))
+    proofs = write_bundle(spec, contents, folder=folder)
+    on_progress("export", "comparing what generators write", 0.8)
+    pipeline = TorchPipeline(spec, models)
+    proofs += prove_generators(pipeline, models, data=data, bundle=folder)
+    on_progress("export", "comparing with the models' own libraries", 0.9)
+    proofs += prove_fidelity(spec, bundle=folder, data=data)
+    record_proofs(folder, proofs)
+    return require_proofs(proofs)

@@ -1,0 +1,204 @@
+"""Before hours of work: everything that can fail at their end is tried in a minute.
+
+A run tries what depends on the machine (`check_machine`) before it measures anything.
+`mmcompress validate --deep` also exports the dense pipeline with all proofs and runs every
+precision (`check_everything`).
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmcompress.errors import ClusterError, DataError, ModelError
+from mmcompress.export.bundle import BundleContents, quantize_bundle, write_bundle
+from mmcompress.export.fidelity import prove_fidelity
+from mmcompress.export.proofs import require_proofs
+from mmcompress.models.counts import count_params
+from mmcompress.registry import EXECUTORS
+from mmcompress.report.fill_templates import check_templates
+from mmcompress.results.records import Proof
+from mmcompress.run.profile import prove_generators
+from mmcompress.runtime.cache import locate_cache_folder
+from mmcompress.runtime.graph import load_bundle
+from mmcompress.search.executors import TaskResult
+from mmcompress.workspace.context import RunContext, list_precisions
+
+MB = 1e6
+"""Bytes."""
+
+FP32_BYTES = 4
+"""Bytes of a parameter."""
+
+EXECUTOR_SECONDS = 120.0
+"""Seconds that a worker may take for its first answer: it imports torch and unpacks the package."""
+
+RUNTIME_MB = 900.0
+"""Megabytes of Python with torch, transformers, ONNX Runtime and Optuna, before any model."""
+
+MODEL_COPIES_IN_MEMORY = 8
+"""Copies of the parameters that training holds at once: the dense models, the student, its
+gradients, two moments of Adam, the best weights so far, and the models of a structure that is cut
+and exported."""
+
+PAIR_COPIES = 3
+"""Copies of the pairs that are held: as they were read, as they are collated, and what the dense
+models make of them."""
+
+BUNDLE_COPIES_ON_DISK = 5
+"""Bundles and weights that a run folder holds at once, in sizes of the dense bundle: the dense
+bundle, its rounded copies, an artifact with its weights, and one that is set aside."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Needs:
+    """What a run will take of the machine."""
+
+    memory_mb: float
+    """Megabytes of memory, of all processes together."""
+    disk_mb: float
+    """Megabytes of disk in the run folder."""
+
+    def describe(self) -> str:
+        """Return both in words."""
+        return f"about {self.memory_mb / 1e3:.1f} GB of memory and {self.disk_mb:.0f} MB of disk"
+
+
+def estimate_needs(run: RunContext) -> Needs:
+    """Estimate the memory and the disk that a run will take, from its parameters and pairs."""
+    params_mb = sum(count_params(model) for model in run.models.values()) * FP32_BYTES / MB
+    first_pair = run.pipeline.collate(run.data.load("val", 1))
+    pair_mb = sum(tensor.nbytes for tensor in first_pair.inputs.values()) / MB
+    data = run.spec.data
+    pairs = data.calibration + data.validation_pairs * data.final_pairs_factor
+    memory_mb = RUNTIME_MB + MODEL_COPIES_IN_MEMORY * params_mb + PAIR_COPIES * pairs * pair_mb
+    if run.spec.search.executor != "inline":
+        # Every worker imports the same packages and holds the dense models and a candidate.
+        memory_mb += run.spec.search.workers * (RUNTIME_MB / 2 + 2 * params_mb + pairs * pair_mb)
+    return Needs(memory_mb=memory_mb, disk_mb=BUNDLE_COPIES_ON_DISK * params_mb)
+
+
+def check_machine(run: RunContext) -> Needs:
+    """Try what a run needs of its machine: folders, disk, workers, the report's templates.
+
+    Returns:
+        What the run will take.
+
+    Raises:
+        DataError: A folder can't be written, or the disk is too full.
+        ClusterError: No worker answers.
+    """
+    needs = estimate_needs(run)
+    run.on_progress("check", f"the run will take {needs.describe()}", None)
+    _check_writable(run.folder.path, "--out")
+    _check_writable(locate_cache_folder(), "the cache (MMCOMPRESS_CACHE names another folder)")
+    free_mb = shutil.disk_usage(run.folder.path).free / MB
+    if free_mb < needs.disk_mb:
+        raise DataError(
+            f"{run.folder}: {free_mb:.0f} MB are free on this disk, the run needs about "
+            f"{needs.disk_mb:.0f} MB: choose another --out, or make room"
+        )
+    check_templates()
+    check_executor(run)
+    return needs
+
+
+def _check_writable(folder: Path, name: str) -> None:
+    """Write a file into a folder and remove it; raise `DataError` where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".try-"):
+            pass
+    except OSError as error:
+        raise DataError(f"{folder}: {name} can't be written: {error.strerror or error}") from error
+
+
+def answer_from_worker(context: object, number: int) -> TaskResult:
+    """Return a result at once: the task that every kind of worker is tried with."""
+    return {"loss": float(number), "seconds": 0.0}
+
+
+def check_executor(run: RunContext) -> None:
+    """Start the workers of the search, send each a task, and stop them.
+
+    Raises:
+        ClusterError: They do not start, or do not answer.
+    """
+    search = run.spec.search
+    run.on_progress("check", f"starting {search.workers} worker(s): {search.executor}", None)
+    make_executor: Callable[..., Executor] = EXECUTORS.get(search.executor)
+    executor = make_executor({"spec": run.spec.name}, search.workers, address=search.ray_address)
+    try:
+        # An executor supplies the first argument, its context.
+        submit: Callable[..., Future[TaskResult]] = executor.submit
+        futures = [submit(answer_from_worker, i) for i in range(search.workers)]
+        for future in futures:
+            future.result(timeout=EXECUTOR_SECONDS)
+    except TimeoutError as error:
+        raise ClusterError(
+            f"search.executor: {search.executor}: no worker answered within "
+            f"{EXECUTOR_SECONDS:.0f} s"
+        ) from error
+    except ClusterError:
+        raise
+    except Exception as error:
+        raise ClusterError(
+            f"search.executor: {search.executor}: a worker can't run a task: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)
+
+
+def check_everything(run: RunContext, folder: Path) -> list[Proof]:
+    """Try everything that a run does, on the dense pipeline alone.
+
+    Args:
+        run: The run.
+        folder: Where bundles are written; the caller removes it.
+
+    Returns:
+        The proofs of the dense bundle; all of them hold.
+
+    Raises:
+        DataError: A folder can't be written, or the disk is too full.
+        ClusterError: No worker answers.
+        ProofFailed: The dense bundle does not answer as its models, or as their libraries.
+        ModelError: A precision can't run on this machine.
+    """
+    check_machine(run)
+    run.on_progress("check", "exporting the dense pipeline", None)
+    dense = folder / "dense"
+    contents = BundleContents(models=run.models, lookup_texts=run.lookup_texts)
+    proofs = write_bundle(run.spec, contents, folder=dense)
+    proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=dense)
+    run.on_progress("check", "comparing with the models' own libraries", None)
+    proofs += prove_fidelity(run.spec, bundle=dense, data=run.data)
+    require_proofs(proofs)
+    _check_precisions(run, dense, folder=folder)
+    return proofs
+
+
+def _check_precisions(run: RunContext, dense: Path, *, folder: Path) -> None:
+    """Run one request in every precision that the search may choose."""
+    request: dict[str, Any] = run.load_requests(1)[0]
+    for node_name, precisions in list_precisions(run).items():
+        for precision in precisions:
+            if precision == "fp32":
+                continue
+            run.on_progress("check", f"running {node_name} in {precision}", None)
+            place = folder / f"{node_name}-{precision}"
+            try:
+                quantize_bundle(dense, run.models, precision={node_name: precision}, folder=place)
+                load_bundle(place)(**request)
+            except Exception as error:
+                raise ModelError(
+                    f"nodes.{node_name}.precision: {precision} can't run on this machine: "
+                    f"{type(error).__name__}: {error}"
+                ) from error
+            shutil.rmtree(place)

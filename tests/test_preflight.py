@@ -1,0 +1,80 @@
+"""What can fail at the end of a run is tried at its beginning."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor
+
+import pytest
+from click.testing import CliRunner
+
+from mmcompress.cli import main
+from mmcompress.errors import ClusterError, DataError, ModelError
+from mmcompress.registry import EXECUTORS, PRECISIONS
+from mmcompress.run import preflight
+from mmcompress.run.preflight import check_everything, check_machine, estimate_needs
+from mmcompress.workspace.context import open_run
+
+
+class BrokenWorkers(Executor):
+    """Workers that lack what a task imports."""
+
+    def __init__(self, context, workers, *, address=None):
+        pass
+
+    def submit(self, task, /, *args):
+        raise ImportError("no module named 'own_criterion'")
+
+
+@pytest.fixture()
+def tiny_run(tiny, tmp_path):
+    def open_tiny(**overrides):
+        return open_run(tiny / "spec.yaml", tmp_path / "r", overrides=overrides)
+
+    return open_tiny
+
+
+def test_needs_grow_with_workers(tiny_run):
+    alone = estimate_needs(tiny_run())
+    assert alone.memory_mb > preflight.RUNTIME_MB and alone.disk_mb > 0
+    assert "GB of memory" in alone.describe() and "MB of disk" in alone.describe()
+
+
+def test_workers_that_cannot_run_a_task_are_told_before_anything_is_measured(tiny_run):
+    EXECUTORS.add("broken", BrokenWorkers)
+    try:
+        run = tiny_run(**{"search.executor": "broken", "search.workers": 2})
+        with pytest.raises(ClusterError, match="can't run a task: ImportError.*own_criterion"):
+            check_machine(run)
+    finally:
+        EXECUTORS._entries.pop("broken")
+    assert not run.folder.profile.exists()
+
+
+def test_a_cache_that_cannot_be_written_is_told(tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match=r"file.*the cache \(MMCOMPRESS_CACHE"):
+        check_machine(tiny_run())
+
+
+def test_a_disk_that_is_too_full_is_told(tiny_run, monkeypatch):
+    monkeypatch.setattr(preflight, "BUNDLE_COPIES_ON_DISK", 1e15)
+    with pytest.raises(DataError, match="are free on this disk, the run needs about"):
+        check_machine(tiny_run())
+
+
+def test_a_precision_that_does_not_run_here_is_told(tiny_run, tmp_path):
+    PRECISIONS.add("broken", "mmcompress.quantize.schemes.no_such:SCHEME", needs_calibration=False)
+    try:
+        run = tiny_run(**{"nodes.text.precision": "broken"})
+        with pytest.raises(ModelError, match=r"nodes.text.precision: broken can't run"):
+            check_everything(run, tmp_path / "bundles")
+    finally:
+        PRECISIONS._entries.pop("broken")
+
+
+def test_validate_goes_the_whole_way_on_the_dense_pipeline(tiny):
+    done = CliRunner().invoke(main, ["validate", "--deep", str(tiny / "spec.yaml")])
+    assert done.exit_code == 0, done.output
+    assert "proofs of the dense pipeline hold" in done.output and "is valid" in done.output
+    assert not list(tiny.glob("run-*"))
