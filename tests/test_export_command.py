@@ -55,7 +55,7 @@ def test_a_single_text_encoder_is_a_pipeline(write_spec, tmp_path):
         main, ["export", str(write_spec(ONE_TEXT_ENCODER)), "--out", str(tmp_path / "b")]
     )
     assert done.exit_code == 0, done.output
-    assert "2 proofs hold" in done.output
+    assert "4 proofs hold" in done.output
     embedding = load_bundle(tmp_path / "b")(text="a red apple")["embedding"]
     assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
 

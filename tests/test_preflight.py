@@ -43,7 +43,7 @@ def test_workers_that_cannot_run_a_task_are_told_before_anything_is_measured(tin
     EXECUTORS.add("broken", BrokenWorkers)
     try:
         run = tiny_run(**{"search.executor": "broken", "search.workers": 2})
-        with pytest.raises(ClusterError, match="can't run a task: ImportError.*own_criterion"):
+        with pytest.raises(ClusterError, match=r"can.t run a task: ImportError.*own_criterion"):
             check_machine(run)
     finally:
         EXECUTORS._entries.pop("broken")
