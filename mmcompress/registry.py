@@ -287,6 +287,10 @@ DATA_KINDS = Registry(
             "mmcompress.data.speech_folder:SpeechFolder",
             "the user's own recordings and transcripts, as LJSpeech lays them out",
         ),
+        "text_lines": (
+            "mmcompress.data.text_lines:TextLines",
+            "the user's own texts, one a line",
+        ),
     },
 )
 """Sources of pairs of input and text."""

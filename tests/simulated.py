@@ -119,14 +119,16 @@ ANSWERS: dict[tuple[str, str, str], Answer] = {}
 
 
 def hash_request(request: dict) -> str:
-    """Return a digest of the arrays of a request, or of the files that it names."""
+    """Return a digest of the arrays of a request, of the files that it names, or of its texts."""
     digest = hashlib.sha256()
     for name, value in sorted(request.items()):
         digest.update(name.encode())
         if isinstance(value, np.ndarray):
             digest.update(repr((value.dtype, value.shape)).encode() + value.tobytes())
-        else:
+        elif Path(value).is_file():
             digest.update(Path(value).read_bytes())
+        else:
+            digest.update(str(value).encode())
     return digest.hexdigest()
 
 
