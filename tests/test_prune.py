@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from mmcompress.export.proofs import SURGERY_BOUND, prove_surgery
+from mmcompress.export.proofs import (
+    SURGERY_BOUND,
+    compare_outputs,
+    compare_tensors,
+    prove_surgery,
+)
 from mmcompress.graph.blocks import count_steps, count_units_after
 from mmcompress.graph.structure import measure_removed_share
 from mmcompress.prune.importance import gradients as gradient_criteria
@@ -587,3 +592,10 @@ def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, mo
             )["loss"]
         )
     assert evaluate_on_more_pairs(context, c)["loss"] == pytest.approx(sum(losses) / 2, rel=1e-5)
+
+
+def test_a_nan_is_no_small_difference():
+    one = torch.ones(3)
+    bad = torch.tensor([1.0, float("nan"), 1.0])
+    assert compare_tensors(one, bad) == compare_tensors(bad, one) == float("inf")
+    assert compare_outputs([one, one], [one, bad]) == float("inf")

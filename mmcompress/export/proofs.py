@@ -18,6 +18,7 @@ Shapes in this file:
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -106,12 +107,14 @@ def compare_tensors(expected: Tensor, actual: Tensor) -> float:
     """Return the largest absolute difference of two tensors, relative to the scale of `expected`.
 
     The scale is the largest absolute value, but at least 1, so that outputs near zero are compared
-    absolutely. Tensors of different shapes differ by infinity.
+    absolutely. Tensors of different shapes differ by infinity, and so do those that hold a NaN:
+    `max` would pass over it.
     """
     if expected.shape != actual.shape:
         return float("inf")
     scale = expected.abs().max().clamp(min=1.0)
-    return float((expected - actual).abs().max() / scale)
+    difference = float((expected - actual).abs().max() / scale)
+    return float("inf") if math.isnan(difference) else difference
 
 
 def compare_outputs(expected: Sequence[Tensor], actual: Sequence[Tensor]) -> float:
