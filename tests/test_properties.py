@@ -922,11 +922,13 @@ def test_a_larger_budget_never_gives_a_split_that_loses_more(case, factor):
 
 
 @FEW
-@given(split_cases(limited=True) | split_cases(parallel=True))
-def test_repaired_splits_keep_the_budget_and_every_limit(case):
+@given(split_cases(limited=True) | split_cases(parallel=True), st.sampled_from((1.0, 1.5)))
+def test_repaired_splits_keep_the_budget_and_every_limit(case, factor):
+    """The budget that is split holds, even if that of the problem is larger."""
     budget_ms = case.problem.budget_ms
+    problem = dataclasses.replace(case.problem, budget_ms=factor * budget_ms)
     candidates = split_budget(
-        case.problem, case.sensitivity, predictor=case.predictor, budget_ms=budget_ms
+        problem, case.sensitivity, predictor=case.predictor, budget_ms=budget_ms
     )
     for candidate in candidates:
         assert case.predictor(candidate) <= budget_ms * (1 + ROUNDING_ERROR)

@@ -46,11 +46,13 @@ def split_budget(
         Candidates (of these nodes), least estimated loss increase first.
     """
     inputs = _collect_inputs(problem, sensitivity, predictor=predictor, nodes=nodes)
+    # Repairs keep the budget that is split, which may be smaller than that of the problem.
+    repair_problem = replace(problem, budget_ms=budget_ms)
 
     def list_splits(summed_ms: float) -> list[Candidate]:
         splits = split_by_knapsack(inputs, summed_ms)
         if not nodes:
-            splits = _repair_splits(problem, sensitivity, splits=splits)
+            splits = _repair_splits(repair_problem, sensitivity, splits=splits)
         return [split.candidate for split in splits]
 
     candidates = list_splits(budget_ms)
