@@ -32,7 +32,7 @@ SMALL = {
 }
 SPECIAL = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
 VISION = {**SMALL, "image_size": 32, "patch_size": 8}
-TEXT = {**SMALL, **SPECIAL, "vocab_size": 60, "max_position_embeddings": 24}
+TEXT = {**SMALL, **SPECIAL, "vocab_size": 131, "max_position_embeddings": 24}
 EAGER = {"attn_implementation": "eager"}
 
 
@@ -141,7 +141,7 @@ def _whisper_config():  # type: ignore[no-untyped-def]
     from transformers import WhisperConfig
 
     return WhisperConfig(
-        vocab_size=60,
+        vocab_size=131,
         num_mel_bins=16,
         encoder_layers=2,
         decoder_layers=2,
@@ -652,7 +652,7 @@ def prove_marian(folder: Path) -> list[Proof]:
     from transformers import MarianConfig, MarianForCausalLM
 
     config = MarianConfig(
-        vocab_size=60,
+        vocab_size=131,
         d_model=32,
         decoder_layers=2,
         decoder_attention_heads=4,

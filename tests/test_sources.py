@@ -62,7 +62,7 @@ def _t5():
     from transformers import T5Config, T5ForConditionalGeneration
 
     c = T5Config(
-        vocab_size=60,
+        vocab_size=131,
         d_model=32,
         d_kv=8,
         d_ff=64,

@@ -378,8 +378,9 @@ class TextEncoderModel(Model):
         *,
         vocabulary: int,
         pad: int,
-        eos: int,
+        eos: int | None,
         any_length: bool = False,
+        prompt: str = "",
     ) -> None:
         """Fix the length of the input, and run one text to learn the shape of the output.
 
@@ -388,8 +389,9 @@ class TextEncoderModel(Model):
             width: Features of the residual stream inside.
             vocabulary: How many token ids there are.
             pad: The id that fills a text up.
-            eos: The id that ends a text.
+            eos: The id that ends a text, which a text that is cut keeps; None where there is none.
             any_length: Texts may be shorter than `context`, since the model ignores padding.
+            prompt: What stands ahead of every text.
         """
         self.context = context
         self.width = width
@@ -402,6 +404,8 @@ class TextEncoderModel(Model):
             "eos": eos,
             "any_length": any_length,
         }
+        if prompt:
+            self.config["prompt"] = prompt
         with torch.no_grad():
             embedding = self(self._make_example_ids(1))
         self.dims = {"embedding": int(embedding.shape[-1])}
@@ -410,8 +414,13 @@ class TextEncoderModel(Model):
         """Return ids [batch, context] of a text that is all padding but for one token."""
         ids = torch.full((batch, self.context), self.config["pad"], dtype=torch.long)
         # one token that is no padding: a mean over none of them would divide by zero
-        ids[:, 0] = self.config["eos"]
+        ids[:, 0] = self._get_example_token()
         return ids
+
+    def _get_example_token(self) -> int:
+        """Return a token id that is no padding: the one that ends a text, where there is one."""
+        eos: int | None = self.config["eos"]
+        return int(self.config["pad"] == 0) if eos is None else eos
 
     def export_graphs(self) -> dict[str, ExportGraph]:
         """Return one graph: ids [b, t] -> embedding [b, d]."""
@@ -435,7 +444,7 @@ class TextEncoderModel(Model):
 
     def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
         """Return one call: as many texts as there are beams."""
-        ids = torch.full((beams, self._count_text_tokens(steps)), self.config["eos"])
+        ids = torch.full((beams, self._count_text_tokens(steps)), self._get_example_token())
         return {"model": ExampleRequest((ids,), 1.0)}
 
     def _count_text_tokens(self, steps: float) -> int:

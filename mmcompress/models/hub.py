@@ -26,6 +26,7 @@ from huggingface_hub.errors import (
 
 from mmcompress.errors import ModelError
 from mmcompress.models.base import LoadContext
+from mmcompress.models.tokenizer_files import disable_padding_and_truncation
 
 Family = TypeVar("Family")
 
@@ -46,6 +47,9 @@ FIRST_SERVER_ERROR = 500
 
 MAX_NAMED_WEIGHTS = 4
 """Weights that an error message names at most, so that it stays readable."""
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""The file that tells transformers which class a tokenizer has."""
 
 
 @contextmanager
@@ -258,18 +262,37 @@ def find_family(
 
 
 def load_tokenizer_json(context: LoadContext) -> str:
-    """Load the fast tokenizer as JSON: `tokenizer.json` of the folder, or the hub's.
+    """Load the fast tokenizer as JSON; it neither pads nor cuts.
+
+    A folder and a hub give the same one: the library's, where `tokenizer_config.json` says which.
+    A folder may also hold a bare `tokenizer.json`.
 
     Raises:
         ModelError: It is missing or no JSON, or the hub does not give it.
     """
-    if context.path is None:
-        auto_tokenizer = transformers.AutoTokenizer
+    return disable_padding_and_truncation(_load_library_tokenizer(context))
+
+
+def _load_library_tokenizer(context: LoadContext) -> str:
+    """Load the tokenizer as its library opens it."""
+    is_described = context.path is None or (context.path / TOKENIZER_CONFIG).is_file()
+    if is_described:
+        location = context.name if context.path is None else str(context.path)
         try:
-            tokenizer = auto_tokenizer.from_pretrained(context.name, trust_remote_code=False)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                location, trust_remote_code=False
+            )
             return str(tokenizer.backend_tokenizer.to_str())
-        except (OSError, ValueError, AttributeError) as error:
-            raise _explain_load_error(context, error) from error
+        except (OSError, ValueError, AttributeError, ImportError) as error:
+            if context.path is None:
+                raise _explain_load_error(context, error) from error
+            if not (context.path / "tokenizer.json").is_file():
+                raise ModelError(
+                    f"{context.path}: its tokenizer can't be opened as a fast one "
+                    f"({summarize_error(error)}): save it with "
+                    "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
+                ) from error
+    assert context.path is not None
     path = context.path / "tokenizer.json"
     if not path.is_file():
         raise ModelError(f"{context.path}: tokenizer.json is missing beside the weights")
@@ -281,13 +304,28 @@ def load_tokenizer_json(context: LoadContext) -> str:
     return text
 
 
+def load_json_list(context: LoadContext, file_name: str) -> list[dict[str, Any]]:
+    """Load an optional JSON file beside the weights that holds a list; empty when there is none.
+
+    Raises:
+        ModelError: The file is there and holds no list of mappings.
+    """
+    path = locate_file(context, file_name)
+    if path is None or not path.is_file():
+        return []
+    try:
+        return [dict(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise ModelError(f"{path}: not a JSON list: {error}") from error
+
+
 def load_json(context: LoadContext, file_name: str) -> dict[str, Any]:
     """Load an optional JSON file beside the weights; it is empty when there is none.
 
     Raises:
         ModelError: The file is there and is no JSON.
     """
-    path = _find_optional_file(context, file_name)
+    path = locate_file(context, file_name)
     if path is None or not path.is_file():
         return {}
     try:
@@ -296,10 +334,11 @@ def load_json(context: LoadContext, file_name: str) -> dict[str, Any]:
         raise ModelError(f"{path}: not JSON: {error}") from error
 
 
-def _find_optional_file(context: LoadContext, file_name: str) -> Path | None:
-    """Return the path of a file in the folder or from the hub; None when a hub does not give it."""
+def locate_file(context: LoadContext, file_name: str) -> Path | None:
+    """Return the path of a file in the folder or from the hub; None when it is not there."""
     if context.path is not None:
-        return context.path / file_name
+        path = context.path / file_name
+        return path if path.is_file() else None
     try:
         return Path(hf_hub_download(context.name, file_name))
     except OSError:

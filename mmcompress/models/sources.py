@@ -15,6 +15,7 @@ from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import parse_reference
 from mmcompress.models.base import LoadContext, Model
 from mmcompress.models.packaged import find_packaged_folder
+from mmcompress.models.tokenizer_files import check_vocabulary
 from mmcompress.registry import FAMILIES
 from mmcompress.spec.schema import Node, Spec
 from mmcompress.version import PACKAGE_FOLDER
@@ -155,6 +156,8 @@ def load_model(node: Node) -> Model:
         return _load_own_model(node, context).eval()
     load_family = FAMILIES.get(f"{location.library}/{node.kind}")
     model: Model = load_family(context)
+    if model.tokenizer_json:
+        check_vocabulary(model.tokenizer_json, model.vocabulary, source=f"source '{node.source}'")
     return model.eval()
 
 

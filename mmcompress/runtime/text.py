@@ -27,7 +27,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise BundleError(f"{path}: not a tokenizer: {error}") from error
 
 
-def pad_ids(rows: Sequence[Sequence[int]], length: int, *, pad: int, eos: int) -> np.ndarray:
+def pad_ids(rows: Sequence[Sequence[int]], length: int, *, pad: int, eos: int | None) -> np.ndarray:
     """Bring texts to one length.
 
     Args:
@@ -35,7 +35,7 @@ def pad_ids(rows: Sequence[Sequence[int]], length: int, *, pad: int, eos: int) -
         length: Tokens of every row. A text that is too long loses its last words, never its end
             token.
         pad: Token id that fills up short texts.
-        eos: Token id that ends a text.
+        eos: Token id that ends a text; None where the tokenizer ends texts in no such token.
 
     Returns:
         int64 [texts, length].
@@ -44,10 +44,16 @@ def pad_ids(rows: Sequence[Sequence[int]], length: int, *, pad: int, eos: int) -
     for row in rows:
         ids = list(row)
         if len(ids) > length:
-            ids = [*ids[: length - 1], eos]
+            ids = ids[:length] if eos is None else [*ids[: length - 1], eos]
         missing = length - len(ids)
         padded_rows.append(ids + [pad] * missing)
     return np.array(padded_rows, np.int64)
+
+
+def add_prompt(texts: Sequence[str], config: Values) -> list[str]:
+    """Return texts with what the model's `prompt` puts ahead of each."""
+    prompt = config.get("prompt", "")
+    return [f"{prompt}{text}" for text in texts]
 
 
 def choose_padded_length(rows: Sequence[Sequence[int]], config: Values) -> int:

@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.runtime.sessions import TimedSession
-from mmcompress.runtime.text import Values, choose_padded_length, load_tokenizer, pad_ids
+from mmcompress.runtime.text import (
+    Values,
+    add_prompt,
+    choose_padded_length,
+    load_tokenizer,
+    pad_ids,
+)
 
 BATCHED_FROM = 17
 """Texts from which on the tokenizer's thread pool is used: for a few short texts it costs more than
@@ -28,7 +34,7 @@ class TextEncoder:
 
     def prepare(self, text: str | list[str]) -> np.ndarray:
         """Return the token ids [n, t] that the model is given."""
-        texts = [text] if isinstance(text, str) else text
+        texts = add_prompt([text] if isinstance(text, str) else text, self.config)
         if len(texts) < BATCHED_FROM:
             encodings = [self.tokenizer.encode(one) for one in texts]
         else:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mmcompress.data.base import Pairs
 from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode
 from mmcompress.models.base import Model
-from mmcompress.runtime.text import choose_padded_length, pad_ids
+from mmcompress.runtime.text import add_prompt, choose_padded_length, pad_ids
 
 DROPPED_WORD_SHARE = 0.15
 """Share of words left out of the text that queries a list: about what a speech recognizer gets
@@ -54,9 +54,9 @@ class TrainableTextEncoder(TrainableNode):
 
     def _tokenize(self, texts: Sequence[str]) -> Tensor:
         """Return padded token ids [n, t]."""
-        config = self.setup.config
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
-        length = choose_padded_length(rows, dict(config))
+        config = dict(self.setup.config)
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(add_prompt(texts, config))]
+        length = choose_padded_length(rows, config)
         return torch.from_numpy(pad_ids(rows, length, pad=config["pad"], eos=config["eos"]))
 
     def forward(self, model: Model, batch: Batch, *, outputs: Outputs) -> dict[str, Tensor]:
@@ -74,5 +74,6 @@ class TrainableTextEncoder(TrainableNode):
         """Return random token ids [b, t] that end in an end token."""
         size = (batch_size, model.config["context_length"])
         ids = torch.randint(3, model.vocabulary, size, generator=generator)
-        ids[:, -1] = model.config["eos"]
+        if model.config["eos"] is not None:
+            ids[:, -1] = model.config["eos"]
         return (ids,)

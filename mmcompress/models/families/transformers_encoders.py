@@ -27,8 +27,10 @@ from mmcompress.models.base import (
     TextEncoderModel,
     add_tokens_block,
 )
+from mmcompress.models.families.sentence_folder import SentenceSetup, read_sentence_setup
 from mmcompress.models.hub import (
     POOLER,
+    TOKENIZER_CONFIG,
     describe_source,
     find_family,
     load_config,
@@ -37,6 +39,7 @@ from mmcompress.models.hub import (
     load_tokenizer_json,
 )
 from mmcompress.models.layouts import find_blocks, normalize_
+from mmcompress.models.tokenizer_files import find_added_end, find_padding_id, lower_case_first
 from mmcompress.runtime.audio import TOKENS_PER_SECOND
 
 WITHOUT_POOLER = {"add_pooling_layer": False}
@@ -348,6 +351,8 @@ class TextEncoder(TextEncoderModel):
         tokenizer_json: a fast tokenizer as JSON.
         context: tokens of the longest text.
         masked: whether padding is hidden from the tower.
+        pad: the id that fills a text up.
+        sentence: how a sentence-transformers folder pools and prompts.
     """
 
     def __init__(
@@ -358,38 +363,50 @@ class TextEncoder(TextEncoderModel):
         tokenizer_json: str,
         context: int,
         masked: bool,
+        pad: int | None = None,
+        sentence: SentenceSetup | None = None,
     ):
         super().__init__()
         self.tower = tower
         self.family = family
         self.masked = masked
+        self.sentence = sentence or SentenceSetup()
+        self.head = nn.Sequential(*self.sentence.layers)
+        if self.sentence.lower_case:
+            tokenizer_json = lower_case_first(tokenizer_json)
         self.tokenizer_json = tokenizer_json
         normalize_(tower.get_submodule(family.stack))
         self.blocks = find_blocks(self, f"tower.{family.stack}")
         config = tower.config
-        self.pad = 0 if config.pad_token_id is None else int(config.pad_token_id)
+        self.pad = _find_padding(config) if pad is None else pad
         self.finish_setup(
             context,
             int(config.hidden_size),
             vocabulary=int(config.vocab_size),
             pad=self.pad,
-            eos=_find_end_token(config, self.pad),
+            eos=find_added_end(tokenizer_json),
             any_length=masked,
+            prompt=self.sentence.prompt,
         )
 
     def forward(self, ids: Tensor) -> Tensor:
         mask_BT = ids != self.pad
         options = {"attention_mask": mask_BT.long()} if self.masked else {}
         outputs = self.tower(input_ids=ids, **options)
-        return F.normalize(self.family.compute_embedding(outputs, mask_BT), dim=-1)
+        return F.normalize(self._embed(outputs, mask_BT), dim=-1)
+
+    def _embed(self, outputs: ModelOutput, mask_BT: Tensor) -> Tensor:
+        """Pool as the family does, or as the folder of a sentence encoder says [B, D]."""
+        if self.family.compute_embedding is not average_tokens:
+            return self.family.compute_embedding(outputs, mask_BT)
+        tokens_BTW = outputs.last_hidden_state
+        pooled = torch.cat([pool(tokens_BTW, mask_BT) for pool in self.sentence.pools], -1)
+        return self.head(pooled)
 
 
-def _find_end_token(config: PretrainedConfig, pad: int) -> int:
-    """Find the token that ends a text: BERT's line uses the separator, some models only padding."""
-    if config.eos_token_id is not None:
-        return int(config.eos_token_id)
-    separator = getattr(config, "sep_token_id", None)
-    return pad if separator is None else int(separator)
+def _find_padding(config: PretrainedConfig) -> int:
+    """Find the id that fills a text up in the configuration of the model."""
+    return 0 if config.pad_token_id is None else int(config.pad_token_id)
 
 
 class AudioEncoder(Model):
@@ -561,19 +578,24 @@ def load_text_encoder(context: LoadContext) -> Model:
     family = find_family("text_encoder", config.model_type, table=TEXT_FAMILIES, context=context)
     tower_config = _select_tower_config(config, family)
     length = int(tower_config.max_position_embeddings) - family.unused_positions
+    sentence = read_sentence_setup(context)
+    tokenizer_config = load_json(context, TOKENIZER_CONFIG)
     # Sentence encoders were trained on shorter texts than their tables allow.
-    trained_length = load_json(context, "sentence_bert_config.json").get("max_seq_length")
-    if trained_length:
-        length = min(int(trained_length), length)
+    for limit in (sentence.max_tokens, tokenizer_config.get("model_max_length")):
+        if limit:
+            length = min(int(limit), length)
     if context.max_tokens:
         length = min(length, context.max_tokens)
     tower = load_library_model(context, family.class_name, config=tower_config, **family.options)
+    tokenizer_json = load_tokenizer_json(context)
     return TextEncoder(
         tower,
         family,
-        tokenizer_json=load_tokenizer_json(context),
+        tokenizer_json=tokenizer_json,
         context=length,
         masked=not config.model_type.startswith(UNMASKED_TEXT_TYPES),
+        pad=find_padding_id(tokenizer_config, tokenizer_json),
+        sentence=sentence,
     )
 
 
