@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from mmcompress.errors import DataError
 from mmcompress.runtime.images import preprocess_image
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
@@ -28,5 +29,16 @@ class ImageEncoder:
     def prepare(self, image: Any) -> np.ndarray:
         """Return the pixels [1, 3, s, s] that the model is given."""
         if isinstance(image, np.ndarray) and image.ndim == 4:
-            return image
+            return self._check_prepared(image)
         return preprocess_image(image, self.preprocessing)[None]
+
+    def _check_prepared(self, pixels: np.ndarray) -> np.ndarray:
+        """Return prepared pixels as float32, or raise `DataError`."""
+        size = self.preprocessing["size"]
+        sides = size if isinstance(size, list) else [size, size]
+        if list(pixels.shape[1:]) == [3, *sides] and np.issubdtype(pixels.dtype, np.floating):
+            return pixels.astype(np.float32, copy=False)
+        raise DataError(
+            f"the given pixels are {pixels.dtype} {list(pixels.shape)}; prepared ones are float32"
+            f" {[1, 3, *sides]}, and a picture is an array of three axes"
+        )
