@@ -170,7 +170,7 @@ REFUSALS = {
     "mean": ({"image_mean": [0.5, 0.5]}, r"image_mean: \(0.5, 0.5\); expected three numbers"),
     "std": ({"image_std": [0.5, 0.5, 0]}, "image_std: .*each must be above 0"),
     "rescale": ({"rescale_factor": -1}, "rescale_factor: -1"),
-    "huge": ({"crop_size": 10**9}, "crop_size.height: 1000000000; expected 1 to 16384"),
+    "huge": ({"crop_size": 10**9}, "crop_size.height: 1000000000; expected 1 to 4096"),
     "size of text": ({"size": "large"}, "its image processor can't be loaded"),
     "half a size": ({"size": {"height": 3}}, "its image processor can't be loaded"),
     "other class": (

@@ -86,7 +86,7 @@ class Model(nn.Module, ABC):
 
     `forward` depends on the kind of the node:
 
-    - image_encoder: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w]
+    - image_encoder: pixels [b, 3, height, width] -> embedding [b, d], tokens [b, n, w]
     - audio_encoder: log-mel features [b, m, f] -> embedding [b, d], tokens [b, n, w]
     - text_encoder: ids [b, t] -> embedding [b, d]
     - text_decoder: ids [b, t], context [b, n, w] -> logits [b, t, v]; the logits at a position
@@ -286,7 +286,7 @@ def add_tokens_block(
 
 
 class ImageEncoderModel(Model):
-    """Base of image encoders: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w].
+    """Base of image encoders: pixels [b, 3, height, width] -> embedding [b, d], tokens [b, n, w].
 
     The embedding has length 1. A subclass implements `forward`. Its `__init__` sets `blocks`, then
     calls `finish_setup`.
@@ -348,7 +348,7 @@ class ImageEncoderModel(Model):
         return selector.extra + selector.kept_count
 
     def export_graphs(self) -> dict[str, ExportGraph]:
-        """Return one graph: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w]."""
+        """Return one graph: pixels [b, 3, height, width] -> embedding, tokens."""
         graph = ExportGraph(
             module=self,
             example=(torch.zeros((2, *self.image_shape)),),

@@ -21,13 +21,15 @@ class ImageEncoder:
         self.preprocessing = config["preprocess"]
 
     def __call__(self, image: Any) -> Values:
-        """Encode a picture: a file, its bytes, an array, or pixels [1, 3, s, s] that are prepared
-        already."""
+        """Encode a picture: a file, its bytes, an array, or pixels that are prepared already.
+
+        Prepared ones are float32 [1, 3, height, width].
+        """
         results = self.session({"pixels": self.prepare(image)})
         return dict(zip(self.session.outputs, results, strict=True))
 
     def prepare(self, image: Any) -> np.ndarray:
-        """Return the pixels [1, 3, s, s] that the model is given."""
+        """Return the pixels [1, 3, height, width] that the model is given."""
         if isinstance(image, np.ndarray) and image.ndim == 4:
             return self._check_prepared(image)
         return preprocess_image(image, self.preprocessing)[None]

@@ -15,7 +15,7 @@ from mmcompress.runtime.images import preprocess_image
 
 
 class TrainableImageEncoder(TrainableNode):
-    """Pixels [b, 3, s, s] to an embedding [b, d] and tokens [b, n, w]."""
+    """Pixels [b, 3, height, width] to an embedding [b, d] and tokens [b, n, w]."""
 
     def collate(self, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
         """Resize and normalize the pictures of some pairs."""

@@ -36,7 +36,7 @@ PIXEL_METHODS = (
 INTERPOLATION_BY_NUMBER = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 """The runtime's names of Pillow's filters, by the number that `resample` has."""
 
-MAX_SIDE = 16_384
+MAX_SIDE = 4096
 """Pixels of a side at most; more is a mistake, and would ask for gigabytes."""
 
 Preprocessing = dict[str, Any]
@@ -87,9 +87,8 @@ class _ProcessorReader:
         if processor_class is LlavaImageProcessorPil:
             return
         known_keys = ImagesKwargs.__annotations__
-        own_keys = [
-            key for key in processor_class.valid_kwargs.__annotations__ if key not in known_keys
-        ]
+        class_keys = getattr(processor_class, "valid_kwargs", ImagesKwargs).__annotations__
+        own_keys = [key for key in class_keys if key not in known_keys]
         is_plain = issubclass(processor_class, PilBackend)
         for name in PIXEL_METHODS:
             own_method = getattr(processor_class, name, None)
@@ -124,12 +123,12 @@ class _ProcessorReader:
         """Read three numbers, or one for all planes."""
         value = getattr(self.processor, key)
         try:
-            numbers = np.broadcast_to(np.asarray(value, np.float64), 3)
+            numbers = np.asarray(value, np.float64)
         except (TypeError, ValueError):
-            numbers = np.full(3, np.nan)
-        if not np.isfinite(numbers).all():
+            numbers = np.array(np.nan)
+        if numbers.shape not in ((), (3,)) or not np.isfinite(numbers).all():
             raise self._refuse(f"{key}: {value}; expected three numbers")
-        return [float(number) for number in numbers]
+        return [float(number) for number in np.broadcast_to(numbers, 3)]
 
     def _read_scale(self) -> float:
         """Read the factor of the values of bytes."""
@@ -161,10 +160,8 @@ class _ProcessorReader:
         return resizing
 
     def _read_interpolation(self) -> str:
-        """Read the filter; the library takes bilinear where none is named."""
+        """Read the name of the filter."""
         number = self.processor.resample
-        if number is None:
-            number = INTERPOLATION_BY_NUMBER.index("bilinear")
         is_number = isinstance(number, int) and not isinstance(number, bool)
         if not is_number or not 0 <= number < len(INTERPOLATION_BY_NUMBER):
             raise self._refuse(f"resample: {number}; expected 0 to 5")
