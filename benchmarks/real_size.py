@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from PIL import Image
-from transformers import BlipConfig, BlipForConditionalGeneration
+from transformers import BlipConfig, BlipForConditionalGeneration, BlipImageProcessor
 
 from mmcompress.data.emoji_scenes import EmojiScenes
 from mmcompress.results.records import NodeResult, Summary
@@ -63,6 +63,7 @@ def write_blip(folder: Path) -> None:
     }
     config = BlipConfig(text_config=text, vision_config={"image_size": 384})
     BlipForConditionalGeneration(config).save_pretrained(folder)
+    BlipImageProcessor(size={"height": 384, "width": 384}).save_pretrained(folder)
     build_tokenizer().save(str(folder / "tokenizer.json"))
 
 

@@ -130,6 +130,8 @@ def test_a_pipeline_with_a_fusion_encoder_is_pruned_proved_and_exported(
 
 def test_blip_matches_raw_pictures_and_texts_as_its_library_does(tmp_path):
     """Both nodes of one checkpoint, deployed on ONNX Runtime, against the library's whole model."""
+    from transformers import BlipImageProcessor
+
     from mmcompress.export.onnx import export_node
     from mmcompress.runtime.sessions import TimedSession
 
@@ -137,6 +139,7 @@ def test_blip_matches_raw_pictures_and_texts_as_its_library_does(tmp_path):
     library = blip_matching_model(tokenizer.get_vocab_size())
     folder = tmp_path / "blip"
     library.save_pretrained(folder)
+    BlipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     vision = load_model(Node(kind="image_encoder", inputs={}, source=str(folder)))
     match = load_model(Node(kind="fusion_encoder", inputs={}, source=str(folder)))

@@ -15,7 +15,12 @@ from mmcompress.spec.schema import Node
 
 
 def _write(folder, model, tokenizer=True):
+    from transformers import CLIPImageProcessor
+
     model.save_pretrained(folder)
+    if hasattr(model.config, "vision_config") or model.main_input_name == "pixel_values":
+        processor = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32)
+        processor.save_pretrained(folder)
     if tokenizer:
         (folder / "tokenizer.json").write_text(TOKENIZER())
     return str(folder)

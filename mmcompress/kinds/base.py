@@ -35,9 +35,9 @@ class Batch:
     """The inputs of every model for b pairs."""
 
     inputs: dict[str, Tensor]
-    """Input of each node by name: pixels [b, 3, s, s], features [b, m, f] or token ids [b, t]. A
-    text encoder behind a lookup reads two texts a pair, ids [b, 2, t]: the query, and the text that
-    it should find."""
+    """Input of each node by name: pixels [b, 3, height, width], features [b, m, f] or token ids
+    [b, t]. A text encoder behind a lookup reads two texts a pair, ids [b, 2, t]: the query, and the
+    text that it should find."""
     keep: dict[str, Tensor] = field(default_factory=dict)
     """Which positions hold something [b, p], by node, where not all do. For a generator: those with
     a next token."""

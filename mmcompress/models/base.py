@@ -86,7 +86,7 @@ class Model(nn.Module, ABC):
 
     `forward` depends on the kind of the node:
 
-    - image_encoder: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w]
+    - image_encoder: pixels [b, 3, height, width] -> embedding [b, d], tokens [b, n, w]
     - audio_encoder: log-mel features [b, m, f] -> embedding [b, d], tokens [b, n, w]
     - text_encoder: ids [b, t] -> embedding [b, d]
     - text_decoder: ids [b, t], context [b, n, w] -> logits [b, t, v]; the logits at a position
@@ -286,7 +286,7 @@ def add_tokens_block(
 
 
 class ImageEncoderModel(Model):
-    """Base of image encoders: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w].
+    """Base of image encoders: pixels [b, 3, height, width] -> embedding [b, d], tokens [b, n, w].
 
     The embedding has length 1. A subclass implements `forward`. Its `__init__` sets `blocks`, then
     calls `finish_setup`.
@@ -295,22 +295,30 @@ class ImageEncoderModel(Model):
     kind = "image_encoder"
 
     def finish_setup(
-        self, size: int, width: int, *, preprocess: dict[str, Any], hidden_positions: int = 0
+        self,
+        size: int | tuple[int, int],
+        width: int,
+        *,
+        preprocess: dict[str, Any],
+        hidden_positions: int = 0,
     ) -> None:
         """Fix the size of the input, and run one image to learn the shapes of the outputs.
 
         Args:
-            size: Side s of the input, in pixels.
+            size: Side of the input in pixels, or its (height, width).
             width: Features of the residual stream inside.
-            preprocess: `mean`, `std`, `interpolation` and `resize_mode`, as
-                `runtime.images.preprocess_image` takes them.
+            preprocess: How a picture becomes the input, as `runtime.images.preprocess_image` takes
+                it, without `size`.
             hidden_positions: Positions of the sequence inside that are not among the tokens.
         """
-        self.size = size
+        height = size[0] if isinstance(size, tuple) else size
+        image_width = size[1] if isinstance(size, tuple) else size
+        self.image_shape = (3, height, image_width)
         self.width = width
-        self.config = {"preprocess": {**preprocess, "size": size}}
+        saved_size = height if height == image_width else [height, image_width]
+        self.config = {"preprocess": {**preprocess, "size": saved_size}}
         with torch.no_grad():
-            embedding, tokens = self(torch.zeros(1, 3, size, size))
+            embedding, tokens = self(torch.zeros((1, *self.image_shape)))
         self.dense_token_count = int(tokens.shape[1])
         self.hidden_positions = hidden_positions
         self.dims = {"embedding": int(embedding.shape[-1]), "tokens": int(tokens.shape[-1])}
@@ -340,10 +348,10 @@ class ImageEncoderModel(Model):
         return selector.extra + selector.kept_count
 
     def export_graphs(self) -> dict[str, ExportGraph]:
-        """Return one graph: pixels [b, 3, s, s] -> embedding [b, d], tokens [b, n, w]."""
+        """Return one graph: pixels [b, 3, height, width] -> embedding, tokens."""
         graph = ExportGraph(
             module=self,
-            example=(torch.zeros(2, 3, self.size, self.size),),
+            example=(torch.zeros((2, *self.image_shape)),),
             inputs=("pixels",),
             outputs=("embedding", "tokens"),
             dynamic_axes={name: {0: "batch"} for name in ("pixels", "embedding", "tokens")},
@@ -357,7 +365,7 @@ class ImageEncoderModel(Model):
 
     def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
         """Return one call: an image of noise."""
-        pixels = torch.randn(1, 3, self.size, self.size)
+        pixels = torch.randn((1, *self.image_shape))
         return {"model": ExampleRequest((pixels,), 1.0)}
 
 

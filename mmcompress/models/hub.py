@@ -22,6 +22,7 @@ from huggingface_hub.errors import (
     HfHubHTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
+    StrictDataclassError,
 )
 
 from mmcompress.errors import ModelError
@@ -44,6 +45,20 @@ TOO_MANY_REQUESTS = 429
 
 FIRST_SERVER_ERROR = 500
 """HTTP statuses from here on are failures of the server itself (RFC 9110)."""
+
+PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
+"""Files that may say how pictures are prepared."""
+
+PROCESSOR_ERRORS = (
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    ImportError,
+    StrictDataclassError,
+)
+"""What transformers raises for an image processor that is missing or damaged."""
 
 MAX_NAMED_WEIGHTS = 4
 """Weights that an error message names at most, so that it stays readable."""
@@ -259,6 +274,47 @@ def find_family(
             f" (known: {', '.join(sorted(table))})"
         )
     return table[model_type]
+
+
+def load_image_processor(context: LoadContext) -> Any:
+    """Load the image processor of a model, as transformers has it for Pillow.
+
+    It stands in `processor_config.json` as `image_processor`, or in `preprocessor_config.json`. The
+    library takes the former where both are there.
+
+    Raises:
+        ModelError: There is none, it is damaged, or the hub does not give it.
+    """
+    source = describe_source(context)
+    if context.path is not None and not _has_image_processor(context):
+        raise _make_missing_processor_error(source)
+    auto_processor = transformers.AutoImageProcessor
+    try:
+        return auto_processor.from_pretrained(source, backend="pil", trust_remote_code=False)
+    except PROCESSOR_ERRORS as error:
+        hub_answers = is_gated(error) or is_absent(error) or is_unreachable(error)
+        if context.path is None and isinstance(error, OSError) and not hub_answers:
+            raise _make_missing_processor_error(source) from error
+        if context.path is None:
+            raise _explain_load_error(context, error) from error
+        raise ModelError(
+            f"{source}: its image processor can't be loaded: {summarize_error(error)}"
+        ) from error
+
+
+def _has_image_processor(context: LoadContext) -> bool:
+    """Tell whether a folder says how pictures are prepared."""
+    has_own_file = context.path is not None and (context.path / PROCESSOR_FILES[0]).is_file()
+    return has_own_file or "image_processor" in load_json(context, PROCESSOR_FILES[1])
+
+
+def _make_missing_processor_error(source: str) -> ModelError:
+    """Make the error about a model that does not say how pictures are prepared."""
+    return ModelError(
+        f"{source}: no {PROCESSOR_FILES[0]}, and no image_processor in {PROCESSOR_FILES[1]}:"
+        " nothing says how pictures are resized and normalized; copy the file from the model's"
+        " page, or write it: AutoImageProcessor.from_pretrained(HUB_ID).save_pretrained(FOLDER)"
+    )
 
 
 def load_tokenizer_json(context: LoadContext) -> str:

@@ -15,7 +15,7 @@ from mmcompress.runtime.images import preprocess_image
 
 
 class TrainableImageEncoder(TrainableNode):
-    """Pixels [b, 3, s, s] to an embedding [b, d] and tokens [b, n, w]."""
+    """Pixels [b, 3, height, width] to an embedding [b, d] and tokens [b, n, w]."""
 
     def collate(self, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
         """Resize and normalize the pictures of some pairs."""
@@ -32,5 +32,5 @@ class TrainableImageEncoder(TrainableNode):
     def random_inputs(
         model: Any, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
-        """Return random pixels [b, 3, s, s]."""
-        return (torch.randn(batch_size, 3, model.size, model.size, generator=generator),)
+        """Return random pixels [b, 3, height, width]."""
+        return (torch.randn((batch_size, *model.image_shape), generator=generator),)

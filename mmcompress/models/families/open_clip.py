@@ -1,6 +1,6 @@
 """open_clip's image towers, text towers, and CoCa's caption decoder.
 
-Shapes: B batch, S side of the image in pixels, T text tokens, N image tokens, W width, D width of
+Shapes: B batch, T text tokens, N image tokens, W width, D width of
     the embedding.
 """
 
@@ -12,9 +12,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch.nn.functional as F
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer, VisionTransformer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -45,20 +47,28 @@ RANDOM_WEIGHTS_TAG = "random"
 """Stands in the place of a tag of open_clip: weights as they are before training."""
 CLIP_VOCABULARY_SIZE = 49408
 """Tokens of CLIP's own tokenizer; a text tower of this size uses it."""
-PREPROCESS_KEYS = ("mean", "std", "interpolation", "resize_mode")
-"""Keys of open_clip's preprocessing that the runtime reads; the size comes from the tower."""
+PREPROCESS_CHOICES = {
+    "mode": ("RGB",),
+    "interpolation": ("bicubic", "bilinear"),
+    "resize_mode": ("shortest", "longest", "squash"),
+}
+"""Values of open_clip's `preprocess_cfg` that can be followed."""
 MAX_CACHED_MODELS = 2
 """Models that stay in memory, because both towers of a pipeline mostly come from one source."""
 
 
-def _read_image_size(tower: nn.Module) -> int:
-    """Read the side of the image in pixels; open_clip keeps a number or a pair."""
+def _read_image_sides(tower: nn.Module) -> tuple[int, int]:
+    """Read (height, width) of the image in pixels; open_clip keeps a number or a pair."""
     size = tower.image_size
-    return int(size[0] if isinstance(size, tuple | list) else size)
+    if isinstance(size, tuple | list):
+        return (int(size[0]), int(size[-1]))
+    return (int(size), int(size))
 
 
 class ImageEncoder(ImageEncoderModel):
-    """Encode pixels [B, 3, S, S] to an embedding [B, D] of length 1 and patch tokens [B, N, W].
+    """Encode pixels [B, 3, height, width] to an embedding [B, D] and patch tokens [B, N, W].
+
+    The embedding has length 1.
 
     Args:
         tower: open_clip's vision transformer; changed in place.
@@ -75,7 +85,7 @@ class ImageEncoder(ImageEncoderModel):
         tokens_block = add_tokens_block(self, "tower.ln_pre", extra=1, count=patch_count)
         self.blocks = (tokens_block, *find_blocks(self, "tower.transformer"))
         width = int(tower.conv1.out_channels)
-        self.finish_setup(_read_image_size(tower), width, preprocess=preprocess)
+        self.finish_setup(_read_image_sides(tower), width, preprocess=preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         embedding_BD, tokens_BNW = self.tower(pixels)
@@ -83,9 +93,9 @@ class ImageEncoder(ImageEncoderModel):
 
 
 class ConvEncoder(ImageEncoderModel):
-    """Encode pixels [B, 3, S, S] to an embedding [B, D] of length 1 and tokens [B, N, W].
+    """Encode pixels [B, 3, height, width] to an embedding [B, D] and tokens [B, N, W].
 
-    The tokens are the positions of the last feature map.
+    The embedding has length 1; the tokens are the positions of the last feature map.
 
     Args:
         tower: open_clip's ModifiedResNet or timm model; changed in place.
@@ -104,7 +114,7 @@ class ConvEncoder(ImageEncoderModel):
                 handle = first_convolution.register_forward_pre_hook(hook)
                 stack.callback(handle.remove)
             # The setup runs the tower once, which calls the hooks.
-            self.finish_setup(_read_image_size(tower), 0, preprocess=preprocess)
+            self.finish_setup(_read_image_sides(tower), 0, preprocess=preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         tower = self.tower
@@ -229,7 +239,7 @@ def _load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, 
                 f"{source}: the hub can't be reached and no copy is cached; give a local folder"
             ) from error
         raise ModelError(f"open_clip can't load '{source}': {summarize_error(error)}") from error
-    return model.float().eval(), _keep_preprocessing(library_preprocess)
+    return model.float().eval(), _keep_preprocessing(source, library_preprocess)
 
 
 def _check_model_name(source: str, name: str) -> None:
@@ -244,13 +254,43 @@ def _check_model_name(source: str, name: str) -> None:
     raise ModelError(f"{source}: open_clip has no model of this name{hint}")
 
 
-def _keep_preprocessing(library_preprocess: dict[str, object]) -> dict[str, object]:
-    """Keep the preprocessing that the runtime reads, with lists for tuples as JSON has them."""
-    preprocess = {}
-    for key, value in library_preprocess.items():
-        if key in PREPROCESS_KEYS:
-            preprocess[key] = list(value) if isinstance(value, tuple) else value
+def _keep_preprocessing(source: str, library_preprocess: dict[str, Any]) -> dict[str, object]:
+    """Keep of open_clip's preprocessing what the runtime reads, as JSON has it.
+
+    Raises:
+        ModelError: A value can't be followed.
+    """
+    for key, choices in PREPROCESS_CHOICES.items():
+        value = library_preprocess.get(key)
+        if value is not None and value not in choices:
+            raise ModelError(
+                f"{source}: preprocess_cfg.{key}: {value!r} can't be followed"
+                f" (known: {', '.join(choices)})"
+            )
+    # the library takes the same values where the configuration says nothing
+    preprocess: dict[str, object] = {
+        "mean": _read_planes(library_preprocess, "mean", default=OPENAI_DATASET_MEAN),
+        "std": _read_planes(library_preprocess, "std", default=OPENAI_DATASET_STD),
+        "interpolation": library_preprocess.get("interpolation") or "bicubic",
+        "resize_mode": library_preprocess.get("resize_mode") or "shortest",
+    }
+    size = library_preprocess.get("size")
+    is_oblong = isinstance(size, tuple | list) and size[0] != size[-1]
+    if is_oblong and preprocess["resize_mode"] == "shortest":
+        # the library's transform forgets the filter here
+        preprocess["interpolation"] = "bicubic"
+    fill = library_preprocess.get("fill_color") or 0
+    if fill:
+        preprocess["fill_color"] = int(fill)
     return preprocess
+
+
+def _read_planes(
+    library_preprocess: dict[str, Any], key: str, *, default: tuple[float, ...]
+) -> list[float]:
+    """Read three numbers, or one for all planes."""
+    value = library_preprocess.get(key) or default
+    return list(value) if isinstance(value, tuple | list) else [value] * 3
 
 
 def clip_tokenizer_json() -> str:

@@ -1,6 +1,6 @@
 """Image, text and audio towers of transformers; a new kind of tower is a new row of a table.
 
-Shapes: B batch, S side of the image in pixels, T text tokens, N output tokens, W width, D width of
+Shapes: B batch, T text tokens, N output tokens, W width, D width of
     the embedding,
 M mel bands, F frames of sound.
 """
@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PretrainedConfig
+from transformers.models.dinov2.modeling_dinov2 import Dinov2Embeddings
 from transformers.utils import ModelOutput
 
 from mmcompress.errors import ModelError
@@ -27,6 +29,7 @@ from mmcompress.models.base import (
     TextEncoderModel,
     add_tokens_block,
 )
+from mmcompress.models.families.image_processors import read_preprocessing
 from mmcompress.models.families.sentence_folder import SentenceSetup, read_sentence_setup
 from mmcompress.models.hub import (
     POOLER,
@@ -46,12 +49,6 @@ WITHOUT_POOLER = {"add_pooling_layer": False}
 """Option of transformers: leave out a layer whose output nobody reads here."""
 UNMASKED_TEXT_TYPES = ("clip", "siglip")
 """Starts of the model types whose text towers see padding, as they did in training."""
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-"""Mean of red, green and blue in 0..1, as CLIP normalizes images."""
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Standard deviation of red, green and blue, as CLIP normalizes images."""
-PIL_BILINEAR = 2
-"""Number of Pillow's bilinear filter in `preprocessor_config.json`."""
 BLIP_CLASSES = (
     "BlipForConditionalGeneration",
     "BlipForImageTextRetrieval",
@@ -161,6 +158,30 @@ def find_first_submodule(tower: nn.Module, paths: tuple[str, ...]) -> str:
     raise ModelError(f"{type(tower).__name__}: has none of {', '.join(paths)}")
 
 
+class FixedDinov2Embeddings(Dinov2Embeddings):
+    """DINOv2's embeddings of pictures of one size: their positions are a table and no graph."""
+
+    def interpolate_pos_encoding(self, embeddings: Tensor, height: int, width: int) -> Tensor:
+        """Return the positions as they are."""
+        return self.position_embeddings
+
+
+def fit_dinov2_positions_(tower: nn.Module, sides: tuple[int, int]) -> None:
+    """Interpolate the positions of DINOv2 once, as the library does for each picture.
+
+    Args:
+        tower: The library's tower; changed in place.
+        sides: Height and width of the pictures in pixels.
+    """
+    embeddings = tower.embeddings
+    with torch.no_grad():
+        patches = embeddings.patch_embeddings(torch.zeros((1, 3, *sides)))
+        sequence = torch.cat((embeddings.cls_token, patches), dim=1)
+        positions = embeddings.interpolate_pos_encoding(sequence, *sides)
+    embeddings.position_embeddings = nn.Parameter(positions.clone())
+    embeddings.__class__ = FixedDinov2Embeddings
+
+
 @dataclass(frozen=True, kw_only=True)
 class EncoderFamily:
     """Say where transformers keeps one kind of tower and what its embedding is."""
@@ -179,6 +200,9 @@ class EncoderFamily:
     """Called with (outputs); returns the tokens [B, N, W] that other nodes read."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Passed to the class when it loads the weights."""
+    fit_positions_: Callable[[nn.Module, tuple[int, int]], None] | None = None
+    """Called with (tower, (height, width)) where pictures have other sides than the configuration
+    says; None where the library refuses them."""
     unused_positions: int = 0
     """Positions of the embedding table that no token takes."""
 
@@ -216,6 +240,7 @@ IMAGE_FAMILIES = {
         class_name="Dinov2Model",
         stack="",
         compute_embedding=select_first_token,
+        fit_positions_=fit_dinov2_positions_,
     ),
     "blip": EncoderFamily(
         class_name="BlipForConditionalGeneration",
@@ -295,9 +320,11 @@ AUDIO_FAMILIES = {
 """Audio towers by `model_type` of the library's configuration; `AudioEncoder` is Whisper's."""
 
 
-def _read_square_side(size: int | list[int] | tuple[int, ...]) -> int:
-    """Read one side of a square that a configuration gives as a number or as a pair."""
-    return int(size[0] if isinstance(size, list | tuple) else size)
+def read_sides(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    """Read (height, width) of what a configuration gives as a number or as a pair."""
+    if isinstance(size, list | tuple):
+        return (int(size[0]), int(size[-1]))
+    return (int(size), int(size))
 
 
 def _join_path(*parts: str) -> str:
@@ -306,35 +333,37 @@ def _join_path(*parts: str) -> str:
 
 
 class ImageEncoder(ImageEncoderModel):
-    """Encode pixels [B, 3, S, S] to an embedding [B, D] of length 1 and tokens [B, N, W].
+    """Encode pixels [B, 3, height, width] to an embedding [B, D] and tokens [B, N, W].
 
-    The tokens are those of the last layer.
+    The embedding has length 1; the tokens are those of the last layer.
 
     Args:
         tower: the library's image tower; changed in place.
         family: where the library keeps its parts.
-        preprocess: keys of `mmcompress.runtime.images.preprocess_image`, without the size.
+        preprocess: keys of `mmcompress.runtime.images.preprocess_image`; without a size, pictures
+            have that of the tower's configuration.
     """
 
-    def __init__(self, tower: nn.Module, family: EncoderFamily, *, preprocess: dict[str, object]):
+    def __init__(self, tower: nn.Module, family: EncoderFamily, *, preprocess: dict[str, Any]):
         super().__init__()
         self.tower = tower
         self.family = family
         normalize_(tower.get_submodule(family.stack) if family.stack else tower)
-        size = _read_square_side(tower.config.image_size)
-        patch_count = (size // _read_square_side(tower.config.patch_size)) ** 2
+        sides = read_sides(preprocess.get("size", tower.config.image_size))
+        patch_sides = read_sides(tower.config.patch_size)
+        patch_count = (sides[0] // patch_sides[0]) * (sides[1] // patch_sides[1])
         # The embeddings stand beside the layers.
         stack_parent = family.stack.rpartition(".")[0]
         embeddings = _join_path("tower", stack_parent, "embeddings")
         # A class token or registers may stand before the patches.
         with torch.no_grad():
-            token_count = self.get_submodule(embeddings)(torch.zeros(1, 3, size, size)).shape[1]
+            token_count = self.get_submodule(embeddings)(torch.zeros((1, 3, *sides))).shape[1]
         blocks = find_blocks(self, _join_path("tower", family.stack))
         tokens_block = add_tokens_block(
             self, embeddings, extra=token_count - patch_count, count=patch_count
         )
         self.blocks = (tokens_block, *blocks)
-        self.finish_setup(size, int(tower.config.hidden_size), preprocess=preprocess)
+        self.finish_setup(sides, int(tower.config.hidden_size), preprocess=preprocess)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         outputs = self.tower(pixel_values=pixels)
@@ -490,29 +519,6 @@ class AudioEncoder(Model):
         return {"model": ExampleRequest((torch.randn(1, self.mels, self.frames),), 1.0)}
 
 
-def read_preprocessing(context: LoadContext) -> dict[str, object]:
-    """Read from `preprocessor_config.json` how to normalize and resize images.
-
-    What it does not say is as in CLIP.
-
-    Returns:
-        Keys of `mmcompress.runtime.images.preprocess_image`, without the size.
-    """
-    library_config = load_json(context, "preprocessor_config.json")
-    size = library_config.get("size", {})
-    # A height and a width, or no crop after resizing, mean that the sides are not kept in
-    # proportion.
-    has_both_sides = isinstance(size, dict) and "height" in size
-    squash = has_both_sides or library_config.get("do_center_crop") is False
-    bilinear = library_config.get("resample") == PIL_BILINEAR
-    return {
-        "mean": list(library_config.get("image_mean", CLIP_MEAN)),
-        "std": list(library_config.get("image_std", CLIP_STD)),
-        "interpolation": "bilinear" if bilinear else "bicubic",
-        "resize_mode": "squash" if squash else "shortest",
-    }
-
-
 def _select_tower_config(config: PretrainedConfig, family: EncoderFamily) -> PretrainedConfig:
     """Select the configuration of one tower.
 
@@ -565,7 +571,31 @@ def load_image_encoder(context: LoadContext) -> Model:
         **family.options,
     )
     tower = family.find_tower(library_model)
-    return ImageEncoder(tower, family, preprocess=read_preprocessing(context))
+    own_sides = read_sides(tower.config.image_size)
+    preprocess = read_preprocessing(context, own_sides)
+    _fit_tower_(tower, family, sides=read_sides(preprocess["size"]), context=context)
+    return ImageEncoder(tower, family, preprocess=preprocess)
+
+
+def _fit_tower_(
+    tower: nn.Module, family: EncoderFamily, *, sides: tuple[int, int], context: LoadContext
+) -> None:
+    """Make a tower ready for the pictures of its processor, or raise `ModelError`."""
+    source = describe_source(context)
+    planes = int(getattr(tower.config, "num_channels", 3))
+    if planes != 3:
+        raise ModelError(
+            f"{source}: num_channels: {planes}; pictures here have 3, red, green, blue"
+        )
+    own_sides = read_sides(tower.config.image_size)
+    if family.fit_positions_ is not None:
+        family.fit_positions_(tower, sides)
+    elif sides != own_sides:
+        raise ModelError(
+            f"{source}: its image processor gives {sides[0]} x {sides[1]} pixels (height x width),"
+            f" and its model takes {own_sides[0]} x {own_sides[1]};"
+            " correct size or crop_size of the processor"
+        )
 
 
 def load_text_encoder(context: LoadContext) -> Model:
