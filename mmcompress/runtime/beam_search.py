@@ -390,5 +390,6 @@ def _is_settled(
     worst_score = finished[-1][0]
     if generation.early_stopping == "never" and generation.length_penalty > 0:
         length = generation.max_tokens - len(generation.prompt or (generation.bos,))
-    best_running_score = unfinished[0][0] / length**generation.length_penalty
+    divisor: float = length**generation.length_penalty
+    best_running_score = unfinished[0][0] / divisor
     return best_running_score <= worst_score

@@ -370,7 +370,9 @@ def build_generation_settings(
     repetition_penalty = float(_read_number(generation_config, "repetition_penalty", 1.0))
     is_greedy = request.candidates == 1
     # Greedy search reads neither.
-    early_stopping = False if is_greedy else _read_number(generation_config, "early_stopping", False)
+    early_stopping = (
+        False if is_greedy else _read_number(generation_config, "early_stopping", False)
+    )
     length_penalty = 1.0 if is_greedy else _read_number(generation_config, "length_penalty", 1.0)
     return GenerationSettings(
         bos=tokens.bos,

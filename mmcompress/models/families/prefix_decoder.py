@@ -211,7 +211,7 @@ class PrefixFamily:
     encoder: str
     """Path of the library's own encoder, which is a node of its own here."""
     run_generate: Callable[..., Tensor]
-    """Called with (lm, context, prefix_BPW=, ids_before_T=, ids_BT=, options=); returns the texts."""
+    """Called with (lm, context, prefix_BPW=, ids_before_T=, ids_BT=, options=); returns texts."""
     projector: str = ""
     """Path of the projector between encoder and layers; empty if it has no units to cut."""
 
@@ -653,7 +653,8 @@ def _split_prompt(
         return _PromptParts(before_image=before, behind_image=[tokens.bos, *behind])
     if not behind:
         raise ModelError(
-            f"prompt: {prompt!r}: a word must stand behind {IMAGE_PLACEHOLDER}, such as 'ASSISTANT:'"
+            f"prompt: {prompt!r}: a word must stand behind {IMAGE_PLACEHOLDER}, as in "
+            "'USER: <image> ASSISTANT:'"
         )
     start = _list_leading_specials(tokenizer)
     return _PromptParts(before_image=[*start, *before], behind_image=behind)

@@ -127,7 +127,9 @@ def _list_prompt(generation_config: Any, tokenizer_json: str, *, prompt: str) ->
     if previous_text is None:
         previous_text = getattr(generation_config, "prev_sot_token_id", None)
     if previous_text is None:
-        raise ModelError(f"prompt: this model takes none: its tokenizer has no {PREVIOUS_TEXT_TOKEN}")
+        raise ModelError(
+            f"prompt: this model takes none: its tokenizer has no {PREVIOUS_TEXT_TOKEN}"
+        )
     words = tokenizer.encode(" " + prompt.strip(), add_special_tokens=False).ids
     special_ids = {
         index for index, token in tokenizer.get_added_tokens_decoder().items() if token.special
