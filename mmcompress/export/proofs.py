@@ -37,6 +37,7 @@ from mmcompress.prune.masks import mask_units
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.registry import resolve_entry
 from mmcompress.results.records import Proof
+from mmcompress.runtime.beam_search import Generation
 from mmcompress.runtime.sessions import TimedSession, open_session
 
 SURGERY_BOUND = 1e-6
@@ -331,21 +332,23 @@ def prove_generation(
     # The guard against endless repetition is ours; the library has none.
     deployed.generation = replace(deployed.generation, guard=False)
     different_count = 0
+    first_difference = ""
     for context in contexts:
         one_context = context[None]
         deployed_beams = deployed.generate(one_context.numpy())
         deployed_rows = [ids for _, ids in deployed_beams]
         library_rows: list[list[int]] = []
         for ids in model.generate_with_library(one_context):
-            library_rows.append(_cut_behind_end(ids, deployed.generation.eos))
+            library_rows.append(_cut_behind_end(ids, deployed.generation))
         if deployed_rows != library_rows:
             different_count += 1
+            first_difference = first_difference or _tell_difference(deployed_rows, library_rows)
     proof = make_proof(
         "cached generation == library",
         node,
         difference=different_count / len(contexts),
         bound=GENERATION_BOUND,
-        detail=f"({len(contexts)} inputs)",
+        detail=f"({len(contexts)} inputs{first_difference})",
     )
     return [proof]
 
@@ -445,11 +448,20 @@ def _to_tensors(arrays: Sequence[np.ndarray]) -> list[Tensor]:
     return [torch.from_numpy(array) for array in arrays]
 
 
-def _cut_behind_end(ids: list[int], eos: int) -> list[int]:
-    """Return token ids up to the end token; without one they end at the greatest length.
+def _cut_behind_end(ids: list[int], generation: Generation) -> list[int]:
+    """Return token ids up to the first end token; without one they end at the greatest length.
 
-    The first id does not count: some models start with their end token.
+    The start does not count: some models start with their end token.
     """
-    if eos not in ids[1:]:
-        return ids
-    return ids[: ids.index(eos, 1) + 1]
+    for place in range(len(generation.start), len(ids)):
+        if ids[place] in generation.ends:
+            return ids[: place + 1]
+    return ids
+
+
+def _tell_difference(deployed: Sequence[list[int]], library: Sequence[list[int]]) -> str:
+    """Return the first beam that differs, for the detail of a proof."""
+    for deployed_ids, library_ids in zip(deployed, library, strict=False):
+        if deployed_ids != library_ids:
+            return f"; first difference: {deployed_ids} deployed, {library_ids} by the library"
+    return f"; {len(deployed)} texts deployed, {len(library)} by the library"

@@ -480,6 +480,10 @@ class LoadContext:
     """The longest text in tokens; 0 leaves it to the loader."""
     prompt: str = ""
     """What a generator reads before it writes."""
+    language: str = ""
+    """The language that a generator of several languages writes; empty: the checkpoint's."""
+    task: str = ""
+    """What a generator of several tasks does with speech; empty: the checkpoint's."""
 
 
 Loader = Callable[[LoadContext], Model]

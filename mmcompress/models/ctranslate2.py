@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import GenerationConfig, WhisperConfig
+from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from mmcompress.errors import ModelError
 from mmcompress.storage import replace_folder
@@ -60,6 +61,13 @@ NORM_PARAMETERS = {"gamma": "weight", "beta": "bias"}
 
 LINEAR_PARAMETERS = {"weight": "weight", "bias": "bias"}
 """Parameters of a linear layer or a convolution, named alike in both."""
+
+
+MULTILINGUAL_VOCABULARY = 51_865
+"""Tokens from which on a Whisper knows several languages; CTranslate2 tells it by this number."""
+
+TASKS = ("transcribe", "translate")
+"""What a Whisper of several languages does, by the names of its tokens."""
 
 
 class _BinaryReader:
@@ -266,6 +274,7 @@ def convert_to_transformers(source: Path, target: Path) -> Path:
         suppress_tokens=stored_config["suppress_ids"],
         begin_suppress_tokens=stored_config["suppress_ids_begin"],
         no_timestamps_token_id=tokenizer.token_to_id("<|notimestamps|>"),
+        **describe_languages(stored_config, tokenizer, vocabulary=config.vocab_size),
     )
     with replace_folder(target) as unfinished:
         save_file(weights, unfinished / "model.safetensors", {"format": "pt"})
@@ -273,6 +282,33 @@ def convert_to_transformers(source: Path, target: Path) -> Path:
         generation.save_pretrained(unfinished)
         shutil.copy(source / "tokenizer.json", unfinished / "tokenizer.json")
     return target
+
+
+def describe_languages(
+    stored_config: dict[str, Any], tokenizer: Tokenizer, *, vocabulary: int
+) -> dict[str, Any]:
+    """Describe languages and tasks as the generation configuration of transformers does.
+
+    Args:
+        stored_config: `config.json` of the CTranslate2 folder.
+        tokenizer: Its tokenizer.
+        vocabulary: Tokens that the model knows.
+
+    Returns:
+        Keys of the generation configuration.
+    """
+    if vocabulary < MULTILINGUAL_VOCABULARY:
+        return {"is_multilingual": False}
+    languages: dict[str, int] = {}
+    for token in stored_config.get("lang_ids") or ():
+        languages[tokenizer.id_to_token(token)] = int(token)
+    if not languages:
+        for code in LANGUAGES:
+            token = tokenizer.token_to_id(f"<|{code}|>")
+            if token is not None:
+                languages[f"<|{code}|>"] = token
+    tasks = {name: tokenizer.token_to_id(f"<|{name}|>") for name in TASKS}
+    return {"is_multilingual": True, "lang_to_id": languages, "task_to_id": tasks}
 
 
 def _count_layers(weights: dict[str, Tensor], side: str) -> int:

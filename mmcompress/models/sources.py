@@ -151,6 +151,8 @@ def load_model(node: Node) -> Model:
         candidates=node.candidates,
         max_tokens=node.max_tokens,
         prompt=node.prompt,
+        language=node.language,
+        task=node.task,
     )
     if location.library == "python":
         return _load_own_model(node, context).eval()

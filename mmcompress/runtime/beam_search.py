@@ -5,10 +5,19 @@ Shapes: B beams, T new tokens, S tokens in the cache, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+
+from mmcompress.runtime.score_rules import (
+    ban_bad_words_,
+    ban_repeated_spans_,
+    force_token_,
+    normalize_scores,
+    penalize_repetition_,
+)
 
 DecodeStep = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.ndarray]]]
 """Runs the model on new tokens.
@@ -21,7 +30,7 @@ BeamMove = tuple[tuple[int, ...], tuple[int, ...]]
 """One step of all beams: the beam that each new sequence continues, and the token that it gets."""
 
 ScoredSequence = tuple[float, list[int]]
-"""Mean log-probability of a token, and the ids with prompt and end."""
+"""Log-probability over length (see `length_penalty`), and the ids with prompt and end."""
 
 _Option = tuple[float, int, int]
 """A way to go on: log-probability of the whole sequence, the beam that it continues, the token that
@@ -46,7 +55,11 @@ MASKED_SCORE = -1e9
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """How a generator writes. All of its beams are returned."""
+    """How a generator writes. All of its beams are returned.
+
+    What stands here is followed as `generate` of transformers follows the same keys of a
+    `generation_config.json`.
+    """
 
     bos: int
     """Token id: starts a sequence that has no prompt."""
@@ -60,13 +73,34 @@ class Generation:
     """Tokens of the longest sequence, prompt and end included."""
     prompt: tuple[int, ...] = ()
     """Token ids that every sequence starts with."""
-    early_stopping: bool = False
+    other_ends: tuple[int, ...] = ()
+    """Further token ids that end a sequence."""
+    forced_first: int = NO_TOKEN
+    """Token id: follows the start in every sequence, such as the code of a language."""
+    forced_end: int = NO_TOKEN
+    """Token id: stands at the end of a sequence of `max_tokens`, in place of a word."""
+    min_tokens: int = 0
+    """Tokens of the shortest sequence, prompt included: no end token comes before."""
+    early_stopping: bool | str = False
     """Whether to end with the first `beams` finished sequences.
 
     Otherwise, which is the default of transformers, the search ends when no running sequence can
-    still beat the worst of them. Early stopping saves steps. But where an end token is the only
-    other choice, improbable ends fill the list before the right sequence is complete.
+    still beat the worst of them. `never` counts with the best length that a running one can reach.
+    Early stopping saves steps. But where an end token is the only other choice, improbable ends
+    fill the list before the right sequence is complete.
     """
+    length_penalty: float = 1.0
+    """Exponent of the length that the log-probability of a sequence is divided by."""
+    repetition_penalty: float = 1.0
+    """Factor that makes tokens less likely which stand in the sequence; 1 changes nothing."""
+    no_repeat_ngram_size: int = 0
+    """Tokens of a span that no sequence holds twice; 0 allows all."""
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    """Token ids of words that are never written."""
+    history: tuple[int, ...] = ()
+    """Token ids ahead of the sequence that count as written, where repetition is looked for."""
+    raw_scores: bool = False
+    """Whether the model puts out logits: greedy search applies a repetition penalty to them."""
     suppress: tuple[int, ...] = ()
     """Token ids that are never written."""
     begin_suppress: tuple[int, ...] = ()
@@ -74,14 +108,33 @@ class Generation:
     guard: bool = False
     """Whether to end as soon as the best sequence only repeats itself. One of the copies stays."""
 
+    @property
+    def start(self) -> tuple[int, ...]:
+        """Token ids that stand in every sequence before the first one is chosen."""
+        start = self.prompt or (self.bos,)
+        if self.forced_first != NO_TOKEN:
+            start = (*start, self.forced_first)
+        return start
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Token ids that end a sequence."""
+        return tuple(token for token in (self.eos, *self.other_ends) if token != NO_TOKEN)
+
     def paced(self, steps: int) -> Generation:
         """Return the same generation, ending after exactly so many calls of the model.
 
         No token ends it. To suppress the end token would take time at every step, which is not to
         be measured.
         """
-        prompt_length = len(self.prompt or (self.bos,))
-        return replace(self, max_tokens=prompt_length + steps, eos=NO_TOKEN, guard=False)
+        return replace(
+            self,
+            max_tokens=len(self.start) + steps,
+            eos=NO_TOKEN,
+            other_ends=(),
+            forced_end=NO_TOKEN,
+            guard=False,
+        )
 
     def describe_ending(self, ids: Sequence[int]) -> str:
         """Tell how a sequence ended.
@@ -92,9 +145,20 @@ class Generation:
         Returns:
             `end`: by its end token; `length`: at the longest length; `repetition`: by the guard.
         """
-        if ids[-1] == self.eos:
+        is_full = len(ids) >= self.max_tokens
+        is_forced = is_full and self.forced_end != NO_TOKEN
+        if ids[-1] in self.ends and not is_forced:
             return "end"
-        return "length" if len(ids) >= self.max_tokens else "repetition"
+        return "length" if is_full else "repetition"
+
+
+def read_generation(settings: Mapping[str, Any]) -> Generation:
+    """Read the settings of a generation as the manifest holds them, with JSON's lists."""
+    fields = dict(settings)
+    for key, value in settings.items():
+        if isinstance(value, list):
+            fields[key] = tuple(tuple(item) if isinstance(item, list) else item for item in value)
+    return Generation(**fields)
 
 
 def build_causal_mask(new_tokens: int, past_tokens: int) -> np.ndarray:
@@ -157,21 +221,22 @@ def beam_search(
     Returns:
         `generation.beams` sequences, the best first.
     """
-    prompt = list(generation.prompt or (generation.bos,))
-    running = [prompt] * generation.beams
+    start = list(generation.start)
+    running = [start] * generation.beams
     # all beams start alike, so only one of them may be continued in the first step
     scores = [0.0] + [MASKED_SCORE] * (generation.beams - 1)
     unmoved_beams = tuple(range(generation.beams))
     finished: list[ScoredSequence] = []
     new_ids_BT = np.array(running, np.int64)
     position = 0
+    step = 0
     while True:
-        log_probabilities_BV, past = decode_step(new_ids_BT, position, past)
+        scores_BV, past = decode_step(new_ids_BT, position, past)
         position += new_ids_BT.shape[1]
-        _suppress_tokens_(log_probabilities_BV, generation, is_first=position == len(prompt))
-        options = _rank_options(log_probabilities_BV, scores)
+        log_probabilities_BV = _follow_rules(scores_BV, generation, running=running)
+        options = _rank_options(log_probabilities_BV, scores, end_count=len(generation.ends))
         is_last = position + 1 >= generation.max_tokens
-        length = position + 1 - len(prompt)
+        length = position + 1 - len(generation.prompt or (generation.bos,))
         finished = _add_finished(
             finished,
             options,
@@ -182,7 +247,7 @@ def beam_search(
         )
         if is_last:
             return finished
-        unfinished = [option for option in options if option[2] != generation.eos]
+        unfinished = [option for option in options if option[2] not in generation.ends]
         unfinished = unfinished[: generation.beams]
         if _is_settled(finished, unfinished, generation=generation, length=length):
             return finished
@@ -190,12 +255,14 @@ def beam_search(
         beams = tuple(beam for _, beam, _ in unfinished)
         tokens = tuple(token for _, _, token in unfinished)
         if moves_to_follow:
-            beams, tokens = moves_to_follow[length - 1]
+            beams, tokens = moves_to_follow[step]
+        step += 1
         running = _extend_sequences(running, (beams, tokens))
         if generation.guard:
-            repeated_tokens = count_repeated_tail(running[0][len(prompt) :])
+            repeated_tokens = count_repeated_tail(running[0][len(start) :])
             if repeated_tokens:
-                means = [score / length for score in scores]
+                divisor = length**generation.length_penalty
+                means = [score / divisor for score in scores]
                 running[0] = running[0][:-repeated_tokens]
                 ended = list(zip(means, running, strict=True))
                 return _take_best([*finished, *ended], generation.beams)
@@ -208,25 +275,53 @@ def beam_search(
         new_ids_BT = np.array(tokens, np.int64)[:, None]
 
 
-def _suppress_tokens_(
-    log_probabilities_BV: np.ndarray, generation: Generation, *, is_first: bool
-) -> None:
-    """Set the log-probabilities of tokens that must not be written, in place."""
+def _follow_rules(
+    scores_BV: np.ndarray, generation: Generation, *, running: Sequence[list[int]]
+) -> np.ndarray:
+    """Return log-probabilities after the rules of a generation, which change the scores in place.
+
+    The rules follow each other as in transformers: a forced token undoes what was banned before.
+    """
+    length = len(running[0])
+    if generation.repetition_penalty != 1.0:
+        penalize_repetition_(
+            scores_BV,
+            running,
+            history=generation.history,
+            penalty=generation.repetition_penalty,
+        )
+    if generation.no_repeat_ngram_size:
+        ban_repeated_spans_(
+            scores_BV,
+            running,
+            history=generation.history,
+            size=generation.no_repeat_ngram_size,
+        )
+    if generation.bad_words:
+        ban_bad_words_(scores_BV, running, history=generation.history, words=generation.bad_words)
+    if length < generation.min_tokens and generation.ends:
+        scores_BV[:, generation.ends] = -np.inf
+    if generation.forced_end != NO_TOKEN and length == generation.max_tokens - 1:
+        force_token_(scores_BV, generation.forced_end)
     if generation.suppress:
-        log_probabilities_BV[:, generation.suppress] = -np.inf
-    if generation.begin_suppress and is_first:
-        log_probabilities_BV[:, generation.begin_suppress] = -np.inf
+        scores_BV[:, generation.suppress] = -np.inf
+    if generation.begin_suppress and length == len(generation.start):
+        scores_BV[:, generation.begin_suppress] = -np.inf
+    return normalize_scores(scores_BV) if generation.raw_scores else scores_BV
 
 
-def _rank_options(log_probabilities_BV: np.ndarray, scores: Sequence[float]) -> list[_Option]:
+def _rank_options(
+    log_probabilities_BV: np.ndarray, scores: Sequence[float], *, end_count: int
+) -> list[_Option]:
     """List the best ways to go on, the best first.
 
-    There are twice as many as beams: even if every beam could end, as many are left to go on.
+    There are `end_count` + 1 times as many as beams, at least twice as many: even if every beam
+    could end in every way, as many are left to go on.
     """
     beams, vocabulary = log_probabilities_BV.shape
     scores_B1 = np.array(scores, np.float32)[:, None]
     totals = (log_probabilities_BV + scores_B1).ravel()
-    option_count = min(2 * beams, totals.size)
+    option_count = min(max(2, 1 + end_count) * beams, totals.size)
     best_indices = totals.argpartition(-option_count)[-option_count:]
     # a handful of numbers from here on: plain Python is quicker than arrays
     ranked = sorted(
@@ -260,9 +355,9 @@ def _add_finished(
     """
     ended: list[ScoredSequence] = []
     for score, beam, token in options[: generation.beams]:
-        if is_last or token == generation.eos:
+        if is_last or token in generation.ends:
             ids = [*running[beam], token]
-            ended.append((score / length, ids))
+            ended.append((score / length**generation.length_penalty, ids))
     return _take_best([*finished, *ended], generation.beams)
 
 
@@ -290,8 +385,11 @@ def _is_settled(
     """Return whether enough sequences are finished, and no running one beats the worst of them."""
     if len(finished) < generation.beams:
         return False
-    if generation.early_stopping:
+    if generation.early_stopping is True:
         return True
     worst_score = finished[-1][0]
-    best_running_score = unfinished[0][0] / length
+    if generation.early_stopping == "never" and generation.length_penalty > 0:
+        length = generation.max_tokens - len(generation.prompt or (generation.bos,))
+    divisor: float = length**generation.length_penalty
+    best_running_score = unfinished[0][0] / divisor
     return best_running_score <= worst_score

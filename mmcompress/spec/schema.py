@@ -81,13 +81,20 @@ class Node:
     """Where the weights come from: `embedded:`, `open_clip:`, `transformers:`, `pip:`, `python:` or
     a folder."""
     candidates: Annotated[int, Field(ge=1, le=64)] = 1
-    """Texts that a generator writes for an input; it finds them with as many beams."""
+    """Texts that a generator writes for an input; it finds them with as many beams, whatever
+    `num_beams` of its checkpoint says."""
     max_tokens: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Tokens of the longest text, written or read. 0 stands for 20 of a generator, and for a text
-    encoder's own length."""
+    """Tokens of the longest text, written or read. 0 stands for a text encoder's own length, and
+    for a generator's `max_new_tokens` or `max_length`: of its checkpoint, else 20 new ones."""
     prompt: str = ""
     """What a generator reads before it writes. With an image among the words: `USER: <image>
-    ASSISTANT:`."""
+    ASSISTANT:`. Whisper reads it as what was said before."""
+    language: str = ""
+    """Language that a Whisper of several languages writes, such as `en` or `german`. It must be
+    named, unless the checkpoint names one: a bundle guesses none."""
+    task: str = ""
+    """What a Whisper of several tasks does: `transcribe`, or `translate` to English. Empty: as the
+    checkpoint says, else `transcribe`."""
     prior: Annotated[float, Field(ge=0, le=1000)] = 0.0
     """Weight of the generator's own score beside the similarity, in a `nearest` node with
     `scores`."""

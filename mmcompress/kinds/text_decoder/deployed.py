@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from mmcompress.runtime.beam_search import BeamMove, Generation, beam_search, build_causal_mask
+from mmcompress.runtime.beam_search import (
+    BeamMove,
+    beam_search,
+    build_causal_mask,
+    read_generation,
+)
 from mmcompress.runtime.replay import GenerationTrace
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values, load_tokenizer
@@ -30,7 +34,7 @@ class TextDecoder:
         self.context_session = sessions.get("context")
         self.step_session = sessions["step"]
         self.tokenizer = load_tokenizer(folder / config["tokenizer"])
-        self.generation = Generation(**_with_tuples(config["generation"]))
+        self.generation = read_generation(config["generation"])
         self.past_shapes = [(int(heads), int(width)) for heads, width in config["past"]]
         self.traces: list[GenerationTrace] = []
         self.replay: Sequence[GenerationTrace] = ()
@@ -50,11 +54,11 @@ class TextDecoder:
         sequences = list(self.traces[0].sequences)
         if len(self.traces) > 1:
             sequences = [trace.sequences[0] for trace in self.traces]
-        prompt_length = len(self.generation.prompt)
+        start_length = len(self.generation.start)
         texts: list[str] = []
         endings: list[str] = []
         for _, ids in sequences:
-            texts.append(self.tokenizer.decode(list(ids[prompt_length:])).strip())
+            texts.append(self.tokenizer.decode(list(ids[start_length:])).strip())
             endings.append(self.generation.describe_ending(ids))
         scores = [score for score, _ in sequences]
         if len(self.traces) > 1:
@@ -153,10 +157,3 @@ class TextDecoder:
         for context, (steps, moves) in zip(contexts, work, strict=True):
             self.generate(context, steps, follow=moves)
         return list(self.replay)
-
-
-def _with_tuples(generation: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of a generation with tuples in place of JSON's lists."""
-    return {
-        key: tuple(value) if isinstance(value, list) else value for key, value in generation.items()
-    }

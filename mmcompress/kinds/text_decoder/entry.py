@@ -14,5 +14,5 @@ ENTRY = NodeKind(
     answer_port="text",
     ending_output="ended",
     losses={"caption": 1.0},
-    options=("source", "rewind", "candidates", "max_tokens", "prompt"),
+    options=("source", "rewind", "candidates", "max_tokens", "prompt", "language", "task"),
 )

@@ -16,6 +16,12 @@ from torch.nn import functional
 from mmcompress.data.base import Pairs
 from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, compute_share
 from mmcompress.models.base import Model
+from mmcompress.runtime.beam_search import (
+    MASKED_SCORE,
+    NO_TOKEN,
+    Generation,
+    read_generation,
+)
 from mmcompress.runtime.text import pad_ids
 
 MAX_REFERENCE_TOKENS = 32
@@ -30,6 +36,10 @@ class TrainableTextDecoder(TrainableNode):
         super().__init__(setup)
         assert setup.tokenizer_json is not None
         self.tokenizer = Tokenizer.from_str(setup.tokenizer_json)
+        # some files ask for it, but a text to learn is as long as it is
+        self.tokenizer.no_padding()
+        self.tokenizer.no_truncation()
+        self.generation = read_generation(setup.config["generation"])
 
     @property
     def read_nodes(self) -> tuple[str, ...]:
@@ -37,43 +47,51 @@ class TrainableTextDecoder(TrainableNode):
         return (self.setup.sources["context"],)
 
     def collate(self, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
-        """Tokenize what should be written, ids [b, t] from start to end.
+        """Tokenize what should be written, ids [b, t], as the deployed generator starts and ends.
+
+        A text that is too long stops without an end, as the generator does.
 
         Returns:
             The ids, and which of the positions [b, t - 1] have a next token.
         """
-        generation = self.setup.config["generation"]
-        rows = self._tokenize(pairs.generated_texts or pairs.texts)
-        length = min(max(map(len, rows)), generation["max_tokens"])
-        padded = pad_ids(rows, length, pad=generation["pad"], eos=generation["eos"])
-        lengths = torch.tensor([min(len(row), length) for row in rows])
+        generation = self.generation
+        rows: list[list[int]] = []
+        for row in self._tokenize(pairs.generated_texts or pairs.texts):
+            rows.append(row[: generation.max_tokens])
+        length = max(map(len, rows))
+        padded = pad_ids(rows, length, pad=generation.pad, eos=generation.eos)
+        lengths = torch.tensor([len(row) for row in rows])
+        if generation.forced_end != NO_TOKEN:
+            # what stands at the end of the longest text is not the model's choice
+            lengths = lengths.clamp(max=generation.max_tokens - 1)
         has_next = torch.arange(1, length) < lengths[:, None]
         return torch.from_numpy(padded), has_next
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of texts, each with start (or prompt) and end."""
-        generation = self.setup.config["generation"]
-        prompt = list(generation["prompt"])
-        if not prompt:
-            return [encoding.ids for encoding in self.tokenizer.encode_batch(list(texts))]
+        """Return the token ids of texts, each with start and end.
+
+        What the tokenizer itself would put around a text does not count: its post-processor may
+        know no start, another one, or none of both.
+        """
         lead = self.setup.config.get("lead", "")
         words = self.tokenizer.encode_batch(
             [lead + text for text in texts], add_special_tokens=False
         )
-        return [[*prompt, *encoding.ids, generation["eos"]] for encoding in words]
+        start = self.generation.start
+        return [[*start, *encoding.ids, self.generation.eos] for encoding in words]
 
     def forward(self, model: Model, batch: Batch, *, outputs: Outputs) -> dict[str, Tensor]:
         """Return the logits of every next token, given the tokens before it."""
         (source,) = self.read_nodes
         ids = batch.inputs[self.name]
-        return {"logits": model(ids[:, :-1], outputs[source]["tokens"])}
+        logits_BTV = model(ids[:, :-1], outputs[source]["tokens"])
+        return {"logits": merge_ends(logits_BTV, self.generation)}
 
     def target_positions(self, batch: Batch) -> Tensor:
         """Return the positions whose next token counts [b, t - 1]: all but those within the
-        prompt."""
-        prompt_length = max(len(self.setup.config["generation"]["prompt"]), 1)
+        start."""
         has_next = batch.keep[self.name]
-        return has_next & (torch.arange(has_next.shape[1]) >= prompt_length - 1)
+        return has_next & (torch.arange(has_next.shape[1]) >= len(self.generation.start) - 1)
 
     @property
     def needs_reference(self) -> bool:
@@ -127,6 +145,24 @@ class TrainableTextDecoder(TrainableNode):
         ids = torch.randint(3, model.vocabulary, (batch_size, 7), generator=generator)
         context = torch.randn(batch_size, 9, model.dims["context"], generator=generator)
         return ids, context
+
+
+def merge_ends(logits_BTV: Tensor, generation: Generation) -> Tensor:
+    """Count every token that ends a text as the one that texts to learn end with.
+
+    Args:
+        logits_BTV: Logits of the next tokens.
+        generation: How texts end.
+
+    Returns:
+        Logits whose main end is as probable as all ends together; the other ends are out of reach.
+    """
+    if not generation.other_ends:
+        return logits_BTV
+    merged_BTV = logits_BTV.clone()
+    merged_BTV[..., generation.eos] = logits_BTV[..., list(generation.ends)].logsumexp(-1)
+    merged_BTV[..., list(generation.other_ends)] = MASKED_SCORE
+    return merged_BTV
 
 
 def compute_divergence(logits_RV: Tensor, likely_RK: Tensor, *, share_RK: Tensor) -> Tensor:

@@ -28,18 +28,28 @@ from mmcompress.models.families.decoding import (
     EXAMPLE_TOKEN,
     STEP_AXES,
     AbsentEncoder,
-    GenerationSettings,
     arrange_cache_by_layer,
     build_cache,
+    compute_scores,
     count_layers,
+    find_lead,
     get_layer_index,
     list_cache_shapes,
     list_cached_tensors,
-    make_generate_options,
     make_zero_cache,
     name_cache_tensors,
-    read_generation_settings,
+    tokenize_prompt,
 )
+from mmcompress.models.families.generation_settings import (
+    GenerationSettings,
+    TextRequest,
+    build_generation_settings,
+    find_generation_config,
+    make_generate_options,
+    read_special_tokens,
+    refuse_languages,
+)
+from mmcompress.models.families.whisper_start import list_whisper_start
 from mmcompress.models.layouts import find_blocks, normalize_
 
 
@@ -220,6 +230,7 @@ class TextDecoder(Model):
         tokenizer_json: a fast tokenizer as JSON.
         generation: settings of the decode loop.
         project: brings the context to the width that cross-attention reads.
+        lead: stands between the start of a text and its first word.
     """
 
     kind = "text_decoder"
@@ -234,8 +245,10 @@ class TextDecoder(Model):
         tokenizer_json: str,
         generation: GenerationSettings,
         project: nn.Module,
+        lead: str = "",
     ):
         super().__init__()
+        self.lead = lead
         family.prepare_model(lm)
         self.lm = normalize_(lm)
         self.family = family
@@ -266,7 +279,7 @@ class TextDecoder(Model):
             "tokenizer": "tokenizer.json",
             "past": list_cache_shapes(self.list_attentions("attention")),
             "generation": self.generation,
-            "lead": self.family.text_start,
+            "lead": self.lead,
         }
 
     def forward(self, ids: Tensor, context: Tensor) -> Tensor:
@@ -385,6 +398,7 @@ class TextDecoder(Model):
         prompt = torch.tensor([settings["prompt"] or [settings["bos"]]])
         options = make_generate_options(settings)
         options["max_length"] = settings["max_tokens"]
+        options["max_new_tokens"] = None
         if self.lm.config.is_encoder_decoder:
             options["encoder_outputs"] = BaseModelOutput(self.project(context))
             options["decoder_input_ids"] = prompt
@@ -442,7 +456,8 @@ class Step(nn.Module):
     context, [B, H, T, D] each. The mask is added to the scores of self-attention. Keys and values
     of the context may have batch 1: then all beams of one input share them.
 
-    Outputs: log-probabilities [B, V] after the last token, then the new keys and values.
+    Outputs: log-probabilities [B, V] after the last token (or logits, `compute_scores`), then the
+    new keys and values.
     """
 
     def __init__(self, model: TextDecoder):
@@ -484,7 +499,7 @@ class Step(nn.Module):
         # there.
         empty_context = torch.zeros(ids.shape[0], 1, model.width)
         logits_BTV = model.family.run_decoder(model.lm, ids, context_BNW=empty_context, **options)
-        scores_BV = torch.log_softmax(logits_BTV[:, -1].float(), -1)
+        scores_BV = compute_scores(logits_BTV[:, -1], model.generation)
         new_tensors = list_cached_tensors(library_cache.self_attention_cache, self.attention_layers)
         return (scores_BV, *new_tensors)
 
@@ -507,12 +522,60 @@ def _remove_encoder(lm: nn.Module) -> None:
         lm.model.encoder = AbsentEncoder()
 
 
-def _check_length(lm: nn.Module, max_tokens: int) -> None:
-    """Refuse texts longer than the decoder's table of positions. Some decoders have no table."""
+def _find_position_limit(lm: nn.Module) -> int | None:
+    """Find the tokens that the decoder's table of positions holds; some have no table."""
     limit = getattr(lm.config, "max_position_embeddings", None)
-    limit = limit or getattr(lm.config, "max_target_positions", None)
-    if limit and max_tokens > limit:
-        raise ModelError(f"max_tokens {max_tokens} exceeds the decoder's {limit} positions")
+    return limit or getattr(lm.config, "max_target_positions", None)
+
+
+def read_settings(
+    library_model: nn.Module,
+    lm: nn.Module,
+    *,
+    tokenizer_json: str,
+    request: TextRequest,
+) -> GenerationSettings:
+    """Read the settings of the decode loop from the library's own configuration.
+
+    Args:
+        library_model: the model as the library loads it.
+        lm: its decoder; may be the same module.
+        tokenizer_json: a fast tokenizer as JSON.
+        request: what the node asks for.
+
+    Raises:
+        ModelError: The configuration or the node asks for what can't be followed.
+    """
+    generation_config = find_generation_config(library_model, lm)
+    tokens = read_special_tokens(
+        library_model,
+        lm,
+        tokenizer_json=tokenizer_json,
+        is_encoder_decoder=bool(library_model.config.is_encoder_decoder),
+    )
+    model_type = library_model.config.model_type
+    if model_type == "whisper":
+        prompt = list_whisper_start(
+            generation_config,
+            library_model.config,
+            tokenizer_json=tokenizer_json,
+            request=request,
+        )
+    else:
+        refuse_languages(request.language, request.task, model_type=model_type)
+        prompt = []
+        words = tokenize_prompt(tokenizer_json, request.prompt)
+        if words:
+            forced_first = getattr(generation_config, "forced_bos_token_id", None)
+            forced = [] if forced_first is None else [int(forced_first)]
+            prompt = [tokens.bos, *forced, *words]
+    return build_generation_settings(
+        generation_config,
+        tokens,
+        request=request,
+        prompt=prompt,
+        position_limit=_find_position_limit(lm),
+    )
 
 
 def assemble_decoder(
@@ -522,6 +585,9 @@ def assemble_decoder(
     tokenizer_json: str,
     candidates: int,
     max_tokens: int,
+    prompt: str = "",
+    language: str = "",
+    task: str = "",
 ) -> TextDecoder:
     """Make the decoder node of a library's model; parts that only its encoder needs are dropped.
 
@@ -530,10 +596,14 @@ def assemble_decoder(
         model_type: a row of `DECODER_FAMILIES`.
         tokenizer_json: a fast tokenizer as JSON.
         candidates: number of texts for each input, which is the number of beams.
-        max_tokens: tokens of the longest text.
+        max_tokens: tokens of the longest text; 0 leaves it to the checkpoint.
+        prompt: what is read before a text is written; may be empty.
+        language: the language of the texts, for a model that knows several.
+        task: what is done with speech, for a model that knows several tasks.
 
     Raises:
-        ModelError: if the decoder is not supported or can't write so long a text.
+        ModelError: if the decoder is not supported, can't write so long a text, or asks for what
+            is not followed.
     """
     family = DECODER_FAMILIES[model_type]
     lm = library_model
@@ -545,10 +615,14 @@ def assemble_decoder(
             inner_family = _find_family(lm.config.model_type)
             family = replace(inner_family, decoder_attribute=family.decoder_attribute)
     _remove_encoder(lm)
-    generation = read_generation_settings(
-        library_model, lm, candidates=candidates, max_tokens=max_tokens
+    request = TextRequest(
+        candidates=candidates,
+        max_tokens=max_tokens,
+        prompt=prompt,
+        language=language,
+        task=task,
     )
-    _check_length(lm, max_tokens)
+    generation = read_settings(library_model, lm, tokenizer_json=tokenizer_json, request=request)
     # The part of a composite model has a configuration of its own.
     lm.config._attn_implementation = "eager"
     return TextDecoder(
@@ -557,4 +631,5 @@ def assemble_decoder(
         tokenizer_json=tokenizer_json,
         generation=generation,
         project=project,
+        lead=family.text_start or find_lead(tokenizer_json, prompt),
     )

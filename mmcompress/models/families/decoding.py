@@ -1,4 +1,4 @@
-"""Parts that both kinds of text decoders share: the cache, generation settings and prompts.
+"""Parts that both kinds of text decoders share: the cache, examples and prompts.
 
 Shapes: B batch, H heads, T positions, D width of one head.
 """
@@ -7,78 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import TypedDict
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from mmcompress.errors import ModelError
 from mmcompress.graph.blocks import Block
-
-DEFAULT_MAX_TOKENS = 20
-"""Tokens of the longest text if the node has no `max_tokens`: transformers' own default."""
-
+from mmcompress.models.families.generation_settings import (
+    GenerationSettings,
+    load_plain_tokenizer,
+)
 
 EXAMPLE_TOKEN = 3
 """A token id for examples: the first one that is no special token in the usual vocabularies."""
-
-
-class GenerationSettings(TypedDict):
-    """Hold what the decode loop needs; the manifest of a bundle stores it under `generation`.
-
-    The keys are those of `mmcompress.runtime.beam_search.Generation`.
-    """
-
-    bos: int
-    """Token id that starts a text."""
-    eos: int
-    """Token id that ends a text."""
-    pad: int
-    """Token id that fills up a shorter text."""
-    beams: int
-    """Number of beams; the decoder returns all of them."""
-    max_tokens: int
-    """Tokens of the longest text, the prompt included."""
-    prompt: list[int]
-    """Token ids that every text starts with; if empty, a text starts with `bos`."""
-    early_stopping: bool
-    """Whether beam search ends as soon as it has enough finished texts."""
-    guard: bool
-    """Whether a text that only repeats itself ends at once."""
-    suppress: list[int]
-    """Token ids that are never written."""
-    begin_suppress: list[int]
-    """Token ids that are never written directly after the prompt."""
-
-
-def make_generate_options(settings: GenerationSettings) -> dict[str, object]:
-    """Translate generation settings into arguments of the library's `generate`.
-
-    The limit of the length is missing: its argument differs between families.
-
-    Args:
-        settings: settings of the decode loop.
-
-    Returns:
-        Keyword arguments of `transformers.GenerationMixin.generate`.
-    """
-    options: dict[str, object] = {
-        "num_beams": settings["beams"],
-        "num_return_sequences": settings["beams"],
-        "do_sample": False,
-        "eos_token_id": settings["eos"],
-        "pad_token_id": settings["pad"],
-        "use_cache": False,
-        "suppress_tokens": settings["suppress"] or None,
-        "begin_suppress_tokens": settings["begin_suppress"] or None,
-    }
-    # Greedy search warns about options that only beam search reads.
-    if settings["beams"] > 1:
-        options["early_stopping"] = settings["early_stopping"]
-        options["length_penalty"] = 1.0
-    return options
 
 
 def get_layer_index(block: Block) -> int:
@@ -195,95 +136,32 @@ class AbsentEncoder(nn.Module):
         return SimpleNamespace(last_hidden_state=self.fixed_output)
 
 
-def tokenize_prompt(tokenizer_json: str, prompt: str, *, max_tokens: int) -> list[int]:
-    """Turn a prompt into token ids, without special tokens.
-
-    Args:
-        tokenizer_json: a fast tokenizer as JSON.
-        prompt: the text; may be empty.
-        max_tokens: tokens of the longest text, the start token and the prompt included.
-
-    Raises:
-        ModelError: if the prompt leaves no token to write.
-    """
+def tokenize_prompt(tokenizer_json: str, prompt: str) -> list[int]:
+    """Turn a prompt into token ids, without special tokens; none for an empty prompt."""
     if not prompt:
-        ids: list[int] = []
-    else:
-        tokenizer = Tokenizer.from_str(tokenizer_json)
-        ids = list(tokenizer.encode(prompt, add_special_tokens=False).ids)
-    if len(ids) + 1 >= max_tokens:
-        raise ModelError(
-            f"prompt: {len(ids)} tokens leave nothing of max_tokens {max_tokens} to write"
-        )
-    return ids
+        return []
+    tokenizer = load_plain_tokenizer(tokenizer_json)
+    return list(tokenizer.encode(prompt, add_special_tokens=False).ids)
 
 
-def _find_setting(sources: Sequence[object], keys: Sequence[str]) -> int | list[int] | None:
-    """Find the value of the first key that any configuration sets, the first one that does."""
-    for key in keys:
-        for source in sources:
-            value = getattr(source, key, None)
-            if value is not None:
-                return value
-    return None
+def find_lead(tokenizer_json: str, prompt: str) -> str:
+    """Find what stands between a prompt and the text behind it: a space, or nothing.
 
-
-def _list_configurations(library_model: nn.Module, decoder: nn.Module) -> list[object]:
-    """List the configurations that may name special tokens, the most specific first."""
-    sources: list[object] = []
-    for module in (library_model, decoder):
-        for configuration in (getattr(module, "generation_config", None), module.config):
-            if configuration is not None:
-                sources.append(configuration)
-    text_config = getattr(library_model.config, "text_config", None)
-    if text_config is not None:
-        sources.append(text_config)
-    return sources
-
-
-def read_generation_settings(
-    library_model: nn.Module, decoder: nn.Module, *, candidates: int, max_tokens: int
-) -> GenerationSettings:
-    """Read special tokens and limits of the decode loop from the library's own configuration.
-
-    Args:
-        library_model: the library's model as it was loaded.
-        decoder: its decoder; may be the same module.
-        candidates: number of texts for each input, which is the number of beams.
-        max_tokens: tokens of the longest text.
-
-    Raises:
-        ModelError: if the configuration names no start token or no end token.
+    Some tokenizers write the space into the next word. Then a text behind a prompt starts with one.
     """
-    sources = _list_configurations(library_model, decoder)
-    # BLIP ends its captions with the separator; its `eos_token_id` is another token.
-    end_key = "sep_token_id" if library_model.config.model_type == "blip" else "eos_token_id"
-    eos = _find_setting(sources, (end_key,))
-    bos = _find_setting(sources, ("decoder_start_token_id", "bos_token_id"))
-    pad = _find_setting(sources, ("pad_token_id",))
-    # Some configurations name several end tokens; the decode loop knows one.
-    if isinstance(eos, list):
-        eos = eos[0]
-    if bos is None or eos is None:
-        raise ModelError(
-            "its configuration names no start and end token (bos_token_id, eos_token_id)"
-        )
-    generation_config = getattr(library_model, "generation_config", None)
-    # Only Whisper has this token: it asks for words without their times.
-    no_times = getattr(generation_config, "no_timestamps_token_id", None)
-    suppress = getattr(generation_config, "suppress_tokens", None) or ()
-    begin_suppress = getattr(generation_config, "begin_suppress_tokens", None) or ()
-    return GenerationSettings(
-        bos=int(bos),
-        eos=int(eos),
-        pad=int(eos if pad is None else pad),
-        beams=candidates,
-        max_tokens=max_tokens,
-        prompt=[] if no_times is None else [int(bos), int(no_times)],
-        # transformers' default: end only when no running text can still win.
-        early_stopping=False,
-        # Whisper may repeat itself until the longest text is full.
-        guard=no_times is not None,
-        suppress=[int(token) for token in suppress],
-        begin_suppress=[int(token) for token in begin_suppress],
-    )
+    if not prompt or prompt[-1].isspace():
+        return ""
+    tokenizer = load_plain_tokenizer(tokenizer_json)
+    both = tokenizer.encode("a b", add_special_tokens=False).ids
+    for lead in ("", " "):
+        second = tokenizer.encode(lead + "b", add_special_tokens=False).ids
+        if both[-len(second) :] == second:
+            return lead
+    return ""
+
+
+def compute_scores(logits_BV: Tensor, settings: GenerationSettings) -> Tensor:
+    """Compute what a step graph puts out [B, V]: log-probabilities, or logits as they are."""
+    if settings["raw_scores"]:
+        return logits_BV.float()
+    return torch.log_softmax(logits_BV.float(), -1)

@@ -33,8 +33,13 @@ from mmcompress.models.base import (
     add_tokens_block,
 )
 from mmcompress.models.families.coca import CaptionDecoder
-from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES, TextDecoder
-from mmcompress.models.families.decoding import DEFAULT_MAX_TOKENS, read_generation_settings
+from mmcompress.models.families.cross_attention_decoder import (
+    DECODER_FAMILIES,
+    TextDecoder,
+    read_settings,
+)
+from mmcompress.models.families.decoding import find_lead
+from mmcompress.models.families.generation_settings import TextRequest, refuse_languages
 from mmcompress.models.hub import (
     is_unreachable,
     load_tokenizer_json,
@@ -376,6 +381,7 @@ def load_text_decoder(context: LoadContext) -> Model:
     Raises:
         ModelError: if the model can't be loaded or has no caption decoder.
     """
+    refuse_languages(context.language, context.task, model_type="coca")
     clip, _ = _load_clip(_name_source(context), context.pretrained)
     if not hasattr(clip, "text_decoder"):
         raise ModelError(
@@ -388,12 +394,13 @@ def load_text_decoder(context: LoadContext) -> Model:
         copy.deepcopy(clip),
         _load_tokenizer_json(clip.text.vocab_size, context),
         candidates=context.candidates,
-        max_tokens=context.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=context.max_tokens,
+        prompt=context.prompt,
     )
 
 
 def build_caption_decoder(
-    coca: nn.Module, tokenizer_json: str, *, candidates: int, max_tokens: int
+    coca: nn.Module, tokenizer_json: str, *, candidates: int, max_tokens: int, prompt: str = ""
 ) -> Model:
     """Build the caption decoder of a CoCa model; its image tower is a node of its own.
 
@@ -401,16 +408,19 @@ def build_caption_decoder(
         coca: open_clip's CoCa; changed in place.
         tokenizer_json: a fast tokenizer as JSON.
         candidates: number of captions for each image, which is the number of beams.
-        max_tokens: tokens of the longest caption.
+        max_tokens: tokens of the longest caption; 0: as many as the library writes.
+        prompt: what every caption starts with; may be empty.
     """
     lm = CaptionDecoder(coca).eval()
     width = int(coca.text.token_embedding.embedding_dim)
     # Scale and shift of this norm are part of the weights of cross-attention.
     norm = nn.LayerNorm(width, coca.text_decoder.ln_final.eps, elementwise_affine=False)
+    request = TextRequest(candidates=candidates, max_tokens=max_tokens, prompt=prompt)
     return TextDecoder(
         lm,
         DECODER_FAMILIES["coca"],
         tokenizer_json=tokenizer_json,
-        generation=read_generation_settings(lm, lm, candidates=candidates, max_tokens=max_tokens),
+        generation=read_settings(lm, lm, tokenizer_json=tokenizer_json, request=request),
         project=norm,
+        lead=find_lead(tokenizer_json, prompt),
     )

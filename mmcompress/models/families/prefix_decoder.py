@@ -11,11 +11,14 @@ step), V vocabulary, N context tokens, W width, H heads, D width of one head.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import PretrainedConfig
 from transformers.cache_utils import DynamicCache
@@ -24,22 +27,31 @@ from mmcompress.errors import ModelError
 from mmcompress.graph.blocks import Block
 from mmcompress.models.base import BlockShape, ExampleRequest, ExportGraph, LoadContext, Model
 from mmcompress.models.families.decoding import (
-    DEFAULT_MAX_TOKENS,
     EXAMPLE_TOKEN,
     STEP_AXES,
     AbsentEncoder,
-    GenerationSettings,
     arrange_cache_by_layer,
     build_cache,
+    compute_scores,
     count_layers,
+    find_lead,
     get_layer_index,
     list_cache_shapes,
     list_cached_tensors,
-    make_generate_options,
     make_zero_cache,
     name_cache_tensors,
-    read_generation_settings,
     tokenize_prompt,
+)
+from mmcompress.models.families.generation_settings import (
+    GenerationSettings,
+    SpecialTokens,
+    TextRequest,
+    build_generation_settings,
+    find_generation_config,
+    load_plain_tokenizer,
+    make_generate_options,
+    read_special_tokens,
+    refuse_languages,
 )
 from mmcompress.models.hub import POOLER, load_library_model, load_tokenizer_json
 from mmcompress.models.layouts import find_blocks, normalize_
@@ -131,6 +143,7 @@ def generate_with_git(
     context_BNW: Tensor,
     *,
     prefix_BPW: Tensor,
+    ids_before_T: Tensor,
     ids_BT: Tensor,
     options: dict[str, object],
 ) -> Tensor:
@@ -145,16 +158,31 @@ def generate_with_llava(
     context_BNW: Tensor,
     *,
     prefix_BPW: Tensor,
+    ids_before_T: Tensor,
     ids_BT: Tensor,
     options: dict[str, object],
 ) -> Tensor:
-    """Generate with LLaVA's own `generate` from embeddings; returns whole sequences of ids."""
+    """Generate with LLaVA's own `generate`; returns sequences of ids from the image on.
+
+    It reads embeddings, with the ids of all words and of the image beside them: rules against
+    repetition look at those.
+    """
     words_BTW = lm.model.language_model.embed_tokens(ids_BT)
     x_BSW = torch.cat([prefix_BPW, words_BTW], 1)
-    new_ids = lm.generate(
-        inputs_embeds=x_BSW, attention_mask=torch.ones(x_BSW.shape[:2]), **options
+    ids_of_image_BN = torch.full(context_BNW.shape[:2], lm.config.image_token_id)
+    ids_BS = torch.cat([ids_before_T[None], ids_of_image_BN, ids_BT], 1)
+    # Lengths count words here, those of the library the image as well.
+    shortest = cast(int, options.pop("min_length")) - ids_BT.shape[1]
+    options["min_new_tokens"] = max(0, shortest)
+    # Embeddings stand for the first step alone; later steps need the cache.
+    options["use_cache"] = True
+    sequences = lm.generate(
+        input_ids=ids_BS,
+        inputs_embeds=x_BSW,
+        attention_mask=torch.ones(x_BSW.shape[:2]),
+        **options,
     )
-    return torch.cat([ids_BT.expand(len(new_ids), -1), new_ids], 1)
+    return sequences[:, ids_BS.shape[1] - ids_BT.shape[1] :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,7 +211,7 @@ class PrefixFamily:
     encoder: str
     """Path of the library's own encoder, which is a node of its own here."""
     run_generate: Callable[..., Tensor]
-    """Called with (lm, context, prefix_BPW=, ids_BT=, options=); returns whole sequences of ids."""
+    """Called with (lm, context, prefix_BPW=, ids_before_T=, ids_BT=, options=); returns texts."""
     projector: str = ""
     """Path of the projector between encoder and layers; empty if it has no units to cut."""
 
@@ -230,6 +258,7 @@ class PrefixDecoder(Model):
         tokenizer_json: a fast tokenizer as JSON.
         generation: settings of the decode loop.
         ids_before_image: token ids of the prompt that stand before the image; may be empty.
+        lead: stands between the prompt and the first word of a text.
     """
 
     kind = "text_decoder"
@@ -244,8 +273,10 @@ class PrefixDecoder(Model):
         tokenizer_json: str,
         generation: GenerationSettings,
         ids_before_image: list[int],
+        lead: str = "",
     ):
         super().__init__()
+        self.lead = lead
         # Not persistent: the prompt belongs to the spec, not to the weights.
         buffer = torch.tensor(ids_before_image, dtype=torch.long)
         self.register_buffer("ids_before_image", buffer, persistent=False)
@@ -284,6 +315,7 @@ class PrefixDecoder(Model):
             "tokenizer": "tokenizer.json",
             "generation": self.generation,
             "past": list_cache_shapes(self.list_attentions()),
+            "lead": self.lead,
         }
 
     @property
@@ -441,6 +473,7 @@ class PrefixDecoder(Model):
             self.lm,
             context,
             prefix_BPW=self.embed_prefix(context),
+            ids_before_T=self.ids_before_image,
             ids_BT=torch.tensor([start_ids]),
             options=options,
         )
@@ -518,7 +551,7 @@ class Step(nn.Module):
             model.lm, words_BSW, positions_S=positions_S, mask=mask, cache=cache
         )
         logits_BV = family.compute_logits(model.lm, x_BSW[:, -1])
-        scores_BV = torch.log_softmax(logits_BV.float(), -1)
+        scores_BV = compute_scores(logits_BV, model.generation)
         return (scores_BV, *list_cached_tensors(cache, layers))
 
 
@@ -541,7 +574,7 @@ def assemble_prefix_decoder(
         model_type: a row of `PREFIX_FAMILIES`.
         tokenizer_json: a fast tokenizer as JSON.
         candidates: number of texts for each input, which is the number of beams.
-        max_tokens: tokens of the longest text, the prompt included.
+        max_tokens: tokens of the longest text, the prompt included; 0 leaves it to the checkpoint.
         prompt: what every text starts with; may be empty.
 
     Raises:
@@ -549,34 +582,131 @@ def assemble_prefix_decoder(
             reads none there.
     """
     family = PREFIX_FAMILIES[model_type]
-    settings = read_generation_settings(
-        library_model, library_model, candidates=candidates, max_tokens=max_tokens
+    request = TextRequest(candidates=candidates, max_tokens=max_tokens, prompt=prompt)
+    generation_config = find_generation_config(library_model, library_model)
+    tokens = read_special_tokens(
+        library_model, library_model, tokenizer_json=tokenizer_json, is_encoder_decoder=False
     )
-    text_before, placeholder, text_after = prompt.partition(IMAGE_PLACEHOLDER)
-    if not placeholder:
-        # Without a place for the image, the image comes first.
-        text_before = ""
-        text_after = prompt
-    if text_before and family.bidirectional_prefix:
+    parts = _split_prompt(prompt, tokenizer_json=tokenizer_json, tokens=tokens, family=family)
+    if parts.before_image and family.bidirectional_prefix:
         raise ModelError(f"prompt: a model of type '{model_type}' reads the image before all words")
-    ids_before_image: list[int] = []
-    if placeholder and not family.bidirectional_prefix:
-        # The start token stands before the image, so the text needs none.
-        words = tokenize_prompt(tokenizer_json, text_before, max_tokens=max_tokens)
-        ids_before_image = [settings["bos"], *words]
-    ids_after_image = tokenize_prompt(tokenizer_json, text_after, max_tokens=max_tokens)
-    if ids_before_image or not ids_after_image:
-        settings["prompt"] = ids_after_image
-    else:
-        settings["prompt"] = [settings["bos"], *ids_after_image]
+    history: list[int] = []
+    if not family.bidirectional_prefix:
+        generation_config = _leave_out_lengths(generation_config, request)
+        history = _list_history(library_model, generation_config, before_image=parts.before_image)
+    settings = build_generation_settings(
+        generation_config,
+        tokens,
+        request=request,
+        prompt=parts.behind_image,
+        position_limit=getattr(library_model.config, "max_position_embeddings", None),
+        history=history,
+    )
     library_model.set_submodule(family.encoder, AbsentEncoder())
     return PrefixDecoder(
         library_model.eval(),
         family,
         tokenizer_json=tokenizer_json,
         generation=settings,
-        ids_before_image=ids_before_image,
+        ids_before_image=parts.before_image,
+        lead=find_lead(tokenizer_json, prompt),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PromptParts:
+    """Token ids of a prompt, start token included."""
+
+    before_image: list[int]
+    """Those ahead of the image; none: the image comes first."""
+    behind_image: list[int]
+    """Those that the text starts with; none: the start token alone."""
+
+
+def _split_prompt(
+    prompt: str, *, tokenizer_json: str, tokens: SpecialTokens, family: PrefixFamily
+) -> _PromptParts:
+    """Split a prompt where its image stands; without a place for it, the image comes first.
+
+    A prompt with `<image>` is tokenized as the library does, with what its tokenizer puts ahead.
+
+    Raises:
+        ModelError: The prompt names several images, or no word behind its image.
+    """
+    if IMAGE_PLACEHOLDER not in prompt:
+        words = tokenize_prompt(tokenizer_json, prompt)
+        return _PromptParts(before_image=[], behind_image=[tokens.bos, *words] if words else [])
+    if prompt.count(IMAGE_PLACEHOLDER) > 1:
+        raise ModelError(f"prompt: {IMAGE_PLACEHOLDER} stands there twice; a node reads one image")
+    tokenizer = load_plain_tokenizer(tokenizer_json)
+    image_id = tokenizer.token_to_id(IMAGE_PLACEHOLDER)
+    ids = tokenizer.encode(prompt, add_special_tokens=False).ids
+    if image_id in ids:
+        place = ids.index(image_id)
+        before = ids[:place]
+        behind = ids[place + 1 :]
+    else:
+        text_before, _, text_behind = prompt.partition(IMAGE_PLACEHOLDER)
+        before = tokenize_prompt(tokenizer_json, text_before)
+        behind = tokenize_prompt(tokenizer_json, text_behind)
+    if family.bidirectional_prefix:
+        return _PromptParts(before_image=before, behind_image=[tokens.bos, *behind])
+    if not behind:
+        raise ModelError(
+            f"prompt: {prompt!r}: a word must stand behind {IMAGE_PLACEHOLDER}, as in "
+            "'USER: <image> ASSISTANT:'"
+        )
+    start = _list_leading_specials(tokenizer)
+    return _PromptParts(before_image=[*start, *before], behind_image=behind)
+
+
+def _list_leading_specials(tokenizer: Tokenizer) -> list[int]:
+    """List the special tokens that a tokenizer puts ahead of every text."""
+    encoding = tokenizer.encode("a")
+    ids: list[int] = []
+    for token, is_special in zip(encoding.ids, encoding.special_tokens_mask, strict=True):
+        if not is_special:
+            break
+        ids.append(token)
+    return ids
+
+
+def _leave_out_lengths(generation_config: Any, request: TextRequest) -> Any:
+    """Return a generation configuration for texts whose image has ids among those of the words.
+
+    The library counts the image in lengths. How long it is, only the pipeline tells.
+
+    Raises:
+        ModelError: The configuration limits lengths in a way that depends on the image.
+    """
+    if getattr(generation_config, "min_length", None) and not generation_config.min_new_tokens:
+        raise ModelError(
+            f"min_length: {generation_config.min_length}: the library counts the image as well; "
+            "name min_new_tokens in generation_config.json"
+        )
+    has_total = generation_config.max_length and not generation_config.max_new_tokens
+    if has_total and not request.max_tokens:
+        raise ModelError(
+            f"max_length: {generation_config.max_length}: the library counts the image as well; "
+            "give the node a `max_tokens`"
+        )
+    counted_config = copy.deepcopy(generation_config)
+    # A text with an image never starts with one token alone, so the library forces none.
+    counted_config.forced_bos_token_id = None
+    return counted_config
+
+
+def _list_history(
+    library_model: nn.Module, generation_config: Any, *, before_image: list[int]
+) -> list[int]:
+    """List the ids ahead of a text that rules against repetition look at.
+
+    The image has one id, many times over; as often as the longest span counts is enough.
+    """
+    span = getattr(generation_config, "no_repeat_ngram_size", None) or 0
+    words = getattr(generation_config, "bad_words_ids", None) or []
+    longest = max([1, span, *(len(word) for word in words)])
+    return [*before_image, *[int(library_model.config.image_token_id)] * longest]
 
 
 def load_prefix_decoder(context: LoadContext, config: PretrainedConfig) -> Model:
@@ -585,6 +715,7 @@ def load_prefix_decoder(context: LoadContext, config: PretrainedConfig) -> Model
     Raises:
         ModelError: if the weights can't be loaded or the prompt does not fit.
     """
+    refuse_languages(context.language, context.task, model_type=config.model_type)
     class_name = PREFIX_FAMILIES[config.model_type].class_name
     library_model = load_library_model(context, class_name, config=config, unread=POOLER)
     return assemble_prefix_decoder(
@@ -592,6 +723,6 @@ def load_prefix_decoder(context: LoadContext, config: PretrainedConfig) -> Model
         config.model_type,
         tokenizer_json=load_tokenizer_json(context),
         candidates=context.candidates,
-        max_tokens=context.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=context.max_tokens,
         prompt=context.prompt,
     )

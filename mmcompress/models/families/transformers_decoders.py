@@ -6,10 +6,8 @@ from mmcompress.models.base import LoadContext, Model
 from mmcompress.models.families.cross_attention_decoder import (
     DECODER_FAMILIES,
     DecoderFamily,
-    TextDecoder,
     assemble_decoder,
 )
-from mmcompress.models.families.decoding import DEFAULT_MAX_TOKENS, tokenize_prompt
 from mmcompress.models.families.prefix_decoder import (
     PREFIX_FAMILIES,
     PrefixFamily,
@@ -37,16 +35,16 @@ def load_text_decoder(context: LoadContext) -> Model:
         "text_decoder", config.model_type, table=_list_known_families(), context=context
     )
     whole = load_library_model(context, family.class_name, config=config, unread=POOLER)
-    model = assemble_decoder(
+    return assemble_decoder(
         whole,
         config.model_type,
         tokenizer_json=load_tokenizer_json(context),
         candidates=context.candidates,
-        max_tokens=context.max_tokens or DEFAULT_MAX_TOKENS,
+        max_tokens=context.max_tokens,
+        prompt=context.prompt,
+        language=context.language,
+        task=context.task,
     )
-    if context.prompt:
-        _append_prompt(model, context.prompt)
-    return model
 
 
 def _list_known_families() -> dict[str, DecoderFamily | PrefixFamily]:
@@ -57,10 +55,3 @@ def _list_known_families() -> dict[str, DecoderFamily | PrefixFamily]:
             families[model_type] = family
     families.update(PREFIX_FAMILIES)
     return families
-
-
-def _append_prompt(model: TextDecoder, prompt: str) -> None:
-    """Let every text of a decoder start with a prompt."""
-    settings = model.generation
-    words = tokenize_prompt(model.tokenizer_json, prompt, max_tokens=settings["max_tokens"])
-    settings["prompt"] = [*(settings["prompt"] or [settings["bos"]]), *words]
