@@ -188,7 +188,10 @@ class MixtureRegistry(Registry):
             if unknown:
                 return unknown
             if not weight.replace(".", "", 1).isdigit() or float(weight) <= 0:
-                return f"'{shorten(weight)}' is not a positive weight; expected, say, fisher + 0.5 * magnitude"
+                return (
+                    f"'{shorten(weight)}' is not a positive weight;"
+                    " expected, say, fisher + 0.5 * magnitude"
+                )
         return None
 
     def get(self, name: str) -> Any:

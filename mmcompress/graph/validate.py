@@ -269,6 +269,7 @@ def _check_metrics(spec: Spec) -> list[Problem]:
             message = f"metric '{metric.kind}' needs {needed_node}; the spec has none"
             problems.append((("metrics", str(i)), message))
         elif metric.of and metric.of not in nodes:
-            message = f"'{metric.kind}' can't judge '{shorten(metric.of)}'; {suggest_nearest(metric.of, nodes)}"
+            nearest = suggest_nearest(metric.of, nodes)
+            message = f"'{metric.kind}' can't judge '{shorten(metric.of)}'; {nearest}"
             problems.append((("metrics", str(i), "of"), message))
     return problems
