@@ -14,8 +14,8 @@ from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.target import parse_target, split_targets
 
-LIBRARY_SCHEMES = ("transformers", "open_clip")
-"""Schemes of a source that may be followed by a folder."""
+FOLDER_SCHEMES = ("open_clip:local-dir", "local-dir", "transformers", "open_clip")
+"""What may stand before the colon in front of a folder; longer ones come first."""
 
 
 def load_spec(
@@ -153,13 +153,14 @@ def _make_paths_absolute(data: dict[str, Any], folder: Path) -> None:
 
 def _resolve_source(text: str, folder: Path) -> str:
     """Return a source with its folder or file absolute; other sources stay as they are."""
-    scheme, colon, rest = text.partition(":")
     head = ""
     local = text
-    if colon and scheme in LIBRARY_SCHEMES:
-        head = f"{scheme}:"
-        local = rest
-    if scheme == "open_clip" and "@" in local:
+    for scheme in FOLDER_SCHEMES:
+        if text.startswith(f"{scheme}:"):
+            head = f"{scheme}:"
+            local = text.removeprefix(head)
+            break
+    if head == "open_clip:" and "@" in local:
         name, _, file = local.partition("@")
         is_file = file.startswith((".", "~"))
         return f"{head}{name}@{_resolve_name(folder, file)}" if is_file else text

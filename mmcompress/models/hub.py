@@ -6,43 +6,55 @@ classes, never by the words of their messages.
 
 from __future__ import annotations
 
-import json
-import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.error import HTTPError, URLError
 
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from safetensors.torch import load_file
+from torch import Tensor
 
-from mmcompress.errors import ModelError
+from mmcompress.errors import ModelError, shorten
 from mmcompress.models.base import LoadContext
+from mmcompress.models.checkpoint import (
+    StoredTensor,
+    check_config_files,
+    check_tensors,
+    describe_start,
+    find_weight_files,
+    read_checkpoint,
+    read_json_file,
+)
+from mmcompress.models.hub_files import (
+    WEIGHT_FILES,
+    HubModel,
+    fetch_hub_folder,
+    read_remote_tensors,
+)
+from mmcompress.models.shapes import is_loading_shapes_only, make_shape_tensors
 
 Family = TypeVar("Family")
 
 POOLER = ("pooler.",)
 """Parts of the names of weights that may be missing: nothing here reads a pooler."""
 
-PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-"""Files that hold weights in formats that can run code when they are read."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""What torch puts before the names of weights of a wrapped model: DataParallel and `torch.compile`.
+No library has such names itself."""
 
-CONNECTION_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, socket.herror)
-"""Errors of a connection that was refused, cut off, too slow, or to a host of no address."""
+TRAINER_PREFIX = "model."
+"""What trainers put before the names of weights. Some libraries do so, too."""
 
-TOO_MANY_REQUESTS = 429
-"""HTTP status of a server that takes no more requests for a while (RFC 6585)."""
-
-FIRST_SERVER_ERROR = 500
-"""HTTP statuses from here on are failures of the server itself (RFC 9110)."""
+VOCABULARY_FILES = (
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+"""Vocabularies of tokenizers of older kinds, which transformers converts to `tokenizer.json`."""
 
 MAX_NAMED_WEIGHTS = 4
 """Weights that an error message names at most, so that it stays readable."""
@@ -73,8 +85,8 @@ def refuse_pickles(source: str) -> Iterator[None]:
 
 
 def describe_source(context: LoadContext) -> str:
-    """Return the folder of a source or its name at the hub, as the libraries take it."""
-    return str(context.path or context.name)
+    """Return a source as messages name it: the model at a hub, or the folder."""
+    return str(context.hub_model or context.path or context.name)
 
 
 def summarize_error(error: Exception) -> str:
@@ -83,64 +95,19 @@ def summarize_error(error: Exception) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def list_error_chain(error: BaseException) -> list[BaseException]:
-    """Return an error and every error that led to it, by `__cause__` and `__context__`."""
-    chain: list[BaseException] = []
-    pending: list[BaseException | None] = [error]
-    while pending:
-        current = pending.pop(0)
-        if current is None or current in chain:
-            continue
-        chain.append(current)
-        pending += [current.__cause__, current.__context__]
-    return chain
+def get_model_folder(context: LoadContext) -> Path:
+    """Return the folder of a model; what a hub has is fetched first.
+
+    Raises:
+        ModelError: The hub does not give it.
+    """
+    if context.path is not None:
+        return context.path
+    return fetch_hub_folder(HubModel(name=context.name))
 
 
-def is_gated(error: BaseException) -> bool:
-    """Tell whether a hub refused a model because its owners ask for consent first."""
-    return any(isinstance(cause, GatedRepoError) for cause in list_error_chain(error))
-
-
-def is_absent(error: BaseException) -> bool:
-    """Tell whether a hub answered that it has no such model; a private one looks the same."""
-    return any(isinstance(cause, RepositoryNotFoundError) for cause in list_error_chain(error))
-
-
-def is_unreachable(error: BaseException) -> bool:
-    """Tell whether an error of a library means that a hub can't be reached."""
-    return any(_is_connection_error(cause) for cause in list_error_chain(error))
-
-
-def _is_connection_error(error: BaseException) -> bool:
-    """Tell whether this error alone, without what led to it, is one of the connection."""
-    # the hub's library raises it offline, or with no connection, for a file that is not cached
-    if isinstance(error, (*CONNECTION_ERRORS, LocalEntryNotFoundError)):
-        return True
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        return status == TOO_MANY_REQUESTS or status >= FIRST_SERVER_ERROR
-    # an HTTPError is an answer, so the server was reached
-    return isinstance(error, URLError) and not isinstance(error, HTTPError)
-
-
-def _explain_load_error(context: LoadContext, error: Exception) -> ModelError:
-    """Return the error to raise in place of a library's."""
-    if context.path is None:
-        model = f"hub model '{context.name}'"
-        if is_gated(error):
-            return ModelError(
-                f"{model}: its owners ask for consent first; accept on its page and log in"
-            )
-        if is_absent(error):
-            return ModelError(
-                f"{model}: the hub has no model of this name, or it is private;"
-                " check the name, or log in"
-            )
-        if is_unreachable(error):
-            return ModelError(
-                f"{model}: the hub can't be reached and no copy is cached;"
-                " give a local folder instead"
-            )
+def explain_load_error(context: LoadContext, error: Exception) -> ModelError:
+    """Return the error to raise in place of one of transformers."""
     return ModelError(
         f"transformers can't load '{describe_source(context)}': {summarize_error(error)}"
     )
@@ -150,13 +117,15 @@ def load_config(context: LoadContext) -> Any:
     """Load the configuration of a model, as transformers has it.
 
     Raises:
-        ModelError: It is missing or damaged, or the hub does not give it.
+        ModelError: It is missing or damaged, the hub does not give it, or it tells of weights that
+            the tool can't use.
     """
-    auto_config = transformers.AutoConfig
+    folder = get_model_folder(context)
+    check_config_files(folder)
     try:
-        return auto_config.from_pretrained(describe_source(context), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _explain_load_error(context, error) from error
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the library checks values with classes of its own
+        raise explain_load_error(context, error) from error
 
 
 def load_library_model(
@@ -181,58 +150,122 @@ def load_library_model(
         ModelError: There is no safetensors file, the hub does not give it, or weights are missing
             or of another shape than the configuration says.
     """
-    if context.path is not None:
-        _check_safetensors(context.path)
+    stored = read_stored_tensors(context)
     config._attn_implementation = "eager"
+    names = list(stored)
+    model, loading_info = _load_named_weights(
+        context, class_name, stored=stored, renamed=strip_wrappers(names), config=config, **options
+    )
+    unusable = _list_unusable_weights(loading_info, unread=unread)
+    if unusable and any(name.startswith(TRAINER_PREFIX) for name in strip_wrappers(names)):
+        renamed = [name.removeprefix(TRAINER_PREFIX) for name in strip_wrappers(names)]
+        model, loading_info = _load_named_weights(
+            context, class_name, stored=stored, renamed=renamed, config=config, **options
+        )
+        if not _list_unusable_weights(loading_info, unread=unread):
+            unusable = []
+    if unusable:
+        raise ModelError(_describe_unusable_weights(context, unusable, stored=names))
+    return model.eval()
+
+
+def read_stored_tensors(context: LoadContext) -> dict[str, StoredTensor]:
+    """Return the stored tensors of a transformers model by name; no weights are read.
+
+    Raises:
+        ModelError: The weights are missing, damaged, quantized, or those of an adapter.
+    """
+    folder = get_model_folder(context)
+    if context.hub_model is None or not is_loading_shapes_only():
+        return read_checkpoint(folder, WEIGHT_FILES["transformers"])
+    check_config_files(folder)
+    tensors = read_remote_tensors(context.hub_model)
+    check_tensors(context.hub_model, tensors)
+    return tensors
+
+
+def strip_wrappers(names: list[str]) -> list[str]:
+    """Return names of weights without what torch puts before and into them."""
+    stripped: list[str] = []
+    for name in names:
+        parts = name.split(".")
+        while parts[1:] and f"{parts[0]}." in WRAPPERS:
+            parts = parts[1:]
+        # `torch.compile` of a part of a model stands inside the name
+        stripped.append(".".join(part for part in parts if part != "_orig_mod"))
+    return stripped
+
+
+def _load_named_weights(
+    context: LoadContext,
+    class_name: str,
+    *,
+    stored: Mapping[str, StoredTensor],
+    renamed: list[str],
+    config: Any,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Load a model of transformers whose weights go by other names than the stored ones.
+
+    Returns:
+        The model, and what the library tells of missing and mismatched weights.
+    """
+    weights: dict[str, Tensor] | None = None
+    names = list(stored)
+    if is_loading_shapes_only():
+        weights = make_shape_tensors(stored)
+    elif renamed != names:
+        weights = {}
+        for path in find_weight_files(get_model_folder(context), WEIGHT_FILES["transformers"]):
+            weights |= load_file(path)
+    if weights is not None:
+        named_weights = weights
+        weights = {new: named_weights[old] for old, new in zip(names, renamed, strict=True)}
     library_class = getattr(transformers, class_name)
     try:
         model, loading_info = library_class.from_pretrained(
-            describe_source(context),
+            get_model_folder(context),
             config=config,
+            state_dict=weights,
             dtype=torch.float32,
             attn_implementation="eager",
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
             **options,
-            # checked below, where the message can name them
+            # checked by the caller, where the message can name them
             ignore_mismatched_sizes=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise _explain_load_error(context, error) from error
-    _check_loaded_weights(context, loading_info, unread=unread)
-    return model.eval()
+    except Exception as error:  # a configuration that fits no model fails in many ways
+        raise explain_load_error(context, error) from error
+    return model, loading_info
 
 
-def _check_safetensors(folder: Path) -> None:
-    """Raise `ModelError` when a folder holds no safetensors file."""
-    if any(folder.glob("*.safetensors")):
-        return
-    pickle_names: list[str] = []
-    for pattern in PICKLE_PATTERNS:
-        pickle_names += [file.name for file in folder.glob(pattern)]
-    hint = ""
-    if pickle_names:
-        names = ", ".join(sorted(pickle_names))
-        hint = f" (only {names}: formats that can run code are not loaded)"
-    raise ModelError(f"{folder}: no .safetensors file{hint}")
-
-
-def _check_loaded_weights(
-    context: LoadContext, loading_info: dict[str, Any], *, unread: tuple[str, ...]
-) -> None:
-    """Raise `ModelError` when weights that are read were not loaded."""
+def _list_unusable_weights(loading_info: dict[str, Any], *, unread: tuple[str, ...]) -> list[str]:
+    """Return the weights that are read and were not loaded."""
     unusable_names: list[str] = []
     for name in loading_info["missing_keys"]:
         if not any(part in name for part in unread):
             unusable_names.append(name)
     for mismatch in loading_info.get("mismatched_keys", ()):
         unusable_names.append(str(mismatch[0]))
-    if unusable_names:
-        names = ", ".join(sorted(unusable_names)[:MAX_NAMED_WEIGHTS])
-        raise ModelError(
-            f"{describe_source(context)}: weights are missing or of another shape: {names}"
-        )
+    return sorted(unusable_names)
+
+
+def _describe_unusable_weights(
+    context: LoadContext, unusable: list[str], *, stored: list[str]
+) -> str:
+    """Return the message about weights that were not loaded: which, and what is stored instead."""
+    names = ", ".join(unusable[:MAX_NAMED_WEIGHTS])
+    stored_names = ", ".join(shorten(name) for name in stored[:MAX_NAMED_WEIGHTS])
+    hint = ""
+    prefix = stored[0].partition(".")[0] + "."
+    if all(name.startswith(prefix) for name in stored):
+        hint = f"; all stored names start with '{shorten(prefix)}': save them without it"
+    return (
+        f"{describe_source(context)}: weights are missing or of another shape: {names}"
+        f" ({len(unusable)} in all; stored are {stored_names}, ...){hint}"
+    )
 
 
 def find_family(
@@ -258,50 +291,49 @@ def find_family(
 
 
 def load_tokenizer_json(context: LoadContext) -> str:
-    """Load the fast tokenizer as JSON: `tokenizer.json` of the folder, or the hub's.
+    """Load the fast tokenizer as JSON: `tokenizer.json` beside the weights.
+
+    Without it, transformers makes one of the vocabulary that is there.
 
     Raises:
         ModelError: It is missing or no JSON, or the hub does not give it.
     """
-    if context.path is None:
-        auto_tokenizer = transformers.AutoTokenizer
-        try:
-            tokenizer = auto_tokenizer.from_pretrained(context.name, trust_remote_code=False)
-            return str(tokenizer.backend_tokenizer.to_str())
-        except (OSError, ValueError, AttributeError) as error:
-            raise _explain_load_error(context, error) from error
-    path = context.path / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{context.path}: tokenizer.json is missing beside the weights")
-    text = path.read_text()
+    folder = get_model_folder(context)
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        read_json_file(path)
+        return path.read_text(encoding="utf-8")
+    vocabularies = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
+    if not vocabularies:
+        raise ModelError(
+            f"{folder}: tokenizer.json is missing beside the weights; save the tokenizer there"
+            " (AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER))"
+        )
+    for name in vocabularies:
+        fault = describe_start(folder / name)
+        if fault:
+            raise ModelError(f"{folder / name}: {fault}")
+    auto_tokenizer = transformers.AutoTokenizer
     try:
-        json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-    return text
+        tokenizer = auto_tokenizer.from_pretrained(folder, trust_remote_code=False)
+        return str(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # converters of the library raise what they like
+        raise ModelError(
+            f"{folder}: no tokenizer.json, and transformers can't make one of"
+            f" {', '.join(vocabularies)}: {summarize_error(error)}; save a fast tokenizer there"
+        ) from error
 
 
 def load_json(context: LoadContext, file_name: str) -> dict[str, Any]:
     """Load an optional JSON file beside the weights; it is empty when there is none.
 
     Raises:
-        ModelError: The file is there and is no JSON.
+        ModelError: The file is there and is no JSON, or the hub has it and does not give it.
     """
-    path = _find_optional_file(context, file_name)
-    if path is None or not path.is_file():
+    path = get_model_folder(context) / file_name
+    if not path.is_file():
         return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-
-
-def _find_optional_file(context: LoadContext, file_name: str) -> Path | None:
-    """Return the path of a file in the folder or from the hub; None when a hub does not give it."""
-    if context.path is not None:
-        return context.path / file_name
-    try:
-        return Path(hf_hub_download(context.name, file_name))
-    except OSError:
-        # without the file, and without the hub, a model loads with its defaults
-        return None
+    values = read_json_file(path)
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: expected a mapping, got {shorten(repr(values))}")
+    return values

@@ -35,6 +35,7 @@ from huggingface_hub.errors import (
 )
 
 from mmcompress.errors import DataError, ModelError, shorten
+from mmcompress.models.checkpoint import StoredTensor, read_tensor_names
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.storage import read_record, write_record
 
@@ -192,6 +193,30 @@ def list_weight_files(model: HubModel, listing: HubListing, *, folder: Path) -> 
         f"{model}: has no {WEIGHT_FILES[model.library][0]}{hint};"
         " save it with safetensors, or name a revision that has it: NAME@REVISION"
     )
+
+
+def read_remote_tensors(model: HubModel) -> dict[str, StoredTensor]:
+    """Return the stored tensors of a model at a hub by name; only headers are fetched.
+
+    Raises:
+        ModelError: The hub does not give them, or there are no weights in safetensors.
+    """
+    listing = list_hub_files(model)
+    folder = fetch_hub_folder(model, weights=False)
+    tensors: dict[str, StoredTensor] = {}
+    for name in list_weight_files(model, listing, folder=folder):
+        if (folder / name).is_file():
+            tensors |= read_tensor_names(folder / name)
+            continue
+        try:
+            header = HfApi(endpoint=constants.ENDPOINT).parse_safetensors_file_metadata(
+                model.name, name, revision=listing.commit
+            )
+        except Exception as error:  # the library of the hub raises those of its HTTP client, too
+            raise explain_hub_error(model, error, file_name=name) from error
+        for tensor_name, tensor in header.tensors.items():
+            tensors[tensor_name] = StoredTensor(dtype=tensor.dtype, shape=tuple(tensor.shape))
+    return tensors
 
 
 def fetch_hub_file(model: HubModel, file_name: str, *, commit: str) -> Path:
@@ -373,6 +398,4 @@ def explain_hub_error(model: HubModel, error: Exception, *, file_name: str = "")
             return ModelError(f"{what}: {explanation}")
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
-    return ModelError(f"{what}: {answer if status else "can't be fetched"}: {reason}")
-
-
+    return ModelError(f"{what}: {answer}: {reason}")
