@@ -20,7 +20,7 @@ from mmcompress.models.base import LoadContext, Model
 from mmcompress.models.checkpoint import check_config_files
 from mmcompress.models.hub_files import COMMIT, HubModel, fetch_hub_folder, list_hub_files
 from mmcompress.models.packaged import find_packaged_folder
-from mmcompress.models.shapes import is_loading_shapes_only
+from mmcompress.models.shapes import is_loading_shapes_only, load_shapes_only
 from mmcompress.registry import FAMILIES
 from mmcompress.spec.schema import Node, Spec
 from mmcompress.version import PACKAGE_FOLDER
@@ -266,6 +266,17 @@ def locate_node_source(node: Node) -> SourceLocation:
     return location
 
 
+def fetch_folder(location: SourceLocation) -> Path | None:
+    """Return the folder of a source; a model of a hub is fetched first.
+
+    Raises:
+        ModelError: The hub does not give it.
+    """
+    if location.hub_model is None:
+        return location.folder
+    return fetch_hub_folder(location.hub_model, weights=not is_loading_shapes_only())
+
+
 def load_model(node: Node) -> Model:
     """Load the model of one node, in float32 and in evaluation mode.
 
@@ -273,12 +284,9 @@ def load_model(node: Node) -> Model:
         ModelError: There are no such weights, or they can't be used.
     """
     location = locate_node_source(node)
-    folder = location.folder
-    if location.hub_model is not None:
-        folder = fetch_hub_folder(location.hub_model, weights=not is_loading_shapes_only())
     context = LoadContext(
         kind=node.kind,
-        path=folder,
+        path=fetch_folder(location),
         name=location.name,
         pretrained=location.pretrained,
         candidates=node.candidates,
@@ -366,6 +374,21 @@ def _check_contract(node: Node, model: Model) -> None:
         raise ModelError(
             f"source '{node.source}': the model sets no tokenizer_json, which a {node.kind} needs"
         )
+
+
+def check_models(spec: Spec) -> dict[str, Model]:
+    """Check every model of a pipeline by its configuration and the headers of its weights.
+
+    Returns:
+        The models by node, with the shapes of their weights and without the numbers.
+
+    Raises:
+        ModelError: A model can't be loaded, or one can't read what another gives.
+    """
+    with load_shapes_only():
+        models = load_models(spec)
+        load_rewind_models(spec, models)
+    return models
 
 
 def load_rewind_models(spec: Spec, models: Mapping[str, Model]) -> dict[str, Model]:
