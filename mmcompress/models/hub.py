@@ -6,6 +6,7 @@ classes, never by the words of their messages.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,6 +57,9 @@ VOCABULARY_FILES = (
 )
 """Vocabularies of tokenizers of older kinds, which transformers converts to `tokenizer.json`."""
 
+MAX_DETAIL_LETTERS = 300
+"""Letters of a second line that an error message repeats at most."""
+
 MAX_NAMED_WEIGHTS = 4
 """Weights that an error message names at most, so that it stays readable."""
 
@@ -90,9 +94,16 @@ def describe_source(context: LoadContext) -> str:
 
 
 def summarize_error(error: Exception) -> str:
-    """Return the first line of an error's message, or its class when it has none."""
+    """Return the first line of an error's message, or its class when it has none.
+
+    A line that ends in a colon says little without the next one.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    if lines[0].endswith(":") and lines[1:]:
+        return f"{lines[0]} {lines[1].strip()[:MAX_DETAIL_LETTERS]}"
+    return lines[0]
 
 
 def get_model_folder(context: LoadContext) -> Path:
@@ -210,35 +221,66 @@ def _load_named_weights(
     Returns:
         The model, and what the library tells of missing and mismatched weights.
     """
+    folder = get_model_folder(context)
     weights: dict[str, Tensor] | None = None
     names = list(stored)
     if is_loading_shapes_only():
         weights = make_shape_tensors(stored)
     elif renamed != names:
         weights = {}
-        for path in find_weight_files(get_model_folder(context), WEIGHT_FILES["transformers"]):
+        for path in find_weight_files(folder, WEIGHT_FILES["transformers"]):
             weights |= load_file(path)
     if weights is not None:
         named_weights = weights
         weights = {new: named_weights[old] for old, new in zip(names, renamed, strict=True)}
-    library_class = getattr(transformers, class_name)
+    library_class = _find_class(class_name, config)
     try:
-        model, loading_info = library_class.from_pretrained(
-            get_model_folder(context),
-            config=config,
-            state_dict=weights,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-            # checked by the caller, where the message can name them
-            ignore_mismatched_sizes=True,
-        )
+        # the library reports missing weights at length; the caller tells those that matter
+        with _silence(logging.getLogger("transformers.modeling_utils")):
+            model, loading_info = library_class.from_pretrained(
+                # the library takes a folder or weights, not both
+                folder if weights is None else None,
+                config=config,
+                state_dict=weights,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+                # checked by the caller, where the message can name them
+                ignore_mismatched_sizes=True,
+            )
+        if weights is not None and (folder / "generation_config.json").is_file():
+            # with a folder, the library reads it itself
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     except Exception as error:  # a configuration that fits no model fails in many ways
         raise explain_load_error(context, error) from error
     return model, loading_info
+
+
+@contextmanager
+def _silence(logger: logging.Logger) -> Iterator[None]:
+    """Let a logger tell errors alone while the block runs."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _find_class(class_name: str, config: Any) -> Any:
+    """Return a class of transformers; one that chooses by the configuration is asked for it.
+
+    Such a class takes a folder alone, and no weights.
+    """
+    library_class = getattr(transformers, class_name)
+    mapping = getattr(library_class, "_model_mapping", None)
+    if mapping is None or type(config) not in mapping:
+        return library_class
+    chosen = mapping[type(config)]
+    return chosen[0] if isinstance(chosen, tuple) else chosen
 
 
 def _list_unusable_weights(loading_info: dict[str, Any], *, unread: tuple[str, ...]) -> list[str]:

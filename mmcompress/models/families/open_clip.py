@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import difflib
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
@@ -309,7 +310,10 @@ def _create_shapes(name: str, tag: str | None, *, options: dict[str, object]) ->
         library_load = factory.load_state_dict
         factory.load_state_dict = _read_shapes
         try:
-            factory.load_checkpoint(model, str(checkpoint))
+            with warnings.catch_warnings():
+                # nothing is copied into a model without numbers, as is meant here
+                warnings.simplefilter("ignore", UserWarning)
+                factory.load_checkpoint(model, str(checkpoint))
         finally:
             factory.load_state_dict = library_load
     fill_with_shapes_(model)
