@@ -101,7 +101,10 @@ def damage(data, how):
         ("pickle", r"model.safetensors: no safetensors file in spite of its name"),
         ("four bytes", r"model.safetensors: no safetensors file in spite of its name"),
         ("no tensors", r"the weights are empty"),
-        ("cut", r"model.safetensors: cut short: it has [\d,]+ bytes where its header tells of [\d,]+"),
+        (
+            "cut",
+            r"model.safetensors: cut short: it has [\d,]+ bytes where its header tells of [\d,]+",
+        ),
         ("one byte short", r"cut short"),
         ("one byte more", r"too long"),
         ("cut in the header", r"cut short: it has 100 bytes"),
@@ -241,7 +244,13 @@ def test_a_part_that_was_compiled_on_its_own_is_stripped(bert, copy):
 
 def test_settings_of_generation_are_read_beside_stripped_weights(tmp_path):
     config = T5Config(
-        vocab_size=60, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4, decoder_start_token_id=1
+        vocab_size=60,
+        d_model=32,
+        d_kv=8,
+        d_ff=64,
+        num_layers=1,
+        num_heads=4,
+        decoder_start_token_id=1,
     )
     model = T5ForConditionalGeneration(config)
     model.generation_config.eos_token_id = 7
@@ -318,9 +327,9 @@ def test_numbers_that_are_not_finite_are_told(copy):
 
 def test_a_library_named_in_the_source_decides_which_config_is_read(tmp_path, tiny):
     """A folder of both libraries, as CLIP's are at the hub, loads by the one that is asked for."""
-    CLIPModel(CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)).save_pretrained(
-        tmp_path
-    )
+    CLIPModel(
+        CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)
+    ).save_pretrained(tmp_path)
     for path in (tiny / "clip").iterdir():
         shutil.copy(path, tmp_path)
     by_name = {

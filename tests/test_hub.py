@@ -52,7 +52,9 @@ class FakeHub:
     def publish(self, name: str, folder: Path, *, revision: str = "main") -> str:
         """Publish the files of a folder; returns the commit."""
         commit = hashlib.sha1(f"{name} {revision} {len(self.models)}".encode()).hexdigest()
-        commit = hashlib.sha1(f"{commit}{len(self.refs.get(name, {}))}{folder}".encode()).hexdigest()
+        commit = hashlib.sha1(
+            f"{commit}{len(self.refs.get(name, {}))}{folder}".encode()
+        ).hexdigest()
         self.models.setdefault(name, {})[commit] = folder
         self.refs.setdefault(name, {})[revision] = commit
         return commit
@@ -199,7 +201,9 @@ def test_a_model_of_the_hub_is_that_of_the_same_folder(hub, vit):
     assert not [request for request in fetched if request.endswith((".bin", ".md"))]
 
 
-@pytest.mark.parametrize("file_name", ["preprocessor_config.json", "model.safetensors", "config.json"])
+@pytest.mark.parametrize(
+    "file_name", ["preprocessor_config.json", "model.safetensors", "config.json"]
+)
 @pytest.mark.parametrize(
     ("status", "message"),
     [
@@ -305,7 +309,9 @@ def test_a_copy_that_another_tool_left_is_used_only_if_it_says_what_is_absent(
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         hf_hub_download("org/bert", name, endpoint=hub.url, cache_dir=constants.HF_HUB_CACHE)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(ModelError, match=r"does not tell whether \w+.json exists; .*source: /") as error:
+    with pytest.raises(
+        ModelError, match=r"does not tell whether \w+.json exists; .*source: /"
+    ) as error:
         load("transformers:org/bert", "text_encoder")
     assert load(str(error.value).partition("source: ")[2], "text_encoder").blocks
 
@@ -330,7 +336,9 @@ def test_open_clips_own_syntax_names_a_model_at_the_hub(hub, tiny, tmp_path):
         assert load(source, "text_encoder").tokenizer_json
     for prefix in ("local-dir:", "open_clip:local-dir:"):
         assert locate_source(f"{prefix}{tiny / 'clip'}").folder == tiny / "clip"
-    text = (tiny / "spec.yaml").read_text().replace("source: ./clip", "source: hf-hub:org/clip@main")
+    text = (
+        (tiny / "spec.yaml").read_text().replace("source: ./clip", "source: hf-hub:org/clip@main")
+    )
     (tmp_path / "spec.yaml").write_text(text.replace("./captioner", str(tiny / "captioner")))
     spec = load_spec(tmp_path / "spec.yaml")
     # nothing is glued to it
@@ -342,9 +350,11 @@ def test_open_clips_own_syntax_names_a_model_at_the_hub(hub, tiny, tmp_path):
         "text": f"hf-hub:org/clip@{commit}",
     }
     # known ones are taken without asking
-    assert pin_sources(spec, {"hf-hub:org/clip@main": "hf-hub:org/clip@" + "0" * 40})[0].nodes[
-        "vision"
-    ].source.endswith("0" * 40)
+    assert (
+        pin_sources(spec, {"hf-hub:org/clip@main": "hf-hub:org/clip@" + "0" * 40})[0]
+        .nodes["vision"]
+        .source.endswith("0" * 40)
+    )
     hub.failures["tokenizer.json"] = 500
     shutil.rmtree(constants.HF_HUB_CACHE)
     open_clip._load_clip.cache_clear()

@@ -35,7 +35,7 @@ from huggingface_hub.errors import (
 )
 
 from mmcompress.errors import DataError, ModelError, shorten
-from mmcompress.models.checkpoint import StoredTensor, read_tensor_names
+from mmcompress.models.checkpoint import StoredTensor, check_config_files, read_tensor_names
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.storage import read_record, write_record
 
@@ -161,6 +161,8 @@ def fetch_hub_folder(model: HubModel, *, weights: bool = True) -> Path:
     # a file lies as deep in the folder of the commit as its name says
     folder = files[0].parents[names[0].count("/")]
     if weights:
+        # gigabytes that the tool can't use are not fetched
+        check_config_files(folder)
         for name in list_weight_files(model, listing, folder=folder):
             fetch_hub_file(model, name, commit=listing.commit)
     return folder
@@ -351,7 +353,7 @@ def explain_hub_error(model: HubModel, error: Exception, *, file_name: str = "")
     what = f"{model}: {file_name}" if file_name else str(model)
     chain = list_error_chain(error)
     status = _find_status(chain)
-    answer = f"the hub answered {status}" if status else "the hub refuses"
+    answer = f"the hub answered {status}" if status else "can't be fetched"
 
     def has_cause(error_class: type[BaseException]) -> bool:
         return any(isinstance(cause, error_class) for cause in chain)

@@ -277,8 +277,12 @@ def _find_tagged_weights(source: str, name: str, *, tag: str, shapes_only: bool)
         ModelError: The file of weights is damaged, or the hub does not give it.
     """
     if Path(tag).is_file():
-        if Path(tag).suffix == SAFETENSORS_SUFFIX:
-            check_tensors(tag, read_tensor_names(Path(tag)))
+        if Path(tag).suffix != SAFETENSORS_SUFFIX:
+            raise ModelError(
+                f"{source}: {tag} is a pickle, a format that can run code;"
+                " convert it to .safetensors"
+            )
+        check_tensors(tag, read_tensor_names(Path(tag)))
         return tag
     tag_config = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) or {}
     address = str(tag_config.get("hf_hub", ""))
@@ -333,12 +337,7 @@ def _find_local_weights(name: str, tag: str | None) -> Path | None:
 
 def _read_shapes(checkpoint_path: str, **_: object) -> dict[str, Tensor]:
     """Read what open_clip would load from a file, as tensors without numbers."""
-    path = Path(checkpoint_path)
-    if path.suffix != SAFETENSORS_SUFFIX:
-        raise ModelError(
-            f"{path} is a pickle, a format that can run code; convert it to .safetensors"
-        )
-    weights = make_shape_tensors(read_tensor_names(path))
+    weights = make_shape_tensors(read_tensor_names(Path(checkpoint_path)))
     return dict(zip(strip_wrappers(list(weights)), weights.values(), strict=True))
 
 
