@@ -24,10 +24,10 @@ from transformers import (
 )
 
 from mmcompress.errors import ModelError
+from mmcompress.models.base import LoadContext
 from mmcompress.models.checkpoint import read_checkpoint
 from mmcompress.models.hub import load_tokenizer_json
 from mmcompress.models.hub_files import WEIGHT_FILES
-from mmcompress.models.base import LoadContext
 from mmcompress.models.shapes import load_shapes_only
 from mmcompress.models.sources import load_model
 from mmcompress.spec.schema import Node

@@ -362,6 +362,27 @@ def test_open_clips_own_syntax_names_a_model_at_the_hub(hub, tiny, tmp_path):
         load("hf-hub:org/clip", "text_encoder")
 
 
+def test_weights_behind_a_tag_of_open_clip_never_turn_into_a_pickle(hub, tmp_path):
+    """open_clip takes a failure for an absent .safetensors, and goes on with the .bin."""
+    name = "timm/vit_base_patch32_clip_224.openai"
+    for folder in (tmp_path / "tagged",):
+        folder.mkdir()
+        (folder / "open_clip_model.safetensors").write_bytes(b"weights")
+        (folder / "open_clip_pytorch_model.bin").write_bytes(b"a pickle")
+        hub.publish(name, folder)
+    hub.failures["open_clip_model.safetensors"] = 500
+    with pytest.raises(ModelError, match=r"open_clip_model.safetensors: the hub answered 500"):
+        load("open_clip:ViT-B-32@openai")
+    assert not [request for request in hub.requests if request.endswith(".bin")]
+    hub.requests.clear()
+    with load_shapes_only():
+        tower = load("open_clip:ViT-B-32@openai")
+    assert tower.config["preprocess"]["mean"][0] == pytest.approx(0.48145466)
+    assert not [request for request in hub.requests if "/resolve/" in request]
+    with pytest.raises(ModelError, match=r"'opnai' is no file and no tag .*did you mean 'openai'"):
+        load("open_clip:ViT-B-32@opnai")
+
+
 def test_validation_fetches_headers_and_no_weights(hub, vit, tmp_path, tiny):
     hub.publish("org/vit", vit)
     hub.publish("org/clip", tiny / "clip")

@@ -221,17 +221,29 @@ def read_remote_tensors(model: HubModel) -> dict[str, StoredTensor]:
     return tensors
 
 
+def find_cached_file(name: str, file_name: str, revision: str = "") -> Path | None:
+    """Return a file of a model that is cached already; None where it is not.
+
+    Args:
+        name: The model, `organisation/name`.
+        file_name: The file.
+        revision: A branch, tag or commit; empty for the main branch.
+    """
+    cached = try_to_load_from_cache(
+        name, file_name, revision=revision or None, cache_dir=constants.HF_HUB_CACHE
+    )
+    return Path(cached) if isinstance(cached, str) else None
+
+
 def fetch_hub_file(model: HubModel, file_name: str, *, commit: str) -> Path:
     """Fetch one file that the hub listed; a cached one is taken from there.
 
     Raises:
         ModelError: The hub does not give it, or it can't be written.
     """
-    cached = try_to_load_from_cache(
-        model.name, file_name, revision=commit, cache_dir=constants.HF_HUB_CACHE
-    )
-    if isinstance(cached, str):
-        return Path(cached)
+    cached = find_cached_file(model.name, file_name, revision=commit)
+    if cached is not None:
+        return cached
     try:
         return Path(
             hf_hub_download(

@@ -204,7 +204,8 @@ def pin_sources(spec: Spec, known: Mapping[str, str]) -> tuple[Spec, dict[str, s
                 raise ModelError(f"nodes.{node_name}: {error}") from error
             if pinned_source != source:
                 pinned[source] = pinned_source
-                nodes[node_name] = replace(nodes[node_name], **{key: pinned_source})
+                change: dict[str, Any] = {key: pinned_source}
+                nodes[node_name] = replace(nodes[node_name], **change)
     return replace(spec, nodes=nodes), pinned
 
 

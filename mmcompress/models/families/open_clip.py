@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import open_clip
 import torch
@@ -23,7 +24,7 @@ from open_clip.transformer import TextTransformer, VisionTransformer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from mmcompress.errors import ModelError
+from mmcompress.errors import ModelError, suggest_nearest
 from mmcompress.graph.blocks import ConvGeometry
 from mmcompress.models.base import (
     BlockShape,
@@ -48,6 +49,7 @@ from mmcompress.models.hub_files import (
     WEIGHT_FILES,
     HubModel,
     fetch_hub_file,
+    find_cached_file,
     list_hub_files,
 )
 from mmcompress.models.layouts import find_blocks, find_convolutions, normalize_
@@ -251,7 +253,7 @@ def _load_clip(
     try:
         with refuse_pickles(source), _strip_wrappers_of_weights():
             # `force_custom_text` makes the text tower a module of its own.
-            options = {"force_custom_text": True, "weights_only": True}
+            options: dict[str, Any] = {"force_custom_text": True, "weights_only": True}
             if shapes_only:
                 model = _create_shapes(name, tag, options=options)
             else:
@@ -284,32 +286,48 @@ def _find_tagged_weights(source: str, name: str, *, tag: str, shapes_only: bool)
             )
         check_tensors(tag, read_tensor_names(Path(tag)))
         return tag
-    tag_config = open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) or {}
-    address = str(tag_config.get("hf_hub", ""))
-    if not address or shapes_only:
+    tag_config = _get_tag_config(name, tag)
+    if not tag_config:
+        raise ModelError(
+            f"{source}: '{tag}' is no file and no tag of open_clip;"
+            f" {suggest_nearest(tag, open_clip.list_pretrained_tags_by_model(name))}"
+        )
+    hub_name, _, file_name = str(tag_config.get("hf_hub", "")).rpartition("/")
+    wanted = [file_name] if file_name.endswith(SAFETENSORS_SUFFIX) else []
+    wanted += WEIGHT_FILES["open_clip"]
+    if not hub_name or any(find_cached_file(hub_name, wanted_name) for wanted_name in wanted):
         return tag
-    hub_name, _, file_name = address.rpartition("/")
     hub_model = HubModel(name=hub_name, library="open_clip")
     listing = list_hub_files(hub_model)
-    wanted = [file_name] if file_name.endswith(SAFETENSORS_SUFFIX) else []
-    for known_name in (*wanted, *WEIGHT_FILES["open_clip"]):
-        if known_name in listing.files:
-            fetch_hub_file(hub_model, known_name, commit=listing.commit)
+    for wanted_name in wanted:
+        if wanted_name in listing.files:
+            if not shapes_only:
+                fetch_hub_file(hub_model, wanted_name, commit=listing.commit)
             break
     return tag
 
 
-def _create_shapes(name: str, tag: str | None, *, options: dict[str, object]) -> nn.Module:
+def _get_tag_config(name: str, tag: str) -> dict[str, object]:
+    """Return what open_clip knows of the weights behind a tag; empty for an unknown tag."""
+    return dict(open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) or {})
+
+
+def _create_shapes(name: str, tag: str | None, *, options: dict[str, Any]) -> nn.Module:
     """Create a model whose tensors have shapes and no numbers, and compare them with the weights.
+
+    Weights behind a tag are not fetched, so their shapes are not compared.
 
     Raises:
         RuntimeError: Weights are missing or of another shape, as open_clip tells it.
     """
-    with torch.device("meta"):
-        model = open_clip.create_model(
-            name, pretrained=tag, load_weights=False, device="meta", **options
-        )
     checkpoint = _find_local_weights(name, tag)
+    if tag is not None and checkpoint is None:
+        options = {
+            **options,
+            "force_preprocess_cfg": _keep_preprocessing(_get_tag_config(name, tag)),
+        }
+    with torch.device("meta"):
+        model = open_clip.create_model(name, load_weights=False, device="meta", **options)
     if checkpoint is not None:
         library_load = factory.load_state_dict
         factory.load_state_dict = _read_shapes
