@@ -31,7 +31,9 @@ from mmcompress.models.sources import (
     pin_sources,
 )
 from mmcompress.spec.schema import Node
+from mmcompress.workspace.context import open_run
 
+SIDE_FILE = "preprocessor_config.json"
 PREPROCESSOR = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}
 
 
@@ -151,8 +153,7 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "own-cache"))
-    for wait in ("_DEFAULT_RETRY_BASE_WAIT",):
-        monkeypatch.setattr(f"huggingface_hub.utils._http.{wait}", 0.0, raising=False)
+    # the library waits before it asks again
     monkeypatch.setattr("time.sleep", lambda _: None)
     open_clip._load_clip.cache_clear()
     yield hub
@@ -202,18 +203,18 @@ def test_a_model_of_the_hub_is_that_of_the_same_folder(hub, vit):
 
 
 @pytest.mark.parametrize(
-    "file_name", ["preprocessor_config.json", "model.safetensors", "config.json"]
-)
-@pytest.mark.parametrize(
-    ("status", "message"),
+    ("file_name", "status", "message"),
     [
-        (500, r"the hub answered 500, a failure of its own: try again later"),
-        (503, r"the hub answered 503, a failure of its own"),
-        (429, r"the hub answered 429, too many requests: wait"),
-        (401, r"the hub answered 401: .*log in \(hf auth login\)"),
-        (403, r"the hub answered 403: its owners ask for consent first"),
-        (404, r"the hub answered 404"),
-        (418, r"the hub answered 418"),
+        (SIDE_FILE, 500, r"the hub answered 500, a failure of its own: try again later"),
+        (SIDE_FILE, 503, r"the hub answered 503, a failure of its own"),
+        (SIDE_FILE, 429, r"the hub answered 429, too many requests: wait"),
+        (SIDE_FILE, 401, r"the hub answered 401: .*log in \(hf auth login\)"),
+        (SIDE_FILE, 403, r"the hub answered 403: its owners ask for consent first"),
+        (SIDE_FILE, 404, r"the hub answered 404"),
+        (SIDE_FILE, 418, r"the hub answered 418"),
+        ("config.json", 500, r"the hub answered 500"),
+        ("model.safetensors", 500, r"the hub answered 500"),
+        ("model.safetensors", 401, r"the hub answered 401"),
     ],
 )
 def test_a_failure_for_one_file_is_no_absent_file(hub, vit, file_name, status, message):
@@ -365,11 +366,11 @@ def test_open_clips_own_syntax_names_a_model_at_the_hub(hub, tiny, tmp_path):
 def test_weights_behind_a_tag_of_open_clip_never_turn_into_a_pickle(hub, tmp_path):
     """open_clip takes a failure for an absent .safetensors, and goes on with the .bin."""
     name = "timm/vit_base_patch32_clip_224.openai"
-    for folder in (tmp_path / "tagged",):
-        folder.mkdir()
-        (folder / "open_clip_model.safetensors").write_bytes(b"weights")
-        (folder / "open_clip_pytorch_model.bin").write_bytes(b"a pickle")
-        hub.publish(name, folder)
+    folder = tmp_path / "tagged"
+    folder.mkdir()
+    (folder / "open_clip_model.safetensors").write_bytes(b"weights")
+    (folder / "open_clip_pytorch_model.bin").write_bytes(b"a pickle")
+    hub.publish(name, folder)
     hub.failures["open_clip_model.safetensors"] = 500
     with pytest.raises(ModelError, match=r"open_clip_model.safetensors: the hub answered 500"):
         load("open_clip:ViT-B-32@openai")
@@ -414,6 +415,26 @@ def test_a_model_of_pickles_or_of_an_adapter_is_refused_before_its_weights_come(
     with pytest.raises(ModelError, match=r"quantized by gptq"):
         load("transformers:org/quantized")
     assert not [r for r in hub.requests if "quantized" in r and r.endswith(".safetensors")]
+
+
+def test_a_run_keeps_the_commit_and_goes_on_with_it(hub, tiny, tmp_path, machine):
+    commit = hub.publish("org/clip", tiny / "clip")
+    text = (tiny / "spec.yaml").read_text().replace("source: ./clip", "source: hf-hub:org/clip")
+    (tmp_path / "spec.yaml").write_text(text.replace("./captioner", str(tiny / "captioner")))
+    run = open_run(tmp_path / "spec.yaml", tmp_path / "run", **machine)
+    pinned = f"hf-hub:org/clip@{commit}"
+    assert run.spec.nodes["vision"].source == run.spec.nodes["text"].source == pinned
+    assert json.loads(run.folder.spec.read_text())["nodes"]["vision"]["source"] == pinned
+    assert json.loads(run.folder.sources.read_text()) == {"hf-hub:org/clip": pinned}
+    run.write_bundle(run.models, {}, kept={}, folder=tmp_path / "bundle", prove=False)
+    manifest = json.loads((tmp_path / "bundle/manifest.json").read_text())
+    assert manifest["sources"] == {"vision": pinned, "text": pinned}
+    # the branch moves on, and the hub goes away: the run stays with its commit
+    hub.publish("org/clip", tmp_path / "nothing")
+    hub.failures["listing"] = 500
+    hub.requests.clear()
+    resumed = open_run(tmp_path / "spec.yaml", tmp_path / "run", resume=True, **machine)
+    assert resumed.spec == run.spec and hub.requests == []
 
 
 @pytest.mark.parametrize(
