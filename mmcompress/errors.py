@@ -86,9 +86,25 @@ class ProofFailed(MmcompressError):
     exit_code = 1
 
 
+MAX_QUOTED_LETTERS = 100
+"""Letters of a user's own text that a message repeats at most, so that it stays readable."""
+
+
+def shorten(value: object) -> str:
+    """Return what a user wrote as a message repeats it: a long text is cut in the middle."""
+    text = str(value)
+    if len(text) <= MAX_QUOTED_LETTERS:
+        return text
+    half = MAX_QUOTED_LETTERS // 2
+    return f"{text[:half]}…{text[-half:]} ({len(text):,} letters)"
+
+
 def suggest_nearest(name: str, known: Iterable[object]) -> str:
     """Return the tail of an error message: the nearest of the known names, then all of them."""
     names = sorted(str(one) for one in known)
-    nearest = difflib.get_close_matches(str(name), names, 1)
-    hint = f"did you mean '{nearest[0]}'? " if nearest else ""
+    # nobody means a known name by a text of this length, and the search would take long
+    close_names: list[str] = []
+    if len(name) <= MAX_QUOTED_LETTERS:
+        close_names = difflib.get_close_matches(name, names, 1)
+    hint = f"did you mean '{close_names[0]}'? " if close_names else ""
     return f"{hint}(known: {', '.join(names)})"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from mmcompress.errors import MissingPackage, suggest_nearest
+from mmcompress.errors import MissingPackage, shorten, suggest_nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +144,7 @@ class Registry:
         """Return what is wrong with a name, None when there is an entry of that name."""
         if name in self._entries:
             return None
-        return f"unknown {self.noun} '{name}'; {suggest_nearest(name, self._entries)}"
+        return f"unknown {self.noun} '{shorten(name)}'; {suggest_nearest(name, self._entries)}"
 
     def get(self, name: str) -> Any:
         """Return the code behind a name.
@@ -189,7 +189,8 @@ class MixtureRegistry(Registry):
                 return unknown
             if not weight.replace(".", "", 1).isdigit() or float(weight) <= 0:
                 return (
-                    f"'{weight}' is not a positive weight; expected, say, fisher + 0.5 * magnitude"
+                    f"'{shorten(weight)}' is not a positive weight;"
+                    " expected, say, fisher + 0.5 * magnitude"
                 )
         return None
 

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mmcompress.errors import DataError, suggest_nearest
+from mmcompress.errors import DataError, shorten, suggest_nearest
 
 RecordType = TypeVar("RecordType")
 """A dataclass."""
@@ -79,7 +79,7 @@ def build_record(record_type: type[RecordType], data: Any) -> RecordType:
         InvalidValue: Keys are unknown or missing, or values don't fit; all of it at once.
     """
     if not isinstance(data, dict):
-        raise InvalidValue([Problem((), f"expected a mapping, got {data!r}")])
+        raise InvalidValue([Problem((), f"expected a mapping, got {shorten(repr(data))}")])
     try:
         text = json.dumps([data], default=str)
         record: RecordType = _adapter(cast(Hashable, record_type)).validate_json(text, strict=True)[
@@ -104,17 +104,22 @@ def _explain(record_type: type, details: Any) -> Problem:
     path = tuple(str(key) for key in details["loc"][1:])
     kind = details["type"]
     value = details["input"]
+    shown = shorten(repr(value))
     context = details.get("ctx") or {}
     if kind == "unexpected_keyword_argument":
         known = _field_names(_type_at(record_type, path[:-1]))
-        return Problem(path, f"unknown key '{path[-1]}'; {suggest_nearest(path[-1], known)}")
+        return Problem(
+            path, f"unknown key '{shorten(path[-1])}'; {suggest_nearest(path[-1], known)}"
+        )
     if kind == "missing":
         return Problem(path[:-1], f"'{path[-1]}' is missing")
     if kind == "literal_error":
         choices = typing.get_args(_type_at(record_type, path))
-        return Problem(path, f"unknown value '{value}'; {suggest_nearest(str(value), choices)}")
+        return Problem(
+            path, f"unknown value '{shorten(value)}'; {suggest_nearest(str(value), choices)}"
+        )
     if kind in ("greater_than", "greater_than_equal", "less_than_equal"):
-        return Problem(path, f"must lie in {_range_at(record_type, path)}, got {value!r}")
+        return Problem(path, f"must lie in {_range_at(record_type, path)}, got {shown}")
     if kind == "value_error":
         return Problem(path, str(context["error"]))
     expected = {
@@ -128,7 +133,7 @@ def _explain(record_type: type, details: Any) -> Problem:
         "dict_type": "a mapping",
         "dataclass_type": "a mapping",
     }
-    return Problem(path, f"expected {expected.get(kind, kind)}, got {value!r}")
+    return Problem(path, f"expected {expected.get(kind, kind)}, got {shown}")
 
 
 def _type_at(record_type: Any, path: tuple[str, ...]) -> Any:

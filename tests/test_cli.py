@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,7 @@ def test_validate_looks_whether_sources_and_data_are_there(tiny, tmp_path):
     assert done.exit_code == 2 and "nodes." in done.output and "no such folder" in done.output
     hub = ("--set", "nodes.vision.source=transformers:some/vit")
     done = call("validate", tiny / "spec.yaml", *hub)
-    assert done.exit_code == 0 and "not looked up at a hub: vision" in done.output
+    assert done.exit_code == 2 and "the hub can't be reached and no copy" in done.output
     for i in range(9):
         Image.new("RGB", (20, 16), (i * 20, 0, 0)).save(tmp_path / f"{i}.png")
     rows = [
@@ -47,6 +48,59 @@ def test_validate_looks_whether_sources_and_data_are_there(tiny, tmp_path):
         "validate", tiny / "spec.yaml", *own[:3], f"data.options={{path: {tmp_path / 'empty'}}}"
     )
     assert done.exit_code == 2 and "captions.jsonl" in done.output
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (["nodes.vision.prune.heads=0.5"], "is valid"),
+        (["nodes.vision.prune.drop=9"], "nodes.vision.prune.drop: only"),
+        (["nodes.vision.prune.blocks={nine.ffn: 0.5}"], "no block is named 'nine.ffn'"),
+        (["nodes.vision.source={tiny}/captioner"], "nodes.vision"),
+        (["nodes.captioner.source={tiny}/clip"], "nodes.captioner: "),
+        (["nodes.captioner.source={smolvlm}"], r"'smolvlm' is not supported \(known: "),
+        (["nodes.text.source={cut}"], "cut short"),
+        (["nodes.captioner.source={pointer}"], "run 'git lfs pull'"),
+        (["nodes.captioner.source={wide}"], "weights are missing or of another shape"),
+        (["nodes.captioner.source=hf-hub:org/name"], "as a text_decoder|can't be reached"),
+        (["nodes.captioner.prompt=" + "a " * 20], "leave nothing of max_tokens"),
+    ],
+)
+def test_validate_refuses_what_a_run_refuses(tiny, tmp_path, settings, message):
+    folders = {name: tmp_path / name for name in ("cut", "pointer", "wide", "smolvlm")}
+    shutil.copytree(tiny / "clip", folders["cut"])
+    weights = folders["cut"] / "open_clip_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    shutil.copytree(tiny / "captioner", folders["pointer"])
+    pointer = "version https://git-lfs.github.com/spec/v1"
+    (folders["pointer"] / "model.safetensors").write_text(pointer)
+    for name, changes in (
+        ("wide", {"decoder_ffn_dim": 96}),
+        ("smolvlm", {"model_type": "smolvlm"}),
+    ):
+        shutil.copytree(tiny / "captioner", folders[name])
+        config = json.loads((folders[name] / "config.json").read_text())
+        (folders[name] / "config.json").write_text(json.dumps(config | changes))
+    arguments = []
+    for setting in settings:
+        for name, folder in {"tiny": tiny, **folders}.items():
+            setting = setting.replace(f"{{{name}}}", str(folder))
+        arguments += ["--set", setting]
+    done = call("validate", tiny / "spec.yaml", *arguments)
+    assert done.exit_code == (0 if message == "is valid" else 2), done.output
+    assert re.search(message, " ".join(done.output.split()))
+    assert "Traceback" not in done.output
+
+
+def test_validate_without_torch_says_so_and_is_exit_2(tiny, monkeypatch):
+    # a module that is None can't be imported: Python says that it is missing
+    for name in list(sys.modules):
+        if name.startswith("mmcompress.models"):
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    done = call("validate", tiny / "spec.yaml")
+    assert done.exit_code == 2 and "models and data were not looked at" in done.output
+    assert "'torch' is needed" in " ".join(done.output.split())
 
 
 def test_a_wrong_spec_is_exit_2_and_one_line(tiny):

@@ -340,18 +340,80 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path, machin
         ("python:no_such_module:build", "no_such_module"),
         ("python:own_tower:nothing", "nothing"),
         ("open_clip:./nowhere", "no such folder"),
-        ("python:torch:zeros", "gave|must be"),
+        ("python:torch:zeros", r"zeros\(\) raised TypeError: .*own|zeros\(\) raised TypeError"),
+        ("python:torch:int64", "int64 is no function"),
+        ("python:math:isfinite", r"isfinite\(\) raised TypeError: must be real number"),
         ("transformers:nobody/no-such-model", "hub can't be reached"),
         (
             "nowhere/at/all",
-            r"no such folder \(or use embedded:, open_clip:, transformers:, pip:, python:\)",
+            r"no such folder \(or use embedded:, open_clip:, transformers:, hf-hub:, pip:, python:\)",
         ),
         ("openclip:ViT-B-32@openai", "unknown kind 'openclip'; did you mean 'open_clip:'"),
     ],
 )
 def test_a_source_that_cannot_be_used_is_named(source, message):
-    with pytest.raises((ModelError, TypeError), match=message):
+    with pytest.raises(ModelError, match=message):
         load_model(Node(kind="image_encoder", inputs={}, source=source))
+
+
+OWN_MODELS = """
+from torch import nn
+from own_tower import Tower
+from mmcompress.models.base import ImageEncoderModel, Model
+import torch
+
+class Bare(ImageEncoderModel):
+    def forward(self, pixels):
+        return torch.ones(1, 4), torch.ones(1, 2, 4)
+
+def build_bare(context):
+    return Bare()
+
+def build_without(context):
+    tower = Tower()
+    del tower.{field}
+    return tower
+
+def build_odd(context):
+    tower = Tower()
+    tower.{field} = {value}
+    return tower
+
+def build_failing(context):
+    raise KeyError("weights")
+
+def build_plain(context):
+    return nn.Linear(3, 3)
+"""
+
+
+@pytest.mark.parametrize(
+    ("function", "field", "value", "message"),
+    [
+        ("build_bare", "blocks", None, r"the model sets no blocks; see Model in mmcompress.models"),
+        ("build_without", "blocks", None, r"the model sets no blocks"),
+        ("build_without", "config", None, r"the model sets no config"),
+        ("build_without", "dims", None, r"the model sets no dims"),
+        ("build_odd", "blocks", "None", r"the model sets no blocks"),
+        ("build_odd", "blocks", "[]", r"the model sets blocks to a list, not a tuple"),
+        ("build_odd", "blocks", "(3,)", r"the model's blocks hold a int; each must be a Block"),
+        ("build_odd", "dims", "4", r"the model sets dims to a int, not a dict"),
+        ("build_odd", "kind", "'text_decoder'", r"gave a text_decoder, not a image_encoder"),
+        ("build_failing", "x", None, r"raised KeyError: 'weights' \(.*own_\w+.py:\d+\)"),
+        ("build_plain", "x", None, r"gave Linear, not a image_encoder"),
+    ],
+)
+def test_an_own_model_that_keeps_no_contract_is_told(
+    tmp_path, monkeypatch, function, field, value, message
+):
+    module = f"own_{function}_{field}_{abs(hash(value))}"
+    text = OWN_MODELS.replace("{field}", field).replace("{value}", str(value))
+    (tmp_path / f"{module}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    source = f"python:{module}:{function}"
+    with pytest.raises(ModelError, match=message) as caught:
+        load_model(Node(kind="image_encoder", inputs={}, source=source))
+    assert source in str(caught.value)
 
 
 def _raise_from(error, *causes):
@@ -389,25 +451,36 @@ def _hub_error(name, *message, status=None):
             [ValueError("Nein.")],
             "hub can't be reached",
         ),
-        (_hub_error("HfHubHTTPError", "Nein.", status=503), [OSError("Nein.")], "can't be reached"),
+        (
+            _hub_error("HfHubHTTPError", "Nein.", status=503),
+            [OSError("Nein.")],
+            "the hub answered 503, a failure of its own",
+        ),
         (socket.gaierror(-2, "Nein."), [KeyError("Nein."), OSError("Nein.")], "can't be reached"),
         (TimeoutError(), [OSError("Nein.")], "hub can't be reached"),
         (URLError("Nein."), [OSError("Nein.")], "hub can't be reached"),
-        (_hub_error("HfHubHTTPError", "Nein.", status=400), [OSError("Nein.")], "load 'a/b': Nein"),
-        (ValueError("the connector of this cached model is restricted"), [], "can't load 'a/b'"),
+        (
+            _hub_error("HfHubHTTPError", "Nein.", status=400),
+            [OSError("Nein.")],
+            "'a/b': the hub answered 400: Nein",
+        ),
+        (
+            ValueError("the connector of this cached model is restricted"),
+            [],
+            "'a/b': can't be fetched: the connector",
+        ),
     ],
 )
 def test_an_error_of_the_hub_is_told_by_its_class_and_not_by_its_words(
     monkeypatch, error, wrappers, message
 ):
     """No message here holds a word to go by, and the last one holds them all."""
-    from mmcompress.models import hub
+    from mmcompress.models import hub_files
 
     def fail(*_, **__):
         _raise_from(error, *wrappers)
 
-    library = SimpleNamespace(AutoConfig=SimpleNamespace(from_pretrained=fail))
-    monkeypatch.setattr(hub, "transformers", library)
+    monkeypatch.setattr(hub_files, "HfApi", lambda **_: SimpleNamespace(model_info=fail))
     with pytest.raises(ModelError, match=message):
         load_model(Node(kind="image_encoder", inputs={}, source="transformers:a/b"))
 

@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from families import SPECIAL, TEXT, VISION, FixedEncoder, _stirred, coca_model
+from families import SPECIAL, TEXT, VISION, _stirred, coca_model
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import LogitsProcessor
 
@@ -267,7 +267,7 @@ def make_node(model, template: str = "none") -> TrainableTextDecoder:
 
 def list_targets(node: TrainableTextDecoder, texts=TEXTS) -> list[list[int]]:
     """The ids of each text, without what fills it up."""
-    ids, has_next = node.collate(Pairs(inputs=[np.zeros(1)] * len(texts), texts=tuple(texts)))
+    _ids, has_next = node.collate(Pairs(inputs=[np.zeros(1)] * len(texts), texts=tuple(texts)))
     lengths = has_next.sum(1) + 1
     return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
 
@@ -325,8 +325,7 @@ def test_coca_learns_what_open_clip_reads():
     """open_clip's tokenizer puts both of CoCa's special tokens around a text."""
     from open_clip.tokenizer import SimpleTokenizer
 
-    from mmcompress.models.families.open_clip import build_caption_decoder
-    from mmcompress.models.families.open_clip import clip_tokenizer_json
+    from mmcompress.models.families.open_clip import build_caption_decoder, clip_tokenizer_json
 
     model = build_caption_decoder(coca_model(), clip_tokenizer_json(), candidates=1, max_tokens=14)
     tokenizer = SimpleTokenizer()
@@ -379,9 +378,8 @@ def test_the_end_that_is_learned_is_the_tokenizers_own(tmp_path):
 @pytest.mark.parametrize("template", ["none", "bos"])
 def test_a_prompt_around_an_image_is_the_librarys(tmp_path, prompt, template):
     """What the library's tokenizer gives for the whole prompt, cut where the image stands."""
-    from transformers import PreTrainedTokenizerFast
-
     from families import _llava_whole
+    from transformers import PreTrainedTokenizerFast
 
     tokenizer = make_tokenizer(template)
     tokenizer.add_special_tokens(["<image>"])

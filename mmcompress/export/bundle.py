@@ -23,6 +23,7 @@ from mmcompress.graph.references import parse_reference, sort_nodes
 from mmcompress.graph.structure import KeptUnits
 from mmcompress.models.base import ExportGraph, Model
 from mmcompress.models.counts import count_params
+from mmcompress.models.sources import list_hub_sources
 from mmcompress.quantize.base import quantize_model
 from mmcompress.registry import PRECISIONS, resolve_entry
 from mmcompress.results.records import Proof
@@ -199,6 +200,7 @@ class _BundleWriter:
                 "nodes": self.node_entries,
             },
             "files": file_entries,
+            "sources": list_hub_sources(self.spec),
             "proofs": to_plain(self.proofs),
             "versions": list_package_versions(),
             "cpu": describe_cpu(),

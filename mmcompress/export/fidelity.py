@@ -22,7 +22,7 @@ from mmcompress.export.proofs import GENERATION_BOUND, make_proof
 from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import find_token_source
 from mmcompress.models.reference.base import LibraryReference, ReferenceRequest
-from mmcompress.models.sources import locate_node_source
+from mmcompress.models.sources import fetch_folder, locate_node_source
 from mmcompress.registry import LIBRARY_REFERENCES
 from mmcompress.results.records import Proof
 from mmcompress.runtime.graph import Pipeline, load_bundle
@@ -131,9 +131,10 @@ def open_reference(spec: Spec, node_name: str) -> LibraryReference | None:
     key = f"{location.library}/{node.kind}"
     if LIBRARY_REFERENCES.problem(key):
         return None
-    name = str(location.folder) if location.folder else location.name
-    if location.folder and location.library == "open_clip":
-        name = f"local-dir:{location.folder}"
+    folder = fetch_folder(location)
+    name = str(folder) if folder else location.name
+    if folder and location.library == "open_clip":
+        name = f"local-dir:{folder}"
     request = ReferenceRequest(
         location=name, pretrained=location.pretrained, max_tokens=node.max_tokens
     )

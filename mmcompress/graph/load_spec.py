@@ -8,14 +8,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import SpecError
+from mmcompress.errors import SpecError, shorten
 from mmcompress.graph.validate import Problem, list_problems, raise_problems
 from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.target import parse_target, split_targets
 
-LIBRARY_SCHEMES = ("transformers", "open_clip")
-"""Schemes of a source that may be followed by a folder."""
+FOLDER_SCHEMES = ("open_clip:local-dir", "local-dir", "transformers", "open_clip")
+"""What may stand before the colon in front of a folder; longer ones come first."""
 
 
 def load_spec(
@@ -67,16 +67,23 @@ def load_document(path: str | Path, overrides: dict[str, Any] | None = None) -> 
 
 def _import_plugins(source: YamlSource) -> None:
     """Import the modules that a spec names: they add entries of their own."""
-    plugins = source.data.get("plugins") or ()
+    plugins = source.data.get("plugins", ())
+    if not isinstance(plugins, list | tuple):
+        message = f"expected a list of modules, such as [my.module]; got {shorten(repr(plugins))}"
+        raise source.error(("plugins",), message)
     working_folder = str(Path.cwd())
     if plugins and working_folder not in sys.path:
         sys.path.append(working_folder)  # a console script does not look where it is started
     for i, name in enumerate(plugins):
+        path = ("plugins", str(i))
+        if not isinstance(name, str) or not name.strip(".") or name.startswith("."):
+            message = f"expected the name of a module, got {shorten(repr(name))}"
+            raise source.error(path, message)
         try:
-            importlib.import_module(str(name))
-        except ImportError as error:
-            message = f"can't import '{name}': {error}"
-            raise source.error(("plugins", str(i)), message) from error
+            importlib.import_module(name)
+        except Exception as error:  # a module of someone else's may raise anything
+            message = f"can't import '{shorten(name)}': {type(error).__name__}: {error}"
+            raise source.error(path, message) from error
 
 
 def _expand_metrics(data: dict[str, Any]) -> None:
@@ -146,13 +153,14 @@ def _make_paths_absolute(data: dict[str, Any], folder: Path) -> None:
 
 def _resolve_source(text: str, folder: Path) -> str:
     """Return a source with its folder or file absolute; other sources stay as they are."""
-    scheme, colon, rest = text.partition(":")
     head = ""
     local = text
-    if colon and scheme in LIBRARY_SCHEMES:
-        head = f"{scheme}:"
-        local = rest
-    if scheme == "open_clip" and "@" in local:
+    for scheme in FOLDER_SCHEMES:
+        if text.startswith(f"{scheme}:"):
+            head = f"{scheme}:"
+            local = text.removeprefix(head)
+            break
+    if head == "open_clip:" and "@" in local:
         name, _, file = local.partition("@")
         is_file = file.startswith((".", "~"))
         return f"{head}{name}@{_resolve_name(folder, file)}" if is_file else text

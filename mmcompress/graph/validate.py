@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields
 from graphlib import CycleError
 
-from mmcompress.errors import SpecError, suggest_nearest
+from mmcompress.errors import SpecError, shorten, suggest_nearest
 from mmcompress.graph.judged_nodes import find_judged_nodes
 from mmcompress.graph.losses import list_known_losses
 from mmcompress.graph.ports import NodeKind, get_kind
@@ -80,7 +80,9 @@ def list_problems(spec: Spec, *, is_judged: bool = True) -> list[Problem]:
 def _check_names(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
     for name in sorted(set(spec.inputs) & set(spec.nodes)):
-        problems.append((("nodes", name), f"'{name}' is also the name of a pipeline input"))
+        problems.append(
+            (("nodes", name), f"'{shorten(name)}' is also the name of a pipeline input")
+        )
     for name in spec.nodes:
         if name in RESERVED_NODE_NAMES or not re.fullmatch(r"\w[\w-]*", name):
             reserved = " or ".join(RESERVED_NODE_NAMES)
@@ -134,11 +136,11 @@ def _check_connection(
 ) -> str:
     """Return what is wrong with one connection, or an empty text."""
     if port not in kind.inputs:
-        return f"a {kind_name} has no port '{port}'; {suggest_nearest(port, kind.inputs)}"
+        return f"a {kind_name} has no port '{shorten(port)}'; {suggest_nearest(port, kind.inputs)}"
     value_type = find_value_type(spec, reference)
     if value_type is None:
         nearest = suggest_nearest(reference, _list_values(spec))
-        return f"nothing is named '{reference}'; {nearest}"
+        return f"nothing is named '{shorten(reference)}'; {nearest}"
     accepted = kind.inputs[port].types
     if value_type in accepted:
         return ""
@@ -169,7 +171,9 @@ def _check_outputs(spec: Spec) -> list[Problem]:
     for name, reference in spec.outputs.items():
         if find_value_type(spec, reference) is None:
             nearest = suggest_nearest(reference, _list_values(spec))
-            problems.append((("outputs", name), f"nothing is named '{reference}'; {nearest}"))
+            problems.append(
+                (("outputs", name), f"nothing is named '{shorten(reference)}'; {nearest}")
+            )
     return problems
 
 
@@ -219,7 +223,7 @@ def _check_limits(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
     for name in spec.limits.node_ms:
         if name not in models:
-            message = f"no model is named '{name}'; {suggest_nearest(name, models)}"
+            message = f"no model is named '{shorten(name)}'; {suggest_nearest(name, models)}"
             problems.append((("limits", "node_ms", name), message))
     return problems
 
@@ -230,7 +234,7 @@ def _check_losses(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
     for name in spec.distill.losses:
         if name not in known:
-            message = f"no loss is named '{name}'; {suggest_nearest(name, known)}"
+            message = f"no loss is named '{shorten(name)}'; {suggest_nearest(name, known)}"
             problems.append((("distill", "losses", name), message))
     return problems
 
@@ -265,8 +269,7 @@ def _check_metrics(spec: Spec) -> list[Problem]:
             message = f"metric '{metric.kind}' needs {needed_node}; the spec has none"
             problems.append((("metrics", str(i)), message))
         elif metric.of and metric.of not in nodes:
-            message = (
-                f"'{metric.kind}' can't judge '{metric.of}'; {suggest_nearest(metric.of, nodes)}"
-            )
+            nearest = suggest_nearest(metric.of, nodes)
+            message = f"'{metric.kind}' can't judge '{shorten(metric.of)}'; {nearest}"
             problems.append((("metrics", str(i), "of"), message))
     return problems

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from mmcompress.graph.blocks import Block, ConvGeometry
+from mmcompress.models.hub_files import HubModel
 
 IMAGE_TOKEN_STEPS = 16
 """Steps in which the patches of an image can be cut: one step takes about a sixteenth of them."""
@@ -469,7 +470,7 @@ class LoadContext:
     kind: str
     """The kind of the node: `image_encoder`, `audio_encoder`, `text_encoder` or `text_decoder`."""
     path: Path | None
-    """The folder with the weights; None when `name` says where they are."""
+    """The folder with the weights, a hub's copy included; None when `name` says where they are."""
     name: str = ""
     """The model at a hub or in a library, or `package.module:build` of the user's own module."""
     pretrained: str | None = None
@@ -484,6 +485,8 @@ class LoadContext:
     """The language that a generator of several languages writes; empty: the checkpoint's."""
     task: str = ""
     """What a generator of several tasks does with speech; empty: the checkpoint's."""
+    hub_model: HubModel | None = None
+    """The model of a hub that `path` is a copy of; None for a folder of the user's own."""
 
 
 Loader = Callable[[LoadContext], Model]

@@ -301,7 +301,9 @@ def describe_languages(
         return {"is_multilingual": False}
     languages: dict[str, int] = {}
     for token in stored_config.get("lang_ids") or ():
-        languages[tokenizer.id_to_token(token)] = int(token)
+        name = tokenizer.id_to_token(token)
+        if name is not None:
+            languages[name] = int(token)
     if not languages:
         for code in LANGUAGES:
             token = tokenizer.token_to_id(f"<|{code}|>")

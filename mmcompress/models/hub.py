@@ -6,27 +6,36 @@ classes, never by the words of their messages.
 
 from __future__ import annotations
 
-import json
-import socket
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.error import HTTPError, URLError
 
 import torch
 import transformers
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-    StrictDataclassError,
-)
+from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
+from torch import Tensor
 
-from mmcompress.errors import ModelError
+from mmcompress.errors import ModelError, shorten
 from mmcompress.models.base import LoadContext
+from mmcompress.models.checkpoint import (
+    StoredTensor,
+    check_config_files,
+    check_tensors,
+    describe_start,
+    find_weight_files,
+    read_checkpoint,
+    read_json_file,
+)
+from mmcompress.models.hub_files import (
+    WEIGHT_FILES,
+    HubModel,
+    fetch_hub_folder,
+    read_remote_tensors,
+)
+from mmcompress.models.shapes import is_loading_shapes_only, make_shape_tensors
 from mmcompress.models.tokenizer_files import disable_padding_and_truncation
 
 Family = TypeVar("Family")
@@ -34,17 +43,24 @@ Family = TypeVar("Family")
 POOLER = ("pooler.",)
 """Parts of the names of weights that may be missing: nothing here reads a pooler."""
 
-PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
-"""Files that hold weights in formats that can run code when they are read."""
+WRAPPERS = ("module.", "_orig_mod.")
+"""What torch puts before the names of weights of a wrapped model: DataParallel and `torch.compile`.
+No library has such names itself."""
 
-CONNECTION_ERRORS = (ConnectionError, TimeoutError, socket.gaierror, socket.herror)
-"""Errors of a connection that was refused, cut off, too slow, or to a host of no address."""
+TRAINER_PREFIX = "model."
+"""What trainers put before the names of weights. Some libraries do so, too."""
 
-TOO_MANY_REQUESTS = 429
-"""HTTP status of a server that takes no more requests for a while (RFC 6585)."""
+VOCABULARY_FILES = (
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+"""Vocabularies of tokenizers of older kinds, which transformers converts to `tokenizer.json`."""
 
-FIRST_SERVER_ERROR = 500
-"""HTTP statuses from here on are failures of the server itself (RFC 9110)."""
+MAX_DETAIL_LETTERS = 300
+"""Letters of a second line that an error message repeats at most."""
 
 PROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 """Files that may say how pictures are prepared."""
@@ -92,74 +108,36 @@ def refuse_pickles(source: str) -> Iterator[None]:
 
 
 def describe_source(context: LoadContext) -> str:
-    """Return the folder of a source or its name at the hub, as the libraries take it."""
-    return str(context.path or context.name)
+    """Return a source as messages name it: the model at a hub, or the folder."""
+    return str(context.hub_model or context.path or context.name)
 
 
 def summarize_error(error: Exception) -> str:
-    """Return the first line of an error's message, or its class when it has none."""
+    """Return the first line of an error's message, or its class when it has none.
+
+    A line that ends in a colon says little without the next one.
+    """
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    if lines[0].endswith(":") and lines[1:]:
+        return f"{lines[0]} {lines[1].strip()[:MAX_DETAIL_LETTERS]}"
+    return lines[0]
 
 
-def list_error_chain(error: BaseException) -> list[BaseException]:
-    """Return an error and every error that led to it, by `__cause__` and `__context__`."""
-    chain: list[BaseException] = []
-    pending: list[BaseException | None] = [error]
-    while pending:
-        current = pending.pop(0)
-        if current is None or current in chain:
-            continue
-        chain.append(current)
-        pending += [current.__cause__, current.__context__]
-    return chain
+def get_model_folder(context: LoadContext) -> Path:
+    """Return the folder of a model; what a hub has is fetched first.
+
+    Raises:
+        ModelError: The hub does not give it.
+    """
+    if context.path is not None:
+        return context.path
+    return fetch_hub_folder(HubModel(name=context.name))
 
 
-def is_gated(error: BaseException) -> bool:
-    """Tell whether a hub refused a model because its owners ask for consent first."""
-    return any(isinstance(cause, GatedRepoError) for cause in list_error_chain(error))
-
-
-def is_absent(error: BaseException) -> bool:
-    """Tell whether a hub answered that it has no such model; a private one looks the same."""
-    return any(isinstance(cause, RepositoryNotFoundError) for cause in list_error_chain(error))
-
-
-def is_unreachable(error: BaseException) -> bool:
-    """Tell whether an error of a library means that a hub can't be reached."""
-    return any(_is_connection_error(cause) for cause in list_error_chain(error))
-
-
-def _is_connection_error(error: BaseException) -> bool:
-    """Tell whether this error alone, without what led to it, is one of the connection."""
-    # the hub's library raises it offline, or with no connection, for a file that is not cached
-    if isinstance(error, (*CONNECTION_ERRORS, LocalEntryNotFoundError)):
-        return True
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        return status == TOO_MANY_REQUESTS or status >= FIRST_SERVER_ERROR
-    # an HTTPError is an answer, so the server was reached
-    return isinstance(error, URLError) and not isinstance(error, HTTPError)
-
-
-def _explain_load_error(context: LoadContext, error: Exception) -> ModelError:
-    """Return the error to raise in place of a library's."""
-    if context.path is None:
-        model = f"hub model '{context.name}'"
-        if is_gated(error):
-            return ModelError(
-                f"{model}: its owners ask for consent first; accept on its page and log in"
-            )
-        if is_absent(error):
-            return ModelError(
-                f"{model}: the hub has no model of this name, or it is private;"
-                " check the name, or log in"
-            )
-        if is_unreachable(error):
-            return ModelError(
-                f"{model}: the hub can't be reached and no copy is cached;"
-                " give a local folder instead"
-            )
+def explain_load_error(context: LoadContext, error: Exception) -> ModelError:
+    """Return the error to raise in place of one of transformers."""
     return ModelError(
         f"transformers can't load '{describe_source(context)}': {summarize_error(error)}"
     )
@@ -169,13 +147,15 @@ def load_config(context: LoadContext) -> Any:
     """Load the configuration of a model, as transformers has it.
 
     Raises:
-        ModelError: It is missing or damaged, or the hub does not give it.
+        ModelError: It is missing or damaged, the hub does not give it, or it tells of weights that
+            the tool can't use.
     """
-    auto_config = transformers.AutoConfig
+    folder = get_model_folder(context)
+    check_config_files(folder)
     try:
-        return auto_config.from_pretrained(describe_source(context), trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise _explain_load_error(context, error) from error
+        return transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # the library checks values with classes of its own
+        raise explain_load_error(context, error) from error
 
 
 def load_library_model(
@@ -200,58 +180,153 @@ def load_library_model(
         ModelError: There is no safetensors file, the hub does not give it, or weights are missing
             or of another shape than the configuration says.
     """
-    if context.path is not None:
-        _check_safetensors(context.path)
+    stored = read_stored_tensors(context)
     config._attn_implementation = "eager"
-    library_class = getattr(transformers, class_name)
-    try:
-        model, loading_info = library_class.from_pretrained(
-            describe_source(context),
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            **options,
-            # checked below, where the message can name them
-            ignore_mismatched_sizes=True,
+    names = list(stored)
+    model, loading_info = _load_named_weights(
+        context, class_name, stored=stored, renamed=strip_wrappers(names), config=config, **options
+    )
+    unusable = _list_unusable_weights(loading_info, unread=unread)
+    if unusable and any(name.startswith(TRAINER_PREFIX) for name in strip_wrappers(names)):
+        renamed = [name.removeprefix(TRAINER_PREFIX) for name in strip_wrappers(names)]
+        model, loading_info = _load_named_weights(
+            context, class_name, stored=stored, renamed=renamed, config=config, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError) as error:
-        raise _explain_load_error(context, error) from error
-    _check_loaded_weights(context, loading_info, unread=unread)
+        if not _list_unusable_weights(loading_info, unread=unread):
+            unusable = []
+    if unusable:
+        raise ModelError(_describe_unusable_weights(context, unusable, stored=names))
     return model.eval()
 
 
-def _check_safetensors(folder: Path) -> None:
-    """Raise `ModelError` when a folder holds no safetensors file."""
-    if any(folder.glob("*.safetensors")):
-        return
-    pickle_names: list[str] = []
-    for pattern in PICKLE_PATTERNS:
-        pickle_names += [file.name for file in folder.glob(pattern)]
-    hint = ""
-    if pickle_names:
-        names = ", ".join(sorted(pickle_names))
-        hint = f" (only {names}: formats that can run code are not loaded)"
-    raise ModelError(f"{folder}: no .safetensors file{hint}")
+def read_stored_tensors(context: LoadContext) -> dict[str, StoredTensor]:
+    """Return the stored tensors of a transformers model by name; no weights are read.
+
+    Raises:
+        ModelError: The weights are missing, damaged, quantized, or those of an adapter.
+    """
+    folder = get_model_folder(context)
+    if context.hub_model is None or not is_loading_shapes_only():
+        return read_checkpoint(folder, WEIGHT_FILES["transformers"])
+    check_config_files(folder)
+    tensors = read_remote_tensors(context.hub_model)
+    check_tensors(context.hub_model, tensors)
+    return tensors
 
 
-def _check_loaded_weights(
-    context: LoadContext, loading_info: dict[str, Any], *, unread: tuple[str, ...]
-) -> None:
-    """Raise `ModelError` when weights that are read were not loaded."""
+def strip_wrappers(names: list[str]) -> list[str]:
+    """Return names of weights without what torch puts before and into them."""
+    stripped: list[str] = []
+    for name in names:
+        parts = name.split(".")
+        while parts[1:] and f"{parts[0]}." in WRAPPERS:
+            parts = parts[1:]
+        # `torch.compile` of a part of a model stands inside the name
+        stripped.append(".".join(part for part in parts if part != "_orig_mod"))
+    return stripped
+
+
+def _load_named_weights(
+    context: LoadContext,
+    class_name: str,
+    *,
+    stored: Mapping[str, StoredTensor],
+    renamed: list[str],
+    config: Any,
+    **options: Any,
+) -> tuple[Any, dict[str, Any]]:
+    """Load a model of transformers whose weights go by other names than the stored ones.
+
+    Returns:
+        The model, and what the library tells of missing and mismatched weights.
+    """
+    folder = get_model_folder(context)
+    weights: dict[str, Tensor] | None = None
+    names = list(stored)
+    if is_loading_shapes_only():
+        weights = make_shape_tensors(stored)
+    elif renamed != names:
+        weights = {}
+        for path in find_weight_files(folder, WEIGHT_FILES["transformers"]):
+            weights |= load_file(path)
+    if weights is not None:
+        named_weights = weights
+        weights = {new: named_weights[old] for old, new in zip(names, renamed, strict=True)}
+    library_class = _find_class(class_name, config)
+    try:
+        # the library reports missing weights at length; the caller tells those that matter
+        with _silence(logging.getLogger("transformers.modeling_utils")):
+            model, loading_info = library_class.from_pretrained(
+                # the library takes a folder or weights, not both
+                folder if weights is None else None,
+                config=config,
+                state_dict=weights,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **options,
+                # checked by the caller, where the message can name them
+                ignore_mismatched_sizes=True,
+            )
+        if weights is not None and (folder / "generation_config.json").is_file():
+            # with a folder, the library reads it itself
+            model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    except Exception as error:  # a configuration that fits no model fails in many ways
+        raise explain_load_error(context, error) from error
+    return model, loading_info
+
+
+@contextmanager
+def _silence(logger: logging.Logger) -> Iterator[None]:
+    """Let a logger tell errors alone while the block runs."""
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _find_class(class_name: str, config: Any) -> Any:
+    """Return a class of transformers; one that chooses by the configuration is asked for it.
+
+    Such a class takes a folder alone, and no weights.
+    """
+    library_class = getattr(transformers, class_name)
+    mapping = getattr(library_class, "_model_mapping", None)
+    if mapping is None or type(config) not in mapping:
+        return library_class
+    chosen = mapping[type(config)]
+    return chosen[0] if isinstance(chosen, tuple) else chosen
+
+
+def _list_unusable_weights(loading_info: dict[str, Any], *, unread: tuple[str, ...]) -> list[str]:
+    """Return the weights that are read and were not loaded."""
     unusable_names: list[str] = []
     for name in loading_info["missing_keys"]:
         if not any(part in name for part in unread):
             unusable_names.append(name)
     for mismatch in loading_info.get("mismatched_keys", ()):
         unusable_names.append(str(mismatch[0]))
-    if unusable_names:
-        names = ", ".join(sorted(unusable_names)[:MAX_NAMED_WEIGHTS])
-        raise ModelError(
-            f"{describe_source(context)}: weights are missing or of another shape: {names}"
-        )
+    return sorted(unusable_names)
+
+
+def _describe_unusable_weights(
+    context: LoadContext, unusable: list[str], *, stored: list[str]
+) -> str:
+    """Return the message about weights that were not loaded: which, and what is stored instead."""
+    names = ", ".join(unusable[:MAX_NAMED_WEIGHTS])
+    stored_names = ", ".join(shorten(name) for name in stored[:MAX_NAMED_WEIGHTS])
+    hint = ""
+    prefix = stored[0].partition(".")[0] + "."
+    if all(name.startswith(prefix) for name in stored):
+        hint = f"; all stored names start with '{shorten(prefix)}': save them without it"
+    return (
+        f"{describe_source(context)}: weights are missing or of another shape: {names}"
+        f" ({len(unusable)} in all; stored are {stored_names}, ...){hint}"
+    )
 
 
 def find_family(
@@ -286,26 +361,17 @@ def load_image_processor(context: LoadContext) -> Any:
         ModelError: There is none, it is damaged, or the hub does not give it.
     """
     source = describe_source(context)
-    if context.path is not None and not _has_image_processor(context):
+    folder = get_model_folder(context)
+    has_own_file = (folder / PROCESSOR_FILES[0]).is_file()
+    if not has_own_file and "image_processor" not in load_json(context, PROCESSOR_FILES[1]):
         raise _make_missing_processor_error(source)
     auto_processor = transformers.AutoImageProcessor
     try:
-        return auto_processor.from_pretrained(source, backend="pil", trust_remote_code=False)
+        return auto_processor.from_pretrained(folder, backend="pil", trust_remote_code=False)
     except PROCESSOR_ERRORS as error:
-        hub_answers = is_gated(error) or is_absent(error) or is_unreachable(error)
-        if context.path is None and isinstance(error, OSError) and not hub_answers:
-            raise _make_missing_processor_error(source) from error
-        if context.path is None:
-            raise _explain_load_error(context, error) from error
         raise ModelError(
             f"{source}: its image processor can't be loaded: {summarize_error(error)}"
         ) from error
-
-
-def _has_image_processor(context: LoadContext) -> bool:
-    """Tell whether a folder says how pictures are prepared."""
-    has_own_file = context.path is not None and (context.path / PROCESSOR_FILES[0]).is_file()
-    return has_own_file or "image_processor" in load_json(context, PROCESSOR_FILES[1])
 
 
 def _make_missing_processor_error(source: str) -> ModelError:
@@ -320,44 +386,44 @@ def _make_missing_processor_error(source: str) -> ModelError:
 def load_tokenizer_json(context: LoadContext) -> str:
     """Load the fast tokenizer as JSON; it neither pads nor cuts.
 
-    A folder and a hub give the same one: the library's, where `tokenizer_config.json` says which.
-    A folder may also hold a bare `tokenizer.json`.
+    It is the library's, where `tokenizer_config.json` says which or a vocabulary of an older kind
+    is there. A folder may also hold a bare `tokenizer.json`.
 
     Raises:
-        ModelError: It is missing or no JSON, or the hub does not give it.
+        ModelError: It is missing or damaged, or the hub does not give it.
     """
     return disable_padding_and_truncation(_load_library_tokenizer(context))
 
 
 def _load_library_tokenizer(context: LoadContext) -> str:
     """Load the tokenizer as its library opens it."""
-    is_described = context.path is None or (context.path / TOKENIZER_CONFIG).is_file()
-    if is_described:
-        location = context.name if context.path is None else str(context.path)
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(
-                location, trust_remote_code=False
-            )
-            return str(tokenizer.backend_tokenizer.to_str())
-        except (OSError, ValueError, AttributeError, ImportError) as error:
-            if context.path is None:
-                raise _explain_load_error(context, error) from error
-            if not (context.path / "tokenizer.json").is_file():
-                raise ModelError(
-                    f"{context.path}: its tokenizer can't be opened as a fast one "
-                    f"({summarize_error(error)}): save it with "
-                    "AutoTokenizer.from_pretrained(...).save_pretrained(...)"
-                ) from error
-    assert context.path is not None
-    path = context.path / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{context.path}: tokenizer.json is missing beside the weights")
-    text = path.read_text()
+    folder = get_model_folder(context)
+    path = folder / "tokenizer.json"
+    if path.is_file():
+        read_json_file(path)
+        if not (folder / TOKENIZER_CONFIG).is_file():
+            return path.read_text(encoding="utf-8")
+    vocabularies = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
+    if not path.is_file() and not vocabularies:
+        raise ModelError(
+            f"{folder}: tokenizer.json is missing beside the weights; save the tokenizer there"
+            " (AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER))"
+        )
+    for name in vocabularies:
+        fault = describe_start(folder / name)
+        if fault:
+            raise ModelError(f"{folder / name}: {fault}")
+    auto_tokenizer = transformers.AutoTokenizer
     try:
-        json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-    return text
+        tokenizer = auto_tokenizer.from_pretrained(folder, trust_remote_code=False)
+        return str(tokenizer.backend_tokenizer.to_str())
+    except Exception as error:  # converters of the library raise what they like
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+        raise ModelError(
+            f"{folder}: no tokenizer.json, and transformers can't make one of"
+            f" {', '.join(vocabularies)}: {summarize_error(error)}; save a fast tokenizer there"
+        ) from error
 
 
 def load_json_list(context: LoadContext, file_name: str) -> list[dict[str, Any]]:
@@ -366,37 +432,25 @@ def load_json_list(context: LoadContext, file_name: str) -> list[dict[str, Any]]
     Raises:
         ModelError: The file is there and holds no list of mappings.
     """
-    path = locate_file(context, file_name)
-    if path is None or not path.is_file():
+    path = get_model_folder(context) / file_name
+    if not path.is_file():
         return []
-    try:
-        return [dict(row) for row in json.loads(path.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError) as error:
-        raise ModelError(f"{path}: not a JSON list: {error}") from error
+    rows = read_json_file(path)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ModelError(f"{path}: expected a list of mappings, got {shorten(repr(rows))}")
+    return rows
 
 
 def load_json(context: LoadContext, file_name: str) -> dict[str, Any]:
     """Load an optional JSON file beside the weights; it is empty when there is none.
 
     Raises:
-        ModelError: The file is there and is no JSON.
+        ModelError: The file is there and is no JSON, or the hub has it and does not give it.
     """
-    path = locate_file(context, file_name)
-    if path is None or not path.is_file():
+    path = get_model_folder(context) / file_name
+    if not path.is_file():
         return {}
-    try:
-        return dict(json.loads(path.read_text()))
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-
-
-def locate_file(context: LoadContext, file_name: str) -> Path | None:
-    """Return the path of a file in the folder or from the hub; None when it is not there."""
-    if context.path is not None:
-        path = context.path / file_name
-        return path if path.is_file() else None
-    try:
-        return Path(hf_hub_download(context.name, file_name))
-    except OSError:
-        # without the file, and without the hub, a model loads with its defaults
-        return None
+    values = read_json_file(path)
+    if not isinstance(values, dict):
+        raise ModelError(f"{path}: expected a mapping, got {shorten(repr(values))}")
+    return values

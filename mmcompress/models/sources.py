@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 import sys
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import ModelError
+from mmcompress.errors import ModelError, shorten
+from mmcompress.graph.blocks import Block
 from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import parse_reference
 from mmcompress.models.base import LoadContext, Model
+from mmcompress.models.checkpoint import check_config_files
+from mmcompress.models.hub_files import COMMIT, HubModel, fetch_hub_folder, list_hub_files
 from mmcompress.models.packaged import find_packaged_folder
+from mmcompress.models.shapes import is_loading_shapes_only, load_shapes_only
 from mmcompress.models.tokenizer_files import check_vocabulary
 from mmcompress.registry import FAMILIES
 from mmcompress.spec.schema import Node, Spec
@@ -23,11 +29,23 @@ from mmcompress.version import PACKAGE_FOLDER
 EMBEDDED_FOLDER = PACKAGE_FOLDER / "models" / "embedded"
 """The folder of the small trained models that come with the package."""
 
-SOURCE_SCHEMES = ("embedded", "open_clip", "transformers", "pip", "python")
+SOURCE_SCHEMES = ("embedded", "open_clip", "transformers", "hf-hub", "pip", "python")
 """What may stand before the colon of a source string."""
 
-HUB_SCHEMES = ("open_clip", "transformers")
-"""Schemes whose models a hub may hold."""
+LIBRARY_SCHEMES = ("open_clip", "transformers")
+"""Schemes that name a library; behind them stands a folder or the name of a model."""
+
+BARE_HUB_NAME = r"[A-Za-z0-9][\w.-]{0,95}"
+"""A name at the hub without an organisation, as its oldest models have (`gpt2`)."""
+
+HUB_NAME = rf"{BARE_HUB_NAME}/{BARE_HUB_NAME}"
+"""The name of a model at the hub."""
+
+OPEN_CLIP_HUB = "hf-hub:"
+"""What open_clip itself writes before the name of a model at the hub."""
+
+OPEN_CLIP_FOLDER = "local-dir:"
+"""What open_clip itself writes before a folder."""
 
 LIBRARY_BY_CONFIG_FILE = {
     "open_clip_config.json": "open_clip",
@@ -39,6 +57,10 @@ DEFAULT_CONTEXT_TOKENS = 64
 """Tokens that a generator reads when the node it reads does not say how many it gives."""
 
 
+CONTRACT = {"blocks": tuple, "config": dict, "dims": dict}
+"""Fields that every model must set, with their types."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceLocation:
     """The place that a source string names; nothing of it has been read."""
@@ -48,18 +70,22 @@ class SourceLocation:
     folder: Path | None = None
     """The folder with the weights; None for a hub and for the user's own module."""
     name: str = ""
-    """The model at the hub, or `package.module:build`; empty when a folder says it all."""
+    """The model of open_clip's list, or `package.module:build`; empty for all others."""
     pretrained: str | None = None
     """open_clip's tag of the weights or a file of them, the part behind `@`."""
+    hub_model: HubModel | None = None
+    """The model at a hub; None for all others."""
 
 
 def locate_source(source: str) -> SourceLocation:
     """Find the place that a source string names. No weights are read and no hub is asked.
 
     Args:
-        source: `embedded:NAME`, a folder, `open_clip:NAME[@PRETRAINED]`,
-            `transformers:HUB_ID_OR_FOLDER`, `pip:NAME` (weights that an installed package brings)
-            or `python:package.module:build`.
+        source: `embedded:NAME`, a folder, `transformers:HUB_NAME[@REVISION]`,
+            `hf-hub:HUB_NAME[@REVISION]` (a model of open_clip at the hub, in open_clip's own
+            words), `open_clip:NAME[@PRETRAINED]`, `pip:NAME` (weights that an installed package
+            brings) or `python:package.module:build`. A folder may stand behind `transformers:` and
+            `open_clip:`, too.
 
     Raises:
         ModelError: The source names nothing that is there.
@@ -74,19 +100,124 @@ def locate_source(source: str) -> SourceLocation:
         return _recognize_folder(source, find_packaged_folder(rest))
     if scheme == "embedded":
         return _recognize_folder(source, _find_embedded_folder(rest))
-    if scheme in HUB_SCHEMES:
-        if Path(rest).is_dir():
-            return _recognize_folder(source, Path(rest))
-        return _locate_at_hub(scheme, rest)
+    if scheme in ("hf-hub", "local-dir"):
+        return _locate_in_library(source, "open_clip", address=source)
+    if scheme in LIBRARY_SCHEMES:
+        return _locate_in_library(source, scheme, address=rest)
     if Path(source).is_dir():
         return _recognize_folder(source, Path(source))
-    similar_schemes = difflib.get_close_matches(scheme, SOURCE_SCHEMES, 1)
+    shown = shorten(source)
+    similar_schemes = difflib.get_close_matches(shorten(scheme), SOURCE_SCHEMES, 1)
     if scheme and similar_schemes:
         raise ModelError(
-            f"source '{source}': unknown kind '{scheme}'; did you mean '{similar_schemes[0]}:'?"
+            f"source '{shown}': unknown kind '{scheme}'; did you mean '{similar_schemes[0]}:'?"
         )
     choices = ", ".join(f"{known_scheme}:" for known_scheme in SOURCE_SCHEMES)
-    raise ModelError(f"source '{source}': no such folder (or use {choices})")
+    hint = ""
+    if re.fullmatch(HUB_NAME, source):
+        hint = f"; for a model of the hub: transformers:{shown}"
+    raise ModelError(f"source '{shown}': no such folder (or use {choices}){hint}")
+
+
+def _locate_in_library(source: str, library: str, *, address: str) -> SourceLocation:
+    """Find the place behind the name of a library; a missing folder raises `ModelError`."""
+    shown = shorten(source)
+    if library == "open_clip" and address.startswith(OPEN_CLIP_HUB):
+        return _locate_at_hub(source, "open_clip", address=address.removeprefix(OPEN_CLIP_HUB))
+    is_folder = library == "open_clip" and address.startswith(OPEN_CLIP_FOLDER)
+    if is_folder:
+        address = address.removeprefix(OPEN_CLIP_FOLDER)
+    if _is_folder(address):
+        return _recognize_folder(source, Path(address), library=library)
+    # `./weights.pt` may stand behind an @, so only a path without one is surely meant as a folder
+    if is_folder or (address.startswith((".", "/", "~")) and "@" not in address):
+        raise ModelError(f"source '{shown}': no such folder")
+    if library == "transformers":
+        return _locate_at_hub(source, library, address=address)
+    name, _, pretrained = address.partition("@")
+    return SourceLocation(library=library, name=name, pretrained=pretrained or None)
+
+
+def _is_folder(address: str) -> bool:
+    """Tell whether an address names a folder; one that is too long for a path names none."""
+    try:
+        return bool(address) and Path(address).is_dir()
+    except (OSError, ValueError):
+        return False
+
+
+def _locate_at_hub(source: str, library: str, *, address: str) -> SourceLocation:
+    """Split `NAME[@REVISION]` of a model at a hub; other texts raise `ModelError`."""
+    name, at, revision = address.partition("@")
+    if not re.fullmatch(HUB_NAME, name) and not re.fullmatch(BARE_HUB_NAME, name):
+        raise ModelError(
+            f"source '{shorten(source)}': no such folder, and no name that the hub may have"
+            " (organisation/name, or organisation/name@revision)"
+        )
+    if at and not revision:
+        raise ModelError(
+            f"source '{shorten(source)}': a branch, tag or commit is missing behind the @"
+        )
+    hub_model = HubModel(name=name, revision=revision, library=library)
+    return SourceLocation(library=library, hub_model=hub_model)
+
+
+def pin_source(source: str) -> str:
+    """Return a source with the commit that its revision stands for now.
+
+    Sources that name no model of a hub, and those that name a commit, stay as they are.
+
+    Raises:
+        ModelError: The hub has no such model, or can't be reached.
+    """
+    scheme, _, _ = source.partition(":")
+    if scheme not in (*LIBRARY_SCHEMES, "hf-hub"):
+        return source
+    model = locate_source(source).hub_model
+    if model is None or COMMIT.fullmatch(model.revision):
+        return source
+    return f"{source.partition('@')[0]}@{list_hub_files(model).commit}"
+
+
+def pin_sources(spec: Spec, known: Mapping[str, str]) -> tuple[Spec, dict[str, str]]:
+    """Return a spec whose models of a hub are named by their commits, so that they can't change.
+
+    Args:
+        spec: The pipeline.
+        known: What sources were pinned to before, by the source; no hub is asked for these.
+
+    Returns:
+        The spec, and what its sources are pinned to.
+
+    Raises:
+        ModelError: The hub has no such model, or can't be reached.
+    """
+    pinned: dict[str, str] = {}
+    nodes = dict(spec.nodes)
+    for node_name, node in spec.model_nodes().items():
+        for key in ("source", "rewind"):
+            source = getattr(node, key)
+            if not source:
+                continue
+            try:
+                pinned_source = known.get(source) or pinned.get(source) or pin_source(source)
+            except ModelError as error:
+                raise ModelError(f"nodes.{node_name}: {error}") from error
+            if pinned_source != source:
+                pinned[source] = pinned_source
+                change: dict[str, Any] = {key: pinned_source}
+                nodes[node_name] = replace(nodes[node_name], **change)
+    return replace(spec, nodes=nodes), pinned
+
+
+def list_hub_sources(spec: Spec) -> dict[str, str]:
+    """Return the sources of the nodes whose models come from a hub, with their commits, by node."""
+    sources: dict[str, str] = {}
+    for node_name, node in spec.model_nodes().items():
+        _, at, revision = node.source.partition("@")
+        if at and COMMIT.fullmatch(revision):
+            sources[node_name] = node.source
+    return sources
 
 
 def _find_embedded_folder(name: str) -> Path:
@@ -103,22 +234,23 @@ def _find_embedded_folder(name: str) -> Path:
     )
 
 
-def _locate_at_hub(scheme: str, address: str) -> SourceLocation:
-    """Split `NAME[@PRETRAINED]`; a path that is no folder raises `ModelError`."""
-    # `./weights.pt` may stand behind an @, so only a path without one is surely meant as a folder
-    if address.startswith((".", "/")) and "@" not in address:
-        raise ModelError(f"source '{scheme}:{address}': no such folder")
-    name, _, pretrained = address.partition("@")
-    return SourceLocation(library=scheme, name=name, pretrained=pretrained or None)
+def _recognize_folder(source: str, folder: Path, *, library: str = "") -> SourceLocation:
+    """Tell from its files which library wrote a folder, or raise `ModelError`.
 
-
-def _recognize_folder(source: str, folder: Path) -> SourceLocation:
-    """Tell from its files which library wrote a folder, or raise `ModelError`."""
-    for file_name, library in LIBRARY_BY_CONFIG_FILE.items():
-        if (folder / file_name).is_file():
-            return SourceLocation(library=library, folder=folder)
+    Args:
+        source: The source, for the message.
+        folder: The folder.
+        library: The library that the source names; empty where it names none.
+    """
+    for file_name, known_library in LIBRARY_BY_CONFIG_FILE.items():
+        if library in ("", known_library) and (folder / file_name).is_file():
+            return SourceLocation(library=known_library, folder=folder)
+    # an adapter has no configuration of a model, and says what to do
+    check_config_files(folder)
+    names = [name for name, known in LIBRARY_BY_CONFIG_FILE.items() if library in ("", known)]
     raise ModelError(
-        f"source '{source}': {folder} holds neither of {', '.join(LIBRARY_BY_CONFIG_FILE)}"
+        f"source '{shorten(source)}': {folder} holds no {' and no '.join(names)}:"
+        " no model was saved there"
     )
 
 
@@ -136,6 +268,17 @@ def locate_node_source(node: Node) -> SourceLocation:
     return location
 
 
+def fetch_folder(location: SourceLocation) -> Path | None:
+    """Return the folder of a source; a model of a hub is fetched first.
+
+    Raises:
+        ModelError: The hub does not give it.
+    """
+    if location.hub_model is None:
+        return location.folder
+    return fetch_hub_folder(location.hub_model, weights=not is_loading_shapes_only())
+
+
 def load_model(node: Node) -> Model:
     """Load the model of one node, in float32 and in evaluation mode.
 
@@ -145,7 +288,7 @@ def load_model(node: Node) -> Model:
     location = locate_node_source(node)
     context = LoadContext(
         kind=node.kind,
-        path=location.folder,
+        path=fetch_folder(location),
         name=location.name,
         pretrained=location.pretrained,
         candidates=node.candidates,
@@ -153,6 +296,7 @@ def load_model(node: Node) -> Model:
         prompt=node.prompt,
         language=node.language,
         task=node.task,
+        hub_model=location.hub_model,
     )
     if location.library == "python":
         return _load_own_model(node, context).eval()
@@ -160,7 +304,20 @@ def load_model(node: Node) -> Model:
     model: Model = load_family(context)
     if model.tokenizer_json:
         check_vocabulary(model.tokenizer_json, model.vocabulary, source=f"source '{node.source}'")
+    _check_numbers(node, model)
     return model.eval()
+
+
+def _check_numbers(node: Node, model: Model) -> None:
+    """Raise `ModelError` when weights hold numbers that are not finite."""
+    if is_loading_shapes_only():
+        return
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise ModelError(
+                f"source '{node.source}': '{name}' holds numbers that are not finite (nan, inf);"
+                " train or download the model again"
+            )
 
 
 def _load_own_model(node: Node, context: LoadContext) -> Model:
@@ -174,16 +331,70 @@ def _load_own_model(node: Node, context: LoadContext) -> Model:
         sys.path.append(working_folder)
     try:
         build_model = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
-        raise ModelError(f"source '{node.source}': {error}") from error
-    model = build_model(context)
-    if isinstance(model, Model) and model.kind == node.kind:
+    except Exception as error:  # a module of someone else's may raise anything
+        raise ModelError(f"source '{node.source}': {type(error).__name__}: {error}") from error
+    if not callable(build_model):
+        raise ModelError(f"source '{node.source}': {function_name} is no function")
+    try:
+        model = build_model(context)
+    except ModelError:
+        raise
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise ModelError(
+            f"source '{node.source}': {function_name}() raised {type(error).__name__}: {error}"
+            f" ({place.filename}:{place.lineno})"
+        ) from error
+    if isinstance(model, Model) and getattr(model, "kind", None) == node.kind:
+        _check_contract(node, model)
         return model
-    description = f"a {model.kind}" if isinstance(model, Model) else type(model).__name__
+    kind = getattr(model, "kind", "model without a kind")
+    description = f"a {kind}" if isinstance(model, Model) else type(model).__name__
     raise ModelError(
         f"source '{node.source}': {function_name}() gave {description}, not a {node.kind}"
         " (mmcompress.models.base)"
     )
+
+
+def _check_contract(node: Node, model: Model) -> None:
+    """Raise `ModelError` when a model of the user's own lacks what every model must set."""
+    for name, field_type in CONTRACT.items():
+        value = getattr(model, name, None)
+        if value is None:
+            fault = f"sets no {name}"
+        elif not isinstance(value, field_type):
+            fault = f"sets {name} to a {type(value).__name__}, not a {field_type.__name__}"
+        else:
+            continue
+        raise ModelError(
+            f"source '{node.source}': the model {fault}; see Model in mmcompress.models.base,"
+            " and find_blocks in mmcompress.models.layouts"
+        )
+    for block in model.blocks:
+        if not isinstance(block, Block):
+            raise ModelError(
+                f"source '{node.source}': the model's blocks hold a {type(block).__name__};"
+                " each must be a Block (mmcompress.graph.blocks)"
+            )
+    if get_kind(node.kind).writes_text and not model.tokenizer_json:
+        raise ModelError(
+            f"source '{node.source}': the model sets no tokenizer_json, which a {node.kind} needs"
+        )
+
+
+def check_models(spec: Spec) -> dict[str, Model]:
+    """Check every model of a pipeline by its configuration and the headers of its weights.
+
+    Returns:
+        The models by node, with the shapes of their weights and without the numbers.
+
+    Raises:
+        ModelError: A model can't be loaded, or one can't read what another gives.
+    """
+    with load_shapes_only():
+        models = load_models(spec)
+        load_rewind_models(spec, models)
+    return models
 
 
 def load_rewind_models(spec: Spec, models: Mapping[str, Model]) -> dict[str, Model]:

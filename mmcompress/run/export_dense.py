@@ -11,7 +11,7 @@ from mmcompress.export.bundle import BundleContents, record_proofs, write_bundle
 from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import require_proofs
 from mmcompress.graph.load_spec import load_spec
-from mmcompress.models.sources import load_models
+from mmcompress.models.sources import load_models, pin_sources
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.results.records import Proof
 from mmcompress.run.profile import prove_generators
@@ -46,7 +46,7 @@ def export_dense(
     folder = Path(bundle)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: not empty; choose another --out")
-    spec = load_spec(spec_path, overrides, for_export=True)
+    spec, _ = pin_sources(load_spec(spec_path, overrides, for_export=True), {})
     on_progress("export", f"{spec.name}: {len(spec.model_nodes())} models", None)
     data = open_dataset(spec.data)
     models = load_models(spec)

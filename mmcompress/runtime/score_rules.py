@@ -95,4 +95,5 @@ def normalize_scores(scores_BV: np.ndarray) -> np.ndarray:
     """Return the log-probabilities of logits; some may be -inf, but not all of a row."""
     shifted_BV = scores_BV - scores_BV.max(1, keepdims=True)
     log_sums_B1: np.ndarray = np.log(np.exp(shifted_BV).sum(1, keepdims=True))
-    return np.subtract(shifted_BV, log_sums_B1)
+    log_probabilities_BV: np.ndarray = shifted_BV - log_sums_B1
+    return log_probabilities_BV

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import yaml
 
-from mmcompress.errors import SpecError
+from mmcompress.errors import SpecError, shorten
 from mmcompress.spec.overrides import (
     apply_overrides,
     rename_old_key,
@@ -23,6 +23,14 @@ RecordType = TypeVar("RecordType")
 
 KeyPath = tuple[str, ...]
 """Keys from the root of a file to a value."""
+
+
+MERGE_TAG = "tag:yaml.org,2002:merge"
+"""YAML's own tag of a plain `<<`: the keys of other mappings are taken over."""
+
+MAX_VALUES = 100_000
+"""Values of one file, those behind anchors counted each time that they are used. A few lines of
+anchors in anchors could otherwise fill the memory."""
 
 
 class SpecYaml(yaml.SafeLoader):
@@ -52,6 +60,10 @@ class YamlSource:
         """
         self.path = Path(path)
         self.lines: dict[KeyPath, int] = {}
+        self._open_nodes: list[yaml.Node] = []
+        """The mappings and lists around the value that is being read."""
+        self._value_count = 0
+        """Values that were read so far."""
         self.data: dict[str, Any] = self._read_mapping(self._parse())
         rename_old_keys(self.data, self.lines)
         for dotted, value in (overrides or {}).items():
@@ -60,7 +72,7 @@ class YamlSource:
     def _parse(self) -> yaml.MappingNode:
         """Parse the file into nodes that know their lines."""
         try:
-            text = self.path.read_text()
+            text = self.path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise SpecError(f"{self.path}: can't be read: {reason}") from error
@@ -71,6 +83,8 @@ class YamlSource:
             place = f"{self.path}:{mark.line + 1}" if mark else str(self.path)
             reason = getattr(error, "problem", error)
             raise SpecError(f"{place}: not valid YAML: {reason}") from error
+        except RecursionError as error:
+            raise SpecError(f"{self.path}: nested too deeply") from error
         if root is None:
             raise SpecError(f"{self.path}: the file is empty")
         if not isinstance(root, yaml.MappingNode):
@@ -78,29 +92,77 @@ class YamlSource:
         return root
 
     def _read_mapping(self, node: yaml.MappingNode, path: KeyPath = ()) -> dict[str, Any]:
-        """Return a mapping as plain data, and note the line of every key."""
+        """Return a mapping as plain data, and note the line of every key.
+
+        Its own keys stand before those that `<<` takes over, as YAML 1.1 says of merge keys.
+        """
         mapping: dict[str, Any] = {}
+        merged_mappings: list[dict[str, Any]] = []
+        merged_lines: list[dict[KeyPath, int]] = []
         for key_node, value_node in node.value:
-            key = str(key_node.value)
             line = key_node.start_mark.line + 1
+            if key_node.tag == MERGE_TAG:
+                for merged_node in self._list_merged_nodes(value_node, line):
+                    lines_before = self.lines
+                    self.lines = {}
+                    merged_mappings.append(self._read_value(merged_node, path))
+                    merged_lines.append(self.lines)
+                    self.lines = lines_before
+                continue
+            if not isinstance(key_node, yaml.ScalarNode):
+                raise SpecError(
+                    f"{self.path}:{line}: a key must be a text, not a list or a mapping"
+                )
+            key = str(key_node.value)
             if key in mapping:
-                raise SpecError(f"{self.path}:{line}: '{key}' stands twice in one mapping")
+                raise SpecError(f"{self.path}:{line}: '{shorten(key)}' stands twice in one mapping")
             mapping[key] = self._read_value(value_node, (*path, key))
             self.lines[(*path, key)] = line
+        depth = len(path)
+        for merged, lines in zip(merged_mappings, merged_lines, strict=True):
+            new_keys = merged.keys() - mapping.keys()
+            for key_path, line in lines.items():
+                if len(key_path) > depth and key_path[depth] in new_keys:
+                    self.lines[key_path] = line
+            mapping = {**merged, **mapping}
         return mapping
+
+    def _list_merged_nodes(self, node: yaml.Node, line: int) -> list[yaml.MappingNode]:
+        """Return the mappings that `<<` names; of equal keys in several, the first one counts."""
+        nodes = node.value if isinstance(node, yaml.SequenceNode) else [node]
+        for merged_node in nodes:
+            if not isinstance(merged_node, yaml.MappingNode):
+                raise SpecError(f"{self.path}:{line}: '<<' takes a mapping, or a list of mappings")
+        return list(nodes)
 
     def _read_value(self, node: yaml.Node, path: KeyPath) -> Any:
         """Return a value as plain data, environment variables filled in."""
         line = node.start_mark.line + 1
         self.lines[path] = line
-        if isinstance(node, yaml.MappingNode):
-            return self._read_mapping(node, path)
-        if isinstance(node, yaml.SequenceNode):
+        self._value_count += 1
+        if self._value_count > MAX_VALUES:
+            raise SpecError(f"{self.path}:{line}: more than {MAX_VALUES:,} values")
+        if any(node is open_node for open_node in self._open_nodes):
+            raise SpecError(f"{self.path}:{line}: an anchor stands inside itself")
+        if isinstance(node, yaml.ScalarNode):
+            return self._read_scalar(node, path)
+        self._open_nodes.append(node)
+        try:
+            if isinstance(node, yaml.MappingNode):
+                return self._read_mapping(node, path)
             return [self._read_value(item, (*path, str(i))) for i, item in enumerate(node.value)]
+        finally:
+            self._open_nodes.pop()
+
+    def _read_scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
+        """Return a text, a number, a truth value or None, environment variables filled in."""
         try:
             value = SpecYaml("").construct_object(node, deep=True)
-        except yaml.YAMLError as error:
-            raise SpecError(f"{self.path}:{line}: {getattr(error, 'problem', error)}") from error
+        except (yaml.YAMLError, ValueError) as error:
+            # a date of month 13, or a text with the tag of a number
+            reason = getattr(error, "problem", None) or error
+            place = f"{self.path}:{node.start_mark.line + 1}"
+            raise SpecError(f"{place}: {shorten(node.value)}: {reason}") from error
         return self._fill_in_environment(value, path) if isinstance(value, str) else value
 
     def _fill_in_environment(self, text: str, path: KeyPath) -> str:
@@ -138,8 +200,8 @@ class YamlSource:
         while nearest and nearest not in self.lines:
             nearest = nearest[:-1]
         line = self.lines.get(nearest, 1)
-        place = f"{self.path}:{line}" if line else f"{self.path} (--set {'.'.join(nearest)})"
-        what = f"{'.'.join(path)}: " if path else ""
+        place = f"{self.path}:{line}" if line else f"{self.path} (--set {_join_keys(nearest)})"
+        what = f"{_join_keys(path)}: " if path else ""
         return SpecError(f"{place}: {what}{message}")
 
     def build(self, record_type: type[RecordType]) -> RecordType:
@@ -153,6 +215,11 @@ class YamlSource:
         except InvalidValue as invalid:
             lines = [str(self.error(p.path, p.message)) for p in invalid.problems]
             raise SpecError("\n".join(lines)) from None
+
+
+def _join_keys(path: KeyPath) -> str:
+    """Return keys as one dotted text for a message; long ones are cut."""
+    return ".".join(shorten(key) for key in path)
 
 
 def list_given_keys(path: str | Path, overrides: dict[str, Any] | None = None) -> frozenset[str]:

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from mmcompress.errors import SpecError
+from mmcompress.errors import SpecError, shorten
 from mmcompress.spec.schema import Spec
 from mmcompress.stats import Latency
 
@@ -53,7 +53,7 @@ def require_one_target(spec: Spec) -> Spec:
         SpecError: It has several targets.
     """
     if len(split_targets(spec)) > 1:
-        raise SpecError(f"target: one target, please, got '{spec.target}'")
+        raise SpecError(f"target: one target, please, got '{shorten(spec.target)}'")
     return spec
 
 
@@ -72,7 +72,7 @@ def parse_target(text: str, place: str = "target: ") -> Goal:
     is_speedup = match is not None and match.group(2) == "x"
     if match is None or value <= 0 or (is_speedup and value < 1):
         expected = "expected a target like 2x (at least 1x), 12ms or 12ms p95"
-        raise SpecError(f"{place}{expected}, got '{text}'")
+        raise SpecError(f"{place}{expected}, got '{shorten(text)}'")
     return Goal(
         kind="speedup" if is_speedup else "latency",
         value=value,

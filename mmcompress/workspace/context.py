@@ -30,7 +30,7 @@ from mmcompress.measure.cost_model.predictor import LinearFit
 from mmcompress.measure.devices.readings import Readings
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params, count_params_per_unit
-from mmcompress.models.sources import load_models, load_rewind_models
+from mmcompress.models.sources import load_models, load_rewind_models, pin_sources
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.registry import PRECISIONS
 from mmcompress.results.records import Proof
@@ -269,7 +269,8 @@ def open_run(
         DataError: The data, the readings or the folder do not fit.
         ModelError: A model can't be loaded, or can't be cut as asked.
     """
-    spec = load_spec(spec_path, overrides)
+    folder = RunFolder(Path(out))
+    spec, pinned_sources = pin_sources(load_spec(spec_path, overrides), folder.read_sources())
     given_keys = list_given_keys(spec_path, overrides)
     whole_space = load_space(space or find_default_space(), spec, fixed=given_keys)
     on_progress("load", f"{spec.name}: {len(spec.model_nodes())} models", None)
@@ -283,9 +284,8 @@ def open_run(
     models = load_models(spec)
     # A checkpoint that can't be rewound to is reported now, not after hours of work.
     load_rewind_models(spec, models)
-    _check_prune_options(spec, models)
+    check_prune_options(spec, models)
 
-    folder = RunFolder(Path(out))
     blocks = {node_name: model.blocks for node_name, model in models.items()}
     run = RunContext(
         spec=spec,
@@ -304,13 +304,15 @@ def open_run(
     )
     readings = run.device_readings
     _claim_folder(run, resume=resume)
+    if pinned_sources:
+        write_record(folder.sources, pinned_sources)
     if readings:
         _keep_readings(run, readings)
     run.timings |= folder.read_timings()
     return run
 
 
-def _check_prune_options(spec: Spec, models: Mapping[str, Model]) -> None:
+def check_prune_options(spec: Spec, models: Mapping[str, Model]) -> None:
     """Raise `ModelError` when a spec cuts what a model does not have."""
     for node_name, node in spec.model_nodes().items():
         _check_node_prune_options(f"nodes.{node_name}.prune", node, blocks=models[node_name].blocks)

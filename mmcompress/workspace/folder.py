@@ -57,6 +57,11 @@ class RunFolder:
         return self.path / "spec.json"
 
     @property
+    def sources(self) -> Path:
+        """The commits that models of a hub are pinned to, by the source that the spec names."""
+        return self.path / "sources.json"
+
+    @property
     def format(self) -> Path:
         """The format of the folder, and the version of mmcompress that began the run."""
         return self.path / "format.json"
@@ -337,6 +342,13 @@ class RunFolder:
             return {}
         seconds_by_stage: dict[str, float] = json.loads(self.timings.read_text())
         return seconds_by_stage
+
+    def read_sources(self) -> dict[str, str]:
+        """Return what the sources of models at a hub are pinned to; empty before the run began."""
+        if not self.sources.exists():
+            return {}
+        pinned_sources: dict[str, str] = json.loads(self.sources.read_text())
+        return pinned_sources
 
     def write_format(self) -> None:
         """Write down the format of a new folder."""

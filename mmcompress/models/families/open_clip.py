@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import open_clip
+import torch
 import torch.nn.functional as F
+from open_clip import factory
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.tokenizer import SimpleTokenizer
 from open_clip.transformer import TextTransformer, VisionTransformer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
 
-from mmcompress.errors import ModelError
+from mmcompress.errors import ModelError, suggest_nearest
 from mmcompress.graph.blocks import ConvGeometry
 from mmcompress.models.base import (
     BlockShape,
@@ -32,6 +35,7 @@ from mmcompress.models.base import (
     TextEncoderModel,
     add_tokens_block,
 )
+from mmcompress.models.checkpoint import check_tensors, read_checkpoint, read_tensor_names
 from mmcompress.models.families.coca import CaptionDecoder
 from mmcompress.models.families.cross_attention_decoder import (
     DECODER_FAMILIES,
@@ -41,13 +45,30 @@ from mmcompress.models.families.cross_attention_decoder import (
 from mmcompress.models.families.decoding import find_lead
 from mmcompress.models.families.generation_settings import TextRequest, refuse_languages
 from mmcompress.models.hub import (
-    is_unreachable,
+    TRAINER_PREFIX,
     load_tokenizer_json,
     refuse_pickles,
+    strip_wrappers,
     summarize_error,
 )
+from mmcompress.models.hub_files import (
+    WEIGHT_FILES,
+    HubModel,
+    fetch_hub_file,
+    find_cached_file,
+    list_hub_files,
+)
 from mmcompress.models.layouts import find_blocks, find_convolutions, normalize_
+from mmcompress.models.shapes import (
+    fill_with_shapes_,
+    is_loading_shapes_only,
+    make_shape_tensors,
+)
 
+FOLDER_PREFIX = "local-dir:"
+"""What open_clip writes before a folder."""
+SAFETENSORS_SUFFIX = ".safetensors"
+"""End of the names of files in the one format that is read."""
 RANDOM_WEIGHTS_TAG = "random"
 """Stands in the place of a tag of open_clip: weights as they are before training."""
 CLIP_VOCABULARY_SIZE = 49408
@@ -213,43 +234,167 @@ class TextEncoder(TextEncoderModel):
 
 
 @lru_cache(maxsize=MAX_CACHED_MODELS)
-def _load_clip(name: str, pretrained: str | None) -> tuple[nn.Module, dict[str, object]]:
+def _load_clip(
+    name: str, pretrained: str | None, shapes_only: bool = False
+) -> tuple[nn.Module, dict[str, object]]:
     """Load an open_clip model with both towers, from safetensors only, and its preprocessing.
 
     All callers share what comes back: an encoder that changes a tower must copy it first.
+
+    Args:
+        name: A name of open_clip's list, or `local-dir:` and a folder.
+        pretrained: A tag or a file of weights; None for a folder.
+        shapes_only: Whether the weights are left out and their shapes are checked alone.
     """
     source = f"open_clip:{name}"
     if pretrained:
         source += f"@{pretrained}"
     _check_model_name(source, name)
-    if pretrained is None and not name.startswith("local-dir:"):
+    folder = None
+    if name.startswith(FOLDER_PREFIX):
+        folder = Path(name.removeprefix(FOLDER_PREFIX))
+        if not shapes_only or any((folder / file).exists() for file in WEIGHT_FILES["open_clip"]):
+            read_checkpoint(folder, WEIGHT_FILES["open_clip"])
+    elif pretrained is None:
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(name)) or "none"
         raise ModelError(
             f"{source}: names no weights: add @TAG (known: {tags}), @FILE.safetensors, "
             f"or @random to try it"
         )
     tag = None if pretrained == RANDOM_WEIGHTS_TAG else pretrained
+    if tag is not None:
+        tag = _find_tagged_weights(source, name, tag=tag, shapes_only=shapes_only)
     try:
-        with refuse_pickles(source):
+        with refuse_pickles(source), _strip_wrappers_of_weights():
             # `force_custom_text` makes the text tower a module of its own.
-            model = open_clip.create_model(
-                name, pretrained=tag, force_custom_text=True, weights_only=True
-            )
+            options: dict[str, Any] = {"force_custom_text": True, "weights_only": True}
+            if shapes_only:
+                model = _create_shapes(name, tag, options=options)
+            else:
+                model = open_clip.create_model(name, pretrained=tag, **options)
         library_preprocess = open_clip.get_model_preprocess_cfg(model)
     except ModelError:
         raise
     except Exception as error:  # open_clip raises RuntimeError, FileNotFoundError and hub errors
-        if tag and not Path(tag).exists() and is_unreachable(error):
-            raise ModelError(
-                f"{source}: the hub can't be reached and no copy is cached; give a local folder"
-            ) from error
         raise ModelError(f"open_clip can't load '{source}': {summarize_error(error)}") from error
     return model.float().eval(), _keep_preprocessing(source, library_preprocess)
 
 
+def _find_tagged_weights(source: str, name: str, *, tag: str, shapes_only: bool) -> str:
+    """Fetch the weights behind a tag into the cache of the hub, where open_clip finds them.
+
+    open_clip itself takes every failure for a file that the hub does not have, and goes on with a
+    pickle.
+
+    Returns:
+        The tag, or the file that was given in its place.
+
+    Raises:
+        ModelError: The file of weights is damaged, or the hub does not give it.
+    """
+    if Path(tag).is_file():
+        if Path(tag).suffix != SAFETENSORS_SUFFIX:
+            raise ModelError(
+                f"{source}: {tag} is a pickle, a format that can run code;"
+                " convert it to .safetensors"
+            )
+        check_tensors(tag, read_tensor_names(Path(tag)))
+        return tag
+    tag_config = _get_tag_config(name, tag)
+    if not tag_config:
+        raise ModelError(
+            f"{source}: '{tag}' is no file and no tag of open_clip;"
+            f" {suggest_nearest(tag, open_clip.list_pretrained_tags_by_model(name))}"
+        )
+    hub_name, _, file_name = str(tag_config.get("hf_hub", "")).rpartition("/")
+    wanted = [file_name] if file_name.endswith(SAFETENSORS_SUFFIX) else []
+    wanted += WEIGHT_FILES["open_clip"]
+    if not hub_name or any(find_cached_file(hub_name, wanted_name) for wanted_name in wanted):
+        return tag
+    hub_model = HubModel(name=hub_name, library="open_clip")
+    listing = list_hub_files(hub_model)
+    for wanted_name in wanted:
+        if wanted_name in listing.files:
+            if not shapes_only:
+                fetch_hub_file(hub_model, wanted_name, commit=listing.commit)
+            break
+    return tag
+
+
+def _get_tag_config(name: str, tag: str) -> dict[str, object]:
+    """Return what open_clip knows of the weights behind a tag; empty for an unknown tag."""
+    return dict(open_clip.get_pretrained_cfg(name.replace("/", "-"), tag) or {})
+
+
+def _create_shapes(name: str, tag: str | None, *, options: dict[str, Any]) -> nn.Module:
+    """Create a model whose tensors have shapes and no numbers, and compare them with the weights.
+
+    Weights behind a tag are not fetched, so their shapes are not compared.
+
+    Raises:
+        RuntimeError: Weights are missing or of another shape, as open_clip tells it.
+    """
+    checkpoint = _find_local_weights(name, tag)
+    if tag is not None and checkpoint is None:
+        options = {
+            **options,
+            "force_preprocess_cfg": _keep_preprocessing(name, _get_tag_config(name, tag)),
+        }
+    with torch.device("meta"):
+        model = open_clip.create_model(name, load_weights=False, device="meta", **options)
+    if checkpoint is not None:
+        library_load = factory.load_state_dict
+        factory.load_state_dict = _read_shapes
+        try:
+            with warnings.catch_warnings():
+                # nothing is copied into a model without numbers, as is meant here
+                warnings.simplefilter("ignore", UserWarning)
+                factory.load_checkpoint(model, str(checkpoint))
+        finally:
+            factory.load_state_dict = library_load
+    fill_with_shapes_(model)
+    return model
+
+
+def _find_local_weights(name: str, tag: str | None) -> Path | None:
+    """Return the file of weights on this machine; None when there is none yet."""
+    if name.startswith(FOLDER_PREFIX):
+        folder = Path(name.removeprefix(FOLDER_PREFIX))
+        names = [file for file in WEIGHT_FILES["open_clip"] if (folder / file).exists()]
+        return folder / names[0] if names else None
+    if tag is not None and Path(tag).is_file():
+        return Path(tag)
+    return None
+
+
+def _read_shapes(checkpoint_path: str, **_: object) -> dict[str, Tensor]:
+    """Read what open_clip would load from a file, as tensors without numbers."""
+    weights = make_shape_tensors(read_tensor_names(Path(checkpoint_path)))
+    return dict(zip(strip_wrappers(list(weights)), weights.values(), strict=True))
+
+
+@contextmanager
+def _strip_wrappers_of_weights() -> Iterator[None]:
+    """Let open_clip read the weights of a wrapped model while the block runs."""
+    library_load = factory.load_state_dict
+
+    def load_stripped(*arguments: object, **options: object) -> dict[str, Tensor]:
+        weights = library_load(*arguments, **options)
+        names = strip_wrappers(list(weights))
+        if all(name.startswith(TRAINER_PREFIX) for name in names):
+            names = [name.removeprefix(TRAINER_PREFIX) for name in names]
+        return dict(zip(names, weights.values(), strict=True))
+
+    factory.load_state_dict = load_stripped
+    try:
+        yield
+    finally:
+        factory.load_state_dict = library_load
+
+
 def _check_model_name(source: str, name: str) -> None:
     """Refuse a name that open_clip does not know, and suggest the nearest ones."""
-    if name.startswith(("local-dir:", "hf-hub:")):
+    if name.startswith(FOLDER_PREFIX):
         return
     known_names = open_clip.list_models()
     if name.replace("/", "-") in known_names:
@@ -329,7 +474,7 @@ def clip_tokenizer_json() -> str:
 
 def _name_source(context: LoadContext) -> str:
     """Name a source as open_clip does: a local folder or a model of its list."""
-    return f"local-dir:{context.path}" if context.path else context.name
+    return f"{FOLDER_PREFIX}{context.path}" if context.path else context.name
 
 
 def _load_tokenizer_json(vocabulary_size: int, context: LoadContext) -> str:
@@ -352,7 +497,9 @@ def load_image_encoder(context: LoadContext) -> Model:
     Raises:
         ModelError: if the model can't be loaded or its image tower is not supported.
     """
-    clip, preprocess = _load_clip(_name_source(context), context.pretrained)
+    clip, preprocess = _load_clip(
+        _name_source(context), context.pretrained, is_loading_shapes_only()
+    )
     # The cached model stays as the library made it: the encoder changes a copy.
     if hasattr(clip.visual, "transformer"):
         return ImageEncoder(copy.deepcopy(clip.visual), copy.deepcopy(preprocess))
@@ -368,7 +515,7 @@ def load_text_encoder(context: LoadContext) -> Model:
     Raises:
         ModelError: if the model can't be loaded or its text tower is not supported.
     """
-    clip, _ = _load_clip(_name_source(context), context.pretrained)
+    clip, _ = _load_clip(_name_source(context), context.pretrained, is_loading_shapes_only())
     if not hasattr(clip.text, "transformer") or not hasattr(clip.text, "token_embedding"):
         raise _make_text_tower_error(clip, context)
     tokenizer_json = _load_tokenizer_json(clip.text.vocab_size, context)
@@ -382,7 +529,7 @@ def load_text_decoder(context: LoadContext) -> Model:
         ModelError: if the model can't be loaded or has no caption decoder.
     """
     refuse_languages(context.language, context.task, model_type="coca")
-    clip, _ = _load_clip(_name_source(context), context.pretrained)
+    clip, _ = _load_clip(_name_source(context), context.pretrained, is_loading_shapes_only())
     if not hasattr(clip, "text_decoder"):
         raise ModelError(
             f"{_name_source(context)}: only CoCa models have a caption decoder in open_clip"

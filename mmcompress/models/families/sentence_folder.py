@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mmcompress.errors import ModelError
 from mmcompress.models.base import LoadContext
-from mmcompress.models.hub import describe_source, load_json, load_json_list, locate_file
+from mmcompress.models.hub import describe_source, get_model_folder, load_json, load_json_list
 
 Pool = Callable[[Tensor, Tensor], Tensor]
 """Pools tokens [B, T, W] behind a mask [B, T] to [B, W]."""
@@ -134,8 +134,8 @@ def _read_dense(context: LoadContext, path: str) -> list[nn.Module]:
     activation = str(config.get("activation_function", "torch.nn.Tanh")).rpartition(".")[2]
     if activation not in ACTIVATIONS:
         raise ModelError(f"{source}: {path}: the activation '{activation}' is not followed here")
-    file = locate_file(context, f"{path}/model.safetensors")
-    if file is None:
+    file = get_model_folder(context) / path / "model.safetensors"
+    if not file.is_file():
         raise ModelError(f"{source}: {path}/model.safetensors is missing")
     weights = load_file(file)
     rows, columns = weights["linear.weight"].shape
