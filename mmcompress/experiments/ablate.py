@@ -20,6 +20,7 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_ablation
 from mmcompress.results.records import Summary
+from mmcompress.run.begin_run import begin_run
 from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.prepared_run import PreparedRun
@@ -31,7 +32,7 @@ from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Space
 from mmcompress.spec.target import require_one_target
 from mmcompress.storage import build_record, read_plain, read_record, to_plain, write_record
-from mmcompress.workspace.context import RunContext, open_run
+from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import NEW_FOLDER_CURE, RESUME_CURE
 
 REFERENCE_CHANGES = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
@@ -78,7 +79,7 @@ def ablate(
         if table not in known_tables:
             nearest = suggest_nearest(table, known_tables)
             raise SpecError(f"ablate: unknown table '{table}'; {nearest}")
-    run = open_run(
+    with begin_run(
         spec_path,
         out,
         space=space,
@@ -87,12 +88,12 @@ def ablate(
         on_progress=on_progress,
         bench=bench,
         clock=clock,
-    )
-    run = replace(run, spec=spec)
-    suitable = [cell for cell in cells if cell.method.is_suitable(run)]
-    wanted = _choose_cells(suitable, tables)
-    require_same_effort(run)
-    return _make_cells(prepare_run(run), wanted)
+    ) as opened:
+        run = replace(opened, spec=spec)
+        suitable = [cell for cell in cells if cell.method.is_suitable(run)]
+        wanted = _choose_cells(suitable, tables)
+        require_same_effort(run)
+        return _make_cells(prepare_run(run), wanted)
 
 
 def _choose_cells(cells: Sequence[Cell], tables: Sequence[str]) -> list[Cell]:

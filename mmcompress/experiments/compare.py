@@ -15,6 +15,7 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_comparison
 from mmcompress.results.records import Summary
+from mmcompress.run.begin_run import begin_run
 from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.prepared_run import PreparedRun
@@ -23,7 +24,7 @@ from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.target import require_one_target
 from mmcompress.storage import read_record
-from mmcompress.workspace.context import RunContext, open_run
+from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RESUME_CURE
 
 
@@ -64,7 +65,7 @@ def compare(
         if name not in BASELINES:
             raise SpecError(f"compare: unknown method '{name}'; {suggest_nearest(name, BASELINES)}")
     require_one_target(load_spec(spec_path, overrides))
-    run = open_run(
+    with begin_run(
         spec_path,
         out,
         space=space,
@@ -73,10 +74,10 @@ def compare(
         on_progress=on_progress,
         bench=bench,
         clock=clock,
-    )
-    require_same_effort(run)
-    suitable = _choose_methods(run, methods)
-    return _make_methods(prepare_run(run), suitable)
+    ) as run:
+        require_same_effort(run)
+        suitable = _choose_methods(run, methods)
+        return _make_methods(prepare_run(run), suitable)
 
 
 def _choose_methods(run: RunContext, methods: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import GenerationConfig, WhisperConfig
 
 from mmcompress.errors import ModelError
+from mmcompress.runtime.cache import CACHE_CURE
 from mmcompress.storage import replace_folder
 
 OLDEST_VERSION = 6
@@ -267,11 +268,16 @@ def convert_to_transformers(source: Path, target: Path) -> Path:
         begin_suppress_tokens=stored_config["suppress_ids_begin"],
         no_timestamps_token_id=tokenizer.token_to_id("<|notimestamps|>"),
     )
-    with replace_folder(target) as unfinished:
-        save_file(weights, unfinished / "model.safetensors", {"format": "pt"})
-        config.save_pretrained(unfinished)
-        generation.save_pretrained(unfinished)
-        shutil.copy(source / "tokenizer.json", unfinished / "tokenizer.json")
+    try:
+        with replace_folder(target) as unfinished:
+            save_file(weights, unfinished / "model.safetensors", {"format": "pt"})
+            config.save_pretrained(unfinished)
+            generation.save_pretrained(unfinished)
+            shutil.copy(source / "tokenizer.json", unfinished / "tokenizer.json")
+    except OSError as error:
+        raise ModelError(
+            f"{target}: the converted weights can't be written: {error}; {CACHE_CURE}"
+        ) from error
     return target
 
 
