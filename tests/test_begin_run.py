@@ -73,9 +73,13 @@ def test_a_lock_of_another_host_is_refused_with_its_cure(tmp_path):
 
 
 def test_a_folder_is_held_once_in_one_process_and_free_after_an_error(tmp_path):
-    with pytest.raises(DataError, match=f"process {os.getpid()} on"), hold_folder(tmp_path / "r"):
-        with hold_folder(tmp_path / "r"):
-            pass
+    same = tmp_path / "r"
+    with (
+        pytest.raises(DataError, match=f"process {os.getpid()} on"),
+        hold_folder(same),
+        hold_folder(same),
+    ):
+        pass
     assert not (tmp_path / "r").exists(), "an empty folder stays"
     with hold_folder(tmp_path / "r"):
         (tmp_path / "r/a").touch()

@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mmcompress.runtime.check_values import Rules, check_flag, either, list_of, whole_number
+
 DecodeStep = Callable[[np.ndarray, int, list[np.ndarray]], tuple[np.ndarray, list[np.ndarray]]]
 """Runs the model on new tokens.
 
@@ -42,6 +44,26 @@ NO_TOKEN = -1
 
 MASKED_SCORE = -1e9
 """Added to the score of what must not be chosen or seen; finite, since -inf - -inf is no number."""
+
+_TOKEN_ID = whole_number(NO_TOKEN, 2**31 - 1)
+"""A token id, or no token."""
+
+_TOKEN_IDS = list_of(whole_number(0, 2**31 - 1), max_length=1_000_000)
+"""Token ids, as many as a vocabulary has at most."""
+
+GENERATION_RULES: Rules = {
+    "bos": _TOKEN_ID,
+    "eos": either(_TOKEN_ID, _TOKEN_IDS),
+    "pad": _TOKEN_ID,
+    "beams": whole_number(1, 64),
+    "max_tokens": whole_number(1, 8192),
+    "prompt": _TOKEN_IDS,
+    "early_stopping": check_flag,
+    "suppress": _TOKEN_IDS,
+    "begin_suppress": _TOKEN_IDS,
+    "guard": check_flag,
+}
+"""What the manifest may say of a generation."""
 
 
 @dataclass(frozen=True, kw_only=True)

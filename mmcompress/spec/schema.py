@@ -264,7 +264,7 @@ class Limits:
 class Measure:
     """How latency is measured."""
 
-    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
     """Threads of every session, as the bundle is to be deployed."""
     parallel: bool = False
     """Whether nodes that don't read each other run at the same time, each on its own threads."""

@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from mmcompress.runtime.check_values import Rules
 from mmcompress.runtime.sessions import TimedSession
-from mmcompress.runtime.text import Values, choose_padded_length, load_tokenizer, pad_ids
+from mmcompress.runtime.text import (
+    TEXT_RULES,
+    Values,
+    choose_padded_length,
+    load_tokenizer,
+    pad_ids,
+)
 
 BATCHED_FROM = 17
 """Texts from which on the tokenizer's thread pool is used: for a few short texts it costs more than
@@ -16,6 +24,9 @@ it saves."""
 
 class TextEncoder:
     """One or several texts to embeddings, float32 [n, d] of length 1."""
+
+    CONFIG_RULES: ClassVar[Rules] = TEXT_RULES
+    """What the manifest may say of the configuration."""
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.session = sessions["model"]
