@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from mmcompress.registry import NODE_KINDS
@@ -110,6 +111,9 @@ def list_form_problems(manifest: Any) -> Iterator[str]:
     if isinstance(graph, dict):
         yield from _list_missing(graph, "graph", REQUIRED_KEYS["graph"])
         yield from _list_entry_problems(graph.get("nodes"), "graph.nodes", NODE_RULES)
+    for name, _ in _iterate_mapping(manifest.get("files")):
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            yield f"files: the file name {show_value(name)} leaves the bundle"
     yield from _list_entry_problems(manifest.get("files"), "files", FILE_RULES)
     for name, entry in _iterate_mapping(manifest.get("files")):
         if isinstance(entry, dict) and "sha256" not in entry:

@@ -128,8 +128,9 @@ class Pipeline:
         needed_flags = set(node.get("cpu_flags", ()))
         if needed_flags and not needed_flags & set(describe_cpu()["flags"]):
             raise BundleError(
-                f"{self.folder}: node '{name}' is in {node.get('precision')}, which needs a CPU "
-                f"with one of {', '.join(sorted(needed_flags))}: without, its results would be wrong"
+                f"{self.folder}: node '{name}' is in {node.get('precision')}, "
+                f"which needs a CPU with one of {', '.join(sorted(needed_flags))}: "
+                "without, its results would be wrong"
             )
 
     def _list_sources(self, name: str) -> set[str]:

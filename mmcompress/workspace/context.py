@@ -403,7 +403,13 @@ def _select_decisive_options(spec: Spec) -> object:
     is compared.
     """
     search = replace(
-        spec.search, workers=1, trials=0, level_switches=0, ray_address=None, executor="ray"
+        spec.search,
+        workers=1,
+        trials=0,
+        level_switches=0,
+        trial_seconds=0.0,
+        ray_address=None,
+        executor="ray",
     )
     measure = replace(spec.measure, readings=spec.measure.readings and "given")
     return to_plain(replace(spec, search=search, measure=measure))
