@@ -150,3 +150,11 @@ def test_ctrl_c_is_exit_130_with_the_line_that_goes_on(tiny, tmp_path, monkeypat
     monkeypatch.setattr("mmcompress.cli.validate.load_spec", interrupt)
     result = CliRunner().invoke(main, ["validate", spec])
     assert result.exit_code == 130 and result.output == "interrupted\n"
+
+
+def test_a_run_without_a_cache_ends_in_the_first_second(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match="set MMCOMPRESS_CACHE"):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r")
+    assert not (tmp_path / "r").exists()

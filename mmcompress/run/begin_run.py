@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from mmcompress.errors import DataError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.runtime.cache import find_cache_fault
@@ -35,13 +36,13 @@ def begin_run(
     Args: as `open_run` takes them.
 
     Raises:
-        DataError: Another process works on the folder, or it can't be written. Or what `open_run`
-            raises.
+        DataError: Another process works on the folder, or it can't be written, nor can the cache.
+            Or what `open_run` raises.
         ClusterError: Ray can't be started on this machine.
     """
     spec = load_spec(spec_path, overrides)
     with hold_folder(out):
-        _check_machine(spec, on_progress)
+        _check_machine(spec)
         yield open_run(
             spec_path,
             out,
@@ -54,11 +55,10 @@ def begin_run(
         )
 
 
-def _check_machine(spec: Spec, on_progress: ProgressListener) -> None:
+def _check_machine(spec: Spec) -> None:
     """Check what a run needs of its machine. Raises `ClusterError` or `DataError`."""
     if spec.search.executor == "ray" and not spec.search.ray_address:
         choose_ray_folder()
     fault = find_cache_fault()
     if fault:
-        # The run does without: it measures again what other runs have measured.
-        on_progress("load", fault, None)
+        raise DataError(fault)

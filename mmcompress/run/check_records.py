@@ -23,6 +23,7 @@ from mmcompress.results.records import Summary
 from mmcompress.run.answers import SplitAnswers
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.profile import Profile
+from mmcompress.run.unproved import FailedProof
 from mmcompress.runtime.bundle import read_manifest, verify_files
 from mmcompress.search.linearize import InteractionFactors
 from mmcompress.search.sensitivity.store import check_sensitivity, is_sensitivity_stored
@@ -82,6 +83,8 @@ def set_damaged_artifact_aside(run: RunContext) -> None:
             tell=run.tell_damage,
             sequel="the device has to measure the bundle again (mmcompress device check)",
         )
+    for unproved in folder.list_unproved():
+        setter.check_record(FailedProof, unproved.failed_proof)
     if folder.has_stash():
         setter.check(partial(_check_stash, folder.stash), [folder.stash.path])
 

@@ -304,7 +304,9 @@ class RunFolder:
 
         The proof goes last: without it the move is not complete, and is made again.
         """
-        number = len(self.list_unproved()) + 1
+        # One whose proof was damaged and set aside counts as well.
+        places = {record.parent for record in self.unproved.glob(f"*/{self.failed_proof.name}*")}
+        number = len(places) + 1
         unproved = RunFolder(self.unproved / str(number))
         unproved.path.mkdir(parents=True, exist_ok=True)
         for path in self._list_artifact():
