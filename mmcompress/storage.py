@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import stat
 import types
 import typing
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -21,10 +22,19 @@ from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mmcompress.errors import DataError, shorten, suggest_nearest
+from mmcompress.errors import DataError, MmcompressError, shorten, suggest_nearest
 
 RecordType = TypeVar("RecordType")
 """A dataclass."""
+
+PlainType = TypeVar("PlainType", dict[str, Any], list[Any])
+"""What JSON holds at its root."""
+
+DAMAGED_SUFFIX = ".damaged"
+"""Behind the name of a file that can't be read and was set aside."""
+
+REMADE_SEQUEL = "it is made again where it is needed"
+"""What becomes of a file that was set aside."""
 
 RECORD_CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 """How records are checked: unknown keys are errors; the string under a field describes it."""
@@ -221,12 +231,22 @@ def replace_file(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".new")
+    unfinished.unlink(missing_ok=True)
+    mode = _create_file(unfinished)
     try:
         yield unfinished
+        # Some libraries put a file of their own here, which its owner alone may read.
+        unfinished.chmod(mode)
     except BaseException:
         unfinished.unlink(missing_ok=True)
         raise
     unfinished.replace(path)
+
+
+def _create_file(path: Path) -> int:
+    """Create an empty file; return the permissions that this process gives to new files."""
+    path.touch(exist_ok=False)
+    return stat.S_IMODE(path.stat().st_mode)
 
 
 @contextmanager
@@ -246,11 +266,22 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     unfinished.mkdir(parents=True)
     try:
         yield unfinished
+        _grant_usual_access(unfinished)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.replace(folder)
+
+
+def _grant_usual_access(folder: Path) -> None:
+    """Give every file of a folder at least the permissions that this process gives to new files."""
+    probe = folder / ".mode"
+    usual_mode = _create_file(probe)
+    probe.unlink()
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(stat.S_IMODE(path.stat().st_mode) | usual_mode)
 
 
 def write_record(path: Path, record: Any, indent: int | None = 1) -> Path:
@@ -266,21 +297,103 @@ def write_record(path: Path, record: Any, indent: int | None = 1) -> Path:
     """
     text = json.dumps(to_plain(record), indent=indent)
     with replace_file(path) as unfinished:
-        unfinished.write_text(text + "\n")
+        unfinished.write_text(text + "\n", encoding="utf-8")
     return path
 
 
-def read_record(record_type: type[RecordType], path: Path) -> RecordType:
+def read_record(record_type: type[RecordType], path: Path, *, cure: str = "") -> RecordType:
     """Read a record that was written before.
+
+    Args:
+        record_type: A dataclass.
+        path: The file.
+        cure: What a person can do when the file is damaged; it ends the message.
 
     Raises:
         DataError: The file is missing, damaged, or written by another version of mmcompress.
     """
     try:
-        return build_record(record_type, json.loads(path.read_text()))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: can't be read: {error}") from error
+        return build_record(record_type, _read_json(path))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: can't be read: {error}{_add_cure(cure)}") from error
     except InvalidValue as error:
         raise DataError(
             f"{path}: damaged, or written by another version of mmcompress: {error}"
+            f"{_add_cure(cure)}"
         ) from error
+
+
+def read_plain(plain_type: type[PlainType], path: Path, *, cure: str = "") -> PlainType:
+    """Read plain data that was written before.
+
+    Args:
+        plain_type: `dict` or `list`: what the file holds.
+        path: The file.
+        cure: What a person can do when the file is damaged; it ends the message.
+
+    Raises:
+        DataError: The file is missing or damaged.
+    """
+    try:
+        data = _read_json(path)
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: can't be read: {error}{_add_cure(cure)}") from error
+    if not isinstance(data, plain_type):
+        expected = "a mapping" if plain_type is dict else "a list"
+        raise DataError(f"{path}: damaged: expected {expected}{_add_cure(cure)}")
+    return data
+
+
+def _read_json(path: Path) -> Any:
+    """Return the JSON of a file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _add_cure(cure: str) -> str:
+    """Return the end of a message that tells a cure; nothing where there is none."""
+    return f"; {cure}" if cure else ""
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a damaged file or folder: `.damaged` comes behind its name.
+
+    Args:
+        path: The file or folder. What was set aside under the new name before is gone then.
+
+    Returns:
+        The new path.
+    """
+    aside = path.with_name(path.name + DAMAGED_SUFFIX)
+    if aside.is_dir():
+        shutil.rmtree(aside)
+    elif aside.exists():
+        aside.unlink()
+    return path.rename(aside)
+
+
+def set_aside_if_damaged(
+    check: Callable[[], object],
+    *,
+    paths: Sequence[Path],
+    tell: Callable[[str], None],
+    sequel: str = REMADE_SEQUEL,
+) -> bool:
+    """Set files aside that can't be read, so that the work that wrote them writes them again.
+
+    Args:
+        check: Reads the files.
+        paths: The files and folders that are of no use any more when the check fails. Those that
+            are not there are passed over.
+        tell: Receives what is wrong, and where the files are now.
+        sequel: What becomes of it; it ends the message.
+
+    Returns:
+        Whether they were set aside.
+    """
+    try:
+        check()
+    except (MmcompressError, OSError, ValueError) as error:
+        names = [set_aside(path).name for path in paths if path.exists()]
+        tell(f"{error}; set aside as {', '.join(names)}: {sequel}")
+        return True
+    return False

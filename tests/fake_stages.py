@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from made_summary import make_summary
+from safetensors.torch import load_file, save_file
 
 from mmcompress.errors import ProofFailed
 from mmcompress.graph.structure import Candidate
@@ -22,9 +24,15 @@ from mmcompress.run.stages import RunStages
 from mmcompress.stats import Latency
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.folder import RunFolder
 
 TARGET_MS = 1.0
 """Milliseconds that every target asks for."""
+
+
+def read_artifact_number(folder: RunFolder) -> int:
+    """Return which artifact, counted from 1, the weights of a folder are of."""
+    return int(load_file(folder.units)["artifact"])
 
 
 @dataclass
@@ -91,18 +99,25 @@ class FakeStages:
             self._begin("train")
             self.artifacts += 1
             folder.weights.mkdir(exist_ok=True)
-            folder.units.write_text(str(self.artifacts))
+            for path in (folder.units, *(folder.node_weights(node) for node in run.models)):
+                save_file({"artifact": torch.tensor(self.artifacts)}, path)
             folder.training_history.write_text("[]")
         if int(folder.units.read_text()) in self.unproved:
             raise ProofFailed("vision: masked == sliced: difference 3.00e-02 (in '0.ffn')")
         self._begin("export")
         folder.bundle.mkdir(exist_ok=True)
-        (folder.bundle / "manifest.json").write_text(folder.units.read_text())
+        manifest = {
+            "format": 2,
+            "name": str(read_artifact_number(folder)),
+            "files": {},
+            "graph": {"inputs": {}, "outputs": {}, "nodes": {}},
+        }
+        write_record(folder.bundle / "manifest.json", manifest)
 
     def evaluate(self, run, prepared, *, fitted, compressed, extra) -> Summary:
         """Write the summary of the artifact whose weights lie in the folder."""
         self._begin("evaluate")
-        number = int(run.folder.units.read_text()) - 1
+        number = read_artifact_number(run.folder) - 1
         share = self.shares[min(number, len(self.shares) - 1)]
         loss = self.losses[min(number, len(self.losses) - 1)]
         made = make_summary()
@@ -118,7 +133,7 @@ class FakeStages:
             kept_units=fitted.candidate.kept_units,
             validation_losses=(0.05, loss),
         )
-        write_record(run.folder.outcomes, {})
+        write_record(run.folder.outcomes, {"baseline": {}, "compressed": {}})
         write_record(run.folder.summary, summary)
         return summary
 

@@ -267,7 +267,7 @@ def make_node(model, template: str = "none") -> TrainableTextDecoder:
 
 def list_targets(node: TrainableTextDecoder, texts=TEXTS) -> list[list[int]]:
     """The ids of each text, without what fills it up."""
-    _ids, has_next = node.collate(Pairs(inputs=[np.zeros(1)] * len(texts), texts=tuple(texts)))
+    ids, has_next = node.collate(Pairs(inputs=[np.zeros(1)] * len(texts), texts=tuple(texts)))
     lengths = has_next.sum(1) + 1
     return [row[:length].tolist() for row, length in zip(ids, lengths, strict=True)]
 
@@ -305,7 +305,7 @@ def test_the_starts_and_ends_are_those_of_the_checkpoints(load_family):
 
 def test_forced_tokens_are_no_choice_of_the_model(load_family):
     node = make_node(load_family("ViT-mBART"))
-    ids, has_next = node.collate(Pairs(inputs=[np.zeros(1)], texts=("w1 w2",)))
+    _ids, has_next = node.collate(Pairs(inputs=[np.zeros(1)], texts=("w1 w2",)))
     batch = SimpleNamespace(keep={"writer": has_next})
     # 2 and the language stand there; two words and the end are judged
     assert node.target_positions(batch).tolist() == [[False, True, True, True]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from rich.markup import escape
 from mmcompress.cli.console import err
 from mmcompress.errors import MmcompressError
 from mmcompress.registry import name_missing_packages, resolve_entry
+
+INTERRUPTED_EXIT_CODE = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal, as shells have it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +35,8 @@ class LazyGroup(click.Group):
     def __init__(self, *args: Any, commands_by_name: Mapping[str, CommandRow], **options: Any):
         super().__init__(*args, **options)
         self.commands_by_name = commands_by_name
+        self.arguments: list[str] = []
+        """The arguments of the command that runs."""
 
     def list_commands(self, context: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -60,6 +66,26 @@ class LazyGroup(click.Group):
         except MmcompressError as error:
             err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
             context.exit(error.exit_code)
+        except KeyboardInterrupt:
+            err.print(f"interrupted{escape(self._describe_resumption())}", soft_wrap=True)
+            context.exit(INTERRUPTED_EXIT_CODE)
+
+    def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
+        """Keep the arguments: an interrupted command tells how to go on."""
+        self.arguments = list(args)
+        return super().parse_args(context, args)
+
+    def _describe_resumption(self) -> str:
+        """Return the end of a message: the line that goes on with the interrupted command."""
+        name = next((one for one in self.arguments if one in self.commands_by_name), "")
+        row = self.commands_by_name.get(name)
+        command = resolve_entry(row.target) if row else None
+        if command is None or not any(option.name == "resume" for option in command.params):
+            return ""
+        arguments = list(self.arguments)
+        if "--resume" not in arguments:
+            arguments.append("--resume")
+        return f"; what is finished is kept, go on with: {shlex.join(['mmcompress', *arguments])}"
 
 
 def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:

@@ -11,9 +11,11 @@ from mmcompress.cli.console import Progress, out
 from mmcompress.cli.options import parse_settings, set_option
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.cost_model.predictor import DeployedBlock, Predictor
+from mmcompress.run.check_records import set_damaged_shared_aside
 from mmcompress.run.predictor import build_predictor
 from mmcompress.run.profile import Profile, profile_pipeline
 from mmcompress.workspace.context import open_run
+from mmcompress.workspace.hold_folder import hold_folder
 
 
 @click.command("profile")
@@ -27,7 +29,7 @@ def profile_command(spec: str, folder: str | None, resume: bool, settings: tuple
     """Measure the dense pipeline: per node and block, with the modality of every layer."""
     overrides = parse_settings(settings)
     place = folder or f"runs/{load_spec(spec, overrides).name}-profile"
-    with Progress() as on_progress:
+    with Progress() as on_progress, hold_folder(place):
         run = open_run(
             spec,
             place,
@@ -35,6 +37,7 @@ def profile_command(spec: str, folder: str | None, resume: bool, settings: tuple
             resume=resume or not folder,
             on_progress=on_progress,
         )
+        set_damaged_shared_aside(run)
         dense = profile_pipeline(run)
         predictor = build_predictor(run, dense)
     out.print(_make_node_table(dense))

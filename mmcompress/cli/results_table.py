@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from rich.markup import escape
@@ -11,7 +10,8 @@ from rich.table import Table
 from mmcompress.cli.console import out
 from mmcompress.report.formats import format_quality
 from mmcompress.results.records import Summary
-from mmcompress.workspace.folder import RunFolder
+from mmcompress.storage import read_plain
+from mmcompress.workspace.folder import RESUME_CURE, RunFolder
 
 
 def print_summary(summary: Summary) -> None:
@@ -66,7 +66,7 @@ def _describe_verdict(summary: Summary) -> str:
 
 def print_claims(folder: RunFolder) -> None:
     """Print the claims that a comparison or an ablation tested, with their verdicts."""
-    for claim in json.loads(folder.claims.read_text()):
+    for claim in read_plain(list, folder.claims, cure=RESUME_CURE):
         points = f"{100 * claim['gap']:+.1f} ± {100 * claim['half']:.1f} points"
         verdict = f"[bold]{escape(claim['verdict'])}[/bold]"
         out.print(f"{escape(claim['claim'])}: {verdict} ({points})", soft_wrap=True)

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from mmcompress.errors import DataError
 from mmcompress.storage import replace_file
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -118,6 +119,19 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the file, when there is one."""
         self.path.unlink(missing_ok=True)
+
+
+def check_checkpoint(path: Path) -> None:
+    """Check that a file holds the state of a training.
+
+    Raises:
+        DataError: The file is damaged.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            _parse_state((file.metadata() or {})["state"])
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: the state of the training can't be read: {error!r}") from error
 
 
 def _format_state(state: TrainingState) -> str:

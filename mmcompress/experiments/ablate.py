@@ -7,7 +7,6 @@ not made again.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,8 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_ablation
 from mmcompress.results.records import Summary
+from mmcompress.run.begin_run import begin_run
+from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
@@ -30,8 +31,9 @@ from mmcompress.spec.overrides import apply_overrides
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Space
 from mmcompress.spec.target import require_one_target
-from mmcompress.storage import build_record, read_record, to_plain, write_record
-from mmcompress.workspace.context import RunContext, open_run
+from mmcompress.storage import build_record, read_plain, read_record, to_plain, write_record
+from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.folder import NEW_FOLDER_CURE, RESUME_CURE
 
 REFERENCE_CHANGES = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
 """Keys of the spec, and their values in the reference that every cell differs from."""
@@ -77,7 +79,7 @@ def ablate(
         if table not in known_tables:
             nearest = suggest_nearest(table, known_tables)
             raise SpecError(f"ablate: unknown table '{table}'; {nearest}")
-    run = open_run(
+    with begin_run(
         spec_path,
         out,
         space=space,
@@ -86,12 +88,12 @@ def ablate(
         on_progress=on_progress,
         bench=bench,
         clock=clock,
-    )
-    run = replace(run, spec=spec)
-    suitable = [cell for cell in cells if cell.method.is_suitable(run)]
-    wanted = _choose_cells(suitable, tables)
-    require_same_effort(run)
-    return _make_cells(prepare_run(run), wanted)
+    ) as opened:
+        run = replace(opened, spec=spec)
+        suitable = [cell for cell in cells if cell.method.is_suitable(run)]
+        wanted = _choose_cells(suitable, tables)
+        require_same_effort(run)
+        return _make_cells(prepare_run(run), wanted)
 
 
 def _choose_cells(cells: Sequence[Cell], tables: Sequence[str]) -> list[Cell]:
@@ -113,17 +115,21 @@ def _make_cells(prepared: PreparedRun, cells: Sequence[Cell]) -> dict[str, Summa
             "changes": dict(cell.changes),
             "like": cell.like,
         }
+        set_damaged_artifact_aside(replace(run, folder=folder))
         if not folder.summary.exists():
             position = f"{i + 1} of {len(cells)}"
             run.on_progress("ablate", f"{cell.table}: {cell.name} ({position})", None)
             write_record(folder.cell, description)
             _make_one_cell(prepared, cell, steps=steps)
-        elif not folder.cell.exists() or json.loads(folder.cell.read_text()) != description:
+        elif (
+            not folder.cell.exists()
+            or read_plain(dict, folder.cell, cure=NEW_FOLDER_CURE) != description
+        ):
             raise DataError(
                 f"{folder}: another version of mmcompress made this cell in another way; "
                 "use a new --out"
             )
-        summaries[cell.folder] = read_record(Summary, folder.summary)
+        summaries[cell.folder] = read_record(Summary, folder.summary, cure=RESUME_CURE)
         # Every cell trains for as many steps as the first one that trained.
         steps = steps or count_trained_steps(folder)
         _write_report(prepared, cells=cells, summaries=summaries)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_comparison
 from mmcompress.results.records import Summary
+from mmcompress.run.begin_run import begin_run
+from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
@@ -21,7 +24,8 @@ from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.target import require_one_target
 from mmcompress.storage import read_record
-from mmcompress.workspace.context import RunContext, open_run
+from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.folder import RESUME_CURE
 
 
 def compare(
@@ -61,7 +65,7 @@ def compare(
         if name not in BASELINES:
             raise SpecError(f"compare: unknown method '{name}'; {suggest_nearest(name, BASELINES)}")
     require_one_target(load_spec(spec_path, overrides))
-    run = open_run(
+    with begin_run(
         spec_path,
         out,
         space=space,
@@ -70,10 +74,10 @@ def compare(
         on_progress=on_progress,
         bench=bench,
         clock=clock,
-    )
-    require_same_effort(run)
-    suitable = _choose_methods(run, methods)
-    return _make_methods(prepare_run(run), suitable)
+    ) as run:
+        require_same_effort(run)
+        suitable = _choose_methods(run, methods)
+        return _make_methods(prepare_run(run), suitable)
 
 
 def _choose_methods(run: RunContext, methods: Sequence[str]) -> list[str]:
@@ -102,10 +106,11 @@ def _make_methods(prepared: PreparedRun, methods: Sequence[str]) -> dict[str, Su
     steps = 0
     for name in methods:
         folder = run.folder.subfolder(name)
+        set_damaged_artifact_aside(replace(run, folder=folder))
         if not folder.summary.exists():
             run.on_progress("compare", name, None)
             make_cell(run, name, method=BASELINES[name], prepared=prepared, steps=steps)
-        summaries[name] = read_record(Summary, folder.summary)
+        summaries[name] = read_record(Summary, folder.summary, cure=RESUME_CURE)
         # Every method trains for as many steps as the first one that trained.
         steps = steps or count_trained_steps(folder)
         claims = [

@@ -42,7 +42,7 @@ def make_cell(
         steps: Training steps, however long they take. 0: as long as the spec says.
     """
     folder = run.folder.subfolder(name)
-    timings = folder.read_timings()
+    timings = folder.read_timings(run.tell_damage)
     spec = _shorten_measurement(run.spec, is_latency_known=bool(method.structure_of))
     spec = replace(spec, distill=plan_training(spec, method, steps=steps))
     if method.importance:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmcompress.errors import DataError
 from mmcompress.models.base import Model
+from mmcompress.storage import replace_file
+
+WEIGHTS_CURE = "remove the folder of the weights and add --resume: they are trained again"
+"""What a person can do about weights that can't be used."""
 
 
 def save_weights(models: Mapping[str, Model], folder: Path) -> None:
@@ -20,7 +26,8 @@ def save_weights(models: Mapping[str, Model], folder: Path) -> None:
     """
     folder.mkdir(parents=True, exist_ok=True)
     for node_name, model in models.items():
-        save_file(_select_unshared_tensors(model), folder / f"{node_name}.safetensors")
+        with replace_file(folder / f"{node_name}.safetensors") as unfinished:
+            save_file(_select_unshared_tensors(model), unfinished)
 
 
 def _select_unshared_tensors(model: Model) -> dict[str, Tensor]:
@@ -48,13 +55,16 @@ def load_weights(model: Model, path: Path) -> Model:
         The same model.
 
     Raises:
-        ValueError: The file lacks weights of the model, or has others.
+        DataError: The file is damaged, lacks weights of the model, or has others.
     """
-    missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    try:
+        missing, unexpected = model.load_state_dict(load_file(path), strict=False)
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise DataError(f"{path}: the weights can't be read: {error}; {WEIGHTS_CURE}") from error
     all_names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     tied_names = all_names - {name for name, _ in model.named_parameters()}
     unfit_names = [name for name in missing if name not in tied_names]
     unfit_names += unexpected
     if unfit_names:
-        raise ValueError(f"{path}: does not fit the structure: {unfit_names[:3]}")
+        raise DataError(f"{path}: does not fit the structure: {unfit_names[:3]}; {WEIGHTS_CURE}")
     return model

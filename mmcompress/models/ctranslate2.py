@@ -21,6 +21,7 @@ from transformers import GenerationConfig, WhisperConfig
 from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
 from mmcompress.errors import ModelError
+from mmcompress.runtime.cache import CACHE_CURE
 from mmcompress.storage import replace_folder
 
 OLDEST_VERSION = 6
@@ -276,11 +277,16 @@ def convert_to_transformers(source: Path, target: Path) -> Path:
         no_timestamps_token_id=tokenizer.token_to_id("<|notimestamps|>"),
         **describe_languages(stored_config, tokenizer, vocabulary=config.vocab_size),
     )
-    with replace_folder(target) as unfinished:
-        save_file(weights, unfinished / "model.safetensors", {"format": "pt"})
-        config.save_pretrained(unfinished)
-        generation.save_pretrained(unfinished)
-        shutil.copy(source / "tokenizer.json", unfinished / "tokenizer.json")
+    try:
+        with replace_folder(target) as unfinished:
+            save_file(weights, unfinished / "model.safetensors", {"format": "pt"})
+            config.save_pretrained(unfinished)
+            generation.save_pretrained(unfinished)
+            shutil.copy(source / "tokenizer.json", unfinished / "tokenizer.json")
+    except OSError as error:
+        raise ModelError(
+            f"{target}: the converted weights can't be written: {error}; {CACHE_CURE}"
+        ) from error
     return target
 
 

@@ -13,7 +13,7 @@ from mmcompress.report.charts.trials import draw_trials
 from mmcompress.report.fill_templates import write_pages
 from mmcompress.results.records import Prediction, Summary
 from mmcompress.storage import read_record
-from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.folder import RESUME_CURE, RunFolder
 
 
 def load_summary(folder: str | Path) -> Summary:
@@ -27,7 +27,7 @@ def load_summary(folder: str | Path) -> Summary:
     """
     run_folder = RunFolder(Path(folder))
     if run_folder.summary.is_file():
-        return read_record(Summary, run_folder.summary)
+        return read_record(Summary, run_folder.summary, cure=RESUME_CURE)
     reason = ": not a finished run"
     finished = run_folder.list_finished_subfolders()
     if finished:

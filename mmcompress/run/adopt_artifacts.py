@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from mmcompress.errors import DataError
@@ -12,8 +11,8 @@ from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
 from mmcompress.run.assemble import replace_measurements
 from mmcompress.runtime.bundle import hash_bundle_models
-from mmcompress.storage import read_record, write_record
-from mmcompress.workspace.folder import RunFolder
+from mmcompress.storage import read_plain, read_record, write_record
+from mmcompress.workspace.folder import RESUME_CURE, RunFolder
 
 
 def adopt_measurements(folder: Path, figures: Path) -> Path:
@@ -44,7 +43,7 @@ def _rewrite_front(shared: RunFolder) -> None:
     """Write the front of several targets anew, if there is one."""
     if not shared.front.exists():
         return
-    names = json.loads(shared.front.read_text())
+    names = read_plain(dict, shared.front, cure=RESUME_CURE)
     summaries = {name: load_summary(shared.subfolder(name).path) for name in names}
     write_front(summaries, shared)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from mmcompress.results.records import Summary
 from mmcompress.results.target_met import compute_corrected_target_share
+from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Retry, plan_artifact
 from mmcompress.storage import read_record, write_record
@@ -55,12 +56,14 @@ class TargetState:
 def resume_target(run: RunContext) -> TargetState:
     """Read what the run folder holds of a target, after a move that was cut off is completed.
 
+    Damaged files are set aside first, so that they are made again.
     A finished artifact is set aside when more trials are asked for: it stays until something better
     is made.
     """
     folder = run.folder
     limits = ArtifactLimits.from_spec(run.spec)
     folder.finish_interrupted_move()
+    set_damaged_artifact_aside(run)
     known = read_record(FittedStructure, folder.fitted) if folder.fitted.exists() else None
     finished = folder.summary.exists() and not folder.has_stash()
     if finished and known and known.search_effort < limits.search_effort:

@@ -12,12 +12,13 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Summary
+from mmcompress.run.begin_run import begin_run
 from mmcompress.run.run_policy import RunPolicy
 from mmcompress.run.stages import RunStages, reach_target
 from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock
 from mmcompress.spec.target import split_targets
-from mmcompress.workspace.context import RunContext, open_run
+from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import name_target_folder
 
 
@@ -100,7 +101,8 @@ def run_targets(
     Raises:
         MmcompressError: What went wrong with one of several targets, when the others are done.
     """
-    opened = open_run(
+    stages = stages or RunStages()
+    with begin_run(
         spec_path,
         out,
         space=space,
@@ -109,14 +111,13 @@ def run_targets(
         on_progress=on_progress,
         bench=bench,
         clock=clock,
-    )
-    stages = stages or RunStages()
-    prepared = stages.prepare(opened)
-    reach = partial(reach_target, prepared=prepared, policy=policy, stages=stages)
-    targets = split_targets(opened.spec)
-    if len(targets) == 1:
-        return (reach(prepared.run),)
-    return reach_each_target(prepared.run, targets, reach=reach)
+    ) as opened:
+        prepared = stages.prepare(opened)
+        reach = partial(reach_target, prepared=prepared, policy=policy, stages=stages)
+        targets = split_targets(opened.spec)
+        if len(targets) == 1:
+            return (reach(prepared.run),)
+        return reach_each_target(prepared.run, targets, reach=reach)
 
 
 def reach_each_target(

@@ -14,6 +14,7 @@ from typing import Protocol
 from mmcompress.errors import ProofFailed
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
+from mmcompress.run.check_records import set_damaged_shared_aside
 from mmcompress.run.compress.recipe import CompressedPipeline, compress_pipeline
 from mmcompress.run.evaluate import evaluate_artifact
 from mmcompress.run.fit_structure import fit_structure
@@ -34,6 +35,7 @@ from mmcompress.workspace.folder import RunFolder
 
 def prepare_run(run: RunContext) -> PreparedRun:
     """Make, or read from the run folder, everything that does not depend on a target."""
+    set_damaged_shared_aside(run)
     if not run.shared.profile.exists():
         check_machine(run)
     dense = profile_pipeline(run)

@@ -3,7 +3,8 @@
 A bundle needs onnxruntime, numpy, pillow and tokenizers only.
 """
 
-from mmcompress.runtime.bundle import Manifest, read_manifest, verify_files
+from mmcompress.runtime.bundle import read_manifest, verify_files
+from mmcompress.runtime.check_manifest import Manifest
 from mmcompress.runtime.graph import Pipeline, load_bundle
 
 load = load_bundle

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import BundleError
+from mmcompress.runtime.check_manifest import Manifest, list_form_problems
+from mmcompress.runtime.check_values import check_text
 
 BUNDLE_FORMAT = 2
 """Version of bundles that are written. In 2 a decode step takes its mask as an input; in 1 it makes
@@ -23,9 +25,6 @@ FILE_KEYS = ("tokenizer", "texts", "bank")
 
 HASH_CHUNK_BYTES = 1 << 20
 """Bytes that are read at once: a model may be larger than the memory."""
-
-Manifest = dict[str, Any]
-"""The content of `manifest.json`."""
 
 
 def hash_file(path: Path) -> str:
@@ -66,67 +65,51 @@ def read_manifest(folder: str | Path) -> Manifest:
         The content of `manifest.json`.
 
     Raises:
-        BundleError: The manifest is missing, damaged or of an unknown format, or it names files
-        that it does not
-            list, or files outside the bundle.
+        BundleError: The manifest is missing, damaged or of an unknown format. Or it names files
+            that it does not list, or files outside the bundle.
     """
     path = Path(folder) / "manifest.json"
     if not path.is_file():
         raise BundleError(f"{folder}: not a bundle: it holds no manifest.json")
     try:
-        manifest: Manifest = json.loads(path.read_text())
-        version = manifest["format"]
-        listed_files = _list_files(manifest)
-        used_files = _list_used_files(manifest)
-        _check_graph_keys(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path}: damaged: {type(error).__name__}: {error}") from error
-    if version not in READABLE_FORMATS:
+        manifest: Manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: damaged: {error}") from error
+    version = manifest.get("format") if isinstance(manifest, dict) else None
+    # Another format may have another form.
+    if type(version) is int and version not in READABLE_FORMATS:
         raise BundleError(
             f"{path}: format {version}, this runtime reads formats "
             f"{READABLE_FORMATS[0]} to {READABLE_FORMATS[-1]}"
         )
-    unlisted_files = used_files - set(listed_files)
-    if unlisted_files:
-        raise BundleError(
-            f"{path}: the graph uses '{min(unlisted_files)}', which is not among the bundle's files"
-        )
-    _refuse_outside_files(path, listed_files)
+    problem = next(list_form_problems(manifest), "")
+    if problem or type(version) is not int:
+        raise BundleError(f"{path}: damaged: {problem or 'format: expected a whole number'}")
+    _check_file_names(path, manifest)
     return manifest
 
 
-def _list_files(manifest: Manifest) -> list[str]:
-    """List the files that a manifest has a hash for. Raises what a damaged one leads to."""
-    names: list[str] = []
-    for name, entry in manifest["files"].items():
-        if "sha256" not in entry:
-            raise KeyError("sha256")
-        names.append(str(name))
-    return names
+def _check_file_names(path: Path, manifest: Manifest) -> None:
+    """Raise a `BundleError` for a file that leads out of the bundle, or that has no hash."""
+    listed_files = manifest["files"]
+    for key, name in _list_used_files(manifest):
+        if not isinstance(name, str):
+            raise BundleError(f"{path}: damaged: {key}: {check_text(name)}")
+        if name not in listed_files:
+            raise BundleError(
+                f"{path}: {key}: the graph uses '{name}', which is not among the bundle's files"
+            )
 
 
-def _list_used_files(manifest: Manifest) -> set[str]:
-    """List the files that the nodes of a manifest use."""
-    used_files: set[str] = set()
-    for node in manifest["graph"]["nodes"].values():
-        used_files.update(node.get("files", {}).values())
+def _list_used_files(manifest: Manifest) -> Iterator[tuple[str, Any]]:
+    """List (key, file name) of what the nodes of a manifest use."""
+    for node_name, node in manifest["graph"]["nodes"].items():
+        for graph_name, file_name in node.get("files", {}).items():
+            yield f"graph.nodes.{node_name}.files.{graph_name}", file_name
         config = node.get("config", {})
-        used_files.update(config[key] for key in FILE_KEYS if key in config)
-    return used_files
-
-
-def _check_graph_keys(manifest: Manifest) -> None:
-    """Raise a `KeyError` when the graph has no outputs or no inputs."""
-    for key in ("outputs", "inputs"):
-        if key not in manifest["graph"]:
-            raise KeyError(key)
-
-
-def _refuse_outside_files(path: Path, names: Iterable[str]) -> None:
-    """Raise a `BundleError` for a file name that leads out of the bundle."""
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BundleError(f"{path}: the file name '{name}' leaves the bundle")
+        for key in FILE_KEYS:
+            if key in config:
+                yield f"graph.nodes.{node_name}.config.{key}", config[key]
 
 
 def verify_files(folder: str | Path, manifest: Manifest) -> None:

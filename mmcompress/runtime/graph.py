@@ -9,9 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
-from mmcompress.errors import BundleError, DataError
+from mmcompress.errors import BundleError, DataError, MmcompressError
 from mmcompress.registry import NODE_KINDS, resolve_entry
-from mmcompress.runtime.bundle import Manifest, read_manifest, verify_files
+from mmcompress.runtime.bundle import read_manifest, verify_files
+from mmcompress.runtime.check_manifest import (
+    MAX_THREADS,
+    Manifest,
+    list_wiring_problems,
+    sort_nodes,
+)
+from mmcompress.runtime.check_values import Rules, list_problems
 from mmcompress.runtime.machine import describe_cpu
 from mmcompress.runtime.replay import TextWriter
 from mmcompress.runtime.sessions import TimedSession
@@ -78,8 +85,8 @@ class Pipeline:
         """Sessions by node and graph."""
         self.wiring: dict[str, dict[str, str]] = {}
         """References by node and port."""
-        for name, node in graph["nodes"].items():
-            self._load_node(name, node)
+        for name in sort_nodes(graph["nodes"]):
+            self._load_node(name, graph["nodes"][name])
         self.node_seconds: dict[str, float] = {}
         """Seconds of every node in the last call."""
         self.model_seconds: dict[str, float] = {}
@@ -92,19 +99,26 @@ class Pipeline:
 
     def _load_node(self, name: str, node: Values) -> None:
         """Load the sessions of a node, and build it."""
-        kind = node["kind"]
-        if kind not in NODE_KINDS.names():
-            raise BundleError(
-                f"{self.folder}: node '{name}' is of kind '{kind}', which this runtime doesn't know"
-            )
         self._check_cpu(name, node)
+        entry = NODE_KINDS.get(node["kind"])
+        build_node = resolve_entry(entry.deployed)
+        config = node.get("config", {})
+        key = f"graph.nodes.{name}"
+        rules: Rules = getattr(build_node, "CONFIG_RULES", {})
+        problem = next(list_problems(config, rules, key=f"{key}.config"), "")
+        if problem:
+            raise BundleError(f"{self.folder}/manifest.json: {problem}")
         sessions: dict[str, TimedSession] = {}
         for graph, file in node.get("files", {}).items():
             sessions[graph] = TimedSession(self.folder / file, self.threads)
-        entry = NODE_KINDS.get(kind)
-        build_node = resolve_entry(entry.deployed)
         self.sessions[name] = sessions
-        self.nodes[name] = built = build_node(sessions, node.get("config", {}), self.folder)
+        try:
+            self.nodes[name] = built = build_node(sessions, config, self.folder)
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            raise BundleError(
+                f"{self.folder}/manifest.json: {key}: a {node['kind']} can't be made of it: "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if entry.writes_text:
             self.writers[name] = built
         self.wiring[name] = node["inputs"]
@@ -114,8 +128,9 @@ class Pipeline:
         needed_flags = set(node.get("cpu_flags", ()))
         if needed_flags and not needed_flags & set(describe_cpu()["flags"]):
             raise BundleError(
-                f"{self.folder}: node '{name}' is in {node['precision']}, which needs a CPU with "
-                f"one of {', '.join(sorted(needed_flags))}: without, its results would be wrong"
+                f"{self.folder}: node '{name}' is in {node.get('precision')}, "
+                f"which needs a CPU with one of {', '.join(sorted(needed_flags))}: "
+                "without, its results would be wrong"
             )
 
     def _list_sources(self, name: str) -> set[str]:
@@ -156,11 +171,15 @@ class Pipeline:
 
         Raises:
             DataError: An input is missing or unknown, or can't be read.
+            BundleError: A node can't answer: its models don't fit its configuration.
         """
         values = self.run(**inputs)
         outputs: Values = {}
         for name, reference in self.outputs.items():
-            outputs[name] = _read_value(values, reference)
+            try:
+                outputs[name] = _read_value(values, reference)
+            except KeyError as error:
+                raise BundleError(f"{self.folder}: nothing gives '{reference}'") from error
         return outputs
 
     def run(self, **inputs: object) -> dict[str, Values]:
@@ -195,12 +214,19 @@ class Pipeline:
 
     def _run_node(self, name: str, values: dict[str, Values]) -> None:
         """Run one node, add its outputs to the values, and keep the time it took."""
-        ports: Values = {}
-        for port, reference in self.wiring[name].items():
-            ports[port] = _read_value(values, reference)
         seconds_before = self._count_session_seconds(name)
-        start = time.perf_counter()
-        values[name] = self.nodes[name](**ports)
+        try:
+            ports: Values = {}
+            for port, reference in self.wiring[name].items():
+                ports[port] = _read_value(values, reference)
+            start = time.perf_counter()
+            values[name] = self.nodes[name](**ports)
+        except MmcompressError:
+            raise
+        except Exception as error:  # onnxruntime raises types that it does not export
+            raise BundleError(
+                f"{self.folder}: node '{name}' can't answer: {type(error).__name__}: {error}"
+            ) from error
         self.node_seconds[name] = time.perf_counter() - start
         self.model_seconds[name] = self._count_session_seconds(name) - seconds_before
 
@@ -226,15 +252,16 @@ def load_bundle(bundle: str | Path, threads: int | None = None) -> Pipeline:
         The pipeline, ready to answer requests.
 
     Raises:
-        BundleError: A file is missing, altered or unreadable.
+        BundleError: A file is missing, altered or unreadable, or the manifest asks for what can't
+            be.
+        DataError: The threads are too many.
     """
     folder = Path(bundle)
+    if threads is not None and not 0 <= threads <= MAX_THREADS:
+        raise DataError(f"threads: expected a whole number in 1 .. {MAX_THREADS}, got {threads}")
     manifest = read_manifest(folder)
+    problem = next(list_wiring_problems(manifest), "")
+    if problem:
+        raise BundleError(f"{folder}/manifest.json: damaged: {problem}")
     verify_files(folder, manifest)
-    try:
-        measured_threads = int(manifest.get("threads", 1))
-        return Pipeline(folder, manifest, threads=threads or measured_threads)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(
-            f"{folder}/manifest.json: damaged: {type(error).__name__}: {error}"
-        ) from error
+    return Pipeline(folder, manifest, threads=threads or manifest.get("threads", 1))

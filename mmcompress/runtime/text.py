@@ -10,9 +10,28 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mmcompress.errors import BundleError
+from mmcompress.runtime.check_values import (
+    Rules,
+    check_text,
+    either,
+    list_of,
+    optional,
+    whole_number,
+)
 
 Values = dict[str, Any]
 """Named values of a node: its outputs by port, or its configuration in the manifest."""
+
+TOKEN_ID = whole_number(-1, 2**31 - 1)
+"""A token id; -1: no token."""
+
+TEXT_RULES: Rules = {
+    "context_length": whole_number(1, 8192),
+    "pad": TOKEN_ID,
+    "eos": optional(either(TOKEN_ID, list_of(TOKEN_ID, max_length=256))),
+    "prompt": check_text,
+}
+"""What the manifest may say of the texts that a node reads."""
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

@@ -23,6 +23,7 @@ from mmcompress.search.executors import (
 )
 from mmcompress.search.sensitivity.curves import SensitivityTable
 from mmcompress.search.sensitivity.store import Sensitivity
+from mmcompress.search.time_limit import limit_seconds
 from mmcompress.search.worker import (
     EstimateContext,
     WorkerContext,
@@ -154,8 +155,10 @@ def start_evaluator(run: RunContext, sensitivity: Sensitivity) -> Iterator[Trial
         make_executor = EXECUTORS.get(search.executor)
         executor: Executor = make_executor(context, search.workers, address=search.ray_address)
     try:
+        if evaluate_again is not None:
+            evaluate_again = limit_seconds(evaluate_again, search.trial_seconds)
         yield TrialEvaluator(
-            evaluate=evaluate,
+            evaluate=limit_seconds(evaluate, search.trial_seconds),
             executor=executor,
             workers=getattr(executor, "workers", search.workers),
             evaluate_again=evaluate_again,

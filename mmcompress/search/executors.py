@@ -27,6 +27,10 @@ class TaskResult(TypedDict):
     """Machine and process that ran the task; the executor adds it."""
 
 
+class TrialTimeout(Exception):
+    """A trial took longer than it may."""
+
+
 Evaluate = Callable[..., TaskResult]
 """(context, candidate as plain data) -> result. The executor supplies the context."""
 
@@ -76,12 +80,14 @@ def retry_failed_task(task: SubmittedTask) -> bool:
     """Submit a finished task again if it failed and has retries left.
 
     Returns:
-        Whether it was submitted again; `task.future` is then the new try.
+        Whether it was submitted again; `task.future` is then the new try. A trial that took too
+        long is not: it would do so again.
 
     Raises:
         ClusterError: A worker process died and took the executor with it.
     """
-    if task.future.exception() is None or task.retries_left == 0:
+    error = task.future.exception()
+    if error is None or task.retries_left == 0 or isinstance(error, TrialTimeout):
         return False
     task.retries_left -= 1
     task.future = _submit(task.candidate, task.evaluate, executor=task.executor)
@@ -91,7 +97,8 @@ def retry_failed_task(task: SubmittedTask) -> bool:
 def make_broken_executor_error() -> ClusterError:
     """Make the error for an executor that lost a worker process."""
     return ClusterError(
-        "a worker process died (out of memory?); finished trials are kept: use --resume"
+        "a worker process died (out of memory, or far beyond search.trial_seconds?); "
+        "finished trials are kept: use --resume"
     )
 
 

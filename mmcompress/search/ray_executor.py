@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 
 from mmcompress.errors import ClusterError
 from mmcompress.search.executors import Evaluate, TaskResult, call_task
+from mmcompress.search.ray_folder import choose_ray_folder
 from mmcompress.version import PACKAGE_FOLDER
 
 
@@ -63,6 +64,7 @@ class RayExecutor(Executor):
                 include_dashboard=None if address else False,
                 runtime_env=package if address and not is_job else None,
                 log_to_driver=False,
+                _temp_dir=None if address else choose_ray_folder(),
                 logging_level=logging.ERROR,
             )
         except (ConnectionError, RuntimeError, ValueError, RayError) as error:

@@ -259,7 +259,12 @@ def run_unguided_search(
 
 def _open_study(run: RunContext) -> Any:
     """Open the study of a run folder."""
-    return open_study(run.folder.study, run.spec.seed, sampler=run.spec.search.sampler)
+    return open_study(
+        run.folder.study,
+        run.spec.seed,
+        sampler=run.spec.search.sampler,
+        tell=run.tell_damage,
+    )
 
 
 def _plan_effort(spec: Spec, evaluator: TrialEvaluator, *, attempt: int) -> SearchEffort:

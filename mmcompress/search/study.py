@@ -7,13 +7,15 @@ folder; every finished trial survives.
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -26,6 +28,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 
+from mmcompress.errors import DataError
 from mmcompress.graph.structure import Candidate
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import LEVEL_SWITCH_ORIGIN, Trial
@@ -37,6 +40,7 @@ from mmcompress.search.executors import (
     retry_failed_task,
     submit_candidate,
 )
+from mmcompress.search.journal_repair import repair_journal
 from mmcompress.search.neighbors import switch_levels
 from mmcompress.search.problem import (
     SearchPoint,
@@ -47,10 +51,13 @@ from mmcompress.search.problem import (
     to_search_point,
 )
 from mmcompress.spec.space import Dimension, Space
-from mmcompress.storage import build_record, to_plain
+from mmcompress.storage import InvalidValue, build_record, to_plain
 
 STUDY_NAME = "mmcompress"
 """Name of the only study in a journal."""
+
+KEPT_TRIALS = "kept_trials"
+"""Attribute of a study: finished trials of lines that were damaged."""
 
 SAMPLER_ORIGIN = "sampler"
 """`Trial.origin` of a proposal of the sampler."""
@@ -79,20 +86,35 @@ class SearchEffort:
     """Times a failed evaluation is tried again."""
 
 
-def open_study(path: Path, seed: int, *, sampler: str = "tpe") -> optuna.Study:
+def open_study(
+    path: Path,
+    seed: int,
+    *,
+    sampler: str = "tpe",
+    tell: Callable[[str], None] = ignore_progress,
+) -> optuna.Study:
     """Open the study of a journal file, or make it.
 
     Trials that a dead driver left running are marked as failed; their points are asked for again.
+    What is damaged of the file is put aside, and the finished trials in it are kept.
 
     Args:
         path: The journal file.
         seed: Of the sampler; together with the trials that stand in the study.
         sampler: Name in the registry of samplers.
+        tell: Receives what was damaged.
     """
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("optuna").setLevel(logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
-    storage = JournalStorage(JournalFileBackend(str(path)))
+    repair = repair_journal(path)
+    try:
+        storage = _load_storage(path)
+    except Exception:  # Optuna replays the lines, and meets whatever is wrong with them
+        repair = repair_journal(path, keep_lines=False)
+        storage = _load_storage(path)
+    if repair.lines_aside:
+        tell(repair.describe(path))
     earlier_trials = 0
     study_names = [summary.study_name for summary in optuna.get_all_study_summaries(storage)]
     if STUDY_NAME in study_names:
@@ -106,8 +128,39 @@ def open_study(path: Path, seed: int, *, sampler: str = "tpe") -> optuna.Study:
         sampler=make_sampler(seed + earlier_trials),
         load_if_exists=True,
     )
+    _keep_trials(study, repair.trials)
     _requeue_interrupted_trials(study)
     return study
+
+
+def _keep_trials(study: optuna.Study, records: Sequence[dict[str, Any]]) -> None:
+    """Keep the finished trials of a journal that its damage hides from Optuna."""
+    known_texts = {json.dumps(record, sort_keys=True) for record in _list_records(study)}
+    hidden_records = []
+    for record in records:
+        if json.dumps(record, sort_keys=True) not in known_texts:
+            hidden_records.append(record)
+    if hidden_records:
+        kept_records = [*study.user_attrs.get(KEPT_TRIALS, ()), *hidden_records]
+        study.set_user_attr(KEPT_TRIALS, kept_records)
+
+
+def _list_records(study: optuna.Study) -> list[dict[str, Any]]:
+    """List every trial with a result as plain data."""
+    # Of damaged lines only the results are left. Samplers don't see them.
+    records = list(study.user_attrs.get(KEPT_TRIALS, ()))
+    for optuna_trial in study.get_trials(deepcopy=False):
+        if "trial" in optuna_trial.user_attrs:
+            records.append(optuna_trial.user_attrs["trial"])
+    return records
+
+
+def _load_storage(path: Path) -> JournalStorage:
+    """Load a journal, and read all of it."""
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    for study in storage.get_all_studies():
+        storage.get_all_trials(study._study_id, deepcopy=False)
+    return storage
 
 
 def _requeue_interrupted_trials(study: optuna.Study) -> None:
@@ -119,13 +172,23 @@ def _requeue_interrupted_trials(study: optuna.Study) -> None:
 
 
 def read_finished_trials(study: optuna.Study) -> list[Trial]:
-    """Read every trial with a result, oldest first."""
-    trials = []
-    for optuna_trial in study.get_trials(deepcopy=False):
-        record = optuna_trial.user_attrs.get("trial")
-        if record:
-            trials.append(build_record(Trial, record))
-    return trials
+    """Read every trial with a result, oldest first.
+
+    Raises:
+        DataError: Another version of mmcompress wrote them otherwise.
+    """
+    try:
+        trials = [build_record(Trial, record) for record in _list_records(study)]
+    except InvalidValue as error:
+        raise DataError(
+            f"the study holds trials of another version of mmcompress: {error}; use a new --out"
+        ) from error
+    return sorted(trials, key=_get_number)
+
+
+def _get_number(trial: Trial) -> int:
+    """Return the key that sorts trials by age, and leaves equal ones in their order."""
+    return trial.number
 
 
 def read_first_error(study: optuna.Study) -> str:

@@ -250,6 +250,9 @@ class Search:
     training is so high that it says little. 0: none."""
     retries: Annotated[int, Field(ge=0, le=10)] = 1
     """Times that a failed trial is tried again."""
+    trial_seconds: Annotated[float, Field(ge=0, le=1e6)] = 3600.0
+    """Seconds that a trial may take on a worker. Then it counts as failed, and is not tried again.
+    An `inline` trial can't be interrupted. 0: any time."""
     max_artifacts: Annotated[int, Field(ge=1, le=10)] = 2
     """Artifacts that are made at most: another one when the finished one misses the target, or lies
     5 % under it. A miss is tried again once even with 1."""
@@ -273,7 +276,7 @@ class Limits:
 class Measure:
     """How latency is measured."""
 
-    threads: Annotated[int, Field(ge=1, le=1024)] = 2
+    threads: Annotated[int, Field(ge=1, le=256)] = 2
     """Threads of every session, as the bundle is to be deployed."""
     parallel: bool = False
     """Whether nodes that don't read each other run at the same time, each on its own threads."""

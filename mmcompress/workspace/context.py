@@ -42,7 +42,7 @@ from mmcompress.spec.schema import Node, Spec
 from mmcompress.spec.space import Space, find_default_space, load_space
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.storage import read_record, to_plain, write_record
-from mmcompress.workspace.folder import RunFolder
+from mmcompress.workspace.folder import NEW_FOLDER_CURE, RunFolder
 
 UNIT_KINDS = ("heads", "ffn", "tokens")
 """Groups of blocks that a spec or a search space gives a prune ratio for."""
@@ -163,7 +163,12 @@ class RunContext:
         """Return the same run for one of its targets, in a folder of its own."""
         folder = self.folder.target_folder(target)
         spec = replace(self.spec, target=target)
-        return replace(self, spec=spec, folder=folder, timings=folder.read_timings())
+        timings = folder.read_timings(self.tell_damage)
+        return replace(self, spec=spec, folder=folder, timings=timings)
+
+    def tell_damage(self, message: str) -> None:
+        """Tell a person of a damaged file of the run folder."""
+        self.on_progress("resume", message, None)
 
     def load_requests(self, count: int) -> list[dict[str, np.ndarray]]:
         """Return inputs to measure latency with, from the validation split.
@@ -308,7 +313,7 @@ def open_run(
         write_record(folder.sources, pinned_sources)
     if readings:
         _keep_readings(run, readings)
-    run.timings |= folder.read_timings()
+    run.timings |= folder.read_timings(run.tell_damage)
     return run
 
 
@@ -360,12 +365,12 @@ def _claim_folder(run: RunContext, *, resume: bool) -> None:
     folder = run.folder
     if folder.spec.exists() and resume:
         folder.check_format()
-        begun = read_record(Spec, folder.spec)
+        begun = read_record(Spec, folder.spec, cure=NEW_FOLDER_CURE)
         if _select_decisive_options(begun) != _select_decisive_options(run.spec):
             raise DataError(
                 f"{folder}: begun with another spec (or other overrides); use a new --out"
             )
-        if read_record(Space, folder.space) != run.space:
+        if read_record(Space, folder.space, cure=NEW_FOLDER_CURE) != run.space:
             raise DataError(f"{folder}: begun with another search space; use a new --out")
         return
     if folder.has_files():
@@ -385,7 +390,7 @@ def _keep_readings(run: RunContext, readings: Readings) -> None:
         DataError: The folder has other readings.
     """
     record = run.folder.readings
-    if record.exists() and read_record(Readings, record) != readings:
+    if record.exists() and read_record(Readings, record, cure=NEW_FOLDER_CURE) != readings:
         raise DataError(
             f"measure.readings: {run.spec.measure.readings} has changed since this run; "
             "use a new --out"
@@ -400,7 +405,13 @@ def _select_decisive_options(spec: Spec) -> object:
     is compared.
     """
     search = replace(
-        spec.search, workers=1, trials=0, level_switches=0, ray_address=None, executor="ray"
+        spec.search,
+        workers=1,
+        trials=0,
+        level_switches=0,
+        trial_seconds=0.0,
+        ray_address=None,
+        executor="ray",
     )
     measure = replace(spec.measure, readings=spec.measure.readings and "given")
     return to_plain(replace(spec, search=search, measure=measure))

@@ -7,15 +7,14 @@ names by hand. No torch.
 
 from __future__ import annotations
 
-import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.plan import QUANTIZED_FOLDER
-from mmcompress.storage import write_record
+from mmcompress.storage import read_plain, set_aside_if_damaged, write_record
 from mmcompress.version import __version__
 
 ARTIFACT_PATTERNS = (
@@ -37,6 +36,15 @@ FIRST_FORMAT = 1
 
 FIRST_VERSION = "0.1.0"
 """Version of mmcompress that wrote them."""
+
+NEW_FOLDER_CURE = "put the file back from a copy, or begin a new run with another --out"
+"""What a person can do about a damaged file that says what the run was asked for."""
+
+RESUME_CURE = "add --resume to the command that made it: it is made again"
+"""What a person can do about a damaged file that the run can make again."""
+
+LOCK_FILE = "run.lock"
+"""Name of the file that one process holds while it works on the folder."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,11 @@ class RunFolder:
     def timings(self) -> Path:
         """Seconds spent in every stage."""
         return self.path / "timings.json"
+
+    @property
+    def lock(self) -> Path:
+        """The file that the process holds which works on the folder."""
+        return self.path / LOCK_FILE
 
     # What does not depend on the target.
 
@@ -296,7 +309,9 @@ class RunFolder:
 
         The proof goes last: without it the move is not complete, and is made again.
         """
-        number = len(self.list_unproved()) + 1
+        # One whose proof was damaged and set aside counts as well.
+        places = {record.parent for record in self.unproved.glob(f"*/{self.failed_proof.name}*")}
+        number = len(places) + 1
         unproved = RunFolder(self.unproved / str(number))
         unproved.path.mkdir(parents=True, exist_ok=True)
         for path in self._list_artifact():
@@ -328,6 +343,10 @@ class RunFolder:
 
     # What lies in it.
 
+    def list_dense_answers(self) -> list[Path]:
+        """Return the files of what the dense pipeline answers to each split."""
+        return sorted(self.path.glob("dense-*.json"))
+
     def list_training_histories(self) -> list[Path]:
         """Return the files of all training histories of the artifact, in no particular order."""
         return list(self.path.glob("distill*.json"))
@@ -336,18 +355,33 @@ class RunFolder:
         """Return the names of the folders in this one that hold a finished run, sorted."""
         return sorted(path.parent.name for path in self.path.glob(f"*/{self.summary.name}"))
 
-    def read_timings(self) -> dict[str, float]:
-        """Return the seconds spent in every stage so far; empty before the first stage."""
+    def read_timings(self, tell: Callable[[str], None]) -> dict[str, float]:
+        """Return the seconds spent in every stage so far; empty before the first stage.
+
+        A damaged file is set aside: that costs nothing but these figures.
+
+        Args:
+            tell: Receives what is wrong with a damaged file.
+        """
         if not self.timings.exists():
             return {}
-        seconds_by_stage: dict[str, float] = json.loads(self.timings.read_text())
+        if set_aside_if_damaged(self._load_timings, paths=[self.timings], tell=tell):
+            return {}
+        return self._load_timings()
+
+    def _load_timings(self) -> dict[str, float]:
+        """Load the timings. Raises `DataError` when they are damaged."""
+        seconds_by_stage = read_plain(dict, self.timings)
+        for seconds in seconds_by_stage.values():
+            if not isinstance(seconds, int | float):
+                raise DataError(f"{self.timings}: damaged: {seconds!r} is no number of seconds")
         return seconds_by_stage
 
     def read_sources(self) -> dict[str, str]:
         """Return what the sources of models at a hub are pinned to; empty before the run began."""
         if not self.sources.exists():
             return {}
-        pinned_sources: dict[str, str] = json.loads(self.sources.read_text())
+        pinned_sources: dict[str, str] = read_plain(dict, self.sources)
         return pinned_sources
 
     def write_format(self) -> None:
@@ -359,9 +393,12 @@ class RunFolder:
         """Check that this version of mmcompress can go on with the run of the folder.
 
         Raises:
-            DataError: The run was begun in another format; the message names both.
+            DataError: The run was begun in another format; the message names both. Or the file is
+                damaged.
         """
-        stated = json.loads(self.format.read_text()) if self.format.exists() else {}
+        stated = {}
+        if self.format.exists():
+            stated = read_plain(dict, self.format, cure=NEW_FOLDER_CURE)
         run_format = stated.get("format", FIRST_FORMAT)
         if run_format != RUN_FORMAT:
             version = stated.get("mmcompress", FIRST_VERSION)
@@ -371,8 +408,10 @@ class RunFolder:
             )
 
     def has_files(self) -> bool:
-        """Return whether the folder exists and anything lies in it."""
-        return self.path.exists() and any(self.path.iterdir())
+        """Return whether the folder exists and anything but its lock lies in it."""
+        if not self.path.exists():
+            return False
+        return any(path.name != LOCK_FILE for path in self.path.iterdir())
 
     def has_bundle(self) -> bool:
         """Return whether the compressed bundle is complete: its manifest is written last."""

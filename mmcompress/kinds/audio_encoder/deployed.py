@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from mmcompress.runtime.audio import AudioLike, compute_log_mel, open_audio, split_sound
+from mmcompress.runtime.check_values import Rules, number, whole_number
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
 
@@ -16,6 +18,15 @@ class AudioEncoder:
 
     A sound that is longer than the model's window is heard in k windows.
     """
+
+    CONFIG_RULES: ClassVar[Rules] = {
+        "features": {
+            "mels": whole_number(1, 1024),
+            "frames": whole_number(1, 60_000),
+            "seconds": number(0.1, 600.0),
+        }
+    }
+    """What the manifest may say of the configuration. A window has ten minutes at most."""
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.session = sessions["model"]

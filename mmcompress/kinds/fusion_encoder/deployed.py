@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from mmcompress.runtime.check_values import Rules
 from mmcompress.runtime.sessions import TimedSession
-from mmcompress.runtime.text import Values, choose_padded_length, load_tokenizer, pad_ids
+from mmcompress.runtime.text import (
+    TEXT_RULES,
+    Values,
+    choose_padded_length,
+    load_tokenizer,
+    pad_ids,
+)
 
 
 class FusionEncoder:
     """One or several texts, read together with one picture."""
+
+    CONFIG_RULES: ClassVar[Rules] = TEXT_RULES
+    """What the manifest may say of the configuration."""
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.session = sessions["model"]

@@ -3,18 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from mmcompress.errors import DataError
+from mmcompress.runtime.check_values import Rules, either, list_of, number, whole_number
 from mmcompress.runtime.images import preprocess_image
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
 
+PIXELS = whole_number(1, 4096)
+"""Pixels of a side: a picture of more would take seconds and gigabytes."""
+
+MEAN = number(-100.0, 100.0)
+"""Mean of a plane in 0..1, and more for models with a scale of their own."""
+
+DEVIATION = number(1e-6, 1e6)
+"""Standard deviation of a plane: pixels are divided by it."""
+
 
 class ImageEncoder:
     """A picture to an embedding, float32 [1, d] of length 1, and tokens, float32 [1, n, w]."""
+
+    CONFIG_RULES: ClassVar[Rules] = {
+        "preprocess": {
+            "size": either(PIXELS, list_of(PIXELS, max_length=2)),
+            "mean": either(MEAN, list_of(MEAN, max_length=3)),
+            "std": either(DEVIATION, list_of(DEVIATION, max_length=3)),
+        }
+    }
+    """What the manifest may say of the configuration."""
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.session = sessions["model"]

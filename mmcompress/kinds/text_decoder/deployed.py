@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
 from mmcompress.runtime.beam_search import (
+    GENERATION_RULES,
     BeamMove,
     beam_search,
     build_causal_mask,
     read_generation,
 )
+from mmcompress.runtime.check_values import Rules, list_of, whole_number
 from mmcompress.runtime.replay import GenerationTrace
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values, load_tokenizer
@@ -29,6 +32,12 @@ class TextDecoder:
     the model, and the same moves of its cache. Structures are then timed for the same work,
     whatever they would write. (Beams of a model that was cut and not trained yet never settle.)
     """
+
+    CONFIG_RULES: ClassVar[Rules] = {
+        "generation": GENERATION_RULES,
+        "past": list_of(list_of(whole_number(1, 65_536), max_length=2), max_length=4096),
+    }
+    """What the manifest may say of the configuration."""
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.context_session = sessions.get("context")

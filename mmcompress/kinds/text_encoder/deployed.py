@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
+from mmcompress.runtime.check_values import Rules
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import (
+    TEXT_RULES,
     Values,
     add_prompt,
     choose_padded_length,
@@ -22,6 +25,9 @@ it saves."""
 
 class TextEncoder:
     """One or several texts to embeddings, float32 [n, d] of length 1."""
+
+    CONFIG_RULES: ClassVar[Rules] = TEXT_RULES
+    """What the manifest may say of the configuration."""
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.session = sessions["model"]

@@ -308,16 +308,15 @@ def complete_table(
     Returns:
         The table of this device, with a row for every need.
     """
-    path = locate_cache_folder() / f"device-{fingerprint_device(threads)}-{TABLE_FORMAT}.json"
-    try:
-        kept_table = read_record(DeviceTable, path)
-    except DataError:
-        # this device was never measured, or the file is damaged: all is measured
-        kept_table = None
+    name = f"device-{fingerprint_device(threads)}-{TABLE_FORMAT}.json"
+    kept_table = None
+    # this device was never measured, the file is damaged, or there is no cache: all is measured
+    with suppress(DataError):
+        kept_table = read_record(DeviceTable, locate_cache_folder() / name)
     table = measure_table(
         needs, threads, cached=kept_table, progress=progress, precisions=precisions
     )
     # a cache folder that can't be written costs time, not the result
-    with suppress(OSError):
-        write_record(path, table)
+    with suppress(OSError, DataError):
+        write_record(locate_cache_folder() / name, table)
     return table

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from mmcompress.errors import DataError
+from mmcompress.graph.blocks import Block
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
 from mmcompress.prune.importance.inputs import Scores
@@ -61,6 +64,29 @@ class _StoredFigures:
 def is_sensitivity_stored(folder: RunFolder) -> bool:
     """Return whether both files are there."""
     return folder.sensitivity.exists() and folder.sensitivity_tensors.exists()
+
+
+def check_sensitivity(folder: RunFolder, blocks: Mapping[str, Sequence[Block]]) -> None:
+    """Check both files without reading the tensors.
+
+    Args:
+        folder: Where they lie.
+        blocks: The prunable blocks by node: each must have its scores.
+
+    Raises:
+        DataError: A file is damaged, or of another version.
+    """
+    read_record(_StoredFigures, folder.sensitivity)
+    path = folder.sensitivity_tensors
+    try:
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: can't be read: {error}") from error
+    for node_name, node_blocks in blocks.items():
+        for block in node_blocks:
+            if f"score/{node_name}/{block.name}" not in names:
+                raise DataError(f"{path}: damaged: no scores of {node_name}/{block.name}")
 
 
 def write_sensitivity(sensitivity: Sensitivity, folder: RunFolder) -> None:

@@ -1,0 +1,64 @@
+"""Begins a run: what is wrong with this machine ends it in the first second, not after an hour."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mmcompress.errors import DataError
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.measure.benchmarker import Benchmarker
+from mmcompress.runtime.cache import find_cache_fault
+from mmcompress.runtime.progress import ProgressListener
+from mmcompress.runtime.timing import Clock
+from mmcompress.search.ray_folder import choose_ray_folder
+from mmcompress.spec.schema import Spec
+from mmcompress.workspace.context import RunContext, open_run
+from mmcompress.workspace.hold_folder import hold_folder
+
+
+@contextmanager
+def begin_run(
+    spec_path: str | Path,
+    out: str | Path,
+    *,
+    space: str | Path | None,
+    overrides: dict[str, Any] | None,
+    resume: bool,
+    on_progress: ProgressListener,
+    bench: Benchmarker | None,
+    clock: Clock | None,
+) -> Iterator[RunContext]:
+    """Open a run that this process alone works on until the block ends.
+
+    Args: as `open_run` takes them.
+
+    Raises:
+        DataError: Another process works on the folder, or it can't be written, nor can the cache.
+            Or what `open_run` raises.
+        ClusterError: Ray can't be started on this machine.
+    """
+    spec = load_spec(spec_path, overrides)
+    with hold_folder(out):
+        _check_machine(spec)
+        yield open_run(
+            spec_path,
+            out,
+            space=space,
+            overrides=overrides,
+            resume=resume,
+            on_progress=on_progress,
+            bench=bench,
+            clock=clock,
+        )
+
+
+def _check_machine(spec: Spec) -> None:
+    """Check what a run needs of its machine. Raises `ClusterError` or `DataError`."""
+    if spec.search.executor == "ray" and not spec.search.ray_address:
+        choose_ray_folder()
+    fault = find_cache_fault()
+    if fault:
+        raise DataError(fault)

@@ -1,0 +1,107 @@
+"""Repairs the journal of a study: what a full disk or a lost power supply tore is put aside.
+
+Optuna refuses a journal with one line that it can't read. A line is torn where the disk was full,
+and the next one is then written behind it. A line names a trial by the number of trials before it,
+so lines after a lost one may name the wrong trial. Only the lines before it stay. Of those after
+it, the finished trials are read: each is one whole record of ours. No torch.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmcompress.results.records import Trial
+from mmcompress.storage import DAMAGED_SUFFIX, InvalidValue, build_record, replace_file
+
+MAX_OPERATION = 10
+"""The largest code of an operation in a journal of Optuna 5."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JournalRepair:
+    """What a repair found."""
+
+    kept_lines: int
+    """Lines that stay: all before the first damaged one."""
+    lines_aside: int
+    """Lines from the first damaged one on. 0: the journal is whole, and nothing was written."""
+    trials: tuple[dict[str, Any], ...]
+    """Finished trials of all whole lines, as plain data, oldest first."""
+    aside: Path
+    """The file that holds the whole journal as it was."""
+
+    def describe(self, journal: Path) -> str:
+        """Tell a person what was done."""
+        return (
+            f"{journal}: line {self.kept_lines + 1} is damaged; it and what follows "
+            f"({self.lines_aside} lines) are left out; {len(self.trials)} finished trials are "
+            f"kept; the file as it was lies in {self.aside.name}"
+        )
+
+
+def repair_journal(journal: Path, *, keep_lines: bool = True) -> JournalRepair:
+    """Cut a journal off before its first damaged line, after a copy of it was put aside.
+
+    Args:
+        journal: The file; it need not exist.
+        keep_lines: Whether the lines before the damage stay. Without, only finished trials do:
+            for a journal whose lines can be read and make no sense.
+    """
+    content = journal.read_bytes() if journal.exists() else b""
+    lines = content.split(b"\n")
+    # Behind the last line break there is nothing, or a line that was cut off.
+    torn_end = lines.pop()
+    kept: list[bytes] = []
+    for line in lines:
+        if not keep_lines or _parse_operation(line) is None:
+            break
+        kept.append(line)
+    rest = lines[len(kept) :]
+    if torn_end:
+        rest.append(torn_end)
+    aside = journal.with_name(journal.name + DAMAGED_SUFFIX)
+    if rest:
+        shutil.copyfile(journal, aside)
+        with replace_file(journal) as unfinished:
+            unfinished.write_bytes(b"".join(line + b"\n" for line in kept))
+    return JournalRepair(
+        kept_lines=len(kept),
+        lines_aside=len(rest),
+        trials=tuple(_list_finished_trials([*kept, *rest])),
+        aside=aside,
+    )
+
+
+def _parse_operation(line: bytes) -> Mapping[str, Any] | None:
+    """Return the operation that a line holds; None where it holds none."""
+    try:
+        operation = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(operation, dict) or not isinstance(operation.get("worker_id"), str):
+        return None
+    code = operation.get("op_code")
+    is_known = isinstance(code, int) and 0 <= code <= MAX_OPERATION
+    return operation if is_known else None
+
+
+def _list_finished_trials(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+    """List the finished trials that whole lines hold, each once."""
+    trials: dict[tuple[int, str], dict[str, Any]] = {}
+    for line in lines:
+        operation = _parse_operation(line) or {}
+        for key in ("user_attr", "user_attrs"):
+            attributes = operation.get(key)
+            if not isinstance(attributes, dict) or "trial" not in attributes:
+                continue
+            try:
+                trial = build_record(Trial, attributes["trial"])
+            except InvalidValue:
+                continue
+            trials[(trial.number, trial.candidate.key())] = attributes["trial"]
+    return list(trials.values())

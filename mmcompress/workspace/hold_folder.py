@@ -1,0 +1,124 @@
+"""One process works on a run folder at a time: two would overwrite each other's records.
+
+The lock is that of the kernel (`flock`), so it ends with its process, however that ends. The file
+says who holds it. No torch.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from mmcompress.errors import DataError
+from mmcompress.workspace.folder import RunFolder
+
+
+@contextmanager
+def hold_folder(path: str | Path) -> Iterator[None]:
+    """Hold a run folder for the length of a block; it is made when it is missing.
+
+    A lock that a dead process of this machine left is taken over.
+
+    Args:
+        path: The run folder. When it is empty at the end, it is removed again.
+
+    Raises:
+        DataError: Another process holds it, or it can't be written.
+    """
+    folder = RunFolder(Path(path))
+    is_new = not folder.path.exists()
+    descriptor = _open_lock(folder)
+    try:
+        _take_lock(folder, descriptor)
+        try:
+            yield
+        finally:
+            folder.lock.unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+        if is_new:
+            # Nothing was written where a check failed.
+            with suppress(OSError):
+                folder.path.rmdir()
+
+
+def _open_lock(folder: RunFolder) -> int:
+    """Open the lock file, or make it; returns its descriptor. Raises `DataError` where it can't."""
+    try:
+        folder.path.mkdir(parents=True, exist_ok=True)
+        return os.open(folder.lock, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DataError(
+            f"{folder}: can't be written: {error.strerror}; choose another --out"
+        ) from error
+
+
+def _take_lock(folder: RunFolder, descriptor: int) -> None:
+    """Lock the open file and write down who holds it. Raises `DataError` where another does."""
+    has_lock = True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = _read_owner(descriptor)
+        raise DataError(
+            f"{folder}: {_describe_owner(owner)} is working on this run: "
+            "wait for its end or stop it, or choose another --out"
+        ) from None
+    except OSError:
+        # Some network file systems have no such locks: there the file alone tells.
+        has_lock = False
+    # A process that ends removes the file, maybe after it was opened here.
+    if not folder.lock.exists() or not _is_same_file(folder.lock, descriptor):
+        raise DataError(f"{folder}: another process has just ended its work on this run: try again")
+    owner = _read_owner(descriptor)
+    host = os.uname().nodename
+    # Not every file system tells other machines of a lock, so one of these may still be at work.
+    may_be_at_work = bool(owner) and owner.get("host") != host
+    if may_be_at_work or (not has_lock and _is_alive(owner)):
+        raise DataError(
+            f"{folder}: {_describe_owner(owner)} began to work on this run and did not end: "
+            f"stop it, or remove {folder.lock} if it is gone"
+        )
+    text = json.dumps({"pid": os.getpid(), "host": host})
+    try:
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, text.encode(), 0)
+    except OSError as error:
+        raise DataError(f"{folder}: can't be written: {error.strerror}") from error
+
+
+def _is_same_file(path: Path, descriptor: int) -> bool:
+    """Return whether an open file is the one at a path."""
+    return os.path.samestat(path.stat(), os.fstat(descriptor))
+
+
+def _read_owner(descriptor: int) -> dict[str, Any]:
+    """Return who wrote the file: `pid` and `host`; nothing where it is empty or torn."""
+    try:
+        owner = json.loads(os.pread(descriptor, 4096, 0))
+    except ValueError:
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _is_alive(owner: dict[str, Any]) -> bool:
+    """Return whether the process that wrote a lock of this machine is still there."""
+    if owner.get("pid") == os.getpid():
+        return False
+    try:
+        os.kill(int(owner["pid"]), 0)
+    except (ProcessLookupError, KeyError, TypeError, ValueError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _describe_owner(owner: dict[str, Any]) -> str:
+    """Return who holds a lock, for a message."""
+    return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"

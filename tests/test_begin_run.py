@@ -1,0 +1,160 @@
+"""What ends or begins a run for reasons of the machine: locks, folders, sockets, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mmcompress.cli import main
+from mmcompress.errors import ClusterError, DataError
+from mmcompress.run import run_targets as workflow
+from mmcompress.runtime.cache import find_cache_fault, locate_cache_folder
+from mmcompress.search.ray_folder import MAX_SOCKET_PATH, RAY_SOCKET_PATH, choose_ray_folder
+from mmcompress.workspace.hold_folder import hold_folder
+
+HOLD = """
+import sys, time
+from mmcompress.workspace.hold_folder import hold_folder
+with hold_folder(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture()
+def holder(tmp_path):
+    """A process that holds a folder."""
+    command = [sys.executable, "-c", HOLD, str(tmp_path / "r")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_two_drivers_of_one_folder_are_refused_by_process_and_host(tiny, tmp_path, holder):
+    owner = f"process {holder.pid} on {os.uname().nodename} is working on this run"
+    with pytest.raises(DataError, match=owner):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r")
+    # The lock is still that of the other process.
+    assert json.loads((tmp_path / "r/run.lock").read_text())["pid"] == holder.pid
+
+
+def test_the_lock_of_a_killed_process_is_taken_over(tmp_path, holder):
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / "r/run.lock").exists()
+    with hold_folder(tmp_path / "r"):
+        assert json.loads((tmp_path / "r/run.lock").read_text())["pid"] == os.getpid()
+    assert not (tmp_path / "r/run.lock").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": 4194304, "host": "HERE"}'])
+def test_a_torn_or_stale_lock_is_taken_over(tmp_path, content):
+    (tmp_path / "run.lock").write_text(content.replace("HERE", os.uname().nodename))
+    with hold_folder(tmp_path):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_lock_of_another_host_is_refused_with_its_cure(tmp_path):
+    lock = tmp_path / "run.lock"
+    lock.write_text('{"pid": 12, "host": "elsewhere"}')
+    cure = f"process 12 on elsewhere .* or remove {lock} if it is gone"
+    with pytest.raises(DataError, match=cure), hold_folder(tmp_path):
+        pass
+    assert lock.exists()
+
+
+def test_a_folder_is_held_once_in_one_process_and_free_after_an_error(tmp_path):
+    same = tmp_path / "r"
+    with (
+        pytest.raises(DataError, match=f"process {os.getpid()} on"),
+        hold_folder(same),
+        hold_folder(same),
+    ):
+        pass
+    assert not (tmp_path / "r").exists(), "an empty folder stays"
+    with hold_folder(tmp_path / "r"):
+        (tmp_path / "r/a").touch()
+    assert [path.name for path in (tmp_path / "r").iterdir()] == ["a"]
+
+
+def test_an_out_folder_that_cannot_be_written_is_told_before_anything_else(tiny, tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file" / "r", Path("/proc/none/r")):
+        with pytest.raises(DataError, match=r"can't be written: .*; choose another --out"):
+            workflow.run(tiny / "spec.yaml", out, overrides={"nodes.vision.source": "./none"})
+
+
+def test_a_cache_is_found_without_a_home_where_one_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "home", lambda: Path("~").expanduser())
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)  # a user without an entry
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path))
+    assert locate_cache_folder() == tmp_path / "mmcompress" and not find_cache_fault()
+    monkeypatch.delenv("MMCOMPRESS_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert locate_cache_folder() == tmp_path / "x/mmcompress"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    with pytest.raises(DataError, match="set MMCOMPRESS_CACHE"):
+        locate_cache_folder()
+    assert "set MMCOMPRESS_CACHE" in find_cache_fault()
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_its_cure(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "file"))
+    fault = find_cache_fault()
+    assert str(tmp_path / "file") in fault and "set MMCOMPRESS_CACHE" in fault
+
+
+@pytest.mark.parametrize("variable", ["RAY_TMPDIR", "TMPDIR"])
+def test_ray_gets_a_folder_short_enough_for_its_sockets(tmp_path, monkeypatch, variable):
+    import tempfile
+
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    long = tmp_path / ("x" * 60)
+    long.mkdir()
+    monkeypatch.setenv(variable, str(long))
+    assert len(os.fsencode(choose_ray_folder() + RAY_SOCKET_PATH)) <= MAX_SOCKET_PATH
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv(variable, "/tmp")
+    assert choose_ray_folder() == "/tmp/ray"
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr("mmcompress.search.ray_folder.SHORT_FOLDERS", ())
+    monkeypatch.setenv(variable, str(long))
+    with pytest.raises(ClusterError, match="set RAY_TMPDIR to a short one"):
+        choose_ray_folder()
+
+
+@pytest.mark.parametrize("given", [(), ("--resume",)])
+def test_ctrl_c_is_exit_130_with_the_line_that_goes_on(tiny, tmp_path, monkeypatch, given):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mmcompress.cli.run.run_targets", interrupt)
+    spec, out = str(tiny / "spec.yaml"), str(tmp_path / "my run")
+    arguments = ["run", spec, "--out", out, *given]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 130
+    assert f"go on with: mmcompress run {spec} --out '{out}' --resume\n" in result.output
+    monkeypatch.setattr("mmcompress.cli.validate.load_spec", interrupt)
+    result = CliRunner().invoke(main, ["validate", spec])
+    assert result.exit_code == 130 and result.output == "interrupted\n"
+
+
+def test_a_run_without_a_cache_ends_in_the_first_second(tiny, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "file"))
+    with pytest.raises(DataError, match="set MMCOMPRESS_CACHE"):
+        workflow.run(tiny / "spec.yaml", tmp_path / "r")
+    assert not (tmp_path / "r").exists()
