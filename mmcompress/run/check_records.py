@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -108,7 +107,7 @@ class _Setter:
         if path.exists():
             self.check(partial(read, path), [path])
 
-    def check_record(self, record_type: type[Any], path: Path, *dependents: Path) -> None:
+    def check_record(self, record_type: type, path: Path, *dependents: Path) -> None:
         """Set a record aside when it is there and damaged, together with what depends on it."""
         if path.exists():
             self.check(partial(read_record, record_type, path), [path, *dependents])

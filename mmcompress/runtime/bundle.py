@@ -7,7 +7,6 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mmcompress.errors import BundleError
 from mmcompress.runtime.check_manifest import Manifest, list_form_problems
@@ -101,7 +100,7 @@ def _check_file_names(path: Path, manifest: Manifest) -> None:
             )
 
 
-def _list_used_files(manifest: Manifest) -> Iterator[tuple[str, Any]]:
+def _list_used_files(manifest: Manifest) -> Iterator[tuple[str, object]]:
     """List (key, file name) of what the nodes of a manifest use."""
     for node_name, node in manifest["graph"]["nodes"].items():
         for graph_name, file_name in node.get("files", {}).items():

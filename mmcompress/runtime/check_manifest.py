@@ -35,25 +35,22 @@ Manifest = dict[str, Any]
 """The content of `manifest.json`."""
 
 
-def _check_names(value: Any) -> str:
+def _check_names(value: object) -> str:
     """Check a mapping from names to texts."""
     if not isinstance(value, dict) or len(value) > MAX_FILES:
         return check_mapping(value) or f"more than {MAX_FILES} entries"
     return next((check_text(text) for text in value.values() if not isinstance(text, str)), "")
 
 
-def _check_input_types(value: Any) -> str:
+def _check_input_types(value: object) -> str:
     """Check the inputs of a pipeline."""
-    problem = _check_names(value)
-    if problem:
-        return problem
-    for name, value_type in value.items():
+    for name, value_type in _iterate_mapping(value):
         if value_type not in INPUT_TYPES:
             return f"'{name}' is of the unknown type {show_value(value_type)}"
-    return ""
+    return _check_names(value)
 
 
-def _check_hash(value: Any) -> str:
+def _check_hash(value: object) -> str:
     """Check a SHA-256 in hexadecimal digits."""
     if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
         return ""
@@ -96,7 +93,7 @@ REQUIRED_KEYS = {
 """Keys that have to be there, by the path of their mapping."""
 
 
-def list_form_problems(manifest: Any) -> Iterator[str]:
+def list_form_problems(manifest: object) -> Iterator[str]:
     """List what is wrong with the form of a manifest, each with its key.
 
     The wiring and what kinds of node ask of their configuration are checked where the bundle is
@@ -120,20 +117,20 @@ def list_form_problems(manifest: Any) -> Iterator[str]:
             yield f"files.{name}: 'sha256' is missing"
 
 
-def _list_missing(mapping: Mapping[str, Any], key: str, names: tuple[str, ...]) -> Iterator[str]:
+def _list_missing(mapping: Manifest, key: str, names: tuple[str, ...]) -> Iterator[str]:
     """List the keys that a mapping lacks."""
     for name in names:
         if name not in mapping:
             yield f"{key or 'the root'}: '{name}' is missing"
 
 
-def _list_entry_problems(entries: Any, key: str, rules: Rules) -> Iterator[str]:
+def _list_entry_problems(entries: object, key: str, rules: Rules) -> Iterator[str]:
     """List what is wrong with each entry of a mapping."""
     for name, entry in _iterate_mapping(entries):
         yield from list_problems(entry, rules, key=f"{key}.{name}")
 
 
-def _iterate_mapping(mapping: Any) -> Iterator[tuple[str, Any]]:
+def _iterate_mapping(mapping: object) -> Iterator[tuple[str, object]]:
     """Yield the entries of a mapping; nothing where it is none."""
     if isinstance(mapping, dict):
         yield from mapping.items()
@@ -173,9 +170,7 @@ def list_wiring_problems(manifest: Manifest) -> Iterator[str]:
     yield from _list_cycles(nodes)
 
 
-def _list_port_problems(
-    key: str, node: Mapping[str, Any], types: Mapping[str, str]
-) -> Iterator[str]:
+def _list_port_problems(key: str, node: Manifest, types: Mapping[str, str]) -> Iterator[str]:
     """List what is wrong with the ports of one node.
 
     Args:
@@ -198,7 +193,7 @@ def _list_port_problems(
             yield f"{key}.inputs: the port '{port}' is missing"
 
 
-def sort_nodes(nodes: Mapping[str, Any]) -> list[str]:
+def sort_nodes(nodes: Manifest) -> list[str]:
     """Sort the names of nodes so that each comes after those that it reads.
 
     Those that wait for themselves are left out.
@@ -214,12 +209,12 @@ def sort_nodes(nodes: Mapping[str, Any]) -> list[str]:
             del waiting[name]
 
 
-def _list_cycles(nodes: Mapping[str, Any]) -> Iterator[str]:
+def _list_cycles(nodes: Manifest) -> Iterator[str]:
     """List the nodes that wait for themselves."""
     for name in set(nodes) - set(sort_nodes(nodes)):
         yield f"graph.nodes.{name}.inputs: the node waits for itself"
 
 
-def _list_sources(node: Mapping[str, Any]) -> set[str]:
+def _list_sources(node: Manifest) -> set[str]:
     """List the nodes and inputs that a node reads."""
     return {reference.partition(".")[0] for reference in node.get("inputs", {}).values()}

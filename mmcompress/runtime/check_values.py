@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
 
-Rule = Callable[[Any], str]
+Rule = Callable[[object], str]
 """Returns what is wrong with a value; empty: nothing."""
 
 Rules = Mapping[str, "Rule | Rules"]
@@ -32,7 +31,7 @@ MAX_SHOWN_CHARACTERS = 60
 def whole_number(low: int, high: int) -> Rule:
     """Make the rule for a whole number in a range."""
 
-    def check(value: Any) -> str:
+    def check(value: object) -> str:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
             return f"expected a whole number in {low} .. {high}, got {show_value(value)}"
         return ""
@@ -43,11 +42,10 @@ def whole_number(low: int, high: int) -> Rule:
 def number(low: float, high: float) -> Rule:
     """Make the rule for a number in a range."""
 
-    def check(value: Any) -> str:
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not low <= value <= high:
-            return f"expected a number in {low:g} .. {high:g}, got {show_value(value)}"
-        return ""
+    def check(value: object) -> str:
+        if isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high:
+            return ""
+        return f"expected a number in {low:g} .. {high:g}, got {show_value(value)}"
 
     return check
 
@@ -55,7 +53,7 @@ def number(low: float, high: float) -> Rule:
 def list_of(rule: Rule, *, max_length: int) -> Rule:
     """Make the rule for a list whose entries all follow one rule."""
 
-    def check(value: Any) -> str:
+    def check(value: object) -> str:
         if not isinstance(value, list) or len(value) > max_length:
             return f"expected a list of at most {max_length}, got {show_value(value)}"
         return next(filter(None, map(rule, value)), "")
@@ -66,7 +64,7 @@ def list_of(rule: Rule, *, max_length: int) -> Rule:
 def either(first: Rule, second: Rule) -> Rule:
     """Make the rule for a value that follows one of two rules."""
 
-    def check(value: Any) -> str:
+    def check(value: object) -> str:
         problem = first(value)
         if problem and second(value):
             return problem
@@ -78,28 +76,28 @@ def either(first: Rule, second: Rule) -> Rule:
 def optional(rule: Rule) -> Rule:
     """Make the rule for a value that may be missing (`null`)."""
 
-    def check(value: Any) -> str:
+    def check(value: object) -> str:
         return "" if value is None else rule(value)
 
     return check
 
 
-def check_text(value: Any) -> str:
+def check_text(value: object) -> str:
     """Check a text."""
     return "" if isinstance(value, str) else f"expected a text, got {show_value(value)}"
 
 
-def check_flag(value: Any) -> str:
+def check_flag(value: object) -> str:
     """Check true or false."""
     return "" if isinstance(value, bool) else f"expected true or false, got {show_value(value)}"
 
 
-def check_mapping(value: Any) -> str:
+def check_mapping(value: object) -> str:
     """Check a mapping, whatever is in it."""
     return "" if isinstance(value, dict) else f"expected a mapping, got {show_value(value)}"
 
 
-def show_value(value: Any) -> str:
+def show_value(value: object) -> str:
     """Return a value as a message shows it."""
     text = repr(value)
     if len(text) > MAX_SHOWN_CHARACTERS:
@@ -107,7 +105,7 @@ def show_value(value: Any) -> str:
     return text
 
 
-def list_problems(data: Any, rules: Rules, *, key: str = "") -> Iterator[str]:
+def list_problems(data: object, rules: Rules, *, key: str = "") -> Iterator[str]:
     """List what is wrong with a mapping, each with the path of its key.
 
     Args:
@@ -129,7 +127,7 @@ def list_problems(data: Any, rules: Rules, *, key: str = "") -> Iterator[str]:
             yield f"{path}: {problem}"
 
 
-def _check_size(value: Any, *, depth: int) -> str:
+def _check_size(value: object, *, depth: int) -> str:
     """Check that a value of which nothing is known is finite and of usual size."""
     if depth > MAX_DEPTH:
         return f"more than {MAX_DEPTH} lists and mappings inside one another"

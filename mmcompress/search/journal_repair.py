@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmcompress.results.records import Trial
 from mmcompress.storage import DAMAGED_SUFFIX, InvalidValue, build_record, replace_file
+
+PlainRecord = dict[str, Any]
+"""A record, or an operation of Optuna, as JSON gives it."""
 
 MAX_OPERATION = 10
 """The largest code of an operation in a journal of Optuna 5."""
@@ -30,7 +33,7 @@ class JournalRepair:
     """Lines that stay: all before the first damaged one."""
     lines_aside: int
     """Lines from the first damaged one on. 0: the journal is whole, and nothing was written."""
-    trials: tuple[dict[str, Any], ...]
+    trials: tuple[PlainRecord, ...]
     """Finished trials of all whole lines, as plain data, oldest first."""
     aside: Path
     """The file that holds the whole journal as it was."""
@@ -77,7 +80,7 @@ def repair_journal(journal: Path, *, keep_lines: bool = True) -> JournalRepair:
     )
 
 
-def _parse_operation(line: bytes) -> Mapping[str, Any] | None:
+def _parse_operation(line: bytes) -> PlainRecord | None:
     """Return the operation that a line holds; None where it holds none."""
     try:
         operation = json.loads(line)
@@ -90,9 +93,9 @@ def _parse_operation(line: bytes) -> Mapping[str, Any] | None:
     return operation if is_known else None
 
 
-def _list_finished_trials(lines: Iterable[bytes]) -> list[dict[str, Any]]:
+def _list_finished_trials(lines: Iterable[bytes]) -> list[PlainRecord]:
     """List the finished trials that whole lines hold, each once."""
-    trials: dict[tuple[int, str], dict[str, Any]] = {}
+    trials: dict[tuple[int, str], PlainRecord] = {}
     for line in lines:
         operation = _parse_operation(line) or {}
         for key in ("user_attr", "user_attrs"):

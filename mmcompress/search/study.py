@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import optuna
 from optuna.distributions import (
@@ -40,7 +39,7 @@ from mmcompress.search.executors import (
     retry_failed_task,
     submit_candidate,
 )
-from mmcompress.search.journal_repair import repair_journal
+from mmcompress.search.journal_repair import PlainRecord, repair_journal
 from mmcompress.search.neighbors import switch_levels
 from mmcompress.search.problem import (
     SearchPoint,
@@ -133,7 +132,7 @@ def open_study(
     return study
 
 
-def _keep_trials(study: optuna.Study, records: Sequence[dict[str, Any]]) -> None:
+def _keep_trials(study: optuna.Study, records: Sequence[PlainRecord]) -> None:
     """Keep the finished trials of a journal that its damage hides from Optuna."""
     known_texts = {json.dumps(record, sort_keys=True) for record in _list_records(study)}
     hidden_records = []
@@ -145,7 +144,7 @@ def _keep_trials(study: optuna.Study, records: Sequence[dict[str, Any]]) -> None
         study.set_user_attr(KEPT_TRIALS, kept_records)
 
 
-def _list_records(study: optuna.Study) -> list[dict[str, Any]]:
+def _list_records(study: optuna.Study) -> list[PlainRecord]:
     """List every trial with a result as plain data."""
     # Of damaged lines only the results are left. Samplers don't see them.
     records = list(study.user_attrs.get(KEPT_TRIALS, ()))

@@ -12,7 +12,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from mmcompress.errors import DataError
 from mmcompress.workspace.folder import RunFolder
@@ -97,7 +96,7 @@ def _is_same_file(path: Path, descriptor: int) -> bool:
     return os.path.samestat(path.stat(), os.fstat(descriptor))
 
 
-def _read_owner(descriptor: int) -> dict[str, Any]:
+def _read_owner(descriptor: int) -> dict[str, object]:
     """Return who wrote the file: `pid` and `host`; nothing where it is empty or torn."""
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
@@ -106,12 +105,12 @@ def _read_owner(descriptor: int) -> dict[str, Any]:
     return owner if isinstance(owner, dict) else {}
 
 
-def _is_alive(owner: dict[str, Any]) -> bool:
+def _is_alive(owner: dict[str, object]) -> bool:
     """Return whether the process that wrote a lock of this machine is still there."""
     if owner.get("pid") == os.getpid():
         return False
     try:
-        os.kill(int(owner["pid"]), 0)
+        os.kill(int(str(owner["pid"])), 0)
     except (ProcessLookupError, KeyError, TypeError, ValueError):
         return False
     except PermissionError:
@@ -119,6 +118,6 @@ def _is_alive(owner: dict[str, Any]) -> bool:
     return True
 
 
-def _describe_owner(owner: dict[str, Any]) -> str:
+def _describe_owner(owner: dict[str, object]) -> str:
     """Return who holds a lock, for a message."""
     return f"process {owner.get('pid', '?')} on {owner.get('host', '?')}"
