@@ -257,30 +257,6 @@ def find_family(
     return table[model_type]
 
 
-def load_tokenizer_json(context: LoadContext) -> str:
-    """Load the fast tokenizer as JSON: `tokenizer.json` of the folder, or the hub's.
-
-    Raises:
-        ModelError: It is missing or no JSON, or the hub does not give it.
-    """
-    if context.path is None:
-        auto_tokenizer = transformers.AutoTokenizer
-        try:
-            tokenizer = auto_tokenizer.from_pretrained(context.name, trust_remote_code=False)
-            return str(tokenizer.backend_tokenizer.to_str())
-        except (OSError, ValueError, AttributeError) as error:
-            raise _explain_load_error(context, error) from error
-    path = context.path / "tokenizer.json"
-    if not path.is_file():
-        raise ModelError(f"{context.path}: tokenizer.json is missing beside the weights")
-    text = path.read_text()
-    try:
-        json.loads(text)
-    except ValueError as error:
-        raise ModelError(f"{path}: not JSON: {error}") from error
-    return text
-
-
 def load_json(context: LoadContext, file_name: str) -> dict[str, Any]:
     """Load an optional JSON file beside the weights; it is empty when there is none.
 

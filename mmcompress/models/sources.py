@@ -15,6 +15,7 @@ from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import parse_reference
 from mmcompress.models.base import LoadContext, Model
 from mmcompress.models.packaged import find_packaged_folder
+from mmcompress.models.tokenizer_files import check_vocabulary
 from mmcompress.registry import FAMILIES
 from mmcompress.spec.schema import Node, Spec
 from mmcompress.version import PACKAGE_FOLDER
@@ -152,9 +153,11 @@ def load_model(node: Node) -> Model:
         prompt=node.prompt,
     )
     if location.library == "python":
-        return _load_own_model(node, context).eval()
-    load_family = FAMILIES.get(f"{location.library}/{node.kind}")
-    model: Model = load_family(context)
+        model = _load_own_model(node, context)
+    else:
+        load_family = FAMILIES.get(f"{location.library}/{node.kind}")
+        model = load_family(context)
+    check_vocabulary(model, node.source)
     return model.eval()
 
 

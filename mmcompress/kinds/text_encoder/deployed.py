@@ -7,11 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.runtime.sessions import TimedSession
-from mmcompress.runtime.text import Values, choose_padded_length, load_tokenizer, pad_ids
-
-BATCHED_FROM = 17
-"""Texts from which on the tokenizer's thread pool is used: for a few short texts it costs more than
-it saves."""
+from mmcompress.runtime.text import TextReader, Values, load_tokenizer
 
 
 class TextEncoder:
@@ -20,7 +16,7 @@ class TextEncoder:
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.session = sessions["model"]
         self.config = config
-        self.tokenizer = load_tokenizer(folder / config["tokenizer"])
+        self.reader = TextReader(load_tokenizer(folder / config["tokenizer"]), config)
 
     def __call__(self, text: str | list[str]) -> Values:
         """Embed a text, or several at once."""
@@ -29,10 +25,4 @@ class TextEncoder:
     def prepare(self, text: str | list[str]) -> np.ndarray:
         """Return the token ids [n, t] that the model is given."""
         texts = [text] if isinstance(text, str) else text
-        if len(texts) < BATCHED_FROM:
-            encodings = [self.tokenizer.encode(one) for one in texts]
-        else:
-            encodings = self.tokenizer.encode_batch(texts)
-        rows = [encoding.ids for encoding in encodings]
-        length = choose_padded_length(rows, self.config)
-        return pad_ids(rows, length, pad=self.config["pad"], eos=self.config["eos"])
+        return self.reader.read(texts).ids

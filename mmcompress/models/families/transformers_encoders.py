@@ -26,6 +26,13 @@ from mmcompress.models.base import (
     Model,
     TextEncoderModel,
     add_tokens_block,
+    mark_tokens,
+)
+from mmcompress.models.families.sentence_modules import (
+    SentenceHead,
+    count_prompt_tokens,
+    load_sentence_head,
+    read_sentence_settings,
 )
 from mmcompress.models.hub import (
     POOLER,
@@ -34,15 +41,23 @@ from mmcompress.models.hub import (
     load_config,
     load_json,
     load_library_model,
-    load_tokenizer_json,
 )
 from mmcompress.models.layouts import find_blocks, normalize_
+from mmcompress.models.tokenizer_files import (
+    LoadedTokenizer,
+    load_tokenizer,
+    lower_case_first,
+)
 from mmcompress.runtime.audio import TOKENS_PER_SECOND
+from mmcompress.runtime.text import parse_tokenizer
 
 WITHOUT_POOLER = {"add_pooling_layer": False}
 """Option of transformers: leave out a layer whose output nobody reads here."""
 UNMASKED_TEXT_TYPES = ("clip", "siglip")
 """Starts of the model types whose text towers see padding, as they did in training."""
+CLIP_LEGACY_END = 2
+"""End token that old configurations of CLIP name. Transformers then takes the highest id of a text
+for its end."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of red, green and blue in 0..1, as CLIP normalizes images."""
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -176,8 +191,8 @@ class EncoderFamily:
     """Called with (outputs); returns the tokens [B, N, W] that other nodes read."""
     options: Mapping[str, object] = field(default_factory=dict)
     """Passed to the class when it loads the weights."""
-    unused_positions: int = 0
-    """Positions of the embedding table that no token takes."""
+    counts_from_padding: bool = False
+    """Whether positions are counted from the padding id on, so that the first ones are unused."""
 
 
 IMAGE_FAMILIES = {
@@ -276,7 +291,7 @@ TEXT_FAMILIES = {
         stack="encoder",
         compute_embedding=average_tokens,
         options=WITHOUT_POOLER,
-        unused_positions=2,
+        counts_from_padding=True,
     ),
 }
 """Text towers by `model_type` of the library's configuration; to add one, copy a row."""
@@ -345,9 +360,11 @@ class TextEncoder(TextEncoderModel):
     Args:
         tower: the library's text tower; changed in place.
         family: where the library keeps its parts.
-        tokenizer_json: a fast tokenizer as JSON.
+        tokenizer: the tokenizer, and how texts are padded and cut.
         context: tokens of the longest text.
         masked: whether padding is hidden from the tower.
+        prompt: what stands before every text.
+        head: what makes one vector of the tokens, in the place of the family's own.
     """
 
     def __init__(
@@ -355,41 +372,87 @@ class TextEncoder(TextEncoderModel):
         tower: nn.Module,
         family: EncoderFamily,
         *,
-        tokenizer_json: str,
+        tokenizer: LoadedTokenizer,
         context: int,
         masked: bool,
+        prompt: str = "",
+        head: SentenceHead | None = None,
     ):
         super().__init__()
         self.tower = tower
         self.family = family
         self.masked = masked
-        self.tokenizer_json = tokenizer_json
+        self.head = head
+        self.tokenizer_json = tokenizer.json
         normalize_(tower.get_submodule(family.stack))
         self.blocks = find_blocks(self, f"tower.{family.stack}")
-        config = tower.config
-        self.pad = 0 if config.pad_token_id is None else int(config.pad_token_id)
+        eos = _find_end_token(tower.config, tokenizer)
+        self.pad = _choose_padding(tower.config, tokenizer, eos=eos, masked=masked)
+        settings = tokenizer.list_settings()
+        # Behind the words, padding changes no answer of a tower that is causal or ignores it.
+        if tokenizer.pad_side == "left" and _reads_padding(tower.config):
+            settings["pad_side"] = "left"
+        if prompt:
+            settings["prompt"] = prompt
         self.finish_setup(
             context,
-            int(config.hidden_size),
-            vocabulary=int(config.vocab_size),
+            int(tower.config.hidden_size),
+            vocabulary=int(tower.config.vocab_size),
             pad=self.pad,
-            eos=_find_end_token(config, self.pad),
+            eos=self.pad if eos is None else eos,
             any_length=masked,
+            text_settings=settings,
         )
 
     def forward(self, ids: Tensor) -> Tensor:
-        mask_BT = ids != self.pad
+        mask_BT = mark_tokens(ids, self.pad)
         options = {"attention_mask": mask_BT.long()} if self.masked else {}
         outputs = self.tower(input_ids=ids, **options)
-        return F.normalize(self.family.compute_embedding(outputs, mask_BT), dim=-1)
+        if self.head is not None:
+            embedding_BD = self.head(outputs.last_hidden_state, mask_BT)
+        else:
+            embedding_BD = self.family.compute_embedding(outputs, mask_BT)
+        return F.normalize(embedding_BD, dim=-1)
 
 
-def _find_end_token(config: PretrainedConfig, pad: int) -> int:
-    """Find the token that ends a text: BERT's line uses the separator, some models only padding."""
-    if config.eos_token_id is not None:
-        return int(config.eos_token_id)
+def _reads_padding(config: PretrainedConfig) -> bool:
+    """Tell whether padding changes the embedding: SigLIP's is that of the last position."""
+    return config.model_type.startswith("siglip")
+
+
+def _find_end_token(config: PretrainedConfig, tokenizer: LoadedTokenizer) -> int | None:
+    """Find the token that ends a text: the tokenizer's, else the one that the configuration names.
+
+    Configurations keep wrong ones: old ones of CLIP say 2, BERT's say nothing, and the class
+    defaults of SigLIP lie outside its vocabulary.
+    """
     separator = getattr(config, "sep_token_id", None)
-    return pad if separator is None else int(separator)
+    for candidate in (tokenizer.eos, config.eos_token_id, separator):
+        if candidate is not None and 0 <= int(candidate) < config.vocab_size:
+            return int(candidate)
+    return None
+
+
+def _choose_padding(
+    config: PretrainedConfig, tokenizer: LoadedTokenizer, *, eos: int | None, masked: bool
+) -> int:
+    """Choose the id that fills a text up.
+
+    A tower that reads padding needs the tokenizer's. Elsewhere padding must not be taken for the
+    end of a text: a mask looks for it, and CLIP reads its embedding there.
+    """
+    candidates = [tokenizer.pad, config.pad_token_id, 0, 1]
+    usable_ids = [
+        int(one) for one in candidates if one is not None and 0 <= one < config.vocab_size
+    ]
+    if _reads_padding(config) or eos is None:
+        return usable_ids[0]
+    if masked:
+        return next(one for one in usable_ids if one != eos)
+    if config.eos_token_id == CLIP_LEGACY_END:
+        # The highest id is taken for the end, and the first one of several.
+        return next(one for one in usable_ids if one <= eos)
+    return next(one for one in usable_ids if one == eos or one != config.eos_token_id)
 
 
 class AudioEncoder(Model):
@@ -560,21 +623,52 @@ def load_text_encoder(context: LoadContext) -> Model:
     config = load_config(context)
     family = find_family("text_encoder", config.model_type, table=TEXT_FAMILIES, context=context)
     tower_config = _select_tower_config(config, family)
-    length = int(tower_config.max_position_embeddings) - family.unused_positions
-    # Sentence encoders were trained on shorter texts than their tables allow.
-    trained_length = load_json(context, "sentence_bert_config.json").get("max_seq_length")
-    if trained_length:
-        length = min(int(trained_length), length)
-    if context.max_tokens:
-        length = min(length, context.max_tokens)
+    tokenizer = load_tokenizer(context)
+    settings = read_sentence_settings(context)
+    if settings.lower_case:
+        tokenizer = replace(tokenizer, json=lower_case_first(tokenizer.json))
+    own_tokenizer = parse_tokenizer(tokenizer.json)
+    prompt_tokens = count_prompt_tokens(settings.prompt, own_tokenizer) if settings.prompt else 0
+    length = _find_context_length(
+        tower_config, family, limits=(tokenizer.max_length, settings.max_length, context.max_tokens)
+    )
+    least = own_tokenizer.num_special_tokens_to_add(False) + prompt_tokens
+    if length <= least:
+        raise ModelError(
+            f"{describe_source(context)}: texts of {length} tokens hold nothing but the"
+            f" {least} of the prompt and of start and end; raise max_tokens"
+        )
+    head = None
+    if family.compute_embedding is average_tokens:
+        head = load_sentence_head(context, prompt_tokens=prompt_tokens)
     tower = load_library_model(context, family.class_name, config=tower_config, **family.options)
     return TextEncoder(
         tower,
         family,
-        tokenizer_json=load_tokenizer_json(context),
+        tokenizer=tokenizer,
         context=length,
         masked=not config.model_type.startswith(UNMASKED_TEXT_TYPES),
+        prompt=settings.prompt,
+        head=head,
     )
+
+
+def _find_context_length(
+    config: PretrainedConfig, family: EncoderFamily, *, limits: tuple[int, ...]
+) -> int:
+    """Find how many tokens a text may have: the smallest of all limits.
+
+    Sentence encoders were trained on shorter texts than their tables of positions allow.
+
+    Args:
+        config: the configuration of the tower.
+        family: where the library keeps its parts.
+        limits: tokens that tokenizer, folder and spec allow; 0 where they say nothing.
+    """
+    length = int(config.max_position_embeddings)
+    if family.counts_from_padding:
+        length -= int(config.pad_token_id) + 1
+    return min([length, *(limit for limit in limits if limit)])
 
 
 def load_audio_encoder(context: LoadContext) -> Model:
