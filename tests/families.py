@@ -120,6 +120,7 @@ def _text(*, config: str, tower: str, model_type: str, masked: bool, **extra: ob
     import transformers
 
     from mmcompress.models.families.transformers_encoders import TEXT_FAMILIES, TextEncoder
+    from mmcompress.models.tokenizer_files import LoadedTokenizer
 
     library_config = getattr(transformers, config)(**TEXT, **extra)
     library_config._attn_implementation = "eager"
@@ -133,7 +134,8 @@ def _text(*, config: str, tower: str, model_type: str, masked: bool, **extra: ob
         outputs = library(input_ids=ids, **options)
         return F.normalize(family.compute_embedding(outputs, mask), dim=-1)
 
-    model = TextEncoder(raw, family, tokenizer_json=TOKENIZER(), context=16, masked=masked)
+    tokenizer = LoadedTokenizer(json=TOKENIZER(), pad=1)
+    model = TextEncoder(raw, family, tokenizer=tokenizer, context=16, masked=masked)
     return _with(model, says)
 
 
@@ -237,6 +239,7 @@ def _blip() -> Model:
 
 def _blip_matching() -> Model:
     from mmcompress.models.families.fusion_encoders import FUSION_FAMILIES, FusionEncoder
+    from mmcompress.models.tokenizer_files import LoadedTokenizer
 
     library_model = blip_matching_model()
     raw = copy.deepcopy(library_model)
@@ -251,8 +254,9 @@ def _blip_matching() -> Model:
         log_odds = log_probabilities[:, 1] - log_probabilities[:, 0]
         return F.normalize(tokens[:, 0], dim=-1), tokens, log_odds
 
+    tokenizer = LoadedTokenizer(json=TOKENIZER(), pad=1)
     model = FusionEncoder(
-        library_model, FUSION_FAMILIES["blip"], tokenizer_json=TOKENIZER(), context_length=16
+        library_model, FUSION_FAMILIES["blip"], tokenizer=tokenizer, context_length=16
     )
     return _with(model, says)
 
@@ -405,6 +409,7 @@ def _open_clip_text() -> Model:
     from open_clip.transformer import TextTransformer
 
     from mmcompress.models.families.open_clip import TextEncoder
+    from mmcompress.models.tokenizer_files import LoadedTokenizer
 
     tower = _stirred(TextTransformer(**OPEN_CLIP_TEXT, pool_type="eos", output_dim=16))
     library = copy.deepcopy(tower)
@@ -412,7 +417,7 @@ def _open_clip_text() -> Model:
     def says(ids: Tensor) -> Tensor:
         return F.normalize(library(ids), dim=-1)
 
-    return _with(TextEncoder(tower, TOKENIZER()), says)
+    return _with(TextEncoder(tower, LoadedTokenizer(json=TOKENIZER())), says)
 
 
 def _visual(tower: nn.Module) -> Model:

@@ -14,7 +14,7 @@ Shapes in this file:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -106,8 +106,9 @@ class Model(nn.Module, ABC):
     A cut replaces them by smaller ones."""
     config: dict[str, Any]
     """What the deployed node needs beside the graphs, ready for JSON: image_encoder `preprocess`,
-    audio_encoder `features`, text_encoder `tokenizer`, `context_length`, `pad`, `eos` and
-    `any_length`, text_decoder `tokenizer`, `generation`, `past` and `lead`."""
+    audio_encoder `features`, text_encoder `tokenizer`, `context_length`, `pad`, `eos`, `any_length`
+    and what `runtime.text.TextReader` reads, text_decoder `tokenizer`, `generation`, `past` and
+    `lead`."""
     tokenizer_json: str | None = None
     """The fast tokenizer as JSON, of models that read or write text."""
     vocabulary: int = 0
@@ -389,7 +390,7 @@ class TextEncoderModel(Model):
         pad: int,
         eos: int | None,
         any_length: bool = False,
-        prompt: str = "",
+        text_settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Fix the length of the input, and run one text to learn the shape of the output.
 
@@ -400,7 +401,7 @@ class TextEncoderModel(Model):
             pad: The id that fills a text up.
             eos: The id that ends a text, which a text that is cut keeps; None where there is none.
             any_length: Texts may be shorter than `context`, since the model ignores padding.
-            prompt: What stands ahead of every text.
+            text_settings: What else `runtime.text.TextReader` reads, such as `prompt` and `clean`.
         """
         self.context = context
         self.width = width
@@ -412,9 +413,8 @@ class TextEncoderModel(Model):
             "pad": pad,
             "eos": eos,
             "any_length": any_length,
+            **(text_settings or {}),
         }
-        if prompt:
-            self.config["prompt"] = prompt
         with torch.no_grad():
             embedding = self(self._make_example_ids(1))
         self.dims = {"embedding": int(embedding.shape[-1])}
@@ -461,6 +461,23 @@ class TextEncoderModel(Model):
         if not self.any_length:
             return self.context
         return min(self.context, round(steps) + 1)
+
+
+def mark_tokens(ids: Tensor, pad: int) -> Tensor:
+    """Mark what is no padding behind a text: everything up to the last other token.
+
+    A text may hold the padding token itself; the libraries let the model attend to it.
+
+    Args:
+        ids: Token ids [b, t]; texts are filled up on the right.
+        pad: The id that fills them up, which ends no text.
+
+    Returns:
+        bool [b, t].
+    """
+    positions = torch.arange(ids.shape[1], device=ids.device)
+    last = ((ids != pad) * positions).amax(1, keepdim=True)
+    return positions <= last
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,7 +24,6 @@ from mmcompress.models.checkpoint import (
     StoredTensor,
     check_config_files,
     check_tensors,
-    describe_start,
     find_weight_files,
     read_checkpoint,
     read_json_file,
@@ -36,7 +35,6 @@ from mmcompress.models.hub_files import (
     read_remote_tensors,
 )
 from mmcompress.models.shapes import is_loading_shapes_only, make_shape_tensors
-from mmcompress.models.tokenizer_files import disable_padding_and_truncation
 
 Family = TypeVar("Family")
 
@@ -381,64 +379,6 @@ def _make_missing_processor_error(source: str) -> ModelError:
         " nothing says how pictures are resized and normalized; copy the file from the model's"
         " page, or write it: AutoImageProcessor.from_pretrained(HUB_ID).save_pretrained(FOLDER)"
     )
-
-
-def load_tokenizer_json(context: LoadContext) -> str:
-    """Load the fast tokenizer as JSON; it neither pads nor cuts.
-
-    It is the library's, where `tokenizer_config.json` says which or a vocabulary of an older kind
-    is there. A folder may also hold a bare `tokenizer.json`.
-
-    Raises:
-        ModelError: It is missing or damaged, or the hub does not give it.
-    """
-    return disable_padding_and_truncation(_load_library_tokenizer(context))
-
-
-def _load_library_tokenizer(context: LoadContext) -> str:
-    """Load the tokenizer as its library opens it."""
-    folder = get_model_folder(context)
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        read_json_file(path)
-        if not (folder / TOKENIZER_CONFIG).is_file():
-            return path.read_text(encoding="utf-8")
-    vocabularies = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
-    if not path.is_file() and not vocabularies:
-        raise ModelError(
-            f"{folder}: tokenizer.json is missing beside the weights; save the tokenizer there"
-            " (AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER))"
-        )
-    for name in vocabularies:
-        fault = describe_start(folder / name)
-        if fault:
-            raise ModelError(f"{folder / name}: {fault}")
-    auto_tokenizer = transformers.AutoTokenizer
-    try:
-        tokenizer = auto_tokenizer.from_pretrained(folder, trust_remote_code=False)
-        return str(tokenizer.backend_tokenizer.to_str())
-    except Exception as error:  # converters of the library raise what they like
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        raise ModelError(
-            f"{folder}: no tokenizer.json, and transformers can't make one of"
-            f" {', '.join(vocabularies)}: {summarize_error(error)}; save a fast tokenizer there"
-        ) from error
-
-
-def load_json_list(context: LoadContext, file_name: str) -> list[dict[str, Any]]:
-    """Load an optional JSON file beside the weights that holds a list; empty when there is none.
-
-    Raises:
-        ModelError: The file is there and holds no list of mappings.
-    """
-    path = get_model_folder(context) / file_name
-    if not path.is_file():
-        return []
-    rows = read_json_file(path)
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise ModelError(f"{path}: expected a list of mappings, got {shorten(repr(rows))}")
-    return rows
 
 
 def load_json(context: LoadContext, file_name: str) -> dict[str, Any]:

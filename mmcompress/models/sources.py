@@ -299,11 +299,11 @@ def load_model(node: Node) -> Model:
         hub_model=location.hub_model,
     )
     if location.library == "python":
-        return _load_own_model(node, context).eval()
-    load_family = FAMILIES.get(f"{location.library}/{node.kind}")
-    model: Model = load_family(context)
-    if model.tokenizer_json:
-        check_vocabulary(model.tokenizer_json, model.vocabulary, source=f"source '{node.source}'")
+        model = _load_own_model(node, context)
+    else:
+        load_family = FAMILIES.get(f"{location.library}/{node.kind}")
+        model = load_family(context)
+    check_vocabulary(model, node.source)
     _check_numbers(node, model)
     return model.eval()
 

@@ -9,13 +9,7 @@ import numpy as np
 
 from mmcompress.runtime.check_values import Rules
 from mmcompress.runtime.sessions import TimedSession
-from mmcompress.runtime.text import (
-    TEXT_RULES,
-    Values,
-    choose_padded_length,
-    load_tokenizer,
-    pad_ids,
-)
+from mmcompress.runtime.text import TEXT_RULES, TextReader, Values, load_tokenizer
 
 
 class FusionEncoder:
@@ -27,7 +21,7 @@ class FusionEncoder:
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.session = sessions["model"]
         self.config = config
-        self.tokenizer = load_tokenizer(folder / config["tokenizer"])
+        self.reader = TextReader(load_tokenizer(folder / config["tokenizer"]), config)
 
     def __call__(self, text: str | list[str], context: np.ndarray) -> Values:
         """Read k texts together with a picture.
@@ -41,9 +35,7 @@ class FusionEncoder:
             each text the log-odds that it describes the picture.
         """
         texts = [text] if isinstance(text, str) else text
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        length = choose_padded_length(rows, self.config)
-        ids = pad_ids(rows, length, pad=self.config["pad"], eos=self.config["eos"])
+        ids = self.reader.read(texts).ids
         results = self.session({"ids": ids, "context": context})
         values: Values = dict(zip(self.session.outputs, results, strict=True))
         values["scores"] = values["scores"].tolist()

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 from torch.nn import functional
 
 from mmcompress.data.base import Pairs
 from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, compute_share
 from mmcompress.models.base import Model
-from mmcompress.runtime.text import choose_padded_length, pad_ids
+from mmcompress.runtime.text import TextReader, parse_tokenizer
 
 RANDOM_CONTEXT_TOKENS = 9
 """Tokens of the random picture that proofs use. Any number would do."""
@@ -33,7 +32,7 @@ class TrainableFusionEncoder(TrainableNode):
     def __init__(self, setup: NodeSetup):
         super().__init__(setup)
         assert setup.tokenizer_json is not None
-        self.tokenizer = Tokenizer.from_str(setup.tokenizer_json)
+        self.reader = TextReader(parse_tokenizer(setup.tokenizer_json), dict(setup.config))
 
     @property
     def read_nodes(self) -> tuple[str, ...]:
@@ -43,13 +42,10 @@ class TrainableFusionEncoder(TrainableNode):
     def collate(self, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
         """Tokenize the texts of some pairs, each for two pictures; the mask says which positions
         are no padding."""
-        config = self.setup.config
-        texts = list(pairs.generated_texts or pairs.texts)
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        length = choose_padded_length(rows, dict(config))
-        ids_BT = torch.from_numpy(pad_ids(rows, length, pad=config["pad"], eos=config["eos"]))
-        ids_B2T = ids_BT[:, None].repeat(1, 2, 1)
-        return ids_B2T, ids_B2T != config["pad"]
+        tokenized = self.reader.read(pairs.generated_texts or pairs.texts)
+        ids_BT = torch.from_numpy(tokenized.ids)
+        is_token_BT = torch.from_numpy(tokenized.is_token)
+        return ids_BT[:, None].repeat(1, 2, 1), is_token_BT[:, None].repeat(1, 2, 1)
 
     def forward(self, model: Model, batch: Batch, *, outputs: Outputs) -> dict[str, Tensor]:
         """Read every text with its own picture, and with another one."""

@@ -9,18 +9,7 @@ import numpy as np
 
 from mmcompress.runtime.check_values import Rules
 from mmcompress.runtime.sessions import TimedSession
-from mmcompress.runtime.text import (
-    TEXT_RULES,
-    Values,
-    add_prompt,
-    choose_padded_length,
-    load_tokenizer,
-    pad_ids,
-)
-
-BATCHED_FROM = 17
-"""Texts from which on the tokenizer's thread pool is used: for a few short texts it costs more than
-it saves."""
+from mmcompress.runtime.text import TEXT_RULES, TextReader, Values, load_tokenizer
 
 
 class TextEncoder:
@@ -32,7 +21,7 @@ class TextEncoder:
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):
         self.session = sessions["model"]
         self.config = config
-        self.tokenizer = load_tokenizer(folder / config["tokenizer"])
+        self.reader = TextReader(load_tokenizer(folder / config["tokenizer"]), config)
 
     def __call__(self, text: str | list[str]) -> Values:
         """Embed a text, or several at once."""
@@ -40,11 +29,5 @@ class TextEncoder:
 
     def prepare(self, text: str | list[str]) -> np.ndarray:
         """Return the token ids [n, t] that the model is given."""
-        texts = add_prompt([text] if isinstance(text, str) else text, self.config)
-        if len(texts) < BATCHED_FROM:
-            encodings = [self.tokenizer.encode(one) for one in texts]
-        else:
-            encodings = self.tokenizer.encode_batch(texts)
-        rows = [encoding.ids for encoding in encodings]
-        length = choose_padded_length(rows, self.config)
-        return pad_ids(rows, length, pad=self.config["pad"], eos=self.config["eos"])
+        texts = [text] if isinstance(text, str) else text
+        return self.reader.read(texts).ids

@@ -6,13 +6,12 @@ import random
 from collections.abc import Sequence
 
 import torch
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from mmcompress.data.base import Pairs
 from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode
 from mmcompress.models.base import Model
-from mmcompress.runtime.text import add_prompt, choose_padded_length, pad_ids
+from mmcompress.runtime.text import TextReader, parse_tokenizer
 
 DROPPED_WORD_SHARE = 0.15
 """Share of words left out of the text that queries a list: about what a speech recognizer gets
@@ -38,26 +37,23 @@ class TrainableTextEncoder(TrainableNode):
     def __init__(self, setup: NodeSetup):
         super().__init__(setup)
         assert setup.tokenizer_json is not None
-        self.tokenizer = Tokenizer.from_str(setup.tokenizer_json)
+        self.reader = TextReader(parse_tokenizer(setup.tokenizer_json), dict(setup.config))
 
     def collate(self, pairs: Pairs) -> tuple[Tensor, Tensor | None]:
         """Tokenize the texts of some pairs; the mask says which positions are no padding."""
         if not self.setup.feeds_list:
-            ids = self._tokenize(pairs.texts)
-            return ids, ids != self.setup.config["pad"]
+            return self._tokenize(pairs.texts)
         queries = pairs.generated_texts or tuple(drop_words(text) for text in pairs.texts)
         texts: list[str] = []
         for query, wanted in zip(queries, pairs.texts, strict=True):
             texts.extend((query, wanted))
-        ids = self._tokenize(texts).unflatten(0, (-1, 2))
-        return ids, ids != self.setup.config["pad"]
+        ids, is_token = self._tokenize(texts)
+        return ids.unflatten(0, (-1, 2)), is_token.unflatten(0, (-1, 2))
 
-    def _tokenize(self, texts: Sequence[str]) -> Tensor:
-        """Return padded token ids [n, t]."""
-        config = dict(self.setup.config)
-        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(add_prompt(texts, config))]
-        length = choose_padded_length(rows, config)
-        return torch.from_numpy(pad_ids(rows, length, pad=config["pad"], eos=config["eos"]))
+    def _tokenize(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Return padded token ids [n, t], and which of them are no padding."""
+        tokenized = self.reader.read(texts)
+        return torch.from_numpy(tokenized.ids), torch.from_numpy(tokenized.is_token)
 
     def forward(self, model: Model, batch: Batch, *, outputs: Outputs) -> dict[str, Tensor]:
         """Embed the texts of a batch."""
@@ -74,6 +70,5 @@ class TrainableTextEncoder(TrainableNode):
         """Return random token ids [b, t] that end in an end token."""
         size = (batch_size, model.config["context_length"])
         ids = torch.randint(3, model.vocabulary, size, generator=generator)
-        if model.config["eos"] is not None:
-            ids[:, -1] = model.config["eos"]
+        ids[:, -1] = model.config["eos"]
         return (ids,)

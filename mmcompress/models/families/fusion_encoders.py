@@ -9,21 +9,28 @@ Shapes: B batch, T tokens of a text, N tokens of a picture, W their width, D wid
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mmcompress.models.base import BlockShape, ExampleRequest, ExportGraph, LoadContext, Model
+from mmcompress.models.base import (
+    BlockShape,
+    ExampleRequest,
+    ExportGraph,
+    LoadContext,
+    Model,
+    mark_tokens,
+)
 from mmcompress.models.hub import (
     find_family,
     load_config,
     load_library_model,
-    load_tokenizer_json,
 )
 from mmcompress.models.layouts import find_blocks, normalize_
+from mmcompress.models.tokenizer_files import LoadedTokenizer, load_tokenizer
 
 EXAMPLE_CONTEXT_TOKENS = 5
 """Tokens of the picture that a graph is traced with. The axis is dynamic."""
@@ -53,6 +60,7 @@ class FusionEncoderModel(Model):
         vocabulary: int,
         pad: int,
         eos: int,
+        text_settings: Mapping[str, object] | None = None,
     ) -> None:
         """Fix the sizes of the inputs.
 
@@ -63,6 +71,7 @@ class FusionEncoderModel(Model):
             vocabulary: How many token ids there are.
             pad: The id that fills a text up.
             eos: The id that ends a text.
+            text_settings: What else `runtime.text.TextReader` reads, such as `clean`.
         """
         self.width = width
         self.context_length = context_length
@@ -73,6 +82,7 @@ class FusionEncoderModel(Model):
             "pad": pad,
             "eos": eos,
             "any_length": True,
+            **(text_settings or {}),
         }
         self.dims = {"context": context_width, "tokens": width, "embedding": width}
 
@@ -125,15 +135,16 @@ class FusionEncoderModel(Model):
         return min(self.context_length, round(steps) + 1)
 
 
-def run_blip_matching(library_model: nn.Module, ids_BT: Tensor, *, context: Tensor) -> Tensor:
+def run_blip_matching(
+    library_model: nn.Module, ids_BT: Tensor, *, mask: Tensor, context: Tensor
+) -> Tensor:
     """Run BLIP's text encoder on texts and the tokens of their pictures.
 
     Returns:
         Tokens [B, T, D].
     """
-    mask_BT = (ids_BT != library_model.config.text_config.pad_token_id).long()
     outputs = library_model.text_encoder(
-        input_ids=ids_BT, attention_mask=mask_BT, encoder_hidden_states=context
+        input_ids=ids_BT, attention_mask=mask, encoder_hidden_states=context
     )
     return outputs.last_hidden_state
 
@@ -151,7 +162,7 @@ class FusionFamily:
     head: str
     """Path of the linear layer from the first token to two classes; the second one is a match."""
     run: Callable[..., Tensor]
-    """Called with (library model, ids [B, T], context=); returns tokens [B, T, D]."""
+    """Called with (library model, ids [B, T], mask=, context=); returns tokens [B, T, D]."""
 
 
 FUSION_FAMILIES = {
@@ -172,7 +183,7 @@ class FusionEncoder(FusionEncoderModel):
     Args:
         library_model: The library's model; changed in place.
         family: Where the library keeps its parts.
-        tokenizer_json: A fast tokenizer as JSON.
+        tokenizer: The tokenizer, and how texts are padded and cut.
         context_length: Tokens of the longest text.
     """
 
@@ -181,7 +192,7 @@ class FusionEncoder(FusionEncoderModel):
         library_model: nn.Module,
         family: FusionFamily,
         *,
-        tokenizer_json: str,
+        tokenizer: LoadedTokenizer,
         context_length: int,
     ):
         super().__init__()
@@ -189,23 +200,30 @@ class FusionEncoder(FusionEncoderModel):
             delattr(library_model, part)
         self.library_model = library_model
         self.family = family
-        self.tokenizer_json = tokenizer_json
+        self.tokenizer_json = tokenizer.json
         normalize_(library_model.get_submodule(family.stack))
         self.blocks = find_blocks(self, f"library_model.{family.stack}")
         config = library_model.config.text_config
         first_cross_attention = next(b for b in self.blocks if b.kind == "cross_attention")
         keys = self.get_linear(first_cross_attention.writers[1].path)
+        eos = int(config.sep_token_id) if tokenizer.eos is None else tokenizer.eos
+        # The layers ignore padding, so any id but that of the end may fill a text up.
+        pad = next(
+            one for one in (tokenizer.pad, config.pad_token_id, 0, 1) if one not in (None, eos)
+        )
         self.finish_setup(
             context_length,
             int(config.hidden_size),
             context_width=keys.in_features,
             vocabulary=int(config.vocab_size),
-            pad=int(config.pad_token_id),
-            eos=int(config.sep_token_id),
+            pad=int(pad),
+            eos=eos,
+            text_settings=tokenizer.list_settings(),
         )
 
     def forward(self, ids: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tokens_BTD = self.family.run(self.library_model, ids, context=context)
+        mask_BT = mark_tokens(ids, self.config["pad"]).long()
+        tokens_BTD = self.family.run(self.library_model, ids, mask=mask_BT, context=context)
         first_BD = tokens_BTD[:, 0]
         classes_B2 = self.library_model.get_submodule(self.family.head)(first_BD)
         # softmax over two classes: the difference of their logits is the log-odds of a match
@@ -223,12 +241,13 @@ def load_fusion_encoder(context: LoadContext) -> Model:
     family = find_family(
         "fusion_encoder", config.model_type, table=FUSION_FAMILIES, context=context
     )
+    tokenizer = load_tokenizer(context)
+    limits = (tokenizer.max_length, context.max_tokens)
     length = int(config.text_config.max_position_embeddings)
-    if context.max_tokens:
-        length = min(length, context.max_tokens)
+    length = min([length, *(limit for limit in limits if limit)])
     return FusionEncoder(
         load_library_model(context, family.class_name, config=config),
         family,
-        tokenizer_json=load_tokenizer_json(context),
+        tokenizer=tokenizer,
         context_length=length,
     )

@@ -11,6 +11,7 @@ import difflib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from open_clip import factory
 from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
-from open_clip.tokenizer import SimpleTokenizer
+from open_clip.tokenizer import HFTokenizer, SimpleTokenizer
 from open_clip.transformer import TextTransformer, VisionTransformer
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor, nn
@@ -46,7 +47,7 @@ from mmcompress.models.families.decoding import find_lead
 from mmcompress.models.families.generation_settings import TextRequest, refuse_languages
 from mmcompress.models.hub import (
     TRAINER_PREFIX,
-    load_tokenizer_json,
+    load_json,
     refuse_pickles,
     strip_wrappers,
     summarize_error,
@@ -64,6 +65,11 @@ from mmcompress.models.shapes import (
     is_loading_shapes_only,
     make_shape_tensors,
 )
+from mmcompress.models.tokenizer_files import (
+    LoadedTokenizer,
+    describe_tokenizer,
+    load_tokenizer,
+)
 
 FOLDER_PREFIX = "local-dir:"
 """What open_clip writes before a folder."""
@@ -79,6 +85,15 @@ PREPROCESS_CHOICES = {
     "resize_mode": ("shortest", "longest", "squash"),
 }
 """Values of open_clip's `preprocess_cfg` that can be followed."""
+OPEN_CLIP_CLEANINGS = ("whitespace", "lower", "canonicalize")
+"""Cleanings of a text that open_clip has by name."""
+UNFOLLOWED_TOKENIZER_OPTIONS = (
+    "trust_remote_code",
+    "reduction_mask",
+    "additional_special_tokens",
+)
+"""Options of open_clip's tokenizers that are refused: code of a hub, texts that differ at each
+call, and tokens that the built tokenizer does not have."""
 MAX_CACHED_MODELS = 2
 """Models that stay in memory, because both towers of a pipeline mostly come from one source."""
 
@@ -209,24 +224,29 @@ class TextEncoder(TextEncoderModel):
 
     Args:
         tower: open_clip's text transformer; changed in place.
-        tokenizer_json: a fast tokenizer as JSON.
+        tokenizer: the tokenizer, and how texts are padded and cleaned.
     """
 
-    def __init__(self, tower: TextTransformer, tokenizer_json: str):
+    def __init__(self, tower: TextTransformer, tokenizer: LoadedTokenizer):
         super().__init__()
         self.tower = tower
         tower.output_tokens = False
         normalize_(tower.transformer)
         self.blocks = find_blocks(self, "tower.transformer")
-        self.tokenizer_json = tokenizer_json
-        # Where the tower names no end token, it reads the embedding at the highest id.
-        eos = tower.eos_id if tower.pool_type == "eos" else tower.vocab_size - 1
+        self.tokenizer_json = tokenizer.json
+        # Where nothing names the end token, the tower reads the embedding at the highest id.
+        named_eos = tower.eos_id if tower.pool_type == "eos" else tower.vocab_size - 1
+        eos = named_eos if tokenizer.eos is None else tokenizer.eos
+        settings = tokenizer.list_settings()
+        if tokenizer.pad_side == "left":
+            settings["pad_side"] = "left"
         self.finish_setup(
             int(tower.context_length),
             int(tower.width),
             vocabulary=int(tower.vocab_size),
-            pad=int(tower.pad_id),
+            pad=int(tower.pad_id if tokenizer.pad is None else tokenizer.pad),
             eos=int(eos),
+            text_settings=settings,
         )
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -477,12 +497,76 @@ def _name_source(context: LoadContext) -> str:
     return f"{FOLDER_PREFIX}{context.path}" if context.path else context.name
 
 
-def _load_tokenizer_json(vocabulary_size: int, context: LoadContext) -> str:
-    """Load the tokenizer of the source; one of CLIP's vocabulary may come without a file."""
-    has_own_tokenizer = context.path is not None and (context.path / "tokenizer.json").is_file()
-    if not has_own_tokenizer and vocabulary_size == CLIP_VOCABULARY_SIZE:
-        return clip_tokenizer_json()
-    return load_tokenizer_json(context)
+def _load_tokenizer(text_tower: nn.Module, context: LoadContext) -> LoadedTokenizer:
+    """Load the tokenizer that open_clip uses for a source, with its cleaning and padding.
+
+    A folder may bring a `tokenizer.json` that its configuration does not name. That file is used
+    where CLIP's own vocabulary does not fit.
+
+    Raises:
+        ModelError: the tokenizer can't be loaded, or a setting of it is not followed.
+    """
+    source = _name_source(context)
+    text_config = _read_text_config(context)
+    options = dict(text_config.get("tokenizer_kwargs") or {})
+    _check_tokenizer_options(text_config, options, source=source)
+    is_clips_size = text_tower.vocab_size == CLIP_VOCABULARY_SIZE
+    if context.path and not text_config.get("hf_tokenizer_name") and not is_clips_size:
+        return replace(load_tokenizer(context), pad=int(text_tower.pad_id), pad_side="right")
+    try:
+        library_tokenizer = open_clip.get_tokenizer(source)
+    except Exception as error:  # transformers and hubs raise what they like
+        raise ModelError(
+            f"{source}: open_clip can't load its tokenizer: {summarize_error(error)}; give a local"
+            " folder with tokenizer.json and tokenizer_config.json"
+        ) from error
+    if isinstance(library_tokenizer, SimpleTokenizer):
+        tokenizer_json = clip_tokenizer_json()
+        return LoadedTokenizer(
+            json=tokenizer_json,
+            pad=0,
+            eos=library_tokenizer.eot_token_id,
+            clean=str(options.get("clean", "lower")),
+        )
+    inner = library_tokenizer.tokenizer
+    is_plain = isinstance(library_tokenizer, HFTokenizer)
+    clean = str(options.get("clean", "whitespace")) if is_plain else "canonicalize"
+    replaced_ids: tuple[tuple[int, int], ...] = ()
+    if options.get("strip_sep_token"):
+        replaced_ids = ((int(inner.sep_token_id), 0),)
+    try:
+        return replace(describe_tokenizer(inner), clean=clean, replaced_ids=replaced_ids)
+    except Exception as error:  # converters raise what they like
+        raise ModelError(
+            f"{source}: its tokenizer has no fast form: {summarize_error(error)}; save one beside"
+            " the weights (tokenizer.json)"
+        ) from error
+
+
+def _read_text_config(context: LoadContext) -> dict[str, object]:
+    """Read what open_clip knows of the text side of a source."""
+    if context.path:
+        model_config = load_json(context, "open_clip_config.json").get("model_cfg") or {}
+    else:
+        model_config = open_clip.get_model_config(context.name) or {}
+    return dict(model_config.get("text_cfg") or {})
+
+
+def _check_tokenizer_options(
+    text_config: dict[str, object], options: dict[str, object], *, source: str
+) -> None:
+    """Refuse settings of a tokenizer that are not followed, by their names."""
+    if text_config.get("tokenizer_mode"):
+        raise ModelError(f"{source}: text_cfg.tokenizer_mode: not followed")
+    for key in UNFOLLOWED_TOKENIZER_OPTIONS:
+        if options.get(key):
+            raise ModelError(f"{source}: text_cfg.tokenizer_kwargs.{key}: not followed")
+    clean = options.get("clean", "lower")
+    if clean not in OPEN_CLIP_CLEANINGS:
+        raise ModelError(
+            f"{source}: text_cfg.tokenizer_kwargs.clean: '{clean}' is unknown"
+            f" (known: {', '.join(OPEN_CLIP_CLEANINGS)})"
+        )
 
 
 def _make_text_tower_error(clip: nn.Module, context: LoadContext) -> ModelError:
@@ -518,8 +602,7 @@ def load_text_encoder(context: LoadContext) -> Model:
     clip, _ = _load_clip(_name_source(context), context.pretrained, is_loading_shapes_only())
     if not hasattr(clip.text, "transformer") or not hasattr(clip.text, "token_embedding"):
         raise _make_text_tower_error(clip, context)
-    tokenizer_json = _load_tokenizer_json(clip.text.vocab_size, context)
-    return TextEncoder(copy.deepcopy(clip.text), tokenizer_json)
+    return TextEncoder(copy.deepcopy(clip.text), _load_tokenizer(clip.text, context))
 
 
 def load_text_decoder(context: LoadContext) -> Model:
@@ -539,7 +622,7 @@ def load_text_decoder(context: LoadContext) -> Model:
     # The text encoder of the same checkpoint shares the first layers.
     return build_caption_decoder(
         copy.deepcopy(clip),
-        _load_tokenizer_json(clip.text.vocab_size, context),
+        _load_tokenizer(clip.text, context).json,
         candidates=context.candidates,
         max_tokens=context.max_tokens,
         prompt=context.prompt,

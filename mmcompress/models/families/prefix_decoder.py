@@ -53,8 +53,9 @@ from mmcompress.models.families.generation_settings import (
     read_special_tokens,
     refuse_languages,
 )
-from mmcompress.models.hub import POOLER, load_library_model, load_tokenizer_json
+from mmcompress.models.hub import POOLER, load_library_model
 from mmcompress.models.layouts import find_blocks, normalize_
+from mmcompress.models.tokenizer_files import load_tokenizer_json
 from mmcompress.runtime.beam_search import MASKED_SCORE
 
 PROJECTOR_PREFIX = "bridge."

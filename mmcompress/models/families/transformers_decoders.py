@@ -18,8 +18,8 @@ from mmcompress.models.hub import (
     find_family,
     load_config,
     load_library_model,
-    load_tokenizer_json,
 )
+from mmcompress.models.tokenizer_files import load_tokenizer_json
 
 
 def load_text_decoder(context: LoadContext) -> Model:

@@ -28,27 +28,38 @@ from mmcompress.models.base import (
     Model,
     TextEncoderModel,
     add_tokens_block,
+    mark_tokens,
 )
 from mmcompress.models.families.image_processors import read_preprocessing
-from mmcompress.models.families.sentence_folder import SentenceSetup, read_sentence_setup
+from mmcompress.models.families.sentence_modules import (
+    SentenceHead,
+    count_prompt_tokens,
+    load_sentence_head,
+    read_sentence_settings,
+)
 from mmcompress.models.hub import (
     POOLER,
-    TOKENIZER_CONFIG,
     describe_source,
     find_family,
     load_config,
-    load_json,
     load_library_model,
-    load_tokenizer_json,
 )
 from mmcompress.models.layouts import find_blocks, normalize_
-from mmcompress.models.tokenizer_files import find_added_end, find_padding_id, lower_case_first
+from mmcompress.models.tokenizer_files import (
+    LoadedTokenizer,
+    load_tokenizer,
+    lower_case_first,
+)
 from mmcompress.runtime.audio import TOKENS_PER_SECOND
+from mmcompress.runtime.text import parse_tokenizer
 
 WITHOUT_POOLER = {"add_pooling_layer": False}
 """Option of transformers: leave out a layer whose output nobody reads here."""
 UNMASKED_TEXT_TYPES = ("clip", "siglip")
 """Starts of the model types whose text towers see padding, as they did in training."""
+CLIP_LEGACY_END = 2
+"""End token that old configurations of CLIP name. Transformers then takes the highest id of a text
+for its end."""
 BLIP_CLASSES = (
     "BlipForConditionalGeneration",
     "BlipForImageTextRetrieval",
@@ -203,8 +214,8 @@ class EncoderFamily:
     fit_positions_: Callable[[nn.Module, tuple[int, int]], None] | None = None
     """Called with (tower, (height, width)) where pictures have other sides than the configuration
     says; None where the library refuses them."""
-    unused_positions: int = 0
-    """Positions of the embedding table that no token takes."""
+    counts_from_padding: bool = False
+    """Whether positions are counted from the padding id on, so that the first ones are unused."""
 
 
 IMAGE_FAMILIES = {
@@ -304,7 +315,7 @@ TEXT_FAMILIES = {
         stack="encoder",
         compute_embedding=average_tokens,
         options=WITHOUT_POOLER,
-        unused_positions=2,
+        counts_from_padding=True,
     ),
 }
 """Text towers by `model_type` of the library's configuration; to add one, copy a row."""
@@ -377,11 +388,11 @@ class TextEncoder(TextEncoderModel):
     Args:
         tower: the library's text tower; changed in place.
         family: where the library keeps its parts.
-        tokenizer_json: a fast tokenizer as JSON.
+        tokenizer: the tokenizer, and how texts are padded and cut.
         context: tokens of the longest text.
         masked: whether padding is hidden from the tower.
-        pad: the id that fills a text up.
-        sentence: how a sentence-transformers folder pools and prompts.
+        prompt: what stands before every text.
+        head: what makes one vector of the tokens, in the place of the family's own.
     """
 
     def __init__(
@@ -389,53 +400,87 @@ class TextEncoder(TextEncoderModel):
         tower: nn.Module,
         family: EncoderFamily,
         *,
-        tokenizer_json: str,
+        tokenizer: LoadedTokenizer,
         context: int,
         masked: bool,
-        pad: int | None = None,
-        sentence: SentenceSetup | None = None,
+        prompt: str = "",
+        head: SentenceHead | None = None,
     ):
         super().__init__()
         self.tower = tower
         self.family = family
         self.masked = masked
-        self.sentence = sentence or SentenceSetup()
-        self.head = nn.Sequential(*self.sentence.layers)
-        if self.sentence.lower_case:
-            tokenizer_json = lower_case_first(tokenizer_json)
-        self.tokenizer_json = tokenizer_json
+        self.head = head
+        self.tokenizer_json = tokenizer.json
         normalize_(tower.get_submodule(family.stack))
         self.blocks = find_blocks(self, f"tower.{family.stack}")
-        config = tower.config
-        self.pad = _find_padding(config) if pad is None else pad
+        eos = _find_end_token(tower.config, tokenizer)
+        self.pad = _choose_padding(tower.config, tokenizer, eos=eos, masked=masked)
+        settings = tokenizer.list_settings()
+        # Behind the words, padding changes no answer of a tower that is causal or ignores it.
+        if tokenizer.pad_side == "left" and _reads_padding(tower.config):
+            settings["pad_side"] = "left"
+        if prompt:
+            settings["prompt"] = prompt
         self.finish_setup(
             context,
-            int(config.hidden_size),
-            vocabulary=int(config.vocab_size),
+            int(tower.config.hidden_size),
+            vocabulary=int(tower.config.vocab_size),
             pad=self.pad,
-            eos=find_added_end(tokenizer_json),
+            eos=self.pad if eos is None else eos,
             any_length=masked,
-            prompt=self.sentence.prompt,
+            text_settings=settings,
         )
 
     def forward(self, ids: Tensor) -> Tensor:
-        mask_BT = ids != self.pad
+        mask_BT = mark_tokens(ids, self.pad)
         options = {"attention_mask": mask_BT.long()} if self.masked else {}
         outputs = self.tower(input_ids=ids, **options)
-        return F.normalize(self._embed(outputs, mask_BT), dim=-1)
-
-    def _embed(self, outputs: ModelOutput, mask_BT: Tensor) -> Tensor:
-        """Pool as the family does, or as the folder of a sentence encoder says [B, D]."""
-        if self.family.compute_embedding is not average_tokens:
-            return self.family.compute_embedding(outputs, mask_BT)
-        tokens_BTW = outputs.last_hidden_state
-        pooled = torch.cat([pool(tokens_BTW, mask_BT) for pool in self.sentence.pools], -1)
-        return self.head(pooled)
+        if self.head is not None:
+            embedding_BD = self.head(outputs.last_hidden_state, mask_BT)
+        else:
+            embedding_BD = self.family.compute_embedding(outputs, mask_BT)
+        return F.normalize(embedding_BD, dim=-1)
 
 
-def _find_padding(config: PretrainedConfig) -> int:
-    """Find the id that fills a text up in the configuration of the model."""
-    return 0 if config.pad_token_id is None else int(config.pad_token_id)
+def _reads_padding(config: PretrainedConfig) -> bool:
+    """Tell whether padding changes the embedding: SigLIP's is that of the last position."""
+    return config.model_type.startswith("siglip")
+
+
+def _find_end_token(config: PretrainedConfig, tokenizer: LoadedTokenizer) -> int | None:
+    """Find the token that ends a text: the tokenizer's, else the one that the configuration names.
+
+    Configurations keep wrong ones: old ones of CLIP say 2, BERT's say nothing, and the class
+    defaults of SigLIP lie outside its vocabulary.
+    """
+    separator = getattr(config, "sep_token_id", None)
+    for candidate in (tokenizer.eos, config.eos_token_id, separator):
+        if candidate is not None and 0 <= int(candidate) < config.vocab_size:
+            return int(candidate)
+    return None
+
+
+def _choose_padding(
+    config: PretrainedConfig, tokenizer: LoadedTokenizer, *, eos: int | None, masked: bool
+) -> int:
+    """Choose the id that fills a text up.
+
+    A tower that reads padding needs the tokenizer's. Elsewhere padding must not be taken for the
+    end of a text: a mask looks for it, and CLIP reads its embedding there.
+    """
+    candidates = [tokenizer.pad, config.pad_token_id, 0, 1]
+    usable_ids = [
+        int(one) for one in candidates if one is not None and 0 <= one < config.vocab_size
+    ]
+    if _reads_padding(config) or eos is None:
+        return usable_ids[0]
+    if masked:
+        return next(one for one in usable_ids if one != eos)
+    if config.eos_token_id == CLIP_LEGACY_END:
+        # The highest id is taken for the end, and the first one of several.
+        return next(one for one in usable_ids if one <= eos)
+    return next(one for one in usable_ids if one == eos or one != config.eos_token_id)
 
 
 class AudioEncoder(Model):
@@ -607,26 +652,52 @@ def load_text_encoder(context: LoadContext) -> Model:
     config = load_config(context)
     family = find_family("text_encoder", config.model_type, table=TEXT_FAMILIES, context=context)
     tower_config = _select_tower_config(config, family)
-    length = int(tower_config.max_position_embeddings) - family.unused_positions
-    sentence = read_sentence_setup(context)
-    tokenizer_config = load_json(context, TOKENIZER_CONFIG)
-    # Sentence encoders were trained on shorter texts than their tables allow.
-    for limit in (sentence.max_tokens, tokenizer_config.get("model_max_length")):
-        if limit:
-            length = min(int(limit), length)
-    if context.max_tokens:
-        length = min(length, context.max_tokens)
+    tokenizer = load_tokenizer(context)
+    settings = read_sentence_settings(context)
+    if settings.lower_case:
+        tokenizer = replace(tokenizer, json=lower_case_first(tokenizer.json))
+    own_tokenizer = parse_tokenizer(tokenizer.json)
+    prompt_tokens = count_prompt_tokens(settings.prompt, own_tokenizer) if settings.prompt else 0
+    length = _find_context_length(
+        tower_config, family, limits=(tokenizer.max_length, settings.max_length, context.max_tokens)
+    )
+    least = own_tokenizer.num_special_tokens_to_add(False) + prompt_tokens
+    if length <= least:
+        raise ModelError(
+            f"{describe_source(context)}: texts of {length} tokens hold nothing but the"
+            f" {least} of the prompt and of start and end; raise max_tokens"
+        )
+    head = None
+    if family.compute_embedding is average_tokens:
+        head = load_sentence_head(context, prompt_tokens=prompt_tokens)
     tower = load_library_model(context, family.class_name, config=tower_config, **family.options)
-    tokenizer_json = load_tokenizer_json(context)
     return TextEncoder(
         tower,
         family,
-        tokenizer_json=tokenizer_json,
+        tokenizer=tokenizer,
         context=length,
         masked=not config.model_type.startswith(UNMASKED_TEXT_TYPES),
-        pad=find_padding_id(tokenizer_config, tokenizer_json),
-        sentence=sentence,
+        prompt=settings.prompt,
+        head=head,
     )
+
+
+def _find_context_length(
+    config: PretrainedConfig, family: EncoderFamily, *, limits: tuple[int, ...]
+) -> int:
+    """Find how many tokens a text may have: the smallest of all limits.
+
+    Sentence encoders were trained on shorter texts than their tables of positions allow.
+
+    Args:
+        config: the configuration of the tower.
+        family: where the library keeps its parts.
+        limits: tokens that tokenizer, folder and spec allow; 0 where they say nothing.
+    """
+    length = int(config.max_position_embeddings)
+    if family.counts_from_padding:
+        length -= int(config.pad_token_id) + 1
+    return min([length, *(limit for limit in limits if limit)])
 
 
 def load_audio_encoder(context: LoadContext) -> Model:
