@@ -26,7 +26,7 @@ from transformers import (
 from mmcompress.errors import ModelError
 from mmcompress.models.base import LoadContext
 from mmcompress.models.checkpoint import read_checkpoint
-from mmcompress.models.hub import load_tokenizer_json
+from mmcompress.models.hub import load_reference_model, load_tokenizer_json
 from mmcompress.models.hub_files import WEIGHT_FILES
 from mmcompress.models.shapes import load_shapes_only
 from mmcompress.models.sources import load_model
@@ -366,3 +366,19 @@ def test_a_config_that_fits_no_model_is_an_error_and_no_traceback(tmp_path):
         rewrite_config(tmp_path, **changes)
         with pytest.raises(ModelError):
             load(tmp_path, "image_encoder")
+
+
+@pytest.mark.parametrize("prefix", ["module._orig_mod.", "model."])
+def test_the_reference_of_a_proof_reads_a_wrapped_model_too(bert, copy, prefix):
+    weights = load_file(copy / "model.safetensors")
+    save_file({f"{prefix}{n}": v for n, v in weights.items()}, copy / "model.safetensors")
+    expected = AutoModel.from_pretrained(bert).state_dict()
+    config = BertConfig.from_pretrained(copy)
+    actual = load_reference_model(AutoModel, copy, config=config).state_dict()
+    assert actual.keys() == expected.keys()
+    assert all(torch.equal(actual[name], value) for name, value in expected.items())
+
+
+def test_a_file_of_weights_that_the_config_names_is_refused(copy):
+    rewrite_config(copy, transformers_weights="other.safetensors")
+    refuse(copy, r"config.json: transformers_weights names a file of weights of its own")

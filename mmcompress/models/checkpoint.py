@@ -263,6 +263,11 @@ def check_config_files(folder: Path) -> None:
     config = read_json_file(path)
     if not isinstance(config, dict):
         raise ModelError(f"{path}: expected a mapping")
+    if config.get("transformers_weights"):
+        raise ModelError(
+            f"{path}: transformers_weights names a file of weights of its own, which is not"
+            " followed; load the model with transformers and save it again"
+        )
     found = _find_quantization(config)
     if found:
         method, key = found

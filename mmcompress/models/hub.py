@@ -224,6 +224,34 @@ def strip_wrappers(names: list[str]) -> list[str]:
     return stripped
 
 
+def load_reference_model(model_class: Any, folder: Path, *, config: Any) -> Any:
+    """Load a model as the library does; names of a wrapped model are stripped first.
+
+    Args:
+        model_class: The class of transformers, or one that chooses by the configuration.
+        folder: The folder of the model.
+        config: Its configuration.
+    """
+    names: list[str] = []
+    if any((folder / name).is_file() for name in WEIGHT_FILES["transformers"]):
+        names = list(read_checkpoint(folder, WEIGHT_FILES["transformers"]))
+    library_class = _find_class(model_class.__name__, config)
+    renamed = strip_wrappers(names)
+    is_own_prefix = f"{library_class.base_model_prefix}." == TRAINER_PREFIX
+    if names and not is_own_prefix and all(name.startswith(TRAINER_PREFIX) for name in renamed):
+        renamed = [name.removeprefix(TRAINER_PREFIX) for name in renamed]
+    if renamed == names:
+        return model_class.from_pretrained(folder, use_safetensors=True)
+    weights: dict[str, Tensor] = {}
+    for path in find_weight_files(folder, WEIGHT_FILES["transformers"]):
+        weights |= load_file(path)
+    named = {new: weights[old] for old, new in zip(names, renamed, strict=True)}
+    model = library_class.from_pretrained(None, config=config, state_dict=named)
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
+    return model
+
+
 def _load_named_weights(
     context: LoadContext,
     class_name: str,

@@ -285,7 +285,7 @@ def _load_clip(
     if tag is not None:
         tag = _find_tagged_weights(source, name, tag=tag, shapes_only=shapes_only)
     try:
-        with refuse_pickles(source), _strip_wrappers_of_weights():
+        with refuse_pickles(source), strip_wrappers_of_weights():
             # `force_custom_text` makes the text tower a module of its own.
             options: dict[str, Any] = {"force_custom_text": True, "weights_only": True}
             if shapes_only:
@@ -394,7 +394,7 @@ def _read_shapes(checkpoint_path: str, **_: object) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _strip_wrappers_of_weights() -> Iterator[None]:
+def strip_wrappers_of_weights() -> Iterator[None]:
     """Let open_clip read the weights of a wrapped model while the block runs."""
     library_load = factory.load_state_dict
 

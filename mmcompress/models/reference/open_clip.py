@@ -13,6 +13,8 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from mmcompress.models.families.open_clip import strip_wrappers_of_weights
+from mmcompress.models.hub import refuse_pickles
 from mmcompress.models.reference.base import (
     LibraryAnswer,
     LibraryReference,
@@ -29,9 +31,10 @@ DEFAULT_CONTEXT_LENGTH = 77
 
 def _create_model(request: ReferenceRequest) -> Any:
     """Return open_clip's model, and its preprocessing for inference."""
-    model, _, preprocess = open_clip.create_model_and_transforms(
-        request.location, pretrained=request.pretrained, weights_only=True
-    )
+    with refuse_pickles(request.location), strip_wrappers_of_weights():
+        model, _, preprocess = open_clip.create_model_and_transforms(
+            request.location, pretrained=request.pretrained, weights_only=True
+        )
     return model.float().eval(), preprocess
 
 

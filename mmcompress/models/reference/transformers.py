@@ -16,6 +16,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmcompress.models.hub import load_reference_model
 from mmcompress.models.reference.base import (
     LibraryAnswer,
     LibraryReference,
@@ -85,8 +86,10 @@ class TransformersSounds(LibraryReference):
 
     def __init__(self, request: ReferenceRequest):
         self.extractor = transformers.AutoFeatureExtractor.from_pretrained(request.location)
-        self.model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(
-            request.location, use_safetensors=True
+        self.model = load_reference_model(
+            transformers.AutoModelForSpeechSeq2Seq,
+            Path(request.location),
+            config=transformers.AutoConfig.from_pretrained(request.location),
         ).eval()
 
     def answer(self, raw: Any) -> LibraryAnswer:
@@ -236,4 +239,4 @@ def _load_model(location: str, config: Any) -> Any:
         has_answer = name.endswith("WithProjection") or config.model_type in CAPTIONER_TYPES
         if has_answer and hasattr(transformers, name):
             model_class = getattr(transformers, name)
-    return model_class.from_pretrained(location, use_safetensors=True)
+    return load_reference_model(model_class, Path(location), config=config)
