@@ -256,7 +256,7 @@ def test_logits_are_the_mean_divergence_from_the_teacher_over_judged_places():
     want = np.mean(
         [kl(softmax(t[i, j].numpy(), 0), softmax(s[i, j].numpy(), 0)) for i, j in places]
     )
-    assert float(losses.logit_loss(s, t, keep=keep)) == pytest.approx(want, rel=1e-5)
+    assert float(losses.compute_logit_loss(s, t, keep=keep)) == pytest.approx(want, rel=1e-5)
 
 
 def test_affinity_is_the_divergence_of_similarities_both_ways():
@@ -266,7 +266,7 @@ def test_affinity_is_the_divergence_of_similarities_both_ways():
     s, t = (SIMILARITY_SCALE * (q @ k.T).double().numpy() for q, k in (student, teacher))
     rows = np.mean([kl(softmax(t, 1)[i], softmax(s, 1)[i]) for i in range(4)])
     columns = np.mean([kl(softmax(t, 0)[:, j], softmax(s, 0)[:, j]) for j in range(4)])
-    assert float(losses.affinity_loss(student, teacher)) == pytest.approx(
+    assert float(losses.compute_affinity_loss(student, teacher)) == pytest.approx(
         (rows + columns) / 2, rel=1e-4
     )
 
@@ -275,10 +275,10 @@ def test_features_are_squared_distances():
     g = torch.Generator().manual_seed(3)
     s, t = (torch.randn(3, 4, 6, generator=g) for _ in range(2))
     a, b = s.double().numpy(), t.double().numpy()
-    assert float(losses.embedding_loss(s[:, 0], t[:, 0])) == pytest.approx(
+    assert float(losses.compute_embedding_loss(s[:, 0], t[:, 0])) == pytest.approx(
         ((a - b)[:, 0] ** 2).sum(1).mean(), rel=1e-5
     )
-    assert float(losses.token_loss(s, t)) == pytest.approx(
+    assert float(losses.compute_token_loss(s, t)) == pytest.approx(
         ((a - b) ** 2).mean() / b.var(ddof=1), rel=1e-5
     )
 

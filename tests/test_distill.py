@@ -43,7 +43,7 @@ def test_losses_vanish_when_student_is_teacher(pipeline, models, batch):
         "contrast": 0.0,
         "caption": 0.0,
     }
-    parts = losses.weighted_losses(pipeline, out, teacher=out, batch=batch, weights=weights)
+    parts = losses.weigh_losses(pipeline, out, teacher=out, batch=batch, weights=weights)
     assert {p.split(".")[0] for p in parts} == {
         "embedding",
         "tokens",
@@ -59,7 +59,7 @@ def test_affinity_is_a_divergence():
     g = torch.Generator().manual_seed(0)
     unit = lambda: torch.nn.functional.normalize(torch.randn(6, 8, generator=g), dim=-1)
     a, b = (unit(), unit()), (unit(), unit())
-    assert float(losses.affinity_loss(a, b)) > 0.1 > abs(float(losses.affinity_loss(a, a)))
+    assert float(losses.compute_affinity_loss(a, b)) > 0.1 > abs(float(losses.compute_affinity_loss(a, a)))
 
 
 def test_logits_ignore_padding():
@@ -67,7 +67,7 @@ def test_logits_ignore_padding():
     keep = torch.tensor([[True, True, False], [True, False, False]])
     changed = s.clone()
     changed[~keep] += 100
-    assert torch.equal(losses.logit_loss(s, t, keep=keep), losses.logit_loss(changed, t, keep=keep))
+    assert torch.equal(losses.compute_logit_loss(s, t, keep=keep), losses.compute_logit_loss(changed, t, keep=keep))
 
 
 def test_a_pruned_student_learns(inputs, pipeline, models, batch, tmp_path):
@@ -89,7 +89,7 @@ def test_a_pruned_student_learns(inputs, pipeline, models, batch, tmp_path):
         with torch.no_grad():
             return float(
                 sum(
-                    losses.weighted_losses(
+                    losses.weigh_losses(
                         pipeline,
                         pipeline.forward(student, batch),
                         teacher=teacher,
