@@ -24,7 +24,7 @@ DOORS = {
     "ray": {"search/ray_executor.py", "search/jobs.py"},
     "aiohttp": {"search/jobs.py"},
     "optuna": {"search/study.py", "search/samplers.py", "search/cma_sampler.py"},
-    "open_clip": {"models/families/open_clip.py"},
+    "open_clip": {"models/families/open_clip.py", "models/reference/open_clip.py"},
     "jiwer": {"metrics/wer.py"},
     "cmaes": {"search/cma_sampler.py"},
     "emoji": {"data/emoji_characters.py"},

@@ -19,6 +19,7 @@ from mmcompress.errors import ClusterError, DataError, ModelError
 from mmcompress.export.bundle import BundleContents, quantize_bundle, write_bundle
 from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import require_proofs
+from mmcompress.measure.latency.memory import MB
 from mmcompress.models.counts import count_params
 from mmcompress.registry import EXECUTORS
 from mmcompress.report.fill_templates import check_templates
@@ -28,9 +29,6 @@ from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.executors import TaskResult
 from mmcompress.workspace.context import RunContext, list_precisions
-
-MB = 1e6
-"""Bytes."""
 
 FP32_BYTES = 4
 """Bytes of a parameter."""
