@@ -16,6 +16,7 @@ from transformers import (
     BertModel,
     BertTokenizerFast,
     CLIPConfig,
+    CLIPImageProcessor,
     CLIPModel,
     T5Config,
     T5ForConditionalGeneration,
@@ -26,10 +27,11 @@ from transformers import (
 from mmcompress.errors import ModelError
 from mmcompress.models.base import LoadContext
 from mmcompress.models.checkpoint import read_checkpoint
-from mmcompress.models.hub import load_reference_model, load_tokenizer_json
+from mmcompress.models.hub import load_reference_model
 from mmcompress.models.hub_files import WEIGHT_FILES
 from mmcompress.models.shapes import load_shapes_only
 from mmcompress.models.sources import load_model
+from mmcompress.models.tokenizer_files import load_tokenizer_json
 from mmcompress.spec.schema import Node
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 90868376\n"
@@ -244,7 +246,7 @@ def test_a_part_that_was_compiled_on_its_own_is_stripped(bert, copy):
 
 def test_settings_of_generation_are_read_beside_stripped_weights(tmp_path):
     config = T5Config(
-        vocab_size=60,
+        vocab_size=160,
         d_model=32,
         d_kv=8,
         d_ff=64,
@@ -329,6 +331,9 @@ def test_a_library_named_in_the_source_decides_which_config_is_read(tmp_path, ti
     """A folder of both libraries, as CLIP's are at the hub, loads by the one that is asked for."""
     CLIPModel(
         CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=16)
+    ).save_pretrained(tmp_path)
+    CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
     ).save_pretrained(tmp_path)
     for path in (tiny / "clip").iterdir():
         shutil.copy(path, tmp_path)

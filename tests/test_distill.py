@@ -59,7 +59,11 @@ def test_affinity_is_a_divergence():
     g = torch.Generator().manual_seed(0)
     unit = lambda: torch.nn.functional.normalize(torch.randn(6, 8, generator=g), dim=-1)
     a, b = (unit(), unit()), (unit(), unit())
-    assert float(losses.compute_affinity_loss(a, b)) > 0.1 > abs(float(losses.compute_affinity_loss(a, a)))
+    assert (
+        float(losses.compute_affinity_loss(a, b))
+        > 0.1
+        > abs(float(losses.compute_affinity_loss(a, a)))
+    )
 
 
 def test_logits_ignore_padding():
@@ -67,7 +71,9 @@ def test_logits_ignore_padding():
     keep = torch.tensor([[True, True, False], [True, False, False]])
     changed = s.clone()
     changed[~keep] += 100
-    assert torch.equal(losses.compute_logit_loss(s, t, keep=keep), losses.compute_logit_loss(changed, t, keep=keep))
+    assert torch.equal(
+        losses.compute_logit_loss(s, t, keep=keep), losses.compute_logit_loss(changed, t, keep=keep)
+    )
 
 
 def test_a_pruned_student_learns(inputs, pipeline, models, batch, tmp_path):

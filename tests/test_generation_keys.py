@@ -30,7 +30,7 @@ def make_gpt2(**settings):
 
     torch.manual_seed(0)
     config = GPT2Config(
-        **{**TEXT, "num_hidden_layers": 1},
+        **{**TEXT, "num_hidden_layers": 1, "vocab_size": 60},
         is_decoder=True,
         add_cross_attention=True,
         attn_implementation="eager",
@@ -106,8 +106,8 @@ KEYS = {
     "no_repeat_ngram_size 3": {"no_repeat_ngram_size": 3, **LIMIT},
     "repetition_penalty": {"repetition_penalty": 1.7, **LIMIT},
     "repetition reward": {"repetition_penalty": 0.8, **LIMIT},
-    "suppress_tokens": {"suppress_tokens": [9, 12, 26, 40, 42], **LIMIT},
-    "begin_suppress_tokens": {"begin_suppress_tokens": [9, 12, 26, 40, 42], **LIMIT},
+    "suppress_tokens": {"suppress_tokens": list(range(3, 60, 2)), **LIMIT},
+    "begin_suppress_tokens": {"begin_suppress_tokens": list(range(8, 60)), **LIMIT},
     "forced_bos_token_id": {"forced_bos_token_id": 9, **LIMIT},
     "forced and suppressed": {
         "forced_bos_token_id": 9,
@@ -116,7 +116,10 @@ KEYS = {
         **LIMIT,
     },
     "forced_eos_token_id": {"forced_eos_token_id": 2, **LIMIT},
-    "bad_words_ids": {"bad_words_ids": [[9], [42], [26, 22], [12, 12, 12], [2]], **LIMIT},
+    "bad_words_ids": {
+        "bad_words_ids": [*([i] for i in range(3, 60, 2)), [26, 22], [12, 12, 12], [2]],
+        **LIMIT,
+    },
     "all at once": {
         "repetition_penalty": 1.3,
         "no_repeat_ngram_size": 2,

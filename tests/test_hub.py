@@ -34,7 +34,13 @@ from mmcompress.spec.schema import Node
 from mmcompress.workspace.context import open_run
 
 SIDE_FILE = "preprocessor_config.json"
-PREPROCESSOR = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6], "resample": 2}
+PREPROCESSOR = {
+    "image_processor_type": "ViTImageProcessor",
+    "image_mean": [0.1, 0.2, 0.3],
+    "image_std": [0.4, 0.5, 0.6],
+    "resample": 2,
+    "size": {"height": 32, "width": 32},
+}
 
 
 @dataclass

@@ -499,7 +499,7 @@ def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monk
     from mmcompress.pipeline.forward import TorchPipeline
     from mmcompress.prune.surgery import copy_without_units
 
-    monkeypatch.setattr("mmcompress.kinds.text_decoder.trainable.MAX_REFERENCE_TOKENS", 60)
+    monkeypatch.setattr("mmcompress.kinds.text_decoder.trainable.MAX_REFERENCE_TOKENS", 131)
     spec = load_spec(talk / "spec.yaml")
     models = load_models(spec)
     pipeline = TorchPipeline(spec, models)

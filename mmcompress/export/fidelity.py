@@ -21,7 +21,7 @@ from mmcompress.export.odd_inputs import RawInput, list_pictures, list_sounds, l
 from mmcompress.export.proofs import GENERATION_BOUND, make_proof
 from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import find_token_source
-from mmcompress.models.reference.base import LibraryReference, ReferenceRequest
+from mmcompress.models.reference.base import LibraryReference, ReferenceRequest, WritingLimits
 from mmcompress.models.sources import fetch_folder, locate_node_source
 from mmcompress.registry import LIBRARY_REFERENCES
 from mmcompress.results.records import Proof
@@ -210,7 +210,7 @@ def _prove_written_texts(
         writer: Any = pipeline.nodes[node_name]
         different = 0
         for raw in raw_inputs[:MAX_WRITTEN_INPUTS]:
-            expected = reference.write(raw.reference, _list_generate_options(writer))
+            expected = reference.write(raw.reference, _describe_limits(writer))
             if expected is None:
                 return []
             tokens = pipeline.nodes[source](raw.value)["tokens"]
@@ -232,10 +232,14 @@ def _prove_written_texts(
     return proofs
 
 
-def _list_generate_options(writer: Any) -> dict[str, Any]:
-    """Return the options of `generate` that the spec chooses, and not the checkpoint."""
+def _describe_limits(writer: Any) -> WritingLimits:
+    """Return what the spec chooses of a generator."""
     generation = writer.generation
-    return {"num_beams": generation.beams, "max_length": generation.max_tokens}
+    return WritingLimits(
+        beams=generation.beams,
+        max_tokens=generation.max_tokens,
+        lead_tokens=max(len(generation.prompt), 1),
+    )
 
 
 def _strip_specials(writer: Any, ids: Sequence[int]) -> str:

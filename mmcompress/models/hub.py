@@ -48,15 +48,6 @@ No library has such names itself."""
 TRAINER_PREFIX = "model."
 """What trainers put before the names of weights. Some libraries do so, too."""
 
-VOCABULARY_FILES = (
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
-"""Vocabularies of tokenizers of older kinds, which transformers converts to `tokenizer.json`."""
-
 MAX_DETAIL_LETTERS = 300
 """Letters of a second line that an error message repeats at most."""
 

@@ -18,6 +18,7 @@ from transformers.convert_slow_tokenizer import convert_slow_tokenizer
 
 from mmcompress.errors import ModelError
 from mmcompress.models.base import LoadContext, Model
+from mmcompress.models.checkpoint import describe_start, read_json_file
 from mmcompress.models.hub import get_model_folder, load_json, summarize_error
 from mmcompress.runtime.text import parse_tokenizer
 
@@ -90,8 +91,7 @@ def load_tokenizer(context: LoadContext) -> LoadedTokenizer:
     file_config = load_json(context, "tokenizer_config.json")
     tokenizer_file = _find_tokenizer_file(context)
     if tokenizer_file is not None and not file_config:
-        bare = transformers.PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file))
-        loaded = describe_tokenizer(bare)
+        loaded = describe_tokenizer(_open_bare_file(tokenizer_file))
         if _is_siglip(context):
             return replace(loaded, json=lower_case_first(loaded.json))
         return loaded
@@ -190,17 +190,33 @@ def _find_tokenizer_file(context: LoadContext) -> Path | None:
     folder = get_model_folder(context)
     path = folder / "tokenizer.json"
     if path.is_file():
-        try:
-            json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ModelError(f"{path}: not JSON: {error}; copy or download it again") from error
+        read_json_file(path)
         return path
+    for name in _list_vocabularies(context):
+        fault = describe_start(folder / name)
+        if fault:
+            raise ModelError(f"{folder / name}: {fault}")
     if not _list_vocabularies(context):
         raise ModelError(
             f"{folder}: tokenizer.json is missing beside the weights; save the tokenizer"
             f" there ({SAVE_CURE})"
         )
     return None
+
+
+def _open_bare_file(path: Path) -> Any:
+    """Open a `tokenizer.json` alone.
+
+    It pads with the token that the file pads with, if the vocabulary has it. The library would add
+    a token that it has not.
+    """
+    tokenizer_json = path.read_text(encoding="utf-8")
+    own = parse_tokenizer(tokenizer_json)
+    padding = json.loads(tokenizer_json).get("padding") or {}
+    options = {}
+    if own.token_to_id(str(padding.get("pad_token", ""))) is not None:
+        options["pad_token"] = padding["pad_token"]
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=own, **options)
 
 
 def _list_vocabularies(context: LoadContext) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from mmcompress.data.base import Dataset
 from mmcompress.errors import DataError
+from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import prove_generation, require_proofs
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.modality import classify_layers
@@ -112,6 +113,8 @@ def _make_profile(run: RunContext) -> Profile:
     precision = dict.fromkeys(run.models, "fp32")
     proofs = run.write_bundle(run.models, precision, kept={}, folder=bundle)
     proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=bundle)
+    run.on_progress("profile", "comparing with the models' own libraries", 0.5)
+    proofs += prove_fidelity(run.spec, bundle=bundle, data=run.data)
     require_proofs(proofs)
     traces: tuple[GenerationTraces, ...] = ()
     if run.device_readings:

@@ -13,13 +13,13 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Mapping
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from mmcompress.errors import DataError
+from mmcompress.runtime.text import Values
 
 ImageLike = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Image.Image
 """A file, its bytes, an open file, an array [H, W] or [H, W, C], or an image of Pillow."""
@@ -190,7 +190,7 @@ def _describe_source(source: ImageLike, problem: str) -> str:
     return f"{name}: {problem} ({size} bytes)"
 
 
-def preprocess_image(source: ImageLike, config: Mapping[str, Any]) -> np.ndarray:
+def preprocess_image(source: ImageLike, config: Values) -> np.ndarray:
     """Prepare a picture for an image encoder.
 
     Args:
@@ -239,7 +239,7 @@ def preprocess_image(source: ImageLike, config: Mapping[str, Any]) -> np.ndarray
     return pixels_CHW
 
 
-def _read_sides(value: Any) -> tuple[int, int]:
+def _read_sides(value: int | list[int]) -> tuple[int, int]:
     """Return (height, width) of a number or a pair."""
     if isinstance(value, list | tuple):
         return (int(value[0]), int(value[-1]))
@@ -254,7 +254,7 @@ def _make_square(image: Image.Image, color: tuple[int, ...]) -> Image.Image:
     return square
 
 
-def _resize_image(image: Image.Image, config: Mapping[str, Any]) -> Image.Image:
+def _resize_image(image: Image.Image, config: Values) -> Image.Image:
     """Bring a picture to its size, and keep the centre."""
     mode = config.get("resize_mode", "shortest")
     crops = mode in ("shortest", "longest")
@@ -274,13 +274,13 @@ def _resize_image(image: Image.Image, config: Mapping[str, Any]) -> Image.Image:
     )
 
 
-def _compute_resized_size(image: Image.Image, config: Mapping[str, Any]) -> tuple[int, int]:
+def _compute_resized_size(image: Image.Image, config: Values) -> tuple[int, int]:
     """Return (width, height) of the whole picture after resizing, each at least 1."""
     mode = config.get("resize_mode", "shortest")
     width, height = image.size
     if mode == "none":
         return image.size
-    target = config.get("resize_to", config["size"])
+    target: int | list[int] = config.get("resize_to") or config["size"]
     target_height, target_width = _read_sides(target)
     if mode == "squash":
         return (target_width, target_height)
@@ -356,7 +356,7 @@ def _resize_region(
     return canvas
 
 
-def _standardize(image: Image.Image, config: Mapping[str, Any]) -> np.ndarray:
+def _standardize(image: Image.Image, config: Values) -> np.ndarray:
     """Return the pixels of a picture with the mean 0 and the standard deviation 1."""
     # planes first: numpy is slow where the last axis has three entries
     planes_CHW = np.asarray(image).transpose(2, 0, 1)

@@ -16,8 +16,8 @@ from mmcompress.runtime.text import Values
 PIXELS = whole_number(1, 4096)
 """Pixels of a side: a picture of more would take seconds and gigabytes."""
 
-MEAN = number(-100.0, 100.0)
-"""Mean of a plane in 0..1, and more for models with a scale of their own."""
+MEAN = number(-1000.0, 1000.0)
+"""Mean of a plane: in 0..1, or in 0..255 where a processor does not rescale."""
 
 DEVIATION = number(1e-6, 1e6)
 """Standard deviation of a plane: pixels are divided by it."""

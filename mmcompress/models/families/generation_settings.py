@@ -320,7 +320,7 @@ def refuse_languages(language: str, task: str, *, model_type: str) -> None:
 
 
 def build_generation_settings(
-    generation_config: Any,
+    generation_config: GenerationConfig,
     tokens: SpecialTokens,
     *,
     request: TextRequest,
@@ -399,18 +399,18 @@ def build_generation_settings(
     )
 
 
-def _read_number(generation_config: Any, key: str, default: Any) -> Any:
+def _read_number(generation_config: GenerationConfig, key: str, default: Any) -> Any:
     """Read a setting; one that is missing or None is the library's default."""
     value = getattr(generation_config, key, None)
     return default if value is None else value
 
 
-def _read_forced_first(generation_config: Any) -> int:
+def _read_forced_first(generation_config: GenerationConfig) -> int:
     """Read the token that follows a single start token, or `NO_TOKEN`."""
     return int(_read_number(generation_config, "forced_bos_token_id", NO_TOKEN))
 
 
-def _read_forced_end(generation_config: Any) -> int:
+def _read_forced_end(generation_config: GenerationConfig) -> int:
     """Read the token at the end of the longest text, or `NO_TOKEN`."""
     ids = _list_ids(getattr(generation_config, "forced_eos_token_id", None))
     if len(ids) > 1:
@@ -419,7 +419,7 @@ def _read_forced_end(generation_config: Any) -> int:
 
 
 def _choose_max_tokens(
-    generation_config: Any,
+    generation_config: GenerationConfig,
     *,
     request: TextRequest,
     input_length: int,

@@ -652,6 +652,7 @@ def load_text_encoder(context: LoadContext) -> Model:
     config = load_config(context)
     family = find_family("text_encoder", config.model_type, table=TEXT_FAMILIES, context=context)
     tower_config = _select_tower_config(config, family)
+    tower = load_library_model(context, family.class_name, config=tower_config, **family.options)
     tokenizer = load_tokenizer(context)
     settings = read_sentence_settings(context)
     if settings.lower_case:
@@ -670,7 +671,6 @@ def load_text_encoder(context: LoadContext) -> Model:
     head = None
     if family.compute_embedding is average_tokens:
         head = load_sentence_head(context, prompt_tokens=prompt_tokens)
-    tower = load_library_model(context, family.class_name, config=tower_config, **family.options)
     return TextEncoder(
         tower,
         family,

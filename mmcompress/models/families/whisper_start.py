@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from transformers import GenerationConfig, PretrainedConfig
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
 from mmcompress.errors import ModelError
@@ -20,7 +21,11 @@ DEFAULT_TASK = "transcribe"
 
 
 def list_whisper_start(
-    generation_config: Any, config: Any, *, tokenizer_json: str, request: TextRequest
+    generation_config: GenerationConfig,
+    config: PretrainedConfig,
+    *,
+    tokenizer_json: str,
+    request: TextRequest,
 ) -> list[int]:
     """List the token ids that every text starts with.
 
@@ -58,7 +63,7 @@ def list_whisper_start(
     return [*_list_prompt(generation_config, tokenizer_json, prompt=request.prompt), *ids]
 
 
-def _check_multilingual(generation_config: Any, request: TextRequest) -> None:
+def _check_multilingual(generation_config: GenerationConfig, request: TextRequest) -> None:
     """Raise `ModelError` if a node names a language or task of a model that knows one alone."""
     is_multilingual = getattr(generation_config, "is_multilingual", None)
     has_languages = bool(getattr(generation_config, "lang_to_id", None))
@@ -69,7 +74,7 @@ def _check_multilingual(generation_config: Any, request: TextRequest) -> None:
         raise ModelError(f"{key}: {value}: this model writes English alone; take the key out")
 
 
-def _list_forced_ids(generation_config: Any, config: Any) -> list[Any]:
+def _list_forced_ids(generation_config: GenerationConfig, config: PretrainedConfig) -> list[Any]:
     """List what old checkpoints say in `forced_decoder_ids`; None stands for a language."""
     pairs = getattr(generation_config, "forced_decoder_ids", None)
     if pairs is None:
@@ -104,7 +109,7 @@ def _list_codes(languages: dict[str, int]) -> list[str]:
 
 
 def _add_task(
-    start: list[Any], task: str | None, *, has_language: bool, generation_config: Any
+    start: list[Any], task: str | None, *, has_language: bool, generation_config: GenerationConfig
 ) -> list[Any]:
     """Return the start with the token of the task; a language alone asks to transcribe."""
     tasks = getattr(generation_config, "task_to_id", None) or {}
@@ -120,7 +125,9 @@ def _add_task(
     return [*start, tasks[task]]
 
 
-def _list_prompt(generation_config: Any, tokenizer_json: str, *, prompt: str) -> list[int]:
+def _list_prompt(
+    generation_config: GenerationConfig, tokenizer_json: str, *, prompt: str
+) -> list[int]:
     """List the ids of a prompt: the text before, which stands ahead of the start."""
     tokenizer = load_plain_tokenizer(tokenizer_json)
     previous_text = tokenizer.token_to_id(PREVIOUS_TEXT_TOKEN)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -25,19 +24,31 @@ class LibraryAnswer:
     """The embedding [d], of length 1; None where the model has none of its own."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class WritingLimits:
+    """What a spec chooses of the writing of a text."""
+
+    beams: int
+    """Sequences that are followed at once."""
+    max_tokens: int
+    """Tokens of the longest text, with those that it starts from."""
+    lead_tokens: int
+    """Tokens that every text starts from."""
+
+
 class LibraryReference(ABC):
     """One model of a library, used as the library's documentation uses it."""
 
     @abstractmethod
-    def answer(self, raw: Any) -> LibraryAnswer:
+    def answer(self, raw: object) -> LibraryAnswer:
         """Answer one raw input: a picture, samples at 16 kHz, or a text."""
 
-    def write(self, raw: Any, options: dict[str, Any]) -> list[int] | None:
+    def write(self, raw: object, limits: WritingLimits) -> list[int] | None:
         """Return the token ids that the library's `generate` writes for a raw input.
 
         Args:
             raw: The raw input of the whole model.
-            options: Options of `generate` that the spec chooses: beams and length.
+            limits: What the spec chooses, and not the checkpoint.
 
         Returns:
             The ids of the best text; None where the model writes nothing.

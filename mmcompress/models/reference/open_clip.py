@@ -45,7 +45,7 @@ class OpenClipImages(LibraryReference):
         self.model, self.preprocess = _create_model(request)
 
     @torch.inference_mode()
-    def answer(self, raw: Any) -> LibraryAnswer:
+    def answer(self, raw: object) -> LibraryAnswer:
         """Embed one picture (PIL)."""
         pixels = self.preprocess(raw)
         embedding = self.model.encode_image(pixels[None])[0]
@@ -64,9 +64,9 @@ class OpenClipTexts(LibraryReference):
         self.tokenize = _open_own_tokenizer(request) or open_clip.get_tokenizer(request.location)
 
     @torch.inference_mode()
-    def answer(self, raw: Any) -> LibraryAnswer:
+    def answer(self, raw: object) -> LibraryAnswer:
         """Embed one text."""
-        ids = self.tokenize([raw])
+        ids = self.tokenize([str(raw)])
         embedding = self.model.encode_text(ids)[0]
         return LibraryAnswer(
             prepared=np.asarray(ids[0].numpy(), np.int64), embedding=normalize(embedding.numpy())

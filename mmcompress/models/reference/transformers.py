@@ -21,6 +21,7 @@ from mmcompress.models.reference.base import (
     LibraryAnswer,
     LibraryReference,
     ReferenceRequest,
+    WritingLimits,
     normalize,
 )
 from mmcompress.runtime.audio import SAMPLE_RATE
@@ -40,7 +41,7 @@ class TransformersImages(LibraryReference):
         self.model = _load_model(request.location, self.config).eval()
 
     @torch.inference_mode()
-    def answer(self, raw: Any) -> LibraryAnswer:
+    def answer(self, raw: object) -> LibraryAnswer:
         """Embed one picture (PIL)."""
         pixels = self.processor(images=raw, return_tensors="pt")["pixel_values"]
         embedding = self._embed(pixels)
@@ -72,12 +73,14 @@ class TransformersImages(LibraryReference):
         return pooled_output
 
     @torch.inference_mode()
-    def write(self, raw: Any, options: dict[str, Any]) -> list[int] | None:
+    def write(self, raw: object, limits: WritingLimits) -> list[int] | None:
         """Write the caption of one picture."""
         if self.config.model_type not in CAPTIONER_TYPES:
             return None
         pixels = self.processor(images=raw, return_tensors="pt")["pixel_values"]
-        ids: list[int] = self.model.generate(pixel_values=pixels, **options)[0].tolist()
+        ids: list[int] = self.model.generate(
+            pixel_values=pixels, num_beams=limits.beams, max_length=limits.max_tokens
+        )[0].tolist()
         return ids
 
 
@@ -92,20 +95,24 @@ class TransformersSounds(LibraryReference):
             config=transformers.AutoConfig.from_pretrained(request.location),
         ).eval()
 
-    def answer(self, raw: Any) -> LibraryAnswer:
+    def answer(self, raw: object) -> LibraryAnswer:
         """Compute the features of one sound, samples at 16 kHz."""
         return LibraryAnswer(prepared=self._extract(raw)[0].numpy())
 
-    def _extract(self, raw: Any) -> Tensor:
+    def _extract(self, raw: object) -> Tensor:
         """Return features [1, m, f]."""
         extracted = self.extractor(raw, sampling_rate=SAMPLE_RATE, return_tensors="pt")
         features: Tensor = extracted["input_features"]
         return features
 
     @torch.inference_mode()
-    def write(self, raw: Any, options: dict[str, Any]) -> list[int] | None:
-        """Transcribe one sound."""
-        ids = self.model.generate(input_features=self._extract(raw), **options)[0].tolist()
+    def write(self, raw: object, limits: WritingLimits) -> list[int] | None:
+        """Transcribe one sound. Whisper's `generate` leaves out what a text starts from."""
+        ids = self.model.generate(
+            input_features=self._extract(raw),
+            num_beams=limits.beams,
+            max_new_tokens=limits.max_tokens - limits.lead_tokens,
+        )[0].tolist()
         return [int(token) for token in ids]
 
 
@@ -141,7 +148,7 @@ class TransformersTexts(LibraryReference):
         return content
 
     @torch.inference_mode()
-    def answer(self, raw: Any) -> LibraryAnswer:
+    def answer(self, raw: object) -> LibraryAnswer:
         """Embed one text."""
         text = str(raw)
         prompts = self._read_json("config_sentence_transformers.json")
