@@ -65,5 +65,11 @@ def _require_met_targets(summaries: Sequence[Summary]) -> None:
     for summary in summaries:
         if not summary.target.met:
             misses.append(f"{summary.target.text}: {', '.join(summary.target.describe_misses())}")
+        elif summary.degenerate_answers:
+            nodes = ", ".join(f"'{answers.node}'" for answers in summary.degenerate_answers)
+            misses.append(
+                f"{summary.target.text}: met, but quality is undetermined: the dense pipeline "
+                f"writes nearly always the same at {nodes}"
+            )
     if misses:
         raise TargetNotMet(f"{'; '.join(misses)}; the best found was written")

@@ -92,6 +92,29 @@ class LazySequence(Sequence[np.ndarray]):
         return self.read(self.paths[index])
 
 
+def read_text_file(path: Path) -> str:
+    """Read a UTF-8 text file; a mark of its byte order does not count.
+
+    Raises:
+        DataError: It can't be read, or is no UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
+
+
+def split_lines(text: str) -> list[str]:
+    """Split a text at line feeds alone; a carriage return before one belongs to it.
+
+    `str.splitlines` cuts at other marks of Unicode as well, which may stand inside a text.
+    """
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines[:-1] if lines and not lines[-1] else lines
+
+
 def draw_rows(rows: list[Row], count: int | None, *, seeds: list[int]) -> list[Row]:
     """Draw rows at random, such that a smaller draw is the beginning of a larger one.
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import os
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -14,7 +16,15 @@ from typing import Literal
 
 import numpy as np
 
-from mmcompress.data.base import LazySequence, Pairs, RowsBySplit, draw_rows, refuse_rows
+from mmcompress.data.base import (
+    LazySequence,
+    Pairs,
+    RowsBySplit,
+    draw_rows,
+    read_text_file,
+    refuse_rows,
+    split_lines,
+)
 from mmcompress.errors import DataError
 from mmcompress.runtime.images import open_image
 
@@ -26,6 +36,12 @@ IMAGE_KEYS = ("image", "file_name", "file", "path")
 
 CAPTION_KEYS = ("caption", "text")
 """Names that the field with the caption may have, the preferred one first."""
+
+MAX_FIELD_CHARACTERS = 10_000_000
+"""Characters of a field of a CSV file: Python's own limit of 131,072 is less than a long text."""
+
+EXTRA_FIELDS = "more fields"
+"""Key of the fields of a CSV row that no name of its first line stands for."""
 
 IMAGE_TRAIN_SHARE = 0.8
 """Share of the images without a split of their own that are for training."""
@@ -111,7 +127,9 @@ def _read_pairs(folder: Folder) -> RowsBySplit:
     rows_by_split: RowsBySplit = {split: [] for split in folder.splits}
     line_by_image: dict[Path, int] = {}
     problems: list[str] = []
-    for line_number, fields in _read_rows(listing):
+    listed_rows = _read_rows(listing)
+    dealt_names = _list_dealt_names(root, listed_rows)
+    for line_number, fields in listed_rows:
         place = f"{listing}:{line_number}"
         image = root / _read_field(fields, IMAGE_KEYS, place=place)
         caption = _read_field(fields, CAPTION_KEYS, place=place)
@@ -123,7 +141,7 @@ def _read_pairs(folder: Folder) -> RowsBySplit:
                 )
             continue
         line_by_image[image] = line_number
-        split = fields.get("split") or folder.assign_split(image.name)
+        split = fields.get("split") or folder.assign_split(dealt_names[image])
         if not isinstance(split, str) or split not in rows_by_split:
             raise DataError(f"{place}: unknown split '{split}' (known: {', '.join(rows_by_split)})")
         try:
@@ -135,6 +153,29 @@ def _read_pairs(folder: Folder) -> RowsBySplit:
     refuse_rows(problems, "images")
     _refuse_empty_splits(rows_by_split, listing)
     return rows_by_split
+
+
+def _list_dealt_names(
+    root: Path, rows: Sequence[tuple[int, Mapping[str, object]]]
+) -> dict[Path, str]:
+    """Return the name that each image is dealt to a split by.
+
+    It is the file name; where several images share one (`sku1/main.jpg`, `sku2/main.jpg`), it is
+    the path in the folder. They would all land in one split.
+    """
+    images: list[Path] = []
+    for _, fields in rows:
+        for key in IMAGE_KEYS:
+            value = fields.get(key)
+            if isinstance(value, str) and value.strip():
+                images.append(root / value.strip())
+                break
+    counts = Counter(image.name for image in set(images))
+    names: dict[Path, str] = {}
+    for image in images:
+        is_shared = counts[image.name] > 1
+        names[image] = os.path.relpath(image, root) if is_shared else image.name
+    return names
 
 
 def _find_listing(root: Path, file_name: str | None) -> Path:
@@ -150,15 +191,11 @@ def _find_listing(root: Path, file_name: str | None) -> Path:
 
 def _read_rows(listing: Path) -> list[tuple[int, Mapping[str, object]]]:
     """Return (line, fields) of every row of a JSONL or CSV file, or raise `DataError`."""
-    try:
-        text = listing.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{listing}: can't be read: {error}") from error
+    text = read_text_file(listing)
     if listing.suffix == ".csv":
-        reader = csv.DictReader(text.splitlines())
-        return [(reader.line_num, fields) for fields in reader]
+        return _read_csv_rows(text, listing)
     rows: list[tuple[int, Mapping[str, object]]] = []
-    for line_number, line in enumerate(text.splitlines(), 1):
+    for line_number, line in enumerate(split_lines(text), 1):
         if not line.strip():
             continue
         try:
@@ -168,6 +205,28 @@ def _read_rows(listing: Path) -> list[tuple[int, Mapping[str, object]]]:
         if not isinstance(fields, dict):
             raise DataError(f"{listing}:{line_number}: expected a JSON object, got {fields!r}")
         rows.append((line_number, fields))
+    return rows
+
+
+def _read_csv_rows(text: str, listing: Path) -> list[tuple[int, Mapping[str, object]]]:
+    """Return (line, fields) of every row of a CSV text, or raise `DataError`."""
+    csv.field_size_limit(MAX_FIELD_CHARACTERS)
+    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=EXTRA_FIELDS, strict=True)
+    rows: list[tuple[int, Mapping[str, object]]] = []
+    try:
+        for fields in reader:
+            place = f"{listing}:{reader.line_num}"
+            if EXTRA_FIELDS in fields:
+                names = ", ".join(reader.fieldnames or ())
+                raise DataError(
+                    f"{place}: more fields than names ({names}): put a text with commas in quotes"
+                )
+            if None in fields.values():
+                missing = ", ".join(name for name, value in fields.items() if value is None)
+                raise DataError(f"{place}: too few fields, nothing for: {missing}")
+            rows.append((reader.line_num, fields))
+    except csv.Error as error:
+        raise DataError(f"{listing}:{reader.line_num}: no CSV: {error}") from error
     return rows
 
 

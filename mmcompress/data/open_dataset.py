@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmcompress.data.base import Dataset
+from mmcompress.data.base import Dataset, read_text_file, split_lines
 from mmcompress.errors import DataError
 from mmcompress.graph.ports import get_kind
 from mmcompress.registry import DATA_KINDS
@@ -63,10 +63,5 @@ def read_all_lookup_texts(spec: Spec, data: Dataset) -> dict[str, tuple[str, ...
 
 def _read_text_lines(path: Path) -> list[str]:
     """Return the lines of a file that are not blank, or raise `DataError`."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: can't be read: {error}") from error
+    lines = split_lines(read_text_file(path))
     return [line.strip() for line in lines if line.strip()]

@@ -10,7 +10,16 @@ from typing import Literal
 
 import numpy as np
 
-from mmcompress.data.base import LazySequence, Pairs, Row, RowsBySplit, draw_rows, refuse_rows
+from mmcompress.data.base import (
+    LazySequence,
+    Pairs,
+    Row,
+    RowsBySplit,
+    draw_rows,
+    read_text_file,
+    refuse_rows,
+    split_lines,
+)
 from mmcompress.errors import DataError
 from mmcompress.runtime.audio import check_audio, open_audio
 
@@ -19,6 +28,9 @@ SOUND_FOLDER = "wavs"
 
 VALIDATION_SHARE = 0.3
 """Share of the clips that are not test clips on which structures are chosen (`val`)."""
+
+MAX_TRANSCRIPTS = 2
+"""Transcripts of a line: as it was spoken, and with numbers and short forms written out."""
 
 MIN_CLIPS = 8
 """The fewest clips of a folder: with less, one of its three splits could hold next to nothing."""
@@ -84,14 +96,20 @@ def _read_clips(folder: SpeechFolder) -> RowsBySplit:
         raise DataError(f"data folder '{root}': no such folder")
     listing = root / folder.file
     rows: list[Row] = []
+    line_by_sound: dict[Path, int] = {}
     problems: list[str] = []
-    for line_number, line in enumerate(_read_lines(listing), 1):
+    for line_number, line in enumerate(split_lines(read_text_file(listing)), 1):
         if not line.strip():
             continue
         place = f"{listing}:{line_number}"
         name, text = _parse_line(line, place=place)
         file_name = name if Path(name).suffix else f"{name}.wav"
         sound = root / SOUND_FOLDER / file_name
+        if sound in line_by_sound:
+            # Dealt twice, a clip would be learned and tested.
+            problems.append(f"{place}: {name} stands in line {line_by_sound[sound]} already")
+            continue
+        line_by_sound[sound] = line_number
         try:
             check_audio(sound)
         except DataError as error:
@@ -107,21 +125,16 @@ def _read_clips(folder: SpeechFolder) -> RowsBySplit:
     return _deal_clips(rows, folder.seed)
 
 
-def _read_lines(listing: Path) -> list[str]:
-    """Return the lines of the list, or raise `DataError`."""
-    try:
-        return listing.read_text(encoding="utf-8-sig").splitlines()
-    except OSError as error:
-        raise DataError(f"{listing}: can't be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{listing}: can't be read: {error}") from error
-
-
 def _parse_line(line: str, *, place: str) -> tuple[str, str]:
     """Return the name of a clip and its reference text, or raise `DataError`."""
     name, *transcripts = [part.strip() for part in line.split("|")]
+    if len(transcripts) > MAX_TRANSCRIPTS:
+        raise DataError(
+            f"{place}: {len(transcripts) + 1} fields, expected name|transcript or "
+            "name|transcript|normalized: a transcript can't hold '|'"
+        )
     # the normalized transcript comes last, and it is the one to use if there is any
-    filled_transcripts = [transcript for transcript in transcripts[:2] if transcript]
+    filled_transcripts = [transcript for transcript in transcripts if transcript]
     if not name or not filled_transcripts:
         raise DataError(f"{place}: expected name|transcript or name|transcript|normalized")
     return name, filled_transcripts[-1]

@@ -10,7 +10,7 @@ from typing import Literal
 
 import numpy as np
 
-from mmcompress.data.base import Pairs
+from mmcompress.data.base import Pairs, read_text_file, split_lines
 from mmcompress.errors import DataError
 
 LINE_TRAIN_SHARE = 0.7
@@ -73,15 +73,9 @@ class TextLines:
 def _read_lines(data: TextLines) -> dict[str, list[str]]:
     """Return the lines of every split, or raise `DataError`."""
     path = Path(data.path)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8: {error}; save it as UTF-8") from error
+    text = read_text_file(path)
     lines_by_split: dict[str, list[str]] = {split: [] for split in data.splits}
-    # A line ends at \n alone: other marks of Unicode may stand inside a text.
-    for line in dict.fromkeys(part.strip() for part in text.split("\n")):
+    for line in dict.fromkeys(part.strip() for part in split_lines(text)):
         if line:
             lines_by_split[data.assign_split(line)].append(line)
     empty = [split for split, lines in lines_by_split.items() if not lines]

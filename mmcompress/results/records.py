@@ -103,6 +103,20 @@ class Trial:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DegenerateAnswers:
+    """Texts of the dense pipeline that say nothing: quality can't be judged by them."""
+
+    node: str
+    """The node that writes or finds the texts."""
+    text: str
+    """The text that most answers are."""
+    share: float
+    """Share of the answers that are this text."""
+    count: int
+    """Answers that were looked at."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prediction:
     """Random structures of a pipeline, predicted and measured whole."""
 
@@ -309,3 +323,5 @@ class Summary:
     measured."""
     aimed_share: float = 1.0
     """Share of the target that the structure was chosen for."""
+    degenerate_answers: tuple[DegenerateAnswers, ...] = ()
+    """Generators whose dense texts are nearly all one text: quality is undetermined then."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,14 +11,21 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.data.base import Pairs
-from mmcompress.graph.judged_nodes import FINAL_TEXTS, find_judged_nodes
+from mmcompress.graph.judged_nodes import FINAL_TEXTS, WRITTEN_TEXTS, find_judged_nodes
 from mmcompress.graph.references import find_unjoined_encoders
 from mmcompress.metrics.answers import Answers, AnswersByNode, answer_pairs, score_answers
+from mmcompress.results.records import DegenerateAnswers
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.progress import prefix_progress
 from mmcompress.stats import PerSampleScores, Quality, estimate_quality
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
+
+DEGENERATE_SHARE = 0.9
+"""Share of equal answers from which on they tell nothing of a pipeline's quality."""
+
+MIN_JUDGED_ANSWERS = 10
+"""Answers from which on their share is looked at: a few may be equal by chance."""
 
 SHOWN_SAMPLES = 8
 """Texts of both sides that the report shows."""
@@ -126,6 +134,23 @@ def estimate_qualities(answers: dict[str, SplitAnswers]) -> dict[str, dict[str, 
             name: estimate_quality(scores) for name, scores in split_answers.scores.items()
         }
     return qualities
+
+
+def find_degenerate_answers(run: RunContext, dense: SplitAnswers) -> tuple[DegenerateAnswers, ...]:
+    """Return the generators of the dense pipeline that write nearly always the same, or nothing.
+
+    To agree with such texts says nothing of what was lost.
+    """
+    found = []
+    for node in find_judged_nodes(run.spec, WRITTEN_TEXTS):
+        texts = [text.strip() for text in dense.texts.get(node, ())]
+        if len(texts) < MIN_JUDGED_ANSWERS:
+            continue
+        [(text, count)] = Counter(texts).most_common(1)
+        share = count / len(texts)
+        if share >= DEGENERATE_SHARE:
+            found.append(DegenerateAnswers(node=node, text=text, share=share, count=len(texts)))
+    return tuple(found)
 
 
 def select_samples(

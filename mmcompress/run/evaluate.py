@@ -18,6 +18,7 @@ from mmcompress.run.answers import (
     SplitAnswers,
     answer_split,
     estimate_qualities,
+    find_degenerate_answers,
     list_bundles,
     select_samples,
 )
@@ -160,6 +161,7 @@ def _build_summary(
         bench_repeats=latency.repeats,
         machine_speed_factor=latency.estimate_speed_factor(),
         aimed_share=fitted.aimed_share,
+        degenerate_answers=find_degenerate_answers(run, answers["test"]["baseline"]),
     )
 
 

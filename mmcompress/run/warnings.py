@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmcompress.errors import shorten
 from mmcompress.graph.structure import measure_removed_share
 from mmcompress.results.records import Summary, Target
 from mmcompress.results.target_met import compute_corrected_target_share, compute_target_share
@@ -40,6 +41,7 @@ MIN_USED_TARGET_SHARE = 0.95
 def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return what to know before trusting or deploying the result, each with its reason."""
     warnings = [
+        *_warn_of_degenerate_answers(summary),
         *_warn_of_wide_intervals(summary),
         *_warn_of_weak_metrics(summary),
         *_warn_of_steep_cut(summary),
@@ -54,6 +56,18 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
     if not summary.target.met:
         warnings.append(_explain_miss(summary))
     return tuple(warnings)
+
+
+def _warn_of_degenerate_answers(summary: Summary) -> list[str]:
+    """Warn of generators whose dense texts are nearly all the same."""
+    warnings = []
+    for answers in summary.degenerate_answers:
+        text = f"'{shorten(answers.text)}'" if answers.text else "empty"
+        warnings.append(
+            f"quality is undetermined: {answers.share:.0%} of {answers.count} texts that the dense "
+            f"pipeline writes at '{answers.node}' are {text}; to agree with them says nothing"
+        )
+    return warnings
 
 
 def _warn_of_wide_intervals(summary: Summary) -> list[str]:

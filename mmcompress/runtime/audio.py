@@ -10,9 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
+from mmcompress.errors import DataError
 from mmcompress.registry import resolve_entry
 
 SAMPLE_RATE = 16_000
@@ -51,28 +53,59 @@ MIN_POWER = 1e-10
 DYNAMIC_RANGE = 8
 """Powers of ten below the loudest spot that are kept; Whisper was trained with as many."""
 
-AudioLike = str | Path | bytes | np.ndarray
-"""A file, its bytes, or samples at 16 kHz, mono, in -1..1."""
+MAX_CHANNELS = 8
+"""Channels of a sound; the shorter side of a two-dimensional array is that of the channels."""
+
+AudioLike = str | Path | bytes | BinaryIO | np.ndarray | list[float] | tuple[float, ...]
+"""A file, its bytes, an open file, or samples at 16 kHz: [n], [n, channels] or [channels, n]."""
 
 
 def open_audio(source: AudioLike) -> np.ndarray:
     """Open a sound.
 
     Args:
-        source: A file of any format that libsndfile reads, its bytes, or samples.
+        source: A file of any format that libsndfile reads, its bytes, an open file, or samples.
+            Samples of whole numbers are scaled as a file of that format is; several channels are
+            averaged.
 
     Returns:
         Samples float32 at 16 kHz, mono, in -1..1.
 
     Raises:
-        DataError: There is no such file, or it is no sound.
+        DataError: There is no such file, it is no sound, or samples are not finite.
         MissingPackage: soundfile or soxr is not installed.
     """
-    if isinstance(source, np.ndarray):
-        return source.astype(np.float32)
+    if isinstance(source, np.ndarray | list | tuple):
+        return _convert_samples(np.asarray(source))
+    if not isinstance(source, str | Path | bytes):
+        source = source.read()
     decode_sound = resolve_entry("mmcompress.runtime.sound_files:decode_sound")
     samples: np.ndarray = decode_sound(source, SAMPLE_RATE)
     return samples
+
+
+def _convert_samples(samples: np.ndarray) -> np.ndarray:
+    """Convert samples of any usual type and shape to float32 [n] in -1..1."""
+    if samples.dtype == np.uint8:
+        # Bytes are without a sign: 128 is silence.
+        scaled = (samples.astype(np.float64) - 128) / 128
+    elif np.issubdtype(samples.dtype, np.signedinteger):
+        scaled = samples.astype(np.float64) / -float(np.iinfo(samples.dtype).min)
+    elif np.issubdtype(samples.dtype, np.floating):
+        scaled = samples.astype(np.float64)
+    else:
+        raise DataError(f"a sound of {samples.dtype}: expected numbers, int8 to int64 or float")
+    if scaled.ndim == 2 and min(scaled.shape) <= MAX_CHANNELS:
+        scaled = scaled.mean(int(np.argmin(scaled.shape)))
+    if scaled.ndim != 1:
+        raise DataError(
+            f"a sound of shape {list(samples.shape)}: expected [n], [n, channels] or [channels, n] "
+            f"with at most {MAX_CHANNELS} channels"
+        )
+    if not np.isfinite(scaled).all():
+        raise DataError("a sound holds numbers that are not finite (nan, inf)")
+    mono: np.ndarray = scaled.astype(np.float32)
+    return mono
 
 
 def check_audio(path: Path) -> None:

@@ -12,6 +12,9 @@ from mmcompress.runtime.check_values import Rules, number, whole_number
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
 
+MAX_WINDOWS_AT_ONCE = 8
+"""Windows of one call: an hour of sound in one would take gigabytes."""
+
 
 class AudioEncoder:
     """A sound to embeddings, float32 [k, d], and tokens, float32 [k, n, w].
@@ -34,8 +37,14 @@ class AudioEncoder:
 
     def __call__(self, audio: AudioLike) -> Values:
         """Encode a sound: a file, its bytes, or samples at 16 kHz."""
-        results = self.session({"features": self.prepare(audio)})
-        return dict(zip(self.session.outputs, results, strict=True))
+        features = self.prepare(audio)
+        parts = []
+        for start in range(0, len(features), MAX_WINDOWS_AT_ONCE):
+            parts.append(self.session({"features": features[start : start + MAX_WINDOWS_AT_ONCE]}))
+        if len(parts) == 1:
+            return dict(zip(self.session.outputs, parts[0], strict=True))
+        joined = [np.concatenate(values) for values in zip(*parts, strict=True)]
+        return dict(zip(self.session.outputs, joined, strict=True))
 
     def prepare(self, audio: AudioLike) -> np.ndarray:
         """Return the features [k, m, f] that the model is given."""
