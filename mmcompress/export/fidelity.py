@@ -157,7 +157,13 @@ def _compare_node(
     """Send raw inputs both ways through one node."""
     comparison = _NodeComparison()
     for raw in raw_inputs:
-        answer = reference.answer(raw.reference)
+        try:
+            answer = reference.answer(raw.reference)
+        except Exception:  # libraries raise what they like
+            if not raw.is_odd:
+                raise
+            # What the library refuses has no answer to compare with.
+            continue
         prepared = deployed.prepare(raw.value)
         comparison.prepared.add(_compare_prepared(prepared[0], answer.prepared), raw.name)
         if answer.embedding is not None:

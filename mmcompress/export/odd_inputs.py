@@ -41,6 +41,8 @@ class RawInput:
     """What the bundle is given: a file, samples or a text."""
     reference: Any
     """What the library is given: a picture as PIL opens it, samples or a text."""
+    is_odd: bool = False
+    """Whether it was made up. A library may refuse it, such as words without a token for them."""
 
 
 def list_pictures(pictures: Sequence[np.ndarray], folder: Path) -> list[RawInput]:
@@ -112,5 +114,5 @@ def list_texts(texts: Sequence[str]) -> list[RawInput]:
     long_text = " ".join([*texts[:1]] * LONG_TEXT_REPEATS)
     for text in (*ODD_TEXTS, long_text):
         name = repr(text if len(text) < 20 else f"{text[:17]}...")
-        raw_inputs.append(RawInput(name=name, value=text, reference=text))
+        raw_inputs.append(RawInput(name=name, value=text, reference=text, is_odd=True))
     return raw_inputs

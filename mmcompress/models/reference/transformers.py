@@ -26,6 +26,9 @@ from mmcompress.models.reference.base import (
 )
 from mmcompress.runtime.audio import SAMPLE_RATE
 
+FRAME_SAMPLES = 160
+"""Samples at 16 kHz from one frame of features to the next."""
+
 CAPTIONER_TYPES = ("blip", "git", "vision-encoder-decoder")
 """Types of models that write the text of a picture; they have no embedding of their own."""
 
@@ -88,7 +91,7 @@ class TransformersSounds(LibraryReference):
     """`AutoFeatureExtractor`, and `generate` of a speech recognizer."""
 
     def __init__(self, request: ReferenceRequest):
-        self.extractor = transformers.AutoFeatureExtractor.from_pretrained(request.location)
+        self.extractor = _load_feature_extractor(request.location)
         self.model = load_reference_model(
             transformers.AutoModelForSpeechSeq2Seq,
             Path(request.location),
@@ -116,12 +119,36 @@ class TransformersSounds(LibraryReference):
         return [int(token) for token in ids]
 
 
+def _load_feature_extractor(location: str) -> Any:
+    """Return the feature extractor of a folder, or Whisper's where the folder has no file of it."""
+    if Path(location).is_dir() and not (Path(location) / "preprocessor_config.json").is_file():
+        config = transformers.AutoConfig.from_pretrained(location)
+        # Two frames of 10 ms make a position of the encoder.
+        samples = int(config.max_source_positions) * 2 * FRAME_SAMPLES
+        extractor = transformers.WhisperFeatureExtractor(feature_size=int(config.num_mel_bins))
+        extractor.n_samples = samples
+        extractor.nb_max_frames = samples // FRAME_SAMPLES
+        return extractor
+    return transformers.AutoFeatureExtractor.from_pretrained(location)
+
+
+def _load_tokenizer(location: str) -> Any:
+    """Return the tokenizer that `AutoTokenizer` gives, or a bare `tokenizer.json` as it is.
+
+    Such a folder does not say which class its tokenizer has; the library would guess one.
+    """
+    bare_file = Path(location) / "tokenizer.json"
+    if bare_file.is_file() and not (Path(location) / "tokenizer_config.json").is_file():
+        return transformers.PreTrainedTokenizerFast(tokenizer_file=str(bare_file))
+    return transformers.AutoTokenizer.from_pretrained(location)
+
+
 class TransformersTexts(LibraryReference):
     """The text tower behind `AutoTokenizer`; pooling as sentence-transformers' folders say."""
 
     def __init__(self, request: ReferenceRequest):
         self.folder = Path(request.location)
-        self.tokenizer = transformers.AutoTokenizer.from_pretrained(request.location)
+        self.tokenizer = _load_tokenizer(request.location)
         self.config = transformers.AutoConfig.from_pretrained(request.location)
         self.model = _load_model(request.location, self.config).eval()
         self.max_length = self._find_max_length(request)
