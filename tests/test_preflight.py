@@ -50,13 +50,6 @@ def test_workers_that_cannot_run_a_task_are_told_before_anything_is_measured(tin
     assert not run.folder.profile.exists()
 
 
-def test_a_cache_that_cannot_be_written_is_told(tiny_run, tmp_path, monkeypatch):
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "file"))
-    with pytest.raises(DataError, match=r"file.*the cache \(MMCOMPRESS_CACHE"):
-        check_machine(tiny_run())
-
-
 def test_a_disk_that_is_too_full_is_told(tiny_run, monkeypatch):
     monkeypatch.setattr(preflight, "BUNDLE_COPIES_ON_DISK", 1e15)
     with pytest.raises(DataError, match="are free on this disk, the run needs about"):

@@ -187,7 +187,8 @@ def test_the_bars_of_nodes_hold_a_target_that_is_slower_than_both_sides():
 def test_the_bars_of_nodes_take_sides_without_nodes_or_time():
     side = replace(make_side(0.0, precision="fp32"), nodes={})
     target = Target(latency_ms=0.0, speedup=1.0, met=True, text="1x")
-    read_chart(draw_node_bars(make_summary(baseline=side, compressed=side, target=target)))
+    root = read_chart(draw_node_bars(make_summary(baseline=side, compressed=side, target=target)))
+    assert all(float(bar.attrib["width"]) >= 0 for bar in root.iter("rect"))
 
 
 def test_the_map_of_a_structure_outlines_cross_modal_blocks():
@@ -244,9 +245,9 @@ def test_bars_of_quality_stay_within_the_chart(value):
 
 
 def test_bars_of_quality_take_no_metric_and_no_interval():
-    read_chart(draw_quality_bars({}, {}))
+    assert "r1" not in list_texts(read_chart(draw_quality_bars({}, {})))
     figure = {"r1": make_equal_quality()}
-    read_chart(draw_quality_bars(figure, figure))
+    assert "r1" in list_texts(read_chart(draw_quality_bars(figure, figure)))
 
 
 @pytest.mark.parametrize(
@@ -273,7 +274,9 @@ def test_a_comparison_has_a_row_for_each_method_and_a_panel_for_each_metric():
 @pytest.mark.parametrize("quality", [{}, {"r1": make_equal_quality()}], ids=["none", "equal"])
 def test_a_comparison_takes_no_metric_and_equal_values(quality):
     side = replace(make_side(5.0, precision="fp32"), quality=quality)
-    read_chart(draw_comparison({"one": make_summary(baseline=side, compressed=side)}))
+    root = read_chart(draw_comparison({"one": make_summary(baseline=side, compressed=side)}))
+    assert set(quality) <= set(list_texts(root))
+    assert any(text.startswith("one") for text in list_texts(root))
 
 
 def test_a_front_has_a_point_for_each_target():
@@ -292,7 +295,8 @@ def test_a_front_has_a_point_for_each_target():
 def test_a_front_takes_a_result_that_is_no_faster(speedup):
     target = Target(latency_ms=10.0, speedup=1.0, met=False, text="1x")
     run = make_summary(target=target, speedup=speedup, quality_retained=0.0)
-    read_chart(draw_front({"1x": run}))
+    root = read_chart(draw_front({"1x": run}))
+    assert "1x" in list_texts(root) and len(list(root.iter("circle"))) == 1
 
 
 # Pages.

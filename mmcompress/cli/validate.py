@@ -65,14 +65,13 @@ def _check_models(spec: Spec) -> None:
 def _check_deeply(spec: str, space: str | None, overrides: dict[str, Any]) -> None:
     """Export, prove and run the dense pipeline in a folder that is removed again."""
     # They take torch, which a light install lacks.
-    open_run = resolve_entry("mmcompress.workspace.context:open_run")
+    begin_run = resolve_entry("mmcompress.run.begin_run:begin_run")
     check_everything = resolve_entry("mmcompress.run.preflight:check_everything")
     with tempfile.TemporaryDirectory() as scratch, Progress() as on_progress:
         folder = Path(scratch)
-        run = open_run(
-            spec, folder / "run", space=space, overrides=overrides, on_progress=on_progress
-        )
-        proofs = check_everything(run, folder / "bundles")
+        options = {"space": space, "overrides": overrides, "on_progress": on_progress}
+        with begin_run(spec, folder / "run", **options) as run:
+            proofs = check_everything(run, folder / "bundles")
     out.print(f"[green]{len(proofs)} proofs of the dense pipeline hold[/green]")
 
 

@@ -438,7 +438,7 @@ def _make_random_ids(model: Model, shape: list[int], *, generator: torch.Generat
     """Return random token ids; where the model has an end token, every text ends in it."""
     # The first three ids are special tokens in most vocabularies.
     ids = torch.randint(3, max(model.vocabulary, 4), shape, generator=generator)
-    if model.config.get("eos") is not None:
+    if "eos" in model.config:
         ids[:, -1] = model.config["eos"]
     return ids
 

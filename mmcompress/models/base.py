@@ -388,7 +388,7 @@ class TextEncoderModel(Model):
         *,
         vocabulary: int,
         pad: int,
-        eos: int | None,
+        eos: int,
         any_length: bool = False,
         text_settings: Mapping[str, Any] | None = None,
     ) -> None:
@@ -399,7 +399,7 @@ class TextEncoderModel(Model):
             width: Features of the residual stream inside.
             vocabulary: How many token ids there are.
             pad: The id that fills a text up.
-            eos: The id that ends a text, which a text that is cut keeps; None where there is none.
+            eos: The id that ends a text, or another one that is no padding.
             any_length: Texts may be shorter than `context`, since the model ignores padding.
             text_settings: What else `runtime.text.TextReader` reads, such as `prompt` and `clean`.
         """
@@ -423,13 +423,8 @@ class TextEncoderModel(Model):
         """Return ids [batch, context] of a text that is all padding but for one token."""
         ids = torch.full((batch, self.context), self.config["pad"], dtype=torch.long)
         # one token that is no padding: a mean over none of them would divide by zero
-        ids[:, 0] = self._get_example_token()
+        ids[:, 0] = self.config["eos"]
         return ids
-
-    def _get_example_token(self) -> int:
-        """Return a token id that is no padding: the one that ends a text, where there is one."""
-        eos: int | None = self.config["eos"]
-        return int(self.config["pad"] == 0) if eos is None else eos
 
     def export_graphs(self) -> dict[str, ExportGraph]:
         """Return one graph: ids [b, t] -> embedding [b, d]."""
@@ -453,7 +448,7 @@ class TextEncoderModel(Model):
 
     def make_example_requests(self, steps: float, beams: int) -> dict[str, ExampleRequest]:
         """Return one call: as many texts as there are beams."""
-        ids = torch.full((beams, self._count_text_tokens(steps)), self._get_example_token())
+        ids = torch.full((beams, self._count_text_tokens(steps)), self.config["eos"])
         return {"model": ExampleRequest((ids,), 1.0)}
 
     def _count_text_tokens(self, steps: float) -> int:

@@ -11,7 +11,7 @@ from mmcompress.errors import DataError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.runtime.cache import find_cache_fault
-from mmcompress.runtime.progress import ProgressListener
+from mmcompress.runtime.progress import ProgressListener, ignore_progress
 from mmcompress.runtime.timing import Clock
 from mmcompress.search.ray_folder import choose_ray_folder
 from mmcompress.spec.schema import Spec
@@ -24,12 +24,12 @@ def begin_run(
     spec_path: str | Path,
     out: str | Path,
     *,
-    space: str | Path | None,
-    overrides: dict[str, Any] | None,
-    resume: bool,
-    on_progress: ProgressListener,
-    bench: Benchmarker | None,
-    clock: Clock | None,
+    space: str | Path | None = None,
+    overrides: dict[str, Any] | None = None,
+    resume: bool = False,
+    on_progress: ProgressListener = ignore_progress,
+    bench: Benchmarker | None = None,
+    clock: Clock | None = None,
 ) -> Iterator[RunContext]:
     """Open a run that this process alone works on until the block ends.
 
@@ -42,7 +42,7 @@ def begin_run(
     """
     spec = load_spec(spec_path, overrides)
     with hold_folder(out):
-        _check_machine(spec)
+        _check_before_loading(spec)
         yield open_run(
             spec_path,
             out,
@@ -55,8 +55,8 @@ def begin_run(
         )
 
 
-def _check_machine(spec: Spec) -> None:
-    """Check what a run needs of its machine. Raises `ClusterError` or `DataError`."""
+def _check_before_loading(spec: Spec) -> None:
+    """Check what fails in a second and costs nothing. Raises `ClusterError` or `DataError`."""
     if spec.search.executor == "ray" and not spec.search.ray_address:
         choose_ray_folder()
     fault = find_cache_fault()

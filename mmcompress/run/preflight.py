@@ -8,7 +8,6 @@ precision (`check_everything`).
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ from mmcompress.registry import EXECUTORS
 from mmcompress.report.fill_templates import check_templates
 from mmcompress.results.records import Proof
 from mmcompress.run.profile import prove_generators
-from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.executors import TaskResult
 from mmcompress.workspace.context import RunContext, list_precisions
@@ -82,19 +80,19 @@ def estimate_needs(run: RunContext) -> Needs:
 
 
 def check_machine(run: RunContext) -> Needs:
-    """Try what a run needs of its machine: folders, disk, workers, the report's templates.
+    """Try what a run needs of its machine: disk, workers, the report's templates.
+
+    `begin_run` has tried the folders before anything was loaded.
 
     Returns:
         What the run will take.
 
     Raises:
-        DataError: A folder can't be written, or the disk is too full.
+        DataError: The disk is too full.
         ClusterError: No worker answers.
     """
     needs = estimate_needs(run)
     run.on_progress("check", f"the run will take {needs.describe()}", None)
-    _check_writable(run.folder.path, "--out")
-    _check_writable(locate_cache_folder(), "the cache (MMCOMPRESS_CACHE names another folder)")
     free_mb = shutil.disk_usage(run.folder.path).free / MB
     if free_mb < needs.disk_mb:
         raise DataError(
@@ -104,16 +102,6 @@ def check_machine(run: RunContext) -> Needs:
     check_templates()
     check_executor(run)
     return needs
-
-
-def _check_writable(folder: Path, name: str) -> None:
-    """Write a file into a folder and remove it; raise `DataError` where that fails."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".try-"):
-            pass
-    except OSError as error:
-        raise DataError(f"{folder}: {name} can't be written: {error.strerror or error}") from error
 
 
 def answer_from_worker(context: object, number: int) -> TaskResult:
@@ -164,7 +152,7 @@ def check_everything(run: RunContext, folder: Path) -> list[Proof]:
         The proofs of the dense bundle; all of them hold.
 
     Raises:
-        DataError: A folder can't be written, or the disk is too full.
+        DataError: The disk is too full.
         ClusterError: No worker answers.
         ProofFailed: The dense bundle does not answer as its models, or as their libraries.
         ModelError: A precision can't run on this machine.

@@ -73,15 +73,6 @@ def either(first: Rule, second: Rule) -> Rule:
     return check
 
 
-def optional(rule: Rule) -> Rule:
-    """Make the rule for a value that may be missing (`null`)."""
-
-    def check(value: object) -> str:
-        return "" if value is None else rule(value)
-
-    return check
-
-
 def check_text(value: object) -> str:
     """Check a text."""
     return "" if isinstance(value, str) else f"expected a text, got {show_value(value)}"
