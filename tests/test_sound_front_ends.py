@@ -145,7 +145,11 @@ def test_what_is_no_sound_is_refused_with_its_reason(source, message):
 
 def test_silence_is_what_no_frame_rises_above():
     rng = np.random.default_rng(0)
-    assert is_silent(np.zeros(1, np.float32)) and is_silent(np.zeros(16_000, np.float32))
+    assert (
+        is_silent(np.zeros(0, np.float32))
+        and is_silent(np.zeros(1, np.float32))
+        and is_silent(np.zeros(16_000, np.float32))
+    )
     assert is_silent(np.full(16_000, 0.2, np.float32))  # the offset of a microphone
     dither = (rng.integers(-1, 2, 16_000) / 32768).astype(np.float32)
     assert is_silent(dither)

@@ -118,6 +118,8 @@ def is_silent(samples: np.ndarray) -> bool:
 
     The loudness of a frame is its standard deviation: an offset of a microphone is no sound.
     """
+    if not len(samples):
+        return True
     frame_count = len(samples) // WINDOW
     frames_FN = samples[: frame_count * WINDOW].reshape(frame_count, WINDOW)
     last_frame = samples[-WINDOW:]
