@@ -8,6 +8,7 @@ MmcompressError
 ├── MissingPackage   an optional package is not installed             exit code 2
 ├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
 ├── TargetNotMet     the best artifact was written, but is too slow   exit code 3
+├── QualityUndetermined  the dense answers are empty or alike         exit code 3
 └── ProofFailed      an artifact does not compute what it should      exit code 1
 """
 
@@ -76,6 +77,12 @@ class ClusterError(MmcompressError):
 
 class TargetNotMet(MmcompressError):
     """The best artifact was written, but it misses the target or a limit."""
+
+    exit_code = 3
+
+
+class QualityUndetermined(MmcompressError):
+    """The artifact was written, but the dense answers are empty or alike: nothing can be judged."""
 
     exit_code = 3
 

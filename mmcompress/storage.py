@@ -1,4 +1,5 @@
 """Records as JSON: made of plain data with every value checked, and written whole or not at all.
+Texts of the user: read as UTF-8 on every machine.
 
 A record is a frozen dataclass. pydantic checks plain data against its type hints; what is wrong
 comes back as a list of `Problem`, each with the path to the value. `mmcompress.runtime` must not
@@ -35,6 +36,12 @@ DAMAGED_SUFFIX = ".damaged"
 
 REMADE_SEQUEL = "it is made again where it is needed"
 """What becomes of a file that was set aside."""
+
+UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+"""The first bytes of a file in UTF-16, as some editors write it."""
+
+SHOWN_BYTES = 12
+"""Bytes shown on either side of one that is not UTF-8."""
 
 RECORD_CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 """How records are checked: unknown keys are errors; the string under a field describes it."""
@@ -397,3 +404,42 @@ def set_aside_if_damaged(
         tell(f"{error}; set aside as {', '.join(names)}: {sequel}")
         return True
     return False
+
+
+def read_text_file(path: Path) -> str:
+    """Read a text file as UTF-8; a byte order mark at its start is no part of the text.
+
+    Raises:
+        DataError: The file can't be read, or is in another encoding: the message says where, and
+            how to convert it.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # the decoder counts from behind the byte order mark
+        text_bytes = error.object
+        position = error.start
+    if raw.startswith(UTF16_MARKS):
+        raise DataError(
+            f"{path}: can't be read: it is not UTF-8 but UTF-16; {_describe_cure(path, 'utf-16')}"
+        )
+    line_number = text_bytes.count(b"\n", 0, position) + 1
+    shown = text_bytes[max(0, position - SHOWN_BYTES) : position + SHOWN_BYTES]
+    # latin-1 gives every byte a character
+    excerpt = shown.decode("latin-1").strip()
+    raise DataError(
+        f"{path}:{line_number}: can't be read: it is not UTF-8: byte "
+        f"0x{text_bytes[position]:02x} in {excerpt!r} as latin-1; {_describe_cure(path, 'latin1')}"
+    )
+
+
+def _describe_cure(path: Path, encoding: str) -> str:
+    """Return how a file is brought to UTF-8, in words."""
+    return (
+        "save it as UTF-8, such as by "
+        f"`iconv -f {encoding} -t utf-8 {path.name} > utf8-{path.name}`"
+    )

@@ -267,7 +267,7 @@ def write_clips(folder: Path, count: int = 24, rate: int = 22050) -> None:
     for i in range(count):
         soundfile.write(folder / "wavs" / f"c{i}.wav", tone(rng.uniform(0.2, 0.44), rate), rate)
         text = " ".join(rng.choice(WORDS, 5))
-        rows.append(f"c{i}|{text}|{text}" if i % 2 else f"c{i}|{text}")
+        rows.append(f"c{i}|{text}|{text}" if i % 2 else f"c{i}|{text}|")
     (folder / "metadata.csv").write_text("\n".join(rows) + "\n")
 
 

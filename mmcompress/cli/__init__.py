@@ -6,8 +6,10 @@ command at all.
 
 from __future__ import annotations
 
+import io
 import logging
 import os
+import sys
 import warnings
 
 import click
@@ -84,6 +86,7 @@ COMMANDS = {
 @click.version_option(__version__, prog_name="mmcompress")
 def main() -> None:
     """Compress a multi-model multimodal pipeline to an end-to-end latency target."""
+    _escape_unprintable_texts()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -93,3 +96,10 @@ def main() -> None:
     # Other libraries warn of their own affairs; what this project warns of is for the user.
     warnings.simplefilter("ignore")
     warnings.filterwarnings("default", category=FutureWarning, module=r"mmcompress\.")
+
+
+def _escape_unprintable_texts() -> None:
+    """Write characters that the terminal's encoding lacks as escapes: no text ends a command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")

@@ -55,10 +55,13 @@ def _describe_verdict(summary: Summary) -> str:
     cross_modal = ""
     if summary.cross_modal_ratio is not None:
         cross_modal = f", cross-modal {summary.cross_modal_ratio:.0%}"
+    quality = f"{summary.quality_retained:.1%} of the quality retained"
+    if summary.undetermined_nodes:
+        quality = f"[red]quality undetermined[/red] ({', '.join(summary.undetermined_nodes)})"
     passed = sum(proof.passed for proof in summary.proofs)
     return (
         f"[bold]{summary.speedup:.2f}x[/bold], {verdict}; "
-        f"{summary.quality_retained:.1%} of the quality retained; "
+        f"{quality}; "
         f"pruned: unimodal {summary.unimodal_ratio:.0%}{cross_modal}; "
         f"{passed} of {len(summary.proofs)} proofs passed"
     )

@@ -16,7 +16,7 @@ from mmcompress.cli.options import (
     resume_option,
 )
 from mmcompress.cli.results_table import print_path, print_summary
-from mmcompress.errors import TargetNotMet
+from mmcompress.errors import QualityUndetermined, TargetNotMet
 from mmcompress.results.records import Summary
 from mmcompress.run.run_targets import run_targets
 from mmcompress.workspace.folder import RunFolder
@@ -57,6 +57,15 @@ def run_command(
     if len(summaries) > 1:
         print_path("front", run_folder.front_page)
     _require_met_targets(summaries)
+    _require_determined_quality(summaries)
+
+
+def _require_determined_quality(summaries: Sequence[Summary]) -> None:
+    """Raise `QualityUndetermined` when the dense answers tell nothing of what was lost."""
+    for summary in summaries:
+        reasons = summary.describe_undetermined()
+        if reasons:
+            raise QualityUndetermined(f"{'; '.join(reasons)}; the pipeline was written")
 
 
 def _require_met_targets(summaries: Sequence[Summary]) -> None:
@@ -65,11 +74,5 @@ def _require_met_targets(summaries: Sequence[Summary]) -> None:
     for summary in summaries:
         if not summary.target.met:
             misses.append(f"{summary.target.text}: {', '.join(summary.target.describe_misses())}")
-        elif summary.degenerate_answers:
-            nodes = ", ".join(f"'{answers.node}'" for answers in summary.degenerate_answers)
-            misses.append(
-                f"{summary.target.text}: met, but quality is undetermined: the dense pipeline "
-                f"writes nearly always the same at {nodes}"
-            )
     if misses:
         raise TargetNotMet(f"{'; '.join(misses)}; the best found was written")

@@ -92,29 +92,6 @@ class LazySequence(Sequence[np.ndarray]):
         return self.read(self.paths[index])
 
 
-def read_text_file(path: Path) -> str:
-    """Read a UTF-8 text file; a mark of its byte order does not count.
-
-    Raises:
-        DataError: It can't be read, or is no UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 ({error}); save it as UTF-8") from error
-
-
-def split_lines(text: str) -> list[str]:
-    """Split a text at line feeds alone; a carriage return before one belongs to it.
-
-    `str.splitlines` cuts at other marks of Unicode as well, which may stand inside a text.
-    """
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    return lines[:-1] if lines and not lines[-1] else lines
-
-
 def draw_rows(rows: list[Row], count: int | None, *, seeds: list[int]) -> list[Row]:
     """Draw rows at random, such that a smaller draw is the beginning of a larger one.
 
@@ -127,6 +104,11 @@ def draw_rows(rows: list[Row], count: int | None, *, seeds: list[int]) -> list[R
         return rows
     order = np.random.default_rng(seeds).permutation(len(rows))
     return [rows[i] for i in order[:count]]
+
+
+def identify_file(path: Path) -> Path:
+    """Return one path for a file, however a list names it: by `./`, `..` or a link."""
+    return path.resolve()
 
 
 def refuse_rows(problems: Sequence[str], noun: str) -> None:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import json
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -21,10 +17,10 @@ from mmcompress.data.base import (
     Pairs,
     RowsBySplit,
     draw_rows,
-    read_text_file,
+    identify_file,
     refuse_rows,
-    split_lines,
 )
+from mmcompress.data.text_files import Fields, check_characters, read_csv_rows, read_jsonl_rows
 from mmcompress.errors import DataError
 from mmcompress.runtime.images import open_image
 
@@ -36,12 +32,6 @@ IMAGE_KEYS = ("image", "file_name", "file", "path")
 
 CAPTION_KEYS = ("caption", "text")
 """Names that the field with the caption may have, the preferred one first."""
-
-MAX_FIELD_CHARACTERS = 10_000_000
-"""Characters of a field of a CSV file: Python's own limit of 131,072 is less than a long text."""
-
-EXTRA_FIELDS = "more fields"
-"""Key of the fields of a CSV row that no name of its first line stands for."""
 
 IMAGE_TRAIN_SHARE = 0.8
 """Share of the images without a split of their own that are for training."""
@@ -56,7 +46,8 @@ class Folder:
 
     Its list has one row per image with `image` (relative to the folder) and `caption`, and
     optionally `split`. Every image is opened once when the folder is loaded, and one error lists
-    all that are missing or broken.
+    all that are missing or broken. Lists are UTF-8. A text of a CSV file stands in double quotes
+    where it has a comma or a line break.
     """
 
     path: str
@@ -81,7 +72,9 @@ class Folder:
     def assign_split(self, image_name: str) -> str:
         """Return the split of an image by a hash of its name: 80 % train, 10 % val, 10 % test.
 
-        An image stays in its split when others are added.
+        An image stays in its split when others are added. Its name is that of its file. Where
+        files in several folders share that name, it is the path within the data folder. Otherwise
+        `sku1/main.jpg` and `sku2/main.jpg` would share a split as well.
         """
         key = f"{self.seed}:{image_name}".encode()
         digest = hashlib.blake2b(key, digest_size=2).digest()
@@ -127,21 +120,25 @@ def _read_pairs(folder: Folder) -> RowsBySplit:
     rows_by_split: RowsBySplit = {split: [] for split in folder.splits}
     line_by_image: dict[Path, int] = {}
     problems: list[str] = []
-    listed_rows = _read_rows(listing)
-    dealt_names = _list_dealt_names(root, listed_rows)
-    for line_number, fields in listed_rows:
+    rows = _read_rows(listing)
+    shared_names = _find_shared_names(root, rows)
+    for line_number, fields in rows:
         place = f"{listing}:{line_number}"
         image = root / _read_field(fields, IMAGE_KEYS, place=place)
         caption = _read_field(fields, CAPTION_KEYS, place=place)
-        if image in line_by_image:
+        identity = identify_file(image)
+        if identity in line_by_image:
             if folder.repeats == "refuse":
                 problems.append(
-                    f"{place}: {image.name} stands in line {line_by_image[image]} already"
+                    f"{place}: {image.name} stands in line {line_by_image[identity]} already"
                     " (repeats: first reads that one)"
                 )
             continue
-        line_by_image[image] = line_number
-        split = fields.get("split") or folder.assign_split(dealt_names[image])
+        line_by_image[identity] = line_number
+        name = image.name
+        if name in shared_names:
+            name = Path(os.path.relpath(image, root)).as_posix()
+        split = fields.get("split") or folder.assign_split(name)
         if not isinstance(split, str) or split not in rows_by_split:
             raise DataError(f"{place}: unknown split '{split}' (known: {', '.join(rows_by_split)})")
         try:
@@ -155,29 +152,6 @@ def _read_pairs(folder: Folder) -> RowsBySplit:
     return rows_by_split
 
 
-def _list_dealt_names(
-    root: Path, rows: Sequence[tuple[int, Mapping[str, object]]]
-) -> dict[Path, str]:
-    """Return the name that each image is dealt to a split by.
-
-    It is the file name; where several images share one (`sku1/main.jpg`, `sku2/main.jpg`), it is
-    the path in the folder. They would all land in one split.
-    """
-    images: list[Path] = []
-    for _, fields in rows:
-        for key in IMAGE_KEYS:
-            value = fields.get(key)
-            if isinstance(value, str) and value.strip():
-                images.append(root / value.strip())
-                break
-    counts = Counter(image.name for image in set(images))
-    names: dict[Path, str] = {}
-    for image in images:
-        is_shared = counts[image.name] > 1
-        names[image] = os.path.relpath(image, root) if is_shared else image.name
-    return names
-
-
 def _find_listing(root: Path, file_name: str | None) -> Path:
     """Return the file that lists the images of a folder, or raise `DataError`."""
     if not root.is_dir():
@@ -189,52 +163,31 @@ def _find_listing(root: Path, file_name: str | None) -> Path:
     raise DataError(f"data folder '{root}': none of {', '.join(names)} is in it")
 
 
-def _read_rows(listing: Path) -> list[tuple[int, Mapping[str, object]]]:
+def _read_rows(listing: Path) -> list[tuple[int, Fields]]:
     """Return (line, fields) of every row of a JSONL or CSV file, or raise `DataError`."""
-    text = read_text_file(listing)
-    if listing.suffix == ".csv":
-        return _read_csv_rows(text, listing)
-    rows: list[tuple[int, Mapping[str, object]]] = []
-    for line_number, line in enumerate(split_lines(text), 1):
-        if not line.strip():
-            continue
-        try:
-            fields = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{listing}:{line_number}: not a JSON object: {error}") from error
-        if not isinstance(fields, dict):
-            raise DataError(f"{listing}:{line_number}: expected a JSON object, got {fields!r}")
-        rows.append((line_number, fields))
-    return rows
+    if listing.suffix.lower() == ".csv":
+        return read_csv_rows(listing)
+    return read_jsonl_rows(listing)
 
 
-def _read_csv_rows(text: str, listing: Path) -> list[tuple[int, Mapping[str, object]]]:
-    """Return (line, fields) of every row of a CSV text, or raise `DataError`."""
-    csv.field_size_limit(MAX_FIELD_CHARACTERS)
-    reader = csv.DictReader(io.StringIO(text, newline=""), restkey=EXTRA_FIELDS, strict=True)
-    rows: list[tuple[int, Mapping[str, object]]] = []
-    try:
-        for fields in reader:
-            place = f"{listing}:{reader.line_num}"
-            if EXTRA_FIELDS in fields:
-                names = ", ".join(reader.fieldnames or ())
-                raise DataError(
-                    f"{place}: more fields than names ({names}): put a text with commas in quotes"
-                )
-            if None in fields.values():
-                missing = ", ".join(name for name, value in fields.items() if value is None)
-                raise DataError(f"{place}: too few fields, nothing for: {missing}")
-            rows.append((reader.line_num, fields))
-    except csv.Error as error:
-        raise DataError(f"{listing}:{reader.line_num}: no CSV: {error}") from error
-    return rows
+def _find_shared_names(root: Path, rows: list[tuple[int, Fields]]) -> frozenset[str]:
+    """Return the file names that images in several folders share."""
+    images: set[Path] = set()
+    for _, fields in rows:
+        values = [fields.get(key) for key in IMAGE_KEYS]
+        texts = [value.strip() for value in values if isinstance(value, str) and value.strip()]
+        if texts:
+            images.add(Path(os.path.normpath(root / texts[0])))
+    counts = Counter(image.name for image in images)
+    return frozenset(name for name, count in counts.items() if count > 1)
 
 
-def _read_field(fields: Mapping[str, object], keys: tuple[str, ...], *, place: str) -> str:
+def _read_field(fields: Fields, keys: tuple[str, ...], *, place: str) -> str:
     """Return the text of the first key that has one, or raise `DataError`."""
     for key in keys:
         value = fields.get(key)
         if isinstance(value, str) and value.strip():
+            check_characters(value, place=place)
             return value.strip()
         if isinstance(value, list):
             raise DataError(f"{place}: '{key}' is a list; one {keys[0]} a row is what is read")

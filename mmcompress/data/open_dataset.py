@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmcompress.data.base import Dataset, read_text_file, split_lines
+from mmcompress.data.base import Dataset
+from mmcompress.data.text_files import split_lines
 from mmcompress.errors import DataError
 from mmcompress.graph.ports import get_kind
 from mmcompress.registry import DATA_KINDS
 from mmcompress.spec.schema import Data, Spec
-from mmcompress.storage import InvalidValue, build_record
+from mmcompress.storage import InvalidValue, build_record, read_text_file
 
 LOOKUP_SPLITS = ("train", "val", "test")
 """Splits whose reference texts a lookup searches when it has no file of its own."""

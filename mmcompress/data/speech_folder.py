@@ -16,12 +16,13 @@ from mmcompress.data.base import (
     Row,
     RowsBySplit,
     draw_rows,
-    read_text_file,
+    identify_file,
     refuse_rows,
-    split_lines,
 )
+from mmcompress.data.text_files import split_lines
 from mmcompress.errors import DataError
 from mmcompress.runtime.audio import check_audio, open_audio
+from mmcompress.storage import read_text_file
 
 SOUND_FOLDER = "wavs"
 """The folder of the sound files, as LJSpeech names it."""
@@ -29,8 +30,8 @@ SOUND_FOLDER = "wavs"
 VALIDATION_SHARE = 0.3
 """Share of the clips that are not test clips on which structures are chosen (`val`)."""
 
-MAX_TRANSCRIPTS = 2
-"""Transcripts of a line: as it was spoken, and with numbers and short forms written out."""
+EXPECTED_LINE = "expected name|transcript or name|transcript|normalized"
+"""What an error says of a line that is neither."""
 
 MIN_CLIPS = 8
 """The fewest clips of a folder: with less, one of its three splits could hold next to nothing."""
@@ -40,9 +41,10 @@ MIN_CLIPS = 8
 class SpeechFolder:
     """Sound files in `wavs/`, and a list of them with their transcripts.
 
-    Every line of the list is `name|transcript` or `name|transcript|normalized transcript`. The last
-    text of a line that is not empty is its reference. A name without a suffix means a .wav file;
-    any format and sample rate that libsndfile reads will do.
+    Every line of the list is `name|transcript`, or every line is `name|transcript|normalized
+    transcript`. The last text of a line that is not empty is its reference. The list is UTF-8, and
+    a line ends at \\n alone. A name without a suffix means a .wav file; any format and sample rate
+    that libsndfile reads will do.
 
     Half of the clips are for the test, drawn by `seed`. Of the rest, 70 % are for calibration and
     distillation (`train`), and 30 % are for validation (`val`). Every sound file is checked when
@@ -55,8 +57,14 @@ class SpeechFolder:
     """The list, relative to the folder; the default is LJSpeech's name for it."""
     seed: int = 0
     """Which clips go to which split."""
+    columns: Literal[2, 3] | None = None
+    """Columns of the list. With 2, a `|` within a transcript belongs to it. With 3, a line may lack
+    the last one. None: as many as every line has; lists whose lines differ are refused."""
+    repeats: Literal["refuse", "first"] = "refuse"
+    """What becomes of a clip in several lines. It could land in two splits, so it is refused;
+    `first` reads its first line only."""
     count: int | None = None
-    """How many lines of the list are read, from the first on; None reads all of them."""
+    """How many clips of the list are read, from the first on; None reads all of them."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
     """Names of the splits."""
     modality: Literal["audio"] = field(default="audio", init=False)
@@ -95,21 +103,29 @@ def _read_clips(folder: SpeechFolder) -> RowsBySplit:
     if not root.is_dir():
         raise DataError(f"data folder '{root}': no such folder")
     listing = root / folder.file
+    numbered_lines = [
+        (number, line)
+        for number, line in enumerate(split_lines(read_text_file(listing)), 1)
+        if line.strip()
+    ]
+    columns = folder.columns or _count_columns(numbered_lines, listing=listing)
     rows: list[Row] = []
     line_by_sound: dict[Path, int] = {}
     problems: list[str] = []
-    for line_number, line in enumerate(split_lines(read_text_file(listing)), 1):
-        if not line.strip():
-            continue
+    for line_number, line in numbered_lines:
         place = f"{listing}:{line_number}"
-        name, text = _parse_line(line, place=place)
+        name, text = _parse_line(line, columns=columns, place=place)
         file_name = name if Path(name).suffix else f"{name}.wav"
         sound = root / SOUND_FOLDER / file_name
-        if sound in line_by_sound:
-            # Dealt twice, a clip would be learned and tested.
-            problems.append(f"{place}: {name} stands in line {line_by_sound[sound]} already")
+        identity = identify_file(sound)
+        if identity in line_by_sound:
+            if folder.repeats == "refuse":
+                problems.append(
+                    f"{place}: {name} stands in line {line_by_sound[identity]} already"
+                    " (repeats: first reads that one)"
+                )
             continue
-        line_by_sound[sound] = line_number
+        line_by_sound[identity] = line_number
         try:
             check_audio(sound)
         except DataError as error:
@@ -125,18 +141,43 @@ def _read_clips(folder: SpeechFolder) -> RowsBySplit:
     return _deal_clips(rows, folder.seed)
 
 
-def _parse_line(line: str, *, place: str) -> tuple[str, str]:
+def _count_columns(numbered_lines: list[tuple[int, str]], *, listing: Path) -> int:
+    """Return how many columns every line of the list has, or raise `DataError`.
+
+    Where lines differ, a `|` stands within a transcript, or a normalized transcript is missing:
+    the list does not say which.
+    """
+    line_by_count: dict[int, int] = {}
+    for line_number, line in numbered_lines:
+        line_by_count.setdefault(line.count("|") + 1, line_number)
+    counts = sorted(line_by_count)
+    if len(counts) == 1 and counts[0] > 1:
+        # a line with more is refused when it is read
+        return min(counts[0], 3)
+    if not counts or counts[0] < 2:
+        line_number = line_by_count.get(1, 1)
+        raise DataError(f"{listing}:{line_number}: {EXPECTED_LINE}")
+    seen = [f"{count} in line {line_by_count[count]}" for count in counts]
+    raise DataError(
+        f"{listing}:{line_by_count[counts[-1]]}: the lines differ in their columns "
+        f"({', '.join(seen)}); where a '|' belongs to a transcript, say data.options.columns: 2; "
+        "where a normalized transcript is missing, say 3"
+    )
+
+
+def _parse_line(line: str, *, columns: int, place: str) -> tuple[str, str]:
     """Return the name of a clip and its reference text, or raise `DataError`."""
-    name, *transcripts = [part.strip() for part in line.split("|")]
-    if len(transcripts) > MAX_TRANSCRIPTS:
+    parts = line.split("|", 1) if columns == 2 else line.split("|")
+    name, *transcripts = [part.strip() for part in parts]
+    if len(parts) > columns:
         raise DataError(
-            f"{place}: {len(transcripts) + 1} fields, expected name|transcript or "
-            "name|transcript|normalized: a transcript can't hold '|'"
+            f"{place}: {len(parts)} fields, expected {columns}: with {columns}, a transcript "
+            "can't hold '|'; write another sign in its place"
         )
     # the normalized transcript comes last, and it is the one to use if there is any
     filled_transcripts = [transcript for transcript in transcripts if transcript]
     if not name or not filled_transcripts:
-        raise DataError(f"{place}: expected name|transcript or name|transcript|normalized")
+        raise DataError(f"{place}: {EXPECTED_LINE}")
     return name, filled_transcripts[-1]
 
 

@@ -10,8 +10,10 @@ from typing import Literal
 
 import numpy as np
 
-from mmcompress.data.base import Pairs, read_text_file, split_lines
+from mmcompress.data.base import Pairs
+from mmcompress.data.text_files import split_lines
 from mmcompress.errors import DataError
+from mmcompress.storage import read_text_file
 
 LINE_TRAIN_SHARE = 0.7
 """Share of the lines for training."""
@@ -73,9 +75,9 @@ class TextLines:
 def _read_lines(data: TextLines) -> dict[str, list[str]]:
     """Return the lines of every split, or raise `DataError`."""
     path = Path(data.path)
-    text = read_text_file(path)
+    lines = split_lines(read_text_file(path))
     lines_by_split: dict[str, list[str]] = {split: [] for split in data.splits}
-    for line in dict.fromkeys(part.strip() for part in split_lines(text)):
+    for line in dict.fromkeys(line.strip() for line in lines):
         if line:
             lines_by_split[data.assign_split(line)].append(line)
     empty = [split for split, lines in lines_by_split.items() if not lines]

@@ -213,7 +213,7 @@ class _BundleWriter:
         config = dict(model.config)
         if model.tokenizer_json is not None:
             tokenizer = self.folder / node_name / "tokenizer.json"
-            tokenizer.write_text(model.tokenizer_json)
+            tokenizer.write_text(model.tokenizer_json, encoding="utf-8")
             config["tokenizer"] = self._name_file(tokenizer)
         entry = self.node_entries[node_name]
         entry["files"] = {graph_name: self._name_file(file) for graph_name, file in files.items()}
@@ -312,7 +312,7 @@ class _BundleWriter:
             embeddings.append(outputs["embedding"])
         node_folder = self.folder / node_name
         node_folder.mkdir()
-        (node_folder / "texts.json").write_text(json.dumps(texts))
+        (node_folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
         np.save(node_folder / "bank.npy", np.concatenate(embeddings), allow_pickle=False)
         return {
             "texts": self._name_file(node_folder / "texts.json"),

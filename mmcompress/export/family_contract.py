@@ -515,7 +515,7 @@ def _prove_deployment(node: str, model: Model, *, folder: Path) -> list[Proof]:
     proofs = prove_export(node, model, files=files)
     if not get_kind(model.kind).writes_text:
         return proofs
-    (folder / "tokenizer.json").write_text(model.tokenizer_json or "")
+    (folder / "tokenizer.json").write_text(model.tokenizer_json or "", encoding="utf-8")
     shape = (*GENERATION_CONTEXT_SHAPE, model.dims["context"])
     generator = torch.Generator().manual_seed(5)
     contexts = torch.randn(shape, generator=generator)

@@ -216,10 +216,13 @@ def _prove_written_texts(
         writer: Any = pipeline.nodes[node_name]
         different = 0
         for raw in raw_inputs[:MAX_WRITTEN_INPUTS]:
+            tokens = pipeline.nodes[source](raw.value)["tokens"]
+            if not len(tokens):
+                # of silence the bundle writes nothing on purpose
+                continue
             expected = reference.write(raw.reference, _describe_limits(writer))
             if expected is None:
                 return []
-            tokens = pipeline.nodes[source](raw.value)["tokens"]
             writer(tokens)
             actual = list(writer.traces[0].sequences[0][1])
             is_equal = _strip_specials(writer, actual) == _strip_specials(writer, expected)

@@ -33,13 +33,15 @@ class Answers:
     texts: tuple[str, ...] = ()
     """The text that the node wrote or found."""
     endings: tuple[str, ...] = ()
-    """How the best text of a generator ended: `end`, `length` or `repetition`."""
+    """How the best text of a generator ended: `end`, `length`, `repetition` or `silence`."""
     queries: np.ndarray | None = None
     """Embeddings of the inputs [n, d], when the node compares two embeddings."""
     keys: np.ndarray | None = None
     """Embeddings of the reference texts [n, d], when the node compares two embeddings."""
     vectors: np.ndarray | None = None
     """Embeddings of the node [n, d], each of length 1, when no join compares them."""
+    windows: tuple[int, ...] = ()
+    """Windows that each input was heard in; empty when it was one each."""
     dense: Answers | None = None
     """The answers of the same node in the dense pipeline. None: this is the dense pipeline."""
 
@@ -82,6 +84,8 @@ def answer_pairs(
     endings: dict[str, list[str]] = {name: [] for name in writers}
     queries: dict[str, list[np.ndarray]] = {name: [] for name in comparing}
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in unjoined_encoders}
+    perceiving = [name for name, kind in kinds.items() if kind.perceives]
+    windows: list[int] = []
     input_name = next(iter(pipeline.inputs))
     for i, value in enumerate(pairs.inputs):
         outputs = pipeline.run(**{input_name: value})
@@ -93,6 +97,7 @@ def answer_pairs(
             query_port = kinds[name].compared_ports[0]
             query_node, port = parse_reference(pipeline.wiring[name][query_port])
             queries[name].append(outputs[query_node][port][0])
+        windows.append(max((len(outputs[name]["embedding"]) for name in perceiving), default=1))
         for name in unjoined_encoders:
             vectors[name].append(_average_directions(outputs[name]["embedding"]))
         if i % PROGRESS_EVERY == 0:
@@ -106,6 +111,7 @@ def answer_pairs(
             queries=np.stack(queries[name]) if name in queries else None,
             keys=_embed_references(pipeline, name, pairs=pairs) if name in queries else None,
             vectors=np.stack(vectors[name]) if name in vectors else None,
+            windows=tuple(windows) if max(windows, default=1) > 1 else (),
         )
     return answers
 

@@ -7,6 +7,7 @@ from mmcompress.stats import PerSampleScores
 
 
 def score_endings(answers: Answers) -> dict[str, PerSampleScores]:
-    """Score texts that end by their end token: neither cut off at the longest length nor for
-    repeating themselves."""
-    return {"ends_by_itself": count_right([ending == "end" for ending in answers.endings])}
+    """Score texts that end by their end token, or were never begun for silence: neither cut off at
+    the longest length nor for repeating themselves."""
+    right = [ending in ("end", "silence") for ending in answers.endings]
+    return {"ends_by_itself": count_right(right)}

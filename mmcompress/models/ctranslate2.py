@@ -244,7 +244,7 @@ def convert_to_transformers(source: Path, target: Path) -> Path:
             raise ModelError(f"{source}: {file_name} is missing")
     tensors = read_ctranslate2(source / "model.bin")
     weights = map_whisper_state(tensors)
-    stored_config = json.loads((source / "config.json").read_text())
+    stored_config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
     end_id = tokenizer.token_to_id("<|endoftext|>")
     special_ids: dict[str, Any] = {

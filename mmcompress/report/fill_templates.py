@@ -16,6 +16,7 @@ from mmcompress.report.formats import (
     format_milliseconds,
     format_percent,
     format_quality,
+    format_retained,
     format_speedup,
     keep_together,
 )
@@ -28,6 +29,7 @@ TEMPLATE_FOLDER = PACKAGE_FOLDER / "report" / "templates"
 
 FILTERS = {
     "percent": format_percent,
+    "retained": format_retained,
     "quality": format_quality,
     "count": format_count,
     "ms": format_milliseconds,
@@ -54,7 +56,7 @@ def write_pages(page: Path, **values: object) -> Path:
     for path in (page.with_suffix(".md"), page):
         text = environment.get_template(path.name).render(values)
         with replace_file(path) as unfinished:
-            unfinished.write_text(text)
+            unfinished.write_text(text, encoding="utf-8")
     return page
 
 

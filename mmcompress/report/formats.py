@@ -16,6 +16,11 @@ def format_percent(share: float | None) -> str:
     return NO_FIGURE if share is None else f"{100 * share:.1f} %"
 
 
+def format_retained(share: float | None) -> str:
+    """Return what is retained of the quality in percent; a word for None."""
+    return "undetermined" if share is None else format_percent(share)
+
+
 def format_quality(quality: Quality) -> str:
     """Return a metric in percent with its 95 % interval: `92.9 % (91.1 – 94.4)`."""
     interval = f"({100 * quality.low:.1f} – {100 * quality.high:.1f})"

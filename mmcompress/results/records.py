@@ -29,6 +29,15 @@ class Proof:
     """Which graph or which input it was, when there are several."""
 
 
+SHOWN_CHARACTERS = 40
+"""Characters of an answer that a message shows."""
+
+
+def shorten_text(text: str) -> str:
+    """Return the beginning of a long text."""
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}..."
+
+
 BoundKind = Literal["p50", "p95", "parameters", "size", "memory"]
 """What a bound limits: a statistic of the latency, or a size."""
 
@@ -100,20 +109,6 @@ class Trial:
     """Seconds that a worker took."""
     worker: str = ""
     """The worker, as host and process."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DegenerateAnswers:
-    """Texts of the dense pipeline that say nothing: quality can't be judged by them."""
-
-    node: str
-    """The node that writes or finds the texts."""
-    text: str
-    """The text that most answers are."""
-    share: float
-    """Share of the answers that are this text."""
-    count: int
-    """Answers that were looked at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +246,47 @@ class SearchResult:
     """Structures that were evaluated for these rounds."""
 
 
+LONG_INPUTS = "test inputs longer than the window"
+"""Name in `Summary.extra_splits` of what the dense encoder hears in several windows."""
+
+MAX_UNINFORMATIVE_SHARE = 0.9
+"""Share of the dense answers of a node that are empty or one and the same text, from which on no
+metric of its texts tells what was lost: nearly any change leaves such answers as they are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerCounts:
+    """What the texts of one node of the dense pipeline look like over the test split."""
+
+    inputs: int
+    """Inputs that were answered."""
+    empty: int
+    """Answers that are empty."""
+    alike: int
+    """Answers that are the most frequent text; 0 when all differ."""
+    example: str
+    """That text."""
+    judged: bool
+    """Whether a metric judges the texts of this node."""
+
+    @property
+    def uninformative_share(self) -> float:
+        """The share of the answers that is empty or the most frequent text, 0..1."""
+        return (self.empty + self.alike) / max(self.inputs, 1)
+
+    @property
+    def is_uninformative(self) -> bool:
+        """Whether the texts are judged though they tell nothing."""
+        return self.judged and self.uninformative_share >= MAX_UNINFORMATIVE_SHARE
+
+    def describe(self) -> str:
+        """Return the counts in words."""
+        text = f"{self.empty} of {self.inputs} answers are empty"
+        if self.alike:
+            text += f", {self.alike} are equal to one another ({shorten_text(self.example)!r})"
+        return text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """`summary.json`: everything that the report shows."""
@@ -323,5 +359,22 @@ class Summary:
     measured."""
     aimed_share: float = 1.0
     """Share of the target that the structure was chosen for."""
-    degenerate_answers: tuple[DegenerateAnswers, ...] = ()
-    """Generators whose dense texts are nearly all one text: quality is undetermined then."""
+    dense_answers: dict[str, AnswerCounts] = field(default_factory=dict)
+    """How many texts of the dense pipeline are empty or equal to one another, by node."""
+
+    @property
+    def undetermined_nodes(self) -> tuple[str, ...]:
+        """The nodes whose dense answers tell too little for quality to be determined."""
+        return tuple(name for name, counts in self.dense_answers.items() if counts.is_uninformative)
+
+    @property
+    def determined_quality(self) -> float | None:
+        """`quality_retained`, or None where it is undetermined."""
+        return None if self.undetermined_nodes else self.quality_retained
+
+    def describe_undetermined(self) -> tuple[str, ...]:
+        """Return why quality is undetermined, in words, by node; empty when it is determined."""
+        return tuple(
+            f"the quality of '{name}' is undetermined: {self.dense_answers[name].describe()}"
+            for name in self.undetermined_nodes
+        )

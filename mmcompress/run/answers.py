@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from mmcompress.data.base import Pairs
-from mmcompress.graph.judged_nodes import FINAL_TEXTS, WRITTEN_TEXTS, find_judged_nodes
+from mmcompress.graph.judged_nodes import FINAL_TEXTS, find_judged_nodes
 from mmcompress.graph.references import find_unjoined_encoders
 from mmcompress.metrics.answers import Answers, AnswersByNode, answer_pairs, score_answers
-from mmcompress.results.records import DegenerateAnswers
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.progress import prefix_progress
 from mmcompress.stats import PerSampleScores, Quality, estimate_quality
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
-
-DEGENERATE_SHARE = 0.9
-"""Share of equal answers from which on they tell nothing of a pipeline's quality."""
-
-MIN_JUDGED_ANSWERS = 10
-"""Answers from which on their share is looked at: a few may be equal by chance."""
 
 SHOWN_SAMPLES = 8
 """Texts of both sides that the report shows."""
@@ -44,6 +37,8 @@ class SplitAnswers:
     """The text that each node writes or finds, for every input, by node."""
     vectors: dict[str, Vectors] = field(default_factory=dict)
     """Embeddings of length 1 of the encoders that no join compares, by node."""
+    windows: tuple[int, ...] = ()
+    """Windows that each input was heard in; empty when it was one each."""
 
     def as_answers(self, references: tuple[str, ...]) -> dict[str, Answers]:
         """Return the answers by node, to compare others with."""
@@ -123,7 +118,8 @@ def _keep_answers(answers: AnswersByNode, scores: dict[str, PerSampleScores]) ->
             texts[node] = answer.texts
         if answer.vectors is not None:
             vectors[node] = tuple(tuple(row) for row in answer.vectors.tolist())
-    return SplitAnswers(scores=scores, texts=texts, vectors=vectors)
+    windows = max((answer.windows for answer in answers.values()), key=len, default=())
+    return SplitAnswers(scores=scores, texts=texts, vectors=vectors, windows=windows)
 
 
 def estimate_qualities(answers: dict[str, SplitAnswers]) -> dict[str, dict[str, Quality]]:
@@ -136,21 +132,35 @@ def estimate_qualities(answers: dict[str, SplitAnswers]) -> dict[str, dict[str, 
     return qualities
 
 
-def find_degenerate_answers(run: RunContext, dense: SplitAnswers) -> tuple[DegenerateAnswers, ...]:
-    """Return the generators of the dense pipeline that write nearly always the same, or nothing.
+def estimate_on_long_inputs(answers: dict[str, SplitAnswers]) -> dict[str, dict[str, Quality]]:
+    """Return the error rates of both sides on inputs that the dense encoder hears in windows.
 
-    To agree with such texts says nothing of what was lost.
+    There words can be lost where a sound is cut, which the figure of a whole split may hide.
+
+    Returns:
+        Error rates by side and name; empty when no input is longer than a window.
     """
-    found = []
-    for node in find_judged_nodes(run.spec, WRITTEN_TEXTS):
-        texts = [text.strip() for text in dense.texts.get(node, ())]
-        if len(texts) < MIN_JUDGED_ANSWERS:
-            continue
-        [(text, count)] = Counter(texts).most_common(1)
-        share = count / len(texts)
-        if share >= DEGENERATE_SHARE:
-            found.append(DegenerateAnswers(node=node, text=text, share=share, count=len(texts)))
-    return tuple(found)
+    indices = [i for i, count in enumerate(answers["baseline"].windows) if count > 1]
+    if not indices:
+        return {}
+    qualities: dict[str, dict[str, Quality]] = {}
+    for side, split_answers in answers.items():
+        figures: dict[str, Quality] = {}
+        for name, scores in split_answers.scores.items():
+            if scores.is_error_rate:
+                figures[name] = estimate_quality(select_inputs(scores, indices))
+        qualities[side] = figures
+    return qualities if qualities["baseline"] else {}
+
+
+def select_inputs(scores: PerSampleScores, indices: Sequence[int]) -> PerSampleScores:
+    """Return the scores of some inputs."""
+    denominators = scores.denominators
+    return replace(
+        scores,
+        numerators=tuple(scores.numerators[i] for i in indices),
+        denominators=tuple(denominators[i] for i in indices) if denominators else (),
+    )
 
 
 def select_samples(

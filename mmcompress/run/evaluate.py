@@ -12,13 +12,13 @@ from mmcompress.graph.structure import Candidate, KeptUnits, measure_removed_sha
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.latency.memory import read_peak_memory_mb
-from mmcompress.results.records import SearchResult, Side, Summary, Trial
+from mmcompress.results.records import LONG_INPUTS, SearchResult, Side, Summary, Trial
 from mmcompress.run.adopt_artifacts import restore_measurements
 from mmcompress.run.answers import (
     SplitAnswers,
     answer_split,
+    estimate_on_long_inputs,
     estimate_qualities,
-    find_degenerate_answers,
     list_bundles,
     select_samples,
 )
@@ -31,6 +31,7 @@ from mmcompress.run.assemble import (
     summarize_search,
 )
 from mmcompress.run.compress.recipe import CompressedPipeline
+from mmcompress.run.count_answers import count_answers
 from mmcompress.run.final_latency import FinalLatency
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.prepared_run import PreparedRun
@@ -104,6 +105,9 @@ def _build_summary(
     dense_latency = measured["baseline"].latency
     quality = estimate_qualities(answers["test"])
     extra_splits = {split: estimate_qualities(answers[split]) for split in run.spec.data.report}
+    long_inputs = estimate_on_long_inputs(answers["test"])
+    if long_inputs:
+        extra_splits[LONG_INPUTS] = long_inputs
     sides = _assemble_sides(
         run,
         candidate,
@@ -161,7 +165,7 @@ def _build_summary(
         bench_repeats=latency.repeats,
         machine_speed_factor=latency.estimate_speed_factor(),
         aimed_share=fitted.aimed_share,
-        degenerate_answers=find_degenerate_answers(run, answers["test"]["baseline"]),
+        dense_answers=count_answers(run.spec, answers["test"]["baseline"].texts),
     )
 
 
@@ -245,7 +249,11 @@ def read_validation_losses(folder: RunFolder) -> tuple[float, ...]:
     """Return the losses on validation pairs that training recorded, the dense pipeline's first."""
     losses: list[float] = []
     for history in sorted(folder.list_training_histories(), key=_get_round_number):
-        rows = [row for row in json.loads(history.read_text()) if "validation_loss" in row]
+        rows = [
+            row
+            for row in json.loads(history.read_text(encoding="utf-8"))
+            if "validation_loss" in row
+        ]
         if rows and not losses:
             losses.append(rows[0]["dense"])
         losses += [row["validation_loss"] for row in rows]

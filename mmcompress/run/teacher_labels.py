@@ -44,7 +44,7 @@ class TeacherLabelledData:
         """Return all labels on record, after those of the given pairs were added."""
         texts_by_name: dict[str, str] = {}
         if self._record.exists():
-            texts_by_name = json.loads(self._record.read_text())
+            texts_by_name = json.loads(self._record.read_text(encoding="utf-8"))
         missing = [i for i, name in enumerate(pairs.names) if name not in texts_by_name]
         if not missing:
             return texts_by_name

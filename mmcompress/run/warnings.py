@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from mmcompress.errors import shorten
 from mmcompress.graph.structure import measure_removed_share
-from mmcompress.results.records import Summary, Target
+from mmcompress.results.records import LONG_INPUTS, Summary, Target
 from mmcompress.results.target_met import compute_corrected_target_share, compute_target_share
 
 MAX_INTERVAL_WIDTH = 0.06
@@ -12,6 +11,13 @@ MAX_INTERVAL_WIDTH = 0.06
 
 MIN_DENSE_ACCURACY = 0.05
 """Share of inputs that the dense pipeline must be right on for a metric to say what was lost."""
+
+NOTABLE_EMPTY_SHARE = 0.1
+"""Share of the dense answers that are empty, from which it is told."""
+
+NOTABLE_EQUAL_SHARE = 0.5
+"""Share of the dense answers that are empty or one text, from which it is told: a lookup in a short
+list finds one text often."""
 
 STEEP_CUT_SHARE = 0.6
 """Share of one kind of unit that is much to cut at once."""
@@ -41,9 +47,10 @@ MIN_USED_TARGET_SHARE = 0.95
 def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return what to know before trusting or deploying the result, each with its reason."""
     warnings = [
-        *_warn_of_degenerate_answers(summary),
         *_warn_of_wide_intervals(summary),
         *_warn_of_weak_metrics(summary),
+        *_warn_of_uninformative_answers(summary),
+        *_warn_of_long_inputs(summary),
         *_warn_of_steep_cut(summary),
         *_warn_of_slow_zeros(summary),
         *_warn_of_nodes_no_faster(summary),
@@ -56,18 +63,6 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
     if not summary.target.met:
         warnings.append(_explain_miss(summary))
     return tuple(warnings)
-
-
-def _warn_of_degenerate_answers(summary: Summary) -> list[str]:
-    """Warn of generators whose dense texts are nearly all the same."""
-    warnings = []
-    for answers in summary.degenerate_answers:
-        text = f"'{shorten(answers.text)}'" if answers.text else "empty"
-        warnings.append(
-            f"quality is undetermined: {answers.share:.0%} of {answers.count} texts that the dense "
-            f"pipeline writes at '{answers.node}' are {text}; to agree with them says nothing"
-        )
-    return warnings
 
 
 def _warn_of_wide_intervals(summary: Summary) -> list[str]:
@@ -95,6 +90,36 @@ def _warn_of_weak_metrics(summary: Summary) -> list[str]:
             f"{name}: the dense pipeline itself is right only {max(accuracy, 0):.1%} of the time: "
             f"this says little of what was lost{left_out}; "
             "'agreement' with the dense pipeline may say more (metrics)"
+        )
+    return warnings
+
+
+def _warn_of_uninformative_answers(summary: Summary) -> list[str]:
+    """Warn where many dense answers are empty or equal: metrics then say little of what is lost."""
+    warnings = []
+    for name, counts in summary.dense_answers.items():
+        empty_share = counts.empty / max(counts.inputs, 1)
+        if empty_share < NOTABLE_EMPTY_SHARE and counts.uninformative_share < NOTABLE_EQUAL_SHARE:
+            continue
+        text = f"{name}: of the dense pipeline, {counts.describe()}"
+        if counts.is_uninformative:
+            text += (
+                ": nearly any pipeline would agree with that, so its quality is undetermined; "
+                "look at the model, its processor and the data before anything else"
+            )
+        warnings.append(text)
+    return warnings
+
+
+def _warn_of_long_inputs(summary: Summary) -> list[str]:
+    """Tell the error rates on inputs that are heard in several windows."""
+    sides = summary.extra_splits.get(LONG_INPUTS, {})
+    warnings = []
+    for name, dense in sides.get("baseline", {}).items():
+        compressed = sides["compressed"][name]
+        warnings.append(
+            f"{dense.n} test inputs are longer than the window and are heard in pieces: "
+            f"{name} on them is {dense.value:.1%} before and {compressed.value:.1%} after"
         )
     return warnings
 

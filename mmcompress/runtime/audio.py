@@ -7,15 +7,16 @@ Shapes: F frames of 10 ms, N samples of a window, K frequency bins, M mel bands.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from mmcompress.errors import DataError
 from mmcompress.registry import resolve_entry
+from mmcompress.runtime.samples import normalize_samples, unpack_rate
 
 SAMPLE_RATE = 16_000
 """Samples per second that every sound is brought to."""
@@ -53,11 +54,28 @@ MIN_POWER = 1e-10
 DYNAMIC_RANGE = 8
 """Powers of ten below the loudest spot that are kept; Whisper was trained with as many."""
 
-MAX_CHANNELS = 8
-"""Channels of a sound; the shorter side of a two-dimensional array is that of the channels."""
+SILENCE_DECIBELS = -70.0
+"""Decibels below full scale (RMS of a frame): a sound whose loudest frame lies below is silent.
 
-AudioLike = str | Path | bytes | BinaryIO | np.ndarray | list[float] | tuple[float, ...]
-"""A file, its bytes, an open file, or samples at 16 kHz: [n], [n, channels] or [channels, n]."""
+Speech that quiet would have the last 4 of 16 bits. Recordings of a quiet room lie at -60 and above.
+A model that never met silence writes "you" or a whole sentence of it. transformers has
+`no_speech_threshold` against this; it asks the model, needs its first scores, and is off by
+default.
+"""
+
+AudioLike = (
+    str
+    | os.PathLike[str]
+    | bytes
+    | bytearray
+    | memoryview
+    | BinaryIO
+    | np.ndarray
+    | Sequence[Any]
+    | Mapping[str, Any]
+)
+"""A file, its bytes, an open file, or samples: an array or lists (`samples.normalize_samples`),
+alone at 16 kHz or with their rate (`samples.unpack_rate`)."""
 
 
 def open_audio(source: AudioLike) -> np.ndarray:
@@ -65,47 +83,48 @@ def open_audio(source: AudioLike) -> np.ndarray:
 
     Args:
         source: A file of any format that libsndfile reads, its bytes, an open file, or samples.
-            Samples of whole numbers are scaled as a file of that format is; several channels are
-            averaged.
 
     Returns:
         Samples float32 at 16 kHz, mono, in -1..1.
 
     Raises:
-        DataError: There is no such file, it is no sound, or samples are not finite.
+        DataError: There is no such file, it is no sound, or samples are NaN or infinite.
         MissingPackage: soundfile or soxr is not installed.
     """
-    if isinstance(source, np.ndarray | list | tuple):
-        return _convert_samples(np.asarray(source))
-    if not isinstance(source, str | Path | bytes):
-        source = source.read()
+    if isinstance(source, str | os.PathLike):
+        return _decode_sound(Path(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _decode_sound(bytes(source))
+    if hasattr(source, "read"):
+        return _decode_sound(source.read())
+    values, rate = unpack_rate(source, default_rate=SAMPLE_RATE)
+    samples = normalize_samples(values)
+    if rate == SAMPLE_RATE:
+        return samples
+    resample = resolve_entry("mmcompress.runtime.sound_files:resample")
+    resampled: np.ndarray = resample(samples, rate, new_rate=SAMPLE_RATE)
+    return resampled
+
+
+def _decode_sound(source: Path | bytes) -> np.ndarray:
+    """Decode a sound by the optional libraries."""
     decode_sound = resolve_entry("mmcompress.runtime.sound_files:decode_sound")
     samples: np.ndarray = decode_sound(source, SAMPLE_RATE)
     return samples
 
 
-def _convert_samples(samples: np.ndarray) -> np.ndarray:
-    """Convert samples of any usual type and shape to float32 [n] in -1..1."""
-    if samples.dtype == np.uint8:
-        # Bytes are without a sign: 128 is silence.
-        scaled = (samples.astype(np.float64) - 128) / 128
-    elif np.issubdtype(samples.dtype, np.signedinteger):
-        scaled = samples.astype(np.float64) / -float(np.iinfo(samples.dtype).min)
-    elif np.issubdtype(samples.dtype, np.floating):
-        scaled = samples.astype(np.float64)
-    else:
-        raise DataError(f"a sound of {samples.dtype}: expected numbers, int8 to int64 or float")
-    if scaled.ndim == 2 and min(scaled.shape) <= MAX_CHANNELS:
-        scaled = scaled.mean(int(np.argmin(scaled.shape)))
-    if scaled.ndim != 1:
-        raise DataError(
-            f"a sound of shape {list(samples.shape)}: expected [n], [n, channels] or [channels, n] "
-            f"with at most {MAX_CHANNELS} channels"
-        )
-    if not np.isfinite(scaled).all():
-        raise DataError("a sound holds numbers that are not finite (nan, inf)")
-    mono: np.ndarray = scaled.astype(np.float32)
-    return mono
+def is_silent(samples: np.ndarray) -> bool:
+    """Return whether no frame of a sound is louder than `SILENCE_DECIBELS`.
+
+    The loudness of a frame is its standard deviation: an offset of a microphone is no sound.
+    """
+    if not len(samples):
+        return True
+    frame_count = len(samples) // WINDOW
+    frames_FN = samples[: frame_count * WINDOW].reshape(frame_count, WINDOW)
+    last_frame = samples[-WINDOW:]
+    loudest = max(float(frames_FN.std(axis=1).max(initial=0)), float(last_frame.std()))
+    return loudest < 10 ** (SILENCE_DECIBELS / 20)
 
 
 def check_audio(path: Path) -> None:

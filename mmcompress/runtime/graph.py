@@ -167,7 +167,8 @@ class Pipeline:
             inputs: Values of the pipeline's inputs, by name: a file, bytes or an array.
 
         Returns:
-            Values of the pipeline's outputs, by name.
+            Values of the pipeline's outputs, by name. Where a node has something to say of its
+            input, such as that a sound is silent, `warnings` is a list of it.
 
         Raises:
             DataError: An input is missing or unknown, or can't be read.
@@ -180,6 +181,13 @@ class Pipeline:
                 outputs[name] = _read_value(values, reference)
             except KeyError as error:
                 raise BundleError(f"{self.folder}: nothing gives '{reference}'") from error
+        warnings: list[str] = []
+        for name in self.nodes:
+            # only nodes that look at raw inputs have any
+            texts = values[name].get("warnings", ())
+            warnings += [f"{name}: {text}" for text in texts]
+        if warnings:
+            outputs.setdefault("warnings", warnings)
         return outputs
 
     def run(self, **inputs: object) -> dict[str, Values]:

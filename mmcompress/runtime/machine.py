@@ -84,7 +84,7 @@ def describe_cpu() -> dict[str, Any]:
 def _read_cpuinfo() -> list[tuple[str, str]]:
     """Read the lines of /proc/cpuinfo as (key, value); none where the system has no such file."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     except OSError:
         return []
     entries: list[tuple[str, str]] = []
@@ -155,6 +155,8 @@ def _run_git(arguments: list[str]) -> str:
         cwd=CHECKOUT_FOLDER,
         capture_output=True,
         text=True,
+        encoding="utf-8",
+        errors="replace",
         timeout=GIT_TIMEOUT_SECONDS,
     )
     return done.stdout.strip()

@@ -151,7 +151,8 @@ def _fill_work_folder(work_folder: Path, spec: SpecDocument, *, space: Path) -> 
             raise SpecError(f"measure.readings: {readings}: no such file")
         shutil.copy(readings, work_folder / READINGS_FILE)
         spec = {**spec, "measure": {**measure, "readings": READINGS_FILE}}
-    (work_folder / SPEC_FILE).write_text(yaml.safe_dump(spec, sort_keys=False))
+    spec_text = yaml.safe_dump(spec, sort_keys=False)
+    (work_folder / SPEC_FILE).write_text(spec_text, encoding="utf-8")
     shutil.copy(space, work_folder / SPACE_FILE)
     ignore_caches = shutil.ignore_patterns("__pycache__", ".*")
     for path in find_own_modules(spec):

@@ -62,7 +62,7 @@ def _interrupt_after(seconds: float) -> Iterator[None]:
     earlier_handler = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     # This watch runs without Python, so it ends loops inside libraries too.
-    with open(os.devnull, "w") as nowhere:
+    with open(os.devnull, "w", encoding="utf-8") as nowhere:
         faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=nowhere)
         try:
             yield

@@ -10,14 +10,14 @@ from typing import Any, TypeVar
 
 import yaml
 
-from mmcompress.errors import SpecError, shorten
+from mmcompress.errors import DataError, SpecError, shorten
 from mmcompress.spec.overrides import (
     apply_overrides,
     rename_old_key,
     rename_old_keys,
     split_key,
 )
-from mmcompress.storage import InvalidValue, build_record
+from mmcompress.storage import InvalidValue, build_record, read_text_file
 
 RecordType = TypeVar("RecordType")
 
@@ -72,10 +72,9 @@ class YamlSource:
     def _parse(self) -> yaml.MappingNode:
         """Parse the file into nodes that know their lines."""
         try:
-            text = self.path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise SpecError(f"{self.path}: can't be read: {reason}") from error
+            text = read_text_file(self.path)
+        except DataError as error:
+            raise SpecError(str(error)) from error
         try:
             root = yaml.compose(text, Loader=SpecYaml)
         except yaml.YAMLError as error:

@@ -20,12 +20,16 @@ from mmcompress.runtime.replay import GenerationTrace
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values, load_tokenizer
 
+SILENCE = "silence"
+"""How a text ended that was never begun, since there was nothing to hear."""
+
 
 class TextDecoder:
     """The tokens of another node, float32 [k, n, w], to texts, the best first.
 
     K and V of cross-attention are computed once a request. Several contexts are windows of one
-    thing: their best texts are joined. After a call, `traces` holds what was written of each
+    thing: their best texts are joined. Of no context, which is silence, it writes an empty text
+    that ended by `silence`. After a call, `traces` holds what was written of each
     window.
 
     With a `replay`, a call does the work of those traces and gives their texts: as many steps of
@@ -56,6 +60,9 @@ class TextDecoder:
             (`Generation.describe_ending`).
         """
         contexts = [context[i : i + 1] for i in range(len(context))]
+        if not contexts:
+            self.traces = []
+            return {"text": "", "texts": [""], "scores": [0.0], "ended": [SILENCE]}
         if self.replay:
             self.traces = self._repeat(contexts)
         else:

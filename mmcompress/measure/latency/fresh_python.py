@@ -30,4 +30,14 @@ def run_in_fresh_python(
     if os.environ.get("PYTHONPATH"):
         search_paths.append(os.environ["PYTHONPATH"])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search_paths)}
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=timeout)
+    # both sides agree on UTF-8, whatever the locale is
+    environment["PYTHONIOENCODING"] = "utf-8:backslashreplace"
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+        env=environment,
+        timeout=timeout,
+    )

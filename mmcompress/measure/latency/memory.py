@@ -29,7 +29,7 @@ def read_peak_memory_mb() -> float:
     status = Path("/proc/self/status")
     if not status.exists():
         return 0.0
-    for line in status.read_text().splitlines():
+    for line in status.read_text(encoding="utf-8").splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) * 1024 / MB
     return 0.0

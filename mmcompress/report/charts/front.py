@@ -17,7 +17,7 @@ from mmcompress.report.charts.svg import (
     draw_text,
     format_ticks,
 )
-from mmcompress.report.formats import format_percent
+from mmcompress.report.formats import format_retained
 from mmcompress.results.records import Summary
 
 FRONT_HEIGHT = 312.0
@@ -108,7 +108,7 @@ def _draw_results(runs: Sequence[Summary], points: Sequence[Point]) -> list[str]
     last_end = 0.0
     is_below = False
     for run, (x, y) in zip(runs, points, strict=True):
-        figures = f"{run.speedup:.2f}×, {format_percent(run.quality_retained)}"
+        figures = f"{run.speedup:.2f}×, {format_retained(run.determined_quality)}"
         # Figures stand above their point, or below it where the ones before are in the way.
         is_below = x < last_end and not is_below
         last_end = x + 8 + CHARACTER_WIDTH * len(figures)

@@ -105,7 +105,7 @@ def find_best_start(
         f"earlier artifact, {losses[2]:.3f} from it and refitted",
         None,
     )
-    rows = json.loads(earlier.training_history.read_text())
+    rows = json.loads(earlier.training_history.read_text(encoding="utf-8"))
     earlier_losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
     choice = choose_start(losses, earlier_best=min(earlier_losses, default=math.inf))
     is_inherited = choice.index > 0

@@ -90,7 +90,7 @@ def count_trained_steps(folder: RunFolder) -> int:
     """Return the steps of all trainings that left a history in a folder."""
     steps = 0
     for history in folder.list_training_histories():
-        steps += _find_last_step(json.loads(history.read_text()))
+        steps += _find_last_step(json.loads(history.read_text(encoding="utf-8")))
     return steps
 
 

@@ -1,0 +1,114 @@
+"""Dense answers that are empty or alike, and sounds beyond the window: told, and never called retained."""
+
+from __future__ import annotations
+
+import pytest
+from made_summary import make_summary
+
+from mmcompress.cli.run import _require_determined_quality
+from mmcompress.errors import QualityUndetermined
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.report.comparison_pages import write_front
+from mmcompress.report.page import load_summary, write_report
+from mmcompress.results.records import LONG_INPUTS, AnswerCounts
+from mmcompress.run.answers import SplitAnswers, estimate_on_long_inputs
+from mmcompress.run.count_answers import count_answers, find_text_judged_nodes
+from mmcompress.run.warnings import list_warnings
+from mmcompress.stats import PerSampleScores, Quality
+from mmcompress.storage import write_record
+from mmcompress.workspace.folder import RunFolder
+
+
+def counts(empty: int, alike: int, *, inputs: int = 100, judged: bool = True) -> AnswerCounts:
+    return AnswerCounts(
+        inputs=inputs, empty=empty, alike=alike, example="a dog" if alike else "", judged=judged
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "empty", "alike", "is_uninformative"),
+    [
+        ([""] * 10, 10, 0, True),
+        (["", " \n", "a"], 2, 0, False),
+        (["a dog"] * 9 + ["b"], 0, 9, True),
+        (["a dog"] * 8 + ["b", "c"], 0, 8, False),
+        (["a"] * 5 + [""] * 4 + ["b"], 4, 5, True),
+        (list("abcdefghij"), 0, 0, False),
+        (["alone"], 0, 0, False),
+    ],
+)
+def test_empty_and_equal_answers_are_counted(tiny, texts, empty, alike, is_uninformative):
+    spec = load_spec(tiny / "spec.yaml")
+    node = next(iter(find_text_judged_nodes(spec)))
+    told = count_answers(spec, {node: texts})[node]
+    assert (told.empty, told.alike, told.inputs) == (empty, alike, len(texts))
+    assert told.judged and told.is_uninformative is is_uninformative
+
+
+def test_only_nodes_whose_texts_are_judged_leave_quality_undetermined(tiny):
+    spec = load_spec(tiny / "spec.yaml", {"metrics": ["retrieval"]})
+    assert not find_text_judged_nodes(spec)
+    [told] = count_answers(spec, {"captioner": [""] * 4}).values()
+    assert told.empty == 4 and not told.is_uninformative
+
+
+def test_undetermined_quality_is_told_everywhere(tmp_path, capsys):
+    from mmcompress.cli.results_table import print_summary
+
+    told = {"captioner": counts(95, 0), "pick": counts(0, 30)}
+    summary = make_summary(dense_answers=told, quality_retained=1.0)
+    assert summary.undetermined_nodes == ("captioner",) and summary.determined_quality is None
+    reason = "the quality of 'captioner' is undetermined: 95 of 100 answers are empty"
+    with pytest.raises(QualityUndetermined, match=reason) as caught:
+        _require_determined_quality([make_summary(), summary])
+    assert caught.value.exit_code == 3
+    [warning] = [text for text in list_warnings(summary) if text.startswith("captioner: of")]
+    assert "95 of 100 answers are empty" in warning and "its quality is undetermined" in warning
+    write_report(summary, tmp_path)
+    for name in ("report.md", "report.html"):
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        assert "undetermined" in page and "100.0 %" not in page.split("Before and after")[0]
+        assert "0 of 100 answers are empty, 30 are equal to one another" in page.replace(
+            "&#39;", "'"
+        )
+    write_front({"2x": make_summary(), "3x": summary}, RunFolder(tmp_path))
+    assert "undetermined" in RunFolder(tmp_path).front_page.read_text(encoding="utf-8")
+    print_summary(summary)
+    assert "quality undetermined" in capsys.readouterr().out
+    write_record(RunFolder(tmp_path).summary, summary)
+    assert load_summary(tmp_path) == summary
+
+
+def test_determined_quality_ends_well(tmp_path):
+    summary = make_summary(dense_answers={"captioner": counts(1, 2)})
+    _require_determined_quality([summary])
+    assert summary.determined_quality == summary.quality_retained
+    assert not any("of the dense pipeline, " in text for text in list_warnings(summary))
+    write_report(summary, tmp_path)
+    page = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "1 of 100 answers are empty, 2 are equal to one another ('a dog')" in page
+    assert "undetermined" not in page
+
+
+def test_word_errors_of_what_is_longer_than_the_window_are_told():
+    scores = {
+        "wer": PerSampleScores(
+            numerators=(0, 4, 0, 2), denominators=(10, 10, 10, 10), is_error_rate=True
+        ),
+        "agreement": PerSampleScores(numerators=(1, 1, 1, 1)),
+    }
+    baseline = SplitAnswers(scores=scores, windows=(1, 3, 1, 2))
+    sides = {"baseline": baseline, "compressed": SplitAnswers(scores=scores)}
+    told = estimate_on_long_inputs(sides)
+    assert set(told["baseline"]) == {"wer"}
+    assert told["baseline"]["wer"].value == pytest.approx(6 / 20)
+    assert told["compressed"]["wer"].n == 2
+    assert estimate_on_long_inputs({**sides, "baseline": SplitAnswers(scores=scores)}) == {}
+    quality = Quality(value=0.3, low=0.2, high=0.4, n=2, is_error_rate=True)
+    split = {"baseline": {"wer": quality}, "compressed": {"wer": quality}}
+    warnings = list_warnings(make_summary(extra_splits={LONG_INPUTS: split}))
+    expected = (
+        "2 test inputs are longer than the window and are heard in pieces: "
+        "wer on them is 30.0% before and 30.0% after"
+    )
+    assert expected in warnings
