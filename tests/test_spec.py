@@ -382,6 +382,43 @@ def test_targets_options_and_graph_are_told_of_at_once(tiny, tmp_path):
         assert place in message
 
 
+WRONG_VALUES = {
+    "candidates: 2": "candidates: 0",
+    "distill: {steps: 4": "distill: {steps: four",
+    "choose.best, embedding": "chose.best, embedding",
+    "target: 1.2x": "target: 0.2x",
+    "kind: nearest": "kind: nearst",
+}
+"""Parts of the tiny spec, and what stands there instead."""
+
+
+@pytest.mark.parametrize("last", [None, "kind: nearest"])
+def test_values_graph_and_target_are_told_of_at_once(tiny, tmp_path, last):
+    text = (tiny / "spec.yaml").read_text().replace("./", f"{tiny}/")
+    changes = {key: value for key, value in WRONG_VALUES.items() if last or key != "kind: nearest"}
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "spec.yaml").write_text(text)
+    with pytest.raises(SpecError) as caught:
+        load_spec(tmp_path / "spec.yaml")
+    message = str(caught.value)
+    assert len(message.splitlines()) == len(changes), message
+    for place in ("captioner.candidates", "distill.steps", "outputs.caption", "target"):
+        assert f"{place}: " in message
+    if last:
+        assert "did you mean 'nearest'?" in message
+
+
+def test_references_to_a_node_of_unknown_kind_are_let_pass(tiny, tmp_path):
+    text = (tiny / "spec.yaml").read_text().replace("./", f"{tiny}/")
+    (tmp_path / "spec.yaml").write_text(text.replace("kind: image_encoder", "kind: image_encodr"))
+    with pytest.raises(SpecError) as caught:
+        load_spec(tmp_path / "spec.yaml")
+    assert len(str(caught.value).splitlines()) == 1
+    assert "nodes.vision.kind: " in str(caught.value)
+
+
 def test_all_that_is_wrong_with_a_space_is_told_at_once(tiny, tmp_path):
     path = tmp_path / "space.yaml"
     dimensions = "  nodes.*.prune.fnn: {low: 0, high: 1}\n  nodes.*.prune.ffn: {low: 0, high: 2}\n"

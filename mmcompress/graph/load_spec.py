@@ -1,5 +1,5 @@
-"""Reads a spec from a YAML file, and checks it. All errors of its values are told at once, and
-then all errors of its graph, targets and options."""
+"""Reads a spec from a YAML file, and checks it. All errors of its values, graph, targets and options
+are told at once."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmcompress.errors import SpecError, shorten
+from mmcompress.graph.partial_spec import read_partial_spec
 from mmcompress.graph.validate import Problem, list_problems, raise_problems
 from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
@@ -40,10 +41,19 @@ def load_spec(
     _expand_metrics(source.data)
     if for_export:
         _fill_in_data(source.data)
-    spec = source.build(Spec)
-    problems = _check_targets(spec) + _check_sensitivity(spec) + _check_rewinding(spec)
-    raise_problems(problems + list_problems(spec, is_judged=not for_export), source.error)
-    return spec
+    partial = read_partial_spec(source)
+    problems = list(partial.problems)
+    if partial.spec:
+        for check in (_check_targets, _check_sensitivity, _check_rewinding):
+            problems += check(partial.spec)
+        problems += list_problems(
+            partial.spec,
+            is_judged=partial.has_all_metrics and not for_export,
+            unread_names=partial.unread_names,
+        )
+    raise_problems(problems, source.error)
+    assert partial.spec
+    return partial.spec
 
 
 def _fill_in_data(data: dict[str, Any]) -> None:

@@ -49,28 +49,33 @@ def raise_problems(problems: Sequence[Problem], error: MakeError) -> None:
         raise SpecError("\n".join(dict.fromkeys(messages)))
 
 
-def list_problems(spec: Spec, *, is_judged: bool = True) -> list[Problem]:
-    """Return everything that is wrong with the graph of a spec; later checks wait for earlier ones
-    to pass.
+def list_problems(
+    spec: Spec, *, is_judged: bool = True, unread_names: frozenset[str] = frozenset()
+) -> list[Problem]:
+    """Return everything that is wrong with the graph of a spec.
+
+    What asks for the order of the nodes waits until every reference leads somewhere.
 
     Args:
         spec: The pipeline.
         is_judged: Whether its metrics count. An export asks for none.
+        unread_names: Nodes and inputs that the spec lacks since their values are wrong: references
+            to them are let pass.
     """
     problems = _check_names(spec)
-    for name in spec.nodes:
-        problems += _check_options(spec, name)
-        problems += _check_ports(spec, name)
-    problems += _check_outputs(spec)
-    if problems:
-        return problems
-    problems = _check_order(spec)
-    if problems:
-        return problems
-    problems += _check_inputs(spec)
-    problems += _check_lists(spec)
-    problems += _check_limits(spec)
+    problems += _check_limits(spec, unread_names)
     problems += _check_losses(spec)
+    if not unread_names:
+        problems += _check_inputs(spec)
+    graph_problems: list[Problem] = []
+    for name in spec.nodes:
+        graph_problems += _check_options(spec, name)
+        graph_problems += _check_ports(spec, name, unread_names=unread_names)
+    graph_problems += _check_outputs(spec, unread_names)
+    graph_problems = graph_problems or _check_order(spec)
+    if graph_problems or unread_names:
+        return problems + graph_problems
+    problems += _check_lists(spec)
     problems += _check_importance(spec)
     if is_judged:
         problems += _check_metrics(spec)
@@ -115,7 +120,7 @@ def _list_kinds_with_option(option: str) -> list[str]:
     return [name for name in NODE_KINDS.names() if option in get_kind(name).options]
 
 
-def _check_ports(spec: Spec, name: str) -> list[Problem]:
+def _check_ports(spec: Spec, name: str, *, unread_names: frozenset[str]) -> list[Problem]:
     """Check that every port of a node is connected to a value that it accepts."""
     node = spec.nodes[name]
     kind = get_kind(node.kind)
@@ -125,6 +130,8 @@ def _check_ports(spec: Spec, name: str) -> list[Problem]:
             message = f"the port '{port}' of a {node.kind} is not connected"
             problems.append((("nodes", name, "inputs"), message))
     for port, reference in node.inputs.items():
+        if parse_reference(reference).node in unread_names:
+            continue
         message = _check_connection(spec, kind, port=port, reference=reference, kind_name=node.kind)
         if message:
             problems.append((("nodes", name, "inputs", port), message))
@@ -166,9 +173,11 @@ def _list_values(spec: Spec) -> list[str]:
     return values
 
 
-def _check_outputs(spec: Spec) -> list[Problem]:
+def _check_outputs(spec: Spec, unread_names: frozenset[str]) -> list[Problem]:
     problems: list[Problem] = []
     for name, reference in spec.outputs.items():
+        if parse_reference(reference).node in unread_names:
+            continue
         if find_value_type(spec, reference) is None:
             nearest = suggest_nearest(reference, _list_values(spec))
             problems.append(
@@ -218,11 +227,11 @@ def _check_lists(spec: Spec) -> list[Problem]:
     return problems
 
 
-def _check_limits(spec: Spec) -> list[Problem]:
+def _check_limits(spec: Spec, unread_names: frozenset[str]) -> list[Problem]:
     models = spec.model_nodes()
     problems: list[Problem] = []
     for name in spec.limits.node_ms:
-        if name not in models:
+        if name not in models and name not in unread_names:
             message = f"no model is named '{shorten(name)}'; {suggest_nearest(name, models)}"
             problems.append((("limits", "node_ms", name), message))
     return problems
