@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
+import deadly_trials
+import pytest
 from test_search import go, judge
 
 from mmcompress.search import study
@@ -40,3 +43,53 @@ def test_the_process_of_the_driver_is_never_interrupted(tmp_path):
     assert (
         len(go(tmp_path / "j", evaluate, trials=2, mutations=0, executor=InlineExecutor(None))) == 2
     )
+
+
+def list_errors(journal):
+    """Return the errors of the failed trials in a journal."""
+    book = study.open_study(journal, 0)
+    return [t.user_attrs["error"] for t in book.trials if "error" in t.user_attrs]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_costs_its_trial_and_another_takes_its_place(tmp_path, workers):
+    messages = []
+    with make_process_executor(str(tmp_path), workers) as executor:
+        trials = go(
+            tmp_path / "j",
+            deadly_trials.die_once,
+            trials=5,
+            mutations=0,
+            workers=workers,
+            executor=executor,
+            progress=lambda message, share: messages.append(message),
+        )
+    assert len(trials) >= 3
+    [error] = list_errors(tmp_path / "j")
+    assert error.startswith("WorkerDied: the worker process ended after")
+    [told] = [message for message in messages if "a trial failed" in message]
+    assert "another one was started" in told
+
+
+def test_a_trial_whose_worker_was_killed_is_tried_again(tmp_path):
+    with make_process_executor(str(tmp_path), 1) as executor:
+        go(
+            tmp_path / "j",
+            deadly_trials.die_once,
+            trials=2,
+            mutations=0,
+            retries=1,
+            executor=executor,
+        )
+    assert list_errors(tmp_path / "j") == []
+
+
+def test_a_trial_inside_a_library_ends_with_its_worker_and_the_search_goes_on(tmp_path):
+    evaluate = replace(limit_seconds(deadly_trials.hang_once, 0.2), grace_seconds=0.3)
+    start = time.monotonic()
+    with make_process_executor(str(tmp_path), 1) as executor:
+        trials = go(tmp_path / "j", evaluate, trials=4, mutations=0, retries=2, executor=executor)
+    assert time.monotonic() - start < 60 and len(trials) >= 2
+    [error] = list_errors(tmp_path / "j")
+    assert error.startswith("TrialTimeout: it took more than 0.2 s (search.trial_seconds)")
+    assert "another one was started" in error
