@@ -19,7 +19,7 @@ from mmcompress.export.bundle import BundleContents, quantize_bundle, write_bund
 from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import require_proofs
 from mmcompress.measure.latency.memory import MB
-from mmcompress.models.counts import count_params
+from mmcompress.models.counts import FP32_BYTES, count_params
 from mmcompress.registry import EXECUTORS
 from mmcompress.report.fill_templates import check_templates
 from mmcompress.results.records import Proof
@@ -27,9 +27,6 @@ from mmcompress.run.profile import prove_generators
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.executors import TaskResult
 from mmcompress.workspace.context import RunContext, list_precisions
-
-FP32_BYTES = 4
-"""Bytes of a parameter."""
 
 EXECUTOR_SECONDS = 120.0
 """Seconds that a worker may take for its first answer: it imports torch and unpacks the package."""

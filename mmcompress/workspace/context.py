@@ -18,7 +18,7 @@ import numpy as np
 from mmcompress.data.base import Dataset
 from mmcompress.data.check_data import describe_shortage, open_data
 from mmcompress.data.open_dataset import read_all_lookup_texts
-from mmcompress.errors import DataError, ModelError, suggest_nearest
+from mmcompress.errors import DataError, DiskFull, ModelError, suggest_nearest
 from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.load_spec import load_spec
@@ -236,7 +236,11 @@ class RunContext:
         finally:
             seconds = self.clock.now() - start
             self.timings[stage] = self.timings.get(stage, 0.0) + seconds
-            write_record(self.folder.timings, self.timings)
+            try:
+                write_record(self.folder.timings, self.timings)
+            except DiskFull as error:
+                # What the stage has made is worth more, and is written next.
+                self.on_progress(stage, f"{error}; the run goes on without its timings", None)
 
 
 def has_static_ranges(precision: str) -> bool:
