@@ -11,6 +11,7 @@ from test_search import go, judge
 
 from mmcompress.search import study
 from mmcompress.search.executors import InlineExecutor, make_process_executor
+from mmcompress.search.ray_executor import RayExecutor
 from mmcompress.search.time_limit import limit_seconds
 
 
@@ -93,3 +94,37 @@ def test_a_trial_inside_a_library_ends_with_its_worker_and_the_search_goes_on(tm
     [error] = list_errors(tmp_path / "j")
     assert error.startswith("TrialTimeout: it took more than 0.2 s (search.trial_seconds)")
     assert "another one was started" in error
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_ray_costs_its_trial(tmp_path):
+    def die_once(folder, candidate):  # workers can't import a test module
+        import os
+        import signal
+        from pathlib import Path
+
+        mark = Path(folder) / "began"
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        lost = sum(64 - units for units in candidate["kept_units"]["a"].values())
+        return {"loss": float(lost), "quality": {}, "seconds": 0.0}
+
+    messages = []
+    executor = RayExecutor(str(tmp_path), 2)
+    try:
+        trials = go(
+            tmp_path / "j",
+            die_once,
+            trials=5,
+            mutations=0,
+            workers=2,
+            executor=executor,
+            progress=lambda message, share: messages.append(message),
+        )
+    finally:
+        executor.shutdown()
+    assert len(trials) >= 3
+    [error] = list_errors(tmp_path / "j")
+    assert error.startswith("WorkerDied: the worker process ended")
+    assert any("a trial failed, the search goes on: WorkerDied" in one for one in messages)
