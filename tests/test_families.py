@@ -133,6 +133,27 @@ def test_cocas_decoder_says_what_the_library_says():
         assert torch.allclose(decoder(ids, tokens), expected, atol=1e-4)
 
 
+def test_cocas_captions_are_as_long_as_the_librarys():
+    import inspect
+
+    from open_clip.coca_model import CoCa
+
+    from mmcompress.models.families.open_clip import build_caption_decoder
+
+    text = {"vocab_size": 60, "context_length": 40, "width": 32, "heads": 4, "layers": 1}
+    vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 8}
+    vision |= {"output_tokens": True, "attentional_pool": True, "attn_pooler_heads": 4}
+    text_side = {**text, "embed_cls": True, "output_tokens": True, "pad_id": 0}
+    library = CoCa(32, text, text_side, vision)
+    of_library = inspect.signature(CoCa.generate).parameters
+    for asked, longest in ((0, of_library["seq_len"].default), (14, 14)):
+        model = build_caption_decoder(
+            copy.deepcopy(library), TOKENIZER(), candidates=1, max_tokens=asked
+        )
+        assert model.generation["max_tokens"] == longest
+        assert model.generation["min_tokens"] == of_library["min_seq_len"].default
+
+
 def _describe_module(module):
     """The class of every submodule, and a copy of every tensor."""
     classes = {path: type(part).__name__ for path, part in module.named_modules()}
