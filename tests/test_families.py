@@ -175,7 +175,9 @@ def test_encoders_of_one_open_clip_source_share_nothing(tiny):
     from mmcompress.models.families.open_clip import _load_clip
 
     _load_clip.cache_clear()
-    cached, preprocess = _load_clip(f"local-dir:{tiny / 'clip'}", None)
+    cached, preprocess = _load_clip(
+        f"local-dir:{tiny / 'clip'}", None, revision="", shapes_only=False
+    )
     cached_before = _describe_module(cached)
     preprocess_before = copy.deepcopy(preprocess)
     output_tokens_before = (cached.visual.output_tokens, cached.text.output_tokens)
@@ -192,7 +194,9 @@ def test_encoders_of_one_open_clip_source_share_nothing(tiny):
         second = load_model(node)
         _assert_same_module(_describe_module(second), first_before)
         assert second.config == config_before
-    assert _load_clip(f"local-dir:{tiny / 'clip'}", None)[0] is cached
+    assert (
+        _load_clip(f"local-dir:{tiny / 'clip'}", None, revision="", shapes_only=False)[0] is cached
+    )
     _assert_same_module(_describe_module(cached), cached_before)
     assert preprocess == preprocess_before
     assert (cached.visual.output_tokens, cached.text.output_tokens) == output_tokens_before
