@@ -6,6 +6,7 @@ import errno
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -16,6 +17,7 @@ from mmcompress import storage
 from mmcompress.cli import lazy_group, main
 from mmcompress.cli.results_table import print_summary
 from mmcompress.cli.run import _require_determined_quality
+from mmcompress.data.open_dataset import open_dataset
 from mmcompress.errors import BundleError, DataError, DiskFull, QualityUndetermined
 from mmcompress.experiments.claims import list_common_metrics
 from mmcompress.graph.load_spec import load_spec
@@ -283,6 +285,25 @@ def test_dense_answers_are_asked_again_only_where_a_metric_failed(
     assert list_failed_metrics({"test": sides}) == {}
     both = ["baseline", "compressed"]
     assert asked == [both, both, ["compressed"]]
+
+
+def test_a_metric_is_tried_before_the_work(tiny, own_metric, run_folder):
+    def fail(answers):
+        raise ZeroDivisionError(f"no word in common of {len(answers.references)}")
+
+    messages = []
+    own_metric(fail)
+    spec = load_spec(tiny / "spec.yaml", {"metrics": ["caption", "own"]})
+    run = SimpleNamespace(
+        spec=spec,
+        data=open_dataset(spec.data),
+        on_progress=lambda stage, message, share: messages.append((stage, message)),
+    )
+    asking.try_metrics(run, run_folder / "baseline")
+    [(stage, message)] = messages
+    assert stage == "check" and message.startswith(
+        "the metric own.choose fails on 4 answers of the dense pipeline: ZeroDivisionError: no word"
+    )
 
 
 def test_a_step_that_can_be_skipped_is_told_and_a_full_disk_is_not_skipped(run_fake, tmp_path):

@@ -29,6 +29,9 @@ from mmcompress.workspace.context import RunContext
 SHOWN_SAMPLES = 8
 """Texts of both sides that the report shows."""
 
+METRIC_TRIAL_PAIRS = 4
+"""Pairs that the metrics are tried on before the work begins."""
+
 Vectors = tuple[tuple[float, ...], ...]
 """Embeddings of all inputs [n, d], as JSON takes them."""
 
@@ -100,6 +103,28 @@ def answer_split(run: RunContext, split: str) -> dict[str, SplitAnswers]:
         "baseline": _select_figures(baseline, compressed.scores),
         "compressed": _select_figures(compressed, baseline.scores),
     }
+
+
+def try_metrics(run: RunContext, bundle: Path) -> None:
+    """Score a few answers of the dense bundle, and tell every metric that fails.
+
+    A metric that fails is better known before hours of work than after them. It may do well on more
+    answers, so the run goes on.
+    """
+    pairs = run.data.load("val", METRIC_TRIAL_PAIRS)
+    answers = answer_pairs(
+        load_bundle(bundle, run.spec.measure.threads),
+        pairs,
+        unjoined_encoders=find_unjoined_encoders(run.spec),
+    )
+    scoring = score_answers(answers, spec=run.spec, dense=answers)
+    for name, reason in scoring.failures.items():
+        run.on_progress(
+            "check",
+            f"the metric {name} fails on {len(pairs)} answers of the dense pipeline: {reason}; "
+            "the run goes on, and its figure may be missing at the end",
+            None,
+        )
 
 
 def list_failed_metrics(answers: Mapping[str, Mapping[str, SplitAnswers]]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from mmcompress.models.counts import FP32_BYTES, count_params
 from mmcompress.registry import EXECUTORS
 from mmcompress.report.fill_templates import check_templates
 from mmcompress.results.records import Proof
+from mmcompress.run.answers import try_metrics
 from mmcompress.run.profile import prove_generators
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.executors import TaskResult
@@ -163,6 +164,7 @@ def check_everything(run: RunContext, folder: Path) -> list[Proof]:
     run.on_progress("check", "comparing with the models' own libraries", None)
     proofs += prove_fidelity(run.spec, bundle=dense, data=run.data)
     require_proofs(proofs)
+    try_metrics(run, dense)
     _check_precisions(run, dense, folder=folder)
     return proofs
 
