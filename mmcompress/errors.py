@@ -3,6 +3,7 @@
 MmcompressError
 ├── SpecError        the YAML says something that can't be            exit code 2
 ├── DataError        an input file or dataset is missing or odd       exit code 2
+│   └── DiskFull     a file can't be written                          exit code 2
 ├── ModelError       weights or a model that can't be used            exit code 2
 ├── BundleError      a bundle that is damaged, altered or too new     exit code 2
 ├── MissingPackage   an optional package is not installed             exit code 2
@@ -15,6 +16,8 @@ MmcompressError
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 from collections.abc import Iterable
 
 
@@ -35,6 +38,10 @@ class DataError(MmcompressError):
     """An input file, a dataset or a run folder is missing, damaged or odd."""
 
     exit_code = 2
+
+
+class DiskFull(DataError):
+    """A file can't be written: the disk is full, or has become read-only."""
 
 
 class ModelError(MmcompressError):
@@ -91,6 +98,35 @@ class ProofFailed(MmcompressError):
     """An artifact does not compute what it should."""
 
     exit_code = 1
+
+
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG)
+"""Numbers of errors that say that a disk can't be written, whatever is written to it."""
+
+FULL_DISK_CURE = "make room there and give the same command again, a run with --resume"
+"""What a person can do about a disk that is full."""
+
+
+def find_disk_error(error: BaseException, path: object = "") -> DiskFull | None:
+    """Return the message for a person if an error says that a disk can't be written, else None.
+
+    Args:
+        error: Any error.
+        path: What was written; by default the file that the error names.
+    """
+    if not isinstance(error, OSError) or error.errno not in DISK_ERRORS:
+        return None
+    return make_disk_error(error.errno, path or error.filename or "a file")
+
+
+def make_disk_error(number: int, path: object) -> DiskFull:
+    """Make the error for a disk that can't be written.
+
+    Args:
+        number: Number of the system's error.
+        path: What was written.
+    """
+    return DiskFull(f"{path}: can't be written: {os.strerror(number)}; {FULL_DISK_CURE}")
 
 
 MAX_QUOTED_LETTERS = 100

@@ -9,7 +9,9 @@ import this module: a device that only runs bundles has no pydantic.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import shutil
 import stat
 import types
@@ -23,7 +25,14 @@ from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from mmcompress.errors import DataError, MmcompressError, shorten, suggest_nearest
+from mmcompress.errors import (
+    DataError,
+    MmcompressError,
+    find_disk_error,
+    make_disk_error,
+    shorten,
+    suggest_nearest,
+)
 
 RecordType = TypeVar("RecordType")
 """A dataclass."""
@@ -42,6 +51,9 @@ UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
 
 SHOWN_BYTES = 12
 """Bytes shown on either side of one that is not UTF-8."""
+
+MIN_FREE_BYTES = 64 * 1024
+"""Bytes: a disk with less room counts as full when something goes wrong with writing."""
 
 RECORD_CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 """How records are checked: unknown keys are errors; the string under a field describes it."""
@@ -227,6 +239,40 @@ def to_plain(record: Any) -> Any:
 
 
 @contextmanager
+def name_full_disk(path: Path) -> Iterator[None]:
+    """Raise `DiskFull` with a path and the cure where the block can't write for want of room.
+
+    Args:
+        path: What the block writes.
+    """
+    try:
+        yield
+    except Exception as error:
+        _raise_if_disk_full(error, path)
+        raise
+
+
+def _raise_if_disk_full(error: BaseException, path: Path) -> None:
+    """Raise `DiskFull` if an error comes from a disk that can't be written."""
+    if isinstance(error, MmcompressError) or not isinstance(error, Exception):
+        return
+    disk_error = find_disk_error(error, path)
+    # Libraries of other languages raise errors of their own, without a number.
+    if disk_error is None and _has_no_room(path.parent):
+        disk_error = make_disk_error(errno.ENOSPC, path)
+    if disk_error is not None:
+        raise disk_error from error
+
+
+def _has_no_room(folder: Path) -> bool:
+    """Return whether the disk of a folder is full."""
+    try:
+        return shutil.disk_usage(folder).free < MIN_FREE_BYTES
+    except OSError:
+        return False
+
+
+@contextmanager
 def replace_file(path: Path) -> Iterator[Path]:
     """Yield a temporary path; move it to `path` when the block ends.
 
@@ -235,19 +281,54 @@ def replace_file(path: Path) -> Iterator[Path]:
 
     Yields:
         The path to write to. When the block raises, it is removed and `path` stays as it was.
+
+    Raises:
+        DiskFull: The disk has no room for it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(path.name + ".new")
-    unfinished.unlink(missing_ok=True)
-    mode = _create_file(unfinished)
+    with name_full_disk(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        unfinished.unlink(missing_ok=True)
+        mode = _create_file(unfinished)
     try:
         yield unfinished
         # Some libraries put a file of their own here, which its owner alone may read.
         unfinished.chmod(mode)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
+    except BaseException as error:
+        try:
+            # The torn file still takes its room now.
+            _raise_if_disk_full(error, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
         raise
     unfinished.replace(path)
+
+
+@contextmanager
+def hold_room(path: Path, size_bytes: int) -> Iterator[None]:
+    """Hold room on the disk for the length of a block, for what is written right after it.
+
+    Args:
+        path: A file that takes the room; it is removed at the end of the block.
+        size_bytes: The room.
+
+    Raises:
+        DiskFull: There is not as much room.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(size_bytes, 1))
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        # Some file systems can't hold room: there nothing is held.
+        disk_error = find_disk_error(error, path)
+        if disk_error is not None:
+            raise disk_error from error
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def _create_file(path: Path) -> int:
@@ -267,15 +348,23 @@ def replace_folder(folder: Path) -> Iterator[Path]:
 
     Yields:
         The folder to fill. When the block raises, it is removed and `folder` stays as it was.
+
+    Raises:
+        DiskFull: The disk has no room for it.
     """
     unfinished = folder.with_name(folder.name + ".new")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    unfinished.mkdir(parents=True)
+    with name_full_disk(folder):
+        shutil.rmtree(unfinished, ignore_errors=True)
+        unfinished.mkdir(parents=True)
     try:
         yield unfinished
         _grant_usual_access(unfinished)
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    except BaseException as error:
+        try:
+            # What was written still takes its room now.
+            _raise_if_disk_full(error, folder)
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
     unfinished.replace(folder)

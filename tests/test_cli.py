@@ -64,6 +64,7 @@ def test_validate_looks_whether_sources_and_data_are_there(tiny, tmp_path):
         (["nodes.captioner.source={wide}"], "weights are missing or of another shape"),
         (["nodes.captioner.source=hf-hub:org/name"], "as a text_decoder|can't be reached"),
         (["nodes.captioner.prompt=" + "a " * 20], "leave nothing of max_tokens"),
+        (["measure.readings=/no/such.json"], "/no/such.json: can't be read"),
     ],
 )
 def test_validate_refuses_what_a_run_refuses(tiny, tmp_path, settings, message):

@@ -272,6 +272,24 @@ def test_an_altered_file_is_named(copy):
         load_bundle(copy)
 
 
+def test_a_link_that_leads_out_of_a_bundle_is_refused(copy, tmp_path):
+    """One of the cache of a hub leads to the blobs beside the snapshots, and is none."""
+    file = copy / "captioner" / "step.onnx"
+    elsewhere = tmp_path / "elsewhere.onnx"
+    shutil.move(file, elsewhere)
+    file.symlink_to(elsewhere)
+    with pytest.raises(BundleError, match=r"step.onnx' is a link that leads out .*cp -rL"):
+        load_bundle(copy)
+    snapshot = tmp_path / "hub" / "snapshots" / "0123"
+    shutil.copytree(copy, snapshot)
+    blob = tmp_path / "hub" / "blobs" / "ab"
+    blob.parent.mkdir()
+    shutil.copy(elsewhere, blob)
+    (snapshot / "captioner" / "step.onnx").unlink()
+    (snapshot / "captioner" / "step.onnx").symlink_to(blob)
+    load_bundle(snapshot)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

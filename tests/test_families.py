@@ -133,6 +133,27 @@ def test_cocas_decoder_says_what_the_library_says():
         assert torch.allclose(decoder(ids, tokens), expected, atol=1e-4)
 
 
+def test_cocas_captions_are_as_long_as_the_librarys():
+    import inspect
+
+    from open_clip.coca_model import CoCa
+
+    from mmcompress.models.families.open_clip import build_caption_decoder
+
+    text = {"vocab_size": 60, "context_length": 40, "width": 32, "heads": 4, "layers": 1}
+    vision = {"image_size": 32, "patch_size": 16, "width": 32, "layers": 1, "head_width": 8}
+    vision |= {"output_tokens": True, "attentional_pool": True, "attn_pooler_heads": 4}
+    text_side = {**text, "embed_cls": True, "output_tokens": True, "pad_id": 0}
+    library = CoCa(32, text, text_side, vision)
+    of_library = inspect.signature(CoCa.generate).parameters
+    for asked, longest in ((0, of_library["seq_len"].default), (14, 14)):
+        model = build_caption_decoder(
+            copy.deepcopy(library), TOKENIZER(), candidates=1, max_tokens=asked
+        )
+        assert model.generation["max_tokens"] == longest
+        assert model.generation["min_tokens"] == of_library["min_seq_len"].default
+
+
 def _describe_module(module):
     """The class of every submodule, and a copy of every tensor."""
     classes = {path: type(part).__name__ for path, part in module.named_modules()}
@@ -154,7 +175,9 @@ def test_encoders_of_one_open_clip_source_share_nothing(tiny):
     from mmcompress.models.families.open_clip import _load_clip
 
     _load_clip.cache_clear()
-    cached, preprocess = _load_clip(f"local-dir:{tiny / 'clip'}", None)
+    cached, preprocess = _load_clip(
+        f"local-dir:{tiny / 'clip'}", None, revision="", shapes_only=False
+    )
     cached_before = _describe_module(cached)
     preprocess_before = copy.deepcopy(preprocess)
     output_tokens_before = (cached.visual.output_tokens, cached.text.output_tokens)
@@ -171,7 +194,9 @@ def test_encoders_of_one_open_clip_source_share_nothing(tiny):
         second = load_model(node)
         _assert_same_module(_describe_module(second), first_before)
         assert second.config == config_before
-    assert _load_clip(f"local-dir:{tiny / 'clip'}", None)[0] is cached
+    assert (
+        _load_clip(f"local-dir:{tiny / 'clip'}", None, revision="", shapes_only=False)[0] is cached
+    )
     _assert_same_module(_describe_module(cached), cached_before)
     assert preprocess == preprocess_before
     assert (cached.visual.output_tokens, cached.text.output_tokens) == output_tokens_before

@@ -15,6 +15,7 @@ import pytest
 import torch
 from families import TEXT, TOKENIZER, VISION
 from huggingface_hub import constants
+from safetensors.torch import load_file, save_file
 from transformers import BertConfig, BertModel, ViTConfig, ViTModel
 
 from mmcompress.errors import ModelError
@@ -471,3 +472,61 @@ def test_a_damaged_listing_in_the_cache_is_made_again(hub, vit, tmp_path):
     for path in kept:
         path.write_text('{"commit": 3')
     assert list_hub_files(HubModel(name="org/vit", revision=listing.commit)) == listing
+
+
+@pytest.fixture()
+def tiny_tag(tiny, tmp_path, monkeypatch):
+    """A small model on open_clip's list, whose tag `made` names a model at the hub."""
+    from open_clip import factory, pretrained
+
+    config = json.loads((tiny / "clip" / "open_clip_config.json").read_text())["model_cfg"]
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "Tiny-CLIP", config)
+    tags = {"made": {"hf_hub": "org/tiny/", "mean": [0.25] * 3, "std": [0.5] * 3}}
+    monkeypatch.setitem(pretrained._PRETRAINED, "Tiny-CLIP", tags)
+    other = tmp_path / "other"
+    shutil.copytree(tiny / "clip", other)
+    path = other / "open_clip_model.safetensors"
+    weights = {name: tensor * 0.5 for name, tensor in load_file(path).items()}
+    save_file(weights, path)
+    return "open_clip:Tiny-CLIP@made", other
+
+
+def test_weights_behind_a_tag_of_open_clip_are_pinned_to_their_commit(
+    hub, tiny, tmp_path, tiny_tag
+):
+    source, other = tiny_tag
+    first = hub.publish("org/tiny", tiny / "clip")
+    assert pin_source(source) == f"{source}@{first}"
+    pixels = torch.rand(1, 3, 32, 32)
+    expected = load(str(tiny / "clip"))(pixels)[0]
+    tower = load(f"{source}@main")
+    assert torch.equal(tower(pixels)[0], expected)
+    # what the tag says of pictures counts, too
+    assert tower.config["preprocess"]["mean"] == [0.25] * 3
+    second = hub.publish("org/tiny", other)
+    assert second != first and pin_source(source) == f"{source}@{second}"
+    open_clip._load_clip.cache_clear()
+    shutil.rmtree(constants.HF_HUB_CACHE)
+    assert torch.equal(load(f"{source}@{first}")(pixels)[0], expected)
+    assert not torch.equal(load(f"{source}@{second}")(pixels)[0], expected)
+    text = (tiny / "spec.yaml").read_text().replace("./captioner", str(tiny / "captioner"))
+    text = text.replace("source: ./clip", f"source: {source}", 1)
+    (tmp_path / "spec.yaml").write_text(text.replace("./clip", str(tiny / "clip")))
+    spec = load_spec(tmp_path / "spec.yaml")
+    pinned, sources = pin_sources(spec, {})
+    assert sources == {source: f"{source}@{second}"}
+    assert list_hub_sources(pinned) == {"vision": f"{source}@{second}"}
+    with pytest.raises(ModelError, match="the hub has no revision 'v9' of it"):
+        load(f"{source}@v9")
+
+
+def test_a_cached_tag_of_open_clip_needs_no_connection(hub, tiny, tiny_tag, monkeypatch):
+    source, _ = tiny_tag
+    commit = hub.publish("org/tiny", tiny / "clip")
+    load(source)
+    open_clip._load_clip.cache_clear()
+    hub.requests.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert pin_source(source) == f"{source}@{commit}"
+    assert load(f"{source}@{commit}").blocks and not hub.requests

@@ -27,6 +27,7 @@ from mmcompress.measure.cost_model.microbenchmarks import TableKey
 from mmcompress.measure.cost_model.predictor import DeployedBlock, LinearFit, Predictor
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import Trial
+from mmcompress.runtime.progress import ignore_progress
 from mmcompress.search import jobs, study
 from mmcompress.search import repair as moves
 from mmcompress.search import split_by_knapsack as splitting
@@ -139,6 +140,7 @@ def go(
     retries=0,
     seeds=(),
     sampler="tpe",
+    progress=ignore_progress,
 ):
     book = study.open_study(path, 0, sampler=sampler)
     executor = executor or InlineExecutor(None)
@@ -154,6 +156,7 @@ def go(
         seeds=[("knapsack", c) for c in seeds],
         effort=effort,
         seed=0,
+        progress=progress,
     )
 
 

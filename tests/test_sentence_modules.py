@@ -233,3 +233,25 @@ def test_what_is_not_followed_is_refused_by_name(case, tmp_path):
     change(tmp_path)
     with pytest.raises(ModelError, match=message):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("has_config", [True, False])
+@pytest.mark.parametrize(
+    ("module", "cure"),
+    [
+        ("Transformer", r"save it anew once: SentenceTransformer\("),
+        ("CLIPModel", r"give the model itself as the source: .*0_CLIPModel"),
+    ],
+)
+def test_a_model_in_a_folder_of_its_own_is_refused_with_the_cure(
+    tmp_path, module, cure, has_config
+):
+    """Versions of the library before 2 keep it so; their root has a config of one key."""
+    save_sentence_encoder(tmp_path / f"0_{module}", pooling_mode_mean_tokens=True)
+    name = f"sentence_transformers.models.{module}"
+    modules = [{"idx": 0, "name": "0", "path": f"0_{module}", "type": name}]
+    write_json(tmp_path / "modules.json", modules)
+    if has_config:
+        write_json(tmp_path / "config.json", {"__version__": "0.3.0"})
+    with pytest.raises(ModelError, match=f"its first module '0_{module}' is a folder.*{cure}"):
+        load(tmp_path)

@@ -513,3 +513,14 @@ def test_a_missing_tokenizer_and_a_pickle_are_refused(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04not a model")
     with pytest.raises(ModelError, match=r"no .safetensors file \(only pytorch_model.bin"):
         load_model(Node(kind="text_encoder", inputs={}, source=f"transformers:{folder}"))
+
+
+def test_a_decoder_with_an_encoder_of_texts_is_refused_by_name(tmp_path):
+    """Not by a list of missing weights: they are tied to those of the encoder."""
+    from transformers import MBartConfig, MBartForConditionalGeneration
+
+    sizes = {"d_model": 32, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 60}
+    MBartForConditionalGeneration(MBartConfig(**sizes)).save_pretrained(tmp_path)
+    node = Node(kind="text_decoder", source=str(tmp_path), inputs={})
+    with pytest.raises(ModelError, match=r"is_encoder_decoder.*AutoModelForCausalLM"):
+        load_model(node)

@@ -416,6 +416,18 @@ def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
         load_bundle(tmp_path / "b")
 
 
+def test_validate_reads_the_list_of_a_lookup(talk, tmp_path):
+    from click.testing import CliRunner
+
+    from mmcompress.cli import main
+
+    (tmp_path / "empty.txt").write_text("\n")
+    for file, message in (("/no/list.txt", "can't be read"), (tmp_path / "empty.txt", "no text")):
+        setting = f"nodes.find.texts={file}"
+        done = CliRunner().invoke(main, ["validate", str(talk / "spec.yaml"), "--set", setting])
+        assert done.exit_code == 2 and message in " ".join(done.output.split())
+
+
 def test_splits_are_dealt_by_seed_half_of_them_for_the_test(talk):
     deal = lambda seed: SpeechFolder(path=str(talk / "talk"), seed=seed)
     names = {s: [p.name for p in deal(0).load(s).inputs.paths] for s in ("train", "val", "test")}

@@ -80,6 +80,20 @@ def test_a_row_that_does_not_fit_is_told_with_its_line(tmp_path, text, message):
         read_csv_rows(tmp_path / "a.csv")
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"image": "0.png", "caption": "a", "caption": "b"}', "'caption' stands there twice"),
+        ('{"image": "0.png", "more": {"a": 1, "a": 1}}', "'a' stands there twice"),
+        (f"[{'0, ' * 5000}0]", r"expected a JSON object, got \[0.* letters\)$"),
+    ],
+)
+def test_a_json_line_that_says_two_things_is_told(tmp_path, text, message):
+    (tmp_path / "a.jsonl").write_text(f"\n{text}\n", encoding="utf-8")
+    with pytest.raises(DataError, match=rf"a\.jsonl:2: .*{message}"):
+        read_jsonl_rows(tmp_path / "a.jsonl")
+
+
 def test_half_a_character_is_refused(tmp_path):
     write_images(tmp_path, ["0.png"])
     (tmp_path / "captions.jsonl").write_text('{"image": "0.png", "caption": "a \\ud83d"}\n')

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
+import deadly_trials
+import pytest
 from test_search import go, judge
 
 from mmcompress.search import study
 from mmcompress.search.executors import InlineExecutor, make_process_executor
+from mmcompress.search.ray_executor import RayExecutor
 from mmcompress.search.time_limit import limit_seconds
 
 
@@ -40,3 +44,87 @@ def test_the_process_of_the_driver_is_never_interrupted(tmp_path):
     assert (
         len(go(tmp_path / "j", evaluate, trials=2, mutations=0, executor=InlineExecutor(None))) == 2
     )
+
+
+def list_errors(journal):
+    """Return the errors of the failed trials in a journal."""
+    book = study.open_study(journal, 0)
+    return [t.user_attrs["error"] for t in book.trials if "error" in t.user_attrs]
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_killed_worker_costs_its_trial_and_another_takes_its_place(tmp_path, workers):
+    messages = []
+    with make_process_executor(str(tmp_path), workers) as executor:
+        trials = go(
+            tmp_path / "j",
+            deadly_trials.die_once,
+            trials=5,
+            mutations=0,
+            workers=workers,
+            executor=executor,
+            progress=lambda message, share: messages.append(message),
+        )
+    assert len(trials) >= 3
+    [error] = list_errors(tmp_path / "j")
+    assert error.startswith("WorkerDied: the worker process ended after")
+    [told] = [message for message in messages if "a trial failed" in message]
+    assert "another one was started" in told
+
+
+def test_a_trial_whose_worker_was_killed_is_tried_again(tmp_path):
+    with make_process_executor(str(tmp_path), 1) as executor:
+        go(
+            tmp_path / "j",
+            deadly_trials.die_once,
+            trials=2,
+            mutations=0,
+            retries=1,
+            executor=executor,
+        )
+    assert list_errors(tmp_path / "j") == []
+
+
+def test_a_trial_inside_a_library_ends_with_its_worker_and_the_search_goes_on(tmp_path):
+    evaluate = replace(limit_seconds(deadly_trials.hang_once, 0.2), grace_seconds=0.3)
+    start = time.monotonic()
+    with make_process_executor(str(tmp_path), 1) as executor:
+        trials = go(tmp_path / "j", evaluate, trials=4, mutations=0, retries=2, executor=executor)
+    assert time.monotonic() - start < 60 and len(trials) >= 2
+    [error] = list_errors(tmp_path / "j")
+    assert error.startswith("TrialTimeout: it took more than 0.2 s (search.trial_seconds)")
+    assert "another one was started" in error
+
+
+@pytest.mark.slow
+def test_a_killed_worker_of_ray_costs_its_trial(tmp_path):
+    def die_once(folder, candidate):  # workers can't import a test module
+        import os
+        import signal
+        from pathlib import Path
+
+        mark = Path(folder) / "began"
+        if not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        lost = sum(64 - units for units in candidate["kept_units"]["a"].values())
+        return {"loss": float(lost), "quality": {}, "seconds": 0.0}
+
+    messages = []
+    executor = RayExecutor(str(tmp_path), 2)
+    try:
+        trials = go(
+            tmp_path / "j",
+            die_once,
+            trials=5,
+            mutations=0,
+            workers=2,
+            executor=executor,
+            progress=lambda message, share: messages.append(message),
+        )
+    finally:
+        executor.shutdown()
+    assert len(trials) >= 3
+    [error] = list_errors(tmp_path / "j")
+    assert error.startswith("WorkerDied: the worker process ended")
+    assert any("a trial failed, the search goes on: WorkerDied" in one for one in messages)

@@ -19,7 +19,7 @@ from mmcompress.cli.options import (
 from mmcompress.cli.results_table import print_claims, print_path
 from mmcompress.experiments.baselines import BASELINES
 from mmcompress.experiments.compare import compare
-from mmcompress.report.formats import format_percent, format_quality, format_retained
+from mmcompress.report.formats import NO_FIGURE, format_percent, format_quality, format_retained
 from mmcompress.results.records import Summary
 from mmcompress.results.target_met import compute_target_share
 from mmcompress.workspace.folder import RunFolder
@@ -75,7 +75,8 @@ def _make_table(summaries: dict[str, Summary]) -> Table:
     for method, summary in summaries.items():
         row = [method, f"{summary.speedup:.2f}x", format_percent(compute_target_share(summary))]
         row.append(format_retained(summary.determined_quality))
-        row += [format_quality(quality) for quality in summary.compressed.quality.values()]
+        quality = summary.compressed.quality
+        row += [format_quality(quality[name]) if name in quality else NO_FIGURE for name in dense]
         rows.append(row)
     for row in rows:
         table.add_row(*row)

@@ -12,7 +12,7 @@ import click
 from rich.markup import escape
 
 from mmcompress.cli.console import err
-from mmcompress.errors import MmcompressError
+from mmcompress.errors import MmcompressError, find_disk_error
 from mmcompress.registry import name_missing_packages, resolve_entry
 
 INTERRUPTED_EXIT_CODE = 130
@@ -64,11 +64,20 @@ class LazyGroup(click.Group):
             with name_missing_packages():
                 return super().invoke(context)
         except MmcompressError as error:
-            err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
-            context.exit(error.exit_code)
+            self._exit_with(error, context)
+        except OSError as error:
+            disk_error = find_disk_error(error)
+            if disk_error is None:
+                raise
+            self._exit_with(disk_error, context)
         except KeyboardInterrupt:
             err.print(f"interrupted{escape(self._describe_resumption())}", soft_wrap=True)
             context.exit(INTERRUPTED_EXIT_CODE)
+
+    def _exit_with(self, error: MmcompressError, context: click.Context) -> None:
+        """Tell an error in one message and end with its exit code."""
+        err.print(f"[red]error:[/red] {escape(str(error))}", soft_wrap=True)
+        context.exit(error.exit_code)
 
     def parse_args(self, context: click.Context, args: list[str]) -> list[str]:
         """Keep the arguments: an interrupted command tells how to go on."""

@@ -56,8 +56,9 @@ def _describe_verdict(summary: Summary) -> str:
     if summary.cross_modal_ratio is not None:
         cross_modal = f", cross-modal {summary.cross_modal_ratio:.0%}"
     quality = f"{summary.quality_retained:.1%} of the quality retained"
-    if summary.undetermined_nodes:
-        quality = f"[red]quality undetermined[/red] ({', '.join(summary.undetermined_nodes)})"
+    if summary.determined_quality is None:
+        nodes = ", ".join(summary.undetermined_nodes) or "no metric gave a figure"
+        quality = f"[red]quality undetermined[/red] ({nodes})"
     passed = sum(proof.passed for proof in summary.proofs)
     return (
         f"[bold]{summary.speedup:.2f}x[/bold], {verdict}; "

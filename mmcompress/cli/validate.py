@@ -13,6 +13,7 @@ from rich.table import Table
 from mmcompress.cli.console import Progress, out
 from mmcompress.cli.options import parse_settings, set_option, space_option
 from mmcompress.data.check_data import describe_shortage, open_data
+from mmcompress.data.open_dataset import read_lookup_texts
 from mmcompress.errors import MissingPackage, ModelError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.modality import propagate_modalities
@@ -38,7 +39,11 @@ def validate_command(spec: str, space: str | None, deep: bool, settings: tuple[s
     out.print(_make_table(loaded))
     try:
         _check_models(loaded)
-        shortage = describe_shortage(loaded, open_data(loaded))
+        data = open_data(loaded)
+        shortage = describe_shortage(loaded, data)
+        for node in loaded.nodes.values():
+            if node.texts:
+                read_lookup_texts(data, node.texts)
     except (MissingPackage, ImportError) as error:
         raise ModelError(
             f"{spec}: its keys and its graph are right; models and data were not looked at: {error}"
@@ -51,15 +56,19 @@ def validate_command(spec: str, space: str | None, deep: bool, settings: tuple[s
 
 
 def _check_models(spec: Spec) -> None:
-    """Check every model by its configuration and the headers of its weights.
+    """Check every model by its configuration and the headers of its weights, and the readings of
+    another device.
 
     Raises:
+        DataError: The readings can't be used.
         ModelError: A run could not load a model, or could not cut it as the spec says.
     """
     # They take torch, which a light install lacks.
     check_models = resolve_entry("mmcompress.models.sources:check_models")
     check_prune_options = resolve_entry("mmcompress.workspace.context:check_prune_options")
+    load_readings = resolve_entry("mmcompress.workspace.context:load_readings")
     check_prune_options(spec, check_models(spec))
+    load_readings(spec)
 
 
 def _check_deeply(spec: str, space: str | None, overrides: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mmcompress.errors import DataError
+from mmcompress.errors import DataError, shorten
 from mmcompress.storage import read_text_file
 
 Fields = Mapping[str, object]
@@ -59,13 +59,27 @@ def read_jsonl_rows(path: Path) -> list[tuple[int, Fields]]:
         if not line.strip():
             continue
         try:
-            fields = json.loads(line)
+            fields = json.loads(line, object_pairs_hook=_take_each_name_once)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{path}:{line_number}: not a JSON object: {error}") from error
         if not isinstance(fields, dict):
-            raise DataError(f"{path}:{line_number}: expected a JSON object, got {fields!r}")
+            raise DataError(f"{path}:{line_number}: expected a JSON object, got {shorten(fields)}")
         rows.append((line_number, fields))
     return rows
+
+
+def _take_each_name_once(pairs: list[tuple[str, object]]) -> Fields:
+    """Return the fields of a JSON object; JSON itself would keep the last one of a name.
+
+    Raises:
+        ValueError: A name stands there twice.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{shorten(twice)}' stands there twice")
+    return fields
 
 
 def read_csv_rows(path: Path) -> list[tuple[int, Fields]]:

@@ -44,7 +44,7 @@ class Checkpoint:
     """A file with the state of one training. Every save replaces the whole file."""
 
     path: Path
-    """The file. It exists from the first save to the end of the training."""
+    """The file. Who trains removes it once the trained weights are on disk."""
     interval_seconds: float
     """Seconds of training between two saves: what an interruption costs at most."""
     last_saved_at: float = 0.0
@@ -115,10 +115,6 @@ class Checkpoint:
                 best_weights.append(file.get_tensor(f"best/{i}"))
         self.last_saved_at = state.elapsed
         return state, best_weights
-
-    def remove(self) -> None:
-        """Delete the file, when there is one."""
-        self.path.unlink(missing_ok=True)
 
 
 def check_checkpoint(path: Path) -> None:

@@ -13,6 +13,7 @@ from mmcompress.distill.learning_rate import (
     schedule_rate,
 )
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions
+from mmcompress.errors import DiskFull
 from mmcompress.kinds.base import Models
 from mmcompress.storage import to_plain, write_record
 
@@ -91,9 +92,11 @@ def distill_models_(
     if options.history is not None:
         first_row = {"step": 0, "rate": state.rate, "bf16": float(training.uses_bf16)}
         rows = [first_row, *state.curve, *best.validations]
-        write_record(options.history, to_plain(rows))
-    if options.checkpoint is not None:
-        options.checkpoint.remove()
+        try:
+            write_record(options.history, to_plain(rows))
+        except DiskFull as error:
+            # The trained weights are worth more, and are written next.
+            options.progress(f"{error}; the losses of the training are not kept", None)
     return state.curve
 
 
@@ -126,7 +129,15 @@ def _save_checkpoint(
         return
     state.validations = best.validations
     state.unimproved_validations = best.unimproved_validations
-    checkpoint.save(state, training.weights, optimizer=optimizer, best_weights=best.weights)
+    try:
+        checkpoint.save(state, training.weights, optimizer=optimizer, best_weights=best.weights)
+    except DiskFull as error:
+        checkpoint.last_saved_at = state.elapsed
+        training.options.progress(
+            f"{error}; the training goes on, and an interruption would cost what came after the "
+            "last checkpoint",
+            None,
+        )
 
 
 def _make_curve_row(step: int, losses: dict[str, float]) -> dict[str, float]:

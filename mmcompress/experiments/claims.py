@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, BenchmarkOptions
@@ -16,6 +16,10 @@ from mmcompress.workspace.context import RunContext
 
 MAX_LATENCY_RATIO = 1.05
 """Slowest over fastest: latencies within this ratio count as equal. The search fits within 5 %."""
+
+
+NO_COMMON_METRIC = "undetermined: no metric has a figure on both sides"
+"""Verdict where metrics failed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +51,14 @@ def judge_claim(run: RunContext, claim: Claim, *, dense: Profile) -> ClaimResult
     """
     better_scores = _read_scores(run, claim.better)
     worse_scores = _read_scores(run, claim.worse)
-    verdict, difference, ci_half_width = decide_claim(better_scores, worse_scores)
+    names = list_common_metrics([*better_scores, *worse_scores])
+    if not names:
+        return ClaimResult(
+            text=claim.text, verdict=NO_COMMON_METRIC, difference=0.0, ci_half_width=0.0
+        )
+    verdict, difference, ci_half_width = decide_claim(
+        _select_metrics(better_scores, names), _select_metrics(worse_scores, names)
+    )
     result = ClaimResult(
         text=claim.text, verdict=verdict, difference=difference, ci_half_width=ci_half_width
     )
@@ -101,6 +112,21 @@ def _read_scores(run: RunContext, names: Sequence[str]) -> list[dict[str, PerSam
     return [
         read_record(SplitScores, run.folder.subfolder(name).outcomes).compressed for name in names
     ]
+
+
+def list_common_metrics(scores: Sequence[Mapping[str, PerSampleScores]]) -> list[str]:
+    """Return the metrics that all runs have a figure of: one may have failed in some."""
+    return [name for name in scores[0] if all(name in one for one in scores)]
+
+
+def _select_metrics(
+    scores: Sequence[Mapping[str, PerSampleScores]], names: Sequence[str]
+) -> list[dict[str, PerSampleScores]]:
+    """Return the scores of some metrics alone, run by run."""
+    selected: list[dict[str, PerSampleScores]] = []
+    for one in scores:
+        selected.append({name: one[name] for name in names})
+    return selected
 
 
 def _wins_twice(claim: Claim, result: ClaimResult, *, latencies: dict[str, float]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -136,28 +137,77 @@ def _embed_references(pipeline: Pipeline, join: str, *, pairs: Pairs) -> np.ndar
     return np.concatenate(parts)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What all metrics of a spec say of the answers of a pipeline."""
+
+    scores: dict[str, PerSampleScores]
+    """Scores by name of the figure: `<figure>` when one node has it, `<figure>.<node>` when several
+    do."""
+    failures: dict[str, str]
+    """Why a metric has no figure, by `<metric>.<node>`."""
+
+
 def score_answers(
     answers: AnswersByNode, *, spec: Spec, dense: AnswersByNode | None = None
-) -> dict[str, PerSampleScores]:
+) -> Scoring:
     """Score the answers of a pipeline by every metric of a spec.
+
+    A metric that raises, or returns what is no score, costs its own figure and nothing else: the
+    pipeline is trained and has answered by now.
 
     Args:
         answers: The answers by node.
         spec: The spec; each of its metrics judges the nodes that have what it needs, or the one
             that it names.
         dense: The answers of the dense pipeline; None when these are the dense ones.
-
-    Returns:
-        Scores by name of the figure: `<figure>` when one node has it, `<figure>.<node>` when
-        several do.
     """
-    by_node: dict[str, dict[str, PerSampleScores]] = {}
+    by_node: dict[str, dict[str, PerSampleScores | None]] = {}
+    failures: dict[str, str] = {}
     for metric in spec.metrics:
         nodes = find_judged_nodes(spec, METRICS.fact(metric.kind, "needs"))
-        score = METRICS.get(metric.kind)
+        failed_nodes: list[str] = []
+        names: dict[str, None] = {}
         for node in (metric.of,) if metric.of else nodes:
             judged = answers[node]
             if dense is not None:
                 judged = replace(judged, dense=dense[node])
-            by_node.setdefault(node, {}).update(score(judged))
-    return name_by_node(by_node)
+            try:
+                figures = _score_node(metric.kind, judged)
+            except Exception as error:
+                failures[f"{metric.kind}.{node}"] = f"{type(error).__name__}: {error}"
+                failed_nodes.append(node)
+                continue
+            names |= dict.fromkeys(figures)
+            by_node.setdefault(node, {}).update(figures)
+        for node in failed_nodes:
+            # What other nodes are called must not depend on whether this one has a figure.
+            by_node.setdefault(node, {}).update(dict.fromkeys(names))
+    scores: dict[str, PerSampleScores] = {}
+    for name, score in name_by_node(by_node).items():
+        if score is not None:
+            scores[name] = score
+    return Scoring(scores=scores, failures=failures)
+
+
+def _score_node(metric: str, judged: Answers) -> dict[str, PerSampleScores]:
+    """Score the answers of one node by one metric; what a plug-in returns is checked.
+
+    Raises:
+        Exception: The metric can't be imported, raises, or returns what is no score of every input.
+    """
+    figures: dict[str, PerSampleScores] = {}
+    for name, scores in dict(METRICS.get(metric)(judged)).items():
+        if not isinstance(scores, PerSampleScores):
+            raise TypeError(f"{name}: expected PerSampleScores, got {type(scores).__name__}")
+        numerators = tuple(float(value) for value in scores.numerators)
+        denominators = tuple(float(value) for value in scores.denominators)
+        for values in (numerators, denominators or numerators):
+            if len(values) != len(judged.references):
+                raise ValueError(f"{name}: {len(values)} scores of {len(judged.references)} inputs")
+            if not all(math.isfinite(value) for value in values):
+                raise ValueError(f"{name}: a score is not finite")
+        if not denominators and not all(0 <= value <= 1 for value in numerators):
+            raise ValueError(f"{name}: a score without a denominator lies outside 0 .. 1")
+        figures[str(name)] = replace(scores, numerators=numerators, denominators=denominators)
+    return figures

@@ -487,6 +487,8 @@ class LoadContext:
     """The model at a hub or in a library, or `package.module:build` of the user's own module."""
     pretrained: str | None = None
     """open_clip's tag of the weights, or a file of them."""
+    revision: str = ""
+    """A branch, tag or commit of the model at a hub that a tag names; empty for the main branch."""
     candidates: int = 1
     """Texts that a generator writes for an input, and the beams that it finds them with."""
     max_tokens: int = 0

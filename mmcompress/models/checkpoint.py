@@ -249,7 +249,8 @@ def _join_names(names: list[str]) -> str:
 def check_config_files(folder: Path) -> None:
     """Raise `ModelError` when the files beside the weights say that the tool can't use them.
 
-    That is so of an adapter, which is no whole model, and of quantized weights.
+    That is so of an adapter, which is no whole model, of quantized weights, and of a model in a
+    folder of its own.
     """
     for name in ADAPTER_FILES:
         if (folder / name).exists():
@@ -257,6 +258,7 @@ def check_config_files(folder: Path) -> None:
     for name, method in QUANTIZED_FILES.items():
         if (folder / name).exists():
             raise ModelError(f"{folder}: quantized by {method} ({name}); {DEQUANTIZE}")
+    _check_first_module(folder)
     path = folder / "config.json"
     if not path.is_file():
         return
@@ -272,6 +274,29 @@ def check_config_files(folder: Path) -> None:
     if found:
         method, key = found
         raise ModelError(f"{folder}: quantized by {method} (config.json: {key}); {DEQUANTIZE}")
+
+
+def _check_first_module(folder: Path) -> None:
+    """Raise `ModelError` when sentence-transformers keeps the model in a folder of its own.
+
+    Its versions before 2 did so with every model, as `0_Transformer`.
+    """
+    path = folder / "modules.json"
+    modules = read_json_file(path) if path.is_file() else []
+    if not isinstance(modules, list) or not modules or not isinstance(modules[0], dict):
+        return
+    first_folder = str(modules[0].get("path") or "")
+    if not first_folder:
+        return
+    kind = str(modules[0].get("type", "")).rpartition(".")[2]
+    if kind == "Transformer":
+        cure = (
+            "it is of an old version of sentence-transformers; save it anew once:"
+            f" SentenceTransformer('{folder}').save_pretrained(NEW_FOLDER)"
+        )
+    else:
+        cure = f"give the model itself as the source: {folder / first_folder}"
+    raise ModelError(f"{path}: its first module '{first_folder}' is a folder of its own; {cure}")
 
 
 def _describe_adapter(folder: Path, name: str) -> str:

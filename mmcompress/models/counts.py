@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from mmcompress.graph.blocks import Block
 from mmcompress.models.base import BlockShape, ExampleRequest, Model
 
+FP32_BYTES = 4
+"""Bytes of a parameter."""
+
 
 def count_params(model: nn.Module) -> int:
     """Count the parameters of a model, tied ones once."""

@@ -63,7 +63,11 @@ SIDE_FILE_SUFFIXES = (".json", ".txt", ".model", ".jinja")
 MODULE_FOLDER = re.compile(r"\d+_\w+")
 """A folder that sentence-transformers keeps a module in, such as `1_Pooling`."""
 
-DECISIVE_FILES = {
+TAG_LIBRARY = "open_clip's tags"
+"""Stands for the library of weights behind a tag of open_clip: nothing else of their folder is
+read."""
+
+DECISIVE_FILES: dict[str, tuple[str, ...]] = {
     "transformers": (
         "preprocessor_config.json",
         "processor_config.json",
@@ -75,6 +79,7 @@ DECISIVE_FILES = {
         "config_sentence_transformers.json",
     ),
     "open_clip": ("tokenizer.json",),
+    TAG_LIBRARY: (),
 }
 """Optional files by library. Each one changes what a model answers, so it must be known whether it
 exists."""
@@ -99,7 +104,7 @@ class HubModel:
     revision: str = ""
     """A branch, a tag or a commit; empty for the main branch."""
     library: str = "transformers"
-    """Who loads it: `transformers` or `open_clip`."""
+    """Who loads it: `transformers`, `open_clip`, or `TAG_LIBRARY`."""
 
     def __str__(self) -> str:
         version = f"@{self.revision}" if self.revision else ""

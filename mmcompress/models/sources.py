@@ -22,7 +22,7 @@ from mmcompress.models.hub_files import COMMIT, HubModel, fetch_hub_folder, list
 from mmcompress.models.packaged import find_packaged_folder
 from mmcompress.models.shapes import is_loading_shapes_only, load_shapes_only
 from mmcompress.models.tokenizer_files import check_vocabulary
-from mmcompress.registry import FAMILIES
+from mmcompress.registry import FAMILIES, resolve_entry
 from mmcompress.spec.schema import Node, Spec
 from mmcompress.version import PACKAGE_FOLDER
 
@@ -73,6 +73,9 @@ class SourceLocation:
     """The model of open_clip's list, or `package.module:build`; empty for all others."""
     pretrained: str | None = None
     """open_clip's tag of the weights or a file of them, the part behind `@`."""
+    revision: str = ""
+    """A branch, tag or commit of the model at a hub that the tag names; empty for the main
+    branch."""
     hub_model: HubModel | None = None
     """The model at a hub; None for all others."""
 
@@ -83,9 +86,9 @@ def locate_source(source: str) -> SourceLocation:
     Args:
         source: `embedded:NAME`, a folder, `transformers:HUB_NAME[@REVISION]`,
             `hf-hub:HUB_NAME[@REVISION]` (a model of open_clip at the hub, in open_clip's own
-            words), `open_clip:NAME[@PRETRAINED]`, `pip:NAME` (weights that an installed package
-            brings) or `python:package.module:build`. A folder may stand behind `transformers:` and
-            `open_clip:`, too.
+            words), `open_clip:NAME[@PRETRAINED[@REVISION]]`, `pip:NAME` (weights that an installed
+            package brings) or `python:package.module:build`. A folder may stand behind
+            `transformers:` and `open_clip:`, too.
 
     Raises:
         ModelError: The source names nothing that is there.
@@ -135,7 +138,18 @@ def _locate_in_library(source: str, library: str, *, address: str) -> SourceLoca
     if library == "transformers":
         return _locate_at_hub(source, library, address=address)
     name, _, pretrained = address.partition("@")
-    return SourceLocation(library=library, name=name, pretrained=pretrained or None)
+    if _is_file(pretrained):
+        return SourceLocation(library=library, name=name, pretrained=pretrained)
+    tag, _, revision = pretrained.partition("@")
+    return SourceLocation(library=library, name=name, pretrained=tag or None, revision=revision)
+
+
+def _is_file(address: str) -> bool:
+    """Tell whether an address names a file; one that is too long for a path names none."""
+    try:
+        return bool(address) and Path(address).is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def _is_folder(address: str) -> bool:
@@ -173,10 +187,16 @@ def pin_source(source: str) -> str:
     scheme, _, _ = source.partition(":")
     if scheme not in (*LIBRARY_SCHEMES, "hf-hub"):
         return source
-    model = locate_source(source).hub_model
+    location = locate_source(source)
+    model = location.hub_model
+    pinned_part = source.partition("@")[0]
+    if model is None and location.pretrained:
+        find_tagged_model = resolve_entry("mmcompress.models.families.open_clip:find_tagged_model")
+        model = find_tagged_model(location.name, location.pretrained, revision=location.revision)
+        pinned_part = f"{pinned_part}@{location.pretrained}"
     if model is None or COMMIT.fullmatch(model.revision):
         return source
-    return f"{source.partition('@')[0]}@{list_hub_files(model).commit}"
+    return f"{pinned_part}@{list_hub_files(model).commit}"
 
 
 def pin_sources(spec: Spec, known: Mapping[str, str]) -> tuple[Spec, dict[str, str]]:
@@ -214,7 +234,7 @@ def list_hub_sources(spec: Spec) -> dict[str, str]:
     """Return the sources of the nodes whose models come from a hub, with their commits, by node."""
     sources: dict[str, str] = {}
     for node_name, node in spec.model_nodes().items():
-        _, at, revision = node.source.partition("@")
+        _, at, revision = node.source.rpartition("@")
         if at and COMMIT.fullmatch(revision):
             sources[node_name] = node.source
     return sources
@@ -291,6 +311,7 @@ def load_model(node: Node) -> Model:
         path=fetch_folder(location),
         name=location.name,
         pretrained=location.pretrained,
+        revision=location.revision,
         candidates=node.candidates,
         max_tokens=node.max_tokens,
         prompt=node.prompt,

@@ -361,6 +361,9 @@ class Summary:
     """Share of the target that the structure was chosen for."""
     dense_answers: dict[str, AnswerCounts] = field(default_factory=dict)
     """How many texts of the dense pipeline are empty or equal to one another, by node."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """What the spec asks for and went wrong after the training, with the reason: a metric that
+    failed, a further split, the memory. A resumed run tries it again."""
 
     @property
     def undetermined_nodes(self) -> tuple[str, ...]:
@@ -370,11 +373,14 @@ class Summary:
     @property
     def determined_quality(self) -> float | None:
         """`quality_retained`, or None where it is undetermined."""
-        return None if self.undetermined_nodes else self.quality_retained
+        return None if self.describe_undetermined() else self.quality_retained
 
     def describe_undetermined(self) -> tuple[str, ...]:
-        """Return why quality is undetermined, in words, by node; empty when it is determined."""
-        return tuple(
-            f"the quality of '{name}' is undetermined: {self.dense_answers[name].describe()}"
-            for name in self.undetermined_nodes
-        )
+        """Return why quality is undetermined, in words; empty when it is determined."""
+        reasons: list[str] = []
+        if self.skipped and not self.compressed.quality:
+            reasons.append("the quality is undetermined: no metric gave a figure")
+        for name in self.undetermined_nodes:
+            counts = self.dense_answers[name].describe()
+            reasons.append(f"the quality of '{name}' is undetermined: {counts}")
+        return tuple(reasons)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -13,7 +13,13 @@ import numpy as np
 from mmcompress.data.base import Pairs
 from mmcompress.graph.judged_nodes import FINAL_TEXTS, find_judged_nodes
 from mmcompress.graph.references import find_unjoined_encoders
-from mmcompress.metrics.answers import Answers, AnswersByNode, answer_pairs, score_answers
+from mmcompress.metrics.answers import (
+    Answers,
+    AnswersByNode,
+    Scoring,
+    answer_pairs,
+    score_answers,
+)
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.progress import prefix_progress
 from mmcompress.stats import PerSampleScores, Quality, estimate_quality
@@ -22,6 +28,9 @@ from mmcompress.workspace.context import RunContext
 
 SHOWN_SAMPLES = 8
 """Texts of both sides that the report shows."""
+
+METRIC_TRIAL_PAIRS = 4
+"""Pairs that the metrics are tried on before the work begins."""
 
 Vectors = tuple[tuple[float, ...], ...]
 """Embeddings of all inputs [n, d], as JSON takes them."""
@@ -39,6 +48,8 @@ class SplitAnswers:
     """Embeddings of length 1 of the encoders that no join compares, by node."""
     windows: tuple[int, ...] = ()
     """Windows that each input was heard in; empty when it was one each."""
+    failed_metrics: dict[str, str] = field(default_factory=dict)
+    """Why a metric has no figure, by `<metric>.<node>`."""
 
     def as_answers(self, references: tuple[str, ...]) -> dict[str, Answers]:
         """Return the answers by node, to compare others with."""
@@ -62,6 +73,8 @@ def answer_split(run: RunContext, split: str) -> dict[str, SplitAnswers]:
     """Ask both bundles a whole split at the same time.
 
     The dense bundle answers once: its answers are kept for everything that is compared with it.
+    Where a metric failed, it answers again: the metric may have been mended since. A figure that
+    one side lacks is left out of both.
 
     Args:
         run: The run with one target.
@@ -73,18 +86,65 @@ def answer_split(run: RunContext, split: str) -> dict[str, SplitAnswers]:
     pairs = run.data.load(split)
     record = run.shared.dense_answers(split)
     bundles = list_bundles(run)
-    if record.exists():
-        del bundles["baseline"]
-    answers = _ask_bundles(run, bundles, pairs=pairs, split=split)
+    baseline: SplitAnswers | None = None
     if record.exists():
         baseline = read_record(SplitAnswers, record)
-    else:
-        dense_scores = score_answers(answers["baseline"], spec=run.spec)
-        baseline = _keep_answers(answers["baseline"], dense_scores)
+    if baseline is not None and not baseline.failed_metrics:
+        del bundles["baseline"]
+    answers = _ask_bundles(run, bundles, pairs=pairs, split=split)
+    if baseline is None or "baseline" in answers:
+        scoring = score_answers(answers["baseline"], spec=run.spec)
+        baseline = _keep_answers(answers["baseline"], scoring)
         write_record(record, baseline, indent=None)
     dense = baseline.as_answers(pairs.texts)
-    scores = score_answers(answers["compressed"], spec=run.spec, dense=dense)
-    return {"baseline": baseline, "compressed": _keep_answers(answers["compressed"], scores)}
+    scoring = score_answers(answers["compressed"], spec=run.spec, dense=dense)
+    compressed = _keep_answers(answers["compressed"], scoring)
+    return {
+        "baseline": _select_figures(baseline, compressed.scores),
+        "compressed": _select_figures(compressed, baseline.scores),
+    }
+
+
+def try_metrics(run: RunContext, bundle: Path) -> None:
+    """Score a few answers of the dense bundle, and tell every metric that fails.
+
+    A metric that fails is better known before hours of work than after them. It may do well on more
+    answers, so the run goes on.
+    """
+    pairs = run.data.load("val", METRIC_TRIAL_PAIRS)
+    answers = answer_pairs(
+        load_bundle(bundle, run.spec.measure.threads),
+        pairs,
+        unjoined_encoders=find_unjoined_encoders(run.spec),
+    )
+    scoring = score_answers(answers, spec=run.spec, dense=answers)
+    for name, reason in scoring.failures.items():
+        run.on_progress(
+            "check",
+            f"the metric {name} fails on {len(pairs)} answers of the dense pipeline: {reason}; "
+            "the run goes on, and its figure may be missing at the end",
+            None,
+        )
+
+
+def list_failed_metrics(answers: Mapping[str, Mapping[str, SplitAnswers]]) -> dict[str, str]:
+    """Return why a metric has no figure, by its name, its node and the split.
+
+    Args:
+        answers: The answers by split and side.
+    """
+    failed: dict[str, str] = {}
+    for split, sides in answers.items():
+        for side, split_answers in sides.items():
+            for name, reason in split_answers.failed_metrics.items():
+                failed.setdefault(f"metric {name} on {split}", f"{side}: {reason}")
+    return failed
+
+
+def _select_figures(answers: SplitAnswers, names: Collection[str]) -> SplitAnswers:
+    """Return answers with the scores of some figures alone."""
+    scores = {name: score for name, score in answers.scores.items() if name in names}
+    return replace(answers, scores=scores)
 
 
 def _ask_bundles(
@@ -109,7 +169,7 @@ def _ask_bundles(
         return {side: future.result() for side, future in pending.items()}
 
 
-def _keep_answers(answers: AnswersByNode, scores: dict[str, PerSampleScores]) -> SplitAnswers:
+def _keep_answers(answers: AnswersByNode, scoring: Scoring) -> SplitAnswers:
     """Return what is kept of the answers of one side."""
     texts: dict[str, tuple[str, ...]] = {}
     vectors: dict[str, Vectors] = {}
@@ -119,7 +179,13 @@ def _keep_answers(answers: AnswersByNode, scores: dict[str, PerSampleScores]) ->
         if answer.vectors is not None:
             vectors[node] = tuple(tuple(row) for row in answer.vectors.tolist())
     windows = max((answer.windows for answer in answers.values()), key=len, default=())
-    return SplitAnswers(scores=scores, texts=texts, vectors=vectors, windows=windows)
+    return SplitAnswers(
+        scores=scoring.scores,
+        texts=texts,
+        vectors=vectors,
+        windows=windows,
+        failed_metrics=scoring.failures,
+    )
 
 
 def estimate_qualities(answers: dict[str, SplitAnswers]) -> dict[str, dict[str, Quality]]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from mmcompress.errors import DiskFull
 from mmcompress.graph.structure import Candidate, KeptUnits, measure_removed_share
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.cost_model.predictor import Predictor
@@ -20,6 +22,7 @@ from mmcompress.run.answers import (
     estimate_on_long_inputs,
     estimate_qualities,
     list_bundles,
+    list_failed_metrics,
     select_samples,
 )
 from mmcompress.run.assemble import (
@@ -68,14 +71,24 @@ def evaluate_artifact(
     latency = FinalLatency(run, dense=prepared.dense, candidate=fitted.candidate)
     latency.measure_part()
     answers: dict[str, dict[str, SplitAnswers]] = {}
-    for split in ("test", *run.spec.data.report):
-        with run.time_stage("evaluate"):
+    skipped: dict[str, str] = {}
+    with run.time_stage("evaluate"):
+        answers["test"] = answer_split(run, "test")
+    latency.measure_part()
+    for split in run.spec.data.report:
+        with run.time_stage("evaluate"), skip_failed_step(run, f"split {split}", skipped=skipped):
             answers[split] = answer_split(run, split)
         latency.measure_part()
     if extra:
         latency.measure_more_if_off(extra)
     summary = _build_summary(
-        run, prepared, fitted=fitted, compressed=compressed, answers=answers, latency=latency
+        run,
+        prepared,
+        fitted=fitted,
+        compressed=compressed,
+        answers=answers,
+        latency=latency,
+        skipped=skipped,
     )
     outcomes = {side: split_answers.scores for side, split_answers in answers["test"].items()}
     write_record(run.folder.outcomes, outcomes, indent=None)
@@ -83,6 +96,27 @@ def evaluate_artifact(
     summary = restore_measurements(summary, run.folder)
     write_record(run.folder.summary, summary)
     return summary
+
+
+@contextmanager
+def skip_failed_step(run: RunContext, name: str, *, skipped: dict[str, str]) -> Iterator[None]:
+    """Go on where the block fails: nothing that is trained or measured depends on it.
+
+    Args:
+        run: The run; its listener is told.
+        name: What is skipped, for a person.
+        skipped: Receives the reason.
+
+    Raises:
+        DiskFull: The disk is full. Nothing after it could be written either.
+    """
+    try:
+        yield
+    except DiskFull:
+        raise
+    except Exception as error:
+        skipped[name] = f"{type(error).__name__}: {error}"
+        run.on_progress("evaluate", f"{name} is skipped: {skipped[name]}", None)
 
 
 def _build_summary(
@@ -93,6 +127,7 @@ def _build_summary(
     compressed: CompressedPipeline,
     answers: Mapping[str, dict[str, SplitAnswers]],
     latency: FinalLatency,
+    skipped: dict[str, str],
 ) -> Summary:
     """Put everything that is known of an artifact in one record, without warnings."""
     candidate = fitted.candidate
@@ -104,7 +139,9 @@ def _build_summary(
     measured = latency.summarize(predictor)
     dense_latency = measured["baseline"].latency
     quality = estimate_qualities(answers["test"])
-    extra_splits = {split: estimate_qualities(answers[split]) for split in run.spec.data.report}
+    extra_splits = {
+        split: estimate_qualities(answers[split]) for split in answers if split != "test"
+    }
     long_inputs = estimate_on_long_inputs(answers["test"])
     if long_inputs:
         extra_splits[LONG_INPUTS] = long_inputs
@@ -115,6 +152,7 @@ def _build_summary(
         compressed=compressed,
         measured=measured,
         quality=quality,
+        skipped=skipped,
     )
     target_ms = run.goal.target_ms(dense_latency)
     # The machine may be slower or faster now than when the dense pipeline was profiled.
@@ -166,6 +204,7 @@ def _build_summary(
         machine_speed_factor=latency.estimate_speed_factor(),
         aimed_share=fitted.aimed_share,
         dense_answers=count_answers(run.spec, answers["test"]["baseline"].texts),
+        skipped={**list_failed_metrics(answers), **skipped},
     )
 
 
@@ -184,6 +223,7 @@ def _assemble_sides(
     compressed: CompressedPipeline,
     measured: Mapping[str, PipelineMeasurement],
     quality: Mapping[str, dict[str, Quality]],
+    skipped: dict[str, str],
 ) -> dict[str, Side]:
     """Return each bundle with its latency, quality, sizes and memory."""
     dense_sizes = {
@@ -213,9 +253,18 @@ def _assemble_sides(
             quality=quality[side],
             sizes=sizes[side],
             removed=removed,
-            memory_mb=run.bench.measure_memory_mb(bundle) if needs_memory else 0.0,
+            memory_mb=_measure_memory(run, bundle, skipped=skipped) if needs_memory else 0.0,
         )
     return sides
+
+
+def _measure_memory(run: RunContext, bundle: Path, *, skipped: dict[str, str]) -> float:
+    """Measure the peak memory of a bundle; 0 where that fails and no limit needs it."""
+    if run.spec.limits.memory_mb is not None:
+        return run.bench.measure_memory_mb(bundle)
+    with skip_failed_step(run, f"memory of {bundle.name}", skipped=skipped):
+        return run.bench.measure_memory_mb(bundle)
+    return 0.0
 
 
 def _list_trials(run: RunContext, predictor: Predictor, *, pace: float) -> tuple[Trial, ...]:

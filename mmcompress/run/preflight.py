@@ -19,17 +19,15 @@ from mmcompress.export.bundle import BundleContents, quantize_bundle, write_bund
 from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import require_proofs
 from mmcompress.measure.latency.memory import MB
-from mmcompress.models.counts import count_params
+from mmcompress.models.counts import FP32_BYTES, count_params
 from mmcompress.registry import EXECUTORS
 from mmcompress.report.fill_templates import check_templates
 from mmcompress.results.records import Proof
+from mmcompress.run.answers import try_metrics
 from mmcompress.run.profile import prove_generators
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.executors import TaskResult
 from mmcompress.workspace.context import RunContext, list_precisions
-
-FP32_BYTES = 4
-"""Bytes of a parameter."""
 
 EXECUTOR_SECONDS = 120.0
 """Seconds that a worker may take for its first answer: it imports torch and unpacks the package."""
@@ -166,6 +164,7 @@ def check_everything(run: RunContext, folder: Path) -> list[Proof]:
     run.on_progress("check", "comparing with the models' own libraries", None)
     proofs += prove_fidelity(run.spec, bundle=dense, data=run.data)
     require_proofs(proofs)
+    try_metrics(run, dense)
     _check_precisions(run, dense, folder=folder)
     return proofs
 

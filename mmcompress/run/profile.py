@@ -30,6 +30,7 @@ from mmcompress.models.base import Model
 from mmcompress.models.counts import count_block_params, count_params_and_macs
 from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.results.records import Proof
+from mmcompress.run.answers import try_metrics
 from mmcompress.runtime.bundle import BUNDLE_FORMAT, read_manifest
 from mmcompress.stats import Latency
 from mmcompress.storage import read_record, write_record
@@ -116,6 +117,7 @@ def _make_profile(run: RunContext) -> Profile:
     run.on_progress("profile", "comparing with the models' own libraries", 0.5)
     proofs += prove_fidelity(run.spec, bundle=bundle, data=run.data)
     require_proofs(proofs)
+    try_metrics(run, bundle)
     traces: tuple[GenerationTraces, ...] = ()
     if run.device_readings:
         measured = run.device_readings.baseline

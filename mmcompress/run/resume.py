@@ -37,7 +37,10 @@ class TargetState:
         The summary of a run for another device is always made anew: that device may have measured
         the artifact since.
         """
-        return self._is_unchanged(fitted) and not run.device_readings and run.folder.has_bundle()
+        if not self._is_unchanged(fitted) or run.device_readings or not run.folder.has_bundle():
+            return False
+        # What went wrong may have been mended: a metric, a picture of a further split.
+        return not read_record(Summary, run.folder.summary).skipped
 
     def is_only_remade(self, run: RunContext, fitted: FittedStructure, *, summary: Summary) -> bool:
         """Return whether an artifact that was finished before was only written and judged again.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mmcompress.errors import ClusterError, MmcompressError, SpecError
+from mmcompress.errors import ClusterError, DiskFull, MmcompressError, SpecError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_front
@@ -132,7 +132,8 @@ def reach_each_target(
 
     Raises:
         MmcompressError: The first error of a target, when all others are done. An error of the
-            cluster is raised without trying the others: they would end the same way.
+            cluster or of the disk is raised without trying the others: they would end the same
+            way.
     """
     summaries: dict[str, Summary] = {}
     errors: list[MmcompressError] = []
@@ -143,10 +144,24 @@ def reach_each_target(
             run.on_progress("run", f"target {target}: {error}", None)
             # The frames of the traceback hold models.
             errors.append(error.with_traceback(None))
-            if isinstance(error, ClusterError):
+            if isinstance(error, ClusterError | DiskFull):
                 break
     if len(summaries) > 1:
-        write_front(summaries, run.folder)
+        _write_front(run, summaries)
     if errors:
         raise errors[0]
     return tuple(summaries.values())
+
+
+def _write_front(run: RunContext, summaries: Mapping[str, Summary]) -> None:
+    """Write the page of several targets. An error there costs nothing: each has its own report."""
+    try:
+        write_front(summaries, run.folder)
+    except Exception as error:
+        message = f"{type(error).__name__}: {error}"
+        run.on_progress(
+            "report",
+            f"{run.folder.front_page} could not be written ({message}); everything else is done, "
+            "and the same command with --resume writes it",
+            None,
+        )

@@ -47,6 +47,7 @@ MIN_USED_TARGET_SHARE = 0.95
 def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return what to know before trusting or deploying the result, each with its reason."""
     warnings = [
+        *_warn_of_skipped_steps(summary),
         *_warn_of_wide_intervals(summary),
         *_warn_of_weak_metrics(summary),
         *_warn_of_uninformative_answers(summary),
@@ -63,6 +64,15 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
     if not summary.target.met:
         warnings.append(_explain_miss(summary))
     return tuple(warnings)
+
+
+def _warn_of_skipped_steps(summary: Summary) -> list[str]:
+    """Warn of what has no figure since it went wrong: the result is judged by the rest."""
+    return [
+        f"{name} has no figure: {reason}; everything else is measured and kept, and --resume "
+        "tries it again"
+        for name, reason in summary.skipped.items()
+    ]
 
 
 def _warn_of_wide_intervals(summary: Summary) -> list[str]:

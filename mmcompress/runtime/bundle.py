@@ -111,6 +111,16 @@ def _list_used_files(manifest: Manifest) -> Iterator[tuple[str, object]]:
                 yield f"graph.nodes.{node_name}.config.{key}", config[key]
 
 
+def _find_root(folder: Path) -> Path:
+    """Return the folder that every file of a bundle has to lie in.
+
+    The cache of a hub keeps `snapshots/COMMIT/` with links to the `blobs/` beside `snapshots/`.
+    """
+    resolved = folder.resolve()
+    is_snapshot = resolved.parent.name == "snapshots"
+    return resolved.parents[1] if is_snapshot else resolved
+
+
 def verify_files(folder: str | Path, manifest: Manifest) -> None:
     """Check every file of a bundle against its SHA-256.
 
@@ -119,12 +129,18 @@ def verify_files(folder: str | Path, manifest: Manifest) -> None:
         manifest: Its manifest.
 
     Raises:
-        BundleError: A file is missing or altered; the message names it.
+        BundleError: A file is missing or altered, or lies elsewhere; the message names it.
     """
+    root = _find_root(Path(folder))
     for name, entry in manifest["files"].items():
         path = Path(folder) / name
         if not path.is_file():
             raise BundleError(f"{folder}: the file '{name}' is missing")
+        if not path.resolve().is_relative_to(root):
+            raise BundleError(
+                f"{folder}: the file '{name}' is a link that leads out of the bundle; copy the "
+                "bundle with what its links lead to (cp -rL)"
+            )
         if hash_file(path) != entry["sha256"]:
             raise BundleError(
                 f"{folder}: the file '{name}' was altered: its SHA-256 is not the manifest's"

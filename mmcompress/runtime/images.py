@@ -24,6 +24,12 @@ from mmcompress.runtime.text import Values
 ImageLike = str | os.PathLike[str] | bytes | BinaryIO | np.ndarray | Image.Image
 """A file, its bytes, an open file, an array [H, W] or [H, W, C], or an image of Pillow."""
 
+UNIT_OVERSHOOT = 0.1
+"""How far float values of a picture from 0 to 1 may lie beyond: resizing overshoots at edges."""
+
+LARGEST_STANDARDIZED_VALUE = 8.0
+"""Float values up to here with negative ones among them are no brightness from 0 to 255."""
+
 LARGEST_PIXEL_VALUE = 255
 """Value of a byte that counts as 1."""
 
@@ -151,7 +157,13 @@ def _scale_to_bytes(values: np.ndarray) -> np.ndarray:
         raise ValueError(f"values of the type {values.dtype}; give uint8 or float32")
     if not np.isfinite(values).all():
         raise ValueError("values that are no finite numbers")
-    factor = LARGEST_PIXEL_VALUE if smallest >= 0 and largest <= 1 else 1
+    is_unit = smallest >= -UNIT_OVERSHOOT and largest <= 1 + UNIT_OVERSHOOT
+    if not is_unit and smallest < 0 and largest <= LARGEST_STANDARDIZED_VALUE:
+        raise ValueError(
+            f"{values.dtype} values from {smallest:.3g} to {largest:.3g}, as of a standardized"
+            " picture; give uint8, or float32 from 0 to 1 or from 0 to 255"
+        )
+    factor = LARGEST_PIXEL_VALUE if is_unit else 1
     bounded: np.ndarray = np.clip(np.rint(values * factor), 0, LARGEST_PIXEL_VALUE)
     return bounded.astype(np.uint8)
 

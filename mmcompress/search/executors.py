@@ -4,8 +4,16 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
+import time
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from dataclasses import dataclass
 from typing import NotRequired, TypedDict
 
@@ -29,6 +37,10 @@ class TaskResult(TypedDict):
 
 class TrialTimeout(Exception):
     """A trial took longer than it may."""
+
+
+class WorkerDied(Exception):
+    """The process of a worker ended in the middle of a trial; another one takes its place."""
 
 
 Evaluate = Callable[..., TaskResult]
@@ -147,13 +159,81 @@ def _call_with_kept_context(
     return call_task(evaluate, _process_context, args=args, kwargs=kwargs)
 
 
-class _ProcessExecutor(ProcessPoolExecutor):
-    """A process pool whose tasks get the context that their process keeps."""
+class _ProcessExecutor(Executor):
+    """Worker processes that end one by one: where one dies, its trial fails, and another starts.
+
+    A pool of several processes is lost as a whole when one of them dies. So every worker is a pool
+    of one process. A thread waits for each.
+    """
+
+    def __init__(self, context: object, workers: int):
+        self.context = context
+        self.workers = workers
+        self.threads = ThreadPoolExecutor(workers)
+        self.idle_pools: queue.SimpleQueue[ProcessPoolExecutor] = queue.SimpleQueue()
+        self.pools: set[ProcessPoolExecutor] = set()
+        for _ in range(workers):
+            self._start_worker()
 
     def submit(  # type: ignore[override]
         self, evaluate: Evaluate, /, *args: object, **kwargs: object
     ) -> Future[TaskResult]:
-        return super().submit(_call_with_kept_context, evaluate, args=args, kwargs=kwargs)
+        return self.threads.submit(self._run_task, evaluate, args=args, kwargs=kwargs)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the workers go; those at work end their trial first."""
+        self.threads.shutdown(wait=wait, cancel_futures=cancel_futures)
+        for pool in list(self.pools):
+            pool.shutdown(wait=wait, cancel_futures=cancel_futures)
+
+    def _start_worker(self) -> None:
+        """Start a worker; its process begins with its first task."""
+        pool = ProcessPoolExecutor(
+            1,
+            # A forked child would inherit the locks of this process's threads.
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_keep_context,
+            initargs=(self.context,),
+        )
+        self.pools.add(pool)
+        self.idle_pools.put(pool)
+
+    def _run_task(
+        self, evaluate: Evaluate, *, args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> TaskResult:
+        """Run a task on an idle worker.
+
+        Raises:
+            TrialTimeout: The process was ended since the task did not stop in time.
+            WorkerDied: The process of the worker ended before the task did.
+        """
+        # There are as many threads as workers.
+        pool = self.idle_pools.get()
+        start = time.monotonic()
+        try:
+            future = pool.submit(_call_with_kept_context, evaluate, args=args, kwargs=kwargs)
+            result = future.result()
+        except BrokenExecutor as error:
+            self.pools.discard(pool)
+            pool.shutdown(wait=False)
+            self._start_worker()
+            seconds = time.monotonic() - start
+            limit: float = getattr(evaluate, "seconds", 0.0)
+            if 0 < limit < seconds:
+                # It would do so again, so it is not tried again.
+                raise TrialTimeout(
+                    f"it took more than {limit:g} s (search.trial_seconds) and did not stop, so "
+                    "its worker was ended; another one was started"
+                ) from error
+            raise WorkerDied(
+                f"the worker process ended after {seconds:.0f} s (killed, or out of memory); "
+                "another one was started"
+            ) from error
+        except BaseException:
+            self.idle_pools.put(pool)
+            raise
+        self.idle_pools.put(pool)
+        return result
 
 
 def make_process_executor(
@@ -166,10 +246,4 @@ def make_process_executor(
         workers: Processes.
         address: Not used; every executor takes one.
     """
-    return _ProcessExecutor(
-        workers,
-        # A forked child would inherit the locks of this process's threads.
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_keep_context,
-        initargs=(context,),
-    )
+    return _ProcessExecutor(context, workers)

@@ -6,12 +6,13 @@ import contextlib
 import logging
 import os
 from concurrent.futures import Executor, Future
+from functools import partial
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
 from mmcompress.errors import ClusterError
-from mmcompress.search.executors import Evaluate, TaskResult, call_task
+from mmcompress.search.executors import Evaluate, TaskResult, WorkerDied, call_task
 from mmcompress.search.ray_folder import choose_ray_folder
 from mmcompress.version import PACKAGE_FOLDER
 
@@ -23,6 +24,22 @@ def _call_task_on_ray(
     result = call_task(evaluate, context, args=args, kwargs=kwargs)
     node_id = ray.get_runtime_context().get_node_id()
     return {**result, "worker": f"{node_id[:8]}/{os.getpid()}"}
+
+
+def _pass_on(future: Future[TaskResult], answer: Future[TaskResult]) -> None:
+    """Give a future what another one has; the end of a worker is told in words of this project."""
+    error = answer.exception()
+    if isinstance(error, WorkerCrashedError | OutOfMemoryError | NodeDiedError):
+        reason = WorkerDied(
+            "the worker process ended (killed, out of memory, or far beyond search.trial_seconds); "
+            "another one takes its place"
+        )
+        reason.__cause__ = error
+        future.set_exception(reason)
+    elif error is not None:
+        future.set_exception(error)
+    else:
+        future.set_result(answer.result())
 
 
 class RayExecutor(Executor):
@@ -75,7 +92,11 @@ class RayExecutor(Executor):
         self, evaluate: Evaluate, /, *args: object, **kwargs: object
     ) -> Future[TaskResult]:
         reference = self.remote_task.remote(evaluate, self.context, args, kwargs)
-        future: Future[TaskResult] = reference.future()
+        answer: Future[TaskResult] = reference.future()
+        future: Future[TaskResult] = Future()
+        # What waits for it can't be stopped: Ray runs it, or it ends with Ray.
+        future.set_running_or_notify_cancel()
+        answer.add_done_callback(partial(_pass_on, future))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -31,6 +31,7 @@ from mmcompress.search.study import (
 )
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Dimension
+from mmcompress.storage import name_full_disk
 from mmcompress.workspace.context import RunContext
 
 EXTRA_TRIALS = 5
@@ -259,12 +260,13 @@ def run_unguided_search(
 
 def _open_study(run: RunContext) -> Any:
     """Open the study of a run folder."""
-    return open_study(
-        run.folder.study,
-        run.spec.seed,
-        sampler=run.spec.search.sampler,
-        tell=run.tell_damage,
-    )
+    with name_full_disk(run.folder.study):
+        return open_study(
+            run.folder.study,
+            run.spec.seed,
+            sampler=run.spec.search.sampler,
+            tell=run.tell_damage,
+        )
 
 
 def _plan_effort(spec: Spec, evaluator: TrialEvaluator, *, attempt: int) -> SearchEffort:
@@ -288,17 +290,18 @@ def _run_study(
     seeds: SeedCandidates,
 ) -> list[Trial]:
     """Run an open study with the evaluator, the seed and the progress of a run."""
-    return run_study(
-        study,
-        problem,
-        executor=evaluator.executor,
-        evaluate=evaluator.evaluate,
-        starts=starts,
-        seeds=seeds,
-        effort=effort,
-        seed=run.spec.seed,
-        progress=partial(run.on_progress, "search"),
-    )
+    with name_full_disk(run.folder.study):
+        return run_study(
+            study,
+            problem,
+            executor=evaluator.executor,
+            evaluate=evaluator.evaluate,
+            starts=starts,
+            seeds=seeds,
+            effort=effort,
+            seed=run.spec.seed,
+            progress=partial(run.on_progress, "search"),
+        )
 
 
 def _refit_to_budget(

@@ -500,6 +500,7 @@ class _SearchSession:
                 error = ArithmeticError(f"the loss is {result['loss']}")
         if error is not None:
             self.journal.record_failure(trial.proposal, error)
+            self.progress(f"a trial failed, the search goes on: {_describe_error(error)}", None)
         self.evaluated += 1
         self._report_progress()
 

@@ -30,6 +30,8 @@ class TimeLimit:
     """Seconds that it may take; 0: any."""
     driver: tuple[str, int]
     """Machine and process of the driver."""
+    grace_seconds: float = GRACE_SECONDS
+    """Seconds after the limit from which on the process ends."""
 
     def __call__(self, context: object, candidate: object) -> TaskResult:
         """Evaluate a candidate.
@@ -42,7 +44,7 @@ class TimeLimit:
         if not self.seconds or not is_worker or not is_main_thread:
             # Signals come to the main thread alone.
             return self.evaluate(context, candidate)
-        with _interrupt_after(self.seconds):
+        with _interrupt_after(self.seconds, self.grace_seconds):
             return self.evaluate(context, candidate)
 
 
@@ -53,7 +55,7 @@ def limit_seconds(evaluate: Evaluate, seconds: float) -> Evaluate:
 
 
 @contextmanager
-def _interrupt_after(seconds: float) -> Iterator[None]:
+def _interrupt_after(seconds: float, grace_seconds: float) -> Iterator[None]:
     """Raise `TrialTimeout` in the block when it takes too long; end the process when that fails."""
 
     def interrupt(number: int, frame: object) -> None:
@@ -63,7 +65,7 @@ def _interrupt_after(seconds: float) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, seconds)
     # This watch runs without Python, so it ends loops inside libraries too.
     with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        faulthandler.dump_traceback_later(seconds + GRACE_SECONDS, exit=True, file=nowhere)
+        faulthandler.dump_traceback_later(seconds + grace_seconds, exit=True, file=nowhere)
         try:
             yield
         finally:

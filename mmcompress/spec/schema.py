@@ -78,10 +78,10 @@ class Node:
     inputs: dict[str, str]
     """What each input port reads: `node.port`, or the name of a pipeline input."""
     source: str = ""
-    """Where the weights come from: a folder, `embedded:NAME`, `open_clip:NAME@TAG`, `pip:NAME`,
-    `python:MODULE:FUNCTION`, or a model of the hub: `transformers:NAME@REVISION` and
-    `hf-hub:NAME@REVISION` (open_clip's). A revision is a branch, a tag or a commit; without it, the
-    main branch counts. A run keeps the commit."""
+    """Where the weights come from: a folder, `embedded:NAME`, `pip:NAME`, `python:MODULE:FUNCTION`,
+    `open_clip:NAME@TAG@REVISION`, or a model of the hub: `transformers:NAME@REVISION` and
+    `hf-hub:NAME@REVISION` (open_clip's). A revision is a branch, a tag or a commit of the hub;
+    without it, the main branch counts. A run keeps the commit."""
     candidates: Annotated[int, Field(ge=1, le=64)] = 1
     """Texts that a generator writes for an input; it finds them with as many beams, whatever
     `num_beams` of its checkpoint says."""

@@ -18,7 +18,7 @@ import numpy as np
 from mmcompress.data.base import Dataset
 from mmcompress.data.check_data import describe_shortage, open_data
 from mmcompress.data.open_dataset import read_all_lookup_texts
-from mmcompress.errors import DataError, ModelError, suggest_nearest
+from mmcompress.errors import DataError, DiskFull, ModelError, suggest_nearest
 from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.graph.blocks import Block
 from mmcompress.graph.load_spec import load_spec
@@ -104,21 +104,7 @@ class RunContext:
             DataError: The readings contradict themselves, or belong to another pipeline or
                 thread count.
         """
-        measure = self.spec.measure
-        if not measure.readings:
-            return None
-        readings = read_record(Readings, Path(measure.readings))
-        if readings.table.device != readings.device:
-            raise DataError(
-                f"measure.readings: {measure.readings} has the pipelines of {readings.device} "
-                f"and the table of {readings.table.device}"
-            )
-        if readings.pipeline != self.spec.name or readings.threads != measure.threads:
-            raise DataError(
-                f"measure.readings: {measure.readings} is of '{readings.pipeline}' with "
-                f"{readings.threads} threads, this is '{self.spec.name}' with {measure.threads}"
-            )
-        return readings
+        return load_readings(self.spec)
 
     @cached_property
     def device(self) -> str:
@@ -236,7 +222,35 @@ class RunContext:
         finally:
             seconds = self.clock.now() - start
             self.timings[stage] = self.timings.get(stage, 0.0) + seconds
-            write_record(self.folder.timings, self.timings)
+            try:
+                write_record(self.folder.timings, self.timings)
+            except DiskFull as error:
+                # What the stage has made is worth more, and is written next.
+                self.on_progress(stage, f"{error}; the run goes on without its timings", None)
+
+
+def load_readings(spec: Spec) -> Readings | None:
+    """Load what another device measured; None where the spec names no readings.
+
+    Raises:
+        DataError: There are none, they contradict themselves, or they belong to another pipeline or
+            thread count.
+    """
+    measure = spec.measure
+    if not measure.readings:
+        return None
+    readings = read_record(Readings, Path(measure.readings))
+    if readings.table.device != readings.device:
+        raise DataError(
+            f"measure.readings: {measure.readings} has the pipelines of {readings.device} "
+            f"and the table of {readings.table.device}"
+        )
+    if readings.pipeline != spec.name or readings.threads != measure.threads:
+        raise DataError(
+            f"measure.readings: {measure.readings} is of '{readings.pipeline}' with "
+            f"{readings.threads} threads, this is '{spec.name}' with {measure.threads}"
+        )
+    return readings
 
 
 def has_static_ranges(precision: str) -> bool:

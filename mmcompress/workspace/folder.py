@@ -189,6 +189,11 @@ class RunFolder:
         return self.path / "training.safetensors"
 
     @property
+    def weights_room(self) -> Path:
+        """A file that holds room on the disk for the weights while they are trained."""
+        return self.path / "training.room"
+
+    @property
     def training_history(self) -> Path:
         """Losses of the training, or of the last one of several rounds."""
         return self.path / "distill.json"

@@ -10,6 +10,8 @@ Shapes: B batch, T text tokens, V vocabulary, N image tokens, W width, H heads, 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
@@ -21,6 +23,12 @@ from mmcompress.models.layouts import normalize_
 
 HIDDEN_SCORE = -1e9
 """Added to the score of a hidden token; far below every score, yet finite in float32."""
+
+LONGEST_CAPTION = 30
+"""Tokens of the longest caption, its start included: the default of open_clip's `generate`."""
+
+SHORTEST_CAPTION = 5
+"""Tokens before a caption may end, its start included: the default of open_clip's `generate`."""
 
 
 class CrossAttention(nn.Module):
@@ -76,6 +84,10 @@ class CaptionDecoder(PreTrainedModel, GenerationMixin):
         text = coca.text
         decoder = coca.text_decoder
         super().__init__(_make_config(coca))
+        # The class declares few of the settings that it takes.
+        generation_config: Any = self.generation_config
+        generation_config.max_length = LONGEST_CAPTION
+        generation_config.min_length = SHORTEST_CAPTION
         self.token_embedding = text.token_embedding
         self.positions = text.positional_embedding
         layers = [nn.ModuleDict({"block": block}) for block in text.transformer.resblocks]

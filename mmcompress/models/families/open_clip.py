@@ -53,6 +53,7 @@ from mmcompress.models.hub import (
     summarize_error,
 )
 from mmcompress.models.hub_files import (
+    TAG_LIBRARY,
     WEIGHT_FILES,
     HubModel,
     fetch_hub_file,
@@ -255,7 +256,7 @@ class TextEncoder(TextEncoderModel):
 
 @lru_cache(maxsize=MAX_CACHED_MODELS)
 def _load_clip(
-    name: str, pretrained: str | None, shapes_only: bool = False
+    name: str, pretrained: str | None, *, revision: str, shapes_only: bool
 ) -> tuple[nn.Module, dict[str, object]]:
     """Load an open_clip model with both towers, from safetensors only, and its preprocessing.
 
@@ -264,6 +265,7 @@ def _load_clip(
     Args:
         name: A name of open_clip's list, or `local-dir:` and a folder.
         pretrained: A tag or a file of weights; None for a folder.
+        revision: A branch, tag or commit of the model at a hub that the tag names.
         shapes_only: Whether the weights are left out and their shapes are checked alone.
     """
     source = f"open_clip:{name}"
@@ -282,10 +284,13 @@ def _load_clip(
             f"or @random to try it"
         )
     tag = None if pretrained == RANDOM_WEIGHTS_TAG else pretrained
+    weights_file: Path | None = None
     if tag is not None:
-        tag = _find_tagged_weights(source, name, tag=tag, shapes_only=shapes_only)
+        weights_file = _find_tagged_weights(
+            source, name, tag=tag, revision=revision, shapes_only=shapes_only
+        )
     try:
-        with refuse_pickles(source), strip_wrappers_of_weights():
+        with refuse_pickles(source), strip_wrappers_of_weights(), read_weights_from(weights_file):
             # `force_custom_text` makes the text tower a module of its own.
             options: dict[str, Any] = {"force_custom_text": True, "weights_only": True}
             if shapes_only:
@@ -300,14 +305,30 @@ def _load_clip(
     return model.float().eval(), _keep_preprocessing(source, library_preprocess)
 
 
-def _find_tagged_weights(source: str, name: str, *, tag: str, shapes_only: bool) -> str:
-    """Fetch the weights behind a tag into the cache of the hub, where open_clip finds them.
+def find_tagged_model(name: str, tag: str, *, revision: str = "") -> HubModel | None:
+    """Return the model at a hub that the weights behind a tag come from; None without one.
+
+    Args:
+        name: A name of open_clip's list.
+        tag: A tag; a file names no model.
+        revision: A branch, tag or commit of the hub; empty for the main branch.
+    """
+    hub_name, _, _ = str(_get_tag_config(name, tag).get("hf_hub", "")).rpartition("/")
+    if not hub_name:
+        return None
+    return HubModel(name=hub_name, revision=revision, library=TAG_LIBRARY)
+
+
+def _find_tagged_weights(
+    source: str, name: str, *, tag: str, revision: str, shapes_only: bool
+) -> Path | None:
+    """Fetch the weights behind a tag into the cache of the hub.
 
     open_clip itself takes every failure for a file that the hub does not have, and goes on with a
-    pickle.
+    pickle. It knows no revisions either.
 
     Returns:
-        The tag, or the file that was given in its place.
+        The file of the weights; None where open_clip finds it, or where shapes are asked for alone.
 
     Raises:
         ModelError: The file of weights is damaged, or the hub does not give it.
@@ -319,26 +340,50 @@ def _find_tagged_weights(source: str, name: str, *, tag: str, shapes_only: bool)
                 " convert it to .safetensors"
             )
         check_tensors(tag, read_tensor_names(Path(tag)))
-        return tag
+        return None
     tag_config = _get_tag_config(name, tag)
     if not tag_config:
         raise ModelError(
             f"{source}: '{tag}' is no file and no tag of open_clip;"
             f" {suggest_nearest(tag, open_clip.list_pretrained_tags_by_model(name))}"
         )
-    hub_name, _, file_name = str(tag_config.get("hf_hub", "")).rpartition("/")
+    hub_model = find_tagged_model(name, tag, revision=revision)
+    if hub_model is None:
+        if revision:
+            raise ModelError(f"{source}: the weights of '{tag}' come from no hub of revisions")
+        return None
+    file_name = str(tag_config["hf_hub"]).rpartition("/")[2]
     wanted = [file_name] if file_name.endswith(SAFETENSORS_SUFFIX) else []
     wanted += WEIGHT_FILES["open_clip"]
-    if not hub_name or any(find_cached_file(hub_name, wanted_name) for wanted_name in wanted):
-        return tag
-    hub_model = HubModel(name=hub_name, library="open_clip")
+    for wanted_name in wanted:
+        cached = find_cached_file(hub_model.name, wanted_name, revision=revision)
+        if cached is not None:
+            return cached
     listing = list_hub_files(hub_model)
     for wanted_name in wanted:
-        if wanted_name in listing.files:
-            if not shapes_only:
-                fetch_hub_file(hub_model, wanted_name, commit=listing.commit)
-            break
-    return tag
+        if wanted_name in listing.files and not shapes_only:
+            return fetch_hub_file(hub_model, wanted_name, commit=listing.commit)
+    return None
+
+
+@contextmanager
+def read_weights_from(file: Path | None) -> Iterator[None]:
+    """Let open_clip read a file in place of what it would fetch while the block runs.
+
+    Args:
+        file: The file; None: open_clip fetches what it wants to.
+    """
+    library_download = factory.download_pretrained
+
+    def take_file(*_: object, **__: object) -> str:
+        return str(file)
+
+    if file is not None:
+        factory.download_pretrained = take_file
+    try:
+        yield
+    finally:
+        factory.download_pretrained = library_download
 
 
 def _get_tag_config(name: str, tag: str) -> dict[str, object]:
@@ -497,6 +542,16 @@ def _name_source(context: LoadContext) -> str:
     return f"{FOLDER_PREFIX}{context.path}" if context.path else context.name
 
 
+def _load_source(context: LoadContext) -> tuple[nn.Module, dict[str, object]]:
+    """Load the model of a source with both towers, and its preprocessing."""
+    return _load_clip(
+        _name_source(context),
+        context.pretrained,
+        revision=context.revision,
+        shapes_only=is_loading_shapes_only(),
+    )
+
+
 def _load_tokenizer(text_tower: nn.Module, context: LoadContext) -> LoadedTokenizer:
     """Load the tokenizer that open_clip uses for a source, with its cleaning and padding.
 
@@ -581,9 +636,7 @@ def load_image_encoder(context: LoadContext) -> Model:
     Raises:
         ModelError: if the model can't be loaded or its image tower is not supported.
     """
-    clip, preprocess = _load_clip(
-        _name_source(context), context.pretrained, is_loading_shapes_only()
-    )
+    clip, preprocess = _load_source(context)
     # The cached model stays as the library made it: the encoder changes a copy.
     if hasattr(clip.visual, "transformer"):
         return ImageEncoder(copy.deepcopy(clip.visual), copy.deepcopy(preprocess))
@@ -599,7 +652,7 @@ def load_text_encoder(context: LoadContext) -> Model:
     Raises:
         ModelError: if the model can't be loaded or its text tower is not supported.
     """
-    clip, _ = _load_clip(_name_source(context), context.pretrained, is_loading_shapes_only())
+    clip, _ = _load_source(context)
     if not hasattr(clip.text, "transformer") or not hasattr(clip.text, "token_embedding"):
         raise _make_text_tower_error(clip, context)
     return TextEncoder(copy.deepcopy(clip.text), _load_tokenizer(clip.text, context))
@@ -612,7 +665,7 @@ def load_text_decoder(context: LoadContext) -> Model:
         ModelError: if the model can't be loaded or has no caption decoder.
     """
     refuse_languages(context.language, context.task, model_type="coca")
-    clip, _ = _load_clip(_name_source(context), context.pretrained, is_loading_shapes_only())
+    clip, _ = _load_source(context)
     if not hasattr(clip, "text_decoder"):
         raise ModelError(
             f"{_name_source(context)}: only CoCa models have a caption decoder in open_clip"

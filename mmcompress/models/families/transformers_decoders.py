@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from mmcompress.errors import ModelError
 from mmcompress.models.base import LoadContext, Model
 from mmcompress.models.families.cross_attention_decoder import (
     DECODER_FAMILIES,
@@ -15,11 +16,15 @@ from mmcompress.models.families.prefix_decoder import (
 )
 from mmcompress.models.hub import (
     POOLER,
+    describe_source,
     find_family,
     load_config,
     load_library_model,
 )
 from mmcompress.models.tokenizer_files import load_tokenizer_json
+
+CAUSAL_CLASS = "AutoModelForCausalLM"
+"""Class of transformers for decoders that stand alone."""
 
 
 def load_text_decoder(context: LoadContext) -> Model:
@@ -34,6 +39,13 @@ def load_text_decoder(context: LoadContext) -> Model:
     family = find_family(
         "text_decoder", config.model_type, table=_list_known_families(), context=context
     )
+    if family.class_name == CAUSAL_CLASS and getattr(config, "is_encoder_decoder", False):
+        raise ModelError(
+            f"{describe_source(context)}: an encoder and a decoder of texts"
+            f" (is_encoder_decoder), and a {config.model_type} is read as a decoder alone, as"
+            f" {CAUSAL_CLASS}.save_pretrained writes it; within a vision-encoder-decoder it is"
+            " read too"
+        )
     whole = load_library_model(context, family.class_name, config=config, unread=POOLER)
     return assemble_decoder(
         whole,

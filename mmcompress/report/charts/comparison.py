@@ -86,8 +86,9 @@ def _list_rows(summaries: Mapping[str, Summary]) -> list[Row]:
 
 def _fit_scale(rows: Sequence[Row], metric: str, *, start: float, end: float) -> Scale:
     """Return the scale of a panel, which holds the intervals of all rows."""
-    low = min(row.quality[metric].low for row in rows)
-    high = max(row.quality[metric].high for row in rows)
+    figures = [row.quality[metric] for row in rows if metric in row.quality]
+    low = min(figure.low for figure in figures)
+    high = max(figure.high for figure in figures)
     return Scale(low=low, high=max(high, low + MIN_RANGE), start=start, end=end)
 
 
@@ -113,7 +114,10 @@ def _draw_panel_rows(rows: Sequence[Row], metric: str, *, scale: Scale, color: s
     """Draw one metric of all rows, each with its interval."""
     elements: list[str] = []
     for i, row in enumerate(rows):
-        quality = row.quality[metric]
+        quality = row.quality.get(metric)
+        if quality is None:
+            # The metric failed there.
+            continue
         y = COMPARISON_TOP + i * COMPARISON_ROW_STEP
         interval_start = (scale.place(quality.low), y)
         interval_end = (scale.place(quality.high), y)

@@ -13,7 +13,7 @@ from mmcompress.graph.blocks import Block
 from mmcompress.graph.references import count_decode_steps, count_texts_per_request
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
-from mmcompress.models.counts import count_params_and_macs
+from mmcompress.models.counts import FP32_BYTES, count_params, count_params_and_macs
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.masks import sample_units
 from mmcompress.prune.schedule import Survivors, list_all_units
@@ -38,11 +38,15 @@ from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile, prove_generators
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
+from mmcompress.storage import hold_room
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
 
 MAX_PROOF_PAIRS = 16
 """Training pairs at most that surgery is proved on."""
+
+WEIGHTS_HEADER_BYTES = 1_000_000
+"""Bytes of the names in the files of the weights, and of the units that are left."""
 
 MINIMAL_CUT_SHARE = 0.15
 """Probability that a block of a random structure keeps as few units as it may, for many drop out
@@ -107,23 +111,46 @@ def _make_models(
     from_scratch: bool,
     earlier: RunFolder | None,
 ) -> TrainedModels:
-    """Return the trained models of a candidate, from the run folder where they are there."""
-    if run.folder.units.exists():
-        return load_trained_models(run, sensitivity, candidate=candidate, folder=run.folder)
+    """Return the trained models of a candidate, from the run folder where they are there.
+
+    The room of the weights is held from before the training until they are written, and the state
+    of the training stays until then: a full disk costs no training.
+    """
+    folder = run.folder
+    if folder.units.exists():
+        # A run that was cut off between the two left the state.
+        folder.training_checkpoint.unlink(missing_ok=True)
+        return load_trained_models(run, sensitivity, candidate=candidate, folder=folder)
+    params = sum(count_params(model) for model in run.models.values())
+    with hold_room(folder.weights_room, params * FP32_BYTES + WEIGHTS_HEADER_BYTES):
+        trained = _train_models(
+            run, sensitivity, candidate=candidate, from_scratch=from_scratch, earlier=earlier
+        )
+    save_trained_models(trained, folder)
+    folder.training_checkpoint.unlink(missing_ok=True)
+    return trained
+
+
+def _train_models(
+    run: RunContext,
+    sensitivity: Sensitivity,
+    *,
+    candidate: Candidate,
+    from_scratch: bool,
+    earlier: RunFolder | None,
+) -> TrainedModels:
+    """Make and train the models of a candidate by the schedule of the spec."""
     schedule = run.spec.prune.schedule
     if from_scratch:
-        trained = _train_from_scratch(run, sensitivity, candidate=candidate)
-    elif schedule == "late":
-        trained = _train_then_prune(run, sensitivity, candidate=candidate)
-    elif schedule in SINGLE_TRAINING_SCHEDULES:
+        return _train_from_scratch(run, sensitivity, candidate=candidate)
+    if schedule == "late":
+        return _train_then_prune(run, sensitivity, candidate=candidate)
+    if schedule in SINGLE_TRAINING_SCHEDULES:
         has_history = earlier is not None and earlier.training_history.exists()
-        trained = _prune_then_train(
+        return _prune_then_train(
             run, sensitivity, candidate=candidate, earlier=earlier if has_history else None
         )
-    else:
-        trained = train_in_rounds(run, sensitivity, candidate=candidate)
-    save_trained_models(trained, run.folder)
-    return trained
+    return train_in_rounds(run, sensitivity, candidate=candidate)
 
 
 def _prune_then_train(
