@@ -7,6 +7,7 @@ stands in the folders that sentence-transformers writes (`modules.json`).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +16,65 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
 from mmcompress.models.hub import load_reference_model
 from mmcompress.models.reference.base import (
     LibraryAnswer,
     LibraryReference,
+    MatchAnswer,
     ReferenceRequest,
-    WritingLimits,
+    WritingRequest,
     normalize,
 )
-from mmcompress.runtime.audio import SAMPLE_RATE
+from mmcompress.models.reference.files import SAMPLE_RATE
 
 FRAME_SAMPLES = 160
 """Samples at 16 kHz from one frame of features to the next."""
 
-CAPTIONER_TYPES = ("blip", "git", "vision-encoder-decoder")
+CAPTIONER_TYPES = ("blip", "git", "llava", "vision-encoder-decoder")
 """Types of models that write the text of a picture; they have no embedding of their own."""
+
+IMAGE_PLACEHOLDER = "<image>"
+"""Where the picture stands in a prompt of LLaVA."""
+
+MATCH_CLASS = 1
+"""The class of BLIP's matching head that says that a text describes a picture."""
 
 
 class TransformersImages(LibraryReference):
     """The image tower behind `AutoImageProcessor`, and `generate` where the model writes."""
 
     def __init__(self, request: ReferenceRequest):
-        self.processor = transformers.AutoImageProcessor.from_pretrained(
-            request.location, backend="pil"
-        )
+        self.location = request.location
+        self.processor = _load_image_processor(request.location)
         self.config = transformers.AutoConfig.from_pretrained(request.location)
         self.model = _load_model(request.location, self.config).eval()
 
     @torch.inference_mode()
     def answer(self, raw: object) -> LibraryAnswer:
         """Embed one picture (PIL)."""
-        pixels = self.processor(images=raw, return_tensors="pt")["pixel_values"]
+        pixels = self._prepare(raw)
         embedding = self._embed(pixels)
         return LibraryAnswer(
             prepared=pixels[0].numpy(),
             embedding=None if embedding is None else normalize(embedding[0].numpy()),
         )
 
+    def _prepare(self, raw: object) -> Tensor:
+        """Return the pixels [1, 3, h, w] of one picture."""
+        pixels: Tensor = self.processor(images=raw, return_tensors="pt")["pixel_values"]
+        return pixels
+
     def _embed(self, pixels: Tensor) -> Tensor | None:
         """Return the library's own embedding [1, d], or None where it has none."""
+        if self.config.model_type in CAPTIONER_TYPES:
+            return None
         if hasattr(self.model, "get_image_features"):
             features = self.model.get_image_features(pixel_values=pixels)
-            pooled = getattr(features, "pooler_output", features)
-            # A chat model gives the tokens that its language model reads.
-            return pooled if isinstance(pooled, Tensor) and pooled.ndim == 2 else None
+            pooled: Tensor = getattr(features, "pooler_output", features)
+            return pooled
         if getattr(self.model, "main_input_name", "") != "pixel_values":
-            return None
-        if self.config.model_type in CAPTIONER_TYPES:
             return None
         outputs = self.model(pixel_values=pixels)
         projected: Tensor | None = getattr(outputs, "image_embeds", None)
@@ -76,21 +88,191 @@ class TransformersImages(LibraryReference):
         return pooled_output
 
     @torch.inference_mode()
-    def write(self, raw: object, limits: WritingLimits) -> list[int] | None:
-        """Write the caption of one picture."""
-        if self.config.model_type not in CAPTIONER_TYPES:
+    def compute_tokens(self, raw: object) -> np.ndarray | None:
+        """Return the vectors [n, w] of the tower's last layer."""
+        tower = self.model
+        for name in ("vision_model", "encoder"):
+            if self.config.model_type != "vit" and hasattr(tower, name):
+                tower = getattr(tower, name)
+        if getattr(tower, "main_input_name", "") != "pixel_values":
             return None
-        pixels = self.processor(images=raw, return_tensors="pt")["pixel_values"]
-        ids: list[int] = self.model.generate(
-            pixel_values=pixels, num_beams=limits.beams, max_length=limits.max_tokens
-        )[0].tolist()
+        if self.config.model_type in ("git", "llava"):
+            return None
+        outputs = tower(pixel_values=self._prepare(raw))
+        tokens: np.ndarray = outputs.last_hidden_state[0].numpy()
+        return tokens
+
+    @torch.inference_mode()
+    def write(self, raw: object, request: WritingRequest) -> list[int] | None:
+        """Write the caption of one picture.
+
+        LLaVA reads a picture only where its prompt names one.
+        """
+        model_type = self.config.model_type
+        if model_type not in CAPTIONER_TYPES:
+            return None
+        if model_type == "llava" and IMAGE_PLACEHOLDER not in request.prompt:
+            return None
+        inputs = self._make_inputs(raw, request)
+        options = _limit_length(request)
+        if model_type == "llava" and request.max_tokens:
+            # Its input holds the picture and the words ahead of it as well.
+            options = {"max_new_tokens": request.max_tokens - len(request.start)}
+        ids = self.model.generate(**inputs, num_beams=request.beams, **options)[0].tolist()
+        return ids[self._count_ids_ahead(ids) :]
+
+    def _make_inputs(self, raw: object, request: WritingRequest) -> dict[str, Any]:
+        """Return what `generate` is given: pixels, and a prompt where there is one."""
+        inputs: dict[str, Any] = {"pixel_values": self._prepare(raw)}
+        if not request.prompt:
+            return inputs
+        model_type = self.config.model_type
+        if model_type in ("blip", "llava"):
+            processor: Any = transformers.AutoProcessor.from_pretrained(self.location)
+            processor.image_processor = self.processor
+            return dict(processor(images=raw, text=request.prompt, return_tensors="pt"))
+        tokenizer = _load_tokenizer(self.location)
+        words = tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
+        if model_type == "git":
+            # As the library's example of question answering does.
+            inputs["input_ids"] = torch.tensor([[self.config.bos_token_id, *words]])
+            return inputs
+        start = self.model.generation_config.decoder_start_token_id
+        inputs["decoder_input_ids"] = torch.tensor([[start, *words]])
+        return inputs
+
+    def _count_ids_ahead(self, ids: Sequence[int]) -> int:
+        """Return how many ids stand ahead of a text, through those of the picture."""
+        if self.config.model_type != "llava":
+            return 0
+        image_id = self.config.image_token_id
+        return max(place for place, token in enumerate(ids) if token == image_id) + 1
+
+    @torch.inference_mode()
+    def compute_logits(
+        self, raw: object, *, ids: Sequence[int], request: WritingRequest
+    ) -> np.ndarray:
+        """Return the logits [v] of the token behind a text."""
+        model_type = self.config.model_type
+        pixels = self._prepare(raw)
+        if model_type == "blip":
+            context = self.model.vision_model(pixel_values=pixels)[0]
+            outputs = self.model.text_decoder(
+                input_ids=torch.tensor([[*ids]]), encoder_hidden_states=context
+            )
+        elif model_type == "vision-encoder-decoder":
+            outputs = self.model(pixel_values=pixels, decoder_input_ids=torch.tensor([[*ids]]))
+        elif model_type == "llava":
+            asked_ids = self._make_inputs(raw, request)["input_ids"][0].tolist()
+            ahead = asked_ids[: self._count_ids_ahead(asked_ids)]
+            outputs = self.model(pixel_values=pixels, input_ids=torch.tensor([[*ahead, *ids]]))
+        else:
+            outputs = self.model(pixel_values=pixels, input_ids=torch.tensor([[*ids]]))
+        logits: np.ndarray = outputs.logits[0, -1].numpy()
+        return logits
+
+
+def _limit_length(request: WritingRequest) -> dict[str, int]:
+    """Return the option of `generate` for the longest text, where the spec names one."""
+    return {"max_length": request.max_tokens} if request.max_tokens else {}
+
+
+class TransformersDecoders:
+    """`generate` of a decoder that reads the vectors of an encoder from another checkpoint."""
+
+    def __init__(self, request: ReferenceRequest):
+        self.location = request.location
+        self.config = transformers.AutoConfig.from_pretrained(request.location)
+        if self.config.model_type == "t5":
+            model_class: Any = transformers.AutoModelForSeq2SeqLM
+        else:
+            model_class = transformers.AutoModelForCausalLM
+        self.model: Any = None
+        if self.config.model_type in ("mbart", "gpt2", "bert", "t5"):
+            self.model = load_reference_model(
+                model_class, Path(request.location), config=self.config
+            ).eval()
+
+    @torch.inference_mode()
+    def write(self, raw: object, request: WritingRequest) -> list[int] | None:
+        """Write a text of the vectors [n, w] of an encoder."""
+        if self.model is None:
+            return None
+        context = torch.tensor(np.asarray(raw, np.float32))[None]
+        options: dict[str, Any] = {**_limit_length(request)}
+        if self.config.is_encoder_decoder:
+            options["encoder_outputs"] = BaseModelOutput(context)
+            start = self.model.generation_config.decoder_start_token_id
+            key = "decoder_input_ids"
+        else:
+            options["encoder_hidden_states"] = context
+            start = self.model.generation_config.bos_token_id
+            key = "input_ids"
+        if request.prompt:
+            tokenizer = _load_tokenizer(self.location)
+            words = tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
+            options[key] = torch.tensor([[start, *words]])
+        ids: list[int] = self.model.generate(num_beams=request.beams, **options)[0].tolist()
         return ids
+
+    @torch.inference_mode()
+    def compute_logits(
+        self, raw: object, *, ids: Sequence[int], request: WritingRequest
+    ) -> np.ndarray:
+        """Return the logits [v] of the token behind a text."""
+        context = torch.tensor(np.asarray(raw, np.float32))[None]
+        text = torch.tensor([[*ids]])
+        if self.config.is_encoder_decoder:
+            outputs = self.model(encoder_outputs=BaseModelOutput(context), decoder_input_ids=text)
+        else:
+            outputs = self.model(input_ids=text, encoder_hidden_states=context)
+        logits: np.ndarray = outputs.logits[0, -1].numpy()
+        return logits
+
+
+class TransformersMatching(LibraryReference):
+    """BLIP's image-text matching behind `AutoProcessor`'s parts."""
+
+    def __init__(self, request: ReferenceRequest):
+        self.processor = _load_image_processor(request.location)
+        self.tokenizer = _load_tokenizer(request.location)
+        self.config = transformers.AutoConfig.from_pretrained(request.location)
+        self.max_length = int(self.config.text_config.max_position_embeddings)
+        for limit in (int(self.tokenizer.model_max_length), request.max_tokens):
+            self.max_length = min(self.max_length, limit or self.max_length)
+        self.model = load_reference_model(
+            transformers.BlipForImageTextRetrieval, Path(request.location), config=self.config
+        ).eval()
+
+    def answer(self, raw: object) -> LibraryAnswer:
+        """Refuse one input alone: `match` reads two."""
+        raise TypeError("a text is matched with a picture")
+
+    @torch.inference_mode()
+    def match(self, picture: object, text: str) -> MatchAnswer:
+        """Tell how well a text describes a picture (PIL)."""
+        pixels = self.processor(images=picture, return_tensors="pt")["pixel_values"]
+        encoded = self.tokenizer(
+            text, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        outputs = self.model(
+            pixel_values=pixels,
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+        )
+        classes = outputs.itm_score.softmax(-1)
+        return MatchAnswer(
+            prepared=np.asarray(encoded["input_ids"][0].numpy(), np.int64),
+            embedding=normalize(outputs.question_embeds[0, 0].numpy()),
+            match=float(classes[0, MATCH_CLASS]),
+        )
 
 
 class TransformersSounds(LibraryReference):
     """`AutoFeatureExtractor`, and `generate` of a speech recognizer."""
 
     def __init__(self, request: ReferenceRequest):
+        self.location = request.location
         self.extractor = _load_feature_extractor(request.location)
         self.model = load_reference_model(
             transformers.AutoModelForSpeechSeq2Seq,
@@ -109,14 +291,50 @@ class TransformersSounds(LibraryReference):
         return features
 
     @torch.inference_mode()
-    def write(self, raw: object, limits: WritingLimits) -> list[int] | None:
-        """Transcribe one sound. Whisper's `generate` leaves out what a text starts from."""
-        ids = self.model.generate(
+    def compute_tokens(self, raw: object) -> np.ndarray | None:
+        """Return the vectors [n, w] of the encoder."""
+        outputs = self.model.get_encoder()(self._extract(raw))
+        tokens: np.ndarray = outputs.last_hidden_state[0].numpy()
+        return tokens
+
+    @torch.inference_mode()
+    def write(self, raw: object, request: WritingRequest) -> list[int] | None:
+        """Transcribe one sound."""
+        options: dict[str, Any] = {}
+        if request.max_tokens:
+            options["max_new_tokens"] = request.max_tokens - len(request.start)
+        if request.language:
+            options["language"] = request.language
+        if request.task:
+            options["task"] = request.task
+        if request.prompt:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(self.location)
+            options["prompt_ids"] = tokenizer.get_prompt_ids(request.prompt, return_tensors="pt")
+        outputs = self.model.generate(
             input_features=self._extract(raw),
-            num_beams=limits.beams,
-            max_new_tokens=limits.max_tokens - limits.lead_tokens,
-        )[0].tolist()
-        return [int(token) for token in ids]
+            num_beams=request.beams,
+            # Then the ids that a text starts from and its end are returned as well.
+            return_dict_in_generate=True,
+            **options,
+        )
+        ids: list[int] = outputs["sequences"][0].tolist()
+        return ids
+
+    @torch.inference_mode()
+    def compute_logits(
+        self, raw: object, *, ids: Sequence[int], request: WritingRequest
+    ) -> np.ndarray:
+        """Return the logits [v] of the token behind a text."""
+        outputs = self.model(
+            input_features=self._extract(raw), decoder_input_ids=torch.tensor([[*ids]])
+        )
+        logits: np.ndarray = outputs.logits[0, -1].numpy()
+        return logits
+
+
+def _load_image_processor(location: str) -> Any:
+    """Return the processor of a folder, by Pillow: the default one gives other pixels."""
+    return transformers.AutoImageProcessor.from_pretrained(location, backend="pil")
 
 
 def _load_feature_extractor(location: str) -> Any:
