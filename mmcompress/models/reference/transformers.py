@@ -48,6 +48,7 @@ class TransformersImages(LibraryReference):
     def __init__(self, request: ReferenceRequest):
         self.location = request.location
         self.processor = _load_image_processor(request.location)
+        self.text_processor: Any = None
         self.config = transformers.AutoConfig.from_pretrained(request.location)
         self.model = _load_model(request.location, self.config).eval()
 
@@ -91,15 +92,16 @@ class TransformersImages(LibraryReference):
     def compute_tokens(self, raw: object) -> np.ndarray | None:
         """Return the vectors [n, w] of the tower's last layer."""
         tower = self.model
-        for name in ("vision_model", "encoder"):
-            if self.config.model_type != "vit" and hasattr(tower, name):
-                tower = getattr(tower, name)
-        if getattr(tower, "main_input_name", "") != "pixel_values":
-            return None
-        if self.config.model_type in ("git", "llava"):
+        if hasattr(tower, "vision_model"):
+            tower = tower.vision_model
+        elif self.config.model_type == "vision-encoder-decoder":
+            tower = tower.encoder
+        elif self.config.model_type in CAPTIONER_TYPES:
             return None
         outputs = tower(pixel_values=self._prepare(raw))
-        tokens: np.ndarray = outputs.last_hidden_state[0].numpy()
+        tokens: np.ndarray | None = None
+        if getattr(outputs, "last_hidden_state", None) is not None:
+            tokens = outputs.last_hidden_state[0].numpy()
         return tokens
 
     @torch.inference_mode()
@@ -115,9 +117,9 @@ class TransformersImages(LibraryReference):
             return None
         inputs = self._make_inputs(raw, request)
         options = _limit_length(request)
-        if model_type == "llava" and request.max_tokens:
+        if model_type == "llava":
             # Its input holds the picture and the words ahead of it as well.
-            options = {"max_new_tokens": request.max_tokens - len(request.start)}
+            options = _limit_new_tokens(request)
         ids = self.model.generate(**inputs, num_beams=request.beams, **options)[0].tolist()
         return ids[self._count_ids_ahead(ids) :]
 
@@ -128,9 +130,10 @@ class TransformersImages(LibraryReference):
             return inputs
         model_type = self.config.model_type
         if model_type in ("blip", "llava"):
-            processor: Any = transformers.AutoProcessor.from_pretrained(self.location)
-            processor.image_processor = self.processor
-            return dict(processor(images=raw, text=request.prompt, return_tensors="pt"))
+            if self.text_processor is None:
+                self.text_processor = transformers.AutoProcessor.from_pretrained(self.location)
+                self.text_processor.image_processor = self.processor
+            return dict(self.text_processor(images=raw, text=request.prompt, return_tensors="pt"))
         tokenizer = _load_tokenizer(self.location)
         words = tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
         if model_type == "git":
@@ -172,9 +175,18 @@ class TransformersImages(LibraryReference):
         return logits
 
 
-def _limit_length(request: WritingRequest) -> dict[str, int]:
-    """Return the option of `generate` for the longest text, where the spec names one."""
-    return {"max_length": request.max_tokens} if request.max_tokens else {}
+def _limit_length(request: WritingRequest) -> dict[str, int | None]:
+    """Return options of `generate` for the longest text, where the spec names one."""
+    if not request.max_tokens:
+        return {}
+    return {"max_length": request.max_tokens, "max_new_tokens": None}
+
+
+def _limit_new_tokens(request: WritingRequest) -> dict[str, int | None]:
+    """Return the same where the library counts what its texts start from otherwise."""
+    if not request.max_tokens:
+        return {}
+    return {"max_new_tokens": request.max_tokens - len(request.start), "max_length": None}
 
 
 class TransformersDecoders:
@@ -200,6 +212,8 @@ class TransformersDecoders:
             return None
         context = torch.tensor(np.asarray(raw, np.float32))[None]
         options: dict[str, Any] = {**_limit_length(request)}
+        # For a decoder alone, `generate` makes a cache of another kind than cross-attention needs.
+        options["use_cache"] = self.config.is_encoder_decoder
         if self.config.is_encoder_decoder:
             options["encoder_outputs"] = BaseModelOutput(context)
             start = self.model.generation_config.decoder_start_token_id
@@ -303,6 +317,8 @@ class TransformersSounds(LibraryReference):
         options: dict[str, Any] = {}
         if request.max_tokens:
             options["max_new_tokens"] = request.max_tokens - len(request.start)
+            # Both limits at once make the library warn of every sound.
+            self.model.generation_config.max_length = None
         if request.language:
             options["language"] = request.language
         if request.task:
