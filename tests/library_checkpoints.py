@@ -21,11 +21,15 @@ from transformers import (
     BlipForImageTextRetrieval,
     BlipImageProcessor,
     BlipProcessor,
+    BlipTextLMHeadModel,
+    BlipVisionModel,
     CLIPConfig,
     CLIPImageProcessor,
     CLIPModel,
     CLIPProcessor,
+    CLIPTextModelWithProjection,
     CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
     Dinov2Config,
     Dinov2Model,
     GitConfig,
@@ -46,6 +50,8 @@ from transformers import (
     SiglipImageProcessor,
     SiglipModel,
     SiglipProcessor,
+    SiglipTextModel,
+    SiglipVisionModel,
     T5Config,
     T5ForConditionalGeneration,
     VisionEncoderDecoderConfig,
@@ -89,11 +95,11 @@ def make_tokenizer(length: int = 24) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=own, model_max_length=length, **known)
 
 
-def stir(model):
+def stir(model, spread: float = 0.1):
     """Random weights that do something, so that no two inputs are answered alike."""
     generator = torch.Generator().manual_seed(3)
     for parameter in model.parameters():
-        parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        parameter.data += spread * torch.randn(parameter.shape, generator=generator)
     return model.eval()
 
 
@@ -143,7 +149,10 @@ def save_blip(folder: Path) -> None:
     torch.manual_seed(0)
     text = {**TEXT, "sep_token_id": 2, "encoder_hidden_size": 32, "is_decoder": True}
     config = BlipConfig(text_config=text, vision_config=VISION)
-    stir(BlipForConditionalGeneration(config)).save_pretrained(folder)
+    model = stir(BlipForConditionalGeneration(config), spread=0.2)
+    # so that some texts end by themselves
+    model.text_decoder.cls.predictions.bias.data[2] += 0.8
+    model.save_pretrained(folder)
     _save_blip_processor(folder)
 
 
@@ -186,6 +195,21 @@ def save_whisper(folder: Path) -> None:
     model.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=16, chunk_length=1).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
+
+
+def save_tower(folder: Path, *, model: type, config: dict) -> None:
+    """One tower alone, in the class that holds its answer."""
+    torch.manual_seed(0)
+    stir(model(model.config_class(**config))).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(folder)
+
+
+def save_blip_decoder(folder: Path) -> None:
+    text = {**TEXT, "sep_token_id": 2, "encoder_hidden_size": 32, "is_decoder": True}
+    save_tower(folder, model=BlipTextLMHeadModel, config=text)
 
 
 def save_dinov2(folder: Path) -> None:
@@ -245,7 +269,7 @@ def save_vision_encoder_decoder(folder: Path, *, text_config: type) -> None:
     config.decoder_start_token_id = 0
     config.pad_token_id = 1
     config.eos_token_id = 2
-    model = stir(VisionEncoderDecoderModel(config))
+    model = stir(VisionEncoderDecoderModel(config), spread=0.3)
     model.generation_config.decoder_start_token_id = 0
     model.generation_config.pad_token_id = 1
     model.generation_config.eos_token_id = 2
@@ -327,7 +351,11 @@ def save_open_clip(folder: Path, *, own_vocabulary: bool = False, **config: obje
     (folder / "open_clip_config.json").write_text(json.dumps(content))
     torch.manual_seed(0)
     name = f"local-dir:{folder}"
-    model = stir(open_clip.create_model(name, load_weights=False))
+    model = open_clip.create_model(name, load_weights=False)
+    if hasattr(model, "text_decoder"):
+        # the library leaves this weight as memory was
+        torch.nn.init.normal_(model.text_decoder.text_projection, std=0.2)
+    stir(model)
     if own_vocabulary:
         tokenizer = open_clip.get_tokenizer(name)
         save_for_hf(model, tokenizer, model_config, str(folder), safe_serialization=True)
@@ -383,6 +411,10 @@ class LibraryCase:
     """What the encoder reads: image, audio or text."""
     claims: tuple[tuple[str, str, str], ...]
     """(kind of node, library, family), as the README's table has them."""
+    model_type: str = ""
+    """What `config.json` of the encoder's checkpoint says; empty for open_clip."""
+    writer_type: str = ""
+    """The same of the generator's; empty where it is that of the encoder."""
     writer: str | None = None
     """Options of a generator that reads the encoder, as YAML; None for no generator."""
     save_writer: Callable[[Path], None] | None = None
@@ -391,6 +423,15 @@ class LibraryCase:
     """Whether a fusion encoder of the encoder's checkpoint reads it and the written texts."""
     slow: bool = False
     """Whether its proof takes more than three seconds."""
+
+    def list_rows(self) -> list[tuple[str, str]]:
+        """The rows of the tables of families that it stands for, as (kind of node, model type)."""
+        rows = [(f"{self.input_type}_encoder", self.model_type)]
+        if self.writer is not None:
+            rows.append(("text_decoder", self.writer_type or self.model_type))
+        if self.is_matching:
+            rows.append(("fusion_encoder", self.model_type))
+        return rows
 
 
 def _image(library: str, family: str) -> tuple[tuple[str, str, str], ...]:
@@ -412,48 +453,100 @@ BEAMS = "max_tokens: 9, candidates: 3"
 
 LIBRARY_CASES: dict[str, LibraryCase] = {
     "CLIP, picture": LibraryCase(
-        save=save_clip, input_type="image", claims=_image("transformers", "CLIP")
+        model_type="clip", save=save_clip, input_type="image", claims=_image("transformers", "CLIP")
     ),
     "CLIP, text": LibraryCase(
-        save=save_clip, input_type="text", claims=_text("transformers", "CLIP")
+        model_type="clip", save=save_clip, input_type="text", claims=_text("transformers", "CLIP")
     ),
     "SigLIP, picture": LibraryCase(
-        save=save_siglip, input_type="image", claims=_image("transformers", "SigLIP")
+        model_type="siglip",
+        save=save_siglip,
+        input_type="image",
+        claims=_image("transformers", "SigLIP"),
     ),
     "SigLIP, text": LibraryCase(
-        save=save_siglip, input_type="text", claims=_text("transformers", "SigLIP")
+        model_type="siglip",
+        save=save_siglip,
+        input_type="text",
+        claims=_text("transformers", "SigLIP"),
     ),
-    "ViT": LibraryCase(save=save_vit, input_type="image", claims=_image("transformers", "ViT")),
+    "CLIP, image tower": LibraryCase(
+        model_type="clip_vision_model",
+        save=partial(save_tower, model=CLIPVisionModelWithProjection, config=VISION),
+        input_type="image",
+        claims=_image("transformers", "CLIP"),
+    ),
+    "CLIP, text tower": LibraryCase(
+        model_type="clip_text_model",
+        save=partial(save_tower, model=CLIPTextModelWithProjection, config=TEXT),
+        input_type="text",
+        claims=_text("transformers", "CLIP"),
+    ),
+    "SigLIP, image tower": LibraryCase(
+        model_type="siglip_vision_model",
+        save=partial(save_tower, model=SiglipVisionModel, config=VISION),
+        input_type="image",
+        claims=_image("transformers", "SigLIP"),
+    ),
+    "SigLIP, text tower": LibraryCase(
+        model_type="siglip_text_model",
+        save=partial(save_tower, model=SiglipTextModel, config=TEXT),
+        input_type="text",
+        claims=_text("transformers", "SigLIP"),
+    ),
+    "BLIP, image tower and decoder": LibraryCase(
+        model_type="blip_vision_model",
+        writer_type="blip_text_model",
+        save=partial(save_tower, model=BlipVisionModel, config=VISION),
+        input_type="image",
+        claims=_captions("transformers", "BLIP", "BLIP"),
+        writer=BEAMS,
+        save_writer=save_blip_decoder,
+    ),
+    "ViT": LibraryCase(
+        model_type="vit", save=save_vit, input_type="image", claims=_image("transformers", "ViT")
+    ),
     "DINOv2": LibraryCase(
-        save=save_dinov2, input_type="image", claims=_image("transformers", "DINOv2")
+        model_type="dinov2",
+        save=save_dinov2,
+        input_type="image",
+        claims=_image("transformers", "DINOv2"),
     ),
     "sentence encoder, mean": LibraryCase(
+        model_type="bert",
         save=partial(save_sentence_encoder, pooling_mode_mean_tokens=True),
         input_type="text",
         claims=_text("transformers", "MiniLM"),
     ),
     "sentence encoder, first token": LibraryCase(
+        model_type="bert",
         save=partial(save_sentence_encoder, pooling_mode_cls_token=True),
         input_type="text",
         claims=_text("transformers", "BERT"),
     ),
     "RoBERTa": LibraryCase(
-        save=save_roberta, input_type="text", claims=_text("transformers", "RoBERTa")
+        model_type="roberta",
+        save=save_roberta,
+        input_type="text",
+        claims=_text("transformers", "RoBERTa"),
     ),
     "BLIP": LibraryCase(
+        model_type="blip",
         save=save_blip,
         input_type="image",
         claims=_captions("transformers", "BLIP", "BLIP"),
         writer=GREEDY,
     ),
     "BLIP, beams and a prompt": LibraryCase(
+        model_type="blip",
         save=save_blip,
         input_type="image",
         claims=(),
         writer=f"{BEAMS}, prompt: a red",
-        slow=True,
     ),
     "BLIP, matching": LibraryCase(
+        model_type="blip",
+        writer_type="mbart",
         save=save_blip_matching,
         input_type="image",
         claims=(("fusion_encoder", "transformers", "BLIP's image-text matching"),),
@@ -462,30 +555,35 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         is_matching=True,
     ),
     "GIT": LibraryCase(
+        model_type="git",
         save=save_git,
         input_type="image",
         claims=_captions("transformers", "GIT", "GIT"),
         writer=BEAMS,
     ),
     "LLaVA": LibraryCase(
+        model_type="llava",
         save=save_llava,
         input_type="image",
         claims=_captions("transformers", "LLaVA", "LLaVA"),
         writer=f'{BEAMS}, prompt: "a cat <image> left of"',
     ),
     "VisionEncoderDecoder, GPT-2": LibraryCase(
+        model_type="vision-encoder-decoder",
         save=partial(save_vision_encoder_decoder, text_config=GPT2Config),
         input_type="image",
         claims=_captions("transformers", "VisionEncoderDecoder", "VisionEncoderDecoder"),
         writer=BEAMS,
     ),
     "VisionEncoderDecoder, BERT": LibraryCase(
+        model_type="vision-encoder-decoder",
         save=partial(save_vision_encoder_decoder, text_config=BertConfig),
         input_type="image",
         claims=_captions("transformers", "VisionEncoderDecoder", "VisionEncoderDecoder"),
         writer=GREEDY,
     ),
     "Whisper": LibraryCase(
+        model_type="whisper",
         save=save_whisper,
         input_type="audio",
         claims=(
@@ -495,6 +593,8 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         writer=GREEDY,
     ),
     "mBART": LibraryCase(
+        model_type="vit",
+        writer_type="mbart",
         save=save_vit,
         input_type="image",
         claims=(("text_decoder", "transformers", "mBART"),),
@@ -502,6 +602,8 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         save_writer=save_mbart,
     ),
     "GPT-2": LibraryCase(
+        model_type="clip",
+        writer_type="gpt2",
         save=save_clip,
         input_type="image",
         claims=(("text_decoder", "transformers", "GPT-2"),),
@@ -509,6 +611,8 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         save_writer=partial(save_cross_attending, config=GPT2Config, model=GPT2LMHeadModel),
     ),
     "BERT": LibraryCase(
+        model_type="vit",
+        writer_type="bert",
         save=save_vit,
         input_type="image",
         claims=(("text_decoder", "transformers", "BERT"),),
@@ -516,6 +620,8 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         save_writer=partial(save_cross_attending, config=BertConfig, model=BertLMHeadModel),
     ),
     "T5": LibraryCase(
+        model_type="vit",
+        writer_type="t5",
         save=save_vit,
         input_type="image",
         claims=(("text_decoder", "transformers", "T5"),),

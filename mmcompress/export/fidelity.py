@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from mmcompress.data.base import Dataset, Pairs
-from mmcompress.errors import DataError, MissingPackage
+from mmcompress.errors import DataError, MissingPackage, ModelError
 from mmcompress.export.odd_inputs import RawInput, list_pictures, list_sounds, list_texts
 from mmcompress.export.proofs import make_proof
 from mmcompress.export.written_texts import (
@@ -178,7 +178,10 @@ class _FidelityCheck:
         if node_name in self.references:
             raw_inputs = self.list_raw_inputs(node_name)
             comparison = _compare_node(
-                self.pipeline.nodes[node_name], self.references[node_name], raw_inputs=raw_inputs
+                self.pipeline.nodes[node_name],
+                self.references[node_name],
+                node_name=node_name,
+                raw_inputs=raw_inputs,
             )
             proofs += comparison.to_proofs(node_name)
         for reader_name, reader in self.spec.model_nodes().items():
@@ -272,6 +275,9 @@ def prove_fidelity(
 
     Returns:
         Proofs `dense == library: ...` for every node whose library is known; failed ones included.
+
+    Raises:
+        ModelError: A library refuses an ordinary input.
     """
     proofs: list[Proof] = []
     with tempfile.TemporaryDirectory() as scratch:
@@ -313,9 +319,13 @@ def choose_written_inputs(raw_inputs: Sequence[RawInput]) -> list[RawInput]:
 
 
 def _compare_node(
-    deployed: Any, reference: LibraryReference, *, raw_inputs: Sequence[RawInput]
+    deployed: Any, reference: LibraryReference, *, node_name: str, raw_inputs: Sequence[RawInput]
 ) -> _NodeComparison:
-    """Send raw inputs both ways through one node."""
+    """Send raw inputs both ways through one node.
+
+    Raises:
+        ModelError: The library refuses an ordinary input.
+    """
     comparison = _NodeComparison()
     departures: dict[str, list[str]] = {}
     for raw in raw_inputs:
@@ -323,7 +333,10 @@ def _compare_node(
             answers = [reference.answer(one) for one in raw.references]
         except Exception as error:  # libraries raise what they like
             if not raw.is_odd:
-                raise
+                raise ModelError(
+                    f"{node_name}: its library can't read {raw.name} of the data: "
+                    f"{_summarize(error)}"
+                ) from error
             comparison.notes.append(f"its library refuses {raw.name} ({_summarize(error)})")
             continue
         if raw.departure:

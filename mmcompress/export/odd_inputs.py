@@ -163,6 +163,7 @@ def list_sounds(pairs: Pairs, window_seconds: float) -> list[RawInput]:
             raw_inputs.append(RawInput(name=name, value=sound, references=windows))
     longest = int(window_seconds * SAMPLE_RATE)
     first = np.asarray(pairs.inputs[0], np.float32)[:longest]
+    first = np.resize(first, max(len(first), SAMPLE_RATE // 10))
     long_sound = np.resize(first, int(LONG_SOUND_WINDOWS * longest))
     both = np.stack([first, 0.5 * first[::-1]], axis=1)
     phone_sound = _limit_to_phone_band(first)
@@ -195,13 +196,16 @@ def _split_whole(samples: np.ndarray, window_seconds: float) -> tuple[np.ndarray
 
 
 def _limit_to_phone_band(samples: np.ndarray) -> np.ndarray:
-    """Return a sound of an even length that fades in and out and has no tone above the band."""
+    """Return a sound of an even length that has no tone above the band, and fades in and out.
+
+    The fade comes last: a sound that breaks off has tones of every height at its ends.
+    """
     even_length = len(samples) - len(samples) % 2
-    faded = samples[:even_length].astype(np.float64) * np.hanning(even_length)
-    spectrum = np.fft.rfft(faded)
+    spectrum = np.fft.rfft(samples[:even_length].astype(np.float64))
     hertz = np.fft.rfftfreq(even_length, 1 / SAMPLE_RATE)
     spectrum[hertz > PHONE_BAND_HZ] = 0
-    return np.fft.irfft(spectrum, even_length).astype(np.float32)
+    limited = np.fft.irfft(spectrum, even_length) * np.hanning(even_length)
+    return limited.astype(np.float32)
 
 
 def list_texts(texts: Sequence[str]) -> list[RawInput]:

@@ -39,6 +39,8 @@ class WrittenTexts:
 
     count: int = 0
     """Inputs that were compared."""
+    texts: set[tuple[int, ...]] = field(default_factory=set)
+    """Different texts that the library wrote: one text of all inputs proves little."""
     different: list[str] = field(default_factory=list)
     """Inputs with other texts, and the first difference of each."""
     ties: list[str] = field(default_factory=list)
@@ -115,6 +117,7 @@ def _compare_input(
             return False
         actual = list(trace.sequences[0][1])
         expected = _cut_behind_end(written, deployed.generation)
+        found.texts.add(tuple(expected))
         place = _find_difference(actual, expected)
         if place is None:
             continue
@@ -175,7 +178,7 @@ def make_text_proof(node_name: str, found: WrittenTexts, *, notes: Sequence[str]
         found: The comparison.
         notes: What else a reader should know of it.
     """
-    parts = [f"{found.count} raw inputs", *notes]
+    parts = [f"{found.count} raw inputs, {len(found.texts)} different texts", *notes]
     if found.ties:
         parts.append(f"ties: {'; '.join(found.ties)}")
     if found.different:

@@ -35,6 +35,9 @@ FRAME_SAMPLES = 160
 CAPTIONER_TYPES = ("blip", "git", "llava", "vision-encoder-decoder")
 """Types of models that write the text of a picture; they have no embedding of their own."""
 
+DECODER_TYPES = ("mbart", "gpt2", "bert", "blip_text_model", "t5")
+"""Types of models whose decoder may read the vectors of another checkpoint."""
+
 IMAGE_PLACEHOLDER = "<image>"
 """Where the picture stands in a prompt of LLaVA."""
 
@@ -195,14 +198,11 @@ class TransformersDecoders:
     def __init__(self, request: ReferenceRequest):
         self.location = request.location
         self.config = transformers.AutoConfig.from_pretrained(request.location)
-        if self.config.model_type == "t5":
-            model_class: Any = transformers.AutoModelForSeq2SeqLM
-        else:
-            model_class = transformers.AutoModelForCausalLM
         self.model: Any = None
-        if self.config.model_type in ("mbart", "gpt2", "bert", "t5"):
+        saved_classes = _list_saved_classes(self.config)
+        if self.config.model_type in DECODER_TYPES and saved_classes:
             self.model = load_reference_model(
-                model_class, Path(request.location), config=self.config
+                saved_classes[0], Path(request.location), config=self.config
             ).eval()
 
     @torch.inference_mode()
@@ -500,11 +500,18 @@ class TransformersTexts(LibraryReference):
 def _load_model(location: str, config: Any) -> Any:
     """Return the model without a head, or in the class it was saved as where that has the answer.
 
-    Those are captioners, and towers with their projection.
+    Those are captioners, and towers with their projection. `AutoModel` does not know some towers.
     """
-    model_class = transformers.AutoModel
-    for name in config.architectures or ():
-        has_answer = name.endswith("WithProjection") or config.model_type in CAPTIONER_TYPES
-        if has_answer and hasattr(transformers, name):
-            model_class = getattr(transformers, name)
+    model_class: Any = transformers.AutoModel
+    for saved_class in _list_saved_classes(config):
+        has_answer = saved_class.__name__.endswith("WithProjection")
+        has_answer = has_answer or config.model_type in CAPTIONER_TYPES
+        if has_answer or type(config) not in transformers.MODEL_MAPPING:
+            model_class = saved_class
     return load_reference_model(model_class, Path(location), config=config)
+
+
+def _list_saved_classes(config: Any) -> list[Any]:
+    """Return the classes of the library that a configuration names as those of its weights."""
+    names = [name for name in config.architectures or () if hasattr(transformers, name)]
+    return [getattr(transformers, name) for name in names]
