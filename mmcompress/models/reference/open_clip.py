@@ -74,7 +74,7 @@ class OpenClipImages(LibraryReference):
 
     def write(self, raw: object, request: WritingRequest) -> list[int] | None:
         """Write the caption of one picture, greedily; the library's beams go in groups."""
-        if not hasattr(self.model, "text_decoder") or request.beams > 1:
+        if not isinstance(self.model, open_clip.CoCa) or request.beams > 1:
             return None
         # The library's tokenizer ends its vocabulary with the start and the end of a text.
         end = int(self.model.text.token_embedding.num_embeddings) - 1

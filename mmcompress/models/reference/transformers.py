@@ -53,7 +53,7 @@ class TransformersImages(LibraryReference):
         self.processor = _load_image_processor(request.location)
         self.text_processor: Any = None
         self.config = transformers.AutoConfig.from_pretrained(request.location)
-        self.model = _load_model(request.location, self.config).eval()
+        self.model = _load_model(request.location, self.config).float().eval()
 
     @torch.inference_mode()
     def answer(self, raw: object) -> LibraryAnswer:
@@ -199,11 +199,15 @@ class TransformersDecoders:
         self.location = request.location
         self.config = transformers.AutoConfig.from_pretrained(request.location)
         self.model: Any = None
-        saved_classes = _list_saved_classes(self.config)
-        if self.config.model_type in DECODER_TYPES and saved_classes:
-            self.model = load_reference_model(
-                saved_classes[0], Path(request.location), config=self.config
-            ).eval()
+        if self.config.model_type not in DECODER_TYPES:
+            return
+        model_class: Any = transformers.AutoModelForCausalLM
+        if self.config.is_encoder_decoder:
+            model_class = transformers.AutoModelForSeq2SeqLM
+        model_class = [*_list_saved_classes(self.config), model_class][0]
+        self.model = load_reference_model(
+            model_class, Path(request.location), config=self.config
+        ).float().eval()
 
     @torch.inference_mode()
     def write(self, raw: object, request: WritingRequest) -> list[int] | None:
@@ -256,7 +260,7 @@ class TransformersMatching(LibraryReference):
             self.max_length = min(self.max_length, limit or self.max_length)
         self.model = load_reference_model(
             transformers.BlipForImageTextRetrieval, Path(request.location), config=self.config
-        ).eval()
+        ).float().eval()
 
     def answer(self, raw: object) -> LibraryAnswer:
         """Refuse one input alone: `match` reads two."""
@@ -292,7 +296,7 @@ class TransformersSounds(LibraryReference):
             transformers.AutoModelForSpeechSeq2Seq,
             Path(request.location),
             config=transformers.AutoConfig.from_pretrained(request.location),
-        ).eval()
+        ).float().eval()
 
     def answer(self, raw: object) -> LibraryAnswer:
         """Compute the features of one sound, samples at 16 kHz."""
@@ -384,7 +388,7 @@ class TransformersTexts(LibraryReference):
         self.folder = Path(request.location)
         self.tokenizer = _load_tokenizer(request.location)
         self.config = transformers.AutoConfig.from_pretrained(request.location)
-        self.model = _load_model(request.location, self.config).eval()
+        self.model = _load_model(request.location, self.config).float().eval()
         self.max_length = self._find_max_length(request)
 
     def _find_max_length(self, request: ReferenceRequest) -> int:
