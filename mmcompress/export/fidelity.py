@@ -9,10 +9,10 @@ and `generate` (`mmcompress.models.reference`), and through the bundle.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Protocol, cast
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from mmcompress.errors import DataError, MissingPackage, ModelError
 from mmcompress.export.odd_inputs import RawInput, list_pictures, list_sounds, list_texts
 from mmcompress.export.proofs import make_proof
 from mmcompress.export.written_texts import (
+    DeployedWriter,
     WritingInput,
     compare_texts,
     make_request,
@@ -41,6 +42,7 @@ from mmcompress.results.records import Proof
 from mmcompress.runtime.audio import is_silent
 from mmcompress.runtime.graph import Pipeline, load_bundle
 from mmcompress.runtime.progress import StageProgress, ignore_progress
+from mmcompress.runtime.text import TextReader, Values
 from mmcompress.spec.schema import Spec
 
 FIDELITY_INPUTS = 16
@@ -63,6 +65,40 @@ otherwise moves it by less."""
 
 SHOWN_ERROR_CHARACTERS = 60
 """Characters of a library's error that a proof shows."""
+
+
+Reference = LibraryReference | LibraryWriter | LibraryMatcher
+"""A library's own model of a node."""
+
+
+class DeployedEncoder(Protocol):
+    """An encoder of a bundle, as far as it is needed here."""
+
+    def __call__(self, value: object, /) -> Values:
+        """Encode one raw input."""
+        ...
+
+    def prepare(self, value: object, /) -> np.ndarray:
+        """Return what the model is given of one raw input."""
+        ...
+
+
+class DeployedHearing(Protocol):
+    """An encoder of sounds."""
+
+    options: Mapping[str, float]
+    """`seconds` that it hears at once, and others."""
+
+
+class DeployedMatcher(Protocol):
+    """A fusion encoder of a bundle."""
+
+    reader: TextReader
+    """Makes token ids of texts."""
+
+    def __call__(self, text: str, context: np.ndarray) -> Values:
+        """Read a text together with the vectors of a picture."""
+        ...
 
 
 @dataclass(kw_only=True)
@@ -136,7 +172,7 @@ class _FidelityCheck:
     """Where the files of odd inputs are written."""
     on_progress: StageProgress
     """Hears what is not compared, and why."""
-    references: dict[str, Any] = field(default_factory=dict)
+    references: dict[str, Reference] = field(default_factory=dict)
     """The library's own model of every node that has one."""
 
     def leave_out(self, node_name: str, reason: str) -> None:
@@ -164,7 +200,7 @@ class _FidelityCheck:
         if input_type == "image":
             return list_pictures(self.pairs, self.folder)
         if input_type == "audio":
-            deployed: Any = self.pipeline.nodes[node_name]
+            deployed = cast(DeployedHearing, self.pipeline.nodes[node_name])
             return list_sounds(self.pairs, float(deployed.options["seconds"]))
         return list_texts(self.pairs.texts)
 
@@ -175,11 +211,12 @@ class _FidelityCheck:
             return []
         raw_inputs: list[RawInput] = []
         proofs: list[Proof] = []
-        if node_name in self.references:
+        reference = self.references.get(node_name)
+        if isinstance(reference, LibraryReference):
             raw_inputs = self.list_raw_inputs(node_name)
             comparison = _compare_node(
-                self.pipeline.nodes[node_name],
-                self.references[node_name],
+                cast(DeployedEncoder, self.pipeline.nodes[node_name]),
+                reference,
                 node_name=node_name,
                 raw_inputs=raw_inputs,
             )
@@ -187,22 +224,23 @@ class _FidelityCheck:
         for reader_name, reader in self.spec.model_nodes().items():
             if find_token_source(self.spec, reader_name) != node_name:
                 continue
-            if node_name not in self.references:
+            if not isinstance(reference, LibraryReference):
                 self.leave_out(reader_name, f"it reads {node_name}, which is not compared")
             elif get_kind(reader.kind).writes_text:
-                proofs += self._prove_texts(reader_name, raw_inputs=raw_inputs)
+                proofs += self._prove_texts(reader_name, encoder=reference, raw_inputs=raw_inputs)
             elif get_kind(reader.kind).fuses:
                 proofs += self._prove_matches(reader_name, raw_inputs=raw_inputs)
         return proofs
 
-    def _prove_texts(self, writer_name: str, *, raw_inputs: Sequence[RawInput]) -> list[Proof]:
+    def _prove_texts(
+        self, writer_name: str, *, encoder: LibraryReference, raw_inputs: Sequence[RawInput]
+    ) -> list[Proof]:
         """Compare what a generator writes of raw inputs, token for token."""
         source = find_token_source(self.spec, writer_name)
         node = self.spec.nodes[writer_name]
-        encoder = self.references[source]
         is_one_checkpoint = node.source == self.spec.nodes[source].source
         # A generator of another checkpoint is given what the encoder's library makes.
-        writer = encoder if is_one_checkpoint else self.references.get(writer_name)
+        writer: object = encoder if is_one_checkpoint else self.references.get(writer_name)
         if not isinstance(writer, LibraryWriter):
             self.leave_out(writer_name, "its library has no generator for it")
             return []
@@ -216,7 +254,7 @@ class _FidelityCheck:
                 continue
             references = raw.references
             if get_kind(self.spec.nodes[source].kind).stream_modality == "audio":
-                references = tuple(one for one in references if not is_silent(one))
+                references = tuple(one for one in references if not is_silent(np.asarray(one)))
             if not len(tokens) and not references:
                 notes.append(f"of {raw.name} nothing is written, on purpose")
                 continue
@@ -226,7 +264,7 @@ class _FidelityCheck:
                     self.leave_out(writer_name, f"the library of {source} gives no vectors")
                     return []
             inputs.append(WritingInput(name=raw.name, tokens=tokens, references=references))
-        deployed: Any = self.pipeline.nodes[writer_name]
+        deployed = cast(DeployedWriter, self.pipeline.nodes[writer_name])
         request = make_request(node, deployed.generation)
         found = compare_texts(deployed, writer, request=request, inputs=inputs)
         if found is None:
@@ -245,7 +283,7 @@ class _FidelityCheck:
             self.leave_out(reader_name, f"it and {source} come from two checkpoints")
             return []
         comparison = _NodeComparison()
-        deployed: Any = self.pipeline.nodes[reader_name]
+        deployed = cast(DeployedMatcher, self.pipeline.nodes[reader_name])
         pictures = raw_inputs[: len(self.pairs)]
         for raw, text in zip(pictures, self.pairs.texts, strict=True):
             expected = matcher.match(raw.references[0], text)
@@ -294,7 +332,7 @@ def prove_fidelity(
     return proofs
 
 
-def open_reference(spec: Spec, node_name: str) -> Any:
+def open_reference(spec: Spec, node_name: str) -> Reference | None:
     """Return the library's own model of a node, or None where there is no such library."""
     node = spec.nodes[node_name]
     location = locate_node_source(node)
@@ -308,7 +346,8 @@ def open_reference(spec: Spec, node_name: str) -> Any:
     request = ReferenceRequest(
         location=name, pretrained=location.pretrained, max_tokens=node.max_tokens
     )
-    return LIBRARY_REFERENCES.get(key)(request)
+    reference: Reference = LIBRARY_REFERENCES.get(key)(request)
+    return reference
 
 
 def choose_written_inputs(raw_inputs: Sequence[RawInput]) -> list[RawInput]:
@@ -319,7 +358,11 @@ def choose_written_inputs(raw_inputs: Sequence[RawInput]) -> list[RawInput]:
 
 
 def _compare_node(
-    deployed: Any, reference: LibraryReference, *, node_name: str, raw_inputs: Sequence[RawInput]
+    deployed: DeployedEncoder,
+    reference: LibraryReference,
+    *,
+    node_name: str,
+    raw_inputs: Sequence[RawInput],
 ) -> _NodeComparison:
     """Send raw inputs both ways through one node.
 
@@ -348,7 +391,11 @@ def _compare_node(
 
 
 def _compare_input(
-    comparison: _NodeComparison, raw: RawInput, *, deployed: Any, answers: Sequence[LibraryAnswer]
+    comparison: _NodeComparison,
+    raw: RawInput,
+    *,
+    deployed: DeployedEncoder,
+    answers: Sequence[LibraryAnswer],
 ) -> None:
     """Add one raw input to a comparison, in place."""
     try:

@@ -60,11 +60,11 @@ class RawInput:
 
     name: str
     """What it is, for a person."""
-    value: Any
+    value: object
     """What the bundle is given: a file, samples or a text."""
-    references: tuple[Any, ...]
+    references: tuple[object, ...]
     """What the library is given: a picture, a text, or the samples of every window of a sound."""
-    decoded: Any = None
+    decoded: object = None
     """What the dataset makes of the file; None where `value` is no file of the data."""
     is_odd: bool = False
     """Whether it was made up. A library may refuse it, such as words without a token for them."""
@@ -94,7 +94,9 @@ def list_pictures(pairs: Pairs, folder: Path) -> list[RawInput]:
     return raw_inputs
 
 
-def _read_picture(name: str, file: Path, *, decoded: Any = None, is_odd: bool = False) -> RawInput:
+def _read_picture(
+    name: str, file: Path, *, decoded: object = None, is_odd: bool = False
+) -> RawInput:
     """Return a picture file: the bundle is given its path, the library opens it itself."""
     opened = open_picture(file)
     return RawInput(
@@ -167,7 +169,7 @@ def list_sounds(pairs: Pairs, window_seconds: float) -> list[RawInput]:
     long_sound = np.resize(first, int(LONG_SOUND_WINDOWS * longest))
     both = np.stack([first, 0.5 * first[::-1]], axis=1)
     phone_sound = _limit_to_phone_band(first)
-    odd_sounds: dict[str, tuple[Any, tuple[np.ndarray, ...]]] = {
+    odd_sounds: dict[str, tuple[object, tuple[np.ndarray, ...]]] = {
         "a tenth of a second": (first[: SAMPLE_RATE // 10], (first[: SAMPLE_RATE // 10],)),
         "a full window": (np.resize(first, longest), (np.resize(first, longest),)),
         "a long sound": (long_sound, _split_whole(long_sound, window_seconds)),

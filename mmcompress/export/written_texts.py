@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Protocol
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from mmcompress.export.proofs import GENERATION_BOUND, make_proof
 from mmcompress.models.reference.base import LibraryWriter, WritingRequest
 from mmcompress.results.records import Proof
 from mmcompress.runtime.beam_search import Generation
+from mmcompress.runtime.replay import GenerationTrace
+from mmcompress.runtime.text import Values
 from mmcompress.spec.schema import Node
 
 TIE_LOGITS = 1e-4
@@ -19,6 +21,19 @@ TIE_LOGITS = 1e-4
 
 SHOWN_TOKENS = 6
 """Tokens of each text that a proof shows, from the first one that differs."""
+
+
+class DeployedWriter(Protocol):
+    """A generator of a bundle, as far as it is needed here."""
+
+    generation: Generation
+    """How it writes."""
+    traces: list[GenerationTrace]
+    """What it wrote of each window in its last call."""
+
+    def __call__(self, context: np.ndarray) -> Values:
+        """Write texts for the vectors of an encoder."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +44,7 @@ class WritingInput:
     """What it is, for a person."""
     tokens: np.ndarray
     """What the deployed encoder gives the deployed generator, [k, n, w]."""
-    references: tuple[Any, ...]
+    references: tuple[object, ...]
     """What the library's writer is given for each of the k windows."""
 
 
@@ -60,7 +75,7 @@ def make_request(node: Node, generation: Generation) -> WritingRequest:
 
 
 def compare_texts(
-    deployed: Any,
+    deployed: DeployedWriter,
     writer: LibraryWriter,
     *,
     request: WritingRequest,
@@ -99,7 +114,7 @@ def _compare_input(
     found: WrittenTexts,
     one: WritingInput,
     *,
-    deployed: Any,
+    deployed: DeployedWriter,
     writer: LibraryWriter,
     request: WritingRequest,
 ) -> bool:
@@ -156,7 +171,7 @@ def _describe_tie(
     *,
     place: int,
     writer: LibraryWriter,
-    raw: Any,
+    raw: object,
     request: WritingRequest,
 ) -> str:
     """Return between which tokens rounding decided; empty where the texts differ for a reason."""

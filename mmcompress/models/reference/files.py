@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from transformers.audio_utils import load_audio
 from transformers.image_utils import load_image
 
-SAMPLE_RATE = 16_000
+LIBRARY_SAMPLE_RATE = 16_000
 """Samples per second that speech models hear."""
 
 DEEP_VALUE = 65535
@@ -78,5 +78,7 @@ def _blend(picture: Image.Image) -> Image.Image:
 
 def open_sound(file: Path) -> np.ndarray:
     """Open a sound as the library does: float32 [n] at 16 kHz, the mean of the channels."""
-    samples: np.ndarray = load_audio(str(file), sampling_rate=SAMPLE_RATE, backend="soundfile")
+    samples: np.ndarray = load_audio(
+        str(file), sampling_rate=LIBRARY_SAMPLE_RATE, backend="soundfile"
+    )
     return samples

@@ -27,7 +27,7 @@ from mmcompress.models.reference.base import (
     WritingRequest,
     normalize,
 )
-from mmcompress.models.reference.files import SAMPLE_RATE
+from mmcompress.models.reference.files import LIBRARY_SAMPLE_RATE
 
 FRAME_SAMPLES = 160
 """Samples at 16 kHz from one frame of features to the next."""
@@ -38,10 +38,10 @@ CAPTIONER_TYPES = ("blip", "git", "llava", "vision-encoder-decoder")
 DECODER_TYPES = ("mbart", "gpt2", "bert", "blip_text_model", "t5")
 """Types of models whose decoder may read the vectors of another checkpoint."""
 
-IMAGE_PLACEHOLDER = "<image>"
+PROMPTED_IMAGE = "<image>"
 """Where the picture stands in a prompt of LLaVA."""
 
-MATCH_CLASS = 1
+MATCHING_CLASS = 1
 """The class of BLIP's matching head that says that a text describes a picture."""
 
 
@@ -116,14 +116,15 @@ class TransformersImages(LibraryReference):
         model_type = self.config.model_type
         if model_type not in CAPTIONER_TYPES:
             return None
-        if model_type == "llava" and IMAGE_PLACEHOLDER not in request.prompt:
+        if model_type == "llava" and PROMPTED_IMAGE not in request.prompt:
             return None
         inputs = self._make_inputs(raw, request)
         options = _limit_length(request)
         if model_type == "llava":
             # Its input holds the picture and the words ahead of it as well.
             options = _limit_new_tokens(request)
-        ids = self.model.generate(**inputs, num_beams=request.beams, **options)[0].tolist()
+        outputs = self.model.generate(**inputs, num_beams=request.beams, **options)
+        ids: list[int] = outputs[0].tolist()
         return ids[self._count_ids_ahead(ids) :]
 
     def _make_inputs(self, raw: object, request: WritingRequest) -> dict[str, Any]:
@@ -205,9 +206,11 @@ class TransformersDecoders:
         if self.config.is_encoder_decoder:
             model_class = transformers.AutoModelForSeq2SeqLM
         model_class = [*_list_saved_classes(self.config), model_class][0]
-        self.model = load_reference_model(
-            model_class, Path(request.location), config=self.config
-        ).float().eval()
+        self.model = (
+            load_reference_model(model_class, Path(request.location), config=self.config)
+            .float()
+            .eval()
+        )
 
     @torch.inference_mode()
     def write(self, raw: object, request: WritingRequest) -> list[int] | None:
@@ -258,9 +261,13 @@ class TransformersMatching(LibraryReference):
         self.max_length = int(self.config.text_config.max_position_embeddings)
         for limit in (int(self.tokenizer.model_max_length), request.max_tokens):
             self.max_length = min(self.max_length, limit or self.max_length)
-        self.model = load_reference_model(
-            transformers.BlipForImageTextRetrieval, Path(request.location), config=self.config
-        ).float().eval()
+        self.model = (
+            load_reference_model(
+                transformers.BlipForImageTextRetrieval, Path(request.location), config=self.config
+            )
+            .float()
+            .eval()
+        )
 
     def answer(self, raw: object) -> LibraryAnswer:
         """Refuse one input alone: `match` reads two."""
@@ -282,7 +289,7 @@ class TransformersMatching(LibraryReference):
         return MatchAnswer(
             prepared=np.asarray(encoded["input_ids"][0].numpy(), np.int64),
             embedding=normalize(outputs.question_embeds[0, 0].numpy()),
-            match=float(classes[0, MATCH_CLASS]),
+            match=float(classes[0, MATCHING_CLASS]),
         )
 
 
@@ -292,11 +299,15 @@ class TransformersSounds(LibraryReference):
     def __init__(self, request: ReferenceRequest):
         self.location = request.location
         self.extractor = _load_feature_extractor(request.location)
-        self.model = load_reference_model(
-            transformers.AutoModelForSpeechSeq2Seq,
-            Path(request.location),
-            config=transformers.AutoConfig.from_pretrained(request.location),
-        ).float().eval()
+        self.model = (
+            load_reference_model(
+                transformers.AutoModelForSpeechSeq2Seq,
+                Path(request.location),
+                config=transformers.AutoConfig.from_pretrained(request.location),
+            )
+            .float()
+            .eval()
+        )
 
     def answer(self, raw: object) -> LibraryAnswer:
         """Compute the features of one sound, samples at 16 kHz."""
@@ -304,7 +315,7 @@ class TransformersSounds(LibraryReference):
 
     def _extract(self, raw: object) -> Tensor:
         """Return features [1, m, f]."""
-        extracted = self.extractor(raw, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        extracted = self.extractor(raw, sampling_rate=LIBRARY_SAMPLE_RATE, return_tensors="pt")
         features: Tensor = extracted["input_features"]
         return features
 
