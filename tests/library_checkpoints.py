@@ -383,7 +383,7 @@ def save_open_clip_resnet(folder: Path) -> None:
 
 
 def save_coca(folder: Path) -> None:
-    text = {**OPEN_CLIP_TEXT, "vocab_size": CLIP_VOCABULARY}
+    text = {**OPEN_CLIP_TEXT, "vocab_size": CLIP_VOCABULARY, "context_length": 40}
     vision = {
         **OPEN_CLIP_VISION,
         "output_tokens": True,

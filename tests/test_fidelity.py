@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from library_checkpoints import LIBRARY_CASES
+from library_checkpoints import LIBRARY_CASES, LibraryCase
 from PIL import Image
+from test_whisper_start import MULTILINGUAL, write_whisper
+from transformers import BertLMHeadModel
 
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.export.bundle import BundleContents, write_bundle
@@ -375,3 +377,37 @@ def test_what_is_left_out_is_named(tmp_path, monkeypatch):
     proof = prove(spec, bundle)["preprocessing"]
     assert proof.passed
     assert "its library refuses portrait (ValueError: too narrow)" in proof.detail
+
+
+def save_multilingual_whisper(folder):
+    write_whisper(folder, **MULTILINGUAL, max_length=20)
+
+
+@pytest.mark.parametrize(
+    "options", ["language: de", "language: en, task: translate", "language: de, prompt: a red cat"]
+)
+def test_whispers_language_task_and_prompt_are_the_librarys(options, tmp_path):
+    case = LibraryCase(
+        save=save_multilingual_whisper,
+        input_type="audio",
+        claims=(),
+        writer=f"max_tokens: 20, {options}",
+    )
+    proofs = prove(*export(tmp_path, case))
+    assert all(proof.passed for proof in proofs.values()), proofs["texts"].detail
+
+
+def test_coca_writes_captions_as_long_as_its_library_does(tmp_path):
+    case = replace(LIBRARY_CASES["open_clip CoCa"], writer="candidates: 1")
+    left_out = []
+    proof = prove(*export(tmp_path, case), left_out=left_out)["texts"]
+    assert proof.passed, proof.detail
+
+
+def test_weights_in_half_precision_are_compared_in_float32(tmp_path):
+    def save(folder):
+        LIBRARY_CASES["BERT"].save_writer(folder)
+        BertLMHeadModel.from_pretrained(folder).half().save_pretrained(folder)
+
+    case = replace(LIBRARY_CASES["BERT"], save_writer=save)
+    assert all(proof.passed for proof in prove(*export(tmp_path, case)).values())

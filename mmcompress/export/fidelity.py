@@ -172,26 +172,22 @@ class _FidelityCheck:
     """Where the files of odd inputs are written."""
     on_progress: StageProgress
     """Hears what is not compared, and why."""
-    references: dict[str, Reference] = field(default_factory=dict)
-    """The library's own model of every node that has one."""
 
     def leave_out(self, node_name: str, reason: str) -> None:
         """Tell what is not compared."""
         self.on_progress(f"dense == library: {node_name} is not compared: {reason}", None)
 
-    def open_references(self) -> None:
-        """Open the library's own model of every node."""
-        for node_name, node in self.spec.model_nodes().items():
-            reference = open_reference(self.spec, node_name)
-            if reference is not None:
-                self.references[node_name] = reference
-            elif not get_kind(node.kind).writes_text:
-                # Of a generator, it is told where its texts would be compared.
-                library = locate_node_source(node).library
-                if library == "python":
-                    self.leave_out(node_name, "a model of one's own has no library")
-                else:
-                    self.leave_out(node_name, f"no answer of {library} for a {node.kind}")
+    def open_or_tell(self, node_name: str) -> Reference | None:
+        """Return the library's own model of a node, or tell that there is none."""
+        reference = open_reference(self.spec, node_name)
+        if reference is None:
+            node = self.spec.nodes[node_name]
+            library = locate_node_source(node).library
+            reason = f"no answer of {library} for a {node.kind}"
+            if library == "python":
+                reason = "a model of one's own has no library"
+            self.leave_out(node_name, reason)
+        return reference
 
     def list_raw_inputs(self, node_name: str) -> list[RawInput]:
         """Return the raw inputs of a node: ordinary ones from the data, and odd ones."""
@@ -211,7 +207,8 @@ class _FidelityCheck:
             return []
         raw_inputs: list[RawInput] = []
         proofs: list[Proof] = []
-        reference = self.references.get(node_name)
+        # One library model at a time is in memory, and those of the nodes that read it.
+        reference = self.open_or_tell(node_name)
         if isinstance(reference, LibraryReference):
             raw_inputs = self.list_raw_inputs(node_name)
             comparison = _compare_node(
@@ -240,9 +237,10 @@ class _FidelityCheck:
         node = self.spec.nodes[writer_name]
         is_one_checkpoint = node.source == self.spec.nodes[source].source
         # A generator of another checkpoint is given what the encoder's library makes.
-        writer: object = encoder if is_one_checkpoint else self.references.get(writer_name)
+        writer: object = encoder if is_one_checkpoint else self.open_or_tell(writer_name)
         if not isinstance(writer, LibraryWriter):
-            self.leave_out(writer_name, "its library has no generator for it")
+            if writer is not None:
+                self.leave_out(writer_name, f"the library of {source} writes no text")
             return []
         notes: list[str] = []
         inputs: list[WritingInput] = []
@@ -275,12 +273,11 @@ class _FidelityCheck:
     def _prove_matches(self, reader_name: str, *, raw_inputs: Sequence[RawInput]) -> list[Proof]:
         """Compare what a fusion encoder makes of pictures and texts together."""
         source = find_token_source(self.spec, reader_name)
-        matcher = self.references.get(reader_name)
-        is_one_checkpoint = self.spec.nodes[reader_name].source == self.spec.nodes[source].source
-        if not isinstance(matcher, LibraryMatcher):
-            return []
-        if not is_one_checkpoint:
+        if self.spec.nodes[reader_name].source != self.spec.nodes[source].source:
             self.leave_out(reader_name, f"it and {source} come from two checkpoints")
+            return []
+        matcher = self.open_or_tell(reader_name)
+        if not isinstance(matcher, LibraryMatcher):
             return []
         comparison = _NodeComparison()
         deployed = cast(DeployedMatcher, self.pipeline.nodes[reader_name])
@@ -326,7 +323,6 @@ def prove_fidelity(
             folder=Path(scratch),
             on_progress=on_progress,
         )
-        check.open_references()
         for node_name in spec.model_nodes():
             proofs += check.prove_node(node_name)
     return proofs

@@ -26,6 +26,9 @@ ORIENTATION_TAG = 0x0112
 TURNED_LEFT = 6
 """Value of that tag for a picture that is to be turned by 90 degrees."""
 
+MAX_ODD_SIDE = 640
+"""Pixels of a side of an odd picture: ten files of a camera's size would take a minute."""
+
 PALETTE_COLORS = 64
 """Colors of a palette whose colors differ in their opacity."""
 
@@ -89,6 +92,7 @@ def list_pictures(pairs: Pairs, folder: Path) -> list[RawInput]:
             picture = Image.fromarray(np.asarray(pixels, np.uint8))
             raw_inputs.append(RawInput(name=name, value=pixels, references=(picture,)))
     first = Image.fromarray(np.asarray(pairs.inputs[0], np.uint8))
+    first.thumbnail((MAX_ODD_SIDE, MAX_ODD_SIDE))
     for name, file in _write_odd_pictures(first, folder).items():
         raw_inputs.append(_read_picture(name, file, is_odd=True))
     return raw_inputs

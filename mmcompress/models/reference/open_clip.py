@@ -29,6 +29,9 @@ CONFIG_FILE = "open_clip_config.json"
 DEFAULT_CONTEXT_LENGTH = 77
 """Tokens of a text where the configuration does not say: CLIP's."""
 
+DEFAULT_CAPTION_LENGTH = 30
+"""Tokens of the longest caption: the default of `seq_len` in CoCa's `generate`."""
+
 
 def _create_model(request: ReferenceRequest) -> Any:
     """Return open_clip's model, and its preprocessing for inference."""
@@ -79,7 +82,8 @@ class OpenClipImages(LibraryReference):
         # The library's tokenizer ends its vocabulary with the start and the end of a text.
         end = int(self.model.text.token_embedding.num_embeddings) - 1
         ids = [end - 1]
-        longest = request.max_tokens or self.model.text.context_length
+        positions = min(self.model.text.context_length, self.model.text_decoder.context_length)
+        longest = request.max_tokens or min(DEFAULT_CAPTION_LENGTH, positions)
         if request.prompt:
             tokenizer = open_clip.get_tokenizer(self.location)
             ids += tokenizer.encode(request.prompt)

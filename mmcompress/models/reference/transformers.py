@@ -339,8 +339,11 @@ class TransformersSounds(LibraryReference):
         if request.task:
             options["task"] = request.task
         if request.prompt:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(self.location)
-            options["prompt_ids"] = tokenizer.get_prompt_ids(request.prompt, return_tensors="pt")
+            # As `WhisperTokenizer.get_prompt_ids` does; other classes lack it.
+            encoded = _load_tokenizer(self.location)(
+                "<|startofprev|>", f" {request.prompt.strip()}", add_special_tokens=False
+            )
+            options["prompt_ids"] = torch.tensor(encoded["input_ids"])
         outputs = self.model.generate(
             input_features=self._extract(raw),
             num_beams=request.beams,
