@@ -662,6 +662,7 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         input_type="image",
         claims=_captions("open_clip", "CoCa", "CoCa"),
         writer="max_tokens: 9, candidates: 1",
+        slow=True,
     ),
 }
 """Every family of the README, on a checkpoint as its library saves it."""

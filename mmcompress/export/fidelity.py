@@ -145,7 +145,9 @@ class _NodeComparison:
         for name, (worst, bound) in rows.items():
             if not worst.count:
                 continue
-            parts = [f"{worst.count} raw inputs", f"most at {worst.name}", *self.notes]
+            # told once: the other proofs are about the same inputs
+            notes = [] if proofs else self.notes
+            parts = [f"{worst.count} raw inputs", f"most at {worst.name}", *notes]
             proofs.append(
                 make_proof(
                     f"dense == library: {name}",
@@ -297,7 +299,12 @@ class _FidelityCheck:
 
 
 def prove_fidelity(
-    spec: Spec, *, bundle: Path, data: Dataset, on_progress: StageProgress = ignore_progress
+    spec: Spec,
+    *,
+    bundle: Path,
+    data: Dataset,
+    on_progress: StageProgress = ignore_progress,
+    input_count: int = FIDELITY_INPUTS,
 ) -> list[Proof]:
     """Compare the answers of a dense bundle to raw inputs with those of the models' libraries.
 
@@ -307,6 +314,7 @@ def prove_fidelity(
         data: Its validation split gives the raw inputs; odd ones are made of them.
         on_progress: Hears of every node that has nothing to be compared with, such as a model of
             the user's own module.
+        input_count: Inputs of that split that are sent both ways, at most.
 
     Returns:
         Proofs `dense == library: ...` for every node whose library is known; failed ones included.
@@ -319,7 +327,7 @@ def prove_fidelity(
         check = _FidelityCheck(
             spec=spec,
             pipeline=load_bundle(bundle),
-            pairs=data.load("val", FIDELITY_INPUTS),
+            pairs=data.load("val", input_count),
             folder=Path(scratch),
             on_progress=on_progress,
         )
