@@ -212,10 +212,11 @@ def save_blip_decoder(folder: Path) -> None:
     save_tower(folder, model=BlipTextLMHeadModel, config=text)
 
 
-def save_dinov2(folder: Path) -> None:
+def save_dinov2(folder: Path, **options: object) -> None:
     """Made for other pictures than its processor gives, as DINOv2 is."""
     torch.manual_seed(0)
-    stir(Dinov2Model(Dinov2Config(**{**VISION, "image_size": 48}))).save_pretrained(folder)
+    config = Dinov2Config(**{**VISION, "image_size": 48}, **options)
+    stir(Dinov2Model(config)).save_pretrained(folder)
     crop = {"height": 32, "width": 32}
     BitImageProcessor(size={"shortest_edge": 36}, crop_size=crop).save_pretrained(folder)
 
@@ -307,7 +308,7 @@ def save_cross_attending(folder: Path, *, config: type, model: type) -> None:
     make_tokenizer().save_pretrained(folder)
 
 
-def save_t5(folder: Path) -> None:
+def save_t5(folder: Path, **options: object) -> None:
     torch.manual_seed(0)
     config = T5Config(
         vocab_size=131,
@@ -319,6 +320,7 @@ def save_t5(folder: Path) -> None:
         decoder_start_token_id=1,
         pad_token_id=1,
         eos_token_id=2,
+        **options,
     )
     stir(T5ForConditionalGeneration(config)).save_pretrained(folder)
     make_tokenizer().save_pretrained(folder)
@@ -628,6 +630,23 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         writer=BEAMS,
         save_writer=save_t5,
     ),
+    "DINOv2, gated": LibraryCase(
+        model_type="dinov2",
+        save=partial(save_dinov2, use_swiglu_ffn=True),
+        input_type="image",
+        claims=_image("transformers", "DINOv2"),
+        slow=True,
+    ),
+    "T5, gated": LibraryCase(
+        model_type="vit",
+        writer_type="t5",
+        save=save_vit,
+        input_type="image",
+        claims=(("text_decoder", "transformers", "T5"),),
+        writer=GREEDY,
+        save_writer=partial(save_t5, feed_forward_proj="gated-gelu"),
+        slow=True,
+    ),
     "open_clip ViT": LibraryCase(
         save=save_open_clip, input_type="image", claims=_image("open_clip", "ViT")
     ),
@@ -651,6 +670,12 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         claims=_image("open_clip", "timm ResNet"),
         slow=True,
     ),
+    "open_clip timm ResNet, bottlenecks": LibraryCase(
+        save=partial(save_open_clip_timm, name="resnet26"),
+        input_type="image",
+        claims=_image("open_clip", "timm ResNet"),
+        slow=True,
+    ),
     "open_clip timm EfficientNet": LibraryCase(
         save=partial(save_open_clip_timm, name="efficientnet_b0"),
         input_type="image",
@@ -666,3 +691,41 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
     ),
 }
 """Every family of the README, on a checkpoint as its library saves it."""
+
+CASES_BY_FAMILY = {
+    "open_clip ViT": "open_clip ViT",
+    "open_clip text tower": "open_clip text",
+    "open_clip CoCa image tower": "open_clip CoCa",
+    "open_clip CoCa caption decoder": "open_clip CoCa",
+    "open_clip ModifiedResNet": "open_clip ModifiedResNet",
+    "open_clip timm ResNet": "open_clip timm ResNet",
+    "open_clip timm ResNet bottleneck": "open_clip timm ResNet, bottlenecks",
+    "open_clip timm EfficientNet": "open_clip timm EfficientNet",
+    "transformers CLIP image": "CLIP, picture",
+    "transformers SigLIP image": "SigLIP, picture",
+    "transformers ViT": "ViT",
+    "transformers DINOv2": "DINOv2",
+    "transformers DINOv2 gated": "DINOv2, gated",
+    "transformers BLIP image": "BLIP, image tower and decoder",
+    "transformers CLIP text": "CLIP, text",
+    "transformers SigLIP text": "SigLIP, text",
+    "transformers BERT / MiniLM": "sentence encoder, mean",
+    "transformers RoBERTa": "RoBERTa",
+    "transformers Whisper encoder": "Whisper",
+    "transformers mBART": "mBART",
+    "transformers GPT-2, cross-attending": "GPT-2",
+    "transformers BERT, cross-attending": "BERT",
+    "transformers BLIP captioner": "BLIP",
+    "transformers BLIP image-text matching": "BLIP, matching",
+    "transformers VisionEncoderDecoder, GPT-2": "VisionEncoderDecoder, GPT-2",
+    "transformers VisionEncoderDecoder, BERT": "VisionEncoderDecoder, BERT",
+    "transformers Whisper decoder": "Whisper",
+    "transformers GIT": "GIT",
+    "transformers GIT image": "GIT",
+    "transformers LLaVA image": "LLaVA",
+    "transformers LLaVA, grouped-query, gated": "LLaVA",
+    "transformers LLaVA, with a prompt": "LLaVA",
+    "transformers T5": "T5",
+    "transformers T5 gated": "T5, gated",
+}
+"""The case that proves the fidelity of each family of `families.py`, but for the test's own one."""

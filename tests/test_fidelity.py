@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import soundfile
-from library_checkpoints import LIBRARY_CASES, LibraryCase
+from families import FAMILIES
+from library_checkpoints import CASES_BY_FAMILY, LIBRARY_CASES, LibraryCase
 from PIL import Image
 from test_whisper_start import MULTILINGUAL, write_whisper
 from transformers import BertLMHeadModel
@@ -129,6 +130,11 @@ def test_the_readme_claims_the_families_that_are_proved():
             claims |= {(kind, library, name.strip()) for name in cell.split(",") if name.strip()}
     proved = {claim for case in LIBRARY_CASES.values() for claim in case.claims}
     assert claims == proved
+
+
+def test_every_family_of_the_contract_has_a_checkpoint_of_its_library():
+    assert set(FAMILIES) - {"own fusion encoder"} == set(CASES_BY_FAMILY)
+    assert set(CASES_BY_FAMILY.values()) <= set(LIBRARY_CASES)
 
 
 def test_every_row_of_the_tables_of_families_is_proved():
