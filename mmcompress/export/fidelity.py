@@ -389,6 +389,8 @@ def _compare_node(
         if raw.departure:
             departures.setdefault(raw.departure, []).append(raw.name)
         _compare_input(comparison, raw, deployed=deployed, answers=answers)
+    if not comparison.embedding.count:
+        comparison.notes.append("its library has no embedding of its own")
     for departure, names in departures.items():
         comparison.notes.append(f"{departure}, on purpose: {', '.join(names)}")
     return comparison
