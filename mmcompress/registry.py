@@ -408,6 +408,14 @@ LIBRARY_REFERENCES = Registry(
             "mmcompress.models.reference.transformers:TransformersTexts",
             "AutoTokenizer, AutoModel and sentence-transformers' folders",
         ),
+        "transformers/text_decoder": (
+            "mmcompress.models.reference.transformers:TransformersDecoders",
+            "generate of a decoder that reads another checkpoint's vectors",
+        ),
+        "transformers/fusion_encoder": (
+            "mmcompress.models.reference.transformers:TransformersMatching",
+            "AutoImageProcessor, AutoTokenizer and BlipForImageTextRetrieval",
+        ),
     },
 )
 """A library's own way from a raw input to an answer, as `library/kind of node`: what the dense

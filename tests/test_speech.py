@@ -187,6 +187,14 @@ def test_long_sound_is_heard_in_windows_with_nothing_left_out():
     assert len(split_sound(tone(3.0), 3.0)) == 1
 
 
+@pytest.mark.parametrize("seconds", [0.1, 0.2, 0.48, 0.5, 1.0])
+def test_no_piece_of_a_sound_is_longer_than_the_window(seconds):
+    sound = np.random.default_rng(0).standard_normal(40_000).astype(np.float32)
+    pieces = split_sound(sound, seconds)
+    assert np.array_equal(np.concatenate(pieces), sound)
+    assert max(len(piece) for piece in pieces) <= int(seconds * SAMPLE_RATE)
+
+
 @pytest.mark.parametrize(
     ("ids", "copies"),
     [

@@ -32,6 +32,9 @@ class Pairs:
     """One reference text per input."""
     names: tuple[str, ...] = ()
     """One name per input, where the inputs are files. A file has the same name in every run."""
+    files: tuple[Path, ...] = ()
+    """The file of each input, where the inputs are files. What checks how they are decoded opens
+    these itself."""
     generated_texts: tuple[str, ...] = ()
     """What the generator of the dense pipeline writes for each input. Where it is given, other
     pipelines are judged by it in place of `texts`."""

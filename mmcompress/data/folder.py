@@ -99,11 +99,13 @@ class Folder:
         if split not in self.splits:
             raise DataError(f"folder: no split '{split}' (known: {', '.join(self.splits)})")
         rows = draw_rows(_read_pairs(self)[split], count, seeds=[self.seed, seed])
+        images = [image for image, _ in rows]
         return Pairs(
-            inputs=LazySequence([image for image, _ in rows], _read_pixels),
+            inputs=LazySequence(images, _read_pixels),
             texts=tuple(caption for _, caption in rows),
             # relative paths: two folders inside may each hold a 1.jpg
-            names=tuple(os.path.relpath(image, self.path) for image, _ in rows),
+            names=tuple(os.path.relpath(image, self.path) for image in images),
+            files=tuple(images),
         )
 
 

@@ -89,10 +89,12 @@ class SpeechFolder:
             raise DataError(f"speech_folder: no split '{split}' (known: {', '.join(self.splits)})")
         rows = draw_rows(_read_clips(self)[split], count, seeds=[self.seed, seed])
         sound_folder = Path(self.path) / SOUND_FOLDER
+        sounds = [sound for sound, _ in rows]
         return Pairs(
-            inputs=LazySequence([sound for sound, _ in rows], open_audio),
+            inputs=LazySequence(sounds, open_audio),
             texts=tuple(text for _, text in rows),
-            names=tuple(os.path.relpath(sound, sound_folder) for sound, _ in rows),
+            names=tuple(os.path.relpath(sound, sound_folder) for sound in sounds),
+            files=tuple(sounds),
         )
 
 

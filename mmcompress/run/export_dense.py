@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,8 @@ def export_dense(
     pipeline = TorchPipeline(spec, models)
     proofs += prove_generators(pipeline, models, data=data, bundle=folder)
     on_progress("export", "comparing with the models' own libraries", 0.9)
-    proofs += prove_fidelity(spec, bundle=folder, data=data)
+    proofs += prove_fidelity(
+        spec, bundle=folder, data=data, on_progress=partial(on_progress, "export")
+    )
     record_proofs(folder, proofs)
     return require_proofs(proofs)

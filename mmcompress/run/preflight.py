@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +163,9 @@ def check_everything(run: RunContext, folder: Path) -> list[Proof]:
     proofs = write_bundle(run.spec, contents, folder=dense)
     proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=dense)
     run.on_progress("check", "comparing with the models' own libraries", None)
-    proofs += prove_fidelity(run.spec, bundle=dense, data=run.data)
+    proofs += prove_fidelity(
+        run.spec, bundle=dense, data=run.data, on_progress=partial(run.on_progress, "check")
+    )
     require_proofs(proofs)
     try_metrics(run, dense)
     _check_precisions(run, dense, folder=folder)

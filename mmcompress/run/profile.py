@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,9 @@ def _make_profile(run: RunContext) -> Profile:
     proofs = run.write_bundle(run.models, precision, kept={}, folder=bundle)
     proofs += prove_generators(run.pipeline, run.models, data=run.data, bundle=bundle)
     run.on_progress("profile", "comparing with the models' own libraries", 0.5)
-    proofs += prove_fidelity(run.spec, bundle=bundle, data=run.data)
+    proofs += prove_fidelity(
+        run.spec, bundle=bundle, data=run.data, on_progress=partial(run.on_progress, "profile")
+    )
     require_proofs(proofs)
     try_metrics(run, bundle)
     traces: tuple[GenerationTraces, ...] = ()

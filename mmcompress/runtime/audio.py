@@ -165,11 +165,12 @@ def _find_quiet_spot(samples: np.ndarray, limit: int) -> int:
     """Find the index of the quietest spot in the last fifth of the first `limit` samples."""
     region_start = limit - limit // CUT_REGION_DIVISOR
     loudness = np.abs(samples[region_start:limit])
-    if len(loudness) >= CUT_QUIET_SAMPLES:
-        loudness = np.convolve(loudness, np.ones(CUT_QUIET_SAMPLES), mode="valid")
-    quiet_start = region_start + int(loudness.argmin())
+    # the last fifth of a short window holds no stretch of that length
+    stretch = max(1, min(CUT_QUIET_SAMPLES, len(loudness)))
+    stretch_loudness = np.convolve(loudness, np.ones(stretch), mode="valid")
+    quiet_start = region_start + int(stretch_loudness.argmin())
     # the middle of the quiet stretch
-    return max(1, quiet_start + CUT_QUIET_SAMPLES // 2)
+    return max(1, quiet_start + stretch // 2)
 
 
 @lru_cache(maxsize=4)

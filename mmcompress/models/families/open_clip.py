@@ -78,6 +78,9 @@ SAFETENSORS_SUFFIX = ".safetensors"
 """End of the names of files in the one format that is read."""
 RANDOM_WEIGHTS_TAG = "random"
 """Stands in the place of a tag of open_clip: weights as they are before training."""
+DEFAULT_CAPTION_TOKENS = 30
+"""Tokens of the longest caption, where a node names no limit: the default of open_clip's CoCa."""
+
 CLIP_VOCABULARY_SIZE = 49408
 """Tokens of CLIP's own tokenizer; a text tower of this size uses it."""
 PREPROCESS_CHOICES = {
@@ -698,7 +701,9 @@ def build_caption_decoder(
     width = int(coca.text.token_embedding.embedding_dim)
     # Scale and shift of this norm are part of the weights of cross-attention.
     norm = nn.LayerNorm(width, coca.text_decoder.ln_final.eps, elementwise_affine=False)
-    request = TextRequest(candidates=candidates, max_tokens=max_tokens, prompt=prompt)
+    # transformers' `generate` would write another number of tokens by default
+    longest = max_tokens or min(DEFAULT_CAPTION_TOKENS, lm.config.max_position_embeddings)
+    request = TextRequest(candidates=candidates, max_tokens=longest, prompt=prompt)
     return TextDecoder(
         lm,
         DECODER_FAMILIES["coca"],

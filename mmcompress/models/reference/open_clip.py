@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from mmcompress.models.reference.base import (
     LibraryAnswer,
     LibraryReference,
     ReferenceRequest,
+    WritingRequest,
     normalize,
 )
 
@@ -27,6 +28,9 @@ CONFIG_FILE = "open_clip_config.json"
 
 DEFAULT_CONTEXT_LENGTH = 77
 """Tokens of a text where the configuration does not say: CLIP's."""
+
+DEFAULT_CAPTION_LENGTH = 30
+"""Tokens of the longest caption: the default of `seq_len` in CoCa's `generate`."""
 
 
 def _create_model(request: ReferenceRequest) -> Any:
@@ -39,9 +43,14 @@ def _create_model(request: ReferenceRequest) -> Any:
 
 
 class OpenClipImages(LibraryReference):
-    """`encode_image` behind the transform that `create_model_and_transforms` gives."""
+    """`encode_image` behind the transform that `create_model_and_transforms` gives.
+
+    CoCa also writes. Its `generate` needs functions that transformers 5 no longer has. So the most
+    probable token of the library's own forward is taken, over and over.
+    """
 
     def __init__(self, request: ReferenceRequest):
+        self.location = request.location
         self.model, self.preprocess = _create_model(request)
 
     @torch.inference_mode()
@@ -50,6 +59,47 @@ class OpenClipImages(LibraryReference):
         pixels = self.preprocess(raw)
         embedding = self.model.encode_image(pixels[None])[0]
         return LibraryAnswer(prepared=pixels.numpy(), embedding=normalize(embedding.numpy()))
+
+    @torch.inference_mode()
+    def compute_tokens(self, raw: object) -> np.ndarray | None:
+        """Return the vectors [n, w] that the tower gives beside its embedding."""
+        visual = self.model.visual
+        if not hasattr(visual, "output_tokens"):
+            return None
+        kept = visual.output_tokens
+        visual.output_tokens = True
+        try:
+            _, tokens = visual(self.preprocess(raw)[None])
+        finally:
+            visual.output_tokens = kept
+        vectors: np.ndarray = tokens[0].numpy()
+        return vectors
+
+    def write(self, raw: object, request: WritingRequest) -> list[int] | None:
+        """Write the caption of one picture, greedily; the library's beams go in groups."""
+        if not isinstance(self.model, open_clip.CoCa) or request.beams > 1:
+            return None
+        # The library's tokenizer ends its vocabulary with the start and the end of a text.
+        end = int(self.model.text.token_embedding.num_embeddings) - 1
+        ids = [end - 1]
+        positions = min(self.model.text.context_length, self.model.text_decoder.context_length)
+        longest = request.max_tokens or min(DEFAULT_CAPTION_LENGTH, positions)
+        if request.prompt:
+            tokenizer = open_clip.get_tokenizer(self.location)
+            ids += tokenizer.encode(request.prompt)
+        while ids[-1] != end and len(ids) < longest:
+            ids.append(int(self.compute_logits(raw, ids=ids, request=request).argmax()))
+        return ids
+
+    @torch.inference_mode()
+    def compute_logits(
+        self, raw: object, *, ids: Sequence[int], request: WritingRequest
+    ) -> np.ndarray:
+        """Return the logits [v] of the token behind a caption."""
+        pixels = self.preprocess(raw)[None]
+        outputs = self.model(pixels, torch.tensor([[*ids]]), output_labels=False)
+        logits: np.ndarray = outputs["logits"][0, -1].numpy()
+        return logits
 
 
 class OpenClipTexts(LibraryReference):

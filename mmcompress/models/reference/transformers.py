@@ -7,6 +7,7 @@ stands in the folders that sentence-transformers writes (`modules.json`).
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,54 +16,69 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutput
 
 from mmcompress.models.hub import load_reference_model
 from mmcompress.models.reference.base import (
     LibraryAnswer,
     LibraryReference,
+    MatchAnswer,
     ReferenceRequest,
-    WritingLimits,
+    WritingRequest,
     normalize,
 )
-from mmcompress.runtime.audio import SAMPLE_RATE
+from mmcompress.models.reference.files import LIBRARY_SAMPLE_RATE
 
 FRAME_SAMPLES = 160
 """Samples at 16 kHz from one frame of features to the next."""
 
-CAPTIONER_TYPES = ("blip", "git", "vision-encoder-decoder")
+CAPTIONER_TYPES = ("blip", "git", "llava", "vision-encoder-decoder")
 """Types of models that write the text of a picture; they have no embedding of their own."""
+
+DECODER_TYPES = ("mbart", "gpt2", "bert", "blip_text_model", "t5")
+"""Types of models whose decoder may read the vectors of another checkpoint."""
+
+PROMPTED_IMAGE = "<image>"
+"""Where the picture stands in a prompt of LLaVA."""
+
+MATCHING_CLASS = 1
+"""The class of BLIP's matching head that says that a text describes a picture."""
 
 
 class TransformersImages(LibraryReference):
     """The image tower behind `AutoImageProcessor`, and `generate` where the model writes."""
 
     def __init__(self, request: ReferenceRequest):
-        self.processor = transformers.AutoImageProcessor.from_pretrained(
-            request.location, backend="pil"
-        )
+        self.location = request.location
+        self.processor = _load_image_processor(request.location)
+        self.text_processor: Any = None
         self.config = transformers.AutoConfig.from_pretrained(request.location)
-        self.model = _load_model(request.location, self.config).eval()
+        self.model = _load_model(request.location, self.config).float().eval()
 
     @torch.inference_mode()
     def answer(self, raw: object) -> LibraryAnswer:
         """Embed one picture (PIL)."""
-        pixels = self.processor(images=raw, return_tensors="pt")["pixel_values"]
+        pixels = self._prepare(raw)
         embedding = self._embed(pixels)
         return LibraryAnswer(
             prepared=pixels[0].numpy(),
             embedding=None if embedding is None else normalize(embedding[0].numpy()),
         )
 
+    def _prepare(self, raw: object) -> Tensor:
+        """Return the pixels [1, 3, h, w] of one picture."""
+        pixels: Tensor = self.processor(images=raw, return_tensors="pt")["pixel_values"]
+        return pixels
+
     def _embed(self, pixels: Tensor) -> Tensor | None:
         """Return the library's own embedding [1, d], or None where it has none."""
+        if self.config.model_type in CAPTIONER_TYPES:
+            return None
         if hasattr(self.model, "get_image_features"):
             features = self.model.get_image_features(pixel_values=pixels)
-            pooled = getattr(features, "pooler_output", features)
-            # A chat model gives the tokens that its language model reads.
-            return pooled if isinstance(pooled, Tensor) and pooled.ndim == 2 else None
+            pooled: Tensor = getattr(features, "pooler_output", features)
+            return pooled
         if getattr(self.model, "main_input_name", "") != "pixel_values":
-            return None
-        if self.config.model_type in CAPTIONER_TYPES:
             return None
         outputs = self.model(pixel_values=pixels)
         projected: Tensor | None = getattr(outputs, "image_embeds", None)
@@ -76,27 +92,222 @@ class TransformersImages(LibraryReference):
         return pooled_output
 
     @torch.inference_mode()
-    def write(self, raw: object, limits: WritingLimits) -> list[int] | None:
-        """Write the caption of one picture."""
-        if self.config.model_type not in CAPTIONER_TYPES:
+    def compute_tokens(self, raw: object) -> np.ndarray | None:
+        """Return the vectors [n, w] of the tower's last layer."""
+        tower = self.model
+        if hasattr(tower, "vision_model"):
+            tower = tower.vision_model
+        elif self.config.model_type == "vision-encoder-decoder":
+            tower = tower.encoder
+        elif self.config.model_type in CAPTIONER_TYPES:
             return None
-        pixels = self.processor(images=raw, return_tensors="pt")["pixel_values"]
-        ids: list[int] = self.model.generate(
-            pixel_values=pixels, num_beams=limits.beams, max_length=limits.max_tokens
-        )[0].tolist()
+        outputs = tower(pixel_values=self._prepare(raw))
+        tokens: np.ndarray | None = None
+        if getattr(outputs, "last_hidden_state", None) is not None:
+            tokens = outputs.last_hidden_state[0].numpy()
+        return tokens
+
+    @torch.inference_mode()
+    def write(self, raw: object, request: WritingRequest) -> list[int] | None:
+        """Write the caption of one picture.
+
+        LLaVA reads a picture only where its prompt names one.
+        """
+        model_type = self.config.model_type
+        if model_type not in CAPTIONER_TYPES:
+            return None
+        if model_type == "llava" and PROMPTED_IMAGE not in request.prompt:
+            return None
+        inputs = self._make_inputs(raw, request)
+        options = _limit_length(request)
+        if model_type == "llava":
+            # Its input holds the picture and the words ahead of it as well.
+            options = _limit_new_tokens(request)
+        outputs = self.model.generate(**inputs, num_beams=request.beams, **options)
+        ids: list[int] = outputs[0].tolist()
+        return ids[self._count_ids_ahead(ids) :]
+
+    def _make_inputs(self, raw: object, request: WritingRequest) -> dict[str, Any]:
+        """Return what `generate` is given: pixels, and a prompt where there is one."""
+        inputs: dict[str, Any] = {"pixel_values": self._prepare(raw)}
+        if not request.prompt:
+            return inputs
+        model_type = self.config.model_type
+        if model_type in ("blip", "llava"):
+            if self.text_processor is None:
+                self.text_processor = transformers.AutoProcessor.from_pretrained(self.location)
+                self.text_processor.image_processor = self.processor
+            return dict(self.text_processor(images=raw, text=request.prompt, return_tensors="pt"))
+        tokenizer = _load_tokenizer(self.location)
+        words = tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
+        if model_type == "git":
+            # As the library's example of question answering does.
+            inputs["input_ids"] = torch.tensor([[self.config.bos_token_id, *words]])
+            return inputs
+        start = self.model.generation_config.decoder_start_token_id
+        inputs["decoder_input_ids"] = torch.tensor([[start, *words]])
+        return inputs
+
+    def _count_ids_ahead(self, ids: Sequence[int]) -> int:
+        """Return how many ids stand ahead of a text, through those of the picture."""
+        if self.config.model_type != "llava":
+            return 0
+        image_id = self.config.image_token_id
+        return max(place for place, token in enumerate(ids) if token == image_id) + 1
+
+    @torch.inference_mode()
+    def compute_logits(
+        self, raw: object, *, ids: Sequence[int], request: WritingRequest
+    ) -> np.ndarray:
+        """Return the logits [v] of the token behind a text."""
+        model_type = self.config.model_type
+        pixels = self._prepare(raw)
+        if model_type == "blip":
+            context = self.model.vision_model(pixel_values=pixels)[0]
+            outputs = self.model.text_decoder(
+                input_ids=torch.tensor([[*ids]]), encoder_hidden_states=context
+            )
+        elif model_type == "vision-encoder-decoder":
+            outputs = self.model(pixel_values=pixels, decoder_input_ids=torch.tensor([[*ids]]))
+        elif model_type == "llava":
+            asked_ids = self._make_inputs(raw, request)["input_ids"][0].tolist()
+            ahead = asked_ids[: self._count_ids_ahead(asked_ids)]
+            outputs = self.model(pixel_values=pixels, input_ids=torch.tensor([[*ahead, *ids]]))
+        else:
+            outputs = self.model(pixel_values=pixels, input_ids=torch.tensor([[*ids]]))
+        logits: np.ndarray = outputs.logits[0, -1].numpy()
+        return logits
+
+
+def _limit_length(request: WritingRequest) -> dict[str, int | None]:
+    """Return options of `generate` for the longest text, where the spec names one."""
+    if not request.max_tokens:
+        return {}
+    return {"max_length": request.max_tokens, "max_new_tokens": None}
+
+
+def _limit_new_tokens(request: WritingRequest) -> dict[str, int | None]:
+    """Return the same where the library counts what its texts start from otherwise."""
+    if not request.max_tokens:
+        return {}
+    return {"max_new_tokens": request.max_tokens - len(request.start), "max_length": None}
+
+
+class TransformersDecoders:
+    """`generate` of a decoder that reads the vectors of an encoder from another checkpoint."""
+
+    def __init__(self, request: ReferenceRequest):
+        self.location = request.location
+        self.config = transformers.AutoConfig.from_pretrained(request.location)
+        self.model: Any = None
+        if self.config.model_type not in DECODER_TYPES:
+            return
+        model_class: Any = transformers.AutoModelForCausalLM
+        if self.config.is_encoder_decoder:
+            model_class = transformers.AutoModelForSeq2SeqLM
+        model_class = [*_list_saved_classes(self.config), model_class][0]
+        self.model = (
+            load_reference_model(model_class, Path(request.location), config=self.config)
+            .float()
+            .eval()
+        )
+
+    @torch.inference_mode()
+    def write(self, raw: object, request: WritingRequest) -> list[int] | None:
+        """Write a text of the vectors [n, w] of an encoder."""
+        if self.model is None:
+            return None
+        context = torch.tensor(np.asarray(raw, np.float32))[None]
+        options: dict[str, Any] = {**_limit_length(request)}
+        # For a decoder alone, `generate` makes a cache of another kind than cross-attention needs.
+        options["use_cache"] = self.config.is_encoder_decoder
+        if self.config.is_encoder_decoder:
+            options["encoder_outputs"] = BaseModelOutput(context)
+            start = self.model.generation_config.decoder_start_token_id
+            key = "decoder_input_ids"
+        else:
+            options["encoder_hidden_states"] = context
+            start = self.model.generation_config.bos_token_id
+            key = "input_ids"
+        if request.prompt:
+            tokenizer = _load_tokenizer(self.location)
+            words = tokenizer(request.prompt, add_special_tokens=False)["input_ids"]
+            options[key] = torch.tensor([[start, *words]])
+        ids: list[int] = self.model.generate(num_beams=request.beams, **options)[0].tolist()
         return ids
+
+    @torch.inference_mode()
+    def compute_logits(
+        self, raw: object, *, ids: Sequence[int], request: WritingRequest
+    ) -> np.ndarray:
+        """Return the logits [v] of the token behind a text."""
+        context = torch.tensor(np.asarray(raw, np.float32))[None]
+        text = torch.tensor([[*ids]])
+        if self.config.is_encoder_decoder:
+            outputs = self.model(encoder_outputs=BaseModelOutput(context), decoder_input_ids=text)
+        else:
+            outputs = self.model(input_ids=text, encoder_hidden_states=context)
+        logits: np.ndarray = outputs.logits[0, -1].numpy()
+        return logits
+
+
+class TransformersMatching(LibraryReference):
+    """BLIP's image-text matching behind `AutoProcessor`'s parts."""
+
+    def __init__(self, request: ReferenceRequest):
+        self.processor = _load_image_processor(request.location)
+        self.tokenizer = _load_tokenizer(request.location)
+        self.config = transformers.AutoConfig.from_pretrained(request.location)
+        self.max_length = int(self.config.text_config.max_position_embeddings)
+        for limit in (int(self.tokenizer.model_max_length), request.max_tokens):
+            self.max_length = min(self.max_length, limit or self.max_length)
+        self.model = (
+            load_reference_model(
+                transformers.BlipForImageTextRetrieval, Path(request.location), config=self.config
+            )
+            .float()
+            .eval()
+        )
+
+    def answer(self, raw: object) -> LibraryAnswer:
+        """Refuse one input alone: `match` reads two."""
+        raise TypeError("a text is matched with a picture")
+
+    @torch.inference_mode()
+    def match(self, picture: object, text: str) -> MatchAnswer:
+        """Tell how well a text describes a picture (PIL)."""
+        pixels = self.processor(images=picture, return_tensors="pt")["pixel_values"]
+        encoded = self.tokenizer(
+            text, truncation=True, max_length=self.max_length, return_tensors="pt"
+        )
+        outputs = self.model(
+            pixel_values=pixels,
+            input_ids=encoded["input_ids"],
+            attention_mask=encoded["attention_mask"],
+        )
+        classes = outputs.itm_score.softmax(-1)
+        return MatchAnswer(
+            prepared=np.asarray(encoded["input_ids"][0].numpy(), np.int64),
+            embedding=normalize(outputs.question_embeds[0, 0].numpy()),
+            match=float(classes[0, MATCHING_CLASS]),
+        )
 
 
 class TransformersSounds(LibraryReference):
     """`AutoFeatureExtractor`, and `generate` of a speech recognizer."""
 
     def __init__(self, request: ReferenceRequest):
+        self.location = request.location
         self.extractor = _load_feature_extractor(request.location)
-        self.model = load_reference_model(
-            transformers.AutoModelForSpeechSeq2Seq,
-            Path(request.location),
-            config=transformers.AutoConfig.from_pretrained(request.location),
-        ).eval()
+        self.model = (
+            load_reference_model(
+                transformers.AutoModelForSpeechSeq2Seq,
+                Path(request.location),
+                config=transformers.AutoConfig.from_pretrained(request.location),
+            )
+            .float()
+            .eval()
+        )
 
     def answer(self, raw: object) -> LibraryAnswer:
         """Compute the features of one sound, samples at 16 kHz."""
@@ -104,19 +315,60 @@ class TransformersSounds(LibraryReference):
 
     def _extract(self, raw: object) -> Tensor:
         """Return features [1, m, f]."""
-        extracted = self.extractor(raw, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        extracted = self.extractor(raw, sampling_rate=LIBRARY_SAMPLE_RATE, return_tensors="pt")
         features: Tensor = extracted["input_features"]
         return features
 
     @torch.inference_mode()
-    def write(self, raw: object, limits: WritingLimits) -> list[int] | None:
-        """Transcribe one sound. Whisper's `generate` leaves out what a text starts from."""
-        ids = self.model.generate(
+    def compute_tokens(self, raw: object) -> np.ndarray | None:
+        """Return the vectors [n, w] of the encoder."""
+        outputs = self.model.get_encoder()(self._extract(raw))
+        tokens: np.ndarray = outputs.last_hidden_state[0].numpy()
+        return tokens
+
+    @torch.inference_mode()
+    def write(self, raw: object, request: WritingRequest) -> list[int] | None:
+        """Transcribe one sound."""
+        options: dict[str, Any] = {}
+        if request.max_tokens:
+            options["max_new_tokens"] = request.max_tokens - len(request.start)
+            # Both limits at once make the library warn of every sound.
+            self.model.generation_config.max_length = None
+        if request.language:
+            options["language"] = request.language
+        if request.task:
+            options["task"] = request.task
+        if request.prompt:
+            # As `WhisperTokenizer.get_prompt_ids` does; other classes lack it.
+            encoded = _load_tokenizer(self.location)(
+                "<|startofprev|>", f" {request.prompt.strip()}", add_special_tokens=False
+            )
+            options["prompt_ids"] = torch.tensor(encoded["input_ids"])
+        outputs = self.model.generate(
             input_features=self._extract(raw),
-            num_beams=limits.beams,
-            max_new_tokens=limits.max_tokens - limits.lead_tokens,
-        )[0].tolist()
-        return [int(token) for token in ids]
+            num_beams=request.beams,
+            # Then the ids that a text starts from and its end are returned as well.
+            return_dict_in_generate=True,
+            **options,
+        )
+        ids: list[int] = outputs["sequences"][0].tolist()
+        return ids
+
+    @torch.inference_mode()
+    def compute_logits(
+        self, raw: object, *, ids: Sequence[int], request: WritingRequest
+    ) -> np.ndarray:
+        """Return the logits [v] of the token behind a text."""
+        outputs = self.model(
+            input_features=self._extract(raw), decoder_input_ids=torch.tensor([[*ids]])
+        )
+        logits: np.ndarray = outputs.logits[0, -1].numpy()
+        return logits
+
+
+def _load_image_processor(location: str) -> Any:
+    """Return the processor of a folder, by Pillow: the default one gives other pixels."""
+    return transformers.AutoImageProcessor.from_pretrained(location, backend="pil")
 
 
 def _load_feature_extractor(location: str) -> Any:
@@ -150,7 +402,7 @@ class TransformersTexts(LibraryReference):
         self.folder = Path(request.location)
         self.tokenizer = _load_tokenizer(request.location)
         self.config = transformers.AutoConfig.from_pretrained(request.location)
-        self.model = _load_model(request.location, self.config).eval()
+        self.model = _load_model(request.location, self.config).float().eval()
         self.max_length = self._find_max_length(request)
 
     def _find_max_length(self, request: ReferenceRequest) -> int:
@@ -266,11 +518,18 @@ class TransformersTexts(LibraryReference):
 def _load_model(location: str, config: Any) -> Any:
     """Return the model without a head, or in the class it was saved as where that has the answer.
 
-    Those are captioners, and towers with their projection.
+    Those are captioners, and towers with their projection. `AutoModel` does not know some towers.
     """
-    model_class = transformers.AutoModel
-    for name in config.architectures or ():
-        has_answer = name.endswith("WithProjection") or config.model_type in CAPTIONER_TYPES
-        if has_answer and hasattr(transformers, name):
-            model_class = getattr(transformers, name)
+    model_class: Any = transformers.AutoModel
+    for saved_class in _list_saved_classes(config):
+        has_answer = saved_class.__name__.endswith("WithProjection")
+        has_answer = has_answer or config.model_type in CAPTIONER_TYPES
+        if has_answer or type(config) not in transformers.MODEL_MAPPING:
+            model_class = saved_class
     return load_reference_model(model_class, Path(location), config=config)
+
+
+def _list_saved_classes(config: Any) -> list[Any]:
+    """Return the classes of the library that a configuration names as those of its weights."""
+    names = [name for name in config.architectures or () if hasattr(transformers, name)]
+    return [getattr(transformers, name) for name in names]
