@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,8 @@ def plugins(tmp_path_factory):
         for registry in PLUG_POINTS.values():
             patch.setattr(registry, "_entries", dict(registry._entries))
         for name, _ in EXAMPLES:
+            # An example registers while it is imported. A module that is known registers nothing.
+            sys.modules.pop(name, None)
             importlib.import_module(name)
         yield [name for name, _ in EXAMPLES]
     DECODER_FAMILIES.clear()

@@ -18,7 +18,7 @@ from transformers import BertLMHeadModel
 
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.export.bundle import BundleContents, write_bundle
-from mmcompress.export.fidelity import prove_fidelity
+from mmcompress.export.fidelity import open_reference, prove_fidelity
 from mmcompress.export.written_texts import WritingInput, compare_texts, make_text_proof
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES
@@ -431,3 +431,9 @@ def test_weights_in_half_precision_are_compared_in_float32(tmp_path):
 
     case = replace(LIBRARY_CASES["BERT"], save_writer=save)
     assert all(proof.passed for proof in prove(*export(tmp_path, case)).values())
+
+
+def test_random_weights_of_open_clip_are_not_compared(tiny):
+    """The library would draw others: the answers of two random models tell nothing."""
+    overrides = {"nodes.vision.source": "open_clip:ViT-B-32@random"}
+    assert open_reference(load_spec(tiny / "spec.yaml", overrides), "vision") is None

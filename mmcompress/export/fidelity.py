@@ -184,9 +184,11 @@ class _FidelityCheck:
         reference = open_reference(self.spec, node_name)
         if reference is None:
             node = self.spec.nodes[node_name]
-            library = locate_node_source(node).library
-            reason = f"no answer of {library} for a {node.kind}"
-            if library == "python":
+            location = locate_node_source(node)
+            reason = f"no answer of {location.library} for a {node.kind}"
+            if location.has_random_weights:
+                reason = "the library would draw other random weights"
+            if location.library == "python":
                 reason = "a model of one's own has no library"
             self.leave_out(node_name, reason)
         return reference
@@ -341,14 +343,17 @@ def open_reference(spec: Spec, node_name: str) -> Reference | None:
     node = spec.nodes[node_name]
     location = locate_node_source(node)
     key = f"{location.library}/{node.kind}"
-    if LIBRARY_REFERENCES.problem(key):
+    if LIBRARY_REFERENCES.problem(key) or location.has_random_weights:
         return None
     folder = fetch_folder(location)
     name = str(folder) if folder else location.name
     if folder and location.library == "open_clip":
         name = f"local-dir:{folder}"
     request = ReferenceRequest(
-        location=name, pretrained=location.pretrained, max_tokens=node.max_tokens
+        location=name,
+        pretrained=location.pretrained,
+        revision=location.revision,
+        max_tokens=node.max_tokens,
     )
     reference: Reference = LIBRARY_REFERENCES.get(key)(request)
     return reference

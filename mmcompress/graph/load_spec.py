@@ -1,5 +1,7 @@
-"""Reads a spec from a YAML file, and checks it. All errors of its values, graph, targets and options
-are told at once."""
+"""Reads a spec from a YAML file, and checks it.
+
+All errors of its values, graph, targets and options are told at once.
+"""
 
 from __future__ import annotations
 

@@ -39,6 +39,9 @@ from mmcompress.models.checkpoint import StoredTensor, check_config_files, read_
 from mmcompress.runtime.cache import locate_cache_folder
 from mmcompress.storage import read_record, write_record
 
+RANDOM_WEIGHTS_TAG = "random"
+"""Stands in the place of a tag of open_clip: weights as they are before training."""
+
 COMMIT = re.compile(r"[0-9a-f]{40}")
 """A commit of a hub, which never changes; every other revision may move."""
 

@@ -18,7 +18,13 @@ from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import parse_reference
 from mmcompress.models.base import LoadContext, Model
 from mmcompress.models.checkpoint import check_config_files
-from mmcompress.models.hub_files import COMMIT, HubModel, fetch_hub_folder, list_hub_files
+from mmcompress.models.hub_files import (
+    COMMIT,
+    RANDOM_WEIGHTS_TAG,
+    HubModel,
+    fetch_hub_folder,
+    list_hub_files,
+)
 from mmcompress.models.packaged import find_packaged_folder
 from mmcompress.models.shapes import is_loading_shapes_only, load_shapes_only
 from mmcompress.models.tokenizer_files import check_vocabulary
@@ -78,6 +84,11 @@ class SourceLocation:
     branch."""
     hub_model: HubModel | None = None
     """The model at a hub; None for all others."""
+
+    @property
+    def has_random_weights(self) -> bool:
+        """Whether every load of it draws other weights."""
+        return self.library == "open_clip" and self.pretrained == RANDOM_WEIGHTS_TAG
 
 
 def locate_source(source: str) -> SourceLocation:

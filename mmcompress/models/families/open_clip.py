@@ -37,7 +37,7 @@ from mmcompress.models.base import (
     add_tokens_block,
 )
 from mmcompress.models.checkpoint import check_tensors, read_checkpoint, read_tensor_names
-from mmcompress.models.families.coca import CaptionDecoder
+from mmcompress.models.families.coca import LONGEST_CAPTION, CaptionDecoder
 from mmcompress.models.families.cross_attention_decoder import (
     DECODER_FAMILIES,
     TextDecoder,
@@ -53,6 +53,7 @@ from mmcompress.models.hub import (
     summarize_error,
 )
 from mmcompress.models.hub_files import (
+    RANDOM_WEIGHTS_TAG,
     TAG_LIBRARY,
     WEIGHT_FILES,
     HubModel,
@@ -76,11 +77,6 @@ FOLDER_PREFIX = "local-dir:"
 """What open_clip writes before a folder."""
 SAFETENSORS_SUFFIX = ".safetensors"
 """End of the names of files in the one format that is read."""
-RANDOM_WEIGHTS_TAG = "random"
-"""Stands in the place of a tag of open_clip: weights as they are before training."""
-DEFAULT_CAPTION_TOKENS = 30
-"""Tokens of the longest caption, where a node names no limit: the default of open_clip's CoCa."""
-
 CLIP_VOCABULARY_SIZE = 49408
 """Tokens of CLIP's own tokenizer; a text tower of this size uses it."""
 PREPROCESS_CHOICES = {
@@ -289,7 +285,7 @@ def _load_clip(
     tag = None if pretrained == RANDOM_WEIGHTS_TAG else pretrained
     weights_file: Path | None = None
     if tag is not None:
-        weights_file = _find_tagged_weights(
+        weights_file = find_tagged_weights(
             source, name, tag=tag, revision=revision, shapes_only=shapes_only
         )
     try:
@@ -322,7 +318,7 @@ def find_tagged_model(name: str, tag: str, *, revision: str = "") -> HubModel | 
     return HubModel(name=hub_name, revision=revision, library=TAG_LIBRARY)
 
 
-def _find_tagged_weights(
+def find_tagged_weights(
     source: str, name: str, *, tag: str, revision: str, shapes_only: bool
 ) -> Path | None:
     """Fetch the weights behind a tag into the cache of the hub.
@@ -702,7 +698,7 @@ def build_caption_decoder(
     # Scale and shift of this norm are part of the weights of cross-attention.
     norm = nn.LayerNorm(width, coca.text_decoder.ln_final.eps, elementwise_affine=False)
     # transformers' `generate` would write another number of tokens by default
-    longest = max_tokens or min(DEFAULT_CAPTION_TOKENS, lm.config.max_position_embeddings)
+    longest = max_tokens or min(LONGEST_CAPTION, lm.config.max_position_embeddings)
     request = TextRequest(candidates=candidates, max_tokens=longest, prompt=prompt)
     return TextDecoder(
         lm,

@@ -116,6 +116,8 @@ class ReferenceRequest:
     """A folder, or a name at the hub."""
     pretrained: str | None = None
     """open_clip's tag of the weights, or a file of them."""
+    revision: str = ""
+    """The commit of the weights behind a tag; empty for the hub's main branch."""
     max_tokens: int = 0
     """Tokens at most that the spec lets a text encoder read; 0 leaves it to the library."""
 

@@ -13,7 +13,11 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from mmcompress.models.families.open_clip import strip_wrappers_of_weights
+from mmcompress.models.families.open_clip import (
+    find_tagged_weights,
+    read_weights_from,
+    strip_wrappers_of_weights,
+)
 from mmcompress.models.hub import refuse_pickles
 from mmcompress.models.reference.base import (
     LibraryAnswer,
@@ -32,10 +36,29 @@ DEFAULT_CONTEXT_LENGTH = 77
 DEFAULT_CAPTION_LENGTH = 30
 """Tokens of the longest caption: the default of `seq_len` in CoCa's `generate`."""
 
+DEFAULT_SHORTEST_CAPTION = 5
+"""Tokens before which no caption ends: the default of `min_seq_len` there."""
+
 
 def _create_model(request: ReferenceRequest) -> Any:
-    """Return open_clip's model, and its preprocessing for inference."""
-    with refuse_pickles(request.location), strip_wrappers_of_weights():
+    """Return open_clip's model, and its preprocessing for inference.
+
+    open_clip knows no revisions, so it is given the file of the commit that the spec names.
+    """
+    weights_file: Path | None = None
+    if request.pretrained and request.revision:
+        weights_file = find_tagged_weights(
+            request.location,
+            request.location,
+            tag=request.pretrained,
+            revision=request.revision,
+            shapes_only=False,
+        )
+    with (
+        refuse_pickles(request.location),
+        strip_wrappers_of_weights(),
+        read_weights_from(weights_file),
+    ):
         model, _, preprocess = open_clip.create_model_and_transforms(
             request.location, pretrained=request.pretrained, weights_only=True
         )
@@ -88,7 +111,10 @@ class OpenClipImages(LibraryReference):
             tokenizer = open_clip.get_tokenizer(self.location)
             ids += tokenizer.encode(request.prompt)
         while ids[-1] != end and len(ids) < longest:
-            ids.append(int(self.compute_logits(raw, ids=ids, request=request).argmax()))
+            logits_V = self.compute_logits(raw, ids=ids, request=request)
+            if len(ids) < DEFAULT_SHORTEST_CAPTION:
+                logits_V[end] = -np.inf
+            ids.append(int(logits_V.argmax()))
         return ids
 
     @torch.inference_mode()
