@@ -9,6 +9,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+T_QUANTILES_95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Quantiles of Student's t for an interval of 95 %, by degrees of freedom from 1. Devices have no
+scipy; the last one stands for all above."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Latency:
@@ -246,3 +250,18 @@ def summarize_latency(ms: Sequence[float]) -> Latency:
     """
     p25, p50, p75, p95 = np.percentile(ms, (25, 50, 75, 95))
     return Latency(p50=float(p50), p95=float(p95), n=len(ms), iqr=float(p75 - p25))
+
+
+def estimate_relative_margin(values: Sequence[float]) -> float:
+    """Return the half-width of the interval of 95 % of a mean, as a share of the mean.
+
+    It is t * sd / sqrt(n), for independent values of a normal distribution. 0 for fewer than two
+    values.
+    """
+    count = len(values)
+    if count < 2:
+        return 0.0
+    mean = float(np.mean(values))
+    deviation = float(np.std(values, ddof=1))
+    quantile = T_QUANTILES_95[min(count - 1, len(T_QUANTILES_95)) - 1]
+    return quantile * deviation / (math.sqrt(count) * mean)

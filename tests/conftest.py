@@ -192,14 +192,15 @@ def loose(tiny, tmp_path):
 
 @pytest.fixture(scope="session")
 def one_artifact():
-    """A policy by which the first artifact ends a run, wherever it lies and without patience."""
+    """A policy by which the first structure is made and ends a run, wherever it lies."""
+    from mmcompress.run.fitted_structure import FitTolerances
     from mmcompress.run.next_artifact import Done
-    from mmcompress.run.run_policy import ExtraMeasurements, RunPolicy
+    from mmcompress.run.run_policy import RunPolicy
 
     def stop_after_one(history, limits):
         return Done(reason="one artifact is enough for this test")
 
-    return RunPolicy(next_step=stop_after_one, extra_measurements=ExtraMeasurements(count=0))
+    return RunPolicy(next_step=stop_after_one, fit=FitTolerances(max_attempts=1))
 
 
 @pytest.fixture(scope="session")
@@ -236,11 +237,8 @@ def batch(spec, pipeline):
 def run_folder(tiny, machine) -> Path:
     """A whole finished run of the tiny pipeline, on a simulated machine."""
     from mmcompress.run import run_targets as workflow
-    from mmcompress.run.run_policy import ExtraMeasurements, RunPolicy
 
-    # without patience, as with `--moods` the latency would be measured again
-    policy = RunPolicy(extra_measurements=ExtraMeasurements(count=0))
-    workflow.run(tiny / "spec.yaml", tiny / "run", policy=policy, **machine)
+    workflow.run(tiny / "spec.yaml", tiny / "run", **machine)
     return tiny / "run"
 
 

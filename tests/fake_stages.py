@@ -114,7 +114,7 @@ class FakeStages:
         }
         write_record(folder.bundle / "manifest.json", manifest)
 
-    def evaluate(self, run, prepared, *, fitted, compressed, extra) -> Summary:
+    def evaluate(self, run, prepared, *, fitted, compressed, measuring) -> Summary:
         """Write the summary of the artifact whose weights lie in the folder."""
         self._begin("evaluate")
         number = read_artifact_number(run.folder) - 1

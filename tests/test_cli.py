@@ -10,6 +10,7 @@ import sys
 
 import pytest
 from click.testing import CliRunner
+from conftest import ROOT
 from PIL import Image
 
 from mmcompress.cli import COMMANDS, main
@@ -304,6 +305,8 @@ def test_a_target_that_cannot_be_met_is_exit_3_with_the_best_found(tiny, tmp_pat
     monkeypatch.setattr(SystemClock, "sleep", lambda clock, seconds: None)
     options = ("--target", "0.01ms", "--trials", 2)
     options += ("--set", "search.level_switches=0", "--set", "distill.steps=1")
+    # Only one precision is measured.
+    options += ("--space", ROOT / "search_spaces/prune_only.yaml")
     done = call("run", tiny / "spec.yaml", "--out", tmp_path / "r", *options)
     assert done.exit_code == 3, done.output
     assert (tmp_path / "r/bundle/manifest.json").exists()

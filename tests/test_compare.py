@@ -21,7 +21,14 @@ from mmcompress.graph.blocks import count_steps
 from mmcompress.stats import PerSampleScores, decide_claim, estimate_paired_difference
 from mmcompress.workspace.folder import RunFolder
 
-QUICK = {"target": "1.2x", "search.trials": 2, "search.level_switches": 1, "distill.steps": 1}
+QUICK = {
+    "target": "1.2x",
+    "search.trials": 2,
+    "search.level_switches": 1,
+    "search.linearization_rounds": 1,
+    "search.short_finetunings": 0,
+    "distill.steps": 1,
+}
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +61,7 @@ def test_every_method_goes_the_whole_way(compared, tiny, machine, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_every_method_leaves_a_summary_and_a_row(compared):
     folder, found = compared
     assert list(found) == ["searched", "student", "uniform", "int8"]
@@ -77,6 +85,7 @@ def test_every_method_leaves_a_summary_and_a_row(compared):
     }
 
 
+@pytest.mark.slow
 def test_methods_are_what_they_say(compared):
     _, found = compared
     blocks = {
@@ -97,6 +106,7 @@ def test_methods_are_what_they_say(compared):
     assert found["student"].samples != found["searched"].samples
 
 
+@pytest.mark.slow
 def test_a_done_method_is_not_done_again(compared, tiny, machine):
     folder, _ = compared
     before = {p: p.stat().st_mtime_ns for p in folder.glob("*/summary.json")}

@@ -33,7 +33,6 @@ FAST = (
     "open_clip text tower",
     "open_clip CoCa caption decoder",
     "open_clip ModifiedResNet",
-    "open_clip timm EfficientNet",
     "transformers CLIP image",
     "transformers DINOv2 gated",
     "transformers BERT / MiniLM",

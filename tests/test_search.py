@@ -264,6 +264,7 @@ go(Path({path!r}), slow, trials=40, mutations=0)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_driver_loses_no_finished_trial(tmp_path):
     path = tmp_path / "j"
     code = SLOW.format(tests=os.path.dirname(__file__), path=str(path))
@@ -408,6 +409,7 @@ def test_a_package_that_a_worker_misses_is_named_here():
         assert str(again) == str(e) and "'soundfile'" in str(e) and "[audio]" in str(e)
 
 
+@pytest.mark.slow
 def test_processes_give_what_inline_gives(tmp_path):
     with make_process_executor(None, 1) as executor:
         one = go(tmp_path / "a", trials=4, mutations=0, executor=executor)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from types import SimpleNamespace
 from urllib.error import URLError
@@ -287,10 +288,41 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
         )
 
 
+QUICK = {
+    "search.trials": 2,
+    "search.level_switches": 0,
+    "search.linearization_rounds": 0,
+    "search.workers": 1,
+    "distill.steps": 2,
+}
+"""A short search on one worker."""
+
+
+BACKWARDS_CRITERION = """
+import torch
+from mmcompress.registry import IMPORTANCE
+
+def count_up(model):
+    return {block.name: torch.arange(block.units).float() + 1 for block in model.blocks}
+
+def score_backwards(inputs):
+    return {name: count_up(model) for name, model in inputs.models.items()}
+
+IMPORTANCE.add("backwards", score_backwards)
+"""
+"""A plugin with a criterion of one's own."""
+
+
 @pytest.mark.slow
-def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path, machine, one_artifact):
+def test_own_modules_and_plugins_reach_the_workers_and_go_through_the_whole_run(
+    tiny, tmp_path, monkeypatch, machine, one_artifact
+):
     from mmcompress.run import run_targets as workflow
 
+    (tmp_path / "backwards_criterion.py").write_text(BACKWARDS_CRITERION)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     text = (
         (tiny / "spec.yaml")
         .read_text()
@@ -298,14 +330,19 @@ def test_a_users_own_module_goes_through_the_whole_run(tiny, tmp_path, machine, 
     )
     text = text.replace("./", f"{tiny}/")
     (tmp_path / "own.yaml").write_text(text)
+    changes = {
+        "plugins": ["backwards_criterion"],
+        "prune.importance": "backwards",
+        "search.executor": "process",
+    }
     summary = workflow.run(
         tmp_path / "own.yaml",
         tmp_path / "run",
-        overrides={"search.executor": "process"},
+        overrides=QUICK | changes,
         policy=one_artifact,
         **machine,
     )
-    assert summary.search.failed == 0
+    assert summary.search.failed == 0 and summary.search.trials >= 1
     kept = summary.kept_units["vision"]
     assert set(kept) == {"0.attention", "0.cross_attention"}
     assert all(p.passed for p in summary.proofs) and summary.compressed.nodes["vision"].params > 0
@@ -326,7 +363,9 @@ def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path, machin
     (tmp_path / "conv.yaml").write_text(
         text.replace("query: vision.embedding", "query: look.embedding")
     )
-    summary = workflow.run(tmp_path / "conv.yaml", tmp_path / "run", policy=one_artifact, **machine)
+    summary = workflow.run(
+        tmp_path / "conv.yaml", tmp_path / "run", overrides=QUICK, policy=one_artifact, **machine
+    )
     assert len(summary.kept_units["look"]) == 10 and all(
         k >= 8 for k in summary.kept_units["look"].values()
     )

@@ -22,6 +22,7 @@ def hang_on_few_units(context, candidate):
     return judge(context, candidate)
 
 
+@pytest.mark.slow
 def test_a_hanging_trial_is_recorded_and_the_search_goes_on(tmp_path):
     start = time.monotonic()
     evaluate = limit_seconds(hang_on_few_units, 0.2)

@@ -39,7 +39,7 @@ from mmcompress.run.final_latency import FinalLatency
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile
-from mmcompress.run.run_policy import ExtraMeasurements
+from mmcompress.run.run_policy import MeasuringLimits
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit
 from mmcompress.search.linearize import load_interaction_factors
@@ -56,7 +56,7 @@ def evaluate_artifact(
     *,
     fitted: FittedStructure,
     compressed: CompressedPipeline,
-    extra: ExtraMeasurements | None = None,
+    measuring: MeasuringLimits | None = None,
 ) -> Summary:
     """Measure both bundles in turn, judge both on the full test split, and write the summary.
 
@@ -65,8 +65,8 @@ def evaluate_artifact(
         prepared: The profile and the predictor that the targets share.
         fitted: The structure of the artifact.
         compressed: Sizes and proofs of its bundle.
-        extra: What is measured again of an artifact that seems to miss its accepted range;
-            None: nothing.
+        measuring: How long both bundles are measured beyond the parts around the evaluation;
+            None: no longer.
     """
     latency = FinalLatency(run, dense=prepared.dense, candidate=fitted.candidate)
     latency.measure_part()
@@ -79,8 +79,8 @@ def evaluate_artifact(
         with run.time_stage("evaluate"), skip_failed_step(run, f"split {split}", skipped=skipped):
             answers[split] = answer_split(run, split)
         latency.measure_part()
-    if extra:
-        latency.measure_more_if_off(extra)
+    if measuring:
+        latency.measure_until_certain(measuring)
     summary = _build_summary(
         run,
         prepared,
@@ -201,6 +201,7 @@ def _build_summary(
         extra_splits=extra_splits,
         attempts=fitted.attempts,
         bench_repeats=latency.repeats,
+        latency_margin=latency.estimate_margin(),
         machine_speed_factor=latency.estimate_speed_factor(),
         aimed_share=fitted.aimed_share,
         dense_answers=count_answers(run.spec, answers["test"]["baseline"].texts),

@@ -24,11 +24,10 @@ from mmcompress.measure.latency.bench import (
 )
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.run.answers import list_bundles
-from mmcompress.run.fitted_structure import MIN_TARGET_SHARE
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
-from mmcompress.run.run_policy import ExtraMeasurements
+from mmcompress.run.run_policy import MeasuringLimits
 from mmcompress.run.structure_benchmark import find_reference_bundles
-from mmcompress.stats import Latency
+from mmcompress.stats import Latency, estimate_relative_margin
 from mmcompress.workspace.context import RunContext
 
 
@@ -89,15 +88,28 @@ class FinalLatency:
             )
         self._parts.append(samples)
 
-    def measure_more_if_off(self, extra: ExtraMeasurements) -> None:
-        """Measure further parts if the artifact seems to miss its range and there is time."""
+    def measure_until_certain(self, limits: MeasuringLimits) -> None:
+        """Measure further parts until the ratio of the two latencies is certain enough."""
         if self._run.device_readings or not has_time_budget(self._dense.latency_ms.p50):
             return
-        if MIN_TARGET_SHARE <= self._measure_target_share() <= 1:
-            return
-        for _ in range(extra.count):
-            self._run.clock.sleep(extra.pause_seconds)
+        while self.repeats < limits.max_parts and self.estimate_margin() > limits.wanted_margin:
             self.measure_part()
+
+    def estimate_margin(self) -> float:
+        """Return the share that the ratio of the two latencies may be off by.
+
+        It is the half-width of the interval of 95 % over the parts, each with its own ratio: within
+        a part, the requests share the mood of the machine. 0 where nothing is measured.
+        """
+        if self._run.device_readings:
+            return 0.0
+        statistic = self._run.goal.statistic
+        ratios: list[float] = []
+        for part in self._parts:
+            compressed_ms = getattr(part["compressed"].summarize().latency, statistic)
+            dense_ms = getattr(part["baseline"].summarize().latency, statistic)
+            ratios.append(compressed_ms / dense_ms)
+        return estimate_relative_margin(ratios)
 
     def summarize(self, predictor: Predictor) -> dict[str, PipelineMeasurement]:
         """Return the latency of both sides over all parts.
@@ -139,13 +151,6 @@ class FinalLatency:
                 samples = samples + part[name]
             latencies[name] = samples.summarize()
         return latencies
-
-    def _measure_target_share(self) -> float:
-        """Return measured latency / target so far."""
-        latencies = self._sum_parts()
-        goal = self._run.goal
-        compressed_ms: float = getattr(latencies["compressed"].latency, goal.statistic)
-        return compressed_ms / goal.target_ms(latencies["baseline"].latency)
 
 
 def _predict_measurement(

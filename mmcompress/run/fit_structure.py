@@ -24,6 +24,7 @@ from mmcompress.run.next_artifact import ArtifactLimits, Retry, plan_artifact
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.resume import read_valid_structure
 from mmcompress.run.structure_benchmark import StructureBenchmark, measure_structure
+from mmcompress.run.trim_structure import trim_structure
 from mmcompress.search.build_problem import AIMED_SHARE, LoadPredictor, build_problem, find_fastest
 from mmcompress.search.evaluator import start_evaluator
 from mmcompress.search.linearize import linearize_successively
@@ -163,6 +164,10 @@ def fit_structure(
     stored = read_valid_structure(run.folder, plan, effort=effort)
     if stored:
         return stored
+    trimmed = trim_structure(run, prepared, plan=plan, effort=effort)
+    if trimmed:
+        write_record(run.folder.fitted, trimmed)
+        return trimmed
 
     dense_latency = prepared.dense.latency_ms
     target_ms = run.goal.target_ms(dense_latency)

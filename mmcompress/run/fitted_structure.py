@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from mmcompress.graph.structure import Candidate
@@ -55,6 +56,8 @@ class FittedStructure:
     earlier artifact."""
     exhausted: bool = False
     """It measures below the accepted range, and the search has nothing larger within the target."""
+    is_trimmed: bool = False
+    """It is the structure of an artifact that missed by a little, with a few units less."""
 
     @property
     def aimed_share(self) -> float:
@@ -64,10 +67,17 @@ class FittedStructure:
             aimed_ms = min(self.predicted_ms, self.measured_ms)
         return aimed_ms / self.target_ms
 
-    def next_final_to_fitted(self, reached_share: float) -> float:
+    def next_final_to_fitted(self, reached_share: float, *, margin: float = 0.0) -> float:
         """Return the factor for the next artifact, after one of this structure was measured.
+
+        It changes only as far as the two measurements differ by more than their margins. Chance
+        alone would else be learned.
 
         Args:
             reached_share: Latency of the finished artifact / target.
+            margin: Share of that latency that it may be off by.
         """
-        return self.final_to_fitted * reached_share / (self.measured_ms / self.target_ms)
+        fitted_margin = self.attempts[-1].margin if self.attempts else 0.0
+        change = math.log(reached_share / (self.measured_ms / self.target_ms))
+        excess = max(abs(change) - fitted_margin - margin, 0.0)
+        return self.final_to_fitted * math.exp(math.copysign(excess, change))

@@ -122,7 +122,9 @@ def plan_artifact(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry:
     first_attempt = 0
     for artifact in history:
         reached = compute_long_run_target_share(artifact.summary)
-        final_to_fitted = artifact.fitted.next_final_to_fitted(reached)
+        final_to_fitted = artifact.fitted.next_final_to_fitted(
+            reached, margin=artifact.summary.latency_margin
+        )
         bounds = tighten_limits(bounds, limits.bounds, side=artifact.summary.compressed)
         first_attempt += len(artifact.fitted.attempts)
     return Retry(final_to_fitted=final_to_fitted, bounds=bounds, first_attempt=first_attempt)
@@ -134,14 +136,17 @@ def is_better(one: Summary, other: Summary) -> bool:
     The first rule that tells the two apart decides:
 
     1. One meets the target and the other misses it: the one that meets it is kept.
-    2. Both miss it: the faster one is kept.
-    3. One is both faster and lost less: it is kept.
-    4. One uses at least `MIN_TARGET_SHARE` of the target, the other less: the first is kept.
-    5. The one that lost less is kept.
+    2. Their latencies differ by no more than their margins: the one that lost less is kept.
+    3. Both miss it: the faster one is kept.
+    4. One is both faster and lost less: it is kept.
+    5. One uses at least `MIN_TARGET_SHARE` of the target, the other less: the first is kept.
+    6. The one that lost less is kept.
     """
     if one.target.met != other.target.met:
         return one.target.met
     faster_by = compute_target_share(other) - compute_target_share(one)
+    if abs(faster_by) <= one.latency_margin + other.latency_margin:
+        return _get_final_loss(one) < _get_final_loss(other)
     if not one.target.met:
         return faster_by > 0
     milder_by = _get_final_loss(other) - _get_final_loss(one)

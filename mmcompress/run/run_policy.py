@@ -18,16 +18,17 @@ from mmcompress.run.next_artifact import (
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExtraMeasurements:
-    """Further measurements of an artifact that seems to miss its accepted range.
+class MeasuringLimits:
+    """When the measuring of a finished artifact ends.
 
-    All of them are made: to stop as soon as it seems to hit would make a hit more likely.
+    The rule never looks at the target: to stop as soon as an artifact seems to hit it would make a
+    hit more likely.
     """
 
-    count: int = 3
-    """Measurements that are added."""
-    pause_seconds: float = 15.0
-    """Seconds before each: a busy machine is slow for seconds at a time."""
+    wanted_margin: float = 0.015
+    """Share that the ratio of the two latencies may be off by; measuring ends below it."""
+    max_parts: int = 6
+    """Parts after which it ends in any case, with those around the evaluation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +37,8 @@ class RunPolicy:
 
     fit: FitTolerances = field(default_factory=FitTolerances)
     """How exactly a structure must measure before it is trained."""
-    extra_measurements: ExtraMeasurements = field(default_factory=ExtraMeasurements)
-    """What is measured again before an artifact is judged."""
+    measuring: MeasuringLimits = field(default_factory=MeasuringLimits)
+    """How long a finished artifact is measured before it is judged."""
     next_step: Callable[[Sequence[Artifact], ArtifactLimits], Retry | Done] = next_step
     """Decides whether another artifact is made."""
     is_better: Callable[[Summary, Summary], bool] = is_better

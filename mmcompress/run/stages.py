@@ -25,7 +25,7 @@ from mmcompress.run.preflight import check_machine
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import profile_pipeline
 from mmcompress.run.resume import restore_better, resume_target, set_better_aside
-from mmcompress.run.run_policy import ExtraMeasurements, RunPolicy
+from mmcompress.run.run_policy import MeasuringLimits, RunPolicy
 from mmcompress.run.sensitivity import measure_run_sensitivity
 from mmcompress.run.teacher_labels import label_by_teacher
 from mmcompress.run.unproved import exclude_unproved, set_unproved_aside
@@ -90,7 +90,7 @@ class EvaluateStage(Protocol):
         *,
         fitted: FittedStructure,
         compressed: CompressedPipeline,
-        extra: ExtraMeasurements | None,
+        measuring: MeasuringLimits | None,
     ) -> Summary:
         """Write the summary of an artifact and return it."""
         ...
@@ -158,7 +158,7 @@ def reach_target(
             summary = None
             break
         summary = stages.evaluate(
-            run, prepared, fitted=fitted, compressed=compressed, extra=policy.extra_measurements
+            run, prepared, fitted=fitted, compressed=compressed, measuring=policy.measuring
         )
         history.append(Artifact(fitted=fitted, summary=summary))
         if state.is_only_remade(run, fitted, summary=summary):

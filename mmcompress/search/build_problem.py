@@ -24,10 +24,9 @@ from mmcompress.search.problem import (
 )
 from mmcompress.search.repair import restore_dropped
 from mmcompress.search.sensitivity.store import Sensitivity
-from mmcompress.spec.overrides import apply_overrides
+from mmcompress.spec.overrides import override_spec
 from mmcompress.spec.schema import Limits, Spec
 from mmcompress.spec.space import Dimension, Space
-from mmcompress.storage import build_record, to_plain
 from mmcompress.workspace.context import RunContext, list_precisions
 
 AIMED_SHARE = 0.975
@@ -48,12 +47,11 @@ def build_problem(
     Returns:
         The problem; its `resolve` restores dropped blocks where too many are gone.
     """
-    plain_spec = to_plain(run.spec)
     policy = ALLOCATIONS.get(run.spec.prune.allocation)
 
     def allocate(overrides: SearchPoint) -> Candidate:
         return allocate_pipeline(
-            build_record(Spec, apply_overrides(plain_spec, overrides)),
+            override_spec(run.spec, overrides),
             run.blocks,
             cross_modal=run.cross_modal,
             curves=sensitivity.curves,

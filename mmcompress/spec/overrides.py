@@ -5,7 +5,10 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
+
+from mmcompress.spec.schema import Spec
 
 OLD_KEYS = {
     "data.damage": "data.sensitivity_pairs",
@@ -67,6 +70,37 @@ def apply_overrides(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
                 raise ValueError(f"{dotted}: '{key}' is not a mapping")
         section[last] = value
     return changed
+
+
+def override_spec(spec: Spec, changes: Mapping[str, Any]) -> Spec:
+    """Return a spec with values put at dotted keys; the values are not checked.
+
+    A search asks for thousands of specs. To check each of them would take most of its time.
+
+    Args:
+        spec: The spec.
+        changes: New values by dotted key, each valid there: a search space is checked when it is
+            read.
+    """
+    nested: dict[str, Any] = {}
+    for dotted, value in changes.items():
+        *parents, last = split_key(dotted)
+        section = nested
+        for key in parents:
+            section = section.setdefault(key, {})
+        section[last] = value
+    changed: Spec = _replace_values(spec, nested)
+    return changed
+
+
+def _replace_values(record: Any, changes: Mapping[str, Any]) -> Any:
+    """Return a record or a mapping with values replaced, those of inner records by their keys."""
+    values: dict[str, Any] = {}
+    for key, change in changes.items():
+        old = record.get(key) if isinstance(record, Mapping) else getattr(record, key)
+        is_section = isinstance(change, Mapping)
+        values[key] = _replace_values(old, change) if is_section else change
+    return {**record, **values} if isinstance(record, Mapping) else replace(record, **values)
 
 
 def rename_old_key(dotted: str, value: Any) -> tuple[str, Any]:

@@ -21,7 +21,12 @@ from mmcompress.prune.sparsity import measure_zero_share, zero_weights_
 from mmcompress.prune.units import choose_units
 from mmcompress.results.records import Proof
 from mmcompress.run.assemble import NodeSize
-from mmcompress.run.compress.restart import Start, find_best_start, reset_weights_
+from mmcompress.run.compress.restart import (
+    Start,
+    find_best_start,
+    reset_weights_,
+    slow_down,
+)
 from mmcompress.run.compress.rounds import train_in_rounds
 from mmcompress.run.compress.trained import (
     TrainedModels,
@@ -91,7 +96,7 @@ def compress_pipeline(
     # Surgery does not depend on the weights: it is proved before anything is trained.
     proofs = _prove_structures(run, planned)
     trained = _make_models(
-        run, sensitivity, candidate=candidate, from_scratch=from_scratch, earlier=earlier
+        run, sensitivity, fitted=fitted, from_scratch=from_scratch, earlier=earlier
     )
     if not _are_equal_survivors(planned, trained.survivors):
         # Rounds of pruning and training choose units anew.
@@ -107,11 +112,11 @@ def _make_models(
     run: RunContext,
     sensitivity: Sensitivity,
     *,
-    candidate: Candidate,
+    fitted: FittedStructure,
     from_scratch: bool,
     earlier: RunFolder | None,
 ) -> TrainedModels:
-    """Return the trained models of a candidate, from the run folder where they are there.
+    """Return the trained models of a structure, from the run folder where they are there.
 
     The room of the weights is held from before the training until they are written, and the state
     of the training stays until then: a full disk costs no training.
@@ -120,11 +125,11 @@ def _make_models(
     if folder.units.exists():
         # A run that was cut off between the two left the state.
         folder.training_checkpoint.unlink(missing_ok=True)
-        return load_trained_models(run, sensitivity, candidate=candidate, folder=folder)
+        return load_trained_models(run, sensitivity, candidate=fitted.candidate, folder=folder)
     params = sum(count_params(model) for model in run.models.values())
     with hold_room(folder.weights_room, params * FP32_BYTES + WEIGHTS_HEADER_BYTES):
         trained = _train_models(
-            run, sensitivity, candidate=candidate, from_scratch=from_scratch, earlier=earlier
+            run, sensitivity, fitted=fitted, from_scratch=from_scratch, earlier=earlier
         )
     save_trained_models(trained, folder)
     folder.training_checkpoint.unlink(missing_ok=True)
@@ -135,11 +140,12 @@ def _train_models(
     run: RunContext,
     sensitivity: Sensitivity,
     *,
-    candidate: Candidate,
+    fitted: FittedStructure,
     from_scratch: bool,
     earlier: RunFolder | None,
 ) -> TrainedModels:
-    """Make and train the models of a candidate by the schedule of the spec."""
+    """Make and train the models of a structure by the schedule of the spec."""
+    candidate = fitted.candidate
     schedule = run.spec.prune.schedule
     if from_scratch:
         return _train_from_scratch(run, sensitivity, candidate=candidate)
@@ -148,7 +154,7 @@ def _train_models(
     if schedule in SINGLE_TRAINING_SCHEDULES:
         has_history = earlier is not None and earlier.training_history.exists()
         return _prune_then_train(
-            run, sensitivity, candidate=candidate, earlier=earlier if has_history else None
+            run, sensitivity, fitted=fitted, earlier=earlier if has_history else None
         )
     return train_in_rounds(run, sensitivity, candidate=candidate)
 
@@ -157,10 +163,11 @@ def _prune_then_train(
     run: RunContext,
     sensitivity: Sensitivity,
     *,
-    candidate: Candidate,
+    fitted: FittedStructure,
     earlier: RunFolder | None,
 ) -> TrainedModels:
     """Cut the dense models, then train, from an earlier artifact's weights if they are better."""
+    candidate = fitted.candidate
     with run.time_stage("prune"):
         run.on_progress("prune", "cutting and refitting", None)
         models = build_pruned_models(
@@ -171,6 +178,8 @@ def _prune_then_train(
             start = find_best_start(
                 run, sensitivity, candidate=candidate, fresh=models, earlier=earlier
             )
+            if fitted.is_trimmed and start.is_inherited:
+                start = slow_down(start, earlier)
         survivors = _select_survivors(run, sensitivity, candidate=candidate)
     train_pruned_models_(
         run,
@@ -178,6 +187,7 @@ def _prune_then_train(
         budget_share=start.budget_share,
         history=run.folder.training_history,
         steps_before=count_trained_steps(earlier) if earlier else 0,
+        learning_rate=start.learning_rate,
     )
     return TrainedModels(models=start.models, survivors=survivors)
 

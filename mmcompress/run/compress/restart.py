@@ -6,7 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -28,6 +28,10 @@ from mmcompress.workspace.folder import RunFolder
 RESTART_BUDGET_SHARE = 1 / 3
 """Share of the training budget of an artifact that starts from the weights of an earlier one."""
 
+TRIMMED_RATE_SHARE = 1 / 3
+"""Learning rate of a trimmed structure / that of the artifact it was taken off: it is nearly
+trained, and the full rate would throw it far from where it is."""
+
 RESTART_MAX_LOSS_RATIO = 1.2
 """Loss at the start / best loss of the earlier training. Above it the full training budget is
 needed."""
@@ -47,6 +51,8 @@ class Start:
     """The share of the training budget that they need."""
     is_inherited: bool
     """The models hold what an earlier artifact learned."""
+    learning_rate: float | None = None
+    """The highest learning rate; None: that of the spec, or a lower one where it does harm."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +123,22 @@ def find_best_start(
         models=candidates[choice.index],
         budget_share=RESTART_BUDGET_SHARE if needs_less else 1.0,
         is_inherited=is_inherited,
+    )
+
+
+def slow_down(start: Start, earlier: RunFolder) -> Start:
+    """Return a start that is trained for less time and at a lower rate than the earlier artifact.
+
+    Args:
+        start: A start with the weights of the earlier artifact, less a few units.
+        earlier: The folder of that artifact.
+    """
+    rows = json.loads(earlier.training_history.read_text(encoding="utf-8"))
+    rates = [row["rate"] for row in rows if "rate" in row]
+    return replace(
+        start,
+        budget_share=RESTART_BUDGET_SHARE,
+        learning_rate=TRIMMED_RATE_SHARE * rates[0] if rates else None,
     )
 
 

@@ -32,6 +32,7 @@ def train_pruned_models_(
     budget_share: float,
     history: Path,
     steps_before: int = 0,
+    learning_rate: float | None = None,
 ) -> int:
     """Train pruned models in place; single weights are set to zero first if the spec asks for it.
 
@@ -41,6 +42,8 @@ def train_pruned_models_(
         budget_share: The share of the spec's steps and minutes.
         history: The file that the losses are written to.
         steps_before: Steps of earlier trainings; their pairs are not drawn again.
+        learning_rate: The highest rate; by default that of the spec, and a lower one where it does
+            harm.
 
     Returns:
         The number of steps that were trained.
@@ -55,6 +58,8 @@ def train_pruned_models_(
         steps=round(distill.steps * budget_share),
         minutes=distill.minutes * budget_share,
     )
+    if learning_rate is not None:
+        settings = replace(settings, learning_rate=learning_rate, find_learning_rate=False)
     checkpoint = None
     # To go on with training in rounds, the models of all rounds before would have to be kept as
     # well.
