@@ -523,7 +523,11 @@ def _judged_artifact(share, *, speed_factor=1.0, effort=0, params=1e6, floor_ms=
         latency_ms=SimpleNamespace(p50=share), nodes={}, params=params, size_mb=0.0, memory_mb=0.0
     )
     summary = SimpleNamespace(
-        target=target, compressed=side, validation_losses=(), machine_speed_factor=speed_factor
+        target=target,
+        compressed=side,
+        validation_losses=(),
+        machine_speed_factor=speed_factor,
+        latency_margin=0.0,
     )
     fitted = FittedStructure(
         candidate=Candidate({}, {}),
@@ -591,7 +595,7 @@ def test_what_an_artifact_taught_is_in_the_plan_of_the_next():
 
 
 def test_of_two_artifacts_the_faster_is_kept_where_it_lost_no_more():
-    def made(share, loss):
+    def made(share, loss, margin=0.0):
         target = SimpleNamespace(latency_ms=1.0, statistic="p50", met=share <= 1)
         compressed = SimpleNamespace(latency_ms=SimpleNamespace(p50=share))
         return SimpleNamespace(
@@ -599,6 +603,7 @@ def test_of_two_artifacts_the_faster_is_kept_where_it_lost_no_more():
             compressed=compressed,
             validation_losses=(0.08, loss),
             machine_speed_factor=1.0,
+            latency_margin=margin,
         )
 
     rows = [made(0.92, 0.11), made(0.96, 0.14), made(0.97, 0.10), made(1.01, 0.05), made(1.2, 0.01)]
@@ -608,6 +613,12 @@ def test_of_two_artifacts_the_faster_is_kept_where_it_lost_no_more():
     assert best(0, 1)  # faster, and it lost less
     assert best(2, 0)  # what uses its target up, where that is worth something
     assert best(2, 1) and best(0, 3) and best(1, 3, 4) and best(3, 4)
+    # What may be chance does not count; a target that is met does.
+    near = made(0.96, 0.14, margin=0.02)
+    faster = made(0.93, 0.15, margin=0.02)
+    assert is_better(near, faster) and not is_better(faster, near)
+    missed = made(1.01, 0.05, margin=0.02)
+    assert is_better(near, missed) and not is_better(missed, near)
 
 
 @dataclass(frozen=True)
