@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmcompress.distill.teacher_store import TeacherStore
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.pipeline.forward import TorchPipeline
 
@@ -21,20 +22,27 @@ PairOutputs = Mapping[str, Mapping[str, Tensor]]
 class Teacher:
     """The models that a student learns from.
 
-    Outputs of named pairs are kept. Pairs without a name, such as scenes drawn at run time, never
-    come again.
+    Outputs of named pairs are kept in memory. Pairs without a name, such as scenes drawn at run
+    time, come again in draws of the same name: these are kept on disk.
     """
 
     def __init__(
-        self, pipeline: TorchPipeline, models: Models, *, cache_bytes: int = TEACHER_CACHE_BYTES
+        self,
+        pipeline: TorchPipeline,
+        models: Models,
+        *,
+        cache_bytes: int = TEACHER_CACHE_BYTES,
+        store: TeacherStore | None = None,
     ):
         """Make a teacher.
 
         Args:
             pipeline: The graph that the models run in.
             models: The models by node, usually the dense ones. They are not changed.
-            cache_bytes: Bytes of outputs that may be kept.
+            cache_bytes: Bytes of outputs that may be kept in memory.
+            store: Keeps the outputs of draws on disk; None: they are computed each time.
         """
+        self.store = store
         self.pipeline = pipeline
         self.models = models
         self.free_bytes = cache_bytes
@@ -46,6 +54,18 @@ class Teacher:
 
         Logits at positions without a next token are 0 for named pairs.
         """
+        if self.store is None or batch.names or not batch.draw:
+            return self._compute_new_pairs(batch)
+        known_outputs = self.store.read(batch.draw)
+        if known_outputs is not None:
+            return known_outputs
+        outputs = self._compute_new_pairs(batch)
+        self.store.write(batch.draw, outputs)
+        kept_outputs = self.store.read(batch.draw)
+        return outputs if kept_outputs is None else kept_outputs
+
+    def _compute_new_pairs(self, batch: Batch) -> Outputs:
+        """Return the outputs on a batch; those of pairs in the cache are taken from there."""
         new_pairs = self._list_new_pairs(batch)
         new_outputs: Outputs = {}
         if new_pairs:

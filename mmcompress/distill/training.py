@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 
@@ -122,7 +122,8 @@ class Training:
             step %= cycle_length
         seed = PAIR_SEED_FACTOR * (self.options.seed + 1) + step
         pairs = self.inputs.data.load("train", settings.batch, seed=seed)
-        return self.inputs.pipeline.collate(pairs)
+        batch = self.inputs.pipeline.collate(pairs)
+        return replace(batch, draw=f"{seed}-{settings.batch}")
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted parts of the loss of a batch."""

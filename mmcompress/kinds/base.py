@@ -44,6 +44,9 @@ class Batch:
     names: tuple[str, ...] = ()
     """Names of the pairs, when the data gives them any: a pair of the same name is the same
     pair."""
+    draw: str = ""
+    """Name of the draw that all pairs together are. A draw of the same name has the same pairs in
+    the same order; empty where it has no name."""
 
     def __len__(self) -> int:
         first_input = next(iter(self.inputs.values()))

@@ -58,10 +58,16 @@ class Needs:
     """Megabytes of memory, of all processes together."""
     disk_mb: float
     """Megabytes of disk in the run folder."""
+    store_gb: float = 0.0
+    """Gigabytes of disk that the dense pipeline's outputs may take on top. Without that room they
+    are not kept."""
 
     def describe(self) -> str:
         """Return both in words."""
-        return f"about {self.memory_mb / 1e3:.1f} GB of memory and {self.disk_mb:.0f} MB of disk"
+        text = f"about {self.memory_mb / 1e3:.1f} GB of memory and {self.disk_mb:.0f} MB of disk"
+        if self.store_gb:
+            text += f", and up to {self.store_gb:g} GB for outputs of the dense pipeline"
+        return text
 
 
 def estimate_needs(run: RunContext) -> Needs:
@@ -75,7 +81,11 @@ def estimate_needs(run: RunContext) -> Needs:
     if run.spec.search.executor != "inline":
         # Every worker imports the same packages and holds the dense models and a candidate.
         memory_mb += run.spec.search.workers * (RUNTIME_MB / 2 + 2 * params_mb + pairs * pair_mb)
-    return Needs(memory_mb=memory_mb, disk_mb=BUNDLE_COPIES_ON_DISK * params_mb)
+    return Needs(
+        memory_mb=memory_mb,
+        disk_mb=BUNDLE_COPIES_ON_DISK * params_mb,
+        store_gb=run.spec.distill.store_gb if run.spec.distill.steps else 0.0,
+    )
 
 
 def check_machine(run: RunContext) -> Needs:

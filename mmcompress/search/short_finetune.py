@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from mmcompress.distill.teacher_cache import Teacher
+from mmcompress.distill.teacher_store import TeacherStore
 from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.graph.structure import Candidate
@@ -30,6 +31,9 @@ from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.spec.schema import Spec
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
+
+GB = 1e9
+"""Bytes of a gigabyte."""
 
 FINETUNE_BUDGET_SHARE = 0.1
 """Steps and minutes of a short training / those of the final one."""
@@ -132,6 +136,15 @@ def measure_validation_loss(run: RunContext, models: Mapping[str, Model]) -> flo
     return run.pipeline.loss_of_models(models, batch, dense=references)
 
 
+def open_teacher(run: RunContext) -> Teacher:
+    """Return the dense pipeline as a teacher; all trainings of a run share what it puts out."""
+    max_bytes = int(run.spec.distill.store_gb * GB)
+    store = None
+    if max_bytes:
+        store = TeacherStore(folder=run.shared.teacher_outputs, max_bytes=max_bytes)
+    return Teacher(run.pipeline, run.models, store=store)
+
+
 def _has_finetunings(spec: Spec) -> bool:
     """Return whether a spec has structures trained for a short while."""
     if spec.search.evaluator == "estimated" or not spec.search.short_finetunings:
@@ -219,7 +232,7 @@ def _finetune_all(
     run: RunContext, sensitivity: Sensitivity, *, pool: Sequence[tuple[str, Candidate]]
 ) -> list[FinetunedStructure]:
     """Train every structure of a pool for a short while; they share what the teacher answers."""
-    teacher = Teacher(run.pipeline, run.models)
+    teacher = open_teacher(run)
     finetuned = []
     for i, (origin, candidate) in enumerate(pool):
         name = f"{i + 1} of {len(pool)} ({origin})"

@@ -216,6 +216,9 @@ class Distill:
     does."""
     distinct_pairs: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Distinct training pairs. 0: fresh ones for every step, as far as the data has them."""
+    store_gb: Annotated[float, Field(ge=0, le=100_000)] = 2.0
+    """Gigabytes of the dense pipeline's outputs that a run folder keeps at most, in half precision.
+    Further targets and trainings that draw the same pairs take them from there. 0: none."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -141,6 +141,11 @@ class RunFolder:
         """What the dense pipeline writes for training and validation inputs."""
         return self.path / "teacher_texts.json"
 
+    @property
+    def teacher_outputs(self) -> Path:
+        """The folder of the dense pipeline's outputs on training pairs, a file for every draw."""
+        return self.path / "teacher_outputs"
+
     def dense_answers(self, split: str) -> Path:
         """Return the file of what the dense pipeline answers to a split."""
         return self.path / f"dense-{split}.json"

@@ -9,12 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from mmcompress.distill.checkpoint import Checkpoint
-from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.models.base import Model
 from mmcompress.prune.sparsity import zero_weights_
-from mmcompress.search.short_finetune import MAX_VALIDATION_PAIRS
+from mmcompress.search.short_finetune import MAX_VALIDATION_PAIRS, open_teacher
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
 
@@ -73,7 +72,7 @@ def train_pruned_models_(
         validation = run.pipeline.collate(run.data.load("val", count))
         inputs = TrainingInputs(
             pipeline=run.pipeline,
-            teacher=Teacher(run.pipeline, run.models),
+            teacher=open_teacher(run),
             data=run.data,
             validation=validation,
         )
