@@ -16,6 +16,7 @@ from mmcompress.errors import ClusterError, DataError
 from mmcompress.run import run_targets as workflow
 from mmcompress.runtime.cache import find_cache_fault, locate_cache_folder
 from mmcompress.search.ray_folder import MAX_SOCKET_PATH, RAY_SOCKET_PATH, choose_ray_folder
+from mmcompress.workspace.context import open_run
 from mmcompress.workspace.hold_folder import hold_folder
 
 HOLD = """
@@ -158,3 +159,9 @@ def test_a_run_without_a_cache_ends_in_the_first_second(tiny, tmp_path, monkeypa
     with pytest.raises(DataError, match="set MMCOMPRESS_CACHE"):
         workflow.run(tiny / "spec.yaml", tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+def test_an_option_of_another_name_is_refused(tiny, tmp_path):
+    with pytest.raises(TypeError, match="unknown option 'resum'; did you mean 'resume'"):
+        open_run(tiny / "spec.yaml", tmp_path / "r", resum=True)
+    assert not (tmp_path / "r" / "spec.json").exists()

@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 from mmcompress.errors import DataError, SpecError, suggest_nearest
 from mmcompress.experiments.cells import CLAIMS, Cell, list_cells
 from mmcompress.experiments.claims import judge_claim
 from mmcompress.experiments.make_cell import make_cell, require_same_effort
 from mmcompress.graph.load_spec import load_spec
-from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_ablation
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
@@ -25,8 +24,6 @@ from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
-from mmcompress.runtime.progress import ProgressListener, ignore_progress
-from mmcompress.runtime.timing import Clock
 from mmcompress.spec.overrides import apply_overrides
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Space
@@ -34,6 +31,7 @@ from mmcompress.spec.target import require_one_target
 from mmcompress.storage import build_record, read_plain, read_record, to_plain, write_record
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import NEW_FOLDER_CURE, RESUME_CURE
+from mmcompress.workspace.run_options import RunOptions
 
 REFERENCE_CHANGES = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
 """Keys of the spec, and their values in the reference that every cell differs from."""
@@ -43,26 +41,16 @@ def ablate(
     spec_path: str | Path,
     out: str | Path,
     *,
-    space: str | Path | None = None,
-    overrides: dict[str, Any] | None = None,
-    resume: bool = False,
-    on_progress: ProgressListener = ignore_progress,
     tables: tuple[str, ...] = (),
-    bench: Benchmarker | None = None,
-    clock: Clock | None = None,
+    **options: Unpack[RunOptions],
 ) -> dict[str, Summary]:
     """Make the cells of some tables or of all, and write `ablation.html` into `out`.
 
     Args:
         spec_path: The spec file, with one target.
         out: The folder; each cell gets one of its own in it.
-        space: The search space file. By default the one of the spec.
-        overrides: Keys of the spec and their values.
-        resume: Whether to go on in a folder; cells that are done are kept.
-        on_progress: Receives progress messages.
         tables: Names of tables. Empty: all of them.
-        bench: Measures bundles. By default in processes of their own.
-        clock: Tells the time. By default the one of the machine.
+        options: See `RunOptions`. Of a folder to go on in, cells that are done are kept.
 
     Returns:
         The summary of each cell by the name of its folder.
@@ -71,7 +59,7 @@ def ablate(
         SpecError: A table is unknown, or there are several targets.
         DataError: A finished cell was made in another way, or with another search effort.
     """
-    spec = require_one_target(load_spec(spec_path, overrides))
+    spec = require_one_target(load_spec(spec_path, options.get("overrides")))
     spec = _change_spec(spec, REFERENCE_CHANGES)
     cells = list_cells(spec)
     known_tables = list(dict.fromkeys(cell.table for cell in cells))
@@ -79,16 +67,7 @@ def ablate(
         if table not in known_tables:
             nearest = suggest_nearest(table, known_tables)
             raise SpecError(f"ablate: unknown table '{table}'; {nearest}")
-    with begin_run(
-        spec_path,
-        out,
-        space=space,
-        overrides=overrides,
-        resume=resume,
-        on_progress=on_progress,
-        bench=bench,
-        clock=clock,
-    ) as opened:
+    with begin_run(spec_path, out, **options) as opened:
         run = replace(opened, spec=spec)
         suitable = [cell for cell in cells if cell.method.is_suitable(run)]
         wanted = _choose_cells(suitable, tables)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from mmcompress.errors import SpecError, suggest_nearest
 from mmcompress.experiments.baselines import BASELINES
 from mmcompress.experiments.claims import Claim, judge_claim
 from mmcompress.experiments.make_cell import make_cell, require_same_effort
 from mmcompress.graph.load_spec import load_spec
-from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_comparison
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
@@ -20,12 +19,11 @@ from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
-from mmcompress.runtime.progress import ProgressListener, ignore_progress
-from mmcompress.runtime.timing import Clock
 from mmcompress.spec.target import require_one_target
 from mmcompress.storage import read_record
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RESUME_CURE
+from mmcompress.workspace.run_options import RunOptions
 
 
 def compare(
@@ -33,12 +31,7 @@ def compare(
     out: str | Path,
     *,
     methods: Sequence[str] = tuple(BASELINES),
-    space: str | Path | None = None,
-    overrides: dict[str, Any] | None = None,
-    resume: bool = False,
-    on_progress: ProgressListener = ignore_progress,
-    bench: Benchmarker | None = None,
-    clock: Clock | None = None,
+    **options: Unpack[RunOptions],
 ) -> dict[str, Summary]:
     """Make the artifact of each method, and write `compare.html` into `out`.
 
@@ -46,12 +39,7 @@ def compare(
         spec_path: The spec file, with one target.
         out: The folder; each method gets one of its own in it.
         methods: Names in `BASELINES`.
-        space: The search space file. By default the one of the spec.
-        overrides: Keys of the spec and their values.
-        resume: Whether to go on in a folder; methods that are done are kept.
-        on_progress: Receives progress messages.
-        bench: Measures bundles. By default in processes of their own.
-        clock: Tells the time. By default the one of the machine.
+        options: See `RunOptions`. Of a folder to go on in, methods that are done are kept.
 
     Returns:
         The summary of each method, and of those whose structures they take.
@@ -64,17 +52,8 @@ def compare(
     for name in methods:
         if name not in BASELINES:
             raise SpecError(f"compare: unknown method '{name}'; {suggest_nearest(name, BASELINES)}")
-    require_one_target(load_spec(spec_path, overrides))
-    with begin_run(
-        spec_path,
-        out,
-        space=space,
-        overrides=overrides,
-        resume=resume,
-        on_progress=on_progress,
-        bench=bench,
-        clock=clock,
-    ) as run:
+    require_one_target(load_spec(spec_path, options.get("overrides")))
+    with begin_run(spec_path, out, **options) as run:
         require_same_effort(run)
         suitable = _choose_methods(run, methods)
         return _make_methods(prepare_run(run), suitable)

@@ -5,31 +5,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from mmcompress.errors import DataError
 from mmcompress.graph.load_spec import load_spec
-from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.runtime.cache import find_cache_fault
-from mmcompress.runtime.progress import ProgressListener, ignore_progress
-from mmcompress.runtime.timing import Clock
 from mmcompress.search.ray_folder import choose_ray_folder
 from mmcompress.spec.schema import Spec
 from mmcompress.workspace.context import RunContext, open_run
 from mmcompress.workspace.hold_folder import hold_folder
+from mmcompress.workspace.run_options import RunOptions
 
 
 @contextmanager
 def begin_run(
     spec_path: str | Path,
     out: str | Path,
-    *,
-    space: str | Path | None = None,
-    overrides: dict[str, Any] | None = None,
-    resume: bool = False,
-    on_progress: ProgressListener = ignore_progress,
-    bench: Benchmarker | None = None,
-    clock: Clock | None = None,
+    **options: Unpack[RunOptions],
 ) -> Iterator[RunContext]:
     """Open a run that this process alone works on until the block ends.
 
@@ -40,19 +32,10 @@ def begin_run(
             Or what `open_run` raises.
         ClusterError: Ray can't be started on this machine.
     """
-    spec = load_spec(spec_path, overrides)
+    spec = load_spec(spec_path, options.get("overrides"))
     with hold_folder(out):
         _check_before_loading(spec)
-        yield open_run(
-            spec_path,
-            out,
-            space=space,
-            overrides=overrides,
-            resume=resume,
-            on_progress=on_progress,
-            bench=bench,
-            clock=clock,
-        )
+        yield open_run(spec_path, out, **options)
 
 
 def _check_before_loading(spec: Spec) -> None:

@@ -5,35 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from mmcompress.errors import ClusterError, DiskFull, MmcompressError, SpecError
 from mmcompress.graph.load_spec import load_spec
-from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
 from mmcompress.run.run_policy import RunPolicy
 from mmcompress.run.stages import RunStages, reach_target
-from mmcompress.runtime.progress import ProgressListener, ignore_progress
-from mmcompress.runtime.timing import Clock
 from mmcompress.spec.target import split_targets
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import name_target_folder
+from mmcompress.workspace.run_options import RunOptions
 
 
 def run(
     spec_path: str | Path,
     out: str | Path,
     *,
-    space: str | Path | None = None,
-    overrides: dict[str, Any] | None = None,
-    resume: bool = False,
-    on_progress: ProgressListener = ignore_progress,
-    bench: Benchmarker | None = None,
-    clock: Clock | None = None,
     policy: RunPolicy | None = None,
     stages: RunStages | None = None,
+    **options: Unpack[RunOptions],
 ) -> Summary:
     """Compress a pipeline to its one target; the report is written into `out`.
 
@@ -48,23 +41,12 @@ def run(
         ModelError: A model can't be loaded, or can't be cut as asked.
         ProofFailed: An artifact is wrong.
     """
-    targets = split_targets(load_spec(spec_path, overrides))
+    targets = split_targets(load_spec(spec_path, options.get("overrides")))
     if len(targets) > 1:
         raise SpecError(
             f"run makes one artifact, the spec asks for {len(targets)}: use mmcompress.run_targets"
         )
-    [summary] = run_targets(
-        spec_path,
-        out,
-        space=space,
-        overrides=overrides,
-        resume=resume,
-        on_progress=on_progress,
-        bench=bench,
-        clock=clock,
-        policy=policy,
-        stages=stages,
-    )
+    [summary] = run_targets(spec_path, out, policy=policy, stages=stages, **options)
     return summary
 
 
@@ -72,28 +54,18 @@ def run_targets(
     spec_path: str | Path,
     out: str | Path,
     *,
-    space: str | Path | None = None,
-    overrides: dict[str, Any] | None = None,
-    resume: bool = False,
-    on_progress: ProgressListener = ignore_progress,
-    bench: Benchmarker | None = None,
-    clock: Clock | None = None,
     policy: RunPolicy | None = None,
     stages: RunStages | None = None,
+    **options: Unpack[RunOptions],
 ) -> tuple[Summary, ...]:
     """Compress a pipeline to every target of its spec.
 
     Args:
         spec_path: The spec file.
         out: The run folder. Several targets have a folder each in it, and a front beside them.
-        space: The search space file; the default one when missing.
-        overrides: Values by dotted key that replace those of the spec.
-        resume: Go on with the run in the folder.
-        on_progress: Receives messages for a person.
-        bench: Measures latency; by default this machine.
-        clock: Tells the time; by default the clock of this machine.
         policy: Tunables and decisions; by default those of the package.
         stages: What each stage does; by default the stages of the package.
+        options: See `RunOptions`.
 
     Returns:
         The summary of every target, in their order.
@@ -102,16 +74,7 @@ def run_targets(
         MmcompressError: What went wrong with one of several targets, when the others are done.
     """
     stages = stages or RunStages()
-    with begin_run(
-        spec_path,
-        out,
-        space=space,
-        overrides=overrides,
-        resume=resume,
-        on_progress=on_progress,
-        bench=bench,
-        clock=clock,
-    ) as opened:
+    with begin_run(spec_path, out, **options) as opened:
         prepared = stages.prepare(opened)
         reach = partial(reach_target, prepared=prepared, policy=policy, stages=stages)
         targets = split_targets(opened.spec)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
@@ -43,6 +43,7 @@ from mmcompress.spec.space import Space, find_default_space, load_space
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.storage import read_record, to_plain, write_record
 from mmcompress.workspace.folder import NEW_FOLDER_CURE, RunFolder
+from mmcompress.workspace.run_options import RunOptions, require_known_options
 
 UNIT_KINDS = ("heads", "ffn", "tokens")
 """Groups of blocks that a spec or a search space gives a prune ratio for."""
@@ -263,35 +264,28 @@ def has_static_ranges(precision: str) -> bool:
 def open_run(
     spec_path: str | Path,
     out: str | Path,
-    *,
-    space: str | Path | None = None,
-    overrides: dict[str, Any] | None = None,
-    resume: bool = False,
-    on_progress: ProgressListener = ignore_progress,
-    bench: Benchmarker | None = None,
-    clock: Clock | None = None,
+    **options: Unpack[RunOptions],
 ) -> RunContext:
     """Load and check everything a run needs. Nothing is written before all checks have passed.
 
     Args:
         spec_path: The spec file.
         out: The run folder. It must be new or empty, unless `resume` is given.
-        space: The search space file; the default one when missing.
-        overrides: Values by dotted key that replace those of the spec.
-        resume: Go on with the run in the folder.
-        on_progress: Receives messages for a person.
-        bench: Measures latency; by default this machine.
-        clock: Tells the time; by default the clock of this machine.
+        options: See `RunOptions`.
 
     Raises:
+        TypeError: An option has another name.
         SpecError: The spec or the search space is wrong.
         DataError: The data, the readings or the folder do not fit.
         ModelError: A model can't be loaded, or can't be cut as asked.
     """
+    require_known_options(options)
     folder = RunFolder(Path(out))
+    overrides = options.get("overrides")
+    on_progress = options.get("on_progress", ignore_progress)
     spec, pinned_sources = pin_sources(load_spec(spec_path, overrides), folder.read_sources())
     given_keys = list_given_keys(spec_path, overrides)
-    whole_space = load_space(space or find_default_space(), spec, fixed=given_keys)
+    whole_space = load_space(options.get("space") or find_default_space(), spec, fixed=given_keys)
     on_progress("load", f"{spec.name}: {len(spec.model_nodes())} models", None)
 
     data = open_data(spec)
@@ -318,11 +312,11 @@ def open_run(
         cross_modal=find_cross_modal_blocks(spec, blocks),
         timings={},
         lookup_texts=lookup_texts,
-        bench=bench or Benchmarker(),
-        clock=clock or SystemClock(),
+        bench=options.get("bench") or Benchmarker(),
+        clock=options.get("clock") or SystemClock(),
     )
     readings = run.device_readings
-    _claim_folder(run, resume=resume)
+    _claim_folder(run, resume=options.get("resume", False))
     if pinned_sources:
         write_record(folder.sources, pinned_sources)
     if readings:
