@@ -17,12 +17,19 @@ from mmcompress.export.proofs import (
 )
 from mmcompress.graph.blocks import count_steps, count_units_after
 from mmcompress.graph.structure import measure_removed_share
+from mmcompress.models.replacements import ConstantOutput
 from mmcompress.prune.importance import gradients as gradient_criteria
 from mmcompress.prune.importance.gradients import compute_mask_gradients
 from mmcompress.prune.importance.inputs import ImportanceInputs, score_units
 from mmcompress.prune.masks import mask_units, sample_units
 from mmcompress.prune.refit import measure_grams, refit_from_gram_, refit_in_order_, solve_ridge
-from mmcompress.prune.surgery import copy_resized, copy_without_units, resize_model_, restore_units
+from mmcompress.prune.surgery import (
+    copy_constants_,
+    copy_resized,
+    copy_without_units,
+    resize_model_,
+    restore_units,
+)
 from mmcompress.prune.units import choose_units
 from mmcompress.registry import ALLOCATIONS, IMPORTANCE
 from mmcompress.search.allocation import NodeAllocation, allocate_node
@@ -599,3 +606,27 @@ def test_a_nan_is_no_small_difference():
     bad = torch.tensor([1.0, float("nan"), 1.0])
     assert compare_tensors(one, bad) == compare_tensors(bad, one) == float("inf")
     assert compare_outputs([one, one], [one, bad]) == float("inf")
+
+
+def list_constants(model):
+    """Return what stands in for the dropped sub-layers of a model."""
+    return [module for module in model.modules() if isinstance(module, ConstantOutput)]
+
+
+def test_what_stands_in_for_a_dropped_block_is_copied_from_a_trained_model(models):
+    model = models["vision"]
+    dropped = {"0.ffn": torch.arange(0), "1.attention": torch.arange(0)}
+    trained = copy_without_units(model, dropped)
+    for constant in list_constants(trained):
+        constant.bias.data += 0.5
+    smaller = copy_without_units(model, {**dropped, "0.attention": torch.arange(2)})
+    copy_constants_(smaller, trained)
+    constants = list_constants(smaller)
+    assert len(constants) == 2
+    for constant, source in zip(constants, list_constants(trained), strict=True):
+        assert torch.equal(constant.bias, source.bias)
+    # A block that the trained model still has keeps the constant of its own.
+    other = copy_without_units(model, {"1.ffn": torch.arange(0)})
+    before = list_constants(other)[0].bias.clone()
+    copy_constants_(other, trained)
+    assert torch.equal(list_constants(other)[0].bias, before)

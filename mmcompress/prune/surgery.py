@@ -183,6 +183,21 @@ def restore_units(model: Model, small: Model, *, kept: Units) -> Model:
     return whole
 
 
+@torch.no_grad()
+def copy_constants_(model: Model, trained: Model) -> None:
+    """Copy what stands in for dropped sub-layers from one pruned model to another, in place.
+
+    Args:
+        model: The model that is changed.
+        trained: The model that the constants come from. A sub-layer that it still has is left out.
+    """
+    trained_modules = dict(trained.named_modules())
+    for path, module in model.named_modules():
+        source = trained_modules.get(path)
+        if isinstance(module, ConstantOutput) and isinstance(source, ConstantOutput):
+            module.load_state_dict(source.state_dict())
+
+
 def _number_weights(model: Model) -> Model:
     """Return a copy whose weights hold their own index: after a cut, it tells what is where."""
     numbered = copy.deepcopy(model)

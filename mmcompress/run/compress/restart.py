@@ -15,8 +15,8 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.refit import refit_in_order_
-from mmcompress.prune.surgery import restore_units
-from mmcompress.run.compress.trained import load_trained_models
+from mmcompress.prune.surgery import copy_constants_, restore_units
+from mmcompress.run.compress.trained import TrainedModels, load_trained_models
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity
@@ -95,8 +95,13 @@ def find_best_start(
         fresh: Its models as they were cut from the dense ones.
         earlier: The folder of an earlier artifact with a training history.
     """
-    grown = _grow_earlier_models(run, sensitivity, earlier=earlier)
+    fitted = read_record(FittedStructure, earlier.fitted)
+    trained = load_trained_models(run, sensitivity, candidate=fitted.candidate, folder=earlier)
+    grown = _grow_models(run, trained)
     inherited = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
+    for node_name, model in inherited.items():
+        # A dense model has no place for what stands in for a dropped sub-layer.
+        copy_constants_(model, trained.models[node_name])
     refitted = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
     batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
     refit_in_order_(
@@ -142,12 +147,8 @@ def slow_down(start: Start, earlier: RunFolder) -> Start:
     )
 
 
-def _grow_earlier_models(
-    run: RunContext, sensitivity: Sensitivity, *, earlier: RunFolder
-) -> dict[str, Model]:
+def _grow_models(run: RunContext, trained: TrainedModels) -> dict[str, Model]:
     """Return the dense models with the weights of an earlier artifact in their places."""
-    fitted = read_record(FittedStructure, earlier.fitted)
-    trained = load_trained_models(run, sensitivity, candidate=fitted.candidate, folder=earlier)
     models = {}
     for node_name, dense_model in run.models.items():
         models[node_name] = restore_units(
