@@ -290,3 +290,24 @@ def run_tiny(tiny, prepare_tiny, machine, one_artifact):
         return run(tiny / "spec.yaml", out, overrides=overrides, resume=True, **options)
 
     return run_prepared
+
+
+@pytest.fixture()
+def run_fake(tiny, tmp_path):
+    """`run_fake(fake, **options)`: run the tiny pipeline with fake stages in one folder."""
+
+    from mmcompress.run import run_targets as workflow
+
+    def run(fake, *, overrides=None, several_targets=False, **options):
+        command = workflow.run_targets if several_targets else workflow.run
+        folder = tmp_path / "r"
+        options.setdefault("resume", folder.exists())
+        return command(
+            tiny / "spec.yaml",
+            folder,
+            overrides={"search.max_artifacts": 2, **(overrides or {})},
+            stages=fake.stages,
+            **options,
+        )
+
+    return run

@@ -37,25 +37,6 @@ from mmcompress.workspace.folder import RunFolder
 CURE = "make room there and give the same command again, a run with --resume"
 
 
-@pytest.fixture()
-def run_fake(tiny, tmp_path):
-    """`run_fake(fake, **options)`: run the tiny pipeline with fake stages in one folder."""
-
-    def run(fake, *, overrides=None, several_targets=False, **options):
-        command = workflow.run_targets if several_targets else workflow.run
-        folder = tmp_path / "r"
-        options.setdefault("resume", folder.exists())
-        return command(
-            tiny / "spec.yaml",
-            folder,
-            overrides={"search.max_artifacts": 2, **(overrides or {})},
-            stages=fake.stages,
-            **options,
-        )
-
-    return run
-
-
 # A full disk.
 
 

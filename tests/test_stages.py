@@ -13,7 +13,6 @@ from made_summary import make_trial
 from mmcompress.errors import ClusterError, ProofFailed, SpecError
 from mmcompress.graph.structure import Candidate
 from mmcompress.report.page import load_summary
-from mmcompress.run import run_targets as workflow
 from mmcompress.run.fit_structure import exclude_structures
 from mmcompress.run.next_artifact import Done, plan_artifact
 from mmcompress.run.run_policy import RunPolicy
@@ -21,25 +20,6 @@ from mmcompress.workspace.folder import RunFolder
 
 ARTIFACT = ["search", "train", "export", "evaluate"]
 """What is done for one artifact."""
-
-
-@pytest.fixture()
-def run_fake(tiny, tmp_path):
-    """`run_fake(fake, **options)`: run the tiny pipeline with fake stages in one folder."""
-
-    def run(fake, *, overrides=None, several_targets=False, **options):
-        command = workflow.run_targets if several_targets else workflow.run
-        folder = tmp_path / "r"
-        options.setdefault("resume", folder.exists())
-        return command(
-            tiny / "spec.yaml",
-            folder,
-            overrides={"search.max_artifacts": 2, **(overrides or {})},
-            stages=fake.stages,
-            **options,
-        )
-
-    return run
 
 
 def compute_share(summary):
