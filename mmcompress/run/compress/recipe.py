@@ -25,7 +25,7 @@ from mmcompress.run.compress.restart import (
     Start,
     find_best_start,
     reset_weights_,
-    slow_down,
+    shorten_training,
 )
 from mmcompress.run.compress.rounds import train_in_rounds
 from mmcompress.run.compress.trained import (
@@ -179,7 +179,7 @@ def _prune_then_train(
                 run, sensitivity, candidate=candidate, fresh=models, earlier=earlier
             )
             if fitted.is_trimmed and start.is_inherited:
-                start = slow_down(start, earlier)
+                start = shorten_training(start, earlier)
         survivors = _select_survivors(run, sensitivity, candidate=candidate)
     train_pruned_models_(
         run,

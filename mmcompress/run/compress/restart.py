@@ -131,7 +131,7 @@ def find_best_start(
     )
 
 
-def slow_down(start: Start, earlier: RunFolder) -> Start:
+def shorten_training(start: Start, earlier: RunFolder) -> Start:
     """Return a start that is trained for less time and at a lower rate than the earlier artifact.
 
     Args:
