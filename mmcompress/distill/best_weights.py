@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mmcompress.distill.training import TrainingInputs
 from mmcompress.kinds.base import Models, Outputs
+from mmcompress.runtime.timing import Clock, SystemClock
 
 HARMFUL_LOSS_RATIO = 1.05
 """Last loss on validation pairs / least one. Above it the training did harm, below it the rise
@@ -16,14 +17,19 @@ may be chance."""
 class BestWeights:
     """The weights with the least loss on validation pairs so far."""
 
-    def __init__(self, student: Models, inputs: TrainingInputs, *, count: int):
+    def __init__(
+        self, student: Models, inputs: TrainingInputs, *, count: int, clock: Clock | None = None
+    ):
         """Take the loss of the dense pipeline, to compare with.
 
         Args:
             student: The models in training.
             inputs: The pipeline, the teacher and the validation pairs.
             count: Validations during the training; 0 for none.
+            clock: Tells how long a validation takes; by default the clock of this machine.
         """
+        self.clock = clock or SystemClock()
+        self.seconds = 0.0
         self.student = student
         self.pipeline = inputs.pipeline
         self.batch = inputs.validation if count else None
@@ -53,7 +59,9 @@ class BestWeights:
         due_at = len(self.validations) / self.count
         if share < due_at:
             return
+        start = self.clock.now()
         loss = self.pipeline.loss_of_models(self.student, self.batch, dense=self.reference)
+        self.seconds = self.clock.now() - start
         earlier_losses = [_read_loss(row) for row in self.validations]
         if not earlier_losses or loss < min(earlier_losses):
             self.unimproved_validations = 0
@@ -61,6 +69,10 @@ class BestWeights:
         else:
             self.unimproved_validations += 1
         self.validations.append({"step": step, "validation_loss": loss, "dense": self.dense_loss})
+
+    def estimate_seconds_left(self) -> float:
+        """Return the seconds that the validations take that are still to come."""
+        return self.seconds * max(self.count - len(self.validations), 0)
 
     def restore_(self) -> None:
         """Go back to the best weights, when the last ones are clearly worse."""

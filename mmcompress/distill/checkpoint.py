@@ -25,6 +25,12 @@ class TrainingState:
 
     rate: float
     """The highest learning rate of the schedule."""
+    asked_steps: int
+    """Steps that the training was asked for."""
+    planned_steps: int = 0
+    """Steps that it will have; 0 until its pace is known."""
+    step_seconds: float = 0.0
+    """Seconds of a step: the mean of those behind the first one, which allocates memory."""
     step: int = 0
     """Steps that are done."""
     share: float = 0.0
@@ -37,6 +43,13 @@ class TrainingState:
     """Losses on the validation pairs so far, a row each."""
     unimproved_validations: int = 0
     """Validations since the one with the least loss."""
+
+    def note_step_seconds(self, seconds: float) -> None:
+        """Take the seconds of the step that was just done into their mean."""
+        if self.step <= 2:
+            self.step_seconds = seconds
+        else:
+            self.step_seconds += (seconds - self.step_seconds) / (self.step - 1)
 
 
 @dataclass(kw_only=True)
@@ -138,6 +151,9 @@ def _format_state(state: TrainingState) -> str:
             "share": state.share,
             "curve": state.curve,
             "rate": state.rate,
+            "asked_steps": state.asked_steps,
+            "planned_steps": state.planned_steps,
+            "step_seconds": state.step_seconds,
             "validations": state.validations,
             "looked": len(state.validations),
             "waited": state.unimproved_validations,
@@ -151,6 +167,9 @@ def _parse_state(text: str) -> TrainingState:
     values = json.loads(text)
     return TrainingState(
         rate=values["rate"],
+        asked_steps=values["asked_steps"],
+        planned_steps=values["planned_steps"],
+        step_seconds=values["step_seconds"],
         step=values["step"],
         share=values["share"],
         elapsed=float(values["elapsed"]),

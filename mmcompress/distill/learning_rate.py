@@ -55,9 +55,9 @@ def warm_up_rate(highest: float, step: int) -> float:
     return highest * warmed_up
 
 
-def is_rate_searched(settings: Distill) -> bool:
-    """Return whether a training is to search for its rate, and is long enough to."""
-    long_enough = settings.steps >= MIN_STEPS_PER_RATE_TRIAL_STEP * RATE_TRIAL_STEPS
+def is_rate_searched(settings: Distill, *, steps: int) -> bool:
+    """Return whether a training of some steps is to search for its rate, and is long enough to."""
+    long_enough = steps >= MIN_STEPS_PER_RATE_TRIAL_STEP * RATE_TRIAL_STEPS
     return long_enough and settings.find_learning_rate
 
 

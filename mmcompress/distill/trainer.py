@@ -12,6 +12,7 @@ from mmcompress.distill.learning_rate import (
     is_rate_searched,
     schedule_rate,
 )
+from mmcompress.distill.step_plan import StepPlan, choose_step_count
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions
 from mmcompress.errors import DiskFull
 from mmcompress.kinds.base import Models
@@ -26,9 +27,9 @@ def distill_models_(
 ) -> list[dict[str, float]]:
     """Train pruned models in place.
 
-    Training ends after the steps or the minutes of the settings, whichever come first; the learning
-    rate follows both. The loss on validation pairs is taken at the start and a few times after it.
-    When it was clearly lower before the end, the weights of that time are kept.
+    The learning rate follows a schedule over all steps. They are those of the settings, or as many
+    as the minutes afford. The loss on validation pairs is taken at the start and a few times after
+    it. When it was clearly lower before the end, the weights of that time are kept.
 
     Args:
         student: The models to train, by node.
@@ -47,38 +48,42 @@ def distill_models_(
         model.eval()
     training = Training(student, inputs, options=options)
     optimizer = training.make_optimizer()
-    best = BestWeights(student, inputs, count=settings.validations)
+    best = BestWeights(student, inputs, count=settings.validations, clock=options.clock)
     start = options.clock.now()
     state = _resume_(training, optimizer, best=best)
     if state is not None:
         start -= state.elapsed
     else:
-        state = TrainingState(rate=settings.learning_rate)
-        if is_rate_searched(settings):
-            deadline = start + RATE_SEARCH_SHARE * settings.minutes * 60
-            state.rate = find_learning_rate(training, deadline=deadline)
-            options.progress(f"the learning rate is {state.rate:.2g}", 0.0)
+        state = _begin_training(training, best=best, start=start)
+    plan = StepPlan(
+        asked_steps=state.asked_steps,
+        max_seconds=settings.minutes * options.budget_share * 60,
+        planned_steps=state.planned_steps,
+    )
 
     losses: dict[str, float] = {}
     while state.share < 1:
         best.validate(state.share, state.step)
-        if state.step == 0 and best.validations:
-            loss = best.validations[0]["validation_loss"]
-            options.progress(
-                f"the loss on validation pairs is {loss:.3f}; that of the dense pipeline is "
-                f"{best.dense_loss:.3f}",
-                0.0,
-            )
         if settings.patience and best.unimproved_validations >= settings.patience:
             break
+        step_start = options.clock.now()
         batch = training.draw_batch(state.step)
         rate = schedule_rate(state.rate, state.step, share=state.share)
         losses = training.advance_(optimizer, batch, rate=rate)
         state.step += 1
-        state.elapsed = options.clock.now() - start
-        share_of_steps = state.step / settings.steps
-        share_of_minutes = state.elapsed / (settings.minutes * 60)
-        state.share = max(share_of_steps, share_of_minutes)
+        now = options.clock.now()
+        state.elapsed = now - start
+        state.note_step_seconds(now - step_start)
+        if not state.planned_steps:
+            plan.lay_out(
+                state.step,
+                elapsed=state.elapsed,
+                step_seconds=state.step_seconds,
+                reserved=best.estimate_seconds_left(),
+            )
+            state.planned_steps = plan.planned_steps
+            _tell_plan(plan, state, options=options)
+        state.share = plan.compute_share(state.step, elapsed=state.elapsed)
         if state.step % CURVE_STEPS == 1:
             state.curve.append(_make_curve_row(state.step, losses))
             loss = state.curve[-1]["loss"]
@@ -89,15 +94,67 @@ def distill_models_(
         state.curve.append(_make_curve_row(state.step, losses))
     best.validate(1.0, state.step)
     best.restore_()
-    if options.history is not None:
-        first_row = {"step": 0, "rate": state.rate, "bf16": float(training.uses_bf16)}
-        rows = [first_row, *state.curve, *best.validations]
-        try:
-            write_record(options.history, to_plain(rows))
-        except DiskFull as error:
-            # The trained weights are worth more, and are written next.
-            options.progress(f"{error}; the losses of the training are not kept", None)
+    _write_history(training, state, best=best)
     return state.curve
+
+
+def _begin_training(training: Training, *, best: BestWeights, start: float) -> TrainingState:
+    """Take the loss before training, and choose the number of steps and the learning rate."""
+    options = training.options
+    settings = options.settings
+    best.validate(0.0, 0)
+    loss_ratio = options.loss_ratio
+    if best.validations:
+        loss = best.validations[0]["validation_loss"]
+        options.progress(
+            f"the loss on validation pairs is {loss:.3f}; that of the dense pipeline is "
+            f"{best.dense_loss:.3f}",
+            0.0,
+        )
+        if loss_ratio is None and best.dense_loss > 0:
+            loss_ratio = loss / best.dense_loss
+    steps = choose_step_count(settings, loss_ratio=loss_ratio, share=options.budget_share)
+    state = TrainingState(rate=settings.learning_rate, asked_steps=max(1, steps))
+    if is_rate_searched(settings, steps=state.asked_steps):
+        minutes = settings.minutes * options.budget_share
+        deadline = start + RATE_SEARCH_SHARE * minutes * 60
+        state.rate = find_learning_rate(training, deadline=deadline)
+        options.progress(f"the learning rate is {state.rate:.2g}", 0.0)
+    return state
+
+
+def _tell_plan(plan: StepPlan, state: TrainingState, *, options: TrainingOptions) -> None:
+    """Tell the user how many steps the training will have, once that is known."""
+    if not plan.planned_steps:
+        return
+    if plan.planned_steps < plan.asked_steps:
+        options.progress(
+            f"a step takes {state.step_seconds:.2f} s: {plan.planned_steps} of "
+            f"{plan.asked_steps} steps fit into {plan.max_seconds / 60:.3g} minutes "
+            "(distill.minutes)",
+            None,
+        )
+
+
+def _write_history(training: Training, state: TrainingState, *, best: BestWeights) -> None:
+    """Write the losses of training and validation, where a file is asked for."""
+    options = training.options
+    if options.history is None:
+        return
+    first_row = {
+        "step": 0,
+        "rate": state.rate,
+        "bf16": float(training.uses_bf16),
+        "asked_steps": state.asked_steps,
+        "planned_steps": state.planned_steps or state.asked_steps,
+        "seconds": state.elapsed,
+    }
+    rows = [first_row, *state.curve, *best.validations]
+    try:
+        write_record(options.history, to_plain(rows))
+    except DiskFull as error:
+        # The trained weights are worth more, and are written next.
+        options.progress(f"{error}; the losses of the training are not kept", None)
 
 
 def _resume_(

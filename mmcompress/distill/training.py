@@ -63,6 +63,11 @@ class TrainingOptions:
 
     settings: Distill
     """The `distill` section of a spec: the budget, the weights of the losses, the learning rate."""
+    budget_share: float = 1.0
+    """Share of the steps and minutes of the settings that this training has."""
+    loss_ratio: float | None = None
+    """Loss before training / dense loss, where it is known before. `steps: auto` needs it; without
+    it, it is measured if there are validations."""
     seed: int = 0
     """Seed of the pairs that are drawn."""
     first_step: int = 0

@@ -21,9 +21,9 @@ from mmcompress.report.comparison_pages import write_ablation
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
 from mmcompress.run.check_records import set_damaged_artifact_aside
-from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
+from mmcompress.run.training_history import count_trained_steps
 from mmcompress.spec.overrides import apply_overrides
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Space

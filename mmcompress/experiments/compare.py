@@ -16,9 +16,9 @@ from mmcompress.report.comparison_pages import write_comparison
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
 from mmcompress.run.check_records import set_damaged_artifact_aside
-from mmcompress.run.compress.training import count_trained_steps
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
+from mmcompress.run.training_history import count_trained_steps
 from mmcompress.spec.target import require_one_target
 from mmcompress.storage import read_record
 from mmcompress.workspace.context import RunContext

@@ -288,6 +288,46 @@ class AnswerCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """How long an artifact was trained, and what more training is expected to bring."""
+
+    asked_steps: int
+    """Steps that the spec asks for, over all rounds."""
+    steps: int
+    """Steps that were trained, over all rounds."""
+    seconds: float
+    """Seconds that they took, with validations."""
+    learning_rate: float
+    """The highest learning rate of the last round."""
+    ended_by: Literal["steps", "minutes", "patience"]
+    """What ended the last round: all steps were done, its minutes afforded no more, or the loss on
+    validation pairs no longer fell."""
+    loss: float | None
+    """Loss on validation pairs after training; None where it was not measured."""
+    dense_loss: float | None
+    """Loss of the dense pipeline on the same pairs."""
+    loss_of_twice_the_steps: float | None
+    """The loss that twice the steps are predicted to bring."""
+
+    def describe(self) -> str:
+        """Return the result in words."""
+        text = f"{self.steps:,} of {self.asked_steps:,} steps in {self.seconds / 60:.1f} minutes"
+        reasons = {
+            "steps": "the steps ended it",
+            "minutes": "the minutes ended it (distill.minutes)",
+            "patience": "it no longer helped (distill.patience)",
+        }
+        text += f", at a learning rate of {self.learning_rate:.2g}; {reasons[self.ended_by]}."
+        if self.loss is not None and self.loss_of_twice_the_steps is not None:
+            text += (
+                f" Loss on validation pairs: {self.loss:.3f}, of the dense pipeline "
+                f"{self.dense_loss:.3f}. Twice the steps are expected to bring "
+                f"{self.loss_of_twice_the_steps:.3f}."
+            )
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """`summary.json`: everything that the report shows."""
 
@@ -342,6 +382,8 @@ class Summary:
     predicted, not measured."""
     peak_memory_mb: float = 0.0
     """Peak resident MB of the process that drove the run; workers come on top."""
+    training: TrainingResult | None = None
+    """How long the artifact was trained; None where it was not."""
     validation_losses: tuple[float, ...] = ()
     """The pipeline's own loss on validation pairs: dense, before training, on the way, and at the
     end."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +39,7 @@ from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile
 from mmcompress.run.run_policy import MeasuringLimits
+from mmcompress.run.training_history import read_training_result, read_validation_losses
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit
 from mmcompress.search.linearize import load_interaction_factors
@@ -47,7 +47,6 @@ from mmcompress.search.study import count_failures, open_study, read_finished_tr
 from mmcompress.stats import Quality, compute_quality_retained
 from mmcompress.storage import to_plain, write_record
 from mmcompress.workspace.context import RunContext
-from mmcompress.workspace.folder import RunFolder
 
 
 def evaluate_artifact(
@@ -196,6 +195,7 @@ def _build_summary(
         command="mmcompress " + " ".join(sys.argv[1:]),
         device=run.device,
         peak_memory_mb=read_peak_memory_mb(),
+        training=read_training_result(run.folder),
         validation_losses=read_validation_losses(run.folder),
         samples=select_samples(run, answers["test"], split="test"),
         extra_splits=extra_splits,
@@ -293,24 +293,3 @@ def _describe_search(
         split_losses=factors.losses,
         linearization_evaluations=factors.evaluations,
     )
-
-
-def read_validation_losses(folder: RunFolder) -> tuple[float, ...]:
-    """Return the losses on validation pairs that training recorded, the dense pipeline's first."""
-    losses: list[float] = []
-    for history in sorted(folder.list_training_histories(), key=_get_round_number):
-        rows = [
-            row
-            for row in json.loads(history.read_text(encoding="utf-8"))
-            if "validation_loss" in row
-        ]
-        if rows and not losses:
-            losses.append(rows[0]["dense"])
-        losses += [row["validation_loss"] for row in rows]
-    return tuple(losses)
-
-
-def _get_round_number(history: Path) -> int:
-    """Return the round of a training history: `distill-1.json` is 1, `distill.json` comes last."""
-    number = history.stem.partition("-")[2]
-    return int(number) if number else sys.maxsize

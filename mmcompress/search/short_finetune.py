@@ -249,8 +249,6 @@ def _finetune_candidate(
     """Train one structure for a short while; returns its loss on validation pairs."""
     settings = replace(
         run.spec.distill,
-        steps=max(1, round(FINETUNE_BUDGET_SHARE * run.spec.distill.steps)),
-        minutes=FINETUNE_BUDGET_SHARE * run.spec.distill.minutes,
         validations=0,
         patience=0,
         find_learning_rate=False,
@@ -263,6 +261,7 @@ def _finetune_candidate(
         TrainingInputs(pipeline=run.pipeline, teacher=teacher, data=run.data),
         options=TrainingOptions(
             settings=settings,
+            budget_share=FINETUNE_BUDGET_SHARE,
             seed=run.spec.seed,
             progress=progress,
             clock=run.clock,

@@ -35,12 +35,12 @@ from mmcompress.run.compress.trained import (
 )
 from mmcompress.run.compress.training import (
     SINGLE_TRAINING_SCHEDULES,
-    count_trained_steps,
     train_pruned_models_,
 )
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile, prove_generators
+from mmcompress.run.training_history import count_trained_steps
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
 from mmcompress.storage import hold_room

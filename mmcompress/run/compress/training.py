@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,9 +11,9 @@ from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.models.base import Model
 from mmcompress.prune.sparsity import zero_weights_
+from mmcompress.run.training_history import find_last_step
 from mmcompress.search.short_finetune import MAX_VALIDATION_PAIRS, open_teacher
 from mmcompress.workspace.context import RunContext
-from mmcompress.workspace.folder import RunFolder
 
 SINGLE_TRAINING_SCHEDULES = ("one_shot", "late")
 """Prune schedules that train once."""
@@ -51,12 +49,7 @@ def train_pruned_models_(
     hold_zeros_ = None
     if prune.sparsity:
         hold_zeros_ = zero_weights_(models, prune.pattern, share=prune.sparsity)
-    distill = run.spec.distill
-    settings = replace(
-        distill,
-        steps=round(distill.steps * budget_share),
-        minutes=distill.minutes * budget_share,
-    )
+    settings = run.spec.distill
     if learning_rate is not None:
         settings = replace(settings, learning_rate=learning_rate, find_learning_rate=False)
     checkpoint = None
@@ -78,6 +71,7 @@ def train_pruned_models_(
         )
         options = TrainingOptions(
             settings=settings,
+            budget_share=budget_share,
             seed=run.spec.seed,
             first_step=steps_before,
             hold_weights_=hold_zeros_,
@@ -87,17 +81,4 @@ def train_pruned_models_(
             clock=run.clock,
         )
         curve = distill_models_(models, inputs, options=options)
-    return _find_last_step(curve)
-
-
-def count_trained_steps(folder: RunFolder) -> int:
-    """Return the steps of all trainings that left a history in a folder."""
-    steps = 0
-    for history in folder.list_training_histories():
-        steps += _find_last_step(json.loads(history.read_text(encoding="utf-8")))
-    return steps
-
-
-def _find_last_step(curve: Sequence[Mapping[str, float]]) -> int:
-    """Return the last step of a loss curve; 0 where nothing was trained."""
-    return max((int(row["step"]) for row in curve), default=0)
+    return find_last_step(curve)

@@ -1,0 +1,102 @@
+"""How many steps a training takes, and where in its schedule a step is.
+
+The schedule is laid over whole steps: a share of minutes would end differently on every machine.
+After the first few steps, the measured pace says how many the minutes afford. That number stays,
+so a training is never cut off in mid-course.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mmcompress.spec.schema import Distill
+
+PACE_STEPS = 20
+"""Steps after which the pace of a training is known. Short trainings take a tenth of theirs."""
+
+PACE_SHARE = 0.1
+"""The same as a share of the steps, for short trainings."""
+
+AUTO_STEPS_BY_LOSS_RATIO = ((1.5, 250), (8.0, 1000), (math.inf, 3000))
+"""(loss before training / dense loss below which it holds, steps) of `distill.steps: auto`: what
+lost little has little to learn again."""
+
+AUTO_STEPS_WITHOUT_LOSS = 1000
+"""Steps of `distill.steps: auto` where the loss before training is not measured."""
+
+EXCESS_LOSS_EXPONENT = 0.7
+"""The loss above that of the dense pipeline falls about as steps^-0.7 (clip_captioner at 3x and
+4x, 250 to 4,000 steps)."""
+
+
+def choose_step_count(settings: Distill, *, loss_ratio: float | None, share: float) -> int:
+    """Return the steps that a training is asked for.
+
+    Args:
+        settings: The `distill` section of a spec.
+        loss_ratio: Loss before training / dense loss; None where it was not measured. Only
+            `steps: auto` looks at it.
+        share: Share of the steps that this training has.
+    """
+    if settings.steps != "auto":
+        return round(settings.steps * share)
+    steps = AUTO_STEPS_WITHOUT_LOSS
+    if loss_ratio is not None:
+        steps = next(count for ratio, count in AUTO_STEPS_BY_LOSS_RATIO if loss_ratio < ratio)
+    return max(1, round(steps * settings.auto_steps_factor * share))
+
+
+def predict_loss_of_twice_the_steps(loss: float, *, dense_loss: float) -> float:
+    """Predict the loss on validation pairs after twice the steps.
+
+    Args:
+        loss: The loss after the training.
+        dense_loss: The loss of the dense pipeline on the same pairs.
+    """
+    return dense_loss + (loss - dense_loss) * 2**-EXCESS_LOSS_EXPONENT
+
+
+@dataclass(kw_only=True)
+class StepPlan:
+    """The steps of one training, and how many of them its time affords."""
+
+    asked_steps: int
+    """Steps that are asked for; the training never has more."""
+    max_seconds: float
+    """Seconds that it may take."""
+    planned_steps: int = 0
+    """Steps that it will have, once the pace is known; 0 before."""
+
+    @property
+    def pace_steps(self) -> int:
+        """The steps after which the pace counts as known."""
+        return min(PACE_STEPS, math.ceil(PACE_SHARE * self.asked_steps))
+
+    def compute_share(self, step: int, *, elapsed: float) -> float:
+        """Return the share of the schedule that is done, 0 .. 1 or a little more.
+
+        Args:
+            step: Steps that are done.
+            elapsed: Seconds since the training began.
+        """
+        if self.planned_steps:
+            return step / self.planned_steps
+        return max(step / self.asked_steps, elapsed / self.max_seconds)
+
+    def lay_out(self, step: int, *, elapsed: float, step_seconds: float, reserved: float) -> None:
+        """Fix the number of steps, when the pace is known for the first time.
+
+        Args:
+            step: Steps that are done.
+            elapsed: Seconds since the training began.
+            step_seconds: Seconds of a step.
+            reserved: Seconds of the time that is left for something else than steps.
+        """
+        if self.planned_steps or step < self.pace_steps:
+            return
+        seconds_left = max(self.max_seconds - elapsed - reserved, 0.0)
+        affordable = self.asked_steps
+        if step_seconds > 0:
+            affordable = step + int(min(seconds_left / step_seconds, self.asked_steps))
+        self.planned_steps = min(self.asked_steps, affordable)

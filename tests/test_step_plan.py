@@ -1,0 +1,104 @@
+"""The number of steps of a training, and its schedule."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from mmcompress.data.open_dataset import open_dataset
+from mmcompress.distill.step_plan import (
+    StepPlan,
+    choose_step_count,
+    predict_loss_of_twice_the_steps,
+)
+from mmcompress.distill.teacher_cache import Teacher
+from mmcompress.distill.trainer import distill_models_
+from mmcompress.distill.training import TrainingInputs, TrainingOptions
+from mmcompress.prune.surgery import copy_without_units
+from mmcompress.spec.schema import Distill
+
+
+@pytest.mark.parametrize(
+    ("loss_ratio", "steps"),
+    [(1.0, 250), (1.49, 250), (1.5, 1000), (7.9, 1000), (8.0, 3000), (math.inf, 3000)],
+)
+def test_auto_goes_by_the_loss_before_training(loss_ratio, steps):
+    if math.isinf(loss_ratio):
+        loss_ratio = 1e9
+    assert choose_step_count(Distill(), loss_ratio=loss_ratio, share=1.0) == steps
+    quick = Distill(auto_steps_factor=0.25)
+    assert choose_step_count(quick, loss_ratio=loss_ratio, share=1.0) == round(steps / 4)
+
+
+def test_a_number_of_steps_is_taken_as_it_is():
+    assert choose_step_count(Distill(steps=7), loss_ratio=9.0, share=1.0) == 7
+    assert choose_step_count(Distill(steps=300), loss_ratio=None, share=0.1) == 30
+    assert choose_step_count(Distill(), loss_ratio=None, share=0.1) == 100
+
+
+def test_twice_the_steps_lower_the_excess_loss_alone():
+    assert predict_loss_of_twice_the_steps(0.3, dense_loss=0.1) == pytest.approx(
+        0.1 + 0.2 * 0.6156, rel=1e-3
+    )
+    assert predict_loss_of_twice_the_steps(0.1, dense_loss=0.1) == pytest.approx(0.1)
+
+
+def test_the_pace_decides_once_and_nothing_is_cut_in_mid_course():
+    plan = StepPlan(asked_steps=1000, max_seconds=60.0)
+    plan.lay_out(19, elapsed=10.0, step_seconds=0.5, reserved=0.0)
+    assert plan.planned_steps == 0
+    plan.lay_out(20, elapsed=10.0, step_seconds=0.5, reserved=5.0)
+    assert plan.planned_steps == 20 + 90
+    # The machine becomes slow: the number stays, and the schedule ends with its last step.
+    plan.lay_out(60, elapsed=300.0, step_seconds=5.0, reserved=0.0)
+    assert plan.planned_steps == 110
+    assert plan.compute_share(55, elapsed=1e6) == 0.5
+
+
+def test_what_fits_into_the_time_has_all_its_steps():
+    plan = StepPlan(asked_steps=100, max_seconds=60.0)
+    plan.lay_out(10, elapsed=1.0, step_seconds=0.1, reserved=0.0)
+    assert plan.planned_steps == 100
+    none_left = StepPlan(asked_steps=100, max_seconds=60.0)
+    none_left.lay_out(10, elapsed=70.0, step_seconds=7.0, reserved=0.0)
+    assert none_left.planned_steps == 10
+
+
+class SteppedClock:
+    """A clock on which every step of a training takes two seconds."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def now(self):
+        return self.seconds
+
+    def wait_a_step(self):
+        self.seconds += 2.0
+
+
+def test_a_training_says_how_many_steps_its_minutes_afford(spec, pipeline, models, tmp_path):
+    kept = {
+        name: {block.name: torch.arange(0, block.units, 2) for block in model.blocks}
+        for name, model in models.items()
+    }
+    student = {name: copy_without_units(model, kept[name]) for name, model in models.items()}
+    clock = SteppedClock()
+    messages = []
+    options = TrainingOptions(
+        settings=Distill(steps=100, minutes=1, batch=4, validations=0),
+        progress=lambda message, share: messages.append(message),
+        history=tmp_path / "history.json",
+        clock=clock,
+        hold_weights_=clock.wait_a_step,
+    )
+    inputs = TrainingInputs(
+        pipeline=pipeline, teacher=Teacher(pipeline, models), data=open_dataset(spec.data)
+    )
+    distill_models_(student, inputs, options=options)
+    first_row, *rows = json.loads((tmp_path / "history.json").read_text())
+    assert first_row["asked_steps"] == 100
+    assert first_row["planned_steps"] == 30
+    assert rows[-1]["step"] == 30
+    assert any("30 of 100 steps fit into 1 minutes" in message for message in messages)
