@@ -74,7 +74,7 @@ def whole_folder(run_folder, tmp_path_factory):
     write_record(folder.footprint, footprint)
     weight = torch.nn.Parameter(torch.ones(2))
     Checkpoint(path=folder.training_checkpoint, interval_seconds=1.0).save(
-        TrainingState(rate=0.1),
+        TrainingState(rate=0.1, asked_steps=9),
         [weight],
         optimizer=torch.optim.AdamW([weight]),
         best_weights=[],

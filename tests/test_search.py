@@ -38,6 +38,7 @@ from mmcompress.search.neighbors import switch_levels
 from mmcompress.search.problem import (
     SearchProblem,
     find_best_trial,
+    list_touched_bounds,
     scale_to_budget,
     to_search_point,
 )
@@ -397,6 +398,21 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
     assert PREDICT(c) <= 2.5 and sum(c.kept_units["a"].values()) > sum(c.kept_units["b"].values())
     point = to_search_point(problem(), c)
     assert point["nodes.b.prune.ffn"] > point["nodes.a.prune.ffn"]
+
+
+def test_a_bound_of_the_space_that_a_structure_reaches_is_named():
+    def cut(left):
+        return Candidate({"a": {"0": left, "1": left}, "b": {}}, dict.fromkeys(BLOCKS, "fp32"))
+
+    high = SPACE.dimensions["nodes.a.prune.ffn"].high
+    at_bound = round((1 - high) * 64)
+    assert list_touched_bounds(problem(), cut(64)) == []
+    assert list_touched_bounds(problem(), cut(at_bound)) == [f"nodes.a.prune.ffn ({high:g})"]
+    # Where nothing is left to take away, a wider space would not help.
+    free = dataclasses.replace(
+        SPACE, dimensions={"nodes.a.prune.ffn": Dimension(low=0.0, high=1.0)}
+    )
+    assert list_touched_bounds(dataclasses.replace(problem(), space=free), cut(0)) == []
 
 
 def test_a_package_that_a_worker_misses_is_named_here():

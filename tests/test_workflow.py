@@ -1023,21 +1023,28 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
 ):
     from mmcompress.search import evaluator
     from mmcompress.search import repair as moves
-    from mmcompress.search import short_finetune as tryout
     from mmcompress.search.build_problem import AIMED_SHARE, build_problem
+    from mmcompress.search.short_finetune import ValidationLoss
 
     # one structure is measured, and taken: how far the machine moves the budget is another matter
     policy = replace(one_artifact, fit=FitTolerances(max_attempts=1))
     monkeypatch.setattr(evaluator, "COLLAPSE_RATIO", 0.0)
-    losses = iter([3.0, 1.0, 2.0, 4.0])
-    of = lambda run, models: 0.0 if models is run.models else next(losses)
-    monkeypatch.setattr(tryout, "measure_validation_loss", of)
+    losses = iter(
+        [
+            *[0.0],  # of the dense pipeline
+            *[3.0, 1.0, 2.0],  # of three structures half-way
+            *[0.7, 0.9],  # of the better two at the end
+            *[5.0, 1.0, 2.0, 0.1],  # of a fresh start, of trained weights, refitted, and dense
+        ]
+    )
+    measure_in_turn = lambda self, models: next(losses)
+    monkeypatch.setattr(ValidationLoss, "measure", measure_in_turn)
     told = []
     changes = {
         "target": "1.1x",
         "search.trials": 4,
         "search.level_switches": 2,
-        "distill.steps": 10,
+        "distill.steps": 20,
         "search.short_finetunings": 3,
     }
     changes["search.linearization_rounds"] = (
@@ -1050,10 +1057,14 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         policy=policy,
     )
     tried = json.loads((tmp_path / "r" / "short_finetunings.json").read_text())["tried"]
-    found = [t["loss"] for t in tried]
-    assert (
-        found and found == [3.0, 1.0, 2.0][: len(found)]
-    )  # once, however often the budget was corrected
+    # Once, however often the budget was corrected.
+    assert [t["loss"] for t in tried] == [3.0, 0.7, 0.9]
+    assert [t["is_finished"] for t in tried] == [False, True, True]
+    assert [t["steps"] for t in tried] == [1, 2, 2]
+    # The training goes on from the best one, whose steps count.
+    after_cut, short_training = json.loads((tmp_path / "r" / "distill-0.json").read_text())
+    assert after_cut["validation_loss"] == 5.0 and short_training["step"] == 2
+    assert s.training.asked_steps == 18 and s.validation_losses[:2] == (0.1, 5.0)
     assert len({json.dumps(t["candidate"], sort_keys=True) for t in tried}) == len(tried)
     winner = Candidate(**min(tried, key=lambda t: t["loss"])["candidate"])
     r = open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
@@ -1074,7 +1085,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
 
 
 def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
-    from mmcompress.search import short_finetune as tryout
+    from mmcompress.search import finetuning_pool as pool
     from mmcompress.search.build_problem import build_problem
     from mmcompress.search.problem import complete_candidate
 
@@ -1087,16 +1098,16 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     cut = lambda n, **by: Candidate({**whole, n: {**whole[n], **by}}, fp32)
     one, near, far = (cut("vision", **{"0.ffn": k}) for k in (64, 48, 0))
     assert (
-        tryout._measure_difference(p, one, other=near)
-        == tryout._measure_difference(p, near, other=one)
-        < tryout.MIN_WEIGHT_DIFFERENCE
-        < tryout._measure_difference(p, one, other=far)
+        pool.measure_difference(p, one, other=near)
+        == pool.measure_difference(p, near, other=one)
+        < pool.MIN_WEIGHT_DIFFERENCE
+        < pool.measure_difference(p, one, other=far)
     )
     assert (
-        tryout._measure_difference(p, one, other=one) == 0
-        and tryout._measure_difference(p, one, other=cut("vision", tokens=8)) >= 0.5
+        pool.measure_difference(p, one, other=one) == 0
+        and pool.measure_difference(p, one, other=cut("vision", tokens=8)) >= 0.5
     )
-    assert tryout._measure_difference(
+    assert pool.measure_difference(
         p, one, other=Candidate(one.kept_units, {**fp32, "text": "int8"})
     ) == float("inf")
     trials = [
@@ -1114,7 +1125,7 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     ]
     tried = [
         complete_candidate(p, c)
-        for _, c in tryout._list_distinct_structures(p, ev, run=r, trials=trials)
+        for _, c in pool.list_distinct_structures(p, ev, run=r, trials=trials)
     ]
     assert tried[0] == one and near not in tried
 

@@ -38,6 +38,7 @@ def distill_models_(
 
     Returns:
         The loss curve: rows of `step`, `loss` and the parts of the loss. Empty without a budget.
+        A training that stops for now writes no history yet.
     """
     settings = options.settings
     if settings.steps == 0 or settings.minutes == 0:
@@ -63,6 +64,11 @@ def distill_models_(
 
     losses: dict[str, float] = {}
     while state.share < 1:
+        if state.share >= options.stop_share:
+            if losses and state.curve[-1]["step"] != state.step:
+                state.curve.append(_make_curve_row(state.step, losses))
+            _save_checkpoint(training, optimizer, state=state, best=best, is_due=True)
+            return state.curve
         best.validate(state.share, state.step)
         if settings.patience and best.unimproved_validations >= settings.patience:
             break
@@ -179,10 +185,11 @@ def _save_checkpoint(
     *,
     state: TrainingState,
     best: BestWeights,
+    is_due: bool = False,
 ) -> None:
     """Save the state of a training, when it is time to."""
     checkpoint = training.options.checkpoint
-    if checkpoint is None or not checkpoint.is_due(state.elapsed):
+    if checkpoint is None or not (is_due or checkpoint.is_due(state.elapsed)):
         return
     state.validations = best.validations
     state.unimproved_validations = best.unimproved_validations

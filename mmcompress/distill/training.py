@@ -68,6 +68,9 @@ class TrainingOptions:
     loss_ratio: float | None = None
     """Loss before training / dense loss, where it is known before. `steps: auto` needs it; without
     it, it is measured if there are validations."""
+    stop_share: float = 1.0
+    """Share of the schedule at which the training stops for now. Below 1 it needs a checkpoint,
+    from which another call goes on."""
     seed: int = 0
     """Seed of the pairs that are drawn."""
     first_step: int = 0

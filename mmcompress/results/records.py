@@ -382,6 +382,8 @@ class Summary:
     predicted, not measured."""
     peak_memory_mb: float = 0.0
     """Peak resident MB of the process that drove the run; workers come on top."""
+    touched_bounds: tuple[str, ...] = ()
+    """Dimensions of the search space whose upper end the structure has reached."""
     training: TrainingResult | None = None
     """How long the artifact was trained; None where it was not."""
     validation_losses: tuple[float, ...] = ()

@@ -195,6 +195,7 @@ def _build_summary(
         command="mmcompress " + " ".join(sys.argv[1:]),
         device=run.device,
         peak_memory_mb=read_peak_memory_mb(),
+        touched_bounds=fitted.touched_bounds,
         training=read_training_result(run.folder),
         validation_losses=read_validation_losses(run.folder),
         samples=select_samples(run, answers["test"], split="test"),

@@ -28,7 +28,7 @@ from mmcompress.run.trim_structure import trim_structure
 from mmcompress.search.build_problem import AIMED_SHARE, LoadPredictor, build_problem, find_fastest
 from mmcompress.search.evaluator import start_evaluator
 from mmcompress.search.linearize import linearize_successively
-from mmcompress.search.problem import SearchProblem
+from mmcompress.search.problem import SearchProblem, list_touched_bounds
 from mmcompress.search.run_search import adjust_structure, choose_trial, run_search
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.search.short_finetune import rank_by_short_finetuning
@@ -322,6 +322,7 @@ def _record_fit(
             problem=problem,
             smallest=fastest,
         ),
+        touched_bounds=tuple(list_touched_bounds(problem, chosen.trial.candidate)),
         attempts=tuple(attempt.to_record(options.target_ms) for attempt in result.attempts),
         final_to_fitted=options.final_to_fitted,
         exhausted=result.exhausted,

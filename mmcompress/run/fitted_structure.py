@@ -49,6 +49,8 @@ class FittedStructure:
     """The same by node."""
     lowest_reachable: tuple[Bound, ...] = ()
     """Every limit beside the target; its value is the least predicted of anything in the space."""
+    touched_bounds: tuple[str, ...] = ()
+    """Dimensions of the search space whose upper end the structure has reached."""
     attempts: tuple[Attempt, ...] = ()
     """Structures that were measured on the way, in order."""
     final_to_fitted: float = 1.0

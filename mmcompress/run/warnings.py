@@ -53,6 +53,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
         *_warn_of_uninformative_answers(summary),
         *_warn_of_long_inputs(summary),
         *_warn_of_steep_cut(summary),
+        *_warn_of_touched_bounds(summary),
         *_warn_of_slow_zeros(summary),
         *_warn_of_nodes_no_faster(summary),
         *_warn_of_time_outside_models(summary),
@@ -147,6 +148,17 @@ def _warn_of_steep_cut(summary: Summary) -> list[str]:
         f"{', '.join(steep)} were cut in one step{_describe_losses(summary)}; "
         "more training (distill.minutes), or rounds of pruning and training "
         "(prune.schedule: gradual), may keep more"
+    ]
+
+
+def _warn_of_touched_bounds(summary: Summary) -> list[str]:
+    """Warn of a search space that may be too narrow, where quality was lost."""
+    if not summary.touched_bounds or not _was_cut_harmful(summary):
+        return []
+    bounds = ", ".join(summary.touched_bounds)
+    return [
+        f"the structure reaches the end of the search space at {bounds}; "
+        "a wider space (--space) may keep more"
     ]
 
 

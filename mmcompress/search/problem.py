@@ -201,6 +201,53 @@ def to_search_point(problem: SearchProblem, candidate: Candidate) -> SearchPoint
     return point
 
 
+def list_touched_bounds(problem: SearchProblem, candidate: Candidate) -> list[str]:
+    """List the dimensions of the space whose upper end a structure has reached.
+
+    What cannot go further because nothing is left to take away has not reached a bound.
+
+    Args:
+        problem: The space and the blocks.
+        candidate: The structure.
+
+    Returns:
+        For a person: the key of each dimension and its bound.
+    """
+    point = to_search_point(problem, candidate)
+    touched: list[str] = []
+    for path, dimension in problem.space.dimensions.items():
+        keys = path.split(".")
+        is_cut = keys[0] == "nodes" and keys[-1] != "precision"
+        if not is_cut or dimension.high is None:
+            continue
+        blocks = problem.blocks[keys[1]]
+        most = _find_largest_value(blocks, key=keys[-1])
+        smallest_step = _find_smallest_step(blocks, key=keys[-1])
+        value = point[path]
+        is_at_bound = isinstance(value, int | float) and value + smallest_step > dimension.high
+        if is_at_bound and dimension.high < most:
+            touched.append(f"{path} ({dimension.high:g})")
+    return touched
+
+
+def _find_largest_value(blocks: Sequence[Block], *, key: str) -> float:
+    """Find the number of blocks that can be dropped, or the largest ratio of a group of them."""
+    if key == "drop":
+        return sum(block.min_units == 0 for block in blocks)
+    group = [block for block in blocks if block.group == key]
+    all_units = sum(block.units for block in group)
+    return 1 - sum(block.min_units for block in group) / max(all_units, 1)
+
+
+def _find_smallest_step(blocks: Sequence[Block], *, key: str) -> float:
+    """Find by how much one more cut raises the value of a dimension."""
+    if key == "drop":
+        return 1.0
+    group = [block for block in blocks if block.group == key]
+    all_units = sum(block.units for block in group)
+    return min((block.granularity for block in group), default=0) / max(all_units, 1)
+
+
 def _find_pipeline_value(
     problem: SearchProblem, candidate: Candidate, *, dimension: Dimension
 ) -> float | str:

@@ -1,21 +1,24 @@
 """Structures ranked by a short training, where their losses before training say little.
 
-Where cutting alone collapses the quality, a few structures are trained for a share of the budget:
-those of least loss, those of least added loss, and plain splits. It is successive halving with one
-rung, with training as the resource (Jamieson and Talwalkar 2016).
+Where cutting alone collapses the quality, a few structures are trained for a share of the budget.
+The worse half of them ends half-way. It is successive halving with two rungs, with training as the
+resource (Jamieson and Talwalkar 2016). The final training goes on from the weights of the best one.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
+from mmcompress.distill.checkpoint import Checkpoint
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.teacher_store import TeacherStore
 from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import TrainingInputs, TrainingOptions
+from mmcompress.export.weights import save_weights
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.models.base import Model
@@ -24,9 +27,12 @@ from mmcompress.runtime.progress import prefix_progress
 from mmcompress.search.build_problem import build_problem
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.evaluator import has_quality_collapsed
-from mmcompress.search.problem import SearchProblem, complete_candidate, scale_to_budget
-from mmcompress.search.repair import cut_to_budget, grow_to_budget
-from mmcompress.search.run_search import FULL_BUDGET_SHARE, list_plain_starts
+from mmcompress.search.finetuning_pool import (
+    NamedCandidate,
+    grow_candidate,
+    list_distinct_structures,
+)
+from mmcompress.search.repair import cut_to_budget
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.spec.schema import Spec
 from mmcompress.storage import read_record, write_record
@@ -38,14 +44,11 @@ GB = 1e9
 FINETUNE_BUDGET_SHARE = 0.1
 """Steps and minutes of a short training / those of the final one."""
 
-MIN_WEIGHT_DIFFERENCE = 0.03
-"""Share of the weights: of structures that differ by no more, one is trained."""
+HALF_WAY = 0.5
+"""Share of a short training at which the worse half of the structures ends."""
 
 MAX_VALIDATION_PAIRS = 256
 """Validation pairs at most that a training is judged on."""
-
-MAX_LEAST_ADDED_LOSS = 2
-"""Structures of least added loss that may be trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +60,11 @@ class FinetunedStructure:
     origin: str
     """Why it was trained, for a person."""
     loss: float
-    """Loss on validation pairs after the training."""
+    """Loss on validation pairs after the training, or half-way where it ended there."""
+    steps: int = 0
+    """Steps that it was trained."""
+    is_finished: bool = True
+    """The training was not ended half-way."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,16 @@ class FinetunedStructures:
 
     tried: tuple[FinetunedStructure, ...]
     """The structures in the order they were trained."""
+
+    def find_best(self) -> FinetunedStructure:
+        """Return the structure with the least loss among those whose training was finished."""
+        finished = [structure for structure in self.tried if structure.is_finished]
+        return min(finished, key=_get_loss)
+
+
+def _get_loss(structure: FinetunedStructure) -> float:
+    """Return the loss of a structure after its short training."""
+    return structure.loss
 
 
 def rank_by_short_finetuning(
@@ -79,7 +96,8 @@ def rank_by_short_finetuning(
 ) -> Trial | None:
     """Choose the structure that a short training serves best, if the best trial has collapsed.
 
-    Structures are trained once a run: when the budget is corrected, the winner is fitted to it.
+    Structures are trained once a run: when the budget is corrected, the winner is fitted to it. Its
+    weights stay in the run folder.
 
     Args:
         run: Says how many structures are trained; its folder keeps their losses.
@@ -94,23 +112,29 @@ def rank_by_short_finetuning(
     """
     if best is None or best.latency_ms > budget_ms or not _has_finetunings(run.spec):
         return best
-    if not has_quality_collapsed(best.loss, measure_validation_loss(run, run.models)):
+    validation_loss = ValidationLoss(run)
+    dense_loss = validation_loss.measure(run.models)
+    if not has_quality_collapsed(best.loss, dense_loss):
         return best
     problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
     record = run.folder.short_finetunings
     if not record.exists():
-        pool = _list_distinct_structures(problem, sensitivity, run=run, trials=trials)
+        pool = list_distinct_structures(problem, sensitivity, run=run, trials=trials)
+        finetuning = _ShortFinetuning(
+            run=run,
+            sensitivity=sensitivity,
+            teacher=open_teacher(run),
+            validation_loss=validation_loss,
+            loss_ratio=best.loss / dense_loss if dense_loss > 0 else None,
+        )
         with run.time_stage("short finetuning"):
-            finetuned = _finetune_all(
-                run, sensitivity, pool=pool[: run.spec.search.short_finetunings]
-            )
-        write_record(record, FinetunedStructures(tried=tuple(finetuned)))
-    tried = read_record(FinetunedStructures, record).tried
-    winner = min(tried, key=lambda structure: structure.loss)
+            finetuned = finetuning.finetune_all(pool[: run.spec.search.short_finetunings])
+        write_record(record, finetuned)
+    winner = read_record(FinetunedStructures, record).find_best()
     smaller = cut_to_budget(problem, winner.candidate, loss_increase=sensitivity.loss_increase)
     if smaller is None:
         return best
-    candidate = _grow_candidate(problem, sensitivity, candidate=smaller)
+    candidate = grow_candidate(problem, sensitivity, candidate=smaller)
     return Trial(
         number=best.number,
         origin=winner.origin,
@@ -123,17 +147,19 @@ def rank_by_short_finetuning(
     )
 
 
-def measure_validation_loss(run: RunContext, models: Mapping[str, Model]) -> float:
-    """Measure the pipeline's own loss on validation pairs.
+class ValidationLoss:
+    """The loss of the pipeline on validation pairs. The dense pipeline is asked once."""
 
-    Args:
-        run: Pipeline, dense models and data.
-        models: Models by node.
-    """
-    pair_count = min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS)
-    batch = run.pipeline.collate(run.data.load("val", pair_count))
-    references = run.pipeline.reference_outputs(run.models, batch)
-    return run.pipeline.loss_of_models(models, batch, dense=references)
+    def __init__(self, run: RunContext):
+        """Take the answers of the dense pipeline to compare with."""
+        pair_count = min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS)
+        self._pipeline = run.pipeline
+        self._batch = run.pipeline.collate(run.data.load("val", pair_count))
+        self._references = run.pipeline.reference_outputs(run.models, self._batch)
+
+    def measure(self, models: Mapping[str, Model]) -> float:
+        """Measure the loss of models, by node."""
+        return self._pipeline.loss_of_models(models, self._batch, dense=self._references)
 
 
 def open_teacher(run: RunContext) -> Teacher:
@@ -152,121 +178,88 @@ def _has_finetunings(spec: Spec) -> bool:
     return bool(spec.distill.steps and spec.distill.minutes)
 
 
-def _list_distinct_structures(
-    problem: SearchProblem,
-    sensitivity: Sensitivity,
-    *,
-    run: RunContext,
-    trials: Sequence[Trial],
-) -> list[tuple[str, Candidate]]:
-    """List (origin, structure) worth a training: in the budget, different, the best ones first."""
-    in_budget = [trial for trial in trials if trial.latency_ms <= problem.budget_ms]
-    full_ms = FULL_BUDGET_SHARE * problem.budget_ms
-    filling = [trial for trial in in_budget if trial.latency_ms >= full_ms]
-    trials = filling or in_budget
+@dataclass(frozen=True, kw_only=True)
+class _ShortFinetuning:
+    """What every short training works with."""
 
-    by_loss = [
-        (f"{trial.origin}, least loss", trial.candidate)
-        for trial in sorted(trials, key=lambda trial: trial.loss)
-    ]
-    by_added_loss = [
-        (f"{trial.origin}, least added loss", trial.candidate)
-        for trial in sorted(trials, key=lambda trial: sensitivity.added_loss(trial.candidate))
-    ][:MAX_LEAST_ADDED_LOSS]
-    plain = []
-    for point in list_plain_starts(problem, run.spec):
-        _, candidate = scale_to_budget(problem, point)
-        if problem.predict(candidate) <= problem.budget_ms:
-            grown = _grow_candidate(problem, sensitivity, candidate=candidate)
-            plain.append(("plain split", grown))
+    run: RunContext
+    """The run."""
+    sensitivity: Sensitivity
+    """Importance of the units."""
+    teacher: Teacher
+    """The dense pipeline; the trainings share what it puts out."""
+    validation_loss: ValidationLoss
+    """Measures the loss of trained models."""
+    loss_ratio: float | None
+    """Loss of the best structure before training / dense loss."""
 
-    ranked = [*by_loss[:1], *by_added_loss[:1], *plain, *by_loss[1:], *by_added_loss[1:]]
-    distinct: list[tuple[str, Candidate]] = []
-    for origin, candidate in ranked:
-        differences = [
-            _measure_difference(problem, candidate, other=other) for _, other in distinct
-        ]
-        if all(difference > MIN_WEIGHT_DIFFERENCE for difference in differences):
-            distinct.append((origin, candidate))
-    return distinct
+    def finetune_all(self, pool: Sequence[NamedCandidate]) -> FinetunedStructures:
+        """Train every structure half-way, and the better half to the end.
 
+        The weights of the best one stay in the run folder.
+        """
+        folder = self.run.folder.short_finetuned
+        shutil.rmtree(folder.path, ignore_errors=True)
+        folder.path.mkdir()
+        finetuned: dict[int, FinetunedStructure] = {}
+        for i in range(len(pool)):
+            _, finetuned[i] = self._train(i, pool, until=HALF_WAY)
+        ranked = sorted(finetuned, key=lambda i: finetuned[i].loss)
+        least_loss = math.inf
+        for i in sorted(ranked[: -(-len(pool) // 2)]):
+            models, finetuned[i] = self._train(i, pool, until=1.0)
+            if finetuned[i].loss < least_loss:
+                least_loss = finetuned[i].loss
+                save_weights(models, folder.weights)
+        for i in range(len(pool)):
+            folder.numbered_checkpoint(i).unlink(missing_ok=True)
+        return FinetunedStructures(tried=tuple(finetuned.values()))
 
-def _grow_candidate(
-    problem: SearchProblem, sensitivity: Sensitivity, *, candidate: Candidate
-) -> Candidate:
-    """Grow a candidate up to the budget."""
-    return grow_to_budget(
-        problem,
-        candidate,
-        loss_increase=sensitivity.loss_increase,
-        rounding=sensitivity.rounding,
-    )
+    def _train(
+        self, number: int, pool: Sequence[NamedCandidate], *, until: float
+    ) -> tuple[dict[str, Model], FinetunedStructure]:
+        """Train one structure of a pool, or go on with it.
 
+        Args:
+            number: Its place in the pool.
+            pool: All structures.
+            until: Share of the short training at which it stops for now.
 
-def _measure_difference(problem: SearchProblem, candidate: Candidate, *, other: Candidate) -> float:
-    """Return the share of weights in blocks that one structure has and the other has not.
-
-    Shares of positions are added. Structures of other precisions differ infinitely.
-    """
-    if candidate.precision != other.precision:
-        return math.inf
-    candidate = complete_candidate(problem, candidate)
-    other = complete_candidate(problem, other)
-    all_weights = 0.0
-    different_weights = 0.0
-    different_positions = 0.0
-    for node_name, blocks in problem.blocks.items():
-        for block in blocks:
-            units = candidate.kept_units[node_name][block.name]
-            other_units = other.kept_units[node_name][block.name]
-            different_units = abs(units - other_units)
-            if block.group == "tokens":
-                different_positions += different_units / block.units
-            else:
-                different_weights += block.rows_and_columns_per_unit * different_units
-                all_weights += block.rows_and_columns_per_unit * block.units
-    return different_weights / max(all_weights, 1.0) + different_positions
-
-
-def _finetune_all(
-    run: RunContext, sensitivity: Sensitivity, *, pool: Sequence[tuple[str, Candidate]]
-) -> list[FinetunedStructure]:
-    """Train every structure of a pool for a short while; they share what the teacher answers."""
-    teacher = open_teacher(run)
-    finetuned = []
-    for i, (origin, candidate) in enumerate(pool):
-        name = f"{i + 1} of {len(pool)} ({origin})"
-        loss = _finetune_candidate(
-            run, sensitivity, candidate=candidate, teacher=teacher, name=name
+        Returns:
+            The models by node, and their loss.
+        """
+        run = self.run
+        origin, candidate = pool[number]
+        progress = prefix_progress(
+            partial(run.on_progress, "short finetuning"),
+            f"{number + 1} of {len(pool)} ({origin}): ",
         )
-        finetuned.append(FinetunedStructure(candidate=candidate, origin=origin, loss=loss))
-    return finetuned
-
-
-def _finetune_candidate(
-    run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate, teacher: Teacher, name: str
-) -> float:
-    """Train one structure for a short while; returns its loss on validation pairs."""
-    settings = replace(
-        run.spec.distill,
-        validations=0,
-        patience=0,
-        find_learning_rate=False,
-    )
-
-    progress = prefix_progress(partial(run.on_progress, "short finetuning"), f"{name}: ")
-    models = build_pruned_models(run, sensitivity, candidate=candidate, refit=run.spec.prune.refit)
-    distill_models_(
-        models,
-        TrainingInputs(pipeline=run.pipeline, teacher=teacher, data=run.data),
-        options=TrainingOptions(
-            settings=settings,
-            budget_share=FINETUNE_BUDGET_SHARE,
-            seed=run.spec.seed,
-            progress=progress,
-            clock=run.clock,
-        ),
-    )
-    loss = measure_validation_loss(run, models)
-    progress(f"loss {loss:.3f} after training", None)
-    return loss
+        models = build_pruned_models(
+            run, self.sensitivity, candidate=candidate, refit=run.spec.prune.refit
+        )
+        checkpoint = run.folder.short_finetuned.numbered_checkpoint(number)
+        settings = replace(run.spec.distill, validations=0, patience=0, find_learning_rate=False)
+        curve = distill_models_(
+            models,
+            TrainingInputs(pipeline=run.pipeline, teacher=self.teacher, data=run.data),
+            options=TrainingOptions(
+                settings=settings,
+                budget_share=FINETUNE_BUDGET_SHARE,
+                loss_ratio=self.loss_ratio,
+                stop_share=until,
+                seed=run.spec.seed,
+                progress=progress,
+                checkpoint=Checkpoint(path=checkpoint, interval_seconds=math.inf),
+                clock=run.clock,
+            ),
+        )
+        loss = self.validation_loss.measure(models)
+        is_finished = until == 1
+        progress(f"loss {loss:.3f} {'after training' if is_finished else 'half-way'}", None)
+        return models, FinetunedStructure(
+            candidate=candidate,
+            origin=origin,
+            loss=loss,
+            steps=max((int(row["step"]) for row in curve), default=0),
+            is_finished=is_finished,
+        )

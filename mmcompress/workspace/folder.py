@@ -167,6 +167,15 @@ class RunFolder:
         """Structures that were trained for a short while, with their losses."""
         return self.path / "short_finetunings.json"
 
+    @property
+    def short_finetuned(self) -> RunFolder:
+        """The folder of the weights of the best of these structures."""
+        return RunFolder(self.path / "short-finetuned")
+
+    def numbered_checkpoint(self, number: int) -> Path:
+        """Return the file of the state of one of several trainings."""
+        return self.path / f"training-{number}.safetensors"
+
     # The artifact.
 
     @property
@@ -187,6 +196,10 @@ class RunFolder:
     def node_weights(self, node: str) -> Path:
         """Return the file of the trained weights of a node."""
         return self.weights / f"{node}.safetensors"
+
+    def list_node_weights(self) -> list[Path]:
+        """Return the files of trained weights in the folder."""
+        return sorted(self.weights.glob("*.safetensors"))
 
     @property
     def training_checkpoint(self) -> Path:
@@ -453,7 +466,7 @@ class RunFolder:
         stale = [*self.list_training_histories(), *self.path.glob("training.*")]
         stale += [self.summary, self.outcomes]
         if search_goes_on:
-            stale.append(self.short_finetunings)
+            self.discard_short_finetunings()
         for file in stale:
             file.unlink(missing_ok=True)
         self.fitted.unlink()
@@ -461,6 +474,7 @@ class RunFolder:
     def discard_short_finetunings(self) -> None:
         """Remove the short trainings: more trials are asked for, so others may be better."""
         self.short_finetunings.unlink(missing_ok=True)
+        shutil.rmtree(self.short_finetuned.path, ignore_errors=True)
 
     # The artifact that is set aside.
 

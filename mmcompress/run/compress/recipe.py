@@ -16,13 +16,13 @@ from mmcompress.models.base import Model
 from mmcompress.models.counts import FP32_BYTES, count_params, count_params_and_macs
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.masks import sample_units
-from mmcompress.prune.schedule import Survivors, list_all_units
+from mmcompress.prune.schedule import Survivors
 from mmcompress.prune.sparsity import measure_zero_share, zero_weights_
-from mmcompress.prune.units import choose_units
 from mmcompress.results.records import Proof
 from mmcompress.run.assemble import NodeSize
 from mmcompress.run.compress.restart import (
     Start,
+    continue_short_finetuning,
     find_best_start,
     reset_weights_,
     shorten_training,
@@ -32,6 +32,7 @@ from mmcompress.run.compress.trained import (
     TrainedModels,
     load_trained_models,
     save_trained_models,
+    select_survivors,
 )
 from mmcompress.run.compress.training import (
     SINGLE_TRAINING_SCHEDULES,
@@ -40,7 +41,6 @@ from mmcompress.run.compress.training import (
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile, prove_generators
-from mmcompress.run.training_history import count_trained_steps
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
 from mmcompress.storage import hold_room
@@ -92,7 +92,7 @@ def compress_pipeline(
     """
     candidate = fitted.candidate
     sensitivity = prepared.sensitivity
-    planned = _select_survivors(run, sensitivity, candidate=candidate)
+    planned = select_survivors(run, sensitivity, candidate=candidate)
     # Surgery does not depend on the weights: it is proved before anything is trained.
     proofs = _prove_structures(run, planned)
     trained = _make_models(
@@ -166,27 +166,35 @@ def _prune_then_train(
     fitted: FittedStructure,
     earlier: RunFolder | None,
 ) -> TrainedModels:
-    """Cut the dense models, then train, from an earlier artifact's weights if they are better."""
+    """Cut the dense models, then train, from weights that were trained before if they are better.
+
+    These are an earlier artifact's, or those of the best short training.
+    """
     candidate = fitted.candidate
     with run.time_stage("prune"):
         run.on_progress("prune", "cutting and refitting", None)
         models = build_pruned_models(
             run, sensitivity, candidate=candidate, refit=run.spec.prune.refit, dense=run.models
         )
-        start = Start(models=models, budget_share=1.0, is_inherited=False)
-        if earlier:
+        fresh_start = Start(models=models, budget_share=1.0, is_inherited=False)
+        if earlier is None:
+            finetuned_start = continue_short_finetuning(
+                run, sensitivity, candidate=candidate, fresh=models
+            )
+            start = finetuned_start or fresh_start
+        else:
             start = find_best_start(
                 run, sensitivity, candidate=candidate, fresh=models, earlier=earlier
             )
             if fitted.is_trimmed and start.is_inherited:
                 start = shorten_training(start, earlier)
-        survivors = _select_survivors(run, sensitivity, candidate=candidate)
+        survivors = select_survivors(run, sensitivity, candidate=candidate)
     train_pruned_models_(
         run,
         start.models,
         budget_share=start.budget_share,
         history=run.folder.training_history,
-        steps_before=count_trained_steps(earlier) if earlier else 0,
+        steps_before=start.steps_before,
         learning_rate=start.learning_rate,
     )
     return TrainedModels(models=start.models, survivors=survivors)
@@ -202,7 +210,7 @@ def _train_from_scratch(
             run, sensitivity, candidate=candidate, refit=False, dense=run.models
         )
         reset_weights_(models, run.spec.seed)
-        survivors = _select_survivors(run, sensitivity, candidate=candidate)
+        survivors = select_survivors(run, sensitivity, candidate=candidate)
     train_pruned_models_(run, models, budget_share=1.0, history=run.folder.training_history)
     return TrainedModels(models=models, survivors=survivors)
 
@@ -220,22 +228,10 @@ def _train_then_prune(
         models = build_pruned_models(
             run, sensitivity, candidate=candidate, refit=prune.refit, dense=dense
         )
-        survivors = _select_survivors(run, sensitivity, candidate=candidate)
+        survivors = select_survivors(run, sensitivity, candidate=candidate)
     if prune.sparsity:
         zero_weights_(models, prune.pattern, share=prune.sparsity)
     return TrainedModels(models=models, survivors=survivors)
-
-
-def _select_survivors(
-    run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate
-) -> Survivors:
-    """Return the units of the dense models that a candidate keeps."""
-    survivors = list_all_units(run.blocks)
-    for node_name, blocks in run.blocks.items():
-        survivors[node_name] |= choose_units(
-            candidate.kept_units[node_name], blocks, scores=sensitivity.scores[node_name]
-        )
-    return survivors
 
 
 def _are_equal_survivors(one: Survivors, other: Survivors) -> bool:

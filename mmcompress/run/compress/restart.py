@@ -16,12 +16,21 @@ from mmcompress.models.base import Model
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.refit import refit_in_order_
 from mmcompress.prune.surgery import copy_constants_, restore_units
-from mmcompress.run.compress.trained import TrainedModels, load_trained_models
+from mmcompress.run.compress.trained import (
+    TrainedModels,
+    load_finetuned_models,
+    load_trained_models,
+)
 from mmcompress.run.fitted_structure import FittedStructure
+from mmcompress.run.training_history import count_trained_steps
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity
-from mmcompress.search.short_finetune import measure_validation_loss
-from mmcompress.storage import read_record
+from mmcompress.search.short_finetune import (
+    FINETUNE_BUDGET_SHARE,
+    FinetunedStructures,
+    ValidationLoss,
+)
+from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
 
@@ -35,6 +44,12 @@ trained, and the full rate would throw it far from where it is."""
 RESTART_MAX_LOSS_RATIO = 1.2
 """Loss at the start / best loss of the earlier training. Above it the full training budget is
 needed."""
+
+EARLIER_ARTIFACT = "the earlier artifact"
+"""Where weights come from, for a person."""
+
+SHORT_TRAINING = "the short training"
+"""Where weights come from, for a person."""
 
 SCALE_NAMES = ("weight", "scale", "gamma", "lambda")
 """Parts of the names of vectors that multiply. A model without training has them at 1, other
@@ -53,6 +68,8 @@ class Start:
     """The models hold what an earlier artifact learned."""
     learning_rate: float | None = None
     """The highest learning rate; None: that of the spec, or a lower one where it does harm."""
+    steps_before: int = 0
+    """Steps that the weights were trained; their pairs are not drawn again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +114,103 @@ def find_best_start(
     """
     fitted = read_record(FittedStructure, earlier.fitted)
     trained = load_trained_models(run, sensitivity, candidate=fitted.candidate, folder=earlier)
+    ranked = _rank_starts(
+        run, sensitivity, candidate=candidate, fresh=fresh, trained=trained, source=EARLIER_ARTIFACT
+    )
+    rows = json.loads(earlier.training_history.read_text(encoding="utf-8"))
+    earlier_losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
+    choice = choose_start(ranked.losses, earlier_best=min(earlier_losses, default=math.inf))
+    is_inherited = choice.index > 0
+    if is_inherited:
+        # The loss right after the cut is in the first history; the report shows it.
+        shutil.copyfile(earlier.training_history, run.folder.round_history(0))
+    needs_less = is_inherited and choice.is_near_earlier
+    return Start(
+        models=ranked.models[choice.index],
+        budget_share=RESTART_BUDGET_SHARE if needs_less else 1.0,
+        is_inherited=is_inherited,
+        steps_before=count_trained_steps(earlier),
+    )
+
+
+def continue_short_finetuning(
+    run: RunContext,
+    sensitivity: Sensitivity,
+    *,
+    candidate: Candidate,
+    fresh: dict[str, Model],
+) -> Start | None:
+    """Return a start from the weights of the best short training, if they have the least loss.
+
+    Its steps count: they are the first ones of the training.
+
+    Args:
+        run: The run; its folder keeps the short trainings.
+        sensitivity: The importance scores that units are chosen by.
+        candidate: The structure to train: the best one of them, fitted to the budget.
+        fresh: Its models as they were cut from the dense ones.
+
+    Returns:
+        The start; None where there was no short training, or where it does not help.
+    """
+    folder = run.folder
+    has_weights = folder.short_finetuned.list_node_weights()
+    if not folder.short_finetunings.exists() or not has_weights:
+        return None
+    best = read_record(FinetunedStructures, folder.short_finetunings).find_best()
+    trained = load_finetuned_models(run, sensitivity, best=best)
+    ranked = _rank_starts(
+        run, sensitivity, candidate=candidate, fresh=fresh, trained=trained, source=SHORT_TRAINING
+    )
+    choice = choose_start(ranked.losses, earlier_best=best.loss)
+    if choice.index == 0:
+        return None
+    # The loss right after the cut is in the first history; the report shows it.
+    loss_after_cut = {
+        "step": 0,
+        "validation_loss": ranked.losses[0],
+        "dense": ranked.dense_loss,
+    }
+    write_record(folder.round_history(0), [loss_after_cut, {"step": best.steps}])
+    return Start(
+        models=ranked.models[choice.index],
+        budget_share=1 - FINETUNE_BUDGET_SHARE,
+        is_inherited=True,
+        steps_before=best.steps,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RankedStarts:
+    """Several starts of one training, with their losses."""
+
+    models: tuple[dict[str, Model], ...]
+    """Fresh models, those with trained weights, and these refitted."""
+    losses: tuple[float, ...]
+    """The loss of each on validation pairs."""
+    dense_loss: float
+    """The loss of the dense pipeline on the same pairs."""
+
+
+def _rank_starts(
+    run: RunContext,
+    sensitivity: Sensitivity,
+    *,
+    candidate: Candidate,
+    fresh: dict[str, Model],
+    trained: TrainedModels,
+    source: str,
+) -> _RankedStarts:
+    """Measure the losses of fresh models, of trained weights, and of these refitted.
+
+    Args:
+        run: The run.
+        sensitivity: The importance scores that units are chosen by.
+        candidate: The structure to train.
+        fresh: Its models as they were cut from the dense ones.
+        trained: Trained models of another structure.
+        source: Where these come from, for a person.
+    """
     grown = _grow_models(run, trained)
     inherited = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
     for node_name, model in inherited.items():
@@ -107,27 +221,19 @@ def find_best_start(
     refit_in_order_(
         run.pipeline, refitted, dense=run.models, batch=batch, ridge=run.spec.prune.ridge
     )
-
     candidates = (fresh, inherited, refitted)
-    losses = [measure_validation_loss(run, models) for models in candidates]
+    validation_loss = ValidationLoss(run)
+    losses = [validation_loss.measure(models) for models in candidates]
     run.on_progress(
         "prune",
-        f"loss before training: {losses[0]:.3f} from the dense models, {losses[1]:.3f} from the "
-        f"earlier artifact, {losses[2]:.3f} from it and refitted",
+        f"loss before training: {losses[0]:.3f} from the dense models, {losses[1]:.3f} from "
+        f"{source}, {losses[2]:.3f} from it and refitted",
         None,
     )
-    rows = json.loads(earlier.training_history.read_text(encoding="utf-8"))
-    earlier_losses = [row["validation_loss"] for row in rows if "validation_loss" in row]
-    choice = choose_start(losses, earlier_best=min(earlier_losses, default=math.inf))
-    is_inherited = choice.index > 0
-    if is_inherited:
-        # The loss right after the cut is in the first history; the report shows it.
-        shutil.copyfile(earlier.training_history, run.folder.round_history(0))
-    needs_less = is_inherited and choice.is_near_earlier
-    return Start(
-        models=candidates[choice.index],
-        budget_share=RESTART_BUDGET_SHARE if needs_less else 1.0,
-        is_inherited=is_inherited,
+    return _RankedStarts(
+        models=candidates,
+        losses=tuple(losses),
+        dense_loss=validation_loss.measure(run.models),
     )
 
 

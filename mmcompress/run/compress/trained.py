@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save_file
 from mmcompress.export.weights import load_weights, save_weights
 from mmcompress.graph.structure import Candidate
 from mmcompress.models.base import Model
-from mmcompress.prune.schedule import Survivors
+from mmcompress.prune.schedule import Survivors, list_all_units
+from mmcompress.prune.units import choose_units
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity
+from mmcompress.search.short_finetune import FinetunedStructure
 from mmcompress.storage import replace_file
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
@@ -52,3 +54,27 @@ def load_trained_models(
             block.name: tensors[f"{node_name}/{block.name}"] for block in blocks
         }
     return TrainedModels(models=models, survivors=survivors)
+
+
+def load_finetuned_models(
+    run: RunContext, sensitivity: Sensitivity, *, best: FinetunedStructure
+) -> TrainedModels:
+    """Read the models of the best short training of a run folder."""
+    candidate = best.candidate
+    models = build_pruned_models(run, sensitivity, candidate=candidate, refit=False)
+    for node_name, model in models.items():
+        load_weights(model, run.folder.short_finetuned.node_weights(node_name))
+    survivors = select_survivors(run, sensitivity, candidate=candidate)
+    return TrainedModels(models=models, survivors=survivors)
+
+
+def select_survivors(
+    run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate
+) -> Survivors:
+    """Return the units of the dense models that a candidate keeps."""
+    survivors = list_all_units(run.blocks)
+    for node_name, blocks in run.blocks.items():
+        survivors[node_name] |= choose_units(
+            candidate.kept_units[node_name], blocks, scores=sensitivity.scores[node_name]
+        )
+    return survivors
