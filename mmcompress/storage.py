@@ -94,6 +94,13 @@ def _adapter(record_type: Any) -> TypeAdapter[Any]:
     return TypeAdapter(tuple[record_type], config=RECORD_CONFIG)
 
 
+BOUND_ERRORS = ("greater_than", "greater_than_equal", "less_than_equal")
+"""What pydantic calls a number out of its bounds."""
+
+TYPES_IN_WORDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+"""Types of values, for a person."""
+
+
 def build_record(record_type: type[RecordType], data: Any) -> RecordType:
     """Make a record of plain data.
 
@@ -115,8 +122,7 @@ def build_record(record_type: type[RecordType], data: Any) -> RecordType:
             0
         ]
     except ValidationError as error:
-        problems = [_explain(record_type, details) for details in error.errors(include_url=False)]
-        raise InvalidValue(problems) from None
+        raise InvalidValue(_list_problems(record_type, error)) from None
     return record
 
 
@@ -126,6 +132,60 @@ def describe_record(record_type: type) -> dict[str, Any]:
     definitions = schema["$defs"]
     root = definitions.pop(record_type.__name__)
     return {**root, "$defs": definitions}
+
+
+def _list_problems(record_type: type, error: ValidationError) -> list[Problem]:
+    """Say in the words of this project what pydantic found.
+
+    Of a value with several types, it finds fault with each of them. That is one problem.
+    """
+    problems: dict[tuple[str, ...], Problem] = {}
+    for details in error.errors(include_url=False):
+        path = tuple(str(key) for key in details["loc"][1:])
+        choice = _find_choice_of_types(record_type, path)
+        if choice is None:
+            problem = _explain(record_type, details)
+            problems[(*problem.path, problem.message)] = problem
+            continue
+        value_path, types_in_words = choice
+        if details["type"] in BOUND_ERRORS:
+            message = f"must lie in {_range_at(record_type, value_path)}, got {details['input']!r}"
+            problems[value_path] = Problem(value_path, message)
+        else:
+            message = f"expected {types_in_words}, got {shorten(repr(details['input']))}"
+            problems.setdefault(value_path, Problem(value_path, message))
+    return list(problems.values())
+
+
+def _find_choice_of_types(
+    record_type: type, path: tuple[str, ...]
+) -> tuple[tuple[str, ...], str] | None:
+    """Find the value on a path that may have one of several types.
+
+    Args:
+        record_type: The record that the path begins at.
+        path: The place of an error. Behind such a value comes the name of the type that failed.
+
+    Returns:
+        The path of the value, and its types in words; None where there is no such value.
+    """
+    for length in range(1, len(path)):
+        hint = _hint_at(record_type, path[:length])
+        if typing.get_origin(hint) not in (typing.Union, types.UnionType):
+            continue
+        options = [option for option in typing.get_args(hint) if option is not type(None)]
+        if len(options) > 1:
+            return path[:length], " or ".join(_describe_type(option) for option in options)
+    return None
+
+
+def _describe_type(hint: Any) -> str:
+    """Describe one of several types that a value may have."""
+    if typing.get_origin(hint) is typing.Annotated:
+        hint = typing.get_args(hint)[0]
+    if typing.get_origin(hint) is typing.Literal:
+        return " or ".join(repr(choice) for choice in typing.get_args(hint))
+    return TYPES_IN_WORDS.get(hint, str(hint))
 
 
 def _explain(record_type: type, details: Any) -> Problem:
@@ -147,7 +207,7 @@ def _explain(record_type: type, details: Any) -> Problem:
         return Problem(
             path, f"unknown value '{shorten(value)}'; {suggest_nearest(str(value), choices)}"
         )
-    if kind in ("greater_than", "greater_than_equal", "less_than_equal"):
+    if kind in BOUND_ERRORS:
         return Problem(path, f"must lie in {_range_at(record_type, path)}, got {shown}")
     if kind == "value_error":
         return Problem(path, str(context["error"]))

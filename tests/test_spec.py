@@ -367,7 +367,10 @@ def test_all_that_is_wrong_with_a_spec_is_told_at_once(tiny, tmp_path):
     assert len(lines) == 3 and all(line.startswith(f"{tmp_path / 'spec.yaml'}:") for line in lines)
     assert any("must lie in 1 .. 64, got 0" in line for line in lines)
     assert any("unknown key 'calibrate'; did you mean 'calibration'?" in line for line in lines)
-    assert any("distill.steps: expected a whole number, got 'four'" in line for line in lines)
+    wanted = "distill.steps: expected 'auto' or a whole number, got 'four'"
+    assert any(wanted in line for line in lines)
+    with pytest.raises(SpecError, match=r"must lie in 0 .. 1e[+]06, got -1"):
+        load_spec(tiny / "spec.yaml", {"distill.steps": -1})
 
 
 def test_targets_options_and_graph_are_told_of_at_once(tiny, tmp_path):

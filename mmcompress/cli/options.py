@@ -27,6 +27,11 @@ resume_option = click.option(
 RUN_OPTIONS = (
     space_option,
     click.option("--target", help="2x, 12ms or '12ms p95'; several with commas between them."),
+    click.option(
+        "--effort",
+        type=click.Choice(["quick", "normal", "best"]),
+        help="How much is searched, trained and measured; --set still wins.",
+    ),
     click.option("--trials", type=int, help="Trials of the search."),
     click.option("--workers", type=int, help="Trials at a time."),
     click.option(
@@ -45,6 +50,7 @@ RUN_OPTIONS = (
 
 SHORT_FORMS = {
     "target": "target",
+    "effort": "effort",
     "trials": "search.trials",
     "workers": "search.workers",
     "ray_address": "search.ray_address",

@@ -13,6 +13,7 @@ from typing import Any
 from mmcompress.errors import SpecError, shorten
 from mmcompress.graph.partial_spec import read_partial_spec
 from mmcompress.graph.validate import Problem, list_problems, raise_problems
+from mmcompress.spec.effort import apply_effort
 from mmcompress.spec.loader import YamlSource
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.target import parse_target, split_targets
@@ -41,6 +42,7 @@ def load_spec(
     _import_plugins(source)
     _make_paths_absolute(source.data, Path(path).resolve().parent)
     _expand_metrics(source.data)
+    source.data = apply_effort(source.data, overrides or {})
     if for_export:
         _fill_in_data(source.data)
     partial = read_partial_spec(source)
@@ -74,7 +76,7 @@ def load_document(path: str | Path, overrides: dict[str, Any] | None = None) -> 
     """
     source = YamlSource(path, overrides)
     _make_paths_absolute(source.data, Path(path).resolve().parent)
-    return dict(source.data)
+    return apply_effort(source.data, overrides or {})
 
 
 def _import_plugins(source: YamlSource) -> None:

@@ -15,6 +15,12 @@ from mmcompress.results.records import Prediction, Summary
 from mmcompress.storage import read_record
 from mmcompress.workspace.folder import RESUME_CURE, RunFolder
 
+EFFORT_NOTES = {
+    "quick": "Effort: quick. This is a first look; normal effort keeps more at the same target.",
+    "best": "Effort: best.",
+}
+"""What stands at the top of the report, by level of effort."""
+
 
 def load_summary(folder: str | Path) -> Summary:
     """Load the summary of a finished run.
@@ -52,6 +58,7 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
         summary=summary,
         charts=_draw_charts(summary, prediction),
         prediction=prediction,
+        effort_note=EFFORT_NOTES.get(summary.settings.get("effort", ""), ""),
     )
 
 

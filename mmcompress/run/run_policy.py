@@ -37,8 +37,8 @@ class RunPolicy:
 
     fit: FitTolerances = field(default_factory=FitTolerances)
     """How exactly a structure must measure before it is trained."""
-    measuring: MeasuringLimits = field(default_factory=MeasuringLimits)
-    """How long a finished artifact is measured before it is judged."""
+    measuring: MeasuringLimits | None = None
+    """How long a finished artifact is measured before it is judged; None: as the spec says."""
     next_step: Callable[[Sequence[Artifact], ArtifactLimits], Retry | Done] = next_step
     """Decides whether another artifact is made."""
     is_better: Callable[[Summary, Summary], bool] = is_better

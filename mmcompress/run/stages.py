@@ -135,6 +135,7 @@ def reach_target(
     """
     policy = policy or RunPolicy()
     stages = stages or RunStages()
+    measuring = policy.measuring or MeasuringLimits(max_parts=run.spec.measure.max_parts)
     state = resume_target(run)
     summary: Summary | None
     history = list(state.history)
@@ -158,7 +159,7 @@ def reach_target(
             summary = None
             break
         summary = stages.evaluate(
-            run, prepared, fitted=fitted, compressed=compressed, measuring=policy.measuring
+            run, prepared, fitted=fitted, compressed=compressed, measuring=measuring
         )
         history.append(Artifact(fitted=fitted, summary=summary))
         if state.is_only_remade(run, fitted, summary=summary):

@@ -296,6 +296,9 @@ class Measure:
     """Requests after loading that are not counted."""
     requests: Annotated[int, Field(ge=2, le=100_000)] = 200
     """Requests to each side at least."""
+    max_parts: Annotated[int, Field(ge=2, le=100)] = 6
+    """Parts that a finished artifact is measured in at most. They end earlier when the ratio of the
+    two latencies is known to 1.5 %."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,6 +343,9 @@ class Spec:
     """How structures are searched for."""
     measure: Measure = field(default_factory=Measure)
     """How latency is measured."""
+    effort: Literal["quick", "normal", "best"] = "normal"
+    """How much is searched, trained and measured. `normal` is what the other keys say. `quick` and
+    `best` change those that are not set beside it: trials, pairs, steps, minutes and parts."""
     plugins: tuple[str, ...] = ()
     """Modules to import first: they add entries of your own (`mmcompress list`)."""
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
