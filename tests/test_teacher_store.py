@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from mmcompress.data.open_dataset import open_dataset
+from mmcompress.distill.compact_outputs import (
+    LARGEST_HALF,
+    LIKELIEST_TOKENS,
+    compact_outputs,
+    expand_outputs,
+)
 from mmcompress.distill.teacher_cache import Teacher
-from mmcompress.distill.teacher_store import LARGEST_HALF, TeacherStore
+from mmcompress.distill.teacher_store import TeacherStore
 from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import TrainingInputs, TrainingOptions
 from mmcompress.spec.schema import Distill
@@ -103,9 +109,53 @@ def test_values_beyond_half_precision_are_kept_whole(tmp_path):
     store = TeacherStore(folder=tmp_path, max_bytes=10**6)
     large = torch.tensor([[2 * LARGEST_HALF, 1.0]])
     ids = torch.tensor([[3, 70_000]])
-    store.write("1-2", {"vision": {"tokens": large}, "writer": {"ids": ids}})
-    outputs = store.read("1-2")
-    assert outputs is not None
+    store.write("1-2", compact_outputs({"vision": {"tokens": large}, "writer": {"ids": ids}}))
+    outputs = expand_outputs(store.read("1-2"))
     assert torch.equal(outputs["vision"]["tokens"], large)
     assert torch.equal(outputs["writer"]["ids"], ids)
     assert store.read("2-2") is None
+
+
+def test_of_a_large_vocabulary_the_likeliest_tokens_are_kept():
+    generator = torch.Generator().manual_seed(0)
+    logits = 6 * torch.randn(5, 50_000, generator=generator)
+    tensors = compact_outputs({"writer": {"logits": logits}})
+    kept_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    assert kept_bytes < logits.nbytes / 400
+    expanded = expand_outputs(tensors)["writer"]["logits"]
+    assert expanded.shape == logits.shape
+    probabilities = logits.softmax(-1)
+    kept = expanded.softmax(-1)
+    assert torch.allclose(kept.sum(-1), torch.ones(5), atol=1e-3)
+    likely = probabilities.topk(LIKELIEST_TOKENS, dim=-1)
+    assert torch.allclose(kept.gather(-1, likely.indices), likely.values, rtol=5e-3)
+    # The mass of the others is kept too, spread evenly.
+    mass = 1 - likely.values.sum(-1)
+    kept_mass = 1 - kept.gather(-1, likely.indices).sum(-1)
+    assert torch.allclose(kept_mass, mass, rtol=2e-2, atol=1e-3)
+    small = compact_outputs({"writer": {"logits": logits[:, :4096]}})
+    assert list(small) == ["writer/logits"]
+
+
+@pytest.mark.parametrize("max_bytes", [10**9, 0])
+def test_named_pairs_are_kept_from_training_to_training(
+    pipeline, models, batch, tmp_path, max_bytes
+):
+    names = [f"folder/clip {i}.wav" for i in range(len(batch))]
+    named = replace(batch, names=tuple(names), draw="")
+    counting = CountingPipeline(pipeline, models)
+
+    def ask():
+        store = TeacherStore(folder=tmp_path / "store", max_bytes=max_bytes)
+        return Teacher(counting, models, store=store)(named)
+
+    first = ask()
+    assert counting.teacher_runs == 1
+    again = ask()
+    assert counting.teacher_runs == (1 if max_bytes else 2)
+    exact = pipeline.forward(models, named)
+    for node_name, outputs in first.items():
+        for output_name, tensor in outputs.items():
+            assert torch.equal(again[node_name][output_name], tensor)
+            if output_name != "logits":
+                assert torch.allclose(tensor, exact[node_name][output_name], rtol=2e-3, atol=2e-3)

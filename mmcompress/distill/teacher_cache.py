@@ -8,12 +8,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmcompress.distill.teacher_store import TeacherStore
+from mmcompress.distill.compact_outputs import (
+    compact_outputs,
+    expand_outputs,
+    name_tensors,
+)
+from mmcompress.distill.teacher_store import CompactOutputs, TeacherStore
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.pipeline.forward import TorchPipeline
 
 TEACHER_CACHE_BYTES = 1 << 30
 """Bytes of outputs that are kept at most. Pairs beyond them are run anew each time."""
+
+PAIR_PREFIX = "pair:"
+"""Stands before the name of a pair in the store: draws have names of their own."""
 
 PairOutputs = Mapping[str, Mapping[str, Tensor]]
 """The outputs of one pair by node and output name, without the batch axis."""
@@ -22,8 +30,11 @@ PairOutputs = Mapping[str, Mapping[str, Tensor]]
 class Teacher:
     """The models that a student learns from.
 
-    Outputs of named pairs are kept in memory. Pairs without a name, such as scenes drawn at run
-    time, come again in draws of the same name: these are kept on disk.
+    Outputs of named pairs are kept in memory, and with a store on disk as well. Pairs without a
+    name, such as scenes drawn at run time, come again in draws of the same name.
+
+    What is stored differs a little from what was computed. So a training with a store reads what it
+    has just written, too: it ends the same way whether a pair was known or not.
     """
 
     def __init__(
@@ -40,13 +51,13 @@ class Teacher:
             pipeline: The graph that the models run in.
             models: The models by node, usually the dense ones. They are not changed.
             cache_bytes: Bytes of outputs that may be kept in memory.
-            store: Keeps the outputs of draws on disk; None: they are computed each time.
+            store: Keeps the outputs on disk; None: they are computed each time.
         """
         self.store = store
         self.pipeline = pipeline
         self.models = models
         self.free_bytes = cache_bytes
-        self.cache: dict[str, PairOutputs] = {}
+        self.cache: dict[str, CompactOutputs] = {}
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Outputs:
@@ -54,46 +65,55 @@ class Teacher:
 
         Logits at positions without a next token are 0 for named pairs.
         """
-        if self.store is None or batch.names or not batch.draw:
-            return self._compute_new_pairs(batch)
+        if batch.names:
+            return self._answer_named_pairs(batch, batch.names)
+        if self.store is None or not batch.draw:
+            return self.pipeline.forward(self.models, batch)
         known_outputs = self.store.read(batch.draw)
-        if known_outputs is not None:
-            return known_outputs
-        outputs = self._compute_new_pairs(batch)
-        self.store.write(batch.draw, outputs)
-        kept_outputs = self.store.read(batch.draw)
-        return outputs if kept_outputs is None else kept_outputs
+        if known_outputs is None:
+            outputs = self.pipeline.forward(self.models, batch)
+            known_outputs = compact_outputs(outputs)
+            self.store.write(batch.draw, known_outputs)
+        return expand_outputs(known_outputs)
 
-    def _compute_new_pairs(self, batch: Batch) -> Outputs:
-        """Return the outputs on a batch; those of pairs in the cache are taken from there."""
-        new_pairs = self._list_new_pairs(batch)
-        new_outputs: Outputs = {}
+    def _answer_named_pairs(self, batch: Batch, names: Sequence[str]) -> Outputs:
+        """Return the outputs on a batch; those of pairs that were asked before are not computed."""
+        rows: dict[str, CompactOutputs] = {}
+        for name in names:
+            row = self._find_row(name)
+            if row is not None:
+                rows[name] = row
+        new_pairs = [i for i, name in enumerate(names) if name not in rows]
         if new_pairs:
             new_batch = batch.pick(new_pairs) if len(new_pairs) < len(batch) else batch
             new_outputs = self.pipeline.forward(self.models, new_batch)
-        if not batch.names:
-            return new_outputs
-        new_rows: dict[str, PairOutputs] = {}
-        for place, pair in enumerate(new_pairs):
-            new_rows[batch.names[pair]] = _copy_pair(
-                new_outputs, place, token_counts=_count_targets(batch, pair)
-            )
-        for name, row in new_rows.items():
-            self._keep_row(name, row)
-        rows = [new_rows[name] if name in new_rows else self.cache[name] for name in batch.names]
-        return _join_pairs(rows, batch)
+            for place, pair in enumerate(new_pairs):
+                outputs = _copy_pair(new_outputs, place, token_counts=_count_targets(batch, pair))
+                rows[names[pair]] = self._keep_outputs(names[pair], outputs)
+        return _join_pairs([expand_outputs(rows[name]) for name in names], batch)
 
-    def _list_new_pairs(self, batch: Batch) -> list[int]:
-        """Return the indices of the pairs that are not in the cache."""
-        if not batch.names:
-            return list(range(len(batch)))
-        return [i for i, name in enumerate(batch.names) if name not in self.cache]
+    def _find_row(self, name: str) -> CompactOutputs | None:
+        """Return the outputs of a pair from memory or from disk."""
+        row = self.cache.get(name)
+        if row is None and self.store is not None:
+            row = self.store.read(PAIR_PREFIX + name)
+            if row is not None:
+                self._keep_in_memory(name, row)
+        return row
 
-    def _keep_row(self, name: str, row: PairOutputs) -> None:
-        """Keep the outputs of a pair, when there is room for them."""
-        size = 0
-        for outputs in row.values():
-            size += sum(tensor.nbytes for tensor in outputs.values())
+    def _keep_outputs(self, name: str, outputs: PairOutputs) -> CompactOutputs:
+        """Keep the outputs of a pair, where there is room; return them as they are kept."""
+        if self.store is None:
+            row = name_tensors(outputs)
+        else:
+            row = compact_outputs(outputs)
+            self.store.write(PAIR_PREFIX + name, row)
+        self._keep_in_memory(name, row)
+        return row
+
+    def _keep_in_memory(self, name: str, row: CompactOutputs) -> None:
+        """Keep the outputs of a pair in memory, when there is room for them."""
+        size = sum(tensor.nbytes for tensor in row.values())
         if size <= self.free_bytes:
             self.cache[name] = row
             self.free_bytes -= size

@@ -1,38 +1,33 @@
-"""Outputs of the teacher on disk: a run asks for the same draws of pairs again and again.
+"""Outputs of the teacher on disk: a run asks for the same pairs again and again.
 
 The search for a learning rate, short trainings, the training of an artifact and those of further
 targets draw the same pairs in the same order. Of a training step, the teacher's pass takes about
-half.
+half. Pairs from files are kept under their names, drawn ones under the name of their draw.
 """
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mmcompress.errors import DiskFull
-from mmcompress.kinds.base import Outputs
 from mmcompress.storage import replace_file
 
-LARGEST_HALF = 60_000.0
-"""Largest value that is kept in half precision, whose own limit is 65,504."""
+CompactOutputs = dict[str, Tensor]
+"""What `compact_outputs` gives."""
 
-NAME_SEPARATOR = "/"
-"""Stands between the node and the output in the name of a tensor."""
+MAX_PLAIN_NAME = 64
+"""Letters of a name up to which the file is called by it."""
 
 
 @dataclass(kw_only=True)
 class TeacherStore:
-    """A folder with a file of outputs for every draw, in half precision.
-
-    What is read differs from what was computed by the rounding. So a training reads what it has
-    just written, too: it ends the same way whether a draw was known or not.
-    """
+    """A folder with a file of outputs for every draw or pair, in their compact form."""
 
     folder: Path
     """Where the files are."""
@@ -45,52 +40,36 @@ class TeacherStore:
         files = list(self.folder.glob("*.safetensors"))
         self.used_bytes = sum(file.stat().st_size for file in files)
 
-    def read(self, draw: str) -> Outputs | None:
-        """Return the outputs of a draw in float32; None where they are not kept.
+    def read(self, name: str) -> CompactOutputs | None:
+        """Return the outputs of a draw or a pair; None where they are not kept.
 
         A damaged file is removed and counts as none.
         """
-        file = self._locate(draw)
+        file = self._locate(name)
         if not file.exists():
             return None
         try:
-            tensors = load_file(file)
+            return load_file(file)
         except SafetensorError:
             file.unlink(missing_ok=True)
             return None
-        outputs: Outputs = {}
-        for name, tensor in tensors.items():
-            node_name, _, output_name = name.rpartition(NAME_SEPARATOR)
-            is_half = tensor.dtype == torch.float16
-            outputs.setdefault(node_name, {})[output_name] = tensor.float() if is_half else tensor
-        return outputs
 
-    def write(self, draw: str, outputs: Outputs) -> None:
-        """Keep the outputs of a draw, when there is room for them."""
-        tensors: dict[str, Tensor] = {}
-        for node_name, node_outputs in outputs.items():
-            for output_name, tensor in node_outputs.items():
-                name = f"{node_name}{NAME_SEPARATOR}{output_name}"
-                tensors[name] = _round_to_half(tensor).contiguous()
-        size = sum(tensor.nbytes for tensor in tensors.values())
+    def write(self, name: str, outputs: CompactOutputs) -> None:
+        """Keep the outputs of a draw or a pair, when there is room for them."""
+        size = sum(tensor.nbytes for tensor in outputs.values())
         if self.used_bytes + size > self.max_bytes:
             return
         try:
-            with replace_file(self._locate(draw)) as unfinished:
-                save_file(tensors, unfinished)
+            with replace_file(self._locate(name)) as unfinished:
+                save_file(outputs, unfinished)
         except DiskFull:
             # The room that is left is for weights. What is not kept is computed again.
             self.max_bytes = 0
             return
         self.used_bytes += size
 
-    def _locate(self, draw: str) -> Path:
-        """Return the file of a draw."""
-        return self.folder / f"{draw}.safetensors"
-
-
-def _round_to_half(tensor: Tensor) -> Tensor:
-    """Return a tensor of floats in half precision, unless it holds larger values."""
-    if not tensor.is_floating_point() or float(tensor.abs().max()) > LARGEST_HALF:
-        return tensor
-    return tensor.to(torch.float16)
+    def _locate(self, name: str) -> Path:
+        """Return the file of a draw or a pair. Names of pairs may be paths of any length."""
+        is_plain = len(name) <= MAX_PLAIN_NAME and name.replace("-", "").isalnum()
+        file_name = name if is_plain else hashlib.sha256(name.encode()).hexdigest()
+        return self.folder / f"{file_name}.safetensors"

@@ -109,6 +109,12 @@ def _begin_training(training: Training, *, best: BestWeights, start: float) -> T
     options = training.options
     settings = options.settings
     best.validate(0.0, 0)
+    if training.compares_blocks:
+        options.progress(
+            "outputs of blocks are compared (distill.losses.hidden or cross), so the dense "
+            "pipeline runs anew for every pair",
+            None,
+        )
     loss_ratio = options.loss_ratio
     if best.validations:
         loss = best.validations[0]["validation_loss"]

@@ -105,6 +105,7 @@ class Training:
         self.settings = settings
         self.clock = options.clock
         self.loss_weights = resolve_loss_weights(settings)
+        self.compares_blocks = bool(self.loss_weights["hidden"] or self.loss_weights["cross"])
         self.uses_bf16 = settings.precision == "bf16" or (
             settings.precision == "auto" and is_bf16_faster()
         )
