@@ -57,8 +57,16 @@ class BestWeights:
         if self.batch is None:
             return
         due_at = len(self.validations) / self.count
-        if share < due_at:
-            return
+        if share >= due_at:
+            self.measure_loss(step)
+
+    def measure_loss(self, step: int) -> None:
+        """Take the loss on validation pairs; keep the weights if it is the least.
+
+        Args:
+            step: Steps that are done.
+        """
+        assert self.batch is not None
         start = self.clock.now()
         loss = self.pipeline.loss_of_models(self.student, self.batch, dense=self.reference)
         self.seconds = self.clock.now() - start

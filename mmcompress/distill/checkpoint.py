@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mmcompress.errors import DataError
-from mmcompress.storage import replace_file
+from mmcompress.storage import InvalidValue, build_record, replace_file, to_plain
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """The running means that AdamW keeps for each weight, under torch's names."""
@@ -29,6 +29,12 @@ class TrainingState:
     """Steps that the training was asked for."""
     planned_steps: int = 0
     """Steps that it will have; 0 until its pace is known."""
+    run_down_start: int = -1
+    """The step that the run-down of the rate began with; -1 before it (`until_converged`)."""
+    run_down_losses: list[float] = field(default_factory=list)
+    """Losses on validation pairs after each run-down."""
+    has_converged: bool = False
+    """More steps no longer help."""
     step_seconds: float = 0.0
     """Seconds of a step: the mean of those behind the first one, which allocates memory."""
     step: int = 0
@@ -139,41 +145,15 @@ def check_checkpoint(path: Path) -> None:
     try:
         with safe_open(path, "pt") as file:
             _parse_state((file.metadata() or {})["state"])
-    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, InvalidValue) as error:
         raise DataError(f"{path}: the state of the training can't be read: {error!r}") from error
 
 
 def _format_state(state: TrainingState) -> str:
     """Return a state as the JSON text of the file's metadata."""
-    return json.dumps(
-        {
-            "step": state.step,
-            "share": state.share,
-            "curve": state.curve,
-            "rate": state.rate,
-            "asked_steps": state.asked_steps,
-            "planned_steps": state.planned_steps,
-            "step_seconds": state.step_seconds,
-            "validations": state.validations,
-            "looked": len(state.validations),
-            "waited": state.unimproved_validations,
-            "elapsed": state.elapsed,
-        }
-    )
+    return json.dumps(to_plain(state))
 
 
 def _parse_state(text: str) -> TrainingState:
     """Return the state behind the JSON text of a file's metadata."""
-    values = json.loads(text)
-    return TrainingState(
-        rate=values["rate"],
-        asked_steps=values["asked_steps"],
-        planned_steps=values["planned_steps"],
-        step_seconds=values["step_seconds"],
-        step=values["step"],
-        share=values["share"],
-        elapsed=float(values["elapsed"]),
-        curve=values["curve"],
-        validations=values["validations"],
-        unimproved_validations=values["waited"],
-    )
+    return build_record(TrainingState, json.loads(text))

@@ -287,6 +287,10 @@ class AnswerCounts:
         return text
 
 
+TrainingEnd = Literal["steps", "minutes", "patience", "convergence"]
+"""What ended a training."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingResult:
     """How long an artifact was trained, and what more training is expected to bring."""
@@ -299,9 +303,9 @@ class TrainingResult:
     """Seconds that they took, with validations."""
     learning_rate: float
     """The highest learning rate of the last round."""
-    ended_by: Literal["steps", "minutes", "patience"]
-    """What ended the last round: all steps were done, its minutes afforded no more, or the loss on
-    validation pairs no longer fell."""
+    ended_by: TrainingEnd
+    """What ended the last round: all steps were done, its minutes afforded no more, the loss on
+    validation pairs no longer fell, or twice the steps lowered it by less than a tenth."""
     loss: float | None
     """Loss on validation pairs after training; None where it was not measured."""
     dense_loss: float | None
@@ -316,6 +320,7 @@ class TrainingResult:
             "steps": "the steps ended it",
             "minutes": "the minutes ended it (distill.minutes)",
             "patience": "it no longer helped (distill.patience)",
+            "convergence": "more steps no longer help",
         }
         text += f", at a learning rate of {self.learning_rate:.2g}; {reasons[self.ended_by]}."
         if self.loss is not None and self.loss_of_twice_the_steps is not None:

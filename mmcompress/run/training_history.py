@@ -6,10 +6,9 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
 
 from mmcompress.distill.step_plan import predict_loss_of_twice_the_steps
-from mmcompress.results.records import TrainingResult
+from mmcompress.results.records import TrainingEnd, TrainingResult
 from mmcompress.workspace.folder import RunFolder
 
 HistoryRows = Sequence[Mapping[str, float]]
@@ -83,9 +82,11 @@ def find_last_step(rows: HistoryRows) -> int:
     return max((int(row["step"]) for row in rows), default=0)
 
 
-def _find_end(rows: HistoryRows) -> Literal["steps", "minutes", "patience"]:
+def _find_end(rows: HistoryRows) -> TrainingEnd:
     """Return what ended a training."""
     settings = rows[0]
+    if settings.get("is_open_ended"):
+        return "convergence" if settings["has_converged"] else "minutes"
     if find_last_step(rows) < settings["planned_steps"]:
         return "patience"
     if settings["planned_steps"] < settings["asked_steps"]:

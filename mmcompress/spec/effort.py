@@ -30,10 +30,8 @@ class Change:
     value: Any = None
     """The value itself, where it is the same whatever the spec says."""
 
-    def apply(self, value: float) -> Any:
-        """Return the value of the level in place of the one of the spec."""
-        if self.value is not None:
-            return self.value
+    def scale(self, value: float) -> float:
+        """Return a number of the level in place of the one of the spec."""
         changed = value * self.factor
         if self.most is not None:
             changed = min(changed, self.most)
@@ -63,7 +61,7 @@ BEST = {
     "search.short_finetunings": Change(factor=2, most=10),
     "search.max_artifacts": Change(least=3, most=3),
     "distill.steps": Change(value="auto"),
-    "distill.auto_steps_factor": Change(factor=4),
+    "distill.schedule": Change(value="until_converged"),
     "distill.minutes": Change(value=90.0),
 }
 """As good as a night of work makes it."""
@@ -91,8 +89,11 @@ def apply_effort(data: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[
             continue
         if value is None:
             value = _find_default(dotted)
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            changed[dotted] = change.apply(value)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if change.value is not None:
+            changed[dotted] = change.value
+        elif is_number:
+            changed[dotted] = change.scale(value)
     return apply_overrides(data, changed)
 
 

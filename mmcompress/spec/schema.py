@@ -195,13 +195,17 @@ class Distill:
     minutes: Annotated[float, Field(ge=0, le=100_000)] = 4.0
     """Minutes of training. Where the pace of the first steps says that all `steps` would take
     longer, the training has as many as these minutes afford."""
+    schedule: Literal["cosine", "until_converged"] = "cosine"
+    """How long a training lasts. `cosine`: all steps, while the rate falls. `until_converged`: at a
+    constant rate that is run down at the end; the steps are doubled as long as that lowers the loss
+    by a tenth and the minutes last."""
     batch: Annotated[int, Field(ge=2, le=65_536)] = 24
     """Pairs per step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of products while training; weights and losses are fp32. `auto` takes bf16 where a
     product is measured to be clearly faster in it."""
     learning_rate: Share = 7e-4
-    """Highest learning rate of the schedule (warm-up, then cosine)."""
+    """Highest learning rate of the schedule, behind the warm-up."""
     find_learning_rate: bool = True
     """Whether the rate is halved while a few steps of it make matters worse: structures that lost
     little need less."""

@@ -51,7 +51,9 @@ def train_pruned_models_(
         hold_zeros_ = zero_weights_(models, prune.pattern, share=prune.sparsity)
     settings = run.spec.distill
     if learning_rate is not None:
-        settings = replace(settings, learning_rate=learning_rate, find_learning_rate=False)
+        settings = replace(
+            settings, schedule="cosine", learning_rate=learning_rate, find_learning_rate=False
+        )
     checkpoint = None
     # To go on with training in rounds, the models of all rounds before would have to be kept as
     # well.

@@ -1,0 +1,176 @@
+"""A training under way: it does steps, and keeps the books, the history and the checkpoint."""
+
+from __future__ import annotations
+
+import torch
+
+from mmcompress.distill.best_weights import BestWeights
+from mmcompress.distill.checkpoint import TrainingState
+from mmcompress.distill.learning_rate import (
+    RATE_SEARCH_SHARE,
+    find_learning_rate,
+    is_rate_searched,
+)
+from mmcompress.distill.step_plan import choose_step_count
+from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions
+from mmcompress.errors import DiskFull
+from mmcompress.kinds.base import Models
+from mmcompress.storage import to_plain, write_record
+
+CURVE_STEPS = 5
+"""Steps between two rows of the loss curve."""
+
+
+class StepLoop:
+    """A training with its optimizer and its state. The schedules ask it for steps."""
+
+    def __init__(self, student: Models, inputs: TrainingInputs, *, options: TrainingOptions):
+        """Begin a training, or put the state of its last checkpoint back in place.
+
+        Args:
+            student: The models to train, by node.
+            inputs: The pipeline, the teacher and the data.
+            options: The settings of the spec, and where to report, record and resume.
+        """
+        torch.manual_seed(options.seed)
+        for model in student.values():
+            # What is trained is what is deployed: no dropout, batch norms keep their statistics.
+            model.eval()
+        settings = options.settings
+        self.options = options
+        self.training = Training(student, inputs, options=options)
+        self.optimizer = self.training.make_optimizer()
+        self.best = BestWeights(student, inputs, count=settings.validations, clock=options.clock)
+        self.max_seconds = settings.minutes * options.budget_share * 60
+        self._losses: dict[str, float] = {}
+        self._start = options.clock.now()
+        state = self._resume_()
+        if state is None:
+            state = self._begin()
+        else:
+            self._start -= state.elapsed
+        self.state = state
+
+    def advance_(self, rate: float) -> None:
+        """Do one step at a learning rate."""
+        state = self.state
+        clock = self.options.clock
+        step_start = clock.now()
+        batch = self.training.draw_batch(state.step)
+        self._losses = self.training.advance_(self.optimizer, batch, rate=rate)
+        state.step += 1
+        now = clock.now()
+        state.elapsed = now - self._start
+        state.note_step_seconds(now - step_start)
+
+    def report(self, share: float) -> None:
+        """Add a row to the loss curve and tell the user, every few steps.
+
+        Args:
+            share: Share of the schedule that is done, 0 .. 1 or a little more.
+        """
+        state = self.state
+        if state.step % CURVE_STEPS == 1:
+            state.curve.append(self._make_curve_row())
+            loss = state.curve[-1]["loss"]
+            self.options.progress(f"step {state.step}, loss {loss:.3f}", min(share, 1.0))
+
+    def complete_curve(self) -> None:
+        """Add the last step to the loss curve, if it is not there."""
+        curve = self.state.curve
+        if self._losses and (not curve or curve[-1]["step"] != self.state.step):
+            curve.append(self._make_curve_row())
+
+    def save_checkpoint(self, *, is_due: bool = False) -> None:
+        """Save the state of the training, when it is time to."""
+        checkpoint = self.options.checkpoint
+        state = self.state
+        if checkpoint is None or not (is_due or checkpoint.is_due(state.elapsed)):
+            return
+        state.validations = self.best.validations
+        state.unimproved_validations = self.best.unimproved_validations
+        try:
+            checkpoint.save(
+                state,
+                self.training.weights,
+                optimizer=self.optimizer,
+                best_weights=self.best.weights,
+            )
+        except DiskFull as error:
+            checkpoint.last_saved_at = state.elapsed
+            self.options.progress(
+                f"{error}; the training goes on, and an interruption would cost what came after "
+                "the last checkpoint",
+                None,
+            )
+
+    def write_history(self) -> None:
+        """Write the losses of training and validation, where a file is asked for."""
+        options = self.options
+        state = self.state
+        if options.history is None:
+            return
+        first_row = {
+            "step": 0,
+            "rate": state.rate,
+            "bf16": float(self.training.uses_bf16),
+            "asked_steps": state.asked_steps,
+            "planned_steps": state.planned_steps or state.asked_steps,
+            "seconds": state.elapsed,
+            "is_open_ended": float(options.settings.schedule == "until_converged"),
+            "has_converged": float(state.has_converged),
+        }
+        rows = [first_row, *state.curve, *self.best.validations]
+        try:
+            write_record(options.history, to_plain(rows))
+        except DiskFull as error:
+            # The trained weights are worth more, and are written next.
+            options.progress(f"{error}; the losses of the training are not kept", None)
+
+    def _begin(self) -> TrainingState:
+        """Take the loss before training, and choose the number of steps and the learning rate."""
+        options = self.options
+        settings = options.settings
+        best = self.best
+        best.validate(0.0, 0)
+        if self.training.compares_blocks:
+            options.progress(
+                "outputs of blocks are compared (distill.losses.hidden or cross), so the dense "
+                "pipeline runs anew for every pair",
+                None,
+            )
+        loss_ratio = options.loss_ratio
+        if best.validations:
+            loss = best.validations[0]["validation_loss"]
+            options.progress(
+                f"the loss on validation pairs is {loss:.3f}; that of the dense pipeline is "
+                f"{best.dense_loss:.3f}",
+                0.0,
+            )
+            if loss_ratio is None and best.dense_loss > 0:
+                loss_ratio = loss / best.dense_loss
+        steps = choose_step_count(settings, loss_ratio=loss_ratio, share=options.budget_share)
+        state = TrainingState(rate=settings.learning_rate, asked_steps=max(1, steps))
+        if is_rate_searched(settings, steps=state.asked_steps):
+            deadline = self._start + RATE_SEARCH_SHARE * self.max_seconds
+            state.rate = find_learning_rate(self.training, deadline=deadline)
+            options.progress(f"the learning rate is {state.rate:.2g}", 0.0)
+        return state
+
+    def _resume_(self) -> TrainingState | None:
+        """Put the last checkpoint back in place; returns its state, None when there is none."""
+        checkpoint = self.options.checkpoint
+        if checkpoint is None:
+            return None
+        saved = checkpoint.load_(self.training.weights, self.optimizer)
+        if saved is None:
+            return None
+        state, self.best.weights = saved
+        self.best.validations = state.validations
+        self.best.unimproved_validations = state.unimproved_validations
+        return state
+
+    def _make_curve_row(self) -> dict[str, float]:
+        """Return a row of the loss curve: the step, the loss, and its parts."""
+        loss = sum(self._losses.values())
+        return {"step": self.state.step, "loss": loss, **self._losses}
