@@ -160,6 +160,20 @@ class Generation:
         """Token ids that end a sequence."""
         return tuple(token for token in (self.eos, *self.other_ends) if token != NO_TOKEN)
 
+    @property
+    def has_rules(self) -> bool:
+        """Whether any rule changes the scores of the model."""
+        return bool(
+            self.repetition_penalty != 1.0
+            or self.no_repeat_ngram_size
+            or self.bad_words
+            or self.min_tokens
+            or self.forced_end != NO_TOKEN
+            or self.suppress
+            or self.begin_suppress
+            or self.raw_scores
+        )
+
     def paced(self, steps: int) -> Generation:
         """Return the same generation, ending after exactly so many calls of the model.
 
@@ -260,7 +274,10 @@ def beam_search(
     Returns:
         `generation.beams` sequences, the best first.
     """
+    # What stays the same is asked once: a step of a small model takes some 100 microseconds.
     start = list(generation.start)
+    ends = frozenset(generation.ends)
+    has_rules = generation.has_rules
     running = [start] * generation.beams
     # all beams start alike, so only one of them may be continued in the first step
     scores = [0.0] + [MASKED_SCORE] * (generation.beams - 1)
@@ -272,21 +289,22 @@ def beam_search(
     while True:
         scores_BV, past = decode_step(new_ids_BT, position, past)
         position += new_ids_BT.shape[1]
-        log_probabilities_BV = _follow_rules(scores_BV, generation, running=running)
-        options = _rank_options(log_probabilities_BV, scores, end_count=len(generation.ends))
+        if has_rules:
+            scores_BV = _follow_rules(scores_BV, generation, running=running)
+        options = _rank_options(scores_BV, scores, end_count=len(ends))
         is_last = position + 1 >= generation.max_tokens
         length = position + 1 - len(generation.prompt or (generation.bos,))
-        finished = _add_finished(
-            finished,
-            options,
-            running=running,
-            generation=generation,
-            length=length,
-            is_last=is_last,
-        )
+        # Only the first options may end: an end token further down is not probable enough.
+        ending = options[: generation.beams]
+        if not is_last:
+            ending = [option for option in ending if option[2] in ends]
+        if ending:
+            finished = _add_finished(
+                finished, ending, running=running, generation=generation, length=length
+            )
         if is_last:
             return finished
-        unfinished = [option for option in options if option[2] not in generation.ends]
+        unfinished = [option for option in options if option[2] not in ends]
         unfinished = unfinished[: generation.beams]
         if _is_settled(finished, unfinished, generation=generation, length=length):
             return finished
@@ -363,40 +381,31 @@ def _rank_options(
     option_count = min(max(2, 1 + end_count) * beams, totals.size)
     best_indices = totals.argpartition(-option_count)[-option_count:]
     # a handful of numbers from here on: plain Python is quicker than arrays
-    ranked = sorted(
-        zip(totals[best_indices].tolist(), best_indices.tolist(), strict=True),
-        key=_get_negative_score,
-    )
     options: list[_Option] = []
-    for score, index in ranked:
-        beam, token = divmod(index, vocabulary)
-        options.append((score, beam, token))
+    for score, index in zip(totals[best_indices].tolist(), best_indices.tolist(), strict=True):
+        options.append((score, index // vocabulary, index % vocabulary))
+    options.sort(key=_get_score, reverse=True)
     return options
 
 
-def _get_negative_score(scored: tuple[float, object]) -> float:
-    """Return the key that sorts the best score first, and equal ones in the order they had."""
-    return -scored[0]
+def _get_score(scored: tuple[float, *tuple[object, ...]]) -> float:
+    """Return the score that stands first."""
+    return scored[0]
 
 
 def _add_finished(
     finished: list[ScoredSequence],
-    options: Sequence[_Option],
+    ending: Sequence[_Option],
     *,
     running: Sequence[list[int]],
     generation: Generation,
     length: int,
-    is_last: bool,
 ) -> list[ScoredSequence]:
-    """Add the sequences that end in this step, and keep the best.
-
-    Only the first `beams` options may end: an end token further down is not probable enough.
-    """
+    """Add the sequences that end in this step, and keep the best."""
+    divisor = length**generation.length_penalty
     ended: list[ScoredSequence] = []
-    for score, beam, token in options[: generation.beams]:
-        if is_last or token in generation.ends:
-            ids = [*running[beam], token]
-            ended.append((score / length**generation.length_penalty, ids))
+    for score, beam, token in ending:
+        ended.append((score / divisor, [*running[beam], token]))
     return _take_best([*finished, *ended], generation.beams)
 
 
@@ -411,7 +420,7 @@ def _extend_sequences(running: Sequence[list[int]], move: BeamMove) -> list[list
 
 def _take_best(sequences: list[ScoredSequence], count: int) -> list[ScoredSequence]:
     """Return the best sequences, the best first."""
-    return sorted(sequences, key=_get_negative_score)[:count]
+    return sorted(sequences, key=_get_score, reverse=True)[:count]
 
 
 def _is_settled(
