@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from simulated import InProcessBenchmarker
 
 from mmcompress.cli import main
-from mmcompress.errors import DataError, ModelError, SpecError
+from mmcompress.errors import DataError, ModelError, SpecError, SplitSealed
 from mmcompress.graph.blocks import count_steps, count_units_after
 from mmcompress.graph.structure import Candidate, measure_removed_share
 from mmcompress.results.records import Attempt, Bound, Summary, Trial
@@ -885,9 +885,13 @@ def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, one_
         on_progress=note_stage,
         **machine,
     )
+    with pytest.raises(SplitSealed, match="'test' is sealed until a finished artifact is judged"):
+        run.data.load("test", 1)
     recorded = replace(run, data=RecordingData(run.data, events))
     prepared = prepare_run(recorded)
     reach_target(prepared.run, prepared=prepared, policy=one_artifact)
+    with pytest.raises(SplitSealed):
+        run.data.load("test", 1)
     loads = [event for event in events if isinstance(event, tuple)]
     assert {split for split, _, _ in loads} == {"train", "val", "test"}
     exported = max(i for i, event in enumerate(events) if event == "export")

@@ -72,13 +72,16 @@ def evaluate_artifact(
     latency.measure_part()
     answers: dict[str, dict[str, SplitAnswers]] = {}
     skipped: dict[str, str] = {}
-    with run.time_stage("evaluate"):
-        answers["test"] = answer_split(run, "test")
-    latency.measure_part()
-    for split in run.spec.data.report:
-        with run.time_stage("evaluate"), skip_failed_step(run, f"split {split}", skipped=skipped):
-            answers[split] = answer_split(run, split)
+    with run.seal.open_for_judging():
+        with run.time_stage("evaluate"):
+            answers["test"] = answer_split(run, "test")
         latency.measure_part()
+        for split in run.spec.data.report:
+            skip = skip_failed_step(run, f"split {split}", skipped=skipped)
+            with run.time_stage("evaluate"), skip:
+                answers[split] = answer_split(run, split)
+            latency.measure_part()
+        samples = select_samples(run, answers["test"], split="test")
     if measuring:
         latency.measure_until_certain(measuring)
     summary = _build_summary(
@@ -90,6 +93,7 @@ def evaluate_artifact(
         latency=latency,
         skipped=skipped,
     )
+    summary = replace(summary, samples=samples)
     outcomes = {side: split_answers.scores for side, split_answers in answers["test"].items()}
     write_record(run.folder.outcomes, outcomes, indent=None)
     summary = replace(summary, warnings=list_warnings(summary))
@@ -197,7 +201,6 @@ def _build_summary(
         device=run.device,
         peak_memory_mb=read_peak_memory_mb(),
         validation_losses=read_validation_losses(run.folder),
-        samples=select_samples(run, answers["test"], split="test"),
         extra_splits=extra_splits,
         attempts=fitted.attempts,
         bench_repeats=latency.repeats,
