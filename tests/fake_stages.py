@@ -88,6 +88,7 @@ class FakeStages:
             correction=1.0,
             attempts=(attempt,),
             final_to_fitted=plan.final_to_fitted,
+            writing_factor=plan.writing_factor,
         )
         write_record(run.folder.fitted, fitted)
         return fitted

@@ -17,7 +17,7 @@ from mmcompress.cli import main
 from mmcompress.errors import DataError, ModelError, SpecError, SplitSealed
 from mmcompress.graph.blocks import count_steps, count_units_after
 from mmcompress.graph.structure import Candidate, measure_removed_share
-from mmcompress.results.records import Attempt, Bound, Summary, Trial
+from mmcompress.results.records import Attempt, Bound, FreeWriting, Summary, Trial
 from mmcompress.run import run_targets as workflow
 from mmcompress.run.approach_target import ApproachOptions, FitAttempt, approach_target
 from mmcompress.run.compress.restart import StartChoice, choose_start
@@ -527,6 +527,7 @@ def _judged_artifact(share, *, speed_factor=1.0, effort=0, params=1e6, floor_ms=
         validation_losses=(),
         machine_speed_factor=speed_factor,
         latency_margin=0.0,
+        writing=FreeWriting(),
     )
     fitted = FittedStructure(
         candidate=Candidate({}, {}),

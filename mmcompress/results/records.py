@@ -288,6 +288,58 @@ class AnswerCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecodeSteps:
+    """How much one generator writes at the end of a run, and how quickly."""
+
+    dense: float
+    """Mean decode steps of a request to the dense pipeline."""
+    compressed: float
+    """The same of the compressed one."""
+    ratio: float
+    """p50 of the node for the steps of the dense pipeline / p50 of the dense node."""
+    fitted_ratio: float | None = None
+    """The same as measured before the training; None where this structure was not measured then."""
+
+    @property
+    def more_tokens(self) -> float:
+        """Share of tokens that it writes more than the dense one; negative: fewer."""
+        return self.compressed / self.dense - 1
+
+    @property
+    def slower_step(self) -> float | None:
+        """Share of time that a step takes longer than before the training; negative: less."""
+        return self.ratio / self.fitted_ratio - 1 if self.fitted_ratio else None
+
+    def describe(self) -> str:
+        """Return both shares in words, apart from each other."""
+        amount = "more" if self.more_tokens >= 0 else "fewer"
+        text = f"writes {abs(self.more_tokens):.1%} {amount} tokens than the dense one"
+        if self.slower_step is not None:
+            pace = "longer" if self.slower_step >= 0 else "less long"
+            text += (
+                f", and a step takes {abs(self.slower_step):.1%} {pace} than before the training"
+            )
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeWriting:
+    """What it costs that a finished pipeline writes freely.
+
+    Structures are measured before the training while they write what the dense pipeline wrote.
+    """
+
+    latency_factor: float = 1.0
+    """Measured latency / latency where the artifact takes the decode steps of the dense
+    pipeline."""
+    margin: float = 0.0
+    """Share that the factor may be off by on other requests: the half-width of its interval of
+    95 % over requests."""
+    nodes: dict[str, DecodeSteps] = field(default_factory=dict)
+    """Decode steps by generator."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """`summary.json`: everything that the report shows."""
 
@@ -360,6 +412,8 @@ class Summary:
     """Factor from the measured latency ratio to what it is on this machine in the long run. Whole
     pipelines of the same precisions, measured now and all through the run, show it. 1 when none was
     measured."""
+    writing: FreeWriting = field(default_factory=FreeWriting)
+    """What it costs that generators write freely, and how much each writes."""
     aimed_share: float = 1.0
     """Share of the target that the structure was chosen for."""
     dense_answers: dict[str, AnswerCounts] = field(default_factory=dict)

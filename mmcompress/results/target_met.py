@@ -26,6 +26,14 @@ def compute_long_run_target_share(summary: Summary) -> float:
     return compute_target_share(summary) * summary.machine_speed_factor
 
 
+def compute_dictated_target_share(summary: Summary) -> float:
+    """Return latency / target in the long run, where generators write what the dense ones wrote.
+
+    So a structure is measured before its training: the two can be compared.
+    """
+    return compute_long_run_target_share(summary) / summary.writing.latency_factor
+
+
 def compute_corrected_target_share(summary: Summary) -> float:
     """Return latency / target for the decision whether more was cut than needed.
 

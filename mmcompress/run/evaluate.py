@@ -206,6 +206,7 @@ def _build_summary(
         bench_repeats=latency.repeats,
         latency_margin=latency.estimate_margin(),
         machine_speed_factor=latency.estimate_speed_factor(),
+        writing=latency.estimate_writing(fitted),
         aimed_share=fitted.aimed_share,
         dense_answers=count_answers(run.spec, answers["test"]["baseline"].texts),
         skipped={**list_failed_metrics(answers), **skipped},

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmcompress.results.records import Summary
 from mmcompress.results.target_met import (
     compute_corrected_target_share,
-    compute_long_run_target_share,
+    compute_dictated_target_share,
     compute_target_share,
     find_worst_limit_ratio,
     is_out_of_reach,
@@ -57,6 +58,8 @@ class Retry:
     """Expected latency of the finished artifact / latency of its structure before training."""
     bounds: Limits
     """Limits to search with: an exceeded one is lowered by the ratio it was exceeded by."""
+    writing_factor: float = 1.0
+    """The part of `final_to_fitted` that stands for longer texts than the dense pipeline writes."""
     first_attempt: int
     """Number of structures measured for earlier artifacts; the search goes on from there."""
     excluded: tuple[str, ...] = ()
@@ -118,16 +121,36 @@ def plan_artifact(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry:
         limits: What the spec asks for.
     """
     final_to_fitted = 1.0
+    writing_factor = 1.0
     bounds = limits.bounds
     first_attempt = 0
     for artifact in history:
-        reached = compute_long_run_target_share(artifact.summary)
-        final_to_fitted = artifact.fitted.next_final_to_fitted(
+        reached = compute_dictated_target_share(artifact.summary)
+        writing_factor = find_writing_factor(artifact.summary)
+        final_to_fitted = writing_factor * artifact.fitted.next_final_to_fitted(
             reached, margin=artifact.summary.latency_margin
         )
         bounds = tighten_limits(bounds, limits.bounds, side=artifact.summary.compressed)
         first_attempt += len(artifact.fitted.attempts)
-    return Retry(final_to_fitted=final_to_fitted, bounds=bounds, first_attempt=first_attempt)
+    return Retry(
+        final_to_fitted=final_to_fitted,
+        writing_factor=writing_factor,
+        bounds=bounds,
+        first_attempt=first_attempt,
+    )
+
+
+def find_writing_factor(summary: Summary) -> float:
+    """Return the factor by which longer texts than the dense ones are expected to slow the next
+    artifact.
+
+    After a miss it counts as far as it exceeds its margin, or the next artifact would miss as
+    well. What an artifact within the target wrote is no promise of the next one.
+    """
+    if compute_target_share(summary) <= 1:
+        return 1.0
+    excess = math.log(summary.writing.latency_factor) - summary.writing.margin
+    return math.exp(max(excess, 0.0))
 
 
 def is_better(one: Summary, other: Summary) -> bool:

@@ -84,7 +84,9 @@ def resume_target(run: RunContext) -> TargetState:
     plan = plan_artifact(history, limits)
     if known:
         # The record on disk was made with this factor; another one would make it invalid.
-        plan = replace(plan, final_to_fitted=known.final_to_fitted)
+        plan = replace(
+            plan, final_to_fitted=known.final_to_fitted, writing_factor=known.writing_factor
+        )
     return TargetState(history=history, known=known, finished=finished, plan=plan)
 
 
