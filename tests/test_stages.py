@@ -122,12 +122,14 @@ def test_what_more_trials_find_is_kept_only_if_it_is_better(run_fake, tmp_path):
     longer = {**few, "search.trials": 4}
     worse = FakeStages(shares=(0.97, 0.96), losses=(0.1, 0.3), artifacts=1)
     prefer_first = RunPolicy(is_better=lambda one, other: one == first)
-    assert run_fake(worse, overrides=longer, policy=prefer_first) == first
+    kept = run_fake(worse, overrides=longer, policy=prefer_first)
+    assert replace(kept, artifacts=first.artifacts) == first
+    assert [record.is_kept for record in kept.artifacts] == [True, False]
     assert "train" in worse.calls and read_kept_artifact(tmp_path / "r") == {"1"}
     assert not (tmp_path / "r" / "earlier").exists()
     # It has been searched, whichever artifact was kept.
     again = FakeStages(shares=(0.5,))
-    assert run_fake(again, overrides=longer, policy=prefer_first) == first
+    assert run_fake(again, overrides=longer, policy=prefer_first) == kept
     assert again.calls == ["prepare", "report"]
 
 

@@ -340,6 +340,43 @@ class FreeWriting:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ArtifactRecord:
+    """One artifact that was made for a target, and what became of it."""
+
+    identity: str
+    """Digest of its weights. An artifact that is measured again keeps its record."""
+    candidate: Candidate
+    """Units kept, and the precision of each node."""
+    loss: float | None
+    """The pipeline's own loss on validation pairs at the end of its training; None where it was
+    not taken."""
+    trained_steps: int
+    """Training steps, with those of the artifact that it went on from."""
+    target_share: float | None = None
+    """Measured latency / target; None where its proof failed and nothing was measured."""
+    speedup: float | None = None
+    """Median latency of the dense pipeline over its own; None where nothing was measured."""
+    margin: float = 0.0
+    """Share that the ratio of the two latencies may be off by."""
+    met: bool = False
+    """Whether it keeps the target and every limit."""
+    writing: FreeWriting = field(default_factory=FreeWriting)
+    """Decode steps of both sides."""
+    is_kept: bool = False
+    """Whether it is the artifact of the run folder."""
+    reason: str = ""
+    """Why it was kept or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactJournal:
+    """`artifacts.json`: the finished artifacts of a target, in the order they were made."""
+
+    artifacts: tuple[ArtifactRecord, ...]
+    """One record for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Summary:
     """`summary.json`: everything that the report shows."""
 
@@ -401,6 +438,8 @@ class Summary:
     """A few texts: the reference, and what both sides wrote."""
     extra_splits: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
     """Quality on further splits: split, side, figure."""
+    artifacts: tuple[ArtifactRecord, ...] = ()
+    """Every artifact that was made for the target, also those that were not kept."""
     attempts: tuple[Attempt, ...] = ()
     """Structures that were measured whole on the way to this one, in order."""
     bench_repeats: int = 0

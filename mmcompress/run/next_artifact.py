@@ -153,8 +153,36 @@ def find_writing_factor(summary: Summary) -> float:
     return math.exp(max(excess, 0.0))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Which of two artifacts is kept."""
+
+    keeps_first: bool
+    """Whether it is the first one."""
+    reason: str
+    """What the other one lacks, as a clause for a person."""
+
+
 def is_better(one: Summary, other: Summary) -> bool:
-    """Return whether one of two artifacts for a target is kept rather than the other.
+    """Return whether one of two artifacts for a target is kept rather than the other."""
+    return compare_artifacts(one, other).keeps_first
+
+
+def explain_choice(winner: Summary, loser: Summary) -> str:
+    """Return why an artifact was not kept, for a person.
+
+    Args:
+        winner: The artifact that was kept instead.
+        loser: The one that was not.
+    """
+    preference = compare_artifacts(winner, loser)
+    if not preference.keeps_first:
+        return "the policy of the run prefers another artifact"
+    return preference.reason
+
+
+def compare_artifacts(one: Summary, other: Summary) -> Preference:
+    """Return which of two artifacts for a target is kept, and why.
 
     The first rule that tells the two apart decides:
 
@@ -166,21 +194,39 @@ def is_better(one: Summary, other: Summary) -> bool:
     6. The one that lost less is kept.
     """
     if one.target.met != other.target.met:
-        return one.target.met
+        return Preference(
+            keeps_first=one.target.met, reason="it misses the target, and another artifact meets it"
+        )
+    losses = sorted([_get_final_loss(one), _get_final_loss(other)])
+    lower_loss = (
+        f"another artifact has the lower choosing loss ({losses[0]:.3f} for {losses[1]:.3f})"
+    )
     faster_by = compute_target_share(other) - compute_target_share(one)
     if abs(faster_by) <= one.latency_margin + other.latency_margin:
-        return _get_final_loss(one) < _get_final_loss(other)
+        return Preference(
+            keeps_first=_get_final_loss(one) < _get_final_loss(other),
+            reason=f"{lower_loss}, and their latencies can't be told apart",
+        )
     if not one.target.met:
-        return faster_by > 0
+        return Preference(
+            keeps_first=faster_by > 0,
+            reason="it misses the target by more than another artifact does",
+        )
     milder_by = _get_final_loss(other) - _get_final_loss(one)
     if faster_by * milder_by > 0:
-        # One of the two is both faster and milder.
-        return faster_by > 0
+        return Preference(
+            keeps_first=faster_by > 0,
+            reason="another artifact is faster, and has the lower choosing loss",
+        )
     one_is_near = compute_corrected_target_share(one) >= MIN_TARGET_SHARE
     other_is_near = compute_corrected_target_share(other) >= MIN_TARGET_SHARE
     if one_is_near != other_is_near:
-        return one_is_near
-    return milder_by > 0
+        return Preference(
+            keeps_first=one_is_near,
+            reason=f"it takes less than {MIN_TARGET_SHARE:.0%} of the target: more was cut than "
+            "needed",
+        )
+    return Preference(keeps_first=milder_by > 0, reason=lower_loss)
 
 
 def _get_final_loss(summary: Summary) -> float:

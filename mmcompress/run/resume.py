@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from mmcompress.results.records import Summary
 from mmcompress.results.target_met import compute_corrected_target_share
+from mmcompress.run.artifact_journal import note_choice
 from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Retry, plan_artifact
@@ -116,9 +117,15 @@ def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) 
     message = f"the finished artifact lies at {share:.1%} of its target: another one is made"
     run.on_progress("fit", message, None)
     folder = run.folder
-    if folder.has_stash() and is_better(read_record(Summary, folder.stash.summary), summary):
+    if not folder.has_stash():
+        folder.stash_artifact()
+        return
+    earlier = read_record(Summary, folder.stash.summary)
+    if is_better(earlier, summary):
+        note_choice(folder, folder, winner=earlier, loser=summary)
         folder.remove_artifact()
     else:
+        note_choice(folder, folder.stash, winner=summary, loser=earlier)
         folder.stash_artifact()
 
 
@@ -135,11 +142,15 @@ def restore_better(run: RunContext, summary: Summary | None, *, is_better: IsBet
         return summary
     earlier = read_record(Summary, folder.stash.summary)
     if summary is None or is_better(earlier, summary):
+        if summary is not None:
+            note_choice(folder, folder, winner=earlier, loser=summary)
         folder.restore_stash()
         summary = earlier
         # All trials that were asked for have been tried: a resumed run must not search again.
         fitted = read_record(FittedStructure, folder.fitted)
         effort = ArtifactLimits.from_spec(run.spec).search_effort
         write_record(folder.fitted, replace(fitted, search_effort=effort))
+    else:
+        note_choice(folder, folder.stash, winner=summary, loser=earlier)
     folder.discard_stash()
     return summary
