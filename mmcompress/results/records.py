@@ -287,6 +287,55 @@ class AnswerCounts:
         return text
 
 
+RETAINED_LIMIT = "limits.retained"
+"""The key of a spec that asks for a share of the dense quality; its name in `Summary.skipped`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowerTarget:
+    """A slower target that a run went on with, since too little quality was kept."""
+
+    target: str
+    """The target, as a spec says it."""
+    folder: str
+    """Name of its run folder, in the folder that the targets share."""
+    speedup: float
+    """Median latency of the dense pipeline over that of the compressed one."""
+    met: bool
+    """Whether its own target and every upper limit are kept."""
+    choosing: Quality
+    """Share of the dense quality that it keeps, on the validation split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetainedCheck:
+    """Whether a finished artifact keeps the share of the dense quality that was asked for."""
+
+    limit: float
+    """`limits.retained`: the share that must be kept, 0..1."""
+    choosing: Quality
+    """Share that is kept on the validation split, of the worst metric. It decides."""
+    test: Quality
+    """The same on the test split. It decides nothing."""
+    slower: tuple[SlowerTarget, ...] = ()
+    """The slower targets that the run went on with."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether as much is kept on the validation split as was asked for."""
+        return self.choosing.value >= self.limit
+
+    def describe_test(self) -> str:
+        """Return whether the limit held on the test split, in words."""
+        if self.test.n == 0:
+            return "no metric has a figure there"
+        if self.test.low >= self.limit:
+            return "it held"
+        if self.test.high < self.limit:
+            return "it did not hold"
+        return f"whether it held can't be told at n = {self.test.n}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class DecodeSteps:
     """How much one generator writes at the end of a run, and how quickly."""
@@ -451,6 +500,8 @@ class Summary:
     """Factor from the measured latency ratio to what it is on this machine in the long run. Whole
     pipelines of the same precisions, measured now and all through the run, show it. 1 when none was
     measured."""
+    retained: RetainedCheck | None = None
+    """Whether enough of the dense quality is kept; None where no limit was asked for."""
     writing: FreeWriting = field(default_factory=FreeWriting)
     """What it costs that generators write freely, and how much each writes."""
     aimed_share: float = 1.0

@@ -57,7 +57,7 @@ def list_exceeded_bounds(
 
 
 def list_bounds(limits: Limits, measure_load: MeasureLoad) -> list[Bound]:
-    """Return every limit beside the target, with what there is of it.
+    """Return every upper limit beside the target, with what there is of it.
 
     All rooms that look at limits do so by this list.
 
@@ -151,4 +151,5 @@ def tighten_limits(current: Limits, requested: Limits, *, side: Side) -> Limits:
         size_mb=tighten(current.size_mb, "size"),
         memory_mb=tighten(current.memory_mb, "memory"),
         node_ms=node_ms,
+        retained=current.retained,
     )

@@ -14,7 +14,14 @@ from mmcompress.graph.structure import Candidate, KeptUnits, measure_removed_sha
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.latency.memory import read_peak_memory_mb
-from mmcompress.results.records import LONG_INPUTS, SearchResult, Side, Summary, Trial
+from mmcompress.results.records import (
+    LONG_INPUTS,
+    RETAINED_LIMIT,
+    SearchResult,
+    Side,
+    Summary,
+    Trial,
+)
 from mmcompress.run.adopt_artifacts import restore_measurements
 from mmcompress.run.answers import (
     SplitAnswers,
@@ -39,6 +46,7 @@ from mmcompress.run.final_latency import FinalLatency
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile
+from mmcompress.run.retained_quality import check_retained_quality
 from mmcompress.run.run_policy import MeasuringLimits
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit
@@ -82,6 +90,12 @@ def evaluate_artifact(
                 answers[split] = answer_split(run, split)
             latency.measure_part()
         samples = select_samples(run, answers["test"], split="test")
+    retained = None
+    limit = run.spec.limits.retained
+    if limit is not None:
+        skip = skip_failed_step(run, RETAINED_LIMIT, skipped=skipped)
+        with run.time_stage("evaluate"), skip:
+            retained = check_retained_quality(run, limit=limit, test=answers["test"])
     if measuring:
         latency.measure_until_certain(measuring)
     summary = _build_summary(
@@ -93,7 +107,7 @@ def evaluate_artifact(
         latency=latency,
         skipped=skipped,
     )
-    summary = replace(summary, samples=samples)
+    summary = replace(summary, samples=samples, retained=retained)
     outcomes = {side: split_answers.scores for side, split_answers in answers["test"].items()}
     write_record(run.folder.outcomes, outcomes, indent=None)
     summary = replace(summary, warnings=list_warnings(summary))

@@ -40,8 +40,12 @@ class TargetState:
         """
         if not self._is_unchanged(fitted) or run.device_readings or not run.folder.has_bundle():
             return False
+        summary = read_record(Summary, run.folder.summary)
+        judged_limit = summary.retained.limit if summary.retained else None
+        if judged_limit != run.spec.limits.retained:
+            return False
         # What went wrong may have been mended: a metric, a picture of a further split.
-        return not read_record(Summary, run.folder.summary).skipped
+        return not summary.skipped
 
     def is_only_remade(self, run: RunContext, fitted: FittedStructure, *, summary: Summary) -> bool:
         """Return whether an artifact that was finished before was only written and judged again.

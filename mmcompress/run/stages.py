@@ -172,11 +172,11 @@ def reach_target(
         plan = step
     summary = restore_better(run, summary, is_better=policy.is_better)
     summary = add_artifacts(run.folder, summary)
-    _write_report(run, summary, write=stages.report)
+    report_summary(run, summary, write=stages.report)
     return summary
 
 
-def _write_report(
+def report_summary(
     run: RunContext, summary: Summary, *, write: Callable[[Summary, Path], Path]
 ) -> None:
     """Write the report. An error there costs nothing: the summary is on disk already."""

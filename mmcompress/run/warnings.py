@@ -49,6 +49,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return what to know before trusting or deploying the result, each with its reason."""
     warnings = [
         *_warn_of_skipped_steps(summary),
+        *_warn_of_lost_quality(summary),
         *_warn_of_wide_intervals(summary),
         *_warn_of_weak_metrics(summary),
         *_warn_of_uninformative_answers(summary),
@@ -75,6 +76,25 @@ def _warn_of_skipped_steps(summary: Summary) -> list[str]:
         "tries it again"
         for name, reason in summary.skipped.items()
     ]
+
+
+def _warn_of_lost_quality(summary: Summary) -> list[str]:
+    """Warn where less of the dense quality is kept than was asked for, by either split."""
+    retained = summary.retained
+    if retained is None:
+        return []
+    warnings = []
+    if not retained.is_kept:
+        warnings.append(
+            f"{retained.choosing.value:.1%} of the dense quality is kept on validation pairs, "
+            f"{retained.limit:.1%} is asked for (limits.retained)"
+        )
+    elif retained.test.n > 0 and retained.test.high < retained.limit:
+        warnings.append(
+            f"limits.retained is kept on validation pairs, but on the test split "
+            f"{retained.test.value:.1%} is kept, of {retained.limit:.1%} asked for"
+        )
+    return warnings
 
 
 def _warn_of_wide_intervals(summary: Summary) -> list[str]:

@@ -415,8 +415,8 @@ def _keep_readings(run: RunContext, readings: Readings) -> None:
 def _select_decisive_options(spec: Spec) -> object:
     """Return the part of a spec that must not change between a run and its resumption.
 
-    Where and how long it searches may change. So may the path of a device's readings: their content
-    is compared.
+    Where and how long it searches may change, and how much quality must be kept: no structure
+    depends on that. So may the path of a device's readings: their content is compared.
     """
     search = replace(
         spec.search,
@@ -428,7 +428,8 @@ def _select_decisive_options(spec: Spec) -> object:
         executor="ray",
     )
     measure = replace(spec.measure, readings=spec.measure.readings and "given")
-    return to_plain(replace(spec, search=search, measure=measure))
+    limits = replace(spec.limits, retained=None)
+    return to_plain(replace(spec, search=search, measure=measure, limits=limits))
 
 
 def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:
