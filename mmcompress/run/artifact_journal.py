@@ -32,27 +32,38 @@ def identify_artifact(folder: RunFolder) -> str:
     return digest.hexdigest()
 
 
-def note_artifact(folder: RunFolder, fitted: FittedStructure, *, summary: Summary) -> None:
-    """Write down the finished artifact of a folder, in place of an earlier record of it.
+def note_artifacts(folder: RunFolder) -> None:
+    """Write down the finished artifacts of a folder, each in place of an earlier record of it.
+
+    It is called where a run that is cut off goes on with the next artifact, or ends: a record that
+    is written between the summary of a miss and its move would else end the run with that miss.
 
     Args:
-        folder: The folder of the target.
-        fitted: The structure of the artifact.
-        summary: Its measured record.
+        folder: The folder of the target. The artifact that is set aside was made first.
     """
+    records = list(_read_journal(folder))
+    for place in (folder.stash, folder):
+        if place.summary.exists():
+            records = _replace_record(records, _make_record(place))
+    _write_journal(folder, records)
+
+
+def _make_record(place: RunFolder) -> ArtifactRecord:
+    """Return the record of the finished artifact of a folder."""
+    fitted = read_record(FittedStructure, place.fitted)
+    summary = read_record(Summary, place.summary)
     losses = summary.validation_losses
-    record = ArtifactRecord(
-        identity=identify_artifact(folder),
+    return ArtifactRecord(
+        identity=identify_artifact(place),
         candidate=fitted.candidate,
         loss=losses[-1] if losses else None,
-        trained_steps=count_trained_steps(folder),
+        trained_steps=count_trained_steps(place),
         target_share=compute_target_share(summary),
         speedup=summary.speedup,
         margin=summary.latency_margin,
         met=summary.target.met,
         writing=summary.writing,
     )
-    _write_journal(folder, _replace_record(_read_journal(folder), record))
 
 
 def note_choice(folder: RunFolder, place: RunFolder, *, winner: Summary, loser: Summary) -> None:
@@ -83,6 +94,7 @@ def add_artifacts(folder: RunFolder, summary: Summary) -> Summary:
     Returns:
         The summary, which is written down.
     """
+    note_artifacts(folder)
     identity = identify_artifact(folder)
     records = []
     for record in _read_journal(folder):

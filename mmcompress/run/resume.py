@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from mmcompress.results.records import Summary
 from mmcompress.results.target_met import compute_corrected_target_share
-from mmcompress.run.artifact_journal import note_choice
+from mmcompress.run.artifact_journal import note_artifacts, note_choice
 from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Retry, plan_artifact
@@ -123,7 +123,9 @@ def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) 
     folder = run.folder
     if not folder.has_stash():
         folder.stash_artifact()
+        note_artifacts(folder)
         return
+    note_artifacts(folder)
     earlier = read_record(Summary, folder.stash.summary)
     if is_better(earlier, summary):
         note_choice(folder, folder, winner=earlier, loser=summary)
@@ -144,6 +146,7 @@ def restore_better(run: RunContext, summary: Summary | None, *, is_better: IsBet
     folder = run.folder
     if summary is not None and not folder.has_stash():
         return summary
+    note_artifacts(folder)
     earlier = read_record(Summary, folder.stash.summary)
     if summary is None or is_better(earlier, summary):
         if summary is not None:

@@ -14,7 +14,7 @@ from typing import Protocol
 from mmcompress.errors import ProofFailed
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
-from mmcompress.run.artifact_journal import add_artifacts, note_artifact
+from mmcompress.run.artifact_journal import add_artifacts
 from mmcompress.run.check_records import set_damaged_shared_aside
 from mmcompress.run.compress.recipe import CompressedPipeline, compress_pipeline
 from mmcompress.run.evaluate import evaluate_artifact
@@ -161,7 +161,6 @@ def reach_target(
         summary = stages.evaluate(
             run, prepared, fitted=fitted, compressed=compressed, measuring=policy.measuring
         )
-        note_artifact(run.folder, fitted, summary=summary)
         history.append(Artifact(fitted=fitted, summary=summary))
         if state.is_only_remade(run, fitted, summary=summary):
             break
