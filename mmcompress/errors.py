@@ -10,6 +10,8 @@ MmcompressError
 ├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
 ├── TargetNotMet     the best artifact was written, but is too slow   exit code 3
 ├── QualityUndetermined  the dense answers are empty or alike         exit code 3
+├── QualityNotRetained   less of the dense quality is kept than asked exit code 3
+├── SplitSealed      a choice was about to see the test split         exit code 1
 └── ProofFailed      an artifact does not compute what it should      exit code 1
 """
 
@@ -92,6 +94,18 @@ class QualityUndetermined(MmcompressError):
     """The artifact was written, but the dense answers are empty or alike: nothing can be judged."""
 
     exit_code = 3
+
+
+class QualityNotRetained(MmcompressError):
+    """The artifact was written, but it keeps less of the dense quality than `limits.retained`."""
+
+    exit_code = 3
+
+
+class SplitSealed(MmcompressError):
+    """Something that trains or chooses was about to load a split that only judges."""
+
+    exit_code = 1
 
 
 class ProofFailed(MmcompressError):

@@ -5,9 +5,11 @@ The order of the stages, what a resumed run makes anew, and which artifact stays
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from made_summary import make_summary
@@ -15,16 +17,19 @@ from safetensors.torch import load_file, save_file
 
 from mmcompress.errors import ProofFailed
 from mmcompress.graph.structure import Candidate
-from mmcompress.results.records import Attempt, Summary
+from mmcompress.results.records import Attempt, RetainedCheck, Summary
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.next_artifact import ArtifactLimits
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.resume import read_valid_structure
 from mmcompress.run.stages import RunStages
-from mmcompress.stats import Latency
+from mmcompress.stats import Latency, Quality
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import RunFolder
+
+DENSE_MS = 3.0
+"""Milliseconds of the dense pipeline, as it was profiled."""
 
 TARGET_MS = 1.0
 """Milliseconds that every target asks for."""
@@ -45,6 +50,8 @@ class FakeStages:
     """Their validation losses."""
     calls: list[str] = field(default_factory=list)
     """What was made: `prepare`, `search`, `train`, `evaluate`, `report`."""
+    retained: Mapping[str, float] = field(default_factory=dict)
+    """Share of the dense quality that is kept on validation pairs, by target; 1 for all others."""
     unproved: Sequence[int] = ()
     """Artifacts whose proof fails, counted from 1."""
     excluded: list[tuple[str, ...]] = field(default_factory=list)
@@ -66,9 +73,10 @@ class FakeStages:
         )
 
     def prepare(self, run: RunContext) -> PreparedRun:
-        """Return the run itself: no other fake stage looks at what the targets share."""
+        """Return the run itself: of what the targets share, only the dense latency is looked at."""
         self._begin("prepare")
-        return PreparedRun(run=run, dense=None, predictor=None, sensitivity=None)
+        dense = SimpleNamespace(latency_ms=Latency(p50=DENSE_MS, p95=DENSE_MS, n=9))
+        return PreparedRun(run=run, dense=dense, predictor=None, sensitivity=None)
 
     def fit(self, run, prepared, *, plan, tolerances) -> FittedStructure:
         """Return the structure on record if it is valid, else another one."""
@@ -88,6 +96,7 @@ class FakeStages:
             correction=1.0,
             attempts=(attempt,),
             final_to_fitted=plan.final_to_fitted,
+            writing_factor=plan.writing_factor,
         )
         write_record(run.folder.fitted, fitted)
         return fitted
@@ -101,7 +110,7 @@ class FakeStages:
             folder.weights.mkdir(exist_ok=True)
             for path in (folder.units, *(folder.node_weights(node) for node in run.models)):
                 save_file({"artifact": torch.tensor(self.artifacts)}, path)
-            folder.training_history.write_text("[]")
+            folder.training_history.write_text(json.dumps([{"step": 10 * self.artifacts}]))
         if read_artifact_number(folder) in self.unproved:
             raise ProofFailed("vision: masked == sliced: difference 3.00e-02 (in '0.ffn')")
         self._begin("export")
@@ -132,10 +141,23 @@ class FakeStages:
             compressed=replace(made.compressed, latency_ms=latency),
             kept_units=fitted.candidate.kept_units,
             validation_losses=(0.05, loss),
+            retained=self._judge_quality(run),
         )
         write_record(run.folder.outcomes, {"baseline": {}, "compressed": {}})
         write_record(run.folder.summary, summary)
         return summary
+
+    def _judge_quality(self, run: RunContext) -> RetainedCheck | None:
+        """Return what is kept, if the spec asks for a share; on the test split it is less."""
+        limit = run.spec.limits.retained
+        if limit is None:
+            return None
+        value = self.retained.get(run.spec.target, 1.0)
+        return RetainedCheck(
+            limit=limit,
+            choosing=Quality(value=value, low=value - 0.01, high=value + 0.01, n=16),
+            test=Quality(value=value - 0.02, low=value - 0.03, high=value - 0.01, n=24),
+        )
 
     def report(self, summary: Summary, folder: Path) -> Path:
         """Write a page of one line."""

@@ -196,6 +196,9 @@ def simulate_bundle(bundle: Path, requests: list, *, options: BenchmarkOptions) 
         for node_name, node_ms in session_ms.items():
             samples.nodes.setdefault(node_name, []).append(node_ms)
             samples.in_session.setdefault(node_name, []).append(node_ms)
+        for node_name, written in answer.traces.items():
+            steps = sum(text.steps for text in written)
+            samples.decode_steps.setdefault(node_name, []).append(steps)
         for (node_name, graph_name), count in answer.calls.items():
             key = f"{node_name}/{graph_name}"
             samples.calls[key] = samples.calls.get(key, 0) + count

@@ -46,6 +46,7 @@ REMADE = (
     "summary",
     "device_check",
     "timings",
+    "artifacts",
 )
 """Records that are made again, by the name of their path."""
 

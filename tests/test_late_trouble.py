@@ -250,6 +250,7 @@ def test_dense_answers_are_asked_again_only_where_a_metric_failed(
 
     own_metric(fail)
     run = open_run(tiny / "spec.yaml", tmp_path / "r", overrides={"metrics": ["caption", "own"]})
+    run.seal.is_open = True
     sides = asking.answer_split(run, "test")
     assert list(sides["compressed"].scores) == ["caption_exact_match"]
     METRICS._entries.pop("own")

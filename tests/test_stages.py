@@ -10,7 +10,7 @@ import pytest
 from fake_stages import TARGET_MS, FakeStages, read_artifact_number
 from made_summary import make_trial
 
-from mmcompress.errors import ClusterError, ProofFailed, SpecError
+from mmcompress.errors import ClusterError, ProofFailed, SpecError, SplitSealed
 from mmcompress.graph.structure import Candidate
 from mmcompress.report.page import load_summary
 from mmcompress.run.fit_structure import exclude_structures
@@ -122,12 +122,14 @@ def test_what_more_trials_find_is_kept_only_if_it_is_better(run_fake, tmp_path):
     longer = {**few, "search.trials": 4}
     worse = FakeStages(shares=(0.97, 0.96), losses=(0.1, 0.3), artifacts=1)
     prefer_first = RunPolicy(is_better=lambda one, other: one == first)
-    assert run_fake(worse, overrides=longer, policy=prefer_first) == first
+    kept = run_fake(worse, overrides=longer, policy=prefer_first)
+    assert replace(kept, artifacts=first.artifacts) == first
+    assert [record.is_kept for record in kept.artifacts] == [True, False]
     assert "train" in worse.calls and read_kept_artifact(tmp_path / "r") == {"1"}
     assert not (tmp_path / "r" / "earlier").exists()
     # It has been searched, whichever artifact was kept.
     again = FakeStages(shares=(0.5,))
-    assert run_fake(again, overrides=longer, policy=prefer_first) == first
+    assert run_fake(again, overrides=longer, policy=prefer_first) == kept
     assert again.calls == ["prepare", "report"]
 
 
@@ -281,3 +283,54 @@ def test_a_report_that_cannot_be_written_costs_nothing(run_fake, tmp_path):
     assert any(
         "no space left" in message and "mmcompress report" in message for message in messages
     )
+
+
+@pytest.mark.parametrize("stage", ["prepare", "fit", "compress"])
+def test_a_stage_that_chooses_can_not_see_the_test_split(run_fake, stage):
+    """Nor can it see a further split that the result is reported on."""
+
+    class Peeking(FakeStages):
+        def _peek(self, run):
+            run.data.load("train", 4)
+            run.data.load("val", 4)
+            for split in ("test", "test_style"):
+                with pytest.raises(SplitSealed, match=f"'{split}' is sealed"):
+                    run.data.load(split, 1)
+            run.data.load("test", 1)
+
+        def prepare(self, run):
+            return self._peek(run) if stage == "prepare" else super().prepare(run)
+
+        def fit(self, run, prepared, *, plan, tolerances):
+            if stage == "fit":
+                self._peek(run)
+            return super().fit(run, prepared, plan=plan, tolerances=tolerances)
+
+        def compress(self, run, prepared, *, fitted, earlier):
+            if stage == "compress":
+                self._peek(run)
+            return super().compress(run, prepared, fitted=fitted, earlier=earlier)
+
+    with pytest.raises(SplitSealed):
+        run_fake(Peeking(shares=(0.97,)), overrides={"data.report": ["test_style"]})
+
+
+def test_the_test_split_is_sealed_again_after_each_artifact(run_fake):
+    """What a first artifact shows on it can't choose the second one."""
+
+    class Judging(FakeStages):
+        def fit(self, run, prepared, *, plan, tolerances):
+            with pytest.raises(SplitSealed):
+                run.data.load("test", 1)
+            return super().fit(run, prepared, plan=plan, tolerances=tolerances)
+
+        def evaluate(self, run, prepared, *, fitted, compressed, measuring):
+            with run.seal.open_for_judging():
+                assert len(run.data.load("test", 1)) == 1
+            return super().evaluate(
+                run, prepared, fitted=fitted, compressed=compressed, measuring=measuring
+            )
+
+    judging = Judging(shares=(1.2, 0.98))
+    run_fake(judging)
+    assert judging.calls.count("evaluate") == 2

@@ -14,10 +14,10 @@ from click.testing import CliRunner
 from simulated import InProcessBenchmarker
 
 from mmcompress.cli import main
-from mmcompress.errors import DataError, ModelError, SpecError
+from mmcompress.errors import DataError, ModelError, SpecError, SplitSealed
 from mmcompress.graph.blocks import count_steps, count_units_after
 from mmcompress.graph.structure import Candidate, measure_removed_share
-from mmcompress.results.records import Attempt, Bound, Summary, Trial
+from mmcompress.results.records import Attempt, Bound, FreeWriting, Summary, Trial
 from mmcompress.run import run_targets as workflow
 from mmcompress.run.approach_target import ApproachOptions, FitAttempt, approach_target
 from mmcompress.run.compress.restart import StartChoice, choose_start
@@ -527,6 +527,7 @@ def _judged_artifact(share, *, speed_factor=1.0, effort=0, params=1e6, floor_ms=
         validation_losses=(),
         machine_speed_factor=speed_factor,
         latency_margin=0.0,
+        writing=FreeWriting(),
     )
     fitted = FittedStructure(
         candidate=Candidate({}, {}),
@@ -885,9 +886,13 @@ def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, one_
         on_progress=note_stage,
         **machine,
     )
+    with pytest.raises(SplitSealed, match="'test' is sealed until a finished artifact is judged"):
+        run.data.load("test", 1)
     recorded = replace(run, data=RecordingData(run.data, events))
     prepared = prepare_run(recorded)
     reach_target(prepared.run, prepared=prepared, policy=one_artifact)
+    with pytest.raises(SplitSealed):
+        run.data.load("test", 1)
     loads = [event for event in events if isinstance(event, tuple)]
     assert {split for split, _, _ in loads} == {"train", "val", "test"}
     exported = max(i for i, event in enumerate(events) if event == "export")

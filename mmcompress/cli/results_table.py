@@ -37,12 +37,28 @@ def print_summary(summary: Summary) -> None:
     )
     for name, quality in before.quality.items():
         table.add_row(name, format_quality(quality), format_quality(after.quality[name]))
+    for row in _list_retained_rows(summary):
+        table.add_row(*row)
     table.add_row("parameters", f"{before.params / 1e6:.2f} M", f"{after.params / 1e6:.2f} M")
     table.add_row("bundle", f"{before.size_mb:.1f} MB", f"{after.size_mb:.1f} MB")
     out.print(table)
     out.print(_describe_verdict(summary))
     for warning in summary.warnings:
         out.print(f"[yellow]warning:[/yellow] {escape(warning)}")
+
+
+def _list_retained_rows(summary: Summary) -> list[tuple[str, str, str]]:
+    """Return what is kept of the dense quality beside what was asked for, if it was."""
+    retained = summary.retained
+    if retained is None:
+        return []
+    verdict = "[green]kept[/green]" if retained.is_kept else "[red]not kept[/red]"
+    choosing = format_quality(retained.choosing)
+    test = format_quality(retained.test)
+    return [
+        ("retained, validation", f"{retained.limit:.1%} asked for", f"{choosing}: {verdict}"),
+        ("retained, test", "", f"{test}: {retained.describe_test()}"),
+    ]
 
 
 def _describe_verdict(summary: Summary) -> str:

@@ -16,8 +16,8 @@ from mmcompress.cli.options import (
     resume_option,
 )
 from mmcompress.cli.results_table import print_path, print_summary
-from mmcompress.errors import QualityUndetermined, TargetNotMet
-from mmcompress.results.records import Summary
+from mmcompress.errors import QualityNotRetained, QualityUndetermined, TargetNotMet
+from mmcompress.results.records import RETAINED_LIMIT, Summary
 from mmcompress.run.run_targets import run_targets
 from mmcompress.workspace.folder import RunFolder
 
@@ -46,15 +46,16 @@ def run_command(
             on_progress=on_progress,
         )
     run_folder = RunFolder(Path(folder))
-    for summary in summaries:
-        target_folder = run_folder
-        if len(summaries) > 1:
-            target_folder = run_folder.target_folder(summary.target.text)
+    for number, summary in enumerate(summaries):
+        target_folder = run_folder.target_folder(summary.target.text)
+        if number == 0 and run_folder.summary.exists():
+            # The only target that was asked for; slower ones lie in it.
+            target_folder = run_folder
         print_summary(summary)
         out.print()
         print_path("report", target_folder.report)
         print_path("bundle", target_folder.bundle)
-    if len(summaries) > 1:
+    if len(summaries) > 1 and not run_folder.summary.exists():
         print_path("front", run_folder.front_page)
     _require_met_targets(summaries)
     _require_determined_quality(summaries)
@@ -69,10 +70,38 @@ def _require_determined_quality(summaries: Sequence[Summary]) -> None:
 
 
 def _require_met_targets(summaries: Sequence[Summary]) -> None:
-    """Raise `TargetNotMet` when a target is missed."""
+    """Raise `TargetNotMet` when a target is missed, or `QualityNotRetained` when too little of the
+    dense quality is kept."""
     misses: list[str] = []
     for summary in summaries:
         if not summary.target.met:
             misses.append(f"{summary.target.text}: {', '.join(summary.target.describe_misses())}")
+    lost = _describe_lost_quality(summaries)
     if misses:
-        raise TargetNotMet(f"{'; '.join(misses)}; the best found was written")
+        raise TargetNotMet(f"{'; '.join([*misses, *lost])}; the best found was written")
+    if lost:
+        raise QualityNotRetained(f"{'; '.join(lost)}; each of them was written")
+
+
+def _describe_lost_quality(summaries: Sequence[Summary]) -> list[str]:
+    """Return what is kept at which target, in words; nothing where all of them keep enough."""
+    reached: list[str] = []
+    is_missed = False
+    limit = 0.0
+    for summary in summaries:
+        target = summary.target.text
+        retained = summary.retained
+        if retained is not None:
+            limit = retained.limit
+            is_missed = is_missed or not retained.is_kept
+            reached.append(f"{retained.choosing.value:.1%} at {target}")
+        elif RETAINED_LIMIT in summary.skipped:
+            is_missed = True
+            reached.append(f"an unknown share at {target} ({summary.skipped[RETAINED_LIMIT]})")
+    if not is_missed:
+        return []
+    asked = f" of {limit:.1%} asked for" if limit else ""
+    return [
+        f"{RETAINED_LIMIT}: of the dense quality on validation pairs, "
+        f"{', '.join(reached)} is kept{asked}"
+    ]

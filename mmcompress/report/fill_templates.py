@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jinja2
 
+from mmcompress.report.artifact_rows import describe_structure
 from mmcompress.report.formats import (
     count_noun,
     format_count,
@@ -38,6 +39,7 @@ FILTERS = {
     "noun": count_noun,
     "target_share": compute_target_share,
     "unbroken": keep_together,
+    "structure": describe_structure,
 }
 """What templates write figures with."""
 

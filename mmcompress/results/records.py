@@ -287,6 +287,144 @@ class AnswerCounts:
         return text
 
 
+RETAINED_LIMIT = "limits.retained"
+"""The key of a spec that asks for a share of the dense quality; its name in `Summary.skipped`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlowerTarget:
+    """A slower target that a run went on with, since too little quality was kept."""
+
+    target: str
+    """The target, as a spec says it."""
+    folder: str
+    """Name of its run folder, in the folder that the targets share."""
+    speedup: float
+    """Median latency of the dense pipeline over that of the compressed one."""
+    met: bool
+    """Whether its own target and every upper limit are kept."""
+    choosing: Quality
+    """Share of the dense quality that it keeps, on the validation split."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetainedCheck:
+    """Whether a finished artifact keeps the share of the dense quality that was asked for."""
+
+    limit: float
+    """`limits.retained`: the share that must be kept, 0..1."""
+    choosing: Quality
+    """Share that is kept on the validation split, of the worst metric. It decides."""
+    test: Quality
+    """The same on the test split. It decides nothing."""
+    slower: tuple[SlowerTarget, ...] = ()
+    """The slower targets that the run went on with."""
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether as much is kept on the validation split as was asked for."""
+        return self.choosing.value >= self.limit
+
+    def describe_test(self) -> str:
+        """Return whether the limit held on the test split, in words."""
+        if self.test.n == 0:
+            return "no metric has a figure there"
+        if self.test.low >= self.limit:
+            return "it held"
+        if self.test.high < self.limit:
+            return "it did not hold"
+        return f"whether it held can't be told at n = {self.test.n}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodeSteps:
+    """How much one generator writes at the end of a run, and how quickly."""
+
+    dense: float
+    """Mean decode steps of a request to the dense pipeline."""
+    compressed: float
+    """The same of the compressed one."""
+    ratio: float
+    """p50 of the node for the steps of the dense pipeline / p50 of the dense node."""
+    fitted_ratio: float | None = None
+    """The same as measured before the training; None where this structure was not measured then."""
+
+    @property
+    def more_tokens(self) -> float:
+        """Share of tokens that it writes more than the dense one; negative: fewer."""
+        return self.compressed / self.dense - 1
+
+    @property
+    def slower_step(self) -> float | None:
+        """Share of time that a step takes longer than before the training; negative: less."""
+        return self.ratio / self.fitted_ratio - 1 if self.fitted_ratio else None
+
+    def describe(self) -> str:
+        """Return both shares in words, apart from each other."""
+        amount = "more" if self.more_tokens >= 0 else "fewer"
+        text = f"writes {abs(self.more_tokens):.1%} {amount} tokens than the dense one"
+        if self.slower_step is not None:
+            pace = "longer" if self.slower_step >= 0 else "less long"
+            text += (
+                f", and a step takes {abs(self.slower_step):.1%} {pace} than before the training"
+            )
+        return text
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreeWriting:
+    """What it costs that a finished pipeline writes freely.
+
+    Structures are measured before the training while they write what the dense pipeline wrote.
+    """
+
+    latency_factor: float = 1.0
+    """Measured latency / latency where the artifact takes the decode steps of the dense
+    pipeline."""
+    margin: float = 0.0
+    """Share that the factor may be off by on other requests: the half-width of its interval of
+    95 % over requests."""
+    nodes: dict[str, DecodeSteps] = field(default_factory=dict)
+    """Decode steps by generator."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactRecord:
+    """One artifact that was made for a target, and what became of it."""
+
+    identity: str
+    """Digest of its weights. An artifact that is measured again keeps its record."""
+    candidate: Candidate
+    """Units kept, and the precision of each node."""
+    loss: float | None
+    """The pipeline's own loss on validation pairs at the end of its training; None where it was
+    not taken."""
+    trained_steps: int
+    """Training steps, with those of the artifact that it went on from."""
+    target_share: float | None = None
+    """Measured latency / target; None where its proof failed and nothing was measured."""
+    speedup: float | None = None
+    """Median latency of the dense pipeline over its own; None where nothing was measured."""
+    margin: float = 0.0
+    """Share that the ratio of the two latencies may be off by."""
+    met: bool = False
+    """Whether it keeps the target and every limit."""
+    writing: FreeWriting = field(default_factory=FreeWriting)
+    """Decode steps of both sides."""
+    is_kept: bool = False
+    """Whether it is the artifact of the run folder."""
+    reason: str = ""
+    """Why it was kept or not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactJournal:
+    """`artifacts.json`: the finished artifacts of a target, in the order they were made."""
+
+    artifacts: tuple[ArtifactRecord, ...]
+    """One record for each."""
+
+
 TrainingEnd = Literal["steps", "minutes", "patience", "convergence"]
 """What ended a training."""
 
@@ -398,6 +536,8 @@ class Summary:
     """A few texts: the reference, and what both sides wrote."""
     extra_splits: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
     """Quality on further splits: split, side, figure."""
+    artifacts: tuple[ArtifactRecord, ...] = ()
+    """Every artifact that was made for the target, also those that were not kept."""
     attempts: tuple[Attempt, ...] = ()
     """Structures that were measured whole on the way to this one, in order."""
     bench_repeats: int = 0
@@ -409,6 +549,10 @@ class Summary:
     """Factor from the measured latency ratio to what it is on this machine in the long run. Whole
     pipelines of the same precisions, measured now and all through the run, show it. 1 when none was
     measured."""
+    retained: RetainedCheck | None = None
+    """Whether enough of the dense quality is kept; None where no limit was asked for."""
+    writing: FreeWriting = field(default_factory=FreeWriting)
+    """What it costs that generators write freely, and how much each writes."""
     aimed_share: float = 1.0
     """Share of the target that the structure was chosen for."""
     dense_answers: dict[str, AnswerCounts] = field(default_factory=dict)

@@ -26,6 +26,14 @@ def compute_long_run_target_share(summary: Summary) -> float:
     return compute_target_share(summary) * summary.machine_speed_factor
 
 
+def compute_dictated_target_share(summary: Summary) -> float:
+    """Return latency / target in the long run, where generators write what the dense ones wrote.
+
+    So a structure is measured before its training: the two can be compared.
+    """
+    return compute_long_run_target_share(summary) / summary.writing.latency_factor
+
+
 def compute_corrected_target_share(summary: Summary) -> float:
     """Return latency / target for the decision whether more was cut than needed.
 
@@ -49,7 +57,7 @@ def list_exceeded_bounds(
 
 
 def list_bounds(limits: Limits, measure_load: MeasureLoad) -> list[Bound]:
-    """Return every limit beside the target, with what there is of it.
+    """Return every upper limit beside the target, with what there is of it.
 
     All rooms that look at limits do so by this list.
 
@@ -143,4 +151,5 @@ def tighten_limits(current: Limits, requested: Limits, *, side: Side) -> Limits:
         size_mb=tighten(current.size_mb, "size"),
         memory_mb=tighten(current.memory_mb, "memory"),
         node_ms=node_ms,
+        retained=current.retained,
     )

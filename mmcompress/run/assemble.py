@@ -11,7 +11,16 @@ from pathlib import Path
 from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.devices.bundle_check import BundleCheck
-from mmcompress.results.records import Bound, NodeResult, SearchResult, Side, Summary, Target, Trial
+from mmcompress.results.records import (
+    Bound,
+    FreeWriting,
+    NodeResult,
+    SearchResult,
+    Side,
+    Summary,
+    Target,
+    Trial,
+)
 from mmcompress.results.target_met import list_exceeded_bounds, scale_latencies
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.bundle import read_manifest
@@ -193,6 +202,7 @@ def replace_measurements(
         cpu=check.cpu,
         predicted_latency_ms_p50=pace * summary.predicted_latency_ms_p50,
         machine_speed_factor=1.0,
+        writing=FreeWriting(),
     )
     return replace(adopted, warnings=list_warnings(adopted))
 

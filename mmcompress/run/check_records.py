@@ -18,7 +18,7 @@ from mmcompress.measure.cost_model.drift import ReferenceRuns
 from mmcompress.measure.cost_model.footprint import Footprint
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.devices.bundle_check import BundleCheck
-from mmcompress.results.records import Summary
+from mmcompress.results.records import ArtifactJournal, Summary
 from mmcompress.run.answers import SplitAnswers
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.profile import Profile
@@ -73,6 +73,7 @@ def set_damaged_artifact_aside(run: RunContext) -> None:
         setter.check(partial(_check_weights, folder, nodes), [folder.weights])
     if folder.has_bundle():
         setter.check_bundle(folder.bundle)
+    setter.check_record(ArtifactJournal, folder.artifacts)
     setter.check_record(Summary, folder.summary, folder.outcomes)
     setter.check_record(SplitScores, folder.outcomes, folder.summary)
     if folder.device_check.exists():
@@ -84,6 +85,8 @@ def set_damaged_artifact_aside(run: RunContext) -> None:
         )
     for unproved in folder.list_unproved():
         setter.check_record(FailedProof, unproved.failed_proof)
+        for history in unproved.list_training_histories():
+            setter.check_existing(_check_history, history)
     if folder.has_stash():
         setter.check(partial(_check_stash, folder.stash), [folder.stash.path])
 

@@ -13,7 +13,14 @@ from mmcompress.graph.structure import Candidate, KeptUnits, measure_removed_sha
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.latency.memory import read_peak_memory_mb
-from mmcompress.results.records import LONG_INPUTS, SearchResult, Side, Summary, Trial
+from mmcompress.results.records import (
+    LONG_INPUTS,
+    RETAINED_LIMIT,
+    SearchResult,
+    Side,
+    Summary,
+    Trial,
+)
 from mmcompress.run.adopt_artifacts import restore_measurements
 from mmcompress.run.answers import (
     SplitAnswers,
@@ -38,6 +45,7 @@ from mmcompress.run.final_latency import FinalLatency
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile
+from mmcompress.run.retained_quality import check_retained_quality
 from mmcompress.run.run_policy import MeasuringLimits
 from mmcompress.run.training_history import read_training_result, read_validation_losses
 from mmcompress.run.warnings import list_warnings
@@ -71,13 +79,22 @@ def evaluate_artifact(
     latency.measure_part()
     answers: dict[str, dict[str, SplitAnswers]] = {}
     skipped: dict[str, str] = {}
-    with run.time_stage("evaluate"):
-        answers["test"] = answer_split(run, "test")
-    latency.measure_part()
-    for split in run.spec.data.report:
-        with run.time_stage("evaluate"), skip_failed_step(run, f"split {split}", skipped=skipped):
-            answers[split] = answer_split(run, split)
+    with run.seal.open_for_judging():
+        with run.time_stage("evaluate"):
+            answers["test"] = answer_split(run, "test")
         latency.measure_part()
+        for split in run.spec.data.report:
+            skip = skip_failed_step(run, f"split {split}", skipped=skipped)
+            with run.time_stage("evaluate"), skip:
+                answers[split] = answer_split(run, split)
+            latency.measure_part()
+        samples = select_samples(run, answers["test"], split="test")
+    retained = None
+    limit = run.spec.limits.retained
+    if limit is not None:
+        skip = skip_failed_step(run, RETAINED_LIMIT, skipped=skipped)
+        with run.time_stage("evaluate"), skip:
+            retained = check_retained_quality(run, limit=limit, test=answers["test"])
     if measuring:
         latency.measure_until_certain(measuring)
     summary = _build_summary(
@@ -89,6 +106,7 @@ def evaluate_artifact(
         latency=latency,
         skipped=skipped,
     )
+    summary = replace(summary, samples=samples, retained=retained)
     outcomes = {side: split_answers.scores for side, split_answers in answers["test"].items()}
     write_record(run.folder.outcomes, outcomes, indent=None)
     summary = replace(summary, warnings=list_warnings(summary))
@@ -198,12 +216,12 @@ def _build_summary(
         touched_bounds=fitted.touched_bounds,
         training=read_training_result(run.folder),
         validation_losses=read_validation_losses(run.folder),
-        samples=select_samples(run, answers["test"], split="test"),
         extra_splits=extra_splits,
         attempts=fitted.attempts,
         bench_repeats=latency.repeats,
         latency_margin=latency.estimate_margin(),
         machine_speed_factor=latency.estimate_speed_factor(),
+        writing=latency.estimate_writing(fitted),
         aimed_share=fitted.aimed_share,
         dense_answers=count_answers(run.spec, answers["test"]["baseline"].texts),
         skipped={**list_failed_metrics(answers), **skipped},

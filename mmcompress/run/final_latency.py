@@ -23,7 +23,10 @@ from mmcompress.measure.latency.bench import (
     has_time_budget,
 )
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
+from mmcompress.results.records import FreeWriting
 from mmcompress.run.answers import list_bundles
+from mmcompress.run.fitted_structure import FittedStructure
+from mmcompress.run.free_writing import estimate_free_writing
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
 from mmcompress.run.run_policy import MeasuringLimits
 from mmcompress.run.structure_benchmark import find_reference_bundles
@@ -127,6 +130,19 @@ class FinalLatency:
             for name, latency in self._sum_parts().items()
         }
 
+    def estimate_writing(self, fitted: FittedStructure) -> FreeWriting:
+        """Return what it costs that generators write freely; nothing where nothing is measured."""
+        if self._run.device_readings:
+            return FreeWriting()
+        samples = self._join_parts()
+        return estimate_free_writing(
+            samples["compressed"],
+            samples["baseline"],
+            fitted=fitted,
+            distinct_requests=BENCH_REQUESTS,
+            statistic=self._run.goal.statistic,
+        )
+
     def estimate_speed_factor(self) -> float:
         """Return latency of the artifact on this machine in the long run / latency measured now.
 
@@ -144,13 +160,17 @@ class FinalLatency:
 
     def _sum_parts(self) -> dict[str, PipelineLatency]:
         """Return the latency of every bundle over all parts."""
-        latencies = {}
+        return {name: samples.summarize() for name, samples in self._join_parts().items()}
+
+    def _join_parts(self) -> dict[str, Samples]:
+        """Return what was observed of every bundle in all parts."""
+        joined = {}
         for name in self._parts[0]:
             samples = Samples()
             for part in self._parts:
                 samples = samples + part[name]
-            latencies[name] = samples.summarize()
-        return latencies
+            joined[name] = samples
+        return joined
 
 
 def _predict_measurement(

@@ -200,6 +200,7 @@ def fit_structure(
             f"the first with {read_first_error(study) or '?'}"
         )
     fitted = _record_fit(run, prepared, result=result, options=options, search_effort=effort)
+    fitted = replace(fitted, writing_factor=plan.writing_factor)
     write_record(run.folder.fitted, fitted)
     return fitted
 

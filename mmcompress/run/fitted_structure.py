@@ -56,6 +56,9 @@ class FittedStructure:
     final_to_fitted: float = 1.0
     """Latency of a finished artifact / latency of its structure before training, learned from an
     earlier artifact."""
+    writing_factor: float = 1.0
+    """The part of `final_to_fitted` that stands for longer texts: latency with the texts of the
+    artifact / latency with those of the dense pipeline."""
     exhausted: bool = False
     """It measures below the accepted range, and the search has nothing larger within the target."""
     is_trimmed: bool = False
@@ -69,17 +72,32 @@ class FittedStructure:
             aimed_ms = min(self.predicted_ms, self.measured_ms)
         return aimed_ms / self.target_ms
 
+    def find_measurement(self) -> Attempt | None:
+        """Return the measurement of this very structure before its training, if there is one."""
+        if self.is_trimmed:
+            return None
+        for attempt in reversed(self.attempts):
+            if attempt.measured_ms == self.measured_ms:
+                return attempt
+        return None
+
     def next_final_to_fitted(self, reached_share: float, *, margin: float = 0.0) -> float:
         """Return the factor for the next artifact, after one of this structure was measured.
 
         It changes only as far as the two measurements differ by more than their margins. Chance
-        alone would else be learned.
+        alone would else be learned. Both are of the same texts, so it holds no `writing_factor`.
 
         Args:
-            reached_share: Latency of the finished artifact / target.
+            reached_share: Latency of the finished artifact / target, where it writes what the dense
+                pipeline wrote.
             margin: Share of that latency that it may be off by.
         """
-        fitted_margin = self.attempts[-1].margin if self.attempts else 0.0
-        change = math.log(reached_share / (self.measured_ms / self.target_ms))
+        measurement = self.find_measurement()
+        if measurement is None and self.attempts:
+            measurement = self.attempts[-1]
+        fitted_margin = measurement.margin if measurement else 0.0
+        fitted_share = self.measured_ms / self.writing_factor / self.target_ms
+        change = math.log(reached_share / fitted_share)
         excess = max(abs(change) - fitted_margin - margin, 0.0)
-        return self.final_to_fitted * math.exp(math.copysign(excess, change))
+        factor = self.final_to_fitted / self.writing_factor
+        return factor * math.exp(math.copysign(excess, change))

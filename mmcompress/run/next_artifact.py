@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mmcompress.results.records import Summary
 from mmcompress.results.target_met import (
     compute_corrected_target_share,
-    compute_long_run_target_share,
+    compute_dictated_target_share,
     compute_target_share,
     find_worst_limit_ratio,
     is_out_of_reach,
@@ -57,6 +58,8 @@ class Retry:
     """Expected latency of the finished artifact / latency of its structure before training."""
     bounds: Limits
     """Limits to search with: an exceeded one is lowered by the ratio it was exceeded by."""
+    writing_factor: float = 1.0
+    """The part of `final_to_fitted` that stands for longer texts than the dense pipeline writes."""
     first_attempt: int
     """Number of structures measured for earlier artifacts; the search goes on from there."""
     excluded: tuple[str, ...] = ()
@@ -118,20 +121,68 @@ def plan_artifact(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry:
         limits: What the spec asks for.
     """
     final_to_fitted = 1.0
+    writing_factor = 1.0
     bounds = limits.bounds
     first_attempt = 0
     for artifact in history:
-        reached = compute_long_run_target_share(artifact.summary)
-        final_to_fitted = artifact.fitted.next_final_to_fitted(
+        reached = compute_dictated_target_share(artifact.summary)
+        writing_factor = find_writing_factor(artifact.summary)
+        final_to_fitted = writing_factor * artifact.fitted.next_final_to_fitted(
             reached, margin=artifact.summary.latency_margin
         )
         bounds = tighten_limits(bounds, limits.bounds, side=artifact.summary.compressed)
         first_attempt += len(artifact.fitted.attempts)
-    return Retry(final_to_fitted=final_to_fitted, bounds=bounds, first_attempt=first_attempt)
+    return Retry(
+        final_to_fitted=final_to_fitted,
+        writing_factor=writing_factor,
+        bounds=bounds,
+        first_attempt=first_attempt,
+    )
+
+
+def find_writing_factor(summary: Summary) -> float:
+    """Return the factor by which longer texts than the dense ones are expected to slow the next
+    artifact.
+
+    After a miss it counts as far as it exceeds its margin, or the next artifact would miss as
+    well. What an artifact within the target wrote is no promise of the next one.
+    """
+    if compute_target_share(summary) <= 1:
+        return 1.0
+    excess = math.log(summary.writing.latency_factor) - summary.writing.margin
+    return math.exp(max(excess, 0.0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preference:
+    """Which of two artifacts is kept."""
+
+    keeps_first: bool
+    """Whether it is the first one."""
+    reason: str
+    """What the other one lacks, as a clause for a person."""
 
 
 def is_better(one: Summary, other: Summary) -> bool:
-    """Return whether one of two artifacts for a target is kept rather than the other.
+    """Return whether one of two artifacts for a target is kept rather than the other."""
+    return compare_artifacts(one, other).keeps_first
+
+
+def explain_choice(winner: Summary, loser: Summary) -> str:
+    """Return why an artifact was not kept, for a person.
+
+    Args:
+        winner: The artifact that was kept instead.
+        loser: The one that was not.
+    """
+    preference = compare_artifacts(winner, loser)
+    if not preference.keeps_first:
+        return "the policy of the run prefers another artifact"
+    return preference.reason
+
+
+def compare_artifacts(one: Summary, other: Summary) -> Preference:
+    """Return which of two artifacts for a target is kept, and why.
 
     The first rule that tells the two apart decides:
 
@@ -143,21 +194,39 @@ def is_better(one: Summary, other: Summary) -> bool:
     6. The one that lost less is kept.
     """
     if one.target.met != other.target.met:
-        return one.target.met
+        return Preference(
+            keeps_first=one.target.met, reason="it misses the target, and another artifact meets it"
+        )
+    losses = sorted([_get_final_loss(one), _get_final_loss(other)])
+    lower_loss = (
+        f"another artifact has the lower choosing loss ({losses[0]:.3f} for {losses[1]:.3f})"
+    )
     faster_by = compute_target_share(other) - compute_target_share(one)
     if abs(faster_by) <= one.latency_margin + other.latency_margin:
-        return _get_final_loss(one) < _get_final_loss(other)
+        return Preference(
+            keeps_first=_get_final_loss(one) < _get_final_loss(other),
+            reason=f"{lower_loss}, and their latencies can't be told apart",
+        )
     if not one.target.met:
-        return faster_by > 0
+        return Preference(
+            keeps_first=faster_by > 0,
+            reason="it misses the target by more than another artifact does",
+        )
     milder_by = _get_final_loss(other) - _get_final_loss(one)
     if faster_by * milder_by > 0:
-        # One of the two is both faster and milder.
-        return faster_by > 0
+        return Preference(
+            keeps_first=faster_by > 0,
+            reason="another artifact is faster, and has the lower choosing loss",
+        )
     one_is_near = compute_corrected_target_share(one) >= MIN_TARGET_SHARE
     other_is_near = compute_corrected_target_share(other) >= MIN_TARGET_SHARE
     if one_is_near != other_is_near:
-        return one_is_near
-    return milder_by > 0
+        return Preference(
+            keeps_first=one_is_near,
+            reason=f"it takes less than {MIN_TARGET_SHARE:.0%} of the target: more was cut than "
+            "needed",
+        )
+    return Preference(keeps_first=milder_by > 0, reason=lower_loss)
 
 
 def _get_final_loss(summary: Summary) -> float:

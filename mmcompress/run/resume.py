@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from mmcompress.results.records import Summary
 from mmcompress.results.target_met import compute_corrected_target_share
+from mmcompress.run.artifact_journal import note_artifacts, note_choice
 from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Retry, plan_artifact
@@ -39,8 +40,12 @@ class TargetState:
         """
         if not self._is_unchanged(fitted) or run.device_readings or not run.folder.has_bundle():
             return False
+        summary = read_record(Summary, run.folder.summary)
+        judged_limit = summary.retained.limit if summary.retained else None
+        if judged_limit != run.spec.limits.retained:
+            return False
         # What went wrong may have been mended: a metric, a picture of a further split.
-        return not read_record(Summary, run.folder.summary).skipped
+        return not summary.skipped
 
     def is_only_remade(self, run: RunContext, fitted: FittedStructure, *, summary: Summary) -> bool:
         """Return whether an artifact that was finished before was only written and judged again.
@@ -84,7 +89,9 @@ def resume_target(run: RunContext) -> TargetState:
     plan = plan_artifact(history, limits)
     if known:
         # The record on disk was made with this factor; another one would make it invalid.
-        plan = replace(plan, final_to_fitted=known.final_to_fitted)
+        plan = replace(
+            plan, final_to_fitted=known.final_to_fitted, writing_factor=known.writing_factor
+        )
     return TargetState(history=history, known=known, finished=finished, plan=plan)
 
 
@@ -114,9 +121,17 @@ def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) 
     message = f"the finished artifact lies at {share:.1%} of its target: another one is made"
     run.on_progress("fit", message, None)
     folder = run.folder
-    if folder.has_stash() and is_better(read_record(Summary, folder.stash.summary), summary):
+    if not folder.has_stash():
+        folder.stash_artifact()
+        note_artifacts(folder)
+        return
+    note_artifacts(folder)
+    earlier = read_record(Summary, folder.stash.summary)
+    if is_better(earlier, summary):
+        note_choice(folder, folder, winner=earlier, loser=summary)
         folder.remove_artifact()
     else:
+        note_choice(folder, folder.stash, winner=summary, loser=earlier)
         folder.stash_artifact()
 
 
@@ -131,13 +146,18 @@ def restore_better(run: RunContext, summary: Summary | None, *, is_better: IsBet
     folder = run.folder
     if summary is not None and not folder.has_stash():
         return summary
+    note_artifacts(folder)
     earlier = read_record(Summary, folder.stash.summary)
     if summary is None or is_better(earlier, summary):
+        if summary is not None:
+            note_choice(folder, folder, winner=earlier, loser=summary)
         folder.restore_stash()
         summary = earlier
         # All trials that were asked for have been tried: a resumed run must not search again.
         fitted = read_record(FittedStructure, folder.fitted)
         effort = ArtifactLimits.from_spec(run.spec).search_effort
         write_record(folder.fitted, replace(fitted, search_effort=effort))
+    else:
+        note_choice(folder, folder.stash, winner=summary, loser=earlier)
     folder.discard_stash()
     return summary

@@ -16,6 +16,10 @@ from mmcompress.run.next_artifact import (
     next_step,
 )
 
+WANTED_LATENCY_MARGIN = 0.015
+"""Share that the ratio of the two latencies may be off by at the end: below it, a measurement of a
+finished artifact is over, and a larger one is told."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuringLimits:
@@ -25,7 +29,7 @@ class MeasuringLimits:
     hit more likely.
     """
 
-    wanted_margin: float = 0.015
+    wanted_margin: float = WANTED_LATENCY_MARGIN
     """Share that the ratio of the two latencies may be off by; measuring ends below it."""
     max_parts: int = 6
     """Parts after which it ends in any case, with those around the evaluation."""

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Unpack
+from typing import Protocol, Unpack
 
 from mmcompress.errors import ClusterError, DiskFull, MmcompressError, SpecError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
+from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.run_policy import RunPolicy
-from mmcompress.run.stages import RunStages, reach_target
+from mmcompress.run.slower_targets import add_slower_targets, find_slower_target
+from mmcompress.run.stages import RunStages, reach_target, report_summary
 from mmcompress.spec.target import split_targets
+from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import name_target_folder
 from mmcompress.workspace.run_options import RunOptions
@@ -33,7 +37,8 @@ def run(
     Args: as `run_targets` takes them.
 
     Returns:
-        The summary. A target that is not met raises nothing: `summary.target.met` tells.
+        The summary. A target that is not met raises nothing: `summary.target.met` tells. Where too
+        little quality is kept, `summary.retained` tells of the slower targets that were made.
 
     Raises:
         SpecError: The spec is wrong, or has several targets.
@@ -46,8 +51,8 @@ def run(
         raise SpecError(
             f"run makes one artifact, the spec asks for {len(targets)}: use mmcompress.run_targets"
         )
-    [summary] = run_targets(spec_path, out, policy=policy, stages=stages, **options)
-    return summary
+    summaries = run_targets(spec_path, out, policy=policy, stages=stages, **options)
+    return summaries[0]
 
 
 def run_targets(
@@ -68,7 +73,8 @@ def run_targets(
         options: See `RunOptions`.
 
     Returns:
-        The summary of every target, in their order.
+        The summary of every target, in their order, each followed by the slower targets that were
+        made since too little of the dense quality was kept (`limits.retained`).
 
     Raises:
         MmcompressError: What went wrong with one of several targets, when the others are done.
@@ -77,21 +83,87 @@ def run_targets(
     with begin_run(spec_path, out, **options) as opened:
         prepared = stages.prepare(opened)
         reach = partial(reach_target, prepared=prepared, policy=policy, stages=stages)
+        reach_all = partial(
+            reach_until_retained, prepared=prepared, reach=reach, write=stages.report
+        )
         targets = split_targets(opened.spec)
         if len(targets) == 1:
-            return (reach(prepared.run),)
-        return reach_each_target(prepared.run, targets, reach=reach)
+            reached: dict[str, Summary] = {}
+            reach_all(prepared.run, reached=reached)
+            return tuple(reached.values())
+        return reach_each_target(prepared.run, targets, reach=reach_all)
+
+
+class ReachTarget(Protocol):
+    """Reaches one target, and slower ones if too little of the dense quality is kept."""
+
+    def __call__(self, run: RunContext, *, reached: dict[str, Summary]) -> None:
+        """Make artifacts, and add their summaries to `reached` by the folder of the target."""
+        ...
+
+
+def reach_until_retained(
+    run: RunContext,
+    *,
+    prepared: PreparedRun,
+    reach: Callable[[RunContext], Summary],
+    write: Callable[[Summary, Path], Path],
+    reached: dict[str, Summary],
+) -> None:
+    """Reach a target, then slower ones as long as too little of the dense quality is kept.
+
+    Slower targets lie beside each other in the folder that the targets share. The summary and the
+    report of the first one tell of them.
+
+    Args:
+        run: The run with one target.
+        prepared: What the targets share.
+        reach: Makes the artifact of a run with one target.
+        write: Writes the report of a summary into a folder.
+        reached: Results by folder of the target; one that is there is not made again. Each result
+            is added as soon as it stands.
+    """
+    root = replace(run, folder=run.shared)
+    target: str | None = run.spec.target
+    tried: list[Summary] = []
+    while target is not None:
+        name = name_target_folder(target)
+        if name not in reached:
+            reached[name] = reach(root.aim_at(target) if tried else run)
+        tried.append(reached[name])
+        target = find_slower_target(tried, dense=prepared.dense.latency_ms)
+        if target is not None:
+            _tell_slower_target(run, tried[-1], slower=target)
+    first = tried[0]
+    complete = add_slower_targets(first, tried[1:])
+    if complete != first:
+        write_record(run.folder.summary, complete)
+        report_summary(run, complete, write=write)
+        reached[name_target_folder(run.spec.target)] = complete
+
+
+def _tell_slower_target(run: RunContext, summary: Summary, *, slower: str) -> None:
+    """Tell a person that the run goes on with a slower target, and why."""
+    retained = summary.retained
+    if retained is None:
+        return
+    run.on_progress(
+        "run",
+        f"target {summary.target.text}: {retained.choosing.value:.1%} of the dense quality is kept "
+        f"on validation pairs, {retained.limit:.1%} is asked for: the run goes on with {slower}",
+        None,
+    )
 
 
 def reach_each_target(
-    run: RunContext, targets: Sequence[str], *, reach: Callable[[RunContext], Summary]
+    run: RunContext, targets: Sequence[str], *, reach: ReachTarget
 ) -> tuple[Summary, ...]:
     """Reach every target in a folder of its own, and write the front of those that were reached.
 
     Args:
         run: The run with everything that the targets share.
         targets: The targets, in the order they are reached.
-        reach: Makes the artifact of a run with one target.
+        reach: Reaches one target, and slower ones where it must.
 
     Raises:
         MmcompressError: The first error of a target, when all others are done. An error of the
@@ -102,7 +174,7 @@ def reach_each_target(
     errors: list[MmcompressError] = []
     for target in targets:
         try:
-            summaries[name_target_folder(target)] = reach(run.aim_at(target))
+            reach(run.aim_at(target), reached=summaries)
         except MmcompressError as error:
             run.on_progress("run", f"target {target}: {error}", None)
             # The frames of the traceback hold models.

@@ -14,6 +14,7 @@ from typing import Protocol
 from mmcompress.errors import ProofFailed
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
+from mmcompress.run.artifact_journal import add_artifacts
 from mmcompress.run.check_records import set_damaged_shared_aside
 from mmcompress.run.compress.recipe import CompressedPipeline, compress_pipeline
 from mmcompress.run.evaluate import evaluate_artifact
@@ -170,11 +171,12 @@ def reach_target(
         set_better_aside(run, summary, is_better=policy.is_better)
         plan = step
     summary = restore_better(run, summary, is_better=policy.is_better)
-    _write_report(run, summary, write=stages.report)
+    summary = add_artifacts(run.folder, summary)
+    report_summary(run, summary, write=stages.report)
     return summary
 
 
-def _write_report(
+def report_summary(
     run: RunContext, summary: Summary, *, write: Callable[[Summary, Path], Path]
 ) -> None:
     """Write the report. An error there costs nothing: the summary is on disk already."""

@@ -101,6 +101,7 @@ def trim_structure(
         target_ms=target_ms,
         correction=predictor.correction,
         final_to_fitted=plan.final_to_fitted,
+        writing_factor=plan.writing_factor,
         exhausted=False,
         is_trimmed=True,
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from mmcompress.graph.structure import measure_removed_share
 from mmcompress.results.records import LONG_INPUTS, Summary, Target
 from mmcompress.results.target_met import compute_corrected_target_share, compute_target_share
+from mmcompress.run.run_policy import WANTED_LATENCY_MARGIN
 
 MAX_INTERVAL_WIDTH = 0.06
 """Width of a 95 % interval above which a metric tells little apart."""
@@ -48,6 +49,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return what to know before trusting or deploying the result, each with its reason."""
     warnings = [
         *_warn_of_skipped_steps(summary),
+        *_warn_of_lost_quality(summary),
         *_warn_of_wide_intervals(summary),
         *_warn_of_weak_metrics(summary),
         *_warn_of_uninformative_answers(summary),
@@ -60,6 +62,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
         *_warn_of_wrong_prediction(summary),
         *_warn_of_cross_modal_cut(summary),
         *_warn_of_unused_target(summary),
+        *_warn_of_uncertain_latency(summary),
         *_warn_of_predicted_latency(summary),
     ]
     if not summary.target.met:
@@ -74,6 +77,25 @@ def _warn_of_skipped_steps(summary: Summary) -> list[str]:
         "tries it again"
         for name, reason in summary.skipped.items()
     ]
+
+
+def _warn_of_lost_quality(summary: Summary) -> list[str]:
+    """Warn where less of the dense quality is kept than was asked for, by either split."""
+    retained = summary.retained
+    if retained is None:
+        return []
+    warnings = []
+    if not retained.is_kept:
+        warnings.append(
+            f"{retained.choosing.value:.1%} of the dense quality is kept on validation pairs, "
+            f"{retained.limit:.1%} is asked for (limits.retained)"
+        )
+    elif retained.test.n > 0 and retained.test.high < retained.limit:
+        warnings.append(
+            f"limits.retained is kept on validation pairs, but on the test split "
+            f"{retained.test.value:.1%} is kept, of {retained.limit:.1%} asked for"
+        )
+    return warnings
 
 
 def _warn_of_wide_intervals(summary: Summary) -> list[str]:
@@ -267,6 +289,23 @@ def _warn_of_unused_target(summary: Summary) -> list[str]:
             "more was cut than needed, and another round may use the rest (search.max_artifacts)"
         )
     return [f"the pipeline takes {compute_target_share(summary):.1%} of its target: {reason}"]
+
+
+def _warn_of_uncertain_latency(summary: Summary) -> list[str]:
+    """Warn where the ratio of both latencies is still uncertain at the end of the measuring."""
+    margin = summary.latency_margin
+    if margin <= WANTED_LATENCY_MARGIN:
+        return []
+    share = compute_target_share(summary)
+    text = (
+        f"the ratio of both latencies may be off by {margin:.1%} (95 % interval over "
+        f"{summary.bench_repeats} parts; {WANTED_LATENCY_MARGIN:.1%} is wanted): the machine was "
+        "busy or changed its speed"
+    )
+    if abs(share - 1) <= margin:
+        verdict = "met" if summary.target.met else "missed"
+        text += f". The target is {verdict} by less than that ({share:.1%} of it)"
+    return [text]
 
 
 def _warn_of_predicted_latency(summary: Summary) -> list[str]:

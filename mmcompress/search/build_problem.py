@@ -113,7 +113,7 @@ def _make_predict(
 ) -> Predict:
     """Make a prediction that exceeds the budget by as much as any other limit is exceeded."""
     limits = run.spec.limits
-    if limits == Limits():
+    if replace(limits, retained=None) == Limits():
         return predictor
     predict_load = LoadPredictor(run, sensitivity, predictor)
 

@@ -271,7 +271,7 @@ class Search:
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Upper bounds beside the latency target. A missing limit is not checked."""
+    """Bounds beside the latency target. A missing limit is not checked."""
 
     params_m: Annotated[float, Field(gt=0, le=1e6)] | None = None
     """Parameters of all models, in millions."""
@@ -281,6 +281,10 @@ class Limits:
     """Peak resident memory in MB of a process that loads the bundle and answers once."""
     node_ms: dict[str, Annotated[float, Field(gt=0, le=1e9)]] = field(default_factory=dict)
     """p50 of single nodes in milliseconds, by node."""
+    retained: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the dense quality that must be kept, a lower bound: of the worst metric, on the
+    split `val`. After a miss the run goes on with a slower target, with a third less gain, twice
+    at most. The test split only says whether it held."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,7 +340,7 @@ class Spec:
     """Latency end to end: `2x`, `12ms` or `12ms p95`. Several, with commas, share all but search
     and training."""
     limits: Limits = field(default_factory=Limits)
-    """Upper bounds beside the target."""
+    """Bounds beside the target."""
     prune: Prune = field(default_factory=Prune)
     """How units are scored, chosen and removed."""
     quantize: Quantize = field(default_factory=Quantize)

@@ -18,6 +18,7 @@ import numpy as np
 from mmcompress.data.base import Dataset
 from mmcompress.data.check_data import describe_shortage, open_data
 from mmcompress.data.open_dataset import read_all_lookup_texts
+from mmcompress.data.sealed_splits import SealedData, SplitSeal
 from mmcompress.errors import DataError, DiskFull, ModelError, suggest_nearest
 from mmcompress.export.bundle import BundleContents, write_bundle
 from mmcompress.graph.blocks import Block
@@ -73,7 +74,10 @@ class RunContext:
     """The graph of the spec in torch; it takes the models of either side."""
     data: Dataset
     """Pairs of every split. With `data.labels: teacher` they carry the dense pipeline's texts after
-    `prepare_run`."""
+    `prepare_run`. Splits that judge are sealed."""
+    seal: SplitSeal
+    """Keeps the test split and those of `data.report` closed until a finished artifact is judged
+    on them."""
     cross_modal: dict[str, dict[str, str]]
     """The reason why a block is cross-modal, by node and block; other blocks are missing."""
     timings: dict[str, float]
@@ -300,6 +304,7 @@ def open_run(
     check_prune_options(spec, models)
 
     blocks = {node_name: model.blocks for node_name, model in models.items()}
+    seal = SplitSeal()
     run = RunContext(
         spec=spec,
         space=_drop_missing_dimensions(whole_space, blocks),
@@ -308,7 +313,8 @@ def open_run(
         on_progress=on_progress,
         models=models,
         pipeline=TorchPipeline(spec, models),
-        data=data,
+        data=SealedData(data, seal),
+        seal=seal,
         cross_modal=find_cross_modal_blocks(spec, blocks),
         timings={},
         lookup_texts=lookup_texts,
@@ -409,8 +415,8 @@ def _keep_readings(run: RunContext, readings: Readings) -> None:
 def _select_decisive_options(spec: Spec) -> object:
     """Return the part of a spec that must not change between a run and its resumption.
 
-    Where and how long it searches may change. So may the path of a device's readings: their content
-    is compared.
+    Where and how long it searches may change, and how much quality must be kept: no structure
+    depends on that. So may the path of a device's readings: their content is compared.
     """
     search = replace(
         spec.search,
@@ -422,7 +428,8 @@ def _select_decisive_options(spec: Spec) -> object:
         executor="ray",
     )
     measure = replace(spec.measure, readings=spec.measure.readings and "given")
-    return to_plain(replace(spec, search=search, measure=measure))
+    limits = replace(spec.limits, retained=None)
+    return to_plain(replace(spec, search=search, measure=measure, limits=limits))
 
 
 def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:

@@ -241,6 +241,11 @@ class RunFolder:
         return self.path / "summary.json"
 
     @property
+    def artifacts(self) -> Path:
+        """What became of every finished artifact of this target, also of those that are gone."""
+        return self.path / "artifacts.json"
+
+    @property
     def device_check(self) -> Path:
         """Latencies of both bundles that another device measured."""
         return self.path / "measured.json"

@@ -11,6 +11,7 @@ import random
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,11 @@ GenerationTraces = dict[str, tuple[GenerationTrace, ...]]
 
 MsByNode = dict[str, list[float]]
 """Milliseconds by node, request by request."""
+
+StepsByNode = dict[str, list[int]]
+"""Decode steps by node, request by request."""
+
+Figure = TypeVar("Figure", int, float)
 
 COMPARISON_SECONDS = 30.0
 """Seconds that two quick pipelines are compared for.
@@ -114,6 +120,8 @@ class Samples:
     """Milliseconds of each node, request by request."""
     in_session: MsByNode = field(default_factory=dict)
     """Milliseconds inside the sessions of each node, request by request."""
+    decode_steps: StepsByNode = field(default_factory=dict)
+    """Decode steps of each node that writes text, request by request."""
     calls: dict[str, int] = field(default_factory=dict)
     """Session calls of all counted requests, by `node/graph`."""
     traces: list[GenerationTraces] = field(default_factory=list)
@@ -128,6 +136,7 @@ class Samples:
             session_shares=self.session_shares + other.session_shares,
             nodes=_join_rows(self.nodes, other.nodes),
             in_session=_join_rows(self.in_session, other.in_session),
+            decode_steps=_join_rows(self.decode_steps, other.decode_steps),
             calls=calls,
             # Every measurement starts its traces at the first request: the longer one has them all.
             traces=max(self.traces, other.traces, key=len),
@@ -141,6 +150,9 @@ class Samples:
             session_seconds = pipeline.model_seconds[node_name]
             self.nodes.setdefault(node_name, []).append(node_seconds * 1e3)
             self.in_session.setdefault(node_name, []).append(session_seconds * 1e3)
+        for node_name, writer in pipeline.writers.items():
+            steps = sum(trace.steps for trace in writer.traces)
+            self.decode_steps.setdefault(node_name, []).append(steps)
 
     def add_calls(self, before: Mapping[str, int], after: Mapping[str, int]) -> None:
         """Add the session calls of one request, from the counters before and after it."""
@@ -328,9 +340,11 @@ def _count_calls(pipeline: Pipeline) -> dict[str, int]:
     return calls
 
 
-def _join_rows(first: MsByNode, second: MsByNode) -> MsByNode:
+def _join_rows(
+    first: dict[str, list[Figure]], second: dict[str, list[Figure]]
+) -> dict[str, list[Figure]]:
     """Return the rows of `second`, each behind the row of `first` that has the same name."""
-    joined: MsByNode = {}
+    joined: dict[str, list[Figure]] = {}
     for name, row in second.items():
         joined[name] = first.get(name, []) + row
     return joined
