@@ -35,12 +35,18 @@ def find_source_nodes(spec: Spec, name: str) -> set[str]:
     return sources & set(spec.nodes)
 
 
-def find_token_source(spec: Spec, name: str) -> str:
-    """Return the node whose tokens a node reads, or an empty name when it reads none."""
+def find_token_reference(spec: Spec, name: str) -> NodeRef | None:
+    """Return the output whose tokens a node reads, None when it reads none."""
     node = spec.nodes[name]
     for port in get_kind(node.kind).token_ports:
-        return parse_reference(node.inputs[port]).node
-    return ""
+        return parse_reference(node.inputs[port])
+    return None
+
+
+def find_token_source(spec: Spec, name: str) -> str:
+    """Return the node whose tokens a node reads, or an empty name when it reads none."""
+    reference = find_token_reference(spec, name)
+    return reference.node if reference else ""
 
 
 def sort_nodes(spec: Spec) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from mmcompress.graph.ports import InputPort, NodeKind
 ENTRY = NodeKind(
     deployed="mmcompress.kinds.fusion_encoder.deployed:FusionEncoder",
     trainable="mmcompress.kinds.fusion_encoder.trainable:TrainableFusionEncoder",
+    fidelity="mmcompress.export.matcher_fidelity:compare_matcher",
     inputs={
         "text": InputPort(types=("text", "texts")),
         "context": InputPort(types=("tokens",)),

@@ -7,6 +7,7 @@ from mmcompress.graph.ports import InputPort, NodeKind
 ENTRY = NodeKind(
     deployed="mmcompress.kinds.text_decoder.deployed:TextDecoder",
     trainable="mmcompress.kinds.text_decoder.trainable:TrainableTextDecoder",
+    fidelity="mmcompress.export.writer_fidelity:compare_writer",
     inputs={"context": InputPort(types=("tokens",))},
     outputs={"text": "text", "texts": "texts", "scores": "scores"},
     written_modality="text",
