@@ -212,6 +212,16 @@ def _reads_text_alone(kind: NodeKind) -> bool:
     return bool(kind.text_ports) and tuple(kind.inputs) == kind.text_ports
 
 
+def _name_list_encoders() -> str:
+    """Name the kinds of node that can embed a list of texts, each with its article."""
+    names: list[str] = []
+    for name in NODE_KINDS.names():
+        kind = get_kind(name)
+        if kind.is_model and kind.embedding_output and _reads_text_alone(kind):
+            names.append(_with_article(name))
+    return " or ".join(names)
+
+
 def _check_lists(spec: Spec) -> list[Problem]:
     """Check that the query of a list comes from a model that can embed the list too."""
     problems: list[Problem] = []
@@ -222,7 +232,7 @@ def _check_lists(spec: Spec) -> list[Problem]:
         [query_port] = kind.embedding_ports
         source = parse_reference(node.inputs[query_port]).node
         if source not in spec.nodes or not _reads_text_alone(get_kind(spec.nodes[source].kind)):
-            message = "must be the embedding of a text_encoder: it embeds the list too"
+            message = f"must be the embedding of {_name_list_encoders()}: it embeds the list too"
             problems.append((("nodes", name, "inputs", query_port), message))
     return problems
 

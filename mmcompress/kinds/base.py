@@ -173,6 +173,14 @@ class TrainableNode(ABC):
         """Return random inputs of `model.forward`, for proofs that hold whatever the weights."""
 
 
+class TrainableWriter(TrainableNode):
+    """A model that writes text: not every position of its outputs counts."""
+
+    @abstractmethod
+    def target_positions(self, batch: Batch) -> Tensor:
+        """Return the positions whose next token counts [b, t - 1]."""
+
+
 class TrainableJoin(ABC):
     """A node without weights that compares embeddings: the losses and figures that it brings."""
 

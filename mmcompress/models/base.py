@@ -159,6 +159,11 @@ class Model(nn.Module, ABC):
         """
         raise NotImplementedError(f"a {self.kind} writes no text")
 
+    @property
+    def passes_positions(self) -> bool:
+        """Whether its tokens are the positions inside, and not a few queries that read them."""
+        return True
+
     def get_linear(self, path: str) -> nn.Linear:
         """Return the linear layer at a path."""
         module = self.get_submodule(path)

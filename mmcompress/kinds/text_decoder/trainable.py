@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmcompress.data.base import Pairs
-from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, compute_share
+from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableWriter, compute_share
 from mmcompress.models.base import Model
 from mmcompress.runtime.beam_search import (
     MASKED_SCORE,
@@ -29,7 +29,7 @@ MAX_REFERENCE_TOKENS = 32
 rest is taken as one."""
 
 
-class TrainableTextDecoder(TrainableNode):
+class TrainableTextDecoder(TrainableWriter):
     """Token ids [b, t] and the tokens of another node [b, n, w] to logits [b, t, v]."""
 
     def __init__(self, setup: NodeSetup):
