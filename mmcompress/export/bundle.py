@@ -181,7 +181,7 @@ class _BundleWriter:
         elif kind.embeds_list:
             entry["config"] = self._write_lookup_list(node_name, node)
         else:
-            entry["config"] = {option: getattr(node, option) for option in kind.options}
+            entry["config"] = {name: node.get_option(name, "") for name in kind.options}
 
     def build_manifest(self) -> JsonMapping:
         """Return the manifest of everything that lies in the folder now."""

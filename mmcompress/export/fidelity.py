@@ -219,7 +219,7 @@ def open_reference(spec: Spec, node_name: str) -> Reference | None:
         location=name,
         pretrained=location.pretrained,
         revision=location.revision,
-        max_tokens=node.max_tokens,
+        max_tokens=node.get_option("max_tokens", 0),
     )
     reference: Reference = LIBRARY_REFERENCES.get(key)(request)
     return reference

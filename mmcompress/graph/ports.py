@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmcompress.registry import NODE_KINDS
+from mmcompress.spec.node_options import NodeOption
 
 INNER_TYPES = {
     "texts": "several texts, the best first",
@@ -69,14 +70,22 @@ class NodeKind:
     """`module:function` that compares its answers to raw inputs with those of its library: a
     `NodeComparison` of `mmcompress.export.fidelity`. A model without one is told as not
     compared."""
-    embeds_list: bool = False
-    """Whether it compares its query to a list of texts, which the node behind the query embeds."""
     losses: Mapping[str, float] = field(default_factory=dict)
     """Losses that it brings to training by name, with the weight of each that a spec does not
     name. Kinds that share a loss give it the same weight."""
-    options: tuple[str, ...] = field(default_factory=tuple)
-    """Keys of a node in the spec that this kind has, beside `kind`, `inputs`, `precision` and
-    `prune`."""
+    options: Mapping[str, NodeOption] = field(default_factory=dict)
+    """Keys of a node in the spec that this kind has, beside those that every node has."""
+    count_option: str = ""
+    """The option that says how many texts it writes for an input; empty: it gives one value."""
+    list_option: str = ""
+    """The option that names a file of texts. It compares its query to these, and the node behind
+    the query embeds them. Without a file, they are all reference texts of the data. Empty: it
+    searches no list."""
+
+    @property
+    def embeds_list(self) -> bool:
+        """Whether it compares its query to a list of texts."""
+        return bool(self.list_option)
 
     @property
     def writes_text(self) -> bool:

@@ -9,7 +9,7 @@ from graphlib import TopologicalSorter
 from typing import NamedTuple, TypeVar
 
 from mmcompress.graph.ports import get_kind
-from mmcompress.spec.schema import Spec
+from mmcompress.spec.schema import Node, Spec
 
 Value = TypeVar("Value")
 
@@ -105,12 +105,17 @@ def count_texts_per_request(spec: Spec) -> dict[str, int]:
     writes."""
     counts: dict[str, int] = {}
     for name, node in spec.model_nodes().items():
-        counts[name] = node.candidates
+        counts[name] = _count_texts(node)
         for port in get_kind(node.kind).text_ports:
             reference = node.inputs.get(port, "")
             if find_value_type(spec, reference) == "texts":
-                counts[name] = spec.nodes[parse_reference(reference).node].candidates
+                counts[name] = _count_texts(spec.nodes[parse_reference(reference).node])
     return counts
+
+
+def _count_texts(node: Node) -> int:
+    """Return how many texts a node writes for an input."""
+    return node.get_option(get_kind(node.kind).count_option, 1)
 
 
 def find_unjoined_encoders(spec: Spec) -> tuple[str, ...]:

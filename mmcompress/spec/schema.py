@@ -8,10 +8,18 @@ it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, Field
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from mmcompress.registry import (
     ALLOCATIONS,
@@ -25,7 +33,11 @@ from mmcompress.registry import (
     SAMPLERS,
     Registry,
 )
+from mmcompress.spec.node_options import OptionValue, list_all_options, list_options, sort_keys
+from mmcompress.storage import HOLDS_OTHER_KEYS, add_error_details, make_error_details
 
+Value = TypeVar("Value", int, float, str)
+"""The type of an option."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share, 0 to 1."""
 PairCount = Annotated[int, Field(ge=8, le=1_000_000)]
@@ -83,27 +95,6 @@ class Node:
     `open_clip:NAME@TAG@REVISION`, or a model of the hub: `transformers:NAME@REVISION` and
     `hf-hub:NAME@REVISION` (open_clip's). A revision is a branch, a tag or a commit of the hub;
     without it, the main branch counts. A run keeps the commit."""
-    candidates: Annotated[int, Field(ge=1, le=64)] = 1
-    """Texts that a generator writes for an input; it finds them with as many beams, whatever
-    `num_beams` of its checkpoint says."""
-    max_tokens: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Tokens of the longest text, written or read. 0 stands for a text encoder's own length, and
-    for a generator's `max_new_tokens` or `max_length`: of its checkpoint, else 20 new ones."""
-    prompt: str = ""
-    """What a generator reads before it writes. With an image among the words: `USER: <image>
-    ASSISTANT:`. Whisper reads it as what was said before."""
-    language: str = ""
-    """Language that a Whisper of several languages writes, such as `en` or `german`. It must be
-    named, unless the checkpoint names one: a bundle guesses none."""
-    task: str = ""
-    """What a Whisper of several tasks does: `transcribe`, or `translate` to English. Empty: as the
-    checkpoint says, else `transcribe`."""
-    prior: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Weight of the generator's own score beside the similarity, in a `nearest` node with
-    `scores`."""
-    texts: str = ""
-    """File of a `lookup` with one text a line. Without it, the list holds all reference texts of
-    the data."""
     precision: Annotated[str, AfterValidator(_check_precision)] = "auto"
     """Precision of the weights and products: see `mmcompress list precisions`. `auto` leaves it to
     the search."""
@@ -112,6 +103,53 @@ class Node:
     as a `source`. Without it, survivors start again from the weights of `source`."""
     prune: NodePrune = field(default_factory=NodePrune)
     """How much of this node is removed."""
+    options: dict[str, OptionValue] = field(default_factory=dict, metadata={HOLDS_OTHER_KEYS: True})
+    """Values of the options that its kind has, by name. In a spec, they stand beside the keys
+    above."""
+
+    def get_option(self, name: str, default: Value) -> Value:
+        """Return the value of an option of its kind.
+
+        Args:
+            name: The option.
+            default: The value for kinds that have no such option.
+        """
+        value: object = self.options.get(name)
+        if value is None:
+            known = list_options(self.kind)
+            value = known[name].default if name in known else default
+        return cast(Value, value)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _take_options(cls, data: object, make_node: ModelWrapValidatorHandler[Node]) -> Node:
+        """Make a node of plain data, whose keys are those of every node and those of its kind."""
+        if not isinstance(data, dict):
+            return make_node(data)
+        keys = sort_keys(data, COMMON_NODE_KEYS)
+        details = [make_error_details(key, message) for key, message in keys.problems.items()]
+        try:
+            node = make_node({**keys.common, "options": keys.options})
+        except ValidationError as error:
+            raise add_error_details(error, details) from None
+        if details:
+            raise ValidationError.from_exception_data(cls.__name__, details)
+        return node
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the JSON Schema of a node, with the options of every kind."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        del schema["properties"]["options"]
+        for name, option in list_all_options().items():
+            schema["properties"][name] = option.describe()
+        return schema
+
+
+COMMON_NODE_KEYS = tuple(key.name for key in fields(Node) if key.name != "options")
+"""Keys that every node of a spec may have."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,5 +12,4 @@ ENTRY = NodeKind(
     outputs={"embedding": "embedding", "tokens": "tokens"},
     stream_modality="image",
     perceives=True,
-    options=("source", "rewind"),
 )

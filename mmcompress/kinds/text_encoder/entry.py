@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmcompress.graph.ports import InputPort, NodeKind
+from mmcompress.kinds.shared_options import MAX_TOKENS
 
 ENTRY = NodeKind(
     deployed="mmcompress.kinds.text_encoder.deployed:TextEncoder",
@@ -11,5 +12,5 @@ ENTRY = NodeKind(
     inputs={"text": InputPort(types=("text", "texts"))},
     outputs={"embedding": "embedding"},
     stream_modality="text",
-    options=("source", "rewind", "max_tokens"),
+    options={"max_tokens": MAX_TOKENS},
 )
