@@ -16,6 +16,7 @@ from mmcompress.export.differences import (
 )
 from mmcompress.export.fidelity import ComparedNode, FidelityCheck
 from mmcompress.export.odd_inputs import RawInput
+from mmcompress.graph.ports import get_kind
 from mmcompress.models.reference.base import LibraryAnswer, LibraryReference
 from mmcompress.runtime.text import Values
 
@@ -54,6 +55,7 @@ def compare_encoder(
         reference,
         node_name=node_name,
         raw_inputs=raw_inputs,
+        embedding_port=get_kind(check.spec.nodes[node_name].kind).embedding_output,
     )
     return ComparedNode(
         name=node_name,
@@ -69,6 +71,7 @@ def _compare_node(
     *,
     node_name: str,
     raw_inputs: Sequence[RawInput],
+    embedding_port: str,
 ) -> NodeDifferences:
     """Send raw inputs both ways through one node.
 
@@ -90,7 +93,9 @@ def _compare_node(
             continue
         if raw.departure:
             departures.setdefault(raw.departure, []).append(raw.name)
-        _compare_input(differences, raw, deployed=deployed, answers=answers)
+        _compare_input(
+            differences, raw, deployed=deployed, answers=answers, embedding_port=embedding_port
+        )
     if not differences.embedding.count:
         differences.notes.append("its library has no embedding of its own")
     for departure, names in departures.items():
@@ -104,6 +109,7 @@ def _compare_input(
     *,
     deployed: DeployedEncoder,
     answers: Sequence[LibraryAnswer],
+    embedding_port: str,
 ) -> None:
     """Add the differences of one raw input, in place."""
     try:
@@ -123,7 +129,7 @@ def _compare_input(
         name = f"{raw.name} as the data decode it"
         differences.prepared.add(compare_windows(decoded, expected), name)
     own_embeddings = [answer.embedding for answer in answers if answer.embedding is not None]
-    if own_embeddings:
-        embeddings = deployed(raw.value)["embedding"]
+    if own_embeddings and embedding_port:
+        embeddings = deployed(raw.value)[embedding_port]
         for actual, own in zip(embeddings, own_embeddings, strict=False):
             differences.embedding.add(compare_embeddings(actual, own), raw.name)

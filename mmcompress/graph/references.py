@@ -127,8 +127,9 @@ def find_unjoined_encoders(spec: Spec) -> tuple[str, ...]:
     read_nodes = {parse_reference(reference).node for reference in references}
     unjoined: list[str] = []
     for name, node in spec.model_nodes().items():
-        embedding = f"{name}.embedding"
-        if "embedding" not in get_kind(node.kind).outputs or embedding in references:
+        port = get_kind(node.kind).embedding_output
+        embedding = f"{name}.{port}"
+        if not port or embedding in references:
             continue
         if embedding in spec.outputs.values() or name not in read_nodes:
             unjoined.append(name)

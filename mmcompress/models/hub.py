@@ -339,17 +339,16 @@ def find_family(model_type: str, *, table: Mapping[str, Family], context: LoadCo
     """Return the row of a table of families.
 
     Args:
-        kind: The kind of the node, for the message.
         model_type: The type that the configuration of transformers names.
         table: The rows by type.
-        context: The source, for the message.
+        context: The source and the kind of the node, for the message.
 
     Raises:
         ModelError: The table has no such type; the message lists those that it has.
     """
     if model_type not in table:
         raise ModelError(
-            f"{describe_source(context)}: a {kind} of type '{model_type}' is not supported"
+            f"{describe_source(context)}: a {context.kind} of type '{model_type}' is not supported"
             f" (known: {', '.join(sorted(table))})"
         )
     return table[model_type]

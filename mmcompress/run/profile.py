@@ -18,7 +18,7 @@ from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import (
     count_decode_steps,
     count_texts_per_request,
-    find_token_source,
+    find_token_reference,
 )
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.latency.bench import (
@@ -199,7 +199,8 @@ def prove_generators(
     for node_name in pipeline.order:
         if not get_kind(pipeline.spec.nodes[node_name].kind).writes_text:
             continue
-        source_node = find_token_source(pipeline.spec, node_name)
+        tokens = find_token_reference(pipeline.spec, node_name)
+        assert tokens
         folder = bundle / node_name
         if fp32_folder and (fp32_folder / node_name).exists():
             folder = fp32_folder / node_name
@@ -208,6 +209,6 @@ def prove_generators(
             models[node_name],
             files={file.stem: file for file in folder.glob("*.onnx")},
             folder=bundle / node_name,
-            contexts=outputs[source_node]["tokens"],
+            contexts=outputs[tokens.node][tokens.port],
         )
     return proofs
