@@ -25,6 +25,8 @@ from mmcompress.measure.latency.bench import (
     has_time_budget,
 )
 from mmcompress.measure.latency.bench_with_replay import bench_with_replay
+from mmcompress.results.records import BoundKind
+from mmcompress.results.target_met import find_worst_ratio, list_node_bounds
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
@@ -105,10 +107,11 @@ def measure_structure(
         reference_runs = append_reference_run(run.shared.reference_runs, latencies)
         run_index = len(reference_runs.runs) - 1
         ms *= getattr(dense.latency_ms, statistic) / getattr(reference.latency, statistic)
-    limit_ratios = [
-        structure.nodes[node_name].p50 / limit
-        for node_name, limit in run.spec.limits.node_ms.items()
-    ]
+
+    def get_node_ms(kind: BoundKind, node_name: str) -> float:
+        return structure.nodes[node_name].p50
+
+    node_bounds = list_node_bounds(run.spec.limits, get_node_ms)
     node_ratios = {}
     for node_name, latency in structure.nodes.items():
         dense_ms = reference.nodes[node_name].p50
@@ -116,7 +119,7 @@ def measure_structure(
             node_ratios[node_name] = latency.p50 / dense_ms
     return StructureBenchmark(
         ms=ms,
-        worst_limit_ratio=max(limit_ratios, default=0.0),
+        worst_limit_ratio=find_worst_ratio(node_bounds),
         margin=estimate_margin(structure.samples, reference.samples, statistic=statistic),
         node_ratios=node_ratios,
         node_ms={node_name: latency.p50 for node_name, latency in structure.nodes.items()},
