@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmcompress.data.base import Pairs
-from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableWriter, compute_share
+from mmcompress.kinds.base import (
+    FIRST_RANDOM_ID,
+    Batch,
+    NodeSetup,
+    Outputs,
+    TrainableWriter,
+    compute_share,
+)
 from mmcompress.models.base import Model
 from mmcompress.runtime.beam_search import (
     MASKED_SCORE,
@@ -142,7 +149,7 @@ class TrainableTextDecoder(TrainableWriter):
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random token ids [b, 7] and a random context [b, 9, w]."""
-        ids = torch.randint(3, model.vocabulary, (batch_size, 7), generator=generator)
+        ids = torch.randint(FIRST_RANDOM_ID, model.vocabulary, (batch_size, 7), generator=generator)
         context = torch.randn(batch_size, 9, model.dims["context"], generator=generator)
         return ids, context
 
