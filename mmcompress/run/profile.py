@@ -26,6 +26,7 @@ from mmcompress.measure.latency.bench import (
     GenerationTraces,
     PipelineLatency,
 )
+from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_block_params, count_params_and_macs
@@ -212,3 +213,32 @@ def prove_generators(
             contexts=outputs[tokens.node][tokens.port],
         )
     return proofs
+
+
+def bench_beside_dense(
+    run: RunContext, bundles: Mapping[str, Path], *, dense: Profile, max_requests: int
+) -> dict[str, PipelineLatency]:
+    """Measure bundles in turn on the requests of a run, all writing what the dense one wrote.
+
+    Args:
+        run: The run.
+        bundles: Folders of the bundles by name.
+        dense: The profile of the dense pipeline.
+        max_requests: Requests to each bundle at most.
+
+    Returns:
+        The latency of each bundle, by name.
+    """
+    measure = run.spec.measure
+    return bench_with_replay(
+        bundles,
+        run.load_requests(BENCH_REQUESTS),
+        options=BenchmarkOptions(
+            warmup=measure.warmup,
+            max_requests=max_requests,
+            traces=dense.traces,
+            threads=measure.threads,
+        ),
+        dense_ms=dense.latency_ms.p50,
+        benchmark=run.bench.benchmark_bundles,
+    )

@@ -20,14 +20,12 @@ from mmcompress.measure.cost_model.drift import (
 from mmcompress.measure.cost_model.plan import DENSE_NAME
 from mmcompress.measure.latency.bench import (
     MAX_REQUESTS_FACTOR,
-    BenchmarkOptions,
     PipelineLatency,
     has_time_budget,
 )
-from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.results.records import BoundKind
 from mmcompress.results.target_met import find_worst_ratio, list_node_bounds
-from mmcompress.run.profile import BENCH_REQUESTS, Profile
+from mmcompress.run.profile import Profile, bench_beside_dense
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
 from mmcompress.workspace.context import RunContext
@@ -143,22 +141,15 @@ def _bench_structure(
     )
     # Of a large pipeline, the sessions need the memory of the models.
     del models
-    measure = run.spec.measure
-    latencies = bench_with_replay(
+    latencies = bench_beside_dense(
+        run,
         {
             STRUCTURE_NAME: folder,
             DENSE_NAME: run.shared.baseline,
             **find_reference_bundles(run, candidate, dense=dense),
         },
-        run.load_requests(BENCH_REQUESTS),
-        options=BenchmarkOptions(
-            warmup=measure.warmup,
-            max_requests=MAX_REQUESTS_FACTOR * measure.requests,
-            traces=dense.traces,
-            threads=measure.threads,
-        ),
-        dense_ms=dense.latency_ms.p50,
-        benchmark=run.bench.benchmark_bundles,
+        dense=dense,
+        max_requests=MAX_REQUESTS_FACTOR * run.spec.measure.requests,
     )
     shutil.rmtree(folder, ignore_errors=True)
     return latencies
