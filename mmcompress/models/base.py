@@ -486,7 +486,7 @@ class LoadContext:
     """What a loader is given: where the weights are, and the options of the node."""
 
     kind: str
-    """The kind of the node: `image_encoder`, `audio_encoder`, `text_encoder` or `text_decoder`."""
+    """The kind of the node: see `mmcompress list kinds`."""
     path: Path | None
     """The folder with the weights, a hub's copy included; None when `name` says where they are."""
     name: str = ""
