@@ -95,7 +95,7 @@ def embed_texts(encoder: Model, texts: list[str]) -> Tensor:
 @torch.inference_mode()
 def caption_images(spec: Spec, models: dict[str, Model], *, batch: Batch) -> list[str]:
     """Caption every image of a batch with the models in torch, as the libraries run them."""
-    prior = spec.nodes["choose"].prior
+    prior = spec.nodes["choose"].get_option("prior", 0.0)
     captions: list[str] = []
     for pixels in batch.inputs["vision"]:
         embedding, tokens = models["vision"](pixels[None])

@@ -331,6 +331,15 @@ METRICS = Registry(
     },
 )
 """Figures that answers are scored by."""
+INPUT_TYPES = Registry(
+    "type of input",
+    {
+        "image": ("mmcompress.runtime.input_types:IMAGE", "a picture"),
+        "audio": ("mmcompress.runtime.input_types:AUDIO", "a sound"),
+        "text": ("mmcompress.runtime.input_types:TEXT", "one text"),
+    },
+)
+"""Types of value that a pipeline may be given."""
 NODE_KINDS = Registry(
     "kind of node",
     {
@@ -494,6 +503,7 @@ SAMPLERS = Registry(
 PLUG_POINTS = {
     "models": FAMILIES,
     "kinds": NODE_KINDS,
+    "inputs": INPUT_TYPES,
     "importance": IMPORTANCE,
     "allocation": ALLOCATIONS,
     "data": DATA_KINDS,

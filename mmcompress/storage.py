@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from mmcompress.errors import (
     DataError,
@@ -54,6 +55,10 @@ SHOWN_BYTES = 12
 
 MIN_FREE_BYTES = 64 * 1024
 """Bytes: a disk with less room counts as full when something goes wrong with writing."""
+
+HOLDS_OTHER_KEYS = "holds other keys"
+"""Metadata of a field whose entries stand in JSON beside the keys of its record. The record itself
+says what these are."""
 
 RECORD_CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 """How records are checked: unknown keys are errors; the string under a field describes it."""
@@ -225,6 +230,26 @@ def _explain(record_type: type, details: Any) -> Problem:
     return Problem(path, f"expected {expected.get(kind, kind)}, got {shown}")
 
 
+def make_error_details(key: str, message: str) -> InitErrorDetails:
+    """Return what pydantic is told of a key that a record finds wrong by itself."""
+    reason = PydanticCustomError("value_error", "{error}", {"error": message})
+    return InitErrorDetails(type=reason, loc=(key,), input=key)
+
+
+def add_error_details(
+    error: ValidationError, details: Sequence[InitErrorDetails]
+) -> ValidationError:
+    """Return an error of pydantic with further details."""
+    all_details: list[InitErrorDetails] = list(details)
+    for line in error.errors(include_url=False):
+        all_details.append(
+            InitErrorDetails(
+                type=line["type"], loc=line["loc"], input=line["input"], ctx=line.get("ctx", {})
+            )
+        )
+    return ValidationError.from_exception_data(error.title, all_details)
+
+
 def _type_at(record_type: Any, path: tuple[str, ...]) -> Any:
     """Return the type hint that a path leads to, without `None` and without bounds."""
     return _plain_hint(_hint_at(record_type, path))
@@ -286,11 +311,14 @@ def _metadata(hint: Any) -> Iterator[Any]:
 def to_plain(record: Any) -> Any:
     """Return a record, or a collection of records, as JSON-ready data."""
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
-        return {
-            field.name: to_plain(getattr(record, field.name))
-            for field in dataclasses.fields(record)
-            if field.init
-        }
+        plain: dict[str, Any] = {}
+        for field in dataclasses.fields(record):
+            value = to_plain(getattr(record, field.name)) if field.init else None
+            if field.metadata.get(HOLDS_OTHER_KEYS):
+                plain.update(value or {})
+            elif field.init:
+                plain[field.name] = value
+        return plain
     if isinstance(record, dict):
         return {str(key): to_plain(value) for key, value in record.items()}
     if isinstance(record, list | tuple):

@@ -681,8 +681,7 @@ def prove_marian(folder: Path) -> list[Proof]:
         kind="text_decoder",
         inputs={},
         source=f"transformers:{checkpoint}",
-        candidates=2,
-        max_tokens=12,
+        options={"candidates": 2, "max_tokens": 12},
     )
     model = load_model(node)
 

@@ -362,9 +362,9 @@ def test_equal_latency_is_measured_side_by_side(compared, tiny, machine, monkeyp
     folder, _ = compared
     options = {"overrides": QUICK, "resume": True, **machine}
     r = workflow.open_run(tiny / "spec.yaml", folder, **options)
-    dense, asked, real = profile_pipeline(r), [], claims.bench_with_replay
+    dense, asked, real = profile_pipeline(r), [], claims.bench_beside_dense
     monkeypatch.setattr(
-        claims, "bench_with_replay", lambda b, *a, **k: asked.append(list(b)) or real(b, *a, **k)
+        claims, "bench_beside_dense", lambda r, b, **k: asked.append(list(b)) or real(r, b, **k)
     )
     (folder / "side_by_side.json").unlink(missing_ok=True)
     found = measure_side_by_side(r, ("searched", "int8"), dense=dense)

@@ -5,22 +5,29 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from families import prove_marian
+from library_checkpoints import LIBRARY_CASES
 
 from mmcompress.data.open_dataset import open_dataset
+from mmcompress.export.bundle import BundleContents, write_bundle
+from mmcompress.export.fidelity import ComparedNode, prove_fidelity
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.kinds.image_encoder.deployed import ImageEncoder
 from mmcompress.metrics.answers import Answers
 from mmcompress.models import layouts
 from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES
+from mmcompress.models.sources import load_models
 from mmcompress.prune.importance.inputs import ImportanceInputs
 from mmcompress.quantize.simulation import simulate_precision
 from mmcompress.registry import (
     DATA_KINDS,
     IMPORTANCE,
+    LIBRARY_REFERENCES,
     METRICS,
     NODE_KINDS,
     PLUG_POINTS,
@@ -44,7 +51,7 @@ def plugins(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(folder))
         patch.setenv("PYTHONPATH", str(folder))
-        for registry in PLUG_POINTS.values():
+        for registry in (*PLUG_POINTS.values(), LIBRARY_REFERENCES):
             patch.setattr(registry, "_entries", dict(registry._entries))
         for name, _ in EXAMPLES:
             # An example registers while it is imported. A module that is known registers nothing.
@@ -58,6 +65,7 @@ def plugins(tmp_path_factory):
 def test_there_is_an_example_for_every_plug_point_of_the_guide(plugins):
     assert set(plugins) == {
         "farthest",
+        "mirror_encoder",
         "marian_family",
         "largest_first",
         "small_groups",
@@ -77,6 +85,63 @@ def test_a_spec_takes_a_kind_of_node_from_a_plugin(plugins, tiny, tmp_path):
 
     keys = np.eye(2, dtype=np.float32)
     assert node(keys[:1], keys, ["near", "far"]) == {"best": "far"}
+
+
+def prove_mirror(folder):
+    """Export a checkpoint as the kind of the guide; returns its proofs, and what is left out."""
+    (folder / "m").mkdir()
+    LIBRARY_CASES["SigLIP, picture"].save(folder / "m")
+    (folder / "spec.yaml").write_text(
+        "name: one\ninputs: {image: image}\nplugins: [mirror_encoder]\nnodes:\n"
+        "  eyes: {kind: mirror_encoder, source: ./m, inputs: {image: image}}\n"
+        "outputs: {out: eyes.tokens}\n"
+    )
+    spec = load_spec(folder / "spec.yaml", for_export=True)
+    write_bundle(spec, BundleContents(models=load_models(spec)), folder=folder / "b", prove=False)
+    left_out = []
+    proofs = prove_fidelity(
+        spec,
+        bundle=folder / "b",
+        data=open_dataset(spec.data),
+        on_progress=lambda message, share: left_out.append(message),
+        input_count=3,
+    )
+    return {proof.name.removeprefix("dense == library: "): proof for proof in proofs}, left_out
+
+
+def test_a_model_kind_of_a_plugin_is_held_to_its_library(plugins, tmp_path, monkeypatch):
+    (tmp_path / "right").mkdir()
+    proofs, left_out = prove_mirror(tmp_path / "right")
+    assert set(proofs) == {"preprocessing", "embedding"} and not left_out
+    assert all(proof.passed and proof.node == "eyes" for proof in proofs.values())
+
+    prepare = ImageEncoder.prepare
+    monkeypatch.setattr(sys.modules["mirror_encoder"].MirrorEncoder, "prepare", prepare)
+    (tmp_path / "wrong").mkdir()
+    proofs, _ = prove_mirror(tmp_path / "wrong")
+    assert not proofs["preprocessing"].passed and not proofs["embedding"].passed
+
+
+@pytest.mark.parametrize(
+    ("fidelity", "reason"),
+    [
+        ("", "the kind mirror_encoder names no way to compare"),
+        ("test_contributing:compare_nothing", "its comparison with the library proved nothing"),
+    ],
+)
+def test_a_model_kind_that_is_not_compared_is_told(
+    plugins, tmp_path, monkeypatch, fidelity, reason
+):
+    module = sys.modules["mirror_encoder"]
+    monkeypatch.setattr(module, "ENTRY", replace(module.ENTRY, fidelity=fidelity))
+    proofs, left_out = prove_mirror(tmp_path)
+    assert not proofs
+    assert left_out == [f"dense == library: eyes is not compared: {reason}"]
+
+
+def compare_nothing(node_name, check, *, source):
+    """A comparison that forgets to compare."""
+    return ComparedNode(name=node_name)
 
 
 def test_a_family_of_a_plugin_passes_its_contract(plugins, tmp_path):

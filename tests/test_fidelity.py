@@ -34,6 +34,7 @@ from mmcompress.models.reference.transformers import TransformersImages
 from mmcompress.models.sources import load_models
 from mmcompress.runtime.audio import open_audio, split_sound
 from mmcompress.runtime.beam_search import Generation
+from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.images import open_image
 from mmcompress.storage import write_record
 
@@ -95,6 +96,16 @@ def change_config(bundle, node, change):
     manifest = json.loads((bundle / "manifest.json").read_text())
     change(manifest["graph"]["nodes"][node]["config"])
     write_record(bundle / "manifest.json", manifest)
+
+
+@pytest.mark.parametrize("name", ["CLIP, picture", "CLIP, text", "Whisper"])
+def test_a_bundle_of_every_type_of_input_answers_noise(name, tmp_path):
+    """Memory and speed are measured so where no other request is at hand."""
+    case = replace(LIBRARY_CASES[name], writer=None)
+    _, bundle = export(tmp_path, case)
+    pipeline = load_bundle(bundle)
+    [answer] = pipeline(**pipeline.make_noise_request()).values()
+    assert len(answer) > 0 and np.isfinite(answer).all()
 
 
 @pytest.mark.parametrize(

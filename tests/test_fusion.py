@@ -160,7 +160,9 @@ def test_blip_matches_raw_pictures_and_texts_as_its_library_does(tmp_path):
 
 def test_the_query_of_a_list_cannot_come_from_a_fusion_encoder(fused):
     spec = load_spec(fused)
-    lookup = Node(kind="lookup", inputs={"query": "match.embedding"}, texts="texts.txt")
+    lookup = Node(
+        kind="lookup", inputs={"query": "match.embedding"}, options={"texts": "texts.txt"}
+    )
     from mmcompress.graph.validate import list_problems
 
     wrong = replace(spec, nodes={**spec.nodes, "found": lookup})

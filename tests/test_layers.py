@@ -7,6 +7,7 @@ import importlib
 import subprocess
 import sys
 import tomllib
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -14,7 +15,8 @@ import check_density
 import pytest
 
 from mmcompress.errors import MissingPackage
-from mmcompress.registry import NODE_KINDS, PLUG_POINTS, resolve_entry
+from mmcompress.graph.ports import INNER_TYPES
+from mmcompress.registry import INPUT_TYPES, NODE_KINDS, PLUG_POINTS, resolve_entry
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmcompress"
@@ -105,18 +107,26 @@ def test_no_room_imports_the_folder_of_a_node_kind():
     assert users == []
 
 
+LIBRARY_WORDS = {
+    ("models/families/cross_attention_decoder.py", "text_decoder"),
+    ("models/families/open_clip.py", "text_decoder"),
+    ("models/families/image_processors.py", "nearest"),
+}
+"""Attributes of libraries, and their names of interpolations: they only sound like a kind."""
+
+
 def test_no_room_asks_for_a_node_kind_by_name():
-    """A kind is named in its folder, in the registry, and where a model or a table of families says its own kind."""
+    """A kind is named in its folder, in the registry, and where a model says its own kind."""
     kinds = set(OWN_KINDS)
     named = []
     for name, path in files():
-        if name.startswith(("kinds/", "models/families/")) or name == "registry.py":
+        if name.startswith("kinds/") or name == "registry.py":
             continue
         own = _kind_assignments(path)
         named += [
             f"{name}:{line}: {text}"
             for line, text in _strings(path)
-            if text in kinds and line not in own
+            if text in kinds and line not in own and (name, text) not in LIBRARY_WORDS
         ]
     assert named == []
 
@@ -178,6 +188,41 @@ def test_every_string_that_names_code_is_right(point):
 def test_a_kind_of_node_names_its_two_sides(kind):
     entry = NODE_KINDS.get(kind)
     assert callable(resolve_entry(entry.deployed)) and callable(resolve_entry(entry.trainable))
+
+
+def test_the_ports_of_every_kind_have_known_types():
+    known = {*INPUT_TYPES.names(), *INNER_TYPES}
+    for kind in OWN_KINDS:
+        entry = NODE_KINDS.get(kind)
+        types = {*entry.outputs.values()}
+        for port in entry.inputs.values():
+            types |= set(port.types)
+        assert types <= known, kind
+
+
+@pytest.mark.parametrize("name", INPUT_TYPES.names())
+def test_a_type_of_input_names_functions_that_are_there(name):
+    for target in asdict(INPUT_TYPES.get(name)).values():
+        assert not target or callable(resolve_entry(target)), target
+
+
+@pytest.mark.parametrize("kind", OWN_KINDS)
+def test_a_model_kind_names_how_its_library_is_compared(kind):
+    entry = NODE_KINDS.get(kind)
+    assert bool(entry.fidelity) == entry.is_model
+    assert not entry.fidelity or callable(resolve_entry(entry.fidelity))
+
+
+def test_no_room_asks_for_a_type_of_input_by_name():
+    """A type is named where its record is, and where a kind, a dataset or a port says its own."""
+    types = {"image", "audio"}
+    asked = []
+    for name, path in files():
+        for node in ast.walk(parse_file(path)):
+            if isinstance(node, ast.Compare):
+                values = [n.value for n in ast.walk(node) if isinstance(n, ast.Constant)]
+                asked += [f"{name}:{node.lineno}" for v in values if v in types]
+    assert asked == []
 
 
 def test_the_runtime_runs_where_torch_cannot_be_imported():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import itertools
+import logging
 import os
 import random
 import signal
@@ -208,6 +209,24 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(tmp_path):
     book = study.open_study(tmp_path / "j", 0)
     assert study.count_failures(book) > 0 and len(trials) > 0
     assert any("this one breaks" in t.user_attrs.get("error", "") for t in book.trials)
+
+
+def test_a_search_leaves_the_callers_log_of_optuna_as_it_was(tmp_path):
+    logger = logging.getLogger("optuna")
+    written = []
+    listener = logging.Handler()
+    listener.emit = written.append
+    level = logger.level
+    logger.addHandler(listener)
+    logger.setLevel(logging.DEBUG)
+    try:
+        go(tmp_path / "j", judge, trials=3, mutations=0)
+        assert (logger.level, written) == (logging.DEBUG, [])
+        study.optuna.create_study()
+        assert len(written) == 1  # the caller's own study is told of
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(level)
 
 
 def test_retries_are_ours(tmp_path):

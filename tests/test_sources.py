@@ -154,7 +154,12 @@ CASES = [
 def test_a_family_loads_from_the_folder_its_library_writes(make, kind, tmp_path):
     whole = _stirred(make())
     model = load_model(
-        Node(kind=kind, inputs={}, source=f"transformers:{_write(tmp_path, whole)}", max_tokens=12)
+        Node(
+            kind=kind,
+            inputs={},
+            source=f"transformers:{_write(tmp_path, whole)}",
+            options={"max_tokens": 12},
+        )
     )
     assert model.kind == kind and model.blocks
     values = {round(p.double().sum().item(), 6) for p in whole.parameters()}
@@ -254,7 +259,9 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
         Tokenizer.from_str(words()),
         f"transformers:{_write(tmp_path / 'a', _stirred(_blip()))}",
     )
-    node = Node(kind="text_decoder", inputs={}, source=source, max_tokens=12, prompt="a cat")
+    node = Node(
+        kind="text_decoder", inputs={}, source=source, options={"max_tokens": 12, "prompt": "a cat"}
+    )
     g = load_model(node).config["generation"]
     assert g["prompt"] == [g["bos"], *tok.encode("a cat", add_special_tokens=False).ids]
     llava = f"transformers:{_write(tmp_path / 'b', _stirred(_llava()))}"
@@ -263,8 +270,7 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
             kind="text_decoder",
             inputs={},
             source=llava,
-            max_tokens=12,
-            prompt="a cat <image> left of",
+            options={"max_tokens": 12, "prompt": "a cat <image> left of"},
         )
     )
     ids = lambda text: tok.encode(text, add_special_tokens=False).ids
@@ -277,14 +283,18 @@ def test_a_prompt_goes_ahead_of_what_is_written(tmp_path):
                 kind="text_decoder",
                 inputs={},
                 source=source,
-                max_tokens=4,
-                prompt="a cat left of a cat",
+                options={"max_tokens": 4, "prompt": "a cat left of a cat"},
             )
         )
     git = f"transformers:{_write(tmp_path / 'c', _stirred(_git()))}"
     with pytest.raises(ModelError, match="reads the image before all words"):
         load_model(
-            Node(kind="text_decoder", inputs={}, source=git, max_tokens=12, prompt="a cat <image>")
+            Node(
+                kind="text_decoder",
+                inputs={},
+                source=git,
+                options={"max_tokens": 12, "prompt": "a cat <image>"},
+            )
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,15 @@ import pytest
 from mmcompress.errors import SpecError
 from mmcompress.graph.load_spec import load_document, load_spec
 from mmcompress.graph.references import count_texts_per_request, find_unjoined_encoders
+from mmcompress.registry import NODE_KINDS
 from mmcompress.spec.loader import list_given_keys
+from mmcompress.spec.node_options import NodeOption
 from mmcompress.spec.overrides import OLD_KEYS
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Space, load_space
 from mmcompress.spec.target import Goal, parse_target
 from mmcompress.stats import Latency
-from mmcompress.storage import describe_record
+from mmcompress.storage import InvalidValue, build_record, describe_record, to_plain
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -483,3 +486,64 @@ def test_shipped_files_name_the_schema_that_lets_an_editor_complete_them(folder,
     )
     for file in (ROOT / folder).glob("*.yaml"):
         assert file.read_text().startswith(f"# yaml-language-server: $schema={name}\n"), file
+
+
+@pytest.fixture
+def farthest(monkeypatch):
+    """A kind of node of a plug-in, with an option of its own."""
+    reach = NodeOption(about="Texts that are looked at.", default=2, minimum=1, maximum=9)
+    entry = replace(NODE_KINDS.get("nearest"), options={"reach": reach})
+    monkeypatch.setattr(NODE_KINDS, "_entries", dict(NODE_KINDS._entries))
+    NODE_KINDS.add("farthest", entry, "the farthest of a few texts")
+
+
+def test_a_kind_of_a_plugin_has_options_of_its_own(tiny, tmp_path, farthest):
+    text = (tiny / "spec.yaml").read_text().replace("./", f"{tiny}/")
+    text = text.replace("kind: nearest", "kind: farthest")
+    path = tmp_path / "spec.yaml"
+    path.write_text(text.replace("prior: 0.1", "reach: 3"))
+    spec = load_spec(path)
+    assert spec.nodes["choose"].options == {"reach": 3}
+    assert spec.nodes["choose"].get_option("reach", 0) == 3
+    assert build_record(Spec, to_plain(spec)) == spec
+    assert to_plain(spec)["nodes"]["choose"]["reach"] == 3
+    node_schema = describe_record(Spec)["$defs"]["Node"]["properties"]
+    assert node_schema["reach"] == {
+        "default": 2,
+        "description": "Texts that are looked at.",
+        "type": "integer",
+        "minimum": 1,
+        "maximum": 9,
+    }
+    path.write_text(text.replace("prior: 0.1", "\n    ".join(["raech: 3", "prune: {heads: 2}"])))
+    line = text[: text.index("prior: 0.1")].count("\n") + 1
+    with pytest.raises(SpecError) as caught:
+        load_spec(path)
+    message = str(caught.value)
+    assert f":{line}: nodes.choose.raech: unknown key 'raech'; did you mean 'reach'?" in message
+    assert f":{line + 1}: nodes.choose.prune.heads: must lie in 0 .. 1, got 2" in message
+    for value, problem in (
+        ("10", "must lie in 1 .. 9, got 10"),
+        ("true", "expected a whole number, got True"),
+    ):
+        path.write_text(text.replace("prior: 0.1", f"reach: {value}"))
+        with pytest.raises(SpecError, match=f":{line}: nodes.choose.reach: {problem}"):
+            load_spec(path)
+
+
+def test_a_node_of_an_older_run_with_the_defaults_of_other_kinds_is_read(tiny):
+    """Every node had the options of all kinds once."""
+    spec = load_spec(tiny / "spec.yaml")
+    plain = to_plain(spec)
+    plain["nodes"]["choose"] |= {"candidates": 1, "prompt": "", "texts": ""}
+    assert build_record(Spec, plain) == spec
+    plain["nodes"]["choose"]["candidates"] = 2
+    with pytest.raises(InvalidValue, match=r"nodes.choose.candidates: a nearest has no candidates"):
+        build_record(Spec, plain)
+
+
+def test_options_beside_an_unknown_kind_are_not_wrong(tiny, tmp_path):
+    with pytest.raises(SpecError) as caught:
+        load_spec(edited(tiny, tmp_path, "kind: nearest", "kind: nearst"))
+    assert "unknown kind of node 'nearst'" in str(caught.value)
+    assert "prior" not in str(caught.value)

@@ -404,7 +404,7 @@ def test_the_list_is_embedded_as_deployed_and_may_be_a_file(talk, tmp_path):
 
     (talk / "list.txt").write_text("w1 w2 w3\n\nw4 w5\nw1 w2 w3\n")
     spec = load_spec(talk / "spec.yaml", {"nodes.find.texts": "list.txt"})
-    listed = read_lookup_texts(open_dataset(spec.data), spec.nodes["find"].texts)
+    listed = read_lookup_texts(open_dataset(spec.data), spec.nodes["find"].get_option("texts", ""))
     assert listed == ("w1 w2 w3", "w4 w5")
     write_bundle(
         spec,
@@ -559,7 +559,9 @@ def test_the_real_whisper_writes_what_its_library_writes(tmp_path):
 
     deployed = {}
     for kind, node in (("audio_encoder", AudioEncoder), ("text_decoder", TextDecoder)):
-        model = load_model(Node(kind=kind, inputs={}, source="pip:whisper-tiny.en", max_tokens=48))
+        model = load_model(
+            Node(kind=kind, inputs={}, source="pip:whisper-tiny.en", options={"max_tokens": 48})
+        )
         files = export_node(model, tmp_path / kind)
         if model.tokenizer_json:
             (tmp_path / kind / "tokenizer.json").write_text(model.tokenizer_json)

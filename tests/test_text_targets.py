@@ -210,7 +210,12 @@ def load_family(tmp_path_factory):
         make_tokenizer().save(str(folder / "tokenizer.json"))
         source = f"transformers:{folder}"
         return load_model(
-            Node(kind="text_decoder", inputs={}, source=source, max_tokens=14, language=language)
+            Node(
+                kind="text_decoder",
+                inputs={},
+                source=source,
+                options={"max_tokens": 14, "language": language},
+            )
         )
 
     return load
@@ -367,7 +372,9 @@ def test_the_end_that_is_learned_is_the_tokenizers_own(tmp_path):
     library_model = _gpt2()
     library_model.generation_config.eos_token_id = [14, 2]
     library_model.save_pretrained(tmp_path)
-    node = Node(kind="text_decoder", inputs={}, source=f"transformers:{tmp_path}", max_tokens=9)
+    node = Node(
+        kind="text_decoder", inputs={}, source=f"transformers:{tmp_path}", options={"max_tokens": 9}
+    )
     for template, end in (("none", 14), ("bos and eos", 2), ("classifier's", 14)):
         make_tokenizer(template).save(str(tmp_path / "tokenizer.json"))
         generation = load_model(node).generation
@@ -386,7 +393,9 @@ def test_a_prompt_around_an_image_is_the_librarys(tmp_path, prompt, template):
     _llava_whole(61).save_pretrained(tmp_path)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     source = f"transformers:{tmp_path}"
-    node = Node(kind="text_decoder", inputs={}, source=source, prompt=prompt, max_tokens=9)
+    node = Node(
+        kind="text_decoder", inputs={}, source=source, options={"max_tokens": 9, "prompt": prompt}
+    )
     model = load_model(node)
     tokenizer.no_padding()
     whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer)(prompt).input_ids

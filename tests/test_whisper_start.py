@@ -54,7 +54,7 @@ def write_whisper(folder, **settings):
 
 def load(folder, **options):
     source = f"transformers:{folder}"
-    return load_model(Node(kind="text_decoder", inputs={}, source=source, **options))
+    return load_model(Node(kind="text_decoder", inputs={}, source=source, options=options))
 
 
 def start_by_library(model, **options) -> list[int]:

@@ -655,7 +655,7 @@ def _approach(propose, predictor, *, measure, target_ms, node_limits_ms=None, fi
     """Approach a target; returns the result and the options."""
     options = ApproachOptions(
         target_ms=target_ms,
-        node_limits_ms=node_limits_ms or {},
+        limits=Limits(node_ms=node_limits_ms or {}),
         final_to_fitted=1.0,
         first_attempt=first_attempt,
         reference_runs=Path("nowhere"),

@@ -17,6 +17,7 @@ from mmcompress.data.open_dataset import read_lookup_texts
 from mmcompress.errors import MissingPackage, ModelError
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.modality import propagate_modalities
+from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import sort_nodes
 from mmcompress.registry import resolve_entry
 from mmcompress.spec.loader import list_given_keys
@@ -42,8 +43,9 @@ def validate_command(spec: str, space: str | None, deep: bool, settings: tuple[s
         data = open_data(loaded)
         shortage = describe_shortage(loaded, data)
         for node in loaded.nodes.values():
-            if node.texts:
-                read_lookup_texts(data, node.texts)
+            texts_file = node.get_option(get_kind(node.kind).list_option, "")
+            if texts_file:
+                read_lookup_texts(data, texts_file)
     except (MissingPackage, ImportError) as error:
         raise ModelError(
             f"{spec}: its keys and its graph are right; models and data were not looked at: {error}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 
@@ -51,8 +51,8 @@ class Dataset(Protocol):
 
     splits: tuple[str, ...]
     """Names of the splits: `train`, `val`, `test`, and further ones that a spec may report."""
-    modality: Literal["image", "audio", "text"]
-    """What the inputs are."""
+    modality: str
+    """What the inputs are: a name in the registry `INPUT_TYPES`."""
 
     def load(self, split: str, count: int | None = None, *, seed: int = 0) -> Pairs:
         """Load pairs of a split, the same ones for the same arguments.

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
+from pydantic import AfterValidator
 
 from mmcompress.data.base import Pairs
 from mmcompress.errors import DataError
+from mmcompress.registry import INPUT_TYPES, resolve_entry
 from mmcompress.runtime.audio import SAMPLE_RATE
+from mmcompress.spec.schema import known_in
 
 DEFAULT_DRAWN_INPUTS = 16
 """Inputs of a split that are loaded when no number is asked for."""
@@ -52,8 +55,8 @@ SENTENCES = (
 class DrawnInputs:
     """Inputs without meaning, the same ones in every run. No pipeline can be judged by them."""
 
-    modality: Literal["image", "audio", "text"] = "image"
-    """What the inputs are."""
+    modality: Annotated[str, AfterValidator(known_in(INPUT_TYPES))] = "image"
+    """What the inputs are: see `mmcompress list inputs`."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
     """Names of the splits."""
 
@@ -66,18 +69,15 @@ class DrawnInputs:
         if split not in self.splits:
             raise DataError(f"unknown split '{split}' (known: {', '.join(self.splits)})")
         number = DEFAULT_DRAWN_INPUTS if count is None else count
+        draw_target = INPUT_TYPES.get(self.modality).draw
+        draw = resolve_entry(draw_target) if draw_target else None
         inputs: list[Any] = []
         texts: list[str] = []
         for i in range(number):
             rng = np.random.default_rng([self.splits.index(split), seed, i])
             text = SENTENCES[int(rng.integers(len(SENTENCES)))]
             texts.append(text)
-            if self.modality == "image":
-                inputs.append(draw_picture(rng))
-            elif self.modality == "audio":
-                inputs.append(synthesize_sound(rng))
-            else:
-                inputs.append(text)
+            inputs.append(draw(rng) if draw else text)
         return Pairs(inputs=inputs, texts=tuple(texts))
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -257,7 +256,7 @@ class EmojiScenes:
     """Which combinations go to which split, and what the scenes are."""
     splits: tuple[str, ...] = field(default=("train", "val", "test", "test_style"), init=False)
     """Names of the splits."""
-    modality: Literal["image"] = field(default="image", init=False)
+    modality: str = field(default="image", init=False)
     """What the inputs are."""
 
     def list_held_out_drawings(self) -> frozenset[tuple[int, int]]:

@@ -62,7 +62,7 @@ class Folder:
     answers are counted, so it is refused; `first` reads its first caption only."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
     """Names of the splits."""
-    modality: Literal["image"] = field(default="image", init=False)
+    modality: str = field(default="image", init=False)
     """What the inputs are."""
 
     def count_pairs(self) -> dict[str, int]:

@@ -55,11 +55,12 @@ def read_lookup_texts(data: Dataset, file: str = "") -> tuple[str, ...]:
 
 def read_all_lookup_texts(spec: Spec, data: Dataset) -> dict[str, tuple[str, ...]]:
     """Return the texts of every lookup node."""
-    return {
-        node_name: read_lookup_texts(data, node.texts)
-        for node_name, node in spec.nodes.items()
-        if get_kind(node.kind).embeds_list
-    }
+    texts: dict[str, tuple[str, ...]] = {}
+    for node_name, node in spec.nodes.items():
+        list_option = get_kind(node.kind).list_option
+        if list_option:
+            texts[node_name] = read_lookup_texts(data, node.get_option(list_option, ""))
+    return texts
 
 
 def _read_text_lines(path: Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
 
 from mmcompress.data.base import Dataset, Pairs
 from mmcompress.errors import SplitSealed
@@ -42,7 +41,7 @@ class SealedData:
     def __init__(self, data: Dataset, seal: SplitSeal):
         self.splits = data.splits
         # A plug-in of an earlier version may not say what it gives: those were all images.
-        self.modality: Literal["image", "audio", "text"] = getattr(data, "modality", "image")
+        self.modality: str = getattr(data, "modality", "image")
         self._data = data
         self._seal = seal
 

@@ -67,7 +67,7 @@ class SpeechFolder:
     """How many clips of the list are read, from the first on; None reads all of them."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
     """Names of the splits."""
-    modality: Literal["audio"] = field(default="audio", init=False)
+    modality: str = field(default="audio", init=False)
     """What the inputs are."""
 
     def count_pairs(self) -> dict[str, int]:

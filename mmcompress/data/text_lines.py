@@ -6,7 +6,6 @@ import hashlib
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -36,7 +35,7 @@ class TextLines:
     """Which lines go to which split."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
     """Names of the splits."""
-    modality: Literal["text"] = field(default="text", init=False)
+    modality: str = field(default="text", init=False)
     """What the inputs are."""
 
     def count_pairs(self) -> dict[str, int]:

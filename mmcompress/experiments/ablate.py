@@ -15,26 +15,27 @@ from typing import Any, Unpack
 from mmcompress.errors import DataError, SpecError, suggest_nearest
 from mmcompress.experiments.cells import CLAIMS, Cell, list_cells
 from mmcompress.experiments.claims import judge_claim
-from mmcompress.experiments.make_cell import make_cell, require_same_effort
+from mmcompress.experiments.make_cell import make_cell, make_missing_cells, require_same_effort
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.report.comparison_pages import write_ablation
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
-from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
-from mmcompress.run.training_history import count_trained_steps
 from mmcompress.spec.overrides import apply_overrides
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.space import Space
 from mmcompress.spec.target import require_one_target
-from mmcompress.storage import build_record, read_plain, read_record, to_plain, write_record
+from mmcompress.storage import build_record, read_plain, to_plain, write_record
 from mmcompress.workspace.context import RunContext
-from mmcompress.workspace.folder import NEW_FOLDER_CURE, RESUME_CURE
+from mmcompress.workspace.folder import NEW_FOLDER_CURE, RunFolder
 from mmcompress.workspace.run_options import RunOptions
 
 REFERENCE_CHANGES = {"prune.schedule": "one_shot", "prune.refit": True, "prune.sparsity": 0.0}
 """Keys of the spec, and their values in the reference that every cell differs from."""
+
+PlainCell = dict[str, object]
+"""What a cell is made of, as plain data."""
 
 
 def ablate(
@@ -86,33 +87,35 @@ def _make_cells(prepared: PreparedRun, cells: Sequence[Cell]) -> dict[str, Summa
     """Make what is missing, and write the report after each cell."""
     run = prepared.run
     summaries: dict[str, Summary] = {}
-    steps = 0
-    for i, cell in enumerate(cells):
-        folder = run.folder.subfolder(cell.folder)
-        description = {
-            "about": cell.method.about,
-            "changes": dict(cell.changes),
-            "like": cell.like,
-        }
-        set_damaged_artifact_aside(replace(run, folder=folder))
-        if not folder.summary.exists():
-            position = f"{i + 1} of {len(cells)}"
-            run.on_progress("ablate", f"{cell.table}: {cell.name} ({position})", None)
-            write_record(folder.cell, description)
-            _make_one_cell(prepared, cell, steps=steps)
-        elif (
-            not folder.cell.exists()
-            or read_plain(dict, folder.cell, cure=NEW_FOLDER_CURE) != description
-        ):
+    by_folder = {cell.folder: cell for cell in cells}
+    names = list(by_folder)
+
+    def make_named_cell(name: str, steps: int) -> None:
+        cell = by_folder[name]
+        position = f"{names.index(name) + 1} of {len(names)}"
+        run.on_progress("ablate", f"{cell.table}: {cell.name} ({position})", None)
+        write_record(run.folder.subfolder(name).cell, _describe_cell(cell))
+        _make_one_cell(prepared, cell, steps=steps)
+
+    def check_cell(folder: RunFolder) -> None:
+        description = _describe_cell(by_folder[folder.path.name])
+        written: PlainCell = {}
+        if folder.cell.exists():
+            written = read_plain(dict, folder.cell, cure=NEW_FOLDER_CURE)
+        if written != description:
             raise DataError(
                 f"{folder}: another version of mmcompress made this cell in another way; "
                 "use a new --out"
             )
-        summaries[cell.folder] = read_record(Summary, folder.summary, cure=RESUME_CURE)
-        # Every cell trains for as many steps as the first one that trained.
-        steps = steps or count_trained_steps(folder)
+
+    for summaries in make_missing_cells(run, names, make=make_named_cell, check=check_cell):
         _write_report(prepared, cells=cells, summaries=summaries)
     return summaries
+
+
+def _describe_cell(cell: Cell) -> PlainCell:
+    """Return what a cell is made of, as its folder keeps it."""
+    return {"about": cell.method.about, "changes": dict(cell.changes), "like": cell.like}
 
 
 def _make_one_cell(prepared: PreparedRun, cell: Cell, *, steps: int) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, BenchmarkOptions
-from mmcompress.measure.latency.bench_with_replay import bench_with_replay
+from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR
 from mmcompress.results.claims import ClaimResult
 from mmcompress.run.fitted_structure import FittedStructure
-from mmcompress.run.profile import BENCH_REQUESTS, Profile
+from mmcompress.run.profile import Profile, bench_beside_dense
 from mmcompress.stats import PerSampleScores, SplitScores, decide_claim
 from mmcompress.storage import read_plain, read_record, write_record
 from mmcompress.workspace.context import RunContext
@@ -149,18 +148,7 @@ def _benchmark_cells(run: RunContext, names: Sequence[str], *, dense: Profile) -
     bundles = {"fp32": run.shared.baseline}
     for name in names:
         bundles[name] = run.folder.subfolder(name).bundle
-    measure = run.spec.measure
-    latencies = bench_with_replay(
-        bundles,
-        run.load_requests(BENCH_REQUESTS),
-        options=BenchmarkOptions(
-            warmup=measure.warmup,
-            max_requests=MAX_REQUESTS_FACTOR * measure.requests,
-            traces=dense.traces,
-            threads=measure.threads,
-        ),
-        dense_ms=dense.latency_ms.p50,
-        benchmark=run.bench.benchmark_bundles,
-    )
+    max_requests = MAX_REQUESTS_FACTOR * run.spec.measure.requests
+    latencies = bench_beside_dense(run, bundles, dense=dense, max_requests=max_requests)
     dense_ms = latencies["fp32"].latency.p50
     return {name: latencies[name].latency.p50 / dense_ms for name in names}

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Unpack
 
 from mmcompress.errors import SpecError, suggest_nearest
 from mmcompress.experiments.baselines import BASELINES
 from mmcompress.experiments.claims import Claim, judge_claim
-from mmcompress.experiments.make_cell import make_cell, require_same_effort
+from mmcompress.experiments.make_cell import make_cell, make_missing_cells, require_same_effort
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.report.comparison_pages import write_comparison
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
-from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.stages import prepare_run
-from mmcompress.run.training_history import count_trained_steps
 from mmcompress.spec.target import require_one_target
-from mmcompress.storage import read_record
 from mmcompress.workspace.context import RunContext
-from mmcompress.workspace.folder import RESUME_CURE
 from mmcompress.workspace.run_options import RunOptions
 
 
@@ -82,16 +77,12 @@ def _make_methods(prepared: PreparedRun, methods: Sequence[str]) -> dict[str, Su
     """Make what is missing, and write the pages after each method."""
     run = prepared.run
     summaries: dict[str, Summary] = {}
-    steps = 0
-    for name in methods:
-        folder = run.folder.subfolder(name)
-        set_damaged_artifact_aside(replace(run, folder=folder))
-        if not folder.summary.exists():
-            run.on_progress("compare", name, None)
-            make_cell(run, name, method=BASELINES[name], prepared=prepared, steps=steps)
-        summaries[name] = read_record(Summary, folder.summary, cure=RESUME_CURE)
-        # Every method trains for as many steps as the first one that trained.
-        steps = steps or count_trained_steps(folder)
+
+    def make_method(name: str, steps: int) -> None:
+        run.on_progress("compare", name, None)
+        make_cell(run, name, method=BASELINES[name], prepared=prepared, steps=steps)
+
+    for summaries in make_missing_cells(run, methods, make=make_method):
         claims = [
             judge_claim(run, claim, dense=prepared.dense) for claim in _list_claims(summaries)
         ]

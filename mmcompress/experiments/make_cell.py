@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,19 +15,33 @@ from mmcompress.measure.latency.bench import MAX_REQUESTS_FACTOR, MIN_REQUESTS
 from mmcompress.prune.importance.inputs import ImportanceInputs, score_units
 from mmcompress.prune.refit import measure_grams
 from mmcompress.registry import IMPORTANCE
+from mmcompress.results.records import Summary
+from mmcompress.run.check_records import set_damaged_artifact_aside
 from mmcompress.run.compress.recipe import compress_pipeline
 from mmcompress.run.evaluate import evaluate_artifact
 from mmcompress.run.fit_structure import fit_structure
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.structure_benchmark import measure_structure
+from mmcompress.run.training_history import count_trained_steps
 from mmcompress.search.sensitivity.store import Sensitivity
 from mmcompress.spec.schema import Distill, Spec
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.folder import RESUME_CURE, RunFolder
+
+MakeNamedCell = Callable[[str, int], None]
+"""Makes the cell of a name with a number of training steps; 0: as long as the spec says."""
+
+CheckCell = Callable[[RunFolder], None]
+"""Raises an error when the finished cell in a folder can't be kept."""
 
 UNLIMITED_MINUTES = 1e5
 """Minutes, about ten weeks: training that is limited by its steps never reaches them."""
+
+
+def accept_cell(folder: RunFolder) -> None:
+    """Accept every finished cell."""
 
 
 def make_cell(
@@ -61,6 +76,36 @@ def make_cell(
         cell_run, prepared, fitted=fitted, from_scratch=method.from_scratch
     )
     evaluate_artifact(cell_run, prepared, fitted=fitted, compressed=compressed)
+
+
+def make_missing_cells(
+    run: RunContext, names: Sequence[str], *, make: MakeNamedCell, check: CheckCell = accept_cell
+) -> Iterator[dict[str, Summary]]:
+    """Make the cells that are not finished, one after the other.
+
+    Args:
+        run: The run of the comparison.
+        names: Folders of the cells in the run's folder.
+        make: Makes one cell; receives its name and the training steps, 0 for the first one that
+            trains.
+        check: Refuses a finished cell that can't be kept.
+
+    Yields:
+        The summaries so far, by name, after every cell.
+    """
+    summaries: dict[str, Summary] = {}
+    steps = 0
+    for name in names:
+        folder = run.folder.subfolder(name)
+        set_damaged_artifact_aside(replace(run, folder=folder))
+        if folder.summary.exists():
+            check(folder)
+        else:
+            make(name, steps)
+        summaries[name] = read_record(Summary, folder.summary, cure=RESUME_CURE)
+        # Every cell trains for as many steps as the first one that trained.
+        steps = steps or count_trained_steps(folder)
+        yield summaries
 
 
 def list_weights_without_teacher(spec: Spec) -> dict[str, float]:

@@ -181,7 +181,7 @@ class _BundleWriter:
         elif kind.embeds_list:
             entry["config"] = self._write_lookup_list(node_name, node)
         else:
-            entry["config"] = {option: getattr(node, option) for option in kind.options}
+            entry["config"] = {name: node.get_option(name, "") for name in kind.options}
 
     def build_manifest(self) -> JsonMapping:
         """Return the manifest of everything that lies in the folder now."""
@@ -299,7 +299,7 @@ class _BundleWriter:
         """
         texts = list(self.contents.lookup_texts[node_name])
         [query_port] = get_kind(node.kind).embedding_ports
-        encoder_name = parse_reference(node.inputs[query_port]).node
+        encoder_name, embedding_port = parse_reference(node.inputs[query_port])
         entry = self.node_entries[encoder_name]
         sessions: dict[str, TimedSession] = {}
         for graph_name, file_name in entry["files"].items():
@@ -309,7 +309,7 @@ class _BundleWriter:
         embeddings: list[np.ndarray] = []
         for start in range(0, len(texts), MAX_EMBEDDED_TEXTS):
             outputs = encoder(texts[start : start + MAX_EMBEDDED_TEXTS])
-            embeddings.append(outputs["embedding"])
+            embeddings.append(outputs[embedding_port])
         node_folder = self.folder / node_name
         node_folder.mkdir()
         (node_folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")

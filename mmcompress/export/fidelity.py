@@ -4,164 +4,76 @@ The other proofs start behind preprocessing and end before pooling and the end o
 there stands in the dense pipeline as in the compressed one, so that "retained 100 %" holds for the
 wrong thing. Here a raw input goes two ways: through the library's own processor, tokenizer, model
 and `generate` (`mmcompress.models.reference`), and through the bundle.
+
+How the answers of a kind of node are compared, its entry says (`NodeKind.fidelity`). What a raw
+input is, the type of its first input port says (`InputType.list_raw_inputs`). A node that is not
+compared is told, with the reason.
 """
 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, cast
-
-import numpy as np
+from typing import Protocol
 
 from mmcompress.data.base import Dataset, Pairs
-from mmcompress.errors import DataError, MissingPackage, ModelError
-from mmcompress.export.odd_inputs import RawInput, list_pictures, list_sounds, list_texts
-from mmcompress.export.proofs import make_proof
-from mmcompress.export.written_texts import (
-    DeployedWriter,
-    WritingInput,
-    compare_texts,
-    make_request,
-    make_text_proof,
-)
+from mmcompress.export.odd_inputs import RawInput, RawInputRequest
 from mmcompress.graph.ports import get_kind
-from mmcompress.graph.references import find_token_source
+from mmcompress.graph.references import find_token_reference, find_token_source
 from mmcompress.models.reference.base import (
-    LibraryAnswer,
     LibraryMatcher,
     LibraryReference,
     LibraryWriter,
     ReferenceRequest,
 )
 from mmcompress.models.sources import fetch_folder, locate_node_source
-from mmcompress.registry import LIBRARY_REFERENCES
+from mmcompress.registry import INPUT_TYPES, LIBRARY_REFERENCES, resolve_entry
 from mmcompress.results.records import Proof
-from mmcompress.runtime.audio import is_silent
 from mmcompress.runtime.graph import Pipeline, load_bundle
+from mmcompress.runtime.input_types import InputType
 from mmcompress.runtime.progress import StageProgress, ignore_progress
-from mmcompress.runtime.text import TextReader, Values
 from mmcompress.spec.schema import Spec
 
 FIDELITY_INPUTS = 16
 """Validation inputs that are sent both ways, beside the odd ones."""
 
-MAX_WRITTEN_INPUTS = 6
-"""Of the ordinary inputs, and of the odd ones, those at most that texts are written for: the
-library's own loop is slow."""
-
-PREPROCESSING_BOUND = 0.03
-"""Largest difference of a standardized pixel, or of a feature: two ways of resizing round
-differently."""
-
-EMBEDDING_BOUND = 1e-4
-"""Largest 1 - cosine of an embedding to the library's."""
-
-MATCH_BOUND = 0.01
-"""Largest difference of the probability that a text describes a picture. A pixel that is rounded
-otherwise moves it by less."""
-
-SHOWN_ERROR_CHARACTERS = 60
-"""Characters of a library's error that a proof shows."""
-
-
 Reference = LibraryReference | LibraryWriter | LibraryMatcher
-"""A library's own model of a node."""
+"""A library's own model of a node. A kind of a plug-in may bring another one."""
 
 
-class DeployedEncoder(Protocol):
-    """An encoder of a bundle, as far as it is needed here."""
+@dataclass(frozen=True, kw_only=True)
+class ComparedNode:
+    """A node that was compared with its library, or could not be."""
 
-    def __call__(self, value: object, /) -> Values:
-        """Encode one raw input."""
-        ...
-
-    def prepare(self, value: object, /) -> np.ndarray:
-        """Return what the model is given of one raw input."""
-        ...
-
-
-class DeployedHearing(Protocol):
-    """An encoder of sounds."""
-
-    options: Mapping[str, float]
-    """`seconds` that it hears at once, and others."""
+    name: str
+    """The node."""
+    reference: object = None
+    """The library's own model; None where there is nothing to compare with."""
+    raw_inputs: tuple[RawInput, ...] = ()
+    """What both sides were asked with. The nodes that read its tokens are asked with the same."""
+    proofs: tuple[Proof, ...] = ()
+    """What was proved."""
 
 
-class DeployedMatcher(Protocol):
-    """A fusion encoder of a bundle."""
+class NodeComparison(Protocol):
+    """What the entry of a kind of node names as its `fidelity`."""
 
-    reader: TextReader
-    """Makes token ids of texts."""
+    def __call__(
+        self, node_name: str, check: FidelityCheck, *, source: ComparedNode | None
+    ) -> ComparedNode:
+        """Compare a node with its library.
 
-    def __call__(self, text: str, context: np.ndarray) -> Values:
-        """Read a text together with the vectors of a picture."""
+        Args:
+            node_name: The node.
+            check: The bundle and its data. It is told when there is nothing to compare.
+            source: The node whose tokens it reads, as it was compared; None: it reads none.
+        """
         ...
 
 
 @dataclass(kw_only=True)
-class _Worst:
-    """The largest difference of one comparison so far."""
-
-    difference: float = 0.0
-    """The difference."""
-    name: str = ""
-    """The input that it was found at."""
-    count: int = 0
-    """Inputs that were compared."""
-
-    def add(self, difference: float, name: str) -> None:
-        """Add the difference of one input; what can't be compared differs by infinity."""
-        self.count += 1
-        value = difference if np.isfinite(difference) else float("inf")
-        if value > self.difference or not self.name:
-            self.difference = value
-            self.name = name
-
-
-@dataclass(kw_only=True)
-class _NodeComparison:
-    """The comparisons of one node."""
-
-    prepared: _Worst = field(default_factory=_Worst)
-    """What the model is given."""
-    embedding: _Worst = field(default_factory=_Worst)
-    """Its embedding."""
-    match: _Worst = field(default_factory=_Worst)
-    """The probability that a text describes a picture."""
-    notes: list[str] = field(default_factory=list)
-    """What was left out or done otherwise than in the library, and why."""
-
-    def to_proofs(self, node_name: str) -> list[Proof]:
-        """Return the proofs of what was compared."""
-        rows = {
-            "preprocessing": (self.prepared, PREPROCESSING_BOUND),
-            "embedding": (self.embedding, EMBEDDING_BOUND),
-            "match": (self.match, MATCH_BOUND),
-        }
-        proofs: list[Proof] = []
-        for name, (worst, bound) in rows.items():
-            if not worst.count:
-                continue
-            # told once: the other proofs are about the same inputs
-            notes = [] if proofs else self.notes
-            parts = [f"{worst.count} raw inputs", f"most at {worst.name}", *notes]
-            proofs.append(
-                make_proof(
-                    f"dense == library: {name}",
-                    node_name,
-                    difference=worst.difference,
-                    bound=bound,
-                    detail=f"({'; '.join(parts)})",
-                )
-            )
-        return proofs
-
-
-@dataclass(kw_only=True)
-class _FidelityCheck:
+class FidelityCheck:
     """The comparison of one bundle with the libraries of its models."""
 
     spec: Spec
@@ -174,13 +86,16 @@ class _FidelityCheck:
     """Where the files of odd inputs are written."""
     on_progress: StageProgress
     """Hears what is not compared, and why."""
+    left_out: set[str] = field(default_factory=set)
+    """Nodes that are not compared, or not with every input."""
 
     def leave_out(self, node_name: str, reason: str) -> None:
         """Tell what is not compared."""
+        self.left_out.add(node_name)
         self.on_progress(f"dense == library: {node_name} is not compared: {reason}", None)
 
-    def open_or_tell(self, node_name: str) -> Reference | None:
-        """Return the library's own model of a node, or tell that there is none."""
+    def open_or_tell(self, node_name: str) -> object:
+        """Return the library's own model of a node, or tell that there is none and return None."""
         reference = open_reference(self.spec, node_name)
         if reference is None:
             node = self.spec.nodes[node_name]
@@ -194,110 +109,60 @@ class _FidelityCheck:
         return reference
 
     def list_raw_inputs(self, node_name: str) -> list[RawInput]:
-        """Return the raw inputs of a node: ordinary ones from the data, and odd ones."""
-        kind = get_kind(self.spec.nodes[node_name].kind)
-        input_type = next(iter(kind.inputs.values())).types[0]
-        if input_type == "image":
-            return list_pictures(self.pairs, self.folder)
-        if input_type == "audio":
-            deployed = cast(DeployedHearing, self.pipeline.nodes[node_name])
-            return list_sounds(self.pairs, float(deployed.options["seconds"]))
-        return list_texts(self.pairs.texts)
+        """Return the raw inputs of a node: ordinary ones from the data, and odd ones.
 
-    def prove_node(self, node_name: str) -> list[Proof]:
-        """Compare one encoder, and the generators and fusion encoders that read it."""
+        Raises:
+            KeyError: Its first input port takes nothing that a pipeline may be given.
+        """
+        list_raw_inputs = resolve_entry(self._get_input_type(node_name).list_raw_inputs)
+        request = RawInputRequest(
+            pairs=self.pairs, folder=self.folder, deployed=self.pipeline.nodes[node_name]
+        )
+        raw_inputs: list[RawInput] = list_raw_inputs(request)
+        return raw_inputs
+
+    def is_empty(self, node_name: str, reference: object) -> bool:
+        """Return whether a raw input of a node holds nothing to answer, such as silence."""
+        is_empty = self._get_input_type(node_name).is_empty
+        return bool(is_empty) and bool(resolve_entry(is_empty)(reference))
+
+    def _get_input_type(self, node_name: str) -> InputType:
+        """Return the type of value that the first input port of a node takes."""
         kind = get_kind(self.spec.nodes[node_name].kind)
-        if kind.writes_text or kind.fuses:
-            return []
-        raw_inputs: list[RawInput] = []
-        proofs: list[Proof] = []
-        # One library model at a time is in memory, and those of the nodes that read it.
-        reference = self.open_or_tell(node_name)
-        if isinstance(reference, LibraryReference):
-            raw_inputs = self.list_raw_inputs(node_name)
-            comparison = _compare_node(
-                cast(DeployedEncoder, self.pipeline.nodes[node_name]),
-                reference,
-                node_name=node_name,
-                raw_inputs=raw_inputs,
-            )
-            proofs += comparison.to_proofs(node_name)
-        for reader_name, reader in self.spec.model_nodes().items():
-            if find_token_source(self.spec, reader_name) != node_name:
-                continue
-            if not isinstance(reference, LibraryReference):
-                self.leave_out(reader_name, f"it reads {node_name}, which is not compared")
-            elif get_kind(reader.kind).writes_text:
-                proofs += self._prove_texts(reader_name, encoder=reference, raw_inputs=raw_inputs)
-            elif get_kind(reader.kind).fuses:
-                proofs += self._prove_matches(reader_name, raw_inputs=raw_inputs)
+        input_type: InputType = INPUT_TYPES.get(next(iter(kind.inputs.values())).types[0])
+        return input_type
+
+    def find_token_port(self, node_name: str) -> str:
+        """Return the output port whose tokens a node reads."""
+        reference = find_token_reference(self.spec, node_name)
+        return reference.port if reference else ""
+
+    def prove_node(self, node_name: str, source: ComparedNode | None = None) -> list[Proof]:
+        """Compare a node with its library, and then the nodes that read its tokens.
+
+        One library model at a time is in memory, and those of the nodes that read it.
+        """
+        compared = self._compare(node_name, source)
+        if not compared.proofs and node_name not in self.left_out:
+            self.leave_out(node_name, "its comparison with the library proved nothing")
+        proofs = list(compared.proofs)
+        for reader_name in self.spec.model_nodes():
+            if find_token_source(self.spec, reader_name) == node_name:
+                proofs += self.prove_node(reader_name, compared)
         return proofs
 
-    def _prove_texts(
-        self, writer_name: str, *, encoder: LibraryReference, raw_inputs: Sequence[RawInput]
-    ) -> list[Proof]:
-        """Compare what a generator writes of raw inputs, token for token."""
-        source = find_token_source(self.spec, writer_name)
-        node = self.spec.nodes[writer_name]
-        is_one_checkpoint = node.source == self.spec.nodes[source].source
-        # A generator of another checkpoint is given what the encoder's library makes.
-        writer: object = encoder if is_one_checkpoint else self.open_or_tell(writer_name)
-        if not isinstance(writer, LibraryWriter):
-            if writer is not None:
-                self.leave_out(writer_name, f"the library of {source} writes no text")
-            return []
-        notes: list[str] = []
-        inputs: list[WritingInput] = []
-        for raw in choose_written_inputs(raw_inputs):
-            try:
-                tokens = self.pipeline.nodes[source](raw.value)["tokens"]
-            except (DataError, MissingPackage) as error:
-                notes.append(f"without {raw.name}: {_summarize(error)}")
-                continue
-            references = raw.references
-            if get_kind(self.spec.nodes[source].kind).stream_modality == "audio":
-                references = tuple(one for one in references if not is_silent(np.asarray(one)))
-            if not len(tokens) and not references:
-                notes.append(f"of {raw.name} nothing is written, on purpose")
-                continue
-            if not is_one_checkpoint:
-                references = tuple(encoder.compute_tokens(one) for one in references)
-                if any(vectors is None for vectors in references):
-                    self.leave_out(writer_name, f"the library of {source} gives no vectors")
-                    return []
-            inputs.append(WritingInput(name=raw.name, tokens=tokens, references=references))
-        deployed = cast(DeployedWriter, self.pipeline.nodes[writer_name])
-        request = make_request(node, deployed.generation)
-        found = compare_texts(deployed, writer, request=request, inputs=inputs)
-        if found is None:
-            self.leave_out(writer_name, "its library writes no text with such options")
-            return []
-        return [make_text_proof(writer_name, found, notes=notes)]
-
-    def _prove_matches(self, reader_name: str, *, raw_inputs: Sequence[RawInput]) -> list[Proof]:
-        """Compare what a fusion encoder makes of pictures and texts together."""
-        source = find_token_source(self.spec, reader_name)
-        if self.spec.nodes[reader_name].source != self.spec.nodes[source].source:
-            self.leave_out(reader_name, f"it and {source} come from two checkpoints")
-            return []
-        matcher = self.open_or_tell(reader_name)
-        if not isinstance(matcher, LibraryMatcher):
-            return []
-        comparison = _NodeComparison()
-        deployed = cast(DeployedMatcher, self.pipeline.nodes[reader_name])
-        pictures = raw_inputs[: len(self.pairs)]
-        for raw, text in zip(pictures, self.pairs.texts, strict=True):
-            expected = matcher.match(raw.references[0], text)
-            tokens = self.pipeline.nodes[source](raw.value)["tokens"]
-            actual = deployed(text, tokens)
-            ids = deployed.reader.read([text]).ids[0]
-            comparison.prepared.add(_compare_prepared(ids, expected.prepared), raw.name)
-            comparison.embedding.add(
-                _compare_embeddings(actual["embedding"][0], expected.embedding), raw.name
-            )
-            probability = 1 / (1 + np.exp(-float(actual["scores"][0])))
-            comparison.match.add(abs(probability - expected.match), raw.name)
-        return comparison.to_proofs(reader_name)
+    def _compare(self, node_name: str, source: ComparedNode | None) -> ComparedNode:
+        """Compare one node as the entry of its kind says, or tell why it is not compared."""
+        kind_name = self.spec.nodes[node_name].kind
+        fidelity = get_kind(kind_name).fidelity
+        if source and source.reference is None:
+            self.leave_out(node_name, f"it reads {source.name}, which is not compared")
+        elif not fidelity:
+            self.leave_out(node_name, f"the kind {kind_name} names no way to compare")
+        else:
+            compare: NodeComparison = resolve_entry(fidelity)
+            return compare(node_name, self, source=source)
+        return ComparedNode(name=node_name)
 
 
 def prove_fidelity(
@@ -314,8 +179,8 @@ def prove_fidelity(
         spec: The pipeline.
         bundle: Its dense bundle.
         data: Its validation split gives the raw inputs; odd ones are made of them.
-        on_progress: Hears of every node that has nothing to be compared with, such as a model of
-            the user's own module.
+        on_progress: Hears of every node that is not compared, such as a model of the user's own
+            module.
         input_count: Inputs of that split that are sent both ways, at most.
 
     Returns:
@@ -326,7 +191,7 @@ def prove_fidelity(
     """
     proofs: list[Proof] = []
     with tempfile.TemporaryDirectory() as scratch:
-        check = _FidelityCheck(
+        check = FidelityCheck(
             spec=spec,
             pipeline=load_bundle(bundle),
             pairs=data.load("val", input_count),
@@ -334,7 +199,8 @@ def prove_fidelity(
             on_progress=on_progress,
         )
         for node_name in spec.model_nodes():
-            proofs += check.prove_node(node_name)
+            if not find_token_source(spec, node_name):
+                proofs += check.prove_node(node_name)
     return proofs
 
 
@@ -353,120 +219,7 @@ def open_reference(spec: Spec, node_name: str) -> Reference | None:
         location=name,
         pretrained=location.pretrained,
         revision=location.revision,
-        max_tokens=node.max_tokens,
+        max_tokens=node.get_option("max_tokens", 0),
     )
     reference: Reference = LIBRARY_REFERENCES.get(key)(request)
     return reference
-
-
-def choose_written_inputs(raw_inputs: Sequence[RawInput]) -> list[RawInput]:
-    """Return the first ordinary inputs and the first odd ones: texts are written of these."""
-    ordinary = [raw for raw in raw_inputs if not raw.is_odd]
-    odd = [raw for raw in raw_inputs if raw.is_odd]
-    return [*ordinary[:MAX_WRITTEN_INPUTS], *odd[:MAX_WRITTEN_INPUTS]]
-
-
-def _compare_node(
-    deployed: DeployedEncoder,
-    reference: LibraryReference,
-    *,
-    node_name: str,
-    raw_inputs: Sequence[RawInput],
-) -> _NodeComparison:
-    """Send raw inputs both ways through one node.
-
-    Raises:
-        ModelError: The library refuses an ordinary input.
-    """
-    comparison = _NodeComparison()
-    departures: dict[str, list[str]] = {}
-    for raw in raw_inputs:
-        try:
-            answers = [reference.answer(one) for one in raw.references]
-        except Exception as error:  # libraries raise what they like
-            if not raw.is_odd:
-                raise ModelError(
-                    f"{node_name}: its library can't read {raw.name} of the data: "
-                    f"{_summarize(error)}"
-                ) from error
-            comparison.notes.append(f"its library refuses {raw.name} ({_summarize(error)})")
-            continue
-        if raw.departure:
-            departures.setdefault(raw.departure, []).append(raw.name)
-        _compare_input(comparison, raw, deployed=deployed, answers=answers)
-    if not comparison.embedding.count:
-        comparison.notes.append("its library has no embedding of its own")
-    for departure, names in departures.items():
-        comparison.notes.append(f"{departure}, on purpose: {', '.join(names)}")
-    return comparison
-
-
-def _compare_input(
-    comparison: _NodeComparison,
-    raw: RawInput,
-    *,
-    deployed: DeployedEncoder,
-    answers: Sequence[LibraryAnswer],
-) -> None:
-    """Add one raw input to a comparison, in place."""
-    try:
-        prepared = deployed.prepare(raw.value)
-    except MissingPackage as error:
-        comparison.notes.append(f"without {raw.name}: {_summarize(error)}")
-        return
-    except DataError as error:
-        if not raw.is_odd:
-            raise
-        comparison.prepared.add(float("inf"), f"{raw.name}, refused: {_summarize(error)}")
-        return
-    expected = [answer.prepared for answer in answers]
-    comparison.prepared.add(_compare_windows(prepared, expected), raw.name)
-    if raw.decoded is not None:
-        decoded = deployed.prepare(raw.decoded)
-        name = f"{raw.name} as the data decode it"
-        comparison.prepared.add(_compare_windows(decoded, expected), name)
-    own_embeddings = [answer.embedding for answer in answers if answer.embedding is not None]
-    if own_embeddings:
-        embeddings = deployed(raw.value)["embedding"]
-        for actual, own in zip(embeddings, own_embeddings, strict=False):
-            comparison.embedding.add(_compare_embeddings(actual, own), raw.name)
-
-
-def _compare_windows(actual: np.ndarray, expected: Sequence[np.ndarray]) -> float:
-    """Return the largest difference over the windows of one input; as many are expected."""
-    if len(actual) != len(expected):
-        return float("inf")
-    differences = [_compare_prepared(actual[i], window) for i, window in enumerate(expected)]
-    return max(differences)
-
-
-def _compare_prepared(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return the largest difference of what two sides give a model; token ids must be equal."""
-    if np.issubdtype(expected.dtype, np.integer):
-        return _compare_ids(actual.tolist(), expected.tolist())
-    if actual.shape != expected.shape:
-        return float("inf")
-    return float(np.abs(actual - expected).max())
-
-
-def _compare_ids(actual: list[int], expected: list[int]) -> float:
-    """Return 0 for equal token ids, apart from padding behind them, and infinity for others."""
-    common = min(len(actual), len(expected))
-    rest = [*actual[common:], *expected[common:]]
-    if actual[:common] == expected[:common] and len(set(rest)) <= 1:
-        return 0.0
-    return float("inf")
-
-
-def _compare_embeddings(actual: np.ndarray, expected: np.ndarray) -> float:
-    """Return 1 - cosine of two vectors; `expected` has length 1."""
-    vector = np.asarray(actual, np.float64)
-    if vector.shape != expected.shape:
-        return float("inf")
-    length = max(float(np.linalg.norm(vector)), 1e-12)
-    return max(1.0 - float(vector @ expected) / length, 0.0)
-
-
-def _summarize(error: Exception) -> str:
-    """Return the beginning of an error's text."""
-    return f"{type(error).__name__}: {error}"[:SHOWN_ERROR_CHARACTERS]

@@ -7,10 +7,10 @@ places where a long sound is cut.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
@@ -76,13 +76,31 @@ class RawInput:
     another formula."""
 
 
-def list_pictures(pairs: Pairs, folder: Path) -> list[RawInput]:
+@dataclass(frozen=True, kw_only=True)
+class RawInputRequest:
+    """What the raw inputs of a node are made of."""
+
+    pairs: Pairs
+    """Ordinary inputs and their texts."""
+    folder: Path
+    """Where the files of odd inputs are written."""
+    deployed: object
+    """The node of the bundle: some inputs depend on what it takes at once."""
+
+
+class DeployedHearing(Protocol):
+    """An encoder of sounds."""
+
+    options: Mapping[str, float]
+    """`seconds` that it hears at once, and others."""
+
+
+def list_pictures(request: RawInputRequest) -> list[RawInput]:
     """Return the pictures of the data, and odd ones that are made of the first.
 
-    Args:
-        pairs: Pictures, uint8 [h, w, 3], and their files where they have any.
-        folder: Where the files of odd ones are written.
+    The pictures are uint8 [h, w, 3], and their files count where they have any.
     """
+    pairs = request.pairs
     raw_inputs: list[RawInput] = []
     for i, pixels in enumerate(pairs.inputs):
         name = f"input {i + 1}"
@@ -93,7 +111,7 @@ def list_pictures(pairs: Pairs, folder: Path) -> list[RawInput]:
             raw_inputs.append(RawInput(name=name, value=pixels, references=(picture,)))
     first = Image.fromarray(np.asarray(pairs.inputs[0], np.uint8))
     first.thumbnail((MAX_ODD_SIDE, MAX_ODD_SIDE))
-    for name, file in _write_odd_pictures(first, folder).items():
+    for name, file in _write_odd_pictures(first, request.folder).items():
         raw_inputs.append(_read_picture(name, file, is_odd=True))
     return raw_inputs
 
@@ -148,13 +166,13 @@ def _write_odd_pictures(whole: Image.Image, folder: Path) -> dict[str, Path]:
     return files
 
 
-def list_sounds(pairs: Pairs, window_seconds: float) -> list[RawInput]:
+def list_sounds(request: RawInputRequest) -> list[RawInput]:
     """Return the sounds of the data, and odd ones that are made of the first.
 
-    Args:
-        pairs: Sounds, float32 [n] at 16 kHz, and their files where they have any.
-        window_seconds: Seconds that the model hears at once.
+    The sounds are float32 [n] at 16 kHz, and their files count where they have any.
     """
+    pairs = request.pairs
+    window_seconds = float(cast(DeployedHearing, request.deployed).options["seconds"])
     raw_inputs: list[RawInput] = []
     for i, samples in enumerate(pairs.inputs):
         name = f"input {i + 1}"
@@ -214,8 +232,9 @@ def _limit_to_phone_band(samples: np.ndarray) -> np.ndarray:
     return limited.astype(np.float32)
 
 
-def list_texts(texts: Sequence[str]) -> list[RawInput]:
-    """Return texts, and odd ones."""
+def list_texts(request: RawInputRequest) -> list[RawInput]:
+    """Return the texts of the data, and odd ones."""
+    texts = request.pairs.texts
     raw_inputs: list[RawInput] = []
     for i, text in enumerate(texts):
         raw_inputs.append(RawInput(name=f"input {i + 1}", value=text, references=(text,)))

@@ -66,11 +66,11 @@ def make_request(node: Node, generation: Generation) -> WritingRequest:
     """Return what a node chooses of the writing of its texts."""
     return WritingRequest(
         beams=generation.beams,
-        max_tokens=node.max_tokens,
+        max_tokens=node.get_option("max_tokens", 0),
         start=generation.prompt or (generation.bos,),
-        prompt=node.prompt,
-        language=node.language,
-        task=node.task,
+        prompt=node.get_option("prompt", ""),
+        language=node.get_option("language", ""),
+        task=node.get_option("task", ""),
     )
 
 

@@ -15,6 +15,7 @@ from mmcompress.graph.partial_spec import read_partial_spec
 from mmcompress.graph.validate import Problem, list_problems, raise_problems
 from mmcompress.spec.effort import apply_effort
 from mmcompress.spec.loader import YamlSource
+from mmcompress.spec.node_options import list_file_options
 from mmcompress.spec.schema import Spec
 from mmcompress.spec.target import parse_target, split_targets
 
@@ -158,7 +159,8 @@ def _make_paths_absolute(data: dict[str, Any], folder: Path) -> None:
             for key in ("source", "rewind"):
                 if isinstance(node.get(key), str) and node[key]:
                     node[key] = _resolve_source(node[key], folder)
-        _resolve_key(node, "texts", folder=folder)
+            for key in list_file_options():
+                _resolve_key(node, key, folder=folder)
     _resolve_key(data.get("measure"), "readings", folder=folder)
     section = data.get("data")
     options = section.get("options") if isinstance(section, dict) else None

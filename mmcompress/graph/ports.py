@@ -11,11 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from mmcompress.registry import NODE_KINDS
+from mmcompress.spec.node_options import NodeOption
 
-VALUE_TYPES = {
-    "image": "a picture",
-    "audio": "a sound",
-    "text": "one text",
+INNER_TYPES = {
     "texts": "several texts, the best first",
     "scores": "a number for each of several texts",
     "number": "one number",
@@ -23,7 +21,8 @@ VALUE_TYPES = {
     "embedding": "one vector of length 1 [b, d]",
     "regions": "boxes in a picture [b, n, 4]",
 }
-"""Every type of value that may pass along an edge, with what it is."""
+"""Types of value that only nodes give, with what each is. Those that a pipeline may be given, too,
+stand in the registry `INPUT_TYPES`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +30,7 @@ class InputPort:
     """An input of a node."""
 
     types: tuple[str, ...]
-    """Names in `VALUE_TYPES`: the types of value that the port accepts."""
+    """The types of value that the port accepts: names in `INPUT_TYPES` and `INNER_TYPES`."""
     optional: bool = False
     """Whether the port may stay unconnected."""
 
@@ -67,14 +66,26 @@ class NodeKind:
     """Output port of the text that metrics judge; empty when it answers no text."""
     ending_output: str = ""
     """What the deployed node gives beside its ports: how each text that it wrote ended."""
-    embeds_list: bool = False
-    """Whether it compares its query to a list of texts, which the node behind the query embeds."""
+    fidelity: str = ""
+    """`module:function` that compares its answers to raw inputs with those of its library: a
+    `NodeComparison` of `mmcompress.export.fidelity`. A model without one is told as not
+    compared."""
     losses: Mapping[str, float] = field(default_factory=dict)
     """Losses that it brings to training by name, with the weight of each that a spec does not
     name. Kinds that share a loss give it the same weight."""
-    options: tuple[str, ...] = field(default_factory=tuple)
-    """Keys of a node in the spec that this kind has, beside `kind`, `inputs`, `precision` and
-    `prune`."""
+    options: Mapping[str, NodeOption] = field(default_factory=dict)
+    """Keys of a node in the spec that this kind has, beside those that every node has."""
+    count_option: str = ""
+    """The option that says how many texts it writes for an input; empty: it gives one value."""
+    list_option: str = ""
+    """The option that names a file of texts. It compares its query to these, and the node behind
+    the query embeds them. Without a file, they are all reference texts of the data. Empty: it
+    searches no list."""
+
+    @property
+    def embeds_list(self) -> bool:
+        """Whether it compares its query to a list of texts."""
+        return bool(self.list_option)
 
     @property
     def writes_text(self) -> bool:
@@ -95,6 +106,16 @@ class NodeKind:
     def embedding_ports(self) -> tuple[str, ...]:
         """The input ports that read the embedding of a model."""
         return tuple(name for name, port in self.inputs.items() if "embedding" in port.types)
+
+    @property
+    def embedding_output(self) -> str:
+        """The output port that gives its embedding; empty when none does."""
+        return self._find_output("embedding")
+
+    def _find_output(self, value_type: str) -> str:
+        """Return the first output port of a type, or an empty name."""
+        ports = [port for port, given in self.outputs.items() if given == value_type]
+        return ports[0] if ports else ""
 
     @property
     def joins(self) -> bool:

@@ -9,7 +9,7 @@ from graphlib import TopologicalSorter
 from typing import NamedTuple, TypeVar
 
 from mmcompress.graph.ports import get_kind
-from mmcompress.spec.schema import Spec
+from mmcompress.spec.schema import Node, Spec
 
 Value = TypeVar("Value")
 
@@ -35,12 +35,18 @@ def find_source_nodes(spec: Spec, name: str) -> set[str]:
     return sources & set(spec.nodes)
 
 
-def find_token_source(spec: Spec, name: str) -> str:
-    """Return the node whose tokens a node reads, or an empty name when it reads none."""
+def find_token_reference(spec: Spec, name: str) -> NodeRef | None:
+    """Return the output whose tokens a node reads, None when it reads none."""
     node = spec.nodes[name]
     for port in get_kind(node.kind).token_ports:
-        return parse_reference(node.inputs[port]).node
-    return ""
+        return parse_reference(node.inputs[port])
+    return None
+
+
+def find_token_source(spec: Spec, name: str) -> str:
+    """Return the node whose tokens a node reads, or an empty name when it reads none."""
+    reference = find_token_reference(spec, name)
+    return reference.node if reference else ""
 
 
 def sort_nodes(spec: Spec) -> tuple[str, ...]:
@@ -99,12 +105,17 @@ def count_texts_per_request(spec: Spec) -> dict[str, int]:
     writes."""
     counts: dict[str, int] = {}
     for name, node in spec.model_nodes().items():
-        counts[name] = node.candidates
+        counts[name] = _count_texts(node)
         for port in get_kind(node.kind).text_ports:
             reference = node.inputs.get(port, "")
             if find_value_type(spec, reference) == "texts":
-                counts[name] = spec.nodes[parse_reference(reference).node].candidates
+                counts[name] = _count_texts(spec.nodes[parse_reference(reference).node])
     return counts
+
+
+def _count_texts(node: Node) -> int:
+    """Return how many texts a node writes for an input."""
+    return node.get_option(get_kind(node.kind).count_option, 1)
 
 
 def find_unjoined_encoders(spec: Spec) -> tuple[str, ...]:
@@ -116,8 +127,9 @@ def find_unjoined_encoders(spec: Spec) -> tuple[str, ...]:
     read_nodes = {parse_reference(reference).node for reference in references}
     unjoined: list[str] = []
     for name, node in spec.model_nodes().items():
-        embedding = f"{name}.embedding"
-        if "embedding" not in get_kind(node.kind).outputs or embedding in references:
+        port = get_kind(node.kind).embedding_output
+        embedding = f"{name}.{port}"
+        if not port or embedding in references:
             continue
         if embedding in spec.outputs.values() or name not in read_nodes:
             unjoined.append(name)

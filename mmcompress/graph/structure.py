@@ -12,6 +12,14 @@ from mmcompress.storage import to_plain
 KeptUnits = dict[str, int]
 """Units kept per block of one node."""
 
+Fp32Blocks = dict[str, dict[str, tuple[str, ...]]]
+"""Names of blocks that stay in fp32 when their node is rounded, by node and precision."""
+
+
+def find_fp32_blocks(fp32_blocks: Fp32Blocks, node: str, *, precision: str) -> tuple[str, ...]:
+    """Find the blocks of a node that stay in fp32 when the node has some precision."""
+    return fp32_blocks.get(node, {}).get(precision, ())
+
 
 @dataclass(frozen=True)
 class Candidate:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from graphlib import CycleError
 
 from mmcompress.errors import SpecError, shorten, suggest_nearest
@@ -19,7 +18,7 @@ from mmcompress.graph.references import (
     sort_nodes,
 )
 from mmcompress.registry import IMPORTANCE, METRICS, NODE_KINDS
-from mmcompress.spec.schema import Node, Spec
+from mmcompress.spec.schema import Spec
 
 MakeError = Callable[[tuple[str, ...], str], SpecError]
 """Makes the error at a place in the spec: (path of keys, message)."""
@@ -30,8 +29,8 @@ Problem = tuple[tuple[str, ...], str]
 RESERVED_NODE_NAMES = ("units",)
 """Names that no node may have: a file of that name lies beside the weights of each node."""
 
-COMMON_OPTIONS = ("kind", "inputs", "precision", "prune")
-"""Keys that every node of a spec has."""
+MODEL_OPTIONS = ("source", "rewind")
+"""Keys of a node that say where weights come from."""
 
 
 def raise_problems(problems: Sequence[Problem], error: MakeError) -> None:
@@ -69,7 +68,7 @@ def list_problems(
         problems += _check_inputs(spec)
     graph_problems: list[Problem] = []
     for name in spec.nodes:
-        graph_problems += _check_options(spec, name)
+        graph_problems += _check_sources(spec, name)
         graph_problems += _check_ports(spec, name, unread_names=unread_names)
     graph_problems += _check_outputs(spec, unread_names)
     graph_problems = graph_problems or _check_order(spec)
@@ -96,8 +95,8 @@ def _check_names(spec: Spec) -> list[Problem]:
     return problems
 
 
-def _check_options(spec: Spec, name: str) -> list[Problem]:
-    """Check the keys of a node against those that its kind has."""
+def _check_sources(spec: Spec, name: str) -> list[Problem]:
+    """Check that a model has weights, and that nothing else does."""
     node = spec.nodes[name]
     kind = get_kind(node.kind)
     problems: list[Problem] = []
@@ -105,19 +104,11 @@ def _check_options(spec: Spec, name: str) -> list[Problem]:
         sources = "embedded:, open_clip:, transformers:, pip:, python: or a folder"
         message = f"'source' is missing: a model needs weights ({sources})"
         problems.append((("nodes", name), message))
-    for option in fields(Node):
-        if option.name in COMMON_OPTIONS or option.name in kind.options:
-            continue
-        if getattr(node, option.name) != option.default:
-            owners = _list_kinds_with_option(option.name)
-            message = f"a {node.kind} has no {option.name}, only {' and '.join(owners)}"
-            problems.append((("nodes", name, option.name), message))
+    for option in MODEL_OPTIONS:
+        if not kind.is_model and getattr(node, option):
+            message = f"a {node.kind} has no {option}: it is no model"
+            problems.append((("nodes", name, option), message))
     return problems
-
-
-def _list_kinds_with_option(option: str) -> list[str]:
-    """Return the kinds of node that have an option."""
-    return [name for name in NODE_KINDS.names() if option in get_kind(name).options]
 
 
 def _check_ports(spec: Spec, name: str, *, unread_names: frozenset[str]) -> list[Problem]:
@@ -212,6 +203,16 @@ def _reads_text_alone(kind: NodeKind) -> bool:
     return bool(kind.text_ports) and tuple(kind.inputs) == kind.text_ports
 
 
+def _name_list_encoders() -> str:
+    """Name the kinds of node that can embed a list of texts, each with its article."""
+    names: list[str] = []
+    for name in NODE_KINDS.names():
+        kind = get_kind(name)
+        if kind.is_model and kind.embedding_output and _reads_text_alone(kind):
+            names.append(_with_article(name))
+    return " or ".join(names)
+
+
 def _check_lists(spec: Spec) -> list[Problem]:
     """Check that the query of a list comes from a model that can embed the list too."""
     problems: list[Problem] = []
@@ -222,7 +223,7 @@ def _check_lists(spec: Spec) -> list[Problem]:
         [query_port] = kind.embedding_ports
         source = parse_reference(node.inputs[query_port]).node
         if source not in spec.nodes or not _reads_text_alone(get_kind(spec.nodes[source].kind)):
-            message = "must be the embedding of a text_encoder: it embeds the list too"
+            message = f"must be the embedding of {_name_list_encoders()}: it embeds the list too"
             problems.append((("nodes", name, "inputs", query_port), message))
     return problems
 

@@ -26,6 +26,9 @@ Outputs = dict[str, dict[str, Tensor]]
 Models = Mapping[str, Model]
 """The models of a pipeline by node name."""
 
+FIRST_RANDOM_ID = 3
+"""Lowest token id of random texts: special tokens often have the ones below."""
+
 SIMILARITY_SCALE = 30.0
 """Factor on cosine similarities before a softmax: the inverse temperature of contrastive losses."""
 
@@ -173,6 +176,14 @@ class TrainableNode(ABC):
         """Return random inputs of `model.forward`, for proofs that hold whatever the weights."""
 
 
+class TrainableWriter(TrainableNode):
+    """A model that writes text: not every position of its outputs counts."""
+
+    @abstractmethod
+    def target_positions(self, batch: Batch) -> Tensor:
+        """Return the positions whose next token counts [b, t - 1]."""
+
+
 class TrainableJoin(ABC):
     """A node without weights that compares embeddings: the losses and figures that it brings."""
 
@@ -222,6 +233,14 @@ class TrainableJoin(ABC):
         query_BD, keys_BD = self.pair(outputs)
         similarity_BB = query_BD @ keys_BD.T
         return similarity_BB.argmax(1), similarity_BB.argmax(0)
+
+
+def draw_random_ids(model: Model, batch_size: int, *, generator: torch.Generator) -> Tensor:
+    """Draw token ids of a text encoder [b, t] that end in an end token."""
+    size = (batch_size, model.config["context_length"])
+    ids = torch.randint(FIRST_RANDOM_ID, model.vocabulary, size, generator=generator)
+    ids[:, -1] = model.config["eos"]
+    return ids
 
 
 def compute_squared_distance(one_BD: Tensor, other_BD: Tensor) -> Tensor:

@@ -98,9 +98,14 @@ def answer_pairs(
             query_port = kinds[name].compared_ports[0]
             query_node, port = parse_reference(pipeline.wiring[name][query_port])
             queries[name].append(outputs[query_node][port][0])
-        windows.append(max((len(outputs[name]["embedding"]) for name in perceiving), default=1))
+        windows.append(
+            max(
+                (len(outputs[name][kinds[name].embedding_output]) for name in perceiving), default=1
+            )
+        )
         for name in unjoined_encoders:
-            vectors[name].append(_average_directions(outputs[name]["embedding"]))
+            embedding = outputs[name][kinds[name].embedding_output]
+            vectors[name].append(_average_directions(embedding))
         if i % PROGRESS_EVERY == 0:
             progress(f"{i} of {len(pairs)} inputs", i / len(pairs))
     answers: dict[str, Answers] = {}

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from mmcompress.graph.blocks import Block, ConvGeometry
 from mmcompress.models.hub_files import HubModel
+from mmcompress.spec.node_options import OptionValue
 
 IMAGE_TOKEN_STEPS = 16
 """Steps in which the patches of an image can be cut: one step takes about a sixteenth of them."""
@@ -158,6 +159,11 @@ class Model(nn.Module, ABC):
             Token ids of all beams, the best first.
         """
         raise NotImplementedError(f"a {self.kind} writes no text")
+
+    @property
+    def passes_positions(self) -> bool:
+        """Whether its tokens are the positions inside, and not a few queries that read them."""
+        return True
 
     def get_linear(self, path: str) -> nn.Linear:
         """Return the linear layer at a path."""
@@ -480,7 +486,7 @@ class LoadContext:
     """What a loader is given: where the weights are, and the options of the node."""
 
     kind: str
-    """The kind of the node: `image_encoder`, `audio_encoder`, `text_encoder` or `text_decoder`."""
+    """The kind of the node: see `mmcompress list kinds`."""
     path: Path | None
     """The folder with the weights, a hub's copy included; None when `name` says where they are."""
     name: str = ""
@@ -489,18 +495,36 @@ class LoadContext:
     """open_clip's tag of the weights, or a file of them."""
     revision: str = ""
     """A branch, tag or commit of the model at a hub that a tag names; empty for the main branch."""
-    candidates: int = 1
-    """Texts that a generator writes for an input, and the beams that it finds them with."""
-    max_tokens: int = 0
-    """The longest text in tokens; 0 leaves it to the loader."""
-    prompt: str = ""
-    """What a generator reads before it writes."""
-    language: str = ""
-    """The language that a generator of several languages writes; empty: the checkpoint's."""
-    task: str = ""
-    """What a generator of several tasks does with speech; empty: the checkpoint's."""
+    options: Mapping[str, OptionValue] = field(default_factory=dict)
+    """Values of the options that the kind of the node has, by name. Those that loaders of the house
+    ask for have properties below."""
     hub_model: HubModel | None = None
     """The model of a hub that `path` is a copy of; None for a folder of the user's own."""
+
+    @property
+    def candidates(self) -> int:
+        """Texts that a generator writes for an input, and the beams that it finds them with."""
+        return int(self.options.get("candidates", 1))
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text in tokens; 0 leaves it to the loader."""
+        return int(self.options.get("max_tokens", 0))
+
+    @property
+    def prompt(self) -> str:
+        """What a generator reads before it writes."""
+        return str(self.options.get("prompt", ""))
+
+    @property
+    def language(self) -> str:
+        """The language that a generator of several languages writes; empty: the checkpoint's."""
+        return str(self.options.get("language", ""))
+
+    @property
+    def task(self) -> str:
+        """What a generator of several tasks does with speech; empty: the checkpoint's."""
+        return str(self.options.get("task", ""))
 
 
 Loader = Callable[[LoadContext], Model]

@@ -6,7 +6,6 @@ classes, never by the words of their messages.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,6 +34,7 @@ from mmcompress.models.hub_files import (
     read_remote_tensors,
 )
 from mmcompress.models.shapes import is_loading_shapes_only, make_shape_tensors
+from mmcompress.runtime.quiet_loggers import silence_logger
 
 Family = TypeVar("Family")
 
@@ -272,7 +272,7 @@ def _load_named_weights(
     library_class = _find_class(class_name, config)
     try:
         # the library reports missing weights at length; the caller tells those that matter
-        with _silence(logging.getLogger("transformers.modeling_utils")):
+        with silence_logger("transformers.modeling_utils"):
             model, loading_info = library_class.from_pretrained(
                 # the library takes a folder or weights, not both
                 folder if weights is None else None,
@@ -293,17 +293,6 @@ def _load_named_weights(
     except Exception as error:  # a configuration that fits no model fails in many ways
         raise explain_load_error(context, error) from error
     return model, loading_info
-
-
-@contextmanager
-def _silence(logger: logging.Logger) -> Iterator[None]:
-    """Let a logger tell errors alone while the block runs."""
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _find_class(class_name: str, config: Any) -> Any:
@@ -346,23 +335,20 @@ def _describe_unusable_weights(
     )
 
 
-def find_family(
-    kind: str, model_type: str, *, table: Mapping[str, Family], context: LoadContext
-) -> Family:
+def find_family(model_type: str, *, table: Mapping[str, Family], context: LoadContext) -> Family:
     """Return the row of a table of families.
 
     Args:
-        kind: The kind of the node, for the message.
         model_type: The type that the configuration of transformers names.
         table: The rows by type.
-        context: The source, for the message.
+        context: The source and the kind of the node, for the message.
 
     Raises:
         ModelError: The table has no such type; the message lists those that it has.
     """
     if model_type not in table:
         raise ModelError(
-            f"{describe_source(context)}: a {kind} of type '{model_type}' is not supported"
+            f"{describe_source(context)}: a {context.kind} of type '{model_type}' is not supported"
             f" (known: {', '.join(sorted(table))})"
         )
     return table[model_type]

@@ -323,11 +323,7 @@ def load_model(node: Node) -> Model:
         name=location.name,
         pretrained=location.pretrained,
         revision=location.revision,
-        candidates=node.candidates,
-        max_tokens=node.max_tokens,
-        prompt=node.prompt,
-        language=node.language,
-        task=node.task,
+        options=node.options,
         hub_model=location.hub_model,
     )
     if location.library == "python":

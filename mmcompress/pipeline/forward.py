@@ -27,6 +27,7 @@ from mmcompress.kinds.base import (
     Outputs,
     TrainableJoin,
     TrainableNode,
+    TrainableWriter,
 )
 from mmcompress.models.base import Model
 from mmcompress.registry import resolve_entry
@@ -102,10 +103,15 @@ class TorchPipeline:
         return reached
 
     def target_positions(self, batch: Batch, name: str) -> Tensor:
-        """Return the positions of a generator whose next token counts [b, t - 1]; see
-        `TrainableTextDecoder`."""
-        positions: Tensor = self.nodes[name].target_positions(batch)  # type: ignore[attr-defined]
-        return positions
+        """Return the positions of a generator whose next token counts [b, t - 1].
+
+        Raises:
+            TypeError: The node writes no text.
+        """
+        node = self.nodes[name]
+        if not isinstance(node, TrainableWriter):
+            raise TypeError(f"{name} writes no text: no position of it has a next token")
+        return node.target_positions(batch)
 
     def forward(self, models: Models, batch: Batch, known: Outputs | None = None) -> Outputs:
         """Run every model on a batch.

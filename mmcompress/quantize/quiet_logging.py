@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mmcompress.runtime.quiet_loggers import silence_logger
+
 NOISY_PACKAGE = "onnxruntime"
 """Its quantizers log through the root logger, and `matmul_nbits_quantizer` calls
 `logging.basicConfig` when it is imported."""
@@ -19,21 +21,18 @@ def quiet_quantizers() -> Iterator[None]:
     Each call would advise a pre-processing that changes nothing here, and tell of every product.
     """
     root = logging.getLogger()
-    package = logging.getLogger(NOISY_PACKAGE)
-    package_level = package.level
     # `logging.basicConfig` does nothing where the root logger has a handler. This one is what
     # logging falls back to without any, so other threads write what they always wrote.
     stand_in = None if root.handlers else logging.lastResort
     root.addFilter(_is_wanted)
-    package.setLevel(logging.ERROR)
     if stand_in is not None:
         root.addHandler(stand_in)
     try:
-        yield
+        with silence_logger(NOISY_PACKAGE):
+            yield
     finally:
         if stand_in is not None:
             root.removeHandler(stand_in)
-        package.setLevel(package_level)
         root.removeFilter(_is_wanted)
 
 

@@ -75,10 +75,21 @@ def list_bounds(limits: Limits, measure_load: MeasureLoad) -> list[Bound]:
     if limits.memory_mb is not None:
         value = measure_load("memory", "")
         bounds.append(Bound(kind="memory", value=value, limit=limits.memory_mb, unit="MB"))
+    return [*bounds, *list_node_bounds(limits, measure_load)]
+
+
+def list_node_bounds(limits: Limits, measure_load: MeasureLoad) -> list[Bound]:
+    """Return the limits of single nodes, with what there is of each; see `list_bounds`."""
+    bounds: list[Bound] = []
     for node, limit_ms in limits.node_ms.items():
         value = measure_load("p50", node)
         bounds.append(Bound(kind="p50", node=node, value=value, limit=limit_ms, unit="ms"))
     return bounds
+
+
+def find_worst_ratio(bounds: Sequence[Bound]) -> float:
+    """Return the largest ratio of what there is of something to its limit; 0 without a limit."""
+    return max((bound.value / bound.limit for bound in bounds), default=0.0)
 
 
 def list_limits(limits: Limits, side: Side) -> list[Bound]:
@@ -95,8 +106,7 @@ def list_limits(limits: Limits, side: Side) -> list[Bound]:
 
 def find_worst_limit_ratio(limits: Limits, side: Side) -> float:
     """Return the largest ratio of what a side has to its limit; 0 when there is no limit."""
-    ratios = [bound.value / bound.limit for bound in list_limits(limits, side)]
-    return max(ratios, default=0.0)
+    return find_worst_ratio(list_limits(limits, side))
 
 
 def is_out_of_reach(limits: Limits, side: Side, *, lowest: Sequence[Bound]) -> bool:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.predictor import Predictor
-from mmcompress.results.records import Attempt, Trial
+from mmcompress.results.records import Attempt, BoundKind, Trial
+from mmcompress.results.target_met import find_worst_ratio, list_node_bounds
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FitTolerances
 from mmcompress.run.structure_benchmark import MIN_MARGIN, StructureBenchmark
 from mmcompress.runtime.progress import StageProgress
 from mmcompress.search.build_problem import AIMED_SHARE
 from mmcompress.search.run_search import FULL_BUDGET_SHARE
+from mmcompress.spec.schema import Limits
 
 
 class Propose(Protocol):
@@ -38,8 +40,8 @@ class ApproachOptions:
 
     target_ms: float
     """Milliseconds a request."""
-    node_limits_ms: Mapping[str, float]
-    """Limits of single nodes, in milliseconds."""
+    limits: Limits
+    """Limits beside the target; those of single nodes count here."""
     final_to_fitted: float
     """Expected latency of the finished artifact / latency of its structure before training."""
     first_attempt: int
@@ -215,9 +217,10 @@ def _find_right_correction(
         # The next structure must bring the node within its limit, if it is predicted as wrongly as
         # this one.
         predictor_then = replace(predictor, correction=attempt.correction)
-        predicted_ratio = max(
-            predictor_then.node_ms(node_name, attempt.trial.candidate) / limit_ms
-            for node_name, limit_ms in options.node_limits_ms.items()
-        )
+
+        def predict_node_ms(kind: BoundKind, node_name: str) -> float:
+            return predictor_then.node_ms(node_name, attempt.trial.candidate)
+
+        predicted_ratio = find_worst_ratio(list_node_bounds(options.limits, predict_node_ms))
         error = max(error, attempt.benchmark.worst_limit_ratio / predicted_ratio)
     return attempt.correction * error

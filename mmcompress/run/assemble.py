@@ -25,7 +25,7 @@ from mmcompress.results.target_met import list_exceeded_bounds, scale_latencies
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.bundle import read_manifest
 from mmcompress.spec.schema import Spec
-from mmcompress.spec.target import parse_target
+from mmcompress.spec.target import Goal, parse_target
 from mmcompress.stats import Latency, Quality
 from mmcompress.storage import build_record
 
@@ -121,18 +121,24 @@ def assemble_side(
 
 
 def build_target(
-    spec: Spec, *, dense: Latency, compressed: Side, reach: PredictedReach, pace: float
+    spec: Spec,
+    *,
+    goal: Goal,
+    dense: Latency,
+    compressed: Side,
+    reach: PredictedReach,
+    pace: float,
 ) -> Target:
     """Return what was asked for and whether the compressed side meets it.
 
     Args:
         spec: The spec of the run, with one target.
+        goal: That target.
         dense: The latency of the dense pipeline, measured beside the compressed one.
         compressed: The compressed side.
         reach: What the search space is predicted to reach.
         pace: Latency now / latency when it was predicted: a busy machine is slower.
     """
-    goal = parse_target(spec.target)
     target_ms = goal.target_ms(dense)
     exceeded = list_exceeded_bounds(spec, goal, target_ms=target_ms, side=compressed)
     dense_ms: float = getattr(dense, goal.statistic)
@@ -179,7 +185,8 @@ def replace_measurements(
     baseline = _replace_side_latency(summary.baseline, check.baseline)
     compressed = _replace_side_latency(summary.compressed, check.compressed)
     old_target = summary.target
-    target_ms = parse_target(spec.target).target_ms(check.baseline.latency)
+    goal = parse_target(spec.target)
+    target_ms = goal.target_ms(check.baseline.latency)
     pace = target_ms / old_target.latency_ms
     reach = PredictedReach(
         floor_ms=old_target.floor_ms,
@@ -191,6 +198,7 @@ def replace_measurements(
         summary,
         target=build_target(
             spec,
+            goal=goal,
             dense=check.baseline.latency,
             compressed=compressed,
             reach=reach,

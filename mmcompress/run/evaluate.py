@@ -182,7 +182,12 @@ def _build_summary(
         lowest_reachable=fitted.lowest_reachable,
     )
     target = build_target(
-        run.spec, dense=dense_latency, compressed=sides["compressed"], reach=reach, pace=pace
+        run.spec,
+        goal=run.goal,
+        dense=dense_latency,
+        compressed=sides["compressed"],
+        reach=reach,
+        pace=pace,
     )
     run.timings["total"] = sum(
         seconds for stage, seconds in run.timings.items() if stage != "total"

@@ -179,7 +179,7 @@ def fit_structure(
     _report_unreachable_target(run, prepared, predictor=predictor, target_ms=target_ms)
     options = ApproachOptions(
         target_ms=target_ms,
-        node_limits_ms=run.spec.limits.node_ms,
+        limits=run.spec.limits,
         final_to_fitted=plan.final_to_fitted,
         first_attempt=plan.first_attempt,
         reference_runs=run.shared.reference_runs,

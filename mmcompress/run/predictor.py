@@ -17,12 +17,11 @@ from mmcompress.measure.cost_model.plan import (
 )
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.measure.devices.readings import Readings
-from mmcompress.measure.latency.bench import BenchmarkOptions, has_time_budget
-from mmcompress.measure.latency.bench_with_replay import bench_with_replay
+from mmcompress.measure.latency.bench import has_time_budget
 from mmcompress.models.sources import set_context_lengths
 from mmcompress.prune.surgery import copy_resized
 from mmcompress.registry import PRECISIONS
-from mmcompress.run.profile import BENCH_REQUESTS, Profile
+from mmcompress.run.profile import Profile, bench_beside_dense
 from mmcompress.runtime.machine import describe_cpu
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext, find_largest_position_cut, list_precisions
@@ -97,18 +96,11 @@ def _measure_node_ratios(
     write_reference_bundles(run, plan, folder=run.shared.quantized)
     if not plan.reference_names:
         return {}
-    measure = run.spec.measure
-    latencies = bench_with_replay(
+    latencies = bench_beside_dense(
+        run,
         list_reference_bundles(run.shared.path, plan.reference_names),
-        run.load_requests(BENCH_REQUESTS),
-        options=BenchmarkOptions(
-            warmup=measure.warmup,
-            max_requests=measure.requests,
-            traces=dense.traces,
-            threads=measure.threads,
-        ),
-        dense_ms=dense.latency_ms.p50,
-        benchmark=run.bench.benchmark_bundles,
+        dense=dense,
+        max_requests=run.spec.measure.requests,
     )
     by_precision = {precision: latencies[precision] for precision in plan.every_precision}
     append_reference_run(run.shared.reference_runs, by_precision)

@@ -18,7 +18,7 @@ from mmcompress.graph.ports import get_kind
 from mmcompress.graph.references import (
     count_decode_steps,
     count_texts_per_request,
-    find_token_source,
+    find_token_reference,
 )
 from mmcompress.measure.cost_model.fit_predictor import PipelineMeasurement
 from mmcompress.measure.latency.bench import (
@@ -26,6 +26,7 @@ from mmcompress.measure.latency.bench import (
     GenerationTraces,
     PipelineLatency,
 )
+from mmcompress.measure.latency.bench_with_replay import bench_with_replay
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.models.base import Model
 from mmcompress.models.counts import count_block_params, count_params_and_macs
@@ -199,7 +200,8 @@ def prove_generators(
     for node_name in pipeline.order:
         if not get_kind(pipeline.spec.nodes[node_name].kind).writes_text:
             continue
-        source_node = find_token_source(pipeline.spec, node_name)
+        tokens = find_token_reference(pipeline.spec, node_name)
+        assert tokens
         folder = bundle / node_name
         if fp32_folder and (fp32_folder / node_name).exists():
             folder = fp32_folder / node_name
@@ -208,6 +210,35 @@ def prove_generators(
             models[node_name],
             files={file.stem: file for file in folder.glob("*.onnx")},
             folder=bundle / node_name,
-            contexts=outputs[source_node]["tokens"],
+            contexts=outputs[tokens.node][tokens.port],
         )
     return proofs
+
+
+def bench_beside_dense(
+    run: RunContext, bundles: Mapping[str, Path], *, dense: Profile, max_requests: int
+) -> dict[str, PipelineLatency]:
+    """Measure bundles in turn on the requests of a run, all writing what the dense one wrote.
+
+    Args:
+        run: The run.
+        bundles: Folders of the bundles by name.
+        dense: The profile of the dense pipeline.
+        max_requests: Requests to each bundle at most.
+
+    Returns:
+        The latency of each bundle, by name.
+    """
+    measure = run.spec.measure
+    return bench_with_replay(
+        bundles,
+        run.load_requests(BENCH_REQUESTS),
+        options=BenchmarkOptions(
+            warmup=measure.warmup,
+            max_requests=max_requests,
+            traces=dense.traces,
+            threads=measure.threads,
+        ),
+        dense_ms=dense.latency_ms.p50,
+        benchmark=run.bench.benchmark_bundles,
+    )

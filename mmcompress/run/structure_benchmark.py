@@ -20,12 +20,12 @@ from mmcompress.measure.cost_model.drift import (
 from mmcompress.measure.cost_model.plan import DENSE_NAME
 from mmcompress.measure.latency.bench import (
     MAX_REQUESTS_FACTOR,
-    BenchmarkOptions,
     PipelineLatency,
     has_time_budget,
 )
-from mmcompress.measure.latency.bench_with_replay import bench_with_replay
-from mmcompress.run.profile import BENCH_REQUESTS, Profile
+from mmcompress.results.records import BoundKind
+from mmcompress.results.target_met import find_worst_ratio, list_node_bounds
+from mmcompress.run.profile import Profile, bench_beside_dense
 from mmcompress.search.candidate_models import build_pruned_models
 from mmcompress.search.sensitivity.store import Sensitivity, select_fp32_blocks
 from mmcompress.workspace.context import RunContext
@@ -105,10 +105,11 @@ def measure_structure(
         reference_runs = append_reference_run(run.shared.reference_runs, latencies)
         run_index = len(reference_runs.runs) - 1
         ms *= getattr(dense.latency_ms, statistic) / getattr(reference.latency, statistic)
-    limit_ratios = [
-        structure.nodes[node_name].p50 / limit
-        for node_name, limit in run.spec.limits.node_ms.items()
-    ]
+
+    def get_node_ms(kind: BoundKind, node_name: str) -> float:
+        return structure.nodes[node_name].p50
+
+    node_bounds = list_node_bounds(run.spec.limits, get_node_ms)
     node_ratios = {}
     for node_name, latency in structure.nodes.items():
         dense_ms = reference.nodes[node_name].p50
@@ -116,7 +117,7 @@ def measure_structure(
             node_ratios[node_name] = latency.p50 / dense_ms
     return StructureBenchmark(
         ms=ms,
-        worst_limit_ratio=max(limit_ratios, default=0.0),
+        worst_limit_ratio=find_worst_ratio(node_bounds),
         margin=estimate_margin(structure.samples, reference.samples, statistic=statistic),
         node_ratios=node_ratios,
         node_ms={node_name: latency.p50 for node_name, latency in structure.nodes.items()},
@@ -140,22 +141,15 @@ def _bench_structure(
     )
     # Of a large pipeline, the sessions need the memory of the models.
     del models
-    measure = run.spec.measure
-    latencies = bench_with_replay(
+    latencies = bench_beside_dense(
+        run,
         {
             STRUCTURE_NAME: folder,
             DENSE_NAME: run.shared.baseline,
             **find_reference_bundles(run, candidate, dense=dense),
         },
-        run.load_requests(BENCH_REQUESTS),
-        options=BenchmarkOptions(
-            warmup=measure.warmup,
-            max_requests=MAX_REQUESTS_FACTOR * measure.requests,
-            traces=dense.traces,
-            threads=measure.threads,
-        ),
-        dense_ms=dense.latency_ms.p50,
-        benchmark=run.bench.benchmark_bundles,
+        dense=dense,
+        max_requests=MAX_REQUESTS_FACTOR * run.spec.measure.requests,
     )
     shutil.rmtree(folder, ignore_errors=True)
     return latencies

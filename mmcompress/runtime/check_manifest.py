@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from mmcompress.registry import NODE_KINDS
+from mmcompress.registry import INPUT_TYPES, NODE_KINDS
 from mmcompress.runtime.check_values import (
     Rules,
     check_flag,
@@ -28,9 +28,6 @@ MAX_NODES = 256
 MAX_FILES = 10_000
 """Files of a bundle, and graphs of a node."""
 
-INPUT_TYPES = ("image", "audio", "text")
-"""Value types that the inputs of a pipeline have."""
-
 Manifest = dict[str, Any]
 """The content of `manifest.json`."""
 
@@ -45,7 +42,7 @@ def _check_names(value: object) -> str:
 def _check_input_types(value: object) -> str:
     """Check the inputs of a pipeline."""
     for name, value_type in _iterate_mapping(value):
-        if value_type not in INPUT_TYPES:
+        if value_type not in INPUT_TYPES.names():
             return f"'{name}' is of the unknown type {show_value(value_type)}"
     return _check_names(value)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.errors import BundleError, DataError, MmcompressError
-from mmcompress.registry import NODE_KINDS, resolve_entry
+from mmcompress.registry import INPUT_TYPES, NODE_KINDS, resolve_entry
 from mmcompress.runtime.bundle import read_manifest, verify_files
 from mmcompress.runtime.check_manifest import (
     MAX_THREADS,
@@ -23,15 +23,6 @@ from mmcompress.runtime.machine import describe_cpu
 from mmcompress.runtime.replay import TextWriter
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
-
-NOISE_IMAGE_SIZE = 224
-"""Pixels: side of the picture of a request that says nothing."""
-
-NOISE_SAMPLES = 32_000
-"""Samples: the sound of a request that says nothing, two seconds at 16 kHz."""
-
-NOISE_LOUDNESS = 0.1
-"""Standard deviation of these samples, which lie in -1..1."""
 
 
 def sum_critical_path(seconds: Mapping[str, float], reads: Mapping[str, Collection[str]]) -> float:
@@ -143,14 +134,13 @@ class Pipeline:
         return sources
 
     def make_noise_request(self) -> Values:
-        """Make a request that says nothing: a picture of 224 x 224 pixels, or two seconds of
-        sound."""
-        name, value_type = next(iter(self.inputs.items()))
-        random = np.random.default_rng(0)
-        if value_type == "image":
-            shape = (NOISE_IMAGE_SIZE, NOISE_IMAGE_SIZE, 3)
-            return {name: random.integers(0, 255, shape, np.uint8)}
-        return {name: random.normal(0, NOISE_LOUDNESS, NOISE_SAMPLES).astype(np.float32)}
+        """Make a request that says nothing, of the types that the pipeline takes."""
+        rng = np.random.default_rng(0)
+        request: Values = {}
+        for name, value_type in self.inputs.items():
+            make_noise = resolve_entry(INPUT_TYPES.get(value_type).make_noise)
+            request[name] = make_noise(rng)
+        return request
 
     @property
     def session_seconds(self) -> float:

@@ -8,7 +8,6 @@ folder; every finished trial survives.
 from __future__ import annotations
 
 import json
-import logging
 import math
 import random
 from collections.abc import Callable, Sequence
@@ -32,6 +31,7 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import LEVEL_SWITCH_ORIGIN, Trial
 from mmcompress.runtime.progress import StageProgress, ignore_progress
+from mmcompress.runtime.quiet_loggers import silence_logger
 from mmcompress.search.executors import (
     Evaluate,
     SubmittedTask,
@@ -70,6 +70,9 @@ Samplers repeat points in small spaces: without a limit, searching one that is e
 SeedCandidates = Sequence[tuple[str, Candidate]]
 """(origin, candidate): evaluated as they are, before anything is sampled."""
 
+OPTUNA_LOGGER = "optuna"
+"""Optuna writes a line for every trial that it is told. The progress listener hears of them."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SearchEffort:
@@ -85,6 +88,7 @@ class SearchEffort:
     """Times a failed evaluation is tried again."""
 
 
+@silence_logger(OPTUNA_LOGGER)
 def open_study(
     path: Path,
     seed: int,
@@ -103,8 +107,6 @@ def open_study(
         sampler: Name in the registry of samplers.
         tell: Receives what was damaged.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    logging.getLogger("optuna").setLevel(logging.ERROR)
     path.parent.mkdir(parents=True, exist_ok=True)
     repair = repair_journal(path)
     try:
@@ -211,6 +213,7 @@ def count_failures(study: optuna.Study, origin: str | None = None) -> int:
     return failures
 
 
+@silence_logger(OPTUNA_LOGGER)
 def run_study(
     study: optuna.Study,
     problem: SearchProblem,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import wraps
@@ -14,7 +14,7 @@ import torch
 from cachetools import LRUCache
 from torch import Tensor
 
-from mmcompress.graph.structure import Candidate, KeptUnits
+from mmcompress.graph.structure import Candidate, Fp32Blocks, KeptUnits, find_fp32_blocks
 from mmcompress.kinds.base import Batch, Outputs
 from mmcompress.models.base import Model
 from mmcompress.models.sources import load_models
@@ -33,9 +33,6 @@ OUTPUT_CACHE_BYTES = 1 << 28
 
 PlainCandidate = dict[str, object]
 """A `Candidate` as plain data, as it crosses to a worker."""
-
-Fp32BlockNames = Mapping[str, Mapping[str, Sequence[str]]]
-"""Blocks that stay in fp32, by node and precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +73,7 @@ class WorkerContext:
     """Importance [units] by node and block."""
     grams: dict[str, dict[str, GramArrays]]
     """Input moments for the refit, by node and block."""
-    fp32_blocks: Fp32BlockNames
+    fp32_blocks: Fp32Blocks
     """Blocks that stay in fp32, by node and precision."""
     batch: BatchArrays
     """Validation pairs that every candidate is evaluated on."""
@@ -140,7 +137,7 @@ class _WorkerState:
     """Importance of every unit [units], by node and block."""
     grams: dict[str, Grams]
     """Moments of the inputs of every block, by node: what a refit needs."""
-    fp32_blocks: Fp32BlockNames
+    fp32_blocks: Fp32Blocks
     """Blocks that stay in fp32 when a node is rounded."""
     batch: Batch
     """Validation pairs that trials are evaluated on."""
@@ -163,7 +160,7 @@ def make_worker_context(
     *,
     scores: Mapping[str, Mapping[str, Tensor]],
     grams: Mapping[str, Grams],
-    fp32_blocks: Fp32BlockNames,
+    fp32_blocks: Fp32Blocks,
     batch: Batch,
     more_pairs: Batch | None,
     key: str,
@@ -355,7 +352,7 @@ def _run_candidate(
                 ridge=prune.ridge,
             )
             precision = structure.precision[node_name]
-            fp32_blocks = state.fp32_blocks.get(node_name, {}).get(precision, ())
+            fp32_blocks = find_fp32_blocks(state.fp32_blocks, node_name, precision=precision)
             fp32_layers = model.list_linear_layers(fp32_blocks)
             simulations.enter_context(simulate_precision(model, precision, fp32_layers=fp32_layers))
             models[node_name] = model

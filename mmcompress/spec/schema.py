@@ -8,23 +8,36 @@ it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, TypeVar, cast
 
-from pydantic import AfterValidator, Field
+from pydantic import (
+    AfterValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from mmcompress.registry import (
     ALLOCATIONS,
     DATA_KINDS,
     EXECUTORS,
     IMPORTANCE,
+    INPUT_TYPES,
     METRICS,
     NODE_KINDS,
     PRECISIONS,
     SAMPLERS,
     Registry,
 )
+from mmcompress.spec.node_options import OptionValue, list_all_options, list_options, sort_keys
+from mmcompress.storage import HOLDS_OTHER_KEYS, add_error_details, make_error_details
 
+Value = TypeVar("Value", int, float, str)
+"""The type of an option."""
 Share = Annotated[float, Field(ge=0, le=1)]
 """A share, 0 to 1."""
 PairCount = Annotated[int, Field(ge=8, le=1_000_000)]
@@ -33,7 +46,7 @@ LossWeight = Annotated[float, Field(ge=0, le=1e6)]
 """The weight of a loss; 0 turns it off."""
 
 
-def _known_in(registry: Registry) -> Callable[[str], str]:
+def known_in(registry: Registry) -> Callable[[str], str]:
     """Return a check that a name stands in a registry."""
 
     def check(name: str) -> str:
@@ -47,7 +60,7 @@ def _known_in(registry: Registry) -> Callable[[str], str]:
 
 def _check_precision(name: str) -> str:
     """Check the precision of a node: a known one, or `auto`."""
-    return name if name == "auto" else _known_in(PRECISIONS)(name)
+    return name if name == "auto" else known_in(PRECISIONS)(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +86,7 @@ class NodePrune:
 class Node:
     """One model of the pipeline, or one node that joins the outputs of models."""
 
-    kind: Annotated[str, AfterValidator(_known_in(NODE_KINDS))]
+    kind: Annotated[str, AfterValidator(known_in(NODE_KINDS))]
     """The kind of node: see `mmcompress list kinds`."""
     inputs: dict[str, str]
     """What each input port reads: `node.port`, or the name of a pipeline input."""
@@ -82,27 +95,6 @@ class Node:
     `open_clip:NAME@TAG@REVISION`, or a model of the hub: `transformers:NAME@REVISION` and
     `hf-hub:NAME@REVISION` (open_clip's). A revision is a branch, a tag or a commit of the hub;
     without it, the main branch counts. A run keeps the commit."""
-    candidates: Annotated[int, Field(ge=1, le=64)] = 1
-    """Texts that a generator writes for an input; it finds them with as many beams, whatever
-    `num_beams` of its checkpoint says."""
-    max_tokens: Annotated[int, Field(ge=0, le=4096)] = 0
-    """Tokens of the longest text, written or read. 0 stands for a text encoder's own length, and
-    for a generator's `max_new_tokens` or `max_length`: of its checkpoint, else 20 new ones."""
-    prompt: str = ""
-    """What a generator reads before it writes. With an image among the words: `USER: <image>
-    ASSISTANT:`. Whisper reads it as what was said before."""
-    language: str = ""
-    """Language that a Whisper of several languages writes, such as `en` or `german`. It must be
-    named, unless the checkpoint names one: a bundle guesses none."""
-    task: str = ""
-    """What a Whisper of several tasks does: `transcribe`, or `translate` to English. Empty: as the
-    checkpoint says, else `transcribe`."""
-    prior: Annotated[float, Field(ge=0, le=1000)] = 0.0
-    """Weight of the generator's own score beside the similarity, in a `nearest` node with
-    `scores`."""
-    texts: str = ""
-    """File of a `lookup` with one text a line. Without it, the list holds all reference texts of
-    the data."""
     precision: Annotated[str, AfterValidator(_check_precision)] = "auto"
     """Precision of the weights and products: see `mmcompress list precisions`. `auto` leaves it to
     the search."""
@@ -111,13 +103,60 @@ class Node:
     as a `source`. Without it, survivors start again from the weights of `source`."""
     prune: NodePrune = field(default_factory=NodePrune)
     """How much of this node is removed."""
+    options: dict[str, OptionValue] = field(default_factory=dict, metadata={HOLDS_OTHER_KEYS: True})
+    """Values of the options that its kind has, by name. In a spec, they stand beside the keys
+    above."""
+
+    def get_option(self, name: str, default: Value) -> Value:
+        """Return the value of an option of its kind.
+
+        Args:
+            name: The option.
+            default: The value for kinds that have no such option.
+        """
+        value: object = self.options.get(name)
+        if value is None:
+            known = list_options(self.kind)
+            value = known[name].default if name in known else default
+        return cast(Value, value)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _take_options(cls, data: object, make_node: ModelWrapValidatorHandler[Node]) -> Node:
+        """Make a node of plain data, whose keys are those of every node and those of its kind."""
+        if not isinstance(data, dict):
+            return make_node(data)
+        keys = sort_keys(data, COMMON_NODE_KEYS)
+        details = [make_error_details(key, message) for key, message in keys.problems.items()]
+        try:
+            node = make_node({**keys.common, "options": keys.options})
+        except ValidationError as error:
+            raise add_error_details(error, details) from None
+        if details:
+            raise ValidationError.from_exception_data(cls.__name__, details)
+        return node
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Return the JSON Schema of a node, with the options of every kind."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        del schema["properties"]["options"]
+        for name, option in list_all_options().items():
+            schema["properties"][name] = option.describe()
+        return schema
+
+
+COMMON_NODE_KEYS = tuple(key.name for key in fields(Node) if key.name != "options")
+"""Keys that every node of a spec may have."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
     """The pairs of input and text that the pipeline is compressed and judged with."""
 
-    kind: Annotated[str, AfterValidator(_known_in(DATA_KINDS))]
+    kind: Annotated[str, AfterValidator(known_in(DATA_KINDS))]
     """The kind of data: see `mmcompress list data`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the kind of data, such as `path`."""
@@ -145,10 +184,10 @@ class Data:
 class Prune:
     """How units are scored, chosen and removed."""
 
-    importance: Annotated[str, AfterValidator(_known_in(IMPORTANCE))] = "reconstruction"
+    importance: Annotated[str, AfterValidator(known_in(IMPORTANCE))] = "reconstruction"
     """The criterion that scores units, or a mixture (`fisher + 0.5 * magnitude`): see `mmcompress
     list importance`."""
-    allocation: Annotated[str, AfterValidator(_known_in(ALLOCATIONS))] = "knapsack"
+    allocation: Annotated[str, AfterValidator(known_in(ALLOCATIONS))] = "knapsack"
     """How the cuts of a group are dealt to its blocks: see `mmcompress list allocation`."""
     protection: Annotated[float, Field(ge=1, le=100)] = 2.0
     """Factor by which cross-modal units are pruned less than the others."""
@@ -242,9 +281,9 @@ class Search:
     """Rounds before the proposals in which the loss increase of every cut is measured among the
     other cuts, and the budget is split again. 0: loss increases are taken to add up. They end early
     when they take twice the search."""
-    sampler: Annotated[str, AfterValidator(_known_in(SAMPLERS))] = "tpe"
+    sampler: Annotated[str, AfterValidator(known_in(SAMPLERS))] = "tpe"
     """Optuna's sampler: see `mmcompress list samplers`."""
-    executor: Annotated[str, AfterValidator(_known_in(EXECUTORS))] = "ray"
+    executor: Annotated[str, AfterValidator(known_in(EXECUTORS))] = "ray"
     """Where trials run: see `mmcompress list executors`."""
     workers: Annotated[int, Field(ge=1, le=4096)] = 2
     """Trials at a time."""
@@ -314,7 +353,7 @@ class Metric:
     """A metric that the result is judged by. Its name alone stands for it: `wer` for `{kind:
     wer}`."""
 
-    kind: Annotated[str, AfterValidator(_known_in(METRICS))]
+    kind: Annotated[str, AfterValidator(known_in(METRICS))]
     """The metric: see `mmcompress list metrics`."""
     of: str = ""
     """The node that it judges. Without it, the metric judges every node that it can."""
@@ -326,8 +365,8 @@ class Spec:
 
     name: str
     """Name of the pipeline, for reports and run folders."""
-    inputs: dict[str, Literal["image", "audio", "text"]]
-    """Inputs of the pipeline by name, each with its type."""
+    inputs: dict[str, Annotated[str, AfterValidator(known_in(INPUT_TYPES))]]
+    """Inputs of the pipeline by name, each with its type: see `mmcompress list inputs`."""
     nodes: dict[str, Node]
     """The models and joins of the pipeline, by name."""
     outputs: dict[str, str]

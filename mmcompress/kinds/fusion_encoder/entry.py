@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from mmcompress.graph.ports import InputPort, NodeKind
+from mmcompress.kinds.shared_options import MAX_TOKENS
 
 ENTRY = NodeKind(
     deployed="mmcompress.kinds.fusion_encoder.deployed:FusionEncoder",
     trainable="mmcompress.kinds.fusion_encoder.trainable:TrainableFusionEncoder",
+    fidelity="mmcompress.export.matcher_fidelity:compare_matcher",
     inputs={
         "text": InputPort(types=("text", "texts")),
         "context": InputPort(types=("tokens",)),
@@ -15,5 +17,5 @@ ENTRY = NodeKind(
     stream_modality="text",
     fuses=True,
     losses={"match": 1.0},
-    options=("source", "rewind", "max_tokens"),
+    options={"max_tokens": MAX_TOKENS},
 )

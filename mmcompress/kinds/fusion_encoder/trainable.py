@@ -13,7 +13,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmcompress.data.base import Pairs
-from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, compute_share
+from mmcompress.kinds.base import (
+    Batch,
+    NodeSetup,
+    Outputs,
+    TrainableNode,
+    compute_share,
+    draw_random_ids,
+)
 from mmcompress.models.base import Model
 from mmcompress.runtime.text import TextReader, parse_tokenizer
 
@@ -104,9 +111,7 @@ class TrainableFusionEncoder(TrainableNode):
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random ids [b, t] that end in an end token, and a random context [b, n, w]."""
-        size = (batch_size, model.config["context_length"])
-        ids = torch.randint(3, model.vocabulary, size, generator=generator)
-        ids[:, -1] = model.config["eos"]
+        ids = draw_random_ids(model, batch_size, generator=generator)
         context_size = (batch_size, RANDOM_CONTEXT_TOKENS, model.dims["context"])
         return ids, torch.randn(context_size, generator=generator)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmcompress.graph.ports import InputPort, NodeKind
+from mmcompress.spec.node_options import NodeOption
 
 ENTRY = NodeKind(
     deployed="mmcompress.kinds.lookup.deployed:Lookup",
@@ -11,7 +12,16 @@ ENTRY = NodeKind(
     outputs={"best": "text", "score": "number", "place": "number"},
     is_model=False,
     answer_port="best",
-    embeds_list=True,
     losses={"contrast": 0.2},
-    options=("texts",),
+    list_option="texts",
+    options={
+        "texts": NodeOption(
+            about=(
+                "File of a `lookup` with one text a line. Without it, the list holds all reference"
+                " texts of the data."
+            ),
+            default="",
+            is_file=True,
+        )
+    },
 )

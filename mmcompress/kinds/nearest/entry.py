@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from mmcompress.graph.ports import InputPort, NodeKind
+from mmcompress.spec.node_options import NodeOption
 
 ENTRY = NodeKind(
     deployed="mmcompress.kinds.nearest.deployed:Nearest",
@@ -18,5 +19,15 @@ ENTRY = NodeKind(
     answer_port="best",
     compared_ports=("query", "keys"),
     losses={"contrast": 0.2},
-    options=("prior",),
+    options={
+        "prior": NodeOption(
+            about=(
+                "Weight of the generator's own score beside the similarity, in a `nearest` node"
+                " with `scores`."
+            ),
+            default=0.0,
+            minimum=0,
+            maximum=1000,
+        )
+    },
 )

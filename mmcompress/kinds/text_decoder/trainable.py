@@ -14,7 +14,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from mmcompress.data.base import Pairs
-from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, compute_share
+from mmcompress.kinds.base import (
+    FIRST_RANDOM_ID,
+    Batch,
+    NodeSetup,
+    Outputs,
+    TrainableWriter,
+    compute_share,
+)
 from mmcompress.models.base import Model
 from mmcompress.runtime.beam_search import (
     MASKED_SCORE,
@@ -29,7 +36,7 @@ MAX_REFERENCE_TOKENS = 32
 rest is taken as one."""
 
 
-class TrainableTextDecoder(TrainableNode):
+class TrainableTextDecoder(TrainableWriter):
     """Token ids [b, t] and the tokens of another node [b, n, w] to logits [b, t, v]."""
 
     def __init__(self, setup: NodeSetup):
@@ -142,7 +149,7 @@ class TrainableTextDecoder(TrainableNode):
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random token ids [b, 7] and a random context [b, 9, w]."""
-        ids = torch.randint(3, model.vocabulary, (batch_size, 7), generator=generator)
+        ids = torch.randint(FIRST_RANDOM_ID, model.vocabulary, (batch_size, 7), generator=generator)
         context = torch.randn(batch_size, 9, model.dims["context"], generator=generator)
         return ids, context
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from mmcompress.data.base import Pairs
-from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode
+from mmcompress.kinds.base import Batch, NodeSetup, Outputs, TrainableNode, draw_random_ids
 from mmcompress.models.base import Model
 from mmcompress.runtime.text import TextReader, parse_tokenizer
 
@@ -68,7 +68,4 @@ class TrainableTextEncoder(TrainableNode):
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random token ids [b, t] that end in an end token."""
-        size = (batch_size, model.config["context_length"])
-        ids = torch.randint(3, model.vocabulary, size, generator=generator)
-        ids[:, -1] = model.config["eos"]
-        return (ids,)
+        return (draw_random_ids(model, batch_size, generator=generator),)

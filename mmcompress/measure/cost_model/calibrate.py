@@ -42,7 +42,7 @@ from mmcompress.measure.cost_model.predictor import (
     deploy_blocks,
     list_table_needs,
 )
-from mmcompress.models.base import ImageEncoderModel, Model
+from mmcompress.models.base import Model
 from mmcompress.models.counts import count_params
 from mmcompress.prune.surgery import copy_resized
 from mmcompress.quantize.base import Precision, quantize_model
@@ -216,8 +216,7 @@ def _find_context_window(
     source = find_token_source(spec, node)
     if source not in windows:
         return ""
-    source_model = models[source]
-    if isinstance(source_model, ImageEncoderModel) and not source_model.passes_positions:
+    if not models[source].passes_positions:
         # a few queries read its positions: as many tokens come out whatever is cut
         return ""
     return source

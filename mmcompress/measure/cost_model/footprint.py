@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mmcompress.graph.blocks import Block
-from mmcompress.graph.structure import Candidate
+from mmcompress.graph.structure import Candidate, Fp32Blocks, find_fp32_blocks
 from mmcompress.measure.cost_model.predictor import LinearFit
 from mmcompress.measure.latency.memory import MB, measure_memory_mb
 
@@ -33,7 +33,7 @@ class Footprint:
     """Megabytes of memory per megabyte of bundle, besides the bare runtime."""
     units: dict[str, dict[str, int]] = field(default_factory=dict)
     """Units of the whole blocks, by node and block."""
-    fp32_blocks: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    fp32_blocks: Fp32Blocks = field(default_factory=dict)
     """Blocks that stay in fp32, by node and precision."""
 
     def node_params(self, node: str, candidate: Candidate) -> float:
@@ -58,7 +58,7 @@ class Footprint:
             # the fit holds for a node that is all in its precision: blocks in fp32 are larger
             fp32_fit = self.size_fits[node].get("fp32", fit)
             extra_mb_per_m = fp32_fit.scale - fit.scale
-            for block in self.fp32_blocks.get(node, {}).get(precision, ()):
+            for block in find_fp32_blocks(self.fp32_blocks, node, precision=precision):
                 unit_params = self.params_per_unit[node][block]
                 left_units = self._left_units(node, block, candidate)
                 total_mb += extra_mb_per_m * unit_params * left_units / 1e6

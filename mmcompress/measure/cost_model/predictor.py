@@ -21,7 +21,7 @@ from typing import Protocol
 import numpy as np
 
 from mmcompress.graph.blocks import Block, ConvGeometry
-from mmcompress.graph.structure import Candidate, KeptUnits
+from mmcompress.graph.structure import Candidate, Fp32Blocks, KeptUnits, find_fp32_blocks
 from mmcompress.measure.cost_model.device_table import DeviceTable, Rows, TableNeed, interpolate_ms
 from mmcompress.measure.cost_model.microbenchmarks import TableKey
 from mmcompress.runtime.graph import sum_critical_path
@@ -226,7 +226,7 @@ class Predictor:
     """Positions that can be cut, by node."""
     size_fits: dict[str, dict[str, LinearFit]] = field(default_factory=dict)
     """Megabytes of a node against its parameters in millions, by node and precision."""
-    fp32_blocks: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    fp32_blocks: Fp32Blocks = field(default_factory=dict)
     """Blocks that stay in fp32, by node and precision."""
     reads: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Nodes that each node waits for. Empty where all nodes run one after the other."""
@@ -256,7 +256,7 @@ class Predictor:
     def choose_block_precision(self, node: str, block: str, *, precision: str) -> str:
         """Return the precision that a block has in a node of some precision: fp32 for a sensitive
         one."""
-        fp32_blocks = self.fp32_blocks.get(node, {}).get(precision, ())
+        fp32_blocks = find_fp32_blocks(self.fp32_blocks, node, precision=precision)
         return "fp32" if block in fp32_blocks else precision
 
     def table_ms(

@@ -238,9 +238,7 @@ def load_fusion_encoder(context: LoadContext) -> Model:
         ModelError: The model can't be loaded or its family is not supported.
     """
     config = load_config(context)
-    family = find_family(
-        "fusion_encoder", config.model_type, table=FUSION_FAMILIES, context=context
-    )
+    family = find_family(config.model_type, table=FUSION_FAMILIES, context=context)
     tokenizer = load_tokenizer(context)
     limits = (tokenizer.max_length, context.max_tokens)
     length = int(config.text_config.max_position_embeddings)

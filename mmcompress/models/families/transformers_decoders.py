@@ -36,9 +36,7 @@ def load_text_decoder(context: LoadContext) -> Model:
     config = load_config(context)
     if config.model_type in PREFIX_FAMILIES:
         return load_prefix_decoder(context, config)
-    family = find_family(
-        "text_decoder", config.model_type, table=_list_known_families(), context=context
-    )
+    family = find_family(config.model_type, table=_list_known_families(), context=context)
     if family.class_name == CAUSAL_CLASS and getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{describe_source(context)}: an encoder and a decoder of texts"

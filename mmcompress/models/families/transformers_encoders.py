@@ -580,15 +580,13 @@ def _select_tower_config(config: PretrainedConfig, family: EncoderFamily) -> Pre
 def _find_image_family(config: PretrainedConfig, context: LoadContext) -> EncoderFamily:
     """Find the row of an image tower; a VisionEncoderDecoder holds a tower of another type."""
     if config.model_type != "vision-encoder-decoder":
-        family = find_family(
-            "image_encoder", config.model_type, table=IMAGE_FAMILIES, context=context
-        )
+        family = find_family(config.model_type, table=IMAGE_FAMILIES, context=context)
         class_names = [name for name in config.architectures or () if name in BLIP_CLASSES]
         if config.model_type == "blip" and class_names:
             family = replace(family, class_name=class_names[0])
         return family
     tower_type = config.encoder.model_type
-    family = find_family("image_encoder", tower_type, table=IMAGE_FAMILIES, context=context)
+    family = find_family(tower_type, table=IMAGE_FAMILIES, context=context)
     return replace(
         family,
         class_name="VisionEncoderDecoderModel",
@@ -650,7 +648,7 @@ def load_text_encoder(context: LoadContext) -> Model:
         ModelError: if the model can't be loaded or its family is not supported.
     """
     config = load_config(context)
-    family = find_family("text_encoder", config.model_type, table=TEXT_FAMILIES, context=context)
+    family = find_family(config.model_type, table=TEXT_FAMILIES, context=context)
     tower_config = _select_tower_config(config, family)
     tower = load_library_model(context, family.class_name, config=tower_config, **family.options)
     tokenizer = load_tokenizer(context)
@@ -707,7 +705,7 @@ def load_audio_encoder(context: LoadContext) -> Model:
         ModelError: if the model can't be loaded or its family is not supported.
     """
     config = load_config(context)
-    family = find_family("audio_encoder", config.model_type, table=AUDIO_FAMILIES, context=context)
+    family = find_family(config.model_type, table=AUDIO_FAMILIES, context=context)
     library_model = load_library_model(context, family.class_name, config=config)
     if not hasattr(library_model, "encoder"):
         raise ModelError(f"{describe_source(context)}: has no encoder")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from mmcompress.data.base import Dataset
+from mmcompress.graph.structure import Fp32Blocks
 from mmcompress.kinds.base import Batch
 from mmcompress.models.base import Model
 from mmcompress.pipeline.forward import TorchPipeline
@@ -17,7 +18,6 @@ from mmcompress.search.sensitivity.curves import SensitivityCurve
 from mmcompress.search.sensitivity.estimate import estimate_sensitivity
 from mmcompress.search.sensitivity.measure import NO_LIMIT, measure_sensitivity
 from mmcompress.search.sensitivity.store import (
-    Fp32Blocks,
     Sensitivity,
     is_sensitivity_stored,
     read_sensitivity,

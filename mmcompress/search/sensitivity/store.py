@@ -12,16 +12,13 @@ from torch import Tensor
 
 from mmcompress.errors import DataError
 from mmcompress.graph.blocks import Block
-from mmcompress.graph.structure import Candidate
+from mmcompress.graph.structure import Candidate, Fp32Blocks, find_fp32_blocks
 from mmcompress.models.base import Model
 from mmcompress.prune.importance.inputs import Scores
 from mmcompress.prune.refit import Gram, Grams
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
 from mmcompress.storage import read_record, replace_file, write_record
 from mmcompress.workspace.folder import RunFolder
-
-Fp32Blocks = dict[str, dict[str, tuple[str, ...]]]
-"""Names of blocks that stay in fp32, by node and precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,5 +149,7 @@ def select_fp32_blocks(
     """Select the blocks of a candidate that stay in fp32, by node."""
     fp32_blocks = {}
     for node_name, precision in candidate.precision.items():
-        fp32_blocks[node_name] = sensitivity.fp32_blocks.get(node_name, {}).get(precision, ())
+        fp32_blocks[node_name] = find_fp32_blocks(
+            sensitivity.fp32_blocks, node_name, precision=precision
+        )
     return fp32_blocks
