@@ -178,10 +178,10 @@ class _BundleWriter:
         self.node_entries[node_name] = entry
         if kind.is_model:
             self._write_model(node_name)
-        elif kind.embeds_list:
-            entry["config"] = self._write_lookup_list(node_name, node)
-        else:
-            entry["config"] = {name: node.get_option(name, "") for name in kind.options}
+            return
+        entry["config"] = {name: node.get_option(name, "") for name in kind.options}
+        if kind.embeds_list:
+            entry["config"] |= self._write_lookup_list(node_name, node)
 
     def build_manifest(self) -> JsonMapping:
         """Return the manifest of everything that lies in the folder now."""

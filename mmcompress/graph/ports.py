@@ -66,6 +66,8 @@ class NodeKind:
     """Output port of the text that metrics judge; empty when it answers no text."""
     ending_output: str = ""
     """What the deployed node gives beside its ports: how each text that it wrote ended."""
+    file_keys: tuple[str, ...] = ()
+    """Keys of its deployed configuration whose values name files of the bundle."""
     fidelity: str = ""
     """`module:function` that compares its answers to raw inputs with those of its library: a
     `NodeComparison` of `mmcompress.export.fidelity`. A model without one is told as not

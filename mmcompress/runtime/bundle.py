@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mmcompress.errors import BundleError
+from mmcompress.registry import NODE_KINDS
 from mmcompress.runtime.check_manifest import Manifest, list_form_problems
 from mmcompress.runtime.check_values import check_text
 
@@ -18,9 +19,6 @@ its own."""
 
 READABLE_FORMATS = (1, 2)
 """Versions that this runtime runs."""
-
-FILE_KEYS = ("tokenizer", "texts", "bank")
-"""Keys of a node's configuration whose values are names of files."""
 
 HASH_CHUNK_BYTES = 1 << 20
 """Bytes that are read at once: a model may be larger than the memory."""
@@ -106,7 +104,10 @@ def _list_used_files(manifest: Manifest) -> Iterator[tuple[str, object]]:
         for graph_name, file_name in node.get("files", {}).items():
             yield f"graph.nodes.{node_name}.files.{graph_name}", file_name
         config = node.get("config", {})
-        for key in FILE_KEYS:
+        kind_name = node.get("kind")
+        # A kind that nobody knows is refused when the bundle is loaded.
+        is_known = kind_name in NODE_KINDS.names()
+        for key in NODE_KINDS.get(kind_name).file_keys if is_known else ():
             if key in config:
                 yield f"graph.nodes.{node_name}.config.{key}", config[key]
 

@@ -8,6 +8,7 @@ from mmcompress.kinds.shared_options import MAX_TOKENS
 ENTRY = NodeKind(
     deployed="mmcompress.kinds.fusion_encoder.deployed:FusionEncoder",
     trainable="mmcompress.kinds.fusion_encoder.trainable:TrainableFusionEncoder",
+    file_keys=("tokenizer",),
     fidelity="mmcompress.export.matcher_fidelity:compare_matcher",
     inputs={
         "text": InputPort(types=("text", "texts")),

@@ -13,6 +13,7 @@ ENTRY = NodeKind(
     is_model=False,
     answer_port="best",
     losses={"contrast": 0.2},
+    file_keys=("texts", "bank"),
     list_option="texts",
     options={
         "texts": NodeOption(

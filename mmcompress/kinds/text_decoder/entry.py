@@ -9,6 +9,7 @@ from mmcompress.spec.node_options import NodeOption
 ENTRY = NodeKind(
     deployed="mmcompress.kinds.text_decoder.deployed:TextDecoder",
     trainable="mmcompress.kinds.text_decoder.trainable:TrainableTextDecoder",
+    file_keys=("tokenizer",),
     fidelity="mmcompress.export.writer_fidelity:compare_writer",
     inputs={"context": InputPort(types=("tokens",))},
     outputs={"text": "text", "texts": "texts", "scores": "scores"},

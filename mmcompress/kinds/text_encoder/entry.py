@@ -8,6 +8,7 @@ from mmcompress.kinds.shared_options import MAX_TOKENS
 ENTRY = NodeKind(
     deployed="mmcompress.kinds.text_encoder.deployed:TextEncoder",
     trainable="mmcompress.kinds.text_encoder.trainable:TrainableTextEncoder",
+    file_keys=("tokenizer",),
     fidelity="mmcompress.export.encoder_fidelity:compare_encoder",
     inputs={"text": InputPort(types=("text", "texts"))},
     outputs={"embedding": "embedding"},
