@@ -138,7 +138,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    run = RunFolder(arguments.run)
+    run = RunFolder(path=arguments.run)
     spec = read_record(Spec, run.spec)
     summary = load_summary(arguments.run)
     dense = load_models(spec)

@@ -64,7 +64,7 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = arguments.out / f"half-{seed}"
         exit_code = run_half(seed, folder, target=arguments.target)
-        results = describe_results(RunFolder(folder))
+        results = describe_results(RunFolder(path=folder))
         halves[str(seed)] = {"exit_code": exit_code, "targets": results}
         (arguments.out / "halves.json").write_text(json.dumps(halves, indent=2), encoding="utf-8")
     bad = [seed for seed, half in halves.items() if half["exit_code"] not in GOOD_EXIT_CODES]

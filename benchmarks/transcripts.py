@@ -165,7 +165,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    run = RunFolder(parse_arguments().run)
+    run = RunFolder(path=parse_arguments().run)
     spec = read_record(Spec, run.spec)
     recognizers = Recognizers(run, spec)
     data = open_dataset(spec.data)

@@ -138,13 +138,13 @@ def shorten(value: object) -> str:
     text = str(value)
     if len(text) <= MAX_QUOTED_LETTERS:
         return text
-    half = MAX_QUOTED_LETTERS // 2
-    return f"{text[:half]}…{text[-half:]} ({len(text):,} letters)"
+    half_length = MAX_QUOTED_LETTERS // 2
+    return f"{text[:half_length]}…{text[-half_length:]} ({len(text):,} letters)"
 
 
-def suggest_nearest(name: str, known: Iterable[object]) -> str:
+def suggest_nearest(name: str, choices: Iterable[object]) -> str:
     """Return the tail of an error message: the nearest of the known names, then all of them."""
-    names = sorted(str(one) for one in known)
+    names = sorted(str(one) for one in choices)
     # nobody means a known name by a text of this length, and the search would take long
     close_names: list[str] = []
     if len(name) <= MAX_QUOTED_LETTERS:

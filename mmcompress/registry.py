@@ -123,8 +123,8 @@ class Registry:
             ValueError: The name is taken by something else.
         """
         entry = RegistryEntry(target=target, about=about, facts=facts)
-        known = self._entries.get(name)
-        if known is not None and known.target != target:
+        existing = self._entries.get(name)
+        if existing is not None and existing.target != target:
             raise ValueError(f"'{name}' names another {self.noun} already; choose another name")
         self._entries[name] = entry
 

@@ -73,7 +73,7 @@ class PerSampleScores:
         return 1 - share if self.is_error_rate else share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SplitScores:
     """`outcomes.json`: scores of both sides over the test split, by metric."""
 

@@ -59,7 +59,7 @@ RECORD_CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 """How records are checked: unknown keys are errors; the string under a field describes it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One thing that is wrong with plain data."""
 
@@ -78,7 +78,9 @@ class InvalidValue(Exception):
 
     def inside(self, *keys: str) -> InvalidValue:
         """Return the same error for data that stands at some keys of a larger whole."""
-        return InvalidValue([Problem((*keys, *p.path), p.message) for p in self.problems])
+        return InvalidValue(
+            [Problem(path=(*keys, *p.path), message=p.message) for p in self.problems]
+        )
 
     def __str__(self) -> str:
         return "; ".join(f"{'.'.join(p.path)}: {p.message}" for p in self.problems)
@@ -108,7 +110,9 @@ def build_record(record_type: type[RecordType], data: Any) -> RecordType:
         InvalidValue: Keys are unknown or missing, or values don't fit; all of it at once.
     """
     if not isinstance(data, dict):
-        raise InvalidValue([Problem((), f"expected a mapping, got {shorten(repr(data))}")])
+        raise InvalidValue(
+            [Problem(path=(), message=f"expected a mapping, got {shorten(repr(data))}")]
+        )
     try:
         text = json.dumps([data], default=str)
         record: RecordType = _adapter(cast(Hashable, record_type)).validate_json(text, strict=True)[
@@ -136,21 +140,23 @@ def _explain(record_type: type, details: Any) -> Problem:
     shown = shorten(repr(value))
     context = details.get("ctx") or {}
     if kind == "unexpected_keyword_argument":
-        known = _field_names(_type_at(record_type, path[:-1]))
-        return Problem(
-            path, f"unknown key '{shorten(path[-1])}'; {suggest_nearest(path[-1], known)}"
-        )
+        names = _field_names(_type_at(record_type, path[:-1]))
+        message = f"unknown key '{shorten(path[-1])}'; {suggest_nearest(path[-1], names)}"
+        return Problem(path=path, message=message)
     if kind == "missing":
-        return Problem(path[:-1], f"'{path[-1]}' is missing")
+        return Problem(path=path[:-1], message=f"'{path[-1]}' is missing")
     if kind == "literal_error":
         choices = typing.get_args(_type_at(record_type, path))
         return Problem(
-            path, f"unknown value '{shorten(value)}'; {suggest_nearest(str(value), choices)}"
+            path=path,
+            message=f"unknown value '{shorten(value)}'; {suggest_nearest(str(value), choices)}",
         )
     if kind in ("greater_than", "greater_than_equal", "less_than_equal"):
-        return Problem(path, f"must lie in {_range_at(record_type, path)}, got {shown}")
+        return Problem(
+            path=path, message=f"must lie in {_range_at(record_type, path)}, got {shown}"
+        )
     if kind == "value_error":
-        return Problem(path, str(context["error"]))
+        return Problem(path=path, message=str(context["error"]))
     expected = {
         "float_type": "a number",
         "int_type": "a whole number",
@@ -162,7 +168,7 @@ def _explain(record_type: type, details: Any) -> Problem:
         "dict_type": "a mapping",
         "dataclass_type": "a mapping",
     }
-    return Problem(path, f"expected {expected.get(kind, kind)}, got {shown}")
+    return Problem(path=path, message=f"expected {expected.get(kind, kind)}, got {shown}")
 
 
 def _type_at(record_type: Any, path: tuple[str, ...]) -> Any:
@@ -380,7 +386,7 @@ def _grant_usual_access(folder: Path) -> None:
             path.chmod(stat.S_IMODE(path.stat().st_mode) | usual_mode)
 
 
-def write_record(path: Path, record: Any, indent: int | None = 1) -> Path:
+def write_record(path: Path, record: Any, *, indent: int | None = 1) -> Path:
     """Write a record as JSON, whole or not at all.
 
     Args:

@@ -80,7 +80,9 @@ class FakeStages:
         self.excluded.append(plan.excluded)
         attempt = Attempt(predicted_ms=0.97, measured_ms=0.97, target_ms=TARGET_MS)
         fitted = FittedStructure(
-            candidate=Candidate({"vision": {"0.ffn": self.artifacts}}, {"vision": "fp32"}),
+            candidate=Candidate(
+                kept_units={"vision": {"0.ffn": self.artifacts}}, precision={"vision": "fp32"}
+            ),
             predicted_ms=0.97,
             measured_ms=0.97,
             target_ms=TARGET_MS,

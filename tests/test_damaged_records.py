@@ -65,7 +65,7 @@ HARMLESS = {
 @pytest.fixture(scope="module")
 def whole_folder(run_folder, tmp_path_factory):
     """A finished run with every record that a run can have."""
-    folder = RunFolder(tmp_path_factory.mktemp("whole") / "r")
+    folder = RunFolder(path=tmp_path_factory.mktemp("whole") / "r")
     shutil.copytree(run_folder, folder.path)
     write_record(folder.teacher_texts, {"a.png": "a cat"})
     write_record(folder.interaction_factors, {"evaluations": 1})
@@ -85,7 +85,7 @@ def whole_folder(run_folder, tmp_path_factory):
 @pytest.fixture()
 def folder(whole_folder, tmp_path):
     """A copy of it."""
-    copy = RunFolder(tmp_path / "r")
+    copy = RunFolder(path=tmp_path / "r")
     shutil.copytree(whole_folder.path, copy.path)
     return copy
 
@@ -115,7 +115,7 @@ def look_through(run):
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", REMADE)
 def test_what_can_be_made_again_is_set_aside_and_told(whole_folder, tmp_path, opened, name, damage):
-    folder = RunFolder(tmp_path / "r")
+    folder = RunFolder(path=tmp_path / "r")
     shutil.copytree(whole_folder.path, folder.path, copy_function=os.link)
     run, told = opened(folder)
     path = getattr(folder, name)
@@ -141,7 +141,7 @@ def test_what_can_be_made_again_is_set_aside_and_told(whole_folder, tmp_path, op
 def test_what_was_asked_for_is_refused_with_file_and_cure(tiny, tmp_path, name, damage):
     out = tmp_path / "r"
     open_run(tiny / "spec.yaml", out)
-    path = getattr(RunFolder(out), name)
+    path = getattr(RunFolder(path=out), name)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     if (name, damage) == ("format", "mapping"):
         cure = "use a new --out"  # a folder of 0.1.0 states nothing

@@ -192,12 +192,12 @@ def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
     base = pipeline.loss_of_models(models, few, dense=anchors)
     for node, name in BLOCKS:
         b = models[node].get_block(name)
-        assert curves[node][name].loss_increase(b.units) == 0
+        assert curves[node][name].interpolate(b.units) == 0
         units = {name: torch.arange(b.units // 2, b.units)}  # the upper half scores higher
         cut = copy_without_units(models[node], units)
         refit_from_gram_(cut, models[node], units=units, grams=grams[node], ridge=0.01)
         rise = pipeline.loss_of_models({**models, node: cut.eval()}, few, dense=anchors) - base
-        assert float(curves[node][name].loss_increase(b.units // 2)) == pytest.approx(
+        assert float(curves[node][name].interpolate(b.units // 2)) == pytest.approx(
             max(rise, 0.0), abs=1e-4
         )
 

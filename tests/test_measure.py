@@ -369,7 +369,9 @@ def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
         read_record(Predictor, run_folder / "predictor.json"),
         read_record(Profile, run_folder / "profile.json"),
     )
-    nothing_cut = Candidate({n: {} for n in dense.blocks}, dict.fromkeys(dense.blocks, "fp32"))
+    nothing_cut = Candidate(
+        kept_units={n: {} for n in dense.blocks}, precision=dict.fromkeys(dense.blocks, "fp32")
+    )
     assert predict(nothing_cut) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
     assert read_record(Summary, run_folder / "summary.json").predicted_latency_ms_p50 > 0
 
@@ -512,7 +514,9 @@ def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_p
     dense = profile_pipeline(r)
     predict = build_predictor(r, dense)
     assert predict.reads["choose"] == ("captioner", "text", "vision")
-    whole = Candidate({n: {} for n in r.models}, dict.fromkeys(r.models, "fp32"))
+    whole = Candidate(
+        kept_units={n: {} for n in r.models}, precision=dict.fromkeys(r.models, "fp32")
+    )
     assert predict(whole) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
 
 

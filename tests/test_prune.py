@@ -260,7 +260,8 @@ def test_magnitude_is_the_norm_of_the_units_weights(material, models):
 def curves(blocks, rng):
     return {
         b.name: SensitivityCurve(
-            (0, b.units // 2, b.units), (*tuple(sorted(rng.random(2), reverse=True)), 0.0)
+            kept_units=(0, b.units // 2, b.units),
+            loss_increases=(*tuple(sorted(rng.random(2), reverse=True)), 0.0),
         )
         for b in blocks
     }
@@ -294,11 +295,11 @@ def test_the_knapsack_is_optimal(models):
     blocks = [b for b in models["captioner"].blocks if b.group == "heads"]
     c, scores = curves(blocks, rng), {b.name: torch.rand(b.units) for b in blocks}
     kept = ALLOCATIONS.get("knapsack")(blocks, 7, c, scores)
-    mine = sum(float(c[b.name].loss_increase(kept[b.name])) for b in blocks)
+    mine = sum(float(c[b.name].interpolate(kept[b.name])) for b in blocks)
     options = itertools.product(*(range(count_steps(b) + 1) for b in blocks))
     best = min(
         sum(
-            float(c[b.name].loss_increase(count_units_after(b, k)))
+            float(c[b.name].interpolate(count_units_after(b, k)))
             for b, k in zip(blocks, cuts, strict=True)
         )
         for cuts in options
@@ -373,7 +374,10 @@ def test_the_most_important_units_stay():
 
 def test_drop_removes_the_least_damaging_blocks(models):
     m = models["vision"]
-    c = {b.name: SensitivityCurve((0, b.units), (float(i), 0.0)) for i, b in enumerate(m.blocks)}
+    c = {
+        b.name: SensitivityCurve(kept_units=(0, b.units), loss_increases=(float(i), 0.0))
+        for i, b in enumerate(m.blocks)
+    }
     scores = {b.name: torch.rand(b.units) for b in m.blocks}
     kept = allocate_node(
         m.blocks,
@@ -416,8 +420,11 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
         n: {b.name: int(count_units_after(b, count_steps(b) // 2)) for b in models[n].blocks},
     }
     fp32 = dict.fromkeys(models, "fp32")
-    trials = [Candidate(full, fp32), *(Candidate(halved(n), fp32) for n in models)]
-    trials += [Candidate(full, {**fp32, "vision": "int8"})]
+    trials = [
+        Candidate(kept_units=full, precision=fp32),
+        *(Candidate(kept_units=halved(n), precision=fp32) for n in models),
+    ]
+    trials += [Candidate(kept_units=full, precision={**fp32, "vision": "int8"})]
     said = [evaluate_candidate(context, to_plain(c)) for c in trials]
     for c, first in zip(trials, said, strict=True):
         _load_state(context).output_cache = OutputCache()
@@ -587,8 +594,8 @@ def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, mo
     context = make_context(batch=few, more_pairs=more, key="finals test")
     c = to_plain(
         Candidate(
-            {n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
-            dict.fromkeys(models, "fp32"),
+            kept_units={n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
+            precision=dict.fromkeys(models, "fp32"),
         )
     )
     losses = []

@@ -104,7 +104,10 @@ def resolve(overrides):
         }
         for n, bs in BLOCKS.items()
     }
-    return Candidate(kept, {n: overrides.get(f"nodes.{n}.precision", "fp32") for n in BLOCKS})
+    return Candidate(
+        kept_units=kept,
+        precision={n: overrides.get(f"nodes.{n}.precision", "fp32") for n in BLOCKS},
+    )
 
 
 def problem(budget=2.5):
@@ -161,9 +164,11 @@ def go(
 
 
 def test_prediction_is_the_sum_along_the_pipeline():
-    dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
+    dense = Candidate(kept_units={n: {} for n in BLOCKS}, precision=dict.fromkeys(BLOCKS, "fp32"))
     assert PREDICT(dense) == pytest.approx(0.2 + 2 * (0.1 + 2 * 1.0))
-    half = Candidate({"a": {"0": 0}, "b": {"0": 40}}, {"a": "fp32", "b": "int8"})
+    half = Candidate(
+        kept_units={"a": {"0": 0}, "b": {"0": 40}}, precision={"a": "fp32", "b": "int8"}
+    )
     assert PREDICT(half) == pytest.approx(
         0.2 + 0.1 + 1.0 + 0.1 + 0.5 * (np.interp(40, (16, 64), (0.25, 1)) + 1.0)
     )
@@ -223,7 +228,9 @@ def test_retries_are_ours(tmp_path):
 
 
 def test_every_trial_is_given_back_by_its_overrides(tmp_path):
-    seed = Candidate({"a": {"0": 32}, "b": {"1": 16}}, dict.fromkeys(BLOCKS, "int8"))
+    seed = Candidate(
+        kept_units={"a": {"0": 32}, "b": {"1": 16}}, precision=dict.fromkeys(BLOCKS, "int8")
+    )
     trials = go(tmp_path / "j", seeds=[seed])
     assert trials[0].candidate == seed and trials[0].origin == "knapsack"
     for t in trials:
@@ -343,7 +350,7 @@ def test_a_uniform_cut_shares_steps_over_all_blocks():
 def test_the_protection_counts_units_by_the_parameters_they_carry():
     p = dataclasses.replace(problem(), cross_modal={"a": ("0",)}, protection=2.0)
     fp32 = dict.fromkeys(BLOCKS, "fp32")
-    cut = Candidate({"a": {"0": 32}, "b": {"0": 0, "1": 0}}, fp32)
+    cut = Candidate(kept_units={"a": {"0": 32}, "b": {"0": 0, "1": 0}}, precision=fp32)
     assert p.compute_removed_shares(cut) == pytest.approx((2 / 3, 1 / 2))
     assert not p.is_allowed(cut)
     assert dataclasses.replace(p, protection=4 / 3).is_allowed(cut)
@@ -353,7 +360,8 @@ def test_the_protection_counts_units_by_the_parameters_they_carry():
 def test_branches_that_run_at_once_share_more_than_the_budget():
     choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     curves = {
-        n: {b.name: SensitivityCurve((0, 64), (1.0, 0.0)) for b in bs} for n, bs in BLOCKS.items()
+        n: {b.name: SensitivityCurve(kept_units=(0, 64), loss_increases=(1.0, 0.0)) for b in bs}
+        for n, bs in BLOCKS.items()
     }
     sensitivity = Sensitivity(
         scores={},
@@ -382,8 +390,14 @@ def test_branches_that_run_at_once_share_more_than_the_budget():
 
 def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
     curves = {
-        "a": {b.name: SensitivityCurve((0, 64), (9.0, 0.0)) for b in BLOCKS["a"]},
-        "b": {b.name: SensitivityCurve((0, 64), (1.0, 0.0)) for b in BLOCKS["b"]},
+        "a": {
+            b.name: SensitivityCurve(kept_units=(0, 64), loss_increases=(9.0, 0.0))
+            for b in BLOCKS["a"]
+        },
+        "b": {
+            b.name: SensitivityCurve(kept_units=(0, 64), loss_increases=(1.0, 0.0))
+            for b in BLOCKS["b"]
+        },
     }
     inputs = splitting.SplitInputs(
         blocks=BLOCKS,
@@ -439,13 +453,13 @@ def test_ray_gives_what_inline_gives(tmp_path):
 def test_trim_cuts_to_the_budget_where_it_costs_least():
     p = problem(2.5)
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
-    dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
+    dense = Candidate(kept_units={n: {} for n in BLOCKS}, precision=dict.fromkeys(BLOCKS, "fp32"))
     cheap = moves.cut_to_budget(
-        p, dense, loss_increase=lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
+        p, dense, loss_increase=lambda n, b, kept: (9.0 if n == "a" else 1.0) * (64 - kept)
     )
     assert cheap and p.predict(cheap) <= 2.5
     assert sum(cheap.kept_units["b"].values()) < sum(cheap.kept_units["a"].values()) == 128
-    assert moves.cut_to_budget(problem(0.1), dense, loss_increase=lambda n, b, k: 1.0) is None
+    assert moves.cut_to_budget(problem(0.1), dense, loss_increase=lambda n, b, kept: 1.0) is None
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS.names())
@@ -456,7 +470,7 @@ def test_samplers_know_the_space_from_what_others_proposed(tmp_path, sampler):
         tmp_path / "j",
         trials=1,
         mutations=2,
-        seeds=[Candidate(KEPT, dict.fromkeys(BLOCKS, "int8"))],
+        seeds=[Candidate(kept_units=KEPT, precision=dict.fromkeys(BLOCKS, "int8"))],
         sampler=sampler,
     )
     book = study.open_study(tmp_path / "j", 0, sampler=sampler)
@@ -477,15 +491,16 @@ def test_no_more_blocks_are_dropped_than_the_space_allows():
         {"a": 1, "b": 0},
     )
     none = Candidate(
-        {n: dict.fromkeys(("0", "1"), 0) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8")
+        kept_units={n: dict.fromkeys(("0", "1"), 0) for n in BLOCKS},
+        precision=dict.fromkeys(BLOCKS, "int8"),
     )
     assert not p.is_allowed(none)
-    worth = lambda n, b, k: (2.0 if b == "1" else 1.0) * (64 - k)
+    worth = lambda n, b, kept: (2.0 if b == "1" else 1.0) * (64 - kept)
     alive = moves.restore_dropped(p, none, loss_increase=worth)
     assert alive.kept_units == {"a": {"0": 0, "1": 16}, "b": {"0": 16, "1": 16}} and p.is_allowed(
         alive
     )
-    dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
+    dense = Candidate(kept_units={n: {} for n in BLOCKS}, precision=dict.fromkeys(BLOCKS, "int8"))
     cut = moves.cut_to_budget(p, dense, loss_increase=worth)
     assert cut and p.is_allowed(cut) and p.predict(cut) <= 1.2
     top = Trial(
@@ -512,13 +527,14 @@ def test_protection_holds_for_moves_and_is_told_to_the_sampler():
         problem(1.2), space=space, unit_choices=options, cross_modal={"a": "01"}, protection=1.0
     )
     of = lambda a, b: Candidate(
-        {"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)}, dict.fromkeys("ab", "int8")
+        kept_units={"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)},
+        precision=dict.fromkeys("ab", "int8"),
     )
     assert p.is_allowed(of(48, 32)) and p.is_allowed(of(32, 32)) and not p.is_allowed(of(16, 32))
     assert to_search_point(p, of(48, 32))["prune.protection"] == pytest.approx(2.0)
     assert to_search_point(p, of(64, 32))["prune.protection"] == 4.0
-    free = lambda n, b, k: (
-        (64 - k) * (1e-3 if n == "a" else 1.0)
+    free = lambda n, b, kept: (
+        (64 - kept) * (1e-3 if n == "a" else 1.0)
     )  # what is protected seems to be worth nothing
     unbound = moves.cut_to_budget(
         dataclasses.replace(p, protection=0.0), of(64, 64), loss_increase=free
@@ -536,9 +552,10 @@ def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():
     p = problem(2.5)
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     small = Candidate(
-        {n: dict.fromkeys(("0", "1"), 16) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8")
+        kept_units={n: dict.fromkeys(("0", "1"), 16) for n in BLOCKS},
+        precision=dict.fromkeys(BLOCKS, "int8"),
     )
-    worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
+    worth = lambda n, b, kept: (9.0 if n == "a" else 1.0) * (64 - kept)
     rounding = {n: {"fp32": 0.0, "int8": 1e-6} for n in BLOCKS}
     grown = moves.grow_to_budget(p, small, loss_increase=worth, rounding=rounding)
     assert 0.9 * 2.5 <= p.predict(grown) <= 2.5
@@ -556,9 +573,10 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
     p = problem(3.6)
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     whole = Candidate(
-        {n: dict.fromkeys(("0", "1"), 64) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8")
+        kept_units={n: dict.fromkeys(("0", "1"), 64) for n in BLOCKS},
+        precision=dict.fromkeys(BLOCKS, "int8"),
     )
-    worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
+    worth = lambda n, b, kept: (9.0 if n == "a" else 1.0) * (64 - kept)
     rounding = {n: {"fp32": 0.0, "int8": 1.0} for n in BLOCKS}
     tight = dataclasses.replace(p, budget_ms=3.0)
     assert (
@@ -585,7 +603,7 @@ def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler)
 
 def test_parallel_branches_take_as_long_as_the_longest():
     both = dataclasses.replace(PREDICT, reads=dict.fromkeys(BLOCKS, ()))
-    whole = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
+    whole = Candidate(kept_units={n: {} for n in BLOCKS}, precision=dict.fromkeys(BLOCKS, "fp32"))
     parts = {n: PREDICT.node_ms(n, whole) for n in BLOCKS}
     assert both(whole) == pytest.approx(max(parts.values()) + 0.2)
     assert PREDICT(whole) == pytest.approx(sum(parts.values()) + 0.2)

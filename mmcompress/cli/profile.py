@@ -105,8 +105,8 @@ def _make_block_row(
     params = dense.block_params[node][block.name]
     cells = [f"{node}.{block.name}", str(block.units), f"{params / 1e3:.0f} k"]
     for precision in precisions:
-        known = precision in milliseconds
-        cells.append(f"{milliseconds[precision]:.3f} ms" if known else "")
+        is_measured = precision in milliseconds
+        cells.append(f"{milliseconds[precision]:.3f} ms" if is_measured else "")
     cells.append(f"{milliseconds['fp32'] / dense.latency_ms.p50:.1%}")
     return cells
 

@@ -45,7 +45,7 @@ def run_command(
             resume=resume,
             on_progress=on_progress,
         )
-    run_folder = RunFolder(Path(folder))
+    run_folder = RunFolder(path=Path(folder))
     for summary in summaries:
         target_folder = run_folder
         if len(summaries) > 1:

@@ -389,10 +389,8 @@ class EmojiScenes:
         scenes = _choose_scenes(
             self, split, count=count or self._choose_default_count(split), seed=seed
         )
-        return Pairs(
-            inputs=[self.render_scene(scene) for scene in scenes],
-            texts=tuple(scene.caption for scene in scenes),
-        )
+        pictures = [self.render_scene(scene) for scene in scenes]
+        return Pairs(inputs=pictures, texts=tuple(scene.caption for scene in scenes))
 
     def _choose_default_count(self, split: str) -> int:
         """Return how many pairs of a split are loaded when no number is asked for."""

@@ -90,10 +90,12 @@ class SpeechFolder:
         rows = draw_rows(_read_clips(self)[split], count, seeds=[self.seed, seed])
         sound_folder = Path(self.path) / SOUND_FOLDER
         sounds = [sound for sound, _ in rows]
+        texts = [text for _, text in rows]
+        names = [os.path.relpath(sound, sound_folder) for sound in sounds]
         return Pairs(
             inputs=LazySequence(sounds, open_audio),
-            texts=tuple(text for _, text in rows),
-            names=tuple(os.path.relpath(sound, sound_folder) for sound in sounds),
+            texts=tuple(texts),
+            names=tuple(names),
             files=tuple(sounds),
         )
 

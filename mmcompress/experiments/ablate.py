@@ -78,7 +78,8 @@ def ablate(
 def _choose_cells(cells: Sequence[Cell], tables: Sequence[str]) -> list[Cell]:
     """Return the cells of some tables, and those that they take their structures from."""
     chosen_cells = [cell for cell in cells if not tables or cell.table in tables]
-    folders = {cell.folder for cell in chosen_cells} | {cell.like for cell in chosen_cells}
+    folders = {cell.folder for cell in chosen_cells}
+    folders |= {cell.like for cell in chosen_cells}
     return [cell for cell in cells if cell.folder in folders]
 
 

@@ -116,7 +116,8 @@ def _read_scores(run: RunContext, names: Sequence[str]) -> list[dict[str, PerSam
 
 def list_common_metrics(scores: Sequence[Mapping[str, PerSampleScores]]) -> list[str]:
     """Return the metrics that all runs have a figure of: one may have failed in some."""
-    return [name for name in scores[0] if all(name in one for one in scores)]
+    common = set(scores[0]).intersection(*scores)
+    return [name for name in scores[0] if name in common]
 
 
 def _select_metrics(

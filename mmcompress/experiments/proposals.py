@@ -122,9 +122,13 @@ def propose_separately(run: RunContext, sensitivity: Sensitivity) -> Iterator[Pr
         split = _split_each_node(
             run, sensitivity, problem=problem, predictor=predictor, budget_ms=budget_ms
         )
-        candidate = restore_dropped(problem, split, loss_increase=sensitivity.loss_increase)
+        candidate = restore_dropped(
+            problem, split, loss_increase=sensitivity.estimate_loss_increase
+        )
         # A block that was restored is paid for by cuts elsewhere.
-        affordable = cut_to_budget(problem, candidate, loss_increase=sensitivity.loss_increase)
+        affordable = cut_to_budget(
+            problem, candidate, loss_increase=sensitivity.estimate_loss_increase
+        )
         candidate = affordable or candidate
         return _make_trial("separate", candidate, latency_ms=problem.predict(candidate))
 
@@ -200,17 +204,18 @@ def propose_with_placebo(
 
 def choose_fastest_precisions(run: RunContext, predictor: Predictor) -> dict[str, str]:
     """Return the precision in which each whole node is fastest, of those that it may have."""
-    whole = {
-        node_name: {block.name: block.units for block in blocks}
-        for node_name, blocks in run.blocks.items()
-    }
+    whole: dict[str, dict[str, int]] = {}
+    for node_name, blocks in run.blocks.items():
+        whole[node_name] = {block.name: block.units for block in blocks}
     choices = list_precisions(run)
     first_choices = {node_name: precisions[0] for node_name, precisions in choices.items()}
     fastest: dict[str, str] = {}
     for node_name, precisions in choices.items():
         latencies_ms: dict[str, float] = {}
         for precision in precisions:
-            candidate = Candidate(whole, {**first_choices, node_name: precision})
+            candidate = Candidate(
+                kept_units=whole, precision={**first_choices, node_name: precision}
+            )
             latencies_ms[precision] = predictor(candidate)
         fastest[node_name] = min(latencies_ms, key=latencies_ms.__getitem__)
     return fastest
@@ -229,7 +234,7 @@ def _propose_least_share(
             kept_units = _move_to_allowed(
                 cut_by_share(share), problem=problem, drop_blocks=drop_blocks
             )
-            return Candidate(kept_units, precisions)
+            return Candidate(kept_units=kept_units, precision=precisions)
 
         # Where units are not enough to meet the budget, whole blocks are dropped too.
         drop_blocks = problem.predict(cut_allowed(1.0, drop_blocks=False)) > budget_ms
@@ -311,7 +316,7 @@ def _propose_split(
             candidate = grow_to_budget(
                 problem,
                 split,
-                loss_increase=sensitivity.loss_increase,
+                loss_increase=sensitivity.estimate_loss_increase,
                 rounding=sensitivity.rounding,
             )
             break
@@ -330,7 +335,8 @@ def _split_each_node(
 ) -> Candidate:
     """Split the budget of each node over its own blocks."""
     dense = Candidate(
-        {node_name: {} for node_name in run.blocks}, dict.fromkeys(run.blocks, "fp32")
+        kept_units={node_name: {} for node_name in run.blocks},
+        precision=dict.fromkeys(run.blocks, "fp32"),
     )
     overhead_ms = predictor.factor * predictor.overhead_ms
     remaining_share = (budget_ms - overhead_ms) / (predictor(dense) - overhead_ms)
@@ -351,7 +357,7 @@ def _split_each_node(
         best = splits[0] if splits else fastest
         kept_units[node_name] = best.kept_units[node_name]
         precisions[node_name] = best.precision[node_name]
-    return Candidate(kept_units, precisions)
+    return Candidate(kept_units=kept_units, precision=precisions)
 
 
 def _predict_whole_blocks(predictor: Predictor) -> dict[tuple[str, str], float]:

@@ -13,7 +13,7 @@ KeptUnits = dict[str, int]
 """Units kept per block of one node."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A structure and the precision of each node: all that a trial decides."""
 

@@ -239,11 +239,11 @@ def _check_limits(spec: Spec, unread_names: frozenset[str]) -> list[Problem]:
 
 def _check_losses(spec: Spec) -> list[Problem]:
     """Check that every weight is that of a loss which some kind of node has."""
-    known = list_known_losses()
+    choices = list_known_losses()
     problems: list[Problem] = []
     for name in spec.distill.losses:
-        if name not in known:
-            message = f"no loss is named '{shorten(name)}'; {suggest_nearest(name, known)}"
+        if name not in choices:
+            message = f"no loss is named '{shorten(name)}'; {suggest_nearest(name, choices)}"
             problems.append((("distill", "losses", name), message))
     return problems
 
@@ -267,8 +267,8 @@ def _check_importance(spec: Spec) -> list[Problem]:
 def _check_metrics(spec: Spec) -> list[Problem]:
     """Check that every metric finds a node that it can judge."""
     if not spec.metrics:
-        known = ", ".join(METRICS.names())
-        return [(("metrics",), f"name at least one to judge by (known: {known})")]
+        choices = ", ".join(METRICS.names())
+        return [(("metrics",), f"name at least one to judge by (known: {choices})")]
     problems: list[Problem] = []
     for i, metric in enumerate(spec.metrics):
         needs = METRICS.fact(metric.kind, "needs")

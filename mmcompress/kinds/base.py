@@ -30,7 +30,7 @@ SIMILARITY_SCALE = 30.0
 """Factor on cosine similarities before a softmax: the inverse temperature of contrastive losses."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """The inputs of every model for b pairs."""
 
@@ -56,7 +56,7 @@ class Batch:
         """Return the pairs of a slice."""
         inputs = {node: values[index] for node, values in self.inputs.items()}
         keep = {node: values[index] for node, values in self.keep.items()}
-        return Batch(inputs, keep, names=self.names[index])
+        return Batch(inputs=inputs, keep=keep, names=self.names[index])
 
     def pick(self, indices: Sequence[int]) -> Batch:
         """Return the pairs at some indices."""
@@ -64,7 +64,7 @@ class Batch:
         inputs = {node: values[rows] for node, values in self.inputs.items()}
         keep = {node: values[rows] for node, values in self.keep.items()}
         names = tuple(self.names[i] for i in rows) if self.names else ()
-        return Batch(inputs, keep, names=names)
+        return Batch(inputs=inputs, keep=keep, names=names)
 
     def chunks(self, size: int) -> list[Batch]:
         """Return the batch in pieces of at most `size` pairs."""

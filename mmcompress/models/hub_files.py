@@ -230,7 +230,7 @@ def read_remote_tensors(model: HubModel) -> dict[str, StoredTensor]:
     return tensors
 
 
-def find_cached_file(name: str, file_name: str, revision: str = "") -> Path | None:
+def find_cached_file(name: str, file_name: str, *, revision: str = "") -> Path | None:
     """Return a file of a model that is cached already; None where it is not.
 
     Args:

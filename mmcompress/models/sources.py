@@ -210,12 +210,12 @@ def pin_source(source: str) -> str:
     return f"{pinned_part}@{list_hub_files(model).commit}"
 
 
-def pin_sources(spec: Spec, known: Mapping[str, str]) -> tuple[Spec, dict[str, str]]:
+def pin_sources(spec: Spec, known_pins: Mapping[str, str]) -> tuple[Spec, dict[str, str]]:
     """Return a spec whose models of a hub are named by their commits, so that they can't change.
 
     Args:
         spec: The pipeline.
-        known: What sources were pinned to before, by the source; no hub is asked for these.
+        known_pins: What sources were pinned to before, by the source; no hub is asked for these.
 
     Returns:
         The spec, and what its sources are pinned to.
@@ -231,7 +231,7 @@ def pin_sources(spec: Spec, known: Mapping[str, str]) -> tuple[Spec, dict[str, s
             if not source:
                 continue
             try:
-                pinned_source = known.get(source) or pinned.get(source) or pin_source(source)
+                pinned_source = known_pins.get(source) or pinned.get(source) or pin_source(source)
             except ModelError as error:
                 raise ModelError(f"nodes.{node_name}: {error}") from error
             if pinned_source != source:

@@ -103,7 +103,7 @@ def load_tokenizer(context: LoadContext) -> LoadedTokenizer:
     except Exception as error:  # converters raise what they like
         tokenizer = _open_siglip_file(file_config, tokenizer_file)
         if tokenizer is None:
-            raise _explain_failure(location, context, error) from error
+            raise _explain_failure(location, context, error=error) from error
     if getattr(tokenizer, "split_special_tokens", False):
         raise ModelError(f"{location}: tokenizer_config.json: split_special_tokens is not followed")
     clean = ""
@@ -114,7 +114,7 @@ def load_tokenizer(context: LoadContext) -> LoadedTokenizer:
     try:
         return replace(describe_tokenizer(tokenizer), clean=clean)
     except Exception as error:  # converters raise what they like
-        raise _explain_failure(location, context, error) from error
+        raise _explain_failure(location, context, error=error) from error
 
 
 def describe_tokenizer(tokenizer: Any) -> LoadedTokenizer:
@@ -238,7 +238,7 @@ def _open_siglip_file(file_config: Mapping[str, Any], tokenizer_file: Path | Non
     return transformers.PreTrainedTokenizerFast.from_pretrained(tokenizer_file.parent)
 
 
-def _explain_failure(location: str, context: LoadContext, error: Exception) -> ModelError:
+def _explain_failure(location: str, context: LoadContext, *, error: Exception) -> ModelError:
     """Return the error for a tokenizer that transformers can't load or convert."""
     vocabularies = ", ".join(_list_vocabularies(context))
     reason = summarize_error(error)

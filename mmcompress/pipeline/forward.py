@@ -86,7 +86,7 @@ class TorchPipeline:
             inputs[name], mask = node.collate(pairs)
             if mask is not None:
                 keep[name] = mask
-        return Batch(inputs, keep, names=pairs.names)
+        return Batch(inputs=inputs, keep=keep, names=pairs.names)
 
     def sources_of(self, name: str) -> tuple[str, ...]:
         """Return the models whose outputs `forward` gives to a node. Texts come from the data
@@ -107,18 +107,20 @@ class TorchPipeline:
         positions: Tensor = self.nodes[name].target_positions(batch)  # type: ignore[attr-defined]
         return positions
 
-    def forward(self, models: Models, batch: Batch, known: Outputs | None = None) -> Outputs:
+    def forward(
+        self, models: Models, batch: Batch, *, known_outputs: Outputs | None = None
+    ) -> Outputs:
         """Run every model on a batch.
 
         Args:
             models: The models by node.
             batch: The inputs of b pairs.
-            known: Outputs that are known already; these nodes are not run again.
+            known_outputs: Outputs by node; these nodes are not run again.
 
         Returns:
             The outputs of every node.
         """
-        outputs: Outputs = dict(known or {})
+        outputs: Outputs = dict(known_outputs or {})
         for name, node in self.nodes.items():
             if name not in outputs:
                 outputs[name] = node.forward(models[name], batch, outputs=outputs)
@@ -126,17 +128,18 @@ class TorchPipeline:
 
     @torch.inference_mode()
     def forward_in_pieces(
-        self, models: Models, batch: Batch, *, known: Outputs | None = None
+        self, models: Models, batch: Batch, *, known_outputs: Outputs | None = None
     ) -> Outputs:
         """Run every model on a large batch in pieces of the spec's `data.batch`; arguments as in
         `forward`."""
         pieces: list[Outputs] = []
+        whole_outputs = known_outputs or {}
         for start in range(0, len(batch), self.batch_size):
             rows = slice(start, start + self.batch_size)
             known_rows = {
-                name: _select_rows(values, rows) for name, values in (known or {}).items()
+                name: _select_rows(values, rows) for name, values in whole_outputs.items()
             }
-            pieces.append(self.forward(models, batch[rows], known_rows))
+            pieces.append(self.forward(models, batch[rows], known_outputs=known_rows))
         outputs: Outputs = {}
         for name, first in pieces[0].items():
             outputs[name] = {}
@@ -182,11 +185,11 @@ class TorchPipeline:
         models: Models,
         batch: Batch,
         *,
-        known: Outputs | None = None,
+        known_outputs: Outputs | None = None,
         dense: Outputs | None = None,
     ) -> float:
         """Return the loss over a whole batch: run in pieces, scored together."""
-        outputs = self.forward_in_pieces(models, batch, known=known)
+        outputs = self.forward_in_pieces(models, batch, known_outputs=known_outputs)
         return self.loss_of_outputs(outputs, batch, dense=dense)
 
     @torch.inference_mode()
@@ -205,7 +208,7 @@ class TorchPipeline:
         skipped: Outputs = {}
         if not reads_others:
             skipped = {name: {} for name in self.order if name not in needed}
-        outputs = self.forward_in_pieces(models, batch, known=skipped)
+        outputs = self.forward_in_pieces(models, batch, known_outputs=skipped)
         return self.select_reference_outputs(outputs)
 
     def select_reference_outputs(self, dense: Outputs) -> Outputs:

@@ -253,12 +253,12 @@ def refit_in_order_(
             node_name,
             models=dense_models,
             batch=batch,
-            known=dense_outputs,
+            known_outputs=dense_outputs,
             blocks=cut_blocks,
         )
         # Nodes that were refitted give what they give now, those behind what the dense ones give.
-        known = {**dense_outputs, **refitted_outputs}
-        del known[node_name]
+        known_outputs = {**dense_outputs, **refitted_outputs}
+        del known_outputs[node_name]
         with ExitStack() as stack:
             for block in cut_blocks:
                 if block.name not in left_blocks:
@@ -271,7 +271,7 @@ def refit_in_order_(
                 )
                 handle = model.get_linear(block.reader).register_forward_hook(repair)
                 stack.callback(handle.remove)
-            outputs = pipeline.forward({node_name: model}, batch, known)
+            outputs = pipeline.forward({node_name: model}, batch, known_outputs=known_outputs)
         refitted_outputs[node_name] = outputs[node_name]
 
 
@@ -345,7 +345,7 @@ def _record_outputs(
     *,
     models: Models,
     batch: Batch,
-    known: Outputs,
+    known_outputs: Outputs,
     blocks: list[Block],
 ) -> dict[str, Tensor]:
     """Record what the readers of some blocks of a node give over a batch: block -> [r, o]."""
@@ -356,10 +356,10 @@ def _record_outputs(
         piece_rows = slice(start, start + pipeline.batch_size)
         piece = batch[piece_rows]
         # Every other node has known outputs, or none at all: only this one runs.
-        others: Outputs = {other: {} for other in pipeline.order if other != node_name}
-        for other, tensors in known.items():
+        known_rows: Outputs = {other: {} for other in pipeline.order if other != node_name}
+        for other, tensors in known_outputs.items():
             if other != node_name:
-                others[other] = {name: tensor[piece_rows] for name, tensor in tensors.items()}
+                known_rows[other] = {name: tensor[piece_rows] for name, tensor in tensors.items()}
         with ExitStack() as stack:
             for block in blocks:
                 record = _make_output_recorder(
@@ -368,7 +368,7 @@ def _record_outputs(
                 reader = models[node_name].get_submodule(block.reader)
                 handle = reader.register_forward_hook(record)
                 stack.callback(handle.remove)
-            pipeline.forward(models, piece, others)
+            pipeline.forward(models, piece, known_outputs=known_rows)
     return {block_name: torch.cat(rows) for block_name, rows in parts.items()}
 
 

@@ -25,7 +25,7 @@ def load_summary(folder: str | Path) -> Summary:
     Raises:
         DataError: The run is not finished, or the folder holds several runs.
     """
-    run_folder = RunFolder(Path(folder))
+    run_folder = RunFolder(path=Path(folder))
     if run_folder.summary.is_file():
         return read_record(Summary, run_folder.summary, cure=RESUME_CURE)
     reason = ": not a finished run"
@@ -45,7 +45,7 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
     Returns:
         The HTML file.
     """
-    run_folder = RunFolder(Path(folder))
+    run_folder = RunFolder(path=Path(folder))
     prediction = _find_prediction(run_folder, summary.pipeline)
     return write_pages(
         run_folder.report,

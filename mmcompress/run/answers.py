@@ -159,13 +159,14 @@ def _ask_bundles(
     pending: dict[str, Future[dict[str, Answers]]] = {}
     with ThreadPoolExecutor() as pool:
         for side, pipeline in pipelines.items():
-            pending[side] = pool.submit(
+            answer = partial(
                 answer_pairs,
                 pipeline,
                 pairs,
                 unjoined_encoders=unjoined_encoders,
                 progress=prefix_progress(progress, f"{side} on {split}: "),
             )
+            pending[side] = pool.submit(answer)
         return {side: future.result() for side, future in pending.items()}
 
 
@@ -221,12 +222,11 @@ def estimate_on_long_inputs(answers: dict[str, SplitAnswers]) -> dict[str, dict[
 
 def select_inputs(scores: PerSampleScores, indices: Sequence[int]) -> PerSampleScores:
     """Return the scores of some inputs."""
+    numerators = tuple(scores.numerators[i] for i in indices)
     denominators = scores.denominators
-    return replace(
-        scores,
-        numerators=tuple(scores.numerators[i] for i in indices),
-        denominators=tuple(denominators[i] for i in indices) if denominators else (),
-    )
+    if denominators:
+        denominators = tuple(denominators[i] for i in indices)
+    return replace(scores, numerators=numerators, denominators=denominators)
 
 
 def select_samples(

@@ -318,7 +318,7 @@ def _record_fit(
         fixed_ms_by_node=predictor.fixed_ms_by_node(fastest),
         lowest_reachable=_find_lowest_reachable(
             run.spec.limits,
-            LoadPredictor(run, prepared.sensitivity, predictor),
+            LoadPredictor(run, prepared.sensitivity, predictor=predictor),
             problem=problem,
             smallest=fastest,
         ),

@@ -136,7 +136,10 @@ def _make_profile(run: RunContext) -> Profile:
         params[node_name], macs[node_name] = count_params_and_macs(
             model, decode_steps[node_name], beams=texts[node_name]
         )
-    layers = classify_layers(run.spec, run.blocks)
+    block_params = {name: count_block_params(model) for name, model in run.models.items()}
+    modality: list[dict[str, object]] = []
+    for row in classify_layers(run.spec, run.blocks):
+        modality.append({**asdict(row), "modalities": list(row.modalities)})
     return Profile(
         latency_ms=measured.latency,
         nodes=measured.nodes,
@@ -145,9 +148,9 @@ def _make_profile(run: RunContext) -> Profile:
         in_session_ms=measured.in_session_ms,
         params=params,
         macs=macs,
-        block_params={name: count_block_params(model) for name, model in run.models.items()},
+        block_params=block_params,
         blocks=run.blocks,
-        modality=tuple({**asdict(row), "modalities": list(row.modalities)} for row in layers),
+        modality=tuple(modality),
         proofs=tuple(proofs),
         device=run.device,
         traces=traces,

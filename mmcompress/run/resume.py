@@ -24,7 +24,7 @@ class TargetState:
 
     history: tuple[Artifact, ...]
     """The artifact that is set aside, if there is one."""
-    known: FittedStructure | None
+    fitted: FittedStructure | None
     """The fitted structure on record, if there is one."""
     finished: bool
     """The artifact on record has its summary, and no other one was being made."""
@@ -53,7 +53,7 @@ class TargetState:
 
     def _is_unchanged(self, fitted: FittedStructure) -> bool:
         """Return whether the finished artifact was made of this very structure."""
-        return self.finished and fitted == self.known
+        return self.finished and fitted == self.fitted
 
 
 def resume_target(run: RunContext) -> TargetState:
@@ -67,13 +67,13 @@ def resume_target(run: RunContext) -> TargetState:
     limits = ArtifactLimits.from_spec(run.spec)
     folder.finish_interrupted_move()
     set_damaged_artifact_aside(run)
-    known = read_record(FittedStructure, folder.fitted) if folder.fitted.exists() else None
+    fitted = read_record(FittedStructure, folder.fitted) if folder.fitted.exists() else None
     finished = folder.summary.exists() and not folder.has_stash()
-    if finished and known and known.search_effort < limits.search_effort:
+    if finished and fitted and fitted.search_effort < limits.search_effort:
         folder.discard_short_finetunings()
         folder.stash_artifact()
         finished = False
-        known = None
+        fitted = None
     history: tuple[Artifact, ...] = ()
     if folder.has_stash():
         stashed = Artifact(
@@ -82,10 +82,10 @@ def resume_target(run: RunContext) -> TargetState:
         )
         history = (stashed,)
     plan = plan_artifact(history, limits)
-    if known:
+    if fitted:
         # The record on disk was made with this factor; another one would make it invalid.
-        plan = replace(plan, final_to_fitted=known.final_to_fitted)
-    return TargetState(history=history, known=known, finished=finished, plan=plan)
+        plan = replace(plan, final_to_fitted=fitted.final_to_fitted)
+    return TargetState(history=history, fitted=fitted, finished=finished, plan=plan)
 
 
 def read_valid_structure(folder: RunFolder, plan: Retry, *, effort: int) -> FittedStructure | None:

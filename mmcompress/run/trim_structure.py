@@ -127,4 +127,6 @@ def _cut_units(
     )
     # In another precision it would be another structure.
     problem = replace(problem, precisions={})
-    return cut_to_budget(problem, structure, loss_increase=prepared.sensitivity.loss_increase)
+    return cut_to_budget(
+        problem, structure, loss_increase=prepared.sensitivity.estimate_loss_increase
+    )

@@ -102,29 +102,29 @@ def list_form_problems(manifest: object) -> Iterator[str]:
     if not isinstance(manifest, dict):
         yield check_mapping(manifest)
         return
-    yield from _list_missing(manifest, "", REQUIRED_KEYS[""])
+    yield from _list_missing(manifest, "")
     yield from list_problems(manifest, ROOT_RULES)
     graph = manifest.get("graph")
     if isinstance(graph, dict):
-        yield from _list_missing(graph, "graph", REQUIRED_KEYS["graph"])
-        yield from _list_entry_problems(graph.get("nodes"), "graph.nodes", NODE_RULES)
+        yield from _list_missing(graph, "graph")
+        yield from _list_entry_problems(graph.get("nodes"), "graph.nodes", rules=NODE_RULES)
     for name, _ in _iterate_mapping(manifest.get("files")):
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             yield f"files: the file name {show_value(name)} leaves the bundle"
-    yield from _list_entry_problems(manifest.get("files"), "files", FILE_RULES)
+    yield from _list_entry_problems(manifest.get("files"), "files", rules=FILE_RULES)
     for name, entry in _iterate_mapping(manifest.get("files")):
         if isinstance(entry, dict) and "sha256" not in entry:
             yield f"files.{name}: 'sha256' is missing"
 
 
-def _list_missing(mapping: Manifest, key: str, names: tuple[str, ...]) -> Iterator[str]:
-    """List the keys that a mapping lacks."""
-    for name in names:
+def _list_missing(mapping: Manifest, key: str) -> Iterator[str]:
+    """List the keys that the mapping at a path lacks."""
+    for name in REQUIRED_KEYS[key]:
         if name not in mapping:
             yield f"{key or 'the root'}: '{name}' is missing"
 
 
-def _list_entry_problems(entries: object, key: str, rules: Rules) -> Iterator[str]:
+def _list_entry_problems(entries: object, key: str, *, rules: Rules) -> Iterator[str]:
     """List what is wrong with each entry of a mapping."""
     for name, entry in _iterate_mapping(entries):
         yield from list_problems(entry, rules, key=f"{key}.{name}")
@@ -163,14 +163,14 @@ def list_wiring_problems(manifest: Manifest) -> Iterator[str]:
             types[f"{name}.{kind.ending_output}"] = "endings"
     for name, node in nodes.items():
         if node.get("kind") in NODE_KINDS.names():
-            yield from _list_port_problems(f"graph.nodes.{name}", node, types)
+            yield from _list_port_problems(f"graph.nodes.{name}", node, types=types)
     for name, reference in graph["outputs"].items():
         if reference not in types:
             yield f"graph.outputs.{name}: nothing gives {show_value(reference)}"
     yield from _list_cycles(nodes)
 
 
-def _list_port_problems(key: str, node: Manifest, types: Mapping[str, str]) -> Iterator[str]:
+def _list_port_problems(key: str, node: Manifest, *, types: Mapping[str, str]) -> Iterator[str]:
     """List what is wrong with the ports of one node.
 
     Args:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +216,7 @@ class Pipeline:
             ready = [name for name, sources in waiting.items() if sources <= done]
             for name in ready:
                 del waiting[name]
-                running[pool.submit(self._run_node, name, values)] = name
+                running[pool.submit(partial(self._run_node, name, values))] = name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 done.add(running.pop(future))
                 future.result()

@@ -71,13 +71,15 @@ def describe_cpu() -> dict[str, Any]:
             flags = set(value.split())
         if key in IDENTITY_KEYS:
             identity[key] = value
+    reported_flags = [flag for flag in REPORTED_CPU_FLAGS if flag in flags]
+    identity_values = [identity[key] for key in IDENTITY_KEYS if key in identity]
     return {
         "name": name,
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": _count_cores(),
-        "flags": [flag for flag in REPORTED_CPU_FLAGS if flag in flags],
-        "identity": [identity[key] for key in IDENTITY_KEYS if key in identity],
+        "flags": reported_flags,
+        "identity": identity_values,
     }
 
 

@@ -66,7 +66,7 @@ def allocate_by_knapsack(
     steps_by_block = [np.arange(count_steps(block) + 1) for block in blocks]
     losses = []
     for block, steps in zip(blocks, steps_by_block, strict=True):
-        losses.append(curves[block.name].loss_increase(count_units_after(block, steps)))
+        losses.append(curves[block.name].interpolate(count_units_after(block, steps)))
     removed_steps = choose_options_at_total(steps_by_block, losses, total=steps_to_remove)
     return _keep_after_steps(blocks, removed_steps)
 
@@ -181,7 +181,7 @@ def _choose_dropped_blocks(
 
     def estimate_drop_loss(block: Block) -> float:
         weight = inputs.protection if block.name in inputs.cross_modal else 1.0
-        return float(inputs.curves[block.name].loss_increase(0)) * weight
+        return float(inputs.curves[block.name].interpolate(0)) * weight
 
     droppable = [block for block in sorted(blocks, key=estimate_drop_loss) if block.drop]
     return {block.name for block in droppable[:count]}
@@ -221,4 +221,4 @@ def allocate_pipeline(
         )
         kept_units[node_name] = allocate_node(blocks[node_name], node.prune, inputs=inputs)
         precision[node_name] = "fp32" if node.precision == "auto" else node.precision
-    return Candidate(kept_units, precision)
+    return Candidate(kept_units=kept_units, precision=precision)

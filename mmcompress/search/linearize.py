@@ -243,7 +243,7 @@ class _Linearizer:
         fitted = []
         for candidate in candidates:
             smaller = cut_to_budget(
-                self.problem, candidate, loss_increase=sensitivity.loss_increase
+                self.problem, candidate, loss_increase=sensitivity.estimate_loss_increase
             )
             if smaller is None:
                 continue
@@ -251,7 +251,7 @@ class _Linearizer:
                 grow_to_budget(
                     self.problem,
                     smaller,
-                    loss_increase=sensitivity.loss_increase,
+                    loss_increase=sensitivity.estimate_loss_increase,
                     rounding=sensitivity.rounding,
                 )
             )
@@ -322,7 +322,7 @@ class _Linearizer:
         kept_units = {}
         for node_name, blocks in self.run.blocks.items():
             kept_units[node_name] = {block.name: block.units for block in blocks}
-        return Candidate(kept_units, dict.fromkeys(kept_units, "fp32"))
+        return Candidate(kept_units=kept_units, precision=dict.fromkeys(kept_units, "fp32"))
 
     def _undo_each_cut(self, candidate: Candidate) -> dict[CutKey, Candidate]:
         """Undo each cut and rounding of a candidate alone; what the spec fixes stays."""
@@ -383,7 +383,7 @@ def _move_factors(
             node_factors = cuts.setdefault(node_name, {})
             node_factors[block_name] = _move_factor(
                 node_factors.get(block_name, 1.0),
-                alone=alone.loss_increase(node_name, block_name, kept),
+                alone=alone.estimate_loss_increase(node_name, block_name, kept=kept),
                 measured=measured,
             )
     return replace(factors, cuts=cuts, rounding=rounding)

@@ -82,4 +82,4 @@ def _draw_neighbour(
             kept_units[node_name][block.name] = problem.find_nearest_choice(
                 node_name, block.name, units=min(max(wanted, 0), block.units)
             )
-    return Candidate(kept_units, precision)
+    return Candidate(kept_units=kept_units, precision=precision)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from mmcompress.graph.blocks import Block, count_steps
 from mmcompress.graph.structure import Candidate, KeptUnits, measure_removed_share
@@ -28,8 +29,10 @@ Predict = Callable[[Candidate], float]
 """(candidate) -> predicted latency in milliseconds."""
 
 
-LossIncrease = Callable[[str, str, int], float]
-"""(node, block, units kept) -> estimated rise of the pipeline's loss."""
+class LossIncrease(Protocol):
+    """Estimates the rise of the pipeline's loss when one block keeps `kept` units."""
+
+    def __call__(self, node: str, block: str, /, *, kept: int) -> float: ...
 
 
 BUDGET_SHARE = 0.995
@@ -261,7 +264,7 @@ def complete_candidate(problem: SearchProblem, candidate: Candidate) -> Candidat
         completed[node_name] = {
             block.name: kept_units.get(block.name, block.units) for block in blocks
         }
-    return Candidate(completed, candidate.precision)
+    return Candidate(kept_units=completed, precision=candidate.precision)
 
 
 def replace_units(
@@ -269,9 +272,13 @@ def replace_units(
 ) -> Candidate:
     """Copy a candidate with another number of units in one block."""
     node_units = {**candidate.kept_units[node_name], block_name: units}
-    return Candidate({**candidate.kept_units, node_name: node_units}, candidate.precision)
+    return Candidate(
+        kept_units={**candidate.kept_units, node_name: node_units}, precision=candidate.precision
+    )
 
 
 def replace_precision(candidate: Candidate, node_name: str, *, precision: str) -> Candidate:
     """Copy a candidate with another precision of one node."""
-    return Candidate(candidate.kept_units, {**candidate.precision, node_name: precision})
+    return Candidate(
+        kept_units=candidate.kept_units, precision={**candidate.precision, node_name: precision}
+    )

@@ -117,8 +117,8 @@ def _find_cheapest_cut(
             saved_ms = latency_ms - problem.predict(smaller)
             if saved_ms <= MIN_SAVED_MS:
                 continue
-            loss_before = loss_increase(node_name, block.name, kept_units)
-            loss_after = loss_increase(node_name, block.name, units)
+            loss_before = loss_increase(node_name, block.name, kept=kept_units)
+            loss_after = loss_increase(node_name, block.name, kept=units)
             price = max(loss_after - loss_before, MIN_CUT_LOSS) / saved_ms
             if price < best_price:
                 best_price = price
@@ -145,8 +145,8 @@ def restore_dropped(
         gain_by_block: dict[str, float] = {}
         for block_name, units in smallest_units.items():
             if units > 0:
-                loss_dropped = loss_increase(node_name, block_name, 0)
-                loss_restored = loss_increase(node_name, block_name, units)
+                loss_dropped = loss_increase(node_name, block_name, kept=0)
+                loss_restored = loss_increase(node_name, block_name, kept=units)
                 gain_by_block[block_name] = loss_dropped - loss_restored
         by_gain = sorted(gain_by_block, key=gain_by_block.__getitem__, reverse=True)
         too_many = max(len(smallest_units) - max_drops, 0)
@@ -244,8 +244,10 @@ def _estimate_loss_undone(
 ) -> float:
     """Estimate by how much a step up lowers the loss."""
     kept_units = candidate.kept_units[growth.node_name][growth.block_name]
-    loss_before = loss_increase(growth.node_name, growth.block_name, kept_units)
-    return loss_before - loss_increase(growth.node_name, growth.block_name, growth.units)
+    node_name = growth.node_name
+    block_name = growth.block_name
+    loss_before = loss_increase(node_name, block_name, kept=kept_units)
+    return loss_before - loss_increase(node_name, block_name, kept=growth.units)
 
 
 def grow_to_budget(

@@ -310,7 +310,9 @@ def _refit_to_budget(
     """Cut earlier structures to a budget that has moved; those that can't be are left out."""
     seeds: list[tuple[str, Candidate]] = []
     for trial in trials:
-        smaller = cut_to_budget(problem, trial.candidate, loss_increase=sensitivity.loss_increase)
+        smaller = cut_to_budget(
+            problem, trial.candidate, loss_increase=sensitivity.estimate_loss_increase
+        )
         if smaller is not None:
             seeds.append(("trimmed", smaller))
     return seeds
@@ -327,7 +329,7 @@ def _grow_finalists(
             larger = grow_to_budget(
                 problem,
                 trial.candidate,
-                loss_increase=sensitivity.loss_increase,
+                loss_increase=sensitivity.estimate_loss_increase,
                 rounding=sensitivity.rounding,
             )
             seeds.append(("filled", larger))
@@ -337,7 +339,7 @@ def _grow_finalists(
         traded = trade_for_precision(
             problem,
             still_small[0],
-            loss_increase=sensitivity.loss_increase,
+            loss_increase=sensitivity.estimate_loss_increase,
             rounding=sensitivity.rounding,
         )
         seeds += [("exchanged", candidate) for candidate in traded]
@@ -379,12 +381,12 @@ def adjust_structure(
     # In another precision it would be another structure.
     problem = replace(problem, precisions={})
     adjusted = structure
-    smaller = cut_to_budget(problem, structure, loss_increase=sensitivity.loss_increase)
+    smaller = cut_to_budget(problem, structure, loss_increase=sensitivity.estimate_loss_increase)
     if smaller is not None:
         adjusted = grow_to_budget(
             problem,
             smaller,
-            loss_increase=sensitivity.loss_increase,
+            loss_increase=sensitivity.estimate_loss_increase,
             rounding=sensitivity.rounding,
         )
     fills_budget = FULL_BUDGET_SHARE * budget_ms <= problem.predict(adjusted) <= budget_ms

@@ -107,7 +107,9 @@ def rank_by_short_finetuning(
         write_record(record, FinetunedStructures(tried=tuple(finetuned)))
     tried = read_record(FinetunedStructures, record).tried
     winner = min(tried, key=lambda structure: structure.loss)
-    smaller = cut_to_budget(problem, winner.candidate, loss_increase=sensitivity.loss_increase)
+    smaller = cut_to_budget(
+        problem, winner.candidate, loss_increase=sensitivity.estimate_loss_increase
+    )
     if smaller is None:
         return best
     candidate = _grow_candidate(problem, sensitivity, candidate=smaller)
@@ -171,7 +173,7 @@ def _list_distinct_structures(
     ]
     by_added_loss = [
         (f"{trial.origin}, least added loss", trial.candidate)
-        for trial in sorted(trials, key=lambda trial: sensitivity.added_loss(trial.candidate))
+        for trial in sorted(trials, key=lambda trial: sensitivity.add_losses(trial.candidate))
     ][:MAX_LEAST_ADDED_LOSS]
     plain = []
     for point in list_plain_starts(problem, run.spec):
@@ -198,7 +200,7 @@ def _grow_candidate(
     return grow_to_budget(
         problem,
         candidate,
-        loss_increase=sensitivity.loss_increase,
+        loss_increase=sensitivity.estimate_loss_increase,
         rounding=sensitivity.rounding,
     )
 

@@ -85,12 +85,15 @@ def _collect_inputs(
 ) -> SplitInputs:
     """Collect what the knapsack needs of the given nodes, or of all."""
     node_names = nodes or list(problem.blocks)
+    blocks = {name: problem.blocks[name] for name in node_names}
+    unit_choices = {name: problem.unit_choices[name] for name in node_names}
+    precisions = {name: problem.precisions[name] for name in node_names}
     return SplitInputs(
-        blocks={name: problem.blocks[name] for name in node_names},
+        blocks=blocks,
         sensitivity=sensitivity,
         cut_weights=_weigh_cuts(problem),
-        unit_choices={name: problem.unit_choices[name] for name in node_names},
-        precisions={name: problem.precisions[name] for name in node_names},
+        unit_choices=unit_choices,
+        precisions=precisions,
         predictor=replace(predictor, reads={}),
     )
 
@@ -109,11 +112,13 @@ def _repair_splits(
             allowed.append(split)
         else:
             restored = restore_dropped(
-                problem, split.candidate, loss_increase=sensitivity.loss_increase
+                problem, split.candidate, loss_increase=sensitivity.estimate_loss_increase
             )
-            smaller = cut_to_budget(problem, restored, loss_increase=sensitivity.loss_increase)
+            smaller = cut_to_budget(
+                problem, restored, loss_increase=sensitivity.estimate_loss_increase
+            )
             if smaller is not None and problem.is_allowed(smaller):
-                loss_increase = sensitivity.added_loss(smaller, cut_weights=cut_weights)
+                loss_increase = sensitivity.add_losses(smaller, cut_weights=cut_weights)
                 allowed.append(BudgetSplit(candidate=smaller, loss_increase=loss_increase))
         # A repair does not lower the estimated loss: the splits behind are worse.
         if len(allowed) == MAX_ALLOWED_SPLITS:

@@ -208,7 +208,7 @@ def _list_levels(inputs: SplitInputs) -> _Levels:
             weight = inputs.cut_weights.get(node_name, {}).get(block.name, 1.0)
             curve = inputs.sensitivity.curves[node_name][block.name]
             units[node_name, block.name] = levels
-            loss_increases[node_name, block.name] = curve.loss_increase(np.array(levels)) * weight
+            loss_increases[node_name, block.name] = curve.interpolate(np.array(levels)) * weight
     return _Levels(units=units, loss_increases=loss_increases)
 
 
@@ -291,8 +291,8 @@ def _solve_split(
         kept_units[node_name]["tokens"] = length
     for (node_name, block_name), option in zip(levels.units, options, strict=True):
         kept_units[node_name][block_name] = levels.units[node_name, block_name][option]
-    candidate = Candidate(kept_units, dict(precision))
+    candidate = Candidate(kept_units=kept_units, precision=dict(precision))
     return BudgetSplit(
         candidate=candidate,
-        loss_increase=inputs.sensitivity.added_loss(candidate, cut_weights=inputs.cut_weights),
+        loss_increase=inputs.sensitivity.add_losses(candidate, cut_weights=inputs.cut_weights),
     )

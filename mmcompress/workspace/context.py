@@ -280,7 +280,7 @@ def open_run(
         ModelError: A model can't be loaded, or can't be cut as asked.
     """
     require_known_options(options)
-    folder = RunFolder(Path(out))
+    folder = RunFolder(path=Path(out))
     overrides = options.get("overrides")
     on_progress = options.get("on_progress", ignore_progress)
     spec, pinned_sources = pin_sources(load_spec(spec_path, overrides), folder.read_sources())

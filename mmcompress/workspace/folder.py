@@ -47,7 +47,7 @@ LOCK_FILE = "run.lock"
 """Name of the file that one process holds while it works on the folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """The paths of one run folder. Making this record writes nothing."""
 
@@ -296,7 +296,7 @@ class RunFolder:
     @property
     def stash(self) -> RunFolder:
         """The best artifact so far, set aside while another one is made."""
-        return RunFolder(self.path / "earlier")
+        return RunFolder(path=self.path / "earlier")
 
     @property
     def failed_proof(self) -> Path:
@@ -312,7 +312,7 @@ class RunFolder:
         """Return the folders of the artifacts whose proof failed, in the order they were made."""
         records = self.unproved.glob(f"*/{self.failed_proof.name}")
         numbers = sorted(int(record.parent.name) for record in records)
-        return [RunFolder(self.unproved / str(number)) for number in numbers]
+        return [RunFolder(path=self.unproved / str(number)) for number in numbers]
 
     def set_unproved_aside(self) -> RunFolder:
         """Move the artifact, whose proof failed, to a folder of its own; returns that folder.
@@ -322,7 +322,7 @@ class RunFolder:
         # One whose proof was damaged and set aside counts as well.
         places = {record.parent for record in self.unproved.glob(f"*/{self.failed_proof.name}*")}
         number = len(places) + 1
-        unproved = RunFolder(self.unproved / str(number))
+        unproved = RunFolder(path=self.unproved / str(number))
         unproved.path.mkdir(parents=True, exist_ok=True)
         for path in self._list_artifact():
             _remove_path(unproved.path / path.name)
@@ -340,7 +340,7 @@ class RunFolder:
 
     def subfolder(self, name: str) -> RunFolder:
         """Return the folder of one method or cell of a comparison."""
-        return RunFolder(self.path / name)
+        return RunFolder(path=self.path / name)
 
     def target_folder(self, target: str) -> RunFolder:
         """Return the folder of one of several targets."""
@@ -349,7 +349,7 @@ class RunFolder:
     @property
     def shared_by_targets(self) -> RunFolder:
         """The folder above, which holds what several targets share."""
-        return RunFolder(self.path.parent)
+        return RunFolder(path=self.path.parent)
 
     # What lies in it.
 

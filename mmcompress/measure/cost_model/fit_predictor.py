@@ -194,10 +194,9 @@ def _select_exports(
 
 def _fit_size(timed_exports: Sequence[_TimedExport]) -> LinearFit:
     """Fit the megabytes of exports to their millions of parameters."""
-    return LinearFit.fit_line(
-        [timed.export.params_m for timed in timed_exports],
-        [timed.export.size_mb for timed in timed_exports],
-    )
+    params_m = [timed.export.params_m for timed in timed_exports]
+    size_mb = [timed.export.size_mb for timed in timed_exports]
+    return LinearFit.fit_line(params_m, size_mb)
 
 
 def _fit_node(

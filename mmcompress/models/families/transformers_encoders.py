@@ -338,9 +338,9 @@ def read_sides(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     return (int(size), int(size))
 
 
-def _join_path(*parts: str) -> str:
-    """Join parts of a module's path, leaving out empty ones."""
-    return ".".join(part for part in parts if part)
+def _join_path(parent: str, child: str) -> str:
+    """Join two parts of a module's path, leaving out empty ones."""
+    return ".".join(part for part in (parent, child) if part)
 
 
 class ImageEncoder(ImageEncoderModel):
@@ -365,7 +365,7 @@ class ImageEncoder(ImageEncoderModel):
         patch_count = (sides[0] // patch_sides[0]) * (sides[1] // patch_sides[1])
         # The embeddings stand beside the layers.
         stack_parent = family.stack.rpartition(".")[0]
-        embeddings = _join_path("tower", stack_parent, "embeddings")
+        embeddings = _join_path(_join_path("tower", stack_parent), "embeddings")
         # A class token or registers may stand before the patches.
         with torch.no_grad():
             token_count = self.get_submodule(embeddings)(torch.zeros((1, 3, *sides))).shape[1]

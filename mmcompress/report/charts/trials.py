@@ -119,7 +119,7 @@ def _draw_axes(latency_scale: Scale, loss_scale: Scale) -> list[str]:
 def _find_chosen_trial(summary: Summary) -> Trial | None:
     """Return the first trial of the structure and precisions that were chosen, if there is one."""
     precision = {name: node.precision for name, node in summary.compressed.nodes.items()}
-    chosen = Candidate(summary.kept_units, precision)
+    chosen = Candidate(kept_units=summary.kept_units, precision=precision)
     for trial in summary.trials:
         if trial.candidate == chosen:
             return trial

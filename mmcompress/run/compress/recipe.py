@@ -260,7 +260,7 @@ def _prove_structures(run: RunContext, survivors: Survivors) -> list[Proof]:
         proofs: list[Proof] = []
         for units in (survivors, _draw_random_units(run)):
             proofs += prove_surgery(
-                run.pipeline, run.models, units=units, batch=batch, known=dense_outputs
+                run.pipeline, run.models, units=units, batch=batch, dense_outputs=dense_outputs
             )
         return require_proofs(proofs)
 

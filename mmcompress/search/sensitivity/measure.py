@@ -78,7 +78,7 @@ def measure_sensitivity(
                 loss = pipeline.loss_of_models(
                     {**models, node_name: pruned_model},
                     batch,
-                    known=unchanged_outputs,
+                    known_outputs=unchanged_outputs,
                     dense=references,
                 )
                 points[kept] = max(loss - dense_loss, 0.0)
