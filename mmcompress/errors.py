@@ -144,7 +144,7 @@ def shorten(value: object) -> str:
 
 def suggest_nearest(name: str, choices: Iterable[object]) -> str:
     """Return the tail of an error message: the nearest of the known names, then all of them."""
-    names = sorted(str(one) for one in choices)
+    names = sorted(str(choice) for choice in choices)
     # nobody means a known name by a text of this length, and the search would take long
     close_names: list[str] = []
     if len(name) <= MAX_QUOTED_LETTERS:

@@ -137,7 +137,7 @@ def _explain(record_type: type, details: Any) -> Problem:
     path = tuple(str(key) for key in details["loc"][1:])
     kind = details["type"]
     value = details["input"]
-    shown = shorten(repr(value))
+    shown_value = shorten(repr(value))
     context = details.get("ctx") or {}
     if kind == "unexpected_keyword_argument":
         names = _field_names(_type_at(record_type, path[:-1]))
@@ -153,7 +153,7 @@ def _explain(record_type: type, details: Any) -> Problem:
         )
     if kind in ("greater_than", "greater_than_equal", "less_than_equal"):
         return Problem(
-            path=path, message=f"must lie in {_range_at(record_type, path)}, got {shown}"
+            path=path, message=f"must lie in {_range_at(record_type, path)}, got {shown_value}"
         )
     if kind == "value_error":
         return Problem(path=path, message=str(context["error"]))
@@ -168,7 +168,7 @@ def _explain(record_type: type, details: Any) -> Problem:
         "dict_type": "a mapping",
         "dataclass_type": "a mapping",
     }
-    return Problem(path=path, message=f"expected {expected.get(kind, kind)}, got {shown}")
+    return Problem(path=path, message=f"expected {expected.get(kind, kind)}, got {shown_value}")
 
 
 def _type_at(record_type: Any, path: tuple[str, ...]) -> Any:
@@ -465,12 +465,12 @@ def set_aside(path: Path) -> Path:
     Returns:
         The new path.
     """
-    aside = path.with_name(path.name + DAMAGED_SUFFIX)
-    if aside.is_dir():
-        shutil.rmtree(aside)
-    elif aside.exists():
-        aside.unlink()
-    return path.rename(aside)
+    new_path = path.with_name(path.name + DAMAGED_SUFFIX)
+    if new_path.is_dir():
+        shutil.rmtree(new_path)
+    elif new_path.exists():
+        new_path.unlink()
+    return path.rename(new_path)
 
 
 def set_aside_if_damaged(
@@ -523,9 +523,9 @@ def read_text_file(path: Path) -> str:
             f"{path}: can't be read: it is not UTF-8 but UTF-16; {_describe_cure(path, 'utf-16')}"
         )
     line_number = text_bytes.count(b"\n", 0, position) + 1
-    shown = text_bytes[max(0, position - SHOWN_BYTES) : position + SHOWN_BYTES]
+    shown_value = text_bytes[max(0, position - SHOWN_BYTES) : position + SHOWN_BYTES]
     # latin-1 gives every byte a character
-    excerpt = shown.decode("latin-1").strip()
+    excerpt = shown_value.decode("latin-1").strip()
     raise DataError(
         f"{path}:{line_number}: can't be read: it is not UTF-8: byte "
         f"0x{text_bytes[position]:02x} in {excerpt!r} as latin-1; {_describe_cure(path, 'latin1')}"

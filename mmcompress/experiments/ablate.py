@@ -69,10 +69,10 @@ def ablate(
             raise SpecError(f"ablate: unknown table '{table}'; {nearest}")
     with begin_run(spec_path, out, **options) as opened:
         run = replace(opened, spec=spec)
-        suitable = [cell for cell in cells if cell.method.is_suitable(run)]
-        wanted = _choose_cells(suitable, tables)
+        suitable_cells = [cell for cell in cells if cell.method.is_suitable(run)]
+        wanted_tables = _choose_cells(suitable_cells, tables)
         require_same_effort(run)
-        return _make_cells(prepare_run(run), wanted)
+        return _make_cells(prepare_run(run), wanted_tables)
 
 
 def _choose_cells(cells: Sequence[Cell], tables: Sequence[str]) -> list[Cell]:

@@ -116,18 +116,18 @@ def _read_scores(run: RunContext, names: Sequence[str]) -> list[dict[str, PerSam
 
 def list_common_metrics(scores: Sequence[Mapping[str, PerSampleScores]]) -> list[str]:
     """Return the metrics that all runs have a figure of: one may have failed in some."""
-    common = set(scores[0]).intersection(*scores)
-    return [name for name in scores[0] if name in common]
+    common_names = set(scores[0]).intersection(*scores)
+    return [name for name in scores[0] if name in common_names]
 
 
 def _select_metrics(
     scores: Sequence[Mapping[str, PerSampleScores]], names: Sequence[str]
 ) -> list[dict[str, PerSampleScores]]:
     """Return the scores of some metrics alone, run by run."""
-    selected: list[dict[str, PerSampleScores]] = []
-    for one in scores:
-        selected.append({name: one[name] for name in names})
-    return selected
+    selected_scores: list[dict[str, PerSampleScores]] = []
+    for run_scores in scores:
+        selected_scores.append({name: run_scores[name] for name in names})
+    return selected_scores
 
 
 def _wins_twice(claim: Claim, result: ClaimResult, *, latencies: dict[str, float]) -> bool:

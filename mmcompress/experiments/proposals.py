@@ -65,13 +65,17 @@ def propose_by_ranking(run: RunContext, sensitivity: Sensitivity) -> Iterator[Pr
     ranking = _rank_unit_groups(run, sensitivity)
 
     def cut_lowest(share: float) -> dict[str, KeptUnits]:
-        removed: dict[tuple[str, str], int] = {}
+        removed_shares: dict[tuple[str, str], int] = {}
         for _, node_name, block_name in ranking[: round(share * len(ranking))]:
-            removed[node_name, block_name] = removed.get((node_name, block_name), 0) + 1
+            removed_shares[node_name, block_name] = (
+                removed_shares.get((node_name, block_name), 0) + 1
+            )
         kept_units: dict[str, KeptUnits] = {}
         for node_name, blocks in run.blocks.items():
             kept_units[node_name] = {
-                block.name: int(count_units_after(block, removed.get((node_name, block.name), 0)))
+                block.name: int(
+                    count_units_after(block, removed_shares.get((node_name, block.name), 0))
+                )
                 for block in blocks
             }
         return kept_units
@@ -126,10 +130,10 @@ def propose_separately(run: RunContext, sensitivity: Sensitivity) -> Iterator[Pr
             problem, split, loss_increase=sensitivity.estimate_loss_increase
         )
         # A block that was restored is paid for by cuts elsewhere.
-        affordable = cut_to_budget(
+        affordable_candidate = cut_to_budget(
             problem, candidate, loss_increase=sensitivity.estimate_loss_increase
         )
-        candidate = affordable or candidate
+        candidate = affordable_candidate or candidate
         return _make_trial("separate", candidate, latency_ms=problem.predict(candidate))
 
     yield propose
@@ -204,9 +208,9 @@ def propose_with_placebo(
 
 def choose_fastest_precisions(run: RunContext, predictor: Predictor) -> dict[str, str]:
     """Return the precision in which each whole node is fastest, of those that it may have."""
-    whole: dict[str, dict[str, int]] = {}
+    whole_units: dict[str, dict[str, int]] = {}
     for node_name, blocks in run.blocks.items():
-        whole[node_name] = {block.name: block.units for block in blocks}
+        whole_units[node_name] = {block.name: block.units for block in blocks}
     choices = list_precisions(run)
     first_choices = {node_name: precisions[0] for node_name, precisions in choices.items()}
     fastest: dict[str, str] = {}
@@ -214,7 +218,7 @@ def choose_fastest_precisions(run: RunContext, predictor: Predictor) -> dict[str
         latencies_ms: dict[str, float] = {}
         for precision in precisions:
             candidate = Candidate(
-                kept_units=whole, precision={**first_choices, node_name: precision}
+                kept_units=whole_units, precision={**first_choices, node_name: precision}
             )
             latencies_ms[precision] = predictor(candidate)
         fastest[node_name] = min(latencies_ms, key=latencies_ms.__getitem__)

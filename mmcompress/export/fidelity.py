@@ -256,23 +256,25 @@ class _FidelityCheck:
                 continue
             references = raw.references
             if get_kind(self.spec.nodes[source].kind).stream_modality == "audio":
-                references = tuple(one for one in references if not is_silent(np.asarray(one)))
+                references = tuple(
+                    reference for reference in references if not is_silent(np.asarray(reference))
+                )
             if not len(tokens) and not references:
                 notes.append(f"of {raw.name} nothing is written, on purpose")
                 continue
             if not is_one_checkpoint:
-                references = tuple(encoder.compute_tokens(one) for one in references)
+                references = tuple(encoder.compute_tokens(reference) for reference in references)
                 if any(vectors is None for vectors in references):
                     self.leave_out(writer_name, f"the library of {source} gives no vectors")
                     return []
             inputs.append(WritingInput(name=raw.name, tokens=tokens, references=references))
         deployed = cast(DeployedWriter, self.pipeline.nodes[writer_name])
         request = make_request(node, deployed.generation)
-        found = compare_texts(deployed, writer, request=request, inputs=inputs)
-        if found is None:
+        comparison_result = compare_texts(deployed, writer, request=request, inputs=inputs)
+        if comparison_result is None:
             self.leave_out(writer_name, "its library writes no text with such options")
             return []
-        return [make_text_proof(writer_name, found, notes=notes)]
+        return [make_text_proof(writer_name, comparison_result, notes=notes)]
 
     def _prove_matches(self, reader_name: str, *, raw_inputs: Sequence[RawInput]) -> list[Proof]:
         """Compare what a fusion encoder makes of pictures and texts together."""
@@ -362,8 +364,8 @@ def open_reference(spec: Spec, node_name: str) -> Reference | None:
 def choose_written_inputs(raw_inputs: Sequence[RawInput]) -> list[RawInput]:
     """Return the first ordinary inputs and the first odd ones: texts are written of these."""
     ordinary = [raw for raw in raw_inputs if not raw.is_odd]
-    odd = [raw for raw in raw_inputs if raw.is_odd]
-    return [*ordinary[:MAX_WRITTEN_INPUTS], *odd[:MAX_WRITTEN_INPUTS]]
+    odd_inputs = [raw for raw in raw_inputs if raw.is_odd]
+    return [*ordinary[:MAX_WRITTEN_INPUTS], *odd_inputs[:MAX_WRITTEN_INPUTS]]
 
 
 def _compare_node(
@@ -382,7 +384,7 @@ def _compare_node(
     departures: dict[str, list[str]] = {}
     for raw in raw_inputs:
         try:
-            answers = [reference.answer(one) for one in raw.references]
+            answers = [reference.answer(raw_reference) for raw_reference in raw.references]
         except Exception as error:  # libraries raise what they like
             if not raw.is_odd:
                 raise ModelError(
@@ -451,9 +453,9 @@ def _compare_prepared(actual: np.ndarray, expected: np.ndarray) -> float:
 
 def _compare_ids(actual: list[int], expected: list[int]) -> float:
     """Return 0 for equal token ids, apart from padding behind them, and infinity for others."""
-    common = min(len(actual), len(expected))
-    rest = [*actual[common:], *expected[common:]]
-    if actual[:common] == expected[:common] and len(set(rest)) <= 1:
+    common_length = min(len(actual), len(expected))
+    padding = [*actual[common_length:], *expected[common_length:]]
+    if actual[:common_length] == expected[:common_length] and len(set(padding)) <= 1:
         return 0.0
     return float("inf")
 

@@ -96,8 +96,8 @@ def compare_texts(
         What was found; None where the library does not write in such a way.
     """
     found = WrittenTexts()
-    guarded = deployed.generation
-    deployed.generation = replace(guarded, guard=False)
+    guarded_settings = deployed.generation
+    deployed.generation = replace(guarded_settings, guard=False)
     try:
         for one in inputs:
             is_written = _compare_input(
@@ -106,7 +106,7 @@ def compare_texts(
             if not is_written:
                 return None
     finally:
-        deployed.generation = guarded
+        deployed.generation = guarded_settings
     return found
 
 
@@ -127,11 +127,11 @@ def _compare_input(
         return True
     deployed(one.tokens)
     for raw, trace in zip(one.references, deployed.traces, strict=True):
-        written = writer.write(raw, request)
-        if written is None:
+        written_ids = writer.write(raw, request)
+        if written_ids is None:
             return False
         actual = list(trace.sequences[0][1])
-        expected = _cut_behind_end(written, deployed.generation)
+        expected = _cut_behind_end(written_ids, deployed.generation)
         found.texts.add(tuple(expected))
         place = _find_difference(actual, expected)
         if place is None:
@@ -140,10 +140,10 @@ def _compare_input(
         if tie:
             found.ties.append(f"{one.name}: {tie}")
             continue
-        shown = slice(place, place + SHOWN_TOKENS)
+        shown_differences = slice(place, place + SHOWN_TOKENS)
         found.different.append(
-            f"{one.name}: from token {place + 1} on {actual[shown]} deployed, "
-            f"{expected[shown]} by the library"
+            f"{one.name}: from token {place + 1} on {actual[shown_differences]} deployed, "
+            f"{expected[shown_differences]} by the library"
         )
         return True
     return True
@@ -179,10 +179,10 @@ def _describe_tie(
     if not is_inside or place < len(request.start):
         return ""
     logits = writer.compute_logits(raw, ids=expected[:place], request=request)
-    gap = abs(float(logits[expected[place]]) - float(logits[actual[place]]))
-    if gap > TIE_LOGITS:
+    logit_difference = abs(float(logits[expected[place]]) - float(logits[actual[place]]))
+    if logit_difference > TIE_LOGITS:
         return ""
-    return f"tokens {expected[place]} and {actual[place]} have logits {gap:.1e} apart"
+    return f"tokens {expected[place]} and {actual[place]} have logits {logit_difference:.1e} apart"
 
 
 def make_text_proof(node_name: str, found: WrittenTexts, *, notes: Sequence[str]) -> Proof:

@@ -148,13 +148,16 @@ def _check_connection(
     if value_type is None:
         nearest = suggest_nearest(reference, _list_values(spec))
         return f"nothing is named '{shorten(reference)}'; {nearest}"
-    accepted = kind.inputs[port].types
-    if value_type in accepted:
+    accepted_types = kind.inputs[port].types
+    if value_type in accepted_types:
         return ""
-    fitting = [value for value in _list_values(spec) if find_value_type(spec, value) in accepted]
+    fitting_values = [
+        value for value in _list_values(spec) if find_value_type(spec, value) in accepted_types
+    ]
     return (
         f"'{reference}' is {_with_article(value_type)}, the port takes "
-        f"{_with_article(' or '.join(accepted))} (these fit: {', '.join(fitting) or 'none'})"
+        f"{_with_article(' or '.join(accepted_types))} "
+        f"(these fit: {', '.join(fitting_values) or 'none'})"
     )
 
 

@@ -315,8 +315,8 @@ def _find_class(class_name: str, config: Any) -> Any:
     mapping = getattr(library_class, "_model_mapping", None)
     if mapping is None or type(config) not in mapping:
         return library_class
-    chosen = mapping[type(config)]
-    return chosen[0] if isinstance(chosen, tuple) else chosen
+    chosen_class = mapping[type(config)]
+    return chosen_class[0] if isinstance(chosen_class, tuple) else chosen_class
 
 
 def _list_unusable_weights(loading_info: dict[str, Any], *, unread: tuple[str, ...]) -> list[str]:

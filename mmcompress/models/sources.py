@@ -105,37 +105,38 @@ def locate_source(source: str) -> SourceLocation:
         ModelError: The source names nothing that is there.
         MissingPackage: The package behind `pip:NAME` is not installed.
     """
-    scheme, colon, rest = source.partition(":")
+    scheme, colon, remainder = source.partition(":")
     if not colon:
         scheme = ""
     if scheme == "python":
-        return SourceLocation(library="python", name=rest)
+        return SourceLocation(library="python", name=remainder)
     if scheme == "pip":
-        return _recognize_folder(source, find_packaged_folder(rest))
+        return _recognize_folder(source, find_packaged_folder(remainder))
     if scheme == "embedded":
-        return _recognize_folder(source, _find_embedded_folder(rest))
+        return _recognize_folder(source, _find_embedded_folder(remainder))
     if scheme in ("hf-hub", "local-dir"):
         return _locate_in_library(source, "open_clip", address=source)
     if scheme in LIBRARY_SCHEMES:
-        return _locate_in_library(source, scheme, address=rest)
+        return _locate_in_library(source, scheme, address=remainder)
     if Path(source).is_dir():
         return _recognize_folder(source, Path(source))
-    shown = shorten(source)
+    shown_source = shorten(source)
     similar_schemes = difflib.get_close_matches(shorten(scheme), SOURCE_SCHEMES, 1)
     if scheme and similar_schemes:
         raise ModelError(
-            f"source '{shown}': unknown kind '{scheme}'; did you mean '{similar_schemes[0]}:'?"
+            f"source '{shown_source}': unknown kind '{scheme}'; did you mean "
+            f"'{similar_schemes[0]}:'?"
         )
     choices = ", ".join(f"{known_scheme}:" for known_scheme in SOURCE_SCHEMES)
     hint = ""
     if re.fullmatch(HUB_NAME, source):
-        hint = f"; for a model of the hub: transformers:{shown}"
-    raise ModelError(f"source '{shown}': no such folder (or use {choices}){hint}")
+        hint = f"; for a model of the hub: transformers:{shown_source}"
+    raise ModelError(f"source '{shown_source}': no such folder (or use {choices}){hint}")
 
 
 def _locate_in_library(source: str, library: str, *, address: str) -> SourceLocation:
     """Find the place behind the name of a library; a missing folder raises `ModelError`."""
-    shown = shorten(source)
+    shown_source = shorten(source)
     if library == "open_clip" and address.startswith(OPEN_CLIP_HUB):
         return _locate_at_hub(source, "open_clip", address=address.removeprefix(OPEN_CLIP_HUB))
     is_folder = library == "open_clip" and address.startswith(OPEN_CLIP_FOLDER)
@@ -145,7 +146,7 @@ def _locate_in_library(source: str, library: str, *, address: str) -> SourceLoca
         return _recognize_folder(source, Path(address), library=library)
     # `./weights.pt` may stand behind an @, so only a path without one is surely meant as a folder
     if is_folder or (address.startswith((".", "/", "~")) and "@" not in address):
-        raise ModelError(f"source '{shown}': no such folder")
+        raise ModelError(f"source '{shown_source}': no such folder")
     if library == "transformers":
         return _locate_at_hub(source, library, address=address)
     name, _, pretrained = address.partition("@")
@@ -173,13 +174,13 @@ def _is_folder(address: str) -> bool:
 
 def _locate_at_hub(source: str, library: str, *, address: str) -> SourceLocation:
     """Split `NAME[@REVISION]` of a model at a hub; other texts raise `ModelError`."""
-    name, at, revision = address.partition("@")
+    name, separator, revision = address.partition("@")
     if not re.fullmatch(HUB_NAME, name) and not re.fullmatch(BARE_HUB_NAME, name):
         raise ModelError(
             f"source '{shorten(source)}': no such folder, and no name that the hub may have"
             " (organisation/name, or organisation/name@revision)"
         )
-    if at and not revision:
+    if separator and not revision:
         raise ModelError(
             f"source '{shorten(source)}': a branch, tag or commit is missing behind the @"
         )
@@ -245,8 +246,8 @@ def list_hub_sources(spec: Spec) -> dict[str, str]:
     """Return the sources of the nodes whose models come from a hub, with their commits, by node."""
     sources: dict[str, str] = {}
     for node_name, node in spec.model_nodes().items():
-        _, at, revision = node.source.rpartition("@")
-        if at and COMMIT.fullmatch(revision):
+        _, separator, revision = node.source.rpartition("@")
+        if separator and COMMIT.fullmatch(revision):
             sources[node_name] = node.source
     return sources
 

@@ -103,8 +103,8 @@ def is_out_of_reach(limits: Limits, side: Side, *, lowest: Sequence[Bound]) -> b
     for bound in list_limits(limits, side):
         if not bound.is_exceeded:
             continue
-        for least in lowest:
-            if least.limits_same_thing(bound) and least.value > bound.limit:
+        for lowest_bound in lowest:
+            if lowest_bound.limits_same_thing(bound) and lowest_bound.value > bound.limit:
                 return True
     return False
 
@@ -112,11 +112,11 @@ def is_out_of_reach(limits: Limits, side: Side, *, lowest: Sequence[Bound]) -> b
 def scale_latencies(lowest: Sequence[Bound], pace: float) -> tuple[Bound, ...]:
     """Return `Target.lowest_reachable` on a machine that is `pace` times slower than when it was
     predicted."""
-    scaled: list[Bound] = []
-    for least in lowest:
-        factor = pace if least.is_latency else 1.0
-        scaled.append(replace(least, value=least.value * factor))
-    return tuple(scaled)
+    scaled_bounds: list[Bound] = []
+    for lowest_bound in lowest:
+        factor = pace if lowest_bound.is_latency else 1.0
+        scaled_bounds.append(replace(lowest_bound, value=lowest_bound.value * factor))
+    return tuple(scaled_bounds)
 
 
 def tighten_limits(current: Limits, requested: Limits, *, side: Side) -> Limits:

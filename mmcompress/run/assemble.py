@@ -125,12 +125,12 @@ def build_target(
     """
     goal = parse_target(spec.target)
     target_ms = goal.target_ms(dense)
-    exceeded = list_exceeded_bounds(spec, goal, target_ms=target_ms, side=compressed)
+    exceeded_bounds = list_exceeded_bounds(spec, goal, target_ms=target_ms, side=compressed)
     dense_ms: float = getattr(dense, goal.statistic)
     return Target(
         latency_ms=target_ms,
         speedup=dense_ms / target_ms,
-        met=not exceeded,
+        met=not exceeded_bounds,
         text=spec.target,
         statistic=goal.statistic,
         floor_ms=pace * reach.floor_ms,
@@ -138,7 +138,7 @@ def build_target(
         fixed_ms_by_node={node: pace * ms for node, ms in reach.fixed_ms_by_node.items()},
         lowest_reachable=scale_latencies(reach.lowest_reachable, pace),
         latency_ms_p50=target_ms if goal.statistic == "p50" else None,
-        exceeded_bounds=exceeded,
+        exceeded_bounds=exceeded_bounds,
     )
 
 

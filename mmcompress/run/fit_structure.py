@@ -276,15 +276,17 @@ def choose_attempt(attempts: tuple[FitAttempt, ...], options: ApproachOptions) -
     Where all exceed the target, it is the fastest one.
     """
     target_ms = options.target_ms
-    within = [item for item in attempts if item.compute_target_share(target_ms) <= item.upper_share]
-    if not within:
+    meeting_attempts = [
+        item for item in attempts if item.compute_target_share(target_ms) <= item.upper_share
+    ]
+    if not meeting_attempts:
         return min(attempts, key=_get_bounded_ms)
 
     def rank(attempt: FitAttempt) -> tuple[float, float]:
         missing = attempt.lower_share(options.tolerances) - attempt.compute_target_share(target_ms)
         return max(missing, 0.0), attempt.trial.loss
 
-    return min(within, key=rank)
+    return min(meeting_attempts, key=rank)
 
 
 def _get_bounded_ms(attempt: FitAttempt) -> float:
@@ -301,15 +303,15 @@ def _record_fit(
 ) -> FittedStructure:
     """Return the record of the chosen structure, and of what the search space can reach."""
     predictor = result.predictor
-    chosen = choose_attempt(result.attempts, options)
+    chosen_attempt = choose_attempt(result.attempts, options)
     problem = build_problem(
         run, prepared.sensitivity, predictor=predictor, budget_ms=options.target_ms
     )
     fastest = find_fastest(problem, predictor)
     return FittedStructure(
-        candidate=chosen.trial.candidate,
-        predicted_ms=chosen.predicted_ms,
-        measured_ms=chosen.bounded_ms,
+        candidate=chosen_attempt.trial.candidate,
+        predicted_ms=chosen_attempt.predicted_ms,
+        measured_ms=chosen_attempt.bounded_ms,
         target_ms=options.target_ms,
         search_effort=search_effort,
         correction=predictor.correction,

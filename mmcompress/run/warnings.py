@@ -287,11 +287,11 @@ def _explain_miss(summary: Summary) -> str:
             f". The largest model is '{name}' ({nodes[name].params / 1e6:.2f} M parameters, "
             f"{nodes[name].size_mb:.1f} MB)"
         )
-    for least in target.lowest_reachable:
-        if any(least.limits_same_thing(bound) for bound in target.exceeded_bounds):
+    for lowest_bound in target.lowest_reachable:
+        if any(lowest_bound.limits_same_thing(bound) for bound in target.exceeded_bounds):
             text += (
-                f". The least {least.name} of this search space is predicted at "
-                f"{least.value:.2f} {least.unit}"
+                f". The least {lowest_bound.name} of this search space is predicted at "
+                f"{lowest_bound.value:.2f} {lowest_bound.unit}"
             )
     return text
 

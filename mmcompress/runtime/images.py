@@ -164,8 +164,8 @@ def _scale_to_bytes(values: np.ndarray) -> np.ndarray:
             " picture; give uint8, or float32 from 0 to 1 or from 0 to 255"
         )
     factor = LARGEST_PIXEL_VALUE if is_unit else 1
-    bounded: np.ndarray = np.clip(np.rint(values * factor), 0, LARGEST_PIXEL_VALUE)
-    return bounded.astype(np.uint8)
+    bounded_values: np.ndarray = np.clip(np.rint(values * factor), 0, LARGEST_PIXEL_VALUE)
+    return bounded_values.astype(np.uint8)
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
@@ -357,9 +357,14 @@ def _resize_region(
     elif image.size == size:
         part = image.crop(inner)
     else:
-        across = image.width / size[0]
-        down = image.height / size[1]
-        box = (inner[0] * across, inner[1] * down, inner[2] * across, inner[3] * down)
+        horizontal_scale = image.width / size[0]
+        vertical_scale = image.height / size[1]
+        box = (
+            inner[0] * horizontal_scale,
+            inner[1] * vertical_scale,
+            inner[2] * horizontal_scale,
+            inner[3] * vertical_scale,
+        )
         part = image.resize(inner_size, resampling, box=box)
     if inner == region:
         return part

@@ -364,7 +364,7 @@ def _move_factors(
         The factors with `cuts` and `rounding` moved.
     """
     # Unscaled, but with a floor: no loss increase is zero.
-    alone = sensitivity.scale_loss_increases({}, {})
+    scaled_table = sensitivity.scale_loss_increases({}, {})
     cuts = {node_name: dict(node_factors) for node_name, node_factors in factors.cuts.items()}
     rounding = dict(factors.rounding)
     for (node_name, block_name), loss_without in losses_without.items():
@@ -375,7 +375,7 @@ def _move_factors(
             precision = split.candidate.precision[node_name]
             rounding[node_name] = _move_factor(
                 rounding.get(node_name, 1.0),
-                alone=alone.rounding[node_name][precision],
+                single_increase=scaled_table.rounding[node_name][precision],
                 measured=measured,
             )
         else:
@@ -383,19 +383,22 @@ def _move_factors(
             node_factors = cuts.setdefault(node_name, {})
             node_factors[block_name] = _move_factor(
                 node_factors.get(block_name, 1.0),
-                alone=alone.estimate_loss_increase(node_name, block_name, kept=kept),
+                single_increase=scaled_table.estimate_loss_increase(
+                    node_name, block_name, kept=kept
+                ),
                 measured=measured,
             )
     return replace(factors, cuts=cuts, rounding=rounding)
 
 
-def _move_factor(factor: float, *, alone: float, measured: float) -> float:
+def _move_factor(factor: float, *, single_increase: float, measured: float) -> float:
     """Move one factor by the formula at the top of this file.
 
     Args:
         factor: The factor so far.
-        alone: Loss increase of the cut in the dense pipeline.
+        single_increase: Loss increase of the cut in the dense pipeline.
         measured: By how much the loss falls when the cut is undone in the split.
     """
-    real = max(measured, MIN_REAL_SHARE * factor * alone)
-    return float(factor ** (1 - STEP_EXPONENT) * (real / alone) ** STEP_EXPONENT)
+    bounded_increase = max(measured, MIN_REAL_SHARE * factor * single_increase)
+    ratio = bounded_increase / single_increase
+    return float(factor ** (1 - STEP_EXPONENT) * ratio**STEP_EXPONENT)

@@ -239,14 +239,14 @@ def _clip_to_dimension(dimension: Dimension, value: float) -> float:
     """Move a value into a range and onto its steps."""
     low = dimension.low or 0.0
     high = value if dimension.high is None else dimension.high
-    clipped = min(max(value, low), high)
+    clipped_value = min(max(value, low), high)
     if not dimension.step:
-        return clipped
+        return clipped_value
     if dimension.step >= 1:
-        return int(low + dimension.step * ((clipped - low) // dimension.step))
+        return int(low + dimension.step * ((clipped_value - low) // dimension.step))
     # The last step may end under `high`, and rounding must not lift it over.
     max_steps = math.floor((high - low) / dimension.step + 1e-9)
-    steps = min(round((clipped - low) / dimension.step), max_steps)
+    steps = min(round((clipped_value - low) / dimension.step), max_steps)
     return min(low + dimension.step * steps, high)
 
 
@@ -258,13 +258,13 @@ def find_best_trial(trials: Sequence[Trial], budget_ms: float) -> Trial | None:
 
 def complete_candidate(problem: SearchProblem, candidate: Candidate) -> Candidate:
     """Complete a candidate: blocks that it does not list keep all their units."""
-    completed: dict[str, KeptUnits] = {}
+    completed_units: dict[str, KeptUnits] = {}
     for node_name, blocks in problem.blocks.items():
         kept_units = candidate.kept_units[node_name]
-        completed[node_name] = {
+        completed_units[node_name] = {
             block.name: kept_units.get(block.name, block.units) for block in blocks
         }
-    return Candidate(kept_units=completed, precision=candidate.precision)
+    return Candidate(kept_units=completed_units, precision=candidate.precision)
 
 
 def replace_units(

@@ -338,17 +338,17 @@ def trade_for_precision(
     Returns:
         One candidate for each trade, cut and grown to the budget.
     """
-    traded: list[Candidate] = []
+    traded_candidates: list[Candidate] = []
     for node_name, precisions in problem.precisions.items():
         for precision in precisions:
             losses = rounding[node_name]
             if losses[precision] >= losses[candidate.precision[node_name]]:
                 continue
-            finer = replace_precision(candidate, node_name, precision=precision)
-            smaller = cut_to_budget(problem, finer, loss_increase=loss_increase)
+            finer_candidate = replace_precision(candidate, node_name, precision=precision)
+            smaller = cut_to_budget(problem, finer_candidate, loss_increase=loss_increase)
             if smaller is None:
                 continue
-            traded.append(
+            traded_candidates.append(
                 grow_to_budget(problem, smaller, loss_increase=loss_increase, rounding=rounding)
             )
-    return traded
+    return traded_candidates

@@ -336,20 +336,20 @@ def _grow_finalists(
     # The next step up of these is too large for the budget.
     still_small = [candidate for _, candidate in seeds if problem.predict(candidate) < full_ms]
     if still_small:
-        traded = trade_for_precision(
+        traded_candidates = trade_for_precision(
             problem,
             still_small[0],
             loss_increase=sensitivity.estimate_loss_increase,
             rounding=sensitivity.rounding,
         )
-        seeds += [("exchanged", candidate) for candidate in traded]
+        seeds += [("exchanged", candidate) for candidate in traded_candidates]
     return seeds
 
 
 def _select_allowed(problem: SearchProblem, trials: list[Trial]) -> list[Trial]:
     """Select the trials that the problem allows; all where an older journal holds no such one."""
-    allowed = [trial for trial in trials if problem.is_allowed(trial.candidate)]
-    return allowed or trials
+    allowed_trials = [trial for trial in trials if problem.is_allowed(trial.candidate)]
+    return allowed_trials or trials
 
 
 def adjust_structure(
@@ -380,17 +380,17 @@ def adjust_structure(
     problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
     # In another precision it would be another structure.
     problem = replace(problem, precisions={})
-    adjusted = structure
+    adjusted_structure = structure
     smaller = cut_to_budget(problem, structure, loss_increase=sensitivity.estimate_loss_increase)
     if smaller is not None:
-        adjusted = grow_to_budget(
+        adjusted_structure = grow_to_budget(
             problem,
             smaller,
             loss_increase=sensitivity.estimate_loss_increase,
             rounding=sensitivity.rounding,
         )
-    fills_budget = FULL_BUDGET_SHARE * budget_ms <= problem.predict(adjusted) <= budget_ms
-    if adjusted == structure or not fills_budget:
+    fills_budget = FULL_BUDGET_SHARE * budget_ms <= problem.predict(adjusted_structure) <= budget_ms
+    if adjusted_structure == structure or not fills_budget:
         return None
     effort = SearchEffort(
         trials=0,
@@ -406,9 +406,9 @@ def adjust_structure(
             evaluator=evaluator,
             effort=effort,
             starts=[],
-            seeds=[("adjusted", adjusted)],
+            seeds=[("adjusted", adjusted_structure)],
         )
-    adjusted_key = adjusted.key()
+    adjusted_key = adjusted_structure.key()
     matching = [trial for trial in trials if trial.candidate.key() == adjusted_key]
     return matching[0] if matching else None
 

@@ -164,8 +164,8 @@ def _list_distinct_structures(
     """List (origin, structure) worth a training: in the budget, different, the best ones first."""
     in_budget = [trial for trial in trials if trial.latency_ms <= problem.budget_ms]
     full_ms = FULL_BUDGET_SHARE * problem.budget_ms
-    filling = [trial for trial in in_budget if trial.latency_ms >= full_ms]
-    trials = filling or in_budget
+    filling_trials = [trial for trial in in_budget if trial.latency_ms >= full_ms]
+    trials = filling_trials or in_budget
 
     by_loss = [
         (f"{trial.origin}, least loss", trial.candidate)
@@ -175,22 +175,28 @@ def _list_distinct_structures(
         (f"{trial.origin}, least added loss", trial.candidate)
         for trial in sorted(trials, key=lambda trial: sensitivity.add_losses(trial.candidate))
     ][:MAX_LEAST_ADDED_LOSS]
-    plain = []
+    plain_splits = []
     for point in list_plain_starts(problem, run.spec):
         _, candidate = scale_to_budget(problem, point)
         if problem.predict(candidate) <= problem.budget_ms:
             grown = _grow_candidate(problem, sensitivity, candidate=candidate)
-            plain.append(("plain split", grown))
+            plain_splits.append(("plain split", grown))
 
-    ranked = [*by_loss[:1], *by_added_loss[:1], *plain, *by_loss[1:], *by_added_loss[1:]]
-    distinct: list[tuple[str, Candidate]] = []
-    for origin, candidate in ranked:
+    ranked_structures = [
+        *by_loss[:1],
+        *by_added_loss[:1],
+        *plain_splits,
+        *by_loss[1:],
+        *by_added_loss[1:],
+    ]
+    distinct_structures: list[tuple[str, Candidate]] = []
+    for origin, candidate in ranked_structures:
         differences = [
-            _measure_difference(problem, candidate, other=other) for _, other in distinct
+            _measure_difference(problem, candidate, other=other) for _, other in distinct_structures
         ]
         if all(difference > MIN_WEIGHT_DIFFERENCE for difference in differences):
-            distinct.append((origin, candidate))
-    return distinct
+            distinct_structures.append((origin, candidate))
+    return distinct_structures
 
 
 def _grow_candidate(

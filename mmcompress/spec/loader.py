@@ -66,8 +66,8 @@ class YamlSource:
         """Values that were read so far."""
         self.data: dict[str, Any] = self._read_mapping(self._parse())
         rename_old_keys(self.data, self.lines)
-        for dotted, value in (overrides or {}).items():
-            self._override(*rename_old_key(dotted, value))
+        for dotted_key, value in (overrides or {}).items():
+            self._override(*rename_old_key(dotted_key, value))
 
     def _parse(self) -> yaml.MappingNode:
         """Parse the file into nodes that know their lines."""
@@ -176,13 +176,13 @@ class YamlSource:
 
         return re.sub(r"\$\{(\w+)(:-([^}]*))?\}", look_up, text)
 
-    def _override(self, dotted: str, value: Any) -> None:
+    def _override(self, dotted_key: str, value: Any) -> None:
         """Put a value at a dotted key; its line is 0, which stands for `--set`."""
         try:
-            self.data = apply_overrides(self.data, {dotted: value})
+            self.data = apply_overrides(self.data, {dotted_key: value})
         except ValueError as error:
             raise SpecError(f"{self.path}: --set {error}") from error
-        keys = split_key(dotted)
+        keys = split_key(dotted_key)
         self.lines = {path: line for path, line in self.lines.items() if path[: len(keys)] != keys}
         self._mark_as_set(keys, value)
 

@@ -339,9 +339,9 @@ def _check_node_prune_options(key: str, node: Node, *, blocks: tuple[Block, ...]
             raise ModelError(
                 f"{key}.{group}: this model has no {group} to cut (it has: {', '.join(groups)})"
             )
-    removable = sum(bool(block.drop) for block in blocks)
-    if node.prune.drop > removable:
-        raise ModelError(f"{key}.drop: only {removable} of its blocks can be removed whole")
+    removable_count = sum(bool(block.drop) for block in blocks)
+    if node.prune.drop > removable_count:
+        raise ModelError(f"{key}.drop: only {removable_count} of its blocks can be removed whole")
     names = [block.name for block in blocks]
     for name in node.prune.blocks:
         if name not in names:
@@ -352,13 +352,13 @@ def _check_node_prune_options(key: str, node: Node, *, blocks: tuple[Block, ...]
 
 def _drop_missing_dimensions(space: Space, blocks: Mapping[str, tuple[Block, ...]]) -> Space:
     """Return the space without prune ratios of unit kinds that a model does not have."""
-    present = set()
+    present_keys = set()
     for node_name, node_blocks in blocks.items():
-        present |= {f"nodes.{node_name}.prune.{block.group}" for block in node_blocks}
+        present_keys |= {f"nodes.{node_name}.prune.{block.group}" for block in node_blocks}
     dimensions = {}
     for key, dimension in space.dimensions.items():
         unit_kind = key.rpartition(".")[2]
-        if unit_kind not in UNIT_KINDS or key in present:
+        if unit_kind not in UNIT_KINDS or key in present_keys:
             dimensions[key] = dimension
     return replace(space, dimensions=dimensions)
 
@@ -373,8 +373,8 @@ def _claim_folder(run: RunContext, *, resume: bool) -> None:
     folder = run.folder
     if folder.spec.exists() and resume:
         folder.check_format()
-        begun = read_record(Spec, folder.spec, cure=NEW_FOLDER_CURE)
-        if _select_decisive_options(begun) != _select_decisive_options(run.spec):
+        begun_spec = read_record(Spec, folder.spec, cure=NEW_FOLDER_CURE)
+        if _select_decisive_options(begun_spec) != _select_decisive_options(run.spec):
             raise DataError(
                 f"{folder}: begun with another spec (or other overrides); use a new --out"
             )
@@ -433,16 +433,16 @@ def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:
         if dimension:
             precisions[node_name] = tuple(dimension.choices)
         else:
-            fixed = "fp32" if node.precision == "auto" else node.precision
-            precisions[node_name] = (fixed,)
+            fixed_value = "fp32" if node.precision == "auto" else node.precision
+            precisions[node_name] = (fixed_value,)
     return precisions
 
 
 def find_largest_position_cut(run: RunContext, node_name: str) -> float:
     """Return the largest share of its positions that a node may lose, by spec or search space."""
     prune = run.spec.nodes[node_name].prune
-    fixed = max(prune.tokens, prune.blocks.get("tokens", 0.0))
+    fixed_value = max(prune.tokens, prune.blocks.get("tokens", 0.0))
     dimension = run.space.dimensions.get(f"nodes.{node_name}.prune.tokens")
     if dimension is None:
-        return fixed
-    return max(fixed, dimension.high or 0.0)
+        return fixed_value
+    return max(fixed_value, dimension.high or 0.0)

@@ -152,10 +152,10 @@ def find_lead(tokenizer_json: str, prompt: str) -> str:
     if not prompt or prompt[-1].isspace():
         return ""
     tokenizer = load_plain_tokenizer(tokenizer_json)
-    both = tokenizer.encode("a b", add_special_tokens=False).ids
+    joined_ids = tokenizer.encode("a b", add_special_tokens=False).ids
     for lead in ("", " "):
         second = tokenizer.encode(lead + "b", add_special_tokens=False).ids
-        if both[-len(second) :] == second:
+        if joined_ids[-len(second) :] == second:
             return lead
     return ""
 

@@ -644,21 +644,21 @@ def _split_prompt(
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     if image_id in ids:
         place = ids.index(image_id)
-        before = ids[:place]
-        behind = ids[place + 1 :]
+        ids_before = ids[:place]
+        ids_behind = ids[place + 1 :]
     else:
         text_before, _, text_behind = prompt.partition(IMAGE_PLACEHOLDER)
-        before = tokenize_prompt(tokenizer_json, text_before)
-        behind = tokenize_prompt(tokenizer_json, text_behind)
+        ids_before = tokenize_prompt(tokenizer_json, text_before)
+        ids_behind = tokenize_prompt(tokenizer_json, text_behind)
     if family.bidirectional_prefix:
-        return _PromptParts(before_image=before, behind_image=[tokens.bos, *behind])
-    if not behind:
+        return _PromptParts(before_image=ids_before, behind_image=[tokens.bos, *ids_behind])
+    if not ids_behind:
         raise ModelError(
             f"prompt: {prompt!r}: a word must stand behind {IMAGE_PLACEHOLDER}, as in "
             "'USER: <image> ASSISTANT:'"
         )
     start = _list_leading_specials(tokenizer)
-    return _PromptParts(before_image=[*start, *before], behind_image=behind)
+    return _PromptParts(before_image=[*start, *ids_before], behind_image=ids_behind)
 
 
 def _list_leading_specials(tokenizer: Tokenizer) -> list[int]:

@@ -662,11 +662,11 @@ def load_text_encoder(context: LoadContext) -> Model:
     length = _find_context_length(
         tower_config, family, limits=(tokenizer.max_length, settings.max_length, context.max_tokens)
     )
-    least = own_tokenizer.num_special_tokens_to_add(False) + prompt_tokens
-    if length <= least:
+    reserved_tokens = own_tokenizer.num_special_tokens_to_add(False) + prompt_tokens
+    if length <= reserved_tokens:
         raise ModelError(
             f"{describe_source(context)}: texts of {length} tokens hold nothing but the"
-            f" {least} of the prompt and of start and end; raise max_tokens"
+            f" {reserved_tokens} of the prompt and of start and end; raise max_tokens"
         )
     head = None
     if family.compute_embedding is average_tokens:

@@ -41,10 +41,10 @@ def write_float16(
     # The import sets up logging, which `quantize_model` prevents only while it runs.
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    converted = convert_float_to_float16(
+    converted_model = convert_float_to_float16(
         load_model(model), keep_io_types=True, node_block_list=list(fp32_products)
     )
-    onnx.save(converted, str(target))
+    onnx.save(converted_model, str(target))
 
 
 def write_bfloat16(

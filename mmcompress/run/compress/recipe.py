@@ -92,13 +92,13 @@ def compress_pipeline(
     """
     candidate = fitted.candidate
     sensitivity = prepared.sensitivity
-    planned = _select_survivors(run, sensitivity, candidate=candidate)
+    planned_units = _select_survivors(run, sensitivity, candidate=candidate)
     # Surgery does not depend on the weights: it is proved before anything is trained.
-    proofs = _prove_structures(run, planned)
+    proofs = _prove_structures(run, planned_units)
     trained = _make_models(
         run, sensitivity, fitted=fitted, from_scratch=from_scratch, earlier=earlier
     )
-    if not _are_equal_survivors(planned, trained.survivors):
+    if not _are_equal_survivors(planned_units, trained.survivors):
         # Rounds of pruning and training choose units anew.
         proofs = _prove_structures(run, trained.survivors)
     proofs += _write_proved_bundle(run, sensitivity, candidate=candidate, models=trained.models)

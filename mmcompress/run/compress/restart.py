@@ -73,9 +73,9 @@ def choose_start(losses: Sequence[float], *, earlier_best: float) -> StartChoice
         earlier_best: The best loss of the earlier artifact's training; infinite where it was
             not measured.
     """
-    least = min(losses)
-    is_near_earlier = not least > RESTART_MAX_LOSS_RATIO * earlier_best
-    return StartChoice(index=losses.index(least), is_near_earlier=is_near_earlier)
+    least_loss = min(losses)
+    is_near_earlier = not least_loss > RESTART_MAX_LOSS_RATIO * earlier_best
+    return StartChoice(index=losses.index(least_loss), is_near_earlier=is_near_earlier)
 
 
 def find_best_start(
@@ -97,18 +97,22 @@ def find_best_start(
     """
     fitted = read_record(FittedStructure, earlier.fitted)
     trained = load_trained_models(run, sensitivity, candidate=fitted.candidate, folder=earlier)
-    grown = _grow_models(run, trained)
-    inherited = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
-    for node_name, model in inherited.items():
+    grown_models = _grow_models(run, trained)
+    inherited_models = build_pruned_models(
+        run, sensitivity, candidate=candidate, refit=False, dense=grown_models
+    )
+    for node_name, model in inherited_models.items():
         # A dense model has no place for what stands in for a dropped sub-layer.
         copy_constants_(model, trained.models[node_name])
-    refitted = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
+    refitted_models = build_pruned_models(
+        run, sensitivity, candidate=candidate, refit=False, dense=grown_models
+    )
     batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
     refit_in_order_(
-        run.pipeline, refitted, dense=run.models, batch=batch, ridge=run.spec.prune.ridge
+        run.pipeline, refitted_models, dense=run.models, batch=batch, ridge=run.spec.prune.ridge
     )
 
-    candidates = (fresh, inherited, refitted)
+    candidates = (fresh, inherited_models, refitted_models)
     losses = [measure_validation_loss(run, models) for models in candidates]
     run.on_progress(
         "prune",

@@ -64,15 +64,17 @@ class SensitivityCurve:
             floor: Loss increase that is added where no unit is left.
         """
         from_right = self.loss_increases[::-1]
-        monotonic = np.maximum.accumulate(from_right)[::-1]
+        monotonic_increases = np.maximum.accumulate(from_right)[::-1]
         removed_shares = 1 - np.asarray(self.kept_units) / self.kept_units[-1]
-        risen = monotonic + floor * removed_shares
-        return SensitivityCurve(kept_units=self.kept_units, loss_increases=tuple(risen.tolist()))
+        raised_increases = monotonic_increases + floor * removed_shares
+        return SensitivityCurve(
+            kept_units=self.kept_units, loss_increases=tuple(raised_increases.tolist())
+        )
 
     def multiply(self, factor: float) -> SensitivityCurve:
         """Return the curve with every loss increase times `factor`."""
-        scaled = tuple(factor * loss_increase for loss_increase in self.loss_increases)
-        return SensitivityCurve(kept_units=self.kept_units, loss_increases=scaled)
+        scaled_increases = tuple(factor * loss_increase for loss_increase in self.loss_increases)
+        return SensitivityCurve(kept_units=self.kept_units, loss_increases=scaled_increases)
 
 
 SensitivityCurves = Mapping[str, SensitivityCurve]
@@ -149,7 +151,7 @@ class SensitivityTable:
 
     def _find_floor(self, node_name: str) -> float:
         """Return a loss increase next to nothing: a share of the node's largest one."""
-        largest = max(
+        largest_increase = max(
             (max(curve.loss_increases) for curve in self.curves[node_name].values()), default=0.0
         )
-        return MIN_LOSS_INCREASE_SHARE * largest + MIN_LOSS_INCREASE
+        return MIN_LOSS_INCREASE_SHARE * largest_increase + MIN_LOSS_INCREASE
