@@ -37,7 +37,7 @@ def run_half(seed: int, folder: Path, *, target: str) -> int:
 def describe_results(folder: RunFolder) -> dict[str, Any]:
     """Return what came out for every target of a run."""
     names = folder.list_finished_subfolders()
-    folders = [folder.subfolder(name) for name in names] or [folder]
+    folders = [folder.get_subfolder(name) for name in names] or [folder]
     results: dict[str, Any] = {}
     for target_folder in folders:
         if not target_folder.summary.exists():

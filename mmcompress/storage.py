@@ -76,7 +76,7 @@ class InvalidValue(Exception):
         self.problems = problems
         super().__init__(problems)
 
-    def inside(self, *keys: str) -> InvalidValue:
+    def add_parent_keys(self, *keys: str) -> InvalidValue:
         """Return the same error for data that stands at some keys of a larger whole."""
         return InvalidValue(
             [Problem(path=(*keys, *p.path), message=p.message) for p in self.problems]
@@ -87,7 +87,7 @@ class InvalidValue(Exception):
 
 
 @cache
-def _adapter(record_type: Any) -> TypeAdapter[Any]:
+def _make_adapter(record_type: Any) -> TypeAdapter[Any]:
     """Return the checker of a record type.
 
     It checks a list of one record: pydantic takes a configuration for a list, not for a bare
@@ -115,9 +115,9 @@ def build_record(record_type: type[RecordType], data: Any) -> RecordType:
         )
     try:
         text = json.dumps([data], default=str)
-        record: RecordType = _adapter(cast(Hashable, record_type)).validate_json(text, strict=True)[
-            0
-        ]
+        record: RecordType = _make_adapter(cast(Hashable, record_type)).validate_json(
+            text, strict=True
+        )[0]
     except ValidationError as error:
         problems = [_explain(record_type, details) for details in error.errors(include_url=False)]
         raise InvalidValue(problems) from None
@@ -126,7 +126,7 @@ def build_record(record_type: type[RecordType], data: Any) -> RecordType:
 
 def describe_record(record_type: type) -> dict[str, Any]:
     """Return the JSON Schema of a record type, every field described by the string under it."""
-    schema = _adapter(record_type).json_schema()
+    schema = _make_adapter(record_type).json_schema()
     definitions = schema["$defs"]
     root = definitions.pop(record_type.__name__)
     return {**root, "$defs": definitions}
@@ -140,20 +140,21 @@ def _explain(record_type: type, details: Any) -> Problem:
     shown_value = shorten(repr(value))
     context = details.get("ctx") or {}
     if kind == "unexpected_keyword_argument":
-        names = _field_names(_type_at(record_type, path[:-1]))
+        names = _list_field_names(_find_type(record_type, path[:-1]))
         message = f"unknown key '{shorten(path[-1])}'; {suggest_nearest(path[-1], names)}"
         return Problem(path=path, message=message)
     if kind == "missing":
         return Problem(path=path[:-1], message=f"'{path[-1]}' is missing")
     if kind == "literal_error":
-        choices = typing.get_args(_type_at(record_type, path))
+        choices = typing.get_args(_find_type(record_type, path))
         return Problem(
             path=path,
             message=f"unknown value '{shorten(value)}'; {suggest_nearest(str(value), choices)}",
         )
     if kind in ("greater_than", "greater_than_equal", "less_than_equal"):
         return Problem(
-            path=path, message=f"must lie in {_range_at(record_type, path)}, got {shown_value}"
+            path=path,
+            message=f"must lie in {_describe_range(record_type, path)}, got {shown_value}",
         )
     if kind == "value_error":
         return Problem(path=path, message=str(context["error"]))
@@ -171,16 +172,16 @@ def _explain(record_type: type, details: Any) -> Problem:
     return Problem(path=path, message=f"expected {expected.get(kind, kind)}, got {shown_value}")
 
 
-def _type_at(record_type: Any, path: tuple[str, ...]) -> Any:
+def _find_type(record_type: Any, path: tuple[str, ...]) -> Any:
     """Return the type hint that a path leads to, without `None` and without bounds."""
-    return _plain_hint(_hint_at(record_type, path))
+    return _get_plain_hint(_hint_at(record_type, path))
 
 
 def _hint_at(record_type: Any, path: tuple[str, ...]) -> Any:
     """Return the type hint that a path leads to, as it is written."""
     hint = record_type
     for key in path:
-        hint = _plain_hint(hint)
+        hint = _get_plain_hint(hint)
         if dataclasses.is_dataclass(hint):
             hints = typing.get_type_hints(hint, include_extras=True)
             hint = hints.get(key, Any)
@@ -190,24 +191,24 @@ def _hint_at(record_type: Any, path: tuple[str, ...]) -> Any:
     return hint
 
 
-def _plain_hint(hint: Any) -> Any:
+def _get_plain_hint(hint: Any) -> Any:
     """Return a type hint without its bounds, and without `None` where it is optional."""
     if typing.get_origin(hint) is typing.Annotated:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         options = [option for option in typing.get_args(hint) if option is not type(None)]
-        return _plain_hint(options[-1])
+        return _get_plain_hint(options[-1])
     return hint
 
 
-def _field_names(record_type: Any) -> list[str]:
+def _list_field_names(record_type: Any) -> list[str]:
     """Return the names of the fields of a record type; none for anything else."""
     if not dataclasses.is_dataclass(record_type):
         return []
     return [field.name for field in dataclasses.fields(record_type)]
 
 
-def _range_at(record_type: type, path: tuple[str, ...]) -> str:
+def _describe_range(record_type: type, path: tuple[str, ...]) -> str:
     """Return the bounds of the number that a path leads to, as text."""
     low = ""
     high = ""

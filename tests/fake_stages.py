@@ -101,7 +101,7 @@ class FakeStages:
             self._begin("train")
             self.artifacts += 1
             folder.weights.mkdir(exist_ok=True)
-            for path in (folder.units, *(folder.node_weights(node) for node in run.models)):
+            for path in (folder.units, *(folder.locate_node_weights(node) for node in run.models)):
                 save_file({"artifact": torch.tensor(self.artifacts)}, path)
             folder.training_history.write_text("[]")
         if read_artifact_number(folder) in self.unproved:

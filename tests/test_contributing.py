@@ -114,7 +114,7 @@ def test_a_precision_of_a_plugin_is_simulated(plugins):
 def test_a_metric_scores_every_answer(plugins):
     answers = Answers(references=("a", "b"), texts=("one two", "one two three four five six"))
     assert METRICS.get("short_answers")(answers)["short_answers"].numerators == (1.0, 0.0)
-    assert METRICS.fact("short_answers", "needs") == "final_texts"
+    assert METRICS.get_fact("short_answers", "needs") == "final_texts"
 
 
 def test_data_takes_its_options_from_the_spec(plugins, tiny):

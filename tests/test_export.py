@@ -369,7 +369,7 @@ def test_fake_rounding_has_the_stated_number_of_levels():
     assert torch.equal(round_to_bytes(torch.zeros(5), INT8), torch.zeros(5))
 
 
-ROUNDED = [p for p in PRECISIONS.names() if p != "fp32"]
+ROUNDED = [p for p in PRECISIONS.list_names() if p != "fp32"]
 
 
 @pytest.mark.parametrize("precision", ROUNDED)

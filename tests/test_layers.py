@@ -170,7 +170,7 @@ def test_samples_need_no_library_for_sound():
 @pytest.mark.parametrize("point", PLUG_POINTS)
 def test_every_string_that_names_code_is_right(point):
     registry = PLUG_POINTS[point]
-    for name in registry.names():
+    for name in registry.list_names():
         assert registry.get(name) is not None, name
 
 

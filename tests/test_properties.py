@@ -505,7 +505,7 @@ def make_trial(candidate: Candidate, *, latency_ms: float = 1.0, loss: float = 0
 def test_a_neighbour_is_new_valid_and_near_the_budget(drawn, seed):
     case, start = drawn
     problem = case.problem
-    seen = {start.key()}
+    seen = {start.make_key()}
     for _ in range(3):
         rng = random.Random(seed)
         neighbour = switch_levels(problem, make_trial(start), seen=seen, rng=rng)
@@ -513,12 +513,12 @@ def test_a_neighbour_is_new_valid_and_near_the_budget(drawn, seed):
         assert neighbour == twin
         if neighbour is None:
             return
-        assert neighbour.key() not in seen and neighbour != start
+        assert neighbour.make_key() not in seen and neighbour != start
         assert_made_of_choices(case, neighbour)
         assert is_within_limits(problem, neighbour)
         share = problem.predict(neighbour) / problem.budget_ms
         assert MIN_BUDGET_USE - ROUNDING_ERROR <= share <= 1 + ROUNDING_ERROR
-        seen.add(neighbour.key())
+        seen.add(neighbour.make_key())
 
 
 def test_a_neighbour_keeps_the_precision_of_a_node_that_has_no_choice():
@@ -534,7 +534,7 @@ def test_a_neighbour_keeps_the_precision_of_a_node_that_has_no_choice():
     start = Candidate(kept_units={"a": {"0.ffn": 4}}, precision={"a": "int8"})
     for seed in range(50):
         rng = random.Random(seed)
-        neighbour = switch_levels(problem, make_trial(start), seen={start.key()}, rng=rng)
+        neighbour = switch_levels(problem, make_trial(start), seen={start.make_key()}, rng=rng)
         assert neighbour is None or neighbour.precision == {"a": "int8"}
 
 
@@ -1167,7 +1167,7 @@ def test_a_replay_of_the_moves_writes_the_same(model, generation):
 def test_another_model_that_follows_the_moves_does_the_same_work(model, generation, seed):
     moves: list[BeamMove] = []
     model.write(generation, made_moves=moves)
-    paced = generation.paced(len(moves) + 1)
+    paced = generation.set_pace(len(moves) + 1)
     assert paced.eos == NO_TOKEN
     other = RandomModel(seed=seed, vocabulary=model.vocabulary)
     replayed: list[BeamMove] = []

@@ -272,7 +272,7 @@ def test_splits_keep_other_limits_as_well(compounding):
     )
     assert good and all(weight(c) <= most for c in good)
     _, free = linearize_successively(
-        dataclasses.replace(r, folder=r.folder.subfolder("free")),
+        dataclasses.replace(r, folder=r.folder.get_subfolder("free")),
         ev,
         predictor=predict,
         budget_ms=budget,

@@ -381,7 +381,7 @@ def test_every_sentence_of_a_template_has_at_most_25_words():
 
 def test_a_folder_of_several_runs_names_them(tmp_path):
     for name in ("2x", "3x"):
-        write_record(RunFolder(path=tmp_path).subfolder(name).summary, make_summary())
+        write_record(RunFolder(path=tmp_path).get_subfolder(name).summary, make_summary())
     assert load_summary(tmp_path / "2x").pipeline == "made"
     with pytest.raises(DataError, match="several runs in it: 2x, 3x"):
         load_summary(tmp_path)

@@ -254,7 +254,7 @@ def test_going_on_keeps_what_was_finished(tmp_path):
     left = book.ask()  # a driver that died here
     left.suggest_float("nodes.a.prune.ffn", 0.0, 0.9)
     second = go(tmp_path / "j", trials=9, mutations=0)
-    assert {t.candidate.key() for t in first} <= {t.candidate.key() for t in second}
+    assert {t.candidate.make_key() for t in first} <= {t.candidate.make_key() for t in second}
     states = [t.state.name for t in study.open_study(tmp_path / "j", 0).trials]
     assert "RUNNING" not in states and states.count("FAIL") == 1
 
@@ -289,11 +289,11 @@ def test_a_killed_driver_loses_no_finished_trial(tmp_path):
 
     shutil.copy(path, tmp_path / "before")
     before = {
-        t.candidate.key()
+        t.candidate.make_key()
         for t in study.read_finished_trials(study.open_study(tmp_path / "before", 0))
     }
     after_kill = go(path, trials=12, mutations=0)
-    assert len(before) >= 3 and before <= {t.candidate.key() for t in after_kill}
+    assert len(before) >= 3 and before <= {t.candidate.make_key() for t in after_kill}
 
 
 def test_knapsack_is_optimal_within_its_grid():
@@ -428,7 +428,9 @@ def test_processes_give_what_inline_gives(tmp_path):
     with make_process_executor(None, 1) as executor:
         one = go(tmp_path / "a", trials=4, mutations=0, executor=executor)
     two = go(tmp_path / "b", trials=4, mutations=0)
-    assert {t.candidate.key(): t.loss for t in one} == {t.candidate.key(): t.loss for t in two}
+    assert {t.candidate.make_key(): t.loss for t in one} == {
+        t.candidate.make_key(): t.loss for t in two
+    }
     assert all(t.worker for t in one)
 
 
@@ -462,7 +464,7 @@ def test_trim_cuts_to_the_budget_where_it_costs_least():
     assert moves.cut_to_budget(problem(0.1), dense, loss_increase=lambda n, b, kept: 1.0) is None
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.names())
+@pytest.mark.parametrize("sampler", SAMPLERS.list_names())
 def test_samplers_know_the_space_from_what_others_proposed(tmp_path, sampler):
     from optuna.search_space import IntersectionSearchSpace
 
@@ -589,7 +591,7 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
 
 @pytest.mark.parametrize(
     "sampler",
-    [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS.names()],
+    [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS.list_names()],
 )
 def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler):
     # A Gaussian process takes seconds for each of its proposals.
@@ -598,13 +600,13 @@ def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler)
     assert len(trials) >= 4 and find_best_trial(trials, 2.5) is not None
     assert len(study.open_study(tmp_path / "s.journal", 0).trials) >= count
     again = go(tmp_path / "s.journal", trials=count + 1, mutations=0, sampler=sampler)
-    assert {t.candidate.key() for t in trials} <= {t.candidate.key() for t in again}
+    assert {t.candidate.make_key() for t in trials} <= {t.candidate.make_key() for t in again}
 
 
 def test_parallel_branches_take_as_long_as_the_longest():
     both = dataclasses.replace(PREDICT, reads=dict.fromkeys(BLOCKS, ()))
     whole = Candidate(kept_units={n: {} for n in BLOCKS}, precision=dict.fromkeys(BLOCKS, "fp32"))
-    parts = {n: PREDICT.node_ms(n, whole) for n in BLOCKS}
+    parts = {n: PREDICT.predict_node_ms(n, whole) for n in BLOCKS}
     assert both(whole) == pytest.approx(max(parts.values()) + 0.2)
     assert PREDICT(whole) == pytest.approx(sum(parts.values()) + 0.2)
 

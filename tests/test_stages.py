@@ -260,11 +260,11 @@ def test_proposals_leave_excluded_structures_out():
             candidate=Candidate(kept_units={"n": {"b": round(budget_ms)}}, precision={"n": "fp32"}),
         )
 
-    first = propose(None, 100.0, 0).candidate.key()
-    second = propose(None, 99.0, 0).candidate.key()
+    first = propose(None, 100.0, 0).candidate.make_key()
+    second = propose(None, 99.0, 0).candidate.make_key()
     other = exclude_structures(propose, (first, second))
     assert other(None, 100.0, attempt=0).candidate.kept_units["n"]["b"] == 98
-    assert exclude_structures(propose, ())(None, 100.0, attempt=0).candidate.key() == first
+    assert exclude_structures(propose, ())(None, 100.0, attempt=0).candidate.make_key() == first
     nothing_else = exclude_structures(lambda *args, **_: propose(None, 100.0, 0), (first,))
     assert nothing_else(None, 100.0, attempt=0) is None
 

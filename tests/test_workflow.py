@@ -630,9 +630,9 @@ class UnitPredictor:
     """Time outside the node / time inside it."""
 
     def __call__(self, candidate):
-        return (1 + self.others) * self.node_ms("n", candidate)
+        return (1 + self.others) * self.predict_node_ms("n", candidate)
 
-    def node_ms(self, node_name, candidate):
+    def predict_node_ms(self, node_name, candidate):
         return self.correction * self.unit_ms * candidate.kept_units["n"]["b"]
 
 
@@ -1059,7 +1059,10 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     r = open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     prepared = prepare_run(r)
     dense, predict, ev = prepared.dense, prepared.predictor, prepared.sensitivity
-    ms, tail = r.goal.target_ms(dense.latency_ms), r.goal.p95_ratio(dense.latency_ms)
+    ms, tail = (
+        r.goal.compute_target_ms(dense.latency_ms),
+        r.goal.compute_p95_ratio(dense.latency_ms),
+    )
     p = build_problem(r, ev, predictor=replace(predict, p95_ratio=tail), budget_ms=AIMED_SHARE * ms)
     fitted = moves.grow_to_budget(
         p,

@@ -99,7 +99,7 @@ def _make_block_row(
     rows = predictor.table.index_rows()
     milliseconds: dict[str, float] = {}
     for precision in predictor.fits[node]:
-        milliseconds[precision] = predictor.block_ms(
+        milliseconds[precision] = predictor.predict_block_ms(
             node, block, units=block.units, precision=precision, rows=rows
         )
     params = dense.block_params[node][block.name]

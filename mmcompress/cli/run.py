@@ -49,7 +49,7 @@ def run_command(
     for summary in summaries:
         target_folder = run_folder
         if len(summaries) > 1:
-            target_folder = run_folder.target_folder(summary.target.text)
+            target_folder = run_folder.get_target_folder(summary.target.text)
         print_summary(summary)
         out.print()
         print_path("report", target_folder.report)

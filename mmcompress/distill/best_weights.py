@@ -35,10 +35,8 @@ class BestWeights:
         self.weights: list[Tensor] = []
         if self.batch is not None:
             teacher = inputs.teacher.models
-            self.reference = self.pipeline.reference_outputs(teacher, self.batch)
-            self.dense_loss = self.pipeline.loss_of_models(
-                teacher, self.batch, dense=self.reference
-            )
+            self.reference = self.pipeline.compute_reference_outputs(teacher, self.batch)
+            self.dense_loss = self.pipeline.compute_loss(teacher, self.batch, dense=self.reference)
 
     def validate(self, share: float, step: int) -> None:
         """Take the loss on validation pairs when it is due; keep the weights if it is the least.
@@ -53,7 +51,7 @@ class BestWeights:
         due_at = len(self.validations) / self.count
         if share < due_at:
             return
-        loss = self.pipeline.loss_of_models(self.student, self.batch, dense=self.reference)
+        loss = self.pipeline.compute_loss(self.student, self.batch, dense=self.reference)
         earlier_losses = [_read_loss(row) for row in self.validations]
         if not earlier_losses or loss < min(earlier_losses):
             self.unimproved_validations = 0

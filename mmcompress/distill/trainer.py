@@ -48,7 +48,7 @@ def distill_models_(
     training = Training(student, inputs, options=options)
     optimizer = training.make_optimizer()
     best = BestWeights(student, inputs, count=settings.validations)
-    start = options.clock.now()
+    start = options.clock.read_seconds()
     state = _resume_(training, optimizer, best=best)
     if state is not None:
         start -= state.elapsed
@@ -75,7 +75,7 @@ def distill_models_(
         rate = schedule_rate(state.rate, state.step, share=state.share)
         losses = training.advance_(optimizer, batch, rate=rate)
         state.step += 1
-        state.elapsed = options.clock.now() - start
+        state.elapsed = options.clock.read_seconds() - start
         share_of_steps = state.step / settings.steps
         share_of_minutes = state.elapsed / (settings.minutes * 60)
         state.share = max(share_of_steps, share_of_minutes)

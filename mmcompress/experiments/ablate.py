@@ -89,7 +89,7 @@ def _make_cells(prepared: PreparedRun, cells: Sequence[Cell]) -> dict[str, Summa
     summaries: dict[str, Summary] = {}
     steps = 0
     for i, cell in enumerate(cells):
-        folder = run.folder.subfolder(cell.folder)
+        folder = run.folder.get_subfolder(cell.folder)
         description = {
             "about": cell.method.about,
             "changes": dict(cell.changes),
@@ -133,7 +133,7 @@ def _choose_structure(run: RunContext, cell: Cell) -> str:
     if cell.table != "allocation" or not cell.like:
         return cell.like
     # Short trainings chose such a structure, so untrained ones are not its equals.
-    if run.folder.subfolder(cell.like).short_finetunings.exists():
+    if run.folder.get_subfolder(cell.like).short_finetunings.exists():
         return ""
     return cell.like
 

@@ -159,7 +159,7 @@ def _list_importance_cells(spec: Spec) -> list[Cell]:
     has_unjoined_encoder = bool(find_unjoined_encoders(spec))
     cells = []
     for criterion in CRITERIA:
-        if has_unjoined_encoder and IMPORTANCE.fact(criterion, "takes_gradients"):
+        if has_unjoined_encoder and IMPORTANCE.get_fact(criterion, "takes_gradients"):
             continue
         importance = "" if criterion == spec.prune.importance else criterion
         method = replace(BASELINES["uniform"], importance=importance)
@@ -178,7 +178,7 @@ def _list_importance_cells(spec: Spec) -> list[Cell]:
 
 def _list_order_cells(spec: Spec) -> list[Cell]:
     """List steps of the recipe left out or moved."""
-    fp32 = {f"nodes.{node_name}.precision": "fp32" for node_name in spec.model_nodes()}
+    fp32 = {f"nodes.{node_name}.precision": "fp32" for node_name in spec.list_model_nodes()}
     no_refit = {"prune.refit": False}
     changes_by_name: dict[str, dict[str, Any]] = {
         "prune": {**UNTRAINED, **fp32, **no_refit},

@@ -91,8 +91,10 @@ def measure_side_by_side(
     Returns:
         Latency of each cell / latency of the dense pipeline.
     """
-    fits = {name: read_record(FittedStructure, run.folder.subfolder(name).fitted) for name in names}
-    structures = {fit.candidate.key() for fit in fits.values()}
+    fits = {
+        name: read_record(FittedStructure, run.folder.get_subfolder(name).fitted) for name in names
+    }
+    structures = {fit.candidate.make_key() for fit in fits.values()}
     if run.device_readings or len(structures) == 1:
         return {name: fit.measured_ms / dense.latency_ms.p50 for name, fit in fits.items()}
 
@@ -110,7 +112,8 @@ def measure_side_by_side(
 def _read_scores(run: RunContext, names: Sequence[str]) -> list[dict[str, PerSampleScores]]:
     """Return the scores of the compressed pipeline of each cell, by metric."""
     return [
-        read_record(SplitScores, run.folder.subfolder(name).outcomes).compressed for name in names
+        read_record(SplitScores, run.folder.get_subfolder(name).outcomes).compressed
+        for name in names
     ]
 
 
@@ -149,7 +152,7 @@ def _benchmark_cells(run: RunContext, names: Sequence[str], *, dense: Profile) -
     run.on_progress("measure", f"{', '.join(names)} and the dense pipeline, in turn", None)
     bundles = {"fp32": run.shared.baseline}
     for name in names:
-        bundles[name] = run.folder.subfolder(name).bundle
+        bundles[name] = run.folder.get_subfolder(name).bundle
     measure = run.spec.measure
     latencies = bench_with_replay(
         bundles,

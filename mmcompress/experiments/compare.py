@@ -84,7 +84,7 @@ def _make_methods(prepared: PreparedRun, methods: Sequence[str]) -> dict[str, Su
     summaries: dict[str, Summary] = {}
     steps = 0
     for name in methods:
-        folder = run.folder.subfolder(name)
+        folder = run.folder.get_subfolder(name)
         set_damaged_artifact_aside(replace(run, folder=folder))
         if not folder.summary.exists():
             run.on_progress("compare", name, None)

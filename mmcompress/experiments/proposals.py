@@ -350,7 +350,7 @@ def _split_each_node(
     kept_units: dict[str, KeptUnits] = {}
     precisions: dict[str, str] = {}
     for node_name in run.blocks:
-        dense_ms = predictor.node_ms(node_name, dense)
+        dense_ms = predictor.predict_node_ms(node_name, dense)
         splits = split_budget(
             problem,
             sensitivity,
@@ -370,7 +370,7 @@ def _predict_whole_blocks(predictor: Predictor) -> dict[tuple[str, str], float]:
     block_ms: dict[tuple[str, str], float] = {}
     for node_name, blocks in predictor.deployed.items():
         for block in blocks:
-            block_ms[node_name, block.name] = predictor.block_ms(
+            block_ms[node_name, block.name] = predictor.predict_block_ms(
                 node_name, block, units=block.units, precision="fp32", rows=rows
             )
     return block_ms

@@ -79,7 +79,7 @@ def make_random_inputs(model: Model, batch_size: int, *, seed: int = 0) -> tuple
     """Return random inputs of a model's `forward`; the kind of its node says which."""
     generator = torch.Generator().manual_seed(seed)
     trainable_node = resolve_entry(get_kind(model.kind).trainable)
-    inputs: tuple[Tensor, ...] = trainable_node.random_inputs(
+    inputs: tuple[Tensor, ...] = trainable_node.make_random_inputs(
         model, batch_size, generator=generator
     )
     return inputs

@@ -222,7 +222,7 @@ class _FidelityCheck:
                 raw_inputs=raw_inputs,
             )
             proofs += comparison.to_proofs(node_name)
-        for reader_name, reader in self.spec.model_nodes().items():
+        for reader_name, reader in self.spec.list_model_nodes().items():
             if find_token_source(self.spec, reader_name) != node_name:
                 continue
             if not isinstance(reference, LibraryReference):
@@ -335,7 +335,7 @@ def prove_fidelity(
             folder=Path(scratch),
             on_progress=on_progress,
         )
-        for node_name in spec.model_nodes():
+        for node_name in spec.list_model_nodes():
             proofs += check.prove_node(node_name)
     return proofs
 
@@ -345,7 +345,7 @@ def open_reference(spec: Spec, node_name: str) -> Reference | None:
     node = spec.nodes[node_name]
     location = locate_node_source(node)
     key = f"{location.library}/{node.kind}"
-    if LIBRARY_REFERENCES.problem(key) or location.has_random_weights:
+    if LIBRARY_REFERENCES.find_problem(key) or location.has_random_weights:
         return None
     folder = fetch_folder(location)
     name = str(folder) if folder else location.name

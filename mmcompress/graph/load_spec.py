@@ -53,7 +53,7 @@ def load_spec(
             is_judged=partial.has_all_metrics and not for_export,
             unread_names=partial.unread_names,
         )
-    raise_problems(problems, source.error)
+    raise_problems(problems, source.make_error)
     assert partial.spec
     return partial.spec
 
@@ -82,7 +82,7 @@ def _import_plugins(source: YamlSource) -> None:
     plugins = source.data.get("plugins", ())
     if not isinstance(plugins, list | tuple):
         message = f"expected a list of modules, such as [my.module]; got {shorten(repr(plugins))}"
-        raise source.error(("plugins",), message)
+        raise source.make_error(("plugins",), message)
     working_folder = str(Path.cwd())
     if plugins and working_folder not in sys.path:
         sys.path.append(working_folder)  # a console script does not look where it is started
@@ -90,12 +90,12 @@ def _import_plugins(source: YamlSource) -> None:
         path = ("plugins", str(i))
         if not isinstance(name, str) or not name.strip(".") or name.startswith("."):
             message = f"expected the name of a module, got {shorten(repr(name))}"
-            raise source.error(path, message)
+            raise source.make_error(path, message)
         try:
             importlib.import_module(name)
         except Exception as error:  # a module of someone else's may raise anything
             message = f"can't import '{shorten(name)}': {type(error).__name__}: {error}"
-            raise source.error(path, message) from error
+            raise source.make_error(path, message) from error
 
 
 def _expand_metrics(data: dict[str, Any]) -> None:

@@ -22,7 +22,7 @@ class Candidate:
     precision: dict[str, str]
     """Precision of each node."""
 
-    def key(self) -> str:
+    def make_key(self) -> str:
         """Return a text that is the same for equal candidates."""
         return json.dumps(to_plain(self), sort_keys=True)
 

@@ -117,7 +117,7 @@ def _check_options(spec: Spec, name: str) -> list[Problem]:
 
 def _list_kinds_with_option(option: str) -> list[str]:
     """Return the kinds of node that have an option."""
-    return [name for name in NODE_KINDS.names() if option in get_kind(name).options]
+    return [name for name in NODE_KINDS.list_names() if option in get_kind(name).options]
 
 
 def _check_ports(spec: Spec, name: str, *, unread_names: frozenset[str]) -> list[Problem]:
@@ -155,13 +155,13 @@ def _check_connection(
         value for value in _list_values(spec) if find_value_type(spec, value) in accepted_types
     ]
     return (
-        f"'{reference}' is {_with_article(value_type)}, the port takes "
-        f"{_with_article(' or '.join(accepted_types))} "
+        f"'{reference}' is {_add_article(value_type)}, the port takes "
+        f"{_add_article(' or '.join(accepted_types))} "
         f"(these fit: {', '.join(fitting_values) or 'none'})"
     )
 
 
-def _with_article(value_type: str) -> str:
+def _add_article(value_type: str) -> str:
     """Return a value type with the article that it takes; plural ones take none."""
     if value_type.endswith("s"):
         return value_type
@@ -202,7 +202,7 @@ def _check_order(spec: Spec) -> list[Problem]:
 
 def _check_inputs(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
-    if not spec.model_nodes():
+    if not spec.list_model_nodes():
         problems.append((("nodes",), "no node is a model: there is nothing to compress"))
     if len(spec.inputs) != 1:
         message = "a pipeline takes exactly one input, an image, audio or a text"
@@ -231,7 +231,7 @@ def _check_lists(spec: Spec) -> list[Problem]:
 
 
 def _check_limits(spec: Spec, unread_names: frozenset[str]) -> list[Problem]:
-    models = spec.model_nodes()
+    models = spec.list_model_nodes()
     problems: list[Problem] = []
     for name in spec.limits.node_ms:
         if name not in models and name not in unread_names:
@@ -255,7 +255,9 @@ def _check_importance(spec: Spec) -> list[Problem]:
     """Check that no criterion by gradient is asked of an embedding that no loss sees."""
     criteria = re.findall(r"\w+", spec.prune.importance)
     by_gradient = [
-        c for c in criteria if c in IMPORTANCE.names() and IMPORTANCE.fact(c, "takes_gradients")
+        c
+        for c in criteria
+        if c in IMPORTANCE.list_names() and IMPORTANCE.get_fact(c, "takes_gradients")
     ]
     problems: list[Problem] = []
     for name in find_unjoined_encoders(spec) if by_gradient else ():
@@ -270,14 +272,14 @@ def _check_importance(spec: Spec) -> list[Problem]:
 def _check_metrics(spec: Spec) -> list[Problem]:
     """Check that every metric finds a node that it can judge."""
     if not spec.metrics:
-        choices = ", ".join(METRICS.names())
+        choices = ", ".join(METRICS.list_names())
         return [(("metrics",), f"name at least one to judge by (known: {choices})")]
     problems: list[Problem] = []
     for i, metric in enumerate(spec.metrics):
-        needs = METRICS.fact(metric.kind, "needs")
+        needs = METRICS.get_fact(metric.kind, "needs")
         nodes = find_judged_nodes(spec, needs)
         if not nodes:
-            needed_node = METRICS.fact(metric.kind, "judges")
+            needed_node = METRICS.get_fact(metric.kind, "judges")
             message = f"metric '{metric.kind}' needs {needed_node}; the spec has none"
             problems.append((("metrics", str(i)), message))
         elif metric.of and metric.of not in nodes:

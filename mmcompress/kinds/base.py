@@ -66,7 +66,7 @@ class Batch:
         names = tuple(self.names[i] for i in rows) if self.names else ()
         return Batch(inputs=inputs, keep=keep, names=names)
 
-    def chunks(self, size: int) -> list[Batch]:
+    def split_evenly(self, size: int) -> list[Batch]:
         """Return the batch in pieces of at most `size` pairs."""
         return [self[start : start + size] for start in range(0, len(self), size)]
 
@@ -140,7 +140,7 @@ class TrainableNode(ABC):
         """Return what the loss needs of the dense model's outputs; empty when it needs nothing."""
         return dict(dense) if self.needs_reference else {}
 
-    def losses(
+    def compute_losses(
         self, batch: Batch, *, outputs: Outputs, reference: Outputs | None
     ) -> dict[str, Tensor]:
         """Return the losses that this node brings to the pipeline's own loss, by name.
@@ -161,13 +161,13 @@ class TrainableNode(ABC):
         )
         return {f"drift.{self.name}": drift}
 
-    def quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
+    def compute_quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
         """Return figures of quality on a batch, by name without the node's."""
         return {}
 
     @staticmethod
     @abstractmethod
-    def random_inputs(
+    def make_random_inputs(
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random inputs of `model.forward`, for proofs that hold whatever the weights."""
@@ -196,16 +196,16 @@ class TrainableJoin(ABC):
         names = dict.fromkeys((self.query[0], self.keys[0]))
         return ".".join(names)
 
-    def pair(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+    def select_pair(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """Return the two embeddings that it compares, each [b, d]."""
         query_node, query_output = self.query
         keys_node, keys_output = self.keys
         return outputs[query_node][query_output], outputs[keys_node][keys_output]
 
-    def losses(self, outputs: Outputs, *, reference: Outputs | None) -> dict[str, Tensor]:
+    def compute_losses(self, outputs: Outputs, *, reference: Outputs | None) -> dict[str, Tensor]:
         """Return the losses of this join by name: the symmetric contrastive loss (CLIP, Radford et
         al. 2021)."""
-        query_BD, keys_BD = self.pair(outputs)
+        query_BD, keys_BD = self.select_pair(outputs)
         similarity_BB = SIMILARITY_SCALE * query_BD @ keys_BD.T
         own_B = torch.arange(len(query_BD))
         forwards = functional.cross_entropy(similarity_BB, own_B)
@@ -213,13 +213,13 @@ class TrainableJoin(ABC):
         return {f"contrast.{self.name}": (forwards + backwards) / 2}
 
     @abstractmethod
-    def quality(self, outputs: Outputs) -> dict[str, float]:
+    def compute_quality(self, outputs: Outputs) -> dict[str, float]:
         """Return figures of quality on a batch, by name without the node's."""
 
     def rank_pairs(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """Return for every query the key that is nearest, and for every key the query, as indices
         [b]."""
-        query_BD, keys_BD = self.pair(outputs)
+        query_BD, keys_BD = self.select_pair(outputs)
         similarity_BB = query_BD @ keys_BD.T
         return similarity_BB.argmax(1), similarity_BB.argmax(0)
 

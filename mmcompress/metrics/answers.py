@@ -165,7 +165,7 @@ def score_answers(
     by_node: dict[str, dict[str, PerSampleScores | None]] = {}
     failures: dict[str, str] = {}
     for metric in spec.metrics:
-        nodes = find_judged_nodes(spec, METRICS.fact(metric.kind, "needs"))
+        nodes = find_judged_nodes(spec, METRICS.get_fact(metric.kind, "needs"))
         failed_nodes: list[str] = []
         names: dict[str, None] = {}
         for node in (metric.of,) if metric.of else nodes:

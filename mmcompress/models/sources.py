@@ -226,7 +226,7 @@ def pin_sources(spec: Spec, known_pins: Mapping[str, str]) -> tuple[Spec, dict[s
     """
     pinned: dict[str, str] = {}
     nodes = dict(spec.nodes)
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         for key in ("source", "rewind"):
             source = getattr(node, key)
             if not source:
@@ -245,7 +245,7 @@ def pin_sources(spec: Spec, known_pins: Mapping[str, str]) -> tuple[Spec, dict[s
 def list_hub_sources(spec: Spec) -> dict[str, str]:
     """Return the sources of the nodes whose models come from a hub, with their commits, by node."""
     sources: dict[str, str] = {}
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         _, separator, revision = node.source.rpartition("@")
         if separator and COMMIT.fullmatch(revision):
             sources[node_name] = node.source
@@ -294,7 +294,7 @@ def locate_node_source(node: Node) -> SourceLocation:
     """
     location = locate_source(node.source)
     if location.library != "python":
-        problem = FAMILIES.problem(f"{location.library}/{node.kind}")
+        problem = FAMILIES.find_problem(f"{location.library}/{node.kind}")
         if problem:
             raise ModelError(f"source '{node.source}' as a {node.kind}: {problem}")
     return location
@@ -441,7 +441,7 @@ def load_rewind_models(spec: Spec, models: Mapping[str, Model]) -> dict[str, Mod
         ModelError: A checkpoint is of another architecture than the node's model.
     """
     rewind_models = dict(models)
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         if not node.rewind:
             continue
         try:
@@ -469,7 +469,7 @@ def load_models(spec: Spec) -> dict[str, Model]:
         ModelError: A model can't be loaded, or one can't read what another gives.
     """
     models: dict[str, Model] = {}
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         try:
             models[node_name] = load_model(node)
         except ModelError as error:

@@ -54,10 +54,10 @@ class TorchPipeline:
             kind = get_kind(node.kind)
             if not kind.is_model:
                 make = resolve_entry(kind.trainable)
-                self.joins.append(make(name, sources=self._sources(name)))
+                self.joins.append(make(name, sources=self._list_sources(name)))
         self.order = list(self.nodes)
 
-    def _sources(self, name: str) -> dict[str, str]:
+    def _list_sources(self, name: str) -> dict[str, str]:
         """Return the node or pipeline input behind every input port of a node."""
         inputs = self.spec.nodes[name].inputs
         return {port: parse_reference(reference).node for port, reference in inputs.items()}
@@ -72,7 +72,7 @@ class TorchPipeline:
             name=name,
             config=model.config,
             tokenizer_json=model.tokenizer_json,
-            sources=self._sources(name),
+            sources=self._list_sources(name),
             feeds_list=feeds_list,
             is_unjoined=name in self.unjoined_encoders,
             labels_by_teacher=self.spec.data.labels == "teacher",
@@ -88,23 +88,23 @@ class TorchPipeline:
                 keep[name] = mask
         return Batch(inputs=inputs, keep=keep, names=pairs.names)
 
-    def sources_of(self, name: str) -> tuple[str, ...]:
+    def list_sources(self, name: str) -> tuple[str, ...]:
         """Return the models whose outputs `forward` gives to a node. Texts come from the data
         here."""
         return self.nodes[name].read_nodes
 
-    def downstream(self, name: str) -> set[str]:
+    def list_downstream(self, name: str) -> set[str]:
         """Return a node and every model that reads from it."""
         reached = {name}
         for other in self.order:
-            if reached & set(self.sources_of(other)):
+            if reached & set(self.list_sources(other)):
                 reached.add(other)
         return reached
 
-    def target_positions(self, batch: Batch, name: str) -> Tensor:
+    def find_target_positions(self, batch: Batch, name: str) -> Tensor:
         """Return the positions of a generator whose next token counts [b, t - 1]; see
         `TrainableTextDecoder`."""
-        positions: Tensor = self.nodes[name].target_positions(batch)  # type: ignore[attr-defined]
+        positions: Tensor = self.nodes[name].find_target_positions(batch)  # type: ignore[attr-defined]
         return positions
 
     def forward(
@@ -148,7 +148,7 @@ class TorchPipeline:
                 outputs[name][output_name] = torch.cat(parts)
         return outputs
 
-    def losses(
+    def compute_losses(
         self, outputs: Outputs, batch: Batch, *, dense: Outputs | None = None
     ) -> dict[str, Tensor]:
         """Return the pipeline's own loss by part.
@@ -165,22 +165,22 @@ class TorchPipeline:
         """
         parts: dict[str, Tensor] = {}
         for join in self.joins:
-            parts |= join.losses(outputs, reference=dense)
+            parts |= join.compute_losses(outputs, reference=dense)
         for node in self.nodes.values():
-            parts |= node.losses(batch, outputs=outputs, reference=dense)
+            parts |= node.compute_losses(batch, outputs=outputs, reference=dense)
         return parts
 
-    def quality(self, outputs: Outputs, batch: Batch) -> dict[str, float]:
+    def compute_quality(self, outputs: Outputs, batch: Batch) -> dict[str, float]:
         """Return the figures of every join and model on a batch, as `name_by_node` names them."""
         figures: dict[str, dict[str, float]] = {}
         for join in self.joins:
-            figures[join.node_name] = join.quality(outputs)
+            figures[join.node_name] = join.compute_quality(outputs)
         for name, node in self.nodes.items():
-            figures[name] = node.quality(batch, outputs=outputs)
+            figures[name] = node.compute_quality(batch, outputs=outputs)
         return name_by_node(figures)
 
     @torch.inference_mode()
-    def loss_of_models(
+    def compute_loss(
         self,
         models: Models,
         batch: Batch,
@@ -190,21 +190,21 @@ class TorchPipeline:
     ) -> float:
         """Return the loss over a whole batch: run in pieces, scored together."""
         outputs = self.forward_in_pieces(models, batch, known_outputs=known_outputs)
-        return self.loss_of_outputs(outputs, batch, dense=dense)
+        return self.compute_loss_of_outputs(outputs, batch, dense=dense)
 
     @torch.inference_mode()
-    def loss_of_outputs(
+    def compute_loss_of_outputs(
         self, outputs: Outputs, batch: Batch, *, dense: Outputs | None = None
     ) -> float:
         """Return the loss of given outputs."""
-        parts = self.losses(outputs, batch, dense=dense)
+        parts = self.compute_losses(outputs, batch, dense=dense)
         return float(sum(parts.values()))
 
-    def reference_outputs(self, models: Models, batch: Batch) -> Outputs:
+    def compute_reference_outputs(self, models: Models, batch: Batch) -> Outputs:
         """Return what `losses` compares with: outputs of the dense models, as far as any loss needs
         them."""
         needed = {name for name, node in self.nodes.items() if node.needs_reference}
-        reads_others = any(self.sources_of(name) for name in needed)
+        reads_others = any(self.list_sources(name) for name in needed)
         skipped: Outputs = {}
         if not reads_others:
             skipped = {name: {} for name in self.order if name not in needed}

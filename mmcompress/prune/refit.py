@@ -46,7 +46,7 @@ class Gram:
     """Rows that were added."""
 
     @classmethod
-    def empty(cls, size: int) -> Gram:
+    def make_empty(cls, size: int) -> Gram:
         """Return sums over no rows of `size` features."""
         product_sums = torch.zeros(size, size)
         return cls(product_sums=product_sums, sums=torch.zeros(size))
@@ -91,8 +91,8 @@ def measure_grams(pipeline: TorchPipeline, models: Models, *, batch: Batch) -> d
     for node_name, model in models.items():
         grams[node_name] = {}
         for block in model.weighted_blocks:
-            grams[node_name][block.name] = Gram.empty(block.units * block.width)
-    for piece in batch.chunks(pipeline.batch_size):
+            grams[node_name][block.name] = Gram.make_empty(block.units * block.width)
+    for piece in batch.split_evenly(pipeline.batch_size):
         with ExitStack() as stack:
             for node_name, model in models.items():
                 for block in model.weighted_blocks:

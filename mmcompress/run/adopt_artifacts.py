@@ -44,7 +44,7 @@ def _rewrite_front(shared: RunFolder) -> None:
     if not shared.front.exists():
         return
     names = read_plain(dict, shared.front, cure=RESUME_CURE)
-    summaries = {name: load_summary(shared.subfolder(name).path) for name in names}
+    summaries = {name: load_summary(shared.get_subfolder(name).path) for name in names}
     write_front(summaries, shared)
 
 

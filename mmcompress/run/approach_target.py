@@ -218,7 +218,7 @@ def _find_right_correction(
         # this one.
         predictor_then = replace(predictor, correction=attempt.correction)
         predicted_ratio = max(
-            predictor_then.node_ms(node_name, attempt.trial.candidate) / limit_ms
+            predictor_then.predict_node_ms(node_name, attempt.trial.candidate) / limit_ms
             for node_name, limit_ms in options.node_limits_ms.items()
         )
         error = max(error, attempt.benchmark.worst_limit_ratio / predicted_ratio)

@@ -85,7 +85,7 @@ def assemble_side(
     manifest = read_manifest(bundle)
     bytes_by_file = {file: entry["bytes"] for file, entry in manifest["files"].items()}
     nodes = {}
-    for name in spec.model_nodes():
+    for name in spec.list_model_nodes():
         node_bytes = 0
         for file, count in bytes_by_file.items():
             if file.startswith(f"{name}/"):
@@ -124,7 +124,7 @@ def build_target(
         pace: Latency now / latency when it was predicted: a busy machine is slower.
     """
     goal = parse_target(spec.target)
-    target_ms = goal.target_ms(dense)
+    target_ms = goal.compute_target_ms(dense)
     exceeded_bounds = list_exceeded_bounds(spec, goal, target_ms=target_ms, side=compressed)
     dense_ms: float = getattr(dense, goal.statistic)
     return Target(
@@ -170,7 +170,7 @@ def replace_measurements(
     baseline = _replace_side_latency(summary.baseline, check.baseline)
     compressed = _replace_side_latency(summary.compressed, check.compressed)
     old_target = summary.target
-    target_ms = parse_target(spec.target).target_ms(check.baseline.latency)
+    target_ms = parse_target(spec.target).compute_target_ms(check.baseline.latency)
     pace = target_ms / old_target.latency_ms
     reach = PredictedReach(
         floor_ms=old_target.floor_ms,

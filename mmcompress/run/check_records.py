@@ -149,7 +149,7 @@ def _check_history(path: Path) -> None:
 
 def _check_weights(folder: RunFolder, nodes: Sequence[str]) -> None:
     """Check the files of trained weights. Raises `DataError` when one is missing or torn."""
-    for path in [folder.units, *(folder.node_weights(node) for node in nodes)]:
+    for path in [folder.units, *(folder.locate_node_weights(node) for node in nodes)]:
         try:
             # The header says how long the file has to be.
             with safe_open(path, "pt") as file:

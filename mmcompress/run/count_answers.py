@@ -22,7 +22,7 @@ def find_text_judged_nodes(spec: Spec) -> frozenset[str]:
     """Return the nodes whose texts a metric of the spec judges."""
     nodes: set[str] = set()
     for metric in spec.metrics:
-        need = METRICS.fact(metric.kind, "needs")
+        need = METRICS.get_fact(metric.kind, "needs")
         if need in TEXT_NEEDS:
             nodes.update((metric.of,) if metric.of else find_judged_nodes(spec, need))
     return frozenset(nodes)

@@ -167,9 +167,9 @@ def _predict_measurement(
     p95_ratio = dense.latency.p95 / dense.latency.p50
     nodes = {}
     for node_name in predictor.deployed:
-        node_ms = predictor.node_ms(node_name, candidate)
+        node_ms = predictor.predict_node_ms(node_name, candidate)
         nodes[node_name] = Latency(p50=node_ms, p95=node_ms * p95_ratio, n=0)
-    outside_ms = predictor.overhead_ms + predictor.critical_path_ms(predictor.outside_sessions_ms)
+    outside_ms = predictor.overhead_ms + predictor.combine_node_ms(predictor.outside_sessions_ms)
     return replace(
         dense,
         latency=Latency(p50=p50, p95=p50 * p95_ratio, n=0),

@@ -77,7 +77,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
                     evaluator=evaluator,
                     structure=last.candidate,
                 )
-            if trial is None or trial.candidate.key() in proposed:
+            if trial is None or trial.candidate.make_key() in proposed:
                 trials = run_search(
                     run,
                     updated,
@@ -97,7 +97,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
                 )
             last = trial
             if trial:
-                proposed.add(trial.candidate.key())
+                proposed.add(trial.candidate.make_key())
             return trial
 
         yield propose
@@ -119,7 +119,7 @@ def exclude_structures(propose: Propose, excluded: Collection[str]) -> Propose:
         for number in range(MAX_SMALLER_BUDGETS):
             smaller_ms = budget_ms * (1 - SMALLER_BUDGET_STEP) ** number
             trial = propose(predictor, smaller_ms, attempt=attempt)
-            if trial is None or trial.candidate.key() not in excluded:
+            if trial is None or trial.candidate.make_key() not in excluded:
                 return trial
         return None
 
@@ -170,11 +170,11 @@ def fit_structure(
         return trimmed
 
     dense_latency = prepared.dense.latency_ms
-    target_ms = run.goal.target_ms(dense_latency)
+    target_ms = run.goal.compute_target_ms(dense_latency)
     predictor = replace(
         prepared.predictor,
         correction=prepared.predictor.correction * plan.final_to_fitted,
-        p95_ratio=run.goal.p95_ratio(dense_latency),
+        p95_ratio=run.goal.compute_p95_ratio(dense_latency),
     )
     _report_unreachable_target(run, prepared, predictor=predictor, target_ms=target_ms)
     options = ApproachOptions(
@@ -316,8 +316,8 @@ def _record_fit(
         search_effort=search_effort,
         correction=predictor.correction,
         floor_ms=predictor(fastest),
-        fixed_ms=predictor.fixed_ms(fastest),
-        fixed_ms_by_node=predictor.fixed_ms_by_node(fastest),
+        fixed_ms=predictor.predict_fixed_ms(fastest),
+        fixed_ms_by_node=predictor.predict_fixed_ms_by_node(fastest),
         lowest_reachable=_find_lowest_reachable(
             run.spec.limits,
             LoadPredictor(run, prepared.sensitivity, predictor=predictor),

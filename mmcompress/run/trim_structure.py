@@ -78,13 +78,13 @@ def trim_structure(
         return None
     earlier = missed.fitted
     dense_latency = prepared.dense.latency_ms
-    target_ms = run.goal.target_ms(dense_latency)
-    predictor = replace(prepared.predictor, p95_ratio=run.goal.p95_ratio(dense_latency))
+    target_ms = run.goal.compute_target_ms(dense_latency)
+    predictor = replace(prepared.predictor, p95_ratio=run.goal.compute_p95_ratio(dense_latency))
     predictor = _correct_by_measurement(
         predictor, earlier.candidate, measured_ms=missed.target_share * target_ms
     )
     smaller = _cut_units(run, prepared, predictor=predictor, structure=earlier.candidate)
-    if smaller is None or smaller == earlier.candidate or smaller.key() in plan.excluded:
+    if smaller is None or smaller == earlier.candidate or smaller.make_key() in plan.excluded:
         return None
     predicted_ms = predictor(smaller)
     run.on_progress(
@@ -118,7 +118,7 @@ def _cut_units(
     run: RunContext, prepared: PreparedRun, *, predictor: Predictor, structure: Candidate
 ) -> Candidate | None:
     """Return a structure with fewer units and the same precisions; None where none can go."""
-    target_ms = run.goal.target_ms(prepared.dense.latency_ms)
+    target_ms = run.goal.compute_target_ms(prepared.dense.latency_ms)
     problem = build_problem(
         run,
         prepared.sensitivity,

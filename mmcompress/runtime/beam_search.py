@@ -13,12 +13,12 @@ import numpy as np
 
 from mmcompress.runtime.check_values import (
     Rules,
+    allow_either,
     check_flag,
     check_text,
-    either,
-    list_of,
-    number,
-    whole_number,
+    require_list,
+    require_number,
+    require_whole_number,
 )
 from mmcompress.runtime.score_rules import (
     ban_bad_words_,
@@ -61,28 +61,28 @@ NO_TOKEN = -1
 MASKED_SCORE = -1e9
 """Added to the score of what must not be chosen or seen; finite, since -inf - -inf is no number."""
 
-_TOKEN_ID = whole_number(NO_TOKEN, 2**31 - 1)
+_TOKEN_ID = require_whole_number(NO_TOKEN, 2**31 - 1)
 """A token id, or no token."""
 
-_TOKEN_IDS = list_of(whole_number(0, 2**31 - 1), max_length=1_000_000)
+_TOKEN_IDS = require_list(require_whole_number(0, 2**31 - 1), max_length=1_000_000)
 """Token ids, as many as a vocabulary has at most."""
 
 GENERATION_RULES: Rules = {
     "bos": _TOKEN_ID,
-    "eos": either(_TOKEN_ID, _TOKEN_IDS),
+    "eos": allow_either(_TOKEN_ID, _TOKEN_IDS),
     "pad": _TOKEN_ID,
-    "beams": whole_number(1, 64),
-    "max_tokens": whole_number(1, 8192),
+    "beams": require_whole_number(1, 64),
+    "max_tokens": require_whole_number(1, 8192),
     "prompt": _TOKEN_IDS,
     "other_ends": _TOKEN_IDS,
     "forced_first": _TOKEN_ID,
     "forced_end": _TOKEN_ID,
-    "min_tokens": whole_number(0, 8192),
-    "early_stopping": either(check_flag, check_text),
-    "length_penalty": number(-1e3, 1e3),
-    "repetition_penalty": number(1e-3, 1e3),
-    "no_repeat_ngram_size": whole_number(0, 8192),
-    "bad_words": list_of(_TOKEN_IDS, max_length=100_000),
+    "min_tokens": require_whole_number(0, 8192),
+    "early_stopping": allow_either(check_flag, check_text),
+    "length_penalty": require_number(-1e3, 1e3),
+    "repetition_penalty": require_number(1e-3, 1e3),
+    "no_repeat_ngram_size": require_whole_number(0, 8192),
+    "bad_words": require_list(_TOKEN_IDS, max_length=100_000),
     "history": _TOKEN_IDS,
     "raw_scores": check_flag,
     "suppress": _TOKEN_IDS,
@@ -160,7 +160,7 @@ class Generation:
         """Token ids that end a sequence."""
         return tuple(token for token in (self.eos, *self.other_ends) if token != NO_TOKEN)
 
-    def paced(self, steps: int) -> Generation:
+    def set_pace(self, steps: int) -> Generation:
         """Return the same generation, ending after exactly so many calls of the model.
 
         No token ends it. To suppress the end token would take time at every step, which is not to

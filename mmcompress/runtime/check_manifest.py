@@ -13,10 +13,10 @@ from mmcompress.runtime.check_values import (
     check_flag,
     check_mapping,
     check_text,
-    list_of,
     list_problems,
+    require_list,
+    require_whole_number,
     show_value,
-    whole_number,
 )
 
 MAX_THREADS = 256
@@ -59,7 +59,7 @@ def _check_hash(value: object) -> str:
 
 ROOT_RULES: Rules = {
     "name": check_text,
-    "threads": whole_number(1, MAX_THREADS),
+    "threads": require_whole_number(1, MAX_THREADS),
     "parallel": check_flag,
     "graph": {
         "inputs": _check_input_types,
@@ -76,14 +76,14 @@ NODE_RULES: Rules = {
     "files": _check_names,
     "config": check_mapping,
     "precision": check_text,
-    "spared": list_of(check_text, max_length=MAX_FILES),
-    "cpu_flags": list_of(check_text, max_length=MAX_FILES),
-    "params": whole_number(0, 10**15),
+    "spared": require_list(check_text, max_length=MAX_FILES),
+    "cpu_flags": require_list(check_text, max_length=MAX_FILES),
+    "params": require_whole_number(0, 10**15),
     "structure": check_mapping,
 }
 """Keys of a node."""
 
-FILE_RULES: Rules = {"sha256": _check_hash, "bytes": whole_number(0, 2**53)}
+FILE_RULES: Rules = {"sha256": _check_hash, "bytes": require_whole_number(0, 2**53)}
 """Keys of a file."""
 
 REQUIRED_KEYS = {
@@ -154,7 +154,7 @@ def list_wiring_problems(manifest: Manifest) -> Iterator[str]:
         key = f"graph.nodes.{name}"
         if "." in name or name in graph["inputs"]:
             yield f"{key}: not a name of a node, or that of an input"
-        if node.get("kind") not in NODE_KINDS.names():
+        if node.get("kind") not in NODE_KINDS.list_names():
             yield f"{key}.kind: this runtime doesn't know {show_value(node.get('kind'))}"
             continue
         kind = NODE_KINDS.get(node["kind"])
@@ -162,7 +162,7 @@ def list_wiring_problems(manifest: Manifest) -> Iterator[str]:
         if kind.ending_output:
             types[f"{name}.{kind.ending_output}"] = "endings"
     for name, node in nodes.items():
-        if node.get("kind") in NODE_KINDS.names():
+        if node.get("kind") in NODE_KINDS.list_names():
             yield from _list_port_problems(f"graph.nodes.{name}", node, types=types)
     for name, reference in graph["outputs"].items():
         if reference not in types:

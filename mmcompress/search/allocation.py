@@ -211,7 +211,7 @@ def allocate_pipeline(
     """
     kept_units: dict[str, KeptUnits] = {}
     precision: dict[str, str] = {}
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         inputs = NodeAllocation(
             cross_modal=cross_modal[node_name],
             protection=spec.prune.protection,

@@ -137,12 +137,12 @@ class LoadPredictor:
     def __call__(self, candidate: Candidate, kind: BoundKind, node: str) -> float:
         """Return the load of a candidate, in the unit of the limit."""
         if kind == "p50":
-            return self._predictor.node_ms(node, candidate)
+            return self._predictor.predict_node_ms(node, candidate)
         if kind == "parameters":
-            return self._footprint.total_params(candidate) / 1e6
+            return self._footprint.count_params(candidate) / 1e6
         if kind == "size":
-            return self._footprint.size_mb(candidate)
-        return self._footprint.memory_mb(candidate)
+            return self._footprint.predict_size_mb(candidate)
+        return self._footprint.predict_memory_mb(candidate)
 
     @cached_property
     def _footprint(self) -> Footprint:

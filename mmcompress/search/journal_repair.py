@@ -106,5 +106,5 @@ def _list_finished_trials(lines: Iterable[bytes]) -> list[PlainRecord]:
                 trial = build_record(Trial, attributes["trial"])
             except InvalidValue:
                 continue
-            trials[(trial.number, trial.candidate.key())] = attributes["trial"]
+            trials[(trial.number, trial.candidate.make_key())] = attributes["trial"]
     return list(trials.values())

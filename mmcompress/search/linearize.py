@@ -176,7 +176,7 @@ def linearize_successively(
             [split.candidate for split in best_splits], scaled_sensitivity
         )
         candidates += linearizer.propose_splits(scaled_sensitivity)[:1]
-    unique_candidates = {candidate.key(): candidate for candidate in candidates}
+    unique_candidates = {candidate.make_key(): candidate for candidate in candidates}
     return scaled_sensitivity, list(unique_candidates.values())
 
 
@@ -203,10 +203,10 @@ class _Linearizer:
         """
         scaled_sensitivity = self.scale_sensitivity(factors)
         candidates = {
-            candidate.key(): candidate for candidate in self.propose_splits(scaled_sensitivity)
+            candidate.make_key(): candidate for candidate in self.propose_splits(scaled_sensitivity)
         }
         factors = self._evaluate_splits(candidates, factors)
-        evaluated = {split.candidate.key(): split for split in factors.splits}
+        evaluated = {split.candidate.make_key(): split for split in factors.splits}
         round_splits = [evaluated[key] for key in candidates if key in evaluated]
         if not round_splits:
             return None
@@ -216,7 +216,9 @@ class _Linearizer:
         factors = replace(factors, losses=(*factors.losses, best_loss))
 
         unmeasured_splits = [
-            split for split in round_splits if split.candidate.key() not in factors.measured_splits
+            split
+            for split in round_splits
+            if split.candidate.make_key() not in factors.measured_splits
         ]
         if not unmeasured_splits or self._is_last_round(factors):
             return replace(factors, rounds=self.run.spec.search.linearization_rounds + 1)
@@ -273,7 +275,7 @@ class _Linearizer:
         self, candidates: Mapping[str, Candidate], factors: InteractionFactors
     ) -> InteractionFactors:
         """Evaluate the splits that are new, and in the first round the dense pipeline."""
-        known_keys = {split.candidate.key() for split in factors.splits}
+        known_keys = {split.candidate.make_key() for split in factors.splits}
         new_candidates = {
             key: candidate for key, candidate in candidates.items() if key not in known_keys
         }
@@ -313,7 +315,7 @@ class _Linearizer:
         return replace(
             moved,
             rounds=factors.rounds + 1,
-            measured_splits=(*factors.measured_splits, split.candidate.key()),
+            measured_splits=(*factors.measured_splits, split.candidate.make_key()),
             evaluations=factors.evaluations + len(candidates),
         )
 

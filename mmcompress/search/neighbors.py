@@ -51,7 +51,7 @@ def switch_levels(
     for _ in range(MAX_SWITCH_TRIES):
         candidate = _draw_neighbour(problem, best.candidate, rng=rng)
         latency_ms = problem.predict(candidate)
-        if candidate.key() in seen or not problem.is_allowed(candidate):
+        if candidate.make_key() in seen or not problem.is_allowed(candidate):
             continue
         if MIN_BUDGET_USE * problem.budget_ms <= latency_ms <= problem.budget_ms:
             return candidate

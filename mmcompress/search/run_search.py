@@ -113,8 +113,8 @@ def choose_trial(
     with run.time_stage("search"):
         unknown: dict[str, Candidate] = {}
         for trial in finalists:
-            if trial.candidate.key() not in evaluator.final_losses:
-                unknown[trial.candidate.key()] = trial.candidate
+            if trial.candidate.make_key() not in evaluator.final_losses:
+                unknown[trial.candidate.make_key()] = trial.candidate
         losses = evaluator.evaluate_all(
             unknown,
             evaluate=evaluator.evaluate_again,
@@ -124,7 +124,7 @@ def choose_trial(
         evaluator.final_losses.update(losses)
     judged: list[Trial] = []
     for trial in finalists:
-        further_loss = evaluator.final_losses[trial.candidate.key()]
+        further_loss = evaluator.final_losses[trial.candidate.make_key()]
         first_share = evaluator.first_pairs_share
         loss = first_share * trial.loss + (1 - first_share) * further_loss
         judged.append(replace(trial, loss=loss))
@@ -408,8 +408,8 @@ def adjust_structure(
             starts=[],
             seeds=[("adjusted", adjusted_structure)],
         )
-    adjusted_key = adjusted_structure.key()
-    matching = [trial for trial in trials if trial.candidate.key() == adjusted_key]
+    adjusted_key = adjusted_structure.make_key()
+    matching = [trial for trial in trials if trial.candidate.make_key() == adjusted_key]
     return matching[0] if matching else None
 
 
@@ -425,9 +425,9 @@ def list_plain_starts(problem: SearchProblem, spec: Spec) -> list[SearchPoint]:
     Returns:
         Points to be scaled to the budget.
     """
-    ratios = dict.fromkeys(spec.model_nodes(), PLAIN_RATIO)
+    ratios = dict.fromkeys(spec.list_model_nodes(), PLAIN_RATIO)
     sparing_ratios: dict[str, float] = {}
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         # All that follows depends on what these nodes see and hear.
         perceives = get_kind(node.kind).perceives
         sparing_ratios[node_name] = PLAIN_PERCEIVING_RATIO if perceives else PLAIN_REST_RATIO

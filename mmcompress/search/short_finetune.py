@@ -134,8 +134,8 @@ def measure_validation_loss(run: RunContext, models: Mapping[str, Model]) -> flo
     """
     pair_count = min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS)
     batch = run.pipeline.collate(run.data.load("val", pair_count))
-    references = run.pipeline.reference_outputs(run.models, batch)
-    return run.pipeline.loss_of_models(models, batch, dense=references)
+    references = run.pipeline.compute_reference_outputs(run.models, batch)
+    return run.pipeline.compute_loss(models, batch, dense=references)
 
 
 def open_teacher(run: RunContext) -> Teacher:

@@ -161,7 +161,7 @@ def split_by_knapsack(inputs: SplitInputs, budget_ms: float) -> list[BudgetSplit
     windowed_nodes = [name for name in inputs.blocks if "tokens" in inputs.unit_choices[name]]
 
     def predict_whole_ms(node_name: str, precision: str) -> float:
-        return inputs.predictor.node_table_ms(node_name, {}, precision=precision, rows=rows)
+        return inputs.predictor.predict_node_table_ms(node_name, {}, precision=precision, rows=rows)
 
     window_lengths = []
     for node_name in windowed_nodes:
@@ -247,7 +247,7 @@ def _predict_block_ms(
                 level_ms = []
                 for units in levels.units[block_key]:
                     level_ms.append(
-                        inputs.predictor.block_ms(
+                        inputs.predictor.predict_block_ms(
                             node_name,
                             deployed,
                             units=units,
@@ -274,7 +274,7 @@ def _solve_split(
     cut_positions = _cut_windows(inputs, windows)
     bases_ms = 0.0
     for node_name in inputs.blocks:
-        bases_ms += predictor.base_ms(node_name, precision[node_name], cuts=cut_positions)
+        bases_ms += predictor.predict_base_ms(node_name, precision[node_name], cuts=cut_positions)
     costs = []
     for node_name, block_name in levels.units:
         costs.append(block_ms[(node_name, block_name), precision[node_name]])

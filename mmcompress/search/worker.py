@@ -235,8 +235,8 @@ def evaluate_candidate(context: WorkerContext, candidate: PlainCandidate) -> Tas
     outputs = _run_candidate(state, structure, batch=state.batch, known_outputs=cached_outputs)
     for node_name, node_outputs in outputs.items():
         state.output_cache.put(cache_keys[node_name], node_outputs)
-    loss = state.pipeline.loss_of_outputs(outputs, state.batch, dense=state.references)
-    quality = state.pipeline.quality(outputs, state.batch)
+    loss = state.pipeline.compute_loss_of_outputs(outputs, state.batch, dense=state.references)
+    quality = state.pipeline.compute_quality(outputs, state.batch)
     return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}
 
 
@@ -252,14 +252,15 @@ def evaluate_on_more_pairs(context: WorkerContext, candidate: PlainCandidate) ->
     structure = build_record(Candidate, candidate)
     if not state.more_batches:
         assert context.more_pairs is not None, "the context has no further pairs"
-        state.more_batches = _make_batch(context.more_pairs).chunks(len(state.batch))
+        state.more_batches = _make_batch(context.more_pairs).split_evenly(len(state.batch))
         state.more_references = [
-            state.pipeline.reference_outputs(state.models, batch) for batch in state.more_batches
+            state.pipeline.compute_reference_outputs(state.models, batch)
+            for batch in state.more_batches
         ]
     losses = []
     for batch, references in zip(state.more_batches, state.more_references, strict=True):
         outputs = _run_candidate(state, structure, batch=batch, known_outputs={})
-        losses.append(state.pipeline.loss_of_outputs(outputs, batch, dense=references))
+        losses.append(state.pipeline.compute_loss_of_outputs(outputs, batch, dense=references))
     return {"loss": sum(losses) / len(losses), "seconds": time.perf_counter() - start}
 
 
@@ -321,7 +322,7 @@ def _load_state(context: WorkerContext) -> _WorkerState:
         grams=grams,
         fp32_blocks=context.fp32_blocks,
         batch=batch,
-        references=pipeline.reference_outputs(models, batch),
+        references=pipeline.compute_reference_outputs(models, batch),
     )
     _loaded_states[context.key] = state
     return state
@@ -332,7 +333,7 @@ def _make_cache_keys(pipeline: TorchPipeline, structure: Candidate) -> dict[str,
     cache_keys: dict[str, Hashable] = {}
     for node_name in pipeline.order:
         units = tuple(sorted(structure.kept_units[node_name].items()))
-        source_keys = tuple(cache_keys[source] for source in pipeline.sources_of(node_name))
+        source_keys = tuple(cache_keys[source] for source in pipeline.list_sources(node_name))
         cache_keys[node_name] = (node_name, units, structure.precision[node_name], source_keys)
     return cache_keys
 

@@ -171,7 +171,7 @@ class YamlSource:
             name = match.group(1)
             value = os.environ.get(name, match.group(3))
             if value is None:
-                raise self.error(path, f"the environment variable {name} is not set")
+                raise self.make_error(path, f"the environment variable {name} is not set")
             return str(value)
 
         return re.sub(r"\$\{(\w+)(:-([^}]*))?\}", look_up, text)
@@ -193,7 +193,7 @@ class YamlSource:
             for key, inner in value.items():
                 self._mark_as_set((*path, str(key)), inner)
 
-    def error(self, path: KeyPath, message: str) -> SpecError:
+    def make_error(self, path: KeyPath, message: str) -> SpecError:
         """Return the error at the nearest known line of a path."""
         nearest = path
         while nearest and nearest not in self.lines:
@@ -212,7 +212,7 @@ class YamlSource:
         try:
             return build_record(record_type, self.data)
         except InvalidValue as invalid:
-            lines = [str(self.error(p.path, p.message)) for p in invalid.problems]
+            lines = [str(self.make_error(p.path, p.message)) for p in invalid.problems]
             raise SpecError("\n".join(lines)) from None
 
 

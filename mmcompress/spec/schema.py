@@ -33,11 +33,11 @@ LossWeight = Annotated[float, Field(ge=0, le=1e6)]
 """The weight of a loss; 0 turns it off."""
 
 
-def _known_in(registry: Registry) -> Callable[[str], str]:
+def _make_name_check(registry: Registry) -> Callable[[str], str]:
     """Return a check that a name stands in a registry."""
 
     def check(name: str) -> str:
-        problem = registry.problem(name)
+        problem = registry.find_problem(name)
         if problem:
             raise ValueError(problem)
         return name
@@ -47,7 +47,7 @@ def _known_in(registry: Registry) -> Callable[[str], str]:
 
 def _check_precision(name: str) -> str:
     """Check the precision of a node: a known one, or `auto`."""
-    return name if name == "auto" else _known_in(PRECISIONS)(name)
+    return name if name == "auto" else _make_name_check(PRECISIONS)(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ class NodePrune:
 class Node:
     """One model of the pipeline, or one node that joins the outputs of models."""
 
-    kind: Annotated[str, AfterValidator(_known_in(NODE_KINDS))]
+    kind: Annotated[str, AfterValidator(_make_name_check(NODE_KINDS))]
     """The kind of node: see `mmcompress list kinds`."""
     inputs: dict[str, str]
     """What each input port reads: `node.port`, or the name of a pipeline input."""
@@ -117,7 +117,7 @@ class Node:
 class Data:
     """The pairs of input and text that the pipeline is compressed and judged with."""
 
-    kind: Annotated[str, AfterValidator(_known_in(DATA_KINDS))]
+    kind: Annotated[str, AfterValidator(_make_name_check(DATA_KINDS))]
     """The kind of data: see `mmcompress list data`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the kind of data, such as `path`."""
@@ -145,10 +145,10 @@ class Data:
 class Prune:
     """How units are scored, chosen and removed."""
 
-    importance: Annotated[str, AfterValidator(_known_in(IMPORTANCE))] = "reconstruction"
+    importance: Annotated[str, AfterValidator(_make_name_check(IMPORTANCE))] = "reconstruction"
     """The criterion that scores units, or a mixture (`fisher + 0.5 * magnitude`): see `mmcompress
     list importance`."""
-    allocation: Annotated[str, AfterValidator(_known_in(ALLOCATIONS))] = "knapsack"
+    allocation: Annotated[str, AfterValidator(_make_name_check(ALLOCATIONS))] = "knapsack"
     """How the cuts of a group are dealt to its blocks: see `mmcompress list allocation`."""
     protection: Annotated[float, Field(ge=1, le=100)] = 2.0
     """Factor by which cross-modal units are pruned less than the others."""
@@ -234,9 +234,9 @@ class Search:
     """Rounds before the proposals in which the loss increase of every cut is measured among the
     other cuts, and the budget is split again. 0: loss increases are taken to add up. They end early
     when they take twice the search."""
-    sampler: Annotated[str, AfterValidator(_known_in(SAMPLERS))] = "tpe"
+    sampler: Annotated[str, AfterValidator(_make_name_check(SAMPLERS))] = "tpe"
     """Optuna's sampler: see `mmcompress list samplers`."""
-    executor: Annotated[str, AfterValidator(_known_in(EXECUTORS))] = "ray"
+    executor: Annotated[str, AfterValidator(_make_name_check(EXECUTORS))] = "ray"
     """Where trials run: see `mmcompress list executors`."""
     workers: Annotated[int, Field(ge=1, le=4096)] = 2
     """Trials at a time."""
@@ -299,7 +299,7 @@ class Metric:
     """A metric that the result is judged by. Its name alone stands for it: `wer` for `{kind:
     wer}`."""
 
-    kind: Annotated[str, AfterValidator(_known_in(METRICS))]
+    kind: Annotated[str, AfterValidator(_make_name_check(METRICS))]
     """The metric: see `mmcompress list metrics`."""
     of: str = ""
     """The node that it judges. Without it, the metric judges every node that it can."""
@@ -341,7 +341,7 @@ class Spec:
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     """Seed of data, search and training."""
 
-    def model_nodes(self) -> dict[str, Node]:
+    def list_model_nodes(self) -> dict[str, Node]:
         """Return the nodes that are models, by name."""
         return {
             name: node for name, node in self.nodes.items() if NODE_KINDS.get(node.kind).is_model

@@ -61,12 +61,12 @@ def load_space(path: str | Path, spec: Spec, *, fixed: frozenset[str] = frozense
     """
     source = YamlSource(path)
     space = source.build(Space)
-    models = list(spec.model_nodes())
+    models = list(spec.list_model_nodes())
     errors: list[str] = []
     for dotted_key, dimension in space.dimensions.items():
         problem = _find_problem(dotted_key, dimension, models=models)
         if problem:
-            errors.append(str(source.error(("dimensions", dotted_key), problem)))
+            errors.append(str(source.make_error(("dimensions", dotted_key), problem)))
     if errors:
         raise SpecError("\n".join(errors))
     dimensions: dict[str, Dimension] = {}
@@ -107,7 +107,7 @@ def _find_value_problem(dotted_key: str, dimension: Dimension) -> str:
     if step is not None and (step <= 0 or (is_whole and step % 1)):
         return f"'step' must be {'a whole number' if is_whole else 'a number'} greater than 0"
     for choice in dimension.choices:
-        unknown = PRECISIONS.problem(choice)
+        unknown = PRECISIONS.find_problem(choice)
         if unknown:
             return unknown
     least = 0.0

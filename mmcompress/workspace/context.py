@@ -148,7 +148,7 @@ class RunContext:
 
     def aim_at(self, target: str) -> RunContext:
         """Return the same run for one of its targets, in a folder of its own."""
-        folder = self.folder.target_folder(target)
+        folder = self.folder.get_target_folder(target)
         spec = replace(self.spec, target=target)
         timings = folder.read_timings(self.tell_damage)
         return replace(self, spec=spec, folder=folder, timings=timings)
@@ -217,11 +217,11 @@ class RunContext:
     @contextmanager
     def time_stage(self, stage: str) -> Iterator[None]:
         """Add the seconds that the block takes to the timings of a stage, and write them down."""
-        start = self.clock.now()
+        start = self.clock.read_seconds()
         try:
             yield
         finally:
-            seconds = self.clock.now() - start
+            seconds = self.clock.read_seconds() - start
             self.timings[stage] = self.timings.get(stage, 0.0) + seconds
             try:
                 write_record(self.folder.timings, self.timings)
@@ -286,7 +286,7 @@ def open_run(
     spec, pinned_sources = pin_sources(load_spec(spec_path, overrides), folder.read_sources())
     given_keys = list_given_keys(spec_path, overrides)
     whole_space = load_space(options.get("space") or find_default_space(), spec, fixed=given_keys)
-    on_progress("load", f"{spec.name}: {len(spec.model_nodes())} models", None)
+    on_progress("load", f"{spec.name}: {len(spec.list_model_nodes())} models", None)
 
     data = open_data(spec)
     shortage = describe_shortage(spec, data)
@@ -327,7 +327,7 @@ def open_run(
 
 def check_prune_options(spec: Spec, models: Mapping[str, Model]) -> None:
     """Raise `ModelError` when a spec cuts what a model does not have."""
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         _check_node_prune_options(f"nodes.{node_name}.prune", node, blocks=models[node_name].blocks)
 
 
@@ -428,7 +428,7 @@ def _select_decisive_options(spec: Spec) -> object:
 def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:
     """Return the precisions each node may have: of the search space, or the one of the spec."""
     precisions: dict[str, tuple[str, ...]] = {}
-    for node_name, node in run.spec.model_nodes().items():
+    for node_name, node in run.spec.list_model_nodes().items():
         dimension = run.space.dimensions.get(f"nodes.{node_name}.precision")
         if dimension:
             precisions[node_name] = tuple(dimension.choices)

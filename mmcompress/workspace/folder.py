@@ -146,7 +146,7 @@ class RunFolder:
         """The folder of the dense pipeline's outputs on training pairs, a file for every draw."""
         return self.path / "teacher_outputs"
 
-    def dense_answers(self, split: str) -> Path:
+    def locate_dense_answers(self, split: str) -> Path:
         """Return the file of what the dense pipeline answers to a split."""
         return self.path / f"dense-{split}.json"
 
@@ -184,7 +184,7 @@ class RunFolder:
         """The units of the dense models that are left; written last, after the weights."""
         return self.weights / "units.safetensors"
 
-    def node_weights(self, node: str) -> Path:
+    def locate_node_weights(self, node: str) -> Path:
         """Return the file of the trained weights of a node."""
         return self.weights / f"{node}.safetensors"
 
@@ -338,13 +338,13 @@ class RunFolder:
     def _unfinished_restore(self) -> Path:
         return self.path / "earlier.back"
 
-    def subfolder(self, name: str) -> RunFolder:
+    def get_subfolder(self, name: str) -> RunFolder:
         """Return the folder of one method or cell of a comparison."""
         return RunFolder(path=self.path / name)
 
-    def target_folder(self, target: str) -> RunFolder:
+    def get_target_folder(self, target: str) -> RunFolder:
         """Return the folder of one of several targets."""
-        return self.subfolder(name_target_folder(target))
+        return self.get_subfolder(name_target_folder(target))
 
     @property
     def shared_by_targets(self) -> RunFolder:

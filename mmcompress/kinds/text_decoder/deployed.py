@@ -15,7 +15,7 @@ from mmcompress.runtime.beam_search import (
     build_causal_mask,
     read_generation,
 )
-from mmcompress.runtime.check_values import Rules, list_of, whole_number
+from mmcompress.runtime.check_values import Rules, require_list, require_whole_number
 from mmcompress.runtime.replay import GenerationTrace
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values, load_tokenizer
@@ -39,7 +39,9 @@ class TextDecoder:
 
     CONFIG_RULES: ClassVar[Rules] = {
         "generation": GENERATION_RULES,
-        "past": list_of(list_of(whole_number(1, 65_536), max_length=2), max_length=4096),
+        "past": require_list(
+            require_list(require_whole_number(1, 65_536), max_length=2), max_length=4096
+        ),
     }
     """What the manifest may say of the configuration."""
 
@@ -103,7 +105,7 @@ class TextDecoder:
         Returns:
             Scored sequences of token ids, the best first.
         """
-        generation = self.generation if steps is None else self.generation.paced(steps)
+        generation = self.generation if steps is None else self.generation.set_pace(steps)
         prefilled = self._prefill(context)
         past_names = [name for name in self.step_session.inputs if name.startswith("past")]
         inputs = set(self.step_session.inputs)

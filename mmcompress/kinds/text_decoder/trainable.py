@@ -87,7 +87,7 @@ class TrainableTextDecoder(TrainableNode):
         logits_BTV = model(ids[:, :-1], outputs[source]["tokens"])
         return {"logits": merge_ends(logits_BTV, self.generation)}
 
-    def target_positions(self, batch: Batch) -> Tensor:
+    def find_target_positions(self, batch: Batch) -> Tensor:
         """Return the positions whose next token counts [b, t - 1]: all but those within the
         start."""
         has_next = batch.keep[self.name]
@@ -108,7 +108,7 @@ class TrainableTextDecoder(TrainableNode):
         likeliest = probabilities.topk(count, -1)
         return {"likely": likeliest.indices, "share": likeliest.values}
 
-    def losses(
+    def compute_losses(
         self, batch: Batch, *, outputs: Outputs, reference: Outputs | None
     ) -> dict[str, Tensor]:
         """Return the cross-entropy of the next tokens, or the divergence from the dense generator.
@@ -116,7 +116,7 @@ class TrainableTextDecoder(TrainableNode):
         Cross-entropy on few texts falls as often as it rises with a small cut. The divergence from
         the dense distribution can only rise.
         """
-        positions = self.target_positions(batch)
+        positions = self.find_target_positions(batch)
         logits = outputs[self.name]["logits"][positions]
         dense = (reference or {}).get(self.name, {})
         if "likely" in dense:
@@ -128,9 +128,9 @@ class TrainableTextDecoder(TrainableNode):
             loss = functional.cross_entropy(logits, targets)
         return {f"caption.{self.name}": loss}
 
-    def quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
+    def compute_quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
         """Return the share of tokens, and of whole texts, that are right."""
-        positions = self.target_positions(batch)
+        positions = self.find_target_positions(batch)
         right = outputs[self.name]["logits"].argmax(-1) == batch.inputs[self.name][:, 1:]
         return {
             "token_accuracy": compute_share(right[positions]),
@@ -138,7 +138,7 @@ class TrainableTextDecoder(TrainableNode):
         }
 
     @staticmethod
-    def random_inputs(
+    def make_random_inputs(
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random token ids [b, 7] and a random context [b, 9, w]."""

@@ -64,7 +64,7 @@ class TrainableTextEncoder(TrainableNode):
         return {"embedding": query, "keys": keys}
 
     @staticmethod
-    def random_inputs(
+    def make_random_inputs(
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random token ids [b, t] that end in an end token."""

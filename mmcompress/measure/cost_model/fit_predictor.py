@@ -144,7 +144,7 @@ def fit_predictor(
     return replace(
         draft,
         fits=fits,
-        overhead_ms=dense.latency.p50 - draft.critical_path_ms(dense_node_ms),
+        overhead_ms=dense.latency.p50 - draft.combine_node_ms(dense_node_ms),
         size_fits=size_fits,
         outside_sessions_ms=outside_sessions_ms,
     )
@@ -219,7 +219,7 @@ def _fit_node(
     whole_ratio = 1.0 if precision == DENSE_NAME else node_ratios[precision][node]
     whole_session_ms = _convert_to_session_ms(whole_ratio, dense_ms, outside_ms=outside_ms)
     whole_alone_ms = alone_fit.base + alone_fit.scale * whole_table_ms
-    fit_in_place = alone_fit.scaled(whole_session_ms / whole_alone_ms)
+    fit_in_place = alone_fit.multiply(whole_session_ms / whole_alone_ms)
 
     table_ms = [whole_table_ms]
     block_counts = [len(plan.deployed[node])]
@@ -231,7 +231,9 @@ def _fit_node(
         kept_units = structure[node]
         ratio = node_ratios[pipeline][node]
         table_ms.append(
-            draft.table_ms(node, kept_units, precision=precision, rows=draft.table.index_rows())
+            draft.predict_table_ms(
+                node, kept_units, precision=precision, rows=draft.table.index_rows()
+            )
         )
         block_counts.append(_count_left_blocks(plan, node, kept_units=kept_units))
         session_ms.append(_convert_to_session_ms(ratio, dense_ms, outside_ms=outside_ms))
@@ -256,7 +258,7 @@ def _fit_exports(
 
 def _sum_export_table(draft: Predictor, export: Export, *, precision: str) -> float:
     """Sum the table over the blocks of an export."""
-    return draft.table_ms(
+    return draft.predict_table_ms(
         export.node,
         export.kept_units,
         precision=precision,

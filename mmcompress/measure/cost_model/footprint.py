@@ -36,7 +36,7 @@ class Footprint:
     fp32_blocks: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     """Blocks that stay in fp32, by node and precision."""
 
-    def node_params(self, node: str, candidate: Candidate) -> float:
+    def count_node_params(self, node: str, candidate: Candidate) -> float:
         """Return the parameters of one node."""
         removed_params = 0.0
         for block, params in self.params_per_unit[node].items():
@@ -46,17 +46,17 @@ class Footprint:
             )
         return self.dense_params[node] - removed_params
 
-    def total_params(self, candidate: Candidate) -> float:
+    def count_params(self, candidate: Candidate) -> float:
         """Return the parameters of all nodes."""
-        return sum(self.node_params(node, candidate) for node in self.dense_params)
+        return sum(self.count_node_params(node, candidate) for node in self.dense_params)
 
-    def size_mb(self, candidate: Candidate) -> float:
+    def predict_size_mb(self, candidate: Candidate) -> float:
         """Return the megabytes of a bundle."""
         total_mb = self.rest_mb
         for node in self.dense_params:
             precision = candidate.precision[node]
             fit = self.size_fits[node][precision]
-            total_mb += fit.base + fit.scale * self.node_params(node, candidate) / 1e6
+            total_mb += fit.base + fit.scale * self.count_node_params(node, candidate) / 1e6
             # the fit holds for a node that is all in its precision: blocks in fp32 are larger
             fp32_fit = self.size_fits[node].get("fp32", fit)
             extra_mb_per_m = fp32_fit.scale - fit.scale
@@ -66,9 +66,9 @@ class Footprint:
                 total_mb += extra_mb_per_m * unit_params * left_units / 1e6
         return total_mb
 
-    def memory_mb(self, candidate: Candidate) -> float:
+    def predict_memory_mb(self, candidate: Candidate) -> float:
         """Return the peak megabytes of memory of a process that runs a bundle."""
-        return self.empty_mb + self.per_mb * self.size_mb(candidate)
+        return self.empty_mb + self.per_mb * self.predict_size_mb(candidate)
 
     def _count_units_left(self, node: str, block: str, *, candidate: Candidate) -> int:
         """Return the units of a block that a candidate keeps."""

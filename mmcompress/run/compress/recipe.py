@@ -98,7 +98,7 @@ def compress_pipeline(
     trained = _make_models(
         run, sensitivity, fitted=fitted, from_scratch=from_scratch, earlier=earlier
     )
-    if not _are_equal_survivors(planned_units, trained.survivors):
+    if not _has_equal_survivors(planned_units, trained.survivors):
         # Rounds of pruning and training choose units anew.
         proofs = _prove_structures(run, trained.survivors)
     proofs += _write_proved_bundle(run, sensitivity, candidate=candidate, models=trained.models)
@@ -238,7 +238,7 @@ def _select_survivors(
     return survivors
 
 
-def _are_equal_survivors(one: Survivors, other: Survivors) -> bool:
+def _has_equal_survivors(one: Survivors, other: Survivors) -> bool:
     """Return whether two structures have the same units of the dense models."""
     for node_name, units_by_block in one.items():
         for block_name, units in units_by_block.items():

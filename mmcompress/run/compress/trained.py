@@ -44,7 +44,7 @@ def load_trained_models(
     """Read the trained models of a candidate from a folder."""
     models = build_pruned_models(run, sensitivity, candidate=candidate, refit=False)
     for node_name, model in models.items():
-        load_weights(model, folder.node_weights(node_name))
+        load_weights(model, folder.locate_node_weights(node_name))
     tensors = load_file(folder.units)
     survivors: Survivors = {}
     for node_name, blocks in run.blocks.items():

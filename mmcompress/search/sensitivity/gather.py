@@ -65,8 +65,8 @@ def gather_sensitivity(
     scores = score_units(IMPORTANCE.get(spec.prune.importance), inputs)
 
     batch = calibration_batch[slice(0, spec.data.sensitivity_pairs)]
-    references = pipeline.reference_outputs(models, batch)
-    dense_loss = pipeline.loss_of_models(models, batch, dense=references)
+    references = pipeline.compute_reference_outputs(models, batch)
+    dense_loss = pipeline.compute_loss(models, batch, dense=references)
     if spec.prune.sensitivity == "measured":
         curves = _measure_curves(
             spec,
@@ -84,7 +84,7 @@ def gather_sensitivity(
         )
 
     def measure_loss_increase() -> float:
-        loss = pipeline.loss_of_models(models, batch, dense=references)
+        loss = pipeline.compute_loss(models, batch, dense=references)
         return max(loss - dense_loss, 0.0)
 
     fp32_blocks: Fp32Blocks = {}
