@@ -162,9 +162,13 @@ def test_what_a_cell_fixes_is_not_searched():
 def test_every_claim_names_cells_that_are_made(spec):
     made = {c.folder for c in list_cells(spec)}
     assert all({*c.better, *c.worse} <= made for c in CLAIMS)
-    assert all(c.like in made or not c.like for c in list_cells(spec))
+    assert all(c.structure_of in made or not c.structure_of for c in list_cells(spec))
     order = [c.folder for c in list_cells(spec)]
-    assert all(order.index(c.like) < order.index(c.folder) for c in list_cells(spec) if c.like)
+    assert all(
+        order.index(c.structure_of) < order.index(c.folder)
+        for c in list_cells(spec)
+        if c.structure_of
+    )
 
 
 def test_a_verdict_needs_more_than_its_interval():

@@ -452,6 +452,6 @@ def test_simulated_rounding_spares_and_singles_out(models):
         every = changed()
     with simulate_precision(m, "int8", fp32_layers=m.list_linear_layers(("0.ffn",))):
         most = changed()
-    with simulate_precision(m, "int8", only=m.list_linear_layers(("0.ffn",))):
+    with simulate_precision(m, "int8", selected_layers=m.list_linear_layers(("0.ffn",))):
         one = changed()
     assert not changed() and most | one == every and not most & one and len(one) == 2

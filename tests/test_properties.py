@@ -508,8 +508,8 @@ def test_a_neighbour_is_new_valid_and_near_the_budget(drawn, seed):
     seen = {start.make_key()}
     for _ in range(3):
         rng = random.Random(seed)
-        neighbour = switch_levels(problem, make_trial(start), seen=seen, rng=rng)
-        twin = switch_levels(problem, make_trial(start), seen=seen, rng=random.Random(seed))
+        neighbour = switch_levels(problem, make_trial(start), seen_keys=seen, rng=rng)
+        twin = switch_levels(problem, make_trial(start), seen_keys=seen, rng=random.Random(seed))
         assert neighbour == twin
         if neighbour is None:
             return
@@ -534,7 +534,7 @@ def test_a_neighbour_keeps_the_precision_of_a_node_that_has_no_choice():
     start = Candidate(kept_units={"a": {"0.ffn": 4}}, precision={"a": "int8"})
     for seed in range(50):
         rng = random.Random(seed)
-        neighbour = switch_levels(problem, make_trial(start), seen={start.make_key()}, rng=rng)
+        neighbour = switch_levels(problem, make_trial(start), seen_keys={start.make_key()}, rng=rng)
         assert neighbour is None or neighbour.precision == {"a": "int8"}
 
 

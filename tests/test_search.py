@@ -516,7 +516,9 @@ def test_no_more_blocks_are_dropped_than_the_space_allows():
         evaluation_seconds=0.0,
     )
     rng = random.Random(0)
-    assert all(p.is_allowed(c) for _ in range(40) if (c := switch_levels(p, top, seen=(), rng=rng)))
+    assert all(
+        p.is_allowed(c) for _ in range(40) if (c := switch_levels(p, top, seen_keys=(), rng=rng))
+    )
 
 
 def test_protection_holds_for_moves_and_is_told_to_the_sampler():

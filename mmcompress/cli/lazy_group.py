@@ -99,6 +99,6 @@ class LazyGroup(click.Group):
         return f"; what is finished is kept, go on with: {shlex.join(['mmcompress', *arguments])}"
 
 
-def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
+def _show_warning(message: Warning | str, *details: Any, **options: Any) -> None:
     """Tell a warning of this project as one line."""
     err.print(f"[yellow]warning:[/yellow] {escape(str(message))}", soft_wrap=True)

@@ -211,13 +211,13 @@ def _place_objects(
 
 def _read_clearly(boxes: np.ndarray, relations: tuple[int, ...]) -> np.ndarray:
     """Tell whether each of n placements [n, count, 3] reads as the relations say: bool [n]."""
-    clear = np.ones(len(boxes), bool)
+    is_clear = np.ones(len(boxes), bool)
     for i, relation in enumerate(relations):
-        clear &= _stand_in_relation(boxes[:, i], boxes[:, i + 1], relation=relation)
+        is_clear &= _stand_in_relation(boxes[:, i], boxes[:, i + 1], relation=relation)
     # with one relation twice, first before second before third says this already
     if len(relations) > 1 and relations[0] != relations[1]:
-        clear &= _stand_in_relation(boxes[:, 0], boxes[:, 2], relation=relations[1])
-    return clear
+        is_clear &= _stand_in_relation(boxes[:, 0], boxes[:, 2], relation=relations[1])
+    return is_clear
 
 
 def _describe_scene(emoji: tuple[int, ...], relations: tuple[int, ...]) -> str:

@@ -79,7 +79,7 @@ def _choose_cells(cells: Sequence[Cell], tables: Sequence[str]) -> list[Cell]:
     """Return the cells of some tables, and those that they take their structures from."""
     chosen_cells = [cell for cell in cells if not tables or cell.table in tables]
     folders = {cell.folder for cell in chosen_cells}
-    folders |= {cell.like for cell in chosen_cells}
+    folders |= {cell.structure_of for cell in chosen_cells}
     return [cell for cell in cells if cell.folder in folders]
 
 
@@ -93,7 +93,7 @@ def _make_cells(prepared: PreparedRun, cells: Sequence[Cell]) -> dict[str, Summa
         description = {
             "about": cell.method.about,
             "changes": dict(cell.changes),
-            "like": cell.like,
+            "like": cell.structure_of,
         }
         set_damaged_artifact_aside(replace(run, folder=folder))
         if not folder.summary.exists():
@@ -130,12 +130,12 @@ def _make_one_cell(prepared: PreparedRun, cell: Cell, *, steps: int) -> None:
 
 def _choose_structure(run: RunContext, cell: Cell) -> str:
     """Return the folder of the cell whose structure a cell takes; empty where it fits one."""
-    if cell.table != "allocation" or not cell.like:
-        return cell.like
+    if cell.table != "allocation" or not cell.structure_of:
+        return cell.structure_of
     # Short trainings chose such a structure, so untrained ones are not its equals.
-    if run.folder.get_subfolder(cell.like).short_finetunings.exists():
+    if run.folder.get_subfolder(cell.structure_of).short_finetunings.exists():
         return ""
-    return cell.like
+    return cell.structure_of
 
 
 def _write_report(

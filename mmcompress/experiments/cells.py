@@ -75,7 +75,7 @@ class Cell:
     """How the structure is chosen and trained."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the spec and their values in this cell."""
-    like: str = ""
+    structure_of: str = ""
     """Folder of the cell whose structure this one takes. Empty: it fits one of its own."""
 
     @property
@@ -118,14 +118,14 @@ def _list_allocation_cells() -> list[Cell]:
     """List ways to split the budget, none of them trained."""
     cells = []
     for name in ALLOCATIONS_COMPARED:
-        like = REFERENCE_CELL if name == "searched" else ""
+        structure_of = REFERENCE_CELL if name == "searched" else ""
         cells.append(
             Cell(
                 table="allocation",
                 name=name,
                 method=BASELINES[name],
                 changes=UNTRAINED,
-                like=like,
+                structure_of=structure_of,
             )
         )
     return cells
@@ -170,7 +170,7 @@ def _list_importance_cells(spec: Spec) -> list[Cell]:
                     name=f"{criterion} + refit" if has_refit else criterion,
                     method=method,
                     changes={**UNTRAINED, "prune.refit": has_refit},
-                    like="allocation-uniform",
+                    structure_of="allocation-uniform",
                 )
             )
     return cells
@@ -242,9 +242,9 @@ def _list_loss_cells(spec: Spec) -> list[Cell]:
 def _has_other_training(spec: Spec, left_out: tuple[str, ...]) -> bool:
     """Return whether leaving losses out changes the training, and leaves one to learn from."""
     weights = resolve_loss_weights(spec.distill)
-    used = [loss for loss in (*TEACHER_LOSSES, *list_task_losses(spec)) if weights[loss]]
-    is_changed = any(loss in left_out for loss in used)
-    is_taught = any(loss not in left_out for loss in used)
+    used_losses = [loss for loss in (*TEACHER_LOSSES, *list_task_losses(spec)) if weights[loss]]
+    is_changed = any(loss in left_out for loss in used_losses)
+    is_taught = any(loss not in left_out for loss in used_losses)
     return is_changed and is_taught
 
 
@@ -255,7 +255,7 @@ def _change_reference(table: str, name: str, *, changes: Mapping[str, Any]) -> C
         name=name,
         method=BASELINES["searched"],
         changes=changes,
-        like=REFERENCE_CELL,
+        structure_of=REFERENCE_CELL,
     )
 
 

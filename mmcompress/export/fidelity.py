@@ -424,9 +424,9 @@ def _compare_input(
     expected = [answer.prepared for answer in answers]
     comparison.prepared.add(_compare_windows(prepared, expected), raw.name)
     if raw.decoded is not None:
-        decoded = deployed.prepare(raw.decoded)
+        decoded_value = deployed.prepare(raw.decoded)
         name = f"{raw.name} as the data decode it"
-        comparison.prepared.add(_compare_windows(decoded, expected), name)
+        comparison.prepared.add(_compare_windows(decoded_value, expected), name)
     own_embeddings = [answer.embedding for answer in answers if answer.embedding is not None]
     if own_embeddings:
         embeddings = deployed(raw.value)["embedding"]

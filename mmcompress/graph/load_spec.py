@@ -166,19 +166,19 @@ def _make_paths_absolute(data: dict[str, Any], folder: Path) -> None:
 def _resolve_source(text: str, folder: Path) -> str:
     """Return a source with its folder or file absolute; other sources stay as they are."""
     head = ""
-    local = text
+    path_text = text
     for scheme in FOLDER_SCHEMES:
         if text.startswith(f"{scheme}:"):
             head = f"{scheme}:"
-            local = text.removeprefix(head)
+            path_text = text.removeprefix(head)
             break
-    if head == "open_clip:" and "@" in local:
-        name, _, file = local.partition("@")
+    if head == "open_clip:" and "@" in path_text:
+        name, _, file = path_text.partition("@")
         is_file = file.startswith((".", "~"))
         return f"{head}{name}@{_resolve_name(folder, file)}" if is_file else text
-    is_folder = any((place / local).is_dir() for place in (folder, Path.cwd()))
-    if local.startswith((".", "~")) or is_folder:
-        return head + _resolve_name(folder, local)
+    is_folder = any((place / path_text).is_dir() for place in (folder, Path.cwd()))
+    if path_text.startswith((".", "~")) or is_folder:
+        return head + _resolve_name(folder, path_text)
     return text
 
 

@@ -119,15 +119,17 @@ def _classify_projections(spec: Spec, name: str) -> list[LayerModality]:
     own_modality = get_kind(spec.nodes[name].kind).stream_modality
     layers: list[LayerModality] = []
     for join_name, join in spec.nodes.items():
-        compared = {port: join.inputs[port] for port in get_kind(join.kind).compared_ports}
-        if f"{name}.embedding" not in compared.values():
+        compared_references = {
+            port: join.inputs[port] for port in get_kind(join.kind).compared_ports
+        }
+        if f"{name}.embedding" not in compared_references.values():
             continue
-        others: set[str] = set()
-        for reference in compared.values():
+        other_nodes: set[str] = set()
+        for reference in compared_references.values():
             if reference != f"{name}.embedding":
-                others.add(parse_reference(reference).node)
+                other_nodes.add(parse_reference(reference).node)
         other_modalities = frozenset(
-            get_kind(spec.nodes[other].kind).stream_modality for other in others
+            get_kind(spec.nodes[node].kind).stream_modality for node in other_nodes
         )
         own_modalities = frozenset({own_modality})
         layers.append(

@@ -81,8 +81,8 @@ def measure_removed_share(
     Returns:
         The share removed, 0 .. 1; None where there are no such blocks.
     """
-    whole = 0.0
-    removed = 0.0
+    whole_size = 0.0
+    removed_size = 0.0
     for node_name, kept_units in kept.items():
         cross_modal_blocks = cross.get(node_name, ())
         for block in blocks[node_name]:
@@ -90,6 +90,6 @@ def measure_removed_share(
             if not carries_parameters or (block.name in cross_modal_blocks) != crossing:
                 continue
             units_removed = block.units - kept_units.get(block.name, block.units)
-            whole += block.units * block.rows_and_columns_per_unit
-            removed += units_removed * block.rows_and_columns_per_unit
-    return removed / whole if whole else None
+            whole_size += block.units * block.rows_and_columns_per_unit
+            removed_size += units_removed * block.rows_and_columns_per_unit
+    return removed_size / whole_size if whole_size else None

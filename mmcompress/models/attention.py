@@ -126,7 +126,8 @@ class SelfAttention(nn.Module):
             zeros = torch.zeros_like(attn_mask, dtype=x.dtype)
             attn_mask = zeros.masked_fill(attn_mask, float("-inf"))
         q_BHTD, k_BHTD, v_BHTD = (
-            split_heads(projected, self.num_heads) for projected in self.qkv(x).chunk(3, -1)
+            split_heads(projected_rows, self.num_heads)
+            for projected_rows in self.qkv(x).chunk(3, -1)
         )
         attended_BHTD = attend(q_BHTD, k_BHTD, v=v_BHTD, mask=attn_mask)
         return self.out_proj(merge_heads(attended_BHTD)), None

@@ -256,7 +256,7 @@ class TokenSelector(nn.Module):
 
 
 def add_tokens_block(
-    model: nn.Module, path: str, *, extra: int, count: int, ordered: bool = False
+    model: nn.Module, path: str, *, extra: int, count: int, prefix_only: bool = False
 ) -> Block:
     """Wrap a module of the model in a `TokenSelector`, and return the block of its positions.
 
@@ -265,13 +265,13 @@ def add_tokens_block(
         path: A module whose output is a sequence [b, extra + count, w].
         extra: Leading positions that always stay, such as a class token.
         count: Positions that can be cut.
-        ordered: Positions are cut from the end only, as those of an audio window.
+        prefix_only: Positions are cut from the end only, as those of an audio window.
     """
     inner = model.get_submodule(path)
     if isinstance(inner, TokenSelector):
         inner = inner.inner
     model.set_submodule(path, TokenSelector(inner, extra, count=count))
-    step_count = WINDOW_STEPS if ordered else IMAGE_TOKEN_STEPS
+    step_count = WINDOW_STEPS if prefix_only else IMAGE_TOKEN_STEPS
     return Block(
         name="tokens",
         kind="tokens",
@@ -283,7 +283,7 @@ def add_tokens_block(
         module=path,
         reads=("stream",),
         drop=(),
-        prefix_only=ordered,
+        prefix_only=prefix_only,
     )
 
 

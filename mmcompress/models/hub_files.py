@@ -198,8 +198,14 @@ def list_weight_files(model: HubModel, listing: HubListing, *, folder: Path) -> 
             return sorted(set(index["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{model}: {name}: damaged: {error}") from error
-    others = [name for name in listing.files if Path(name).suffix in (".bin", ".pt", ".pth", ".h5")]
-    hint = f" (only {', '.join(sorted(others))}: formats that can run code)" if others else ""
+    other_files = [
+        name for name in listing.files if Path(name).suffix in (".bin", ".pt", ".pth", ".h5")
+    ]
+    hint = (
+        f" (only {', '.join(sorted(other_files))}: formats that can run code)"
+        if other_files
+        else ""
+    )
     raise ModelError(
         f"{model}: has no {WEIGHT_FILES[model.library][0]}{hint};"
         " save it with safetensors, or name a revision that has it: NAME@REVISION"
@@ -371,7 +377,7 @@ def explain_hub_error(model: HubModel, error: Exception, *, file_name: str = "")
         error: What the library raised. Its class counts, not the words of its message.
         file_name: The file that was asked for; empty for the model as a whole.
     """
-    what = f"{model}: {file_name}" if file_name else str(model)
+    description = f"{model}: {file_name}" if file_name else str(model)
     chain = list_error_chain(error)
     status = _find_status(chain)
     answer = f"the hub answered {status}" if status else "can't be fetched"
@@ -418,7 +424,7 @@ def explain_hub_error(model: HubModel, error: Exception, *, file_name: str = "")
     ]
     for applies, explanation in explanations:
         if applies:
-            return ModelError(f"{what}: {explanation}")
+            return ModelError(f"{description}: {explanation}")
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
-    return ModelError(f"{what}: {answer}: {reason}")
+    return ModelError(f"{description}: {answer}: {reason}")

@@ -216,9 +216,9 @@ def normalize_(model: nn.Module) -> nn.Module:
         The model itself.
     """
     for path, module in list(model.named_modules()):
-        cuttable = _make_cuttable(module)
-        if cuttable is not None:
-            model.set_submodule(path, cuttable)
+        cuttable_module = _make_cuttable(module)
+        if cuttable_module is not None:
+            model.set_submodule(path, cuttable_module)
     return model
 
 

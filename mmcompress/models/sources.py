@@ -279,7 +279,11 @@ def _recognize_folder(source: str, folder: Path, *, library: str = "") -> Source
             return SourceLocation(library=known_library, folder=folder)
     # an adapter has no configuration of a model, and says what to do
     check_config_files(folder)
-    names = [name for name, known in LIBRARY_BY_CONFIG_FILE.items() if library in ("", known)]
+    names = [
+        name
+        for name, library_name in LIBRARY_BY_CONFIG_FILE.items()
+        if library in ("", library_name)
+    ]
     raise ModelError(
         f"source '{shorten(source)}': {folder} holds no {' and no '.join(names)}:"
         " no model was saved there"

@@ -95,11 +95,11 @@ class TorchPipeline:
 
     def list_downstream(self, name: str) -> set[str]:
         """Return a node and every model that reads from it."""
-        reached = {name}
+        reached_nodes = {name}
         for other in self.order:
-            if reached & set(self.list_sources(other)):
-                reached.add(other)
-        return reached
+            if reached_nodes & set(self.list_sources(other)):
+                reached_nodes.add(other)
+        return reached_nodes
 
     def find_target_positions(self, batch: Batch, name: str) -> Tensor:
         """Return the positions of a generator whose next token counts [b, t - 1]; see
@@ -203,21 +203,21 @@ class TorchPipeline:
     def compute_reference_outputs(self, models: Models, batch: Batch) -> Outputs:
         """Return what `losses` compares with: outputs of the dense models, as far as any loss needs
         them."""
-        needed = {name for name, node in self.nodes.items() if node.needs_reference}
-        reads_others = any(self.list_sources(name) for name in needed)
-        skipped: Outputs = {}
+        needed_nodes = {name for name, node in self.nodes.items() if node.needs_reference}
+        reads_others = any(self.list_sources(name) for name in needed_nodes)
+        skipped_outputs: Outputs = {}
         if not reads_others:
-            skipped = {name: {} for name in self.order if name not in needed}
-        outputs = self.forward_in_pieces(models, batch, known_outputs=skipped)
+            skipped_outputs = {name: {} for name in self.order if name not in needed_nodes}
+        outputs = self.forward_in_pieces(models, batch, known_outputs=skipped_outputs)
         return self.select_reference_outputs(outputs)
 
     def select_reference_outputs(self, dense: Outputs) -> Outputs:
         """Return the part of the dense models' outputs that `losses` compares with."""
-        selected: Outputs = {}
+        selected_outputs: Outputs = {}
         for name, node in self.nodes.items():
             if node.needs_reference:
-                selected[name] = node.select_reference(dense[name])
-        return selected
+                selected_outputs[name] = node.select_reference(dense[name])
+        return selected_outputs
 
 
 def _select_rows(values: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:

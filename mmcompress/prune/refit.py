@@ -275,9 +275,9 @@ def refit_in_order_(
         refitted_outputs[node_name] = outputs[node_name]
 
 
-def _cut_same_positions(dense: Model, small: Model) -> Model:
+def _cut_same_positions(dense: Model, pruned_model: Model) -> Model:
     """Return the dense model, without the positions that the small one has cut."""
-    selector = small.token_selector
+    selector = pruned_model.token_selector
     if selector is None or selector.kept_count == selector.count:
         return dense
     return copy_without_units(dense, {"tokens": selector.index})

@@ -178,7 +178,7 @@ def replace_measurements(
         fixed_ms_by_node=old_target.fixed_ms_by_node,
         lowest_reachable=old_target.lowest_reachable,
     )
-    adopted = replace(
+    adopted_summary = replace(
         summary,
         target=build_target(
             spec,
@@ -194,7 +194,7 @@ def replace_measurements(
         predicted_latency_ms_p50=pace * summary.predicted_latency_ms_p50,
         machine_speed_factor=1.0,
     )
-    return replace(adopted, warnings=list_warnings(adopted))
+    return replace(adopted_summary, warnings=list_warnings(adopted_summary))
 
 
 def _replace_side_latency(side: Side, measured: PipelineMeasurement) -> Side:

@@ -59,7 +59,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
     goes on.
     """
     last: Trial | None = None
-    proposed: set[str] = set()
+    proposed_keys: set[str] = set()
     with start_evaluator(run, sensitivity) as evaluator:
 
         def propose(predictor: Predictor, budget_ms: float, attempt: int) -> Trial | None:
@@ -77,7 +77,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
                     evaluator=evaluator,
                     structure=last.candidate,
                 )
-            if trial is None or trial.candidate.make_key() in proposed:
+            if trial is None or trial.candidate.make_key() in proposed_keys:
                 trials = run_search(
                     run,
                     updated,
@@ -97,7 +97,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
                 )
             last = trial
             if trial:
-                proposed.add(trial.candidate.make_key())
+                proposed_keys.add(trial.candidate.make_key())
             return trial
 
         yield propose
@@ -164,10 +164,10 @@ def fit_structure(
     stored = read_valid_structure(run.folder, plan, effort=effort)
     if stored:
         return stored
-    trimmed = trim_structure(run, prepared, plan=plan, effort=effort)
-    if trimmed:
-        write_record(run.folder.fitted, trimmed)
-        return trimmed
+    trimmed_structure = trim_structure(run, prepared, plan=plan, effort=effort)
+    if trimmed_structure:
+        write_record(run.folder.fitted, trimmed_structure)
+        return trimmed_structure
 
     dense_latency = prepared.dense.latency_ms
     target_ms = run.goal.compute_target_ms(dense_latency)

@@ -76,11 +76,11 @@ def resume_target(run: RunContext) -> TargetState:
         fitted = None
     history: tuple[Artifact, ...] = ()
     if folder.has_stash():
-        stashed = Artifact(
+        stashed_artifact = Artifact(
             fitted=read_record(FittedStructure, folder.stash.fitted),
             summary=read_record(Summary, folder.stash.summary),
         )
-        history = (stashed,)
+        history = (stashed_artifact,)
     plan = plan_artifact(history, limits)
     if fitted:
         # The record on disk was made with this factor; another one would make it invalid.

@@ -303,8 +303,8 @@ def beam_search(
                 divisor = length**generation.length_penalty
                 means = [score / divisor for score in scores]
                 running[0] = running[0][:-repeated_tokens]
-                ended = list(zip(means, running, strict=True))
-                return _take_best([*finished, *ended], generation.beams)
+                ended_sequences = list(zip(means, running, strict=True))
+                return _take_best([*finished, *ended_sequences], generation.beams)
         if made_moves is not None:
             made_moves.append((beams, tokens))
         if beams != unmoved_beams:
@@ -363,12 +363,12 @@ def _rank_options(
     option_count = min(max(2, 1 + end_count) * beams, totals.size)
     best_indices = totals.argpartition(-option_count)[-option_count:]
     # a handful of numbers from here on: plain Python is quicker than arrays
-    ranked = sorted(
+    ranked_moves = sorted(
         zip(totals[best_indices].tolist(), best_indices.tolist(), strict=True),
         key=_get_negative_score,
     )
     options: list[_Option] = []
-    for score, index in ranked:
+    for score, index in ranked_moves:
         beam, token = divmod(index, vocabulary)
         options.append((score, beam, token))
     return options
@@ -392,21 +392,21 @@ def _add_finished(
 
     Only the first `beams` options may end: an end token further down is not probable enough.
     """
-    ended: list[ScoredSequence] = []
+    ended_sequences: list[ScoredSequence] = []
     for score, beam, token in options[: generation.beams]:
         if is_last or token in generation.ends:
             ids = [*running[beam], token]
-            ended.append((score / length**generation.length_penalty, ids))
-    return _take_best([*finished, *ended], generation.beams)
+            ended_sequences.append((score / length**generation.length_penalty, ids))
+    return _take_best([*finished, *ended_sequences], generation.beams)
 
 
 def _extend_sequences(running: Sequence[list[int]], move: BeamMove) -> list[list[int]]:
     """Give every beam the sequence that it continues, and its next token."""
     beams, tokens = move
-    extended: list[list[int]] = []
+    extended_ids: list[list[int]] = []
     for beam, token in zip(beams, tokens, strict=True):
-        extended.append([*running[beam], token])
-    return extended
+        extended_ids.append([*running[beam], token])
+    return extended_ids
 
 
 def _take_best(sequences: list[ScoredSequence], count: int) -> list[ScoredSequence]:

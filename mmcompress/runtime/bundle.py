@@ -116,9 +116,9 @@ def _find_root(folder: Path) -> Path:
 
     The cache of a hub keeps `snapshots/COMMIT/` with links to the `blobs/` beside `snapshots/`.
     """
-    resolved = folder.resolve()
-    is_snapshot = resolved.parent.name == "snapshots"
-    return resolved.parents[1] if is_snapshot else resolved
+    resolved_path = folder.resolve()
+    is_snapshot = resolved_path.parent.name == "snapshots"
+    return resolved_path.parents[1] if is_snapshot else resolved_path
 
 
 def verify_files(folder: str | Path, manifest: Manifest) -> None:

@@ -198,15 +198,15 @@ def sort_nodes(nodes: Manifest) -> list[str]:
 
     Those that wait for themselves are left out.
     """
-    waiting = {name: _list_sources(node) & set(nodes) for name, node in nodes.items()}
+    sources_by_node = {name: _list_sources(node) & set(nodes) for name, node in nodes.items()}
     order: list[str] = []
     while True:
-        ready = [name for name, sources in waiting.items() if sources <= set(order)]
-        if not ready:
+        ready_nodes = [name for name, sources in sources_by_node.items() if sources <= set(order)]
+        if not ready_nodes:
             return order
-        order += ready
-        for name in ready:
-            del waiting[name]
+        order += ready_nodes
+        for name in ready_nodes:
+            del sources_by_node[name]
 
 
 def _list_cycles(nodes: Manifest) -> Iterator[str]:

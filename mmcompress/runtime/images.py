@@ -146,22 +146,22 @@ def _scale_to_bytes(values: np.ndarray) -> np.ndarray:
     if np.issubdtype(values.dtype, np.uint16):
         return np.rint(values / BYTE_STEP).astype(np.uint8)
     smallest = values.min()
-    largest = values.max()
+    largest_value = values.max()
     if np.issubdtype(values.dtype, np.integer):
-        if smallest < 0 or largest > LARGEST_PIXEL_VALUE:
+        if smallest < 0 or largest_value > LARGEST_PIXEL_VALUE:
             raise ValueError(
-                f"{values.dtype} values from {smallest} to {largest}; give uint8 or uint16"
+                f"{values.dtype} values from {smallest} to {largest_value}; give uint8 or uint16"
             )
         return values.astype(np.uint8)
     if not np.issubdtype(values.dtype, np.floating):
         raise ValueError(f"values of the type {values.dtype}; give uint8 or float32")
     if not np.isfinite(values).all():
         raise ValueError("values that are no finite numbers")
-    is_unit = smallest >= -UNIT_OVERSHOOT and largest <= 1 + UNIT_OVERSHOOT
-    if not is_unit and smallest < 0 and largest <= LARGEST_STANDARDIZED_VALUE:
+    is_unit = smallest >= -UNIT_OVERSHOOT and largest_value <= 1 + UNIT_OVERSHOOT
+    if not is_unit and smallest < 0 and largest_value <= LARGEST_STANDARDIZED_VALUE:
         raise ValueError(
-            f"{values.dtype} values from {smallest:.3g} to {largest:.3g}, as of a standardized"
-            " picture; give uint8, or float32 from 0 to 1 or from 0 to 255"
+            f"{values.dtype} values from {smallest:.3g} to {largest_value:.3g}, as of a "
+            "standardized picture; give uint8, or float32 from 0 to 1 or from 0 to 255"
         )
     factor = LARGEST_PIXEL_VALUE if is_unit else 1
     bounded_values: np.ndarray = np.clip(np.rint(values * factor), 0, LARGEST_PIXEL_VALUE)

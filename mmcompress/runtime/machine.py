@@ -152,7 +152,7 @@ def read_git_commit() -> str:
 
 def _run_git(arguments: list[str]) -> str:
     """Run git in the checkout, and return what it prints."""
-    done = subprocess.run(
+    completed_process = subprocess.run(
         ["git", *arguments],
         cwd=CHECKOUT_FOLDER,
         capture_output=True,
@@ -161,4 +161,4 @@ def _run_git(arguments: list[str]) -> str:
         errors="replace",
         timeout=GIT_TIMEOUT_SECONDS,
     )
-    return done.stdout.strip()
+    return completed_process.stdout.strip()

@@ -145,8 +145,8 @@ def allocate_node(
             kept_units[block.name] = cut_by_share(block, prune.blocks[block.name])
         else:
             free_blocks.append(block)
-    dropped = _choose_dropped_blocks(free_blocks, prune.drop, inputs=inputs)
-    kept_units |= dict.fromkeys(dropped, 0)
+    dropped_blocks = _choose_dropped_blocks(free_blocks, prune.drop, inputs=inputs)
+    kept_units |= dict.fromkeys(dropped_blocks, 0)
     ratio_by_group = {"heads": prune.heads, "ffn": prune.ffn, "tokens": prune.tokens}
     for group, ratio in ratio_by_group.items():
         group_blocks = [block for block in free_blocks if block.group == group]
@@ -161,7 +161,7 @@ def allocate_node(
                 to_remove = int(ratio / inputs.protection * _count_all_steps(part))
             else:
                 to_remove = int(ratio * _count_all_steps(part) + 0.5)
-            remaining = [block for block in part if block.name not in dropped]
+            remaining = [block for block in part if block.name not in dropped_blocks]
             # Steps of dropped blocks count as removed.
             to_remove -= _count_all_steps(part) - _count_all_steps(remaining)
             if remaining and to_remove > 0:
@@ -183,8 +183,8 @@ def _choose_dropped_blocks(
         weight = inputs.protection if block.name in inputs.cross_modal else 1.0
         return float(inputs.curves[block.name].interpolate(0)) * weight
 
-    droppable = [block for block in sorted(blocks, key=estimate_drop_loss) if block.drop]
-    return {block.name for block in droppable[:count]}
+    ordered_blocks = [block for block in sorted(blocks, key=estimate_drop_loss) if block.drop]
+    return {block.name for block in ordered_blocks[:count]}
 
 
 def allocate_pipeline(

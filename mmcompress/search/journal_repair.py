@@ -35,7 +35,7 @@ class JournalRepair:
     """Lines from the first damaged one on. 0: the journal is whole, and nothing was written."""
     trials: tuple[PlainRecord, ...]
     """Finished trials of all whole lines, as plain data, oldest first."""
-    aside: Path
+    copy: Path
     """The file that holds the whole journal as it was."""
 
     def describe(self, journal: Path) -> str:
@@ -43,7 +43,7 @@ class JournalRepair:
         return (
             f"{journal}: line {self.kept_lines + 1} is damaged; it and what follows "
             f"({self.lines_aside} lines) are left out; {len(self.trials)} finished trials are "
-            f"kept; the file as it was lies in {self.aside.name}"
+            f"kept; the file as it was lies in {self.copy.name}"
         )
 
 
@@ -76,7 +76,7 @@ def repair_journal(journal: Path, *, keep_lines: bool = True) -> JournalRepair:
         kept_lines=len(kept_lines),
         lines_aside=len(cut_lines),
         trials=tuple(_list_finished_trials([*kept_lines, *cut_lines])),
-        aside=aside_file,
+        copy=aside_file,
     )
 
 

@@ -311,9 +311,11 @@ class _Linearizer:
             progress=partial(self.run.on_progress, "search"),
             message=f"the loss without each cut, round {factors.rounds + 1}",
         )
-        moved = _move_factors(factors, self.sensitivity, split=split, losses_without=losses_without)
+        moved_factors = _move_factors(
+            factors, self.sensitivity, split=split, losses_without=losses_without
+        )
         return replace(
-            moved,
+            moved_factors,
             rounds=factors.rounds + 1,
             measured_splits=(*factors.measured_splits, split.candidate.make_key()),
             evaluations=factors.evaluations + len(candidates),

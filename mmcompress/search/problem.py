@@ -227,8 +227,8 @@ def _find_node_value(
 ) -> float:
     """Find the number of dropped blocks of a node, or the ratio of a group of its blocks."""
     if key == "drop":
-        dropped = sum(kept_units.get(block.name, block.units) == 0 for block in blocks)
-        return _clip_to_dimension(dimension, dropped)
+        dropped_count = sum(kept_units.get(block.name, block.units) == 0 for block in blocks)
+        return _clip_to_dimension(dimension, dropped_count)
     group = [block for block in blocks if block.group == key]
     all_units = sum(block.units for block in group)
     units_left = sum(kept_units.get(block.name, block.units) for block in group)

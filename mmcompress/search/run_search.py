@@ -195,18 +195,24 @@ def run_search(
                 to_search_point(problem, trial.candidate)
                 for trial in best_trials[:MAX_RESTART_POINTS]
             ]
-            refitted = _refit_to_budget(problem, sensitivity, trials=best_trials)
-            seeds = refitted + (seeds if known_candidates else seeds[:1])
+            repaired_trials = _refit_to_budget(problem, sensitivity, trials=best_trials)
+            seeds = repaired_trials + (seeds if known_candidates else seeds[:1])
         trials = _run_study(
             study, problem, run=run, evaluator=evaluator, effort=effort, starts=starts, seeds=seeds
         )
 
         finalists = _list_finalists(trials, budget_ms, min_ms=0.0, count=run.spec.search.finalists)
-        grown = _grow_finalists(problem, sensitivity, finalists=finalists)
-        if grown:
+        grown_trials = _grow_finalists(problem, sensitivity, finalists=finalists)
+        if grown_trials:
             # The effort is spent by now: this evaluates the grown structures alone.
             trials = _run_study(
-                study, problem, run=run, evaluator=evaluator, effort=effort, starts=[], seeds=grown
+                study,
+                problem,
+                run=run,
+                evaluator=evaluator,
+                effort=effort,
+                starts=[],
+                seeds=grown_trials,
             )
     return _select_allowed(problem, trials)
 
@@ -238,13 +244,13 @@ def run_unguided_search(
         All trials of the study that the problem allows.
     """
     problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
-    guided = _plan_effort(run.spec, evaluator, attempt=attempt)
+    planned_effort = _plan_effort(run.spec, evaluator, attempt=attempt)
     grown_trials = (1 + attempt) * (run.spec.search.finalists + len(run.blocks))
     restart_seeds = MAX_REFITTED_TRIALS + MAX_KNOWN_CANDIDATES
     seed_trials = MAX_KNOWN_CANDIDATES + restart_seeds * attempt
-    guided_trials = guided.trials + guided.level_switches
+    guided_trials = planned_effort.trials + planned_effort.level_switches
     trial_count = guided_trials + grown_trials + seed_trials + extra_trials
-    effort = replace(guided, trials=trial_count, level_switches=0)
+    effort = replace(planned_effort, trials=trial_count, level_switches=0)
     with run.time_stage("search"):
         trials = _run_study(
             _open_study(run),

@@ -101,10 +101,10 @@ def rank_by_short_finetuning(
     if not record.exists():
         pool = _list_distinct_structures(problem, sensitivity, run=run, trials=trials)
         with run.time_stage("short finetuning"):
-            finetuned = _finetune_all(
+            finetuned_structures = _finetune_all(
                 run, sensitivity, pool=pool[: run.spec.search.short_finetunings]
             )
-        write_record(record, FinetunedStructures(tried=tuple(finetuned)))
+        write_record(record, FinetunedStructures(tried=tuple(finetuned_structures)))
     tried = read_record(FinetunedStructures, record).tried
     winner = min(tried, key=lambda structure: structure.loss)
     smaller = cut_to_budget(
@@ -179,8 +179,8 @@ def _list_distinct_structures(
     for point in list_plain_starts(problem, run.spec):
         _, candidate = scale_to_budget(problem, point)
         if problem.predict(candidate) <= problem.budget_ms:
-            grown = _grow_candidate(problem, sensitivity, candidate=candidate)
-            plain_splits.append(("plain split", grown))
+            grown_candidate = _grow_candidate(problem, sensitivity, candidate=candidate)
+            plain_splits.append(("plain split", grown_candidate))
 
     ranked_structures = [
         *by_loss[:1],
@@ -241,14 +241,16 @@ def _finetune_all(
 ) -> list[FinetunedStructure]:
     """Train every structure of a pool for a short while; they share what the teacher answers."""
     teacher = open_teacher(run)
-    finetuned = []
+    finetuned_structures = []
     for i, (origin, candidate) in enumerate(pool):
         name = f"{i + 1} of {len(pool)} ({origin})"
         loss = _finetune_candidate(
             run, sensitivity, candidate=candidate, teacher=teacher, name=name
         )
-        finetuned.append(FinetunedStructure(candidate=candidate, origin=origin, loss=loss))
-    return finetuned
+        finetuned_structures.append(
+            FinetunedStructure(candidate=candidate, origin=origin, loss=loss)
+        )
+    return finetuned_structures
 
 
 def _finetune_candidate(

@@ -433,7 +433,7 @@ class _SearchSession:
         if self.switched >= self.effort.level_switches or self._awaits_other_origins():
             return None
         candidate_or_none = switch_levels(
-            self.problem, self._find_best(), seen=self._list_known_keys(), rng=self.rng
+            self.problem, self._find_best(), seen_keys=self._list_known_keys(), rng=self.rng
         )
         if candidate_or_none is None:
             # No neighbour is left: do not look again.

@@ -200,8 +200,8 @@ class YamlSource:
             nearest = nearest[:-1]
         line = self.lines.get(nearest, 1)
         place = f"{self.path}:{line}" if line else f"{self.path} (--set {_join_keys(nearest)})"
-        what = f"{_join_keys(path)}: " if path else ""
-        return SpecError(f"{place}: {what}{message}")
+        description = f"{_join_keys(path)}: " if path else ""
+        return SpecError(f"{place}: {description}{message}")
 
     def build(self, record_type: type[RecordType]) -> RecordType:
         """Make a record of the file.
@@ -227,12 +227,12 @@ def list_given_keys(path: str | Path, overrides: dict[str, Any] | None = None) -
     `precision: auto` leaves the precision to the search, so it does not count as set.
     """
     source = YamlSource(path, overrides)
-    given: set[str] = set()
+    given_keys: set[str] = set()
     for keys in source.lines:
         value = _find_value(source.data, keys)
         if value != "auto" and not isinstance(value, dict):
-            given.add(".".join(keys))
-    return frozenset(given)
+            given_keys.add(".".join(keys))
+    return frozenset(given_keys)
 
 
 def _find_value(data: Any, keys: KeyPath) -> Any:

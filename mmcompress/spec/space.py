@@ -110,17 +110,17 @@ def _find_value_problem(dotted_key: str, dimension: Dimension) -> str:
         unknown = PRECISIONS.find_problem(choice)
         if unknown:
             return unknown
-    least = 0.0
-    most = 1.0
+    min_value = 0.0
+    max_value = 1.0
     if dotted_key.endswith("protection"):
-        least = 1.0
-        most = 100.0
+        min_value = 1.0
+        max_value = 100.0
     elif is_whole:
-        most = 1000.0
+        max_value = 1000.0
     if not dimension.choices and not (
-        least <= (dimension.low or 0.0) and (dimension.high or 0.0) <= most
+        min_value <= (dimension.low or 0.0) and (dimension.high or 0.0) <= max_value
     ):
-        return f"must lie in {least:g} .. {most:g}"
+        return f"must lie in {min_value:g} .. {max_value:g}"
     return ""
 
 

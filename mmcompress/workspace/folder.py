@@ -396,8 +396,8 @@ class RunFolder:
 
     def write_format(self) -> None:
         """Write down the format of a new folder."""
-        stated = {"format": RUN_FORMAT, "mmcompress": __version__}
-        write_record(self.format, stated)
+        stated_format = {"format": RUN_FORMAT, "mmcompress": __version__}
+        write_record(self.format, stated_format)
 
     def check_format(self) -> None:
         """Check that this version of mmcompress can go on with the run of the folder.
@@ -406,12 +406,12 @@ class RunFolder:
             DataError: The run was begun in another format; the message names both. Or the file is
                 damaged.
         """
-        stated = {}
+        stated_format = {}
         if self.format.exists():
-            stated = read_plain(dict, self.format, cure=NEW_FOLDER_CURE)
-        run_format = stated.get("format", FIRST_FORMAT)
+            stated_format = read_plain(dict, self.format, cure=NEW_FOLDER_CURE)
+        run_format = stated_format.get("format", FIRST_FORMAT)
         if run_format != RUN_FORMAT:
-            version = stated.get("mmcompress", FIRST_VERSION)
+            version = stated_format.get("mmcompress", FIRST_VERSION)
             raise DataError(
                 f"{self}: a run folder of format {run_format} (mmcompress {version}); "
                 f"this version reads format {RUN_FORMAT}: use a new --out"
@@ -450,11 +450,11 @@ class RunFolder:
         """
         # The weights go first: they belong to the structure that is still on record.
         shutil.rmtree(self.weights, ignore_errors=True)
-        stale = [*self.list_training_histories(), *self.path.glob("training.*")]
-        stale += [self.summary, self.outcomes]
+        stale_paths = [*self.list_training_histories(), *self.path.glob("training.*")]
+        stale_paths += [self.summary, self.outcomes]
         if search_goes_on:
-            stale.append(self.short_finetunings)
-        for file in stale:
+            stale_paths.append(self.short_finetunings)
+        for file in stale_paths:
             file.unlink(missing_ok=True)
         self.fitted.unlink()
 

@@ -85,19 +85,23 @@ class TrainableFusionEncoder(TrainableNode):
         labels.
         """
         parts = super().compute_losses(batch, outputs=outputs, reference=reference)
-        own = outputs[self.name]
-        logits = torch.cat([own["scores"], own["other_scores"]])
-        wanted = torch.cat([torch.ones_like(own["scores"]), torch.zeros_like(own["other_scores"])])
+        own_outputs = outputs[self.name]
+        logits = torch.cat([own_outputs["scores"], own_outputs["other_scores"]])
+        target_shares = torch.cat(
+            [torch.ones_like(own_outputs["scores"]), torch.zeros_like(own_outputs["other_scores"])]
+        )
         if self.setup.labels_by_teacher and reference is not None:
             dense = reference[self.name]
-            wanted = torch.cat([dense["scores"], dense["other_scores"]]).sigmoid()
-        loss = functional.binary_cross_entropy_with_logits(logits, wanted)
+            target_shares = torch.cat([dense["scores"], dense["other_scores"]]).sigmoid()
+        loss = functional.binary_cross_entropy_with_logits(logits, target_shares)
         return {**parts, f"match.{self.name}": loss}
 
     def compute_quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
         """Return the share of texts that fit their own picture better than another one."""
-        own = outputs[self.name]
-        return {"match_accuracy": compute_share(own["scores"] > own["other_scores"])}
+        own_outputs = outputs[self.name]
+        return {
+            "match_accuracy": compute_share(own_outputs["scores"] > own_outputs["other_scores"])
+        }
 
     @staticmethod
     def make_random_inputs(

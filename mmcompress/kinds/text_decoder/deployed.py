@@ -106,13 +106,13 @@ class TextDecoder:
             Scored sequences of token ids, the best first.
         """
         generation = self.generation if steps is None else self.generation.set_pace(steps)
-        prefilled = self._prefill(context)
+        prefill_outputs = self._prefill(context)
         past_names = [name for name in self.step_session.inputs if name.startswith("past")]
         inputs = set(self.step_session.inputs)
         positions = np.arange(generation.max_tokens + 1, dtype=np.int64)
         cross_inputs = {
             name: value
-            for name, value in prefilled.items()
+            for name, value in prefill_outputs.items()
             if name in inputs and name not in past_names
         }
 
@@ -129,9 +129,9 @@ class TextDecoder:
             return scores, new_past
 
         beams = generation.beams
-        if past_names and past_names[0] in prefilled:
+        if past_names and past_names[0] in prefill_outputs:
             # the context is a prefix of the text: every beam starts from its K and V
-            past = [np.repeat(prefilled[name], beams, 0) for name in past_names]
+            past = [np.repeat(prefill_outputs[name], beams, 0) for name in past_names]
         else:
             past = [
                 np.zeros((beams, heads, 0, width), np.float32) for heads, width in self.past_shapes

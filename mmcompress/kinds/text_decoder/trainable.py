@@ -59,13 +59,13 @@ class TrainableTextDecoder(TrainableNode):
         for row in self._tokenize(pairs.generated_texts or pairs.texts):
             rows.append(row[: generation.max_tokens])
         length = max(map(len, rows))
-        padded = pad_ids(rows, length, pad=generation.pad, eos=generation.eos)
+        padded_ids = pad_ids(rows, length, pad=generation.pad, eos=generation.eos)
         lengths = torch.tensor([len(row) for row in rows])
         if generation.forced_end != NO_TOKEN:
             # what stands at the end of the longest text is not the model's choice
             lengths = lengths.clamp(max=generation.max_tokens - 1)
         has_next = torch.arange(1, length) < lengths[:, None]
-        return torch.from_numpy(padded), has_next
+        return torch.from_numpy(padded_ids), has_next
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of texts, each with start and end.
@@ -105,8 +105,8 @@ class TrainableTextDecoder(TrainableNode):
             return {}
         probabilities = dense["logits"].softmax(-1)
         count = min(MAX_REFERENCE_TOKENS, probabilities.shape[-1])
-        likeliest = probabilities.topk(count, -1)
-        return {"likely": likeliest.indices, "share": likeliest.values}
+        predicted_ids = probabilities.topk(count, -1)
+        return {"likely": predicted_ids.indices, "share": predicted_ids.values}
 
     def compute_losses(
         self, batch: Batch, *, outputs: Outputs, reference: Outputs | None

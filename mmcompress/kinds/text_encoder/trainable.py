@@ -45,8 +45,8 @@ class TrainableTextEncoder(TrainableNode):
             return self._tokenize(pairs.texts)
         queries = pairs.generated_texts or tuple(drop_words(text) for text in pairs.texts)
         texts: list[str] = []
-        for query, wanted in zip(queries, pairs.texts, strict=True):
-            texts.extend((query, wanted))
+        for query, target_text in zip(queries, pairs.texts, strict=True):
+            texts.extend((query, target_text))
         ids, is_token = self._tokenize(texts)
         return ids.unflatten(0, (-1, 2)), is_token.unflatten(0, (-1, 2))
 

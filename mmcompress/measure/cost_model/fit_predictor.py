@@ -162,7 +162,7 @@ def _measure_outside_sessions(
     """
     outside_sessions_ms: dict[str, float] = {}
     for node in plan.deployed:
-        reads_sound = node in plan.windows and plan.windows[node].ordered
+        reads_sound = node in plan.windows and plan.windows[node].prefix_only
         if plan.small_structures and not reads_sound:
             outside_sessions_ms[node] = 0.0
         else:
@@ -185,17 +185,17 @@ def _select_exports(
     exports: Sequence[Export], export_ms: Sequence[float], *, node: str, precision: str
 ) -> list[_TimedExport]:
     """Select the exports of one node in one precision."""
-    selected: list[_TimedExport] = []
+    selected_exports: list[_TimedExport] = []
     for export, ms in zip(exports, export_ms, strict=True):
         if export.node == node and export.precision == precision:
-            selected.append(_TimedExport(export=export, ms=ms))
-    return selected
+            selected_exports.append(_TimedExport(export=export, ms=ms))
+    return selected_exports
 
 
 def _fit_size(timed_exports: Sequence[_TimedExport]) -> LinearFit:
     """Fit the megabytes of exports to their millions of parameters."""
-    params_m = [timed.export.params_m for timed in timed_exports]
-    size_mb = [timed.export.size_mb for timed in timed_exports]
+    params_m = [timed_export.export.params_m for timed_export in timed_exports]
+    size_mb = [timed_export.export.size_mb for timed_export in timed_exports]
     return LinearFit.fit_line(params_m, size_mb)
 
 
@@ -212,7 +212,8 @@ def _fit_node(
 ) -> LinearFit:
     """Fit one node in one precision: the steps of `fit_predictor`."""
     alone_table_ms = [
-        _sum_export_table(draft, timed.export, precision=precision) for timed in timed_exports
+        _sum_export_table(draft, timed_export.export, precision=precision)
+        for timed_export in timed_exports
     ]
     alone_fit = _fit_exports(draft, timed_exports, table_ms=alone_table_ms)
     whole_table_ms = alone_table_ms[0]
@@ -249,10 +250,10 @@ def _fit_exports(
 ) -> LinearFit:
     """Fit base and scale to exports that were timed alone."""
     base_shares: list[float] = []
-    for timed in timed_exports:
-        export = timed.export
+    for timed_export in timed_exports:
+        export = timed_export.export
         base_shares.append(draft.compute_remaining_share(export.node, export.cut_positions))
-    export_ms = [timed.ms for timed in timed_exports]
+    export_ms = [timed_export.ms for timed_export in timed_exports]
     return LinearFit.fit_line(table_ms, export_ms, base_shares=base_shares)
 
 

@@ -93,7 +93,7 @@ class PositionWindow:
 
     count: int
     """Positions of the whole node."""
-    ordered: bool
+    prefix_only: bool
     """Whether positions go from the end only. Then what runs before the blocks becomes shorter
     too."""
     cuts: tuple[int, ...]
@@ -147,8 +147,8 @@ class LinearFit:
         relative_terms = np.stack(terms, 1)
         best_error = float("inf")
         best_terms: np.ndarray | None = None
-        for used in TERMS_IN_PIPELINE:
-            columns = list(used)
+        for term_names in TERMS_IN_PIPELINE:
+            columns = list(term_names)
             solution = np.zeros(len(terms))
             solution[columns] = np.linalg.lstsq(
                 relative_terms[:, columns], np.ones(len(measured)), rcond=None
@@ -411,7 +411,7 @@ class Predictor:
         Where positions go from the end, all that runs before the blocks becomes shorter too.
         """
         window = self.windows.get(node)
-        if window is None or not window.ordered:
+        if window is None or not window.prefix_only:
             return 1.0
         return 1 - cut / window.count
 

@@ -226,13 +226,13 @@ def bench_pipelines(
     slowest_seconds = sender.warm_up()
     requests_per_turn = max(1, round(TURN_SECONDS / slowest_seconds))
     takes_turns = len(pipelines) > 1 and slowest_seconds < TURN_SECONDS
-    uncounted = 1 if takes_turns else 0
+    uncounted_requests = 1 if takes_turns else 0
     names = list(pipelines)
     generator = random.Random(options.first_request)
-    started = time.perf_counter()
+    start_seconds = time.perf_counter()
     sent = 0
     while sent < options.max_requests:
-        time_is_over = time.perf_counter() - started >= options.seconds
+        time_is_over = time.perf_counter() - start_seconds >= options.seconds
         if sent >= options.min_requests and time_is_over:
             break
         if len(names) == 2:
@@ -241,7 +241,7 @@ def bench_pipelines(
             generator.shuffle(names)
         turn_end = min(sent + requests_per_turn, options.max_requests)
         for name in names:
-            for number in range(sent - uncounted, sent):
+            for number in range(sent - uncounted_requests, sent):
                 sender.send_request(name, number)
             for number in range(sent, turn_end):
                 sender.record_request(name, number)
@@ -288,9 +288,9 @@ class _RequestSender:
         for node_name, writer in self.writers[name].items():
             traces = self.options.traces
             writer.replay = traces[position][node_name] if traces else ()
-        started = time.perf_counter()
+        start_seconds = time.perf_counter()
         self.pipelines[name](**self.requests[position])
-        return time.perf_counter() - started
+        return time.perf_counter() - start_seconds
 
     def record_request(self, name: str, number: int) -> None:
         """Send a request to a pipeline and add what it took to the samples."""
@@ -330,7 +330,7 @@ def _count_calls(pipeline: Pipeline) -> dict[str, int]:
 
 def _join_rows(first: MsByNode, second: MsByNode) -> MsByNode:
     """Return the rows of `second`, each behind the row of `first` that has the same name."""
-    joined: MsByNode = {}
+    joined_samples: MsByNode = {}
     for name, row in second.items():
-        joined[name] = first.get(name, []) + row
-    return joined
+        joined_samples[name] = first.get(name, []) + row
+    return joined_samples

@@ -567,8 +567,8 @@ def read_settings(
         words = tokenize_prompt(tokenizer_json, request.prompt)
         if words:
             forced_first = getattr(generation_config, "forced_bos_token_id", None)
-            forced = [] if forced_first is None else [int(forced_first)]
-            prompt = [tokens.bos, *forced, *words]
+            forced_ids = [] if forced_first is None else [int(forced_first)]
+            prompt = [tokens.bos, *forced_ids, *words]
     return build_generation_settings(
         generation_config,
         tokens,

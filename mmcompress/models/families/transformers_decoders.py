@@ -46,9 +46,9 @@ def load_text_decoder(context: LoadContext) -> Model:
             f" {CAUSAL_CLASS}.save_pretrained writes it; within a vision-encoder-decoder it is"
             " read too"
         )
-    whole = load_library_model(context, family.class_name, config=config, unread=POOLER)
+    library_model = load_library_model(context, family.class_name, config=config, unread=POOLER)
     return assemble_decoder(
-        whole,
+        library_model,
         config.model_type,
         tokenizer_json=load_tokenizer_json(context),
         candidates=context.candidates,

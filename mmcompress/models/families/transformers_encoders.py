@@ -505,7 +505,7 @@ class AudioEncoder(Model):
         self.width = int(config.d_model)
         self.mels = int(config.num_mel_bins)
         window_block = add_tokens_block(
-            self, "window", extra=0, count=int(config.max_source_positions), ordered=True
+            self, "window", extra=0, count=int(config.max_source_positions), prefix_only=True
         )
         self.blocks = (window_block, *find_blocks(self, "tower"))
         self.dims = {"tokens": self.width, "embedding": self.width}

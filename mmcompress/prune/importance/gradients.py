@@ -126,12 +126,12 @@ def compute_mask_gradients(inputs: ImportanceInputs) -> Scores:
             node_names, block_names, gradients, strict=True
         ):
             rows[node_name][block_name].append(gradient_BU)
-    stacked: Scores = {}
+    stacked_grams: Scores = {}
     for node_name, rows_by_block in rows.items():
-        stacked[node_name] = {}
+        stacked_grams[node_name] = {}
         for block_name, parts in rows_by_block.items():
-            stacked[node_name][block_name] = torch.cat(parts)
-    return stacked
+            stacked_grams[node_name][block_name] = torch.cat(parts)
+    return stacked_grams
 
 
 def _split_for_backward(inputs: ImportanceInputs) -> list[Batch]:

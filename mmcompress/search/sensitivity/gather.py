@@ -138,7 +138,7 @@ def find_sensitive_blocks(
     sensitive_blocks = []
     for block in model.weighted_blocks:
         layers = model.list_linear_layers((block.name,))
-        with simulate_precision(model, precision, only=layers):
+        with simulate_precision(model, precision, selected_layers=layers):
             if measure_loss_increase() > max_loss_increase:
                 sensitive_blocks.append(block.name)
     return tuple(sensitive_blocks)
