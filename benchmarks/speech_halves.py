@@ -3,8 +3,8 @@
     LJSPEECH_DIR=... python benchmarks/speech_halves.py --out runs/halves
 
 Each seed deals the clips to the splits anew. A run that was interrupted goes on; one that is
-finished is not run again. `halves.json` in the folder holds, for every half: the exit code, and for
-every target whether it is met, what is retained, and which proofs failed. A run should end with
+finished is not run again. `halves.json` in the folder holds the exit code of every half. For every
+target it says whether it is met, what is retained, and which proofs failed. A run should end with
 exit code 0 or 3 and every proof passed.
 """
 

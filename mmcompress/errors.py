@@ -1,16 +1,18 @@
 """The error tree. Everything that a caller may want to catch derives from `MmcompressError`.
 
-MmcompressError
-├── SpecError        the YAML says something that can't be            exit code 2
-├── DataError        an input file or dataset is missing or odd       exit code 2
-│   └── DiskFull     a file can't be written                          exit code 2
-├── ModelError       weights or a model that can't be used            exit code 2
-├── BundleError      a bundle that is damaged, altered or too new     exit code 2
-├── MissingPackage   an optional package is not installed             exit code 2
-├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
-├── TargetNotMet     the best artifact was written, but is too slow   exit code 3
-├── QualityUndetermined  the dense answers are empty or alike         exit code 3
-└── ProofFailed      an artifact does not compute what it should      exit code 1
+A command that ends with one of them has this exit code:
+
+    MmcompressError
+    ├── SpecError        the YAML says something that can't be            exit code 2
+    ├── DataError        an input file or dataset is missing or odd       exit code 2
+    │   └── DiskFull     a file can't be written                          exit code 2
+    ├── ModelError       weights or a model that can't be used            exit code 2
+    ├── BundleError      a bundle that is damaged, altered or too new     exit code 2
+    ├── MissingPackage   an optional package is not installed             exit code 2
+    ├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
+    ├── TargetNotMet     the best artifact was written, but is too slow   exit code 3
+    ├── QualityUndetermined  the dense answers are empty or alike         exit code 3
+    └── ProofFailed      an artifact does not compute what it should      exit code 1
 """
 
 from __future__ import annotations

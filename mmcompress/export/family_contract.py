@@ -147,8 +147,8 @@ def _sample_kept_units(blocks: Sequence[Block], share: float, *, seed: int) -> U
 def prove_cuts(node: str, model: Model, *, batch_size: int = 3) -> list[Proof]:
     """Prove that removing units gives what masking them gives: `masked == sliced: <cut>`.
 
-    This is `prove_surgery` for one model: the outputs with units masked are compared with those of
-    a copy without these units, on random inputs, for every cut of `sample_cuts`, in float64. The
+    This is `prove_surgery` for one model and every cut of `sample_cuts`. The outputs with units
+    masked are compared with those of a copy without these units, on random inputs, in float64. The
     bound is `SURGERY_BOUND`: only the order of sums may differ.
 
     Args:

@@ -16,8 +16,8 @@ from onnx.shape_inference import infer_shapes
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 MAX_SHAPE_TENSOR_BYTES = 1024
-"""Bytes of the largest tensor that may be part of a shape: a shape is a few numbers, and weights
-must not be copied into the shape inference."""
+"""Bytes of the largest tensor that may be part of a shape. A shape is a few numbers; weights must
+not be copied into the shape inference."""
 
 KEEP_SIZE = 0
 """In the target of a Reshape: the axis keeps the size that it has in the input."""

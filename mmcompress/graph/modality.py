@@ -1,9 +1,9 @@
 """Which layers are cross-modal, and why: modality tags pass along the graph and through the blocks
 of each model.
 
-A layer is cross-modal when values of two modalities meet in it (cross-attention, fusion). It is so
-too when it carries one modality into a space that is compared with another: the projection behind
-an embedding that a join compares.
+A layer is cross-modal when values of two modalities meet in it (cross-attention, fusion). A layer
+that carries one modality into a space that is compared with another is cross-modal too. Such a
+layer is the projection behind an embedding that a join compares.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
 """What every kind of node shares in torch: batches, outputs, and the interface of a node and of a
 join.
 
-A kind has a folder of up to three small files: `entry.py` (what it is, plain data), `deployed.py`
-(how it runs on ONNX Runtime) and `trainable.py` (how it runs and learns in torch). The classes
-below are the interface of the last one.
+A kind has a folder of up to three small files:
+
+- `entry.py` says what it is, as plain data.
+- `deployed.py` says how it runs on ONNX Runtime.
+- `trainable.py` says how it runs and learns in torch. The classes below are its interface.
 """
 
 from __future__ import annotations

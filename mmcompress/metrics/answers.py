@@ -155,7 +155,7 @@ def score_answers(
 ) -> Scoring:
     """Score the answers of a pipeline by every metric of a spec.
 
-    A metric that raises, or returns what is no score, costs its own figure and nothing else: the
+    A metric that raises, or returns what is no score, costs its own figure and nothing else. The
     pipeline is trained and has answered by now.
 
     Args:

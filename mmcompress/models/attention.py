@@ -142,8 +142,8 @@ class SelfAttention(nn.Module):
 
 
 NOT_SELF_ATTENTION = (
-    "an nn.MultiheadAttention that is not plain self-attention (another key or value, a padding"
-    " mask, is_causal without a mask) can't be taken apart: write it with q_proj, k_proj, v_proj"
-    " and out_proj"
+    "an nn.MultiheadAttention that is not plain self-attention can't be taken apart (another key or"
+    " value, a padding mask, is_causal without a mask). Write it with q_proj, k_proj, v_proj and"
+    " out_proj"
 )
 """The message for a call that the fused projection can't serve."""

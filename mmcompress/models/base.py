@@ -105,10 +105,14 @@ class Model(nn.Module, ABC):
     """What can be cut, in the order of execution; `models.layouts.find_blocks` finds most of it.
     A cut replaces them by smaller ones."""
     config: dict[str, Any]
-    """What the deployed node needs beside the graphs, ready for JSON: image_encoder `preprocess`,
-    audio_encoder `features`, text_encoder `tokenizer`, `context_length`, `pad`, `eos`, `any_length`
-    and what `runtime.text.TextReader` reads, text_decoder `tokenizer`, `generation`, `past` and
-    `lead`."""
+    """What the deployed node needs beside the graphs, ready for JSON.
+
+    - image_encoder: `preprocess`
+    - audio_encoder: `features`
+    - text_encoder: `tokenizer`, `context_length`, `pad`, `eos`, `any_length` and what
+      `runtime.text.TextReader` reads
+    - text_decoder: `tokenizer`, `generation`, `past` and `lead`
+    """
     tokenizer_json: str | None = None
     """The fast tokenizer as JSON, of models that read or write text."""
     vocabulary: int = 0

@@ -235,7 +235,7 @@ def _describe_missing_weights(folder: Path, names: tuple[str, ...]) -> str:
         return f"{folder}: no .safetensors file; the folder holds no weights"
     return (
         f"{folder}: no .safetensors file (only {_join_names(sorted(file_names))}: formats that can"
-        " run code, or of other tools, are not loaded); convert it once, with save_pretrained of"
+        " run code, or of other tools, are not loaded). Convert it once, with save_pretrained of"
         " its library"
     )
 

@@ -398,7 +398,7 @@ def _make_missing_processor_error(source: str) -> ModelError:
     """Make the error about a model that does not say how pictures are prepared."""
     return ModelError(
         f"{source}: no {PROCESSOR_FILES[0]}, and no image_processor in {PROCESSOR_FILES[1]}:"
-        " nothing says how pictures are resized and normalized; copy the file from the model's"
+        " nothing says how pictures are resized and normalized. Copy the file from the model's"
         " page, or write it: AutoImageProcessor.from_pretrained(HUB_ID).save_pretrained(FOLDER)"
     )
 

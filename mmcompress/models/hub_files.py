@@ -326,7 +326,7 @@ def _list_cached_files(model: HubModel) -> HubListing | None:
         if cached is None:
             raise ModelError(
                 f"{model}: the hub can't be reached, and the cached copy does not tell whether"
-                f" {name} exists; connect once, or name the copy if it is whole: source: {folder}"
+                f" {name} exists. Connect once, or name the copy if it is whole: source: {folder}"
             )
     return HubListing(commit=folder.name, files=tuple(sorted(names)))
 

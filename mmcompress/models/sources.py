@@ -96,10 +96,10 @@ def locate_source(source: str) -> SourceLocation:
 
     Args:
         source: `embedded:NAME`, a folder, `transformers:HUB_NAME[@REVISION]`,
-            `hf-hub:HUB_NAME[@REVISION]` (a model of open_clip at the hub, in open_clip's own
-            words), `open_clip:NAME[@PRETRAINED[@REVISION]]`, `pip:NAME` (weights that an installed
-            package brings) or `python:package.module:build`. A folder may stand behind
-            `transformers:` and `open_clip:`, too.
+            `hf-hub:HUB_NAME[@REVISION]`, `open_clip:NAME[@PRETRAINED[@REVISION]]`, `pip:NAME` or
+            `python:package.module:build`. `hf-hub:` is open_clip's own word for one of its models
+            at the hub. `pip:` names weights that an installed package brings. A folder may stand
+            behind `transformers:` and `open_clip:`, too.
 
     Raises:
         ModelError: The source names nothing that is there.

@@ -178,7 +178,7 @@ def check_vocabulary(model: Model, source: str) -> None:
     names = ", ".join(f"'{token}' ({stray_tokens[token]})" for token in first_tokens)
     raise ModelError(
         f"{source}: {len(stray_tokens)} of the tokenizer's tokens lie beyond the {model.vocabulary}"
-        f" embeddings of the model: {names}; take them out of the tokenizer, or enlarge the model"
+        f" embeddings of the model: {names}. Take them out of the tokenizer, or enlarge the model"
         " (model.resize_token_embeddings(len(tokenizer))), train it, and save both"
     )
 

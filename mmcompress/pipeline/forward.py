@@ -104,7 +104,8 @@ class TorchPipeline:
     def find_target_positions(self, batch: Batch, name: str) -> Tensor:
         """Return the positions of a generator whose next token counts [b, t - 1]; see
         `TrainableTextDecoder`."""
-        positions: Tensor = self.nodes[name].find_target_positions(batch)  # type: ignore[attr-defined]
+        node = self.nodes[name]
+        positions: Tensor = node.find_target_positions(batch)  # type: ignore[attr-defined]
         return positions
 
     def forward(

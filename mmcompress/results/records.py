@@ -250,8 +250,8 @@ LONG_INPUTS = "test inputs longer than the window"
 """Name in `Summary.extra_splits` of what the dense encoder hears in several windows."""
 
 MAX_UNINFORMATIVE_SHARE = 0.9
-"""Share of the dense answers of a node that are empty or one and the same text, from which on no
-metric of its texts tells what was lost: nearly any change leaves such answers as they are."""
+"""Share of the dense answers of a node that are empty or one and the same text. From this share on,
+no metric of its texts tells what was lost: nearly any change leaves such answers as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,8 @@ from mmcompress.spec.schema import Limits, Spec
 from mmcompress.spec.target import Goal
 
 MeasureLoad = Callable[[BoundKind, str], float]
-"""Returns what there is of the thing that a limit is about, in the limit's unit: receives the kind
-of the bound and its node, which is empty for the whole pipeline."""
+"""Returns what there is of the thing that a limit is about, in the limit's unit. It receives the
+kind of the bound and its node, which is empty for the whole pipeline."""
 
 
 def compute_target_share(summary: Summary) -> float:

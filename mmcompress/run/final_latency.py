@@ -34,9 +34,9 @@ from mmcompress.workspace.context import RunContext
 class FinalLatency:
     """Measures both bundles, and the reference pipelines that show how fast the machine is now.
 
-    There is one part before and one after every split that is judged: a machine that others use is
-    faster and slower by the minute, and not equally so for a large model and a small one. Bundles
-    stay loaded as long as those of a fit. Loaded for three seconds, a small pipeline seems 1 to 2 %
+    There is one part before and one after every split that is judged. For a machine that others use
+    is faster and slower by the minute, and not equally so for large and small models. Bundles stay
+    loaded as long as those of a fit. Loaded for three seconds, a small pipeline seems 1 to 2 %
     quicker beside a large one than when it is loaded for eight.
     """
 
@@ -98,8 +98,8 @@ class FinalLatency:
     def estimate_margin(self) -> float:
         """Return the share that the ratio of the two latencies may be off by.
 
-        It is the half-width of the interval of 95 % over the parts, each with its own ratio: within
-        a part, the requests share the mood of the machine. 0 where nothing is measured.
+        It is the half-width of the interval of 95 % over the parts, each with its own ratio. Within
+        a part, the requests share the speed of the machine. 0 where nothing is measured.
         """
         if self._run.device_readings:
             return 0.0

@@ -86,7 +86,8 @@ def measure_structure(
     """Measure a structure as a whole export.
 
     The structure and the dense pipeline get the same requests, and both write what the dense one
-    does: before its training a generator may write on and on, and that is no slower structure.
+    does. Before its training a generator may write on and on; that does not make its structure
+    slower.
 
     Args:
         run: The run.

@@ -70,8 +70,8 @@ def trim_structure(
         effort: Trials and level switches that are asked of a search.
 
     Returns:
-        The structure; None where no artifact missed by a little, where no unit can be taken off, or
-        where the proof of what is left failed before.
+        The structure. None where no artifact missed by a little, or where no unit can be taken off.
+        None too where the proof of what is left failed before.
     """
     missed_target = None if run.device_readings else find_small_miss(run.folder, run.spec.limits)
     if missed_target is None or missed_target.fitted.search_effort < effort:

@@ -16,8 +16,8 @@ NOTABLE_EMPTY_SHARE = 0.1
 """Share of the dense answers that are empty, from which it is told."""
 
 NOTABLE_EQUAL_SHARE = 0.5
-"""Share of the dense answers that are empty or one text, from which it is told: a lookup in a short
-list finds one text often."""
+"""Share of the dense answers that are empty or one text. From this share on a warning tells of it,
+as a lookup in a short list finds one text often."""
 
 STEEP_CUT_SHARE = 0.6
 """Share of one kind of unit that is much to cut at once."""
@@ -97,8 +97,8 @@ def _warn_of_weak_metrics(summary: Summary) -> list[str]:
             continue
         left_out = ", and it is left out of what is retained" if accuracy <= 0 else ""
         warnings.append(
-            f"{name}: the dense pipeline itself is right only {max(accuracy, 0):.1%} of the time: "
-            f"this says little of what was lost{left_out}; "
+            f"{name}: the dense pipeline itself is right only {max(accuracy, 0):.1%} of the time. "
+            f"This says little of what was lost{left_out}; "
             "'agreement' with the dense pipeline may say more (metrics)"
         )
     return warnings
@@ -187,7 +187,7 @@ def _warn_of_slow_zeros(summary: Summary) -> list[str]:
         if node.sparsity > NOTABLE_SPARSITY:
             warnings.append(
                 f"{name}: {node.sparsity:.0%} of the weights of its blocks are zero; "
-                f"it takes {node.latency_ms_p50:.2f} ms: "
+                f"it takes {node.latency_ms_p50:.2f} ms. "
                 "ONNX Runtime multiplies zeros like other numbers, so this brings no speed"
             )
     return warnings
@@ -227,7 +227,7 @@ def _warn_of_wrong_prediction(summary: Summary) -> list[str]:
         return []
     return [
         "predicted and measured latency differ by more than 10 %: the device table may be stale "
-        "or the machine busy; a new --out with an empty table cache (MMCOMPRESS_CACHE) measures "
+        "or the machine busy. A new --out with an empty table cache (MMCOMPRESS_CACHE) measures "
         "the device anew"
     ]
 
@@ -277,8 +277,8 @@ def _explain_miss(summary: Summary) -> str:
         name = max(nodes, key=lambda node_name: nodes[node_name].latency_ms_p50)
         text += (
             f". The bottleneck is '{name}' ({nodes[name].latency_ms_p50:.2f} ms). The lowest "
-            f"latency this search space can reach is predicted at {target.floor_ms:.2f} ms; "
-            f"{target.fixed_ms:.2f} ms of it can't be pruned: pre-processing, the decode loop, "
+            f"latency this search space can reach is predicted at {target.floor_ms:.2f} ms. "
+            f"Of it {target.fixed_ms:.2f} ms can't be pruned: pre-processing, the decode loop, "
             f"embeddings and heads of the models{_describe_fixed_part(target)}"
         )
     else:

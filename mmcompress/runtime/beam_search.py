@@ -354,7 +354,7 @@ def _rank_options(
 ) -> list[_Option]:
     """List the best ways to go on, the best first.
 
-    There are `end_count` + 1 times as many as beams, at least twice as many: even if every beam
+    There are `end_count` + 1 times as many as beams, and at least twice as many. Even if every beam
     could end in every way, as many are left to go on.
     """
     beams, vocabulary = log_probabilities_BV.shape

@@ -96,8 +96,8 @@ REQUIRED_KEYS = {
 def list_form_problems(manifest: object) -> Iterator[str]:
     """List what is wrong with the form of a manifest, each with its key.
 
-    The wiring and what kinds of node ask of their configuration are checked where the bundle is
-    loaded: a kind may be that of a plug-in.
+    The wiring, and what kinds of node ask of their configuration, are checked when the bundle is
+    loaded. A kind may be that of a plug-in.
     """
     if not isinstance(manifest, dict):
         yield check_mapping(manifest)

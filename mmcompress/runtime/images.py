@@ -1,7 +1,7 @@
 """Pictures as pixel values, prepared in the same way for training and in deployment.
 
-A picture is opened as `transformers.image_utils.load_image` opens it, with two departures:
-transparency falls on white, and values of more than 8 bits are scaled, not clipped. What follows is
+A picture is opened as `transformers.image_utils.load_image` opens it, with two departures.
+Transparency falls on white, and values of more than 8 bits are scaled, not clipped. What follows is
 what the image processor of the model's library does; the configuration says it as plain data.
 
 Shapes: C planes (red, green, blue), H height, W width.
@@ -211,8 +211,8 @@ def preprocess_image(source: ImageLike, config: Values) -> np.ndarray:
 
             - `square_color`: the border [red, green, blue] that first makes the picture a square.
             - `resize_mode`: "shortest" (default) brings the shorter side to `resize_to`, "longest"
-              the longer one; "squash" brings both sides there; "fit" makes the picture as large as
-              `resize_to` allows; "none" leaves it.
+              the longer one. "squash" brings both sides there. "fit" makes the picture as large as
+              `resize_to` allows, "none" leaves it.
             - `resize_to`: `size` by default.
             - `longest_side`: pixels that the longer side keeps to, in the mode "shortest".
             - `interpolation`: a name of `INTERPOLATIONS`, bicubic by default.

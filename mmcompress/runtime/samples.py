@@ -127,7 +127,7 @@ def check_samples(samples: np.ndarray, *, name: str) -> None:
     loudest = float(max(samples.max(), -samples.min()))
     if loudest > LOUDEST_SAMPLE:
         raise DataError(
-            f"{name}: the loudest sample is {loudest:g}, but full scale is 1: divide them by the "
+            f"{name}: the loudest sample is {loudest:g}, but full scale is 1. Divide them by the "
             "range of the integers that they were (32768 for 16 bits)"
         )
 

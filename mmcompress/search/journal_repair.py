@@ -42,7 +42,7 @@ class JournalRepair:
         """Tell a person what was done."""
         return (
             f"{journal}: line {self.kept_lines + 1} is damaged; it and what follows "
-            f"({self.lines_aside} lines) are left out; {len(self.trials)} finished trials are "
+            f"({self.lines_aside} lines) are left out. {len(self.trials)} finished trials are "
             f"kept; the file as it was lies in {self.copy.name}"
         )
 

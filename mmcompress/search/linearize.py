@@ -1,7 +1,7 @@
 """Successive linearization: loss increases measured among other cuts, and the budget split anew.
 
 Loss increases add up only while little is cut. So the best split of the budget is taken, and each
-of its cuts is undone alone: by how much the loss then falls is what that cut does in this split.
+of its cuts is undone alone. By how much the loss then falls is what that cut does in this split.
 The loss increases are scaled towards it, and the budget is split again.
 
     real    = max(loss(split) - loss(split without the cut), MIN_REAL_SHARE * factor * alone)
@@ -10,9 +10,10 @@ The loss increases are scaled towards it, and the budget is split again.
 `alone` is the loss increase of the cut in the dense pipeline, `factor` starts at 1. Curves keep
 their shape. Roundings of whole nodes have factors as well.
 
-Where even the best split collapses the quality, the factors are not used: what repairs a collapsed
-pipeline before training is not what training needs most. (clip_captioner at 4x: a structure found
-so had a loss of .46 instead of .54 before training, and .137 instead of .127 after it.)
+Where even the best split collapses the quality, the factors are not used. For what repairs a
+collapsed pipeline before training is not what training needs most. (clip_captioner at 4x: a
+structure found so had a loss of .46 instead of .54 before training, and .137 instead of .127 after
+it.)
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ def linearize_successively(
 ) -> tuple[Sensitivity, list[Candidate]]:
     """Measure loss increases among other cuts, round by round.
 
-    Every round is kept in the run folder. Factors hold for a budget that has moved a little, too:
-    the splits are then fitted to it, and one new split is added that is not evaluated yet.
+    Every round is kept in the run folder. Factors hold for a budget that has moved a little, too.
+    The splits are then fitted to it, and one new split is added that is not evaluated yet.
 
     Args:
         run: Says how many rounds; its folder keeps them.

@@ -36,8 +36,8 @@ def choose_ray_folder() -> str:
             return str(folder)
     raise ClusterError(
         f"Ray needs a folder for its sockets, at most {_count_free_bytes()} bytes long; "
-        f"{candidates[0]} has {len(os.fsencode(candidates[0]))}, or can't be written: "
-        "set RAY_TMPDIR to a short one, or search.executor to process"
+        f"{candidates[0]} has {len(os.fsencode(candidates[0]))}, or can't be written. "
+        "Set RAY_TMPDIR to a short one, or search.executor to process"
     )
 
 

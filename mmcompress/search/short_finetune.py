@@ -1,8 +1,8 @@
 """Structures ranked by a short training, where their losses before training say little.
 
-Where cutting alone collapses the quality, a few structures are trained for a share of the budget:
-those of least loss, those of least added loss, and plain splits. It is successive halving with one
-rung, with training as the resource (Jamieson and Talwalkar 2016).
+Where cutting alone collapses the quality, a few structures are trained for a share of the budget.
+These are the ones of least loss, the ones of least added loss, and plain splits. It is successive
+halving with one rung, with training as the resource (Jamieson and Talwalkar 2016).
 """
 
 from __future__ import annotations

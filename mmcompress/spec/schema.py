@@ -202,12 +202,22 @@ class Distill:
     """Whether the rate is halved while a few steps of it make matters worse: structures that lost
     little need less."""
     losses: dict[str, LossWeight] = field(default_factory=dict)
-    """Weights of losses by name; those that are not named keep their defaults. From the dense
-    pipeline: `embedding` 1, squared distance of embeddings (CLIP-KD); `tokens` 1 and `scores` 1,
-    squared errors relative to the variance; `affinity` 1, divergence of similarities at every join
-    (TinyCLIP); `logits` 4, divergence of next-token distributions; `hidden` 0 and `cross` 0, error
-    of what blocks (or cross-attention alone) add to their streams. From the task: `contrast` 0.2,
-    of joins; `caption` 1, cross-entropy of generators; and those of other kinds of node."""
+    """Weights of losses by name; those that are not named keep their defaults.
+
+    Losses against the dense pipeline:
+
+    - `embedding` 1: squared distance of embeddings (CLIP-KD)
+    - `tokens` 1 and `scores` 1: squared errors relative to the variance
+    - `affinity` 1: divergence of similarities at every join (TinyCLIP)
+    - `logits` 4: divergence of next-token distributions
+    - `hidden` 0 and `cross` 0: error of what blocks, or cross-attention alone, add to their streams
+
+    Losses of the task:
+
+    - `contrast` 0.2: of joins
+    - `caption` 1: cross-entropy of generators
+    - those of other kinds of node
+    """
     validations: Annotated[int, Field(ge=0, le=1000)] = 4
     """Times that the loss on validation pairs is taken on the way. When the last weights are
     clearly worse than others seen, those are kept. 0: always the last."""

@@ -29,12 +29,12 @@ class TextDecoder:
 
     K and V of cross-attention are computed once a request. Several contexts are windows of one
     thing: their best texts are joined. Of no context, which is silence, it writes an empty text
-    that ended by `silence`. After a call, `traces` holds what was written of each
-    window.
+    that ended by `silence`. After a call, `traces` holds what was written of each window.
 
-    With a `replay`, a call does the work of those traces and gives their texts: as many steps of
-    the model, and the same moves of its cache. Structures are then timed for the same work,
-    whatever they would write. (Beams of a model that was cut and not trained yet never settle.)
+    With a `replay`, a call does the work of those traces and gives their texts. It takes as many
+    steps of the model, and moves its cache in the same way. Structures are then timed for the same
+    work, whatever they would write. (Beams of a model that was cut and not trained yet never
+    settle.)
     """
 
     CONFIG_RULES: ClassVar[Rules] = {

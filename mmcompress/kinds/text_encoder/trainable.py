@@ -29,9 +29,9 @@ def drop_words(text: str) -> str:
 class TrainableTextEncoder(TrainableNode):
     """Token ids [b, t] to an embedding [b, d].
 
-    Behind a list of texts it reads two texts a pair, ids [b, 2, t]: the query, which is written by
-    a generator and has errors, and the text that it should find. It then gives two embeddings,
-    `embedding` and `keys`.
+    Behind a list of texts it reads two texts a pair, ids [b, 2, t]. The first is the query, which a
+    generator writes, with errors. The second is the text that it should find. It then gives two
+    embeddings, `embedding` and `keys`.
     """
 
     def __init__(self, setup: NodeSetup):

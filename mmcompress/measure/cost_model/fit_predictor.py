@@ -156,9 +156,9 @@ def _measure_outside_sessions(
     """Return the milliseconds of every node that its fit leaves out, since they don't depend on its
     structure.
 
-    A decode loop moves a cache that is as large as the structure. Where smaller pipelines were
-    measured, what a node spends outside its sessions is therefore part of its fit; but the features
-    of a sound never get smaller.
+    A decode loop moves a cache that is as large as the structure. So what a node spends outside its
+    sessions is part of its fit, where smaller pipelines were measured. Only the features of a sound
+    never get smaller.
     """
     outside_sessions_ms: dict[str, float] = {}
     for node in plan.deployed:

@@ -129,10 +129,13 @@ class LinearFit:
     ) -> LinearFit | None:
         """Fit all three terms to measurements inside pipelines.
 
-        Minimizes sum over i of ((base + scale * table_i + per_block * blocks_i) / measured_i -
-        1)^2, no term negative: least squares in relative error, so that small structures count as
-        much as the whole. Then all terms are scaled so that the line goes through the first point,
-        which is the whole node.
+        It minimizes
+
+            sum over i of ((base + scale * table_i + per_block * blocks_i) / measured_i - 1)^2
+
+        with no term negative. These are least squares in relative error, so small structures count
+        as much as the whole. Then all terms are scaled so that the line goes through the first
+        point, which is the whole node.
 
         Args:
             table_ms: Table sums of the structures, the whole node first.

@@ -30,9 +30,9 @@ MsByNode = dict[str, list[float]]
 COMPARISON_SECONDS = 30.0
 """Seconds that two quick pipelines are compared for.
 
-A busy machine slows a small model down more than a large one, for seconds at a time. On one such
-machine the ratio of medians had a spread (one sigma) of 2.8 % over 10 s, 2.6 % over 20 s and 0.5 %
-over 30 s.
+A busy machine slows a small model down more than a large one, for seconds at a time. One such
+machine gave these spreads (one sigma) of the ratio of medians: 2.8 % over 10 s, 2.6 % over 20 s,
+0.5 % over 30 s.
 """
 
 MIN_REQUESTS = 12
@@ -171,8 +171,9 @@ class Samples:
 def choose_comparison_seconds(dense_ms: float) -> float:
     """Return the seconds that pipelines are compared for.
 
-    Where every request is a turn of its own, they are compared for twice as long: 30 seconds are 40
-    requests of half a second, and ratios of their medians had a spread (one sigma) of 1.5 to 2 %.
+    Where every request is a turn of its own, they are compared for twice as long. For 30 seconds
+    are 40 requests of half a second. Ratios of their medians had a spread (one sigma) of 1.5 to
+    2 %.
 
     Args:
         dense_ms: Milliseconds per request of the dense pipeline.
@@ -212,7 +213,7 @@ def bench_pipelines(
     place, always in the middle or always next to the largest, moved ratios by 4 %.)
 
     With traces, every generator takes the recorded number of steps, and the nodes after it read the
-    recorded text: structures are compared, not what they write.
+    recorded text. So structures are compared, not what they write.
 
     Args:
         pipelines: Loaded pipelines by name.

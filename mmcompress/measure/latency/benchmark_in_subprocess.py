@@ -1,7 +1,7 @@
 """Measures bundles in fresh processes, as they are deployed.
 
-In a process that holds torch and its models, or has trained, a large pipeline answers 1 to 3 %
-slower than in a fresh one, and a small pipeline does not. One pair was measured in turn in both
+A process that holds torch and its models, or has trained, makes a large pipeline 1 to 3 % slower
+than a fresh one. It does not make a small pipeline slower. One pair was measured in turn in both
 kinds of process: the speed-up came out 1.3 to 2.5 % too good where torch was.
 
 A job crosses to its process as files: `job.json` and `requests.npz` go there, `outcome.json` comes

@@ -92,8 +92,9 @@ UNFOLLOWED_TOKENIZER_OPTIONS = (
     "reduction_mask",
     "additional_special_tokens",
 )
-"""Options of open_clip's tokenizers that are refused: code of a hub, texts that differ at each
-call, and tokens that the built tokenizer does not have."""
+"""Options of open_clip's tokenizers that are refused. They run code of a hub, give texts that
+differ at each call, or add tokens that the built tokenizer does not have."""
+
 MAX_CACHED_MODELS = 2
 """Models that stay in memory, because both towers of a pipeline mostly come from one source."""
 

@@ -4,9 +4,16 @@ The `context` graph computes keys and values of the prefix once a request; the `
 from there. Image and text meet in every self-attention. A new family is a new row of
 `PREFIX_FAMILIES`.
 
-Shapes: B batch, T text tokens, P prefix tokens, S tokens that the layers read in one call (P + T,
-    or those of a decode
-step), V vocabulary, N context tokens, W width, H heads, D width of one head.
+Shapes in this file:
+    B  batch
+    T  text tokens
+    P  prefix tokens
+    S  tokens that the layers read in one call: P + T, or those of a decode step
+    V  vocabulary
+    N  context tokens
+    W  width
+    H  heads
+    D  width of one head
 """
 
 from __future__ import annotations
@@ -521,9 +528,8 @@ class Prefill(nn.Module):
 class Step(nn.Module):
     """Run one decode step of a `PrefixDecoder` with an explicit cache.
 
-    Inputs: ids [B, T], position [T] in the text, mask [1, 1, T, total], then keys and values of the
-        past tokens,
-    [B, H, total - T, D] each.
+    Inputs: ids [B, T], position [T] in the text, mask [1, 1, T, total]. Then come keys and values
+    of the past tokens, [B, H, total - T, D] each.
 
     Outputs: log-probabilities [B, V] after the last token, then the new keys and values.
     """

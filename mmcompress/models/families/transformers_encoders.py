@@ -487,7 +487,7 @@ class AudioEncoder(Model):
     """Encode log-mel features [B, M, F] to an embedding [B, W] of length 1 and tokens [B, N, W].
 
     The embedding is the mean of the tokens. A token is 20 ms long. A window cut short to N tokens
-    reads the first 2 N + 2 frames, two more than it covers: then its last token equals that of the
+    reads the first 2 N + 2 frames, two more than it covers. Then its last token equals that of the
     whole window.
 
     Args:
@@ -638,8 +638,8 @@ def _fit_tower_(
     elif sides != own_sides:
         raise ModelError(
             f"{source}: its image processor gives {sides[0]} x {sides[1]} pixels (height x width),"
-            f" and its model takes {own_sides[0]} x {own_sides[1]};"
-            " correct size or crop_size of the processor"
+            f" and its model takes {own_sides[0]} x {own_sides[1]}."
+            " Correct size or crop_size of the processor"
         )
 
 

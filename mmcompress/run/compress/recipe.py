@@ -118,8 +118,8 @@ def _make_models(
 ) -> TrainedModels:
     """Return the trained models of a structure, from the run folder where they are there.
 
-    The room of the weights is held from before the training until they are written, and the state
-    of the training stays until then: a full disk costs no training.
+    The room of the weights is held from before the training until they are written. The state of
+    the training stays until then. So a full disk costs no training.
     """
     folder = run.folder
     if folder.units.exists():

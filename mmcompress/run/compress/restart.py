@@ -29,8 +29,8 @@ RESTART_BUDGET_SHARE = 1 / 3
 """Share of the training budget of an artifact that starts from the weights of an earlier one."""
 
 TRIMMED_RATE_SHARE = 1 / 3
-"""Learning rate of a trimmed structure / that of the artifact it was taken off: it is nearly
-trained, and the full rate would throw it far from where it is."""
+"""Learning rate of a trimmed structure / that of the artifact it was taken off. The structure is
+nearly trained; the full rate would throw it far from where it is."""
 
 RESTART_MAX_LOSS_RATIO = 1.2
 """Loss at the start / best loss of the earlier training. Above it the full training budget is
