@@ -69,6 +69,10 @@ class Problem:
     """What is wrong with it."""
 
 
+MAX_SHOWN_PROBLEMS = 4
+"""Problems that a message shows. A record of another version has one for every key that changed."""
+
+
 class InvalidValue(Exception):
     """Plain data that does not fit its record."""
 
@@ -83,7 +87,11 @@ class InvalidValue(Exception):
         )
 
     def __str__(self) -> str:
-        return "; ".join(f"{'.'.join(p.path)}: {p.message}" for p in self.problems)
+        shown_problems = self.problems[:MAX_SHOWN_PROBLEMS]
+        parts = [f"{'.'.join(p.path)}: {p.message}" for p in shown_problems]
+        if len(self.problems) > MAX_SHOWN_PROBLEMS:
+            parts.append(f"and {len(self.problems) - MAX_SHOWN_PROBLEMS} more")
+        return "; ".join(parts)
 
 
 @cache

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from mmcompress.distill.checkpoint import Checkpoint, TrainingState
 from mmcompress.errors import DataError
+from mmcompress.results.records import Summary
 from mmcompress.run import run_targets as workflow
 from mmcompress.run.check_records import set_damaged_artifact_aside, set_damaged_shared_aside
-from mmcompress.storage import replace_file, replace_folder, write_record
+from mmcompress.storage import read_record, replace_file, replace_folder, write_record
 from mmcompress.workspace.context import open_run
 from mmcompress.workspace.folder import RunFolder
 
@@ -227,3 +228,11 @@ def test_no_file_of_a_run_is_for_its_owner_alone(whole_folder):
     for path in whole_folder.path.rglob("*"):
         if path.is_file():
             assert stat.S_IMODE(path.stat().st_mode) == 0o644, path
+
+
+def test_a_record_of_another_version_is_refused_in_a_few_lines(tmp_path):
+    record = tmp_path / "summary.json"
+    record.write_text(json.dumps({f"old_{i}": i for i in range(200)}))
+    with pytest.raises(DataError, match=r"written by another version.*; and \d+ more$") as error:
+        read_record(Summary, record)
+    assert len(str(error.value)) < 4000
