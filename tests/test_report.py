@@ -424,7 +424,7 @@ def test_a_comparison_describes_its_methods_and_claims(tmp_path, claims):
     assert ("undecided at this n" in html) == bool(claims) == ("Claims" in html)
     assert set(json.loads(folder.comparison.read_text())) == set(summaries)
     stored = json.loads(folder.claims.read_text())
-    assert [claim["gap"] for claim in stored] == [claim.difference for claim in claims]
+    assert [claim["difference"] for claim in stored] == [claim.difference for claim in claims]
 
 
 def test_an_ablation_has_a_section_for_each_table(tmp_path):

@@ -76,7 +76,16 @@ GENERATION_CONTEXT_SHAPE = (4, 9)
 
 
 def make_random_inputs(model: Model, batch_size: int, *, seed: int = 0) -> tuple[Tensor, ...]:
-    """Return random inputs of a model's `forward`; the kind of its node says which."""
+    """Return random inputs of a model's `forward`; the kind of its node says which.
+
+    Args:
+        model: The model.
+        batch_size: Samples b of every input.
+        seed: The same seed gives the same inputs.
+
+    Returns:
+        The positional arguments of `forward`, each [b, ...].
+    """
     generator = torch.Generator().manual_seed(seed)
     trainable_node = resolve_entry(get_kind(model.kind).trainable)
     inputs: tuple[Tensor, ...] = trainable_node.make_random_inputs(

@@ -93,7 +93,15 @@ def require_proofs(proofs: list[Proof]) -> list[Proof]:
 
 
 def make_proof(name: str, node: str, *, difference: float, bound: float, detail: str = "") -> Proof:
-    """Return a proof that holds if the difference is not above the bound."""
+    """Return a proof that holds if the difference is not above the bound.
+
+    Args:
+        name: What is compared, such as `masked == sliced`.
+        node: The node.
+        difference: The largest difference that was found, in the unit of the bound.
+        bound: The largest difference that is allowed.
+        detail: What a reader should know besides.
+    """
     return Proof(
         name=name,
         node=node,

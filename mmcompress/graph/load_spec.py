@@ -34,6 +34,9 @@ def load_spec(
         overrides: Values by dotted key that take the place of what the file says.
         for_export: The pipeline is only exported: data may be missing, and no metric need fit.
 
+    Returns:
+        The spec with all defaults filled in, and file names made absolute.
+
     Raises:
         SpecError: Something is wrong; one line for each problem, with its place.
     """

@@ -253,6 +253,11 @@ def find_cached_file(name: str, file_name: str, *, revision: str = "") -> Path |
 def fetch_hub_file(model: HubModel, file_name: str, *, commit: str) -> Path:
     """Fetch one file that the hub listed; a cached one is taken from there.
 
+    Args:
+        model: The model and its revision.
+        file_name: The file, relative to the folder of the model.
+        commit: The commit that the hub listed.
+
     Raises:
         ModelError: The hub does not give it, or it can't be written.
     """

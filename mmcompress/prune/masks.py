@@ -20,7 +20,13 @@ from mmcompress.models.base import Model, TokenSelector
 def transform_inputs(
     model: Model, paths: Iterable[str], *, transform: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Replace the first input of some modules by `transform(input)` inside the context."""
+    """Replace the first input of some modules by `transform(input)` inside the context.
+
+    Args:
+        model: The model; it is as before when the context ends.
+        paths: Its modules.
+        transform: Makes the new input of the old one.
+    """
 
     def transform_first_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         first_input = transform(inputs[0])
@@ -112,7 +118,16 @@ def expand_mask(mask: Tensor, block: Block, *, reference: Tensor) -> Tensor:
 
 
 def sample_units(block: Block, count: int, *, generator: torch.Generator) -> Tensor:
-    """Draw some units of a block at random, sorted; the first ones where only a prefix may stay."""
+    """Draw some units of a block at random; the first ones where only a prefix may stay.
+
+    Args:
+        block: The block.
+        count: Units to draw.
+        generator: Where chance comes from.
+
+    Returns:
+        Their indices [count], ascending.
+    """
     if block.prefix_only:
         return torch.arange(count)
     order = torch.randperm(block.units, generator=generator)
@@ -125,7 +140,16 @@ def list_feature_indices(block: Block, units: Tensor) -> Tensor:
 
 
 def list_writer_rows(block: Block, writer: Writer, *, units: Tensor) -> Tensor:
-    """Return the rows of a writer that write some units, part by part."""
+    """Return the rows of a writer that write some units, part by part.
+
+    Args:
+        block: The block.
+        writer: One of its writers.
+        units: Indices of the units [units].
+
+    Returns:
+        Indices [parts * units * width].
+    """
     first_part_rows = _list_spans(units, writer.width)
     rows_per_part = block.units * writer.width
     rows: list[Tensor] = []

@@ -41,7 +41,14 @@ def compute_corrected_target_share(summary: Summary) -> float:
 def list_exceeded_bounds(
     spec: Spec, goal: Goal, *, target_ms: float, side: Side
 ) -> tuple[Bound, ...]:
-    """Return every bound of a spec that a measured side exceeds; empty when the target is met."""
+    """Return every bound of a spec that a measured side exceeds; empty when the target is met.
+
+    Args:
+        spec: The spec with its limits.
+        goal: The target as it was asked for; it names the statistic of the latency.
+        target_ms: Milliseconds that a request may take.
+        side: The measured pipeline.
+    """
     latency_ms: float = getattr(side.latency_ms, goal.statistic)
     target = Bound(kind=goal.statistic, value=latency_ms, limit=target_ms, unit="ms")
     bounds = [target, *list_limits(spec.limits, side)]

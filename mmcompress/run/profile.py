@@ -79,6 +79,13 @@ class Profile:
 def profile_pipeline(run: RunContext) -> Profile:
     """Export the dense pipeline with proofs and measure it, or read the profile on record.
 
+    Args:
+        run: The run, as `open_run` opens it.
+
+    Returns:
+        Latencies in milliseconds, parameters and operations by node, blocks, layers with their
+        modality, and proofs. `profile.json` holds it.
+
     Raises:
         DataError: The profile on record is of another device, or of an older version.
         ProofFailed: The export differs from the models.

@@ -109,7 +109,13 @@ def read_valid_structure(folder: RunFolder, plan: Retry, *, effort: int) -> Fitt
 
 
 def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) -> None:
-    """Set the better one of the new artifact and the stashed one aside before another is made."""
+    """Set the better one of the new artifact and the stashed one aside before another is made.
+
+    Args:
+        run: The run with one target.
+        summary: The summary of the new artifact.
+        is_better: Whether the first of two artifacts is kept.
+    """
     share = compute_corrected_target_share(summary)
     message = f"the finished artifact lies at {share:.1%} of its target: another one is made"
     run.on_progress("fit", message, None)

@@ -30,15 +30,25 @@ def run(
 ) -> Summary:
     """Compress a pipeline to its one target; the report is written into `out`.
 
-    Args: as `run_targets` takes them.
+    Args:
+        spec_path: The spec file.
+        out: The run folder. It must be new or empty, unless `resume` is given.
+        policy: Tunables and decisions; by default those of the package.
+        stages: What each stage does; by default the stages of the package.
+        options: `space`, `overrides`, `resume`, `on_progress`, `bench` and `clock`; see
+            `RunOptions`.
 
     Returns:
-        The summary. A target that is not met raises nothing: `summary.target.met` tells.
+        The summary, as `summary.json` holds it. A target that is not met raises nothing:
+        `summary.target.met` tells.
 
     Raises:
+        TypeError: An option has another name.
         SpecError: The spec is wrong, or has several targets.
         DataError: The data or the run folder do not fit.
         ModelError: A model can't be loaded, or can't be cut as asked.
+        MissingPackage: An optional package that the spec needs is not installed.
+        ClusterError: Ray, its cluster or a worker is gone.
         ProofFailed: An artifact is wrong.
     """
     targets = split_targets(load_spec(spec_path, options.get("overrides")))
@@ -65,13 +75,17 @@ def run_targets(
         out: The run folder. Several targets have a folder each in it, and a front beside them.
         policy: Tunables and decisions; by default those of the package.
         stages: What each stage does; by default the stages of the package.
-        options: See `RunOptions`.
+        options: `space`, `overrides`, `resume`, `on_progress`, `bench` and `clock`; see
+            `RunOptions`.
 
     Returns:
         The summary of every target, in their order.
 
     Raises:
-        MmcompressError: What went wrong with one of several targets, when the others are done.
+        TypeError: An option has another name.
+        SpecError: The spec is wrong.
+        MmcompressError: What went wrong with one of several targets, when the others are done. For
+            one target, what `run` raises.
     """
     stages = stages or RunStages()
     with begin_run(spec_path, out, **options) as opened:
@@ -92,6 +106,9 @@ def reach_each_target(
         run: The run with everything that the targets share.
         targets: The targets, in the order they are reached.
         reach: Makes the artifact of a run with one target.
+
+    Returns:
+        The summaries, in the order of the targets.
 
     Raises:
         MmcompressError: The first error of a target, when all others are done. An error of the

@@ -165,7 +165,16 @@ def _bench_structure(
 def find_reference_bundles(
     run: RunContext, candidate: Candidate, *, dense: Profile
 ) -> dict[str, Path]:
-    """Return the dense pipeline in every precision of a structure, where there is time."""
+    """Return the dense pipeline in every precision of a structure, where there is time.
+
+    Args:
+        run: The run.
+        candidate: The structure.
+        dense: The profile of the dense pipeline.
+
+    Returns:
+        The bundles by precision. Empty for a target in milliseconds, and for slow pipelines.
+    """
     if run.goal.kind != "speedup" or not has_time_budget(dense.latency_ms.p50):
         return {}
     bundles = {}

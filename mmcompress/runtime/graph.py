@@ -31,6 +31,9 @@ NOISE_IMAGE_SIZE = 224
 NOISE_SAMPLES = 32_000
 """Samples: the sound of a request that says nothing, two seconds at 16 kHz."""
 
+NOISE_TEXT = "a few words that say nothing"
+"""The text of a request that says nothing."""
+
 NOISE_LOUDNESS = 0.1
 """Standard deviation of these samples, which lie in -1..1."""
 
@@ -144,10 +147,16 @@ class Pipeline:
         return sources
 
     def make_noise_request(self) -> Values:
-        """Make a request that says nothing: a picture of 224 x 224 pixels, or two seconds of
-        sound."""
+        """Make a request that says nothing.
+
+        Returns:
+            A value of the pipeline's input by its name: a picture of 224 x 224 pixels, two seconds
+            of sound, or a short text.
+        """
         name, value_type = next(iter(self.inputs.items()))
         random = np.random.default_rng(0)
+        if value_type == "text":
+            return {name: NOISE_TEXT}
         if value_type == "image":
             shape = (NOISE_IMAGE_SIZE, NOISE_IMAGE_SIZE, 3)
             return {name: random.integers(0, 255, shape, np.uint8)}

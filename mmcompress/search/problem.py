@@ -270,7 +270,14 @@ def complete_candidate(problem: SearchProblem, candidate: Candidate) -> Candidat
 def replace_units(
     candidate: Candidate, node_name: str, *, block_name: str, units: int
 ) -> Candidate:
-    """Copy a candidate with another number of units in one block."""
+    """Copy a candidate with another number of units in one block.
+
+    Args:
+        candidate: The candidate; it is not changed.
+        node_name: The node.
+        block_name: The block.
+        units: Units that the block keeps.
+    """
     node_units = {**candidate.kept_units[node_name], block_name: units}
     return Candidate(
         kept_units={**candidate.kept_units, node_name: node_units}, precision=candidate.precision

@@ -138,6 +138,11 @@ def restore_dropped(
     """Restore dropped blocks until no node lacks more than it may, then enforce the protection.
 
     Those blocks come back whose drop hurts most, each at its smallest size.
+
+    Args:
+        problem: Units that may be chosen, drops that are allowed, and the protection.
+        candidate: The candidate to repair; blocks that it does not list are whole.
+        loss_increase: Estimate for single cuts.
     """
     current = complete_candidate(problem, candidate)
     for node_name, max_drops in problem.max_drops.items():
@@ -177,6 +182,11 @@ def enforce_protection(
     """Give cross-modal units back until the protection holds, always where that undoes most loss.
 
     Where the spec's own cuts violate the protection, the candidate that comes nearest is returned.
+
+    Args:
+        problem: Units that may be chosen, and the protection.
+        candidate: The candidate to repair; blocks that it does not list are whole.
+        loss_increase: Estimate for single cuts.
     """
     current = complete_candidate(problem, candidate)
     excess = problem.compute_protection_excess(current)

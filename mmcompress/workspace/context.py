@@ -271,7 +271,11 @@ def open_run(
     Args:
         spec_path: The spec file.
         out: The run folder. It must be new or empty, unless `resume` is given.
-        options: See `RunOptions`.
+        options: `space`, `overrides`, `resume`, `on_progress`, `bench` and `clock`; see
+            `RunOptions`.
+
+    Returns:
+        Spec, search space, models, pipeline and data, with the run folder.
 
     Raises:
         TypeError: An option has another name.

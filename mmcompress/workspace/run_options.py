@@ -29,7 +29,11 @@ class RunOptions(TypedDict, total=False):
 
 
 def require_known_options(options: RunOptions) -> None:
-    """Raise `TypeError` when an option has another name: Python does not check these."""
+    """Raise `TypeError` when an option has another name: Python does not check these.
+
+    Args:
+        options: What a caller gave by keyword.
+    """
     choices = RunOptions.__annotations__
     for name in options:
         if name not in choices:

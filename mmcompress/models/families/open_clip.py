@@ -327,6 +327,13 @@ def find_tagged_weights(
     open_clip itself takes every failure for a file that the hub does not have, and goes on with a
     pickle. It knows no revisions either.
 
+    Args:
+        source: The source as the spec names it, for messages.
+        name: The architecture, as open_clip calls it.
+        tag: The tag of the weights, or a file.
+        revision: A branch, tag or commit; empty for the main branch.
+        shapes_only: Whether no weights are read.
+
     Returns:
         The file of the weights; None where open_clip finds it, or where shapes are asked for alone.
 

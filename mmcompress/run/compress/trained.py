@@ -41,7 +41,14 @@ def save_trained_models(trained: TrainedModels, folder: RunFolder) -> None:
 def load_trained_models(
     run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate, folder: RunFolder
 ) -> TrainedModels:
-    """Read the trained models of a candidate from a folder."""
+    """Read the trained models of a candidate from a folder.
+
+    Args:
+        run: The run with the dense models.
+        sensitivity: The importance scores that its units were chosen by.
+        candidate: The structure of the models.
+        folder: The folder that holds their weights.
+    """
     models = build_pruned_models(run, sensitivity, candidate=candidate, refit=False)
     for node_name, model in models.items():
         load_weights(model, folder.locate_node_weights(node_name))
