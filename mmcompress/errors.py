@@ -24,7 +24,7 @@ from collections.abc import Iterable
 
 
 class MmcompressError(Exception):
-    """An error that is told to a person in one message, without a traceback."""
+    """An error that a person sees in one message, without a traceback."""
 
     exit_code = 1
     """Exit code of the command that ends with this error."""

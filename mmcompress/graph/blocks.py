@@ -151,7 +151,7 @@ def apportion_cuts(sizes: Sequence[int], removed_steps: int) -> list[int]:
     def measure_excess(place: int) -> float:
         return cuts[place] - exact_steps[place]
 
-    left_over = removed_steps - sum(cuts)
-    for place in sorted(range(len(sizes)), key=measure_excess)[:left_over]:
+    leftover_steps = removed_steps - sum(cuts)
+    for place in sorted(range(len(sizes)), key=measure_excess)[:leftover_steps]:
         cuts[place] += 1
     return cuts

@@ -1,6 +1,6 @@
 """Reads a spec from a YAML file, and checks it.
 
-All errors of its values, graph, targets and options are told at once.
+All errors of its values, graph, targets and options are reported at once.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class NodeSetup:
-    """What a trainable node is told of its place in the pipeline."""
+    """What a trainable node learns of its place in the pipeline."""
 
     name: str
     """The name of the node in the spec."""

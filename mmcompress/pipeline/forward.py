@@ -63,7 +63,7 @@ class TorchPipeline:
         return {port: parse_reference(reference).node for port, reference in inputs.items()}
 
     def _set_up(self, name: str, model: Model) -> NodeSetup:
-        """Return what a trainable node is told of its place in the pipeline."""
+        """Return what a trainable node learns of its place in the pipeline."""
         feeds_list = False
         for node in self.spec.nodes.values():
             reads_it = any(parse_reference(r).node == name for r in node.inputs.values())

@@ -216,9 +216,9 @@ def _find_right_correction(
     if attempt.benchmark.worst_limit_ratio > 1:
         # The next structure must bring the node within its limit, if it is predicted as wrongly as
         # this one.
-        predictor_then = replace(predictor, correction=attempt.correction)
+        corrected_predictor = replace(predictor, correction=attempt.correction)
         predicted_ratio = max(
-            predictor_then.predict_node_ms(node_name, attempt.trial.candidate) / limit_ms
+            corrected_predictor.predict_node_ms(node_name, attempt.trial.candidate) / limit_ms
             for node_name, limit_ms in options.node_limits_ms.items()
         )
         error = max(error, attempt.benchmark.worst_limit_ratio / predicted_ratio)

@@ -103,7 +103,7 @@ def skip_failed_step(run: RunContext, name: str, *, skipped: dict[str, str]) -> 
     """Go on where the block fails: nothing that is trained or measured depends on it.
 
     Args:
-        run: The run; its listener is told.
+        run: The run; its listener receives messages.
         name: What is skipped, for a person.
         skipped: Receives the reason.
 

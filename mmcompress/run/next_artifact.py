@@ -144,20 +144,20 @@ def is_better(one: Summary, other: Summary) -> bool:
     """
     if one.target.met != other.target.met:
         return one.target.met
-    faster_by = compute_target_share(other) - compute_target_share(one)
-    if abs(faster_by) <= one.latency_margin + other.latency_margin:
+    latency_difference = compute_target_share(other) - compute_target_share(one)
+    if abs(latency_difference) <= one.latency_margin + other.latency_margin:
         return _get_final_loss(one) < _get_final_loss(other)
     if not one.target.met:
-        return faster_by > 0
-    milder_by = _get_final_loss(other) - _get_final_loss(one)
-    if faster_by * milder_by > 0:
+        return latency_difference > 0
+    loss_difference = _get_final_loss(other) - _get_final_loss(one)
+    if latency_difference * loss_difference > 0:
         # One of the two is both faster and milder.
-        return faster_by > 0
+        return latency_difference > 0
     one_is_near = compute_corrected_target_share(one) >= MIN_TARGET_SHARE
     other_is_near = compute_corrected_target_share(other) >= MIN_TARGET_SHARE
     if one_is_near != other_is_near:
         return one_is_near
-    return milder_by > 0
+    return loss_difference > 0
 
 
 def _get_final_loss(summary: Summary) -> float:

@@ -13,7 +13,7 @@ MIN_DENSE_ACCURACY = 0.05
 """Share of inputs that the dense pipeline must be right on for a metric to say what was lost."""
 
 NOTABLE_EMPTY_SHARE = 0.1
-"""Share of the dense answers that are empty, from which it is told."""
+"""Share of the dense answers that are empty. From this share on a warning says so."""
 
 NOTABLE_EQUAL_SHARE = 0.5
 """Share of the dense answers that are empty or one text. From this share on a warning tells of it,

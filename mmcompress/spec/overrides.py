@@ -147,7 +147,7 @@ def rename_old_keys(data: dict[str, Any], lines: dict[tuple[str, ...], int]) -> 
         *_, new_key = new_path = tuple(new_dotted.split("."))
         new_section = _open_section(data, new_path[:-1])
         if new_section is None or (new_key in new_section and new_dotted != dotted_key):
-            continue  # both names are given: the old one is told as unknown
+            continue  # both names are given: the old one is reported as unknown
         del section[key]
         new_section[new_key] = value
         for path in [path for path in lines if path[:2] == (section_name, key)]:
