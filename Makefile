@@ -37,6 +37,7 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_density.py
+	$(BIN)/python tools/check_prose.py
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 format: install

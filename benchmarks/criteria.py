@@ -59,8 +59,8 @@ def main() -> int:
     )
     sensitivity = prepare_run(run).sensitivity
     pairs = run.pipeline.collate(run.data.load("val", arguments.pairs))
-    reference = run.pipeline.reference_outputs(run.models, pairs)
-    dense_loss = run.pipeline.loss_of_models(run.models, pairs, dense=reference)
+    reference = run.pipeline.compute_reference_outputs(run.models, pairs)
+    dense_loss = run.pipeline.compute_loss(run.models, pairs, dense=reference)
     depths = [float(depth) for depth in arguments.depths.split(",")]
     columns = " | ".join(f"{depth:.0%} cut" for depth in depths)
     lines = [
@@ -82,7 +82,7 @@ def main() -> int:
         for depth in depths:
             candidate = make_uniform_candidate(run, depth)
             models = build_pruned_models(run, scored, candidate=candidate, refit=True)
-            loss = run.pipeline.loss_of_models(models, pairs, dense=reference)
+            loss = run.pipeline.compute_loss(models, pairs, dense=reference)
             cells.append(f"{loss - dense_loss:.3f}")
         lines.append(f"| {criterion} | {seconds:.1f} | {' | '.join(cells)} |")
         print(lines[-1], flush=True)

@@ -61,8 +61,8 @@ ABSENT = "–"
 LEGEND = """\
 Small random models of every family. `library`: largest difference between the whole model and its
 library's own, untouched, for the same inputs (bound 1e-05). Columns of unit kinds: largest
-difference between masking units in the dense model and cutting them out, relative where values
-exceed one (bound 1e-05); `mixture`: a random mixture of all of them. `torch = ONNX` and
+difference between masking units in the dense model and cutting them out (bound 1e-05). It is
+relative where values exceed one. `mixture`: a random mixture of all of them. `torch = ONNX` and
 `fused = plain`: every exported graph at batch 1, 2 and 5, dense and cut (bound 1e-04).
 `generation`: cached beam search on ONNX Runtime against the library's own `generate`, token for
 token, dense and cut. `counts`: parameters and multiply-accumulates fall exactly as computed from

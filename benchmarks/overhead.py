@@ -8,7 +8,7 @@ lies inside torch, ONNX Runtime, a model library, or the closed-form repair. Whi
 for workers, the share of the waiting that they spent evaluating counts as model work (trials, and
 finalists on more pairs).
 
-A bundle that answers requests, to be measured or judged, is model work too: its decoding loop,
+A bundle that answers requests, to be measured or judged, is model work too. Its decoding loop,
 pre-processing and tokenizers are part of what is compressed. The report shows it apart where it is
 not inside a session of this process. What is measured runs in processes of its own. Everything else
 (data, the search itself, files, start-up) is what the tool costs.
@@ -267,8 +267,8 @@ def format_report(summary: Summary, recorder: Recorder, *, target: str, wall_sec
     lines += [
         "",
         f"Outside model work: **{outside_models:.1%}**. `bundle`: bundles that answer requests, "
-        "outside their sessions; `waiting`: for trials, beyond what workers spent on them; `data`: "
-        "drawing and preparing pairs; `start-up`: importing packages, and starting processes that "
+        "outside their sessions. `waiting`: for trials, beyond what workers spent on them. `data`: "
+        "drawing and preparing pairs. `start-up`: importing packages, and starting processes that "
         "measure.",
         "",
         compare_trials_with_measuring(summary, recorder.measured_structures),

@@ -257,7 +257,7 @@ def main() -> int:
     )
     if code not in (0, EXIT_TARGET_MISSED):
         return code
-    run = RunFolder(arguments.out / "run")
+    run = RunFolder(path=arguments.out / "run")
     summary = read_record(Summary, run.summary)
     text = format_report(summary, minutes=minutes, peak_gib=peak_gib)
     (ROOT / "reports" / "real-size.md").write_text(text)

@@ -3,8 +3,8 @@
     LJSPEECH_DIR=... python benchmarks/speech_halves.py --out runs/halves
 
 Each seed deals the clips to the splits anew. A run that was interrupted goes on; one that is
-finished is not run again. `halves.json` in the folder holds, for every half: the exit code, and for
-every target whether it is met, what is retained, and which proofs failed. A run should end with
+finished is not run again. `halves.json` in the folder holds the exit code of every half. For every
+target it says whether it is met, what is retained, and which proofs failed. A run should end with
 exit code 0 or 3 and every proof passed.
 """
 
@@ -37,7 +37,7 @@ def run_half(seed: int, folder: Path, *, target: str) -> int:
 def describe_results(folder: RunFolder) -> dict[str, Any]:
     """Return what came out for every target of a run."""
     names = folder.list_finished_subfolders()
-    folders = [folder.subfolder(name) for name in names] or [folder]
+    folders = [folder.get_subfolder(name) for name in names] or [folder]
     results: dict[str, Any] = {}
     for target_folder in folders:
         if not target_folder.summary.exists():
@@ -64,7 +64,7 @@ def main() -> None:
     for seed in arguments.seeds:
         folder = arguments.out / f"half-{seed}"
         exit_code = run_half(seed, folder, target=arguments.target)
-        results = describe_results(RunFolder(folder))
+        results = describe_results(RunFolder(path=folder))
         halves[str(seed)] = {"exit_code": exit_code, "targets": results}
         (arguments.out / "halves.json").write_text(json.dumps(halves, indent=2), encoding="utf-8")
     bad = [seed for seed, half in halves.items() if half["exit_code"] not in GOOD_EXIT_CODES]

@@ -3,8 +3,8 @@
     python benchmarks/split_solvers.py [--blocks 72] [--problems 20]
 
 Both choose one option for every block, so that losses add up to least within a latency budget. The
-problems are random, of the shape that a pipeline gives: convex losses, costs that fall with the
-units that are cut, and an option that removes the block whole.
+problems are random, of the shape that a pipeline gives. Losses are convex, costs fall with the
+units that are cut, and one option removes the block whole.
 """
 
 from __future__ import annotations

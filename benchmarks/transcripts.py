@@ -4,8 +4,9 @@
 
 The library's side is all its own: feature extractor, encoder, greedy `generate` of
 `WhisperForConditionalGeneration`. For each clip where the two differ, it prints the token at which
-they part, and by how little the library preferred its own token there. It also prints whether the
-clip had begun to repeat itself by then: there the guard, which is off here, would have ended it.
+they part. It prints by how little the library preferred its own token there, too. It also prints
+whether the clip had begun to repeat itself by then: there the guard, which is off here, would have
+ended it.
 
 Exit code 1 if they part anywhere else.
 """
@@ -165,7 +166,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> int:
-    run = RunFolder(parse_arguments().run)
+    run = RunFolder(path=parse_arguments().run)
     spec = read_record(Spec, run.spec)
     recognizers = Recognizers(run, spec)
     data = open_dataset(spec.data)

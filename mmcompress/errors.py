@@ -1,18 +1,20 @@
 """The error tree. Everything that a caller may want to catch derives from `MmcompressError`.
 
-MmcompressError
-├── SpecError        the YAML says something that can't be            exit code 2
-├── DataError        an input file or dataset is missing or odd       exit code 2
-│   └── DiskFull     a file can't be written                          exit code 2
-├── ModelError       weights or a model that can't be used            exit code 2
-├── BundleError      a bundle that is damaged, altered or too new     exit code 2
-├── MissingPackage   an optional package is not installed             exit code 2
-├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
-├── TargetNotMet     the best artifact was written, but is too slow   exit code 3
-├── QualityUndetermined  the dense answers are empty or alike         exit code 3
-├── QualityNotRetained   less of the dense quality is kept than asked exit code 3
-├── SplitSealed      a choice was about to see the test split         exit code 1
-└── ProofFailed      an artifact does not compute what it should      exit code 1
+A command that ends with one of them has this exit code:
+
+    MmcompressError
+    ├── SpecError        the YAML says something that can't be            exit code 2
+    ├── DataError        an input file or dataset is missing or odd       exit code 2
+    │   └── DiskFull     a file can't be written                          exit code 2
+    ├── ModelError       weights or a model that can't be used            exit code 2
+    ├── BundleError      a bundle that is damaged, altered or too new     exit code 2
+    ├── MissingPackage   an optional package is not installed             exit code 2
+    ├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
+    ├── TargetNotMet     the best artifact was written, but is too slow   exit code 3
+    ├── QualityUndetermined  the dense answers are empty or alike         exit code 3
+    ├── QualityNotRetained   less of the dense quality is kept than asked exit code 3
+    ├── SplitSealed      a choice was about to see the test split         exit code 1
+    └── ProofFailed      an artifact does not compute what it should      exit code 1
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from collections.abc import Iterable
 
 
 class MmcompressError(Exception):
-    """An error that is told to a person in one message, without a traceback."""
+    """An error that a person sees in one message, without a traceback."""
 
     exit_code = 1
     """Exit code of the command that ends with this error."""
@@ -152,13 +154,13 @@ def shorten(value: object) -> str:
     text = str(value)
     if len(text) <= MAX_QUOTED_LETTERS:
         return text
-    half = MAX_QUOTED_LETTERS // 2
-    return f"{text[:half]}…{text[-half:]} ({len(text):,} letters)"
+    half_length = MAX_QUOTED_LETTERS // 2
+    return f"{text[:half_length]}…{text[-half_length:]} ({len(text):,} letters)"
 
 
-def suggest_nearest(name: str, known: Iterable[object]) -> str:
+def suggest_nearest(name: str, choices: Iterable[object]) -> str:
     """Return the tail of an error message: the nearest of the known names, then all of them."""
-    names = sorted(str(one) for one in known)
+    names = sorted(str(choice) for choice in choices)
     # nobody means a known name by a text of this length, and the search would take long
     close_names: list[str] = []
     if len(name) <= MAX_QUOTED_LETTERS:

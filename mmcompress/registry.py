@@ -123,24 +123,24 @@ class Registry:
             ValueError: The name is taken by something else.
         """
         entry = RegistryEntry(target=target, about=about, facts=facts)
-        known = self._entries.get(name)
-        if known is not None and known.target != target:
+        existing = self._entries.get(name)
+        if existing is not None and existing.target != target:
             raise ValueError(f"'{name}' names another {self.noun} already; choose another name")
         self._entries[name] = entry
 
-    def names(self) -> tuple[str, ...]:
+    def list_names(self) -> tuple[str, ...]:
         """Return all names."""
         return tuple(self._entries)
 
-    def about(self, name: str) -> str:
+    def get_about(self, name: str) -> str:
         """Return the line for people on an entry."""
         return self._entries[name].about
 
-    def fact(self, name: str, key: str) -> Any:
+    def get_fact(self, name: str, key: str) -> Any:
         """Return one fact of an entry, None when it has none of that key."""
         return self._entries[name].facts.get(key)
 
-    def problem(self, name: str) -> str | None:
+    def find_problem(self, name: str) -> str | None:
         """Return what is wrong with a name, None when there is an entry of that name."""
         if name in self._entries:
             return None
@@ -152,7 +152,7 @@ class Registry:
         Raises:
             KeyError: There is no such entry; the message tells the nearest name.
         """
-        problem = self.problem(name)
+        problem = self.find_problem(name)
         if problem:
             raise KeyError(problem)
         target = self._entries[name].target
@@ -181,10 +181,10 @@ class MixtureRegistry(Registry):
             terms.append((weight.strip() if star else "1", entry.strip()))
         return terms
 
-    def problem(self, name: str) -> str | None:
+    def find_problem(self, name: str) -> str | None:
         """Return what is wrong with a name or a mixture, None when nothing is."""
         for weight, entry in self._split_terms(name):
-            unknown = super().problem(entry)
+            unknown = super().find_problem(entry)
             if unknown:
                 return unknown
             if not weight.replace(".", "", 1).isdigit() or float(weight) <= 0:
@@ -196,7 +196,7 @@ class MixtureRegistry(Registry):
 
     def get(self, name: str) -> Any:
         """Return the code behind a name, or the mixture of several."""
-        problem = self.problem(name)
+        problem = self.find_problem(name)
         if problem:
             raise KeyError(problem)
         terms = self._split_terms(name)

@@ -73,7 +73,7 @@ class PerSampleScores:
         return 1 - share if self.is_error_rate else share
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SplitScores:
     """`outcomes.json`: scores of both sides over the test split, by metric."""
 
@@ -111,8 +111,8 @@ def _estimate_wilson_interval(scores: PerSampleScores) -> tuple[float, float, fl
 
     With the share p over n inputs and z = 1.96:
 
-        middle = (p + z^2 / 2n) / (1 + z^2 / n)
-        half   = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
+        middle     = (p + z^2 / 2n) / (1 + z^2 / n)
+        half width = z / (1 + z^2 / n) * sqrt(p (1 - p) / n + z^2 / 4n^2)
     """
     input_count = len(scores.numerators)
     share = float(np.array(scores.numerators).mean())
@@ -120,8 +120,8 @@ def _estimate_wilson_interval(scores: PerSampleScores) -> tuple[float, float, fl
     shrinkage = 1 + z_squared / input_count
     middle = (share + z_squared / (2 * input_count)) / shrinkage
     variance = share * (1 - share) / input_count + z_squared / (4 * input_count * input_count)
-    half = NORMAL_975 / shrinkage * math.sqrt(variance)
-    return share, max(0.0, middle - half), min(1.0, middle + half)
+    half_width = NORMAL_975 / shrinkage * math.sqrt(variance)
+    return share, max(0.0, middle - half_width), min(1.0, middle + half_width)
 
 
 def _bootstrap_ratio(scores: PerSampleScores) -> tuple[float, float, float]:
@@ -205,12 +205,12 @@ def decide_claim(
         The verdict (`supported`, `not supported` or `undecided at this n`), the difference, and
         half its 95 % interval. The claim is undecided when the interval holds 0.
     """
-    difference, half = estimate_paired_difference(better, worse)
-    if difference > half:
-        return "supported", difference, half
-    if difference < -half:
-        return "not supported", difference, half
-    return "undecided at this n", difference, half
+    difference, half_width = estimate_paired_difference(better, worse)
+    if difference > half_width:
+        return "supported", difference, half_width
+    if difference < -half_width:
+        return "not supported", difference, half_width
+    return "undecided at this n", difference, half_width
 
 
 def compute_quality_retained(

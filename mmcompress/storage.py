@@ -64,7 +64,7 @@ RECORD_CONFIG = ConfigDict(extra="forbid", use_attribute_docstrings=True)
 """How records are checked: unknown keys are errors; the string under a field describes it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Problem:
     """One thing that is wrong with plain data."""
 
@@ -74,6 +74,10 @@ class Problem:
     """What is wrong with it."""
 
 
+MAX_SHOWN_PROBLEMS = 4
+"""Problems that a message shows. A record of another version has one for every key that changed."""
+
+
 class InvalidValue(Exception):
     """Plain data that does not fit its record."""
 
@@ -81,16 +85,22 @@ class InvalidValue(Exception):
         self.problems = problems
         super().__init__(problems)
 
-    def inside(self, *keys: str) -> InvalidValue:
+    def add_parent_keys(self, *keys: str) -> InvalidValue:
         """Return the same error for data that stands at some keys of a larger whole."""
-        return InvalidValue([Problem((*keys, *p.path), p.message) for p in self.problems])
+        return InvalidValue(
+            [Problem(path=(*keys, *p.path), message=p.message) for p in self.problems]
+        )
 
     def __str__(self) -> str:
-        return "; ".join(f"{'.'.join(p.path)}: {p.message}" for p in self.problems)
+        shown_problems = self.problems[:MAX_SHOWN_PROBLEMS]
+        parts = [f"{'.'.join(p.path)}: {p.message}" for p in shown_problems]
+        if len(self.problems) > MAX_SHOWN_PROBLEMS:
+            parts.append(f"and {len(self.problems) - MAX_SHOWN_PROBLEMS} more")
+        return "; ".join(parts)
 
 
 @cache
-def _adapter(record_type: Any) -> TypeAdapter[Any]:
+def _make_adapter(record_type: Any) -> TypeAdapter[Any]:
     """Return the checker of a record type.
 
     It checks a list of one record: pydantic takes a configuration for a list, not for a bare
@@ -120,12 +130,14 @@ def build_record(record_type: type[RecordType], data: Any) -> RecordType:
         InvalidValue: Keys are unknown or missing, or values don't fit; all of it at once.
     """
     if not isinstance(data, dict):
-        raise InvalidValue([Problem((), f"expected a mapping, got {shorten(repr(data))}")])
+        raise InvalidValue(
+            [Problem(path=(), message=f"expected a mapping, got {shorten(repr(data))}")]
+        )
     try:
         text = json.dumps([data], default=str)
-        record: RecordType = _adapter(cast(Hashable, record_type)).validate_json(text, strict=True)[
-            0
-        ]
+        record: RecordType = _make_adapter(cast(Hashable, record_type)).validate_json(
+            text, strict=True
+        )[0]
     except ValidationError as error:
         raise InvalidValue(_list_problems(record_type, error)) from None
     return record
@@ -133,7 +145,7 @@ def build_record(record_type: type[RecordType], data: Any) -> RecordType:
 
 def describe_record(record_type: type) -> dict[str, Any]:
     """Return the JSON Schema of a record type, every field described by the string under it."""
-    schema = _adapter(record_type).json_schema()
+    schema = _make_adapter(record_type).json_schema()
     definitions = schema["$defs"]
     root = definitions.pop(record_type.__name__)
     return {**root, "$defs": definitions}
@@ -154,11 +166,13 @@ def _list_problems(record_type: type, error: ValidationError) -> list[Problem]:
             continue
         value_path, types_in_words = choice
         if details["type"] in BOUND_ERRORS:
-            message = f"must lie in {_range_at(record_type, value_path)}, got {details['input']!r}"
-            problems[value_path] = Problem(value_path, message)
+            message = (
+                f"must lie in {_describe_range(record_type, value_path)}, got {details['input']!r}"
+            )
+            problems[value_path] = Problem(path=value_path, message=message)
         else:
             message = f"expected {types_in_words}, got {shorten(repr(details['input']))}"
-            problems.setdefault(value_path, Problem(value_path, message))
+            problems.setdefault(value_path, Problem(path=value_path, message=message))
     return list(problems.values())
 
 
@@ -175,7 +189,7 @@ def _find_choice_of_types(
         The path of the value, and its types in words; None where there is no such value.
     """
     for length in range(1, len(path)):
-        hint = _hint_at(record_type, path[:length])
+        hint = _find_hint(record_type, path[:length])
         if typing.get_origin(hint) not in (typing.Union, types.UnionType):
             continue
         options = [option for option in typing.get_args(hint) if option is not type(None)]
@@ -198,24 +212,25 @@ def _explain(record_type: type, details: Any) -> Problem:
     path = tuple(str(key) for key in details["loc"][1:])
     kind = details["type"]
     value = details["input"]
-    shown = shorten(repr(value))
+    shown_value = shorten(repr(value))
     context = details.get("ctx") or {}
     if kind == "unexpected_keyword_argument":
-        known = _field_names(_type_at(record_type, path[:-1]))
-        return Problem(
-            path, f"unknown key '{shorten(path[-1])}'; {suggest_nearest(path[-1], known)}"
-        )
+        names = _list_field_names(_find_type(record_type, path[:-1]))
+        message = f"unknown key '{shorten(path[-1])}'; {suggest_nearest(path[-1], names)}"
+        return Problem(path=path, message=message)
     if kind == "missing":
-        return Problem(path[:-1], f"'{path[-1]}' is missing")
+        return Problem(path=path[:-1], message=f"'{path[-1]}' is missing")
     if kind == "literal_error":
-        choices = typing.get_args(_type_at(record_type, path))
+        choices = typing.get_args(_find_type(record_type, path))
         return Problem(
-            path, f"unknown value '{shorten(value)}'; {suggest_nearest(str(value), choices)}"
+            path=path,
+            message=f"unknown value '{shorten(value)}'; {suggest_nearest(str(value), choices)}",
         )
     if kind in BOUND_ERRORS:
-        return Problem(path, f"must lie in {_range_at(record_type, path)}, got {shown}")
+        message = f"must lie in {_describe_range(record_type, path)}, got {shown_value}"
+        return Problem(path=path, message=message)
     if kind == "value_error":
-        return Problem(path, str(context["error"]))
+        return Problem(path=path, message=str(context["error"]))
     expected = {
         "float_type": "a number",
         "int_type": "a whole number",
@@ -227,7 +242,7 @@ def _explain(record_type: type, details: Any) -> Problem:
         "dict_type": "a mapping",
         "dataclass_type": "a mapping",
     }
-    return Problem(path, f"expected {expected.get(kind, kind)}, got {shown}")
+    return Problem(path=path, message=f"expected {expected.get(kind, kind)}, got {shown_value}")
 
 
 def make_error_details(key: str, message: str) -> InitErrorDetails:
@@ -250,16 +265,16 @@ def add_error_details(
     return ValidationError.from_exception_data(error.title, all_details)
 
 
-def _type_at(record_type: Any, path: tuple[str, ...]) -> Any:
+def _find_type(record_type: Any, path: tuple[str, ...]) -> Any:
     """Return the type hint that a path leads to, without `None` and without bounds."""
-    return _plain_hint(_hint_at(record_type, path))
+    return _get_plain_hint(_find_hint(record_type, path))
 
 
-def _hint_at(record_type: Any, path: tuple[str, ...]) -> Any:
+def _find_hint(record_type: Any, path: tuple[str, ...]) -> Any:
     """Return the type hint that a path leads to, as it is written."""
     hint = record_type
     for key in path:
-        hint = _plain_hint(hint)
+        hint = _get_plain_hint(hint)
         if dataclasses.is_dataclass(hint):
             hints = typing.get_type_hints(hint, include_extras=True)
             hint = hints.get(key, Any)
@@ -269,28 +284,28 @@ def _hint_at(record_type: Any, path: tuple[str, ...]) -> Any:
     return hint
 
 
-def _plain_hint(hint: Any) -> Any:
+def _get_plain_hint(hint: Any) -> Any:
     """Return a type hint without its bounds, and without `None` where it is optional."""
     if typing.get_origin(hint) is typing.Annotated:
         hint = typing.get_args(hint)[0]
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         options = [option for option in typing.get_args(hint) if option is not type(None)]
-        return _plain_hint(options[-1])
+        return _get_plain_hint(options[-1])
     return hint
 
 
-def _field_names(record_type: Any) -> list[str]:
+def _list_field_names(record_type: Any) -> list[str]:
     """Return the names of the fields of a record type; none for anything else."""
     if not dataclasses.is_dataclass(record_type):
         return []
     return [field.name for field in dataclasses.fields(record_type)]
 
 
-def _range_at(record_type: type, path: tuple[str, ...]) -> str:
+def _describe_range(record_type: type, path: tuple[str, ...]) -> str:
     """Return the bounds of the number that a path leads to, as text."""
     low = ""
     high = ""
-    for part in _metadata(_hint_at(record_type, path)):
+    for part in _list_metadata(_find_hint(record_type, path)):
         if getattr(part, "gt", None) is not None:
             low = f"more than {part.gt:g}"
         low = f"{part.ge:g}" if getattr(part, "ge", None) is not None else low
@@ -298,14 +313,14 @@ def _range_at(record_type: type, path: tuple[str, ...]) -> str:
     return f"{low} .. {high}"
 
 
-def _metadata(hint: Any) -> Iterator[Any]:
+def _list_metadata(hint: Any) -> Iterator[Any]:
     """Yield the bounds in a type hint."""
     if typing.get_origin(hint) is typing.Annotated:
         for extra in typing.get_args(hint)[1:]:
             yield from getattr(extra, "metadata", [extra])
     for argument in typing.get_args(hint):
         if argument is not ...:
-            yield from _metadata(argument)
+            yield from _list_metadata(argument)
 
 
 def to_plain(record: Any) -> Any:
@@ -468,7 +483,7 @@ def _grant_usual_access(folder: Path) -> None:
             path.chmod(stat.S_IMODE(path.stat().st_mode) | usual_mode)
 
 
-def write_record(path: Path, record: Any, indent: int | None = 1) -> Path:
+def write_record(path: Path, record: Any, *, indent: int | None = 1) -> Path:
     """Write a record as JSON, whole or not at all.
 
     Args:
@@ -547,12 +562,12 @@ def set_aside(path: Path) -> Path:
     Returns:
         The new path.
     """
-    aside = path.with_name(path.name + DAMAGED_SUFFIX)
-    if aside.is_dir():
-        shutil.rmtree(aside)
-    elif aside.exists():
-        aside.unlink()
-    return path.rename(aside)
+    new_path = path.with_name(path.name + DAMAGED_SUFFIX)
+    if new_path.is_dir():
+        shutil.rmtree(new_path)
+    elif new_path.exists():
+        new_path.unlink()
+    return path.rename(new_path)
 
 
 def set_aside_if_damaged(
@@ -605,9 +620,9 @@ def read_text_file(path: Path) -> str:
             f"{path}: can't be read: it is not UTF-8 but UTF-16; {_describe_cure(path, 'utf-16')}"
         )
     line_number = text_bytes.count(b"\n", 0, position) + 1
-    shown = text_bytes[max(0, position - SHOWN_BYTES) : position + SHOWN_BYTES]
+    shown_value = text_bytes[max(0, position - SHOWN_BYTES) : position + SHOWN_BYTES]
     # latin-1 gives every byte a character
-    excerpt = shown.decode("latin-1").strip()
+    excerpt = shown_value.decode("latin-1").strip()
     raise DataError(
         f"{path}:{line_number}: can't be read: it is not UTF-8: byte "
         f"0x{text_bytes[position]:02x} in {excerpt!r} as latin-1; {_describe_cure(path, 'latin1')}"

@@ -88,7 +88,9 @@ class FakeStages:
         self.excluded.append(plan.excluded)
         attempt = Attempt(predicted_ms=0.97, measured_ms=0.97, target_ms=TARGET_MS)
         fitted = FittedStructure(
-            candidate=Candidate({"vision": {"0.ffn": self.artifacts}}, {"vision": "fp32"}),
+            candidate=Candidate(
+                kept_units={"vision": {"0.ffn": self.artifacts}}, precision={"vision": "fp32"}
+            ),
             predicted_ms=0.97,
             measured_ms=0.97,
             target_ms=TARGET_MS,
@@ -108,7 +110,7 @@ class FakeStages:
             self._begin("train")
             self.artifacts += 1
             folder.weights.mkdir(exist_ok=True)
-            for path in (folder.units, *(folder.node_weights(node) for node in run.models)):
+            for path in (folder.units, *(folder.locate_node_weights(node) for node in run.models)):
                 save_file({"artifact": torch.tensor(self.artifacts)}, path)
             folder.training_history.write_text(json.dumps([{"step": 10 * self.artifacts}]))
         if read_artifact_number(folder) in self.unproved:

@@ -85,7 +85,7 @@ def make_trial(number: int, *, latency_ms: float, loss: float, origin: str = "sa
         number=number,
         origin=origin,
         overrides={},
-        candidate=Candidate(KEPT_UNITS, precision),
+        candidate=Candidate(kept_units=KEPT_UNITS, precision=precision),
         latency_ms=latency_ms,
         loss=loss,
         quality={},

@@ -46,7 +46,7 @@ MAX_REQUESTS = 12
 class StoppedClock:
     """A clock that stands still: nothing ends because time has passed."""
 
-    def now(self) -> float:
+    def read_seconds(self) -> float:
         return 0.0
 
     def sleep(self, seconds: float) -> None:

@@ -96,7 +96,7 @@ def test_the_reason_names_what_the_other_one_lacks():
 def test_a_structure_is_described_by_precision_units_and_drops():
     blocks = make_summary().blocks
     kept = {**KEPT_UNITS, "vision": {"0.attention": 0, "0.ffn": 16}}
-    texts = describe_structure(Candidate(kept, {"vision": "int8"}), blocks)
+    texts = describe_structure(Candidate(kept_units=kept, precision={"vision": "int8"}), blocks)
     assert texts == {
         "vision": "int8; 0.ffn 16/32; dropped: 0.attention",
         "captioner": "fp32; 0.cross_attention 4/4",
@@ -107,7 +107,7 @@ def make_records():
     """A kept artifact, one that was not, and one whose proof failed."""
     steps = DecodeSteps(dense=8.0, compressed=8.4, ratio=0.51, fitted_ratio=0.5)
     writing = FreeWriting(latency_factor=1.02, margin=0.01, nodes={"captioner": steps})
-    candidate = Candidate(KEPT_UNITS, {"vision": "int8", "captioner": "fp32"})
+    candidate = Candidate(kept_units=KEPT_UNITS, precision={"vision": "int8", "captioner": "fp32"})
     fields = {"candidate": candidate, "trained_steps": 220}
     missed = ArtifactRecord(
         identity="a",

@@ -133,7 +133,7 @@ def test_ray_gets_a_folder_short_enough_for_its_sockets(tmp_path, monkeypatch, v
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr("mmcompress.search.ray_folder.SHORT_FOLDERS", ())
     monkeypatch.setenv(variable, str(long))
-    with pytest.raises(ClusterError, match="set RAY_TMPDIR to a short one"):
+    with pytest.raises(ClusterError, match="Set RAY_TMPDIR to a short one"):
         choose_ray_folder()
 
 

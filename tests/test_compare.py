@@ -162,9 +162,13 @@ def test_what_a_cell_fixes_is_not_searched():
 def test_every_claim_names_cells_that_are_made(spec):
     made = {c.folder for c in list_cells(spec)}
     assert all({*c.better, *c.worse} <= made for c in CLAIMS)
-    assert all(c.like in made or not c.like for c in list_cells(spec))
+    assert all(c.structure_of in made or not c.structure_of for c in list_cells(spec))
     order = [c.folder for c in list_cells(spec)]
-    assert all(order.index(c.like) < order.index(c.folder) for c in list_cells(spec) if c.like)
+    assert all(
+        order.index(c.structure_of) < order.index(c.folder)
+        for c in list_cells(spec)
+        if c.structure_of
+    )
 
 
 def test_a_verdict_needs_more_than_its_interval():
@@ -227,7 +231,7 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     prepared = prepare_run(r)
     predict, ev = prepared.predictor, prepared.sensitivity
-    r = dataclasses.replace(r, folder=RunFolder(tmp_path))
+    r = dataclasses.replace(r, folder=RunFolder(path=tmp_path))
     with BASELINES[name].open_proposals(r, ev) as propose:
         found = propose(predict, 1e-6, 0)
     assert (
@@ -282,7 +286,7 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     fit = import_module("mmcompress.run.fit_structure")
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     ev = prepare_run(r).sensitivity
-    r = dataclasses.replace(r, folder=RunFolder(tmp_path))
+    r = dataclasses.replace(r, folder=RunFolder(path=tmp_path))
 
     @dataclasses.dataclass(frozen=True)
     class Line:  # a step of any block takes about as long
@@ -297,7 +301,7 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     whole, searches = _whole(r), []
     budget = 0.75 * Line()(whole)
     p = choose.build_problem(r, ev, predictor=Line(), budget_ms=budget)
-    first = moves.cut_to_budget(p, whole, loss_increase=ev.loss_increase)
+    first = moves.cut_to_budget(p, whole, loss_increase=ev.estimate_loss_increase)
 
     def search(run, sensitivity, *, predictor, budget_ms, evaluator, attempt, known_candidates):
         searches.append(attempt)
@@ -336,8 +340,8 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
         )
         assert near.candidate == moves.grow_to_budget(
             p,
-            moves.cut_to_budget(p, first, loss_increase=ev.loss_increase),
-            loss_increase=ev.loss_increase,
+            moves.cut_to_budget(p, first, loss_increase=ev.estimate_loss_increase),
+            loss_increase=ev.estimate_loss_increase,
             rounding=ev.rounding,
         )
         assert FULL_BUDGET_SHARE * budget <= Line(1.05)(near.candidate) <= budget
@@ -349,8 +353,8 @@ def _whole(r):
     from mmcompress.graph.structure import Candidate
 
     return Candidate(
-        {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()},
-        dict.fromkeys(r.blocks, "fp32"),
+        kept_units={n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()},
+        precision=dict.fromkeys(r.blocks, "fp32"),
     )
 
 

@@ -8,10 +8,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from families import prove_marian
 from library_checkpoints import LIBRARY_CASES
+from onnx import numpy_helper
 
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.export.bundle import BundleContents, write_bundle
@@ -23,6 +27,7 @@ from mmcompress.models import layouts
 from mmcompress.models.families.cross_attention_decoder import DECODER_FAMILIES
 from mmcompress.models.sources import load_models
 from mmcompress.prune.importance.inputs import ImportanceInputs
+from mmcompress.quantize.base import quantize_model
 from mmcompress.quantize.simulation import simulate_precision
 from mmcompress.registry import (
     DATA_KINDS,
@@ -33,6 +38,8 @@ from mmcompress.registry import (
     PLUG_POINTS,
     resolve_entry,
 )
+from mmcompress.run.export_dense import export_dense
+from mmcompress.runtime.graph import load_bundle
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mmcompress"
@@ -67,7 +74,7 @@ def test_there_is_an_example_for_every_plug_point_of_the_guide(plugins):
         "farthest",
         "mirror_encoder",
         "marian_family",
-        "largest_first",
+        "unit_order",
         "small_groups",
         "short_answers",
         "grey_squares",
@@ -81,8 +88,6 @@ def test_a_spec_takes_a_kind_of_node_from_a_plugin(plugins, tiny, tmp_path):
     )
     spec = load_spec(tmp_path / "spec.yaml")
     node = resolve_entry(NODE_KINDS.get(spec.nodes["choose"].kind).deployed)({}, {}, tmp_path)
-    import numpy as np
-
     keys = np.eye(2, dtype=np.float32)
     assert node(keys[:1], keys, ["near", "far"]) == {"best": "far"}
 
@@ -144,6 +149,21 @@ def compare_nothing(node_name, check, *, source):
     return ComparedNode(name=node_name)
 
 
+def test_a_bundle_holds_a_kind_of_node_from_a_plugin(plugins, tiny, tmp_path):
+    text = (tiny / "spec.yaml").read_text().replace("./", f"{tiny}/")
+    (tmp_path / "spec.yaml").write_text(
+        text.replace("kind: nearest", "kind: farthest") + "plugins: [farthest]\n"
+    )
+    proofs = export_dense(tmp_path / "spec.yaml", tmp_path / "bundle")
+    assert proofs and all(proof.passed for proof in proofs)
+    pipeline = load_bundle(tmp_path / "bundle")
+    node = pipeline.nodes["choose"]
+    assert type(node).__name__ == "Farthest"
+    keys = np.eye(2, dtype=np.float32)
+    assert node(keys[:1], keys, ["near", "far"]) == {"best": "far"}
+    assert "caption" in pipeline(**pipeline.make_noise_request())
+
+
 def test_a_family_of_a_plugin_passes_its_contract(plugins, tmp_path):
     proofs = prove_marian(tmp_path)
     assert len(proofs) > 12 and all(proof.passed for proof in proofs)
@@ -160,7 +180,7 @@ def test_a_layout_of_a_plugin_is_found(monkeypatch):
 
 def test_a_criterion_scores_every_unit(plugins, pipeline, models, batch):
     inputs = ImportanceInputs(pipeline=pipeline, models=models, batch=batch, grams={}, seed=0)
-    scores = IMPORTANCE.get("largest_first")(inputs)
+    scores = IMPORTANCE.get("unit_order")(inputs)
     for node, model in models.items():
         assert all(len(scores[node][b.name]) == b.units for b in model.weighted_blocks)
 
@@ -176,10 +196,38 @@ def test_a_precision_of_a_plugin_is_simulated(plugins):
     assert torch.equal(layer.weight, exact)
 
 
+def test_a_precision_of_a_plugin_is_written_as_it_is_simulated(plugins, tmp_path):
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(64, 8, bias=False)
+    weight = numpy_helper.from_array(layer.weight.detach().numpy().T.copy(), "weight")
+    product = onnx.helper.make_node("MatMul", ["x", "weight"], ["y"], name="product")
+    graph = onnx.helper.make_graph(
+        [product],
+        "layer",
+        [onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["n", 64])],
+        [onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["n", 8])],
+        [weight],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 8
+    written = quantize_model("w4_small_groups", model, target=tmp_path / "small.onnx")
+    [node] = onnx.load(str(written.file)).graph.node
+    attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+    assert (node.op_type, attributes["bits"], attributes["block_size"]) == ("MatMulNBits", 4, 16)
+    x = torch.eye(64)
+    session = onnxruntime.InferenceSession(str(written.file), providers=["CPUExecutionProvider"])
+    actual = session.run(None, {"x": x.numpy()})[0]
+    exact = layer(x).detach().numpy()
+    with simulate_precision(layer, "w4_small_groups"):
+        simulated = layer(x).detach().numpy()
+    # Both round; the two roundings of one weight differ by less than rounding itself.
+    assert abs(actual - simulated).max() < abs(simulated - exact).max()
+
+
 def test_a_metric_scores_every_answer(plugins):
     answers = Answers(references=("a", "b"), texts=("one two", "one two three four five six"))
     assert METRICS.get("short_answers")(answers)["short_answers"].numerators == (1.0, 0.0)
-    assert METRICS.fact("short_answers", "needs") == "final_texts"
+    assert METRICS.get_fact("short_answers", "needs") == "final_texts"
 
 
 def test_data_takes_its_options_from_the_spec(plugins, tiny):

@@ -13,9 +13,10 @@ from safetensors.torch import save_file
 
 from mmcompress.distill.checkpoint import Checkpoint, TrainingState
 from mmcompress.errors import DataError
+from mmcompress.results.records import Summary
 from mmcompress.run import run_targets as workflow
 from mmcompress.run.check_records import set_damaged_artifact_aside, set_damaged_shared_aside
-from mmcompress.storage import replace_file, replace_folder, write_record
+from mmcompress.storage import read_record, replace_file, replace_folder, write_record
 from mmcompress.workspace.context import open_run
 from mmcompress.workspace.folder import RunFolder
 
@@ -66,7 +67,7 @@ HARMLESS = {
 @pytest.fixture(scope="module")
 def whole_folder(run_folder, tmp_path_factory):
     """A finished run with every record that a run can have."""
-    folder = RunFolder(tmp_path_factory.mktemp("whole") / "r")
+    folder = RunFolder(path=tmp_path_factory.mktemp("whole") / "r")
     shutil.copytree(run_folder, folder.path)
     write_record(folder.teacher_texts, {"a.png": "a cat"})
     write_record(folder.interaction_factors, {"evaluations": 1})
@@ -86,7 +87,7 @@ def whole_folder(run_folder, tmp_path_factory):
 @pytest.fixture()
 def folder(whole_folder, tmp_path):
     """A copy of it."""
-    copy = RunFolder(tmp_path / "r")
+    copy = RunFolder(path=tmp_path / "r")
     shutil.copytree(whole_folder.path, copy.path)
     return copy
 
@@ -116,7 +117,7 @@ def look_through(run):
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", REMADE)
 def test_what_can_be_made_again_is_set_aside_and_told(whole_folder, tmp_path, opened, name, damage):
-    folder = RunFolder(tmp_path / "r")
+    folder = RunFolder(path=tmp_path / "r")
     shutil.copytree(whole_folder.path, folder.path, copy_function=os.link)
     run, told = opened(folder)
     path = getattr(folder, name)
@@ -142,7 +143,7 @@ def test_what_can_be_made_again_is_set_aside_and_told(whole_folder, tmp_path, op
 def test_what_was_asked_for_is_refused_with_file_and_cure(tiny, tmp_path, name, damage):
     out = tmp_path / "r"
     open_run(tiny / "spec.yaml", out)
-    path = getattr(RunFolder(out), name)
+    path = getattr(RunFolder(path=out), name)
     path.write_bytes(DAMAGES[damage](path.read_bytes()))
     if (name, damage) == ("format", "mapping"):
         cure = "use a new --out"  # a folder of 0.1.0 states nothing
@@ -228,3 +229,11 @@ def test_no_file_of_a_run_is_for_its_owner_alone(whole_folder):
     for path in whole_folder.path.rglob("*"):
         if path.is_file():
             assert stat.S_IMODE(path.stat().st_mode) == 0o644, path
+
+
+def test_a_record_of_another_version_is_refused_in_a_few_lines(tmp_path):
+    record = tmp_path / "summary.json"
+    record.write_text(json.dumps({f"old_{i}": i for i in range(200)}))
+    with pytest.raises(DataError, match=r"written by another version.*; and \d+ more$") as error:
+        read_record(Summary, record)
+    assert len(str(error.value)) < 4000

@@ -63,7 +63,7 @@ def test_fisher_and_taylor_from_differences_of_the_loss_pair_by_pair(
             mask[pair, unit] += sign * step
             with torch.no_grad(), mask_units(models[node], {name: mask}):
                 values.append(
-                    float(sum(pipeline.losses(pipeline.forward(models, few), few).values()))
+                    float(sum(pipeline.compute_losses(pipeline.forward(models, few), few).values()))
                 )
         return len(few) * (values[0] - values[1]) / (2 * step)
 
@@ -89,7 +89,7 @@ def test_reconstruction_is_the_error_of_the_best_that_is_left(models, node, name
     torch.manual_seed(0)
     out = torch.nn.Linear(units * width, 5, bias=bias)
     w = out.weight.detach().double().numpy()
-    gram = Gram.empty(units * width)
+    gram = Gram.make_empty(units * width)
     gram.add_(torch.from_numpy(x).float())
     c = x - x.mean(0) if bias else x
     moments = c.T @ c / rows
@@ -188,16 +188,16 @@ def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
     curves = damage.measure_sensitivity(
         pipeline, models, batch=few, scores=scores, grams=grams, ridge=0.01
     )
-    anchors = pipeline.reference_outputs(models, few)
-    base = pipeline.loss_of_models(models, few, dense=anchors)
+    anchors = pipeline.compute_reference_outputs(models, few)
+    base = pipeline.compute_loss(models, few, dense=anchors)
     for node, name in BLOCKS:
         b = models[node].get_block(name)
-        assert curves[node][name].loss_increase(b.units) == 0
+        assert curves[node][name].interpolate(b.units) == 0
         units = {name: torch.arange(b.units // 2, b.units)}  # the upper half scores higher
         cut = copy_without_units(models[node], units)
         refit_from_gram_(cut, models[node], units=units, grams=grams[node], ridge=0.01)
-        rise = pipeline.loss_of_models({**models, node: cut.eval()}, few, dense=anchors) - base
-        assert float(curves[node][name].loss_increase(b.units // 2)) == pytest.approx(
+        rise = pipeline.compute_loss({**models, node: cut.eval()}, few, dense=anchors) - base
+        assert float(curves[node][name].interpolate(b.units // 2)) == pytest.approx(
             max(rise, 0.0), abs=1e-4
         )
 

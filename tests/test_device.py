@@ -88,7 +88,7 @@ def check_predictor(readings):
     found = read_record(Readings, readings)
     p = found.fit_predictor()
     whole = {n: {} for n in found.plan.deployed}
-    assert p(Candidate(whole, dict.fromkeys(whole, "fp32"))) == pytest.approx(
+    assert p(Candidate(kept_units=whole, precision=dict.fromkeys(whole, "fp32"))) == pytest.approx(
         found.baseline.latency.p50, rel=1e-3
     )
     assert read_record(Predictor, write_record(readings.with_name("predictor.json"), p)) == p

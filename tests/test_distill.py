@@ -127,7 +127,7 @@ def test_no_steps_is_no_training(inputs):
 @pytest.mark.parametrize("harm", [0.0, 3.0])
 def test_training_that_does_harm_is_taken_back(inputs, pipeline, models, batch, harm):
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
-    loss = lambda: pipeline.loss_of_models(student, batch)
+    loss = lambda: pipeline.compute_loss(student, batch)
     before = loss()
     best = BestWeights(student, with_validation(inputs, batch), count=2)
     best.validate(0.0, 0)
@@ -229,11 +229,11 @@ def test_products_in_bfloat16_teach_the_same(inputs, pipeline, models, batch):
     found = {}
     for precision in ("fp32", "bf16"):
         student = {n: copy_without_units(m, cut[n]) for n, m in models.items()}
-        before = pipeline.loss_of_models(student, batch)
+        before = pipeline.compute_loss(student, batch)
         settings = Distill(steps=20, minutes=5, batch=8, validations=0, precision=precision)
         distill_models_(student, inputs, options=TrainingOptions(settings=settings))
         assert all(p.dtype == torch.float32 for m in student.values() for p in m.parameters())
-        found[precision] = pipeline.loss_of_models(student, batch)
+        found[precision] = pipeline.compute_loss(student, batch)
         assert found[precision] < before
     assert found["bf16"] == pytest.approx(found["fp32"], rel=0.1)
 
@@ -337,7 +337,7 @@ def test_the_teacher_answers_pairs_that_come_again_from_memory(
     teacher(named[slice(0, 1)])
     mixed, judged = (
         teacher(named[slice(0, 4)]),
-        pipeline.target_positions(batch[slice(0, 4)], "captioner"),
+        pipeline.find_target_positions(batch[slice(0, 4)], "captioner"),
     )
     again = teacher(named[slice(0, 4)])
     assert (

@@ -369,7 +369,7 @@ def test_fake_rounding_has_the_stated_number_of_levels():
     assert torch.equal(round_to_bytes(torch.zeros(5), INT8), torch.zeros(5))
 
 
-ROUNDED = [p for p in PRECISIONS.names() if p != "fp32"]
+ROUNDED = [p for p in PRECISIONS.list_names() if p != "fp32"]
 
 
 @pytest.mark.parametrize("precision", ROUNDED)
@@ -452,6 +452,6 @@ def test_simulated_rounding_spares_and_singles_out(models):
         every = changed()
     with simulate_precision(m, "int8", fp32_layers=m.list_linear_layers(("0.ffn",))):
         most = changed()
-    with simulate_precision(m, "int8", only=m.list_linear_layers(("0.ffn",))):
+    with simulate_precision(m, "int8", selected_layers=m.list_linear_layers(("0.ffn",))):
         one = changed()
     assert not changed() and most | one == every and not most & one and len(one) == 2

@@ -56,8 +56,13 @@ def test_a_single_text_encoder_is_a_pipeline(write_spec, tmp_path):
     )
     assert done.exit_code == 0, done.output
     assert "4 proofs hold" in done.output
-    embedding = load_bundle(tmp_path / "b")(text="a red apple")["embedding"]
+    pipeline = load_bundle(tmp_path / "b")
+    embedding = pipeline(text="a red apple")["embedding"]
     assert np.linalg.norm(embedding) == pytest.approx(1, abs=1e-5)
+    # `bench` and the measurement of memory send it.
+    request = pipeline.make_noise_request()
+    assert isinstance(request["text"], str)
+    assert pipeline(**request)["embedding"].shape == embedding.shape
 
 
 def test_a_single_image_encoder_is_a_pipeline(write_spec, tmp_path):

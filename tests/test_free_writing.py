@@ -37,7 +37,7 @@ def make_fitted(measured_ms=0.97, **changes):
         predicted_ms=0.97, measured_ms=measured_ms, target_ms=1.0, node_ratios={"captioner": 0.5}
     )
     fields = {
-        "candidate": Candidate({}, {}),
+        "candidate": Candidate(kept_units={}, precision={}),
         "predicted_ms": 0.97,
         "measured_ms": measured_ms,
         "target_ms": 1.0,

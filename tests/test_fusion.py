@@ -79,9 +79,9 @@ def test_matching_is_learned_from_the_own_picture_and_another_one(fused):
         assert torch.allclose(own["other_scores"][i], expected, atol=1e-5)
     right = -torch.log(torch.sigmoid(own["scores"])).sum()
     wrong = -torch.log(1 - torch.sigmoid(own["other_scores"])).sum()
-    losses = pipeline.losses(outputs, batch)
+    losses = pipeline.compute_losses(outputs, batch)
     assert losses["match.match"].item() == pytest.approx((right + wrong).item() / 12, rel=1e-4)
-    assert pipeline.quality(outputs, batch)["match_accuracy"] == pytest.approx(
+    assert pipeline.compute_quality(outputs, batch)["match_accuracy"] == pytest.approx(
         float((own["scores"] > own["other_scores"]).float().mean())
     )
     alone = pipeline.forward(models, batch[:1])["match"]
@@ -94,11 +94,11 @@ def test_labels_of_the_teacher_are_its_scores(fused):
     models = load_models(spec)
     pipeline = TorchPipeline(spec, models)
     batch = pipeline.collate(open_dataset(spec.data).load("train", 6))
-    reference = pipeline.reference_outputs(models, batch)
+    reference = pipeline.compute_reference_outputs(models, batch)
     outputs = pipeline.forward_in_pieces(models, batch)
     own = outputs["match"]
     logits = torch.cat([own["scores"], own["other_scores"]])
-    loss = pipeline.losses(outputs, batch, dense=reference)["match.match"]
+    loss = pipeline.compute_losses(outputs, batch, dense=reference)["match.match"]
     entropy = torch.distributions.Bernoulli(logits=logits).entropy().mean()
     assert loss.item() == pytest.approx(entropy.item(), rel=1e-5)
 

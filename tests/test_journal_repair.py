@@ -15,7 +15,7 @@ def whole_journal(tmp_path_factory):
     """The bytes of a journal of ten trials, and the keys of the candidates in it."""
     path = tmp_path_factory.mktemp("journal") / "study.journal"
     trials = go(path, trials=8, mutations=2)
-    return path.read_bytes(), {trial.candidate.key() for trial in trials}
+    return path.read_bytes(), {trial.candidate.make_key() for trial in trials}
 
 
 def open_damaged(tmp_path, content):
@@ -27,7 +27,7 @@ def open_damaged(tmp_path, content):
 
 
 def read_keys(book):
-    return {trial.candidate.key() for trial in study.read_finished_trials(book)}
+    return {trial.candidate.make_key() for trial in study.read_finished_trials(book)}
 
 
 def test_a_whole_journal_is_left_as_it_is(tmp_path, whole_journal):
@@ -48,7 +48,7 @@ def test_a_line_that_a_full_disk_cut_off_is_put_aside(tmp_path, whole_journal, c
     assert len(told) == 1 and "study.journal.damaged" in told[0]
     assert (tmp_path / "study.journal.damaged").read_bytes() == content[:-cut]
     # The search goes on, and what it writes can be read again.
-    more = {trial.candidate.key() for trial in go(path, trials=12, mutations=2)}
+    more = {trial.candidate.make_key() for trial in go(path, trials=12, mutations=2)}
     assert read_keys(study.open_study(path, 0)) == more and len(more) > len(keys)
 
 
@@ -86,7 +86,7 @@ def test_finished_trials_behind_a_damaged_line_are_kept(tmp_path, whole_journal,
         return {"loss": 1.0, "quality": {}, "seconds": 0.0}
 
     more = go(path, judge_new, trials=8, mutations=2)
-    assert keys - {trial.candidate.key() for trial in more} == keys - read_keys(book)
+    assert keys - {trial.candidate.make_key() for trial in more} == keys - read_keys(book)
     assert len(evaluated) <= 2, "what was evaluated is evaluated again"
 
 

@@ -84,7 +84,7 @@ def test_whenever_the_disk_is_full_the_run_goes_on_from_there(run_fake, tmp_path
     summary = run_fake(rest, resume=resumes)
     assert is_finished or "evaluate" in rest.calls
     assert summary.compressed.latency_ms.p50 == 0.98
-    assert read_artifact_number(RunFolder(tmp_path / "r")) == 2
+    assert read_artifact_number(RunFolder(path=tmp_path / "r")) == 2
     assert fake.calls.count("train") + rest.calls.count("train") == 2
 
 
@@ -319,7 +319,7 @@ def test_a_skipped_metric_is_told_in_summary_and_report(tmp_path, capsys):
         assert told in (tmp_path / name).read_text(encoding="utf-8")
     print_summary(summary)
     assert "97.0% of the quality retained" in capsys.readouterr().out
-    write_record(RunFolder(tmp_path).summary, summary)
+    write_record(RunFolder(path=tmp_path).summary, summary)
     assert load_summary(tmp_path) == summary
 
 
@@ -346,7 +346,7 @@ def test_a_figure_that_one_of_several_runs_lacks_is_a_dash(tmp_path):
     made = make_summary()
     without = replace(made.compressed, quality={"wer": make_quality(0.5, is_error_rate=True)})
     summaries = {"2x": made, "3x": replace(made, compressed=without)}
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(path=tmp_path)
     write_front(summaries, folder)
     write_comparison(summaries, dict.fromkeys(summaries, ""), claims=(), folder=folder)
     for page in (folder.front_page, folder.comparison_page):

@@ -180,7 +180,7 @@ def test_samples_need_no_library_for_sound():
 @pytest.mark.parametrize("point", PLUG_POINTS)
 def test_every_string_that_names_code_is_right(point):
     registry = PLUG_POINTS[point]
-    for name in registry.names():
+    for name in registry.list_names():
         assert registry.get(name) is not None, name
 
 
@@ -287,3 +287,32 @@ def test_a_constant_is_named_once_and_explained():
         "repeated": ["mmcompress/1.py:1"],
         "unexplained": ["mmcompress/1.py:3"],
     }
+
+
+def test_calls_records_and_comprehensions_are_counted():
+    text = (
+        "import click\n"
+        "def run_it(spec, folder, target):\n"
+        "    return [a for a in spec], [b for b in folder]\n"
+        "run_it(1, 2, 3)\n"
+        "run_it(1, 2, target=3)\n"
+        "click.run_it(1, 2, 3)\n"
+        "@dataclass(frozen=True)\n"
+        "class Place:\n"
+        "    path: str\n"
+        "@dataclass(frozen=True, kw_only=True)\n"
+        "class Named:\n"
+        "    path: str\n"
+        "for row in [a for a in b]:\n"
+        "    rows = [a for a in row]\n"
+    )
+    tree = ast.parse(text)
+    path = PACKAGE / "a.py"
+    counts = check_density.Counts(own_names=frozenset({"run_it"}))
+    check_density.count_own_calls(tree, path, counts)
+    assert counts.places == {"own_positional": ["mmcompress/a.py:4"]}
+    classes = [node for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    assert [check_density.is_positional_record(node) for node in classes] == [True, False]
+    statements = [node for node in ast.walk(tree) if isinstance(node, ast.stmt)]
+    several = [node.lineno for node in statements if check_density.count_comprehensions(node) > 1]
+    assert several == [3]

@@ -369,7 +369,9 @@ def test_the_predictor_gives_back_the_dense_pipeline(run_folder):
         read_record(Predictor, run_folder / "predictor.json"),
         read_record(Profile, run_folder / "profile.json"),
     )
-    nothing_cut = Candidate({n: {} for n in dense.blocks}, dict.fromkeys(dense.blocks, "fp32"))
+    nothing_cut = Candidate(
+        kept_units={n: {} for n in dense.blocks}, precision=dict.fromkeys(dense.blocks, "fp32")
+    )
     assert predict(nothing_cut) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
     assert read_record(Summary, run_folder / "summary.json").predicted_latency_ms_p50 > 0
 
@@ -437,9 +439,9 @@ def test_what_follows_the_moves_of_beams_is_fed_the_same_and_moves_its_cache_ali
     made = []
     _, free = run(0, g, made_moves=made)
     assert len(made) == len(free) - 1 and any(beams != (0, 1, 2) for beams, _ in made)
-    _, followed = run(1, g.paced(len(free)), moves_to_follow=made)
+    _, followed = run(1, g.set_pace(len(free)), moves_to_follow=made)
     assert followed == free
-    assert run(1, g.paced(len(free)))[1] != free
+    assert run(1, g.set_pace(len(free)))[1] != free
 
 
 def test_a_paced_generator_takes_its_steps_though_every_token_would_end_it():
@@ -453,7 +455,11 @@ def test_a_paced_generator_takes_its_steps_though_every_token_would_end_it():
         calls.append(position)
         return np.log(np.tile(np.array([[1e-6, 1.0, 1e-6, 1e-6]], np.float32), (len(ids), 1))), past
 
-    for how, steps in ((g, 1), (g.paced(7), 7), (replace(g, early_stopping=True).paced(30), 30)):
+    for how, steps in (
+        (g, 1),
+        (g.set_pace(7), 7),
+        (replace(g, early_stopping=True).set_pace(30), 30),
+    ):
         calls.clear()
         beam_search(step, [np.zeros((2, 0), np.float32)], generation=how)
         assert len(calls) == steps or (how is g and len(calls) < 12)
@@ -512,7 +518,9 @@ def test_what_is_predicted_of_parallel_branches_is_what_was_measured(tiny, tmp_p
     dense = profile_pipeline(r)
     predict = build_predictor(r, dense)
     assert predict.reads["choose"] == ("captioner", "text", "vision")
-    whole = Candidate({n: {} for n in r.models}, dict.fromkeys(r.models, "fp32"))
+    whole = Candidate(
+        kept_units={n: {} for n in r.models}, precision=dict.fromkeys(r.models, "fp32")
+    )
     assert predict(whole) == pytest.approx(dense.latency_ms.p50, rel=1e-3)
 
 

@@ -71,4 +71,4 @@ def test_a_name_that_is_taken_is_not_given_to_something_else():
     with pytest.raises(ValueError, match="'fisher' names another importance already"):
         IMPORTANCE.add("fisher", "another.module:score")
     fisher = "mmcompress.prune.importance.gradients:score_by_fisher"
-    IMPORTANCE.add("fisher", fisher, IMPORTANCE.about("fisher"), takes_gradients=True)
+    IMPORTANCE.add("fisher", fisher, IMPORTANCE.get_about("fisher"), takes_gradients=True)

@@ -11,7 +11,7 @@ import json
 import math
 import random
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import NoneType, UnionType
 from typing import Annotated, Any
@@ -54,6 +54,7 @@ from mmcompress.search.knapsack import (
 )
 from mmcompress.search.neighbors import MIN_BUDGET_USE, switch_levels
 from mmcompress.search.problem import (
+    LossIncrease,
     SearchProblem,
     find_best_trial,
     scale_to_budget,
@@ -106,8 +107,8 @@ class Case:
     """Every block at its most units, every node in its mildest precision."""
 
     @property
-    def loss_increase(self) -> Callable[[str, str, int], float]:
-        return self.sensitivity.loss_increase
+    def loss_increase(self) -> LossIncrease:
+        return self.sensitivity.estimate_loss_increase
 
     def places(self) -> Iterator[tuple[str, Block]]:
         for node, blocks in self.problem.blocks.items():
@@ -205,12 +206,16 @@ def cases(draw, *, limited=True) -> Case:
         return total_ms
 
     smallest = Candidate(
-        {n: {b: min(c) for b, c in choices.items()} for n, choices in unit_choices.items()},
-        {name: precisions[name][-1] for name in names},
+        kept_units={
+            n: {b: min(c) for b, c in choices.items()} for n, choices in unit_choices.items()
+        },
+        precision={name: precisions[name][-1] for name in names},
     )
     largest = Candidate(
-        {n: {b: max(c) for b, c in choices.items()} for n, choices in unit_choices.items()},
-        {name: precisions[name][0] for name in names},
+        kept_units={
+            n: {b: max(c) for b, c in choices.items()} for n, choices in unit_choices.items()
+        },
+        precision={name: precisions[name][0] for name in names},
     )
     cross_modal: dict[str, set[str]] = {name: set() for name in names}
     max_drops: dict[str, int] = {}
@@ -253,7 +258,7 @@ def cases_with_a_candidate(draw, **options) -> tuple[Case, Candidate]:
     precision = {}
     for node, choices in case.problem.precisions.items():
         precision[node] = rng.choice(choices)
-    return case, Candidate(kept, precision)
+    return case, Candidate(kept_units=kept, precision=precision)
 
 
 def compute_excess(problem: SearchProblem, candidate: Candidate) -> float:
@@ -299,7 +304,7 @@ def assert_only_smaller(small: Candidate, large: Candidate) -> None:
 def with_units(candidate: Candidate, node: str, *, block: str, units: int) -> Candidate:
     kept = {name: dict(node_units) for name, node_units in candidate.kept_units.items()}
     kept[node][block] = units
-    return Candidate(kept, dict(candidate.precision))
+    return Candidate(kept_units=kept, precision=dict(candidate.precision))
 
 
 # --- repair -------------------------------------------------------------------------------------
@@ -311,7 +316,7 @@ def test_a_cut_reaches_the_budget_whenever_the_smallest_pipeline_does(drawn):
     case, start = drawn
     problem = case.problem
     cut = cut_to_budget(problem, start, loss_increase=case.loss_increase)
-    smallest = Candidate(case.smallest.kept_units, start.precision)
+    smallest = Candidate(kept_units=case.smallest.kept_units, precision=start.precision)
     fits = problem.predict(smallest) <= problem.budget_ms
     assert (cut is not None) == fits
     if cut is not None:
@@ -424,7 +429,7 @@ def list_steps_up(case: Case, candidate: Candidate) -> Iterator[Candidate]:
         for precision in precisions:
             if losses[precision] < losses[candidate.precision[node]]:
                 changed = {**candidate.precision, node: precision}
-                yield Candidate(candidate.kept_units, changed)
+                yield Candidate(kept_units=candidate.kept_units, precision=changed)
 
 
 @SETTINGS
@@ -500,20 +505,20 @@ def make_trial(candidate: Candidate, *, latency_ms: float = 1.0, loss: float = 0
 def test_a_neighbour_is_new_valid_and_near_the_budget(drawn, seed):
     case, start = drawn
     problem = case.problem
-    seen = {start.key()}
+    seen = {start.make_key()}
     for _ in range(3):
         rng = random.Random(seed)
-        neighbour = switch_levels(problem, make_trial(start), seen=seen, rng=rng)
-        twin = switch_levels(problem, make_trial(start), seen=seen, rng=random.Random(seed))
+        neighbour = switch_levels(problem, make_trial(start), seen_keys=seen, rng=rng)
+        twin = switch_levels(problem, make_trial(start), seen_keys=seen, rng=random.Random(seed))
         assert neighbour == twin
         if neighbour is None:
             return
-        assert neighbour.key() not in seen and neighbour != start
+        assert neighbour.make_key() not in seen and neighbour != start
         assert_made_of_choices(case, neighbour)
         assert is_within_limits(problem, neighbour)
         share = problem.predict(neighbour) / problem.budget_ms
         assert MIN_BUDGET_USE - ROUNDING_ERROR <= share <= 1 + ROUNDING_ERROR
-        seen.add(neighbour.key())
+        seen.add(neighbour.make_key())
 
 
 def test_a_neighbour_keeps_the_precision_of_a_node_that_has_no_choice():
@@ -521,15 +526,15 @@ def test_a_neighbour_keeps_the_precision_of_a_node_that_has_no_choice():
     problem = SearchProblem(
         space=Space(name="none"),
         blocks={"a": (block,)},
-        resolve=lambda overrides: Candidate({}, {}),
+        resolve=lambda overrides: Candidate(kept_units={}, precision={}),
         predict=lambda candidate: 1.0,
         budget_ms=1.0,
         unit_choices={"a": {"0.ffn": tuple(range(1, 9))}},
     )
-    start = Candidate({"a": {"0.ffn": 4}}, {"a": "int8"})
+    start = Candidate(kept_units={"a": {"0.ffn": 4}}, precision={"a": "int8"})
     for seed in range(50):
         rng = random.Random(seed)
-        neighbour = switch_levels(problem, make_trial(start), seen={start.key()}, rng=rng)
+        neighbour = switch_levels(problem, make_trial(start), seen_keys={start.make_key()}, rng=rng)
         assert neighbour is None or neighbour.precision == {"a": "int8"}
 
 
@@ -540,11 +545,11 @@ def test_overrides_give_back_the_structure_they_were_made_of(blocks, rng):
     problem = SearchProblem(
         space=Space(name="none"),
         blocks={"a": blocks},
-        resolve=lambda overrides: Candidate({}, {}),
+        resolve=lambda overrides: Candidate(kept_units={}, precision={}),
         predict=lambda candidate: 1.0,
         budget_ms=1.0,
     )
-    overrides = to_overrides(problem, Candidate({"a": kept}, {"a": "int8"}))
+    overrides = to_overrides(problem, Candidate(kept_units={"a": kept}, precision={"a": "int8"}))
     assert overrides["nodes.a.precision"] == "int8"
     for block in blocks:
         share = overrides[f"nodes.a.prune.blocks.{block.name}"]
@@ -582,11 +587,11 @@ def test_a_point_of_a_structure_lies_in_the_space(blocks, heads, ffn, most_drops
     problem = SearchProblem(
         space=Space(name="some", dimensions=dimensions),
         blocks={"a": blocks},
-        resolve=lambda overrides: Candidate({}, {}),
+        resolve=lambda overrides: Candidate(kept_units={}, precision={}),
         predict=lambda candidate: 1.0,
         budget_ms=1.0,
     )
-    point = to_search_point(problem, Candidate({"a": kept}, {"a": precision}))
+    point = to_search_point(problem, Candidate(kept_units={"a": kept}, precision={"a": precision}))
     assert list(point) == list(dimensions)
     assert point["nodes.a.precision"] == (precision if precision != "int4" else "fp32")
     assert point["nodes.a.prune.drop"] == min(list(kept.values()).count(0), most_drops)
@@ -616,7 +621,7 @@ def test_a_proposal_is_scaled_to_the_largest_pipeline_within_the_budget(
 
     def resolve(overrides) -> Candidate:
         kept = {path.split(".")[1]: {"0": round(1e6 * (1 - overrides[path]))} for path in paths}
-        return Candidate(kept, {})
+        return Candidate(kept_units=kept, precision={})
 
     def predict(candidate: Candidate) -> float:
         return sum(kept["0"] for kept in candidate.kept_units.values()) / 1e6
@@ -653,7 +658,7 @@ def test_a_proposal_is_scaled_to_the_largest_pipeline_within_the_budget(
 @SETTINGS
 @given(st.lists(st.tuples(st.floats(0, 9), st.floats(-9, 9))), st.floats(0, 9))
 def test_the_best_trial_is_the_least_loss_within_the_budget(pairs, budget_ms):
-    candidate = Candidate({}, {})
+    candidate = Candidate(kept_units={}, precision={})
     trials = [make_trial(candidate, latency_ms=ms, loss=loss) for ms, loss in pairs]
     best = find_best_trial(trials, budget_ms)
     losses = [loss for ms, loss in pairs if ms <= budget_ms]
@@ -788,7 +793,9 @@ class SplitCase:
             for (node, block), size in zip(places, units, strict=True):
                 kept[node][block] = size
             for choice in itertools.product(*precisions):
-                yield Candidate(kept, dict(zip(self.problem.blocks, choice, strict=True)))
+                yield Candidate(
+                    kept_units=kept, precision=dict(zip(self.problem.blocks, choice, strict=True))
+                )
 
     def compute_loss(self, candidate: Candidate) -> float:
         loss = 0.0
@@ -865,7 +872,7 @@ def split_cases(draw, *, parallel=False, limited=False) -> SplitCase:
     problem = SearchProblem(
         space=Space(name="none"),
         blocks=blocks,
-        resolve=lambda overrides: Candidate({}, {}),
+        resolve=lambda overrides: Candidate(kept_units={}, precision={}),
         predict=predictor,
         budget_ms=draw(st.floats(0.2, 4.0)),
         precisions=precisions,
@@ -878,7 +885,7 @@ def split_cases(draw, *, parallel=False, limited=False) -> SplitCase:
     for node, choices in unit_choices.items():
         for name, sizes in choices.items():
             mildest[node][name] = max(sizes) if name in cross_modal[node] else min(sizes)
-    if compute_excess(problem, Candidate(mildest, {})) > 0:
+    if compute_excess(problem, Candidate(kept_units=mildest, precision={})) > 0:
         # Cuts that the spec fixes come before the protection.
         problem = dataclasses.replace(problem, protection=0.0)
     return SplitCase(problem=problem, sensitivity=sensitivity, predictor=predictor)
@@ -1160,7 +1167,7 @@ def test_a_replay_of_the_moves_writes_the_same(model, generation):
 def test_another_model_that_follows_the_moves_does_the_same_work(model, generation, seed):
     moves: list[BeamMove] = []
     model.write(generation, made_moves=moves)
-    paced = generation.paced(len(moves) + 1)
+    paced = generation.set_pace(len(moves) + 1)
     assert paced.eos == NO_TOKEN
     other = RandomModel(seed=seed, vocabulary=model.vocabulary)
     replayed: list[BeamMove] = []

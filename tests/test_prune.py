@@ -222,7 +222,7 @@ def material(pipeline, models, batch):
     )
 
 
-@pytest.mark.parametrize("name", IMPORTANCE.names())
+@pytest.mark.parametrize("name", IMPORTANCE.list_names())
 def test_every_importance_scores_every_unit(material, models, name):
     scores = score_units(IMPORTANCE.get(name), material)
     for n, m in models.items():
@@ -240,7 +240,9 @@ def test_mask_gradients_are_the_derivative_of_the_loss(material, pipeline, model
         mask = torch.ones(block.units)
         mask[0] = value
         with mask_units(models["captioner"], {block.name: mask}):
-            return sum(pipeline.losses(pipeline.forward(models, batch), batch).values()).item()
+            return sum(
+                pipeline.compute_losses(pipeline.forward(models, batch), batch).values()
+            ).item()
 
     numeric = (loss(1.05) - loss(0.95)) / 0.1
     assert float(gradients["captioner"][block.name][:, 0].mean()) == pytest.approx(
@@ -260,13 +262,14 @@ def test_magnitude_is_the_norm_of_the_units_weights(material, models):
 def curves(blocks, rng):
     return {
         b.name: SensitivityCurve(
-            (0, b.units // 2, b.units), (*tuple(sorted(rng.random(2), reverse=True)), 0.0)
+            kept_units=(0, b.units // 2, b.units),
+            loss_increases=(*tuple(sorted(rng.random(2), reverse=True)), 0.0),
         )
         for b in blocks
     }
 
 
-@pytest.mark.parametrize("name", ALLOCATIONS.names())
+@pytest.mark.parametrize("name", ALLOCATIONS.list_names())
 def test_every_policy_removes_the_same_share(models, name):
     rng = np.random.default_rng(0)
     for n, m in models.items():
@@ -294,11 +297,11 @@ def test_the_knapsack_is_optimal(models):
     blocks = [b for b in models["captioner"].blocks if b.group == "heads"]
     c, scores = curves(blocks, rng), {b.name: torch.rand(b.units) for b in blocks}
     kept = ALLOCATIONS.get("knapsack")(blocks, 7, c, scores)
-    mine = sum(float(c[b.name].loss_increase(kept[b.name])) for b in blocks)
+    mine = sum(float(c[b.name].interpolate(kept[b.name])) for b in blocks)
     options = itertools.product(*(range(count_steps(b) + 1) for b in blocks))
     best = min(
         sum(
-            float(c[b.name].loss_increase(count_units_after(b, k)))
+            float(c[b.name].interpolate(count_units_after(b, k)))
             for b, k in zip(blocks, cuts, strict=True)
         )
         for cuts in options
@@ -341,14 +344,17 @@ def test_what_nothing_reads_is_held_to_what_it_was(loose, models):
     spec = load_spec(*loose)
     p = TorchPipeline(spec, models)
     batch = p.collate(open_dataset(spec.data).load("train", 8))
-    anchors, cut = p.reference_outputs(models, batch), copy_resized(models["text"], {"0.ffn": 8})
-    assert set(p.losses(p.forward_in_pieces(models, batch), batch, dense=anchors)) == {
+    anchors, cut = (
+        p.compute_reference_outputs(models, batch),
+        copy_resized(models["text"], {"0.ffn": 8}),
+    )
+    assert set(p.compute_losses(p.forward_in_pieces(models, batch), batch, dense=anchors)) == {
         "caption.captioner",
         "drift.text",
     }
     assert (
-        p.loss_of_models({**models, "text": cut}, batch, dense=anchors)
-        > p.loss_of_models(models, batch, dense=anchors) + 1e-4
+        p.compute_loss({**models, "text": cut}, batch, dense=anchors)
+        > p.compute_loss(models, batch, dense=anchors) + 1e-4
     )
 
 
@@ -373,7 +379,10 @@ def test_the_most_important_units_stay():
 
 def test_drop_removes_the_least_damaging_blocks(models):
     m = models["vision"]
-    c = {b.name: SensitivityCurve((0, b.units), (float(i), 0.0)) for i, b in enumerate(m.blocks)}
+    c = {
+        b.name: SensitivityCurve(kept_units=(0, b.units), loss_increases=(float(i), 0.0))
+        for i, b in enumerate(m.blocks)
+    }
     scores = {b.name: torch.rand(b.units) for b in m.blocks}
     kept = allocate_node(
         m.blocks,
@@ -416,8 +425,11 @@ def test_a_trial_is_the_same_whatever_was_tried_before(spec, pipeline, models, b
         n: {b.name: int(count_units_after(b, count_steps(b) // 2)) for b in models[n].blocks},
     }
     fp32 = dict.fromkeys(models, "fp32")
-    trials = [Candidate(full, fp32), *(Candidate(halved(n), fp32) for n in models)]
-    trials += [Candidate(full, {**fp32, "vision": "int8"})]
+    trials = [
+        Candidate(kept_units=full, precision=fp32),
+        *(Candidate(kept_units=halved(n), precision=fp32) for n in models),
+    ]
+    trials += [Candidate(kept_units=full, precision={**fp32, "vision": "int8"})]
     said = [evaluate_candidate(context, to_plain(c)) for c in trials]
     for c, first in zip(trials, said, strict=True):
         _load_state(context).output_cache = OutputCache()
@@ -507,8 +519,8 @@ def test_movement_is_the_sum_of_weight_times_gradient_at_the_start(
     monkeypatch.setattr(pipeline, "batch_size", 10**6)
     scores = gradient_criteria.score_by_movement(material)
     m, b = models["captioner"], models["captioner"].get_block("1.ffn")
-    piece = batch.chunks(10**6)[0]
-    sum(pipeline.losses(pipeline.forward(models, piece), piece).values()).backward()
+    piece = batch.split_evenly(10**6)[0]
+    sum(pipeline.compute_losses(pipeline.forward(models, piece), piece).values()).backward()
     out = m.get_linear(b.reader)
     want = -(out.weight * out.weight.grad).sum(0)
     assert torch.allclose(scores["captioner"]["1.ffn"], want, atol=1e-5)
@@ -533,7 +545,7 @@ def test_a_mixture_is_the_sum_of_scores_normalized_within_a_kind(material, model
     ],
 )
 def test_a_wrong_mixture_is_told(name, message):
-    assert message in (IMPORTANCE.problem(name) or "")
+    assert message in (IMPORTANCE.find_problem(name) or "")
 
 
 @pytest.mark.parametrize(("pattern", "share"), [("unstructured", 0.7), ("2:4", 0.5)])
@@ -587,12 +599,12 @@ def test_finalists_are_judged_on_more_pairs_as_many_at_a_time(spec, pipeline, mo
     context = make_context(batch=few, more_pairs=more, key="finals test")
     c = to_plain(
         Candidate(
-            {n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
-            dict.fromkeys(models, "fp32"),
+            kept_units={n: {b.name: b.units for b in m.blocks} for n, m in models.items()},
+            precision=dict.fromkeys(models, "fp32"),
         )
     )
     losses = []
-    for piece in more.chunks(4):
+    for piece in more.split_evenly(4):
         losses.append(
             evaluate_candidate(
                 make_context(batch=piece, more_pairs=None, key=f"piece {len(losses)}"), c

@@ -17,7 +17,7 @@ from mmcompress.quantize.schemes.weights_only import W4
 from mmcompress.registry import PRECISIONS, Registry, resolve_entry
 from mmcompress.runtime.sessions import open_session
 
-ROUNDED = [name for name in PRECISIONS.names() if name != "fp32"]
+ROUNDED = [name for name in PRECISIONS.list_names() if name != "fp32"]
 INPUTS = np.linspace(-1, 1, 3 * 64, dtype=np.float32).reshape(3, 64)
 
 
@@ -87,7 +87,7 @@ def test_logging_is_restored_after_an_error(tmp_path):
     assert describe_logging() == before
 
 
-@pytest.mark.parametrize("precision", PRECISIONS.names())
+@pytest.mark.parametrize("precision", PRECISIONS.list_names())
 def test_a_precision_names_both_of_its_sides(precision):
     scheme = PRECISIONS.get(precision)
     assert callable(resolve_entry(scheme.writer))

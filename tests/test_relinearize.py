@@ -58,7 +58,7 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
     """
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     ev = prepare_run(r).sensitivity
-    r = dataclasses.replace(r, folder=RunFolder(tmp_path))
+    r = dataclasses.replace(r, folder=RunFolder(path=tmp_path))
     lost = lambda n, by: {b.name: 1 - by.get(b.name, b.units) / b.units for b in r.blocks[n]}
     asked = []
 
@@ -75,21 +75,24 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
         0.02 * (1 - k / b.units) ** 4 if n == "text" else 0.3 * (1 - k / b.units)
     )
     curve = lambda n, b: SensitivityCurve(
-        (0, b.units // 2, b.units), tuple(alone(n, b, k) for k in (0, b.units // 2, b.units))
+        kept_units=(0, b.units // 2, b.units),
+        loss_increases=tuple(alone(n, b, k) for k in (0, b.units // 2, b.units)),
     )
     curves = {n: {b.name: curve(n, b) for b in bs} for n, bs in r.blocks.items()}
     rounding = {n: {p: 0.01 * (p != "fp32") for p in of} for n, of in ev.rounding.items()}
     ev = dataclasses.replace(ev, curves=curves, rounding=rounding)
     predict = line(r)
     whole = Candidate(
-        {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()},
-        dict.fromkeys(r.blocks, "fp32"),
+        kept_units={n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()},
+        precision=dict.fromkeys(r.blocks, "fp32"),
     )
     budget = 0.8 * predict(whole)
 
     def splits(p, now, predictor, budget_ms, nodes=()):
         c = moves.cut_to_budget(
-            dataclasses.replace(p, budget_ms=budget_ms), whole, loss_increase=now.loss_increase
+            dataclasses.replace(p, budget_ms=budget_ms),
+            whole,
+            loss_increase=now.estimate_loss_increase,
         )
         return [c] if c else []
 
@@ -215,7 +218,10 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
 
     with pytest.raises(ClusterError, match="--resume"):
         TrialEvaluator(evaluate=judge, executor=Gone(None), workers=1).evaluate_all(
-            {"c": Candidate({}, {})}, evaluate=judge, progress=lambda *a: None, message="it"
+            {"c": Candidate(kept_units={}, precision={})},
+            evaluate=judge,
+            progress=lambda *a: None,
+            message="it",
         )
 
 
@@ -230,7 +236,10 @@ def test_what_fails_by_chance_is_tried_again():
 
     who = TrialEvaluator(evaluate=once, executor=InlineExecutor(None), workers=1, retries=1)
     losses = who.evaluate_all(
-        {"c": Candidate({}, {})}, evaluate=once, progress=lambda *a: None, message="it"
+        {"c": Candidate(kept_units={}, precision={})},
+        evaluate=once,
+        progress=lambda *a: None,
+        message="it",
     )
     assert losses == {"c": 2.0} and len(tries) == 2
 
@@ -252,7 +261,7 @@ def test_splits_keep_other_limits_as_well(compounding):
         size_fits={},
         units={"text": units},
     )
-    bound = dataclasses.replace(bound, shared=RunFolder(bound.folder.path))
+    bound = dataclasses.replace(bound, shared=RunFolder(path=bound.folder.path))
     write_record(bound.shared.footprint, footprint)
     _, good = linearize_successively(
         bound,
@@ -263,7 +272,7 @@ def test_splits_keep_other_limits_as_well(compounding):
     )
     assert good and all(weight(c) <= most for c in good)
     _, free = linearize_successively(
-        dataclasses.replace(r, folder=r.folder.subfolder("free")),
+        dataclasses.replace(r, folder=r.folder.get_subfolder("free")),
         ev,
         predictor=predict,
         budget_ms=budget,
@@ -279,7 +288,9 @@ def test_curves_rise_and_what_is_next_to_nothing_has_a_trace(compounding):
         **ev.curves,
         "text": {
             **ev.curves["text"],
-            name: SensitivityCurve((0, 2, 4, 6, 8), (1.0, 0.0, 0.2, 0.0, 0.0)),
+            name: SensitivityCurve(
+                kept_units=(0, 2, 4, 6, 8), loss_increases=(1.0, 0.0, 0.2, 0.0, 0.0)
+            ),
         },
     }
     now = dataclasses.replace(ev, curves=odd).scale_loss_increases({"text": {name: 3.0}}, {})
@@ -293,9 +304,15 @@ def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
     alone = ev.scale_loss_increases({}, {})
     [name, *_] = ev.curves["text"]
     split = EvaluatedSplit(
-        candidate=Candidate({"text": {name: 0}}, {"text": "int8", "vision": "int8"}), loss=1.0
+        candidate=Candidate(
+            kept_units={"text": {name: 0}}, precision={"text": "int8", "vision": "int8"}
+        ),
+        loss=1.0,
     )
-    cut, rounding = alone.loss_increase("text", name, 0), alone.rounding["text"]["int8"]
+    cut, rounding = (
+        alone.estimate_loss_increase("text", name, kept=0),
+        alone.rounding["text"]["int8"],
+    )
     losses_without = {
         ("text", name): 1.0 - 16 * cut,
         ("text", WHOLE_NODE): 1.0 - 4 * rounding,
@@ -346,16 +363,17 @@ def test_loss_increases_add_up_by_weight():
     """One function adds them for splits, estimates and short trainings."""
     table = SensitivityTable(
         curves={
-            "vision": {"0": SensitivityCurve((0, 4), (8.0, 0.0))},
-            "text": {"0": SensitivityCurve((0, 4), (2.0, 0.0))},
+            "vision": {"0": SensitivityCurve(kept_units=(0, 4), loss_increases=(8.0, 0.0))},
+            "text": {"0": SensitivityCurve(kept_units=(0, 4), loss_increases=(2.0, 0.0))},
         },
         rounding={"vision": {"fp32": 0.0, "int8": 0.25}, "text": {"fp32": 0.0, "int8": 0.5}},
     )
     candidate = Candidate(
-        {"vision": {"0": 2}, "text": {"0": 1}}, {"vision": "int8", "text": "fp32"}
+        kept_units={"vision": {"0": 2}, "text": {"0": 1}},
+        precision={"vision": "int8", "text": "fp32"},
     )
-    assert table.added_loss(candidate) == 4.0 + 1.5 + 0.25
+    assert table.add_losses(candidate) == 4.0 + 1.5 + 0.25
     weights = {"vision": {"0": 3.0}}
-    assert table.added_loss(candidate, cut_weights=weights) == 3.0 * 4.0 + 1.5 + 0.25
+    assert table.add_losses(candidate, cut_weights=weights) == 3.0 * 4.0 + 1.5 + 0.25
     context = EstimateContext(table=table, base_loss=1.0)
     assert estimate_candidate(context, to_plain(candidate))["loss"] == 1.0 + 5.75

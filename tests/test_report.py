@@ -381,7 +381,7 @@ def test_every_sentence_of_a_template_has_at_most_25_words():
 
 def test_a_folder_of_several_runs_names_them(tmp_path):
     for name in ("2x", "3x"):
-        write_record(RunFolder(tmp_path).subfolder(name).summary, make_summary())
+        write_record(RunFolder(path=tmp_path).get_subfolder(name).summary, make_summary())
     assert load_summary(tmp_path / "2x").pipeline == "made"
     with pytest.raises(DataError, match="several runs in it: 2x, 3x"):
         load_summary(tmp_path)
@@ -390,7 +390,7 @@ def test_a_folder_of_several_runs_names_them(tmp_path):
 
 
 def test_the_front_links_the_report_of_each_target(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(path=tmp_path)
     page = write_front({"10x-p95": make_missed_summary(), "2x": make_summary()}, folder)
     html = check_page(page)
     assert page == folder.front_page
@@ -414,7 +414,7 @@ def test_the_front_links_the_report_of_each_target(tmp_path):
 
 @pytest.mark.parametrize("claims", [(), CLAIMS], ids=["no claim", "claims"])
 def test_a_comparison_describes_its_methods_and_claims(tmp_path, claims):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(path=tmp_path)
     summaries = {"searched": make_summary(), "random": make_missed_summary()}
     about = {"searched": "what the search found", "random": "as many <random> trials"}
     page = write_comparison(summaries, about, claims=claims, folder=folder)
@@ -424,11 +424,11 @@ def test_a_comparison_describes_its_methods_and_claims(tmp_path, claims):
     assert ("undecided at this n" in html) == bool(claims) == ("Claims" in html)
     assert set(json.loads(folder.comparison.read_text())) == set(summaries)
     stored = json.loads(folder.claims.read_text())
-    assert [claim["gap"] for claim in stored] == [claim.difference for claim in claims]
+    assert [claim["difference"] for claim in stored] == [claim.difference for claim in claims]
 
 
 def test_an_ablation_has_a_section_for_each_table(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(path=tmp_path)
     tables = {"order": {"a": make_summary()}, "precision": {"b": make_summary()}}
     page = write_ablation(tables, CLAIMS, folder=folder)
     html = check_page(page)

@@ -81,11 +81,11 @@ def test_a_miss_goes_on_with_the_next_slower_target(reach, tmp_path):
     first, second = summaries
     [slower] = first.retained.slower
     assert (slower.target, slower.folder, slower.choosing.value) == ("2.33x", "2.33x", 0.99)
-    folder = RunFolder(tmp_path / "r")
+    folder = RunFolder(path=tmp_path / "r")
     # What was asked for lies in the run folder, the slower one in it.
     assert load_summary(folder.path) == first
-    assert load_summary(folder.target_folder("2.33x").path) == second
-    assert folder.target_folder("2.33x").has_bundle()
+    assert load_summary(folder.get_target_folder("2.33x").path) == second
+    assert folder.get_target_folder("2.33x").has_bundle()
 
 
 def test_two_slower_targets_are_tried_at_most(reach):
@@ -153,7 +153,7 @@ def test_several_targets_share_their_slower_ones(reach, tmp_path):
     assert fake.calls.count("train") == 3
     told = [[slower.target for slower in s.retained.slower] for s in summaries]
     assert told == [["3x", "2.33x"], ["2.33x"], []]
-    names = json.loads(RunFolder(tmp_path / "r").front.read_text())
+    names = json.loads(RunFolder(path=tmp_path / "r").front.read_text())
     assert sorted(names) == ["2.33x", "3x", "4x"]
 
 
@@ -166,16 +166,16 @@ def test_a_slower_target_that_fails_leaves_the_others(reach, tmp_path):
 
     with pytest.raises(SpecError, match="no structure"):
         reach(Failing(shares=(0.97,), retained={"4x": 0.9}), "4x,2x")
-    folder = RunFolder(tmp_path / "r")
+    folder = RunFolder(path=tmp_path / "r")
     for target in ("4x", "2x"):
-        assert load_summary(folder.target_folder(target).path).target.text == target
+        assert load_summary(folder.get_target_folder(target).path).target.text == target
     assert folder.front.exists()
 
 
 @pytest.mark.slow
 def test_a_whole_run_is_judged_on_its_validation_pairs(run_tiny, prepare_tiny, tmp_path):
     changes = {"limits.retained": 0.5, "metrics": ["agreement"]}
-    folder = RunFolder(tmp_path / "r")
+    folder = RunFolder(path=tmp_path / "r")
     prepare_tiny(folder.path, changes)
     # Its answers were judged by other metrics.
     folder.dense_answers("test").unlink()

@@ -106,7 +106,10 @@ def resolve(overrides):
         }
         for n, bs in BLOCKS.items()
     }
-    return Candidate(kept, {n: overrides.get(f"nodes.{n}.precision", "fp32") for n in BLOCKS})
+    return Candidate(
+        kept_units=kept,
+        precision={n: overrides.get(f"nodes.{n}.precision", "fp32") for n in BLOCKS},
+    )
 
 
 def problem(budget=2.5):
@@ -163,9 +166,11 @@ def go(
 
 
 def test_prediction_is_the_sum_along_the_pipeline():
-    dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
+    dense = Candidate(kept_units={n: {} for n in BLOCKS}, precision=dict.fromkeys(BLOCKS, "fp32"))
     assert PREDICT(dense) == pytest.approx(0.2 + 2 * (0.1 + 2 * 1.0))
-    half = Candidate({"a": {"0": 0}, "b": {"0": 40}}, {"a": "fp32", "b": "int8"})
+    half = Candidate(
+        kept_units={"a": {"0": 0}, "b": {"0": 40}}, precision={"a": "fp32", "b": "int8"}
+    )
     assert PREDICT(half) == pytest.approx(
         0.2 + 0.1 + 1.0 + 0.1 + 0.5 * (np.interp(40, (16, 64), (0.25, 1)) + 1.0)
     )
@@ -243,7 +248,9 @@ def test_retries_are_ours(tmp_path):
 
 
 def test_every_trial_is_given_back_by_its_overrides(tmp_path):
-    seed = Candidate({"a": {"0": 32}, "b": {"1": 16}}, dict.fromkeys(BLOCKS, "int8"))
+    seed = Candidate(
+        kept_units={"a": {"0": 32}, "b": {"1": 16}}, precision=dict.fromkeys(BLOCKS, "int8")
+    )
     trials = go(tmp_path / "j", seeds=[seed])
     assert trials[0].candidate == seed and trials[0].origin == "knapsack"
     for t in trials:
@@ -267,7 +274,7 @@ def test_going_on_keeps_what_was_finished(tmp_path):
     left = book.ask()  # a driver that died here
     left.suggest_float("nodes.a.prune.ffn", 0.0, 0.9)
     second = go(tmp_path / "j", trials=9, mutations=0)
-    assert {t.candidate.key() for t in first} <= {t.candidate.key() for t in second}
+    assert {t.candidate.make_key() for t in first} <= {t.candidate.make_key() for t in second}
     states = [t.state.name for t in study.open_study(tmp_path / "j", 0).trials]
     assert "RUNNING" not in states and states.count("FAIL") == 1
 
@@ -302,11 +309,11 @@ def test_a_killed_driver_loses_no_finished_trial(tmp_path):
 
     shutil.copy(path, tmp_path / "before")
     before = {
-        t.candidate.key()
+        t.candidate.make_key()
         for t in study.read_finished_trials(study.open_study(tmp_path / "before", 0))
     }
     after_kill = go(path, trials=12, mutations=0)
-    assert len(before) >= 3 and before <= {t.candidate.key() for t in after_kill}
+    assert len(before) >= 3 and before <= {t.candidate.make_key() for t in after_kill}
 
 
 def test_knapsack_is_optimal_within_its_grid():
@@ -363,7 +370,7 @@ def test_a_uniform_cut_shares_steps_over_all_blocks():
 def test_the_protection_counts_units_by_the_parameters_they_carry():
     p = dataclasses.replace(problem(), cross_modal={"a": ("0",)}, protection=2.0)
     fp32 = dict.fromkeys(BLOCKS, "fp32")
-    cut = Candidate({"a": {"0": 32}, "b": {"0": 0, "1": 0}}, fp32)
+    cut = Candidate(kept_units={"a": {"0": 32}, "b": {"0": 0, "1": 0}}, precision=fp32)
     assert p.compute_removed_shares(cut) == pytest.approx((2 / 3, 1 / 2))
     assert not p.is_allowed(cut)
     assert dataclasses.replace(p, protection=4 / 3).is_allowed(cut)
@@ -373,7 +380,8 @@ def test_the_protection_counts_units_by_the_parameters_they_carry():
 def test_branches_that_run_at_once_share_more_than_the_budget():
     choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     curves = {
-        n: {b.name: SensitivityCurve((0, 64), (1.0, 0.0)) for b in bs} for n, bs in BLOCKS.items()
+        n: {b.name: SensitivityCurve(kept_units=(0, 64), loss_increases=(1.0, 0.0)) for b in bs}
+        for n, bs in BLOCKS.items()
     }
     sensitivity = Sensitivity(
         scores={},
@@ -402,8 +410,14 @@ def test_branches_that_run_at_once_share_more_than_the_budget():
 
 def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
     curves = {
-        "a": {b.name: SensitivityCurve((0, 64), (9.0, 0.0)) for b in BLOCKS["a"]},
-        "b": {b.name: SensitivityCurve((0, 64), (1.0, 0.0)) for b in BLOCKS["b"]},
+        "a": {
+            b.name: SensitivityCurve(kept_units=(0, 64), loss_increases=(9.0, 0.0))
+            for b in BLOCKS["a"]
+        },
+        "b": {
+            b.name: SensitivityCurve(kept_units=(0, 64), loss_increases=(1.0, 0.0))
+            for b in BLOCKS["b"]
+        },
     }
     inputs = splitting.SplitInputs(
         blocks=BLOCKS,
@@ -421,7 +435,10 @@ def test_the_warm_start_meets_the_budget_and_spares_what_hurts():
 
 def test_a_bound_of_the_space_that_a_structure_reaches_is_named():
     def cut(left):
-        return Candidate({"a": {"0": left, "1": left}, "b": {}}, dict.fromkeys(BLOCKS, "fp32"))
+        return Candidate(
+            kept_units={"a": {"0": left, "1": left}, "b": {}},
+            precision=dict.fromkeys(BLOCKS, "fp32"),
+        )
 
     high = SPACE.dimensions["nodes.a.prune.ffn"].high
     at_bound = round((1 - high) * 64)
@@ -449,7 +466,9 @@ def test_processes_give_what_inline_gives(tmp_path):
     with make_process_executor(None, 1) as executor:
         one = go(tmp_path / "a", trials=4, mutations=0, executor=executor)
     two = go(tmp_path / "b", trials=4, mutations=0)
-    assert {t.candidate.key(): t.loss for t in one} == {t.candidate.key(): t.loss for t in two}
+    assert {t.candidate.make_key(): t.loss for t in one} == {
+        t.candidate.make_key(): t.loss for t in two
+    }
     assert all(t.worker for t in one)
 
 
@@ -474,16 +493,16 @@ def test_ray_gives_what_inline_gives(tmp_path):
 def test_trim_cuts_to_the_budget_where_it_costs_least():
     p = problem(2.5)
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
-    dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
+    dense = Candidate(kept_units={n: {} for n in BLOCKS}, precision=dict.fromkeys(BLOCKS, "fp32"))
     cheap = moves.cut_to_budget(
-        p, dense, loss_increase=lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
+        p, dense, loss_increase=lambda n, b, kept: (9.0 if n == "a" else 1.0) * (64 - kept)
     )
     assert cheap and p.predict(cheap) <= 2.5
     assert sum(cheap.kept_units["b"].values()) < sum(cheap.kept_units["a"].values()) == 128
-    assert moves.cut_to_budget(problem(0.1), dense, loss_increase=lambda n, b, k: 1.0) is None
+    assert moves.cut_to_budget(problem(0.1), dense, loss_increase=lambda n, b, kept: 1.0) is None
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS.names())
+@pytest.mark.parametrize("sampler", SAMPLERS.list_names())
 def test_samplers_know_the_space_from_what_others_proposed(tmp_path, sampler):
     from optuna.search_space import IntersectionSearchSpace
 
@@ -491,7 +510,7 @@ def test_samplers_know_the_space_from_what_others_proposed(tmp_path, sampler):
         tmp_path / "j",
         trials=1,
         mutations=2,
-        seeds=[Candidate(KEPT, dict.fromkeys(BLOCKS, "int8"))],
+        seeds=[Candidate(kept_units=KEPT, precision=dict.fromkeys(BLOCKS, "int8"))],
         sampler=sampler,
     )
     book = study.open_study(tmp_path / "j", 0, sampler=sampler)
@@ -512,15 +531,16 @@ def test_no_more_blocks_are_dropped_than_the_space_allows():
         {"a": 1, "b": 0},
     )
     none = Candidate(
-        {n: dict.fromkeys(("0", "1"), 0) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8")
+        kept_units={n: dict.fromkeys(("0", "1"), 0) for n in BLOCKS},
+        precision=dict.fromkeys(BLOCKS, "int8"),
     )
     assert not p.is_allowed(none)
-    worth = lambda n, b, k: (2.0 if b == "1" else 1.0) * (64 - k)
+    worth = lambda n, b, kept: (2.0 if b == "1" else 1.0) * (64 - kept)
     alive = moves.restore_dropped(p, none, loss_increase=worth)
     assert alive.kept_units == {"a": {"0": 0, "1": 16}, "b": {"0": 16, "1": 16}} and p.is_allowed(
         alive
     )
-    dense = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8"))
+    dense = Candidate(kept_units={n: {} for n in BLOCKS}, precision=dict.fromkeys(BLOCKS, "int8"))
     cut = moves.cut_to_budget(p, dense, loss_increase=worth)
     assert cut and p.is_allowed(cut) and p.predict(cut) <= 1.2
     top = Trial(
@@ -534,7 +554,9 @@ def test_no_more_blocks_are_dropped_than_the_space_allows():
         evaluation_seconds=0.0,
     )
     rng = random.Random(0)
-    assert all(p.is_allowed(c) for _ in range(40) if (c := switch_levels(p, top, seen=(), rng=rng)))
+    assert all(
+        p.is_allowed(c) for _ in range(40) if (c := switch_levels(p, top, seen_keys=(), rng=rng))
+    )
 
 
 def test_protection_holds_for_moves_and_is_told_to_the_sampler():
@@ -547,13 +569,14 @@ def test_protection_holds_for_moves_and_is_told_to_the_sampler():
         problem(1.2), space=space, unit_choices=options, cross_modal={"a": "01"}, protection=1.0
     )
     of = lambda a, b: Candidate(
-        {"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)}, dict.fromkeys("ab", "int8")
+        kept_units={"a": dict.fromkeys("01", a), "b": dict.fromkeys("01", b)},
+        precision=dict.fromkeys("ab", "int8"),
     )
     assert p.is_allowed(of(48, 32)) and p.is_allowed(of(32, 32)) and not p.is_allowed(of(16, 32))
     assert to_search_point(p, of(48, 32))["prune.protection"] == pytest.approx(2.0)
     assert to_search_point(p, of(64, 32))["prune.protection"] == 4.0
-    free = lambda n, b, k: (
-        (64 - k) * (1e-3 if n == "a" else 1.0)
+    free = lambda n, b, kept: (
+        (64 - kept) * (1e-3 if n == "a" else 1.0)
     )  # what is protected seems to be worth nothing
     unbound = moves.cut_to_budget(
         dataclasses.replace(p, protection=0.0), of(64, 64), loss_increase=free
@@ -571,9 +594,10 @@ def test_fill_gives_back_where_it_undoes_most_until_the_budget_is_used():
     p = problem(2.5)
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     small = Candidate(
-        {n: dict.fromkeys(("0", "1"), 16) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8")
+        kept_units={n: dict.fromkeys(("0", "1"), 16) for n in BLOCKS},
+        precision=dict.fromkeys(BLOCKS, "int8"),
     )
-    worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
+    worth = lambda n, b, kept: (9.0 if n == "a" else 1.0) * (64 - kept)
     rounding = {n: {"fp32": 0.0, "int8": 1e-6} for n in BLOCKS}
     grown = moves.grow_to_budget(p, small, loss_increase=worth, rounding=rounding)
     assert 0.9 * 2.5 <= p.predict(grown) <= 2.5
@@ -591,9 +615,10 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
     p = problem(3.6)
     p.unit_choices = {n: {b.name: (0, 16, 32, 48, 64) for b in bs} for n, bs in BLOCKS.items()}
     whole = Candidate(
-        {n: dict.fromkeys(("0", "1"), 64) for n in BLOCKS}, dict.fromkeys(BLOCKS, "int8")
+        kept_units={n: dict.fromkeys(("0", "1"), 64) for n in BLOCKS},
+        precision=dict.fromkeys(BLOCKS, "int8"),
     )
-    worth = lambda n, b, k: (9.0 if n == "a" else 1.0) * (64 - k)
+    worth = lambda n, b, kept: (9.0 if n == "a" else 1.0) * (64 - kept)
     rounding = {n: {"fp32": 0.0, "int8": 1.0} for n in BLOCKS}
     tight = dataclasses.replace(p, budget_ms=3.0)
     assert (
@@ -606,7 +631,7 @@ def test_an_exchange_pays_for_a_finer_precision_with_units():
 
 @pytest.mark.parametrize(
     "sampler",
-    [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS.names()],
+    [pytest.param(s, marks=[pytest.mark.slow] if s == "gp" else []) for s in SAMPLERS.list_names()],
 )
 def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler):
     # A Gaussian process takes seconds for each of its proposals.
@@ -615,13 +640,13 @@ def test_every_sampler_searches_within_the_budget_and_goes_on(tmp_path, sampler)
     assert len(trials) >= 4 and find_best_trial(trials, 2.5) is not None
     assert len(study.open_study(tmp_path / "s.journal", 0).trials) >= count
     again = go(tmp_path / "s.journal", trials=count + 1, mutations=0, sampler=sampler)
-    assert {t.candidate.key() for t in trials} <= {t.candidate.key() for t in again}
+    assert {t.candidate.make_key() for t in trials} <= {t.candidate.make_key() for t in again}
 
 
 def test_parallel_branches_take_as_long_as_the_longest():
     both = dataclasses.replace(PREDICT, reads=dict.fromkeys(BLOCKS, ()))
-    whole = Candidate({n: {} for n in BLOCKS}, dict.fromkeys(BLOCKS, "fp32"))
-    parts = {n: PREDICT.node_ms(n, whole) for n in BLOCKS}
+    whole = Candidate(kept_units={n: {} for n in BLOCKS}, precision=dict.fromkeys(BLOCKS, "fp32"))
+    parts = {n: PREDICT.predict_node_ms(n, whole) for n in BLOCKS}
     assert both(whole) == pytest.approx(max(parts.values()) + 0.2)
     assert PREDICT(whole) == pytest.approx(sum(parts.values()) + 0.2)
 

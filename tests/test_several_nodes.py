@@ -60,12 +60,12 @@ def test_a_trial_tells_every_generator_and_every_join_apart(twice):
     pipeline = TorchPipeline(spec, models)
     batch = pipeline.collate(open_dataset(spec.data).load("train", 6))
     outputs = pipeline.forward_in_pieces(models, batch)
-    quality = pipeline.quality(outputs, batch)
+    quality = pipeline.compute_quality(outputs, batch)
     for figure in ("token_accuracy", "caption_exact_match"):
         assert {f"{figure}.captioner", f"{figure}.writer"} <= set(quality)
     for figure in ("image_to_text_r1", "text_to_image_r1"):
         assert {f"{figure}.choose", f"{figure}.pick"} <= set(quality)
-    assert {"caption.captioner", "caption.writer"} <= set(pipeline.losses(outputs, batch))
+    assert {"caption.captioner", "caption.writer"} <= set(pipeline.compute_losses(outputs, batch))
 
 
 def test_a_metric_may_name_the_node_that_it_judges(twice):

@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def test_every_pipeline_loads(path, monkeypatch, tmp_path):
     monkeypatch.setenv("CAPTIONS_DIR", str(tmp_path))
     monkeypatch.setenv("LJSPEECH_DIR", str(tmp_path))
-    assert load_spec(path).model_nodes()
+    assert load_spec(path).list_model_nodes()
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("search_spaces/*.yaml")), ids=lambda p: p.name)
@@ -242,10 +242,10 @@ def test_targets():
     assert parse_target("12ms p95") == Goal(kind="latency", value=12.0, statistic="p95")
     dense = Latency(p50=40.0, p95=60.0, n=9)
     assert (
-        Goal(kind="speedup", value=2.0).target_ms(dense) == 20
-        and Goal(kind="speedup", value=2.0, statistic="p95").target_ms(dense) == 30
+        Goal(kind="speedup", value=2.0).compute_target_ms(dense) == 20
+        and Goal(kind="speedup", value=2.0, statistic="p95").compute_target_ms(dense) == 30
     )
-    assert Goal(kind="latency", value=12.0).target_ms(dense) == 12
+    assert Goal(kind="latency", value=12.0).compute_target_ms(dense) == 12
     for wrong in ("0.5x", "0ms", "x", "-2x", "2", "2x p99"):
         with pytest.raises(SpecError):
             parse_target(wrong)

@@ -145,7 +145,7 @@ def test_a_value_of_5000_letters_is_cut_in_the_message(tiny, override):
 
 
 def test_an_unknown_name_of_5000_letters_is_cut():
-    assert "(5,000 letters)" in METRICS.problem(LONG)
+    assert "(5,000 letters)" in METRICS.find_problem(LONG)
     with pytest.raises(KeyError) as caught:
         METRICS.get(LONG)
     assert len(str(caught.value)) < 400

@@ -527,17 +527,17 @@ def test_a_cut_generator_is_judged_by_its_distance_from_the_dense_one(talk, monk
     batch = pipeline.collate(open_dataset(spec.data).load("train"))
     out = pipeline.forward_in_pieces(models, batch)
     anchors = pipeline.select_reference_outputs(out)
-    assert pipeline.losses(out, batch, dense=anchors)["caption.writer"].item() == pytest.approx(
-        0, abs=1e-4
-    )
+    assert pipeline.compute_losses(out, batch, dense=anchors)[
+        "caption.writer"
+    ].item() == pytest.approx(0, abs=1e-4)
     cut = pipeline.forward_in_pieces(
         {**models, "writer": copy_without_units(models["writer"], {"0.ffn": torch.arange(0)})},
         batch,
     )
-    keep = pipeline.target_positions(batch, "writer")
+    keep = pipeline.find_target_positions(batch, "writer")
     p, q = (o["writer"]["logits"][keep].log_softmax(-1) for o in (out, cut))
     want = (p.exp() * (p - q)).sum(-1).mean().item()
-    found = pipeline.losses(cut, batch, dense=anchors)["caption.writer"].item()
+    found = pipeline.compute_losses(cut, batch, dense=anchors)["caption.writer"].item()
     assert 0 < found == pytest.approx(want, rel=0.01)
 
 

@@ -30,7 +30,7 @@ def read_kept_artifact(folder):
     """Return which artifact, counted from 1, each of its files is of."""
     return {
         json.loads((folder / "bundle" / "manifest.json").read_text())["name"],
-        str(read_artifact_number(RunFolder(folder))),
+        str(read_artifact_number(RunFolder(path=folder))),
     }
 
 
@@ -203,7 +203,7 @@ def test_a_target_that_goes_wrong_costs_the_others_nothing(run_fake, tmp_path, e
 def list_unproved(folder):
     """Return what every set-aside artifact was, by its folder."""
     return {
-        record.parent.name: str(read_artifact_number(RunFolder(record.parent)))
+        record.parent.name: str(read_artifact_number(RunFolder(path=record.parent)))
         for record in (folder / "unproved").glob("*/failed_proof.json")
     }
 
@@ -244,7 +244,7 @@ def test_a_move_of_an_unproved_artifact_that_was_cut_off_is_completed(run_fake, 
     fake = FakeStages(shares=(0.97,), unproved=(1,), interrupt="report")
     with pytest.raises(KeyboardInterrupt):
         run_fake(fake)
-    folder = RunFolder(tmp_path / "r")
+    folder = RunFolder(path=tmp_path / "r")
     # As it lies there when only the weights have been moved.
     (folder.unproved / "1" / "failed_proof.json").rename(folder.failed_proof)
     shutil.rmtree(folder.bundle)
@@ -259,14 +259,14 @@ def test_proposals_leave_excluded_structures_out():
     def propose(predictor, budget_ms, attempt):
         return replace(
             make_trial(attempt, latency_ms=budget_ms, loss=0.0),
-            candidate=Candidate({"n": {"b": round(budget_ms)}}, {"n": "fp32"}),
+            candidate=Candidate(kept_units={"n": {"b": round(budget_ms)}}, precision={"n": "fp32"}),
         )
 
-    first = propose(None, 100.0, 0).candidate.key()
-    second = propose(None, 99.0, 0).candidate.key()
+    first = propose(None, 100.0, 0).candidate.make_key()
+    second = propose(None, 99.0, 0).candidate.make_key()
     other = exclude_structures(propose, (first, second))
     assert other(None, 100.0, attempt=0).candidate.kept_units["n"]["b"] == 98
-    assert exclude_structures(propose, ())(None, 100.0, attempt=0).candidate.key() == first
+    assert exclude_structures(propose, ())(None, 100.0, attempt=0).candidate.make_key() == first
     nothing_else = exclude_structures(lambda *args, **_: propose(None, 100.0, 0), (first,))
     assert nothing_else(None, 100.0, attempt=0) is None
 

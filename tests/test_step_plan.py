@@ -71,7 +71,7 @@ class SteppedClock:
     def __init__(self):
         self.seconds = 0.0
 
-    def now(self):
+    def read_seconds(self):
         return self.seconds
 
     def wait_a_step(self):

@@ -313,7 +313,7 @@ def test_forced_tokens_are_no_choice_of_the_model(load_family):
     _ids, has_next = node.collate(Pairs(inputs=[np.zeros(1)], texts=("w1 w2",)))
     batch = SimpleNamespace(keep={"writer": has_next})
     # 2 and the language stand there; two words and the end are judged
-    assert node.target_positions(batch).tolist() == [[False, True, True, True]]
+    assert node.find_target_positions(batch).tolist() == [[False, True, True, True]]
 
 
 def test_a_text_that_is_too_long_stops_without_an_end(load_family):

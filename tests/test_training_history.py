@@ -27,7 +27,7 @@ def write_history(path, *, steps, planned, asked, loss=0.3):
     [(100, 100, 100, "steps"), (40, 40, 100, "minutes"), (25, 40, 100, "patience")],
 )
 def test_what_ended_a_training_is_told(tmp_path, steps, planned, asked, ended_by):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(path=tmp_path)
     write_history(folder.training_history, steps=steps, planned=planned, asked=asked)
     result = read_training_result(folder)
     assert (result.steps, result.asked_steps, result.ended_by) == (steps, asked, ended_by)
@@ -37,7 +37,7 @@ def test_what_ended_a_training_is_told(tmp_path, steps, planned, asked, ended_by
 
 
 def test_rounds_count_together_and_an_earlier_artifact_does_not(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(path=tmp_path)
     assert read_training_result(folder) is None
     write_history(folder.round_history(0), steps=500, planned=500, asked=500)
     write_history(folder.round_history(1), steps=10, planned=10, asked=10)

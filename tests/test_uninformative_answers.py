@@ -71,11 +71,11 @@ def test_undetermined_quality_is_told_everywhere(tmp_path, capsys):
         assert "0 of 100 answers are empty, 30 are equal to one another" in page.replace(
             "&#39;", "'"
         )
-    write_front({"2x": make_summary(), "3x": summary}, RunFolder(tmp_path))
-    assert "undetermined" in RunFolder(tmp_path).front_page.read_text(encoding="utf-8")
+    write_front({"2x": make_summary(), "3x": summary}, RunFolder(path=tmp_path))
+    assert "undetermined" in RunFolder(path=tmp_path).front_page.read_text(encoding="utf-8")
     print_summary(summary)
     assert "quality undetermined" in capsys.readouterr().out
-    write_record(RunFolder(tmp_path).summary, summary)
+    write_record(RunFolder(path=tmp_path).summary, summary)
     assert load_summary(tmp_path) == summary
 
 

@@ -252,7 +252,7 @@ def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_
     write_report(summary, page.parent)
     assert "random structures" not in page.read_text()
     write_record(
-        RunFolder(tmp_path / "run").prediction,
+        RunFolder(path=tmp_path / "run").prediction,
         Prediction(
             pipeline=summary.pipeline,
             mean_absolute_error=0.0321,
@@ -264,7 +264,7 @@ def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_
     )
     write_report(summary, page.parent)  # what several targets share lies a folder above
     write_record(
-        RunFolder(page.parent).prediction,
+        RunFolder(path=page.parent).prediction,
         Prediction(
             pipeline="another",
             mean_absolute_error=0.0,
@@ -276,7 +276,7 @@ def test_random_structures_are_drawn_in_the_report_of_their_run(run_folder, tmp_
     )
     write_report(summary, page.parent)
     assert "1 structure drawn" not in page.read_text()
-    RunFolder(page.parent).prediction.write_text(
+    RunFolder(path=page.parent).prediction.write_text(
         "{"
     )  # nor does a report fail for what somebody broke
     write_report(summary, page.parent)
@@ -530,7 +530,7 @@ def _judged_artifact(share, *, speed_factor=1.0, effort=0, params=1e6, floor_ms=
         writing=FreeWriting(),
     )
     fitted = FittedStructure(
-        candidate=Candidate({}, {}),
+        candidate=Candidate(kept_units={}, precision={}),
         predicted_ms=aimed,
         measured_ms=0.97,
         target_ms=1.0,
@@ -631,14 +631,14 @@ class UnitPredictor:
     """Time outside the node / time inside it."""
 
     def __call__(self, candidate):
-        return (1 + self.others) * self.node_ms("n", candidate)
+        return (1 + self.others) * self.predict_node_ms("n", candidate)
 
-    def node_ms(self, node_name, candidate):
+    def predict_node_ms(self, node_name, candidate):
         return self.correction * self.unit_ms * candidate.kept_units["n"]["b"]
 
 
 def _trial(units, predictor):
-    candidate = Candidate({"n": {"b": units}}, {"n": "fp32"})
+    candidate = Candidate(kept_units={"n": {"b": units}}, precision={"n": "fp32"})
     return Trial(
         number=0,
         origin="seed",
@@ -962,7 +962,7 @@ def test_the_run_goes_on_with_labelled_data_and_the_opened_one_stays_as_it_was(
 
 
 def test_a_move_that_was_cut_off_is_ended(tmp_path):
-    folder = RunFolder(tmp_path)
+    folder = RunFolder(path=tmp_path)
     (tmp_path / "weights").mkdir()
     for name in ("fitted.json", "distill.json", "distill-0.json", "summary.json", "weights/a"):
         (tmp_path / name).write_text("new")
@@ -1077,12 +1077,15 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     r = open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     prepared = prepare_run(r)
     dense, predict, ev = prepared.dense, prepared.predictor, prepared.sensitivity
-    ms, tail = r.goal.target_ms(dense.latency_ms), r.goal.p95_ratio(dense.latency_ms)
+    ms, tail = (
+        r.goal.compute_target_ms(dense.latency_ms),
+        r.goal.compute_p95_ratio(dense.latency_ms),
+    )
     p = build_problem(r, ev, predictor=replace(predict, p95_ratio=tail), budget_ms=AIMED_SHARE * ms)
     fitted = moves.grow_to_budget(
         p,
-        moves.cut_to_budget(p, winner, loss_increase=ev.loss_increase),
-        loss_increase=ev.loss_increase,
+        moves.cut_to_budget(p, winner, loss_increase=ev.estimate_loss_increase),
+        loss_increase=ev.estimate_loss_increase,
         rounding=ev.rounding,
     )
     assert s.kept_units == fitted.kept_units  # the winner, fitted to the budget
@@ -1101,8 +1104,10 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     predict, ev = prepared.predictor, prepared.sensitivity
     whole = {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}
     fp32 = dict.fromkeys(r.blocks, "fp32")
-    p = build_problem(r, ev, predictor=predict, budget_ms=predict(Candidate(whole, fp32)))
-    cut = lambda n, **by: Candidate({**whole, n: {**whole[n], **by}}, fp32)
+    p = build_problem(
+        r, ev, predictor=predict, budget_ms=predict(Candidate(kept_units=whole, precision=fp32))
+    )
+    cut = lambda n, **by: Candidate(kept_units={**whole, n: {**whole[n], **by}}, precision=fp32)
     one, near, far = (cut("vision", **{"0.ffn": k}) for k in (64, 48, 0))
     assert (
         pool.measure_difference(p, one, other=near)
@@ -1115,7 +1120,7 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
         and pool.measure_difference(p, one, other=cut("vision", tokens=8)) >= 0.5
     )
     assert pool.measure_difference(
-        p, one, other=Candidate(one.kept_units, {**fp32, "text": "int8"})
+        p, one, other=Candidate(kept_units=one.kept_units, precision={**fp32, "text": "int8"})
     ) == float("inf")
     trials = [
         Trial(

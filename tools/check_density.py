@@ -5,13 +5,17 @@
     python tools/check_density.py --places   prints the places of everything that is counted exactly
     as well
 
-A limit on density keeps code readable where a limit on length only squeezes it: a function may have
+A limit on density keeps code readable where a limit on length only squeezes it. A function may have
 sixty plain lines, but not twenty that must be decoded.
 
 Definitions. A code line is not blank, not a comment, and not part of a docstring or of a string
 that stands alone. AST nodes leave out Load, Store and Del. A described field is a string that
 stands under an assignment. A constant is a name in capitals that a module assigns. It is explained
 by a string under it, or by a comment above it or at its line.
+
+A function of our own is one whose name the package defines as a function, a method or a class. A
+call of a module that the file imports from elsewhere is not one. `PROTOCOLS` are apart.
+A statement with a body, such as a loop, counts without its body.
 """
 
 from __future__ import annotations
@@ -44,6 +48,15 @@ docstring of the module explains it."""
 
 COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
+OWN_POSITIONAL = 3
+"""Positional arguments from which on a call of a function of our own is counted."""
+
+PROTOCOLS = frozenset({"add", "forward"})
+"""Names whose calls may have more: rows of registries, and what torch calls."""
+
+BODIES = ("body", "orelse", "finalbody", "handlers", "cases")
+"""Fields of a statement that hold other statements."""
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -73,6 +86,11 @@ FIGURES = {
     "positional": Figure(
         "calls with five or more positional arguments per 1,000 lines", 2, is_exact=True
     ),
+    "own_positional": Figure(
+        "calls of own functions with three or more positional arguments", 0, is_exact=True
+    ),
+    "records": Figure("records without kw_only", 0, is_exact=True),
+    "comprehensions": Figure("statements with several comprehensions", 0, is_exact=True),
     "splats": Figure("calls that splat a tuple per 1,000 lines", 1, is_exact=True),
     "keyword": Figure("% of functions with a keyword-only parameter", 10, at_least=True),
     "nested": Figure("nested comprehensions", 15, is_exact=True),
@@ -95,6 +113,8 @@ class Counts:
     """`file:line` of what is counted exactly, by figure."""
     constants: set[str] = field(default_factory=set)
     """Names of the constants of all files so far."""
+    own_names: frozenset[str] = frozenset()
+    """Names of the functions, methods and classes of the package."""
 
     def add_place(self, figure: str, path: Path, line: int) -> None:
         """Count one thing at a place."""
@@ -179,6 +199,64 @@ def count_constants(tree: ast.Module, path: Path, *, comments: set[int], counts:
             counts.add_place("unexplained", path, statement.lineno)
 
 
+def list_own_names(paths: list[Path]) -> frozenset[str]:
+    """List the names of all functions, methods and classes of some files."""
+    names: set[str] = set()
+    for path in paths:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                names.add(node.name)
+    return frozenset(names - PROTOCOLS)
+
+
+def list_foreign_modules(tree: ast.Module) -> set[str]:
+    """List the names under which a file imports modules of others."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names.update((alias.asname or alias.name).split(".")[0] for alias in node.names)
+    return names - {PACKAGE.name}
+
+
+def count_own_calls(tree: ast.Module, path: Path, counts: Counts) -> None:
+    """Add the calls of own functions that have too many positional arguments."""
+    foreign_modules = list_foreign_modules(tree)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or len(node.args) < OWN_POSITIONAL:
+            continue
+        first_name = ast.unparse(node.func).split(".")[0]
+        last_name = ast.unparse(node.func).split(".")[-1]
+        if last_name in counts.own_names and first_name not in foreign_modules:
+            counts.add_place("own_positional", path, node.lineno)
+
+
+def is_positional_record(node: ast.ClassDef) -> bool:
+    """Return whether a class is a dataclass whose fields may be given by position."""
+    for decorator in node.decorator_list:
+        text = ast.unparse(decorator)
+        if text.split("(")[0].endswith("dataclass") and "kw_only=True" not in text:
+            return any(_is_field(statement) for statement in node.body)
+    return False
+
+
+def _is_field(statement: ast.stmt) -> bool:
+    is_annotated = isinstance(statement, ast.AnnAssign)
+    return is_annotated and "ClassVar" not in ast.unparse(statement.annotation)
+
+
+def count_comprehensions(statement: ast.stmt) -> int:
+    """Return how many comprehensions a statement has, those of its body left out."""
+    inner: list[ast.AST] = []
+    for name, value in ast.iter_fields(statement):
+        parts = value if isinstance(value, list) else [value]
+        if name not in BODIES:
+            inner += [part for part in parts if isinstance(part, ast.AST)]
+    count = 0
+    for part in inner:
+        count += sum(isinstance(node, COMPREHENSIONS) for node in ast.walk(part))
+    return count
+
+
 def count_file(path: Path, counts: Counts) -> None:
     """Add what one file holds."""
     text = path.read_text(encoding="utf-8")
@@ -199,8 +277,13 @@ def count_file(path: Path, counts: Counts) -> None:
         if isinstance(statement, ast.FunctionDef):
             counts.totals["module functions"] += 1
             counts.totals["one_word"] += "_" not in statement.name.strip("_")
+    count_own_calls(tree, path, counts)
     for node in ast.walk(tree):
         count_node(node, path, counts)
+        if isinstance(node, ast.ClassDef) and is_positional_record(node):
+            counts.add_place("records", path, node.lineno)
+        if isinstance(node, ast.stmt) and count_comprehensions(node) > 1:
+            counts.add_place("comprehensions", path, node.lineno)
 
 
 def count_node(node: ast.AST, path: Path, counts: Counts) -> None:
@@ -246,15 +329,17 @@ def compute_values(totals: Counter[str]) -> dict[str, float]:
     }
     for name in ("comments", "tuples", "positional", "splats", "any", "long"):
         values[name] = totals[name] * per_1000
-    for name in ("lambdas", "nested", "inside", "repeated", "unexplained"):
+    counted_names = ("lambdas", "nested", "inside", "repeated", "unexplained")
+    for name in (*counted_names, "own_positional", "records", "comprehensions"):
         values[name] = totals[name]
     return values
 
 
 def main() -> int:
     """Print the table; return 1 when a limit on what is counted exactly is broken."""
-    counts = Counts()
-    for path in sorted(PACKAGE.rglob("*.py")):
+    paths = sorted(PACKAGE.rglob("*.py"))
+    counts = Counts(own_names=list_own_names(paths))
+    for path in paths:
         count_file(path, counts)
     values = compute_values(counts.totals)
     broken = 0

@@ -9,8 +9,15 @@ Three auxiliary heads make an hour on two cores enough. One names the emoji unde
 one says where the patch is, one names the set of emoji in an embedding. They are thrown away at the
 end. The first quarter of the time trains the vision tower alone, on crowded scenes.
 
-Shapes: B batch, S side of the image in pixels, N patches, W width, D width of the embedding,
-T tokens of a caption, V vocabulary, E emoji.
+Shapes in this file:
+    B  batch
+    S  side of the image in pixels
+    N  patches
+    W  width
+    D  width of the embedding
+    T  tokens of a caption
+    V  vocabulary
+    E  emoji
 """
 
 from __future__ import annotations

@@ -53,6 +53,6 @@ def ablate_command(
             on_progress=on_progress,
             tables=split_names(tables),
         )
-    results = RunFolder(Path(folder))
+    results = RunFolder(path=Path(folder))
     print_claims(results)
     print_path("report", results.ablation_page)

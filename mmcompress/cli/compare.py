@@ -57,7 +57,7 @@ def compare_command(
             on_progress=on_progress,
         )
     out.print(_make_table(summaries))
-    results = RunFolder(Path(folder))
+    results = RunFolder(path=Path(folder))
     print_claims(results)
     print_path("report", results.comparison_page)
 

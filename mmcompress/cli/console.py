@@ -35,9 +35,9 @@ class Progress:
             message: What it does.
             share: The share that is done; None for a message of its own.
         """
-        now = time.monotonic()
+        now_seconds = time.monotonic()
         percent = "" if share is None else f" {share:4.0%}"
-        seconds = f"{now - self.began_at:5.0f} s"
+        seconds = f"{now_seconds - self.began_at:5.0f} s"
         line = f"[dim]{seconds}[/dim]  [bold]{stage:<12}[/bold]{percent}  {escape(message)}"
         is_news = stage != self.stage or share is None
         self.stage = stage
@@ -46,8 +46,8 @@ class Progress:
             self.status.update(line)
             if share is None:
                 err.print(line)
-        elif is_news or now - self.last_line_at > SECONDS_BETWEEN_LINES:
-            self.last_line_at = now
+        elif is_news or now_seconds - self.last_line_at > SECONDS_BETWEEN_LINES:
+            self.last_line_at = now_seconds
             err.print(line)
 
     def __enter__(self) -> Progress:

@@ -86,7 +86,9 @@ class LazyGroup(click.Group):
 
     def _describe_resumption(self) -> str:
         """Return the end of a message: the line that goes on with the interrupted command."""
-        name = next((one for one in self.arguments if one in self.commands_by_name), "")
+        name = next(
+            (argument for argument in self.arguments if argument in self.commands_by_name), ""
+        )
         row = self.commands_by_name.get(name)
         command = resolve_entry(row.target) if row else None
         if command is None or not any(option.name == "resume" for option in command.params):
@@ -97,6 +99,6 @@ class LazyGroup(click.Group):
         return f"; what is finished is kept, go on with: {shlex.join(['mmcompress', *arguments])}"
 
 
-def _show_warning(message: Warning | str, *details: Any, **more: Any) -> None:
+def _show_warning(message: Warning | str, *details: Any, **options: Any) -> None:
     """Tell a warning of this project as one line."""
     err.print(f"[yellow]warning:[/yellow] {escape(str(message))}", soft_wrap=True)

@@ -20,5 +20,5 @@ def list_command(plug_point: str | None) -> None:
     for name in [plug_point] if plug_point else PLUG_POINTS:
         out.print(f"[bold]{name}[/bold]")
         registry = PLUG_POINTS[name]
-        for entry in registry.names():
-            out.print(f"  {entry:<28}{escape(registry.about(entry))}")
+        for entry in registry.list_names():
+            out.print(f"  {entry:<28}{escape(registry.get_about(entry))}")

@@ -100,7 +100,13 @@ def collect_overrides(settings: tuple[str, ...], **options: Any) -> dict[str, An
 
 
 def choose_default_folder(spec_path: str, overrides: dict[str, Any], *, kind: str = "") -> str:
-    """Return `runs/NAME-TARGET-sSEED`, or with another ending in place of the seed."""
+    """Return `runs/NAME-TARGET-sSEED`, or with another ending in place of the seed.
+
+    Args:
+        spec_path: The spec file.
+        overrides: Values by dotted key that replace those of the spec.
+        kind: The ending; empty for the seed.
+    """
     spec = load_spec(spec_path, overrides)
     ending = kind or f"s{spec.seed}"
     return f"runs/{spec.name}-{spec.target.replace(' ', '')}-{ending}"

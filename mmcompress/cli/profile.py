@@ -99,14 +99,14 @@ def _make_block_row(
     rows = predictor.table.index_rows()
     milliseconds: dict[str, float] = {}
     for precision in predictor.fits[node]:
-        milliseconds[precision] = predictor.block_ms(
+        milliseconds[precision] = predictor.predict_block_ms(
             node, block, units=block.units, precision=precision, rows=rows
         )
     params = dense.block_params[node][block.name]
     cells = [f"{node}.{block.name}", str(block.units), f"{params / 1e3:.0f} k"]
     for precision in precisions:
-        known = precision in milliseconds
-        cells.append(f"{milliseconds[precision]:.3f} ms" if known else "")
+        is_measured = precision in milliseconds
+        cells.append(f"{milliseconds[precision]:.3f} ms" if is_measured else "")
     cells.append(f"{milliseconds['fp32'] / dense.latency_ms.p50:.1%}")
     return cells
 

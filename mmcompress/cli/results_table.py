@@ -18,10 +18,10 @@ def print_summary(summary: Summary) -> None:
     """Print the table that a run ends with, its verdict and its warnings."""
     title = f"{summary.pipeline}, target {summary.target.text}"
     table = Table("", "before", "after", box=None, title=title)
-    before = summary.baseline
-    after = summary.compressed
-    for name, node in before.nodes.items():
-        pruned = after.nodes[name]
+    dense_side = summary.baseline
+    compressed_side = summary.compressed
+    for name, node in dense_side.nodes.items():
+        pruned = compressed_side.nodes[name]
         table.add_row(
             f"{name}, p50",
             f"{node.latency_ms_p50:.2f} ms",
@@ -29,18 +29,22 @@ def print_summary(summary: Summary) -> None:
         )
     table.add_row(
         "end to end, p50",
-        f"{before.latency_ms.p50:.2f} ms",
-        f"[bold]{after.latency_ms.p50:.2f} ms[/bold]",
+        f"{dense_side.latency_ms.p50:.2f} ms",
+        f"[bold]{compressed_side.latency_ms.p50:.2f} ms[/bold]",
     )
     table.add_row(
-        "end to end, p95", f"{before.latency_ms.p95:.2f} ms", f"{after.latency_ms.p95:.2f} ms"
+        "end to end, p95",
+        f"{dense_side.latency_ms.p95:.2f} ms",
+        f"{compressed_side.latency_ms.p95:.2f} ms",
     )
-    for name, quality in before.quality.items():
-        table.add_row(name, format_quality(quality), format_quality(after.quality[name]))
+    for name, quality in dense_side.quality.items():
+        table.add_row(name, format_quality(quality), format_quality(compressed_side.quality[name]))
     for row in _list_retained_rows(summary):
         table.add_row(*row)
-    table.add_row("parameters", f"{before.params / 1e6:.2f} M", f"{after.params / 1e6:.2f} M")
-    table.add_row("bundle", f"{before.size_mb:.1f} MB", f"{after.size_mb:.1f} MB")
+    table.add_row(
+        "parameters", f"{dense_side.params / 1e6:.2f} M", f"{compressed_side.params / 1e6:.2f} M"
+    )
+    table.add_row("bundle", f"{dense_side.size_mb:.1f} MB", f"{compressed_side.size_mb:.1f} MB")
     out.print(table)
     out.print(_describe_verdict(summary))
     for warning in summary.warnings:
@@ -75,19 +79,19 @@ def _describe_verdict(summary: Summary) -> str:
     if summary.determined_quality is None:
         nodes = ", ".join(summary.undetermined_nodes) or "no metric gave a figure"
         quality = f"[red]quality undetermined[/red] ({nodes})"
-    passed = sum(proof.passed for proof in summary.proofs)
+    passed_count = sum(proof.passed for proof in summary.proofs)
     return (
         f"[bold]{summary.speedup:.2f}x[/bold], {verdict}; "
         f"{quality}; "
         f"pruned: unimodal {summary.unimodal_ratio:.0%}{cross_modal}; "
-        f"{passed} of {len(summary.proofs)} proofs passed"
+        f"{passed_count} of {len(summary.proofs)} proofs passed"
     )
 
 
 def print_claims(folder: RunFolder) -> None:
     """Print the claims that a comparison or an ablation tested, with their verdicts."""
     for claim in read_plain(list, folder.claims, cure=RESUME_CURE):
-        points = f"{100 * claim['gap']:+.1f} ± {100 * claim['half']:.1f} points"
+        points = f"{100 * claim['difference']:+.1f} ± {100 * claim['ci_half_width']:.1f} points"
         verdict = f"[bold]{escape(claim['verdict'])}[/bold]"
         out.print(f"{escape(claim['claim'])}: {verdict} ({points})", soft_wrap=True)
 

@@ -45,9 +45,9 @@ def run_command(
             resume=resume,
             on_progress=on_progress,
         )
-    run_folder = RunFolder(Path(folder))
+    run_folder = RunFolder(path=Path(folder))
     for number, summary in enumerate(summaries):
-        target_folder = run_folder.target_folder(summary.target.text)
+        target_folder = run_folder.get_target_folder(summary.target.text)
         if number == 0 and run_folder.summary.exists():
             # The only target that was asked for; slower ones lie in it.
             target_folder = run_folder

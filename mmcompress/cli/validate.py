@@ -51,7 +51,7 @@ def validate_command(spec: str, space: str | None, deep: bool, settings: tuple[s
             f"{spec}: its keys and its graph are right; models and data were not looked at: {error}"
         ) from error
     if deep:
-        _check_deeply(spec, space, overrides)
+        _check_deeply(spec, space, overrides=overrides)
     if shortage:
         out.print(f"[yellow]{escape(shortage)}[/yellow]")
     out.print(f"[green]{escape(spec)} is valid[/green]", soft_wrap=True)
@@ -73,7 +73,7 @@ def _check_models(spec: Spec) -> None:
     load_readings(spec)
 
 
-def _check_deeply(spec: str, space: str | None, overrides: dict[str, Any]) -> None:
+def _check_deeply(spec: str, space: str | None, *, overrides: dict[str, Any]) -> None:
     """Export, prove and run the dense pipeline in a folder that is removed again."""
     # They take torch, which a light install lacks.
     begin_run = resolve_entry("mmcompress.run.begin_run:begin_run")

@@ -32,10 +32,12 @@ def open_data(spec: Spec) -> Dataset:
 def _check_input_type(spec: Spec, data: Dataset) -> None:
     """Raise `DataError` when the data give another type of input than the pipeline takes."""
     # A plug-in of an earlier version may not say what it gives: those were all images.
-    given = getattr(data, "modality", "image")
-    taken = next(iter(spec.inputs.values()))
-    if given != taken:
-        raise DataError(f"data: '{spec.data.kind}' gives {given}, the pipeline takes {taken}")
+    given_type = getattr(data, "modality", "image")
+    input_type = next(iter(spec.inputs.values()))
+    if given_type != input_type:
+        raise DataError(
+            f"data: '{spec.data.kind}' gives {given_type}, the pipeline takes {input_type}"
+        )
 
 
 def _check_teacher_labels(spec: Spec, data: Dataset) -> None:
@@ -58,13 +60,13 @@ def describe_shortage(spec: Spec, data: Dataset) -> str:
     count_pairs = getattr(data, "count_pairs", None)
     if count_pairs is None:
         return ""
-    available: dict[str, int] = count_pairs()
-    wanted = {"train": spec.data.calibration, "val": spec.data.validation_pairs}
+    available_counts: dict[str, int] = count_pairs()
+    wanted_counts = {"train": spec.data.calibration, "val": spec.data.validation_pairs}
     shortages = [
-        f"{available[split]} of {count} in {split}"
-        for split, count in wanted.items()
-        if available[split] < count
+        f"{available_counts[split]} of {count} in {split}"
+        for split, count in wanted_counts.items()
+        if available_counts[split] < count
     ]
     if not shortages:
         return ""
-    return f"fewer pairs than asked for: {', '.join(shortages)}; {available['test']} in test"
+    return f"fewer pairs than asked for: {', '.join(shortages)}; {available_counts['test']} in test"

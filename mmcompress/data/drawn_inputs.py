@@ -13,7 +13,7 @@ from mmcompress.data.base import Pairs
 from mmcompress.errors import DataError
 from mmcompress.registry import INPUT_TYPES, resolve_entry
 from mmcompress.runtime.audio import SAMPLE_RATE
-from mmcompress.spec.schema import known_in
+from mmcompress.spec.schema import make_name_check
 
 DEFAULT_DRAWN_INPUTS = 16
 """Inputs of a split that are loaded when no number is asked for."""
@@ -55,7 +55,7 @@ SENTENCES = (
 class DrawnInputs:
     """Inputs without meaning, the same ones in every run. No pipeline can be judged by them."""
 
-    modality: Annotated[str, AfterValidator(known_in(INPUT_TYPES))] = "image"
+    modality: Annotated[str, AfterValidator(make_name_check(INPUT_TYPES))] = "image"
     """What the inputs are: see `mmcompress list inputs`."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
     """Names of the splits."""

@@ -210,13 +210,13 @@ def _place_objects(
 
 def _read_clearly(boxes: np.ndarray, relations: tuple[int, ...]) -> np.ndarray:
     """Tell whether each of n placements [n, count, 3] reads as the relations say: bool [n]."""
-    clear = np.ones(len(boxes), bool)
+    is_clear = np.ones(len(boxes), bool)
     for i, relation in enumerate(relations):
-        clear &= _stand_in_relation(boxes[:, i], boxes[:, i + 1], relation=relation)
+        is_clear &= _stand_in_relation(boxes[:, i], boxes[:, i + 1], relation=relation)
     # with one relation twice, first before second before third says this already
     if len(relations) > 1 and relations[0] != relations[1]:
-        clear &= _stand_in_relation(boxes[:, 0], boxes[:, 2], relation=relations[1])
-    return clear
+        is_clear &= _stand_in_relation(boxes[:, 0], boxes[:, 2], relation=relations[1])
+    return is_clear
 
 
 def _describe_scene(emoji: tuple[int, ...], relations: tuple[int, ...]) -> str:
@@ -388,10 +388,8 @@ class EmojiScenes:
         scenes = _choose_scenes(
             self, split, count=count or self._choose_default_count(split), seed=seed
         )
-        return Pairs(
-            inputs=[self.render_scene(scene) for scene in scenes],
-            texts=tuple(scene.caption for scene in scenes),
-        )
+        pictures = [self.render_scene(scene) for scene in scenes]
+        return Pairs(inputs=pictures, texts=tuple(scene.caption for scene in scenes))
 
     def _choose_default_count(self, split: str) -> int:
         """Return how many pairs of a split are loaded when no number is asked for."""

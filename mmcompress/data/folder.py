@@ -100,11 +100,13 @@ class Folder:
             raise DataError(f"folder: no split '{split}' (known: {', '.join(self.splits)})")
         rows = draw_rows(_read_pairs(self)[split], count, seeds=[self.seed, seed])
         images = [image for image, _ in rows]
+        captions = [caption for _, caption in rows]
+        # relative paths: two folders inside may each hold a 1.jpg
+        names = [os.path.relpath(image, self.path) for image in images]
         return Pairs(
             inputs=LazySequence(images, _read_pixels),
-            texts=tuple(caption for _, caption in rows),
-            # relative paths: two folders inside may each hold a 1.jpg
-            names=tuple(os.path.relpath(image, self.path) for image in images),
+            texts=tuple(captions),
+            names=tuple(names),
             files=tuple(images),
         )
 

@@ -28,7 +28,7 @@ def open_dataset(data: Data) -> Dataset:
     try:
         dataset: Dataset = build_record(DATA_KINDS.get(data.kind), data.options)
     except InvalidValue as invalid:
-        raise DataError(str(invalid.inside("data", "options"))) from None
+        raise DataError(str(invalid.add_parent_keys("data", "options"))) from None
     return dataset
 
 

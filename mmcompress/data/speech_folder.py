@@ -90,10 +90,12 @@ class SpeechFolder:
         rows = draw_rows(_read_clips(self)[split], count, seeds=[self.seed, seed])
         sound_folder = Path(self.path) / SOUND_FOLDER
         sounds = [sound for sound, _ in rows]
+        texts = [text for _, text in rows]
+        names = [os.path.relpath(sound, sound_folder) for sound in sounds]
         return Pairs(
             inputs=LazySequence(sounds, open_audio),
-            texts=tuple(text for _, text in rows),
-            names=tuple(os.path.relpath(sound, sound_folder) for sound in sounds),
+            texts=tuple(texts),
+            names=tuple(names),
             files=tuple(sounds),
         )
 
@@ -159,11 +161,11 @@ def _count_columns(numbered_lines: list[tuple[int, str]], *, listing: Path) -> i
     if not counts or counts[0] < 2:
         line_number = line_by_count.get(1, 1)
         raise DataError(f"{listing}:{line_number}: {EXPECTED_LINE}")
-    seen = [f"{count} in line {line_by_count[count]}" for count in counts]
+    shown_counts = [f"{count} in line {line_by_count[count]}" for count in counts]
     raise DataError(
         f"{listing}:{line_by_count[counts[-1]]}: the lines differ in their columns "
-        f"({', '.join(seen)}); where a '|' belongs to a transcript, say data.options.columns: 2; "
-        "where a normalized transcript is missing, say 3"
+        f"({', '.join(shown_counts)}); where a '|' belongs to a transcript, say "
+        "data.options.columns: 2; where a normalized transcript is missing, say 3"
     )
 
 
@@ -193,7 +195,7 @@ def _deal_clips(rows: list[Row], seed: int) -> RowsBySplit:
         "train": order[validation_count:test_start],
         "test": order[test_start:],
     }
-    dealt: RowsBySplit = {}
+    dealt_rows: RowsBySplit = {}
     for split, indices in indices_by_split.items():
-        dealt[split] = [rows[i] for i in sorted(indices)]
-    return dealt
+        dealt_rows[split] = [rows[i] for i in sorted(indices)]
+    return dealt_rows

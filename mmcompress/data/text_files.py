@@ -77,8 +77,8 @@ def _take_each_name_once(pairs: list[tuple[str, object]]) -> Fields:
     fields = dict(pairs)
     if len(fields) < len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"'{shorten(twice)}' stands there twice")
+        repeated_name = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"'{shorten(repeated_name)}' stands there twice")
     return fields
 
 
@@ -136,6 +136,6 @@ def _parse_csv(text: str, *, path: Path) -> Iterator[tuple[int, list[str]]]:
 
 def _refuse_repeated_names(names: list[str], *, place: str) -> None:
     """Raise `DataError` when two columns have the same name; columns without a name may be many."""
-    repeated = [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
-    if repeated:
-        raise DataError(f"{place}: several columns are named {', '.join(repeated)}")
+    repeated_names = [name for name in dict.fromkeys(names) if name and names.count(name) > 1]
+    if repeated_names:
+        raise DataError(f"{place}: several columns are named {', '.join(repeated_names)}")

@@ -41,10 +41,8 @@ class BestWeights:
         self.weights: list[Tensor] = []
         if self.batch is not None:
             teacher = inputs.teacher.models
-            self.reference = self.pipeline.reference_outputs(teacher, self.batch)
-            self.dense_loss = self.pipeline.loss_of_models(
-                teacher, self.batch, dense=self.reference
-            )
+            self.reference = self.pipeline.compute_reference_outputs(teacher, self.batch)
+            self.dense_loss = self.pipeline.compute_loss(teacher, self.batch, dense=self.reference)
 
     def validate(self, share: float, step: int) -> None:
         """Take the loss on validation pairs when it is due; keep the weights if it is the least.
@@ -67,9 +65,9 @@ class BestWeights:
             step: Steps that are done.
         """
         assert self.batch is not None
-        start = self.clock.now()
-        loss = self.pipeline.loss_of_models(self.student, self.batch, dense=self.reference)
-        self.seconds = self.clock.now() - start
+        start = self.clock.read_seconds()
+        loss = self.pipeline.compute_loss(self.student, self.batch, dense=self.reference)
+        self.seconds = self.clock.read_seconds() - start
         earlier_losses = [_read_loss(row) for row in self.validations]
         if not earlier_losses or loss < min(earlier_losses):
             self.unimproved_validations = 0

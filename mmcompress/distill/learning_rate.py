@@ -79,7 +79,7 @@ def find_learning_rate(training: Training, *, deadline: float) -> float:
     # The first pass is slow: it allocates memory.
     forward_seconds = min(_time_forward(training, step) for step in range(2))
     trial_seconds = FORWARDS_PER_STEP * RATE_TRIAL_STEPS * forward_seconds
-    if training.clock.now() + trial_seconds > deadline:
+    if training.clock.read_seconds() + trial_seconds > deadline:
         return rate
     batches = [training.draw_batch(step) for step in range(RATE_TRIAL_STEPS)]
     start = [weight.detach().clone() for weight in training.weights]
@@ -90,7 +90,7 @@ def find_learning_rate(training: Training, *, deadline: float) -> float:
         if loss <= RATE_MAX_LOSS_RATIO * loss_before:
             break
         rate /= 2
-        if training.clock.now() > deadline:
+        if training.clock.read_seconds() > deadline:
             break
     return rate
 
@@ -98,10 +98,10 @@ def find_learning_rate(training: Training, *, deadline: float) -> float:
 def _time_forward(training: Training, step: int) -> float:
     """Return the seconds of one forward pass."""
     batch = training.draw_batch(step)
-    start = training.clock.now()
+    start = training.clock.read_seconds()
     with torch.no_grad():
         training.compute_losses(batch)
-    return training.clock.now() - start
+    return training.clock.read_seconds() - start
 
 
 def _add_losses(training: Training, batches: list[Batch]) -> float:

@@ -203,13 +203,13 @@ def weigh_losses(
             error = compute_token_loss(outputs["scores"], target["scores"])
             losses[f"scores.{node_name}"] = weights["scores"] * error
         if "logits" in outputs:
-            keep = pipeline.target_positions(batch, node_name)
+            keep = pipeline.find_target_positions(batch, node_name)
             divergence = compute_logit_loss(outputs["logits"], target["logits"], keep=keep)
             losses[f"logits.{node_name}"] = weights["logits"] * divergence
     for join in pipeline.joins:
-        divergence = compute_affinity_loss(join.pair(student), join.pair(teacher))
+        divergence = compute_affinity_loss(join.select_pair(student), join.select_pair(teacher))
         losses[f"affinity.{join.name}"] = weights["affinity"] * divergence
-    for name, loss in pipeline.losses(student, batch).items():
+    for name, loss in pipeline.compute_losses(student, batch).items():
         loss_name, _, _ = name.partition(".")
         losses[name] = weights[loss_name] * loss
     return losses

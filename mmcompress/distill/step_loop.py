@@ -43,7 +43,7 @@ class StepLoop:
         self.best = BestWeights(student, inputs, count=settings.validations, clock=options.clock)
         self.max_seconds = settings.minutes * options.budget_share * 60
         self._losses: dict[str, float] = {}
-        self._start = options.clock.now()
+        self._start = options.clock.read_seconds()
         state = self._resume_()
         if state is None:
             state = self._begin()
@@ -55,11 +55,11 @@ class StepLoop:
         """Do one step at a learning rate."""
         state = self.state
         clock = self.options.clock
-        step_start = clock.now()
+        step_start = clock.read_seconds()
         batch = self.training.draw_batch(state.step)
         self._losses = self.training.advance_(self.optimizer, batch, rate=rate)
         state.step += 1
-        now = clock.now()
+        now = clock.read_seconds()
         state.elapsed = now - self._start
         state.note_step_seconds(now - step_start)
 

@@ -1,8 +1,8 @@
 """Outputs of the teacher on disk: a run asks for the same pairs again and again.
 
-The search for a learning rate, short trainings, the training of an artifact and those of further
-targets draw the same pairs in the same order. Of a training step, the teacher's pass takes about
-half. Pairs from files are kept under their names, drawn ones under the name of their draw.
+All trainings of a run draw the same pairs in the same order. These are the search for a learning
+rate, short trainings, and the training of every artifact. The teacher's pass takes about half of a
+training step. Pairs from files are kept under their names, drawn ones under the name of their draw.
 """
 
 from __future__ import annotations

@@ -70,16 +70,17 @@ def ablate(
             raise SpecError(f"ablate: unknown table '{table}'; {nearest}")
     with begin_run(spec_path, out, **options) as opened:
         run = replace(opened, spec=spec)
-        suitable = [cell for cell in cells if cell.method.is_suitable(run)]
-        wanted = _choose_cells(suitable, tables)
+        suitable_cells = [cell for cell in cells if cell.method.is_suitable(run)]
+        wanted_tables = _choose_cells(suitable_cells, tables)
         require_same_effort(run)
-        return _make_cells(prepare_run(run), wanted)
+        return _make_cells(prepare_run(run), wanted_tables)
 
 
 def _choose_cells(cells: Sequence[Cell], tables: Sequence[str]) -> list[Cell]:
     """Return the cells of some tables, and those that they take their structures from."""
     chosen_cells = [cell for cell in cells if not tables or cell.table in tables]
-    folders = {cell.folder for cell in chosen_cells} | {cell.like for cell in chosen_cells}
+    folders = {cell.folder for cell in chosen_cells}
+    folders |= {cell.structure_of for cell in chosen_cells}
     return [cell for cell in cells if cell.folder in folders]
 
 
@@ -94,7 +95,7 @@ def _make_cells(prepared: PreparedRun, cells: Sequence[Cell]) -> dict[str, Summa
         cell = by_folder[name]
         position = f"{names.index(name) + 1} of {len(names)}"
         run.on_progress("ablate", f"{cell.table}: {cell.name} ({position})", None)
-        write_record(run.folder.subfolder(name).cell, _describe_cell(cell))
+        write_record(run.folder.get_subfolder(name).cell, _describe_cell(cell))
         _make_one_cell(prepared, cell, steps=steps)
 
     def check_cell(folder: RunFolder) -> None:
@@ -115,7 +116,7 @@ def _make_cells(prepared: PreparedRun, cells: Sequence[Cell]) -> dict[str, Summa
 
 def _describe_cell(cell: Cell) -> PlainCell:
     """Return what a cell is made of, as its folder keeps it."""
-    return {"about": cell.method.about, "changes": dict(cell.changes), "like": cell.like}
+    return {"about": cell.method.about, "changes": dict(cell.changes), "like": cell.structure_of}
 
 
 def _make_one_cell(prepared: PreparedRun, cell: Cell, *, steps: int) -> None:
@@ -132,12 +133,12 @@ def _make_one_cell(prepared: PreparedRun, cell: Cell, *, steps: int) -> None:
 
 def _choose_structure(run: RunContext, cell: Cell) -> str:
     """Return the folder of the cell whose structure a cell takes; empty where it fits one."""
-    if cell.table != "allocation" or not cell.like:
-        return cell.like
+    if cell.table != "allocation" or not cell.structure_of:
+        return cell.structure_of
     # Short trainings chose such a structure, so untrained ones are not its equals.
-    if run.folder.subfolder(cell.like).short_finetunings.exists():
+    if run.folder.get_subfolder(cell.structure_of).short_finetunings.exists():
         return ""
-    return cell.like
+    return cell.structure_of
 
 
 def _write_report(

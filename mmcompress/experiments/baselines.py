@@ -82,10 +82,9 @@ def keep_whole_pipeline(run: RunContext, *, precision: str) -> Candidate:
     Raises:
         SpecError: No node may have the precision.
     """
-    kept_units = {
-        node_name: {block.name: block.units for block in blocks}
-        for node_name, blocks in run.blocks.items()
-    }
+    kept_units: dict[str, dict[str, int]] = {}
+    for node_name, blocks in run.blocks.items():
+        kept_units[node_name] = {block.name: block.units for block in blocks}
     precisions: dict[str, str] = {}
     for node_name, choices in list_precisions(run).items():
         is_allowed = precision == "fp32" or precision in choices
@@ -94,7 +93,7 @@ def keep_whole_pipeline(run: RunContext, *, precision: str) -> Candidate:
         raise SpecError(
             f"compare: no node may be {precision} in this search space; leave '{precision}' out"
         )
-    return Candidate(kept_units, precisions)
+    return Candidate(kept_units=kept_units, precision=precisions)
 
 
 BASELINES = {

@@ -75,7 +75,7 @@ class Cell:
     """How the structure is chosen and trained."""
     changes: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the spec and their values in this cell."""
-    like: str = ""
+    structure_of: str = ""
     """Folder of the cell whose structure this one takes. Empty: it fits one of its own."""
 
     @property
@@ -118,14 +118,14 @@ def _list_allocation_cells() -> list[Cell]:
     """List ways to split the budget, none of them trained."""
     cells = []
     for name in ALLOCATIONS_COMPARED:
-        like = REFERENCE_CELL if name == "searched" else ""
+        structure_of = REFERENCE_CELL if name == "searched" else ""
         cells.append(
             Cell(
                 table="allocation",
                 name=name,
                 method=BASELINES[name],
                 changes=UNTRAINED,
-                like=like,
+                structure_of=structure_of,
             )
         )
     return cells
@@ -159,7 +159,7 @@ def _list_importance_cells(spec: Spec) -> list[Cell]:
     has_unjoined_encoder = bool(find_unjoined_encoders(spec))
     cells = []
     for criterion in CRITERIA:
-        if has_unjoined_encoder and IMPORTANCE.fact(criterion, "takes_gradients"):
+        if has_unjoined_encoder and IMPORTANCE.get_fact(criterion, "takes_gradients"):
             continue
         importance = "" if criterion == spec.prune.importance else criterion
         method = replace(BASELINES["uniform"], importance=importance)
@@ -170,7 +170,7 @@ def _list_importance_cells(spec: Spec) -> list[Cell]:
                     name=f"{criterion} + refit" if has_refit else criterion,
                     method=method,
                     changes={**UNTRAINED, "prune.refit": has_refit},
-                    like="allocation-uniform",
+                    structure_of="allocation-uniform",
                 )
             )
     return cells
@@ -178,7 +178,7 @@ def _list_importance_cells(spec: Spec) -> list[Cell]:
 
 def _list_order_cells(spec: Spec) -> list[Cell]:
     """List steps of the recipe left out or moved."""
-    fp32 = {f"nodes.{node_name}.precision": "fp32" for node_name in spec.model_nodes()}
+    fp32 = {f"nodes.{node_name}.precision": "fp32" for node_name in spec.list_model_nodes()}
     no_refit = {"prune.refit": False}
     changes_by_name: dict[str, dict[str, Any]] = {
         "prune": {**UNTRAINED, **fp32, **no_refit},
@@ -242,9 +242,9 @@ def _list_loss_cells(spec: Spec) -> list[Cell]:
 def _has_other_training(spec: Spec, left_out: tuple[str, ...]) -> bool:
     """Return whether leaving losses out changes the training, and leaves one to learn from."""
     weights = resolve_loss_weights(spec.distill)
-    used = [loss for loss in (*TEACHER_LOSSES, *list_task_losses(spec)) if weights[loss]]
-    is_changed = any(loss in left_out for loss in used)
-    is_taught = any(loss not in left_out for loss in used)
+    used_losses = [loss for loss in (*TEACHER_LOSSES, *list_task_losses(spec)) if weights[loss]]
+    is_changed = any(loss in left_out for loss in used_losses)
+    is_taught = any(loss not in left_out for loss in used_losses)
     return is_changed and is_taught
 
 
@@ -255,7 +255,7 @@ def _change_reference(table: str, name: str, *, changes: Mapping[str, Any]) -> C
         name=name,
         method=BASELINES["searched"],
         changes=changes,
-        like=REFERENCE_CELL,
+        structure_of=REFERENCE_CELL,
     )
 
 

@@ -90,8 +90,10 @@ def measure_side_by_side(
     Returns:
         Latency of each cell / latency of the dense pipeline.
     """
-    fits = {name: read_record(FittedStructure, run.folder.subfolder(name).fitted) for name in names}
-    structures = {fit.candidate.key() for fit in fits.values()}
+    fits = {
+        name: read_record(FittedStructure, run.folder.get_subfolder(name).fitted) for name in names
+    }
+    structures = {fit.candidate.make_key() for fit in fits.values()}
     if run.device_readings or len(structures) == 1:
         return {name: fit.measured_ms / dense.latency_ms.p50 for name, fit in fits.items()}
 
@@ -109,23 +111,25 @@ def measure_side_by_side(
 def _read_scores(run: RunContext, names: Sequence[str]) -> list[dict[str, PerSampleScores]]:
     """Return the scores of the compressed pipeline of each cell, by metric."""
     return [
-        read_record(SplitScores, run.folder.subfolder(name).outcomes).compressed for name in names
+        read_record(SplitScores, run.folder.get_subfolder(name).outcomes).compressed
+        for name in names
     ]
 
 
 def list_common_metrics(scores: Sequence[Mapping[str, PerSampleScores]]) -> list[str]:
     """Return the metrics that all runs have a figure of: one may have failed in some."""
-    return [name for name in scores[0] if all(name in one for one in scores)]
+    common_names = set(scores[0]).intersection(*scores)
+    return [name for name in scores[0] if name in common_names]
 
 
 def _select_metrics(
     scores: Sequence[Mapping[str, PerSampleScores]], names: Sequence[str]
 ) -> list[dict[str, PerSampleScores]]:
     """Return the scores of some metrics alone, run by run."""
-    selected: list[dict[str, PerSampleScores]] = []
-    for one in scores:
-        selected.append({name: one[name] for name in names})
-    return selected
+    selected_scores: list[dict[str, PerSampleScores]] = []
+    for run_scores in scores:
+        selected_scores.append({name: run_scores[name] for name in names})
+    return selected_scores
 
 
 def _wins_twice(claim: Claim, result: ClaimResult, *, latencies: dict[str, float]) -> bool:
@@ -147,7 +151,7 @@ def _benchmark_cells(run: RunContext, names: Sequence[str], *, dense: Profile) -
     run.on_progress("measure", f"{', '.join(names)} and the dense pipeline, in turn", None)
     bundles = {"fp32": run.shared.baseline}
     for name in names:
-        bundles[name] = run.folder.subfolder(name).bundle
+        bundles[name] = run.folder.get_subfolder(name).bundle
     max_requests = MAX_REQUESTS_FACTOR * run.spec.measure.requests
     latencies = bench_beside_dense(run, bundles, dense=dense, max_requests=max_requests)
     dense_ms = latencies["fp32"].latency.p50

@@ -50,8 +50,8 @@ def compare(
     require_one_target(load_spec(spec_path, options.get("overrides")))
     with begin_run(spec_path, out, **options) as run:
         require_same_effort(run)
-        suitable = _choose_methods(run, methods)
-        return _make_methods(prepare_run(run), suitable)
+        suitable_methods = _choose_methods(run, methods)
+        return _make_methods(prepare_run(run), suitable_methods)
 
 
 def _choose_methods(run: RunContext, methods: Sequence[str]) -> list[str]:
@@ -61,16 +61,16 @@ def _choose_methods(run: RunContext, methods: Sequence[str]) -> list[str]:
         if make_candidate is not None:
             # This raises now, before hours of work, where the space does not allow the structure.
             make_candidate(run)
-    suitable = [name for name in methods if BASELINES[name].is_suitable(run)]
-    if methods and not suitable:
+    suitable_methods = [name for name in methods if BASELINES[name].is_suitable(run)]
+    if methods and not suitable_methods:
         reason = BASELINES[methods[0]].why_unsuitable
         raise SpecError(f"compare: '{methods[0]}' is of no use here: {reason}")
-    ordered: dict[str, None] = {}
-    for name in suitable:
+    ordered_methods: dict[str, None] = {}
+    for name in suitable_methods:
         if BASELINES[name].structure_of:
-            ordered[BASELINES[name].structure_of] = None
-        ordered[name] = None
-    return list(ordered)
+            ordered_methods[BASELINES[name].structure_of] = None
+        ordered_methods[name] = None
+    return list(ordered_methods)
 
 
 def _make_methods(prepared: PreparedRun, methods: Sequence[str]) -> dict[str, Summary]:

@@ -56,7 +56,7 @@ def make_cell(
         prepared: What all cells share.
         steps: Training steps, however long they take. 0: as long as the spec says.
     """
-    folder = run.folder.subfolder(name)
+    folder = run.folder.get_subfolder(name)
     timings = folder.read_timings(run.tell_damage)
     spec = _shorten_measurement(run.spec, is_latency_known=bool(method.structure_of))
     spec = replace(spec, distill=plan_training(spec, method, steps=steps))
@@ -68,7 +68,7 @@ def make_cell(
     if method.make_candidate is not None:
         fitted = _measure_fixed(cell_run, prepared, candidate=method.make_candidate(cell_run))
     elif method.structure_of:
-        fitted = _copy_structure(cell_run, run.folder.subfolder(method.structure_of).fitted)
+        fitted = _copy_structure(cell_run, run.folder.get_subfolder(method.structure_of).fitted)
     else:
         assert method.open_proposals is not None
         fitted = fit_structure(cell_run, prepared, open_proposals=method.open_proposals)
@@ -96,7 +96,7 @@ def make_missing_cells(
     summaries: dict[str, Summary] = {}
     steps = 0
     for name in names:
-        folder = run.folder.subfolder(name)
+        folder = run.folder.get_subfolder(name)
         set_damaged_artifact_aside(replace(run, folder=folder))
         if folder.summary.exists():
             check(folder)
@@ -114,7 +114,7 @@ def list_weights_without_teacher(spec: Spec) -> dict[str, float]:
     A model needs a loss of its own when its teacher's are gone, even where the spec turns it off.
     """
     weights = dict.fromkeys(TEACHER_LOSSES, 0.0)
-    for node in spec.model_nodes().values():
+    for node in spec.list_model_nodes().values():
         for name, default in get_kind(node.kind).losses.items():
             weights[name] = spec.distill.losses.get(name, default) or default
     return weights
@@ -210,7 +210,7 @@ def _measure_fixed(
         candidate=candidate,
         predicted_ms=predicted_ms,
         measured_ms=measured_ms,
-        target_ms=run.goal.target_ms(dense.latency_ms),
+        target_ms=run.goal.compute_target_ms(dense.latency_ms),
         search_effort=0,
         correction=predictor.correction,
     )
@@ -222,7 +222,7 @@ def _copy_structure(run: RunContext, path: Path) -> FittedStructure:
     """Take the fitted structure of another cell, in the precisions that this spec fixes."""
     fitted = read_record(FittedStructure, path)
     precisions = dict(fitted.candidate.precision)
-    for node_name, node in run.spec.model_nodes().items():
+    for node_name, node in run.spec.list_model_nodes().items():
         if node.precision != "auto":
             precisions[node_name] = node.precision
     fitted = replace(fitted, candidate=replace(fitted.candidate, precision=precisions))

@@ -65,13 +65,17 @@ def propose_by_ranking(run: RunContext, sensitivity: Sensitivity) -> Iterator[Pr
     ranking = _rank_unit_groups(run, sensitivity)
 
     def cut_lowest(share: float) -> dict[str, KeptUnits]:
-        removed: dict[tuple[str, str], int] = {}
+        removed_shares: dict[tuple[str, str], int] = {}
         for _, node_name, block_name in ranking[: round(share * len(ranking))]:
-            removed[node_name, block_name] = removed.get((node_name, block_name), 0) + 1
+            removed_shares[node_name, block_name] = (
+                removed_shares.get((node_name, block_name), 0) + 1
+            )
         kept_units: dict[str, KeptUnits] = {}
         for node_name, blocks in run.blocks.items():
             kept_units[node_name] = {
-                block.name: int(count_units_after(block, removed.get((node_name, block.name), 0)))
+                block.name: int(
+                    count_units_after(block, removed_shares.get((node_name, block.name), 0))
+                )
                 for block in blocks
             }
         return kept_units
@@ -122,10 +126,14 @@ def propose_separately(run: RunContext, sensitivity: Sensitivity) -> Iterator[Pr
         split = _split_each_node(
             run, sensitivity, problem=problem, predictor=predictor, budget_ms=budget_ms
         )
-        candidate = restore_dropped(problem, split, loss_increase=sensitivity.loss_increase)
+        candidate = restore_dropped(
+            problem, split, loss_increase=sensitivity.estimate_loss_increase
+        )
         # A block that was restored is paid for by cuts elsewhere.
-        affordable = cut_to_budget(problem, candidate, loss_increase=sensitivity.loss_increase)
-        candidate = affordable or candidate
+        affordable_candidate = cut_to_budget(
+            problem, candidate, loss_increase=sensitivity.estimate_loss_increase
+        )
+        candidate = affordable_candidate or candidate
         return _make_trial("separate", candidate, latency_ms=problem.predict(candidate))
 
     yield propose
@@ -200,17 +208,18 @@ def propose_with_placebo(
 
 def choose_fastest_precisions(run: RunContext, predictor: Predictor) -> dict[str, str]:
     """Return the precision in which each whole node is fastest, of those that it may have."""
-    whole = {
-        node_name: {block.name: block.units for block in blocks}
-        for node_name, blocks in run.blocks.items()
-    }
+    whole_units: dict[str, dict[str, int]] = {}
+    for node_name, blocks in run.blocks.items():
+        whole_units[node_name] = {block.name: block.units for block in blocks}
     choices = list_precisions(run)
     first_choices = {node_name: precisions[0] for node_name, precisions in choices.items()}
     fastest: dict[str, str] = {}
     for node_name, precisions in choices.items():
         latencies_ms: dict[str, float] = {}
         for precision in precisions:
-            candidate = Candidate(whole, {**first_choices, node_name: precision})
+            candidate = Candidate(
+                kept_units=whole_units, precision={**first_choices, node_name: precision}
+            )
             latencies_ms[precision] = predictor(candidate)
         fastest[node_name] = min(latencies_ms, key=latencies_ms.__getitem__)
     return fastest
@@ -229,7 +238,7 @@ def _propose_least_share(
             kept_units = _move_to_allowed(
                 cut_by_share(share), problem=problem, drop_blocks=drop_blocks
             )
-            return Candidate(kept_units, precisions)
+            return Candidate(kept_units=kept_units, precision=precisions)
 
         # Where units are not enough to meet the budget, whole blocks are dropped too.
         drop_blocks = problem.predict(cut_allowed(1.0, drop_blocks=False)) > budget_ms
@@ -311,7 +320,7 @@ def _propose_split(
             candidate = grow_to_budget(
                 problem,
                 split,
-                loss_increase=sensitivity.loss_increase,
+                loss_increase=sensitivity.estimate_loss_increase,
                 rounding=sensitivity.rounding,
             )
             break
@@ -330,7 +339,8 @@ def _split_each_node(
 ) -> Candidate:
     """Split the budget of each node over its own blocks."""
     dense = Candidate(
-        {node_name: {} for node_name in run.blocks}, dict.fromkeys(run.blocks, "fp32")
+        kept_units={node_name: {} for node_name in run.blocks},
+        precision=dict.fromkeys(run.blocks, "fp32"),
     )
     overhead_ms = predictor.factor * predictor.overhead_ms
     remaining_share = (budget_ms - overhead_ms) / (predictor(dense) - overhead_ms)
@@ -340,7 +350,7 @@ def _split_each_node(
     kept_units: dict[str, KeptUnits] = {}
     precisions: dict[str, str] = {}
     for node_name in run.blocks:
-        dense_ms = predictor.node_ms(node_name, dense)
+        dense_ms = predictor.predict_node_ms(node_name, dense)
         splits = split_budget(
             problem,
             sensitivity,
@@ -351,7 +361,7 @@ def _split_each_node(
         best = splits[0] if splits else fastest
         kept_units[node_name] = best.kept_units[node_name]
         precisions[node_name] = best.precision[node_name]
-    return Candidate(kept_units, precisions)
+    return Candidate(kept_units=kept_units, precision=precisions)
 
 
 def _predict_whole_blocks(predictor: Predictor) -> dict[tuple[str, str], float]:
@@ -360,7 +370,7 @@ def _predict_whole_blocks(predictor: Predictor) -> dict[tuple[str, str], float]:
     block_ms: dict[tuple[str, str], float] = {}
     for node_name, blocks in predictor.deployed.items():
         for block in blocks:
-            block_ms[node_name, block.name] = predictor.block_ms(
+            block_ms[node_name, block.name] = predictor.predict_block_ms(
                 node_name, block, units=block.units, precision="fp32", rows=rows
             )
     return block_ms

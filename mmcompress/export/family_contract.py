@@ -76,10 +76,19 @@ GENERATION_CONTEXT_SHAPE = (4, 9)
 
 
 def make_random_inputs(model: Model, batch_size: int, *, seed: int = 0) -> tuple[Tensor, ...]:
-    """Return random inputs of a model's `forward`; the kind of its node says which."""
+    """Return random inputs of a model's `forward`; the kind of its node says which.
+
+    Args:
+        model: The model.
+        batch_size: Samples b of every input.
+        seed: The same seed gives the same inputs.
+
+    Returns:
+        The positional arguments of `forward`, each [b, ...].
+    """
     generator = torch.Generator().manual_seed(seed)
     trainable_node = resolve_entry(get_kind(model.kind).trainable)
-    inputs: tuple[Tensor, ...] = trainable_node.random_inputs(
+    inputs: tuple[Tensor, ...] = trainable_node.make_random_inputs(
         model, batch_size, generator=generator
     )
     return inputs
@@ -147,8 +156,8 @@ def _sample_kept_units(blocks: Sequence[Block], share: float, *, seed: int) -> U
 def prove_cuts(node: str, model: Model, *, batch_size: int = 3) -> list[Proof]:
     """Prove that removing units gives what masking them gives: `masked == sliced: <cut>`.
 
-    This is `prove_surgery` for one model: the outputs with units masked are compared with those of
-    a copy without these units, on random inputs, for every cut of `sample_cuts`, in float64. The
+    This is `prove_surgery` for one model and every cut of `sample_cuts`. The outputs with units
+    masked are compared with those of a copy without these units, on random inputs, in float64. The
     bound is `SURGERY_BOUND`: only the order of sums may differ.
 
     Args:

@@ -146,7 +146,7 @@ class FidelityCheck:
         if not compared.proofs and node_name not in self.left_out:
             self.leave_out(node_name, "its comparison with the library proved nothing")
         proofs = list(compared.proofs)
-        for reader_name in self.spec.model_nodes():
+        for reader_name in self.spec.list_model_nodes():
             if find_token_source(self.spec, reader_name) == node_name:
                 proofs += self.prove_node(reader_name, compared)
         return proofs
@@ -198,7 +198,7 @@ def prove_fidelity(
             folder=Path(scratch),
             on_progress=on_progress,
         )
-        for node_name in spec.model_nodes():
+        for node_name in spec.list_model_nodes():
             if not find_token_source(spec, node_name):
                 proofs += check.prove_node(node_name)
     return proofs
@@ -209,7 +209,7 @@ def open_reference(spec: Spec, node_name: str) -> Reference | None:
     node = spec.nodes[node_name]
     location = locate_node_source(node)
     key = f"{location.library}/{node.kind}"
-    if LIBRARY_REFERENCES.problem(key) or location.has_random_weights:
+    if LIBRARY_REFERENCES.find_problem(key) or location.has_random_weights:
         return None
     folder = fetch_folder(location)
     name = str(folder) if folder else location.name

@@ -58,12 +58,12 @@ class _ConstantFolder:
             return _SumParts(stream=second, vector=first)
         return _SumParts(stream=first, vector=second)
 
-    def find_bias(self, value: str, like: onnx.TensorProto) -> str | None:
+    def find_bias(self, value: str, reference: onnx.TensorProto) -> str | None:
         """Find a bias that is added to a value, directly or to one of the terms of its sum.
 
         Args:
             value: Name of the value. Only one node may read it: a folded constant changes it.
-            like: The constant to be folded; the bias must have its size and type.
+            reference: The constant to be folded; the bias must have its size and type.
 
         Returns:
             Name of the bias, None when there is no such bias.
@@ -74,25 +74,25 @@ class _ConstantFolder:
             return None
         parts = self.split_sum(node)
         if node.op_type == "LayerNormalization" and len(node.input) == 3:
-            return self._accept_bias(node.input[2], like)
+            return self._accept_bias(node.input[2], reference)
         if parts is not None:
-            return self._accept_bias(parts.vector, like)
+            return self._accept_bias(parts.vector, reference)
         if node.op_type != "Add":
             return None
         # A sum of two streams: the constant may join the bias of either.
         for term in node.input:
-            bias = self.find_bias(term, like)
+            bias = self.find_bias(term, reference)
             if bias is not None:
                 return bias
         return None
 
-    def _accept_bias(self, name: str, like: onnx.TensorProto) -> str | None:
+    def _accept_bias(self, name: str, reference: onnx.TensorProto) -> str | None:
         """Return a bias if one node alone reads it and it has the size and type of `like`."""
         bias = self.vectors.get(name)
         # A vector that others read as well (a tied bias, say) must not change.
         if bias is None or self.reader_counts[name] != 1:
             return None
-        if bias.dims != like.dims or bias.data_type != like.data_type:
+        if bias.dims != reference.dims or bias.data_type != reference.data_type:
             return None
         return name
 

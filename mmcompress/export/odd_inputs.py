@@ -131,33 +131,33 @@ def _read_picture(
     )
 
 
-def _write_odd_pictures(whole: Image.Image, folder: Path) -> dict[str, Path]:
+def _write_odd_pictures(ordinary_picture: Image.Image, folder: Path) -> dict[str, Path]:
     """Write variants of a picture, and return their files by what they are."""
-    width, height = whole.size
-    grey = np.asarray(whole.convert("L"))
+    width, height = ordinary_picture.size
+    grey_pixels = np.asarray(ordinary_picture.convert("L"))
     opacity = np.linspace(0, 255, width * height).reshape(height, width).astype(np.uint8)
-    transparent = whole.copy()
+    transparent = ordinary_picture.copy()
     transparent.putalpha(Image.fromarray(opacity))
     exif = Image.Exif()
     exif[ORIENTATION_TAG] = TURNED_LEFT
     color_opacity = bytes(i * 255 // (PALETTE_COLORS - 1) for i in range(PALETTE_COLORS))
-    deep = Image.fromarray(grey.astype(np.uint16) * np.uint16(DEEP_STEP))
+    deep_picture = Image.fromarray(grey_pixels.astype(np.uint16) * np.uint16(DEEP_STEP))
     rows: list[tuple[str, str, Image.Image, dict[str, Any]]] = [
-        ("portrait", "png", whole.crop((0, 0, max(width // 3, 2), height)), {}),
-        ("panorama", "png", whole.crop((0, 0, width, max(height // 4, 2))), {}),
-        ("grey", "png", whole.convert("L"), {}),
-        ("palette", "png", whole.convert("P"), {}),
-        ("CMYK", "jpg", whole.convert("CMYK"), {}),
-        ("turned by EXIF", "jpg", whole, {"exif": exif}),
+        ("portrait", "png", ordinary_picture.crop((0, 0, max(width // 3, 2), height)), {}),
+        ("panorama", "png", ordinary_picture.crop((0, 0, width, max(height // 4, 2))), {}),
+        ("grey", "png", ordinary_picture.convert("L"), {}),
+        ("palette", "png", ordinary_picture.convert("P"), {}),
+        ("CMYK", "jpg", ordinary_picture.convert("CMYK"), {}),
+        ("turned by EXIF", "jpg", ordinary_picture, {"exif": exif}),
         ("RGBA", "png", transparent, {}),
         (
             "palette with alpha",
             "png",
-            whole.quantize(PALETTE_COLORS),
+            ordinary_picture.quantize(PALETTE_COLORS),
             {"transparency": color_opacity},
         ),
-        ("16 bits", "png", deep, {}),
-        ("floats", "tiff", Image.fromarray(grey.astype(np.float32) / 255), {}),
+        ("16 bits", "png", deep_picture, {}),
+        ("floats", "tiff", Image.fromarray(grey_pixels.astype(np.float32) / 255), {}),
     ]
     files: dict[str, Path] = {}
     for name, suffix, picture, options in rows:
@@ -189,14 +189,14 @@ def list_sounds(request: RawInputRequest) -> list[RawInput]:
     first = np.asarray(pairs.inputs[0], np.float32)[:longest]
     first = np.resize(first, max(len(first), SAMPLE_RATE // 10))
     long_sound = np.resize(first, int(LONG_SOUND_WINDOWS * longest))
-    both = np.stack([first, 0.5 * first[::-1]], axis=1)
+    stereo_sound = np.stack([first, 0.5 * first[::-1]], axis=1)
     phone_sound = _limit_to_phone_band(first)
     odd_sounds: dict[str, tuple[object, tuple[np.ndarray, ...]]] = {
         "a tenth of a second": (first[: SAMPLE_RATE // 10], (first[: SAMPLE_RATE // 10],)),
         "a full window": (np.resize(first, longest), (np.resize(first, longest),)),
         "a long sound": (long_sound, _split_whole(long_sound, window_seconds)),
         "silence": (np.zeros(longest // 2, np.float32), (np.zeros(longest // 2, np.float32),)),
-        "two channels": (both, ((both[:, 0] + both[:, 1]) / 2,)),
+        "two channels": (stereo_sound, ((stereo_sound[:, 0] + stereo_sound[:, 1]) / 2,)),
         # every second sample is this very sound at half the rate: no other resampler is needed
         "8 kHz": ((phone_sound[::2], PHONE_RATE), (phone_sound,)),
     }

@@ -93,7 +93,15 @@ def require_proofs(proofs: list[Proof]) -> list[Proof]:
 
 
 def make_proof(name: str, node: str, *, difference: float, bound: float, detail: str = "") -> Proof:
-    """Return a proof that holds if the difference is not above the bound."""
+    """Return a proof that holds if the difference is not above the bound.
+
+    Args:
+        name: What is compared, such as `masked == sliced`.
+        node: The node.
+        difference: The largest difference that was found, in the unit of the bound.
+        bound: The largest difference that is allowed.
+        detail: What a reader should know besides.
+    """
     return Proof(
         name=name,
         node=node,
@@ -167,7 +175,7 @@ def prove_surgery(
     *,
     units: dict[str, dict[str, Tensor]],
     batch: Batch,
-    known: Outputs | None = None,
+    dense_outputs: Outputs | None = None,
 ) -> list[Proof]:
     """Prove that removing units gives what masking them gives: `masked == sliced`.
 
@@ -182,13 +190,13 @@ def prove_surgery(
         dense: The dense models by node.
         units: Indices of the kept units, by node and block; blocks that are missing stay whole.
         batch: Real inputs of the pipeline.
-        known: Outputs of the dense models for that batch, to save computing them.
+        dense_outputs: Outputs of the dense models for that batch, to save computing them.
 
     Returns:
         One proof for each node.
     """
-    dense_outputs = known or pipeline.forward_in_pieces(dense, batch)
-    exact_outputs = {name: convert_to_float64(outputs) for name, outputs in dense_outputs.items()}
+    outputs_by_node = dense_outputs or pipeline.forward_in_pieces(dense, batch)
+    exact_outputs = {name: convert_to_float64(outputs) for name, outputs in outputs_by_node.items()}
     exact_batch = replace(batch, inputs=convert_to_float64(batch.inputs))
     proofs: list[Proof] = []
     for node_name, model in dense.items():
@@ -197,7 +205,7 @@ def prove_surgery(
             node_name=node_name,
             model=copy_in_float64(model),
             batch=exact_batch,
-            # What the other nodes give is known: the node is compared behind dense ones.
+            # The node is compared behind dense ones, whose outputs are given.
             other_outputs={name: out for name, out in exact_outputs.items() if name != node_name},
         )
         node_units = units.get(node_name, {})
@@ -251,7 +259,9 @@ class _SurgeryComparison:
 
     def _run(self, model: Model) -> dict[str, Tensor]:
         """Return the outputs of the node with one of the two models."""
-        outputs = self.pipeline.forward({self.node_name: model}, self.batch, self.other_outputs)
+        outputs = self.pipeline.forward(
+            {self.node_name: model}, self.batch, known_outputs=self.other_outputs
+        )
         return outputs[self.node_name]
 
 

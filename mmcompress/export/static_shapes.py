@@ -16,8 +16,8 @@ from onnx.shape_inference import infer_shapes
 from onnxruntime.tools.symbolic_shape_infer import SymbolicShapeInference
 
 MAX_SHAPE_TENSOR_BYTES = 1024
-"""Bytes of the largest tensor that may be part of a shape: a shape is a few numbers, and weights
-must not be copied into the shape inference."""
+"""Bytes of the largest tensor that may be part of a shape. A shape is a few numbers; weights must
+not be copied into the shape inference."""
 
 KEEP_SIZE = 0
 """In the target of a Reshape: the axis keeps the size that it has in the input."""
@@ -58,8 +58,8 @@ def fix_static_shapes_(model: onnx.ModelProto) -> onnx.ModelProto:
             measured_shapes[node.output[0]] = shapes.get(node.input[0], [""])
     remaining_nodes: list[onnx.NodeProto] = []
     for node in graph.node:
-        _fix_reshape_(node, graph, shapes=shapes, known=known_tensors)
-        sizes = _read_sizes(node, measured_shapes, known=known_tensors)
+        _fix_reshape_(node, graph, shapes=shapes, known_tensors=known_tensors)
+        sizes = _read_sizes(node, measured_shapes, known_tensors=known_tensors)
         if sizes is None:
             remaining_nodes.append(node)
         else:
@@ -98,14 +98,14 @@ def _fix_reshape_(
     graph: onnx.GraphProto,
     *,
     shapes: Mapping[str, Shape],
-    known: Collection[str],
+    known_tensors: Collection[str],
 ) -> None:
     """Give a Reshape a constant target, in place, if enough of its shape is known."""
     if node.op_type != "Reshape" or not _has_default_attributes(node):
         return
     input_name, target_name = node.input
     output_name = node.output[0]
-    if target_name in known:
+    if target_name in known_tensors:
         return
     input_shape = shapes.get(input_name, [])
     output_shape = shapes.get(output_name, UNKNOWN_SHAPE)
@@ -135,7 +135,7 @@ def _read_sizes(
     node: onnx.NodeProto,
     measured_shapes: Mapping[str, Shape],
     *,
-    known: Mapping[str, np.ndarray],
+    known_tensors: Mapping[str, np.ndarray],
 ) -> np.ndarray | None:
     """Return the sizes that a node reads from a shape, None if it does not or they aren't fixed."""
     if node.output[0] in measured_shapes:
@@ -144,9 +144,9 @@ def _read_sizes(
     if node.op_type != "Gather":
         return None
     shape_name, axes_name = node.input
-    if shape_name not in measured_shapes or axes_name not in known:
+    if shape_name not in measured_shapes or axes_name not in known_tensors:
         return None
-    return _select_sizes(measured_shapes[shape_name], known[axes_name])
+    return _select_sizes(measured_shapes[shape_name], known_tensors[axes_name])
 
 
 def _select_sizes(shape: Shape, axes: np.ndarray) -> np.ndarray | None:

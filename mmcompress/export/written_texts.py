@@ -95,55 +95,56 @@ def compare_texts(
     Returns:
         What was found; None where the library does not write in such a way.
     """
-    found = WrittenTexts()
-    guarded = deployed.generation
-    deployed.generation = replace(guarded, guard=False)
+    comparison = WrittenTexts()
+    guarded_settings = deployed.generation
+    deployed.generation = replace(guarded_settings, guard=False)
     try:
-        for one in inputs:
+        for writing_input in inputs:
             is_written = _compare_input(
-                found, one, deployed=deployed, writer=writer, request=request
+                comparison, writing_input, deployed=deployed, writer=writer, request=request
             )
             if not is_written:
                 return None
     finally:
-        deployed.generation = guarded
-    return found
+        deployed.generation = guarded_settings
+    return comparison
 
 
 def _compare_input(
-    found: WrittenTexts,
-    one: WritingInput,
+    comparison: WrittenTexts,
+    writing_input: WritingInput,
     *,
     deployed: DeployedWriter,
     writer: LibraryWriter,
     request: WritingRequest,
 ) -> bool:
     """Add one input to what was found, in place, and return whether the library wrote of it."""
-    found.count += 1
-    if len(one.tokens) != len(one.references):
-        found.different.append(
-            f"{one.name}: {len(one.tokens)} windows deployed, {len(one.references)} expected"
+    comparison.count += 1
+    if len(writing_input.tokens) != len(writing_input.references):
+        comparison.different.append(
+            f"{writing_input.name}: {len(writing_input.tokens)} windows deployed, "
+            f"{len(writing_input.references)} expected"
         )
         return True
-    deployed(one.tokens)
-    for raw, trace in zip(one.references, deployed.traces, strict=True):
-        written = writer.write(raw, request)
-        if written is None:
+    deployed(writing_input.tokens)
+    for raw, trace in zip(writing_input.references, deployed.traces, strict=True):
+        written_ids = writer.write(raw, request)
+        if written_ids is None:
             return False
         actual = list(trace.sequences[0][1])
-        expected = _cut_behind_end(written, deployed.generation)
-        found.texts.add(tuple(expected))
+        expected = _cut_behind_end(written_ids, deployed.generation)
+        comparison.texts.add(tuple(expected))
         place = _find_difference(actual, expected)
         if place is None:
             continue
         tie = _describe_tie(actual, expected, place=place, writer=writer, raw=raw, request=request)
         if tie:
-            found.ties.append(f"{one.name}: {tie}")
+            comparison.ties.append(f"{writing_input.name}: {tie}")
             continue
-        shown = slice(place, place + SHOWN_TOKENS)
-        found.different.append(
-            f"{one.name}: from token {place + 1} on {actual[shown]} deployed, "
-            f"{expected[shown]} by the library"
+        shown_tokens = slice(place, place + SHOWN_TOKENS)
+        comparison.different.append(
+            f"{writing_input.name}: from token {place + 1} on {actual[shown_tokens]} deployed, "
+            f"{expected[shown_tokens]} by the library"
         )
         return True
     return True
@@ -179,29 +180,29 @@ def _describe_tie(
     if not is_inside or place < len(request.start):
         return ""
     logits = writer.compute_logits(raw, ids=expected[:place], request=request)
-    gap = abs(float(logits[expected[place]]) - float(logits[actual[place]]))
-    if gap > TIE_LOGITS:
+    logit_difference = abs(float(logits[expected[place]]) - float(logits[actual[place]]))
+    if logit_difference > TIE_LOGITS:
         return ""
-    return f"tokens {expected[place]} and {actual[place]} have logits {gap:.1e} apart"
+    return f"tokens {expected[place]} and {actual[place]} have logits {logit_difference:.1e} apart"
 
 
-def make_text_proof(node_name: str, found: WrittenTexts, *, notes: Sequence[str]) -> Proof:
+def make_text_proof(node_name: str, comparison: WrittenTexts, *, notes: Sequence[str]) -> Proof:
     """Return the proof of what was compared; ties don't fail it.
 
     Args:
         node_name: The generator.
-        found: The comparison.
+        comparison: What was compared.
         notes: What else a reader should know of it.
     """
-    parts = [f"{found.count} raw inputs, {len(found.texts)} different texts", *notes]
-    if found.ties:
-        parts.append(f"ties: {'; '.join(found.ties)}")
-    if found.different:
-        parts.append(f"first difference: {found.different[0]}")
+    parts = [f"{comparison.count} raw inputs, {len(comparison.texts)} different texts", *notes]
+    if comparison.ties:
+        parts.append(f"ties: {'; '.join(comparison.ties)}")
+    if comparison.different:
+        parts.append(f"first difference: {comparison.different[0]}")
     return make_proof(
         "dense == library: texts",
         node_name,
-        difference=len(found.different) / max(found.count, 1),
+        difference=len(comparison.different) / max(comparison.count, 1),
         bound=GENERATION_BOUND,
         detail=f"({'; '.join(parts)})",
     )

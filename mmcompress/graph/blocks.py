@@ -145,13 +145,13 @@ def apportion_cuts(sizes: Sequence[int], removed_steps: int) -> list[int]:
     Returns:
         Cuts of each place; they add up to `removed_steps`.
     """
-    exact = [removed_steps * size / sum(sizes) for size in sizes]
-    cuts = [int(cut) for cut in exact]
+    exact_steps = [removed_steps * size / sum(sizes) for size in sizes]
+    cuts = [int(cut) for cut in exact_steps]
 
     def measure_excess(place: int) -> float:
-        return cuts[place] - exact[place]
+        return cuts[place] - exact_steps[place]
 
-    left_over = removed_steps - sum(cuts)
-    for place in sorted(range(len(sizes)), key=measure_excess)[:left_over]:
+    leftover_steps = removed_steps - sum(cuts)
+    for place in sorted(range(len(sizes)), key=measure_excess)[:leftover_steps]:
         cuts[place] += 1
     return cuts

@@ -24,12 +24,12 @@ UNJOINED_EMBEDDINGS = "unjoined_embeddings"
 """Encoders whose embedding no join compares."""
 
 
-def find_judged_nodes(spec: Spec, need: str) -> tuple[str, ...]:
+def find_judged_nodes(spec: Spec, requirement: str) -> tuple[str, ...]:
     """Return the nodes that have what a metric needs.
 
     Args:
         spec: The pipeline.
-        need: One of the constants of this file.
+        requirement: One of the constants of this file.
 
     Returns:
         Names of nodes, in the order of the spec; empty when there is nothing to judge.
@@ -40,17 +40,17 @@ def find_judged_nodes(spec: Spec, need: str) -> tuple[str, ...]:
     kinds = {name: get_kind(node.kind) for name, node in spec.nodes.items()}
     writers = [name for name, kind in kinds.items() if kind.writes_text]
     joins = [name for name, kind in kinds.items() if kind.joins]
-    if need == COMPARED_EMBEDDINGS:
+    if requirement == COMPARED_EMBEDDINGS:
         return tuple(name for name in joins if kinds[name].compared_ports)
-    if need == WRITTEN_TEXTS:
+    if requirement == WRITTEN_TEXTS:
         return tuple(writers)
-    if need == FINAL_TEXTS:
+    if requirement == FINAL_TEXTS:
         return tuple(_find_choosing_join(spec, writer) or writer for writer in writers)
-    if need == ANSWERS:
+    if requirement == ANSWERS:
         return tuple(joins or writers)
-    if need == UNJOINED_EMBEDDINGS:
+    if requirement == UNJOINED_EMBEDDINGS:
         return find_unjoined_encoders(spec)
-    raise ValueError(f"a metric needs '{need}', which is nothing that a node has")
+    raise ValueError(f"a metric needs '{requirement}', which is nothing that a node has")
 
 
 def _find_choosing_join(spec: Spec, writer: str) -> str:

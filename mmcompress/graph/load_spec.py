@@ -1,6 +1,6 @@
 """Reads a spec from a YAML file, and checks it.
 
-All errors of its values, graph, targets and options are told at once.
+All errors of its values, graph, targets and options are reported at once.
 """
 
 from __future__ import annotations
@@ -36,6 +36,9 @@ def load_spec(
         overrides: Values by dotted key that take the place of what the file says.
         for_export: The pipeline is only exported: data may be missing, and no metric need fit.
 
+    Returns:
+        The spec with all defaults filled in, and file names made absolute.
+
     Raises:
         SpecError: Something is wrong; one line for each problem, with its place.
     """
@@ -56,7 +59,7 @@ def load_spec(
             is_judged=partial.has_all_metrics and not for_export,
             unread_names=partial.unread_names,
         )
-    raise_problems(problems, source.error)
+    raise_problems(problems, source.make_error)
     assert partial.spec
     return partial.spec
 
@@ -85,7 +88,7 @@ def _import_plugins(source: YamlSource) -> None:
     plugins = source.data.get("plugins", ())
     if not isinstance(plugins, list | tuple):
         message = f"expected a list of modules, such as [my.module]; got {shorten(repr(plugins))}"
-        raise source.error(("plugins",), message)
+        raise source.make_error(("plugins",), message)
     working_folder = str(Path.cwd())
     if plugins and working_folder not in sys.path:
         sys.path.append(working_folder)  # a console script does not look where it is started
@@ -93,12 +96,12 @@ def _import_plugins(source: YamlSource) -> None:
         path = ("plugins", str(i))
         if not isinstance(name, str) or not name.strip(".") or name.startswith("."):
             message = f"expected the name of a module, got {shorten(repr(name))}"
-            raise source.error(path, message)
+            raise source.make_error(path, message)
         try:
             importlib.import_module(name)
         except Exception as error:  # a module of someone else's may raise anything
             message = f"can't import '{shorten(name)}': {type(error).__name__}: {error}"
-            raise source.error(path, message) from error
+            raise source.make_error(path, message) from error
 
 
 def _expand_metrics(data: dict[str, Any]) -> None:
@@ -170,19 +173,19 @@ def _make_paths_absolute(data: dict[str, Any], folder: Path) -> None:
 def _resolve_source(text: str, folder: Path) -> str:
     """Return a source with its folder or file absolute; other sources stay as they are."""
     head = ""
-    local = text
+    path_text = text
     for scheme in FOLDER_SCHEMES:
         if text.startswith(f"{scheme}:"):
             head = f"{scheme}:"
-            local = text.removeprefix(head)
+            path_text = text.removeprefix(head)
             break
-    if head == "open_clip:" and "@" in local:
-        name, _, file = local.partition("@")
+    if head == "open_clip:" and "@" in path_text:
+        name, _, file = path_text.partition("@")
         is_file = file.startswith((".", "~"))
         return f"{head}{name}@{_resolve_name(folder, file)}" if is_file else text
-    is_folder = any((place / local).is_dir() for place in (folder, Path.cwd()))
-    if local.startswith((".", "~")) or is_folder:
-        return head + _resolve_name(folder, local)
+    is_folder = any((place / path_text).is_dir() for place in (folder, Path.cwd()))
+    if path_text.startswith((".", "~")) or is_folder:
+        return head + _resolve_name(folder, path_text)
     return text
 
 

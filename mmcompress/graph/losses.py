@@ -34,7 +34,7 @@ def list_task_losses(spec: Spec) -> dict[str, float]:
 def list_known_losses() -> dict[str, float]:
     """Return every loss that a spec may name, with its default weight."""
     weights = dict(TEACHER_LOSSES)
-    for name in NODE_KINDS.names():
+    for name in NODE_KINDS.list_names():
         weights |= get_kind(name).losses
     return weights
 

@@ -1,9 +1,9 @@
 """Which layers are cross-modal, and why: modality tags pass along the graph and through the blocks
 of each model.
 
-A layer is cross-modal when values of two modalities meet in it (cross-attention, fusion). It is so
-too when it carries one modality into a space that is compared with another: the projection behind
-an embedding that a join compares.
+A layer is cross-modal when values of two modalities meet in it (cross-attention, fusion). A layer
+that carries one modality into a space that is compared with another is cross-modal too. Such a
+layer is the projection behind an embedding that a join compares.
 """
 
 from __future__ import annotations
@@ -119,15 +119,17 @@ def _classify_projections(spec: Spec, name: str) -> list[LayerModality]:
     own_modality = get_kind(spec.nodes[name].kind).stream_modality
     layers: list[LayerModality] = []
     for join_name, join in spec.nodes.items():
-        compared = {port: join.inputs[port] for port in get_kind(join.kind).compared_ports}
-        if f"{name}.embedding" not in compared.values():
+        compared_references = {
+            port: join.inputs[port] for port in get_kind(join.kind).compared_ports
+        }
+        if f"{name}.embedding" not in compared_references.values():
             continue
-        others: set[str] = set()
-        for reference in compared.values():
+        other_nodes: set[str] = set()
+        for reference in compared_references.values():
             if reference != f"{name}.embedding":
-                others.add(parse_reference(reference).node)
+                other_nodes.add(parse_reference(reference).node)
         other_modalities = frozenset(
-            get_kind(spec.nodes[other].kind).stream_modality for other in others
+            get_kind(spec.nodes[node].kind).stream_modality for node in other_nodes
         )
         own_modalities = frozenset({own_modality})
         layers.append(

@@ -91,7 +91,7 @@ def count_decode_steps(spec: Spec, calls: Mapping[str, float]) -> dict[str, floa
         Steps by node; 1 where no generator is involved.
     """
     steps: dict[str, float] = {}
-    for name in spec.model_nodes():
+    for name in spec.list_model_nodes():
         writer = find_text_source(spec, name) or name
         loop_graph = ""
         if writer in spec.nodes:
@@ -104,7 +104,7 @@ def count_texts_per_request(spec: Spec) -> dict[str, int]:
     """Return how many texts a request holds in every model at once: those that a generator
     writes."""
     counts: dict[str, int] = {}
-    for name, node in spec.model_nodes().items():
+    for name, node in spec.list_model_nodes().items():
         counts[name] = _count_texts(node)
         for port in get_kind(node.kind).text_ports:
             reference = node.inputs.get(port, "")
@@ -126,7 +126,7 @@ def find_unjoined_encoders(spec: Spec) -> tuple[str, ...]:
     references = {r for node in spec.nodes.values() for r in node.inputs.values()}
     read_nodes = {parse_reference(reference).node for reference in references}
     unjoined: list[str] = []
-    for name, node in spec.model_nodes().items():
+    for name, node in spec.list_model_nodes().items():
         port = get_kind(node.kind).embedding_output
         embedding = f"{name}.{port}"
         if not port or embedding in references:

@@ -21,7 +21,7 @@ def find_fp32_blocks(fp32_blocks: Fp32Blocks, node: str, *, precision: str) -> t
     return fp32_blocks.get(node, {}).get(precision, ())
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Candidate:
     """A structure and the precision of each node: all that a trial decides."""
 
@@ -30,7 +30,7 @@ class Candidate:
     precision: dict[str, str]
     """Precision of each node."""
 
-    def key(self) -> str:
+    def make_key(self) -> str:
         """Return a text that is the same for equal candidates."""
         return json.dumps(to_plain(self), sort_keys=True)
 
@@ -89,8 +89,8 @@ def measure_removed_share(
     Returns:
         The share removed, 0 .. 1; None where there are no such blocks.
     """
-    whole = 0.0
-    removed = 0.0
+    whole_size = 0.0
+    removed_size = 0.0
     for node_name, kept_units in kept.items():
         cross_modal_blocks = cross.get(node_name, ())
         for block in blocks[node_name]:
@@ -98,6 +98,6 @@ def measure_removed_share(
             if not carries_parameters or (block.name in cross_modal_blocks) != crossing:
                 continue
             units_removed = block.units - kept_units.get(block.name, block.units)
-            whole += block.units * block.rows_and_columns_per_unit
-            removed += units_removed * block.rows_and_columns_per_unit
-    return removed / whole if whole else None
+            whole_size += block.units * block.rows_and_columns_per_unit
+            removed_size += units_removed * block.rows_and_columns_per_unit
+    return removed_size / whole_size if whole_size else None

@@ -139,17 +139,20 @@ def _check_connection(
     if value_type is None:
         nearest = suggest_nearest(reference, _list_values(spec))
         return f"nothing is named '{shorten(reference)}'; {nearest}"
-    accepted = kind.inputs[port].types
-    if value_type in accepted:
+    accepted_types = kind.inputs[port].types
+    if value_type in accepted_types:
         return ""
-    fitting = [value for value in _list_values(spec) if find_value_type(spec, value) in accepted]
+    fitting_values = [
+        value for value in _list_values(spec) if find_value_type(spec, value) in accepted_types
+    ]
     return (
-        f"'{reference}' is {_with_article(value_type)}, the port takes "
-        f"{_with_article(' or '.join(accepted))} (these fit: {', '.join(fitting) or 'none'})"
+        f"'{reference}' is {_add_article(value_type)}, the port takes "
+        f"{_add_article(' or '.join(accepted_types))} "
+        f"(these fit: {', '.join(fitting_values) or 'none'})"
     )
 
 
-def _with_article(value_type: str) -> str:
+def _add_article(value_type: str) -> str:
     """Return a value type with the article that it takes; plural ones take none."""
     if value_type.endswith("s"):
         return value_type
@@ -190,7 +193,7 @@ def _check_order(spec: Spec) -> list[Problem]:
 
 def _check_inputs(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
-    if not spec.model_nodes():
+    if not spec.list_model_nodes():
         problems.append((("nodes",), "no node is a model: there is nothing to compress"))
     if len(spec.inputs) != 1:
         message = "a pipeline takes exactly one input, an image, audio or a text"
@@ -206,10 +209,10 @@ def _reads_text_alone(kind: NodeKind) -> bool:
 def _name_list_encoders() -> str:
     """Name the kinds of node that can embed a list of texts, each with its article."""
     names: list[str] = []
-    for name in NODE_KINDS.names():
+    for name in NODE_KINDS.list_names():
         kind = get_kind(name)
         if kind.is_model and kind.embedding_output and _reads_text_alone(kind):
-            names.append(_with_article(name))
+            names.append(_add_article(name))
     return " or ".join(names)
 
 
@@ -229,7 +232,7 @@ def _check_lists(spec: Spec) -> list[Problem]:
 
 
 def _check_limits(spec: Spec, unread_names: frozenset[str]) -> list[Problem]:
-    models = spec.model_nodes()
+    models = spec.list_model_nodes()
     problems: list[Problem] = []
     for name in spec.limits.node_ms:
         if name not in models and name not in unread_names:
@@ -240,11 +243,11 @@ def _check_limits(spec: Spec, unread_names: frozenset[str]) -> list[Problem]:
 
 def _check_losses(spec: Spec) -> list[Problem]:
     """Check that every weight is that of a loss which some kind of node has."""
-    known = list_known_losses()
+    choices = list_known_losses()
     problems: list[Problem] = []
     for name in spec.distill.losses:
-        if name not in known:
-            message = f"no loss is named '{shorten(name)}'; {suggest_nearest(name, known)}"
+        if name not in choices:
+            message = f"no loss is named '{shorten(name)}'; {suggest_nearest(name, choices)}"
             problems.append((("distill", "losses", name), message))
     return problems
 
@@ -253,7 +256,9 @@ def _check_importance(spec: Spec) -> list[Problem]:
     """Check that no criterion by gradient is asked of an embedding that no loss sees."""
     criteria = re.findall(r"\w+", spec.prune.importance)
     by_gradient = [
-        c for c in criteria if c in IMPORTANCE.names() and IMPORTANCE.fact(c, "takes_gradients")
+        c
+        for c in criteria
+        if c in IMPORTANCE.list_names() and IMPORTANCE.get_fact(c, "takes_gradients")
     ]
     problems: list[Problem] = []
     for name in find_unjoined_encoders(spec) if by_gradient else ():
@@ -268,14 +273,14 @@ def _check_importance(spec: Spec) -> list[Problem]:
 def _check_metrics(spec: Spec) -> list[Problem]:
     """Check that every metric finds a node that it can judge."""
     if not spec.metrics:
-        known = ", ".join(METRICS.names())
-        return [(("metrics",), f"name at least one to judge by (known: {known})")]
+        choices = ", ".join(METRICS.list_names())
+        return [(("metrics",), f"name at least one to judge by (known: {choices})")]
     problems: list[Problem] = []
     for i, metric in enumerate(spec.metrics):
-        needs = METRICS.fact(metric.kind, "needs")
+        needs = METRICS.get_fact(metric.kind, "needs")
         nodes = find_judged_nodes(spec, needs)
         if not nodes:
-            needed_node = METRICS.fact(metric.kind, "judges")
+            needed_node = METRICS.get_fact(metric.kind, "judges")
             message = f"metric '{metric.kind}' needs {needed_node}; the spec has none"
             problems.append((("metrics", str(i)), message))
         elif metric.of and metric.of not in nodes:

@@ -1,9 +1,11 @@
 """What every kind of node shares in torch: batches, outputs, and the interface of a node and of a
 join.
 
-A kind has a folder of up to three small files: `entry.py` (what it is, plain data), `deployed.py`
-(how it runs on ONNX Runtime) and `trainable.py` (how it runs and learns in torch). The classes
-below are the interface of the last one.
+A kind has a folder of up to three small files:
+
+- `entry.py` says what it is, as plain data.
+- `deployed.py` says how it runs on ONNX Runtime.
+- `trainable.py` says how it runs and learns in torch. The classes below are its interface.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ SIMILARITY_SCALE = 30.0
 """Factor on cosine similarities before a softmax: the inverse temperature of contrastive losses."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Batch:
     """The inputs of every model for b pairs."""
 
@@ -59,7 +61,7 @@ class Batch:
         """Return the pairs of a slice."""
         inputs = {node: values[index] for node, values in self.inputs.items()}
         keep = {node: values[index] for node, values in self.keep.items()}
-        return Batch(inputs, keep, names=self.names[index])
+        return Batch(inputs=inputs, keep=keep, names=self.names[index])
 
     def pick(self, indices: Sequence[int]) -> Batch:
         """Return the pairs at some indices."""
@@ -67,16 +69,16 @@ class Batch:
         inputs = {node: values[rows] for node, values in self.inputs.items()}
         keep = {node: values[rows] for node, values in self.keep.items()}
         names = tuple(self.names[i] for i in rows) if self.names else ()
-        return Batch(inputs, keep, names=names)
+        return Batch(inputs=inputs, keep=keep, names=names)
 
-    def chunks(self, size: int) -> list[Batch]:
+    def split_evenly(self, size: int) -> list[Batch]:
         """Return the batch in pieces of at most `size` pairs."""
         return [self[start : start + size] for start in range(0, len(self), size)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NodeSetup:
-    """What a trainable node is told of its place in the pipeline."""
+    """What a trainable node learns of its place in the pipeline."""
 
     name: str
     """The name of the node in the spec."""
@@ -143,7 +145,7 @@ class TrainableNode(ABC):
         """Return what the loss needs of the dense model's outputs; empty when it needs nothing."""
         return dict(dense) if self.needs_reference else {}
 
-    def losses(
+    def compute_losses(
         self, batch: Batch, *, outputs: Outputs, reference: Outputs | None
     ) -> dict[str, Tensor]:
         """Return the losses that this node brings to the pipeline's own loss, by name.
@@ -164,13 +166,13 @@ class TrainableNode(ABC):
         )
         return {f"drift.{self.name}": drift}
 
-    def quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
+    def compute_quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
         """Return figures of quality on a batch, by name without the node's."""
         return {}
 
     @staticmethod
     @abstractmethod
-    def random_inputs(
+    def make_random_inputs(
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random inputs of `model.forward`, for proofs that hold whatever the weights."""
@@ -180,7 +182,7 @@ class TrainableWriter(TrainableNode):
     """A model that writes text: not every position of its outputs counts."""
 
     @abstractmethod
-    def target_positions(self, batch: Batch) -> Tensor:
+    def find_target_positions(self, batch: Batch) -> Tensor:
         """Return the positions whose next token counts [b, t - 1]."""
 
 
@@ -207,16 +209,16 @@ class TrainableJoin(ABC):
         names = dict.fromkeys((self.query[0], self.keys[0]))
         return ".".join(names)
 
-    def pair(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+    def select_pair(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """Return the two embeddings that it compares, each [b, d]."""
         query_node, query_output = self.query
         keys_node, keys_output = self.keys
         return outputs[query_node][query_output], outputs[keys_node][keys_output]
 
-    def losses(self, outputs: Outputs, *, reference: Outputs | None) -> dict[str, Tensor]:
+    def compute_losses(self, outputs: Outputs, *, reference: Outputs | None) -> dict[str, Tensor]:
         """Return the losses of this join by name: the symmetric contrastive loss (CLIP, Radford et
         al. 2021)."""
-        query_BD, keys_BD = self.pair(outputs)
+        query_BD, keys_BD = self.select_pair(outputs)
         similarity_BB = SIMILARITY_SCALE * query_BD @ keys_BD.T
         own_B = torch.arange(len(query_BD))
         forwards = functional.cross_entropy(similarity_BB, own_B)
@@ -224,13 +226,13 @@ class TrainableJoin(ABC):
         return {f"contrast.{self.name}": (forwards + backwards) / 2}
 
     @abstractmethod
-    def quality(self, outputs: Outputs) -> dict[str, float]:
+    def compute_quality(self, outputs: Outputs) -> dict[str, float]:
         """Return figures of quality on a batch, by name without the node's."""
 
     def rank_pairs(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
         """Return for every query the key that is nearest, and for every key the query, as indices
         [b]."""
-        query_BD, keys_BD = self.pair(outputs)
+        query_BD, keys_BD = self.select_pair(outputs)
         similarity_BB = query_BD @ keys_BD.T
         return similarity_BB.argmax(1), similarity_BB.argmax(0)
 

@@ -80,12 +80,12 @@ def answer_pairs(
     }
     writers = [name for name, kind in kinds.items() if kind.writes_text]
     joins = [name for name, kind in kinds.items() if kind.joins]
-    comparing = [name for name, kind in kinds.items() if kind.compared_ports]
+    comparing_joins = [name for name, kind in kinds.items() if kind.compared_ports]
     texts: dict[str, list[str]] = {name: [] for name in (*writers, *joins)}
     endings: dict[str, list[str]] = {name: [] for name in writers}
-    queries: dict[str, list[np.ndarray]] = {name: [] for name in comparing}
+    queries: dict[str, list[np.ndarray]] = {name: [] for name in comparing_joins}
     vectors: dict[str, list[np.ndarray]] = {name: [] for name in unjoined_encoders}
-    perceiving = [name for name, kind in kinds.items() if kind.perceives]
+    perceiving_nodes = [name for name, kind in kinds.items() if kind.perceives]
     windows: list[int] = []
     input_name = next(iter(pipeline.inputs))
     for i, value in enumerate(pairs.inputs):
@@ -94,13 +94,14 @@ def answer_pairs(
             texts[name].append(outputs[name][kinds[name].answer_port])
         for name in writers:
             endings[name].append(outputs[name][kinds[name].ending_output][0])
-        for name in comparing:
+        for name in comparing_joins:
             query_port = kinds[name].compared_ports[0]
             query_node, port = parse_reference(pipeline.wiring[name][query_port])
             queries[name].append(outputs[query_node][port][0])
         windows.append(
             max(
-                (len(outputs[name][kinds[name].embedding_output]) for name in perceiving), default=1
+                (len(outputs[name][kinds[name].embedding_output]) for name in perceiving_nodes),
+                default=1,
             )
         )
         for name in unjoined_encoders:
@@ -158,7 +159,7 @@ def score_answers(
 ) -> Scoring:
     """Score the answers of a pipeline by every metric of a spec.
 
-    A metric that raises, or returns what is no score, costs its own figure and nothing else: the
+    A metric that raises, or returns what is no score, costs its own figure and nothing else. The
     pipeline is trained and has answered by now.
 
     Args:
@@ -170,15 +171,15 @@ def score_answers(
     by_node: dict[str, dict[str, PerSampleScores | None]] = {}
     failures: dict[str, str] = {}
     for metric in spec.metrics:
-        nodes = find_judged_nodes(spec, METRICS.fact(metric.kind, "needs"))
+        nodes = find_judged_nodes(spec, METRICS.get_fact(metric.kind, "needs"))
         failed_nodes: list[str] = []
         names: dict[str, None] = {}
         for node in (metric.of,) if metric.of else nodes:
-            judged = answers[node]
+            judged_answers = answers[node]
             if dense is not None:
-                judged = replace(judged, dense=dense[node])
+                judged_answers = replace(judged_answers, dense=dense[node])
             try:
-                figures = _score_node(metric.kind, judged)
+                figures = _score_node(metric.kind, judged_answers)
             except Exception as error:
                 failures[f"{metric.kind}.{node}"] = f"{type(error).__name__}: {error}"
                 failed_nodes.append(node)
@@ -195,21 +196,23 @@ def score_answers(
     return Scoring(scores=scores, failures=failures)
 
 
-def _score_node(metric: str, judged: Answers) -> dict[str, PerSampleScores]:
+def _score_node(metric: str, judged_answers: Answers) -> dict[str, PerSampleScores]:
     """Score the answers of one node by one metric; what a plug-in returns is checked.
 
     Raises:
         Exception: The metric can't be imported, raises, or returns what is no score of every input.
     """
     figures: dict[str, PerSampleScores] = {}
-    for name, scores in dict(METRICS.get(metric)(judged)).items():
+    for name, scores in dict(METRICS.get(metric)(judged_answers)).items():
         if not isinstance(scores, PerSampleScores):
             raise TypeError(f"{name}: expected PerSampleScores, got {type(scores).__name__}")
         numerators = tuple(float(value) for value in scores.numerators)
         denominators = tuple(float(value) for value in scores.denominators)
         for values in (numerators, denominators or numerators):
-            if len(values) != len(judged.references):
-                raise ValueError(f"{name}: {len(values)} scores of {len(judged.references)} inputs")
+            if len(values) != len(judged_answers.references):
+                raise ValueError(
+                    f"{name}: {len(values)} scores of {len(judged_answers.references)} inputs"
+                )
             if not all(math.isfinite(value) for value in values):
                 raise ValueError(f"{name}: a score is not finite")
         if not denominators and not all(0 <= value <= 1 for value in numerators):

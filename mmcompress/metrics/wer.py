@@ -34,17 +34,17 @@ def normalize_transcript(text: str) -> str:
     return str(_load_normalizer()(text)).strip()
 
 
-def count_word_errors(heard: str, reference: str) -> tuple[int, int]:
+def count_word_errors(transcript: str, reference: str) -> tuple[int, int]:
     """Count the errors in a transcript.
 
     Returns:
         The words that were substituted, left out or put in, and the words of the reference.
     """
     reference_words = normalize_transcript(reference)
-    heard_words = normalize_transcript(heard)
+    transcript_words = normalize_transcript(transcript)
     if not reference_words:
-        return len(heard_words.split()), 0
-    alignment = jiwer.process_words(reference_words, heard_words)
+        return len(transcript_words.split()), 0
+    alignment = jiwer.process_words(reference_words, transcript_words)
     errors = alignment.substitutions + alignment.deletions + alignment.insertions
     return errors, len(reference_words.split())
 
@@ -53,8 +53,8 @@ def score_word_errors(answers: Answers) -> dict[str, PerSampleScores]:
     """Score the errors over the words of all clips together."""
     errors: list[float] = []
     words: list[float] = []
-    for heard, reference in zip(answers.texts, answers.references, strict=True):
-        error_count, word_count = count_word_errors(heard, reference)
+    for transcript, reference in zip(answers.texts, answers.references, strict=True):
+        error_count, word_count = count_word_errors(transcript, reference)
         errors.append(float(error_count))
         words.append(float(word_count))
     scores = PerSampleScores(

@@ -126,7 +126,8 @@ class SelfAttention(nn.Module):
             zeros = torch.zeros_like(attn_mask, dtype=x.dtype)
             attn_mask = zeros.masked_fill(attn_mask, float("-inf"))
         q_BHTD, k_BHTD, v_BHTD = (
-            split_heads(projected, self.num_heads) for projected in self.qkv(x).chunk(3, -1)
+            split_heads(projected_rows, self.num_heads)
+            for projected_rows in self.qkv(x).chunk(3, -1)
         )
         attended_BHTD = attend(q_BHTD, k_BHTD, v=v_BHTD, mask=attn_mask)
         return self.out_proj(merge_heads(attended_BHTD)), None
@@ -141,8 +142,8 @@ class SelfAttention(nn.Module):
 
 
 NOT_SELF_ATTENTION = (
-    "an nn.MultiheadAttention that is not plain self-attention (another key or value, a padding"
-    " mask, is_causal without a mask) can't be taken apart: write it with q_proj, k_proj, v_proj"
-    " and out_proj"
+    "an nn.MultiheadAttention that is not plain self-attention can't be taken apart (another key or"
+    " value, a padding mask, is_causal without a mask). Write it with q_proj, k_proj, v_proj and"
+    " out_proj"
 )
 """The message for a call that the fused projection can't serve."""

@@ -106,10 +106,14 @@ class Model(nn.Module, ABC):
     """What can be cut, in the order of execution; `models.layouts.find_blocks` finds most of it.
     A cut replaces them by smaller ones."""
     config: dict[str, Any]
-    """What the deployed node needs beside the graphs, ready for JSON: image_encoder `preprocess`,
-    audio_encoder `features`, text_encoder `tokenizer`, `context_length`, `pad`, `eos`, `any_length`
-    and what `runtime.text.TextReader` reads, text_decoder `tokenizer`, `generation`, `past` and
-    `lead`."""
+    """What the deployed node needs beside the graphs, ready for JSON.
+
+    - image_encoder: `preprocess`
+    - audio_encoder: `features`
+    - text_encoder: `tokenizer`, `context_length`, `pad`, `eos`, `any_length` and what
+      `runtime.text.TextReader` reads
+    - text_decoder: `tokenizer`, `generation`, `past` and `lead`
+    """
     tokenizer_json: str | None = None
     """The fast tokenizer as JSON, of models that read or write text."""
     vocabulary: int = 0
@@ -262,7 +266,7 @@ class TokenSelector(nn.Module):
 
 
 def add_tokens_block(
-    model: nn.Module, path: str, *, extra: int, count: int, ordered: bool = False
+    model: nn.Module, path: str, *, extra: int, count: int, prefix_only: bool = False
 ) -> Block:
     """Wrap a module of the model in a `TokenSelector`, and return the block of its positions.
 
@@ -271,13 +275,13 @@ def add_tokens_block(
         path: A module whose output is a sequence [b, extra + count, w].
         extra: Leading positions that always stay, such as a class token.
         count: Positions that can be cut.
-        ordered: Positions are cut from the end only, as those of an audio window.
+        prefix_only: Positions are cut from the end only, as those of an audio window.
     """
     inner = model.get_submodule(path)
     if isinstance(inner, TokenSelector):
         inner = inner.inner
     model.set_submodule(path, TokenSelector(inner, extra, count=count))
-    step_count = WINDOW_STEPS if ordered else IMAGE_TOKEN_STEPS
+    step_count = WINDOW_STEPS if prefix_only else IMAGE_TOKEN_STEPS
     return Block(
         name="tokens",
         kind="tokens",
@@ -289,7 +293,7 @@ def add_tokens_block(
         module=path,
         reads=("stream",),
         drop=(),
-        prefix_only=ordered,
+        prefix_only=prefix_only,
     )
 
 

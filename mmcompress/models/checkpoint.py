@@ -167,7 +167,7 @@ def parse_header(text: bytes, path: Path) -> tuple[dict[str, StoredTensor], int]
     Raises:
         ModelError: The header is damaged.
     """
-    damaged = ModelError(f"{path}: its header is damaged; copy or download it again")
+    header_error = ModelError(f"{path}: its header is damaged; copy or download it again")
     try:
         entries = json.loads(text)
         tensors: dict[str, StoredTensor] = {}
@@ -180,11 +180,11 @@ def parse_header(text: bytes, path: Path) -> tuple[dict[str, StoredTensor], int]
             tensor = StoredTensor(dtype=str(entry["dtype"]), shape=shape)
             bits = (FLOAT_BITS | INTEGER_BITS).get(tensor.dtype)
             if bits is not None and (end - start) * 8 != bits * math.prod(shape):
-                raise damaged
+                raise header_error
             tensors[name] = tensor
             data_bytes = max(data_bytes, end)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise damaged from error
+        raise header_error from error
     return tensors, data_bytes
 
 
@@ -222,10 +222,10 @@ def find_weight_files(folder: Path, names: Iterable[str]) -> list[Path]:
 
 def _describe_missing_weights(folder: Path, names: tuple[str, ...]) -> str:
     """Return the message of a folder without weights: what is there in their place, and a cure."""
-    others = sorted(file.name for file in folder.glob("*.safetensors"))
-    if others:
+    other_files = sorted(file.name for file in folder.glob("*.safetensors"))
+    if other_files:
         return (
-            f"{folder}: no {names[0]}, only {_join_names(others)};"
+            f"{folder}: no {names[0]}, only {_join_names(other_files)};"
             f" rename the one that holds the model to {names[0]}"
         )
     file_names: list[str] = []
@@ -235,15 +235,19 @@ def _describe_missing_weights(folder: Path, names: tuple[str, ...]) -> str:
         return f"{folder}: no .safetensors file; the folder holds no weights"
     return (
         f"{folder}: no .safetensors file (only {_join_names(sorted(file_names))}: formats that can"
-        " run code, or of other tools, are not loaded); convert it once, with save_pretrained of"
+        " run code, or of other tools, are not loaded). Convert it once, with save_pretrained of"
         " its library"
     )
 
 
 def _join_names(names: list[str]) -> str:
     """Return names as a list with commas; a long one is cut."""
-    shown = ", ".join(names[:MAX_NAMED_FILES])
-    return f"{shown} and {len(names) - MAX_NAMED_FILES} more" if names[MAX_NAMED_FILES:] else shown
+    shown_names = ", ".join(names[:MAX_NAMED_FILES])
+    return (
+        f"{shown_names} and {len(names) - MAX_NAMED_FILES} more"
+        if names[MAX_NAMED_FILES:]
+        else shown_names
+    )
 
 
 def check_config_files(folder: Path) -> None:
@@ -270,9 +274,9 @@ def check_config_files(folder: Path) -> None:
             f"{path}: transformers_weights names a file of weights of its own, which is not"
             " followed; load the model with transformers and save it again"
         )
-    found = _find_quantization(config)
-    if found:
-        method, key = found
+    quantization = _find_quantization(config)
+    if quantization:
+        method, key = quantization
         raise ModelError(f"{folder}: quantized by {method} (config.json: {key}); {DEQUANTIZE}")
 
 
@@ -320,13 +324,13 @@ def _find_quantization(config: Mapping[str, Any], path: str = "") -> tuple[str, 
     Composite models say it of a part, too (`text_config`).
     """
     for key, value in config.items():
-        here = f"{path}{key}"
+        key_path = f"{path}{key}"
         if key in QUANTIZED_KEYS and value:
-            return _name_method(value), here
+            return _name_method(value), key_path
         if isinstance(value, dict):
-            found = _find_quantization(value, f"{here}.")
-            if found:
-                return found
+            quantization = _find_quantization(value, f"{key_path}.")
+            if quantization:
+                return quantization
     return None
 
 
@@ -342,20 +346,20 @@ def _name_method(settings: Any) -> str:
     return "bitsandbytes" if is_bitsandbytes else "an unnamed method"
 
 
-def check_tensors(where: object, tensors: Mapping[str, StoredTensor]) -> None:
+def check_tensors(place: object, tensors: Mapping[str, StoredTensor]) -> None:
     """Raise `ModelError` when tensors are those of quantized layers, or of an adapter.
 
     Args:
-        where: The folder or the model, for messages.
+        place: The folder or the model, for messages.
         tensors: The stored tensors by name.
     """
     if not tensors:
-        raise ModelError(f"{where}: the weights are empty; copy or download them again")
+        raise ModelError(f"{place}: the weights are empty; copy or download them again")
     for name, tensor in tensors.items():
         small_name = name.lower()
         if any(part in small_name for part in ADAPTER_PARTS):
             raise ModelError(
-                f"{where}: '{shorten(name)}' belongs to an adapter of PEFT; merge it into the model"
+                f"{place}: '{shorten(name)}' belongs to an adapter of PEFT; merge it into the model"
                 " (merge_and_unload) and save that"
             )
         is_packed = small_name.endswith("weight") and tensor.dtype in INTEGER_BITS
@@ -363,7 +367,7 @@ def check_tensors(where: object, tensors: Mapping[str, StoredTensor]) -> None:
         is_known = tensor.dtype in FLOAT_BITS or tensor.dtype in INTEGER_BITS
         if is_packed or is_marked or not (is_known or tensor.dtype == "BOOL"):
             raise ModelError(
-                f"{where}: '{shorten(name)}' is quantized ({_name_type(tensor.dtype)});"
+                f"{place}: '{shorten(name)}' is quantized ({_name_type(tensor.dtype)});"
                 f" {DEQUANTIZE}"
             )
 

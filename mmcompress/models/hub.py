@@ -205,14 +205,14 @@ def read_stored_tensors(context: LoadContext) -> dict[str, StoredTensor]:
 
 def strip_wrappers(names: list[str]) -> list[str]:
     """Return names of weights without what torch puts before and into them."""
-    stripped: list[str] = []
+    stripped_names: list[str] = []
     for name in names:
         parts = name.split(".")
         while parts[1:] and f"{parts[0]}." in WRAPPERS:
             parts = parts[1:]
         # `torch.compile` of a part of a model stands inside the name
-        stripped.append(".".join(part for part in parts if part != "_orig_mod"))
-    return stripped
+        stripped_names.append(".".join(part for part in parts if part != "_orig_mod"))
+    return stripped_names
 
 
 def load_reference_model(model_class: Any, folder: Path, *, config: Any) -> Any:
@@ -236,7 +236,7 @@ def load_reference_model(model_class: Any, folder: Path, *, config: Any) -> Any:
     weights: dict[str, Tensor] = {}
     for path in find_weight_files(folder, WEIGHT_FILES["transformers"]):
         weights |= load_file(path)
-    named = {new: weights[old] for old, new in zip(names, renamed, strict=True)}
+    named = {new_name: weights[old_name] for old_name, new_name in zip(names, renamed, strict=True)}
     model = library_class.from_pretrained(None, config=config, state_dict=named)
     if (folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
@@ -268,7 +268,10 @@ def _load_named_weights(
             weights |= load_file(path)
     if weights is not None:
         named_weights = weights
-        weights = {new: named_weights[old] for old, new in zip(names, renamed, strict=True)}
+        weights = {
+            new_name: named_weights[old_name]
+            for old_name, new_name in zip(names, renamed, strict=True)
+        }
     library_class = _find_class(class_name, config)
     try:
         # the library reports missing weights at length; the caller tells those that matter
@@ -304,8 +307,8 @@ def _find_class(class_name: str, config: Any) -> Any:
     mapping = getattr(library_class, "_model_mapping", None)
     if mapping is None or type(config) not in mapping:
         return library_class
-    chosen = mapping[type(config)]
-    return chosen[0] if isinstance(chosen, tuple) else chosen
+    chosen_class = mapping[type(config)]
+    return chosen_class[0] if isinstance(chosen_class, tuple) else chosen_class
 
 
 def _list_unusable_weights(loading_info: dict[str, Any], *, unread: tuple[str, ...]) -> list[str]:
@@ -381,7 +384,7 @@ def _make_missing_processor_error(source: str) -> ModelError:
     """Make the error about a model that does not say how pictures are prepared."""
     return ModelError(
         f"{source}: no {PROCESSOR_FILES[0]}, and no image_processor in {PROCESSOR_FILES[1]}:"
-        " nothing says how pictures are resized and normalized; copy the file from the model's"
+        " nothing says how pictures are resized and normalized. Copy the file from the model's"
         " page, or write it: AutoImageProcessor.from_pretrained(HUB_ID).save_pretrained(FOLDER)"
     )
 

@@ -198,8 +198,14 @@ def list_weight_files(model: HubModel, listing: HubListing, *, folder: Path) -> 
             return sorted(set(index["weight_map"].values()))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ModelError(f"{model}: {name}: damaged: {error}") from error
-    others = [name for name in listing.files if Path(name).suffix in (".bin", ".pt", ".pth", ".h5")]
-    hint = f" (only {', '.join(sorted(others))}: formats that can run code)" if others else ""
+    other_files = [
+        name for name in listing.files if Path(name).suffix in (".bin", ".pt", ".pth", ".h5")
+    ]
+    hint = (
+        f" (only {', '.join(sorted(other_files))}: formats that can run code)"
+        if other_files
+        else ""
+    )
     raise ModelError(
         f"{model}: has no {WEIGHT_FILES[model.library][0]}{hint};"
         " save it with safetensors, or name a revision that has it: NAME@REVISION"
@@ -230,7 +236,7 @@ def read_remote_tensors(model: HubModel) -> dict[str, StoredTensor]:
     return tensors
 
 
-def find_cached_file(name: str, file_name: str, revision: str = "") -> Path | None:
+def find_cached_file(name: str, file_name: str, *, revision: str = "") -> Path | None:
     """Return a file of a model that is cached already; None where it is not.
 
     Args:
@@ -246,6 +252,11 @@ def find_cached_file(name: str, file_name: str, revision: str = "") -> Path | No
 
 def fetch_hub_file(model: HubModel, file_name: str, *, commit: str) -> Path:
     """Fetch one file that the hub listed; a cached one is taken from there.
+
+    Args:
+        model: The model and its revision.
+        file_name: The file, relative to the folder of the model.
+        commit: The commit that the hub listed.
 
     Raises:
         ModelError: The hub does not give it, or it can't be written.
@@ -320,7 +331,7 @@ def _list_cached_files(model: HubModel) -> HubListing | None:
         if cached is None:
             raise ModelError(
                 f"{model}: the hub can't be reached, and the cached copy does not tell whether"
-                f" {name} exists; connect once, or name the copy if it is whole: source: {folder}"
+                f" {name} exists. Connect once, or name the copy if it is whole: source: {folder}"
             )
     return HubListing(commit=folder.name, files=tuple(sorted(names)))
 
@@ -371,7 +382,7 @@ def explain_hub_error(model: HubModel, error: Exception, *, file_name: str = "")
         error: What the library raised. Its class counts, not the words of its message.
         file_name: The file that was asked for; empty for the model as a whole.
     """
-    what = f"{model}: {file_name}" if file_name else str(model)
+    description = f"{model}: {file_name}" if file_name else str(model)
     chain = list_error_chain(error)
     status = _find_status(chain)
     answer = f"the hub answered {status}" if status else "can't be fetched"
@@ -418,7 +429,7 @@ def explain_hub_error(model: HubModel, error: Exception, *, file_name: str = "")
     ]
     for applies, explanation in explanations:
         if applies:
-            return ModelError(f"{what}: {explanation}")
+            return ModelError(f"{description}: {explanation}")
     lines = str(error).strip().splitlines()
     reason = lines[0] if lines else type(error).__name__
-    return ModelError(f"{what}: {answer}: {reason}")
+    return ModelError(f"{description}: {answer}: {reason}")

@@ -1,7 +1,8 @@
 """Blocks as the libraries lay them out, found by the shape of a module and never by its model.
 
-A `BlockLayout` says which linear layers write the units of a block, which one reads them, and what
-stands in for the block when no unit is left. A new layout is a new row of `BLOCK_LAYOUTS`.
+A `BlockLayout` says which linear layers write the units of a block, and which one reads them. It
+also says what stands in for the block when no unit is left. A new layout is a new row of
+`BLOCK_LAYOUTS`.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class BlockLayout:
     """`attention`, `ffn` or `gated_ffn`. Attention to another node is told by the module's name."""
     writers: tuple[tuple[str, int], ...]
     """(path, parts): linear layers that write the features of the block, each of them `parts` times
-    over. In attention the first counts for queries, the second for keys: where keys are fewer, a
+    over. In attention the first counts for queries, the second for keys. Where keys are fewer, a
     group of query heads shares the head of a key."""
     reader: str
     """The path of the linear layer that reads the features."""
@@ -216,9 +217,9 @@ def normalize_(model: nn.Module) -> nn.Module:
         The model itself.
     """
     for path, module in list(model.named_modules()):
-        cuttable = _make_cuttable(module)
-        if cuttable is not None:
-            model.set_submodule(path, cuttable)
+        cuttable_module = _make_cuttable(module)
+        if cuttable_module is not None:
+            model.set_submodule(path, cuttable_module)
     return model
 
 

@@ -16,8 +16,8 @@ class ConstantOutput(nn.Module):
 
     Args:
         bias: [w] the vector.
-        returns: What the library expects of the module: `plain` a tensor, `pair` also its attention
-            weights, `biased` also the position bias that T5 hands from layer to layer.
+        returns: What the library expects of the module. `plain` is a tensor. `pair` has its
+            attention weights too, and `biased` the position bias that T5 hands from layer to layer.
     """
 
     def __init__(self, bias: Tensor, returns: str = "plain"):

@@ -96,46 +96,47 @@ def locate_source(source: str) -> SourceLocation:
 
     Args:
         source: `embedded:NAME`, a folder, `transformers:HUB_NAME[@REVISION]`,
-            `hf-hub:HUB_NAME[@REVISION]` (a model of open_clip at the hub, in open_clip's own
-            words), `open_clip:NAME[@PRETRAINED[@REVISION]]`, `pip:NAME` (weights that an installed
-            package brings) or `python:package.module:build`. A folder may stand behind
-            `transformers:` and `open_clip:`, too.
+            `hf-hub:HUB_NAME[@REVISION]`, `open_clip:NAME[@PRETRAINED[@REVISION]]`, `pip:NAME` or
+            `python:package.module:build`. `hf-hub:` is open_clip's own word for one of its models
+            at the hub. `pip:` names weights that an installed package brings. A folder may stand
+            behind `transformers:` and `open_clip:`, too.
 
     Raises:
         ModelError: The source names nothing that is there.
         MissingPackage: The package behind `pip:NAME` is not installed.
     """
-    scheme, colon, rest = source.partition(":")
+    scheme, colon, remainder = source.partition(":")
     if not colon:
         scheme = ""
     if scheme == "python":
-        return SourceLocation(library="python", name=rest)
+        return SourceLocation(library="python", name=remainder)
     if scheme == "pip":
-        return _recognize_folder(source, find_packaged_folder(rest))
+        return _recognize_folder(source, find_packaged_folder(remainder))
     if scheme == "embedded":
-        return _recognize_folder(source, _find_embedded_folder(rest))
+        return _recognize_folder(source, _find_embedded_folder(remainder))
     if scheme in ("hf-hub", "local-dir"):
         return _locate_in_library(source, "open_clip", address=source)
     if scheme in LIBRARY_SCHEMES:
-        return _locate_in_library(source, scheme, address=rest)
+        return _locate_in_library(source, scheme, address=remainder)
     if Path(source).is_dir():
         return _recognize_folder(source, Path(source))
-    shown = shorten(source)
+    shown_source = shorten(source)
     similar_schemes = difflib.get_close_matches(shorten(scheme), SOURCE_SCHEMES, 1)
     if scheme and similar_schemes:
         raise ModelError(
-            f"source '{shown}': unknown kind '{scheme}'; did you mean '{similar_schemes[0]}:'?"
+            f"source '{shown_source}': unknown kind '{scheme}'; did you mean "
+            f"'{similar_schemes[0]}:'?"
         )
     choices = ", ".join(f"{known_scheme}:" for known_scheme in SOURCE_SCHEMES)
     hint = ""
     if re.fullmatch(HUB_NAME, source):
-        hint = f"; for a model of the hub: transformers:{shown}"
-    raise ModelError(f"source '{shown}': no such folder (or use {choices}){hint}")
+        hint = f"; for a model of the hub: transformers:{shown_source}"
+    raise ModelError(f"source '{shown_source}': no such folder (or use {choices}){hint}")
 
 
 def _locate_in_library(source: str, library: str, *, address: str) -> SourceLocation:
     """Find the place behind the name of a library; a missing folder raises `ModelError`."""
-    shown = shorten(source)
+    shown_source = shorten(source)
     if library == "open_clip" and address.startswith(OPEN_CLIP_HUB):
         return _locate_at_hub(source, "open_clip", address=address.removeprefix(OPEN_CLIP_HUB))
     is_folder = library == "open_clip" and address.startswith(OPEN_CLIP_FOLDER)
@@ -145,7 +146,7 @@ def _locate_in_library(source: str, library: str, *, address: str) -> SourceLoca
         return _recognize_folder(source, Path(address), library=library)
     # `./weights.pt` may stand behind an @, so only a path without one is surely meant as a folder
     if is_folder or (address.startswith((".", "/", "~")) and "@" not in address):
-        raise ModelError(f"source '{shown}': no such folder")
+        raise ModelError(f"source '{shown_source}': no such folder")
     if library == "transformers":
         return _locate_at_hub(source, library, address=address)
     name, _, pretrained = address.partition("@")
@@ -173,13 +174,13 @@ def _is_folder(address: str) -> bool:
 
 def _locate_at_hub(source: str, library: str, *, address: str) -> SourceLocation:
     """Split `NAME[@REVISION]` of a model at a hub; other texts raise `ModelError`."""
-    name, at, revision = address.partition("@")
+    name, separator, revision = address.partition("@")
     if not re.fullmatch(HUB_NAME, name) and not re.fullmatch(BARE_HUB_NAME, name):
         raise ModelError(
             f"source '{shorten(source)}': no such folder, and no name that the hub may have"
             " (organisation/name, or organisation/name@revision)"
         )
-    if at and not revision:
+    if separator and not revision:
         raise ModelError(
             f"source '{shorten(source)}': a branch, tag or commit is missing behind the @"
         )
@@ -210,12 +211,12 @@ def pin_source(source: str) -> str:
     return f"{pinned_part}@{list_hub_files(model).commit}"
 
 
-def pin_sources(spec: Spec, known: Mapping[str, str]) -> tuple[Spec, dict[str, str]]:
+def pin_sources(spec: Spec, known_pins: Mapping[str, str]) -> tuple[Spec, dict[str, str]]:
     """Return a spec whose models of a hub are named by their commits, so that they can't change.
 
     Args:
         spec: The pipeline.
-        known: What sources were pinned to before, by the source; no hub is asked for these.
+        known_pins: What sources were pinned to before, by the source; no hub is asked for these.
 
     Returns:
         The spec, and what its sources are pinned to.
@@ -225,13 +226,13 @@ def pin_sources(spec: Spec, known: Mapping[str, str]) -> tuple[Spec, dict[str, s
     """
     pinned: dict[str, str] = {}
     nodes = dict(spec.nodes)
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         for key in ("source", "rewind"):
             source = getattr(node, key)
             if not source:
                 continue
             try:
-                pinned_source = known.get(source) or pinned.get(source) or pin_source(source)
+                pinned_source = known_pins.get(source) or pinned.get(source) or pin_source(source)
             except ModelError as error:
                 raise ModelError(f"nodes.{node_name}: {error}") from error
             if pinned_source != source:
@@ -244,9 +245,9 @@ def pin_sources(spec: Spec, known: Mapping[str, str]) -> tuple[Spec, dict[str, s
 def list_hub_sources(spec: Spec) -> dict[str, str]:
     """Return the sources of the nodes whose models come from a hub, with their commits, by node."""
     sources: dict[str, str] = {}
-    for node_name, node in spec.model_nodes().items():
-        _, at, revision = node.source.rpartition("@")
-        if at and COMMIT.fullmatch(revision):
+    for node_name, node in spec.list_model_nodes().items():
+        _, separator, revision = node.source.rpartition("@")
+        if separator and COMMIT.fullmatch(revision):
             sources[node_name] = node.source
     return sources
 
@@ -278,7 +279,11 @@ def _recognize_folder(source: str, folder: Path, *, library: str = "") -> Source
             return SourceLocation(library=known_library, folder=folder)
     # an adapter has no configuration of a model, and says what to do
     check_config_files(folder)
-    names = [name for name, known in LIBRARY_BY_CONFIG_FILE.items() if library in ("", known)]
+    names = [
+        name
+        for name, library_name in LIBRARY_BY_CONFIG_FILE.items()
+        if library in ("", library_name)
+    ]
     raise ModelError(
         f"source '{shorten(source)}': {folder} holds no {' and no '.join(names)}:"
         " no model was saved there"
@@ -293,7 +298,7 @@ def locate_node_source(node: Node) -> SourceLocation:
     """
     location = locate_source(node.source)
     if location.library != "python":
-        problem = FAMILIES.problem(f"{location.library}/{node.kind}")
+        problem = FAMILIES.find_problem(f"{location.library}/{node.kind}")
         if problem:
             raise ModelError(f"source '{node.source}' as a {node.kind}: {problem}")
     return location
@@ -436,7 +441,7 @@ def load_rewind_models(spec: Spec, models: Mapping[str, Model]) -> dict[str, Mod
         ModelError: A checkpoint is of another architecture than the node's model.
     """
     rewind_models = dict(models)
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         if not node.rewind:
             continue
         try:
@@ -464,7 +469,7 @@ def load_models(spec: Spec) -> dict[str, Model]:
         ModelError: A model can't be loaded, or one can't read what another gives.
     """
     models: dict[str, Model] = {}
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         try:
             models[node_name] = load_model(node)
         except ModelError as error:

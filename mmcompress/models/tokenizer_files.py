@@ -91,10 +91,10 @@ def load_tokenizer(context: LoadContext) -> LoadedTokenizer:
     file_config = load_json(context, "tokenizer_config.json")
     tokenizer_file = _find_tokenizer_file(context)
     if tokenizer_file is not None and not file_config:
-        loaded = describe_tokenizer(_open_bare_file(tokenizer_file))
+        loaded_tokenizer = describe_tokenizer(_open_bare_file(tokenizer_file))
         if _is_siglip(context):
-            return replace(loaded, json=lower_case_first(loaded.json))
-        return loaded
+            return replace(loaded_tokenizer, json=lower_case_first(loaded_tokenizer.json))
+        return loaded_tokenizer
     location = str(get_model_folder(context))
     auto_tokenizer = transformers.AutoTokenizer
     tokenizer: Any
@@ -103,7 +103,7 @@ def load_tokenizer(context: LoadContext) -> LoadedTokenizer:
     except Exception as error:  # converters raise what they like
         tokenizer = _open_siglip_file(file_config, tokenizer_file)
         if tokenizer is None:
-            raise _explain_failure(location, context, error) from error
+            raise _explain_failure(location, context, error=error) from error
     if getattr(tokenizer, "split_special_tokens", False):
         raise ModelError(f"{location}: tokenizer_config.json: split_special_tokens is not followed")
     clean = ""
@@ -114,7 +114,7 @@ def load_tokenizer(context: LoadContext) -> LoadedTokenizer:
     try:
         return replace(describe_tokenizer(tokenizer), clean=clean)
     except Exception as error:  # converters raise what they like
-        raise _explain_failure(location, context, error) from error
+        raise _explain_failure(location, context, error=error) from error
 
 
 def describe_tokenizer(tokenizer: Any) -> LoadedTokenizer:
@@ -127,12 +127,12 @@ def describe_tokenizer(tokenizer: Any) -> LoadedTokenizer:
         backend = tokenizer.backend_tokenizer
     else:
         backend = convert_slow_tokenizer(tokenizer)
-    own = parse_tokenizer(backend.to_str())
+    own_tokenizer = parse_tokenizer(backend.to_str())
     max_length = int(min(tokenizer.model_max_length, MAX_CONTEXT_LENGTH))
     return LoadedTokenizer(
-        json=str(own.to_str()),
+        json=str(own_tokenizer.to_str()),
         pad=tokenizer.pad_token_id,
-        eos=find_end_token(own, tokenizer.eos_token_id),
+        eos=find_end_token(own_tokenizer, tokenizer.eos_token_id),
         max_length=0 if max_length == MAX_CONTEXT_LENGTH else max_length,
         pad_side=str(tokenizer.padding_side),
         truncation_side=str(tokenizer.truncation_side),
@@ -169,14 +169,16 @@ def check_vocabulary(model: Model, source: str) -> None:
     if model.tokenizer_json is None or not model.vocabulary:
         return
     vocabulary = Tokenizer.from_str(model.tokenizer_json).get_vocab(with_added_tokens=True)
-    beyond = {token: index for token, index in vocabulary.items() if index >= model.vocabulary}
-    if not beyond:
+    stray_tokens = {
+        token: index for token, index in vocabulary.items() if index >= model.vocabulary
+    }
+    if not stray_tokens:
         return
-    first_tokens = sorted(beyond, key=beyond.__getitem__)[:MAX_NAMED_TOKENS]
-    names = ", ".join(f"'{token}' ({beyond[token]})" for token in first_tokens)
+    first_tokens = sorted(stray_tokens, key=stray_tokens.__getitem__)[:MAX_NAMED_TOKENS]
+    names = ", ".join(f"'{token}' ({stray_tokens[token]})" for token in first_tokens)
     raise ModelError(
-        f"{source}: {len(beyond)} of the tokenizer's tokens lie beyond the {model.vocabulary}"
-        f" embeddings of the model: {names}; take them out of the tokenizer, or enlarge the model"
+        f"{source}: {len(stray_tokens)} of the tokenizer's tokens lie beyond the {model.vocabulary}"
+        f" embeddings of the model: {names}. Take them out of the tokenizer, or enlarge the model"
         " (model.resize_token_embeddings(len(tokenizer))), train it, and save both"
     )
 
@@ -211,12 +213,12 @@ def _open_bare_file(path: Path) -> Any:
     a token that it has not.
     """
     tokenizer_json = path.read_text(encoding="utf-8")
-    own = parse_tokenizer(tokenizer_json)
+    own_tokenizer = parse_tokenizer(tokenizer_json)
     padding = json.loads(tokenizer_json).get("padding") or {}
     options = {}
-    if own.token_to_id(str(padding.get("pad_token", ""))) is not None:
+    if own_tokenizer.token_to_id(str(padding.get("pad_token", ""))) is not None:
         options["pad_token"] = padding["pad_token"]
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=own, **options)
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=own_tokenizer, **options)
 
 
 def _list_vocabularies(context: LoadContext) -> list[str]:
@@ -238,7 +240,7 @@ def _open_siglip_file(file_config: Mapping[str, Any], tokenizer_file: Path | Non
     return transformers.PreTrainedTokenizerFast.from_pretrained(tokenizer_file.parent)
 
 
-def _explain_failure(location: str, context: LoadContext, error: Exception) -> ModelError:
+def _explain_failure(location: str, context: LoadContext, *, error: Exception) -> ModelError:
     """Return the error for a tokenizer that transformers can't load or convert."""
     vocabularies = ", ".join(_list_vocabularies(context))
     reason = summarize_error(error)

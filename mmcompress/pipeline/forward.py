@@ -55,16 +55,16 @@ class TorchPipeline:
             kind = get_kind(node.kind)
             if not kind.is_model:
                 make = resolve_entry(kind.trainable)
-                self.joins.append(make(name, sources=self._sources(name)))
+                self.joins.append(make(name, sources=self._list_sources(name)))
         self.order = list(self.nodes)
 
-    def _sources(self, name: str) -> dict[str, str]:
+    def _list_sources(self, name: str) -> dict[str, str]:
         """Return the node or pipeline input behind every input port of a node."""
         inputs = self.spec.nodes[name].inputs
         return {port: parse_reference(reference).node for port, reference in inputs.items()}
 
     def _set_up(self, name: str, model: Model) -> NodeSetup:
-        """Return what a trainable node is told of its place in the pipeline."""
+        """Return what a trainable node learns of its place in the pipeline."""
         feeds_list = False
         for node in self.spec.nodes.values():
             reads_it = any(parse_reference(r).node == name for r in node.inputs.values())
@@ -73,7 +73,7 @@ class TorchPipeline:
             name=name,
             config=model.config,
             tokenizer_json=model.tokenizer_json,
-            sources=self._sources(name),
+            sources=self._list_sources(name),
             feeds_list=feeds_list,
             is_unjoined=name in self.unjoined_encoders,
             labels_by_teacher=self.spec.data.labels == "teacher",
@@ -87,22 +87,22 @@ class TorchPipeline:
             inputs[name], mask = node.collate(pairs)
             if mask is not None:
                 keep[name] = mask
-        return Batch(inputs, keep, names=pairs.names)
+        return Batch(inputs=inputs, keep=keep, names=pairs.names)
 
-    def sources_of(self, name: str) -> tuple[str, ...]:
+    def list_sources(self, name: str) -> tuple[str, ...]:
         """Return the models whose outputs `forward` gives to a node. Texts come from the data
         here."""
         return self.nodes[name].read_nodes
 
-    def downstream(self, name: str) -> set[str]:
+    def list_downstream(self, name: str) -> set[str]:
         """Return a node and every model that reads from it."""
-        reached = {name}
+        reached_nodes = {name}
         for other in self.order:
-            if reached & set(self.sources_of(other)):
-                reached.add(other)
-        return reached
+            if reached_nodes & set(self.list_sources(other)):
+                reached_nodes.add(other)
+        return reached_nodes
 
-    def target_positions(self, batch: Batch, name: str) -> Tensor:
+    def find_target_positions(self, batch: Batch, name: str) -> Tensor:
         """Return the positions of a generator whose next token counts [b, t - 1].
 
         Raises:
@@ -111,20 +111,22 @@ class TorchPipeline:
         node = self.nodes[name]
         if not isinstance(node, TrainableWriter):
             raise TypeError(f"{name} writes no text: no position of it has a next token")
-        return node.target_positions(batch)
+        return node.find_target_positions(batch)
 
-    def forward(self, models: Models, batch: Batch, known: Outputs | None = None) -> Outputs:
+    def forward(
+        self, models: Models, batch: Batch, *, known_outputs: Outputs | None = None
+    ) -> Outputs:
         """Run every model on a batch.
 
         Args:
             models: The models by node.
             batch: The inputs of b pairs.
-            known: Outputs that are known already; these nodes are not run again.
+            known_outputs: Outputs by node; these nodes are not run again.
 
         Returns:
             The outputs of every node.
         """
-        outputs: Outputs = dict(known or {})
+        outputs: Outputs = dict(known_outputs or {})
         for name, node in self.nodes.items():
             if name not in outputs:
                 outputs[name] = node.forward(models[name], batch, outputs=outputs)
@@ -132,17 +134,18 @@ class TorchPipeline:
 
     @torch.inference_mode()
     def forward_in_pieces(
-        self, models: Models, batch: Batch, *, known: Outputs | None = None
+        self, models: Models, batch: Batch, *, known_outputs: Outputs | None = None
     ) -> Outputs:
         """Run every model on a large batch in pieces of the spec's `data.batch`; arguments as in
         `forward`."""
         pieces: list[Outputs] = []
+        whole_outputs = known_outputs or {}
         for start in range(0, len(batch), self.batch_size):
             rows = slice(start, start + self.batch_size)
             known_rows = {
-                name: _select_rows(values, rows) for name, values in (known or {}).items()
+                name: _select_rows(values, rows) for name, values in whole_outputs.items()
             }
-            pieces.append(self.forward(models, batch[rows], known_rows))
+            pieces.append(self.forward(models, batch[rows], known_outputs=known_rows))
         outputs: Outputs = {}
         for name, first in pieces[0].items():
             outputs[name] = {}
@@ -151,7 +154,7 @@ class TorchPipeline:
                 outputs[name][output_name] = torch.cat(parts)
         return outputs
 
-    def losses(
+    def compute_losses(
         self, outputs: Outputs, batch: Batch, *, dense: Outputs | None = None
     ) -> dict[str, Tensor]:
         """Return the pipeline's own loss by part.
@@ -168,59 +171,59 @@ class TorchPipeline:
         """
         parts: dict[str, Tensor] = {}
         for join in self.joins:
-            parts |= join.losses(outputs, reference=dense)
+            parts |= join.compute_losses(outputs, reference=dense)
         for node in self.nodes.values():
-            parts |= node.losses(batch, outputs=outputs, reference=dense)
+            parts |= node.compute_losses(batch, outputs=outputs, reference=dense)
         return parts
 
-    def quality(self, outputs: Outputs, batch: Batch) -> dict[str, float]:
+    def compute_quality(self, outputs: Outputs, batch: Batch) -> dict[str, float]:
         """Return the figures of every join and model on a batch, as `name_by_node` names them."""
         figures: dict[str, dict[str, float]] = {}
         for join in self.joins:
-            figures[join.node_name] = join.quality(outputs)
+            figures[join.node_name] = join.compute_quality(outputs)
         for name, node in self.nodes.items():
-            figures[name] = node.quality(batch, outputs=outputs)
+            figures[name] = node.compute_quality(batch, outputs=outputs)
         return name_by_node(figures)
 
     @torch.inference_mode()
-    def loss_of_models(
+    def compute_loss(
         self,
         models: Models,
         batch: Batch,
         *,
-        known: Outputs | None = None,
+        known_outputs: Outputs | None = None,
         dense: Outputs | None = None,
     ) -> float:
         """Return the loss over a whole batch: run in pieces, scored together."""
-        outputs = self.forward_in_pieces(models, batch, known=known)
-        return self.loss_of_outputs(outputs, batch, dense=dense)
+        outputs = self.forward_in_pieces(models, batch, known_outputs=known_outputs)
+        return self.compute_loss_of_outputs(outputs, batch, dense=dense)
 
     @torch.inference_mode()
-    def loss_of_outputs(
+    def compute_loss_of_outputs(
         self, outputs: Outputs, batch: Batch, *, dense: Outputs | None = None
     ) -> float:
         """Return the loss of given outputs."""
-        parts = self.losses(outputs, batch, dense=dense)
+        parts = self.compute_losses(outputs, batch, dense=dense)
         return float(sum(parts.values()))
 
-    def reference_outputs(self, models: Models, batch: Batch) -> Outputs:
+    def compute_reference_outputs(self, models: Models, batch: Batch) -> Outputs:
         """Return what `losses` compares with: outputs of the dense models, as far as any loss needs
         them."""
-        needed = {name for name, node in self.nodes.items() if node.needs_reference}
-        reads_others = any(self.sources_of(name) for name in needed)
-        skipped: Outputs = {}
+        needed_nodes = {name for name, node in self.nodes.items() if node.needs_reference}
+        reads_others = any(self.list_sources(name) for name in needed_nodes)
+        skipped_outputs: Outputs = {}
         if not reads_others:
-            skipped = {name: {} for name in self.order if name not in needed}
-        outputs = self.forward_in_pieces(models, batch, known=skipped)
+            skipped_outputs = {name: {} for name in self.order if name not in needed_nodes}
+        outputs = self.forward_in_pieces(models, batch, known_outputs=skipped_outputs)
         return self.select_reference_outputs(outputs)
 
     def select_reference_outputs(self, dense: Outputs) -> Outputs:
         """Return the part of the dense models' outputs that `losses` compares with."""
-        selected: Outputs = {}
+        selected_outputs: Outputs = {}
         for name, node in self.nodes.items():
             if node.needs_reference:
-                selected[name] = node.select_reference(dense[name])
-        return selected
+                selected_outputs[name] = node.select_reference(dense[name])
+        return selected_outputs
 
 
 def _select_rows(values: Mapping[str, Tensor], rows: slice) -> dict[str, Tensor]:

@@ -20,7 +20,13 @@ from mmcompress.models.base import Model, TokenSelector
 def transform_inputs(
     model: Model, paths: Iterable[str], *, transform: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Replace the first input of some modules by `transform(input)` inside the context."""
+    """Replace the first input of some modules by `transform(input)` inside the context.
+
+    Args:
+        model: The model; it is as before when the context ends.
+        paths: Its modules.
+        transform: Makes the new input of the old one.
+    """
 
     def transform_first_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         first_input = transform(inputs[0])
@@ -57,7 +63,7 @@ def _mask_features(model: Model, block: Block, *, mask: Tensor) -> Iterator[None
     """Scale the units of a block where its readers read them."""
 
     def scale_units(x: Tensor) -> Tensor:
-        return x * expand_mask(mask, block, like=x)
+        return x * expand_mask(mask, block, reference=x)
 
     paths = (block.reader, *block.extra_readers)
     with transform_inputs(model, paths, transform=scale_units):
@@ -88,31 +94,40 @@ def _mask_positions(model: Model, block: Block, *, mask: Tensor) -> Iterator[Non
         handle.remove()
 
 
-def expand_mask(mask: Tensor, block: Block, *, like: Tensor) -> Tensor:
+def expand_mask(mask: Tensor, block: Block, *, reference: Tensor) -> Tensor:
     """Expand a mask of units to one that multiplies what a block's reader reads.
 
     Args:
         mask: [units] for all samples, or a row for each one [b, units].
         block: The block.
-        like: What is multiplied: [b, ..., f], or [b, f, h, w] of a convolution. It may hold several
-            texts for each sample.
+        reference: What is multiplied: [b, ..., f], or [b, f, h, w] of a convolution. It may hold
+            several texts for each sample.
     """
     features_F = mask.repeat_interleave(block.width, -1)
     # A sample may hold several texts; `like` then has a row for each of them.
-    if mask.ndim == 2 and len(like) != len(mask):
-        texts_per_sample = len(like) // len(mask)
+    if mask.ndim == 2 and len(reference) != len(mask):
+        texts_per_sample = len(reference) // len(mask)
         features_F = features_F.repeat_interleave(texts_per_sample, 0)
     # A convolution has its features on the second axis, all other layers on the last one.
-    if like.ndim == 4:
+    if reference.ndim == 4:
         return features_F[..., None, None]
     if mask.ndim == 1:
         return features_F
-    middle_axes = [1] * (like.ndim - 2)
+    middle_axes = [1] * (reference.ndim - 2)
     return features_F.view([len(features_F), *middle_axes, -1])
 
 
 def sample_units(block: Block, count: int, *, generator: torch.Generator) -> Tensor:
-    """Draw some units of a block at random, sorted; the first ones where only a prefix may stay."""
+    """Draw some units of a block at random; the first ones where only a prefix may stay.
+
+    Args:
+        block: The block.
+        count: Units to draw.
+        generator: Where chance comes from.
+
+    Returns:
+        Their indices [count], ascending.
+    """
     if block.prefix_only:
         return torch.arange(count)
     order = torch.randperm(block.units, generator=generator)
@@ -125,7 +140,16 @@ def list_feature_indices(block: Block, units: Tensor) -> Tensor:
 
 
 def list_writer_rows(block: Block, writer: Writer, *, units: Tensor) -> Tensor:
-    """Return the rows of a writer that write some units, part by part."""
+    """Return the rows of a writer that write some units, part by part.
+
+    Args:
+        block: The block.
+        writer: One of its writers.
+        units: Indices of the units [units].
+
+    Returns:
+        Indices [parts * units * width].
+    """
     first_part_rows = _list_spans(units, writer.width)
     rows_per_part = block.units * writer.width
     rows: list[Tensor] = []

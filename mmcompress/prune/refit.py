@@ -46,7 +46,7 @@ class Gram:
     """Rows that were added."""
 
     @classmethod
-    def empty(cls, size: int) -> Gram:
+    def make_empty(cls, size: int) -> Gram:
         """Return sums over no rows of `size` features."""
         product_sums = torch.zeros(size, size)
         return cls(product_sums=product_sums, sums=torch.zeros(size))
@@ -91,8 +91,8 @@ def measure_grams(pipeline: TorchPipeline, models: Models, *, batch: Batch) -> d
     for node_name, model in models.items():
         grams[node_name] = {}
         for block in model.weighted_blocks:
-            grams[node_name][block.name] = Gram.empty(block.units * block.width)
-    for piece in batch.chunks(pipeline.batch_size):
+            grams[node_name][block.name] = Gram.make_empty(block.units * block.width)
+    for piece in batch.split_evenly(pipeline.batch_size):
         with ExitStack() as stack:
             for node_name, model in models.items():
                 for block in model.weighted_blocks:
@@ -253,12 +253,12 @@ def refit_in_order_(
             node_name,
             models=dense_models,
             batch=batch,
-            known=dense_outputs,
+            known_outputs=dense_outputs,
             blocks=cut_blocks,
         )
         # Nodes that were refitted give what they give now, those behind what the dense ones give.
-        known = {**dense_outputs, **refitted_outputs}
-        del known[node_name]
+        known_outputs = {**dense_outputs, **refitted_outputs}
+        del known_outputs[node_name]
         with ExitStack() as stack:
             for block in cut_blocks:
                 if block.name not in left_blocks:
@@ -271,13 +271,13 @@ def refit_in_order_(
                 )
                 handle = model.get_linear(block.reader).register_forward_hook(repair)
                 stack.callback(handle.remove)
-            outputs = pipeline.forward({node_name: model}, batch, known)
+            outputs = pipeline.forward({node_name: model}, batch, known_outputs=known_outputs)
         refitted_outputs[node_name] = outputs[node_name]
 
 
-def _cut_same_positions(dense: Model, small: Model) -> Model:
+def _cut_same_positions(dense: Model, pruned_model: Model) -> Model:
     """Return the dense model, without the positions that the small one has cut."""
-    selector = small.token_selector
+    selector = pruned_model.token_selector
     if selector is None or selector.kept_count == selector.count:
         return dense
     return copy_without_units(dense, {"tokens": selector.index})
@@ -345,7 +345,7 @@ def _record_outputs(
     *,
     models: Models,
     batch: Batch,
-    known: Outputs,
+    known_outputs: Outputs,
     blocks: list[Block],
 ) -> dict[str, Tensor]:
     """Record what the readers of some blocks of a node give over a batch: block -> [r, o]."""
@@ -356,10 +356,10 @@ def _record_outputs(
         piece_rows = slice(start, start + pipeline.batch_size)
         piece = batch[piece_rows]
         # Every other node has known outputs, or none at all: only this one runs.
-        others: Outputs = {other: {} for other in pipeline.order if other != node_name}
-        for other, tensors in known.items():
+        known_rows: Outputs = {other: {} for other in pipeline.order if other != node_name}
+        for other, tensors in known_outputs.items():
             if other != node_name:
-                others[other] = {name: tensor[piece_rows] for name, tensor in tensors.items()}
+                known_rows[other] = {name: tensor[piece_rows] for name, tensor in tensors.items()}
         with ExitStack() as stack:
             for block in blocks:
                 record = _make_output_recorder(
@@ -368,7 +368,7 @@ def _record_outputs(
                 reader = models[node_name].get_submodule(block.reader)
                 handle = reader.register_forward_hook(record)
                 stack.callback(handle.remove)
-            pipeline.forward(models, piece, others)
+            pipeline.forward(models, piece, known_outputs=known_rows)
     return {block_name: torch.cat(rows) for block_name, rows in parts.items()}
 
 

@@ -27,9 +27,9 @@ def mask_unstructured(weight_OI: Tensor, share: float) -> Tensor:
     """
     drop_count = round(share * weight_OI.shape[1])
     smallest_first = weight_OI.abs().argsort(1)
-    dropped = smallest_first[:, :drop_count]
+    is_dropped = smallest_first[:, :drop_count]
     mask_OI = torch.ones_like(weight_OI)
-    return mask_OI.scatter(1, dropped, 0.0)
+    return mask_OI.scatter(1, is_dropped, 0.0)
 
 
 def mask_two_of_four(weight_OI: Tensor, share: float = 0.5) -> Tensor:
@@ -42,10 +42,10 @@ def mask_two_of_four(weight_OI: Tensor, share: float = 0.5) -> Tensor:
     rows, columns = weight_OI.shape
     padding = -columns % 4
     # Padding is smaller than any magnitude, so it is never kept before a weight.
-    padded = F.pad(weight_OI.abs(), (0, padding), value=-1.0)
-    groups_OG4 = padded.view(rows, -1, 4)
-    largest = groups_OG4.topk(2, 2).indices
-    mask_OG4 = torch.zeros_like(groups_OG4).scatter(2, largest, 1.0)
+    padded_weight = F.pad(weight_OI.abs(), (0, padding), value=-1.0)
+    groups_OG4 = padded_weight.view(rows, -1, 4)
+    largest_indices = groups_OG4.topk(2, 2).indices
+    mask_OG4 = torch.zeros_like(groups_OG4).scatter(2, largest_indices, 1.0)
     padded_mask = mask_OG4.view(rows, -1)
     return padded_mask[:, :columns]
 

@@ -169,18 +169,18 @@ def restore_units(model: Model, small: Model, *, kept: Units) -> Model:
     }
     trained_weights = dict(small.named_parameters())
     numbers_by_name = dict(places.named_parameters())
-    whole = copy.deepcopy(model)
+    whole_model = copy.deepcopy(model)
     # A name may be missing on either side: blocks that were dropped have no weights left.
-    for name, parameter in whole.named_parameters():
+    for name, parameter in whole_model.named_parameters():
         is_left = name in trained_weights and name in numbers_by_name
         if not is_left or name in constant_names:
             continue
         numbers = numbers_by_name[name].detach()
         trained_weight = trained_weights[name].detach()
-        flat = parameter.detach().flatten().clone()
-        flat[numbers.flatten().long()] = trained_weight.flatten()
-        parameter.data = flat.view(parameter.shape)
-    return whole
+        flat_weight = parameter.detach().flatten().clone()
+        flat_weight[numbers.flatten().long()] = trained_weight.flatten()
+        parameter.data = flat_weight.view(parameter.shape)
+    return whole_model
 
 
 @torch.no_grad()

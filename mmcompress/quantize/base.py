@@ -134,18 +134,18 @@ def _find_products(model: Path | ModelProto, weights: Sequence[np.ndarray]) -> l
 
     A weight is known by its very numbers, as it is or transposed: names change on export.
     """
-    loaded = load_model(model)
+    loaded_model = load_model(model)
     wanted: set[tuple[tuple[int, ...], bytes]] = set()
     for weight in weights:
         wanted.add((weight.shape, weight.tobytes()))
         wanted.add((weight.T.shape, weight.T.tobytes()))
     initializer_names: set[str] = set()
-    for tensor in loaded.graph.initializer:
+    for tensor in loaded_model.graph.initializer:
         array = numpy_helper.to_array(tensor)
         if (array.shape, array.tobytes()) in wanted:
             initializer_names.add(tensor.name)
     product_names: list[str] = []
-    for node in loaded.graph.node:
+    for node in loaded_model.graph.node:
         if node.op_type in PRODUCT_OPERATORS and not initializer_names.isdisjoint(node.input):
             product_names.append(node.name)
     return product_names

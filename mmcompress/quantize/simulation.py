@@ -59,8 +59,8 @@ def round_weight_groups(weight_OI: Tensor, precision: Precision) -> Tensor:
     """Round weights to signed integers with a scale for each group, as MatMulNBits does."""
     rows, columns = weight_OI.shape
     padding = -columns % precision.group_size
-    padded = F.pad(weight_OI, (0, padding))
-    weight_OGS = padded.view(rows, -1, precision.group_size)
+    padded_weight = F.pad(weight_OI, (0, padding))
+    weight_OGS = padded_weight.view(rows, -1, precision.group_size)
     # The largest weight of a group, with its sign, becomes the lowest level: there is one more
     # level below zero than above.
     largest_index = weight_OGS.abs().argmax(2, keepdim=True)
@@ -69,8 +69,8 @@ def round_weight_groups(weight_OI: Tensor, precision: Precision) -> Tensor:
     scale_OG1 = largest_OG1 / lowest_level
     scale_OG1 = torch.where(largest_OG1 == 0, torch.ones_like(scale_OG1), scale_OG1)
     levels_OGS = (weight_OGS / scale_OG1).round().clamp(lowest_level, precision.levels)
-    rounded = (levels_OGS * scale_OG1).view(rows, -1)
-    return rounded[:, :columns]
+    rounded_values = (levels_OGS * scale_OG1).view(rows, -1)
+    return rounded_values[:, :columns]
 
 
 def round_to_float16(weight_OI: Tensor, precision: Precision) -> Tensor:
@@ -98,8 +98,8 @@ def round_input_groups(x: Tensor, precision: Precision) -> Tensor:
     groups: Tensor = F.pad(x, (0, padding)).unflatten(-1, (-1, precision.group_size))
     magnitude = groups.abs().amax(-1, keepdim=True)
     scale = (magnitude / SIGNED_BYTE_LEVELS).clamp(min=MIN_SCALE)
-    rounded = (groups / scale).round() * scale
-    return rounded.flatten(-2)[..., :inputs]
+    rounded_values = (groups / scale).round() * scale
+    return rounded_values.flatten(-2)[..., :inputs]
 
 
 def _round_between(x: Tensor, lowest: Tensor, *, highest: Tensor) -> Tensor:
@@ -134,7 +134,7 @@ def simulate_precision(
     precision: str = "int8",
     *,
     fp32_layers: Container[nn.Module] = (),
-    only: Container[nn.Module] | None = None,
+    selected_layers: Container[nn.Module] | None = None,
 ) -> Iterator[None]:
     """Run a model inside the context as if its linear layers were deployed in a precision.
 
@@ -142,7 +142,7 @@ def simulate_precision(
         model: The model; its weights are as before when the context ends.
         precision: The name of a precision.
         fp32_layers: Layers that are not rounded.
-        only: The layers that are rounded; by default all linear layers and projections.
+        selected_layers: The layers that are rounded; by default all linear layers and projections.
     """
     scheme: Precision = PRECISIONS.get(precision)
     if scheme.simulation is None:
@@ -151,10 +151,10 @@ def simulate_precision(
     simulation: Simulation = resolve_entry(scheme.simulation)
     with ExitStack() as stack, torch.no_grad():
         for module in model.modules():
-            is_chosen = only is None or module in only
+            is_chosen = selected_layers is None or module in selected_layers
             if isinstance(module, nn.Linear) and is_chosen and module not in fp32_layers:
                 stack.enter_context(_round_layer(module, simulation, precision=scheme))
-        if only is None:
+        if selected_layers is None:
             for projection in _list_projections(model):
                 stack.enter_context(_round_projection(projection, simulation, precision=scheme))
         yield
@@ -185,8 +185,8 @@ def _make_input_hook(
     """Make a forward pre-hook that rounds the first input of a module."""
 
     def round_first_input(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        rounded = round_input(inputs[0], precision)
-        return (rounded, *inputs[1:])
+        rounded_values = round_input(inputs[0], precision)
+        return (rounded_values, *inputs[1:])
 
     return round_first_input
 

@@ -61,9 +61,9 @@ class ClaimFigures:
     """The claim as a sentence."""
     verdict: str
     """Whether it is supported."""
-    gap: float
+    difference: float
     """Share of the test inputs: difference of both sides, mean over the metrics."""
-    half: float
+    ci_half_width: float
     """Share of the test inputs: half the width of its 95 % interval."""
 
 
@@ -185,8 +185,8 @@ def _write_claims(claims: Sequence[ClaimResult], folder: RunFolder) -> None:
             ClaimFigures(
                 claim=claim.text,
                 verdict=claim.verdict,
-                gap=claim.difference,
-                half=claim.ci_half_width,
+                difference=claim.difference,
+                ci_half_width=claim.ci_half_width,
             )
         )
     write_record(folder.claims, figures)

@@ -28,10 +28,14 @@ def load_summary(folder: str | Path) -> Summary:
     Args:
         folder: The run folder of one target.
 
+    Returns:
+        The record in `summary.json`: both sides, the target, trials, proofs and warnings.
+
     Raises:
-        DataError: The run is not finished, or the folder holds several runs.
+        DataError: The run is not finished, the folder holds several runs, or another version wrote
+            it.
     """
-    run_folder = RunFolder(Path(folder))
+    run_folder = RunFolder(path=Path(folder))
     if run_folder.summary.is_file():
         return read_record(Summary, run_folder.summary, cure=RESUME_CURE)
     reason = ": not a finished run"
@@ -50,8 +54,11 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
 
     Returns:
         The HTML file.
+
+    Raises:
+        DataError: The folder can't be written.
     """
-    run_folder = RunFolder(Path(folder))
+    run_folder = RunFolder(path=Path(folder))
     prediction = _find_prediction(run_folder, summary.pipeline)
     return write_pages(
         run_folder.report,

@@ -250,8 +250,8 @@ LONG_INPUTS = "test inputs longer than the window"
 """Name in `Summary.extra_splits` of what the dense encoder hears in several windows."""
 
 MAX_UNINFORMATIVE_SHARE = 0.9
-"""Share of the dense answers of a node that are empty or one and the same text, from which on no
-metric of its texts tells what was lost: nearly any change leaves such answers as they are."""
+"""Share of the dense answers of a node that are empty or one and the same text. From this share on,
+no metric of its texts tells what was lost: nearly any change leaves such answers as they are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -442,8 +442,8 @@ class TrainingResult:
     learning_rate: float
     """The highest learning rate of the last round."""
     ended_by: TrainingEnd
-    """What ended the last round: all steps were done, its minutes afforded no more, the loss on
-    validation pairs no longer fell, or twice the steps lowered it by less than a tenth."""
+    """What ended the last round. `patience`: the loss on validation pairs no longer fell.
+    `convergence`: twice the steps lowered it by less than a tenth."""
     loss: float | None
     """Loss on validation pairs after training; None where it was not measured."""
     dense_loss: float | None

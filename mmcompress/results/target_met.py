@@ -10,8 +10,8 @@ from mmcompress.spec.schema import Limits, Spec
 from mmcompress.spec.target import Goal
 
 MeasureLoad = Callable[[BoundKind, str], float]
-"""Returns what there is of the thing that a limit is about, in the limit's unit: receives the kind
-of the bound and its node, which is empty for the whole pipeline."""
+"""Returns what there is of the thing that a limit is about, in the limit's unit. It receives the
+kind of the bound and its node, which is empty for the whole pipeline."""
 
 
 def compute_target_share(summary: Summary) -> float:
@@ -49,7 +49,14 @@ def compute_corrected_target_share(summary: Summary) -> float:
 def list_exceeded_bounds(
     spec: Spec, goal: Goal, *, target_ms: float, side: Side
 ) -> tuple[Bound, ...]:
-    """Return every bound of a spec that a measured side exceeds; empty when the target is met."""
+    """Return every bound of a spec that a measured side exceeds; empty when the target is met.
+
+    Args:
+        spec: The spec with its limits.
+        goal: The target as it was asked for; it names the statistic of the latency.
+        target_ms: Milliseconds that a request may take.
+        side: The measured pipeline.
+    """
     latency_ms: float = getattr(side.latency_ms, goal.statistic)
     target = Bound(kind=goal.statistic, value=latency_ms, limit=target_ms, unit="ms")
     bounds = [target, *list_limits(spec.limits, side)]
@@ -121,8 +128,8 @@ def is_out_of_reach(limits: Limits, side: Side, *, lowest: Sequence[Bound]) -> b
     for bound in list_limits(limits, side):
         if not bound.is_exceeded:
             continue
-        for least in lowest:
-            if least.limits_same_thing(bound) and least.value > bound.limit:
+        for lowest_bound in lowest:
+            if lowest_bound.limits_same_thing(bound) and lowest_bound.value > bound.limit:
                 return True
     return False
 
@@ -130,11 +137,11 @@ def is_out_of_reach(limits: Limits, side: Side, *, lowest: Sequence[Bound]) -> b
 def scale_latencies(lowest: Sequence[Bound], pace: float) -> tuple[Bound, ...]:
     """Return `Target.lowest_reachable` on a machine that is `pace` times slower than when it was
     predicted."""
-    scaled: list[Bound] = []
-    for least in lowest:
-        factor = pace if least.is_latency else 1.0
-        scaled.append(replace(least, value=least.value * factor))
-    return tuple(scaled)
+    scaled_bounds: list[Bound] = []
+    for lowest_bound in lowest:
+        factor = pace if lowest_bound.is_latency else 1.0
+        scaled_bounds.append(replace(lowest_bound, value=lowest_bound.value * factor))
+    return tuple(scaled_bounds)
 
 
 def tighten_limits(current: Limits, requested: Limits, *, side: Side) -> Limits:

@@ -30,7 +30,7 @@ def adopt_measurements(folder: Path, figures: Path) -> Path:
     Raises:
         DataError: The figures are of another device or of other bundles.
     """
-    target_folder = RunFolder(folder)
+    target_folder = RunFolder(path=folder)
     check = read_record(BundleCheck, figures)
     summary = _adopt_check(load_summary(folder), check, folder=target_folder)
     write_record(target_folder.device_check, check)
@@ -44,7 +44,7 @@ def _rewrite_front(shared: RunFolder) -> None:
     if not shared.front.exists():
         return
     names = read_plain(dict, shared.front, cure=RESUME_CURE)
-    summaries = {name: load_summary(shared.subfolder(name).path) for name in names}
+    summaries = {name: load_summary(shared.get_subfolder(name).path) for name in names}
     write_front(summaries, shared)
 
 

@@ -51,7 +51,7 @@ class SplitAnswers:
     failed_metrics: dict[str, str] = field(default_factory=dict)
     """Why a metric has no figure, by `<metric>.<node>`."""
 
-    def as_answers(self, references: tuple[str, ...]) -> dict[str, Answers]:
+    def to_answers(self, references: tuple[str, ...]) -> dict[str, Answers]:
         """Return the answers by node, to compare others with."""
         answers: dict[str, Answers] = {}
         for node in {*self.texts, *self.vectors}:
@@ -84,7 +84,7 @@ def answer_split(run: RunContext, split: str) -> dict[str, SplitAnswers]:
         The answers of `baseline` and `compressed`.
     """
     pairs = run.data.load(split)
-    record = run.shared.dense_answers(split)
+    record = run.shared.locate_dense_answers(split)
     bundles = list_bundles(run)
     baseline: SplitAnswers | None = None
     if record.exists():
@@ -96,7 +96,7 @@ def answer_split(run: RunContext, split: str) -> dict[str, SplitAnswers]:
         scoring = score_answers(answers["baseline"], spec=run.spec)
         baseline = _keep_answers(answers["baseline"], scoring)
         write_record(record, baseline, indent=None)
-    dense = baseline.as_answers(pairs.texts)
+    dense = baseline.to_answers(pairs.texts)
     scoring = score_answers(answers["compressed"], spec=run.spec, dense=dense)
     compressed = _keep_answers(answers["compressed"], scoring)
     return {
@@ -159,13 +159,14 @@ def _ask_bundles(
     pending: dict[str, Future[dict[str, Answers]]] = {}
     with ThreadPoolExecutor() as pool:
         for side, pipeline in pipelines.items():
-            pending[side] = pool.submit(
+            answer = partial(
                 answer_pairs,
                 pipeline,
                 pairs,
                 unjoined_encoders=unjoined_encoders,
                 progress=prefix_progress(progress, f"{side} on {split}: "),
             )
+            pending[side] = pool.submit(answer)
         return {side: future.result() for side, future in pending.items()}
 
 
@@ -221,12 +222,11 @@ def estimate_on_long_inputs(answers: dict[str, SplitAnswers]) -> dict[str, dict[
 
 def select_inputs(scores: PerSampleScores, indices: Sequence[int]) -> PerSampleScores:
     """Return the scores of some inputs."""
+    numerators = tuple(scores.numerators[i] for i in indices)
     denominators = scores.denominators
-    return replace(
-        scores,
-        numerators=tuple(scores.numerators[i] for i in indices),
-        denominators=tuple(denominators[i] for i in indices) if denominators else (),
-    )
+    if denominators:
+        denominators = tuple(denominators[i] for i in indices)
+    return replace(scores, numerators=numerators, denominators=denominators)
 
 
 def select_samples(

@@ -81,9 +81,9 @@ class FitAttempt:
         It leaves half the margin over the share that a finished artifact must reach, for that is
         measured anew.
         """
-        wide = self.upper_share - tolerances.accepted_width
-        safe = MIN_TARGET_SHARE + self.benchmark.margin / 2
-        return min(max(wide, safe), self.upper_share - MIN_MARGIN)
+        width_bound = self.upper_share - tolerances.accepted_width
+        margin_bound = MIN_TARGET_SHARE + self.benchmark.margin / 2
+        return min(max(width_bound, margin_bound), self.upper_share - MIN_MARGIN)
 
     def compute_target_share(self, target_ms: float) -> float:
         """Return expected latency / target."""
@@ -141,7 +141,9 @@ def approach_target(
     exhausted = False
     for number in range(options.tolerances.max_attempts):
         trial = propose(predictor, budget_ms, attempt=options.first_attempt + number)
-        if trial is None or any(trial.candidate == old.trial.candidate for old in attempts):
+        if trial is None or any(
+            trial.candidate == earlier_attempt.trial.candidate for earlier_attempt in attempts
+        ):
             break
         predicted_ms = predictor(trial.candidate)
         attempts.append(
@@ -219,7 +221,7 @@ def _find_right_correction(
         predictor_then = replace(predictor, correction=attempt.correction)
 
         def predict_node_ms(kind: BoundKind, node_name: str) -> float:
-            return predictor_then.node_ms(node_name, attempt.trial.candidate)
+            return predictor_then.predict_node_ms(node_name, attempt.trial.candidate)
 
         predicted_ratio = find_worst_ratio(list_node_bounds(options.limits, predict_node_ms))
         error = max(error, attempt.benchmark.worst_limit_ratio / predicted_ratio)

@@ -34,8 +34,8 @@ def identify_artifact(folder: RunFolder) -> str:
 def note_artifacts(folder: RunFolder) -> None:
     """Write down the finished artifacts of a folder, each in place of an earlier record of it.
 
-    It is called where a run that is cut off goes on with the next artifact, or ends: a record that
-    is written between the summary of a miss and its move would else end the run with that miss.
+    It is called where a run that is cut off goes on with the next artifact, or ends. A record
+    between the summary of a miss and its move would else end the run with that miss.
 
     Args:
         folder: The folder of the target. The artifact that is set aside was made first.

@@ -94,7 +94,7 @@ def assemble_side(
     manifest = read_manifest(bundle)
     bytes_by_file = {file: entry["bytes"] for file, entry in manifest["files"].items()}
     nodes = {}
-    for name in spec.model_nodes():
+    for name in spec.list_model_nodes():
         node_bytes = 0
         for file, count in bytes_by_file.items():
             if file.startswith(f"{name}/"):
@@ -139,13 +139,13 @@ def build_target(
         reach: What the search space is predicted to reach.
         pace: Latency now / latency when it was predicted: a busy machine is slower.
     """
-    target_ms = goal.target_ms(dense)
-    exceeded = list_exceeded_bounds(spec, goal, target_ms=target_ms, side=compressed)
+    target_ms = goal.compute_target_ms(dense)
+    exceeded_bounds = list_exceeded_bounds(spec, goal, target_ms=target_ms, side=compressed)
     dense_ms: float = getattr(dense, goal.statistic)
     return Target(
         latency_ms=target_ms,
         speedup=dense_ms / target_ms,
-        met=not exceeded,
+        met=not exceeded_bounds,
         text=spec.target,
         statistic=goal.statistic,
         floor_ms=pace * reach.floor_ms,
@@ -153,7 +153,7 @@ def build_target(
         fixed_ms_by_node={node: pace * ms for node, ms in reach.fixed_ms_by_node.items()},
         lowest_reachable=scale_latencies(reach.lowest_reachable, pace),
         latency_ms_p50=target_ms if goal.statistic == "p50" else None,
-        exceeded_bounds=exceeded,
+        exceeded_bounds=exceeded_bounds,
     )
 
 
@@ -186,7 +186,7 @@ def replace_measurements(
     compressed = _replace_side_latency(summary.compressed, check.compressed)
     old_target = summary.target
     goal = parse_target(spec.target)
-    target_ms = goal.target_ms(check.baseline.latency)
+    target_ms = goal.compute_target_ms(check.baseline.latency)
     pace = target_ms / old_target.latency_ms
     reach = PredictedReach(
         floor_ms=old_target.floor_ms,
@@ -194,7 +194,7 @@ def replace_measurements(
         fixed_ms_by_node=old_target.fixed_ms_by_node,
         lowest_reachable=old_target.lowest_reachable,
     )
-    adopted = replace(
+    adopted_summary = replace(
         summary,
         target=build_target(
             spec,
@@ -212,7 +212,7 @@ def replace_measurements(
         machine_speed_factor=1.0,
         writing=FreeWriting(),
     )
-    return replace(adopted, warnings=list_warnings(adopted))
+    return replace(adopted_summary, warnings=list_warnings(adopted_summary))
 
 
 def _replace_side_latency(side: Side, measured: PipelineMeasurement) -> Side:

@@ -42,7 +42,7 @@ def set_damaged_shared_aside(run: RunContext) -> None:
     setter.check_record(Predictor, folder.predictor)
     for bundle in _list_folders(folder.quantized):
         # The predictor is made again for them: that stage alone writes them.
-        setter.check_bundle(bundle, folder.predictor)
+        setter.check_bundle(bundle, [folder.predictor])
     setter.check_record(Footprint, folder.footprint)
     setter.check_record(ReferenceRuns, folder.reference_runs)
     if is_sensitivity_stored(folder):
@@ -66,16 +66,17 @@ def set_damaged_artifact_aside(run: RunContext) -> None:
         setter.check_existing(_check_history, history)
     setter.check_existing(check_checkpoint, folder.training_checkpoint)
     # Weights are of no use without the structure that they were trained for.
-    trained = [folder.weights, folder.training_checkpoint, *folder.list_training_histories()]
-    setter.check_record(FittedStructure, folder.fitted, *trained, folder.summary, folder.outcomes)
+    dependents = [folder.weights, folder.training_checkpoint, *folder.list_training_histories()]
+    dependents += [folder.summary, folder.outcomes]
+    setter.check_record(FittedStructure, folder.fitted, dependents=dependents)
     if folder.units.exists():
         nodes = list(run.models)
         setter.check(partial(_check_weights, folder, nodes), [folder.weights])
     if folder.has_bundle():
         setter.check_bundle(folder.bundle)
     setter.check_record(ArtifactJournal, folder.artifacts)
-    setter.check_record(Summary, folder.summary, folder.outcomes)
-    setter.check_record(SplitScores, folder.outcomes, folder.summary)
+    setter.check_record(Summary, folder.summary, dependents=[folder.outcomes])
+    setter.check_record(SplitScores, folder.outcomes, dependents=[folder.summary])
     if folder.device_check.exists():
         set_aside_if_damaged(
             partial(read_record, BundleCheck, folder.device_check),
@@ -110,12 +111,14 @@ class _Setter:
         if path.exists():
             self.check(partial(read, path), [path])
 
-    def check_record(self, record_type: type, path: Path, *dependents: Path) -> None:
+    def check_record(
+        self, record_type: type, path: Path, *, dependents: Sequence[Path] = ()
+    ) -> None:
         """Set a record aside when it is there and damaged, together with what depends on it."""
         if path.exists():
             self.check(partial(read_record, record_type, path), [path, *dependents])
 
-    def check_bundle(self, bundle: Path, *dependents: Path) -> None:
+    def check_bundle(self, bundle: Path, dependents: Sequence[Path] = ()) -> None:
         """Set a bundle aside when it is there and damaged, together with what depends on it."""
         if bundle.exists():
             self.check(partial(check_bundle, bundle), [bundle, *dependents])
@@ -149,7 +152,7 @@ def _check_history(path: Path) -> None:
 
 def _check_weights(folder: RunFolder, nodes: Sequence[str]) -> None:
     """Check the files of trained weights. Raises `DataError` when one is missing or torn."""
-    for path in [folder.units, *(folder.node_weights(node) for node in nodes)]:
+    for path in [folder.units, *(folder.locate_node_weights(node) for node in nodes)]:
         try:
             # The header says how long the file has to be.
             with safe_open(path, "pt") as file:

@@ -22,7 +22,7 @@ def find_text_judged_nodes(spec: Spec) -> frozenset[str]:
     """Return the nodes whose texts a metric of the spec judges."""
     nodes: set[str] = set()
     for metric in spec.metrics:
-        need = METRICS.fact(metric.kind, "needs")
+        need = METRICS.get_fact(metric.kind, "needs")
         if need in TEXT_NEEDS:
             nodes.update((metric.of,) if metric.of else find_judged_nodes(spec, need))
     return frozenset(nodes)
@@ -42,15 +42,15 @@ def count_answers(
     for node, texts in texts_by_node.items():
         frequencies = Counter(text for text in texts if text.strip())
         most_frequent = frequencies.most_common(1)
-        alike = 0
+        alike_count = 0
         example = ""
         # a text that stands alone is equal to no other
         if most_frequent and most_frequent[0][1] > 1:
-            example, alike = most_frequent[0]
+            example, alike_count = most_frequent[0]
         counts[node] = AnswerCounts(
             inputs=len(texts),
             empty=len(texts) - frequencies.total(),
-            alike=alike,
+            alike=alike_count,
             example=example,
             judged=node in judged,
         )

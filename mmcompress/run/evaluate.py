@@ -120,7 +120,7 @@ def skip_failed_step(run: RunContext, name: str, *, skipped: dict[str, str]) -> 
     """Go on where the block fails: nothing that is trained or measured depends on it.
 
     Args:
-        run: The run; its listener is told.
+        run: The run; its listener receives messages.
         name: What is skipped, for a person.
         skipped: Receives the reason.
 
@@ -151,7 +151,7 @@ def _build_summary(
     predictor = replace(
         prepared.predictor,
         correction=fitted.correction,
-        p95_ratio=run.goal.p95_ratio(prepared.dense.latency_ms),
+        p95_ratio=run.goal.compute_p95_ratio(prepared.dense.latency_ms),
     )
     measured = latency.summarize(predictor)
     dense_latency = measured["baseline"].latency
@@ -171,7 +171,7 @@ def _build_summary(
         quality=quality,
         skipped=skipped,
     )
-    target_ms = run.goal.target_ms(dense_latency)
+    target_ms = run.goal.compute_target_ms(dense_latency)
     # The machine may be slower or faster now than when the dense pipeline was profiled.
     pace = target_ms / fitted.target_ms
     trials = _list_trials(run, predictor, pace=pace)
@@ -297,7 +297,7 @@ def _list_trials(run: RunContext, predictor: Predictor, *, pace: float) -> tuple
     study = open_study(run.folder.study, run.spec.seed, tell=run.tell_damage)
     by_candidate: dict[str, Trial] = {}
     for trial in reversed(read_finished_trials(study)):
-        by_candidate[trial.candidate.key()] = trial
+        by_candidate[trial.candidate.make_key()] = trial
     trials = []
     for trial in reversed(by_candidate.values()):
         trials.append(replace(trial, latency_ms=pace * predictor(trial.candidate)))

@@ -48,7 +48,7 @@ def export_dense(
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(f"{folder}: not empty; choose another --out")
     spec, _ = pin_sources(load_spec(spec_path, overrides, for_export=True), {})
-    on_progress("export", f"{spec.name}: {len(spec.model_nodes())} models", None)
+    on_progress("export", f"{spec.name}: {len(spec.list_model_nodes())} models", None)
     data = open_dataset(spec.data)
     models = load_models(spec)
     on_progress("export", "writing and proving the graphs", 0.2)

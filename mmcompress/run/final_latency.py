@@ -37,9 +37,9 @@ from mmcompress.workspace.context import RunContext
 class FinalLatency:
     """Measures both bundles, and the reference pipelines that show how fast the machine is now.
 
-    There is one part before and one after every split that is judged: a machine that others use is
-    faster and slower by the minute, and not equally so for a large model and a small one. Bundles
-    stay loaded as long as those of a fit. Loaded for three seconds, a small pipeline seems 1 to 2 %
+    There is one part before and one after every split that is judged. For a machine that others use
+    is faster and slower by the minute, and not equally so for large and small models. Bundles stay
+    loaded as long as those of a fit. Loaded for three seconds, a small pipeline seems 1 to 2 %
     quicker beside a large one than when it is loaded for eight.
     """
 
@@ -101,8 +101,8 @@ class FinalLatency:
     def estimate_margin(self) -> float:
         """Return the share that the ratio of the two latencies may be off by.
 
-        It is the half-width of the interval of 95 % over the parts, each with its own ratio: within
-        a part, the requests share the mood of the machine. 0 where nothing is measured.
+        It is the half-width of the interval of 95 % over the parts, each with its own ratio. Within
+        a part, the requests share the speed of the machine. 0 where nothing is measured.
         """
         if self._run.device_readings:
             return 0.0
@@ -187,9 +187,9 @@ def _predict_measurement(
     p95_ratio = dense.latency.p95 / dense.latency.p50
     nodes = {}
     for node_name in predictor.deployed:
-        node_ms = predictor.node_ms(node_name, candidate)
+        node_ms = predictor.predict_node_ms(node_name, candidate)
         nodes[node_name] = Latency(p50=node_ms, p95=node_ms * p95_ratio, n=0)
-    outside_ms = predictor.overhead_ms + predictor.critical_path_ms(predictor.outside_sessions_ms)
+    outside_ms = predictor.overhead_ms + predictor.combine_node_ms(predictor.outside_sessions_ms)
     return replace(
         dense,
         latency=Latency(p50=p50, p95=p50 * p95_ratio, n=0),

@@ -59,7 +59,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
     goes on.
     """
     last: Trial | None = None
-    proposed: set[str] = set()
+    proposed_keys: set[str] = set()
     with start_evaluator(run, sensitivity) as evaluator:
 
         def propose(predictor: Predictor, budget_ms: float, attempt: int) -> Trial | None:
@@ -77,7 +77,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
                     evaluator=evaluator,
                     structure=last.candidate,
                 )
-            if trial is None or trial.candidate.key() in proposed:
+            if trial is None or trial.candidate.make_key() in proposed_keys:
                 trials = run_search(
                     run,
                     updated,
@@ -97,7 +97,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
                 )
             last = trial
             if trial:
-                proposed.add(trial.candidate.key())
+                proposed_keys.add(trial.candidate.make_key())
             return trial
 
         yield propose
@@ -119,7 +119,7 @@ def exclude_structures(propose: Propose, excluded: Collection[str]) -> Propose:
         for number in range(MAX_SMALLER_BUDGETS):
             smaller_ms = budget_ms * (1 - SMALLER_BUDGET_STEP) ** number
             trial = propose(predictor, smaller_ms, attempt=attempt)
-            if trial is None or trial.candidate.key() not in excluded:
+            if trial is None or trial.candidate.make_key() not in excluded:
                 return trial
         return None
 
@@ -164,17 +164,17 @@ def fit_structure(
     stored = read_valid_structure(run.folder, plan, effort=effort)
     if stored:
         return stored
-    trimmed = trim_structure(run, prepared, plan=plan, effort=effort)
-    if trimmed:
-        write_record(run.folder.fitted, trimmed)
-        return trimmed
+    trimmed_structure = trim_structure(run, prepared, plan=plan, effort=effort)
+    if trimmed_structure:
+        write_record(run.folder.fitted, trimmed_structure)
+        return trimmed_structure
 
     dense_latency = prepared.dense.latency_ms
-    target_ms = run.goal.target_ms(dense_latency)
+    target_ms = run.goal.compute_target_ms(dense_latency)
     predictor = replace(
         prepared.predictor,
         correction=prepared.predictor.correction * plan.final_to_fitted,
-        p95_ratio=run.goal.p95_ratio(dense_latency),
+        p95_ratio=run.goal.compute_p95_ratio(dense_latency),
     )
     _report_unreachable_target(run, prepared, predictor=predictor, target_ms=target_ms)
     options = ApproachOptions(
@@ -277,15 +277,17 @@ def choose_attempt(attempts: tuple[FitAttempt, ...], options: ApproachOptions) -
     Where all exceed the target, it is the fastest one.
     """
     target_ms = options.target_ms
-    within = [item for item in attempts if item.compute_target_share(target_ms) <= item.upper_share]
-    if not within:
+    meeting_attempts = [
+        item for item in attempts if item.compute_target_share(target_ms) <= item.upper_share
+    ]
+    if not meeting_attempts:
         return min(attempts, key=_get_bounded_ms)
 
     def rank(attempt: FitAttempt) -> tuple[float, float]:
         missing = attempt.lower_share(options.tolerances) - attempt.compute_target_share(target_ms)
         return max(missing, 0.0), attempt.trial.loss
 
-    return min(within, key=rank)
+    return min(meeting_attempts, key=rank)
 
 
 def _get_bounded_ms(attempt: FitAttempt) -> float:
@@ -302,28 +304,28 @@ def _record_fit(
 ) -> FittedStructure:
     """Return the record of the chosen structure, and of what the search space can reach."""
     predictor = result.predictor
-    chosen = choose_attempt(result.attempts, options)
+    chosen_attempt = choose_attempt(result.attempts, options)
     problem = build_problem(
         run, prepared.sensitivity, predictor=predictor, budget_ms=options.target_ms
     )
     fastest = find_fastest(problem, predictor)
     return FittedStructure(
-        candidate=chosen.trial.candidate,
-        predicted_ms=chosen.predicted_ms,
-        measured_ms=chosen.bounded_ms,
+        candidate=chosen_attempt.trial.candidate,
+        predicted_ms=chosen_attempt.predicted_ms,
+        measured_ms=chosen_attempt.bounded_ms,
         target_ms=options.target_ms,
         search_effort=search_effort,
         correction=predictor.correction,
         floor_ms=predictor(fastest),
-        fixed_ms=predictor.fixed_ms(fastest),
-        fixed_ms_by_node=predictor.fixed_ms_by_node(fastest),
+        fixed_ms=predictor.predict_fixed_ms(fastest),
+        fixed_ms_by_node=predictor.predict_fixed_ms_by_node(fastest),
         lowest_reachable=_find_lowest_reachable(
             run.spec.limits,
-            LoadPredictor(run, prepared.sensitivity, predictor),
+            LoadPredictor(run, prepared.sensitivity, predictor=predictor),
             problem=problem,
             smallest=fastest,
         ),
-        touched_bounds=tuple(list_touched_bounds(problem, chosen.trial.candidate)),
+        touched_bounds=tuple(list_touched_bounds(problem, chosen_attempt.trial.candidate)),
         attempts=tuple(attempt.to_record(options.target_ms) for attempt in result.attempts),
         final_to_fitted=options.final_to_fitted,
         exhausted=result.exhausted,

@@ -2,7 +2,7 @@
 
 A structure is measured before its training while it writes what the dense pipeline wrote. A
 finished artifact writes freely. Its decode steps are counted, so its latency for the dense texts
-follows: a factor from the one measurement to the other is then learned of equal work.
+follows. A factor from the one measurement to the other is then learned of equal work.
 """
 
 from __future__ import annotations

@@ -91,11 +91,11 @@ def next_step(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry | Do
     """
     last = history[-1]
     summary = last.summary
-    reached = compute_corrected_target_share(summary)
+    reached_share = compute_corrected_target_share(summary)
     worst_ratio = find_worst_limit_ratio(limits.bounds, summary.compressed)
     finished = sum(item.fitted.search_effort >= limits.search_effort for item in history)
-    if max(reached, worst_ratio) <= 1:
-        if reached >= MIN_TARGET_SHARE:
+    if max(reached_share, worst_ratio) <= 1:
+        if reached_share >= MIN_TARGET_SHARE:
             return Done(reason="the artifact lies just within its bounds")
         if last.fitted.aimed_share < MIN_TARGET_SHARE:
             return Done(reason="the search has nothing larger within the target")
@@ -105,7 +105,7 @@ def next_step(history: Sequence[Artifact], limits: ArtifactLimits) -> Retry | Do
     lowest = summary.target.lowest_reachable
     if worst_ratio > 1 and is_out_of_reach(limits.bounds, summary.compressed, lowest=lowest):
         return Done(reason="nothing in the search space is predicted to meet a limit")
-    if reached > 1 and summary.target.floor_ms > summary.target.latency_ms:
+    if reached_share > 1 and summary.target.floor_ms > summary.target.latency_ms:
         return Done(reason="nothing in the search space is predicted to meet the target")
     # A miss is tried once more even where one artifact was asked for.
     if finished >= max(limits.max_artifacts, 2):

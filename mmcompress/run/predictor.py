@@ -115,8 +115,8 @@ def write_reference_bundles(run: RunContext, plan: MeasurementPlan, *, folder: P
         plan: The precisions and the smaller structures.
         folder: Where the bundles go, one folder each.
     """
-    others = [precision for precision in plan.every_precision if precision != "fp32"]
-    for precision in others:
+    other_precisions = [precision for precision in plan.every_precision if precision != "fp32"]
+    for precision in other_precisions:
         quantize_bundle(
             run.shared.baseline,
             run.models,
@@ -133,7 +133,7 @@ def write_reference_bundles(run: RunContext, plan: MeasurementPlan, *, folder: P
         run.write_bundle(
             models, dict.fromkeys(models, "fp32"), kept=kept, folder=fp32_bundle, prove=False
         )
-        for precision in others:
+        for precision in other_precisions:
             quantize_bundle(
                 fp32_bundle,
                 models,
@@ -177,16 +177,16 @@ def _predict_from_readings(readings: Readings, plan: MeasurementPlan) -> Predict
 
 def _check_precision_flags(readings: Readings, node_name: str, *, precision: str) -> None:
     """Raise `DataError` when one of the machines lacks instructions that a precision needs."""
-    needed = set(PRECISIONS.get(precision).cpu_flags)
+    required_flags = set(PRECISIONS.get(precision).cpu_flags)
     machines = {
         "that device": readings.cpu["flags"],
         "this machine, which evaluates the trials,": describe_cpu()["flags"],
     }
     for machine, flags in machines.items():
-        if needed and not needed & set(flags):
+        if required_flags and not required_flags & set(flags):
             raise DataError(
                 f"measure.readings: '{node_name}' may be {precision}, for which {machine} lacks "
-                f"{' or '.join(sorted(needed))}"
+                f"{' or '.join(sorted(required_flags))}"
             )
 
 

@@ -37,17 +37,19 @@ RUNTIME_MB = 900.0
 """Megabytes of Python with torch, transformers, ONNX Runtime and Optuna, before any model."""
 
 MODEL_COPIES_IN_MEMORY = 8
-"""Copies of the parameters that training holds at once: the dense models, the student, its
-gradients, two moments of Adam, the best weights so far, and the models of a structure that is cut
-and exported."""
+"""Copies of the parameters that training holds at once.
+
+These are the dense models, the student, its gradients, two moments of Adam, and the best weights so
+far. The models of a structure that is cut and exported come on top.
+"""
 
 PAIR_COPIES = 3
 """Copies of the pairs that are held: as they were read, as they are collated, and what the dense
 models make of them."""
 
 BUNDLE_COPIES_ON_DISK = 5
-"""Bundles and weights that a run folder holds at once, in sizes of the dense bundle: the dense
-bundle, its rounded copies, an artifact with its weights, and one that is set aside."""
+"""Bundles and weights that a run folder holds at once, in sizes of the dense bundle. These are the
+dense bundle, its rounded copies, an artifact with its weights, and one that is set aside."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,13 @@ class Profile:
 def profile_pipeline(run: RunContext) -> Profile:
     """Export the dense pipeline with proofs and measure it, or read the profile on record.
 
+    Args:
+        run: The run, as `open_run` opens it.
+
+    Returns:
+        Latencies in milliseconds, parameters and operations by node, blocks, layers with their
+        modality, and proofs. `profile.json` holds it.
+
     Raises:
         DataError: The profile on record is of another device, or of an older version.
         ProofFailed: The export differs from the models.
@@ -137,7 +144,10 @@ def _make_profile(run: RunContext) -> Profile:
         params[node_name], macs[node_name] = count_params_and_macs(
             model, decode_steps[node_name], beams=texts[node_name]
         )
-    layers = classify_layers(run.spec, run.blocks)
+    block_params = {name: count_block_params(model) for name, model in run.models.items()}
+    modality: list[dict[str, object]] = []
+    for row in classify_layers(run.spec, run.blocks):
+        modality.append({**asdict(row), "modalities": list(row.modalities)})
     return Profile(
         latency_ms=measured.latency,
         nodes=measured.nodes,
@@ -146,9 +156,9 @@ def _make_profile(run: RunContext) -> Profile:
         in_session_ms=measured.in_session_ms,
         params=params,
         macs=macs,
-        block_params={name: count_block_params(model) for name, model in run.models.items()},
+        block_params=block_params,
         blocks=run.blocks,
-        modality=tuple({**asdict(row), "modalities": list(row.modalities)} for row in layers),
+        modality=tuple(modality),
         proofs=tuple(proofs),
         device=run.device,
         traces=traces,

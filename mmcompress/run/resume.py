@@ -25,7 +25,7 @@ class TargetState:
 
     history: tuple[Artifact, ...]
     """The artifact that is set aside, if there is one."""
-    known: FittedStructure | None
+    fitted: FittedStructure | None
     """The fitted structure on record, if there is one."""
     finished: bool
     """The artifact on record has its summary, and no other one was being made."""
@@ -58,7 +58,7 @@ class TargetState:
 
     def _is_unchanged(self, fitted: FittedStructure) -> bool:
         """Return whether the finished artifact was made of this very structure."""
-        return self.finished and fitted == self.known
+        return self.finished and fitted == self.fitted
 
 
 def resume_target(run: RunContext) -> TargetState:
@@ -72,27 +72,27 @@ def resume_target(run: RunContext) -> TargetState:
     limits = ArtifactLimits.from_spec(run.spec)
     folder.finish_interrupted_move()
     set_damaged_artifact_aside(run)
-    known = read_record(FittedStructure, folder.fitted) if folder.fitted.exists() else None
+    fitted = read_record(FittedStructure, folder.fitted) if folder.fitted.exists() else None
     finished = folder.summary.exists() and not folder.has_stash()
-    if finished and known and known.search_effort < limits.search_effort:
+    if finished and fitted and fitted.search_effort < limits.search_effort:
         folder.discard_short_finetunings()
         folder.stash_artifact()
         finished = False
-        known = None
+        fitted = None
     history: tuple[Artifact, ...] = ()
     if folder.has_stash():
-        stashed = Artifact(
+        stashed_artifact = Artifact(
             fitted=read_record(FittedStructure, folder.stash.fitted),
             summary=read_record(Summary, folder.stash.summary),
         )
-        history = (stashed,)
+        history = (stashed_artifact,)
     plan = plan_artifact(history, limits)
-    if known:
+    if fitted:
         # The record on disk was made with this factor; another one would make it invalid.
         plan = replace(
-            plan, final_to_fitted=known.final_to_fitted, writing_factor=known.writing_factor
+            plan, final_to_fitted=fitted.final_to_fitted, writing_factor=fitted.writing_factor
         )
-    return TargetState(history=history, known=known, finished=finished, plan=plan)
+    return TargetState(history=history, fitted=fitted, finished=finished, plan=plan)
 
 
 def read_valid_structure(folder: RunFolder, plan: Retry, *, effort: int) -> FittedStructure | None:
@@ -116,7 +116,13 @@ def read_valid_structure(folder: RunFolder, plan: Retry, *, effort: int) -> Fitt
 
 
 def set_better_aside(run: RunContext, summary: Summary, *, is_better: IsBetter) -> None:
-    """Set the better one of the new artifact and the stashed one aside before another is made."""
+    """Set the better one of the new artifact and the stashed one aside before another is made.
+
+    Args:
+        run: The run with one target.
+        summary: The summary of the new artifact.
+        is_better: Whether the first of two artifacts is kept.
+    """
     share = compute_corrected_target_share(summary)
     message = f"the finished artifact lies at {share:.1%} of its target: another one is made"
     run.on_progress("fit", message, None)

@@ -17,8 +17,8 @@ from mmcompress.run.next_artifact import (
 )
 
 WANTED_LATENCY_MARGIN = 0.015
-"""Share that the ratio of the two latencies may be off by at the end: below it, a measurement of a
-finished artifact is over, and a larger one is told."""
+"""Share that the ratio of the two latencies may be off by at the end. Below it, a measurement of a
+finished artifact is over. A larger one is told."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -34,16 +34,25 @@ def run(
 ) -> Summary:
     """Compress a pipeline to its one target; the report is written into `out`.
 
-    Args: as `run_targets` takes them.
+    Args:
+        spec_path: The spec file.
+        out: The run folder. It must be new or empty, unless `resume` is given.
+        policy: Tunables and decisions; by default those of the package.
+        stages: What each stage does; by default the stages of the package.
+        options: `space`, `overrides`, `resume`, `on_progress`, `bench` and `clock`; see
+            `RunOptions`.
 
     Returns:
         The summary. A target that is not met raises nothing: `summary.target.met` tells. Where too
         little quality is kept, `summary.retained` tells of the slower targets that were made.
 
     Raises:
+        TypeError: An option has another name.
         SpecError: The spec is wrong, or has several targets.
         DataError: The data or the run folder do not fit.
         ModelError: A model can't be loaded, or can't be cut as asked.
+        MissingPackage: An optional package that the spec needs is not installed.
+        ClusterError: Ray, its cluster or a worker is gone.
         ProofFailed: An artifact is wrong.
     """
     targets = split_targets(load_spec(spec_path, options.get("overrides")))
@@ -70,14 +79,18 @@ def run_targets(
         out: The run folder. Several targets have a folder each in it, and a front beside them.
         policy: Tunables and decisions; by default those of the package.
         stages: What each stage does; by default the stages of the package.
-        options: See `RunOptions`.
+        options: `space`, `overrides`, `resume`, `on_progress`, `bench` and `clock`; see
+            `RunOptions`.
 
     Returns:
-        The summary of every target, in their order, each followed by the slower targets that were
-        made since too little of the dense quality was kept (`limits.retained`).
+        The summary of every target, in their order. Each is followed by those of the slower targets
+        that were made since too little of the dense quality was kept (`limits.retained`).
 
     Raises:
-        MmcompressError: What went wrong with one of several targets, when the others are done.
+        TypeError: An option has another name.
+        SpecError: The spec is wrong.
+        MmcompressError: What went wrong with one of several targets, when the others are done. For
+            one target, what `run` raises.
     """
     stages = stages or RunStages()
     with begin_run(spec_path, out, **options) as opened:
@@ -164,6 +177,9 @@ def reach_each_target(
         run: The run with everything that the targets share.
         targets: The targets, in the order they are reached.
         reach: Reaches one target, and slower ones where it must.
+
+    Returns:
+        The summaries, in the order of the targets.
 
     Raises:
         MmcompressError: The first error of a target, when all others are done. An error of the

@@ -86,7 +86,8 @@ def measure_structure(
     """Measure a structure as a whole export.
 
     The structure and the dense pipeline get the same requests, and both write what the dense one
-    does: before its training a generator may write on and on, and that is no slower structure.
+    does. Before its training a generator may write on and on; that does not make its structure
+    slower.
 
     Args:
         run: The run.
@@ -158,7 +159,16 @@ def _bench_structure(
 def find_reference_bundles(
     run: RunContext, candidate: Candidate, *, dense: Profile
 ) -> dict[str, Path]:
-    """Return the dense pipeline in every precision of a structure, where there is time."""
+    """Return the dense pipeline in every precision of a structure, where there is time.
+
+    Args:
+        run: The run.
+        candidate: The structure.
+        dense: The profile of the dense pipeline.
+
+    Returns:
+        The bundles by precision. Empty for a target in milliseconds, and for slow pipelines.
+    """
     if run.goal.kind != "speedup" or not has_time_budget(dense.latency_ms.p50):
         return {}
     bundles = {}

@@ -65,10 +65,17 @@ def read_training_result(folder: RunFolder) -> TrainingResult | None:
         loss = validations[-1]["validation_loss"]
         dense_loss = validations[-1]["dense"]
         expected_loss = predict_loss_of_twice_the_steps(loss, dense_loss=dense_loss)
+    asked_steps = 0
+    steps = 0
+    seconds = 0.0
+    for rows in histories:
+        asked_steps += int(rows[0]["asked_steps"])
+        steps += find_last_step(rows)
+        seconds += rows[0]["seconds"]
     return TrainingResult(
-        asked_steps=sum(int(rows[0]["asked_steps"]) for rows in histories),
-        steps=sum(find_last_step(rows) for rows in histories),
-        seconds=sum(rows[0]["seconds"] for rows in histories),
+        asked_steps=asked_steps,
+        steps=steps,
+        seconds=seconds,
         learning_rate=last[0]["rate"],
         ended_by=_find_end(last),
         loss=loss,

@@ -70,27 +70,27 @@ def trim_structure(
         effort: Trials and level switches that are asked of a search.
 
     Returns:
-        The structure; None where no artifact missed by a little, where no unit can be taken off, or
-        where the proof of what is left failed before.
+        The structure. None where no artifact missed by a little, or where no unit can be taken off.
+        None too where the proof of what is left failed before.
     """
-    missed = None if run.device_readings else find_small_miss(run.folder, run.spec.limits)
-    if missed is None or missed.fitted.search_effort < effort:
+    missed_target = None if run.device_readings else find_small_miss(run.folder, run.spec.limits)
+    if missed_target is None or missed_target.fitted.search_effort < effort:
         return None
-    earlier = missed.fitted
+    earlier = missed_target.fitted
     dense_latency = prepared.dense.latency_ms
-    target_ms = run.goal.target_ms(dense_latency)
-    predictor = replace(prepared.predictor, p95_ratio=run.goal.p95_ratio(dense_latency))
+    target_ms = run.goal.compute_target_ms(dense_latency)
+    predictor = replace(prepared.predictor, p95_ratio=run.goal.compute_p95_ratio(dense_latency))
     predictor = _correct_by_measurement(
-        predictor, earlier.candidate, measured_ms=missed.target_share * target_ms
+        predictor, earlier.candidate, measured_ms=missed_target.target_share * target_ms
     )
     smaller = _cut_units(run, prepared, predictor=predictor, structure=earlier.candidate)
-    if smaller is None or smaller == earlier.candidate or smaller.key() in plan.excluded:
+    if smaller is None or smaller == earlier.candidate or smaller.make_key() in plan.excluded:
         return None
     predicted_ms = predictor(smaller)
     run.on_progress(
         "fit",
-        f"the finished artifact lies at {missed.target_share:.1%} of its target: a few units are "
-        f"taken off it (predicted {predicted_ms:.2f} ms), nothing is searched",
+        f"the finished artifact lies at {missed_target.target_share:.1%} of its target. A few "
+        f"units are taken off it (predicted {predicted_ms:.2f} ms), nothing is searched",
         None,
     )
     return replace(
@@ -119,7 +119,7 @@ def _cut_units(
     run: RunContext, prepared: PreparedRun, *, predictor: Predictor, structure: Candidate
 ) -> Candidate | None:
     """Return a structure with fewer units and the same precisions; None where none can go."""
-    target_ms = run.goal.target_ms(prepared.dense.latency_ms)
+    target_ms = run.goal.compute_target_ms(prepared.dense.latency_ms)
     problem = build_problem(
         run,
         prepared.sensitivity,
@@ -128,4 +128,6 @@ def _cut_units(
     )
     # In another precision it would be another structure.
     problem = replace(problem, precisions={})
-    return cut_to_budget(problem, structure, loss_increase=prepared.sensitivity.loss_increase)
+    return cut_to_budget(
+        problem, structure, loss_increase=prepared.sensitivity.estimate_loss_increase
+    )

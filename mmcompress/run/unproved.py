@@ -33,7 +33,7 @@ def exclude_unproved(plan: Retry, folder: RunFolder) -> Retry:
     excluded = []
     for unproved in folder.list_unproved():
         record = read_record(FailedProof, unproved.failed_proof)
-        excluded.append(record.candidate.key())
+        excluded.append(record.candidate.make_key())
     return replace(plan, excluded=tuple(excluded))
 
 

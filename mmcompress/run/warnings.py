@@ -14,11 +14,11 @@ MIN_DENSE_ACCURACY = 0.05
 """Share of inputs that the dense pipeline must be right on for a metric to say what was lost."""
 
 NOTABLE_EMPTY_SHARE = 0.1
-"""Share of the dense answers that are empty, from which it is told."""
+"""Share of the dense answers that are empty. From this share on a warning says so."""
 
 NOTABLE_EQUAL_SHARE = 0.5
-"""Share of the dense answers that are empty or one text, from which it is told: a lookup in a short
-list finds one text often."""
+"""Share of the dense answers that are empty or one text. From this share on a warning tells of it,
+as a lookup in a short list finds one text often."""
 
 STEEP_CUT_SHARE = 0.6
 """Share of one kind of unit that is much to cut at once."""
@@ -120,8 +120,8 @@ def _warn_of_weak_metrics(summary: Summary) -> list[str]:
             continue
         left_out = ", and it is left out of what is retained" if accuracy <= 0 else ""
         warnings.append(
-            f"{name}: the dense pipeline itself is right only {max(accuracy, 0):.1%} of the time: "
-            f"this says little of what was lost{left_out}; "
+            f"{name}: the dense pipeline itself is right only {max(accuracy, 0):.1%} of the time. "
+            f"This says little of what was lost{left_out}; "
             "'agreement' with the dense pipeline may say more (metrics)"
         )
     return warnings
@@ -221,7 +221,7 @@ def _warn_of_slow_zeros(summary: Summary) -> list[str]:
         if node.sparsity > NOTABLE_SPARSITY:
             warnings.append(
                 f"{name}: {node.sparsity:.0%} of the weights of its blocks are zero; "
-                f"it takes {node.latency_ms_p50:.2f} ms: "
+                f"it takes {node.latency_ms_p50:.2f} ms. "
                 "ONNX Runtime multiplies zeros like other numbers, so this brings no speed"
             )
     return warnings
@@ -261,7 +261,7 @@ def _warn_of_wrong_prediction(summary: Summary) -> list[str]:
         return []
     return [
         "predicted and measured latency differ by more than 10 %: the device table may be stale "
-        "or the machine busy; a new --out with an empty table cache (MMCOMPRESS_CACHE) measures "
+        "or the machine busy. A new --out with an empty table cache (MMCOMPRESS_CACHE) measures "
         "the device anew"
     ]
 
@@ -299,7 +299,7 @@ def _warn_of_uncertain_latency(summary: Summary) -> list[str]:
     share = compute_target_share(summary)
     text = (
         f"the ratio of both latencies may be off by {margin:.1%} (95 % interval over "
-        f"{summary.bench_repeats} parts; {WANTED_LATENCY_MARGIN:.1%} is wanted): the machine was "
+        f"{summary.bench_repeats} parts; {WANTED_LATENCY_MARGIN:.1%} is wanted). The machine was "
         "busy or changed its speed"
     )
     if abs(share - 1) <= margin:
@@ -328,8 +328,8 @@ def _explain_miss(summary: Summary) -> str:
         name = max(nodes, key=lambda node_name: nodes[node_name].latency_ms_p50)
         text += (
             f". The bottleneck is '{name}' ({nodes[name].latency_ms_p50:.2f} ms). The lowest "
-            f"latency this search space can reach is predicted at {target.floor_ms:.2f} ms; "
-            f"{target.fixed_ms:.2f} ms of it can't be pruned: pre-processing, the decode loop, "
+            f"latency this search space can reach is predicted at {target.floor_ms:.2f} ms. "
+            f"Of it {target.fixed_ms:.2f} ms can't be pruned: pre-processing, the decode loop, "
             f"embeddings and heads of the models{_describe_fixed_part(target)}"
         )
     else:
@@ -338,11 +338,11 @@ def _explain_miss(summary: Summary) -> str:
             f". The largest model is '{name}' ({nodes[name].params / 1e6:.2f} M parameters, "
             f"{nodes[name].size_mb:.1f} MB)"
         )
-    for least in target.lowest_reachable:
-        if any(least.limits_same_thing(bound) for bound in target.exceeded_bounds):
+    for lowest_bound in target.lowest_reachable:
+        if any(lowest_bound.limits_same_thing(bound) for bound in target.exceeded_bounds):
             text += (
-                f". The least {least.name} of this search space is predicted at "
-                f"{least.value:.2f} {least.unit}"
+                f". The least {lowest_bound.name} of this search space is predicted at "
+                f"{lowest_bound.value:.2f} {lowest_bound.unit}"
             )
     return text
 

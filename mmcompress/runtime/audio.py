@@ -153,12 +153,12 @@ def split_sound(samples: np.ndarray, seconds: float) -> list[np.ndarray]:
     """
     limit = int(seconds * SAMPLE_RATE)
     pieces: list[np.ndarray] = []
-    remaining = samples
-    while len(remaining) > limit:
-        cut = _find_quiet_spot(remaining, limit)
-        pieces.append(remaining[:cut])
-        remaining = remaining[cut:]
-    return [*pieces, remaining]
+    remaining_samples = samples
+    while len(remaining_samples) > limit:
+        cut = _find_quiet_spot(remaining_samples, limit)
+        pieces.append(remaining_samples[:cut])
+        remaining_samples = remaining_samples[cut:]
+    return [*pieces, remaining_samples]
 
 
 def _find_quiet_spot(samples: np.ndarray, limit: int) -> int:

@@ -13,12 +13,12 @@ import numpy as np
 
 from mmcompress.runtime.check_values import (
     Rules,
+    allow_either,
     check_flag,
     check_text,
-    either,
-    list_of,
-    number,
-    whole_number,
+    require_list,
+    require_number,
+    require_whole_number,
 )
 from mmcompress.runtime.score_rules import (
     ban_bad_words_,
@@ -61,28 +61,28 @@ NO_TOKEN = -1
 MASKED_SCORE = -1e9
 """Added to the score of what must not be chosen or seen; finite, since -inf - -inf is no number."""
 
-_TOKEN_ID = whole_number(NO_TOKEN, 2**31 - 1)
+_TOKEN_ID = require_whole_number(NO_TOKEN, 2**31 - 1)
 """A token id, or no token."""
 
-_TOKEN_IDS = list_of(whole_number(0, 2**31 - 1), max_length=1_000_000)
+_TOKEN_IDS = require_list(require_whole_number(0, 2**31 - 1), max_length=1_000_000)
 """Token ids, as many as a vocabulary has at most."""
 
 GENERATION_RULES: Rules = {
     "bos": _TOKEN_ID,
-    "eos": either(_TOKEN_ID, _TOKEN_IDS),
+    "eos": allow_either(_TOKEN_ID, _TOKEN_IDS),
     "pad": _TOKEN_ID,
-    "beams": whole_number(1, 64),
-    "max_tokens": whole_number(1, 8192),
+    "beams": require_whole_number(1, 64),
+    "max_tokens": require_whole_number(1, 8192),
     "prompt": _TOKEN_IDS,
     "other_ends": _TOKEN_IDS,
     "forced_first": _TOKEN_ID,
     "forced_end": _TOKEN_ID,
-    "min_tokens": whole_number(0, 8192),
-    "early_stopping": either(check_flag, check_text),
-    "length_penalty": number(-1e3, 1e3),
-    "repetition_penalty": number(1e-3, 1e3),
-    "no_repeat_ngram_size": whole_number(0, 8192),
-    "bad_words": list_of(_TOKEN_IDS, max_length=100_000),
+    "min_tokens": require_whole_number(0, 8192),
+    "early_stopping": allow_either(check_flag, check_text),
+    "length_penalty": require_number(-1e3, 1e3),
+    "repetition_penalty": require_number(1e-3, 1e3),
+    "no_repeat_ngram_size": require_whole_number(0, 8192),
+    "bad_words": require_list(_TOKEN_IDS, max_length=100_000),
     "history": _TOKEN_IDS,
     "raw_scores": check_flag,
     "suppress": _TOKEN_IDS,
@@ -174,7 +174,7 @@ class Generation:
             or self.raw_scores
         )
 
-    def paced(self, steps: int) -> Generation:
+    def set_pace(self, steps: int) -> Generation:
         """Return the same generation, ending after exactly so many calls of the model.
 
         No token ends it. To suppress the end token would take time at every step, which is not to
@@ -321,8 +321,8 @@ def beam_search(
                 divisor = length**generation.length_penalty
                 means = [score / divisor for score in scores]
                 running[0] = running[0][:-repeated_tokens]
-                ended = list(zip(means, running, strict=True))
-                return _take_best([*finished, *ended], generation.beams)
+                ended_sequences = list(zip(means, running, strict=True))
+                return _take_best([*finished, *ended_sequences], generation.beams)
         if made_moves is not None:
             made_moves.append((beams, tokens))
         if beams != unmoved_beams:
@@ -372,7 +372,7 @@ def _rank_options(
 ) -> list[_Option]:
     """List the best ways to go on, the best first.
 
-    There are `end_count` + 1 times as many as beams, at least twice as many: even if every beam
+    There are `end_count` + 1 times as many as beams, and at least twice as many. Even if every beam
     could end in every way, as many are left to go on.
     """
     beams, vocabulary = log_probabilities_BV.shape
@@ -412,10 +412,10 @@ def _add_finished(
 def _extend_sequences(running: Sequence[list[int]], move: BeamMove) -> list[list[int]]:
     """Give every beam the sequence that it continues, and its next token."""
     beams, tokens = move
-    extended: list[list[int]] = []
+    extended_ids: list[list[int]] = []
     for beam, token in zip(beams, tokens, strict=True):
-        extended.append([*running[beam], token])
-    return extended
+        extended_ids.append([*running[beam], token])
+    return extended_ids
 
 
 def _take_best(sequences: list[ScoredSequence], count: int) -> list[ScoredSequence]:

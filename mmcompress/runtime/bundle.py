@@ -106,7 +106,7 @@ def _list_used_files(manifest: Manifest) -> Iterator[tuple[str, object]]:
         config = node.get("config", {})
         kind_name = node.get("kind")
         # A kind that nobody knows is refused when the bundle is loaded.
-        is_known = kind_name in NODE_KINDS.names()
+        is_known = kind_name in NODE_KINDS.list_names()
         for key in NODE_KINDS.get(kind_name).file_keys if is_known else ():
             if key in config:
                 yield f"graph.nodes.{node_name}.config.{key}", config[key]
@@ -117,9 +117,9 @@ def _find_root(folder: Path) -> Path:
 
     The cache of a hub keeps `snapshots/COMMIT/` with links to the `blobs/` beside `snapshots/`.
     """
-    resolved = folder.resolve()
-    is_snapshot = resolved.parent.name == "snapshots"
-    return resolved.parents[1] if is_snapshot else resolved
+    resolved_path = folder.resolve()
+    is_snapshot = resolved_path.parent.name == "snapshots"
+    return resolved_path.parents[1] if is_snapshot else resolved_path
 
 
 def verify_files(folder: str | Path, manifest: Manifest) -> None:

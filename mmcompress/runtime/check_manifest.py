@@ -13,10 +13,10 @@ from mmcompress.runtime.check_values import (
     check_flag,
     check_mapping,
     check_text,
-    list_of,
     list_problems,
+    require_list,
+    require_whole_number,
     show_value,
-    whole_number,
 )
 
 MAX_THREADS = 256
@@ -42,7 +42,7 @@ def _check_names(value: object) -> str:
 def _check_input_types(value: object) -> str:
     """Check the inputs of a pipeline."""
     for name, value_type in _iterate_mapping(value):
-        if value_type not in INPUT_TYPES.names():
+        if value_type not in INPUT_TYPES.list_names():
             return f"'{name}' is of the unknown type {show_value(value_type)}"
     return _check_names(value)
 
@@ -56,7 +56,7 @@ def _check_hash(value: object) -> str:
 
 ROOT_RULES: Rules = {
     "name": check_text,
-    "threads": whole_number(1, MAX_THREADS),
+    "threads": require_whole_number(1, MAX_THREADS),
     "parallel": check_flag,
     "graph": {
         "inputs": _check_input_types,
@@ -73,14 +73,14 @@ NODE_RULES: Rules = {
     "files": _check_names,
     "config": check_mapping,
     "precision": check_text,
-    "spared": list_of(check_text, max_length=MAX_FILES),
-    "cpu_flags": list_of(check_text, max_length=MAX_FILES),
-    "params": whole_number(0, 10**15),
+    "spared": require_list(check_text, max_length=MAX_FILES),
+    "cpu_flags": require_list(check_text, max_length=MAX_FILES),
+    "params": require_whole_number(0, 10**15),
     "structure": check_mapping,
 }
 """Keys of a node."""
 
-FILE_RULES: Rules = {"sha256": _check_hash, "bytes": whole_number(0, 2**53)}
+FILE_RULES: Rules = {"sha256": _check_hash, "bytes": require_whole_number(0, 2**53)}
 """Keys of a file."""
 
 REQUIRED_KEYS = {
@@ -93,35 +93,35 @@ REQUIRED_KEYS = {
 def list_form_problems(manifest: object) -> Iterator[str]:
     """List what is wrong with the form of a manifest, each with its key.
 
-    The wiring and what kinds of node ask of their configuration are checked where the bundle is
-    loaded: a kind may be that of a plug-in.
+    The wiring, and what kinds of node ask of their configuration, are checked when the bundle is
+    loaded. A kind may be that of a plug-in.
     """
     if not isinstance(manifest, dict):
         yield check_mapping(manifest)
         return
-    yield from _list_missing(manifest, "", REQUIRED_KEYS[""])
+    yield from _list_missing(manifest, "")
     yield from list_problems(manifest, ROOT_RULES)
     graph = manifest.get("graph")
     if isinstance(graph, dict):
-        yield from _list_missing(graph, "graph", REQUIRED_KEYS["graph"])
-        yield from _list_entry_problems(graph.get("nodes"), "graph.nodes", NODE_RULES)
+        yield from _list_missing(graph, "graph")
+        yield from _list_entry_problems(graph.get("nodes"), "graph.nodes", rules=NODE_RULES)
     for name, _ in _iterate_mapping(manifest.get("files")):
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             yield f"files: the file name {show_value(name)} leaves the bundle"
-    yield from _list_entry_problems(manifest.get("files"), "files", FILE_RULES)
+    yield from _list_entry_problems(manifest.get("files"), "files", rules=FILE_RULES)
     for name, entry in _iterate_mapping(manifest.get("files")):
         if isinstance(entry, dict) and "sha256" not in entry:
             yield f"files.{name}: 'sha256' is missing"
 
 
-def _list_missing(mapping: Manifest, key: str, names: tuple[str, ...]) -> Iterator[str]:
-    """List the keys that a mapping lacks."""
-    for name in names:
+def _list_missing(mapping: Manifest, key: str) -> Iterator[str]:
+    """List the keys that the mapping at a path lacks."""
+    for name in REQUIRED_KEYS[key]:
         if name not in mapping:
             yield f"{key or 'the root'}: '{name}' is missing"
 
 
-def _list_entry_problems(entries: object, key: str, rules: Rules) -> Iterator[str]:
+def _list_entry_problems(entries: object, key: str, *, rules: Rules) -> Iterator[str]:
     """List what is wrong with each entry of a mapping."""
     for name, entry in _iterate_mapping(entries):
         yield from list_problems(entry, rules, key=f"{key}.{name}")
@@ -151,7 +151,7 @@ def list_wiring_problems(manifest: Manifest) -> Iterator[str]:
         key = f"graph.nodes.{name}"
         if "." in name or name in graph["inputs"]:
             yield f"{key}: not a name of a node, or that of an input"
-        if node.get("kind") not in NODE_KINDS.names():
+        if node.get("kind") not in NODE_KINDS.list_names():
             yield f"{key}.kind: this runtime doesn't know {show_value(node.get('kind'))}"
             continue
         kind = NODE_KINDS.get(node["kind"])
@@ -159,15 +159,15 @@ def list_wiring_problems(manifest: Manifest) -> Iterator[str]:
         if kind.ending_output:
             types[f"{name}.{kind.ending_output}"] = "endings"
     for name, node in nodes.items():
-        if node.get("kind") in NODE_KINDS.names():
-            yield from _list_port_problems(f"graph.nodes.{name}", node, types)
+        if node.get("kind") in NODE_KINDS.list_names():
+            yield from _list_port_problems(f"graph.nodes.{name}", node, types=types)
     for name, reference in graph["outputs"].items():
         if reference not in types:
             yield f"graph.outputs.{name}: nothing gives {show_value(reference)}"
     yield from _list_cycles(nodes)
 
 
-def _list_port_problems(key: str, node: Manifest, types: Mapping[str, str]) -> Iterator[str]:
+def _list_port_problems(key: str, node: Manifest, *, types: Mapping[str, str]) -> Iterator[str]:
     """List what is wrong with the ports of one node.
 
     Args:
@@ -195,15 +195,15 @@ def sort_nodes(nodes: Manifest) -> list[str]:
 
     Those that wait for themselves are left out.
     """
-    waiting = {name: _list_sources(node) & set(nodes) for name, node in nodes.items()}
+    sources_by_node = {name: _list_sources(node) & set(nodes) for name, node in nodes.items()}
     order: list[str] = []
     while True:
-        ready = [name for name, sources in waiting.items() if sources <= set(order)]
-        if not ready:
+        ready_nodes = [name for name, sources in sources_by_node.items() if sources <= set(order)]
+        if not ready_nodes:
             return order
-        order += ready
-        for name in ready:
-            del waiting[name]
+        order += ready_nodes
+        for name in ready_nodes:
+            del sources_by_node[name]
 
 
 def _list_cycles(nodes: Manifest) -> Iterator[str]:

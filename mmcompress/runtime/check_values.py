@@ -28,7 +28,7 @@ MAX_SHOWN_CHARACTERS = 60
 """Characters of a wrong value that a message shows."""
 
 
-def whole_number(low: int, high: int) -> Rule:
+def require_whole_number(low: int, high: int) -> Rule:
     """Make the rule for a whole number in a range."""
 
     def check(value: object) -> str:
@@ -39,7 +39,7 @@ def whole_number(low: int, high: int) -> Rule:
     return check
 
 
-def number(low: float, high: float) -> Rule:
+def require_number(low: float, high: float) -> Rule:
     """Make the rule for a number in a range."""
 
     def check(value: object) -> str:
@@ -50,7 +50,7 @@ def number(low: float, high: float) -> Rule:
     return check
 
 
-def list_of(rule: Rule, *, max_length: int) -> Rule:
+def require_list(rule: Rule, *, max_length: int) -> Rule:
     """Make the rule for a list whose entries all follow one rule."""
 
     def check(value: object) -> str:
@@ -61,7 +61,7 @@ def list_of(rule: Rule, *, max_length: int) -> Rule:
     return check
 
 
-def either(first: Rule, second: Rule) -> Rule:
+def allow_either(first: Rule, second: Rule) -> Rule:
     """Make the rule for a value that follows one of two rules."""
 
     def check(value: object) -> str:

@@ -74,9 +74,9 @@ def _make_width_table() -> dict[int, str]:
     """Return the characters of usual width by the codes of those of another width."""
     table = {IDEOGRAPHIC_SPACE: " "}
     for code in WIDE_CODES:
-        usual = unicodedata.normalize("NFKC", chr(code))
-        if usual != chr(code):
-            table[code] = usual
+        usual_character = unicodedata.normalize("NFKC", chr(code))
+        if usual_character != chr(code):
+            table[code] = usual_character
     return table
 
 
@@ -124,11 +124,11 @@ def repair_text(text: str) -> str:
     for line in re.findall("[^\n]*\n|[^\n]+", text):
         # a text with a tag is HTML: its entities are then meant as they are
         has_entities = has_entities and "<" not in line
-        repaired = _repair_line(line, has_entities=has_entities)
-        while repaired != line:
-            line = repaired
-            repaired = _repair_line(line, has_entities=has_entities)
-        repaired_lines.append(repaired)
+        repaired_text = _repair_line(line, has_entities=has_entities)
+        while repaired_text != line:
+            line = repaired_text
+            repaired_text = _repair_line(line, has_entities=has_entities)
+        repaired_lines.append(repaired_text)
     return "".join(repaired_lines)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -104,14 +105,14 @@ class Pipeline:
             sessions[graph] = TimedSession(self.folder / file, self.threads)
         self.sessions[name] = sessions
         try:
-            self.nodes[name] = built = build_node(sessions, config, self.folder)
+            self.nodes[name] = deployed_node = build_node(sessions, config, self.folder)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
             raise BundleError(
                 f"{self.folder}/manifest.json: {key}: a {node['kind']} can't be made of it: "
                 f"{type(error).__name__}: {error}"
             ) from error
         if entry.writes_text:
-            self.writers[name] = built
+            self.writers[name] = deployed_node
         self.wiring[name] = node["inputs"]
 
     def _check_cpu(self, name: str, node: Values) -> None:
@@ -198,16 +199,18 @@ class Pipeline:
 
     def _run_branches(self, pool: ThreadPoolExecutor, values: dict[str, Values]) -> None:
         """Run every node as soon as all that it reads is there."""
-        waiting = dict(self.reads)
-        done = set(values)
+        sources_by_node = dict(self.reads)
+        finished_nodes = set(values)
         running: dict[Future[None], str] = {}
-        while waiting or running:
-            ready = [name for name, sources in waiting.items() if sources <= done]
-            for name in ready:
-                del waiting[name]
-                running[pool.submit(self._run_node, name, values)] = name
+        while sources_by_node or running:
+            ready_nodes = [
+                name for name, sources in sources_by_node.items() if sources <= finished_nodes
+            ]
+            for name in ready_nodes:
+                del sources_by_node[name]
+                running[pool.submit(partial(self._run_node, name, values))] = name
             for future in wait(running, return_when=FIRST_COMPLETED).done:
-                done.add(running.pop(future))
+                finished_nodes.add(running.pop(future))
                 future.result()
 
     def _run_node(self, name: str, values: dict[str, Values]) -> None:

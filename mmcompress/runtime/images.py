@@ -1,7 +1,7 @@
 """Pictures as pixel values, prepared in the same way for training and in deployment.
 
-A picture is opened as `transformers.image_utils.load_image` opens it, with two departures:
-transparency falls on white, and values of more than 8 bits are scaled, not clipped. What follows is
+A picture is opened as `transformers.image_utils.load_image` opens it, with two departures.
+Transparency falls on white, and values of more than 8 bits are scaled, not clipped. What follows is
 what the image processor of the model's library does; the configuration says it as plain data.
 
 Shapes: C planes (red, green, blue), H height, W width.
@@ -146,26 +146,26 @@ def _scale_to_bytes(values: np.ndarray) -> np.ndarray:
     if np.issubdtype(values.dtype, np.uint16):
         return np.rint(values / BYTE_STEP).astype(np.uint8)
     smallest = values.min()
-    largest = values.max()
+    largest_value = values.max()
     if np.issubdtype(values.dtype, np.integer):
-        if smallest < 0 or largest > LARGEST_PIXEL_VALUE:
+        if smallest < 0 or largest_value > LARGEST_PIXEL_VALUE:
             raise ValueError(
-                f"{values.dtype} values from {smallest} to {largest}; give uint8 or uint16"
+                f"{values.dtype} values from {smallest} to {largest_value}; give uint8 or uint16"
             )
         return values.astype(np.uint8)
     if not np.issubdtype(values.dtype, np.floating):
         raise ValueError(f"values of the type {values.dtype}; give uint8 or float32")
     if not np.isfinite(values).all():
         raise ValueError("values that are no finite numbers")
-    is_unit = smallest >= -UNIT_OVERSHOOT and largest <= 1 + UNIT_OVERSHOOT
-    if not is_unit and smallest < 0 and largest <= LARGEST_STANDARDIZED_VALUE:
+    is_unit = smallest >= -UNIT_OVERSHOOT and largest_value <= 1 + UNIT_OVERSHOOT
+    if not is_unit and smallest < 0 and largest_value <= LARGEST_STANDARDIZED_VALUE:
         raise ValueError(
-            f"{values.dtype} values from {smallest:.3g} to {largest:.3g}, as of a standardized"
-            " picture; give uint8, or float32 from 0 to 1 or from 0 to 255"
+            f"{values.dtype} values from {smallest:.3g} to {largest_value:.3g}, as of a "
+            "standardized picture; give uint8, or float32 from 0 to 1 or from 0 to 255"
         )
     factor = LARGEST_PIXEL_VALUE if is_unit else 1
-    bounded: np.ndarray = np.clip(np.rint(values * factor), 0, LARGEST_PIXEL_VALUE)
-    return bounded.astype(np.uint8)
+    bounded_values: np.ndarray = np.clip(np.rint(values * factor), 0, LARGEST_PIXEL_VALUE)
+    return bounded_values.astype(np.uint8)
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
@@ -211,8 +211,8 @@ def preprocess_image(source: ImageLike, config: Values) -> np.ndarray:
 
             - `square_color`: the border [red, green, blue] that first makes the picture a square.
             - `resize_mode`: "shortest" (default) brings the shorter side to `resize_to`, "longest"
-              the longer one; "squash" brings both sides there; "fit" makes the picture as large as
-              `resize_to` allows; "none" leaves it.
+              the longer one. "squash" brings both sides there. "fit" makes the picture as large as
+              `resize_to` allows, "none" leaves it.
             - `resize_to`: `size` by default.
             - `longest_side`: pixels that the longer side keeps to, in the mode "shortest".
             - `interpolation`: a name of `INTERPOLATIONS`, bicubic by default.
@@ -357,9 +357,14 @@ def _resize_region(
     elif image.size == size:
         part = image.crop(inner)
     else:
-        across = image.width / size[0]
-        down = image.height / size[1]
-        box = (inner[0] * across, inner[1] * down, inner[2] * across, inner[3] * down)
+        horizontal_scale = image.width / size[0]
+        vertical_scale = image.height / size[1]
+        box = (
+            inner[0] * horizontal_scale,
+            inner[1] * vertical_scale,
+            inner[2] * horizontal_scale,
+            inner[3] * vertical_scale,
+        )
         part = image.resize(inner_size, resampling, box=box)
     if inner == region:
         return part

@@ -71,13 +71,15 @@ def describe_cpu() -> dict[str, Any]:
             flags = set(value.split())
         if key in IDENTITY_KEYS:
             identity[key] = value
+    reported_flags = [flag for flag in REPORTED_CPU_FLAGS if flag in flags]
+    identity_values = [identity[key] for key in IDENTITY_KEYS if key in identity]
     return {
         "name": name,
         "machine": platform.machine(),
         "system": platform.system(),
         "cores": _count_cores(),
-        "flags": [flag for flag in REPORTED_CPU_FLAGS if flag in flags],
-        "identity": [identity[key] for key in IDENTITY_KEYS if key in identity],
+        "flags": reported_flags,
+        "identity": identity_values,
     }
 
 
@@ -150,7 +152,7 @@ def read_git_commit() -> str:
 
 def _run_git(arguments: list[str]) -> str:
     """Run git in the checkout, and return what it prints."""
-    done = subprocess.run(
+    completed_process = subprocess.run(
         ["git", *arguments],
         cwd=CHECKOUT_FOLDER,
         capture_output=True,
@@ -159,4 +161,4 @@ def _run_git(arguments: list[str]) -> str:
         errors="replace",
         timeout=GIT_TIMEOUT_SECONDS,
     )
-    return done.stdout.strip()
+    return completed_process.stdout.strip()

@@ -32,7 +32,13 @@ def ignore_progress(*_: object) -> None:
 
 
 def scale_progress(progress: StageProgress, *, start: float, end: float) -> StageProgress:
-    """Return what a part of the work reports to, so that its shares 0..1 lie in `start..end`."""
+    """Return what a part of the work reports to, so that its shares lie in `start..end`.
+
+    Args:
+        progress: Receives messages and shares of the whole work.
+        start: Share of the whole that is done when the part begins, 0..1.
+        end: Share of the whole that is done when the part ends, 0..1.
+    """
 
     def report_scaled(message: str, share: float | None) -> None:
         progress(message, None if share is None else start + (end - start) * share)

@@ -100,9 +100,9 @@ def normalize_samples(source: object) -> np.ndarray:
         values = np.asarray(source)
     except ValueError as error:
         raise DataError(f"the given audio: not an array of samples: {error}") from error
-    scaled = _scale(values)
-    check_samples(scaled, name="the given audio")
-    return mix_channels(scaled).astype(np.float32)
+    scaled_samples = _scale(values)
+    check_samples(scaled_samples, name="the given audio")
+    return mix_channels(scaled_samples).astype(np.float32)
 
 
 def check_samples(samples: np.ndarray, *, name: str) -> None:
@@ -117,17 +117,17 @@ def check_samples(samples: np.ndarray, *, name: str) -> None:
     """
     if not samples.size:
         raise DataError(f"{name}: holds no sound")
-    wrong = ~np.isfinite(samples)
-    if wrong.any():
-        first = int(wrong.reshape(-1).argmax())
+    is_wrong = ~np.isfinite(samples)
+    if is_wrong.any():
+        first = int(is_wrong.reshape(-1).argmax())
         raise DataError(
-            f"{name}: {int(wrong.sum())} of {samples.size} samples are not finite (NaN, infinity), "
-            f"the first at {first}"
+            f"{name}: {int(is_wrong.sum())} of {samples.size} samples are not finite "
+            f"(NaN, infinity), the first at {first}"
         )
     loudest = float(max(samples.max(), -samples.min()))
     if loudest > LOUDEST_SAMPLE:
         raise DataError(
-            f"{name}: the loudest sample is {loudest:g}, but full scale is 1: divide them by the "
+            f"{name}: the loudest sample is {loudest:g}, but full scale is 1. Divide them by the "
             "range of the integers that they were (32768 for 16 bits)"
         )
 

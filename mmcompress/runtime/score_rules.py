@@ -32,10 +32,10 @@ def penalize_repetition_(
     """
     vocabulary = scores_BV.shape[1]
     for scores_V, ids in zip(scores_BV, running, strict=True):
-        seen = [token for token in {*history, *ids} if token < vocabulary]
-        seen_scores = scores_V[seen]
+        seen_ids = [token for token in {*history, *ids} if token < vocabulary]
+        seen_scores = scores_V[seen_ids]
         is_negative = seen_scores < 0
-        scores_V[seen] = np.where(is_negative, seen_scores * penalty, seen_scores / penalty)
+        scores_V[seen_ids] = np.where(is_negative, seen_scores * penalty, seen_scores / penalty)
 
 
 def ban_repeated_spans_(
@@ -55,10 +55,10 @@ def ban_repeated_spans_(
     """
     for scores_V, row in zip(scores_BV, running, strict=True):
         ids = [*history, *row]
-        tail = ids[len(ids) + 1 - size :]
+        last_ids = ids[len(ids) + 1 - size :]
         for start in range(len(ids) + 1 - size):
             end = start + size - 1
-            if ids[start:end] == tail and ids[end] < len(scores_V):
+            if ids[start:end] == last_ids and ids[end] < len(scores_V):
                 scores_V[ids[end]] = -np.inf
 
 

@@ -11,24 +11,30 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from mmcompress.errors import BundleError
-from mmcompress.runtime.check_values import Rules, check_text, either, list_of, whole_number
+from mmcompress.runtime.check_values import (
+    Rules,
+    allow_either,
+    check_text,
+    require_list,
+    require_whole_number,
+)
 from mmcompress.runtime.clean_text import CLEANERS
 
 Values = dict[str, Any]
 """Named values of a node: its outputs by port, or its configuration in the manifest."""
 
-TOKEN_ID = whole_number(-1, 2**31 - 1)
+TOKEN_ID = require_whole_number(-1, 2**31 - 1)
 """A token id; -1: no token."""
 
 TEXT_RULES: Rules = {
-    "context_length": whole_number(1, 8192),
+    "context_length": require_whole_number(1, 8192),
     "pad": TOKEN_ID,
-    "eos": either(TOKEN_ID, list_of(TOKEN_ID, max_length=256)),
+    "eos": allow_either(TOKEN_ID, require_list(TOKEN_ID, max_length=256)),
     "prompt": check_text,
     "clean": check_text,
     "pad_side": check_text,
     "truncation_side": check_text,
-    "replaced_ids": list_of(list_of(TOKEN_ID, max_length=2), max_length=256),
+    "replaced_ids": require_list(require_list(TOKEN_ID, max_length=2), max_length=256),
 }
 """What the manifest may say of the texts that a node reads."""
 

@@ -18,7 +18,7 @@ MIN_TRIES = 2
 class Clock(Protocol):
     """A source of elapsed time. It stands in one place so that a test can replace it."""
 
-    def now(self) -> float:
+    def read_seconds(self) -> float:
         """Return seconds since some fixed moment."""
         ...
 
@@ -30,7 +30,7 @@ class Clock(Protocol):
 class SystemClock:
     """The clock of this machine; it never goes backwards."""
 
-    def now(self) -> float:
+    def read_seconds(self) -> float:
         """Return seconds since some fixed moment."""
         return time.monotonic()
 

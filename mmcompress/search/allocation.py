@@ -66,7 +66,7 @@ def allocate_by_knapsack(
     steps_by_block = [np.arange(count_steps(block) + 1) for block in blocks]
     losses = []
     for block, steps in zip(blocks, steps_by_block, strict=True):
-        losses.append(curves[block.name].loss_increase(count_units_after(block, steps)))
+        losses.append(curves[block.name].interpolate(count_units_after(block, steps)))
     removed_steps = choose_options_at_total(steps_by_block, losses, total=steps_to_remove)
     return _keep_after_steps(blocks, removed_steps)
 
@@ -145,8 +145,8 @@ def allocate_node(
             kept_units[block.name] = cut_by_share(block, prune.blocks[block.name])
         else:
             free_blocks.append(block)
-    dropped = _choose_dropped_blocks(free_blocks, prune.drop, inputs=inputs)
-    kept_units |= dict.fromkeys(dropped, 0)
+    dropped_blocks = _choose_dropped_blocks(free_blocks, prune.drop, inputs=inputs)
+    kept_units |= dict.fromkeys(dropped_blocks, 0)
     ratio_by_group = {"heads": prune.heads, "ffn": prune.ffn, "tokens": prune.tokens}
     for group, ratio in ratio_by_group.items():
         group_blocks = [block for block in free_blocks if block.group == group]
@@ -161,7 +161,7 @@ def allocate_node(
                 to_remove = int(ratio / inputs.protection * _count_all_steps(part))
             else:
                 to_remove = int(ratio * _count_all_steps(part) + 0.5)
-            remaining = [block for block in part if block.name not in dropped]
+            remaining = [block for block in part if block.name not in dropped_blocks]
             # Steps of dropped blocks count as removed.
             to_remove -= _count_all_steps(part) - _count_all_steps(remaining)
             if remaining and to_remove > 0:
@@ -181,10 +181,10 @@ def _choose_dropped_blocks(
 
     def estimate_drop_loss(block: Block) -> float:
         weight = inputs.protection if block.name in inputs.cross_modal else 1.0
-        return float(inputs.curves[block.name].loss_increase(0)) * weight
+        return float(inputs.curves[block.name].interpolate(0)) * weight
 
-    droppable = [block for block in sorted(blocks, key=estimate_drop_loss) if block.drop]
-    return {block.name for block in droppable[:count]}
+    ordered_blocks = [block for block in sorted(blocks, key=estimate_drop_loss) if block.drop]
+    return {block.name for block in ordered_blocks[:count]}
 
 
 def allocate_pipeline(
@@ -211,7 +211,7 @@ def allocate_pipeline(
     """
     kept_units: dict[str, KeptUnits] = {}
     precision: dict[str, str] = {}
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         inputs = NodeAllocation(
             cross_modal=cross_modal[node_name],
             protection=spec.prune.protection,
@@ -221,4 +221,4 @@ def allocate_pipeline(
         )
         kept_units[node_name] = allocate_node(blocks[node_name], node.prune, inputs=inputs)
         precision[node_name] = "fp32" if node.precision == "auto" else node.precision
-    return Candidate(kept_units, precision)
+    return Candidate(kept_units=kept_units, precision=precision)

@@ -83,7 +83,7 @@ def build_problem(
         candidate = allocate(overrides)
         if problem.is_allowed(candidate):
             return candidate
-        return restore_dropped(problem, candidate, loss_increase=sensitivity.loss_increase)
+        return restore_dropped(problem, candidate, loss_increase=sensitivity.estimate_loss_increase)
 
     return replace(problem, resolve=resolve)
 
@@ -105,7 +105,7 @@ def _find_most_protected(problem: SearchProblem, precision: dict[str, str]) -> C
         for block_name, choices in choices_by_block.items():
             is_cross_modal = block_name in problem.cross_modal[node_name]
             kept_units[node_name][block_name] = max(choices) if is_cross_modal else min(choices)
-    return Candidate(kept_units, precision)
+    return Candidate(kept_units=kept_units, precision=precision)
 
 
 def _make_predict(
@@ -115,7 +115,7 @@ def _make_predict(
     limits = run.spec.limits
     if replace(limits, retained=None) == Limits():
         return predictor
-    predict_load = LoadPredictor(run, sensitivity, predictor)
+    predict_load = LoadPredictor(run, sensitivity, predictor=predictor)
 
     def predict_worst_ms(candidate: Candidate) -> float:
         worst_ms = predictor(candidate)
@@ -129,7 +129,7 @@ def _make_predict(
 class LoadPredictor:
     """Predicts what a candidate takes of each limit."""
 
-    def __init__(self, run: RunContext, sensitivity: Sensitivity, predictor: Predictor):
+    def __init__(self, run: RunContext, sensitivity: Sensitivity, *, predictor: Predictor):
         self._run = run
         self._fp32_blocks = sensitivity.fp32_blocks
         self._predictor = predictor
@@ -137,12 +137,12 @@ class LoadPredictor:
     def __call__(self, candidate: Candidate, kind: BoundKind, node: str) -> float:
         """Return the load of a candidate, in the unit of the limit."""
         if kind == "p50":
-            return self._predictor.node_ms(node, candidate)
+            return self._predictor.predict_node_ms(node, candidate)
         if kind == "parameters":
-            return self._footprint.total_params(candidate) / 1e6
+            return self._footprint.count_params(candidate) / 1e6
         if kind == "size":
-            return self._footprint.size_mb(candidate)
-        return self._footprint.memory_mb(candidate)
+            return self._footprint.predict_size_mb(candidate)
+        return self._footprint.predict_memory_mb(candidate)
 
     @cached_property
     def _footprint(self) -> Footprint:
@@ -168,10 +168,10 @@ def find_fastest(problem: SearchProblem, predictor: Predictor) -> Candidate:
     kept_units: dict[str, dict[str, int]] = {}
     for node_name, choices_by_block in problem.unit_choices.items():
         kept_units[node_name] = {name: min(choices) for name, choices in choices_by_block.items()}
-    smallest = Candidate(kept_units, precision)
+    smallest = Candidate(kept_units=kept_units, precision=precision)
 
-    def predict_with_units(node_name: str, block_name: str, units: int) -> float:
-        return predictor(replace_units(smallest, node_name, block_name=block_name, units=units))
+    def predict_with_units(node_name: str, block_name: str, *, kept: int) -> float:
+        return predictor(replace_units(smallest, node_name, block_name=block_name, units=kept))
 
     # In place of a loss: the block whose return takes least time gains most by it.
     fastest = restore_dropped(problem, smallest, loss_increase=predict_with_units)

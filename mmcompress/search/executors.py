@@ -76,6 +76,12 @@ def submit_candidate(
 ) -> SubmittedTask:
     """Submit a candidate for the first time.
 
+    Args:
+        candidate: What is evaluated, as plain data.
+        evaluate: The function that a worker calls.
+        executor: Runs it on a worker.
+        retries: How often a failed try is submitted again.
+
     Raises:
         ClusterError: A worker process died and took the executor with it.
     """

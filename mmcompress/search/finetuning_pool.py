@@ -36,8 +36,8 @@ def list_distinct_structures(
 ) -> list[NamedCandidate]:
     """List structures worth a training: within the budget, unlike each other, the best ones first.
 
-    They are the best trial, the two best splits of the linearization, and the best trial that drops
-    other sub-layers or has other precisions than the first. Plain splits and further trials follow.
+    They are the best trial and the two best splits of the linearization. Then comes the best trial
+    that drops other sub-layers, or has other precisions. Plain splits and further trials follow.
 
     Args:
         problem: The budget and its space.
@@ -53,7 +53,7 @@ def list_distinct_structures(
     by_loss = [(f"{trial.origin}, least loss", trial.candidate) for trial in trials]
     by_added_loss = [
         (f"{trial.origin}, least added loss", trial.candidate)
-        for trial in sorted(trials, key=lambda trial: sensitivity.added_loss(trial.candidate))
+        for trial in sorted(trials, key=lambda trial: sensitivity.add_losses(trial.candidate))
     ][:MAX_LEAST_ADDED_LOSS]
     ranked = [
         *by_loss[:1],
@@ -74,7 +74,7 @@ def grow_candidate(
     return grow_to_budget(
         problem,
         candidate,
-        loss_increase=sensitivity.loss_increase,
+        loss_increase=sensitivity.estimate_loss_increase,
         rounding=sensitivity.rounding,
     )
 
@@ -95,7 +95,9 @@ def _list_linearized_splits(
     splits = sorted(load_interaction_factors(run.folder).splits, key=lambda split: split.loss)
     fitted: list[NamedCandidate] = []
     for split in splits[:MAX_LINEARIZED_SPLITS]:
-        smaller = cut_to_budget(problem, split.candidate, loss_increase=sensitivity.loss_increase)
+        smaller = cut_to_budget(
+            problem, split.candidate, loss_increase=sensitivity.estimate_loss_increase
+        )
         if smaller is not None:
             grown = grow_candidate(problem, sensitivity, candidate=smaller)
             fitted.append(("split of the linearization", grown))

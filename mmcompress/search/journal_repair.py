@@ -35,15 +35,15 @@ class JournalRepair:
     """Lines from the first damaged one on. 0: the journal is whole, and nothing was written."""
     trials: tuple[PlainRecord, ...]
     """Finished trials of all whole lines, as plain data, oldest first."""
-    aside: Path
+    copy: Path
     """The file that holds the whole journal as it was."""
 
     def describe(self, journal: Path) -> str:
         """Tell a person what was done."""
         return (
             f"{journal}: line {self.kept_lines + 1} is damaged; it and what follows "
-            f"({self.lines_aside} lines) are left out; {len(self.trials)} finished trials are "
-            f"kept; the file as it was lies in {self.aside.name}"
+            f"({self.lines_aside} lines) are left out. {len(self.trials)} finished trials are "
+            f"kept; the file as it was lies in {self.copy.name}"
         )
 
 
@@ -59,24 +59,24 @@ def repair_journal(journal: Path, *, keep_lines: bool = True) -> JournalRepair:
     lines = content.split(b"\n")
     # Behind the last line break there is nothing, or a line that was cut off.
     torn_end = lines.pop()
-    kept: list[bytes] = []
+    kept_lines: list[bytes] = []
     for line in lines:
         if not keep_lines or _parse_operation(line) is None:
             break
-        kept.append(line)
-    rest = lines[len(kept) :]
+        kept_lines.append(line)
+    cut_lines = lines[len(kept_lines) :]
     if torn_end:
-        rest.append(torn_end)
-    aside = journal.with_name(journal.name + DAMAGED_SUFFIX)
-    if rest:
-        shutil.copyfile(journal, aside)
+        cut_lines.append(torn_end)
+    aside_file = journal.with_name(journal.name + DAMAGED_SUFFIX)
+    if cut_lines:
+        shutil.copyfile(journal, aside_file)
         with replace_file(journal) as unfinished:
-            unfinished.write_bytes(b"".join(line + b"\n" for line in kept))
+            unfinished.write_bytes(b"".join(line + b"\n" for line in kept_lines))
     return JournalRepair(
-        kept_lines=len(kept),
-        lines_aside=len(rest),
-        trials=tuple(_list_finished_trials([*kept, *rest])),
-        aside=aside,
+        kept_lines=len(kept_lines),
+        lines_aside=len(cut_lines),
+        trials=tuple(_list_finished_trials([*kept_lines, *cut_lines])),
+        copy=aside_file,
     )
 
 
@@ -106,5 +106,5 @@ def _list_finished_trials(lines: Iterable[bytes]) -> list[PlainRecord]:
                 trial = build_record(Trial, attributes["trial"])
             except InvalidValue:
                 continue
-            trials[(trial.number, trial.candidate.key())] = attributes["trial"]
+            trials[(trial.number, trial.candidate.make_key())] = attributes["trial"]
     return list(trials.values())

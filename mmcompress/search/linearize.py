@@ -1,7 +1,7 @@
 """Successive linearization: loss increases measured among other cuts, and the budget split anew.
 
 Loss increases add up only while little is cut. So the best split of the budget is taken, and each
-of its cuts is undone alone: by how much the loss then falls is what that cut does in this split.
+of its cuts is undone alone. By how much the loss then falls is what that cut does in this split.
 The loss increases are scaled towards it, and the budget is split again.
 
     real    = max(loss(split) - loss(split without the cut), MIN_REAL_SHARE * factor * alone)
@@ -10,9 +10,10 @@ The loss increases are scaled towards it, and the budget is split again.
 `alone` is the loss increase of the cut in the dense pipeline, `factor` starts at 1. Curves keep
 their shape. Roundings of whole nodes have factors as well.
 
-Where even the best split collapses the quality, the factors are not used: what repairs a collapsed
-pipeline before training is not what training needs most. (clip_captioner at 4x: a structure found
-so had a loss of .46 instead of .54 before training, and .137 instead of .127 after it.)
+Where even the best split collapses the quality, the factors are not used. For what repairs a
+collapsed pipeline before training is not what training needs most. (clip_captioner at 4x: a
+structure found so had a loss of .46 instead of .54 before training, and .137 instead of .127 after
+it.)
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ def linearize_successively(
 ) -> tuple[Sensitivity, list[Candidate]]:
     """Measure loss increases among other cuts, round by round.
 
-    Every round is kept in the run folder. Factors hold for a budget that has moved a little, too:
-    the splits are then fitted to it, and one new split is added that is not evaluated yet.
+    Every round is kept in the run folder. Factors hold for a budget that has moved a little, too.
+    The splits are then fitted to it, and one new split is added that is not evaluated yet.
 
     Args:
         run: Says how many rounds; its folder keeps them.
@@ -176,7 +177,7 @@ def linearize_successively(
             [split.candidate for split in best_splits], scaled_sensitivity
         )
         candidates += linearizer.propose_splits(scaled_sensitivity)[:1]
-    unique_candidates = {candidate.key(): candidate for candidate in candidates}
+    unique_candidates = {candidate.make_key(): candidate for candidate in candidates}
     return scaled_sensitivity, list(unique_candidates.values())
 
 
@@ -203,10 +204,10 @@ class _Linearizer:
         """
         scaled_sensitivity = self.scale_sensitivity(factors)
         candidates = {
-            candidate.key(): candidate for candidate in self.propose_splits(scaled_sensitivity)
+            candidate.make_key(): candidate for candidate in self.propose_splits(scaled_sensitivity)
         }
         factors = self._evaluate_splits(candidates, factors)
-        evaluated = {split.candidate.key(): split for split in factors.splits}
+        evaluated = {split.candidate.make_key(): split for split in factors.splits}
         round_splits = [evaluated[key] for key in candidates if key in evaluated]
         if not round_splits:
             return None
@@ -216,7 +217,9 @@ class _Linearizer:
         factors = replace(factors, losses=(*factors.losses, best_loss))
 
         unmeasured_splits = [
-            split for split in round_splits if split.candidate.key() not in factors.measured_splits
+            split
+            for split in round_splits
+            if split.candidate.make_key() not in factors.measured_splits
         ]
         if not unmeasured_splits or self._is_last_round(factors):
             return replace(factors, rounds=self.run.spec.search.linearization_rounds + 1)
@@ -243,7 +246,7 @@ class _Linearizer:
         fitted = []
         for candidate in candidates:
             smaller = cut_to_budget(
-                self.problem, candidate, loss_increase=sensitivity.loss_increase
+                self.problem, candidate, loss_increase=sensitivity.estimate_loss_increase
             )
             if smaller is None:
                 continue
@@ -251,7 +254,7 @@ class _Linearizer:
                 grow_to_budget(
                     self.problem,
                     smaller,
-                    loss_increase=sensitivity.loss_increase,
+                    loss_increase=sensitivity.estimate_loss_increase,
                     rounding=sensitivity.rounding,
                 )
             )
@@ -273,7 +276,7 @@ class _Linearizer:
         self, candidates: Mapping[str, Candidate], factors: InteractionFactors
     ) -> InteractionFactors:
         """Evaluate the splits that are new, and in the first round the dense pipeline."""
-        known_keys = {split.candidate.key() for split in factors.splits}
+        known_keys = {split.candidate.make_key() for split in factors.splits}
         new_candidates = {
             key: candidate for key, candidate in candidates.items() if key not in known_keys
         }
@@ -309,11 +312,13 @@ class _Linearizer:
             progress=partial(self.run.on_progress, "search"),
             message=f"the loss without each cut, round {factors.rounds + 1}",
         )
-        moved = _move_factors(factors, self.sensitivity, split=split, losses_without=losses_without)
+        moved_factors = _move_factors(
+            factors, self.sensitivity, split=split, losses_without=losses_without
+        )
         return replace(
-            moved,
+            moved_factors,
             rounds=factors.rounds + 1,
-            measured_splits=(*factors.measured_splits, split.candidate.key()),
+            measured_splits=(*factors.measured_splits, split.candidate.make_key()),
             evaluations=factors.evaluations + len(candidates),
         )
 
@@ -322,7 +327,7 @@ class _Linearizer:
         kept_units = {}
         for node_name, blocks in self.run.blocks.items():
             kept_units[node_name] = {block.name: block.units for block in blocks}
-        return Candidate(kept_units, dict.fromkeys(kept_units, "fp32"))
+        return Candidate(kept_units=kept_units, precision=dict.fromkeys(kept_units, "fp32"))
 
     def _undo_each_cut(self, candidate: Candidate) -> dict[CutKey, Candidate]:
         """Undo each cut and rounding of a candidate alone; what the spec fixes stays."""
@@ -364,7 +369,7 @@ def _move_factors(
         The factors with `cuts` and `rounding` moved.
     """
     # Unscaled, but with a floor: no loss increase is zero.
-    alone = sensitivity.scale_loss_increases({}, {})
+    scaled_table = sensitivity.scale_loss_increases({}, {})
     cuts = {node_name: dict(node_factors) for node_name, node_factors in factors.cuts.items()}
     rounding = dict(factors.rounding)
     for (node_name, block_name), loss_without in losses_without.items():
@@ -375,7 +380,7 @@ def _move_factors(
             precision = split.candidate.precision[node_name]
             rounding[node_name] = _move_factor(
                 rounding.get(node_name, 1.0),
-                alone=alone.rounding[node_name][precision],
+                single_increase=scaled_table.rounding[node_name][precision],
                 measured=measured,
             )
         else:
@@ -383,19 +388,22 @@ def _move_factors(
             node_factors = cuts.setdefault(node_name, {})
             node_factors[block_name] = _move_factor(
                 node_factors.get(block_name, 1.0),
-                alone=alone.loss_increase(node_name, block_name, kept),
+                single_increase=scaled_table.estimate_loss_increase(
+                    node_name, block_name, kept=kept
+                ),
                 measured=measured,
             )
     return replace(factors, cuts=cuts, rounding=rounding)
 
 
-def _move_factor(factor: float, *, alone: float, measured: float) -> float:
+def _move_factor(factor: float, *, single_increase: float, measured: float) -> float:
     """Move one factor by the formula at the top of this file.
 
     Args:
         factor: The factor so far.
-        alone: Loss increase of the cut in the dense pipeline.
+        single_increase: Loss increase of the cut in the dense pipeline.
         measured: By how much the loss falls when the cut is undone in the split.
     """
-    real = max(measured, MIN_REAL_SHARE * factor * alone)
-    return float(factor ** (1 - STEP_EXPONENT) * (real / alone) ** STEP_EXPONENT)
+    bounded_increase = max(measured, MIN_REAL_SHARE * factor * single_increase)
+    ratio = bounded_increase / single_increase
+    return float(factor ** (1 - STEP_EXPONENT) * ratio**STEP_EXPONENT)

@@ -30,7 +30,7 @@ FFN_STEP_FACTORS = (2, 4, 8)
 
 
 def switch_levels(
-    problem: SearchProblem, best: Trial | None, *, seen: Collection[str], rng: random.Random
+    problem: SearchProblem, best: Trial | None, *, seen_keys: Collection[str], rng: random.Random
 ) -> Candidate | None:
     """Draw a new neighbour by level switches: some blocks are given units, others lose them.
 
@@ -40,7 +40,7 @@ def switch_levels(
     Args:
         problem: Budget, choices and limits that a neighbour must meet.
         best: The trial whose structure is changed.
-        seen: Keys of candidates that are not new.
+        seen_keys: Keys of candidates that are not new.
         rng: Where chance comes from; the same state gives the same neighbour.
 
     Returns:
@@ -51,7 +51,7 @@ def switch_levels(
     for _ in range(MAX_SWITCH_TRIES):
         candidate = _draw_neighbour(problem, best.candidate, rng=rng)
         latency_ms = problem.predict(candidate)
-        if candidate.key() in seen or not problem.is_allowed(candidate):
+        if candidate.make_key() in seen_keys or not problem.is_allowed(candidate):
             continue
         if MIN_BUDGET_USE * problem.budget_ms <= latency_ms <= problem.budget_ms:
             return candidate
@@ -82,4 +82,4 @@ def _draw_neighbour(
             kept_units[node_name][block.name] = problem.find_nearest_choice(
                 node_name, block.name, units=min(max(wanted, 0), block.units)
             )
-    return Candidate(kept_units, precision)
+    return Candidate(kept_units=kept_units, precision=precision)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from mmcompress.graph.blocks import Block, count_steps
 from mmcompress.graph.structure import Candidate, KeptUnits, measure_removed_share
@@ -28,8 +29,10 @@ Predict = Callable[[Candidate], float]
 """(candidate) -> predicted latency in milliseconds."""
 
 
-LossIncrease = Callable[[str, str, int], float]
-"""(node, block, units kept) -> estimated rise of the pipeline's loss."""
+class LossIncrease(Protocol):
+    """Estimates the rise of the pipeline's loss when one block keeps `kept` units."""
+
+    def __call__(self, node: str, block: str, /, *, kept: int) -> float: ...
 
 
 BUDGET_SHARE = 0.995
@@ -271,8 +274,8 @@ def _find_node_value(
 ) -> float:
     """Find the number of dropped blocks of a node, or the ratio of a group of its blocks."""
     if key == "drop":
-        dropped = sum(kept_units.get(block.name, block.units) == 0 for block in blocks)
-        return _clip_to_dimension(dimension, dropped)
+        dropped_count = sum(kept_units.get(block.name, block.units) == 0 for block in blocks)
+        return _clip_to_dimension(dimension, dropped_count)
     group = [block for block in blocks if block.group == key]
     all_units = sum(block.units for block in group)
     units_left = sum(kept_units.get(block.name, block.units) for block in group)
@@ -283,14 +286,14 @@ def _clip_to_dimension(dimension: Dimension, value: float) -> float:
     """Move a value into a range and onto its steps."""
     low = dimension.low or 0.0
     high = value if dimension.high is None else dimension.high
-    clipped = min(max(value, low), high)
+    clipped_value = min(max(value, low), high)
     if not dimension.step:
-        return clipped
+        return clipped_value
     if dimension.step >= 1:
-        return int(low + dimension.step * ((clipped - low) // dimension.step))
+        return int(low + dimension.step * ((clipped_value - low) // dimension.step))
     # The last step may end under `high`, and rounding must not lift it over.
     max_steps = math.floor((high - low) / dimension.step + 1e-9)
-    steps = min(round((clipped - low) / dimension.step), max_steps)
+    steps = min(round((clipped_value - low) / dimension.step), max_steps)
     return min(low + dimension.step * steps, high)
 
 
@@ -302,23 +305,34 @@ def find_best_trial(trials: Sequence[Trial], budget_ms: float) -> Trial | None:
 
 def complete_candidate(problem: SearchProblem, candidate: Candidate) -> Candidate:
     """Complete a candidate: blocks that it does not list keep all their units."""
-    completed: dict[str, KeptUnits] = {}
+    completed_units: dict[str, KeptUnits] = {}
     for node_name, blocks in problem.blocks.items():
         kept_units = candidate.kept_units[node_name]
-        completed[node_name] = {
+        completed_units[node_name] = {
             block.name: kept_units.get(block.name, block.units) for block in blocks
         }
-    return Candidate(completed, candidate.precision)
+    return Candidate(kept_units=completed_units, precision=candidate.precision)
 
 
 def replace_units(
     candidate: Candidate, node_name: str, *, block_name: str, units: int
 ) -> Candidate:
-    """Copy a candidate with another number of units in one block."""
+    """Copy a candidate with another number of units in one block.
+
+    Args:
+        candidate: The candidate; it is not changed.
+        node_name: The node.
+        block_name: The block.
+        units: Units that the block keeps.
+    """
     node_units = {**candidate.kept_units[node_name], block_name: units}
-    return Candidate({**candidate.kept_units, node_name: node_units}, candidate.precision)
+    return Candidate(
+        kept_units={**candidate.kept_units, node_name: node_units}, precision=candidate.precision
+    )
 
 
 def replace_precision(candidate: Candidate, node_name: str, *, precision: str) -> Candidate:
     """Copy a candidate with another precision of one node."""
-    return Candidate(candidate.kept_units, {**candidate.precision, node_name: precision})
+    return Candidate(
+        kept_units=candidate.kept_units, precision={**candidate.precision, node_name: precision}
+    )

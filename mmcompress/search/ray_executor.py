@@ -27,7 +27,7 @@ def _call_task_on_ray(
 
 
 def _pass_on(future: Future[TaskResult], answer: Future[TaskResult]) -> None:
-    """Give a future what another one has; the end of a worker is told in words of this project."""
+    """Give a future what another one has, the end of a worker in words of this project."""
     error = answer.exception()
     if isinstance(error, WorkerCrashedError | OutOfMemoryError | NodeDiedError):
         reason = WorkerDied(

@@ -27,8 +27,8 @@ def choose_ray_folder() -> str:
     Raises:
         ClusterError: None can be written that is short enough.
     """
-    usual = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
-    candidates = [Path(usual) / "ray"]
+    default_folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+    candidates = [Path(default_folder) / "ray"]
     # Others may have a Ray here too, in a folder that is theirs alone.
     candidates += [Path(folder) / f"ray-{os.getuid()}" for folder in SHORT_FOLDERS]
     for folder in candidates:
@@ -36,8 +36,8 @@ def choose_ray_folder() -> str:
             return str(folder)
     raise ClusterError(
         f"Ray needs a folder for its sockets, at most {_count_free_bytes()} bytes long; "
-        f"{candidates[0]} has {len(os.fsencode(candidates[0]))}, or can't be written: "
-        "set RAY_TMPDIR to a short one, or search.executor to process"
+        f"{candidates[0]} has {len(os.fsencode(candidates[0]))}, or can't be written. "
+        "Set RAY_TMPDIR to a short one, or search.executor to process"
     )
 
 

@@ -117,8 +117,8 @@ def _find_cheapest_cut(
             saved_ms = latency_ms - problem.predict(smaller)
             if saved_ms <= MIN_SAVED_MS:
                 continue
-            loss_before = loss_increase(node_name, block.name, kept_units)
-            loss_after = loss_increase(node_name, block.name, units)
+            loss_before = loss_increase(node_name, block.name, kept=kept_units)
+            loss_after = loss_increase(node_name, block.name, kept=units)
             price = max(loss_after - loss_before, MIN_CUT_LOSS) / saved_ms
             if price < best_price:
                 best_price = price
@@ -138,6 +138,11 @@ def restore_dropped(
     """Restore dropped blocks until no node lacks more than it may, then enforce the protection.
 
     Those blocks come back whose drop hurts most, each at its smallest size.
+
+    Args:
+        problem: Units that may be chosen, drops that are allowed, and the protection.
+        candidate: The candidate to repair; blocks that it does not list are whole.
+        loss_increase: Estimate for single cuts.
     """
     current = complete_candidate(problem, candidate)
     for node_name, max_drops in problem.max_drops.items():
@@ -145,8 +150,8 @@ def restore_dropped(
         gain_by_block: dict[str, float] = {}
         for block_name, units in smallest_units.items():
             if units > 0:
-                loss_dropped = loss_increase(node_name, block_name, 0)
-                loss_restored = loss_increase(node_name, block_name, units)
+                loss_dropped = loss_increase(node_name, block_name, kept=0)
+                loss_restored = loss_increase(node_name, block_name, kept=units)
                 gain_by_block[block_name] = loss_dropped - loss_restored
         by_gain = sorted(gain_by_block, key=gain_by_block.__getitem__, reverse=True)
         too_many = max(len(smallest_units) - max_drops, 0)
@@ -177,6 +182,11 @@ def enforce_protection(
     """Give cross-modal units back until the protection holds, always where that undoes most loss.
 
     Where the spec's own cuts violate the protection, the candidate that comes nearest is returned.
+
+    Args:
+        problem: Units that may be chosen, and the protection.
+        candidate: The candidate to repair; blocks that it does not list are whole.
+        loss_increase: Estimate for single cuts.
     """
     current = complete_candidate(problem, candidate)
     excess = problem.compute_protection_excess(current)
@@ -244,8 +254,10 @@ def _estimate_loss_undone(
 ) -> float:
     """Estimate by how much a step up lowers the loss."""
     kept_units = candidate.kept_units[growth.node_name][growth.block_name]
-    loss_before = loss_increase(growth.node_name, growth.block_name, kept_units)
-    return loss_before - loss_increase(growth.node_name, growth.block_name, growth.units)
+    node_name = growth.node_name
+    block_name = growth.block_name
+    loss_before = loss_increase(node_name, block_name, kept=kept_units)
+    return loss_before - loss_increase(node_name, block_name, kept=growth.units)
 
 
 def grow_to_budget(
@@ -336,17 +348,17 @@ def trade_for_precision(
     Returns:
         One candidate for each trade, cut and grown to the budget.
     """
-    traded: list[Candidate] = []
+    traded_candidates: list[Candidate] = []
     for node_name, precisions in problem.precisions.items():
         for precision in precisions:
             losses = rounding[node_name]
             if losses[precision] >= losses[candidate.precision[node_name]]:
                 continue
-            finer = replace_precision(candidate, node_name, precision=precision)
-            smaller = cut_to_budget(problem, finer, loss_increase=loss_increase)
+            finer_candidate = replace_precision(candidate, node_name, precision=precision)
+            smaller = cut_to_budget(problem, finer_candidate, loss_increase=loss_increase)
             if smaller is None:
                 continue
-            traded.append(
+            traded_candidates.append(
                 grow_to_budget(problem, smaller, loss_increase=loss_increase, rounding=rounding)
             )
-    return traded
+    return traded_candidates

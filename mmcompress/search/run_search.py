@@ -113,8 +113,8 @@ def choose_trial(
     with run.time_stage("search"):
         unknown: dict[str, Candidate] = {}
         for trial in finalists:
-            if trial.candidate.key() not in evaluator.final_losses:
-                unknown[trial.candidate.key()] = trial.candidate
+            if trial.candidate.make_key() not in evaluator.final_losses:
+                unknown[trial.candidate.make_key()] = trial.candidate
         losses = evaluator.evaluate_all(
             unknown,
             evaluate=evaluator.evaluate_again,
@@ -124,7 +124,7 @@ def choose_trial(
         evaluator.final_losses.update(losses)
     judged: list[Trial] = []
     for trial in finalists:
-        further_loss = evaluator.final_losses[trial.candidate.key()]
+        further_loss = evaluator.final_losses[trial.candidate.make_key()]
         first_share = evaluator.first_pairs_share
         loss = first_share * trial.loss + (1 - first_share) * further_loss
         judged.append(replace(trial, loss=loss))
@@ -195,18 +195,24 @@ def run_search(
                 to_search_point(problem, trial.candidate)
                 for trial in best_trials[:MAX_RESTART_POINTS]
             ]
-            refitted = _refit_to_budget(problem, sensitivity, trials=best_trials)
-            seeds = refitted + (seeds if known_candidates else seeds[:1])
+            repaired_trials = _refit_to_budget(problem, sensitivity, trials=best_trials)
+            seeds = repaired_trials + (seeds if known_candidates else seeds[:1])
         trials = _run_study(
             study, problem, run=run, evaluator=evaluator, effort=effort, starts=starts, seeds=seeds
         )
 
         finalists = _list_finalists(trials, budget_ms, min_ms=0.0, count=run.spec.search.finalists)
-        grown = _grow_finalists(problem, sensitivity, finalists=finalists)
-        if grown:
+        grown_trials = _grow_finalists(problem, sensitivity, finalists=finalists)
+        if grown_trials:
             # The effort is spent by now: this evaluates the grown structures alone.
             trials = _run_study(
-                study, problem, run=run, evaluator=evaluator, effort=effort, starts=[], seeds=grown
+                study,
+                problem,
+                run=run,
+                evaluator=evaluator,
+                effort=effort,
+                starts=[],
+                seeds=grown_trials,
             )
     return _select_allowed(problem, trials)
 
@@ -238,13 +244,13 @@ def run_unguided_search(
         All trials of the study that the problem allows.
     """
     problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
-    guided = _plan_effort(run.spec, evaluator, attempt=attempt)
+    planned_effort = _plan_effort(run.spec, evaluator, attempt=attempt)
     grown_trials = (1 + attempt) * (run.spec.search.finalists + len(run.blocks))
     restart_seeds = MAX_REFITTED_TRIALS + MAX_KNOWN_CANDIDATES
     seed_trials = MAX_KNOWN_CANDIDATES + restart_seeds * attempt
-    guided_trials = guided.trials + guided.level_switches
+    guided_trials = planned_effort.trials + planned_effort.level_switches
     trial_count = guided_trials + grown_trials + seed_trials + extra_trials
-    effort = replace(guided, trials=trial_count, level_switches=0)
+    effort = replace(planned_effort, trials=trial_count, level_switches=0)
     with run.time_stage("search"):
         trials = _run_study(
             _open_study(run),
@@ -310,7 +316,9 @@ def _refit_to_budget(
     """Cut earlier structures to a budget that has moved; those that can't be are left out."""
     seeds: list[tuple[str, Candidate]] = []
     for trial in trials:
-        smaller = cut_to_budget(problem, trial.candidate, loss_increase=sensitivity.loss_increase)
+        smaller = cut_to_budget(
+            problem, trial.candidate, loss_increase=sensitivity.estimate_loss_increase
+        )
         if smaller is not None:
             seeds.append(("trimmed", smaller))
     return seeds
@@ -327,27 +335,27 @@ def _grow_finalists(
             larger = grow_to_budget(
                 problem,
                 trial.candidate,
-                loss_increase=sensitivity.loss_increase,
+                loss_increase=sensitivity.estimate_loss_increase,
                 rounding=sensitivity.rounding,
             )
             seeds.append(("filled", larger))
     # The next step up of these is too large for the budget.
     still_small = [candidate for _, candidate in seeds if problem.predict(candidate) < full_ms]
     if still_small:
-        traded = trade_for_precision(
+        traded_candidates = trade_for_precision(
             problem,
             still_small[0],
-            loss_increase=sensitivity.loss_increase,
+            loss_increase=sensitivity.estimate_loss_increase,
             rounding=sensitivity.rounding,
         )
-        seeds += [("exchanged", candidate) for candidate in traded]
+        seeds += [("exchanged", candidate) for candidate in traded_candidates]
     return seeds
 
 
 def _select_allowed(problem: SearchProblem, trials: list[Trial]) -> list[Trial]:
     """Select the trials that the problem allows; all where an older journal holds no such one."""
-    allowed = [trial for trial in trials if problem.is_allowed(trial.candidate)]
-    return allowed or trials
+    allowed_trials = [trial for trial in trials if problem.is_allowed(trial.candidate)]
+    return allowed_trials or trials
 
 
 def adjust_structure(
@@ -378,17 +386,17 @@ def adjust_structure(
     problem = build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms)
     # In another precision it would be another structure.
     problem = replace(problem, precisions={})
-    adjusted = structure
-    smaller = cut_to_budget(problem, structure, loss_increase=sensitivity.loss_increase)
+    adjusted_structure = structure
+    smaller = cut_to_budget(problem, structure, loss_increase=sensitivity.estimate_loss_increase)
     if smaller is not None:
-        adjusted = grow_to_budget(
+        adjusted_structure = grow_to_budget(
             problem,
             smaller,
-            loss_increase=sensitivity.loss_increase,
+            loss_increase=sensitivity.estimate_loss_increase,
             rounding=sensitivity.rounding,
         )
-    fills_budget = FULL_BUDGET_SHARE * budget_ms <= problem.predict(adjusted) <= budget_ms
-    if adjusted == structure or not fills_budget:
+    fills_budget = FULL_BUDGET_SHARE * budget_ms <= problem.predict(adjusted_structure) <= budget_ms
+    if adjusted_structure == structure or not fills_budget:
         return None
     effort = SearchEffort(
         trials=0,
@@ -404,10 +412,10 @@ def adjust_structure(
             evaluator=evaluator,
             effort=effort,
             starts=[],
-            seeds=[("adjusted", adjusted)],
+            seeds=[("adjusted", adjusted_structure)],
         )
-    adjusted_key = adjusted.key()
-    matching = [trial for trial in trials if trial.candidate.key() == adjusted_key]
+    adjusted_key = adjusted_structure.make_key()
+    matching = [trial for trial in trials if trial.candidate.make_key() == adjusted_key]
     return matching[0] if matching else None
 
 
@@ -423,9 +431,9 @@ def list_plain_starts(problem: SearchProblem, spec: Spec) -> list[SearchPoint]:
     Returns:
         Points to be scaled to the budget.
     """
-    ratios = dict.fromkeys(spec.model_nodes(), PLAIN_RATIO)
+    ratios = dict.fromkeys(spec.list_model_nodes(), PLAIN_RATIO)
     sparing_ratios: dict[str, float] = {}
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         # All that follows depends on what these nodes see and hear.
         perceives = get_kind(node.kind).perceives
         sparing_ratios[node_name] = PLAIN_PERCEIVING_RATIO if perceives else PLAIN_REST_RATIO

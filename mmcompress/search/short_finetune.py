@@ -131,7 +131,9 @@ def rank_by_short_finetuning(
             finetuned = finetuning.finetune_all(pool[: run.spec.search.short_finetunings])
         write_record(record, finetuned)
     winner = read_record(FinetunedStructures, record).find_best()
-    smaller = cut_to_budget(problem, winner.candidate, loss_increase=sensitivity.loss_increase)
+    smaller = cut_to_budget(
+        problem, winner.candidate, loss_increase=sensitivity.estimate_loss_increase
+    )
     if smaller is None:
         return best
     candidate = grow_candidate(problem, sensitivity, candidate=smaller)
@@ -155,11 +157,11 @@ class ValidationLoss:
         pair_count = min(run.spec.data.validation_pairs, MAX_VALIDATION_PAIRS)
         self._pipeline = run.pipeline
         self._batch = run.pipeline.collate(run.data.load("val", pair_count))
-        self._references = run.pipeline.reference_outputs(run.models, self._batch)
+        self._references = run.pipeline.compute_reference_outputs(run.models, self._batch)
 
     def measure(self, models: Mapping[str, Model]) -> float:
         """Measure the loss of models, by node."""
-        return self._pipeline.loss_of_models(models, self._batch, dense=self._references)
+        return self._pipeline.compute_loss(models, self._batch, dense=self._references)
 
 
 def open_teacher(run: RunContext) -> Teacher:

@@ -85,12 +85,15 @@ def _collect_inputs(
 ) -> SplitInputs:
     """Collect what the knapsack needs of the given nodes, or of all."""
     node_names = nodes or list(problem.blocks)
+    blocks = {name: problem.blocks[name] for name in node_names}
+    unit_choices = {name: problem.unit_choices[name] for name in node_names}
+    precisions = {name: problem.precisions[name] for name in node_names}
     return SplitInputs(
-        blocks={name: problem.blocks[name] for name in node_names},
+        blocks=blocks,
         sensitivity=sensitivity,
         cut_weights=_weigh_cuts(problem),
-        unit_choices={name: problem.unit_choices[name] for name in node_names},
-        precisions={name: problem.precisions[name] for name in node_names},
+        unit_choices=unit_choices,
+        precisions=precisions,
         predictor=replace(predictor, reads={}),
     )
 
@@ -103,22 +106,24 @@ def _repair_splits(
     A split that no repair brings within every limit is left out.
     """
     cut_weights = _weigh_cuts(problem)
-    allowed: list[BudgetSplit] = []
+    allowed_splits: list[BudgetSplit] = []
     for split in splits:
         if problem.is_allowed(split.candidate):
-            allowed.append(split)
+            allowed_splits.append(split)
         else:
-            restored = restore_dropped(
-                problem, split.candidate, loss_increase=sensitivity.loss_increase
+            restored_candidate = restore_dropped(
+                problem, split.candidate, loss_increase=sensitivity.estimate_loss_increase
             )
-            smaller = cut_to_budget(problem, restored, loss_increase=sensitivity.loss_increase)
+            smaller = cut_to_budget(
+                problem, restored_candidate, loss_increase=sensitivity.estimate_loss_increase
+            )
             if smaller is not None and problem.is_allowed(smaller):
-                loss_increase = sensitivity.added_loss(smaller, cut_weights=cut_weights)
-                allowed.append(BudgetSplit(candidate=smaller, loss_increase=loss_increase))
+                loss_increase = sensitivity.add_losses(smaller, cut_weights=cut_weights)
+                allowed_splits.append(BudgetSplit(candidate=smaller, loss_increase=loss_increase))
         # A repair does not lower the estimated loss: the splits behind are worse.
-        if len(allowed) == MAX_ALLOWED_SPLITS:
+        if len(allowed_splits) == MAX_ALLOWED_SPLITS:
             break
-    return sorted(allowed, key=lambda split: split.loss_increase)
+    return sorted(allowed_splits, key=lambda split: split.loss_increase)
 
 
 def _weigh_cuts(problem: SearchProblem) -> CutWeights:

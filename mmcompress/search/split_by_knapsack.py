@@ -161,7 +161,7 @@ def split_by_knapsack(inputs: SplitInputs, budget_ms: float) -> list[BudgetSplit
     windowed_nodes = [name for name in inputs.blocks if "tokens" in inputs.unit_choices[name]]
 
     def predict_whole_ms(node_name: str, precision: str) -> float:
-        return inputs.predictor.node_table_ms(node_name, {}, precision=precision, rows=rows)
+        return inputs.predictor.predict_node_table_ms(node_name, {}, precision=precision, rows=rows)
 
     window_lengths = []
     for node_name in windowed_nodes:
@@ -208,7 +208,7 @@ def _list_levels(inputs: SplitInputs) -> _Levels:
             weight = inputs.cut_weights.get(node_name, {}).get(block.name, 1.0)
             curve = inputs.sensitivity.curves[node_name][block.name]
             units[node_name, block.name] = levels
-            loss_increases[node_name, block.name] = curve.loss_increase(np.array(levels)) * weight
+            loss_increases[node_name, block.name] = curve.interpolate(np.array(levels)) * weight
     return _Levels(units=units, loss_increases=loss_increases)
 
 
@@ -247,7 +247,7 @@ def _predict_block_ms(
                 level_ms = []
                 for units in levels.units[block_key]:
                     level_ms.append(
-                        inputs.predictor.block_ms(
+                        inputs.predictor.predict_block_ms(
                             node_name,
                             deployed,
                             units=units,
@@ -274,7 +274,7 @@ def _solve_split(
     cut_positions = _cut_windows(inputs, windows)
     bases_ms = 0.0
     for node_name in inputs.blocks:
-        bases_ms += predictor.base_ms(node_name, precision[node_name], cuts=cut_positions)
+        bases_ms += predictor.predict_base_ms(node_name, precision[node_name], cuts=cut_positions)
     costs = []
     for node_name, block_name in levels.units:
         costs.append(block_ms[(node_name, block_name), precision[node_name]])
@@ -291,8 +291,8 @@ def _solve_split(
         kept_units[node_name]["tokens"] = length
     for (node_name, block_name), option in zip(levels.units, options, strict=True):
         kept_units[node_name][block_name] = levels.units[node_name, block_name][option]
-    candidate = Candidate(kept_units, dict(precision))
+    candidate = Candidate(kept_units=kept_units, precision=dict(precision))
     return BudgetSplit(
         candidate=candidate,
-        loss_increase=inputs.sensitivity.added_loss(candidate, cut_weights=inputs.cut_weights),
+        loss_increase=inputs.sensitivity.add_losses(candidate, cut_weights=inputs.cut_weights),
     )

@@ -300,7 +300,7 @@ class _TrialJournal:
         for trial in read_finished_trials(study):
             # The predictor may have been corrected since.
             latency_ms = problem.predict(trial.candidate)
-            self.trials_by_key[trial.candidate.key()] = replace(trial, latency_ms=latency_ms)
+            self.trials_by_key[trial.candidate.make_key()] = replace(trial, latency_ms=latency_ms)
 
     def record_result(self, proposal: _Proposal, result: TaskResult) -> None:
         """Write the result of a proposal; a candidate's first result stays the one of its key."""
@@ -320,7 +320,7 @@ class _TrialJournal:
             evaluation_seconds=result["seconds"],
             worker=result["worker"],
         )
-        self.trials_by_key.setdefault(proposal.candidate.key(), trial)
+        self.trials_by_key.setdefault(proposal.candidate.make_key(), trial)
         # Optuna takes a trial without a constraint for feasible: set it before the result.
         excess_ms = proposal.latency_ms - self.problem.budget_ms
         if optuna_trial is not None:
@@ -385,7 +385,7 @@ class _SearchSession:
         self.seeds_left = [
             (origin, candidate)
             for origin, candidate in seeds
-            if candidate.key() not in journal.trials_by_key
+            if candidate.make_key() not in journal.trials_by_key
         ]
         samples_left = max(effort.trials - self.sampled, 0)
         switches_left = max(effort.level_switches - self.switched, 0)
@@ -398,7 +398,7 @@ class _SearchSession:
 
     def _count_earlier(self, origin: str, earlier_trials: Sequence[Trial]) -> int:
         """Count the candidates of an origin that earlier sessions evaluated or failed at."""
-        keys = {trial.candidate.key() for trial in earlier_trials if trial.origin == origin}
+        keys = {trial.candidate.make_key() for trial in earlier_trials if trial.origin == origin}
         return len(keys) + count_failures(self.journal.study, origin)
 
     def run(self) -> None:
@@ -436,7 +436,7 @@ class _SearchSession:
         if self.switched >= self.effort.level_switches or self._awaits_other_origins():
             return None
         candidate_or_none = switch_levels(
-            self.problem, self._find_best(), seen=self._list_known_keys(), rng=self.rng
+            self.problem, self._find_best(), seen_keys=self._list_known_keys(), rng=self.rng
         )
         if candidate_or_none is None:
             # No neighbour is left: do not look again.
@@ -452,7 +452,7 @@ class _SearchSession:
 
     def _list_known_keys(self) -> set[str]:
         """List the keys of all candidates that are evaluated or running."""
-        running_keys = {trial.proposal.candidate.key() for trial in self.running.values()}
+        running_keys = {trial.proposal.candidate.make_key() for trial in self.running.values()}
         return self.journal.trials_by_key.keys() | running_keys
 
     def _make_proposal(self, origin: str, candidate: Candidate) -> _Proposal:
@@ -477,7 +477,7 @@ class _SearchSession:
                 latency_ms=self.problem.predict(candidate),
                 optuna_trial=optuna_trial,
             )
-            known_trial = self.journal.trials_by_key.get(candidate.key())
+            known_trial = self.journal.trials_by_key.get(candidate.make_key())
             if known_trial is None or self.repeats >= MAX_REPEATS_PER_TRIAL * self.total:
                 return proposal
             self.repeats += 1

@@ -64,8 +64,8 @@ def _interrupt_after(seconds: float, grace_seconds: float) -> Iterator[None]:
     earlier_handler = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds)
     # This watch runs without Python, so it ends loops inside libraries too.
-    with open(os.devnull, "w", encoding="utf-8") as nowhere:
-        faulthandler.dump_traceback_later(seconds + grace_seconds, exit=True, file=nowhere)
+    with open(os.devnull, "w", encoding="utf-8") as null_file:
+        faulthandler.dump_traceback_later(seconds + grace_seconds, exit=True, file=null_file)
         try:
             yield
         finally:

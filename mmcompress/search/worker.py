@@ -192,7 +192,7 @@ def make_worker_context(
 def estimate_candidate(context: EstimateContext, candidate: PlainCandidate) -> TaskResult:
     """Estimate the loss of a candidate: dense loss plus all its increases. No model is run."""
     start = time.perf_counter()
-    loss = context.base_loss + context.table.added_loss(build_record(Candidate, candidate))
+    loss = context.base_loss + context.table.add_losses(build_record(Candidate, candidate))
     return {"loss": loss, "quality": {}, "seconds": time.perf_counter() - start}
 
 
@@ -229,11 +229,11 @@ def evaluate_candidate(context: WorkerContext, candidate: PlainCandidate) -> Tas
         node_outputs = state.output_cache.get(cache_key)
         if node_outputs is not None:
             cached_outputs[node_name] = node_outputs
-    outputs = _run_candidate(state, structure, batch=state.batch, known=cached_outputs)
+    outputs = _run_candidate(state, structure, batch=state.batch, known_outputs=cached_outputs)
     for node_name, node_outputs in outputs.items():
         state.output_cache.put(cache_keys[node_name], node_outputs)
-    loss = state.pipeline.loss_of_outputs(outputs, state.batch, dense=state.references)
-    quality = state.pipeline.quality(outputs, state.batch)
+    loss = state.pipeline.compute_loss_of_outputs(outputs, state.batch, dense=state.references)
+    quality = state.pipeline.compute_quality(outputs, state.batch)
     return {"loss": loss, "quality": quality, "seconds": time.perf_counter() - start}
 
 
@@ -249,14 +249,15 @@ def evaluate_on_more_pairs(context: WorkerContext, candidate: PlainCandidate) ->
     structure = build_record(Candidate, candidate)
     if not state.more_batches:
         assert context.more_pairs is not None, "the context has no further pairs"
-        state.more_batches = _make_batch(context.more_pairs).chunks(len(state.batch))
+        state.more_batches = _make_batch(context.more_pairs).split_evenly(len(state.batch))
         state.more_references = [
-            state.pipeline.reference_outputs(state.models, batch) for batch in state.more_batches
+            state.pipeline.compute_reference_outputs(state.models, batch)
+            for batch in state.more_batches
         ]
     losses = []
     for batch, references in zip(state.more_batches, state.more_references, strict=True):
-        outputs = _run_candidate(state, structure, batch=batch, known={})
-        losses.append(state.pipeline.loss_of_outputs(outputs, batch, dense=references))
+        outputs = _run_candidate(state, structure, batch=batch, known_outputs={})
+        losses.append(state.pipeline.compute_loss_of_outputs(outputs, batch, dense=references))
     return {"loss": sum(losses) / len(losses), "seconds": time.perf_counter() - start}
 
 
@@ -318,7 +319,7 @@ def _load_state(context: WorkerContext) -> _WorkerState:
         grams=grams,
         fp32_blocks=context.fp32_blocks,
         batch=batch,
-        references=pipeline.reference_outputs(models, batch),
+        references=pipeline.compute_reference_outputs(models, batch),
     )
     _loaded_states[context.key] = state
     return state
@@ -329,20 +330,20 @@ def _make_cache_keys(pipeline: TorchPipeline, structure: Candidate) -> dict[str,
     cache_keys: dict[str, Hashable] = {}
     for node_name in pipeline.order:
         units = tuple(sorted(structure.kept_units[node_name].items()))
-        source_keys = tuple(cache_keys[source] for source in pipeline.sources_of(node_name))
+        source_keys = tuple(cache_keys[source] for source in pipeline.list_sources(node_name))
         cache_keys[node_name] = (node_name, units, structure.precision[node_name], source_keys)
     return cache_keys
 
 
 def _run_candidate(
-    state: _WorkerState, structure: Candidate, *, batch: Batch, known: Outputs
+    state: _WorkerState, structure: Candidate, *, batch: Batch, known_outputs: Outputs
 ) -> Outputs:
-    """Return the outputs of every node; only nodes not in `known` are pruned, rounded and run."""
+    """Return the outputs of every node; those in `known_outputs` are not run again."""
     prune = state.spec.prune
     models: dict[str, Model] = {}
     with ExitStack() as simulations:
         for node_name, dense_model in state.models.items():
-            if node_name in known:
+            if node_name in known_outputs:
                 continue
             model = prune_node(
                 dense_model,
@@ -356,22 +357,21 @@ def _run_candidate(
             fp32_layers = model.list_linear_layers(fp32_blocks)
             simulations.enter_context(simulate_precision(model, precision, fp32_layers=fp32_layers))
             models[node_name] = model
-        return state.pipeline.forward_in_pieces(models, batch, known=known)
+        return state.pipeline.forward_in_pieces(models, batch, known_outputs=known_outputs)
 
 
 def _make_batch_arrays(batch: Batch) -> BatchArrays:
     """Turn the tensors of a batch into arrays."""
-    return BatchArrays(
-        inputs={node_name: tensor.numpy() for node_name, tensor in batch.inputs.items()},
-        keep={node_name: tensor.numpy() for node_name, tensor in batch.keep.items()},
-    )
+    inputs = {node_name: tensor.numpy() for node_name, tensor in batch.inputs.items()}
+    keep = {node_name: tensor.numpy() for node_name, tensor in batch.keep.items()}
+    return BatchArrays(inputs=inputs, keep=keep)
 
 
 def _make_batch(arrays: BatchArrays) -> Batch:
     """Turn arrays back into a batch."""
     inputs = {node_name: _make_tensor(array) for node_name, array in arrays.inputs.items()}
     keep = {node_name: _make_tensor(array) for node_name, array in arrays.keep.items()}
-    return Batch(inputs, keep)
+    return Batch(inputs=inputs, keep=keep)
 
 
 def _make_tensor(array: np.ndarray) -> Tensor:

@@ -66,8 +66,8 @@ class YamlSource:
         """Values that were read so far."""
         self.data: dict[str, Any] = self._read_mapping(self._parse())
         rename_old_keys(self.data, self.lines)
-        for dotted, value in (overrides or {}).items():
-            self._override(*rename_old_key(dotted, value))
+        for dotted_key, value in (overrides or {}).items():
+            self._override(*rename_old_key(dotted_key, value))
 
     def _parse(self) -> yaml.MappingNode:
         """Parse the file into nodes that know their lines."""
@@ -171,18 +171,18 @@ class YamlSource:
             name = match.group(1)
             value = os.environ.get(name, match.group(3))
             if value is None:
-                raise self.error(path, f"the environment variable {name} is not set")
+                raise self.make_error(path, f"the environment variable {name} is not set")
             return str(value)
 
         return re.sub(r"\$\{(\w+)(:-([^}]*))?\}", look_up, text)
 
-    def _override(self, dotted: str, value: Any) -> None:
+    def _override(self, dotted_key: str, value: Any) -> None:
         """Put a value at a dotted key; its line is 0, which stands for `--set`."""
         try:
-            self.data = apply_overrides(self.data, {dotted: value})
+            self.data = apply_overrides(self.data, {dotted_key: value})
         except ValueError as error:
             raise SpecError(f"{self.path}: --set {error}") from error
-        keys = split_key(dotted)
+        keys = split_key(dotted_key)
         self.lines = {path: line for path, line in self.lines.items() if path[: len(keys)] != keys}
         self._mark_as_set(keys, value)
 
@@ -193,15 +193,15 @@ class YamlSource:
             for key, inner in value.items():
                 self._mark_as_set((*path, str(key)), inner)
 
-    def error(self, path: KeyPath, message: str) -> SpecError:
+    def make_error(self, path: KeyPath, message: str) -> SpecError:
         """Return the error at the nearest known line of a path."""
         nearest = path
         while nearest and nearest not in self.lines:
             nearest = nearest[:-1]
         line = self.lines.get(nearest, 1)
         place = f"{self.path}:{line}" if line else f"{self.path} (--set {_join_keys(nearest)})"
-        what = f"{_join_keys(path)}: " if path else ""
-        return SpecError(f"{place}: {what}{message}")
+        description = f"{_join_keys(path)}: " if path else ""
+        return SpecError(f"{place}: {description}{message}")
 
     def build(self, record_type: type[RecordType]) -> RecordType:
         """Make a record of the file.
@@ -212,7 +212,7 @@ class YamlSource:
         try:
             return build_record(record_type, self.data)
         except InvalidValue as invalid:
-            lines = [str(self.error(p.path, p.message)) for p in invalid.problems]
+            lines = [str(self.make_error(p.path, p.message)) for p in invalid.problems]
             raise SpecError("\n".join(lines)) from None
 
 
@@ -227,12 +227,12 @@ def list_given_keys(path: str | Path, overrides: dict[str, Any] | None = None) -
     `precision: auto` leaves the precision to the search, so it does not count as set.
     """
     source = YamlSource(path, overrides)
-    given: set[str] = set()
+    given_keys: set[str] = set()
     for keys in source.lines:
         value = _find_value(source.data, keys)
         if value != "auto" and not isinstance(value, dict):
-            given.add(".".join(keys))
-    return frozenset(given)
+            given_keys.add(".".join(keys))
+    return frozenset(given_keys)
 
 
 def _find_value(data: Any, keys: KeyPath) -> Any:

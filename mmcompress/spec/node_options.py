@@ -84,7 +84,7 @@ def list_options(kind_name: str) -> Mapping[str, NodeOption]:
 def list_all_options() -> dict[str, NodeOption]:
     """Return the options of all kinds by name; of equal names, the first one."""
     options: dict[str, NodeOption] = {}
-    for kind_name in NODE_KINDS.names():
+    for kind_name in NODE_KINDS.list_names():
         for name, option in list_options(kind_name).items():
             options.setdefault(name, option)
     return options
@@ -97,7 +97,7 @@ def list_file_options() -> list[str]:
 
 def list_owners(option: str) -> list[str]:
     """Return the kinds of node that have an option."""
-    return [name for name in NODE_KINDS.names() if option in list_options(name)]
+    return [name for name in NODE_KINDS.list_names() if option in list_options(name)]
 
 
 def sort_keys(data: Mapping[str, object], common_keys: Collection[str]) -> SortedKeys:
@@ -108,7 +108,7 @@ def sort_keys(data: Mapping[str, object], common_keys: Collection[str]) -> Sorte
         common_keys: Keys that every node has.
     """
     kind_name = data.get("kind")
-    is_known = isinstance(kind_name, str) and NODE_KINDS.problem(kind_name) is None
+    is_known = isinstance(kind_name, str) and NODE_KINDS.find_problem(kind_name) is None
     own_options = list_options(kind_name) if isinstance(kind_name, str) and is_known else {}
     common: dict[str, object] = {}
     values = {name: option.default for name, option in own_options.items()}

@@ -42,12 +42,12 @@ OLD_VALUES = {("data.labels", "dense"): "teacher"}
 """Values of version 0.1, by key, and what they are called now."""
 
 
-def split_key(dotted: str) -> tuple[str, ...]:
+def split_key(dotted_key: str) -> tuple[str, ...]:
     """Split `nodes.vision.prune.blocks.0.ffn` into its keys; the name of a block keeps its dot."""
-    head, marker, block = dotted.partition(".prune.blocks.")
+    head, marker, block = dotted_key.partition(".prune.blocks.")
     if marker:
         return (*head.split("."), "prune", "blocks", block)
-    return tuple(dotted.split("."))
+    return tuple(dotted_key.split("."))
 
 
 def apply_overrides(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,16 +60,16 @@ def apply_overrides(data: Mapping[str, Any], changes: Mapping[str, Any]) -> dict
     Raises:
         ValueError: A key leads into something that is not a mapping.
     """
-    changed = copy.deepcopy(dict(data))
-    for dotted, value in changes.items():
-        *parents, last = split_key(dotted)
-        section: Any = changed
+    changed_data = copy.deepcopy(dict(data))
+    for dotted_key, value in changes.items():
+        *parents, last = split_key(dotted_key)
+        section: Any = changed_data
         for key in parents:
             section = section.setdefault(key, {})
             if not isinstance(section, dict):
-                raise ValueError(f"{dotted}: '{key}' is not a mapping")
+                raise ValueError(f"{dotted_key}: '{key}' is not a mapping")
         section[last] = value
-    return changed
+    return changed_data
 
 
 def override_spec(spec: Spec, changes: Mapping[str, Any]) -> Spec:
@@ -82,52 +82,52 @@ def override_spec(spec: Spec, changes: Mapping[str, Any]) -> Spec:
         changes: New values by dotted key, each valid there: a search space is checked when it is
             read.
     """
-    nested: dict[str, Any] = {}
-    for dotted, value in changes.items():
-        *parents, last = split_key(dotted)
-        section = nested
+    nested_changes: dict[str, Any] = {}
+    for dotted_key, value in changes.items():
+        *parents, last = split_key(dotted_key)
+        section = nested_changes
         for key in parents:
             section = section.setdefault(key, {})
         section[last] = value
-    changed: Spec = _replace_values(spec, nested)
-    return changed
+    changed_data: Spec = _replace_values(spec, nested_changes)
+    return changed_data
 
 
 def _replace_values(record: Any, changes: Mapping[str, Any]) -> Any:
     """Return a record or a mapping with values replaced, those of inner records by their keys."""
     values: dict[str, Any] = {}
     for key, change in changes.items():
-        old = record.get(key) if isinstance(record, Mapping) else getattr(record, key)
+        old_value = record.get(key) if isinstance(record, Mapping) else getattr(record, key)
         is_section = isinstance(change, Mapping)
-        values[key] = _replace_values(old, change) if is_section else change
+        values[key] = _replace_values(old_value, change) if is_section else change
     return {**record, **values} if isinstance(record, Mapping) else replace(record, **values)
 
 
-def rename_old_key(dotted: str, value: Any) -> tuple[str, Any]:
+def rename_old_key(dotted_key: str, value: Any) -> tuple[str, Any]:
     """Return a key and its value under their present names, with a warning when one was an old
     name.
 
     Args:
-        dotted: A key such as `distill.rate`, or a whole section such as `distill`.
+        dotted_key: A key such as `distill.rate`, or a whole section such as `distill`.
         value: Its value. When it is a section, the keys in it are renamed too.
     """
     if isinstance(value, dict):
-        section = {dotted: dict(value)}
+        section = {dotted_key: dict(value)}
         rename_old_keys(section, {})
-        return dotted, section[dotted]
-    if dotted in OLD_KEYS:
-        _warn_of(dotted, OLD_KEYS[dotted])
-        dotted = OLD_KEYS[dotted]
-    renamed = OLD_VALUES.get((dotted, value)) if isinstance(value, str) else None
+        return dotted_key, section[dotted_key]
+    if dotted_key in OLD_KEYS:
+        _warn_of(dotted_key, OLD_KEYS[dotted_key])
+        dotted_key = OLD_KEYS[dotted_key]
+    renamed = OLD_VALUES.get((dotted_key, value)) if isinstance(value, str) else None
     if renamed is not None:
-        _warn_of(f"{dotted}: {value}", f"{dotted}: {renamed}")
+        _warn_of(f"{dotted_key}: {value}", f"{dotted_key}: {renamed}")
         value = renamed
-    return dotted, value
+    return dotted_key, value
 
 
-def _warn_of(old: str, new: str) -> None:
+def _warn_of(old_name: str, new_name: str) -> None:
     """Warn that a name is read for the last time."""
-    message = f"'{old}' is called '{new}' now; the old name is read in this release only"
+    message = f"'{old_name}' is called '{new_name}' now; the old name is read in this release only"
     warnings.warn(message, FutureWarning, stacklevel=2)
 
 
@@ -138,16 +138,16 @@ def rename_old_keys(data: dict[str, Any], lines: dict[tuple[str, ...], int]) -> 
         data: The spec as plain data.
         lines: The line of every key of it; it follows the names.
     """
-    for dotted in (*OLD_KEYS, *(key for key, _ in OLD_VALUES)):
-        section_name, key = dotted.split(".")
+    for dotted_key in (*OLD_KEYS, *(key for key, _ in OLD_VALUES)):
+        section_name, key = dotted_key.split(".")
         section = data.get(section_name)
         if not isinstance(section, dict) or key not in section:
             continue
-        new_dotted, value = rename_old_key(dotted, section[key])
+        new_dotted, value = rename_old_key(dotted_key, section[key])
         *_, new_key = new_path = tuple(new_dotted.split("."))
         new_section = _open_section(data, new_path[:-1])
-        if new_section is None or (new_key in new_section and new_dotted != dotted):
-            continue  # both names are given: the old one is told as unknown
+        if new_section is None or (new_key in new_section and new_dotted != dotted_key):
+            continue  # both names are given: the old one is reported as unknown
         del section[key]
         new_section[new_key] = value
         for path in [path for path in lines if path[:2] == (section_name, key)]:

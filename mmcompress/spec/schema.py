@@ -46,11 +46,11 @@ LossWeight = Annotated[float, Field(ge=0, le=1e6)]
 """The weight of a loss; 0 turns it off."""
 
 
-def known_in(registry: Registry) -> Callable[[str], str]:
+def make_name_check(registry: Registry) -> Callable[[str], str]:
     """Return a check that a name stands in a registry."""
 
     def check(name: str) -> str:
-        problem = registry.problem(name)
+        problem = registry.find_problem(name)
         if problem:
             raise ValueError(problem)
         return name
@@ -60,7 +60,7 @@ def known_in(registry: Registry) -> Callable[[str], str]:
 
 def _check_precision(name: str) -> str:
     """Check the precision of a node: a known one, or `auto`."""
-    return name if name == "auto" else known_in(PRECISIONS)(name)
+    return name if name == "auto" else make_name_check(PRECISIONS)(name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class NodePrune:
 class Node:
     """One model of the pipeline, or one node that joins the outputs of models."""
 
-    kind: Annotated[str, AfterValidator(known_in(NODE_KINDS))]
+    kind: Annotated[str, AfterValidator(make_name_check(NODE_KINDS))]
     """The kind of node: see `mmcompress list kinds`."""
     inputs: dict[str, str]
     """What each input port reads: `node.port`, or the name of a pipeline input."""
@@ -156,7 +156,7 @@ COMMON_NODE_KEYS = tuple(key.name for key in fields(Node) if key.name != "option
 class Data:
     """The pairs of input and text that the pipeline is compressed and judged with."""
 
-    kind: Annotated[str, AfterValidator(known_in(DATA_KINDS))]
+    kind: Annotated[str, AfterValidator(make_name_check(DATA_KINDS))]
     """The kind of data: see `mmcompress list data`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the kind of data, such as `path`."""
@@ -184,10 +184,10 @@ class Data:
 class Prune:
     """How units are scored, chosen and removed."""
 
-    importance: Annotated[str, AfterValidator(known_in(IMPORTANCE))] = "reconstruction"
+    importance: Annotated[str, AfterValidator(make_name_check(IMPORTANCE))] = "reconstruction"
     """The criterion that scores units, or a mixture (`fisher + 0.5 * magnitude`): see `mmcompress
     list importance`."""
-    allocation: Annotated[str, AfterValidator(known_in(ALLOCATIONS))] = "knapsack"
+    allocation: Annotated[str, AfterValidator(make_name_check(ALLOCATIONS))] = "knapsack"
     """How the cuts of a group are dealt to its blocks: see `mmcompress list allocation`."""
     protection: Annotated[float, Field(ge=1, le=100)] = 2.0
     """Factor by which cross-modal units are pruned less than the others."""
@@ -236,8 +236,8 @@ class Distill:
     longer, the training has as many as these minutes afford."""
     schedule: Literal["cosine", "until_converged"] = "cosine"
     """How long a training lasts. `cosine`: all steps, while the rate falls. `until_converged`: at a
-    constant rate that is run down at the end; the steps are doubled as long as that lowers the loss
-    by a tenth and the minutes last."""
+    constant rate that is run down at the end. The steps are doubled as long as that lowers the loss
+    by a tenth, and the minutes last."""
     batch: Annotated[int, Field(ge=2, le=65_536)] = 24
     """Pairs per step."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -249,12 +249,22 @@ class Distill:
     """Whether the rate is halved while a few steps of it make matters worse: structures that lost
     little need less."""
     losses: dict[str, LossWeight] = field(default_factory=dict)
-    """Weights of losses by name; those that are not named keep their defaults. From the dense
-    pipeline: `embedding` 1, squared distance of embeddings (CLIP-KD); `tokens` 1 and `scores` 1,
-    squared errors relative to the variance; `affinity` 1, divergence of similarities at every join
-    (TinyCLIP); `logits` 4, divergence of next-token distributions; `hidden` 0 and `cross` 0, error
-    of what blocks (or cross-attention alone) add to their streams. From the task: `contrast` 0.2,
-    of joins; `caption` 1, cross-entropy of generators; and those of other kinds of node."""
+    """Weights of losses by name; those that are not named keep their defaults.
+
+    Losses against the dense pipeline:
+
+    - `embedding` 1: squared distance of embeddings (CLIP-KD)
+    - `tokens` 1 and `scores` 1: squared errors relative to the variance
+    - `affinity` 1: divergence of similarities at every join (TinyCLIP)
+    - `logits` 4: divergence of next-token distributions
+    - `hidden` 0 and `cross` 0: error of what blocks, or cross-attention alone, add to their streams
+
+    Losses of the task:
+
+    - `contrast` 0.2: of joins
+    - `caption` 1: cross-entropy of generators
+    - those of other kinds of node
+    """
     validations: Annotated[int, Field(ge=0, le=1000)] = 4
     """Times that the loss on validation pairs is taken on the way. When the last weights are
     clearly worse than others seen, those are kept. 0: always the last."""
@@ -281,9 +291,9 @@ class Search:
     """Rounds before the proposals in which the loss increase of every cut is measured among the
     other cuts, and the budget is split again. 0: loss increases are taken to add up. They end early
     when they take twice the search."""
-    sampler: Annotated[str, AfterValidator(known_in(SAMPLERS))] = "tpe"
+    sampler: Annotated[str, AfterValidator(make_name_check(SAMPLERS))] = "tpe"
     """Optuna's sampler: see `mmcompress list samplers`."""
-    executor: Annotated[str, AfterValidator(known_in(EXECUTORS))] = "ray"
+    executor: Annotated[str, AfterValidator(make_name_check(EXECUTORS))] = "ray"
     """Where trials run: see `mmcompress list executors`."""
     workers: Annotated[int, Field(ge=1, le=4096)] = 2
     """Trials at a time."""
@@ -353,7 +363,7 @@ class Metric:
     """A metric that the result is judged by. Its name alone stands for it: `wer` for `{kind:
     wer}`."""
 
-    kind: Annotated[str, AfterValidator(known_in(METRICS))]
+    kind: Annotated[str, AfterValidator(make_name_check(METRICS))]
     """The metric: see `mmcompress list metrics`."""
     of: str = ""
     """The node that it judges. Without it, the metric judges every node that it can."""
@@ -365,7 +375,7 @@ class Spec:
 
     name: str
     """Name of the pipeline, for reports and run folders."""
-    inputs: dict[str, Annotated[str, AfterValidator(known_in(INPUT_TYPES))]]
+    inputs: dict[str, Annotated[str, AfterValidator(make_name_check(INPUT_TYPES))]]
     """Inputs of the pipeline by name, each with its type: see `mmcompress list inputs`."""
     nodes: dict[str, Node]
     """The models and joins of the pipeline, by name."""
@@ -398,7 +408,7 @@ class Spec:
     seed: Annotated[int, Field(ge=0, le=2**31)] = 0
     """Seed of data, search and training."""
 
-    def model_nodes(self) -> dict[str, Node]:
+    def list_model_nodes(self) -> dict[str, Node]:
         """Return the nodes that are models, by name."""
         return {
             name: node for name, node in self.nodes.items() if NODE_KINDS.get(node.kind).is_model

@@ -61,66 +61,66 @@ def load_space(path: str | Path, spec: Spec, *, fixed: frozenset[str] = frozense
     """
     source = YamlSource(path)
     space = source.build(Space)
-    models = list(spec.model_nodes())
+    models = list(spec.list_model_nodes())
     errors: list[str] = []
-    for dotted, dimension in space.dimensions.items():
-        problem = _find_problem(dotted, dimension, models=models)
+    for dotted_key, dimension in space.dimensions.items():
+        problem = _find_problem(dotted_key, dimension, models=models)
         if problem:
-            errors.append(str(source.error(("dimensions", dotted), problem)))
+            errors.append(str(source.make_error(("dimensions", dotted_key), problem)))
     if errors:
         raise SpecError("\n".join(errors))
     dimensions: dict[str, Dimension] = {}
-    for dotted, dimension in space.dimensions.items():
-        if dotted.endswith("drop") and not dimension.step:
+    for dotted_key, dimension in space.dimensions.items():
+        if dotted_key.endswith("drop") and not dimension.step:
             dimension = replace(dimension, step=1.0)
-        node = dotted.split(".")[1]
+        node = dotted_key.split(".")[1]
         for name in models if node == "*" else [node]:
-            key = dotted.replace("*", name)
+            key = dotted_key.replace("*", name)
             if key not in fixed:
                 dimensions[key] = dimension
     return Space(name=space.name, dimensions=dimensions)
 
 
-def _find_problem(dotted: str, dimension: Dimension, *, models: list[str]) -> str:
+def _find_problem(dotted_key: str, dimension: Dimension, *, models: list[str]) -> str:
     """Return what is wrong with a dimension, or an empty text."""
     low = dimension.low
     high = dimension.high
     if not dimension.choices and (low is None or high is None or low > high):
         return "needs 'choices', or 'low' and 'high' with low <= high"
-    keys = dotted.split(".")
+    keys = dotted_key.split(".")
     is_of_node = keys[0] == "nodes"
     if is_of_node and len(keys) > 1 and keys[1] not in ("*", *models):
         return f"unknown node '{keys[1]}'; {suggest_nearest(keys[1], models)}"
-    pattern = ".".join((keys[0], "*", *keys[2:])) if is_of_node else dotted
+    pattern = ".".join((keys[0], "*", *keys[2:])) if is_of_node else dotted_key
     if pattern not in SEARCHABLE_KEYS:
-        return f"'{dotted}' can't be searched; {suggest_nearest(dotted, SEARCHABLE_KEYS)}"
-    if dotted.endswith("precision") != bool(dimension.choices):
+        return f"'{dotted_key}' can't be searched; {suggest_nearest(dotted_key, SEARCHABLE_KEYS)}"
+    if dotted_key.endswith("precision") != bool(dimension.choices):
         return "a precision takes 'choices', everything else 'low' and 'high'"
-    return _find_value_problem(dotted, dimension)
+    return _find_value_problem(dotted_key, dimension)
 
 
-def _find_value_problem(dotted: str, dimension: Dimension) -> str:
+def _find_value_problem(dotted_key: str, dimension: Dimension) -> str:
     """Return what is wrong with the step, the choices or the bounds of a dimension, or an empty
     text."""
-    is_whole = dotted.endswith("drop")
+    is_whole = dotted_key.endswith("drop")
     step = dimension.step
     if step is not None and (step <= 0 or (is_whole and step % 1)):
         return f"'step' must be {'a whole number' if is_whole else 'a number'} greater than 0"
     for choice in dimension.choices:
-        unknown = PRECISIONS.problem(choice)
+        unknown = PRECISIONS.find_problem(choice)
         if unknown:
             return unknown
-    least = 0.0
-    most = 1.0
-    if dotted.endswith("protection"):
-        least = 1.0
-        most = 100.0
+    min_value = 0.0
+    max_value = 1.0
+    if dotted_key.endswith("protection"):
+        min_value = 1.0
+        max_value = 100.0
     elif is_whole:
-        most = 1000.0
+        max_value = 1000.0
     if not dimension.choices and not (
-        least <= (dimension.low or 0.0) and (dimension.high or 0.0) <= most
+        min_value <= (dimension.low or 0.0) and (dimension.high or 0.0) <= max_value
     ):
-        return f"must lie in {least:g} .. {most:g}"
+        return f"must lie in {min_value:g} .. {max_value:g}"
     return ""
 
 

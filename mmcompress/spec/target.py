@@ -25,7 +25,7 @@ class Goal:
     statistic: Literal["p50", "p95"] = "p50"
     """The statistic of the latency that counts."""
 
-    def target_ms(self, dense: Latency) -> float:
+    def compute_target_ms(self, dense: Latency) -> float:
         """Return the milliseconds that a request may take, given the latency of the dense
         pipeline."""
         if self.kind == "latency":
@@ -33,7 +33,7 @@ class Goal:
         dense_ms: float = getattr(dense, self.statistic)
         return dense_ms / self.value
 
-    def p95_ratio(self, dense: Latency) -> float:
+    def compute_p95_ratio(self, dense: Latency) -> float:
         """Return the statistic over the median of the dense pipeline: predictors know medians
         only."""
         dense_ms: float = getattr(dense, self.statistic)

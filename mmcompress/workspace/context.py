@@ -152,7 +152,7 @@ class RunContext:
 
     def aim_at(self, target: str) -> RunContext:
         """Return the same run for one of its targets, in a folder of its own."""
-        folder = self.folder.target_folder(target)
+        folder = self.folder.get_target_folder(target)
         spec = replace(self.spec, target=target)
         timings = folder.read_timings(self.tell_damage)
         return replace(self, spec=spec, folder=folder, timings=timings)
@@ -221,11 +221,11 @@ class RunContext:
     @contextmanager
     def time_stage(self, stage: str) -> Iterator[None]:
         """Add the seconds that the block takes to the timings of a stage, and write them down."""
-        start = self.clock.now()
+        start = self.clock.read_seconds()
         try:
             yield
         finally:
-            seconds = self.clock.now() - start
+            seconds = self.clock.read_seconds() - start
             self.timings[stage] = self.timings.get(stage, 0.0) + seconds
             try:
                 write_record(self.folder.timings, self.timings)
@@ -275,7 +275,11 @@ def open_run(
     Args:
         spec_path: The spec file.
         out: The run folder. It must be new or empty, unless `resume` is given.
-        options: See `RunOptions`.
+        options: `space`, `overrides`, `resume`, `on_progress`, `bench` and `clock`; see
+            `RunOptions`.
+
+    Returns:
+        Spec, search space, models, pipeline and data, with the run folder.
 
     Raises:
         TypeError: An option has another name.
@@ -284,13 +288,13 @@ def open_run(
         ModelError: A model can't be loaded, or can't be cut as asked.
     """
     require_known_options(options)
-    folder = RunFolder(Path(out))
+    folder = RunFolder(path=Path(out))
     overrides = options.get("overrides")
     on_progress = options.get("on_progress", ignore_progress)
     spec, pinned_sources = pin_sources(load_spec(spec_path, overrides), folder.read_sources())
     given_keys = list_given_keys(spec_path, overrides)
     whole_space = load_space(options.get("space") or find_default_space(), spec, fixed=given_keys)
-    on_progress("load", f"{spec.name}: {len(spec.model_nodes())} models", None)
+    on_progress("load", f"{spec.name}: {len(spec.list_model_nodes())} models", None)
 
     data = open_data(spec)
     shortage = describe_shortage(spec, data)
@@ -333,7 +337,7 @@ def open_run(
 
 def check_prune_options(spec: Spec, models: Mapping[str, Model]) -> None:
     """Raise `ModelError` when a spec cuts what a model does not have."""
-    for node_name, node in spec.model_nodes().items():
+    for node_name, node in spec.list_model_nodes().items():
         _check_node_prune_options(f"nodes.{node_name}.prune", node, blocks=models[node_name].blocks)
 
 
@@ -345,9 +349,9 @@ def _check_node_prune_options(key: str, node: Node, *, blocks: tuple[Block, ...]
             raise ModelError(
                 f"{key}.{group}: this model has no {group} to cut (it has: {', '.join(groups)})"
             )
-    removable = sum(bool(block.drop) for block in blocks)
-    if node.prune.drop > removable:
-        raise ModelError(f"{key}.drop: only {removable} of its blocks can be removed whole")
+    removable_count = sum(bool(block.drop) for block in blocks)
+    if node.prune.drop > removable_count:
+        raise ModelError(f"{key}.drop: only {removable_count} of its blocks can be removed whole")
     names = [block.name for block in blocks]
     for name in node.prune.blocks:
         if name not in names:
@@ -358,13 +362,13 @@ def _check_node_prune_options(key: str, node: Node, *, blocks: tuple[Block, ...]
 
 def _drop_missing_dimensions(space: Space, blocks: Mapping[str, tuple[Block, ...]]) -> Space:
     """Return the space without prune ratios of unit kinds that a model does not have."""
-    present = set()
+    present_keys = set()
     for node_name, node_blocks in blocks.items():
-        present |= {f"nodes.{node_name}.prune.{block.group}" for block in node_blocks}
+        present_keys |= {f"nodes.{node_name}.prune.{block.group}" for block in node_blocks}
     dimensions = {}
     for key, dimension in space.dimensions.items():
         unit_kind = key.rpartition(".")[2]
-        if unit_kind not in UNIT_KINDS or key in present:
+        if unit_kind not in UNIT_KINDS or key in present_keys:
             dimensions[key] = dimension
     return replace(space, dimensions=dimensions)
 
@@ -379,8 +383,8 @@ def _claim_folder(run: RunContext, *, resume: bool) -> None:
     folder = run.folder
     if folder.spec.exists() and resume:
         folder.check_format()
-        begun = read_record(Spec, folder.spec, cure=NEW_FOLDER_CURE)
-        if _select_decisive_options(begun) != _select_decisive_options(run.spec):
+        begun_spec = read_record(Spec, folder.spec, cure=NEW_FOLDER_CURE)
+        if _select_decisive_options(begun_spec) != _select_decisive_options(run.spec):
             raise DataError(
                 f"{folder}: begun with another spec (or other overrides); use a new --out"
             )
@@ -435,21 +439,21 @@ def _select_decisive_options(spec: Spec) -> object:
 def list_precisions(run: RunContext) -> dict[str, tuple[str, ...]]:
     """Return the precisions each node may have: of the search space, or the one of the spec."""
     precisions: dict[str, tuple[str, ...]] = {}
-    for node_name, node in run.spec.model_nodes().items():
+    for node_name, node in run.spec.list_model_nodes().items():
         dimension = run.space.dimensions.get(f"nodes.{node_name}.precision")
         if dimension:
             precisions[node_name] = tuple(dimension.choices)
         else:
-            fixed = "fp32" if node.precision == "auto" else node.precision
-            precisions[node_name] = (fixed,)
+            fixed_value = "fp32" if node.precision == "auto" else node.precision
+            precisions[node_name] = (fixed_value,)
     return precisions
 
 
 def find_largest_position_cut(run: RunContext, node_name: str) -> float:
     """Return the largest share of its positions that a node may lose, by spec or search space."""
     prune = run.spec.nodes[node_name].prune
-    fixed = max(prune.tokens, prune.blocks.get("tokens", 0.0))
+    fixed_value = max(prune.tokens, prune.blocks.get("tokens", 0.0))
     dimension = run.space.dimensions.get(f"nodes.{node_name}.prune.tokens")
     if dimension is None:
-        return fixed
-    return max(fixed, dimension.high or 0.0)
+        return fixed_value
+    return max(fixed_value, dimension.high or 0.0)

@@ -47,7 +47,7 @@ LOCK_FILE = "run.lock"
 """Name of the file that one process holds while it works on the folder."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunFolder:
     """The paths of one run folder. Making this record writes nothing."""
 
@@ -146,7 +146,7 @@ class RunFolder:
         """The folder of the dense pipeline's outputs on training pairs, a file for every draw."""
         return self.path / "teacher_outputs"
 
-    def dense_answers(self, split: str) -> Path:
+    def locate_dense_answers(self, split: str) -> Path:
         """Return the file of what the dense pipeline answers to a split."""
         return self.path / f"dense-{split}.json"
 
@@ -170,7 +170,7 @@ class RunFolder:
     @property
     def short_finetuned(self) -> RunFolder:
         """The folder of the weights of the best of these structures."""
-        return RunFolder(self.path / "short-finetuned")
+        return RunFolder(path=self.path / "short-finetuned")
 
     def numbered_checkpoint(self, number: int) -> Path:
         """Return the file of the state of one of several trainings."""
@@ -193,7 +193,7 @@ class RunFolder:
         """The units of the dense models that are left; written last, after the weights."""
         return self.weights / "units.safetensors"
 
-    def node_weights(self, node: str) -> Path:
+    def locate_node_weights(self, node: str) -> Path:
         """Return the file of the trained weights of a node."""
         return self.weights / f"{node}.safetensors"
 
@@ -314,7 +314,7 @@ class RunFolder:
     @property
     def stash(self) -> RunFolder:
         """The best artifact so far, set aside while another one is made."""
-        return RunFolder(self.path / "earlier")
+        return RunFolder(path=self.path / "earlier")
 
     @property
     def failed_proof(self) -> Path:
@@ -330,7 +330,7 @@ class RunFolder:
         """Return the folders of the artifacts whose proof failed, in the order they were made."""
         records = self.unproved.glob(f"*/{self.failed_proof.name}")
         numbers = sorted(int(record.parent.name) for record in records)
-        return [RunFolder(self.unproved / str(number)) for number in numbers]
+        return [RunFolder(path=self.unproved / str(number)) for number in numbers]
 
     def set_unproved_aside(self) -> RunFolder:
         """Move the artifact, whose proof failed, to a folder of its own; returns that folder.
@@ -340,7 +340,7 @@ class RunFolder:
         # One whose proof was damaged and set aside counts as well.
         places = {record.parent for record in self.unproved.glob(f"*/{self.failed_proof.name}*")}
         number = len(places) + 1
-        unproved = RunFolder(self.unproved / str(number))
+        unproved = RunFolder(path=self.unproved / str(number))
         unproved.path.mkdir(parents=True, exist_ok=True)
         for path in self._list_artifact():
             _remove_path(unproved.path / path.name)
@@ -356,18 +356,18 @@ class RunFolder:
     def _unfinished_restore(self) -> Path:
         return self.path / "earlier.back"
 
-    def subfolder(self, name: str) -> RunFolder:
+    def get_subfolder(self, name: str) -> RunFolder:
         """Return the folder of one method or cell of a comparison."""
-        return RunFolder(self.path / name)
+        return RunFolder(path=self.path / name)
 
-    def target_folder(self, target: str) -> RunFolder:
+    def get_target_folder(self, target: str) -> RunFolder:
         """Return the folder of one of several targets."""
-        return self.subfolder(name_target_folder(target))
+        return self.get_subfolder(name_target_folder(target))
 
     @property
     def shared_by_targets(self) -> RunFolder:
         """The folder above, which holds what several targets share."""
-        return RunFolder(self.path.parent)
+        return RunFolder(path=self.path.parent)
 
     # What lies in it.
 
@@ -414,8 +414,8 @@ class RunFolder:
 
     def write_format(self) -> None:
         """Write down the format of a new folder."""
-        stated = {"format": RUN_FORMAT, "mmcompress": __version__}
-        write_record(self.format, stated)
+        stated_format = {"format": RUN_FORMAT, "mmcompress": __version__}
+        write_record(self.format, stated_format)
 
     def check_format(self) -> None:
         """Check that this version of mmcompress can go on with the run of the folder.
@@ -424,12 +424,12 @@ class RunFolder:
             DataError: The run was begun in another format; the message names both. Or the file is
                 damaged.
         """
-        stated = {}
+        stated_format = {}
         if self.format.exists():
-            stated = read_plain(dict, self.format, cure=NEW_FOLDER_CURE)
-        run_format = stated.get("format", FIRST_FORMAT)
+            stated_format = read_plain(dict, self.format, cure=NEW_FOLDER_CURE)
+        run_format = stated_format.get("format", FIRST_FORMAT)
         if run_format != RUN_FORMAT:
-            version = stated.get("mmcompress", FIRST_VERSION)
+            version = stated_format.get("mmcompress", FIRST_VERSION)
             raise DataError(
                 f"{self}: a run folder of format {run_format} (mmcompress {version}); "
                 f"this version reads format {RUN_FORMAT}: use a new --out"
@@ -468,11 +468,11 @@ class RunFolder:
         """
         # The weights go first: they belong to the structure that is still on record.
         shutil.rmtree(self.weights, ignore_errors=True)
-        stale = [*self.list_training_histories(), *self.path.glob("training.*")]
-        stale += [self.summary, self.outcomes]
+        stale_paths = [*self.list_training_histories(), *self.path.glob("training.*")]
+        stale_paths += [self.summary, self.outcomes]
         if search_goes_on:
             self.discard_short_finetunings()
-        for file in stale:
+        for file in stale_paths:
             file.unlink(missing_ok=True)
         self.fitted.unlink()
 

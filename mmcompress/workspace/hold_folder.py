@@ -29,7 +29,7 @@ def hold_folder(path: str | Path) -> Iterator[None]:
     Raises:
         DataError: Another process holds it, or it can't be written.
     """
-    folder = RunFolder(Path(path))
+    folder = RunFolder(path=Path(path))
     is_new = not folder.path.exists()
     descriptor = _open_lock(folder)
     try:

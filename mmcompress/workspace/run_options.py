@@ -29,8 +29,12 @@ class RunOptions(TypedDict, total=False):
 
 
 def require_known_options(options: RunOptions) -> None:
-    """Raise `TypeError` when an option has another name: Python does not check these."""
-    known = RunOptions.__annotations__
+    """Raise `TypeError` when an option has another name: Python does not check these.
+
+    Args:
+        options: What a caller gave by keyword.
+    """
+    choices = RunOptions.__annotations__
     for name in options:
-        if name not in known:
-            raise TypeError(f"unknown option '{name}'; {suggest_nearest(name, known)}")
+        if name not in choices:
+            raise TypeError(f"unknown option '{name}'; {suggest_nearest(name, choices)}")

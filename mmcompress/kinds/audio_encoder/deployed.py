@@ -15,7 +15,7 @@ from mmcompress.runtime.audio import (
     open_audio,
     split_sound,
 )
-from mmcompress.runtime.check_values import Rules, number, whole_number
+from mmcompress.runtime.check_values import Rules, require_number, require_whole_number
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
 
@@ -34,9 +34,9 @@ class AudioEncoder:
 
     CONFIG_RULES: ClassVar[Rules] = {
         "features": {
-            "mels": whole_number(1, 1024),
-            "frames": whole_number(1, 60_000),
-            "seconds": number(0.1, 600.0),
+            "mels": require_whole_number(1, 1024),
+            "frames": require_whole_number(1, 60_000),
+            "seconds": require_number(0.1, 600.0),
         }
     }
     """What the manifest may say of the configuration. A window has ten minutes at most."""

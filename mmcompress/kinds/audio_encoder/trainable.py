@@ -36,7 +36,7 @@ class TrainableAudioEncoder(TrainableNode):
         return {"embedding": embedding, "tokens": tokens}
 
     @staticmethod
-    def random_inputs(
+    def make_random_inputs(
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random features [b, m, f]."""

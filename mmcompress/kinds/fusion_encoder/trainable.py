@@ -83,7 +83,7 @@ class TrainableFusionEncoder(TrainableNode):
             names.append("embedding")
         return {name: dense[name] for name in names}
 
-    def losses(
+    def compute_losses(
         self, batch: Batch, *, outputs: Outputs, reference: Outputs | None
     ) -> dict[str, Tensor]:
         """Return the cross-entropy of matching (ALBEF, Li et al. 2021, section 3.2).
@@ -91,23 +91,27 @@ class TrainableFusionEncoder(TrainableNode):
         The right answers are those of the data, or those of the dense model where it gives the
         labels.
         """
-        parts = super().losses(batch, outputs=outputs, reference=reference)
-        own = outputs[self.name]
-        logits = torch.cat([own["scores"], own["other_scores"]])
-        wanted = torch.cat([torch.ones_like(own["scores"]), torch.zeros_like(own["other_scores"])])
+        parts = super().compute_losses(batch, outputs=outputs, reference=reference)
+        own_outputs = outputs[self.name]
+        logits = torch.cat([own_outputs["scores"], own_outputs["other_scores"]])
+        target_shares = torch.cat(
+            [torch.ones_like(own_outputs["scores"]), torch.zeros_like(own_outputs["other_scores"])]
+        )
         if self.setup.labels_by_teacher and reference is not None:
             dense = reference[self.name]
-            wanted = torch.cat([dense["scores"], dense["other_scores"]]).sigmoid()
-        loss = functional.binary_cross_entropy_with_logits(logits, wanted)
+            target_shares = torch.cat([dense["scores"], dense["other_scores"]]).sigmoid()
+        loss = functional.binary_cross_entropy_with_logits(logits, target_shares)
         return {**parts, f"match.{self.name}": loss}
 
-    def quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
+    def compute_quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
         """Return the share of texts that fit their own picture better than another one."""
-        own = outputs[self.name]
-        return {"match_accuracy": compute_share(own["scores"] > own["other_scores"])}
+        own_outputs = outputs[self.name]
+        return {
+            "match_accuracy": compute_share(own_outputs["scores"] > own_outputs["other_scores"])
+        }
 
     @staticmethod
-    def random_inputs(
+    def make_random_inputs(
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random ids [b, t] that end in an end token, and a random context [b, n, w]."""

@@ -8,18 +8,24 @@ from typing import Any, ClassVar
 import numpy as np
 
 from mmcompress.errors import DataError
-from mmcompress.runtime.check_values import Rules, either, list_of, number, whole_number
+from mmcompress.runtime.check_values import (
+    Rules,
+    allow_either,
+    require_list,
+    require_number,
+    require_whole_number,
+)
 from mmcompress.runtime.images import preprocess_image
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
 
-PIXELS = whole_number(1, 4096)
+PIXELS = require_whole_number(1, 4096)
 """Pixels of a side: a picture of more would take seconds and gigabytes."""
 
-MEAN = number(-1000.0, 1000.0)
+MEAN = require_number(-1000.0, 1000.0)
 """Mean of a plane: in 0..1, or in 0..255 where a processor does not rescale."""
 
-DEVIATION = number(1e-6, 1e6)
+DEVIATION = require_number(1e-6, 1e6)
 """Standard deviation of a plane: pixels are divided by it."""
 
 
@@ -28,9 +34,9 @@ class ImageEncoder:
 
     CONFIG_RULES: ClassVar[Rules] = {
         "preprocess": {
-            "size": either(PIXELS, list_of(PIXELS, max_length=2)),
-            "mean": either(MEAN, list_of(MEAN, max_length=3)),
-            "std": either(DEVIATION, list_of(DEVIATION, max_length=3)),
+            "size": allow_either(PIXELS, require_list(PIXELS, max_length=2)),
+            "mean": allow_either(MEAN, require_list(MEAN, max_length=3)),
+            "std": allow_either(DEVIATION, require_list(DEVIATION, max_length=3)),
         }
     }
     """What the manifest may say of the configuration."""

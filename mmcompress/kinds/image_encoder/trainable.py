@@ -29,7 +29,7 @@ class TrainableImageEncoder(TrainableNode):
         return {"embedding": embedding, "tokens": tokens}
 
     @staticmethod
-    def random_inputs(
+    def make_random_inputs(
         model: Any, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random pixels [b, 3, height, width]."""

@@ -21,22 +21,22 @@ class TrainableLookup(TrainableJoin):
         """The same model's embedding of the text that should be found."""
         return self.sources["query"], "keys"
 
-    def losses(self, outputs: Outputs, *, reference: Outputs | None) -> dict[str, Tensor]:
+    def compute_losses(self, outputs: Outputs, *, reference: Outputs | None) -> dict[str, Tensor]:
         """Return the contrastive loss, and how far embeddings drifted from the dense model's.
 
         A list of texts may hold anything. The model behind it must therefore stay what it was.
         """
-        parts = super().losses(outputs, reference=reference)
+        parts = super().compute_losses(outputs, reference=reference)
         if reference is None:
             return parts
-        query, keys = self.pair(outputs)
-        dense_query, dense_keys = self.pair(reference)
+        query, keys = self.select_pair(outputs)
+        dense_query, dense_keys = self.select_pair(reference)
         drift = compute_squared_distance(query, dense_query) + compute_squared_distance(
             keys, dense_keys
         )
         return {**parts, f"drift.{self.name}": drift / 2}
 
-    def quality(self, outputs: Outputs) -> dict[str, float]:
+    def compute_quality(self, outputs: Outputs) -> dict[str, float]:
         """Return the share of queries whose nearest text is the right one."""
         nearest_key, _ = self.rank_pairs(outputs)
         return {"lookup_r1": compute_share(nearest_key == torch.arange(len(nearest_key)))}

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mmcompress.runtime.check_values import Rules, number
+from mmcompress.runtime.check_values import Rules, require_number
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values
 
@@ -18,7 +18,7 @@ class Nearest:
     Where the texts come with scores, `prior` times the score of each counts beside its similarity.
     """
 
-    CONFIG_RULES: ClassVar[Rules] = {"prior": number(-1e6, 1e6)}
+    CONFIG_RULES: ClassVar[Rules] = {"prior": require_number(-1e6, 1e6)}
     """What the manifest may say of the configuration."""
 
     def __init__(self, sessions: dict[str, TimedSession], config: Values, folder: Path):

@@ -20,7 +20,7 @@ class TrainableNearest(TrainableJoin):
         """The embedding behind the port `keys`."""
         return self.sources["keys"], "embedding"
 
-    def quality(self, outputs: Outputs) -> dict[str, float]:
+    def compute_quality(self, outputs: Outputs) -> dict[str, float]:
         """Return R@1 both ways among the pairs of a batch."""
         nearest_key, nearest_query = self.rank_pairs(outputs)
         own = torch.arange(len(nearest_key))

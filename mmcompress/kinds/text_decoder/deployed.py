@@ -15,7 +15,7 @@ from mmcompress.runtime.beam_search import (
     build_causal_mask,
     read_generation,
 )
-from mmcompress.runtime.check_values import Rules, list_of, whole_number
+from mmcompress.runtime.check_values import Rules, require_list, require_whole_number
 from mmcompress.runtime.replay import GenerationTrace
 from mmcompress.runtime.sessions import TimedSession
 from mmcompress.runtime.text import Values, load_tokenizer
@@ -29,17 +29,19 @@ class TextDecoder:
 
     K and V of cross-attention are computed once a request. Several contexts are windows of one
     thing: their best texts are joined. Of no context, which is silence, it writes an empty text
-    that ended by `silence`. After a call, `traces` holds what was written of each
-    window.
+    that ended by `silence`. After a call, `traces` holds what was written of each window.
 
-    With a `replay`, a call does the work of those traces and gives their texts: as many steps of
-    the model, and the same moves of its cache. Structures are then timed for the same work,
-    whatever they would write. (Beams of a model that was cut and not trained yet never settle.)
+    With a `replay`, a call does the work of those traces and gives their texts. It takes as many
+    steps of the model, and moves its cache in the same way. Structures are then timed for the same
+    work, whatever they would write. (Beams of a model that was cut and not trained yet never
+    settle.)
     """
 
     CONFIG_RULES: ClassVar[Rules] = {
         "generation": GENERATION_RULES,
-        "past": list_of(list_of(whole_number(1, 65_536), max_length=2), max_length=4096),
+        "past": require_list(
+            require_list(require_whole_number(1, 65_536), max_length=2), max_length=4096
+        ),
     }
     """What the manifest may say of the configuration."""
 
@@ -103,14 +105,14 @@ class TextDecoder:
         Returns:
             Scored sequences of token ids, the best first.
         """
-        generation = self.generation if steps is None else self.generation.paced(steps)
-        prefilled = self._prefill(context)
+        generation = self.generation if steps is None else self.generation.set_pace(steps)
+        prefill_outputs = self._prefill(context)
         past_names = [name for name in self.step_session.inputs if name.startswith("past")]
         inputs = set(self.step_session.inputs)
         positions = np.arange(generation.max_tokens + 1, dtype=np.int64)
         cross_inputs = {
             name: value
-            for name, value in prefilled.items()
+            for name, value in prefill_outputs.items()
             if name in inputs and name not in past_names
         }
 
@@ -127,9 +129,9 @@ class TextDecoder:
             return scores, new_past
 
         beams = generation.beams
-        if past_names and past_names[0] in prefilled:
+        if past_names and past_names[0] in prefill_outputs:
             # the context is a prefix of the text: every beam starts from its K and V
-            past = [np.repeat(prefilled[name], beams, 0) for name in past_names]
+            past = [np.repeat(prefill_outputs[name], beams, 0) for name in past_names]
         else:
             past = [
                 np.zeros((beams, heads, 0, width), np.float32) for heads, width in self.past_shapes

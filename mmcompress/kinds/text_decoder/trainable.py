@@ -66,13 +66,13 @@ class TrainableTextDecoder(TrainableWriter):
         for row in self._tokenize(pairs.generated_texts or pairs.texts):
             rows.append(row[: generation.max_tokens])
         length = max(map(len, rows))
-        padded = pad_ids(rows, length, pad=generation.pad, eos=generation.eos)
+        padded_ids = pad_ids(rows, length, pad=generation.pad, eos=generation.eos)
         lengths = torch.tensor([len(row) for row in rows])
         if generation.forced_end != NO_TOKEN:
             # what stands at the end of the longest text is not the model's choice
             lengths = lengths.clamp(max=generation.max_tokens - 1)
         has_next = torch.arange(1, length) < lengths[:, None]
-        return torch.from_numpy(padded), has_next
+        return torch.from_numpy(padded_ids), has_next
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of texts, each with start and end.
@@ -94,7 +94,7 @@ class TrainableTextDecoder(TrainableWriter):
         logits_BTV = model(ids[:, :-1], outputs[source]["tokens"])
         return {"logits": merge_ends(logits_BTV, self.generation)}
 
-    def target_positions(self, batch: Batch) -> Tensor:
+    def find_target_positions(self, batch: Batch) -> Tensor:
         """Return the positions whose next token counts [b, t - 1]: all but those within the
         start."""
         has_next = batch.keep[self.name]
@@ -112,10 +112,10 @@ class TrainableTextDecoder(TrainableWriter):
             return {}
         probabilities = dense["logits"].softmax(-1)
         count = min(MAX_REFERENCE_TOKENS, probabilities.shape[-1])
-        likeliest = probabilities.topk(count, -1)
-        return {"likely": likeliest.indices, "share": likeliest.values}
+        predicted_ids = probabilities.topk(count, -1)
+        return {"likely": predicted_ids.indices, "share": predicted_ids.values}
 
-    def losses(
+    def compute_losses(
         self, batch: Batch, *, outputs: Outputs, reference: Outputs | None
     ) -> dict[str, Tensor]:
         """Return the cross-entropy of the next tokens, or the divergence from the dense generator.
@@ -123,7 +123,7 @@ class TrainableTextDecoder(TrainableWriter):
         Cross-entropy on few texts falls as often as it rises with a small cut. The divergence from
         the dense distribution can only rise.
         """
-        positions = self.target_positions(batch)
+        positions = self.find_target_positions(batch)
         logits = outputs[self.name]["logits"][positions]
         dense = (reference or {}).get(self.name, {})
         if "likely" in dense:
@@ -135,9 +135,9 @@ class TrainableTextDecoder(TrainableWriter):
             loss = functional.cross_entropy(logits, targets)
         return {f"caption.{self.name}": loss}
 
-    def quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
+    def compute_quality(self, batch: Batch, *, outputs: Outputs) -> dict[str, float]:
         """Return the share of tokens, and of whole texts, that are right."""
-        positions = self.target_positions(batch)
+        positions = self.find_target_positions(batch)
         right = outputs[self.name]["logits"].argmax(-1) == batch.inputs[self.name][:, 1:]
         return {
             "token_accuracy": compute_share(right[positions]),
@@ -145,7 +145,7 @@ class TrainableTextDecoder(TrainableWriter):
         }
 
     @staticmethod
-    def random_inputs(
+    def make_random_inputs(
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random token ids [b, 7] and a random context [b, 9, w]."""

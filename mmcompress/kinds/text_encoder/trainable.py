@@ -29,9 +29,9 @@ def drop_words(text: str) -> str:
 class TrainableTextEncoder(TrainableNode):
     """Token ids [b, t] to an embedding [b, d].
 
-    Behind a list of texts it reads two texts a pair, ids [b, 2, t]: the query, which is written by
-    a generator and has errors, and the text that it should find. It then gives two embeddings,
-    `embedding` and `keys`.
+    Behind a list of texts it reads two texts a pair, ids [b, 2, t]. The first is the query, which a
+    generator writes, with errors. The second is the text that it should find. It then gives two
+    embeddings, `embedding` and `keys`.
     """
 
     def __init__(self, setup: NodeSetup):
@@ -45,8 +45,8 @@ class TrainableTextEncoder(TrainableNode):
             return self._tokenize(pairs.texts)
         queries = pairs.generated_texts or tuple(drop_words(text) for text in pairs.texts)
         texts: list[str] = []
-        for query, wanted in zip(queries, pairs.texts, strict=True):
-            texts.extend((query, wanted))
+        for query, target_text in zip(queries, pairs.texts, strict=True):
+            texts.extend((query, target_text))
         ids, is_token = self._tokenize(texts)
         return ids.unflatten(0, (-1, 2)), is_token.unflatten(0, (-1, 2))
 
@@ -64,7 +64,7 @@ class TrainableTextEncoder(TrainableNode):
         return {"embedding": query, "keys": keys}
 
     @staticmethod
-    def random_inputs(
+    def make_random_inputs(
         model: Model, batch_size: int, *, generator: torch.Generator
     ) -> tuple[Tensor, ...]:
         """Return random token ids [b, t] that end in an end token."""

@@ -139,7 +139,7 @@ def find_position_windows(
             removed_steps = round(share * count_steps(block) * i / MEASURED_CUTS_PER_WINDOW)
             cuts.add(block.units - int(count_units_after(block, removed_steps)))
         windows[node] = PositionWindow(
-            count=block.units, ordered=block.prefix_only, cuts=tuple(sorted(cuts - {0}))
+            count=block.units, prefix_only=block.prefix_only, cuts=tuple(sorted(cuts - {0}))
         )
     return windows
 
@@ -225,12 +225,12 @@ def _find_context_window(
 def _choose_small_structures(models: Mapping[str, Model]) -> dict[str, dict[str, KeptUnits]]:
     """Choose the smaller pipelines that are measured: one with less of all blocks, one without some
     of them."""
-    small: dict[str, KeptUnits] = {}
+    small_blocks: dict[str, KeptUnits] = {}
     thin: dict[str, KeptUnits] = {}
     for node, model in models.items():
-        small[node] = keep_uniform_share(model, SMALL_SHARE)
+        small_blocks[node] = keep_uniform_share(model, SMALL_SHARE)
         thin[node] = keep_share_and_drop_blocks(model, THIN_SHARE)
-    return {"small": small, "thin": thin}
+    return {"small": small_blocks, "thin": thin}
 
 
 @dataclass(frozen=True, kw_only=True)

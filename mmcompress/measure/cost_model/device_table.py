@@ -202,11 +202,11 @@ def _merge_needs(needs: Iterable[TableNeed]) -> list[TableNeed]:
     """Merge the needs of one key into one of the most units and the largest step, sorted by key."""
     merged: dict[TableKey, TableNeed] = {}
     for need in needs:
-        known = merged.get(need.key, need)
+        merged_need = merged.get(need.key, need)
         merged[need.key] = TableNeed(
             key=need.key,
-            units=max(known.units, need.units),
-            granularity=max(known.granularity, need.granularity),
+            units=max(merged_need.units, need.units),
+            granularity=max(merged_need.granularity, need.granularity),
         )
     return [merged[key] for key in sorted(merged)]
 

@@ -17,7 +17,7 @@ from mmcompress.measure.latency.bench import PipelineLatency
 from mmcompress.storage import read_record, write_record
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ReferenceRuns:
     """What whole pipelines took in every benchmark so far."""
 
@@ -55,7 +55,7 @@ def include_latest_run(record: Path, pipelines: Mapping[str, PipelineLatency]) -
         latest_run[precision] = {
             node: latency.p50 / dense_ms for node, latency in pipeline.nodes.items()
         }
-    return ReferenceRuns((*load_reference_runs(record).runs, latest_run))
+    return ReferenceRuns(runs=(*load_reference_runs(record).runs, latest_run))
 
 
 def append_reference_run(record: Path, pipelines: Mapping[str, PipelineLatency]) -> ReferenceRuns:

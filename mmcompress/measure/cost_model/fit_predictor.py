@@ -144,7 +144,7 @@ def fit_predictor(
     return replace(
         draft,
         fits=fits,
-        overhead_ms=dense.latency.p50 - draft.critical_path_ms(dense_node_ms),
+        overhead_ms=dense.latency.p50 - draft.combine_node_ms(dense_node_ms),
         size_fits=size_fits,
         outside_sessions_ms=outside_sessions_ms,
     )
@@ -156,13 +156,13 @@ def _measure_outside_sessions(
     """Return the milliseconds of every node that its fit leaves out, since they don't depend on its
     structure.
 
-    A decode loop moves a cache that is as large as the structure. Where smaller pipelines were
-    measured, what a node spends outside its sessions is therefore part of its fit; but the features
-    of a sound never get smaller.
+    A decode loop moves a cache that is as large as the structure. So what a node spends outside its
+    sessions is part of its fit, where smaller pipelines were measured. Only the features of a sound
+    never get smaller.
     """
     outside_sessions_ms: dict[str, float] = {}
     for node in plan.deployed:
-        reads_sound = node in plan.windows and plan.windows[node].ordered
+        reads_sound = node in plan.windows and plan.windows[node].prefix_only
         if plan.small_structures and not reads_sound:
             outside_sessions_ms[node] = 0.0
         else:
@@ -185,19 +185,18 @@ def _select_exports(
     exports: Sequence[Export], export_ms: Sequence[float], *, node: str, precision: str
 ) -> list[_TimedExport]:
     """Select the exports of one node in one precision."""
-    selected: list[_TimedExport] = []
+    selected_exports: list[_TimedExport] = []
     for export, ms in zip(exports, export_ms, strict=True):
         if export.node == node and export.precision == precision:
-            selected.append(_TimedExport(export=export, ms=ms))
-    return selected
+            selected_exports.append(_TimedExport(export=export, ms=ms))
+    return selected_exports
 
 
 def _fit_size(timed_exports: Sequence[_TimedExport]) -> LinearFit:
     """Fit the megabytes of exports to their millions of parameters."""
-    return LinearFit.fit_line(
-        [timed.export.params_m for timed in timed_exports],
-        [timed.export.size_mb for timed in timed_exports],
-    )
+    params_m = [timed_export.export.params_m for timed_export in timed_exports]
+    size_mb = [timed_export.export.size_mb for timed_export in timed_exports]
+    return LinearFit.fit_line(params_m, size_mb)
 
 
 def _fit_node(
@@ -213,14 +212,15 @@ def _fit_node(
 ) -> LinearFit:
     """Fit one node in one precision: the steps of `fit_predictor`."""
     alone_table_ms = [
-        _sum_export_table(draft, timed.export, precision=precision) for timed in timed_exports
+        _sum_export_table(draft, timed_export.export, precision=precision)
+        for timed_export in timed_exports
     ]
     alone_fit = _fit_exports(draft, timed_exports, table_ms=alone_table_ms)
     whole_table_ms = alone_table_ms[0]
     whole_ratio = 1.0 if precision == DENSE_NAME else node_ratios[precision][node]
     whole_session_ms = _convert_to_session_ms(whole_ratio, dense_ms, outside_ms=outside_ms)
     whole_alone_ms = alone_fit.base + alone_fit.scale * whole_table_ms
-    fit_in_place = alone_fit.scaled(whole_session_ms / whole_alone_ms)
+    fit_in_place = alone_fit.multiply(whole_session_ms / whole_alone_ms)
 
     table_ms = [whole_table_ms]
     block_counts = [len(plan.deployed[node])]
@@ -232,7 +232,9 @@ def _fit_node(
         kept_units = structure[node]
         ratio = node_ratios[pipeline][node]
         table_ms.append(
-            draft.table_ms(node, kept_units, precision=precision, rows=draft.table.index_rows())
+            draft.predict_table_ms(
+                node, kept_units, precision=precision, rows=draft.table.index_rows()
+            )
         )
         block_counts.append(_count_left_blocks(plan, node, kept_units=kept_units))
         session_ms.append(_convert_to_session_ms(ratio, dense_ms, outside_ms=outside_ms))
@@ -248,16 +250,16 @@ def _fit_exports(
 ) -> LinearFit:
     """Fit base and scale to exports that were timed alone."""
     base_shares: list[float] = []
-    for timed in timed_exports:
-        export = timed.export
+    for timed_export in timed_exports:
+        export = timed_export.export
         base_shares.append(draft.compute_remaining_share(export.node, export.cut_positions))
-    export_ms = [timed.ms for timed in timed_exports]
+    export_ms = [timed_export.ms for timed_export in timed_exports]
     return LinearFit.fit_line(table_ms, export_ms, base_shares=base_shares)
 
 
 def _sum_export_table(draft: Predictor, export: Export, *, precision: str) -> float:
     """Sum the table over the blocks of an export."""
-    return draft.table_ms(
+    return draft.predict_table_ms(
         export.node,
         export.kept_units,
         precision=precision,

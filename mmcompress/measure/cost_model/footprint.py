@@ -36,39 +36,41 @@ class Footprint:
     fp32_blocks: Fp32Blocks = field(default_factory=dict)
     """Blocks that stay in fp32, by node and precision."""
 
-    def node_params(self, node: str, candidate: Candidate) -> float:
+    def count_node_params(self, node: str, candidate: Candidate) -> float:
         """Return the parameters of one node."""
         removed_params = 0.0
         for block, params in self.params_per_unit[node].items():
             whole_units = self.units[node][block]
-            removed_params += params * (whole_units - self._left_units(node, block, candidate))
+            removed_params += params * (
+                whole_units - self._count_units_left(node, block, candidate=candidate)
+            )
         return self.dense_params[node] - removed_params
 
-    def total_params(self, candidate: Candidate) -> float:
+    def count_params(self, candidate: Candidate) -> float:
         """Return the parameters of all nodes."""
-        return sum(self.node_params(node, candidate) for node in self.dense_params)
+        return sum(self.count_node_params(node, candidate) for node in self.dense_params)
 
-    def size_mb(self, candidate: Candidate) -> float:
+    def predict_size_mb(self, candidate: Candidate) -> float:
         """Return the megabytes of a bundle."""
         total_mb = self.rest_mb
         for node in self.dense_params:
             precision = candidate.precision[node]
             fit = self.size_fits[node][precision]
-            total_mb += fit.base + fit.scale * self.node_params(node, candidate) / 1e6
+            total_mb += fit.base + fit.scale * self.count_node_params(node, candidate) / 1e6
             # the fit holds for a node that is all in its precision: blocks in fp32 are larger
             fp32_fit = self.size_fits[node].get("fp32", fit)
             extra_mb_per_m = fp32_fit.scale - fit.scale
             for block in find_fp32_blocks(self.fp32_blocks, node, precision=precision):
                 unit_params = self.params_per_unit[node][block]
-                left_units = self._left_units(node, block, candidate)
+                left_units = self._count_units_left(node, block, candidate=candidate)
                 total_mb += extra_mb_per_m * unit_params * left_units / 1e6
         return total_mb
 
-    def memory_mb(self, candidate: Candidate) -> float:
+    def predict_memory_mb(self, candidate: Candidate) -> float:
         """Return the peak megabytes of memory of a process that runs a bundle."""
-        return self.empty_mb + self.per_mb * self.size_mb(candidate)
+        return self.empty_mb + self.per_mb * self.predict_size_mb(candidate)
 
-    def _left_units(self, node: str, block: str, candidate: Candidate) -> int:
+    def _count_units_left(self, node: str, block: str, *, candidate: Candidate) -> int:
         """Return the units of a block that a candidate keeps."""
         return candidate.kept_units.get(node, {}).get(block, self.units[node][block])
 
@@ -105,10 +107,12 @@ def measure_footprint(
     units: dict[str, dict[str, int]] = {}
     for node, node_blocks in blocks.items():
         units[node] = {block.name: block.units for block in node_blocks}
+    copied_params = {node: dict(params) for node, params in params_per_unit.items()}
+    copied_fits = {node: dict(fits) for node, fits in size_fits.items()}
     return Footprint(
         dense_params=dict(dense_params),
-        params_per_unit={node: dict(params) for node, params in params_per_unit.items()},
-        size_fits={node: dict(fits) for node, fits in size_fits.items()},
+        params_per_unit=copied_params,
+        size_fits=copied_fits,
         rest_mb=bundle_mb - model_bytes / MB,
         empty_mb=empty_mb,
         per_mb=bundle_memory_mb / bundle_mb,

@@ -153,14 +153,14 @@ class _GraphBuilder:
     ) -> str:
         """Add softmax(Q K^T / sqrt(H)) V and the output projection (Vaswani et al. 2017)."""
         scale = self.add_constant(np.array(block.key.head**-0.5, np.float32))
-        scaled = self.add_op("Mul", [queries_BUTH, scale])
-        scores = self.add_op("MatMul", [scaled, keys_BUHS])
+        scaled_values = self.add_op("Mul", [queries_BUTH, scale])
+        scores = self.add_op("MatMul", [scaled_values, keys_BUHS])
         shares = self.add_op("Softmax", [scores], axis=-1)
-        mixed = self.add_op("MatMul", [shares, values_BUSH])
-        by_position = self.add_op("Transpose", [mixed], perm=BTUH_TO_BUTH)
+        mixed_values = self.add_op("MatMul", [shares, values_BUSH])
+        by_position = self.add_op("Transpose", [mixed_values], perm=BTUH_TO_BUTH)
         shape = self.add_constant(np.array([block.key.batch, -1, block.inner_width], np.int64))
-        flat = self.add_op("Reshape", [by_position, shape])
-        return self.add_linear(flat, rows=block.inner_width, columns=block.key.width)
+        flat_values = self.add_op("Reshape", [by_position, shape])
+        return self.add_linear(flat_values, rows=block.inner_width, columns=block.key.width)
 
 
 class BlockBuilder(Protocol):
@@ -184,8 +184,8 @@ def _add_self_attention(
     if key.positions < key.keys:
         return _add_cached_attention(builder, normed, block=block, index=index)
     # exports without a cache have one fused projection
-    fused = builder.add_linear(normed, rows=key.width, columns=3 * block.inner_width)
-    queries, keys, values = builder.add_split(fused, [block.inner_width] * 3)
+    fused_qkv = builder.add_linear(normed, rows=key.width, columns=3 * block.inner_width)
+    queries, keys, values = builder.add_split(fused_qkv, [block.inner_width] * 3)
     queries = builder.add_head_split(queries, block, axes=BTUH_TO_BUTH)
     values = builder.add_head_split(values, block, axes=BTUH_TO_BUTH)
     keys = builder.add_head_split(keys, block, axes=BTUH_TO_BUHT)
@@ -238,13 +238,13 @@ def _add_ffn(builder: _GraphBuilder, stream: str, *, block: SizedBlock, index: i
     normed = builder.add_norm(stream, width)
     hidden = builder.add_linear(normed, rows=width, columns=block.units)
     root = builder.add_constant(np.array(2**0.5, np.float32))
-    scaled = builder.add_op("Div", [hidden, root])
-    error = builder.add_op("Erf", [scaled])
-    one = builder.add_constant(np.array(1, np.float32))
-    gate = builder.add_op("Add", [error, one])
-    gated = builder.add_op("Mul", [hidden, gate])
-    half = builder.add_constant(np.array(0.5, np.float32))
-    activated = builder.add_op("Mul", [gated, half])
+    scaled_values = builder.add_op("Div", [hidden, root])
+    error = builder.add_op("Erf", [scaled_values])
+    one_constant = builder.add_constant(np.array(1, np.float32))
+    gate = builder.add_op("Add", [error, one_constant])
+    gated_values = builder.add_op("Mul", [hidden, gate])
+    half_constant = builder.add_constant(np.array(0.5, np.float32))
+    activated = builder.add_op("Mul", [gated_values, half_constant])
     return builder.add_linear(activated, rows=block.units, columns=width)
 
 
@@ -253,10 +253,10 @@ def _add_gated_ffn(builder: _GraphBuilder, stream: str, *, block: SizedBlock, in
     width = block.key.width
     normed = builder.add_norm(stream, width)
     gate = builder.add_linear(normed, rows=width, columns=block.units)
-    raised = builder.add_linear(normed, rows=width, columns=block.units)
+    raised_values = builder.add_linear(normed, rows=width, columns=block.units)
     sigmoid = builder.add_op("Sigmoid", [gate])
     activated = builder.add_op("Mul", [gate, sigmoid])
-    product = builder.add_op("Mul", [activated, raised])
+    product = builder.add_op("Mul", [activated, raised_values])
     return builder.add_linear(product, rows=block.units, columns=width)
 
 

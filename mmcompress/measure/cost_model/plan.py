@@ -20,7 +20,7 @@ QUANTIZED_FOLDER = "rounded"
 smaller structures."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class GraphCall:
     """One graph of an export."""
 

@@ -93,7 +93,7 @@ class PositionWindow:
 
     count: int
     """Positions of the whole node."""
-    ordered: bool
+    prefix_only: bool
     """Whether positions go from the end only. Then what runs before the blocks becomes shorter
     too."""
     cuts: tuple[int, ...]
@@ -115,7 +115,7 @@ class LinearFit:
     per_block_ms: float = 0.0
     """Milliseconds of a block besides its units. Only fits inside pipelines can tell it apart."""
 
-    def scaled(self, factor: float) -> LinearFit:
+    def multiply(self, factor: float) -> LinearFit:
         """Return the fit with every term multiplied by a factor."""
         return LinearFit(
             base=self.base * factor,
@@ -129,10 +129,13 @@ class LinearFit:
     ) -> LinearFit | None:
         """Fit all three terms to measurements inside pipelines.
 
-        Minimizes sum over i of ((base + scale * table_i + per_block * blocks_i) / measured_i -
-        1)^2, no term negative: least squares in relative error, so that small structures count as
-        much as the whole. Then all terms are scaled so that the line goes through the first point,
-        which is the whole node.
+        It minimizes
+
+            sum over i of ((base + scale * table_i + per_block * blocks_i) / measured_i - 1)^2
+
+        with no term negative. These are least squares in relative error, so small structures count
+        as much as the whole. Then all terms are scaled so that the line goes through the first
+        point, which is the whole node.
 
         Args:
             table_ms: Table sums of the structures, the whole node first.
@@ -147,8 +150,8 @@ class LinearFit:
         relative_terms = np.stack(terms, 1)
         best_error = float("inf")
         best_terms: np.ndarray | None = None
-        for used in TERMS_IN_PIPELINE:
-            columns = list(used)
+        for term_names in TERMS_IN_PIPELINE:
+            columns = list(term_names)
             solution = np.zeros(len(terms))
             solution[columns] = np.linalg.lstsq(
                 relative_terms[:, columns], np.ones(len(measured)), rcond=None
@@ -240,7 +243,7 @@ class Predictor:
         """Predicted latency of a request / what its nodes and the overhead add up to."""
         return self.correction * self.p95_ratio
 
-    def critical_path_ms(self, node_ms: Mapping[str, float]) -> float:
+    def combine_node_ms(self, node_ms: Mapping[str, float]) -> float:
         """Return what nodes take together.
 
         Args:
@@ -259,7 +262,7 @@ class Predictor:
         fp32_blocks = find_fp32_blocks(self.fp32_blocks, node, precision=precision)
         return "fp32" if block in fp32_blocks else precision
 
-    def table_ms(
+    def predict_table_ms(
         self,
         node: str,
         kept_units: KeptUnits,
@@ -282,7 +285,7 @@ class Predictor:
         """
         total = 0.0
         for block in self.deployed[node]:
-            total += self.block_table_ms(
+            total += self.look_up_block_ms(
                 rows,
                 block,
                 units=kept_units.get(block.name, block.units),
@@ -291,7 +294,7 @@ class Predictor:
             )
         return total
 
-    def block_table_ms(
+    def look_up_block_ms(
         self, rows: Rows, block: DeployedBlock, *, units: int, precision: str, cuts: Cuts = NO_CUTS
     ) -> float:
         """Look a block up in the table, linear between the cuts that were measured.
@@ -317,7 +320,7 @@ class Predictor:
         high_ms = _sum_calls_ms(rows, block, units=units, precision=precision, cut=high_cut)
         return low_ms + (high_ms - low_ms) * (cut - low_cut) / (high_cut - low_cut)
 
-    def node_table_ms(
+    def predict_node_table_ms(
         self,
         node: str,
         kept_units: KeptUnits,
@@ -330,7 +333,7 @@ class Predictor:
         `table_ms`."""
         blocks_ms = 0.0
         for block in self.deployed[node]:
-            blocks_ms += self.block_ms(
+            blocks_ms += self.predict_block_ms(
                 node,
                 block,
                 units=kept_units.get(block.name, block.units),
@@ -338,9 +341,9 @@ class Predictor:
                 rows=rows,
                 cuts=cuts,
             )
-        return self.base_ms(node, precision, cuts=cuts) + blocks_ms
+        return self.predict_base_ms(node, precision, cuts=cuts) + blocks_ms
 
-    def block_ms(
+    def predict_block_ms(
         self,
         node: str,
         block: DeployedBlock,
@@ -364,7 +367,7 @@ class Predictor:
             Milliseconds, before the correction.
         """
         fit = self.fits[node][precision]
-        table_ms = self.block_table_ms(
+        table_ms = self.look_up_block_ms(
             rows,
             block,
             units=units,
@@ -373,11 +376,11 @@ class Predictor:
         )
         return fit.scale * table_ms + (fit.per_block_ms if units else 0.0)
 
-    def fixed_ms(self, candidate: Candidate) -> float:
+    def predict_fixed_ms(self, candidate: Candidate) -> float:
         """Return the milliseconds of a request that no block accounts for."""
-        return self.factor * (self.critical_path_ms(self._list_bases(candidate)) + self.overhead_ms)
+        return self.factor * (self.combine_node_ms(self._list_bases(candidate)) + self.overhead_ms)
 
-    def fixed_ms_by_node(self, candidate: Candidate) -> dict[str, float]:
+    def predict_fixed_ms_by_node(self, candidate: Candidate) -> dict[str, float]:
         """Return the milliseconds of each node that no block accounts for."""
         return {node: self.factor * ms for node, ms in self._list_bases(candidate).items()}
 
@@ -385,12 +388,13 @@ class Predictor:
         """Return the milliseconds of each node besides its blocks, before the correction."""
         cuts = self.count_cut_positions(candidate.kept_units)
         return {
-            node: self.base_ms(node, candidate.precision[node], cuts=cuts) for node in self.deployed
+            node: self.predict_base_ms(node, candidate.precision[node], cuts=cuts)
+            for node in self.deployed
         }
 
-    def node_ms(self, node: str, candidate: Candidate) -> float:
+    def predict_node_ms(self, node: str, candidate: Candidate) -> float:
         """Return the predicted p50 of one node in milliseconds."""
-        return self.correction * self.node_table_ms(
+        return self.correction * self.predict_node_table_ms(
             node,
             candidate.kept_units[node],
             precision=candidate.precision[node],
@@ -398,7 +402,7 @@ class Predictor:
             cuts=self.count_cut_positions(candidate.kept_units),
         )
 
-    def base_ms(self, node: str, precision: str, *, cuts: Cuts) -> float:
+    def predict_base_ms(self, node: str, precision: str, *, cuts: Cuts) -> float:
         """Return the milliseconds of a node besides its blocks, before the correction."""
         remaining_share = self.compute_remaining_share(node, cuts.get(node, 0))
         in_sessions_ms = self.fits[node][precision].base * remaining_share
@@ -410,7 +414,7 @@ class Predictor:
         Where positions go from the end, all that runs before the blocks becomes shorter too.
         """
         window = self.windows.get(node)
-        if window is None or not window.ordered:
+        if window is None or not window.prefix_only:
             return 1.0
         return 1 - cut / window.count
 
@@ -434,14 +438,14 @@ class Predictor:
         cuts = self.count_cut_positions(candidate.kept_units)
         node_ms: dict[str, float] = {}
         for node in self.deployed:
-            node_ms[node] = self.node_table_ms(
+            node_ms[node] = self.predict_node_table_ms(
                 node,
                 candidate.kept_units[node],
                 precision=candidate.precision[node],
                 rows=rows,
                 cuts=cuts,
             )
-        return self.factor * (self.critical_path_ms(node_ms) + self.overhead_ms)
+        return self.factor * (self.combine_node_ms(node_ms) + self.overhead_ms)
 
 
 def _sum_calls_ms(

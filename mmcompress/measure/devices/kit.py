@@ -23,9 +23,9 @@ KIT_FILE = "kit.json"
 class Kit:
     """`kit.json`, the record of a kit.
 
-    Beside it lie the dense bundle in `baseline/`, the same in other precisions and smaller
-    pipelines in `rounded/`, the requests in `requests.npz`, and a folder for every node that was
-    exported.
+    Beside it lies the dense bundle in `baseline/`. The same in other precisions, and smaller
+    pipelines, lie in `rounded/`; the requests are `requests.npz`. Every node that was exported has
+    a folder.
     """
 
     pipeline: str

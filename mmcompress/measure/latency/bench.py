@@ -36,9 +36,9 @@ Figure = TypeVar("Figure", int, float)
 COMPARISON_SECONDS = 30.0
 """Seconds that two quick pipelines are compared for.
 
-A busy machine slows a small model down more than a large one, for seconds at a time. On one such
-machine the ratio of medians had a spread (one sigma) of 2.8 % over 10 s, 2.6 % over 20 s and 0.5 %
-over 30 s.
+A busy machine slows a small model down more than a large one, for seconds at a time. One such
+machine gave these spreads (one sigma) of the ratio of medians: 2.8 % over 10 s, 2.6 % over 20 s,
+0.5 % over 30 s.
 """
 
 MIN_REQUESTS = 12
@@ -183,8 +183,9 @@ class Samples:
 def choose_comparison_seconds(dense_ms: float) -> float:
     """Return the seconds that pipelines are compared for.
 
-    Where every request is a turn of its own, they are compared for twice as long: 30 seconds are 40
-    requests of half a second, and ratios of their medians had a spread (one sigma) of 1.5 to 2 %.
+    Where every request is a turn of its own, they are compared for twice as long. For 30 seconds
+    are 40 requests of half a second. Ratios of their medians had a spread (one sigma) of 1.5 to
+    2 %.
 
     Args:
         dense_ms: Milliseconds per request of the dense pipeline.
@@ -224,7 +225,7 @@ def bench_pipelines(
     place, always in the middle or always next to the largest, moved ratios by 4 %.)
 
     With traces, every generator takes the recorded number of steps, and the nodes after it read the
-    recorded text: structures are compared, not what they write.
+    recorded text. So structures are compared, not what they write.
 
     Args:
         pipelines: Loaded pipelines by name.
@@ -238,13 +239,13 @@ def bench_pipelines(
     slowest_seconds = sender.warm_up()
     requests_per_turn = max(1, round(TURN_SECONDS / slowest_seconds))
     takes_turns = len(pipelines) > 1 and slowest_seconds < TURN_SECONDS
-    uncounted = 1 if takes_turns else 0
+    uncounted_requests = 1 if takes_turns else 0
     names = list(pipelines)
     generator = random.Random(options.first_request)
-    started = time.perf_counter()
+    start_seconds = time.perf_counter()
     sent = 0
     while sent < options.max_requests:
-        time_is_over = time.perf_counter() - started >= options.seconds
+        time_is_over = time.perf_counter() - start_seconds >= options.seconds
         if sent >= options.min_requests and time_is_over:
             break
         if len(names) == 2:
@@ -253,7 +254,7 @@ def bench_pipelines(
             generator.shuffle(names)
         turn_end = min(sent + requests_per_turn, options.max_requests)
         for name in names:
-            for number in range(sent - uncounted, sent):
+            for number in range(sent - uncounted_requests, sent):
                 sender.send_request(name, number)
             for number in range(sent, turn_end):
                 sender.record_request(name, number)
@@ -300,9 +301,9 @@ class _RequestSender:
         for node_name, writer in self.writers[name].items():
             traces = self.options.traces
             writer.replay = traces[position][node_name] if traces else ()
-        started = time.perf_counter()
+        start_seconds = time.perf_counter()
         self.pipelines[name](**self.requests[position])
-        return time.perf_counter() - started
+        return time.perf_counter() - start_seconds
 
     def record_request(self, name: str, number: int) -> None:
         """Send a request to a pipeline and add what it took to the samples."""
@@ -344,7 +345,7 @@ def _join_rows(
     first: dict[str, list[Figure]], second: dict[str, list[Figure]]
 ) -> dict[str, list[Figure]]:
     """Return the rows of `second`, each behind the row of `first` that has the same name."""
-    joined: dict[str, list[Figure]] = {}
+    joined_samples: dict[str, list[Figure]] = {}
     for name, row in second.items():
-        joined[name] = first.get(name, []) + row
-    return joined
+        joined_samples[name] = first.get(name, []) + row
+    return joined_samples

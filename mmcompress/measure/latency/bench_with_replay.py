@@ -46,8 +46,8 @@ def bench_with_replay(
     options = replace(
         options, seconds=choose_comparison_seconds(dense_ms), loads=bench_repeats(dense_ms)
     )
-    selected = select_requests(requests, len(options.traces), dense_ms=dense_ms)
-    samples = bench_repeated(bundles, selected, options=options, benchmark=benchmark)
+    selected_requests = select_requests(requests, len(options.traces), dense_ms=dense_ms)
+    samples = bench_repeated(bundles, selected_requests, options=options, benchmark=benchmark)
     return {name: sample.summarize() for name, sample in samples.items()}
 
 

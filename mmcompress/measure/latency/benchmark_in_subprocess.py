@@ -1,7 +1,7 @@
 """Measures bundles in fresh processes, as they are deployed.
 
-In a process that holds torch and its models, or has trained, a large pipeline answers 1 to 3 %
-slower than in a fresh one, and a small pipeline does not. One pair was measured in turn in both
+A process that holds torch and its models, or has trained, makes a large pipeline 1 to 3 % slower
+than a fresh one. It does not make a small pipeline slower. One pair was measured in turn in both
 kinds of process: the speed-up came out 1.3 to 2.5 % too good where torch was.
 
 A job crosses to its process as files: `job.json` and `requests.npz` go there, `outcome.json` comes
@@ -178,34 +178,34 @@ def save_requests(folder: Path, requests: Sequence[Request]) -> tuple[SavedReque
         What is not an array, one entry per request. Paths are given as text.
     """
     arrays: dict[str, np.ndarray] = {}
-    saved: list[SavedRequest] = []
+    saved_requests: list[SavedRequest] = []
     for i, request in enumerate(requests):
-        rest: SavedRequest = {}
+        plain_request: SavedRequest = {}
         for input_name, value in request.items():
             if isinstance(value, np.ndarray):
                 arrays[f"{i}/{input_name}"] = value
             elif isinstance(value, Path):
-                rest[input_name] = str(value)
+                plain_request[input_name] = str(value)
             else:
-                rest[input_name] = value
-        saved.append(rest)
+                plain_request[input_name] = value
+        saved_requests.append(plain_request)
     np.savez(folder / REQUESTS_FILE, **arrays)  # type: ignore[arg-type]
-    return tuple(saved)
+    return tuple(saved_requests)
 
 
-def load_requests(folder: Path, saved: Sequence[Request] = ()) -> list[SavedRequest]:
+def load_requests(folder: Path, saved_requests: Sequence[Request] = ()) -> list[SavedRequest]:
     """Read requests that `save_requests` wrote.
 
     Args:
         folder: Where `requests.npz` lies.
-        saved: What `save_requests` returned: everything that is not an array.
+        saved_requests: What `save_requests` returned: everything that is not an array.
 
     Raises:
         DataError: The file is missing or damaged.
     """
     requests: dict[int, SavedRequest] = {}
-    for i, rest in enumerate(saved):
-        requests[i] = dict(rest)
+    for i, plain_request in enumerate(saved_requests):
+        requests[i] = dict(plain_request)
     try:
         with np.load(folder / REQUESTS_FILE, allow_pickle=False) as arrays:
             for key in arrays.files:
@@ -218,11 +218,11 @@ def load_requests(folder: Path, saved: Sequence[Request] = ()) -> list[SavedRequ
 
 def _do_job(folder: Path) -> None:
     """Do the job of a folder in this process and write its outcome there."""
-    started = time.perf_counter()
+    start_seconds = time.perf_counter()
     try:
         job = read_record(BenchmarkJob, folder / JOB_FILE)
         samples = bench_in_process(job, folder)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - start_seconds
         outcome = BenchmarkOutcome(samples=samples, seconds=seconds)
     except MmcompressError as error:
         arguments = [str(argument) for argument in error.args]

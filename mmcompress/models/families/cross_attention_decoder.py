@@ -451,10 +451,9 @@ class CrossKeys(nn.Module):
 class Step(nn.Module):
     """Run one decode step of a `TextDecoder` with an explicit cache.
 
-    Inputs: ids [B, T], position [T], mask [1, 1, T, total], then keys and values of the past tokens
-        and of the
-    context, [B, H, T, D] each. The mask is added to the scores of self-attention. Keys and values
-    of the context may have batch 1: then all beams of one input share them.
+    Inputs: ids [B, T], position [T], mask [1, 1, T, total]. Then come keys and values of the past
+    tokens and of the context, [B, H, T, D] each. The mask is added to the scores of self-attention.
+    Keys and values of the context may have batch 1: then all beams of one input share them.
 
     Outputs: log-probabilities [B, V] after the last token (or logits, `compute_scores`), then the
     new keys and values.
@@ -567,8 +566,8 @@ def read_settings(
         words = tokenize_prompt(tokenizer_json, request.prompt)
         if words:
             forced_first = getattr(generation_config, "forced_bos_token_id", None)
-            forced = [] if forced_first is None else [int(forced_first)]
-            prompt = [tokens.bos, *forced, *words]
+            forced_ids = [] if forced_first is None else [int(forced_first)]
+            prompt = [tokens.bos, *forced_ids, *words]
     return build_generation_settings(
         generation_config,
         tokens,

@@ -63,7 +63,13 @@ def name_cache_tensors(prefix: str, blocks: Sequence[Block]) -> tuple[str, ...]:
 
 
 def make_zero_cache(blocks: Sequence[Block], *, batch: int, length: int) -> tuple[Tensor, ...]:
-    """Make zeros [B, H, T, D] in the place of the cached keys and values of every attention."""
+    """Make zeros [B, H, T, D] in the place of the cached keys and values of every attention.
+
+    Args:
+        blocks: The blocks of the decoder; attentions among them have a cache.
+        batch: Sequences B.
+        length: Cached tokens T.
+    """
     shapes = list_cache_shapes(blocks)
     return tuple(torch.zeros(batch, heads, length, width) for heads, width in shapes)
 
@@ -152,10 +158,10 @@ def find_lead(tokenizer_json: str, prompt: str) -> str:
     if not prompt or prompt[-1].isspace():
         return ""
     tokenizer = load_plain_tokenizer(tokenizer_json)
-    both = tokenizer.encode("a b", add_special_tokens=False).ids
+    joined_ids = tokenizer.encode("a b", add_special_tokens=False).ids
     for lead in ("", " "):
         second = tokenizer.encode(lead + "b", add_special_tokens=False).ids
-        if both[-len(second) :] == second:
+        if joined_ids[-len(second) :] == second:
             return lead
     return ""
 

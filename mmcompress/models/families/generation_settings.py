@@ -367,13 +367,14 @@ def build_generation_settings(
     for word in getattr(generation_config, "bad_words_ids", None) or ():
         if list(word) not in [[end] for end in ends]:
             bad_words.append([int(token) for token in word])
-    repetition_penalty = float(_read_number(generation_config, "repetition_penalty", 1.0))
+    repetition_penalty = float(_read_number(generation_config, "repetition_penalty", default=1.0))
     is_greedy = request.candidates == 1
     # Greedy search reads neither.
-    early_stopping = (
-        False if is_greedy else _read_number(generation_config, "early_stopping", False)
-    )
-    length_penalty = 1.0 if is_greedy else _read_number(generation_config, "length_penalty", 1.0)
+    early_stopping: Any = False
+    length_penalty = 1.0
+    if not is_greedy:
+        early_stopping = _read_number(generation_config, "early_stopping", default=False)
+        length_penalty = _read_number(generation_config, "length_penalty", default=1.0)
     return GenerationSettings(
         bos=tokens.bos,
         eos=tokens.eos,
@@ -388,7 +389,9 @@ def build_generation_settings(
         early_stopping=early_stopping,
         length_penalty=float(length_penalty),
         repetition_penalty=repetition_penalty,
-        no_repeat_ngram_size=int(_read_number(generation_config, "no_repeat_ngram_size", 0)),
+        no_repeat_ngram_size=int(
+            _read_number(generation_config, "no_repeat_ngram_size", default=0)
+        ),
         bad_words=bad_words,
         history=list(history),
         raw_scores=is_greedy and repetition_penalty != 1.0,
@@ -399,7 +402,7 @@ def build_generation_settings(
     )
 
 
-def _read_number(generation_config: GenerationConfig, key: str, default: Any) -> Any:
+def _read_number(generation_config: GenerationConfig, key: str, *, default: Any) -> Any:
     """Read a setting; one that is missing or None is the library's default."""
     value = getattr(generation_config, key, None)
     return default if value is None else value
@@ -407,7 +410,7 @@ def _read_number(generation_config: GenerationConfig, key: str, default: Any) ->
 
 def _read_forced_first(generation_config: GenerationConfig) -> int:
     """Read the token that follows a single start token, or `NO_TOKEN`."""
-    return int(_read_number(generation_config, "forced_bos_token_id", NO_TOKEN))
+    return int(_read_number(generation_config, "forced_bos_token_id", default=NO_TOKEN))
 
 
 def _read_forced_end(generation_config: GenerationConfig) -> int:

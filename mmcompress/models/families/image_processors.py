@@ -217,6 +217,6 @@ class _ProcessorReader:
             return [preprocessing["resize_to"]] * 2
         raise self._refuse(
             f"size: {self._read_size('size')} without do_center_crop gives every picture sides of"
-            " its own; a compressed model takes one size: set do_center_crop: true with crop_size,"
-            " or size: {height, width}"
+            " its own, and a compressed model takes one size. Set do_center_crop: true with"
+            " crop_size, or size: {height, width}"
         )

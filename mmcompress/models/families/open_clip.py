@@ -92,8 +92,9 @@ UNFOLLOWED_TOKENIZER_OPTIONS = (
     "reduction_mask",
     "additional_special_tokens",
 )
-"""Options of open_clip's tokenizers that are refused: code of a hub, texts that differ at each
-call, and tokens that the built tokenizer does not have."""
+"""Options of open_clip's tokenizers that are refused. They run code of a hub, give texts that
+differ at each call, or add tokens that the built tokenizer does not have."""
+
 MAX_CACHED_MODELS = 2
 """Models that stay in memory, because both towers of a pipeline mostly come from one source."""
 
@@ -325,6 +326,13 @@ def find_tagged_weights(
 
     open_clip itself takes every failure for a file that the hub does not have, and goes on with a
     pickle. It knows no revisions either.
+
+    Args:
+        source: The source as the spec names it, for messages.
+        name: The architecture, as open_clip calls it.
+        tag: The tag of the weights, or a file.
+        revision: A branch, tag or commit; empty for the main branch.
+        shapes_only: Whether no weights are read.
 
     Returns:
         The file of the weights; None where open_clip finds it, or where shapes are asked for alone.

@@ -4,9 +4,16 @@ The `context` graph computes keys and values of the prefix once a request; the `
 from there. Image and text meet in every self-attention. A new family is a new row of
 `PREFIX_FAMILIES`.
 
-Shapes: B batch, T text tokens, P prefix tokens, S tokens that the layers read in one call (P + T,
-    or those of a decode
-step), V vocabulary, N context tokens, W width, H heads, D width of one head.
+Shapes in this file:
+    B  batch
+    T  text tokens
+    P  prefix tokens
+    S  tokens that the layers read in one call: P + T, or those of a decode step
+    V  vocabulary
+    N  context tokens
+    W  width
+    H  heads
+    D  width of one head
 """
 
 from __future__ import annotations
@@ -521,9 +528,8 @@ class Prefill(nn.Module):
 class Step(nn.Module):
     """Run one decode step of a `PrefixDecoder` with an explicit cache.
 
-    Inputs: ids [B, T], position [T] in the text, mask [1, 1, T, total], then keys and values of the
-        past tokens,
-    [B, H, total - T, D] each.
+    Inputs: ids [B, T], position [T] in the text, mask [1, 1, T, total]. Then come keys and values
+    of the past tokens, [B, H, total - T, D] each.
 
     Outputs: log-probabilities [B, V] after the last token, then the new keys and values.
     """
@@ -644,21 +650,21 @@ def _split_prompt(
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
     if image_id in ids:
         place = ids.index(image_id)
-        before = ids[:place]
-        behind = ids[place + 1 :]
+        ids_before = ids[:place]
+        ids_behind = ids[place + 1 :]
     else:
         text_before, _, text_behind = prompt.partition(IMAGE_PLACEHOLDER)
-        before = tokenize_prompt(tokenizer_json, text_before)
-        behind = tokenize_prompt(tokenizer_json, text_behind)
+        ids_before = tokenize_prompt(tokenizer_json, text_before)
+        ids_behind = tokenize_prompt(tokenizer_json, text_behind)
     if family.bidirectional_prefix:
-        return _PromptParts(before_image=before, behind_image=[tokens.bos, *behind])
-    if not behind:
+        return _PromptParts(before_image=ids_before, behind_image=[tokens.bos, *ids_behind])
+    if not ids_behind:
         raise ModelError(
             f"prompt: {prompt!r}: a word must stand behind {IMAGE_PLACEHOLDER}, as in "
             "'USER: <image> ASSISTANT:'"
         )
     start = _list_leading_specials(tokenizer)
-    return _PromptParts(before_image=[*start, *before], behind_image=behind)
+    return _PromptParts(before_image=[*start, *ids_before], behind_image=ids_behind)
 
 
 def _list_leading_specials(tokenizer: Tokenizer) -> list[int]:

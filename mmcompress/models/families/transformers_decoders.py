@@ -40,13 +40,12 @@ def load_text_decoder(context: LoadContext) -> Model:
     if family.class_name == CAUSAL_CLASS and getattr(config, "is_encoder_decoder", False):
         raise ModelError(
             f"{describe_source(context)}: an encoder and a decoder of texts"
-            f" (is_encoder_decoder), and a {config.model_type} is read as a decoder alone, as"
-            f" {CAUSAL_CLASS}.save_pretrained writes it; within a vision-encoder-decoder it is"
-            " read too"
+            f" (is_encoder_decoder). A {config.model_type} is read as a decoder alone, as"
+            f" {CAUSAL_CLASS}.save_pretrained writes it, and within a vision-encoder-decoder"
         )
-    whole = load_library_model(context, family.class_name, config=config, unread=POOLER)
+    library_model = load_library_model(context, family.class_name, config=config, unread=POOLER)
     return assemble_decoder(
-        whole,
+        library_model,
         config.model_type,
         tokenizer_json=load_tokenizer_json(context),
         candidates=context.candidates,

@@ -338,9 +338,9 @@ def read_sides(size: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
     return (int(size), int(size))
 
 
-def _join_path(*parts: str) -> str:
-    """Join parts of a module's path, leaving out empty ones."""
-    return ".".join(part for part in parts if part)
+def _join_path(parent: str, child: str) -> str:
+    """Join two parts of a module's path, leaving out empty ones."""
+    return ".".join(part for part in (parent, child) if part)
 
 
 class ImageEncoder(ImageEncoderModel):
@@ -365,7 +365,7 @@ class ImageEncoder(ImageEncoderModel):
         patch_count = (sides[0] // patch_sides[0]) * (sides[1] // patch_sides[1])
         # The embeddings stand beside the layers.
         stack_parent = family.stack.rpartition(".")[0]
-        embeddings = _join_path("tower", stack_parent, "embeddings")
+        embeddings = _join_path(_join_path("tower", stack_parent), "embeddings")
         # A class token or registers may stand before the patches.
         with torch.no_grad():
             token_count = self.get_submodule(embeddings)(torch.zeros((1, 3, *sides))).shape[1]
@@ -487,7 +487,7 @@ class AudioEncoder(Model):
     """Encode log-mel features [B, M, F] to an embedding [B, W] of length 1 and tokens [B, N, W].
 
     The embedding is the mean of the tokens. A token is 20 ms long. A window cut short to N tokens
-    reads the first 2 N + 2 frames, two more than it covers: then its last token equals that of the
+    reads the first 2 N + 2 frames, two more than it covers. Then its last token equals that of the
     whole window.
 
     Args:
@@ -505,7 +505,7 @@ class AudioEncoder(Model):
         self.width = int(config.d_model)
         self.mels = int(config.num_mel_bins)
         window_block = add_tokens_block(
-            self, "window", extra=0, count=int(config.max_source_positions), ordered=True
+            self, "window", extra=0, count=int(config.max_source_positions), prefix_only=True
         )
         self.blocks = (window_block, *find_blocks(self, "tower"))
         self.dims = {"tokens": self.width, "embedding": self.width}
@@ -636,8 +636,8 @@ def _fit_tower_(
     elif sides != own_sides:
         raise ModelError(
             f"{source}: its image processor gives {sides[0]} x {sides[1]} pixels (height x width),"
-            f" and its model takes {own_sides[0]} x {own_sides[1]};"
-            " correct size or crop_size of the processor"
+            f" and its model takes {own_sides[0]} x {own_sides[1]}."
+            " Correct size or crop_size of the processor"
         )
 
 
@@ -660,11 +660,11 @@ def load_text_encoder(context: LoadContext) -> Model:
     length = _find_context_length(
         tower_config, family, limits=(tokenizer.max_length, settings.max_length, context.max_tokens)
     )
-    least = own_tokenizer.num_special_tokens_to_add(False) + prompt_tokens
-    if length <= least:
+    reserved_tokens = own_tokenizer.num_special_tokens_to_add(False) + prompt_tokens
+    if length <= reserved_tokens:
         raise ModelError(
             f"{describe_source(context)}: texts of {length} tokens hold nothing but the"
-            f" {least} of the prompt and of start and end; raise max_tokens"
+            f" {reserved_tokens} of the prompt and of start and end; raise max_tokens"
         )
     head = None
     if family.compute_embedding is average_tokens:

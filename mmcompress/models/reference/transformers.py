@@ -76,14 +76,14 @@ class TransformersImages(LibraryReference):
             return None
         if hasattr(self.model, "get_image_features"):
             features = self.model.get_image_features(pixel_values=pixels)
-            pooled: Tensor = getattr(features, "pooler_output", features)
-            return pooled
+            pooled_vector: Tensor = getattr(features, "pooler_output", features)
+            return pooled_vector
         if getattr(self.model, "main_input_name", "") != "pixel_values":
             return None
         outputs = self.model(pixel_values=pixels)
-        projected: Tensor | None = getattr(outputs, "image_embeds", None)
-        if projected is not None:
-            return projected
+        projected_vector: Tensor | None = getattr(outputs, "image_embeds", None)
+        if projected_vector is not None:
+            return projected_vector
         first_token: Tensor = outputs.last_hidden_state[:, 0]
         pooled_output: Tensor | None = getattr(outputs, "pooler_output", None)
         # ViT's pooler is a layer for classification; its first token is the picture.
@@ -171,8 +171,8 @@ class TransformersImages(LibraryReference):
             outputs = self.model(pixel_values=pixels, decoder_input_ids=torch.tensor([[*ids]]))
         elif model_type == "llava":
             asked_ids = self._make_inputs(raw, request)["input_ids"][0].tolist()
-            ahead = asked_ids[: self._count_ids_ahead(asked_ids)]
-            outputs = self.model(pixel_values=pixels, input_ids=torch.tensor([[*ahead, *ids]]))
+            ids_ahead = asked_ids[: self._count_ids_ahead(asked_ids)]
+            outputs = self.model(pixel_values=pixels, input_ids=torch.tensor([[*ids_ahead, *ids]]))
         else:
             outputs = self.model(pixel_values=pixels, input_ids=torch.tensor([[*ids]]))
         logits: np.ndarray = outputs.logits[0, -1].numpy()
@@ -277,17 +277,17 @@ class TransformersMatching(LibraryReference):
     def match(self, picture: object, text: str) -> MatchAnswer:
         """Tell how well a text describes a picture (PIL)."""
         pixels = self.processor(images=picture, return_tensors="pt")["pixel_values"]
-        encoded = self.tokenizer(
+        encodings = self.tokenizer(
             text, truncation=True, max_length=self.max_length, return_tensors="pt"
         )
         outputs = self.model(
             pixel_values=pixels,
-            input_ids=encoded["input_ids"],
-            attention_mask=encoded["attention_mask"],
+            input_ids=encodings["input_ids"],
+            attention_mask=encodings["attention_mask"],
         )
         classes = outputs.itm_score.softmax(-1)
         return MatchAnswer(
-            prepared=np.asarray(encoded["input_ids"][0].numpy(), np.int64),
+            prepared=np.asarray(encodings["input_ids"][0].numpy(), np.int64),
             embedding=normalize(outputs.question_embeds[0, 0].numpy()),
             match=float(classes[0, MATCHING_CLASS]),
         )
@@ -315,8 +315,8 @@ class TransformersSounds(LibraryReference):
 
     def _extract(self, raw: object) -> Tensor:
         """Return features [1, m, f]."""
-        extracted = self.extractor(raw, sampling_rate=LIBRARY_SAMPLE_RATE, return_tensors="pt")
-        features: Tensor = extracted["input_features"]
+        extraction = self.extractor(raw, sampling_rate=LIBRARY_SAMPLE_RATE, return_tensors="pt")
+        features: Tensor = extraction["input_features"]
         return features
 
     @torch.inference_mode()
@@ -340,10 +340,10 @@ class TransformersSounds(LibraryReference):
             options["task"] = request.task
         if request.prompt:
             # As `WhisperTokenizer.get_prompt_ids` does; other classes lack it.
-            encoded = _load_tokenizer(self.location)(
+            encodings = _load_tokenizer(self.location)(
                 "<|startofprev|>", f" {request.prompt.strip()}", add_special_tokens=False
             )
-            options["prompt_ids"] = torch.tensor(encoded["input_ids"])
+            options["prompt_ids"] = torch.tensor(encodings["input_ids"])
         outputs = self.model.generate(
             input_features=self._extract(raw),
             num_beams=request.beams,
@@ -411,9 +411,9 @@ class TransformersTexts(LibraryReference):
         lengths = [int(tower.max_position_embeddings), int(self.tokenizer.model_max_length)]
         if self.config.model_type in ("roberta", "xlm-roberta", "camembert"):
             lengths[0] -= int(self.config.pad_token_id) + 1
-        said = self._read_json("sentence_bert_config.json").get("max_seq_length")
-        if said:
-            lengths.append(int(said))
+        own_settings = self._read_json("sentence_bert_config.json").get("max_seq_length")
+        if own_settings:
+            lengths.append(int(own_settings))
         if request.max_tokens:
             lengths.append(request.max_tokens)
         return min(lengths)
@@ -438,15 +438,15 @@ class TransformersTexts(LibraryReference):
             text = text.lower()
         # SigLIP was trained on texts that are padded to the whole length.
         padding = "max_length" if self.config.model_type.startswith("siglip") else False
-        encoded = self.tokenizer(
+        encodings = self.tokenizer(
             text,
             truncation=True,
             max_length=self.max_length,
             padding=padding,
             return_tensors="pt",
         )
-        ids = encoded["input_ids"]
-        mask = encoded.get("attention_mask", torch.ones_like(ids))
+        ids = encodings["input_ids"]
+        mask = encodings.get("attention_mask", torch.ones_like(ids))
         embedding = self._embed(ids, mask)
         return LibraryAnswer(
             prepared=np.asarray(ids[0].numpy(), np.int64),
@@ -460,23 +460,23 @@ class TransformersTexts(LibraryReference):
             if not self.config.model_type.startswith("siglip"):
                 arguments["attention_mask"] = mask
             features = self.model.get_text_features(**arguments)
-            pooled: Tensor = getattr(features, "pooler_output", features)
-            return pooled
+            pooled_vector: Tensor = getattr(features, "pooler_output", features)
+            return pooled_vector
         if self.config.model_type.startswith("siglip"):
             outputs = self.model(input_ids=ids)
         else:
             outputs = self.model(input_ids=ids, attention_mask=mask)
-        projected: Tensor | None = getattr(outputs, "text_embeds", None)
-        if projected is not None:
-            return projected
+        projected_vector: Tensor | None = getattr(outputs, "text_embeds", None)
+        if projected_vector is not None:
+            return projected_vector
         if self.config.model_type.startswith(("clip", "siglip")):
             tower_output: Tensor = outputs.pooler_output
             return tower_output
-        pooled = self._pool(outputs.last_hidden_state, mask)
+        pooled_vector = self._pool(outputs.last_hidden_state, mask)
         for module in self._list_modules():
             if module["type"].endswith("Dense"):
-                pooled = self._apply_dense(module["path"], pooled)
-        return pooled
+                pooled_vector = self._apply_dense(module["path"], pooled_vector)
+        return pooled_vector
 
     def _list_modules(self) -> list[dict[str, str]]:
         """Return what a sentence-transformers folder does with the tokens, in order."""

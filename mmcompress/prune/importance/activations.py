@@ -25,7 +25,7 @@ def score_by_activation(inputs: ImportanceInputs) -> Scores:
     score(u) = sum over features f of u of |W_:f|^2 mean(x_f^2)
     """
 
-    def score_block(node_name: str, model: Model, block: Block) -> Tensor:
+    def score_block(node_name: str, model: Model, *, block: Block) -> Tensor:
         gram = inputs.grams[node_name][block.name]
         mean_squares_F = gram.compute_second_moment().diag()
         norms_F = measure_reader_norms(model, block)
@@ -42,7 +42,7 @@ def score_by_fluctuation(inputs: ImportanceInputs) -> Scores:
     The mean of an input does not count: a bias can stand in for it.
     """
 
-    def score_block(node_name: str, model: Model, block: Block) -> Tensor:
+    def score_block(node_name: str, model: Model, *, block: Block) -> Tensor:
         gram = inputs.grams[node_name][block.name]
         variances_F = gram.compute_covariance().diag()
         norms_F = measure_reader_norms(model, block)

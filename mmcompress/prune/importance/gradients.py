@@ -126,19 +126,19 @@ def compute_mask_gradients(inputs: ImportanceInputs) -> Scores:
             node_names, block_names, gradients, strict=True
         ):
             rows[node_name][block_name].append(gradient_BU)
-    stacked: Scores = {}
+    stacked_grams: Scores = {}
     for node_name, rows_by_block in rows.items():
-        stacked[node_name] = {}
+        stacked_grams[node_name] = {}
         for block_name, parts in rows_by_block.items():
-            stacked[node_name][block_name] = torch.cat(parts)
-    return stacked
+            stacked_grams[node_name][block_name] = torch.cat(parts)
+    return stacked_grams
 
 
 def _split_for_backward(inputs: ImportanceInputs) -> list[Batch]:
     """Split the calibration pairs into pieces of half a batch."""
     # A backward pass keeps all activations: it takes more memory than a forward pass.
     size = inputs.pipeline.batch_size // 2
-    return inputs.batch.chunks(max(1, size))
+    return inputs.batch.split_evenly(max(1, size))
 
 
 def _compute_masked_loss(
@@ -149,5 +149,5 @@ def _compute_masked_loss(
         for node_name, model in models.items():
             stack.enter_context(mask_units(model, masks[node_name]))
         outputs = pipeline.forward(models, piece)
-        losses = pipeline.losses(outputs, piece)
+        losses = pipeline.compute_losses(outputs, piece)
     return sum(losses.values(), torch.zeros(()))

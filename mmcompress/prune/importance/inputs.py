@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -73,15 +74,19 @@ def score_positions_evenly(block: Block) -> Tensor:
     return -torch.tensor(reversed_indices, dtype=torch.float)
 
 
-def score_weighted_blocks(
-    inputs: ImportanceInputs, score_block: Callable[[str, Model, Block], Tensor]
-) -> Scores:
-    """Score every block that has weights by one function of its node's name, model and block."""
+class ScoreBlock(Protocol):
+    """Scores the units of one block of a node's model."""
+
+    def __call__(self, node_name: str, model: Model, /, *, block: Block) -> Tensor: ...
+
+
+def score_weighted_blocks(inputs: ImportanceInputs, score_block: ScoreBlock) -> Scores:
+    """Score every block that has weights by one function."""
     scores: Scores = {}
     for node_name, model in inputs.models.items():
         scores[node_name] = {}
         for block in model.weighted_blocks:
-            scores[node_name][block.name] = score_block(node_name, model, block)
+            scores[node_name][block.name] = score_block(node_name, model, block=block)
     return scores
 
 

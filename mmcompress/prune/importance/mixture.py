@@ -17,8 +17,8 @@ MIN_MEAN_SCORE = 1e-12
 def mix_criteria(parts: Sequence[tuple[float, Criterion]]) -> Criterion:
     """Make one criterion that adds up several.
 
-    The scores of each are divided by their mean over the units of one node and kind of block: those
-    of different criteria differ by orders of magnitude.
+    The scores of each are divided by their mean over the units of one node and kind of block.
+    Otherwise criteria would differ by orders of magnitude.
 
     Args:
         parts: The weight of each criterion, and the criterion.

@@ -27,7 +27,7 @@ from mmcompress.prune.masks import get_weight, list_writer_rows
 def score_by_magnitude(inputs: ImportanceInputs) -> Scores:
     """Score units by the L2 norm of all weights that write or read them (Li et al. 2017)."""
 
-    def score_block(node_name: str, model: Model, block: Block) -> Tensor:
+    def score_block(node_name: str, model: Model, *, block: Block) -> Tensor:
         squares_U = _sum_unit_weights(model, block, size_of=Tensor.square)
         return squares_U.sqrt()
 
@@ -37,7 +37,7 @@ def score_by_magnitude(inputs: ImportanceInputs) -> Scores:
 def score_by_magnitude_l1(inputs: ImportanceInputs) -> Scores:
     """Score units by the L1 norm of all weights that write or read them."""
 
-    def score_block(node_name: str, model: Model, block: Block) -> Tensor:
+    def score_block(node_name: str, model: Model, *, block: Block) -> Tensor:
         return _sum_unit_weights(model, block, size_of=Tensor.abs)
 
     return score_weighted_blocks(inputs, score_block)

@@ -33,7 +33,7 @@ def score_by_reconstruction(inputs: ImportanceInputs) -> Scores:
     """
     fluctuation = score_by_fluctuation(inputs)
 
-    def score_block(node_name: str, model: Model, block: Block) -> Tensor:
+    def score_block(node_name: str, model: Model, *, block: Block) -> Tensor:
         if not is_refittable(model, block):
             return fluctuation[node_name][block.name]
         gram = inputs.grams[node_name][block.name]

@@ -41,10 +41,10 @@ def write_float16(
     # The import sets up logging, which `quantize_model` prevents only while it runs.
     from onnxruntime.transformers.float16 import convert_float_to_float16
 
-    converted = convert_float_to_float16(
+    converted_model = convert_float_to_float16(
         load_model(model), keep_io_types=True, node_block_list=list(fp32_products)
     )
-    onnx.save(converted, str(target))
+    onnx.save(converted_model, str(target))
 
 
 def write_bfloat16(
@@ -59,8 +59,8 @@ def write_bfloat16(
 
     ONNX Runtime has no bfloat16 products on a CPU (microsoft/onnxruntime#28768).
     """
-    rounded = load_model(model)
-    graph = rounded.graph
+    rounded_values = load_model(model)
+    graph = rounded_values.graph
     fp32_inputs = _list_inputs(graph, fp32_products)
     casts = []
     for tensor in list(graph.initializer):
@@ -82,7 +82,7 @@ def write_bfloat16(
     other_nodes = list(graph.node)
     del graph.node[:]
     graph.node.extend([*casts, *other_nodes])
-    onnx.save(rounded, str(target))
+    onnx.save(rounded_values, str(target))
 
 
 def _list_inputs(graph: GraphProto, node_names: Sequence[str]) -> set[str]:

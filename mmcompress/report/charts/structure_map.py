@@ -75,13 +75,15 @@ def _draw_cell(
 ) -> str:
     """Draw the cell of one block, with its figures and its name below."""
     kept = summary.kept_units.get(node, {}).get(block.name, block.units)
-    filled = CELL_HEIGHT * kept / block.units
+    filled_height = CELL_HEIGHT * kept / block.units
     bottom = top + CELL_HEIGHT
     middle = left + CELL_WIDTH / 2
     title = f"{node}.{block.name}: {kept} of {block.units} kept"
     elements = [
         draw_rectangle(left, top, width=CELL_WIDTH, height=CELL_HEIGHT, css="slot"),
-        draw_rectangle(left, bottom - filled, width=CELL_WIDTH, height=filled, fill=color),
+        draw_rectangle(
+            left, bottom - filled_height, width=CELL_WIDTH, height=filled_height, fill=color
+        ),
     ]
     if block.name in summary.cross_modal_reasons.get(node, {}):
         title += " (cross-modal)"

@@ -77,11 +77,11 @@ class Scale:
         return [step * i for i in range(first, last + 1)]
 
 
-def _choose_round_step(least: float) -> float:
+def _choose_round_step(min_step: float) -> float:
     """Return the smallest round step that is not below `least`, which is above 0."""
-    power = 10.0 ** math.floor(math.log10(least))
+    power = 10.0 ** math.floor(math.log10(min_step))
     for factor in ROUND_STEPS:
-        if factor * power >= least * (1 - 1e-9):
+        if factor * power >= min_step * (1 - 1e-9):
             return factor * power
     return 10 * power
 
@@ -93,12 +93,12 @@ def format_ticks(values: Sequence[float], *, is_share: bool = False) -> list[str
         values: The ticks.
         is_share: Whether they are shares, written in percent.
     """
-    shown = [100 * value for value in values] if is_share else list(values)
+    shown_value = [100 * value for value in values] if is_share else list(values)
     unit = " %" if is_share else ""
     for decimals in range(6):
-        if all(abs(round(value, decimals) - value) < 1e-9 for value in shown):
+        if all(abs(round(value, decimals) - value) < 1e-9 for value in shown_value):
             break
-    return [f"{value:.{decimals}f}{unit}" for value in shown]
+    return [f"{value:.{decimals}f}{unit}" for value in shown_value]
 
 
 def shorten_text(text: str, width: float) -> str:

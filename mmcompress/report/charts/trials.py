@@ -56,13 +56,13 @@ def draw_trials(summary: Summary) -> str:
     elements.append(draw_line((target_x, TRIALS_TOP - 4), (target_x, TRIALS_BOTTOM), css="target"))
     anchor = "end" if target_x > WIDTH / 2 else "start"
     elements.append(draw_text(target_x, TRIALS_TOP - 8, text="target", css="small", anchor=anchor))
-    chosen = _find_chosen_trial(summary)
+    chosen_trial = _find_chosen_trial(summary)
     for trial in summary.trials:
         x = latency_scale.place(trial.latency_ms)
         y = loss_scale.place(_limit_loss(trial.loss, loss_scale.high))
         css = "trial mutation" if trial.origin == LEVEL_SWITCH_ORIGIN else "trial"
         elements.append(draw_circle(x, y, radius=4, css=css, title=_describe_trial(trial)))
-        if trial is chosen:
+        if trial is chosen_trial:
             elements.append(draw_circle(x, y, radius=8, css="chosen"))
     return build_svg(WIDTH, TRIALS_HEIGHT, elements=elements, label="trials of the search")
 
@@ -119,9 +119,9 @@ def _draw_axes(latency_scale: Scale, loss_scale: Scale) -> list[str]:
 def _find_chosen_trial(summary: Summary) -> Trial | None:
     """Return the first trial of the structure and precisions that were chosen, if there is one."""
     precision = {name: node.precision for name, node in summary.compressed.nodes.items()}
-    chosen = Candidate(summary.kept_units, precision)
+    chosen_candidate = Candidate(kept_units=summary.kept_units, precision=precision)
     for trial in summary.trials:
-        if trial.candidate == chosen:
+        if trial.candidate == chosen_candidate:
             return trial
     return None
 

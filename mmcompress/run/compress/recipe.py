@@ -92,13 +92,13 @@ def compress_pipeline(
     """
     candidate = fitted.candidate
     sensitivity = prepared.sensitivity
-    planned = select_survivors(run, sensitivity, candidate=candidate)
+    planned_units = select_survivors(run, sensitivity, candidate=candidate)
     # Surgery does not depend on the weights: it is proved before anything is trained.
-    proofs = _prove_structures(run, planned)
+    proofs = _prove_structures(run, planned_units)
     trained = _make_models(
         run, sensitivity, fitted=fitted, from_scratch=from_scratch, earlier=earlier
     )
-    if not _are_equal_survivors(planned, trained.survivors):
+    if not _has_equal_survivors(planned_units, trained.survivors):
         # Rounds of pruning and training choose units anew.
         proofs = _prove_structures(run, trained.survivors)
     proofs += _write_proved_bundle(run, sensitivity, candidate=candidate, models=trained.models)
@@ -118,8 +118,8 @@ def _make_models(
 ) -> TrainedModels:
     """Return the trained models of a structure, from the run folder where they are there.
 
-    The room of the weights is held from before the training until they are written, and the state
-    of the training stays until then: a full disk costs no training.
+    The room of the weights is held from before the training until they are written. The state of
+    the training stays until then. So a full disk costs no training.
     """
     folder = run.folder
     if folder.units.exists():
@@ -234,7 +234,7 @@ def _train_then_prune(
     return TrainedModels(models=models, survivors=survivors)
 
 
-def _are_equal_survivors(one: Survivors, other: Survivors) -> bool:
+def _has_equal_survivors(one: Survivors, other: Survivors) -> bool:
     """Return whether two structures have the same units of the dense models."""
     for node_name, units_by_block in one.items():
         for block_name, units in units_by_block.items():
@@ -256,7 +256,7 @@ def _prove_structures(run: RunContext, survivors: Survivors) -> list[Proof]:
         proofs: list[Proof] = []
         for units in (survivors, _draw_random_units(run)):
             proofs += prove_surgery(
-                run.pipeline, run.models, units=units, batch=batch, known=dense_outputs
+                run.pipeline, run.models, units=units, batch=batch, dense_outputs=dense_outputs
             )
         return require_proofs(proofs)
 

@@ -38,8 +38,8 @@ RESTART_BUDGET_SHARE = 1 / 3
 """Share of the training budget of an artifact that starts from the weights of an earlier one."""
 
 TRIMMED_RATE_SHARE = 1 / 3
-"""Learning rate of a trimmed structure / that of the artifact it was taken off: it is nearly
-trained, and the full rate would throw it far from where it is."""
+"""Learning rate of a trimmed structure / that of the artifact it was taken off. The structure is
+nearly trained; the full rate would throw it far from where it is."""
 
 RESTART_MAX_LOSS_RATIO = 1.2
 """Loss at the start / best loss of the earlier training. Above it the full training budget is
@@ -90,9 +90,9 @@ def choose_start(losses: Sequence[float], *, earlier_best: float) -> StartChoice
         earlier_best: The best loss of the earlier artifact's training; infinite where it was
             not measured.
     """
-    least = min(losses)
-    is_near_earlier = not least > RESTART_MAX_LOSS_RATIO * earlier_best
-    return StartChoice(index=losses.index(least), is_near_earlier=is_near_earlier)
+    least_loss = min(losses)
+    is_near_earlier = not least_loss > RESTART_MAX_LOSS_RATIO * earlier_best
+    return StartChoice(index=losses.index(least_loss), is_near_earlier=is_near_earlier)
 
 
 def find_best_start(
@@ -211,17 +211,21 @@ def _rank_starts(
         trained: Trained models of another structure.
         source: Where these come from, for a person.
     """
-    grown = _grow_models(run, trained)
-    inherited = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
-    for node_name, model in inherited.items():
+    grown_models = _grow_models(run, trained)
+    inherited_models = build_pruned_models(
+        run, sensitivity, candidate=candidate, refit=False, dense=grown_models
+    )
+    for node_name, model in inherited_models.items():
         # A dense model has no place for what stands in for a dropped sub-layer.
         copy_constants_(model, trained.models[node_name])
-    refitted = build_pruned_models(run, sensitivity, candidate=candidate, refit=False, dense=grown)
+    refitted_models = build_pruned_models(
+        run, sensitivity, candidate=candidate, refit=False, dense=grown_models
+    )
     batch = run.pipeline.collate(run.data.load("train", run.spec.data.calibration))
     refit_in_order_(
-        run.pipeline, refitted, dense=run.models, batch=batch, ridge=run.spec.prune.ridge
+        run.pipeline, refitted_models, dense=run.models, batch=batch, ridge=run.spec.prune.ridge
     )
-    candidates = (fresh, inherited, refitted)
+    candidates = (fresh, inherited_models, refitted_models)
     validation_loss = ValidationLoss(run)
     losses = [validation_loss.measure(models) for models in candidates]
     run.on_progress(

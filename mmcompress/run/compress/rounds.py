@@ -24,6 +24,14 @@ def train_in_rounds(
 
     With the schedule `rewind`, the survivors start again from an earlier checkpoint after the last
     round and are trained once more (Renda et al. 2020).
+
+    Args:
+        run: The run; its spec names the schedule and the rounds.
+        sensitivity: The importance scores of the first round.
+        candidate: The structure to reach.
+
+    Returns:
+        The trained models, and the units that survived.
     """
     prune = run.spec.prune
     rewinds = prune.schedule == "rewind"

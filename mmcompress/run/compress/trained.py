@@ -43,10 +43,17 @@ def save_trained_models(trained: TrainedModels, folder: RunFolder) -> None:
 def load_trained_models(
     run: RunContext, sensitivity: Sensitivity, *, candidate: Candidate, folder: RunFolder
 ) -> TrainedModels:
-    """Read the trained models of a candidate from a folder."""
+    """Read the trained models of a candidate from a folder.
+
+    Args:
+        run: The run with the dense models.
+        sensitivity: The importance scores that its units were chosen by.
+        candidate: The structure of the models.
+        folder: The folder that holds their weights.
+    """
     models = build_pruned_models(run, sensitivity, candidate=candidate, refit=False)
     for node_name, model in models.items():
-        load_weights(model, folder.node_weights(node_name))
+        load_weights(model, folder.locate_node_weights(node_name))
     tensors = load_file(folder.units)
     survivors: Survivors = {}
     for node_name, blocks in run.blocks.items():
@@ -63,7 +70,7 @@ def load_finetuned_models(
     candidate = best.candidate
     models = build_pruned_models(run, sensitivity, candidate=candidate, refit=False)
     for node_name, model in models.items():
-        load_weights(model, run.folder.short_finetuned.node_weights(node_name))
+        load_weights(model, run.folder.short_finetuned.locate_node_weights(node_name))
     survivors = select_survivors(run, sensitivity, candidate=candidate)
     return TrainedModels(models=models, survivors=survivors)
 

@@ -27,7 +27,7 @@ EQUAL_WEIGHTS: CutWeights = MappingProxyType({})
 """Factor 1 for every block: loss increases count as they were measured."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SensitivityCurve:
     """Loss increase of the pipeline against the units one block keeps, all other blocks whole."""
 
@@ -43,9 +43,10 @@ class SensitivityCurve:
     def from_points(cls, points: Mapping[int, float]) -> SensitivityCurve:
         """Make a curve from loss increases by units kept."""
         kept_units = tuple(sorted(points))
-        return cls(kept_units, tuple(points[kept] for kept in kept_units))
+        loss_increases = tuple(points[kept] for kept in kept_units)
+        return cls(kept_units=kept_units, loss_increases=loss_increases)
 
-    def loss_increase(self, kept: float | np.ndarray) -> np.ndarray:
+    def interpolate(self, kept: float | np.ndarray) -> np.ndarray:
         """Interpolate linearly between the measured points.
 
         Args:
@@ -63,15 +64,17 @@ class SensitivityCurve:
             floor: Loss increase that is added where no unit is left.
         """
         from_right = self.loss_increases[::-1]
-        monotonic = np.maximum.accumulate(from_right)[::-1]
+        monotonic_increases = np.maximum.accumulate(from_right)[::-1]
         removed_shares = 1 - np.asarray(self.kept_units) / self.kept_units[-1]
-        risen = monotonic + floor * removed_shares
-        return SensitivityCurve(self.kept_units, tuple(risen.tolist()))
+        raised_increases = monotonic_increases + floor * removed_shares
+        return SensitivityCurve(
+            kept_units=self.kept_units, loss_increases=tuple(raised_increases.tolist())
+        )
 
     def multiply(self, factor: float) -> SensitivityCurve:
         """Return the curve with every loss increase times `factor`."""
-        scaled = tuple(factor * loss_increase for loss_increase in self.loss_increases)
-        return SensitivityCurve(self.kept_units, scaled)
+        scaled_increases = tuple(factor * loss_increase for loss_increase in self.loss_increases)
+        return SensitivityCurve(kept_units=self.kept_units, loss_increases=scaled_increases)
 
 
 SensitivityCurves = Mapping[str, SensitivityCurve]
@@ -90,11 +93,11 @@ class SensitivityTable:
     0 for fp32.
     """
 
-    def loss_increase(self, node: str, block: str, kept: int) -> float:
-        """Return the loss increase when one block keeps `kept` units and all else is dense."""
-        return float(self.curves[node][block].loss_increase(kept))
+    def estimate_loss_increase(self, node: str, block: str, *, kept: int) -> float:
+        """Estimate the loss increase when one block keeps `kept` units and all else is dense."""
+        return float(self.curves[node][block].interpolate(kept))
 
-    def added_loss(self, candidate: Candidate, *, cut_weights: CutWeights = EQUAL_WEIGHTS) -> float:
+    def add_losses(self, candidate: Candidate, *, cut_weights: CutWeights = EQUAL_WEIGHTS) -> float:
         """Return the loss increase of a candidate if cuts and roundings do not interact.
 
             sum over blocks of weight * curve(units kept) + sum over nodes of rounding(precision)
@@ -108,7 +111,7 @@ class SensitivityTable:
             node_weights = cut_weights.get(node_name, {})
             for block_name, kept in kept_units.items():
                 weight = node_weights.get(block_name, 1.0)
-                cut_loss += weight * self.loss_increase(node_name, block_name, kept)
+                cut_loss += weight * self.estimate_loss_increase(node_name, block_name, kept=kept)
         rounding_loss = 0.0
         for node_name, precision in candidate.precision.items():
             rounding_loss += self.rounding[node_name][precision]
@@ -148,7 +151,7 @@ class SensitivityTable:
 
     def _find_floor(self, node_name: str) -> float:
         """Return a loss increase next to nothing: a share of the node's largest one."""
-        largest = max(
+        largest_increase = max(
             (max(curve.loss_increases) for curve in self.curves[node_name].values()), default=0.0
         )
-        return MIN_LOSS_INCREASE_SHARE * largest + MIN_LOSS_INCREASE
+        return MIN_LOSS_INCREASE_SHARE * largest_increase + MIN_LOSS_INCREASE

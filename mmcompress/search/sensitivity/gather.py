@@ -65,8 +65,8 @@ def gather_sensitivity(
     scores = score_units(IMPORTANCE.get(spec.prune.importance), inputs)
 
     batch = calibration_batch[slice(0, spec.data.sensitivity_pairs)]
-    references = pipeline.reference_outputs(models, batch)
-    dense_loss = pipeline.loss_of_models(models, batch, dense=references)
+    references = pipeline.compute_reference_outputs(models, batch)
+    dense_loss = pipeline.compute_loss(models, batch, dense=references)
     if spec.prune.sensitivity == "measured":
         curves = _measure_curves(
             spec,
@@ -84,7 +84,7 @@ def gather_sensitivity(
         )
 
     def measure_loss_increase() -> float:
-        loss = pipeline.loss_of_models(models, batch, dense=references)
+        loss = pipeline.compute_loss(models, batch, dense=references)
         return max(loss - dense_loss, 0.0)
 
     fp32_blocks: Fp32Blocks = {}
@@ -138,7 +138,7 @@ def find_sensitive_blocks(
     sensitive_blocks = []
     for block in model.weighted_blocks:
         layers = model.list_linear_layers((block.name,))
-        with simulate_precision(model, precision, only=layers):
+        with simulate_precision(model, precision, selected_layers=layers):
             if measure_loss_increase() > max_loss_increase:
                 sensitive_blocks.append(block.name)
     return tuple(sensitive_blocks)

@@ -53,13 +53,13 @@ def measure_sensitivity(
     """
     dense_outputs = pipeline.forward_in_pieces(models, batch)
     references = pipeline.select_reference_outputs(dense_outputs)
-    dense_loss = pipeline.loss_of_outputs(dense_outputs, batch, dense=references)
+    dense_loss = pipeline.compute_loss_of_outputs(dense_outputs, batch, dense=references)
     block_count = sum(len(model.blocks) for model in models.values())
     blocks_done = 0
     curves: dict[str, dict[str, SensitivityCurve]] = {}
     for node_name, model in models.items():
         curves[node_name] = {}
-        rerun_nodes = pipeline.downstream(node_name)
+        rerun_nodes = pipeline.list_downstream(node_name)
         unchanged_outputs = {
             name: outputs for name, outputs in dense_outputs.items() if name not in rerun_nodes
         }
@@ -75,10 +75,10 @@ def measure_sensitivity(
                     grams=grams[node_name],
                     ridge=ridge,
                 )
-                loss = pipeline.loss_of_models(
+                loss = pipeline.compute_loss(
                     {**models, node_name: pruned_model},
                     batch,
-                    known=unchanged_outputs,
+                    known_outputs=unchanged_outputs,
                     dense=references,
                 )
                 points[kept] = max(loss - dense_loss, 0.0)
