@@ -10,6 +10,7 @@ MmcompressError
 ├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
 ├── TargetNotMet     the best artifact was written, but is too slow   exit code 3
 ├── QualityUndetermined  the dense answers are empty or alike         exit code 3
+├── LimitUndetermined    what a limit is about can't be measured      exit code 3
 └── ProofFailed      an artifact does not compute what it should      exit code 1
 """
 
@@ -90,6 +91,12 @@ class TargetNotMet(MmcompressError):
 
 class QualityUndetermined(MmcompressError):
     """The artifact was written, but the dense answers are empty or alike: nothing can be judged."""
+
+    exit_code = 3
+
+
+class LimitUndetermined(MmcompressError):
+    """The artifact was written, but what a limit is about could not be measured."""
 
     exit_code = 3
 
