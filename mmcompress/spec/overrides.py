@@ -116,16 +116,16 @@ def rename_old_key(dotted: str, value: Any) -> tuple[str, Any]:
         rename_old_keys(section, {})
         return dotted, section[dotted]
     if dotted in OLD_KEYS:
-        _warn_of(dotted, OLD_KEYS[dotted])
+        warn_of_old_name(dotted, OLD_KEYS[dotted])
         dotted = OLD_KEYS[dotted]
     renamed = OLD_VALUES.get((dotted, value)) if isinstance(value, str) else None
     if renamed is not None:
-        _warn_of(f"{dotted}: {value}", f"{dotted}: {renamed}")
+        warn_of_old_name(f"{dotted}: {value}", f"{dotted}: {renamed}")
         value = renamed
     return dotted, value
 
 
-def _warn_of(old: str, new: str) -> None:
+def warn_of_old_name(old: str, new: str) -> None:
     """Warn that a name is read for the last time."""
     message = f"'{old}' is called '{new}' now; the old name is read in this release only"
     warnings.warn(message, FutureWarning, stacklevel=2)
