@@ -6,7 +6,6 @@ classes, never by the words of their messages.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +33,7 @@ from mmcompress.models.hub_files import (
     fetch_hub_folder,
     read_remote_tensors,
 )
+from mmcompress.models.quiet_loading import quiet_loading
 from mmcompress.models.shapes import is_loading_shapes_only, make_shape_tensors
 
 Family = TypeVar("Family")
@@ -232,12 +232,14 @@ def load_reference_model(model_class: Any, folder: Path, *, config: Any) -> Any:
     if names and not is_own_prefix and all(name.startswith(TRAINER_PREFIX) for name in renamed):
         renamed = [name.removeprefix(TRAINER_PREFIX) for name in renamed]
     if renamed == names:
-        return model_class.from_pretrained(folder, use_safetensors=True)
+        with quiet_loading():
+            return model_class.from_pretrained(folder, use_safetensors=True)
     weights: dict[str, Tensor] = {}
     for path in find_weight_files(folder, WEIGHT_FILES["transformers"]):
         weights |= load_file(path)
     named = {new: weights[old] for old, new in zip(names, renamed, strict=True)}
-    model = library_class.from_pretrained(None, config=config, state_dict=named)
+    with quiet_loading():
+        model = library_class.from_pretrained(None, config=config, state_dict=named)
     if (folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return model
@@ -271,8 +273,8 @@ def _load_named_weights(
         weights = {new: named_weights[old] for old, new in zip(names, renamed, strict=True)}
     library_class = _find_class(class_name, config)
     try:
-        # the library reports missing weights at length; the caller tells those that matter
-        with _silence(logging.getLogger("transformers.modeling_utils")):
+        # the caller tells the missing weights that matter
+        with quiet_loading():
             model, loading_info = library_class.from_pretrained(
                 # the library takes a folder or weights, not both
                 folder if weights is None else None,
@@ -293,17 +295,6 @@ def _load_named_weights(
     except Exception as error:  # a configuration that fits no model fails in many ways
         raise explain_load_error(context, error) from error
     return model, loading_info
-
-
-@contextmanager
-def _silence(logger: logging.Logger) -> Iterator[None]:
-    """Let a logger tell errors alone while the block runs."""
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
 
 
 def _find_class(class_name: str, config: Any) -> Any:
