@@ -30,7 +30,7 @@ GOOD_EXIT_CODES = (0, 3)
 def run_half(seed: int, folder: Path, *, target: str) -> int:
     """Run the pipeline on one deal of the clips, or go on with it; return the exit code."""
     command = [sys.executable, "-m", "mmcompress.cli", "run", SPEC, "--target", target]
-    command += ["--set", f"data.options.seed={seed}", "--out", str(folder), "--resume"]
+    command += ["--set", f"data.options.split_seed={seed}", "--out", str(folder), "--resume"]
     return subprocess.run(command, check=False).returncode
 
 

@@ -12,6 +12,7 @@ A command that ends with one of them has this exit code:
     ├── ClusterError     a cluster, a job server or a worker is gone      exit code 2
     ├── TargetNotMet     the best artifact was written, but is too slow   exit code 3
     ├── QualityUndetermined  the dense answers are empty or alike         exit code 3
+    ├── LimitUndetermined    what a limit is about can't be measured      exit code 3
     ├── QualityNotRetained   less of the dense quality is kept than asked exit code 3
     ├── SplitSealed      a choice was about to see the test split         exit code 1
     └── ProofFailed      an artifact does not compute what it should      exit code 1
@@ -100,6 +101,10 @@ class QualityUndetermined(MmcompressError):
 
 class QualityNotRetained(MmcompressError):
     """The artifact was written, but it keeps less of the dense quality than `limits.retained`."""
+
+
+class LimitUndetermined(MmcompressError):
+    """The artifact was written, but what a limit is about could not be measured."""
 
     exit_code = 3
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
+import re
 import shutil
 import struct
 
 import pytest
 import torch
 from families import TEXT, TOKENIZER, VISION
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
@@ -23,12 +30,14 @@ from transformers import (
     ViTConfig,
     ViTModel,
 )
+from transformers.utils import logging as library_logging
 
 from mmcompress.errors import ModelError
 from mmcompress.models.base import LoadContext
 from mmcompress.models.checkpoint import read_checkpoint
 from mmcompress.models.hub import load_reference_model
 from mmcompress.models.hub_files import WEIGHT_FILES
+from mmcompress.models.quiet_loading import quiet_loading
 from mmcompress.models.shapes import load_shapes_only
 from mmcompress.models.sources import load_model
 from mmcompress.models.tokenizer_files import load_tokenizer_json
@@ -387,3 +396,71 @@ def test_the_reference_of_a_proof_reads_a_wrapped_model_too(bert, copy, prefix):
 def test_a_file_of_weights_that_the_config_names_is_refused(copy):
     rewrite_config(copy, transformers_weights="other.safetensors")
     refuse(copy, r"config.json: transformers_weights names a file of weights of its own")
+
+
+class Listener(logging.Handler):
+    """Keeps the messages that a logger lets through."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(record.getMessage())
+
+
+@pytest.fixture()
+def library_messages():
+    """What transformers tells; its settings of verbosity and bars are as they were afterwards."""
+    shows_bars = library_logging.is_progress_bar_enabled()
+    verbosity = library_logging.get_verbosity()
+    listener = Listener()
+    library_logging.add_handler(listener)
+    library_logging.enable_progress_bar()
+    yield listener.messages
+    library_logging.remove_handler(listener)
+    library_logging.set_verbosity(verbosity)
+    if not shows_bars:
+        library_logging.disable_progress_bar()
+
+
+def test_loading_is_quiet_and_the_callers_settings_are_back(bert, library_messages, capsys):
+    logger = library_logging.get_logger("transformers.distributed.tensor_parallel")
+    library_logging.set_verbosity_warning()
+    load(bert)
+    load_reference_model(AutoModel, bert, config=BertConfig.from_pretrained(bert))
+    with quiet_loading():
+        logger.warning("The following layers were not sharded: all of them")
+        logger.error("what is wrong is heard")
+        list(library_logging.tqdm(range(3), desc="Loading weights"))
+    assert library_messages == ["what is wrong is heard"]
+    assert capsys.readouterr().err == ""
+    assert library_logging.get_verbosity() == library_logging.WARNING
+    logger.warning("heard again")
+    list(library_logging.tqdm(range(3), desc="own bar"))
+    assert library_messages[1:] == ["heard again"]
+    assert "own bar" in capsys.readouterr().err
+
+
+def test_bars_that_the_caller_hides_stay_hidden(library_messages):
+    assert not are_progress_bars_disabled()
+    with quiet_loading():
+        assert not library_logging.is_progress_bar_enabled()
+    assert library_logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+    disable_progress_bars()
+    with quiet_loading():
+        pass
+    assert library_logging.is_progress_bar_enabled() and are_progress_bars_disabled()
+    library_logging.disable_progress_bar()
+    with quiet_loading():
+        pass
+    assert not library_logging.is_progress_bar_enabled()
+    enable_progress_bars()
+
+
+def test_quiet_loading_still_tells_weights_that_are_missing(copy):
+    weights = load_file(copy / "model.safetensors")
+    name = next(name for name in weights if name.endswith("query.weight"))
+    del weights[name]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    refuse(copy, re.escape(name.removeprefix("bert.")))

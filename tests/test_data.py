@@ -107,7 +107,7 @@ def test_folder_reads_jsonl_and_csv(photos):
         "file_name,text,split\n"
         + "\n".join(f"{r['image']},{r['caption']},{r['split']}" for r in rows)
     )
-    assert Folder(path=str(folder), seed=1).load("test").texts == pairs.texts
+    assert Folder(path=str(folder), split_seed=1).load("test").texts == pairs.texts
     assert [len(part) for part in (pairs.inputs[2:5], pairs.inputs[:])] == [3, 10]
 
 

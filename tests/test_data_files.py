@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from mmcompress.data.folder import Folder
-from mmcompress.data.open_dataset import read_lookup_texts
+from mmcompress.data.open_dataset import open_dataset, read_lookup_texts
 from mmcompress.data.speech_folder import SpeechFolder
 from mmcompress.errors import DataError
 from mmcompress.runtime.audio import open_audio
+from mmcompress.spec.schema import Data
 
 
 @pytest.fixture()
@@ -165,3 +168,34 @@ def test_whole_numbers_are_scaled_as_libsndfile_scales_them(tmp_path, subtype):
 def test_samples_that_are_no_sound_are_told(samples, message):
     with pytest.raises(DataError, match=message):
         open_audio(samples)
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a\0b", "loop", "pipe"])
+@pytest.mark.parametrize("kind", ["folder", "speech_folder"])
+def test_a_name_that_no_file_can_have_is_told_with_its_line(kind, name, tmp_path):
+    (tmp_path / "wavs").mkdir()
+    for folder in (tmp_path, tmp_path / "wavs"):
+        (folder / "loop.wav").symlink_to("loop.wav")
+        os.mkfifo(folder / "pipe.wav")
+    if kind == "folder":
+        row = json.dumps({"image": f"{name}.wav", "caption": "a"})
+        (tmp_path / "captions.jsonl").write_text(f"{row}\n", encoding="utf-8")
+    else:
+        (tmp_path / "metadata.csv").write_text(f"{name}|a\n", encoding="utf-8")
+    dataset = open_dataset(Data(kind=kind, options={"path": str(tmp_path)}))
+    with pytest.raises(DataError, match=r"(captions\.jsonl|metadata\.csv):1: ") as caught:
+        dataset.load("val")
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("kind", ["folder", "speech_folder"])
+def test_the_old_name_of_the_split_seed_is_read_with_a_warning(kind, tmp_path):
+    def open_with(**options):
+        return open_dataset(Data(kind=kind, options={"path": str(tmp_path), **options}))
+
+    with pytest.warns(FutureWarning, match=r"'data\.options\.seed' is called .*split_seed"):
+        dataset = open_with(seed=3)
+    assert dataset == open_with(split_seed=3) and dataset.split_seed == 3
+    with pytest.raises(DataError, match=r"data\.options\.seed"):
+        open_with(seed=3, split_seed=3)
+    assert open_dataset(Data(kind="emoji_scenes", options={"seed": 2})).seed == 2

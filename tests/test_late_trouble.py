@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,19 +17,27 @@ from made_summary import make_quality, make_summary
 from mmcompress import storage
 from mmcompress.cli import lazy_group, main
 from mmcompress.cli.results_table import print_summary
-from mmcompress.cli.run import _require_determined_quality
+from mmcompress.cli.run import _require_determined_limits, _require_determined_quality
 from mmcompress.data.open_dataset import open_dataset
-from mmcompress.errors import BundleError, DataError, DiskFull, QualityUndetermined
+from mmcompress.errors import (
+    BundleError,
+    DataError,
+    DiskFull,
+    LimitUndetermined,
+    QualityUndetermined,
+)
 from mmcompress.experiments.claims import list_common_metrics
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.metrics.answers import Answers, score_answers
 from mmcompress.registry import METRICS
 from mmcompress.report.comparison_pages import write_comparison, write_front
 from mmcompress.report.page import load_summary, write_report
+from mmcompress.results.target_met import tighten_limits
 from mmcompress.run import answers as asking
 from mmcompress.run import run_targets as workflow
 from mmcompress.run.answers import SplitAnswers, list_failed_metrics
-from mmcompress.run.evaluate import skip_failed_step
+from mmcompress.run.assemble import PredictedReach, build_target
+from mmcompress.run.evaluate import _measure_memory, skip_failed_step
 from mmcompress.run.warnings import list_warnings
 from mmcompress.stats import PerSampleScores
 from mmcompress.storage import hold_room, read_record, replace_file, replace_folder, write_record
@@ -340,6 +349,48 @@ def test_quality_without_any_figure_is_undetermined(tmp_path, capsys):
         assert "undetermined" in (tmp_path / name).read_text(encoding="utf-8")
     print_summary(summary)
     assert "quality undetermined" in capsys.readouterr().out
+
+
+def test_a_memory_limit_whose_measurement_fails_is_undetermined(tmp_path, capsys, tiny):
+    class Bench:
+        def measure_memory_mb(self, bundle):
+            raise subprocess.CalledProcessError(-9, "probe")
+
+    spec = load_spec(tiny / "spec.yaml", {"limits.memory_mb": 100})
+    messages = []
+    run = SimpleNamespace(
+        spec=spec, bench=Bench(), on_progress=lambda stage, message, share: messages.append(message)
+    )
+    skipped = {}
+    assert _measure_memory(run, tmp_path / "bundle", skipped=skipped) == 0.0
+    assert "died with <Signals.SIGKILL: 9>" in skipped["memory of bundle"]
+    [told] = messages
+    assert told.startswith("memory of bundle is skipped: CalledProcessError")
+
+    made = make_summary()
+    side = replace(made.compressed, memory_mb=0.0)
+    reach = PredictedReach(floor_ms=1, fixed_ms=1, fixed_ms_by_node={}, lowest_reachable=())
+    dense = made.baseline.latency_ms
+    target = build_target(spec, dense=dense, compressed=side, reach=reach, pace=1.0)
+    assert target.undetermined_limits == ("memory",)
+    assert not any(bound.kind == "memory" for bound in target.exceeded_bounds)
+    assert tighten_limits(spec.limits, spec.limits, side=side) == spec.limits
+    measured = build_target(spec, dense=dense, compressed=made.compressed, reach=reach, pace=1.0)
+    assert measured.undetermined_limits == ()
+    assert any(bound.kind == "memory" for bound in measured.exceeded_bounds)
+
+    target = replace(made.target, undetermined_limits=("memory",))
+    summary = make_summary(target=target, compressed=side, skipped=skipped)
+    summary = replace(summary, warnings=list_warnings(summary))
+    with pytest.raises(LimitUndetermined, match="the limit of memory is undetermined") as caught:
+        _require_determined_limits([summary])
+    assert caught.value.exit_code == 3
+    write_report(summary, tmp_path)
+    for name in ("report.md", "report.html"):
+        page = (tmp_path / name).read_text(encoding="utf-8")
+        assert "the limit of memory is undetermined" in page
+    print_summary(summary)
+    assert "limit of memory undetermined" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_figure_that_one_of_several_runs_lacks_is_a_dash(tmp_path):

@@ -11,7 +11,12 @@ from mmcompress.cli import main
 from mmcompress.errors import ClusterError, DataError, ModelError
 from mmcompress.registry import EXECUTORS, PRECISIONS
 from mmcompress.run import preflight
-from mmcompress.run.preflight import check_everything, check_machine, estimate_needs
+from mmcompress.run.preflight import (
+    check_everything,
+    check_machine,
+    estimate_needs,
+    measure_activations_mb,
+)
 from mmcompress.workspace.context import open_run
 
 
@@ -37,6 +42,26 @@ def test_needs_grow_with_workers(tiny_run):
     alone = estimate_needs(tiny_run())
     assert alone.memory_mb > preflight.RUNTIME_MB and alone.disk_mb > 0
     assert "GB of memory" in alone.describe() and "MB of disk" in alone.describe()
+
+
+def test_needs_follow_what_training_holds(tiny, tmp_path):
+    """A larger batch keeps more for the gradients; without training, there are none."""
+
+    def open_tiny(name, **overrides):
+        return open_run(tiny / "spec.yaml", tmp_path / name, overrides=overrides)
+
+    small = estimate_needs(open_tiny("small", **{"distill.batch": 4}))
+    large = estimate_needs(open_tiny("large", **{"distill.batch": 64}))
+    untrained = estimate_needs(open_tiny("untrained", **{"distill.steps": 0}))
+    assert untrained.memory_mb < small.memory_mb < large.memory_mb
+    run = open_tiny("any")
+    pair = run.pipeline.collate(run.data.load("val", 1))
+    pairs = run.pipeline.collate(run.data.load("val", 4))
+    one = measure_activations_mb(run, pair)
+    assert one > 0
+    assert measure_activations_mb(run, pairs) == pytest.approx(4 * one, rel=0.5)
+    expected = 60 * one
+    assert large.memory_mb - small.memory_mb == pytest.approx(expected, rel=0.01)
 
 
 def test_workers_that_cannot_run_a_task_are_told_before_anything_is_measured(tiny_run):

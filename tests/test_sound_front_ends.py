@@ -20,6 +20,7 @@ from mmcompress.runtime.audio import (  # noqa: E402
     is_silent,
     open_audio,
 )
+from mmcompress.runtime.sound_files import check_header, decode_sound  # noqa: E402
 
 SOUND = tone(0.5)
 CONFIG = {"mels": 80, "frames": 3000, "seconds": 30.0}
@@ -222,3 +223,41 @@ def test_a_long_file_is_decoded_in_blocks(tmp_path, monkeypatch):
     soundfile.write(tmp_path / "a.wav", stereo, 44_100, subtype="FLOAT")
     expected = soxr.resample(stereo.mean(1), 44_100, SAMPLE_RATE)
     assert np.array_equal(open_audio(tmp_path / "a.wav"), expected)
+
+
+def write_sound(path, **options):
+    """Write a second of noise."""
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 16000).astype(np.float32)
+    soundfile.write(path, samples, 16000, **options)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("suffix", ["wav", "rf64", "aiff", "au", "flac"])
+@pytest.mark.parametrize("share", [0.5, 0.9])
+def test_a_sound_file_that_is_cut_short_is_refused(tmp_path, suffix, share):
+    path = tmp_path / f"a.{suffix}"
+    content = write_sound(path, format=suffix)
+    check_header(path)
+    assert len(decode_sound(path, 16000)) == len(decode_sound(content, 16000)) == 16000
+    cut = content[: int(share * len(content))]
+    path.write_bytes(cut)
+    if suffix != "flac":
+        # the library says nothing, and its samples are fewer
+        assert 0 < len(soundfile.read(path)[0]) < 16000
+        with pytest.raises(DataError, match=rf"a\.{suffix}: cut short: [0-9,]+ bytes of sound"):
+            check_header(path)
+    for source in (path, cut):
+        with pytest.raises(DataError, match=r"cut short|not readable sound"):
+            decode_sound(source, 16000)
+
+
+@pytest.mark.parametrize("length", [0x7FFFFFFF, 0xFFFFFFFF, 0x7D00 + 44])
+def test_a_length_that_a_program_could_not_know_is_no_cut(tmp_path, length):
+    """Programs that write into a pipe do not know it, and some count the header as sound."""
+    path = tmp_path / "a.wav"
+    content = bytearray(write_sound(path))
+    place = content.index(b"data") + 4
+    content[place : place + 4] = length.to_bytes(4, "little")
+    path.write_bytes(content)
+    check_header(path)
+    assert len(decode_sound(path, 16000)) == len(soundfile.read(path)[0]) == 16000

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from mmcompress.errors import SpecError
+from mmcompress.errors import ModelError, SpecError
 from mmcompress.graph.load_spec import load_spec
+from mmcompress.models.sources import locate_source
 from mmcompress.registry import METRICS
 from mmcompress.spec.loader import YamlSource
 
@@ -149,3 +150,24 @@ def test_an_unknown_name_of_5000_letters_is_cut():
     with pytest.raises(KeyError) as caught:
         METRICS.get(LONG)
     assert len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["a/b", "../../out", "a\\b", " "])
+def test_a_name_that_can_be_no_folder_is_refused(tiny, name):
+    with pytest.raises(SpecError, match=r"name: .*can't be part of a folder's name"):
+        load_spec(tiny / "spec.yaml", {"name": name})
+
+
+def test_a_pipeline_that_gives_nothing_is_refused(tiny, tmp_path):
+    text = (tiny / "spec.yaml").read_text()
+    given = "outputs: {caption: choose.best, embedding: vision.embedding}"
+    assert given in text
+    (tmp_path / "s.yaml").write_text(text.replace(given, "outputs: {}"))
+    with pytest.raises(SpecError, match=r"s\.yaml:\d+: outputs: name at least one value .*known:"):
+        load_spec(tmp_path / "s.yaml")
+
+
+def test_a_home_that_is_not_known_here_is_a_missing_folder(tiny):
+    spec = load_spec(tiny / "spec.yaml", {"nodes.vision.source": "~nobody-of-that-name/clip"})
+    with pytest.raises(ModelError, match=r"~nobody-of-that-name/clip.*no such folder"):
+        locate_source(spec.nodes["vision"].source)

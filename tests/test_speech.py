@@ -438,7 +438,7 @@ def test_validate_reads_the_list_of_a_lookup(talk, tmp_path):
 
 
 def test_splits_are_dealt_by_seed_half_of_them_for_the_test(talk):
-    deal = lambda seed: SpeechFolder(path=str(talk / "talk"), seed=seed)
+    deal = lambda seed: SpeechFolder(path=str(talk / "talk"), split_seed=seed)
     names = {s: [p.name for p in deal(0).load(s).inputs.paths] for s in ("train", "val", "test")}
     assert {s: len(n) for s, n in names.items()} == {"train": 8, "val": 4, "test": 12}
     assert len(set().union(*names.values())) == 24

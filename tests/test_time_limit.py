@@ -7,11 +7,17 @@ from dataclasses import replace
 
 import deadly_trials
 import pytest
+from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
 from test_search import go, judge
 
 from mmcompress.search import study
-from mmcompress.search.executors import InlineExecutor, make_process_executor
-from mmcompress.search.ray_executor import RayExecutor
+from mmcompress.search.executors import (
+    InlineExecutor,
+    TrialTimeout,
+    WorkerDied,
+    make_process_executor,
+)
+from mmcompress.search.ray_executor import RayExecutor, _explain_ended_worker
 from mmcompress.search.time_limit import limit_seconds
 
 
@@ -129,3 +135,55 @@ def test_a_killed_worker_of_ray_costs_its_trial(tmp_path):
     [error] = list_errors(tmp_path / "j")
     assert error.startswith("WorkerDied: the worker process ended")
     assert any("a trial failed, the search goes on: WorkerDied" in one for one in messages)
+
+
+@pytest.mark.slow
+def test_a_trial_that_hangs_under_ray_is_a_timeout_and_is_not_tried_again(tmp_path):
+    def hang_once(folder, candidate):  # workers can't import a test module
+        import signal
+        import time
+        from pathlib import Path
+
+        mark = Path(folder) / "began"
+        if not mark.exists():
+            mark.touch()
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+            time.sleep(600)
+        lost = sum(64 - units for units in candidate["kept_units"]["a"].values())
+        return {"loss": float(lost), "quality": {}, "seconds": 0.0}
+
+    evaluate = replace(limit_seconds(hang_once, 0.2), grace_seconds=0.3)
+    messages = []
+    executor = RayExecutor(str(tmp_path), 2)
+    try:
+        trials = go(
+            tmp_path / "j",
+            evaluate,
+            trials=5,
+            mutations=0,
+            retries=2,
+            workers=2,
+            executor=executor,
+            progress=lambda message, share: messages.append(message),
+        )
+    finally:
+        executor.shutdown()
+    assert len(trials) >= 3
+    [error] = list_errors(tmp_path / "j")
+    assert error.startswith("TrialTimeout: it took more than 0.2 s (search.trial_seconds)")
+    assert any("a trial failed, the search goes on: TrialTimeout" in one for one in messages)
+
+
+def test_ray_tells_a_lost_machine_and_an_early_end_from_a_timeout():
+    def explain(error, seconds, limit=10.0):
+        evaluate = replace(limit_seconds(hang_on_few_units, limit), grace_seconds=2.0)
+        return type(_explain_ended_worker(error, evaluate=evaluate, seconds=seconds))
+
+    crash = WorkerCrashedError()
+    assert explain(crash, 12.1) is TrialTimeout
+    assert explain(crash, 11.9) is WorkerDied
+    assert explain(crash, 10_000, limit=3000.0) is TrialTimeout
+    assert explain(OutOfMemoryError("memory"), 12.1) is WorkerDied
+    assert explain(NodeDiedError("gone"), 12.1) is WorkerDied
+    unlimited = _explain_ended_worker(crash, evaluate=hang_on_few_units, seconds=1e6)
+    assert type(unlimited) is WorkerDied

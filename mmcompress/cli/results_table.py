@@ -72,6 +72,8 @@ def _describe_verdict(summary: Summary) -> str:
         verdict = "[green]target met[/green]"
     if not summary.compressed.latency_ms.n:
         verdict += ", as predicted"
+    for kind in summary.target.undetermined_limits:
+        verdict += f", [red]limit of {kind} undetermined[/red]"
     cross_modal = ""
     if summary.cross_modal_ratio is not None:
         cross_modal = f", cross-modal {summary.cross_modal_ratio:.0%}"

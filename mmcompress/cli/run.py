@@ -16,7 +16,12 @@ from mmcompress.cli.options import (
     resume_option,
 )
 from mmcompress.cli.results_table import print_path, print_summary
-from mmcompress.errors import QualityNotRetained, QualityUndetermined, TargetNotMet
+from mmcompress.errors import (
+    LimitUndetermined,
+    QualityNotRetained,
+    QualityUndetermined,
+    TargetNotMet,
+)
 from mmcompress.results.records import RETAINED_LIMIT, Summary
 from mmcompress.run.run_targets import run_targets
 from mmcompress.workspace.folder import RunFolder
@@ -58,7 +63,18 @@ def run_command(
     if len(summaries) > 1 and not run_folder.summary.exists():
         print_path("front", run_folder.front_page)
     _require_met_targets(summaries)
+    _require_determined_limits(summaries)
     _require_determined_quality(summaries)
+
+
+def _require_determined_limits(summaries: Sequence[Summary]) -> None:
+    """Raise `LimitUndetermined` when what a limit is about could not be measured."""
+    for summary in summaries:
+        reasons = summary.target.describe_undetermined()
+        if reasons:
+            raise LimitUndetermined(
+                f"{'; '.join(reasons)}; the pipeline was written, and --resume measures it again"
+            )
 
 
 def _require_determined_quality(summaries: Sequence[Summary]) -> None:

@@ -110,8 +110,14 @@ def draw_rows(rows: list[Row], count: int | None, *, seeds: list[int]) -> list[R
 
 
 def identify_file(path: Path) -> Path:
-    """Return one path for a file, however a list names it: by `./`, `..` or a link."""
-    return path.resolve()
+    """Return one path for a file, however a list names it: by `./`, `..` or a link.
+
+    A path that no file can have stays as it is: who opens it says so.
+    """
+    try:
+        return path.resolve()
+    except (OSError, ValueError, RuntimeError):  # too long, a zero byte, links in a circle
+        return path
 
 
 def refuse_rows(problems: Sequence[str], noun: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -55,11 +56,13 @@ class Folder:
     file: str | None = None
     """The list, relative to the folder. None takes the first of captions.jsonl, metadata.jsonl,
     captions.csv and metadata.csv."""
-    seed: int = 0
+    split_seed: int = 0
     """Which images without a split of their own go to which split."""
     repeats: Literal["refuse", "first"] = "refuse"
     """What becomes of an image in several rows. It would count as several images wherever right
     answers are counted, so it is refused; `first` reads its first caption only."""
+    old_options: ClassVar[Mapping[str, str]] = {"seed": "split_seed"}
+    """Options of version 0.1 and what they are called now."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
     """Names of the splits."""
     modality: str = field(default="image", init=False)
@@ -76,7 +79,7 @@ class Folder:
         files in several folders share that name, it is the path within the data folder. Otherwise
         `sku1/main.jpg` and `sku2/main.jpg` would share a split as well.
         """
-        key = f"{self.seed}:{image_name}".encode()
+        key = f"{self.split_seed}:{image_name}".encode()
         digest = hashlib.blake2b(key, digest_size=2).digest()
         position = int.from_bytes(digest, "big") / 65536
         if position < IMAGE_TRAIN_SHARE:
@@ -98,7 +101,7 @@ class Folder:
         """
         if split not in self.splits:
             raise DataError(f"folder: no split '{split}' (known: {', '.join(self.splits)})")
-        rows = draw_rows(_read_pairs(self)[split], count, seeds=[self.seed, seed])
+        rows = draw_rows(_read_pairs(self)[split], count, seeds=[self.split_seed, seed])
         images = [image for image, _ in rows]
         captions = [caption for _, caption in rows]
         # relative paths: two folders inside may each hold a 1.jpg

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from mmcompress.data.base import Dataset
 from mmcompress.data.text_files import split_lines
 from mmcompress.errors import DataError
 from mmcompress.graph.ports import get_kind
 from mmcompress.registry import DATA_KINDS
+from mmcompress.spec.overrides import warn_of_old_name
 from mmcompress.spec.schema import Data, Spec
 from mmcompress.storage import InvalidValue, build_record, read_text_file
 
@@ -25,11 +28,35 @@ def open_dataset(data: Data) -> Dataset:
     Raises:
         DataError: An option is unknown or has a value that does not fit.
     """
+    dataset_type = DATA_KINDS.get(data.kind)
+    old_options: Mapping[str, str] = getattr(dataset_type, "old_options", {})
     try:
-        dataset: Dataset = build_record(DATA_KINDS.get(data.kind), data.options)
+        options = _rename_old_options(data.options, old_options)
+        dataset: Dataset = build_record(dataset_type, options)
     except InvalidValue as invalid:
         raise DataError(str(invalid.add_parent_keys("data", "options"))) from None
     return dataset
+
+
+def _rename_old_options(
+    options: Mapping[str, Any], old_options: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return the options of a dataset under their present names, with a warning for an old one.
+
+    Where both names are given, the old one stays and is told as unknown.
+
+    Args:
+        options: The options as the spec gives them.
+        old_options: What old names are called now.
+    """
+    renamed: dict[str, Any] = {}
+    for name, value in options.items():
+        new_name = old_options.get(name, name)
+        if new_name != name and new_name not in options:
+            warn_of_old_name(f"data.options.{name}", f"data.options.{new_name}")
+            name = new_name
+        renamed[name] = value
+    return renamed
 
 
 def read_lookup_texts(data: Dataset, file: str = "") -> tuple[str, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
@@ -46,16 +47,16 @@ class SpeechFolder:
     a line ends at \\n alone. A name without a suffix means a .wav file; any format and sample rate
     that libsndfile reads will do.
 
-    Half of the clips are for the test, drawn by `seed`. Of the rest, 70 % are for calibration and
-    distillation (`train`), and 30 % are for validation (`val`). Every sound file is checked when
-    the folder is loaded, and one error lists all that can't be read.
+    Half of the clips are for the test, drawn by `split_seed`. Of the rest, 70 % are for calibration
+    and distillation (`train`), and 30 % are for validation (`val`). Every sound file is checked
+    when the folder is loaded, and one error lists all that can't be read.
     """
 
     path: str
     """The folder."""
     file: str = "metadata.csv"
     """The list, relative to the folder; the default is LJSpeech's name for it."""
-    seed: int = 0
+    split_seed: int = 0
     """Which clips go to which split."""
     columns: Literal[2, 3] | None = None
     """Columns of the list. With 2, a `|` within a transcript belongs to it. With 3, a line may lack
@@ -65,6 +66,8 @@ class SpeechFolder:
     `first` reads its first line only."""
     count: int | None = None
     """How many clips of the list are read, from the first on; None reads all of them."""
+    old_options: ClassVar[Mapping[str, str]] = {"seed": "split_seed"}
+    """Options of version 0.1 and what they are called now."""
     splits: tuple[str, ...] = field(default=("train", "val", "test"), init=False)
     """Names of the splits."""
     modality: str = field(default="audio", init=False)
@@ -87,7 +90,7 @@ class SpeechFolder:
         """
         if split not in self.splits:
             raise DataError(f"speech_folder: no split '{split}' (known: {', '.join(self.splits)})")
-        rows = draw_rows(_read_clips(self)[split], count, seeds=[self.seed, seed])
+        rows = draw_rows(_read_clips(self)[split], count, seeds=[self.split_seed, seed])
         sound_folder = Path(self.path) / SOUND_FOLDER
         sounds = [sound for sound, _ in rows]
         texts = [text for _, text in rows]
@@ -142,7 +145,7 @@ def _read_clips(folder: SpeechFolder) -> RowsBySplit:
         raise DataError(
             f"{listing}: {len(rows)} clips; at least {MIN_CLIPS} are needed for three splits"
         )
-    return _deal_clips(rows, folder.seed)
+    return _deal_clips(rows, folder.split_seed)
 
 
 def _count_columns(numbered_lines: list[tuple[int, str]], *, listing: Path) -> int:

@@ -5,6 +5,7 @@ All errors of its values, graph, targets and options are reported at once.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from pathlib import Path
@@ -200,7 +201,11 @@ def _resolve_name(folder: Path, name: str) -> str:
 
     A missing file gets the path it would have in the spec's folder.
     """
-    path = Path(name).expanduser()
+    path = Path(name)
+    # A user whom this machine does not know is no error yet: who opens the file says that it is
+    # missing.
+    with contextlib.suppress(RuntimeError):
+        path = path.expanduser()
     beside_spec = folder / path
     if path.exists() and not beside_spec.exists():
         return str(path.resolve())

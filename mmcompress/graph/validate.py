@@ -26,6 +26,9 @@ MakeError = Callable[[tuple[str, ...], str], SpecError]
 Problem = tuple[tuple[str, ...], str]
 """What is wrong: the path of keys to it, and a message."""
 
+UNSAFE_SIGNS = ("/", "\\", "\0")
+"""What the name of a pipeline may not hold: it is a part of the names of folders."""
+
 RESERVED_NODE_NAMES = ("units",)
 """Names that no node may have: a file of that name lies beside the weights of each node."""
 
@@ -83,6 +86,12 @@ def list_problems(
 
 def _check_names(spec: Spec) -> list[Problem]:
     problems: list[Problem] = []
+    if not spec.name.strip() or any(sign in spec.name for sign in UNSAFE_SIGNS):
+        message = (
+            f"'{shorten(spec.name)}' can't be part of a folder's name; a run's folder is called"
+            " after it: write it without / and \\"
+        )
+        problems.append((("name",), message))
     for name in sorted(set(spec.inputs) & set(spec.nodes)):
         problems.append(
             (("nodes", name), f"'{shorten(name)}' is also the name of a pipeline input")
@@ -169,6 +178,10 @@ def _list_values(spec: Spec) -> list[str]:
 
 def _check_outputs(spec: Spec, unread_names: frozenset[str]) -> list[Problem]:
     problems: list[Problem] = []
+    if not spec.outputs:
+        values = suggest_nearest("", _list_values(spec))
+        message = f"name at least one value that the pipeline gives {values}"
+        problems.append((("outputs",), message))
     for name, reference in spec.outputs.items():
         if parse_reference(reference).node in unread_names:
             continue

@@ -33,8 +33,8 @@ from mmcompress.models.hub_files import (
     fetch_hub_folder,
     read_remote_tensors,
 )
+from mmcompress.models.quiet_loading import quiet_loading
 from mmcompress.models.shapes import is_loading_shapes_only, make_shape_tensors
-from mmcompress.runtime.quiet_loggers import silence_logger
 
 Family = TypeVar("Family")
 
@@ -232,12 +232,14 @@ def load_reference_model(model_class: Any, folder: Path, *, config: Any) -> Any:
     if names and not is_own_prefix and all(name.startswith(TRAINER_PREFIX) for name in renamed):
         renamed = [name.removeprefix(TRAINER_PREFIX) for name in renamed]
     if renamed == names:
-        return model_class.from_pretrained(folder, use_safetensors=True)
+        with quiet_loading():
+            return model_class.from_pretrained(folder, use_safetensors=True)
     weights: dict[str, Tensor] = {}
     for path in find_weight_files(folder, WEIGHT_FILES["transformers"]):
         weights |= load_file(path)
     named = {new_name: weights[old_name] for old_name, new_name in zip(names, renamed, strict=True)}
-    model = library_class.from_pretrained(None, config=config, state_dict=named)
+    with quiet_loading():
+        model = library_class.from_pretrained(None, config=config, state_dict=named)
     if (folder / "generation_config.json").is_file():
         model.generation_config = transformers.GenerationConfig.from_pretrained(folder)
     return model
@@ -274,8 +276,8 @@ def _load_named_weights(
         }
     library_class = _find_class(class_name, config)
     try:
-        # the library reports missing weights at length; the caller tells those that matter
-        with silence_logger("transformers.modeling_utils"):
+        # the caller tells the missing weights that matter
+        with quiet_loading():
             model, loading_info = library_class.from_pretrained(
                 # the library takes a folder or weights, not both
                 folder if weights is None else None,

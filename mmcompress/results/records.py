@@ -220,6 +220,17 @@ class Target:
     """Every limit beside the target; its value is the least that is predicted of anything in the
     search space."""
 
+    undetermined_limits: tuple[BoundKind, ...] = ()
+    """Limits whose measurement failed: nobody knows whether the result keeps them. `met` is about
+    all others."""
+
+    def describe_undetermined(self) -> tuple[str, ...]:
+        """Return every limit that could not be judged, in words."""
+        return tuple(
+            f"the limit of {kind} is undetermined: its measurement failed"
+            for kind in self.undetermined_limits
+        )
+
     def describe_misses(self) -> tuple[str, ...]:
         """Return every bound that the result exceeds, in words."""
         return tuple(bound.describe_miss() for bound in self.exceeded_bounds)

@@ -100,7 +100,12 @@ def find_worst_ratio(bounds: Sequence[Bound]) -> float:
 
 
 def list_limits(limits: Limits, side: Side) -> list[Bound]:
-    """Return every limit beside the target, with what a measured side has of it."""
+    """Return every limit beside the target, with what a measured side has of it.
+
+    A limit of memory is left out where the memory could not be measured.
+    """
+    if list_undetermined_limits(limits, side):
+        limits = replace(limits, memory_mb=None)
 
     def get_load(kind: BoundKind, node: str) -> float:
         if node:
@@ -109,6 +114,13 @@ def list_limits(limits: Limits, side: Side) -> list[Bound]:
         return loads[kind]
 
     return list_bounds(limits, get_load)
+
+
+def list_undetermined_limits(limits: Limits, side: Side) -> tuple[BoundKind, ...]:
+    """Return the limits that nothing was measured for: memory, where its measurement failed."""
+    if limits.memory_mb is not None and not side.memory_mb:
+        return ("memory",)
+    return ()
 
 
 def find_worst_limit_ratio(limits: Limits, side: Side) -> float:

@@ -21,7 +21,11 @@ from mmcompress.results.records import (
     Target,
     Trial,
 )
-from mmcompress.results.target_met import list_exceeded_bounds, scale_latencies
+from mmcompress.results.target_met import (
+    list_exceeded_bounds,
+    list_undetermined_limits,
+    scale_latencies,
+)
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.bundle import read_manifest
 from mmcompress.spec.schema import Spec
@@ -154,6 +158,7 @@ def build_target(
         lowest_reachable=scale_latencies(reach.lowest_reachable, pace),
         latency_ms_p50=target_ms if goal.statistic == "p50" else None,
         exceeded_bounds=exceeded_bounds,
+        undetermined_limits=list_undetermined_limits(spec.limits, compressed),
     )
 
 

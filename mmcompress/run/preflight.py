@@ -15,10 +15,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
+
 from mmcompress.errors import ClusterError, DataError, ModelError
 from mmcompress.export.bundle import BundleContents, quantize_bundle, write_bundle
 from mmcompress.export.fidelity import prove_fidelity
 from mmcompress.export.proofs import require_proofs
+from mmcompress.kinds.base import Batch
 from mmcompress.measure.latency.memory import MB
 from mmcompress.models.counts import FP32_BYTES, count_params
 from mmcompress.registry import EXECUTORS
@@ -36,12 +41,13 @@ EXECUTOR_SECONDS = 120.0
 RUNTIME_MB = 900.0
 """Megabytes of Python with torch, transformers, ONNX Runtime and Optuna, before any model."""
 
-MODEL_COPIES_IN_MEMORY = 8
-"""Copies of the parameters that training holds at once.
+TRAINED_COPIES = 6
+"""Copies of the parameters that training holds at once: the dense models, the student, its
+gradients, two moments of Adam, and the best weights so far."""
 
-These are the dense models, the student, its gradients, two moments of Adam, and the best weights so
-far. The models of a structure that is cut and exported come on top.
-"""
+EXPORTED_COPIES = 3.5
+"""Copies of the parameters that are held while a structure is cut, exported and measured: the dense
+models, those of the structure, its graphs, and the sessions that run them."""
 
 PAIR_COPIES = 3
 """Copies of the pairs that are held: as they were read, as they are collated, and what the dense
@@ -73,13 +79,21 @@ class Needs:
 
 
 def estimate_needs(run: RunContext) -> Needs:
-    """Estimate the memory and the disk that a run will take, from its parameters and pairs."""
+    """Estimate the memory and the disk that a run will take.
+
+    Both follow from its parameters and pairs, and from what one pair leaves behind for the
+    gradients.
+    """
     params_mb = sum(count_params(model) for model in run.models.values()) * FP32_BYTES / MB
     first_pair = run.pipeline.collate(run.data.load("val", 1))
+    models_mb = EXPORTED_COPIES * params_mb
+    if run.spec.distill.steps:
+        activations_mb = run.spec.distill.batch * measure_activations_mb(run, first_pair)
+        models_mb = max(models_mb, TRAINED_COPIES * params_mb + activations_mb)
     pair_mb = sum(tensor.nbytes for tensor in first_pair.inputs.values()) / MB
     data = run.spec.data
     pairs = data.calibration + data.validation_pairs * data.final_pairs_factor
-    memory_mb = RUNTIME_MB + MODEL_COPIES_IN_MEMORY * params_mb + PAIR_COPIES * pairs * pair_mb
+    memory_mb = RUNTIME_MB + models_mb + PAIR_COPIES * pairs * pair_mb
     if run.spec.search.executor != "inline":
         # Every worker imports the same packages and holds the dense models and a candidate.
         memory_mb += run.spec.search.workers * (RUNTIME_MB / 2 + 2 * params_mb + pairs * pair_mb)
@@ -88,6 +102,32 @@ def estimate_needs(run: RunContext) -> Needs:
         disk_mb=BUNDLE_COPIES_ON_DISK * params_mb,
         store_gb=run.spec.distill.store_gb if run.spec.distill.steps else 0.0,
     )
+
+
+def measure_activations_mb(run: RunContext, batch: Batch) -> float:
+    """Measure what the forward pass of a batch keeps for the gradients, in MB.
+
+    Args:
+        run: The run.
+        batch: Some pairs.
+    """
+    bytes_by_storage: dict[int, int] = {}
+    weights: set[int] = set()
+    for model in run.models.values():
+        weights |= {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            bytes_by_storage[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    def give_back(tensor: Tensor) -> Tensor:
+        return tensor
+
+    with torch.enable_grad(), saved_tensors_hooks(note, give_back):
+        run.pipeline.forward(run.models, batch)
+    return sum(bytes_by_storage.values()) / MB
 
 
 def check_machine(run: RunContext) -> Needs:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import os
+import stat
 import struct
 import zlib
 from typing import BinaryIO
@@ -106,7 +107,13 @@ def _open_file(source: str | os.PathLike[str] | bytes | BinaryIO) -> Image.Image
     """Open a file in whatever mode it has; Pillow reads its header only."""
     if isinstance(source, bytes | bytearray | memoryview):
         return Image.open(io.BytesIO(source))
-    if isinstance(source, str | os.PathLike) or hasattr(source, "read"):
+    if isinstance(source, str | os.PathLike):
+        mode = os.stat(source).st_mode
+        if stat.S_ISFIFO(mode) or stat.S_ISCHR(mode):
+            # Pillow would wait for a writer that may never come.
+            raise OSError("a pipe or a device, no file")
+        return Image.open(source)
+    if hasattr(source, "read"):
         return Image.open(source)
     raise ValueError(
         f"a {type(source).__name__}; give a file, its bytes, an array, or an image of Pillow"

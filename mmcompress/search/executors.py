@@ -47,6 +47,22 @@ Evaluate = Callable[..., TaskResult]
 """(context, candidate as plain data) -> result. The executor supplies the context."""
 
 
+def get_watchdog_seconds(evaluate: Evaluate) -> float:
+    """Return the seconds after which the watchdog of an evaluation ends its process; 0: never."""
+    seconds: float = getattr(evaluate, "seconds", 0.0)
+    grace_seconds: float = getattr(evaluate, "grace_seconds", 0.0)
+    return seconds + grace_seconds if seconds else 0.0
+
+
+def describe_ended_worker(evaluate: Evaluate) -> str:
+    """Return what is told of a trial that the watchdog ended together with its worker."""
+    seconds: float = getattr(evaluate, "seconds", 0.0)
+    return (
+        f"it took more than {seconds:g} s (search.trial_seconds) and did not stop, so its worker"
+        " was ended; another one was started"
+    )
+
+
 def call_task(
     evaluate: Evaluate, context: object, args: tuple[object, ...], kwargs: dict[str, object]
 ) -> TaskResult:
@@ -224,13 +240,9 @@ class _ProcessExecutor(Executor):
             pool.shutdown(wait=False)
             self._start_worker()
             seconds = time.monotonic() - start
-            limit: float = getattr(evaluate, "seconds", 0.0)
-            if 0 < limit < seconds:
+            if 0 < get_watchdog_seconds(evaluate) <= seconds:
                 # It would do so again, so it is not tried again.
-                raise TrialTimeout(
-                    f"it took more than {limit:g} s (search.trial_seconds) and did not stop, so "
-                    "its worker was ended; another one was started"
-                ) from error
+                raise TrialTimeout(describe_ended_worker(evaluate)) from error
             raise WorkerDied(
                 f"the worker process ended after {seconds:.0f} s (killed, or out of memory); "
                 "another one was started"

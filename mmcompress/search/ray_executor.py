@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import time
 from concurrent.futures import Executor, Future
 from functools import partial
 
@@ -12,7 +13,15 @@ import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 
 from mmcompress.errors import ClusterError
-from mmcompress.search.executors import Evaluate, TaskResult, WorkerDied, call_task
+from mmcompress.search.executors import (
+    Evaluate,
+    TaskResult,
+    TrialTimeout,
+    WorkerDied,
+    call_task,
+    describe_ended_worker,
+    get_watchdog_seconds,
+)
 from mmcompress.search.ray_folder import choose_ray_folder
 from mmcompress.version import PACKAGE_FOLDER
 
@@ -26,20 +35,47 @@ def _call_task_on_ray(
     return {**result, "worker": f"{node_id[:8]}/{os.getpid()}"}
 
 
-def _pass_on(future: Future[TaskResult], answer: Future[TaskResult]) -> None:
-    """Give a future what another one has, the end of a worker in words of this project."""
+def _pass_on(
+    future: Future[TaskResult],
+    answer: Future[TaskResult],
+    *,
+    evaluate: Evaluate,
+    start: float,
+) -> None:
+    """Give a future what another one has; the end of a worker is told in words of this project.
+
+    Args:
+        future: Receives the result or the error.
+        answer: Ray's own future; it is done.
+        evaluate: What the task called.
+        start: When it was submitted, in seconds of the monotonic clock.
+    """
     error = answer.exception()
     if isinstance(error, WorkerCrashedError | OutOfMemoryError | NodeDiedError):
-        reason = WorkerDied(
-            "the worker process ended (killed, out of memory, or far beyond search.trial_seconds); "
-            "another one takes its place"
-        )
+        reason = _explain_ended_worker(error, evaluate=evaluate, seconds=time.monotonic() - start)
         reason.__cause__ = error
         future.set_exception(reason)
     elif error is not None:
         future.set_exception(error)
     else:
         future.set_result(answer.result())
+
+
+def _explain_ended_worker(
+    error: RayError, *, evaluate: Evaluate, seconds: float
+) -> TrialTimeout | WorkerDied:
+    """Return why a worker ended: its trial hung, or something else took the process away.
+
+    A process that its watchdog ends leaves no word. It is known by its time, which includes the
+    wait for a free CPU. Ray tells where memory ran out or a machine was lost.
+    """
+    watchdog_seconds = get_watchdog_seconds(evaluate)
+    is_crash = isinstance(error, WorkerCrashedError)
+    if is_crash and 0 < watchdog_seconds <= seconds:
+        return TrialTimeout(describe_ended_worker(evaluate))
+    return WorkerDied(
+        "the worker process ended (killed, or out of memory); another one takes its place"
+    )
 
 
 class RayExecutor(Executor):
@@ -91,12 +127,13 @@ class RayExecutor(Executor):
     def submit(  # type: ignore[override]
         self, evaluate: Evaluate, /, *args: object, **kwargs: object
     ) -> Future[TaskResult]:
+        start = time.monotonic()
         reference = self.remote_task.remote(evaluate, self.context, args, kwargs)
         answer: Future[TaskResult] = reference.future()
         future: Future[TaskResult] = Future()
         # What waits for it can't be stopped: Ray runs it, or it ends with Ray.
         future.set_running_or_notify_cancel()
-        answer.add_done_callback(partial(_pass_on, future))
+        answer.add_done_callback(partial(_pass_on, future, evaluate=evaluate, start=start))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

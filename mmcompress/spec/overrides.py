@@ -116,16 +116,16 @@ def rename_old_key(dotted_key: str, value: Any) -> tuple[str, Any]:
         rename_old_keys(section, {})
         return dotted_key, section[dotted_key]
     if dotted_key in OLD_KEYS:
-        _warn_of(dotted_key, OLD_KEYS[dotted_key])
+        warn_of_old_name(dotted_key, OLD_KEYS[dotted_key])
         dotted_key = OLD_KEYS[dotted_key]
     renamed = OLD_VALUES.get((dotted_key, value)) if isinstance(value, str) else None
     if renamed is not None:
-        _warn_of(f"{dotted_key}: {value}", f"{dotted_key}: {renamed}")
+        warn_of_old_name(f"{dotted_key}: {value}", f"{dotted_key}: {renamed}")
         value = renamed
     return dotted_key, value
 
 
-def _warn_of(old_name: str, new_name: str) -> None:
+def warn_of_old_name(old_name: str, new_name: str) -> None:
     """Warn that a name is read for the last time."""
     message = f"'{old_name}' is called '{new_name}' now; the old name is read in this release only"
     warnings.warn(message, FutureWarning, stacklevel=2)
