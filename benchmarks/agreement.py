@@ -113,7 +113,7 @@ def load_compressed_models(
     compressed: dict[str, Model] = {}
     for name, model in dense.items():
         cut = resize_model_(copy.deepcopy(model), kept_units[name])
-        compressed[name] = load_weights(cut, run.node_weights(name)).eval()
+        compressed[name] = load_weights(cut, run.locate_node_weights(name)).eval()
     return compressed
 
 
