@@ -2,8 +2,8 @@
 
     python benchmarks/needs.py pipelines/clip_captioner.yaml --out runs/needs --target 2x
 
-Runs `mmcompress run` with the options behind `--`, samples the memory of all its processes and the
-disk of its folder, and prints both beside the forecast. Fails where a forecast is off by more than
+Runs `mmcompress run` with the options behind `--`, and samples the memory of all its processes and
+the disk of its folder. It prints both beside the forecast. It fails where a forecast is off by more than
 a factor of 1.5.
 """
 

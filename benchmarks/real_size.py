@@ -131,7 +131,7 @@ def format_report(summary: Summary, *, minutes: float, peak_gib: float) -> str:
         f"{stage} {seconds:.0f}" for stage, seconds in summary.timings.items() if stage != "total"
     ]
     lines = [
-        f"# Real size: {summary.pipeline} at {target.asked}",
+        f"# Real size: {summary.pipeline} at {target.text}",
         "",
         "CLIP ViT-B/32 beside BLIP base, true architecture, random weights; nothing is distilled.",
         "",

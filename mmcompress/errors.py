@@ -102,6 +102,8 @@ class QualityUndetermined(MmcompressError):
 class QualityNotRetained(MmcompressError):
     """The artifact was written, but it keeps less of the dense quality than `limits.retained`."""
 
+    exit_code = 3
+
 
 class LimitUndetermined(MmcompressError):
     """The artifact was written, but what a limit is about could not be measured."""

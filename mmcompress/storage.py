@@ -305,7 +305,7 @@ def _describe_range(record_type: type, path: tuple[str, ...]) -> str:
     """Return the bounds of the number that a path leads to, as text."""
     low = ""
     high = ""
-    for part in _list_metadata(_find_hint(record_type, path)):
+    for part in _read_metadata(_find_hint(record_type, path)):
         if getattr(part, "gt", None) is not None:
             low = f"more than {part.gt:g}"
         low = f"{part.ge:g}" if getattr(part, "ge", None) is not None else low
@@ -313,14 +313,14 @@ def _describe_range(record_type: type, path: tuple[str, ...]) -> str:
     return f"{low} .. {high}"
 
 
-def _list_metadata(hint: Any) -> Iterator[Any]:
+def _read_metadata(hint: Any) -> Iterator[Any]:
     """Yield the bounds in a type hint."""
     if typing.get_origin(hint) is typing.Annotated:
         for extra in typing.get_args(hint)[1:]:
             yield from getattr(extra, "metadata", [extra])
     for argument in typing.get_args(hint):
         if argument is not ...:
-            yield from _list_metadata(argument)
+            yield from _read_metadata(argument)
 
 
 def to_plain(record: Any) -> Any:

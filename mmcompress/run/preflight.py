@@ -42,12 +42,12 @@ RUNTIME_MB = 900.0
 """Megabytes of Python with torch, transformers, ONNX Runtime and Optuna, before any model."""
 
 TRAINED_COPIES = 6
-"""Copies of the parameters that training holds at once: the dense models, the student, its
-gradients, two moments of Adam, and the best weights so far."""
+"""Copies of the parameters that training holds at once. They are the dense models, the
+student, its gradients, two moments of Adam, and the best weights so far."""
 
 EXPORTED_COPIES = 3.5
-"""Copies of the parameters that are held while a structure is cut, exported and measured: the dense
-models, those of the structure, its graphs, and the sessions that run them."""
+"""Copies of the parameters that are held while a structure is cut, exported and measured. They
+are the dense models, those of the structure, its graphs, and the sessions that run them."""
 
 PAIR_COPIES = 3
 """Copies of the pairs that are held: as they were read, as they are collated, and what the dense

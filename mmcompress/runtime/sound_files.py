@@ -23,8 +23,8 @@ CHUNK_FILES: dict[bytes, tuple[Literal["little", "big"], bytes]] = {
     b"RF64": ("little", b"data"),
     b"FORM": ("big", b"SSND"),
 }
-"""Kinds of files that are made of chunks (WAV, long WAV, AIFF), by their first bytes: the order of
-bytes in their numbers, and the name of the chunk with the samples."""
+"""Kinds of files that are made of chunks (WAV, long WAV, AIFF), by their first bytes. Each has the
+order of bytes in its numbers, and the name of the chunk with the samples."""
 
 AU_START = b".snd"
 """First bytes of an AU file."""
