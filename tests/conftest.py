@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -162,21 +163,51 @@ def own_cache(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    """A folder with the tiny models, one layer each, and `spec.yaml`: whole runs take seconds."""
-    folder = tmp_path_factory.mktemp("tiny")
-    write_tiny(folder)
-    (folder / "spec.yaml").write_text(SPEC)
-    return folder
+def make_once(tmp_path_factory):
+    """`make_once(name, make)`: a folder that the first process of a session makes by `make(folder)`.
+
+    All processes get the same folder. A test that changes something works on a copy.
+    """
+    session_folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        session_folder = session_folder.parent
+    shared_folder = session_folder / "made-once"
+    shared_folder.mkdir(exist_ok=True)
+
+    def make_unless_made(name, make) -> Path:
+        folder = shared_folder / name
+        with FileLock(shared_folder / f"{name}.lock"):
+            finished = shared_folder / f"{name}.finished"
+            if not finished.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                finished.touch()
+        return folder
+
+    return make_unless_made
 
 
 @pytest.fixture(scope="session")
-def two_layers(tmp_path_factory) -> Path:
+def tiny(make_once) -> Path:
+    """A folder with the tiny models, one layer each, and `spec.yaml`: whole runs take seconds."""
+
+    def make(folder):
+        write_tiny(folder)
+        (folder / "spec.yaml").write_text(SPEC)
+
+    return make_once("tiny", make)
+
+
+@pytest.fixture(scope="session")
+def two_layers(make_once) -> Path:
     """The same with two layers in each model, for what is asked of a deeper layer."""
-    folder = tmp_path_factory.mktemp("two_layers")
-    write_tiny(folder, layers=2)
-    (folder / "spec.yaml").write_text(SPEC)
-    return folder
+
+    def make(folder):
+        write_tiny(folder, layers=2)
+        (folder / "spec.yaml").write_text(SPEC)
+
+    return make_once("two_layers", make)
 
 
 @pytest.fixture()
@@ -234,19 +265,24 @@ def batch(spec, pipeline):
 
 
 @pytest.fixture(scope="session")
-def run_folder(tiny, machine) -> Path:
-    """A whole finished run of the tiny pipeline, on a simulated machine."""
+def run_folder(tiny, machine, make_once, tmp_path_factory) -> Path:
+    """A whole finished run of the tiny pipeline, on a simulated machine.
+
+    Every process has a copy of its own: some tests go on in it.
+    """
     from mmcompress.run import run_targets as workflow
 
-    workflow.run(tiny / "spec.yaml", tiny / "run", **machine)
-    return tiny / "run"
+    made = make_once("run", lambda folder: workflow.run(tiny / "spec.yaml", folder, **machine))
+    return Path(shutil.copytree(made, tmp_path_factory.mktemp("run") / "run"))
 
+
+SENSITIVITY = ("sensitivity.json", "sensitivity.safetensors")
+"""What a run folder holds that follows from the importance of units."""
 
 SHARED_BY_TARGETS = (
     "baseline",
     "dense-test.json",
-    "sensitivity.json",
-    "sensitivity.safetensors",
+    *SENSITIVITY,
     "predictor.json",
     "profile.json",
     "rounded",
@@ -259,14 +295,16 @@ SHARED_BY_TARGETS = (
 def prepare_tiny(tiny, run_folder, machine):
     """`prepare_tiny(out, overrides)`: open a run of the tiny pipeline with what `run_folder` has measured.
 
-    Profile, predictor and sensitivity take two thirds of a run. A test that changes data, measuring, importance,
-    sensitivity or models runs it whole.
+    Profile, predictor and sensitivity take two thirds of a run. A test that changes data, measuring or models runs
+    it whole; one that changes importance or sensitivity leaves `SENSITIVITY` out.
     """
     from mmcompress.workspace.context import open_run
 
-    def prepare(out, overrides):
+    def prepare(out, overrides, *, leave_out=()):
         open_run(tiny / "spec.yaml", out, overrides=overrides, **machine)
         for name in SHARED_BY_TARGETS:
+            if name in leave_out:
+                continue
             source = run_folder / name
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, out / name)
@@ -282,10 +320,10 @@ def run_tiny(tiny, prepare_tiny, machine, one_artifact):
     """
     from mmcompress.run import run_targets as workflow
 
-    def run_prepared(out, overrides, *, several_targets=False, **options):
+    def run_prepared(out, overrides, *, several_targets=False, leave_out=(), **options):
         options = {**machine, "policy": one_artifact, **options}
         if not out.exists():
-            prepare_tiny(out, overrides)
+            prepare_tiny(out, overrides, leave_out=leave_out)
         run = workflow.run_targets if several_targets else workflow.run
         return run(tiny / "spec.yaml", out, overrides=overrides, resume=True, **options)
 

@@ -1,4 +1,6 @@
-"""Trials that end their worker. A worker imports this file alone, so it starts in a second."""
+"""Trials for workers, some of which end their worker. A worker imports this file alone, so it starts in
+a second.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ import time
 from pathlib import Path
 
 
-def judge_units(candidate):
+def evaluate_units(context, candidate):
     """Return the loss of a candidate: a's units are worth three times b's."""
     lost = {n: sum(64 - k for k in kept.values()) for n, kept in candidate["kept_units"].items()}
     return {"loss": 3 * lost["a"] + lost["b"], "quality": {}, "seconds": 0.0}
@@ -18,7 +20,7 @@ def die_once(folder, candidate):
     """Kill the worker at the first trial, as the kernel does where memory runs out."""
     if _is_first(folder):
         os.kill(os.getpid(), signal.SIGKILL)
-    return judge_units(candidate)
+    return evaluate_units(None, candidate)
 
 
 def hang_once(folder, candidate):
@@ -26,7 +28,7 @@ def hang_once(folder, candidate):
     if _is_first(folder):
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         time.sleep(600)
-    return judge_units(candidate)
+    return evaluate_units(None, candidate)
 
 
 def _is_first(folder):

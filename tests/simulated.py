@@ -115,7 +115,11 @@ class Answer:
 
 
 ANSWERS: dict[tuple[str, str, str], Answer] = {}
-"""By manifest (it holds the hash of every file), request, and what the generators follow."""
+"""By what decides the calls, request, and what the generators follow.
+
+Without a trace the weights decide what is written: the manifest holds the hash of every file. With
+one, only the graphs and how they are connected matter.
+"""
 
 
 def hash_request(request: dict) -> str:
@@ -147,7 +151,8 @@ class SimulatedBundle:
 
     def ask(self, request: dict, *, trace: GenerationTraces | None) -> Answer:
         """Send a request, or return what was observed when it was sent before."""
-        key = (self.manifest_text, hash_request(request), repr(trace))
+        decisive = self.manifest_text if trace is None else self._describe_graphs()
+        key = (decisive, hash_request(request), repr(trace))
         if key not in ANSWERS:
             ANSWERS[key] = self._observe(request, trace=trace)
         return ANSWERS[key]
@@ -163,6 +168,15 @@ class SimulatedBundle:
             calls={graph: after[graph] - count for graph, count in before.items()},
             traces={n: tuple(decoder.traces) for n, decoder in pipeline.writers.items()},
         )
+
+    def _describe_graphs(self) -> str:
+        """Return the nodes, their graphs, their connections and how their texts are generated."""
+        nodes = {}
+        for node_name, entry in self.manifest["graph"]["nodes"].items():
+            generation = entry.get("config", {}).get("generation")
+            graphs = sorted(entry.get("files", {}))
+            nodes[node_name] = (entry["kind"], entry["inputs"], graphs, generation)
+        return json.dumps(nodes)
 
     def _count_calls(self) -> dict[tuple[str, str], int]:
         counts = {}

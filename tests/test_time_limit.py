@@ -7,8 +7,9 @@ from dataclasses import replace
 
 import deadly_trials
 import pytest
+from deadly_trials import evaluate_units
 from ray.exceptions import NodeDiedError, OutOfMemoryError, WorkerCrashedError
-from test_search import go, judge
+from small_search import go
 
 from mmcompress.search import study
 from mmcompress.search.executors import (
@@ -25,7 +26,7 @@ def hang_on_few_units(context, candidate):
     """Hang where half of the units of a node are gone."""
     if sum(candidate["kept_units"]["a"].values()) < 96:
         time.sleep(60)
-    return judge(context, candidate)
+    return evaluate_units(context, candidate)
 
 
 @pytest.mark.slow
@@ -46,7 +47,7 @@ def test_a_hanging_trial_is_recorded_and_the_search_goes_on(tmp_path):
 
 def test_the_process_of_the_driver_is_never_interrupted(tmp_path):
     evaluate = limit_seconds(
-        lambda context, candidate: time.sleep(0.3) or judge(context, candidate), 0.1
+        lambda context, candidate: time.sleep(0.3) or evaluate_units(context, candidate), 0.1
     )
     assert (
         len(go(tmp_path / "j", evaluate, trials=2, mutations=0, executor=InlineExecutor(None))) == 2

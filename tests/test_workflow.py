@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from conftest import SENSITIVITY
 from simulated import InProcessBenchmarker
 
 from mmcompress.cli import main
@@ -323,7 +324,7 @@ def test_the_command_exits_with_3_where_a_target_cannot_be_met(tiny, out_of_reac
 
 
 @pytest.mark.slow
-def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path, machine, one_artifact):
+def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path, machine, run_tiny):
     """As `clip_blip_base.yaml` does: damage from Fisher scores, trials as sums, no input moments, no model run."""
     scores = {"prune.importance": "fisher", "prune.sensitivity": "estimated"}
     changes = {
@@ -332,13 +333,7 @@ def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path, machine
         "search.trials": 6,
         "search.level_switches": 2,
     }
-    s = workflow.run(
-        tiny / "spec.yaml",
-        tmp_path / "r",
-        overrides={**changes, "distill.steps": 1},
-        policy=one_artifact,
-        **machine,
-    )
+    s = run_tiny(tmp_path / "r", overrides={**changes, "distill.steps": 1}, leave_out=SENSITIVITY)
     assert s.search.failed == 0 and s.search.trials >= 6 and all(p.passed for p in s.proofs)
     assert all(t.quality == {} for t in s.trials)
     rounding = json.loads((tmp_path / "r" / "sensitivity.json").read_text())[
@@ -378,7 +373,7 @@ def test_zeros_within_layers_are_counted_and_warned_about(tmp_path, run_tiny):
 
 
 @pytest.mark.slow
-def test_blocks_that_rounding_harms_stay_in_fp32(tiny, tmp_path, machine, one_artifact):
+def test_blocks_that_rounding_harms_stay_in_fp32(tmp_path, run_tiny):
     changes = {
         "search.trials": 1,
         "search.level_switches": 0,
@@ -390,9 +385,7 @@ def test_blocks_that_rounding_harms_stay_in_fp32(tiny, tmp_path, machine, one_ar
         "nodes.vision.precision": "int8",
         "nodes.text.precision": "int8",
     }
-    workflow.run(
-        tiny / "spec.yaml", tmp_path / "r", overrides=changes, policy=one_artifact, **machine
-    )
+    run_tiny(tmp_path / "r", overrides=changes, leave_out=SENSITIVITY)
     spared = json.loads((tmp_path / "r" / "sensitivity.json").read_text())["fp32_blocks"]
     manifest = json.loads((tmp_path / "r" / "bundle" / "manifest.json").read_text())["graph"][
         "nodes"
@@ -403,10 +396,10 @@ def test_blocks_that_rounding_harms_stay_in_fp32(tiny, tmp_path, machine, one_ar
 
 
 @pytest.mark.slow
-def test_limits_bind_the_search_and_are_checked_on_what_was_made(tmp_path, run_tiny):
+def test_limits_bind_the_search_and_are_checked_on_what_was_made(tmp_path, run_folder, run_tiny):
     changes = {"search.trials": 4, "distill.steps": 1, "target": "1.01x"}
-    free = run_tiny(tmp_path / "free", overrides=changes)
-    bound = 0.8 * free.baseline.params / 1e6
+    dense = read_record(Summary, run_folder / "summary.json").baseline
+    bound = 0.8 * dense.params / 1e6
     asked = {**changes, "limits": {"params_m": bound, "memory_mb": 4000.0}}
     s = run_tiny(tmp_path / "r", overrides=asked)
     assert s.compressed.params / 1e6 <= bound

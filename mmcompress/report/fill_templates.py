@@ -5,6 +5,7 @@ A page needs nothing else: its style and its charts are inside, and it loads not
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import jinja2
@@ -54,7 +55,7 @@ def write_pages(page: Path, **values: object) -> Path:
     Returns:
         The HTML file.
     """
-    environment = _open_templates()
+    environment = _open_templates(TEMPLATE_FOLDER)
     for path in (page.with_suffix(".md"), page):
         text = environment.get_template(path.name).render(values)
         with replace_file(path) as unfinished:
@@ -68,15 +69,19 @@ def check_templates() -> None:
     Raises:
         jinja2.TemplateError: A template is broken.
     """
-    environment = _open_templates()
+    environment = _open_templates(TEMPLATE_FOLDER)
     for name in environment.list_templates():
         environment.get_template(name)
 
 
-def _open_templates() -> jinja2.Environment:
-    """Return the templates with their filters. A value that is missing is an error."""
+@lru_cache
+def _open_templates(folder: Path) -> jinja2.Environment:
+    """Return the templates of a folder with their filters. A value that is missing is an error.
+
+    To parse them takes as long as to fill them ten times, so a process parses each file once.
+    """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATE_FOLDER),
+        loader=jinja2.FileSystemLoader(folder),
         autoescape=jinja2.select_autoescape(["html"]),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -32,11 +32,11 @@ from mmcompress.results.records import Proof
 from mmcompress.run.answers import try_metrics
 from mmcompress.run.profile import prove_generators
 from mmcompress.runtime.graph import load_bundle
-from mmcompress.search.executors import TaskResult
+from mmcompress.search.executors import TaskResult, answer_from_worker
 from mmcompress.workspace.context import RunContext, list_precisions
 
 EXECUTOR_SECONDS = 120.0
-"""Seconds that a worker may take for its first answer: it imports torch and unpacks the package."""
+"""Seconds that a worker may take for its first answer: it starts and unpacks the package."""
 
 RUNTIME_MB = 900.0
 """Megabytes of Python with torch, transformers, ONNX Runtime and Optuna, before any model."""
@@ -153,11 +153,6 @@ def check_machine(run: RunContext) -> Needs:
     check_templates()
     check_executor(run)
     return needs
-
-
-def answer_from_worker(context: object, number: int) -> TaskResult:
-    """Return a result at once: the task that every kind of worker is tried with."""
-    return {"loss": float(number), "seconds": 0.0}
 
 
 def check_executor(run: RunContext) -> None:
