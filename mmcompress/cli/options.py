@@ -23,6 +23,12 @@ set_option = click.option(
 resume_option = click.option(
     "--resume", is_flag=True, help="Go on in the folder; nothing that is finished is lost."
 )
+from_option = click.option(
+    "--from",
+    "from_run",
+    type=click.Path(),
+    help="An earlier run: what it measured of the same dense pipeline is taken over.",
+)
 
 RUN_OPTIONS = (
     space_option,

@@ -14,6 +14,7 @@ from typing import Protocol
 from mmcompress.errors import ProofFailed
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
+from mmcompress.run.adopt_shared import adopt_shared_records
 from mmcompress.run.check_records import set_damaged_shared_aside
 from mmcompress.run.compress.recipe import CompressedPipeline, compress_pipeline
 from mmcompress.run.evaluate import evaluate_artifact
@@ -38,6 +39,7 @@ def prepare_run(run: RunContext) -> PreparedRun:
     set_damaged_shared_aside(run)
     if not run.shared.profile.exists():
         check_machine(run)
+    adopt_shared_records(run)
     dense = profile_pipeline(run)
     labelled_run = label_by_teacher(run)
     predictor = build_predictor(labelled_run, dense)

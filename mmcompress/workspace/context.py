@@ -84,6 +84,8 @@ class RunContext:
     """Measures latency and memory."""
     clock: Clock
     """Tells the time that stages and trainings take."""
+    reused_folder: RunFolder | None = None
+    """The folder of an earlier run whose shared records are taken over where they fit."""
 
     @property
     def goal(self) -> Goal:
@@ -281,6 +283,7 @@ def open_run(
     """
     require_known_options(options)
     folder = RunFolder(Path(out))
+    reused_folder = find_reused_folder(options.get("from_run"), folder)
     overrides = options.get("overrides")
     on_progress = options.get("on_progress", ignore_progress)
     spec, pinned_sources = pin_sources(load_spec(spec_path, overrides), folder.read_sources())
@@ -314,6 +317,7 @@ def open_run(
         lookup_texts=lookup_texts,
         bench=options.get("bench") or Benchmarker(),
         clock=options.get("clock") or SystemClock(),
+        reused_folder=reused_folder,
     )
     readings = run.device_readings
     _claim_folder(run, resume=options.get("resume", False))
@@ -323,6 +327,26 @@ def open_run(
         _keep_readings(run, readings)
     run.timings |= folder.read_timings(run.tell_damage)
     return run
+
+
+def find_reused_folder(from_run: str | Path | None, folder: RunFolder) -> RunFolder | None:
+    """Return the folder whose shared records are taken over; None where none is named.
+
+    The folder of one of several targets stands for the one above, which holds what they share.
+
+    Raises:
+        DataError: There is no run in it, or it is the folder of this run.
+    """
+    if from_run is None:
+        return None
+    reused = RunFolder(Path(from_run))
+    if not reused.profile.exists() and reused.shared_by_targets.profile.exists():
+        reused = reused.shared_by_targets
+    if not reused.profile.exists():
+        raise DataError(f"--from {from_run}: no run has measured a dense pipeline in this folder")
+    if reused.path.resolve() == folder.path.resolve():
+        raise DataError(f"--from {from_run}: this is the folder of the run itself; use --resume")
+    return reused
 
 
 def check_prune_options(spec: Spec, models: Mapping[str, Model]) -> None:
