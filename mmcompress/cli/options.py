@@ -29,6 +29,11 @@ from_option = click.option(
     type=click.Path(),
     help="An earlier run: what it measured of the same dense pipeline is taken over.",
 )
+max_time_option = click.option(
+    "--max-time",
+    metavar="2h",
+    help="Time of this command, as 2h, 30m or 5400s: less is searched, trained and measured.",
+)
 
 RUN_OPTIONS = (
     space_option,

@@ -14,6 +14,7 @@ from mmcompress.cli.options import (
     choose_default_folder,
     collect_overrides,
     from_option,
+    max_time_option,
     resume_option,
 )
 from mmcompress.cli.results_table import print_path, print_summary
@@ -30,12 +31,14 @@ from mmcompress.workspace.folder import RunFolder
     "--out", "folder", type=click.Path(), help="Run folder (default: runs/NAME-TARGET-sSEED)."
 )
 @from_option
+@max_time_option
 @resume_option
 def run_command(
     spec: str,
     space: str | None,
     folder: str | None,
     from_run: str | None,
+    max_time: str | None,
     resume: bool,
     **options: Any,
 ) -> None:
@@ -51,6 +54,7 @@ def run_command(
             overrides=overrides,
             resume=resume,
             from_run=from_run,
+            max_time=max_time,
             on_progress=on_progress,
         )
     run_folder = RunFolder(Path(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -12,8 +13,11 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
+from mmcompress.run.paced_run import PacedRun
 from mmcompress.run.run_policy import RunPolicy
 from mmcompress.run.stages import RunStages, reach_target
+from mmcompress.run.time_plan import parse_max_time
+from mmcompress.runtime.timing import SystemClock
 from mmcompress.spec.target import split_targets
 from mmcompress.workspace.context import RunContext
 from mmcompress.workspace.folder import name_target_folder
@@ -26,6 +30,7 @@ def run(
     *,
     policy: RunPolicy | None = None,
     stages: RunStages | None = None,
+    max_time: str | None = None,
     **options: Unpack[RunOptions],
 ) -> Summary:
     """Compress a pipeline to its one target; the report is written into `out`.
@@ -36,7 +41,7 @@ def run(
         The summary. A target that is not met raises nothing: `summary.target.met` tells.
 
     Raises:
-        SpecError: The spec is wrong, or has several targets.
+        SpecError: The spec is wrong, or has several targets, or the time is too short.
         DataError: The data or the run folder do not fit.
         ModelError: A model can't be loaded, or can't be cut as asked.
         ProofFailed: An artifact is wrong.
@@ -46,7 +51,9 @@ def run(
         raise SpecError(
             f"run makes one artifact, the spec asks for {len(targets)}: use mmcompress.run_targets"
         )
-    [summary] = run_targets(spec_path, out, policy=policy, stages=stages, **options)
+    [summary] = run_targets(
+        spec_path, out, policy=policy, stages=stages, max_time=max_time, **options
+    )
     return summary
 
 
@@ -56,6 +63,7 @@ def run_targets(
     *,
     policy: RunPolicy | None = None,
     stages: RunStages | None = None,
+    max_time: str | None = None,
     **options: Unpack[RunOptions],
 ) -> tuple[Summary, ...]:
     """Compress a pipeline to every target of its spec.
@@ -65,6 +73,8 @@ def run_targets(
         out: The run folder. Several targets have a folder each in it, and a front beside them.
         policy: Tunables and decisions; by default those of the package.
         stages: What each stage does; by default the stages of the package.
+        max_time: What the call may take, such as `2h`, `30m` or `5400s`; by default any time. Less
+            is searched, trained and measured then, and the summary says so.
         options: See `RunOptions`.
 
     Returns:
@@ -73,10 +83,24 @@ def run_targets(
     Raises:
         MmcompressError: What went wrong with one of several targets, when the others are done.
     """
-    stages = stages or RunStages()
+    max_seconds = parse_max_time(max_time) if max_time else math.inf
+    clock = options.get("clock") or SystemClock()
+    paced = PacedRun(
+        stages=stages or RunStages(),
+        policy=policy or RunPolicy(),
+        clock=clock,
+        start=clock.now(),
+        max_seconds=max_seconds,
+    )
     with begin_run(spec_path, out, **options) as opened:
-        prepared = stages.prepare(opened)
-        reach = partial(reach_target, prepared=prepared, policy=policy, stages=stages)
+        prepared = paced.prepare(opened)
+        make_artifacts = partial(
+            reach_target,
+            prepared=prepared,
+            policy=paced.paced_policy,
+            stages=paced.paced_stages,
+        )
+        reach = partial(paced.reach, reach=make_artifacts)
         targets = split_targets(opened.spec)
         if len(targets) == 1:
             return (reach(prepared.run),)

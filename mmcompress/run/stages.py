@@ -20,6 +20,8 @@ from mmcompress.run.compress.recipe import CompressedPipeline, compress_pipeline
 from mmcompress.run.evaluate import evaluate_artifact
 from mmcompress.run.fit_structure import fit_structure
 from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
+from mmcompress.run.forecast import Pace
+from mmcompress.run.measure_pace import measure_pace
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Done, Retry
 from mmcompress.run.predictor import build_predictor
 from mmcompress.run.preflight import check_machine
@@ -112,6 +114,8 @@ class RunStages:
     """Measures it."""
     report: Callable[[Summary, Path], Path] = write_report
     """Writes the pages of the best artifact."""
+    measure_pace: Callable[[RunContext, PreparedRun | None], Pace] = measure_pace
+    """Measures what a forecast of their time needs."""
 
 
 def reach_target(

@@ -48,6 +48,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
     """Return what to know before trusting or deploying the result, each with its reason."""
     warnings = [
         *_warn_of_skipped_steps(summary),
+        *warn_of_time_cuts(summary),
         *_warn_of_wide_intervals(summary),
         *_warn_of_weak_metrics(summary),
         *_warn_of_uninformative_answers(summary),
@@ -72,6 +73,16 @@ def _warn_of_skipped_steps(summary: Summary) -> list[str]:
         f"{name} has no figure: {reason}; everything else is measured and kept, and --resume "
         "tries it again"
         for name, reason in summary.skipped.items()
+    ]
+
+
+def warn_of_time_cuts(summary: Summary) -> list[str]:
+    """Tell what was cut so that the run ended in time."""
+    if not summary.time_cuts:
+        return []
+    return [
+        f"to end within --max-time, the run made do with less: {'; '.join(summary.time_cuts)}; "
+        "more time may keep more"
     ]
 
 

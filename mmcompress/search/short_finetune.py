@@ -233,8 +233,10 @@ def _finetune_all(
 ) -> list[FinetunedStructure]:
     """Train every structure of a pool for a short while; they share what the teacher answers."""
     teacher = open_teacher(run)
-    finetuned = []
+    finetuned: list[FinetunedStructure] = []
     for i, (origin, candidate) in enumerate(pool):
+        if finetuned and run.is_search_over():
+            break
         name = f"{i + 1} of {len(pool)} ({origin})"
         loss = _finetune_candidate(
             run, sensitivity, candidate=candidate, teacher=teacher, name=name

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -86,6 +87,8 @@ class RunContext:
     """Tells the time that stages and trainings take."""
     reused_folder: RunFolder | None = None
     """The folder of an earlier run whose shared records are taken over where they fit."""
+    search_ends_at: float = math.inf
+    """Seconds on the clock after which no further trial, round or short training begins."""
 
     @property
     def goal(self) -> Goal:
@@ -147,6 +150,10 @@ class RunContext:
         )
         write_record(record, footprint)
         return footprint
+
+    def is_search_over(self) -> bool:
+        """Return whether the time of the search is over: what is under way is finished."""
+        return self.clock.now() >= self.search_ends_at
 
     def aim_at(self, target: str) -> RunContext:
         """Return the same run for one of its targets, in a folder of its own."""
