@@ -280,7 +280,7 @@ def test_the_forecast_is_right_within_a_factor(run_fake):
 @pytest.mark.parametrize("slowness", [1.0, 1.1])
 def test_a_run_ends_in_time_and_says_what_was_cut(run_fake, tmp_path, max_time, slowness):
     stages = TimedStages(shares=(1.03, 0.97), pace=PACE, slowness=slowness)
-    messages, summary = run_timed(run_fake, stages, max_time=max_time)
+    _, summary = run_timed(run_fake, stages, max_time=max_time)
     assert stages.clock.seconds <= parse_max_time(max_time)
     assert (tmp_path / "r" / "bundle" / "manifest.json").exists()
     told = [warning for warning in summary.warnings if "--max-time" in warning]
@@ -306,7 +306,7 @@ def test_without_a_limit_nothing_is_cut(run_fake):
 def test_too_short_a_time_is_refused_before_the_work(run_fake):
     stages = TimedStages(shares=(0.97,), pace=PACE)
     with pytest.raises(
-        SpecError, match="too short: the dense pipeline alone takes .* give at least"
+        SpecError, match=r"too short: the dense pipeline alone takes .* give at least"
     ):
         run_timed(run_fake, stages, max_time="30s")
     assert stages.calls == [] and stages.clock.seconds == 0
