@@ -19,6 +19,7 @@ from mmcompress.errors import ProofFailed
 from mmcompress.graph.structure import Candidate
 from mmcompress.results.records import Attempt, RetainedCheck, Summary
 from mmcompress.run.fitted_structure import FittedStructure
+from mmcompress.run.forecast import Pace
 from mmcompress.run.next_artifact import ArtifactLimits
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.resume import read_valid_structure
@@ -33,6 +34,35 @@ DENSE_MS = 3.0
 
 TARGET_MS = 1.0
 """Milliseconds that every target asks for."""
+
+
+QUICK_PACE = Pace(
+    trial_pair_seconds=0.0,
+    cut_seconds=0.0,
+    draw_pair_seconds=0.0,
+    teacher_pair_seconds=0.0,
+    student_pair_seconds=0.0,
+    dense_ms=1.2,
+    megabytes=0.0,
+    nodes=3,
+    blocks=6,
+    references=0,
+    requests=8,
+    workers=1,
+    worker_start_seconds=0.0,
+    validation_pairs=16,
+    training_validation_pairs=16,
+    final_pairs_factor=1,
+    finalists=1,
+    calibration_pairs=16,
+    steps=4,
+    batch=4,
+    validations=1,
+    judged_pairs=24,
+    further_splits=0,
+    measures_memory=False,
+)
+"""A machine that draws, cuts and trains in no time."""
 
 
 def read_artifact_number(folder: RunFolder) -> int:
@@ -58,6 +88,8 @@ class FakeStages:
     """What every search was told to leave out."""
     interrupt: str = ""
     """The stage that is killed when it begins."""
+    pace: Pace = QUICK_PACE
+    """The pace of the machine."""
     artifacts: int = 0
     """Artifacts that were trained."""
 
@@ -70,7 +102,12 @@ class FakeStages:
             compress=self.compress,
             evaluate=self.evaluate,
             report=self.report,
+            measure_pace=self.measure_pace,
         )
+
+    def measure_pace(self, run: RunContext, prepared: PreparedRun | None) -> Pace:
+        """Return the pace of a machine on which every stage takes no time, or the given one."""
+        return self.pace
 
     def prepare(self, run: RunContext) -> PreparedRun:
         """Return the run itself: of what the targets share, only the dense latency is looked at."""

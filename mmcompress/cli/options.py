@@ -23,6 +23,17 @@ set_option = click.option(
 resume_option = click.option(
     "--resume", is_flag=True, help="Go on in the folder; nothing that is finished is lost."
 )
+from_option = click.option(
+    "--from",
+    "from_run",
+    type=click.Path(),
+    help="An earlier run: what it measured of the same dense pipeline is taken over.",
+)
+max_time_option = click.option(
+    "--max-time",
+    metavar="2h",
+    help="Time of this command, as 2h, 30m or 5400s: less is searched, trained and measured.",
+)
 
 RUN_OPTIONS = (
     space_option,

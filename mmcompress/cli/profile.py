@@ -14,6 +14,7 @@ from mmcompress.measure.cost_model.predictor import DeployedBlock, Predictor
 from mmcompress.run.check_records import set_damaged_shared_aside
 from mmcompress.run.predictor import build_predictor
 from mmcompress.run.profile import Profile, profile_pipeline
+from mmcompress.run.run_facts import write_facts
 from mmcompress.workspace.context import open_run
 from mmcompress.workspace.hold_folder import hold_folder
 
@@ -38,6 +39,7 @@ def profile_command(spec: str, folder: str | None, resume: bool, settings: tuple
             on_progress=on_progress,
         )
         set_damaged_shared_aside(run)
+        write_facts(run)
         dense = profile_pipeline(run)
         predictor = build_predictor(run, dense)
     out.print(_make_node_table(dense))

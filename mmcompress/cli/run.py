@@ -13,6 +13,8 @@ from mmcompress.cli.options import (
     add_run_options,
     choose_default_folder,
     collect_overrides,
+    from_option,
+    max_time_option,
     resume_option,
 )
 from mmcompress.cli.results_table import print_path, print_summary
@@ -33,9 +35,17 @@ from mmcompress.workspace.folder import RunFolder
 @click.option(
     "--out", "folder", type=click.Path(), help="Run folder (default: runs/NAME-TARGET-sSEED)."
 )
+@from_option
+@max_time_option
 @resume_option
 def run_command(
-    spec: str, space: str | None, folder: str | None, resume: bool, **options: Any
+    spec: str,
+    space: str | None,
+    folder: str | None,
+    from_run: str | None,
+    max_time: str | None,
+    resume: bool,
+    **options: Any,
 ) -> None:
     """Compress a pipeline to its target: profile, search, prune, distill, quantize, export,
     measure, report."""
@@ -48,6 +58,8 @@ def run_command(
             space=space,
             overrides=overrides,
             resume=resume,
+            from_run=from_run,
+            max_time=max_time,
             on_progress=on_progress,
         )
     run_folder = RunFolder(path=Path(folder))

@@ -136,6 +136,14 @@ class Checkpoint:
         return state, best_weights
 
 
+def read_trained_seconds(path: Path) -> float:
+    """Return the seconds that an interrupted training has behind it; 0 where there is none."""
+    if not path.exists():
+        return 0.0
+    with safe_open(path, "pt") as file:
+        return _parse_state(file.metadata()["state"]).elapsed
+
+
 def check_checkpoint(path: Path) -> None:
     """Check that a file holds the state of a training.
 

@@ -572,6 +572,9 @@ class Summary:
     """What the spec asks for and went wrong after the training, with the reason: a metric that
     failed, a further split, the memory. A resumed run tries it again."""
 
+    time_cuts: tuple[str, ...] = ()
+    """What was done less of than the spec asks for, so that the run ended in time."""
+
     @property
     def undetermined_nodes(self) -> tuple[str, ...]:
         """The nodes whose dense answers tell too little for quality to be determined."""

@@ -64,6 +64,8 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
 
         def propose(predictor: Predictor, budget_ms: float, attempt: int) -> Trial | None:
             nonlocal last
+            if last and run.is_search_over():
+                return None
             updated, splits = linearize_successively(
                 run, sensitivity, predictor=predictor, budget_ms=budget_ms, evaluator=evaluator
             )

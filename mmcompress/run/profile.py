@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -116,6 +116,12 @@ def _check_profile(run: RunContext, profile: Profile) -> None:
         )
 
 
+def measure_adopted_bundle(run: RunContext, proofs: Sequence[Proof]) -> Profile:
+    """Measure a dense bundle that another run has exported and proved."""
+    try_metrics(run, run.shared.baseline)
+    return _measure_bundle(run, proofs)
+
+
 def _make_profile(run: RunContext) -> Profile:
     """Export, prove and measure the dense pipeline."""
     run.on_progress("profile", "exporting the dense pipeline", 0.0)
@@ -129,6 +135,11 @@ def _make_profile(run: RunContext) -> Profile:
     )
     require_proofs(proofs)
     try_metrics(run, bundle)
+    return _measure_bundle(run, proofs)
+
+
+def _measure_bundle(run: RunContext, proofs: Sequence[Proof]) -> Profile:
+    """Measure the dense bundle, and count what it consists of."""
     traces: tuple[GenerationTraces, ...] = ()
     if run.device_readings:
         measured = run.device_readings.baseline

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -13,10 +14,13 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
+from mmcompress.run.paced_run import PacedRun
 from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.run_policy import RunPolicy
 from mmcompress.run.slower_targets import add_slower_targets, find_slower_target
 from mmcompress.run.stages import RunStages, reach_target, report_summary
+from mmcompress.run.time_plan import parse_max_time
+from mmcompress.runtime.timing import SystemClock
 from mmcompress.spec.target import split_targets
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
@@ -30,6 +34,7 @@ def run(
     *,
     policy: RunPolicy | None = None,
     stages: RunStages | None = None,
+    max_time: str | None = None,
     **options: Unpack[RunOptions],
 ) -> Summary:
     """Compress a pipeline to its one target; the report is written into `out`.
@@ -39,7 +44,8 @@ def run(
         out: The run folder. It must be new or empty, unless `resume` is given.
         policy: Tunables and decisions; by default those of the package.
         stages: What each stage does; by default the stages of the package.
-        options: `space`, `overrides`, `resume`, `on_progress`, `bench` and `clock`; see
+        max_time: What the call may take, such as `2h` or `30m`; by default any time.
+        options: `space`, `overrides`, `resume`, `on_progress`, `bench`, `clock` and `from_run`; see
             `RunOptions`.
 
     Returns:
@@ -48,7 +54,7 @@ def run(
 
     Raises:
         TypeError: An option has another name.
-        SpecError: The spec is wrong, or has several targets.
+        SpecError: The spec is wrong or has several targets, or the time is too short.
         DataError: The data or the run folder do not fit.
         ModelError: A model can't be loaded, or can't be cut as asked.
         MissingPackage: An optional package that the spec needs is not installed.
@@ -60,8 +66,14 @@ def run(
         raise SpecError(
             f"run makes one artifact, the spec asks for {len(targets)}: use mmcompress.run_targets"
         )
-    summaries = run_targets(spec_path, out, policy=policy, stages=stages, **options)
+    summaries = run_targets(
+        spec_path, out, policy=policy, stages=stages, max_time=max_time, **options
+    )
     return summaries[0]
+    [summary] = run_targets(
+        spec_path, out, policy=policy, stages=stages, max_time=max_time, **options
+    )
+    return summary
 
 
 def run_targets(
@@ -70,6 +82,7 @@ def run_targets(
     *,
     policy: RunPolicy | None = None,
     stages: RunStages | None = None,
+    max_time: str | None = None,
     **options: Unpack[RunOptions],
 ) -> tuple[Summary, ...]:
     """Compress a pipeline to every target of its spec.
@@ -88,16 +101,32 @@ def run_targets(
 
     Raises:
         TypeError: An option has another name.
-        SpecError: The spec is wrong.
+        SpecError: The spec is wrong, or the time is too short.
         MmcompressError: What went wrong with one of several targets, when the others are done. For
             one target, what `run` raises.
     """
-    stages = stages or RunStages()
+    max_seconds = parse_max_time(max_time) if max_time else math.inf
+    clock = options.get("clock") or SystemClock()
+    paced = PacedRun(
+        stages=stages or RunStages(),
+        policy=policy or RunPolicy(),
+        clock=clock,
+        start=clock.read_seconds(),
+        max_seconds=max_seconds,
+    )
     with begin_run(spec_path, out, **options) as opened:
-        prepared = stages.prepare(opened)
-        reach = partial(reach_target, prepared=prepared, policy=policy, stages=stages)
+        prepared = paced.prepare(opened)
+        make_artifacts = partial(
+            reach_target,
+            prepared=prepared,
+            policy=paced.paced_policy,
+            stages=paced.paced_stages,
+        )
         reach_all = partial(
-            reach_until_retained, prepared=prepared, reach=reach, write=stages.report
+            reach_until_retained,
+            prepared=prepared,
+            reach=partial(paced.reach, reach=make_artifacts),
+            write=paced.paced_stages.report,
         )
         targets = split_targets(opened.spec)
         if len(targets) == 1:

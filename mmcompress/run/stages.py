@@ -14,12 +14,15 @@ from typing import Protocol
 from mmcompress.errors import ProofFailed
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
+from mmcompress.run.adopt_shared import adopt_shared_records
 from mmcompress.run.artifact_journal import add_artifacts
 from mmcompress.run.check_records import set_damaged_shared_aside
 from mmcompress.run.compress.recipe import CompressedPipeline, compress_pipeline
 from mmcompress.run.evaluate import evaluate_artifact
 from mmcompress.run.fit_structure import fit_structure
 from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
+from mmcompress.run.forecast import Pace
+from mmcompress.run.measure_pace import measure_pace
 from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Done, Retry
 from mmcompress.run.predictor import build_predictor
 from mmcompress.run.preflight import check_machine
@@ -39,6 +42,7 @@ def prepare_run(run: RunContext) -> PreparedRun:
     set_damaged_shared_aside(run)
     if not run.shared.profile.exists():
         check_machine(run)
+    adopt_shared_records(run)
     dense = profile_pipeline(run)
     labelled_run = label_by_teacher(run)
     predictor = build_predictor(labelled_run, dense)
@@ -111,6 +115,8 @@ class RunStages:
     """Measures it."""
     report: Callable[[Summary, Path], Path] = write_report
     """Writes the pages of the best artifact."""
+    measure_pace: Callable[[RunContext, PreparedRun | None], Pace] = measure_pace
+    """Measures what a forecast of their time needs."""
 
 
 def reach_target(

@@ -50,6 +50,7 @@ def list_warnings(summary: Summary) -> tuple[str, ...]:
     warnings = [
         *_warn_of_skipped_steps(summary),
         *_warn_of_lost_quality(summary),
+        *warn_of_time_cuts(summary),
         *_warn_of_wide_intervals(summary),
         *_warn_of_weak_metrics(summary),
         *_warn_of_uninformative_answers(summary),
@@ -96,6 +97,16 @@ def _warn_of_lost_quality(summary: Summary) -> list[str]:
             f"{retained.test.value:.1%} is kept, of {retained.limit:.1%} asked for"
         )
     return warnings
+
+
+def warn_of_time_cuts(summary: Summary) -> list[str]:
+    """Tell what was cut so that the run ended in time."""
+    if not summary.time_cuts:
+        return []
+    return [
+        f"to end within --max-time, the run made do with less: {'; '.join(summary.time_cuts)}; "
+        "more time may keep more"
+    ]
 
 
 def _warn_of_wide_intervals(summary: Summary) -> list[str]:

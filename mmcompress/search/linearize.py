@@ -162,7 +162,7 @@ def linearize_successively(
     )
     factors = load_interaction_factors(run.folder)
     with run.time_stage("linearize"):
-        while factors.rounds <= run.spec.search.linearization_rounds:
+        while factors.rounds <= run.spec.search.linearization_rounds and not run.is_search_over():
             next_factors = linearizer.run_round(factors)
             if next_factors is None:
                 # Nothing is written: another budget may be in reach, or the workers be back.

@@ -306,6 +306,7 @@ def _run_study(
             seeds=seeds,
             effort=effort,
             seed=run.spec.seed,
+            is_over=run.is_search_over,
             progress=partial(run.on_progress, "search"),
         )
 

@@ -205,10 +205,14 @@ class _ShortFinetuning:
         folder.path.mkdir()
         finetuned: dict[int, FinetunedStructure] = {}
         for i in range(len(pool)):
+            if finetuned and self.run.is_search_over():
+                break
             _, finetuned[i] = self._train(i, pool, until=HALF_WAY)
         ranked = sorted(finetuned, key=lambda i: finetuned[i].loss)
         least_loss = math.inf
-        for i in sorted(ranked[: -(-len(pool) // 2)]):
+        for i in ranked[: -(-len(ranked) // 2)]:
+            if math.isfinite(least_loss) and self.run.is_search_over():
+                break
             models, finetuned[i] = self._train(i, pool, until=1.0)
             if finetuned[i].loss < least_loss:
                 least_loss = finetuned[i].loss
@@ -240,7 +244,13 @@ class _ShortFinetuning:
             run, self.sensitivity, candidate=candidate, refit=run.spec.prune.refit
         )
         checkpoint = run.folder.short_finetuned.numbered_checkpoint(number)
-        settings = replace(run.spec.distill, validations=0, patience=0, find_learning_rate=False)
+        settings = replace(
+            run.spec.distill,
+            schedule="cosine",
+            validations=0,
+            patience=0,
+            find_learning_rate=False,
+        )
         curve = distill_models_(
             models,
             TrainingInputs(pipeline=run.pipeline, teacher=self.teacher, data=run.data),

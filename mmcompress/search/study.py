@@ -214,6 +214,11 @@ def count_failures(study: optuna.Study, origin: str | None = None) -> int:
 
 
 @silence_logger(OPTUNA_LOGGER)
+def never_ends() -> bool:
+    """Return False: there is no limit of time."""
+    return False
+
+
 def run_study(
     study: optuna.Study,
     problem: SearchProblem,
@@ -224,6 +229,7 @@ def run_study(
     seeds: SeedCandidates,
     effort: SearchEffort,
     seed: int,
+    is_over: Callable[[], bool] = never_ends,
     progress: StageProgress = ignore_progress,
 ) -> list[Trial]:
     """Search until the proposals and level switches of `effort` stand in the study.
@@ -239,6 +245,7 @@ def run_study(
         seeds: Candidates that are evaluated first, as they are.
         effort: How much is searched.
         seed: Of the level switches.
+        is_over: Whether the time is over. From then on nothing is proposed, once there is a trial.
         progress: Receives the best trial so far after every evaluation.
 
     Returns:
@@ -257,6 +264,7 @@ def run_study(
         seeds=seeds,
         effort=effort,
         seed=seed,
+        is_over=is_over,
         progress=progress,
     )
     session.run()
@@ -371,6 +379,7 @@ class _SearchSession:
         seeds: SeedCandidates,
         effort: SearchEffort,
         seed: int,
+        is_over: Callable[[], bool],
         progress: StageProgress,
     ):
         self.journal = journal
@@ -378,6 +387,7 @@ class _SearchSession:
         self.executor = executor
         self.evaluate = evaluate
         self.effort = effort
+        self.is_over = is_over
         self.progress = progress
         earlier_trials = read_finished_trials(journal.study)
         self.sampled = self._count_earlier(SAMPLER_ORIGIN, earlier_trials)
@@ -414,6 +424,8 @@ class _SearchSession:
     def _fill_workers(self) -> None:
         """Propose and submit candidates until every worker has one."""
         while len(self.running) < self.effort.workers:
+            if self.journal.trials_by_key and self.is_over():
+                return
             proposal = self._propose_next()
             if proposal is None:
                 return

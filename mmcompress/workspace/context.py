@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -88,6 +89,10 @@ class RunContext:
     """Measures latency and memory."""
     clock: Clock
     """Tells the time that stages and trainings take."""
+    reused_folder: RunFolder | None = None
+    """The folder of an earlier run whose shared records are taken over where they fit."""
+    search_ends_at: float = math.inf
+    """Seconds on the clock after which no further trial, round or short training begins."""
 
     @property
     def goal(self) -> Goal:
@@ -149,6 +154,10 @@ class RunContext:
         )
         write_record(record, footprint)
         return footprint
+
+    def is_search_over(self) -> bool:
+        """Return whether the time of the search is over: what is under way is finished."""
+        return self.clock.read_seconds() >= self.search_ends_at
 
     def aim_at(self, target: str) -> RunContext:
         """Return the same run for one of its targets, in a folder of its own."""
@@ -289,6 +298,7 @@ def open_run(
     """
     require_known_options(options)
     folder = RunFolder(path=Path(out))
+    reused_folder = find_reused_folder(options.get("from_run"), folder)
     overrides = options.get("overrides")
     on_progress = options.get("on_progress", ignore_progress)
     spec, pinned_sources = pin_sources(load_spec(spec_path, overrides), folder.read_sources())
@@ -324,6 +334,7 @@ def open_run(
         lookup_texts=lookup_texts,
         bench=options.get("bench") or Benchmarker(),
         clock=options.get("clock") or SystemClock(),
+        reused_folder=reused_folder,
     )
     readings = run.device_readings
     _claim_folder(run, resume=options.get("resume", False))
@@ -333,6 +344,26 @@ def open_run(
         _keep_readings(run, readings)
     run.timings |= folder.read_timings(run.tell_damage)
     return run
+
+
+def find_reused_folder(from_run: str | Path | None, folder: RunFolder) -> RunFolder | None:
+    """Return the folder whose shared records are taken over; None where none is named.
+
+    The folder of one of several targets stands for the one above, which holds what they share.
+
+    Raises:
+        DataError: There is no run in it, or it is the folder of this run.
+    """
+    if from_run is None:
+        return None
+    reused = RunFolder(path=Path(from_run))
+    if not reused.profile.exists() and reused.shared_by_targets.profile.exists():
+        reused = reused.shared_by_targets
+    if not reused.profile.exists():
+        raise DataError(f"--from {from_run}: no run has measured a dense pipeline in this folder")
+    if reused.path.resolve() == folder.path.resolve():
+        raise DataError(f"--from {from_run}: this is the folder of the run itself; use --resume")
+    return reused
 
 
 def check_prune_options(spec: Spec, models: Mapping[str, Model]) -> None:

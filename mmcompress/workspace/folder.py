@@ -97,6 +97,11 @@ class RunFolder:
     # What does not depend on the target.
 
     @property
+    def facts(self) -> Path:
+        """What the records that do not depend on the target are made of."""
+        return self.path / "facts.json"
+
+    @property
     def baseline(self) -> Path:
         """The bundle of the dense pipeline."""
         return self.path / "baseline"

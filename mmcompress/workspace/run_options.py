@@ -20,6 +20,8 @@ class RunOptions(TypedDict, total=False):
     """Values by dotted key that replace those of the spec."""
     resume: bool
     """Whether to go on with the run in the folder; by default it must be new or empty."""
+    from_run: str | Path | None
+    """The folder of an earlier run: what it measured of the same dense pipeline is taken over."""
     on_progress: ProgressListener
     """Receives messages for a person; by default nobody does."""
     bench: Benchmarker | None

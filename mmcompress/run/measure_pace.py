@@ -1,0 +1,202 @@
+"""Measure the pace of this machine shortly: an evaluation, a training step, and what both need."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+
+from mmcompress.data.base import Pairs
+from mmcompress.distill.step_plan import choose_step_count
+from mmcompress.distill.teacher_cache import Teacher
+from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions
+from mmcompress.measure.cost_model.calibrate import keep_uniform_share
+from mmcompress.measure.latency.bench import has_time_budget
+from mmcompress.models.counts import FP32_BYTES, count_params
+from mmcompress.run.forecast import Pace
+from mmcompress.run.prepared_run import PreparedRun
+from mmcompress.runtime.machine import describe_cpu
+from mmcompress.search.short_finetune import MAX_VALIDATION_PAIRS
+from mmcompress.search.worker import prune_node
+from mmcompress.spec.target import parse_target, split_targets
+from mmcompress.workspace.context import RunContext, list_precisions
+
+PACE_SEED = 999_983
+"""Seed of the pairs that the pace is measured on: no stage draws them."""
+
+MAX_PACE_SECONDS = 4.0
+"""Seconds that one measured step may be expected to take; else it has fewer pairs."""
+
+STEP_PASSES = 5
+"""Forward passes that a training step, with that of the teacher, is expected to last as long as."""
+
+TIMED_SHARE = 0.5
+"""Share of the units of the structure whose cutting is timed."""
+
+START_SECONDS = {"inline": 0.0, "process": 8.0, "ray": 15.0}
+"""Seconds until workers answer, by executor: each imports torch and receives the models."""
+
+OTHER_START_SECONDS = 15.0
+"""The same for the executor of a plug-in."""
+
+UNKNOWN_PAIRS = 500
+"""Pairs of a split whose number its data does not tell."""
+
+
+def measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
+    """Measure what a forecast needs, in a few seconds.
+
+    Args:
+        run: The run; its data need not be labelled.
+        prepared: What the targets share; None before it is made. Then a request is taken to last
+            as long as the models need for one pair, and the cutting is left out.
+    """
+    run.on_progress("forecast", "measuring an evaluation and a training step", None)
+    with run.time_stage("forecast"):
+        return _measure_pace(run, prepared)
+
+
+def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
+    """Measure what a forecast needs."""
+    spec = run.spec
+    search = spec.search
+    is_inline = search.executor == "inline"
+    _time(run, lambda: _forward(run, count=2, split="train"))
+    first_seconds = _time(run, lambda: _forward(run, count=2, split="train"))
+    step_pairs = _choose_pairs(first_seconds / 2, passes=STEP_PASSES, wanted=spec.distill.batch)
+    trial_pairs = _choose_pairs(first_seconds / 2, passes=1, wanted=spec.data.validation_pairs)
+    with _use_threads(spec.measure.threads if is_inline else 1):
+        trial_seconds = _time(run, lambda: _forward(run, count=trial_pairs, split="val"))
+        cut_seconds = 0.0
+        if prepared is not None:
+            cut_seconds = _time(run, lambda: _cut_models(run, prepared))
+    draw_seconds, teacher_seconds, student_seconds = _time_step(run, pairs=step_pairs)
+    dense_ms = 1e3 * first_seconds / 2
+    if prepared is not None:
+        dense_ms = prepared.dense.latency_ms.p50
+    data = spec.data
+    is_refitted = spec.prune.refit
+    megabytes = sum(count_params(model) for model in run.models.values()) * FP32_BYTES / 1e6
+    judged_pairs = sum(_count_pairs(run, split) for split in ("test", *data.report))
+    return Pace(
+        trial_pair_seconds=trial_seconds / trial_pairs,
+        cut_seconds=cut_seconds,
+        draw_pair_seconds=draw_seconds / step_pairs,
+        teacher_pair_seconds=teacher_seconds / step_pairs,
+        student_pair_seconds=student_seconds / step_pairs,
+        dense_ms=dense_ms,
+        megabytes=megabytes,
+        nodes=len(run.models),
+        blocks=sum(len(blocks) for blocks in run.blocks.values()),
+        references=_count_references(run, dense_ms=dense_ms),
+        requests=spec.measure.requests,
+        workers=1 if is_inline else min(search.workers, describe_cpu()["cores"]),
+        worker_start_seconds=START_SECONDS.get(search.executor, OTHER_START_SECONDS),
+        validation_pairs=data.validation_pairs if search.evaluator == "measured" else 0,
+        training_validation_pairs=min(data.validation_pairs, MAX_VALIDATION_PAIRS),
+        final_pairs_factor=data.final_pairs_factor,
+        finalists=search.finalists,
+        calibration_pairs=data.calibration if is_refitted else 0,
+        steps=choose_step_count(spec.distill, loss_ratio=None, share=1.0),
+        batch=spec.distill.batch,
+        validations=spec.distill.validations,
+        judged_pairs=judged_pairs,
+        further_splits=len(data.report),
+        measures_memory=spec.measure.memory,
+    )
+
+
+def _time(run: RunContext, work: Callable[[], object]) -> float:
+    """Return the seconds that some work takes by the clock of the run."""
+    start = run.clock.read_seconds()
+    work()
+    return run.clock.read_seconds() - start
+
+
+def _choose_pairs(pair_seconds: float, *, passes: int, wanted: int) -> int:
+    """Return how many pairs are timed: all that are wanted, or fewer where they are slow."""
+    if pair_seconds <= 0:
+        return wanted
+    return min(max(int(MAX_PACE_SECONDS / (passes * pair_seconds)), 2), wanted)
+
+
+def _load_pairs(run: RunContext, split: str, *, count: int) -> Pairs:
+    """Load pairs; where the dense pipeline labels them, their own texts stand in for its texts."""
+    pairs = run.data.load(split, count, seed=PACE_SEED)
+    return replace(pairs, generated_texts=pairs.texts)
+
+
+@torch.inference_mode()
+def _forward(run: RunContext, *, count: int, split: str) -> None:
+    """Run the dense models on some pairs."""
+    batch = run.pipeline.collate(_load_pairs(run, split, count=count))
+    run.pipeline.forward_in_pieces(run.models, batch)
+
+
+@torch.inference_mode()
+def _cut_models(run: RunContext, prepared: PreparedRun) -> None:
+    """Cut every model as a trial does."""
+    sensitivity = prepared.sensitivity
+    for node_name, model in run.models.items():
+        prune_node(
+            model,
+            keep_uniform_share(model, TIMED_SHARE),
+            scores=sensitivity.scores[node_name],
+            grams=sensitivity.grams[node_name],
+            ridge=run.spec.prune.ridge,
+        )
+
+
+def _time_step(run: RunContext, *, pairs: int) -> tuple[float, float, float]:
+    """Return the seconds of drawing, of the teacher and of the student in one training step."""
+    start = run.clock.read_seconds()
+    batch = run.pipeline.collate(_load_pairs(run, "train", count=pairs))
+    draw_seconds = run.clock.read_seconds() - start
+    teacher = Teacher(run.pipeline, run.models, cache_bytes=0)
+    inputs = TrainingInputs(pipeline=run.pipeline, teacher=teacher, data=run.data)
+    student = {node_name: copy.deepcopy(model) for node_name, model in run.models.items()}
+    options = TrainingOptions(settings=run.spec.distill, clock=run.clock)
+    training = Training(student, inputs, options=options)
+    optimizer = training.make_optimizer()
+    with torch.autocast("cpu", enabled=training.uses_bf16):
+        teacher_seconds = _time(run, lambda: teacher(batch))
+    # The first step allocates the gradients and the moments.
+    training.advance_(optimizer, batch[slice(0, 2)], rate=0.0)
+    step_seconds = _time(run, lambda: training.advance_(optimizer, batch, rate=0.0))
+    return draw_seconds, teacher_seconds, max(step_seconds - teacher_seconds, 0.0)
+
+
+@contextmanager
+def _use_threads(count: int) -> Iterator[None]:
+    """Let torch use some threads in the block."""
+    threads_before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads_before)
+
+
+def _count_references(run: RunContext, *, dense_ms: float) -> int:
+    """Return how many other bundles are measured beside the dense and the compressed one."""
+    goals = [parse_target(target) for target in split_targets(run.spec)]
+    is_compared = any(goal.kind == "speedup" for goal in goals)
+    if not is_compared or not has_time_budget(dense_ms):
+        return 0
+    searched: set[str] = set()
+    for precisions in list_precisions(run).values():
+        searched |= set(precisions)
+    return min(len(searched - {"fp32"}), 1)
+
+
+def _count_pairs(run: RunContext, split: str) -> int:
+    """Return the pairs of a split without loading it."""
+    count_pairs = getattr(run.data, "count_pairs", None)
+    if count_pairs is not None:
+        counts: dict[str, int] = count_pairs()
+        return counts.get(split, UNKNOWN_PAIRS)
+    count = getattr(run.data, split, UNKNOWN_PAIRS)
+    return count if isinstance(count, int) else UNKNOWN_PAIRS

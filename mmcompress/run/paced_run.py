@@ -1,0 +1,382 @@
+"""Tells how long a run will take, and ends it in time: the stages, with their time around them.
+
+The stages know only two things of it. One is the spec, which a plan may have cut. The other is the
+second after which no further trial begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from mmcompress.distill.checkpoint import read_trained_seconds
+from mmcompress.results.records import Summary
+from mmcompress.run.compress.recipe import CompressedPipeline
+from mmcompress.run.fitted_structure import FittedStructure, FitTolerances
+from mmcompress.run.forecast import (
+    Pace,
+    RoundForecast,
+    RoundWork,
+    forecast_next_round,
+    forecast_round,
+)
+from mmcompress.run.next_artifact import Artifact, ArtifactLimits, Done, Retry
+from mmcompress.run.prepared_run import PreparedRun
+from mmcompress.run.run_policy import MeasuringLimits, RunPolicy
+from mmcompress.run.stages import RunStages
+from mmcompress.run.time_plan import (
+    LeastTime,
+    describe_cuts,
+    describe_minutes_cut,
+    describe_parts_cut,
+    find_search_seconds,
+    forecast_preparation,
+    format_duration,
+    has_time_for_another,
+    limit_effort,
+    plan_least_work,
+    plan_parts,
+    plan_round,
+    plan_training_minutes,
+    require_enough_time,
+)
+from mmcompress.run.warnings import warn_of_time_cuts
+from mmcompress.runtime.timing import Clock
+from mmcompress.spec.schema import Spec
+from mmcompress.spec.target import parse_target, split_targets
+from mmcompress.storage import read_record, write_record
+from mmcompress.workspace.context import RunContext
+from mmcompress.workspace.folder import RunFolder
+
+MIN_TARGET_SHARE_OF_DENSE = 0.01
+"""Target / dense latency that forecasts go down to."""
+
+
+@dataclass(kw_only=True)
+class PacedRun:
+    """The stages and the policy of one command, with a forecast and, if asked for, an end."""
+
+    stages: RunStages
+    """What the stages do."""
+    policy: RunPolicy
+    """What they decide by."""
+    clock: Clock
+    """The clock of the run."""
+    start: float
+    """Seconds on the clock at which the command began."""
+    max_seconds: float = math.inf
+    """Seconds that the command may take."""
+    pace: Pace | None = None
+    """The pace of this machine; None before it is measured, or where nothing is left to do."""
+    targets_left: int = 1
+    """Targets that are not finished, the one under way among them."""
+    share: float = 1.0
+    """Target / dense latency of the target under way."""
+    wanted: RoundWork | None = None
+    """What the spec asks for."""
+    work: RoundWork | None = None
+    """What is planned for the target under way."""
+    ends_at: float = math.inf
+    """Seconds on the clock at which the target under way is to be finished."""
+    cuts: dict[str, str] = field(default_factory=dict)
+    """What was cut of the target under way, in words, by stage."""
+    is_evaluated: bool = False
+    """Whether this command has evaluated an artifact of the target under way."""
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether the command has to end in time."""
+        return math.isfinite(self.max_seconds)
+
+    @property
+    def paced_stages(self) -> RunStages:
+        """The stages with their time around them."""
+        return replace(
+            self.stages,
+            prepare=self.prepare,
+            fit=self.fit,
+            compress=self.compress,
+            evaluate=self.evaluate,
+            report=self.report,
+        )
+
+    @property
+    def paced_policy(self) -> RunPolicy:
+        """The policy, which makes no further artifact that does not fit the time."""
+        return replace(self.policy, next_step=self.next_step)
+
+    def prepare(self, run: RunContext) -> PreparedRun:
+        """Make what the targets share, and tell how long an artifact will take.
+
+        Raises:
+            SpecError: The time is too short whatever is cut.
+        """
+        folders = _list_target_folders(run)
+        self.targets_left = len(folders)
+        if all(folder.summary.exists() and not folder.has_stash() for folder in folders):
+            return self.stages.prepare(run)
+        if self.is_bounded and not any(folder.fitted.exists() for folder in folders):
+            self._require_enough_time(run)
+        prepared = self.stages.prepare(run)
+        self.pace = self.stages.measure_pace(run, prepared)
+        self._tell_forecast(run)
+        return prepared
+
+    def _require_enough_time(self, run: RunContext) -> None:
+        """Raise `SpecError` when the time is too short even for the least work."""
+        pace = self.stages.measure_pace(run, None)
+        wanted = _list_wanted_work(run.spec, self.policy)
+        artifacts = 0.0
+        for target in split_targets(run.spec):
+            share = _compute_share(target, pace)
+            artifacts += forecast_round(pace, plan_least_work(pace, wanted), share=share).total
+        is_measured = run.shared.profile.exists() or run.reused_folder is not None
+        preparation = 0.0 if is_measured else forecast_preparation(pace)
+        require_enough_time(
+            LeastTime(preparation=preparation, artifacts=artifacts), self._count_seconds_left()
+        )
+
+    def _count_seconds_left(self) -> float:
+        """Return the seconds that the command has left."""
+        return self.start + self.max_seconds - self.clock.read_seconds()
+
+    def _tell_forecast(self, run: RunContext) -> None:
+        """Tell how long an artifact for every target takes, and what another one adds."""
+        pace = self.pace
+        if pace is None:
+            return
+        wanted = _list_wanted_work(run.spec, self.policy)
+        for target in split_targets(run.spec):
+            share = _compute_share(target, pace)
+            first = forecast_round(pace, wanted, share=share)
+            another = forecast_next_round(pace, wanted, share=share)
+            run.on_progress(
+                "forecast",
+                f"{target}: an artifact takes about {format_duration(first.total)} "
+                f"({_describe_stages(first)}); another one adds {format_duration(another.total)}",
+                None,
+            )
+
+    def reach(self, run: RunContext, *, reach: Callable[[RunContext], Summary]) -> Summary:
+        """Reach one target in its part of the time.
+
+        Args:
+            run: The run with one target.
+            reach: Makes artifacts for it by the paced stages and policy.
+        """
+        planned_run = self._plan_target(run)
+        try:
+            return self._add_cuts(reach(planned_run))
+        finally:
+            self.targets_left -= 1
+
+    def _plan_target(self, run: RunContext) -> RunContext:
+        """Return the run with the work that fits its part of the time."""
+        self.cuts = {}
+        self.is_evaluated = False
+        if self.pace is None:
+            return run
+        wanted = _list_wanted_work(run.spec, self.policy)
+        self.wanted = wanted
+        self.work = wanted
+        self.share = _compute_share(run.spec.target, self.pace)
+        self.ends_at = math.inf
+        if not self.is_bounded:
+            return run
+        seconds = max(self._count_seconds_left(), 0.0) / max(self.targets_left, 1)
+        self.ends_at = self.clock.read_seconds() + seconds
+        work = plan_round(self.pace, wanted, share=self.share, seconds=seconds)
+        folder = run.folder
+        if folder.fitted.exists() and not folder.summary.exists():
+            # This structure is made, not another one.
+            stored = read_record(FittedStructure, folder.fitted)
+            work = limit_effort(work, effort=stored.search_effort)
+        self.work = work
+        cuts = describe_cuts(wanted, work)
+        if cuts:
+            self.cuts["search"] = "; ".join(cuts)
+            run.on_progress("time", f"to end in time: {self.cuts['search']}", None)
+        return replace(run, spec=_cut_spec(run.spec, work))
+
+    def fit(
+        self,
+        run: RunContext,
+        prepared: PreparedRun,
+        *,
+        plan: Retry | None,
+        tolerances: FitTolerances | None,
+    ) -> FittedStructure:
+        """Search and measure a structure until the time of the search is over."""
+        if self.pace and self.work and self.is_bounded:
+            seconds = find_search_seconds(
+                self.pace,
+                self.work,
+                share=self.share,
+                seconds=self.ends_at - self.clock.read_seconds(),
+            )
+            run = replace(run, search_ends_at=self.clock.read_seconds() + seconds)
+            tolerances = replace(tolerances or self.policy.fit, max_attempts=self.work.attempts)
+        fitted = self.stages.fit(run, prepared, plan=plan, tolerances=tolerances)
+        self._tell_rest(run, after="fit")
+        return fitted
+
+    def compress(
+        self,
+        run: RunContext,
+        prepared: PreparedRun,
+        *,
+        fitted: FittedStructure,
+        earlier: RunFolder | None,
+    ) -> CompressedPipeline:
+        """Make the artifact; the minutes of its training are known before it begins."""
+        if self.pace and self.wanted and self.is_bounded and not run.folder.units.exists():
+            minutes = plan_training_minutes(
+                self.pace,
+                self.wanted,
+                share=self.share,
+                seconds=self.ends_at - self.clock.read_seconds(),
+                trained_seconds=read_trained_seconds(run.folder.training_checkpoint),
+            )
+            self._note_cut(run, "training", cut=describe_minutes_cut(self.wanted.minutes, minutes))
+            run = replace(run, spec=_cut_minutes(run.spec, minutes))
+        compressed = self.stages.compress(run, prepared, fitted=fitted, earlier=earlier)
+        self._tell_rest(run, after="training")
+        return compressed
+
+    def evaluate(
+        self,
+        run: RunContext,
+        prepared: PreparedRun,
+        *,
+        fitted: FittedStructure,
+        compressed: CompressedPipeline,
+        measuring: MeasuringLimits | None,
+    ) -> Summary:
+        """Measure and judge the artifact, in as many parts as there is time for."""
+        if self.pace and self.wanted and measuring and self.is_bounded:
+            parts = plan_parts(
+                self.pace,
+                self.wanted,
+                share=self.share,
+                seconds=self.ends_at - self.clock.read_seconds(),
+            )
+            self._note_cut(run, "measuring", cut=describe_parts_cut(self.wanted.parts, parts))
+            measuring = replace(measuring, max_parts=parts)
+        summary = self.stages.evaluate(
+            run, prepared, fitted=fitted, compressed=compressed, measuring=measuring
+        )
+        self.is_evaluated = True
+        return summary
+
+    def next_step(self, history: Sequence[Artifact], limits: ArtifactLimits) -> Retry | Done:
+        """Decide whether another artifact is made: not if it does not fit the time."""
+        step = self.policy.next_step(history, limits)
+        if isinstance(step, Done) or self.pace is None or self.wanted is None:
+            return step
+        seconds = self.ends_at - self.clock.read_seconds()
+        if has_time_for_another(self.pace, self.wanted, share=self.share, seconds=seconds):
+            return step
+        self.cuts["another"] = "no further artifact, which would lie nearer to the target"
+        return Done(reason="another artifact would not be finished in time (--max-time)")
+
+    def report(self, summary: Summary, folder: Path) -> Path:
+        """Write the report, with what was cut."""
+        told = self._add_cuts(summary)
+        if told != summary:
+            write_record(RunFolder(path=folder).summary, told)
+        return self.stages.report(told, folder)
+
+    def _add_cuts(self, summary: Summary) -> Summary:
+        """Return a summary with what this command cut of its work."""
+        if not self.cuts or not self.is_evaluated:
+            return summary
+        told = replace(summary, time_cuts=tuple(self.cuts.values()))
+        earlier = warn_of_time_cuts(summary)
+        others = [warning for warning in summary.warnings if warning not in earlier]
+        return replace(told, warnings=(*warn_of_time_cuts(told), *others))
+
+    def _note_cut(self, run: RunContext, stage: str, *, cut: str) -> None:
+        """Keep what is cut of a stage, and tell it; nothing where it is empty."""
+        self.cuts.pop(stage, None)
+        if cut:
+            self.cuts[stage] = cut
+            run.on_progress("time", f"to end in time: {cut}", None)
+
+    def _tell_rest(self, run: RunContext, *, after: str) -> None:
+        """Tell how long the rest will take after a stage."""
+        if self.pace is None or self.work is None:
+            return
+        forecast = forecast_round(self.pace, self.work, share=self.share)
+        rest = forecast.after_training
+        if after == "fit":
+            rest += forecast.training
+        else:
+            rest -= forecast.export
+        rest = min(rest, max(self.ends_at - self.clock.read_seconds(), 0.0))
+        text = f"about {format_duration(rest)} left for this artifact"
+        if self.targets_left > 1:
+            others = (self.targets_left - 1) * forecast.total
+            text += f", and {format_duration(others)} for the targets after it"
+        run.on_progress("time", text, None)
+
+
+def _list_target_folders(run: RunContext) -> list[RunFolder]:
+    """Return the folder of every target."""
+    targets = split_targets(run.spec)
+    if len(targets) == 1:
+        return [run.folder]
+    return [run.folder.get_target_folder(target) for target in targets]
+
+
+def _list_wanted_work(spec: Spec, policy: RunPolicy) -> RoundWork:
+    """Return the work that a spec and a policy ask for."""
+    max_parts = policy.measuring.max_parts if policy.measuring else spec.measure.max_parts
+    return RoundWork(
+        trials=spec.search.trials,
+        level_switches=spec.search.level_switches,
+        linearization_rounds=spec.search.linearization_rounds,
+        short_finetunings=spec.search.short_finetunings,
+        attempts=policy.fit.max_attempts,
+        minutes=spec.distill.minutes,
+        parts=max(max_parts, 2 + len(spec.data.report)),
+    )
+
+
+def _compute_share(target: str, pace: Pace) -> float:
+    """Return target / dense latency."""
+    goal = parse_target(target)
+    share = 1 / goal.value if goal.kind == "speedup" else goal.value / max(pace.dense_ms, 1e-9)
+    return min(max(share, MIN_TARGET_SHARE_OF_DENSE), 1.0)
+
+
+def _cut_spec(spec: Spec, work: RoundWork) -> Spec:
+    """Return a spec that asks for some work."""
+    search = replace(
+        spec.search,
+        trials=work.trials,
+        level_switches=work.level_switches,
+        linearization_rounds=work.linearization_rounds,
+        short_finetunings=work.short_finetunings,
+    )
+    return _cut_minutes(replace(spec, search=search), work.minutes)
+
+
+def _cut_minutes(spec: Spec, minutes: float) -> Spec:
+    """Return a spec that asks for some minutes of training."""
+    return replace(spec, distill=replace(spec.distill, minutes=minutes))
+
+
+def _describe_stages(forecast: RoundForecast) -> str:
+    """Return the stages of a forecast in words."""
+    stages = {
+        "search": forecast.search,
+        "short trainings": forecast.short_trainings,
+        "fit": forecast.fit,
+        "training": forecast.training,
+        "export": forecast.export,
+        "measuring": forecast.measuring,
+        "judging": forecast.judging,
+    }
+    return ", ".join(f"{name} {format_duration(seconds)}" for name, seconds in stages.items())
