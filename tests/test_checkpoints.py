@@ -464,3 +464,19 @@ def test_quiet_loading_still_tells_weights_that_are_missing(copy):
     del weights[name]
     save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
     refuse(copy, re.escape(name.removeprefix("bert.")))
+
+
+@pytest.mark.parametrize("content", ["[1]", "null", "{}", '"text"'])
+def test_a_tokenizer_file_without_a_tokenizer_is_told_with_the_cure(copy, content):
+    (copy / "tokenizer.json").write_text(content)
+    with pytest.raises(ModelError, match=r"tokenizer\.json: holds no tokenizer.*save_pretrained"):
+        load(copy)
+
+
+@pytest.mark.parametrize(
+    "name", ["generation_config.json", "model.safetensors", "tokenizer_config.json", "vocab.txt"]
+)
+def test_a_link_to_a_missing_file_is_told(copy, name):
+    (copy / name).unlink(missing_ok=True)
+    (copy / name).symlink_to(copy / "blobs" / "0123")
+    refuse(copy, rf"{name}: a link to a file that is missing; copy or download")

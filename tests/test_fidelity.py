@@ -428,8 +428,9 @@ def test_whispers_language_task_and_prompt_are_the_librarys(options, tmp_path):
 
 
 @pytest.mark.slow
-def test_coca_writes_captions_as_long_as_its_library_does(tmp_path):
-    case = replace(LIBRARY_CASES["open_clip CoCa"], writer="candidates: 1")
+@pytest.mark.parametrize("candidates", [1, 3])
+def test_coca_writes_captions_as_long_as_its_library_does(tmp_path, candidates):
+    case = replace(LIBRARY_CASES["open_clip CoCa"], writer=f"candidates: {candidates}")
     left_out = []
     proof = prove(*export(tmp_path, case), left_out=left_out)["texts"]
     assert proof.passed, proof.detail

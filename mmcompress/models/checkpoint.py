@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,9 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_mo
 
 ADAPTER_PARTS = (".lora_", ".base_layer.", ".modules_to_save.", ".ia3_")
 """Parts of names that models with an adapter inside have."""
+
+LINKED_SUFFIXES = (".json", ".safetensors", ".txt", ".model", ".jinja")
+"""Ends of the names of files that a library looks for."""
 
 OTHER_FORMATS = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.gguf", "*.onnx")
 """Files that hold weights in other formats; those of Python can run code when they are read."""
@@ -222,8 +226,8 @@ def find_weight_files(folder: Path, names: Iterable[str]) -> list[Path]:
 
 def _describe_missing_weights(folder: Path, names: tuple[str, ...]) -> str:
     """Return the message of a folder without weights: what is there in their place, and a cure."""
-    other_files = sorted(file.name for file in folder.glob("*.safetensors"))
-    if other_files:
+    others = sorted(file.name for file in folder.glob("*.safetensors") if file.is_file())
+    if others:
         return (
             f"{folder}: no {names[0]}, only {_join_names(other_files)};"
             f" rename the one that holds the model to {names[0]}"
@@ -256,6 +260,7 @@ def check_config_files(folder: Path) -> None:
     That is so of an adapter, which is no whole model, of quantized weights, and of a model in a
     folder of its own.
     """
+    _refuse_dead_links(folder)
     for name in ADAPTER_FILES:
         if (folder / name).exists():
             raise ModelError(_describe_adapter(folder, name))
@@ -278,6 +283,19 @@ def check_config_files(folder: Path) -> None:
     if quantization:
         method, key = quantization
         raise ModelError(f"{folder}: quantized by {method} (config.json: {key}); {DEQUANTIZE}")
+
+
+def _refuse_dead_links(folder: Path) -> None:
+    """Raise `ModelError` when a file of the model is a link to nothing.
+
+    It would count as absent, and the library's default would stand in its place.
+    """
+    for path in sorted(folder.glob("*")):
+        is_dead = path.is_symlink() and not os.path.exists(path)
+        if is_dead and path.suffix in LINKED_SUFFIXES:
+            raise ModelError(
+                f"{path}: a link to a file that is missing; copy or download the model again"
+            )
 
 
 def _check_first_module(folder: Path) -> None:

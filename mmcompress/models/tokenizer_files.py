@@ -211,9 +211,17 @@ def _open_bare_file(path: Path) -> Any:
 
     It pads with the token that the file pads with, if the vocabulary has it. The library would add
     a token that it has not.
+
+    Raises:
+        ModelError: The file holds no tokenizer.
     """
     tokenizer_json = path.read_text(encoding="utf-8")
-    own_tokenizer = parse_tokenizer(tokenizer_json)
+    try:
+        own = parse_tokenizer(tokenizer_json)
+    except Exception as error:  # the library has no error of its own
+        raise ModelError(
+            f"{path}: holds no tokenizer: {error}; save it there again ({SAVE_CURE})"
+        ) from error
     padding = json.loads(tokenizer_json).get("padding") or {}
     options = {}
     if own_tokenizer.token_to_id(str(padding.get("pad_token", ""))) is not None:

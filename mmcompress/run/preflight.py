@@ -58,6 +58,10 @@ BUNDLE_COPIES_ON_DISK = 5
 dense bundle, its rounded copies, an artifact with its weights, and one that is set aside."""
 
 
+RECORDS_MB = 2.0
+"""Megabytes of journals, records and pages of a run, whatever the models are."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Needs:
     """What a run will take of the machine."""
@@ -99,7 +103,7 @@ def estimate_needs(run: RunContext) -> Needs:
         memory_mb += run.spec.search.workers * (RUNTIME_MB / 2 + 2 * params_mb + pairs * pair_mb)
     return Needs(
         memory_mb=memory_mb,
-        disk_mb=BUNDLE_COPIES_ON_DISK * params_mb,
+        disk_mb=RECORDS_MB + BUNDLE_COPIES_ON_DISK * params_mb,
         store_gb=run.spec.distill.store_gb if run.spec.distill.steps else 0.0,
     )
 

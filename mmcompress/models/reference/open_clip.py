@@ -12,6 +12,8 @@ import open_clip
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
+from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutput
 
 from mmcompress.models.families.open_clip import (
     find_tagged_weights,
@@ -65,11 +67,60 @@ def _create_model(request: ReferenceRequest) -> Any:
     return model.float().eval(), preprocess
 
 
+class CocaWriter(PreTrainedModel, GenerationMixin):
+    """open_clip's own forward of CoCa for one picture, for the `generate` of transformers.
+
+    Args:
+        model: The whole CoCa.
+        pixels: The picture [1, 3, h, w].
+        pad: The id of padding.
+    """
+
+    config_class = PretrainedConfig
+    main_input_name = "input_ids"
+    _supports_cache_class = False
+
+    def __init__(self, model: Any, pixels: Tensor, *, pad: int):
+        vocabulary = int(model.text.token_embedding.num_embeddings)
+        options: dict[str, object] = {
+            # The library's tokenizer ends its vocabulary with the start and the end of a text.
+            "bos_token_id": vocabulary - 2,
+            "eos_token_id": vocabulary - 1,
+            "pad_token_id": pad,
+            "vocab_size": vocabulary,
+            "num_hidden_layers": 1,
+            "is_decoder": True,
+        }
+        super().__init__(PretrainedConfig.from_dict(options))
+        self.model = model
+        self.pixels = pixels
+        latent, vectors = model._encode_image(pixels)
+        self.image_latent = latent
+        self.image_vectors = vectors
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, *_: object, **__: object) -> Any:
+        """Return the whole texts: the library's model has no cache."""
+        return {"input_ids": input_ids}
+
+    def forward(self, input_ids: Tensor, **_: object) -> CausalLMOutput:
+        """Return the logits [b, t, v] of texts [b, t] about the picture."""
+        count = len(input_ids)
+        outputs = self.model(
+            None,
+            input_ids,
+            image_latent=self.image_latent.expand(count, -1),
+            image_embs=self.image_vectors.expand(count, -1, -1),
+            output_labels=False,
+        )
+        return CausalLMOutput(logits=outputs["logits"])
+
+
 class OpenClipImages(LibraryReference):
     """`encode_image` behind the transform that `create_model_and_transforms` gives.
 
-    CoCa also writes. Its `generate` needs functions that transformers 5 no longer has. So the most
-    probable token of the library's own forward is taken, over and over.
+    CoCa also writes. Its own `generate` needs functions that transformers 5 no longer has. Its
+    beams went in groups and added up logits that are no probabilities. So the library's own forward
+    is given to the `generate` of transformers.
     """
 
     def __init__(self, request: ReferenceRequest):
@@ -98,9 +149,10 @@ class OpenClipImages(LibraryReference):
         vectors: np.ndarray = tokens[0].numpy()
         return vectors
 
+    @torch.inference_mode()
     def write(self, raw: object, request: WritingRequest) -> list[int] | None:
-        """Write the caption of one picture, greedily; the library's beams go in groups."""
-        if not isinstance(self.model, open_clip.CoCa) or request.beams > 1:
+        """Write the caption of one picture."""
+        if not isinstance(self.model, open_clip.CoCa):
             return None
         # The library's tokenizer ends its vocabulary with the start and the end of a text.
         end = int(self.model.text.token_embedding.num_embeddings) - 1
@@ -110,12 +162,18 @@ class OpenClipImages(LibraryReference):
         if request.prompt:
             tokenizer = open_clip.get_tokenizer(self.location)
             ids += tokenizer.encode(request.prompt)
-        while ids[-1] != end and len(ids) < longest:
-            logits_V = self.compute_logits(raw, ids=ids, request=request)
-            if len(ids) < DEFAULT_SHORTEST_CAPTION:
-                logits_V[end] = -np.inf
-            ids.append(int(logits_V.argmax()))
-        return ids
+        pixels = self.preprocess(raw)[None]
+        writer: Any = CocaWriter(self.model, pixels, pad=int(self.model.pad_id))
+        written = writer.eval().generate(
+            torch.tensor([ids]),
+            num_beams=request.beams,
+            max_length=longest,
+            min_length=DEFAULT_SHORTEST_CAPTION,
+            do_sample=False,
+            use_cache=False,
+        )
+        best: list[int] = written[0].tolist()
+        return best
 
     @torch.inference_mode()
     def compute_logits(
