@@ -226,8 +226,8 @@ def find_weight_files(folder: Path, names: Iterable[str]) -> list[Path]:
 
 def _describe_missing_weights(folder: Path, names: tuple[str, ...]) -> str:
     """Return the message of a folder without weights: what is there in their place, and a cure."""
-    others = sorted(file.name for file in folder.glob("*.safetensors") if file.is_file())
-    if others:
+    other_files = sorted(file.name for file in folder.glob("*.safetensors") if file.is_file())
+    if other_files:
         return (
             f"{folder}: no {names[0]}, only {_join_names(other_files)};"
             f" rename the one that holds the model to {names[0]}"

@@ -217,7 +217,7 @@ def _open_bare_file(path: Path) -> Any:
     """
     tokenizer_json = path.read_text(encoding="utf-8")
     try:
-        own = parse_tokenizer(tokenizer_json)
+        own_tokenizer = parse_tokenizer(tokenizer_json)
     except Exception as error:  # the library has no error of its own
         raise ModelError(
             f"{path}: holds no tokenizer: {error}; save it there again ({SAVE_CURE})"
