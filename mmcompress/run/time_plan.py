@@ -31,6 +31,9 @@ DURATION = re.compile(r"(?:\d+(?:\.\d+)?[hms])+")
 PLAN_RESERVE = 1.15
 """Factor on a forecast that has to fit: it may be wrong by so much before a run ends late."""
 
+FORECAST_ERROR = 1.5
+"""Factor that a forecast may be wrong by."""
+
 MIN_TRIALS = 4
 """Proposals that every search makes, unless the spec asks for fewer."""
 
@@ -190,11 +193,13 @@ class LeastTime:
 def require_enough_time(least: LeastTime, max_seconds: float) -> None:
     """Raise `SpecError` when a run can't end in time whatever is cut.
 
+    A forecast that is wrong by `FORECAST_ERROR` refuses nothing that can be done.
+
     Args:
         least: The least that the run takes.
         max_seconds: Seconds that it may take.
     """
-    if least.total <= max_seconds:
+    if least.total <= FORECAST_ERROR * max_seconds:
         return
     raise SpecError(
         f"--max-time {format_duration(max_seconds)}: too short: the dense pipeline alone takes "
