@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import SENSITIVITY
+from recording_data import RecordingData
 from simulated import InProcessBenchmarker
 
 from mmcompress.cli import main
@@ -179,22 +180,6 @@ def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(
     assert max(max(c["loss_increases"]) for c in curves.values()) > 0  # not cut for free
 
 
-class RecordingData:
-    """A dataset that notes what is loaded from it, among other events."""
-
-    def __init__(self, data, events):
-        self.splits, self.modality, self._data, self.events = (
-            data.splits,
-            data.modality,
-            data,
-            events,
-        )
-
-    def load(self, split, count=None, *, seed=0):
-        self.events.append((split, count, seed))
-        return self._data.load(split, count, seed=seed)
-
-
 @pytest.mark.slow
 def test_rounds_of_training_go_on_with_pairs_not_seen_before(
     tiny, tmp_path, one_artifact, machine, prepare_tiny
@@ -325,7 +310,7 @@ def test_the_command_exits_with_3_where_a_target_cannot_be_met(tiny, out_of_reac
 
 @pytest.mark.slow
 def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path, machine, run_tiny):
-    """As `clip_blip_base.yaml` does: damage from Fisher scores, trials as sums, no input moments, no model run."""
+    """As `clip_blip_base.yaml` does: loss increases from Fisher scores, trials as sums, no input moments, no model run."""
     scores = {"prune.importance": "fisher", "prune.sensitivity": "estimated"}
     changes = {
         **scores,
@@ -777,7 +762,7 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
 
     r = open_run(tiny / "spec.yaml", run_folder, resume=True)
     prepared = prepare_run(r)
-    predict, ev = prepared.predictor, prepared.sensitivity
+    predict, sensitivity = prepared.predictor, prepared.sensitivity
     heads = {
         p: replace(d, low=0.4, high=0.4)
         for p, d in r.space.dimensions.items()
@@ -785,7 +770,7 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
     }
     plain = {p: d for p, d in r.space.dimensions.items() if not p.endswith(".drop")}
     narrow = replace(r, space=replace(r.space, dimensions=plain | heads))
-    p = build_problem(narrow, ev, predictor=predict, budget_ms=1.0)
+    p = build_problem(narrow, sensitivity, predictor=predict, budget_ms=1.0)
     nearest = lambda b: int(count_units_after(b, round(0.4 * count_steps(b))))
     assert all(
         p.unit_choices[n][b.name] == (nearest(b),)
@@ -794,7 +779,10 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
         if b.group == "heads"
     )
     open_ = build_problem(
-        replace(r, space=replace(r.space, dimensions=plain)), ev, predictor=predict, budget_ms=1.0
+        replace(r, space=replace(r.space, dimensions=plain)),
+        sensitivity,
+        predictor=predict,
+        budget_ms=1.0,
     )
     steep = {f"nodes.{n}.prune.{group}": 0.9 for n in r.blocks for group in ("heads", "ffn")}
     assert open_.is_allowed(open_.resolve(steep)) and not any(
@@ -862,25 +850,9 @@ def test_a_node_over_its_limit_is_cut_by_what_it_is_over():
     assert result.predictor.correction == pytest.approx(wrong, rel=0.01)
 
 
-@pytest.mark.slow
-def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, one_artifact, machine):
+def test_the_test_split_is_read_by_the_last_judgement_alone(run_events):
     """Everything that is chosen is chosen on other pairs; one pair is loaded at the start to see that it is there."""
-    changes = {"search.trials": 2, "search.level_switches": 1, "distill.steps": 3}
-    events = []
-
-    def note_stage(stage, message, share):
-        events.append(stage)
-
-    run = open_run(
-        tiny / "spec.yaml",
-        tmp_path / "r",
-        overrides={**changes, "data.report": []},
-        on_progress=note_stage,
-        **machine,
-    )
-    recorded = replace(run, data=RecordingData(run.data, events))
-    prepared = prepare_run(recorded)
-    reach_target(prepared.run, prepared=prepared, policy=one_artifact)
+    events = [tuple(event) if isinstance(event, list) else event for event in run_events]
     loads = [event for event in events if isinstance(event, tuple)]
     assert {split for split, _, _ in loads} == {"train", "val", "test"}
     exported = max(i for i, event in enumerate(events) if event == "export")
@@ -1014,9 +986,8 @@ def test_a_second_artifact_goes_on_from_what_the_first_learned(tmp_path, run_tin
 def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_taken(
     tiny, tmp_path, monkeypatch, one_artifact, machine, run_tiny
 ):
-    from mmcompress.search import evaluator
+    from mmcompress.search import evaluator, short_finetune
     from mmcompress.search import repair as moves
-    from mmcompress.search import short_finetune as tryout
     from mmcompress.search.build_problem import AIMED_SHARE, build_problem
 
     # one structure is measured, and taken: how far the machine moves the budget is another matter
@@ -1024,7 +995,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     monkeypatch.setattr(evaluator, "COLLAPSE_RATIO", 0.0)
     losses = iter([3.0, 1.0, 2.0, 4.0])
     of = lambda run, models: 0.0 if models is run.models else next(losses)
-    monkeypatch.setattr(tryout, "measure_validation_loss", of)
+    monkeypatch.setattr(short_finetune, "measure_validation_loss", of)
     told = []
     changes = {
         "target": "1.1x",
@@ -1034,7 +1005,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         "search.short_finetunings": 3,
     }
     changes["search.linearization_rounds"] = (
-        0  # the damage that the winner is fitted by is then the evidence's own
+        0  # the loss increases that the winner is fitted by are then those of the sensitivity
     )
     s = run_tiny(
         tmp_path / "r",
@@ -1051,14 +1022,16 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
     winner = Candidate(**min(tried, key=lambda t: t["loss"])["candidate"])
     r = open_run(tiny / "spec.yaml", tmp_path / "r", overrides=changes, resume=True)
     prepared = prepare_run(r)
-    dense, predict, ev = prepared.dense, prepared.predictor, prepared.sensitivity
+    dense, predict, sensitivity = prepared.dense, prepared.predictor, prepared.sensitivity
     ms, tail = r.goal.target_ms(dense.latency_ms), r.goal.p95_ratio(dense.latency_ms)
-    p = build_problem(r, ev, predictor=replace(predict, p95_ratio=tail), budget_ms=AIMED_SHARE * ms)
+    p = build_problem(
+        r, sensitivity, predictor=replace(predict, p95_ratio=tail), budget_ms=AIMED_SHARE * ms
+    )
     fitted = moves.grow_to_budget(
         p,
-        moves.cut_to_budget(p, winner, loss_increase=ev.loss_increase),
-        loss_increase=ev.loss_increase,
-        rounding=ev.rounding,
+        moves.cut_to_budget(p, winner, loss_increase=sensitivity.loss_increase),
+        loss_increase=sensitivity.loss_increase,
+        rounding=sensitivity.rounding,
     )
     assert s.kept_units == fitted.kept_units  # the winner, fitted to the budget
     assert (
@@ -1067,29 +1040,29 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
 
 
 def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
-    from mmcompress.search import short_finetune as tryout
+    from mmcompress.search import short_finetune
     from mmcompress.search.build_problem import build_problem
     from mmcompress.search.problem import complete_candidate
 
     r = open_run(tiny / "spec.yaml", run_folder, resume=True)
     prepared = prepare_run(r)
-    predict, ev = prepared.predictor, prepared.sensitivity
+    predict, sensitivity = prepared.predictor, prepared.sensitivity
     whole = {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}
     fp32 = dict.fromkeys(r.blocks, "fp32")
-    p = build_problem(r, ev, predictor=predict, budget_ms=predict(Candidate(whole, fp32)))
+    p = build_problem(r, sensitivity, predictor=predict, budget_ms=predict(Candidate(whole, fp32)))
     cut = lambda n, **by: Candidate({**whole, n: {**whole[n], **by}}, fp32)
     one, near, far = (cut("vision", **{"0.ffn": k}) for k in (64, 48, 0))
     assert (
-        tryout._measure_difference(p, one, other=near)
-        == tryout._measure_difference(p, near, other=one)
-        < tryout.MIN_WEIGHT_DIFFERENCE
-        < tryout._measure_difference(p, one, other=far)
+        short_finetune._measure_difference(p, one, other=near)
+        == short_finetune._measure_difference(p, near, other=one)
+        < short_finetune.MIN_WEIGHT_DIFFERENCE
+        < short_finetune._measure_difference(p, one, other=far)
     )
     assert (
-        tryout._measure_difference(p, one, other=one) == 0
-        and tryout._measure_difference(p, one, other=cut("vision", tokens=8)) >= 0.5
+        short_finetune._measure_difference(p, one, other=one) == 0
+        and short_finetune._measure_difference(p, one, other=cut("vision", tokens=8)) >= 0.5
     )
-    assert tryout._measure_difference(
+    assert short_finetune._measure_difference(
         p, one, other=Candidate(one.kept_units, {**fp32, "text": "int8"})
     ) == float("inf")
     trials = [
@@ -1107,7 +1080,7 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     ]
     tried = [
         complete_candidate(p, c)
-        for _, c in tryout._list_distinct_structures(p, ev, run=r, trials=trials)
+        for _, c in short_finetune._list_distinct_structures(p, sensitivity, run=r, trials=trials)
     ]
     assert tried[0] == one and near not in tried
 
