@@ -19,6 +19,7 @@ from mmcompress.experiments.compare import compare
 from mmcompress.experiments.make_cell import plan_training
 from mmcompress.experiments.proposals import choose_fastest_precisions
 from mmcompress.graph.blocks import count_steps
+from mmcompress.run.fit_structure import SearchSteps, open_search
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.profile import profile_pipeline
 from mmcompress.stats import PerSampleScores, decide_claim, estimate_paired_difference
@@ -273,10 +274,8 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
 
 
 def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for_anew(
-    run_folder, tiny, tmp_path, monkeypatch
+    run_folder, tiny, tmp_path
 ):
-    from importlib import import_module
-
     from mmcompress.results.records import Trial
     from mmcompress.run.stages import prepare_run
     from mmcompress.search import build_problem as choose
@@ -284,7 +283,6 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     from mmcompress.search.run_search import FULL_BUDGET_SHARE
     from mmcompress.workspace import context as workflow
 
-    fit = import_module("mmcompress.run.fit_structure")
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     sensitivity = prepare_run(r).sensitivity
     r = dataclasses.replace(r, folder=RunFolder(tmp_path))
@@ -328,11 +326,10 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     def take_best(run, sensitivity, *, best, **_):
         return best
 
-    monkeypatch.setattr(fit, "linearize_successively", keep_sensitivity)
-    monkeypatch.setattr(fit, "run_search", search)
-    monkeypatch.setattr(fit, "choose_trial", take_first)
-    monkeypatch.setattr(fit, "rank_by_short_finetuning", take_best)
-    with fit.open_search(r, sensitivity) as propose:
+    steps = SearchSteps(
+        linearize=keep_sensitivity, search=search, choose=take_first, rank=take_best
+    )
+    with open_search(r, sensitivity, steps=steps) as propose:
         assert propose(Line(), budget, 0).candidate == first and searches == [0]
         near = propose(Line(1.05), budget, 1)
         assert searches == [0] and near.origin == "adjusted" and np.isfinite(near.loss)
@@ -394,7 +391,7 @@ def three_methods(tiny, prepare_tiny, run_folder, tmp_path):
     return run, benchmarker
 
 
-def test_equal_latency_is_measured_side_by_side(three_methods, monkeypatch):
+def test_equal_latency_is_measured_side_by_side(three_methods):
     r, benchmarker = three_methods
     folder, asked = r.folder.path, benchmarker.bundles
     dense = profile_pipeline(r)
@@ -411,12 +408,15 @@ def test_equal_latency_is_measured_side_by_side(three_methods, monkeypatch):
         (folder / "side_by_side.json").write_text(
             json.dumps({"searched int8": {"searched": ours, "int8": theirs}})
         )
-        word = (
-            "supported" if gap > 0.1 else "not supported" if gap < -0.1 else "undecided at this n"
-        )
-        monkeypatch.setattr(
-            "mmcompress.experiments.claims.decide_claim", lambda *sides: (word, gap, 0.1)
-        )
+        scores = json.loads((folder / "searched" / "outcomes.json").read_text())
+        for name, sign in (("searched", 1), ("int8", -1)):
+            for metric in scores["compressed"].values():
+                # Every second input is answered by one side alone; without a gap these cancel out.
+                metric["numerators"] = [
+                    0.5 + sign * (gap / 2 if gap else 0.5 - i % 2)
+                    for i in range(len(metric["numerators"]))
+                ]
+            write_record(folder / name / "outcomes.json", scores)
         claim = Claim(text="it is so", better=("searched",), worse=("int8",))
         return judge_claim(r, claim, dense=dense).verdict
 

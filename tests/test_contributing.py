@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import prove_marian
+from registered import keep_entries
 
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.graph.load_spec import load_spec
@@ -41,11 +42,9 @@ def plugins(tmp_path_factory):
     families = dict(DECODER_FAMILIES)
     for name, code in EXAMPLES:
         (folder / f"{name}.py").write_text(code)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, keep_entries(*PLUG_POINTS.values()):
         patch.syspath_prepend(str(folder))
         patch.setenv("PYTHONPATH", str(folder))
-        for registry in PLUG_POINTS.values():
-            patch.setattr(registry, "_entries", dict(registry._entries))
         for name, _ in EXAMPLES:
             # An example registers while it is imported. A module that is known registers nothing.
             sys.modules.pop(name, None)

@@ -12,7 +12,7 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.footprint import Footprint
 from mmcompress.run.stages import prepare_run
 from mmcompress.search import repair as moves
-from mmcompress.search.evaluator import TrialEvaluator, has_quality_collapsed
+from mmcompress.search.evaluator import COLLAPSE_RATIO, TrialEvaluator, has_quality_collapsed
 from mmcompress.search.executors import InlineExecutor
 from mmcompress.search.linearize import (
     MAX_SEED_SPLITS,
@@ -23,7 +23,9 @@ from mmcompress.search.linearize import (
     InteractionFactors,
     _move_factors,
     count_max_evaluations,
-    linearize_successively,
+)
+from mmcompress.search.linearize import (
+    linearize_successively as linearize_with,
 )
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
 from mmcompress.search.worker import EstimateContext, estimate_candidate
@@ -50,8 +52,26 @@ def line(run):
     return Line()
 
 
+def cut_whole_to_budget(problem, sensitivity, *, predictor, budget_ms):
+    """Split a budget by cutting where it costs least: one split, or none."""
+    whole = Candidate(
+        {node: {b.name: b.units for b in blocks} for node, blocks in problem.blocks.items()},
+        dict.fromkeys(problem.blocks, "fp32"),
+    )
+    smaller = moves.cut_to_budget(
+        dataclasses.replace(problem, budget_ms=budget_ms),
+        whole,
+        loss_increase=sensitivity.loss_increase,
+    )
+    return [smaller] if smaller else []
+
+
+def linearize_successively(run, sensitivity, **options):
+    return linearize_with(run, sensitivity, split=cut_whole_to_budget, **options)
+
+
 @pytest.fixture()
-def compounding(run_folder, tiny, tmp_path, monkeypatch):
+def compounding(run_folder, tiny, tmp_path):
     """(run, sensitivity, predictor, budget, evaluate, what it was asked): cuts of a text tower harm more the more there are.
 
     Alone each of its blocks can be cut for next to nothing; those of the other models cost what they cost.
@@ -86,14 +106,6 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
         dict.fromkeys(r.blocks, "fp32"),
     )
     budget = 0.8 * predict(whole)
-
-    def splits(p, now, predictor, budget_ms, nodes=()):
-        c = moves.cut_to_budget(
-            dataclasses.replace(p, budget_ms=budget_ms), whole, loss_increase=now.loss_increase
-        )
-        return [c] if c else []
-
-    monkeypatch.setattr("mmcompress.search.linearize.split_budget", splits)
     return r, sensitivity, predict, budget, evaluate, asked
 
 
@@ -341,7 +353,7 @@ def test_a_budget_out_of_reach_does_not_end_the_rounds(compounding):
     )
 
 
-def test_what_is_measured_where_quality_collapsed_is_not_used(compounding, monkeypatch):
+def test_what_is_measured_where_quality_collapsed_is_not_used(compounding):
     r, sensitivity, predict, budget, evaluate, asked = compounding
     evaluator = TrialEvaluator(evaluate=evaluate, executor=InlineExecutor(None), workers=1)
     assert linearize_successively(
@@ -351,7 +363,9 @@ def test_what_is_measured_where_quality_collapsed_is_not_used(compounding, monke
     assert known.dense_loss == 1.0 and not has_quality_collapsed(
         min(known.losses), known.dense_loss
     )
-    monkeypatch.setattr("mmcompress.search.evaluator.COLLAPSE_RATIO", 0.99 * min(known.losses))
+    # Beside so small a loss of the dense pipeline, the same losses are those of a collapse.
+    dense_loss = 0.99 * min(known.losses) / COLLAPSE_RATIO
+    write_record(r.folder.interaction_factors, dataclasses.replace(known, dense_loss=dense_loss))
     assert (
         linearize_successively(
             r, sensitivity, predictor=predict, budget_ms=budget, evaluator=evaluator
