@@ -80,7 +80,7 @@ class Recognizers:
         self.decoder.generation = replace(self.decoder.generation, guard=False)
         self.tokenizer: Tokenizer = self.decoder.tokenizer
         # In a bundle the prompt counts as a part of the text, in the library it does not.
-        self.max_new_tokens = node.max_tokens - len(self.decoder.generation.prompt)
+        self.max_new_tokens = node.get_option("max_tokens", 0) - len(self.decoder.generation.prompt)
 
     def transcribe(self, sound: np.ndarray) -> Transcripts:
         """Transcribe a clip by both.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def pytest_addoption(parser):
         "a seed: every simulated measurement is off by some 15 %, by lot; "
         "a test that needs exact latencies then fails"
     )
-    parser.addoption("--moods", type=int, default=None, help=help_text)
+    parser.addoption("--noise-seed", type=int, default=None, help=help_text)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -149,10 +150,10 @@ def machine(request) -> dict[str, Any]:
 
     Latencies follow from sizes and time stands still. A test of measuring itself leaves it out.
     """
-    from simulated import MoodyBenchmarker, SimulatedBenchmarker, StoppedClock
+    from simulated import NoisyBenchmarker, SimulatedBenchmarker, StoppedClock
 
-    seed = request.config.getoption("--moods")
-    bench = SimulatedBenchmarker() if seed is None else MoodyBenchmarker(seed)
+    seed = request.config.getoption("--noise-seed")
+    bench = SimulatedBenchmarker() if seed is None else NoisyBenchmarker(seed)
     return {"bench": bench, "clock": StoppedClock()}
 
 
@@ -265,15 +266,47 @@ def batch(spec, pipeline):
 
 
 @pytest.fixture(scope="session")
-def run_folder(tiny, machine, make_once, tmp_path_factory) -> Path:
-    """A whole finished run of the tiny pipeline, on a simulated machine.
+def finished_run(tiny, machine, make_once) -> Path:
+    """A folder with a whole run of the tiny pipeline on a simulated machine, and `events.json`.
 
-    Every process has a copy of its own: some tests go on in it.
+    The events are stages and reads of the data, in their order.
     """
-    from mmcompress.run import run_targets as workflow
+    from recording_data import RecordingData
 
-    made = make_once("run", lambda folder: workflow.run(tiny / "spec.yaml", folder, **machine))
-    return Path(shutil.copytree(made, tmp_path_factory.mktemp("run") / "run"))
+    from mmcompress.run import run_targets as workflow
+    from mmcompress.run.stages import RunStages, prepare_run
+
+    def make(folder):
+        events = []
+
+        def note_stage(stage, message, share):
+            events.append(stage)
+
+        def prepare_recorded(run):
+            return prepare_run(replace(run, data=RecordingData(run.data, events)))
+
+        workflow.run(
+            tiny / "spec.yaml",
+            folder / "run",
+            stages=RunStages(prepare=prepare_recorded),
+            on_progress=note_stage,
+            **machine,
+        )
+        (folder / "events.json").write_text(json.dumps(events))
+
+    return make_once("finished-run", make)
+
+
+@pytest.fixture(scope="session")
+def run_folder(finished_run, tmp_path_factory) -> Path:
+    """The folder of that run. Every process has a copy of its own: some tests go on in it."""
+    return Path(shutil.copytree(finished_run / "run", tmp_path_factory.mktemp("run") / "run"))
+
+
+@pytest.fixture(scope="session")
+def run_events(finished_run) -> list:
+    """What happened in that run: the name of a stage, or (split, count, seed) of what was read."""
+    return json.loads((finished_run / "events.json").read_text())
 
 
 SENSITIVITY = ("sensitivity.json", "sensitivity.safetensors")

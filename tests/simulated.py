@@ -228,7 +228,7 @@ class InProcessBenchmarker(Benchmarker):
         return bench_in_process(job, folder)
 
 
-class MoodyBenchmarker(SimulatedBenchmarker):
+class NoisyBenchmarker(SimulatedBenchmarker):
     """A simulated machine whose every measurement is off by some 15 %, by lot."""
 
     def __init__(self, seed: int):

@@ -121,20 +121,20 @@ def test_a_cache_that_cannot_be_written_is_told_with_its_cure(tmp_path, monkeypa
 def test_ray_gets_a_folder_short_enough_for_its_sockets(tmp_path, monkeypatch, variable):
     import tempfile
 
+    def use_folder(folder):
+        monkeypatch.setattr(tempfile, "tempdir", None)  # it keeps what it found first
+        monkeypatch.setenv(variable, str(folder))
+
     monkeypatch.delenv("RAY_TMPDIR", raising=False)
-    monkeypatch.setattr(tempfile, "tempdir", None)
     long = tmp_path / ("x" * 60)
     long.mkdir()
-    monkeypatch.setenv(variable, str(long))
+    use_folder(long)
     assert len(os.fsencode(choose_ray_folder() + RAY_SOCKET_PATH)) <= MAX_SOCKET_PATH
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setenv(variable, "/tmp")
+    use_folder("/tmp")
     assert choose_ray_folder() == "/tmp/ray"
-    monkeypatch.setattr(tempfile, "tempdir", None)
-    monkeypatch.setattr("mmcompress.search.ray_folder.SHORT_FOLDERS", ())
-    monkeypatch.setenv(variable, str(long))
+    use_folder(long)
     with pytest.raises(ClusterError, match="Set RAY_TMPDIR to a short one"):
-        choose_ray_folder()
+        choose_ray_folder(short_folders=())
 
 
 @pytest.mark.parametrize("given", [(), ("--resume",)])

@@ -79,7 +79,7 @@ def rewrite_config(folder, **changes):
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def damage(data, how):
+def damage_bytes(data, how):
     if how == "cut":
         return data[: len(data) // 2]
     if how == "one byte short":
@@ -125,7 +125,7 @@ def damage(data, how):
 )
 def test_weights_that_are_no_whole_file_are_told_with_the_cure(copy, how, message):
     path = copy / "model.safetensors"
-    path.write_bytes(damage(path.read_bytes(), how))
+    path.write_bytes(damage_bytes(path.read_bytes(), how))
     refuse(copy, message)
 
 

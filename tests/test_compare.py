@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from simulated import SimulatedBenchmarker, StoppedClock
 
 from mmcompress.errors import SpecError
 from mmcompress.experiments.ablate import ablate, remove_fixed_dimensions
@@ -18,7 +19,12 @@ from mmcompress.experiments.compare import compare
 from mmcompress.experiments.make_cell import plan_training
 from mmcompress.experiments.proposals import choose_fastest_precisions
 from mmcompress.graph.blocks import count_steps
+from mmcompress.run.fit_structure import SearchSteps, open_search
+from mmcompress.run.fitted_structure import FittedStructure
+from mmcompress.run.profile import profile_pipeline
 from mmcompress.stats import PerSampleScores, decide_claim, estimate_paired_difference
+from mmcompress.storage import read_record, write_record
+from mmcompress.workspace.context import open_run
 from mmcompress.workspace.folder import RunFolder
 
 QUICK = {
@@ -230,13 +236,13 @@ def test_a_method_that_nothing_satisfies_gives_the_fastest(name, run_folder, tin
 
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     prepared = prepare_run(r)
-    predict, ev = prepared.predictor, prepared.sensitivity
+    predict, sensitivity = prepared.predictor, prepared.sensitivity
     r = dataclasses.replace(r, folder=RunFolder(path=tmp_path))
-    with BASELINES[name].open_proposals(r, ev) as propose:
+    with BASELINES[name].open_proposals(r, sensitivity) as propose:
         found = propose(predict, 1e-6, 0)
     assert (
         found.candidate
-        == find_fastest(build_problem(r, ev, predictor=predict, budget_ms=1e-6), predict)
+        == find_fastest(build_problem(r, sensitivity, predictor=predict, budget_ms=1e-6), predict)
         and found.latency_ms > 1e-6
     )
 
@@ -255,10 +261,10 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     ]
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
     prepared = prepare_run(r)
-    predict, ev = prepared.predictor, prepared.sensitivity
+    predict, sensitivity = prepared.predictor, prepared.sensitivity
     predict = dataclasses.replace(predict, overhead_ms=0.0)  # all of it may be cut
     ms = predict(dataclasses.replace(_whole(r), precision=choose_fastest_precisions(r, predict)))
-    with BASELINES["uniform"].open_proposals(r, ev) as propose:
+    with BASELINES["uniform"].open_proposals(r, sensitivity) as propose:
         slow, quick = (propose(predict, share * ms, 0) for share in (0.97, 0.95))
     removed = lambda t: sum(
         b.units - t.candidate.kept_units[n][b.name] for n, bs in r.blocks.items() for b in bs
@@ -266,16 +272,14 @@ def test_uniform_cuts_come_block_by_block(run_folder, tiny):
     assert removed(slow) <= removed(quick) and slow.latency_ms >= quick.latency_ms
     left = lambda t: t.candidate.kept_units["vision"]["tokens"]
     [window] = [b for b in r.blocks["vision"] if b.group == "tokens"]
-    with BASELINES["shortened"].open_proposals(r, ev) as propose:
+    with BASELINES["shortened"].open_proposals(r, sensitivity) as propose:
         short = propose(predict, 0.9 * ms, 0)
     assert left(quick) == window.units > left(short) and short.latency_ms <= 0.9 * ms
 
 
 def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for_anew(
-    run_folder, tiny, tmp_path, monkeypatch
+    run_folder, tiny, tmp_path
 ):
-    from importlib import import_module
-
     from mmcompress.results.records import Trial
     from mmcompress.run.stages import prepare_run
     from mmcompress.search import build_problem as choose
@@ -283,9 +287,8 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     from mmcompress.search.run_search import FULL_BUDGET_SHARE
     from mmcompress.workspace import context as workflow
 
-    fit = import_module("mmcompress.run.fit_structure")
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    ev = prepare_run(r).sensitivity
+    sensitivity = prepare_run(r).sensitivity
     r = dataclasses.replace(r, folder=RunFolder(path=tmp_path))
 
     @dataclasses.dataclass(frozen=True)
@@ -300,8 +303,8 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
 
     whole, searches = _whole(r), []
     budget = 0.75 * Line()(whole)
-    p = choose.build_problem(r, ev, predictor=Line(), budget_ms=budget)
-    first = moves.cut_to_budget(p, whole, loss_increase=ev.estimate_loss_increase)
+    p = choose.build_problem(r, sensitivity, predictor=Line(), budget_ms=budget)
+    first = moves.cut_to_budget(p, whole, loss_increase=sensitivity.estimate_loss_increase)
 
     def search(run, sensitivity, *, predictor, budget_ms, evaluator, attempt, known_candidates):
         searches.append(attempt)
@@ -327,22 +330,22 @@ def test_what_misses_by_little_is_fitted_and_what_misses_by_much_is_searched_for
     def take_best(run, sensitivity, *, best, **_):
         return best
 
-    monkeypatch.setattr(fit, "linearize_successively", keep_sensitivity)
-    monkeypatch.setattr(fit, "run_search", search)
-    monkeypatch.setattr(fit, "choose_trial", take_first)
-    monkeypatch.setattr(fit, "rank_by_short_finetuning", take_best)
-    with fit.open_search(r, ev) as propose:
+    steps = SearchSteps(
+        linearize=keep_sensitivity, search=search, choose=take_first, rank=take_best
+    )
+    with open_search(r, sensitivity, steps=steps) as propose:
         assert propose(Line(), budget, 0).candidate == first and searches == [0]
         near = propose(Line(1.05), budget, 1)
         assert searches == [0] and near.origin == "adjusted" and np.isfinite(near.loss)
         p = dataclasses.replace(
-            choose.build_problem(r, ev, predictor=Line(1.05), budget_ms=budget), precisions={}
+            choose.build_problem(r, sensitivity, predictor=Line(1.05), budget_ms=budget),
+            precisions={},
         )
         assert near.candidate == moves.grow_to_budget(
             p,
-            moves.cut_to_budget(p, first, loss_increase=ev.estimate_loss_increase),
-            loss_increase=ev.estimate_loss_increase,
-            rounding=ev.rounding,
+            moves.cut_to_budget(p, first, loss_increase=sensitivity.estimate_loss_increase),
+            loss_increase=sensitivity.estimate_loss_increase,
+            rounding=sensitivity.rounding,
         )
         assert FULL_BUDGET_SHARE * budget <= Line(1.05)(near.candidate) <= budget
         propose(Line(1.05 * 1.2), budget, 2)
@@ -358,37 +361,66 @@ def _whole(r):
     )
 
 
-def test_equal_latency_is_measured_side_by_side(compared, tiny, machine, monkeypatch):
-    from mmcompress.experiments import claims
-    from mmcompress.run.profile import profile_pipeline
-    from mmcompress.workspace import context as workflow
+class RecordingBenchmarker(SimulatedBenchmarker):
+    """A simulated machine that notes which bundles it measures beside each other."""
 
-    folder, _ = compared
-    options = {"overrides": QUICK, "resume": True, **machine}
-    r = workflow.open_run(tiny / "spec.yaml", folder, **options)
-    dense, asked, real = profile_pipeline(r), [], claims.bench_beside_dense
-    monkeypatch.setattr(
-        claims, "bench_beside_dense", lambda r, b, **k: asked.append(list(b)) or real(r, b, **k)
-    )
-    (folder / "side_by_side.json").unlink(missing_ok=True)
+    def __init__(self):
+        self.bundles = []
+
+    def benchmark_bundles(self, job, folder):
+        self.bundles.append(list(job.bundles))
+        return super().benchmark_bundles(job, folder)
+
+
+@pytest.fixture()
+def three_methods(tiny, prepare_tiny, run_folder, tmp_path):
+    """(run, benchmarker): two methods with the structure of `run_folder`, and the dense one in int8."""
+    benchmarker = RecordingBenchmarker()
+    folder = tmp_path / "c"
+    prepare_tiny(folder, QUICK)
+    options = {"overrides": QUICK, "resume": True, "bench": benchmarker, "clock": StoppedClock()}
+    run = open_run(tiny / "spec.yaml", folder, **options)
+    fitted = read_record(FittedStructure, run_folder / "fitted.json")
+    methods = {
+        "searched": (fitted.candidate, run_folder / "bundle"),
+        "student": (fitted.candidate, run_folder / "bundle"),
+        "int8": (_whole(run), run_folder / "rounded" / "int8"),
+    }
+    for name, (candidate, bundle) in methods.items():
+        shutil.copytree(bundle, folder / name / "bundle")
+        shutil.copy(run_folder / "outcomes.json", folder / name)
+        write_record(
+            folder / name / "fitted.json", dataclasses.replace(fitted, candidate=candidate)
+        )
+    return run, benchmarker
+
+
+def test_equal_latency_is_measured_side_by_side(three_methods):
+    r, benchmarker = three_methods
+    folder, asked = r.folder.path, benchmarker.bundles
+    dense = profile_pipeline(r)
     found = measure_side_by_side(r, ("searched", "int8"), dense=dense)
-    assert asked == [["fp32", "searched", "int8"]] and all(0 < x < 3 for x in found.values())
-    assert measure_side_by_side(r, ("searched", "int8"), dense=dense) == found and len(asked) == 1
-    assert (
-        len(set(measure_side_by_side(r, ("searched", "student"), dense=dense).values())) == 1
-        and len(asked) == 1
-    )  # one structure
+    count = len(asked)
+    assert count and all(names == ["fp32", "searched", "int8"] for names in asked)
+    assert all(0 < x < 3 for x in found.values())
+    assert measure_side_by_side(r, ("searched", "int8"), dense=dense) == found
+    assert len(asked) == count
+    assert len(set(measure_side_by_side(r, ("searched", "student"), dense=dense).values())) == 1
+    assert len(asked) == count  # one structure
 
     def claimed(ours: float, theirs: float, gap: float) -> str:
         (folder / "side_by_side.json").write_text(
             json.dumps({"searched int8": {"searched": ours, "int8": theirs}})
         )
-        word = (
-            "supported" if gap > 0.1 else "not supported" if gap < -0.1 else "undecided at this n"
-        )
-        monkeypatch.setattr(
-            "mmcompress.experiments.claims.decide_claim", lambda *sides: (word, gap, 0.1)
-        )
+        scores = json.loads((folder / "searched" / "outcomes.json").read_text())
+        for name, sign in (("searched", 1), ("int8", -1)):
+            for metric in scores["compressed"].values():
+                # Every second input is answered by one side alone; without a gap these cancel out.
+                metric["numerators"] = [
+                    0.5 + sign * (gap / 2 if gap else 0.5 - i % 2)
+                    for i in range(len(metric["numerators"]))
+                ]
+            write_record(folder / name / "outcomes.json", scores)
         claim = Claim(text="it is so", better=("searched",), worse=("int8",))
         return judge_claim(r, claim, dense=dense).verdict
 

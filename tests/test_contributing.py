@@ -16,6 +16,7 @@ import torch
 from families import prove_marian
 from library_checkpoints import LIBRARY_CASES
 from onnx import numpy_helper
+from registered import keep_entries
 
 from mmcompress.data.open_dataset import open_dataset
 from mmcompress.export.bundle import BundleContents, write_bundle
@@ -32,7 +33,6 @@ from mmcompress.quantize.simulation import simulate_precision
 from mmcompress.registry import (
     DATA_KINDS,
     IMPORTANCE,
-    LIBRARY_REFERENCES,
     METRICS,
     NODE_KINDS,
     PLUG_POINTS,
@@ -55,11 +55,9 @@ def plugins(tmp_path_factory):
     families = dict(DECODER_FAMILIES)
     for name, code in EXAMPLES:
         (folder / f"{name}.py").write_text(code)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, keep_entries(*PLUG_POINTS.values()):
         patch.syspath_prepend(str(folder))
         patch.setenv("PYTHONPATH", str(folder))
-        for registry in (*PLUG_POINTS.values(), LIBRARY_REFERENCES):
-            patch.setattr(registry, "_entries", dict(registry._entries))
         for name, _ in EXAMPLES:
             # An example registers while it is imported. A module that is known registers nothing.
             sys.modules.pop(name, None)

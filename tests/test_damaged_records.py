@@ -114,18 +114,18 @@ def look_through(run):
     set_damaged_artifact_aside(run)
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("fault", DAMAGES)
 @pytest.mark.parametrize("name", REMADE)
-def test_what_can_be_made_again_is_set_aside_and_told(whole_folder, tmp_path, opened, name, damage):
+def test_what_can_be_made_again_is_set_aside_and_told(whole_folder, tmp_path, opened, name, fault):
     folder = RunFolder(path=tmp_path / "r")
     shutil.copytree(whole_folder.path, folder.path, copy_function=os.link)
     run, told = opened(folder)
     path = getattr(folder, name)
-    damaged = DAMAGES[damage](path.read_bytes() if path.exists() else b"{")
+    damaged = DAMAGES[fault](path.read_bytes() if path.exists() else b"{")
     path.unlink(missing_ok=True)
     path.write_bytes(damaged)
     look_through(run)
-    if (name, damage) in HARMLESS:
+    if (name, fault) in HARMLESS:
         assert not told and path.read_bytes() == damaged
         return
     aside = path.with_name(path.name + ".damaged")
@@ -138,14 +138,14 @@ def test_what_can_be_made_again_is_set_aside_and_told(whole_folder, tmp_path, op
     assert not told
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("fault", DAMAGES)
 @pytest.mark.parametrize("name", GIVEN)
-def test_what_was_asked_for_is_refused_with_file_and_cure(tiny, tmp_path, name, damage):
+def test_what_was_asked_for_is_refused_with_file_and_cure(tiny, tmp_path, name, fault):
     out = tmp_path / "r"
     open_run(tiny / "spec.yaml", out)
     path = getattr(RunFolder(path=out), name)
-    path.write_bytes(DAMAGES[damage](path.read_bytes()))
-    if (name, damage) == ("format", "mapping"):
+    path.write_bytes(DAMAGES[fault](path.read_bytes()))
+    if (name, fault) == ("format", "mapping"):
         cure = "use a new --out"  # a folder of 0.1.0 states nothing
     else:
         cure = "put the file back from a copy, or begin a new run with another --out"
@@ -161,16 +161,16 @@ def break_file(path):
     path.write_bytes(bytes(content))
 
 
-@pytest.mark.parametrize("damage", ["altered", "manifest"])
+@pytest.mark.parametrize("fault", ["altered", "manifest"])
 def test_a_finished_run_whose_bundle_is_damaged_exports_it_again(
-    tiny, folder, machine, one_artifact, damage
+    tiny, folder, machine, one_artifact, fault
 ):
     before = json.loads((folder.bundle / "manifest.json").read_text())
     # These of the fixture belong to no real run.
     for path in (folder.footprint, folder.short_finetunings, folder.training_checkpoint):
         path.unlink()
     broken = folder.bundle / "captioner" / "step.onnx"
-    if damage == "altered":
+    if fault == "altered":
         break_file(broken)
     else:
         (folder.bundle / "manifest.json").write_text("{")

@@ -18,7 +18,7 @@ from mmcompress.prune.masks import mask_units
 from mmcompress.prune.refit import Gram, fit_linear_, measure_grams, refit_from_gram_
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.registry import IMPORTANCE
-from mmcompress.search.sensitivity import measure as damage
+from mmcompress.search.sensitivity import measure as sensitivity_measure
 
 BLOCKS = [
     ("vision", "0.ffn"),
@@ -180,12 +180,12 @@ def test_refit_is_ridge_regression_with_a_free_constant(pipeline, models, few, b
             np.testing.assert_allclose(found.bias.detach().numpy(), my - w @ mx, atol=2e-4)
 
 
-def test_damage_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
+def test_a_loss_increase_is_what_one_cut_alone_adds_to_the_loss(pipeline, models, few):
     grams = measure_grams(pipeline, models, batch=few)
     scores = {
         n: {b.name: torch.arange(b.units).float() for b in m.blocks} for n, m in models.items()
     }
-    curves = damage.measure_sensitivity(
+    curves = sensitivity_measure.measure_sensitivity(
         pipeline, models, batch=few, scores=scores, grams=grams, ridge=0.01
     )
     anchors = pipeline.compute_reference_outputs(models, few)
@@ -229,13 +229,13 @@ def test_damage_of_positions_is_measured_as_far_as_they_may_be_cut():
         reads=("audio",),
         drop=(("mlp", "zero"),),
     )
-    within = damage.list_measured_levels(tokens, 0.6)
+    within = sensitivity_measure.list_measured_levels(tokens, 0.6)
     assert (
         len(within) == 4
         and within[-1] == 600
-        and damage.list_measured_levels(tokens, 0.0)[-1] <= 50
+        and sensitivity_measure.list_measured_levels(tokens, 0.0)[-1] <= 50
     )
-    assert damage.list_measured_levels(ffn, 0.6) == [48, 32, 16, 0]
+    assert sensitivity_measure.list_measured_levels(ffn, 0.6) == [48, 32, 16, 0]
 
 
 def softmax(x: np.ndarray, axis: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from test_one_node import write_one_node
 
 from mmcompress.cli import main
 from mmcompress.errors import DataError
@@ -58,11 +59,20 @@ def readings(kit, machine):
 
 
 @pytest.fixture(scope="module")
-def real_readings(kit):
+def real_kit(tiny, machine, tmp_path_factory):
+    """A kit of a text encoder alone, in both precisions: every further node takes seconds."""
+    folder = tmp_path_factory.mktemp("real")
+    run = open_run(write_one_node(folder, tiny), folder / "host", **machine)
+    return write_kit(run, folder / "kit")
+
+
+@pytest.fixture(scope="module")
+def real_readings(real_kit):
     """What this machine measures, by the command and where no training package can be imported."""
-    done = on_device("device", "measure", kit, "--out", kit.parent / "real.json")
+    readings = real_kit.with_name("real.json")
+    done = on_device("device", "measure", real_kit, "--out", readings)
     assert done.returncode == 0, done.stderr
-    return kit.parent / "real.json"
+    return readings
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +115,7 @@ def test_the_readings_make_the_predictor_that_this_machine_would_make(real_readi
 
 
 @pytest.mark.slow
-def test_a_second_kit_of_a_device_finds_its_table_measured(kit, real_readings, monkeypatch):
+def test_a_second_kit_of_a_device_finds_its_table_measured(real_kit, real_readings, monkeypatch):
     from mmcompress.measure.cost_model import device_table as table
     from mmcompress.measure.cost_model.microbenchmarks import build_stack
 
@@ -115,7 +125,7 @@ def test_a_second_kit_of_a_device_finds_its_table_measured(kit, real_readings, m
         lambda *a: stacked.append(a) or build_stack(*a),
     )
     assert (
-        measure_kit(kit).table.index_rows().keys()
+        measure_kit(real_kit).table.index_rows().keys()
         >= read_record(Readings, real_readings).table.index_rows().keys()
     )
     device = read_record(Readings, real_readings).device

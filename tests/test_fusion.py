@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from families import TOKENIZER, blip_matching_model
+from test_several_nodes import add_second_nodes
 from tokenizers import Tokenizer
 
 from mmcompress.data.open_dataset import open_dataset
@@ -104,11 +105,19 @@ def test_labels_of_the_teacher_are_its_scores(fused):
 
 
 @pytest.mark.slow
-def test_a_pipeline_with_a_fusion_encoder_is_pruned_proved_and_exported(
-    fused, tmp_path, machine, one_artifact
+def test_a_fusion_encoder_and_two_generators_go_the_whole_way_under_their_own_names(
+    fused, tiny, tmp_path, machine, one_artifact
 ):
+    path = tmp_path / "spec.yaml"
+    path.write_text(add_second_nodes(fused.read_text()).replace("./", f"{tiny}/"))
     out = tmp_path / "run"
-    summary = run(fused, out, overrides=QUICK, policy=one_artifact, **machine)
+    metrics = ["retrieval", {"kind": "caption", "of": "pick"}, "endings"]
+    changes = QUICK | {"metrics": metrics}
+    summary = run(path, out, overrides=changes, policy=one_artifact, **machine)
+    figures = {"caption_exact_match", "ends_by_itself.captioner", "ends_by_itself.writer"}
+    for figure in ("image_to_text_r1", "text_to_image_r1"):
+        figures |= {f"{figure}.choose", f"{figure}.pick"}
+    assert set(summary.compressed.quality) == figures == set(summary.baseline.quality)
     assert all(proof.passed for proof in summary.proofs)
     assert {proof.name for proof in summary.proofs if proof.node == "match"} >= {
         "masked == sliced",

@@ -154,11 +154,16 @@ def hub(tmp_path, monkeypatch):
     thread.start()
     hub.url = f"http://127.0.0.1:{server.server_port}"
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants.ENDPOINT, hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    # The library reads its variables once, when it is imported.
+    settings = {
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(tmp_path / "hub-cache"),
+        "HF_HUB_DISABLE_XET": True,
+    }
+    for name, value in settings.items():
+        monkeypatch.setattr(constants, name, value)
     monkeypatch.setenv("MMCOMPRESS_CACHE", str(tmp_path / "own-cache"))
     # the library waits before it asks again
     monkeypatch.setattr("time.sleep", lambda _: None)

@@ -66,17 +66,17 @@ DAMAGED_LINES = {
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGED_LINES)
+@pytest.mark.parametrize("fault", DAMAGED_LINES)
 @pytest.mark.parametrize("place", [0, 1, 0.5])
-def test_finished_trials_behind_a_damaged_line_are_kept(tmp_path, whole_journal, damage, place):
+def test_finished_trials_behind_a_damaged_line_are_kept(tmp_path, whole_journal, fault, place):
     content, keys = whole_journal
     lines = content.splitlines(keepends=True)
     index = int(place * len(lines)) if place < 1 else place
-    lines[index] = DAMAGED_LINES[damage](lines[index])
+    lines[index] = DAMAGED_LINES[fault](lines[index])
     path, book, told = open_damaged(tmp_path, b"".join(lines))
     # Of a torn line and of the one behind it nothing is left.
     assert len(keys - read_keys(book)) <= 1
-    assert len(told) == 1 or damage == "of a trial that is not there"
+    assert len(told) == 1 or fault == "of a trial that is not there"
     again = study.open_study(path, 0, tell=told.append)
     assert read_keys(again) == read_keys(book)
     evaluated = []

@@ -6,6 +6,7 @@ import errno
 import json
 import subprocess
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,6 +40,7 @@ from mmcompress.run.answers import SplitAnswers, list_failed_metrics
 from mmcompress.run.assemble import PredictedReach, build_target
 from mmcompress.run.evaluate import _measure_memory, skip_failed_step
 from mmcompress.run.warnings import list_warnings
+from mmcompress.spec.target import parse_target
 from mmcompress.stats import PerSampleScores
 from mmcompress.storage import hold_room, read_record, replace_file, replace_folder, write_record
 from mmcompress.workspace.folder import RunFolder
@@ -371,11 +373,14 @@ def test_a_memory_limit_whose_measurement_fails_is_undetermined(tmp_path, capsys
     side = replace(made.compressed, memory_mb=0.0)
     reach = PredictedReach(floor_ms=1, fixed_ms=1, fixed_ms_by_node={}, lowest_reachable=())
     dense = made.baseline.latency_ms
-    target = build_target(spec, dense=dense, compressed=side, reach=reach, pace=1.0)
+    build = partial(
+        build_target, spec, goal=parse_target(spec.target), dense=dense, reach=reach, pace=1.0
+    )
+    target = build(compressed=side)
     assert target.undetermined_limits == ("memory",)
     assert not any(bound.kind == "memory" for bound in target.exceeded_bounds)
     assert tighten_limits(spec.limits, spec.limits, side=side) == spec.limits
-    measured = build_target(spec, dense=dense, compressed=made.compressed, reach=reach, pace=1.0)
+    measured = build(compressed=made.compressed)
     assert measured.undetermined_limits == ()
     assert any(bound.kind == "memory" for bound in measured.exceeded_bounds)
 

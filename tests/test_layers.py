@@ -191,7 +191,7 @@ def test_a_kind_of_node_names_its_two_sides(kind):
 
 
 def test_the_ports_of_every_kind_have_known_types():
-    known = {*INPUT_TYPES.names(), *INNER_TYPES}
+    known = {*INPUT_TYPES.list_names(), *INNER_TYPES}
     for kind in OWN_KINDS:
         entry = NODE_KINDS.get(kind)
         types = {*entry.outputs.values()}
@@ -200,7 +200,7 @@ def test_the_ports_of_every_kind_have_known_types():
         assert types <= known, kind
 
 
-@pytest.mark.parametrize("name", INPUT_TYPES.names())
+@pytest.mark.parametrize("name", INPUT_TYPES.list_names())
 def test_a_type_of_input_names_functions_that_are_there(name):
     for target in asdict(INPUT_TYPES.get(name)).values():
         assert not target or callable(resolve_entry(target)), target

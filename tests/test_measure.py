@@ -22,7 +22,6 @@ from mmcompress.measure.cost_model.microbenchmarks import (
     build_stack,
     make_random_feed,
 )
-from mmcompress.measure.latency import bench as latency
 from mmcompress.measure.latency import benchmark_in_subprocess as apart
 from mmcompress.measure.latency.bench import (
     BenchmarkOptions,
@@ -41,9 +40,9 @@ from mmcompress.stats import Latency
 ALONE = apart.benchmark_in_subprocess  # as it is; tests measure in their own process
 
 
-def bench(pipelines, requests, warmup, max_requests, traces=()):
+def bench(pipelines, requests, warmup, max_requests, traces=(), **turns):
     options = BenchmarkOptions(warmup=warmup, max_requests=max_requests, traces=tuple(traces))
-    return bench_pipelines(pipelines, requests, options=options)
+    return bench_pipelines(pipelines, requests, options=options, **turns)
 
 
 def end_to_end(pipelines, requests, warmup, rounds, said=()):
@@ -257,17 +256,14 @@ def test_bundles_are_loaded_anew_in_every_sitting(run_folder, monkeypatch):
         apart, "load_bundle", lambda at, threads: made.append(load_bundle(at, threads)) or made[-1]
     )
 
-    def recorded(pipelines, requests, *, options):
-        given.append((dict(pipelines), options.max_requests, options.first_request))
-        return bench_pipelines(pipelines, requests, options=options)
+    def bench_recorded(job, folder):
+        given.append((job.bundles, job.options.max_requests, job.options.first_request))
+        return apart.bench_in_process(job, folder)
 
-    monkeypatch.setattr(apart, "bench_pipelines", recorded)
     requests = [{"image": np.full((32, 32, 3), i, np.uint8)} for i in range(5)]
     bundles = {"a": run_folder / "baseline", "b": run_folder / "bundle"}
     options = BenchmarkOptions(warmup=1, max_requests=9, first_request=3, loads=3)
-    found = apart.bench_repeated(
-        bundles, requests, options=options, benchmark=apart.bench_in_process
-    )
+    found = apart.bench_repeated(bundles, requests, options=options, benchmark=bench_recorded)
     assert len({id(p) for p in made}) == 6 and [list(p) for p, *_ in given] == [["a", "b"]] * 3
     assert [rest for _, *rest in given] == [
         [3, 3],
@@ -297,9 +293,7 @@ def test_bundles_are_measured_in_a_process_of_their_own(run_folder, tmp_path):
         ALONE(replace(job, bundles={"a": str(tmp_path / "nowhere")}), tmp_path)
 
 
-def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(
-    run_folder, monkeypatch
-):
+def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(run_folder):
     """Who answers after another finds its weights out of the caches; of one alone, or slow, every request counts."""
     import numpy as np
 
@@ -316,23 +310,20 @@ def test_pipelines_take_turns_and_the_first_request_of_a_turn_is_not_counted(
 
     requests = [{"image": np.full((32, 32, 3), i, np.uint8)} for i in range(40)]
     pair, sent = {n: Recorded(n) for n in "ab"}, []
-    monkeypatch.setattr(latency, "TURN_SECONDS", 1e9)
-    found = bench(pair, requests, 1, 6)
+    found = bench(pair, requests, 1, 6, turn_seconds=1e9)
     assert sent[2:] == [(n, i) for n in "ba" for i in (39, *range(6))]
     assert all(len(found[n].ms) == 6 and found[n].calls["vision/model"] == 6 for n in "ab")
     sent.clear()
-    monkeypatch.setattr(latency, "TURN_SECONDS", 0.0)
-    bench(pair, requests, 1, 3)
+    bench(pair, requests, 1, 3, turn_seconds=0.0)
     assert sent[2:] == [(n, i) for i, names in enumerate(("ba", "ab", "ba")) for n in names]
     sent.clear()
-    bench({**pair, "c": Recorded("c")}, requests, 1, 60)
+    bench({**pair, "c": Recorded("c")}, requests, 1, 60, turn_seconds=0.0)
     turns = ["".join(n for n, _ in sent[i : i + 3]) for i in range(3, len(sent), 3)]
     assert (
         all(sorted(t) == list("abc") for t in turns) and len(set(turns)) == 6
     )  # no place is anyone's own
     sent.clear()
-    monkeypatch.setattr(latency, "TURN_SECONDS", 1e9)
-    bench({"a": pair["a"]}, requests, 1, 4)
+    bench({"a": pair["a"]}, requests, 1, 4, turn_seconds=1e9)
     assert sent[1:] == [("a", i) for i in range(4)]
 
 

@@ -24,14 +24,21 @@ measure: {threads: 1, warmup: 1, requests: 8, memory: false}
 """
 
 
-@pytest.mark.slow
-def test_a_text_encoder_alone_is_compressed(tiny, tmp_path, machine, one_artifact):
+def write_one_node(folder, tiny):
+    """Write the spec of a text encoder alone, and its data; returns the spec."""
     lines = [
         f"a {color} {thing}" for color in ("red", "green", "old") for thing in "abcdefghijklmnop"
     ]
-    (tmp_path / "lines.txt").write_text("\n".join(lines))
-    (tmp_path / "spec.yaml").write_text(SPEC.replace("./clip", f"{tiny}/clip"))
-    summary = workflow.run(tmp_path / "spec.yaml", tmp_path / "r", policy=one_artifact, **machine)
+    (folder / "lines.txt").write_text("\n".join(lines))
+    spec = folder / "spec.yaml"
+    spec.write_text(SPEC.replace("./clip", f"{tiny}/clip"))
+    return spec
+
+
+@pytest.mark.slow
+def test_a_text_encoder_alone_is_compressed(tiny, tmp_path, machine, one_artifact):
+    spec = write_one_node(tmp_path, tiny)
+    summary = workflow.run(spec, tmp_path / "r", policy=one_artifact, **machine)
     assert summary.target.met and all(proof.passed for proof in summary.proofs)
     assert set(summary.compressed.quality) == {"embedding_r1"}
     assert load_bundle(tmp_path / "r" / "bundle")(text="a red a")["embedding"].shape[-1] == 32

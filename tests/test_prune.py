@@ -516,7 +516,7 @@ def test_movement_is_the_sum_of_weight_times_gradient_at_the_start(
     material, models, pipeline, batch, monkeypatch
 ):
     monkeypatch.setattr(gradient_criteria, "MOVEMENT_STEPS", 1)
-    monkeypatch.setattr(pipeline, "batch_size", 10**6)
+    pipeline.batch_size = 10**6
     scores = gradient_criteria.score_by_movement(material)
     m, b = models["captioner"], models["captioner"].get_block("1.ffn")
     piece = batch.split_evenly(10**6)[0]

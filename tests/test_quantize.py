@@ -11,10 +11,11 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from registered import keep_entries
 
 from mmcompress.quantize.base import quantize_model
 from mmcompress.quantize.schemes.weights_only import W4
-from mmcompress.registry import PRECISIONS, Registry, resolve_entry
+from mmcompress.registry import PRECISIONS, resolve_entry
 from mmcompress.runtime.sessions import open_session
 
 ROUNDED = [name for name in PRECISIONS.list_names() if name != "fp32"]
@@ -103,16 +104,20 @@ def test_fp32_writes_the_model_as_it_is(layer):
     assert onnx.load(str(written.file)) == onnx.load(str(layer))
 
 
-def test_a_record_of_ones_own_is_a_precision(layer, monkeypatch):
+@pytest.fixture()
+def own_precision():
+    """The registry of precisions; what a test adds is gone afterwards."""
+    with keep_entries(PRECISIONS):
+        yield PRECISIONS
+
+
+def test_a_record_of_ones_own_is_a_precision(layer, own_precision):
     """The smallest one: another group of an existing scheme, deployed and simulated alike."""
     import torch
 
     from mmcompress.quantize.simulation import simulate_precision
 
-    rows = {"mine": (replace(W4, group_size=16), "weights in 4 bits, in groups of 16")}
-    registry = Registry("precision", rows)
-    monkeypatch.setattr("mmcompress.quantize.base.PRECISIONS", registry)
-    monkeypatch.setattr("mmcompress.quantize.simulation.PRECISIONS", registry)
+    own_precision.add("mine", replace(W4, group_size=16), "weights in 4 bits, in groups of 16")
     written = quantize_model("mine", layer, target=layer.with_name("q.onnx"))
     deployed = open_session(written.file, 1).run(None, {"x": INPUTS})[0]
     weight = numpy_helper.to_array(onnx.load(str(layer)).graph.initializer[0])

@@ -178,7 +178,7 @@ def test_a_whole_run_is_judged_on_its_validation_pairs(run_tiny, prepare_tiny, t
     folder = RunFolder(path=tmp_path / "r")
     prepare_tiny(folder.path, changes)
     # Its answers were judged by other metrics.
-    folder.dense_answers("test").unlink()
+    folder.locate_dense_answers("test").unlink()
     summary = run_tiny(folder.path, changes)
     assert "limits.retained" not in summary.skipped, summary.skipped
     retained = summary.retained
@@ -186,7 +186,7 @@ def test_a_whole_run_is_judged_on_its_validation_pairs(run_tiny, prepare_tiny, t
     assert (retained.choosing.n, retained.test.n) == (16, 24)
     assert retained.test.value == pytest.approx(summary.quality_retained)
     assert retained.choosing.low <= retained.choosing.value <= retained.choosing.high
-    assert folder.dense_answers("val").exists()
+    assert folder.locate_dense_answers("val").exists()
     assert "val" not in summary.extra_splits
 
 

@@ -11,7 +11,6 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.graph.references import name_by_node
 from mmcompress.models.sources import load_models
 from mmcompress.pipeline.forward import TorchPipeline
-from mmcompress.run.run_targets import run
 
 SECOND = """\
   writer:
@@ -29,23 +28,19 @@ SECOND = """\
     inputs: {query: vision.embedding, keys: words.embedding, values: writer.texts}
 outputs: {caption: choose.best, second: pick.best}
 """
-QUICK = {
-    "search.trials": 1,
-    "search.level_switches": 0,
-    "search.linearization_rounds": 0,
-    "search.max_artifacts": 1,
-    "distill.steps": 1,
-    "distill.precision": "fp32",
-}
+
+
+def add_second_nodes(text):
+    """Add a second generator and a second join to the text of the tiny spec."""
+    head, _, tail = text.partition("outputs: {caption: choose.best, embedding: vision.embedding}\n")
+    return head + SECOND + tail
 
 
 @pytest.fixture()
 def twice(tiny, tmp_path):
     """A spec with a second generator and a second join beside the first ones."""
-    text = (tiny / "spec.yaml").read_text()
-    head, _, tail = text.partition("outputs: {caption: choose.best, embedding: vision.embedding}\n")
     path = tmp_path / "twice.yaml"
-    path.write_text((head + SECOND + tail).replace("./", f"{tiny}/"))
+    path.write_text(add_second_nodes((tiny / "spec.yaml").read_text()).replace("./", f"{tiny}/"))
     return path
 
 
@@ -74,19 +69,3 @@ def test_a_metric_may_name_the_node_that_it_judges(twice):
     assert find_judged_nodes(spec, "final_texts") == ("choose", "pick")
     with pytest.raises(SpecError, match=r"'caption' can't judge 'vision'; .*choose, pick"):
         load_spec(twice, {"metrics": [{"kind": "caption", "of": "vision"}]})
-
-
-@pytest.mark.slow
-def test_a_run_judges_each_under_its_own_name(twice, tmp_path, machine, one_artifact):
-    metrics = ["retrieval", {"kind": "caption", "of": "pick"}, "endings"]
-    changes = QUICK | {"metrics": metrics}
-    space = "search_spaces/prune_only.yaml"
-    options = {"space": space, "policy": one_artifact, **machine}
-    summary = run(twice, tmp_path / "r", overrides=changes, **options)
-    expected = {"caption_exact_match", "ends_by_itself.captioner", "ends_by_itself.writer"}
-    expected |= {
-        f"{figure}.{join}"
-        for figure in ("image_to_text_r1", "text_to_image_r1")
-        for join in ("choose", "pick")
-    }
-    assert set(summary.compressed.quality) == expected == set(summary.baseline.quality)

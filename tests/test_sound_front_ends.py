@@ -20,7 +20,11 @@ from mmcompress.runtime.audio import (  # noqa: E402
     is_silent,
     open_audio,
 )
-from mmcompress.runtime.sound_files import check_header, decode_sound  # noqa: E402
+from mmcompress.runtime.sound_files import (  # noqa: E402
+    BLOCK_FRAMES,
+    check_header,
+    decode_sound,
+)
 
 SOUND = tone(0.5)
 CONFIG = {"mels": 80, "frames": 3000, "seconds": 30.0}
@@ -214,12 +218,9 @@ def test_silence_is_told_and_nothing_is_written_of_it(talk, tmp_path):  # noqa: 
     assert bundle(audio=silence)["text"] == "" and bundle(audio=tone(0.3))["text"] == heard["text"]
 
 
-def test_a_long_file_is_decoded_in_blocks(tmp_path, monkeypatch):
-    from mmcompress.runtime import sound_files
-
-    monkeypatch.setattr(sound_files, "BLOCK_FRAMES", 1000)
+def test_a_long_file_is_decoded_in_blocks(tmp_path):
     rng = np.random.default_rng(0)
-    stereo = rng.uniform(-1, 1, (44_100, 2)).astype(np.float32)
+    stereo = rng.uniform(-1, 1, (BLOCK_FRAMES + 1000, 2)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", stereo, 44_100, subtype="FLOAT")
     expected = soxr.resample(stereo.mean(1), 44_100, SAMPLE_RATE)
     assert np.array_equal(open_audio(tmp_path / "a.wav"), expected)

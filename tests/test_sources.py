@@ -323,6 +323,15 @@ IMPORTANCE.add("backwards", score_backwards)
 """A plugin with a criterion of one's own."""
 
 
+CONVOLUTIONAL_NODE = """\
+  look:
+    kind: image_encoder
+    source: python:own_tower:build_convolutional
+    inputs: {image: image}
+"""
+"""A second own module, whose channels are cut."""
+
+
 @pytest.mark.slow
 def test_own_modules_and_plugins_reach_the_workers_and_go_through_the_whole_run(
     tiny, tmp_path, monkeypatch, machine, one_artifact
@@ -333,13 +342,11 @@ def test_own_modules_and_plugins_reach_the_workers_and_go_through_the_whole_run(
     monkeypatch.syspath_prepend(str(tmp_path))
     paths = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
-    text = (
-        (tiny / "spec.yaml")
-        .read_text()
-        .replace("source: ./clip", "source: python:own_tower:build", 1)
-    )
-    text = text.replace("./", f"{tiny}/")
-    (tmp_path / "own.yaml").write_text(text)
+    own_source = "source: python:own_tower:build"
+    text = (tiny / "spec.yaml").read_text().replace("source: ./clip", own_source, 1)
+    text = text.replace("  choose:", CONVOLUTIONAL_NODE + "  choose:")
+    text = text.replace("query: vision.embedding", "query: look.embedding")
+    (tmp_path / "own.yaml").write_text(text.replace("./", f"{tiny}/"))
     changes = {
         "plugins": ["backwards_criterion"],
         "prune.importance": "backwards",
@@ -355,31 +362,9 @@ def test_own_modules_and_plugins_reach_the_workers_and_go_through_the_whole_run(
     assert summary.search.failed == 0 and summary.search.trials >= 1
     kept = summary.kept_units["vision"]
     assert set(kept) == {"0.attention", "0.cross_attention"}
+    convolutions = summary.kept_units["look"]
+    assert len(convolutions) == 10 and all(count >= 8 for count in convolutions.values())
     assert all(p.passed for p in summary.proofs) and summary.compressed.nodes["vision"].params > 0
-
-
-@pytest.mark.slow
-def test_a_convolutional_tower_goes_through_the_whole_run(tiny, tmp_path, machine, one_artifact):
-    from mmcompress.run import run_targets as workflow
-
-    source = "python:own_tower:build_convolutional"
-    node = f"  look:\n    kind: image_encoder\n    source: {source}\n    inputs: {{image: image}}\n"
-    text = (
-        (tiny / "spec.yaml")
-        .read_text()
-        .replace("  choose:", node + "  choose:")
-        .replace("./", f"{tiny}/")
-    )
-    (tmp_path / "conv.yaml").write_text(
-        text.replace("query: vision.embedding", "query: look.embedding")
-    )
-    summary = workflow.run(
-        tmp_path / "conv.yaml", tmp_path / "run", overrides=QUICK, policy=one_artifact, **machine
-    )
-    assert len(summary.kept_units["look"]) == 10 and all(
-        k >= 8 for k in summary.kept_units["look"].values()
-    )
-    assert all(p.passed for p in summary.proofs)
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import SENSITIVITY
+from recording_data import RecordingData
 from simulated import InProcessBenchmarker
 
 from mmcompress.cli import main
-from mmcompress.errors import DataError, ModelError, SpecError, SplitSealed
+from mmcompress.errors import DataError, ModelError, SpecError
 from mmcompress.graph.blocks import count_steps, count_units_after
 from mmcompress.graph.structure import Candidate, measure_removed_share
 from mmcompress.results.records import Attempt, Bound, FreeWriting, Summary, Trial
@@ -179,22 +180,6 @@ def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(
     assert max(max(c["loss_increases"]) for c in curves.values()) > 0  # not cut for free
 
 
-class RecordingData:
-    """A dataset that notes what is loaded from it, among other events."""
-
-    def __init__(self, data, events):
-        self.splits, self.modality, self._data, self.events = (
-            data.splits,
-            data.modality,
-            data,
-            events,
-        )
-
-    def load(self, split, count=None, *, seed=0):
-        self.events.append((split, count, seed))
-        return self._data.load(split, count, seed=seed)
-
-
 @pytest.mark.slow
 def test_rounds_of_training_go_on_with_pairs_not_seen_before(
     tiny, tmp_path, one_artifact, machine, prepare_tiny
@@ -325,7 +310,7 @@ def test_the_command_exits_with_3_where_a_target_cannot_be_met(tiny, out_of_reac
 
 @pytest.mark.slow
 def test_a_large_pipeline_is_searched_on_estimates_alone(tiny, tmp_path, machine, run_tiny):
-    """As `clip_blip_base.yaml` does: damage from Fisher scores, trials as sums, no input moments, no model run."""
+    """As `clip_blip_base.yaml` does: loss increases from Fisher scores, trials as sums, no input moments, no model run."""
     scores = {"prune.importance": "fisher", "prune.sensitivity": "estimated"}
     changes = {
         **scores,
@@ -778,7 +763,7 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
 
     r = open_run(tiny / "spec.yaml", run_folder, resume=True)
     prepared = prepare_run(r)
-    predict, ev = prepared.predictor, prepared.sensitivity
+    predict, sensitivity = prepared.predictor, prepared.sensitivity
     heads = {
         p: replace(d, low=0.4, high=0.4)
         for p, d in r.space.dimensions.items()
@@ -786,7 +771,7 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
     }
     plain = {p: d for p, d in r.space.dimensions.items() if not p.endswith(".drop")}
     narrow = replace(r, space=replace(r.space, dimensions=plain | heads))
-    p = build_problem(narrow, ev, predictor=predict, budget_ms=1.0)
+    p = build_problem(narrow, sensitivity, predictor=predict, budget_ms=1.0)
     nearest = lambda b: int(count_units_after(b, round(0.4 * count_steps(b))))
     assert all(
         p.unit_choices[n][b.name] == (nearest(b),)
@@ -795,7 +780,10 @@ def test_what_a_space_leaves_open_is_never_nothing(tiny, run_folder, tmp_path):
         if b.group == "heads"
     )
     open_ = build_problem(
-        replace(r, space=replace(r.space, dimensions=plain)), ev, predictor=predict, budget_ms=1.0
+        replace(r, space=replace(r.space, dimensions=plain)),
+        sensitivity,
+        predictor=predict,
+        budget_ms=1.0,
     )
     steep = {f"nodes.{n}.prune.{group}": 0.9 for n in r.blocks for group in ("heads", "ffn")}
     assert open_.is_allowed(open_.resolve(steep)) and not any(
@@ -863,29 +851,9 @@ def test_a_node_over_its_limit_is_cut_by_what_it_is_over():
     assert result.predictor.correction == pytest.approx(wrong, rel=0.01)
 
 
-@pytest.mark.slow
-def test_the_test_split_is_read_by_the_last_judgement_alone(tiny, tmp_path, one_artifact, machine):
+def test_the_test_split_is_read_by_the_last_judgement_alone(run_events):
     """Everything that is chosen is chosen on other pairs; one pair is loaded at the start to see that it is there."""
-    changes = {"search.trials": 2, "search.level_switches": 1, "distill.steps": 3}
-    events = []
-
-    def note_stage(stage, message, share):
-        events.append(stage)
-
-    run = open_run(
-        tiny / "spec.yaml",
-        tmp_path / "r",
-        overrides={**changes, "data.report": []},
-        on_progress=note_stage,
-        **machine,
-    )
-    with pytest.raises(SplitSealed, match="'test' is sealed until a finished artifact is judged"):
-        run.data.load("test", 1)
-    recorded = replace(run, data=RecordingData(run.data, events))
-    prepared = prepare_run(recorded)
-    reach_target(prepared.run, prepared=prepared, policy=one_artifact)
-    with pytest.raises(SplitSealed):
-        run.data.load("test", 1)
+    events = [tuple(event) if isinstance(event, list) else event for event in run_events]
     loads = [event for event in events if isinstance(event, tuple)]
     assert {split for split, _, _ in loads} == {"train", "val", "test"}
     exported = max(i for i, event in enumerate(events) if event == "export")
@@ -1048,7 +1016,7 @@ def test_where_cutting_destroys_structures_are_trained_a_little_and_the_best_is_
         "search.short_finetunings": 3,
     }
     changes["search.linearization_rounds"] = (
-        0  # the damage that the winner is fitted by is then the evidence's own
+        0  # the loss increases that the winner is fitted by are then those of the sensitivity
     )
     s = run_tiny(
         tmp_path / "r",
@@ -1094,11 +1062,14 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
 
     r = open_run(tiny / "spec.yaml", run_folder, resume=True)
     prepared = prepare_run(r)
-    predict, ev = prepared.predictor, prepared.sensitivity
+    predict, sensitivity = prepared.predictor, prepared.sensitivity
     whole = {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}
     fp32 = dict.fromkeys(r.blocks, "fp32")
     p = build_problem(
-        r, ev, predictor=predict, budget_ms=predict(Candidate(kept_units=whole, precision=fp32))
+        r,
+        sensitivity,
+        predictor=predict,
+        budget_ms=predict(Candidate(kept_units=whole, precision=fp32)),
     )
     cut = lambda n, **by: Candidate(kept_units={**whole, n: {**whole[n], **by}}, precision=fp32)
     one, near, far = (cut("vision", **{"0.ffn": k}) for k in (64, 48, 0))
@@ -1130,7 +1101,7 @@ def test_structures_that_hardly_differ_are_not_both_tried(run_folder, tiny):
     ]
     tried = [
         complete_candidate(p, c)
-        for _, c in pool.list_distinct_structures(p, ev, run=r, trials=trials)
+        for _, c in pool.list_distinct_structures(p, sensitivity, run=r, trials=trials)
     ]
     assert tried[0] == one and near not in tried
 

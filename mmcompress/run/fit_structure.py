@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 from mmcompress.errors import DataError
@@ -51,13 +51,30 @@ OpenProposals = Callable[[RunContext, Sensitivity], AbstractContextManager[Propo
 """Opens a source of proposals; what it needs (workers) is let go at the end."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class SearchSteps:
+    """The functions that make a proposal. What follows a miss is tested with others than these."""
+
+    linearize: Callable[..., tuple[Sensitivity, list[Candidate]]] = linearize_successively
+    """Measures loss increases among other cuts, and splits the budget by them."""
+    search: Callable[..., list[Trial]] = run_search
+    """Runs the study, or goes on with it."""
+    choose: Callable[..., Trial | None] = choose_trial
+    """Takes the best trial within the budget."""
+    rank: Callable[..., Trial | None] = rank_by_short_finetuning
+    """Trains the best few a little where cutting destroys the quality."""
+
+
 @contextmanager
-def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
+def open_search(
+    run: RunContext, sensitivity: Sensitivity, *, steps: SearchSteps | None = None
+) -> Iterator[Propose]:
     """Give proposals of the search: the best trial within the budget, or else the fastest one.
 
     After a small miss the last structure is adjusted to the budget, after a larger one the search
     goes on.
     """
+    steps = steps or SearchSteps()
     last: Trial | None = None
     proposed_keys: set[str] = set()
     with start_evaluator(run, sensitivity) as evaluator:
@@ -66,7 +83,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
             nonlocal last
             if last and run.is_search_over():
                 return None
-            updated, splits = linearize_successively(
+            updated, splits = steps.linearize(
                 run, sensitivity, predictor=predictor, budget_ms=budget_ms, evaluator=evaluator
             )
             trial = None
@@ -80,7 +97,7 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
                     structure=last.candidate,
                 )
             if trial is None or trial.candidate.make_key() in proposed_keys:
-                trials = run_search(
+                trials = steps.search(
                     run,
                     updated,
                     predictor=predictor,
@@ -89,13 +106,13 @@ def open_search(run: RunContext, sensitivity: Sensitivity) -> Iterator[Propose]:
                     attempt=attempt,
                     known_candidates=splits,
                 )
-                trial = rank_by_short_finetuning(
+                trial = steps.rank(
                     run,
                     updated,
                     predictor=predictor,
                     budget_ms=budget_ms,
                     trials=trials,
-                    best=choose_trial(run, evaluator, trials=trials, budget_ms=budget_ms),
+                    best=steps.choose(run, evaluator, trials=trials, budget_ms=budget_ms),
                 )
             last = trial
             if trial:

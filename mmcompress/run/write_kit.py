@@ -35,7 +35,7 @@ def write_kit(run: RunContext, folder: Path) -> Path:
     plan = plan_run_measurements(run, dense)
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copytree(run.shared.baseline, folder / BASELINE_FOLDER)
-    save_requests(folder, run.load_requests(BENCH_REQUESTS))
+    texts = save_requests(folder, run.load_requests(BENCH_REQUESTS))
     write_reference_bundles(run, plan, folder=folder / QUANTIZED_FOLDER)
     exports = []
     for export in write_exports(run.spec, run.models, plan=plan, calls=dense.calls, folder=folder):
@@ -53,6 +53,7 @@ def write_kit(run: RunContext, folder: Path) -> Path:
         requests=measure.requests,
         plan=plan,
         exports=tuple(exports),
+        texts=texts,
     )
     write_record(folder / KIT_FILE, kit)
     return folder

@@ -19,7 +19,7 @@ it.)
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -131,6 +131,7 @@ def linearize_successively(
     predictor: Predictor,
     budget_ms: float,
     evaluator: TrialEvaluator,
+    split: Callable[..., list[Candidate]] = split_budget,
 ) -> tuple[Sensitivity, list[Candidate]]:
     """Measure loss increases among other cuts, round by round.
 
@@ -143,6 +144,7 @@ def linearize_successively(
         predictor: Latency of a structure.
         budget_ms: Milliseconds a structure may take.
         evaluator: Measures losses.
+        split: Splits the budget, the best split first.
 
     Returns:
         The sensitivity as it is among other cuts, and the best splits, least loss first. Where all
@@ -159,6 +161,7 @@ def linearize_successively(
         predictor=predictor,
         problem=build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms),
         evaluator=evaluator,
+        split=split,
     )
     factors = load_interaction_factors(run.folder)
     with run.time_stage("linearize"):
@@ -195,6 +198,8 @@ class _Linearizer:
     """Budget and limits that every split keeps."""
     evaluator: TrialEvaluator
     """Measures the loss of a structure."""
+    split: Callable[..., list[Candidate]]
+    """Splits the budget, the best split first."""
 
     def run_round(self, factors: InteractionFactors) -> InteractionFactors | None:
         """Run one round: split, evaluate the splits, and measure the cuts of the best one.
@@ -231,7 +236,7 @@ class _Linearizer:
 
     def propose_splits(self, sensitivity: Sensitivity) -> list[Candidate]:
         """Propose the best few splits of the budget, fitted to every limit."""
-        candidates = split_budget(
+        candidates = self.split(
             self.problem,
             sensitivity,
             predictor=self.predictor,

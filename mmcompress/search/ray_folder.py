@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmcompress.errors import ClusterError
@@ -18,8 +19,11 @@ SHORT_FOLDERS = ("/tmp", "/var/tmp", "/dev/shm")
 """Folders that every Linux has, for where the user's own is too long."""
 
 
-def choose_ray_folder() -> str:
+def choose_ray_folder(short_folders: Sequence[str] = SHORT_FOLDERS) -> str:
     """Choose a folder for a local Ray: the usual one, or a short one where that is too long.
+
+    Args:
+        short_folders: Where a short one may be made.
 
     Returns:
         The folder; it need not exist.
@@ -30,7 +34,7 @@ def choose_ray_folder() -> str:
     default_folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
     candidates = [Path(default_folder) / "ray"]
     # Others may have a Ray here too, in a folder that is theirs alone.
-    candidates += [Path(folder) / f"ray-{os.getuid()}" for folder in SHORT_FOLDERS]
+    candidates += [Path(folder) / f"ray-{os.getuid()}" for folder in short_folders]
     for folder in candidates:
         if _is_short(folder) and _can_be_written(folder):
             return str(folder)

@@ -71,7 +71,7 @@ def check_bundle(folder: Path, bundle: Path) -> BundleCheck:
         threads=kit.threads,
     )
     bundles = {"dense": baseline, "compressed": bundle}
-    samples = bench_repeated(bundles, load_requests(folder), options=options)
+    samples = bench_repeated(bundles, load_requests(folder, kit.texts), options=options)
     return BundleCheck(
         device=fingerprint_device(kit.threads),
         cpu=describe_cpu(),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mmcompress.errors import DataError
 from mmcompress.measure.cost_model.plan import Export, MeasurementPlan
+from mmcompress.measure.latency.benchmark_in_subprocess import SavedRequest
 from mmcompress.storage import read_record
 
 KIT_FILE = "kit.json"
@@ -40,6 +41,9 @@ class Kit:
     """What has to be known of the device."""
     exports: tuple[Export, ...]
     """The exported nodes whose sessions are timed."""
+    texts: tuple[SavedRequest, ...] = ()
+    """What the requests hold beside arrays, by input: one entry a request. A kit that an earlier
+    version wrote of pictures or sounds has none."""
 
 
 def open_kit(folder: Path) -> Kit:

@@ -46,7 +46,7 @@ def measure_kit(
     kit = open_kit(folder)
     bench = bench or Benchmarker()
     progress("the dense pipeline", 0.0)
-    requests = load_requests(folder)
+    requests = load_requests(folder, kit.texts)
     options = BenchmarkOptions(
         warmup=kit.warmup, max_requests=kit.requests, threads=kit.threads, loads=1
     )

@@ -218,8 +218,9 @@ def bench_pipelines(
     requests: Sequence[Request],
     *,
     options: BenchmarkOptions,
+    turn_seconds: float = TURN_SECONDS,
 ) -> dict[str, Samples]:
-    """Send the same requests to every pipeline, in turns of about `TURN_SECONDS`.
+    """Send the same requests to every pipeline, in turns.
 
     The order of two pipelines alternates from turn to turn; that of more is drawn by lot. (A fixed
     place, always in the middle or always next to the largest, moved ratios by 4 %.)
@@ -231,14 +232,15 @@ def bench_pipelines(
         pipelines: Loaded pipelines by name.
         requests: What to send; they are sent again from the first when all were sent.
         options: How many requests and for how long; `threads` and `loads` are of no effect here.
+        turn_seconds: Seconds of a turn, about.
 
     Returns:
         What was observed of each pipeline, by name.
     """
     sender = _RequestSender(pipelines, requests, options=options)
     slowest_seconds = sender.warm_up()
-    requests_per_turn = max(1, round(TURN_SECONDS / slowest_seconds))
-    takes_turns = len(pipelines) > 1 and slowest_seconds < TURN_SECONDS
+    requests_per_turn = max(1, round(turn_seconds / slowest_seconds))
+    takes_turns = len(pipelines) > 1 and slowest_seconds < turn_seconds
     uncounted_requests = 1 if takes_turns else 0
     names = list(pipelines)
     generator = random.Random(options.first_request)

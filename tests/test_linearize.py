@@ -1,4 +1,4 @@
-"""Damage that does not add up, and the split that is found all the same."""
+"""Loss increases that do not add up, and the split that is found all the same."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mmcompress.graph.structure import Candidate
 from mmcompress.measure.cost_model.footprint import Footprint
 from mmcompress.run.stages import prepare_run
 from mmcompress.search import repair as moves
-from mmcompress.search.evaluator import TrialEvaluator, has_quality_collapsed
+from mmcompress.search.evaluator import COLLAPSE_RATIO, TrialEvaluator, has_quality_collapsed
 from mmcompress.search.executors import InlineExecutor
 from mmcompress.search.linearize import (
     MAX_SEED_SPLITS,
@@ -23,7 +23,9 @@ from mmcompress.search.linearize import (
     InteractionFactors,
     _move_factors,
     count_max_evaluations,
-    linearize_successively,
+)
+from mmcompress.search.linearize import (
+    linearize_successively as linearize_with,
 )
 from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTable
 from mmcompress.search.worker import EstimateContext, estimate_candidate
@@ -50,19 +52,39 @@ def line(run):
     return Line()
 
 
+def cut_whole_to_budget(problem, sensitivity, *, predictor, budget_ms):
+    """Split a budget by cutting where it costs least: one split, or none."""
+    whole = Candidate(
+        kept_units={
+            node: {b.name: b.units for b in blocks} for node, blocks in problem.blocks.items()
+        },
+        precision=dict.fromkeys(problem.blocks, "fp32"),
+    )
+    smaller = moves.cut_to_budget(
+        dataclasses.replace(problem, budget_ms=budget_ms),
+        whole,
+        loss_increase=sensitivity.estimate_loss_increase,
+    )
+    return [smaller] if smaller else []
+
+
+def linearize_successively(run, sensitivity, **options):
+    return linearize_with(run, sensitivity, split=cut_whole_to_budget, **options)
+
+
 @pytest.fixture()
-def compounding(run_folder, tiny, tmp_path, monkeypatch):
-    """(run, evidence, predictor, budget, judge, what it was asked): cuts of a text tower harm more the more there are.
+def compounding(run_folder, tiny, tmp_path):
+    """(run, sensitivity, predictor, budget, evaluate, what it was asked): cuts of a text tower harm more the more there are.
 
     Alone each of its blocks can be cut for next to nothing; those of the other models cost what they cost.
     """
     r = workflow.open_run(tiny / "spec.yaml", run_folder, resume=True)
-    ev = prepare_run(r).sensitivity
+    sensitivity = prepare_run(r).sensitivity
     r = dataclasses.replace(r, folder=RunFolder(path=tmp_path))
     lost = lambda n, by: {b.name: 1 - by.get(b.name, b.units) / b.units for b in r.blocks[n]}
     asked = []
 
-    def judge(context, candidate):
+    def evaluate(context, candidate):
         asked.append(candidate)
         loss = 1.0
         for n, by in candidate["kept_units"].items():
@@ -79,32 +101,24 @@ def compounding(run_folder, tiny, tmp_path, monkeypatch):
         loss_increases=tuple(alone(n, b, k) for k in (0, b.units // 2, b.units)),
     )
     curves = {n: {b.name: curve(n, b) for b in bs} for n, bs in r.blocks.items()}
-    rounding = {n: {p: 0.01 * (p != "fp32") for p in of} for n, of in ev.rounding.items()}
-    ev = dataclasses.replace(ev, curves=curves, rounding=rounding)
+    rounding = {n: {p: 0.01 * (p != "fp32") for p in of} for n, of in sensitivity.rounding.items()}
+    sensitivity = dataclasses.replace(sensitivity, curves=curves, rounding=rounding)
     predict = line(r)
     whole = Candidate(
         kept_units={n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()},
         precision=dict.fromkeys(r.blocks, "fp32"),
     )
     budget = 0.8 * predict(whole)
-
-    def splits(p, now, predictor, budget_ms, nodes=()):
-        c = moves.cut_to_budget(
-            dataclasses.replace(p, budget_ms=budget_ms),
-            whole,
-            loss_increase=now.estimate_loss_increase,
-        )
-        return [c] if c else []
-
-    monkeypatch.setattr("mmcompress.search.linearize.split_budget", splits)
-    return r, ev, predict, budget, judge, asked
+    return r, sensitivity, predict, budget, evaluate, asked
 
 
-def test_damage_is_measured_where_it_is_done_and_the_split_made_again(compounding):
-    r, ev, predict, budget, judge, asked = compounding
-    who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
-    inside, good = linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)
-    loss = lambda c: judge(None, dataclasses.asdict(c))["loss"] - 1.0
+def test_loss_increases_are_measured_within_a_split_and_the_split_made_again(compounding):
+    r, sensitivity, predict, budget, evaluate, asked = compounding
+    evaluator = TrialEvaluator(evaluate=evaluate, executor=InlineExecutor(None), workers=1)
+    inside, good = linearize_successively(
+        r, sensitivity, predictor=predict, budget_ms=budget, evaluator=evaluator
+    )
+    loss = lambda c: evaluate(None, dataclasses.asdict(c))["loss"] - 1.0
     known = read_record(InteractionFactors, r.folder.interaction_factors)
     assert min(known.losses) == min(s.loss for s in known.splits)
     first, losses = known.splits[0], [loss(c) for c in good[:MAX_SEED_SPLITS]]
@@ -116,14 +130,14 @@ def test_damage_is_measured_where_it_is_done_and_the_split_made_again(compoundin
     assert others and others == pytest.approx([1.0] * len(others), rel=0.05)  # these add up
     assert (
         inside.curves["text"][cut[0]].loss_increases[0]
-        > 2 * ev.curves["text"][cut[0]].loss_increases[0]
+        > 2 * sensitivity.curves["text"][cut[0]].loss_increases[0]
     )
     assert len(asked) - len(losses) == known.evaluations <= count_max_evaluations(r)
 
 
 def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
-    r, ev, predict, budget, judge, asked = compounding
-    who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
+    r, sensitivity, predict, budget, evaluate, asked = compounding
+    evaluator = TrialEvaluator(evaluate=evaluate, executor=InlineExecutor(None), workers=1)
 
     def killed(stage, what, share):
         if "split 2" in what:
@@ -132,26 +146,30 @@ def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
     with pytest.raises(KeyboardInterrupt):
         linearize_successively(
             dataclasses.replace(r, on_progress=killed),
-            ev,
+            sensitivity,
             predictor=predict,
             budget_ms=budget,
-            evaluator=who,
+            evaluator=evaluator,
         )
     assert read_record(InteractionFactors, r.folder.interaction_factors).rounds == 1
     before = len(asked)
-    inside, good = linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)
+    inside, good = linearize_successively(
+        r, sensitivity, predictor=predict, budget_ms=budget, evaluator=evaluator
+    )
     known, again = (
         read_record(InteractionFactors, r.folder.interaction_factors),
         len(asked) - before,
     )
     assert known.rounds == r.spec.search.linearization_rounds + 1 and again > 0
-    same, found = linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)
+    same, found = linearize_successively(
+        r, sensitivity, predictor=predict, budget_ms=budget, evaluator=evaluator
+    )
     assert len(asked) == before + again and found == good and same.curves == inside.curves
     for share in (0.95, 1.05):  # what no longer fits is trimmed, what would be too small filled up
         ms = [
             predict(c)
             for c in linearize_successively(
-                r, ev, predictor=predict, budget_ms=share * budget, evaluator=who
+                r, sensitivity, predictor=predict, budget_ms=share * budget, evaluator=evaluator
             )[1]
         ]
         assert ms and all(0.97 * share * budget <= x <= share * budget for x in ms)
@@ -159,25 +177,25 @@ def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):
 
 
 def test_it_is_left_out_where_no_model_is_run(compounding):
-    r, ev, predict, budget, judge, asked = compounding
+    r, sensitivity, predict, budget, evaluate, asked = compounding
     for search in ({"evaluator": "estimated"}, {"linearization_rounds": 0}):
         spec = dataclasses.replace(r.spec, search=dataclasses.replace(r.spec.search, **search))
         off = dataclasses.replace(r, spec=spec)
         assert linearize_successively(
             off,
-            ev,
+            sensitivity,
             predictor=predict,
             budget_ms=budget,
-            evaluator=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
+            evaluator=TrialEvaluator(evaluate=evaluate, executor=InlineExecutor(None), workers=1),
         ) == (
-            ev,
+            sensitivity,
             [],
         )
         assert not asked and count_max_evaluations(off) == 0
 
 
-def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
-    r, ev, predict, budget, judge, _ = compounding
+def test_structures_that_cannot_be_evaluated_are_told_and_left_out(compounding):
+    r, sensitivity, predict, budget, evaluate, _ = compounding
     told = []
 
     whole = {n: {b.name: b.units for b in bs} for n, bs in r.blocks.items()}
@@ -187,16 +205,16 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
         first = next(iter(whole["text"]))
         if kept["text"] != whole["text"] and kept["text"][first] == whole["text"][first]:
             raise ValueError("odd")
-        return judge(context, candidate)
+        return evaluate(context, candidate)
 
     say = lambda stage, what, share: told.append(what)
-    who = TrialEvaluator(evaluate=failing, executor=InlineExecutor(None), workers=1)
+    evaluator = TrialEvaluator(evaluate=failing, executor=InlineExecutor(None), workers=1)
     linearize_successively(
         dataclasses.replace(r, on_progress=say),
-        ev,
+        sensitivity,
         predictor=predict,
         budget_ms=budget,
-        evaluator=who,
+        evaluator=evaluator,
     )
     known = read_record(InteractionFactors, r.folder.interaction_factors)
     assert any("ValueError: odd" in t for t in told)
@@ -206,8 +224,8 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
         evaluate=lambda *_: {"loss": math.nan}, executor=InlineExecutor(None), workers=1
     )
     assert linearize_successively(
-        r, ev, predictor=predict, budget_ms=budget, evaluator=nothing
-    ) == (ev, [])
+        r, sensitivity, predictor=predict, budget_ms=budget, evaluator=nothing
+    ) == (sensitivity, [])
     assert not r.folder.interaction_factors.exists()  # another time they may be judged
 
     class Gone(InlineExecutor):
@@ -217,9 +235,9 @@ def test_structures_that_cannot_be_judged_are_told_and_left_out(compounding):
             raise BrokenExecutor
 
     with pytest.raises(ClusterError, match="--resume"):
-        TrialEvaluator(evaluate=judge, executor=Gone(None), workers=1).evaluate_all(
+        TrialEvaluator(evaluate=evaluate, executor=Gone(None), workers=1).evaluate_all(
             {"c": Candidate(kept_units={}, precision={})},
-            evaluate=judge,
+            evaluate=evaluate,
             progress=lambda *a: None,
             message="it",
         )
@@ -234,8 +252,8 @@ def test_what_fails_by_chance_is_tried_again():
             raise OSError("lost")
         return {"loss": 2.0}
 
-    who = TrialEvaluator(evaluate=once, executor=InlineExecutor(None), workers=1, retries=1)
-    losses = who.evaluate_all(
+    evaluator = TrialEvaluator(evaluate=once, executor=InlineExecutor(None), workers=1, retries=1)
+    losses = evaluator.evaluate_all(
         {"c": Candidate(kept_units={}, precision={})},
         evaluate=once,
         progress=lambda *a: None,
@@ -245,7 +263,7 @@ def test_what_fails_by_chance_is_tried_again():
 
 
 def test_splits_keep_other_limits_as_well(compounding):
-    r, ev, predict, budget, judge, _ = compounding
+    r, sensitivity, predict, budget, evaluate, _ = compounding
     weight = lambda c: sum(
         c.kept_units["text"].get(b.name, b.units) * b.rows_and_columns_per_unit
         for b in r.blocks["text"]
@@ -265,44 +283,46 @@ def test_splits_keep_other_limits_as_well(compounding):
     write_record(bound.shared.footprint, footprint)
     _, good = linearize_successively(
         bound,
-        ev,
+        sensitivity,
         predictor=predict,
         budget_ms=budget,
-        evaluator=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
+        evaluator=TrialEvaluator(evaluate=evaluate, executor=InlineExecutor(None), workers=1),
     )
     assert good and all(weight(c) <= most for c in good)
     _, free = linearize_successively(
         dataclasses.replace(r, folder=r.folder.get_subfolder("free")),
-        ev,
+        sensitivity,
         predictor=predict,
         budget_ms=budget,
-        evaluator=TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1),
+        evaluator=TrialEvaluator(evaluate=evaluate, executor=InlineExecutor(None), workers=1),
     )
     assert any(weight(c) > most for c in free)
 
 
 def test_curves_rise_and_what_is_next_to_nothing_has_a_trace(compounding):
-    _, ev, *_ = compounding
-    [name, *_] = ev.curves["text"]
+    _, sensitivity, *_ = compounding
+    [name, *_] = sensitivity.curves["text"]
     odd = {
-        **ev.curves,
+        **sensitivity.curves,
         "text": {
-            **ev.curves["text"],
+            **sensitivity.curves["text"],
             name: SensitivityCurve(
                 kept_units=(0, 2, 4, 6, 8), loss_increases=(1.0, 0.0, 0.2, 0.0, 0.0)
             ),
         },
     }
-    now = dataclasses.replace(ev, curves=odd).scale_loss_increases({"text": {name: 3.0}}, {})
-    damage = now.curves["text"][name].loss_increases
-    assert damage[0] > damage[1] > damage[2] > damage[3] > damage[4] == 0
-    assert damage[:3] == pytest.approx((3.0, 0.6, 0.6), rel=1e-3) and damage[3] < 1e-3
+    now = dataclasses.replace(sensitivity, curves=odd).scale_loss_increases(
+        {"text": {name: 3.0}}, {}
+    )
+    increases = now.curves["text"][name].loss_increases
+    assert increases[0] > increases[1] > increases[2] > increases[3] > increases[4] == 0
+    assert increases[:3] == pytest.approx((3.0, 0.6, 0.6), rel=1e-3) and increases[3] < 1e-3
 
 
-def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
-    _, ev, *_ = compounding
-    alone = ev.scale_loss_increases({}, {})
-    [name, *_] = ev.curves["text"]
+def test_factors_move_half_the_way_and_rounding_has_its_own(compounding):
+    _, sensitivity, *_ = compounding
+    alone = sensitivity.scale_loss_increases({}, {})
+    [name, *_] = sensitivity.curves["text"]
     split = EvaluatedSplit(
         candidate=Candidate(
             kept_units={"text": {name: 0}}, precision={"text": "int8", "vision": "int8"}
@@ -318,12 +338,14 @@ def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
         ("text", WHOLE_NODE): 1.0 - 4 * rounding,
         ("vision", WHOLE_NODE): math.inf,
     }
-    moved = _move_factors(InteractionFactors(), ev, split=split, losses_without=losses_without)
+    moved = _move_factors(
+        InteractionFactors(), sensitivity, split=split, losses_without=losses_without
+    )
     assert moved.cuts == {"text": {name: pytest.approx(4.0)}}
     assert moved.rounding == {"text": pytest.approx(2.0)}
     less = _move_factors(
         InteractionFactors(cuts={"text": {name: 4.0}}),
-        ev,
+        sensitivity,
         split=split,
         losses_without={("text", name): 1.5},  # without it the loss is higher
     )
@@ -331,30 +353,41 @@ def test_beliefs_move_half_the_way_and_rounding_has_its_own(compounding):
 
 
 def test_a_budget_out_of_reach_does_not_end_the_rounds(compounding):
-    r, ev, predict, budget, judge, _ = compounding
-    who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
+    r, sensitivity, predict, budget, evaluate, _ = compounding
+    evaluator = TrialEvaluator(evaluate=evaluate, executor=InlineExecutor(None), workers=1)
     assert (
-        linearize_successively(r, ev, predictor=predict, budget_ms=1e-6, evaluator=who)[1] == []
+        linearize_successively(
+            r, sensitivity, predictor=predict, budget_ms=1e-6, evaluator=evaluator
+        )[1]
+        == []
         and not r.folder.interaction_factors.exists()
     )
     assert (
-        linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)[1]
+        linearize_successively(
+            r, sensitivity, predictor=predict, budget_ms=budget, evaluator=evaluator
+        )[1]
         and read_record(InteractionFactors, r.folder.interaction_factors).losses
     )
 
 
-def test_what_is_measured_in_wrecks_is_not_believed(compounding, monkeypatch):
-    r, ev, predict, budget, judge, asked = compounding
-    who = TrialEvaluator(evaluate=judge, executor=InlineExecutor(None), workers=1)
-    assert linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)[1]
+def test_what_is_measured_where_quality_collapsed_is_not_used(compounding):
+    r, sensitivity, predict, budget, evaluate, asked = compounding
+    evaluator = TrialEvaluator(evaluate=evaluate, executor=InlineExecutor(None), workers=1)
+    assert linearize_successively(
+        r, sensitivity, predictor=predict, budget_ms=budget, evaluator=evaluator
+    )[1]
     known, before = read_record(InteractionFactors, r.folder.interaction_factors), len(asked)
     assert known.dense_loss == 1.0 and not has_quality_collapsed(
         min(known.losses), known.dense_loss
     )
-    monkeypatch.setattr("mmcompress.search.evaluator.COLLAPSE_RATIO", 0.99 * min(known.losses))
+    # Beside so small a loss of the dense pipeline, the same losses are those of a collapse.
+    dense_loss = 0.99 * min(known.losses) / COLLAPSE_RATIO
+    write_record(r.folder.interaction_factors, dataclasses.replace(known, dense_loss=dense_loss))
     assert (
-        linearize_successively(r, ev, predictor=predict, budget_ms=budget, evaluator=who)
-        == (ev, [])
+        linearize_successively(
+            r, sensitivity, predictor=predict, budget_ms=budget, evaluator=evaluator
+        )
+        == (sensitivity, [])
         and len(asked) == before
     )
 
