@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ from mmcompress.prune.importance.gradients import compute_mask_gradients
 from mmcompress.prune.importance.inputs import ImportanceInputs, score_units
 from mmcompress.prune.masks import mask_units, sample_units
 from mmcompress.prune.refit import measure_grams, refit_from_gram_, refit_in_order_, solve_ridge
+from mmcompress.prune.side_by_side import run_side_by_side
 from mmcompress.prune.surgery import (
     copy_constants_,
     copy_resized,
@@ -642,3 +644,21 @@ def test_what_stands_in_for_a_dropped_block_is_copied_from_a_trained_model(model
     before = list_constants(other)[0].bias.clone()
     copy_constants_(other, trained)
     assert torch.equal(list_constants(other)[0].bias, before)
+
+
+def test_pieces_of_work_beside_each_other_use_one_thread_each_and_keep_their_order():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    meeting = threading.Barrier(2, timeout=60)
+
+    def work(number):
+        # Each waits for the other: one after the other they would never meet.
+        meeting.wait()
+        return number, torch.get_num_threads()
+
+    try:
+        results = run_side_by_side([lambda: work(0), lambda: work(1)])
+        assert results == [(0, 1), (1, 1)]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

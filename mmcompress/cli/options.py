@@ -32,7 +32,8 @@ from_option = click.option(
 max_time_option = click.option(
     "--max-time",
     metavar="2h",
-    help="Time of this command, as 2h, 30m or 5400s: less is searched, trained and measured.",
+    help="What this command may take (2h, 30m, 5400s): less is searched, trained and measured. "
+    "With --resume, the time of commands before it does not count.",
 )
 
 RUN_OPTIONS = (

@@ -75,7 +75,8 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
     with _use_threads(spec.measure.threads if is_inline else 1):
         trial_seconds = _time(run, lambda: _forward(run, count=trial_pairs, split="val"))
         cut_seconds = 0.0
-        if prepared is not None:
+        # Where losses are estimated, no trial cuts anything.
+        if prepared is not None and search.evaluator == "measured":
             cut_seconds = _time(run, lambda: _cut_models(run, prepared))
     draw_seconds, teacher_seconds, student_seconds = _time_step(run, pairs=step_pairs)
     dense_ms = 1e3 * first_seconds / 2
@@ -155,7 +156,7 @@ def _cut_models(run: RunContext, prepared: PreparedRun) -> None:
             model,
             keep_uniform_share(model, TIMED_SHARE),
             scores=sensitivity.scores[node_name],
-            grams=sensitivity.grams[node_name],
+            grams=sensitivity.grams[node_name] if run.spec.prune.refit else None,
             ridge=run.spec.prune.ridge,
         )
 

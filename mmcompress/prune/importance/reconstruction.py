@@ -8,14 +8,17 @@ Shapes in this file:
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from mmcompress.graph.blocks import Block
-from mmcompress.models.base import Model
 from mmcompress.prune.importance.activations import score_by_fluctuation
-from mmcompress.prune.importance.inputs import ImportanceInputs, Scores, score_weighted_blocks
+from mmcompress.prune.importance.inputs import ImportanceInputs, Scores
 from mmcompress.prune.refit import MIN_MEAN_VARIANCE, Gram, is_refittable
+from mmcompress.prune.side_by_side import run_side_by_side
 
 ELIMINATION_RIDGE = 0.01
 """Share of the mean variance that is added to the diagonal before the moments are inverted."""
@@ -31,15 +34,20 @@ def score_by_reconstruction(inputs: ImportanceInputs) -> Scores:
     brain surgeon; ZipLM, Kurtic et al. 2023). Blocks that can't be refitted are scored by
     `score_by_fluctuation`.
     """
-    fluctuation = score_by_fluctuation(inputs)
-
-    def score_block(node_name: str, model: Model, *, block: Block) -> Tensor:
-        if not is_refittable(model, block):
-            return fluctuation[node_name][block.name]
-        gram = inputs.grams[node_name][block.name]
-        return score_by_elimination(model.get_linear(block.reader), block, gram=gram)
-
-    return score_weighted_blocks(inputs, score_block)
+    scores = score_by_fluctuation(inputs)
+    places: list[tuple[str, str]] = []
+    eliminations: list[Callable[[], Tensor]] = []
+    for node_name, model in inputs.models.items():
+        for block in model.weighted_blocks:
+            if is_refittable(model, block):
+                places.append((node_name, block.name))
+                reader = model.get_linear(block.reader)
+                gram = inputs.grams[node_name][block.name]
+                eliminations.append(partial(score_by_elimination, reader, block, gram=gram))
+    results = run_side_by_side(eliminations)
+    for (node_name, block_name), block_scores in zip(places, results, strict=True):
+        scores[node_name][block_name] = block_scores
+    return scores
 
 
 def score_by_elimination(reader: nn.Linear, block: Block, *, gram: Gram) -> Tensor:
