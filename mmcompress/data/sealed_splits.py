@@ -57,3 +57,12 @@ class SealedData:
                 f"what trains, measures or chooses takes {' and '.join(CHOOSING_SPLITS)}"
             )
         return self._data.load(split, count, seed=seed)
+
+    def count_pairs(self) -> dict[str, int]:
+        """Count the pairs of every split whose number is known. They are not loaded."""
+        count = getattr(self._data, "count_pairs", None)
+        if count is not None:
+            known_counts: dict[str, int] = count()
+            return known_counts
+        counts = {split: getattr(self._data, split, None) for split in self.splits}
+        return {split: count for split, count in counts.items() if isinstance(count, int)}

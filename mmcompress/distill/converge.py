@@ -43,7 +43,8 @@ def run_down_rate(highest: float, step: int, *, first: int, steps: int) -> float
     rate = warm_up_rate(highest, step)
     if first == NO_RUN_DOWN:
         return rate
-    share = (step - first) / max(steps - first, 1)
+    # The first step of a run-down is lower already, and its last one still moves the weights.
+    share = (step - first + 1) / (steps - first + 1)
     return rate * (1 - math.sqrt(min(max(share, 0.0), 1.0)))
 
 
