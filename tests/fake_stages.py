@@ -5,7 +5,7 @@ The order of the stages, what a resumed run makes anew, and which artifact stays
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from mmcompress.errors import ProofFailed
 from mmcompress.graph.structure import Candidate
+from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Attempt, Summary
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.next_artifact import ArtifactLimits
@@ -63,6 +64,7 @@ class FakeStages:
             compress=self.compress,
             evaluate=self.evaluate,
             report=self.report,
+            report_front=self.report_front,
         )
 
     def prepare(self, run: RunContext) -> PreparedRun:
@@ -143,6 +145,10 @@ class FakeStages:
         page = folder / "report.html"
         page.write_text(f"{summary.compressed.latency_ms.p50}")
         return page
+
+    def report_front(self, summaries: Mapping[str, Summary], folder: RunFolder) -> Path:
+        """Write the real page of several targets."""
+        return write_front(summaries, folder)
 
     def _begin(self, stage: str) -> None:
         if stage == self.interrupt:

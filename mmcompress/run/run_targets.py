@@ -9,14 +9,13 @@ from typing import Unpack
 
 from mmcompress.errors import ClusterError, DiskFull, MmcompressError, SpecError
 from mmcompress.graph.load_spec import load_spec
-from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
 from mmcompress.run.run_policy import RunPolicy
 from mmcompress.run.stages import RunStages, reach_target
 from mmcompress.spec.target import split_targets
 from mmcompress.workspace.context import RunContext
-from mmcompress.workspace.folder import name_target_folder
+from mmcompress.workspace.folder import RunFolder, name_target_folder
 from mmcompress.workspace.run_options import RunOptions
 
 
@@ -80,11 +79,17 @@ def run_targets(
         targets = split_targets(opened.spec)
         if len(targets) == 1:
             return (reach(prepared.run),)
-        return reach_each_target(prepared.run, targets, reach=reach)
+        return reach_each_target(
+            prepared.run, targets, reach=reach, report_front=stages.report_front
+        )
 
 
 def reach_each_target(
-    run: RunContext, targets: Sequence[str], *, reach: Callable[[RunContext], Summary]
+    run: RunContext,
+    targets: Sequence[str],
+    *,
+    reach: Callable[[RunContext], Summary],
+    report_front: Callable[[Mapping[str, Summary], RunFolder], object],
 ) -> tuple[Summary, ...]:
     """Reach every target in a folder of its own, and write the front of those that were reached.
 
@@ -92,6 +97,7 @@ def reach_each_target(
         run: The run with everything that the targets share.
         targets: The targets, in the order they are reached.
         reach: Makes the artifact of a run with one target.
+        report_front: Writes the page of several targets.
 
     Raises:
         MmcompressError: The first error of a target, when all others are done. An error of the
@@ -110,16 +116,21 @@ def reach_each_target(
             if isinstance(error, ClusterError | DiskFull):
                 break
     if len(summaries) > 1:
-        _write_front(run, summaries)
+        _write_front(run, summaries, write=report_front)
     if errors:
         raise errors[0]
     return tuple(summaries.values())
 
 
-def _write_front(run: RunContext, summaries: Mapping[str, Summary]) -> None:
+def _write_front(
+    run: RunContext,
+    summaries: Mapping[str, Summary],
+    *,
+    write: Callable[[Mapping[str, Summary], RunFolder], object],
+) -> None:
     """Write the page of several targets. An error there costs nothing: each has its own report."""
     try:
-        write_front(summaries, run.folder)
+        write(summaries, run.folder)
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         run.on_progress(

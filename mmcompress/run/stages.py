@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from mmcompress.errors import ProofFailed
+from mmcompress.report.comparison_pages import write_front
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
 from mmcompress.run.check_records import set_damaged_shared_aside
@@ -110,6 +111,8 @@ class RunStages:
     """Measures it."""
     report: Callable[[Summary, Path], Path] = write_report
     """Writes the pages of the best artifact."""
+    report_front: Callable[[Mapping[str, Summary], RunFolder], object] = write_front
+    """Writes the page of several targets."""
 
 
 def reach_target(
