@@ -40,7 +40,6 @@ FAST = (
     "transformers GPT-2, cross-attending",
     "transformers BLIP image-text matching",
     "own fusion encoder",
-    "transformers LLaVA, with a prompt",
     "transformers T5 gated",
 )
 """One of each layout; the rest are not part of the fast suite."""

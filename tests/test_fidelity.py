@@ -435,13 +435,10 @@ def save_multilingual_whisper(folder):
     write_whisper(folder, **MULTILINGUAL, max_length=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [
-        pytest.param("language: de", marks=pytest.mark.slow),
-        pytest.param("language: en, task: translate", marks=pytest.mark.slow),
-        "language: de, prompt: a red cat",
-    ],
+    ["language: de", "language: en, task: translate", "language: de, prompt: a red cat"],
 )
 def test_whispers_language_task_and_prompt_are_the_librarys(options, tmp_path):
     case = LibraryCase(
