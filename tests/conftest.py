@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from filelock import FileLock
+from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -129,6 +130,15 @@ def pytest_addoption(parser):
         "a test that needs exact latencies then fails"
     )
     parser.addoption("--noise-seed", type=int, default=None, help=help_text)
+
+
+def pytest_configure(config):
+    """Draw a third of the examples of a property in the fast suite, the same ones every time."""
+    is_fast = config.getoption("markexpr") == "not slow"
+    options = {"deadline": None, "derandomize": True}
+    settings.register_profile("whole", max_examples=100, **options)
+    settings.register_profile("fast", max_examples=32, **options)
+    settings.load_profile("fast" if is_fast else "whole")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from mmcompress.errors import ProofFailed
 from mmcompress.graph.structure import Candidate
+from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Attempt, RetainedCheck, Summary
 from mmcompress.run.fitted_structure import FittedStructure
 from mmcompress.run.forecast import Pace
@@ -103,6 +104,7 @@ class FakeStages:
             evaluate=self.evaluate,
             report=self.report,
             measure_pace=self.measure_pace,
+            report_front=self.report_front,
         )
 
     def measure_pace(self, run: RunContext, prepared: PreparedRun | None) -> Pace:
@@ -204,6 +206,10 @@ class FakeStages:
         page = folder / "report.html"
         page.write_text(f"{summary.compressed.latency_ms.p50}")
         return page
+
+    def report_front(self, summaries: Mapping[str, Summary], folder: RunFolder) -> Path:
+        """Write the real page of several targets."""
+        return write_front(summaries, folder)
 
     def _begin(self, stage: str) -> None:
         if stage == self.interrupt:

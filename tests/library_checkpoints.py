@@ -423,8 +423,6 @@ class LibraryCase:
     """Writes the checkpoint of the generator; None where it is that of the encoder."""
     is_matching: bool = False
     """Whether a fusion encoder of the encoder's checkpoint reads it and the written texts."""
-    slow: bool = False
-    """Whether its proof takes more than three seconds."""
 
     def list_rows(self) -> list[tuple[str, str]]:
         """The rows of the tables of families that it stands for, as (kind of node, model type)."""
@@ -635,7 +633,6 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         save=partial(save_dinov2, use_swiglu_ffn=True),
         input_type="image",
         claims=_image("transformers", "DINOv2"),
-        slow=True,
     ),
     "T5, gated": LibraryCase(
         model_type="vit",
@@ -645,7 +642,6 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         claims=(("text_decoder", "transformers", "T5"),),
         writer=GREEDY,
         save_writer=partial(save_t5, feed_forward_proj="gated-gelu"),
-        slow=True,
     ),
     "open_clip ViT": LibraryCase(
         save=save_open_clip, input_type="image", claims=_image("open_clip", "ViT")
@@ -662,32 +658,27 @@ LIBRARY_CASES: dict[str, LibraryCase] = {
         save=save_open_clip_resnet,
         input_type="image",
         claims=_image("open_clip", "ModifiedResNet"),
-        slow=True,
     ),
     "open_clip timm ResNet": LibraryCase(
         save=partial(save_open_clip_timm, name="resnet18"),
         input_type="image",
         claims=_image("open_clip", "timm ResNet"),
-        slow=True,
     ),
     "open_clip timm ResNet, bottlenecks": LibraryCase(
         save=partial(save_open_clip_timm, name="resnet26"),
         input_type="image",
         claims=_image("open_clip", "timm ResNet"),
-        slow=True,
     ),
     "open_clip timm EfficientNet": LibraryCase(
         save=partial(save_open_clip_timm, name="efficientnet_b0"),
         input_type="image",
         claims=_image("open_clip", "timm EfficientNet"),
-        slow=True,
     ),
     "open_clip CoCa": LibraryCase(
         save=save_coca,
         input_type="image",
         claims=_captions("open_clip", "CoCa", "CoCa"),
         writer="max_tokens: 9, candidates: 1",
-        slow=True,
     ),
 }
 """Every family of the README, on a checkpoint as its library saves it."""

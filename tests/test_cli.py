@@ -298,6 +298,7 @@ def test_list(tiny):
     assert bad.exit_code == 2 and "did you mean 'importance'" in bad.output
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_target_that_cannot_be_met_is_exit_3_with_the_best_found(tiny, tmp_path, monkeypatch):
     """The whole way on this machine: device table, processes of their own."""

@@ -144,6 +144,7 @@ def test_readings_put_together_from_two_devices_are_refused(tiny, readings, tmp_
         )
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_run_for_another_device_is_predicted_then_checked_there(
     tiny, kit, elsewhere, tmp_path, machine
@@ -221,6 +222,7 @@ def test_a_run_profiled_on_another_device_is_not_gone_on_with(run_folder, tiny, 
         workflow.run(tiny / "spec.yaml", tmp_path / "r", resume=True)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_target_of_a_percentile_is_predicted_as_one(tiny, elsewhere, tmp_path, machine):
     changes = {**QUICK, "measure.readings": str(elsewhere), "target": "1.1x p95"}

@@ -19,6 +19,7 @@ from mmcompress.distill.checkpoint import Checkpoint
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions, compute_losses
+from mmcompress.pipeline.forward import TorchPipeline
 from mmcompress.prune.sparsity import measure_zero_share, zero_weights_
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.spec.schema import Distill
@@ -324,13 +325,15 @@ def test_a_disk_that_is_full_during_a_training_costs_no_step(
     assert len(told) == 7 and "the training goes on" in told[0] and "losses" in told[-1]
 
 
-def test_the_teacher_answers_pairs_that_come_again_from_memory(
-    pipeline, models, batch, monkeypatch
-):
+def test_the_teacher_answers_pairs_that_come_again_from_memory(spec, pipeline, models, batch):
     asked, forward = [], pipeline.forward
-    monkeypatch.setattr(
-        pipeline, "forward", lambda m, b, *a: asked.append(len(b)) or forward(m, b, *a)
-    )
+
+    class CountingPipeline(TorchPipeline):
+        def forward(self, models, batch, *options):
+            asked.append(len(batch))
+            return super().forward(models, batch, *options)
+
+    pipeline = CountingPipeline(spec, models)
     named = dataclasses.replace(batch, names=tuple(f"{i}.png" for i in range(len(batch))))
     size = sum(v[0].nbytes for by in forward(models, batch).values() for v in by.values())
     teacher = Teacher(pipeline, models, cache_bytes=int(2.5 * size))
@@ -353,11 +356,17 @@ def test_the_teacher_answers_pairs_that_come_again_from_memory(
     assert asked[-1] == len(batch)  # without names nothing is taken for known
 
 
-def test_a_rate_is_not_looked_for_where_steps_are_too_slow(inputs, models, monkeypatch):
+class NoSteps(Training):
+    """A training that takes no step."""
+
+    def advance_(self, *steps, **options):
+        raise AssertionError("a step was taken")
+
+
+def test_a_rate_is_not_looked_for_where_steps_are_too_slow(inputs, models):
     student = {n: copy_without_units(m, {}) for n, m in models.items()}
     settings = Distill(steps=160, minutes=1, batch=4, learning_rate=2e-3, validations=0)
-    training = Training(student, inputs, options=TrainingOptions(settings=settings))
-    monkeypatch.setattr(training, "advance_", None)
+    training = NoSteps(student, inputs, options=TrainingOptions(settings=settings))
     assert learning_rate.find_learning_rate(training, deadline=0.0) == 2e-3
 
 

@@ -397,9 +397,13 @@ def test_every_precision_is_deployed_as_it_is_simulated(tmp_path, precision):
 
 
 @pytest.mark.parametrize("precision", [p for p in ROUNDED if p not in ("int8", "int8_full")])
-def test_a_bundle_in_every_precision_answers(spec, models, tmp_path, precision):
+def test_a_bundle_in_every_precision_answers(tiny, tmp_path, precision):
     from mmcompress.data.open_dataset import open_dataset
+    from mmcompress.graph.load_spec import load_spec
+    from mmcompress.models.sources import load_models
 
+    spec = load_spec(tiny / "spec.yaml")
+    models = load_models(spec)
     given = open_dataset(spec.data).load("train", 4).inputs
     proofs = write_bundle(
         spec,

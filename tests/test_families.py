@@ -37,12 +37,9 @@ FAST = (
     "transformers DINOv2 gated",
     "transformers BERT / MiniLM",
     "transformers Whisper encoder",
-    "transformers mBART",
     "transformers GPT-2, cross-attending",
-    "transformers BLIP captioner",
     "transformers BLIP image-text matching",
     "own fusion encoder",
-    "transformers LLaVA, with a prompt",
     "transformers T5 gated",
 )
 """One of each layout; the rest are not part of the fast suite."""

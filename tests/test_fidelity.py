@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -74,6 +76,21 @@ def export(folder, case, *, data=""):
     return spec, folder / "b"
 
 
+@pytest.fixture(scope="session")
+def copy_export(make_once):
+    """`copy_export(folder, name, data="")`: what `export` makes of a case, exported once."""
+
+    def copy(folder, name, *, data=""):
+        label = re.sub(r"\W+", "-", name)
+        made = make_once(f"export-{label}", lambda new: export(new, LIBRARY_CASES[name]))
+        shutil.copytree(made, folder, dirs_exist_ok=True)
+        path = folder / "spec.yaml"
+        path.write_text(path.read_text() + data)
+        return load_spec(path, for_export=True), folder / "b"
+
+    return copy
+
+
 def prove(spec, bundle, *, left_out=None):
     """Prove fidelity; returns the proofs by name. What is left out is added to a list."""
 
@@ -108,14 +125,31 @@ def test_a_bundle_of_every_type_of_input_answers_noise(name, tmp_path):
     assert len(answer) > 0 and np.isfinite(answer).all()
 
 
+FAST = (
+    "CLIP, picture",
+    "SigLIP, text",
+    "CLIP, image tower",
+    "sentence encoder, mean",
+    "open_clip text, a vocabulary of its own",
+    "open_clip ViT",
+    "BLIP",
+    "BLIP, matching",
+    "LLaVA",
+    "Whisper",
+    "mBART",
+)
+"""One of each input, each library, and each way of writing; the rest are not part of the fast suite.
+"""
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if c.slow else []) for n, c in LIBRARY_CASES.items()],
+    [pytest.param(n, marks=[] if n in FAST else pytest.mark.slow) for n in LIBRARY_CASES],
 )
-def test_a_checkpoint_as_its_library_saves_it_is_answered_alike(name, tmp_path):
+def test_a_checkpoint_as_its_library_saves_it_is_answered_alike(name, tmp_path, copy_export):
     case = LIBRARY_CASES[name]
     left_out = []
-    proofs = prove(*export(tmp_path, case), left_out=left_out)
+    proofs = prove(*copy_export(tmp_path, name), left_out=left_out)
     if case.model_type:
         folders = {"m": case.model_type, "d": case.writer_type}
         for folder, model_type in folders.items():
@@ -162,8 +196,8 @@ def test_every_row_of_the_tables_of_families_is_proved():
     assert rows - {("text_decoder", "coca")} == proved
 
 
-def test_another_resize_mode_and_another_mean_are_noticed(tmp_path):
-    spec, bundle = export(tmp_path, LIBRARY_CASES["CLIP, picture"])
+def test_another_resize_mode_and_another_mean_are_noticed(tmp_path, copy_export):
+    spec, bundle = copy_export(tmp_path, "CLIP, picture")
 
     def shift_mean(config):
         config["preprocess"]["mean"][0] += 0.01
@@ -179,8 +213,8 @@ def test_another_resize_mode_and_another_mean_are_noticed(tmp_path):
     assert not prove(spec, bundle)["embedding"].passed
 
 
-def test_another_padding_id_is_noticed(tmp_path):
-    spec, bundle = export(tmp_path, LIBRARY_CASES["SigLIP, text"])
+def test_another_padding_id_is_noticed(tmp_path, copy_export):
+    spec, bundle = copy_export(tmp_path, "SigLIP, text")
 
     def change_padding(config):
         config["pad"] = 3
@@ -189,8 +223,8 @@ def test_another_padding_id_is_noticed(tmp_path):
     assert not prove(spec, bundle)["embedding"].passed
 
 
-def test_another_pooling_is_noticed(tmp_path):
-    spec, bundle = export(tmp_path, LIBRARY_CASES["sentence encoder, mean"])
+def test_another_pooling_is_noticed(tmp_path, copy_export):
+    spec, bundle = copy_export(tmp_path, "sentence encoder, mean")
     pooling = tmp_path / "m" / "1_Pooling" / "config.json"
     config = json.loads(pooling.read_text())
     config |= {"pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
@@ -198,8 +232,8 @@ def test_another_pooling_is_noticed(tmp_path):
     assert not prove(spec, bundle)["embedding"].passed
 
 
-def test_another_start_of_a_text_is_noticed(tmp_path):
-    spec, bundle = export(tmp_path, LIBRARY_CASES["BLIP"])
+def test_another_start_of_a_text_is_noticed(tmp_path, copy_export):
+    spec, bundle = copy_export(tmp_path, "BLIP")
 
     def change_start(config):
         generation = config["generation"]
@@ -232,18 +266,20 @@ def write_picture_folder(folder):
     return f"data: {{kind: folder, options: {{path: {folder}}}}}\n"
 
 
-def test_files_of_the_data_go_to_the_library_as_they_are(tmp_path):
+def test_files_of_the_data_go_to_the_library_as_they_are(tmp_path, copy_export):
     data = write_picture_folder(tmp_path / "photos")
-    spec, bundle = export(tmp_path, LIBRARY_CASES["CLIP, picture"], data=data)
+    spec, bundle = copy_export(tmp_path, "CLIP, picture", data=data)
     proofs = prove(spec, bundle)
     assert all(proof.passed for proof in proofs.values())
     # input 1 is turned by EXIF, others have alpha
     assert "alpha on white, on purpose: input" in proofs["preprocessing"].detail
 
 
-def test_a_dataset_that_forgets_how_a_camera_was_held_is_noticed(tmp_path, monkeypatch):
+def test_a_dataset_that_forgets_how_a_camera_was_held_is_noticed(
+    tmp_path, monkeypatch, copy_export
+):
     data = write_picture_folder(tmp_path / "photos")
-    spec, bundle = export(tmp_path, LIBRARY_CASES["CLIP, picture"], data=data)
+    spec, bundle = copy_export(tmp_path, "CLIP, picture", data=data)
 
     def read_carelessly(path):
         with Image.open(path) as picture:
@@ -284,15 +320,17 @@ def open_without(step):
         ("depth", ("16 bits", "floats")),
     ],
 )
-def test_a_picture_that_is_opened_otherwise_is_noticed(step, noticed, tmp_path, monkeypatch):
-    spec, bundle = export(tmp_path, LIBRARY_CASES["CLIP, picture"])
+def test_a_picture_that_is_opened_otherwise_is_noticed(
+    step, noticed, tmp_path, monkeypatch, copy_export
+):
+    spec, bundle = copy_export(tmp_path, "CLIP, picture")
     monkeypatch.setattr("mmcompress.runtime.images.open_image", open_without(step))
     proof = prove(spec, bundle)["preprocessing"]
     assert not proof.passed
     assert any(f"most at {name}" in proof.detail for name in noticed)
 
 
-def test_odd_sounds_are_heard_as_what_they_are(tmp_path):
+def test_odd_sounds_are_heard_as_what_they_are(tmp_path, copy_export):
     """Stereo of another rate from files, and what the bundle does with channels and rates."""
     folder = tmp_path / "speech"
     (folder / "wavs").mkdir(parents=True)
@@ -304,15 +342,15 @@ def test_odd_sounds_are_heard_as_what_they_are(tmp_path):
         lines.append(f"{i}|a red {i}")
     (folder / "metadata.csv").write_text("\n".join(lines))
     data = f"data: {{kind: speech_folder, options: {{path: {folder}}}}}\n"
-    spec, bundle = export(tmp_path, LIBRARY_CASES["Whisper"], data=data)
+    spec, bundle = copy_export(tmp_path, "Whisper", data=data)
     proofs = prove(spec, bundle)
     assert all(proof.passed for proof in proofs.values())
     assert "of silence nothing is written, on purpose" in proofs["texts"].detail
 
 
 @pytest.mark.parametrize("fault", ["two channels", "8 kHz", "a long sound"])
-def test_a_sound_that_is_opened_otherwise_is_noticed(fault, tmp_path, monkeypatch):
-    spec, bundle = export(tmp_path, LIBRARY_CASES["Whisper"])
+def test_a_sound_that_is_opened_otherwise_is_noticed(fault, tmp_path, monkeypatch, copy_export):
+    spec, bundle = copy_export(tmp_path, "Whisper")
 
     def open_carelessly(source):
         if fault == "8 kHz" and isinstance(source, tuple):
@@ -408,13 +446,10 @@ def save_multilingual_whisper(folder):
     write_whisper(folder, **MULTILINGUAL, max_length=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
-    [
-        pytest.param("language: de", marks=pytest.mark.slow),
-        pytest.param("language: en, task: translate", marks=pytest.mark.slow),
-        "language: de, prompt: a red cat",
-    ],
+    ["language: de", "language: en, task: translate", "language: de, prompt: a red cat"],
 )
 def test_whispers_language_task_and_prompt_are_the_librarys(options, tmp_path):
     case = LibraryCase(

@@ -104,6 +104,7 @@ def test_labels_of_the_teacher_are_its_scores(fused):
     assert loss.item() == pytest.approx(entropy.item(), rel=1e-5)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_fusion_encoder_and_two_generators_go_the_whole_way_under_their_own_names(
     fused, tiny, tmp_path, machine, one_artifact

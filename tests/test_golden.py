@@ -6,6 +6,7 @@ import golden_run
 import pytest
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["image", "speech"])
 def test_the_golden_run_is_equal_to_the_frozen_one(name, tmp_path):

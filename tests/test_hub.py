@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -57,6 +58,8 @@ class FakeHub:
     """Status by name of a file; `listing` stands for that of the files."""
     requests: list[str] = field(default_factory=list)
     """Every request, as `METHOD path`."""
+    go_offline: Callable[[], None] | None = None
+    """Makes the library use its cache alone."""
 
     def publish(self, name: str, folder: Path, *, revision: str = "main") -> str:
         """Publish the files of a folder; returns the commit."""
@@ -168,6 +171,11 @@ def hub(tmp_path, monkeypatch):
     # the library waits before it asks again
     monkeypatch.setattr("time.sleep", lambda _: None)
     open_clip._load_clip.cache_clear()
+
+    def go_offline():
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    hub.go_offline = go_offline
     yield hub
     server.shutdown()
     thread.join()
@@ -301,7 +309,7 @@ def test_without_a_connection_a_cached_model_loads_as_before(hub, vit, monkeypat
         hub.failures = {"listing": failure}
         assert load("transformers:org/vit").blocks
     hub.failures = {}
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.go_offline()
     assert load("transformers:org/vit").config["preprocess"]["mean"] == PREPROCESSOR["image_mean"]
     assert pin_source("transformers:org/vit") == f"transformers:org/vit@{commit}"
     [folder] = Path(constants.HF_HUB_CACHE).glob("*/snapshots/*")
@@ -321,7 +329,7 @@ def test_a_copy_that_another_tool_left_is_used_only_if_it_says_what_is_absent(
     hub.publish("org/bert", bert)
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         hf_hub_download("org/bert", name, endpoint=hub.url, cache_dir=constants.HF_HUB_CACHE)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub.go_offline()
     with pytest.raises(
         ModelError, match=r"does not tell whether \w+.json exists\..*source: /"
     ) as error:
@@ -531,7 +539,6 @@ def test_a_cached_tag_of_open_clip_needs_no_connection(hub, tiny, tiny_tag, monk
     load(source)
     open_clip._load_clip.cache_clear()
     hub.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    hub.go_offline()
     assert pin_source(source) == f"{source}@{commit}"
     assert load(f"{source}@{commit}").blocks and not hub.requests

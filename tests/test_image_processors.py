@@ -504,13 +504,15 @@ def test_memory_is_bounded_for_extreme_shapes(size, mode, monkeypatch):
 @pytest.mark.parametrize("rounding", ["even", "down"])
 def test_a_part_that_is_resized_alone_is_the_part_of_the_whole(rounding, monkeypatch):
     picture = _draw((600, 20))
+
+    def preprocess_within(pixels, config):
+        monkeypatch.setattr(images, "MAX_RESIZED_PIXELS", pixels)
+        return preprocess_image(picture, config)
+
     for interpolation in images.INTERPOLATIONS:
         config = {"size": 32, "mean": 0.5, "std": 0.5, "interpolation": interpolation}
         config |= {"crop_rounding": rounding, "resize_to": 33}
-        monkeypatch.setattr(images, "MAX_RESIZED_PIXELS", 10**8)
-        whole = preprocess_image(picture, config)
-        monkeypatch.setattr(images, "MAX_RESIZED_PIXELS", 0)
-        alone = preprocess_image(picture, config)
+        whole, alone = (preprocess_within(limit, config) for limit in (10**8, 0))
         # the order of filtering and ties of filters without slopes differ here and there
         assert np.abs(whole - alone).mean() <= BOUND
 

@@ -35,6 +35,7 @@ def write_one_node(folder, tiny):
     return spec
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_text_encoder_alone_is_compressed(tiny, tmp_path, machine, one_artifact):
     spec = write_one_node(tmp_path, tiny)

@@ -332,6 +332,7 @@ CONVOLUTIONAL_NODE = """\
 """A second own module, whose channels are cut."""
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_own_modules_and_plugins_reach_the_workers_and_go_through_the_whole_run(
     tiny, tmp_path, monkeypatch, machine, one_artifact

@@ -377,6 +377,7 @@ def check_speech_run(talk, folder, s):
     assert long["ears"]["tokens"].shape[0] >= 4 and isinstance(long["writer"]["text"], str)
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_speech_pipeline_goes_the_whole_way(talk, tmp_path, machine, one_artifact):
     folder = tmp_path / "run"

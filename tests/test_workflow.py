@@ -163,6 +163,7 @@ def test_a_protection_that_is_searched_holds_at_its_lower_end(run_folder, tiny):
         assert cross <= rest + 1e-6, t.origin
 
 
+@pytest.mark.end_to_end
 @pytest.mark.slow
 def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(
     loose, tmp_path, machine, one_artifact

@@ -11,7 +11,6 @@ from typing import Protocol, Unpack
 
 from mmcompress.errors import ClusterError, DiskFull, MmcompressError, SpecError
 from mmcompress.graph.load_spec import load_spec
-from mmcompress.report.comparison_pages import write_front
 from mmcompress.results.records import Summary
 from mmcompress.run.begin_run import begin_run
 from mmcompress.run.paced_run import PacedRun
@@ -24,7 +23,7 @@ from mmcompress.runtime.timing import SystemClock
 from mmcompress.spec.target import split_targets
 from mmcompress.storage import write_record
 from mmcompress.workspace.context import RunContext
-from mmcompress.workspace.folder import name_target_folder
+from mmcompress.workspace.folder import RunFolder, name_target_folder
 from mmcompress.workspace.run_options import RunOptions
 
 
@@ -133,7 +132,12 @@ def run_targets(
             reached: dict[str, Summary] = {}
             reach_all(prepared.run, reached=reached)
             return tuple(reached.values())
-        return reach_each_target(prepared.run, targets, reach=reach_all)
+        return reach_each_target(
+            prepared.run,
+            targets,
+            reach=reach_all,
+            report_front=paced.paced_stages.report_front,
+        )
 
 
 class ReachTarget(Protocol):
@@ -198,7 +202,11 @@ def _tell_slower_target(run: RunContext, summary: Summary, *, slower: str) -> No
 
 
 def reach_each_target(
-    run: RunContext, targets: Sequence[str], *, reach: ReachTarget
+    run: RunContext,
+    targets: Sequence[str],
+    *,
+    reach: ReachTarget,
+    report_front: Callable[[Mapping[str, Summary], RunFolder], object],
 ) -> tuple[Summary, ...]:
     """Reach every target in a folder of its own, and write the front of those that were reached.
 
@@ -206,6 +214,7 @@ def reach_each_target(
         run: The run with everything that the targets share.
         targets: The targets, in the order they are reached.
         reach: Reaches one target, and slower ones where it must.
+        report_front: Writes the page of several targets.
 
     Returns:
         The summaries, in the order of the targets.
@@ -227,16 +236,21 @@ def reach_each_target(
             if isinstance(error, ClusterError | DiskFull):
                 break
     if len(summaries) > 1:
-        _write_front(run, summaries)
+        _write_front(run, summaries, write=report_front)
     if errors:
         raise errors[0]
     return tuple(summaries.values())
 
 
-def _write_front(run: RunContext, summaries: Mapping[str, Summary]) -> None:
+def _write_front(
+    run: RunContext,
+    summaries: Mapping[str, Summary],
+    *,
+    write: Callable[[Mapping[str, Summary], RunFolder], object],
+) -> None:
     """Write the page of several targets. An error there costs nothing: each has its own report."""
     try:
-        write_front(summaries, run.folder)
+        write(summaries, run.folder)
     except Exception as error:
         message = f"{type(error).__name__}: {error}"
         run.on_progress(

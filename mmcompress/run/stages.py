@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from mmcompress.errors import ProofFailed
+from mmcompress.report.comparison_pages import write_front
 from mmcompress.report.page import load_summary, write_report
 from mmcompress.results.records import Summary
 from mmcompress.run.adopt_shared import adopt_shared_records
@@ -117,6 +118,8 @@ class RunStages:
     """Writes the pages of the best artifact."""
     measure_pace: Callable[[RunContext, PreparedRun | None], Pace] = measure_pace
     """Measures what a forecast of their time needs."""
+    report_front: Callable[[Mapping[str, Summary], RunFolder], object] = write_front
+    """Writes the page of several targets."""
 
 
 def reach_target(
