@@ -179,8 +179,7 @@ def _warn_of_steep_cut(summary: Summary) -> list[str]:
         return []
     return [
         f"{', '.join(steep)} were cut in one step{_describe_losses(summary)}; "
-        "more training (distill.minutes), or rounds of pruning and training "
-        "(prune.schedule: gradual), may keep more"
+        "more training (distill.minutes, or --effort best) may keep more"
     ]
 
 
