@@ -454,3 +454,12 @@ def test_the_task_loss_alone_teaches_the_generator(spec):
     assert cell.changes["distill.losses.logits"] == 0.0
     trained = plan_training(quiet, BASELINES["longer"], steps=5)
     assert trained.losses["caption"] == 1.0 and trained.losses["logits"] == 0.0
+
+
+def test_a_number_of_steps_ends_a_schedule_that_has_no_end_of_its_own(spec):
+    open_ended = dataclasses.replace(
+        spec, distill=dataclasses.replace(spec.distill, schedule="until_converged")
+    )
+    trained = plan_training(open_ended, BASELINES["searched"], steps=5)
+    assert (trained.steps, trained.schedule) == (5, "cosine")
+    assert plan_training(open_ended, BASELINES["searched"], steps=0).schedule == "until_converged"

@@ -137,7 +137,8 @@ def plan_training(spec: Spec, method: Baseline, *, steps: int) -> Distill:
         distill = replace(distill, losses=losses)
     if not steps:
         return distill
-    return replace(distill, steps=steps, minutes=UNLIMITED_MINUTES)
+    # A schedule without an end of its own would go on behind these steps.
+    return replace(distill, steps=steps, minutes=UNLIMITED_MINUTES, schedule="cosine")
 
 
 def replace_scores(run: RunContext, sensitivity: Sensitivity, *, importance: str) -> Sensitivity:
