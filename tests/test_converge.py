@@ -13,6 +13,7 @@ from mmcompress.distill.learning_rate import WARMUP_STEPS
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.trainer import distill_models_
 from mmcompress.distill.training import TrainingInputs, TrainingOptions
+from mmcompress.errors import DiskFull
 from mmcompress.prune.surgery import copy_without_units
 from mmcompress.spec.schema import Distill
 
@@ -105,6 +106,15 @@ def test_the_minutes_end_it_and_the_last_round_is_fitted_into_them():
     # Even the first round is cut to what the minutes afford, with its run-down.
     steps, loop = train([4.0, 2.0], minutes=0.2)
     assert steps == [6] and loop.rates[-1] < loop.rates[-2]
+
+
+def test_a_full_disk_before_a_run_down_ends_the_training_with_its_round(monkeypatch):
+    def fail(self, state, weights, *, optimizer, best_weights):
+        raise DiskFull("no room")
+
+    monkeypatch.setattr(Checkpoint, "save", fail)
+    steps, loop = train([4.0, 2.0, 1.0], minutes=60)
+    assert steps == [10] and len(loop.rates) == 10
 
 
 @pytest.fixture()

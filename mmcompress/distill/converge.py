@@ -17,6 +17,7 @@ from pathlib import Path
 from mmcompress.distill.checkpoint import Checkpoint
 from mmcompress.distill.learning_rate import warm_up_rate
 from mmcompress.distill.step_loop import StepLoop
+from mmcompress.errors import DiskFull
 
 RUN_DOWN_SHARE = 0.2
 """Share of the steps over which the learning rate is run down."""
@@ -87,9 +88,7 @@ def _train_round_(loop: StepLoop, snapshot: Checkpoint) -> None:
             state.planned_steps = min(state.planned_steps, _count_affordable_steps(loop))
             run_down_steps = round(RUN_DOWN_SHARE * state.planned_steps)
             if state.step >= state.planned_steps - run_down_steps:
-                snapshot.save(
-                    state, loop.training.weights, optimizer=loop.optimizer, best_weights=()
-                )
+                _save_snapshot(loop, snapshot)
                 state.run_down_start = state.step
         rate = run_down_rate(
             state.rate, state.step, first=state.run_down_start, steps=state.planned_steps
@@ -99,6 +98,17 @@ def _train_round_(loop: StepLoop, snapshot: Checkpoint) -> None:
         state.share = min(used_share, 0.999)
         loop.report(state.share)
         loop.save_checkpoint()
+
+
+def _save_snapshot(loop: StepLoop, snapshot: Checkpoint) -> None:
+    """Keep the weights before a run-down. On a full disk, this round is the last one."""
+    weights = loop.training.weights
+    try:
+        snapshot.save(loop.state, weights, optimizer=loop.optimizer, best_weights=())
+    except DiskFull as error:
+        # That of an earlier round would lead back too far.
+        snapshot.path.unlink(missing_ok=True)
+        loop.options.progress(f"{error}; the training ends with this round", None)
 
 
 def _count_affordable_steps(loop: StepLoop) -> int:
