@@ -406,3 +406,21 @@ def test_the_pace_is_measured_and_leaves_the_run_as_it_was(tiny, run_folder, mac
         for tensor, kept in zip(model.state_dict().values(), weights[name], strict=True):
             assert (tensor == kept).all()
     assert sorted(str(path) for path in run_folder.rglob("*")) == before
+
+
+def test_the_forecast_counts_as_the_search_does():
+    """A forecast needs no torch, so it has these numbers of its own."""
+    from mmcompress.run import forecast
+    from mmcompress.search import linearize, short_finetune
+
+    assert forecast.LINEARIZED_SPLITS == linearize.SPLITS_PER_ROUND
+    assert forecast.LINEARIZATION_EFFORT == linearize.MAX_EFFORT_FACTOR
+    assert forecast.SHORT_TRAINING_SHARE == short_finetune.FINETUNE_BUDGET_SHARE
+
+
+def test_a_schedule_without_an_end_is_forecast_to_take_its_minutes():
+    from mmcompress.run.measure_pace import UNLIMITED_STEPS, _find_most_steps
+    from mmcompress.spec.schema import Distill
+
+    assert _find_most_steps(Distill(schedule="until_converged")) == UNLIMITED_STEPS
+    assert _find_most_steps(Distill(steps=7)) == 7

@@ -23,6 +23,7 @@ from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.runtime.machine import describe_cpu
 from mmcompress.search.short_finetune import MAX_VALIDATION_PAIRS
 from mmcompress.search.worker import prune_node
+from mmcompress.spec.schema import Distill
 from mmcompress.spec.target import parse_target, split_targets
 from mmcompress.workspace.context import RunContext, list_precisions
 
@@ -46,6 +47,9 @@ START_SECONDS = {"inline": 0.0, "process": 8.0, "ray": 15.0}
 
 OTHER_START_SECONDS = 15.0
 """The same for the executor of a plug-in."""
+
+UNLIMITED_STEPS = 1_000_000
+"""Steps of a schedule without an end of its own: its minutes end it, as far as a forecast goes."""
 
 UNKNOWN_PAIRS = 500
 """Pairs of a split whose number its data does not tell."""
@@ -105,13 +109,20 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
         final_pairs_factor=data.final_pairs_factor,
         finalists=search.finalists,
         calibration_pairs=data.calibration if is_refitted else 0,
-        steps=choose_step_count(spec.distill, loss_ratio=None, share=1.0),
+        steps=_find_most_steps(spec.distill),
         batch=spec.distill.batch,
         validations=spec.distill.validations,
         judged_pairs=judged_pairs,
         further_splits=len(data.report),
         measures_memory=spec.measure.memory,
     )
+
+
+def _find_most_steps(settings: Distill) -> int:
+    """Return the steps that a training is expected to have at most, if its minutes afford them."""
+    if settings.schedule == "until_converged":
+        return UNLIMITED_STEPS
+    return choose_step_count(settings, loss_ratio=None, share=1.0)
 
 
 def _time(run: RunContext, work: Callable[[], object]) -> float:
