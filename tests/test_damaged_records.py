@@ -237,3 +237,13 @@ def test_a_record_of_another_version_is_refused_in_a_few_lines(tmp_path):
     with pytest.raises(DataError, match=r"written by another version.*; and \d+ more$") as error:
         read_record(Summary, record)
     assert len(str(error.value)) < 4000
+
+
+def test_damaged_weights_of_a_short_training_are_set_aside(folder, opened):
+    weights = folder.short_finetuned.locate_node_weights("vision")
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"torn")
+    run, messages = opened(folder)
+    look_through(run)
+    assert not weights.exists()
+    assert any(str(weights) in message for message in messages)

@@ -62,6 +62,9 @@ def set_damaged_artifact_aside(run: RunContext) -> None:
     setter = _Setter(run.tell_damage)
     setter.check_record(InteractionFactors, folder.interaction_factors)
     setter.check_record(FinetunedStructures, folder.short_finetunings)
+    for weights in folder.short_finetuned.list_node_weights():
+        # Without one of them, the training begins from freshly cut weights.
+        setter.check_existing(_check_weight_file, weights)
     for history in folder.list_training_histories():
         setter.check_existing(_check_history, history)
     setter.check_existing(check_checkpoint, folder.training_checkpoint)
@@ -153,12 +156,17 @@ def _check_history(path: Path) -> None:
 def _check_weights(folder: RunFolder, nodes: Sequence[str]) -> None:
     """Check the files of trained weights. Raises `DataError` when one is missing or torn."""
     for path in [folder.units, *(folder.locate_node_weights(node) for node in nodes)]:
-        try:
-            # The header says how long the file has to be.
-            with safe_open(path, "pt") as file:
-                file.keys()
-        except (SafetensorError, OSError) as error:
-            raise DataError(f"{path}: the weights can't be read: {error}") from error
+        _check_weight_file(path)
+
+
+def _check_weight_file(path: Path) -> None:
+    """Check one file of trained weights. Raises `DataError` when it is missing or torn."""
+    try:
+        # The header says how long the file has to be.
+        with safe_open(path, "pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: the weights can't be read: {error}") from error
 
 
 def _check_stash(stash: RunFolder) -> None:

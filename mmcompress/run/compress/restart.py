@@ -154,7 +154,8 @@ def continue_short_finetuning(
         The start; None where there was no short training, or where it does not help.
     """
     folder = run.folder
-    has_weights = folder.short_finetuned.list_node_weights()
+    weight_files = [folder.short_finetuned.locate_node_weights(name) for name in run.models]
+    has_weights = all(file.exists() for file in weight_files)
     if not folder.short_finetunings.exists() or not has_weights:
         return None
     best = read_record(FinetunedStructures, folder.short_finetunings).find_best()
