@@ -68,8 +68,14 @@ def cut_whole_to_budget(problem, sensitivity, *, predictor, budget_ms):
     return [smaller] if smaller else []
 
 
-def linearize_successively(run, sensitivity, **options):
-    return linearize_with(run, sensitivity, split=cut_whole_to_budget, **options)
+def linearize_successively(run, sensitivity, near_dense_ratio=0.0, **options):
+    return linearize_with(
+        run,
+        sensitivity,
+        split=cut_whole_to_budget,
+        near_dense_ratio=near_dense_ratio,
+        **options,
+    )
 
 
 @pytest.fixture()
@@ -133,6 +139,24 @@ def test_loss_increases_are_measured_within_a_split_and_the_split_made_again(com
         > 2 * sensitivity.curves["text"][cut[0]].loss_increases[0]
     )
     assert len(asked) - len(losses) == known.evaluations <= count_max_evaluations(r)
+
+
+def test_no_round_follows_a_split_that_is_nearly_as_good_as_the_dense_pipeline(compounding):
+    r, sensitivity, predict, budget, evaluate, asked = compounding
+    evaluator = TrialEvaluator(evaluate=evaluate, executor=InlineExecutor(None), workers=1)
+    _, good = linearize_successively(
+        r,
+        sensitivity,
+        predictor=predict,
+        budget_ms=budget,
+        evaluator=evaluator,
+        near_dense_ratio=2.0,
+    )
+    known = read_record(InteractionFactors, r.folder.interaction_factors)
+    assert len(known.losses) == 1 and not known.measured_splits
+    assert known.losses[0] <= 2.0 * known.dense_loss
+    # The dense pipeline and the first split: nothing was undone.
+    assert len(asked) == 2 and good[0] == known.splits[0].candidate
 
 
 def test_what_was_measured_is_kept_and_goes_on_where_it_stopped(compounding):

@@ -10,10 +10,10 @@ The loss increases are scaled towards it, and the budget is split again.
 `alone` is the loss increase of the cut in the dense pipeline, `factor` starts at 1. Curves keep
 their shape. Roundings of whole nodes have factors as well.
 
-Where even the best split collapses the quality, the factors are not used. For what repairs a
-collapsed pipeline before training is not what training needs most. (clip_captioner at 4x: a
-structure found so had a loss of .46 instead of .54 before training, and .137 instead of .127 after
-it.)
+No round follows a split whose loss is near that of the dense pipeline. Where even the best split
+collapses the quality, the factors are not used. For what repairs a collapsed pipeline before
+training is not what training needs most. (clip_captioner at 4x: a structure found so had a loss of
+.46 instead of .54 before training, and .137 instead of .127 after it.)
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ MIN_REAL_SHARE = 0.1
 
 SPLITS_PER_ROUND = 3
 """Splits evaluated in a round."""
+
+NEAR_DENSE_RATIO = 1.3
+"""Loss of the best split / dense loss, up to which no further round begins. A short training makes
+up for so little, and the search goes on from the splits."""
 
 MAX_SEED_SPLITS = 4
 """Evaluated splits that the search starts from."""
@@ -132,6 +136,7 @@ def linearize_successively(
     budget_ms: float,
     evaluator: TrialEvaluator,
     split: Callable[..., list[Candidate]] = split_budget,
+    near_dense_ratio: float = NEAR_DENSE_RATIO,
 ) -> tuple[Sensitivity, list[Candidate]]:
     """Measure loss increases among other cuts, round by round.
 
@@ -145,6 +150,7 @@ def linearize_successively(
         budget_ms: Milliseconds a structure may take.
         evaluator: Measures losses.
         split: Splits the budget, the best split first.
+        near_dense_ratio: Loss of the best split / dense loss, up to which no further round begins.
 
     Returns:
         The sensitivity as it is among other cuts, and the best splits, least loss first. Where all
@@ -162,6 +168,7 @@ def linearize_successively(
         problem=build_problem(run, sensitivity, predictor=predictor, budget_ms=budget_ms),
         evaluator=evaluator,
         split=split,
+        near_dense_ratio=near_dense_ratio,
     )
     factors = load_interaction_factors(run.folder)
     with run.time_stage("linearize"):
@@ -200,6 +207,8 @@ class _Linearizer:
     """Measures the loss of a structure."""
     split: Callable[..., list[Candidate]]
     """Splits the budget, the best split first."""
+    near_dense_ratio: float
+    """Loss of the best split / dense loss, up to which no further round begins."""
 
     def run_round(self, factors: InteractionFactors) -> InteractionFactors | None:
         """Run one round: split, evaluate the splits, and measure the cuts of the best one.
@@ -226,7 +235,8 @@ class _Linearizer:
             for split in round_splits
             if split.candidate.make_key() not in factors.measured_splits
         ]
-        if not unmeasured_splits or self._is_last_round(factors):
+        is_near_dense = best_loss <= self.near_dense_ratio * factors.dense_loss
+        if not unmeasured_splits or is_near_dense or self._is_last_round(factors):
             return replace(factors, rounds=self.run.spec.search.linearization_rounds + 1)
         return self._measure_cuts(unmeasured_splits[0], factors)
 
