@@ -69,10 +69,6 @@ def run(
         spec_path, out, policy=policy, stages=stages, max_time=max_time, **options
     )
     return summaries[0]
-    [summary] = run_targets(
-        spec_path, out, policy=policy, stages=stages, max_time=max_time, **options
-    )
-    return summary
 
 
 def run_targets(
