@@ -150,7 +150,7 @@ def test_a_wide_margin_at_the_end_is_told_with_its_figure():
     of_margin = lambda summary: [w for w in list_warnings(summary) if "both latencies" in w]
     assert of_margin(certain) == []
     [text] = of_margin(uncertain)
-    assert "may be off by 2.3%" in text and "over 3 parts; 1.5% is wanted" in text
+    assert "may be off by 2.3%" in text and "over the loads of 3 parts; 1.5% is wanted" in text
     assert "by less than that" not in text
     assert "The target is met by less than that (96.0% of it)" in of_margin(near)[0]
 

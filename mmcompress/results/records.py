@@ -555,7 +555,7 @@ class Summary:
     """Parts in which the latency of both sides was measured."""
     latency_margin: float = 0.0
     """Share that the ratio of the two latencies may be off by: the half-width of its interval of
-    95 % over the parts."""
+    95 % over the loads of both bundles."""
     machine_speed_factor: float = 1.0
     """Factor from the measured latency ratio to what it is on this machine in the long run. Whole
     pipelines of the same precisions, measured now and all through the run, show it. 1 when none was

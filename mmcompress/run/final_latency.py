@@ -30,7 +30,7 @@ from mmcompress.run.free_writing import estimate_free_writing
 from mmcompress.run.profile import BENCH_REQUESTS, Profile
 from mmcompress.run.run_policy import MeasuringLimits
 from mmcompress.run.structure_benchmark import find_reference_bundles
-from mmcompress.stats import Latency, estimate_relative_margin
+from mmcompress.stats import Latency, estimate_relative_margin, summarize_latency
 from mmcompress.workspace.context import RunContext
 
 
@@ -101,17 +101,21 @@ class FinalLatency:
     def estimate_margin(self) -> float:
         """Return the share that the ratio of the two latencies may be off by.
 
-        It is the half-width of the interval of 95 % over the parts, each with its own ratio. Within
-        a part, the requests share the speed of the machine. 0 where nothing is measured.
+        It is the half-width of the interval of 95 % over the loads, each with its own ratio. Within
+        a load, the requests share the speed of the machine and the places of the weights in memory.
+        0 where nothing is measured.
         """
         if self._run.device_readings:
             return 0.0
         statistic = self._run.goal.statistic
         ratios: list[float] = []
         for part in self._parts:
-            compressed_ms = getattr(part["compressed"].summarize().latency, statistic)
-            dense_ms = getattr(part["baseline"].summarize().latency, statistic)
-            ratios.append(compressed_ms / dense_ms)
+            compressed_loads = part["compressed"].split_loads()
+            dense_loads = part["baseline"].split_loads()
+            for compressed_ms, dense_ms in zip(compressed_loads, dense_loads, strict=True):
+                compressed = getattr(summarize_latency(compressed_ms), statistic)
+                dense = getattr(summarize_latency(dense_ms), statistic)
+                ratios.append(compressed / dense)
         return estimate_relative_margin(ratios)
 
     def summarize(self, predictor: Predictor) -> dict[str, PipelineMeasurement]:

@@ -309,8 +309,8 @@ def _warn_of_uncertain_latency(summary: Summary) -> list[str]:
     share = compute_target_share(summary)
     text = (
         f"the ratio of both latencies may be off by {margin:.1%} (95 % interval over "
-        f"{summary.bench_repeats} parts; {WANTED_LATENCY_MARGIN:.1%} is wanted). The machine was "
-        "busy or changed its speed"
+        f"the loads of {summary.bench_repeats} parts; {WANTED_LATENCY_MARGIN:.1%} is wanted). The "
+        "machine was busy or changed its speed"
     )
     if abs(share - 1) <= margin:
         verdict = "met" if summary.target.met else "missed"

@@ -126,6 +126,8 @@ class Samples:
     """Session calls of all counted requests, by `node/graph`."""
     traces: list[GenerationTraces] = field(default_factory=list)
     """What the generators wrote, for as many of the first requests as were counted."""
+    load_requests: list[int] = field(default_factory=list)
+    """Counted requests of every load of the bundle, one after the other."""
 
     def __add__(self, other: Samples) -> Samples:
         calls = dict(self.calls)
@@ -140,7 +142,17 @@ class Samples:
             calls=calls,
             # Every measurement starts its traces at the first request: the longer one has them all.
             traces=max(self.traces, other.traces, key=len),
+            load_requests=self.load_requests + other.load_requests,
         )
+
+    def split_loads(self) -> list[list[float]]:
+        """Return the milliseconds of every request, load by load."""
+        loads: list[list[float]] = []
+        start = 0
+        for count in self.load_requests or [len(self.ms)]:
+            loads.append(self.ms[start : start + count])
+            start += count
+        return loads
 
     def add_request(self, pipeline: Pipeline, seconds: float) -> None:
         """Add the wall time of the request that `pipeline` answered last, and that of its nodes."""
@@ -262,6 +274,7 @@ def bench_pipelines(
                 sender.record_request(name, number)
         sent = turn_end
     sender.stop_replay()
+    sender.close_load()
     return sender.samples
 
 
@@ -332,6 +345,11 @@ class _RequestSender:
         for writers in self.writers.values():
             for writer in writers.values():
                 writer.replay = ()
+
+    def close_load(self) -> None:
+        """Note how many requests of each pipeline this load has counted."""
+        for samples in self.samples.values():
+            samples.load_requests = [len(samples.ms)]
 
 
 def _count_calls(pipeline: Pipeline) -> dict[str, int]:
