@@ -682,7 +682,6 @@ def test_what_a_fit_accepts_leaves_room_for_its_error_at_both_ends(margin):
     attempt = FitAttempt(
         trial=_trial(1, UnitPredictor()),
         predicted_ms=1.0,
-        correction=1.0,
         benchmark=benchmark,
         measured_ms=1.0,
         bounded_ms=1.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -50,6 +50,9 @@ class ApproachOptions:
     """The file of the measurements of reference pipelines."""
     tolerances: FitTolerances
     """How exactly a structure must measure."""
+    dense_node_ms: dict[str, float] = field(default_factory=dict)
+    """Milliseconds of each node of the dense pipeline. Without it, all nodes are corrected alike.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +63,6 @@ class FitAttempt:
     """The structure as it was proposed."""
     predicted_ms: float
     """Milliseconds a request, as predicted before the measurement."""
-    correction: float
-    """The correction of the predictor that predicted it."""
     benchmark: StructureBenchmark
     """The measurement."""
     measured_ms: float
@@ -113,6 +114,8 @@ class ApproachResult:
     """Everything that was measured, in order; empty where nothing was proposed."""
     predictor: Predictor
     """The predictor with its last correction."""
+    node_corrections: dict[str, float]
+    """What the nodes of the first predictor were corrected by."""
     exhausted: bool
     """The last structure measures below the accepted range, and the search has nothing larger
     within the target."""
@@ -139,6 +142,8 @@ def approach_target(
     budget_ms = target_ms * AIMED_SHARE
     attempts: list[FitAttempt] = []
     exhausted = False
+    first_predictor = predictor
+    node_corrections: dict[str, float] = {}
     for number in range(options.tolerances.max_attempts):
         trial = propose(predictor, budget_ms, attempt=options.first_attempt + number)
         if trial is None or any(
@@ -150,7 +155,6 @@ def approach_target(
             FitAttempt(
                 trial=trial,
                 predicted_ms=predicted_ms,
-                correction=predictor.correction,
                 benchmark=measure(trial.candidate, predicted_ms),
                 measured_ms=0.0,
                 bounded_ms=0.0,
@@ -175,10 +179,19 @@ def approach_target(
         if number > 0 and trial.latency_ms > budget_ms:
             # Nothing is predicted to be fast enough.
             break
+        node_corrections = _average_node_corrections(attempts, first_predictor, options=options)
+        predictor = first_predictor
+        if node_corrections:
+            predictor = first_predictor.correct_nodes(node_corrections)
         predictor = replace(
             predictor, correction=_average_corrections(attempts, predictor, options=options)
         )
-    return ApproachResult(attempts=tuple(attempts), predictor=predictor, exhausted=exhausted)
+    return ApproachResult(
+        attempts=tuple(attempts),
+        predictor=predictor,
+        node_corrections=node_corrections,
+        exhausted=exhausted,
+    )
 
 
 def _update_latency(attempt: FitAttempt, options: ApproachOptions) -> FitAttempt:
@@ -192,20 +205,60 @@ def _update_latency(attempt: FitAttempt, options: ApproachOptions) -> FitAttempt
     return replace(attempt, measured_ms=measured_ms, bounded_ms=bounded_ms)
 
 
+def _average_node_corrections(
+    attempts: list[FitAttempt], predictor: Predictor, *, options: ApproachOptions
+) -> dict[str, float]:
+    """Return what each node measured / what was predicted of it, as weighted means over attempts.
+
+    Measurements are taken relative to the dense pipeline that answered in turn. So the speed of
+    the machine is no part of them.
+
+    Args:
+        attempts: What was measured so far.
+        predictor: The predictor before any correction.
+        options: The latencies of the dense nodes.
+    """
+    corrections: dict[str, float] = {}
+    for node_name, dense_ms in options.dense_node_ms.items():
+        errors: list[float] = []
+        for attempt in attempts:
+            ratio = attempt.benchmark.node_ratios.get(node_name)
+            if ratio is None or node_name not in predictor.fits:
+                continue
+            predicted_ms = predictor.predict_node_ms(node_name, attempt.trial.candidate)
+            if predicted_ms > 0:
+                errors.append(ratio * dense_ms * predictor.correction / predicted_ms)
+        if len(errors) == len(attempts):
+            corrections[node_name] = _average_by_weight(errors)
+    return corrections
+
+
 def _average_corrections(
     attempts: list[FitAttempt], predictor: Predictor, *, options: ApproachOptions
 ) -> float:
-    """Return the weighted geometric mean of the corrections that would have been right.
+    """Return the mean of the corrections that would have been right.
 
-    One measurement on a busy machine must not swing the search. Each attempt weighs twice as much
-    as the one before, for later ones are nearer to the target.
+    Args:
+        attempts: What was measured so far.
+        predictor: The predictor, with its nodes corrected.
+        options: The limits of nodes.
+    """
+    return _average_by_weight(
+        [_find_right_correction(attempt, predictor, options=options) for attempt in attempts]
+    )
+
+
+def _average_by_weight(values: list[float]) -> float:
+    """Return the geometric mean of values, where each weighs twice as much as the one before.
+
+    One measurement on a busy machine must not swing the search. Later ones are nearer to the
+    target.
     """
     weighted_sum = 0.0
     weights = 0.0
-    for i, attempt in enumerate(attempts):
+    for i, value in enumerate(values):
         weight = 2.0**i
-        correction = _find_right_correction(attempt, predictor, options=options)
-        weighted_sum += weight * math.log(correction)
+        weighted_sum += weight * math.log(value)
         weights += weight
     return math.exp(weighted_sum / weights)
 
@@ -214,15 +267,14 @@ def _find_right_correction(
     attempt: FitAttempt, predictor: Predictor, *, options: ApproachOptions
 ) -> float:
     """Return the correction of the predictor that would have been right about a structure."""
-    error = attempt.measured_ms / attempt.predicted_ms
+    candidate = attempt.trial.candidate
+    error = attempt.measured_ms / predictor(candidate)
     if attempt.benchmark.worst_limit_ratio > 1:
         # The next structure must bring the node within its limit, if it is predicted as wrongly as
         # this one.
-        predictor_then = replace(predictor, correction=attempt.correction)
-
         def predict_node_ms(kind: BoundKind, node_name: str) -> float:
-            return predictor_then.predict_node_ms(node_name, attempt.trial.candidate)
+            return predictor.predict_node_ms(node_name, candidate)
 
         predicted_ratio = find_worst_ratio(list_node_bounds(options.limits, predict_node_ms))
         error = max(error, attempt.benchmark.worst_limit_ratio / predicted_ratio)
-    return attempt.correction * error
+    return predictor.correction * error

@@ -149,7 +149,7 @@ def _build_summary(
     """Put everything that is known of an artifact in one record, without warnings."""
     candidate = fitted.candidate
     predictor = replace(
-        prepared.predictor,
+        prepared.predictor.correct_nodes(fitted.node_corrections),
         correction=fitted.correction,
         p95_ratio=run.goal.compute_p95_ratio(prepared.dense.latency_ms),
     )

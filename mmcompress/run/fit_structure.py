@@ -203,6 +203,7 @@ def fit_structure(
         first_attempt=plan.first_attempt,
         reference_runs=run.shared.reference_runs,
         tolerances=tolerances or FitTolerances(),
+        dense_node_ms={name: latency.p50 for name, latency in prepared.dense.nodes.items()},
     )
     with open_proposals(run, prepared.sensitivity) as propose_any:
         propose = exclude_structures(propose_any, plan.excluded)
@@ -274,19 +275,22 @@ def _take_first_proposal(
     budget_ms = options.target_ms * AIMED_SHARE
     trial = propose(predictor, budget_ms, attempt=options.first_attempt)
     if trial is None:
-        return ApproachResult(attempts=(), predictor=predictor, exhausted=False)
+        return ApproachResult(
+            attempts=(), predictor=predictor, node_corrections={}, exhausted=False
+        )
     predicted_ms = predictor(trial.candidate)
     attempt = FitAttempt(
         trial=trial,
         predicted_ms=predicted_ms,
-        correction=1.0,
         benchmark=StructureBenchmark(
             ms=predicted_ms, worst_limit_ratio=0.0, margin=0.0, node_ratios={}
         ),
         measured_ms=predicted_ms,
         bounded_ms=predicted_ms,
     )
-    return ApproachResult(attempts=(attempt,), predictor=predictor, exhausted=False)
+    return ApproachResult(
+        attempts=(attempt,), predictor=predictor, node_corrections={}, exhausted=False
+    )
 
 
 def choose_attempt(attempts: tuple[FitAttempt, ...], options: ApproachOptions) -> FitAttempt:
@@ -335,6 +339,7 @@ def _record_fit(
         target_ms=options.target_ms,
         search_effort=search_effort,
         correction=predictor.correction,
+        node_corrections=result.node_corrections,
         floor_ms=predictor(fastest),
         fixed_ms=predictor.predict_fixed_ms(fastest),
         fixed_ms_by_node=predictor.predict_fixed_ms_by_node(fastest),

@@ -41,6 +41,8 @@ class FittedStructure:
     """Trials and level switches that were asked of the search."""
     correction: float
     """Factor on every prediction, learned from measured structures."""
+    node_corrections: dict[str, float] = field(default_factory=dict)
+    """Factor on the prediction of each node, besides `correction`."""
     floor_ms: float = 0.0
     """Milliseconds: the lowest latency predicted of anything in the search space."""
     fixed_ms: float = 0.0

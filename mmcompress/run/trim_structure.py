@@ -79,7 +79,8 @@ def trim_structure(
     earlier = missed_target.fitted
     dense_latency = prepared.dense.latency_ms
     target_ms = run.goal.compute_target_ms(dense_latency)
-    predictor = replace(prepared.predictor, p95_ratio=run.goal.compute_p95_ratio(dense_latency))
+    corrected_nodes = prepared.predictor.correct_nodes(earlier.node_corrections)
+    predictor = replace(corrected_nodes, p95_ratio=run.goal.compute_p95_ratio(dense_latency))
     predictor = _correct_by_measurement(
         predictor, earlier.candidate, measured_ms=missed_target.target_share * target_ms
     )

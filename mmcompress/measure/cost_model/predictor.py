@@ -14,7 +14,7 @@ finds the terms.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Protocol
 
@@ -242,6 +242,23 @@ class Predictor:
     def factor(self) -> float:
         """Predicted latency of a request / what its nodes and the overhead add up to."""
         return self.correction * self.p95_ratio
+
+    def correct_nodes(self, factors: Mapping[str, float]) -> Predictor:
+        """Return a predictor that predicts another latency of some nodes, in every precision.
+
+        Args:
+            factors: Measured / predicted latency, by node; 1 where a node is missing.
+        """
+        fits: dict[str, dict[str, LinearFit]] = {}
+        outside_sessions_ms = dict(self.outside_sessions_ms)
+        for node, fits_by_precision in self.fits.items():
+            factor = factors.get(node, 1.0)
+            fits[node] = {
+                precision: fit.multiply(factor) for precision, fit in fits_by_precision.items()
+            }
+            if node in outside_sessions_ms:
+                outside_sessions_ms[node] *= factor
+        return replace(self, fits=fits, outside_sessions_ms=outside_sessions_ms)
 
     def combine_node_ms(self, node_ms: Mapping[str, float]) -> float:
         """Return what nodes take together.
