@@ -256,8 +256,8 @@ def test_another_training_goes_on_with_other_pairs(inputs, models):
 
     assert torch.equal(draw(0, first_step=7), draw(7))
     assert not torch.equal(draw(0, first_step=7), draw(0))
-    # a cycle stays one
-    assert torch.equal(draw(0, first_step=7, distinct_pairs=8), draw(1, distinct_pairs=8))
+    # The same few pairs, in the mix of the step.
+    assert torch.equal(draw(0, first_step=7, distinct_pairs=8), draw(7, distinct_pairs=8))
 
 
 def test_weights_held_at_zero_stay_there(inputs, models):

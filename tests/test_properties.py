@@ -1353,6 +1353,7 @@ CHANGES: dict[str, st.SearchStrategy[Any]] = {
     "distill.losses.cross": weights,
     "distill.validations": st.integers(0, 1000),
     "distill.distinct_pairs": st.integers(0, 1_000_000_000),
+    "distill.max_passes": st.integers(1, 1_000_000),
     "search.level_switches": st.integers(0, 100_000),
     "search.linearization_rounds": st.integers(0, 100),
     "search.evaluator": st.sampled_from(("measured", "estimated")),

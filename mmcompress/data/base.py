@@ -43,6 +43,32 @@ class Pairs:
         return len(self.texts)
 
 
+def join_pairs(chosen: Sequence[tuple[Pairs, int]]) -> Pairs:
+    """Put some pairs of several loads together.
+
+    Args:
+        chosen: (pairs, place in them) of every pair.
+    """
+    inputs: list[Any] = []
+    texts: list[str] = []
+    names: list[str] = []
+    files: list[Path] = []
+    generated_texts: list[str] = []
+    for pairs, place in chosen:
+        inputs.append(pairs.inputs[place])
+        texts.append(pairs.texts[place])
+        names.extend(pairs.names[place : place + 1])
+        files.extend(pairs.files[place : place + 1])
+        generated_texts.extend(pairs.generated_texts[place : place + 1])
+    return Pairs(
+        inputs=inputs,
+        texts=tuple(texts),
+        names=tuple(names),
+        files=tuple(files),
+        generated_texts=tuple(generated_texts),
+    )
+
+
 class Dataset(Protocol):
     """One kind of data. The fields of the frozen dataclass that implements it are its options.
 

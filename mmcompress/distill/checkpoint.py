@@ -29,6 +29,9 @@ class TrainingState:
     """Steps that the training was asked for."""
     planned_steps: int = 0
     """Steps that it will have; 0 until its pace is known."""
+    first_draw: int = 0
+    """Step whose pairs were the first of the present round: a round takes fresh ones
+    (`until_converged`)."""
     run_down_start: int = -1
     """The step that the run-down of the rate began with; -1 before it (`until_converged`)."""
     run_down_losses: list[float] = field(default_factory=list)

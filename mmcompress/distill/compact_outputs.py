@@ -30,6 +30,9 @@ NAME_SEPARATOR = "/"
 PART_SEPARATOR = "."
 """Stands between the output and the part of it in the name of a tensor."""
 
+VOCABULARY_PART = "vocabulary"
+"""Name of the part that holds the size of a vocabulary: all pairs of a batch share it."""
+
 
 def compact_outputs(outputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """Return outputs in their compact form, by `node/output` or `node/output.part`."""
@@ -52,6 +55,15 @@ def name_tensors(outputs: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tenso
         for output_name, tensor in node_outputs.items():
             tensors[f"{node_name}{NAME_SEPARATOR}{output_name}"] = tensor
     return tensors
+
+
+def pick_pair(tensors: Mapping[str, Tensor], place: int) -> dict[str, Tensor]:
+    """Return the compact form of one pair of a batch."""
+    picked: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        is_shared = name.endswith(f"{PART_SEPARATOR}{VOCABULARY_PART}")
+        picked[name] = tensor if is_shared else tensor[place]
+    return picked
 
 
 def expand_outputs(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -81,13 +93,13 @@ def _compact_logits(logits_TV: Tensor) -> dict[str, Tensor]:
         "log_probabilities": log_TK.to(torch.float16),
         "ids": ids_TK.to(torch.int32),
         "log_left": left_T.log().to(torch.float16),
-        "vocabulary": torch.tensor([vocabulary]),
+        VOCABULARY_PART: torch.tensor([vocabulary]),
     }
 
 
 def _expand_logits(parts: Mapping[str, Tensor]) -> Tensor:
     """Return logits with the kept probabilities; the tokens that are left share theirs evenly."""
-    vocabulary = int(parts["vocabulary"])
+    vocabulary = int(parts[VOCABULARY_PART])
     log_TK = parts["log_probabilities"].float()
     log_each_T = parts["log_left"].float() - math.log(vocabulary - LIKELIEST_TOKENS)
     logits_TV = log_each_T.unsqueeze(-1).repeat_interleave(vocabulary, dim=-1)

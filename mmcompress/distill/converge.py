@@ -136,6 +136,8 @@ def _go_back_(loop: StepLoop, snapshot: Checkpoint) -> None:
     assert loaded, "the snapshot was just there"
     earlier_state, _ = loaded
     loop.state.step = earlier_state.step
+    # What the run-down saw is not seen by the weights that training goes on from.
+    loop.state.first_draw = earlier_state.step
     loop.state.run_down_start = NO_RUN_DOWN
 
 

@@ -11,6 +11,7 @@ from mmcompress.distill.learning_rate import (
     find_learning_rate,
     is_rate_searched,
 )
+from mmcompress.distill.pair_plan import count_distinct_draws
 from mmcompress.distill.step_plan import choose_step_count
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions
 from mmcompress.errors import DiskFull
@@ -56,7 +57,11 @@ class StepLoop:
         state = self.state
         clock = self.options.clock
         step_start = clock.read_seconds()
-        batch = self.training.draw_batch(state.step)
+        batch = self.training.draw_batch(
+            state.step - state.first_draw,
+            distinct_draws=self._count_distinct_draws(),
+            first_draw=state.first_draw,
+        )
         self._losses = self.training.advance_(self.optimizer, batch, rate=rate)
         state.step += 1
         now = clock.read_seconds()
@@ -126,6 +131,14 @@ class StepLoop:
         except DiskFull as error:
             # The trained weights are worth more, and are written next.
             options.progress(f"{error}; the losses of the training are not kept", None)
+
+    def _count_distinct_draws(self) -> int:
+        """Count the draws after which pairs come again; 0 until the steps are known."""
+        state = self.state
+        if not state.planned_steps:
+            return 0
+        steps = state.planned_steps - state.first_draw
+        return count_distinct_draws(steps, self.options.settings.max_passes)
 
     def _begin(self) -> TrainingState:
         """Take the loss before training, and choose the number of steps and the learning rate."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -12,7 +13,9 @@ from mmcompress.distill.compact_outputs import (
     compact_outputs,
     expand_outputs,
     name_tensors,
+    pick_pair,
 )
+from mmcompress.distill.pair_plan import MIXED_DRAWS
 from mmcompress.distill.teacher_store import CompactOutputs, TeacherStore
 from mmcompress.kinds.base import Batch, Models, Outputs
 from mmcompress.pipeline.forward import TorchPipeline
@@ -58,6 +61,7 @@ class Teacher:
         self.models = models
         self.free_bytes = cache_bytes
         self.cache: dict[str, CompactOutputs] = {}
+        self._recent_draws: OrderedDict[str, CompactOutputs] = OrderedDict()
 
     @torch.inference_mode()
     def __call__(self, batch: Batch) -> Outputs:
@@ -67,6 +71,8 @@ class Teacher:
         """
         if batch.names:
             return self._answer_named_pairs(batch, batch.names)
+        if batch.sources:
+            return self._answer_mixed_pairs(batch)
         if self.store is None or not batch.draw:
             return self.pipeline.forward(self.models, batch)
         known_outputs = self.store.read(batch.draw)
@@ -75,6 +81,32 @@ class Teacher:
             known_outputs = compact_outputs(outputs)
             self.store.write(batch.draw, known_outputs)
         return expand_outputs(known_outputs)
+
+    def may_learn(self, draw: str) -> bool:
+        """Return whether the outputs of a draw are not kept yet, and there is room for them."""
+        return self.store is not None and not self.store.holds(draw) and self.store.has_room
+
+    def _answer_mixed_pairs(self, batch: Batch) -> Outputs:
+        """Return the outputs on pairs of several draws; they are computed where one is unknown."""
+        rows: list[PairOutputs] = []
+        for pair, (draw, place) in enumerate(batch.sources):
+            known_outputs = self._read_draw(draw)
+            if known_outputs is None:
+                return self.pipeline.forward(self.models, batch)
+            outputs = expand_outputs(pick_pair(known_outputs, place))
+            rows.append(_cut_logits(outputs, _count_targets(batch, pair)))
+        return _join_pairs(rows, batch)
+
+    def _read_draw(self, draw: str) -> CompactOutputs | None:
+        """Return the outputs of a draw from the store. The last few stay in memory."""
+        if draw not in self._recent_draws:
+            outputs = self.store.read(draw) if self.store is not None else None
+            if outputs is None:
+                return None
+            self._recent_draws[draw] = outputs
+            if len(self._recent_draws) > MIXED_DRAWS:
+                self._recent_draws.popitem(last=False)
+        return self._recent_draws[draw]
 
     def _answer_named_pairs(self, batch: Batch, names: Sequence[str]) -> Outputs:
         """Return the outputs on a batch; those of pairs that were asked before are not computed."""
@@ -125,6 +157,16 @@ def _count_targets(batch: Batch, pair: int) -> dict[str, int]:
     for node_name, keep in batch.keep.items():
         counts[node_name] = int(keep[pair].sum())
     return counts
+
+
+def _cut_logits(row: PairOutputs, token_counts: Mapping[str, int]) -> PairOutputs:
+    """Return the outputs of a pair with logits only where a next token counts."""
+    cut: dict[str, dict[str, Tensor]] = {}
+    for node_name, node_outputs in row.items():
+        cut[node_name] = dict(node_outputs)
+        if "logits" in node_outputs:
+            cut[node_name]["logits"] = node_outputs["logits"][: token_counts[node_name]]
+    return cut
 
 
 def _copy_pair(outputs: Outputs, place: int, *, token_counts: Mapping[str, int]) -> PairOutputs:

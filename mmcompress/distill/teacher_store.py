@@ -35,10 +35,22 @@ class TeacherStore:
     """Bytes that all files may take together. Draws beyond them are computed each time."""
     used_bytes: int = field(init=False, default=0)
     """Bytes that they take now."""
+    largest_bytes: int = field(init=False, default=0)
+    """Bytes of the largest of them."""
 
     def __post_init__(self) -> None:
-        files = list(self.folder.glob("*.safetensors"))
-        self.used_bytes = sum(file.stat().st_size for file in files)
+        sizes = [file.stat().st_size for file in self.folder.glob("*.safetensors")]
+        self.used_bytes = sum(sizes)
+        self.largest_bytes = max(sizes, default=0)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another file of the size of the largest one may be added."""
+        return self.used_bytes + self.largest_bytes < self.max_bytes
+
+    def holds(self, name: str) -> bool:
+        """Return whether the outputs of a draw or a pair are kept."""
+        return self._locate(name).exists()
 
     def read(self, name: str) -> CompactOutputs | None:
         """Return the outputs of a draw or a pair; None where they are not kept.
@@ -67,6 +79,7 @@ class TeacherStore:
             self.max_bytes = 0
             return
         self.used_bytes += size
+        self.largest_bytes = max(self.largest_bytes, size)
 
     def _locate(self, name: str) -> Path:
         """Return the file of a draw or a pair. Names of pairs may be paths of any length."""

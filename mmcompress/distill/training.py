@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from mmcompress.data.base import Dataset
+from mmcompress.data.base import Dataset, Pairs, join_pairs
 from mmcompress.distill.checkpoint import Checkpoint
 from mmcompress.distill.losses import (
     compute_block_output_losses,
@@ -18,6 +19,7 @@ from mmcompress.distill.losses import (
     record_block_outputs,
     weigh_losses,
 )
+from mmcompress.distill.pair_plan import MIXED_DRAWS, PlannedPair, plan_pairs
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.graph.losses import resolve_loss_weights
 from mmcompress.kinds.base import Batch, Models, Outputs
@@ -111,6 +113,7 @@ class Training:
         )
         self.matrices, self.vectors = split_parameters(student)
         self.weights = [*self.matrices, *self.vectors]
+        self._recent_draws: OrderedDict[int, Pairs] = OrderedDict()
 
     def make_optimizer(self) -> torch.optim.Optimizer:
         """Return the AdamW of this training, with weight decay for matrices only."""
@@ -122,17 +125,67 @@ class Training:
             groups, lr=self.settings.learning_rate, betas=ADAM_BETAS, fused=True
         )
 
-    def draw_batch(self, step: int) -> Batch:
-        """Return the pairs of a step: fresh ones, or a cycle through the distinct ones."""
+    def draw_batch(self, step: int, *, distinct_draws: int = 0, first_draw: int = 0) -> Batch:
+        """Return the pairs of a step: fresh ones, or some that came before in another mix.
+
+        Args:
+            step: The step, counted from the one that takes the first draw.
+            distinct_draws: Draws after which pairs come again; 0: they never do. Pairs of files are
+                drawn anew for each step whatever it is: there are only so many files.
+            first_draw: Number of the first draw.
+        """
         settings = self.settings
-        step += self.options.first_step
+        first_draw += self.options.first_step
+        may_mix = not self._pairs_are_named
         if settings.distinct_pairs:
-            cycle_length = max(1, settings.distinct_pairs // settings.batch)
-            step %= cycle_length
-        seed = PAIR_SEED_FACTOR * (self.options.seed + 1) + step
-        pairs = self.inputs.data.load("train", settings.batch, seed=seed)
-        batch = self.inputs.pipeline.collate(pairs)
-        return replace(batch, draw=f"{seed}-{settings.batch}")
+            # The same pairs serve all trainings of a run.
+            distinct_draws = max(1, settings.distinct_pairs // settings.batch)
+            step += first_draw
+            first_draw = 0
+            may_mix = True
+        if not may_mix or not distinct_draws or step < distinct_draws:
+            return self._collate_draw(first_draw + step)
+        planned = plan_pairs(step, distinct_draws, batch=settings.batch, seed=self.options.seed)
+        return self._mix_draws([(first_draw + draw, place) for draw, place in planned])
+
+    @cached_property
+    def _pairs_are_named(self) -> bool:
+        """Whether the pairs come from files."""
+        return bool(self.inputs.data.load("train", 1, seed=self._choose_seed(0)).names)
+
+    def _choose_seed(self, draw: int) -> int:
+        """Return the seed of a draw."""
+        return PAIR_SEED_FACTOR * (self.options.seed + 1) + draw
+
+    def _name_draw(self, draw: int) -> str:
+        """Return the name of a draw: all trainings of a run with its pairs use it."""
+        return f"{self._choose_seed(draw)}-{self.settings.batch}"
+
+    def _load_draw(self, draw: int) -> Pairs:
+        """Load the pairs of a draw. The last few stay in memory."""
+        if draw not in self._recent_draws:
+            pairs = self.inputs.data.load(
+                "train", self.settings.batch, seed=self._choose_seed(draw)
+            )
+            self._recent_draws[draw] = pairs
+            if len(self._recent_draws) > MIXED_DRAWS:
+                self._recent_draws.popitem(last=False)
+        return self._recent_draws[draw]
+
+    def _collate_draw(self, draw: int) -> Batch:
+        """Make a batch of the pairs of one draw."""
+        batch = self.inputs.pipeline.collate(self._load_draw(draw))
+        return replace(batch, draw=self._name_draw(draw))
+
+    def _mix_draws(self, planned: Sequence[PlannedPair]) -> Batch:
+        """Make a batch of pairs of several draws. The teacher learns to know those draws first."""
+        teacher = self.inputs.teacher
+        for draw in sorted({draw for draw, _ in planned}):
+            if not self.compares_blocks and teacher.may_learn(self._name_draw(draw)):
+                teacher(self._collate_draw(draw))
+        pairs = join_pairs([(self._load_draw(draw), place) for draw, place in planned])
+        sources = tuple((self._name_draw(draw), place) for draw, place in planned)
+        return replace(self.inputs.pipeline.collate(pairs), sources=sources)
 
     def compute_losses(self, batch: Batch) -> dict[str, Tensor]:
         """Return the weighted parts of the loss of a batch."""

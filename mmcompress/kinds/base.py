@@ -52,6 +52,8 @@ class Batch:
     draw: str = ""
     """Name of the draw that all pairs together are. A draw of the same name has the same pairs in
     the same order; empty where it has no name."""
+    sources: tuple[tuple[str, int], ...] = ()
+    """(name of the draw, place in it) of every pair, where the pairs of several draws are mixed."""
 
     def __len__(self) -> int:
         first_input = next(iter(self.inputs.values()))

@@ -10,7 +10,7 @@ With the inputs below and the work W that is planned, in seconds:
     measuring  min(W.parts, 4) * (part_share * comparison + part_share * loads * start of a process)
     judging    test pairs * (dense + compressed request) + memory of both sides
 
-    step        = batch * (draw_pair + teacher_pair + student_pair * share)
+    step        = batch * (draw_pair + new_pairs * teacher_pair + student_pair * share)
     refit       = calibration pairs * (draw_pair + 2 * teacher_pair)
     evaluations = trials + switches + seeds + grown + finalists again + linearization
     share       = target / dense latency: a pruned pipeline takes about that share anywhere
@@ -23,6 +23,7 @@ Inputs, and where they come from:
     dense request: the profile
     megabytes, nodes, blocks: the dense models
     pairs, steps, lanes, parts: the spec
+    new_pairs: share of the training pairs that come for the first time
 """
 
 from __future__ import annotations
@@ -119,6 +120,9 @@ class Pace:
     """Pairs of the test split and of further splits that are reported."""
     further_splits: int
     """Splits that are reported beside the test split."""
+    new_pairs_share: float = 1.0
+    """Share of the pairs of a training that come for the first time: the others cost no forward
+    pass of the dense pipeline."""
     measures_memory: bool = True
     """Whether the memory of both sides is measured."""
 
@@ -266,8 +270,9 @@ def _time_training(
     pace: Pace, *, steps: int, minutes: float, share: float, validations: int
 ) -> float:
     """Return the seconds of a training, which its minutes bound."""
+    teacher_seconds = pace.new_pairs_share * pace.teacher_pair_seconds
     step_seconds = pace.batch * (
-        pace.draw_pair_seconds + pace.teacher_pair_seconds + pace.student_pair_seconds * share
+        pace.draw_pair_seconds + teacher_seconds + pace.student_pair_seconds * share
     )
     validation_seconds = pace.training_validation_pairs * pace.teacher_pair_seconds * share
     worked_seconds = steps * step_seconds + validations * validation_seconds

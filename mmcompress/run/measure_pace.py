@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from mmcompress.data.base import Pairs
+from mmcompress.distill.pair_plan import count_distinct_draws
 from mmcompress.distill.step_plan import choose_step_count
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions
@@ -30,10 +31,10 @@ from mmcompress.workspace.context import RunContext, list_precisions
 PACE_SEED = 999_983
 """Seed of the pairs that the pace is measured on: no stage draws them."""
 
-MAX_PACE_SECONDS = 4.0
+MAX_PACE_SECONDS = 2.0
 """Seconds that one measured step may be expected to take; else it has fewer pairs."""
 
-PACE_TRIES = 3
+PACE_TRIES = 2
 """Times that each piece of work is timed, unless it is slow."""
 
 STEP_PASSES = 5
@@ -110,6 +111,7 @@ def _measure_pace(run: RunContext, prepared: PreparedRun | None) -> Pace:
         finalists=search.finalists,
         calibration_pairs=data.calibration if is_refitted else 0,
         steps=_find_most_steps(spec.distill),
+        new_pairs_share=_find_new_pairs_share(run),
         batch=spec.distill.batch,
         validations=spec.distill.validations,
         judged_pairs=judged_pairs,
@@ -123,6 +125,15 @@ def _find_most_steps(settings: Distill) -> int:
     if settings.schedule == "until_converged":
         return UNLIMITED_STEPS
     return choose_step_count(settings, loss_ratio=None, share=1.0)
+
+
+def _find_new_pairs_share(run: RunContext) -> float:
+    """Return the share of the pairs of a training that come for the first time."""
+    settings = run.spec.distill
+    steps = _find_most_steps(settings)
+    if not steps or not settings.store_gb or _load_pairs(run, "train", count=1).names:
+        return 1.0
+    return min(count_distinct_draws(steps, settings.max_passes) / steps, 1.0)
 
 
 def _time(run: RunContext, work: Callable[[], object]) -> float:

@@ -60,6 +60,7 @@ NO_EFFECT = (
     "distill.validations",
     "distill.patience",
     "distill.distinct_pairs",
+    "distill.max_passes",
     "distill.store_gb",
 )
 """Facts that no shared record depends on. The content of weights and readings is a fact of its own,

@@ -49,6 +49,7 @@ QUICK = {
     "distill.steps": Change(factor=0.25, least=1),
     "distill.auto_steps_factor": Change(factor=0.25),
     "distill.minutes": Change(factor=0.125, least=0.5),
+    "distill.max_passes": Change(factor=2),
     "distill.validations": Change(most=2),
     "measure.max_parts": Change(most=2),
 }

@@ -271,6 +271,10 @@ class Distill:
     patience: Annotated[int, Field(ge=0, le=1000)] = 0
     """Validations in a row without a lower loss after which training ends early. 0: it never
     does."""
+    max_passes: Annotated[int, Field(ge=1, le=1_000_000)] = 3
+    """Most times that a drawn pair comes within one training, each time among other ones. The dense
+    pipeline is asked once for a pair, as far as `store_gb` reaches. Pairs of files come by
+    chance."""
     distinct_pairs: Annotated[int, Field(ge=0, le=1_000_000_000)] = 0
     """Distinct training pairs. 0: fresh ones for every step, as far as the data has them."""
     store_gb: Annotated[float, Field(ge=0, le=100_000)] = 2.0
