@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -186,9 +187,12 @@ def _draw_shares_right(scores: PerSampleScores, input_counts: np.ndarray) -> np.
     """Return the share that is right in every draw; `input_counts` [draws, inputs] says what each
     draw holds."""
     input_count = len(scores.numerators)
-    denominators = np.array(scores.denominators) if scores.denominators else np.ones(input_count)
     hits = input_counts @ np.array(scores.numerators)
-    shares: np.ndarray = hits / np.maximum(input_counts @ denominators, 1)
+    # Every draw holds as many inputs as there are.
+    totals = np.full(len(hits), float(input_count))
+    if scores.denominators:
+        totals = input_counts @ np.array(scores.denominators)
+    shares: np.ndarray = hits / np.maximum(totals, 1)
     return 1 - shares if scores.is_error_rate else shares
 
 
@@ -250,19 +254,17 @@ def estimate_quality_retained(
         The smallest ratio compressed / baseline over the metrics, of what is right. Metrics that
         the dense pipeline gets nothing right of are left out.
     """
-    random = np.random.default_rng(0)
     drawn_ratios: list[np.ndarray] = []
     ratios: list[float] = []
-    input_counts: dict[int, np.ndarray] = {}
+    counts: list[int] = []
     for metric, dense in baseline.items():
         if dense.share_right <= 0:
             continue
         count = len(dense.numerators)
-        if count not in input_counts:
-            uniform = np.full(count, 1 / count)
-            input_counts[count] = random.multinomial(count, uniform, BOOTSTRAP_DRAWS)
-        dense_shares = _draw_shares_right(dense, input_counts[count])
-        own_shares = _draw_shares_right(compressed[metric], input_counts[count])
+        counts.append(count)
+        input_counts = _draw_input_counts(count)
+        dense_shares = _draw_shares_right(dense, input_counts)
+        own_shares = _draw_shares_right(compressed[metric], input_counts)
         # A draw of which the dense pipeline gets nothing right says nothing of the metric.
         drawn = np.full(BOOTSTRAP_DRAWS, np.nan)
         np.divide(own_shares, dense_shares, out=drawn, where=dense_shares > 0)
@@ -276,8 +278,17 @@ def estimate_quality_retained(
         value=min(ratios),
         low=max(float(low), 0.0),
         high=float(high),
-        n=max(input_counts),
+        n=max(counts),
     )
+
+
+@lru_cache(maxsize=4)
+def _draw_input_counts(count: int) -> np.ndarray:
+    """Return how often each draw of a bootstrap holds each input: [draws, inputs]."""
+    uniform = np.full(count, 1 / count)
+    counts = np.random.default_rng(0).multinomial(count, uniform, BOOTSTRAP_DRAWS)
+    # Products of floats are quicker than those of integers with floats.
+    return counts.astype(np.float64)
 
 
 def _get_share_right(quality: Quality) -> float:

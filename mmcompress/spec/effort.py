@@ -18,7 +18,7 @@ SECTIONS = {"data": Data, "search": Search, "distill": Distill, "measure": Measu
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class ValueChange:
     """How a level changes one value."""
 
     factor: float = 1.0
@@ -40,34 +40,34 @@ class Change:
 
 
 QUICK = {
-    "data.sensitivity_pairs": Change(factor=0.5, least=8),
-    "search.trials": Change(factor=0.5, least=4),
-    "search.level_switches": Change(factor=0.25, least=4),
-    "search.linearization_rounds": Change(most=1),
-    "search.short_finetunings": Change(most=2),
-    "search.max_artifacts": Change(most=1),
-    "distill.steps": Change(factor=0.25, least=1),
-    "distill.auto_steps_factor": Change(factor=0.25),
-    "distill.minutes": Change(factor=0.125, least=0.5),
-    "distill.max_passes": Change(factor=2),
-    "distill.validations": Change(most=2),
-    "measure.max_parts": Change(most=2),
+    "data.sensitivity_pairs": ValueChange(factor=0.5, least=8),
+    "search.trials": ValueChange(factor=0.5, least=4),
+    "search.level_switches": ValueChange(factor=0.25, least=4),
+    "search.linearization_rounds": ValueChange(most=1),
+    "search.short_finetunings": ValueChange(most=2),
+    "search.max_artifacts": ValueChange(most=1),
+    "distill.steps": ValueChange(factor=0.25, least=1),
+    "distill.auto_steps_factor": ValueChange(factor=0.25),
+    "distill.minutes": ValueChange(factor=0.125, least=0.5),
+    "distill.max_passes": ValueChange(factor=2),
+    "distill.validations": ValueChange(most=2),
+    "measure.max_parts": ValueChange(most=2),
 }
 """A first look: whether a target is in reach, and about what it costs."""
 
 BEST = {
-    "data.sensitivity_pairs": Change(factor=2),
-    "search.trials": Change(factor=2),
-    "search.level_switches": Change(factor=2),
-    "search.short_finetunings": Change(factor=2, most=10),
-    "search.max_artifacts": Change(least=3, most=3),
-    "distill.steps": Change(value="auto"),
-    "distill.schedule": Change(value="until_converged"),
-    "distill.minutes": Change(value=90.0),
+    "data.sensitivity_pairs": ValueChange(factor=2),
+    "search.trials": ValueChange(factor=2),
+    "search.level_switches": ValueChange(factor=2),
+    "search.short_finetunings": ValueChange(factor=2, most=10),
+    "search.max_artifacts": ValueChange(least=3, most=3),
+    "distill.steps": ValueChange(value="auto"),
+    "distill.schedule": ValueChange(value="until_converged"),
+    "distill.minutes": ValueChange(value=90.0),
 }
 """As good as a night of work makes it."""
 
-CHANGES: Mapping[str, Mapping[str, Change]] = {"quick": QUICK, "normal": {}, "best": BEST}
+CHANGES: Mapping[str, Mapping[str, ValueChange]] = {"quick": QUICK, "normal": {}, "best": BEST}
 """What every level changes, by dotted key. `normal` is the spec as it is written."""
 
 
