@@ -12,7 +12,9 @@ from mmcompress.results.records import (
     Bound,
     NodeResult,
     Proof,
+    Sample,
     SearchResult,
+    ShownInput,
     Side,
     Summary,
     Target,
@@ -131,7 +133,14 @@ def make_summary(**changes: Any) -> Summary:
         seed=7,
         commit="0123456789abcdef",
         command="mmcompress run made.yaml",
-        samples=({"reference": "a fox", "baseline": "a fox", "compressed": "a <cat>"},),
+        samples=(
+            Sample(
+                reference="a fox",
+                baseline="a fox",
+                compressed="a <cat>",
+                shown=ShownInput(media="data:image/jpeg;base64,/9j/4AAQ"),
+            ),
+        ),
         attempts=(Attempt(predicted_ms=4.6, measured_ms=4.9, target_ms=5.0),),
         bench_repeats=3,
     )

@@ -21,6 +21,8 @@ from mmcompress.report.formats import (
     format_retained,
     format_speedup,
     keep_together,
+    mark_words,
+    write_cell,
 )
 from mmcompress.results.target_met import compute_target_share
 from mmcompress.storage import replace_file
@@ -40,6 +42,8 @@ FILTERS = {
     "noun": count_noun,
     "target_share": compute_target_share,
     "unbroken": keep_together,
+    "mark_words": mark_words,
+    "cell": write_cell,
     "structure": describe_structure,
 }
 """What templates write figures with."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from difflib import SequenceMatcher
+
+from markupsafe import Markup, escape
+
 from mmcompress.stats import Quality
 
 MAGNITUDES = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -59,3 +63,31 @@ def keep_together(text: str) -> str:
     """Return a text that a browser breaks in one place only: before the interval of a figure."""
     unbroken = text.replace(" ", "\N{NO-BREAK SPACE}").replace("–", "–\N{WORD JOINER}")
     return unbroken.replace("\N{NO-BREAK SPACE}(", " (")
+
+
+def mark_words(text: str, other: str, element: str) -> Markup:
+    """Mark the words that another text lacks.
+
+    Args:
+        text: The text that is shown.
+        other: The text that it is compared with, word by word.
+        element: The HTML element around what differs: `ins` or `del`.
+
+    Returns:
+        HTML; the words themselves are escaped.
+    """
+    words = text.split()
+    matcher = SequenceMatcher(a=other.split(), b=words, autojunk=False)
+    pieces: list[Markup] = []
+    for operation, _, _, start, end in matcher.get_opcodes():
+        piece = escape(" ".join(words[start:end]))
+        if not piece:
+            continue
+        is_equal = operation == "equal"
+        pieces.append(piece if is_equal else Markup(f"<{element}>{piece}</{element}>"))
+    return Markup(" ").join(pieces)
+
+
+def write_cell(text: str) -> str:
+    """Return a text as it stands in a cell of a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")

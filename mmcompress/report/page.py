@@ -10,6 +10,7 @@ from mmcompress.report.charts.prediction import draw_prediction
 from mmcompress.report.charts.quality_bars import draw_quality_bars
 from mmcompress.report.charts.structure_map import draw_structure_map
 from mmcompress.report.charts.trials import draw_trials
+from mmcompress.report.charts.waveform import draw_waveform
 from mmcompress.report.fill_templates import write_pages
 from mmcompress.results.records import Prediction, Summary
 from mmcompress.storage import read_record
@@ -65,6 +66,7 @@ def write_report(summary: Summary, folder: str | Path) -> Path:
         summary=summary,
         charts=_draw_charts(summary, prediction),
         prediction=prediction,
+        waveforms=[draw_waveform(sample.shown.peaks) for sample in summary.samples],
         effort_note=EFFORT_NOTES.get(summary.settings.get("effort", ""), ""),
     )
 

@@ -260,6 +260,48 @@ class SearchResult:
 LONG_INPUTS = "test inputs longer than the window"
 """Name in `Summary.extra_splits` of what the dense encoder hears in several windows."""
 
+
+@dataclass(frozen=True, kw_only=True)
+class ShownInput:
+    """An input as a report shows it."""
+
+    media: str = ""
+    """The picture or the sound, as a URL that holds its content; empty: it is not shown."""
+    peaks: tuple[float, ...] = ()
+    """Loudest samples of the pieces of a sound, in order, 0..1."""
+    seconds: float = 0.0
+    """Seconds of the whole sound."""
+    shown_seconds: float = 0.0
+    """Seconds of it that can be played."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """An input of the test split with what both sides wrote."""
+
+    reference: str
+    """The reference text."""
+    baseline: str
+    """The text of the dense pipeline."""
+    compressed: str
+    """The text of the compressed one."""
+    shown: ShownInput = field(default_factory=ShownInput)
+    """The input itself."""
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether both sides wrote different texts."""
+        return self.baseline != self.compressed
+
+    @property
+    def rank(self) -> int:
+        """Place among samples: 0 for a right answer that was lost, 1 for another change, 2 for
+        none."""
+        if not self.is_changed:
+            return 2
+        return 0 if self.baseline == self.reference else 1
+
+
 MAX_UNINFORMATIVE_SHARE = 0.9
 """Share of the dense answers of a node that are empty or one and the same text. From this share on,
 no metric of its texts tells what was lost: nearly any change leaves such answers as they are."""
@@ -543,8 +585,8 @@ class Summary:
     validation_losses: tuple[float, ...] = ()
     """The pipeline's own loss on validation pairs: dense, before training, on the way, and at the
     end."""
-    samples: tuple[dict[str, str], ...] = ()
-    """A few texts: the reference, and what both sides wrote."""
+    samples: tuple[Sample, ...] = ()
+    """A few inputs of the test split with what both sides wrote, changed ones first."""
     extra_splits: dict[str, dict[str, dict[str, Quality]]] = field(default_factory=dict)
     """Quality on further splits: split, side, figure."""
     artifacts: tuple[ArtifactRecord, ...] = ()

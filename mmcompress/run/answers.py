@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from mmcompress.data.base import Pairs
-from mmcompress.graph.judged_nodes import FINAL_TEXTS, find_judged_nodes
 from mmcompress.graph.references import find_unjoined_encoders
 from mmcompress.metrics.answers import (
     Answers,
@@ -25,9 +24,6 @@ from mmcompress.runtime.progress import prefix_progress
 from mmcompress.stats import PerSampleScores, Quality, estimate_quality
 from mmcompress.storage import read_record, write_record
 from mmcompress.workspace.context import RunContext
-
-SHOWN_SAMPLES = 8
-"""Texts of both sides that the report shows."""
 
 METRIC_TRIAL_PAIRS = 4
 """Pairs that the metrics are tried on before the work begins."""
@@ -227,21 +223,3 @@ def select_inputs(scores: PerSampleScores, indices: Sequence[int]) -> PerSampleS
     if denominators:
         denominators = tuple(denominators[i] for i in indices)
     return replace(scores, numerators=numerators, denominators=denominators)
-
-
-def select_samples(
-    run: RunContext, answers: dict[str, SplitAnswers], *, split: str
-) -> tuple[dict[str, str], ...]:
-    """Return a few references of a split with the texts of both sides, for the eye.
-
-    Where several generators write, the first one is shown, or the join that chooses among its
-    texts.
-    """
-    nodes = find_judged_nodes(run.spec, FINAL_TEXTS)
-    samples = []
-    for i, reference in enumerate(run.data.load(split).texts[:SHOWN_SAMPLES]):
-        row = {"reference": reference}
-        for side, split_answers in answers.items():
-            row[side] = split_answers.texts[nodes[0]][i] if nodes else ""
-        samples.append(row)
-    return tuple(samples)

@@ -29,7 +29,6 @@ from mmcompress.run.answers import (
     estimate_qualities,
     list_bundles,
     list_failed_metrics,
-    select_samples,
 )
 from mmcompress.run.assemble import (
     NodeSize,
@@ -47,6 +46,7 @@ from mmcompress.run.prepared_run import PreparedRun
 from mmcompress.run.profile import Profile
 from mmcompress.run.retained_quality import check_retained_quality
 from mmcompress.run.run_policy import MeasuringLimits
+from mmcompress.run.select_samples import select_samples
 from mmcompress.run.training_history import read_training_result, read_validation_losses
 from mmcompress.run.warnings import list_warnings
 from mmcompress.runtime.machine import describe_cpu, list_package_versions, read_git_commit

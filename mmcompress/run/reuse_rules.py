@@ -62,6 +62,7 @@ NO_EFFECT = (
     "distill.distinct_pairs",
     "distill.max_passes",
     "distill.store_gb",
+    "report.samples",
 )
 """Facts that no shared record depends on. The content of weights and readings is a fact of its own,
 so their paths are none. Draws of training pairs are named by their seed and batch."""

@@ -39,6 +39,9 @@ class InputType:
     is_empty: str = ""
     """Tells whether a value holds nothing to answer, such as silence. Empty: every value holds
     something."""
+    show: str = ""
+    """Makes a `mmcompress.results.records.ShownInput` of a value, for a report. Empty: the value is
+    not shown."""
     list_raw_inputs: str
     """Lists the raw inputs of the proof of fidelity: those of the data, and odd ones. It takes a
     `mmcompress.export.odd_inputs.RawInputRequest`."""
@@ -47,6 +50,7 @@ class InputType:
 IMAGE = InputType(
     make_noise="mmcompress.runtime.input_types:make_noise_picture",
     draw="mmcompress.data.drawn_inputs:draw_picture",
+    show="mmcompress.data.shown_inputs:show_picture",
     list_raw_inputs="mmcompress.export.odd_inputs:list_pictures",
 )
 """A picture: a file, its bytes, or an array."""
@@ -54,6 +58,7 @@ IMAGE = InputType(
 AUDIO = InputType(
     make_noise="mmcompress.runtime.input_types:make_noise_sound",
     draw="mmcompress.data.drawn_inputs:synthesize_sound",
+    show="mmcompress.data.shown_inputs:show_sound",
     is_empty="mmcompress.runtime.audio:is_silent",
     list_raw_inputs="mmcompress.export.odd_inputs:list_sounds",
 )

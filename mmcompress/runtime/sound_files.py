@@ -178,3 +178,15 @@ def check_header(path: Path) -> None:
         _refuse_cut_file(opened, str(path))
     if not header.frames:
         raise DataError(f"{path}: holds no sound")
+
+
+def write_mp3(samples: np.ndarray, rate: int) -> bytes:
+    """Encode a sound as MP3, which browsers play.
+
+    Args:
+        samples: float32 [n], in -1..1.
+        rate: Samples a second.
+    """
+    file = io.BytesIO()
+    soundfile.write(file, samples, rate, format="MP3")
+    return file.getvalue()

@@ -363,6 +363,15 @@ class Measure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Report:
+    """What the report shows."""
+
+    samples: Literal["none"] | Annotated[int, Field(ge=0, le=100)] = 8
+    """Inputs of the test split that it shows, with what both sides wrote. Changed ones come first.
+    `none` keeps pictures, sounds and texts of the data out of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Metric:
     """A metric that the result is judged by. Its name alone stands for it: `wer` for `{kind:
     wer}`."""
@@ -404,6 +413,8 @@ class Spec:
     """How structures are searched for."""
     measure: Measure = field(default_factory=Measure)
     """How latency is measured."""
+    report: Report = field(default_factory=Report)
+    """What the report shows."""
     effort: Literal["quick", "normal", "best"] = "normal"
     """How much is searched, trained and measured. `normal` is what the other keys say. `quick` and
     `best` change those that are not set beside it: trials, pairs, steps, minutes and parts."""
