@@ -6,7 +6,7 @@ TARGET ?= 2x
 SEED ?= 0
 OUT ?= runs/demo-$(TARGET)-s$(SEED)
 
-.PHONY: install demo test test-fast check format clean
+.PHONY: install demo test test-fast check docs format clean
 
 install: $(VENV)/.installed
 
@@ -38,7 +38,14 @@ check: install
 	$(BIN)/lint-imports
 	$(BIN)/python tools/check_density.py
 	$(BIN)/python tools/check_prose.py
+	$(BIN)/python tools/write_reference.py --check
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
+
+# The documentation as a site, in docs/.site.
+docs: install
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[docs]'
+	$(BIN)/python tools/write_reference.py
+	$(BIN)/zensical build --strict -f docs/zensical.toml
 
 format: install
 	$(BIN)/ruff format mmcompress tests benchmarks tools

@@ -1,4 +1,4 @@
-"""Outside code joins by `plugins:`; the README's example is run as it stands."""
+"""Outside code joins by `plugins:`; the examples of the documentation are run as they stand."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ from mmcompress.graph.load_spec import load_spec
 from mmcompress.prune.importance.inputs import ImportanceInputs
 from mmcompress.registry import IMPORTANCE
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+CRITERION_PAGE = ROOT / "docs/how_to/own_criterion.md"
+MODEL_PAGE = ROOT / "docs/how_to/own_model.md"
+ARCHITECTURE_PAGE = ROOT / "docs/explanation/architecture.md"
+COMMANDS_PAGE = ROOT / "docs/reference/commands.md"
 
 
 def test_the_readmes_criterion_works(tiny, tmp_path, monkeypatch, pipeline, models, batch):
     [code] = [
         c
-        for c in re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
+        for c in re.findall(r"```python\n(.*?)```", CRITERION_PAGE.read_text(), re.S)
         if "IMPORTANCE.add" in c
     ]
     (tmp_path / "mine_from_readme.py").write_text(code)
@@ -46,7 +50,7 @@ def test_the_readmes_criterion_works(tiny, tmp_path, monkeypatch, pipeline, mode
 def test_the_readmes_layout_is_found(monkeypatch):
     from mmcompress.models import layouts
 
-    [code] = re.findall(r"```python\n(BlockLayout\(.*?)```", README.read_text(), re.S)
+    [code] = re.findall(r"```python\n(BlockLayout\(.*?)```", MODEL_PAGE.read_text(), re.S)
     layout = eval(code, {"BlockLayout": layouts.BlockLayout})
     monkeypatch.setattr(layouts, "BLOCK_LAYOUTS", (layout,))
     module = torch.nn.ModuleDict(
@@ -56,15 +60,15 @@ def test_the_readmes_layout_is_found(monkeypatch):
     assert (block.name, block.units, block.reader) == ("0.ffn", 32, "0.dense_out")
 
 
-def test_the_readme_names_every_folder_and_command():
+def test_the_pages_name_every_folder_and_command():
     from mmcompress.cli import main
 
-    text = README.read_text()
-    package = README.parent / "mmcompress"
-    for folder in (p.name for p in package.iterdir() if (p / "__init__.py").exists()):
-        assert f"  {folder}/" in text, folder
+    folders = ARCHITECTURE_PAGE.read_text()
+    for folder in (p.name for p in (ROOT / "mmcompress").iterdir() if (p / "__init__.py").exists()):
+        assert f"  {folder}/" in folders, folder
+    commands = COMMANDS_PAGE.read_text()
     for command in main.commands:
-        assert f"`{command} " in text, command
+        assert f"## `{command}" in commands, command
 
 
 def test_a_name_that_is_taken_is_not_given_to_something_else():

@@ -29,7 +29,7 @@ MAX_WORDS = 25
 PYTHON_FOLDERS = ("mmcompress", "tools", "benchmarks")
 """Folders whose strings are read."""
 
-PAGES = ("*.md", "docs/*.md", "reports/README.md", "tests/golden/README.md")
+PAGES = ("*.md", "docs/**/*.md", "reports/README.md", "tests/golden/README.md")
 """Pages that people write."""
 
 TEMPLATES = "mmcompress/report/templates"

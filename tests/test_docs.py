@@ -1,0 +1,104 @@
+"""The pages of the documentation: links lead somewhere, and what they show is run or marked why not."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mmcompress.cli import main
+from mmcompress.graph.load_spec import load_spec
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+LINK = re.compile(r"\[[^\]]*\]\(([^)#\s]+)(#[^)]*)?\)")
+BLOCK = re.compile(r"(<!-- not run: [^>]+ -->\n+)?```(\w+)\n(.*?)```", re.S)
+SHOWN_LANGUAGES = ("text", "json")
+"""Languages of what is only shown."""
+
+RUN_ELSEWHERE = {
+    "docs/how_to/own_criterion.md": "test_plugins.py",
+    "docs/how_to/own_model.md": "test_plugins.py and test_families.py",
+    "docs/contributing.md": "test_contributing.py",
+}
+"""Pages whose blocks of Python are run by other tests."""
+
+
+def list_blocks(language):
+    """List the blocks of a language that are not marked, by page."""
+    blocks = []
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        for number, (mark, block_language, text) in enumerate(BLOCK.findall(page.read_text())):
+            if not mark and block_language == language:
+                blocks.append(pytest.param(name, text, id=f"{name}-{number}"))
+    return blocks
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_to_a_file(page):
+    missing = []
+    for target, _ in LINK.findall(page.read_text()):
+        if "://" not in target and not (page.parent / target).exists():
+            missing.append(target)
+    assert missing == []
+
+
+def test_every_page_stands_in_the_navigation():
+    navigation = (ROOT / "docs" / "zensical.toml").read_text()
+    for page in PAGES[1:]:
+        assert f'"{page.relative_to(ROOT / "docs")}"' in navigation, page
+
+
+def test_every_block_is_run_or_says_why_not():
+    for page in PAGES:
+        name = str(page.relative_to(ROOT))
+        for mark, language, text in BLOCK.findall(page.read_text()):
+            if mark or language in SHOWN_LANGUAGES:
+                continue
+            assert language in ("sh", "yaml", "python"), (name, text)
+            if language == "python":
+                assert name in RUN_ELSEWHERE, (name, text)
+
+
+@pytest.mark.parametrize(("page", "text"), list_blocks("sh"))
+def test_commands_run(page, text, tiny, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    for line in text.splitlines():
+        words = shlex.split(
+            line.replace("my_captions.yaml", str(tiny / "spec.yaml")), comments=True
+        )
+        if not words:
+            continue
+        assert words[0] == "mmcompress", (page, line)
+        done = CliRunner().invoke(main, words[1:])
+        assert done.exit_code == 0, (line, done.output)
+
+
+@pytest.mark.parametrize(("page", "text"), list_blocks("yaml"))
+def test_specs_are_read(page, text, tiny, tmp_path):
+    """A whole spec is read as it is, keys alone in place of those of another spec."""
+    spec = text
+    if "nodes:" not in text:
+        keys = {line.partition(":")[0] for line in text.splitlines() if line[:1].isalpha()}
+        others = re.split(r"\n(?=\w)", (tiny / "spec.yaml").read_text())
+        spec = "\n".join(part for part in others if part.partition(":")[0] not in keys)
+        spec += "\n" + text
+    (tmp_path / "spec.yaml").write_text(spec)
+    load_spec(tmp_path / "spec.yaml")
+
+
+def test_pages_written_from_the_code_are_those_of_today():
+    done = subprocess.run(
+        [sys.executable, "tools/write_reference.py", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr

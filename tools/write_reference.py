@@ -1,0 +1,252 @@
+"""Write the reference pages of the documentation from the code.
+
+    python tools/write_reference.py            writes them
+    python tools/write_reference.py --check    exit code 1 where a page differs from the code
+
+`docs/reference/spec.md` comes from the records of a spec, `docs/reference/commands.md` from the
+commands. The table of results in `README.md` comes from the summaries under `reports/`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mmcompress.cli import main as command_group
+from mmcompress.spec.schema import Spec
+from mmcompress.storage import describe_record
+
+ROOT = Path(__file__).resolve().parents[1]
+"""The folder of the repository."""
+
+SPEC_PAGE = ROOT / "docs" / "reference" / "spec.md"
+"""The page of all keys of a spec."""
+
+COMMANDS_PAGE = ROOT / "docs" / "reference" / "commands.md"
+"""The page of all commands."""
+
+README = ROOT / "README.md"
+"""The page with the table of results."""
+
+RESULTS = ROOT / "reports" / "clip_captioner"
+"""The folder with a summary for every target."""
+
+RESULTS_BEGIN = "<!-- results: written by tools/write_reference.py -->\n"
+"""The line ahead of the table of results."""
+
+RESULTS_END = "<!-- end of results -->"
+"""The line behind the table of results."""
+
+BOUND_WORDS = {
+    "minimum": "at least",
+    "exclusiveMinimum": "more than",
+    "maximum": "at most",
+    "exclusiveMaximum": "less than",
+}
+"""How a page says the bounds of a JSON Schema."""
+
+
+def format_spec_page() -> str:
+    """Format the page of all keys of a spec, section by section."""
+    schema = describe_record(Spec)
+    definitions: dict[str, Any] = schema["$defs"]
+    lines = [
+        "# Keys of a spec",
+        "",
+        "A spec is a YAML file. `--set section.key=value` overrides any key.",
+        "`mmcompress schema` prints the same as a JSON Schema, for editors.",
+        "",
+    ]
+    sections: list[tuple[str, str]] = []
+    lines += ["## The spec", ""]
+    for key, facts in schema["properties"].items():
+        name = find_definition(facts)
+        if name and name in definitions and definitions[name].get("properties"):
+            sections.append((key, name))
+        lines += format_key(key, facts, definitions=definitions)
+    listed = {name for _, name in sections}
+    for key, name in sections:
+        definition = definitions[name]
+        lines += [f"## `{key}`", "", definition.get("description", ""), ""]
+        for inner_key, facts in definition["properties"].items():
+            inner_name = find_definition(facts)
+            if inner_name and inner_name in definitions and inner_name not in listed:
+                listed.add(inner_name)
+                sections.append((f"{key}.{inner_key}", inner_name))
+            lines += format_key(f"{key}.{inner_key}", facts, definitions=definitions)
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def find_definition(facts: Mapping[str, Any]) -> str:
+    """Find the record that a key holds, or that its entries are; empty: none."""
+    for place in (facts, facts.get("additionalProperties"), facts.get("items")):
+        if isinstance(place, Mapping) and "$ref" in place:
+            return str(place["$ref"]).rpartition("/")[2]
+    for choice in facts.get("anyOf", ()):
+        name = find_definition(choice)
+        if name:
+            return name
+    return ""
+
+
+def format_key(key: str, facts: Mapping[str, Any], *, definitions: Mapping[str, Any]) -> list[str]:
+    """Format one key: its name, its values, its default, and what it does."""
+    lines = [f"### `{key}`", ""]
+    notes = [describe_values(facts, definitions)]
+    if "default" in facts:
+        notes.append(f"default `{json.dumps(facts['default'])}`")
+    text = "; ".join(note for note in notes if note)
+    lines += [f"{text[:1].upper()}{text[1:]}.", ""]
+    description = facts.get("description", "")
+    name = find_definition(facts)
+    if not description and name in definitions:
+        description = definitions[name].get("description", "")
+    return [*lines, description, ""] if description else lines
+
+
+def describe_values(facts: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
+    """Describe what values a key may have, in words."""
+    if "$ref" in facts:
+        name = find_definition(facts)
+        definition = definitions.get(name, {})
+        if definition.get("properties"):
+            return "a section"
+        return describe_values(definition, definitions)
+    if "enum" in facts:
+        return "one of " + ", ".join(f"`{value}`" for value in facts["enum"])
+    if "const" in facts:
+        return f"`{facts['const']}`"
+    if "anyOf" in facts:
+        choices = [describe_values(choice, definitions) for choice in facts["anyOf"]]
+        return " or ".join(dict.fromkeys(choice for choice in choices if choice))
+    kind = str(facts.get("type", "any value"))
+    words = {
+        "integer": "a whole number",
+        "number": "a number",
+        "string": "a text",
+        "boolean": "true or false",
+        "array": "a list",
+        "object": "a mapping",
+        "null": "nothing",
+    }.get(kind, kind)
+    bounds = [f"{text} {facts[bound]:g}" for bound, text in BOUND_WORDS.items() if bound in facts]
+    return " ".join([words, ", ".join(bounds)]).strip()
+
+
+def format_commands_page() -> str:
+    """Format the page of all commands with their options."""
+    lines = ["# Commands", "", "`mmcompress COMMAND --help` prints the same on a terminal.", ""]
+    for name, command in list_commands(command_group, prefix=""):
+        context = click.Context(command, info_name=name)
+        usage = command.collect_usage_pieces(context)
+        lines += [f"## `{name}`", "", inspect.cleandoc(command.help or ""), ""]
+        lines += ["```text", f"mmcompress {' '.join([name, *usage])}", "```", ""]
+        options = [
+            parameter
+            for parameter in command.params
+            if isinstance(parameter, click.Option) and not parameter.hidden
+        ]
+        if options:
+            lines += ["| option | what it does |", "|---|---|"]
+            for option in options:
+                names, help_text = option.get_help_record(context) or ("", "")
+                cells = [names.replace("|", "\\|"), " ".join(help_text.split()).replace("|", "\\|")]
+                lines.append(f"| `{cells[0]}` | {cells[1]} |")
+            lines.append("")
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def list_commands(group: click.Command, *, prefix: str) -> Iterator[tuple[str, click.Command]]:
+    """List all commands by their whole name, those of groups too."""
+    context = click.Context(group)
+    for name in group.list_commands(context) if isinstance(group, click.Group) else ():
+        command = group.get_command(context, name)  # type: ignore[attr-defined]
+        if command is None:
+            continue
+        if isinstance(command, click.Group):
+            yield from list_commands(command, prefix=f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+def format_results() -> str:
+    """Format the table of results: a row for every target."""
+    lines = [
+        "| target | latency, p50 | R@1 image to text | exact captions | retained | bundle |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    summaries: list[dict[str, Any]] = []
+    for path in RESULTS.glob("*/summary.json"):
+        summaries.append(json.loads(path.read_text(encoding="utf-8")))
+    summaries.sort(key=get_speedup)
+    if summaries:
+        first = min(summaries, key=get_speedup)["baseline"]
+        lines.append(
+            f"| before | {first['latency_ms']['p50']:.2f} ms | {format_quality(first, 0)} | "
+            f"{format_quality(first, 2)} | | {first['size_mb']:.1f} MB |"
+        )
+    for summary in summaries:
+        after = summary["compressed"]
+        lines.append(
+            f"| {summary['target']['text']} | {after['latency_ms']['p50']:.2f} ms "
+            f"(**{summary['speedup']:.2f}x**) | {format_quality(after, 0)} | "
+            f"{format_quality(after, 2)} | {summary['quality_retained']:.1%} | "
+            f"{after['size_mb']:.1f} MB |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def get_speedup(summary: Mapping[str, Any]) -> float:
+    """Return the speed-up of a summary."""
+    return float(summary["speedup"])
+
+
+def format_quality(side: Mapping[str, Any], place: int) -> str:
+    """Format one figure of quality with its interval."""
+    names = ("image_to_text_r1", "text_to_image_r1", "caption_exact_match")
+    quality = side["quality"][names[place]]
+    low = 100 * quality["low"]
+    return f"{quality['value']:.1%} ({low:.1f} – {100 * quality['high']:.1f})"
+
+
+def insert_results(page: str) -> str:
+    """Put the table of results between its two lines of a page."""
+    head, begin, rest = page.partition(RESULTS_BEGIN)
+    _, end, tail = rest.partition(RESULTS_END)
+    if not begin or not end:
+        raise ValueError(f"{README}: the lines around the table of results are missing")
+    return head + begin + format_results() + end + tail
+
+
+def main() -> None:
+    """Write every page, or tell which differ."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--check", action="store_true")
+    arguments = parser.parse_args()
+    pages = {
+        SPEC_PAGE: format_spec_page(),
+        COMMANDS_PAGE: format_commands_page(),
+        README: insert_results(README.read_text(encoding="utf-8")),
+    }
+    stale: list[str] = []
+    for path, text in pages.items():
+        if path.exists() and path.read_text(encoding="utf-8") == text:
+            continue
+        stale.append(str(path.relative_to(ROOT)))
+        if not arguments.check:
+            path.write_text(text, encoding="utf-8")
+    if stale:
+        print(f"{'differ from the code' if arguments.check else 'written'}: {', '.join(stale)}")
+    if stale and arguments.check:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
