@@ -288,6 +288,13 @@ def test_a_search_space_is_validated(tiny, tmp_path):
     )
 
 
+@pytest.mark.parametrize("command", ["bench", "predict"])
+@pytest.mark.parametrize("threads", [0, -1, 10**6])
+def test_threads_that_cannot_be_are_refused(run_folder, command, threads):
+    done = call(command, run_folder / "bundle", "--threads", threads)
+    assert done.exit_code == 2 and "--threads" in done.output
+
+
 def test_list(tiny):
     done = call("list")
     assert (

@@ -21,7 +21,7 @@ from mmcompress.runtime.audio import (  # noqa: E402
     open_audio,
 )
 from mmcompress.runtime.sound_files import (  # noqa: E402
-    BLOCK_FRAMES,
+    BLOCK_SAMPLES,
     check_header,
     decode_sound,
 )
@@ -220,10 +220,34 @@ def test_silence_is_told_and_nothing_is_written_of_it(talk, tmp_path):  # noqa: 
 
 def test_a_long_file_is_decoded_in_blocks(tmp_path):
     rng = np.random.default_rng(0)
-    stereo = rng.uniform(-1, 1, (BLOCK_FRAMES + 1000, 2)).astype(np.float32)
+    stereo = rng.uniform(-1, 1, (BLOCK_SAMPLES // 2 + 1000, 2)).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", stereo, 44_100, subtype="FLOAT")
     expected = soxr.resample(stereo.mean(1), 44_100, SAMPLE_RATE)
     assert np.array_equal(open_audio(tmp_path / "a.wav"), expected)
+
+
+def test_many_channels_are_decoded_in_small_blocks(tmp_path, monkeypatch):
+    frames = []
+    blocks = soundfile.SoundFile.blocks
+
+    def record_blocks(sound, size, **options):
+        frames.append(size)
+        return blocks(sound, size, **options)
+
+    monkeypatch.setattr(soundfile.SoundFile, "blocks", record_blocks)
+    samples = np.random.default_rng(0).uniform(-1, 1, (50, 1000)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, SAMPLE_RATE, subtype="FLOAT")
+    heard = open_audio(tmp_path / "a.wav")
+    assert np.allclose(heard, samples.mean(1), atol=1e-6)
+    assert frames == [BLOCK_SAMPLES // 1000]
+
+
+def test_a_file_with_a_rate_that_no_sound_has_is_refused(tmp_path):
+    content = bytearray(write_sound(tmp_path / "a.wav"))
+    content[24:28] = (2**31 - 1).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(DataError, match=r"a\.wav: 2147483647 is no sample rate"):
+        open_audio(tmp_path / "a.wav")
 
 
 def write_sound(path, **options):

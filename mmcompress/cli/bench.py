@@ -13,6 +13,7 @@ from mmcompress.cli.console import out
 from mmcompress.cli.predict import parse_input
 from mmcompress.measure.latency.bench import BenchmarkOptions
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
+from mmcompress.runtime.check_manifest import MAX_THREADS
 from mmcompress.runtime.graph import load_bundle
 
 WARMUP_REQUESTS = 10
@@ -34,7 +35,11 @@ WARMUP_REQUESTS = 10
     show_default=True,
     help="Requests to each bundle.",
 )
-@click.option("--threads", type=int, help="Threads of every session (default: as measured).")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    help="Threads of every session (default: as measured).",
+)
 def bench_command(
     bundle: str,
     against: str | None,

@@ -8,6 +8,7 @@ import click
 import numpy as np
 
 from mmcompress.errors import SpecError
+from mmcompress.runtime.check_manifest import MAX_THREADS
 from mmcompress.runtime.graph import load_bundle
 
 
@@ -26,7 +27,11 @@ def parse_input(text: str) -> tuple[str, str]:
 @click.command("predict")
 @click.argument("bundle", type=click.Path())
 @click.option("--input", "inputs", multiple=True, metavar="NAME=FILE", required=True)
-@click.option("--threads", type=int, help="Threads of every session (default: as measured).")
+@click.option(
+    "--threads",
+    type=click.IntRange(1, MAX_THREADS),
+    help="Threads of every session (default: as measured).",
+)
 def predict_command(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
     """Run a bundle on one request; print its outputs as JSON."""
     request = dict(parse_input(text) for text in inputs)

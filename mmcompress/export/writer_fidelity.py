@@ -18,7 +18,7 @@ from mmcompress.export.written_texts import (
 )
 from mmcompress.models.reference.base import LibraryReference, LibraryWriter
 
-MAX_WRITTEN_INPUTS = 6
+MAX_WRITTEN_INPUTS = 4
 """Of the ordinary inputs, and of the odd ones, those at most that texts are written for: the
 library's own loop is slow."""
 

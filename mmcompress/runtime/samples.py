@@ -57,13 +57,13 @@ def unpack_rate(source: object, *, default_rate: int) -> tuple[object, int]:
                 f"({', '.join(ARRAY_KEYS)}) and their rate ({', '.join(RATE_KEYS)}); "
                 f"got {', '.join(str(key) for key in source)}"
             )
-        return samples[0], _check_rate(rates[0])
+        return samples[0], check_rate(rates[0])
     if isinstance(source, tuple) and len(source) == 2:
         first, second = source
         if _has_samples(first) and isinstance(second, int | np.integer):
-            return first, _check_rate(second)
+            return first, check_rate(second)
         if _has_samples(second) and isinstance(first, int | np.integer):
-            return second, _check_rate(first)
+            return second, check_rate(first)
     return source, default_rate
 
 
@@ -72,11 +72,19 @@ def _has_samples(value: object) -> bool:
     return isinstance(value, list | tuple | np.ndarray) and len(np.shape(value)) > 0
 
 
-def _check_rate(rate: object) -> int:
-    """Return a sample rate as a whole number, or raise `DataError`."""
+def check_rate(rate: object, *, name: str = "the given audio") -> int:
+    """Return a sample rate as a whole number.
+
+    Args:
+        rate: Samples a second, as a caller or a file says it.
+        name: The sound, for the message.
+
+    Raises:
+        DataError: It is no number, or none that a sound can have.
+    """
     is_number = isinstance(rate, int | float | np.integer | np.floating)
     if not is_number or not 0 < float(str(rate)) < HIGHEST_SAMPLE_RATE:
-        raise DataError(f"the given audio: {rate!r} is no sample rate")
+        raise DataError(f"{name}: {rate!r} is no sample rate")
     return round(float(str(rate)))
 
 
