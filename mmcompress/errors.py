@@ -93,6 +93,12 @@ class TargetNotMet(MmcompressError):
     exit_code = 3
 
 
+class RegressionFound(MmcompressError):
+    """A run is slower or worse than another one, by more than is allowed."""
+
+    exit_code = 3
+
+
 class QualityUndetermined(MmcompressError):
     """The artifact was written, but the dense answers are empty or alike: nothing can be judged."""
 

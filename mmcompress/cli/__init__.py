@@ -42,6 +42,10 @@ COMMANDS = {
         target="mmcompress.cli.report:report_command",
         about="Write the report of a finished run again.",
     ),
+    "compare-runs": CommandRow(
+        target="mmcompress.cli.compare_runs:compare_runs_command",
+        about="Put finished runs side by side; fail where one is slower or worse.",
+    ),
     "compare": CommandRow(
         target="mmcompress.cli.compare:compare_command",
         about="Compare the search with other methods at equal latency.",

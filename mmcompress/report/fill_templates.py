@@ -49,6 +49,16 @@ FILTERS = {
 """What templates write figures with."""
 
 
+def fill_template(name: str, **values: object) -> str:
+    """Return a page that is made of one template.
+
+    Args:
+        name: The name of the template.
+        values: What it shows.
+    """
+    return _open_templates(TEMPLATE_FOLDER).get_template(name).render(values)
+
+
 def write_pages(page: Path, **values: object) -> Path:
     """Write a page and its Markdown twin, each whole or not at all.
 

@@ -1,0 +1,141 @@
+"""`mmcompress compare-runs`."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+from rich.markup import escape
+from rich.table import Table
+
+from mmcompress.cli.console import out
+from mmcompress.cli.results_table import print_path
+from mmcompress.errors import DataError, RegressionFound, SpecError
+from mmcompress.report.compare_runs import (
+    format_run_comparison,
+    name_devices,
+    write_run_comparison,
+)
+from mmcompress.report.formats import format_milliseconds, format_retained, format_speedup
+from mmcompress.report.page import load_summary
+from mmcompress.results.records import Summary
+from mmcompress.results.run_differences import (
+    AllowedDifferences,
+    RunDifference,
+    check_comparable,
+    find_difference,
+)
+
+PERCENT = re.compile(r"\+?(\d+(?:\.\d+)?)\s*%")
+"""A share as a person writes it: `+3%`, `0.5%`."""
+
+
+def parse_percent(text: str | None, *, option: str) -> float | None:
+    """Parse a share in percent; None stays None.
+
+    Raises:
+        SpecError: It is no percentage.
+    """
+    if text is None:
+        return None
+    match = PERCENT.fullmatch(text.strip())
+    if match is None:
+        raise SpecError(f"{option} {text}: expected a percentage, e.g. 3%")
+    return float(match[1]) / 100
+
+
+@click.command("compare-runs")
+@click.argument("folders", nargs=-1, required=True, metavar="RUN RUN...", type=click.Path())
+@click.option(
+    "--max-latency", metavar="+3%", help="Exit code 3 where a later run is slower by more."
+)
+@click.option(
+    "--max-drop", metavar="0.5%", help="Exit code 3 where a metric is lower by more points."
+)
+@click.option("--out", "folder", type=click.Path(), help="Folder of the pages (default: none).")
+@click.option(
+    "--summary",
+    type=click.Path(),
+    help="File that the Markdown table is appended to, as CI shows it.",
+)
+def compare_runs_command(
+    folders: tuple[str, ...],
+    max_latency: str | None,
+    max_drop: str | None,
+    folder: str | None,
+    summary: str | None,
+) -> None:
+    """Put finished runs side by side; the first one is what the others are compared with.
+
+    Latencies are compared as ratios to the dense pipeline that answered in turn. Milliseconds of
+    two devices never stand in one column.
+    """
+    allowed = AllowedDifferences(
+        latency=parse_percent(max_latency, option="--max-latency"),
+        drop=parse_percent(max_drop, option="--max-drop"),
+    )
+    if len(set(folders)) < 2:
+        raise SpecError("compare-runs needs two runs or more")
+    runs = {name: load_summary(name) for name in folders}
+    check_comparable(runs)
+    reference = runs[folders[0]]
+    differences: dict[str, RunDifference] = {}
+    for name, run in runs.items():
+        if name != folders[0]:
+            differences[name] = find_difference(run, reference, allowed=allowed)
+    print_runs(runs, differences)
+    if folder is not None:
+        print_path("page", write_run_comparison(runs, differences, folder=Path(folder)))
+    if summary is not None:
+        append_markdown(Path(summary), runs, differences=differences)
+    problems = [
+        f"{name}: {'; '.join(difference.problems)}"
+        for name, difference in differences.items()
+        if difference.problems
+    ]
+    if problems:
+        raise RegressionFound("\n".join(problems))
+
+
+def print_runs(runs: dict[str, Summary], differences: dict[str, RunDifference]) -> None:
+    """Print the runs side by side, with their differences from the first one."""
+    devices = name_devices(runs)
+    first = next(iter(runs.values()))
+    table = Table("run", "speedup", "retained", "latency", "drop", box=None, title=first.pipeline)
+    for name in devices.values():
+        table.add_column(f"p50 on {name}", justify="right")
+    for name, run in runs.items():
+        latency = ""
+        drop = ""
+        if name in differences:
+            latency = f"{differences[name].latency:+.1%}"
+            drop = f"{100 * differences[name].worst_drop:.1f} points"
+        row = [
+            escape(name),
+            format_speedup(run.speedup),
+            format_retained(run.determined_quality),
+            latency,
+            drop,
+        ]
+        for device in devices:
+            is_own = device == run.device
+            row.append(format_milliseconds(run.compressed.latency_ms.p50) if is_own else "–")
+        table.add_row(*row)
+    out.print(table)
+
+
+def append_markdown(
+    path: Path, runs: dict[str, Summary], *, differences: dict[str, RunDifference]
+) -> None:
+    """Append the Markdown page to a file, such as `$GITHUB_STEP_SUMMARY`.
+
+    Raises:
+        DataError: The file can't be written.
+    """
+    text = format_run_comparison(runs, differences)
+    try:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise DataError(f"{path}: can't be written: {error}") from error

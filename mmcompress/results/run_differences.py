@@ -1,0 +1,99 @@
+"""How finished runs differ from one of them: latency over that of the dense pipeline, and quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mmcompress.errors import DataError
+from mmcompress.results.records import Summary
+from mmcompress.stats import Quality
+
+
+@dataclass(frozen=True, kw_only=True)
+class AllowedDifferences:
+    """By how much a run may be behind the reference."""
+
+    latency: float | None = None
+    """Share by which its latency may be longer, as a ratio to its dense pipeline; None: any."""
+    drop: float | None = None
+    """Share of the test inputs by which any metric may be lower, 0..1; None: any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunDifference:
+    """How a run differs from the reference."""
+
+    latency: float
+    """Share by which its latency is longer; negative: shorter. Each latency is a ratio to the dense
+    pipeline that answered in turn."""
+    drops: dict[str, float]
+    """Share of the test inputs by which each metric is lower; negative: higher."""
+    problems: tuple[str, ...]
+    """What is not allowed, in words."""
+
+    @property
+    def worst_drop(self) -> float:
+        """The largest drop of a metric; 0 without metrics."""
+        return max(self.drops.values(), default=0.0)
+
+
+def check_comparable(runs: Mapping[str, Summary]) -> None:
+    """Check that runs are of one pipeline and are judged alike.
+
+    Args:
+        runs: The summaries by name; at least one.
+
+    Raises:
+        DataError: Two of them can't be compared.
+    """
+    names = list(runs)
+    first = runs[names[0]]
+    for name in names[1:]:
+        other = runs[name]
+        if other.pipeline != first.pipeline:
+            raise DataError(
+                f"{name}: it is of the pipeline '{other.pipeline}', and {names[0]} of "
+                f"'{first.pipeline}': they can't be compared"
+            )
+        if set(other.compressed.quality) != set(first.compressed.quality):
+            raise DataError(
+                f"{name}: it is judged by {', '.join(other.compressed.quality) or 'nothing'}, and "
+                f"{names[0]} by {', '.join(first.compressed.quality) or 'nothing'}: they can't be "
+                "compared"
+            )
+
+
+def find_difference(
+    run: Summary, reference: Summary, *, allowed: AllowedDifferences
+) -> RunDifference:
+    """Find how a run differs from the reference.
+
+    Args:
+        run: The run.
+        reference: The run that it is compared with.
+        allowed: By how much it may be behind.
+    """
+    latency = reference.speedup / run.speedup - 1
+    drops: dict[str, float] = {}
+    problems: list[str] = []
+    if allowed.latency is not None and latency > allowed.latency:
+        problems.append(
+            f"its latency is {latency:+.1%}, relative to the dense pipeline; at most "
+            f"{allowed.latency:+.1%} is allowed"
+        )
+    for name, quality in run.compressed.quality.items():
+        before = _get_share_right(reference.compressed.quality[name])
+        drops[name] = before - _get_share_right(quality)
+        if allowed.drop is not None and drops[name] > allowed.drop:
+            problems.append(
+                f"{name} is {100 * drops[name]:.1f} points lower; at most "
+                f"{100 * allowed.drop:.1f} are allowed"
+            )
+    return RunDifference(latency=latency, drops=drops, problems=tuple(problems))
+
+
+def _get_share_right(quality: Quality) -> float:
+    """Return what is right: the figure itself, or 1 - an error rate."""
+    return 1 - quality.value if quality.is_error_rate else quality.value

@@ -1,0 +1,132 @@
+"""Finished runs side by side, and what makes the command fail."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from click.testing import CliRunner
+from made_summary import make_summary
+
+from mmcompress.cli import main
+from mmcompress.report.charts.run_fronts import draw_run_fronts, list_front
+from mmcompress.report.compare_runs import name_devices
+from mmcompress.stats import Quality
+from mmcompress.storage import write_record
+
+
+def change(summary, *, speedup=None, drop=0.0, error=None, **fields):
+    """A summary that is faster or slower, and whose metrics are lower by a share of the inputs."""
+    quality = {}
+    for name, figure in summary.compressed.quality.items():
+        quality[name] = replace(figure, value=figure.value - drop)
+    if error is not None:
+        quality["wer"] = Quality(value=error, low=0.0, high=1.0, n=9, is_error_rate=True)
+    compressed = replace(summary.compressed, quality=quality)
+    return replace(summary, compressed=compressed, speedup=speedup or summary.speedup, **fields)
+
+
+@pytest.fixture()
+def call(tmp_path):
+    """`call(runs, *options)`: the command over runs by name; returns its result as text too."""
+
+    def call_command(runs, *options):
+        folders = []
+        for name, summary in runs.items():
+            (tmp_path / name).mkdir(exist_ok=True)
+            write_record(tmp_path / name / "summary.json", summary)
+            folders.append(str(tmp_path / name))
+        done = CliRunner().invoke(main, ["compare-runs", *folders, *map(str, options)])
+        return done, " ".join(done.output.split())
+
+    return call_command
+
+
+REFERENCE = make_summary()
+
+
+@pytest.mark.parametrize(
+    ("run", "options", "code"),
+    [
+        (REFERENCE, ["--max-latency", "3%", "--max-drop", "0%"], 0),
+        (change(REFERENCE, speedup=REFERENCE.speedup / 1.02), ["--max-latency", "+3%"], 0),
+        (change(REFERENCE, speedup=REFERENCE.speedup / 1.04), ["--max-latency", "+3%"], 3),
+        (change(REFERENCE, speedup=REFERENCE.speedup / 1.04), ["--max-drop", "1%"], 0),
+        (change(REFERENCE, speedup=2 * REFERENCE.speedup), ["--max-latency", "0%"], 0),
+        (change(REFERENCE, drop=0.004), ["--max-drop", "0.5%"], 0),
+        (change(REFERENCE, drop=0.006), ["--max-drop", "0.5%"], 3),
+        (change(REFERENCE, drop=0.5), ["--max-latency", "3%"], 0),
+    ],
+)
+def test_what_is_allowed_decides_the_exit_code(call, run, options, code):
+    done, text = call({"old": REFERENCE, "new": run}, *options)
+    assert done.exit_code == code, text
+    assert ("allowed" in text) == (code == 3)
+
+
+def test_more_errors_are_a_drop(call):
+    runs = {"old": change(REFERENCE, error=0.10), "new": change(REFERENCE, error=0.12)}
+    assert call(runs, "--max-drop", "1%")[0].exit_code == 3
+    assert call(dict(reversed(runs.items())), "--max-drop", "1%")[0].exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (change(REFERENCE, pipeline="another"), "is of the pipeline 'another'"),
+        (
+            replace(REFERENCE, compressed=replace(REFERENCE.compressed, quality={})),
+            "it is judged by nothing",
+        ),
+    ],
+)
+def test_runs_that_can_not_be_compared_are_refused(call, other, message):
+    done, text = call({"old": REFERENCE, "new": other})
+    assert done.exit_code == 2 and message in text
+
+
+def test_one_run_and_wrong_shares_are_refused(call, tmp_path):
+    assert call({"old": REFERENCE})[0].exit_code == 2
+    assert "expected a percentage" in call({"a": REFERENCE, "b": REFERENCE}, "--max-drop", "1")[1]
+    done = CliRunner().invoke(main, ["compare-runs", str(tmp_path / "no"), str(tmp_path / "nor")])
+    assert done.exit_code == 2 and "not a finished run" in " ".join(done.output.split())
+
+
+def test_milliseconds_of_two_devices_have_a_column_each(call, tmp_path):
+    other = replace(REFERENCE, device="another", cpu={**REFERENCE.cpu, "name": "Slow One"})
+    runs = {"old": REFERENCE, "new": other}
+    done, _ = call(runs, "--out", tmp_path / "page", "--summary", tmp_path / "ci.md")
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "page" / "compare_runs.html").read_text()
+    table = (tmp_path / "page" / "compare_runs.md").read_text()
+    assert "latency p50 on Slow One" in page and page.count("<th") == table.count(
+        "<th"
+    ) + page.count("<th")
+    rows = [line for line in table.splitlines() if line.startswith("| ") and "met" in line]
+    columns = len(rows[0].split("|"))
+    assert columns == len(rows[1].split("|"))
+    assert rows[0].split("|")[-2].strip() == "–" and rows[1].split("|")[-3].strip() == "–"
+    assert (tmp_path / "ci.md").read_text() == table
+    call(runs, "--summary", tmp_path / "ci.md")
+    assert (tmp_path / "ci.md").read_text() == 2 * table
+
+
+def test_two_devices_of_one_name_are_told_apart():
+    runs = {"a": REFERENCE, "b": replace(REFERENCE, device="another")}
+    names = list(name_devices(runs).values())
+    assert len(set(names)) == 2 and names[1].startswith(names[0])
+
+
+def test_a_front_holds_what_no_other_trial_beats():
+    front = list_front(REFERENCE)
+    dense_ms = REFERENCE.baseline.latency_ms.p50
+    for share, loss in front:
+        beaten = [
+            trial
+            for trial in REFERENCE.trials
+            if trial.latency_ms / dense_ms <= share and trial.loss < loss
+        ]
+        assert not beaten
+    assert [share for share, _ in front] == sorted(share for share, _ in front)
+    assert "<svg" in draw_run_fronts({"a": REFERENCE, "b": REFERENCE})
+    assert draw_run_fronts({"a": replace(REFERENCE, trials=())}) == ""
