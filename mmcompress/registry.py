@@ -500,6 +500,25 @@ SAMPLERS = Registry(
     },
 )
 """Samplers that propose the candidates of a search."""
+PIPELINE_TEMPLATES = Registry(
+    "pipeline",
+    {
+        "clip_captioner": (
+            "mmcompress.spec.pipeline_templates:CLIP_CAPTIONER",
+            "image encoder, captioner and text encoder that come with the package",
+        ),
+        "blip": (
+            "mmcompress.spec.pipeline_templates:BLIP",
+            "CLIP ViT-B/32 beside BLIP base, on your own photographs",
+        ),
+        "speech_search": (
+            "mmcompress.spec.pipeline_templates:SPEECH_SEARCH",
+            "Whisper, MiniLM and the nearest sentence of a list, on your own recordings",
+        ),
+    },
+)
+"""Pipelines that are shipped (`mmcompress.spec.pipeline_templates.PipelineTemplate`)."""
+
 PLUG_POINTS = {
     "models": FAMILIES,
     "kinds": NODE_KINDS,
@@ -511,5 +530,6 @@ PLUG_POINTS = {
     "executors": EXECUTORS,
     "samplers": SAMPLERS,
     "precisions": PRECISIONS,
+    "pipelines": PIPELINE_TEMPLATES,
 }
 """Every plug point, as `mmcompress list` names it."""

@@ -22,6 +22,10 @@ COMMANDS = {
         target="mmcompress.cli.run:run_command",
         about="Compress a pipeline to its latency target.",
     ),
+    "init": CommandRow(
+        target="mmcompress.cli.init:init_command",
+        about="Write a spec of your own from a shipped pipeline.",
+    ),
     "validate": CommandRow(
         target="mmcompress.cli.validate:validate_command",
         about="Check a spec, its search space, its sources and its data.",
@@ -69,6 +73,10 @@ COMMANDS = {
     "submit": CommandRow(
         target="mmcompress.cli.submit:submit_command",
         about="Run the same command as a job on a Ray cluster.",
+    ),
+    "doctor": CommandRow(
+        target="mmcompress.cli.doctor:doctor_command",
+        about="Check this machine: versions, processor, memory, disk, Ray.",
     ),
     "list": CommandRow(
         target="mmcompress.cli.list:list_command",

@@ -1,5 +1,4 @@
-"""How finished runs differ from one of them: latency over that of the dense pipeline, and quality.
-"""
+"""How finished runs differ from one of them, in relative latency and in quality."""
 
 from __future__ import annotations
 

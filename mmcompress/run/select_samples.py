@@ -35,7 +35,10 @@ def select_samples(
         texts: dict[str, str] = {}
         for side, split_answers in answers.items():
             texts[side] = split_answers.texts[nodes[0]][i] if nodes else ""
-        samples.append((i, Sample(reference=reference, **texts)))
+        sample = Sample(
+            reference=reference, baseline=texts["baseline"], compressed=texts["compressed"]
+        )
+        samples.append((i, sample))
     samples.sort(key=_get_rank)
     shown: list[Sample] = []
     for i, sample in samples[:count]:

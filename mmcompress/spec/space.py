@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sysconfig
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mmcompress.errors import SpecError, suggest_nearest
 from mmcompress.registry import PRECISIONS
 from mmcompress.spec.loader import YamlSource
+from mmcompress.spec.pipeline_templates import locate_shipped_file
 from mmcompress.spec.schema import Spec
-from mmcompress.version import CHECKOUT_FOLDER
 
 SEARCHABLE_KEYS = (
     "nodes.*.prune.heads",
@@ -125,12 +124,5 @@ def _find_value_problem(dotted_key: str, dimension: Dimension) -> str:
 
 
 def find_default_space() -> Path:
-    """Return the path of the default search space.
-
-    In a checkout it lies beside the package, in an installed copy among the data files of its
-    environment.
-    """
-    name = Path("search_spaces") / "joint.yaml"
-    if (CHECKOUT_FOLDER / name).exists():
-        return CHECKOUT_FOLDER / name
-    return Path(sysconfig.get_path("data")) / "share" / "mmcompress" / name
+    """Return the path of the default search space."""
+    return locate_shipped_file("search_spaces", "joint.yaml")

@@ -1,0 +1,111 @@
+"""`mmcompress init`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+from rich.markup import escape
+
+from mmcompress.cli.console import out
+from mmcompress.errors import SpecError, suggest_nearest
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.registry import PIPELINE_TEMPLATES
+from mmcompress.spec.pipeline_templates import (
+    PipelineTemplate,
+    fill_template,
+    locate_shipped_file,
+)
+from mmcompress.storage import replace_file
+
+SCHEMA_FILE = "spec.schema.json"
+"""Name of the schema, which the first line of every spec names."""
+
+
+@click.command("init")
+@click.option("--template", metavar="NAME", help="A shipped pipeline: mmcompress list pipelines.")
+@click.option("--out", "path", type=click.Path(), help="The spec to write (default: NAME.yaml).")
+@click.option("--target", metavar="2x|12ms", help="The target (default: that of the pipeline).")
+@click.option("--data", metavar="FOLDER", help="Folder of your data.")
+@click.option(
+    "--source", "sources", multiple=True, metavar="NODE=SOURCE", help="Source of a model."
+)
+def init_command(
+    template: str | None,
+    path: str | None,
+    target: str | None,
+    data: str | None,
+    sources: tuple[str, ...],
+) -> None:
+    """Write a commented spec from a shipped pipeline, and check it.
+
+    On a terminal it asks for what is not given. Elsewhere it asks nothing.
+    """
+    source_by_node = dict(parse_source(source) for source in sources)
+    if template is None:
+        template, target, data = ask_for_values(target, data)
+    problem = PIPELINE_TEMPLATES.find_problem(template)
+    if problem:
+        raise SpecError(f"--template: {problem}")
+    entry: PipelineTemplate = PIPELINE_TEMPLATES.get(template)
+    text = fill_template(entry, target=target, data=data, sources=source_by_node)
+    spec_path = Path(path or f"{template}.yaml")
+    write_spec(spec_path, text)
+    name = escape(str(spec_path))
+    out.print(f"written: {name}", soft_wrap=True)
+    out.print(f"next:    mmcompress validate {name}", soft_wrap=True)
+    out.print(f"then:    mmcompress run {name}", soft_wrap=True)
+
+
+def parse_source(text: str) -> tuple[str, str]:
+    """Split `NODE=SOURCE`.
+
+    Raises:
+        SpecError: There is no `=` in it.
+    """
+    node_name, equals, source = text.partition("=")
+    if not equals or not source:
+        raise SpecError(f"--source {text}: expected node=source, e.g. vision=./my_clip")
+    return node_name, source
+
+
+def ask_for_values(target: str | None, data: str | None) -> tuple[str, str | None, str | None]:
+    """Ask for the pipeline, the target and the data; returns them in this order.
+
+    Raises:
+        SpecError: There is no terminal to ask on.
+    """
+    names = PIPELINE_TEMPLATES.list_names()
+    if not sys.stdin.isatty():
+        raise SpecError(f"init: --template is missing; {suggest_nearest('', names)}")
+    for name in names:
+        out.print(f"  {name:<16}{escape(PIPELINE_TEMPLATES.get_about(name))}")
+    template = click.prompt("Pipeline", type=click.Choice(names), default=names[0])
+    if target is None:
+        target = click.prompt("Target", default="2x")
+    if data is None:
+        data = click.prompt("Folder of your data (empty: as shipped)", default="") or None
+    return template, target, data
+
+
+def write_spec(path: Path, text: str) -> None:
+    """Write a spec that can be read, with its schema beside it.
+
+    Raises:
+        SpecError: There is such a file already, or what was asked for makes no valid spec.
+    """
+    if path.exists():
+        raise SpecError(f"{path}: is there already; name another file with --out")
+    with replace_file(path) as unfinished:
+        unfinished.write_text(text, encoding="utf-8")
+    try:
+        load_spec(path)
+    except SpecError:
+        path.unlink()
+        raise
+    schema = path.with_name(SCHEMA_FILE)
+    if not schema.exists():
+        shipped = locate_shipped_file("pipelines", SCHEMA_FILE)
+        with replace_file(schema) as unfinished:
+            unfinished.write_text(shipped.read_text(encoding="utf-8"), encoding="utf-8")

@@ -1,0 +1,107 @@
+"""Pipelines that are shipped, as templates for specs of one's own."""
+
+from __future__ import annotations
+
+import json
+import re
+import sysconfig
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmcompress.errors import SpecError
+from mmcompress.version import CHECKOUT_FOLDER
+
+TARGET_LINE = re.compile(r"^target:[^#\n]*?(?=[ ]*(?:#|$))", re.M)
+"""The target of a spec, without the comment behind it."""
+
+DATA_SECTION = re.compile(r"^data:\n(?:[ ]+.*\n)+", re.M)
+"""The whole section of the data."""
+
+DATA_PATH = re.compile(r'path: "\$\{\w+\}"')
+"""The folder of the data, where the environment names it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PipelineTemplate:
+    """A shipped pipeline."""
+
+    file: str
+    """Name of its file, in the folder of the shipped pipelines."""
+    data_kind: str
+    """Kind of data that a folder of one's own is read by."""
+
+
+CLIP_CAPTIONER = PipelineTemplate(file="clip_captioner.yaml", data_kind="folder")
+"""An image encoder, a captioner and a text encoder that come with the package."""
+
+BLIP = PipelineTemplate(file="clip_blip_base.yaml", data_kind="folder")
+"""CLIP ViT-B/32 beside BLIP base."""
+
+SPEECH_SEARCH = PipelineTemplate(file="speech_search.yaml", data_kind="speech_folder")
+"""Whisper, MiniLM and a list of sentences."""
+
+
+def locate_shipped_file(folder: str, name: str) -> Path:
+    """Return the path of a file that is shipped beside the package.
+
+    In a checkout it lies beside the package, in an installed copy among the data files of its
+    environment.
+
+    Args:
+        folder: `pipelines` or `search_spaces`.
+        name: Name of the file.
+    """
+    relative = Path(folder) / name
+    if (CHECKOUT_FOLDER / relative).exists():
+        return CHECKOUT_FOLDER / relative
+    return Path(sysconfig.get_path("data")) / "share" / "mmcompress" / relative
+
+
+def fill_template(
+    template: PipelineTemplate,
+    *,
+    target: str | None = None,
+    data: str | None = None,
+    sources: Mapping[str, str] | None = None,
+) -> str:
+    """Return the text of a shipped pipeline with values of one's own; its comments stay.
+
+    Args:
+        template: The pipeline.
+        target: The target; None: that of the pipeline.
+        data: Folder of the data; None: what the pipeline says.
+        sources: Sources of models, by node.
+
+    Raises:
+        SpecError: The pipeline has no such node, or it has no source.
+    """
+    text = locate_shipped_file("pipelines", template.file).read_text(encoding="utf-8")
+    if target is not None:
+        text = TARGET_LINE.sub(_quote_for_sub(f"target: {target}"), text, count=1)
+    if data is not None:
+        path = f"path: {json.dumps(data)}"
+        if DATA_PATH.search(text):
+            text = DATA_PATH.sub(_quote_for_sub(path), text, count=1)
+        else:
+            section = f"data:\n  kind: {template.data_kind}\n  options: {{{path}}}\n"
+            text = DATA_SECTION.sub(_quote_for_sub(section), text, count=1)
+    for node_name, source in (sources or {}).items():
+        text = _replace_source(text, node_name, source=source)
+    return text
+
+
+def _replace_source(text: str, node_name: str, *, source: str) -> str:
+    """Replace the source of one node."""
+    line = re.compile(
+        rf"^(  {re.escape(node_name)}:.*\n(?:    .*\n)*?    source: )(\"[^\"]*\"|\S+)", re.M
+    )
+    if not line.search(text):
+        nodes = re.findall(r"^  (\w+):.*\n(?:    .*\n)*?    source:", text, re.M)
+        raise SpecError(f"no node '{node_name}' has a source; those with one: {', '.join(nodes)}")
+    return line.sub(rf"\g<1>{_quote_for_sub(json.dumps(source))}", text, count=1)
+
+
+def _quote_for_sub(text: str) -> str:
+    """Return a text that `re.sub` puts in as it is."""
+    return text.replace("\\", r"\\")

@@ -1,0 +1,127 @@
+"""What a new user types first: `init`, `doctor`, `list pipelines`."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from mmcompress.cli import main
+from mmcompress.graph.load_spec import load_spec
+from mmcompress.registry import PIPELINE_TEMPLATES
+from mmcompress.runtime import environment
+from mmcompress.spec.pipeline_templates import locate_shipped_file
+
+
+@pytest.fixture()
+def call(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CAPTIONS_DIR", "photos")
+    monkeypatch.setenv("LJSPEECH_DIR", "clips")
+
+    def call_command(*arguments, **options):
+        done = CliRunner().invoke(main, [str(argument) for argument in arguments], **options)
+        return done, " ".join(done.output.split())
+
+    return call_command
+
+
+@pytest.mark.parametrize("template", PIPELINE_TEMPLATES.list_names())
+def test_every_template_becomes_a_spec_with_its_comments(call, tmp_path, template):
+    done, text = call("init", "--template", template)
+    assert done.exit_code == 0 and f"mmcompress validate {template}.yaml" in text
+    shipped = locate_shipped_file("pipelines", PIPELINE_TEMPLATES.get(template).file)
+    assert (tmp_path / f"{template}.yaml").read_text() == shipped.read_text()
+    assert (tmp_path / "spec.schema.json").exists()
+    load_spec(tmp_path / f"{template}.yaml")
+
+
+def test_flags_take_the_place_of_what_the_pipeline_says(call, tmp_path):
+    options = ["--target", "12ms p95", "--data", r"C:\my \1 photos", "--out", "sub/mine.yaml"]
+    options += ["--source", "vision=./my clip", "--source", "captioner=transformers:me/it@main"]
+    done, text = call("init", "--template", "blip", *options)
+    assert done.exit_code == 0, text
+    spec = load_spec(tmp_path / "sub/mine.yaml")
+    assert spec.target == "12ms p95"
+    assert spec.data.options["path"].endswith(r"my \1 photos")
+    assert spec.nodes["vision"].source.endswith("my clip")
+    assert spec.nodes["captioner"].source == "transformers:me/it@main"
+    assert spec.nodes["text"].source == "open_clip:ViT-B-32@openai"
+    written = (tmp_path / "sub/mine.yaml").read_text()
+    assert "# BLIP's decoder, cross-attends them" in written
+
+
+def test_drawn_data_give_way_to_a_folder(call, tmp_path):
+    call("init", "--template", "clip_captioner", "--data", "photos")
+    spec = load_spec(tmp_path / "clip_captioner.yaml")
+    assert spec.data.kind == "folder" and spec.data.report == ()
+    assert spec.search.trials == 16  # the sections behind it stay
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--template is missing; (known: blip, clip_captioner, speech_search)"),
+        (["--template", "blib"], "did you mean 'blip'"),
+        (["--template", "blip", "--source", "eye=./x"], "no node 'eye' has a source"),
+        (["--template", "blip", "--source", "eyes"], "expected node=source"),
+        (["--template", "blip", "--target", "soon"], "target"),
+    ],
+)
+def test_what_makes_no_spec_leaves_none(call, tmp_path, arguments, message):
+    done, text = call("init", *arguments)
+    assert done.exit_code == 2 and message in text
+    assert not list(tmp_path.glob("*.yaml"))
+
+
+def test_a_file_is_never_replaced(call, tmp_path):
+    (tmp_path / "mine.yaml").write_text("precious")
+    done, text = call("init", "--template", "blip", "--out", "mine.yaml")
+    assert done.exit_code == 2 and "is there already" in text
+    assert (tmp_path / "mine.yaml").read_text() == "precious"
+
+
+def test_pipelines_are_listed(call):
+    text = call("list", "pipelines")[1]
+    for name in PIPELINE_TEMPLATES.list_names():
+        assert name in text
+
+
+def test_the_doctor_says_what_this_machine_has(call):
+    done, text = call("doctor")
+    assert done.exit_code == 0, text
+    for name in ("python", "packages", "processor", "quota", "memory", "disk", "cache", "ray"):
+        assert name in text
+
+
+def test_what_is_missing_is_named_with_its_cure(tmp_path, monkeypatch):
+    quota = tmp_path / "cpu.max"
+    assert environment.check_quota(tmp_path / "none").state == "good"
+    quota.write_text("max 100000\n")
+    assert environment.check_quota(quota).state == "good"
+    quota.write_text("150000 100000\n")
+    assert "1.5 cores" in environment.check_quota(quota).detail
+    memory = tmp_path / "meminfo"
+    memory.write_text("MemTotal:  8000000 kB\nMemAvailable: 1000000 kB\n")
+    assert "--workers 1" in environment.check_memory(memory).detail
+    assert environment.check_memory(tmp_path / "none").state == "note"
+    monkeypatch.setitem(
+        environment.OPTIONAL_PACKAGES,
+        "no_such_module",
+        environment.OPTIONAL_PACKAGES["torch"],
+    )
+    found = environment.check_packages()
+    assert "pip install 'mmcompress[compress]'" in found.detail and "torch" in found.detail
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_bad(tmp_path):
+    tmp_path.chmod(0o500)
+    assert environment.check_disk(tmp_path).state == "bad"
+
+
+def test_an_old_python_is_bad(monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 10, 0))
+    assert environment.check_python().state == "bad"
