@@ -295,6 +295,24 @@ def test_threads_that_cannot_be_are_refused(run_folder, command, threads):
     assert done.exit_code == 2 and "--threads" in done.output
 
 
+def test_an_input_that_stands_twice_is_refused(run_folder):
+    done = call(
+        "predict", run_folder / "bundle", "--input", "image=a.png", "--input", "image=b.png"
+    )
+    assert done.exit_code == 2 and "--input image stands twice" in " ".join(done.output.split())
+
+
+def test_figures_of_bench_are_given_as_json(run_folder):
+    bundle = run_folder / "bundle"
+    done = call("bench", bundle, "--against", run_folder / "baseline", "--requests", 8, "--json")
+    figures = json.loads(done.output)
+    assert figures["bundle"]["path"] == str(bundle)
+    assert figures["bundle"]["latency_ms"]["n"] >= 8
+    ratio = figures["against"]["latency_ms"]["p50"] / figures["bundle"]["latency_ms"]["p50"]
+    assert figures["times_as_fast"] == pytest.approx(ratio)
+    assert set(figures["bundle"]["nodes_ms"]) == {"vision", "captioner", "text", "choose"}
+
+
 def test_list(tiny):
     done = call("list")
     assert (

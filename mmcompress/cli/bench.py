@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,11 @@ from rich.table import Table
 
 from mmcompress.cli.console import out
 from mmcompress.cli.predict import parse_input
-from mmcompress.measure.latency.bench import BenchmarkOptions
+from mmcompress.measure.latency.bench import BenchmarkOptions, PipelineLatency
 from mmcompress.measure.latency.benchmark_in_subprocess import bench_repeated
 from mmcompress.runtime.check_manifest import MAX_THREADS
 from mmcompress.runtime.graph import load_bundle
+from mmcompress.storage import to_plain
 
 WARMUP_REQUESTS = 10
 """Requests to each bundle that are not counted."""
@@ -40,12 +43,14 @@ WARMUP_REQUESTS = 10
     type=click.IntRange(1, MAX_THREADS),
     help="Threads of every session (default: as measured).",
 )
+@click.option("--json", "as_json", is_flag=True, help="The figures as JSON, by bundle.")
 def bench_command(
     bundle: str,
     against: str | None,
     inputs: tuple[str, ...],
     max_requests: int,
     threads: int | None,
+    as_json: bool,
 ) -> None:
     """Measure a bundle end to end, alone or in turn with another."""
     bundles = {"bundle": Path(bundle)}
@@ -57,6 +62,9 @@ def bench_command(
     options = BenchmarkOptions(warmup=WARMUP_REQUESTS, max_requests=max_requests, threads=threads)
     samples = bench_repeated(bundles, requests, options=options)
     latencies = {name: sample.summarize() for name, sample in samples.items()}
+    if as_json:
+        click.echo(json.dumps(_collect_figures(latencies, bundles), indent=1))
+        return
     table = Table("", "p50", "p95", "IQR", "n", "inside models", box=None)
     for name, measured in latencies.items():
         table.add_row(
@@ -73,3 +81,21 @@ def bench_command(
     if against:
         ratio = latencies["against"].latency.p50 / latencies["bundle"].latency.p50
         out.print(f"[bold]{ratio:.2f}x[/bold] as fast as {escape(against)}")
+
+
+def _collect_figures(
+    latencies: Mapping[str, PipelineLatency], bundles: Mapping[str, Path]
+) -> dict[str, Any]:
+    """Return the figures of every bundle, as JSON takes them."""
+    figures: dict[str, Any] = {}
+    for name, measured in latencies.items():
+        figures[name] = {
+            "path": str(bundles[name]),
+            "latency_ms": to_plain(measured.latency),
+            "nodes_ms": {node: to_plain(latency) for node, latency in measured.nodes.items()},
+            "model_share": measured.model_share,
+        }
+    if "against" in latencies:
+        ratio = latencies["against"].latency.p50 / latencies["bundle"].latency.p50
+        figures["times_as_fast"] = ratio
+    return figures

@@ -34,7 +34,12 @@ def parse_input(text: str) -> tuple[str, str]:
 )
 def predict_command(bundle: str, inputs: tuple[str, ...], threads: int | None) -> None:
     """Run a bundle on one request; print its outputs as JSON."""
-    request = dict(parse_input(text) for text in inputs)
+    request: dict[str, str] = {}
+    for text in inputs:
+        name, file = parse_input(text)
+        if name in request:
+            raise SpecError(f"--input {name} stands twice: predict answers one request")
+        request[name] = file
     outputs = load_bundle(bundle, threads)(**request)
     plain = {}
     for name, value in outputs.items():

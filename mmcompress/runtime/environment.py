@@ -17,7 +17,7 @@ from mmcompress.registry import OPTIONAL_PACKAGES
 from mmcompress.runtime.cache import find_cache_fault, locate_cache_folder
 from mmcompress.runtime.machine import describe_cpu, list_package_versions
 
-GB = 1e9
+BYTES_PER_GB = 1e9
 """Bytes."""
 
 KB_OF_MEMINFO = 1024
@@ -153,7 +153,7 @@ def check_memory(file: Path = MEMORY_FILE) -> Finding:
         key, _, value = line.partition(":")
         amount = value.split()[:1]
         if amount and amount[0].isdigit():
-            amounts[key] = int(amount[0]) * KB_OF_MEMINFO / GB
+            amounts[key] = int(amount[0]) * KB_OF_MEMINFO / BYTES_PER_GB
     free_gb = amounts.get("MemAvailable", 0.0)
     detail = f"{free_gb:.1f} of {amounts.get('MemTotal', 0.0):.1f} GB are free"
     if free_gb < MIN_MEMORY_GB:
@@ -169,7 +169,7 @@ def check_disk(folder: Path | None = None) -> Finding:
         folder: The folder; by default the one that the command starts in.
     """
     folder = folder or Path.cwd()
-    free_gb = shutil.disk_usage(folder).free / GB
+    free_gb = shutil.disk_usage(folder).free / BYTES_PER_GB
     detail = f"{free_gb:.1f} GB are free in {folder}"
     if not os.access(folder, os.W_OK):
         detail += "; it can't be written: name another one with --out"
