@@ -11,8 +11,12 @@ from click.testing import CliRunner
 from mmcompress.cli import main
 from mmcompress.graph.load_spec import load_spec
 from mmcompress.registry import PIPELINE_TEMPLATES
+from mmcompress.run.explain import explain_run
+from mmcompress.run.profile import Profile
 from mmcompress.runtime import environment
 from mmcompress.spec.pipeline_templates import locate_shipped_file
+from mmcompress.storage import read_record
+from mmcompress.workspace.context import open_run
 
 
 @pytest.fixture()
@@ -87,6 +91,40 @@ def test_pipelines_are_listed(call):
     text = call("list", "pipelines")[1]
     for name in PIPELINE_TEMPLATES.list_names():
         assert name in text
+
+
+def test_a_run_is_explained_before_it_runs(call, tiny, run_folder):
+    done, text = call("explain", tiny / "spec.yaml")
+    assert done.exit_code == 0, text
+    for part in (
+        "vision",
+        "heads",
+        "ffn",
+        "0% to 75% of the units",
+        "multiply-adds",
+        "GB of memory",
+    ):
+        assert part in text, part
+    assert "captioner: " in text and "cross_attention" in text  # the reason of what is protected
+    done, text = call("explain", tiny / "spec.yaml", "--run", run_folder)
+    assert done.exit_code == 0 and "measured latencies" in text and " ms" in text
+    done, text = call("explain", tiny / "spec.yaml", "--set", "prune.protection=3")
+    assert "3 times less" in text
+
+
+def test_shares_add_up_and_the_target_is_shared_out(tiny, run_folder, machine, tmp_path):
+    dense = read_record(Profile, run_folder / "profile.json")
+    run = open_run(tiny / "spec.yaml", tmp_path / "r", overrides={"target": "2x,3x"}, **machine)
+    guessed = explain_run(run, None)
+    assert sum(node.share for node in guessed.nodes if node.share is not None) == pytest.approx(1)
+    measured = explain_run(run, dense)
+    asked = sum(node.asked_ms for node in measured.nodes if node.asked_ms is not None)
+    assert asked == pytest.approx(sum(ms.p50 for ms in dense.nodes.values()) / 2)
+    protected = sum(cut.cross_modal for cut in measured.cuts)
+    # Projections are cross-modal too, but no block of units.
+    blocks = {(node, block.name) for node, members in run.blocks.items() for block in members}
+    reasons = {(node, name) for node, names in run.cross_modal.items() for name in names}
+    assert protected == len(blocks & reasons) > 0
 
 
 def test_the_doctor_says_what_this_machine_has(call):

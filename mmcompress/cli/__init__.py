@@ -30,6 +30,10 @@ COMMANDS = {
         target="mmcompress.cli.validate:validate_command",
         about="Check a spec, its search space, its sources and its data.",
     ),
+    "explain": CommandRow(
+        target="mmcompress.cli.explain:explain_command",
+        about="Tell what a run would do, before anything runs.",
+    ),
     "export": CommandRow(
         target="mmcompress.cli.export:export_command",
         about="Write the dense pipeline as a bundle, with proofs; nothing is compressed.",
