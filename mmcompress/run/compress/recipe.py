@@ -196,6 +196,7 @@ def _prune_then_train(
         history=run.folder.training_history,
         steps_before=start.steps_before,
         learning_rate=start.learning_rate,
+        find_learning_rate=not start.tolerates_full_rate,
     )
     return TrainedModels(models=start.models, survivors=survivors)
 

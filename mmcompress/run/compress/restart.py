@@ -68,6 +68,9 @@ class Start:
     """The models hold what an earlier artifact learned."""
     learning_rate: float | None = None
     """The highest learning rate; None: that of the spec, or a lower one where it does harm."""
+    tolerates_full_rate: bool = False
+    """The weights were trained at the full rate before. Then no lower one is looked for: what
+    seems to do harm at first is where a longer training gains."""
     steps_before: int = 0
     """Steps that the weights were trained; their pairs are not drawn again."""
 
@@ -177,6 +180,7 @@ def continue_short_finetuning(
         models=ranked.models[choice.index],
         budget_share=1 - FINETUNE_BUDGET_SHARE,
         is_inherited=True,
+        tolerates_full_rate=True,
         steps_before=best.steps,
     )
 

@@ -30,6 +30,7 @@ def train_pruned_models_(
     history: Path,
     steps_before: int = 0,
     learning_rate: float | None = None,
+    find_learning_rate: bool = True,
 ) -> int:
     """Train pruned models in place; single weights are set to zero first if the spec asks for it.
 
@@ -41,6 +42,7 @@ def train_pruned_models_(
         steps_before: Steps of earlier trainings; their pairs are not drawn again.
         learning_rate: The highest rate; by default that of the spec, and a lower one where it does
             harm.
+        find_learning_rate: Whether a lower rate is looked for, if the spec asks for it.
 
     Returns:
         The number of steps that were trained.
@@ -50,6 +52,8 @@ def train_pruned_models_(
     if prune.sparsity:
         hold_zeros_ = zero_weights_(models, prune.pattern, share=prune.sparsity)
     settings = run.spec.distill
+    if not find_learning_rate:
+        settings = replace(settings, find_learning_rate=False)
     if learning_rate is not None:
         settings = replace(
             settings, schedule="cosine", learning_rate=learning_rate, find_learning_rate=False
