@@ -40,6 +40,8 @@ ARMS = ("fresh", "repeated", "longer")
 """The trainings of a structure, in order."""
 FIGURES = ("image_to_text_r1", "text_to_image_r1", "caption_exact_match")
 """Figures of quality that are compared."""
+REPEATED_PASSES = 3
+"""Times that a pair comes in the other trainings."""
 STORE_BYTES = 4 * 10**9
 """Bytes of a store: all draws of a training fit into it."""
 
@@ -74,7 +76,7 @@ def train_arm(run: RunContext, arm: str, *, steps: int, pairs: int) -> TrainedAr
         steps=steps,
         minutes=10_000,
         validations=0,
-        max_passes=1 if arm == "fresh" else run.spec.distill.max_passes,
+        max_passes=1 if arm == "fresh" else REPEATED_PASSES,
     )
     with tempfile.TemporaryDirectory() as folder:
         store = TeacherStore(folder=Path(folder), max_bytes=STORE_BYTES)
