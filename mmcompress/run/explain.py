@@ -155,13 +155,15 @@ def _list_cuts(run: RunContext) -> Iterable[CutRow]:
         groups = dict.fromkeys(block.group for block in blocks)
         for group in groups:
             members = [block for block in blocks if block.group == group]
+            units = sum(block.units for block in members)
+            cross_modal = sum(block.name in run.cross_modal[node_name] for block in members)
             yield CutRow(
                 node=node_name,
                 group=group,
                 blocks=len(members),
-                units=sum(block.units for block in members),
+                units=units,
                 allowed=_describe_allowed(run, node_name, group=group, blocks=members),
-                cross_modal=sum(block.name in run.cross_modal[node_name] for block in members),
+                cross_modal=cross_modal,
             )
 
 
