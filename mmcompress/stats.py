@@ -44,6 +44,11 @@ class Quality:
     is_error_rate: bool = False
     """Whether lower is better."""
 
+    @property
+    def share_right(self) -> float:
+        """What is right: the figure itself, or 1 - an error rate. Errors may be more than words."""
+        return 1 - self.value if self.is_error_rate else self.value
+
 
 NORMAL_975 = 1.959964
 """The 97.5 % point of the normal distribution: half a 95 % interval, in standard deviations."""
@@ -232,9 +237,9 @@ def compute_quality_retained(
     """
     ratios: list[float] = []
     for metric, dense_quality in baseline.items():
-        dense_share = _get_share_right(dense_quality)
+        dense_share = max(dense_quality.share_right, 0.0)
         if dense_share > 0:
-            ratios.append(_get_share_right(compressed[metric]) / dense_share)
+            ratios.append(max(compressed[metric].share_right, 0.0) / dense_share)
     return min(ratios, default=0.0)
 
 
@@ -289,11 +294,6 @@ def _draw_input_counts(count: int) -> np.ndarray:
     counts = np.random.default_rng(0).multinomial(count, uniform, BOOTSTRAP_DRAWS)
     # Products of floats are quicker than those of integers with floats.
     return counts.astype(np.float64)
-
-
-def _get_share_right(quality: Quality) -> float:
-    """Return what is right: the figure itself, or 1 - an error rate."""
-    return max(1 - quality.value, 0.0) if quality.is_error_rate else quality.value
 
 
 def summarize_latency(ms: Sequence[float]) -> Latency:

@@ -92,7 +92,12 @@ def test_specs_are_read(page, text, tiny, tmp_path):
         spec = "\n".join(part for part in others if part.partition(":")[0] not in keys)
         spec += "\n" + text
     (tmp_path / "spec.yaml").write_text(spec)
-    load_spec(tmp_path / "spec.yaml")
+    read = load_spec(tmp_path / "spec.yaml")
+    for line in text.splitlines():
+        key, _, value = line.partition(": ")
+        if key in ("name", "target"):
+            assert getattr(read, key) == value.partition("#")[0].strip()
+    assert read.nodes and read.outputs
 
 
 def test_pages_written_from_the_code_are_those_of_today():

@@ -82,7 +82,7 @@ class Teacher:
             self.store.write(batch.draw, known_outputs)
         return expand_outputs(known_outputs)
 
-    def may_learn(self, draw: str) -> bool:
+    def can_store(self, draw: str) -> bool:
         """Return whether the outputs of a draw are not kept yet, and there is room for them."""
         return self.store is not None and not self.store.holds(draw) and self.store.has_room
 

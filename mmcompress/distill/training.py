@@ -181,7 +181,7 @@ class Training:
         """Make a batch of pairs of several draws. The teacher learns to know those draws first."""
         teacher = self.inputs.teacher
         for draw in sorted({draw for draw, _ in planned}):
-            if not self.compares_blocks and teacher.may_learn(self._name_draw(draw)):
+            if not self.compares_blocks and teacher.can_store(self._name_draw(draw)):
                 teacher(self._collate_draw(draw))
         pairs = join_pairs([(self._load_draw(draw), place) for draw, place in planned])
         sources = tuple((self._name_draw(draw), place) for draw, place in planned)

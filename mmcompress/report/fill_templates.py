@@ -69,9 +69,8 @@ def write_pages(page: Path, **values: object) -> Path:
     Returns:
         The HTML file.
     """
-    environment = _open_templates(TEMPLATE_FOLDER)
     for path in (page.with_suffix(".md"), page):
-        text = environment.get_template(path.name).render(values)
+        text = fill_template(path.name, **values)
         with replace_file(path) as unfinished:
             unfinished.write_text(text, encoding="utf-8")
     return page

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from mmcompress.errors import DataError
 from mmcompress.results.records import Summary
-from mmcompress.stats import Quality
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,16 +82,10 @@ def find_difference(
             f"{allowed.latency:+.1%} is allowed"
         )
     for name, quality in run.compressed.quality.items():
-        before = _get_share_right(reference.compressed.quality[name])
-        drops[name] = before - _get_share_right(quality)
+        drops[name] = reference.compressed.quality[name].share_right - quality.share_right
         if allowed.drop is not None and drops[name] > allowed.drop:
             problems.append(
                 f"{name} is {100 * drops[name]:.1f} points lower; at most "
                 f"{100 * allowed.drop:.1f} are allowed"
             )
     return RunDifference(latency=latency, drops=drops, problems=tuple(problems))
-
-
-def _get_share_right(quality: Quality) -> float:
-    """Return what is right: the figure itself, or 1 - an error rate."""
-    return 1 - quality.value if quality.is_error_rate else quality.value

@@ -13,7 +13,7 @@ from mmcompress.graph.references import (
     count_texts_per_request,
     sort_nodes,
 )
-from mmcompress.models.counts import count_params_and_macs
+from mmcompress.models.counts import count_params, count_params_and_macs
 from mmcompress.run.preflight import Needs, estimate_needs
 from mmcompress.run.profile import Profile
 from mmcompress.spec.space import Dimension
@@ -106,7 +106,7 @@ def _list_nodes(run: RunContext, dense: Profile | None) -> Iterable[NodeRow]:
     """List the nodes with their shares of a request."""
     modalities = propagate_modalities(run.spec)
     shares = _measure_shares(run, dense)
-    params = {name: _count_params(run, name) for name in run.models}
+    params = {name: count_params(model) for name, model in run.models.items()}
     for name in sort_nodes(run.spec):
         node = run.spec.nodes[name]
         asked_ms = None
@@ -124,11 +124,6 @@ def _list_nodes(run: RunContext, dense: Profile | None) -> Iterable[NodeRow]:
             share=shares.get(name),
             asked_ms=asked_ms,
         )
-
-
-def _count_params(run: RunContext, node_name: str) -> int:
-    """Count the parameters of a model."""
-    return sum(parameter.numel() for parameter in run.models[node_name].parameters())
 
 
 def _measure_shares(run: RunContext, dense: Profile | None) -> dict[str, float]:
