@@ -33,7 +33,7 @@ from small_search import (
 from mmcompress.errors import ClusterError, SpecError
 from mmcompress.graph.blocks import count_units_after
 from mmcompress.graph.load_spec import load_document
-from mmcompress.graph.structure import Candidate, cut_uniformly
+from mmcompress.graph.structure import Candidate, cut_whole_pipeline
 from mmcompress.measure.cost_model.predictor import LinearFit
 from mmcompress.registry import SAMPLERS
 from mmcompress.results.records import Trial
@@ -178,6 +178,12 @@ def test_going_on_keeps_what_was_finished(tmp_path):
     assert "RUNNING" not in states and states.count("FAIL") == 1
 
 
+def test_optuna_tells_nothing_of_a_start_that_it_knows(tmp_path, caplog):
+    starts = [{"nodes.a.prune.ffn": 0.5}] * 2
+    go(tmp_path / "j", trials=2, mutations=0, starts=starts)
+    assert not [record for record in caplog.records if record.name.startswith("optuna")]
+
+
 SLOW = """
 import sys, time
 sys.path.insert(0, {tests!r})
@@ -258,13 +264,13 @@ def test_bisection_encloses_the_smallest_share_that_is_enough():
 def test_a_uniform_cut_shares_steps_over_all_blocks():
     positions = dataclasses.replace(block("tokens", units=8, step=1), kind="tokens", drop=())
     blocks = {"a": (*BLOCKS["a"], positions), "b": BLOCKS["b"]}
-    assert cut_uniformly(blocks, 0.0) == {
+    assert cut_whole_pipeline(blocks, 0.0) == {
         n: {b.name: b.units for b in bs} for n, bs in blocks.items()
     }
-    assert cut_uniformly(blocks, 0.5)["a"] == {"0": 32, "1": 32, "tokens": 8}
-    assert cut_uniformly(blocks, 0.5, cut_positions=True)["a"]["tokens"] == 4
+    assert cut_whole_pipeline(blocks, 0.5)["a"] == {"0": 32, "1": 32, "tokens": 8}
+    assert cut_whole_pipeline(blocks, 0.5, cut_positions=True)["a"]["tokens"] == 4
     # 5 of 16 steps: the remainder goes to the first block alone
-    assert cut_uniformly(BLOCKS, 5 / 16) == {"a": {"0": 32, "1": 48}, "b": {"0": 48, "1": 48}}
+    assert cut_whole_pipeline(BLOCKS, 5 / 16) == {"a": {"0": 32, "1": 48}, "b": {"0": 48, "1": 48}}
 
 
 def test_the_protection_counts_units_by_the_parameters_they_carry():

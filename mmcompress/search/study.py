@@ -213,12 +213,12 @@ def count_failures(study: optuna.Study, origin: str | None = None) -> int:
     return failures
 
 
-@silence_logger(OPTUNA_LOGGER)
 def never_ends() -> bool:
     """Return False: there is no limit of time."""
     return False
 
 
+@silence_logger(OPTUNA_LOGGER)
 def run_study(
     study: optuna.Study,
     problem: SearchProblem,
