@@ -17,7 +17,7 @@ from pathlib import Path
 from mmcompress.cli.options import parse_settings
 from mmcompress.experiments.cells import CRITERIA
 from mmcompress.experiments.make_cell import replace_scores
-from mmcompress.graph.structure import Candidate, cut_uniformly
+from mmcompress.graph.structure import Candidate, cut_whole_pipeline
 from mmcompress.run.stages import prepare_run
 from mmcompress.runtime.machine import describe_cpu
 from mmcompress.search.candidate_models import build_pruned_models
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def make_uniform_candidate(run: RunContext, share: float) -> Candidate:
     """Cut the same share of the units of every block; all nodes are fp32."""
-    kept_units = cut_uniformly(run.blocks, share)
+    kept_units = cut_whole_pipeline(run.blocks, share)
     return Candidate(kept_units=kept_units, precision=dict.fromkeys(run.blocks, "fp32"))
 
 

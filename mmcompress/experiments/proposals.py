@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from mmcompress.graph.blocks import Block, count_units_after
-from mmcompress.graph.structure import Candidate, KeptUnits, cut_uniformly
+from mmcompress.graph.structure import Candidate, KeptUnits, cut_whole_pipeline
 from mmcompress.measure.cost_model.predictor import Predictor
 from mmcompress.results.records import Trial
 from mmcompress.run.approach_target import Propose
@@ -51,7 +51,7 @@ def propose_uniform(
     """
 
     def cut_blocks(share: float) -> dict[str, KeptUnits]:
-        return cut_uniformly(run.blocks, share, cut_positions=cut_positions)
+        return cut_whole_pipeline(run.blocks, share, cut_positions=cut_positions)
 
     yield _propose_least_share(run, sensitivity, cut_by_share=cut_blocks, origin="uniform")
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from mmcompress.graph.blocks import Block, count_steps, cut_evenly
+from mmcompress.graph.blocks import Block, count_steps, cut_by_share, cut_evenly
 from mmcompress.storage import to_plain
 
 KeptUnits = dict[str, int]
@@ -35,7 +35,27 @@ class Candidate:
         return json.dumps(to_plain(self), sort_keys=True)
 
 
-def cut_uniformly(
+def cut_each_block(blocks: Sequence[Block], share: float, *, cut_positions: int = 0) -> KeptUnits:
+    """Cut the same share of each block of one node, rounded block by block.
+
+    Args:
+        blocks: The blocks of the node.
+        share: Share of the steps of each block that is cut, 0 .. 1.
+        cut_positions: Positions to cut (image patches, the end of an audio window).
+
+    Returns:
+        Units kept, by block.
+    """
+    kept_units: KeptUnits = {}
+    for block in blocks:
+        if block.group == "tokens":
+            kept_units[block.name] = block.units - cut_positions
+        else:
+            kept_units[block.name] = cut_by_share(block, share)
+    return kept_units
+
+
+def cut_whole_pipeline(
     blocks: Mapping[str, Sequence[Block]], share: float, *, cut_positions: bool = False
 ) -> dict[str, KeptUnits]:
     """Cut the same share of every block of a pipeline, in one apportionment over all of them.

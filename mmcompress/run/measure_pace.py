@@ -15,8 +15,8 @@ from mmcompress.distill.pair_plan import count_distinct_draws
 from mmcompress.distill.step_plan import choose_step_count
 from mmcompress.distill.teacher_cache import Teacher
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions
+from mmcompress.graph.structure import cut_each_block
 from mmcompress.kinds.base import Batch
-from mmcompress.measure.cost_model.calibrate import keep_uniform_share
 from mmcompress.measure.latency.bench import has_time_budget
 from mmcompress.models.counts import FP32_BYTES, count_params
 from mmcompress.run.forecast import Pace
@@ -176,7 +176,7 @@ def _cut_models(run: RunContext, prepared: PreparedRun) -> None:
     for node_name, model in run.models.items():
         prune_node(
             model,
-            keep_uniform_share(model, TIMED_SHARE),
+            cut_each_block(model.blocks, 1 - TIMED_SHARE),
             scores=sensitivity.scores[node_name],
             grams=sensitivity.grams[node_name] if run.spec.prune.refit else None,
             ridge=run.spec.prune.ridge,

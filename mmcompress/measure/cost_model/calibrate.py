@@ -15,14 +15,14 @@ from types import MappingProxyType
 import numpy as np
 
 from mmcompress.export.onnx import export_node
-from mmcompress.graph.blocks import Block, count_steps, count_units_after, cut_by_share
+from mmcompress.graph.blocks import Block, count_steps, count_units_after
 from mmcompress.graph.references import (
     count_decode_steps,
     count_texts_per_request,
     find_source_nodes,
     find_token_source,
 )
-from mmcompress.graph.structure import KeptUnits
+from mmcompress.graph.structure import KeptUnits, cut_each_block
 from mmcompress.measure.benchmarker import Benchmarker
 from mmcompress.measure.cost_model.fit_predictor import (
     NodeRatios,
@@ -79,26 +79,6 @@ TABLE_SHARE_OF_PROGRESS = 0.7
 """Share of the calibration that measuring the table takes, 0..1; whole exports take the rest."""
 
 
-def keep_uniform_share(model: Model, share: float, *, cut: int = 0) -> KeptUnits:
-    """Choose a structure that keeps the same share of every block.
-
-    Args:
-        model: The model.
-        share: Share of the units to keep, 0..1.
-        cut: Positions to leave out.
-
-    Returns:
-        Units by block.
-    """
-    kept_units: KeptUnits = {}
-    for block in model.blocks:
-        if block.group == "tokens":
-            kept_units[block.name] = block.units - cut
-        else:
-            kept_units[block.name] = cut_by_share(block, 1 - share)
-    return kept_units
-
-
 def keep_share_and_drop_blocks(model: Model, share: float) -> KeptUnits:
     """Choose a structure that keeps the same share of every block, and drops every other one that
     can be dropped.
@@ -110,7 +90,7 @@ def keep_share_and_drop_blocks(model: Model, share: float) -> KeptUnits:
     Returns:
         Units by block.
     """
-    kept_units = keep_uniform_share(model, share)
+    kept_units = cut_each_block(model.blocks, 1 - share)
     droppable_blocks = [block.name for block in model.blocks if block.drop]
     for name in droppable_blocks[::2]:
         kept_units[name] = 0
@@ -228,7 +208,7 @@ def _choose_small_structures(models: Mapping[str, Model]) -> dict[str, dict[str,
     small_blocks: dict[str, KeptUnits] = {}
     thin: dict[str, KeptUnits] = {}
     for node, model in models.items():
-        small_blocks[node] = keep_uniform_share(model, SMALL_SHARE)
+        small_blocks[node] = cut_each_block(model.blocks, 1 - SMALL_SHARE)
         thin[node] = keep_share_and_drop_blocks(model, THIN_SHARE)
     return {"small": small_blocks, "thin": thin}
 
@@ -290,7 +270,9 @@ def write_exports(
     for node, model in models.items():
         structures = _list_export_structures(model, plan.windows.get(node))
         for i, structure in enumerate(structures):
-            kept_units = keep_uniform_share(model, structure.share, cut=structure.cut)
+            kept_units = cut_each_block(
+                model.blocks, 1 - structure.share, cut_positions=structure.cut
+            )
             resized_model = copy_resized(model, kept_units)
             structure_folder = folder / STRUCTURES_FOLDER / f"{node}-{i}"
             structure_folder.mkdir(parents=True)
