@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -15,6 +16,8 @@ from hypothesis import settings
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# Two processes of tests share the cores. A pool of threads in each would only wait for the other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDTH, CONTEXT = 32, 20
@@ -139,6 +142,21 @@ def pytest_configure(config):
     settings.register_profile("whole", max_examples=100, **options)
     settings.register_profile("fast", max_examples=32, **options)
     settings.load_profile("fast" if is_fast else "whole")
+
+
+def pytest_collection_modifyitems(items):
+    """Put the tests of the finished run first.
+
+    The first process of a session then makes that run while the second works through tests that
+    do not need it. In the order of the files both would reach it at once, and one would wait.
+    """
+    items.sort(key=lambda item: "finished_run" not in getattr(item, "fixturenames", ()))
+
+
+def pytest_collection_finish():
+    """Leave what the imports made out of every later search for garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,11 +11,15 @@ import sys
 import pytest
 from click.testing import CliRunner
 from conftest import ROOT
+from one_node import write_one_node
 from PIL import Image
 
 from mmcompress.cli import COMMANDS, main
 from mmcompress.registry import resolve_entry
+from mmcompress.results.records import Summary
+from mmcompress.runtime.graph import load_bundle
 from mmcompress.runtime.timing import SystemClock
+from mmcompress.storage import read_record
 
 
 def call(*args):
@@ -302,6 +306,7 @@ def test_an_input_that_stands_twice_is_refused(run_folder):
     assert done.exit_code == 2 and "--input image stands twice" in " ".join(done.output.split())
 
 
+@pytest.mark.slow
 def test_figures_of_bench_are_given_as_json(run_folder):
     bundle = run_folder / "bundle"
     done = call("bench", bundle, "--against", run_folder / "baseline", "--requests", 8, "--json")
@@ -326,17 +331,19 @@ def test_list(tiny):
 @pytest.mark.end_to_end
 @pytest.mark.slow
 def test_a_target_that_cannot_be_met_is_exit_3_with_the_best_found(tiny, tmp_path, monkeypatch):
-    """The whole way on this machine: device table, processes of their own."""
+    """A text encoder alone, the whole way on this machine: device table, processes of their own."""
     # a command waits for a busy machine to become calm; this target can't be met anyway
     monkeypatch.setattr(SystemClock, "sleep", lambda clock, seconds: None)
-    options = ("--target", "0.01ms", "--trials", 2)
-    options += ("--set", "search.level_switches=0", "--set", "distill.steps=1")
     # Only one precision is measured.
-    options += ("--space", ROOT / "search_spaces/prune_only.yaml")
-    done = call("run", tiny / "spec.yaml", "--out", tmp_path / "r", *options)
+    options = ("--target", "0.01ms", "--space", ROOT / "search_spaces/prune_only.yaml")
+    done = call("run", write_one_node(tmp_path, tiny), "--out", tmp_path / "r", *options)
     assert done.exit_code == 3, done.output
-    assert (tmp_path / "r/bundle/manifest.json").exists()
     assert "bottleneck" in " ".join(done.output.split())
+    summary = read_record(Summary, tmp_path / "r/summary.json")
+    assert all(proof.passed for proof in summary.proofs)
+    assert set(summary.compressed.quality) == {"embedding_r1"}
+    answer = load_bundle(tmp_path / "r/bundle")(text="a red a")
+    assert answer["embedding"].shape[-1] == 32
 
 
 def test_profile_tells_why_a_layer_is_cross_modal(tiny, tmp_path, run_folder):

@@ -162,6 +162,7 @@ def break_file(path):
 
 
 @pytest.mark.parametrize("fault", ["altered", "manifest"])
+@pytest.mark.slow
 def test_a_finished_run_whose_bundle_is_damaged_exports_it_again(
     tiny, folder, machine, one_artifact, fault
 ):

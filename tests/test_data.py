@@ -37,6 +37,7 @@ def test_scenes_are_a_function_of_split_and_seed():
     assert a.texts != c.texts
 
 
+@pytest.mark.slow
 def test_no_combination_is_shared_between_splits():
     sets = {s: {tuple(sorted(x.emoji)) for x in scenes(s, 400)} for s in ("train", "val", "test")}
     for a, b in itertools.combinations(sets, 2):

@@ -181,6 +181,7 @@ def test_what_blocks_add_to_their_streams_is_distilled(inputs, models, batch, pa
 
 
 @pytest.mark.parametrize("much", [True, False])
+@pytest.mark.slow
 def test_the_rate_is_one_that_a_structure_can_bear(inputs, models, much):
     """What lost half of its units keeps the rate; what lost nothing gets a lower one, and starts where it was."""
     cut = {
@@ -224,6 +225,7 @@ class _Enough:
             raise StopIteration
 
 
+@pytest.mark.slow
 def test_products_in_bfloat16_teach_the_same(inputs, pipeline, models, batch):
     """Weights stay fp32, and after some steps the loss is that of fp32 within what rounding does."""
     cut = {n: {b.name: torch.arange(0, b.units, 2) for b in m.blocks} for n, m in models.items()}

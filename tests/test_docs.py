@@ -100,6 +100,7 @@ def test_specs_are_read(page, text, tiny, tmp_path):
     assert read.nodes and read.outputs
 
 
+@pytest.mark.slow
 def test_pages_written_from_the_code_are_those_of_today():
     done = subprocess.run(
         [sys.executable, "tools/write_reference.py", "--check"],

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 TESTS = Path(__file__).parent
-MAX_WHOLE_RUNS = 9
+MAX_WHOLE_RUNS = 5
 MARKED_TEST = re.compile(r"^@pytest\.mark\.end_to_end\n(?:@.*\n)*def (test_\w+)", re.M)
 
 

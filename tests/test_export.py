@@ -72,6 +72,7 @@ def test_every_proof_holds_and_generation_is_the_librarys(
     }
 
 
+@pytest.mark.slow
 def test_the_memory_of_a_bundle_is_measured_in_a_process_that_answers(spec, models, tmp_path):
     from mmcompress.measure.latency.memory import measure_memory_mb
 
@@ -431,6 +432,7 @@ def test_a_precision_that_this_cpu_gets_wrong_is_refused(spec, models, tmp_path,
         load_bundle(tmp_path / "b")
 
 
+@pytest.mark.slow
 def test_layers_that_are_spared_stay_in_fp32(spec, models, tmp_path):
     import onnx
 

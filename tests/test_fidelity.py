@@ -471,6 +471,7 @@ def test_coca_writes_captions_as_long_as_its_library_does(tmp_path, candidates):
     assert proof.passed, proof.detail
 
 
+@pytest.mark.slow
 def test_weights_in_half_precision_are_compared_in_float32(tmp_path):
     def save(folder):
         LIBRARY_CASES["BERT"].save_writer(folder)

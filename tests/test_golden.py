@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import golden_run
 import pytest
+from test_speech import check_speech_run
 
 
 @pytest.mark.end_to_end
@@ -12,6 +13,8 @@ import pytest
 def test_the_golden_run_is_equal_to_the_frozen_one(name, tmp_path):
     folder = golden_run.spec_folders(tmp_path)[name]
     record, weights = golden_run.run_pipeline(name, folder, tmp_path / "first")
+    if name == "speech":
+        check_speech_run(folder, tmp_path / "first")
     if golden_run.frozen_here():
         assert golden_run.compare(name, record, weights) == []
         return

@@ -246,6 +246,7 @@ def test_a_light_install_plans_and_reports_where_torch_cannot_be_imported():
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_what_the_contracts_call_torch_free_is_imported_where_torch_is_not():
     """The contracts follow import statements; this test follows what an import runs."""
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())

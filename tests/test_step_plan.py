@@ -78,6 +78,7 @@ class SteppedClock:
         self.seconds += 2.0
 
 
+@pytest.mark.slow
 def test_a_training_says_how_many_steps_its_minutes_afford(spec, pipeline, models, tmp_path):
     kept = {
         name: {block.name: torch.arange(0, block.units, 2) for block in model.blocks}

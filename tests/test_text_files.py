@@ -237,6 +237,7 @@ def list_calls_without_encoding(path: Path) -> list[int]:
     return lines
 
 
+@pytest.mark.slow
 def test_no_text_is_read_or_written_in_the_encoding_of_the_locale():
     places = []
     for path in sorted((ROOT / "mmcompress").rglob("*.py")):

@@ -353,6 +353,7 @@ def test_open_clip_replaces_the_separator_where_it_is_told_to(tmp_path):
     assert own.config["replaced_ids"] == [[2, 0]]
 
 
+@pytest.mark.slow
 def test_open_clips_own_tokenizer_repairs_and_lowers_texts(tmp_path):
     options = {"hf_tokenizer_name": None, "vocab_size": 49408, "pool_type": "argmax"}
     own = check_open_clip(tmp_path, *save_open_clip(tmp_path, **options))

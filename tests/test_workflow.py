@@ -21,6 +21,7 @@ from mmcompress.graph.blocks import count_steps, count_units_after
 from mmcompress.graph.structure import Candidate, measure_removed_share
 from mmcompress.results.records import Attempt, Bound, FreeWriting, Summary, Trial
 from mmcompress.run import run_targets as workflow
+from mmcompress.run.answers import answer_split, estimate_qualities
 from mmcompress.run.approach_target import ApproachOptions, FitAttempt, approach_target
 from mmcompress.run.compress.restart import StartChoice, choose_start
 from mmcompress.run.fitted_structure import MIN_TARGET_SHARE, FittedStructure, FitTolerances
@@ -163,20 +164,18 @@ def test_a_protection_that_is_searched_holds_at_its_lower_end(run_folder, tiny):
         assert cross <= rest + 1e-6, t.origin
 
 
-@pytest.mark.end_to_end
 @pytest.mark.slow
-def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(
-    loose, tmp_path, machine, one_artifact
-):
+def test_an_encoder_that_nothing_reads_is_judged_by_its_embeddings(loose, tmp_path, machine):
     path, changes = loose
-    quick = {"search.trials": 1, "search.level_switches": 0, "distill.steps": 2, "target": "1.3x"}
-    quick |= {"search.linearization_rounds": 0}
-    s = workflow.run(
-        path, tmp_path / "r", overrides=changes | quick, policy=one_artifact, **machine
-    )
-    assert set(s.baseline.quality) == {"agreement", "embedding_r1"}
-    assert all(q.value == 1 for q in s.baseline.quality.values())
-    assert s.compressed.quality["embedding_r1"].n == 24
+    changes = changes | {"search.trials": 1, "distill.steps": 2}
+    run = prepare_run(open_run(path, tmp_path / "r", overrides=changes, **machine)).run
+    shutil.copytree(run.folder.baseline, run.folder.bundle)
+    with run.seal.open_for_judging():
+        quality = estimate_qualities(answer_split(run, "test"))
+    for figures in quality.values():
+        assert set(figures) == {"agreement", "embedding_r1"}
+        assert all(figure.value == 1 for figure in figures.values())
+        assert figures["embedding_r1"].n == 24
     curves = json.loads((tmp_path / "r" / "sensitivity.json").read_text())["curves"]["text"]
     assert max(max(c["loss_increases"]) for c in curves.values()) > 0  # not cut for free
 
