@@ -1,6 +1,7 @@
 """Do the whole job at real size: CLIP ViT-B/32 beside BLIP base, random weights, no hub needed.
 
     python benchmarks/real_size.py --out runs/real-size --target 2x
+    python benchmarks/real_size.py --out runs/real-size --check    only `validate --deep`, timed
 
 Latency does not depend on the weights. So profile, search, surgery, export and measurement are
 those of the pretrained pipeline; its quality figures mean nothing. Prints the wall time and the
@@ -29,6 +30,8 @@ from mmcompress.workspace.folder import RunFolder
 ROOT = Path(__file__).resolve().parents[1]
 MAX_MINUTES = 20
 """Bound of the wall time."""
+MAX_CHECK_MINUTES = 5
+"""Bound of the wall time of `validate --deep`."""
 MEMORY_FACTOR = 3
 """Bound of the memory: multiple of the dense weights, ..."""
 MEMORY_OFFSET_GIB = 2
@@ -85,7 +88,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def make_command(arguments: argparse.Namespace, weights: Path) -> list[str]:
-    """Make the command line of the run."""
+    """Make the command line of the run, or of its check."""
     settings = {
         "nodes.vision.source": "open_clip:ViT-B-32@random",
         "nodes.text.source": "open_clip:ViT-B-32@random",
@@ -95,9 +98,13 @@ def make_command(arguments: argparse.Namespace, weights: Path) -> list[str]:
         "data.validation_pairs": arguments.pairs,
         "distill.steps": 0,
     }
-    command = [sys.executable, "-m", "mmcompress.cli", "run"]
-    command.append(str(ROOT / "pipelines" / "clip_blip_base.yaml"))
-    command += ["--target", arguments.target, "--out", str(arguments.out / "run"), "--resume"]
+    spec = str(ROOT / "pipelines" / "clip_blip_base.yaml")
+    command = [sys.executable, "-m", "mmcompress.cli"]
+    if arguments.check:
+        command += ["validate", "--deep", spec]
+    else:
+        command += ["run", spec, "--resume"]
+        command += ["--target", arguments.target, "--out", str(arguments.out / "run")]
     for key, value in settings.items():
         command += ["--set", f"{key}={value}"]
     return command
@@ -164,6 +171,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--target", default="2x", help="target of the run")
     parser.add_argument("--pairs", type=int, default=16, help="images for training and validation")
+    parser.add_argument("--check", action="store_true", help="only check that a run can be done")
     return parser.parse_args()
 
 
@@ -188,6 +196,8 @@ def main() -> int:
         f"exit {code}; {minutes:.1f} min; peak memory {peak_gib:.2f} GiB "
         f"after {sampler.peak_seconds:.0f} s"
     )
+    if arguments.check:
+        return code or int(minutes > MAX_CHECK_MINUTES)
     if code not in (0, EXIT_TARGET_MISSED):
         return code
     run = RunFolder(path=arguments.out / "run")

@@ -152,3 +152,19 @@ def test_layers_that_are_to_stay_in_fp32_are_known_by_their_numbers(layer, preci
     # in fp16 the product reads inputs that were rounded before
     tolerance = 1e-2 if precision == "fp16" else 1e-5
     assert np.allclose(deployed, plain, atol=tolerance)
+
+
+def test_only_the_smallest_products_are_rounded_where_a_few_are_enough(layer):
+    model = onnx.load(str(layer))
+    small = np.random.default_rng(1).standard_normal((32, 16)).astype(np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(small, "small"))
+    model.graph.node.append(helper.make_node("MatMul", ["y", "small"], ["z"], name="last"))
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("z", TensorProto.FLOAT, ["b", 16]))
+    file = layer.with_name("q.onnx")
+    for max_products, rounded in ((None, 2), (2, 2), (1, 1), (0, 0)):
+        quantize_model("int8", model, target=file, max_products=max_products)
+        written = onnx.load(str(file))
+        kinds = [node.op_type for node in written.graph.node]
+        assert kinds.count("MatMulInteger") == rounded
+        if rounded == 1:
+            assert "weight" in {tensor.name for tensor in written.graph.initializer}

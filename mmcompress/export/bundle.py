@@ -112,7 +112,12 @@ def record_proofs(folder: Path, proofs: Sequence[Proof]) -> None:
 
 
 def quantize_bundle(
-    source: Path, models: Mapping[str, Model], *, precision: Mapping[str, str], folder: Path
+    source: Path,
+    models: Mapping[str, Model],
+    *,
+    precision: Mapping[str, str],
+    folder: Path,
+    max_products: int | None = None,
 ) -> Path:
     """Copy an fp32 bundle and put nodes into other precisions, without proofs.
 
@@ -124,6 +129,7 @@ def quantize_bundle(
         models: Its models by node.
         precision: Precision by node; nodes that are missing stay in fp32.
         folder: Where the copy goes; a bundle that lies there is replaced at the end.
+        max_products: Only so many matrix products of a graph are rounded; None: all.
 
     Returns:
         The folder.
@@ -140,7 +146,8 @@ def quantize_bundle(
                 graphs = models[node_name].export_graphs()
             for graph_name, file_name in entry["files"].items():
                 file = new_folder / file_name
-                _quantize_file_(file, node_precision, graph=graphs.get(graph_name))
+                graph = graphs.get(graph_name)
+                _quantize_file_(file, node_precision, graph=graph, max_products=max_products)
                 manifest["files"][file_name] = _describe_file(file)
             entry["precision"] = node_precision
             entry["cpu_flags"] = list(PRECISIONS.get(node_precision).cpu_flags)
@@ -361,14 +368,20 @@ def _quantize_graphs(
     return quantized_files
 
 
-def _quantize_file_(file: Path, precision: str, *, graph: ExportGraph | None) -> None:
+def _quantize_file_(
+    file: Path, precision: str, *, graph: ExportGraph | None, max_products: int | None
+) -> None:
     """Replace an fp32 file; with a graph given, static ranges are taken from its example."""
     feeds: list[Feed] = []
     if graph is not None:
         input_names = {port.name for port in open_session(file, 0).get_inputs()}
         feeds.append(make_feed(graph, graph.example, input_names=input_names))
     quantized_file, _ = quantize_model(
-        precision, file, target=file.with_suffix(".small.onnx"), feeds=feeds
+        precision,
+        file,
+        target=file.with_suffix(".small.onnx"),
+        feeds=feeds,
+        max_products=max_products,
     )
     quantized_file.replace(file)
 

@@ -7,6 +7,7 @@ with such a record, and a row: `PRECISIONS.add("mine", "my_module:MINE", "one li
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,6 +92,7 @@ def quantize_model(
     target: Path,
     feeds: Feeds = (),
     fp32_weights: Sequence[np.ndarray] = (),
+    max_products: int | None = None,
 ) -> QuantizedModel:
     """Write an ONNX model in a precision, with ONNX Runtime's quantizers.
 
@@ -102,10 +104,14 @@ def quantize_model(
         target: The file to write.
         feeds: Inputs of the model, for a precision that needs calibration.
         fp32_weights: Weights [o, i] of linear layers that stay in fp32.
+        max_products: Only so many matrix products, the smallest, are rounded; None: all. A few are
+            enough to see that a precision runs, in a fraction of the time.
     """
     scheme: Precision = PRECISIONS.get(precision)
     write: OnnxWriter = resolve_entry(scheme.writer)
     fp32_products = _find_products(model, fp32_weights) if fp32_weights else []
+    if max_products is not None:
+        fp32_products += list_large_products(model, kept=max_products)
     with quiet_quantizers():
         write(model, target, precision=scheme, fp32_products=fp32_products, feeds=feeds)
     return QuantizedModel(file=target, fp32_count=len(fp32_products))
@@ -127,6 +133,23 @@ def list_excluded_nodes(fp32_products: Sequence[str]) -> list[str]:
     """
     renamed = [f"{name}_MatMul" for name in fp32_products]
     return [*fp32_products, *renamed]
+
+
+def list_large_products(model: Path | ModelProto, *, kept: int) -> list[str]:
+    """Return the names of all matrix products with weights but the smallest ones.
+
+    Args:
+        model: An fp32 model.
+        kept: How many of the smallest ones are left out.
+    """
+    loaded_model = load_model(model)
+    sizes = {tensor.name: math.prod(tensor.dims) for tensor in loaded_model.graph.initializer}
+    products: list[tuple[int, str]] = []
+    for node in loaded_model.graph.node:
+        weights = [sizes[name] for name in node.input if name in sizes]
+        if node.op_type in PRODUCT_OPERATORS and weights:
+            products.append((max(weights), node.name))
+    return [name for _, name in sorted(products)[kept:]]
 
 
 def _find_products(model: Path | ModelProto, weights: Sequence[np.ndarray]) -> list[str]:
