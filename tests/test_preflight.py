@@ -44,6 +44,15 @@ def test_needs_grow_with_workers(tiny_run):
     assert "GB of memory" in alone.describe() and "MB of disk" in alone.describe()
 
 
+def test_every_target_takes_its_share_of_the_disk(tiny, tmp_path):
+    disk_mb = []
+    for target in ("1.5x", "1.5x,2x", "1.5x,2x,3x"):
+        run = open_run(tiny / "spec.yaml", tmp_path / target, overrides={"target": target})
+        disk_mb.append(estimate_needs(run).disk_mb)
+    assert disk_mb[2] - disk_mb[1] == pytest.approx(disk_mb[1] - disk_mb[0])
+    assert disk_mb[1] - disk_mb[0] > 0.3 * (disk_mb[0] - preflight.RECORDS_MB)
+
+
 def test_needs_follow_what_training_holds(tiny, tmp_path):
     """A larger batch keeps more for the gradients; without training, there are none."""
 
@@ -76,7 +85,7 @@ def test_workers_that_cannot_run_a_task_are_told_before_anything_is_measured(tin
 
 
 def test_a_disk_that_is_too_full_is_told(tiny_run, monkeypatch):
-    monkeypatch.setattr(preflight, "BUNDLE_COPIES_ON_DISK", 1e15)
+    monkeypatch.setattr(preflight, "SHARED_COPIES_ON_DISK", 1e15)
     with pytest.raises(DataError, match="are free on this disk, the run needs about"):
         check_machine(tiny_run())
 

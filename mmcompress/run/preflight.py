@@ -38,6 +38,7 @@ from mmcompress.run.answers import try_metrics
 from mmcompress.run.profile import prove_generators
 from mmcompress.runtime.graph import load_bundle
 from mmcompress.search.executors import TaskResult, answer_from_worker
+from mmcompress.spec.target import split_targets
 from mmcompress.workspace.context import RunContext, list_precisions
 
 TRIED_PRODUCTS = 2
@@ -62,10 +63,13 @@ PAIR_COPIES = 3
 """Copies of the pairs that are held: as they were read, as they are collated, and what the dense
 models make of them."""
 
-BUNDLE_COPIES_ON_DISK = 5
-"""Bundles and weights that a run folder holds at once, in sizes of the dense bundle. These are the
-dense bundle, its rounded copies, an artifact with its weights, and one that is set aside."""
+SHARED_COPIES_ON_DISK = 3
+"""Copies of the weights that the targets of a run share on disk. They are the dense bundle, its
+rounded copies, and a structure that is being measured."""
 
+TARGET_COPIES_ON_DISK = 2.5
+"""Copies of the weights that each target takes on disk: its bundle, its weights, and a part of
+them for an artifact that is set aside. A bundle holds a generator's weights for two graphs."""
 
 RECORDS_MB = 2.0
 """Megabytes of journals, records and pages of a run, whatever the models are."""
@@ -110,9 +114,10 @@ def estimate_needs(run: RunContext) -> Needs:
     if run.spec.search.executor != "inline":
         # Every worker imports the same packages and holds the dense models and a candidate.
         memory_mb += run.spec.search.workers * (RUNTIME_MB / 2 + 2 * params_mb + pairs * pair_mb)
+    copies = SHARED_COPIES_ON_DISK + TARGET_COPIES_ON_DISK * len(split_targets(run.spec))
     return Needs(
         memory_mb=memory_mb,
-        disk_mb=RECORDS_MB + BUNDLE_COPIES_ON_DISK * params_mb,
+        disk_mb=RECORDS_MB + copies * params_mb,
         store_gb=run.spec.distill.store_gb if run.spec.distill.steps else 0.0,
     )
 
