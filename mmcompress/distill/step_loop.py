@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
+from bisect import bisect_left
+from collections.abc import Sequence
+
 import torch
 
 from mmcompress.distill.best_weights import BestWeights
@@ -12,7 +16,7 @@ from mmcompress.distill.learning_rate import (
     is_rate_searched,
 )
 from mmcompress.distill.pair_plan import count_distinct_draws
-from mmcompress.distill.step_plan import choose_step_count
+from mmcompress.distill.step_plan import TrainingPace, choose_step_count
 from mmcompress.distill.training import Training, TrainingInputs, TrainingOptions
 from mmcompress.errors import DiskFull
 from mmcompress.kinds.base import Models
@@ -20,6 +24,12 @@ from mmcompress.storage import to_plain, write_record
 
 CURVE_STEPS = 5
 """Steps between two rows of the loss curve."""
+
+TIMED_DRAWS = 3
+"""Draws that the teacher is timed on."""
+
+MIN_STEP_SHARE = 0.1
+"""Least share of a step that is not the teacher's, should its few timed draws have been slow."""
 
 
 class StepLoop:
@@ -56,14 +66,16 @@ class StepLoop:
         """Do one step at a learning rate."""
         state = self.state
         clock = self.options.clock
+        is_new = self.training.is_new_draw(state.step)
         step_start = clock.read_seconds()
         batch = self.training.draw_batch(
             state.step - state.first_draw,
-            distinct_draws=self._count_distinct_draws(),
+            distinct_draws=self._count_distinct_draws(state.planned_steps),
             first_draw=state.first_draw,
         )
         self._losses = self.training.advance_(self.optimizer, batch, rate=rate)
         state.step += 1
+        state.new_draws += is_new
         now = clock.read_seconds()
         state.elapsed = now - self._start
         state.note_step_seconds(now - step_start)
@@ -132,12 +144,52 @@ class StepLoop:
             # The trained weights are worth more, and are written next.
             options.progress(f"{error}; the losses of the training are not kept", None)
 
-    def _count_distinct_draws(self) -> int:
-        """Count the draws after which pairs come again; 0 until the steps are known."""
+    def measure_pace(self) -> TrainingPace:
+        """Measure what a step costs, on pairs that the teacher knows and on new ones.
+
+        The teacher answers the first new draws for it. It would be asked them anyway.
+        """
         state = self.state
-        if not state.planned_steps:
+        training = self.training
+        if not training.repeats_draws:
+            return TrainingPace(step_seconds=state.step_seconds)
+        new_draws: list[int] = []
+        for step in range(state.step, state.asked_steps):
+            if training.is_new_draw(step):
+                new_draws.append(step)
+        teacher_seconds = self._time_teacher(new_draws[:TIMED_DRAWS])
+        new_share = state.new_draws / state.step
+        known_seconds = state.step_seconds - new_share * teacher_seconds
+
+        def count_new_draws(planned_steps: int) -> int:
+            last_draw = state.first_draw + self._count_distinct_draws(planned_steps)
+            return bisect_left(new_draws, min(last_draw, planned_steps))
+
+        return TrainingPace(
+            step_seconds=max(known_seconds, MIN_STEP_SHARE * state.step_seconds),
+            teacher_seconds=teacher_seconds,
+            count_new_draws=count_new_draws,
+        )
+
+    def _time_teacher(self, draws: Sequence[int]) -> float:
+        """Return the median seconds that the teacher takes for some draws; 0 without any."""
+        clock = self.options.clock
+        seconds: list[float] = []
+        for draw in draws:
+            if not self.training.is_new_draw(draw):
+                # There is no more room, so what it answers now would be lost.
+                break
+            batch = self.training.draw_batch(draw)
+            start = clock.read_seconds()
+            self.training.inputs.teacher(batch)
+            seconds.append(clock.read_seconds() - start)
+        return statistics.median(seconds) if seconds else 0.0
+
+    def _count_distinct_draws(self, planned_steps: int) -> int:
+        """Count the draws after which pairs come again; 0 until the steps are known."""
+        if not planned_steps:
             return 0
-        steps = state.planned_steps - state.first_draw
+        steps = planned_steps - self.state.first_draw
         return count_distinct_draws(steps, self.options.settings.max_passes)
 
     def _begin(self) -> TrainingState:

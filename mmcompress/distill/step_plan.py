@@ -8,6 +8,8 @@ so a training is never cut off in mid-course.
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from mmcompress.spec.schema import Distill
@@ -57,6 +59,34 @@ def predict_loss_of_twice_the_steps(loss: float, *, dense_loss: float) -> float:
     return dense_loss + (loss - dense_loss) * 2**-EXCESS_LOSS_EXPONENT
 
 
+def _count_none(steps: int) -> int:
+    """Return 0: the teacher meets nothing new."""
+    return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingPace:
+    """What the steps of a training cost."""
+
+    step_seconds: float
+    """Seconds of a step on pairs that the teacher knows."""
+    teacher_seconds: float = 0.0
+    """Seconds more of a step on pairs that are new to the teacher."""
+    count_new_draws: Callable[[int], int] = _count_none
+    """Takes the steps of a whole training. Returns how many draws of the steps that are not done
+    yet are new to the teacher."""
+
+    def estimate_seconds(self, step: int, *, planned_steps: int) -> float:
+        """Estimate the seconds until a training of some steps ends.
+
+        Args:
+            step: Steps that are done.
+            planned_steps: Steps of the whole training.
+        """
+        new_draws = self.count_new_draws(planned_steps)
+        return (planned_steps - step) * self.step_seconds + new_draws * self.teacher_seconds
+
+
 @dataclass(kw_only=True)
 class StepPlan:
     """The steps of one training, and how many of them its time affords."""
@@ -84,19 +114,24 @@ class StepPlan:
             return step / self.planned_steps
         return max(step / self.asked_steps, elapsed / self.max_seconds)
 
-    def lay_out(self, step: int, *, elapsed: float, step_seconds: float, reserved: float) -> None:
-        """Fix the number of steps, when the pace is known for the first time.
+    def is_due(self, step: int) -> bool:
+        """Return whether the pace is known for the first time, after some steps."""
+        return not self.planned_steps and step >= self.pace_steps
+
+    def lay_out(self, step: int, *, elapsed: float, pace: TrainingPace, reserved: float) -> None:
+        """Fix the number of steps.
 
         Args:
             step: Steps that are done.
             elapsed: Seconds since the training began.
-            step_seconds: Seconds of a step.
+            pace: What the steps cost.
             reserved: Seconds of the time that is left for something else than steps.
         """
-        if self.planned_steps or step < self.pace_steps:
-            return
         seconds_left = max(self.max_seconds - elapsed - reserved, 0.0)
-        affordable = self.asked_steps
-        if step_seconds > 0:
-            affordable = step + int(min(seconds_left / step_seconds, self.asked_steps))
-        self.planned_steps = min(self.asked_steps, affordable)
+
+        def estimate_seconds(planned_steps: int) -> float:
+            return pace.estimate_seconds(step, planned_steps=planned_steps)
+
+        counts = range(step, self.asked_steps + 1)
+        affordable = bisect_right(counts, seconds_left, key=estimate_seconds)
+        self.planned_steps = max(step, counts[affordable - 1] if affordable else step)

@@ -66,11 +66,11 @@ def _train_by_cosine_(loop: StepLoop) -> None:
         if settings.patience and best.unimproved_validations >= settings.patience:
             break
         loop.advance_(schedule_rate(state.rate, state.step, share=state.share))
-        if not state.planned_steps:
+        if plan.is_due(state.step):
             plan.lay_out(
                 state.step,
                 elapsed=state.elapsed,
-                step_seconds=state.step_seconds,
+                pace=loop.measure_pace(),
                 reserved=best.estimate_seconds_left(),
             )
             state.planned_steps = plan.planned_steps

@@ -149,6 +149,22 @@ class Training:
         return self._mix_draws([(first_draw + draw, place) for draw, place in planned])
 
     @cached_property
+    def repeats_draws(self) -> bool:
+        """Whether pairs come again, and what the teacher puts out for them is kept on disk."""
+        return (
+            self.inputs.teacher.store is not None
+            and not self.settings.distinct_pairs
+            and not self.compares_blocks
+            and not self._pairs_are_named
+        )
+
+    def is_new_draw(self, step: int) -> bool:
+        """Return whether the teacher learns the pairs of a step, were they drawn afresh."""
+        if not self.repeats_draws:
+            return False
+        return self.inputs.teacher.can_store(self._name_draw(self.options.first_step + step))
+
+    @cached_property
     def _pairs_are_named(self) -> bool:
         """Whether the pairs come from files."""
         return bool(self.inputs.data.load("train", 1, seed=self._choose_seed(0)).names)

@@ -49,7 +49,7 @@ QUICK = {
     "distill.steps": ValueChange(factor=0.25, least=1),
     "distill.auto_steps_factor": ValueChange(factor=0.25),
     "distill.minutes": ValueChange(factor=0.125, least=0.5),
-    "distill.max_passes": ValueChange(factor=3),
+    "distill.max_passes": ValueChange(factor=2),
     "distill.validations": ValueChange(most=2),
     "measure.max_parts": ValueChange(most=2),
 }

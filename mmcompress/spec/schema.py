@@ -271,7 +271,7 @@ class Distill:
     patience: Annotated[int, Field(ge=0, le=1000)] = 0
     """Validations in a row without a lower loss after which training ends early. 0: it never
     does."""
-    max_passes: Annotated[int, Field(ge=1, le=1_000_000)] = 1
+    max_passes: Annotated[int, Field(ge=1, le=1_000_000)] = 3
     """Most times that a drawn pair comes within one training, each time among other ones. The dense
     pipeline is asked once for a pair, as far as `store_gb` reaches. Pairs of files come by
     chance."""
