@@ -67,10 +67,13 @@ def test_the_pace_decides_once_and_nothing_is_cut_in_mid_course():
     assert plan.planned_steps == 0
     lay_out(plan, 20, elapsed=10.0, step_seconds=0.5, reserved=5.0)
     assert plan.planned_steps == 20 + 90
+    # After a tenth of the steps it is laid once more: something else had made the first ones slow.
+    lay_out(plan, 21, elapsed=10.0, step_seconds=0.25, reserved=5.0)
+    assert plan.planned_steps == 21 + 180
     # The machine becomes slow: the number stays, and the schedule ends with its last step.
     lay_out(plan, 60, elapsed=300.0, step_seconds=5.0)
-    assert plan.planned_steps == 110
-    assert plan.compute_share(55, elapsed=1e6) == 0.5
+    assert plan.planned_steps == 201
+    assert plan.compute_share(67, elapsed=1e6) == pytest.approx(1 / 3)
 
 
 def test_what_fits_into_the_time_has_all_its_steps():

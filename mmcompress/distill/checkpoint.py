@@ -42,8 +42,8 @@ class TrainingState:
     """Seconds of a step: the mean of those behind the first one, which allocates memory."""
     step: int = 0
     """Steps that are done."""
-    new_draws: int = 0
-    """Steps so far whose draw was new to the teacher."""
+    is_plan_checked: bool = False
+    """Whether the number of planned steps stays."""
     share: float = 0.0
     """Share of the budget that is used up: of the steps or of the minutes, whichever is more."""
     elapsed: float = 0.0

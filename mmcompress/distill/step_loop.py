@@ -54,6 +54,8 @@ class StepLoop:
         self.best = BestWeights(student, inputs, count=settings.validations, clock=options.clock)
         self.max_seconds = settings.minutes * options.budget_share * 60
         self._losses: dict[str, float] = {}
+        self._step_times: list[tuple[float, bool]] = []
+        """Seconds of each step in this process, and whether its draw was new to the teacher."""
         self._start = options.clock.read_seconds()
         state = self._resume_()
         if state is None:
@@ -75,10 +77,12 @@ class StepLoop:
         )
         self._losses = self.training.advance_(self.optimizer, batch, rate=rate)
         state.step += 1
-        state.new_draws += is_new
         now = clock.read_seconds()
         state.elapsed = now - self._start
         state.note_step_seconds(now - step_start)
+        if state.step > 1:
+            # The first step allocates memory.
+            self._step_times.append((now - step_start, is_new))
 
     def report(self, share: float) -> None:
         """Add a row to the loss curve and tell the user, every few steps.
@@ -152,24 +156,35 @@ class StepLoop:
         state = self.state
         training = self.training
         if not training.repeats_draws:
-            return TrainingPace(step_seconds=state.step_seconds)
+            return TrainingPace(step_seconds=self._find_usual_seconds(0.0))
         new_draws: list[int] = []
         for step in range(state.step, state.asked_steps):
             if training.is_new_draw(step):
                 new_draws.append(step)
         teacher_seconds = self._time_teacher(new_draws[:TIMED_DRAWS])
-        new_share = state.new_draws / state.step
-        known_seconds = state.step_seconds - new_share * teacher_seconds
+        known_seconds = self._find_usual_seconds(teacher_seconds)
 
         def count_new_draws(planned_steps: int) -> int:
             last_draw = state.first_draw + self._count_distinct_draws(planned_steps)
             return bisect_left(new_draws, min(last_draw, planned_steps))
 
         return TrainingPace(
-            step_seconds=max(known_seconds, MIN_STEP_SHARE * state.step_seconds),
+            step_seconds=known_seconds,
             teacher_seconds=teacher_seconds,
             count_new_draws=count_new_draws,
         )
+
+    def _find_usual_seconds(self, teacher_seconds: float) -> float:
+        """Return the median seconds of the steps so far, without the teacher on new draws.
+
+        Args:
+            teacher_seconds: What it takes for a new draw.
+        """
+        seconds: list[float] = []
+        for step_seconds, is_new in self._step_times:
+            own_seconds = step_seconds - teacher_seconds * is_new
+            seconds.append(max(own_seconds, MIN_STEP_SHARE * step_seconds))
+        return statistics.median(seconds) if seconds else self.state.step_seconds
 
     def _time_teacher(self, draws: Sequence[int]) -> float:
         """Return the median seconds that the teacher takes for some draws; 0 without any."""

@@ -1,8 +1,9 @@
 """How many steps a training takes, and where in its schedule a step is.
 
 The schedule is laid over whole steps: a share of minutes would end differently on every machine.
-After the first few steps, the measured pace says how many the minutes afford. That number stays,
-so a training is never cut off in mid-course.
+After the first few steps, the measured pace says how many the minutes afford. The plan is laid once
+more after a tenth of them: what else ran on the machine in those first seconds must not halve a
+training. Then the number stays, so a training is never cut off in mid-course.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ PACE_STEPS = 20
 
 PACE_SHARE = 0.1
 """The same as a share of the steps, for short trainings."""
+
+CHECK_SHARE = 0.1
+"""Share of the planned steps after which the plan is laid once more. The learning rate has hardly
+begun to fall there."""
 
 AUTO_STEPS_BY_LOSS_RATIO = ((1.5, 250), (8.0, 1000), (math.inf, 3000))
 """(loss before training / dense loss below which it holds, steps) of `distill.steps: auto`: what
@@ -97,6 +102,8 @@ class StepPlan:
     """Seconds that it may take."""
     planned_steps: int = 0
     """Steps that it will have, once the pace is known; 0 before."""
+    is_checked: bool = False
+    """Whether the plan was laid for the second time, and stays."""
 
     @property
     def pace_steps(self) -> int:
@@ -115,11 +122,13 @@ class StepPlan:
         return max(step / self.asked_steps, elapsed / self.max_seconds)
 
     def is_due(self, step: int) -> bool:
-        """Return whether the pace is known for the first time, after some steps."""
-        return not self.planned_steps and step >= self.pace_steps
+        """Return whether the plan is to be laid after some steps."""
+        if self.planned_steps:
+            return not self.is_checked and step >= CHECK_SHARE * self.planned_steps
+        return step >= self.pace_steps
 
     def lay_out(self, step: int, *, elapsed: float, pace: TrainingPace, reserved: float) -> None:
-        """Fix the number of steps.
+        """Lay the plan over the steps that the time affords.
 
         Args:
             step: Steps that are done.
@@ -127,6 +136,7 @@ class StepPlan:
             pace: What the steps cost.
             reserved: Seconds of the time that is left for something else than steps.
         """
+        self.is_checked = self.planned_steps > 0
         seconds_left = max(self.max_seconds - elapsed - reserved, 0.0)
 
         def estimate_seconds(planned_steps: int) -> float:

@@ -58,6 +58,7 @@ def _train_by_cosine_(loop: StepLoop) -> None:
         asked_steps=state.asked_steps,
         max_seconds=loop.max_seconds,
         planned_steps=state.planned_steps,
+        is_checked=state.is_plan_checked,
     )
     while state.share < 1:
         if state.share >= options.stop_share:
@@ -74,6 +75,7 @@ def _train_by_cosine_(loop: StepLoop) -> None:
                 reserved=best.estimate_seconds_left(),
             )
             state.planned_steps = plan.planned_steps
+            state.is_plan_checked = plan.is_checked
             _tell_plan(plan, loop)
         state.share = plan.compute_share(state.step, elapsed=state.elapsed)
         loop.report(state.share)
