@@ -25,6 +25,7 @@ _NAMES = {
     "load_summary": "mmcompress.report.page:load_summary",
     "write_report": "mmcompress.report.page:write_report",
     "load_bundle": "mmcompress.runtime.graph:load_bundle",
+    "load_modules": "mmcompress.run.load_modules:load_modules",
     "MmcompressError": "mmcompress.errors:MmcompressError",
 }
 """Where each public name comes from, as `module:attribute`."""

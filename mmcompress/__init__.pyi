@@ -3,6 +3,7 @@ from mmcompress.errors import MmcompressError as MmcompressError
 from mmcompress.graph.load_spec import load_spec as load_spec
 from mmcompress.report.page import load_summary as load_summary
 from mmcompress.report.page import write_report as write_report
+from mmcompress.run.load_modules import load_modules as load_modules
 from mmcompress.run.profile import profile_pipeline as profile
 from mmcompress.run.run_targets import run as run
 from mmcompress.run.run_targets import run_targets as run_targets
@@ -14,6 +15,7 @@ __all__ = [
     "MmcompressError",
     "__version__",
     "load_bundle",
+    "load_modules",
     "load_spec",
     "load_summary",
     "open_run",
